@@ -1,0 +1,33 @@
+"""Clock. The contract is in clock.pxd."""
+from libc.stdint cimport uint64_t
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+from dataplane.errors import ConfigError
+
+
+cdef class Clock:
+    """Nanoseconds. `Clock()` is CLOCK_MONOTONIC; `Clock(virtual=True, start_ns=0)` stands still until `set`."""
+
+    def __init__(self, *, bint virtual=False, uint64_t start_ns=0):
+        self.virtual = virtual
+        self.virtual_ns = start_ns
+
+    cdef uint64_t now(self) noexcept nogil:
+        cdef timespec t
+        if self.virtual:
+            return self.virtual_ns
+        clock_gettime(CLOCK_MONOTONIC, &t)
+        return <uint64_t>t.tv_sec * 1000000000 + <uint64_t>t.tv_nsec
+
+    @property
+    def now_ns(self):
+        """The time now, in nanoseconds."""
+        return self.now()
+
+    def set(self, uint64_t now_ns):
+        """Moves a virtual clock; it never goes back."""
+        if not self.virtual:
+            raise ConfigError("clock: the machine's clock cannot be set; make a virtual one")
+        if now_ns < self.virtual_ns:
+            raise ConfigError(f"clock: {now_ns} ns lies before {self.virtual_ns} ns; time does not go back")
+        self.virtual_ns = now_ns

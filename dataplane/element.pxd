@@ -1,0 +1,63 @@
+"""Elements: the Click-style units of packet processing that an engine runs.
+
+An element receives batches on one input and hands packets on through numbered gates. Whatever enters is, before `process`
+returns, forwarded (`emit`, `stage`), held (`hold_count`) or dropped for a reason (`drop`): nothing else, that is the conservation law.
+Elements are configured in Python before they run and touched by control only through their handlers, on the engine's thread.
+"""
+from cpython.ref cimport PyObject
+from libc.stdint cimport uint32_t, uint64_t
+from dataplane.packet cimport Batch, Context
+
+cdef enum:
+    MAX_REASONS = 16     # drop reasons of one element
+    MAX_COUNTERS = 16    # further counters of one element
+
+cdef uint64_t NEVER      # deadline_ns of an element that waits for nothing
+
+cdef struct Counters:    # private to the engine's thread; control reads them without a lock (aligned 64-bit loads)
+    uint64_t packets     # that entered
+    uint64_t batches
+    uint64_t received    # that a source took from a port
+    uint64_t generated   # copies and segments made here
+    uint64_t transmitted # that a sink gave to a port
+    uint64_t held        # now inside: entered and neither forwarded nor dropped yet
+    uint64_t drops[MAX_REASONS]      # by index into the class's DROP_REASONS
+    uint64_t extra[MAX_COUNTERS]     # by index into the class's COUNTERS
+
+cdef class Element:
+    cdef readonly str name
+    cdef readonly list outputs           # gate -> Element or None: the owning references
+    cdef readonly object engine          # the Engine that runs it, None before
+    cdef PyObject **gates                # the same, borrowed, for use without the GIL
+    cdef uint32_t gate_count
+    cdef Batch *staged                   # one a gate, for `stage`
+    cdef Counters counters
+    cdef uint64_t deadline_ns            # when tick() is due; NEVER where not. Set by the element, read by the engine.
+    # To be overridden; an override is declared again in the subclass's .pxd.
+    cdef void process(self, Context *ctx, Batch *batch) noexcept nogil
+    cdef void tick(self, Context *ctx) noexcept nogil
+    # For the work of a subclass.
+    cdef void push(self, Context *ctx, Batch *batch) noexcept nogil
+    cdef void emit(self, Context *ctx, uint32_t gate, Batch *batch) noexcept nogil
+    cdef void stage(self, Context *ctx, uint32_t gate, uint32_t index) noexcept nogil
+    cdef void flush(self, Context *ctx) noexcept nogil
+    cdef void drop(self, Context *ctx, uint32_t index, uint32_t reason) noexcept nogil
+    cdef void copy_counters(self, Counters *to) noexcept nogil
+    cdef void drop_batch(self, Context *ctx, Batch *batch, uint32_t reason) noexcept nogil
+    cpdef int set_gates(self, uint32_t count) except -1
+    cpdef int connect(self, uint32_t gate, Element target) except -1
+
+cdef class PyElement(Element):
+    cdef object _pool
+    cdef readonly object last_error
+    cdef void process(self, Context *ctx, Batch *batch) noexcept nogil
+
+cdef class Source(Element):
+    # What an engine polls: a port's receive side, or a generator.
+    cdef uint32_t poll(self, Context *ctx) noexcept nogil
+    cdef bint arm(self) noexcept nogil
+    cdef void disarm(self) noexcept nogil
+    cpdef list poll_descriptors(self)
+    cdef void set_ready(self, uint32_t which, bint ready) noexcept nogil
+
+cdef dict counters_dict(object cls, const Counters *c)

@@ -1,0 +1,320 @@
+"""Element, Source and PyElement. The contract is in element.pxd."""
+import sys
+import traceback
+
+import numpy as np
+from cpython.ref cimport PyObject
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+from dataplane.packet cimport (BATCH_MAX, Batch, Context, PacketPool, batch_add, packet_data, packet_free)
+from dataplane.vatomic cimport vnic_check
+
+from dataplane.errors import GraphError
+
+NEVER = 0xFFFFFFFFFFFFFFFF
+
+ctypedef unsigned char uchar
+
+
+cdef class Element:
+    """Base of all elements.
+
+    A class says what it is in four attributes: OUTPUTS (number of gates), DROP_REASONS and COUNTERS (names, at most 16 each) and
+    HANDLERS (name -> method, callable on a running element through its engine's mailbox).
+    """
+
+    OUTPUTS = 1
+    DROP_REASONS = ()
+    COUNTERS = ()
+    HANDLERS = ()
+
+    def __cinit__(self, *args, **kwargs):
+        cls = type(self)
+        if len(cls.DROP_REASONS) > MAX_REASONS or len(cls.COUNTERS) > MAX_COUNTERS:
+            raise GraphError(f"{cls.__name__}: at most {MAX_REASONS} drop reasons and {MAX_COUNTERS} counters")
+        memset(&self.counters, 0, sizeof(Counters))
+        self.deadline_ns = NEVER
+        self.outputs = []
+        name = kwargs.get("name")
+        self.name = cls.__name__ if name is None else str(name)
+        self.set_gates(cls.OUTPUTS)
+
+    def __init__(self, *, name=None):
+        pass
+
+    def __dealloc__(self):
+        free(self.gates)
+        free(self.staged)
+
+    # -- composition -------------------------------------------------------------------------------------------------------
+
+    cpdef int set_gates(self, uint32_t count) except -1:
+        """Resizes the outputs, keeping the connections of the gates that stay. Never while the element is processing."""
+        cdef PyObject **gates = <PyObject **>calloc(max(count, 1), sizeof(PyObject *))
+        cdef Batch *staged = <Batch *>calloc(max(count, 1), sizeof(Batch))
+        if gates == NULL or staged == NULL:
+            free(gates)
+            free(staged)
+            raise MemoryError(f"{self.name}: {count} gates")
+        kept = self.outputs[:count]
+        self.outputs = kept + [None] * (count - len(kept))
+        for i, target in enumerate(kept):
+            gates[i] = <PyObject *>target if target is not None else NULL
+        free(self.gates)
+        free(self.staged)
+        self.gates, self.staged, self.gate_count = gates, staged, count
+        return 0
+
+    cpdef int connect(self, uint32_t gate, Element target) except -1:
+        """Connects output `gate` to `target`; replaces what was there."""
+        if gate >= self.gate_count:
+            raise GraphError(f"{self.name}: has no gate {gate}; it has {self.gate_count} (0 to {<int>self.gate_count - 1})"
+                             if self.gate_count else f"{self.name}: has no outputs, so nothing can follow it")
+        self.outputs[gate] = target
+        self.gates[gate] = <PyObject *>target
+        return 0
+
+    def __rshift__(self, other):
+        """`a >> b`: gate 0 of a feeds b. See dataplane.graph.Path."""
+        from dataplane.graph import Path
+        return Path(self, 0, self) >> other
+
+    def __getitem__(self, gate):
+        """`a[1] >> b`: gate 1 of a feeds b."""
+        from dataplane.graph import Path
+        if not isinstance(gate, int) or not 0 <= gate < self.gate_count:
+            raise GraphError(f"{self.name}: has no gate {gate!r}; it has {self.gate_count}")
+        return Path(self, gate, self)
+
+    # Without this, Python would iterate an element through __getitem__, without end.
+    __iter__ = None
+
+    def __repr__(self):
+        return f"<{type(self).__name__} {self.name}>"
+
+    def rename(self, str name):
+        """Before the element runs only: names are unique in an engine."""
+        if self.engine is not None:
+            raise GraphError(f"{self.name}: runs already and keeps its name")
+        self.name = name
+
+    def bind(self, engine):
+        """Called by the engine that takes the element (and with None by the one that gives it up)."""
+        if engine is not None and self.engine is not None and engine is not self.engine:
+            raise GraphError(f"{self.name}: runs in engine {self.engine.name} already; an element belongs to one engine")
+        self.engine = engine
+
+    # -- life: configure is __init__ ---------------------------------------------------------------------------------------
+
+    def initialize(self):
+        """Called once, before the first packet, when the graph stands: open files, build tables. Raise VnicError to refuse."""
+
+    def cleanup(self):
+        """Called once, after the last packet, on control's thread: close what initialize opened."""
+
+    def release(self):
+        """Called on the engine's thread before cleanup: packets still held are dropped (Shaper and other holders override)."""
+
+    # -- the packet path ---------------------------------------------------------------------------------------------------
+
+    cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
+        """Takes the batch: every packet in it is this element's now."""
+        self.emit(ctx, 0, batch)
+
+    cdef void tick(self, Context *ctx) noexcept nogil:
+        """Runs when ctx.now_ns >= deadline_ns; sets deadline_ns anew."""
+        self.deadline_ns = NEVER
+
+    cdef void push(self, Context *ctx, Batch *batch) noexcept nogil:
+        """Counts, then processes: how packets enter an element."""
+        self.counters.packets += batch.count
+        self.counters.batches += 1
+        self.process(ctx, batch)
+
+    cdef void emit(self, Context *ctx, uint32_t gate, Batch *batch) noexcept nogil:
+        """Forwards the whole batch through a gate. The batch is the receiver's from here on: do not read it again."""
+        vnic_check(gate < self.gate_count and self.gates[gate] != NULL, "gate is connected")
+        if batch.count:
+            (<Element>self.gates[gate]).push(ctx, batch)
+
+    cdef void stage(self, Context *ctx, uint32_t gate, uint32_t index) noexcept nogil:
+        """Puts one packet aside for a gate; `flush` forwards what was put aside. Order within a gate is kept."""
+        cdef Batch *staged = &self.staged[gate]
+        if staged.count == BATCH_MAX:
+            self.emit(ctx, gate, staged)
+            staged.count = 0
+        batch_add(staged, index)
+
+    cdef void flush(self, Context *ctx) noexcept nogil:
+        """Forwards all staged packets, gate 0 first."""
+        cdef uint32_t gate
+        for gate in range(self.gate_count):
+            if self.staged[gate].count:
+                self.emit(ctx, gate, &self.staged[gate])
+                self.staged[gate].count = 0
+
+    cdef void drop(self, Context *ctx, uint32_t index, uint32_t reason) noexcept nogil:
+        """Frees the packet and counts it under DROP_REASONS[reason]."""
+        self.counters.drops[reason] += 1
+        packet_free(ctx, index)
+
+    cdef void drop_batch(self, Context *ctx, Batch *batch, uint32_t reason) noexcept nogil:
+        cdef uint32_t i
+        for i in range(batch.count):
+            packet_free(ctx, batch.index[i])
+        self.counters.drops[reason] += batch.count
+        batch.count = 0
+
+    # -- what control reads ------------------------------------------------------------------------------------------------
+
+    def statistics(self):
+        """Counters now, as a dict: the terms of the law, `dropped` by reason, and `counters`, the class's own."""
+        return counters_dict(type(self), &self.counters)
+
+    cdef void copy_counters(self, Counters *to) noexcept nogil:
+        to[0] = self.counters
+
+    def describe(self):
+        """Configuration worth showing in a picture of the graph, as a dict of short values."""
+        return {}
+
+
+cdef dict counters_dict(object cls, const Counters *c):
+    return {
+        "packets": c.packets, "batches": c.batches, "received": c.received, "generated": c.generated,
+        "transmitted": c.transmitted, "held": c.held,
+        "dropped": {reason: c.drops[i] for i, reason in enumerate(cls.DROP_REASONS)},
+        "counters": {counter: c.extra[i] for i, counter in enumerate(cls.COUNTERS)},
+    }
+
+
+cdef class Source(Element):
+    """An element without inputs that the engine polls. `poll` returns how much work it did; 0 lets the engine sleep."""
+
+    cdef uint32_t poll(self, Context *ctx) noexcept nogil:
+        return 0
+
+    cdef bint arm(self) noexcept nogil:
+        """Before the engine sleeps: ask for a wake-up through the descriptors. True: there is input already, do not sleep."""
+        return False
+
+    cdef void disarm(self) noexcept nogil:
+        """After the engine slept."""
+
+    cpdef list poll_descriptors(self):
+        """File descriptors whose readability means input, one a queue; empty for a source that only timers drive."""
+        return []
+
+    cdef void set_ready(self, uint32_t which, bint ready) noexcept nogil:
+        """The engine's ppoll said whether descriptor number `which` is readable."""
+
+
+class BatchView:
+    """What a PyElement sees of a batch: columns as numpy arrays, frames as bytes, and the fate of each packet.
+
+    `len(batch)` packets. `batch.length`, `batch.source_port`, ... (every field of `dataplane.packet.PACKET_DTYPE`) are copies of the
+    column, one value a packet; write a column back with `batch.set("mark", values)`. `batch.frame(i)` is a writable uint8 view of
+    packet i's bytes. What is neither dropped nor emitted goes on through gate 0.
+    """
+
+    __slots__ = ("_indices", "_pool", "_fate", "_reasons", "_element")
+
+    def __init__(self, element, pool, indices):
+        self._element = element
+        self._pool = pool
+        self._indices = indices
+        self._fate = np.zeros(len(indices), np.int32)       # gate, or -1 - reason
+
+    def __len__(self):
+        return len(self._indices)
+
+    def __getattr__(self, column):
+        try:
+            return self._pool.records[column][self._indices]
+        except ValueError:
+            raise AttributeError(f"a packet has no column {column!r}") from None
+
+    @property
+    def destination_mac(self):
+        """Destination MACs, uint8 array of shape (packets, 6)."""
+        return self.head(6)
+
+    def set(self, column, values):
+        """Writes a column of the records; `values` is a scalar or one value a packet."""
+        self._pool.records[column][self._indices] = values
+
+    def frame(self, i):
+        """Writable view of the bytes of packet i, as long as the frame. Valid until process returns."""
+        return self._pool.frame(int(self._indices[i]))
+
+    def head(self, count):
+        """First `count` bytes of every frame as a uint8 array (packets, count); frames that are shorter are padded with 0."""
+        out = np.zeros((len(self), count), np.uint8)
+        for i in range(len(self)):
+            frame = self.frame(i)[:count]
+            out[i, :len(frame)] = frame
+        return out
+
+    def _where(self, mask):
+        mask = np.asarray(mask)
+        if mask.dtype != np.bool_ or mask.shape != (len(self),):
+            raise ValueError(f"mask: want {len(self)} booleans, got {mask.dtype} of shape {mask.shape}")
+        return mask
+
+    def drop(self, mask, reason=None):
+        """Drops the packets where `mask` is True, counted under `reason` (one of the class's DROP_REASONS; the first by default)."""
+        reasons = type(self._element).DROP_REASONS
+        reason = reasons[1] if reason is None and len(reasons) > 1 else reason or reasons[0]
+        if reason not in reasons:
+            raise ValueError(f"{reason!r} is not among DROP_REASONS {reasons}")
+        self._fate[self._where(mask)] = -1 - reasons.index(reason)
+
+    def emit(self, mask, gate):
+        """Sends the packets where `mask` is True through output `gate`."""
+        if not 0 <= gate < len(self._element.outputs):
+            raise ValueError(f"no gate {gate}: {self._element.name} has {len(self._element.outputs)}")
+        self._fate[self._where(mask)] = gate
+
+
+cdef class PyElement(Element):
+    """An element written in Python: subclass it and define `process(self, batch)`; `batch` is a BatchView.
+
+    The call takes the GIL once a batch. DROP_REASONS of a subclass are extended by "exception": a batch whose `process` raised is
+    dropped under it, the traceback of the first is printed and kept in `last_error`; the engine goes on.
+    """
+
+    DROP_REASONS = ("exception", "dropped")
+
+    def __cinit__(self, *args, **kwargs):
+        cls = type(self)
+        if cls.DROP_REASONS[:1] != ("exception",):
+            cls.DROP_REASONS = ("exception", *cls.DROP_REASONS)
+
+    cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
+        cdef uint32_t i
+        cdef int fate
+        cdef int[::1] fates
+        with gil:
+            try:
+                indices = np.empty(batch.count, np.uint32)
+                for i in range(batch.count):
+                    indices[i] = batch.index[i]
+                view = BatchView(self, self.engine.pool, indices)
+                # The Python method of that name: the C one is this.
+                getattr(<object>self, "process")(view)
+                fates = view._fate
+                for i in range(batch.count):
+                    fate = fates[i]
+                    if fate < 0:
+                        self.drop(ctx, batch.index[i], <uint32_t>(-1 - fate))
+                    else:
+                        self.stage(ctx, <uint32_t>fate, batch.index[i])
+                batch.count = 0
+            except BaseException as error:
+                if self.last_error is None:
+                    traceback.print_exc(file=sys.stderr)
+                self.last_error = error
+        if batch.count:
+            self.drop_batch(ctx, batch, 0)
+        self.flush(ctx)

@@ -1,0 +1,71 @@
+"""Engine: a single-threaded task that runs elements (Snap, section 2.2), and Work: what its mailbox carries (section 2.3)."""
+from cpython.ref cimport PyObject
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from posix.time cimport timespec
+from dataplane.clock cimport Clock
+from dataplane.element cimport Counters
+from dataplane.packet cimport Context, PacketPool
+
+cdef extern from "<poll.h>" nogil:
+    cdef struct pollfd:
+        int fd
+        short events
+        short revents
+    ctypedef unsigned long nfds_t
+
+cdef class Work:
+    # A short piece of work that an engine runs on its own thread between two batches. Subclass it in Cython for work
+    # that must not wait for the GIL.
+    cdef readonly object error
+    cdef readonly object result
+    cdef uint32_t done
+    cdef void finish(self) noexcept nogil
+    cdef void run(self, Engine engine, Context *ctx) noexcept nogil
+
+cdef class Call(Work):
+    cdef object _function
+    cdef void run(self, Engine engine, Context *ctx) noexcept nogil
+
+cdef class Snapshot(Work):
+    cdef Counters *copies                # one an element, in the engine's order
+    cdef uint32_t count
+    cdef void run(self, Engine engine, Context *ctx) noexcept nogil
+
+cdef struct Input:           # one descriptor of one source
+    PyObject *source
+    uint32_t which           # number of the descriptor within the source
+
+cdef class Engine:
+    cdef readonly str name
+    cdef readonly PacketPool pool
+    cdef readonly Clock clock
+    cdef readonly list sources           # owning references; what the C arrays below borrow from
+    cdef readonly list elements
+    cdef public uint64_t spin_ns         # how long it polls in vain before it sleeps
+    cdef Context *ctx
+    cdef PyObject **polled               # sources
+    cdef uint32_t polled_count
+    cdef PyObject **timed                # elements with a tick of their own (all: their deadline says whether)
+    cdef uint32_t timed_count
+    cdef pollfd *descriptors             # [0] is the mailbox's eventfd
+    cdef Input *inputs                   # inputs[i] belongs to descriptors[i + 1]
+    cdef uint32_t descriptor_count
+    cdef int mailbox_descriptor          # eventfd: there is work
+    cdef int done_descriptor             # eventfd: it is done
+    cdef void *mailbox                   # the Work posted, or NULL: a queue of depth 1
+    cdef uint32_t stopping
+    cdef uint32_t sleeping
+    cdef uint64_t sleeps, polls, busy_polls, works, failed_inputs
+    cdef int64_t cpu_clock               # clockid_t of the thread, -1 when it does not run
+    cdef uint64_t cpu_before_ns          # CPU time of earlier threads of this engine
+    cdef object _thread
+    cdef object _lock
+    cdef object _reload
+    cdef int rebuild(self) except -1
+    cdef void run_mailbox(self) noexcept nogil
+    cdef void ask_ready(self, const timespec *timeout) noexcept nogil
+    cdef void set_all_ready(self) noexcept nogil
+    cdef uint32_t poll_once(self) noexcept nogil
+    cdef uint64_t run_timers(self) noexcept nogil
+    cdef void sleep(self, uint64_t deadline_ns) noexcept nogil
+    cdef void run(self) noexcept nogil

@@ -1,0 +1,91 @@
+"""Graphs of elements: `a >> b` composition, validation, and pictures as text and dot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dataplane.element import Element, Source
+from dataplane.errors import GraphError
+
+
+class Path:
+    """A stretch of a graph from `head` to gate `gate` of `tail`; what `>>` makes and extends."""
+
+    def __init__(self, head: Element, gate: int, tail: Element) -> None:
+        self.head, self.gate, self.tail = head, gate, tail
+
+    def __rshift__(self, other: Element | Path) -> Path:
+        head = other.head if isinstance(other, Path) else other
+        if not isinstance(head, Element):
+            raise GraphError(f"{self.tail.name}: {other!r} cannot follow it; want an element")
+        if isinstance(head, Source):
+            raise GraphError(f"{head.name}: is a source and takes no input, so it cannot follow {self.tail.name}")
+        self.tail.connect(self.gate, head)
+        if isinstance(other, Path):
+            return Path(self.head, other.gate, other.tail)
+        return Path(self.head, 0, other)
+
+
+def walk(sources: Iterable[Element]) -> list[Element]:
+    """All elements that `sources` reach, sources first, each before what follows it.
+
+    Raises GraphError for a gate that leads nowhere, a cycle, or a start that is no source.
+    """
+    finished: list[Element] = []
+    done: set[int] = set()
+    on_path: list[Element] = []
+
+    def visit(element: Element) -> None:
+        if id(element) in done:
+            return
+        if element in on_path:
+            ring = [each.name for each in on_path[on_path.index(element) :]] + [element.name]
+            raise GraphError(f"{element.name}: the graph has a cycle: {' >> '.join(ring)}")
+        on_path.append(element)
+        for gate, target in enumerate(element.outputs):
+            if target is None:
+                raise GraphError(f"{element.name}: gate {gate} leads nowhere; connect it, or end it in Discard()")
+            visit(target)
+        on_path.pop()
+        done.add(id(element))
+        finished.append(element)
+
+    for source in sources:
+        if not isinstance(source, Source):
+            raise GraphError(f"{source.name}: is no source, so a graph cannot begin with it")
+        visit(source)
+    order = finished[::-1]
+    return [e for e in order if isinstance(e, Source)] + [e for e in order if not isinstance(e, Source)]
+
+
+def _label(element: Element) -> str:
+    settings = ", ".join(f"{key}={value}" for key, value in element.describe().items())
+    kind = type(element).__name__
+    head = element.name if element.name == kind else f"{element.name} :: {kind}"
+    return f"{head}({settings})" if settings else head
+
+
+def to_text(elements: Iterable[Element]) -> str:
+    """One line an element: what it is and where its gates lead."""
+    lines = []
+    for element in elements:
+        targets = [f"[{gate}] -> {target.name}" if len(element.outputs) > 1 else f"-> {target.name}"
+                   for gate, target in enumerate(element.outputs) if target is not None]
+        lines.append(_label(element) + ("  " + "  ".join(targets) if targets else ""))
+    return "\n".join(lines) + "\n"
+
+
+def to_dot(elements: Iterable[Element]) -> str:
+    """The graph in Graphviz' language."""
+
+    def quoted(text: str) -> str:
+        return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+    lines = ["digraph vnic {", "  rankdir=LR;", "  node [shape=box, fontname=monospace];"]
+    for element in elements:
+        lines.append(f"  {quoted(element.name)} [label={quoted(_label(element))}];")
+        for gate, target in enumerate(element.outputs):
+            if target is not None:
+                label = f" [label={quoted(str(gate))}]" if len(element.outputs) > 1 else ""
+                lines.append(f"  {quoted(element.name)} -> {quoted(target.name)}{label};")
+    return "\n".join([*lines, "}"]) + "\n"

@@ -1,0 +1,205 @@
+"""Packets: the pool in shared memory, the per-packet record, and the batch.
+
+A packet is a 32-bit index into a `PacketPool`. Indices below `small_count` own a 2 KiB buffer, the others a 68 KiB one (a GSO
+frame of 64 KiB stays one packet). The record of a packet is the C struct `Packet` below and the numpy dtype
+`dataplane.packet.PACKET_DTYPE`; the module refuses to import when the two disagree.
+
+Who holds an index owns the packet. There is no reference count: a packet that must go to two places is copied.
+"""
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from dataplane.vatomic cimport vnic_check
+
+cdef enum:
+    BATCH_MAX = 256          # packets a Batch can hold
+    BURST = 32               # packets a port is asked for at once
+    NO_PACKET = 0xFFFFFFFF   # no index: pool exhausted, end of a list
+    HEADROOM = 128           # bytes before a received frame: virtio-net header, pushed VLAN tags, overlays
+    SMALL_BYTES = 2048       # stride of a small buffer, headroom included
+    LARGE_BYTES = 69632      # stride of a large buffer: 128 + 65,535 + Ethernet and VLAN headers, rounded up to pages
+    SMALL_FRAME = 1920       # SMALL_BYTES - HEADROOM: the longest frame of a small buffer
+    LARGE_FRAME = 69504      # LARGE_BYTES - HEADROOM
+    SMALL_CACHE = 128        # indices a Context keeps to itself, so that most allocations touch no shared line
+    LARGE_CACHE = 16
+
+# Packet.flags
+cdef enum:
+    PACKET_PARSED = 0x01     # Parse has filled the second cache line
+    PACKET_IPV4 = 0x02
+    PACKET_IPV6 = 0x04
+    PACKET_L4 = 0x08         # source_port and destination_port are valid (TCP, UDP, SCTP; not a later fragment)
+    PACKET_FRAGMENT = 0x10   # IPv4/IPv6 fragment, first or later
+    PACKET_TRUNCATED = 0x20  # a capture kept fewer bytes than the wire carried
+    PACKET_IN_USE = 0x8000   # set while allocated; the debug build aborts on a double free
+
+# struct virtio_net_hdr (virtio 1.2, 5.1.6), field values
+cdef enum:
+    VNET_NEEDS_CSUM = 1      # flags: checksum from csum_start to the end is still to be stored at csum_start + csum_offset
+    VNET_DATA_VALID = 2      # flags: checksums were verified
+    GSO_NONE = 0
+    GSO_TCPV4 = 1
+    GSO_UDP = 3              # UFO: never negotiated here
+    GSO_TCPV6 = 4
+    GSO_UDP_L4 = 5           # USO
+    GSO_ECN = 0x80           # bit: TCP has ECN (CWR) set
+
+cdef struct Packet:
+    # first cache line: where the frame is, where it came from, its offloads
+    uint64_t timestamp_ns    # when rx_burst took it (engine's clock)
+    uint64_t release_ns      # when a shaper lets it go
+    uint32_t length          # bytes of the frame, Ethernet header included, FCS not
+    uint32_t next            # intrusive link: free list, or the queue of the element that holds it
+    uint32_t mark            # class, set by a classifier
+    uint32_t hash            # RSS (Toeplitz) hash, 0 until computed
+    uint16_t offset          # of the frame in its buffer
+    uint16_t port            # ingress port number
+    uint16_t queue           # ingress queue of that port
+    uint16_t flags           # PACKET_*
+    # the virtio-net header, host byte order
+    uint8_t vnet_flags       # VNET_*
+    uint8_t gso_type         # GSO_*
+    uint16_t header_length   # bytes of all headers that every segment repeats; 0 where not GSO
+    uint16_t gso_size        # payload bytes a segment carries
+    uint16_t csum_start
+    uint16_t csum_offset
+    uint16_t tx_status       # why a port did not transmit it: index into the port's TX_REASONS
+    uint32_t reserved0
+    # second cache line: what Parse found
+    uint16_t l3_offset       # of the network header, from the frame's start
+    uint16_t l4_offset       # of the transport header; 0 where there is none
+    uint16_t payload_offset  # behind the transport header
+    uint16_t ethertype       # behind all VLAN tags, host byte order
+    uint16_t vlan_tci        # outer tag, host byte order; valid where vlan_count > 0
+    uint16_t vlan_inner_tci  # second tag; valid where vlan_count > 1
+    uint8_t vlan_count       # tags skipped: 0, 1 or 2
+    uint8_t ip_protocol      # behind IPv6 extension headers
+    uint8_t tos              # IPv4 TOS / IPv6 traffic class: DSCP << 2 | ECN
+    uint8_t ttl
+    uint16_t source_port     # host byte order
+    uint16_t destination_port
+    uint32_t reserved1
+    uint8_t source_address[16]       # network byte order; IPv4 in the first 4 bytes, the rest 0
+    uint8_t destination_address[16]
+    uint64_t reserved2
+
+cdef struct Batch:
+    uint32_t count
+    uint32_t index[BATCH_MAX]
+
+cdef struct PoolHeader:          # at the start of the segment, one cache line a writer
+    uint64_t magic
+    uint32_t version
+    uint32_t small_count
+    uint32_t large_count
+    uint32_t record_bytes
+    uint8_t pad0[40]
+    uint64_t small_free          # Treiber stack: change tag << 32 | index of the top
+    uint8_t pad1[56]
+    uint64_t large_free
+    uint8_t pad2[56]
+
+cdef struct Context:
+    # What an element may touch while it runs, private to one engine's thread.
+    uint64_t now_ns              # read once a batch
+    Packet *packets              # records, by index
+    uint8_t *small_base
+    uint8_t *large_base
+    PoolHeader *pool
+    uint32_t small_count
+    uint32_t total_count         # small and large
+    uint32_t small_cached
+    uint32_t large_cached
+    uint32_t small_cache[SMALL_CACHE]
+    uint32_t large_cache[LARGE_CACHE]
+    uint64_t random_state        # seeded; see context_random
+
+cdef class PacketPool:
+    cdef readonly int fd                 # the memfd
+    cdef readonly uint32_t small_count
+    cdef readonly uint32_t large_count
+    cdef readonly object records         # numpy array of PACKET_DTYPE over the segment
+    cdef object _map
+    cdef uint8_t *_base
+    cdef void attach(self, Context *ctx) noexcept nogil
+
+cdef inline uint8_t *packet_buffer(const Context *ctx, uint32_t index) noexcept nogil:
+    """Start of the packet's buffer; the frame is `offset` bytes in."""
+    vnic_check(index < ctx.total_count, "packet index within the pool")
+    if index < ctx.small_count:
+        return ctx.small_base + <size_t>index * SMALL_BYTES
+    return ctx.large_base + <size_t>(index - ctx.small_count) * LARGE_BYTES
+
+cdef inline uint8_t *packet_data(const Context *ctx, uint32_t index) noexcept nogil:
+    """First byte of the frame."""
+    return packet_buffer(ctx, index) + ctx.packets[index].offset
+
+cdef inline uint32_t packet_capacity(const Context *ctx, uint32_t index) noexcept nogil:
+    """Bytes of the packet's buffer, headroom included."""
+    return SMALL_BYTES if index < ctx.small_count else LARGE_BYTES
+
+cdef inline void batch_add(Batch *batch, uint32_t index) noexcept nogil:
+    vnic_check(batch.count < BATCH_MAX, "room in the batch")
+    batch.index[batch.count] = index
+    batch.count += 1
+
+cdef inline uint64_t context_random(Context *ctx) noexcept nogil:
+    """xorshift64*: repeatable, good enough to pick and to jitter; never for keys."""
+    cdef uint64_t x = ctx.random_state
+    x ^= x >> 12
+    x ^= x << 25
+    x ^= x >> 27
+    ctx.random_state = x
+    return x * <uint64_t>2685821657736338717
+
+cdef uint32_t packet_refill(Context *ctx, bint large) noexcept nogil
+cdef void packet_spill(Context *ctx, bint large) noexcept nogil
+
+cdef inline uint32_t packet_alloc(Context *ctx, uint32_t frame_bytes) noexcept nogil:
+    """A packet whose buffer holds `frame_bytes` behind the headroom, or NO_PACKET. Its record is reset, its frame is not."""
+    cdef uint32_t index
+    cdef Packet *p
+    if frame_bytes <= SMALL_FRAME:
+        if ctx.small_cached == 0 and packet_refill(ctx, False) == 0:
+            return NO_PACKET
+        ctx.small_cached -= 1
+        index = ctx.small_cache[ctx.small_cached]
+    elif frame_bytes <= LARGE_FRAME:
+        if ctx.large_cached == 0 and packet_refill(ctx, True) == 0:
+            return NO_PACKET
+        ctx.large_cached -= 1
+        index = ctx.large_cache[ctx.large_cached]
+    else:
+        return NO_PACKET
+    p = &ctx.packets[index]
+    p.length = frame_bytes
+    p.next = NO_PACKET
+    p.mark = 0
+    p.hash = 0
+    p.offset = HEADROOM
+    p.flags = PACKET_IN_USE
+    p.vnet_flags = 0
+    p.gso_type = GSO_NONE
+    p.header_length = 0
+    p.gso_size = 0
+    p.csum_start = 0
+    p.csum_offset = 0
+    return index
+
+cdef inline void packet_free(Context *ctx, uint32_t index) noexcept nogil:
+    """Gives the packet back. The caller held it; nobody holds it now."""
+    vnic_check(index < ctx.total_count, "packet index within the pool")
+    vnic_check(ctx.packets[index].flags & PACKET_IN_USE, "packet is allocated (double free?)")
+    ctx.packets[index].flags = 0
+    if index < ctx.small_count:
+        if ctx.small_cached == SMALL_CACHE:
+            packet_spill(ctx, False)
+        ctx.small_cache[ctx.small_cached] = index
+        ctx.small_cached += 1
+    else:
+        if ctx.large_cached == LARGE_CACHE:
+            packet_spill(ctx, True)
+        ctx.large_cache[ctx.large_cached] = index
+        ctx.large_cached += 1
+
+cdef void packet_return_cache(Context *ctx) noexcept nogil
+cdef uint32_t packet_copy(Context *ctx, uint32_t index) noexcept nogil
+cdef uint32_t packet_wire_bytes(const Packet *p) noexcept nogil

@@ -1,0 +1,228 @@
+"""The packet pool: a memfd that holds a header, the records and two classes of buffers. The contract is in packet.pxd."""
+import mmap
+import os
+
+import numpy as np
+from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.string cimport memcpy
+from dataplane.vatomic cimport va_cas_u64, va_load_acquire_u64, va_load_relaxed_u64
+
+cdef enum:
+    POOL_VERSION = 1
+    REFILL = 32                      # indices moved between a Context and the shared stack at once
+
+cdef uint64_t POOL_MAGIC = 0x6c6f6f7063696e76   # "vnicpool", little endian
+
+PACKET_DTYPE = np.dtype([
+    ("timestamp_ns", "u8"), ("release_ns", "u8"), ("length", "u4"), ("next", "u4"), ("mark", "u4"), ("hash", "u4"),
+    ("offset", "u2"), ("port", "u2"), ("queue", "u2"), ("flags", "u2"), ("vnet_flags", "u1"), ("gso_type", "u1"),
+    ("header_length", "u2"), ("gso_size", "u2"), ("csum_start", "u2"), ("csum_offset", "u2"), ("tx_status", "u2"),
+    ("reserved0", "u4"), ("l3_offset", "u2"), ("l4_offset", "u2"), ("payload_offset", "u2"), ("ethertype", "u2"),
+    ("vlan_tci", "u2"), ("vlan_inner_tci", "u2"), ("vlan_count", "u1"), ("ip_protocol", "u1"), ("tos", "u1"), ("ttl", "u1"),
+    ("source_port", "u2"), ("destination_port", "u2"), ("reserved1", "u4"), ("source_address", "u1", (16,)),
+    ("destination_address", "u1", (16,)), ("reserved2", "u8"),
+])
+
+
+cdef dict _c_layout():
+    """Offset of every field of the C struct, as the C compiler sees it."""
+    cdef Packet p
+    cdef char *base = <char *>&p
+    return {
+        "timestamp_ns": <char *>&p.timestamp_ns - base, "release_ns": <char *>&p.release_ns - base,
+        "length": <char *>&p.length - base, "next": <char *>&p.next - base, "mark": <char *>&p.mark - base,
+        "hash": <char *>&p.hash - base, "offset": <char *>&p.offset - base, "port": <char *>&p.port - base,
+        "queue": <char *>&p.queue - base, "flags": <char *>&p.flags - base, "vnet_flags": <char *>&p.vnet_flags - base,
+        "gso_type": <char *>&p.gso_type - base, "header_length": <char *>&p.header_length - base,
+        "gso_size": <char *>&p.gso_size - base, "csum_start": <char *>&p.csum_start - base,
+        "csum_offset": <char *>&p.csum_offset - base, "tx_status": <char *>&p.tx_status - base,
+        "reserved0": <char *>&p.reserved0 - base, "l3_offset": <char *>&p.l3_offset - base,
+        "l4_offset": <char *>&p.l4_offset - base, "payload_offset": <char *>&p.payload_offset - base,
+        "ethertype": <char *>&p.ethertype - base, "vlan_tci": <char *>&p.vlan_tci - base,
+        "vlan_inner_tci": <char *>&p.vlan_inner_tci - base, "vlan_count": <char *>&p.vlan_count - base,
+        "ip_protocol": <char *>&p.ip_protocol - base, "tos": <char *>&p.tos - base, "ttl": <char *>&p.ttl - base,
+        "source_port": <char *>&p.source_port - base, "destination_port": <char *>&p.destination_port - base,
+        "reserved1": <char *>&p.reserved1 - base, "source_address": <char *>&p.source_address - base,
+        "destination_address": <char *>&p.destination_address - base, "reserved2": <char *>&p.reserved2 - base,
+    }
+
+
+def check_layout(dtype=PACKET_DTYPE):
+    """Raises ImportError unless `dtype` and the C struct Packet are the same bytes. Runs when the module is imported."""
+    layout = _c_layout()
+    if set(layout) != set(dtype.names) or dtype.itemsize != sizeof(Packet):
+        raise ImportError(f"Packet: C struct has {sizeof(Packet)} bytes, numpy dtype {dtype.itemsize}")
+    for name, offset in layout.items():
+        if dtype.fields[name][1] != offset:
+            raise ImportError(f"Packet.{name}: offset {offset} in C, {dtype.fields[name][1]} in numpy")
+
+
+check_layout()
+
+
+cdef class PacketPool:
+    """Packets in a shared memory segment (memfd) that another process can map from `fd`.
+
+    small, large: numbers of 2 KiB and of 68 KiB buffers. Pages are touched on first use, and free lists are last-in first-out, so a
+    pool costs the memory of its high-water mark. Raises ValueError for counts below 1, OSError when the segment cannot be made.
+    """
+
+    def __cinit__(self, uint32_t small=8192, uint32_t large=512, str name="vnic-pool"):
+        self.fd = -1
+        if small < 1 or large < 1 or small + large >= 1 << 24:
+            raise ValueError(f"packet pool: small={small} and large={large} must be at least 1 and below 2^24 together")
+        self.small_count = small
+        self.large_count = large
+        total = small + large
+        # Buffers begin on a page, so that a large buffer's pages are its own.
+        buffers = (sizeof(PoolHeader) + total * sizeof(Packet) + 4095) & ~4095
+        size = buffers + small * SMALL_BYTES + (SMALL_BYTES * (small & 1)) + large * LARGE_BYTES
+        self.fd = os.memfd_create(name, os.MFD_CLOEXEC)
+        os.ftruncate(self.fd, size)
+        self._map = mmap.mmap(self.fd, size)
+        view = np.frombuffer(self._map, np.uint8)
+        self._base = <uint8_t *><uintptr_t>view.ctypes.data
+        self.records = np.frombuffer(self._map, PACKET_DTYPE, count=total, offset=sizeof(PoolHeader))
+        cdef PoolHeader *header = <PoolHeader *>self._base
+        header.magic = POOL_MAGIC
+        header.version = POOL_VERSION
+        header.small_count = small
+        header.large_count = large
+        header.record_bytes = sizeof(Packet)
+        cdef Packet *packets = <Packet *>(self._base + sizeof(PoolHeader))
+        cdef uint32_t i
+        for i in range(<uint32_t>total):       # low indices on top: the first packets used share pages
+            packets[i].next = i + 1
+        packets[small - 1].next = NO_PACKET
+        packets[total - 1].next = NO_PACKET
+        header.small_free = 0
+        header.large_free = small
+
+    def __dealloc__(self):
+        if self.fd >= 0:
+            os.close(self.fd)
+
+    cdef void attach(self, Context *ctx) noexcept nogil:
+        """Prepares a Context for this pool. The Context must not outlive the pool."""
+        cdef size_t total = <size_t>self.small_count + self.large_count
+        cdef size_t buffers = (sizeof(PoolHeader) + total * sizeof(Packet) + 4095) & ~<size_t>4095
+        ctx.pool = <PoolHeader *>self._base
+        ctx.packets = <Packet *>(self._base + sizeof(PoolHeader))
+        ctx.small_base = self._base + buffers
+        ctx.large_base = ctx.small_base + (<size_t>self.small_count + (self.small_count & 1)) * SMALL_BYTES
+        ctx.small_count = self.small_count
+        ctx.total_count = <uint32_t>total
+        ctx.small_cached = 0
+        ctx.large_cached = 0
+
+    def frame(self, uint32_t index):
+        """The bytes of packet `index` as a writable uint8 array over the segment. Only for who holds the packet."""
+        if index >= self.small_count + self.large_count:
+            raise IndexError(f"packet {index}: the pool has {self.small_count + self.large_count}")
+        cdef size_t total = <size_t>self.small_count + self.large_count
+        cdef size_t start = (sizeof(PoolHeader) + total * sizeof(Packet) + 4095) & ~<size_t>4095
+        if index < self.small_count:
+            start += <size_t>index * SMALL_BYTES
+        else:
+            start += ((<size_t>self.small_count + (self.small_count & 1)) * SMALL_BYTES
+                      + <size_t>(index - self.small_count) * LARGE_BYTES)
+        record = self.records[index]
+        return np.frombuffer(self._map, np.uint8, int(record["length"]), start + int(record["offset"]))
+
+    @property
+    def in_use(self):
+        """Packets that are neither on the shared free lists nor in an engine's cache. Exact only while engines stand still."""
+        return int(np.count_nonzero(self.records["flags"] & PACKET_IN_USE))
+
+
+cdef uint32_t packet_refill(Context *ctx, bint large) noexcept nogil:
+    """Moves up to REFILL (large: half a cache) indices from the shared stack to the empty cache; returns how many."""
+    cdef uint64_t *top = &ctx.pool.large_free if large else &ctx.pool.small_free
+    cdef uint32_t *cache = &ctx.large_cache[0] if large else &ctx.small_cache[0]
+    cdef uint32_t want = LARGE_CACHE // 2 if large else REFILL
+    cdef uint64_t seen = va_load_acquire_u64(top)
+    cdef uint32_t index, got
+    while True:
+        index = <uint32_t>seen
+        got = 0
+        # Another engine may pop and reuse what is walked here: its links are stale then, but always indices or NO_PACKET
+        # (records never move), and the change tag makes the exchange fail.
+        while got < want and index < ctx.total_count:
+            cache[want - 1 - got] = index
+            got += 1
+            index = ctx.packets[index].next
+        if got == 0:
+            return 0
+        if va_cas_u64(top, &seen, ((seen >> 32) + 1) << 32 | index):
+            break
+    if got < want:                             # keep the cache dense from 0
+        for index in range(got):
+            cache[index] = cache[want - got + index]
+    if large:
+        ctx.large_cached = got
+    else:
+        ctx.small_cached = got
+    return got
+
+
+cdef void packet_spill(Context *ctx, bint large) noexcept nogil:
+    """Moves the coldest half of a full cache to the shared stack."""
+    cdef uint64_t *top = &ctx.pool.large_free if large else &ctx.pool.small_free
+    cdef uint32_t *cache = &ctx.large_cache[0] if large else &ctx.small_cache[0]
+    cdef uint32_t full = LARGE_CACHE if large else SMALL_CACHE
+    cdef uint32_t half = full // 2
+    cdef uint32_t i
+    cdef uint64_t seen
+    for i in range(half - 1):
+        ctx.packets[cache[i]].next = cache[i + 1]
+    seen = va_load_relaxed_u64(top)
+    while True:
+        ctx.packets[cache[half - 1]].next = <uint32_t>seen
+        # Release (in the exchange): the links above are visible before the new top is.
+        if va_cas_u64(top, &seen, ((seen >> 32) + 1) << 32 | cache[0]):
+            break
+    for i in range(half):
+        cache[i] = cache[half + i]
+    if large:
+        ctx.large_cached = half
+    else:
+        ctx.small_cached = half
+
+
+cdef void packet_return_cache(Context *ctx) noexcept nogil:
+    """Gives every cached index back to the shared stack: an engine that ends keeps nothing."""
+    cdef uint32_t i
+    cdef uint64_t seen, *top
+    for i in range(ctx.small_cached + ctx.large_cached):
+        index = ctx.small_cache[i] if i < ctx.small_cached else ctx.large_cache[i - ctx.small_cached]
+        top = &ctx.pool.small_free if i < ctx.small_cached else &ctx.pool.large_free
+        seen = va_load_relaxed_u64(top)
+        while True:
+            ctx.packets[index].next = <uint32_t>seen
+            if va_cas_u64(top, &seen, ((seen >> 32) + 1) << 32 | index):
+                break
+    ctx.small_cached = 0
+    ctx.large_cached = 0
+
+
+cdef uint32_t packet_copy(Context *ctx, uint32_t index) noexcept nogil:
+    """A copy of the packet, record and frame, that the caller holds; NO_PACKET when the pool is exhausted."""
+    cdef Packet *source = &ctx.packets[index]
+    cdef uint32_t copy = packet_alloc(ctx, source.length)
+    if copy == NO_PACKET:
+        return NO_PACKET
+    cdef Packet *target = &ctx.packets[copy]
+    target[0] = source[0]
+    target.offset = HEADROOM
+    target.next = NO_PACKET
+    memcpy(packet_data(ctx, copy), packet_data(ctx, index), source.length)
+    return copy
+
+
+cdef uint32_t packet_wire_bytes(const Packet *p) noexcept nogil:
+    """Layer-2 bytes (no preamble, no FCS) that the packet is worth on a wire: every GSO segment repeats the headers."""
+    cdef uint32_t payload
+    if p.gso_type == GSO_NONE or p.gso_size == 0 or p.length <= p.header_length:
+        return p.length
+    payload = p.length - p.header_length
+    return p.length + ((payload + p.gso_size - 1) // p.gso_size - 1) * p.header_length

@@ -1,0 +1,52 @@
+"""The Port contract: where packets enter and leave. Ports compose: a port may wrap another."""
+from libc.stdint cimport uint32_t, uint64_t
+from dataplane.element cimport Element, Source
+from dataplane.packet cimport Batch, Context
+
+# What a port takes whole (offloads), by virtio feature name (virtio 1.2, 5.1.3). What a port lacks, PortTx does in software.
+cdef enum:
+    OFFLOAD_CSUM = 0x01      # frames whose checksum is still to be completed
+    OFFLOAD_TSO4 = 0x02
+    OFFLOAD_TSO6 = 0x04
+    OFFLOAD_USO = 0x08       # UDP segmentation, both address families
+    OFFLOAD_ECN = 0x10       # TSO of segments with CWR set
+    OFFLOAD_ALL = 0x1F
+
+# Packet.tx_status: index into TX_REASONS
+cdef enum:
+    TX_QUEUE_FULL = 0        # the other side takes nothing more now
+    TX_LINK_DOWN = 1
+    TX_REJECTED = 2          # the kernel found the virtio-net header or the frame wrong (EINVAL)
+    TX_IO_ERROR = 3
+    TX_NO_BUFFER = 4         # no packet for a segment or a copy
+    TX_TOO_LONG = 5          # longer than the port's MTU allows and no GSO frame
+
+cdef struct QueueStats:      # private to the engine that serves the queue
+    uint64_t rx_packets
+    uint64_t rx_bytes
+    uint64_t rx_dropped      # no buffer, or a frame the port could not read
+    uint64_t tx_packets
+    uint64_t tx_bytes
+    uint64_t tx_dropped      # left in the batch by tx_burst
+
+cdef class Port:
+    cdef readonly str name
+    cdef readonly uint32_t number        # Packet.port of what it receives; unique in a graph, below 65535
+    cdef readonly uint32_t queues        # queue pairs
+    cdef readonly uint32_t offloads      # OFFLOAD_*
+    cdef QueueStats *stats               # one a queue pair
+    cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil
+    cdef uint32_t tx_burst(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil
+    cdef bint arm(self) noexcept nogil
+    cdef void disarm(self) noexcept nogil
+
+cdef class PortRx(Source):
+    cdef readonly Port port
+    cdef uint64_t ready                  # bit q: queue q may have something
+    cdef uint32_t poll(self, Context *ctx) noexcept nogil
+
+cdef class PortTx(Element):
+    cdef readonly Port port
+    cdef void process(self, Context *ctx, Batch *batch) noexcept nogil
+    cdef void send(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil
+    cdef void transmit(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil

@@ -1,0 +1,159 @@
+"""Port, PortRx, PortTx. The contract is in port.pxd."""
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from dataplane.element cimport Element, Source
+from dataplane.offload cimport Cursor, complete_offloads
+from dataplane.packet cimport BURST, Batch, Context
+
+from dataplane.errors import ConfigError
+
+# Why a port did not transmit a packet; Packet.tx_status is an index into it. The order is that of the TX_ constants in port.pxd.
+TX_REASONS = ("queue_full", "link_down", "rejected", "io_error", "no_buffer", "too_long")
+
+
+cdef class Port:
+    """Base of all ports: `number` marks what it receives, `queues` pairs of queues, `offloads` a mask of OFFLOAD_*.
+
+    A subclass overrides rx_burst and tx_burst. A port is served by one engine at a time.
+    """
+
+    def __cinit__(self, *args, **kwargs):
+        self.stats = NULL
+
+    def __init__(self, str name, uint32_t number=0, uint32_t queues=1, uint32_t offloads=0):
+        if not 1 <= queues <= 64:
+            raise ConfigError(f"port {name}: {queues} queue pairs; want 1 to 64")
+        self.name, self.number, self.queues, self.offloads = name, number, queues, offloads
+        free(self.stats)
+        self.stats = <QueueStats *>calloc(queues, sizeof(QueueStats))
+        if self.stats == NULL:
+            raise MemoryError(f"port {name}")
+
+    def __dealloc__(self):
+        free(self.stats)
+
+    cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil:
+        """Appends up to `limit` received packets to the batch (which has room for them) and returns how many. Never blocks.
+
+        The packets are the caller's. Each has timestamp_ns, port, queue, length and the virtio-net fields set.
+        """
+        return 0
+
+    cdef uint32_t tx_burst(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil:
+        """Takes what it can of the batch, in order, and returns how many. Never blocks.
+
+        Packets it took are gone. The others are left in the batch, order kept, each with the reason in tx_status: the caller's.
+        The port counts both in stats[queue].
+        """
+        return 0
+
+    cdef bint arm(self) noexcept nogil:
+        """Consumer is about to sleep; True when there is input (do not sleep)."""
+        return False
+
+    cdef void disarm(self) noexcept nogil:
+        """Consumer woke up."""
+
+    def descriptors(self):
+        """What to ppoll for input, one a queue pair; empty for a port without (memory)."""
+        return []
+
+    def close(self):
+        """Frees what the port holds in the kernel. May be called twice."""
+
+    def queue_statistics(self):
+        """One dict a queue pair: rx/tx packets, bytes, dropped."""
+        return [{"rx_packets": self.stats[q].rx_packets, "rx_bytes": self.stats[q].rx_bytes,
+                 "rx_dropped": self.stats[q].rx_dropped, "tx_packets": self.stats[q].tx_packets,
+                 "tx_bytes": self.stats[q].tx_bytes, "tx_dropped": self.stats[q].tx_dropped} for q in range(self.queues)]
+
+
+cdef class PortRx(Source):
+    """The receive side of a port as a source: polls all its queues, a burst each.
+
+    Drops: no_buffer (the pool was exhausted, the frame was read and lost). Counters: none.
+    """
+
+    OUTPUTS = 1
+    DROP_REASONS = ("no_buffer",)
+
+    def __init__(self, Port port, *, name=None):
+        self.port = port
+        self.name = name or f"{port.name}.rx"
+        self.ready = <uint64_t>-1
+
+    cdef uint32_t poll(self, Context *ctx) noexcept nogil:
+        cdef uint32_t queue, total = 0, taken
+        cdef uint64_t lost, lost_before
+        cdef Batch batch
+        for queue in range(self.port.queues):
+            if not (self.ready >> queue) & 1:
+                continue
+            batch.count = 0
+            lost_before = self.port.stats[queue].rx_dropped
+            taken = self.port.rx_burst(ctx, queue, &batch, BURST)
+            lost = self.port.stats[queue].rx_dropped - lost_before
+            if lost:
+                self.counters.drops[0] += lost
+                self.counters.received += lost
+                total += <uint32_t>lost
+            if taken:
+                self.counters.received += taken
+                total += taken
+                self.emit(ctx, 0, &batch)
+        return total
+
+    cdef bint arm(self) noexcept nogil:
+        return self.port.arm()
+
+    cdef void disarm(self) noexcept nogil:
+        self.port.disarm()
+
+    cdef void set_ready(self, uint32_t which, bint ready) noexcept nogil:
+        if ready:
+            self.ready |= <uint64_t>1 << which
+        else:
+            self.ready &= ~(<uint64_t>1 << which)
+
+    cpdef list poll_descriptors(self):
+        return list(self.port.descriptors())
+
+
+cdef class PortTx(Element):
+    """The transmit side of a port: does in software what the port lacks, then gives the batch to queue 0.
+
+    Drops: TX_REASONS. A subclass that serves several queues overrides process and calls `send` with each queue's share.
+    """
+
+    OUTPUTS = 0
+    DROP_REASONS = TX_REASONS
+
+    def __init__(self, Port port, *, name=None):
+        self.port = port
+        self.name = name or f"{port.name}.tx"
+
+    cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
+        self.send(ctx, 0, batch)
+
+    cdef void send(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil:
+        """Completes offloads, transmits through one queue, drops by reason what the port left."""
+        cdef Batch ready
+        cdef Cursor cursor
+        if self.port.offloads == OFFLOAD_ALL:
+            self.transmit(ctx, queue, batch)
+            return
+        cursor.packet = cursor.payload = 0
+        while cursor.packet < batch.count:   # a GSO frame may become more segments than a batch holds: in rounds
+            ready.count = 0
+            complete_offloads(ctx, batch, &cursor, &ready, self.port.offloads, &self.counters.generated,
+                              &self.counters.drops[TX_NO_BUFFER])
+            self.transmit(ctx, queue, &ready)
+        batch.count = 0
+
+    cdef void transmit(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil:
+        cdef uint32_t i
+        self.counters.transmitted += self.port.tx_burst(ctx, queue, batch)
+        if batch.count:
+            for i in range(batch.count):
+                self.drop(ctx, batch.index[i], ctx.packets[batch.index[i]].tx_status)
+            batch.count = 0

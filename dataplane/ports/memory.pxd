@@ -1,0 +1,14 @@
+"""A port whose other end is Python: tests, examples and tools put frames in and take frames out."""
+from libc.stdint cimport uint32_t
+from dataplane.packet cimport Batch, Context
+from dataplane.port cimport Port
+
+cdef class MemoryPort(Port):
+    cdef object _lock
+    cdef list _incoming
+    cdef uint32_t waiting
+    cdef int _doorbell
+    cdef list transmitted
+    cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil
+    cdef uint32_t tx_burst(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil
+    cdef bint arm(self) noexcept nogil

@@ -1,0 +1,51 @@
+/* Atomic access to plain integers in shared memory.
+ *
+ * Fields that two threads or two processes share are plain integers, because Cython (C mode) has no C11 _Atomic and a numpy
+ * view or another language must be able to map them. Every access to such a field goes through one of these. The ordering
+ * is in the name; the comment at the call says why that one. */
+#ifndef VNIC_VATOMIC_H
+#define VNIC_VATOMIC_H
+#include <stdint.h>
+
+static inline uint32_t va_load_relaxed_u32(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+static inline uint32_t va_load_acquire_u32(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+static inline void va_store_relaxed_u32(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
+static inline void va_store_release_u32(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+static inline uint32_t va_exchange_u32(uint32_t *p, uint32_t v) { return __atomic_exchange_n(p, v, __ATOMIC_ACQ_REL); }
+static inline uint32_t va_add_u32(uint32_t *p, uint32_t v) { return __atomic_fetch_add(p, v, __ATOMIC_ACQ_REL); }
+static inline uint32_t va_sub_u32(uint32_t *p, uint32_t v) { return __atomic_fetch_sub(p, v, __ATOMIC_ACQ_REL); }
+/* Strong compare-exchange; returns 1 on success, else writes what was seen to *seen. */
+static inline int va_cas_u32(uint32_t *p, uint32_t *seen, uint32_t v)
+{ return __atomic_compare_exchange_n(p, seen, v, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE); }
+
+static inline uint64_t va_load_relaxed_u64(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+static inline uint64_t va_load_acquire_u64(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+static inline void va_store_relaxed_u64(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
+static inline void va_store_release_u64(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+static inline int va_cas_u64(uint64_t *p, uint64_t *seen, uint64_t v)
+{ return __atomic_compare_exchange_n(p, seen, v, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE); }
+
+static inline void *va_load_acquire_ptr(void **p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+static inline void va_store_release_ptr(void **p, void *v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+static inline int va_cas_ptr(void **p, void **seen, void *v)
+{ return __atomic_compare_exchange_n(p, seen, v, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE); }
+
+/* Full fence: orders a store before a later load (the sleep/doorbell handshake needs exactly that). */
+static inline void va_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+static inline void va_pause(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#endif
+}
+
+/* Checked in debug and sanitizer builds only (VNIC_DEBUG): a broken invariant of our own ends the process with its place. */
+#ifdef VNIC_DEBUG
+#include <stdio.h>
+#include <stdlib.h>
+#define vnic_check(condition, what) do { if (!(condition)) { \
+    fprintf(stderr, "vnic: broken invariant: %s (%s:%d)\n", what, __FILE__, __LINE__); abort(); } } while (0)
+#else
+#define vnic_check(condition, what) ((void)(what))
+#endif
+#endif
