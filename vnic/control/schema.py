@@ -1,0 +1,423 @@
+"""The configuration's schema: what a file may say, as typed structs, and as a JSON Schema (`vnic config schema`).
+
+Values are parsed where they enter (`convert.py`): a rate in these structs is bit/s, a time is nanoseconds, a MAC is lower case. A struct
+that Python code builds by hand takes the same types: `NicConfig(name="web", pid=42, egress=DirectionConfig(rate=Rate("100mbit")))`.
+The description of a field is what a user reads in an error ("want ...") and in the JSON Schema.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import re
+from typing import Annotated, Any, ClassVar, Self
+
+import msgspec
+from msgspec import Meta
+
+from dataplane.errors import ConfigError
+from dataplane.units import format_rate, format_time, parse_rate, parse_time
+
+MTU_LEAST, MTU_MOST = (
+    68,
+    65521,
+)  # RFC 791's least IPv4 MTU; 65,535 bytes of a frame less an Ethernet header (Linux' ETH_MAX_MTU for TAP)
+QUEUES_MOST = 64
+ENGINES_MOST = 64
+RSS_KEY_BYTES = 40  # Toeplitz: covers two IPv6 addresses and two ports (36 bytes) and 32 bits more
+
+
+class SchemaError(ConfigError, ValueError):
+    """A value that the schema refuses. A ValueError too, since that is what msgspec turns into an error with a path."""
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+class Rate(int):
+    """A rate in bit/s; Rate("100mbit") parses."""
+
+    LEAST, MOST = 1_000, 10**12
+
+    def __new__(cls, value: int | str) -> Self:
+        bps = parse_rate(value) if isinstance(value, str) else value
+        if not cls.LEAST <= bps <= cls.MOST:
+            raise SchemaError(
+                f"rate {format_rate(max(bps, 0))} is out of range: want {format_rate(cls.LEAST)} to {format_rate(cls.MOST)}"
+            )
+        return super().__new__(cls, bps)
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        return cls(parse_rate(value))
+
+    def __str__(self) -> str:
+        return format_rate(self)
+
+
+class Duration(int):
+    """A time in nanoseconds; Duration("5ms") parses. Subclasses say the range and the name."""
+
+    WHAT: ClassVar[str] = "time"
+    LEAST: ClassVar[int] = 0
+    MOST: ClassVar[int] = 10**18
+
+    def __new__(cls, value: int | str) -> Self:
+        ns = parse_time(value) if isinstance(value, str) else value
+        if not cls.LEAST <= ns <= cls.MOST:
+            raise SchemaError(
+                f"{cls.WHAT} {format_time(max(ns, 0))} is out of range: want {format_time(cls.LEAST)} to {format_time(cls.MOST)}"
+            )
+        return super().__new__(cls, ns)
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        return cls(parse_time(value))
+
+    def __str__(self) -> str:
+        return format_time(self)
+
+
+class Spin(Duration):
+    """How long an engine polls in vain before it sleeps."""
+
+    WHAT, MOST = "spin", 10**9
+
+
+class Ageing(Duration):
+    """How long a silent address stays in the switch's table."""
+
+    WHAT, LEAST, MOST = "ageing", 10**9, 86_400 * 10**9
+
+
+class QueueTime(Duration):
+    """How much a shaper may hold, as time at its rate."""
+
+    WHAT, LEAST, MOST = "queue", 10**6, 10 * 10**9
+
+
+class Mac(str):
+    """A unicast MAC address, six lower-case bytes with colons."""
+
+    def __new__(cls, value: str) -> Self:
+        text = value.lower() if isinstance(value, str) else ""
+        if not re.fullmatch(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", text, re.ASCII):
+            raise SchemaError(f"{_shown(value)} is no MAC address: want six bytes such as 02:00:00:00:00:01")
+        if int(text[:2], 16) & 1:
+            raise SchemaError(f"{text} is a group address: a NIC's has an even first byte, such as 02:00:00:00:00:01")
+        if text == "00:00:00:00:00:00":
+            raise SchemaError(f"{text} is nobody's address: want one such as 02:00:00:00:00:01")
+        return super().__new__(cls, text)
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        return cls(value)
+
+    @classmethod
+    def from_name(cls, name: str) -> Self:
+        """A locally administered address that depends on nothing but the NIC's name, so that it survives a restart."""
+        digest = bytearray(hashlib.sha256(b"vnic mac " + name.encode()).digest()[:6])
+        digest[0] = digest[0] & 0xFC | 0x02
+        return cls(digest.hex(":"))
+
+    @property
+    def packed(self) -> bytes:
+        return bytes.fromhex(self.replace(":", ""))
+
+
+class Address(str):
+    """An interface's address with its prefix length: 10.0.0.1/24, fd00::1/64."""
+
+    def __new__(cls, value: str) -> Self:
+        try:
+            if not isinstance(value, str) or "/" not in value:
+                raise ValueError
+            interface = ipaddress.ip_interface(value)
+        except ValueError:
+            raise SchemaError(f"{_shown(value)} is no address: want address/prefix such as 10.0.0.1/24 or fd00::1/64") from None
+        if interface.is_multicast or interface.is_unspecified or "%" in value:
+            raise SchemaError(f"{_shown(value)} cannot be an interface's own address")
+        return super().__new__(cls, interface.with_prefixlen)
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        return cls(value)
+
+
+class RssKey(bytes):
+    """The Toeplitz hash's key."""
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        hint = f'want {RSS_KEY_BYTES} bytes in hexadecimal, in quotes, such as "6d:5a:56:da:..."'
+        if not isinstance(value, str) or not re.fullmatch(r"[0-9a-fA-F]{2}(:?[0-9a-fA-F]{2})*", value, re.ASCII):
+            raise SchemaError(f"{_shown(value)} is no RSS key: {hint}")
+        key = bytes.fromhex(value.replace(":", ""))
+        if len(key) != RSS_KEY_BYTES:
+            raise SchemaError(f"RSS key has {len(key)} bytes: {hint}")
+        return cls(key)
+
+    def __str__(self) -> str:
+        return self.hex(":")
+
+
+SCALARS: tuple[Any, ...] = (Rate, Spin, Ageing, QueueTime, Mac, Address, RssKey)
+
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+Name = Annotated[
+    str,
+    Meta(pattern=_NAME, max_length=32, description="a name of 1 to 32 letters, digits, '_', '.', '-', a letter or digit first"),
+]
+InterfaceName = Annotated[
+    str,
+    Meta(
+        pattern=r"^(?!\.{1,2}$)[^\s/:%\x00-\x20]+$",
+        max_length=15,
+        description="an interface name of 1 to 15 characters without space, '/', ':' or '%'",
+    ),
+]
+VlanId = Annotated[int, Meta(ge=1, le=4094, description="a VLAN number, 1 to 4094")]
+IndirectionTable = Annotated[
+    list[Annotated[int, Meta(ge=0, lt=QUEUES_MOST, description="a queue's number, from 0")]],
+    Meta(min_length=1, max_length=512, description="a list of queue numbers whose length is a power of two up to 512"),
+]
+
+
+class _Strict(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    HIDDEN: ClassVar[tuple[str, ...]] = ()  # fields that the loader fills and a file may not
+
+
+class EngineConfig(_Strict):
+    """One engine: a thread that runs elements."""
+
+    name: Annotated[str, Meta(description="a name; default: e and the engine's number")] | None = None
+    spin: Annotated[
+        Spin | None, Meta(description="how long it polls before it sleeps, such as 20us; default: the file's spin")
+    ] = None
+    cpu: Annotated[int, Meta(ge=0, le=4095, description="the number of the CPU it is bound to, from 0")] | None = None
+
+
+class PoolConfig(_Strict):
+    """How many packets can be inside vnic at once."""
+
+    small: Annotated[int, Meta(ge=64, le=1 << 20, description="2 KiB buffers, 64 to 1048576")] = 16384
+    large: Annotated[int, Meta(ge=16, le=1 << 16, description="68 KiB buffers (GSO and jumbo frames), 16 to 65536")] = 1024
+
+
+class SwitchConfig(_Strict):
+    """The learning switch that all NICs are on."""
+
+    ageing: Annotated[Ageing, Meta(description="how long a silent address stays known, such as 300s")] = msgspec.field(
+        default_factory=lambda: Ageing("300s")
+    )
+    table: Annotated[int, Meta(ge=16, le=1 << 20, description="addresses the table holds, 16 to 1048576")] = 4096
+
+
+class VlanConfig(_Strict):
+    """The NIC's place in VLANs: an access port of one, or a trunk of several."""
+
+    access: VlanId | None = None
+    trunk: Annotated[list[VlanId] | None, Meta(description="a list of VLAN numbers, such as [10, 20]")] = None
+    native: VlanId | None = None
+
+    def __post_init__(self) -> None:
+        if (self.access is None) == (self.trunk is None):
+            raise SchemaError("want either {access: 10} or {trunk: [10, 20], native: 1}")
+        if self.native is not None and self.trunk is None:
+            raise SchemaError("native belongs to a trunk: want {trunk: [10, 20], native: 1}")
+        if self.trunk is not None and (not self.trunk or len(set(self.trunk)) != len(self.trunk)):
+            raise SchemaError("trunk is empty or names a VLAN twice: want {trunk: [10, 20]}")
+
+
+class OffloadConfig(_Strict):
+    """What the NIC takes over from the container's network stack."""
+
+    checksum: Annotated[bool, Meta(description="true or false: checksum offload")] = True
+    tso: Annotated[bool, Meta(description="true or false: TCP segmentation offload")] = True
+    uso: Annotated[bool, Meta(description="true or false: UDP segmentation offload, where the kernel has it")] = True
+
+    def __post_init__(self) -> None:
+        if not self.checksum and (self.tso or self.uso):
+            raise SchemaError("segmentation needs checksum offload: want {checksum: false, tso: false, uso: false}")
+
+
+class RssConfig(_Strict):
+    """How flows spread over the queues."""
+
+    key: Annotated[RssKey | None, Meta(description=f"{RSS_KEY_BYTES} bytes in hexadecimal, in quotes")] = None
+    table: IndirectionTable | None = None
+
+    def __post_init__(self) -> None:
+        if self.table is not None and len(self.table) & (len(self.table) - 1):
+            raise SchemaError(f"table has {len(self.table)} entries: want a power of two")
+
+
+class ElementConfig(_Strict):
+    """One element of a chain: its class, its constructor's keyword arguments, and chains behind its further outputs."""
+
+    HIDDEN = ("arguments", "where")
+
+    element: Annotated[str, Meta(description="a built-in element's name such as Counter, or module:Class")]
+    name: Name | None = None
+    branches: Annotated[
+        dict[int, list[ElementConfig]], Meta(description="a mapping from output number to a list of elements")
+    ] = {}
+    arguments: dict[str, Any] = {}
+    where: str = ""  # "FILE:LINE", for errors that show when the element is made
+
+
+class DirectionConfig(_Strict):
+    """What happens to packets on one way."""
+
+    rate: Annotated[Rate | None, Meta(description="a rate of layer-2 bits without preamble and FCS, such as 100mbit")] = None
+    queue: Annotated[QueueTime, Meta(description="how much the shaper may hold, as time at its rate, such as 100ms")] = (
+        msgspec.field(default_factory=lambda: QueueTime("100ms"))
+    )
+    elements: Annotated[list[ElementConfig], Meta(description="a list of elements in the order that packets pass them")] = []
+
+
+class NicConfig(_Strict):
+    """One NIC and the container it is in."""
+
+    HIDDEN = ("name", "where")
+
+    name: Name
+    pid: Annotated[int, Meta(ge=1, le=1 << 22, description="the number of a process in the container")] | None = None
+    netns: (
+        Annotated[
+            str, Meta(min_length=1, max_length=4095, description="the path of a network namespace such as /run/netns/web")
+        ]
+        | None
+    ) = None
+    interface: InterfaceName | None = None
+    queues: Annotated[int, Meta(ge=1, le=QUEUES_MOST, description=f"1 to {QUEUES_MOST} queue pairs")] = 1
+    mac: Annotated[Mac | None, Meta(description="a MAC address such as 02:00:00:00:00:01; default: made from the name")] = None
+    mtu: Annotated[int, Meta(ge=MTU_LEAST, le=MTU_MOST, description=f"an MTU of {MTU_LEAST} to {MTU_MOST} bytes")] = 1500
+    addresses: Annotated[
+        list[Address], Meta(max_length=256, description='a list of address/prefix, such as [10.0.0.1/24, "fd00::1/64"]')
+    ] = []
+    engine: Annotated[int | str | None, Meta(description="an engine's number, from 0, or its name; default: round robin")] = (
+        None
+    )
+    vlan: Annotated[VlanConfig | None, Meta(description="{access: 10} or {trunk: [10, 20], native: 1}")] = None
+    offloads: Annotated[OffloadConfig, Meta(description="{checksum: true, tso: true, uso: true}")] = msgspec.field(
+        default_factory=OffloadConfig
+    )
+    rss: Annotated[RssConfig, Meta(description='{key: "6d:5a:...", table: [0, 1]}')] = msgspec.field(default_factory=RssConfig)
+    egress: Annotated[
+        DirectionConfig, Meta(description="what leaves the container: {rate: 100mbit, queue: 100ms, elements: [...]}")
+    ] = msgspec.field(default_factory=DirectionConfig)
+    ingress: Annotated[
+        DirectionConfig, Meta(description="what enters the container: {rate: 100mbit, queue: 100ms, elements: [...]}")
+    ] = msgspec.field(default_factory=DirectionConfig)
+    where: str = ""  # "FILE:LINE" or "", for errors that show when it is attached
+
+    def __post_init__(self) -> None:
+        if self.pid is not None and self.netns is not None:
+            raise SchemaError("has both pid and netns: want one of them")
+        if self.interface is None:
+            if len(self.name) > 15:
+                raise SchemaError(
+                    f"the name {self.name} is too long for an interface: want interface: NAME of at most 15 characters"
+                )
+            self.interface = self.name
+        if self.mac is None:
+            self.mac = Mac.from_name(self.name)
+        if len(set(self.addresses)) != len(self.addresses):
+            raise SchemaError("addresses names one twice")
+        if self.rss.table is not None and max(self.rss.table) >= self.queues:
+            raise SchemaError(
+                f"rss.table names queue {max(self.rss.table)}, but there are {self.queues} (0 to {self.queues - 1})"
+            )
+
+
+class Config(_Strict):
+    """A whole file."""
+
+    HIDDEN = ("directory",)
+
+    engines: Annotated[
+        list[EngineConfig],
+        Meta(min_length=1, max_length=ENGINES_MOST, description=f"a number, 1 to {ENGINES_MOST}, or a list of engines"),
+    ] = msgspec.field(default_factory=lambda: [EngineConfig()])
+    spin: Annotated[Spin, Meta(description="how long engines poll before they sleep, such as 20us")] = msgspec.field(
+        default_factory=lambda: Spin(0)
+    )
+    pool: Annotated[PoolConfig, Meta(description="{small: 16384, large: 1024}")] = msgspec.field(default_factory=PoolConfig)
+    switch: Annotated[SwitchConfig, Meta(description="{ageing: 300s, table: 4096}")] = msgspec.field(
+        default_factory=SwitchConfig
+    )
+    nics: Annotated[dict[str, NicConfig], Meta(description="a mapping from a NIC's name to its settings")] = {}
+    directory: str = ""  # of the file: where module:Class is looked for first
+
+    def __post_init__(self) -> None:
+        for number, engine in enumerate(self.engines):
+            engine.name = engine.name or f"e{number}"
+            if engine.spin is None:
+                engine.spin = self.spin
+        names = [engine.name for engine in self.engines]
+        if len(set(names)) != len(names):
+            raise SchemaError("engines: two have the same name")
+
+    def engine_index(self, reference: int | str) -> int:
+        """The number of the engine that `reference` (number or name) means. Raises ConfigError."""
+        names = [engine.name for engine in self.engines]
+        if isinstance(reference, str) and reference in names:
+            return names.index(reference)
+        if isinstance(reference, int) and 0 <= reference < len(names):
+            return reference
+        raise SchemaError(
+            f"engine {reference!r} does not exist: want one of 0 to {len(names) - 1} or {', '.join(map(str, names))}"
+        )
+
+
+def encode_scalar(value: Any) -> Any:
+    """msgspec's enc_hook: the scalars above print back as they were written."""
+    if isinstance(value, SCALARS):
+        return str(value)
+    raise NotImplementedError(type(value).__name__)
+
+
+def _scalar_schema(kind: type) -> dict[str, Any]:
+    examples = {
+        Rate: "100mbit",
+        Spin: "20us",
+        Ageing: "300s",
+        QueueTime: "100ms",
+        Mac: "02:00:00:00:00:01",
+        Address: "10.0.0.1/24",
+    }
+    patterns = {Rate: r"^\s*[0-9.]+\s*[kKmMgGtT]?i?[bB][iI][tT]\s*$", Mac: "^[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}$",
+                RssKey: "^[0-9a-fA-F]{2}(:?[0-9a-fA-F]{2}){39}$"}  # fmt: skip
+    schema: dict[str, Any] = {"type": "string"}
+    if kind is Spin:
+        schema = {"type": ["string", "integer"], "description": "0, or a time with its unit"}
+    if kind in examples:
+        schema["examples"] = [examples[kind]]
+    if kind in patterns:
+        schema["pattern"] = patterns[kind]
+    return schema
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of a configuration file."""
+    schema: dict[str, Any] = msgspec.json.schema(Config, schema_hook=_scalar_schema)
+    definitions = schema["$defs"]
+    for struct in (Config, NicConfig, ElementConfig):
+        definition = definitions[struct.__name__]
+        for hidden in struct.HIDDEN:
+            definition["properties"].pop(hidden)
+        definition["required"] = [each for each in definition.get("required", ()) if each not in struct.HIDDEN]
+    definitions["ElementConfig"]["additionalProperties"] = True  # the constructor's arguments
+    definitions["ElementConfig"]["properties"]["branches"]["propertyNames"] = {"pattern": "^[0-9]+$"}
+    definitions["Config"]["properties"]["nics"]["propertyNames"] = {"pattern": _NAME, "maxLength": 32}
+    definitions["NicConfig"]["oneOf"] = [{"required": ["pid"]}, {"required": ["netns"]}]
+    engines = definitions["Config"]["properties"]["engines"]
+    description, default = engines.pop("description"), engines.pop("default", None)
+    definitions["Config"]["properties"]["engines"] = {
+        "description": description, "anyOf": [{"type": "integer", "minimum": 1, "maximum": ENGINES_MOST}, engines], "default": 1,
+    }  # fmt: skip
+    del default
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "vnic configuration", **schema}
