@@ -26,7 +26,7 @@ MODULES = [
     "dataplane.wire.checksum",
     "dataplane.wire.headers",
     "shaping.shaper",
-    "vnic.device.nic",
+    "vnic.device.nic_tx",
     "vnic.device.rss",
     "vnic.device.tap_port",
 ]

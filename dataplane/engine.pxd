@@ -39,6 +39,7 @@ cdef class Engine:
     cdef readonly str name
     cdef readonly PacketPool pool
     cdef readonly Clock clock
+    cdef readonly object cpu             # CPU number or None
     cdef readonly list sources           # owning references; what the C arrays below borrow from
     cdef readonly list elements
     cdef public uint64_t spin_ns         # how long it polls in vain before it sleeps

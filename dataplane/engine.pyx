@@ -15,7 +15,7 @@ from dataplane.packet cimport Context, PacketPool, packet_return_cache
 from dataplane.vatomic cimport (va_cas_ptr, va_fence, va_load_acquire_ptr, va_load_acquire_u32, va_load_relaxed_u32, va_pause,
                                 va_store_relaxed_u32, va_store_release_ptr, va_store_release_u32)
 
-from dataplane.errors import GraphError, VnicError
+from dataplane.errors import ConfigError, GraphError, VnicError
 
 cdef extern from "<poll.h>" nogil:
     int ppoll(pollfd *fds, nfds_t count, const timespec *timeout, const void *mask)
@@ -85,7 +85,8 @@ cdef class Snapshot(Work):
 cdef class Engine:
     """A single-threaded, run-to-completion task: polls its sources, pushes each batch through the graph, runs timers.
 
-    spin_ns: how long it goes on polling in vain before it sleeps in ppoll on its sources, its mailbox and its next timer. With a virtual
+    spin_ns: how long it goes on polling in vain before it sleeps in ppoll on its sources, its mailbox and its next timer.
+    cpu: the CPU its thread is pinned to, None for any. With a virtual
     clock there is no thread: `advance` runs everything that is due, on the caller's.
     """
 
@@ -96,8 +97,8 @@ cdef class Engine:
         if self.ctx == NULL:
             raise MemoryError("engine")
 
-    def __init__(self, str name, PacketPool pool, *, Clock clock=None, uint64_t spin_ns=0, uint64_t seed=1):
-        self.name, self.pool, self.clock, self.spin_ns = name, pool, clock or Clock(), spin_ns
+    def __init__(self, str name, PacketPool pool, *, Clock clock=None, uint64_t spin_ns=0, cpu=None, uint64_t seed=1):
+        self.name, self.pool, self.clock, self.spin_ns, self.cpu = name, pool, clock or Clock(), spin_ns, cpu
         self.mailbox_descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.done_descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         pool.attach(self.ctx)
@@ -277,7 +278,10 @@ cdef class Engine:
                 "busy_polls": self.busy_polls, "sleeps": self.sleeps, "works": self.works, "failed_inputs": self.failed_inputs}
 
     def start(self):
-        """Starts the thread."""
+        """Starts the thread. Raises ConfigError for a CPU that this process may not use."""
+        if self.cpu is not None and self.cpu not in os.sched_getaffinity(0):
+            usable = ", ".join(map(str, sorted(os.sched_getaffinity(0))))
+            raise ConfigError(f"engine {self.name}: cpu {self.cpu}: not usable here; want one of {usable}")
         if self.clock.virtual:
             raise VnicError(f"engine {self.name}: has a virtual clock; use advance()")
         if self._thread is not None:
@@ -312,6 +316,8 @@ cdef class Engine:
     def _main(self):
         cdef clockid_t clock
         cdef timespec t
+        if self.cpu is not None:
+            os.sched_setaffinity(0, [self.cpu])
         prctl(PR_SET_TIMERSLACK, 1)            # nanoseconds: the default of 50 us would be most of a shaper's error
         if pthread_getcpuclockid(pthread_self(), &clock) == 0:
             self.cpu_clock = clock

@@ -63,6 +63,7 @@ cdef struct Packet:
     uint16_t csum_offset
     uint16_t tx_status       # why a port did not transmit it: index into the port's TX_REASONS
     uint32_t reserved0
+    uint64_t reserved1
     # second cache line: what Parse found
     uint16_t l3_offset       # of the network header, from the frame's start
     uint16_t l4_offset       # of the transport header; 0 where there is none
@@ -76,10 +77,10 @@ cdef struct Packet:
     uint8_t ttl
     uint16_t source_port     # host byte order
     uint16_t destination_port
-    uint32_t reserved1
+    uint32_t reserved2
     uint8_t source_address[16]       # network byte order; IPv4 in the first 4 bytes, the rest 0
     uint8_t destination_address[16]
-    uint64_t reserved2
+    uint64_t reserved3
 
 cdef struct Batch:
     uint32_t count

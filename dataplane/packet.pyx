@@ -17,10 +17,10 @@ PACKET_DTYPE = np.dtype([
     ("timestamp_ns", "u8"), ("release_ns", "u8"), ("length", "u4"), ("next", "u4"), ("mark", "u4"), ("hash", "u4"),
     ("offset", "u2"), ("port", "u2"), ("queue", "u2"), ("flags", "u2"), ("vnet_flags", "u1"), ("gso_type", "u1"),
     ("header_length", "u2"), ("gso_size", "u2"), ("csum_start", "u2"), ("csum_offset", "u2"), ("tx_status", "u2"),
-    ("reserved0", "u4"), ("l3_offset", "u2"), ("l4_offset", "u2"), ("payload_offset", "u2"), ("ethertype", "u2"),
+    ("reserved0", "u4"), ("reserved1", "u8"), ("l3_offset", "u2"), ("l4_offset", "u2"), ("payload_offset", "u2"), ("ethertype", "u2"),
     ("vlan_tci", "u2"), ("vlan_inner_tci", "u2"), ("vlan_count", "u1"), ("ip_protocol", "u1"), ("tos", "u1"), ("ttl", "u1"),
-    ("source_port", "u2"), ("destination_port", "u2"), ("reserved1", "u4"), ("source_address", "u1", (16,)),
-    ("destination_address", "u1", (16,)), ("reserved2", "u8"),
+    ("source_port", "u2"), ("destination_port", "u2"), ("reserved2", "u4"), ("source_address", "u1", (16,)),
+    ("destination_address", "u1", (16,)), ("reserved3", "u8"),
 ])
 
 
@@ -36,14 +36,15 @@ cdef dict _c_layout():
         "gso_type": <char *>&p.gso_type - base, "header_length": <char *>&p.header_length - base,
         "gso_size": <char *>&p.gso_size - base, "csum_start": <char *>&p.csum_start - base,
         "csum_offset": <char *>&p.csum_offset - base, "tx_status": <char *>&p.tx_status - base,
-        "reserved0": <char *>&p.reserved0 - base, "l3_offset": <char *>&p.l3_offset - base,
+        "reserved0": <char *>&p.reserved0 - base, "reserved1": <char *>&p.reserved1 - base,
+        "l3_offset": <char *>&p.l3_offset - base,
         "l4_offset": <char *>&p.l4_offset - base, "payload_offset": <char *>&p.payload_offset - base,
         "ethertype": <char *>&p.ethertype - base, "vlan_tci": <char *>&p.vlan_tci - base,
         "vlan_inner_tci": <char *>&p.vlan_inner_tci - base, "vlan_count": <char *>&p.vlan_count - base,
         "ip_protocol": <char *>&p.ip_protocol - base, "tos": <char *>&p.tos - base, "ttl": <char *>&p.ttl - base,
         "source_port": <char *>&p.source_port - base, "destination_port": <char *>&p.destination_port - base,
-        "reserved1": <char *>&p.reserved1 - base, "source_address": <char *>&p.source_address - base,
-        "destination_address": <char *>&p.destination_address - base, "reserved2": <char *>&p.reserved2 - base,
+        "reserved2": <char *>&p.reserved2 - base, "source_address": <char *>&p.source_address - base,
+        "destination_address": <char *>&p.destination_address - base, "reserved3": <char *>&p.reserved3 - base,
     }
 
 
@@ -192,7 +193,8 @@ cdef void packet_spill(Context *ctx, bint large) noexcept nogil:
 cdef void packet_return_cache(Context *ctx) noexcept nogil:
     """Gives every cached index back to the shared stack: an engine that ends keeps nothing."""
     cdef uint32_t i
-    cdef uint64_t seen, *top
+    cdef uint64_t seen
+    cdef uint64_t *top
     for i in range(ctx.small_cached + ctx.large_cached):
         index = ctx.small_cache[i] if i < ctx.small_cached else ctx.large_cache[i - ctx.small_cached]
         top = &ctx.pool.small_free if i < ctx.small_cached else &ctx.pool.large_free

@@ -1,0 +1,182 @@
+"""Engine: mailbox, timers in virtual time, reload while running, sleep and wake, the conservation law."""
+
+import os
+import threading
+
+import pytest
+
+from dataplane.clock import Clock
+from dataplane.elements.counter import Counter, Discard
+from dataplane.engine import Engine, MailboxFull
+from dataplane.errors import ConfigError, GraphError, VnicError
+from dataplane.packet import PacketPool
+from dataplane.port import PortRx, PortTx
+from dataplane.ports.memory import MemoryPort
+
+
+@pytest.fixture
+def pool():
+    return PacketPool(small=256, large=16)
+
+
+@pytest.fixture
+def running(pool):
+    engine = Engine("e0", pool)
+    a, b = MemoryPort("a", 0), MemoryPort("b", 1)
+    rx, tx = PortRx(a), PortTx(b)
+    rx >> tx
+    engine.load([rx])
+    engine.start()
+    yield engine, a, b
+    engine.close()
+    assert pool.in_use == 0
+
+
+def test_work_runs_on_the_engine_thread_and_returns(running):
+    engine, _, _ = running
+    assert engine.call(lambda: threading.current_thread().name) == "vnic-e0"
+    assert engine.call(lambda: engine.call(lambda: 7)) == 7  # work may post work: it runs in place
+
+
+def test_work_that_raises_raises_at_the_poster(running):
+    engine, _, _ = running
+    with pytest.raises(ZeroDivisionError):
+        engine.call(lambda: 1 // 0)
+    assert engine.call(lambda: "still there") == "still there"
+
+
+def test_many_posters_all_get_their_own_answer(running):
+    engine, _, _ = running
+    answers: dict[int, int] = {}
+
+    def ask(number: int) -> None:
+        for i in range(50):
+            answers[number] = engine.call(lambda: number * 1000 + i)
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert answers == {n: n * 1000 + 49 for n in range(8)}
+
+
+def test_the_mailbox_is_one_deep(running):
+    engine, _, _ = running
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        begun.set()
+        go_on.wait(10)
+
+    poster = threading.Thread(target=engine.call, args=(slow,))
+    poster.start()
+    assert begun.wait(10)
+    from dataplane.engine import Call
+
+    with pytest.raises(MailboxFull):
+        engine.post(Call(lambda: None), wait=False)
+    go_on.set()
+    poster.join(10)
+    assert not poster.is_alive()
+
+
+def test_a_sleeping_engine_uses_no_cpu(running):
+    engine, _, _ = running
+    engine.call(lambda: None)
+    before = engine.status()
+    threading.Event().wait(0.3)
+    after = engine.status()
+    assert after["cpu_ns"] - before["cpu_ns"] < 6_000_000  # 2 % of 0.3 s
+    assert after["polls"] - before["polls"] <= 3
+
+
+def test_spinning_costs_cpu_and_is_counted(pool):
+    engine = Engine("e0", pool, spin_ns=10_000_000_000)
+    engine.start()
+    before = engine.status()
+    threading.Event().wait(0.1)
+    after = engine.status()
+    engine.close()
+    assert after["sleeps"] == before["sleeps"]
+    assert after["polls"] > before["polls"] + 100
+
+
+def test_elements_come_and_go_while_traffic_runs(running):
+    engine, a, b = running
+    c = MemoryPort("c", 2)
+    rx = PortRx(c)
+    counter = Counter()
+    rx >> counter >> Discard()
+    engine.load([*engine.sources, rx])
+    c.inject([bytes(60)] * 5)
+    a.inject([bytes(60)] * 3)
+    while sum(statistics["received"] for _, statistics in engine.snapshot()) < 8:
+        pass
+    assert engine.conservation()["dropped"] == 5
+    retired = dict(engine.load([source for source in engine.sources if source is not rx]))
+    assert retired["Counter"]["packets"] == 5
+    assert rx.engine is None
+    assert len(b.take()) == 3
+
+
+def test_names_are_unique_and_elements_belong_to_one_engine(pool):
+    engine, other = Engine("e0", pool), Engine("e1", pool)
+    rx = PortRx(MemoryPort("a"))
+    rx >> Counter() >> Counter() >> Discard()
+    with pytest.raises(GraphError, match="Counter: two elements"):
+        engine.load([rx])
+    rx = PortRx(MemoryPort("a"))
+    rx >> Discard()
+    engine.load([rx])
+    with pytest.raises(GraphError, match="runs in engine e0 already"):
+        other.load([rx])
+
+
+def test_a_failing_initialize_leaves_nothing_bound(pool):
+    class Refuses(Counter):
+        def initialize(self):
+            raise ConfigError("refuses: no")
+
+    engine = Engine("e0", pool)
+    rx = PortRx(MemoryPort("a"))
+    rx >> Refuses() >> Discard()
+    with pytest.raises(ConfigError, match="refuses: no"):
+        engine.load([rx])
+    assert rx.engine is None and engine.elements == []
+
+
+def test_a_cpu_that_is_not_there(pool):
+    engine = Engine("e0", pool, cpu=4096)
+    with pytest.raises(ConfigError, match="cpu 4096: not usable here"):
+        engine.start()
+    engine = Engine("e0", pool, cpu=min(os.sched_getaffinity(0)))
+    engine.start()
+    assert engine.call(lambda: os.sched_getaffinity(0)) == {min(os.sched_getaffinity(0))}
+    engine.close()
+
+
+def test_clocks_do_not_mix(pool):
+    with pytest.raises(VnicError, match="virtual clock; use advance"):
+        Engine("e0", pool, clock=Clock(virtual=True)).start()
+    with pytest.raises(VnicError, match="machine's clock; use start"):
+        Engine("e0", pool).advance(5)
+    clock = Clock(virtual=True, start_ns=10)
+    with pytest.raises(ConfigError, match="time does not go back"):
+        clock.set(9)
+
+
+def test_exhausted_pool_is_counted_and_nothing_stops():
+    pool = PacketPool(small=4, large=2)
+    engine = Engine("e0", pool, clock=Clock(virtual=True))
+    a, b = MemoryPort("a", 0), MemoryPort("b", 1)
+    rx = PortRx(a)
+    rx >> PortTx(b)
+    engine.load([rx])
+    a.inject([bytes(60)] * 10)
+    engine.advance(1)
+    terms = engine.conservation()
+    assert terms["received"] == 10 and terms["dropped"] == 6 and terms["transmitted"] == 4 and terms["conserved"]
+    a.inject([bytes(60)])
+    engine.advance(2)
+    assert len(b.take()) == 5

@@ -1,0 +1,87 @@
+"""Elements in Python: columns, frames, drops and gates by mask, and what happens when they raise."""
+
+import numpy as np
+import pytest
+
+from dataplane.clock import Clock
+from dataplane.element import PyElement
+from dataplane.elements.counter import Discard
+from dataplane.engine import Engine
+from dataplane.packet import PacketPool
+from dataplane.port import PortRx, PortTx
+from dataplane.ports.memory import MemoryPort
+
+
+def run(element, frames, gates=()):
+    pool = PacketPool(small=512, large=8)
+    engine = Engine("e0", pool, clock=Clock(virtual=True))
+    a, b = MemoryPort("a", 0), MemoryPort("b", 1)
+    rx = PortRx(a)
+    rx >> element >> PortTx(b)
+    for gate in gates:
+        element[gate] >> Discard(name=f"discard{gate}")
+    engine.load([rx])
+    a.inject(frames)
+    engine.advance(1)
+    assert engine.conservation()["conserved"]
+    assert pool.in_use == 0
+    return [frame.data for frame in b.take()], element.statistics()
+
+
+def test_columns_and_frames():
+    seen = {}
+
+    class Look(PyElement):
+        def process(self, batch):
+            seen["length"] = batch.length.tolist()
+            seen["head"] = batch.head(2).tolist()
+            batch.frame(1)[0] = 9
+            batch.set("mark", np.arange(len(batch)))
+            seen["mark"] = batch.mark.tolist()
+            with pytest.raises(AttributeError, match="no column 'colour'"):
+                _ = batch.colour
+
+    out, _ = run(Look(), [b"\1" * 60, b"\2" * 100, b"\3"])
+    assert seen == {"length": [60, 100, 1], "head": [[1, 1], [2, 2], [3, 0]], "mark": [0, 1, 2]}
+    assert out == [b"\1" * 60, b"\x09" + b"\2" * 99, b"\3"]
+
+
+def test_drop_and_emit_by_mask():
+    class Sort(PyElement):
+        OUTPUTS = 2
+        DROP_REASONS = ("odd", "tiny")
+
+        def process(self, batch):
+            batch.emit(batch.length > 200, 1)
+            batch.drop(batch.length % 2 == 1, "odd")
+            batch.drop(batch.length < 60, "tiny")
+
+    out, statistics = run(Sort(), [bytes(n) for n in (10, 60, 61, 300, 301, 62)], gates=(1,))
+    assert [len(frame) for frame in out] == [60, 62]
+    assert statistics["dropped"] == {"exception": 0, "odd": 2, "tiny": 1}
+
+
+def test_an_exception_costs_the_batch_and_nothing_else(capsys):
+    class Fails(PyElement):
+        def process(self, batch):
+            if batch.length[0] == 60:
+                raise RuntimeError("on purpose")
+
+    element = Fails()
+    out, statistics = run(element, [bytes(60)] * 3)
+    assert out == [] and statistics["dropped"]["exception"] == 3
+    assert isinstance(element.last_error, RuntimeError)
+    assert "on purpose" in capsys.readouterr().err
+    out, _ = run(Fails(), [bytes(61)] * 3)
+    assert len(out) == 3
+
+
+def test_wrong_masks_are_refused(capsys):
+    class Wrong(PyElement):
+        def process(self, batch):
+            batch.drop([1, 2])
+
+    element = Wrong()
+    run(element, [bytes(60)])
+    assert "mask: want 1 booleans" in str(element.last_error)
+    capsys.readouterr()

@@ -1,0 +1,167 @@
+"""A container of the demo: a process with network (and, for a plain user, user) namespaces of its own, and real TCP in it.
+
+Runs as `python -m vnic.cli.demo_container FD`: reads one JSON request a line from the socket FD, answers with one JSON object a
+line, and ends when the socket closes - so it cannot outlive the demo, however that ends. Standard library only: it starts fast.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+from typing import Any
+
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWNET = 0x40000000
+PR_SET_PDEATHSIG = 1
+SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
+CHUNK = 1 << 18  # bytes a send or receive call moves; larger ones leave the CPU's cache
+TCP_INFO_SND_MSS = 16  # offset of tcpi_snd_mss in struct tcp_info (linux/tcp.h)
+
+
+def enter_namespaces() -> None:
+    """New user and network namespaces for a plain user, a new network namespace for root; loopback up."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    uid, gid = os.geteuid(), os.getegid()
+    flags = CLONE_NEWNET if uid == 0 else CLONE_NEWNET | CLONE_NEWUSER
+    if libc.unshare(flags) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    if uid != 0:
+        for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+    import fcntl
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        request = struct.pack("16sH22x", b"lo", IFF_UP)
+        fcntl.ioctl(any_socket, SIOCSIFFLAGS, request)
+
+
+def tcp_socket() -> socket.socket:
+    """A TCP socket with CUBIC where the kernel has it: the default differs between kernels, and BBR paces by itself."""
+    made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic")
+    except OSError:
+        pass  # not available: the default has to do
+    return made
+
+
+class Container:
+    """What the demo can ask of a container; each method is a request by its name."""
+
+    def __init__(self) -> None:
+        self._listener: socket.socket | None = None
+        self._server: socket.socket | None = None
+
+    def listen(self, address: str, port: int) -> dict[str, Any]:
+        """Accepts TCP connections from now on."""
+        self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._listener.bind((address, port))
+        self._listener.listen()
+        return {}
+
+    def receive(self, seconds: float, settle: float) -> dict[str, Any]:
+        """Takes one connection and reads from it; the bytes that came in `seconds` after the first `settle` seconds."""
+        assert self._listener is not None
+        self._listener.settimeout(10)
+        connection, _ = self._listener.accept()
+        buffer = bytearray(CHUNK)
+        with connection:
+            connection.settimeout(10)
+            begin = time.monotonic()
+            while time.monotonic() - begin < settle:
+                if not connection.recv_into(buffer):
+                    return {"bytes": 0, "seconds": 0.0}
+            start = now = time.monotonic()
+            total = 0
+            while now - start < seconds:
+                got = connection.recv_into(buffer)
+                if not got:
+                    break
+                total += got
+                now = time.monotonic()
+            return {"bytes": total, "seconds": now - start}
+
+    def send(self, address: str, port: int) -> dict[str, Any]:
+        """Connects and writes until the receiver closes; says which MSS the connection had."""
+        data = memoryview(bytes(CHUNK))
+        sent = 0
+        with tcp_socket() as connection:
+            connection.settimeout(10)
+            connection.connect((address, port))
+            try:
+                while True:
+                    sent += connection.send(data)
+            except (ConnectionError, TimeoutError):
+                pass
+            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+        return {"sent": sent, "mss": struct.unpack_from("=I", info, TCP_INFO_SND_MSS)[0]}
+
+    def echo(self, address: str, port: int, count: int) -> dict[str, Any]:
+        """Answers `count` UDP datagrams, or as many as come before a pause of three seconds."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as endpoint:
+            endpoint.bind((address, port))
+            endpoint.settimeout(3)
+            answered = 0
+            while answered < count:
+                try:
+                    data, peer = endpoint.recvfrom(64)
+                except TimeoutError:
+                    break
+                endpoint.sendto(data, peer)
+                answered += 1
+        return {"answered": answered}
+
+    def ping(self, address: str, port: int, count: int) -> dict[str, Any]:
+        """`count` UDP round trips one after the other, in microseconds."""
+        times: list[float] = []
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as endpoint:
+            endpoint.connect((address, port))
+            endpoint.settimeout(0.5)
+            number = 0
+            while len(times) < count:
+                begin = time.perf_counter_ns()
+                try:
+                    endpoint.send(struct.pack("!I", number))
+                    while struct.unpack("!I", endpoint.recv(64))[0] != number:
+                        pass
+                except (ConnectionRefusedError, TimeoutError):
+                    number += 1  # the echo side may not be bound yet, or the datagram was lost: not a round trip
+                    if number > count + 50:
+                        break
+                    continue
+                times.append((time.perf_counter_ns() - begin) / 1000)
+                number += 1
+        return {"times_us": times}
+
+
+def main() -> None:
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole foreground group; the demo closes the channel
+    with channel.makefile("rw", buffering=1) as stream:
+        try:
+            enter_namespaces()
+            stream.write(json.dumps({"ready": os.getpid()}) + "\n")
+        except OSError as error:
+            stream.write(json.dumps({"error": f"cannot make namespaces: {error.strerror}"}) + "\n")
+            return
+        container = Container()
+        for line in stream:
+            request = json.loads(line)
+            try:
+                reply = getattr(container, request.pop("call"))(**request)
+            except OSError as error:
+                reply = {"error": str(error)}
+            stream.write(json.dumps(reply) + "\n")
+
+
+if __name__ == "__main__":
+    main()

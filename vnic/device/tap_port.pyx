@@ -1,0 +1,167 @@
+"""TapPort. The contract is in tap_port.pxd."""
+import os
+
+from libc.errno cimport EAGAIN, EINTR, EINVAL, EIO, errno
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
+from posix.unistd cimport read, write
+from dataplane.packet cimport (GSO_NONE, HEADROOM, LARGE_BYTES, LARGE_FRAME, NO_PACKET, SMALL_FRAME, Batch, Context, Packet,
+                               batch_add, packet_alloc, packet_buffer, packet_data, packet_free)
+from dataplane.port cimport (OFFLOAD_ALL, TX_IO_ERROR, TX_LINK_DOWN, TX_QUEUE_FULL, TX_REJECTED, TX_TOO_LONG, Port)
+from dataplane.vatomic cimport vnic_check
+
+from dataplane.errors import PortError
+
+cdef struct VnetHeader:                  # native byte order (legacy header, TUNSETVNETLE not set)
+    uint8_t flags
+    uint8_t gso_type
+    uint16_t header_length
+    uint16_t gso_size
+    uint16_t csum_start
+    uint16_t csum_offset
+
+cdef enum:
+    LINK_HEADERS = 22                    # Ethernet header and two VLAN tags, above the MTU
+
+
+cdef class TapPort(Port):
+    """The device's side of a TAP: rx_burst takes what the container sends, tx_burst delivers to it.
+
+    fds: one descriptor a queue pair, opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR and a header size of 10 bytes; the port makes them
+    non-blocking, owns them and closes them. offloads: what TUNSETOFFLOAD accepted. Raises PortError for a descriptor that is not open.
+    """
+
+    def __init__(self, str name, fds, *, uint32_t number=0, uint32_t offloads=OFFLOAD_ALL, uint32_t mtu=1500):
+        fds = list(fds)
+        super().__init__(name, number, len(fds), offloads)
+        self.mtu = mtu
+        self._fds = <int *>calloc(len(fds), sizeof(int))
+        self._sink = <uint8_t *>calloc(1, LARGE_BYTES)
+        if self._fds == NULL or self._sink == NULL:
+            raise MemoryError(f"port {name}")
+        self._owned = fds
+        for queue, fd in enumerate(fds):
+            try:
+                os.set_blocking(fd, False)
+            except OSError as error:
+                raise PortError(f"port {name}: queue {queue}: descriptor {fd}: {error.strerror}") from error
+            self._fds[queue] = fd
+
+    def __dealloc__(self):
+        free(self._fds)
+        free(self._sink)
+
+    def descriptors(self):
+        return list(self._owned)
+
+    def close(self):
+        """Closes the queues; the interface vanishes unless someone made it persistent. Only when no engine serves the port."""
+        for queue, fd in enumerate(self._owned):
+            self._fds[queue] = -1
+            os.close(fd)
+        self._owned = []
+
+    cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil:
+        # Every frame is read into a large packet, since its length is not known before. A short one is copied out (cheaper than
+        # a second iovec), so that the large packet, whose lines are warm, serves for the next read.
+        cdef uint32_t taken = 0, before = batch.count, budget = READ_BUDGET, index, length
+        cdef uint32_t spare = packet_alloc(ctx, LARGE_FRAME)
+        cdef uint8_t *target
+        cdef ssize_t got
+        while taken < limit:
+            target = (packet_buffer(ctx, spare) + HEADROOM - VNET_HEADER) if spare != NO_PACKET else self._sink
+            got = read(self._fds[queue], target, LARGE_FRAME + VNET_HEADER)
+            if got < 0:
+                if errno == EINTR:
+                    continue
+                break                    # EAGAIN: empty. Anything else: ppoll reports the descriptor as failed.
+            if got <= VNET_HEADER:
+                self.stats[queue].rx_dropped += 1
+                continue
+            length = <uint32_t>got - VNET_HEADER
+            if length <= SMALL_FRAME:
+                index = packet_alloc(ctx, length)
+                if index != NO_PACKET:
+                    memcpy(packet_buffer(ctx, index) + HEADROOM - VNET_HEADER, target, got)
+            else:
+                index, spare = spare, NO_PACKET
+                if index != NO_PACKET:
+                    ctx.packets[index].length = length
+            if index == NO_PACKET:
+                self.stats[queue].rx_dropped += 1
+            else:
+                receive(ctx, index, self.number, queue)
+                self.stats[queue].rx_packets += 1
+                self.stats[queue].rx_bytes += length
+                batch_add(batch, index)
+            taken += 1                   # a lost frame counts too: exhaustion must not keep the engine here
+            if length >= budget:
+                break
+            budget -= length
+            if spare == NO_PACKET:
+                spare = packet_alloc(ctx, LARGE_FRAME)
+        if spare != NO_PACKET:
+            packet_free(ctx, spare)
+        return batch.count - before
+
+    cdef bint takes(self, Context *ctx, uint32_t index) noexcept nogil:
+        """False for a frame (or a segment of one) that is longer than the MTU allows: a NIC would not receive it either."""
+        cdef Packet *p = &ctx.packets[index]
+        if p.gso_type == GSO_NONE:
+            return p.length <= self.mtu + LINK_HEADERS
+        return <uint32_t>p.header_length + p.gso_size <= self.mtu + LINK_HEADERS
+
+    cdef uint32_t tx_burst(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil:
+        cdef uint32_t i, index, left = 0, sent = 0
+        cdef Packet *p
+        cdef VnetHeader *header
+        cdef ssize_t written
+        for i in range(batch.count):
+            index = batch.index[i]
+            p = &ctx.packets[index]
+            vnic_check(p.offset >= VNET_HEADER, "room for the virtio-net header")
+            if not self.takes(ctx, index):
+                p.tx_status = TX_TOO_LONG
+                batch.index[left] = index
+                left += 1
+                continue
+            header = <VnetHeader *>(packet_data(ctx, index) - VNET_HEADER)
+            header.flags = p.vnet_flags
+            header.gso_type = p.gso_type
+            header.header_length = p.header_length
+            header.gso_size = p.gso_size
+            header.csum_start = p.csum_start
+            header.csum_offset = p.csum_offset
+            written = write(self._fds[queue], header, p.length + VNET_HEADER)
+            while written < 0 and errno == EINTR:
+                written = write(self._fds[queue], header, p.length + VNET_HEADER)
+            if written >= 0:
+                sent += 1
+                self.stats[queue].tx_packets += 1
+                self.stats[queue].tx_bytes += p.length
+                packet_free(ctx, index)
+                continue
+            # A TAP's write is the reception in the container: what fails now is lost, as on a wire, and never tried again.
+            p.tx_status = (TX_LINK_DOWN if errno == EIO else TX_REJECTED if errno == EINVAL
+                           else TX_QUEUE_FULL if errno == EAGAIN else TX_IO_ERROR)
+            batch.index[left] = index
+            left += 1
+        self.stats[queue].tx_dropped += left
+        batch.count = left
+        return sent
+
+
+cdef inline void receive(Context *ctx, uint32_t index, uint32_t number, uint32_t queue) noexcept nogil:
+    """Fills the record of a frame whose virtio-net header lies before it. What it says is the guest's word: Parse checks it."""
+    cdef Packet *p = &ctx.packets[index]
+    cdef VnetHeader *header = <VnetHeader *>(packet_buffer(ctx, index) + HEADROOM - VNET_HEADER)
+    p.timestamp_ns = ctx.now_ns
+    p.port = <uint16_t>number
+    p.queue = <uint16_t>queue
+    p.vnet_flags = header.flags
+    p.gso_type = header.gso_type
+    p.header_length = header.header_length
+    p.gso_size = header.gso_size
+    p.csum_start = header.csum_start
+    p.csum_offset = header.csum_offset
