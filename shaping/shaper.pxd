@@ -1,0 +1,47 @@
+"""Shaper: a virtual-clock token bucket with a bounded queue.
+
+The virtual clock is the instant T at which the wire, were it as slow as the rate says, is done with what was sent so far. A packet may
+leave once now >= T; then T grows by bits / rate. T = next_ns + remainder / rate_bps, an exact fraction: nothing is ever rounded away,
+so no rate drifts, and a departure is the first whole nanosecond that is not before T.
+"""
+from libc.stdint cimport uint32_t, uint64_t
+from dataplane.element cimport Element
+from dataplane.engine cimport Engine, Work
+from dataplane.packet cimport Batch, Context
+
+cdef struct Setting:             # what a rate means, worked out on control's side in Python's integers
+    uint64_t rate_bps            # 0: unlimited
+    uint64_t limit_bytes         # of the queue
+    uint32_t quantum_bytes       # wire bytes of 1 ms: a GSO frame worth more is split
+
+cdef class Shaper(Element):
+    cdef Setting setting
+    cdef uint64_t next_ns        # T, whole nanoseconds
+    cdef uint64_t remainder      # T, the rest, in 1 / rate_bps nanoseconds; below rate_bps
+    cdef readonly uint64_t burst_ns      # how far T may lie behind now when a packet finds the queue empty
+    cdef object _queue_ns                # int, or None where the limit was given in bytes
+    cdef object _queue_bytes
+    cdef uint32_t head           # the queue: linked through Packet.next, oldest first
+    cdef uint32_t tail
+    cdef uint32_t small_held     # buffers of each size in the queue, and how many it may take of the pool
+    cdef uint32_t large_held
+    cdef uint32_t small_limit
+    cdef uint32_t large_limit
+    cdef uint32_t split_index    # the frame at whose pieces the queue begins, when they did not fit one batch; else NO_PACKET
+    cdef uint32_t split_done     # bytes of its payload already cut
+    cdef void process(self, Context *ctx, Batch *batch) noexcept nogil
+    cdef void tick(self, Context *ctx) noexcept nogil
+    cdef bint enqueue(self, Context *ctx, uint32_t index) noexcept nogil
+    cdef uint32_t dequeue(self, Context *ctx, uint32_t wire_bytes) noexcept nogil
+    cdef void release_due(self, Context *ctx) noexcept nogil
+    cdef uint32_t segments_each(self, Context *ctx, uint32_t index, uint32_t wire_bytes) noexcept nogil
+    cdef bint split_head(self, Context *ctx, uint32_t segments_each, uint32_t wire_bytes) noexcept nogil
+    cdef void count_held(self, Context *ctx, uint32_t index, int sign) noexcept nogil
+    cdef void set_deadline(self, Context *ctx) noexcept nogil
+    cdef void apply(self, const Setting *setting, uint64_t now_ns) noexcept nogil
+
+cdef class SetRate(Work):
+    # A change of rate on its way through the engine's mailbox: needs no GIL there.
+    cdef Shaper shaper
+    cdef Setting setting
+    cdef void run(self, Engine engine, Context *ctx) noexcept nogil

@@ -1,0 +1,367 @@
+"""Shaper. The contract is in shaper.pxd."""
+from libc.stdint cimport uint32_t, uint64_t
+from dataplane.element cimport NEVER, Element
+from dataplane.engine cimport Engine, Work
+from dataplane.offload cimport segment
+from dataplane.packet cimport (BATCH_MAX, GSO_NONE, LARGE_FRAME, NO_PACKET, PACKET_PARSED, Batch, Context, Packet, batch_add,
+                               packet_free, packet_wire_bytes)
+from dataplane.vatomic cimport vnic_check
+
+from dataplane.errors import ConfigError
+from dataplane.units import format_rate, format_size, format_time, parse_rate, parse_size, parse_time
+
+# 8 bits a byte, 10^9 ns a second: a packet of n bytes takes n * BYTE_COST / rate_bps ns. The most a frame can be worth (a GSO frame whose
+# segments have one byte each) is below 1.21e9 bytes, so n * BYTE_COST + remainder stays below 2^64 for every rate allowed.
+cdef uint64_t BYTE_COST = 8 * 1000000000
+
+RATE_MIN_BPS = 1000
+RATE_MAX_BPS = 10 ** 13
+QUANTUM_NS = 1_000_000           # a GSO frame worth more than this is split
+# A queue limit given as time is at least this much: two of the longest frames, or at low rates one super-frame of a sender would find
+# no room behind another and TCP would lose 44 segments at once.
+QUEUE_FLOOR_BYTES = 2 * LARGE_FRAME
+
+# DROP_REASONS
+cdef enum:
+    QUEUE_FULL = 0
+    NO_BUFFER = 1
+    RELEASED = 2
+
+# COUNTERS
+cdef enum:
+    PASSED = 0
+    DELAYED = 1
+    SPLIT = 2
+    SENT_BYTES = 3
+    QUEUE_BYTES = 4
+    QUEUE_BYTES_MAX = 5
+    SOJOURN_MAX_NS = 6
+    SOJOURN_NS = 7
+
+
+cdef class Shaper(Element):
+    """Lets packets go on at a rate, in order; those that come too fast wait in a bounded queue.
+
+    Synopsis:  a >> Shaper(rate="100mbit", queue="100ms", name="limit") >> b
+    Ports:     1 in, 1 out
+    Config:    rate: "100mbit" or bit/s, 1 kbit/s to 10 Tbit/s; None or 0: unlimited, batches pass as they are. Layer-2 frame bits, no
+               preamble, no FCS; a GSO frame is worth what its segments are.
+               queue: how much may wait, as time at the current rate ("100ms", int ns; at least 139,008 bytes) or as a size ("256kb").
+               Besides, at most a quarter of the pool's buffers of either size.
+               burst: credit that an idle time earns, as time at the current rate ("250us", int ns). It is there to make up for the
+               lateness of timers while the queue runs empty between two batches. While packets wait, lateness is made up in full,
+               however long it was: what waits is what bounds it. The worst burst is `burst` and one frame (at most 1 ms, or one packet).
+    Drops:     queue_full (tail drop), no_buffer (a segment), released (held when the element was taken out)
+    Counters:  passed (left at once), delayed (waited), split (GSO frames cut), sent_bytes (wire bytes let go), queue_bytes (waiting now),
+               queue_bytes_max, sojourn_max_ns, sojourn_ns (sum over all packets: divide by passed + delayed)
+    Handlers:  set_rate(rate): live; what waits stays in place, and the bits still owed for the packet before are paid at the new rate
+    Threads:   any one engine
+    Cost:      see shaping/README.md
+
+    A GSO frame worth more than 1 ms of the rate is cut, when its turn comes, into GSO frames of as many segments as 1 ms has room for (at
+    least one). Until then it stays one packet, so that a queue holds few buffers and a change of rate finds frames still whole.
+
+    The algorithm is the generic cell rate algorithm as virtual scheduling (ITU-T I.371, annex A), with a queue where a policer drops.
+    """
+
+    DROP_REASONS = ("queue_full", "no_buffer", "released")
+    COUNTERS = ("passed", "delayed", "split", "sent_bytes", "queue_bytes", "queue_bytes_max", "sojourn_max_ns", "sojourn_ns")
+    HANDLERS = {"set_rate": "set_rate"}
+
+    def __init__(self, rate=None, queue="100ms", burst="250us", *, name=None):
+        self._queue_ns, self._queue_bytes = _queue_limit(self.name, queue)
+        burst_ns = _nanoseconds(self.name, "burst", burst)
+        if burst_ns > 1_000_000_000:
+            raise ConfigError(f"{self.name}: burst {burst!r} is longer than 1s; make it about what timers are late, such as 250us")
+        self.burst_ns = burst_ns
+        self.head = self.tail = self.split_index = NO_PACKET
+        _work_out(self, &self.setting, _rate(self.name, rate))
+
+    def initialize(self):
+        cdef Engine engine = self.engine
+        # A queue in time can be many packets; it must leave the others of the pool to the rest of the graph.
+        self.small_limit = max(engine.pool.small_count // 4, 1)
+        self.large_limit = max(engine.pool.large_count // 4, 1)
+
+    # -- the packet path ---------------------------------------------------------------------------------------------------
+
+    cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
+        cdef uint32_t i
+        if self.setting.rate_bps == 0 and self.head == NO_PACKET:
+            self.counters.extra[PASSED] += batch.count
+            self.emit(ctx, 0, batch)
+            return
+        self.release_due(ctx)                  # first: what is due makes room
+        for i in range(batch.count):
+            if not self.enqueue(ctx, batch.index[i]):
+                self.release_due(ctx)          # the first of this very batch may be due
+                if not self.enqueue(ctx, batch.index[i]):
+                    self.drop(ctx, batch.index[i], QUEUE_FULL)
+        self.release_due(ctx)
+
+    cdef void tick(self, Context *ctx) noexcept nogil:
+        self.release_due(ctx)
+
+    cdef bint enqueue(self, Context *ctx, uint32_t index) noexcept nogil:
+        """False: the queue is full."""
+        cdef Packet *p = &ctx.packets[index]
+        cdef uint32_t wire_bytes = packet_wire_bytes(p)
+        cdef bint large = index >= ctx.small_count
+        cdef uint64_t credit_from
+        if self.head == NO_PACKET:
+            # The wire was idle: of the time that passed since, only the burst counts. An empty queue takes any packet.
+            credit_from = ctx.now_ns - self.burst_ns if ctx.now_ns > self.burst_ns else 0
+            if self.next_ns < credit_from:
+                self.next_ns, self.remainder = credit_from, 0
+            self.head = index
+        elif (self.counters.extra[QUEUE_BYTES] + wire_bytes > self.setting.limit_bytes
+              or (self.large_held >= self.large_limit if large else self.small_held >= self.small_limit)):
+            return False
+        else:
+            ctx.packets[self.tail].next = index
+        self.tail = index
+        p.next = NO_PACKET
+        p.release_ns = ctx.now_ns              # when it came, until it goes
+        self.count_held(ctx, index, 1)
+        self.counters.extra[QUEUE_BYTES] += wire_bytes
+        if self.counters.extra[QUEUE_BYTES] > self.counters.extra[QUEUE_BYTES_MAX]:
+            self.counters.extra[QUEUE_BYTES_MAX] = self.counters.extra[QUEUE_BYTES]
+        return True
+
+    cdef void count_held(self, Context *ctx, uint32_t index, int sign) noexcept nogil:
+        self.counters.held += sign
+        if index < ctx.small_count:
+            self.small_held += sign
+        else:
+            self.large_held += sign
+
+    cdef uint32_t dequeue(self, Context *ctx, uint32_t wire_bytes) noexcept nogil:
+        """Takes the head out of the queue, which is not empty."""
+        cdef uint32_t index = self.head
+        cdef Packet *p = &ctx.packets[index]
+        cdef uint64_t waited_ns = ctx.now_ns - p.release_ns
+        self.head = p.next
+        if self.head == NO_PACKET:
+            self.tail = NO_PACKET
+        p.next = NO_PACKET
+        p.release_ns = ctx.now_ns
+        self.count_held(ctx, index, -1)
+        self.counters.extra[QUEUE_BYTES] -= wire_bytes
+        self.counters.extra[SENT_BYTES] += wire_bytes
+        self.counters.extra[DELAYED if waited_ns else PASSED] += 1
+        self.counters.extra[SOJOURN_NS] += waited_ns
+        if waited_ns > self.counters.extra[SOJOURN_MAX_NS]:
+            self.counters.extra[SOJOURN_MAX_NS] = waited_ns
+        return index
+
+    cdef void release_due(self, Context *ctx) noexcept nogil:
+        """Forwards everything whose time has come and sets the deadline to that of the next packet."""
+        cdef Batch out
+        cdef uint64_t rate = self.setting.rate_bps, cost
+        cdef uint32_t wire_bytes, each
+        out.count = 0
+        while self.head != NO_PACKET:
+            if rate and (ctx.now_ns < self.next_ns or (ctx.now_ns == self.next_ns and self.remainder)):
+                break                          # never early, not by a fraction of a nanosecond
+            wire_bytes = packet_wire_bytes(&ctx.packets[self.head])
+            each = self.segments_each(ctx, self.head, wire_bytes)
+            if each and self.split_head(ctx, each, wire_bytes):
+                continue                       # another head, or the same with the next pieces before it
+            if out.count == BATCH_MAX:
+                self.emit(ctx, 0, &out)
+                out.count = 0
+            batch_add(&out, self.dequeue(ctx, wire_bytes))
+            if rate:
+                cost = wire_bytes * BYTE_COST + self.remainder
+                self.next_ns += cost // rate
+                self.remainder = cost % rate
+        self.set_deadline(ctx)
+        self.emit(ctx, 0, &out)
+
+    cdef void set_deadline(self, Context *ctx) noexcept nogil:
+        if self.head == NO_PACKET:
+            self.deadline_ns = NEVER
+        elif self.setting.rate_bps == 0:
+            self.deadline_ns = ctx.now_ns
+        else:
+            self.deadline_ns = self.next_ns + (1 if self.remainder else 0)
+
+    # -- splitting ---------------------------------------------------------------------------------------------------------
+
+    cdef uint32_t segments_each(self, Context *ctx, uint32_t index, uint32_t wire_bytes) noexcept nogil:
+        """Segments a piece of this frame may have; 0 where the frame goes whole."""
+        cdef const Packet *p = &ctx.packets[index]
+        cdef uint32_t each, segment_bytes
+        if wire_bytes <= self.setting.quantum_bytes and index != self.split_index:
+            return 0
+        # Without Parse nobody has checked the offload fields against the headers, and `segment` relies on that.
+        if p.gso_type == GSO_NONE or p.gso_size == 0 or p.length <= p.header_length or not p.flags & PACKET_PARSED:
+            return 0
+        segment_bytes = <uint32_t>p.header_length + p.gso_size
+        each = self.setting.quantum_bytes // segment_bytes
+        if each == 0:
+            each = 1
+        if index != self.split_index and p.length - p.header_length <= <uint64_t>each * p.gso_size:
+            return 0                           # one piece already
+        return each
+
+    cdef bint split_head(self, Context *ctx, uint32_t segments_each, uint32_t wire_bytes) noexcept nogil:
+        """Puts pieces of the head, at most a batch of them, before it or in its place. False: it cannot be cut and goes whole."""
+        cdef uint32_t index = self.head, after = self.head, lost, i, done
+        cdef Packet *p = &ctx.packets[index]
+        cdef bint first = index != self.split_index
+        cdef Batch pieces
+        pieces.count = 0
+        done = 0 if first else self.split_done
+        self.split_done = done
+        lost = segment(ctx, index, segments_each, &self.split_done, &pieces)
+        if first:
+            if self.split_done == done or pieces.count + lost == 0:
+                vnic_check(pieces.count == 0, "no pieces without progress")
+                return False
+            # From now on the first piece stands for the frame in the books; the frame is only a store of payload.
+            self.count_held(ctx, index, -1)
+            self.counters.extra[QUEUE_BYTES] -= wire_bytes
+            self.counters.extra[SPLIT] += 1
+            self.split_index = index
+        self.counters.generated += pieces.count + lost - (1 if first else 0)
+        self.counters.drops[NO_BUFFER] += lost
+        if self.split_done == done or self.split_done >= p.length - p.header_length:
+            after = p.next                     # used up (or stuck, which must not hold up the queue)
+            self.split_index = NO_PACKET
+            if self.tail == index:
+                self.tail = pieces.index[pieces.count - 1] if pieces.count else NO_PACKET
+        self.head = after
+        for i in range(pieces.count, 0, -1):   # last first: each links to what follows it
+            ctx.packets[pieces.index[i - 1]].next = self.head
+            ctx.packets[pieces.index[i - 1]].release_ns = p.release_ns
+            self.head = pieces.index[i - 1]
+            self.count_held(ctx, self.head, 1)
+            self.counters.extra[QUEUE_BYTES] += packet_wire_bytes(&ctx.packets[self.head])
+        if self.split_index == NO_PACKET:
+            packet_free(ctx, index)
+        return True
+
+    # -- control -----------------------------------------------------------------------------------------------------------
+
+    cdef void apply(self, const Setting *setting, uint64_t now_ns) noexcept nogil:
+        """Another rate from now on. What the wire still owes of the packet before, in bits, is owed at the new rate."""
+        cdef uint64_t owed
+        if self.setting.rate_bps == 0 or setting.rate_bps == 0:
+            self.next_ns, self.remainder = now_ns, 0
+        elif self.next_ns >= now_ns:
+            # In bits x 10^9; at most what one frame is worth, see BYTE_COST.
+            owed = (self.next_ns - now_ns) * self.setting.rate_bps + self.remainder
+            self.next_ns = now_ns + owed // setting.rate_bps
+            self.remainder = owed % setting.rate_bps
+        else:
+            # Late or idle: credit is time, and no more of it than the burst may be spent at another rate.
+            self.remainder = 0
+            if now_ns - self.next_ns > self.burst_ns:
+                self.next_ns = now_ns - self.burst_ns
+        self.setting = setting[0]
+
+    def set_rate(self, rate):
+        """Changes the rate of a running element (any thread); None or 0 lifts the limit and lets go what waits, in order.
+
+        Raises ConfigError for what is no rate, and then nothing has changed.
+        """
+        cdef SetRate work = SetRate(self)
+        _work_out(self, &work.setting, _rate(self.name, rate))
+        if self.engine is None:
+            self.setting = work.setting
+        else:
+            self.engine.post(work)
+
+    @property
+    def rate_bps(self):
+        """The rate in bit/s; 0 means unlimited."""
+        return self.setting.rate_bps
+
+    @property
+    def queue_limit_bytes(self):
+        """Wire bytes that may wait at the current rate."""
+        return self.setting.limit_bytes
+
+    def describe(self):
+        queue = format_time(self._queue_ns) if self._queue_bytes is None else format_size(self._queue_bytes)
+        return {"rate": format_rate(self.setting.rate_bps) if self.setting.rate_bps else "unlimited", "queue": queue}
+
+    def release(self):
+        cdef Engine engine = self.engine
+        cdef uint32_t index, following
+        cdef bint counted
+        if engine is None:
+            return
+        index = self.head
+        while index != NO_PACKET:
+            following = engine.ctx.packets[index].next
+            counted = index != self.split_index        # a frame being split is in the books as its pieces
+            if counted:
+                self.count_held(engine.ctx, index, -1)
+                self.drop(engine.ctx, index, RELEASED)
+            else:
+                packet_free(engine.ctx, index)
+            index = following
+        self.head = self.tail = self.split_index = NO_PACKET
+        self.counters.extra[QUEUE_BYTES] = 0
+        self.deadline_ns = NEVER
+
+
+cdef class SetRate(Work):
+    """A change of rate, run on the engine's thread."""
+
+    def __init__(self, Shaper shaper):
+        self.shaper = shaper
+
+    cdef void run(self, Engine engine, Context *ctx) noexcept nogil:
+        # Fresh: ctx.now_ns may be as old as the engine's last sleep was long.
+        ctx.now_ns = engine.clock.now()
+        self.shaper.apply(&self.setting, ctx.now_ns)
+        self.shaper.set_deadline(ctx)
+
+
+cdef int _work_out(Shaper shaper, Setting *setting, rate_bps) except -1:
+    """What the rate means for the queue and for GSO frames, without overflow at any rate."""
+    limit = shaper._queue_bytes
+    if limit is None:
+        limit = max(QUEUE_FLOOR_BYTES, rate_bps * shaper._queue_ns // int(BYTE_COST))
+    setting.rate_bps = rate_bps
+    setting.limit_bytes = min(limit, 1 << 62)
+    setting.quantum_bytes = min(rate_bps * QUANTUM_NS // int(BYTE_COST), 0xFFFFFFFF) if rate_bps else 0xFFFFFFFF
+    return 0
+
+
+def _rate(name, rate):
+    """bit/s; 0 for None."""
+    if rate is None:
+        return 0
+    if not isinstance(rate, int) or isinstance(rate, bool):
+        try:
+            rate = parse_rate(rate)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from None
+    if rate != 0 and not RATE_MIN_BPS <= rate <= RATE_MAX_BPS:
+        raise ConfigError(f"{name}: a rate of {rate} bit/s; want 1kbit to 10tbit, or 0 for unlimited")
+    return rate
+
+
+def _nanoseconds(name, what, value):
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value < 0:
+            raise ConfigError(f"{name}: {what} of {value} ns; want 0 or more")
+        return value
+    try:
+        return parse_time(value)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {what}: {error}") from None
+
+
+def _queue_limit(name, queue):
+    """(ns, None) or (None, bytes)."""
+    if isinstance(queue, str) and queue.strip().lower().endswith(("b", "k", "m", "g")):
+        try:
+            return None, parse_size(queue)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: queue: {error}") from None
+    return _nanoseconds(name, "queue", queue), None

@@ -1,0 +1,306 @@
+"""The shaper against a schedule in exact fractions, in virtual time."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataplane.clock import Clock
+from dataplane.engine import Engine
+from dataplane.errors import ConfigError
+from dataplane.packet import PacketPool
+from dataplane.port import PortRx, PortTx
+from dataplane.ports.memory import MemoryPort
+from shaping.shaper import QUEUE_FLOOR_BYTES, Shaper
+
+START_NS = 10**9
+MBIT = 10**6
+
+
+class Bench:
+    """a >> shaper >> b in virtual time."""
+
+    def __init__(self, *, small: int = 4096, large: int = 64, **config: object) -> None:
+        self.pool = PacketPool(small=small, large=large)
+        self.engine = Engine("e0", self.pool, clock=Clock(virtual=True, start_ns=START_NS))
+        self.a, self.b = MemoryPort("a", 0), MemoryPort("b", 1)
+        self.shaper = Shaper(**config)
+        rx = PortRx(self.a)
+        rx >> self.shaper >> PortTx(self.b)
+        self.engine.load([rx])
+
+    def inject(self, at_ns: int, sizes: list[int]) -> None:
+        """Frames that arrive at `at_ns`; the first four bytes number them."""
+        self.engine.advance(at_ns - 1) if at_ns - 1 >= self.engine.clock.now_ns else None
+        self.engine.clock.set(at_ns)
+        self.a.inject([size.to_bytes(4, "big") + bytes(size - 4) for size in sizes])
+        self.engine.advance(at_ns)
+
+    def departures(self) -> list[tuple[int, int]]:
+        """(time, length) of what came out since the last call."""
+        return [(frame.time_ns, len(frame.data)) for frame in self.b.take()]
+
+    def counters(self) -> dict[str, int]:
+        return self.shaper.statistics()["counters"]
+
+    def close(self) -> None:
+        assert self.engine.conservation()["conserved"]
+        self.engine.close()
+        assert self.pool.in_use == 0
+
+
+def schedule(arrivals: list[tuple[int, int]], rate: int, burst_ns: int, limit: int) -> tuple[list[tuple[int, int]], int]:
+    """The slow, obvious reference: (departures, tail drops) of a virtual-clock shaper, in exact arithmetic."""
+    clock = Fraction(0)  # when the wire is done with all before
+    waiting: deque[int] = deque()
+    out: list[tuple[int, int]] = []
+    drops = 0
+
+    def run_until(now: int) -> None:
+        nonlocal clock
+        while waiting and math.ceil(clock) <= now:
+            size = waiting.popleft()
+            # A packet goes at its turn, but not before it came: an arrival finds an empty queue or waits behind others.
+            out.append((max(math.ceil(clock), came.popleft()), size))
+            clock += Fraction(size * 8 * 10**9, rate)
+
+    came: deque[int] = deque()
+    for now, size in arrivals:
+        run_until(now)
+        if not waiting:
+            clock = max(clock, Fraction(now - burst_ns))
+        elif sum(waiting) + size > limit:
+            drops += 1
+            continue
+        waiting.append(size)
+        came.append(now)
+    run_until(2**63)
+    return out, drops
+
+
+def test_backlogged_departures_are_the_closed_form():
+    rate, size, count = 7_777_777, 1514, 80
+    bench = Bench(rate=rate, queue="1mb", burst=0)
+    bench.inject(START_NS, [size] * count)
+    bench.engine.advance(START_NS + 10**9)
+    assert bench.departures() == [
+        (START_NS + math.ceil(Fraction(i * size * 8 * 10**9, rate)), size) for i in range(count)
+    ]
+    assert bench.counters()["passed"] == 1 and bench.counters()["delayed"] == count - 1
+    bench.close()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    rate=st.one_of(st.integers(1000, 10**6), st.integers(10**6, 10**9), st.integers(10**9, 10**11)),
+    burst_ns=st.sampled_from([1, 1000, 250_000, 3_000_000]),
+    limit=st.sampled_from([3000, 20_000, 10**6]),
+    arrivals=st.lists(
+        st.tuples(
+            st.one_of(st.integers(0, 1000), st.integers(0, 10**6), st.integers(0, 10**10)),
+            st.one_of(st.integers(14, 1514), st.integers(14, 60_000)),
+        ),
+        min_size=1, max_size=60,
+    ),
+)  # fmt: skip
+def test_every_departure_is_that_of_the_reference(rate, burst_ns, limit, arrivals):
+    bench = Bench(rate=rate, queue=f"{limit}b", burst=burst_ns, small=1024, large=256)
+    now, timed = START_NS, []
+    for gap, size in arrivals:
+        now += gap
+        timed.append((now, size))
+    for at_ns, size in timed:
+        bench.inject(at_ns, [size])
+    bench.engine.advance(2**62)
+    expected, drops = schedule(timed, rate, burst_ns, limit)
+    assert bench.departures() == expected
+    assert bench.shaper.statistics()["dropped"]["queue_full"] == drops
+    assert bench.counters()["sent_bytes"] == sum(size for _, size in expected)
+    assert bench.counters()["queue_bytes"] == 0
+    bench.close()
+
+
+def feed(bench: Bench, rate: int, seconds: float, late_ns: list[int]) -> list[tuple[int, int]]:
+    """Keeps the queue busy; the engine looks at the clock only every so often (late timers), as it does when the machine is loaded."""
+    out: list[tuple[int, int]] = []
+    end = START_NS + int(seconds * 10**9)
+    step = 0
+    now = START_NS
+    frames = max(2, int(rate * 0.01 / 8 / 1514))
+    while now < end:
+        bench.a.inject([bytes(1514)] * frames)
+        upto = now + 5_000_000
+        while now < upto:
+            now += late_ns[step % len(late_ns)]
+            step += 1
+            bench.engine.clock.set(now)  # nothing ran in between: every timer since then is late
+            bench.engine.advance(now)
+        out += bench.departures()
+    return out
+
+
+@pytest.mark.parametrize("rate", [10 * MBIT, 100 * MBIT, 1000 * MBIT])
+@pytest.mark.parametrize("late_ns", [[1_000], [60_000, 90_000, 250_000, 40_000], [50_000] * 40 + [3_000_000]])
+def test_rate_over_seconds_and_in_every_window(rate, late_ns):
+    # The second at 1 Gbit/s is 82,563 frames: enough, and quick.
+    seconds = 5.0 if rate <= 10 * MBIT else 0.5
+    if late_ns == [1_000]:
+        late_ns = [20_000]
+    bench = Bench(rate=rate, queue="20ms", small=16384)
+    out = feed(bench, rate, seconds, late_ns)
+    end = START_NS + int(seconds * 10**9)
+    total = sum(size for _, size in out) * 8 / seconds
+    assert abs(total / rate - 1) < (0.002 if seconds >= 5 else 0.008)  # 250 us of burst and one frame, in 0.5 s
+    window = 100_000_000
+    for start in range(START_NS + 10_000_000, end - window, 7_000_000):
+        bits = sum(size for at_ns, size in out if start <= at_ns < start + window) * 8
+        worst = 0.02 + (max(late_ns) / window if max(late_ns) > 10**6 else 0)
+        assert abs(bits / (rate * window / 1e9) - 1) < worst
+    bench.close()
+
+
+def test_idle_time_earns_no_more_than_the_burst():
+    bench = Bench(rate=10 * MBIT, queue="1mb", burst="2ms")
+    bench.inject(START_NS + 10**9, [1250] * 10)  # a frame is 1 ms
+    bench.engine.advance(START_NS + 2 * 10**9)
+    times = [at - START_NS - 10**9 for at, _ in bench.departures()]
+    assert times == [0, 0, 0, *(i * 10**6 for i in range(1, 8))]
+    bench.close()
+
+
+def test_lateness_is_made_up_in_full_while_packets_wait():
+    bench = Bench(rate=10 * MBIT, queue="1mb", burst=0)
+    bench.inject(START_NS, [1250] * 100)
+    bench.engine.clock.set(START_NS + 49_500_000)
+    bench.engine.advance(START_NS + 49_500_000)
+    assert len(bench.departures()) == 50
+    bench.engine.advance(START_NS + 50_000_000)
+    assert bench.departures() == [(START_NS + 50_000_000, 1250)]
+    bench.close()
+
+
+def test_the_rate_changes_live():
+    bench = Bench(rate=1 * MBIT, queue="1mb", burst=0)
+    bench.inject(START_NS, [1250] * 7)  # 10 ms each
+    bench.engine.advance(START_NS + 12_000_000)
+    assert [at - START_NS for at, _ in bench.departures()] == [0, 10_000_000]
+    bench.shaper.set_rate("2mbit")  # 8 ms of the second frame are owed: 4 ms at the new rate
+    bench.engine.advance(START_NS + 21_500_000)
+    assert [at - START_NS for at, _ in bench.departures()] == [16_000_000, 21_000_000]
+    bench.shaper.set_rate("100kbit")  # 4.5 ms at 2 Mbit/s are owed: 90 ms
+    bench.engine.advance(START_NS + 200_000_000)
+    assert [at - START_NS for at, _ in bench.departures()] == [111_500_000]
+    assert bench.shaper.statistics()["held"] == 2
+    bench.shaper.set_rate(None)
+    bench.engine.advance(START_NS + 200_000_000)
+    assert [at - START_NS for at, _ in bench.departures()] == [200_000_000] * 2
+    bench.inject(START_NS + 300_000_000, [60] * 600)
+    assert len(bench.departures()) == 600
+    assert bench.shaper.describe()["rate"] == "unlimited"
+    bench.close()
+
+
+@settings(max_examples=60, deadline=None)
+@given(changes=st.lists(st.tuples(st.integers(0, 50_000_000), st.one_of(st.none(), st.integers(1000, 10**11))), max_size=20))
+def test_changes_of_rate_neither_lose_nor_reorder(changes):
+    bench = Bench(rate="10mbit", queue="1mb")
+    now = START_NS
+    sizes = [60 + i for i in range(500)]
+    bench.inject(now, sizes)
+    for gap, rate in changes:
+        now += gap
+        bench.engine.advance(now)
+        bench.shaper.set_rate(rate)
+        assert bench.engine.conservation()["conserved"]
+    bench.shaper.set_rate(0)
+    bench.engine.advance(now)
+    out = bench.departures()
+    assert [size for _, size in out] == sizes
+    assert [at for at, _ in out] == sorted(at for at, _ in out)
+    bench.close()
+
+
+def test_unlimited_passes_batches_as_they_are():
+    bench = Bench()
+    bench.inject(START_NS, [60] * 100)
+    assert len(bench.departures()) == 100
+    assert bench.counters()["passed"] == 100 and bench.shaper.rate_bps == 0
+    bench.close()
+
+
+def test_the_queue_is_bounded_by_bytes_and_by_the_pool():
+    bench = Bench(rate="10mbit", queue="10000b")
+    bench.inject(START_NS, [1000] * 20)
+    assert bench.shaper.statistics()["dropped"]["queue_full"] == 9
+    assert bench.counters()["queue_bytes"] == bench.counters()["queue_bytes_max"] == 10_000
+    bench.engine.advance(START_NS + 10**9)
+    assert len(bench.departures()) == 11
+    bench.close()
+    bench = Bench(rate="10gbit", queue="1s", small=400, large=20)
+    bench.inject(START_NS, [60_000] * 10 + [60] * 150)
+    # The first leaves at once; then a quarter of 20 large and of 400 small buffers may wait.
+    assert bench.shaper.statistics()["held"] == 5 + 100
+    assert bench.shaper.statistics()["dropped"]["queue_full"] == 4 + 50
+    bench.close()
+
+
+def test_a_limit_in_time_has_a_floor():
+    assert Shaper("1mbit", queue="100ms").queue_limit_bytes == QUEUE_FLOOR_BYTES
+    assert Shaper("1gbit", queue="100ms").queue_limit_bytes == 12_500_000
+    assert Shaper("10tbit", queue="1h").queue_limit_bytes == 10**13 // 8 * 3600
+
+
+def test_closing_drops_what_is_held_under_its_reason():
+    bench = Bench(rate="10kbit", queue="1mb")
+    bench.inject(START_NS, [100] * 10)
+    held = bench.shaper.statistics()["held"]
+    bench.close()
+    assert held == 9
+    assert bench.shaper.statistics()["dropped"]["released"] == 9 and bench.shaper.statistics()["held"] == 0
+
+
+@pytest.mark.parametrize("config", [
+    {"rate": "10"}, {"rate": "fast"}, {"rate": -1}, {"rate": 999}, {"rate": 10**14}, {"rate": True}, {"queue": "-1ms"},
+    {"queue": -5}, {"queue": "12kbb"}, {"burst": "2s"}, {"burst": "many"},
+])  # fmt: skip
+def test_wrong_configuration_is_one_line(config):
+    with pytest.raises(ConfigError) as error:
+        Shaper(name="limit", **config)
+    assert str(error.value).startswith("limit: ") and "\n" not in str(error.value)
+
+
+def test_a_wrong_rate_changes_nothing():
+    bench = Bench(rate="10mbit")
+    with pytest.raises(ConfigError):
+        bench.shaper.set_rate("nonsense")
+    assert bench.shaper.rate_bps == 10 * MBIT
+    bench.close()
+
+
+def test_the_rate_changes_while_a_thread_runs():
+    pool = PacketPool()
+    engine = Engine("e0", pool)
+    a, b = MemoryPort("a", 0), MemoryPort("b", 1)
+    shaper, rx = Shaper("8kbit", queue="1mb"), PortRx(a)
+    rx >> shaper >> PortTx(b)
+    engine.load([rx])
+    engine.start()
+    try:
+        a.inject([bytes(1000)] * 50)  # a second each
+        while shaper.statistics()["held"] == 0:
+            engine.call(lambda: None)
+        shaper.set_rate("100mbit")  # 4 ms
+        got = 0
+        while got < 50:
+            got += len(b.take())
+            engine.call(lambda: None)
+    finally:
+        engine.stop()
+    assert engine.conservation()["conserved"]
+    engine.close()
+    assert pool.in_use == 0
