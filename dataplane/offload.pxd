@@ -3,7 +3,7 @@
 Both work on parsed packets (`Parse` has filled the offsets and validated the virtio-net fields against the headers).
 """
 from libc.stdint cimport uint32_t, uint64_t
-from dataplane.packet cimport Batch, Context
+from dataplane.packet cimport Batch, Context, Packet
 
 cdef struct Cursor:          # where a pass over a batch stands, since one packet may become more segments than a batch holds
     uint32_t packet          # position in the batch
@@ -20,5 +20,8 @@ cdef bint complete_checksum(Context *ctx, uint32_t index) noexcept nogil
 
 # Cuts a GSO frame into frames of `segments_each` segments (1: plain frames that still need their checksum; more: smaller GSO frames),
 # starting at payload byte *done, appending to `out` until it is full or the frame is used up; *done says how far it came. The frame
-# itself stays the caller's. Returns how many segments (frames of `out`) had no buffer and are lost.
+# itself stays the caller's, its payload has length - header_length bytes. Returns how many segments (frames of `out`) had no buffer and are lost.
 cdef uint32_t segment(Context *ctx, uint32_t index, uint32_t segments_each, uint32_t *done, Batch *out) noexcept nogil
+
+# Whether `segment` can cut the packet: a GSO frame that Parse found sound, and nobody spoilt since.
+cdef bint can_segment(const Packet *p) noexcept nogil
