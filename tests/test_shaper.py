@@ -241,7 +241,7 @@ def test_the_queue_is_bounded_by_bytes_and_by_the_pool():
     bench.engine.advance(START_NS + 10**9)
     assert len(bench.departures()) == 11
     bench.close()
-    bench = Bench(rate="10gbit", queue="1s", small=400, large=20)
+    bench = Bench(rate="10gbit", queue="1s", burst=0, small=400, large=20)
     bench.inject(START_NS, [60_000] * 10 + [60] * 150)
     # The first leaves at once; then a quarter of 20 large and of 400 small buffers may wait.
     assert bench.shaper.statistics()["held"] == 5 + 100
