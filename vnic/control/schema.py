@@ -165,10 +165,14 @@ class RssKey(bytes):
 
 SCALARS: tuple[Any, ...] = (Rate, Spin, Ageing, QueueTime, Mac, Address, RssKey)
 
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 Name = Annotated[
     str,
-    Meta(pattern=_NAME, max_length=32, description="a name of 1 to 32 letters, digits, '_', '.', '-', a letter or digit first"),
+    Meta(
+        pattern=NAME_PATTERN,
+        max_length=32,
+        description="a name of 1 to 32 letters, digits, '_', '.', '-', a letter or digit first",
+    ),
 ]
 InterfaceName = Annotated[
     str,
@@ -412,7 +416,7 @@ def json_schema() -> dict[str, Any]:
         definition["required"] = [each for each in definition.get("required", ()) if each not in struct.HIDDEN]
     definitions["ElementConfig"]["additionalProperties"] = True  # the constructor's arguments
     definitions["ElementConfig"]["properties"]["branches"]["propertyNames"] = {"pattern": "^[0-9]+$"}
-    definitions["Config"]["properties"]["nics"]["propertyNames"] = {"pattern": _NAME, "maxLength": 32}
+    definitions["Config"]["properties"]["nics"]["propertyNames"] = {"pattern": NAME_PATTERN, "maxLength": 32}
     definitions["NicConfig"]["oneOf"] = [{"required": ["pid"]}, {"required": ["netns"]}]
     engines = definitions["Config"]["properties"]["engines"]
     description, default = engines.pop("description"), engines.pop("default", None)

@@ -1,0 +1,232 @@
+"""Configuration files: what is right is parsed, what is wrong gets one line with file, line, path and what would be right."""
+
+import json
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dataplane.errors import ConfigError
+from vnic.control.convert import convert_config, convert_nic
+from vnic.control.load import BYTES_MOST, load_config, parse_config
+from vnic.control.schema import Config, DirectionConfig, Mac, NicConfig, Rate, encode_scalar, json_schema
+
+FULL = """
+engines: [{name: fast, spin: 20us, cpu: 0}, {}]
+spin: 5us
+pool: {small: 2048, large: 64}
+switch: {ageing: 60s, table: 128}
+nics:
+  web:
+    pid: 4242
+    interface: eth0
+    queues: 2
+    mac: 12:00:00:00:00:01
+    mtu: 9000
+    addresses: [10.0.0.1/24, "fd00::1/64"]
+    engine: fast
+    vlan: {trunk: [10, 20], native: 1}
+    offloads: {checksum: true, tso: true, uso: false}
+    rss: {key: "KEY", table: [0, 1]}
+    egress:
+      rate: 100mbit
+      queue: 50ms
+      elements:
+        - Counter
+        - element: Classifier
+          name: split
+          rules: [{dscp: 46}]
+          branches:
+            1: [{element: "mine:Mark", value: 7}]
+    ingress: {rate: 1gbit}
+  db: {netns: netns/db, engine: 1}
+""".replace("KEY", "6d5a56da" * 10)
+
+
+def test_a_full_file_is_parsed():
+    config = parse_config(FULL, "full.yaml", "/etc/vnic")
+    assert [(e.name, int(e.spin), e.cpu) for e in config.engines] == [("fast", 20_000, 0), ("e1", 5_000, None)]
+    web, db = config.nics["web"], config.nics["db"]
+    assert (web.name, web.pid, web.interface, web.queues, web.mac, web.mtu) == ("web", 4242, "eth0", 2, "12:00:00:00:00:01", 9000)
+    assert web.addresses == ["10.0.0.1/24", "fd00::1/64"] and config.engine_index(web.engine) == 0
+    assert web.vlan.trunk == [10, 20] and web.vlan.native == 1 and not web.offloads.uso
+    assert web.rss.key == bytes.fromhex("6d5a56da" * 10) and web.rss.table == [0, 1]
+    assert web.egress.rate == 100_000_000 and web.egress.queue == 50_000_000 and web.ingress.rate == 10**9
+    counter, split = web.egress.elements
+    assert (counter.element, counter.arguments) == ("Counter", {})
+    assert (split.name, split.arguments, split.where) == ("split", {"rules": [{"dscp": 46}]}, "full.yaml:23")
+    assert split.branches[1][0].element == "mine:Mark" and split.branches[1][0].arguments == {"value": 7}
+    assert db.netns == "/etc/vnic/netns/db" and db.interface == "db" and db.mac == Mac.from_name("db")
+    assert db.ingress.rate is None and config.switch.ageing == 60 * 10**9 and config.directory == "/etc/vnic"
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "{}", "engines: 3", "nics:\n", "spin: 0"])
+def test_everything_has_a_default(text):
+    config = parse_config(text)
+    assert len(config.engines) == (3 if "3" in text else 1) and config.nics == {}
+    assert config.pool.small == 16384
+
+
+def nic(text):
+    return "nics:\n  web:\n    pid: 1\n    " + text + "\n"
+
+
+WRONG = [
+    # text, line, path, what it says
+    (nic("quenes: 2"), 4, "nics.web.quenes", "unknown key; did you mean 'queues'?"),
+    (nic("name: x"), 4, "nics.web.name", "unknown key"),
+    (nic("where: x"), 4, "nics.web.where", "unknown key"),
+    (nic("zzz: 2"), 4, "nics.web.zzz", "want one of pid, netns, interface"),
+    (nic("mac: 02:00:00:00:00"), 4, "nics.web.mac", "no MAC address: want six bytes such as 02:00:00:00:00:01"),
+    (nic("mac: 01:00:00:00:00:01"), 4, "nics.web.mac", "group address"),
+    (nic("mac: 12"), 4, "nics.web.mac", "no MAC address"),
+    (nic("queues: 0"), 4, "nics.web.queues", "0 will not do; want 1 to 64 queue pairs"),
+    (nic("queues: 65"), 4, "nics.web.queues", "want 1 to 64"),
+    (nic("queues: two"), 4, "nics.web.queues", "'two' will not do; want 1 to 64"),
+    (nic("queues: true"), 4, "nics.web.queues", "true will not do"),
+    (nic("mtu: 70000"), 4, "nics.web.mtu", "70000 will not do; want an MTU of 68 to 65521 bytes"),
+    (nic("addresses: [10.0.0.1/24, 10.0.0.2]"), 4, "nics.web.addresses[1]", "want address/prefix such as 10.0.0.1/24"),
+    (nic("addresses: 10.0.0.1/24"), 4, "nics.web.addresses", "want a list"),
+    (nic("engine: 1"), 4, "nics.web.engine", "engine 1 does not exist"),
+    (nic("engine: fast"), 4, "nics.web.engine", "want one of 0 to 0 or e0"),
+    (nic("vlan: {access: 4095}"), 4, "nics.web.vlan.access", "want a VLAN number, 1 to 4094"),
+    (nic("vlan: {access: 1, trunk: [2]}"), 4, "nics.web.vlan", "want either"),
+    (nic("vlan: 10"), 4, "nics.web.vlan", "want {access: 10}"),
+    (nic("offloads: {tos: true}"), 4, "nics.web.offloads.tos", "did you mean 'tso'?"),
+    (nic("offloads: {checksum: false}"), 4, "nics.web.offloads", "segmentation needs checksum"),
+    (nic("rss: {table: [0, 1]}"), 2, "nics.web", "names queue 1, but there are 1"),
+    (nic("rss: {table: [0, 0, 0]}"), 4, "nics.web.rss", "want a power of two"),
+    (nic("rss: {key: abc}"), 4, "nics.web.rss.key", "no RSS key: want 40 bytes"),
+    (nic("egress: {rate: 10gbps}"), 4, "nics.web.egress.rate", "write 10gbit"),
+    (nic("egress: {rate: 100}"), 4, "nics.web.egress.rate", "no unit: want for example 100mbit"),
+    (nic("egress: {rate: 1bit}"), 4, "nics.web.egress.rate", "out of range"),
+    (nic("egress: {queue: 1h}"), 4, "nics.web.egress.queue", "out of range: want 1ms to 10s"),
+    (nic("egress: {elements: [{name: x}]}"), 4, "nics.web.egress.elements[0]", "has no element: want element: a built-in"),
+    (nic("egress: {elements: [3]}"), 4, "nics.web.egress.elements[0]", "want an element such as"),
+    (nic("egress: {elements: [{element: C, where: x y}]}"), None, None, None),
+    (nic("egress: {elements: [{element: C, branches: {a: []}}]}"), 4, "nics.web.egress.elements[0].branches.a", "no output"),
+    (nic("egress: {elements: [{element: C, branches: {1: [{elment: D}]}}]}"), 4, "elements[0].branches.1[0]", "has no element"),
+    (nic("egress:\n      elements:\n        - element: C\n          2x: 1"), 7, "elements[0].2x", "no constructor argument"),
+    (nic("netns: /run/netns/x"), 2, "nics.web", "has both pid and netns"),
+    (nic("pid: 2"), 4, None, "'pid' is there already, in line 3; remove one of them"),
+    (nic("pidd: 2"), 4, "nics.web.pidd", "did you mean 'pid'?"),
+    ("nics:\n  web: {}", 2, "nics.web", "want pid: or netns:, or `vnic attach tap web --pid PID` later"),
+    ("nics:\n  web:\n", 2, "nics.web", "want pid: or netns:"),
+    ("nics: {a: {pid: 0}}", 1, "nics.a.pid", "want the number of a process"),
+    ("nics: {a: {pid: 1, mac: 02:00:00:00:00:01},\n b: {pid: 1, mac: 02:00:00:00:00:01}}", 2, "nics.b.mac", "a's already"),
+    ("nics: {a-name-of-sixteen: {pid: 1}}", 1, "nics.a-name-of-sixteen", "interface: NAME"),
+    ("nics: {a/b: {pid: 1}}", 1, "nics.a/b", "want a name of 1 to 32"),
+    ("nics: [web]", 1, "nics", "a list will not do; want a mapping"),
+    ("nics: {web: 3}", 1, "nics.web", "3 will not do; want a mapping with keys such as pid, netns"),
+    ("engines: 0", 1, "engines", "0 will not do; want a number, 1 to 64, or a list"),
+    ("engines: []", 1, "engines", "want a number, 1 to 64, or a list"),
+    ("engines: many", 1, "engines", "want a number, 1 to 64, or a list"),
+    ("engines: [{name: a}, {name: a}]", 1, None, "two have the same name"),
+    ("engines:\n- {}\n- {cpu: -1}", 3, "engines[1].cpu", "want the number of the CPU"),
+    ("spin: 5", 1, "spin", "5ms"),
+    ("pool: {smal: 1}", 1, "pool.smal", "did you mean 'small'?"),
+    ("directory: /", 1, "directory", "unknown key"),
+    ("switch: {table: 1}", 1, "switch.table", "want addresses the table holds, 16 to"),
+    ("- a", 1, None, "a list will not do; want a mapping with keys such as engines"),
+    ("a: b: c", 1, None, "no YAML"),
+    ("a:\n\t- b", 2, None, "no YAML"),
+    ("a: [", None, None, "no YAML"),
+    ("a: 1\n---\nb: 2", 2, None, "no YAML"),
+    ("a: \x07", None, None, "no YAML"),
+    ("spin: !!python/object/apply:os.system [id]", 1, None, "is not allowed; want plain YAML"),
+    ("spin: !!int x", 1, None, "is not allowed"),
+    ("spin: !mine x", 1, None, "is not allowed"),
+    ("? [a]\n: 1", 1, None, "a key must be a word"),
+    ("a: &x [1, *x]", 1, None, "too deep"),
+    ("a: " + "1" * 5000, 1, None, "is too long"),
+    ("[" * 5000, None, None, "too deep"),
+    ("[" * 60 + "]" * 60, 1, None, "too deep"),
+    (("a: &a [1,1,1,1,1,1,1,1,1]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\n"
+     "d: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: [*d,*d,*d,*d,*d,*d,*d,*d,*d]"), None, None, "aliases expanded"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "line", "path", "says"), WRONG)
+def test_what_is_wrong_gets_one_line(text, line, path, says):
+    if says is None:  # an element's arguments are its own matter
+        parse_config(text)
+        return
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, "FILE.yaml")
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 400
+    assert message.startswith(f"FILE.yaml:{line}: " if line else "FILE.yaml")
+    assert path is None or f"{path}: " in message
+    assert says in message
+
+
+def test_files(tmp_path):
+    with pytest.raises(ConfigError, match=r"absent.yaml: No such file"):
+        load_config(tmp_path / "absent.yaml")
+    with pytest.raises(ConfigError, match="Is a directory"):
+        load_config(tmp_path)
+    path = tmp_path / "a.yaml"
+    path.write_bytes(b"a: 1\nb: \xff\n")
+    with pytest.raises(ConfigError, match=r"a.yaml:2: is not UTF-8"):
+        load_config(path)
+    path.write_bytes(b"#" * (BYTES_MOST + 1))
+    with pytest.raises(ConfigError, match="too large"):
+        load_config(path)
+    path.write_text("engines: 2\n")
+    config = load_config(path)
+    assert len(config.engines) == 2 and config.directory == str(tmp_path)
+
+
+def test_structs_by_hand_have_the_same_rules():
+    nic = NicConfig(name="web", pid=1, egress=DirectionConfig(rate=Rate("10mbit")))
+    assert nic.egress.rate == 10_000_000 and nic.interface == "web"
+    with pytest.raises(ConfigError, match="both"):
+        NicConfig(name="web", pid=1, netns="/x")
+    with pytest.raises(ConfigError):
+        Rate("10mbps")
+
+
+def test_a_mac_from_a_name_is_local_unicast_and_stable():
+    assert Mac.from_name("web") == Mac.from_name("web") != Mac.from_name("db")
+    assert Mac.from_name("web").packed[0] & 3 == 2
+
+
+def test_a_config_prints_as_it_was_written():
+    text = msgspec.json.encode(parse_config(FULL), enc_hook=encode_scalar).decode()
+    assert '"rate":"100mbit"' in text and '"queue":"50ms"' in text and '"ageing":"60s"' in text
+    assert json.loads(text)["nics"]["web"]["mac"] == "12:00:00:00:00:01"
+
+
+def test_the_json_schema_describes_every_key():
+    schema = json_schema()
+    definitions = schema["$defs"]
+    assert schema["$ref"] == "#/$defs/Config" and set(definitions["Config"]["properties"]) == {"engines", "spin", "pool", "switch", "nics"}
+    assert definitions["NicConfig"]["additionalProperties"] is False
+    assert "name" not in definitions["NicConfig"]["properties"] and "where" not in definitions["ElementConfig"]["properties"]
+    json.dumps(schema)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["100mbit", "5ms", "Counter"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*NicConfig.__struct_fields__, *Config.__struct_fields__,
+        "rate", "elements", "element", "branches", "1", "table", "key", "access"]) | st.text(max_size=4), inner, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@given(json_values)
+def test_any_data_is_converted_or_refused(data):
+    for convert in (convert_config, lambda data: convert_nic("web", data)):
+        try:
+            convert(data)
+        except ConfigError as error:
+            assert "\n" not in str(error)
+
+
+@given(st.text(alphabet=st.sampled_from("abn:{}[]-&*!#'\"\n \t|>?,1%@~0x."), max_size=60))
+def test_any_text_is_parsed_or_refused(text):
+    try:
+        parse_config(text)
+    except ConfigError as error:
+        assert "\n" not in str(error)

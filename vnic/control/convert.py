@@ -1,0 +1,243 @@
+"""From untyped data (a YAML file, a request of the control API) to the schema's structs, with errors that say where and what instead.
+
+msgspec checks the types. It is asked piece by piece - file, NIC, element - so that the path in its error can be followed back to the value
+and, through `Locate`, to the line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from dataplane.errors import ConfigError
+from vnic.control.schema import NAME_PATTERN, SCALARS, Config, DirectionConfig, ElementConfig, NicConfig, SchemaError
+
+Path = tuple[str | int, ...]
+Locate = Callable[[Path], str]  # path -> "FILE:LINE", or "" where there is no file
+S = TypeVar("S", bound=msgspec.Struct)
+
+DEPTH_MOST = 8  # branches within branches
+ELEMENTS_MOST = 256  # of one chain
+
+_AT = re.compile(r"(?P<text>.*?)(?: - at (?:`key` in )?`\$(?P<path>[^`]*)`)?", re.DOTALL)
+_STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
+_GIVEN = re.compile(r"Expected `(?P<wanted>[^`]*)`")
+_KINDS = {
+    "array": "a list",
+    "object": "a mapping",
+    "str": "text",
+    "int": "a whole number",
+    "bool": "true or false",
+    "null": "nothing",
+}
+
+
+def shown(value: object) -> str:
+    """A value in an error: short, and as YAML writes it."""
+    if value is None or isinstance(value, bool):
+        return {None: "nothing", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def path_text(path: Path) -> str:
+    """("nics", "web", "addresses", 0) -> nics.web.addresses[0]"""
+    text = ""
+    for step in path:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else str(step)
+    return text
+
+
+def error_at(locate: Locate, path: Path, text: str) -> ConfigError:
+    """One line: where, path, what is wrong and what would be right."""
+    where = locate(path)
+    return ConfigError(": ".join(part for part in (where, path_text(path), " ".join(text.split())) if part))
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """What to do about an unknown word: the nearest known one, or all of them."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else f"want one of {', '.join(known)}"
+
+
+def _scalar(kind: Any, value: Any) -> Any:
+    if kind in SCALARS:
+        try:
+            return kind.parse(value)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+    raise NotImplementedError(kind)
+
+
+def _unwrapped(annotation: Any) -> tuple[Any, str]:
+    """(the type behind Annotated, Optional and aliases, its description)"""
+    description = ""
+    while True:
+        for meta in getattr(annotation, "__metadata__", ()):
+            description = description or getattr(meta, "description", None) or ""
+        if hasattr(annotation, "__metadata__"):
+            annotation = annotation.__origin__
+            continue
+        inner = [each for each in typing.get_args(annotation) if each is not type(None)]
+        if isinstance(annotation, type) or typing.get_origin(annotation) in (list, dict) or len(inner) != 1:
+            return annotation, description
+        annotation = inner[0]
+
+
+def _follow(struct: type[msgspec.Struct], steps: Path) -> tuple[Any, str]:
+    """Type and description of what `steps` lead to from `struct`."""
+    kind: Any = struct
+    description = ""
+    for step in steps:
+        if isinstance(step, int):
+            arguments = [each for each in typing.get_args(kind)]
+            kind, description = _unwrapped(arguments[-1] if arguments else Any)
+        else:
+            hints = typing.get_type_hints(kind, include_extras=True) if isinstance(kind, type) else {}
+            kind, description = _unwrapped(hints.get(step, Any))
+    return kind, description
+
+
+def _known_keys(struct: Any) -> list[str]:
+    hidden = getattr(struct, "HIDDEN", ())
+    return [each.encode_name for each in msgspec.structs.fields(struct) if each.name not in hidden]
+
+
+def _unknown_key(locate: Locate, path: Path, key: str, struct: Any) -> ConfigError:
+    return error_at(locate, (*path, key), f"unknown key; {did_you_mean(key, _known_keys(struct))}")
+
+
+def _explain(
+    error: msgspec.ValidationError, data: Any, struct: type[msgspec.Struct], path: Path, locate: Locate
+) -> ConfigError:
+    """msgspec's error in the user's words."""
+    match = _AT.fullmatch(str(error))
+    text, at = (match["text"], match["path"] or "") if match else (str(error), "")
+    steps: Path = tuple(name or int(number) for name, number in _STEP.findall(at))
+    kind, description = _follow(struct, steps)
+    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", text, re.DOTALL):
+        return _unknown_key(locate, (*path, *steps), unknown[1], kind)
+    if missing := re.fullmatch(r"Object missing required field `(.*)`", text):
+        return error_at(locate, (*path, *steps), f"has no {missing[1]}: want {missing[1]}: {_follow(kind, (missing[1],))[1]}")
+    if expected := _GIVEN.match(text):
+        value = data
+        for step in steps:
+            value = value[step]
+        wanted = description or " or ".join(
+            _KINDS.get(each, each) for each in expected["wanted"].split(" | ") if each != "null"
+        )
+        return error_at(locate, (*path, *steps), f"{shown(value)} will not do; want {wanted}")
+    return error_at(locate, (*path, *steps), text)
+
+
+def _convert(data: Any, struct: type[S], path: Path, locate: Locate) -> S:
+    try:
+        return msgspec.convert(data, struct, dec_hook=_scalar)
+    except msgspec.ValidationError as error:
+        raise _explain(error, data, struct, path, locate) from None
+
+
+def _mapping(data: Any, struct: Any, path: Path, locate: Locate) -> dict[str, Any]:
+    """A copy of `data`, which must be a mapping without the keys that the loader fills itself. Nothing stands for an empty one."""
+    if data is None:
+        return {}
+    if not isinstance(data, Mapping):
+        raise error_at(
+            locate, path, f"{shown(data)} will not do; want a mapping with keys such as {', '.join(_known_keys(struct)[:3])}"
+        )
+    for key in data:
+        if key in struct.HIDDEN:
+            raise _unknown_key(locate, path, key, struct)
+    return dict(data)
+
+
+def _elements(data: Any, path: Path, locate: Locate, depth: int = 0) -> list[ElementConfig]:
+    if not isinstance(data, list):
+        raise error_at(locate, path, f"{shown(data)} will not do; want a list of elements such as [{{element: Counter}}]")
+    if depth > DEPTH_MOST or len(data) > ELEMENTS_MOST:
+        raise error_at(locate, path, f"too much: want at most {ELEMENTS_MOST} elements and branches {DEPTH_MOST} deep")
+    return [_element(each, (*path, number), locate, depth) for number, each in enumerate(data)]
+
+
+def _element(data: Any, path: Path, locate: Locate, depth: int) -> ElementConfig:
+    if isinstance(data, str):
+        data = {"element": data}  # [Counter] is short for [{element: Counter}]
+    if not isinstance(data, Mapping):
+        raise error_at(locate, path, f"{shown(data)} will not do; want an element such as {{element: Counter}}")
+    fields = {key: data[key] for key in ("element", "name") if key in data}
+    arguments = {key: value for key, value in data.items() if key not in ("element", "name", "branches")}
+    for key in arguments:
+        if not isinstance(key, str) or not key.isidentifier():
+            raise error_at(locate, (*path, key), "is no constructor argument; want a word of letters, digits and '_'")
+    element = _convert(fields, ElementConfig, path, locate)
+    branches = data.get("branches", {})
+    if not isinstance(branches, Mapping):
+        raise error_at(
+            locate, (*path, "branches"), f"{shown(branches)} will not do; want {{OUTPUT: [elements]}} such as {{1: [Discard]}}"
+        )
+    for gate, chain in branches.items():
+        if not re.fullmatch(r"[0-9]{1,4}", str(gate), re.ASCII):
+            raise error_at(locate, (*path, "branches", gate), "is no output; want its number, such as 1")
+        element.branches[int(gate)] = _elements(chain, (*path, "branches", gate), locate, depth + 1)
+    element.arguments, element.where = arguments, locate(path)
+    return element
+
+
+def convert_nic(name: str, data: Any, path: Path | None = None, locate: Locate = lambda path: "") -> NicConfig:
+    """A NIC from its mapping. `path` is where it lies, default nics.NAME. Raises ConfigError with one line."""
+    path = ("nics", name) if path is None else path
+    if not isinstance(name, str) or len(name) > 32 or not re.fullmatch(NAME_PATTERN, name, re.ASCII):
+        raise error_at(locate, path, f"{shown(name)} will not do; want {_follow(NicConfig, ('name',))[1]}")
+    fields = _mapping(data, NicConfig, path, locate)
+    chains: dict[str, list[ElementConfig]] = {}
+    for direction in ("egress", "ingress"):
+        if direction in fields:
+            inner = fields[direction] = _mapping(fields[direction], DirectionConfig, (*path, direction), locate)
+            if "elements" in inner:
+                chains[direction] = _elements(inner.pop("elements"), (*path, direction, "elements"), locate)
+    nic = _convert({"name": name, **fields}, NicConfig, path, locate)
+    for direction, chain in chains.items():
+        getattr(nic, direction).elements = chain
+    if nic.pid is None and nic.netns is None:
+        raise error_at(
+            locate, path, f"which container is it in? want pid: or netns:, or `vnic attach tap {name} --pid PID` later"
+        )
+    nic.where = locate(path)
+    return nic
+
+
+def convert_config(data: Any, locate: Locate = lambda path: "", directory: str = "") -> Config:
+    """A whole configuration. Raises ConfigError with one line."""
+    fields = _mapping(data, Config, (), locate)
+    raw_nics = fields.pop("nics", None)
+    if raw_nics is not None and not isinstance(raw_nics, Mapping):
+        raise error_at(locate, ("nics",), f"{shown(raw_nics)} will not do; want {_follow(Config, ('nics',))[1]}")
+    engines = fields.get("engines")
+    if isinstance(engines, int) and not isinstance(engines, bool):
+        if not 1 <= engines <= 64:
+            raise error_at(locate, ("engines",), f"{engines} will not do; want {_follow(Config, ('engines',))[1]}")
+        fields["engines"] = [{} for _ in range(engines)]
+    config = _convert(fields, Config, (), locate)
+    config.directory = directory
+    for name, nic_data in (raw_nics or {}).items():
+        config.nics[name] = convert_nic(name, nic_data, ("nics", name), locate)
+    owners: dict[str, str] = {}
+    for name, nic in config.nics.items():
+        if nic.engine is not None:
+            try:
+                config.engine_index(nic.engine)
+            except SchemaError as error:
+                raise error_at(locate, ("nics", name, "engine"), str(error)) from None
+        other = owners.setdefault(str(nic.mac), name)
+        if other != name:
+            raise error_at(locate, ("nics", name, "mac"), f"{nic.mac} is {other}'s already; want another one")
+    return config
