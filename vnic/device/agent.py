@@ -1,0 +1,290 @@
+"""The namespace agent: a small process that does what must be done inside containers' namespaces.
+
+Only a process with a single thread may enter a user namespace, and none comes back. The daemon has threads and must stay
+where it is, so a process beside it forks a child for each piece of work; the child enters the container's namespaces,
+works, sends the answer home - descriptors by SCM_RIGHTS - and exits. What a failed child had made half goes with it.
+
+    daemon  --SOCK_SEQPACKET-->  agent  --fork-->  child: setns, work, answer over the same socket, exit
+
+One request at a time. A message is JSON, at most MAX_MESSAGE_BYTES; a request carries the namespace's descriptor, the answer
+to TapRequest the queues'. The agent ends when its socket closes, that is with the daemon, however that ended.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from subprocess import DEVNULL, Popen, TimeoutExpired
+from typing import TYPE_CHECKING, Self
+
+import msgspec
+
+from dataplane.errors import ConfigError, PortError, VnicError
+from vnic.device import link
+from vnic.device.namespaces import NetNamespace, enter
+from vnic.device.tap import (
+    MAX_QUEUES,
+    DeleteLink,
+    LinkChange,
+    ReadCounters,
+    Tap,
+    TapReport,
+    TapRequest,
+    Work,
+    check,
+)
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+MAX_MESSAGE_BYTES = 65536
+MAX_MESSAGE_FDS = MAX_QUEUES
+CHILD_TIMEOUT_S = 5  # then the child is killed by its own alarm
+CALL_TIMEOUT_S = 8.0  # longer, so that the agent can still say that the child was killed
+STOP_TIMEOUT_S = 2.0
+
+
+class Request(msgspec.Struct, frozen=True):
+    """To the agent, with the namespace's descriptor. `label` names the namespace in error messages."""
+
+    number: int
+    label: str
+    work: Work
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """From the child, or from the agent when the child died. `error` is one line; `config`: it is a ConfigError."""
+
+    number: int
+    error: str | None = None
+    config: bool = False
+    tap: TapReport | None = None
+    counters: dict[str, int] = {}
+
+
+def send_message(sock: socket.socket, message: Request | Answer, fds: list[int]) -> None:
+    """One message, with descriptors; the receiver gets duplicates."""
+    data = msgspec.json.encode(message)
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise ConfigError(f"a message of {len(data)} bytes to the namespace agent is too long; ask for less at once")
+    sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else [])
+
+
+def receive_message(sock: socket.socket) -> tuple[bytes, list[int]]:
+    """One message and its descriptors, which are now the caller's; b"" at the end."""
+    room = socket.CMSG_SPACE(MAX_MESSAGE_FDS * array.array("i").itemsize)
+    data, ancillary, flags, _ = sock.recvmsg(MAX_MESSAGE_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
+        close_all(fds)
+        raise PortError("descriptors of the namespace agent got lost: too many open files; raise the limit (ulimit -n)")
+    return data, list(fds)
+
+
+def close_all(fds: list[int] | array.array[int]) -> None:
+    """Close descriptors."""
+    for fd in fds:
+        os.close(fd)
+
+
+# --- the agent's process ----------------------------------------------------------------------------------------------
+
+
+def serve(sock: socket.socket) -> None:
+    """Answer requests until the other end closes."""
+    # Ctrl-C and a closed terminal go to everybody in the foreground; the daemon decides, and its end is ours.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    decoder = msgspec.json.Decoder(Request)
+    warm = False
+    while True:
+        # The netlink library takes long to load: here once, not in each child, and while nobody waits if possible.
+        if not warm and not select.select([sock], [], [], 0)[0]:
+            link.netlink()
+            warm = True
+        data, fds = receive_message(sock)
+        if not data:
+            return
+        try:
+            request = decoder.decode(data)
+            status = run_child(sock, request, fds[0])
+        finally:
+            close_all(fds)
+        if status == 0:
+            continue
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
+            reason = f"took longer than {CHILD_TIMEOUT_S} s; try again"
+        else:
+            reason = f"failed unexpectedly (status {status}); see standard error"
+        send_message(sock, Answer(number=request.number, error=f"{request.label}: work in its namespaces {reason}"), [])
+
+
+def run_child(sock: socket.socket, request: Request, netns_fd: int) -> int:
+    """Do a request in a child; its wait status is 0 if it has answered."""
+    pid = os.fork()
+    if pid:
+        return os.waitpid(pid, 0)[1]
+    status = 1
+    try:
+        signal.alarm(CHILD_TIMEOUT_S)
+        answer, fds = answer_to(request, netns_fd)
+        send_message(sock, answer, fds)
+        status = 0
+    except BrokenPipeError:  # the daemon has gone
+        pass
+    except BaseException:  # noqa: BLE001 - reported, and the agent says that it failed
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def answer_to(request: Request, netns_fd: int) -> tuple[Answer, list[int]]:
+    """Enter the namespaces and do the work: the answer and the descriptors that go with it."""
+    try:
+        enter(netns_fd, request.label)
+        match request.work:
+            case TapRequest() as work:
+                report, fds = link.create(work)
+                return Answer(number=request.number, tap=report), fds
+            case ReadCounters() as work:
+                return Answer(number=request.number, counters=link.counters(work)), []
+            case LinkChange() as work:
+                link.change(work)
+            case DeleteLink() as work:
+                link.delete(work)
+        return Answer(number=request.number), []
+    except VnicError as error:
+        return Answer(number=request.number, error=str(error), config=isinstance(error, ConfigError)), []
+
+
+# --- the daemon's side ------------------------------------------------------------------------------------------------
+
+
+class NamespaceAgent:
+    """The daemon's handle of its agent. Calls may come from any thread; they wait for each other.
+
+    `with NamespaceAgent.start() as agent: tap = agent.open_tap(TapRequest(name="eth0", pid=1234))`
+    """
+
+    def __init__(self, process: Popen[bytes], sock: socket.socket) -> None:
+        self._process, self._socket = process, sock
+        self._lock = threading.Lock()
+        self._number = 0
+        self._decoder = msgspec.json.Decoder(Answer)
+        sock.settimeout(CALL_TIMEOUT_S)
+
+    @classmethod
+    def start(cls) -> NamespaceAgent:
+        """Start an agent. It is a program of its own, not a fork: so it can be started whatever threads there are."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        root = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        try:
+            with theirs:
+                process = Popen(
+                    # -P: a file in the working directory must not pass for a module.
+                    [sys.executable, "-P", "-m", "vnic.device.agent", str(theirs.fileno())],
+                    stdin=DEVNULL,
+                    stdout=DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    process_group=0,
+                    env={**os.environ, "PYTHONPATH": path},
+                )
+        except OSError as error:
+            ours.close()
+            raise PortError(f"the namespace agent cannot be started: {error}") from None
+        return cls(process, ours)
+
+    @property
+    def pid(self) -> int:
+        """The agent's process id."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the agent is there to be asked."""
+        return self._socket.fileno() >= 0 and self._process.poll() is None
+
+    def open_tap(self, request: TapRequest) -> Tap:
+        """Make a TAP in a container. All of it or, with an error, nothing.
+
+        ConfigError: what is asked for cannot be, or is not permitted. PortError: it failed.
+        """
+        check(request)
+        namespace = NetNamespace.find(request.pid, request.netns)
+        try:
+            answer, fds = self._call(namespace, request)
+            if answer.tap is None:
+                close_all(fds)
+                raise PortError(f"tap {request.name}: the namespace agent's answer is no TAP; restart the daemon")
+            return Tap(answer.tap, fds, namespace, self)
+        except BaseException:
+            namespace.close()
+            raise
+
+    def run(self, namespace: NetNamespace, work: Work) -> dict[str, int]:
+        """Do other work in a namespace; its counters, if it reads any."""
+        answer, fds = self._call(namespace, work)
+        close_all(fds)
+        return answer.counters
+
+    def _call(self, namespace: NetNamespace, work: Work) -> tuple[Answer, list[int]]:
+        with self._lock:
+            self._number += 1
+            try:
+                send_message(self._socket, Request(self._number, namespace.label, work), [namespace.fd])
+                answer, fds = self._await(self._number)
+            except TimeoutError:
+                raise PortError(
+                    f"{namespace.label}: no answer from the namespace agent for {CALL_TIMEOUT_S:g} s; try again"
+                ) from None
+            except OSError as error:
+                raise PortError(
+                    f"{namespace.label}: the namespace agent (pid {self.pid}) is gone: {error.strerror}; restart the daemon"
+                ) from None
+        if answer.error is not None:
+            close_all(fds)
+            raise (ConfigError if answer.config else PortError)(answer.error)
+        return answer, fds
+
+    def _await(self, number: int) -> tuple[Answer, list[int]]:
+        deadline = time.monotonic() + CALL_TIMEOUT_S
+        while time.monotonic() < deadline:
+            data, fds = receive_message(self._socket)
+            if not data:
+                raise ConnectionResetError(0, "it has closed its socket")
+            answer = self._decoder.decode(data)
+            if answer.number == number:
+                return answer, fds
+            close_all(fds)  # an answer that came too late for its caller
+        raise TimeoutError
+
+    def stop(self) -> None:
+        """End the agent. TAPs stay as they are. Twice does no harm."""
+        self._socket.close()
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+
+if __name__ == "__main__":
+    serve(socket.socket(fileno=int(sys.argv[1])))

@@ -1,0 +1,202 @@
+"""Work on interfaces inside a container's network namespace: make a TAP, change, read, delete.
+
+All of it runs in a short-lived child of `vnic.device.agent` that has entered the namespace. TAPs are made by python-pytun,
+with ioctls for what it lacks; addresses and routes go through pyroute2.
+
+Sources: Documentation/networking/tuntap.rst and include/uapi/linux/if_tun.h of Linux, rtnetlink(7).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import ipaddress
+import os
+import socket
+import struct
+from typing import Any
+
+from dataplane.errors import ConfigError, PortError
+from vnic.device.tap import (
+    VNET_HEADER_BYTES,
+    DeleteLink,
+    LinkChange,
+    Offload,
+    ReadCounters,
+    TapReport,
+    TapRequest,
+    format_mac,
+    parse_mac,
+)
+
+TUN_DEVICE = "/dev/net/tun"
+TUNSETOFFLOAD = 0x4004_54D0
+TUNSETVNETHDRSZ = 0x4004_54D8
+TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN, TUN_F_USO4, TUN_F_USO6 = 0x01, 0x02, 0x04, 0x08, 0x20, 0x40
+IFA_F_NODAD = 0x02  # no duplicate address detection: the address can be used at once
+
+_TUN_OFFLOADS = {
+    Offload.CSUM: TUN_F_CSUM,
+    Offload.TSO4: TUN_F_TSO4,
+    Offload.TSO6: TUN_F_TSO6,
+    Offload.USO: TUN_F_USO4 | TUN_F_USO6,  # the kernel takes both or neither
+    Offload.ECN: TUN_F_TSO_ECN,
+}
+
+
+def netlink() -> Any:
+    """The netlink library. Imported late: it takes longer (170 ms) than everything else together."""
+    from pyroute2 import IPRoute  # type: ignore[import-untyped]
+
+    return IPRoute
+
+
+def create(request: TapRequest) -> tuple[TapReport, list[int]]:
+    """Make a TAP in the namespace we are in: what it is like, and its queues' descriptors (non-blocking).
+
+    The caller exits soon after: descriptors of a TAP that failed half way, and so the interface, go with it.
+    """
+    import pytun  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+    label = f"tap {request.name}"
+    _try_tun_device()
+    flags = pytun.IFF_TAP | pytun.IFF_NO_PI | pytun.IFF_VNET_HDR | pytun.IFF_MULTI_QUEUE
+    try:
+        # Exclusive, for without it an interface that we (or the same user) left there would gain our queues.
+        queues = [pytun.TunTapDevice(request.name, flags | pytun.IFF_TUN_EXCL, TUN_DEVICE)]
+        queues += [pytun.TunTapDevice(request.name, flags, TUN_DEVICE) for _ in range(request.queues - 1)]
+    except OSError as error:
+        raise _creation_error(error, label) from None
+    first = queues[0]
+    # Duplicates, because python-pytun closes its own when the object goes.
+    fds = [os.dup(queue.fileno()) for queue in queues]
+    try:
+        fcntl.ioctl(fds[0], TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER_BYTES))
+        offloads = _set_offloads(fds[0], Offload(request.offloads))
+        for fd in fds:
+            os.set_blocking(fd, False)
+        if request.mac is not None:
+            first.hwaddr = parse_mac(request.mac, label)
+        first.mtu = request.mtu
+        if request.up:
+            first.up()
+        ifindex = socket.if_nametoindex(request.name)
+    except OSError as error:
+        raise PortError(f"{label}: cannot set it up: {os.strerror(error.errno or 0)}") from None
+    if request.addresses or request.routes:
+        with netlink()() as ip:
+            _configure(ip, ifindex, request, label)
+    report = TapReport(name=request.name, ifindex=ifindex, mac=format_mac(first.hwaddr), mtu=first.mtu, offloads=offloads)
+    return report, fds
+
+
+def _try_tun_device() -> None:
+    """ConfigError when /dev/net/tun cannot be opened: what to do depends on why."""
+    try:
+        os.close(os.open(TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except PermissionError:
+        raise ConfigError(f"{TUN_DEVICE}: not permitted to open it: ask root for chmod 0666 {TUN_DEVICE} (what most "
+                          "distributions have), or to give it to a group that you are in") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENXIO):
+            raise PortError(f"{TUN_DEVICE}: cannot open it: {error.strerror}") from None
+        raise ConfigError(f"{TUN_DEVICE} is missing: load the tun module (modprobe tun) or pass the device into the "
+                          f"container (--device {TUN_DEVICE})") from None
+
+
+def _creation_error(error: OSError, label: str) -> ConfigError | PortError:
+    # Taken from args: pytun fills `errno` in some of its errors only.
+    code = int(error.args[0])
+    if code == errno.EBUSY:
+        return ConfigError(f"{label}: the name is taken in that network namespace; choose another or delete that interface")
+    if code == errno.EPERM:
+        return ConfigError(f"{label}: not permitted to make interfaces in that network namespace; run vnic as root, or "
+                           "attach to a container that you started as the same user")
+    if code == errno.EINVAL:
+        return ConfigError(f"{label}: the kernel refuses the name or multi-queue interfaces; choose another name")
+    return PortError(f"{label}: cannot make it: {os.strerror(code)}")
+
+
+def _set_offloads(fd: int, wanted: Offload) -> int:
+    """Ask the kernel for offloads; without USO if it does not know it (Linux before 6.2). Returns what it granted."""
+
+    def ask(offloads: Offload) -> None:
+        mask = 0
+        for each in offloads:
+            mask |= _TUN_OFFLOADS[each]
+        fcntl.ioctl(fd, TUNSETOFFLOAD, mask)
+
+    try:
+        ask(wanted)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not wanted & Offload.USO:
+            raise
+        wanted &= ~Offload.USO
+        ask(wanted)
+    return int(wanted)
+
+
+def _configure(ip: Any, ifindex: int, request: TapRequest, label: str) -> None:
+    for text in request.addresses:
+        address = ipaddress.ip_interface(text)
+        settings: dict[str, Any] = {"index": ifindex, "address": str(address.ip), "prefixlen": address.network.prefixlen}
+        if address.version == 6:
+            settings["flags"] = IFA_F_NODAD
+        elif address.network.prefixlen < 31:
+            settings["broadcast"] = str(address.network.broadcast_address)
+        _call(f"{label}: address {text}", lambda settings=settings: ip.addr("add", **settings))
+    for route in request.routes:
+        settings = {"oif": ifindex}
+        if route.via is not None:
+            settings["gateway"] = route.via
+        version = ipaddress.ip_address(route.via).version if route.to == "default" and route.via else None
+        settings["dst"] = {4: "0.0.0.0/0", 6: "::/0", None: route.to}[version]
+        settings["family"] = socket.AF_INET6 if ":" in settings["dst"] else socket.AF_INET
+        _call(f"{label}: route to {route.to}", lambda settings=settings: ip.route("add", **settings))
+
+
+_NETLINK_ADVICE = {
+    errno.EACCES: "IPv6 is switched off in that network namespace; set net.ipv6.conf.all.disable_ipv6=0 or leave IPv6 out",
+    errno.EEXIST: "it is there already; leave it out",
+    errno.ENETUNREACH: "no address reaches its gateway; give the interface an address in the gateway's network",
+    errno.EHOSTUNREACH: "no address reaches its gateway; give the interface an address in the gateway's network",
+    errno.EINVAL: "the kernel finds it invalid; see that address, gateway and network fit together",
+}
+
+
+def _call(label: str, call: Any) -> Any:
+    from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
+
+    try:
+        return call()
+    except NetlinkError as error:
+        if error.code == errno.ENODEV:
+            raise PortError(f"{label}: the interface is gone from its network namespace; attach it again") from None
+        advice = _NETLINK_ADVICE.get(error.code)
+        if advice is not None:
+            raise ConfigError(f"{label}: {advice}") from None
+        raise PortError(f"{label}: {os.strerror(error.code)}") from None
+
+
+def change(work: LinkChange) -> None:
+    """Change an interface of the namespace we are in."""
+    settings: dict[str, Any] = {"index": work.ifindex}
+    if work.up is not None:
+        settings["state"] = "up" if work.up else "down"
+    if work.mtu is not None:
+        settings["mtu"] = work.mtu
+    with netlink()() as ip:
+        _call(f"interface {work.ifindex}", lambda: ip.link("set", **settings))
+
+
+def counters(work: ReadCounters) -> dict[str, int]:
+    """The kernel's counters of an interface: rx_packets, tx_bytes, ... as the container sees them."""
+    with netlink()() as ip:
+        links = _call(f"interface {work.ifindex}", lambda: ip.link("get", index=work.ifindex))
+        return {name: int(value) for name, value in links[0].get("stats64").items() if isinstance(value, int)}
+
+
+def delete(work: DeleteLink) -> None:
+    """Delete an interface of the namespace we are in."""
+    with netlink()() as ip:
+        _call(f"interface {work.ifindex}", lambda: ip.link("del", index=work.ifindex))

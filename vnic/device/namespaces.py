@@ -1,0 +1,320 @@
+"""Network namespaces of containers: find one by pid or path, enter it, and notice when it goes.
+
+A namespace is found once and held by a descriptor, so a pid that is used again or a path that is replaced later cannot
+lead anywhere else. The catch: whoever holds a descriptor of a namespace - or of a TAP made in it - keeps the namespace
+alive after the last process has left it. So every attachment comes with a `TargetWatch`, and its owner closes the
+attachment when the watch reports.
+
+Sources: namespaces(7), setns(2), ioctl_ns(2), pidfd_open(2), inotify(7).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import re
+import select
+import stat
+import warnings
+from typing import TYPE_CHECKING, Self
+
+from dataplane.errors import ConfigError, PortError
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+    from types import TracebackType
+
+CLONE_NEWNET = 0x4000_0000
+CLONE_NEWUSER = 0x1000_0000
+NS_GET_USERNS = 0xB701  # ioctl_ns(2): a descriptor of the user namespace that owns this one
+NS_GET_NSTYPE = 0xB703  # ioctl_ns(2): its CLONE_NEW* constant
+
+NAMED_NETNS_DIR = "/run/netns"  # where `ip netns add` keeps its names
+MAX_PID = 1 << 22  # the kernel's own limit, PID_MAX_LIMIT
+
+IN_MOVED_FROM, IN_DELETE, IN_DELETE_SELF, IN_MOVE_SELF = 0x40, 0x200, 0x400, 0x800
+INOTIFY_BUFFER_BYTES = 4096
+MAX_LINKS = 40  # the kernel's own limit, path_resolution(7)
+
+_PROC_NETNS = re.compile(r"/proc/(self|thread-self|[0-9]+)(?:/task/[0-9]+)?/ns/net")
+_libc = ctypes.CDLL(None, use_errno=True)
+
+Identity = tuple[int, int]
+
+
+def identity_of(file: int | str) -> Identity:
+    """(st_dev, st_ino) of a namespace given by descriptor or path: equal if and only if it is the same namespace."""
+    status = os.stat(file)
+    return status.st_dev, status.st_ino
+
+
+def setns(fd: int, kind: int) -> None:
+    """setns(2); OSError when the kernel refuses. (`os.setns` is there from Python 3.12 on only.)"""
+    if _libc.setns(fd, kind) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def enter(netns_fd: int, label: str) -> None:
+    """Move the calling process, which must have one thread only, into a network namespace.
+
+    A namespace owned by another user namespace than ours can be entered only from there: that one first. In it we hold
+    all capabilities, if we (our user id) or an ancestor of ours made it. ConfigError when the kernel does not let us.
+    """
+    if identity_of(netns_fd) == identity_of("/proc/self/ns/net"):
+        return
+    try:
+        owner = fcntl.ioctl(netns_fd, NS_GET_USERNS)
+        try:
+            if identity_of(owner) != identity_of("/proc/self/ns/user"):
+                setns(owner, CLONE_NEWUSER)
+        finally:
+            os.close(owner)
+        setns(netns_fd, CLONE_NEWNET)
+    except PermissionError:
+        raise ConfigError(f"{label}: not permitted to enter its network namespace; {_WHO_MAY_ENTER}") from None
+
+
+_WHO_MAY_ENTER = "run vnic as the user who started the container, or as root"
+
+
+class NetNamespace:
+    """A network namespace, held open.
+
+    `fd` is the namespace's descriptor, `identity` tells it from others, `label` names it in messages; `pid` (with a
+    `pidfd`) or `path` say how it was asked for - neither for our own namespace. Use as a context manager or `close()`.
+    """
+
+    def __init__(self, fd: int, label: str, *, pid: int | None = None, pidfd: int = -1, path: str | None = None) -> None:
+        self.fd, self.label, self.pid, self.pidfd, self.path = fd, label, pid, pidfd, path
+        self.identity = identity_of(fd)
+
+    @classmethod
+    def find(cls, pid: int | None = None, netns: str | None = None) -> NetNamespace:
+        """The namespace of process `pid`, or at path (or `ip netns` name) `netns`, or our own if both are None.
+
+        ConfigError when there is no such process, path or namespace, or we may not open it.
+        """
+        if pid is not None and netns is not None:
+            raise ConfigError(f"pid {pid} and netns {netns}: give one of the two")
+        if pid is not None:
+            return cls._of_pid(pid)
+        if netns is None:
+            return cls(os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC), "our own network namespace")
+        if not netns or "\0" in netns:
+            raise ConfigError(f"netns {netns!r}: give a path like /run/netns/NAME, or a NAME made by `ip netns add`")
+        path = _follow(os.path.abspath(netns if "/" in netns else f"{NAMED_NETNS_DIR}/{netns}"))
+        in_proc = _PROC_NETNS.fullmatch(path)
+        if in_proc:
+            # A path below /proc goes when its process goes, and inotify does not see that: watch the process.
+            return cls._of_pid(int(in_proc[1]) if in_proc[1].isdigit() else os.getpid())
+        return cls._at_path(path)
+
+    @classmethod
+    def _of_pid(cls, pid: int) -> NetNamespace:
+        label = f"pid {pid}"
+        absent = ConfigError(f"{label}: no such process; give the pid of a process that runs in the container")
+        if not 0 < pid <= MAX_PID:
+            raise absent
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError as error:
+            if error.errno in (errno.ESRCH, errno.EINVAL, errno.ENOENT):  # the last two: a thread's id, no process's
+                raise absent from None
+            raise PortError(f"{label}: cannot be watched: {error.strerror}") from None
+        try:
+            try:
+                fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                if has_exited(pidfd) or isinstance(error, FileNotFoundError):
+                    raise absent from None
+                if isinstance(error, PermissionError):
+                    raise ConfigError(f"{label}: not permitted to open its network namespace; {_WHO_MAY_ENTER}") from None
+                raise PortError(f"{label}: cannot open its network namespace: {error.strerror}") from None
+            # The process that the pidfd means is still there, so the pid was not used again in between.
+            if has_exited(pidfd):
+                os.close(fd)
+                raise absent
+            return cls(fd, label, pid=pid, pidfd=pidfd)
+        except BaseException:
+            os.close(pidfd)
+            raise
+
+    @classmethod
+    def _at_path(cls, path: str) -> NetNamespace:
+        label = f"netns {path}"
+        wrong = ConfigError(f"{label}: is no network namespace; give /proc/PID/ns/net or a path made by `ip netns add`")
+        try:
+            # Looked at before it is opened: opening a device or a FIFO could block or do something.
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise wrong
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        except (FileNotFoundError, NotADirectoryError):
+            raise ConfigError(f"{label}: no such file; `ip netns list` shows the names there are") from None
+        except PermissionError:
+            raise ConfigError(f"{label}: not permitted to open it; {_WHO_MAY_ENTER}") from None
+        except OSError as error:
+            raise ConfigError(f"{label}: cannot open it: {error.strerror}") from None
+        try:
+            if fcntl.ioctl(fd, NS_GET_NSTYPE) != CLONE_NEWNET:
+                raise wrong
+        except OSError:  # no namespace at all: ENOTTY
+            os.close(fd)
+            raise wrong from None
+        except ConfigError:
+            os.close(fd)
+            raise
+        return cls(fd, label, path=path)
+
+    def watch(self) -> TargetWatch:
+        """A new watch over the process or path that this namespace was asked for by."""
+        return TargetWatch(self)
+
+    def close(self) -> None:
+        """Let go of the namespace; it ends with its last process unless somebody else holds it."""
+        fd, self.fd = self.fd, -1
+        pidfd, self.pidfd = self.pidfd, -1
+        for each in (fd, pidfd):
+            if each >= 0:
+                os.close(each)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "fd", -1) >= 0:
+            warnings.warn(f"unclosed {self.label}", ResourceWarning, stacklevel=2, source=self)
+            self.close()
+
+
+def has_exited(pidfd: int) -> bool:
+    """Whether the process of a pidfd has ended (also when nobody has waited for it yet)."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+class TargetWatch:
+    """Tells when a container is gone: its process has ended, or the path of its namespace is deleted or replaced.
+
+    `fileno()` becomes readable when something happened; then `gone` says whether that was it. `on_gone` does both in an
+    asyncio loop. A watch over our own namespace never reports. The watch has descriptors of its own: it outlives
+    the NetNamespace it was made from. Close it, after the loop has forgotten it (`on_gone` sees to that).
+    """
+
+    def __init__(self, namespace: NetNamespace) -> None:
+        self.label = namespace.label
+        self._identity = namespace.identity
+        self._path = namespace.path
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._gone = False
+        self._is_process = namespace.pid is not None
+        if self._is_process:
+            self._fd = fcntl.fcntl(namespace.pidfd, fcntl.F_DUPFD_CLOEXEC, 0)
+        elif self._path is not None:
+            self._fd = _watch_directory(self._path)
+        else:
+            self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def fileno(self) -> int:
+        """For select, poll or a loop's add_reader; -1 when closed."""
+        return self._fd
+
+    @property
+    def gone(self) -> bool:
+        """Whether the target is gone. Takes pending events, so ask whenever `fileno()` is readable."""
+        if self._gone or self._fd < 0:
+            return self._gone
+        if self._is_process:
+            self._gone = has_exited(self._fd)
+        elif self._path is not None:
+            # What the events say is not needed: whether the path still leads to the same namespace decides.
+            try:
+                while os.read(self._fd, INOTIFY_BUFFER_BYTES):
+                    pass
+            except BlockingIOError:
+                pass
+            try:
+                self._gone = identity_of(self._path) != self._identity
+            except OSError:
+                self._gone = True
+        return self._gone
+
+    def wait(self, timeout_s: float) -> bool:
+        """Block until the target is gone (True) or nothing happened for `timeout_s` (False)."""
+        while not self.gone:
+            if not select.select([self._fd], [], [], timeout_s)[0]:
+                return False
+        return True
+
+    def on_gone(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> None:
+        """Call `callback` once, from `loop`, when the target is gone (also when it is already)."""
+
+        def look() -> None:
+            if self._loop is loop and self.gone:
+                self._forget()
+                callback()
+
+        self._forget()
+        self._loop = loop
+        loop.add_reader(self._fd, look)
+        loop.call_soon(look)
+
+    def _forget(self) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.remove_reader(self._fd)
+        self._loop = None
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._forget()
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            warnings.warn(f"unclosed watch of {self.label}", ResourceWarning, stacklevel=2, source=self)
+            os.close(self._fd)
+
+
+def _follow(path: str) -> str:
+    """Where symbolic links lead, as far as a namespace's file below /proc: those are links of another kind.
+
+    Names in /run/netns that link to /proc/PID/ns/net are a common way to name a container's namespace.
+    """
+    for _ in range(MAX_LINKS):
+        if _PROC_NETNS.fullmatch(path) or not os.path.islink(path):
+            break
+        path = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(path)))
+    return path
+
+
+def _watch_directory(path: str) -> int:
+    """An inotify descriptor that reports entries leaving the directory of `path`, and the directory itself leaving.
+
+    The directory, not the path: a namespace's file is a mount, and unmounting it is no event, deleting the name is.
+    """
+    fd: int = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    mask = IN_DELETE | IN_MOVED_FROM | IN_DELETE_SELF | IN_MOVE_SELF
+    directory = os.fsencode(os.path.dirname(path))
+    if fd < 0 or _libc.inotify_add_watch(fd, directory, ctypes.c_uint32(mask)) < 0:
+        reason = os.strerror(ctypes.get_errno())
+        if fd >= 0:
+            os.close(fd)
+        raise PortError(f"netns {path}: cannot be watched: {reason}; see fs.inotify.max_user_watches and max_user_instances")
+    return fd
+
+

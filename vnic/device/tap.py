@@ -1,0 +1,320 @@
+"""TAP interfaces: what can be asked for, and the handle of one that is there.
+
+- `TapRequest` says what is wanted; `check()` finds what is wrong with it before anything is touched.
+- `vnic.device.link` does the work in the container's namespaces, for a TAP is made where its maker is.
+- `Tap` holds the queues' descriptors, brought home. The interface is never persistent: it goes with the last of them.
+
+Sources: Documentation/networking/tuntap.rst and include/uapi/linux/if_tun.h of Linux, netdevice(7), virtio 1.2 section 5.1.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import fcntl
+import ipaddress
+import os
+import socket
+import struct
+import warnings
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import msgspec
+
+from dataplane.errors import ConfigError, PortError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from vnic.device.namespaces import Identity, NetNamespace, TargetWatch
+
+MAX_QUEUES = 64
+MIN_MTU, MAX_MTU = 68, 65521  # RFC 791; 65535 less the Ethernet header, the kernel's own limit for a TAP
+MIN_MTU_IPV6 = 1280  # RFC 8200 section 5: with less the kernel switches IPv6 off
+MAX_NAME_BYTES = 15  # IFNAMSIZ less the final zero
+MAX_ADDRESSES, MAX_ROUTES = 64, 256
+VNET_HEADER_BYTES = 10  # struct virtio_net_hdr without num_buffers, in front of each frame
+
+# ioctls that work on a queue's descriptor, from outside the namespace
+TUNSETCARRIER = 0x4004_54E2
+SIOCSIFHWADDR = 0x8924
+ARPHRD_ETHER = 1
+
+
+class Offload(enum.IntFlag):
+    """What the container's side hands over unfinished or whole. The bits are OFFLOAD_* of dataplane/port.pxd."""
+
+    CSUM = 0x01
+    TSO4 = 0x02
+    TSO6 = 0x04
+    USO = 0x08
+    ECN = 0x10
+    ALL = 0x1F
+
+
+class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A route in the container: `to` is a network in CIDR form or "default", `via` a gateway (None: on the link)."""
+
+    to: str
+    via: str | None = None
+
+
+class TapRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="open_tap"):
+    """A TAP that is wanted.
+
+    name        interface name in the container, 1-15 bytes
+    pid, netns  the container: one of its processes, or its network namespace's path or `ip netns` name; neither: here
+    queues      queue pairs, 1-64
+    mac         "02:00:00:00:00:01"; None: the kernel makes one up
+    mtu         bytes of layer 3, 68-65521
+    addresses   IPv4 and IPv6 in CIDR form; IPv6 ones can be used at once (no duplicate address detection)
+    routes      set after the addresses
+    up          bring the interface up
+    offloads    mask of Offload; the kernel may grant less, `Tap.offloads` says what
+    """
+
+    name: str
+    pid: int | None = None
+    netns: str | None = None
+    queues: int = 1
+    mac: str | None = None
+    mtu: int = 1500
+    addresses: tuple[str, ...] = ()
+    routes: tuple[Route, ...] = ()
+    up: bool = True
+    offloads: int = Offload.ALL
+
+
+class LinkChange(msgspec.Struct, frozen=True, kw_only=True, tag="change_link"):
+    """Change of an interface that is there, by its index: a container may rename it. None: leave as it is."""
+
+    ifindex: int
+    up: bool | None = None
+    mtu: int | None = None
+
+
+class ReadCounters(msgspec.Struct, frozen=True, tag="read_counters"):
+    """Ask for the counters of an interface."""
+
+    ifindex: int
+
+
+class DeleteLink(msgspec.Struct, frozen=True, tag="delete_link"):
+    """Delete an interface, whoever holds its queues."""
+
+    ifindex: int
+
+
+class TapReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a new TAP is like, as the kernel says."""
+
+    name: str
+    ifindex: int
+    mac: str
+    mtu: int
+    offloads: int
+
+
+Work = TapRequest | LinkChange | ReadCounters | DeleteLink
+
+
+# --- checking what is asked for ---------------------------------------------------------------------------------------
+
+
+def check(request: TapRequest) -> None:
+    """ConfigError that names the field, if a request cannot be fulfilled anywhere."""
+    check_name(request.name)
+    label = f"tap {request.name}"
+    if not 1 <= request.queues <= MAX_QUEUES:
+        raise ConfigError(f"{label}: queues: {request.queues} is out of range; want 1 to {MAX_QUEUES}")
+    if request.mac is not None:
+        parse_mac(request.mac, label)
+    check_mtu(request.mtu, label)
+    if request.offloads & ~Offload.ALL:
+        raise ConfigError(f"{label}: offloads: {request.offloads:#x} has unknown bits; want some of {int(Offload.ALL):#x}")
+    if request.offloads & ~Offload.CSUM and not request.offloads & Offload.CSUM:
+        raise ConfigError(f"{label}: offloads: segmentation needs checksum offload too; add csum or drop the others")
+    if len(request.addresses) > MAX_ADDRESSES or len(request.routes) > MAX_ROUTES:
+        raise ConfigError(f"{label}: too many addresses or routes; at most {MAX_ADDRESSES} and {MAX_ROUTES}")
+    for text in request.addresses:
+        address = _parse(ipaddress.ip_interface, text, f"{label}: addresses", "10.0.0.2/24 or fd00::2/64")
+        if "/" not in text:
+            raise ConfigError(f"{label}: addresses: {text!r} has no prefix length; want one, like /24 or /64")
+        if address.version == 6 and request.mtu < MIN_MTU_IPV6:
+            raise ConfigError(f"{label}: mtu: {request.mtu} is too small for IPv6 ({text}); want {MIN_MTU_IPV6} or more")
+    if request.routes and not request.up:
+        raise ConfigError(f"{label}: routes: cannot be set while the interface is down; say up: true or leave them out")
+    for route in request.routes:
+        _check_route(route, f"{label}: routes")
+
+
+def check_name(name: str) -> None:
+    """ConfigError unless the kernel takes `name` for an interface as it stands."""
+    allowed = name.isascii() and name.isprintable() and not set(name) & set(" /:%")
+    if not allowed or not 1 <= len(name) <= MAX_NAME_BYTES or name in (".", "..", "all", "default"):
+        raise ConfigError(
+            f"tap {name!r}: no valid interface name; want 1 to {MAX_NAME_BYTES} ASCII characters without space, / : %"
+        )
+
+
+def check_mtu(mtu: int, label: str) -> None:
+    """ConfigError unless a TAP can have this MTU."""
+    if not MIN_MTU <= mtu <= MAX_MTU:
+        raise ConfigError(f"{label}: mtu: {mtu} is out of range; want {MIN_MTU} to {MAX_MTU}")
+
+
+def parse_mac(text: str, label: str) -> bytes:
+    """Six bytes of "02:00:00:00:00:01"; ConfigError for what cannot be a station's address."""
+    octets = text.split(":")
+    try:
+        if len(octets) != 6 or any(len(octet) != 2 for octet in octets):
+            raise ValueError
+        mac = bytes.fromhex("".join(octets))
+        if len(mac) != 6:
+            raise ValueError
+    except ValueError:
+        raise ConfigError(f"{label}: mac: {text!r} is no MAC address; want six bytes like 02:00:00:00:00:01") from None
+    if mac[0] & 1:
+        raise ConfigError(f"{label}: mac: {text} is a multicast address; want an even first byte, like 02")
+    if not any(mac):
+        raise ConfigError(f"{label}: mac: {text} is all zero; want an address like 02:00:00:00:00:01")
+    return mac
+
+
+def format_mac(mac: bytes) -> str:
+    """Six bytes as 02:00:00:00:00:01."""
+    return mac.hex(":")
+
+
+def _parse(kind: Any, text: str, label: str, example: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise ConfigError(f"{label}: {text!r} is none; want one like {example}") from None
+
+
+def _check_route(route: Route, label: str) -> None:
+    if route.to == "default":
+        if route.via is None:
+            raise ConfigError(f"{label}: the default route has no gateway; say via")
+        _parse(ipaddress.ip_address, route.via, f"{label}: via", "10.0.0.1")
+        return
+    network = _parse(ipaddress.ip_network, route.to, label, "10.1.0.0/16, fd00:1::/64 or default")
+    if route.via is not None:
+        via = _parse(ipaddress.ip_address, route.via, f"{label}: via", "10.0.0.1")
+        if via.version != network.version:
+            raise ConfigError(f"{label}: {route.to} via {route.via} mixes IPv4 and IPv6; want both of one kind")
+
+
+# --- the handle -------------------------------------------------------------------------------------------------------
+
+
+class Agent(Protocol):
+    """What a Tap needs of the agent: work done inside a namespace."""
+
+    def run(self, namespace: NetNamespace, work: Work) -> dict[str, int]:
+        """Do `work` in `namespace`; its counters, if it reads any."""
+        ...
+
+
+class Tap:
+    """A TAP that is there: its queues' descriptors and what the kernel said of it. Close it, and the interface goes.
+
+    fds        one a queue pair, non-blocking, close-on-exec; the Tap owns them
+    name       as asked for (a container may rename its interface: `ifindex` stays)
+    mac, mtu   as the kernel has them; changed by `set_mac` and `set_mtu` only
+    offloads   granted, mask of Offload
+    namespace  the network namespace it lives in, held open; `namespace.identity` tells it from others
+    """
+
+    def __init__(self, report: TapReport, fds: Sequence[int], namespace: NetNamespace, agent: Agent) -> None:
+        self.name, self.ifindex, self.mac, self.mtu = report.name, report.ifindex, report.mac, report.mtu
+        self.offloads = report.offloads
+        self.vnet_header_bytes = VNET_HEADER_BYTES
+        self.fds = list(fds)
+        self.namespace = namespace
+        self._agent = agent
+
+    @property
+    def queues(self) -> int:
+        """Queue pairs."""
+        return len(self.fds)
+
+    @property
+    def netns_identity(self) -> Identity:
+        """(st_dev, st_ino) of the network namespace."""
+        return self.namespace.identity
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return not self.fds
+
+    def watch(self) -> TargetWatch:
+        """A watch that reports when the container is gone: close the Tap then, it keeps the namespace alive."""
+        return self.namespace.watch()
+
+    def set_up(self, up: bool) -> None:
+        """Set or clear IFF_UP, as `ip link set up|down` in the container does."""
+        self._run(LinkChange(ifindex=self.ifindex, up=up))
+
+    def set_mtu(self, mtu: int) -> None:
+        """Change the MTU live."""
+        check_mtu(mtu, f"tap {self.name}")
+        self._run(LinkChange(ifindex=self.ifindex, mtu=mtu))
+        self.mtu = mtu
+
+    def set_carrier(self, on: bool) -> None:
+        """Plug or pull the cable: the container sees the link (operational state) go up or down."""
+        self._ioctl(TUNSETCARRIER, struct.pack("i", on))
+
+    def set_mac(self, mac: str) -> None:
+        """Change the MAC address live."""
+        address = parse_mac(mac, f"tap {self.name}")
+        self._ioctl(SIOCSIFHWADDR, struct.pack("16sH14s", b"", ARPHRD_ETHER, address))
+        self.mac = format_mac(address)
+
+    def counters(self) -> dict[str, int]:
+        """The kernel's counters, seen from the container: tx_packets is what we read from the queues."""
+        return self._run(ReadCounters(self.ifindex))
+
+    def delete(self) -> None:
+        """Remove the interface even if another process holds its queues too, and close."""
+        try:
+            self._run(DeleteLink(self.ifindex))
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close queues and namespace. The interface goes, unless another process holds a queue. Twice does no harm."""
+        fds, self.fds = self.fds, []
+        for fd in fds:
+            os.close(fd)
+        self.namespace.close()
+
+    def _run(self, work: Work) -> dict[str, int]:
+        if self.closed:
+            raise PortError(f"tap {self.name}: is closed")
+        return self._agent.run(self.namespace, work)
+
+    def _ioctl(self, request: int, argument: bytes) -> None:
+        if self.closed:
+            raise PortError(f"tap {self.name}: is closed")
+        try:
+            fcntl.ioctl(self.fds[0], request, argument)
+        except OSError as error:
+            if error.errno == errno.EBADFD:
+                raise PortError(f"tap {self.name}: the interface is gone from its network namespace; attach it again") from None
+            raise PortError(f"tap {self.name}: {error.strerror}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "fds", None):
+            warnings.warn(f"unclosed tap {self.name}", ResourceWarning, stacklevel=2, source=self)
+            self.close()
