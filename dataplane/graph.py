@@ -69,8 +69,11 @@ def to_text(elements: Iterable[Element]) -> str:
     """One line an element: what it is and where its gates lead."""
     lines = []
     for element in elements:
-        targets = [f"[{gate}] -> {target.name}" if len(element.outputs) > 1 else f"-> {target.name}"
-                   for gate, target in enumerate(element.outputs) if target is not None]
+        targets = [
+            f"[{gate}] -> {target.name}" if len(element.outputs) > 1 else f"-> {target.name}"
+            for gate, target in enumerate(element.outputs)
+            if target is not None
+        ]
         lines.append(_label(element) + ("  " + "  ".join(targets) if targets else ""))
     return "\n".join(lines) + "\n"
 

@@ -19,8 +19,14 @@ def test_frames_pass_a_graph_in_virtual_time():
     a.inject(frames)
     assert engine.advance(1000) == 40
     assert [frame.data for frame in b.take()] == frames
-    assert engine.conservation() == {"received": 40, "generated": 0, "transmitted": 40, "dropped": 0, "held": 0,
-                                     "conserved": True}
+    assert engine.conservation() == {
+        "received": 40,
+        "generated": 0,
+        "transmitted": 40,
+        "dropped": 0,
+        "held": 0,
+        "conserved": True,
+    }
     assert counter.statistics()["counters"]["bytes"] == sum(map(len, frames))
     assert pool.in_use == 0
 
