@@ -1,0 +1,72 @@
+"""`python -m bench`: see `python -m bench --help`."""
+
+import json
+import os
+import sys
+
+import click
+from rich.console import Console
+
+from bench import interrupts, report
+from bench.errors import BenchError
+
+
+def _console() -> Console:
+    # A pipe has no width of its own: wide enough that no column is cut.
+    return Console() if sys.stdout.isatty() else Console(width=190)
+
+
+def _need_root() -> None:
+    if os.geteuid() != 0:
+        raise click.UsageError("bench tap makes network namespaces: run it as root")
+
+
+def _tap(rounds: int, seconds: float, names: list[str], as_json: bool) -> None:
+    from bench import tap
+
+    _need_root()
+    result = tap.run(rounds, seconds, names)
+    path = report.save("tap", result)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        report.show_tap(_console(), result)
+        print(f"written to {path}")
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+def main(context: click.Context) -> None:
+    """Measure vnic against the bare floor and its peers (`tap`) and its elements (`elements`); without a command: all."""
+    if context.invoked_subcommand is None:
+        _tap(rounds=5, seconds=2, names=[], as_json=False)
+
+
+@main.command()
+@click.option("--rounds", type=click.IntRange(1, 100), default=5, show_default=True, help="Rounds over all contestants.")
+@click.option("--seconds", type=click.FloatRange(0.2, 60), default=3, show_default=True, help="Of each throughput measurement.")
+@click.option("--peers", default="", help="Contestants to run, separated by commas. Default: all that are installed.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+def tap(rounds: int, seconds: float, peers: str, as_json: bool) -> None:
+    """TCP goodput, 64-byte packets and round trips between two namespaces. Needs root."""
+    _tap(rounds, seconds, [name.strip() for name in peers.split(",") if name.strip()], as_json)
+
+
+def run() -> None:
+    """Exit status: 0 done, 2 asked for something impossible, 1 failed, 130 interrupted."""
+    interrupts.install()
+    try:
+        main(standalone_mode=False)
+    except click.ClickException as error:
+        print(f"bench: {error.format_message()}", file=sys.stderr)
+        sys.exit(2)
+    except BenchError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        sys.exit(1)
+    except (KeyboardInterrupt, click.Abort):
+        print("bench: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,125 @@
+/* Small packets a second through a path: floods it with 64-byte frames (60 without the FCS) and counts what comes out.
+ *
+ * usage: blast SENDER_NETNS SENDER_INTERFACE RECEIVER_NETNS RECEIVER_INTERFACE SECONDS
+ * Frames are valid UDP over IPv4 to the receiving interface's MAC but an address nobody has, so that the receiving stack drops
+ * them early and answers nothing. Counted is the receiving interface's rx_packets over SECONDS, after 200 ms to warm up.
+ * Prints {"mpps": ..., "sent_mpps": ..., "seconds": ...}. */
+#include "common.h"
+#include <arpa/inet.h>
+#include <linux/if_ether.h>
+#include <linux/if_packet.h>
+#include <net/if.h>
+#include <netinet/ip.h>
+#include <netinet/udp.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+
+enum { FRAMES = 64, FRAME = 60, WARM_UP_MS = 200 };
+
+static uint16_t ones_complement(const void *data, size_t bytes)
+{
+    const uint16_t *word = data;
+    uint32_t sum = 0;
+    for (size_t i = 0; i < bytes / 2; i++)
+        sum += word[i];
+    sum = (sum >> 16) + (sum & 0xffff);
+    return (uint16_t)~(sum + (sum >> 16));
+}
+
+static void read_mac(const char *interface, uint8_t *mac)
+{
+    struct ifreq ask = { 0 };
+    snprintf(ask.ifr_name, IFNAMSIZ, "%s", interface);
+    int s = socket(AF_INET, SOCK_DGRAM, 0);
+    if (s < 0 || ioctl(s, SIOCGIFHWADDR, &ask))
+        die(interface);
+    memcpy(mac, ask.ifr_hwaddr.sa_data, ETH_ALEN);
+    close(s);
+}
+
+/* rx_packets of `interface` from /proc/net/dev, opened while the receiver's namespace was entered. */
+static uint64_t received(int dev, const char *interface)
+{
+    char text[16384], name[IFNAMSIZ + 2], *line;
+    unsigned long long packets;
+    ssize_t n = pread(dev, text, sizeof text - 1, 0);
+    if (n <= 0)
+        die("/proc/net/dev");
+    text[n] = 0;
+    snprintf(name, sizeof name, "%s:", interface);
+    if (!(line = strstr(text, name)) || sscanf(line + strlen(name), "%*u %llu", &packets) != 1) {
+        errno = ENODEV;
+        die(interface);
+    }
+    return packets;
+}
+
+static void build(uint8_t *frame, const uint8_t *to, const uint8_t *from)
+{
+    struct ethhdr *eth = (struct ethhdr *)frame;
+    struct iphdr *ip = (struct iphdr *)(eth + 1);
+    struct udphdr *udp = (struct udphdr *)(ip + 1);
+    memset(frame, 0, FRAME);
+    memcpy(eth->h_dest, to, ETH_ALEN);
+    memcpy(eth->h_source, from, ETH_ALEN);
+    eth->h_proto = htons(ETH_P_IP);
+    ip->version = 4;
+    ip->ihl = sizeof *ip / 4;
+    ip->tot_len = htons(FRAME - sizeof *eth);
+    ip->ttl = 64;
+    ip->protocol = IPPROTO_UDP;
+    ip->saddr = inet_addr("10.99.0.1");
+    ip->daddr = inet_addr("10.99.0.99");
+    ip->check = ones_complement(ip, sizeof *ip);
+    udp->source = htons(4096);
+    udp->dest = htons(4097);
+    udp->len = htons(FRAME - sizeof *eth - sizeof *ip);
+}
+
+int main(int argc, char **argv)
+{
+    uint8_t to[ETH_ALEN], from[ETH_ALEN], frame[FRAME];
+    if (argc != 6) {
+        fprintf(stderr, "usage: blast SENDER_NETNS SENDER_INTERFACE RECEIVER_NETNS RECEIVER_INTERFACE SECONDS\n");
+        return 2;
+    }
+    end_with_parent();
+    enter_netns(argv[3]);
+    read_mac(argv[4], to);
+    int dev = open("/proc/thread-self/net/dev", O_RDONLY);
+    if (dev < 0)
+        die("/proc/thread-self/net/dev");
+    enter_netns(argv[1]);
+    read_mac(argv[2], from);
+    build(frame, to, from);
+
+    int s = socket(AF_PACKET, SOCK_RAW, 0), on = 1;
+    struct sockaddr_ll out = { .sll_family = AF_PACKET, .sll_ifindex = (int)if_nametoindex(argv[2]) };
+    if (s < 0 || bind(s, (struct sockaddr *)&out, sizeof out) || setsockopt(s, SOL_PACKET, PACKET_QDISC_BYPASS, &on, sizeof on))
+        die("packet socket");
+    struct iovec part = { frame, FRAME };
+    struct mmsghdr messages[FRAMES];
+    memset(messages, 0, sizeof messages);
+    for (int i = 0; i < FRAMES; i++) {
+        messages[i].msg_hdr.msg_iov = &part;
+        messages[i].msg_hdr.msg_iovlen = 1;
+    }
+
+    uint64_t start = now_ns() + WARM_UP_MS * 1000000ull, end = start + (uint64_t)(atof(argv[5]) * 1e9);
+    uint64_t now, first = 0, sent = 0, before = 0;
+    do {
+        int n = sendmmsg(s, messages, FRAMES, 0); /* a full queue is an error here: the frames are lost, go on */
+        now = now_ns();
+        if (!first && now >= start) {
+            before = received(dev, argv[4]);
+            first = now = now_ns();
+            sent = 0;
+        } else if (n > 0) {
+            sent += (uint64_t)n;
+        }
+    } while (now < end);
+    double ns = (double)(now - first);
+    printf("{\"mpps\": %.5f, \"sent_mpps\": %.5f, \"seconds\": %.4f}\n", (double)(received(dev, argv[4]) - before) * 1e3 / ns,
+           (double)sent * 1e3 / ns, ns / 1e9);
+    return 0;
+}

@@ -1,0 +1,65 @@
+"""Results for people (tables) and for machines (JSON files under bench/results/)."""
+
+import datetime
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def save(kind: str, result: Mapping[str, object]) -> Path:
+    """Writes the result to bench/results/KIND-DATE.json and returns the path."""
+    RESULTS.mkdir(exist_ok=True)
+    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
+    path = RESULTS / f"{kind}-{stamp}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    return path
+
+
+def _figure(one: Mapping[str, Any], key: str, digits: int) -> str:
+    value = one.get(key)
+    if value is None:
+        return "-"
+    low, high = one["spread"][key]["min"], one["spread"][key]["max"]
+    return f"{value:.{digits}f} [dim]({low:.{digits}f}-{high:.{digits}f})[/dim]"
+
+
+def _ratio(one: Mapping[str, Any], key: str) -> str:
+    return "-" if one.get(key) is None else f"{one[key]:.2f}"
+
+
+def show_machine(console: Console, machine: Mapping[str, Any]) -> None:
+    console.print(
+        f"{machine['cpu']}, {machine['cores']} cores, kernel {machine['kernel']}, Python {machine['versions']['python']},"
+        f" load before {machine['load_before']:.2f}, {machine['date']}",
+        highlight=False,
+    )
+
+
+def show_tap(console: Console, result: Mapping[str, Any]) -> None:
+    """The table of `bench tap`: medians (min-max), ratios against the better bare loop."""
+    table = Table(title=f"TAP to TAP: medians of {result['rounds']} rounds of {result['seconds']:g} s (min-max)")
+    for title in ("", "TCP Gbit/s", "/ bare", "64 B Mpps", "/ bare", "RTT p50 us", "p99 us", "busy p50 us", "idle CPU %"):
+        table.add_column(title, justify="left" if not title else "right", no_wrap=True)
+    for name, one in {**result["ours"], **result["peers"]}.items():
+        table.add_row(
+            f"{name}  [dim]{one['what']}[/dim]",
+            _figure(one, "tcp_gbps", 2),
+            _ratio(one, "tcp_ratio_vs_bare"),
+            _figure(one, "mpps_64b", 3),
+            _ratio(one, "pps_ratio_vs_bare"),
+            _figure(one, "rtt_p50_us", 1),
+            _figure(one, "rtt_p99_us", 0),
+            _figure(one, "rtt_busy_p50_us", 1),
+            _figure(one, "idle_cpu_percent", 2),
+        )
+    show_machine(console, result["machine"])
+    console.print(table)
+    for name, one in {**result["ours"], **result["peers"]}.items():
+        for failure in one["failures"]:
+            console.print(f"{name}: {failure}", highlight=False)

@@ -1,0 +1,139 @@
+"""Where a contestant runs: three network namespaces, a directory and processes, all of which end with the `with` block.
+
+Names carry the bench's pid, so that two benches do not meet and a later one can sweep up after one that was killed.
+"""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from bench.errors import BenchError
+from bench.interrupts import held
+from bench.probes import probe, run
+
+NETNS = Path("/run/netns")
+PREFIX = "vnicbench-"
+ADDRESS_A, ADDRESS_B = "10.99.0.1", "10.99.0.2"
+PREFIX_LENGTH = 24
+
+
+def sweep() -> None:
+    """Deletes the namespaces of benches that no longer run."""
+    if not NETNS.is_dir():
+        return
+    for path in NETNS.glob(f"{PREFIX}*"):
+        pid = path.name.removeprefix(PREFIX).split("-")[0]
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            with contextlib.suppress(BenchError):
+                run(["ip", "netns", "del", path.name])
+
+
+def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    """Polls until the condition holds. Raises BenchError with `what` where it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise BenchError(f"{what} within {seconds:.0f} s")
+        time.sleep(0.02)
+
+
+class Space:
+    """Namespaces `a` and `b`, the two ends, and `middle`, for what a contestant needs between them."""
+
+    def __init__(self) -> None:
+        self.a, self.b, self.middle = (f"{PREFIX}{os.getpid()}-{end}" for end in ("a", "b", "m"))
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.directory = Path()
+
+    def __enter__(self) -> Self:
+        try:
+            with held():
+                self.directory = Path(tempfile.mkdtemp(prefix=PREFIX))
+            for name in (self.a, self.b, self.middle):
+                run(["ip", "netns", "add", name])
+                run(["ip", "-n", name, "link", "set", "lo", "up"])
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the processes, last started first, then deletes the namespaces and the directory. May be called twice."""
+        with held():  # a second Ctrl-C must not leave half of it behind
+            for process in reversed(self.processes):
+                end(process)
+            self.processes.clear()
+            for name in (self.a, self.b, self.middle):
+                if (NETNS / name).exists():
+                    with contextlib.suppress(BenchError):
+                        run(["ip", "netns", "del", name])
+            if self.directory != Path():
+                shutil.rmtree(self.directory, ignore_errors=True)
+
+    @staticmethod
+    def path(name: str) -> str:
+        return str(NETNS / name)
+
+    def start(self, command: Sequence[str], within: str | None = None, **environment: str) -> subprocess.Popen[bytes]:
+        """Starts a process, in the namespace `within` where given; its output goes to a file that `complaint` reads."""
+        # Its own process group: Ctrl-C on the terminal ends the bench, which ends it in order. setpriv: it ends with a killed bench.
+        enter = ["nsenter", f"--net={self.path(within)}"] if within else []
+        log = (self.directory / f"log{len(self.processes)}").open("wb")
+        with log, held():
+            process = subprocess.Popen(
+                [*enter, "setpriv", "--pdeathsig", "TERM", *command],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                process_group=0,
+                env={**os.environ, **environment},
+            )
+            self.processes.append(process)
+        return process
+
+    def complaint(self, process: subprocess.Popen[bytes]) -> str:
+        """The last line that the process printed."""
+        log = self.directory / f"log{self.processes.index(process)}"
+        lines = log.read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else f"exit status {process.returncode}, no output"
+
+    def wait_interface(self, name: str, interface: str, process: subprocess.Popen[bytes] | None = None) -> None:
+        """Waits until the interface is there, or its process has ended without it."""
+
+        def there() -> bool:
+            if process and process.poll() is not None:
+                raise BenchError(f"{process.args[-1] if isinstance(process.args, list) else ''}: {self.complaint(process)}")
+            return interface in run(["ip", "-n", name, "-brief", "link"]).replace("@", " ").split()
+
+        wait_for(there, 10, f"no interface {interface} in {name}")
+
+    def connect(self, interface_a: str, interface_b: str) -> None:
+        """Gives both ends their address and waits until a datagram comes back."""
+        ends = ((self.a, interface_a, ADDRESS_A), (self.b, interface_b, ADDRESS_B))
+        for name, interface, address in ends:
+            run(["ip", "-n", name, "address", "replace", f"{address}/{PREFIX_LENGTH}", "dev", interface])
+            run(["ip", "-n", name, "link", "set", interface, "mtu", "1500", "up"])
+        probe("pingpong", self.path(self.a), self.path(self.b), ADDRESS_B, 1, 0, timeout_seconds=20)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Asks the process to end, and insists after 3 s."""
+    if process.stdin:
+        process.stdin.close()
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(3)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -1,0 +1,149 @@
+"""TAP to TAP: every contestant in the same run, interleaved round by round, medians and ratios."""
+
+import statistics
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from bench import contestants, machine
+from bench.errors import BenchError
+from bench.probes import compile_probes, probe
+from bench.space import ADDRESS_B, Space, sweep
+
+SLEEPY_ROUND_TRIPS = 1500
+SLEEPY_PAUSE_US = 1000
+BUSY_ROUND_TRIPS = 10000
+IDLE_SECONDS = 2.0
+
+Sample = dict[str, float]
+Json = dict[str, object]
+
+
+def say(text: str) -> None:
+    """Progress, on stderr: stdout is for the result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def measure(contestant: contestants.Contestant, seconds: float, idle: bool) -> Sample:
+    """Builds the contestant's path and measures it once. Raises BenchError."""
+    with Space() as space:
+        process = contestant.up(space)
+        interface_a, interface_b = contestant.interfaces()
+        a, b = space.path(space.a), space.path(space.b)
+        sample: Sample = {}
+        if idle and process:
+            time.sleep(0.3)  # start-up's last work does not count as idling
+            before_ns, start = contestants.cpu_ns(process.pid), time.monotonic()
+            time.sleep(IDLE_SECONDS)
+            used_ns = contestants.cpu_ns(process.pid) - before_ns
+            sample["idle_cpu_percent"] = 100 * used_ns / ((time.monotonic() - start) * 1e9)
+        sleepy = probe("pingpong", a, b, ADDRESS_B, SLEEPY_ROUND_TRIPS, SLEEPY_PAUSE_US, timeout_seconds=60)
+        busy = probe("pingpong", a, b, ADDRESS_B, BUSY_ROUND_TRIPS, 0, timeout_seconds=60)
+        sample |= {"rtt_p50_us": sleepy["p50_us"], "rtt_p99_us": sleepy["p99_us"]}
+        sample |= {"rtt_busy_p50_us": busy["p50_us"], "rtt_busy_p99_us": busy["p99_us"]}
+        blast = probe("blast", a, interface_a, b, interface_b, seconds, timeout_seconds=seconds + 30)
+        sample["mpps_64b"] = blast["mpps"]
+        sample["tcp_gbps"] = probe("stream", a, b, ADDRESS_B, seconds, timeout_seconds=seconds + 30)["gbps"]
+        if process and process.poll() is not None:
+            raise BenchError(f"{contestant.name} ended while it was measured: {space.complaint(process)}")
+        return sample
+
+
+@dataclass
+class Series:
+    """What one contestant showed, round by round."""
+
+    what: str
+    samples: list[Sample] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def values(self, key: str) -> list[float]:
+        return [s[key] for s in self.samples if key in s]
+
+    def median(self, key: str) -> float | None:
+        values = self.values(key)
+        return statistics.median(values) if values else None
+
+    def as_json(self) -> Json:
+        keys = sorted({key for sample in self.samples for key in sample})
+        medians: Json = {key: rounded(self.median(key)) for key in keys}
+        spread: Json = {key: {"min": rounded(min(self.values(key))), "max": rounded(max(self.values(key)))} for key in keys}
+        return {"what": self.what, **medians, "spread": spread, "rounds": len(self.samples), "failures": self.failures}
+
+
+def rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def ratio(value: float | None, base: float | None) -> float | None:
+    """Of medians; None where either is missing."""
+    return rounded(value / base) if value is not None and base else None
+
+
+def better(series: dict[str, Series], key: str) -> float | None:
+    """The higher median of the bare loops."""
+    medians = [m for name in contestants.BARE if name in series and (m := series[name].median(key)) is not None]
+    return max(medians, default=None)
+
+
+def summarise(series: dict[str, Series], rounds: int, seconds: float) -> Json:
+    """The one object that `--json` prints. A figure whose contestant did not run is null."""
+    none = Series("")
+    vnic, spin = series.get("vnic", none), series.get("vnic-spin", none)
+    bare_rtt = [m for name in contestants.BARE if (m := series.get(name, none).median("rtt_p50_us")) is not None]
+    peers: dict[str, Json] = {}
+    for name, one in series.items():
+        peers[name] = one.as_json()
+        for key, label in (("tcp_gbps", "tcp_ratio_vs_bare"), ("mpps_64b", "pps_ratio_vs_bare")):
+            peers[name][label] = ratio(one.median(key), better(series, key))
+            if name not in contestants.OURS:
+                peers[name][f"vnic_{key}_ratio"] = ratio(vnic.median(key), one.median(key))
+    ours: dict[str, Json] = {name: peers.pop(name) for name in contestants.OURS if name in peers}
+    return {
+        "tcp_gbps": rounded(vnic.median("tcp_gbps")),
+        "tcp_ratio_vs_bare": ratio(vnic.median("tcp_gbps"), better(series, "tcp_gbps")),
+        "mpps_64b": rounded(vnic.median("mpps_64b")),
+        "pps_ratio_vs_bare": ratio(vnic.median("mpps_64b"), better(series, "mpps_64b")),
+        "rtt_p50_us": rounded(vnic.median("rtt_p50_us")),
+        "bare_rtt_p50_us": rounded(min(bare_rtt, default=None)),
+        "rtt_spin_p50_us": rounded(spin.median("rtt_p50_us")),
+        "idle_cpu_percent": rounded(vnic.median("idle_cpu_percent")),
+        "rounds": rounds,
+        "seconds": seconds,
+        "peers": peers,
+        "ours": ours,
+    }
+
+
+def run(rounds: int, seconds: float, names: list[str]) -> Json:
+    """Measures the named contestants (all that are installed where empty) `rounds` times, interleaved. Raises BenchError."""
+    compile_probes()
+    sweep()
+    chosen, lacking = contestants.choose(names)
+    for line in lacking:
+        say(line)
+    if not chosen:
+        raise BenchError("no contestant is left to measure")
+    described = machine.describe()
+    series = {c.name: Series(c.what) for c in chosen}
+    for number in range(rounds):
+        # Rotated, so that nobody always follows the same neighbour.
+        start = number % len(chosen)
+        for contestant in rotate(chosen, start):
+            one = series[contestant.name]
+            if len(one.failures) >= 2:
+                continue
+            try:
+                sample = measure(contestant, seconds, idle=contestant.name in contestants.OURS)
+            except BenchError as error:
+                one.failures.append(f"round {number + 1}: {error}")
+                say(f"round {number + 1}/{rounds} {contestant.name:10} failed: {error}")
+                continue
+            one.samples.append(sample)
+            say(f"round {number + 1}/{rounds} {contestant.name:10} " + " ".join(f"{k}={v:.3g}" for k, v in sample.items()))
+    return {**summarise(series, rounds, seconds), "machine": described}
+
+
+def rotate(items: list[contestants.Contestant], start: int) -> Iterable[contestants.Contestant]:
+    return [*items[start:], *items[:start]]

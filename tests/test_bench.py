@@ -1,0 +1,131 @@
+"""The bench's own sanity: probes compile, figures are put together right. Nothing here measures."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from bench import contestants, machine, probes, report, tap
+from bench.errors import BenchError
+from bench.space import NETNS, PREFIX, Space
+
+ROOT = Path(__file__).parents[1]
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes network namespaces")
+
+
+def series(name: str, **values: list[float]) -> tap.Series:
+    rounds = max(len(v) for v in values.values())
+    return tap.Series(name, [{k: v[i] for k, v in values.items()} for i in range(rounds)])
+
+
+def test_probes_compile_and_explain_themselves() -> None:
+    probes.compile_probes()
+    for name in probes.PROBES:
+        done = subprocess.run([str(probes.BIN / name)], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"usage: {name} ")
+
+
+def test_a_failed_probe_is_one_line() -> None:
+    probes.compile_probes()
+    with pytest.raises(BenchError, match="pingpong failed: /nowhere: No such file or directory"):
+        probes.probe("pingpong", "/nowhere", "/nowhere", "10.99.0.2", 1, 0, timeout_seconds=5)
+
+
+def test_ratios_are_of_medians_against_the_better_bare_loop() -> None:
+    result = tap.summarise(
+        {
+            "vnic": series(
+                "v", tcp_gbps=[36, 38, 10], mpps_64b=[0.5, 0.6, 0.5], rtt_p50_us=[33, 34, 35], idle_cpu_percent=[0.1, 0.1, 0.3]
+            ),
+            "bare-1": series("1", tcp_gbps=[38, 30, 30], mpps_64b=[0.6, 0.4, 0.5], rtt_p50_us=[30, 31, 32]),
+            "bare-2": series("2", tcp_gbps=[40, 40, 20], mpps_64b=[0.4, 0.4, 0.4], rtt_p50_us=[36, 37, 38]),
+            "ovs-tso": series("o", tcp_gbps=[18, 18, 18], mpps_64b=[0.25, 0.25, 0.25], rtt_p50_us=[60, 61, 62]),
+        },
+        rounds=3,
+        seconds=1,
+    )
+    assert result["tcp_gbps"] == 36 and result["tcp_ratio_vs_bare"] == 0.9
+    assert result["mpps_64b"] == 0.5 and result["pps_ratio_vs_bare"] == 1.0
+    assert result["rtt_p50_us"] == 34 and result["bare_rtt_p50_us"] == 31
+    assert result["idle_cpu_percent"] == 0.1
+    assert result["rtt_spin_p50_us"] is None  # that contestant did not run
+    peers = result["peers"]
+    assert isinstance(peers, dict) and set(peers) == {"bare-1", "bare-2", "ovs-tso"}
+    assert peers["ovs-tso"]["vnic_tcp_gbps_ratio"] == 2.0
+    assert peers["bare-2"]["spread"]["tcp_gbps"] == {"min": 20, "max": 40}
+
+
+def test_a_run_without_vnic_gives_nulls_not_errors() -> None:
+    result = tap.summarise({"bare-1": series("1", tcp_gbps=[38.0])}, rounds=1, seconds=1)
+    assert result["tcp_gbps"] is None and result["tcp_ratio_vs_bare"] is None
+
+
+def test_tables_print_what_is_missing_as_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
+    failed = tap.Series("nothing", [], ["round 1: no gcc"])
+    result = tap.summarise({"bare-1": series("1", tcp_gbps=[38.0]), "vde": failed}, rounds=1, seconds=1)
+    report.show_tap(Console(width=190), {**result, "machine": machine.describe()})
+    printed = capsys.readouterr().out
+    assert "38.00" in printed and "vde: round 1: no gcc" in printed
+
+
+def test_an_unknown_contestant_is_an_error_that_lists_them() -> None:
+    with pytest.raises(BenchError, match="unknown contestant 'ovs2': want some of vnic, vnic-spin, bare-1"):
+        contestants.choose(["ovs2"])
+
+
+def test_cpu_time_grows_with_work() -> None:
+    before = contestants.cpu_ns(os.getpid())
+    sum(range(1_000_000))
+    assert contestants.cpu_ns(os.getpid()) > before
+
+
+@needs_root
+def test_a_path_between_two_namespaces_comes_and_goes() -> None:
+    probes.compile_probes()
+    with Space() as space:
+        bare = contestants.Bare(1)
+        process = bare.up(space)
+        assert process is not None and process.poll() is None
+        names = [space.a, space.b, space.middle]
+        assert all((NETNS / name).exists() for name in names)
+        directory = space.directory
+    assert process.poll() is not None
+    assert not any((NETNS / name).exists() for name in names)
+    assert not directory.exists()
+
+
+@needs_root
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_nothing_behind(number: signal.Signals) -> None:
+    command = [sys.executable, "-m", "bench", "tap", "--rounds", "100", "--peers", "bare-1"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    mine = f"{PREFIX}{process.pid}-*"
+    deadline = time.monotonic() + 20
+    while not (len(list(NETNS.glob(mine))) == 3 and child_of(process.pid)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    child = child_of(process.pid)
+    process.send_signal(number)
+    _, printed = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert printed.endswith("bench: interrupted\n") and "Traceback" not in printed
+    assert not list(NETNS.glob(mine))
+    assert not child or not Path("/proc", child).exists()
+
+
+def child_of(pid: int) -> str:
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    return children.read_text().split()[0] if children.exists() and children.read_text() else ""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="becomes a plain user")
+def test_a_plain_user_gets_one_line() -> None:
+    command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-m", "bench", "tap"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "bench: bench tap makes network namespaces: run it as root\n")
