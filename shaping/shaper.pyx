@@ -2,8 +2,8 @@
 from libc.stdint cimport uint32_t, uint64_t
 from dataplane.element cimport NEVER, Element
 from dataplane.engine cimport Engine, Work
-from dataplane.offload cimport segment
-from dataplane.packet cimport (BATCH_MAX, GSO_NONE, LARGE_FRAME, NO_PACKET, PACKET_PARSED, Batch, Context, Packet, batch_add,
+from dataplane.offload cimport can_segment, segment
+from dataplane.packet cimport (BATCH_MAX, GSO_NONE, LARGE_FRAME, NO_PACKET, Batch, Context, Packet, batch_add,
                                packet_free, packet_wire_bytes)
 from dataplane.vatomic cimport vnic_check
 
@@ -194,8 +194,8 @@ cdef class Shaper(Element):
         cdef uint32_t each, segment_bytes
         if wire_bytes <= self.setting.quantum_bytes and index != self.split_index:
             return 0
-        # Without Parse nobody has checked the offload fields against the headers, and `segment` relies on that.
-        if p.gso_type == GSO_NONE or p.gso_size == 0 or p.length <= p.header_length or not p.flags & PACKET_PARSED:
+        # Without Parse nobody has checked the offload fields against the headers: such a frame goes whole.
+        if p.gso_type == GSO_NONE or not can_segment(p):
             return 0
         segment_bytes = <uint32_t>p.header_length + p.gso_size
         each = self.setting.quantum_bytes // segment_bytes

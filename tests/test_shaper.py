@@ -11,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataplane.clock import Clock
+from dataplane.elements.parse import Parse
 from dataplane.engine import Engine
 from dataplane.errors import ConfigError
 from dataplane.packet import PacketPool
 from dataplane.port import PortRx, PortTx
 from dataplane.ports.memory import MemoryPort
 from shaping.shaper import QUEUE_FLOOR_BYTES, Shaper
+from tests.wire_frames import Spec, big_specs
 
 START_NS = 10**9
 MBIT = 10**6
@@ -253,6 +255,104 @@ def test_a_limit_in_time_has_a_floor():
     assert Shaper("1mbit", queue="100ms").queue_limit_bytes == QUEUE_FLOOR_BYTES
     assert Shaper("1gbit", queue="100ms").queue_limit_bytes == 12_500_000
     assert Shaper("10tbit", queue="1h").queue_limit_bytes == 10**13 // 8 * 3600
+
+
+def gso_bench(**config: object) -> Bench:
+    """As Bench, with Parse before the shaper: only parsed frames are cut."""
+    bench = Bench(**config)
+    rx = PortRx(bench.a, name="rx")
+    rx >> Parse() >> bench.shaper
+    bench.engine.load([rx])
+    return bench
+
+
+@pytest.mark.parametrize("kind", sorted(big_specs()))
+@pytest.mark.parametrize("rate", [1 * MBIT, 10 * MBIT, 25 * MBIT])
+def test_a_gso_frame_worth_more_than_a_millisecond_is_cut(kind, rate):
+    bench = gso_bench(rate=rate, queue="1mb", burst=0)
+    spec, gso_size = big_specs()[kind], 700
+    whole = spec.segments(gso_size)
+    each = max(1, rate // 8000 // (spec.payload_offset + gso_size))
+    bench.a.inject([spec.frame(gso_size), bytes(60)])
+    bench.engine.advance(START_NS + 10**9)
+    out = bench.b.take()
+    groups = [whole[i : i + each] for i in range(0, len(whole), each)]
+    assert len(out) == len(groups) + 1 and len(out[-1].data) == 60
+    clock = Fraction(START_NS)
+    for frame, group in zip(out, groups, strict=False):
+        wire = sum(len(part.build()) for part in group)
+        assert frame.time_ns == math.ceil(clock)
+        assert wire * 8 * 1000 <= rate or len(group) == 1
+        assert frame.data[spec.payload_offset :] == b"".join(part.payload for part in group)
+        assert (frame.gso_size, bool(frame.gso_type)) == ((gso_size, True) if len(group) > 1 else (0, False))
+        clock += Fraction(wire * 8 * 10**9, rate)
+    assert out[-1].time_ns == math.ceil(clock)
+    assert bench.counters()["split"] == 1 and bench.shaper.statistics()["generated"] == len(groups) - 1
+    assert bench.counters()["sent_bytes"] == sum(len(part.build()) for part in whole) + 60
+    assert bench.counters()["queue_bytes"] == 0
+    bench.close()
+
+
+def test_a_gso_frame_worth_less_than_a_millisecond_stays_whole():
+    bench = gso_bench(rate="1gbit")
+    bench.a.inject([Spec(payload=bytes(60_000)).frame(1448)])
+    bench.engine.advance(START_NS)
+    assert len(bench.b.take()) == 1 and bench.counters()["split"] == 0
+    bench.close()
+
+
+def many_pieces(**config: object) -> tuple[Bench, Spec]:
+    """A hostile frame: many more segments than a batch holds, and a frame behind it."""
+    bench = gso_bench(queue="1mb", burst=0, **config)
+    spec = Spec(payload=bytes(i % 251 for i in range(16_000)))
+    bench.a.inject([spec.frame(8), bytes(60)])
+    return bench, spec
+
+
+def test_more_pieces_than_a_batch_keep_their_order():
+    bench, spec = many_pieces(rate="400kbit")
+    bench.engine.advance(START_NS + 10**8)
+    assert bench.engine.conservation()["conserved"] and 0 < bench.shaper.statistics()["held"] <= 257
+    bench.engine.advance(START_NS + 3 * 10**9)
+    out = bench.b.take()
+    assert b"".join(frame.data[spec.payload_offset :] for frame in out[:-1]) == spec.payload and len(out) == 2001
+    assert bench.shaper.statistics()["generated"] == 1999 and bench.counters()["queue_bytes"] == 0
+    bench.close()
+
+
+def test_the_rate_is_lifted_in_the_middle_of_a_frame():
+    bench, spec = many_pieces(rate="400kbit")
+    bench.engine.advance(START_NS + 10**8)
+    bench.shaper.set_rate(None)
+    bench.engine.advance(START_NS + 10**8)
+    out = bench.b.take()
+    assert b"".join(frame.data[spec.payload_offset :] for frame in out[:-1]) == spec.payload and len(out[-1].data) == 60
+    assert bench.counters()["queue_bytes"] == 0 and bench.shaper.statistics()["held"] == 0
+    bench.close()
+
+
+def test_closing_in_the_middle_of_a_frame():
+    bench, _ = many_pieces(rate="400kbit")
+    bench.engine.advance(START_NS + 10**7)
+    bench.close()
+    assert bench.shaper.statistics()["held"] == 0
+
+
+def test_pieces_without_a_buffer_are_counted():
+    bench, _ = many_pieces(rate="400kbit", small=20, large=4)
+    bench.engine.advance(START_NS + 3 * 10**9)
+    statistics = bench.shaper.statistics()
+    assert statistics["generated"] == 1999 and statistics["dropped"]["no_buffer"] == 2001 - len(bench.b.take()) > 0
+    assert statistics["counters"]["queue_bytes"] == 0
+    bench.close()
+
+
+def test_an_unparsed_gso_frame_goes_whole():
+    bench = Bench(rate="1mbit")
+    bench.a.inject([Spec(payload=bytes(3000)).frame(1000)])
+    bench.engine.advance(START_NS)
+    assert len(bench.b.take()) == 1
+    bench.close()
 
 
 def test_closing_drops_what_is_held_under_its_reason():
