@@ -6,9 +6,9 @@ The words are those of tc(8), letter case does not matter:
     size   b, k or kb, m or mb, g or gb (powers of 1024, as in tc), also kib, mib, gib                     -> bytes
     time   ns, us, ms, s, and tc's longer spellings (usec, msecs, sec ...), min, h -> ns
 
-Two things that tc allows are refused, since they are misread too often: a number without a unit (0 excepted where it makes sense), and
-`bps`, which is *bytes* a second in tc and bits a second nearly everywhere else. Numbers are decimal, exact (no floating point), and must
-come out as whole bits, bytes or nanoseconds. A rate counts layer-2 frame bits without preamble and FCS, everywhere in vnic.
+Two things that tc allows are refused, since they are misread too often: a number without a unit (other than 0), and `bps`,
+which is *bytes* a second in tc and bits a second nearly everywhere else. Numbers are decimal, exact (no floating point), and
+must come out as whole bits, bytes or nanoseconds. A rate counts layer-2 frame bits without preamble and FCS, everywhere.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ _RATES = {"bit": 1, "kbit": 10**3, "mbit": 10**6, "gbit": 10**9, "tbit": 10**12,
           "kibit": 2**10, "mibit": 2**20, "gibit": 2**30, "tibit": 2**40}  # fmt: skip
 _SIZES = {"b": 1, "k": 2**10, "kb": 2**10, "kib": 2**10, "m": 2**20, "mb": 2**20, "mib": 2**20,
           "g": 2**30, "gb": 2**30, "gib": 2**30}  # fmt: skip
-_TIMES = {"ns": 1, "nsec": 1, "nsecs": 1, "us": 10**3, "usec": 10**3, "usecs": 10**3, "ms": 10**6, "msec": 10**6, "msecs": 10**6,
-          "s": 10**9, "sec": 10**9, "secs": 10**9, "min": 60 * 10**9, "h": 3600 * 10**9}  # fmt: skip
+_TIMES = {"ns": 1, "nsec": 1, "nsecs": 1, "us": 10**3, "usec": 10**3, "usecs": 10**3,
+          "ms": 10**6, "msec": 10**6, "msecs": 10**6, "s": 10**9, "sec": 10**9, "secs": 10**9,
+          "min": 60 * 10**9, "h": 3600 * 10**9}  # fmt: skip
 # What is printed: largest first.
 _RATES_OUT = ("tbit", "gbit", "mbit", "kbit", "bit")
 _SIZES_OUT = ("gb", "mb", "kb", "b")

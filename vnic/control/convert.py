@@ -1,7 +1,7 @@
-"""From untyped data (a YAML file, a request of the control API) to the schema's structs, with errors that say where and what instead.
+"""From untyped data (a YAML file, a request of the control API) to the schema's structs, with errors that say where and why.
 
-msgspec checks the types. It is asked piece by piece - file, NIC, element - so that the path in its error can be followed back to the value
-and, through `Locate`, to the line.
+msgspec checks the types. It is asked piece by piece - file, NIC, element - so the path in its error can be followed back to
+the value and, through `Locate`, to the line.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def path_text(path: Path) -> str:
     """("nics", "web", "addresses", 0) -> nics.web.addresses[0]"""
     text = ""
     for step in path:
-        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else str(step)
+        word = str(step) if str(step).isprintable() and len(str(step)) <= 60 else shown(step)
+        text += f"[{step}]" if isinstance(step, int) else f".{word}" if text else word
     return text
 
 
@@ -99,7 +100,7 @@ def _follow(struct: type[msgspec.Struct], steps: Path) -> tuple[Any, str]:
     description = ""
     for step in steps:
         if isinstance(step, int):
-            arguments = [each for each in typing.get_args(kind)]
+            arguments = typing.get_args(kind)
             kind, description = _unwrapped(arguments[-1] if arguments else Any)
         else:
             hints = typing.get_type_hints(kind, include_extras=True) if isinstance(kind, type) else {}
@@ -128,13 +129,13 @@ def _explain(
         return _unknown_key(locate, (*path, *steps), unknown[1], kind)
     if missing := re.fullmatch(r"Object missing required field `(.*)`", text):
         return error_at(locate, (*path, *steps), f"has no {missing[1]}: want {missing[1]}: {_follow(kind, (missing[1],))[1]}")
-    if expected := _GIVEN.match(text):
+    expected = _GIVEN.match(text)
+    if expected is not None or text.startswith("Invalid enum value"):
         value = data
         for step in steps:
             value = value[step]
-        wanted = description or " or ".join(
-            _KINDS.get(each, each) for each in expected["wanted"].split(" | ") if each != "null"
-        )
+        kinds = expected["wanted"].split(" | ") if expected is not None else []
+        wanted = description or " or ".join(_KINDS.get(each, each) for each in kinds if each != "null")
         return error_at(locate, (*path, *steps), f"{shown(value)} will not do; want {wanted}")
     return error_at(locate, (*path, *steps), text)
 
@@ -147,7 +148,7 @@ def _convert(data: Any, struct: type[S], path: Path, locate: Locate) -> S:
 
 
 def _mapping(data: Any, struct: Any, path: Path, locate: Locate) -> dict[str, Any]:
-    """A copy of `data`, which must be a mapping without the keys that the loader fills itself. Nothing stands for an empty one."""
+    """A copy of `data`, a mapping without the keys that the loader fills itself. Nothing stands for an empty one."""
     if data is None:
         return {}
     if not isinstance(data, Mapping):
@@ -174,8 +175,8 @@ def _element(data: Any, path: Path, locate: Locate, depth: int) -> ElementConfig
     if not isinstance(data, Mapping):
         raise error_at(locate, path, f"{shown(data)} will not do; want an element such as {{element: Counter}}")
     fields = {key: data[key] for key in ("element", "name") if key in data}
-    arguments = {key: value for key, value in data.items() if key not in ("element", "name", "branches")}
-    for key in arguments:
+    settings = {key: value for key, value in data.items() if key not in ("element", "name", "branches")}
+    for key in settings:
         if not isinstance(key, str) or not key.isidentifier():
             raise error_at(locate, (*path, key), "is no constructor argument; want a word of letters, digits and '_'")
     element = _convert(fields, ElementConfig, path, locate)
@@ -188,11 +189,13 @@ def _element(data: Any, path: Path, locate: Locate, depth: int) -> ElementConfig
         if not re.fullmatch(r"[0-9]{1,4}", str(gate), re.ASCII):
             raise error_at(locate, (*path, "branches", gate), "is no output; want its number, such as 1")
         element.branches[int(gate)] = _elements(chain, (*path, "branches", gate), locate, depth + 1)
-    element.arguments, element.where = arguments, locate(path)
+    element.settings, element.where = settings, locate(path)
     return element
 
 
-def convert_nic(name: str, data: Any, path: Path | None = None, locate: Locate = lambda path: "") -> NicConfig:
+def convert_nic(
+    name: str, data: Any, path: Path | None = None, locate: Locate = lambda path: "", directory: str | None = None
+) -> NicConfig:
     """A NIC from its mapping. `path` is where it lies, default nics.NAME. Raises ConfigError with one line."""
     path = ("nics", name) if path is None else path
     if not isinstance(name, str) or len(name) > 32 or not re.fullmatch(NAME_PATTERN, name, re.ASCII):
@@ -211,11 +214,11 @@ def convert_nic(name: str, data: Any, path: Path | None = None, locate: Locate =
         raise error_at(
             locate, path, f"which container is it in? want pid: or netns:, or `vnic attach tap {name} --pid PID` later"
         )
-    nic.where = locate(path)
+    nic.where, nic.directory = locate(path), directory
     return nic
 
 
-def convert_config(data: Any, locate: Locate = lambda path: "", directory: str = "") -> Config:
+def convert_config(data: Any, locate: Locate = lambda path: "", directory: str | None = None) -> Config:
     """A whole configuration. Raises ConfigError with one line."""
     fields = _mapping(data, Config, (), locate)
     raw_nics = fields.pop("nics", None)
@@ -229,7 +232,7 @@ def convert_config(data: Any, locate: Locate = lambda path: "", directory: str =
     config = _convert(fields, Config, (), locate)
     config.directory = directory
     for name, nic_data in (raw_nics or {}).items():
-        config.nics[name] = convert_nic(name, nic_data, ("nics", name), locate)
+        config.nics[name] = convert_nic(name, nic_data, ("nics", name), locate, directory)
     owners: dict[str, str] = {}
     for name, nic in config.nics.items():
         if nic.engine is not None:

@@ -1,7 +1,8 @@
 """Configuration files: YAML to `Config`, with line numbers kept for errors.
 
-A file is untrusted as far as its shape goes: its size, depth and node count (aliases expanded) are bounded, keys must be unique, tags are
-refused. Words are those of YAML 1.2's core schema - `on`, `no` and 12:30:00 are text - since a MAC address is not a number in base 60.
+A file is untrusted as far as its shape goes: its size, depth and node count (aliases expanded) are bounded, keys unique,
+tags are refused. Words are those of YAML 1.2's core schema - `on`, `no` and 12:30:00 are text - since a MAC address is not a
+number in base 60.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _DIGITS_MOST = 30  # of a number; Python's int() would take quadratic time for l
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the scalars of YAML 1.2's core schema."""
 
-    yaml_implicit_resolvers = {}  # noqa: RUF012 - as PyYAML has it; none of YAML 1.1's
+    yaml_implicit_resolvers = {}  # none of YAML 1.1's
 
 
 _TAG = "tag:yaml.org,2002:"
@@ -121,18 +122,18 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Locate]:
         raise ConfigError(f"{name}: too deep: more than {DEPTH_MOST} levels") from None
 
 
-def parse_config(text: str, name: str = "<text>", directory: str = "") -> Config:
-    """A configuration from YAML text; `name` stands in errors, `directory` is where module:Class and relative paths are looked for."""
+def parse_config(text: str, name: str = "<text>", directory: str | None = None) -> Config:
+    """A configuration from YAML text; `name` stands in errors, module:Class and relative paths are sought in `directory`."""
     data, locate = parse_yaml(text, name)
     config = convert_config(data, locate, directory)
     for nic in config.nics.values():
         if nic.netns is not None:
-            nic.netns = os.path.join(directory, nic.netns)
+            nic.netns = os.path.join(directory or os.getcwd(), nic.netns)
     return config
 
 
 def load_config(path: str | os.PathLike[str]) -> Config:
-    """A configuration from a YAML file. Raises ConfigError with one line: FILE:LINE: path: what is wrong; what would be right."""
+    """A configuration from a YAML file. Raises ConfigError: FILE:LINE: path: what is wrong; what would be right."""
     name = os.fspath(path)
     try:
         with open(name, "rb") as file:

@@ -1,7 +1,7 @@
 """The configuration's schema: what a file may say, as typed structs, and as a JSON Schema (`vnic config schema`).
 
-Values are parsed where they enter (`convert.py`): a rate in these structs is bit/s, a time is nanoseconds, a MAC is lower case. A struct
-that Python code builds by hand takes the same types: `NicConfig(name="web", pid=42, egress=DirectionConfig(rate=Rate("100mbit")))`.
+Values are parsed where they enter (`convert.py`): a rate in these structs is bit/s, a time is nanoseconds, a MAC is lower case.
+Code that builds a struct uses the same types: `NicConfig(name="web", pid=42, egress=DirectionConfig(rate=Rate("1mbit")))`.
 The description of a field is what a user reads in an error ("want ...") and in the JSON Schema.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import re
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import msgspec
 from msgspec import Meta
@@ -68,7 +68,8 @@ class Duration(int):
         ns = parse_time(value) if isinstance(value, str) else value
         if not cls.LEAST <= ns <= cls.MOST:
             raise SchemaError(
-                f"{cls.WHAT} {format_time(max(ns, 0))} is out of range: want {format_time(cls.LEAST)} to {format_time(cls.MOST)}"
+                f"{cls.WHAT} {format_time(max(ns, 0))} is out of range: "
+                f"want {format_time(cls.LEAST)} to {format_time(cls.MOST)}"
             )
         return super().__new__(cls, ns)
 
@@ -165,7 +166,7 @@ class RssKey(bytes):
 
 SCALARS: tuple[Any, ...] = (Rate, Spin, Ageing, QueueTime, Mac, Address, RssKey)
 
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*(?!\n)$"
 Name = Annotated[
     str,
     Meta(
@@ -177,7 +178,7 @@ Name = Annotated[
 InterfaceName = Annotated[
     str,
     Meta(
-        pattern=r"^(?!\.{1,2}$)[^\s/:%\x00-\x20]+$",
+        pattern=r"^(?!\.{1,2}$)[^\s/:%\x00-\x20]+(?!\n)$",
         max_length=15,
         description="an interface name of 1 to 15 characters without space, '/', ':' or '%'",
     ),
@@ -202,6 +203,10 @@ class EngineConfig(_Strict):
     ] = None
     cpu: Annotated[int, Meta(ge=0, le=4095, description="the number of the CPU it is bound to, from 0")] | None = None
 
+    @property
+    def spin_ns(self) -> int:
+        return int(self.spin or 0)
+
 
 class PoolConfig(_Strict):
     """How many packets can be inside vnic at once."""
@@ -217,6 +222,10 @@ class SwitchConfig(_Strict):
         default_factory=lambda: Ageing("300s")
     )
     table: Annotated[int, Meta(ge=16, le=1 << 20, description="addresses the table holds, 16 to 1048576")] = 4096
+
+    @property
+    def ageing_ns(self) -> int:
+        return int(self.ageing)
 
 
 class VlanConfig(_Strict):
@@ -261,14 +270,14 @@ class RssConfig(_Strict):
 class ElementConfig(_Strict):
     """One element of a chain: its class, its constructor's keyword arguments, and chains behind its further outputs."""
 
-    HIDDEN = ("arguments", "where")
+    HIDDEN = ("settings", "where")
 
     element: Annotated[str, Meta(description="a built-in element's name such as Counter, or module:Class")]
     name: Name | None = None
     branches: Annotated[
         dict[int, list[ElementConfig]], Meta(description="a mapping from output number to a list of elements")
     ] = {}
-    arguments: dict[str, Any] = {}
+    settings: dict[str, Any] = {}  # the constructor's keyword arguments
     where: str = ""  # "FILE:LINE", for errors that show when the element is made
 
 
@@ -281,11 +290,19 @@ class DirectionConfig(_Strict):
     )
     elements: Annotated[list[ElementConfig], Meta(description="a list of elements in the order that packets pass them")] = []
 
+    @property
+    def rate_bps(self) -> int | None:
+        return None if self.rate is None else int(self.rate)
+
+    @property
+    def queue_ns(self) -> int:
+        return int(self.queue)
+
 
 class NicConfig(_Strict):
     """One NIC and the container it is in."""
 
-    HIDDEN = ("name", "where")
+    HIDDEN = ("name", "directory", "where")
 
     name: Name
     pid: Annotated[int, Meta(ge=1, le=1 << 22, description="the number of a process in the container")] | None = None
@@ -316,6 +333,10 @@ class NicConfig(_Strict):
     ingress: Annotated[
         DirectionConfig, Meta(description="what enters the container: {rate: 100mbit, queue: 100ms, elements: [...]}")
     ] = msgspec.field(default_factory=DirectionConfig)
+    malformed: Annotated[
+        Literal["drop", "pass"], Meta(description="drop or pass: what becomes of frames that lie about themselves")
+    ] = "drop"
+    directory: str | None = None  # of the file: where module:Class is looked for first
     where: str = ""  # "FILE:LINE" or "", for errors that show when it is attached
 
     def __post_init__(self) -> None:
@@ -354,7 +375,7 @@ class Config(_Strict):
         default_factory=SwitchConfig
     )
     nics: Annotated[dict[str, NicConfig], Meta(description="a mapping from a NIC's name to its settings")] = {}
-    directory: str = ""  # of the file: where module:Class is looked for first
+    directory: str | None = None  # of the file
 
     def __post_init__(self) -> None:
         for number, engine in enumerate(self.engines):
@@ -419,9 +440,9 @@ def json_schema() -> dict[str, Any]:
     definitions["Config"]["properties"]["nics"]["propertyNames"] = {"pattern": NAME_PATTERN, "maxLength": 32}
     definitions["NicConfig"]["oneOf"] = [{"required": ["pid"]}, {"required": ["netns"]}]
     engines = definitions["Config"]["properties"]["engines"]
-    description, default = engines.pop("description"), engines.pop("default", None)
     definitions["Config"]["properties"]["engines"] = {
-        "description": description, "anyOf": [{"type": "integer", "minimum": 1, "maximum": ENGINES_MOST}, engines], "default": 1,
-    }  # fmt: skip
-    del default
+        "description": engines.pop("description"),
+        "anyOf": [{"type": "integer", "minimum": 1, "maximum": ENGINES_MOST}, engines],
+        "default": 1,
+    }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "vnic configuration", **schema}
