@@ -55,9 +55,9 @@ def test_a_full_file_is_parsed():
     assert web.rss.key == bytes.fromhex("6d5a56da" * 10) and web.rss.table == [0, 1]
     assert web.egress.rate == 100_000_000 and web.egress.queue == 50_000_000 and web.ingress.rate == 10**9
     counter, split = web.egress.elements
-    assert (counter.element, counter.settings) == ("Counter", {})
-    assert (split.name, split.settings, split.where) == ("split", {"rules": [{"dscp": 46}]}, "full.yaml:23")
-    assert split.branches[1][0].element == "mine:Mark" and split.branches[1][0].settings == {"value": 7}
+    assert (counter.element, counter.arguments) == ("Counter", {})
+    assert (split.name, split.arguments, split.where) == ("split", {"rules": [{"dscp": 46}]}, "full.yaml:23")
+    assert split.branches[1][0].element == "mine:Mark" and split.branches[1][0].arguments == {"value": 7}
     assert db.netns == "/etc/vnic/netns/db" and db.interface == "db" and db.mac == Mac.from_name("db")
     assert db.ingress.rate is None and config.switch.ageing == 60 * 10**9 and config.directory == "/etc/vnic"
 
@@ -89,7 +89,6 @@ WRONG = [
     (nic("mtu: 70000"), 4, "nics.web.mtu", "70000 will not do; want an MTU of 68 to 65521 bytes"),
     (nic("addresses: [10.0.0.1/24, 10.0.0.2]"), 4, "nics.web.addresses[1]", "want address/prefix such as 10.0.0.1/24"),
     (nic("addresses: 10.0.0.1/24"), 4, "nics.web.addresses", "want a list"),
-    (nic("malformed: keep"), 4, "nics.web.malformed", "'keep' will not do; want drop or pass"),
     (nic("interface: 'eth0 '"), 4, "nics.web.interface", "want an interface name of 1 to 15"),
     (nic('interface: "eth0\\n"'), 4, "nics.web.interface", "want an interface name of 1 to 15"),
     (nic("engine: 1"), 4, "nics.web.engine", "engine 1 does not exist"),

@@ -175,8 +175,8 @@ def _element(data: Any, path: Path, locate: Locate, depth: int) -> ElementConfig
     if not isinstance(data, Mapping):
         raise error_at(locate, path, f"{shown(data)} will not do; want an element such as {{element: Counter}}")
     fields = {key: data[key] for key in ("element", "name") if key in data}
-    settings = {key: value for key, value in data.items() if key not in ("element", "name", "branches")}
-    for key in settings:
+    arguments = {key: value for key, value in data.items() if key not in ("element", "name", "branches")}
+    for key in arguments:
         if not isinstance(key, str) or not key.isidentifier():
             raise error_at(locate, (*path, key), "is no constructor argument; want a word of letters, digits and '_'")
     element = _convert(fields, ElementConfig, path, locate)
@@ -189,13 +189,11 @@ def _element(data: Any, path: Path, locate: Locate, depth: int) -> ElementConfig
         if not re.fullmatch(r"[0-9]{1,4}", str(gate), re.ASCII):
             raise error_at(locate, (*path, "branches", gate), "is no output; want its number, such as 1")
         element.branches[int(gate)] = _elements(chain, (*path, "branches", gate), locate, depth + 1)
-    element.settings, element.where = settings, locate(path)
+    element.arguments, element.where = arguments, locate(path)
     return element
 
 
-def convert_nic(
-    name: str, data: Any, path: Path | None = None, locate: Locate = lambda path: "", directory: str | None = None
-) -> NicConfig:
+def convert_nic(name: str, data: Any, path: Path | None = None, locate: Locate = lambda path: "") -> NicConfig:
     """A NIC from its mapping. `path` is where it lies, default nics.NAME. Raises ConfigError with one line."""
     path = ("nics", name) if path is None else path
     if not isinstance(name, str) or len(name) > 32 or not re.fullmatch(NAME_PATTERN, name, re.ASCII):
@@ -214,7 +212,7 @@ def convert_nic(
         raise error_at(
             locate, path, f"which container is it in? want pid: or netns:, or `vnic attach tap {name} --pid PID` later"
         )
-    nic.where, nic.directory = locate(path), directory
+    nic.where = locate(path)
     return nic
 
 
@@ -232,7 +230,7 @@ def convert_config(data: Any, locate: Locate = lambda path: "", directory: str |
     config = _convert(fields, Config, (), locate)
     config.directory = directory
     for name, nic_data in (raw_nics or {}).items():
-        config.nics[name] = convert_nic(name, nic_data, ("nics", name), locate, directory)
+        config.nics[name] = convert_nic(name, nic_data, ("nics", name), locate)
     owners: dict[str, str] = {}
     for name, nic in config.nics.items():
         if nic.engine is not None:

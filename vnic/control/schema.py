@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import re
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import msgspec
 from msgspec import Meta
@@ -203,10 +203,6 @@ class EngineConfig(_Strict):
     ] = None
     cpu: Annotated[int, Meta(ge=0, le=4095, description="the number of the CPU it is bound to, from 0")] | None = None
 
-    @property
-    def spin_ns(self) -> int:
-        return int(self.spin or 0)
-
 
 class PoolConfig(_Strict):
     """How many packets can be inside vnic at once."""
@@ -222,10 +218,6 @@ class SwitchConfig(_Strict):
         default_factory=lambda: Ageing("300s")
     )
     table: Annotated[int, Meta(ge=16, le=1 << 20, description="addresses the table holds, 16 to 1048576")] = 4096
-
-    @property
-    def ageing_ns(self) -> int:
-        return int(self.ageing)
 
 
 class VlanConfig(_Strict):
@@ -270,14 +262,14 @@ class RssConfig(_Strict):
 class ElementConfig(_Strict):
     """One element of a chain: its class, its constructor's keyword arguments, and chains behind its further outputs."""
 
-    HIDDEN = ("settings", "where")
+    HIDDEN = ("arguments", "where")
 
     element: Annotated[str, Meta(description="a built-in element's name such as Counter, or module:Class")]
     name: Name | None = None
     branches: Annotated[
         dict[int, list[ElementConfig]], Meta(description="a mapping from output number to a list of elements")
     ] = {}
-    settings: dict[str, Any] = {}  # the constructor's keyword arguments
+    arguments: dict[str, Any] = {}  # the constructor's keyword arguments
     where: str = ""  # "FILE:LINE", for errors that show when the element is made
 
 
@@ -290,19 +282,11 @@ class DirectionConfig(_Strict):
     )
     elements: Annotated[list[ElementConfig], Meta(description="a list of elements in the order that packets pass them")] = []
 
-    @property
-    def rate_bps(self) -> int | None:
-        return None if self.rate is None else int(self.rate)
-
-    @property
-    def queue_ns(self) -> int:
-        return int(self.queue)
-
 
 class NicConfig(_Strict):
     """One NIC and the container it is in."""
 
-    HIDDEN = ("name", "directory", "where")
+    HIDDEN = ("name", "where")
 
     name: Name
     pid: Annotated[int, Meta(ge=1, le=1 << 22, description="the number of a process in the container")] | None = None
@@ -333,10 +317,6 @@ class NicConfig(_Strict):
     ingress: Annotated[
         DirectionConfig, Meta(description="what enters the container: {rate: 100mbit, queue: 100ms, elements: [...]}")
     ] = msgspec.field(default_factory=DirectionConfig)
-    malformed: Annotated[
-        Literal["drop", "pass"], Meta(description="drop or pass: what becomes of frames that lie about themselves")
-    ] = "drop"
-    directory: str | None = None  # of the file: where module:Class is looked for first
     where: str = ""  # "FILE:LINE" or "", for errors that show when it is attached
 
     def __post_init__(self) -> None:
@@ -375,7 +355,7 @@ class Config(_Strict):
         default_factory=SwitchConfig
     )
     nics: Annotated[dict[str, NicConfig], Meta(description="a mapping from a NIC's name to its settings")] = {}
-    directory: str | None = None  # of the file
+    directory: str | None = None  # of the file: where module:Class is looked for first
 
     def __post_init__(self) -> None:
         for number, engine in enumerate(self.engines):
