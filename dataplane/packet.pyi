@@ -1,0 +1,18 @@
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+PACKET_DTYPE: np.dtype[np.void]
+
+def check_layout(dtype: np.dtype[Any] = ...) -> None: ...
+
+class PacketPool:
+    fd: int
+    small_count: int
+    large_count: int
+    records: NDArray[np.void]
+    def __new__(cls, small: int = ..., large: int = ..., name: str = ...) -> Self: ...
+    def frame(self, index: int) -> NDArray[np.uint8]: ...
+    @property
+    def in_use(self) -> int: ...
