@@ -110,7 +110,7 @@ cdef class PortRx(Source):
         self.port.disarm()
 
     cdef void set_ready(self, uint32_t which, bint ready) noexcept nogil:
-        if ready:
+        if ready or self.port.wakes_only:
             self.ready |= <uint64_t>1 << which
         else:
             self.ready &= ~(<uint64_t>1 << which)

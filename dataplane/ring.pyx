@@ -17,12 +17,13 @@ cdef class Ring:
     """Base of the rings: `capacity` (a power of two, 2 to 2^20) indices of 32 bits in a memfd, and an eventfd as doorbell.
 
     `push_many`, `pop_many` and `len()` are the Python face, for control and tests. Raises ValueError for another capacity.
+    `start`: what the 32-bit positions begin at; any value is as good, and one near 2^32 shows that they wrap.
     """
 
     kind = 0
     cell_bytes = 4
 
-    def __cinit__(self, uint32_t capacity=1024):
+    def __cinit__(self, uint32_t capacity=1024, uint32_t start=0):
         self.fd = self.doorbell = -1
         if capacity < 2 or capacity > 1 << 20 or capacity & (capacity - 1):
             raise ValueError(f"ring: capacity {capacity} is not a power of two from 2 to 1048576")
@@ -40,6 +41,7 @@ cdef class Ring:
         self.header.version = RING_VERSION
         self.header.capacity = capacity
         self.header.kind = type(self).kind
+        self.header.head = self.header.tail = start
 
     def __dealloc__(self):
         for descriptor in (self.fd, self.doorbell):
@@ -68,8 +70,10 @@ cdef class Ring:
     cdef void disarm(self) noexcept nogil:
         """Consumer, awake: no doorbells, and the one that may have rung is taken back."""
         cdef uint64_t value
-        if not va_exchange_u32(&self.header.sleeping, 0):
-            read(self.doorbell, &value, 8)     # the producer cleared the flag, so it rang; never blocks (EFD_NONBLOCK)
+        va_exchange_u32(&self.header.sleeping, 0)
+        # Always, whoever cleared the flag: a producer that cleared it may write only after this read, and the doorbell, left ringing,
+        # would end every later sleep at once. Never blocks (EFD_NONBLOCK). What was pushed is seen by the next arm() at the latest.
+        read(self.doorbell, &value, 8)
 
     cdef void ring_doorbell(self) noexcept nogil:
         """Producer, after a push: wakes the consumer if it asked."""
@@ -79,7 +83,9 @@ cdef class Ring:
             write(self.doorbell, &one, 8)
 
     def __len__(self):
-        return (va_load_acquire_u32(&self.header.tail) - va_load_acquire_u32(&self.header.head)) & 0xFFFFFFFF
+        # Head first: it never passes a tail that is read later. Both may move in between, so the answer is bounded, not exact.
+        cdef uint32_t head = va_load_acquire_u32(&self.header.head)
+        return min(va_load_acquire_u32(&self.header.tail) - head, self.capacity)
 
     def push_many(self, values):
         """Appends the ints of `values`; returns how many fitted. Rings the doorbell."""
@@ -145,11 +151,11 @@ cdef class MpscRing(Ring):
     kind = 2
     cell_bytes = 8
 
-    def __init__(self, uint32_t capacity=1024):
+    def __init__(self, uint32_t capacity=1024, uint32_t start=0):
         cdef RingCell *cells = <RingCell *>self.cells
         cdef uint32_t i
         for i in range(capacity):
-            cells[i].sequence = i
+            cells[(start + i) & self.mask].sequence = start + i
 
     cdef uint32_t push(self, const uint32_t *values, uint32_t count) noexcept nogil:
         cdef RingCell *cells = <RingCell *>self.cells

@@ -7,16 +7,16 @@ from collections import deque
 from fractions import Fraction
 
 import pytest
-from dataplane.clock import Clock
-from dataplane.engine import Engine
-from dataplane.packet import PacketPool
-from dataplane.port import PortRx, PortTx
-from dataplane.ports.memory import MemoryPort
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataplane.clock import Clock
 from dataplane.elements.parse import Parse
+from dataplane.engine import Engine
 from dataplane.errors import ConfigError
+from dataplane.packet import PacketPool
+from dataplane.port import PortRx, PortTx
+from dataplane.ports.memory import MemoryPort
 from shaping.shaper import QUEUE_FLOOR_BYTES, Shaper
 from tests.wire_frames import Spec, big_specs
 

@@ -1,0 +1,83 @@
+"""LoopbackPort. The contract is in loopback.pxd."""
+from cpython.ref cimport PyObject
+from libc.stdint cimport uint32_t
+from libc.stdlib cimport calloc, free
+from dataplane.engine cimport Engine
+from dataplane.packet cimport PACKET_IN_USE, PACKET_TRUNCATED, Batch, Context, Packet
+from dataplane.port cimport OFFLOAD_ALL, Port
+from dataplane.ports.ring_port cimport free_all, push_batch
+from dataplane.ring cimport SpscRing
+
+from dataplane.errors import ConfigError
+
+
+cdef class LoopbackPort(Port):
+    """A wire from a port to itself: what is transmitted on a queue is received on that queue, in order, as if new.
+
+    queues: 1 to 64; capacity: packets on the wire a queue (a power of two, 2 to 2^20), the rest is left to the sender (queue_full). The
+    frame and its offloads stay as they are (GSO whole); time, port, queue, class, hash and what Parse found begin anew. Transmitting
+    and receiving may belong to two engines of one pool.
+    """
+
+    def __init__(self, str name, uint32_t number=0, uint32_t queues=1, uint32_t capacity=1024):
+        super().__init__(name, number, queues, OFFLOAD_ALL)
+        try:
+            self.rings = [SpscRing(capacity) for _ in range(queues)]
+        except ValueError as error:
+            raise ConfigError(f"port {name}: {error}") from None
+        self.wakes_only = True
+        free(self._rings)
+        self._rings = <PyObject **>calloc(queues, sizeof(PyObject *))
+        if self._rings == NULL:
+            raise MemoryError(f"port {name}")
+        for i in range(queues):
+            self._rings[i] = <PyObject *>self.rings[i]
+
+    def __dealloc__(self):
+        free(self._rings)
+
+    def descriptors(self):
+        return [ring.doorbell for ring in self.rings]
+
+    cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil:
+        cdef uint32_t i, taken = (<SpscRing>self._rings[queue]).pop(&batch.index[batch.count], limit)
+        cdef Packet *p
+        for i in range(batch.count, batch.count + taken):
+            p = &ctx.packets[batch.index[i]]
+            p.timestamp_ns = ctx.now_ns
+            p.port, p.queue = <unsigned short>self.number, <unsigned short>queue
+            p.flags &= PACKET_IN_USE | PACKET_TRUNCATED
+            p.mark = p.hash = 0
+            self.stats[queue].rx_bytes += p.length
+        self.stats[queue].rx_packets += taken
+        batch.count += taken
+        return taken
+
+    cdef uint32_t tx_burst(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil:
+        cdef uint32_t taken = push_batch(ctx, <SpscRing>self._rings[queue], batch,
+                                         <unsigned long long *>&self.stats[queue].tx_bytes)
+        self.stats[queue].tx_packets += taken
+        self.stats[queue].tx_dropped += batch.count
+        return taken
+
+    cdef bint arm(self) noexcept nogil:
+        cdef uint32_t queue
+        cdef bint pending = False
+        for queue in range(self.queues):           # all of them: each has a doorbell of its own
+            pending = (<SpscRing>self._rings[queue]).arm() or pending
+        return pending
+
+    cdef void disarm(self) noexcept nogil:
+        cdef uint32_t queue
+        for queue in range(self.queues):
+            (<SpscRing>self._rings[queue]).disarm()
+
+    def drain(self, Engine engine not None):
+        """Frees what is still on the wire, once no engine serves the port; returns how many packets that were."""
+        cdef SpscRing ring
+        if engine.running:
+            raise ConfigError(f"port {self.name}: engine {engine.name} still runs; stop it first")
+        total = 0
+        for ring in self.rings:
+            total += free_all(engine.ctx, ring)
+        return total

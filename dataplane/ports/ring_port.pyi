@@ -1,0 +1,12 @@
+"""Python face of dataplane.ports.ring_port."""
+
+from dataplane.engine import Engine
+from dataplane.port import Port
+from dataplane.ring import Ring
+
+class RingPort(Port):
+    ring_in: Ring | None
+    ring_out: Ring | None
+    def __init__(self, name: str, number: int = 0, ring_in: Ring | None = None, ring_out: Ring | None = None) -> None: ...
+    def descriptors(self) -> list[int]: ...
+    def drain(self, engine: Engine) -> int: ...

@@ -1,0 +1,102 @@
+"""RingPort. The contract is in ring_port.pxd."""
+from libc.stdint cimport uint32_t, uint64_t
+from dataplane.engine cimport Engine
+from dataplane.packet cimport BURST, NO_PACKET, Batch, Context, packet_free, packet_return_cache
+from dataplane.port cimport OFFLOAD_ALL, TX_LINK_DOWN, TX_QUEUE_FULL, Port
+from dataplane.ring cimport Ring
+from dataplane.vatomic cimport vnic_check
+
+from dataplane.errors import ConfigError
+
+
+cdef class RingPort(Port):
+    """One side of a pair of rings between two engines of one pool: indices cross, frames stay where they are.
+
+    ring_in: the ring that this side consumes; ring_out: the one it fills. The other engine has a RingPort with the two swapped. An
+    SpscRing has one RingPort at each end; an MpscRing as `ring_out` of several is how many engines feed one. Either may be None: a
+    one-way crossing. All packets cross as they are: GSO whole, records (class, hash, what Parse found) and original ingress kept, so
+    that a switch behind the crossing still learns the right port. `number` therefore marks nothing; it only names the port in a graph.
+
+    A full ring leaves packets to the sender (queue_full). What the frame and the record hold is visible to the consumer by the ring's
+    release/acquire pair; the producer touches neither after the push.
+    """
+
+    def __init__(self, str name, uint32_t number=0, Ring ring_in=None, Ring ring_out=None):
+        super().__init__(name, number, 1, OFFLOAD_ALL)
+        if ring_in is None and ring_out is None:
+            raise ConfigError(f"port {name}: no ring; give ring_in, ring_out or both")
+        if ring_in is ring_out:
+            raise ConfigError(f"port {name}: ring_in and ring_out are the same ring; use LoopbackPort for that")
+        self.ring_in, self.ring_out = ring_in, ring_out
+        self.wakes_only = True
+
+    def descriptors(self):
+        return [] if self.ring_in is None else [self.ring_in.doorbell]
+
+    cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil:
+        cdef uint32_t i, taken
+        if self.ring_in is None:
+            return 0
+        taken = self.ring_in.pop(&batch.index[batch.count], limit)
+        for i in range(batch.count, batch.count + taken):
+            vnic_check(batch.index[i] < ctx.total_count, "rings carry packets of this pool")
+            self.stats[0].rx_bytes += ctx.packets[batch.index[i]].length
+        self.stats[0].rx_packets += taken
+        batch.count += taken
+        return taken
+
+    cdef uint32_t tx_burst(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil:
+        cdef uint32_t i, taken = 0
+        if self.ring_out is None:
+            for i in range(batch.count):
+                ctx.packets[batch.index[i]].tx_status = TX_LINK_DOWN
+        else:
+            taken = push_batch(ctx, self.ring_out, batch, <unsigned long long *>&self.stats[0].tx_bytes)
+        self.stats[0].tx_packets += taken
+        self.stats[0].tx_dropped += batch.count
+        return taken
+
+    cdef bint arm(self) noexcept nogil:
+        return self.ring_in is not None and self.ring_in.arm()
+
+    cdef void disarm(self) noexcept nogil:
+        if self.ring_in is not None:
+            self.ring_in.disarm()
+
+    def drain(self, Engine engine not None):
+        """Frees what still waits in `ring_in`, once neither side's engine runs; returns how many packets that were."""
+        if engine.running:
+            raise ConfigError(f"port {self.name}: engine {engine.name} still runs; stop it first")
+        return 0 if self.ring_in is None else free_all(engine.ctx, self.ring_in)
+
+
+cdef uint32_t push_batch(Context *ctx, Ring ring, Batch *batch, unsigned long long *pushed_bytes) noexcept nogil:
+    cdef uint32_t i, pushed, left
+    cdef uint64_t total = 0
+    # Lengths first: once pushed, a packet is the consumer's and may be free already.
+    for i in range(batch.count):
+        total += ctx.packets[batch.index[i]].length
+    pushed = ring.push(&batch.index[0], batch.count)
+    if pushed:
+        ring.ring_doorbell()
+    left = batch.count - pushed
+    for i in range(left):
+        batch.index[i] = batch.index[pushed + i]
+        ctx.packets[batch.index[i]].tx_status = TX_QUEUE_FULL
+        total -= ctx.packets[batch.index[i]].length
+    batch.count = left
+    pushed_bytes[0] += total
+    return pushed
+
+
+cdef uint32_t free_all(Context *ctx, Ring ring) noexcept nogil:
+    cdef uint32_t values[BURST]
+    cdef uint32_t i, got, total = 0
+    while True:
+        got = ring.pop(&values[0], BURST)
+        for i in range(got):
+            packet_free(ctx, values[i])
+        total += got
+        if got == 0:
+            packet_return_cache(ctx)
+            return total
