@@ -1,8 +1,19 @@
-"""What every test shares. In CI (CI=true or --no-skips) a test that is skipped for something missing on the machine fails."""
+"""What every test shares. In CI (CI=true or --no-skips) a test that is skipped for something missing on the machine fails.
 
+Fixtures for tests that need network namespaces: `container`, `make_container`, `leak_check`. A test marked `root` needs root and
+is left out (not skipped) for others. A test file with namespace tests ends in a test that runs the file again as a plain user,
+see tests/support/plain_user.py.
+"""
+
+from __future__ import annotations
+
+import gc
 import os
+from collections.abc import Callable, Iterator
 
 import pytest
+
+from tests.support.containers import IS_ROOT, Container, what_is_ours
 
 MISSING = ("missing tool", "could not import")  # how the reasons of such skips begin
 
@@ -40,3 +51,48 @@ def pytest_make_collect_report(collector):
     if collector.config.getoption("--no-skips"):
         refuse_skip(report)
     return report
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "root: needs root; left out for a plain user")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not IS_ROOT:
+        for_root = [item for item in items if item.get_closest_marker("root")]
+        items[:] = [item for item in items if item not in for_root]
+        config.hook.pytest_deselected(items=for_root)
+
+
+@pytest.fixture
+def leak_check() -> Iterator[None]:
+    """Fails the test if it leaves an interface, a namespace, a child, a segment or a descriptor of such behind."""
+    gc.collect()
+    before = what_is_ours()
+    yield
+    gc.collect()
+    after = what_is_ours()
+    left = {kind: sorted(after[kind] - before[kind]) for kind in after if after[kind] - before[kind]}
+    assert not left, f"left behind: {left}"
+
+
+@pytest.fixture
+def make_container(leak_check: None) -> Iterator[Callable[..., Container]]:
+    """Makes containers that are ended after the test."""
+    made: list[Container] = []
+
+    def make(*, user_namespace: bool = not IS_ROOT) -> Container:
+        if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
+            pytest.skip("missing tool: /dev/net/tun cannot be opened by this user")
+        made.append(Container(user_namespace=user_namespace))
+        return made[-1]
+
+    yield make
+    for container in made:
+        container.close()
+
+
+@pytest.fixture
+def container(make_container: Callable[..., Container]) -> Container:
+    """A container: in a network namespace; for a plain user in a user namespace too."""
+    return make_container()

@@ -7,7 +7,8 @@ works, sends the answer home - descriptors by SCM_RIGHTS - and exits. What a fai
     daemon  --SOCK_SEQPACKET-->  agent  --fork-->  child: setns, work, answer over the same socket, exit
 
 One request at a time. A message is JSON, at most MAX_MESSAGE_BYTES; a request carries the namespace's descriptor, the answer
-to TapRequest the queues'. The agent ends when its socket closes, that is with the daemon, however that ended.
+to TapRequest the queues'. After the child's answer comes `Done` from the agent: the child has exited, nothing it held is left.
+The agent ends when its socket closes, that is with the daemon, however that ended.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ class Request(msgspec.Struct, frozen=True):
     work: Work
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """From the child, or from the agent when the child died. `error` is one line; `config`: it is a ConfigError."""
+class Answer(msgspec.Struct, frozen=True, kw_only=True, tag="answer"):
+    """From the child. `error` is one line; `config`: it is a ConfigError."""
 
     number: int
     error: str | None = None
@@ -70,7 +71,14 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     counters: dict[str, int] = {}
 
 
-def send_message(sock: socket.socket, message: Request | Answer, fds: list[int]) -> None:
+class Done(msgspec.Struct, frozen=True, tag="done"):
+    """From the agent, last: the child has exited; `error`: without an answer."""
+
+    number: int
+    error: str | None = None
+
+
+def send_message(sock: socket.socket, message: Request | Answer | Done, fds: list[int]) -> None:
     """One message, with descriptors; the receiver gets duplicates."""
     data = msgspec.json.encode(message)
     if len(data) > MAX_MESSAGE_BYTES:
@@ -121,13 +129,16 @@ def serve(sock: socket.socket) -> None:
             status = run_child(sock, request, fds[0])
         finally:
             close_all(fds)
-        if status == 0:
-            continue
-        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
-            reason = f"took longer than {CHILD_TIMEOUT_S} s; try again"
-        else:
-            reason = f"failed unexpectedly (status {status}); see standard error"
-        send_message(sock, Answer(number=request.number, error=f"{request.label}: work in its namespaces {reason}"), [])
+        send_message(sock, Done(request.number, describe_failure(request.label, status)), [])
+
+
+def describe_failure(label: str, status: int) -> str | None:
+    """What a child's wait status says; None if it has answered."""
+    if status == 0:
+        return None
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
+        return f"{label}: work in its namespaces took longer than {CHILD_TIMEOUT_S} s; try again"
+    return f"{label}: work in its namespaces failed unexpectedly (wait status {status}); see standard error"
 
 
 def run_child(sock: socket.socket, request: Request, netns_fd: int) -> int:
@@ -181,7 +192,7 @@ class NamespaceAgent:
         self._process, self._socket = process, sock
         self._lock = threading.Lock()
         self._number = 0
-        self._decoder = msgspec.json.Decoder(Answer)
+        self._decoder: msgspec.json.Decoder[Answer | Done] = msgspec.json.Decoder(Answer | Done)
         sock.settimeout(CALL_TIMEOUT_S)
 
     @classmethod
@@ -259,16 +270,29 @@ class NamespaceAgent:
         return answer, fds
 
     def _await(self, number: int) -> tuple[Answer, list[int]]:
+        """The answer to request `number`, once its child has exited: a Tap that is closed then is gone at once."""
         deadline = time.monotonic() + CALL_TIMEOUT_S
-        while time.monotonic() < deadline:
-            data, fds = receive_message(self._socket)
-            if not data:
-                raise ConnectionResetError(0, "it has closed its socket")
-            answer = self._decoder.decode(data)
-            if answer.number == number:
-                return answer, fds
-            close_all(fds)  # an answer that came too late for its caller
-        raise TimeoutError
+        answer, fds = Answer(number=number, error="the namespace agent has not answered; restart the daemon"), list[int]()
+        try:
+            while time.monotonic() < deadline:
+                data, received = receive_message(self._socket)
+                if not data:
+                    raise ConnectionResetError(0, "it has closed its socket")
+                fds += received
+                message = self._decoder.decode(data)
+                if message.number != number:  # too late for its caller
+                    close_all(received)
+                    del fds[len(fds) - len(received) :]
+                elif isinstance(message, Answer):
+                    answer = message
+                elif message.error is not None:
+                    raise PortError(message.error)
+                else:
+                    return answer, fds
+            raise TimeoutError
+        except BaseException:
+            close_all(fds)
+            raise
 
     def stop(self) -> None:
         """End the agent. TAPs stay as they are. Twice does no harm."""

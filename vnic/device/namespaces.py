@@ -291,12 +291,12 @@ class TargetWatch:
 
 
 def _follow(path: str) -> str:
-    """Where symbolic links lead, as far as a namespace's file below /proc: those are links of another kind.
+    """Where symbolic links lead, up to a file below /proc: the links there are of another kind.
 
     Names in /run/netns that link to /proc/PID/ns/net are a common way to name a container's namespace.
     """
     for _ in range(MAX_LINKS):
-        if _PROC_NETNS.fullmatch(path) or not os.path.islink(path):
+        if path.startswith("/proc/") or not os.path.islink(path):
             break
         path = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(path)))
     return path

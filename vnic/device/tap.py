@@ -14,7 +14,6 @@ import errno
 import fcntl
 import ipaddress
 import os
-import socket
 import struct
 import warnings
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -131,7 +130,7 @@ def check(request: TapRequest) -> None:
     if request.mac is not None:
         parse_mac(request.mac, label)
     check_mtu(request.mtu, label)
-    if request.offloads & ~Offload.ALL:
+    if request.offloads & ~int(Offload.ALL):  # as int: a flag's complement has known bits only
         raise ConfigError(f"{label}: offloads: {request.offloads:#x} has unknown bits; want some of {int(Offload.ALL):#x}")
     if request.offloads & ~Offload.CSUM and not request.offloads & Offload.CSUM:
         raise ConfigError(f"{label}: offloads: segmentation needs checksum offload too; add csum or drop the others")

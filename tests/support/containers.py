@@ -1,0 +1,105 @@
+"""Containers for tests: a process in a network namespace of its own, and what it left behind."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+IS_ROOT = os.geteuid() == 0
+
+
+class Container:
+    """A process in a new network namespace with `lo` up; in a new user namespace too, which a plain user needs.
+
+    It ends when its standard input closes: with `close()`, and also when the test process dies.
+    """
+
+    def __init__(self, *, user_namespace: bool = not IS_ROOT) -> None:
+        self.user_namespace = user_namespace
+        command = ["unshare", *(["--user", "--map-root-user"] if user_namespace else []), "--net"]
+        self.process = subprocess.Popen(
+            [*command, "sh", "-c", "ip link set lo up && echo ready && exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert self.process.stdout is not None
+        if self.process.stdout.readline() != b"ready\n":
+            self.close()
+            raise RuntimeError(f"no container: {' '.join(command)} failed with status {self.process.returncode}")
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def netns_path(self) -> str:
+        return f"/proc/{self.pid}/ns/net"
+
+    def command(self, argv: list[str]) -> list[str]:
+        """`argv`, to be run inside."""
+        user = ["-U", "--preserve-credentials"] if self.user_namespace else []
+        return ["nsenter", "-t", str(self.pid), *user, "-n", *argv]
+
+    def popen(self, argv: list[str]) -> subprocess.Popen[str]:
+        """Start a program inside; its output is a pipe."""
+        return subprocess.Popen(self.command(argv), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def run(self, *argv: str, check: bool = True, timeout_s: float = 30) -> str:
+        """Run a program inside to its end: its output."""
+        done = subprocess.run(self.command(list(argv)), capture_output=True, text=True, timeout=timeout_s, check=False)
+        if check and done.returncode:
+            raise AssertionError(f"{argv}: status {done.returncode}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def python(self, code: str, *arguments: str) -> str:
+        """Run Python code inside: its output."""
+        return self.run(sys.executable, "-c", code, *arguments)
+
+    def interfaces(self) -> list[str]:
+        """Names of its interfaces, without `lo`."""
+        lines = self.run("ip", "-o", "link").splitlines()
+        return [name for name in (line.split(":")[1].strip().split("@")[0] for line in lines) if name != "lo"]
+
+    def close(self) -> None:
+        """End the process. Twice does no harm."""
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+        self.process.wait(10)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def what_is_ours() -> dict[str, set[str]]:
+    """What tests can leave behind: interfaces here, named namespaces, children, and our descriptors of such things.
+
+    Namespaces without a name live by processes and descriptors, and others make and end some all the time; so ours are counted
+    by what could hold them.
+    """
+    descriptors = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            target = os.readlink(entry)
+        except OSError:  # the listing's own
+            continue
+        if target.startswith(("net:", "user:", "/memfd:", "/dev/net/tun", "anon_inode:", "socket:")):
+            descriptors.add(f"{entry.name} {target}")
+    children = set()
+    for thread in Path("/proc/self/task").iterdir():
+        children |= set((thread / "children").read_text().split())
+    shared = Path("/dev/shm")
+    named = Path("/run/netns")
+    return {
+        "interfaces": {name for _, name in socket.if_nameindex()},
+        "network namespaces": {each.name for each in named.glob("vnic-*")} if named.is_dir() else set(),
+        "shared memory": {each.name for each in shared.glob("vnic*") if each.stat().st_uid == os.geteuid()},
+        "children": children,
+        "descriptors": descriptors,
+    }

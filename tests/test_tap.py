@@ -1,0 +1,379 @@
+"""TAPs in containers: they appear as asked for, carry frames, and are all there or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import struct
+import subprocess
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataplane.errors import ConfigError, PortError
+from tests.support import plain_user
+from tests.support.containers import IS_ROOT, Container
+from vnic.device.agent import NamespaceAgent
+from vnic.device.tap import VNET_HEADER_BYTES, Offload, Route, Tap, TapRequest, check, format_mac, parse_mac
+
+MAC = "02:00:00:00:00:02"
+OUR_MAC = bytes.fromhex("020000000001")
+
+
+@pytest.fixture(scope="module")
+def agent() -> Iterator[NamespaceAgent]:
+    with NamespaceAgent.start() as agent:
+        yield agent
+
+
+def link(container: Container, name: str) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(container.run("ip", "-d", "-j", "addr", "show", "dev", name))[0]
+    return answer
+
+
+def read_frame(tap: Tap, wanted: Callable[[bytes], bool], timeout_s: float = 5) -> bytes:
+    """The next frame on any queue that is wanted, without its virtio-net header."""
+    poll = select.poll()
+    for fd in tap.fds:
+        poll.register(fd, select.POLLIN)
+    while True:
+        ready = poll.poll(timeout_s * 1000)
+        assert ready, "no such frame"
+        for fd, _ in ready:
+            frame = os.read(fd, 70000)[VNET_HEADER_BYTES:]
+            if wanted(frame):
+                return frame
+
+
+def write_frame(tap: Tap, frame: bytes, queue: int = 0) -> None:
+    assert os.write(tap.fds[queue], bytes(VNET_HEADER_BYTES) + frame) == VNET_HEADER_BYTES + len(frame)
+
+
+def checksum(data: bytes) -> int:
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+# --- what is there ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("user_namespace", [pytest.param(False, marks=pytest.mark.root), True])
+def test_a_tap_appears_as_asked_for(agent, make_container, user_namespace):
+    container = make_container(user_namespace=user_namespace)
+    request = TapRequest(
+        name="eth0", pid=container.pid, queues=4, mac=MAC, mtu=9000, addresses=("10.0.0.2/24", "fd00::2/64"),
+        routes=(Route("default", "10.0.0.1"), Route("fd01::/64", "fd00::1"), Route("10.9.0.0/16")),
+    )  # fmt: skip
+    with agent.open_tap(request) as tap:
+        seen = link(container, "eth0")
+        assert (seen["address"], seen["mtu"], seen["ifindex"]) == (MAC, 9000, tap.ifindex)
+        assert (tap.mac, tap.mtu, tap.name, tap.queues) == (MAC, 9000, "eth0", 4)
+        assert seen["linkinfo"]["info_data"]["numqueues"] == 4
+        assert {"UP", "LOWER_UP"} <= set(seen["flags"])
+        assert seen["linkinfo"]["info_data"]["persist"] is False
+        addresses = {f"{each['local']}/{each['prefixlen']}": each for each in seen["addr_info"]}
+        assert {"10.0.0.2/24", "fd00::2/64"} <= set(addresses)
+        assert not addresses["fd00::2/64"].get("tentative"), "an IPv6 address can be used at once"
+        assert "default via 10.0.0.1" in container.run("ip", "route")
+        assert "10.9.0.0/16" in container.run("ip", "route")
+        assert "fd01::/64 via fd00::1" in container.run("ip", "-6", "route")
+        assert tap.netns_identity == (os.stat(container.netns_path).st_dev, os.stat(container.netns_path).st_ino)
+        for fd in tap.fds:
+            assert not os.get_blocking(fd)
+            assert not os.get_inheritable(fd)
+    assert container.interfaces() == []
+
+
+def test_the_kernel_grants_the_offloads_asked_for(agent, container):
+    def features() -> set[str]:
+        return set(re.findall(r"^\s*(tx-(?:checksum-ip-generic|tcp-segmentation|tcp6-segmentation|udp-segmentation)): on",
+                              container.run("ethtool", "-k", "eth0"), re.MULTILINE))  # fmt: skip
+
+    with agent.open_tap(TapRequest(name="eth0", pid=container.pid)) as tap:
+        usual = Offload.CSUM | Offload.TSO4 | Offload.TSO6 | Offload.ECN
+        assert tap.offloads & usual == usual
+        assert ("tx-udp-segmentation" in features()) == bool(tap.offloads & Offload.USO)
+        assert {"tx-checksum-ip-generic", "tx-tcp-segmentation", "tx-tcp6-segmentation"} <= features()
+    with agent.open_tap(TapRequest(name="eth0", pid=container.pid, offloads=0)) as tap:
+        assert tap.offloads == 0
+        assert features() == set()
+
+
+def test_defaults_down_and_64_queues(agent, container):
+    with agent.open_tap(TapRequest(name="a" * 15, pid=container.pid, queues=64, up=False, mtu=65521)) as tap:
+        seen = link(container, "a" * 15)
+        assert len(set(tap.fds)) == 64
+        assert seen["linkinfo"]["info_data"]["numqueues"] == 64
+        assert "UP" not in seen["flags"]
+        assert seen["address"] == tap.mac
+        assert seen["mtu"] == tap.mtu == 65521
+
+
+def test_by_netns_path_of_a_process(agent, container):
+    with agent.open_tap(TapRequest(name="eth0", netns=container.netns_path)) as tap:
+        assert container.interfaces() == ["eth0"]
+        assert tap.namespace.pid == container.pid
+
+
+@pytest.fixture
+def named_netns(leak_check):
+    name = f"vnic-test-{os.getpid()}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    yield name
+    subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("prefix", ["", "/run/netns/", "/var/run/netns/"])
+def test_by_netns_name_and_path(agent, named_netns, prefix):
+    with agent.open_tap(TapRequest(name="eth0", netns=prefix + named_netns)):
+        assert "eth0" in subprocess.run(["ip", "-n", named_netns, "link"], capture_output=True, text=True, check=True).stdout
+    assert "eth0" not in subprocess.run(["ip", "-n", named_netns, "link"], capture_output=True, text=True, check=True).stdout
+
+
+# --- frames -----------------------------------------------------------------------------------------------------------
+
+
+def test_frames_pass_both_ways(agent, container):
+    """We are 10.0.0.1: answer the container's ARP, then its ping."""
+    with agent.open_tap(TapRequest(name="eth0", pid=container.pid, queues=2, mac=MAC, addresses=("10.0.0.2/24",))) as tap:
+        ping = container.popen(["ping", "-c", "1", "-W", "5", "10.0.0.1"])
+        request = read_frame(tap, lambda frame: frame[12:14] == b"\x08\x06")
+        assert request[6:12] == bytes.fromhex(MAC.replace(":", ""))
+        assert request[38:42] == bytes([10, 0, 0, 1])
+        answer = request[6:12] + OUR_MAC + request[12:20] + b"\0\2" + OUR_MAC + request[38:42] + request[22:32]
+        write_frame(tap, answer)
+        echo = read_frame(tap, lambda frame: frame[12:14] == b"\x08\x00" and frame[23] == 1)
+        icmp = b"\0" + echo[35:36] + b"\0\0" + echo[38:]
+        icmp = icmp[:2] + struct.pack("!H", checksum(icmp)) + icmp[4:]
+        write_frame(tap, echo[6:12] + echo[:6] + echo[12:26] + echo[30:34] + echo[26:30] + icmp, queue=1)
+        output = ping.communicate(timeout=10)[0]
+        assert ping.returncode == 0, output
+        counters = tap.counters()
+        assert counters["tx_packets"] >= 2
+        assert counters["rx_packets"] == 2
+
+
+def test_a_gso_frame_travels_whole(agent, container):
+    """20 kB sent over UDP with segmentation offload arrive as one frame with a virtio-net header that says so."""
+    with agent.open_tap(TapRequest(name="eth0", pid=container.pid, addresses=("10.0.0.2/24",))) as tap:
+        if not tap.offloads & Offload.USO:
+            pytest.skip("this kernel has no UDP segmentation for TAPs (Linux 6.2 has)")
+        container.run("ip", "neigh", "add", "10.0.0.1", "lladdr", "02:00:00:00:00:01", "dev", "eth0")
+        container.python(
+            "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.setsockopt(17, 103, 1000); "
+            "s.sendto(bytes(20000), ('10.0.0.1', 9))"
+        )
+        poll = select.poll()
+        poll.register(tap.fds[0], select.POLLIN)
+        while True:
+            assert poll.poll(5000), "no such frame"
+            data = os.read(tap.fds[0], 70000)
+            if data[VNET_HEADER_BYTES + 12 : VNET_HEADER_BYTES + 14] == b"\x08\x00":
+                break
+        flags, gso_type, header_bytes, gso_size, _, _ = struct.unpack_from("<BBHHHH", data)
+        assert (flags & 1, gso_type, gso_size) == (1, 5, 1000)
+        assert header_bytes == 14 + 20 + 8
+        assert len(data) == VNET_HEADER_BYTES + 14 + 20 + 8 + 20000
+
+
+# --- live change ------------------------------------------------------------------------------------------------------
+
+
+def test_live_changes(agent, container):
+    with agent.open_tap(TapRequest(name="eth0", pid=container.pid)) as tap:
+        tap.set_mtu(1400)
+        tap.set_mac(MAC)
+        assert (link(container, "eth0")["mtu"], link(container, "eth0")["address"]) == (1400, MAC) == (tap.mtu, tap.mac)
+        tap.set_carrier(False)
+        assert "NO-CARRIER" in link(container, "eth0")["flags"]
+        tap.set_carrier(True)
+        assert "LOWER_UP" in link(container, "eth0")["flags"]
+        tap.set_up(False)
+        assert "UP" not in link(container, "eth0")["flags"]
+        container.run("ip", "link", "set", "eth0", "name", "renamed")
+        tap.set_up(True)
+        assert "UP" in link(container, "renamed")["flags"]
+        with pytest.raises(ConfigError, match="mtu: 65522"):
+            tap.set_mtu(65522)
+
+
+def test_delete_though_somebody_holds_a_queue(agent, container):
+    tap = agent.open_tap(TapRequest(name="eth0", pid=container.pid))
+    held = os.dup(tap.fds[0])
+    tap.delete()
+    assert container.interfaces() == []
+    os.close(held)
+
+
+def test_an_interface_deleted_in_the_container_is_a_clear_error(agent, container):
+    with agent.open_tap(TapRequest(name="eth0", pid=container.pid)) as tap:
+        container.run("ip", "link", "del", "eth0")
+        for use in (lambda: tap.set_up(True), tap.counters, lambda: tap.set_carrier(False), lambda: tap.set_mac(MAC)):
+            with pytest.raises(PortError, match="gone from its network namespace; attach it again"):
+                use()
+    with pytest.raises(PortError, match="is closed"):
+        tap.counters()
+
+
+# --- all or nothing ---------------------------------------------------------------------------------------------------
+
+
+def test_a_name_that_is_taken(agent, container):
+    with agent.open_tap(TapRequest(name="eth0", pid=container.pid)):
+        with pytest.raises(ConfigError, match="tap eth0: the name is taken"):
+            agent.open_tap(TapRequest(name="eth0", pid=container.pid))
+        assert link(container, "eth0")["linkinfo"]["info_data"]["numqueues"] == 1
+        with pytest.raises(ConfigError, match="tap lo: the name is taken"):
+            agent.open_tap(TapRequest(name="lo", pid=container.pid))
+    assert container.interfaces() == []
+
+
+def test_nothing_stays_of_a_tap_that_failed_half_way(agent, container):
+    failing = [
+        (TapRequest(name="eth0", pid=container.pid, queues=8, addresses=("10.0.0.2/24", "10.0.0.2/24")), "is there already"),
+        (TapRequest(name="eth0", pid=container.pid, routes=(Route("default", "10.9.9.9"),)), "no address reaches its gateway"),
+    ]
+    for request, message in failing:
+        with pytest.raises(ConfigError, match=message):
+            agent.open_tap(request)
+        assert container.interfaces() == []
+
+
+def test_ipv6_switched_off_in_the_container(agent, container):
+    container.run("sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6; "
+                              "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6")  # fmt: skip
+    with pytest.raises(ConfigError, match="IPv6 is switched off"):
+        agent.open_tap(TapRequest(name="eth0", pid=container.pid, addresses=("10.0.0.2/24", "fd00::2/64")))
+    assert container.interfaces() == []
+
+
+BAD = [
+    ({"name": ""}, "no valid interface name"),
+    ({"name": "a" * 16}, "no valid interface name"),
+    ({"name": "a/b"}, "no valid interface name"),
+    ({"name": "a b"}, "no valid interface name"),
+    ({"name": "tap%d"}, "no valid interface name"),
+    ({"name": "zoë"}, "no valid interface name"),
+    ({"name": "all"}, "no valid interface name"),
+    ({"queues": 0}, "queues: 0 is out of range; want 1 to 64"),
+    ({"queues": 65}, "queues: 65"),
+    ({"mac": "01:00:00:00:00:01"}, "is a multicast address"),
+    ({"mac": "00:00:00:00:00:00"}, "is all zero"),
+    ({"mac": "02:00:00:00:01"}, "no MAC address"),
+    ({"mac": "02:00:00:00:00:0g"}, "no MAC address"),
+    ({"mac": "020000000001"}, "no MAC address"),
+    ({"mtu": 67}, "mtu: 67 is out of range; want 68 to 65521"),
+    ({"mtu": 65522}, "mtu: 65522"),
+    ({"mtu": 1279, "addresses": ("fd00::1/64",)}, "too small for IPv6"),
+    ({"addresses": ("10.0.0.2",)}, "no prefix length"),
+    ({"addresses": ("10.0.0.256/24",)}, "'10.0.0.256/24' is none"),
+    ({"addresses": ("10.0.0.2/24",) * 65}, "too many addresses"),
+    ({"routes": (Route("default"),)}, "no gateway"),
+    ({"routes": (Route("fd00::/64", "10.0.0.1"),)}, "mixes IPv4 and IPv6"),
+    ({"routes": (Route("10.0.0.1/8"),)}, "is none; want one like"),
+    ({"routes": (Route("default", "10.0.0.1"),), "up": False}, "while the interface is down"),
+    ({"offloads": 0x20}, "unknown bits"),
+    ({"offloads": int(Offload.TSO4)}, "needs checksum offload"),
+    ({"pid": 1, "netns": "/run/netns/x"}, "give one of the two"),
+    ({"pid": 0}, "pid 0: no such process"),
+    ({"pid": -1}, "pid -1: no such process"),
+    ({"pid": 1 << 40}, "no such process"),
+    ({"pid": 4194304}, "pid 4194304: no such process; give the pid"),
+    ({"netns": ""}, "give a path"),
+    ({"netns": "vnic-no-such"}, "/run/netns/vnic-no-such: no such file"),
+    ({"netns": "/etc/passwd"}, "/etc/passwd: is no network namespace"),
+    ({"netns": "/dev/null"}, "is no network namespace"),
+    ({"netns": "/tmp"}, "is no network namespace"),
+    ({"netns": "/proc/self/ns/user"}, "is no network namespace"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD, ids=lambda value: str(value)[:40])
+def test_bad_requests_are_one_clear_line(agent, leak_check, change, message):
+    with pytest.raises(ConfigError) as caught:
+        agent.open_tap(TapRequest(**({"name": "vnic0"} | change)))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@given(st.binary(min_size=6, max_size=6))
+def test_mac_addresses_round_trip(mac):
+    text = format_mac(mac)
+    if mac[0] & 1 or not any(mac):
+        with pytest.raises(ConfigError):
+            parse_mac(text, "tap")
+    else:
+        assert parse_mac(text, "tap") == mac
+
+
+@settings(max_examples=30)
+@given(st.text(max_size=20), st.text(max_size=40), st.text(max_size=40))
+def test_no_text_breaks_the_checks(name, mac, address):
+    for request in (TapRequest(name=name), TapRequest(name="a", mac=mac), TapRequest(name="a", addresses=(address,)),
+                    TapRequest(name="a", routes=(Route(address, mac),))):  # fmt: skip
+        try:
+            check(request)
+        except ConfigError as error:
+            assert "\n" not in str(error)
+
+
+# --- /dev/net/tun, and who may ----------------------------------------------------------------------------------------
+
+TRY = """
+import sys
+from dataplane.errors import ConfigError
+from vnic.device.agent import NamespaceAgent
+from vnic.device.tap import TapRequest
+with NamespaceAgent.start() as agent:
+    try:
+        agent.open_tap(TapRequest(name="vnic-try", pid=int(sys.argv[1]) if len(sys.argv) > 1 else None)).close()
+    except ConfigError as error:
+        print(error)
+"""
+
+
+def attempt(*arguments: str, tun: str, uid: int = plain_user.UID) -> str:
+    done = plain_user.run([plain_user.sys.executable, "-c", TRY, *arguments], tun=tun, uid=uid)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("uid", [0, plain_user.UID])
+def test_no_tun_device(leak_check, uid):
+    assert attempt(tun="missing", uid=uid) == (
+        "/dev/net/tun is missing: load the tun module (modprobe tun) or pass the device into the container "
+        "(--device /dev/net/tun)\n"
+    )
+
+
+@pytest.mark.root
+def test_a_tun_device_that_may_not_be_opened(leak_check):
+    assert attempt(tun="closed").startswith("/dev/net/tun: not permitted to open it: ask root for chmod 0666 /dev/net/tun")
+
+
+@pytest.mark.root
+def test_a_plain_user_may_not_have_the_machines_or_another_users_namespace(make_container):
+    assert attempt(tun="open").startswith("tap vnic-try: not permitted to make interfaces in that network namespace")
+    container = make_container(user_namespace=True)
+    for pid in (container.pid, os.getppid()):
+        assert attempt(str(pid), tun="open") == (
+            f"pid {pid}: not permitted to open its network namespace; run vnic as the user who started the container, or as root\n"
+        )
+
+
+if IS_ROOT:
+
+    def test_all_this_as_a_plain_user(leak_check):
+        done = plain_user.run_pytest(__file__)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert " skipped" not in done.stdout, done.stdout
