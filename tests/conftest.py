@@ -1,8 +1,8 @@
 """What every test shares. In CI (CI=true or --no-skips) a test that is skipped for something missing on the machine fails.
 
-Fixtures for tests that need network namespaces: `container`, `make_container`, `leak_check`. A test marked `root` needs root and
-is left out (not skipped) for others. A test file with namespace tests ends in a test that runs the file again as a plain user,
-see tests/support/plain_user.py.
+Fixtures for tests that need network namespaces: `container`, `make_container`, `leak_check`. A test marked `root` needs root
+and is left out (not skipped) for others. A test file with namespace tests ends in a test that runs the file again as a plain
+user, see tests/support/plain_user.py.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ def serve(sock: socket.socket) -> None:
     decoder = msgspec.json.Decoder(Request)
     warm = False
     while True:
-        # The netlink library takes long to load: here once, not in each child, and while nobody waits if possible.
+        # The netlink library takes long to load: once, here and not in each child, and while nobody waits if possible.
         if not warm and not select.select([sock], [], [], 0)[0]:
             link.netlink()
             warm = True
@@ -126,6 +126,8 @@ def serve(sock: socket.socket) -> None:
             return
         try:
             request = decoder.decode(data)
+            if link.needs_netlink(request.work):
+                link.netlink()
             status = run_child(sock, request, fds[0])
         finally:
             close_all(fds)
@@ -154,7 +156,7 @@ def run_child(sock: socket.socket, request: Request, netns_fd: int) -> int:
         status = 0
     except BrokenPipeError:  # the daemon has gone
         pass
-    except BaseException:  # noqa: BLE001 - reported, and the agent says that it failed
+    except BaseException:  # reported, and the agent says that it failed
         traceback.print_exc()
     finally:
         os._exit(status)
@@ -312,3 +314,4 @@ class NamespaceAgent:
 
 if __name__ == "__main__":
     serve(socket.socket(fileno=int(sys.argv[1])))
+    os._exit(0)  # at once: to take the interpreter apart in good order takes longer than all else, and somebody waits

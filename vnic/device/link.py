@@ -25,6 +25,7 @@ from vnic.device.tap import (
     ReadCounters,
     TapReport,
     TapRequest,
+    Work,
     format_mac,
     parse_mac,
 )
@@ -46,9 +47,14 @@ _TUN_OFFLOADS = {
 
 def netlink() -> Any:
     """The netlink library. Imported late: it takes longer (170 ms) than everything else together."""
-    from pyroute2 import IPRoute  # type: ignore[import-untyped]
+    from pyroute2 import IPRoute
 
     return IPRoute
+
+
+def needs_netlink(work: Work) -> bool:
+    """Whether the netlink library has a part in some work; a TAP without addresses is made by ioctls alone."""
+    return not isinstance(work, TapRequest) or bool(work.addresses or work.routes)
 
 
 def create(request: TapRequest) -> tuple[TapReport, list[int]]:
@@ -56,7 +62,7 @@ def create(request: TapRequest) -> tuple[TapReport, list[int]]:
 
     The caller exits soon after: descriptors of a TAP that failed half way, and so the interface, go with it.
     """
-    import pytun  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    import pytun
 
     label = f"tap {request.name}"
     _try_tun_device()
@@ -157,6 +163,7 @@ def _configure(ip: Any, ifindex: int, request: TapRequest, label: str) -> None:
 
 _NETLINK_ADVICE = {
     errno.EACCES: "IPv6 is switched off in that network namespace; set net.ipv6.conf.all.disable_ipv6=0 or leave IPv6 out",
+    errno.EPERM: "not permitted in that network namespace; run vnic as the user who started the container, or as root",
     errno.EEXIST: "it is there already; leave it out",
     errno.ENETUNREACH: "no address reaches its gateway; give the interface an address in the gateway's network",
     errno.EHOSTUNREACH: "no address reaches its gateway; give the interface an address in the gateway's network",
@@ -165,7 +172,7 @@ _NETLINK_ADVICE = {
 
 
 def _call(label: str, call: Any) -> Any:
-    from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
+    from pyroute2.netlink.exceptions import NetlinkError
 
     try:
         return call()
