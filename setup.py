@@ -7,6 +7,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 MODULES = [
+    "bench.micro",
     "dataplane.clock",
     "dataplane.element",
     "dataplane.engine",

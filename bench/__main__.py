@@ -3,6 +3,8 @@
 import json
 import os
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import click
 from rich.console import Console
@@ -10,10 +12,12 @@ from rich.console import Console
 from bench import interrupts, report
 from bench.errors import BenchError
 
+Result = Mapping[str, Any]
+
 
 def _console() -> Console:
     # A pipe has no width of its own: wide enough that no column is cut.
-    return Console() if sys.stdout.isatty() else Console(width=190)
+    return Console() if sys.stdout.isatty() else Console(width=150)
 
 
 def _need_root() -> None:
@@ -21,25 +25,41 @@ def _need_root() -> None:
         raise click.UsageError("bench tap makes network namespaces: run it as root")
 
 
-def _tap(rounds: int, seconds: float, names: list[str], as_json: bool) -> None:
+def _tap(rounds: int, seconds: float, names: list[str]) -> Result:
     from bench import tap
 
     _need_root()
     result = tap.run(rounds, seconds, names)
-    path = report.save("tap", result)
-    if as_json:
-        print(json.dumps(result))
-    else:
-        report.show_tap(_console(), result)
-        print(f"written to {path}")
+    report.save("tap", result)
+    return result
+
+
+def _elements() -> Result:
+    try:
+        from bench import elements
+    except ModuleNotFoundError as error:
+        raise BenchError(f"{error.name} is not compiled: run make build") from None
+    result = elements.run()
+    report.save("elements", result)
+    return result
 
 
 @click.group(invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables (without a command).")
 @click.pass_context
-def main(context: click.Context) -> None:
-    """Measure vnic against the bare floor and its peers (`tap`) and its elements (`elements`); without a command: all."""
-    if context.invoked_subcommand is None:
-        _tap(rounds=5, seconds=2, names=[], as_json=False)
+def main(context: click.Context, as_json: bool) -> None:
+    """Measure vnic against the bare floor and its peers (`tap`) and its elements (`elements`); without a command: both.
+
+    What was measured is also written to bench/results/.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    elements, tap = _elements(), _tap(rounds=5, seconds=2, names=[])
+    if as_json:
+        print(json.dumps({"tap": tap, "elements": elements}))
+    else:
+        report.show_elements(_console(), elements)
+        report.show_tap(_console(), tap)
 
 
 @main.command()
@@ -49,7 +69,22 @@ def main(context: click.Context) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 def tap(rounds: int, seconds: float, peers: str, as_json: bool) -> None:
     """TCP goodput, 64-byte packets and round trips between two namespaces. Needs root."""
-    _tap(rounds, seconds, [name.strip() for name in peers.split(",") if name.strip()], as_json)
+    result = _tap(rounds, seconds, [name.strip() for name in peers.split(",") if name.strip()])
+    if as_json:
+        print(json.dumps(result))
+    else:
+        report.show_tap(_console(), result)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+def elements(as_json: bool) -> None:
+    """Each element alone: ns a packet at batches of 1, 32 and 256."""
+    result = _elements()
+    if as_json:
+        print(json.dumps(result))
+    else:
+        report.show_elements(_console(), result)
 
 
 def run() -> None:

@@ -116,7 +116,7 @@ class Vde(Contestant):
 
 
 class OpenVSwitch(Contestant):
-    """Open vSwitch's userspace datapath: an ovsdb-server and an ovs-vswitchd of our own, in a namespace and a directory of our own."""
+    """Open vSwitch's userspace datapath: a database server and a switch daemon in a namespace and a directory of their own."""
 
     SCHEMA = Path("/usr/share/openvswitch/vswitch.ovsschema")
 
@@ -183,7 +183,7 @@ def cpu_ns(pid: int) -> int:
 
 
 def choose(names: list[str]) -> tuple[list[Contestant], list[str]]:
-    """The contestants of these names (all where empty) that can run here, and a line for each that cannot. Raises BenchError."""
+    """The contestants of these names (all where empty) that can run, and a line for each that cannot. Raises BenchError."""
     known = {c.name: c for c in ALL}
     for name in names:
         if name not in known:

@@ -31,7 +31,7 @@ def compile_probes() -> None:
 
 
 def finish(command: Sequence[str], timeout_seconds: float) -> subprocess.CompletedProcess[str]:
-    """Runs a command to its end; whatever happens, no process is left. Raises BenchError where it is absent or takes too long."""
+    """Runs a command to its end and leaves no process behind. Raises BenchError where it is absent or takes too long."""
     process: subprocess.Popen[str] | None = None
     try:
         with held():

@@ -21,10 +21,12 @@ def save(kind: str, result: Mapping[str, object]) -> Path:
     return path
 
 
-def _figure(one: Mapping[str, Any], key: str, digits: int) -> str:
+def _figure(one: Mapping[str, Any], key: str, digits: int, spread: bool = True) -> str:
     value = one.get(key)
     if value is None:
         return "-"
+    if not spread:
+        return f"{value:.{digits}f}"
     low, high = one["spread"][key]["min"], one["spread"][key]["max"]
     return f"{value:.{digits}f} [dim]({low:.{digits}f}-{high:.{digits}f})[/dim]"
 
@@ -48,18 +50,37 @@ def show_tap(console: Console, result: Mapping[str, Any]) -> None:
         table.add_column(title, justify="left" if not title else "right", no_wrap=True)
     for name, one in {**result["ours"], **result["peers"]}.items():
         table.add_row(
-            f"{name}  [dim]{one['what']}[/dim]",
+            name,
             _figure(one, "tcp_gbps", 2),
             _ratio(one, "tcp_ratio_vs_bare"),
             _figure(one, "mpps_64b", 3),
             _ratio(one, "pps_ratio_vs_bare"),
             _figure(one, "rtt_p50_us", 1),
-            _figure(one, "rtt_p99_us", 0),
-            _figure(one, "rtt_busy_p50_us", 1),
-            _figure(one, "idle_cpu_percent", 2),
+            _figure(one, "rtt_p99_us", 0, spread=False),
+            _figure(one, "rtt_busy_p50_us", 1, spread=False),
+            _figure(one, "idle_cpu_percent", 2, spread=False),
         )
     show_machine(console, result["machine"])
     console.print(table)
     for name, one in {**result["ours"], **result["peers"]}.items():
+        console.print(f"  {name:10} {one['what']}", highlight=False)
         for failure in one["failures"]:
-            console.print(f"{name}: {failure}", highlight=False)
+            console.print(f"  {name:10} {failure}", highlight=False)
+
+
+def show_elements(console: Console, result: Mapping[str, Any]) -> None:
+    """The table of `bench elements`: ns a packet, median (min-max) of the repetitions."""
+    table = Table(title=f"Elements: ns/packet, medians of {result['repetitions']} (min-max), empty loop subtracted")
+    table.add_column("")
+    table.add_column("traffic")
+    batches = list(result["empty"][0]["batches"])
+    for batch in batches:
+        table.add_column(f"batch {batch}", justify="right", no_wrap=True)
+    for group in ("empty", "elements"):
+        for row in result[group]:
+            figures = [row["batches"][batch] for batch in batches]
+            cells = [f"{f['ns']:.2f} [dim]({f['min']:.2f}-{f['max']:.1f})[/dim]" for f in figures]
+            table.add_row(row["name"], row["traffic"], *cells)
+        table.add_section()
+    show_machine(console, result["machine"])
+    console.print(table)

@@ -86,7 +86,8 @@ class Space:
 
     def start(self, command: Sequence[str], within: str | None = None, **environment: str) -> subprocess.Popen[bytes]:
         """Starts a process, in the namespace `within` where given; its output goes to a file that `complaint` reads."""
-        # Its own process group: Ctrl-C on the terminal ends the bench, which ends it in order. setpriv: it ends with a killed bench.
+        # Its own process group: Ctrl-C on the terminal reaches the bench alone, which ends it in order. setpriv: a bench that was
+        # killed takes it along.
         enter = ["nsenter", f"--net={self.path(within)}"] if within else []
         log = (self.directory / f"log{len(self.processes)}").open("wb")
         with log, held():

@@ -70,9 +70,9 @@ def test_a_run_without_vnic_gives_nulls_not_errors() -> None:
 def test_tables_print_what_is_missing_as_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
     failed = tap.Series("nothing", [], ["round 1: no gcc"])
     result = tap.summarise({"bare-1": series("1", tcp_gbps=[38.0]), "vde": failed}, rounds=1, seconds=1)
-    report.show_tap(Console(width=190), {**result, "machine": machine.describe()})
+    report.show_tap(Console(width=150), {**result, "machine": machine.describe()})
     printed = capsys.readouterr().out
-    assert "38.00" in printed and "vde: round 1: no gcc" in printed
+    assert "38.00" in printed and "vde        round 1: no gcc" in printed
 
 
 def test_an_unknown_contestant_is_an_error_that_lists_them() -> None:
@@ -129,3 +129,23 @@ def test_a_plain_user_gets_one_line() -> None:
     command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-m", "bench", "tap"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, "bench: bench tap makes network namespaces: run it as root\n")
+
+
+def test_every_element_is_measured_and_none_loses_packets(capsys: pytest.CaptureFixture[str]) -> None:
+    from bench import elements
+
+    result = elements.run(repetitions=1, packets=1024)
+    rows = result["elements"]
+    assert isinstance(rows, list) and all(set(row["batches"]) == {"1", "32", "256"} for row in rows)
+    report.show_elements(Console(width=150), result)
+    assert "Shaper, enqueue + dequeue" in capsys.readouterr().out
+
+
+def test_a_lane_notices_that_packets_are_lost() -> None:
+    from bench.micro import Lane
+    from dataplane.elements.counter import Discard
+    from dataplane.packet import PacketPool
+
+    lane = Lane(PacketPool(small=256, large=1), [bytes(60)], 64)
+    with pytest.raises(RuntimeError, match="Discard: the lane ran dry after 64 packets"):
+        lane.measure(Discard(), turns=3, batch=32)

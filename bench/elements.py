@@ -1,0 +1,166 @@
+"""Elements one by one: ns a packet at batches of 1, 32 and 256, through the same `push` that an engine calls."""
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from bench import frames, machine
+from bench.micro import Hop, Lane, Sink
+from dataplane.clock import Clock
+from dataplane.element import BatchView, Element, PyElement
+from dataplane.elements.counter import Counter
+from dataplane.elements.parse import Parse
+from dataplane.engine import Engine
+from dataplane.packet import PacketPool
+from dataplane.ring import MpscRing, Ring, SpscRing
+from shaping.shaper import Shaper
+
+BATCHES = (1, 32, 256)
+# Short and many: a median outlives what else a shared machine does meanwhile.
+REPETITIONS = 31
+PACKETS = 128 * 1024  # of one repetition: about a millisecond
+LANE_PACKETS = 512  # records and first lines of the frames stay in a CPU's own cache, as a busy engine's do
+SHAPED_BPS = 1_000_000_000
+QUEUED = 128
+
+Json = dict[str, object]
+
+
+class PassThrough(PyElement):
+    """The cheapest element that Python can write."""
+
+    def process(self, batch: BatchView) -> None:
+        """Every packet goes on."""
+
+
+class Marker(PyElement):
+    """Reads a column, writes a column."""
+
+    def process(self, batch: BatchView) -> None:
+        batch.set("mark", batch.length > 100)
+
+
+@dataclass
+class Case:
+    """One element over one kind of traffic. `build` makes the element, its outputs are connected here."""
+
+    name: str
+    traffic: str
+    build: Callable[[], Element]
+    packets: int = PACKETS
+    step_ns_packet: int = 0
+    queued: int = 0
+    parsed: bool = True
+    raw_ns: dict[int, list[float]] = field(default_factory=dict)
+
+
+TRAFFIC: dict[str, tuple[list[bytes], tuple[int, int, int, int, int] | None]] = {
+    "64 B": ([frames.SMALL], None),
+    "1500 B": ([frames.FULL], None),
+    "64 KB GSO": ([frames.LARGE], frames.LARGE_GSO),
+}
+
+
+def _cases() -> list[Case]:
+    cases = [Case("hop (element that only forwards)", "64 B", Hop)]
+    cases += [Case("Counter", traffic, Counter) for traffic in TRAFFIC]
+    cases += [Case("Parse", traffic, Parse, parsed=False) for traffic in TRAFFIC]
+    cases += [
+        Case("Shaper, unlimited", "64 B", Shaper),
+        # The clock moves by what the packets are worth: one leaves for each that comes, behind QUEUED others.
+        Case(
+            "Shaper, enqueue + dequeue",
+            "64 B",
+            lambda: Shaper(rate=SHAPED_BPS),
+            step_ns_packet=len(frames.SMALL) * 8 * 1_000_000_000 // SHAPED_BPS,
+            queued=QUEUED,
+        ),
+        Case("PyElement, empty process", "64 B", PassThrough, packets=2048),
+        Case("PyElement, reads and writes a column", "64 B", Marker, packets=2048),
+    ]
+    return cases
+
+
+class Bench:
+    """The lanes and the engine that elements are bound to; nothing runs but what is measured."""
+
+    def __init__(self) -> None:
+        self.pool = PacketPool(small=8192, large=LANE_PACKETS + 16)
+        self.engine = Engine("bench", self.pool, clock=Clock(virtual=True))
+        self.lanes: dict[str, Lane] = {}
+        self.sinks: dict[str, Sink] = {}
+
+    def lane(self, traffic: str) -> Lane:
+        if traffic not in self.lanes:
+            made, gso = TRAFFIC[traffic]
+            self.lanes[traffic] = Lane(self.pool, made, LANE_PACKETS // len(made), gso)
+            self.sinks[traffic] = Sink(self.lanes[traffic])
+            self.push_once(traffic, self.ready(Case("Parse", traffic, Parse)))
+        return self.lanes[traffic]
+
+    def push_once(self, traffic: str, element: Element) -> None:
+        """The whole lane once through the element."""
+        self.lanes[traffic].measure(element, self.lanes[traffic].waiting // 32, 32)
+
+    def ready(self, case: Case) -> Element:
+        """The case's element, connected to the lane's sink and initialised."""
+        element = case.build()
+        for gate in range(len(element.outputs)):
+            element.connect(gate, self.sinks[case.traffic])
+        element.bind(self.engine)
+        element.initialize()
+        return element
+
+    def repeat(self, case: Case, element: Element, batch: int) -> None:
+        lane = self.lanes[case.traffic]
+        turns = max(case.packets // batch, 1)
+        case.raw_ns.setdefault(batch, []).append(lane.measure(element, turns, batch, case.step_ns_packet * batch))
+
+
+def _spread(values: list[float]) -> Json:
+    return {"ns": round(statistics.median(values), 3), "min": round(min(values), 3), "max": round(max(values), 3)}
+
+
+def _measure_rings(lane: Lane, repetitions: int, packets: int) -> list[Json]:
+    rows: list[Json] = []
+    kinds: tuple[type[Ring], ...] = (SpscRing, MpscRing)
+    for kind in kinds:
+        ring = kind(1024)
+        times = {b: [lane.measure_ring(ring, packets // b, b) for _ in range(repetitions)] for b in BATCHES}
+        rows.append(
+            {"name": f"{kind.__name__}, push + pop", "traffic": "-", "batches": {str(b): _spread(t) for b, t in times.items()}}
+        )
+    return rows
+
+
+def run(repetitions: int = REPETITIONS, packets: int = PACKETS) -> Json:
+    """Measures every element: ns a packet (median, min, max) by batch, the empty loop subtracted and given separately."""
+    bench, cases = Bench(), _cases()
+    for case in cases:
+        case.packets = min(case.packets, packets)
+    empty = {traffic: Case("empty loop (source, sink)", traffic, Hop, packets) for traffic in TRAFFIC}
+    for traffic in TRAFFIC:
+        bench.lane(traffic)
+    elements = [bench.ready(case) for case in cases]
+    for case, element in zip(cases, elements, strict=True):
+        if case.queued:
+            bench.lanes[case.traffic].measure(element, case.queued // 32, 32)
+            bench.repeat(case, element, 32)
+            case.raw_ns.clear()
+    for _ in range(repetitions):
+        for batch in BATCHES:
+            for traffic, loop in empty.items():
+                bench.repeat(loop, bench.sinks[traffic], batch)
+            for case, element in zip(cases, elements, strict=True):
+                bench.repeat(case, element, batch)
+    rows: list[Json] = []
+    floor = {t: {b: statistics.median(times) for b, times in loop.raw_ns.items()} for t, loop in empty.items()}
+    for case in cases:
+        net = {str(b): _spread([t - floor[case.traffic][b] for t in times]) for b, times in case.raw_ns.items()}
+        rows.append({"name": case.name, "traffic": case.traffic, "batches": net})
+    rows += _measure_rings(bench.lanes["64 B"], repetitions, packets)
+    loops = [
+        {"name": loop.name, "traffic": t, "batches": {str(b): _spread(times) for b, times in loop.raw_ns.items()}}
+        for t, loop in empty.items()
+    ]
+    return {"unit": "ns/packet", "repetitions": repetitions, "empty": loops, "elements": rows, "machine": machine.describe()}

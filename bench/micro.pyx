@@ -1,0 +1,145 @@
+"""The measuring loops of `bench elements`. The contract is in micro.pxd."""
+cimport cython
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from dataplane.element cimport Element
+from dataplane.packet cimport (BATCH_MAX, NO_PACKET, VNET_NEEDS_CSUM, Batch, Context, Packet, PacketPool, packet_alloc,
+                               packet_data)
+from dataplane.ring cimport Ring
+
+
+cdef uint64_t monotonic_ns() noexcept nogil:
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return <uint64_t>t.tv_sec * 1000000000 + <uint64_t>t.tv_nsec
+
+
+cdef inline void fifo_put(Fifo *fifo, uint32_t index) noexcept nogil:
+    fifo.indices[fifo.last & fifo.mask] = index
+    fifo.last += 1
+
+
+@cython.final
+cdef class Sink(Element):
+    """Gives packets back to its lane. The end of everything that is measured."""
+
+    OUTPUTS = 0
+
+    def __init__(self, Lane lane, *, name=None):
+        self.lane = lane
+        self.fifo = &lane.fifo
+
+    cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
+        cdef uint32_t i
+        for i in range(batch.count):
+            fifo_put(self.fifo, batch.index[i])
+
+
+@cython.final
+cdef class Hop(Element):
+    """Forwards what comes: the price of having an element at all."""
+
+    cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
+        self.emit(ctx, 0, batch)
+
+
+cdef class Lane:
+    """Packets made of `frames` (bytes), `copies` of each in turn, and the loops over them.
+
+    gso: (gso_type, header_length, gso_size, csum_start, csum_offset) of every frame, None for plain frames. Working set: the frames
+    times the copies; keep it small (256 packets) for what a busy engine sees, whose pool hands out the warmest packets first.
+    """
+
+    def __cinit__(self, PacketPool pool, list frames, uint32_t copies=1, gso=None):
+        cdef uint32_t index, size = 1, _copy
+        cdef const unsigned char[:] frame
+        cdef Packet *p
+        self.pool = pool
+        while size < len(frames) * copies:
+            size *= 2
+        self.fifo.mask = size - 1
+        self.fifo.indices = <uint32_t *>calloc(size, sizeof(uint32_t))
+        self.ctx = <Context *>calloc(1, sizeof(Context))
+        if self.ctx == NULL or self.fifo.indices == NULL:
+            raise MemoryError("lane")
+        pool.attach(self.ctx)
+        self.ctx.random_state = 1
+        self.ctx.now_ns = 1000000000
+        for _copy in range(copies):
+            for data in frames:
+                frame = data
+                index = packet_alloc(self.ctx, <uint32_t>len(data))
+                if index == NO_PACKET:
+                    raise MemoryError("lane: the pool is too small for its packets")
+                memcpy(packet_data(self.ctx, index), &frame[0], len(data))
+                p = &self.ctx.packets[index]
+                p.timestamp_ns = self.ctx.now_ns
+                if gso is not None:
+                    p.vnet_flags = VNET_NEEDS_CSUM
+                    p.gso_type, p.header_length, p.gso_size, p.csum_start, p.csum_offset = gso
+                fifo_put(&self.fifo, index)
+
+    def __dealloc__(self):
+        free(self.fifo.indices)
+        free(self.ctx)
+
+    @property
+    def waiting(self):
+        """Packets in the lane; the others are held by the element, or lost."""
+        return self.fifo.last - self.fifo.first
+
+    def measure(self, Element element, uint32_t turns, uint32_t batch, uint64_t step_ns=0):
+        """Pushes `turns` batches into the element; its clock moves by step_ns a turn and its timer runs when due.
+
+        Returns ns a packet. Raises RuntimeError when the lane runs dry: the element lost packets, or holds more than it may here.
+        """
+        cdef uint64_t packets = 0, ns
+        if not 1 <= batch <= BATCH_MAX:
+            raise ValueError(f"batch of {batch}: want 1 to {BATCH_MAX}")
+        with nogil:
+            ns = self.turns(element, turns, batch, step_ns, &packets)
+        if packets != <uint64_t>turns * batch:
+            raise RuntimeError(f"{element.name}: the lane ran dry after {packets} packets")
+        return ns / <double>packets
+
+    cdef uint64_t turns(self, Element element, uint32_t count, uint32_t batch, uint64_t step_ns, uint64_t *packets) noexcept nogil:
+        cdef Batch out
+        cdef Fifo *fifo = &self.fifo
+        cdef uint32_t _turn, i
+        cdef uint64_t start = monotonic_ns()
+        for _turn in range(count):
+            if fifo.last - fifo.first < batch:
+                break
+            for i in range(batch):
+                out.index[i] = fifo.indices[fifo.first & fifo.mask]
+                fifo.first += 1
+            out.count = batch
+            packets[0] += batch
+            self.ctx.now_ns += step_ns
+            element.push(self.ctx, &out)
+            if self.ctx.now_ns >= element.deadline_ns:
+                element.tick(self.ctx)
+        return monotonic_ns() - start
+
+    def measure_ring(self, Ring ring, uint32_t turns, uint32_t batch):
+        """Pushes and pops `turns` batches through a ring, on one thread (no line moves between caches). Returns ns a packet."""
+        cdef uint64_t packets = 0, ns
+        with nogil:
+            ns = self.ring_turns(ring, turns, batch, &packets)
+        if packets != <uint64_t>turns * batch:
+            raise RuntimeError(f"the ring lost packets after {packets}")
+        return ns / <double>packets
+
+    cdef uint64_t ring_turns(self, Ring ring, uint32_t count, uint32_t batch, uint64_t *packets) noexcept nogil:
+        cdef uint32_t values[BATCH_MAX]
+        cdef uint32_t _turn, i
+        cdef uint64_t start = monotonic_ns()
+        for _turn in range(count):
+            for i in range(batch):
+                values[i] = self.fifo.indices[i & self.fifo.mask]
+            if ring.push(values, batch) != batch or ring.pop(values, batch) != batch:
+                break
+            packets[0] += batch
+        return monotonic_ns() - start
