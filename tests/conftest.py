@@ -81,10 +81,10 @@ def make_container(leak_check: None) -> Iterator[Callable[..., Container]]:
     """Makes containers that are ended after the test."""
     made: list[Container] = []
 
-    def make(*, user_namespace: bool = not IS_ROOT) -> Container:
+    def make(*, user_namespace: bool = not IS_ROOT, nested: bool = False) -> Container:
         if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
             pytest.skip("missing tool: /dev/net/tun cannot be opened by this user")
-        made.append(Container(user_namespace=user_namespace))
+        made.append(Container(user_namespace=user_namespace, nested=nested))
         return made[-1]
 
     yield make

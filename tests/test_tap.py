@@ -116,6 +116,35 @@ def test_defaults_down_and_64_queues(agent, container):
         assert seen["mtu"] == tap.mtu == 65521
 
 
+def test_in_a_user_namespace_within_another(agent, make_container):
+    container = make_container(nested=True)
+    with agent.open_tap(TapRequest(name="eth0", pid=container.pid, addresses=("10.0.0.2/24",))):
+        assert container.interfaces() == ["eth0"]
+    assert container.interfaces() == []
+
+
+WITHIN = """
+import subprocess, sys
+from tests.support.containers import Container
+from vnic.device.agent import NamespaceAgent
+from vnic.device.tap import TapRequest
+with NamespaceAgent.start() as agent:
+    for user_namespace in (False, True):
+        with Container(user_namespace=user_namespace) as container:
+            with agent.open_tap(TapRequest(name="eth0", pid=container.pid, addresses=("10.0.0.2/24",))) as tap:
+                print(container.interfaces())
+    with agent.open_tap(TapRequest(name="here")) as tap:
+        print("here" in subprocess.run(["ip", "link"], capture_output=True, text=True).stdout)
+"""
+
+
+def test_from_within_a_user_namespace_of_our_own(leak_check):
+    """The daemon of a plain user makes such a one for itself; containers in it may or may not have their own."""
+    command = ["unshare", "--user", "--map-root-user", "--net", plain_user.sys.executable, "-c", WITHIN]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=plain_user.REPOSITORY)
+    assert (done.stdout, done.stderr) == ("['eth0']\n['eth0']\nTrue\n", "")
+
+
 def test_by_netns_path_of_a_process(agent, container):
     with agent.open_tap(TapRequest(name="eth0", netns=container.netns_path)) as tap:
         assert container.interfaces() == ["eth0"]
@@ -275,6 +304,7 @@ BAD = [
     ({"mtu": 1279, "addresses": ("fd00::1/64",)}, "too small for IPv6"),
     ({"addresses": ("10.0.0.2",)}, "no prefix length"),
     ({"addresses": ("10.0.0.256/24",)}, "'10.0.0.256/24' is none"),
+    ({"addresses": ("fe80::1%eth0/64",)}, "'fe80::1%eth0/64' is none"),
     ({"addresses": ("10.0.0.2/24",) * 65}, "too many addresses"),
     ({"routes": (Route("default"),)}, "no gateway"),
     ({"routes": (Route("fd00::/64", "10.0.0.1"),)}, "mixes IPv4 and IPv6"),

@@ -16,12 +16,14 @@ IS_ROOT = os.geteuid() == 0
 class Container:
     """A process in a new network namespace with `lo` up; in a new user namespace too, which a plain user needs.
 
-    It ends when its standard input closes: with `close()`, and also when the test process dies.
+    `nested`: in a user namespace within another, as containers of rootless runtimes are. It ends when its standard input
+    closes: with `close()`, and also when the test process dies.
     """
 
-    def __init__(self, *, user_namespace: bool = not IS_ROOT) -> None:
-        self.user_namespace = user_namespace
-        command = ["unshare", *(["--user", "--map-root-user"] if user_namespace else []), "--net"]
+    def __init__(self, *, user_namespace: bool = not IS_ROOT, nested: bool = False) -> None:
+        self.user_namespace = user_namespace or nested
+        user = ["unshare", "--user", "--map-root-user"]
+        command = [*(user if nested else []), *(user if self.user_namespace else ["unshare"]), "--net"]
         self.process = subprocess.Popen(
             [*command, "sh", "-c", "ip link set lo up && echo ready && exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )

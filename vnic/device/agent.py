@@ -201,8 +201,10 @@ class NamespaceAgent:
     def start(cls) -> NamespaceAgent:
         """Start an agent. It is a program of its own, not a fork: so it can be started whatever threads there are."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        root = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = dict(os.environ)
+        root = Path(__file__).resolve().parents[2]
+        if not root.name.endswith("-packages"):  # run from a source tree, which the new interpreter would not find
+            environment["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [environment.get("PYTHONPATH")])])
         try:
             with theirs:
                 process = Popen(
@@ -212,7 +214,7 @@ class NamespaceAgent:
                     stdout=DEVNULL,
                     pass_fds=[theirs.fileno()],
                     process_group=0,
-                    env={**os.environ, "PYTHONPATH": path},
+                    env=environment,
                 )
         except OSError as error:
             ours.close()

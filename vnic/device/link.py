@@ -47,7 +47,7 @@ _TUN_OFFLOADS = {
 
 def netlink() -> Any:
     """The netlink library. Imported late: it takes longer (170 ms) than everything else together."""
-    from pyroute2 import IPRoute
+    from pyroute2 import IPRoute  # type: ignore[import-untyped,unused-ignore]
 
     return IPRoute
 
@@ -65,7 +65,7 @@ def create(request: TapRequest) -> tuple[TapReport, list[int]]:
     import pytun
 
     label = f"tap {request.name}"
-    _try_tun_device()
+    try_tun_device()
     flags = pytun.IFF_TAP | pytun.IFF_NO_PI | pytun.IFF_VNET_HDR | pytun.IFF_MULTI_QUEUE
     try:
         # Exclusive, for without it an interface that we (or the same user) left there would gain our queues.
@@ -74,9 +74,9 @@ def create(request: TapRequest) -> tuple[TapReport, list[int]]:
     except OSError as error:
         raise _creation_error(error, label) from None
     first = queues[0]
-    # Duplicates, because python-pytun closes its own when the object goes.
-    fds = [os.dup(queue.fileno()) for queue in queues]
     try:
+        # Duplicates, because python-pytun closes its own when the object goes.
+        fds = [os.dup(queue.fileno()) for queue in queues]
         fcntl.ioctl(fds[0], TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER_BYTES))
         offloads = _set_offloads(fds[0], Offload(request.offloads))
         for fd in fds:
@@ -96,8 +96,8 @@ def create(request: TapRequest) -> tuple[TapReport, list[int]]:
     return report, fds
 
 
-def _try_tun_device() -> None:
-    """ConfigError when /dev/net/tun cannot be opened: what to do depends on why."""
+def try_tun_device() -> None:
+    """ConfigError that says what to do when /dev/net/tun cannot be opened."""
     try:
         os.close(os.open(TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except PermissionError:
@@ -172,7 +172,7 @@ _NETLINK_ADVICE = {
 
 
 def _call(label: str, call: Any) -> Any:
-    from pyroute2.netlink.exceptions import NetlinkError
+    from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped,unused-ignore]
 
     try:
         return call()

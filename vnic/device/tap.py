@@ -188,6 +188,8 @@ def format_mac(mac: bytes) -> str:
 
 def _parse(kind: Any, text: str, label: str, example: str) -> Any:
     try:
+        if "%" in text:  # a scope: the interface is the one that we make
+            raise ValueError
         return kind(text)
     except ValueError:
         raise ConfigError(f"{label}: {text!r} is none; want one like {example}") from None
@@ -286,7 +288,10 @@ class Tap:
             self.close()
 
     def close(self) -> None:
-        """Close queues and namespace. The interface goes, unless another process holds a queue. Twice does no harm."""
+        """Close queues and namespace. The interface goes, unless another process holds a queue. Twice does no harm.
+
+        Waits for the kernel to take the interface down (milliseconds), like `ip link del`.
+        """
         fds, self.fds = self.fds, []
         for fd in fds:
             os.close(fd)
