@@ -1,0 +1,66 @@
+"""A daemon around a runtime that only remembers: `python -m tests.fake_daemon INSTANCE`. Prints "up" when it is."""
+
+import sys
+from typing import Any
+
+from dataplane.errors import ConfigError, PortError
+from vnic.control.convert import convert_config
+from vnic.control.daemon import serve
+
+
+class FakeRuntime:
+    def __init__(self) -> None:
+        self.nics: dict[str, dict[str, Any]] = {}
+
+    def start(self) -> None:
+        pass
+
+    def close(self) -> None:
+        print("closed", flush=True)
+
+    def _get(self, name: str) -> dict[str, Any]:
+        if name not in self.nics:
+            raise ConfigError(f"nic {name}: is not attached")
+        return self.nics[name]
+
+    def attach(self, config: Any) -> dict[str, Any]:
+        if config.pid == 4_000_000:
+            raise PortError(f"nic {config.name}: pid 4000000 does not exist")
+        if config.pid == 4_000_001:
+            raise ZeroDivisionError("a bug")
+        self.nics[config.name] = {
+            "name": config.name, "interface": config.interface, "pid": config.pid, "mac": str(config.mac), "mtu": config.mtu,
+            "queues": config.queues, "link": "up", "egress_bps": config.egress.rate, "ingress_bps": None, "engine": "e0",
+        }  # fmt: skip
+        return self.nics[config.name]
+
+    def detach(self, name: str) -> None:
+        del self.nics[self._get(name)["name"]]
+
+    def set_rate(self, name: str, **limits: int | None) -> dict[str, Any]:
+        self._get(name).update(limits)
+        return self.nics[name]
+
+    def set_link(self, name: str, up: bool) -> None:
+        self._get(name)["link"] = "up" if up else "down"
+
+    def status(self) -> dict[str, Any]:
+        engine = {"name": "e0", "received": 7, "transmitted": 5, "dropped": 2, "held": 0, "cpu_ns": 1_500_000_000}
+        return {"conserved": True, "engines": [engine], "nics": list(self.nics.values()), "switch": {"entries": []}}
+
+    def stats(self, name: str | None = None) -> dict[str, Any]:
+        if name is not None:
+            self._get(name)
+        element = {"name": "web.egress.rate", "type": "Shaper", "packets": 7, "held": 0, "dropped": {"queue full": 2},
+                   "counters": {"bytes": 4242}}  # fmt: skip
+        return {
+            "nics": [{"name": each, "queues": [{"rx_packets": 7, "tx_packets": 5}]} for each in self.nics],
+            "engines": [{"name": "e0", "elements": [element]}],
+        }
+
+    def graph(self, style: str = "text") -> str:
+        return {"text": "a -> b\n", "dot": "digraph vnic {}\n", "json": "{}"}[style]
+
+
+if __name__ == "__main__":
+    serve(convert_config(None), sys.argv[1], "0.0", lambda: print("up", flush=True), lambda config, loop: FakeRuntime())

@@ -1,0 +1,245 @@
+"""The control API over real sockets: what clients may do, and what a broken one cannot do to others."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dataplane.errors import ConfigError, VnicError
+from vnic.control import api
+from vnic.control.client import Client
+
+TREE = Path(__file__).parents[1]
+
+
+def start_fake(instance="default", **options):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.fake_daemon", instance], cwd=TREE, stdout=subprocess.PIPE, text=True, **options
+    )
+    process.up = process.stdout.readline() == "up\n"
+    return process
+
+
+@pytest.fixture
+def runtime_directory(tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    path.mkdir(mode=0o700)
+    monkeypatch.setenv("VNIC_RUNTIME_DIR", str(path))
+    return path
+
+
+def stop(process):
+    if process.poll() is None:
+        process.terminate()
+    process.wait(10)
+    process.stdout.close()
+
+
+@pytest.fixture
+def own_daemon(runtime_directory):
+    """A daemon for tests that end it."""
+    process = start_fake()
+    assert process.up
+    yield process
+    stop(process)
+
+
+@pytest.fixture(scope="module")
+def shared_daemon(tmp_path_factory):
+    path = tmp_path_factory.mktemp("shared")
+    path.chmod(0o700)
+    process = start_fake(env={**os.environ, "VNIC_RUNTIME_DIR": str(path)})
+    assert process.up
+    process.directory = path
+    yield process
+    stop(process)
+
+
+@pytest.fixture
+def daemon(shared_daemon, monkeypatch):
+    monkeypatch.setenv("VNIC_RUNTIME_DIR", str(shared_daemon.directory))
+    return shared_daemon
+
+
+def raw(*chunks, answers=1):
+    """What the daemon answers to raw bytes, and whether it hung up then."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(10)
+        sock.connect(api.socket_path("default"))
+        try:
+            for chunk in chunks:
+                sock.sendall(chunk)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        got = b""
+        while got.count(b"\0") < answers:
+            try:
+                data = sock.recv(65536)
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                return [json.loads(each) for each in got.split(b"\0")[:-1]], True
+            got += data
+        return [json.loads(each) for each in got.split(b"\0")[:-1]], False
+
+
+def test_a_nic_s_life(daemon):
+    with Client() as vnic:
+        assert vnic.pid == daemon.pid
+        nic = vnic.call("Attach", name="web", nic={"pid": 1, "queues": 2, "egress": {"rate": "100mbit"}})["nic"]
+        assert (nic["queues"], nic["egress_bps"]) == (2, "100mbit")
+        assert vnic.call("SetRate", name="web", ingress="2.5gbit")["nic"]["ingress_bps"] == 2_500_000_000
+        assert vnic.call("SetRate", name="web", egress="none")["nic"]["egress_bps"] is None
+        vnic.call("SetLink", name="web", up=False)
+        assert vnic.call("Status")["status"]["nics"][0]["link"] == "down"
+        assert vnic.call("Stats", name="web")["stats"]["nics"][0]["name"] == "web"
+        assert vnic.call("Graph")["graph"] == "a -> b\n"
+        vnic.call("Detach", name="web")
+        assert vnic.call("Status")["status"]["nics"] == []
+
+
+@pytest.mark.parametrize(("method", "parameters", "kind", "says"), [
+    ("Attach", {"name": "web", "nic": {"pid": 1, "queues": 0}}, ConfigError, "web.queues: 0 will not do; want 1 to 64"),
+    ("Attach", {"name": "web", "nic": {"pid": 1, "quenes": 1}}, ConfigError, "did you mean 'queues'?"),
+    ("Attach", {"name": "web", "nic": {}}, ConfigError, "want pid: or netns:"),
+    ("Attach", {"name": "../x", "nic": {"pid": 1}}, ConfigError, "want a name"),
+    ("Attach", {"name": "web"}, ConfigError, "nic"),
+    ("Attach", {"name": "web", "nic": {"pid": 4_000_000}}, VnicError, "pid 4000000 does not exist"),
+    ("Attach", {"name": "web", "nic": {"pid": 4_000_001}}, VnicError, "unexpected ZeroDivisionError: a bug"),
+    ("Detach", {"name": "web"}, ConfigError, "not attached"),
+    ("SetRate", {"name": "web"}, ConfigError, "no rate given"),
+    ("SetRate", {"name": "web", "egress": "1gbps"}, ConfigError, "write 1gbit"),
+    ("SetRate", {"name": "web", "egress": 5}, ConfigError, "egress"),
+    ("SetLink", {"name": "web", "up": "yes"}, ConfigError, "up"),
+    ("Status", {"verbose": True}, ConfigError, "verbose"),
+    ("Graph", {"format": "svg"}, ConfigError, "format"),
+    ("Fly", {}, VnicError, "MethodNotFound"),
+    ("org.example.Fly", {}, VnicError, "InterfaceNotFound"),
+])  # fmt: skip
+def test_errors_arrive_as_they_were_raised(daemon, method, parameters, kind, says):
+    with Client() as vnic:
+        with pytest.raises(kind) as caught:
+            vnic.call(method, **parameters)
+        assert type(caught.value) is kind or kind is VnicError
+        assert says in str(caught.value)
+        assert vnic.call("Status")["status"]["conserved"]  # the connection lives on
+
+
+def test_introspection(daemon):
+    with Client() as vnic:
+        assert vnic.call("org.varlink.service.GetInfo")["interfaces"] == ["org.varlink.service", "org.vnic.Control"]
+        text = vnic.call("org.varlink.service.GetInterfaceDescription", interface="org.vnic.Control")["description"]
+        for method in ("Attach", "Detach", "Status", "Stats", "Graph", "SetRate", "SetLink", "Shutdown"):
+            assert f"method {method}(" in text
+
+
+@pytest.mark.parametrize("junk", [
+    b"\0", b"junk\0", b"[]\0", b"{}\0", b'{"method":3}\0', b"\xff\xfe\0", b"[" * 100_000 + b"\0",
+    b'{"method":"a","parameters":[]}\0',
+])  # fmt: skip
+def test_junk_costs_its_sender_the_connection_and_nobody_else(daemon, junk):
+    with Client() as other:
+        answers, hung_up = raw(junk, answers=2)
+        assert hung_up and answers[0]["error"] == "org.varlink.service.InvalidParameter"
+        assert other.call("Status")["status"]["conserved"]
+
+
+def test_a_message_without_end_is_cut_off(daemon):
+    with Client() as other:
+        answers, hung_up = raw(*[b"x" * 65536] * 64, answers=2)
+        assert hung_up and len(answers) <= 1
+        assert other.call("Status")["status"]["conserved"]
+
+
+def test_pieces_pipelines_and_oneway(daemon):
+    call = b'{"method":"org.vnic.Control.Graph"}\0'
+    answers, _ = raw(call[:5], call[5:] + call + call[:-2] + b',"oneway":true}\0' + call, answers=3)
+    assert answers == [{"parameters": {"graph": "a -> b\n"}}] * 3
+
+
+def test_too_many_clients_are_told_so(daemon):
+    clients = []
+    try:
+        with pytest.raises(VnicError, match="64 clients are connected"):
+            for _ in range(70):
+                clients.append(Client())
+                clients[-1].call("Graph")
+        assert len(clients) == 65
+        clients.pop(0).close()
+        # The daemon sees the end of that connection before it looks at a new one's request, or refuses once more: never worse.
+        clients[0].call("Graph")
+    finally:
+        for client in clients:
+            client.close()
+
+
+def test_an_instance_is_one_process_and_a_dead_one_s_socket_is_replaced(own_daemon, runtime_directory):
+    command = [sys.executable, "-m", "tests.fake_daemon", "default"]
+    second = subprocess.run(command, cwd=TREE, capture_output=True, text=True)
+    assert f"instance default runs already (pid {own_daemon.pid}); stop it with 'vnic down' or choose --instance" in second.stderr
+    other = start_fake("lab")
+    assert other.up
+    own_daemon.kill()
+    own_daemon.wait()
+    assert {path.name for path in runtime_directory.iterdir()} == {"default.lock", "default.sock", "lab.lock", "lab.sock"}
+    with pytest.raises(VnicError, match="instance default does not run; start it with 'vnic up"):
+        Client()
+    again = start_fake()
+    assert again.up
+    for process, instance in ((again, "default"), (other, "lab")):
+        with Client(instance) as vnic:
+            vnic.shutdown()
+        assert process.wait(10) == 0
+        assert process.stdout.read().startswith("closed")
+        process.stdout.close()
+    assert list(runtime_directory.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_end_it_cleanly_however_often(own_daemon, runtime_directory, number):
+    with Client() as vnic:
+        vnic.call("Status")
+        for _ in range(3):
+            own_daemon.send_signal(number)
+        assert own_daemon.wait(10) == 0
+    assert list(runtime_directory.iterdir()) == []
+
+
+def test_the_socket_s_directory_must_be_ours_alone(runtime_directory, monkeypatch, tmp_path):
+    assert api.socket_path("lab") == str(runtime_directory / "lab.sock")
+    runtime_directory.chmod(0o755)
+    with pytest.raises(VnicError, match="yours alone"):
+        api.socket_path("lab")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    for bad in (link, Path("/tmp"), Path("/dev/null")):
+        monkeypatch.setenv("VNIC_RUNTIME_DIR", str(bad))
+        with pytest.raises(VnicError, match="yours alone"):
+            api.socket_path("lab", create=True)
+    monkeypatch.setenv("VNIC_RUNTIME_DIR", str(tmp_path / "absent" / "run"))
+    with pytest.raises(VnicError, match="VNIC_RUNTIME_DIR"):
+        api.socket_path("lab", create=True)
+    fresh = tmp_path / "fresh"
+    monkeypatch.setenv("VNIC_RUNTIME_DIR", str(fresh))
+    api.socket_path("lab", create=True)
+    assert fresh.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setenv("VNIC_RUNTIME_DIR", str(tmp_path / ("x" * 120)))
+    with pytest.raises(VnicError, match="too long"):
+        api.socket_path("lab", create=True)
+    for name in ("", "../x", "a/b", "x" * 33, "a\n"):
+        with pytest.raises(ConfigError, match="want a name"):
+            api.socket_path(name)
+
+
+def test_default_places(monkeypatch, tmp_path):
+    monkeypatch.delenv("VNIC_RUNTIME_DIR", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert api.runtime_directory() == str(tmp_path / "vnic")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "")
+    assert api.runtime_directory() == f"/tmp/vnic-{os.geteuid()}"

@@ -1,0 +1,98 @@
+"""`vnic doctor`, `vnic config`, `vnic completion`."""
+
+from __future__ import annotations
+
+import click
+
+from vnic.cli.common import json_option, print_json
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Say what this machine lacks for vnic and how to mend it. Changes nothing.
+
+    Exit status 1 where something needed is missing.
+
+    \b
+    vnic doctor
+    vnic doctor --json
+    """
+    from vnic.control.doctor import examine
+
+    findings = examine()
+    if as_json:
+        print_json(
+            {"ok": all(each.ok or not each.needed for each in findings), "checks": [each.as_dict() for each in findings]}
+        )
+    else:
+        for each in findings:
+            mark = "ok  " if each.ok else "FAIL" if each.needed else "hint"
+            click.echo(f"{mark}  {each.name}: {each.found}" + ("" if each.ok or not each.remedy else f"\n      {each.remedy}"))
+    if any(each.needed and not each.ok for each in findings):
+        raise click.exceptions.Exit(1)
+
+
+@click.group()
+def config() -> None:
+    """Check a configuration file, or print the schema that editors use.
+
+    \b
+    vnic config check net.yaml
+    vnic config schema > vnic.schema.json
+    """
+
+
+@config.command()
+@click.argument("file", metavar="FILE.yaml", type=click.Path())
+@json_option
+def check(file: str, as_json: bool) -> None:
+    """Say whether FILE.yaml is right, without touching anything; --json prints it with all defaults filled in.
+
+    Elements are looked for, too: the modules of module:Class are imported.
+
+    \b
+    vnic config check net.yaml
+    vnic config check net.yaml --json
+    """
+    import msgspec
+
+    from vnic.control.load import load_config
+    from vnic.control.schema import encode_scalar
+
+    found = load_config(file)
+    if as_json:
+        print_json(msgspec.json.decode(msgspec.json.encode(found, enc_hook=encode_scalar)))
+    else:
+        click.echo(f"{file}: right; {len(found.nics)} NICs on {len(found.engines)} engines")
+
+
+@config.command()
+def schema() -> None:
+    """Print the JSON Schema of configuration files.
+
+    \b
+    vnic config schema > vnic.schema.json
+    """
+    from vnic.control.schema import json_schema
+
+    print_json(json_schema())
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script that completes vnic's commands and options in SHELL.
+
+    \b
+    vnic completion bash > ~/.local/share/bash-completion/completions/vnic
+    vnic completion zsh > "${fpath[1]}/_vnic"
+    vnic completion fish > ~/.config/fish/completions/vnic.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    from vnic.cli.main import cli
+
+    found = get_completion_class(shell)
+    assert found is not None
+    click.echo(found(cli, {}, "vnic", "_VNIC_COMPLETE").source())

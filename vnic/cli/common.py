@@ -1,0 +1,53 @@
+"""What several commands share: the instance option, JSON, tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from vnic.control.client import Client
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def instance_option(function: F) -> F:
+    return click.option(
+        "-i", "--instance", default="default", envvar="VNIC_INSTANCE", metavar="NAME", show_default=True, show_envvar=True,
+        help="Which running vnic.",
+    )(function)  # fmt: skip
+
+
+def json_option(function: F) -> F:
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(function)
+
+
+def connect(instance: str) -> Client:
+    from vnic.control.client import Client
+
+    return Client(instance)
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> None:
+    """A table for people. A column whose name begins with > is aligned right."""
+    import sys
+
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    for column in columns:
+        table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
+    # Into a pipe, rows are as long as they are: a program that reads them wants no folding.
+    Console(width=None if sys.stdout.isatty() else 10_000).print(table)

@@ -1,0 +1,131 @@
+"""The `vnic` command. Commands are imported when they run, so that help, errors and completion answer at once."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from dataplane.errors import ConfigError, VnicError
+
+# name -> (module, one line of help): what `vnic --help` says without importing the module
+COMMANDS = {
+    "demo": ("vnic.cli.run", "Show it: two containers, real TCP, shaped live."),
+    "up": ("vnic.cli.run", "Run a configuration file."),
+    "down": ("vnic.cli.run", "Stop a running instance."),
+    "attach": ("vnic.cli.nics", "Attach a NIC to a container."),
+    "detach": ("vnic.cli.nics", "Detach a NIC."),
+    "rate": ("vnic.cli.nics", "Set or lift a NIC's rates, live."),
+    "link": ("vnic.cli.nics", "Raise or cut a NIC's link."),
+    "status": ("vnic.cli.show", "Show engines, NICs and switch."),
+    "stats": ("vnic.cli.show", "Show counters, per queue and element."),
+    "graph": ("vnic.cli.show", "Show what packets pass, as text or a picture."),
+    "doctor": ("vnic.cli.check", "Say what this machine lacks and how to mend it."),
+    "config": ("vnic.cli.check", "Check a configuration file; print its schema."),
+    "completion": ("vnic.cli.check", "Print the completion script of a shell."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command when it is used, and the one place where errors become a line and an exit status."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib
+
+            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"want one of {', '.join(COMMANDS)}"
+            raise click.UsageError(f"unknown command {args[0]!r}; {hint}")
+        return super().resolve_command(ctx, args)
+
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
+        """Exit status: 0 done, 1 it failed while running, 2 the user's mistake, 130 interrupted."""
+        extra["standalone_mode"] = False
+        try:
+            status = super().main(args, prog_name or "vnic", **extra)
+            sys.stdout.flush()
+            sys.exit(status if isinstance(status, int) else 0)
+        except (KeyboardInterrupt, click.Abort):
+            sys.exit(130)
+        except BrokenPipeError:
+            # Whoever read our output had enough. Python flushes once more on its way out; let that go nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.exit(1)
+        except click.UsageError as error:
+            path = error.ctx.command_path if error.ctx is not None else "vnic"
+            fail(error, f"{error.format_message()} (see '{path} --help')", 2)
+        except click.ClickException as error:
+            fail(error, error.format_message(), 2)
+        except ConfigError as error:
+            fail(error, str(error), 2)
+        except (VnicError, OSError) as error:
+            fail(error, str(error), 1)
+        except Exception as error:
+            fail(error, f"unexpected {type(error).__name__}: {error}; VNIC_DEBUG=1 shows where", 1)
+
+
+def fail(error: BaseException, message: str, status: int) -> NoReturn:
+    """One line on stderr, whatever the message; with VNIC_DEBUG=1 the traceback before it."""
+    if os.environ.get("VNIC_DEBUG", "0") not in ("", "0"):
+        import traceback
+
+        traceback.print_exception(error)
+    click.echo(f"vnic: error: {' '.join(message.split())}", err=True)
+    sys.exit(status)
+
+
+def version() -> str:
+    """The distribution's version, or "unknown" where it runs from a tree that was never installed."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("vnic")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo(f"vnic {version()}")
+        ctx.exit()
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version.")
+def cli() -> None:
+    """A NIC that is a program: multi-queue NICs for containers, switched and shaped in user space, without root.
+
+    \b
+    vnic demo                                  see it work
+    vnic up net.yaml                           run a configuration; Ctrl-C stops it
+    vnic attach tap web --pid 4242             give the container of process 4242 a NIC
+    vnic rate web --egress 100mbit             shape it, live
+    vnic stats web                             and look
+
+    Exit status: 0 done, 1 failed while running, 2 wrong use or configuration. VNIC_DEBUG=1 adds a traceback.
+    """
+
+
+def main() -> NoReturn:
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

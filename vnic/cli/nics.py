@@ -1,0 +1,98 @@
+"""`vnic attach`, `vnic detach`, `vnic rate`, `vnic link`."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from vnic.cli.common import connect, instance_option
+
+
+@click.group()
+def attach() -> None:
+    """Attach a NIC to a container; `vnic attach tap --help` says more."""
+
+
+@attach.command()
+@click.argument("name")
+@click.option("--pid", type=int, help="A process in the container.")
+@click.option("--netns", type=click.Path(), help="Path of the network namespace, such as /run/netns/web.")
+@click.option("--interface", help="Its name inside the container.  [default: NAME]")
+@click.option("--queues", type=int, help="Queue pairs, 1 to 64.  [default: 1]")
+@click.option("--mac", help="MAC address.  [default: made from NAME]")
+@click.option("--mtu", type=int, help="MTU, 68 to 65521.  [default: 1500]")
+@click.option("--address", "addresses", multiple=True, metavar="ADDRESS/PREFIX", help="IP address; may be given several times.")
+@click.option("--engine", help="Number or name of the engine that serves it.  [default: the least loaded]")
+@click.option("--vlan", type=int, help="Makes it an access port of this VLAN.")
+@click.option("--egress", metavar="RATE", help="Rate of what leaves the container.")
+@click.option("--ingress", metavar="RATE", help="Rate of what enters the container.")
+@instance_option
+def tap(name: str, pid: int | None, netns: str | None, instance: str, **options: Any) -> None:
+    """Make the NIC called NAME: a TAP inside a container's network namespace, on the switch of a running vnic.
+
+    \b
+    vnic attach tap web --pid 4242 --address 10.0.0.1/24
+    vnic attach tap db --netns /run/netns/db --interface eth0 --queues 4 --egress 100mbit
+    """
+    if (pid is None) == (netns is None):
+        raise click.UsageError("which container? want either --pid PID or --netns PATH")
+    nic: dict[str, Any] = {"pid": pid, "netns": None if netns is None else os.path.abspath(netns)}
+    for key in ("interface", "queues", "mac", "mtu"):
+        nic[key] = options[key]
+    nic["addresses"] = list(options["addresses"]) or None
+    nic["engine"] = int(options["engine"]) if str(options["engine"]).isdecimal() else options["engine"]
+    nic["vlan"] = None if options["vlan"] is None else {"access": options["vlan"]}
+    for direction in ("egress", "ingress"):
+        nic[direction] = None if options[direction] is None else {"rate": options[direction]}
+    with connect(instance) as client:
+        made = client.call("Attach", name=name, nic={key: value for key, value in nic.items() if value is not None})["nic"]
+    click.echo(f"{name}: {made.get('interface', name)} with {made.get('mac', 'its MAC')}, {made.get('queues', 1)} queue pairs")
+
+
+@click.command()
+@click.argument("name")
+@instance_option
+def detach(name: str, instance: str) -> None:
+    """Detach the NIC called NAME: its interface disappears from the container.
+
+    \b
+    vnic detach web
+    """
+    with connect(instance) as client:
+        client.call("Detach", name=name)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--egress", metavar="RATE|none", help="Rate of what leaves the container.")
+@click.option("--ingress", metavar="RATE|none", help="Rate of what enters the container.")
+@instance_option
+def rate(name: str, egress: str | None, ingress: str | None, instance: str) -> None:
+    """Set the rates of the NIC called NAME while traffic runs; packets that wait stay. `none` lifts a limit.
+
+    A rate counts bits of whole layer-2 frames, without preamble and FCS.
+
+    \b
+    vnic rate web --egress 100mbit
+    vnic rate web --egress none --ingress 2.5gbit
+    """
+    if egress is None and ingress is None:
+        raise click.UsageError("no rate given; want --egress RATE, --ingress RATE or both")
+    with connect(instance) as client:
+        client.call("SetRate", name=name, egress=egress, ingress=ingress)
+
+
+@click.command()
+@click.argument("name")
+@click.argument("state", type=click.Choice(["up", "down"]))
+@instance_option
+def link(name: str, state: str, instance: str) -> None:
+    """Raise or cut the link of the NIC called NAME: the container sees its carrier go and come back.
+
+    \b
+    vnic link web down
+    """
+    with connect(instance) as client:
+        client.call("SetLink", name=name, up=state == "up")

@@ -1,0 +1,106 @@
+"""`vnic status`, `vnic stats`, `vnic graph`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from vnic.cli.common import connect, instance_option, json_option, print_json, print_table
+
+
+def _rate(bps: int | None) -> str | None:
+    from dataplane.units import format_rate
+
+    return format_rate(bps) if bps else None
+
+
+@click.command()
+@instance_option
+@json_option
+def status(instance: str, as_json: bool) -> None:
+    """Show engines, NICs and switch of a running vnic, and whether every packet is accounted for.
+
+    \b
+    vnic status
+    vnic status --json
+    """
+    with connect(instance) as client:
+        found = client.call("Status")["status"]
+    if as_json:
+        print_json(found)
+        return
+    entries = found.get("switch", {}).get("entries", [])
+    click.echo(f"instance {instance}, pid {found['pid']}, {len(entries)} addresses learned")
+    click.echo(
+        "packets: " + ("every one is accounted for" if found["conserved"] else "SOME ARE MISSING (see vnic status --json)")
+    )
+    print_table(
+        ["engine", ">received", ">transmitted", ">dropped", ">held", ">CPU s"],
+        [
+            [each["name"], each.get("received"), each.get("transmitted"), each.get("dropped"), each.get("held"),
+             f"{each.get('cpu_ns', 0) / 1e9:.2f}"]
+            for each in found["engines"]
+        ],
+    )  # fmt: skip
+    if found["nics"]:
+        print_table(
+            ["NIC", "interface", "container", "MAC", ">MTU", ">queues", "link", ">egress", ">ingress", "engine"],
+            [
+                [nic["name"], nic.get("interface"), nic.get("netns") or f"pid {nic.get('pid')}", nic.get("mac"), nic.get("mtu"),
+                 nic.get("queues"), nic.get("link"), _rate(nic.get("egress_bps")), _rate(nic.get("ingress_bps")), nic["engine"]]
+                for nic in found["nics"]
+            ],
+        )  # fmt: skip
+
+
+@click.command()
+@click.argument("name", required=False)
+@instance_option
+@json_option
+def stats(name: str | None, instance: str, as_json: bool) -> None:
+    """Show counters of each queue, and of each element with its drops by reason; of the NIC called NAME only, if given.
+
+    Received is what the container sent, transmitted what it got.
+
+    \b
+    vnic stats
+    vnic stats web
+    vnic stats web --json
+    """
+    with connect(instance) as client:
+        found = client.call("Stats", name=name)["stats"]
+    if as_json:
+        print_json(found)
+        return
+    for nic in found["nics"]:
+        queues: list[dict[str, Any]] = nic["queues"]
+        columns = list(dict.fromkeys(key for queue in queues for key, value in queue.items() if not isinstance(value, dict)))
+        rows = [[number, *(queue.get(column, 0) for column in columns)] for number, queue in enumerate(queues)]
+        print_table([">queue", *(f">{column}" for column in columns)], rows, title=nic["name"])
+    for engine in found["engines"]:
+        rows = []
+        for element in engine["elements"]:
+            drops = ", ".join(f"{count} {reason}" for reason, count in element.get("dropped", {}).items() if count)
+            counters = ", ".join(f"{key} {value}" for key, value in element.get("counters", {}).items() if value)
+            rows.append(
+                [element["name"], element.get("type"), element.get("packets", 0), element.get("held", 0), drops, counters]
+            )
+        if rows:
+            print_table(["element", "type", ">packets", ">held", "dropped", "counters"], rows, title=f"engine {engine['name']}")
+
+
+@click.command()
+@click.option("--dot", "style", flag_value="dot", help="In Graphviz' language.")
+@click.option("--json", "style", flag_value="json", help="As one JSON object.")
+@click.option("--text", "style", flag_value="text", default="text", hidden=True)
+@instance_option
+def graph(style: str, instance: str) -> None:
+    """Show the elements that run and how packets pass from one to the next.
+
+    \b
+    vnic graph
+    vnic graph --dot | dot -Tsvg > graph.svg
+    """
+    with connect(instance) as client:
+        click.echo(client.call("Graph", format=style)["graph"].rstrip("\n"))

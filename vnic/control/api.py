@@ -1,0 +1,118 @@
+"""The control API: Varlink (https://varlink.org) over a Unix socket, and where that socket is.
+
+A message is a JSON object and a NUL byte. Nothing heavy is imported here: the command line imports this for every command.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from contextlib import suppress
+
+from dataplane.errors import ConfigError, VnicError
+
+INTERFACE = "org.vnic.Control"
+SERVICE = "org.varlink.service"
+REQUEST_MOST = 256 * 1024  # bytes of a request
+REPLY_MOST = 64 * 1024 * 1024  # bytes of a reply: the statistics of a thousand NICs with all their elements, and more
+
+DESCRIPTION = """\
+# Controls a running vnic. Rates are text such as "100mbit" (layer-2 bits a second), or "none".
+interface org.vnic.Control
+
+# Puts a NIC into a container and on the switch. nic is what stands below a NIC's name in the configuration file.
+method Attach(name: string, nic: object) -> (nic: object)
+
+# Takes a NIC off.
+method Detach(name: string) -> ()
+
+# Engines, NICs, switch; whether the packets' books balance.
+method Status() -> (status: object)
+
+# Counters of one NIC, or of everything: per queue, and per element with drops by reason.
+method Stats(name: ?string) -> (stats: object)
+
+# A picture of what runs: text, dot (Graphviz) or json.
+method Graph(format: ?string) -> (graph: string)
+
+# Sets the rate of one or both directions of a NIC; one that is not given stays.
+method SetRate(name: string, egress: ?string, ingress: ?string) -> (nic: object)
+
+# Raises or cuts a NIC's link.
+method SetLink(name: string, up: bool) -> ()
+
+# Detaches everything and ends the daemon; the connection closes when all is gone.
+method Shutdown() -> ()
+
+# The request cannot be met as it is: wrong value, unknown name.
+error InvalidConfig (message: string)
+
+# It failed while running.
+error Failed (message: string)
+"""
+
+SERVICE_DESCRIPTION = """\
+# What every Varlink service answers.
+interface org.varlink.service
+
+method GetInfo() -> (vendor: string, product: string, version: string, url: string, interfaces: []string)
+method GetInterfaceDescription(interface: string) -> (description: string)
+
+error InterfaceNotFound (interface: string)
+error MethodNotFound (method: string)
+error MethodNotImplemented (method: string)
+error InvalidParameter (parameter: string)
+error PermissionDenied ()
+"""
+
+
+def checked_instance(name: str) -> str:
+    """The instance's name, which becomes part of a path. Raises ConfigError."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}", name, re.ASCII):
+        raise ConfigError(f"instance {name[:40]!r}: want a name of 1 to 32 letters, digits, '_', '.', '-'")
+    return name
+
+
+def runtime_directory(*, create: bool = False) -> str:
+    """The directory of sockets, locks and logs: ours alone. Raises VnicError where it is not.
+
+    VNIC_RUNTIME_DIR, else /run/vnic for root, else $XDG_RUNTIME_DIR/vnic, else /tmp/vnic-UID. The last lies where anybody may
+    make a directory of that name first, so owner and mode are checked every time, by client and daemon alike.
+    """
+    uid = os.geteuid()
+    session = os.environ.get("XDG_RUNTIME_DIR", "")
+    if chosen := os.environ.get("VNIC_RUNTIME_DIR"):
+        path = os.path.abspath(chosen)
+    elif uid == 0 and os.access("/run", os.W_OK):
+        path = "/run/vnic"
+    elif session.startswith("/") and os.path.isdir(session) and os.stat(session).st_uid == uid:
+        path = os.path.join(session, "vnic")
+    else:
+        path = f"/tmp/vnic-{uid}"
+    try:
+        if create:
+            with suppress(FileExistsError):
+                os.mkdir(path, 0o700)
+        status = os.lstat(path)
+    except FileNotFoundError as error:
+        if create:
+            raise VnicError(f"{path}: {error.strerror}; make its parent directory or set VNIC_RUNTIME_DIR") from None
+        return path
+    except OSError as error:
+        raise VnicError(f"{path}: {error.strerror}; set VNIC_RUNTIME_DIR to a directory of yours") from None
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != uid or status.st_mode & 0o077:
+        raise VnicError(f"{path}: is not a directory of yours alone; remove it, or chmod 700 it, or set VNIC_RUNTIME_DIR")
+    return path
+
+
+def socket_path(instance: str, *, create: bool = False) -> str:
+    """The path of an instance's socket. Raises ConfigError, VnicError."""
+    path = os.path.join(runtime_directory(create=create), checked_instance(instance) + ".sock")
+    if len(os.fsencode(path)) > 107:  # sockaddr_un.sun_path with its NUL
+        raise VnicError(f"{path}: too long for a socket; set VNIC_RUNTIME_DIR to a shorter path")
+    return path
+
+
+def not_running(instance: str) -> VnicError:
+    return VnicError(f"instance {instance} does not run; start it with 'vnic up FILE.yaml'")

@@ -1,0 +1,114 @@
+"""A synchronous client of the control API, for commands and scripts. Imports little: commands start fast."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import struct
+from types import TracebackType
+from typing import Any, Self
+
+from dataplane.errors import ConfigError, VnicError
+from vnic.control.api import INTERFACE, REPLY_MOST, not_running, socket_path
+
+TIMEOUT_S = 60.0  # the daemon answers one request after the other, and attaching a NIC may take seconds
+
+
+class Client:
+    """A connection to a running daemon.
+
+    with Client("default") as vnic:
+        vnic.call("SetRate", name="web", egress="10mbit")
+    """
+
+    def __init__(self, instance: str = "default", *, timeout_s: float = TIMEOUT_S) -> None:
+        self.instance = instance
+        self._rest = bytearray()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(timeout_s)
+        try:
+            self._socket.connect(socket_path(instance))
+            peer = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            self.pid: int = struct.unpack("3i", peer)[0]
+        except (FileNotFoundError, ConnectionRefusedError):
+            self._socket.close()
+            raise not_running(instance) from None
+        except OSError as error:
+            self._socket.close()
+            raise VnicError(f"instance {instance}: cannot connect: {error.strerror}") from None
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Calls a method of org.vnic.Control (or of another interface, by its full name); None parameters are left out.
+
+        Raises ConfigError where the daemon says that the request is wrong, VnicError where it failed.
+        """
+        given = {key: value for key, value in parameters.items() if value is not None}
+        request = {"method": method if "." in method else f"{INTERFACE}.{method}", "parameters": given}
+        try:
+            self._socket.sendall(json.dumps(request).encode() + b"\0")
+            reply = json.loads(self._message())
+        except TimeoutError:
+            raise VnicError(f"instance {self.instance}: no answer within {self._socket.gettimeout():g} s") from None
+        except OSError as error:
+            raise VnicError(f"instance {self.instance}: connection lost: {error.strerror}") from None
+        except ValueError:
+            raise VnicError(f"instance {self.instance}: answers something that is not Varlink") from None
+        result = reply.get("parameters") or {}
+        match reply.get("error"):
+            case None:
+                return dict(result)
+            case "org.vnic.Control.InvalidConfig":
+                raise ConfigError(str(result.get("message")))
+            case "org.vnic.Control.Failed":
+                raise VnicError(str(result.get("message")))
+            case "org.varlink.service.InvalidParameter":
+                raise ConfigError(f"{method}: parameter {result.get('parameter')} is not right")
+            case error:
+                raise VnicError(f"instance {self.instance}: {method}: {error}")
+
+    def _message(self) -> bytes:
+        while (end := self._rest.find(b"\0")) < 0:
+            if len(self._rest) > REPLY_MOST:
+                raise ValueError
+            data = self._socket.recv(1 << 16)
+            if not data:
+                raise VnicError(f"instance {self.instance}: the daemon went away")
+            self._rest += data
+        message = bytes(self._rest[:end])
+        del self._rest[: end + 1]
+        return message
+
+    def shutdown(self, *, timeout_s: float = 30.0) -> None:
+        """Ends the daemon, and returns when its process is gone."""
+        try:
+            process: int | None = os.pidfd_open(self.pid)
+        except OSError:  # its pid has no meaning here, or it is gone already
+            process = None
+        try:
+            self.call("Shutdown")
+            self._socket.settimeout(timeout_s)
+            while self._socket.recv(4096):
+                pass
+            if process is not None and not select.select([process], [], [], timeout_s)[0]:
+                raise TimeoutError
+        except TimeoutError:
+            raise VnicError(f"instance {self.instance}: still there after {timeout_s:g} s (pid {self.pid})") from None
+        except OSError:
+            pass  # it is gone
+        finally:
+            if process is not None:
+                os.close(process)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

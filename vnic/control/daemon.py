@@ -1,0 +1,136 @@
+"""The daemon: one instance of vnic, from its lock to its last descriptor."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from dataplane.errors import VnicError
+from vnic.control.api import checked_instance, runtime_directory, socket_path
+from vnic.control.schema import Config
+from vnic.control.server import Server
+
+if TYPE_CHECKING:
+    from vnic.control.server import Controllable
+
+    class RunnableRuntime(Controllable):
+        def start(self) -> None: ...
+        def close(self) -> None: ...
+
+    MakeRuntime = Callable[[Config, asyncio.AbstractEventLoop], RunnableRuntime]
+
+log = logging.getLogger("vnic")
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def log_path(instance: str) -> str:
+    """Where a detached daemon writes its log."""
+    return os.path.join(runtime_directory(create=True), f"{checked_instance(instance)}.log")
+
+
+@contextmanager
+def instance_lock(instance: str) -> Iterator[None]:
+    """Makes this process the instance. Raises VnicError where another one is.
+
+    A record lock: it ends with the process however that ends, and children do not inherit it. Whoever holds it knows that a
+    socket of that name is a dead one's.
+    """
+    path = os.path.join(runtime_directory(create=True), f"{checked_instance(instance)}.lock")
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            pid = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "?"
+            os.close(descriptor)
+            message = f"instance {instance} runs already (pid {pid}); stop it with 'vnic down' or choose --instance"
+            raise VnicError(message) from None
+        # The one before may have removed the file between our open and our lock: then we hold a file that nobody finds.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                break
+        os.close(descriptor)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.unlink(path)
+        os.close(descriptor)
+
+
+@contextmanager
+def listening(instance: str) -> Iterator[socket.socket]:
+    """The instance's socket; whoever asks holds its lock."""
+    path = socket_path(instance, create=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        listener.bind(path)
+        yield listener
+    finally:
+        listener.close()
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+def _make_runtime(config: Config, loop: asyncio.AbstractEventLoop) -> RunnableRuntime:
+    from vnic.control.runtime import Runtime  # the engines and all that is compiled: only where it runs
+
+    return Runtime(config, loop=loop)
+
+
+async def _serve(config: Config, instance: str, version: str, ready: Callable[[], None], make: MakeRuntime) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in SIGNALS:
+        loop.add_signal_handler(number, stop.set)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    runtime = make(config, loop)
+    try:
+        runtime.start()
+        with listening(instance) as listener:
+            server = Server(runtime, stop.set, version)
+            await server.start(listener)
+            try:
+                ready()
+                await stop.wait()
+                log.info("stopping")
+            finally:
+                # Clients hang on until everything is gone: that is how `vnic down` knows.
+                runtime.close()
+                await server.close()
+    finally:
+        runtime.close()
+        # The loop is about to take its handlers away; who presses Ctrl-C twice shall not leave a lock file behind.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+@contextmanager
+def _signals_only_ask() -> Iterator[None]:
+    """Keeps signals away outside the event loop, which takes them as a request to stop: nothing is ever left half-made."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # forgets those that wait
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def serve(config: Config, instance: str, version: str, ready: Callable[[], None], make: MakeRuntime = _make_runtime) -> None:
+    """Runs an instance until SIGINT, SIGTERM, SIGHUP or Shutdown. Calls `ready` when it is up. Raises VnicError."""
+    with _signals_only_ask(), instance_lock(instance):
+        asyncio.run(_serve(config, instance, version, ready, make))

@@ -1,0 +1,220 @@
+"""`vnic doctor`: what this machine lacks and how to mend it.
+
+Nothing is changed. What can only be known by trying - user namespaces, a TAP with offloads - is tried in a child process, in
+namespaces that end with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+KERNEL_LEAST = (5, 10)  # pidfd_open, IFF_MULTI_QUEUE with vnet headers and all else that is used
+DESCRIPTORS_LEAST = 1024  # 64 queues take 64; a NIC takes a handful besides
+TRIAL_S = 20.0
+
+
+@dataclass
+class Finding:
+    """One thing looked at. `remedy` is for when it is not ok."""
+
+    name: str
+    ok: bool
+    needed: bool
+    found: str
+    remedy: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+# Runs in a child: enters new namespaces and reports what works there as one JSON object. A plain script, so that the child
+# has one thread and no more modules than it needs; ctypes, since os.unshare came with Python 3.12.
+_TRIAL = r"""
+import ctypes, errno, fcntl, json, os, struct
+NEWUSER, NEWNET = 0x10000000, 0x40000000
+TUNSETIFF, TUNSETOFFLOAD = 0x400454CA, 0x400454D0
+TAP, MULTI_QUEUE, NO_PI, VNET_HDR = 0x2, 0x100, 0x1000, 0x4000
+CSUM, TSO4, TSO6, ECN, USO4, USO6 = 1, 2, 4, 8, 0x20, 0x40
+libc = ctypes.CDLL(None, use_errno=True)
+report = {}
+uid, gid = os.geteuid(), os.getegid()
+
+def unshare(flags):
+    if libc.unshare(flags):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+try:
+    try:
+        unshare(NEWUSER)
+        report["user"] = None
+        for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+    except OSError as error:
+        report["user"] = error.strerror
+    unshare(NEWNET)
+    report["net"] = None
+    tun = os.open("/dev/net/tun", os.O_RDWR)
+    flags = TAP | MULTI_QUEUE | NO_PI | VNET_HDR
+    fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH22x", b"vnicdoctor", flags))
+    report["tap"] = None
+    for name, bits in (("tso", CSUM | TSO4 | TSO6 | ECN), ("uso", CSUM | TSO4 | TSO6 | USO4 | USO6)):
+        try:
+            fcntl.ioctl(tun, TUNSETOFFLOAD, bits)
+            report[name] = None
+        except OSError as error:
+            report[name] = error.strerror
+except OSError as error:
+    report["net" if "net" not in report else "tap"] = error.strerror
+print(json.dumps(report))
+"""
+
+
+def _try_namespaces() -> dict[str, str | None]:
+    """What works in a fresh user and network namespace: name -> None or the error."""
+    try:
+        done = subprocess.run([sys.executable, "-I", "-c", _TRIAL], capture_output=True, timeout=TRIAL_S)
+        report: dict[str, str | None] = json.loads(done.stdout)
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        return {"user": f"the trial failed: {error}"}
+    return report
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _kernel() -> Finding:
+    release = platform.release()
+    number = re.match(r"(\d+)\.(\d+)", release)
+    ok = number is not None and (int(number[1]), int(number[2])) >= KERNEL_LEAST
+    least = ".".join(map(str, KERNEL_LEAST))
+    return Finding("kernel", ok, True, f"Linux {release}", f"vnic needs Linux {least} or newer: boot a newer kernel")
+
+
+def _tun() -> Finding:
+    path = "/dev/net/tun"
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError:
+        remedy = "sudo modprobe tun; in a container, start it with --device /dev/net/tun"
+        return Finding("tun device", False, True, f"{path} does not exist", remedy)
+    except PermissionError:
+        remedy = f"sudo chmod 666 {path} (the kernel checks privileges when an interface is made), or run as root"
+        return Finding("tun device", False, True, f"{path} may not be opened by this user", remedy)
+    except OSError as error:
+        remedy = "sudo modprobe tun; in a container, the device must be allowed: --device /dev/net/tun"
+        return Finding("tun device", False, True, f"{path}: {error.strerror}", remedy)
+    return Finding("tun device", True, True, f"{path} can be opened")
+
+
+def _user_namespaces(trial: dict[str, str | None]) -> Finding:
+    problem = trial.get("user")
+    # Root attaches to containers without one; a plain user cannot do without.
+    needed = os.geteuid() != 0
+    if problem is None:
+        return Finding("user namespaces", True, needed, "can be made")
+    remedy = "let unprivileged users make them"
+    if _read("/proc/sys/user/max_user_namespaces") == "0":
+        remedy = "sudo sysctl user.max_user_namespaces=15000"
+    elif _read("/proc/sys/kernel/unprivileged_userns_clone") == "0":
+        remedy = "sudo sysctl kernel.unprivileged_userns_clone=1"
+    elif _read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1":
+        remedy = "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0, or give vnic an AppArmor profile with userns"
+    elif os.path.exists("/.dockerenv") or os.path.exists("/run/.containerenv"):
+        remedy = "this is a container whose seccomp profile forbids them: --security-opt seccomp=unconfined, or run as root"
+    return Finding("user namespaces", False, needed, f"cannot be made: {problem}", remedy)
+
+
+def _tap(trial: dict[str, str | None]) -> list[Finding]:
+    if trial.get("net") is not None:
+        found = f"no network namespace can be made: {trial['net']}"
+        return [Finding("tap", False, True, found, "see user namespaces above, or run as root")]
+    if "tap" not in trial:
+        return [Finding("tap", False, True, "could not be tried", "see user namespaces above")]
+    if trial["tap"] is not None:
+        remedy = (
+            "see tun device above" if trial["tap"] != "Invalid argument" else "the kernel needs CONFIG_TUN with multi-queue"
+        )
+        return [Finding("tap", False, True, f"none can be made: {trial['tap']}", remedy)]
+    findings = [Finding("tap", True, True, "multi-queue TAP with virtio-net header can be made")]
+    tso, uso = trial.get("tso", "not tried"), trial.get("uso", "not tried")
+    findings.append(Finding("TSO", tso is None, False, f"not supported: {tso}" if tso else "supported", "TCP will be slower"))
+    remedy = "needs Linux 6.2 or newer; UDP is segmented by the containers instead"
+    findings.append(Finding("USO", uso is None, False, f"not supported: {uso}" if uso else "supported", remedy))
+    return findings
+
+
+def _memfd() -> Finding:
+    try:
+        os.close(os.memfd_create("vnic-doctor", os.MFD_CLOEXEC))
+    except OSError as error:
+        return Finding("memfd", False, True, f"cannot be made: {error.strerror}", "allow memfd_create in the seccomp profile")
+    return Finding("memfd", True, True, "can be made")
+
+
+def _memory() -> Finding:
+    available = re.search(r"MemAvailable:\s+(\d+) kB", _read("/proc/meminfo"))
+    limit = _read("/sys/fs/cgroup/memory.max")
+    free = int(available[1]) >> 10 if available else 0
+    if limit.isdecimal():
+        used = _read("/sys/fs/cgroup/memory.current")
+        free = min(free, (int(limit) - int(used or 0)) >> 20)
+    # The default pool: 16,384 x 2 KiB and 1,024 x 68 KiB.
+    return Finding("memory", free >= 200, False, f"{free} MB available", "the default pool takes 100 MB; make pool: smaller")
+
+
+def _cpus() -> list[Finding]:
+    usable = len(os.sched_getaffinity(0))
+    findings = [Finding("CPUs", usable >= 2, False, f"{usable} usable", "an engine beside its containers wants two or more")]
+    words = _read("/sys/fs/cgroup/cpu.max").split()
+    if len(words) == 2 and words[0].isdecimal() and words[1].isdecimal():
+        share = int(words[0]) / int(words[1])
+        remedy = "the limit stops an engine for milliseconds at a time, which shaping and latency will show: raise it"
+        findings.append(Finding("CPU limit", share >= usable, False, f"{share:g} CPUs by its cgroup", remedy))
+    else:
+        findings.append(Finding("CPU limit", True, False, "none by its cgroup"))
+    return findings
+
+
+def _timer_slack() -> Finding:
+    text = _read("/proc/self/timerslack_ns")
+    slack_ns = int(text) if text.isdecimal() else 50_000
+    remedy = "a sleeping engine wakes that late: set a spin time, or start vnic from a shell with the default slack"
+    return Finding("timer slack", slack_ns <= 50_000, False, f"{slack_ns / 1000:g} us", remedy)
+
+
+def _descriptors() -> Finding:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    found = f"{soft} (at most {'unlimited' if hard == resource.RLIM_INFINITY else hard})"
+    return Finding("open files", soft >= DESCRIPTORS_LEAST, False, found, f"ulimit -n {DESCRIPTORS_LEAST}")
+
+
+def _tools() -> Finding:
+    wanted = {"ip": "iproute2", "tcpdump": "tcpdump", "iperf3": "iperf3", "dot": "graphviz"}
+    missing = {tool: package for tool, package in wanted.items() if shutil.which(tool) is None}
+    if not missing:
+        return Finding("optional tools", True, False, ", ".join(wanted))
+    return Finding("optional tools", False, False, f"without {', '.join(missing)}", f"apt install {' '.join(missing.values())}")
+
+
+def examine() -> list[Finding]:
+    """Looks at everything; what is needed first."""
+    trial = _try_namespaces()
+    checks: list[Callable[[], Finding]] = [_kernel, _tun, lambda: _user_namespaces(trial)]
+    findings = [check() for check in checks] + _tap(trial) + [_memfd(), _memory(), *_cpus()]
+    return findings + [_timer_slack(), _descriptors(), _tools()]

@@ -1,0 +1,212 @@
+"""The control API's server: asyncio, one request after the other, every client bounded.
+
+A client is whoever can open the socket, and only our own user and root may. Even so nothing it sends may hurt others: requests
+are bounded in size, connections in number and idle time; what cannot be parsed costs its sender the connection, nobody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from dataplane.errors import ConfigError, VnicError
+from dataplane.units import parse_rate
+from vnic.control.api import DESCRIPTION, INTERFACE, REQUEST_MOST, SERVICE, SERVICE_DESCRIPTION
+from vnic.control.convert import convert_nic
+from vnic.control.schema import NicConfig, Rate, encode_scalar
+
+CLIENTS_MOST = 64
+IDLE_S = 120.0  # a client that sends nothing, or does not read its reply, for so long is cut off
+
+log = logging.getLogger("vnic")
+
+
+class Controllable(Protocol):
+    """What the server needs of vnic.control.runtime.Runtime."""
+
+    def attach(self, config: NicConfig, /) -> dict[str, Any]: ...
+    def detach(self, name: str, /) -> None: ...
+    def set_rate(self, name: str, /, **limits: int | None) -> dict[str, Any]: ...
+    def set_link(self, name: str, up: bool, /) -> Any: ...
+    def status(self) -> dict[str, Any]: ...
+    def stats(self, name: str | None = None, /) -> dict[str, Any]: ...
+    def graph(self, style: Literal["text", "dot", "json"] = "text", /) -> str: ...
+
+
+class Call(msgspec.Struct):
+    """A request. Further members (more, upgrade) are for features that no method here has."""
+
+    method: str
+    parameters: dict[str, Any] = {}
+    oneway: bool = False
+
+
+class ErrorReply(Exception):  # noqa: N818 - a Varlink error is a reply
+    def __init__(self, error: str, **parameters: Any) -> None:
+        super().__init__(error)
+        self.reply = {"error": error, "parameters": parameters}
+
+
+class _Parameters(msgspec.Struct, forbid_unknown_fields=True):
+    pass
+
+
+class Named(_Parameters):
+    name: str
+
+
+class Attach(Named):
+    nic: dict[str, Any]
+
+
+class Stats(_Parameters):
+    name: str | None = None
+
+
+class Graph(_Parameters):
+    format: Literal["text", "dot", "json"] = "text"
+
+
+class SetRate(Named):
+    egress: str | None = None
+    ingress: str | None = None
+
+
+class SetLink(Named):
+    up: bool
+
+
+class Interface(_Parameters):
+    interface: str
+
+
+def parse_limit(text: str) -> int | None:
+    """bit/s of a rate, None of "none". Raises ConfigError."""
+    return None if text == "none" else int(Rate(parse_rate(text)))
+
+
+class Server:
+    """Serves `runtime`; `on_shutdown` is called once a client asked for the end and has its reply."""
+
+    def __init__(self, runtime: Controllable, on_shutdown: Callable[[], None], version: str) -> None:
+        self._runtime = runtime
+        self._on_shutdown = on_shutdown
+        self._version = version
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._server: asyncio.Server | None = None
+        self._methods: dict[str, tuple[type[_Parameters], Callable[[Any], dict[str, Any]]]] = {
+            f"{INTERFACE}.Attach": (Attach, lambda p: {"nic": runtime.attach(convert_nic(p.name, p.nic, (p.name,)))}),
+            f"{INTERFACE}.Detach": (Named, self._detach),
+            f"{INTERFACE}.Status": (_Parameters, lambda p: {"status": {"pid": os.getpid(), **runtime.status()}}),
+            f"{INTERFACE}.Stats": (Stats, lambda p: {"stats": runtime.stats(p.name)}),
+            f"{INTERFACE}.Graph": (Graph, lambda p: {"graph": runtime.graph(p.format)}),
+            f"{INTERFACE}.SetRate": (SetRate, self._set_rate),
+            f"{INTERFACE}.SetLink": (SetLink, self._set_link),
+            f"{INTERFACE}.Shutdown": (_Parameters, lambda p: {}),
+            f"{SERVICE}.GetInfo": (_Parameters, self._info),
+            f"{SERVICE}.GetInterfaceDescription": (Interface, self._description),
+        }
+
+    async def start(self, listener: socket.socket) -> None:
+        self._server = await asyncio.start_unix_server(self._connected, sock=listener, limit=REQUEST_MOST)
+
+    async def close(self) -> None:
+        """Hangs up on everybody."""
+        if self._server is not None:
+            self._server.close()
+        for writer in self._writers:
+            writer.close()
+        for writer in list(self._writers):
+            with suppress(OSError, TimeoutError):
+                await asyncio.wait_for(writer.wait_closed(), 1.0)
+
+    # -- connections ---------------------------------------------------------------------------------------------------
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            credentials = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            if struct.unpack("3i", credentials)[1] not in (0, os.geteuid()):
+                writer.write(msgspec.json.encode(ErrorReply(f"{SERVICE}.PermissionDenied").reply) + b"\0")
+            elif len(self._writers) >= CLIENTS_MOST:
+                message = f"{CLIENTS_MOST} clients are connected already; try again"
+                writer.write(msgspec.json.encode(ErrorReply(f"{INTERFACE}.Failed", message=message).reply) + b"\0")
+            else:
+                self._writers.add(writer)
+                await self._converse(reader, writer)
+        except (asyncio.IncompleteReadError, TimeoutError, OSError):
+            pass  # it hung up, or fell asleep
+        finally:
+            self._writers.discard(writer)
+            writer.close()
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            try:
+                message = await asyncio.wait_for(reader.readuntil(b"\0"), IDLE_S)
+                call = msgspec.json.decode(message[:-1], type=Call)
+            except (asyncio.LimitOverrunError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                # Where the next message would begin is anybody's guess: say so and hang up.
+                writer.write(msgspec.json.encode(ErrorReply(f"{SERVICE}.InvalidParameter", parameter="message").reply) + b"\0")
+                return
+            reply = self._answer(call)
+            if not call.oneway:
+                writer.write(msgspec.json.encode(reply, enc_hook=encode_scalar) + b"\0")
+                await asyncio.wait_for(writer.drain(), IDLE_S)
+            if call.method == f"{INTERFACE}.Shutdown" and "error" not in reply:
+                self._on_shutdown()
+
+    # -- methods -------------------------------------------------------------------------------------------------------
+
+    def _answer(self, call: Call) -> dict[str, Any]:
+        try:
+            if call.method not in self._methods:
+                interface = call.method.rpartition(".")[0]
+                if interface not in (INTERFACE, SERVICE):
+                    raise ErrorReply(f"{SERVICE}.InterfaceNotFound", interface=interface)
+                raise ErrorReply(f"{SERVICE}.MethodNotFound", method=call.method)
+            kind, method = self._methods[call.method]
+            return {"parameters": method(msgspec.convert(call.parameters, kind))}
+        except ErrorReply as error:
+            return error.reply
+        except msgspec.ValidationError as error:
+            return ErrorReply(f"{SERVICE}.InvalidParameter", parameter=str(error)).reply
+        except ConfigError as error:
+            return ErrorReply(f"{INTERFACE}.InvalidConfig", message=str(error)).reply
+        except VnicError as error:
+            return ErrorReply(f"{INTERFACE}.Failed", message=str(error)).reply
+        except Exception as error:  # a bug of ours, or of a user's element, must not end the daemon
+            log.exception("%s", call.method)
+            message = f"unexpected {type(error).__name__}: {error}; the daemon's log has more"
+            return ErrorReply(f"{INTERFACE}.Failed", message=message).reply
+
+    def _detach(self, parameters: Named) -> dict[str, Any]:
+        self._runtime.detach(parameters.name)
+        return {}
+
+    def _set_link(self, parameters: SetLink) -> dict[str, Any]:
+        self._runtime.set_link(parameters.name, parameters.up)
+        return {}
+
+    def _set_rate(self, parameters: SetRate) -> dict[str, Any]:
+        given = {"egress_bps": parameters.egress, "ingress_bps": parameters.ingress}
+        limits = {direction: parse_limit(text) for direction, text in given.items() if text is not None}
+        if not limits:
+            raise ConfigError(f"{parameters.name}: no rate given; want egress, ingress or both")
+        return {"nic": self._runtime.set_rate(parameters.name, **limits)}
+
+    def _info(self, _: _Parameters) -> dict[str, Any]:
+        return {"vendor": "vnic", "product": "vnic", "version": self._version, "url": "", "interfaces": [SERVICE, INTERFACE]}
+
+    def _description(self, parameters: Interface) -> dict[str, Any]:
+        texts = {INTERFACE: DESCRIPTION, SERVICE: SERVICE_DESCRIPTION}
+        if parameters.interface not in texts:
+            raise ErrorReply(f"{SERVICE}.InterfaceNotFound", interface=parameters.interface)
+        return {"description": texts[parameters.interface]}
