@@ -1,4 +1,7 @@
-"""A daemon around a runtime that only remembers: `python -m tests.fake_daemon INSTANCE`. Prints "up" when it is."""
+"""A daemon around a runtime that only remembers: `python -m tests.fake_daemon INSTANCE`. Prints "up" when it is.
+
+With this file's directory/fake_site on PYTHONPATH, the real command uses the same runtime.
+"""
 
 import sys
 from typing import Any
@@ -9,11 +12,13 @@ from vnic.control.daemon import serve
 
 
 class FakeRuntime:
-    def __init__(self) -> None:
+    def __init__(self, config: Any, loop: Any = None) -> None:
+        self.config = config
         self.nics: dict[str, dict[str, Any]] = {}
 
     def start(self) -> None:
-        pass
+        for nic in self.config.nics.values():
+            self.attach(nic)
 
     def close(self) -> None:
         print("closed", flush=True)
@@ -25,12 +30,15 @@ class FakeRuntime:
 
     def attach(self, config: Any) -> dict[str, Any]:
         if config.pid == 4_000_000:
-            raise PortError(f"nic {config.name}: pid 4000000 does not exist")
+            raise ConfigError(f"nic {config.name}: pid 4000000 does not exist")
+        if config.pid == 4_000_002:
+            raise PortError(f"nic {config.name}: the TAP broke")
         if config.pid == 4_000_001:
             raise ZeroDivisionError("a bug")
         self.nics[config.name] = {
             "name": config.name, "interface": config.interface, "pid": config.pid, "mac": str(config.mac), "mtu": config.mtu,
-            "queues": config.queues, "link": "up", "egress_bps": config.egress.rate, "ingress_bps": None, "engine": "e0",
+            "queues": config.queues, "link": "up", "engine": "e0",
+            "egress_bps": config.egress.rate and int(config.egress.rate), "ingress_bps": None,
         }  # fmt: skip
         return self.nics[config.name]
 
@@ -63,4 +71,4 @@ class FakeRuntime:
 
 
 if __name__ == "__main__":
-    serve(convert_config(None), sys.argv[1], "0.0", lambda: print("up", flush=True), lambda config, loop: FakeRuntime())
+    serve(convert_config(None), sys.argv[1], "0.0", lambda: print("up", flush=True), FakeRuntime)

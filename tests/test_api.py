@@ -92,7 +92,7 @@ def test_a_nic_s_life(daemon):
     with Client() as vnic:
         assert vnic.pid == daemon.pid
         nic = vnic.call("Attach", name="web", nic={"pid": 1, "queues": 2, "egress": {"rate": "100mbit"}})["nic"]
-        assert (nic["queues"], nic["egress_bps"]) == (2, "100mbit")
+        assert (nic["queues"], nic["egress_bps"]) == (2, 100_000_000)
         assert vnic.call("SetRate", name="web", ingress="2.5gbit")["nic"]["ingress_bps"] == 2_500_000_000
         assert vnic.call("SetRate", name="web", egress="none")["nic"]["egress_bps"] is None
         vnic.call("SetLink", name="web", up=False)
@@ -109,7 +109,8 @@ def test_a_nic_s_life(daemon):
     ("Attach", {"name": "web", "nic": {}}, ConfigError, "want pid: or netns:"),
     ("Attach", {"name": "../x", "nic": {"pid": 1}}, ConfigError, "want a name"),
     ("Attach", {"name": "web"}, ConfigError, "nic"),
-    ("Attach", {"name": "web", "nic": {"pid": 4_000_000}}, VnicError, "pid 4000000 does not exist"),
+    ("Attach", {"name": "web", "nic": {"pid": 4_000_000}}, ConfigError, "pid 4000000 does not exist"),
+    ("Attach", {"name": "web", "nic": {"pid": 4_000_002}}, VnicError, "the TAP broke"),
     ("Attach", {"name": "web", "nic": {"pid": 4_000_001}}, VnicError, "unexpected ZeroDivisionError: a bug"),
     ("Detach", {"name": "web"}, ConfigError, "not attached"),
     ("SetRate", {"name": "web"}, ConfigError, "no rate given"),

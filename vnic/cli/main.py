@@ -68,26 +68,35 @@ class LazyGroup(click.Group):
             # Whoever read our output had enough. Python flushes once more on its way out; let that go nowhere.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             sys.exit(1)
-        except click.UsageError as error:
-            path = error.ctx.command_path if error.ctx is not None else "vnic"
-            fail(error, f"{error.format_message()} (see '{path} --help')", 2)
-        except click.ClickException as error:
-            fail(error, error.format_message(), 2)
-        except ConfigError as error:
-            fail(error, str(error), 2)
-        except (VnicError, OSError) as error:
-            fail(error, str(error), 1)
         except Exception as error:
-            fail(error, f"unexpected {type(error).__name__}: {error}; VNIC_DEBUG=1 shows where", 1)
+            fail(error)
 
 
-def fail(error: BaseException, message: str, status: int) -> NoReturn:
-    """One line on stderr, whatever the message; with VNIC_DEBUG=1 the traceback before it."""
+def explain(error: Exception) -> tuple[str, int]:
+    """What an error means to the user: one line, and the exit status."""
+    match error:
+        case click.UsageError():
+            path = error.ctx.command_path if error.ctx is not None else "vnic"
+            message, status = f"{error.format_message()} (see '{path} --help')", 2
+        case click.ClickException():
+            message, status = error.format_message(), 2
+        case ConfigError():
+            message, status = str(error), 2
+        case VnicError() | OSError():
+            message, status = str(error), 1
+        case _:
+            message, status = f"unexpected {type(error).__name__}: {error}; VNIC_DEBUG=1 shows where", 1
+    return " ".join(message.split()), status
+
+
+def fail(error: Exception) -> NoReturn:
+    """One line on stderr, with VNIC_DEBUG=1 the traceback before it, and the end."""
+    message, status = explain(error)
     if os.environ.get("VNIC_DEBUG", "0") not in ("", "0"):
         import traceback
 
         traceback.print_exception(error)
-    click.echo(f"vnic: error: {' '.join(message.split())}", err=True)
+    click.echo(f"vnic: error: {message}", err=True)
     sys.exit(status)
 
 

@@ -34,13 +34,15 @@ def demo(rate: str, queues: int, seconds: float, spin: str, as_json: bool) -> No
     vnic demo --json
     """
     from dataplane.units import parse_rate
-    from vnic.cli.demo import run_demo
     from vnic.control.schema import Rate
+
+    rate_bps = int(Rate(parse_rate(rate)))
+    from vnic.cli.demo import run_demo  # what is compiled only once the rate is known to be right
 
     def progress(text: str) -> None:
         click.echo(f"vnic: {text} ...", err=True)
 
-    result = run_demo(rate_bps=int(Rate(parse_rate(rate))), queues=queues, seconds=seconds, spin=spin, progress=progress)
+    result = run_demo(rate_bps=rate_bps, queues=queues, seconds=seconds, spin=spin, progress=progress)
     if as_json:
         print_json(result)
         return
@@ -72,6 +74,8 @@ def up(file: str, detach: bool, instance: str, ready_descriptor: int | None) -> 
     vnic up -i lab lab.yaml           a second one; `vnic status -i lab` shows it
     vnic config check net.yaml        only look whether the file is right
     """
+    from vnic.cli.main import explain
+
     if detach:
         _up_detached(file, instance)
         return
@@ -82,8 +86,9 @@ def up(file: str, detach: bool, instance: str, ready_descriptor: int | None) -> 
         # The one who detached us prints the error and exits for us; from "ready" on we are on our own.
         try:
             _up(file, instance, lambda: _tell(pipe.fileno(), {"ready": True}))
-        except (VnicError, OSError) as error:
-            _tell(pipe.fileno(), {"error": str(error), "config": isinstance(error, ConfigError)})
+        except Exception as error:
+            message, status = explain(error)
+            _tell(pipe.fileno(), {"error": message, "status": status})
             raise
 
 
@@ -151,7 +156,7 @@ def _up_detached(file: str, instance: str) -> None:
         click.echo(f"instance {instance} is up (pid {child.pid}); its log is {log}")
         return
     child.wait()
-    kind = ConfigError if answer.get("config") else VnicError
+    kind = ConfigError if answer.get("status") == 2 else VnicError
     raise kind(answer.get("error") or f"the daemon died while it came up; its log is {log}")
 
 

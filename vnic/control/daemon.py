@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from dataplane.errors import VnicError
+from dataplane.errors import ConfigError
 from vnic.control.api import checked_instance, runtime_directory, socket_path
 from vnic.control.schema import Config
 from vnic.control.server import Server
@@ -38,7 +38,7 @@ def log_path(instance: str) -> str:
 
 @contextmanager
 def instance_lock(instance: str) -> Iterator[None]:
-    """Makes this process the instance. Raises VnicError where another one is.
+    """Makes this process the instance. Raises ConfigError where another one is.
 
     A record lock: it ends with the process however that ends, and children do not inherit it. Whoever holds it knows that a
     socket of that name is a dead one's.
@@ -52,7 +52,7 @@ def instance_lock(instance: str) -> Iterator[None]:
             pid = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "?"
             os.close(descriptor)
             message = f"instance {instance} runs already (pid {pid}); stop it with 'vnic down' or choose --instance"
-            raise VnicError(message) from None
+            raise ConfigError(message) from None
         # The one before may have removed the file between our open and our lock: then we hold a file that nobody finds.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):

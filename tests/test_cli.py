@@ -1,0 +1,285 @@
+"""The command: help at once, one line for every mistake, exit statuses, tables and JSON."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from vnic.cli.main import COMMANDS, cli
+from vnic.control import doctor
+
+TREE = Path(__file__).parents[1]
+VNIC = [sys.executable, "-m", "vnic.cli.main"]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """For processes of the command: a runtime directory of their own, and the runtime that only remembers."""
+    path = tmp_path_factory.mktemp("cli")
+    path.chmod(0o700)
+    paths = os.pathsep.join([str(TREE), str(TREE / "tests" / "fake_site")])
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("VNIC_")}
+    return {**kept, "PYTHONPATH": paths, "VNIC_RUNTIME_DIR": str(path)}
+
+
+def run(environment, *words, **options):
+    return subprocess.run([*VNIC, *words], env=environment, cwd=TREE, capture_output=True, text=True, timeout=30, **options)
+
+
+def invoke(*words, **environment):
+    return CliRunner(env={"VNIC_DEBUG": "0", **environment}).invoke(cli, words)
+
+
+def assert_error(result, status, says):
+    error = result.stderr
+    assert error.startswith("vnic: error: "), error
+    assert error.count("\n") == 1, error
+    assert says in error, error
+    assert (result.exit_code if hasattr(result, "exit_code") else result.returncode) == status
+
+
+# -- help ------------------------------------------------------------------------------------------------------------------
+
+
+def test_help_imports_nothing_heavy():
+    program = (
+        "import sys\n"
+        "from vnic.cli.main import cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'numpy', 'rich', 'pyroute2', 'msgspec', 'yaml', 'asyncio', 'json', 'subprocess', 'ipaddress', 'vnic.cli.show'}\n"
+        "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=TREE, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(f"  {name}" in done.stdout for name in COMMANDS)
+
+
+def all_commands(group=cli, path=()):
+    context = click.Context(group, info_name="vnic")
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        yield (*path, name)
+        if isinstance(command, click.Group):
+            yield from all_commands(command, (*path, name))
+
+
+@pytest.mark.parametrize("path", [(), *all_commands()], ids=" ".join)
+def test_every_help_fits_a_screen_and_has_an_example(path):
+    result = invoke(*path, "--help")
+    assert result.exit_code == 0
+    assert len(result.output.splitlines()) <= 40
+    assert path == ("attach",) or f"  vnic {' '.join(path)}" in result.output
+    short = {"--help", "-h"}
+    assert invoke(*path, short.pop()).output == invoke(*path, short.pop()).output
+
+
+def test_what_the_overview_says_matches_the_commands():
+    context = click.Context(cli)
+    for name in COMMANDS:
+        assert cli.get_command(context, name).name == name
+
+
+def test_version():
+    assert invoke("--version").output.startswith("vnic ")
+
+
+# -- mistakes --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("words", "says"), [
+    (["stauts"], "unknown command 'stauts'; did you mean 'stats'?"),
+    (["fly"], "want one of demo, up, down"),
+    (["--fast"], "--fast"),
+    (["up"], "FILE.yaml"),
+    (["up", "absent.yaml"], "absent.yaml: No such file"),
+    (["rate", "web"], "no rate given; want --egress RATE, --ingress RATE or both"),
+    (["link", "web", "sideways"], "'sideways' is not one of 'up', 'down'"),
+    (["attach", "tap", "web"], "want either --pid PID or --netns PATH"),
+    (["attach", "tap", "web", "--pid", "1", "--netns", "x"], "want either"),
+    (["attach", "tap", "web", "--pid", "one"], "'one' is not a valid integer"),
+    (["attach", "vm", "web"], "vm"),
+    (["status", "-i", "../x"], "instance '../x': want a name"),
+    (["demo", "--rate", "1gbps"], "write 1gbit"),
+    (["demo", "--queues", "0"], "--queues"),
+    (["config", "check"], "FILE.yaml"),
+])  # fmt: skip
+def test_wrong_use_gets_one_line_and_status_2(words, says):
+    assert_error(invoke(*words), 2, says)
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("nisc: {}", ":1: nisc: unknown key; did you mean 'nics'?"),
+    ("nics:\n  web: {pid: 1, mac: 02:zz:00:00:00:01}", ":2: nics.web.mac: '02:zz:00:00:00:01' is no MAC address"),
+    ("nics:\n  web: {pid: 1, queues: 0}", ":2: nics.web.queues: 0 will not do; want 1 to 64 queue pairs"),
+    ("nics:\n  web: {pid: 1, mtu: 65522}", ":2: nics.web.mtu: 65522 will not do; want an MTU of 68 to 65521 bytes"),
+    ("nics:\n  web: {}", ":2: nics.web: which container is it in?"),
+    ("nics:\n  web:\n   - {", "no YAML"),
+])  # fmt: skip
+@pytest.mark.parametrize("command", [["config", "check"], ["up"]], ids=" ".join)
+def test_a_wrong_file_gets_one_line_and_status_2(tmp_path, command, text, says):
+    path = tmp_path / "net.yaml"
+    path.write_text(text)
+    result = invoke(*command, str(path), VNIC_RUNTIME_DIR=str(tmp_path))
+    assert_error(result, 2, says)
+    assert str(path) in result.stderr
+
+
+def test_nothing_runs(tmp_path):
+    tmp_path.chmod(0o700)
+    for words in (["status"], ["stats"], ["graph"], ["down"], ["detach", "web"], ["link", "web", "up"]):
+        result = invoke(*words, "-i", "lab", VNIC_RUNTIME_DIR=str(tmp_path))
+        assert_error(result, 1, "instance lab does not run; start it with 'vnic up FILE.yaml'")
+
+
+def test_debug_adds_the_traceback():
+    assert "Traceback" in invoke("up", "absent.yaml", VNIC_DEBUG="1").stderr
+    assert "Traceback" not in invoke("up", "absent.yaml").stderr
+
+
+@pytest.mark.parametrize(("raised", "status", "says"), [
+    (KeyboardInterrupt(), 130, ""), (RuntimeError("odd\nthing"), 1, "unexpected RuntimeError: odd thing; VNIC_DEBUG=1"),
+    (OSError(28, "No space left on device"), 1, "No space left"),
+])  # fmt: skip
+def test_whatever_happens_there_is_no_traceback(monkeypatch, raised, status, says):
+    def fail():
+        raise raised
+
+    monkeypatch.setattr(doctor, "examine", fail)
+    result = invoke("doctor")
+    assert result.exit_code == status
+    assert says in result.stderr
+    assert result.stderr.strip().count("\n") == 0
+
+
+# -- a running instance ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def running(environment, tmp_path_factory):
+    path = tmp_path_factory.mktemp("net") / "net.yaml"
+    path.write_text("nics:\n  web: {pid: 1, egress: {rate: 10mbit}}\n")
+    done = run(environment, "up", "-d", str(path))
+    assert done.returncode == 0, done.stderr
+    yield done.stdout
+    assert run(environment, "down").returncode == 0
+    left = {each.name for each in Path(environment["VNIC_RUNTIME_DIR"]).iterdir()}
+    assert {each for each in left if each.startswith("default")} == {"default.log"}
+
+
+def test_up_returns_when_it_is_up(environment, running, tmp_path):
+    found = json.loads(run(environment, "status", "--json").stdout)
+    assert running.startswith(f"instance default is up (pid {found['pid']}); its log is ")
+    assert [nic["name"] for nic in found["nics"]] == ["web"]
+    (tmp_path / "net.yaml").write_text("engines: 1")
+    for detach in (["-d"], []):
+        assert_error(run(environment, "up", *detach, str(tmp_path / "net.yaml")), 2, f"runs already (pid {found['pid']}); stop it")
+
+
+@pytest.mark.parametrize(("pid", "status", "says"), [
+    (4_000_000, 2, "pid 4000000 does not exist"), (4_000_002, 1, "the TAP broke"), (4_000_001, 1, "unexpected ZeroDivisionError: a bug"),
+])  # fmt: skip
+@pytest.mark.parametrize("detach", [[], ["-d"]], ids=["foreground", "detached"])
+def test_what_does_not_come_up_says_why_and_leaves_nothing(environment, tmp_path, detach, pid, status, says):
+    path = tmp_path / "net.yaml"
+    path.write_text(f"nics: {{web: {{pid: {pid}}}}}")
+    done = run(environment, "up", "-i", "broken", *detach, str(path))
+    assert_error(done, status, says)
+    assert {each.suffix for each in Path(environment["VNIC_RUNTIME_DIR"]).glob("broken*")} <= {".log"}
+
+
+def test_tables_and_json(environment, running):
+    text = run(environment, "status").stdout
+    assert "every one is accounted for" in text
+    assert "10mbit" in text
+    assert "pid 1" in text
+    text = run(environment, "stats", "web").stdout
+    assert "2 queue full" in text
+    assert "rx_packets" in text
+    assert json.loads(run(environment, "stats", "--json").stdout)["engines"][0]["elements"][0]["dropped"] == {"queue full": 2}
+    assert run(environment, "graph").stdout == "a -> b\n"
+    assert run(environment, "graph", "--dot").stdout == "digraph vnic {}\n"
+    assert json.loads(run(environment, "graph", "--json").stdout) == {}
+    assert_error(run(environment, "stats", "nobody"), 2, "nic nobody: is not attached")
+
+
+def test_a_nic_by_hand(environment, running):
+    words = ["attach", "tap", "db", "--pid", "1", "--queues", "3", "--mtu", "9000", "--address", "10.0.0.2/24", "--egress", "5mbit"]
+    assert run(environment, *words).stdout.startswith("db: db with ")
+    assert run(environment, "rate", "db", "--egress", "none", "--ingress", "2.5gbit").returncode == 0
+    assert run(environment, "link", "db", "down").returncode == 0
+    db = json.loads(run(environment, "status", "--json").stdout)["nics"][1]
+    assert (db["queues"], db["mtu"], db["egress_bps"], db["ingress_bps"], db["link"]) == (3, 9000, None, 2_500_000_000, "down")
+    assert run(environment, "detach", "db").returncode == 0
+    assert_error(run(environment, "detach", "db"), 2, "not attached")
+    assert_error(run(environment, "attach", "tap", "x", "--pid", "1", "--mtu", "70000"), 2, "x.mtu: 70000 will not do")
+    assert_error(run(environment, "attach", "tap", "x", "--pid", "1", "--mac", "1"), 2, "x.mac: '1' is no MAC address")
+    assert_error(run(environment, "rate", "web", "--egress", "1gbps"), 2, "write 1gbit")
+
+
+def test_a_reader_that_goes_away_is_no_error(environment, running):
+    command = [*VNIC, "status", "--json"]
+    with subprocess.Popen(command, env=environment, cwd=TREE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(30) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_up_in_the_foreground_ends_with_status_0(environment, tmp_path, number):
+    (tmp_path / "net.yaml").write_text("engines: 1")
+    command = [*VNIC, "up", "-i", "foreground", str(tmp_path / "net.yaml")]
+    with subprocess.Popen(command, env=environment, cwd=TREE, stderr=subprocess.PIPE, text=True) as process:
+        assert "instance foreground is up" in process.stderr.readline()
+        process.send_signal(number)
+        process.send_signal(number)
+        assert process.wait(30) == 0
+        assert "Traceback" not in process.stderr.read()
+    assert not list(Path(environment["VNIC_RUNTIME_DIR"]).glob("foreground*"))
+
+
+# -- config, completion, doctor --------------------------------------------------------------------------------------------
+
+
+def test_config_check_and_schema(tmp_path):
+    path = tmp_path / "net.yaml"
+    path.write_text("nics: {web: {pid: 1, egress: {rate: 1000kbit}}}")
+    assert invoke("config", "check", str(path)).output == f"{path}: right; 1 NICs on 1 engines\n"
+    assert json.loads(invoke("config", "check", "--json", str(path)).output)["nics"]["web"]["egress"]["rate"] == "1mbit"
+    assert json.loads(invoke("config", "schema").output)["$defs"]["NicConfig"]["properties"]["queues"]["maximum"] == 64
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(shell):
+    assert "_VNIC_COMPLETE" in invoke("completion", shell).output
+
+
+def test_completion_completes(environment):
+    asked = {**environment, "_VNIC_COMPLETE": "bash_complete", "COMP_WORDS": "vnic st", "COMP_CWORD": "1"}
+    assert run(asked).stdout.split() == ["plain,status", "plain,stats"]
+
+
+def test_doctor():
+    result = invoke("doctor", "--json")
+    report = json.loads(result.stdout)
+    names = {each["name"] for each in report["checks"]}
+    assert {"kernel", "tun device", "user namespaces", "tap", "memfd", "CPUs", "open files", "optional tools"} <= names
+    assert result.exit_code == (0 if report["ok"] else 1)
+    assert all(each["ok"] or each["remedy"] for each in report["checks"])
+    assert report["ok"] == all(each["ok"] for each in report["checks"] if each["needed"])
+
+
+def test_doctor_says_what_is_missing(monkeypatch):
+    trial = {"user": "Operation not permitted", "net": "Operation not permitted"}
+    monkeypatch.setattr(doctor, "_try_namespaces", lambda: trial)
+    monkeypatch.setattr(doctor.platform, "release", lambda: "4.19.0")
+    result = invoke("doctor")
+    assert result.exit_code == 1
+    assert "FAIL  kernel: Linux 4.19.0\n      vnic needs Linux 5.10 or newer" in result.stdout
+    assert "FAIL  tap: no network namespace can be made" in result.stdout
