@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.support import plain_user
 from tests.support.containers import IS_ROOT, Container, what_is_ours
 
 MISSING = ("missing tool", "could not import")  # how the reasons of such skips begin
@@ -84,7 +85,10 @@ def make_container(leak_check: None) -> Iterator[Callable[..., Container]]:
     def make(*, user_namespace: bool = not IS_ROOT, nested: bool = False) -> Container:
         if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
             pytest.skip("missing tool: /dev/net/tun cannot be opened by this user")
-        made.append(Container(user_namespace=user_namespace, nested=nested))
+        try:
+            made.append(Container(user_namespace=user_namespace, nested=nested))
+        except RuntimeError as error:
+            pytest.skip(f"missing tool: {error}; see kernel.apparmor_restrict_unprivileged_userns and user.max_user_namespaces")
         return made[-1]
 
     yield make
@@ -96,3 +100,15 @@ def make_container(leak_check: None) -> Iterator[Callable[..., Container]]:
 def container(make_container: Callable[..., Container]) -> Container:
     """A container: in a network namespace; for a plain user in a user namespace too."""
     return make_container()
+
+
+@pytest.fixture
+def run_as_plain_user(request: pytest.FixtureRequest, leak_check: None) -> Callable[[str], None]:
+    """Runs a test file again, as a plain user; for root only. Its output is shown if it fails."""
+
+    def run(path: str) -> None:
+        options = ["--no-skips"] if request.config.getoption("--no-skips") else []
+        done = plain_user.run_pytest(*options, path)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return run

@@ -37,6 +37,7 @@ MAX_PID = 1 << 22  # the kernel's own limit, PID_MAX_LIMIT
 
 IN_MOVED_FROM, IN_DELETE, IN_DELETE_SELF, IN_MOVE_SELF = 0x40, 0x200, 0x400, 0x800
 INOTIFY_BUFFER_BYTES = 4096
+EXIT_TIMEOUT_MS = 500
 MAX_LINKS = 40  # the kernel's own limit, path_resolution(7)
 
 _PROC_NETNS = re.compile(r"/proc/(self|thread-self|[0-9]+)(?:/task/[0-9]+)?/ns/net")
@@ -129,9 +130,11 @@ class NetNamespace:
             try:
                 fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
             except OSError as error:
-                if has_exited(pidfd) or isinstance(error, FileNotFoundError):
+                # "No such file" is what an exiting process looks like - its pidfd tells in a moment - and one that /proc hides.
+                hidden = isinstance(error, FileNotFoundError)
+                if has_exited(pidfd, EXIT_TIMEOUT_MS if hidden else 0):
                     raise absent from None
-                if isinstance(error, PermissionError):
+                if hidden or isinstance(error, PermissionError):
                     raise ConfigError(f"{label}: not permitted to open its network namespace; {_WHO_MAY_ENTER}") from None
                 raise PortError(f"{label}: cannot open its network namespace: {error.strerror}") from None
             # The process that the pidfd means is still there, so the pid was not used again in between.
@@ -193,11 +196,11 @@ class NetNamespace:
             self.close()
 
 
-def has_exited(pidfd: int) -> bool:
-    """Whether the process of a pidfd has ended (also when nobody has waited for it yet)."""
+def has_exited(pidfd: int, timeout_ms: int = 0) -> bool:
+    """Whether the process of a pidfd has ended, or does within `timeout_ms` (also when nobody has waited for it yet)."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
+    return bool(poll.poll(timeout_ms))
 
 
 class TargetWatch:
