@@ -199,7 +199,10 @@ class NamespaceAgent:
 
     @classmethod
     def start(cls) -> NamespaceAgent:
-        """Start an agent. It is a program of its own, not a fork: so it can be started whatever threads there are."""
+        """Start an agent. It is a program of its own, not a fork: so it can be started whatever threads there are.
+
+        A daemon that detaches does so first: the agent is the child, and watches the socket, of the process that started it.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environment = dict(os.environ)
         root = Path(__file__).resolve().parents[2]
