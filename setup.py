@@ -18,6 +18,7 @@ MODULES = [
     "dataplane.elements.classifier",
     "dataplane.elements.counter",
     "dataplane.elements.l2_switch",
+    "dataplane.elements.mac_table",
     "dataplane.elements.mirror",
     "dataplane.elements.parse",
     "dataplane.ports.loopback",

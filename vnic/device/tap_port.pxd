@@ -9,7 +9,7 @@ cdef enum:
 
 cdef class TapPort(Port):
     cdef int *_fds                       # one a queue, non-blocking
-    cdef list _owned
+    cdef list _descriptors
     cdef readonly uint32_t mtu
     cdef uint8_t *_sink                  # where frames go that no packet could be had for
     cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil

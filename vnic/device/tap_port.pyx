@@ -28,8 +28,8 @@ cdef enum:
 cdef class TapPort(Port):
     """The device's side of a TAP: rx_burst takes what the container sends, tx_burst delivers to it.
 
-    fds: one descriptor a queue pair, opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR and a header size of 10 bytes; the port makes them
-    non-blocking, owns them and closes them. offloads: what TUNSETOFFLOAD accepted. Raises PortError for a descriptor that is not open.
+    fds: one descriptor a queue pair, opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR and a header size of 10 bytes; they stay the
+    caller's, who closes them after the port. offloads: what TUNSETOFFLOAD accepted. Raises PortError for one that is not open.
     """
 
     def __init__(self, str name, fds, *, uint32_t number=0, uint32_t offloads=OFFLOAD_ALL, uint32_t mtu=1500):
@@ -40,7 +40,7 @@ cdef class TapPort(Port):
         self._sink = <uint8_t *>calloc(1, LARGE_BYTES)
         if self._fds == NULL or self._sink == NULL:
             raise MemoryError(f"port {name}")
-        self._owned = fds
+        self._descriptors = fds
         for queue, fd in enumerate(fds):
             try:
                 os.set_blocking(fd, False)
@@ -53,14 +53,13 @@ cdef class TapPort(Port):
         free(self._sink)
 
     def descriptors(self):
-        return list(self._owned)
+        return list(self._descriptors)
 
     def close(self):
-        """Closes the queues; the interface vanishes unless someone made it persistent. Only when no engine serves the port."""
-        for queue, fd in enumerate(self._owned):
+        """Forgets the descriptors. Only when no engine serves the port."""
+        for queue in range(self.queues):
             self._fds[queue] = -1
-            os.close(fd)
-        self._owned = []
+        self._descriptors = []
 
     cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil:
         # Every frame is read into a large packet, since its length is not known before. A short one is copied out (cheaper than
