@@ -250,7 +250,7 @@ def test_up_in_the_foreground_ends_with_status_0(environment, tmp_path, number):
 def test_config_check_and_schema(tmp_path):
     path = tmp_path / "net.yaml"
     path.write_text("nics: {web: {pid: 1, egress: {rate: 1000kbit}}}")
-    assert invoke("config", "check", str(path)).output == f"{path}: right; 1 NICs on 1 engines\n"
+    assert invoke("config", "check", str(path)).output == f"{path}: right; 1 NIC on 1 engine\n"
     assert json.loads(invoke("config", "check", "--json", str(path)).output)["nics"]["web"]["egress"]["rate"] == "1mbit"
     assert json.loads(invoke("config", "schema").output)["$defs"]["NicConfig"]["properties"]["queues"]["maximum"] == 64
 

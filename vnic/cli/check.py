@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from vnic.cli.common import json_option, print_json
+from vnic.cli.common import json_option, plural, print_json
 
 
 @click.command()
@@ -64,7 +64,7 @@ def check(file: str, as_json: bool) -> None:
     if as_json:
         print_json(msgspec.json.decode(msgspec.json.encode(found, enc_hook=encode_scalar)))
     else:
-        click.echo(f"{file}: right; {len(found.nics)} NICs on {len(found.engines)} engines")
+        click.echo(f"{file}: right; {plural(len(found.nics), 'NIC')} on {plural(len(found.engines), 'engine')}")
 
 
 @config.command()

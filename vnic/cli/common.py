@@ -31,6 +31,10 @@ def connect(instance: str) -> Client:
     return Client(instance)
 
 
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from vnic.cli.common import connect, instance_option
+from vnic.cli.common import connect, instance_option, plural
 
 
 @click.group()
@@ -48,7 +48,9 @@ def tap(name: str, pid: int | None, netns: str | None, instance: str, **options:
         nic[direction] = None if options[direction] is None else {"rate": options[direction]}
     with connect(instance) as client:
         made = client.call("Attach", name=name, nic={key: value for key, value in nic.items() if value is not None})["nic"]
-    click.echo(f"{name}: {made.get('interface', name)} with {made.get('mac', 'its MAC')}, {made.get('queues', 1)} queue pairs")
+    click.echo(
+        f"{name}: {made.get('interface', name)} with {made.get('mac', 'its MAC')}, {plural(made.get('queues', 1), 'queue pair')}"
+    )
 
 
 @click.command()

@@ -7,11 +7,12 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 
 from dataplane.errors import ConfigError, VnicError
-from vnic.cli.common import connect, instance_option, json_option, print_json
+from vnic.cli.common import connect, instance_option, json_option, plural, print_json
 
 
 @click.command()
@@ -111,11 +112,9 @@ def _up(file: str, instance: str, ready: Callable[[], None]) -> None:
     config = load_config(file)
 
     def is_up() -> None:
-        nics, engines = len(config.nics), len(config.engines)
-        logging.getLogger("vnic").info(
-            "instance %s is up (pid %d): %d NIC%s on %d engine%s; Ctrl-C or 'vnic down' stops it",
-            instance, os.getpid(), nics, "s"[: nics != 1], engines, "s"[: engines != 1],
-        )  # fmt: skip
+        made = f"{plural(len(config.nics), 'NIC')} on {plural(len(config.engines), 'engine')}"
+        text = "instance %s is up (pid %d): %s; Ctrl-C or 'vnic down' stops it"
+        logging.getLogger("vnic").info(text, instance, os.getpid(), made)
         ready()
 
     serve(config, instance, version(), is_up)
@@ -130,20 +129,20 @@ def _up_detached(file: str, instance: str) -> None:
     read_end, write_end = os.pipe()
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
     with open(read_end) as answers, open(os.open(log, flags, 0o600), "wb") as output:
-        command = [
-            sys.executable,
-            "-m",
-            "vnic.cli.main",
-            "up",
-            "-i",
-            instance,
-            "--ready-descriptor",
-            str(write_end),
-            "--",
-            file,
-        ]
+        # -P: what happens to lie in the current directory is nothing to import.
+        command = [sys.executable, "-P", "-m", "vnic.cli.main", "up", "-i", instance, "--ready-descriptor", str(write_end)]
+        environment = dict(os.environ)
+        root = Path(__file__).resolve().parents[2]
+        if not root.name.endswith("-packages"):  # a source tree, which the new interpreter would not find
+            environment["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [environment.get("PYTHONPATH")])])
         child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=[write_end], start_new_session=True
+            [*command, "--", file],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=[write_end],
+            start_new_session=True,
+            env=environment,
         )
         os.close(write_end)
         try:

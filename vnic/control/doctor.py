@@ -19,6 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dataplane.errors import VnicError
+from vnic.device.link import TUN_DEVICE, try_tun_device
+
 KERNEL_LEAST = (5, 10)  # pidfd_open, IFF_MULTI_QUEUE with vnet headers and all else that is used
 DESCRIPTORS_LEAST = 1024  # 64 queues take 64; a NIC takes a handful besides
 TRIAL_S = 20.0
@@ -107,19 +110,12 @@ def _kernel() -> Finding:
 
 
 def _tun() -> Finding:
-    path = "/dev/net/tun"
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
-    except FileNotFoundError:
-        remedy = "sudo modprobe tun; in a container, start it with --device /dev/net/tun"
-        return Finding("tun device", False, True, f"{path} does not exist", remedy)
-    except PermissionError:
-        remedy = f"sudo chmod 666 {path} (the kernel checks privileges when an interface is made), or run as root"
-        return Finding("tun device", False, True, f"{path} may not be opened by this user", remedy)
-    except OSError as error:
-        remedy = "sudo modprobe tun; in a container, the device must be allowed: --device /dev/net/tun"
-        return Finding("tun device", False, True, f"{path}: {error.strerror}", remedy)
-    return Finding("tun device", True, True, f"{path} can be opened")
+        try_tun_device()
+    except VnicError as error:
+        found, _, remedy = str(error).rpartition(": ")
+        return Finding("tun device", False, True, found, remedy)
+    return Finding("tun device", True, True, f"{TUN_DEVICE} can be opened")
 
 
 def _user_namespaces(trial: dict[str, str | None]) -> Finding:
