@@ -80,9 +80,9 @@ class Container:
 
 
 def what_is_ours() -> dict[str, set[str]]:
-    """What tests can leave behind: interfaces here, named namespaces, children, and our descriptors of such things.
+    """What tests can leave behind: interfaces here, named namespaces and segments (named `...-PID`), children, and descriptors.
 
-    Namespaces without a name live by processes and descriptors, and others make and end some all the time; so ours are counted
+    Memory segments and namespaces without a name live by processes and descriptors, and others make and end some all the time; so ours are counted
     by what could hold them.
     """
     descriptors = set()
@@ -96,12 +96,11 @@ def what_is_ours() -> dict[str, set[str]]:
     children = set()
     for thread in Path("/proc/self/task").iterdir():
         children |= set((thread / "children").read_text().split())
-    shared = Path("/dev/shm")
-    named = Path("/run/netns")
+    mine = f"*-{os.getpid()}*"  # other test runs may be under way on this machine
     return {
         "interfaces": {name for _, name in socket.if_nameindex()},
-        "network namespaces": {each.name for each in named.glob("vnic-*")} if named.is_dir() else set(),
-        "shared memory": {each.name for each in shared.glob("vnic*") if each.stat().st_uid == os.geteuid()},
+        "network namespaces": {each.name for each in Path("/run/netns").glob(mine)},
+        "shared memory": {each.name for each in Path("/dev/shm").glob(mine)},
         "children": children,
         "descriptors": descriptors,
     }
