@@ -1,11 +1,14 @@
 """The control API over real sockets: what clients may do, and what a broken one cannot do to others."""
 
+import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ import pytest
 from dataplane.errors import ConfigError, VnicError
 from vnic.control import api
 from vnic.control.client import Client
+from vnic.control.server import Server
 
 TREE = Path(__file__).parents[1]
 
@@ -244,3 +248,35 @@ def test_default_places(monkeypatch, tmp_path):
     assert api.runtime_directory() == str(tmp_path / "vnic")
     monkeypatch.setenv("XDG_RUNTIME_DIR", "")
     assert api.runtime_directory() == f"/tmp/vnic-{os.geteuid()}"
+
+
+@pytest.fixture
+def open_directory():
+    """Where everybody can reach a socket, as the daemon's directory never is."""
+    path = Path(tempfile.mkdtemp(dir="/tmp"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+def test_other_users_are_refused(open_directory, monkeypatch):
+    path = open_directory / "s"
+    if os.geteuid() != 0:  # we cannot become somebody else, so the daemon does
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+
+    async def ask():
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            path.chmod(0o777)
+            server = Server(None, lambda: None, "0.0")
+            await server.start(listener)
+            program = (
+                f"import os, socket\nif os.getuid() == 0: os.setresuid(65534, 65534, 65534)\n"
+                f"s = socket.socket(socket.AF_UNIX); s.connect({str(path)!r})\nprint(s.recv(4096))"
+            )
+            process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=subprocess.PIPE)
+            answer, _ = await process.communicate()
+            await server.close()
+            return answer
+
+    assert b"org.varlink.service.PermissionDenied" in asyncio.run(ask())
