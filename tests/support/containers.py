@@ -82,8 +82,8 @@ class Container:
 def what_is_ours() -> dict[str, set[str]]:
     """What tests can leave behind: interfaces here, named namespaces and segments (named `...-PID`), children, and descriptors.
 
-    Memory segments and namespaces without a name live by processes and descriptors, and others make and end some all the time; so ours are counted
-    by what could hold them.
+    Memory segments and namespaces without a name live by processes and descriptors, and others make and end some all the
+    time; so ours are counted by what could hold them.
     """
     descriptors = set()
     for entry in Path("/proc/self/fd").iterdir():
