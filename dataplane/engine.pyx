@@ -405,6 +405,8 @@ cdef class Engine:
                 limit = &timeout
             self.sleeps += 1
             self.ask_ready(limit)
+        elif pending:
+            self.set_all_ready()               # what the last ppoll said is older than that: without this, nobody would look
         va_store_relaxed_u32(&self.sleeping, 0)
         if self.descriptors[0].revents:
             read(self.mailbox_descriptor, &value, 8)

@@ -1,0 +1,22 @@
+"""Python face of dataplane.elements.mirror."""
+
+import os
+from typing import Any, ClassVar
+
+from dataplane.element import Element
+from dataplane.ports.pcap_writer import CaptureFile
+
+class Mirror(Element):
+    COUNTERS: ClassVar[tuple[str, ...]]
+    file: str | os.PathLike[str] | int
+    snaplen: int
+    buffer: int
+    capture: CaptureFile | None
+    def __init__(
+        self, file: str | os.PathLike[str] | int, snaplen: int = ..., buffer: str | int = "8mb", *, name: str | None = None
+    ) -> None: ...
+    @property
+    def error(self) -> str | None: ...
+    def initialize(self) -> None: ...
+    def cleanup(self) -> None: ...
+    def describe(self) -> dict[str, Any]: ...

@@ -1,0 +1,76 @@
+"""Mirror. The contract is in mirror.pxd."""
+import os
+
+from libc.stdint cimport uint32_t
+from dataplane.element cimport Element
+from dataplane.engine cimport Engine
+from dataplane.packet cimport Batch, Context
+from dataplane.ports.pcap_writer cimport CaptureFile
+from dataplane.vatomic cimport va_load_relaxed_u32
+
+from dataplane.errors import ConfigError
+from dataplane.ports.pcap_writer import SNAPLEN_MAX, _capacity
+
+# COUNTERS
+cdef enum:
+    MIRRORED = 0
+    MIRRORED_BYTES = 1
+    MIRROR_OVERFLOW = 2
+    MIRROR_FAILED = 3
+
+
+cdef class Mirror(Element):
+    """Passes every packet on and writes a copy to a pcap file, for tcpdump and its kind.
+
+    Synopsis:  a >> Mirror(file="web.pcap", snaplen=128) >> b
+    Ports:     1 in, 1 out; every packet goes on, whatever becomes of its copy.
+    Config:    file: path, named pipe (its reader first), or number of an open descriptor
+               snaplen: bytes kept of a frame, 1 to 262,144 (all of it); the record says how long it was
+               buffer: what may wait for the disk: "8mb" or bytes, 512 KiB to 1 GiB
+    Counters:  mirrored, mirrored_bytes (of the frames), mirror_overflow (copies that found the buffer full), mirror_failed (copies after
+               a write failed: disk full, reader gone)
+    Handlers:  none
+    Threads:   any one engine; a thread of its own writes, so the engine never waits for a disk
+    Cost:      see dataplane/README.md
+
+    Time stamps are nanoseconds of the time of day at which the packet passed (a virtual clock's as it is). A GSO frame is one record;
+    a checksum still to be stored by a NIC is written as it is. Closed, and all written out, when the element leaves the engine.
+    """
+
+    COUNTERS = ("mirrored", "mirrored_bytes", "mirror_overflow", "mirror_failed")
+
+    def __init__(self, file, snaplen=SNAPLEN_MAX, buffer="8mb", *, name=None):
+        if not isinstance(file, (str, int, os.PathLike)) or isinstance(file, bool) or file == "":
+            raise ConfigError(f"{self.name}: file {file!r}; want a path or the number of an open descriptor")
+        if not isinstance(snaplen, int) or isinstance(snaplen, bool) or not 1 <= snaplen <= SNAPLEN_MAX:
+            raise ConfigError(f"{self.name}: snaplen {snaplen!r}; want 1 to {SNAPLEN_MAX} bytes")
+        self.file, self.snaplen, self.buffer = file, snaplen, _capacity(self.name, buffer)
+
+    def initialize(self):
+        cdef Engine engine = self.engine
+        self.capture = CaptureFile(self.name, self.file, snaplen=self.snaplen, buffer=self.buffer, clock=engine.clock)
+
+    def cleanup(self):
+        if self.capture is not None:
+            self.capture.close()
+
+    cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
+        cdef uint32_t i
+        for i in range(batch.count):
+            if self.capture.write_packet(ctx, batch.index[i]):
+                self.counters.extra[MIRRORED] += 1
+                self.counters.extra[MIRRORED_BYTES] += ctx.packets[batch.index[i]].length
+            elif va_load_relaxed_u32(&self.capture.ring.failed):
+                self.counters.extra[MIRROR_FAILED] += 1
+            else:
+                self.counters.extra[MIRROR_OVERFLOW] += 1
+        self.capture.wake()
+        self.emit(ctx, 0, batch)
+
+    @property
+    def error(self):
+        """Why writing ended early, or None."""
+        return None if self.capture is None else self.capture.error
+
+    def describe(self):
+        return {"file": str(self.file), **({} if self.snaplen == SNAPLEN_MAX else {"snaplen": self.snaplen})}

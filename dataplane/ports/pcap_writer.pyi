@@ -1,0 +1,43 @@
+"""Python face of dataplane.ports.pcap_writer."""
+
+import os
+
+from dataplane.clock import Clock
+from dataplane.port import Port
+
+BUFFER_MAX_BYTES: int
+BUFFER_MIN_BYTES: int
+LINKTYPE_ETHERNET: int
+PCAP_MAGIC_NS: int
+SNAPLEN_MAX: int
+
+class CaptureFile:
+    path: str
+    snaplen: int
+    capacity: int
+    def __init__(
+        self,
+        name: str,
+        file: str | os.PathLike[str] | int,
+        *,
+        snaplen: int = ...,
+        buffer: str | int = "8mb",
+        clock: Clock | None = None,
+    ) -> None: ...
+    @property
+    def error(self) -> str | None: ...
+    def close(self) -> None: ...
+
+class PcapWriter(Port):
+    capture: CaptureFile
+    def __init__(
+        self,
+        name: str,
+        file: str | os.PathLike[str] | int,
+        number: int = 0,
+        *,
+        snaplen: int = ...,
+        buffer: str | int = "8mb",
+        clock: Clock | None = None,
+    ) -> None: ...
+    def close(self) -> None: ...

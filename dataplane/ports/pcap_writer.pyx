@@ -1,0 +1,261 @@
+"""CaptureFile and PcapWriter. The contract is in pcap_writer.pxd."""
+import errno as error_numbers
+import os
+import stat
+import struct
+import threading
+import time
+
+cimport cython
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy
+from posix.unistd cimport read, write
+from dataplane.clock cimport Clock
+from dataplane.packet cimport Batch, Context, Packet, packet_data, packet_free
+from dataplane.port cimport OFFLOAD_ALL, TX_IO_ERROR, TX_LINK_DOWN, TX_QUEUE_FULL, Port
+from dataplane.vatomic cimport (va_exchange_u32, va_fence, va_load_acquire_u32, va_load_acquire_u64, va_load_relaxed_u32,
+                                va_store_relaxed_u32, va_store_release_u32, va_store_release_u64)
+
+from dataplane.errors import ConfigError, PortError
+from dataplane.units import parse_size
+
+cdef extern from "<poll.h>" nogil:
+    cdef struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd *fds, unsigned long count, int timeout_ms)
+    short POLLIN, POLLOUT, POLLERR, POLLHUP
+
+# draft-ietf-opsawg-pcap: file header (magic of nanosecond time stamps, version 2.4, two reserved words, snap length, link type) and
+# packet record (seconds, nanoseconds, captured length, original length), in the byte order of the machine.
+PCAP_MAGIC_NS = 0xA1B23C4D
+LINKTYPE_ETHERNET = 1
+SNAPLEN_MAX = 262144             # what libpcap accepts for Ethernet; more than any frame here
+BUFFER_MIN_BYTES = 1 << 19       # a record of the longest frame, several times
+BUFFER_MAX_BYTES = 1 << 30
+
+cdef enum:
+    RECORD_BYTES = 16
+    FILE_CHUNK = 1 << 20         # bytes a write to a file
+    PIPE_CHUNK = 4096            # poll says that a pipe has room for one page: so much cannot block
+    GRACE_MS = 1000              # how long close waits for a reader that takes nothing
+
+
+@cython.final
+cdef class CaptureFile:
+    """A pcap file (nanoseconds, Ethernet) that an engine writes into.
+
+    file: a path (created or emptied, mode 0600: it holds other people's traffic; a named pipe needs its reader already) or the number of
+    an open descriptor, which is duplicated. snaplen: bytes kept of a frame, 1 to 262,144; the original length is in the record. buffer:
+    what may wait for the disk ("8mb" or bytes, rounded up to a power of two); what does not fit is refused and the caller counts it.
+    clock: the engine's; time stamps are the time of day, or a virtual clock's as it is. Raises PortError, ConfigError.
+    """
+
+    def __cinit__(self, *args, **kwargs):
+        self.descriptor = self.doorbell = -1
+
+    def __init__(self, str name, file, *, uint32_t snaplen=SNAPLEN_MAX, buffer="8mb", Clock clock=None):
+        if not 1 <= snaplen <= SNAPLEN_MAX:
+            raise ConfigError(f"{name}: snaplen {snaplen}; want 1 to {SNAPLEN_MAX} bytes")
+        self.path = f"descriptor {file}" if isinstance(file, int) else os.fspath(file)
+        self.snaplen = snaplen
+        self.capacity = _capacity(name, buffer)
+        self.ring = <ByteRing *>calloc(1, sizeof(ByteRing))
+        self.cells = <uint8_t *>malloc(self.capacity)
+        if self.ring == NULL or self.cells == NULL:
+            raise MemoryError(f"{name}: {self.capacity} bytes")
+        self.doorbell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        header = struct.pack("=IHHIIII", PCAP_MAGIC_NS, 2, 4, 0, 0, snaplen, LINKTYPE_ETHERNET)
+        try:
+            # O_NONBLOCK: a named pipe that nobody reads must not hold up control (ENXIO instead).
+            self.descriptor = (os.dup(file) if isinstance(file, int) else
+                               os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK, 0o600))
+            self.may_block = not stat.S_ISREG(os.fstat(self.descriptor).st_mode)
+            os.write(self.descriptor, header)
+        except OSError as error:
+            self._close_descriptors()
+            why = "a pipe that nobody reads" if error.errno == error_numbers.ENXIO else os.strerror(error.errno)
+            raise PortError(f"{name}: cannot write {self.path}: {why}") from None
+        self.chunk_bytes = PIPE_CHUNK if self.may_block else FILE_CHUNK
+        self.wall_offset_ns = 0 if clock is not None and clock.virtual else time.time_ns() - (clock or Clock()).now_ns
+        self._thread = threading.Thread(target=self._main, name=f"vnic-capture-{name}", daemon=True)
+        self._thread.start()
+
+    def __dealloc__(self):
+        # The thread holds the object, so it has ended.
+        free(self.ring)
+        free(self.cells)
+
+    def _close_descriptors(self):
+        for descriptor in (self.descriptor, self.doorbell):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.descriptor = self.doorbell = -1
+
+    def close(self):
+        """Writes out what waits, then closes. A reader that takes nothing for a second loses the rest. May be called twice. No engine
+        may write any more."""
+        if self._thread is None:
+            return
+        va_store_release_u32(&self.ring.stopping, 1)
+        os.eventfd_write(self.doorbell, 1)
+        self._thread.join()
+        self._thread = None
+        self._close_descriptors()
+
+    @property
+    def error(self):
+        """Why writing ended early ("No space left on device"), or None."""
+        cdef uint32_t failed = va_load_acquire_u32(&self.ring.failed)
+        return os.strerror(failed) if failed else None
+
+    # -- the engine's side -------------------------------------------------------------------------------------------------
+
+    cdef bint write_packet(self, Context *ctx, uint32_t index) noexcept nogil:
+        """Copies the frame as it is into the ring; False when there is no room or writing has failed. Call `wake` after a batch."""
+        cdef const Packet *p = &ctx.packets[index]
+        cdef uint64_t now_ns = ctx.now_ns + self.wall_offset_ns
+        cdef uint64_t tail = self.ring.tail                # ours alone
+        cdef uint32_t kept = p.length if p.length < self.snaplen else self.snaplen
+        cdef uint32_t record[4]
+        # Acquire: the writer has read the bytes it freed before we overwrite them.
+        if (RECORD_BYTES + kept > self.capacity - (tail - va_load_acquire_u64(&self.ring.head))
+                or va_load_relaxed_u32(&self.ring.failed)):
+            return False
+        record[0] = <uint32_t>(now_ns // 1000000000)
+        record[1] = <uint32_t>(now_ns % 1000000000)
+        record[2] = kept
+        record[3] = p.length
+        self.put(tail, <const uint8_t *>record, RECORD_BYTES)
+        self.put(tail + RECORD_BYTES, packet_data(ctx, index), kept)
+        va_store_release_u64(&self.ring.tail, tail + RECORD_BYTES + kept)   # the bytes before the tail that announces them
+        return True
+
+    cdef void put(self, uint64_t at, const uint8_t *data, uint32_t count) noexcept nogil:
+        cdef uint64_t offset = at & (self.capacity - 1)
+        cdef uint64_t first = self.capacity - offset
+        if count <= first:
+            memcpy(self.cells + offset, data, count)
+        else:
+            memcpy(self.cells + offset, data, first)
+            memcpy(self.cells, data + first, count - first)
+
+    cdef void wake(self) noexcept nogil:
+        cdef uint64_t one = 1
+        va_fence()                                         # the tail before the flag is read; pairs with the fence in rest()
+        if va_load_relaxed_u32(&self.ring.sleeping) and va_exchange_u32(&self.ring.sleeping, 0):
+            write(self.doorbell, &one, 8)
+
+    # -- the writer's side -------------------------------------------------------------------------------------------------
+
+    def _main(self):
+        with nogil:
+            self.run()
+
+    cdef void run(self) noexcept nogil:
+        cdef uint64_t head = 0, tail, count, offset
+        cdef ssize_t done
+        cdef bint stopping
+        while True:
+            stopping = va_load_acquire_u32(&self.ring.stopping)      # before the tail: nothing comes after it
+            tail = va_load_acquire_u64(&self.ring.tail)              # pairs with the release in write_packet
+            if tail == head:
+                if stopping:
+                    return
+                self.rest()
+                continue
+            offset = head & (self.capacity - 1)
+            count = min(min(tail - head, self.capacity - offset), <uint64_t>self.chunk_bytes)
+            if self.may_block and not self.ready():
+                if stopping:
+                    va_store_release_u32(&self.ring.failed, EAGAIN)
+                    return
+                continue
+            done = write(self.descriptor, self.cells + offset, count)
+            if done >= 0:
+                head += <uint64_t>done
+                va_store_release_u64(&self.ring.head, head)          # our reads before the room is given back
+            elif errno != EINTR and errno != EAGAIN:
+                va_store_release_u32(&self.ring.failed, <uint32_t>errno)
+                return
+
+    cdef void rest(self) noexcept nogil:
+        """Sleeps until the doorbell rings, unless there is something to do already."""
+        cdef pollfd bell
+        cdef uint64_t value
+        bell.fd, bell.events, bell.revents = self.doorbell, POLLIN, 0
+        va_store_relaxed_u32(&self.ring.sleeping, 1)
+        va_fence()                                         # the flag before the tail is read; pairs with the fence in wake()
+        if va_load_acquire_u64(&self.ring.tail) == self.ring.head and not va_load_acquire_u32(&self.ring.stopping):
+            poll(&bell, 1, -1)
+        va_exchange_u32(&self.ring.sleeping, 0)
+        read(self.doorbell, &value, 8)
+
+    cdef bint ready(self) noexcept nogil:
+        """Waits until the pipe takes something (or is broken, which write will say); False when its reader rests while we should end."""
+        cdef pollfd both[2]
+        cdef uint64_t value
+        cdef bint stopping = va_load_acquire_u32(&self.ring.stopping)
+        both[0].fd, both[0].events, both[0].revents = self.descriptor, POLLOUT, 0
+        both[1].fd, both[1].events, both[1].revents = self.doorbell, POLLIN, 0
+        # The doorbell tells of `stopping`; once that is known, the reader has a last while.
+        poll(&both[0], 1 if stopping else 2, GRACE_MS if stopping else -1)
+        if both[1].revents:
+            read(self.doorbell, &value, 8)
+        return both[0].revents & (POLLOUT | POLLERR | POLLHUP) != 0
+
+
+def _capacity(name, buffer):
+    """Bytes of the ring, a power of two."""
+    if isinstance(buffer, bool) or not isinstance(buffer, int):
+        try:
+            buffer = parse_size(buffer)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: buffer: {error}") from None
+    if not BUFFER_MIN_BYTES <= buffer <= BUFFER_MAX_BYTES:
+        raise ConfigError(f"{name}: a buffer of {buffer} bytes; want 512kb to 1gb")
+    return 1 << (buffer - 1).bit_length()
+
+
+cdef class PcapWriter(Port):
+    """A port that writes what it is given to a pcap file and receives nothing. GSO frames are written whole, with their length, and
+    frames whose checksum is still to be stored as they are.
+
+    What the file cannot take yet is left to the sender (queue_full); after a failed write, all (io_error).
+    file, snaplen, buffer, clock: see CaptureFile. `close` writes out what waits.
+    """
+
+    def __init__(self, str name, file, uint32_t number=0, *, uint32_t snaplen=SNAPLEN_MAX, buffer="8mb", Clock clock=None):
+        super().__init__(name, number, 1, OFFLOAD_ALL)
+        self.capture = CaptureFile(name, file, snaplen=snaplen, buffer=buffer, clock=clock)
+
+    def close(self):
+        self.capture.close()
+
+    cdef uint32_t tx_burst(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil:
+        cdef uint32_t i, index, taken = 0, bytes_taken = 0
+        cdef uint16_t why
+        while taken < batch.count and self.capture.descriptor >= 0:
+            index = batch.index[taken]
+            if not self.capture.write_packet(ctx, index):
+                break
+            bytes_taken += ctx.packets[index].length
+            packet_free(ctx, index)
+            taken += 1
+        self.capture.wake()
+        self.stats[0].tx_packets += taken
+        self.stats[0].tx_bytes += bytes_taken
+        batch.count -= taken
+        self.stats[0].tx_dropped += batch.count
+        why = TX_QUEUE_FULL
+        if self.capture.descriptor < 0:
+            why = TX_LINK_DOWN
+        elif va_load_relaxed_u32(&self.capture.ring.failed):
+            why = TX_IO_ERROR
+        for i in range(batch.count):
+            batch.index[i] = batch.index[taken + i]
+            ctx.packets[batch.index[i]].tx_status = why
+        return taken
