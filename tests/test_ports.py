@@ -99,7 +99,7 @@ def test_rings_that_make_no_sense():
 
 
 @pytest.mark.parametrize("kind", [SpscRing, MpscRing])
-@pytest.mark.parametrize("in_flight, crossings, spin_ns", [(1, 20_000, 0), (1, 5_000, 20_000), (300, 1_000_000, 0)])
+@pytest.mark.parametrize(("in_flight", "crossings", "spin_ns"), [(1, 20_000, 0), (1, 5_000, 20_000), (300, 1_000_000, 0)])
 def test_two_engines_exchange_packets_for_long(kind, in_flight, crossings, spin_ns):
     """Packets go round between two threads that sleep whenever their ring is empty; nothing else wakes them: with one packet on
     its way, every hop is a wake-up, and a single lost one ends the test."""
@@ -129,8 +129,10 @@ def test_two_engines_exchange_packets_for_long(kind, in_flight, crossings, spin_
         assert engine.conservation()["conserved"] and engine.conservation()["dropped"] == 0
         assert in_flight > 1 or spin_ns or engine.status()["sleeps"] > 0
     # Where the round trip was cut: what waits for the left one is older than what waits for the right one.
-    order = [int(pool.frame(index)[:4].astype(int) @ [1 << 24, 1 << 16, 1 << 8, 1])
-             for index in to_left.pop_many(512) + to_right.pop_many(512)]
+    order = [
+        int(pool.frame(index)[:4].astype(int) @ [1 << 24, 1 << 16, 1 << 8, 1])
+        for index in to_left.pop_many(512) + to_right.pop_many(512)
+    ]
     assert sorted(order) == list(range(in_flight))
     turn = order.index(0)
     assert order[turn:] + order[:turn] == list(range(in_flight))
@@ -232,7 +234,9 @@ def test_a_loopback_returns_what_it_takes():
     out = b.take()
     assert [frame._replace(time_ns=0) for frame in out] == frames and ports == [9] * 30
     statistics = loop.queue_statistics()[0]
-    assert statistics["rx_packets"] == statistics["tx_packets"] == 30 and statistics["rx_bytes"] == statistics["tx_bytes"] == 3000
+    assert (
+        statistics["rx_packets"] == statistics["tx_packets"] == 30 and statistics["rx_bytes"] == statistics["tx_bytes"] == 3000
+    )
     assert engine.conservation()["conserved"]
     engine.close()
     assert pool.in_use == 0
@@ -277,5 +281,5 @@ def test_a_loopback_across_threads():
 
 
 def test_a_loopback_of_a_wrong_size():
-    with pytest.raises(ConfigError, match="lo: .*power of two"):
+    with pytest.raises(ConfigError, match=r"lo: .*power of two"):
         LoopbackPort("lo", capacity=3)

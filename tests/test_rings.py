@@ -71,8 +71,8 @@ def exchange(ring: SpscRing | MpscRing, producers: int, each: int) -> list[int]:
 
 
 @pytest.mark.parametrize("start", [0, 2**32 - 5000])
-@pytest.mark.parametrize("kind, producers", [(SpscRing, 1), (MpscRing, 1), (MpscRing, 4)])
-@pytest.mark.parametrize("capacity, each", [(2, 200), (1024, 20_000)])
+@pytest.mark.parametrize(("kind", "producers"), [(SpscRing, 1), (MpscRing, 1), (MpscRing, 4)])
+@pytest.mark.parametrize(("capacity", "each"), [(2, 200), (1024, 20_000)])
 def test_threads_lose_nothing_and_keep_order(kind, producers, capacity, each, start):
     taken = exchange(kind(capacity, start), producers, each)
     for i in range(producers):

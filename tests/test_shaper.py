@@ -90,9 +90,7 @@ def test_backlogged_departures_are_the_closed_form():
     bench = Bench(rate=rate, queue="1mb", burst=0)
     bench.inject(START_NS, [size] * count)
     bench.engine.advance(START_NS + 10**9)
-    assert bench.departures() == [
-        (START_NS + math.ceil(Fraction(i * size * 8 * 10**9, rate)), size) for i in range(count)
-    ]
+    assert bench.departures() == [(START_NS + math.ceil(Fraction(i * size * 8 * 10**9, rate)), size) for i in range(count)]
     assert bench.counters()["passed"] == 1 and bench.counters()["delayed"] == count - 1
     bench.close()
 

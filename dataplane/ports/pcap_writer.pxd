@@ -18,6 +18,7 @@ cdef struct ByteRing:
     uint32_t failed          # errno that ended the writing, 0 while it goes on
     uint8_t pad2[52]
 
+
 @cython.final
 cdef class CaptureFile:
     cdef readonly str path

@@ -1,6 +1,7 @@
 """Python face of dataplane.ports.pcap_writer."""
 
 import os
+from typing import final
 
 from dataplane.clock import Clock
 from dataplane.port import Port
@@ -11,6 +12,7 @@ LINKTYPE_ETHERNET: int
 PCAP_MAGIC_NS: int
 SNAPLEN_MAX: int
 
+@final
 class CaptureFile:
     path: str
     snaplen: int
