@@ -1,0 +1,41 @@
+"""Classifier: which rule a packet matches first, which gate that means."""
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from dataplane.element cimport Element
+from dataplane.packet cimport PACKET_IPV4, PACKET_IPV6, PACKET_L4, Batch, Context, Packet
+from dataplane.wire.headers cimport VLAN_ID_MASK
+
+cdef enum:
+    # Bits of the key's flags besides the record's PACKET_IPV4, PACKET_IPV6 and PACKET_L4
+    KEY_IP = 0x01                        # IPv4 or IPv6
+
+cdef struct Match:                       # a rule: every test is made of numbers, so that none of them branches on what a rule wants
+    uint64_t key_mask                    # over packet_key
+    uint64_t key_value
+    uint16_t source_port_low
+    uint16_t source_port_span            # high - low: one subtraction and one comparison test both ends
+    uint16_t destination_port_low
+    uint16_t destination_port_span
+    uint64_t source_mask[2]              # over the record's addresses, as they lie in memory
+    uint64_t source_value[2]
+    uint64_t destination_mask[2]
+    uint64_t destination_value[2]
+    uint64_t hits
+    uint32_t mark_mask                   # bits of Packet.mark that stay
+    uint32_t mark_value
+    uint32_t gate
+
+cdef inline uint64_t packet_key(const Packet *p) noexcept nogil:
+    """What rules compare with masks, in one word: flags (16 bits), protocol (8), DSCP (8), VLAN id (16), ingress port (16)."""
+    cdef uint64_t flags = p.flags & (PACKET_IPV4 | PACKET_IPV6 | PACKET_L4)
+    cdef uint64_t vlan = p.vlan_tci & VLAN_ID_MASK if p.vlan_count else 0
+    if p.flags & (PACKET_IPV4 | PACKET_IPV6):
+        flags |= KEY_IP
+    return flags << 48 | <uint64_t>p.ip_protocol << 40 | <uint64_t>(p.tos >> 2) << 32 | vlan << 16 | p.port
+
+cdef class Classifier(Element):
+    cdef Match *matches
+    cdef uint32_t match_count
+    cdef uint32_t default_gate
+    cdef readonly list rules
+    cdef void process(self, Context *ctx, Batch *batch) noexcept nogil
+    cdef uint32_t classify(self, Packet *p) noexcept nogil

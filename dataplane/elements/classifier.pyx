@@ -1,0 +1,152 @@
+"""Classifier. Rules are read in classifier_rules.py."""
+cimport cython
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
+from dataplane.element cimport Element
+from dataplane.packet cimport BATCH_MAX, PACKET_IPV4, PACKET_IPV6, PACKET_L4, PACKET_PARSED, Batch, Context, Packet
+
+from dataplane.elements.classifier_rules import Prefix, PortRange, read_rules
+
+cdef enum:
+    MATCHED = 0                  # index into COUNTERS
+    UNMATCHED = 1
+    UNPARSED = 2
+
+
+cdef inline bint matches_packet(const Match *m, const Packet *p, uint64_t key, const uint64_t *source,
+                                const uint64_t *destination) noexcept nogil:
+    # The key decides most rules; ports wrap below `low`, so that one comparison tests both ends.
+    if key & m.key_mask != m.key_value:
+        return False
+    if (<uint16_t>(p.source_port - m.source_port_low) > m.source_port_span
+            or <uint16_t>(p.destination_port - m.destination_port_low) > m.destination_port_span):
+        return False
+    return not ((source[0] & m.source_mask[0]) ^ m.source_value[0]
+                | (source[1] & m.source_mask[1]) ^ m.source_value[1]
+                | (destination[0] & m.destination_mask[0]) ^ m.destination_value[0]
+                | (destination[1] & m.destination_mask[1]) ^ m.destination_value[1])
+
+
+@cython.final
+cdef class Classifier(Element):
+    """Sends each packet through the gate of the first rule that it matches. Stands behind Parse.
+
+    Synopsis:  split = Classifier([{"protocol": "tcp", "destination": "10.0.0.0/8", "destination_port": "80-90"}, {"dscp": "ef"}])
+               split[0] >> web;  split[1] >> voice;  split[2] >> rest
+    Ports:     1 in; rule i leads to gate i, or to the gate that it names; what no rule matches goes to the last gate.
+    Config:    rules: a list of at most 1024; each a dict of conditions that must all hold ({} matches everything):
+                 protocol (tcp, udp, icmp ... or 0-255), source, destination (IPv4 or IPv6 address or prefix),
+                 source_port, destination_port (80 or 80-90; TCP, UDP, SCTP; a later fragment has no ports and matches none),
+                 dscp (0-63, ef, cs0-cs7, af11-af43 ...), vlan (outer tag's id; 0: untagged or priority-tagged),
+                 port (number of the port that received it);
+               and of actions: gate (its own number by default), mark (sets Packet.mark, 0 to 2^32-1; untouched without).
+               default: the gate of what no rule matches, where it is not to be one of its own. Raises ConfigError.
+    Counters:  matched, unmatched; unparsed (did not come through Parse: unmatched). `hits()`: packets of each rule.
+    Handlers:  hits
+    Threads:   any one engine
+    Cost:      a linear scan: see dataplane/README.md for a match in the first, the tenth and the thousandth rule
+    """
+
+    DROP_REASONS = ()
+    COUNTERS = ("matched", "unmatched", "unparsed")
+    HANDLERS = {"hits": "hits"}
+
+    def __init__(self, rules, default=None, *, name=None):
+        self.rules, self.default_gate, gates = read_rules(rules, default)
+        free(self.matches)
+        self.matches = <Match *>calloc(len(self.rules) + 1, sizeof(Match))
+        if self.matches == NULL:
+            raise MemoryError(f"{self.name}: {len(self.rules)} rules")
+        self.match_count = <uint32_t>len(self.rules)
+        for number, rule in enumerate(self.rules):
+            compile_rule(&self.matches[<uint32_t>number], rule)
+        self.set_gates(gates)
+
+    def __dealloc__(self):
+        free(self.matches)
+
+    def describe(self):
+        return {"rules": len(self.rules)}
+
+    def hits(self):
+        """Packets that each rule matched so far, in the order of the rules."""
+        return [self.matches[i].hits for i in range(self.match_count)]
+
+    cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
+        # Only gates that got something are flushed: there may be a thousand, and looking at each costs a cache line.
+        cdef uint32_t used[BATCH_MAX]
+        cdef uint32_t i, gate, used_count = 0
+        for i in range(batch.count):
+            gate = self.classify(&ctx.packets[batch.index[i]])
+            if self.staged[gate].count == 0:
+                used[used_count] = gate
+                used_count += 1
+            self.stage(ctx, gate, batch.index[i])
+        batch.count = 0
+        for i in range(used_count):
+            self.emit(ctx, used[i], &self.staged[used[i]])
+            self.staged[used[i]].count = 0
+
+    cdef uint32_t classify(self, Packet *p) noexcept nogil:
+        """The gate of a packet; counts, and sets its mark."""
+        cdef uint64_t source[2]
+        cdef uint64_t destination[2]
+        cdef uint64_t key
+        cdef uint32_t i
+        cdef Match *m
+        if not p.flags & PACKET_PARSED:          # the second half of its record is another packet's
+            self.counters.extra[UNPARSED] += 1
+            return self.default_gate
+        key = packet_key(p)
+        memcpy(source, p.source_address, 16)
+        memcpy(destination, p.destination_address, 16)
+        for i in range(self.match_count):
+            m = &self.matches[i]
+            if matches_packet(m, p, key, source, destination):
+                m.hits += 1
+                p.mark = p.mark & m.mark_mask | m.mark_value
+                self.counters.extra[MATCHED] += 1
+                return m.gate
+        self.counters.extra[UNMATCHED] += 1
+        return self.default_gate
+
+
+cdef int compile_rule(Match *m, object rule) except -1:
+    cdef uint64_t mask = 0, value = 0, flags = 0
+    cdef const unsigned char[::1] view
+    ports = rule.source_port is not None or rule.destination_port is not None
+    if rule.protocol is not None:
+        flags |= KEY_IP
+        mask |= <uint64_t>0xFF << 40
+        value |= <uint64_t>rule.protocol << 40
+    if rule.dscp is not None:
+        flags |= KEY_IP
+        mask |= <uint64_t>0xFF << 32
+        value |= <uint64_t>rule.dscp << 32
+    if rule.vlan is not None:
+        mask |= <uint64_t>0xFFFF << 16
+        value |= <uint64_t>rule.vlan << 16
+    if rule.port is not None:
+        mask |= 0xFFFF
+        value |= <uint64_t>rule.port
+    if ports:
+        flags |= PACKET_L4
+    source, destination = rule.source or Prefix(), rule.destination or Prefix()
+    if 4 in (source.version, destination.version):
+        flags |= PACKET_IPV4
+    if 6 in (source.version, destination.version):
+        flags |= PACKET_IPV6
+    m.key_mask, m.key_value = mask | flags << 48, value | flags << 48
+    source_port, destination_port = rule.source_port or PortRange(), rule.destination_port or PortRange()
+    m.source_port_low, m.source_port_span = source_port.low, source_port.high - source_port.low
+    m.destination_port_low, m.destination_port_span = destination_port.low, destination_port.high - destination_port.low
+    view = source.mask + source.value + destination.mask + destination.value
+    memcpy(m.source_mask, &view[0], 16)
+    memcpy(m.source_value, &view[16], 16)
+    memcpy(m.destination_mask, &view[32], 16)
+    memcpy(m.destination_value, &view[48], 16)
+    m.mark_mask = 0xFFFFFFFF if rule.mark is None else 0
+    m.mark_value = rule.mark or 0
+    m.gate = rule.gate
+    return 0

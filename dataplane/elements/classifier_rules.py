@@ -1,0 +1,158 @@
+"""The classifier's rules, as a YAML file gives them, checked and brought into numbers."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from dataplane.errors import ConfigError
+
+MAX_RULES = 1024
+MAX_GATES = 1025  # a gate a rule, and one for what no rule matches
+
+# IANA protocol numbers, by the names that people write in rules.
+PROTOCOLS = {
+    "icmp": 1, "igmp": 2, "ipip": 4, "tcp": 6, "udp": 17, "dccp": 33, "ipv6": 41, "rsvp": 46, "gre": 47, "esp": 50, "ah": 51,
+    "icmpv6": 58, "eigrp": 88, "ospf": 89, "pim": 103, "vrrp": 112, "l2tp": 115, "sctp": 132, "udplite": 136,
+}  # fmt: skip
+WITH_PORTS = (6, 17, 132)  # those whose ports Parse reads
+
+# DSCP names: class selectors (RFC 2474), AF (RFC 2597), EF (RFC 3246), VOICE-ADMIT (RFC 5865), LE (RFC 8622).
+DSCP = {
+    "be": 0, "default": 0, "le": 1, "ef": 46, "va": 44,
+    **{f"cs{i}": 8 * i for i in range(8)},
+    **{f"af{i}{j}": 8 * i + 2 * j for i in range(1, 5) for j in range(1, 4)},
+}  # fmt: skip
+
+
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]+")
+
+
+class Prefix(NamedTuple):
+    """An address prefix in a packet record's form: 16 bytes each, IPv4 in the first 4; version 0 where the rule has none."""
+
+    version: int = 0
+    value: bytes = bytes(16)
+    mask: bytes = bytes(16)
+
+
+class PortRange(NamedTuple):
+    low: int = 0
+    high: int = 65535
+
+
+class Rule(NamedTuple):
+    """A rule in numbers; None and an empty Prefix or PortRange match everything."""
+
+    gate: int
+    mark: int | None = None
+    protocol: int | None = None
+    dscp: int | None = None
+    vlan: int | None = None
+    port: int | None = None
+    source: Prefix | None = None
+    destination: Prefix | None = None
+    source_port: PortRange | None = None
+    destination_port: PortRange | None = None
+
+
+def _number(value: object, low: int, high: int, words: Mapping[str, int] | None = None) -> int:
+    """An int, or its decimal or 0x text, or one of `words`. Raises ValueError with what would be right."""
+    want = f"a number from {low} to {high}" + (f", or a name such as {', '.join(list(words)[:4])}" if words else "")
+    if isinstance(value, str):
+        text = value.lower()
+        if words and text in words:
+            return words[text]
+        # int() alone would take signs, underscores and other scripts' digits too; and it is slow over thousands of digits.
+        if len(text) > 12 or not _NUMBER.fullmatch(text):
+            raise ValueError(want)
+        value = int(text, 16 if text.startswith("0x") else 10)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(want)
+    return value
+
+
+def _prefix(value: object) -> Prefix:
+    want = "an address or a prefix such as 10.0.0.0/8 or fd00::/8"
+    if not isinstance(value, str) or "%" in value:  # an interface's name behind the address means nothing here
+        raise ValueError(want)
+    try:
+        network = ipaddress.ip_network(value, strict=False)
+    except ValueError:
+        raise ValueError(want) from None
+    return Prefix(
+        network.version, network.network_address.packed.ljust(16, b"\0"), network.netmask.packed.ljust(16, b"\0")
+    )
+
+
+def _port_range(value: Any) -> PortRange:
+    want = "a port or a range such as 80 or 80-90, from 0 to 65535, the lower one first"
+    first, dash, last = value.partition("-") if isinstance(value, str) else (value, "", "")
+    try:
+        low = _number(first.strip() if dash else first, 0, 65535)
+        high = _number(last.strip(), 0, 65535) if dash else low
+    except ValueError:
+        raise ValueError(want) from None
+    if high < low:
+        raise ValueError(want)
+    return PortRange(low, high)
+
+
+READERS: dict[str, Callable[[Any], Any]] = {
+    "protocol": lambda value: _number(value, 0, 255, PROTOCOLS),
+    "source": _prefix,
+    "destination": _prefix,
+    "source_port": _port_range,
+    "destination_port": _port_range,
+    "dscp": lambda value: _number(value, 0, 63, DSCP),
+    "vlan": lambda value: _number(value, 0, 4094),
+    "port": lambda value: _number(value, 0, 65534),
+    "gate": lambda value: _number(value, 0, MAX_GATES - 1),
+    "mark": lambda value: _number(value, 0, 2**32 - 1),
+}
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def read_rule(number: int, settings: Any) -> Rule:
+    """One rule; its gate is its number where it names none. Raises ConfigError that names the rule's number and the key."""
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"classifier rule {number}: {_shown(settings)}; want keys and values such as protocol: tcp")
+    fields: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key not in READERS:
+            raise ConfigError(f"classifier rule {number}: unknown key {_shown(key)}; want one of {', '.join(READERS)}")
+        try:
+            fields[key] = READERS[key](value)
+        except ValueError as error:
+            raise ConfigError(f"classifier rule {number}: {key}: {_shown(value)}; want {error}") from None
+    rule = Rule(**{"gate": number, **fields})
+    if rule.source and rule.destination and rule.source.version != rule.destination.version:
+        raise ConfigError(f"classifier rule {number}: source and destination: one is IPv4, one IPv6; want the same for both")
+    for key in ("source_port", "destination_port"):
+        if key in fields and rule.protocol is not None and rule.protocol not in WITH_PORTS:
+            raise ConfigError(f"classifier rule {number}: {key}: protocol {settings['protocol']} has no ports; want tcp, udp or sctp")
+    return rule
+
+
+def read_rules(rules: Any, default: Any = None) -> tuple[list[Rule], int, int]:
+    """All rules, the gate of what none matches (by default one more, the last) and the number of gates. Raises ConfigError."""
+    if isinstance(rules, (str, bytes, Mapping)) or not isinstance(rules, Iterable):
+        raise ConfigError(f"classifier: rules are {_shown(rules)}; want a list of rules")
+    rules = list(rules)
+    if len(rules) > MAX_RULES:
+        raise ConfigError(f"classifier: {len(rules)} rules; want at most {MAX_RULES}")
+    compiled = [read_rule(number, settings) for number, settings in enumerate(rules)]
+    behind = max((rule.gate for rule in compiled), default=-1) + 1
+    if default is None:
+        default = behind
+    try:
+        default = _number(default, 0, MAX_GATES - 1)
+    except ValueError as error:
+        raise ConfigError(f"classifier: default: {_shown(default)}; want {error}") from None
+    return compiled, default, max(behind, default + 1)

@@ -1,0 +1,329 @@
+"""Parse and the header parser against the slow reading in parse_reference.py, and against captures that nobody here made."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from dataplane.clock import Clock
+from dataplane.elements.parse import Parse
+from dataplane.engine import Engine
+from dataplane.errors import ConfigError
+from dataplane.packet import PacketPool
+from dataplane.port import PortRx, PortTx
+from dataplane.ports.memory import Frame, MemoryPort
+from dataplane.wire.headers import PARSE_REASONS, parse_frame
+from tests.parse_reference import reference
+from tests.wire_frames import GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, UDP, Spec, big_specs
+
+MAC = bytes(range(12))
+FATAL = ("runt", "bad_gso", "bad_csum_offset")      # after these the record means nothing
+SPECS = big_specs()
+CAPTURES = Path(os.environ.get("VNIC_PCAPS", Path(__file__).parents[2] / "shared" / "pcaps"))
+
+
+def agree(frame: bytes, **fields) -> tuple[str | None, dict]:
+    got_reason, got = parse_frame(frame, **fields)
+    want_reason, want = reference(frame, **fields)
+    assert got_reason == want_reason
+    if want_reason not in FATAL:
+        if want_reason is not None:                 # the virtio-net fields are checked after it
+            for key in ("gso_type", "gso_size", "header_length"):
+                got.pop(key), want.pop(key)
+        assert got == want
+    return got_reason, got
+
+
+# -- the parser ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_offsets_are_where_the_headers_were_put(name):
+    spec = SPECS[name]
+    reason, found = agree(spec.build())
+    assert reason is None
+    assert (found["l3_offset"], found["l4_offset"], found["payload_offset"]) == (spec.l3_offset, spec.l4_offset, spec.payload_offset)
+    assert (found["source_port"], found["destination_port"], found["ip_protocol"]) == (1234, 80, spec.protocol)
+    assert (found["tos"], found["ttl"], found["vlan_count"]) == (spec.tos, 64, len(spec.tags))
+    assert [found["vlan_tci"], found["vlan_inner_tci"]] == [*(tci for _, tci in spec.tags), 0, 0][:2]
+    assert found["source_address"] == spec.source.ljust(16, b"\0")
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_every_cut_of_every_frame(name):
+    frame = SPECS[name].build()
+    for length in range(SPECS[name].payload_offset + 2):
+        reason, _ = agree(frame[:length])
+        assert reason is not None
+        cut_reason, found = agree(frame[:length], truncated=True)
+        assert cut_reason == ("runt" if length < 14 else None)
+        assert found["payload_offset"] <= max(length, 14) or cut_reason
+
+
+@pytest.mark.parametrize(("reason", "at", "value"), [
+    ("ipv4_header", 14, b"\x65"), ("ipv4_header", 14, b"\x44"), ("ipv4_header", 14, b"\x4f"), ("ipv4_length", 16, b"\xff\xff"),
+    ("ipv4_length", 16, b"\0\x13"), ("ipv4_length", 16, b"\0\x29"), ("l4_header", 46, b"\x40"), ("l4_header", 46, b"\xf0"),
+    ("l4_header", 16, b"\0\x27"),
+])  # fmt: skip
+def test_ipv4_reasons(reason, at, value):
+    frame = bytearray(Spec().build())
+    frame[at : at + len(value)] = value
+    assert agree(bytes(frame))[0] == reason
+
+
+def test_padding_behind_the_ip_length_is_fine():
+    reason, found = agree(Spec(protocol=UDP).build() + bytes(18))
+    assert reason is None and found["payload_offset"] == 42
+
+
+def test_extension_headers_have_a_limit():
+    def chain(count):
+        return Spec(version=6, extensions=[(60, bytes([1, 4, 0, 0, 0, 0]))] * count, payload=b"x").build()
+
+    assert agree(chain(8))[0] is None
+    assert agree(chain(9))[0] == "ipv6_header"
+
+
+@pytest.mark.parametrize(("fragment", "l4", "offset"), [(0x2000, True, 34), (0x2001, False, 0), (0x0001, False, 0)])
+def test_fragments(fragment, l4, offset):
+    reason, found = agree(Spec(fragment=fragment, payload=b"abc").build())
+    assert reason is None and found["fragment"] and found["l4"] == l4 and found["l4_offset"] == offset
+    six = Spec(version=6, payload=b"abc", extensions=[(44, bytes(6))]).build()
+    six = six[:56] + struct.pack("!H", (fragment & 0x1FFF) << 3 | fragment >> 13) + six[58:]
+    reason, found = agree(six)
+    assert reason is None and found["fragment"] and found["l4"] == l4 and found["ip_protocol"] == 6
+
+
+headers = st.builds(
+    Spec, version=st.sampled_from([4, 6]), protocol=st.sampled_from([6, 17]), payload=st.binary(max_size=80),
+    tags=st.lists(st.tuples(st.sampled_from([0x8100, 0x88A8, 0x9100]), st.integers(0, 65535)), max_size=3),
+    extensions=st.lists(st.tuples(st.sampled_from([0, 43, 44, 51, 60]), st.sampled_from([6, 14, 22]).flatmap(
+        lambda size: st.binary(min_size=size, max_size=size))), max_size=4),
+    fragment=st.sampled_from([0, 0x4000, 0x2000, 0x2010, 3]), tos=st.integers(0, 255), ttl=st.integers(0, 255),
+    tcp_options=st.sampled_from([b"", bytes(4), bytes(40)]), ip_options=st.sampled_from([b"", bytes(4), bytes(40)]))  # fmt: skip
+
+
+@settings(deadline=None, max_examples=400)
+@given(spec=headers, edits=st.lists(st.tuples(st.integers(12, 120), st.integers(0, 255)), max_size=4), cut=st.integers(0, 200),
+       truncated=st.booleans(), protocol=st.sampled_from([None, 1, 58, 132, 47]))
+def test_twin_on_frames_that_are_nearly_right(spec, edits, cut, truncated, protocol):
+    if protocol is not None and spec.version == 4:
+        edits = [*edits, (spec.l3_offset + 9, protocol)]
+    frame = bytearray(spec.build())
+    for at, value in edits:
+        if at < len(frame):
+            frame[at] = value
+    if cut < 100:
+        frame = frame[: max(0, len(frame) - cut)]
+    agree(bytes(frame), truncated=truncated)
+
+
+@settings(deadline=None, max_examples=300)
+@given(kind=st.sampled_from([b"\x08\x00", b"\x86\xdd", b"\x81\x00", b"\x91\x00", b"\x08\x06"]), rest=st.binary(max_size=120),
+       truncated=st.booleans())
+@example(kind=b"\x08", rest=b"", truncated=True)
+def test_twin_on_noise(kind, rest, truncated):
+    agree(MAC + kind + rest, truncated=truncated)
+
+
+# -- virtio-net fields -----------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=400)
+@given(name=st.sampled_from(sorted(SPECS)), flags=st.sampled_from([0, 1, 1, 1, 2, 3]), right=st.booleans(),
+       gso_type=st.sampled_from([0, 1, 3, 4, 5, 0x80, 0x81, 0x84, 0x85, 77]), gso_size=st.sampled_from([0, 1, 2, 7, 8, 100, 1400, 65535]),
+       start=st.integers(-2, 2), offset=st.integers(-2, 2), truncated=st.booleans())
+def test_twin_on_offload_fields(name, flags, right, gso_type, gso_size, start, offset, truncated):
+    spec = SPECS[name]
+    whole = spec.frame(1000)
+    agree(whole.data, truncated=truncated, vnet_flags=flags, gso_type=whole.gso_type if right else gso_type, gso_size=gso_size,
+          csum_start=whole.csum_start + start, csum_offset=whole.csum_offset + offset)
+
+
+@pytest.mark.parametrize(("start", "offset"), [(13, 0), (0, 60), (14, 65535), (65535, 65535), (60, 0), (59, 0), (34, 25)])
+def test_a_checksum_field_outside_the_frame(start, offset):
+    assert agree(bytes(60), vnet_flags=1, csum_start=start, csum_offset=offset)[0] == "bad_csum_offset"
+    assert agree(bytes(60), vnet_flags=0, csum_start=start, csum_offset=offset)[0] is None
+
+
+def gso(spec, **changes):
+    whole = spec.frame(changes.pop("size", 1000))
+    fields = {"vnet_flags": whole.vnet_flags, "gso_type": whole.gso_type, "gso_size": whole.gso_size, "csum_start": whole.csum_start,
+              "csum_offset": whole.csum_offset, **changes}
+    return agree(changes.pop("frame", whole.data), **{key: value for key, value in fields.items() if key != "frame"})
+
+
+def test_gso_fields_must_fit_the_headers():
+    tcp4, tcp6, udp4 = SPECS["tcp4 options"], SPECS["tcp6"], SPECS["udp4"]
+    for spec in SPECS.values():
+        reason, found = gso(spec)
+        assert reason is None and found["header_length"] == spec.payload_offset and found["gso_size"] == 1000
+    assert gso(tcp4, gso_type=GSO_TCPV6)[0] == "bad_gso"
+    assert gso(tcp6, gso_type=GSO_TCPV4)[0] == "bad_gso"
+    assert gso(tcp4, gso_type=GSO_UDP_L4)[0] == "bad_gso"
+    assert gso(udp4, gso_type=GSO_TCPV4)[0] == "bad_gso"
+    assert gso(udp4, gso_type=GSO_UDP_L4 | GSO_ECN)[0] == "bad_gso"
+    assert gso(udp4, gso_type=3)[0] == "bad_gso"
+    assert gso(tcp4, gso_type=GSO_ECN)[0] == "bad_gso"
+    assert gso(tcp4, vnet_flags=0)[0] == "bad_gso"
+    assert gso(tcp4, csum_start=tcp4.l4_offset + 4)[0] == "bad_gso"
+    assert gso(tcp4, csum_offset=6)[0] == "bad_gso"
+    assert gso(tcp4, gso_size=0)[0] == "bad_gso"
+    assert gso(Spec(fragment=0x2000, payload=bytes(3000)))[0] == "bad_gso"
+    # One segment is no GSO frame: it goes on as what it is.
+    reason, found = gso(Spec(payload=bytes(1000)))
+    assert reason is None and (found["gso_type"], found["gso_size"], found["header_length"]) == (0, 0, 0)
+
+
+def test_what_a_gso_frame_may_cost_has_limits():
+    assert gso(Spec(payload=bytes(16000)), size=8)[0] is None
+    assert gso(Spec(payload=bytes(16000)), size=7)[0] == "bad_gso"
+    assert gso(Spec(payload=bytes(2048 * 8 + 1)), size=8)[0] == "bad_gso"
+    assert gso(Spec(payload=bytes(60000)), size=36)[0] is None          # Linux' smallest MSS with timestamps
+    assert gso(Spec(protocol=UDP, payload=bytes(12800)), size=100)[0] is None
+    assert gso(Spec(protocol=UDP, payload=bytes(12801)), size=100)[0] == "bad_gso"
+    long = Spec(version=6, payload=bytes(3000), extensions=[(60, bytes(254)), (60, bytes(254))])
+    assert gso(long)[0] == "bad_gso"
+
+
+def test_lengths_of_gso_frames():
+    spec = Spec(payload=bytes(3000))
+    frame = spec.frame(1000).data
+    shorter = frame[:16] + struct.pack("!H", 1500) + frame[18:]
+    assert gso(spec, frame=shorter)[0] == "ipv4_length"
+    assert agree(shorter)[0] is None
+    # BIG TCP: longer than the field can say.
+    big = Spec(payload=bytes(65500))
+    big_frame = MAC + b"\x08\x00" + b"\x45\0\0\0" + Spec().build()[18:34] + big.transport()
+    assert gso(Spec(), frame=big_frame, gso_size=1448, gso_type=1)[0] is None
+    assert agree(big_frame)[0] == "ipv4_length"
+    six = MAC + b"\x86\xdd" + b"\x60\0\0\0\0\0\x06\x40" + bytes(32) + big.transport()
+    assert gso(Spec(version=6), frame=six, gso_size=1448, gso_type=4)[0] == ("ipv6_length" if len(six) - 54 <= 65535 else None)
+
+
+# -- the element -----------------------------------------------------------------------------------------------------------
+
+
+def rig(parse, **pool):
+    pool = PacketPool(**{"small": 1024, "large": 64, **pool})
+    engine = Engine("e0", pool, clock=Clock(virtual=True))
+    a, b = MemoryPort("a", 0), MemoryPort("b", 1)
+    rx, tx = PortRx(a), PortTx(b)
+    rx >> parse >> tx
+    engine.load([rx])
+
+    def send(frames):
+        a.inject(frames)
+        engine.advance(engine.clock.now_ns + 1000)
+        assert engine.conservation()["conserved"] and pool.in_use == 0
+        return b.take()
+
+    return send
+
+
+def malformed():
+    """A frame for each reason."""
+    spec = SPECS["tcp4 options"].frame(1000)
+    six = Spec(version=6).build()
+    lying = Spec(payload=bytes(60)).build()
+    return {
+        "runt": Frame(bytes(13)),
+        "ipv4_header": Frame(MAC + b"\x08\x00" + bytes(46)),
+        "ipv4_length": Frame(lying[:16] + b"\xff\xff" + lying[18:]),
+        "ipv6_header": Frame(MAC + b"\x86\xdd" + bytes(46)),
+        "ipv6_length": Frame(six[:18] + b"\xff\xff" + six[20:]),
+        "l4_header": Frame(Spec().build()[:46] + b"\x10" + bytes(7)),
+        "bad_gso": spec._replace(gso_size=3),
+        "bad_csum_offset": Frame(bytes(60), NEEDS_CSUM, csum_start=59),
+    }
+
+
+def test_malformed_packets_are_dropped_each_under_its_reason():
+    parse = Parse()
+    send = rig(parse)
+    good = [Spec(payload=bytes([i])).build() for i in range(9)]
+    mixed = [good[0]]
+    for bad, sound in zip(malformed().values(), good[1:], strict=True):
+        mixed += [bad, sound]
+    assert [frame.data for frame in send(mixed)] == good
+    statistics = parse.statistics()
+    assert statistics["dropped"] == dict.fromkeys(PARSE_REASONS, 1)
+    assert set(statistics["counters"].values()) == {0}
+
+
+def test_malformed_packets_may_pass_as_plain_frames():
+    parse = Parse(malformed="pass")
+    frames = malformed()
+    got = rig(parse)(list(frames.values()))
+    passed = PARSE_REASONS[1:6]
+    assert [frame.data for frame in got] == [frames[reason].data for reason in passed]
+    statistics = parse.statistics()
+    assert statistics["counters"] == dict.fromkeys(passed, 1)
+    assert statistics["dropped"] == {reason: int(reason not in passed) for reason in PARSE_REASONS}
+
+
+def test_a_malformed_gso_frame_does_not_pass():
+    parse = Parse(malformed="pass")
+    frame = Spec(payload=bytes(3000)).frame(1000)
+    frame = frame._replace(data=frame.data[:16] + b"\0\x40" + frame.data[18:])
+    assert rig(parse)([frame]) == []
+    assert parse.statistics()["dropped"]["bad_gso"] == 1
+    assert parse.statistics()["counters"]["ipv4_length"] == 0
+
+
+def test_only_drop_and_pass_are_policies():
+    with pytest.raises(ConfigError, match="malformed='keep'; want 'drop' or 'pass'"):
+        Parse(malformed="keep")
+    assert Parse().describe() == {} and Parse("pass").describe() == {"malformed": "pass"}
+
+
+# -- captures --------------------------------------------------------------------------------------------------------------
+
+
+def ethernet_frames(path):
+    """(frame, truncated) of every Ethernet packet of a classic pcap file up to where it breaks; nothing for other files."""
+    data = path.read_bytes()
+    order = {b"\xd4\xc3\xb2\xa1": "<", b"\x4d\x3c\xb2\xa1": "<", b"\xa1\xb2\xc3\xd4": ">", b"\xa1\xb2\x3c\x4d": ">"}.get(data[:4])
+    if order is None or len(data) < 24 or struct.unpack(order + "I", data[20:24])[0] & 0xFFFF != 1:
+        return
+    at = 24
+    while at + 16 <= len(data):
+        captured, original = struct.unpack(order + "II", data[at + 8 : at + 16])
+        if captured > 69504 or at + 16 + captured > len(data):
+            return
+        yield data[at + 16 : at + 16 + captured], original > captured
+        at += 16 + captured
+
+
+@pytest.mark.parametrize("folder", ["tcpdump", "ndpi"])
+def test_captures(folder):
+    if not CAPTURES.is_dir():
+        pytest.skip(f"no captures at {CAPTURES}; set VNIC_PCAPS")
+    files = frames_seen = cut_seen = 0
+    parse = Parse()
+    send = rig(parse, small=512, large=512)
+    want = dict.fromkeys(PARSE_REASONS, 0)
+    for path in sorted((CAPTURES / folder).rglob("*")):
+        frames = list(ethernet_frames(path)) if path.is_file() else []
+        files += bool(frames)
+        for start in range(0, len(frames), 64):
+            some = frames[start : start + 64]
+            reasons = []
+            for frame, cut in some:
+                reason, _ = agree(frame)
+                reasons.append(reason)
+                if reason:
+                    want[reason] += 1
+                if cut:
+                    cut_seen += 1
+                    assert agree(frame, truncated=True)[0] in (None, reason)
+            got = send([frame for frame, _ in some])
+            assert [frame.data for frame in got] == [frame for (frame, _), reason in zip(some, reasons, strict=True) if not reason]
+            frames_seen += len(some)
+    assert parse.statistics()["dropped"] == want
+    assert files > 10 and frames_seen > 1000
