@@ -1,8 +1,8 @@
 """Software offloads. The contract is in offload.pxd.
 
-Segmentation keeps what the sender put into the frame: the checksum field of each segment is the frame's own pseudo-header sum, with the
-length changed, so that it stays right behind an IPv6 routing header too. A segment is always written in the form "checksum still to
-be completed"; complete_checksum does the rest where the port wants it whole.
+Segmentation keeps what the sender put into the frame: the checksum field of each segment is the frame's own pseudo-header sum
+for another length, so that it stays right with an IPv6 routing header too. A segment is always written in the form "checksum
+still to be completed"; complete_checksum does the rest where the port wants it whole.
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -11,8 +11,8 @@ from dataplane.packet cimport (BATCH_MAX, GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV
                                packet_alloc, packet_data, packet_free, packet_return_cache)
 from dataplane.port cimport OFFLOAD_CSUM, OFFLOAD_ECN, OFFLOAD_TSO4, OFFLOAD_TSO6, OFFLOAD_USO
 from dataplane.wire.checksum cimport checksum_add, checksum_fold, checksum_shift_length
-from dataplane.wire.headers cimport (IPV6_BYTES, PARSE_OK, TCP_CWR, TCP_FIN, TCP_PSH, load_be16, load_be32, parse_packet, store_be16,
-                                     store_be32)
+from dataplane.wire.headers cimport (IPV6_BYTES, PARSE_OK, TCP_CWR, TCP_FIN, TCP_PSH, load_be16, load_be32, parse_packet,
+                                     store_be16, store_be32)
 
 
 cdef inline uint32_t offloads_needed(const Packet *p) noexcept nogil:
@@ -169,9 +169,11 @@ cdef void finish_segment(const Packet *whole, Packet *p, uint8_t *data, uint32_t
 
 def split_frame(const uint8_t[::1] frame, int gso_type, int gso_size, int csum_start, int csum_offset, uint32_t segments_each=1,
                 uint32_t buffers=9000):
-    """Cuts one GSO frame with `segment`, for tests and tools: list of (data, vnet_flags, gso_type, header_length, gso_size, csum_start,
-    csum_offset), and the number of segments lost because the pool of `buffers` packets had no more. Raises ValueError for a
-    frame that Parse would drop."""
+    """Cuts one GSO frame with `segment`, for tests and tools.
+
+    Returns a list of (data, vnet_flags, gso_type, header_length, gso_size, csum_start, csum_offset), and the number of segments
+    lost because the pool of `buffers` packets had no more. Raises ValueError for a frame that Parse would drop.
+    """
     cdef PacketPool pool = PacketPool(small=buffers, large=buffers)
     cdef Context ctx
     cdef Batch out
@@ -184,7 +186,8 @@ def split_frame(const uint8_t[::1] frame, int gso_type, int gso_size, int csum_s
         raise ValueError(f"a frame of {frame.shape[0]} bytes")
     cdef Packet *p = &ctx.packets[index]
     memcpy(packet_data(&ctx, index), &frame[0], p.length)
-    p.vnet_flags, p.gso_type, p.gso_size, p.csum_start, p.csum_offset = VNET_NEEDS_CSUM, gso_type, gso_size, csum_start, csum_offset
+    p.vnet_flags, p.gso_type, p.gso_size = VNET_NEEDS_CSUM, gso_type, gso_size
+    p.csum_start, p.csum_offset = csum_start, csum_offset
     if parse_packet(packet_data(&ctx, index), p) != PARSE_OK or p.gso_type == GSO_NONE:
         raise ValueError("no sound GSO frame")
     result = []

@@ -27,14 +27,41 @@ def take(data: bytes, at: int, count: int) -> bytes:
 
 
 def nothing() -> dict[str, Any]:
-    return {"parsed": True, "ipv4": False, "ipv6": False, "l4": False, "fragment": False, "ethertype": 0, "vlan_count": 0, "vlan_tci": 0,
-            "vlan_inner_tci": 0, "l3_offset": 0, "l4_offset": 0, "payload_offset": 0, "ip_protocol": 0, "tos": 0, "ttl": 0,
-            "source_port": 0, "destination_port": 0, "source_address": bytes(16), "destination_address": bytes(16),
-            "gso_type": 0, "gso_size": 0, "header_length": 0}
+    return {
+        "parsed": True,
+        "ipv4": False,
+        "ipv6": False,
+        "l4": False,
+        "fragment": False,
+        "ethertype": 0,
+        "vlan_count": 0,
+        "vlan_tci": 0,
+        "vlan_inner_tci": 0,
+        "l3_offset": 0,
+        "l4_offset": 0,
+        "payload_offset": 0,
+        "ip_protocol": 0,
+        "tos": 0,
+        "ttl": 0,
+        "source_port": 0,
+        "destination_port": 0,
+        "source_address": bytes(16),
+        "destination_address": bytes(16),
+        "gso_type": 0,
+        "gso_size": 0,
+        "header_length": 0,
+    }
 
 
-def reference(frame: bytes, truncated: bool = False, vnet_flags: int = 0, gso_type: int = 0, gso_size: int = 0, csum_start: int = 0,
-              csum_offset: int = 0) -> tuple[str | None, dict[str, Any]]:
+def reference(
+    frame: bytes,
+    truncated: bool = False,
+    vnet_flags: int = 0,
+    gso_type: int = 0,
+    gso_size: int = 0,
+    csum_start: int = 0,
+    csum_offset: int = 0,
+) -> tuple[str | None, dict[str, Any]]:
     """Reason and record. The record means something where the reason is None or an IP or transport header's."""
     r = nothing()
     if len(frame) < 14:
@@ -95,8 +122,16 @@ def ipv4(frame: bytes, r: dict[str, Any], truncated: bool, gso: int) -> None:
     if total < size:
         raise Malformed("ipv4_length")
     fragment = number(head[6:8]) & 0x3FFF
-    r.update(ipv4=True, tos=head[1], ttl=head[8], ip_protocol=head[9], source_address=head[12:16] + bytes(12),
-             destination_address=head[16:20] + bytes(12), payload_offset=l3 + size, fragment=fragment != 0)
+    r.update(
+        ipv4=True,
+        tos=head[1],
+        ttl=head[8],
+        ip_protocol=head[9],
+        source_address=head[12:16] + bytes(12),
+        destination_address=head[16:20] + bytes(12),
+        payload_offset=l3 + size,
+        fragment=fragment != 0,
+    )
     if fragment & 0x1FFF == 0:
         r["l4_offset"] = l3 + size
         transport(frame[: l3 + total], r, truncated)
@@ -136,8 +171,16 @@ def ipv6(frame: bytes, r: dict[str, Any], truncated: bool, gso: int) -> None:
             raise Malformed("ipv6_header") from None
         r["fragment"] = fragment
         return
-    r.update(ipv6=True, tos=number(head[:2]) >> 4 & 0xFF, ttl=head[7], ip_protocol=following, source_address=head[8:24],
-             destination_address=head[24:40], payload_offset=at, fragment=fragment)
+    r.update(
+        ipv6=True,
+        tos=number(head[:2]) >> 4 & 0xFF,
+        ttl=head[7],
+        ip_protocol=following,
+        source_address=head[8:24],
+        destination_address=head[24:40],
+        payload_offset=at,
+        fragment=fragment,
+    )
     if not later:
         r["l4_offset"] = at
         transport(frame, r, truncated)
@@ -165,8 +208,16 @@ def transport(packet: bytes, r: dict[str, Any], truncated: bool) -> None:
         r.update(l4=True, source_port=number(packet[at : at + 2]), destination_port=number(packet[at + 2 : at + 4]))
 
 
-def offloads(frame: bytes, r: dict[str, Any], truncated: bool, flags: int, gso_type: int, gso_size: int, csum_start: int,
-             csum_offset: int) -> str | None:
+def offloads(
+    frame: bytes,
+    r: dict[str, Any],
+    truncated: bool,
+    flags: int,
+    gso_type: int,
+    gso_size: int,
+    csum_start: int,
+    csum_offset: int,
+) -> str | None:
     if flags & 1 and not 14 <= csum_start <= len(frame) - csum_offset - 2:
         return "bad_csum_offset"
     if gso_type == 0:
@@ -179,7 +230,12 @@ def offloads(frame: bytes, r: dict[str, Any], truncated: bool, flags: int, gso_t
         return "bad_gso"
     tcp = protocol == 6
     payload = len(frame) - r["payload_offset"]
-    if csum_start != r["l4_offset"] or csum_offset != (16 if tcp else 6) or gso_size < (8 if tcp else 1) or r["payload_offset"] > 512:
+    if (
+        csum_start != r["l4_offset"]
+        or csum_offset != (16 if tcp else 6)
+        or gso_size < (8 if tcp else 1)
+        or r["payload_offset"] > 512
+    ):
         return "bad_gso"
     if payload <= gso_size:
         return None

@@ -37,4 +37,4 @@ def test_a_new_length_in_a_pseudo_header(data, old, new):
     data = data + bytes(len(data) % 2)
     before = 0xFFFF ^ checksum(data + old.to_bytes(4, "big"))
     after = 0xFFFF ^ checksum(data + new.to_bytes(4, "big"))
-    assert shift_length(before, old, new) % 0xFFFF == after % 0xFFFF      # 0 and FFFF are the same number
+    assert shift_length(before, old, new) % 0xFFFF == after % 0xFFFF  # 0 and FFFF are the same number

@@ -64,25 +64,57 @@ UDP6 = Spec(version=6, protocol=UDP, tags=[(0x8100, 0x600A)], source_port=5353, 
 LATER = Spec(fragment=3, payload=b"later fragment: no ports").build()
 
 
-@pytest.mark.parametrize(("rule", "frame", "matches"), [
-    ({}, ARP, True),
-    ({"protocol": "tcp"}, TCP4, True), ({"protocol": "TCP"}, TCP4, True), ({"protocol": 6}, TCP4, True), ({"protocol": "17"}, TCP4, False),
-    ({"protocol": "udp"}, UDP6, True), ({"protocol": 0}, ARP, False), ({"protocol": "tcp"}, LATER, True),
-    ({"source": "10.0.0.1"}, TCP4, True), ({"source": "10.0.0.2"}, TCP4, False), ({"source": "10.0.0.0/31"}, TCP4, True),
-    ({"destination": "10.0.0.0/31"}, TCP4, False), ({"destination": "10.128.0.0/8"}, TCP4, True), ({"source": "0.0.0.0/0"}, TCP4, True),
-    ({"source": "0.0.0.0/0"}, ARP, False), ({"source": "0.0.0.0/0"}, UDP6, False), ({"source": "::/0"}, TCP4, False),
-    ({"source": "::/0"}, UDP6, True), ({"destination": "fd00::2/128"}, UDP6, True), ({"destination": "fd00::2:0:0/64"}, UDP6, True),
-    ({"destination": "fd00:0:0:1::/64"}, UDP6, False), ({"destination": "fd00::3"}, UDP6, False),
-    ({"destination_port": 80}, TCP4, True), ({"destination_port": "80-90"}, TCP4, True), ({"destination_port": "70 - 80"}, TCP4, True),
-    ({"destination_port": "81-90"}, TCP4, False), ({"destination_port": "0-79"}, TCP4, False), ({"destination_port": "0-65535"}, TCP4, True),
-    ({"destination_port": "0-65535"}, LATER, False), ({"destination_port": "0-65535"}, ARP, False), ({"source_port": "1234"}, TCP4, True),
-    ({"source_port": 53}, UDP6, False), ({"dscp": 46}, TCP4, True), ({"dscp": "ef"}, TCP4, True), ({"dscp": "0x2e"}, TCP4, True),
-    ({"dscp": "cs5"}, TCP4, False), ({"dscp": 0}, UDP6, True), ({"dscp": 0}, ARP, False),
-    ({"vlan": 10}, UDP6, True), ({"vlan": "11"}, UDP6, False), ({"vlan": 0}, TCP4, True), ({"vlan": 0}, UDP6, False),
-    ({"port": 0}, TCP4, True), ({"port": 7}, TCP4, False),
-    ({"protocol": "tcp", "destination": "10.0.0.0/8", "destination_port": "80-90", "dscp": 46}, TCP4, True),
-    ({"protocol": "tcp", "destination": "10.0.0.0/8", "destination_port": "80-90", "dscp": 45}, TCP4, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rule", "frame", "matches"),
+    [
+        ({}, ARP, True),
+        ({"protocol": "tcp"}, TCP4, True),
+        ({"protocol": "TCP"}, TCP4, True),
+        ({"protocol": 6}, TCP4, True),
+        ({"protocol": "17"}, TCP4, False),
+        ({"protocol": "udp"}, UDP6, True),
+        ({"protocol": 0}, ARP, False),
+        ({"protocol": "tcp"}, LATER, True),
+        ({"source": "10.0.0.1"}, TCP4, True),
+        ({"source": "10.0.0.2"}, TCP4, False),
+        ({"source": "10.0.0.0/31"}, TCP4, True),
+        ({"destination": "10.0.0.0/31"}, TCP4, False),
+        ({"destination": "10.128.0.0/8"}, TCP4, True),
+        ({"source": "0.0.0.0/0"}, TCP4, True),
+        ({"source": "0.0.0.0/0"}, ARP, False),
+        ({"source": "0.0.0.0/0"}, UDP6, False),
+        ({"source": "::/0"}, TCP4, False),
+        ({"source": "::/0"}, UDP6, True),
+        ({"destination": "fd00::2/128"}, UDP6, True),
+        ({"destination": "fd00::2:0:0/64"}, UDP6, True),
+        ({"destination": "fd00:0:0:1::/64"}, UDP6, False),
+        ({"destination": "fd00::3"}, UDP6, False),
+        ({"destination_port": 80}, TCP4, True),
+        ({"destination_port": "80-90"}, TCP4, True),
+        ({"destination_port": "70 - 80"}, TCP4, True),
+        ({"destination_port": "81-90"}, TCP4, False),
+        ({"destination_port": "0-79"}, TCP4, False),
+        ({"destination_port": "0-65535"}, TCP4, True),
+        ({"destination_port": "0-65535"}, LATER, False),
+        ({"destination_port": "0-65535"}, ARP, False),
+        ({"source_port": "1234"}, TCP4, True),
+        ({"source_port": 53}, UDP6, False),
+        ({"dscp": 46}, TCP4, True),
+        ({"dscp": "ef"}, TCP4, True),
+        ({"dscp": "0x2e"}, TCP4, True),
+        ({"dscp": "cs5"}, TCP4, False),
+        ({"dscp": 0}, UDP6, True),
+        ({"dscp": 0}, ARP, False),
+        ({"vlan": 10}, UDP6, True),
+        ({"vlan": "11"}, UDP6, False),
+        ({"vlan": 0}, TCP4, True),
+        ({"vlan": 0}, UDP6, False),
+        ({"port": 0}, TCP4, True),
+        ({"port": 7}, TCP4, False),
+        ({"protocol": "tcp", "destination": "10.0.0.0/8", "destination_port": "80-90", "dscp": 46}, TCP4, True),
+        ({"protocol": "tcp", "destination": "10.0.0.0/8", "destination_port": "80-90", "dscp": 45}, TCP4, False),
+    ],
+)
 def test_a_condition(rule, frame, matches):
     assert Rig(Classifier([rule])).gate(frame) == (0 if matches else 1)
 
@@ -102,7 +134,9 @@ def test_the_ingress_port():
 
 
 def test_gates_that_rules_name_and_the_default():
-    classifier = Classifier([{"protocol": "tcp", "gate": 1}, {"protocol": "udp", "gate": "0"}, {"vlan": 9, "gate": 1}], default=0)
+    classifier = Classifier(
+        [{"protocol": "tcp", "gate": 1}, {"protocol": "udp", "gate": "0"}, {"vlan": 9, "gate": 1}], default=0
+    )
     rig = Rig(classifier)
     assert len(classifier.outputs) == 2
     assert (rig.gate(TCP4), rig.gate(UDP6), rig.gate(ARP)) == (1, 0, 0)
@@ -115,10 +149,13 @@ def test_marks():
 
     class Look(PyElement):
         def process(self, batch):
-            seen.extend(int(mark) for mark in batch.column("mark"))
+            seen.extend(int(mark) for mark in batch.mark)
 
-    classifier = Classifier([{"protocol": "tcp", "mark": "0xdeadbeef", "gate": 0}, {"protocol": "udp", "mark": 0, "gate": 0},
-                             {"gate": 0}], default=0, name="second")
+    classifier = Classifier(
+        [{"protocol": "tcp", "mark": "0xdeadbeef", "gate": 0}, {"protocol": "udp", "mark": 0, "gate": 0}, {"gate": 0}],
+        default=0,
+        name="second",
+    )
     pool = PacketPool(small=64, large=1)
     engine = Engine("e0", pool, clock=Clock(virtual=True))
     a = MemoryPort("a", 0)
@@ -179,31 +216,59 @@ def slow_match(rule, found, port):
 
 some_ports = st.integers(0, 4)
 ranges = st.tuples(some_ports, some_ports).map(lambda pair: f"{min(pair)}-{max(pair)}")
-prefixes = {4: st.builds("10.0.0.{}/{}".format, st.integers(0, 3), st.integers(28, 32)),
-            6: st.builds("fd00::{}/{}".format, st.integers(0, 3), st.integers(124, 128))}
+prefixes = {
+    4: st.builds("10.0.0.{}/{}".format, st.integers(0, 3), st.integers(28, 32)),
+    6: st.builds("fd00::{}/{}".format, st.integers(0, 3), st.integers(124, 128)),
+}
 
 
 @st.composite
 def rule_dicts(draw):
     family = draw(st.sampled_from([4, 6]))
-    return draw(st.fixed_dictionaries({}, optional={
-        "source": prefixes[family], "destination": prefixes[family], "dscp": st.integers(0, 2), "vlan": st.integers(0, 2),
-        "port": st.sampled_from([0, 7]),
-        **draw(st.sampled_from([{"source_port": ranges, "destination_port": ranges}, {"protocol": st.sampled_from(["tcp", "udp", 1, 47])}])),
-    }))  # fmt: skip
+    return draw(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "source": prefixes[family],
+                "destination": prefixes[family],
+                "dscp": st.integers(0, 2),
+                "vlan": st.integers(0, 2),
+                "port": st.sampled_from([0, 7]),
+                **draw(
+                    st.sampled_from(
+                        [
+                            {"source_port": ranges, "destination_port": ranges},
+                            {"protocol": st.sampled_from(["tcp", "udp", 1, 47])},
+                        ]
+                    )
+                ),
+            },
+        )
+    )
 
 
 packets = st.builds(
     lambda version, source, destination, **rest: Spec(
-        version=version, source=bytes([10, 0, 0, source]), destination=bytes([10, 0, 0, destination]), **rest).build(),
-    version=st.sampled_from([4, 6]), source=st.integers(0, 3), destination=st.integers(0, 3), protocol=st.sampled_from([6, UDP]),
-    source_port=some_ports, destination_port=some_ports, tos=st.integers(0, 11), tags=st.sampled_from(
-        [[], [(0x8100, 1)], [(0x88A8, 0x2002), (0x8100, 1)]]), fragment=st.sampled_from([0, 0x2000, 2]))  # fmt: skip
+        version=version, source=bytes([10, 0, 0, source]), destination=bytes([10, 0, 0, destination]), **rest
+    ).build(),
+    version=st.sampled_from([4, 6]),
+    source=st.integers(0, 3),
+    destination=st.integers(0, 3),
+    protocol=st.sampled_from([6, UDP]),
+    source_port=some_ports,
+    destination_port=some_ports,
+    tos=st.integers(0, 11),
+    tags=st.sampled_from([[], [(0x8100, 1)], [(0x88A8, 0x2002), (0x8100, 1)]]),
+    fragment=st.sampled_from([0, 0x2000, 2]),
+)
 
 
 @settings(deadline=None, max_examples=100)
-@given(rules=st.lists(rule_dicts(), max_size=6), frames=st.lists(packets | st.just(ARP), min_size=1, max_size=12),
-       port=st.sampled_from([0, 7]))
+@given(
+    rules=st.lists(rule_dicts(), max_size=6),
+    frames=st.lists(packets | st.just(ARP), min_size=1, max_size=12),
+    port=st.sampled_from([0, 7]),
+)
 def test_twin(rules, frames, port):
     classifier = Classifier(rules)
     want = [[] for _ in range(len(rules) + 1)]
@@ -228,24 +293,47 @@ def test_rules_as_yaml_gives_them():
     assert compiled[1].mark == 16 and compiled[1].source_port == (53, 53)
 
 
-@pytest.mark.parametrize(("rule", "message"), [
-    ({"proto": "tcp"}, "rule 1: unknown key 'proto'; want one of protocol, source"),
-    ({1: 2}, "rule 1: unknown key 1"),
-    ({"protocol": "tpc"}, "rule 1: protocol: 'tpc'; want a number from 0 to 255, or a name such as icmp"),
-    ({"protocol": 256}, "rule 1: protocol: 256"), ({"protocol": True}, "rule 1: protocol: True"), ({"protocol": None}, "protocol: None"),
-    ({"protocol": "+6"}, "protocol"), ({"protocol": "1_7"}, "protocol"), ({"protocol": "٦"}, "protocol"), ({"protocol": ""}, "protocol"),
-    ({"protocol": "6" * 5000}, "protocol"), ({"protocol": 6.0}, "protocol"),
-    ({"source": "10.0.0.0/33"}, "rule 1: source: '10.0.0.0/33'; want an address or a prefix such as 10.0.0.0/8"),
-    ({"source": "10.0.0"}, "source"), ({"source": 10}, "source"), ({"destination": "fe80::1%eth0"}, "destination"),
-    ({"destination": ""}, "destination"), ({"source": "10.0.0.1", "destination": "::1"}, "rule 1: source and destination: one is IPv4"),
-    ({"source_port": "90-80"}, "rule 1: source_port: '90-80'; want a port or a range such as 80 or 80-90"),
-    ({"source_port": 65536}, "source_port"), ({"source_port": "-"}, "source_port"), ({"source_port": "80-"}, "source_port"),
-    ({"destination_port": -1}, "destination_port"), ({"destination_port": [80]}, "destination_port"),
-    ({"protocol": "icmp", "destination_port": 80}, "rule 1: destination_port: protocol icmp has no ports; want tcp, udp or sctp"),
-    ({"dscp": 64}, "rule 1: dscp: 64; want a number from 0 to 63"), ({"dscp": "af14"}, "dscp"),
-    ({"vlan": 4095}, "rule 1: vlan: 4095; want a number from 0 to 4094"), ({"port": 65535}, "port"), ({"gate": 1025}, "gate"),
-    ({"gate": -1}, "gate"), ({"mark": 2**32}, "mark"), ("tcp", "rule 1: 'tcp'; want keys and values"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"proto": "tcp"}, "rule 1: unknown key 'proto'; want one of protocol, source"),
+        ({1: 2}, "rule 1: unknown key 1"),
+        ({"protocol": "tpc"}, "rule 1: protocol: 'tpc'; want a number from 0 to 255, or a name such as icmp"),
+        ({"protocol": 256}, "rule 1: protocol: 256"),
+        ({"protocol": True}, "rule 1: protocol: True"),
+        ({"protocol": None}, "protocol: None"),
+        ({"protocol": "+6"}, "protocol"),
+        ({"protocol": "1_7"}, "protocol"),
+        ({"protocol": "٦"}, "protocol"),
+        ({"protocol": ""}, "protocol"),
+        ({"protocol": "6" * 5000}, "protocol"),
+        ({"protocol": 6.0}, "protocol"),
+        ({"source": "10.0.0.0/33"}, "rule 1: source: '10.0.0.0/33'; want an address or a prefix such as 10.0.0.0/8"),
+        ({"source": "10.0.0"}, "source"),
+        ({"source": 10}, "source"),
+        ({"destination": "fe80::1%eth0"}, "destination"),
+        ({"destination": ""}, "destination"),
+        ({"source": "10.0.0.1", "destination": "::1"}, "rule 1: source and destination: one is IPv4"),
+        ({"source_port": "90-80"}, "rule 1: source_port: '90-80'; want a port or a range such as 80 or 80-90"),
+        ({"source_port": 65536}, "source_port"),
+        ({"source_port": "-"}, "source_port"),
+        ({"source_port": "80-"}, "source_port"),
+        ({"destination_port": -1}, "destination_port"),
+        ({"destination_port": [80]}, "destination_port"),
+        (
+            {"protocol": "icmp", "destination_port": 80},
+            "rule 1: destination_port: protocol 'icmp' has no ports; want tcp, udp or sctp",
+        ),
+        ({"dscp": 64}, "rule 1: dscp: 64; want a number from 0 to 63"),
+        ({"dscp": "af14"}, "dscp"),
+        ({"vlan": 4095}, "rule 1: vlan: 4095; want a number from 0 to 4094"),
+        ({"port": 65535}, "port"),
+        ({"gate": 1025}, "gate"),
+        ({"gate": -1}, "gate"),
+        ({"mark": 2**32}, "mark"),
+        ("tcp", "rule 1: 'tcp'; want keys and values"),
+    ],
+)
 def test_errors_name_rule_and_key(rule, message):
     with pytest.raises(ConfigError) as error:
         Classifier([{}, rule])

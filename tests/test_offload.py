@@ -15,7 +15,7 @@ from dataplane.offload import split_frame
 from dataplane.packet import PacketPool
 from dataplane.port import PortRx, PortTx
 from dataplane.ports.memory import Frame, MemoryPort
-from tests.wire_frames import (ACK, CSUM, CWR, ECN, FIN, NEEDS_CSUM, TSO4, TSO6, UDP, USO, Spec, big_specs, checksum)
+from tests.wire_frames import ACK, CSUM, CWR, ECN, FIN, NEEDS_CSUM, TSO4, TSO6, UDP, USO, Spec, big_specs, checksum
 
 SPECS = big_specs()
 
@@ -107,11 +107,26 @@ def test_smaller_gso_frames_segment_to_the_same(name, each):
 
 
 @settings(deadline=None, max_examples=40)
-@given(version=st.sampled_from([4, 6]), protocol=st.sampled_from([6, UDP]), size=st.integers(2, 9000), gso_size=st.integers(100, 3000),
-       depth=st.integers(0, 2), flags=st.integers(0, 255), sequence=st.integers(0, 2**32 - 1), identification=st.integers(0, 65535))
+@given(
+    version=st.sampled_from([4, 6]),
+    protocol=st.sampled_from([6, UDP]),
+    size=st.integers(2, 9000),
+    gso_size=st.integers(100, 3000),
+    depth=st.integers(0, 2),
+    flags=st.integers(0, 255),
+    sequence=st.integers(0, 2**32 - 1),
+    identification=st.integers(0, 65535),
+)
 def test_twin(version, protocol, size, gso_size, depth, flags, sequence, identification):
-    spec = Spec(version, protocol, bytes(i * 7 & 0xFF for i in range(size)), [(0x8100, 5)] * depth, flags=flags, sequence=sequence,
-                identification=identification)
+    spec = Spec(
+        version,
+        protocol,
+        bytes(i * 7 & 0xFF for i in range(size)),
+        [(0x8100, 5)] * depth,
+        flags=flags,
+        sequence=sequence,
+        identification=identification,
+    )
     got = Rig(0).send(spec.frame(gso_size))
     assert [frame.data for frame in got] == [each.build() for each in spec.segments(gso_size)]
 
@@ -161,7 +176,10 @@ def test_a_graph_without_parse_is_served_too():
     got = rig.send(spec.frame(1000), Spec(payload=b"abc").frame())
     assert [f.data for f in got] == [each.build() for each in spec.segments(1000)] + [Spec(payload=b"abc").build()]
     # What Parse would have dropped is lost here.
-    assert rig.send(spec.frame(1000)._replace(csum_start=13), spec.frame(1000, 3), spec.frame(1000)._replace(csum_offset=60000)) == []
+    assert (
+        rig.send(spec.frame(1000)._replace(csum_start=13), spec.frame(1000, 3), spec.frame(1000)._replace(csum_offset=60000))
+        == []
+    )
     assert rig.lost == 3
 
 

@@ -22,7 +22,7 @@ from tests.parse_reference import reference
 from tests.wire_frames import GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, UDP, Spec, big_specs
 
 MAC = bytes(range(12))
-FATAL = ("runt", "bad_gso", "bad_csum_offset")      # after these the record means nothing
+FATAL = ("runt", "bad_gso", "bad_csum_offset")  # after these the record means nothing
 SPECS = big_specs()
 CAPTURES = Path(os.environ.get("VNIC_PCAPS", Path(__file__).parents[2] / "shared" / "pcaps"))
 
@@ -32,7 +32,7 @@ def agree(frame: bytes, **fields) -> tuple[str | None, dict]:
     want_reason, want = reference(frame, **fields)
     assert got_reason == want_reason
     if want_reason not in FATAL:
-        if want_reason is not None:                 # the virtio-net fields are checked after it
+        if want_reason is not None:  # the virtio-net fields are checked after it
             for key in ("gso_type", "gso_size", "header_length"):
                 got.pop(key), want.pop(key)
         assert got == want
@@ -47,7 +47,11 @@ def test_offsets_are_where_the_headers_were_put(name):
     spec = SPECS[name]
     reason, found = agree(spec.build())
     assert reason is None
-    assert (found["l3_offset"], found["l4_offset"], found["payload_offset"]) == (spec.l3_offset, spec.l4_offset, spec.payload_offset)
+    assert (found["l3_offset"], found["l4_offset"], found["payload_offset"]) == (
+        spec.l3_offset,
+        spec.l4_offset,
+        spec.payload_offset,
+    )
     assert (found["source_port"], found["destination_port"], found["ip_protocol"]) == (1234, 80, spec.protocol)
     assert (found["tos"], found["ttl"], found["vlan_count"]) == (spec.tos, 64, len(spec.tags))
     assert [found["vlan_tci"], found["vlan_inner_tci"]] == [*(tci for _, tci in spec.tags), 0, 0][:2]
@@ -105,12 +109,18 @@ headers = st.builds(
     extensions=st.lists(st.tuples(st.sampled_from([0, 43, 44, 51, 60]), st.sampled_from([6, 14, 22]).flatmap(
         lambda size: st.binary(min_size=size, max_size=size))), max_size=4),
     fragment=st.sampled_from([0, 0x4000, 0x2000, 0x2010, 3]), tos=st.integers(0, 255), ttl=st.integers(0, 255),
-    tcp_options=st.sampled_from([b"", bytes(4), bytes(40)]), ip_options=st.sampled_from([b"", bytes(4), bytes(40)]))  # fmt: skip
+    tcp_options=st.sampled_from([b"", bytes(4), bytes(40)]), ip_options=st.sampled_from([b"", bytes(4),
+                                                                                         bytes(40)]))  # fmt: skip
 
 
 @settings(deadline=None, max_examples=400)
-@given(spec=headers, edits=st.lists(st.tuples(st.integers(12, 120), st.integers(0, 255)), max_size=4), cut=st.integers(0, 200),
-       truncated=st.booleans(), protocol=st.sampled_from([None, 1, 58, 132, 47]))
+@given(
+    spec=headers,
+    edits=st.lists(st.tuples(st.integers(12, 120), st.integers(0, 255)), max_size=4),
+    cut=st.integers(0, 200),
+    truncated=st.booleans(),
+    protocol=st.sampled_from([None, 1, 58, 132, 47]),
+)
 def test_twin_on_frames_that_are_nearly_right(spec, edits, cut, truncated, protocol):
     if protocol is not None and spec.version == 4:
         edits = [*edits, (spec.l3_offset + 9, protocol)]
@@ -124,8 +134,11 @@ def test_twin_on_frames_that_are_nearly_right(spec, edits, cut, truncated, proto
 
 
 @settings(deadline=None, max_examples=300)
-@given(kind=st.sampled_from([b"\x08\x00", b"\x86\xdd", b"\x81\x00", b"\x91\x00", b"\x08\x06"]), rest=st.binary(max_size=120),
-       truncated=st.booleans())
+@given(
+    kind=st.sampled_from([b"\x08\x00", b"\x86\xdd", b"\x81\x00", b"\x91\x00", b"\x08\x06"]),
+    rest=st.binary(max_size=120),
+    truncated=st.booleans(),
+)
 @example(kind=b"\x08", rest=b"", truncated=True)
 def test_twin_on_noise(kind, rest, truncated):
     agree(MAC + kind + rest, truncated=truncated)
@@ -135,14 +148,28 @@ def test_twin_on_noise(kind, rest, truncated):
 
 
 @settings(deadline=None, max_examples=400)
-@given(name=st.sampled_from(sorted(SPECS)), flags=st.sampled_from([0, 1, 1, 1, 2, 3]), right=st.booleans(),
-       gso_type=st.sampled_from([0, 1, 3, 4, 5, 0x80, 0x81, 0x84, 0x85, 77]), gso_size=st.sampled_from([0, 1, 2, 7, 8, 100, 1400, 65535]),
-       start=st.integers(-2, 2), offset=st.integers(-2, 2), truncated=st.booleans())
+@given(
+    name=st.sampled_from(sorted(SPECS)),
+    flags=st.sampled_from([0, 1, 1, 1, 2, 3]),
+    right=st.booleans(),
+    gso_type=st.sampled_from([0, 1, 3, 4, 5, 0x80, 0x81, 0x84, 0x85, 77]),
+    gso_size=st.sampled_from([0, 1, 2, 7, 8, 100, 1400, 65535]),
+    start=st.integers(-2, 2),
+    offset=st.integers(-2, 2),
+    truncated=st.booleans(),
+)
 def test_twin_on_offload_fields(name, flags, right, gso_type, gso_size, start, offset, truncated):
     spec = SPECS[name]
     whole = spec.frame(1000)
-    agree(whole.data, truncated=truncated, vnet_flags=flags, gso_type=whole.gso_type if right else gso_type, gso_size=gso_size,
-          csum_start=whole.csum_start + start, csum_offset=whole.csum_offset + offset)
+    agree(
+        whole.data,
+        truncated=truncated,
+        vnet_flags=flags,
+        gso_type=whole.gso_type if right else gso_type,
+        gso_size=gso_size,
+        csum_start=whole.csum_start + start,
+        csum_offset=whole.csum_offset + offset,
+    )
 
 
 @pytest.mark.parametrize(("start", "offset"), [(13, 0), (0, 60), (14, 65535), (65535, 65535), (60, 0), (59, 0), (34, 25)])
@@ -153,8 +180,14 @@ def test_a_checksum_field_outside_the_frame(start, offset):
 
 def gso(spec, **changes):
     whole = spec.frame(changes.pop("size", 1000))
-    fields = {"vnet_flags": whole.vnet_flags, "gso_type": whole.gso_type, "gso_size": whole.gso_size, "csum_start": whole.csum_start,
-              "csum_offset": whole.csum_offset, **changes}
+    fields = {
+        "vnet_flags": whole.vnet_flags,
+        "gso_type": whole.gso_type,
+        "gso_size": whole.gso_size,
+        "csum_start": whole.csum_start,
+        "csum_offset": whole.csum_offset,
+        **changes,
+    }
     return agree(changes.pop("frame", whole.data), **{key: value for key, value in fields.items() if key != "frame"})
 
 
@@ -184,7 +217,7 @@ def test_what_a_gso_frame_may_cost_has_limits():
     assert gso(Spec(payload=bytes(16000)), size=8)[0] is None
     assert gso(Spec(payload=bytes(16000)), size=7)[0] == "bad_gso"
     assert gso(Spec(payload=bytes(2048 * 8 + 1)), size=8)[0] == "bad_gso"
-    assert gso(Spec(payload=bytes(60000)), size=36)[0] is None          # Linux' smallest MSS with timestamps
+    assert gso(Spec(payload=bytes(60000)), size=36)[0] is None  # Linux' smallest MSS with timestamps
     assert gso(Spec(protocol=UDP, payload=bytes(12800)), size=100)[0] is None
     assert gso(Spec(protocol=UDP, payload=bytes(12801)), size=100)[0] == "bad_gso"
     long = Spec(version=6, payload=bytes(3000), extensions=[(60, bytes(254)), (60, bytes(254))])
@@ -288,7 +321,9 @@ def test_only_drop_and_pass_are_policies():
 def ethernet_frames(path):
     """(frame, truncated) of every Ethernet packet of a classic pcap file up to where it breaks; nothing for other files."""
     data = path.read_bytes()
-    order = {b"\xd4\xc3\xb2\xa1": "<", b"\x4d\x3c\xb2\xa1": "<", b"\xa1\xb2\xc3\xd4": ">", b"\xa1\xb2\x3c\x4d": ">"}.get(data[:4])
+    order = {b"\xd4\xc3\xb2\xa1": "<", b"\x4d\x3c\xb2\xa1": "<", b"\xa1\xb2\xc3\xd4": ">", b"\xa1\xb2\x3c\x4d": ">"}.get(
+        data[:4]
+    )
     if order is None or len(data) < 24 or struct.unpack(order + "I", data[20:24])[0] & 0xFFFF != 1:
         return
     at = 24
@@ -323,7 +358,9 @@ def test_captures(folder):
                     cut_seen += 1
                     assert agree(frame, truncated=True)[0] in (None, reason)
             got = send([frame for frame, _ in some])
-            assert [frame.data for frame in got] == [frame for (frame, _), reason in zip(some, reasons, strict=True) if not reason]
+            assert [frame.data for frame in got] == [
+                frame for (frame, _), reason in zip(some, reasons, strict=True) if not reason
+            ]
             frames_seen += len(some)
     assert parse.statistics()["dropped"] == want
     assert files > 10 and frames_seen > 1000

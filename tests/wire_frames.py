@@ -30,8 +30,8 @@ class Spec:
     version: int = 4
     protocol: int = TCP
     payload: bytes = b""
-    tags: list[tuple[int, int]] = field(default_factory=list)     # (ethertype, TCI)
-    extensions: list[tuple[int, bytes]] = field(default_factory=list)   # IPv6: (protocol, its bytes from the third on)
+    tags: list[tuple[int, int]] = field(default_factory=list)  # (ethertype, TCI)
+    extensions: list[tuple[int, bytes]] = field(default_factory=list)  # IPv6: (protocol, its bytes from the third on)
     ip_options: bytes = b""
     tcp_options: bytes = b""
     tos: int = 0
@@ -78,15 +78,28 @@ class Spec:
     def transport(self) -> bytes:
         """Header and payload with the checksum field 0."""
         if self.protocol == TCP:
-            header = struct.pack("!HHIIBBHHH", self.source_port, self.destination_port, self.sequence, 7, (self.l4_bytes // 4) << 4,
-                                 self.flags, 4096, 0, 0) + self.tcp_options
+            header = (
+                struct.pack(
+                    "!HHIIBBHHH",
+                    self.source_port,
+                    self.destination_port,
+                    self.sequence,
+                    7,
+                    (self.l4_bytes // 4) << 4,
+                    self.flags,
+                    4096,
+                    0,
+                    0,
+                )
+                + self.tcp_options
+            )
         else:
             header = struct.pack("!HHHH", self.source_port, self.destination_port, 8 + len(self.payload), 0)
         return header + self.payload
 
     def link(self) -> bytes:
         types = [kind for kind, _ in self.tags] + [0x0800 if self.version == 4 else 0x86DD]
-        out = bytes.fromhex("020000000002" "020000000001") + struct.pack("!H", types[0])
+        out = bytes.fromhex("020000000002020000000001") + struct.pack("!H", types[0])
         for (_, tci), kind in zip(self.tags, types[1:], strict=True):
             out += struct.pack("!HH", tci, kind)
         return out
@@ -94,8 +107,16 @@ class Spec:
     def network(self, l4_bytes: int) -> bytes:
         if self.version == 4:
             words = 5 + len(self.ip_options) // 4
-            head = struct.pack("!BBHHHBB", 0x40 | words, self.tos, 4 * words + l4_bytes, self.identification & 0xFFFF, self.fragment,
-                               self.ttl, self.protocol)
+            head = struct.pack(
+                "!BBHHHBB",
+                0x40 | words,
+                self.tos,
+                4 * words + l4_bytes,
+                self.identification & 0xFFFF,
+                self.fragment,
+                self.ttl,
+                self.protocol,
+            )
             tail = self.source + self.destination + self.ip_options
             return head + struct.pack("!H", checksum(head + b"\0\0" + tail)) + tail
         chain = b""
@@ -103,7 +124,8 @@ class Spec:
         for (_, data), following in zip(self.extensions, kinds[1:], strict=True):
             chain += bytes([following, (2 + len(data)) // 8 - 1]) + data
         return struct.pack("!IHBB", 6 << 28 | self.tos << 20, len(chain) + l4_bytes, kinds[0], self.ttl) + (
-            self.source + self.destination + chain)
+            self.source + self.destination + chain
+        )
 
     def build(self, complete: bool = True) -> bytes:
         """The frame, its checksum complete or only the pseudo-header's sum (as with VNET_NEEDS_CSUM)."""
@@ -117,8 +139,15 @@ class Spec:
         if gso_size and gso_type is None:
             gso_type = (GSO_TCPV4 if self.version == 4 else GSO_TCPV6) if self.protocol == TCP else GSO_UDP_L4
             gso_type |= GSO_ECN if self.protocol == TCP and self.flags & CWR else 0
-        return Frame(self.build(complete=False), NEEDS_CSUM, gso_type or 0, 9 if gso_size else 0, gso_size, self.l4_offset,
-                     self.checksum_at)
+        return Frame(
+            self.build(complete=False),
+            NEEDS_CSUM,
+            gso_type or 0,
+            9 if gso_size else 0,
+            gso_size,
+            self.l4_offset,
+            self.checksum_at,
+        )
 
     def segments(self, gso_size: int) -> list[Spec]:
         """What the sender's stack would have sent without segmentation offload."""
@@ -128,8 +157,17 @@ class Spec:
             flags = self.flags
             flags &= ~(FIN | PSH) if i < len(parts) - 1 else 0xFF
             flags &= ~CWR if i else 0xFF
-            out.append(Spec(**{**self.__dict__, "payload": part, "identification": self.identification + i, "flags": flags,
-                               "sequence": (self.sequence + i * gso_size) & 0xFFFFFFFF}))
+            out.append(
+                Spec(
+                    **{
+                        **self.__dict__,
+                        "payload": part,
+                        "identification": self.identification + i,
+                        "flags": flags,
+                        "sequence": (self.sequence + i * gso_size) & 0xFFFFFFFF,
+                    }
+                )
+            )
         return out
 
 

@@ -8,7 +8,7 @@ cdef enum:
     # Bits of the key's flags besides the record's PACKET_IPV4, PACKET_IPV6 and PACKET_L4
     KEY_IP = 0x01                        # IPv4 or IPv6
 
-cdef struct Match:                       # a rule: every test is made of numbers, so that none of them branches on what a rule wants
+cdef struct Match:                       # a rule in numbers: what it does not ask for compares equal
     uint64_t key_mask                    # over packet_key
     uint64_t key_value
     uint16_t source_port_low

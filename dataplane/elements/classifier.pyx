@@ -32,7 +32,8 @@ cdef inline bint matches_packet(const Match *m, const Packet *p, uint64_t key, c
 cdef class Classifier(Element):
     """Sends each packet through the gate of the first rule that it matches. Stands behind Parse.
 
-    Synopsis:  split = Classifier([{"protocol": "tcp", "destination": "10.0.0.0/8", "destination_port": "80-90"}, {"dscp": "ef"}])
+    Synopsis:  split = Classifier([{"protocol": "tcp", "destination": "10.0.0.0/8", "destination_port": "80-90"},
+                                   {"dscp": "ef"}])
                split[0] >> web;  split[1] >> voice;  split[2] >> rest
     Ports:     1 in; rule i leads to gate i, or to the gate that it names; what no rule matches goes to the last gate.
     Config:    rules: a list of at most 1024; each a dict of conditions that must all hold ({} matches everything):

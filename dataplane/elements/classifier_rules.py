@@ -136,7 +136,8 @@ def read_rule(number: int, settings: Any) -> Rule:
         raise ConfigError(f"classifier rule {number}: source and destination: one is IPv4, one IPv6; want the same for both")
     for key in ("source_port", "destination_port"):
         if key in fields and rule.protocol is not None and rule.protocol not in WITH_PORTS:
-            raise ConfigError(f"classifier rule {number}: {key}: protocol {settings['protocol']} has no ports; want tcp, udp or sctp")
+            protocol = _shown(settings["protocol"])
+            raise ConfigError(f"classifier rule {number}: {key}: protocol {protocol} has no ports; want tcp, udp or sctp")
     return rule
 
 

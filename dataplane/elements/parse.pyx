@@ -15,8 +15,8 @@ cdef class Parse(Element):
 
     Synopsis:  nic.rx >> Parse() >> switch;  Parse(malformed="pass") where the network in between must not judge
     Ports:     1 in, 1 out; sound packets go on, in order, with the second half of their record filled.
-    Config:    malformed="drop"; "pass": packets with a malformed IP or transport header go on as plain Ethernet frames (counted).
-               Runts and wrong offload fields are dropped in both cases: no other element could work with them.
+    Config:    malformed="drop"; "pass": packets with a malformed IP or transport header go on as plain Ethernet
+               frames, counted. Runts and wrong offload fields are dropped in both cases: nobody could work with them.
     Counters:  ipv4_header, ipv4_length, ipv6_header, ipv6_length, l4_header: malformed and passed on.
                Drops: the same, and runt (shorter than its Ethernet header and tags), bad_gso (GSO type, size, checksum start or
                limits do not fit the headers), bad_csum_offset (checksum field outside the frame).

@@ -1,9 +1,10 @@
 """The Internet checksum (RFC 1071), the pseudo-headers it covers (RFC 9293, 768, 8200 section 8.1) and its updates (RFC 1624).
 
-Sums are taken over 16-bit words in the machine's byte order: the ones' complement sum does not mind (RFC 1071, 2.B), so a folded
-sum is stored in a frame as it is (memcpy), and a value that is no part of a frame is brought into network order before it is added.
+Sums are taken over 16-bit words in the machine's byte order: the ones' complement sum does not mind (RFC 1071, 2.B), so a
+folded sum is stored in a frame as it is (memcpy), and a value that is no part of a frame is brought into network order before
+it is added.
 
-A running sum is a uint64_t that nobody folds before the end. It takes 32-bit words, so 2^32 of them would be needed to overflow it.
+A running sum is a uint64_t that nobody folds before the end. It takes 32-bit words: 2^32 of them would overflow it.
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
@@ -38,8 +39,8 @@ cdef inline uint16_t checksum_fold(uint64_t running) noexcept nogil:
     return <uint16_t>((running & 0xFFFF) + (running >> 16))
 
 cdef inline uint64_t checksum_pseudo(const Packet *p, uint32_t transport_bytes) noexcept nogil:
-    """Running sum of the pseudo-header of a parsed IPv4 or IPv6 packet. With an IPv6 routing header the addresses are those of the
-    IPv6 header, not the final destination's."""
+    """Running sum of the pseudo-header of a parsed IPv4 or IPv6 packet. With an IPv6 routing header the addresses are those
+    of the IPv6 header, not the final destination's."""
     cdef uint64_t running = checksum_add(0, p.source_address, 4 if p.flags & PACKET_IPV4 else 16)
     running = checksum_add(running, p.destination_address, 4 if p.flags & PACKET_IPV4 else 16)
     return running + htonl(p.ip_protocol) + htonl(transport_bytes)

@@ -1,6 +1,6 @@
 """Headers of frames: layouts, big-endian loads, and the one function that reads a frame, `parse_packet`.
 
-Frames come from guests and captures: every offset is compared with the frame's length before it is read, every walk has a limit.
+Frames come from guests and captures: every offset is compared with the frame's length before it is read, every walk has an end.
 Sources: IEEE 802.3 and 802.1Q, RFC 791 (IPv4), 8200 (IPv6), 4302 (AH), 9293 (TCP), 768 (UDP), 9260 (SCTP), 792 and 4443 (ICMP);
 virtio 1.2, 5.1.6 (virtio-net header).
 
@@ -64,7 +64,7 @@ cdef enum:
     MAX_EXTENSION_HEADERS = 8
 
     # Limits on GSO frames: what one frame may cost whoever must segment it.
-    #  - headers are copied into every segment: 512 bytes hold two tags, IPv6 with 390 bytes of extensions, TCP with all options;
+    #  - headers are copied into every segment: 512 bytes hold two tags, IPv6, 390 bytes of extensions, TCP with all options;
     #  - Linux' smallest MSS is 48 bytes, options included, so at least 8 bytes of payload (tcp_min_snd_mss);
     #  - 2048 segments hold a 64 KiB frame at that MSS with the timestamp option (65,535 / 36 = 1820);
     #  - Linux refuses a UDP frame of more than 128 segments (UDP_MAX_SEGMENTS).
@@ -133,8 +133,8 @@ cdef inline int parse_link(const uint8_t *data, Packet *p) noexcept nogil:
 cdef inline bint length_is_true(const Packet *p, uint32_t said, uint32_t present) noexcept nogil:
     """Whether a length that an IP header says fits the bytes present. Less is fine (Ethernet padding), more is a lie.
 
-    A GSO frame has no padding, and segmenting takes the frame's length for the packet's: they must agree. One longer than the field
-    can say (Linux' BIG TCP) says 0.
+    A GSO frame has no padding, and segmenting takes the frame's length for the packet's: they must agree. One longer than the
+    field can say (Linux' BIG TCP) says 0.
     """
     if p.gso_type != GSO_NONE:
         return said == present or (said == 0 and present > 0xFFFF)
@@ -272,8 +272,10 @@ cdef inline int check_gso(Packet *p) noexcept nogil:
     """Whether the GSO fields fit the headers; sets header_length, which a guest may say wrong (for Linux it is a hint)."""
     cdef uint8_t kind = p.gso_type & <uint8_t>~GSO_ECN
     cdef bint tcp = kind == GSO_TCPV4 or kind == GSO_TCPV6
-    cdef uint16_t version = PACKET_IPV4 if kind == GSO_TCPV4 else PACKET_IPV6 if kind == GSO_TCPV6 else PACKET_IPV4 | PACKET_IPV6
+    cdef uint16_t version = PACKET_IPV4 | PACKET_IPV6
     cdef uint32_t payload
+    if tcp:
+        version = PACKET_IPV4 if kind == GSO_TCPV4 else PACKET_IPV6
     if not tcp and p.gso_type != GSO_UDP_L4:     # UFO was not negotiated; ECN is TCP's
         return PARSE_BAD_GSO
     if not p.flags & version or not p.flags & PACKET_L4 or p.flags & (PACKET_FRAGMENT | PACKET_TRUNCATED):
@@ -334,9 +336,10 @@ cdef inline int parse_headers(const uint8_t *data, Packet *p) noexcept nogil:
 cdef inline int parse_packet(const uint8_t *data, Packet *p) noexcept nogil:
     """Reads the frame at `data` (p.length bytes) into the record's second cache line and validates its virtio-net fields.
 
-    Returns PARSE_OK or the reason why the frame is malformed. After a reason from PARSE_IPV4_HEADER to PARSE_L4_HEADER the record
-    describes a plain Ethernet frame whose virtio-net fields are still to be checked (check_offloads); after the others it is not to be
-    used. l4_offset is set for every IP packet but later fragments; payload_offset is behind the last header that was understood.
+    Returns PARSE_OK or the reason why the frame is malformed. After a reason from PARSE_IPV4_HEADER to PARSE_L4_HEADER the
+    record describes a plain Ethernet frame whose virtio-net fields are still to be checked (check_offloads); after the others
+    it is not to be used. l4_offset is set for every IP packet but later fragments; payload_offset is behind the last header
+    that was understood.
     """
     cdef int reason = parse_headers(data, p)
     if reason != PARSE_OK:
