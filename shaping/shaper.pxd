@@ -18,6 +18,7 @@ cdef class Shaper(Element):
     cdef Setting setting
     cdef uint64_t next_ns        # T, whole nanoseconds
     cdef uint64_t remainder      # T, the rest, in 1 / rate_bps nanoseconds; below rate_bps
+    cdef uint64_t emptied_ns     # when the last packet left the queue
     cdef readonly uint64_t burst_ns      # how far T may lie behind now when a packet finds the queue empty
     cdef object _queue_ns                # int, or None where the limit was given in bytes
     cdef object _queue_bytes
@@ -36,6 +37,7 @@ cdef class Shaper(Element):
     cdef void release_due(self, Context *ctx) noexcept nogil
     cdef uint32_t segments_each(self, Context *ctx, uint32_t index, uint32_t wire_bytes) noexcept nogil
     cdef bint split_head(self, Context *ctx, uint32_t segments_each, uint32_t wire_bytes) noexcept nogil
+    cdef void end_idle(self, uint64_t now_ns) noexcept nogil
     cdef void count_held(self, Context *ctx, uint32_t index, int sign) noexcept nogil
     cdef void set_deadline(self, Context *ctx) noexcept nogil
     cdef void apply(self, const Setting *setting, uint64_t now_ns) noexcept nogil

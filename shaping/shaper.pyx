@@ -21,6 +21,9 @@ QUANTUM_NS = 1_000_000           # a GSO frame worth more than this is split
 # no room behind another and TCP would lose 44 segments at once.
 QUEUE_FLOOR_BYTES = 2 * LARGE_FRAME
 
+cdef enum:
+    CATCH_UP_NS = 100000000      # the most lateness that is made up by packets which come after it
+
 # DROP_REASONS
 cdef enum:
     QUEUE_FULL = 0
@@ -48,9 +51,10 @@ cdef class Shaper(Element):
                preamble, no FCS; a GSO frame is worth what its segments are.
                queue: how much may wait, as time at the current rate ("100ms", int ns; at least 139,008 bytes) or as a size ("256kb").
                Besides, at most a quarter of the pool's buffers of either size.
-               burst: credit that an idle time earns, as time at the current rate ("250us", int ns). It is there to make up for the
-               lateness of timers while the queue runs empty between two batches. While packets wait, lateness is made up in full,
-               however long it was: what waits is what bounds it. The worst burst is `burst` and one frame (at most 1 ms, or one packet).
+               burst: credit that an idle time earns, as time at the current rate ("250us", int ns), so that a source which is a little
+               late for its turn gets its rate all the same. The worst burst of a punctual engine is `burst` and one frame (at most 1 ms,
+               or one packet). Lateness of the engine is made up in full by what waits meanwhile, and up to 100 ms of it by what comes at
+               once when the queue runs empty of it.
     Drops:     queue_full (tail drop), no_buffer (a segment), released (held when the element was taken out)
     Counters:  passed (left at once), delayed (waited), split (GSO frames cut), sent_bytes (wire bytes let go), queue_bytes (waiting now),
                queue_bytes_max, sojourn_max_ns, sojourn_ns (sum over all packets: divide by passed + delayed)
@@ -107,13 +111,9 @@ cdef class Shaper(Element):
         cdef Packet *p = &ctx.packets[index]
         cdef uint32_t wire_bytes = packet_wire_bytes(p)
         cdef bint large = index >= ctx.small_count
-        cdef uint64_t credit_from
         if self.head == NO_PACKET:
-            # The wire was idle: of the time that passed since, only the burst counts. An empty queue takes any packet.
-            credit_from = ctx.now_ns - self.burst_ns if ctx.now_ns > self.burst_ns else 0
-            if self.next_ns < credit_from:
-                self.next_ns, self.remainder = credit_from, 0
-            self.head = index
+            self.end_idle(ctx.now_ns)
+            self.head = index                  # an empty queue takes any packet
         elif (self.counters.extra[QUEUE_BYTES] + wire_bytes > self.setting.limit_bytes
               or (self.large_held >= self.large_limit if large else self.small_held >= self.small_limit)):
             return False
@@ -127,6 +127,18 @@ cdef class Shaper(Element):
         if self.counters.extra[QUEUE_BYTES] > self.counters.extra[QUEUE_BYTES_MAX]:
             self.counters.extra[QUEUE_BYTES_MAX] = self.counters.extra[QUEUE_BYTES]
         return True
+
+    cdef void end_idle(self, uint64_t now_ns) noexcept nogil:
+        """A packet comes to an empty queue: of the time that the wire stood idle, no more than the burst may be made up."""
+        cdef uint64_t credit_ns = self.burst_ns, late_ns, idle_ns = now_ns - self.emptied_ns
+        # Unless the queue ran empty only because we were late: those whose packets we kept (TCP's acknowledgements come back at once)
+        # would have sent more in time. The sooner they do, the more of that lateness is still theirs.
+        if self.emptied_ns > self.next_ns:
+            late_ns = min(self.emptied_ns - self.next_ns, <uint64_t>CATCH_UP_NS)
+            if late_ns > idle_ns and late_ns - idle_ns > credit_ns:
+                credit_ns = late_ns - idle_ns
+        if now_ns > credit_ns and self.next_ns < now_ns - credit_ns:
+            self.next_ns, self.remainder = now_ns - credit_ns, 0
 
     cdef void count_held(self, Context *ctx, uint32_t index, int sign) noexcept nogil:
         self.counters.held += sign
@@ -143,6 +155,7 @@ cdef class Shaper(Element):
         self.head = p.next
         if self.head == NO_PACKET:
             self.tail = NO_PACKET
+            self.emptied_ns = ctx.now_ns
         p.next = NO_PACKET
         p.release_ns = ctx.now_ns
         self.count_held(ctx, index, -1)

@@ -184,6 +184,21 @@ def test_lateness_is_made_up_in_full_while_packets_wait():
     bench.close()
 
 
+@pytest.mark.parametrize(("idle_ms", "at_once"), [(0, 30), (10, 20), (29, 3), (500, 3)])
+def test_lateness_is_made_up_by_what_comes_soon_after(idle_ms, at_once):
+    """The engine is 39 ms late for a queue of 10 frames of 1 ms; what comes then has the other 29 ms, less the time it took."""
+    bench = Bench(rate=10 * MBIT, queue="1mb", burst="2ms")
+    bench.inject(START_NS, [1250] * 13)
+    assert len(bench.departures()) == 3  # the burst of 2 ms and one
+    late = START_NS + 40 * 10**6  # the next was due after 1 ms, the last after 10
+    bench.engine.clock.set(late)
+    bench.engine.advance(late)
+    assert len(bench.departures()) == 10
+    bench.inject(late + idle_ms * 10**6, [1250] * 60)
+    assert len(bench.departures()) == at_once
+    bench.close()
+
+
 def test_the_rate_changes_live():
     bench = Bench(rate=1 * MBIT, queue="1mb", burst=0)
     bench.inject(START_NS, [1250] * 7)  # 10 ms each
