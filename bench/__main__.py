@@ -54,6 +54,7 @@ def main(context: click.Context, as_json: bool) -> None:
     """
     if context.invoked_subcommand is not None:
         return
+    _need_root()
     elements, tap = _elements(), _tap(rounds=5, seconds=2, names=[])
     if as_json:
         print(json.dumps({"tap": tap, "elements": elements}))
