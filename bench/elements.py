@@ -1,8 +1,11 @@
 """Elements one by one: ns a packet at batches of 1, 32 and 256, through the same `push` that an engine calls."""
 
+import importlib
 import statistics
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from bench import frames, machine
 from bench.micro import Hop, Lane, Sink
@@ -22,6 +25,7 @@ PACKETS = 128 * 1024  # of one repetition: about a millisecond
 LANE_PACKETS = 512  # records and first lines of the frames stay in a CPU's own cache, as a busy engine's do
 SHAPED_BPS = 1_000_000_000
 QUEUED = 128
+ADDRESSES = 1000
 
 Json = dict[str, object]
 
@@ -58,7 +62,51 @@ TRAFFIC: dict[str, tuple[list[bytes], tuple[int, int, int, int, int] | None]] = 
     "64 B": ([frames.SMALL], None),
     "1500 B": ([frames.FULL], None),
     "64 KB GSO": ([frames.LARGE], frames.LARGE_GSO),
+    "64 B, 1000 MACs": (frames.many_destinations(ADDRESSES), None),
 }
+
+
+def _built(module: str, name: str) -> Any:
+    """The class, or None where this build lacks its module, which is said."""
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError:
+        print(f"{name} is left out: {module} is not built", file=sys.stderr)
+        return None
+
+
+def _switch_cases() -> list[Case]:
+    switch, table = _built("dataplane.elements.l2_switch", "L2Switch"), _built("dataplane.elements.mac_table", "MacTable")
+    if not switch or not table:
+        return []
+
+    def build() -> Element:
+        macs = table(4 * ADDRESSES)
+        for number in range(1, ADDRESSES + 1):
+            macs.add_static(frames.mac(number).hex(":"), 1)
+        element: Element = switch(macs, 2)
+        for port in (0, 1):
+            element.activate(port)  # type: ignore[attr-defined]
+        return element
+
+    return [
+        Case("L2Switch, one destination", "64 B", build),
+        Case("L2Switch, random destinations", "64 B, 1000 MACs", build),
+    ]
+
+
+def _classifier_cases() -> list[Case]:
+    classifier = _built("dataplane.elements.classifier", "Classifier")
+    if not classifier:
+        return []
+
+    def rules(count: int) -> Element:
+        # The last one matches: every other is tried for every packet.
+        ports = [*range(6000, 6000 + count - 1), frames.PORT]
+        made: Element = classifier([{"protocol": "udp", "destination_port": port, "gate": 0} for port in ports], default=1)
+        return made
+
+    return [Case(f"Classifier, match in rule {n} of {n}", "64 B", lambda n=n: rules(n)) for n in (1, 16, 256)]  # type: ignore[misc]
 
 
 def _cases() -> list[Case]:
@@ -75,6 +123,8 @@ def _cases() -> list[Case]:
             step_ns_packet=len(frames.SMALL) * 8 * 1_000_000_000 // SHAPED_BPS,
             queued=QUEUED,
         ),
+        *_switch_cases(),
+        *_classifier_cases(),
         Case("PyElement, empty process", "64 B", PassThrough, packets=2048),
         Case("PyElement, reads and writes a column", "64 B", Marker, packets=2048),
     ]
@@ -93,7 +143,7 @@ class Bench:
     def lane(self, traffic: str) -> Lane:
         if traffic not in self.lanes:
             made, gso = TRAFFIC[traffic]
-            self.lanes[traffic] = Lane(self.pool, made, LANE_PACKETS // len(made), gso)
+            self.lanes[traffic] = Lane(self.pool, made, max(LANE_PACKETS // len(made), 1), gso)
             self.sinks[traffic] = Sink(self.lanes[traffic])
             self.push_once(traffic, self.ready(Case("Parse", traffic, Parse)))
         return self.lanes[traffic]

@@ -1,9 +1,11 @@
 """Frames for the element benchmarks, by hand: what they need and no more."""
 
+import random
 import struct
 
 ETHERTYPE_IPV4 = 0x0800
 TCP, UDP = 6, 17
+PORT = 5001
 IPV4_BYTES, TCP_BYTES, UDP_BYTES, ETHERNET_BYTES = 20, 20, 8, 14
 
 
@@ -20,7 +22,7 @@ def checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
-def frame(protocol: int, length: int, destination: int = 1, source: int = 2, destination_port: int = 5001) -> bytes:
+def frame(protocol: int, length: int, destination: int = 1, source: int = 5000, destination_port: int = PORT) -> bytes:
     """An IPv4 frame of `length` bytes (FCS not counted) from mac(source) to mac(destination)."""
     ip_length = length - ETHERNET_BYTES
     ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, ip_length, 1, 0x4000, 64, protocol, 0, b"\x0a\x00\x00\x01", b"\x0a\x00\x00\x02")
@@ -40,3 +42,10 @@ HEADERS = ETHERNET_BYTES + IPV4_BYTES + TCP_BYTES
 LARGE = frame(TCP, HEADERS + 44 * SEGMENT)
 # (gso_type TCPv4, header_length, gso_size, csum_start, csum_offset) as the kernel hands over such a frame
 LARGE_GSO = (1, HEADERS, SEGMENT, ETHERNET_BYTES + IPV4_BYTES, 16)
+
+
+def many_destinations(count: int) -> list[bytes]:
+    """Small frames to mac(1) ... mac(count), in a random order that is always the same; from mac(count + 1)."""
+    numbers = list(range(1, count + 1))
+    random.Random(1).shuffle(numbers)
+    return [frame(UDP, 60, destination=number, source=count + 1) for number in numbers]
