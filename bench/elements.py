@@ -54,7 +54,6 @@ class Case:
     packets: int = PACKETS
     step_ns_packet: int = 0
     queued: int = 0
-    parsed: bool = True
     raw_ns: dict[int, list[float]] = field(default_factory=dict)
 
 
@@ -109,10 +108,24 @@ def _classifier_cases() -> list[Case]:
     return [Case(f"Classifier, match in rule {n} of {n}", "64 B", lambda n=n: rules(n)) for n in (1, 16, 256)]  # type: ignore[misc]
 
 
+def _mirror_cases() -> list[Case]:
+    mirror = _built("dataplane.elements.mirror", "Mirror")
+    if not mirror:
+        return []
+
+    def build() -> Element:
+        # What a repetition copies fits the buffer: the price of a copy is wanted, not that of a full buffer.
+        made: Element = mirror("/dev/null", buffer="64mb")
+        return made
+
+    packets = {"64 B": 16384, "1500 B": 8192, "64 KB GSO": 512}
+    return [Case("Mirror", traffic, build, packets=count) for traffic, count in packets.items()]
+
+
 def _cases() -> list[Case]:
     cases = [Case("hop (element that only forwards)", "64 B", Hop)]
-    cases += [Case("Counter", traffic, Counter) for traffic in TRAFFIC]
-    cases += [Case("Parse", traffic, Parse, parsed=False) for traffic in TRAFFIC]
+    for traffic in ("64 B", "1500 B", "64 KB GSO"):
+        cases += [Case("Counter", traffic, Counter), Case("Parse", traffic, Parse)]
     cases += [
         Case("Shaper, unlimited", "64 B", Shaper),
         # The clock moves by what the packets are worth: one leaves for each that comes, behind QUEUED others.
@@ -125,6 +138,7 @@ def _cases() -> list[Case]:
         ),
         *_switch_cases(),
         *_classifier_cases(),
+        *_mirror_cases(),
         Case("PyElement, empty process", "64 B", PassThrough, packets=2048),
         Case("PyElement, reads and writes a column", "64 B", Marker, packets=2048),
     ]
@@ -203,6 +217,9 @@ def run(repetitions: int = REPETITIONS, packets: int = PACKETS) -> Json:
                 bench.repeat(loop, bench.sinks[traffic], batch)
             for case, element in zip(cases, elements, strict=True):
                 bench.repeat(case, element, batch)
+    for element in elements:
+        element.release()
+        element.cleanup()
     rows: list[Json] = []
     floor = {t: {b: statistics.median(times) for b, times in loop.raw_ns.items()} for t, loop in empty.items()}
     for case in cases:
