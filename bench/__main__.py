@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 
 from bench import interrupts, report
-from bench.errors import BenchError
+from bench.errors import BenchError, RequestError
 
 Result = Mapping[str, Any]
 
@@ -22,7 +22,7 @@ def _console() -> Console:
 
 def _need_root() -> None:
     if os.geteuid() != 0:
-        raise click.UsageError("bench tap makes network namespaces: run it as root")
+        raise RequestError("bench tap makes network namespaces: run it as root")
 
 
 def _tap(rounds: int, seconds: float, names: list[str]) -> Result:
@@ -32,6 +32,13 @@ def _tap(rounds: int, seconds: float, names: list[str]) -> Result:
     result = tap.run(rounds, seconds, names)
     report.save("tap", result)
     return result
+
+
+def _complain(result: Result) -> None:
+    from bench.tap import failure_of_ours
+
+    if failure := failure_of_ours(dict(result)):
+        raise BenchError(failure)
 
 
 def _elements() -> Result:
@@ -61,6 +68,7 @@ def main(context: click.Context, as_json: bool) -> None:
     else:
         report.show_elements(_console(), elements)
         report.show_tap(_console(), tap)
+    _complain(tap)
 
 
 @main.command()
@@ -75,6 +83,7 @@ def tap(rounds: int, seconds: float, peers: str, as_json: bool) -> None:
         print(json.dumps(result))
     else:
         report.show_tap(_console(), result)
+    _complain(result)
 
 
 @main.command()
@@ -95,6 +104,9 @@ def run() -> None:
         main(standalone_mode=False)
     except click.ClickException as error:
         print(f"bench: {error.format_message()}", file=sys.stderr)
+        sys.exit(2)
+    except RequestError as error:
+        print(f"bench: {error}", file=sys.stderr)
         sys.exit(2)
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)

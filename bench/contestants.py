@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench.errors import BenchError
+from bench.errors import RequestError
 from bench.probes import BIN, run
 from bench.space import Space, wait_for
 
@@ -183,11 +183,11 @@ def cpu_ns(pid: int) -> int:
 
 
 def choose(names: list[str]) -> tuple[list[Contestant], list[str]]:
-    """The contestants of these names (all where empty) that can run, and a line for each that cannot. Raises BenchError."""
+    """The contestants of these names (all where empty) that can run, and a line for each that cannot. Raises RequestError."""
     known = {c.name: c for c in ALL}
     for name in names:
         if name not in known:
-            raise BenchError(f"unknown contestant {name!r}: want some of {', '.join(known)}")
+            raise RequestError(f"unknown contestant {name!r}: want some of {', '.join(known)}")
     wanted = [c for c in ALL if not names or c.name in names]
     lacking = [f"{c.name} is left out: no {c.missing()}" for c in wanted if c.missing()]
     return [c for c in wanted if not c.missing()], lacking

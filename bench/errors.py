@@ -3,3 +3,7 @@
 
 class BenchError(Exception):
     """A benchmark cannot run or a contestant does not work."""
+
+
+class RequestError(BenchError):
+    """What was asked for cannot be: the user's to mend, exit status 2."""

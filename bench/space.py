@@ -113,7 +113,7 @@ class Space:
 
         def there() -> bool:
             if process and process.poll() is not None:
-                raise BenchError(f"{process.args[-1] if isinstance(process.args, list) else ''}: {self.complaint(process)}")
+                raise BenchError(self.complaint(process))
             return interface in run(["ip", "-n", name, "-brief", "link"]).replace("@", " ").split()
 
         wait_for(there, 10, f"no interface {interface} in {name}")

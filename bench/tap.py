@@ -145,5 +145,12 @@ def run(rounds: int, seconds: float, names: list[str]) -> Json:
     return {**summarise(series, rounds, seconds), "machine": described}
 
 
+def failure_of_ours(result: Json) -> str:
+    """The first failure of vnic, "" where it has none: a run that could not measure what it is for must not look well."""
+    ours = result["ours"]
+    assert isinstance(ours, dict)
+    return next((f"{name}: {failure}" for name, one in ours.items() for failure in one["failures"]), "")
+
+
 def rotate(items: list[contestants.Contestant], start: int) -> Iterable[contestants.Contestant]:
     return [*items[start:], *items[:start]]

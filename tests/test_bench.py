@@ -67,6 +67,12 @@ def test_a_run_without_vnic_gives_nulls_not_errors() -> None:
     assert result["tcp_gbps"] is None and result["tcp_ratio_vs_bare"] is None
 
 
+def test_a_failure_of_vnic_is_told_apart_from_a_peers() -> None:
+    broken = tap.Series("v", [], ["round 1: no"])
+    assert tap.failure_of_ours(tap.summarise({"vde": broken}, rounds=1, seconds=1)) == ""
+    assert tap.failure_of_ours(tap.summarise({"vnic": broken}, rounds=1, seconds=1)) == "vnic: round 1: no"
+
+
 def test_tables_print_what_is_missing_as_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
     failed = tap.Series("nothing", [], ["round 1: no gcc"])
     result = tap.summarise({"bare-1": series("1", tcp_gbps=[38.0]), "vde": failed}, rounds=1, seconds=1)
