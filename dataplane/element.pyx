@@ -4,10 +4,10 @@ import traceback
 
 import numpy as np
 from cpython.ref cimport PyObject
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
-from dataplane.packet cimport (BATCH_MAX, Batch, Context, PacketPool, batch_add, packet_data, packet_free)
+from dataplane.packet cimport BATCH_MAX, Batch, Context, batch_add, packet_free
 from dataplane.vatomic cimport vnic_check
 
 from dataplane.errors import GraphError

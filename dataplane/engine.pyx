@@ -12,7 +12,7 @@ from posix.unistd cimport read, write
 from dataplane.clock cimport Clock
 from dataplane.element cimport NEVER, Counters, Element, Source, counters_dict
 from dataplane.packet cimport Context, PacketPool, packet_return_cache
-from dataplane.vatomic cimport (va_cas_ptr, va_fence, va_load_acquire_ptr, va_load_acquire_u32, va_load_relaxed_u32, va_pause,
+from dataplane.vatomic cimport (va_fence, va_load_acquire_ptr, va_load_acquire_u32, va_load_relaxed_u32, va_pause,
                                 va_store_relaxed_u32, va_store_release_ptr, va_store_release_u32)
 
 from dataplane.errors import ConfigError, GraphError, VnicError

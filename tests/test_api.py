@@ -186,7 +186,9 @@ def test_too_many_clients_are_told_so(daemon):
 def test_an_instance_is_one_process_and_a_dead_one_s_socket_is_replaced(own_daemon, runtime_directory):
     command = [sys.executable, "-m", "tests.fake_daemon", "default"]
     second = subprocess.run(command, cwd=TREE, capture_output=True, text=True)
-    assert f"instance default runs already (pid {own_daemon.pid}); stop it with 'vnic down' or choose --instance" in second.stderr
+    assert (
+        f"instance default runs already (pid {own_daemon.pid}); stop it with 'vnic down' or choose --instance" in second.stderr
+    )
     other = start_fake("lab")
     assert other.up
     own_daemon.kill()

@@ -12,26 +12,56 @@ from dataplane.units import LIMIT, format_rate, format_size, format_time, parse_
 KINDS = {"rate": (parse_rate, format_rate), "size": (parse_size, format_size), "time": (parse_time, format_time)}
 
 
-@pytest.mark.parametrize(("text", "want"), [
-    ("10mbit", 10_000_000), ("1gbit", 10**9), ("2.5gbit", 2_500_000_000), ("800kbit", 800_000), ("1Mbit", 10**6), ("7bit", 7),
-    ("1.5kbit", 1500), ("1kibit", 1024), (" 3 mibit ", 3 << 20), ("0", 0), (0, 0), (".5kbit", 500),
-])
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("10mbit", 10_000_000),
+        ("1gbit", 10**9),
+        ("2.5gbit", 2_500_000_000),
+        ("800kbit", 800_000),
+        ("1Mbit", 10**6),
+        ("7bit", 7),
+        ("1.5kbit", 1500),
+        ("1kibit", 1024),
+        (" 3 mibit ", 3 << 20),
+        ("0", 0),
+        (0, 0),
+        (".5kbit", 500),
+    ],
+)
 def test_rates(text, want):
     assert parse_rate(text) == want
 
 
-@pytest.mark.parametrize(("text", "want"), [
-    ("64kb", 65536), ("64kib", 65536), ("64k", 65536), ("1500b", 1500), ("1.5kb", 1536), ("2mb", 2 << 20), ("1GiB", 1 << 30),
-])
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("64kb", 65536),
+        ("64kib", 65536),
+        ("64k", 65536),
+        ("1500b", 1500),
+        ("1.5kb", 1536),
+        ("2mb", 2 << 20),
+        ("1GiB", 1 << 30),
+    ],
+)
 def test_sizes_count_in_1024_as_in_tc(text, want):
     assert parse_size(text) == want
 
 
-@pytest.mark.parametrize(("text", "want"), [
-    ("250us", 250_000), ("5ms", 5_000_000), ("1s", 10**9), ("17ns", 17), ("0.5us", 500), ("300s", 300 * 10**9),
-    ("2min", 120 * 10**9),
-    ("10usecs", 10_000),
-])
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("250us", 250_000),
+        ("5ms", 5_000_000),
+        ("1s", 10**9),
+        ("17ns", 17),
+        ("0.5us", 500),
+        ("300s", 300 * 10**9),
+        ("2min", 120 * 10**9),
+        ("10usecs", 10_000),
+    ],
+)
 def test_times(text, want):
     assert parse_time(text) == want
 

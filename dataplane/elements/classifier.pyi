@@ -1,8 +1,10 @@
 from collections.abc import Iterable, Mapping
+from typing import final
 
 from dataplane.element import Element
 from dataplane.elements.classifier_rules import Rule
 
+@final
 class Classifier(Element):
     rules: list[Rule]
     def __init__(

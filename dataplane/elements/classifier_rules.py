@@ -82,9 +82,7 @@ def _prefix(value: object) -> Prefix:
         network = ipaddress.ip_network(value, strict=False)
     except ValueError:
         raise ValueError(want) from None
-    return Prefix(
-        network.version, network.network_address.packed.ljust(16, b"\0"), network.netmask.packed.ljust(16, b"\0")
-    )
+    return Prefix(network.version, network.network_address.packed.ljust(16, b"\0"), network.netmask.packed.ljust(16, b"\0"))
 
 
 def _port_range(value: Any) -> PortRange:

@@ -4,7 +4,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memmove, memset
 from dataplane.element cimport NEVER, Element
 from dataplane.elements.mac_table cimport LEARN_MOVED, LEARN_NEW, LEARN_REFUSED, MAX_PORTS, MacTable, mac_key
-from dataplane.packet cimport NO_PACKET, PACKET_PARSED, Batch, Context, Packet, packet_copy, packet_data, packet_free
+from dataplane.packet cimport NO_PACKET, PACKET_PARSED, Batch, Context, Packet, packet_copy, packet_data
 
 from dataplane.errors import ConfigError
 

@@ -2,7 +2,7 @@
 cimport cython
 from libc.stdint cimport uint32_t
 from dataplane.element cimport Element
-from dataplane.packet cimport Batch, Context, Packet, packet_data
+from dataplane.packet cimport Batch, Context, packet_data
 from dataplane.wire.headers cimport PARSE_IPV4_HEADER, PARSE_L4_HEADER, PARSE_OK, check_offloads, parse_packet
 
 from dataplane.errors import ConfigError

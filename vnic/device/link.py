@@ -101,13 +101,17 @@ def try_tun_device() -> None:
     try:
         os.close(os.open(TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except PermissionError:
-        raise ConfigError(f"{TUN_DEVICE}: not permitted to open it: ask root for chmod 0666 {TUN_DEVICE} (what most "
-                          "distributions have), or to give it to a group that you are in") from None
+        raise ConfigError(
+            f"{TUN_DEVICE}: not permitted to open it: ask root for chmod 0666 {TUN_DEVICE} (what most "
+            "distributions have), or to give it to a group that you are in"
+        ) from None
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENXIO):
             raise PortError(f"{TUN_DEVICE}: cannot open it: {error.strerror}") from None
-        raise ConfigError(f"{TUN_DEVICE} is missing: load the tun module (modprobe tun) or pass the device into the "
-                          f"container (--device {TUN_DEVICE})") from None
+        raise ConfigError(
+            f"{TUN_DEVICE} is missing: load the tun module (modprobe tun) or pass the device into the "
+            f"container (--device {TUN_DEVICE})"
+        ) from None
 
 
 def _creation_error(error: OSError, label: str) -> ConfigError | PortError:
@@ -116,8 +120,10 @@ def _creation_error(error: OSError, label: str) -> ConfigError | PortError:
     if code == errno.EBUSY:
         return ConfigError(f"{label}: the name is taken in that network namespace; choose another or delete that interface")
     if code == errno.EPERM:
-        return ConfigError(f"{label}: not permitted to make interfaces in that network namespace; run vnic as root, or "
-                           "attach to a container that you started as the same user")
+        return ConfigError(
+            f"{label}: not permitted to make interfaces in that network namespace; run vnic as root, or "
+            "attach to a container that you started as the same user"
+        )
     if code == errno.EINVAL:
         return ConfigError(f"{label}: the kernel refuses the name or multi-queue interfaces; choose another name")
     return PortError(f"{label}: cannot make it: {os.strerror(code)}")

@@ -319,5 +319,3 @@ def _watch_directory(path: str) -> int:
             os.close(fd)
         raise PortError(f"netns {path}: cannot be watched: {reason}; see fs.inotify.max_user_watches and max_user_instances")
     return fd
-
-
