@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from dataplane.element import Element, Source
 from dataplane.errors import GraphError
@@ -76,6 +77,19 @@ def to_text(elements: Iterable[Element]) -> str:
         ]
         lines.append(_label(element) + ("  " + "  ".join(targets) if targets else ""))
     return "\n".join(lines) + "\n"
+
+
+def to_data(elements: Iterable[Element]) -> list[dict[str, Any]]:
+    """The graph for programs: one dict an element, `gates` being the names of what follows."""
+    return [
+        {
+            "name": element.name,
+            "type": type(element).__name__,
+            "settings": element.describe(),
+            "gates": [target.name if target is not None else None for target in element.outputs],
+        }
+        for element in elements
+    ]
 
 
 def to_dot(elements: Iterable[Element]) -> str:

@@ -10,7 +10,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from dataplane.errors import ConfigError
 from vnic.control.api import checked_instance, runtime_directory, socket_path
@@ -20,7 +20,7 @@ from vnic.control.server import Server
 if TYPE_CHECKING:
     from vnic.control.server import Controllable
 
-    class RunnableRuntime(Controllable):
+    class RunnableRuntime(Controllable, Protocol):
         def start(self) -> None: ...
         def close(self) -> None: ...
 

@@ -1,0 +1,154 @@
+"""`vnic demo`: two real containers, one vnic between them, real TCP - unshaped, then shaped live - and the books at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from typing import Any
+
+from dataplane.errors import VnicError
+from dataplane.units import format_rate
+from vnic.control.convert import convert_config
+from vnic.control.runtime import Runtime
+
+ADDRESSES = {"left": "10.99.0.1", "right": "10.99.0.2"}
+MTU = 1500
+ETHERNET_HEADER = 14
+TCP_PORT, ECHO_PORT = 5001, 5002
+ROUND_TRIPS = 1000
+
+Progress = Callable[[str], None]
+
+
+class DemoContainer:
+    """The demo's hold on one container process."""
+
+    def __init__(self, name: str) -> None:
+        ours, theirs = socket.socketpair()
+        self.name = name
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "vnic.cli.demo_container", str(theirs.fileno())], pass_fds=[theirs.fileno()]
+            )
+        self._channel = ours
+        self._stream = ours.makefile("rw")
+        try:
+            self.pid = int(self.answer()["ready"])
+        except BaseException:
+            self.close()
+            raise
+
+    def ask(self, call: str, **arguments: Any) -> None:
+        """Sends a request; `answer` waits for its reply."""
+        self._stream.write(json.dumps({"call": call, **arguments}) + "\n")
+        self._stream.flush()
+
+    def answer(self) -> dict[str, Any]:
+        """The reply to the oldest open request."""
+        line = self._stream.readline()
+        if not line:
+            raise VnicError(f"container {self.name}: its process ended unexpectedly")
+        reply: dict[str, Any] = json.loads(line)
+        if "error" in reply:
+            raise VnicError(f"container {self.name}: {reply['error']}")
+        return reply
+
+    def close(self) -> None:
+        """Ends the process, and with it the namespaces."""
+        self._process.kill()
+        self._process.wait()
+        self._stream.close()
+        self._channel.close()
+
+
+def _tcp(sender: DemoContainer, receiver: DemoContainer, seconds: float, settle: float) -> tuple[float, int]:
+    """Goodput in bit/s of one TCP stream, and its MSS."""
+    address = ADDRESSES[receiver.name]
+    receiver.ask("receive", seconds=seconds, settle=settle)
+    sender.ask("send", address=address, port=TCP_PORT)
+    got, sent = receiver.answer(), sender.answer()
+    if not got["seconds"]:
+        raise VnicError(f"TCP from {sender.name} to {receiver.name} ended before it could be measured")
+    return got["bytes"] * 8 / got["seconds"], int(sent["mss"])
+
+
+def _round_trips(client: DemoContainer, server: DemoContainer) -> dict[str, float]:
+    address = ADDRESSES[server.name]
+    server.ask("echo", count=ROUND_TRIPS)
+    client.ask("ping", address=address, port=ECHO_PORT, count=ROUND_TRIPS)
+    times = sorted(client.answer()["times_us"])
+    server.answer()
+    if len(times) < 2:
+        raise VnicError(f"round trips from {client.name} to {server.name}: no answers")
+    cuts = statistics.quantiles(times, n=100)
+    return {"p50": round(cuts[49], 1), "p99": round(cuts[98], 1)}
+
+
+def run_demo(*, rate_bps: int, queues: int, seconds: float, spin: str, progress: Progress) -> dict[str, Any]:
+    """Runs the demo and returns its figures. Everything it made is gone when it returns, or raises, KeyboardInterrupt included."""
+    with ExitStack() as stack:
+        progress("making two containers")
+        left, right = (stack.enter_context(closing(DemoContainer(name))) for name in ADDRESSES)
+        config = convert_config(
+            {
+                "spin": spin,
+                "nics": {
+                    each.name: {
+                        "pid": each.pid,
+                        "interface": "eth0",
+                        "queues": queues,
+                        "mtu": MTU,
+                        "addresses": [f"{ADDRESSES[each.name]}/24"],
+                    }
+                    for each in (left, right)
+                },
+            }
+        )
+        runtime = stack.enter_context(Runtime(config))
+        progress(f"attaching both to one vnic, {queues} queue pair{'s' if queues > 1 else ''} each")
+        runtime.start()
+        for each in (left, right):
+            each.ask("listen", address=ADDRESSES[each.name], tcp_port=TCP_PORT, udp_port=ECHO_PORT)
+            each.answer()
+
+        progress(f"round trips: {ROUND_TRIPS} UDP datagrams there and back")
+        rtt_us = _round_trips(left, right)
+        unshaped: dict[str, float] = {}
+        shaped: dict[str, float] = {}
+        for sender, receiver in ((left, right), (right, left)):
+            progress(f"TCP {sender.name} -> {receiver.name}, unshaped, {seconds:g} s")
+            unshaped[f"{sender.name}-{receiver.name}"] = _tcp(sender, receiver, seconds, settle=0.3)[0]
+        for each in (left, right):
+            runtime.set_rate(each.name, egress_bps=rate_bps)
+        mss = 0
+        for sender, receiver in ((left, right), (right, left)):
+            progress(f"TCP {sender.name} -> {receiver.name}, {format_rate(rate_bps)} applied live, {seconds:g} s")
+            shaped[f"{sender.name}-{receiver.name}"], mss = _tcp(sender, receiver, seconds, settle=0.5)
+        # The policy counts layer-2 bits; of every full frame, the MSS is what the application sees.
+        expected_bps = rate_bps * mss / (MTU + ETHERNET_HEADER)
+        shaped_bps = statistics.fmean(shaped.values())
+        status = runtime.status()
+        per_queue = {nic["name"]: nic["queues"] for nic in runtime.stats()["nics"]}
+        return {
+            "unshaped_gbps": round(statistics.fmean(unshaped.values()) / 1e9, 3),
+            "unshaped_gbps_by_direction": {way: round(bps / 1e9, 3) for way, bps in unshaped.items()},
+            "rate": format_rate(rate_bps),
+            "shaped_mbps": round(shaped_bps / 1e6, 3),
+            "shaped_mbps_by_direction": {way: round(bps / 1e6, 3) for way, bps in shaped.items()},
+            "expected_mbps": round(expected_bps / 1e6, 3),
+            "error_percent": round((shaped_bps / expected_bps - 1) * 100, 3),
+            "rtt_us": rtt_us,
+            "queues": per_queue,
+            "conserved": bool(status["conserved"]),
+            "conservation": [
+                {term: engine[term] for term in ("name", "received", "generated", "transmitted", "dropped", "held")}
+                for engine in status["engines"]
+            ],
+            "unprivileged": os.geteuid() != 0,
+        }

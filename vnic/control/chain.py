@@ -1,0 +1,118 @@
+"""Chains: the elements that a configuration puts between a NIC and the switch, built and connected."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dataplane.element import Element
+from dataplane.errors import ConfigError, VnicError
+from vnic.control.schema import ElementConfig
+
+# Short names a configuration may use; anything else is module:Class.
+BUILT_IN = {
+    "Classifier": "dataplane.elements.classifier:Classifier",
+    "Counter": "dataplane.elements.counter:Counter",
+    "Discard": "dataplane.elements.counter:Discard",
+    "Mirror": "dataplane.elements.mirror:Mirror",
+    "Parse": "dataplane.elements.parse:Parse",
+    "Shaper": "shaping.shaper:Shaper",
+}
+
+
+@contextmanager
+def _importing_from(directory: str | None) -> Iterator[None]:
+    """The directory of the configuration file comes first while its elements are imported."""
+    if directory is None:
+        yield
+        return
+    sys.path.insert(0, directory)
+    try:
+        yield
+    finally:
+        sys.path.remove(directory)
+
+
+def element_class(reference: str, directory: str | None = None) -> type[Element]:
+    """The class that `reference` ("Counter" or "module:Class") names. Raises ConfigError when there is none."""
+    target = BUILT_IN.get(reference, reference)
+    module_name, colon, class_name = target.partition(":")
+    if not colon:
+        raise ConfigError(f"element {reference}: unknown; want module:Class or one of {', '.join(sorted(BUILT_IN))}")
+    try:
+        with _importing_from(directory):
+            module = importlib.import_module(module_name)
+    except Exception as error:  # a user's module may raise anything while it is imported
+        raise ConfigError(f"element {reference}: cannot import {module_name}: {error}") from error
+    found = getattr(module, class_name, None)
+    if not (isinstance(found, type) and issubclass(found, Element)):
+        raise ConfigError(f"element {reference}: {module_name} has no element class {class_name}")
+    return found
+
+
+class Chain:
+    """Elements in a row: `head` takes what enters, `ends` are the open gates (element, gate) through which it leaves."""
+
+    def __init__(self) -> None:
+        self.head: Element | None = None
+        self.ends: list[tuple[Element, int]] = []
+        self.elements: list[Element] = []
+
+    def append(self, element: Element) -> None:
+        """Connects every open end to `element`, whose gates are the open ends from then on."""
+        self.join(element)
+        self.elements.append(element)
+        self.ends = [(element, gate) for gate in range(len(element.outputs))]
+
+    def join(self, element: Element) -> None:
+        """Connects every open end to `element`, and leaves none open."""
+        if self.head is None:
+            self.head = element
+        for end, gate in self.ends:
+            end.connect(gate, element)
+        self.ends = []
+
+
+def build_chain(configs: list[ElementConfig], prefix: str, directory: str | None = None) -> Chain:
+    """Builds the elements of `configs` in order; each is named `prefix` and its name (the class in lower case by default).
+
+    An element with several gates may carry branches, gate -> chain; all rejoin at the element that follows.
+    """
+    chain = Chain()
+    _extend(chain, configs, prefix, directory, set())
+    return chain
+
+
+def _extend(chain: Chain, configs: list[ElementConfig], prefix: str, directory: str | None, names: set[str]) -> None:
+    for config in configs:
+        element = _build_element(config, prefix, directory, names)
+        chain.append(element)
+        ends: list[tuple[Element, int]] = []
+        for gate in range(len(element.outputs)):
+            branch = Chain()
+            branch.ends = [(element, gate)]
+            _extend(branch, config.branches.get(gate, []), f"{element.name}.{gate}", directory, names)
+            chain.elements += branch.elements
+            ends += branch.ends
+        stray = sorted(set(config.branches) - set(range(len(element.outputs))))
+        if stray:
+            raise ConfigError(f"{element.name}: branch {stray[0]}: the element has {len(element.outputs)} gates (from 0)")
+        chain.ends = ends
+
+
+def _build_element(config: ElementConfig, prefix: str, directory: str | None, names: set[str]) -> Element:
+    found = element_class(config.element, directory)
+    base = f"{prefix}.{config.name or re.sub(r'(?<!^)(?=[A-Z])', '-', found.__name__).lower()}"
+    name, number = base, 2
+    while name in names:
+        name, number = f"{base}-{number}", number + 1
+    names.add(name)
+    try:
+        return found(**config.arguments, name=name)
+    except VnicError:
+        raise
+    except Exception as error:  # a user's class may refuse its settings with anything
+        raise ConfigError(f"{name}: {config.element} refuses its settings: {error}") from error

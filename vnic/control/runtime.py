@@ -1,0 +1,366 @@
+"""The runtime: engines, switch and NICs as one running whole.
+
+Every NIC belongs to one engine, its home, which serves all its queues in both directions. Every engine has its own instance of the
+switch; all share one MAC table. What the switch of another engine has for a NIC goes to its home by ring:
+
+    home:   TAP rx > parse > egress chain > egress shaper > switch > ingress chain > ingress shaper > TAP tx
+    others:                                                 switch > ring .. > (the same ingress chain)
+
+Egress and ingress are the container's: what leaves it, what enters it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from contextlib import ExitStack
+from typing import Any, Literal
+
+from dataplane.element import Element, Source
+from dataplane.elements.counter import Discard
+from dataplane.elements.l2_switch import L2Switch
+from dataplane.elements.mac_table import MacTable
+from dataplane.elements.parse import Parse
+from dataplane.engine import Engine
+from dataplane.errors import ConfigError, VnicError
+from dataplane.graph import to_data, to_dot, to_text
+from dataplane.packet import PacketPool
+from dataplane.port import PortRx, PortTx
+from dataplane.ports.ring_port import RingPort
+from dataplane.ring import MpscRing
+from shaping.shaper import Shaper
+from vnic.control.chain import Chain, build_chain
+from vnic.control.schema import Config, NicConfig
+from vnic.device.agent import NamespaceAgent
+from vnic.device.nic import Nic
+from vnic.device.tap import Offload, TapRequest
+
+MAX_NICS = 1024
+RING_CAPACITY = 4096  # packets on their way between two engines; more than a NIC's burst from every other engine
+
+
+class Worker:
+    """An engine with its instance of the switch."""
+
+    def __init__(self, engine: Engine, switch: L2Switch) -> None:
+        self.engine, self.switch = engine, switch
+        self.unused = Discard(name=f"{engine.name}.unused")
+        self.sources: list[Source] = []
+        self.retired = {"received": 0, "generated": 0, "transmitted": 0, "dropped": 0}
+
+    def load(self, sources: list[Source]) -> None:
+        """Makes the engine run what hangs on `sources`; keeps the counts of what it no longer runs."""
+        for _, statistics in self.engine.load(sources):
+            for term in ("received", "generated", "transmitted"):
+                self.retired[term] += statistics[term]
+            self.retired["dropped"] += sum(statistics["dropped"].values())
+        self.sources = sources
+
+    def connect(self, number: int, target: Element) -> None:
+        """Leads the switch's gate `number` to `target`, between two batches."""
+
+        def work() -> None:
+            if len(self.switch.outputs) <= number:
+                first = len(self.switch.outputs)
+                self.switch.set_gates(number + 1)
+                for gate in range(first, number):
+                    self.switch.connect(gate, self.unused)
+            self.switch.connect(number, target)
+
+        self.engine.call(work)
+
+    def conservation(self) -> dict[str, Any]:
+        """The terms of the law, from the engine's first packet on."""
+        terms = self.engine.conservation()
+        for term, value in self.retired.items():
+            terms[term] += value
+        into = terms["received"] + terms["generated"]
+        terms["conserved"] = into == terms["transmitted"] + terms["dropped"] + terms["held"]
+        return terms
+
+
+class Attached:
+    """A NIC in the running whole: the device, its home and its elements."""
+
+    def __init__(
+        self, config: NicConfig, number: int, home: int, nic: Nic, ring: MpscRing | None, directory: str | None
+    ) -> None:
+        self.config, self.number, self.home, self.nic, self.ring = config, number, home, nic, ring
+        self.link_up = True
+        self.watch = nic.tap.watch()
+        name = config.name
+        self.rx = PortRx(nic.port, name=f"{name}.rx")
+        self.egress_shaper = Shaper(config.egress.rate, int(config.egress.queue), name=f"{name}.egress.rate")
+        self.ingress_shaper = Shaper(config.ingress.rate, int(config.ingress.queue), name=f"{name}.ingress.rate")
+        self.ingress: Chain = build_chain(config.ingress.elements, f"{name}.ingress", directory)
+        self.ingress.append(self.ingress_shaper)
+        self.ingress.join(nic.tx)
+        self.egress: Chain = build_chain(config.egress.elements, f"{name}.egress", directory)
+        self.egress.append(self.egress_shaper)
+        assert self.egress.head is not None
+        self.rx >> Parse(name=f"{name}.parse") >> self.egress.head
+        self.sources: list[Source] = [self.rx]
+        if ring is not None:
+            ring_rx = PortRx(RingPort(f"{name}.ring", number, ring, None), name=f"{name}.ring.rx")
+            ring_rx >> self.entry
+            self.sources.append(ring_rx)
+
+    @property
+    def entry(self) -> Element:
+        """Where a frame for this NIC enters."""
+        assert self.ingress.head is not None
+        return self.ingress.head
+
+
+def _tap_request(config: NicConfig) -> TapRequest:
+    offloads = Offload(0)
+    if config.offloads.checksum:
+        offloads |= Offload.CSUM
+    if config.offloads.tso:
+        offloads |= Offload.TSO4 | Offload.TSO6 | Offload.ECN
+    if config.offloads.uso:
+        offloads |= Offload.USO
+    return TapRequest(
+        name=str(config.interface),
+        pid=config.pid,
+        netns=config.netns,
+        queues=config.queues,
+        mac=str(config.mac),
+        mtu=config.mtu,
+        addresses=tuple(str(address) for address in config.addresses),
+        offloads=offloads,
+    )
+
+
+class Runtime:
+    """Runs a configuration. All methods may be called from any thread; none is called from an engine's.
+
+    loop: the event loop that watches the containers; a NIC whose container ends is detached from there. Without one nobody watches.
+    """
+
+    def __init__(self, config: Config, *, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        self.config = config
+        self._loop = loop
+        self._lock = threading.RLock()
+        self._nics: dict[str, Attached] = {}
+        self._agent: NamespaceAgent | None = None
+        self._closed = False
+        self.pool = PacketPool(config.pool.small, config.pool.large)
+        self.table = MacTable(config.switch.table, ageing_ns=int(config.switch.ageing))
+        self.workers: list[Worker] = []
+        for number, engine in enumerate(config.engines):
+            name = "switch" if len(config.engines) == 1 else f"{engine.name}.switch"
+            self.workers.append(
+                Worker(
+                    Engine(str(engine.name), self.pool, spin_ns=int(engine.spin or 0), cpu=engine.cpu, seed=number + 1),
+                    L2Switch(self.table, name=name),
+                )
+            )
+
+    def start(self) -> None:
+        """Starts the engines and attaches the configured NICs: all, or none and the error of the first that failed."""
+        with self._lock:
+            # The agent before the threads: it is a process of its own, and small when it is started early.
+            self._agent = NamespaceAgent.start()
+            try:
+                for worker in self.workers:
+                    worker.engine.start()
+                for nic in self.config.nics.values():
+                    self.attach(nic)
+            except BaseException:
+                self.close()
+                raise
+
+    # -- NICs --------------------------------------------------------------------------------------------------------------
+
+    def attach(self, config: NicConfig) -> dict[str, Any]:
+        """Puts a NIC into its container and into the graph while traffic runs; returns its status. All or nothing."""
+        with self._lock, ExitStack() as undo:
+            if self._agent is None or self._closed:
+                raise VnicError("the runtime does not run")
+            if config.name in self._nics:
+                raise ConfigError(f"nic {config.name}: is attached already; choose another name or detach it first")
+            number = next((n for n in range(MAX_NICS) if all(a.number != n for a in self._nics.values())), None)
+            if number is None:
+                raise ConfigError(f"nic {config.name}: {MAX_NICS} NICs are attached, and no more fit")
+            home = self._home(config)
+            nic = Nic.open(
+                self._agent, config.name, number, _tap_request(config), rss_key=config.rss.key, rss_table=config.rss.table
+            )
+            undo.callback(nic.close)
+            ring = MpscRing(RING_CAPACITY) if len(self.workers) > 1 else None
+            attached = Attached(config, number, home, nic, ring, self.config.directory or None)
+            undo.callback(attached.watch.close)
+            attached.egress.join(self.workers[home].switch)
+            self._join(attached, undo)
+            self._nics[config.name] = attached
+            undo.callback(self._nics.pop, config.name)
+            if self._loop is not None:
+                attached.watch.on_gone(self._loop, lambda: self._target_gone(attached))
+            undo.pop_all()
+            return self._nic_status(attached)
+
+    def _home(self, config: NicConfig) -> int:
+        if config.engine is not None:
+            return self.config.engine_index(config.engine)
+        loads = [sum(a.home == index for a in self._nics.values()) for index in range(len(self.workers))]
+        return loads.index(min(loads))
+
+    def _join(self, attached: Attached, undo: ExitStack) -> None:
+        """Leads every engine's gate to the NIC, then opens the gates: no frame meets a half-built graph."""
+        for index, worker in enumerate(self.workers):
+            undo.callback(worker.load, list(worker.sources))
+            undo.callback(worker.connect, attached.number, worker.unused)
+            if index == attached.home:
+                worker.connect(attached.number, attached.entry)
+                worker.load(worker.sources + attached.sources)
+            else:
+                assert attached.ring is not None
+                port = RingPort(f"{attached.config.name}.ring", attached.number, None, attached.ring)
+                worker.connect(attached.number, PortTx(port, name=f"{attached.config.name}.ring.tx"))
+                worker.load(list(worker.sources))
+        for worker in self.workers:
+            undo.callback(self._deactivate, worker, attached.number)
+            self._activate(worker, attached)
+
+    def _activate(self, worker: Worker, attached: Attached) -> None:
+        vlan = attached.config.vlan
+        if vlan is None:
+            worker.engine.call(lambda: worker.switch.activate(attached.number))
+        else:
+            access, trunk, native = vlan.access, vlan.trunk, vlan.native
+            worker.engine.call(lambda: worker.switch.activate(attached.number, access=access, trunk=trunk, native=native))
+
+    def _deactivate(self, worker: Worker, number: int) -> None:
+        worker.engine.call(lambda: worker.switch.deactivate(number))
+
+    def detach(self, name: str) -> None:
+        """Takes a NIC out of the graph and its interface out of the container; frames under way to it are dropped and counted."""
+        with self._lock:
+            attached = self._get(name)
+            attached.watch.close()
+            for worker in self.workers:
+                self._deactivate(worker, attached.number)
+                worker.connect(attached.number, worker.unused)
+            home = self.workers[attached.home]
+            for worker in self.workers:
+                if worker is not home:
+                    worker.load(list(worker.sources))
+            # Nobody pushes to the ring any more; what is in it leaves through the home engine before its graph goes.
+            while attached.ring is not None and len(attached.ring) and home.engine.running:
+                home.engine.call(lambda: None)
+            home.load([source for source in home.sources if source not in attached.sources])
+            self.table.forget_port(attached.number)
+            attached.nic.close()
+            del self._nics[name]
+
+    def _target_gone(self, attached: Attached) -> None:
+        with self._lock:
+            if self._nics.get(attached.config.name) is attached:
+                self.detach(attached.config.name)
+
+    def _get(self, name: str) -> Attached:
+        if name not in self._nics:
+            known = ", ".join(self._nics) or "none is attached"
+            raise ConfigError(f"nic {name}: is not attached; attached: {known}")
+        return self._nics[name]
+
+    def set_rate(self, name: str, /, **limits: int | None) -> dict[str, Any]:
+        """Sets egress_bps and/or ingress_bps of a NIC at once, in bit/s of layer-2 frames; None lifts a limit."""
+        with self._lock:
+            attached = self._get(name)
+            for direction, rate_bps in limits.items():
+                shaper = {"egress_bps": attached.egress_shaper, "ingress_bps": attached.ingress_shaper}[direction]
+                shaper.set_rate(rate_bps)  # goes through the engine's mailbox by itself
+            return self._nic_status(attached)
+
+    def set_link(self, name: str, up: bool) -> dict[str, Any]:
+        """Raises or cuts the link: the container sees its carrier come and go, frames for it are no longer forwarded."""
+        with self._lock:
+            attached = self._get(name)
+            for worker in self.workers:
+                if up:
+                    self._activate(worker, attached)
+                else:
+                    self._deactivate(worker, attached.number)
+            attached.nic.tap.set_carrier(up)
+            attached.link_up = up
+            return self._nic_status(attached)
+
+    # -- what control reads ------------------------------------------------------------------------------------------------
+
+    def _nic_status(self, attached: Attached) -> dict[str, Any]:
+        return {
+            "name": attached.config.name,
+            "number": attached.number,
+            "engine": self.workers[attached.home].engine.name,
+            **attached.nic.status(),
+            "link": "up" if attached.link_up else "down",
+            "egress_bps": attached.egress_shaper.rate_bps,
+            "ingress_bps": attached.ingress_shaper.rate_bps,
+        }
+
+    def status(self) -> dict[str, Any]:
+        """Engines, NICs, switch and pool at a glance; `conserved` says whether every engine's packets add up."""
+        with self._lock:
+            engines = [{**worker.engine.status(), **worker.conservation()} for worker in self.workers]
+            return {
+                "conserved": all(engine["conserved"] for engine in engines),
+                "engines": engines,
+                "nics": [self._nic_status(attached) for attached in self._nics.values()],
+                "switch": {"capacity": self.table.capacity, "entries": self._entries()},
+                "pool": {"small": self.pool.small_count, "large": self.pool.large_count, "in_use": self.pool.in_use},
+            }
+
+    def _entries(self) -> list[dict[str, Any]]:
+        names = {attached.number: attached.config.name for attached in self._nics.values()}
+        return [{**entry, "nic": names.get(entry["port"])} for entry in self.table.entries()]
+
+    def stats(self, name: str | None = None) -> dict[str, Any]:
+        """Counters of one NIC, or of everything: per queue, and per element with drops by reason."""
+        with self._lock:
+            chosen = [self._get(name)] if name is not None else list(self._nics.values())
+            kinds = {element.name: type(element).__name__ for worker in self.workers for element in worker.engine.elements}
+            return {
+                "nics": [{"name": a.config.name, "queues": a.nic.port.queue_statistics()} for a in chosen],
+                "engines": [
+                    {
+                        "name": worker.engine.name,
+                        "elements": [
+                            {"name": element, "type": kinds[element], **statistics}
+                            for element, statistics in worker.engine.snapshot()
+                            if name is None or element.startswith(f"{name}.")
+                        ],
+                    }
+                    for worker in self.workers
+                ],
+            }
+
+    def graph(self, style: Literal["text", "dot", "json"] = "text") -> str:
+        """A picture of what runs: "text", "dot" for Graphviz, or "json"."""
+        with self._lock:
+            if style == "dot":
+                return to_dot([element for worker in self.workers for element in worker.engine.elements])
+            if style == "json":
+                return json.dumps({worker.engine.name: to_data(worker.engine.elements) for worker in self.workers})
+            return "\n".join(f"{worker.engine.name}:\n{to_text(worker.engine.elements)}" for worker in self.workers)
+
+    def close(self) -> None:
+        """Detaches everything and ends engines and agent. May be called twice."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            for name in list(self._nics):
+                self.detach(name)
+            for worker in self.workers:
+                worker.engine.close()
+            if self._agent is not None:
+                self._agent.stop()
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

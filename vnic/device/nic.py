@@ -1,0 +1,60 @@
+"""The emulated NIC: a multi-queue TAP in the container, its port, and its receive-side scaling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vnic.device.agent import NamespaceAgent
+from vnic.device.nic_tx import NicTx
+from vnic.device.rss import Rss
+from vnic.device.tap import Offload, Tap, TapRequest
+from vnic.device.tap_port import TapPort
+
+
+class Nic:
+    """A NIC whose guest side is a TAP in a container and whose other side are elements: a PortRx over `port`, and `tx`."""
+
+    def __init__(self, name: str, number: int, tap: Tap, rss: Rss) -> None:
+        self.name, self.tap, self.rss = name, tap, rss
+        self.port = TapPort(name, tap.fds, number=number, offloads=tap.offloads, mtu=tap.mtu)
+        self.tx = NicTx(self.port, rss, name=f"{name}.tx")
+
+    @classmethod
+    def open(
+        cls,
+        agent: NamespaceAgent,
+        name: str,
+        number: int,
+        request: TapRequest,
+        *,
+        rss_key: bytes | None = None,
+        rss_table: list[int] | None = None,
+    ) -> Nic:
+        """Makes the TAP in its container and the NIC over it. All or nothing; raises ConfigError or PortError."""
+        rss = Rss(rss_key, rss_table, queues=request.queues)
+        tap = agent.open_tap(request)
+        try:
+            return cls(name, number, tap, rss)
+        except BaseException:
+            tap.close()
+            raise
+
+    def status(self) -> dict[str, Any]:
+        """What the NIC is, for people and programs."""
+        namespace = self.tap.namespace
+        return {
+            "interface": self.tap.name,
+            "pid": namespace.pid,
+            "netns": namespace.path,
+            "mac": self.tap.mac,
+            "mtu": self.tap.mtu,
+            "queues": self.port.queues,
+            "offloads": [str(flag.name).lower() for flag in Offload if flag & self.tap.offloads and flag is not Offload.ALL],
+            "rx_packets": sum(queue["rx_packets"] for queue in self.port.queue_statistics()),
+            "tx_packets": sum(queue["tx_packets"] for queue in self.port.queue_statistics()),
+        }
+
+    def close(self) -> None:
+        """Closes the TAP, and the interface is gone. Only when no engine serves the port any more."""
+        self.port.close()
+        self.tap.close()

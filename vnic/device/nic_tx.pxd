@@ -1,0 +1,10 @@
+"""NicTx: what enters the container, steered over the NIC's queues by RSS."""
+from libc.stdint cimport uint32_t
+from dataplane.packet cimport Batch, Context
+from dataplane.port cimport PortTx
+from vnic.device.rss cimport Rss
+
+cdef class NicTx(PortTx):
+    cdef readonly Rss rss
+    cdef Batch *shares                   # one a queue
+    cdef void process(self, Context *ctx, Batch *batch) noexcept nogil

@@ -1,0 +1,6 @@
+from dataplane.port import Port, PortTx
+from vnic.device.rss import Rss
+
+class NicTx(PortTx):
+    rss: Rss
+    def __init__(self, port: Port, rss: Rss, *, name: str | None = None) -> None: ...

@@ -1,0 +1,47 @@
+"""NicTx. The contract is in nic_tx.pxd."""
+from libc.stdint cimport uint32_t
+from libc.stdlib cimport calloc, free
+from dataplane.packet cimport Batch, Context, batch_add
+from dataplane.port cimport Port, PortTx
+from vnic.device.rss cimport Rss
+
+
+cdef class NicTx(PortTx):
+    """Steers each packet to the queue that its Toeplitz hash selects in the indirection table, then transmits queue by queue.
+
+    Synopsis:  ... >> NicTx(port, Rss(queues=port.queues))
+    Ports:     1 in, 0 out
+    Config:    port, rss
+    Counters:  transmitted; drops as PortTx; per queue in port.queue_statistics()
+    Handlers:  the Rss object's, on the engine's thread
+    Threads:   the engine that serves the port
+    Cost:      see vnic/README.md
+    """
+
+    def __cinit__(self, *args, **kwargs):
+        self.shares = NULL
+
+    def __init__(self, Port port, Rss rss, *, name=None):
+        super().__init__(port, name=name)
+        self.rss = rss
+        free(self.shares)
+        self.shares = <Batch *>calloc(port.queues, sizeof(Batch))
+        if self.shares == NULL:
+            raise MemoryError(f"{self.name}")
+
+    def __dealloc__(self):
+        free(self.shares)
+
+    cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
+        cdef uint32_t i, queue
+        if self.port.queues == 1:
+            self.send(ctx, 0, batch)
+            return
+        for i in range(batch.count):
+            # A share never overflows: it gets at most the whole batch, and is empty before.
+            queue = self.rss.queue_of(self.rss.hash_packet(ctx, batch.index[i]))
+            batch_add(&self.shares[queue], batch.index[i])
+        for queue in range(self.port.queues):
+            if self.shares[queue].count:
+                self.send(ctx, queue, &self.shares[queue])
+                self.shares[queue].count = 0
