@@ -255,6 +255,17 @@ def test_config_check_and_schema(tmp_path):
     assert json.loads(invoke("config", "schema").output)["$defs"]["NicConfig"]["properties"]["queues"]["maximum"] == 64
 
 
+def test_config_check_looks_for_elements(tmp_path):
+    path = tmp_path / "net.yaml"
+    (tmp_path / "mine_for_check.py").write_text("from dataplane.element import PyElement\nclass Mine(PyElement): pass\n")
+    text = "nics:\n  web:\n    pid: 1\n    egress:\n      elements:\n        - Counter\n        - element: {}\n"
+    path.write_text(text.format("mine_for_check:Mine"))
+    assert invoke("config", "check", str(path)).exit_code == 0
+    for reference in ("Countr", "mine_for_check:Yours", "absent_module:Mine"):
+        path.write_text(text.format(reference))
+        assert_error(invoke("config", "check", str(path)), 2, f"{path}:7: element {reference}: ")
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts(shell):
     assert "_VNIC_COMPLETE" in invoke("completion", shell).output
