@@ -179,7 +179,9 @@ def test_up_returns_when_it_is_up(environment, running, tmp_path):
     assert [nic["name"] for nic in found["nics"]] == ["web"]
     (tmp_path / "net.yaml").write_text("engines: 1")
     for detach in (["-d"], []):
-        assert_error(run(environment, "up", *detach, str(tmp_path / "net.yaml")), 2, f"runs already (pid {found['pid']}); stop it")
+        assert_error(
+            run(environment, "up", *detach, str(tmp_path / "net.yaml")), 2, f"runs already (pid {found['pid']}); stop it"
+        )
 
 
 @pytest.mark.parametrize(("pid", "status", "says"), [
@@ -210,7 +212,21 @@ def test_tables_and_json(environment, running):
 
 
 def test_a_nic_by_hand(environment, running):
-    words = ["attach", "tap", "db", "--pid", "1", "--queues", "3", "--mtu", "9000", "--address", "10.0.0.2/24", "--egress", "5mbit"]
+    words = [
+        "attach",
+        "tap",
+        "db",
+        "--pid",
+        "1",
+        "--queues",
+        "3",
+        "--mtu",
+        "9000",
+        "--address",
+        "10.0.0.2/24",
+        "--egress",
+        "5mbit",
+    ]
     assert run(environment, *words).stdout.startswith("db: db with ")
     assert run(environment, "rate", "db", "--egress", "none", "--ingress", "2.5gbit").returncode == 0
     assert run(environment, "link", "db", "down").returncode == 0
