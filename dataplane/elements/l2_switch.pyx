@@ -1,10 +1,13 @@
 """L2Switch. The contract is in l2_switch.pxd."""
+cimport cython
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memmove, memset
+from libc.string cimport memcpy, memmove, memset
 from dataplane.element cimport NEVER, Element
-from dataplane.elements.mac_table cimport LEARN_MOVED, LEARN_NEW, LEARN_REFUSED, MAX_PORTS, MacTable, mac_key
-from dataplane.packet cimport NO_PACKET, PACKET_PARSED, Batch, Context, Packet, packet_copy, packet_data
+from dataplane.elements.mac_table cimport (LEARN_AGED, LEARN_MOVED, LEARN_NEW, LEARN_REFUSED, MAX_PORTS, MacTable, mac_key)
+from dataplane.packet cimport (BATCH_MAX, NO_PACKET, PACKET_PARSED, Batch, Context, Packet, packet_copy, packet_data)
+from dataplane.vatomic cimport va_load_relaxed_u32
+from dataplane.wire.headers cimport ETHERNET_BYTES, VLAN_BYTES, VLAN_ID_MASK, load_be16, store_be16
 
 from dataplane.errors import ConfigError
 
@@ -26,78 +29,117 @@ cdef enum:                       # COUNTERS
     COUNT_FLOODED = 4
 
 cdef enum:
-    ETHERNET = 14                # bytes of an untagged header
-    TAG = 4                      # bytes of a VLAN tag
-    TICK_NS = 100000000          # between two slices of ageing
+    FLOOD = 0x10000              # no gate's number
+    NO_VLAN = -1                 # the port does not carry the frame
+    TAGGED_BYTES = ETHERNET_BYTES + VLAN_BYTES
+    HEADROOM_KEPT = 16           # bytes before a frame that ports need for a virtio-net header
+    VLAN_MAX = 4094              # 4095 is reserved (802.1Q, table 9-2)
+
+cdef uint64_t NS_A_MS = 1000000
+cdef uint64_t GROUP = <uint64_t>1 << 40                  # the bit of an address that makes it a group's
+cdef uint64_t RESERVED = 0x0180C2000000                  # 01-80-C2-00-00-00 to -0F (802.1Q, table 8-1)
+cdef uint64_t SWEEP_MIN_NS = 1000000000
+cdef uint64_t SWEEP_MAX_NS = 30000000000
 
 
-cdef inline bint is_tagged(const uint8_t *data, uint32_t length) noexcept nogil:
-    """An 802.1Q or 802.1ad tag, whole, behind the addresses."""
-    return length >= ETHERNET + TAG and ((data[12] == 0x81 and data[13] == 0x00) or (data[12] == 0x88 and data[13] == 0xA8))
+cdef inline bint has_tag(const uint8_t *data) noexcept nogil:
+    """Whether the type says 802.1Q or 802.1ad."""
+    cdef uint16_t ethertype = load_be16(data + 12)
+    return ethertype == 0x8100 or ethertype == 0x88A8
 
 
-cdef inline uint32_t vlan_id(const uint8_t *data) noexcept nogil:
-    return (<uint32_t>data[14] << 8 | data[15]) & 0xFFF
+cdef inline bint carries(const SwitchPort *port, uint32_t vlan) noexcept nogil:
+    return (port.carries[vlan >> 3] >> (vlan & 7)) & 1
 
 
+@cython.final
 cdef class L2Switch(Element):
     """Forwards by destination address, learns from source addresses, VLAN by VLAN; what it does not know it floods.
 
-    Synopsis:  switch = L2Switch(MacTable()); a.rx >> Parse() >> switch; switch[1] >> PortTx(b); switch.activate(1)
-    Ports:     any number in (Packet.port says where a packet came from), one gate a port; gates may be added while it runs
-    Config:    table; per port: a trunk of all VLANs (default), a trunk of some with an optional native VLAN, or an access port
-    Counters:  learned, moved, aged, learn_refused (table, bucket or the port's share full), flooded; drops: unknown_port (not
-               active), runt, bad_source (group or zero), reserved_multicast (01-80-C2-00-00-0X, 802.1Q 8.6.3), vlan_filtered,
-               hairpin (its destination is where it came from), no_destination, no_buffer (a flooded copy)
-    Handlers:  activate, deactivate: on the engine's thread
+    Synopsis:  switch = L2Switch(MacTable(), 2); a.rx >> Parse() >> switch; switch[1] >> PortTx(b); switch.activate(1)
+    Ports:     any number in (Packet.port says where a packet came from), one gate a port, at most 1024. set_gates, connect, activate and
+               deactivate work while it runs, on its engine's thread. A frame never leaves through the port that it came from.
+    Config:    table; ports: gates to begin with; per port (`activate`): a trunk of all VLANs, a trunk of some with an optional native
+               VLAN, or an access port
+    Counters:  learned, moved, aged, learn_refused (frames whose source the table had no room for, see MacTable), flooded (frames sent to
+               more than whom they are for)
+               Drops: unknown_port (not active), runt (shorter than its header and tag), bad_source (group or zero address),
+               reserved_multicast (01-80-C2-00-00-0X, which a bridge does not forward: 802.1Q, 8.6.3), vlan_filtered, hairpin (its
+               destination is where it came from), no_destination (no other active port carries it), no_buffer (a flooded copy, or no
+               headroom for a tag)
+    Handlers:  activate(port, access=, trunk=, native=), deactivate(port)
     Threads:   one engine an instance; instances share the table without locks
     Cost:      see dataplane/README.md
 
-    Tags: an access port's frames have none, a trunk's have one except those of the native VLAN; the switch pushes and pops (802.1Q type
-    8100). The outer tag decides, what is behind it is payload.
+    The outer tag (type 8100 or 88A8) says the VLAN, what is behind it is payload. Tagged frames into an access port are filtered, but
+    not priority tags (VLAN 0). Out of an access port, or in a trunk's native VLAN, frames have no tag; else they have one (pushed with
+    type 8100 and priority 0; a priority tag becomes the VLAN's and keeps its priority). A trunk of all VLANs without a native one
+    passes frames as they are; its untagged frames are VLAN 0, which only ports of its kind carry.
+
+    Flooding costs a copy of the frame per further port of the VLAN.
     """
 
     OUTPUTS = 0
     DROP_REASONS = ("unknown_port", "runt", "bad_source", "reserved_multicast", "vlan_filtered", "hairpin", "no_destination",
                     "no_buffer")
     COUNTERS = ("learned", "moved", "aged", "learn_refused", "flooded")
+    HANDLERS = ("activate", "deactivate")
 
-    def __cinit__(self, *args, **kwargs):
-        memset(self.ports, 0, sizeof(self.ports))
-
-    def __init__(self, MacTable table, uint32_t ports=0, *, name=None):
+    def __init__(self, MacTable table not None, uint32_t ports=0, *, name=None):
         self.table = table
         self.set_gates(ports)
+        # A sweep of the table takes a tenth of the ageing time: lookups see by themselves what has aged, this only clears it away.
+        cdef uint64_t sweep_ns = min(max(<uint64_t>table.ageing_ns // 10, SWEEP_MIN_NS), SWEEP_MAX_NS)
+        self.tick_ns = max(sweep_ns * AGEING_SLICE // table.header.slots, <uint64_t>1000000) if (
+            table.header.slots > AGEING_SLICE) else sweep_ns
 
     def __dealloc__(self):
-        cdef uint32_t i
+        cdef int i
         for i in range(MAX_PORTS):
             free(self.ports[i])
 
+    # -- control, on the engine's thread -----------------------------------------------------------------------------------
+
+    cpdef int set_gates(self, uint32_t count) except -1:
+        """Resizes the outputs; ports whose gates go are deactivated."""
+        cdef int port
+        if count > MAX_PORTS:
+            raise ConfigError(f"{self.name}: {count} ports; want at most {MAX_PORTS}")
+        for port in range(<int>count, MAX_PORTS):
+            self.deactivate(port)
+        return Element.set_gates(self, count)
+
     def activate(self, uint32_t port, *, access=None, trunk=None, native=None):
-        """Opens a port: a trunk of all VLANs, or of those in `trunk` (untagged frames belong to `native`), or an access port.
-        Raises ConfigError for a port without a gate and for VLANs outside 1 to 4094."""
-        if port >= self.gate_count or port >= MAX_PORTS:
+        """Opens a port, or changes an open one: a trunk of all VLANs (default), a trunk of those in `trunk`, its untagged frames being of
+        VLAN `native`, or an access port of VLAN `access`. Raises ConfigError for a port without a gate and VLANs outside 1 to 4094."""
+        cdef SwitchPort *state
+        cdef uint32_t vlan
+        if port >= self.gate_count:
             raise ConfigError(f"{self.name}: port {port}: there is no such gate; it has {self.gate_count}")
-        for vlan in (access, native, *(trunk or ())):
-            if vlan is not None and not 1 <= vlan <= 4094:
-                raise ConfigError(f"{self.name}: port {port}: VLAN {vlan}; want 1 to 4094")
         if access is not None and (trunk is not None or native is not None):
-            raise ConfigError(f"{self.name}: port {port}: is either an access port or a trunk")
-        cdef SwitchPort *state = <SwitchPort *>calloc(1, sizeof(SwitchPort))
+            raise ConfigError(f"{self.name}: port {port}: is either an access port or a trunk; give access alone, or trunk and native")
+        vlans = list(range(1, VLAN_MAX + 1) if trunk is None else trunk) if access is None else [access]
+        for number in vlans + ([] if native is None else [native]):
+            if type(number) is not int or not 1 <= number <= VLAN_MAX:
+                raise ConfigError(f"{self.name}: port {port}: VLAN {number!r}; want 1 to {VLAN_MAX}")
+        state = self.ports[port]
         if state == NULL:
-            raise MemoryError(self.name)
-        state.access, state.native, state.all_vlans = access or 0, native or 0, trunk is None and access is None
-        for vlan in (*(trunk or ()), *((native,) if native is not None else ()), *((access,) if access is not None else ())):
-            state.allowed[vlan >> 3] |= <uint8_t>(1 << (vlan & 7))
-        self.deactivate(port)
-        self.ports[port] = state
-        self.active[self.active_count] = port
-        self.active_count += 1
+            state = <SwitchPort *>calloc(1, sizeof(SwitchPort))
+            if state == NULL:
+                raise MemoryError(f"{self.name}: port {port}")
+            self.ports[port] = state
+            self.active[self.active_count] = <uint16_t>port
+            self.active_count += 1
+        state.access, state.native = access or 0, native or 0
+        state.plain = access is None and trunk is None and native is None
+        for i in range(sizeof(state.carries)):
+            state.carries[i] = 0
+        for vlan in vlans + [each for each in (native,) if each] + [0] * state.plain:
+            state.carries[vlan >> 3] |= <uint8_t>(1 << (vlan & 7))
 
     def deactivate(self, uint32_t port):
-        """Closes a port: nothing is taken from it or sent to it any more. Its addresses stay in the table until
-        `MacTable.forget_port`."""
+        """Closes a port: nothing is taken from it or sent to it any more. Its addresses stay in the table (frames for them are dropped)
+        until `MacTable.forget_port`. A port that is not open stays so."""
         cdef uint32_t i, kept = 0
         if port >= MAX_PORTS or self.ports[port] == NULL:
             return
@@ -109,141 +151,200 @@ cdef class L2Switch(Element):
                 kept += 1
         self.active_count = kept
 
+    @property
+    def active_ports(self):
+        """Numbers of the open ports, in the order of flooding."""
+        return [self.active[i] for i in range(self.active_count)]
+
     def describe(self):
         return {"ports": self.active_count, "table": self.table.capacity}
 
+    # -- the packet path ---------------------------------------------------------------------------------------------------
+
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
-        cdef uint64_t now_ms = ctx.now_ns // 1000000, key, learned_key = 0, looked_key = 0
-        cdef uint32_t i, index, learned_port = 0
-        cdef int vlan, out = -1
-        cdef SwitchPort *port
-        cdef Packet *p
-        cdef uint8_t *data
+        cdef Verdict verdicts[BATCH_MAX]
+        cdef Flow last
+        cdef uint32_t i
+        cdef bint whole = True               # the batch goes through one gate as it is
+        memset(&last, 0, sizeof(last))
         for i in range(batch.count):
-            index = batch.index[i]
-            p = &ctx.packets[index]
-            data = packet_data(ctx, index)
-            port = self.ports[p.port] if p.port < MAX_PORTS else NULL
-            if port == NULL:
-                self.drop(ctx, index, DROP_UNKNOWN_PORT)
-                continue
-            if p.length < ETHERNET:
-                self.drop(ctx, index, DROP_RUNT)
-                continue
-            if data[6] & 1 or not (data[6] | data[7] | data[8] | data[9] | data[10] | data[11]):
-                self.drop(ctx, index, DROP_BAD_SOURCE)
-                continue
-            if data[0] == 0x01 and data[1] == 0x80 and data[2] == 0xC2 and not (data[3] | data[4] | (data[5] & 0xF0)):
-                self.drop(ctx, index, DROP_RESERVED)
-                continue
-            vlan = self.ingress_vlan(ctx, index, port)
-            if vlan == NO_VLAN:
-                self.drop(ctx, index, DROP_VLAN)
-                continue
-            data = packet_data(ctx, index)       # a tag may have been popped
-            key = mac_key(data + 6, vlan)
-            # Most packets of a batch are of one flow: what the last one learned and found holds for the next.
-            if key != learned_key or p.port != learned_port:
-                self.note(ctx, self.table.learn(key, p.port, now_ms))
-                learned_key, learned_port = key, p.port
-                looked_key = 0                   # it may be the very address that was looked up
-            if data[0] & 1:
-                self.flood(ctx, index, vlan)
-                continue
-            key = mac_key(data, vlan)
-            if key != looked_key:
-                out = self.table.lookup(key)
-                looked_key = key
-            if out < 0 or <uint32_t>out >= MAX_PORTS:
-                self.flood(ctx, index, vlan)
-            elif <uint32_t>out == p.port:
-                self.drop(ctx, index, DROP_HAIRPIN)
-            elif not carries(self.ports[out], vlan):
-                self.drop(ctx, index, DROP_NO_DESTINATION)
-            else:
-                self.send(ctx, index, out, vlan)
+            if i + PREFETCH_AHEAD < batch.count:
+                vnic_prefetch(&ctx.packets[batch.index[i + PREFETCH_AHEAD]])
+            verdicts[i] = self.judge(ctx, batch.index[i], &last)
+            whole = whole and verdicts[i].out == verdicts[0].out and not verdicts[i].retag
+        if whole and batch.count and 0 <= verdicts[0].out < FLOOD:
+            self.emit(ctx, <uint32_t>verdicts[0].out, batch)
+            return
+        for i in range(batch.count):
+            self.carry_out(ctx, batch.index[i], verdicts[i])
         self.flush(ctx)
 
-    cdef void note(self, Context *ctx, int learned) noexcept nogil:
-        """Counts what learning did; the first address starts the ageing."""
-        if learned == LEARN_NEW:
+    cdef Verdict judge(self, Context *ctx, uint32_t index, Flow *last) noexcept nogil:
+        """What is to be done with the packet; `last` spares the work for one like the packet before."""
+        cdef Packet *p = &ctx.packets[index]
+        cdef const uint8_t *data = packet_data(ctx, index)
+        cdef uint64_t words[2]
+        cdef Verdict verdict
+        cdef bint learned = False
+        verdict.vlan = verdict.retag = 0
+        if p.port >= MAX_PORTS or self.ports[p.port] == NULL:
+            verdict.out = -1 - DROP_UNKNOWN_PORT
+            return verdict
+        if p.length < TAGGED_BYTES and (p.length < ETHERNET_BYTES or has_tag(data)):
+            verdict.out = -1 - DROP_RUNT
+            return verdict
+        memcpy(words, data, 16)              # of a shorter frame the last two are stale, and decide nothing
+        if last.valid and words[0] == last.words[0] and words[1] == last.words[1] and p.port == last.port:
+            return last.verdict
+        verdict = self.decide(ctx, data, p.port, &learned)
+        last.words[0], last.words[1], last.port, last.verdict = words[0], words[1], p.port, verdict
+        # Where the source found no room in the table, each further packet tries, and is counted, again.
+        last.valid = learned
+        return verdict
+
+    cdef Verdict decide(self, Context *ctx, const uint8_t *data, uint32_t ingress, bint *learned) noexcept nogil:
+        """The rules, in their order. Learns the source."""
+        cdef SwitchPort *port = self.ports[ingress]
+        cdef uint64_t destination = mac_key(data, 0) >> 16, source = mac_key(data + 6, 0) >> 16
+        cdef Verdict verdict
+        cdef int vlan, out
+        verdict.vlan = verdict.retag = 0
+        if source == 0 or source & GROUP:
+            verdict.out = -1 - DROP_BAD_SOURCE
+            return verdict
+        if destination & ~<uint64_t>0xF == RESERVED:
+            verdict.out = -1 - DROP_RESERVED
+            return verdict
+        vlan = ingress_vlan(data, port)
+        if vlan == NO_VLAN:
+            verdict.out = -1 - DROP_VLAN
+            return verdict
+        verdict.vlan = <uint16_t>vlan
+        learned[0] = self.learn(ctx, mac_key(data + 6, vlan), ingress)
+        out = -1 if destination & GROUP else self.table.lookup(mac_key(data, vlan), ctx.now_ns // NS_A_MS)
+        if out < 0:
+            verdict.out, verdict.retag = FLOOD, 1
+        elif <uint32_t>out == ingress:
+            verdict.out = -1 - DROP_HAIRPIN
+        elif not self.takes(out, vlan):
+            verdict.out = -1 - DROP_NO_DESTINATION
+        else:
+            verdict.out, verdict.retag = out, not (port.plain and self.ports[out].plain)
+        return verdict
+
+    cdef bint learn(self, Context *ctx, uint64_t key, uint32_t port) noexcept nogil:
+        """Notes where an address was seen; False: there was no room."""
+        cdef int learned = self.table.learn(key, port, ctx.now_ns // NS_A_MS)
+        if self.deadline_ns == NEVER:
+            self.deadline_ns = ctx.now_ns + self.tick_ns     # there is something to age
+        if learned == LEARN_NEW or learned == LEARN_AGED:
             self.counters.extra[COUNT_LEARNED] += 1
+            self.counters.extra[COUNT_AGED] += learned == LEARN_AGED
         elif learned == LEARN_MOVED:
             self.counters.extra[COUNT_MOVED] += 1
         elif learned == LEARN_REFUSED:
             self.counters.extra[COUNT_REFUSED] += 1
-        if self.deadline_ns == NEVER:
-            self.deadline_ns = ctx.now_ns + TICK_NS
+            return False
+        return True
 
-    cdef int ingress_vlan(self, Context *ctx, uint32_t index, const SwitchPort *port) noexcept nogil:
-        """The VLAN that the frame belongs to; a priority tag (VLAN 0) is popped. NO_VLAN: the port does not carry it."""
-        cdef uint8_t *data = packet_data(ctx, index)
-        cdef uint32_t vlan = 0
-        if is_tagged(data, ctx.packets[index].length):
-            vlan = vlan_id(data)
-            if vlan == 0 and not port.all_vlans:
-                pop_tag(ctx, index)
-            elif port.access:
-                return NO_VLAN               # 802.1Q 6.9: an access port admits untagged frames only
-        if vlan == 0:
-            vlan = port.access or port.native
-        return vlan if carries(port, vlan) else NO_VLAN
+    cdef bint takes(self, uint32_t out, uint32_t vlan) noexcept nogil:
+        """Whether a frame of the VLAN may leave through a port (which comes from a table that others write, so it may not be ours)."""
+        return out < MAX_PORTS and self.ports[out] != NULL and self.gates[out] != NULL and carries(self.ports[out], vlan)
 
-    cdef void flood(self, Context *ctx, uint32_t index, uint32_t vlan) noexcept nogil:
+    cdef void carry_out(self, Context *ctx, uint32_t index, Verdict verdict) noexcept nogil:
+        if verdict.out < 0:
+            self.drop(ctx, index, <uint32_t>(-1 - verdict.out))
+        elif verdict.out == FLOOD:
+            self.flood(ctx, index, verdict)
+            if self.staged_count >= STAGED_MOST:
+                self.flush(ctx)
+        else:
+            self.send(ctx, index, <uint32_t>verdict.out, verdict)
+
+    cdef void flood(self, Context *ctx, uint32_t index, Verdict verdict) noexcept nogil:
         """To every other active port of the VLAN: copies to all but the last, which gets the packet itself."""
         cdef uint32_t i, out, copy, last = MAX_PORTS
         cdef uint32_t ingress = ctx.packets[index].port
         for i in range(self.active_count):
             out = self.active[i]
-            if out == ingress or not carries(self.ports[out], vlan):
+            if out == ingress or not self.takes(out, verdict.vlan):
                 continue
             if last != MAX_PORTS:
                 copy = packet_copy(ctx, index)
                 self.counters.generated += 1
-                if copy == NO_PACKET:
-                    self.counters.drops[DROP_NO_BUFFER] += 1
+                if copy != NO_PACKET:
+                    self.send(ctx, copy, last, verdict)
                 else:
-                    self.send(ctx, copy, last, vlan)
+                    self.counters.drops[DROP_NO_BUFFER] += 1     # generated and lost: the law holds
             last = out
         if last == MAX_PORTS:
             self.drop(ctx, index, DROP_NO_DESTINATION)
             return
         self.counters.extra[COUNT_FLOODED] += 1
-        self.send(ctx, index, last, vlan)
+        self.send(ctx, index, last, verdict)
 
-    cdef void send(self, Context *ctx, uint32_t index, uint32_t out, uint32_t vlan) noexcept nogil:
-        """Stages the packet for a port that carries its VLAN, tagged as that port wants it."""
-        cdef SwitchPort *port = self.ports[out]
-        cdef uint8_t *data = packet_data(ctx, index)
-        cdef bint tagged = is_tagged(data, ctx.packets[index].length) and vlan_id(data) != 0
-        cdef bint wanted = vlan != 0 and vlan != port.access and vlan != port.native
-        if tagged and not wanted:
-            pop_tag(ctx, index)
-        elif wanted and not tagged:
-            if ctx.packets[index].offset < 64:   # the headroom is used up: cannot happen with one push a pass, and must not
-                self.drop(ctx, index, DROP_NO_BUFFER)
-                return
-            push_tag(ctx, index, vlan)
+    cdef void send(self, Context *ctx, uint32_t index, uint32_t out, Verdict verdict) noexcept nogil:
+        """Puts the packet aside for a port, tagged as that port wants it."""
+        if verdict.retag and not retag(ctx, index, self.ports[out], verdict.vlan):
+            self.drop(ctx, index, DROP_NO_BUFFER)
+            return
+        if self.staged[out].count == 0:
+            self.touched[self.touched_count] = <uint16_t>out
+            self.touched_count += 1
+        self.staged_count += 1
         self.stage(ctx, out, index)
 
+    cdef void flush(self, Context *ctx) noexcept nogil:
+        """Element.flush for a thousand gates: looks only at those that something was put aside for."""
+        cdef uint32_t i
+        for i in range(self.touched_count):
+            self.emit(ctx, self.touched[i], &self.staged[self.touched[i]])
+            self.staged[self.touched[i]].count = 0
+        self.touched_count = self.staged_count = 0
+
     cdef void tick(self, Context *ctx) noexcept nogil:
-        cdef uint32_t slots = self.table.header.slots
-        self.counters.extra[COUNT_AGED] += self.table.expire(self.ageing_cursor, AGEING_SLICE, ctx.now_ns // 1000000)
-        self.ageing_cursor = (self.ageing_cursor + AGEING_SLICE) & (slots - 1) if slots > AGEING_SLICE else 0
-        self.deadline_ns = ctx.now_ns + TICK_NS if self.table.header.count else NEVER
+        self.counters.extra[COUNT_AGED] += self.table.expire(AGEING_SLICE, ctx.now_ns // NS_A_MS)
+        self.deadline_ns = ctx.now_ns + self.tick_ns if va_load_relaxed_u32(&self.table.header.count) else NEVER
 
 
-cdef inline bint carries(const SwitchPort *port, uint32_t vlan) noexcept nogil:
-    """Whether frames of the VLAN (0: of none) may pass the port."""
-    if port == NULL:
-        return False
-    return port.all_vlans or (port.allowed[vlan >> 3] >> (vlan & 7)) & 1
+# -- tags ------------------------------------------------------------------------------------------------------------------
+
+
+cdef inline int ingress_vlan(const uint8_t *data, const SwitchPort *port) noexcept nogil:
+    """The VLAN that the frame belongs to (802.1Q, 6.9.1), 0 for none; NO_VLAN: the port does not carry it."""
+    cdef uint32_t vlan = load_be16(data + 14) & VLAN_ID_MASK if has_tag(data) else 0
+    if vlan == 0:                            # untagged, or tagged with a priority only
+        vlan = port.access if port.access else port.native
+    elif port.access:
+        return NO_VLAN
+    return <int>vlan if carries(port, vlan) else NO_VLAN
+
+
+cdef bint retag(Context *ctx, uint32_t index, const SwitchPort *port, uint32_t vlan) noexcept nogil:
+    """Makes the frame's tag what the port wants of this VLAN. False: no headroom for one."""
+    cdef Packet *p = &ctx.packets[index]
+    cdef uint8_t *data = packet_data(ctx, index)
+    cdef bint tagged = has_tag(data)         # and whole, or the frame would have been a runt
+    if vlan == 0:
+        return True                          # between ports that take frames as they are
+    if vlan == port.access or vlan == port.native:
+        if tagged:
+            pop_tag(ctx, index)
+    elif not tagged:
+        if p.offset < HEADROOM_KEPT + VLAN_BYTES:
+            return False
+        push_tag(ctx, index, vlan)
+    elif not load_be16(data + 14) & VLAN_ID_MASK:
+        store_be16(data + 14, <uint16_t>(load_be16(data + 14) | vlan))
+        if p.flags & PACKET_PARSED:
+            p.vlan_tci |= <uint16_t>vlan
+    return True
 
 
 cdef void move_offsets(Packet *p, int bytes) noexcept nogil:
-    """What the record says of places behind the Ethernet addresses moves with them."""
+    """What the record says of places behind the Ethernet addresses moves with them; 0 means that there is no such place."""
     p.offset = <uint16_t>(p.offset - bytes)
-    p.length += bytes
+    p.length += <uint32_t>bytes
     if p.csum_start:
         p.csum_start = <uint16_t>(p.csum_start + bytes)
     if p.header_length:
@@ -251,30 +352,31 @@ cdef void move_offsets(Packet *p, int bytes) noexcept nogil:
     if not p.flags & PACKET_PARSED:
         return
     p.l3_offset = <uint16_t>(p.l3_offset + bytes)
+    p.payload_offset = <uint16_t>(p.payload_offset + bytes)
     if p.l4_offset:
         p.l4_offset = <uint16_t>(p.l4_offset + bytes)
-    if p.payload_offset:
-        p.payload_offset = <uint16_t>(p.payload_offset + bytes)
 
 
 cdef void pop_tag(Context *ctx, uint32_t index) noexcept nogil:
     cdef Packet *p = &ctx.packets[index]
     cdef uint8_t *data = packet_data(ctx, index)
-    memmove(data + TAG, data, 12)
-    move_offsets(p, -TAG)
+    memmove(data + VLAN_BYTES, data, 12)
+    move_offsets(p, -VLAN_BYTES)
     if p.flags & PACKET_PARSED and p.vlan_count:
         p.vlan_count -= 1
         p.vlan_tci = p.vlan_inner_tci
+        # Of three tags (two that came, one that we pushed) the record has no room for the last.
+        p.vlan_inner_tci = load_be16(data + VLAN_BYTES + 18) if p.vlan_count > 1 else 0
 
 
 cdef void push_tag(Context *ctx, uint32_t index, uint32_t vlan) noexcept nogil:
     cdef Packet *p = &ctx.packets[index]
-    cdef uint8_t *data = packet_data(ctx, index)
-    memmove(data - TAG, data, 12)
-    move_offsets(p, TAG)
-    data = packet_data(ctx, index)
-    data[12], data[13], data[14], data[15] = 0x81, 0x00, <uint8_t>(vlan >> 8), <uint8_t>vlan
+    cdef uint8_t *data = packet_data(ctx, index) - VLAN_BYTES
+    memmove(data, data + VLAN_BYTES, 12)
+    store_be16(data + 12, 0x8100)
+    store_be16(data + 14, <uint16_t>vlan)
+    move_offsets(p, VLAN_BYTES)
     if p.flags & PACKET_PARSED:
+        p.vlan_count += 1                    # 3 for a frame that came with two; all offsets stay true
         p.vlan_inner_tci = p.vlan_tci
         p.vlan_tci = <uint16_t>vlan
-        p.vlan_count = 2 if p.vlan_count else 1

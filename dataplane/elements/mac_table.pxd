@@ -1,28 +1,45 @@
-"""MacTable: the forwarding database that the switches of all engines share (IEEE 802.1Q, 8.8), VLAN by VLAN, without locks.
+"""MacTable: the forwarding database (IEEE 802.1Q, 8.8), VLAN by VLAN, that the switches of all engines share without locks.
 
-The segment (memfd): MacTableHeader, then slots x MacSlot, SLOT_WAYS of them a bucket. A slot's key is
-    mac << 16 | vlan << 1 | 1        an entry
-    SLOT_EMPTY, SLOT_BUSY            free, and being written
-and its value is port << 48 | static << 47 | milliseconds when last seen.
+Layout of the segment (memfd; plain integers, little endian, accessed with vatomic): MacTableHeader, then `slots` x MacSlot. A bucket is
+MAC_WAYS slots, one cache line. An address may stand in any slot of two buckets, which its hash picks: two choices keep buckets level,
+so that a table with twice as many slots as entries next to never refuses one for want of room. Lookup reads at most two lines.
 
-Orders. A writer takes a slot by exchanging its key for SLOT_BUSY, then writes the value, then the key (release): only who holds the slot
-changes port and counts. A reader loads key, value, key: when both keys are the one it looks for, the value belongs to it, since no
-other value is written before the key was changed. A refresh changes the time of a value alone, by compare-and-exchange, so it cannot
-undo a move. Two engines that learn one new address at the same instant may both insert it: the first in the bucket counts, the other ages.
+    key    mac << 16 | vlan << 1 | 1, MAC_FREE, or MAC_TAKEN (being filled)
+    value  0 (no entry), or port << 52 | static << 51 | present << 50 | check << 36 | time seen, ms modulo 2^36
+           check: 14 bits of the key's hash
+
+Orders. The value is the entry, the key says whose. A value changes only by compare-and-exchange, which makes every change - refresh, move,
+removal - one atomic step, and is 0 whenever the key is not that of an address.
+ - Insert: exchange the key MAC_FREE for MAC_TAKEN, store the value, then the key (release: who sees the key sees the value).
+ - Remove: exchange the value for 0, then store MAC_FREE (release: who takes the slot sees the 0). Only who wrote the 0 frees the slot.
+ - Read: key, value (acquire), key again. The same key twice could still frame the value of another entry that came and went
+   meanwhile; that one has another check. So a reader never takes one entry's port for another's.
+ - A writer that was delayed holds an old value; its exchange fails, since the slot's value is 0 or another entry's by now.
+Two engines may insert one new address at the same time. Each looks again after its insert, with a full fence between (store, then load), so
+at least one of them sees both, and the one that stands later goes.
+
+Hostile input: guests choose addresses. The hash is SipHash-1-3 with a random 128-bit key, so buckets cannot be aimed at, not even by
+somebody who watches what is flooded. A port may have as many entries as the table has free places: one port that makes up addresses
+gets half the table, n of them leave 1/(n+1) to the others.
 """
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+cdef extern from "<endian.h>" nogil:
+    uint64_t be64toh(uint64_t value)
 
 cdef enum:
-    SLOT_WAYS = 8            # two cache lines a bucket
-    SLOT_EMPTY = 0
-    SLOT_BUSY = 2            # bit 0 is clear: no key looks like it
+    MAC_WAYS = 4             # slots of a bucket
+    MAC_FREE = 0
+    MAC_TAKEN = 2            # bit 0 is clear: no address' key
     MAX_PORTS = 1024
 
 cdef enum:                   # what `learn` did
     LEARN_KNOWN = 0
     LEARN_NEW = 1
     LEARN_MOVED = 2
-    LEARN_REFUSED = 3        # the table, the bucket or the port's share is full
+    LEARN_AGED = 3           # it was there, but too old: as if it had been removed and was new
+    LEARN_REFUSED = 4        # no room in the table, in the address' buckets or in the port's share; or the address is static elsewhere
 
 cdef struct MacSlot:
     uint64_t key
@@ -32,33 +49,44 @@ cdef struct MacTableHeader:
     uint64_t magic
     uint32_t version
     uint32_t capacity        # entries it may hold
-    uint32_t slots
-    uint32_t per_port        # entries one port may have
-    uint8_t pad0[40]
-    uint32_t count
+    uint32_t slots           # a power of two
+    uint32_t per_port        # entries one port may have at most
+    uint64_t ageing_ns
+    uint64_t secret[2]       # key of the hash
+    uint8_t pad0[16]
+    uint32_t count           # entries; changes only with the table
+    uint32_t cursor          # next slot to look at for ageing; the engines take turns
+    uint8_t pad1[56]
     uint32_t port_count[MAX_PORTS]
-    uint8_t pad1[60]
 
-cdef inline uint64_t mac_key(const uint8_t *mac, uint32_t vlan) noexcept nogil:
-    """The key of an address (6 bytes, network order) in a VLAN (0 to 4095)."""
-    return (<uint64_t>mac[0] << 56 | <uint64_t>mac[1] << 48 | <uint64_t>mac[2] << 40 | <uint64_t>mac[3] << 32
-            | <uint64_t>mac[4] << 24 | <uint64_t>mac[5] << 16 | <uint64_t>vlan << 1 | 1)
+cdef inline uint64_t mac_key(const uint8_t *at, uint32_t vlan) noexcept nogil:
+    """The key of the address at `at` (of which 8 bytes are readable) in a VLAN, 0 to 4095."""
+    cdef uint64_t word
+    memcpy(&word, at, 8)
+    return (be64toh(word) & <uint64_t>0xFFFFFFFFFFFF0000) | vlan << 1 | 1
+
+cdef struct Place:               # where an address may stand
+    MacSlot *bucket[2]
+    uint64_t check               # of its value, in place
 
 cdef class MacTable:
-    cdef readonly int fd
-    cdef readonly uint64_t ageing_ns
+    cdef readonly int fd                 # the memfd
     cdef MacTableHeader *header
     cdef MacSlot *slots
     cdef uint32_t bucket_mask
     cdef uint64_t secret[2]
+    cdef uint64_t ageing_ms
+    cdef uint64_t refresh_ms             # how stale a time may be before it is written again
     cdef object _map
-    cdef MacSlot *bucket(self, uint64_t key) noexcept nogil
-    cdef int lookup(self, uint64_t key) noexcept nogil
+    cdef Place place(self, uint64_t key) noexcept nogil
+    cdef MacSlot *find(self, const Place *place, uint64_t key, uint64_t *value) noexcept nogil
+    cdef int lookup(self, uint64_t key, uint64_t now_ms) noexcept nogil
     cdef int learn(self, uint64_t key, uint32_t port, uint64_t now_ms) noexcept nogil
-    cdef int refresh(self, MacSlot *slot, uint64_t key, uint32_t port, uint64_t now_ms) noexcept nogil
-    cdef int insert(self, uint64_t key, uint32_t port, uint64_t flags_ms) noexcept nogil
-    cdef bint admit(self, uint32_t port) noexcept nogil
-    cdef void withdraw(self, uint32_t port) noexcept nogil
-    cdef bint matches(self, uint64_t value, int only_port, uint64_t seen_before_ms) noexcept nogil
-    cdef bint remove(self, MacSlot *slot, int only_port, uint64_t seen_before_ms) noexcept nogil
-    cdef uint32_t expire(self, uint32_t first, uint32_t budget, uint64_t now_ms) noexcept nogil
+    cdef int update(self, MacSlot *slot, uint64_t seen, uint64_t value, uint64_t now_ms) noexcept nogil
+    cdef int insert(self, const Place *place, uint64_t key, uint64_t value) noexcept nogil
+    cdef bint settle(self, const Place *place, uint64_t key, MacSlot *mine) noexcept nogil
+    cdef bint admit(self, uint32_t port, uint32_t entries) noexcept nogil
+    cdef void withdraw(self, uint32_t port, uint32_t entries) noexcept nogil
+    cdef bint remove(self, MacSlot *slot, uint64_t value) noexcept nogil
+    cdef bint aged(self, uint64_t value, uint64_t now_ms) noexcept nogil
+    cdef uint32_t expire(self, uint32_t budget, uint64_t now_ms) noexcept nogil

@@ -3,53 +3,109 @@ import mmap
 import os
 import time
 
+cimport cython
 import numpy as np
-from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
-from dataplane.vatomic cimport (va_add_u32, va_cas_u64, va_load_acquire_u64, va_load_relaxed_u32, va_load_relaxed_u64,
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from dataplane.vatomic cimport (va_add_u32, va_cas_u64, va_fence, va_load_acquire_u64, va_load_relaxed_u32, va_load_relaxed_u64,
                                 va_store_release_u64, va_sub_u32)
 
 from dataplane.errors import ConfigError
 
 cdef uint64_t TABLE_MAGIC = 0x736361636d696e76   # "vnimcacs", little endian
-cdef uint64_t STATIC = <uint64_t>1 << 47
-cdef uint64_t TIME_MASK = STATIC - 1
+cdef uint64_t PRESENT = <uint64_t>1 << 50
+cdef uint64_t STATIC = <uint64_t>1 << 51
+cdef uint64_t CHECK_MASK = <uint64_t>0x3FFF << 36
+cdef uint64_t TIME_MASK = (<uint64_t>1 << 36) - 1    # 795 days in ms: it may wrap, no ageing time is near half of it
 cdef enum:
-    TABLE_VERSION = 1
-    REFRESH_MS = 1000        # how stale a time may be before it is written again: keeps the line shared between engines
+    TABLE_VERSION = 2
+    PORT_SHIFT = 52
+    REFRESH_MOST_MS = 1000       # the line of an entry in use changes hands between CPUs at most this often
+
+CAPACITY_MIN, CAPACITY_MAX = 16, 1 << 20
+AGEING_MIN_NS, AGEING_MAX_NS = 10**9, 10**6 * 10**9      # 802.1Q, table 8-6, has 10 s to 10^6 s
 
 
+cdef inline uint64_t rotate(uint64_t x, int bits) noexcept nogil:
+    return x << bits | x >> (64 - bits)
+
+
+cdef inline void sip_round(uint64_t *v) noexcept nogil:
+    v[0] += v[1]
+    v[2] += v[3]
+    v[1] = rotate(v[1], 13) ^ v[0]
+    v[3] = rotate(v[3], 16) ^ v[2]
+    v[0] = rotate(v[0], 32)
+    v[2] += v[1]
+    v[0] += v[3]
+    v[1] = rotate(v[1], 17) ^ v[2]
+    v[3] = rotate(v[3], 21) ^ v[0]
+    v[2] = rotate(v[2], 32)
+
+
+cdef uint64_t siphash13(const uint64_t *secret, uint64_t word) noexcept nogil:
+    """SipHash-1-3 of one 64-bit word (Aumasson and Bernstein, "SipHash: a fast short-input PRF"; as in Linux' hash tables)."""
+    cdef uint64_t v[4]
+    cdef uint64_t length = <uint64_t>8 << 56     # the last block: no bytes left, and the input's length
+    v[0] = secret[0] ^ <uint64_t>0x736f6d6570736575
+    v[1] = secret[1] ^ <uint64_t>0x646f72616e646f6d
+    v[2] = secret[0] ^ <uint64_t>0x6c7967656e657261
+    v[3] = secret[1] ^ <uint64_t>0x7465646279746573 ^ word
+    sip_round(v)
+    v[0] ^= word
+    v[3] ^= length
+    sip_round(v)
+    v[0] ^= length
+    v[2] ^= 0xFF
+    sip_round(v)
+    sip_round(v)
+    sip_round(v)
+    return v[0] ^ v[1] ^ v[2] ^ v[3]
+
+
+def siphash(bytes secret, uint64_t word):
+    """SipHash-1-3 of `word` (its 8 bytes, little endian) under a secret of 16 bytes. For tests."""
+    cdef uint64_t key[2]
+    key[0], key[1] = int.from_bytes(secret[:8], "little"), int.from_bytes(secret[8:16], "little")
+    return siphash13(key, word)
+
+
+@cython.final
 cdef class MacTable:
-    """Learned and static addresses of all VLANs, shared by any number of L2Switch elements.
+    """Learned and static addresses of all VLANs, shared by any number of L2Switch elements, in a segment that `fd` maps.
 
-    capacity: entries it may hold (16 to 2^20); ageing_ns: how long an address stays without being seen; per_port: entries that one
-    port may have (default: a quarter), so that a guest that makes addresses up takes its own share and nobody else's.
+    capacity: entries it may hold, 16 to 2^20. ageing_ns: how long an address stays without being seen, 1 s to 10^6 s; its time is noted at
+    most once a second (a tenth of the ageing time, if that is less), so it may go that much early. per_port: entries that one port may
+    have; besides, a port never has more than the table has free places (see the contract). Raises ConfigError.
     """
 
     def __cinit__(self, uint32_t capacity=4096, uint64_t ageing_ns=300_000_000_000, per_port=None):
         self.fd = -1
-        if not 16 <= capacity <= 1 << 20:
-            raise ConfigError(f"MAC table: capacity {capacity}; want 16 to 1048576")
-        if ageing_ns < 1_000_000_000:
-            raise ConfigError(f"MAC table: ageing {ageing_ns} ns; want at least a second")
-        cdef uint32_t buckets = 1
-        # Twice the slots that the entries need: then a bucket of eight is full before its time about once in a thousand.
-        while buckets * SLOT_WAYS < 2 * capacity:
-            buckets *= 2
-        self.bucket_mask = buckets - 1
-        self.ageing_ns = ageing_ns
-        size = sizeof(MacTableHeader) + buckets * SLOT_WAYS * sizeof(MacSlot)
+        if not CAPACITY_MIN <= capacity <= CAPACITY_MAX:
+            raise ConfigError(f"MAC table: capacity {capacity}; want {CAPACITY_MIN} to {CAPACITY_MAX}")
+        if not AGEING_MIN_NS <= ageing_ns <= AGEING_MAX_NS:
+            raise ConfigError(f"MAC table: ageing {ageing_ns} ns; want 1 s to 10^6 s")
+        if per_port is not None and not 1 <= per_port <= capacity:
+            raise ConfigError(f"MAC table: per_port {per_port}; want 1 to the capacity, {capacity}")
+        cdef uint32_t slots = 2 * MAC_WAYS
+        while slots < 2 * capacity:
+            slots *= 2
+        size = sizeof(MacTableHeader) + slots * sizeof(MacSlot)
         self.fd = os.memfd_create("vnic-mac-table", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, size)
         self._map = mmap.mmap(self.fd, size)
         cdef uint8_t *base = <uint8_t *><uintptr_t>np.frombuffer(self._map, np.uint8).ctypes.data
         self.header = <MacTableHeader *>base
         self.slots = <MacSlot *>(base + sizeof(MacTableHeader))
-        self.header.magic, self.header.version = TABLE_MAGIC, TABLE_VERSION
-        self.header.capacity, self.header.slots = capacity, buckets * SLOT_WAYS
-        self.header.per_port = max(1, capacity // 4) if per_port is None else per_port
+        self.bucket_mask = slots // MAC_WAYS - 1
+        self.ageing_ms = ageing_ns // 1000000
+        self.refresh_ms = min(<uint64_t>REFRESH_MOST_MS, self.ageing_ms // 10)
         secret = os.urandom(16)
-        self.secret[0] = int.from_bytes(secret[:8], "little")
-        self.secret[1] = int.from_bytes(secret[8:], "little") | 1
+        self.secret[0], self.secret[1] = int.from_bytes(secret[:8], "little"), int.from_bytes(secret[8:], "little")
+        self.header.version, self.header.capacity, self.header.slots = TABLE_VERSION, capacity, slots
+        self.header.per_port = capacity if per_port is None else per_port
+        self.header.ageing_ns = ageing_ns
+        self.header.secret[0], self.header.secret[1] = self.secret[0], self.secret[1]
+        self.header.magic = TABLE_MAGIC
 
     def __dealloc__(self):
         if self.fd >= 0:
@@ -57,111 +113,157 @@ cdef class MacTable:
 
     # -- the packet path ---------------------------------------------------------------------------------------------------
 
-    cdef MacSlot *bucket(self, uint64_t key) noexcept nogil:
-        # Keyed, because guests choose addresses: who does not know the secret cannot aim at a bucket. What an attacker could see
-        # of it is only whether his own addresses are learned, so two rounds of multiply and shift do.
-        cdef uint64_t x = (key ^ self.secret[0]) * self.secret[1]
-        x ^= x >> 32
-        x *= <uint64_t>0x9E3779B97F4A7C15
-        return &self.slots[<size_t>(<uint32_t>(x >> 32) & self.bucket_mask) * SLOT_WAYS]
+    cdef Place place(self, uint64_t key) noexcept nogil:
+        cdef uint64_t hash = siphash13(self.secret, key)
+        cdef uint32_t first = <uint32_t>hash & self.bucket_mask
+        cdef Place place
+        place.bucket[0] = &self.slots[<size_t>first * MAC_WAYS]
+        # An odd distance, so the two always differ.
+        place.bucket[1] = &self.slots[<size_t>(first ^ ((<uint32_t>(hash >> 24) & self.bucket_mask) | 1)) * MAC_WAYS]
+        place.check = (hash >> 50) << 36
+        return place
 
-    cdef int lookup(self, uint64_t key) noexcept nogil:
+    cdef MacSlot *find(self, const Place *place, uint64_t key, uint64_t *value) noexcept nogil:
+        """The slot of an address and its value, or NULL."""
+        cdef MacSlot *slot
+        cdef int i, choice
+        for choice in range(2):
+            slot = place.bucket[choice]
+            for i in range(MAC_WAYS):
+                if va_load_acquire_u64(&slot[i].key) == key:
+                    value[0] = va_load_acquire_u64(&slot[i].value)   # acquire: the key below is read after it
+                    if (value[0] & (CHECK_MASK | PRESENT) == (place.check | PRESENT)
+                            and va_load_relaxed_u64(&slot[i].key) == key):
+                        return &slot[i]
+        return NULL
+
+    cdef int lookup(self, uint64_t key, uint64_t now_ms) noexcept nogil:
         """The port of an address, or -1."""
-        cdef MacSlot *slot = self.bucket(key)
+        cdef Place place = self.place(key)
         cdef uint64_t value
-        cdef int i
-        for i in range(SLOT_WAYS):
-            if va_load_acquire_u64(&slot[i].key) == key:
-                value = va_load_acquire_u64(&slot[i].value)      # the key again after the value: see the contract
-                if va_load_relaxed_u64(&slot[i].key) == key:
-                    return <int>(value >> 48)
-        return -1
+        if self.find(&place, key, &value) == NULL or self.aged(value, now_ms):
+            return -1
+        return <int>(value >> PORT_SHIFT)
 
     cdef int learn(self, uint64_t key, uint32_t port, uint64_t now_ms) noexcept nogil:
-        """Notes that the address was seen at the port; returns LEARN_*."""
-        cdef MacSlot *slot = self.bucket(key)
-        cdef int i
-        for i in range(SLOT_WAYS):
-            if va_load_acquire_u64(&slot[i].key) == key:
-                return self.refresh(&slot[i], key, port, now_ms)
-        return self.insert(key, port, now_ms & TIME_MASK)
-
-    cdef int refresh(self, MacSlot *slot, uint64_t key, uint32_t port, uint64_t now_ms) noexcept nogil:
-        cdef uint64_t value = va_load_acquire_u64(&slot.value), seen = key
-        if value >> 48 == port:
-            if not value & STATIC and (now_ms & TIME_MASK) - (value & TIME_MASK) >= REFRESH_MS:
-                va_cas_u64(&slot.value, &value, <uint64_t>port << 48 | (now_ms & TIME_MASK))
-            return LEARN_KNOWN
-        if value & STATIC or not self.admit(port):
+        """Notes that the address was seen at the port (below MAX_PORTS); returns LEARN_*."""
+        cdef Place place = self.place(key)
+        cdef uint64_t seen, value = <uint64_t>port << PORT_SHIFT | PRESENT | place.check | (now_ms & TIME_MASK)
+        cdef MacSlot *slot = self.find(&place, key, &seen)
+        if slot == NULL:
+            return self.insert(&place, key, value)
+        if seen >> PORT_SHIFT == port:
+            if seen & STATIC or age_ms(seen, now_ms) < <int64_t>self.refresh_ms:
+                return LEARN_KNOWN                               # the usual case: nothing is written
+        elif seen & STATIC:
             return LEARN_REFUSED
-        if not va_cas_u64(&slot.key, &seen, SLOT_BUSY):
-            self.withdraw(port)                                  # somebody else moves or removes it just now
-            return LEARN_KNOWN
-        value = va_load_relaxed_u64(&slot.value)
-        while not va_cas_u64(&slot.value, &value, <uint64_t>port << 48 | (now_ms & TIME_MASK)):
-            pass                                                 # a refresh came between
-        self.withdraw(<uint32_t>(value >> 48))
-        va_store_release_u64(&slot.key, key)
-        return LEARN_MOVED
+        return self.update(slot, seen, value, now_ms)
 
-    cdef int insert(self, uint64_t key, uint32_t port, uint64_t flags_ms) noexcept nogil:
-        cdef MacSlot *slot = self.bucket(key)
+    cdef int update(self, MacSlot *slot, uint64_t seen, uint64_t value, uint64_t now_ms) noexcept nogil:
+        """Replaces the value `seen` of an entry: another time, perhaps another port."""
+        cdef uint32_t old_port = <uint32_t>(seen >> PORT_SHIFT), port = <uint32_t>(value >> PORT_SHIFT)
+        cdef bint was_aged = self.aged(seen, now_ms)
+        if port != old_port and not self.admit(port, 0):
+            return LEARN_REFUSED
+        if not va_cas_u64(&slot.value, &seen, value):            # another engine was faster: its news are as good as ours
+            if port != old_port:
+                self.withdraw(port, 0)
+            return LEARN_KNOWN
+        if port != old_port:
+            self.withdraw(old_port, 0)
+        if was_aged:
+            return LEARN_AGED
+        return LEARN_MOVED if port != old_port else LEARN_KNOWN
+
+    cdef int insert(self, const Place *place, uint64_t key, uint64_t value) noexcept nogil:
+        """Puts an address that was not found into the emptier of its buckets."""
+        cdef uint32_t port = <uint32_t>(value >> PORT_SHIFT)
+        cdef int room[2]
+        cdef int i, choice, turn
         cdef uint64_t seen
-        cdef int i
-        if not self.admit(port):
+        cdef MacSlot *slot
+        if not self.admit(port, 1):
             return LEARN_REFUSED
-        for i in range(SLOT_WAYS):
-            seen = SLOT_EMPTY
-            if va_load_relaxed_u64(&slot[i].key) == SLOT_EMPTY and va_cas_u64(&slot[i].key, &seen, SLOT_BUSY):
-                va_store_release_u64(&slot[i].value, <uint64_t>port << 48 | flags_ms)
-                va_store_release_u64(&slot[i].key, key)          # the value before the key that makes it count
-                return LEARN_NEW
-        self.withdraw(port)
+        for choice in range(2):
+            room[choice] = 0
+            for i in range(MAC_WAYS):
+                room[choice] += va_load_relaxed_u64(&place.bucket[choice][i].key) == MAC_FREE
+        for turn in range(2):
+            slot = place.bucket[turn if room[0] >= room[1] else 1 - turn]
+            for i in range(MAC_WAYS):
+                seen = MAC_FREE
+                if va_load_relaxed_u64(&slot[i].key) != MAC_FREE or not va_cas_u64(&slot[i].key, &seen, MAC_TAKEN):
+                    continue
+                va_store_release_u64(&slot[i].value, value)
+                va_store_release_u64(&slot[i].key, key)          # after the value: who finds the key finds the entry
+                return LEARN_NEW if self.settle(place, key, &slot[i]) else LEARN_KNOWN
+        self.withdraw(port, 1)
         return LEARN_REFUSED
 
-    cdef bint admit(self, uint32_t port) noexcept nogil:
-        """Takes one entry of the port's share and of the table, or nothing."""
-        if port >= MAX_PORTS:
-            return False
-        # Add first, look then: two engines cannot both take the last entry.
-        if va_add_u32(&self.header.port_count[port], 1) < self.header.per_port:
-            if va_add_u32(&self.header.count, 1) < self.header.capacity:
-                return True
-            va_sub_u32(&self.header.count, 1)
-        va_sub_u32(&self.header.port_count[port], 1)
+    cdef bint settle(self, const Place *place, uint64_t key, MacSlot *mine) noexcept nogil:
+        """After an insert: where another engine inserted the same address meanwhile, removes the one that stands later (a static one
+        stays). False: ours went."""
+        cdef MacSlot *first = NULL
+        cdef MacSlot *loser
+        cdef uint64_t value
+        cdef bint ours = True
+        cdef int i
+        va_fence()               # our key before the others' are read, as in the other engine: one of us sees both
+        for i in range(2 * MAC_WAYS):
+            loser = &place.bucket[i // MAC_WAYS][i % MAC_WAYS]
+            if va_load_acquire_u64(&loser.key) != key:
+                continue
+            if first == NULL:
+                first = loser
+                continue
+            value = va_load_acquire_u64(&loser.value)
+            if value & STATIC:
+                first, loser = loser, first
+                value = va_load_acquire_u64(&loser.value)
+            if value & CHECK_MASK == place.check and self.remove(loser, value) and loser == mine:
+                ours = False
+        return ours
+
+    cdef bint admit(self, uint32_t port, uint32_t entries) noexcept nogil:
+        """Takes a place in the port's share, and `entries` (1 new, 0 moved there) of the table; False, and nothing taken: there is none."""
+        # Add first, look then: two engines cannot both take the last place.
+        cdef uint32_t mine = va_add_u32(&self.header.port_count[port], 1)
+        cdef uint32_t total = va_add_u32(&self.header.count, entries) if entries else va_load_relaxed_u32(&self.header.count)
+        cdef uint32_t capacity = self.header.capacity
+        # The first entry of a port needs no free places but its own.
+        if (total + entries <= capacity and mine < self.header.per_port
+                and (mine == 0 or mine < capacity - total)):
+            return True
+        self.withdraw(port, entries)
         return False
 
-    cdef void withdraw(self, uint32_t port) noexcept nogil:
+    cdef void withdraw(self, uint32_t port, uint32_t entries) noexcept nogil:
         va_sub_u32(&self.header.port_count[port], 1)
-        va_sub_u32(&self.header.count, 1)
+        if entries:
+            va_sub_u32(&self.header.count, entries)
 
-    cdef bint remove(self, MacSlot *slot, int only_port, uint64_t seen_before_ms) noexcept nogil:
-        """Removes an entry of `only_port` (-1: of any, unless static) last seen before an instant; False: it is not such a one."""
-        cdef uint64_t key = va_load_acquire_u64(&slot.key), value = va_load_acquire_u64(&slot.value)
-        if not key & 1 or not self.matches(value, only_port, seen_before_ms) or not va_cas_u64(&slot.key, &key, SLOT_BUSY):
+    cdef bint remove(self, MacSlot *slot, uint64_t value) noexcept nogil:
+        """Removes the entry that `slot` holds if its value still is `value`."""
+        if not value & PRESENT or not va_cas_u64(&slot.value, &value, 0):
             return False
-        value = va_load_relaxed_u64(&slot.value)
-        if not self.matches(value, only_port, seen_before_ms):   # refreshed or moved before we took it
-            va_store_release_u64(&slot.key, key)
-            return False
-        self.withdraw(<uint32_t>(value >> 48))
-        va_store_release_u64(&slot.key, SLOT_EMPTY)
+        self.withdraw(<uint32_t>(value >> PORT_SHIFT), 1)
+        va_store_release_u64(&slot.key, MAC_FREE)                # after the 0: see the contract
         return True
 
-    cdef bint matches(self, uint64_t value, int only_port, uint64_t seen_before_ms) noexcept nogil:
-        if only_port >= 0:
-            return <int>(value >> 48) == only_port
-        return not value & STATIC and (value & TIME_MASK) < seen_before_ms
+    cdef bint aged(self, uint64_t value, uint64_t now_ms) noexcept nogil:
+        return not value & STATIC and age_ms(value, now_ms) >= <int64_t>self.ageing_ms
 
-    cdef uint32_t expire(self, uint32_t first, uint32_t budget, uint64_t now_ms) noexcept nogil:
-        """Removes what has aged among `budget` slots from `first` on (round and round); returns how many."""
-        cdef uint64_t ageing_ms = self.ageing_ns // 1000000
-        cdef uint32_t i, removed = 0
-        if now_ms < ageing_ms:
-            return 0
-        for i in range(min(budget, self.header.slots)):
-            # A seen-time of exactly now - ageing has reached its age.
-            if self.remove(&self.slots[(first + i) & (self.header.slots - 1)], -1, now_ms - ageing_ms + 1):
+    cdef uint32_t expire(self, uint32_t budget, uint64_t now_ms) noexcept nogil:
+        """Looks at the next `budget` slots (all engines together go round and round) and removes what has aged; returns how many."""
+        cdef uint32_t slots = self.header.slots, removed = 0, first, i
+        cdef uint64_t value
+        cdef MacSlot *slot
+        budget = min(budget, slots)
+        first = va_add_u32(&self.header.cursor, budget)
+        for i in range(budget):
+            slot = &self.slots[(first + i) & (slots - 1)]
+            value = va_load_relaxed_u64(&slot.value)             # relaxed: `remove` compares it
+            if value & PRESENT and self.aged(value, now_ms) and self.remove(slot, value):
                 removed += 1
         return removed
 
@@ -177,36 +279,62 @@ cdef class MacTable:
         """Entries that one port may have."""
         return self.header.per_port
 
+    @property
+    def ageing_ns(self):
+        """How long an address stays without being seen."""
+        return self.header.ageing_ns
+
     def __len__(self):
+        """Entries in the table, aged ones that nobody has cleared away yet too."""
         return va_load_relaxed_u32(&self.header.count)
+
+    def port_count(self, uint32_t port):
+        """Entries of a port."""
+        return va_load_relaxed_u32(&self.header.port_count[port]) if port < MAX_PORTS else 0
 
     def add_static(self, mac, uint32_t port, uint32_t vlan=0):
         """Binds an address ("02:00:00:00:00:01") of a VLAN to a port: it neither ages nor moves. Raises ConfigError when full."""
-        cdef uint64_t key = self._key(mac, vlan)
-        self.forget(mac, vlan)
-        if self.insert(key, port, STATIC) != LEARN_NEW:
-            raise ConfigError(f"MAC table: no room for {mac} of VLAN {vlan} at port {port}")
+        cdef uint64_t key = _key(mac, vlan), seen
+        cdef Place place = self.place(key)
+        cdef MacSlot *slot
+        if port >= MAX_PORTS:
+            raise ConfigError(f"MAC table: port {port}; want 0 to {MAX_PORTS - 1}")
+        cdef uint64_t value = <uint64_t>port << PORT_SHIFT | STATIC | PRESENT | place.check
+        for _ in range(100):     # engines may learn or remove the same address meanwhile
+            slot = self.find(&place, key, &seen)
+            if slot != NULL:
+                self.update(slot, seen, value, 0)
+            elif self.insert(&place, key, value) == LEARN_REFUSED:
+                break
+            if self.find(&place, key, &seen) != NULL and seen == value:
+                return
+        raise ConfigError(f"MAC table: no room for {mac} of VLAN {vlan} at port {port}; make the table larger")
 
     def forget(self, mac, uint32_t vlan=0):
         """Removes an address of a VLAN, also a static one; True if it was there."""
-        cdef uint64_t key = self._key(mac, vlan)
-        cdef MacSlot *slot = self.bucket(key)
-        cdef int i
-        for i in range(SLOT_WAYS):
-            if va_load_acquire_u64(&slot[i].key) == key:
-                return self.remove(&slot[i], <int>(va_load_acquire_u64(&slot[i].value) >> 48), 0)
+        cdef uint64_t key = _key(mac, vlan), value
+        cdef Place place = self.place(key)
+        cdef MacSlot *slot = self.find(&place, key, &value)
+        while slot != NULL:
+            if self.remove(slot, value):
+                return True
+            slot = self.find(&place, key, &value)
         return False
 
-    def _key(self, mac, uint32_t vlan):
-        cdef bytes octets = bytes.fromhex(mac.replace(":", ""))
-        if len(octets) != 6 or vlan > 4095:
-            raise ConfigError(f"MAC table: {mac!r} of VLAN {vlan}: want six bytes such as 02:00:00:00:00:01 and 0 to 4095")
-        return mac_key(<const uint8_t *>octets, vlan)
-
-    def forget_port(self, int port):
-        """Removes all entries of a port, static ones too; returns how many."""
-        cdef uint32_t i
-        return sum(self.remove(&self.slots[i], port, 0) for i in range(self.header.slots))
+    def forget_port(self, uint32_t port):
+        """Removes all entries of a port, static ones too; returns how many. An engine that still has frames of the port in hand may
+        learn anew: deactivate it in every switch first."""
+        cdef uint32_t i, removed = 0
+        cdef uint64_t value
+        with nogil:
+            for i in range(self.header.slots):
+                value = va_load_relaxed_u64(&self.slots[i].value)
+                while value & PRESENT and value >> PORT_SHIFT == port:   # again where a refresh came between
+                    if self.remove(&self.slots[i], value):
+                        removed += 1
+                        break
+                    value = va_load_relaxed_u64(&self.slots[i].value)
+        return removed
 
     def entries(self, now_ns=None):
         """All entries as dicts (mac, vlan, port, age_s, static), by VLAN and address. now_ns: of the clock that the engines use."""
@@ -216,11 +344,26 @@ cdef class MacTable:
         for i in range(self.header.slots):
             key = va_load_acquire_u64(&self.slots[i].key)
             value = va_load_acquire_u64(&self.slots[i].value)
-            if not key & 1 or va_load_relaxed_u64(&self.slots[i].key) != key:
+            if not key & 1 or not value & PRESENT or va_load_relaxed_u64(&self.slots[i].key) != key or self.aged(value, now_ms):
                 continue
             static = bool(value & STATIC)
-            seen_ms = value & TIME_MASK
-            age_s = None if static else max(0, <object>now_ms - seen_ms) / 1000
-            found.append({"mac": int(key >> 16).to_bytes(6, "big").hex(":"), "vlan": int(key >> 1 & 0xFFF), "port": int(value >> 48),
-                          "age_s": age_s, "static": static})
+            found.append({"mac": int(key >> 16).to_bytes(6, "big").hex(":"), "vlan": int(key >> 1 & 0xFFF),
+                          "port": int(value >> PORT_SHIFT), "age_s": None if static else age_ms(value, now_ms) / 1000.0,
+                          "static": static})
         return sorted(found, key=lambda entry: (entry["vlan"], entry["mac"]))
+
+
+cdef inline int64_t age_ms(uint64_t value, uint64_t now_ms) noexcept nogil:
+    """Milliseconds since the entry was seen; 0 where another engine, whose clock was read later, has seen it after `now`."""
+    cdef uint64_t age = (now_ms - value) & TIME_MASK
+    return <int64_t>age if age <= TIME_MASK // 2 else 0
+
+
+def _key(mac, vlan):
+    try:
+        octets = bytes.fromhex(mac.replace(":", "")) if isinstance(mac, str) else b""
+    except ValueError:
+        octets = b""
+    if len(octets) != 6 or octets[0] & 1 or octets == bytes(6) or vlan > 4094:
+        raise ConfigError(f"MAC table: {mac!r} of VLAN {vlan}: want a unicast address such as 02:00:00:00:00:01 and 0 to 4094")
+    return int.from_bytes(octets, "big") << 16 | vlan << 1 | 1

@@ -1,22 +1,31 @@
 """Rss. The contract is in rss.pxd."""
 import ipaddress
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from dataplane.packet cimport PACKET_FRAGMENT, PACKET_IPV4, PACKET_IPV6, PACKET_L4, Context, Packet
+cimport cython
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
+from dataplane.packet cimport PACKET_FRAGMENT, PACKET_IPV4, PACKET_IPV6, PACKET_L4, Context, Packet, PacketPool
 
 from dataplane.errors import ConfigError
 
-# The key of the published verification vectors. Nothing here depends on its secrecy: which queue a flow is on tells a guest only about
-# itself. Who wants the two directions of a flow on one queue sets a key that repeats two bytes.
+# The key of the published verification vectors: what NICs have been set to by default for years. A fixed default makes a run
+# repeatable. Who knows it can aim flows at one queue, of a NIC that he may send to anyway; set another key where that matters. A key that
+# repeats two bytes puts both directions of a flow on one queue.
 DEFAULT_KEY = bytes.fromhex("6d5a56da255b0ec24167253d43a38fb0d0ca2bcbae7b30b477cb2da38030f20c6a42b73bbeac01fa")
 DEFAULT_TABLE_SIZE = 128
 
 
+@cython.final
 cdef class Rss:
-    """Which queue a packet belongs on.
+    """Which queue of a NIC a packet goes to.
 
-    key: 40 bytes (52 are taken too: some drivers set as many); table: queue numbers, a power of two of them up to 512; queues: how many
-    there are. set_key and set_table belong on the engine's thread. Raises ConfigError for other lengths and for queues there are not.
+    key: 40 bytes (or 52, of which 40 count); None: DEFAULT_KEY. table: the indirection table, queue numbers, a power of two of them up
+    to 512; None: 128 entries over all queues in turn. queues: 1 to 64. Raises ConfigError for anything else.
+
+    Hashed are the addresses and ports of TCP, UDP and SCTP over IPv4 and IPv6; of fragments and of other IP packets the addresses,
+    so that all fragments of a packet stay together. What is no IP, or was not parsed, has the hash 0 and goes to the table's first queue.
+
+    On a running engine set_key and set_table are called on the engine's thread (`engine.call`).
     """
 
     def __init__(self, key=None, table=None, *, uint32_t queues=1):
@@ -26,79 +35,100 @@ cdef class Rss:
         self.set_key(DEFAULT_KEY if key is None else key)
         self.set_table([i % queues for i in range(DEFAULT_TABLE_SIZE)] if table is None else table)
 
+    # -- the packet path ---------------------------------------------------------------------------------------------------
+
+    cdef uint32_t hash_packet(self, Context *ctx, uint32_t index) noexcept nogil:
+        """Computes and stores Packet.hash from what Parse found."""
+        cdef Packet *p = &ctx.packets[index]
+        cdef uint32_t address_bytes, hash
+        cdef uint8_t ports[4]
+        if p.flags & PACKET_IPV4:
+            address_bytes = 4
+        elif p.flags & PACKET_IPV6:
+            address_bytes = 16
+        else:
+            p.hash = 0
+            return 0
+        hash = (self.hash_bytes(0, p.source_address, address_bytes)
+                ^ self.hash_bytes(address_bytes, p.destination_address, address_bytes))
+        if p.flags & (PACKET_L4 | PACKET_FRAGMENT) == PACKET_L4:   # a first fragment has ports, those that follow have none
+            ports[0], ports[1] = <uint8_t>(p.source_port >> 8), <uint8_t>p.source_port
+            ports[2], ports[3] = <uint8_t>(p.destination_port >> 8), <uint8_t>p.destination_port
+            hash ^= self.hash_bytes(2 * address_bytes, ports, 4)
+        p.hash = hash
+        return hash
+
+    cdef uint32_t hash_bytes(self, uint32_t position, const uint8_t *data, uint32_t count) noexcept nogil:
+        """What `count` input bytes from `position` on contribute to the hash."""
+        cdef uint32_t i, hash = 0
+        for i in range(count):
+            hash ^= self.contribution[position + i][data[i]]
+        return hash
+
+    # -- control -----------------------------------------------------------------------------------------------------------
+
     def set_key(self, key):
-        """Takes another key."""
-        cdef uint32_t position, value, bit, hash
-        if len(key) not in (40, 52):
-            raise ConfigError(f"RSS: a key of {len(key)} bytes; want 40 or 52")
-        self._key = bytes(key)
-        bits = int.from_bytes(self._key, "big")
-        length = 8 * len(self._key)
-        for position in range(INPUT_MAX):
-            # Input bit n (from the left) adds the 32 bits of the key that begin at its bit n.
-            windows = [bits >> (length - 32 - 8 * int(position) - n) & 0xFFFFFFFF for n in range(8)]
-            for value in range(256):
-                hash = 0
-                for bit in range(8):
-                    if value & (0x80 >> bit):
-                        hash ^= <uint32_t>windows[bit]
-                self.parts[position][value] = hash
+        """Replaces the key; the hashes of all flows change."""
+        cdef const uint8_t[::1] octets
+        cdef int position, bit, value
+        cdef uint64_t window
+        if not isinstance(key, (bytes, bytearray, memoryview)) or len(key) not in (RSS_KEY, RSS_KEY_LONG):
+            size = f"{len(key)} bytes" if isinstance(key, (bytes, bytearray, memoryview)) else type(key).__name__
+            raise ConfigError(f"RSS: a key of {size}; want {RSS_KEY} or {RSS_KEY_LONG} bytes")
+        key = bytes(key)
+        octets = key
+        for position in range(RSS_INPUT):
+            # The 40 bits of the key that the 32-bit window slides over while it passes this byte.
+            window = 0
+            for bit in range(5):
+                window = window << 8 | octets[position + bit]
+            self.contribution[position][0] = 0
+            for value in range(1, 256):
+                # The lowest set bit's window, and the rest, which is a smaller number and done already. Bit 0 is met last.
+                bit = 0
+                while not (value >> bit) & 1:
+                    bit += 1
+                self.contribution[position][value] = (self.contribution[position][value & (value - 1)]
+                                                      ^ <uint32_t>(window >> (bit + 1)))
+        self.key = key
 
     def set_table(self, table):
-        """Takes another indirection table."""
-        table = list(table)
-        if not 1 <= len(table) <= TABLE_MAX or len(table) & (len(table) - 1):
-            raise ConfigError(f"RSS: a table of {len(table)} entries; want a power of two up to {TABLE_MAX}")
-        for entry in table:
-            if not 0 <= entry < self.queues:
-                raise ConfigError(f"RSS: the table names queue {entry}; there are {self.queues} (from 0)")
-        for i, entry in enumerate(table):
-            self.entries[i] = entry
-        self.entry_mask = <uint32_t>len(table) - 1
-
-    @property
-    def key(self):
-        """The key, bytes."""
-        return self._key
+        """Replaces the indirection table; entry i is the queue of the hashes whose low bits are i."""
+        cdef uint32_t i, queue
+        entries = list(table)
+        if not 1 <= len(entries) <= RSS_TABLE_MAX or len(entries) & (len(entries) - 1):
+            raise ConfigError(f"RSS: an indirection table of {len(entries)} entries; want a power of two up to {RSS_TABLE_MAX}")
+        for entry in entries:
+            if type(entry) is not int or not 0 <= entry < self.queues:
+                raise ConfigError(f"RSS: the indirection table names queue {entry!r}; there are {self.queues} (0 to {self.queues - 1})")
+        for i, queue in enumerate(entries):
+            self.indirection[i] = <uint16_t>queue
+        self.table_mask = <uint32_t>len(entries) - 1
 
     @property
     def table(self):
         """The indirection table, a list of queue numbers."""
-        return [self.entries[i] for i in range(self.entry_mask + 1)]
-
-    cdef uint32_t hash_bytes(self, const uint8_t *data, uint32_t count, uint32_t first, uint32_t hash) noexcept nogil:
-        """Goes on hashing: `count` bytes that stand at place `first` of the input."""
-        cdef uint32_t i
-        for i in range(count):
-            hash ^= self.parts[first + i][data[i]]
-        return hash
-
-    cdef uint32_t hash_packet(self, Context *ctx, uint32_t index) noexcept nogil:
-        """Hash of a parsed packet, noted in its record: addresses and, for TCP, UDP and SCTP that is not in fragments, ports (all fragments
-        of a datagram must go to one queue). 0 for what is not IP."""
-        cdef Packet *p = &ctx.packets[index]
-        cdef uint32_t hash = 0, size
-        cdef uint8_t ports[4]
-        if p.flags & (PACKET_IPV4 | PACKET_IPV6):
-            size = 4 if p.flags & PACKET_IPV4 else 16
-            hash = self.hash_bytes(p.source_address, size, 0, 0)
-            hash = self.hash_bytes(p.destination_address, size, size, hash)
-            if p.flags & PACKET_L4 and not p.flags & PACKET_FRAGMENT:
-                ports[0], ports[1] = p.source_port >> 8, p.source_port & 0xFF
-                ports[2], ports[3] = p.destination_port >> 8, p.destination_port & 0xFF
-                hash = self.hash_bytes(ports, 4, 2 * size, hash)
-        p.hash = hash
-        return hash
-
-    cdef uint32_t queue_of(self, uint32_t hash) noexcept nogil:
-        """The indirection table's entry for a hash."""
-        return self.entries[hash & self.entry_mask]
+        return [self.indirection[i] for i in range(self.table_mask + 1)]
 
     def hash_tuple(self, source, destination, source_port=None, destination_port=None):
-        """Hash of addresses (text) and, if given, ports. For tests and tools."""
-        cdef bytes data = ipaddress.ip_address(source).packed + ipaddress.ip_address(destination).packed
-        if source_port is not None and destination_port is not None:
-            data += int(source_port).to_bytes(2, "big") + int(destination_port).to_bytes(2, "big")
-        if len(data) > INPUT_MAX:
-            raise ConfigError("RSS: source and destination are of one family")
-        return self.hash_bytes(<const uint8_t *>data, <uint32_t>len(data), 0, 0)
+        """The hash of a flow: addresses as text or ipaddress objects, both IPv4 or both IPv6; ports both or neither."""
+        cdef bytes data
+        ends = [ipaddress.ip_address(source), ipaddress.ip_address(destination)]
+        ports = [port for port in (source_port, destination_port) if port is not None]
+        if ends[0].version != ends[1].version or len(ports) == 1:
+            raise ConfigError(f"RSS: {source} to {destination}: want two addresses of one family, and two ports or none")
+        data = b"".join(end.packed for end in ends) + b"".join(port.to_bytes(2, "big") for port in ports)
+        return self.hash_bytes(0, data, <uint32_t>len(data))
+
+    def hash_parsed(self, PacketPool pool, uint32_t index):
+        """The hash of a parsed packet of the pool, for who holds it (an element in Python, a tool)."""
+        cdef Context ctx
+        if index >= pool.small_count + pool.large_count:
+            raise IndexError(f"packet {index}: the pool has {pool.small_count + pool.large_count}")
+        memset(&ctx, 0, sizeof(ctx))
+        pool.attach(&ctx)
+        return self.hash_packet(&ctx, index)
+
+    def queue(self, uint32_t hash):
+        """The queue that a hash leads to."""
+        return self.queue_of(hash)

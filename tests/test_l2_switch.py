@@ -1,0 +1,302 @@
+"""The switch against an obvious model of dicts: same frames out of every port, same drops, same counters."""
+
+from __future__ import annotations
+
+from collections import Counter as Multiset
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from dataplane.clock import Clock
+from dataplane.element import PyElement
+from dataplane.elements.l2_switch import L2Switch
+from dataplane.elements.mac_table import MacTable
+from dataplane.elements.parse import Parse
+from dataplane.engine import Engine
+from dataplane.packet import PacketPool
+from dataplane.port import PortRx, PortTx
+from dataplane.ports.memory import Frame, MemoryPort
+
+START_NS = 10**9
+SECOND_NS = 10**9
+BROADCAST = b"\xff" * 6
+
+
+def mac(number: int) -> bytes:
+    return bytes([2, 0, 0, 0, 0, number])
+
+
+def ethernet(
+    destination: bytes, source: bytes, *tags: tuple[int, int], payload: bytes = b"\x12\x34 payload of a frame"
+) -> bytes:
+    """A frame; tags: (type, TCI). The payload begins with the inner type."""
+    return destination + source + b"".join(kind.to_bytes(2, "big") + tci.to_bytes(2, "big") for kind, tci in tags) + payload
+
+
+class Bench:
+    """`count` ports around a switch, in virtual time."""
+
+    def __init__(
+        self, count: int, *, parse: bool = False, small: int = 1024, watch: PyElement | None = None, **table: Any
+    ) -> None:
+        self.pool = PacketPool(small=small, large=16)
+        self.clock = Clock(virtual=True, start_ns=START_NS)
+        self.engine = Engine("e0", self.pool, clock=self.clock)
+        self.table = MacTable(**table)
+        self.switch = L2Switch(self.table, count)
+        self.ports = [MemoryPort(f"p{i}", i) for i in range(count)]
+        sources = []
+        for i, port in enumerate(self.ports):
+            rx = PortRx(port)
+            (rx >> Parse(name=f"parse{i}") >> self.switch) if parse else (rx >> self.switch)
+            tx = PortTx(port)
+            (self.switch[i] >> watch >> tx) if watch is not None and i == 1 else (self.switch[i] >> tx)
+            sources.append(rx)
+        self.engine.load(sources)
+
+    def send(self, port: int, *frames: bytes | Frame) -> list[list[bytes]]:
+        """What comes out of each port."""
+        self.ports[port].inject(list(frames))
+        self.engine.advance(self.clock.now_ns)
+        return [[frame.data for frame in each.take()] for each in self.ports]
+
+    def drops(self) -> dict[str, int]:
+        return {reason: count for reason, count in self.switch.statistics()["dropped"].items() if count}
+
+    def counters(self) -> dict[str, int]:
+        return {name: count for name, count in self.switch.statistics()["counters"].items() if count}
+
+    def close(self) -> None:
+        assert self.engine.conservation()["conserved"]
+        self.engine.close()
+        assert self.pool.in_use == 0
+
+
+@dataclass
+class Vlan:
+    """How a port is set up."""
+
+    access: int | None = None
+    trunk: list[int] | None = None
+    native: int | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if value is not None}
+
+    @property
+    def plain(self) -> bool:
+        return self.access is None and self.trunk is None and self.native is None
+
+    def carries(self, vlan: int) -> bool:
+        if vlan == 4095:
+            return False
+        if self.access is not None:
+            return vlan == self.access
+        if vlan == 0:
+            return self.plain
+        return self.trunk is None or vlan in self.trunk or vlan == self.native
+
+    def untagged(self, vlan: int) -> bool:
+        return vlan == (self.access if self.access is not None else self.native)
+
+
+@dataclass
+class Model:
+    """The switch in plain Python."""
+
+    ageing_ms: int
+    ports: dict[int, Vlan] = field(default_factory=dict)
+    table: dict[tuple[int, bytes], tuple[int, int]] = field(default_factory=dict)  # (vlan, mac) -> port, ms when noted
+    drops: Multiset[str] = field(default_factory=Multiset)
+    counters: Multiset[str] = field(default_factory=Multiset)
+
+    def known(self, vlan: int, address: bytes, now_ms: int) -> int | None:
+        port, seen_ms = self.table.get((vlan, address), (None, 0))
+        return port if port is not None and now_ms - seen_ms < self.ageing_ms else None
+
+    def learn(self, vlan: int, address: bytes, port: int, now_ms: int) -> None:
+        old = self.known(vlan, address, now_ms)
+        if old == port and now_ms - self.table[vlan, address][1] < min(1000, self.ageing_ms // 10):
+            return
+        if old is None:
+            self.counters["learned"] += 1
+        elif old != port:
+            self.counters["moved"] += 1
+        self.table[vlan, address] = (port, now_ms)
+
+    def vlan_of(self, frame: bytes, config: Vlan) -> int | None:
+        tag = int.from_bytes(frame[14:16], "big") & 0xFFF if frame[12:14] in (b"\x81\x00", b"\x88\xa8") else 0
+        if tag and config.access is not None:
+            return None
+        vlan = tag or config.access or config.native or 0
+        return vlan if config.carries(vlan) else None
+
+    def leaving(self, frame: bytes, vlan: int, config: Vlan) -> bytes:
+        tagged = frame[12:14] in (b"\x81\x00", b"\x88\xa8")
+        if vlan == 0:
+            return frame
+        if config.untagged(vlan):
+            return frame[:12] + frame[16:] if tagged else frame
+        if not tagged:
+            return frame[:12] + b"\x81\x00" + vlan.to_bytes(2, "big") + frame[12:]
+        tci = int.from_bytes(frame[14:16], "big") & 0xF000 | vlan
+        return frame[:14] + tci.to_bytes(2, "big") + frame[16:]
+
+    def take(self, port: int, frame: bytes, now_ms: int) -> dict[int, bytes]:
+        """Frames that leave, by port."""
+        config, destination, source = self.ports.get(port), frame[:6], frame[6:12]
+
+        def drop(reason: str) -> dict[int, bytes]:
+            self.drops[reason] += 1
+            return {}
+
+        if config is None:
+            return drop("unknown_port")
+        if len(frame) < 14 or (frame[12:14] in (b"\x81\x00", b"\x88\xa8") and len(frame) < 18):
+            return drop("runt")
+        if source[0] & 1 or source == bytes(6):
+            return drop("bad_source")
+        if destination[:5] == bytes.fromhex("0180c20000") and destination[5] < 16:
+            return drop("reserved_multicast")
+        vlan = self.vlan_of(frame, config)
+        if vlan is None:
+            return drop("vlan_filtered")
+        self.learn(vlan, source, port, now_ms)
+        known = None if destination[0] & 1 else self.known(vlan, destination, now_ms)
+        if known == port:
+            return drop("hairpin")
+        if known is not None:
+            if known not in self.ports or not self.ports[known].carries(vlan):
+                return drop("no_destination")
+            return {known: self.leaving(frame, vlan, self.ports[known])}
+        others = [each for each, theirs in self.ports.items() if each != port and theirs.carries(vlan)]
+        if not others:
+            return drop("no_destination")
+        self.counters["flooded"] += 1
+        return {each: self.leaving(frame, vlan, self.ports[each]) for each in others}
+
+
+PORTS = 4
+VLANS = [1, 10, 20, 4094]
+vlans = st.sampled_from(VLANS)
+configs = st.one_of(
+    st.just(Vlan()),
+    st.builds(Vlan, access=vlans),
+    st.builds(Vlan, trunk=st.lists(vlans, min_size=1, unique=True), native=st.none() | vlans),
+    st.builds(Vlan, native=vlans),
+)
+addresses = st.integers(1, 5).map(mac)
+destinations = st.one_of(
+    addresses,
+    st.sampled_from(
+        [BROADCAST, bytes.fromhex("01005e000001"), bytes.fromhex("0180c200000e"), bytes.fromhex("0180c2000010"), bytes(6)]
+    ),
+)
+sources = st.one_of(addresses, addresses, addresses, st.sampled_from([bytes(6), BROADCAST, bytes.fromhex("030000000001")]))
+tags = st.lists(
+    st.tuples(
+        st.sampled_from([0x8100, 0x88A8]),
+        st.builds(lambda bits, vlan: bits << 12 | vlan, st.integers(0, 15), st.sampled_from([0, *VLANS, 4095])),
+    ),
+    max_size=3,
+)
+whole_frames = st.builds(
+    lambda d, s, t, payload: ethernet(d, s, *t, payload=payload),
+    destinations,
+    sources,
+    tags,
+    st.binary(min_size=2, max_size=40),
+)
+frames = whole_frames | st.builds(lambda frame, length: frame[:length], whole_frames, st.integers(1, 20))
+
+
+def passes_parse(frame: bytes) -> bool:
+    """Whole, and nothing of IP in it."""
+    at = 12
+    while frame[at : at + 2] in (b"\x81\x00", b"\x88\xa8", b"\x91\x00") and at < 20:
+        at += 4
+    return len(frame) >= at + 2 and frame[at : at + 2] not in (b"\x08\x00", b"\x86\xdd")
+
+
+class Twins(RuleBasedStateMachine):
+    """Both get the same frames, settings and times."""
+
+    @initialize(ageing_s=st.sampled_from([1, 5, 300]), parse=st.booleans())
+    def begin(self, ageing_s: int, parse: bool) -> None:
+        self.parse = parse
+        self.bench = Bench(PORTS, parse=parse, ageing_ns=ageing_s * SECOND_NS)
+        self.model = Model(ageing_s * 1000)
+        for port in range(PORTS - 1):
+            self.activate(port, Vlan())
+
+    @rule(port=st.integers(0, PORTS - 1), config=configs)
+    def activate(self, port: int, config: Vlan) -> None:
+        self.bench.engine.call(lambda: self.bench.switch.activate(port, **config.arguments()))
+        self.model.ports[port] = config
+
+    @rule(port=st.integers(0, PORTS - 1))
+    def deactivate(self, port: int) -> None:
+        self.bench.engine.call(lambda: self.bench.switch.deactivate(port))
+        self.model.ports.pop(port, None)
+
+    @rule(port=st.integers(0, PORTS - 1))
+    def forget(self, port: int) -> None:
+        self.bench.table.forget_port(port)
+        self.model.table = {key: value for key, value in self.model.table.items() if value[0] != port}
+
+    @rule(milliseconds=st.sampled_from([1, 99, 100, 499, 500, 999, 1000, 4001, 300_000]))
+    def wait(self, milliseconds: int) -> None:
+        self.bench.engine.advance(self.bench.clock.now_ns + milliseconds * 10**6)
+
+    @rule(port=st.integers(0, PORTS - 1), sent=st.lists(frames, min_size=1, max_size=20))
+    def send(self, port: int, sent: list[bytes]) -> None:
+        if self.parse:  # which drops some before they come here
+            sent = [frame for frame in sent if passes_parse(frame)]
+        now_ms = self.bench.clock.now_ns // 10**6
+        expected: list[list[bytes]] = [[] for _ in range(PORTS)]
+        before = self.bench.switch.statistics()["packets"]
+        out = self.bench.send(port, *sent)
+        assert self.bench.switch.statistics()["packets"] - before == len(sent)
+        for frame in sent:
+            for number, data in self.model.take(port, frame, now_ms).items():
+                expected[number].append(data)
+        assert out == expected
+
+    @rule(port=st.integers(0, PORTS - 1), frame=whole_frames, count=st.integers(2, 40))
+    def burst(self, port: int, frame: bytes, count: int) -> None:
+        """Frames of one flow, which the switch treats as one."""
+        self.send(port, [frame] * count)
+
+    @invariant()
+    def agree(self) -> None:
+        bench, model = self.bench, self.model
+        assert bench.drops() == {reason: count for reason, count in model.drops.items() if count}
+        counters = bench.counters()
+        aged = counters.pop("aged", 0)
+        assert counters == {name: count for name, count in model.counters.items() if count}
+        now_ms = bench.clock.now_ns // 10**6
+        entries = [
+            (e["vlan"], bytes.fromhex(e["mac"].replace(":", "")), e["port"], e["age_s"])
+            for e in bench.table.entries(bench.clock.now_ns)
+        ]
+        assert entries == [
+            (vlan, address, port, (now_ms - seen) / 1000)
+            for (vlan, address), (port, seen) in sorted(model.table.items())
+            if model.known(vlan, address, now_ms) is not None
+        ]
+        assert aged <= counters.get("learned", 0)
+        assert bench.pool.in_use == 0
+        assert bench.engine.conservation()["conserved"]
+
+    def teardown(self) -> None:
+        if hasattr(self, "bench"):
+            self.bench.close()
+
+
+Twins.TestCase.settings = settings(
+    max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestTwins = Twins.TestCase
