@@ -179,7 +179,9 @@ def test_up_returns_when_it_is_up(environment, running, tmp_path):
     assert [nic["name"] for nic in found["nics"]] == ["web"]
     (tmp_path / "net.yaml").write_text("engines: 1")
     for detach in (["-d"], []):
-        assert_error(run(environment, "up", *detach, str(tmp_path / "net.yaml")), 2, f"runs already (pid {found['pid']}); stop it")
+        assert_error(
+            run(environment, "up", *detach, str(tmp_path / "net.yaml")), 2, f"runs already (pid {found['pid']}); stop it"
+        )
 
 
 @pytest.mark.parametrize(("pid", "status", "says"), [
@@ -210,7 +212,21 @@ def test_tables_and_json(environment, running):
 
 
 def test_a_nic_by_hand(environment, running):
-    words = ["attach", "tap", "db", "--pid", "1", "--queues", "3", "--mtu", "9000", "--address", "10.0.0.2/24", "--egress", "5mbit"]
+    words = [
+        "attach",
+        "tap",
+        "db",
+        "--pid",
+        "1",
+        "--queues",
+        "3",
+        "--mtu",
+        "9000",
+        "--address",
+        "10.0.0.2/24",
+        "--egress",
+        "5mbit",
+    ]
     assert run(environment, *words).stdout.startswith("db: db with ")
     assert run(environment, "rate", "db", "--egress", "none", "--ingress", "2.5gbit").returncode == 0
     assert run(environment, "link", "db", "down").returncode == 0
@@ -253,6 +269,17 @@ def test_config_check_and_schema(tmp_path):
     assert invoke("config", "check", str(path)).output == f"{path}: right; 1 NIC on 1 engine\n"
     assert json.loads(invoke("config", "check", "--json", str(path)).output)["nics"]["web"]["egress"]["rate"] == "1mbit"
     assert json.loads(invoke("config", "schema").output)["$defs"]["NicConfig"]["properties"]["queues"]["maximum"] == 64
+
+
+def test_config_check_looks_for_elements(tmp_path):
+    path = tmp_path / "net.yaml"
+    (tmp_path / "mine_for_check.py").write_text("from dataplane.element import PyElement\nclass Mine(PyElement): pass\n")
+    text = "nics:\n  web:\n    pid: 1\n    egress:\n      elements:\n        - Counter\n        - element: {}\n"
+    path.write_text(text.format("mine_for_check:Mine"))
+    assert invoke("config", "check", str(path)).exit_code == 0
+    for reference in ("Countr", "mine_for_check:Yours", "absent_module:Mine"):
+        path.write_text(text.format(reference))
+        assert_error(invoke("config", "check", str(path)), 2, f"{path}:7: element {reference}: ")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

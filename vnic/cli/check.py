@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
+from dataplane.errors import ConfigError
 from vnic.cli.common import json_option, plural, print_json
+
+if TYPE_CHECKING:
+    from vnic.control.schema import ElementConfig
 
 
 @click.command()
@@ -61,10 +67,25 @@ def check(file: str, as_json: bool) -> None:
     from vnic.control.schema import encode_scalar
 
     found = load_config(file)
+    for nic in found.nics.values():
+        for direction in (nic.egress, nic.ingress):
+            _find_elements(direction.elements, found.directory)
     if as_json:
         print_json(msgspec.json.decode(msgspec.json.encode(found, enc_hook=encode_scalar)))
     else:
         click.echo(f"{file}: right; {plural(len(found.nics), 'NIC')} on {plural(len(found.engines), 'engine')}")
+
+
+def _find_elements(elements: list[ElementConfig], directory: str | None) -> None:
+    from vnic.control.chain import element_class
+
+    for each in elements:
+        try:
+            element_class(each.element, directory)
+        except ConfigError as error:
+            raise ConfigError(f"{each.where}: {error}") from error
+        for branch in each.branches.values():
+            _find_elements(branch, directory)
 
 
 @config.command()

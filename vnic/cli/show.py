@@ -83,9 +83,8 @@ def stats(name: str | None, instance: str, as_json: bool) -> None:
         for element in engine["elements"]:
             drops = ", ".join(f"{count} {reason}" for reason, count in element.get("dropped", {}).items() if count)
             counters = ", ".join(f"{key} {value}" for key, value in element.get("counters", {}).items() if value)
-            rows.append(
-                [element["name"], element.get("type"), element.get("packets", 0), element.get("held", 0), drops, counters]
-            )
+            packets = element.get("packets") or element.get("received", 0)  # nothing enters a source: it takes
+            rows.append([element["name"], element.get("type"), packets, element.get("held", 0), drops, counters])
         if rows:
             print_table(["element", "type", ">packets", ">held", "dropped", "counters"], rows, title=f"engine {engine['name']}")
 
