@@ -155,6 +155,8 @@ def transfer(net: Net, source: str, target: str, address: str, size: int = 30_00
 
 
 def count_udp(net: Net, source: str, target: str, address: str, count: int, size: int, while_sending=None) -> str:
+    # First resolve the address: datagrams that wait for it in the sender's kernel may overtake each other there.
+    net[source].run("ping", "-c", "1", "-W", "2", address)
     receiver = net[target].popen([sys.executable, "-c", COUNT_UDP, address, "5002", str(count)])
     assert receiver.stdout is not None and receiver.stdout.readline() == "ready\n"
     net[source].python(SEND_UDP, address, "5002", str(count), str(size))
@@ -207,6 +209,7 @@ def test_a_smaller_mtu_on_the_other_side_is_counted(net):
 
 def test_four_queues_spread_flows_and_keep_each_in_order(net):
     made = net(nics={name: {"queues": 4} for name in "ab"})
+    made["a"].run("ping", "-c", "1", "-W", "2", V4["b"])
     for port in range(24):
         receiver = made["b"].popen([sys.executable, "-c", COUNT_UDP, V4["b"], str(6000 + port), "40"])
         assert receiver.stdout is not None and receiver.stdout.readline() == "ready\n"

@@ -34,7 +34,9 @@ class DemoContainer:
         self.name = name
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "vnic.cli.demo_container", str(theirs.fileno())], pass_fds=[theirs.fileno()]
+                [sys.executable, "-m", "vnic.cli.demo_container", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                process_group=0,  # Ctrl-C is for the demo, which ends its containers
             )
         self._channel = ours
         self._stream = ours.makefile("rw")

@@ -6,7 +6,9 @@ line, and ends when the socket closes - so it cannot outlive the demo, however t
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import signal
@@ -36,8 +38,6 @@ def enter_namespaces() -> None:
         for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
-    import fcntl
-
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         request = struct.pack("16sH22x", b"lo", IFF_UP)
         fcntl.ioctl(any_socket, SIOCSIFFLAGS, request)
@@ -141,9 +141,8 @@ class Container:
         return {"times_us": times}
 
 
-def main() -> None:
-    channel = socket.socket(fileno=int(sys.argv[1]))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole foreground group; the demo closes the channel
+def serve(channel: socket.socket) -> None:
+    """Answers requests until the channel closes."""
     with channel.makefile("rw") as stream:
 
         def answer(reply: dict[str, Any]) -> None:
@@ -161,9 +160,10 @@ def main() -> None:
             request = json.loads(line)
             try:
                 answer(getattr(container, request.pop("call"))(**request))
-            except OSError as error:
+            except TimeoutError as error:
                 answer({"error": str(error)})
 
 
 if __name__ == "__main__":
-    main()
+    with contextlib.suppress(ConnectionError):  # the demo was killed: nobody is left to tell
+        serve(socket.socket(fileno=int(sys.argv[1])))
