@@ -6,19 +6,23 @@ from collections import Counter as Multiset
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from dataplane.clock import Clock
-from dataplane.element import PyElement
+from dataplane.element import BatchView, PyElement
+from dataplane.elements.counter import Discard
 from dataplane.elements.l2_switch import L2Switch
 from dataplane.elements.mac_table import MacTable
 from dataplane.elements.parse import Parse
 from dataplane.engine import Engine
+from dataplane.errors import ConfigError
 from dataplane.packet import PacketPool
 from dataplane.port import PortRx, PortTx
 from dataplane.ports.memory import Frame, MemoryPort
+from tests.wire_frames import Spec, big_specs
 
 START_NS = 10**9
 SECOND_NS = 10**9
@@ -297,6 +301,185 @@ class Twins(RuleBasedStateMachine):
 
 
 Twins.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=150, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestTwins = Twins.TestCase
+
+
+COLUMNS = (
+    "length l3_offset l4_offset payload_offset ethertype vlan_count csum_start csum_offset header_length gso_size gso_type "
+    "ip_protocol source_port destination_port"
+).split()
+
+
+class Watch(PyElement):
+    """Writes down what records say."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, int]] = []
+
+    def process(self, batch: BatchView) -> None:
+        columns = {name: getattr(batch, name) for name in [*COLUMNS, "vlan_tci", "vlan_inner_tci"]}
+        for i in range(len(batch)):
+            tci = ["vlan_tci", "vlan_inner_tci"][: int(columns["vlan_count"][i])]
+            self.seen.append({name: int(columns[name][i]) for name in [*COLUMNS, *tci]})
+
+
+def parsed(frame: Frame) -> dict[str, int]:
+    """What Parse says of a frame."""
+    pool = PacketPool(small=16, large=16)
+    engine = Engine("e0", pool, clock=Clock(virtual=True))
+    port, watch = MemoryPort("a", 0), Watch()
+    rx = PortRx(port)
+    rx >> Parse() >> watch >> Discard()
+    engine.load([rx])
+    port.inject([frame])
+    engine.advance(1)
+    engine.close()
+    return watch.seen[0]
+
+
+TAGS: dict[str, list[tuple[int, int]]] = {
+    "untagged": [],
+    "tagged": [(0x8100, 0xE00A)],
+    "provider": [(0x88A8, 10), (0x8100, 9)],
+    "priority": [(0x8100, 0x6000)],
+}
+
+
+@pytest.mark.parametrize("kind", ["tcp4", "tcp4 options", "tcp6 extensions", "udp4"])
+@pytest.mark.parametrize("tags", TAGS)
+@pytest.mark.parametrize("out", [Vlan(), Vlan(access=10), Vlan(trunk=[10]), Vlan(trunk=[20], native=10)], ids=str)
+def test_records_stay_true_when_tags_come_and_go(kind, tags, out):
+    """GSO frames from VLAN 10, tagged in every way, to every kind of port: the record is what Parse would make of the frame that leaves."""
+    spec = Spec(**{**big_specs()[kind].__dict__, "tags": TAGS[tags]})
+    sent = spec.frame(1000)
+    watch = Watch()
+    bench = Bench(2, parse=True, watch=watch)
+    bench.switch.activate(0, **(Vlan(native=10).arguments()))
+    bench.switch.activate(1, **out.arguments())
+    bench.ports[0].inject([sent])
+    bench.engine.advance(bench.clock.now_ns)
+    (left,) = bench.ports[1].take()
+    model = Model(1000, {0: Vlan(native=10), 1: out})
+    assert left.data == model.take(0, sent.data, 0)[1]
+    assert watch.seen == [parsed(left)]
+    assert left.csum_start == watch.seen[0]["l4_offset"]
+    assert watch.last_error is None
+    bench.close()
+
+
+def test_a_tag_pushed_on_two_and_popped_again_changes_nothing():
+    """Three tags are more than a record has room for; the offsets stay true all the same."""
+    spec = Spec(payload=bytes(100), tags=[(0x88A8, 7), (0x8100, 9)])
+    watch = Watch()
+    pool = PacketPool(small=64, large=16)
+    engine = Engine("e0", pool, clock=Clock(virtual=True))
+    # An access port does not take tagged frames, but a trunk whose outer type is older than 802.1ad is untagged for the switch.
+    data = spec.build().replace(b"\x88\xa8\x00\x07", b"\x91\x00\x00\x07", 1)
+    first, second = L2Switch(MacTable(), 2, name="first"), L2Switch(MacTable(), 2, name="second")
+    a, b = MemoryPort("a", 0), MemoryPort("b", 1)
+    rx = PortRx(a)
+    rx >> Parse() >> first
+    first[0] >> Discard(name="no one")
+    first[1] >> watch >> second
+    second[0] >> Discard(name="nobody")
+    second[1] >> PortTx(b)
+    first.activate(0, access=30)
+    first.activate(1, trunk=[30])
+    second.activate(0, trunk=[30])
+    second.activate(1, access=30)
+    engine.load([rx])
+    a.inject([data])
+    engine.advance(1)
+    assert [frame.data for frame in b.take()] == [data]
+    before, (between,) = parsed(Frame(data)), watch.seen
+    assert between["vlan_count"] == 3
+    for name in ("l3_offset", "l4_offset", "payload_offset", "length"):
+        assert between[name] == before[name] + 4
+    assert engine.conservation()["conserved"]
+    engine.close()
+    assert pool.in_use == 0
+
+
+def test_a_flooded_frame_without_buffers_is_counted_and_the_law_holds():
+    bench = Bench(5, small=3)
+    for port in range(5):
+        bench.switch.activate(port)
+    out = bench.send(0, ethernet(BROADCAST, mac(1)))
+    assert [len(frames) for frames in out] == [0, 1, 1, 0, 1]  # two copies, then none, and the frame itself
+    assert bench.drops() == {"no_buffer": 1}
+    assert bench.engine.conservation()["generated"] == 3
+    bench.close()
+
+
+def test_a_thousand_ports():
+    bench = Bench(1024, small=8192)
+    for port in range(1024):
+        bench.switch.activate(port)
+    # More copies than the pool holds: they leave while they are made.
+    out = bench.send(1023, *[ethernet(BROADCAST, mac(1))] * 20)
+    assert [len(frames) for frames in out] == [20] * 1023 + [0]
+    assert [len(frames) for frames in bench.send(7, ethernet(mac(1), mac(2)))] == [0] * 1023 + [1]
+    bench.close()
+
+
+def test_ports_come_and_go_while_it_runs():
+    bench = Bench(2)
+    bench.switch.activate(0)
+    bench.switch.activate(1)
+    late = MemoryPort("late", 2)
+
+    def add() -> None:
+        bench.switch.set_gates(4)
+        for gate in (2, 3):
+            bench.switch.connect(gate, PortTx(late, name=f"late{gate}"))
+        bench.switch.activate(2)
+
+    bench.engine.call(add)
+    bench.engine.load(bench.engine.sources)
+    assert [len(frames) for frames in bench.send(0, ethernet(BROADCAST, mac(1)))] == [0, 1]
+    assert len(late.take()) == 1
+    assert bench.switch.active_ports == [0, 1, 2]
+    bench.engine.call(lambda: bench.switch.set_gates(1))  # the ports behind them are closed, not left dangling
+    assert bench.switch.active_ports == [0]
+    bench.send(0, ethernet(BROADCAST, mac(1)))
+    bench.send(1, ethernet(BROADCAST, mac(1)))
+    assert bench.drops() == {"no_destination": 1, "unknown_port": 1}
+    bench.close()
+
+
+def test_a_gate_that_leads_nowhere_is_not_used():
+    bench = Bench(2)
+    bench.switch.activate(0)
+
+    def add() -> None:
+        bench.switch.set_gates(3)
+        bench.switch.activate(2)
+
+    bench.engine.call(add)
+    bench.send(0, ethernet(BROADCAST, mac(1)))
+    assert bench.drops() == {"no_destination": 1}
+    bench.close()
+
+
+@pytest.mark.parametrize(
+    ("port", "arguments", "message"),
+    [
+        (2, {}, "port 2: there is no such gate; it has 2"),
+        (0, {"access": 0}, "VLAN 0; want 1 to 4094"),
+        (0, {"access": 4095}, "VLAN 4095; want 1 to 4094"),
+        (0, {"trunk": [1, 5000]}, "VLAN 5000; want 1 to 4094"),
+        (0, {"trunk": ["10"]}, "VLAN '10'; want 1 to 4094"),
+        (0, {"native": -1}, "VLAN -1; want 1 to 4094"),
+        (0, {"access": 1, "native": 1}, "is either an access port or a trunk"),
+    ],
+)
+def test_what_is_wrong_with_a_port_is_said(port, arguments, message):
+    switch = L2Switch(MacTable(), 2)
+    with pytest.raises(ConfigError, match=message):
+        switch.activate(port, **arguments)
+    assert switch.active_ports == []
+    with pytest.raises(ConfigError, match="1025 ports; want at most 1024"):
+        switch.set_gates(1025)
+    switch.deactivate(5000)

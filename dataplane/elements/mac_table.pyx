@@ -163,7 +163,7 @@ cdef class MacTable:
         """Replaces the value `seen` of an entry: another time, perhaps another port."""
         cdef uint32_t old_port = <uint32_t>(seen >> PORT_SHIFT), port = <uint32_t>(value >> PORT_SHIFT)
         cdef bint was_aged = self.aged(seen, now_ms)
-        if port != old_port and not self.admit(port, 0):
+        if port != old_port and not self.admit(port, 0, value & STATIC != 0):
             return LEARN_REFUSED
         if not va_cas_u64(&slot.value, &seen, value):            # another engine was faster: its news are as good as ours
             if port != old_port:
@@ -182,7 +182,7 @@ cdef class MacTable:
         cdef int i, choice, turn
         cdef uint64_t seen
         cdef MacSlot *slot
-        if not self.admit(port, 1):
+        if not self.admit(port, 1, value & STATIC != 0):
             return LEARN_REFUSED
         for choice in range(2):
             room[choice] = 0
@@ -224,15 +224,15 @@ cdef class MacTable:
                 ours = False
         return ours
 
-    cdef bint admit(self, uint32_t port, uint32_t entries) noexcept nogil:
-        """Takes a place in the port's share, and `entries` (1 new, 0 moved there) of the table; False, and nothing taken: there is none."""
+    cdef bint admit(self, uint32_t port, uint32_t entries, bint static) noexcept nogil:
+        """Takes a place in the port's share, and `entries` (1 new, 0 moved there) of the table; False, and nothing taken: there is none.
+        Static entries are the operator's and count in the share, but are not limited by it."""
         # Add first, look then: two engines cannot both take the last place.
         cdef uint32_t mine = va_add_u32(&self.header.port_count[port], 1)
         cdef uint32_t total = va_add_u32(&self.header.count, entries) if entries else va_load_relaxed_u32(&self.header.count)
         cdef uint32_t capacity = self.header.capacity
-        # The first entry of a port needs no free places but its own.
-        if (total + entries <= capacity and mine < self.header.per_port
-                and (mine == 0 or mine < capacity - total)):
+        # The first entry of a port needs no free place but its own.
+        if total + entries <= capacity and (static or (mine < self.header.per_port and (mine == 0 or mine < capacity - total))):
             return True
         self.withdraw(port, entries)
         return False
