@@ -2,7 +2,7 @@
 MacTable."""
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from dataplane.element cimport Element
-from dataplane.elements.mac_table cimport MAX_PORTS, MacTable
+from dataplane.elements.mac_table cimport MAX_PORTS, MacTable, Place
 from dataplane.packet cimport Batch, Context
 
 cdef extern from *:
@@ -14,6 +14,7 @@ cdef extern from *:
 cdef enum:
     # Packets ahead whose records are fetched: one that another CPU wrote is a miss of some 100 ns, a packet's work is some 10.
     PREFETCH_AHEAD = 4
+    FLOWS = 16                   # a power of two
     STAGED_MOST = 512            # packets put aside before they are let go: copies must not pile up while the pool runs dry
     AGEING_SLICE = 512           # slots that one tick looks at: 8 KiB, about a microsecond
 
@@ -28,11 +29,17 @@ cdef struct Verdict:             # what is to be done with a packet
     uint16_t vlan                # that it belongs to
     uint16_t retag               # whether its tag may have to change on the way out
 
-cdef struct Flow:                # the last packet's headers, and its verdict: a burst is mostly of one flow
-    uint64_t words[2]            # its first 16 bytes: addresses, type, and a tag's VLAN where the type is a tag's
+cdef struct Flow:                # headers, and the verdict on them
+    uint64_t words[2]            # the first 16 bytes: addresses, type, and a tag's VLAN where the type is a tag's
     uint16_t port
-    bint valid
+    bint refused                 # the source could not be learned
     Verdict verdict
+
+cdef struct Flows:               # of this batch: most bursts are of a few flows, and what was found for one packet holds for the next
+    uint32_t valid               # bit per entry; all cleared when the table changes, so that the outcome is as without
+    Flow flow[FLOWS]
+    uint64_t source_key          # the source learned last, 0 for none
+    uint32_t source_port
 
 cdef class L2Switch(Element):
     cdef readonly MacTable table
@@ -47,9 +54,9 @@ cdef class L2Switch(Element):
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil
     cdef void tick(self, Context *ctx) noexcept nogil
     cdef void flush(self, Context *ctx) noexcept nogil
-    cdef Verdict judge(self, Context *ctx, uint32_t index, Flow *last) noexcept nogil
-    cdef Verdict decide(self, Context *ctx, const uint8_t *data, uint32_t ingress, bint *learned) noexcept nogil
-    cdef bint learn(self, Context *ctx, uint64_t key, uint32_t port) noexcept nogil
+    cdef Verdict judge(self, Context *ctx, uint32_t index, Flows *flows) noexcept nogil
+    cdef Verdict decide(self, Context *ctx, const uint8_t *data, uint32_t ingress, Flows *flows, bint *refused) noexcept nogil
+    cdef bint learn(self, Context *ctx, const Place *place, uint64_t key, uint32_t port, Flows *flows) noexcept nogil
     cdef bint takes(self, uint32_t out, uint32_t vlan) noexcept nogil
     cdef void carry_out(self, Context *ctx, uint32_t index, Verdict verdict) noexcept nogil
     cdef void flood(self, Context *ctx, uint32_t index, Verdict verdict) noexcept nogil

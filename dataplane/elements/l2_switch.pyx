@@ -2,9 +2,10 @@
 cimport cython
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memmove, memset
+from libc.string cimport memcpy, memmove
 from dataplane.element cimport NEVER, Element
-from dataplane.elements.mac_table cimport (LEARN_AGED, LEARN_MOVED, LEARN_NEW, LEARN_REFUSED, MAX_PORTS, MacTable, mac_key)
+from dataplane.elements.mac_table cimport (LEARN_AGED, LEARN_KNOWN, LEARN_NEW, LEARN_REFUSED, MAX_PORTS, MacTable,
+                                            Place, mac_key, mac_place)
 from dataplane.packet cimport (BATCH_MAX, NO_PACKET, PACKET_PARSED, Batch, Context, Packet, packet_copy, packet_data)
 from dataplane.vatomic cimport va_load_relaxed_u32
 from dataplane.wire.headers cimport ETHERNET_BYTES, VLAN_BYTES, VLAN_ID_MASK, load_be16, store_be16
@@ -35,7 +36,10 @@ cdef enum:
     HEADROOM_KEPT = 16           # bytes before a frame that ports need for a virtio-net header
     VLAN_MAX = 4094              # 4095 is reserved (802.1Q, table 9-2)
 
-cdef uint64_t NS_A_MS = 1000000
+cdef enum:
+    NS_A_MS = 1000000
+
+cdef uint64_t MIX = 0x9E3779B97F4A7C15                   # 2^64 / golden ratio: its product's upper half depends on all bits
 cdef uint64_t GROUP = <uint64_t>1 << 40                  # the bit of an address that makes it a group's
 cdef uint64_t RESERVED = 0x0180C2000000                  # 01-80-C2-00-00-00 to -0F (802.1Q, table 8-1)
 cdef uint64_t SWEEP_MIN_NS = 1000000000
@@ -163,14 +167,15 @@ cdef class L2Switch(Element):
 
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
         cdef Verdict verdicts[BATCH_MAX]
-        cdef Flow last
+        cdef Flows flows
         cdef uint32_t i
         cdef bint whole = True               # the batch goes through one gate as it is
-        memset(&last, 0, sizeof(last))
+        flows.valid = 0
+        flows.source_key = 0
         for i in range(batch.count):
             if i + PREFETCH_AHEAD < batch.count:
                 vnic_prefetch(&ctx.packets[batch.index[i + PREFETCH_AHEAD]])
-            verdicts[i] = self.judge(ctx, batch.index[i], &last)
+            verdicts[i] = self.judge(ctx, batch.index[i], &flows)
             whole = whole and verdicts[i].out == verdicts[0].out and not verdicts[i].retag
         if whole and batch.count and 0 <= verdicts[0].out < FLOOD:
             self.emit(ctx, <uint32_t>verdicts[0].out, batch)
@@ -179,13 +184,14 @@ cdef class L2Switch(Element):
             self.carry_out(ctx, batch.index[i], verdicts[i])
         self.flush(ctx)
 
-    cdef Verdict judge(self, Context *ctx, uint32_t index, Flow *last) noexcept nogil:
-        """What is to be done with the packet; `last` spares the work for one like the packet before."""
+    cdef Verdict judge(self, Context *ctx, uint32_t index, Flows *flows) noexcept nogil:
+        """What is to be done with the packet; `flows` spares the work for one like a packet before."""
         cdef Packet *p = &ctx.packets[index]
         cdef const uint8_t *data = packet_data(ctx, index)
         cdef uint64_t words[2]
         cdef Verdict verdict
-        cdef bint learned = False
+        cdef Flow *flow
+        cdef uint32_t number
         verdict.vlan = verdict.retag = 0
         if p.port >= MAX_PORTS or self.ports[p.port] == NULL:
             verdict.out = -1 - DROP_UNKNOWN_PORT
@@ -194,18 +200,23 @@ cdef class L2Switch(Element):
             verdict.out = -1 - DROP_RUNT
             return verdict
         memcpy(words, data, 16)              # of a shorter frame the last two are stale, and decide nothing
-        if last.valid and words[0] == last.words[0] and words[1] == last.words[1] and p.port == last.port:
-            return last.verdict
-        verdict = self.decide(ctx, data, p.port, &learned)
-        last.words[0], last.words[1], last.port, last.verdict = words[0], words[1], p.port, verdict
-        # Where the source found no room in the table, each further packet tries, and is counted, again.
-        last.valid = learned
-        return verdict
+        number = <uint32_t>(((words[0] + 3 * words[1]) * MIX) >> 32) % FLOWS
+        flow = &flows.flow[number]
+        if flows.valid >> number & 1 and words[0] == flow.words[0] and words[1] == flow.words[1] and p.port == flow.port:
+            self.counters.extra[COUNT_REFUSED] += flow.refused
+            return flow.verdict
+        flow.refused = False
+        flow.words[0], flow.words[1], flow.port = words[0], words[1], p.port
+        flow.verdict = self.decide(ctx, data, p.port, flows, &flow.refused)
+        flows.valid |= <uint32_t>1 << number
+        return flow.verdict
 
-    cdef Verdict decide(self, Context *ctx, const uint8_t *data, uint32_t ingress, bint *learned) noexcept nogil:
+    cdef Verdict decide(self, Context *ctx, const uint8_t *data, uint32_t ingress, Flows *flows, bint *refused) noexcept nogil:
         """The rules, in their order. Learns the source."""
         cdef SwitchPort *port = self.ports[ingress]
         cdef uint64_t destination = mac_key(data, 0) >> 16, source = mac_key(data + 6, 0) >> 16
+        cdef uint64_t source_key, destination_key
+        cdef Place source_place, destination_place
         cdef Verdict verdict
         cdef int vlan, out
         verdict.vlan = verdict.retag = 0
@@ -220,8 +231,14 @@ cdef class L2Switch(Element):
             verdict.out = -1 - DROP_VLAN
             return verdict
         verdict.vlan = <uint16_t>vlan
-        learned[0] = self.learn(ctx, mac_key(data + 6, vlan), ingress)
-        out = -1 if destination & GROUP else self.table.lookup(mac_key(data, vlan), ctx.now_ns // NS_A_MS)
+        source_key, destination_key = mac_key(data + 6, vlan), mac_key(data, vlan)
+        destination_place = mac_place(self.table, destination_key)
+        if source_key != flows.source_key or ingress != flows.source_port:
+            vnic_prefetch(destination_place.bucket[0])           # while the source is learned
+            source_place = mac_place(self.table, source_key)
+            refused[0] = not self.learn(ctx, &source_place, source_key, ingress, flows)
+            flows.source_key, flows.source_port = 0 if refused[0] else source_key, ingress
+        out = -1 if destination & GROUP else self.table.lookup(&destination_place, destination_key, ctx.now_ns // NS_A_MS)
         if out < 0:
             verdict.out, verdict.retag = FLOOD, 1
         elif <uint32_t>out == ingress:
@@ -232,19 +249,22 @@ cdef class L2Switch(Element):
             verdict.out, verdict.retag = out, not (port.plain and self.ports[out].plain)
         return verdict
 
-    cdef bint learn(self, Context *ctx, uint64_t key, uint32_t port) noexcept nogil:
+    cdef bint learn(self, Context *ctx, const Place *place, uint64_t key, uint32_t port, Flows *flows) noexcept nogil:
         """Notes where an address was seen; False: there was no room."""
-        cdef int learned = self.table.learn(key, port, ctx.now_ns // NS_A_MS)
+        cdef int learned = self.table.learn(place, key, port, ctx.now_ns // NS_A_MS)
         if self.deadline_ns == NEVER:
             self.deadline_ns = ctx.now_ns + self.tick_ns     # there is something to age
+        if learned == LEARN_KNOWN:
+            return True
+        if learned == LEARN_REFUSED:
+            self.counters.extra[COUNT_REFUSED] += 1
+            return False
+        flows.valid = 0                                          # what was found for others may hold no longer
         if learned == LEARN_NEW or learned == LEARN_AGED:
             self.counters.extra[COUNT_LEARNED] += 1
             self.counters.extra[COUNT_AGED] += learned == LEARN_AGED
-        elif learned == LEARN_MOVED:
+        else:
             self.counters.extra[COUNT_MOVED] += 1
-        elif learned == LEARN_REFUSED:
-            self.counters.extra[COUNT_REFUSED] += 1
-            return False
         return True
 
     cdef bint takes(self, uint32_t out, uint32_t vlan) noexcept nogil:

@@ -22,6 +22,7 @@ Hostile input: guests choose addresses. The hash is SipHash-1-3 with a random 12
 somebody who watches what is flooded. A port may have as many entries as the table has free places: one port that makes up addresses
 gets half the table, n of them leave 1/(n+1) to the others.
 """
+cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -65,10 +66,45 @@ cdef inline uint64_t mac_key(const uint8_t *at, uint32_t vlan) noexcept nogil:
     memcpy(&word, at, 8)
     return (be64toh(word) & <uint64_t>0xFFFFFFFFFFFF0000) | vlan << 1 | 1
 
+cdef inline uint64_t rotate(uint64_t x, int bits) noexcept nogil:
+    return x << bits | x >> (64 - bits)
+
+cdef inline void sip_round(uint64_t *v) noexcept nogil:
+    v[0] += v[1]
+    v[2] += v[3]
+    v[1] = rotate(v[1], 13) ^ v[0]
+    v[3] = rotate(v[3], 16) ^ v[2]
+    v[0] = rotate(v[0], 32)
+    v[2] += v[1]
+    v[0] += v[3]
+    v[1] = rotate(v[1], 17) ^ v[2]
+    v[3] = rotate(v[3], 21) ^ v[0]
+    v[2] = rotate(v[2], 32)
+
+cdef inline uint64_t siphash13(const uint64_t *secret, uint64_t word) noexcept nogil:
+    """SipHash-1-3 of one 64-bit word (Aumasson and Bernstein, "SipHash: a fast short-input PRF"; as in Linux' hash tables)."""
+    cdef uint64_t v[4]
+    cdef uint64_t length = <uint64_t>8 << 56     # the last block: no bytes left, and the input's length
+    v[0] = secret[0] ^ <uint64_t>0x736f6d6570736575
+    v[1] = secret[1] ^ <uint64_t>0x646f72616e646f6d
+    v[2] = secret[0] ^ <uint64_t>0x6c7967656e657261
+    v[3] = secret[1] ^ <uint64_t>0x7465646279746573 ^ word
+    sip_round(v)
+    v[0] ^= word
+    v[3] ^= length
+    sip_round(v)
+    v[0] ^= length
+    v[2] ^= 0xFF
+    sip_round(v)
+    sip_round(v)
+    sip_round(v)
+    return v[0] ^ v[1] ^ v[2] ^ v[3]
+
 cdef struct Place:               # where an address may stand
     MacSlot *bucket[2]
     uint64_t check               # of its value, in place
 
+@cython.final
 cdef class MacTable:
     cdef readonly int fd                 # the memfd
     cdef MacTableHeader *header
@@ -78,10 +114,9 @@ cdef class MacTable:
     cdef uint64_t ageing_ms
     cdef uint64_t refresh_ms             # how stale a time may be before it is written again
     cdef object _map
-    cdef Place place(self, uint64_t key) noexcept nogil
     cdef MacSlot *find(self, const Place *place, uint64_t key, uint64_t *value) noexcept nogil
-    cdef int lookup(self, uint64_t key, uint64_t now_ms) noexcept nogil
-    cdef int learn(self, uint64_t key, uint32_t port, uint64_t now_ms) noexcept nogil
+    cdef int lookup(self, const Place *place, uint64_t key, uint64_t now_ms) noexcept nogil
+    cdef int learn(self, const Place *place, uint64_t key, uint32_t port, uint64_t now_ms) noexcept nogil
     cdef int update(self, MacSlot *slot, uint64_t seen, uint64_t value, uint64_t now_ms) noexcept nogil
     cdef int insert(self, const Place *place, uint64_t key, uint64_t value) noexcept nogil
     cdef bint settle(self, const Place *place, uint64_t key, MacSlot *mine) noexcept nogil
@@ -90,3 +125,14 @@ cdef class MacTable:
     cdef bint remove(self, MacSlot *slot, uint64_t value) noexcept nogil
     cdef bint aged(self, uint64_t value, uint64_t now_ms) noexcept nogil
     cdef uint32_t expire(self, uint32_t budget, uint64_t now_ms) noexcept nogil
+
+cdef inline Place mac_place(MacTable table, uint64_t key) noexcept nogil:
+    """Where an address may stand. A function of its own, so that those of source and destination are worked out side by side."""
+    cdef uint64_t hash = siphash13(table.secret, key)
+    cdef uint32_t first = <uint32_t>hash & table.bucket_mask
+    cdef Place place
+    place.bucket[0] = &table.slots[<size_t>first * MAC_WAYS]
+    # An odd distance, so the two always differ.
+    place.bucket[1] = &table.slots[<size_t>(first ^ ((<uint32_t>(hash >> 24) & table.bucket_mask) | 1)) * MAC_WAYS]
+    place.check = (hash >> 50) << 36
+    return place

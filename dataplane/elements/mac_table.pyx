@@ -12,10 +12,17 @@ from dataplane.vatomic cimport (va_add_u32, va_cas_u64, va_fence, va_load_acquir
 from dataplane.errors import ConfigError
 
 cdef uint64_t TABLE_MAGIC = 0x736361636d696e76   # "vnimcacs", little endian
-cdef uint64_t PRESENT = <uint64_t>1 << 50
-cdef uint64_t STATIC = <uint64_t>1 << 51
-cdef uint64_t CHECK_MASK = <uint64_t>0x3FFF << 36
-cdef uint64_t TIME_MASK = (<uint64_t>1 << 36) - 1    # 795 days in ms: it may wrap, no ageing time is near half of it
+cdef extern from *:              # constants that the C compiler sees as such
+    """
+    #define MAC_PRESENT (1ULL << 50)
+    #define MAC_STATIC (1ULL << 51)
+    #define MAC_CHECK_MASK (0x3FFFULL << 36)
+    #define MAC_TIME_MASK ((1ULL << 36) - 1)
+    """
+    uint64_t PRESENT "MAC_PRESENT"
+    uint64_t STATIC "MAC_STATIC"
+    uint64_t CHECK_MASK "MAC_CHECK_MASK"
+    uint64_t TIME_MASK "MAC_TIME_MASK"       # 795 days in ms: it may wrap, no ageing time is near half of it
 cdef enum:
     TABLE_VERSION = 2
     PORT_SHIFT = 52
@@ -23,43 +30,6 @@ cdef enum:
 
 CAPACITY_MIN, CAPACITY_MAX = 16, 1 << 20
 AGEING_MIN_NS, AGEING_MAX_NS = 10**9, 10**6 * 10**9      # 802.1Q, table 8-6, has 10 s to 10^6 s
-
-
-cdef inline uint64_t rotate(uint64_t x, int bits) noexcept nogil:
-    return x << bits | x >> (64 - bits)
-
-
-cdef inline void sip_round(uint64_t *v) noexcept nogil:
-    v[0] += v[1]
-    v[2] += v[3]
-    v[1] = rotate(v[1], 13) ^ v[0]
-    v[3] = rotate(v[3], 16) ^ v[2]
-    v[0] = rotate(v[0], 32)
-    v[2] += v[1]
-    v[0] += v[3]
-    v[1] = rotate(v[1], 17) ^ v[2]
-    v[3] = rotate(v[3], 21) ^ v[0]
-    v[2] = rotate(v[2], 32)
-
-
-cdef uint64_t siphash13(const uint64_t *secret, uint64_t word) noexcept nogil:
-    """SipHash-1-3 of one 64-bit word (Aumasson and Bernstein, "SipHash: a fast short-input PRF"; as in Linux' hash tables)."""
-    cdef uint64_t v[4]
-    cdef uint64_t length = <uint64_t>8 << 56     # the last block: no bytes left, and the input's length
-    v[0] = secret[0] ^ <uint64_t>0x736f6d6570736575
-    v[1] = secret[1] ^ <uint64_t>0x646f72616e646f6d
-    v[2] = secret[0] ^ <uint64_t>0x6c7967656e657261
-    v[3] = secret[1] ^ <uint64_t>0x7465646279746573 ^ word
-    sip_round(v)
-    v[0] ^= word
-    v[3] ^= length
-    sip_round(v)
-    v[0] ^= length
-    v[2] ^= 0xFF
-    sip_round(v)
-    sip_round(v)
-    sip_round(v)
-    return v[0] ^ v[1] ^ v[2] ^ v[3]
 
 
 def siphash(bytes secret, uint64_t word):
@@ -113,20 +83,11 @@ cdef class MacTable:
 
     # -- the packet path ---------------------------------------------------------------------------------------------------
 
-    cdef Place place(self, uint64_t key) noexcept nogil:
-        cdef uint64_t hash = siphash13(self.secret, key)
-        cdef uint32_t first = <uint32_t>hash & self.bucket_mask
-        cdef Place place
-        place.bucket[0] = &self.slots[<size_t>first * MAC_WAYS]
-        # An odd distance, so the two always differ.
-        place.bucket[1] = &self.slots[<size_t>(first ^ ((<uint32_t>(hash >> 24) & self.bucket_mask) | 1)) * MAC_WAYS]
-        place.check = (hash >> 50) << 36
-        return place
-
     cdef MacSlot *find(self, const Place *place, uint64_t key, uint64_t *value) noexcept nogil:
         """The slot of an address and its value, or NULL."""
+        # Compared one by one, until found: addresses mostly stand first, and comparing all without branches was measured slower.
         cdef MacSlot *slot
-        cdef int i, choice
+        cdef int choice, i
         for choice in range(2):
             slot = place.bucket[choice]
             for i in range(MAC_WAYS):
@@ -137,21 +98,19 @@ cdef class MacTable:
                         return &slot[i]
         return NULL
 
-    cdef int lookup(self, uint64_t key, uint64_t now_ms) noexcept nogil:
+    cdef int lookup(self, const Place *place, uint64_t key, uint64_t now_ms) noexcept nogil:
         """The port of an address, or -1."""
-        cdef Place place = self.place(key)
         cdef uint64_t value
-        if self.find(&place, key, &value) == NULL or self.aged(value, now_ms):
+        if self.find(place, key, &value) == NULL or self.aged(value, now_ms):
             return -1
         return <int>(value >> PORT_SHIFT)
 
-    cdef int learn(self, uint64_t key, uint32_t port, uint64_t now_ms) noexcept nogil:
+    cdef int learn(self, const Place *place, uint64_t key, uint32_t port, uint64_t now_ms) noexcept nogil:
         """Notes that the address was seen at the port (below MAX_PORTS); returns LEARN_*."""
-        cdef Place place = self.place(key)
         cdef uint64_t seen, value = <uint64_t>port << PORT_SHIFT | PRESENT | place.check | (now_ms & TIME_MASK)
-        cdef MacSlot *slot = self.find(&place, key, &seen)
+        cdef MacSlot *slot = self.find(place, key, &seen)
         if slot == NULL:
-            return self.insert(&place, key, value)
+            return self.insert(place, key, value)
         if seen >> PORT_SHIFT == port:
             if seen & STATIC or age_ms(seen, now_ms) < <int64_t>self.refresh_ms:
                 return LEARN_KNOWN                               # the usual case: nothing is written
@@ -295,7 +254,7 @@ cdef class MacTable:
     def add_static(self, mac, uint32_t port, uint32_t vlan=0):
         """Binds an address ("02:00:00:00:00:01") of a VLAN to a port: it neither ages nor moves. Raises ConfigError when full."""
         cdef uint64_t key = _key(mac, vlan), seen
-        cdef Place place = self.place(key)
+        cdef Place place = mac_place(self, key)
         cdef MacSlot *slot
         if port >= MAX_PORTS:
             raise ConfigError(f"MAC table: port {port}; want 0 to {MAX_PORTS - 1}")
@@ -313,7 +272,7 @@ cdef class MacTable:
     def forget(self, mac, uint32_t vlan=0):
         """Removes an address of a VLAN, also a static one; True if it was there."""
         cdef uint64_t key = _key(mac, vlan), value
-        cdef Place place = self.place(key)
+        cdef Place place = mac_place(self, key)
         cdef MacSlot *slot = self.find(&place, key, &value)
         while slot != NULL:
             if self.remove(slot, value):
