@@ -5,8 +5,10 @@ from __future__ import annotations
 import mmap
 import random
 import struct
+import threading
 from collections import Counter as Multiset
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,9 +71,9 @@ def address(number: int) -> bytes:
     return bytes.fromhex(text(number).replace(":", ""))
 
 
-def consistent(table: MacTable) -> list[dict]:
-    """What the table counts is what it holds, each address once; returns its entries."""
-    entries = table.entries(0)  # at time 0 nothing has aged
+def consistent(table: MacTable, now_ns: int = 0) -> list[dict]:
+    """What the table counts is what it holds, each address once; returns its entries. At `now_ns` none has aged."""
+    entries = table.entries(now_ns)
     assert len(table) == len(entries) == len({(entry["vlan"], entry["mac"]) for entry in entries})
     by_port = Multiset(entry["port"] for entry in entries)
     assert all(table.port_count(port) == by_port[port] for port in range(1024))
@@ -252,6 +254,46 @@ def test_static_entries_neither_move_nor_age_and_are_not_learned_elsewhere():
     assert [len(out) for out in bench.send(0, ethernet(mac(1), mac(7)))] == [0, 0, 1]
     assert bench.table.forget_port(2) == 1
     bench.close()
+
+
+@pytest.mark.parametrize("capacity", [64, 4096])
+def test_threads_that_insert_move_and_remove_the_same_addresses_at_once(capacity):
+    """Three writers on the same 200 addresses, one of them removing what another inserts; nothing is lost count of, nothing is twice."""
+    table = MacTable(capacity, SECOND_NS)
+    addresses = [np.random.default_rng(seed).permutation(np.arange(200, dtype=np.uint64) + (2 << 40)) for seed in range(4)]
+    stop, failures = threading.Event(), []
+
+    def learn(port: int) -> None:
+        for turn in range(600):
+            # Time goes on, so that entries are refreshed, and jumps ahead, so that they age.
+            table.learn_all(np.tile(addresses[(port + turn) % 4], 25), port, now_ns=turn * SECOND_NS // 3)
+
+    def forget() -> None:
+        turn = 0
+        while not stop.is_set():
+            table.forget_port(turn % 2)
+            table.forget(text(turn % 200))
+            turn += 1
+
+    def guarded(function, *arguments) -> None:
+        try:
+            function(*arguments)
+        except BaseException as error:
+            failures.append(error)
+
+    learners = [threading.Thread(target=guarded, args=(learn, port)) for port in range(2)]
+    remover = threading.Thread(target=guarded, args=(forget,))
+    for thread in [*learners, remover]:
+        thread.start()
+    for thread in learners:
+        thread.join()
+    stop.set()
+    remover.join()
+    assert failures == []
+    consistent(table, 599 * SECOND_NS // 3)
+    refused = table.learn_all(addresses[0], 2, now_ns=599 * SECOND_NS // 3)
+    entries = consistent(table, 599 * SECOND_NS // 3)
+    assert sum(entry["port"] == 2 for entry in entries) == 200 - refused
 
 
 def test_two_engines_learn_in_one_table():

@@ -5,7 +5,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memmove
 from dataplane.element cimport NEVER, Element
 from dataplane.elements.mac_table cimport (LEARN_AGED, LEARN_KNOWN, LEARN_NEW, LEARN_REFUSED, MAX_PORTS, MacTable,
-                                            Place, mac_key, mac_place)
+                                           Place, mac_key, mac_place)
 from dataplane.packet cimport (BATCH_MAX, NO_PACKET, PACKET_PARSED, Batch, Context, Packet, packet_copy, packet_data)
 from dataplane.vatomic cimport va_load_relaxed_u32
 from dataplane.wire.headers cimport ETHERNET_BYTES, VLAN_BYTES, VLAN_ID_MASK, load_be16, store_be16

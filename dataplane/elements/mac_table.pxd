@@ -4,13 +4,13 @@ Layout of the segment (memfd; plain integers, little endian, accessed with vatom
 MAC_WAYS slots, one cache line. An address may stand in any slot of two buckets, which its hash picks: two choices keep buckets level,
 so that a table with twice as many slots as entries next to never refuses one for want of room. Lookup reads at most two lines.
 
-    key    mac << 16 | vlan << 1 | 1, MAC_FREE, or MAC_TAKEN (being filled)
+    key    mac << 16 | vlan << 1 | 1, or MAC_FREE
     value  0 (no entry), or port << 52 | static << 51 | present << 50 | check << 36 | time seen, ms modulo 2^36
            check: 14 bits of the key's hash
 
-Orders. The value is the entry, the key says whose. A value changes only by compare-and-exchange, which makes every change - refresh, move,
-removal - one atomic step, and is 0 whenever the key is not that of an address.
- - Insert: exchange the key MAC_FREE for MAC_TAKEN, store the value, then the key (release: who sees the key sees the value).
+Orders. The value is the entry, the key says whose. An entry changes only by compare-and-exchange of its value, which makes every change
+- refresh, move, removal - one atomic step. A slot with a key and the value 0 is owned by the thread that made it so, and left alone by others.
+ - Insert: exchange the key MAC_FREE for the address', then store the value (release: who sees the value sees the key).
  - Remove: exchange the value for 0, then store MAC_FREE (release: who takes the slot sees the 0). Only who wrote the 0 frees the slot.
  - Read: key, value (acquire), key again. The same key twice could still frame the value of another entry that came and went
    meanwhile; that one has another check. So a reader never takes one entry's port for another's.
@@ -31,8 +31,7 @@ cdef extern from "<endian.h>" nogil:
 
 cdef enum:
     MAC_WAYS = 4             # slots of a bucket
-    MAC_FREE = 0
-    MAC_TAKEN = 2            # bit 0 is clear: no address' key
+    MAC_FREE = 0             # no address' key: bit 0 is clear
     MAX_PORTS = 1024
 
 cdef enum:                   # what `learn` did
@@ -103,6 +102,7 @@ cdef inline uint64_t siphash13(const uint64_t *secret, uint64_t word) noexcept n
 cdef struct Place:               # where an address may stand
     MacSlot *bucket[2]
     uint64_t check               # of its value, in place
+
 
 @cython.final
 cdef class MacTable:

@@ -151,10 +151,9 @@ cdef class MacTable:
             slot = place.bucket[turn if room[0] >= room[1] else 1 - turn]
             for i in range(MAC_WAYS):
                 seen = MAC_FREE
-                if va_load_relaxed_u64(&slot[i].key) != MAC_FREE or not va_cas_u64(&slot[i].key, &seen, MAC_TAKEN):
+                if va_load_relaxed_u64(&slot[i].key) != MAC_FREE or not va_cas_u64(&slot[i].key, &seen, key):
                     continue
-                va_store_release_u64(&slot[i].value, value)
-                va_store_release_u64(&slot[i].key, key)          # after the value: who finds the key finds the entry
+                va_store_release_u64(&slot[i].value, value)      # after the key: from here on it is an entry, and may be removed
                 return LEARN_NEW if self.settle(place, key, &slot[i]) else LEARN_KNOWN
         self.withdraw(port, 1)
         return LEARN_REFUSED
@@ -167,19 +166,19 @@ cdef class MacTable:
         cdef uint64_t value
         cdef bint ours = True
         cdef int i
-        va_fence()               # our key before the others' are read, as in the other engine: one of us sees both
+        va_fence()               # our value before the others' are read, as in the other engine: one of us sees both
         for i in range(2 * MAC_WAYS):
             loser = &place.bucket[i // MAC_WAYS][i % MAC_WAYS]
-            if va_load_acquire_u64(&loser.key) != key:
-                continue
+            value = va_load_acquire_u64(&loser.value)
+            if value & (CHECK_MASK | PRESENT) != (place.check | PRESENT) or va_load_acquire_u64(&loser.key) != key:
+                continue         # something else, or not there yet: then its thread looks after us
             if first == NULL:
                 first = loser
                 continue
-            value = va_load_acquire_u64(&loser.value)
             if value & STATIC:
                 first, loser = loser, first
                 value = va_load_acquire_u64(&loser.value)
-            if value & CHECK_MASK == place.check and self.remove(loser, value) and loser == mine:
+            if self.remove(loser, value) and loser == mine:
                 ours = False
         return ours
 
@@ -268,6 +267,21 @@ cdef class MacTable:
             if self.find(&place, key, &seen) != NULL and seen == value:
                 return
         raise ConfigError(f"MAC table: no room for {mac} of VLAN {vlan} at port {port}; make the table larger")
+
+    def learn_all(self, const uint64_t[::1] macs, uint32_t port, uint32_t vlan=0, now_ns=None):
+        """Learns addresses (48-bit numbers) at a port, as switches do from frames, without the GIL; returns how many found no room."""
+        cdef uint64_t key, now_ms = (time.monotonic_ns() if now_ns is None else now_ns) // 1000000
+        cdef uint32_t refused = 0
+        cdef Py_ssize_t i
+        cdef Place place
+        if port >= MAX_PORTS or vlan > 4094:
+            raise ConfigError(f"MAC table: port {port}, VLAN {vlan}; want a port below {MAX_PORTS} and VLAN 0 to 4094")
+        with nogil:
+            for i in range(macs.shape[0]):
+                key = macs[i] << 16 | vlan << 1 | 1
+                place = mac_place(self, key)
+                refused += self.learn(&place, key, port, now_ms) == LEARN_REFUSED
+        return refused
 
     def forget(self, mac, uint32_t vlan=0):
         """Removes an address of a VLAN, also a static one; True if it was there."""
