@@ -9,7 +9,7 @@ so that a table with twice as many slots as entries next to never refuses one fo
            check: 14 bits of the key's hash
 
 Orders. The value is the entry, the key says whose. An entry changes only by compare-and-exchange of its value, which makes every change
-- refresh, move, removal - one atomic step. A slot with a key and the value 0 is owned by the thread that made it so, and left alone by others.
+- refresh, move, removal - one atomic step. A slot with a key and the value 0 belongs to the thread that made it so; others leave it alone.
  - Insert: exchange the key MAC_FREE for the address', then store the value (release: who sees the value sees the key).
  - Remove: exchange the value for 0, then store MAC_FREE (release: who takes the slot sees the 0). Only who wrote the 0 frees the slot.
  - Read: key, value (acquire), key again. The same key twice could still frame the value of another entry that came and went
