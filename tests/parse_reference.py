@@ -218,7 +218,7 @@ def offloads(
     csum_start: int,
     csum_offset: int,
 ) -> str | None:
-    if flags & 1 and not 14 <= csum_start <= len(frame) - csum_offset - 2:
+    if flags & 1 and not r["l3_offset"] <= csum_start <= len(frame) - csum_offset - 2:
         return "bad_csum_offset"
     if gso_type == 0:
         return None

@@ -27,6 +27,7 @@ from tests.wire_frames import Spec, big_specs
 START_NS = 10**9
 SECOND_NS = 10**9
 BROADCAST = b"\xff" * 6
+OFFLOAD_ALL = 0x1F
 
 
 def mac(number: int) -> bytes:
@@ -44,14 +45,21 @@ class Bench:
     """`count` ports around a switch, in virtual time."""
 
     def __init__(
-        self, count: int, *, parse: bool = False, small: int = 1024, watch: PyElement | None = None, **table: Any
+        self,
+        count: int,
+        *,
+        parse: bool = False,
+        small: int = 1024,
+        watch: PyElement | None = None,
+        offloads: int = OFFLOAD_ALL,
+        **table: Any,
     ) -> None:
         self.pool = PacketPool(small=small, large=16)
         self.clock = Clock(virtual=True, start_ns=START_NS)
         self.engine = Engine("e0", self.pool, clock=self.clock)
         self.table = MacTable(**table)
         self.switch = L2Switch(self.table, count)
-        self.ports = [MemoryPort(f"p{i}", i) for i in range(count)]
+        self.ports = [MemoryPort(f"p{i}", i, offloads=offloads) for i in range(count)]
         sources = []
         for i, port in enumerate(self.ports):
             rx = PortRx(port)
@@ -400,6 +408,22 @@ def test_a_tag_pushed_on_two_and_popped_again_changes_nothing():
     assert engine.conservation()["conserved"]
     engine.close()
     assert pool.in_use == 0
+
+
+def test_a_guest_cannot_change_its_vlan_behind_the_switch():
+    """A partial checksum whose place is the tag: stored on the way out, it would put a frame of VLAN 10 into another."""
+    bench = Bench(2, parse=True, offloads=0)
+    bench.switch.activate(0, trunk=[10])
+    bench.switch.activate(1, trunk=[10, 20])
+    tagged = ethernet(BROADCAST, mac(1), (0x8100, 10), payload=bytes(50))
+    assert bench.send(0, *(Frame(tagged, 1, csum_start=start) for start in range(14, 18))) == [[], []]
+    (frame,) = bench.send(0, Frame(tagged, 1, csum_start=18, csum_offset=10))[1]
+    assert frame[:18] == tagged[:18]
+    # Untagged ones get their tag before the sum is stored: its place moves along.
+    bench.switch.activate(0, access=10)
+    (frame,) = bench.send(0, Frame(ethernet(BROADCAST, mac(1), payload=bytes(50)), 1, csum_start=14))[1]
+    assert frame[:18] == tagged[:18]
+    bench.close()
 
 
 def test_a_flooded_frame_without_buffers_is_counted_and_the_law_holds():

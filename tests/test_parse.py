@@ -178,6 +178,15 @@ def test_a_checksum_field_outside_the_frame(start, offset):
     assert agree(bytes(60), vnet_flags=0, csum_start=start, csum_offset=offset)[0] is None
 
 
+@pytest.mark.parametrize("tags", [1, 2])
+def test_a_checksum_is_never_stored_into_a_vlan_tag(tags):
+    """A switch judges the tag before a port stores the sum: the frame would change its VLAN on the way out."""
+    frame = bytes(12) + bytes.fromhex("8100000a") * tags + bytes(50)
+    for start in range(14, 14 + 4 * tags):
+        assert agree(frame, vnet_flags=1, csum_start=start)[0] == "bad_csum_offset"
+    assert agree(frame, vnet_flags=1, csum_start=14 + 4 * tags)[0] is None
+
+
 def gso(spec, **changes):
     whole = spec.frame(changes.pop("size", 1000))
     fields = {

@@ -120,6 +120,7 @@ cdef class MacTable:
     cdef int update(self, MacSlot *slot, uint64_t seen, uint64_t value, uint64_t now_ms) noexcept nogil
     cdef int insert(self, const Place *place, uint64_t key, uint64_t value) noexcept nogil
     cdef bint settle(self, const Place *place, uint64_t key, MacSlot *mine) noexcept nogil
+    cdef uint64_t entry_of(self, const Place *place, uint64_t key, MacSlot *slot) noexcept nogil
     cdef bint admit(self, uint32_t port, uint32_t entries, bint static) noexcept nogil
     cdef void withdraw(self, uint32_t port, uint32_t entries) noexcept nogil
     cdef bint remove(self, MacSlot *slot, uint64_t value) noexcept nogil

@@ -169,18 +169,28 @@ cdef class MacTable:
         va_fence()               # our value before the others' are read, as in the other engine: one of us sees both
         for i in range(2 * MAC_WAYS):
             loser = &place.bucket[i // MAC_WAYS][i % MAC_WAYS]
-            value = va_load_acquire_u64(&loser.value)
-            if value & (CHECK_MASK | PRESENT) != (place.check | PRESENT) or va_load_acquire_u64(&loser.key) != key:
+            value = self.entry_of(place, key, loser)
+            if not value:
                 continue         # something else, or not there yet: then its thread looks after us
             if first == NULL:
                 first = loser
                 continue
             if value & STATIC:
                 first, loser = loser, first
-                value = va_load_acquire_u64(&loser.value)
-            if self.remove(loser, value) and loser == mine:
-                ours = False
+                value = self.entry_of(place, key, loser)
+            while value:         # again where it was refreshed or moved meanwhile, or both would stay
+                if self.remove(loser, value):
+                    ours = ours and loser != mine
+                    break
+                value = self.entry_of(place, key, loser)
         return ours
+
+    cdef uint64_t entry_of(self, const Place *place, uint64_t key, MacSlot *slot) noexcept nogil:
+        """The value in a slot if it is the address's, else 0."""
+        cdef uint64_t value = va_load_acquire_u64(&slot.value)   # acquire: the key was there before it, and is read after it
+        if value & (CHECK_MASK | PRESENT) != (place.check | PRESENT) or va_load_relaxed_u64(&slot.key) != key:
+            return 0
+        return value
 
     cdef bint admit(self, uint32_t port, uint32_t entries, bint static) noexcept nogil:
         """Takes a place in the port's share, and `entries` (1 new, 0 moved there) of the table; False, and nothing taken: there is none.

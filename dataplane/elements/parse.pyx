@@ -19,7 +19,8 @@ cdef class Parse(Element):
                frames, counted. Runts and wrong offload fields are dropped in both cases: nobody could work with them.
     Counters:  ipv4_header, ipv4_length, ipv6_header, ipv6_length, l4_header: malformed and passed on.
                Drops: the same, and runt (shorter than its Ethernet header and tags), bad_gso (GSO type, size, checksum start or
-               limits do not fit the headers), bad_csum_offset (checksum field outside the frame).
+               limits do not fit the headers), bad_csum_offset (checksum field outside the frame, or
+               summed from within its addresses and tags).
                A packet that a capture cut (PACKET_TRUNCATED) is not malformed for what the capture left out.
     Handlers:  none
     Threads:   any one engine

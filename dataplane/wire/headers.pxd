@@ -304,7 +304,8 @@ cdef inline int check_offloads(Packet *p) noexcept nogil:
     """Validates the virtio-net fields against what the headers were found to be; clears those that mean nothing."""
     if p.vnet_flags & VNET_NEEDS_CSUM:
         # Sums in 32 bits: the fields are the guest's and may be 65,535 each.
-        if p.csum_start < ETHERNET_BYTES or <uint32_t>p.csum_start + p.csum_offset + 2 > p.length:
+        # Behind the tags: a sum stored into a tag, after a switch has judged it, would carry the frame into another VLAN.
+        if p.csum_start < p.l3_offset or <uint32_t>p.csum_start + p.csum_offset + 2 > p.length:
             return PARSE_BAD_CSUM_OFFSET
     if p.gso_type != GSO_NONE:
         return check_gso(p)
