@@ -55,7 +55,8 @@ def _elements() -> Result:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables (without a command).")
 @click.pass_context
 def main(context: click.Context, as_json: bool) -> None:
-    """Measure vnic against the bare floor and its peers (`tap`) and its elements (`elements`); without a command: both.
+    """Measure vnic against the bare floor and its peers (`tap`) and its elements (`elements`), and check its rates (`rate`); without a command: the first
+    two.
 
     What was measured is also written to bench/results/.
     """
@@ -95,6 +96,30 @@ def elements(as_json: bool) -> None:
         print(json.dumps(result))
     else:
         report.show_elements(_console(), result)
+
+
+@main.command()
+@click.option("--rates", default="10mbit,100mbit,1gbit", show_default=True, help="Rates to ask for, separated by commas.")
+@click.option("--seconds", type=click.FloatRange(1, 60), default=5, show_default=True, help="How long each is measured.")
+@click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+def rate(rates: str, seconds: float, rounds: int, as_json: bool) -> None:
+    """How exact a rate is, in all and in every 100 ms, seen by the receiving kernel. Needs root."""
+    from bench.rate import run_rates
+    from dataplane.errors import ConfigError
+    from dataplane.units import parse_rate
+
+    _need_root()
+    try:
+        wanted = [parse_rate(each) for each in rates.split(",")]
+    except ConfigError as error:
+        raise RequestError(str(error)) from None
+    result = run_rates(wanted, seconds, rounds)
+    report.save("rate", result)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        report.show_rates(_console(), result)
 
 
 def run() -> None:

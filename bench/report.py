@@ -84,3 +84,19 @@ def show_elements(console: Console, result: Mapping[str, Any]) -> None:
         table.add_section()
     show_machine(console, result["machine"])
     console.print(table)
+
+
+def show_rates(console: Console, result: Mapping[str, Any]) -> None:
+    """The table of `bench rate`: every round of every rate."""
+    show_machine(console, result["machine"])
+    table = Table(title=f"Rates over {result['seconds']:g} s, and in every window of 100 ms, seen by the receiving kernel")
+    for title in ("asked", "error %", "worst windows %", "windows", "beyond 2 %"):
+        table.add_column(title, justify="left" if title == "asked" else "right", no_wrap=True)
+    for rate, rounds in result["rates"].items():
+        for one in rounds:
+            window = one["window_error_percent"]
+            worst = f"{window['min']:+.2f} {window['max']:+.2f}"
+            table.add_row(
+                rate, f"{one['error_percent']:+.3f}", worst, str(one["windows"]), str(one["windows_beyond_2_percent"])
+            )
+    console.print(table)
