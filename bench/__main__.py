@@ -55,8 +55,9 @@ def _elements() -> Result:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables (without a command).")
 @click.pass_context
 def main(context: click.Context, as_json: bool) -> None:
-    """Measure vnic against the bare floor and its peers (`tap`) and its elements (`elements`), and check its rates (`rate`); without a command: the first
-    two.
+    """Measure vnic against the bare floor and its peers (`tap`), its elements (`elements`), its rates (`rate`).
+
+    Without a command: the first two.
 
     What was measured is also written to bench/results/.
     """
