@@ -55,6 +55,7 @@ cdef class PyElement(Element):
 cdef class Source(Element):
     # What an engine polls: a port's receive side, or a generator.
     cdef uint32_t poll(self, Context *ctx) noexcept nogil
+    cpdef bint needs_arm(self)
     cdef bint arm(self) noexcept nogil
     cdef void disarm(self) noexcept nogil
     cpdef list poll_descriptors(self)

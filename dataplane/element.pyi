@@ -12,6 +12,7 @@ class Element:
     OUTPUTS: ClassVar[int]
     DROP_REASONS: ClassVar[tuple[str, ...]]
     COUNTERS: ClassVar[tuple[str, ...]]
+    TICKS: ClassVar[bool]
     HANDLERS: ClassVar[Sequence[str] | Mapping[str, str]]
     __iter__: ClassVar[None]
     name: str
@@ -31,6 +32,7 @@ class Element:
     def describe(self) -> dict[str, Any]: ...
 
 class Source(Element):
+    def needs_arm(self) -> bool: ...
     def poll_descriptors(self) -> list[int]: ...
 
 class BatchView:

@@ -20,14 +20,15 @@ ctypedef unsigned char uchar
 cdef class Element:
     """Base of all elements.
 
-    A class says what it is in four attributes: OUTPUTS (number of gates), DROP_REASONS and COUNTERS (names, at most 16 each) and
-    HANDLERS (name -> method, callable on a running element through its engine's mailbox).
+    A class says what it is in its attributes: OUTPUTS (number of gates), DROP_REASONS and COUNTERS (names, at most 16 each),
+    HANDLERS (what control may call on a running element) and TICKS (whether it has timers: overrides `tick`).
     """
 
     OUTPUTS = 1
     DROP_REASONS = ()
     COUNTERS = ()
     HANDLERS = ()
+    TICKS = False
 
     def __cinit__(self, *args, **kwargs):
         cls = type(self)
@@ -194,6 +195,10 @@ cdef class Source(Element):
 
     cdef uint32_t poll(self, Context *ctx) noexcept nogil:
         return 0
+
+    cpdef bint needs_arm(self):
+        """Whether arm and disarm do anything: asked when the engine takes the source."""
+        return False
 
     cdef bint arm(self) noexcept nogil:
         """Before the engine sleeps: ask for a wake-up through the descriptors. True: there is input already, do not sleep."""

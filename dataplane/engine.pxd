@@ -46,7 +46,11 @@ cdef class Engine:
     cdef Context *ctx
     cdef PyObject **polled               # sources
     cdef uint32_t polled_count
-    cdef PyObject **timed                # elements with a tick of their own (all: their deadline says whether)
+    cdef PyObject **armed                # those of them that are armed before a sleep
+    cdef uint32_t armed_count
+    cdef PyObject **members              # all elements
+    cdef uint32_t member_count
+    cdef PyObject **timed                # elements with a tick of their own
     cdef uint32_t timed_count
     cdef pollfd *descriptors             # [0] is the mailbox's eventfd
     cdef Input *inputs                   # inputs[i] belongs to descriptors[i + 1]

@@ -11,7 +11,7 @@ from posix.time cimport clock_gettime, clockid_t, timespec
 from posix.unistd cimport read, write
 from dataplane.clock cimport Clock
 from dataplane.element cimport NEVER, Counters, Element, Source, counters_dict
-from dataplane.packet cimport Context, PacketPool, packet_return_cache
+from dataplane.packet cimport BURST, Context, PacketPool, packet_return_cache
 from dataplane.vatomic cimport (va_fence, va_load_acquire_ptr, va_load_acquire_u32, va_load_relaxed_u32, va_pause,
                                 va_store_relaxed_u32, va_store_release_ptr, va_store_release_u32)
 
@@ -78,8 +78,8 @@ cdef class Snapshot(Work):
 
     cdef void run(self, Engine engine, Context *ctx) noexcept nogil:
         cdef uint32_t i
-        for i in range(min(self.count, engine.timed_count)):
-            (<Element>engine.timed[i]).copy_counters(&self.copies[i])
+        for i in range(min(self.count, engine.member_count)):
+            (<Element>engine.members[i]).copy_counters(&self.copies[i])
 
 
 cdef class Engine:
@@ -103,6 +103,7 @@ cdef class Engine:
         self.done_descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         pool.attach(self.ctx)
         self.ctx.random_state = seed or 1
+        self.ctx.burst = BURST
         self.ctx.now_ns = self.clock.now()
         self.sources, self.elements = [], []
         self._lock = threading.Lock()          # among posters; never taken by the engine
@@ -112,6 +113,8 @@ cdef class Engine:
     def __dealloc__(self):
         free(self.ctx)
         free(self.polled)
+        free(self.armed)
+        free(self.members)
         free(self.timed)
         free(self.descriptors)
         free(self.inputs)
@@ -167,15 +170,21 @@ cdef class Engine:
         cdef uint32_t total = 1
         descriptors = [source.poll_descriptors() for source in self.sources]
         total += <uint32_t>sum(len(each) for each in descriptors)
+        armed = [source for source in self.sources if source.needs_arm()]
+        timed = [element for element in self.elements if type(element).TICKS]
         free(self.polled)
+        free(self.armed)
+        free(self.members)
         free(self.timed)
         free(self.descriptors)
         free(self.inputs)
+        self.armed = <PyObject **>calloc(len(armed) + 1, sizeof(PyObject *))
         self.polled = <PyObject **>calloc(len(self.sources) + 1, sizeof(PyObject *))
-        self.timed = <PyObject **>calloc(len(self.elements) + 1, sizeof(PyObject *))
+        self.members = <PyObject **>calloc(len(self.elements) + 1, sizeof(PyObject *))
+        self.timed = <PyObject **>calloc(len(timed) + 1, sizeof(PyObject *))
         self.descriptors = <pollfd *>calloc(total, sizeof(pollfd))
         self.inputs = <Input *>calloc(total, sizeof(Input))
-        if self.polled == NULL or self.timed == NULL or self.descriptors == NULL or self.inputs == NULL:
+        if not (self.polled and self.armed and self.members and self.timed and self.descriptors and self.inputs):
             raise MemoryError(f"engine {self.name}")
         self.descriptors[0].fd, self.descriptors[0].events = self.mailbox_descriptor, POLLIN
         cdef uint32_t next_descriptor = 1, number, which
@@ -187,10 +196,16 @@ cdef class Engine:
                 self.inputs[next_descriptor - 1].source = <PyObject *>source
                 self.inputs[next_descriptor - 1].which = which
                 next_descriptor += 1
+        for number, source in enumerate(armed):
+            self.armed[number] = <PyObject *>source
         for number, element in enumerate(self.elements):
+            self.members[number] = <PyObject *>element
+        for number, element in enumerate(timed):
             self.timed[number] = <PyObject *>element
+        self.armed_count = <uint32_t>len(armed)
         self.polled_count = <uint32_t>len(self.sources)
-        self.timed_count = <uint32_t>len(self.elements)
+        self.member_count = <uint32_t>len(self.elements)
+        self.timed_count = <uint32_t>len(timed)
         self.descriptor_count = total
         return 0
 
@@ -346,6 +361,7 @@ cdef class Engine:
         for i in range(self.polled_count):
             self.ctx.now_ns = self.clock.now()
             got += (<Source>self.polled[i]).poll(self.ctx)
+        self.ctx.burst = BURST
         self.polls += 1
         if got:
             self.busy_polls += 1
@@ -393,8 +409,8 @@ cdef class Engine:
         cdef bint pending = False
         va_store_relaxed_u32(&self.sleeping, 1)
         va_fence()                             # the flag before the slot is read; pairs with the fence in _hand_over
-        for i in range(self.polled_count):
-            pending = (<Source>self.polled[i]).arm() or pending
+        for i in range(self.armed_count):
+            pending = (<Source>self.armed[i]).arm() or pending
         if not pending and va_load_acquire_ptr(&self.mailbox) == NULL and not va_load_acquire_u32(&self.stopping):
             if deadline_ns != NEVER:
                 now = self.clock.now()
@@ -411,8 +427,10 @@ cdef class Engine:
         if self.descriptors[0].revents:
             read(self.mailbox_descriptor, &value, 8)
             self.descriptors[0].revents = 0
-        for i in range(self.polled_count):
-            (<Source>self.polled[i]).disarm()
+        for i in range(self.armed_count):
+            (<Source>self.armed[i]).disarm()
+        # What woke us goes on its way before we look for more: half of a short round trip's time here is cold memory and system calls.
+        self.ctx.burst = 1
 
     cdef void run(self) noexcept nogil:
         cdef uint64_t deadline, idle_since = 0

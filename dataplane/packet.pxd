@@ -112,6 +112,7 @@ cdef struct Context:
     uint32_t small_cache[SMALL_CACHE]
     uint32_t large_cache[LARGE_CACHE]
     uint64_t random_state        # seeded; see context_random
+    uint32_t burst               # packets a source asks a port for: BURST, or 1 in the first round after a sleep
 
 cdef class PacketPool:
     cdef readonly int fd                 # the memfd

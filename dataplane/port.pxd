@@ -34,6 +34,7 @@ cdef class Port:
     cdef readonly uint32_t number        # Packet.port of what it receives; unique in a graph, below 65535
     cdef readonly uint32_t queues        # queue pairs
     cdef readonly uint32_t offloads      # OFFLOAD_*
+    cdef readonly bint needs_arm         # arm and disarm do something: called around every sleep
     cdef readonly bint wakes_only        # descriptors are doorbells, silent while the consumer is awake: poll whatever ppoll says
     cdef QueueStats *stats               # one a queue pair
     cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil

@@ -7,6 +7,7 @@ class Port:
     number: int
     queues: int
     offloads: int
+    needs_arm: bool
     wakes_only: bool
     def __init__(self, name: str, number: int = ..., queues: int = ..., offloads: int = ...) -> None: ...
     def descriptors(self) -> list[int]: ...

@@ -3,7 +3,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from dataplane.element cimport Element, Source
 from dataplane.offload cimport Cursor, complete_offloads
-from dataplane.packet cimport BURST, Batch, Context
+from dataplane.packet cimport Batch, Context
 
 from dataplane.errors import ConfigError
 
@@ -91,7 +91,7 @@ cdef class PortRx(Source):
                 continue
             batch.count = 0
             lost_before = self.port.stats[queue].rx_dropped
-            taken = self.port.rx_burst(ctx, queue, &batch, BURST)
+            taken = self.port.rx_burst(ctx, queue, &batch, ctx.burst)
             lost = self.port.stats[queue].rx_dropped - lost_before
             if lost:
                 self.counters.drops[0] += lost
@@ -102,6 +102,9 @@ cdef class PortRx(Source):
                 total += taken
                 self.emit(ctx, 0, &batch)
         return total
+
+    cpdef bint needs_arm(self):
+        return self.port.needs_arm
 
     cdef bint arm(self) noexcept nogil:
         return self.port.arm()

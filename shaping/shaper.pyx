@@ -70,6 +70,7 @@ cdef class Shaper(Element):
 
     DROP_REASONS = ("queue_full", "no_buffer", "released")
     COUNTERS = ("passed", "delayed", "split", "sent_bytes", "queue_bytes", "queue_bytes_max", "sojourn_max_ns", "sojourn_ns")
+    TICKS = True
     HANDLERS = {"set_rate": "set_rate"}
 
     def __init__(self, rate=None, queue="100ms", burst="250us", *, name=None):

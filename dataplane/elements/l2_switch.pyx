@@ -87,6 +87,7 @@ cdef class L2Switch(Element):
     DROP_REASONS = ("unknown_port", "runt", "bad_source", "reserved_multicast", "vlan_filtered", "hairpin", "no_destination",
                     "no_buffer")
     COUNTERS = ("learned", "moved", "aged", "learn_refused", "flooded")
+    TICKS = True
     HANDLERS = ("activate", "deactivate")
 
     def __init__(self, MacTable table not None, uint32_t ports=0, *, name=None):

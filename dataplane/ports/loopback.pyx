@@ -25,7 +25,7 @@ cdef class LoopbackPort(Port):
             self.rings = [SpscRing(capacity) for _ in range(queues)]
         except ValueError as error:
             raise ConfigError(f"port {name}: {error}") from None
-        self.wakes_only = True
+        self.needs_arm = self.wakes_only = True
         free(self._rings)
         self._rings = <PyObject **>calloc(queues, sizeof(PyObject *))
         if self._rings == NULL:

@@ -38,6 +38,7 @@ cdef class MemoryPort(Port):
         self._lock = threading.Lock()
         self._incoming = [[] for _ in range(queues)]
         self.transmitted = []
+        self.needs_arm = True
         self._doorbell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def descriptors(self):

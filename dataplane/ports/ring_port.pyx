@@ -28,7 +28,7 @@ cdef class RingPort(Port):
         if ring_in is ring_out:
             raise ConfigError(f"port {name}: ring_in and ring_out are the same ring; use LoopbackPort for that")
         self.ring_in, self.ring_out = ring_in, ring_out
-        self.wakes_only = True
+        self.needs_arm = self.wakes_only = True
 
     def descriptors(self):
         return [] if self.ring_in is None else [self.ring_in.doorbell]
