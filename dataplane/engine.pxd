@@ -72,5 +72,6 @@ cdef class Engine:
     cdef void set_all_ready(self) noexcept nogil
     cdef uint32_t poll_once(self) noexcept nogil
     cdef uint64_t run_timers(self) noexcept nogil
+    cdef void warm_up(self) noexcept nogil
     cdef void sleep(self, uint64_t deadline_ns) noexcept nogil
     cdef void run(self) noexcept nogil

@@ -19,5 +19,6 @@ cdef extern from "vatomic.h" nogil:
     void va_store_release_ptr(void **p, void *v)
     bint va_cas_ptr(void **p, void **seen, void *v)
     void va_fence()
+    void va_prefetch(const void *p)
     void va_pause()
     void vnic_check(bint condition, const char *what)
