@@ -208,6 +208,22 @@ def transport(packet: bytes, r: dict[str, Any], truncated: bool) -> None:
         r.update(l4=True, source_port=number(packet[at : at + 2]), destination_port=number(packet[at + 2 : at + 4]))
 
 
+def checksum_place_is_sound(frame: bytes, r: dict[str, Any], csum_start: int, csum_offset: int) -> bool:
+    place = csum_start + csum_offset
+    if csum_start < r["l3_offset"] or place + 2 > len(frame):
+        return False
+    if not (r["ipv4"] or r["ipv6"]):
+        return True
+    if not r["l4_offset"] or place < r["l4_offset"]:
+        return False
+    own = {6: 16, 17: 6}.get(r["ip_protocol"])
+    return (
+        place == r["l4_offset"] + own
+        if own is not None and place < r["payload_offset"]
+        else (not r["l4"] or place >= r["payload_offset"])
+    )
+
+
 def offloads(
     frame: bytes,
     r: dict[str, Any],
@@ -218,10 +234,9 @@ def offloads(
     csum_start: int,
     csum_offset: int,
 ) -> str | None:
-    if flags & 1 and not r["l3_offset"] <= csum_start <= len(frame) - csum_offset - 2:
-        return "bad_csum_offset"
     if gso_type == 0:
-        return None
+        sound = not flags & 1 or checksum_place_is_sound(frame, r, csum_start, csum_offset)
+        return None if sound else "bad_csum_offset"
     want = {1: ("ipv4", 6), 0x81: ("ipv4", 6), 4: ("ipv6", 6), 0x84: ("ipv6", 6), 5: ("", 17)}.get(gso_type)
     if want is None or r["fragment"] or truncated or not flags & 1:
         return "bad_gso"

@@ -373,3 +373,12 @@ def test_captures(folder):
             frames_seen += len(some)
     assert parse.statistics()["dropped"] == want
     assert files > 10 and frames_seen > 1000
+
+
+@pytest.mark.parametrize("place", ["source address", "destination port", "time to live"])
+def test_a_checksum_cannot_be_aimed_at_a_header(place):
+    """It is completed after switch and classifier have judged the frame, so it may land only where a checksum belongs."""
+    spec = SPECS["udp4"]
+    offset = {"source address": 12, "destination port": 22, "time to live": 8}[place]
+    reason, _ = gso(spec, gso_type=0, vnet_flags=1, csum_start=spec.l4_offset - 20, csum_offset=offset)
+    assert reason == "bad_csum_offset"

@@ -300,15 +300,28 @@ cdef inline int check_gso(Packet *p) noexcept nogil:
     p.header_length = p.payload_offset
     return PARSE_OK
 
+cdef inline bint checksum_place_is_sound(const Packet *p) noexcept nogil:
+    """Whether the checksum would be stored where one belongs. It is stored after switch and classifier have judged the frame: into a VLAN
+    tag, an address or a port, it would make of it another frame than the one they let pass."""
+    cdef uint32_t place = <uint32_t>p.csum_start + p.csum_offset     # the fields are the guest's and may be 65,535 each
+    if p.csum_start < p.l3_offset or place + 2 > p.length:
+        return False
+    if not p.flags & (PACKET_IPV4 | PACKET_IPV6):
+        return True
+    if p.l4_offset == 0 or place < p.l4_offset:
+        return False
+    if p.ip_protocol == PROTOCOL_TCP and place == <uint32_t>p.l4_offset + TCP_CHECKSUM_AT:
+        return True
+    if p.ip_protocol == PROTOCOL_UDP and place == <uint32_t>p.l4_offset + UDP_CHECKSUM_AT:
+        return True
+    return not p.flags & PACKET_L4 or place >= p.payload_offset      # of what the packet carries: a tunnel's inner checksum
+
 cdef inline int check_offloads(Packet *p) noexcept nogil:
     """Validates the virtio-net fields against what the headers were found to be; clears those that mean nothing."""
-    if p.vnet_flags & VNET_NEEDS_CSUM:
-        # Sums in 32 bits: the fields are the guest's and may be 65,535 each.
-        # Behind the tags: a sum stored into a tag, after a switch has judged it, would carry the frame into another VLAN.
-        if p.csum_start < p.l3_offset or <uint32_t>p.csum_start + p.csum_offset + 2 > p.length:
-            return PARSE_BAD_CSUM_OFFSET
     if p.gso_type != GSO_NONE:
-        return check_gso(p)
+        return check_gso(p)                      # demands the protocol's own checksum
+    if p.vnet_flags & VNET_NEEDS_CSUM and not checksum_place_is_sound(p):
+        return PARSE_BAD_CSUM_OFFSET
     p.header_length = p.gso_size = 0
     return PARSE_OK
 
