@@ -32,12 +32,6 @@ def measure(contestant: contestants.Contestant, seconds: float, idle: bool) -> S
         interface_a, interface_b = contestant.interfaces()
         a, b = space.path(space.a), space.path(space.b)
         sample: Sample = {}
-        if idle and process:
-            time.sleep(0.3)  # start-up's last work does not count as idling
-            before_ns, start = contestants.cpu_ns(process.pid), time.monotonic()
-            time.sleep(IDLE_SECONDS)
-            used_ns = contestants.cpu_ns(process.pid) - before_ns
-            sample["idle_cpu_percent"] = 100 * used_ns / ((time.monotonic() - start) * 1e9)
         sleepy = probe("pingpong", a, b, ADDRESS_B, SLEEPY_ROUND_TRIPS, SLEEPY_PAUSE_US, timeout_seconds=60)
         busy = probe("pingpong", a, b, ADDRESS_B, BUSY_ROUND_TRIPS, 0, timeout_seconds=60)
         sample |= {"rtt_p50_us": sleepy["p50_us"], "rtt_p99_us": sleepy["p99_us"]}
@@ -45,6 +39,12 @@ def measure(contestant: contestants.Contestant, seconds: float, idle: bool) -> S
         blast = probe("blast", a, interface_a, b, interface_b, seconds, timeout_seconds=seconds + 30)
         sample["mpps_64b"] = blast["mpps"]
         sample["tcp_gbps"] = probe("stream", a, b, ADDRESS_B, seconds, timeout_seconds=seconds + 30)["gbps"]
+        if idle and process:
+            time.sleep(0.3)  # start-up's last work does not count as idling
+            before_ns, start = contestants.cpu_ns(process.pid), time.monotonic()
+            time.sleep(IDLE_SECONDS)
+            used_ns = contestants.cpu_ns(process.pid) - before_ns
+            sample["idle_cpu_percent"] = 100 * used_ns / ((time.monotonic() - start) * 1e9)
         if process and process.poll() is not None:
             raise BenchError(f"{contestant.name} ended while it was measured: {space.complaint(process)}")
         return sample
