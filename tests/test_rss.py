@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataplane.clock import Clock
@@ -17,7 +17,7 @@ from dataplane.errors import ConfigError
 from dataplane.packet import PacketPool
 from dataplane.port import PortRx
 from dataplane.ports.memory import MemoryPort
-from tests.wire_frames import UDP, Spec
+from tests.wire_frames import TCP, UDP, Spec
 from vnic.device.rss import DEFAULT_KEY, Rss
 
 # "Verifying the RSS hash calculation", Windows network driver documentation: source, its port, destination, its port, hash of the
@@ -75,13 +75,14 @@ class Hasher(PyElement):
             assert self.pool.records["hash"][index] == self.hashes[-1]
 
 
-def hashes(rss: Rss, frames: list) -> list[int]:
-    """What `rss` says of frames that Parse has read."""
+def hashes(rss: Rss, frames: list, parse: bool = True) -> list[int]:
+    """What `rss` says of frames that Parse has read, or not."""
     pool = PacketPool(small=64, large=4)
     engine = Engine("e0", pool, clock=Clock(virtual=True))
     port, hasher = MemoryPort("a", 0), Hasher(rss, pool)
     rx = PortRx(port)
-    rx >> Parse() >> hasher >> Discard()
+    head = rx >> Parse() if parse else rx
+    head >> hasher >> Discard()
     engine.load([rx])
     port.inject(frames)
     engine.advance(1)
@@ -123,6 +124,53 @@ def test_packets_are_hashed_by_what_parse_found():
     ]
 
 
+SCTP, ICMP, FRAGMENT_HEADER = 132, 1, 44
+
+
+@st.composite
+def packets(draw) -> tuple[bytes, bytes]:
+    """A frame, and the bytes of it that RSS hashes."""
+    size = draw(st.sampled_from([4, 16]))
+    fragment = draw(st.sampled_from([None, "first", "later"]))
+    spec = Spec(
+        version=4 if size == 4 else 6,
+        protocol=draw(st.sampled_from([TCP, UDP, SCTP, ICMP])),
+        payload=bytes(8 * draw(st.integers(1, 4))),
+        tags=draw(st.sampled_from([[], [(0x8100, 5)], [(0x88A8, 7), (0x8100, 9)]])),
+        source=draw(st.binary(min_size=size, max_size=size)),
+        destination=draw(st.binary(min_size=size, max_size=size)),
+        source_port=draw(st.integers(0, 65535)),
+        destination_port=draw(st.integers(0, 65535)),
+    )
+    if fragment is not None and size == 4:
+        spec.fragment = 0x2000 if fragment == "first" else 0x0010  # more fragments; 128 bytes from the start
+    elif fragment is not None:
+        spec.extensions = [(FRAGMENT_HEADER, (b"\x00\x01" if fragment == "first" else b"\x00\x80") + bytes(4))]
+    hashed = spec.source + spec.destination
+    if fragment is None and spec.protocol in (TCP, UDP, SCTP):
+        hashed += spec.source_port.to_bytes(2, "big") + spec.destination_port.to_bytes(2, "big")
+    return spec.build(), hashed
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.binary(min_size=40, max_size=40), st.lists(packets(), min_size=1, max_size=32))
+def test_parsed_packets_hash_like_the_definition(key, given_packets):
+    frames = [frame for frame, _ in given_packets]
+    assert hashes(Rss(key), frames) == [toeplitz(key, hashed) for _, hashed in given_packets]
+
+
+def test_what_was_not_parsed_hashes_to_0():
+    assert hashes(Rss(), [Spec().build(), Spec(version=6).build()], parse=False) == [0, 0]
+
+
+def test_hash_parsed_refuses_what_is_no_packet_of_a_pool():
+    pool = PacketPool(small=64, large=4)
+    with pytest.raises(TypeError):
+        Rss().hash_parsed(None, 0)
+    with pytest.raises(IndexError, match="packet 68: the pool has 68"):
+        Rss().hash_parsed(pool, 68)
+
+
 def test_a_long_key_hashes_like_its_first_40_bytes():
     assert Rss(DEFAULT_KEY + bytes(12)).hash_tuple("10.0.0.1", "10.0.0.2", 1, 2) == Rss().hash_tuple(
         "10.0.0.1", "10.0.0.2", 1, 2
@@ -155,6 +203,8 @@ def test_key_and_table_can_be_set():
     [
         ({"key": bytes(39)}, "a key of 39 bytes; want 40 or 52"),
         ({"key": "6d5a"}, "a key of str; want 40 or 52"),
+        ({"key": memoryview(bytes(160)).cast("I")}, "a key of 160 bytes; want 40 or 52"),
+        ({"table": 5}, "table of int; want a list of queue numbers"),
         ({"table": []}, "table of 0 entries; want a power of two up to 512"),
         ({"table": [0, 0, 0]}, "of 3 entries; want a power of two"),
         ({"table": [0] * 1024}, "of 1024 entries; want a power of two"),
@@ -163,6 +213,9 @@ def test_key_and_table_can_be_set():
         ({"table": [0.0]}, "names queue 0.0"),
         ({"queues": 0}, "0 queues; want 1 to 64"),
         ({"queues": 65}, "65 queues"),
+        ({"queues": -1}, "-1 queues"),
+        ({"queues": 1 << 32}, "4294967296 queues"),
+        ({"queues": 2.5}, "2.5 queues; want 1 to 64"),
     ],
 )
 def test_what_is_wrong_is_said(arguments, message):
@@ -183,3 +236,17 @@ def test_a_refused_change_changes_nothing():
         rss.hash_tuple("10.0.0.1", "::1")
     with pytest.raises(ConfigError, match="two ports or none"):
         rss.hash_tuple("10.0.0.1", "10.0.0.2", 1)
+
+
+@pytest.mark.parametrize(
+    ("flow", "message"),
+    [
+        (("nowhere", "10.0.0.2"), "'nowhere' does not appear to be .*; want two addresses"),
+        (("10.0.0.1", "10.0.0.2", 65536, 1), "port 65536; want 0 to 65535"),
+        (("10.0.0.1", "10.0.0.2", 1, -1), "port -1; want 0 to 65535"),
+        (("10.0.0.1", "10.0.0.2", "1", 2), "port '1'; want 0 to 65535"),
+    ],
+)
+def test_a_flow_that_is_none_is_refused(flow, message):
+    with pytest.raises(ConfigError, match=message):
+        Rss().hash_tuple(*flow)

@@ -28,9 +28,9 @@ cdef class Rss:
     On a running engine set_key and set_table are called on the engine's thread (`engine.call`).
     """
 
-    def __init__(self, key=None, table=None, *, uint32_t queues=1):
-        if not 1 <= queues <= 64:
-            raise ConfigError(f"RSS: {queues} queues; want 1 to 64")
+    def __init__(self, key=None, table=None, *, queues=1):
+        if type(queues) is not int or not 1 <= queues <= 64:
+            raise ConfigError(f"RSS: {queues!r} queues; want 1 to 64")
         self.queues = queues
         self.set_key(DEFAULT_KEY if key is None else key)
         self.set_table([i % queues for i in range(DEFAULT_TABLE_SIZE)] if table is None else table)
@@ -42,6 +42,7 @@ cdef class Rss:
         cdef Packet *p = &ctx.packets[index]
         cdef uint32_t address_bytes, hash
         cdef uint8_t ports[4]
+        # Only Parse sets these flags, so what was not parsed has neither, and its stale second cache line is not read.
         if p.flags & PACKET_IPV4:
             address_bytes = 4
         elif p.flags & PACKET_IPV6:
@@ -72,10 +73,11 @@ cdef class Rss:
         cdef const uint8_t[::1] octets
         cdef int position, bit, value
         cdef uint64_t window
-        if not isinstance(key, (bytes, bytearray, memoryview)) or len(key) not in (RSS_KEY, RSS_KEY_LONG):
-            size = f"{len(key)} bytes" if isinstance(key, (bytes, bytearray, memoryview)) else type(key).__name__
+        if isinstance(key, (bytes, bytearray, memoryview)):
+            key = bytes(key)                 # before it is measured: a memoryview's length counts its items, which may be wider
+        if not isinstance(key, bytes) or len(key) not in (RSS_KEY, RSS_KEY_LONG):
+            size = f"{len(key)} bytes" if isinstance(key, bytes) else type(key).__name__
             raise ConfigError(f"RSS: a key of {size}; want {RSS_KEY} or {RSS_KEY_LONG} bytes")
-        key = bytes(key)
         octets = key
         for position in range(RSS_INPUT):
             # The 40 bits of the key that the 32-bit window slides over while it passes this byte.
@@ -95,7 +97,10 @@ cdef class Rss:
     def set_table(self, table):
         """Replaces the indirection table; entry i is the queue of the hashes whose low bits are i."""
         cdef uint32_t i, queue
-        entries = list(table)
+        try:
+            entries = list(table)
+        except TypeError:
+            raise ConfigError(f"RSS: an indirection table of {type(table).__name__}; want a list of queue numbers") from None
         if not 1 <= len(entries) <= RSS_TABLE_MAX or len(entries) & (len(entries) - 1):
             raise ConfigError(f"RSS: an indirection table of {len(entries)} entries; want a power of two up to {RSS_TABLE_MAX}")
         for entry in entries:
@@ -111,16 +116,25 @@ cdef class Rss:
         return [self.indirection[i] for i in range(self.table_mask + 1)]
 
     def hash_tuple(self, source, destination, source_port=None, destination_port=None):
-        """The hash of a flow: addresses as text or ipaddress objects, both IPv4 or both IPv6; ports both or neither."""
+        """The hash of a flow: addresses as text or ipaddress objects, both IPv4 or both IPv6; ports both or neither.
+
+        Raises ConfigError for anything else.
+        """
         cdef bytes data
-        ends = [ipaddress.ip_address(source), ipaddress.ip_address(destination)]
+        try:
+            ends = [ipaddress.ip_address(source), ipaddress.ip_address(destination)]
+        except ValueError as error:
+            raise ConfigError(f"RSS: {error}; want two addresses of one family") from None
         ports = [port for port in (source_port, destination_port) if port is not None]
+        for port in ports:
+            if type(port) is not int or not 0 <= port <= 65535:
+                raise ConfigError(f"RSS: port {port!r}; want 0 to 65535")
         if ends[0].version != ends[1].version or len(ports) == 1:
             raise ConfigError(f"RSS: {source} to {destination}: want two addresses of one family, and two ports or none")
         data = b"".join(end.packed for end in ends) + b"".join(port.to_bytes(2, "big") for port in ports)
         return self.hash_bytes(0, data, <uint32_t>len(data))
 
-    def hash_parsed(self, PacketPool pool, uint32_t index):
+    def hash_parsed(self, PacketPool pool not None, uint32_t index):
         """The hash of a parsed packet of the pool, for who holds it (an element in Python, a tool)."""
         cdef Context ctx
         if index >= pool.small_count + pool.large_count:
