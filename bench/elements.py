@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench import frames, machine
-from bench.micro import Hop, Lane, Sink
+from bench.micro import Hop, Lane, Sink, Steer
 from dataplane.clock import Clock
 from dataplane.element import BatchView, Element, PyElement
 from dataplane.elements.counter import Counter
@@ -136,6 +136,7 @@ def _cases() -> list[Case]:
             step_ns_packet=len(frames.SMALL) * 8 * 1_000_000_000 // SHAPED_BPS,
             queued=QUEUED,
         ),
+        Case("RSS hash and queue", "64 B", Steer),
         *_switch_cases(),
         *_classifier_cases(),
         *_mirror_cases(),

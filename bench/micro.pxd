@@ -8,6 +8,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from dataplane.element cimport Element
 from dataplane.packet cimport Batch, Context, PacketPool
 from dataplane.ring cimport Ring
+from vnic.device.rss cimport Rss
 
 cdef struct Fifo:                        # a circular list; the sink reaches it without the GIL, so it is no Python object
     uint32_t *indices                    # mask + 1 of them
@@ -28,4 +29,9 @@ cdef class Sink(Element):
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil
 
 cdef class Hop(Element):
+    cdef void process(self, Context *ctx, Batch *batch) noexcept nogil
+
+cdef class Steer(Element):
+    cdef Rss rss
+    cdef uint64_t chosen                 # sum of the queues: so that the compiler leaves nothing out
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil

@@ -8,6 +8,7 @@ from dataplane.element cimport Element
 from dataplane.packet cimport (BATCH_MAX, NO_PACKET, VNET_NEEDS_CSUM, Batch, Context, Packet, PacketPool, packet_alloc,
                                packet_data)
 from dataplane.ring cimport Ring
+from vnic.device.rss cimport Rss
 
 
 cdef uint64_t monotonic_ns() noexcept nogil:
@@ -42,6 +43,20 @@ cdef class Hop(Element):
     """Forwards what comes: the price of having an element at all."""
 
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
+        self.emit(ctx, 0, batch)
+
+
+@cython.final
+cdef class Steer(Element):
+    """Hashes each packet and looks its queue up, as NicTx does before it transmits; forwards all to one place."""
+
+    def __init__(self, *, name=None):
+        self.rss = Rss(queues=4)
+
+    cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
+        cdef uint32_t i
+        for i in range(batch.count):
+            self.chosen += self.rss.queue_of(self.rss.hash_packet(ctx, batch.index[i]))
         self.emit(ctx, 0, batch)
 
 
