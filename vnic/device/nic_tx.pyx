@@ -5,6 +5,8 @@ from dataplane.packet cimport Batch, Context, batch_add
 from dataplane.port cimport Port, PortTx
 from vnic.device.rss cimport Rss
 
+from dataplane.errors import ConfigError
+
 
 cdef class NicTx(PortTx):
     """Steers each packet to the queue that its Toeplitz hash selects in the indirection table, then transmits queue by queue.
@@ -21,7 +23,9 @@ cdef class NicTx(PortTx):
     def __cinit__(self, *args, **kwargs):
         self.shares = NULL
 
-    def __init__(self, Port port, Rss rss, *, name=None):
+    def __init__(self, Port port not None, Rss rss not None, *, name=None):
+        if rss.queues > port.queues:
+            raise ConfigError(f"{port.name}: RSS over {rss.queues} queues, but the port has {port.queues}")
         super().__init__(port, name=name)
         self.rss = rss
         free(self.shares)
