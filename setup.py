@@ -15,6 +15,7 @@ MODULES = [
     "dataplane.packet",
     "dataplane.port",
     "dataplane.ring",
+    "dataplane.work",
     "dataplane.elements.classifier",
     "dataplane.elements.counter",
     "dataplane.elements.l2_switch",

@@ -1,10 +1,11 @@
-"""Engine: a single-threaded task that runs elements (Snap, section 2.2), and Work: what its mailbox carries (section 2.3)."""
+"""Engine: a single-threaded task that runs elements (Snap, section 2.2)."""
 from cpython.ref cimport PyObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from posix.time cimport timespec
 from dataplane.clock cimport Clock
 from dataplane.element cimport Counters
 from dataplane.packet cimport Context, PacketPool
+from dataplane.work cimport Work
 
 cdef extern from "<poll.h>" nogil:
     cdef struct pollfd:
@@ -13,23 +14,12 @@ cdef extern from "<poll.h>" nogil:
         short revents
     ctypedef unsigned long nfds_t
 
-cdef class Work:
-    # A short piece of work that an engine runs on its own thread between two batches. Subclass it in Cython for work
-    # that must not wait for the GIL.
-    cdef readonly object error
-    cdef readonly object result
-    cdef uint32_t done
-    cdef void finish(self) noexcept nogil
-    cdef void run(self, Engine engine, Context *ctx) noexcept nogil
-
-cdef class Call(Work):
-    cdef object _function
-    cdef void run(self, Engine engine, Context *ctx) noexcept nogil
+cdef class Engine
 
 cdef class Snapshot(Work):
+    cdef Engine engine
     cdef Counters *copies                # one an element, in the engine's order
-    cdef uint32_t count
-    cdef void run(self, Engine engine, Context *ctx) noexcept nogil
+    cdef void run(self, Context *ctx) noexcept nogil
 
 cdef struct Input:           # one descriptor of one source
     PyObject *source

@@ -5,20 +5,14 @@ from dataplane.clock import Clock
 from dataplane.element import Element, Source
 from dataplane.errors import VnicError
 from dataplane.packet import PacketPool
+from dataplane.work import Work
 
 _T = TypeVar("_T")
 
 class MailboxFull(VnicError): ...
 
-class Work:
-    error: BaseException | None
-    result: Any
-
-class Call(Work):
-    def __init__(self, function: Callable[[], object]) -> None: ...
-
 class Snapshot(Work):
-    def __init__(self, count: int) -> None: ...
+    def __init__(self, engine: Engine) -> None: ...
 
 class Engine:
     name: str

@@ -13,9 +13,11 @@ from dataplane.clock cimport Clock
 from dataplane.element cimport NEVER, Counters, Element, Source, counters_dict
 from dataplane.packet cimport BURST, Context, PacketPool, packet_return_cache
 from dataplane.vatomic cimport (va_fence, va_load_acquire_ptr, va_load_acquire_u32, va_load_relaxed_u32, va_pause,
-                                va_prefetch,                                va_store_relaxed_u32, va_store_release_ptr, va_store_release_u32)
+                                va_prefetch, va_store_relaxed_u32, va_store_release_ptr, va_store_release_u32)
+from dataplane.work cimport Work
 
 from dataplane.errors import ConfigError, GraphError, VnicError
+from dataplane.work import Call
 
 cdef extern from "<poll.h>" nogil:
     int ppoll(pollfd *fds, nfds_t count, const timespec *timeout, const void *mask)
@@ -39,48 +41,22 @@ class MailboxFull(VnicError):
     """The engine has not taken the last piece of work yet (the mailbox is one deep)."""
 
 
-cdef class Work:
-    """A short piece of work for an engine's mailbox. `result` and `error` are valid once `Engine.post` returned."""
-
-    cdef void finish(self) noexcept nogil:
-        """The engine's last touch: once this is seen, the poster may free the work."""
-        va_store_release_u32(&self.done, 1)
-
-    cdef void run(self, Engine engine, Context *ctx) noexcept nogil:
-        """On the engine's thread: never block."""
-
-
-cdef class Call(Work):
-    """Work that is a Python callable: takes the GIL, so the engine waits for the interpreter (at worst milliseconds). For
-    changes of the graph; what is read or set often is Work in Cython."""
-
-    def __init__(self, function):
-        self._function = function
-
-    cdef void run(self, Engine engine, Context *ctx) noexcept nogil:
-        with gil:
-            try:
-                self.result = self._function()
-            except BaseException as error:
-                self.error = error
-
-
 cdef class Snapshot(Work):
     """Copies the counters of all elements between two batches, without the GIL."""
 
-    def __init__(self, uint32_t count):
-        self.count = count
-        self.copies = <Counters *>calloc(count + 1, sizeof(Counters))
+    def __init__(self, Engine engine):
+        self.engine = engine
+        self.copies = <Counters *>calloc(engine.member_count + 1, sizeof(Counters))
         if self.copies == NULL:
             raise MemoryError("snapshot")
 
     def __dealloc__(self):
         free(self.copies)
 
-    cdef void run(self, Engine engine, Context *ctx) noexcept nogil:
+    cdef void run(self, Context *ctx) noexcept nogil:
         cdef uint32_t i
-        for i in range(min(self.count, engine.member_count)):
-            (<Element>engine.members[i]).copy_counters(&self.copies[i])
+        for i in range(self.engine.member_count):
+            (<Element>self.engine.members[i]).copy_counters(&self.copies[i])
 
 
 cdef class Engine:
@@ -217,7 +193,8 @@ cdef class Engine:
         taken: MailboxFull. An engine that has no thread runs it here."""
         if self._thread is None or threading.current_thread() is self._thread:
             with nogil:
-                work.run(self, self.ctx)
+                self.ctx.now_ns = self.clock.now()
+                work.run(self.ctx)
         else:
             if not self._lock.acquire(wait):
                 raise MailboxFull(f"engine {self.name}: busy with the last piece of work")
@@ -239,13 +216,13 @@ cdef class Engine:
                 write(self.mailbox_descriptor, &one, 8)
         # The work must not be freed while the engine may run it: this thread holds it and does not leave before it is done.
         interrupted = None
-        while not va_load_acquire_u32(&work.done):
+        while not work.finished():
             try:
                 select.select([self.done_descriptor], [], [], 1.0)
             except KeyboardInterrupt as error:
                 interrupted = error
             read(self.done_descriptor, &one, 8)
-            if not self._thread.is_alive() and not va_load_acquire_u32(&work.done):
+            if not self._thread.is_alive() and not work.finished():
                 va_store_release_ptr(&self.mailbox, NULL)
                 raise VnicError(f"engine {self.name}: its thread has ended")
         if interrupted is not None:
@@ -259,7 +236,7 @@ cdef class Engine:
         """Counters of all elements at one instant between two batches: list of (name, statistics)."""
         cdef Snapshot work
         with self._reload:                   # the list of elements stays what it is meanwhile
-            work = Snapshot(<uint32_t>len(self.elements))
+            work = Snapshot(self)
             self.post(work)
             return [(element.name, counters_dict(type(element), &work.copies[i]))
                     for i, element in enumerate(self.elements)]
@@ -350,7 +327,8 @@ cdef class Engine:
         cdef uint64_t one = 1
         if slot == NULL:
             return
-        (<Work>slot).run(self, self.ctx)
+        self.ctx.now_ns = self.clock.now()     # may be as old as the last sleep was long
+        (<Work>slot).run(self.ctx)
         self.works += 1
         va_store_release_ptr(&self.mailbox, NULL)   # empty before done: the next poster finds room
         (<Work>slot).finish()                       # from here on the work may be freed

@@ -6,8 +6,8 @@ so no rate drifts, and a departure is the first whole nanosecond that is not bef
 """
 from libc.stdint cimport uint32_t, uint64_t
 from dataplane.element cimport Element
-from dataplane.engine cimport Engine, Work
 from dataplane.packet cimport Batch, Context
+from dataplane.work cimport Work
 
 cdef struct Setting:             # what a rate means, worked out on control's side in Python's integers
     uint64_t rate_bps            # 0: unlimited
@@ -46,4 +46,4 @@ cdef class SetRate(Work):
     # A change of rate on its way through the engine's mailbox: needs no GIL there.
     cdef Shaper shaper
     cdef Setting setting
-    cdef void run(self, Engine engine, Context *ctx) noexcept nogil
+    cdef void run(self, Context *ctx) noexcept nogil

@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from dataplane.element import Element
-from dataplane.engine import Work
+from dataplane.work import Work
 
 QUANTUM_NS: int
 QUEUE_FLOOR_BYTES: int

@@ -1,7 +1,7 @@
 """Shaper. The contract is in shaper.pxd."""
 from libc.stdint cimport uint32_t, uint64_t
 from dataplane.element cimport NEVER, Element
-from dataplane.engine cimport Engine, Work
+from dataplane.engine cimport Engine
 from dataplane.offload cimport can_segment, segment
 from dataplane.packet cimport (BATCH_MAX, GSO_NONE, LARGE_FRAME, NO_PACKET, Batch, Context, Packet, batch_add,
                                packet_free, packet_wire_bytes)
@@ -328,9 +328,7 @@ cdef class SetRate(Work):
     def __init__(self, Shaper shaper):
         self.shaper = shaper
 
-    cdef void run(self, Engine engine, Context *ctx) noexcept nogil:
-        # Fresh: ctx.now_ns may be as old as the engine's last sleep was long.
-        ctx.now_ns = engine.clock.now()
+    cdef void run(self, Context *ctx) noexcept nogil:
         self.shaper.apply(&self.setting, ctx.now_ns)
         self.shaper.set_deadline(ctx)
 

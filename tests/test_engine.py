@@ -72,7 +72,7 @@ def test_the_mailbox_is_one_deep(running):
     poster = threading.Thread(target=engine.call, args=(slow,))
     poster.start()
     assert begun.wait(10)
-    from dataplane.engine import Call
+    from dataplane.work import Call
 
     with pytest.raises(MailboxFull):
         engine.post(Call(lambda: None), wait=False)

@@ -1,0 +1,17 @@
+"""Work: what an engine's mailbox carries (Snap, section 2.3)."""
+from libc.stdint cimport uint32_t
+from dataplane.packet cimport Context
+
+cdef class Work:
+    # A short piece of work that an engine runs on its own thread between two batches. Subclass it in Cython for work
+    # that must not wait for the GIL.
+    cdef readonly object error
+    cdef readonly object result
+    cdef uint32_t done
+    cdef bint finished(self) noexcept nogil
+    cdef void finish(self) noexcept nogil
+    cdef void run(self, Context *ctx) noexcept nogil
+
+cdef class Call(Work):
+    cdef object _function
+    cdef void run(self, Context *ctx) noexcept nogil
