@@ -13,6 +13,7 @@ class Element:
     DROP_REASONS: ClassVar[tuple[str, ...]]
     COUNTERS: ClassVar[tuple[str, ...]]
     TICKS: ClassVar[bool]
+    DEFERRABLE: ClassVar[bool]
     HANDLERS: ClassVar[Sequence[str] | Mapping[str, str]]
     __iter__: ClassVar[None]
     name: str

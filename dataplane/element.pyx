@@ -21,7 +21,8 @@ cdef class Element:
     """Base of all elements.
 
     A class says what it is in its attributes: OUTPUTS (number of gates), DROP_REASONS and COUNTERS (names, at most 16 each),
-    HANDLERS (what control may call on a running element) and TICKS (whether it has timers: overrides `tick`).
+    HANDLERS (what control may call on a running element), TICKS (whether it has timers: overrides `tick`) and DEFERRABLE (whether
+    they may wait until the engine is awake for another reason, as with Linux's deferrable timers; virtual time runs all of them).
     """
 
     OUTPUTS = 1
@@ -29,6 +30,7 @@ cdef class Element:
     COUNTERS = ()
     HANDLERS = ()
     TICKS = False
+    DEFERRABLE = False
 
     def __cinit__(self, *args, **kwargs):
         cls = type(self)

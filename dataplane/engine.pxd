@@ -42,6 +42,7 @@ cdef class Engine:
     cdef uint32_t member_count
     cdef PyObject **timed                # elements with a tick of their own
     cdef uint32_t timed_count
+    cdef uint32_t waking_count           # the first so many of them end a sleep, the others wait for the engine to be awake
     cdef pollfd *descriptors             # [0] is the mailbox's eventfd
     cdef Input *inputs                   # inputs[i] belongs to descriptors[i + 1]
     cdef uint32_t descriptor_count
@@ -50,6 +51,7 @@ cdef class Engine:
     cdef void *mailbox                   # the Work posted, or NULL: a queue of depth 1
     cdef uint32_t stopping
     cdef uint32_t sleeping
+    cdef bint drained                    # the last round left no queue with more than it took
     cdef uint64_t sleeps, polls, busy_polls, works, failed_inputs
     cdef int64_t cpu_clock               # clockid_t of the thread, -1 when it does not run
     cdef uint64_t cpu_before_ns          # CPU time of earlier threads of this engine

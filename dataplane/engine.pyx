@@ -34,6 +34,7 @@ cdef extern from "<sys/prctl.h>" nogil:
 
 cdef enum:
     WARM_MEMBERS = 32        # more than one packet passes in common configurations, less than a microsecond
+    LONE_ROUNDS = 2          # after a sleep: the packet that woke us, and what else was there
     FEW_DESCRIPTORS = 8      # up to so many, reading in vain costs less than asking ppoll which are ready
 
 
@@ -148,7 +149,7 @@ cdef class Engine:
         descriptors = [source.poll_descriptors() for source in self.sources]
         total += <uint32_t>sum(len(each) for each in descriptors)
         armed = [source for source in self.sources if source.needs_arm()]
-        timed = [element for element in self.elements if type(element).TICKS]
+        timed = sorted((element for element in self.elements if type(element).TICKS), key=lambda element: type(element).DEFERRABLE)
         free(self.polled)
         free(self.armed)
         free(self.members)
@@ -183,6 +184,7 @@ cdef class Engine:
         self.polled_count = <uint32_t>len(self.sources)
         self.member_count = <uint32_t>len(self.elements)
         self.timed_count = <uint32_t>len(timed)
+        self.waking_count = sum(not type(element).DEFERRABLE for element in timed)
         self.descriptor_count = total
         return 0
 
@@ -340,6 +342,7 @@ cdef class Engine:
         for i in range(self.polled_count):
             self.ctx.now_ns = self.clock.now()
             got += (<Source>self.polled[i]).poll(self.ctx)
+        self.drained = got < self.ctx.burst and self.ctx.burst > 1
         self.ctx.burst = BURST
         self.polls += 1
         if got:
@@ -347,7 +350,7 @@ cdef class Engine:
         return got
 
     cdef uint64_t run_timers(self) noexcept nogil:
-        """Ticks what is due; returns the next deadline."""
+        """Ticks what is due; returns the next deadline. A deferrable one does not count, except in virtual time."""
         cdef uint32_t i
         cdef uint64_t deadline = NEVER, due
         self.ctx.now_ns = self.clock.now()
@@ -356,7 +359,7 @@ cdef class Engine:
             if due <= self.ctx.now_ns:
                 (<Element>self.timed[i]).tick(self.ctx)
                 due = (<Element>self.timed[i]).deadline_ns
-            if due < deadline:
+            if due < deadline and (i < self.waking_count or self.clock.virtual):
                 deadline = due
         return deadline
 
@@ -430,6 +433,7 @@ cdef class Engine:
 
     cdef void run(self) noexcept nogil:
         cdef uint64_t deadline, idle_since = 0
+        cdef uint32_t rounds = 0               # with packets, since the last sleep
         cdef timespec none
         cdef bint awake = True
         memset(&none, 0, sizeof(none))
@@ -445,8 +449,11 @@ cdef class Engine:
             deadline = self.run_timers()
             if awake:
                 idle_since = 0
-                continue
-            if self.spin_ns:
+                rounds += 1
+                # A lone packet is followed by nothing, most times: ppoll looks at all queues at once, cheaper than a read from each.
+                if rounds > LONE_ROUNDS or not self.drained or self.spin_ns:
+                    continue
+            elif self.spin_ns:
                 if idle_since == 0:
                     idle_since = self.ctx.now_ns
                 if self.ctx.now_ns - idle_since < self.spin_ns:
@@ -454,6 +461,8 @@ cdef class Engine:
                     va_pause()
                     continue
                 idle_since = 0
+            awake = False
+            rounds = 0
             self.sleep(deadline)
 
     def advance(self, uint64_t until_ns):

@@ -88,6 +88,7 @@ cdef class L2Switch(Element):
                     "no_buffer")
     COUNTERS = ("learned", "moved", "aged", "learn_refused", "flooded")
     TICKS = True
+    DEFERRABLE = True            # lookups see by themselves what has aged: an idle engine need not wake for it
     HANDLERS = ("activate", "deactivate")
 
     def __init__(self, MacTable table not None, uint32_t ports=0, *, name=None):
