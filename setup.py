@@ -15,6 +15,7 @@ MODULES = [
     "dataplane.packet",
     "dataplane.port",
     "dataplane.ring",
+    "dataplane.warm_up",
     "dataplane.work",
     "dataplane.elements.classifier",
     "dataplane.elements.counter",

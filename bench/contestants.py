@@ -10,7 +10,7 @@ from bench.errors import RequestError
 from bench.probes import BIN, run
 from bench.space import Space, wait_for
 
-SPIN = "50us"
+SPIN = "5ms"  # longer than the pause between two pings
 
 
 class Contestant:

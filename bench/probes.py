@@ -1,6 +1,7 @@
 """The C probes (bench/*.c): compiled when first needed, run as processes, answering with one JSON object."""
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -55,6 +56,19 @@ def probe(name: str, *arguments: object, timeout_seconds: float) -> dict[str, fl
         raise BenchError(f"{name} failed: {done.stderr.strip() or f'exit status {done.returncode}'}")
     measured: dict[str, float] = json.loads(done.stdout)
     return measured
+
+
+def ping(netns: str, address: str, count: int, interval_ms: int) -> dict[str, float]:
+    """Round trips of ICMP echoes, by iputils' ping: p50_us, p99_us, received. Raises BenchError where ping is absent or none came back.
+
+    With pauses below 10 ms ping polls for the answer instead of sleeping: the round trip has the path's wake-ups in it, not the client's.
+    """
+    command = ["nsenter", f"--net={netns}", "ping", "-n", "-c", str(count), "-i", f"{interval_ms / 1000:.3f}", address]
+    done = finish(command, timeout_seconds=10 + 2 * count * interval_ms / 1000)
+    times_us = sorted(float(text) * 1000 for text in re.findall(r"time=([0-9.]+) ms", done.stdout))
+    if not times_us:
+        raise BenchError(f"ping failed: {done.stderr.strip() or 'no answer'}")
+    return {"p50_us": times_us[len(times_us) // 2], "p99_us": times_us[len(times_us) * 99 // 100], "received": len(times_us)}
 
 
 def run(command: Sequence[str]) -> str:

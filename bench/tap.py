@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 
 from bench import contestants, machine
 from bench.errors import BenchError
-from bench.probes import compile_probes, probe
+from bench.probes import compile_probes, ping, probe
 from bench.space import ADDRESS_B, Space, sweep
 
-SLEEPY_ROUND_TRIPS = 1500
-SLEEPY_PAUSE_US = 1000
-BUSY_ROUND_TRIPS = 10000
+PINGS = 1000
+PING_INTERVAL_MS = 2
+UDP_ROUND_TRIPS = 1000
+UDP_PAUSE_US = 1000
 IDLE_SECONDS = 2.0
 
 Sample = dict[str, float]
@@ -32,10 +33,10 @@ def measure(contestant: contestants.Contestant, seconds: float, idle: bool) -> S
         interface_a, interface_b = contestant.interfaces()
         a, b = space.path(space.a), space.path(space.b)
         sample: Sample = {}
-        sleepy = probe("pingpong", a, b, ADDRESS_B, SLEEPY_ROUND_TRIPS, SLEEPY_PAUSE_US, timeout_seconds=60)
-        busy = probe("pingpong", a, b, ADDRESS_B, BUSY_ROUND_TRIPS, 0, timeout_seconds=60)
-        sample |= {"rtt_p50_us": sleepy["p50_us"], "rtt_p99_us": sleepy["p99_us"]}
-        sample |= {"rtt_busy_p50_us": busy["p50_us"], "rtt_busy_p99_us": busy["p99_us"]}
+        icmp = ping(a, ADDRESS_B, PINGS, PING_INTERVAL_MS)
+        udp = probe("pingpong", a, b, ADDRESS_B, UDP_ROUND_TRIPS, UDP_PAUSE_US, timeout_seconds=60)
+        sample |= {"rtt_p50_us": icmp["p50_us"], "rtt_p99_us": icmp["p99_us"]}
+        sample |= {"udp_rtt_p50_us": udp["p50_us"], "udp_rtt_p99_us": udp["p99_us"]}
         blast = probe("blast", a, interface_a, b, interface_b, seconds, timeout_seconds=seconds + 30)
         sample["mpps_64b"] = blast["mpps"]
         sample["tcp_gbps"] = probe("stream", a, b, ADDRESS_B, seconds, timeout_seconds=seconds + 30)["gbps"]

@@ -119,6 +119,10 @@ cdef class Element:
     def release(self):
         """Called on the engine's thread before cleanup: packets still held are dropped (Shaper and other holders override)."""
 
+    def companions(self):
+        """Objects besides the element itself that its work on a packet touches: asked for ahead when an engine wakes."""
+        return ()
+
     # -- the packet path ---------------------------------------------------------------------------------------------------
 
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:

@@ -5,6 +5,7 @@ from posix.time cimport timespec
 from dataplane.clock cimport Clock
 from dataplane.element cimport Counters
 from dataplane.packet cimport Context, PacketPool
+from dataplane.warm_up cimport WarmUp
 from dataplane.work cimport Work
 
 cdef extern from "<poll.h>" nogil:
@@ -52,6 +53,7 @@ cdef class Engine:
     cdef uint32_t stopping
     cdef uint32_t sleeping
     cdef bint drained                    # the last round left no queue with more than it took
+    cdef readonly WarmUp warm
     cdef uint64_t sleeps, polls, busy_polls, works, failed_inputs
     cdef int64_t cpu_clock               # clockid_t of the thread, -1 when it does not run
     cdef uint64_t cpu_before_ns          # CPU time of earlier threads of this engine
@@ -64,6 +66,5 @@ cdef class Engine:
     cdef void set_all_ready(self) noexcept nogil
     cdef uint32_t poll_once(self) noexcept nogil
     cdef uint64_t run_timers(self) noexcept nogil
-    cdef void warm_up(self) noexcept nogil
     cdef void sleep(self, uint64_t deadline_ns) noexcept nogil
     cdef void run(self) noexcept nogil

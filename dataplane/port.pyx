@@ -106,6 +106,9 @@ cdef class PortRx(Source):
     cpdef bint needs_arm(self):
         return self.port.needs_arm
 
+    def companions(self):
+        return (self.port,)
+
     cdef bint arm(self) noexcept nogil:
         return self.port.arm()
 
@@ -134,6 +137,9 @@ cdef class PortTx(Element):
     def __init__(self, Port port, *, name=None):
         self.port = port
         self.name = name or f"{port.name}.tx"
+
+    def companions(self):
+        return (self.port,)
 
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
         self.send(ctx, 0, batch)

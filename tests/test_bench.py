@@ -155,3 +155,12 @@ def test_a_lane_notices_that_packets_are_lost() -> None:
     lane = Lane(PacketPool(small=256, large=1), [bytes(60)], 64)
     with pytest.raises(RuntimeError, match="Discard: the lane ran dry after 64 packets"):
         lane.measure(Discard(), turns=3, batch=32)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="ping at short intervals is root's")
+def test_ping_is_read_as_it_prints() -> None:
+    measured = probes.ping("/proc/self/ns/net", "127.0.0.1", 20, 2)
+    assert measured["received"] == 20
+    assert 0 < measured["p50_us"] <= measured["p99_us"] < 1e6
+    with pytest.raises(BenchError, match="ping failed"):
+        probes.ping("/nowhere", "127.0.0.1", 1, 2)

@@ -162,6 +162,9 @@ cdef class L2Switch(Element):
         """Numbers of the open ports, in the order of flooding."""
         return [self.active[i] for i in range(self.active_count)]
 
+    def companions(self):
+        return (self.table,)
+
     def describe(self):
         return {"ports": self.active_count, "table": self.table.capacity}
 

@@ -36,6 +36,9 @@ cdef class NicTx(PortTx):
     def __dealloc__(self):
         free(self.shares)
 
+    def companions(self):
+        return (self.port, self.rss)
+
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
         cdef uint32_t i, queue
         if self.port.queues == 1:

@@ -1,0 +1,61 @@
+"""WarmUp. The contract is in warm_up.pxd.
+
+After a sleep the path's memory is cold, code too, and its address translations as well (a switch of address space empties the TLB where
+the CPU has no tags for them). Missing one line after the other costs more than all elements' work: asked for at once, the misses overlap.
+bench/README.md has what it gains.
+"""
+from cpython.ref cimport PyObject
+from libc.stdint cimport uint32_t, uint64_t
+from dataplane.element cimport Element
+from dataplane.port cimport Port
+from dataplane.vatomic cimport va_prefetch
+
+cdef enum:
+    LINE = 64                # bytes of a cache line
+    OBJECT_MOST = 512        # bytes of an object: the fields of a hot path come first
+    CODE_FIRST = 640         # bytes of a class's first method: process of an element, rx_burst of a port
+    CODE_OTHER = 192         # bytes of each of the following ones
+    ELEMENT_METHODS = 6      # process to flush, see element.pxd
+    PORT_METHODS = 2         # rx_burst and tx_burst, see port.pxd
+    VTABLE = 2               # Cython lays an extension type out as PyObject_HEAD (two words), then the pointer to its methods
+
+
+cdef class WarmUp:
+    """The cache lines of elements' objects, of what they say they use (`Element.companions`), and of their code."""
+
+    def __init__(self, elements):
+        for element in elements:
+            self.add_object(element)
+            self.add_methods(element, ELEMENT_METHODS)
+            for companion in element.companions():
+                self.add_object(companion)
+                if isinstance(companion, Port):
+                    self.add_methods(companion, PORT_METHODS)
+
+    cdef void add(self, const void *start, uint32_t bytes) noexcept:
+        cdef const char *line = <const char *>(<uint64_t>start & ~<uint64_t>(LINE - 1))
+        cdef uint32_t i
+        while line < <const char *>start + bytes and self.count < WARM_LINES:
+            for i in range(self.count):
+                if self.lines[i] == line:
+                    break
+            else:
+                self.lines[self.count] = line
+                self.count += 1
+            line += LINE
+
+    cdef void add_object(self, object thing) noexcept:
+        self.add(<PyObject *>thing, min(<uint32_t>type(thing).__basicsize__, <uint32_t>OBJECT_MOST))
+
+    cdef void add_methods(self, object thing, uint32_t methods) noexcept:
+        """Only of an Element or a Port: each has a vtable, of at least so many methods."""
+        cdef void **table = (<void ***><PyObject *>thing)[VTABLE]
+        cdef uint32_t i
+        self.add(table, methods * sizeof(void *))
+        for i in range(methods):
+            self.add(table[i], CODE_OTHER if i else CODE_FIRST)
+
+    cdef void prefetch(self) noexcept nogil:
+        cdef uint32_t i
+        for i in range(self.count):
+            va_prefetch(self.lines[i])
