@@ -53,7 +53,7 @@ cdef class Engine:
     cdef uint32_t stopping
     cdef uint32_t sleeping
     cdef bint drained                    # the last round left no queue with more than it took
-    cdef readonly WarmUp warm
+    cdef WarmUp warm
     cdef uint64_t sleeps, polls, busy_polls, works, failed_inputs
     cdef int64_t cpu_clock               # clockid_t of the thread, -1 when it does not run
     cdef uint64_t cpu_before_ns          # CPU time of earlier threads of this engine

@@ -6,7 +6,6 @@ bench/README.md has what it gains.
 """
 from cpython.ref cimport PyObject
 from libc.stdint cimport uint32_t, uint64_t
-from dataplane.element cimport Element
 from dataplane.port cimport Port
 from dataplane.vatomic cimport va_prefetch
 
