@@ -164,11 +164,15 @@ cdef class Element:
     cdef void drop(self, Context *ctx, uint32_t index, uint32_t reason) noexcept nogil:
         """Frees the packet and counts it under DROP_REASONS[reason]."""
         self.counters.drops[reason] += 1
+        if ctx.on_drop != NULL:
+            ctx.on_drop(ctx.on_drop_who, ctx, <void *>self, index, reason)
         packet_free(ctx, index)
 
     cdef void drop_batch(self, Context *ctx, Batch *batch, uint32_t reason) noexcept nogil:
         cdef uint32_t i
         for i in range(batch.count):
+            if ctx.on_drop != NULL:
+                ctx.on_drop(ctx.on_drop_who, ctx, <void *>self, batch.index[i], reason)
             packet_free(ctx, batch.index[i])
         self.counters.drops[reason] += batch.count
         batch.count = 0

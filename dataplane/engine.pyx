@@ -149,7 +149,7 @@ cdef class Engine:
         descriptors = [source.poll_descriptors() for source in self.sources]
         total += <uint32_t>sum(len(each) for each in descriptors)
         armed = [source for source in self.sources if source.needs_arm()]
-        timed = sorted((element for element in self.elements if type(element).TICKS), key=lambda element: type(element).DEFERRABLE)
+        timed = sorted((element for element in self.elements if element.TICKS), key=lambda element: element.DEFERRABLE)
         free(self.polled)
         free(self.armed)
         free(self.members)
@@ -184,7 +184,7 @@ cdef class Engine:
         self.polled_count = <uint32_t>len(self.sources)
         self.member_count = <uint32_t>len(self.elements)
         self.timed_count = <uint32_t>len(timed)
-        self.waking_count = sum(not type(element).DEFERRABLE for element in timed)
+        self.waking_count = sum(not element.DEFERRABLE for element in timed)
         self.descriptor_count = total
         self.warm = WarmUp(self.elements)
         return 0
@@ -457,21 +457,5 @@ cdef class Engine:
     def advance(self, uint64_t until_ns):
         """Virtual time: runs everything that is due up to and including `until_ns`, each timer at its own instant, and leaves the
         clock there. Returns the number of packets that sources delivered."""
-        if not self.clock.virtual:
-            raise VnicError(f"engine {self.name}: has the machine's clock; use start()")
-        cdef uint64_t deadline, total = 0, got
-        while True:
-            with nogil:
-                while True:
-                    self.set_all_ready()
-                    got = self.poll_once()
-                    total += got
-                    deadline = self.run_timers()
-                    if got == 0:
-                        break
-            if deadline > until_ns:
-                break
-            if deadline > self.clock.virtual_ns:
-                self.clock.virtual_ns = deadline
-        self.clock.set(max(until_ns, self.clock.virtual_ns))
-        return total
+        from dataplane.virtual_time import VirtualTime
+        return VirtualTime([self]).advance(until_ns)

@@ -17,3 +17,7 @@ class GraphError(ConfigError):
 
 class PortError(VnicError):
     """A port (TAP, ring, capture) could not be opened or failed."""
+
+
+class CaptureError(ConfigError):
+    """A capture file that cannot be read: absent, no capture, of another link type, broken."""

@@ -62,8 +62,10 @@ cdef struct Packet:
     uint16_t csum_start
     uint16_t csum_offset
     uint16_t tx_status       # why a port did not transmit it: index into the port's TX_REASONS
-    uint32_t reserved0
-    uint64_t reserved1
+    uint32_t original_length # bytes that the wire carried, where PACKET_TRUNCATED
+    uint16_t trailer_bytes   # at the very end of the buffer: options of the capture that the packet came from (pcapng); 0 mostly
+    uint16_t reserved0
+    uint32_t reserved1
     # second cache line: what Parse found
     uint16_t l3_offset       # of the network header, from the frame's start
     uint16_t l4_offset       # of the transport header; 0 where there is none
@@ -98,6 +100,8 @@ cdef struct PoolHeader:          # at the start of the segment, one cache line a
     uint64_t large_free
     uint8_t pad2[56]
 
+ctypedef void (*drop_hook)(void *who, Context *ctx, void *element, uint32_t index, uint32_t reason) noexcept nogil
+
 cdef struct Context:
     # What an element may touch while it runs, private to one engine's thread.
     uint64_t now_ns              # read once a batch
@@ -112,6 +116,8 @@ cdef struct Context:
     uint32_t small_cache[SMALL_CACHE]
     uint32_t large_cache[LARGE_CACHE]
     uint64_t random_state        # seeded; see context_random
+    drop_hook on_drop            # told of every packet that an element drops, before it is freed; NULL: nobody is
+    void *on_drop_who
     uint32_t burst               # packets a source asks a port for: BURST, or 1 in the first round after a sleep
 
 cdef class PacketPool:
@@ -184,6 +190,7 @@ cdef inline uint32_t packet_alloc(Context *ctx, uint32_t frame_bytes) noexcept n
     p.gso_size = 0
     p.csum_start = 0
     p.csum_offset = 0
+    p.trailer_bytes = 0
     return index
 
 cdef inline void packet_free(Context *ctx, uint32_t index) noexcept nogil:

@@ -17,7 +17,8 @@ PACKET_DTYPE = np.dtype([
     ("timestamp_ns", "u8"), ("release_ns", "u8"), ("length", "u4"), ("next", "u4"), ("mark", "u4"), ("hash", "u4"),
     ("offset", "u2"), ("port", "u2"), ("queue", "u2"), ("flags", "u2"), ("vnet_flags", "u1"), ("gso_type", "u1"),
     ("header_length", "u2"), ("gso_size", "u2"), ("csum_start", "u2"), ("csum_offset", "u2"), ("tx_status", "u2"),
-    ("reserved0", "u4"), ("reserved1", "u8"), ("l3_offset", "u2"), ("l4_offset", "u2"), ("payload_offset", "u2"), ("ethertype", "u2"),
+    ("original_length", "u4"), ("trailer_bytes", "u2"), ("reserved0", "u2"), ("reserved1", "u4"), ("l3_offset", "u2"),
+    ("l4_offset", "u2"), ("payload_offset", "u2"), ("ethertype", "u2"),
     ("vlan_tci", "u2"), ("vlan_inner_tci", "u2"), ("vlan_count", "u1"), ("ip_protocol", "u1"), ("tos", "u1"), ("ttl", "u1"),
     ("source_port", "u2"), ("destination_port", "u2"), ("reserved2", "u4"), ("source_address", "u1", (16,)),
     ("destination_address", "u1", (16,)), ("reserved3", "u8"),
@@ -36,6 +37,7 @@ cdef dict _c_layout():
         "gso_type": <char *>&p.gso_type - base, "header_length": <char *>&p.header_length - base,
         "gso_size": <char *>&p.gso_size - base, "csum_start": <char *>&p.csum_start - base,
         "csum_offset": <char *>&p.csum_offset - base, "tx_status": <char *>&p.tx_status - base,
+        "original_length": <char *>&p.original_length - base, "trailer_bytes": <char *>&p.trailer_bytes - base,
         "reserved0": <char *>&p.reserved0 - base, "reserved1": <char *>&p.reserved1 - base,
         "l3_offset": <char *>&p.l3_offset - base,
         "l4_offset": <char *>&p.l4_offset - base, "payload_offset": <char *>&p.payload_offset - base,
@@ -218,12 +220,20 @@ cdef uint32_t packet_copy(Context *ctx, uint32_t index) noexcept nogil:
     target.offset = HEADROOM
     target.next = NO_PACKET
     memcpy(packet_data(ctx, copy), packet_data(ctx, index), source.length)
+    if source.trailer_bytes:
+        if HEADROOM + source.length + source.trailer_bytes > packet_capacity(ctx, copy):
+            target.trailer_bytes = 0
+        else:
+            memcpy(packet_buffer(ctx, copy) + packet_capacity(ctx, copy) - source.trailer_bytes,
+                   packet_buffer(ctx, index) + packet_capacity(ctx, index) - source.trailer_bytes, source.trailer_bytes)
     return copy
 
 
 cdef uint32_t packet_wire_bytes(const Packet *p) noexcept nogil:
     """Layer-2 bytes (no preamble, no FCS) that the packet is worth on a wire: every GSO segment repeats the headers."""
     cdef uint32_t payload
+    if p.flags & PACKET_TRUNCATED:           # a capture kept less of it than the wire carried
+        return p.original_length
     if p.gso_type == GSO_NONE or p.gso_size == 0 or p.length <= p.header_length:
         return p.length
     payload = p.length - p.header_length

@@ -36,6 +36,8 @@ cdef class Port:
     cdef readonly uint32_t offloads      # OFFLOAD_*
     cdef readonly bint needs_arm         # arm and disarm do something: called around every sleep
     cdef readonly bint wakes_only        # descriptors are doorbells, silent while the consumer is awake: poll whatever ppoll says
+    cdef readonly bint scheduled         # next_ns says when: for a port whose packets come by the clock, not by a descriptor
+    cdef uint64_t next_ns                # when it will have the next packet; NEVER: at no time that it knows
     cdef QueueStats *stats               # one a queue pair
     cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil
     cdef uint32_t tx_burst(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil
@@ -46,6 +48,7 @@ cdef class PortRx(Source):
     cdef readonly Port port
     cdef uint64_t ready                  # bit q: queue q may have something
     cdef uint32_t poll(self, Context *ctx) noexcept nogil
+    cdef void tick(self, Context *ctx) noexcept nogil
 
 cdef class PortTx(Element):
     cdef readonly Port port

@@ -1,7 +1,7 @@
 """Port, PortRx, PortTx. The contract is in port.pxd."""
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from dataplane.element cimport Element, Source
+from dataplane.element cimport NEVER, Element, Source
 from dataplane.offload cimport Cursor, complete_offloads
 from dataplane.packet cimport Batch, Context
 
@@ -24,6 +24,7 @@ cdef class Port:
         if not 1 <= queues <= 64:
             raise ConfigError(f"port {name}: {queues} queue pairs; want 1 to 64")
         self.name, self.number, self.queues, self.offloads = name, number, queues, offloads
+        self.next_ns = NEVER
         free(self.stats)
         self.stats = <QueueStats *>calloc(queues, sizeof(QueueStats))
         if self.stats == NULL:
@@ -81,6 +82,7 @@ cdef class PortRx(Source):
         self.port = port
         self.name = name or f"{port.name}.rx"
         self.ready = <uint64_t>-1
+        self.deadline_ns = port.next_ns
 
     cdef uint32_t poll(self, Context *ctx) noexcept nogil:
         cdef uint32_t queue, total = 0, taken
@@ -101,7 +103,16 @@ cdef class PortRx(Source):
                 self.counters.received += taken
                 total += taken
                 self.emit(ctx, 0, &batch)
+        self.deadline_ns = self.port.next_ns
         return total
+
+    @property
+    def TICKS(self):
+        return self.port.scheduled
+
+    cdef void tick(self, Context *ctx) noexcept nogil:
+        """Poll does the work; the deadline stays the port's."""
+        self.deadline_ns = self.port.next_ns
 
     cpdef bint needs_arm(self):
         return self.port.needs_arm

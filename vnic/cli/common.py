@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -39,7 +39,7 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> None:
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "", file: IO[str] | None = None) -> None:
     """A table for people. A column whose name begins with > is aligned right."""
     import sys
 
@@ -54,4 +54,4 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: st
     for row in rows:
         table.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
     # Into a pipe, rows are as long as they are: a program that reads them wants no folding.
-    Console(width=None if sys.stdout.isatty() else 10_000).print(table)
+    Console(file=file, width=None if (file or sys.stdout).isatty() else 10_000).print(table)

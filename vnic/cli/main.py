@@ -24,6 +24,8 @@ COMMANDS = {
     "status": ("vnic.cli.show", "Show engines, NICs and switch."),
     "stats": ("vnic.cli.show", "Show counters, per queue and element."),
     "graph": ("vnic.cli.show", "Show what packets pass, as text or a picture."),
+    "replay": ("vnic.cli.replay", "Put captures through a configuration in virtual time."),
+    "diff": ("vnic.cli.replay", "Compare two captures, packet by packet."),
     "doctor": ("vnic.cli.check", "Say what this machine lacks and how to mend it."),
     "config": ("vnic.cli.check", "Check a configuration file; print its schema."),
     "completion": ("vnic.cli.check", "Print the completion script of a shell."),
@@ -127,6 +129,7 @@ def cli() -> None:
     vnic attach tap web --pid 4242             give the container of process 4242 a NIC
     vnic rate web --egress 100mbit             shape it, live
     vnic stats web                             and look
+    vnic replay in.pcap --config net.yaml -o out.pcapng    the same network, in virtual time
 
     Exit status: 0 done, 1 failed while running, 2 wrong use or configuration. VNIC_DEBUG=1 adds a traceback.
     """

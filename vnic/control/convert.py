@@ -193,8 +193,11 @@ def _element(data: Any, path: Path, locate: Locate, depth: int) -> ElementConfig
     return element
 
 
-def convert_nic(name: str, data: Any, path: Path | None = None, locate: Locate = lambda path: "") -> NicConfig:
-    """A NIC from its mapping. `path` is where it lies, default nics.NAME. Raises ConfigError with one line."""
+def convert_nic(
+    name: str, data: Any, path: Path | None = None, locate: Locate = lambda path: "", *, contained: bool = True
+) -> NicConfig:
+    """A NIC from its mapping. `path` is where it lies, default nics.NAME; `contained`: it must say in which container. Raises ConfigError
+    with one line."""
     path = ("nics", name) if path is None else path
     if not isinstance(name, str) or len(name) > 32 or not re.fullmatch(NAME_PATTERN, name, re.ASCII):
         raise error_at(locate, path, f"{shown(name)} will not do; want {_follow(NicConfig, ('name',))[1]}")
@@ -208,7 +211,7 @@ def convert_nic(name: str, data: Any, path: Path | None = None, locate: Locate =
     nic = _convert({"name": name, **fields}, NicConfig, path, locate)
     for direction, chain in chains.items():
         getattr(nic, direction).elements = chain
-    if nic.pid is None and nic.netns is None:
+    if contained and nic.pid is None and nic.netns is None:
         raise error_at(
             locate, path, f"which container is it in? want pid: or netns:, or `vnic attach tap {name} --pid PID` later"
         )
@@ -216,7 +219,9 @@ def convert_nic(name: str, data: Any, path: Path | None = None, locate: Locate =
     return nic
 
 
-def convert_config(data: Any, locate: Locate = lambda path: "", directory: str | None = None) -> Config:
+def convert_config(
+    data: Any, locate: Locate = lambda path: "", directory: str | None = None, *, contained: bool = True
+) -> Config:
     """A whole configuration. Raises ConfigError with one line."""
     fields = _mapping(data, Config, (), locate)
     raw_nics = fields.pop("nics", None)
@@ -230,7 +235,7 @@ def convert_config(data: Any, locate: Locate = lambda path: "", directory: str |
     config = _convert(fields, Config, (), locate)
     config.directory = directory
     for name, nic_data in (raw_nics or {}).items():
-        config.nics[name] = convert_nic(name, nic_data, ("nics", name), locate)
+        config.nics[name] = convert_nic(name, nic_data, ("nics", name), locate, contained=contained)
     owners: dict[str, str] = {}
     for name, nic in config.nics.items():
         if nic.engine is not None:

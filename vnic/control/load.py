@@ -122,17 +122,20 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Locate]:
         raise ConfigError(f"{name}: too deep: more than {DEPTH_MOST} levels") from None
 
 
-def parse_config(text: str, name: str = "<text>", directory: str | None = None) -> Config:
-    """A configuration from YAML text; `name` stands in errors, module:Class and relative paths are sought in `directory`."""
+def parse_config(text: str, name: str = "<text>", directory: str | None = None, *, contained: bool = True) -> Config:
+    """A configuration from YAML text; `name` stands in errors, module:Class and relative paths are sought in `directory`.
+
+    contained=False: NICs need not say in which container they are (a replay has none).
+    """
     data, locate = parse_yaml(text, name)
-    config = convert_config(data, locate, directory)
+    config = convert_config(data, locate, directory, contained=contained)
     for nic in config.nics.values():
         if nic.netns is not None:
             nic.netns = os.path.join(directory or os.getcwd(), nic.netns)
     return config
 
 
-def load_config(path: str | os.PathLike[str]) -> Config:
+def load_config(path: str | os.PathLike[str], *, contained: bool = True) -> Config:
     """A configuration from a YAML file. Raises ConfigError: FILE:LINE: path: what is wrong; what would be right."""
     name = os.fspath(path)
     try:
@@ -147,4 +150,4 @@ def load_config(path: str | os.PathLike[str]) -> Config:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{name}:{line}: is not UTF-8 text") from None
-    return parse_config(text, name, os.path.dirname(os.path.abspath(name)))
+    return parse_config(text, name, os.path.dirname(os.path.abspath(name)), contained=contained)

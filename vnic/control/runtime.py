@@ -17,6 +17,7 @@ import threading
 from contextlib import ExitStack
 from typing import Any, Literal
 
+from dataplane.clock import Clock
 from dataplane.element import Element, Source
 from dataplane.elements.counter import Discard
 from dataplane.elements.l2_switch import L2Switch
@@ -31,10 +32,8 @@ from dataplane.ports.ring_port import RingPort
 from dataplane.ring import MpscRing
 from shaping.shaper import Shaper
 from vnic.control.chain import Chain, build_chain
+from vnic.control.devices import Device, Devices, TapDevices
 from vnic.control.schema import Config, NicConfig
-from vnic.device.agent import NamespaceAgent
-from vnic.device.nic import Nic
-from vnic.device.tap import Offload, TapRequest
 
 MAX_NICS = 1024
 RING_CAPACITY = 4096  # packets on their way between two engines; more than a NIC's burst from every other engine
@@ -84,11 +83,11 @@ class Attached:
     """A NIC in the running whole: the device, its home and its elements."""
 
     def __init__(
-        self, config: NicConfig, number: int, home: int, nic: Nic, ring: MpscRing | None, directory: str | None
+        self, config: NicConfig, number: int, home: int, nic: Device, ring: MpscRing | None, directory: str | None
     ) -> None:
         self.config, self.number, self.home, self.nic, self.ring = config, number, home, nic, ring
         self.link_up = True
-        self.watch = nic.tap.watch()
+        self.watch = nic.watch()
         name = config.name
         self.rx = PortRx(nic.port, name=f"{name}.rx")
         self.egress_shaper = Shaper(config.egress.rate, int(config.egress.queue), name=f"{name}.egress.rate")
@@ -113,59 +112,58 @@ class Attached:
         return self.ingress.head
 
 
-def _tap_request(config: NicConfig) -> TapRequest:
-    offloads = Offload(0)
-    if config.offloads.checksum:
-        offloads |= Offload.CSUM
-    if config.offloads.tso:
-        offloads |= Offload.TSO4 | Offload.TSO6 | Offload.ECN
-    if config.offloads.uso:
-        offloads |= Offload.USO
-    return TapRequest(
-        name=str(config.interface),
-        pid=config.pid,
-        netns=config.netns,
-        queues=config.queues,
-        mac=str(config.mac),
-        mtu=config.mtu,
-        addresses=tuple(str(address) for address in config.addresses),
-        offloads=offloads,
-    )
-
-
 class Runtime:
     """Runs a configuration. All methods may be called from any thread; none is called from an engine's.
 
     loop: the event loop that watches the containers; a NIC whose container ends is detached from there. Without one nobody watches.
+    devices: what the NICs are made of; TAPs in containers by default. clock: a virtual one leaves the engines without threads, to be run
+    by VirtualTime.
     """
 
-    def __init__(self, config: Config, *, loop: asyncio.AbstractEventLoop | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        loop: asyncio.AbstractEventLoop | None = None,
+        devices: Devices | None = None,
+        clock: Clock | None = None,
+        seed: int = 0,
+    ) -> None:
         self.config = config
         self._loop = loop
         self._lock = threading.RLock()
         self._nics: dict[str, Attached] = {}
-        self._agent: NamespaceAgent | None = None
-        self._closed = False
+        self._devices: Devices = devices or TapDevices()
+        self._started = self._closed = False
+        self.clock = clock or Clock()
         self.pool = PacketPool(config.pool.small, config.pool.large)
         self.table = MacTable(config.switch.table, ageing_ns=int(config.switch.ageing))
         self.workers: list[Worker] = []
         for number, engine in enumerate(config.engines):
-            name = "switch" if len(config.engines) == 1 else f"{engine.name}.switch"
             self.workers.append(
                 Worker(
-                    Engine(str(engine.name), self.pool, spin_ns=int(engine.spin or 0), cpu=engine.cpu, seed=number + 1),
-                    L2Switch(self.table, name=name),
+                    Engine(
+                        str(engine.name),
+                        self.pool,
+                        clock=self.clock,
+                        spin_ns=int(engine.spin or 0),
+                        cpu=engine.cpu,
+                        seed=seed + number + 1,
+                    ),
+                    L2Switch(self.table, name="switch"),
                 )
             )
 
     def start(self) -> None:
         """Starts the engines and attaches the configured NICs: all, or none and the error of the first that failed."""
         with self._lock:
-            # The agent before the threads: it is a process of its own, and small when it is started early.
-            self._agent = NamespaceAgent.start()
+            # The devices' agent before the threads: it is a process of its own, and small when it is started early.
+            self._devices.start()
+            self._started = True
             try:
                 for worker in self.workers:
-                    worker.engine.start()
+                    if not self.clock.virtual:
+                        worker.engine.start()
                 for nic in self.config.nics.values():
                     self.attach(nic)
             except BaseException:
@@ -177,7 +175,7 @@ class Runtime:
     def attach(self, config: NicConfig) -> dict[str, Any]:
         """Puts a NIC into its container and into the graph while traffic runs; returns its status. All or nothing."""
         with self._lock, ExitStack() as undo:
-            if self._agent is None or self._closed:
+            if not self._started or self._closed:
                 raise VnicError("the runtime does not run")
             if config.name in self._nics:
                 raise ConfigError(f"nic {config.name}: is attached already; choose another name or detach it first")
@@ -185,9 +183,7 @@ class Runtime:
             if number is None:
                 raise ConfigError(f"nic {config.name}: {MAX_NICS} NICs are attached, and no more fit")
             home = self._home(config)
-            nic = Nic.open(
-                self._agent, config.name, number, _tap_request(config), rss_key=config.rss.key, rss_table=config.rss.table
-            )
+            nic = self._devices.open(config, number)
             undo.callback(nic.close)
             ring = MpscRing(RING_CAPACITY) if len(self.workers) > 1 else None
             attached = Attached(config, number, home, nic, ring, self.config.directory or None)
@@ -284,7 +280,7 @@ class Runtime:
                     self._activate(worker, attached)
                 else:
                     self._deactivate(worker, attached.number)
-            attached.nic.tap.set_carrier(up)
+            attached.nic.set_carrier(up)
             attached.link_up = up
             return self._nic_status(attached)
 
@@ -356,8 +352,7 @@ class Runtime:
                 self.detach(name)
             for worker in self.workers:
                 worker.engine.close()
-            if self._agent is not None:
-                self._agent.stop()
+            self._devices.stop()
 
     def __enter__(self) -> Runtime:
         return self

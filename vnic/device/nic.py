@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vnic.device.agent import NamespaceAgent
+from vnic.device.namespaces import TargetWatch
 from vnic.device.nic_tx import NicTx
 from vnic.device.rss import Rss
 from vnic.device.tap import Offload, Tap, TapRequest
@@ -53,6 +54,14 @@ class Nic:
             "rx_packets": sum(queue["rx_packets"] for queue in self.port.queue_statistics()),
             "tx_packets": sum(queue["tx_packets"] for queue in self.port.queue_statistics()),
         }
+
+    def watch(self) -> TargetWatch:
+        """Something that tells when the container is gone."""
+        return self.tap.watch()
+
+    def set_carrier(self, up: bool) -> None:
+        """What the container sees of the link."""
+        self.tap.set_carrier(up)
 
     def close(self) -> None:
         """Closes the TAP, and the interface is gone. Only when no engine serves the port any more."""

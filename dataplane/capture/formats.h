@@ -1,0 +1,17 @@
+/* Time stamps of capture files, without overflow on any input. */
+#ifndef VNIC_FORMATS_H
+#define VNIC_FORMATS_H
+#include <stdint.h>
+
+/* Nanoseconds since the epoch of `ticks`, of which there are `ticks_a_second`, shifted by `offset_s`; 0 where they do not fit into
+ * 63 bits or lie before the epoch (then *nanoseconds is what it was). */
+static inline int vnic_nanoseconds(uint64_t ticks, uint64_t ticks_a_second, int64_t offset_s, uint64_t *nanoseconds)
+{
+    unsigned __int128 since = (unsigned __int128)ticks * 1000000000u / ticks_a_second;
+    __int128 all = (__int128)offset_s * 1000000000 + (__int128)since;
+    if (all < 0 || all > INT64_MAX)
+        return 0;
+    *nanoseconds = (uint64_t)all;
+    return 1;
+}
+#endif

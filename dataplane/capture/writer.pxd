@@ -1,0 +1,40 @@
+"""CaptureWriter: packets to a pcapng or pcap file, in the engine's own thread: for virtual time, where waiting for a disk costs nothing.
+
+What is written is a function of what was written, nothing else: no clock, no name of a machine. Records of one instant are ordered by
+interface, then comment, then as they came, so that the file does not depend on which engine ran first.
+"""
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from dataplane.packet cimport Context
+
+cdef enum:
+    FLUSH_BYTES = 1048576        # written at once
+    INSTANT_MOST = 268435456     # bytes of one instant that are put in order; more are written in parts
+
+cdef struct Pending:             # a record of the instant that is not over yet
+    uint32_t interface
+    uint32_t comment_bytes
+    uint64_t comment             # offsets into the buffer
+    uint64_t start
+    uint64_t bytes
+    uint64_t order
+
+cdef class CaptureWriter:
+    cdef readonly str path
+    cdef readonly str format
+    cdef readonly uint64_t packets, bytes
+    cdef readonly uint32_t interfaces
+    cdef int descriptor
+    cdef bint is_pcapng
+    cdef uint8_t *buffer
+    cdef uint64_t room, used, instant_start
+    cdef uint64_t instant_ns
+    cdef Pending *pending
+    cdef uint32_t pending_count, pending_room
+    cdef bint unordered
+    cdef int failed              # errno, 0 while all is well
+    cdef bint write_packet(self, Context *ctx, uint32_t index, uint32_t interface, uint64_t time_ns, const char *comment,
+                           uint32_t comment_bytes) noexcept nogil
+    cdef bint reserve(self, uint64_t bytes) noexcept nogil
+    cdef void end_instant(self) noexcept nogil
+    cdef void put_in_order(self) noexcept nogil
+    cdef void write_out(self) noexcept nogil

@@ -1,0 +1,263 @@
+"""CaptureWriter. The contract is in writer.pxd. Formats: draft-ietf-opsawg-pcap, draft-ietf-opsawg-pcapng."""
+import os
+import struct
+
+from libc.errno cimport EAGAIN, EINTR, EIO, ENOMEM, errno
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc, qsort, realloc
+from libc.string cimport memcmp, memcpy, memmove, memset
+from posix.unistd cimport write
+from dataplane.packet cimport PACKET_TRUNCATED, Context, Packet, packet_buffer, packet_capacity, packet_data
+
+from dataplane.errors import ConfigError, PortError
+
+cdef extern from "<poll.h>" nogil:
+    cdef struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd *fds, unsigned long count, int timeout_ms)
+    short POLLOUT
+
+PCAP_MAGIC_NS = 0xA1B23C4D
+SNAPLEN = 262144
+ETHERNET = 1
+
+cdef enum:
+    ENHANCED_PACKET = 6
+    EPB_BYTES = 28               # of the block before the data
+    PCAP_RECORD = 16
+    OPTION_COMMENT = 1
+    ROOM_FIRST = 4194304
+    OVERHEAD = 64
+
+
+cdef class CaptureWriter:
+    """Writes `file`, a path (made or emptied, mode 0600: it holds other people's traffic) or the number of an open descriptor.
+
+    names: of the interfaces, by number. format: "pcapng", or "pcap" (nanoseconds; interfaces and comments are lost); None: by the path's
+    ending. Raises PortError where it cannot be written.
+    """
+
+    def __cinit__(self, *args, **kwargs):
+        self.descriptor = -1
+
+    def __init__(self, file, names, *, format=None):
+        self.path = f"descriptor {file}" if isinstance(file, int) else os.fspath(file)
+        self.format = format or ("pcap" if self.path.endswith((".pcap", ".cap", ".dmp")) else "pcapng")
+        if self.format not in ("pcap", "pcapng"):
+            raise ConfigError(f"{self.path}: format {format!r}; want pcap or pcapng")
+        self.is_pcapng = self.format == "pcapng"
+        self.interfaces = len(names)
+        self.room, self.pending_room = ROOM_FIRST, 256
+        self.buffer = <uint8_t *>malloc(self.room)
+        self.pending = <Pending *>malloc(self.pending_room * sizeof(Pending))
+        if self.buffer == NULL or self.pending == NULL:
+            raise MemoryError(self.path)
+        head = self._section(names) if self.is_pcapng else struct.pack("=IHHIIII", PCAP_MAGIC_NS, 2, 4, 0, 0, SNAPLEN, ETHERNET)
+        try:
+            self.descriptor = (os.dup(file) if isinstance(file, int) else
+                               os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            raise PortError(f"cannot write {self.path}: {os.strerror(error.errno)}") from None
+        if <uint64_t>len(head) > <uint64_t>ROOM_FIRST:
+            raise ConfigError(f"{self.path}: too many interfaces")
+        memcpy(self.buffer, <const char *><bytes>head, len(head))
+        self.used = self.instant_start = len(head)
+
+    def __dealloc__(self):
+        free(self.buffer)
+        free(self.pending)
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+    def _section(self, names):
+        application = _option(4, b"vnic")
+        blocks = [_block(0x0A0D0D0A, struct.pack("=IHHq", 0x1A2B3C4D, 1, 0, -1) + application + _option(0, b""))]
+        for name in names:
+            options = _option(2, name.encode()) + _option(9, b"\x09") + _option(0, b"")
+            blocks.append(_block(1, struct.pack("=HHI", ETHERNET, 0, SNAPLEN) + options))
+        return b"".join(blocks)
+
+    @property
+    def error(self):
+        """Why writing ended early, or None."""
+        return f"cannot write {self.path}: {os.strerror(self.failed)}" if self.failed else None
+
+    def flush(self):
+        """Writes out what waits. Raises PortError where writing failed, now or before."""
+        if self.descriptor >= 0:
+            with nogil:
+                self.end_instant()
+                self.write_out()
+        if self.failed:
+            raise PortError(self.error)
+
+    def close(self):
+        """Flushes and closes. May be called twice. Raises PortError as `flush` does."""
+        try:
+            self.flush()
+        finally:
+            if self.descriptor >= 0:
+                os.close(self.descriptor)
+                self.descriptor = -1
+
+    cdef bint write_packet(self, Context *ctx, uint32_t index, uint32_t interface, uint64_t time_ns, const char *comment,
+                           uint32_t comment_bytes) noexcept nogil:
+        """A copy of the frame as a record of `interface` at `time_ns`; False after a failed write. The packet stays the caller's."""
+        cdef const Packet *p = &ctx.packets[index]
+        cdef uint32_t kept = p.length, original = p.original_length if p.flags & PACKET_TRUNCATED else p.length
+        cdef uint32_t trailer = p.trailer_bytes if self.is_pcapng else 0, padded = (kept + 3) & ~<uint32_t>3, bytes, fixed
+        cdef uint32_t comment_padded = (comment_bytes + 3) & ~<uint32_t>3
+        cdef uint8_t *at
+        cdef uint32_t *words
+        cdef Pending *record
+        if time_ns != self.instant_ns:
+            self.end_instant()
+            self.instant_ns = time_ns
+        fixed = EPB_BYTES if self.is_pcapng else PCAP_RECORD
+        if not self.reserve(fixed + padded + comment_padded + trailer + OVERHEAD):
+            return False
+        at = self.buffer + self.used
+        words = <uint32_t *>at
+        record = &self.pending[self.pending_count]
+        record.comment = record.comment_bytes = 0
+        if self.is_pcapng:
+            words[0], words[2] = ENHANCED_PACKET, interface
+            words[3], words[4] = <uint32_t>(time_ns >> 32), <uint32_t>time_ns
+            words[5], words[6] = kept, original
+            memcpy(at + EPB_BYTES, packet_data(ctx, index), kept)
+            memset(at + EPB_BYTES + kept, 0, padded - kept)
+            bytes = EPB_BYTES + padded
+            if comment_bytes:
+                (<uint16_t *>(at + bytes))[0] = OPTION_COMMENT
+                (<uint16_t *>(at + bytes))[1] = <uint16_t>comment_bytes
+                memcpy(at + bytes + 4, comment, comment_bytes)
+                memset(at + bytes + 4 + comment_bytes, 0, comment_padded - comment_bytes)
+                record.comment, record.comment_bytes = self.used + bytes + 4, comment_bytes
+                bytes += 4 + comment_padded
+            if trailer:                      # what the capture said of this packet, see packet.pxd
+                memcpy(at + bytes, packet_buffer(ctx, index) + packet_capacity(ctx, index) - trailer, trailer)
+                bytes += trailer
+            if trailer or comment_bytes:
+                memset(at + bytes, 0, 4)     # end of options
+                bytes += 4
+            bytes += 4
+            words[1] = bytes
+            memcpy(at + bytes - 4, &words[1], 4)
+        else:
+            words[0], words[1] = <uint32_t>(time_ns // 1000000000), <uint32_t>(time_ns % 1000000000)
+            words[2], words[3] = kept, original
+            memcpy(at + PCAP_RECORD, packet_data(ctx, index), kept)
+            bytes = PCAP_RECORD + kept
+        record.interface, record.start, record.bytes = interface, self.used, bytes
+        record.order = self.pending_count
+        if self.pending_count and (interface < self.pending[self.pending_count - 1].interface or comment_bytes):
+            self.unordered = True
+        self.pending_count += 1
+        self.used += bytes
+        self.packets += 1
+        self.bytes += kept
+        return True
+
+    cdef bint reserve(self, uint64_t bytes) noexcept nogil:
+        """Room for a record: writes out earlier instants, then grows."""
+        cdef void *grown
+        if self.failed or self.descriptor < 0:
+            return False
+        if self.used + bytes > self.room:
+            if self.instant_start > FLUSH_BYTES or self.used >= INSTANT_MOST:
+                if self.used >= INSTANT_MOST:
+                    self.end_instant()
+                self.write_out()
+            while self.used + bytes > self.room:
+                grown = realloc(self.buffer, 2 * self.room)
+                if grown == NULL:
+                    self.failed = ENOMEM
+                    return False
+                self.buffer = <uint8_t *>grown
+                self.room *= 2
+        if self.pending_count == self.pending_room:
+            grown = realloc(self.pending, 2 * self.pending_room * sizeof(Pending))
+            if grown == NULL:
+                self.failed = ENOMEM
+                return False
+            self.pending = <Pending *>grown
+            self.pending_room *= 2
+        return self.failed == 0
+
+    cdef void end_instant(self) noexcept nogil:
+        if self.unordered:
+            self.put_in_order()
+            self.unordered = False
+        self.pending_count = 0
+        self.instant_start = self.used
+        if self.used >= FLUSH_BYTES:
+            self.write_out()
+
+    cdef void put_in_order(self) noexcept nogil:
+        cdef uint64_t total = self.used - self.instant_start, at = 0
+        cdef uint8_t *sorted = <uint8_t *>malloc(total)
+        cdef uint32_t i
+        if sorted == NULL:
+            self.failed = ENOMEM
+            return
+        for i in range(self.pending_count):      # the comments' places, as addresses, while they are compared
+            self.pending[i].comment += <uint64_t>self.buffer
+        qsort(self.pending, self.pending_count, sizeof(Pending), by_place)
+        for i in range(self.pending_count):
+            memcpy(sorted + at, self.buffer + self.pending[i].start, self.pending[i].bytes)
+            at += self.pending[i].bytes
+        memcpy(self.buffer + self.instant_start, sorted, total)
+        free(sorted)
+
+    cdef void write_out(self) noexcept nogil:
+        """Writes everything before the instant that goes on."""
+        cdef uint64_t done = 0
+        cdef ssize_t got
+        cdef pollfd wait
+        while done < self.instant_start and not self.failed:
+            got = write(self.descriptor, self.buffer + done, self.instant_start - done)
+            if got > 0:
+                done += <uint64_t>got
+            elif got < 0 and errno == EAGAIN:    # somebody made our pipe non-blocking
+                wait.fd, wait.events, wait.revents = self.descriptor, POLLOUT, 0
+                poll(&wait, 1, -1)
+            elif got == 0 or errno != EINTR:
+                self.failed = EIO if got == 0 else errno
+        memmove(self.buffer, self.buffer + self.instant_start, self.used - self.instant_start)
+        shift(self.pending, self.pending_count, self.instant_start)
+        self.used -= self.instant_start
+        self.instant_start = 0
+
+
+cdef void shift(Pending *pending, uint32_t count, uint64_t by) noexcept nogil:
+    cdef uint32_t i
+    for i in range(count):
+        pending[i].start -= by
+        if pending[i].comment_bytes:
+            pending[i].comment -= by
+
+
+cdef int by_place(const void *left, const void *right) noexcept nogil:
+    cdef const Pending *a = <const Pending *>left
+    cdef const Pending *b = <const Pending *>right
+    cdef uint32_t least
+    cdef int difference
+    if a.interface != b.interface:
+        return -1 if a.interface < b.interface else 1
+    least = a.comment_bytes if a.comment_bytes < b.comment_bytes else b.comment_bytes
+    difference = memcmp(<const void *>a.comment, <const void *>b.comment, least) if least else 0
+    if difference:
+        return difference
+    if a.comment_bytes != b.comment_bytes:
+        return -1 if a.comment_bytes < b.comment_bytes else 1
+    return -1 if a.order < b.order else 1
+
+
+def _option(code, value):
+    return struct.pack("=HH", code, len(value)) + value + b"\0" * ((4 - len(value) % 4) % 4)
+
+
+def _block(kind, body):
+    return struct.pack("=II", kind, len(body) + 12) + body + struct.pack("=I", len(body) + 12)

@@ -1,0 +1,28 @@
+"""Python face of dataplane.ports.pcap_sink."""
+
+from collections.abc import Iterable
+
+from dataplane.capture.writer import CaptureWriter
+from dataplane.engine import Engine
+from dataplane.meter import Meter
+from dataplane.port import Port
+
+class PcapSink(Port):
+    writer: CaptureWriter | None
+    interface: int
+    def __init__(
+        self, name: str, writer: CaptureWriter | None, interface: int = ..., *, number: int = ..., queues: int = ...
+    ) -> None: ...
+    @property
+    def meters(self) -> dict[int, Meter]: ...
+
+class DuplexPort(Port):
+    receive: Port | None
+    transmit: Port
+    def __init__(self, name: str, receive: Port | None, transmit: Port, *, number: int = ..., queues: int = ...) -> None: ...
+
+class DropRecorder:
+    writer: CaptureWriter
+    interface: int
+    def __init__(self, writer: CaptureWriter, interface: int, engines: Iterable[Engine]) -> None: ...
+    def close(self) -> None: ...

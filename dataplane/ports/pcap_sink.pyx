@@ -1,0 +1,142 @@
+"""PcapSink, DuplexPort and DropRecorder. The contract is in pcap_sink.pxd."""
+from libc.stdint cimport uint32_t, uint64_t
+from dataplane.capture.writer cimport CaptureWriter
+from dataplane.element cimport Element
+from dataplane.engine cimport Engine
+from dataplane.meter cimport Meter
+from dataplane.packet cimport Batch, Context, Packet, packet_free, packet_wire_bytes
+from dataplane.port cimport TX_IO_ERROR, Port
+
+from dataplane.errors import ConfigError
+
+
+cdef class PcapSink(Port):
+    """Writes what it is given as interface `interface` of `writer`, at the engine's time, and meters it. Receives nothing.
+
+    writer: several sinks may share one; None: packets are metered and gone. After a failed write packets are dropped (io_error). Frames
+    are completed before (checksums, segments): offloads 0.
+    """
+
+    def __init__(self, str name, CaptureWriter writer, uint32_t interface=0, *, uint32_t number=0, uint32_t queues=1):
+        super().__init__(name, number, queues, 0)
+        if writer is not None and interface >= writer.interfaces:
+            raise ConfigError(f"{name}: interface {interface}; {writer.path} has {writer.interfaces}, from 0")
+        self.writer, self.interface = writer, interface
+        self._kept = []
+
+    @property
+    def meters(self):
+        """The meters by class (a packet's mark), those that packets were counted in."""
+        return {i: <Meter>self.meters[i] for i in range(CLASSES + 1) if self.meters[i] != NULL}
+
+    cdef Meter meter(self, uint32_t number):
+        made = Meter()
+        self._kept.append(made)
+        self.meters[number] = <void *>made
+        return made
+
+    cdef uint32_t tx_burst(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil:
+        cdef uint32_t i, index, number, left = 0, sent = 0
+        cdef uint32_t limit = self.queues - 1
+        cdef Packet *p
+        queue = queue if queue < limit else limit
+        for i in range(batch.count):
+            index = batch.index[i]
+            p = &ctx.packets[index]
+            if self.writer is not None and not self.writer.write_packet(ctx, index, self.interface, ctx.now_ns, NULL, 0):
+                p.tx_status = TX_IO_ERROR
+                batch.index[left] = index
+                left += 1
+                continue
+            number = p.mark if p.mark < CLASSES else CLASSES
+            if self.meters[number] == NULL:
+                with gil:
+                    self.meter(number)
+            (<Meter>self.meters[number]).note(ctx.now_ns, ctx.now_ns - p.timestamp_ns, packet_wire_bytes(p))
+            self.stats[queue].tx_packets += 1
+            self.stats[queue].tx_bytes += p.length
+            packet_free(ctx, index)
+            sent += 1
+        self.stats[queue].tx_dropped += left
+        batch.count = left
+        return sent
+
+
+cdef class DuplexPort(Port):
+    """One port out of two: receives from `receive` (None: nothing), transmits into `transmit`. Its number and queues are its own."""
+
+    def __init__(self, str name, Port receive, Port transmit not None, *, uint32_t number=0, uint32_t queues=1):
+        super().__init__(name, number, queues, transmit.offloads)
+        self.receive, self.transmit = receive, transmit
+        if receive is not None:
+            self.scheduled, self.next_ns = receive.scheduled, receive.next_ns
+            self.needs_arm, self.wakes_only = receive.needs_arm, receive.wakes_only
+
+    def descriptors(self):
+        return [] if self.receive is None else self.receive.descriptors()
+
+    def queue_statistics(self):
+        both = self.transmit.queue_statistics()
+        if self.receive is not None:
+            for one, received in zip(both, self.receive.queue_statistics()):
+                one.update({key: value for key, value in received.items() if key.startswith("rx_")})
+        return both
+
+    def close(self):
+        for port in (self.receive, self.transmit):
+            if port is not None:
+                port.close()
+
+    cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil:
+        cdef uint32_t taken
+        if self.receive is None or queue >= self.receive.queues:
+            return 0
+        taken = self.receive.rx_burst(ctx, queue, batch, limit)
+        self.next_ns = self.receive.next_ns
+        # What the receiving port lost is ours to report: PortRx counts by our statistics.
+        self.stats[queue].rx_dropped = self.receive.stats[queue].rx_dropped
+        return taken
+
+    cdef uint32_t tx_burst(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil:
+        return self.transmit.tx_burst(ctx, queue, batch)
+
+    cdef bint arm(self) noexcept nogil:
+        return self.receive is not None and self.receive.arm()
+
+    cdef void disarm(self) noexcept nogil:
+        if self.receive is not None:
+            self.receive.disarm()
+
+
+cdef class DropRecorder:
+    """Writes every packet that an element of `engines` drops to `writer`, with "dropped: ELEMENT: REASON" as comment."""
+
+    def __init__(self, CaptureWriter writer not None, uint32_t interface, engines):
+        cdef Engine engine
+        self.writer, self.interface, self._comments = writer, interface, {}
+        for engine in engines:
+            engine.ctx.on_drop_who = <void *>self
+            engine.ctx.on_drop = record_drop
+        self._engines = list(engines)
+
+    def close(self):
+        """The engines tell nobody any more."""
+        cdef Engine engine
+        for engine in self._engines:
+            engine.ctx.on_drop = NULL
+            engine.ctx.on_drop_who = NULL
+        self._engines = []
+
+    cdef void record(self, Context *ctx, void *element, uint32_t index, uint32_t reason) noexcept nogil:
+        with gil:
+            key = (<uint64_t>element, reason)
+            comment = self._comments.get(key)
+            if comment is None:
+                dropper = <Element>element
+                comment = f"dropped: {dropper.name}: {type(dropper).DROP_REASONS[reason]}".encode()
+                self._comments[key] = comment
+            self.writer.write_packet(ctx, index, self.interface, ctx.now_ns, <const char *><bytes>comment, <uint32_t>len(comment))
+
+
+cdef void record_drop(void *who, Context *ctx, void *element, uint32_t index, uint32_t reason) noexcept nogil:
+    (<DropRecorder>who).record(ctx, element, index, reason)

@@ -1,0 +1,70 @@
+"""NICs whose other end is a capture instead of a container: what it sends is read, what it receives is written."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dataplane.capture.reader import CaptureReader
+from dataplane.capture.writer import CaptureWriter
+from dataplane.ports.pcap_sink import DuplexPort, PcapSink
+from dataplane.ports.pcap_source import PcapSource
+from vnic.control.schema import NicConfig
+from vnic.device.nic_tx import NicTx
+from vnic.device.rss import Rss
+
+
+class Forever:
+    """The watch of something that does not go away."""
+
+    def on_gone(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], object], /) -> None:
+        """Never calls back."""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class ReplayNic:
+    """A NIC that receives from `source` (None: nothing) and transmits into `sink`."""
+
+    def __init__(self, config: NicConfig, number: int, source: PcapSource | None, sink: PcapSink) -> None:
+        self.config, self.source, self.sink = config, source, sink
+        self.port = DuplexPort(config.name, source, sink, number=number, queues=config.queues)
+        self.rss = Rss(config.rss.key, config.rss.table, queues=config.queues)
+        self.tx = NicTx(self.port, self.rss, name=f"{config.name}.tx")
+
+    def watch(self) -> Forever:
+        return Forever()
+
+    def set_carrier(self, up: bool) -> None:
+        """Nobody sees it."""
+
+    def status(self) -> dict[str, Any]:
+        """What the NIC is, for people and programs."""
+        return {"interface": self.config.interface, "mac": self.config.mac, "mtu": self.config.mtu, "queues": self.port.queues}
+
+    def close(self) -> None:
+        self.port.close()
+
+
+class ReplayDevices:
+    """Opens NICs over `readers` (by NIC's name) and interfaces of `writer`, numbered as the NICs are."""
+
+    def __init__(self, readers: Mapping[str, CaptureReader], writer: CaptureWriter | None) -> None:
+        self.readers, self.writer = dict(readers), writer
+        self.nics: dict[str, ReplayNic] = {}
+
+    def start(self) -> None:
+        """Nothing to start."""
+
+    def open(self, config: NicConfig, number: int) -> ReplayNic:
+        reader = self.readers.get(config.name)
+        queues = config.queues
+        source = None if reader is None else PcapSource(f"{config.name}.in", reader, number, queues)
+        sink = PcapSink(f"{config.name}.out", self.writer, number if self.writer else 0, number=number, queues=queues)
+        nic = self.nics[config.name] = ReplayNic(config, number, source, sink)
+        return nic
+
+    def stop(self) -> None:
+        """Nothing to stop."""

@@ -1,0 +1,153 @@
+"""A replay: a configuration's whole graph, fed with captures, in virtual time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from dataplane.capture.reader import CaptureReader
+from dataplane.capture.writer import CaptureWriter
+from dataplane.clock import Clock
+from dataplane.errors import ConfigError
+from dataplane.ports.pcap_sink import DropRecorder
+from dataplane.virtual_time import VirtualTime
+from vnic.control.runtime import Runtime
+from vnic.control.schema import Config
+from vnic.replay.devices import ReplayDevices
+
+SLICE = 200_000  # packets between two looks at progress and Ctrl-C: some 40 ms
+
+Capture = str | os.PathLike[str] | int
+
+
+class Replay:
+    """Put through `config` what `inputs` (NIC's name -> capture) hold; write what comes out to `output`.
+
+    Each packet enters at its recorded instant, timers fire at theirs; what the NICs transmit is written with the instant of its departure,
+    as one interface a NIC. With drops=True an interface "dropped" has what was dropped, each with element and reason as comment. The
+    outcome is a function of captures, configuration and seed: the number of engines does not change it.
+
+    Raises ConfigError (CaptureError for a capture that cannot be used at all) and then leaves nothing open.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        inputs: Mapping[str, Capture],
+        output: Capture | None = None,
+        *,
+        output_format: str | None = None,
+        drops: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if not config.nics:
+            raise ConfigError("a replay needs NICs: the configuration has none")
+        for name in inputs:
+            if name not in config.nics:
+                raise ConfigError(f"port {name}: the configuration has no such NIC; it has {', '.join(config.nics)}")
+        self.config = config
+        with ExitStack() as undo:
+            readers: dict[str, CaptureReader] = {}
+            for name, capture in inputs.items():
+                readers[name] = CaptureReader(capture)
+                undo.callback(readers[name].close)
+            self.writer: CaptureWriter | None = None
+            if output is not None:
+                self._refuse_same(readers, output)
+                self.writer = CaptureWriter(output, [*config.nics, *(["dropped"] if drops else [])], format=output_format)
+                undo.callback(self.writer.close)
+            self.devices = ReplayDevices(readers, self.writer)
+            self.clock = Clock(virtual=True)
+            self.runtime = Runtime(config, devices=self.devices, clock=self.clock, seed=seed)
+            undo.callback(self.runtime.close)
+            self.runtime.start()
+            starts = [nic.source.first_ns for nic in self.devices.nics.values() if nic.source and nic.source.first_ns]
+            self.start_ns = min(starts, default=0)
+            self.clock.set(self.start_ns)
+            engines = [worker.engine for worker in self.runtime.workers]
+            self.time = VirtualTime(engines)
+            self._recorder = DropRecorder(self.writer, len(config.nics), engines) if drops and self.writer else None
+            undo.pop_all()
+
+    @staticmethod
+    def _refuse_same(readers: Mapping[str, CaptureReader], output: Capture) -> None:
+        for reader in readers.values():
+            both = not isinstance(output, int) and os.path.exists(reader.path) and os.path.exists(output)
+            if both and os.path.samefile(reader.path, output):
+                raise ConfigError(f"{reader.path}: is both input and output; write to another file")
+
+    def run(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Runs to the end. progress: called now and then with bytes of captures read and bytes there are (0: unknown)."""
+        readers = list(self.devices.readers.values())
+        total = sum(reader.size for reader in readers)
+        while self.time.run(SLICE):
+            if progress is not None:
+                progress(sum(reader.position for reader in readers), total)
+        if self.writer is not None:
+            self.writer.flush()
+
+    @property
+    def errors(self) -> list[str]:
+        """What ended a capture early; everything before it was used."""
+        return [reader.error for reader in self.devices.readers.values() if reader.error is not None]
+
+    def results(self) -> dict[str, Any]:
+        """What happened: totals, per NIC and class, drops by reason, conservation."""
+        status = self.runtime.status()
+        stats = self.runtime.stats()
+        dropped = {
+            f"{element['name']}: {reason}": count
+            for engine in stats["engines"]
+            for element in engine["elements"]
+            for reason, count in element["dropped"].items()
+            if count
+        }
+        nics = []
+        for name, nic in self.devices.nics.items():
+            reader = self.devices.readers.get(name)
+            source = nic.source
+            classes = {number: meter.summary() for number, meter in nic.sink.meters.items()}
+            nics.append(
+                {
+                    "name": name,
+                    "capture": reader.path if reader else None,
+                    "received": reader.packets if reader else 0,
+                    "truncated": reader.truncated if reader else 0,
+                    "out_of_order": source.out_of_order if source else 0,
+                    "too_long": source.too_long if source else 0,
+                    "egress_bps": self.config.nics[name].egress.rate,
+                    "ingress_bps": self.config.nics[name].ingress.rate,
+                    "transmitted": sum(each["packets"] for each in classes.values()),
+                    "transmitted_bytes": sum(each["bytes"] for each in classes.values()),
+                    "classes": classes,
+                }
+            )
+        return {
+            "conserved": status["conserved"],
+            "received": sum(reader.packets for reader in self.devices.readers.values()),
+            "transmitted": sum(nic["transmitted"] for nic in nics),
+            "start_ns": self.start_ns,
+            "duration_ns": self.clock.now_ns - self.start_ns,
+            "dropped": dict(sorted(dropped.items())),
+            "nics": nics,
+            "errors": self.errors,
+        }
+
+    def close(self) -> None:
+        """Frees everything; the output is complete. May be called twice. Raises PortError where it could not be written."""
+        if self._recorder is not None:
+            self._recorder.close()
+            self._recorder = None
+        self.runtime.close()
+        for reader in self.devices.readers.values():
+            reader.close()
+        if self.writer is not None:
+            self.writer.close()
+
+    def __enter__(self) -> Replay:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
