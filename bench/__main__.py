@@ -55,7 +55,8 @@ def _elements() -> Result:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables (without a command).")
 @click.pass_context
 def main(context: click.Context, as_json: bool) -> None:
-    """Measure vnic against the bare floor and its peers (`tap`), its elements (`elements`), its rates (`rate`).
+    """Measure vnic against the bare floor and its peers (`tap`), its elements (`elements`), its rates
+    (`rate`), its replay (`replay`).
 
     Without a command: the first two.
 
@@ -121,6 +122,25 @@ def rate(rates: str, seconds: float, rounds: int, as_json: bool) -> None:
         print(json.dumps(result))
     else:
         report.show_rates(_console(), result)
+
+
+@main.command()
+@click.option(
+    "--packets", type=click.IntRange(1000, 200_000_000), default=4_000_000, show_default=True, help="Of 64 bytes each."
+)
+@click.option("--rounds", type=click.IntRange(1, 100), default=5, show_default=True)
+@click.option("--output/--no-output", default=True, help="Write the result to a file, or to /dev/null.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+def replay(packets: int, rounds: int, output: bool, as_json: bool) -> None:
+    """A capture through parser, switch, shaper and sink in virtual time, against a scapy loop over the same file."""
+    from bench.replay import run as run_replay
+
+    result = run_replay(packets, rounds, output)
+    report.save("replay", result)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        report.show_replay(_console(), result)
 
 
 def run() -> None:

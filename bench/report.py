@@ -100,3 +100,17 @@ def show_rates(console: Console, result: Mapping[str, Any]) -> None:
                 rate, f"{one['error_percent']:+.3f}", worst, str(one["windows"]), str(one["windows_beyond_2_percent"])
             )
     console.print(table)
+
+
+def show_replay(console: Console, result: Mapping[str, Any]) -> None:
+    show_machine(console, result["machine"])
+    table = Table(
+        title=f"{result['packets']} packets, {result['capture_bytes'] / 1e6:.0f} MB: medians of {result['rounds']} (min-max)"
+    )
+    for title in ("", "Mpps", "max RSS MB"):
+        table.add_column(title, justify="left" if not title else "right")
+    for name, key, rss in (("vnic replay", "mpps", result["max_rss_mb"]), ("scapy", "scapy_mpps", None)):
+        low, high = result["spread"][key]
+        table.add_row(name, f"{result[key]:.4g} [dim]({low:.4g}-{high:.4g})[/dim]", "-" if rss is None else f"{rss:.0f}")
+    console.print(table)
+    console.print(f"vnic / scapy: {result['vs_scapy']:.0f}; written to {result['output']}", highlight=False)

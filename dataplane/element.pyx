@@ -141,9 +141,13 @@ cdef class Element:
 
     cdef void emit(self, Context *ctx, uint32_t gate, Batch *batch) noexcept nogil:
         """Forwards the whole batch through a gate. The batch is the receiver's from here on: do not read it again."""
+        cdef Counters *entered
         vnic_check(gate < self.gate_count and self.gates[gate] != NULL, "gate is connected")
-        if batch.count:
-            (<Element>self.gates[gate]).push(ctx, batch)
+        if batch.count:                      # as push, written out: a virtual call less on every hop
+            entered = &(<Element>self.gates[gate]).counters
+            entered.packets += batch.count
+            entered.batches += 1
+            (<Element>self.gates[gate]).process(ctx, batch)
 
     cdef void stage(self, Context *ctx, uint32_t gate, uint32_t index) noexcept nogil:
         """Puts one packet aside for a gate; `flush` forwards what was put aside. Order within a gate is kept."""

@@ -14,6 +14,8 @@ cdef struct MeterState:
     uint64_t delay_sum_ns
     uint64_t bin_ns              # width of a bin
     uint64_t bins_start_ns
+    uint64_t bin_end_ns          # of the bin that is written now
+    uint32_t bin
     uint64_t bins[BINS]          # bytes
     uint64_t delays[BUCKETS]
 

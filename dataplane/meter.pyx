@@ -25,9 +25,12 @@ cdef class Meter:
         cdef MeterState *s = self.state
         if s.packets == 0:
             s.first_ns = s.bins_start_ns = now_ns
-        while now_ns - s.bins_start_ns >= s.bin_ns * BINS:
-            self.halve()
-        s.bins[(now_ns - s.bins_start_ns) // s.bin_ns] += bytes
+        if now_ns >= s.bin_end_ns:           # no division for a packet of the same bin
+            while now_ns - s.bins_start_ns >= s.bin_ns * BINS:
+                self.halve()
+            s.bin = <uint32_t>((now_ns - s.bins_start_ns) // s.bin_ns)
+            s.bin_end_ns = s.bins_start_ns + (s.bin + 1) * s.bin_ns
+        s.bins[s.bin] += bytes
         s.delays[bucket(delay_ns)] += 1
         s.packets += 1
         s.bytes += bytes

@@ -227,14 +227,3 @@ cdef uint32_t packet_copy(Context *ctx, uint32_t index) noexcept nogil:
             memcpy(packet_buffer(ctx, copy) + packet_capacity(ctx, copy) - source.trailer_bytes,
                    packet_buffer(ctx, index) + packet_capacity(ctx, index) - source.trailer_bytes, source.trailer_bytes)
     return copy
-
-
-cdef uint32_t packet_wire_bytes(const Packet *p) noexcept nogil:
-    """Layer-2 bytes (no preamble, no FCS) that the packet is worth on a wire: every GSO segment repeats the headers."""
-    cdef uint32_t payload
-    if p.flags & PACKET_TRUNCATED:           # a capture kept less of it than the wire carried
-        return p.original_length
-    if p.gso_type == GSO_NONE or p.gso_size == 0 or p.length <= p.header_length:
-        return p.length
-    payload = p.length - p.header_length
-    return p.length + ((payload + p.gso_size - 1) // p.gso_size - 1) * p.header_length

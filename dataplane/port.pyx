@@ -3,7 +3,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from dataplane.element cimport NEVER, Element, Source
 from dataplane.offload cimport Cursor, complete_offloads
-from dataplane.packet cimport Batch, Context
+from dataplane.packet cimport VNET_NEEDS_CSUM, Batch, Context
 
 from dataplane.errors import ConfigError
 
@@ -159,7 +159,11 @@ cdef class PortTx(Element):
         """Completes offloads, transmits through one queue, drops by reason what the port left."""
         cdef Batch ready
         cdef Cursor cursor
-        if self.port.offloads == OFFLOAD_ALL:
+        cdef uint32_t i, offloaded = 0
+        if self.port.offloads != OFFLOAD_ALL:
+            for i in range(batch.count):
+                offloaded |= ctx.packets[batch.index[i]].gso_type | (ctx.packets[batch.index[i]].vnet_flags & VNET_NEEDS_CSUM)
+        if offloaded == 0:
             self.transmit(ctx, queue, batch)
             return
         cursor.packet = cursor.payload = 0

@@ -118,13 +118,15 @@ cdef class VirtualTime:
                 got = (<Source>self.sources[i].source).poll(self.sources[i].ctx)
                 if got:
                     total += got
-                    self.cross()
+                    if self.ring_count:
+                        self.cross()
                     again = again or not self.sources[i].scheduled
                 again = again or (self.sources[i].scheduled and (<Element>self.sources[i].source).deadline_ns <= now)
             for i in range(self.timed_count):
                 if (<Element>self.timed[i].element).deadline_ns <= now:
                     (<Element>self.timed[i].element).tick(self.timed[i].ctx)
-                    self.cross()
+                    if self.ring_count:
+                        self.cross()
                     again = again or (<Element>self.timed[i].element).deadline_ns <= now
         return total
 

@@ -6,7 +6,8 @@ into a window, not mapped: a file that somebody shortens meanwhile ends early in
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 cdef enum:
-    WINDOW_BYTES = 4194304       # bytes read at once
+    WINDOW_BYTES = 2097152       # what a packet's block fits into, wherever it begins
+    READ_BYTES = 131072          # read at once: what is read is still in the second-level cache when it is looked at
     BLOCK_MOST = 1048576         # bytes of a packet's block, options and all; longer ones of other types are skipped
     CAPTURED_MOST = 262144       # bytes kept of a packet: libpcap's MAXIMUM_SNAPLEN
     INTERFACES_MOST = 65536      # of a section

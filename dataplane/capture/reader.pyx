@@ -147,7 +147,7 @@ cdef class CaptureReader:
         self.end -= self.at
         self.at = 0
         while self.end < wanted:
-            got = read(self.descriptor, self.window + self.end, WINDOW_BYTES - self.end)
+            got = read(self.descriptor, self.window + self.end, min(<uint32_t>WINDOW_BYTES - self.end, max(wanted, <uint32_t>READ_BYTES)))
             if got < 0 and errno == EINTR:
                 continue
             if got < 0:

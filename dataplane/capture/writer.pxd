@@ -7,7 +7,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from dataplane.packet cimport Context
 
 cdef enum:
-    FLUSH_BYTES = 1048576        # written at once
+    FLUSH_BYTES = 131072         # written at once: still in the second-level cache
     INSTANT_MOST = 268435456     # bytes of one instant that are put in order; more are written in parts
 
 cdef struct Pending:             # a record of the instant that is not over yet
@@ -18,10 +18,17 @@ cdef struct Pending:             # a record of the instant that is not over yet
     uint64_t bytes
     uint64_t order
 
+cdef struct Content:             # of a record
+    const uint8_t *data
+    const uint8_t *trailer       # options in pcapng's form
+    uint32_t captured
+    uint32_t original
+    uint32_t trailer_bytes
+
 cdef class CaptureWriter:
     cdef readonly str path
     cdef readonly str format
-    cdef readonly uint64_t packets, bytes
+    cdef readonly uint64_t packets, frame_bytes
     cdef readonly uint32_t interfaces
     cdef int descriptor
     cdef bint is_pcapng
@@ -34,6 +41,8 @@ cdef class CaptureWriter:
     cdef int failed              # errno, 0 while all is well
     cdef bint write_packet(self, Context *ctx, uint32_t index, uint32_t interface, uint64_t time_ns, const char *comment,
                            uint32_t comment_bytes) noexcept nogil
+    cdef bint put(self, const Content *content, uint32_t interface, uint64_t time_ns, const char *comment,
+                  uint32_t comment_bytes) noexcept nogil
     cdef bint reserve(self, uint64_t bytes) noexcept nogil
     cdef void end_instant(self) noexcept nogil
     cdef void put_in_order(self) noexcept nogil

@@ -106,8 +106,27 @@ cdef class CaptureWriter:
                            uint32_t comment_bytes) noexcept nogil:
         """A copy of the frame as a record of `interface` at `time_ns`; False after a failed write. The packet stays the caller's."""
         cdef const Packet *p = &ctx.packets[index]
-        cdef uint32_t kept = p.length, original = p.original_length if p.flags & PACKET_TRUNCATED else p.length
-        cdef uint32_t trailer = p.trailer_bytes if self.is_pcapng else 0, padded = (kept + 3) & ~<uint32_t>3, bytes, fixed
+        cdef Content content
+        content.data, content.captured = packet_data(ctx, index), p.length
+        content.original = p.original_length if p.flags & PACKET_TRUNCATED else p.length
+        content.trailer_bytes = p.trailer_bytes
+        if p.trailer_bytes:                  # what the capture said of this packet, see packet.pxd
+            content.trailer = packet_buffer(ctx, index) + packet_capacity(ctx, index) - p.trailer_bytes
+        return self.put(&content, interface, time_ns, comment, comment_bytes)
+
+    def write(self, uint32_t interface, uint64_t time_ns, const uint8_t[::1] data not None, *, original=None, str comment=""):
+        """One frame, for tools and tests. Raises PortError after a failed write."""
+        cdef Content content
+        text = comment.encode()
+        content.data, content.captured = (&data[0] if data.shape[0] else NULL), <uint32_t>data.shape[0]
+        content.original, content.trailer_bytes = original or content.captured, 0
+        if not self.put(&content, interface, time_ns, <const char *><bytes>text, <uint32_t>len(text)):
+            raise PortError(self.error or f"{self.path}: is closed")
+
+    cdef bint put(self, const Content *content, uint32_t interface, uint64_t time_ns, const char *comment,
+                  uint32_t comment_bytes) noexcept nogil:
+        cdef uint32_t kept = content.captured, padded = (kept + 3) & ~<uint32_t>3, bytes, fixed
+        cdef uint32_t trailer = content.trailer_bytes if self.is_pcapng else 0
         cdef uint32_t comment_padded = (comment_bytes + 3) & ~<uint32_t>3
         cdef uint8_t *at
         cdef uint32_t *words
@@ -125,8 +144,8 @@ cdef class CaptureWriter:
         if self.is_pcapng:
             words[0], words[2] = ENHANCED_PACKET, interface
             words[3], words[4] = <uint32_t>(time_ns >> 32), <uint32_t>time_ns
-            words[5], words[6] = kept, original
-            memcpy(at + EPB_BYTES, packet_data(ctx, index), kept)
+            words[5], words[6] = kept, content.original
+            memcpy(at + EPB_BYTES, content.data, kept)
             memset(at + EPB_BYTES + kept, 0, padded - kept)
             bytes = EPB_BYTES + padded
             if comment_bytes:
@@ -136,8 +155,8 @@ cdef class CaptureWriter:
                 memset(at + bytes + 4 + comment_bytes, 0, comment_padded - comment_bytes)
                 record.comment, record.comment_bytes = self.used + bytes + 4, comment_bytes
                 bytes += 4 + comment_padded
-            if trailer:                      # what the capture said of this packet, see packet.pxd
-                memcpy(at + bytes, packet_buffer(ctx, index) + packet_capacity(ctx, index) - trailer, trailer)
+            if trailer:
+                memcpy(at + bytes, content.trailer, trailer)
                 bytes += trailer
             if trailer or comment_bytes:
                 memset(at + bytes, 0, 4)     # end of options
@@ -147,8 +166,8 @@ cdef class CaptureWriter:
             memcpy(at + bytes - 4, &words[1], 4)
         else:
             words[0], words[1] = <uint32_t>(time_ns // 1000000000), <uint32_t>(time_ns % 1000000000)
-            words[2], words[3] = kept, original
-            memcpy(at + PCAP_RECORD, packet_data(ctx, index), kept)
+            words[2], words[3] = kept, content.original
+            memcpy(at + PCAP_RECORD, content.data, kept)
             bytes = PCAP_RECORD + kept
         record.interface, record.start, record.bytes = interface, self.used, bytes
         record.order = self.pending_count
@@ -157,7 +176,7 @@ cdef class CaptureWriter:
         self.pending_count += 1
         self.used += bytes
         self.packets += 1
-        self.bytes += kept
+        self.frame_bytes += kept
         return True
 
     cdef bint reserve(self, uint64_t bytes) noexcept nogil:

@@ -177,6 +177,14 @@ cdef class L2Switch(Element):
         cdef bint whole = True               # the batch goes through one gate as it is
         flows.valid = 0
         flows.source_key = 0
+        if batch.count == 1:                 # nothing to share between packets: what wakes an engine, most instants of a replay
+            verdicts[0] = self.judge(ctx, batch.index[0], &flows)
+            if 0 <= verdicts[0].out < FLOOD and not verdicts[0].retag:
+                self.emit(ctx, <uint32_t>verdicts[0].out, batch)
+            else:
+                self.carry_out(ctx, batch.index[0], verdicts[0])
+                self.flush(ctx)
+            return
         for i in range(batch.count):
             if i + PREFETCH_AHEAD < batch.count:
                 vnic_prefetch(&ctx.packets[batch.index[i + PREFETCH_AHEAD]])

@@ -1,4 +1,4 @@
-"""PcapSink: a port that transmits into a capture, metered by class; DuplexPort: reception from one port, transmission into another."""
+"""PcapSink: a port that transmits into a capture, metered by class; DropRecorder: what was dropped, into a capture."""
 from libc.stdint cimport uint32_t
 from dataplane.capture.writer cimport CaptureWriter
 from dataplane.meter cimport Meter
@@ -15,14 +15,6 @@ cdef class PcapSink(Port):
     cdef void *meters[CLASSES + 1]       # Meter, borrowed from _kept; NULL: no packet of that class yet
     cdef Meter meter(self, uint32_t number)
     cdef uint32_t tx_burst(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil
-
-cdef class DuplexPort(Port):
-    cdef readonly Port receive
-    cdef readonly Port transmit
-    cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil
-    cdef uint32_t tx_burst(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil
-    cdef bint arm(self) noexcept nogil
-    cdef void disarm(self) noexcept nogil
 
 cdef class DropRecorder:
     # Told of every drop, writes the packet with the reason as comment.

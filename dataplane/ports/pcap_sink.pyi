@@ -16,11 +16,6 @@ class PcapSink(Port):
     @property
     def meters(self) -> dict[int, Meter]: ...
 
-class DuplexPort(Port):
-    receive: Port | None
-    transmit: Port
-    def __init__(self, name: str, receive: Port | None, transmit: Port, *, number: int = ..., queues: int = ...) -> None: ...
-
 class DropRecorder:
     writer: CaptureWriter
     interface: int

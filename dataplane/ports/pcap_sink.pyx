@@ -1,4 +1,4 @@
-"""PcapSink, DuplexPort and DropRecorder. The contract is in pcap_sink.pxd."""
+"""PcapSink and DropRecorder. The contract is in pcap_sink.pxd."""
 from libc.stdint cimport uint32_t, uint64_t
 from dataplane.capture.writer cimport CaptureWriter
 from dataplane.element cimport Element
@@ -60,52 +60,6 @@ cdef class PcapSink(Port):
         self.stats[queue].tx_dropped += left
         batch.count = left
         return sent
-
-
-cdef class DuplexPort(Port):
-    """One port out of two: receives from `receive` (None: nothing), transmits into `transmit`. Its number and queues are its own."""
-
-    def __init__(self, str name, Port receive, Port transmit not None, *, uint32_t number=0, uint32_t queues=1):
-        super().__init__(name, number, queues, transmit.offloads)
-        self.receive, self.transmit = receive, transmit
-        if receive is not None:
-            self.scheduled, self.next_ns = receive.scheduled, receive.next_ns
-            self.needs_arm, self.wakes_only = receive.needs_arm, receive.wakes_only
-
-    def descriptors(self):
-        return [] if self.receive is None else self.receive.descriptors()
-
-    def queue_statistics(self):
-        both = self.transmit.queue_statistics()
-        if self.receive is not None:
-            for one, received in zip(both, self.receive.queue_statistics()):
-                one.update({key: value for key, value in received.items() if key.startswith("rx_")})
-        return both
-
-    def close(self):
-        for port in (self.receive, self.transmit):
-            if port is not None:
-                port.close()
-
-    cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil:
-        cdef uint32_t taken
-        if self.receive is None or queue >= self.receive.queues:
-            return 0
-        taken = self.receive.rx_burst(ctx, queue, batch, limit)
-        self.next_ns = self.receive.next_ns
-        # What the receiving port lost is ours to report: PortRx counts by our statistics.
-        self.stats[queue].rx_dropped = self.receive.stats[queue].rx_dropped
-        return taken
-
-    cdef uint32_t tx_burst(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil:
-        return self.transmit.tx_burst(ctx, queue, batch)
-
-    cdef bint arm(self) noexcept nogil:
-        return self.receive is not None and self.receive.arm()
-
-    cdef void disarm(self) noexcept nogil:
-        if self.receive is not None:
-            self.receive.disarm()
 
 
 cdef class DropRecorder:

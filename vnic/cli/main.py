@@ -10,7 +10,10 @@ from typing import Any, NoReturn
 
 import click
 
-from dataplane.errors import ConfigError, VnicError
+# numpy's BLAS starts a thread for every CPU, which spins for a while; nothing here multiplies matrices.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+from dataplane.errors import ConfigError, VnicError  # noqa: E402 - may import numpy
 
 # name -> (module, one line of help): what `vnic --help` says without importing the module
 COMMANDS = {

@@ -319,7 +319,7 @@ class Runtime:
             chosen = [self._get(name)] if name is not None else list(self._nics.values())
             kinds = {element.name: type(element).__name__ for worker in self.workers for element in worker.engine.elements}
             return {
-                "nics": [{"name": a.config.name, "queues": a.nic.port.queue_statistics()} for a in chosen],
+                "nics": [{"name": a.config.name, "queues": a.nic.queue_statistics()} for a in chosen],
                 "engines": [
                     {
                         "name": worker.engine.name,

@@ -55,6 +55,10 @@ class Nic:
             "tx_packets": sum(queue["tx_packets"] for queue in self.port.queue_statistics()),
         }
 
+    def queue_statistics(self) -> list[dict[str, int]]:
+        """A dict a queue pair."""
+        return self.port.queue_statistics()
+
     def watch(self) -> TargetWatch:
         """Something that tells when the container is gone."""
         return self.tap.watch()

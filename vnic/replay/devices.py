@@ -8,7 +8,8 @@ from typing import Any
 
 from dataplane.capture.reader import CaptureReader
 from dataplane.capture.writer import CaptureWriter
-from dataplane.ports.pcap_sink import DuplexPort, PcapSink
+from dataplane.port import Port
+from dataplane.ports.pcap_sink import PcapSink
 from dataplane.ports.pcap_source import PcapSource
 from vnic.control.schema import NicConfig
 from vnic.device.nic_tx import NicTx
@@ -30,9 +31,9 @@ class ReplayNic:
 
     def __init__(self, config: NicConfig, number: int, source: PcapSource | None, sink: PcapSink) -> None:
         self.config, self.source, self.sink = config, source, sink
-        self.port = DuplexPort(config.name, source, sink, number=number, queues=config.queues)
+        self.port = source or Port(config.name, number, config.queues)
         self.rss = Rss(config.rss.key, config.rss.table, queues=config.queues)
-        self.tx = NicTx(self.port, self.rss, name=f"{config.name}.tx")
+        self.tx = NicTx(sink, self.rss, name=f"{config.name}.tx")
 
     def watch(self) -> Forever:
         return Forever()
@@ -43,6 +44,11 @@ class ReplayNic:
     def status(self) -> dict[str, Any]:
         """What the NIC is, for people and programs."""
         return {"interface": self.config.interface, "mac": self.config.mac, "mtu": self.config.mtu, "queues": self.port.queues}
+
+    def queue_statistics(self) -> list[dict[str, int]]:
+        """A dict a queue: what came from the capture, what went to the other."""
+        pairs = zip(self.port.queue_statistics(), self.sink.queue_statistics(), strict=True)
+        return [{key: received[key] + sent[key] for key in received} for received, sent in pairs]
 
     def close(self) -> None:
         self.port.close()

@@ -19,6 +19,14 @@ def _scapy() -> Any:
         return None
 
 
+def packet(data: bytes) -> Any:
+    """A frame as a scapy packet. Raises ConfigError where scapy is not installed."""
+    scapy = _scapy()
+    if scapy is None:
+        raise ConfigError("scapy is not installed: pip install 'vnic[test]'")
+    return scapy.Ether(data)
+
+
 def fields(data: bytes) -> list[tuple[str, str]]:
     """(Layer.field, value) of a frame, from the outside in. Without scapy: nothing."""
     scapy = _scapy()

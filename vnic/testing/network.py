@@ -1,0 +1,274 @@
+"""A whole configuration in virtual time, driven step by step: send, let time pass, look what came out."""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from dataplane.capture.reader import CaptureReader
+from dataplane.capture.writer import CaptureWriter
+from dataplane.clock import Clock
+from dataplane.errors import ConfigError
+from dataplane.ports.memory import Frame, MemoryPort
+from dataplane.units import format_time, parse_time
+from dataplane.virtual_time import VirtualTime
+from vnic.control.load import load_config, parse_config
+from vnic.control.runtime import Runtime
+from vnic.control.schema import Config, NicConfig
+from vnic.device.nic_tx import NicTx
+from vnic.device.rss import Rss
+from vnic.replay.compare import Pair, Seen, describe
+from vnic.replay.devices import Forever
+
+START_NS = 10**9  # where virtual time begins: far enough from 0 that "long ago" exists
+
+Packet = Any  # bytes, or something that bytes() turns into a frame, such as a scapy packet
+
+
+@dataclass(frozen=True)
+class Received:
+    """A frame that a container received: when, counted from the start, and its bytes."""
+
+    time_ns: int
+    data: bytes
+    queue: int = 0
+
+    def __repr__(self) -> str:
+        return f"<{len(self.data)} bytes at {format_time(self.time_ns)}>"
+
+    @property
+    def packet(self) -> Any:
+        """Dissected by scapy."""
+        from vnic.replay.dissect import packet
+
+        return packet(self.data)
+
+
+class _Nic:
+    """A NIC whose container is the test."""
+
+    def __init__(self, config: NicConfig, number: int) -> None:
+        self.config = config
+        self.port = MemoryPort(config.name, number, config.queues, 0)
+        self.tx = NicTx(self.port, Rss(config.rss.key, config.rss.table, queues=config.queues), name=f"{config.name}.tx")
+
+    def watch(self) -> Forever:
+        return Forever()
+
+    def set_carrier(self, up: bool) -> None:
+        """Nobody sees it."""
+
+    def status(self) -> dict[str, Any]:
+        return {"interface": self.config.interface, "mac": self.config.mac, "mtu": self.config.mtu, "queues": self.port.queues}
+
+    def queue_statistics(self) -> list[dict[str, int]]:
+        return self.port.queue_statistics()
+
+    def close(self) -> None:
+        self.port.close()
+
+
+class _Devices:
+    def __init__(self) -> None:
+        self.nics: dict[str, _Nic] = {}
+
+    def start(self) -> None:
+        """Nothing to start."""
+
+    def open(self, config: NicConfig, number: int) -> _Nic:
+        nic = self.nics[config.name] = _Nic(config, number)
+        return nic
+
+    def stop(self) -> None:
+        """Nothing to stop."""
+
+
+def _nanoseconds(time: str | int) -> int:
+    return parse_time(time) if isinstance(time, str) else time
+
+
+class VirtualNetwork:
+    """The network that `config` describes (YAML text, the path of a YAML file, or a Config), with the test as all its containers.
+
+        net = VirtualNetwork("nics: {a: {egress: {rate: 10mbit}}, b: {}}")
+        net.send("a", Ether(...) / IP(...) / UDP(...), at="1ms")
+        net.run()
+        net.assert_received("b", Ether(...) / IP(...) / UDP(...), at="1ms")
+
+    Times are of virtual time, from 0, as "1ms" or nanoseconds. Every packet is accounted for when the network is closed.
+    """
+
+    def __init__(self, config: str | os.PathLike[str] | Config, *, seed: int = 0) -> None:
+        if isinstance(config, str) and ("\n" in config or ":" in config):
+            config = parse_config(config, "<test>", os.getcwd(), contained=False)
+        elif not isinstance(config, Config):
+            config = load_config(config, contained=False)
+        self.config = config
+        self._devices = _Devices()
+        self._clock = Clock(virtual=True, start_ns=START_NS)
+        self._runtime = Runtime(config, devices=self._devices, clock=self._clock, seed=seed)
+        self._runtime.start()
+        self._time = VirtualTime([worker.engine for worker in self._runtime.workers])
+        self._sending: list[tuple[int, int, str, bytes]] = []
+        self._sent = 0
+        self._received: dict[str, list[Received]] = {name: [] for name in self._devices.nics}
+        self._closed = False
+
+    @property
+    def now_ns(self) -> int:
+        """Virtual time since the start."""
+        return self._clock.now_ns - START_NS
+
+    # -- what goes in ------------------------------------------------------------------------------------------------------
+
+    def send(self, nic: str, packets: Packet | Iterable[Packet], *, at: str | int | None = None, gap: str | int = 0) -> None:
+        """The container of `nic` sends a packet (bytes, or a scapy packet) or several, from `at` (default: now) on, `gap` apart."""
+        self._nic(nic)
+        instant = self.now_ns if at is None else _nanoseconds(at)
+        if instant < self.now_ns:
+            raise ConfigError(f"send: {format_time(instant)} is past; it is {format_time(self.now_ns)} already")
+        for packet in packets if isinstance(packets, list | tuple) else [packets]:
+            self._push(instant, nic, bytes(packet))
+            instant += _nanoseconds(gap)
+
+    def send_capture(self, nic: str, capture: str | os.PathLike[str], *, at: str | int | None = None) -> int:
+        """The container of `nic` sends what a capture holds, first packet at `at` (default: now); returns how many packets."""
+        start, first, count = self.now_ns if at is None else _nanoseconds(at), None, 0
+        reader = CaptureReader(capture)
+        try:
+            for time_ns, data, _, _ in reader:
+                first = time_ns if first is None else first
+                self._push(max(start + time_ns - first, start), nic, data)
+                count += 1
+        finally:
+            reader.close()
+        return count
+
+    def _push(self, instant: int, nic: str, data: bytes) -> None:
+        heapq.heappush(self._sending, (instant, self._sent, nic, data))
+        self._sent += 1
+
+    def _nic(self, name: str) -> _Nic:
+        if name not in self._devices.nics:
+            raise ConfigError(f"nic {name}: there is none; the configuration has {', '.join(self._devices.nics)}")
+        return self._devices.nics[name]
+
+    # -- time --------------------------------------------------------------------------------------------------------------
+
+    def advance(self, time: str | int) -> None:
+        """Lets so much virtual time pass."""
+        self._run_until(self.now_ns + _nanoseconds(time))
+
+    def run(self) -> None:
+        """Lets time pass until everything was sent and nothing is on its way any more."""
+        while self._sending:
+            self._run_until(self._sending[0][0])
+        while self._time.run(1 << 62):
+            pass
+        self._collect()
+
+    def _run_until(self, until_ns: int) -> None:
+        while self._sending and self._sending[0][0] <= until_ns:
+            instant = self._sending[0][0]
+            if instant > self.now_ns:
+                self._time.advance(START_NS + instant - 1)
+                self._clock.set(START_NS + instant)
+            while self._sending and self._sending[0][0] == instant:
+                _, _, nic, data = heapq.heappop(self._sending)
+                self._devices.nics[nic].port.inject([Frame(data)])
+            self._time.advance(START_NS + instant)
+        self._time.advance(START_NS + until_ns)
+        self._collect()
+
+    def _collect(self) -> None:
+        for name, nic in self._devices.nics.items():
+            self._received[name] += [Received(frame.time_ns - START_NS, frame.data, frame.queue) for frame in nic.port.take()]
+
+    # -- what comes out ----------------------------------------------------------------------------------------------------
+
+    def received(self, nic: str) -> list[Received]:
+        """Everything that the container of `nic` has received so far, in order."""
+        self._nic(nic)
+        return list(self._received[nic])
+
+    def take(self, nic: str) -> list[Received]:
+        """As `received`, and forgets it: the next call begins with what comes later."""
+        taken = self.received(nic)
+        self._received[nic] = []
+        return taken
+
+    def drops(self) -> dict[str, int]:
+        """Dropped packets so far, by "element: reason"."""
+        return {
+            f"{element['name']}: {reason}": count
+            for engine in self._runtime.stats()["engines"]
+            for element in engine["elements"]
+            for reason, count in element["dropped"].items()
+            if count
+        }
+
+    def assert_received(
+        self,
+        nic: str,
+        packets: Packet | Iterable[Packet],
+        *,
+        at: str | int | Iterable[str | int] | None = None,
+        tolerance: str | int = 0,
+    ) -> None:
+        """Fails unless the container of `nic` received exactly these packets, in this order, and at these instants where `at` is given.
+        What was asserted is forgotten, so that a test can go on."""
+        __tracebackhide__ = True
+        wanted = [bytes(packet) for packet in (packets if isinstance(packets, list | tuple) else [packets])]
+        instants = None if at is None else [_nanoseconds(each) for each in ([at] if isinstance(at, str | int) else at)]
+        got = self.take(nic)
+        for number, (mine, expected) in enumerate(zip(got, wanted, strict=False), 1):
+            if mine.data != expected:
+                pair = Pair(nic, Seen(number, mine.time_ns, mine.data), Seen(number, mine.time_ns, expected))
+                raise AssertionError("\n".join(describe(pair)))
+        if len(got) != len(wanted):
+            raise AssertionError(f"{nic} received {len(got)} packets, expected {len(wanted)}{self._why(got, wanted, nic)}")
+        if instants is not None:
+            if len(instants) != len(got):
+                raise AssertionError(f"{len(instants)} instants for {len(got)} packets")
+            for number, (mine, instant) in enumerate(zip(got, instants, strict=True), 1):
+                if abs(mine.time_ns - instant) > _nanoseconds(tolerance):
+                    late = f"{mine.time_ns - instant:+d} ns"
+                    raise AssertionError(
+                        f"{nic}, packet {number}: came at {format_time(mine.time_ns)}, expected at {format_time(instant)} ({late})"
+                    )
+
+    def _why(self, got: list[Received], wanted: list[bytes], nic: str) -> str:
+        lines = [f"\ndropped: {key}: {count}" for key, count in self.drops().items()]
+        if len(got) > len(wanted):
+            extra = got[len(wanted)]
+            lines.append("\n" + "\n".join(describe(Pair(nic, Seen(len(wanted) + 1, extra.time_ns, extra.data), None))))
+        return "".join(lines)
+
+    def write(self, capture: str | os.PathLike[str]) -> None:
+        """Everything received so far as a pcapng file, an interface a NIC."""
+        names = list(self._received)
+        lines = sorted((each.time_ns, number, each.data) for number, name in enumerate(names) for each in self._received[name])
+        writer = CaptureWriter(capture, names)
+        try:
+            for time_ns, number, data in lines:
+                writer.write(number, time_ns, data)
+        finally:
+            writer.close()
+
+    def close(self) -> None:
+        """Ends it. Raises AssertionError where packets are unaccounted for. May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        conserved = self._runtime.status()["conserved"]
+        self._runtime.close()
+        assert conserved, "packets are unaccounted for: received + generated = transmitted + dropped + held does not hold"
+
+    def __enter__(self) -> VirtualNetwork:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
