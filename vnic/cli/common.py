@@ -35,6 +35,15 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+def about(value: float, unit: str, *, base: str = "") -> str:
+    """A figure for people: four digits and an SI prefix, about(79484, "bit/s") == "79.48 kbit/s". base: the prefix that `value` has."""
+    prefixes = ["n", "u", "m", "", "k", "M", "G", "T"]
+    place = prefixes.index(base)
+    while abs(value) >= 1000 and place + 1 < len(prefixes) and not (unit == "s" and prefixes[place] == ""):
+        value, place = value / 1000, place + 1
+    return f"{value:.4g} {prefixes[place]}{unit}" if abs(value) < 10000 else f"{value:.0f} {prefixes[place]}{unit}"
+
+
 def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 

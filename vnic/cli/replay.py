@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dataplane.errors import ConfigError
-from dataplane.units import format_rate, format_size, format_time, parse_time
-from vnic.cli.common import json_option, plural, print_json, print_table
+from dataplane.units import parse_time
+from vnic.cli.common import about, json_option, plural, print_json, print_table
 
 if TYPE_CHECKING:
     from vnic.control.schema import Config
@@ -44,6 +44,8 @@ def compare_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--drops", is_flag=True, help="Write dropped packets too, as interface 'dropped', with the reason as comment.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of everything random.")
 @click.option("--expect", metavar="GOLDEN.pcapng", type=click.Path(), help="Compare what comes out with this capture.")
+@click.option("--report", "reports", multiple=True, metavar="FILE.html|.png|.json", type=click.Path(),
+              help="Write a report: a page, a picture, or everything as JSON. May be repeated.")  # fmt: skip
 @compare_options
 @json_option
 def replay(
@@ -54,6 +56,7 @@ def replay(
     drops: bool,
     seed: int,
     expect: str | None,
+    reports: tuple[str, ...],
     tolerance: int,
     ignore: tuple[str, ...],
     as_json: bool,
@@ -68,6 +71,7 @@ def replay(
     vnic replay web.pcap --config net.yaml -o out.pcapng
     vnic replay --port web=a.pcap --port db=b.pcap -c net.yaml -o out.pcapng --drops
     vnic replay web.pcap -c net.yaml --expect golden.pcapng --tolerance 5us --ignore IP.id
+    vnic replay web.pcap -c net.yaml --report out.html
     vnic replay web.pcap -c net.yaml -o - | tcpdump -r -
     """
     from vnic.control.load import load_config
@@ -80,6 +84,11 @@ def replay(
         raise click.UsageError("--json and -o - both want stdout")
     if expect is not None and (output is None or output == "-"):
         raise click.UsageError("--expect compares a file: want -o OUT.pcapng, too")
+    if reports:
+        from vnic.replay.report import check_report, write_report
+
+        for report in reports:
+            check_report(report)
     result = _run(config, inputs, output, drops, seed)
     difference = None
     if expect is not None and output is not None:
@@ -87,7 +96,11 @@ def replay(
 
         difference = compare(output, expect, tolerance_ns=tolerance, ignore=ignore)
         result["expected"] = difference.as_dict()
+    for report in reports:
+        write_report(report, result)
     if as_json:
+        for nic in result["nics"]:
+            nic.pop("rates")  # long; --report FILE.json has them
         print_json(result)
     else:
         _show(result, sys.stderr if output == "-" else sys.stdout)
@@ -145,10 +158,10 @@ def _show(result: dict[str, Any], file: Any) -> None:
         delay = _merged(nic["classes"])
         seconds = result["duration_ns"] / 1e9
         rate = nic["transmitted_bytes"] * 8 / seconds if seconds else None
-        rows.append([nic["name"], nic["received"], nic["transmitted"], format_size(nic["transmitted_bytes"]),
-                     None if rate is None else format_rate(round(rate)), *delay])  # fmt: skip
+        rows.append([nic["name"], nic["received"], nic["transmitted"], about(nic["transmitted_bytes"], "B"),
+                     None if rate is None else about(rate, "bit/s"), *delay])  # fmt: skip
     columns = ["NIC", ">from container", ">to container", ">bytes", ">mean rate", ">delay p50", ">p99", ">max"]
-    title = f"{plural(result['received'], 'packet')} in {format_time(result['duration_ns'])} of virtual time"
+    title = f"{plural(result['received'], 'packet')} in {about(result['duration_ns'], 's', base='n')} of virtual time"
     print_table(columns, rows, title, file=file)
     if result["dropped"]:
         print_table(["dropped by", "reason", ">packets"], [[*key.rsplit(": ", 1), count] for key, count in result["dropped"].items()],
@@ -160,7 +173,7 @@ def _merged(classes: dict[int, dict[str, Any]]) -> list[str | None]:
     """Delay of a NIC's packets over all classes: the one class's figures, or the greatest of several."""
     if not classes:
         return [None, None, None]
-    return [format_time(max(each["delay_ns"][key] for each in classes.values())) for key in ("p50", "p99", "max")]
+    return [about(max(each["delay_ns"][key] for each in classes.values()), "s", base="n") for key in ("p50", "p99", "max")]
 
 
 @click.command(epilog="Exit status: 0 equal, 1 different, 2 wrong use or no capture.")

@@ -11,6 +11,7 @@ from dataplane.capture.reader import CaptureReader
 from dataplane.capture.writer import CaptureWriter
 from dataplane.clock import Clock
 from dataplane.errors import ConfigError
+from dataplane.meter import Meter
 from dataplane.ports.pcap_sink import DropRecorder
 from dataplane.virtual_time import VirtualTime
 from vnic.control.runtime import Runtime
@@ -20,6 +21,12 @@ from vnic.replay.devices import ReplayDevices
 SLICE = 200_000  # packets between two looks at progress and Ctrl-C: some 40 ms
 
 Capture = str | os.PathLike[str] | int
+
+
+def _rates(meter: Meter) -> dict[str, Any]:
+    """Bit/s over time, in at most 2048 steps."""
+    start_ns, bin_ns, bps = meter.rate()
+    return {"start_ns": start_ns, "bin_ns": bin_ns, "bps": [round(value) for value in bps]}
 
 
 class Replay:
@@ -122,6 +129,7 @@ class Replay:
                     "transmitted": sum(each["packets"] for each in classes.values()),
                     "transmitted_bytes": sum(each["bytes"] for each in classes.values()),
                     "classes": classes,
+                    "rates": {number: _rates(meter) for number, meter in nic.sink.meters.items()},
                 }
             )
         return {
