@@ -9,12 +9,17 @@ from dataplane.ports.pcap_writer import CaptureFile
 
 class Mirror(Element):
     COUNTERS: ClassVar[tuple[str, ...]]
-    file: str | os.PathLike[str] | int
+    file: str | os.PathLike[str] | int | CaptureFile
     snaplen: int
     buffer: int
     capture: CaptureFile | None
     def __init__(
-        self, file: str | os.PathLike[str] | int, snaplen: int = ..., buffer: str | int = "8mb", *, name: str | None = None
+        self,
+        file: str | os.PathLike[str] | int | CaptureFile,
+        snaplen: int = ...,
+        buffer: str | int = "8mb",
+        *,
+        name: str | None = None,
     ) -> None: ...
     @property
     def error(self) -> str | None: ...

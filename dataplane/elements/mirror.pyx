@@ -24,7 +24,8 @@ cdef class Mirror(Element):
 
     Synopsis:  a >> Mirror(file="web.pcap", snaplen=128) >> b
     Ports:     1 in, 1 out; every packet goes on, whatever becomes of its copy.
-    Config:    file: path, named pipe (its reader first), or number of an open descriptor
+    Config:    file: path, named pipe (its reader first), or number of an open descriptor; or a CaptureFile that several mirrors of one
+               engine share, which stays its owner's
                snaplen: bytes kept of a frame, 1 to 262,144 (all of it); the record says how long it was
                buffer: what may wait for the disk: "8mb" or bytes, 512 KiB to 1 GiB
     Counters:  mirrored, mirrored_bytes (of the frames), mirror_overflow (copies that found the buffer full), mirror_failed (copies after
@@ -40,6 +41,10 @@ cdef class Mirror(Element):
     COUNTERS = ("mirrored", "mirrored_bytes", "mirror_overflow", "mirror_failed")
 
     def __init__(self, file, snaplen=SNAPLEN_MAX, buffer="8mb", *, name=None):
+        if isinstance(file, CaptureFile):
+            self.capture = self.file = file
+            self.snaplen = snaplen
+            return
         if not isinstance(file, (str, int, os.PathLike)) or isinstance(file, bool) or file == "":
             raise ConfigError(f"{self.name}: file {file!r}; want a path or the number of an open descriptor")
         if not isinstance(snaplen, int) or isinstance(snaplen, bool) or not 1 <= snaplen <= SNAPLEN_MAX:
@@ -48,10 +53,11 @@ cdef class Mirror(Element):
 
     def initialize(self):
         cdef Engine engine = self.engine
-        self.capture = CaptureFile(self.name, self.file, snaplen=self.snaplen, buffer=self.buffer, clock=engine.clock)
+        if self.capture is None:
+            self.capture = CaptureFile(self.name, self.file, snaplen=self.snaplen, buffer=self.buffer, clock=engine.clock)
 
     def cleanup(self):
-        if self.capture is not None:
+        if self.capture is not None and self.capture is not self.file:
             self.capture.close()
 
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
@@ -73,4 +79,4 @@ cdef class Mirror(Element):
         return None if self.capture is None else self.capture.error
 
     def describe(self):
-        return {"file": str(self.file), **({} if self.snaplen == SNAPLEN_MAX else {"snaplen": self.snaplen})}
+        return {"file": self.capture.path if self.capture is self.file else str(self.file), **({} if self.snaplen == SNAPLEN_MAX else {"snaplen": self.snaplen})}

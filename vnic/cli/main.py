@@ -26,6 +26,7 @@ COMMANDS = {
     "link": ("vnic.cli.nics", "Raise or cut a NIC's link."),
     "status": ("vnic.cli.show", "Show engines, NICs and switch."),
     "stats": ("vnic.cli.show", "Show counters, per queue and element."),
+    "capture": ("vnic.cli.capture", "Capture what passes a NIC or an element, live."),
     "graph": ("vnic.cli.show", "Show what packets pass, as text or a picture."),
     "replay": ("vnic.cli.replay", "Put captures through a configuration in virtual time."),
     "diff": ("vnic.cli.replay", "Compare two captures, packet by packet."),

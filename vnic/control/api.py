@@ -42,6 +42,13 @@ method SetRate(name: string, egress: ?string, ingress: ?string) -> (nic: object)
 # Raises or cuts a NIC's link.
 method SetLink(name: string, up: bool) -> ()
 
+# Copies what passes a point (a NIC, or one of its elements by name) as pcap to a file or named pipe, which the daemon opens, until
+# StopCapture or the end of this connection.
+method StartCapture(point: string, path: string, snaplen: ?int) -> (capture: int)
+
+# Ends a capture of this connection: packets it has, packets it missed because the file did not take them.
+method StopCapture(capture: int) -> (captured: int, missed: int)
+
 # Detaches everything and ends the daemon; the connection closes when all is gone.
 method Shutdown() -> ()
 

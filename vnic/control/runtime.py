@@ -31,6 +31,7 @@ from dataplane.port import PortRx, PortTx
 from dataplane.ports.ring_port import RingPort
 from dataplane.ring import MpscRing
 from shaping.shaper import Shaper
+from vnic.control.capture import LiveCapture
 from vnic.control.chain import Chain, build_chain
 from vnic.control.devices import Device, Devices, TapDevices
 from vnic.control.schema import Config, NicConfig
@@ -133,6 +134,9 @@ class Runtime:
         self._loop = loop
         self._lock = threading.RLock()
         self._nics: dict[str, Attached] = {}
+        self._captures: dict[int, LiveCapture] = {}
+        self._ended: dict[int, dict[str, Any]] = {}  # by the end of their NIC
+        self._captured = 0
         self._devices: Devices = devices or TapDevices()
         self._started = self._closed = False
         self.clock = clock or Clock()
@@ -235,6 +239,8 @@ class Runtime:
         """Takes a NIC out of the graph and its interface out of the container; frames under way to it are dropped and counted."""
         with self._lock:
             attached = self._get(name)
+            for number in [number for number, capture in self._captures.items() if capture.nic == name]:
+                self._ended[number] = self.stop_capture(number)
             attached.watch.close()
             for worker in self.workers:
                 self._deactivate(worker, attached.number)
@@ -270,6 +276,22 @@ class Runtime:
                 shaper = {"egress_bps": attached.egress_shaper, "ingress_bps": attached.ingress_shaper}[direction]
                 shaper.set_rate(rate_bps)  # goes through the engine's mailbox by itself
             return self._nic_status(attached)
+
+    def start_capture(self, point: str, path: str, snaplen: int = 262144) -> int:
+        """Copies what passes `point` (a NIC's name, or one of its elements') to the file or pipe `path`; returns the capture's number."""
+        with self._lock:
+            attached = self._get(point.partition(".")[0])
+            capture = LiveCapture(self.workers[attached.home], attached, point, path, snaplen)
+            capture.start()
+            self._captured += 1
+            self._captures[self._captured] = capture
+            return self._captured
+
+    def stop_capture(self, number: int) -> dict[str, Any]:
+        """Ends a capture; returns how many packets it has and how many it missed."""
+        with self._lock:
+            capture = self._captures.pop(number, None)
+            return self._ended.pop(number, {}) if capture is None else capture.stop()
 
     def set_link(self, name: str, up: bool) -> dict[str, Any]:
         """Raises or cuts the link: the container sees its carrier come and go, frames for it are no longer forwarded."""

@@ -13,7 +13,7 @@ import socket
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 
@@ -36,6 +36,8 @@ class Controllable(Protocol):
     def detach(self, name: str, /) -> None: ...
     def set_rate(self, name: str, /, **limits: int | None) -> dict[str, Any]: ...
     def set_link(self, name: str, up: bool, /) -> Any: ...
+    def start_capture(self, point: str, path: str, snaplen: int, /) -> int: ...
+    def stop_capture(self, number: int, /) -> dict[str, Any]: ...
     def status(self) -> dict[str, Any]: ...
     def stats(self, name: str | None = None, /) -> dict[str, Any]: ...
     def graph(self, style: Literal["text", "dot", "json"] = "text", /) -> str: ...
@@ -82,6 +84,16 @@ class SetRate(Named):
 
 class SetLink(Named):
     up: bool
+
+
+class StartCapture(_Parameters):
+    point: str
+    path: str
+    snaplen: Annotated[int, msgspec.Meta(ge=1, le=262144)] = 262144
+
+
+class StopCapture(_Parameters):
+    capture: int
 
 
 class Interface(_Parameters):
@@ -148,15 +160,24 @@ class Server:
             writer.close()
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        captures: set[int] = set()
+        try:
+            await self._converse_with(reader, writer, captures)
+        finally:
+            for number in captures:  # also when the client was killed
+                self._runtime.stop_capture(number)
+
+    async def _converse_with(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, captures: set[int]) -> None:
         while True:
             try:
-                message = await asyncio.wait_for(reader.readuntil(b"\0"), IDLE_S)
+                # Whoever captures has nothing to say for hours.
+                message = await asyncio.wait_for(reader.readuntil(b"\0"), None if captures else IDLE_S)
                 call = msgspec.json.decode(message[:-1], type=Call)
             except (asyncio.LimitOverrunError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 # Where the next message would begin is anybody's guess: say so and hang up.
                 writer.write(msgspec.json.encode(ErrorReply(f"{SERVICE}.InvalidParameter", parameter="message").reply) + b"\0")
                 return
-            reply = self._answer(call)
+            reply = self._answer(call, captures)
             if not call.oneway:
                 writer.write(msgspec.json.encode(reply, enc_hook=encode_scalar) + b"\0")
                 await asyncio.wait_for(writer.drain(), IDLE_S)
@@ -165,8 +186,12 @@ class Server:
 
     # -- methods -------------------------------------------------------------------------------------------------------
 
-    def _answer(self, call: Call) -> dict[str, Any]:
+    def _answer(self, call: Call, captures: set[int]) -> dict[str, Any]:
         try:
+            if call.method == f"{INTERFACE}.StartCapture":
+                return {"parameters": self._start_capture(msgspec.convert(call.parameters, StartCapture), captures)}
+            if call.method == f"{INTERFACE}.StopCapture":
+                return {"parameters": self._stop_capture(msgspec.convert(call.parameters, StopCapture), captures)}
             if call.method not in self._methods:
                 interface = call.method.rpartition(".")[0]
                 if interface not in (INTERFACE, SERVICE):
@@ -201,6 +226,17 @@ class Server:
         if not limits:
             raise ConfigError(f"{parameters.name}: no rate given; want egress, ingress or both")
         return {"nic": self._runtime.set_rate(parameters.name, **limits)}
+
+    def _start_capture(self, parameters: StartCapture, captures: set[int]) -> dict[str, Any]:
+        number = self._runtime.start_capture(parameters.point, parameters.path, parameters.snaplen)
+        captures.add(number)
+        return {"capture": number}
+
+    def _stop_capture(self, parameters: StopCapture, captures: set[int]) -> dict[str, Any]:
+        if parameters.capture not in captures:
+            raise ConfigError(f"capture {parameters.capture}: is none of this connection's")
+        captures.remove(parameters.capture)
+        return self._runtime.stop_capture(parameters.capture)
 
     def _info(self, _: _Parameters) -> dict[str, Any]:
         return {"vendor": "vnic", "product": "vnic", "version": self._version, "url": "", "interfaces": [SERVICE, INTERFACE]}

@@ -1,0 +1,148 @@
+"""`vnic capture` on a running vnic: real containers, real traffic; whoever captures, and however it ends, the network goes on."""
+
+import json
+import os
+import signal
+import subprocess
+
+import pytest
+
+from dataplane.capture.reader import CaptureReader
+from tests.support import plain_user
+from tests.support.containers import IS_ROOT, Container
+from tests.test_command import TREE, VNIC, environment, vnic  # noqa: F401 - `environment` is a fixture
+
+SEND = """
+import socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+    for number in range(int(sys.argv[1])):
+        s.sendto(number.to_bytes(4, "big") + bytes(96), ("10.98.0.2", 9))
+"""
+
+
+@pytest.fixture(params=[1, 2], ids=["one-engine", "two-engines"])
+def network(request, environment, tmp_path):  # noqa: F811
+    """(environment, containers a and b): `vnic up` between them."""
+    with Container() as a, Container() as b:
+        file = tmp_path / "net.yaml"
+        file.write_text(
+            f"engines: {request.param}\nnics:\n"
+            f"  a: {{pid: {a.pid}, interface: eth0, addresses: [10.98.0.1/24], egress: {{rate: 1gbit}}}}\n"
+            f"  b: {{pid: {b.pid}, interface: eth0, addresses: [10.98.0.2/24]}}\n"
+        )
+        vnic(environment, "up", "-d", str(file))
+        a.run("ping", "-c", "1", "-W", "5", "10.98.0.2")
+        try:
+            yield environment, a, b
+            status = json.loads(vnic(environment, "status", "--json"))
+            assert status["conserved"]
+        finally:
+            vnic(environment, "down")
+
+
+def start(environment, *words, text=True):  # noqa: F811
+    command = [*VNIC, "capture", *words]
+    process = subprocess.Popen(command, env=environment, cwd=TREE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=text)
+    return process
+
+
+def capturing(environment, count=1):  # noqa: F811
+    """Waits until so many capture elements are in the graph; their names."""
+    while True:
+        elements = json.loads(vnic(environment, "stats", "--json"))["engines"]
+        found = [each["name"] for engine in elements for each in engine["elements"] if ".capture" in each["name"]]
+        if len(found) == count:
+            return found
+
+
+def numbers(path):
+    """The numbers of the datagrams that a capture holds, in its order."""
+    reader = CaptureReader(str(path))
+    found = [int.from_bytes(data[42:46], "big") for _, data, _, _ in reader if len(data) == 142]
+    reader.close()
+    return found
+
+
+def test_a_nic_in_both_directions_and_an_element(network, tmp_path):
+    environment, a, _ = network  # noqa: F811
+    both, entering = tmp_path / "both.pcap", tmp_path / "entering.pcap"
+    processes = [start(environment, "a", "-w", str(both), "--json"), start(environment, "b.ingress.rate", "-w", str(entering))]
+    assert sorted(capturing(environment, 3)) == ["a.rx.capture", "a.tx.capture", "b.ingress.rate.capture"]
+    a.python(SEND, "500")
+    a.run("ping", "-c", "3", "-i", "0.2", "10.98.0.2")
+    for process in processes:
+        process.send_signal(signal.SIGINT)
+    (out, _), (_, complaint) = [process.communicate(timeout=30) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert complaint.endswith(" captured, 0 missed\n")
+    report = json.loads(out)
+    assert report["missed"] == 0 and report["captured"] == sum(1 for _ in CaptureReader(str(both)))
+    assert numbers(both) == numbers(entering) == list(range(500))
+    kinds = [
+        data[34]
+        for _, data, _, _ in CaptureReader(str(both))
+        if data[12:14] == b"\x08\x00" and data[23] == 1 and len(data) == 98
+    ]
+    assert kinds == [8, 0] * 3  # echo requests that left, replies that came
+    capturing(environment, 0)
+
+
+def test_a_pipe_into_tcpdump_ends_by_count(network):
+    environment, a, _ = network  # noqa: F811
+    process = start(environment, "a.egress.rate", "-c", "7", "-s", "60", text=False)
+    capturing(environment)
+    a.python(SEND, "50")
+    out, complaint = process.communicate(timeout=30)
+    assert process.returncode == 0, complaint
+    read = subprocess.run(["tcpdump", "-nn", "-r", "-"], input=out, capture_output=True, timeout=30, check=True)
+    assert len(read.stdout.splitlines()) == 7 and b"snapshot length 60" in read.stderr
+    capturing(environment, 0)
+
+
+@pytest.mark.parametrize("how", ["killed", "reader gone", "detached", "duration"])
+def test_however_it_ends_the_network_goes_on(network, tmp_path, how):
+    environment, a, _ = network  # noqa: F811
+    more = ["-d", "0.5"] if how == "duration" else []
+    process = start(environment, "b", "-w", "-", *more, text=False)
+    capturing(environment, 2)
+    a.python(SEND, "20")
+    if how == "killed":
+        process.kill()
+    elif how == "reader gone":
+        process.stdout.close()
+        a.python(SEND, "2000")
+        process.send_signal(signal.SIGINT)
+    elif how == "detached":
+        vnic(environment, "detach", "b")
+    process.wait(30)
+    process.stderr.close()
+    if how != "reader gone":
+        process.stdout.close()
+    if how in ("detached", "duration"):
+        assert process.returncode == 0
+    capturing(environment, 0)
+    if how != "detached":
+        a.run("ping", "-c", "1", "-W", "5", "10.98.0.2")
+    assert not [name for name in os.listdir(environment["VNIC_RUNTIME_DIR"]) if name.startswith("capture-")]
+
+
+@pytest.mark.parametrize(("words", "status", "message"), [
+    (["x", "-w", "f"], 2, "nic x: is not attached; attached: a, b"),
+    (["a.nothing", "-w", "f"], 2, "capture: there is no point a.nothing; a has a, a."),
+    (["a", "-w", "no/where"], 1, "cannot write no/where: No such file or directory"),
+    (["a", "--json"], 2, "--json and -w - both want stdout"),
+])  # fmt: skip
+def test_bad_use(network, tmp_path, words, status, message):
+    environment, _, _ = network  # noqa: F811
+    environment = {**environment, "PYTHONPATH": str(TREE)}
+    done = subprocess.run([*VNIC, "capture", *words], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == status and message in done.stderr and done.stderr.count("\n") == 1
+    assert not [name for name in os.listdir(environment["VNIC_RUNTIME_DIR"]) if name.startswith("capture-")]
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="is the plain user's run already")
+@pytest.mark.timeout(240)
+def test_all_of_this_as_a_plain_user():
+    done = plain_user.run_pytest("tests/test_live_capture.py", timeout_s=230)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert "passed" in done.stdout and "1 skipped" in done.stdout

@@ -1,0 +1,97 @@
+"""Live captures: a mirror put into the running graph, and taken out again."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from dataplane.element import Element, Source
+from dataplane.elements.mirror import Mirror
+from dataplane.errors import ConfigError
+from dataplane.ports.pcap_writer import CaptureFile
+
+if TYPE_CHECKING:
+    from vnic.control.runtime import Attached, Worker
+
+
+def points(attached: Attached, elements: list[Element]) -> list[str]:
+    """What may be captured of a NIC: itself (both directions), and its elements."""
+    prefix = f"{attached.config.name}."
+    return [attached.config.name, *(element.name for element in elements if element.name.startswith(prefix))]
+
+
+class LiveCapture:
+    """Copies of what passes a point of a NIC, into a file or pipe, from `start` until `stop`.
+
+    point: a NIC's name (what its container sends and receives, in one file), or an element's (what enters it; what leaves, of a source).
+    The engine never waits for the file: what it does not take is counted and not captured.
+    """
+
+    def __init__(self, worker: Worker, attached: Attached, point: str, path: str, snaplen: int) -> None:
+        name = attached.config.name
+        elements = {element.name: element for element in worker.engine.elements}
+        wanted = [f"{name}.rx", f"{name}.tx"] if point == name else [point]
+        for each in wanted:
+            if each not in elements or not each.startswith(f"{name}."):
+                known = ", ".join(points(attached, worker.engine.elements))
+                raise ConfigError(f"capture: there is no point {point}; {name} has {known}")
+        self.point, self.nic, self.worker = point, name, worker
+        self.file = CaptureFile(f"capture of {point}", os.fspath(path), snaplen=snaplen, clock=worker.engine.clock)
+        self.mirrors = [
+            (elements[each], Mirror(self.file, snaplen, name=_free(elements, f"{each}.capture"))) for each in wanted
+        ]
+
+    def start(self) -> None:
+        """Puts the mirrors in, between two batches."""
+        self.worker.engine.call(self._insert_all)
+        self.worker.load(list(self.worker.sources))
+
+    def _insert_all(self) -> None:
+        for element, mirror in self.mirrors:
+            self._insert(element, mirror)
+
+    def _remove_all(self) -> None:
+        for _, mirror in self.mirrors:
+            self._remove(mirror)
+
+    def _insert(self, element: Element, mirror: Mirror) -> None:
+        if isinstance(element, Source):
+            follower = element.outputs[0]
+            assert follower is not None
+            mirror.connect(0, follower)
+            element.connect(0, mirror)
+            return
+        mirror.connect(0, element)
+        for before, gate in _leading_to(self.worker.engine.elements, element):
+            before.connect(gate, mirror)
+
+    def _remove(self, mirror: Mirror) -> None:
+        follower = mirror.outputs[0]
+        assert follower is not None
+        for before, gate in _leading_to(self.worker.engine.elements, mirror):
+            before.connect(gate, follower)
+
+    def stop(self) -> dict[str, Any]:
+        """Takes the mirrors out, writes what waits, closes; returns packets captured and missed, and why writing ended early."""
+        self.worker.engine.call(self._remove_all)
+        self.worker.load(list(self.worker.sources))
+        counters = [mirror.statistics()["counters"] for _, mirror in self.mirrors]
+        error = self.file.error
+        self.file.close()
+        return {
+            "point": self.point,
+            "captured": sum(each["mirrored"] for each in counters),
+            "missed": sum(each["mirror_overflow"] + each["mirror_failed"] for each in counters),
+            "error": error,
+        }
+
+
+def _leading_to(elements: list[Element], target: Element) -> list[tuple[Element, int]]:
+    return [(element, gate) for element in elements for gate, output in enumerate(element.outputs) if output is target]
+
+
+def _free(taken: dict[str, Element], name: str) -> str:
+    number, free = 2, name
+    while free in taken:
+        number, free = number + 1, f"{name}-{number}"
+    return free
