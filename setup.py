@@ -23,6 +23,7 @@ MODULES = [
     "dataplane.work",
     "dataplane.elements.classifier",
     "dataplane.elements.counter",
+    "dataplane.elements.departures",
     "dataplane.elements.l2_switch",
     "dataplane.elements.mac_table",
     "dataplane.elements.mirror",

@@ -37,6 +37,7 @@ cdef class Port:
     cdef readonly bint needs_arm         # arm and disarm do something: called around every sleep
     cdef readonly bint wakes_only        # descriptors are doorbells, silent while the consumer is awake: poll whatever ppoll says
     cdef readonly bint scheduled         # next_ns says when: for a port whose packets come by the clock, not by a descriptor
+    cdef readonly uint64_t lead_ns       # wake so much earlier and look again and again: a sleep's end is late by more than a packet may be
     cdef uint64_t next_ns                # when it will have the next packet; NEVER: at no time that it knows
     cdef QueueStats *stats               # one a queue pair
     cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil

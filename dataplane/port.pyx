@@ -103,7 +103,7 @@ cdef class PortRx(Source):
                 self.counters.received += taken
                 total += taken
                 self.emit(ctx, 0, &batch)
-        self.deadline_ns = self.port.next_ns
+        self.deadline_ns = wake_ns(self.port)
         return total
 
     @property
@@ -112,7 +112,7 @@ cdef class PortRx(Source):
 
     cdef void tick(self, Context *ctx) noexcept nogil:
         """Poll does the work; the deadline stays the port's."""
-        self.deadline_ns = self.port.next_ns
+        self.deadline_ns = wake_ns(self.port)
 
     cpdef bint needs_arm(self):
         return self.port.needs_arm
@@ -134,6 +134,13 @@ cdef class PortRx(Source):
 
     cpdef list poll_descriptors(self):
         return list(self.port.descriptors())
+
+
+cdef inline uint64_t wake_ns(Port port) noexcept nogil:
+    """When to look at the port again: at NEVER, or a little before its next packet."""
+    if port.next_ns == NEVER or port.next_ns < port.lead_ns:
+        return port.next_ns
+    return port.next_ns - port.lead_ns
 
 
 cdef class PortTx(Element):

@@ -48,12 +48,13 @@ def environment(kind: str, tree: Path) -> dict[str, str]:
     """What the build and the tests run with. PYTHONPATH comes before .venv's own path to the release build."""
     variables = {**os.environ, "VNIC_BUILD": kind, "PYTHONPATH": str(tree)}
     if kind == "asan":
-        library = subprocess.run(
-            ["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
-        ).stdout.strip()
+        libraries = [
+            subprocess.run(["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+            for name in ("libasan.so", "libstdc++.so.6")  # ASan finds what C++ throws with only where that is there before it
+        ]
         variables |= {
             # Python itself is not built with ASan, so its run-time library must be there before Python is.
-            "LD_PRELOAD": str(Path(library).resolve()),
+            "LD_PRELOAD": ":".join(str(Path(library).resolve()) for library in libraries),
             # Python's own small-object allocator would hide every object in big blocks that ASan sees as one.
             "PYTHONMALLOC": "malloc",
             # Leaks: CPython leaves types, interned strings and modules to the end of the process, and each would be reported.

@@ -14,4 +14,10 @@ static inline int vnic_nanoseconds(uint64_t ticks, uint64_t ticks_a_second, int6
     *nanoseconds = (uint64_t)all;
     return 1;
 }
+
+/* value * factor / divisor, rounded down, with 128 bits on the way; the result is the caller's to keep below 2^64. */
+static inline uint64_t vnic_scale(uint64_t value, uint64_t factor, uint64_t divisor)
+{
+    return (uint64_t)((unsigned __int128)value * factor / divisor);
+}
 #endif

@@ -79,4 +79,5 @@ cdef class Mirror(Element):
         return None if self.capture is None else self.capture.error
 
     def describe(self):
-        return {"file": self.capture.path if self.capture is self.file else str(self.file), **({} if self.snaplen == SNAPLEN_MAX else {"snaplen": self.snaplen})}
+        file = self.capture.path if self.capture is not None and self.capture is self.file else str(self.file)
+        return {"file": file, **({} if self.snaplen == SNAPLEN_MAX else {"snaplen": self.snaplen})}

@@ -4,6 +4,17 @@ from dataplane.capture.reader cimport CaptureReader, Record
 from dataplane.packet cimport Batch, Context
 from dataplane.port cimport Port
 
+cdef enum:
+    RECORDED = 0                 # at the recorded instants, faster by factor / divisor
+    PACKETS_A_SECOND = 1         # factor / divisor of them
+    BITS_A_SECOND = 2
+    AT_ONCE = 3
+
+cdef struct Schedule:            # packets' instants, each computed from the beginning: nothing adds up, nothing drifts
+    uint32_t mode
+    uint64_t factor
+    uint64_t divisor
+
 cdef class PcapSource(Port):
     cdef readonly CaptureReader reader
     cdef readonly uint64_t first_ns      # time stamp of the first packet, 0 where there is none
@@ -11,6 +22,15 @@ cdef class PcapSource(Port):
     cdef readonly uint64_t too_long      # longer than any buffer here
     cdef Record record                   # the next packet
     cdef int64_t shift_ns                # from the capture's time to the engine's
+    cdef Schedule schedule
+    cdef bint waiting                    # for `start`
+    cdef uint64_t begin_ns               # instant of this round's first packet, by the engine's clock
+    cdef uint64_t sequence, sent_bits    # of the packet that is next: packets and layer-2 bits before it, over all rounds
+    cdef uint64_t round_first_ns, round_packets
+    cdef readonly uint32_t rounds        # still to come after this one
+    cdef uint64_t finished_packets       # of earlier rounds
+    cdef void again(self) noexcept
+    cdef uint64_t instant(self) noexcept nogil
     cdef void advance(self) noexcept nogil
     cdef uint32_t take(self, Context *ctx, uint32_t queue) noexcept nogil
     cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil

@@ -7,6 +7,14 @@ from dataplane.packet cimport (HEADROOM, LARGE_FRAME, NO_PACKET, PACKET_TRUNCATE
                                packet_buffer, packet_capacity, packet_data)
 from dataplane.port cimport OFFLOAD_ALL, Port
 
+from dataplane.capture.reader import CaptureReader as OpenReader
+from dataplane.errors import ConfigError
+
+cdef extern from "capture/formats.h" nogil:
+    uint64_t vnic_scale(uint64_t value, uint64_t factor, uint64_t divisor)
+
+MODES = {"captured": RECORDED, "pps": PACKETS_A_SECOND, "rate": BITS_A_SECOND, "asap": AT_ONCE}
+
 cdef enum:
     TRAILER_MOST = 1024          # bytes of options that travel with a packet
 
@@ -15,10 +23,12 @@ cdef class PcapSource(Port):
     """Delivers the packets of a capture at their recorded instants, plus `shift_ns`. Transmits nothing: what is sent into it is lost.
 
     Frames are as captured: no offloads. One that the capture cut is marked (PACKET_TRUNCATED) and is worth its original length to a
-    shaper. Options of pcapng's packets travel along as far as there is room behind the frame. reader: not shared with anybody.
+    shaper. Options of pcapng's packets travel along as far as there is room behind the frame. reader: not shared with anybody. held: no
+    packet comes before `start`.
     """
 
-    def __init__(self, str name, CaptureReader reader not None, uint32_t number=0, uint32_t queues=1, *, int64_t shift_ns=0):
+    def __init__(self, str name, CaptureReader reader not None, uint32_t number=0, uint32_t queues=1, *, int64_t shift_ns=0,
+                 bint held=False):
         super().__init__(name, number, queues, OFFLOAD_ALL)
         self.reader = reader
         self.scheduled = True
@@ -27,6 +37,30 @@ cdef class PcapSource(Port):
         with nogil:
             self.advance()
         self.first_ns = self.record.time_ns if self.next_ns != NEVER else 0
+        self.waiting = held and self.next_ns != NEVER
+        if held:
+            self.next_ns = NEVER
+
+    def start(self, uint64_t begin_ns, str mode="captured", uint64_t factor=1, uint64_t divisor=1, *, uint32_t loops=1,
+              uint64_t lead_ns=0):
+        """Once, on a source that is held, on the engine's thread: packets come by the engine's clock from `begin_ns` on. mode: "captured" (factor / divisor times as
+        fast), "pps" (factor / divisor packets a second), "rate" (factor bit/s), "asap". loops: how often the capture is gone through.
+        lead_ns: how long before a packet the engine stops sleeping."""
+        if mode not in MODES or factor == 0 or divisor == 0 or loops == 0:
+            raise ConfigError(f"{self.name}: schedule {mode} {factor}/{divisor}, {loops} loops")
+        self.schedule.mode, self.schedule.factor, self.schedule.divisor = MODES[mode], factor, divisor
+        self.lead_ns, self.rounds = lead_ns, loops - 1
+        self.begin_ns = begin_ns
+        self.sequence = self.sent_bits = 0
+        self.round_first_ns = self.record.time_ns
+        self.round_packets = 1
+        if self.waiting:
+            self.waiting, self.next_ns = False, begin_ns
+
+    @property
+    def done(self):
+        """Whether the last packet has been delivered."""
+        return self.next_ns == NEVER and not self.waiting
 
     @property
     def error(self):
@@ -40,14 +74,56 @@ cdef class PcapSource(Port):
     cdef void advance(self) noexcept nogil:
         """Reads the next packet; next_ns becomes its instant."""
         cdef int64_t due
+        self.sequence += 1
+        self.sent_bits += 8 * <uint64_t>self.record.original
         if self.reader.next(&self.record) != 1:
             self.next_ns = NEVER
+            if self.rounds:
+                with gil:
+                    self.again()
+            return
+        if self.begin_ns:
+            self.round_packets += 1
+            self.next_ns = max(self.next_ns, self.instant())
             return
         due = <int64_t>self.record.time_ns + self.shift_ns
         if due < <int64_t>self.next_ns:
             self.out_of_order += 1
         else:
             self.next_ns = <uint64_t>due
+
+    cdef uint64_t instant(self) noexcept nogil:
+        """When the packet that is next is due: worked out from the beginning, so that no error adds up."""
+        cdef uint64_t since = self.record.time_ns - self.round_first_ns if self.record.time_ns > self.round_first_ns else 0
+        if self.schedule.mode == RECORDED:
+            return self.begin_ns + vnic_scale(since, self.schedule.divisor, self.schedule.factor)
+        if self.schedule.mode == PACKETS_A_SECOND:
+            return self.begin_ns + vnic_scale(self.sequence, 1000000000 * self.schedule.divisor, self.schedule.factor)
+        if self.schedule.mode == BITS_A_SECOND:
+            return self.begin_ns + vnic_scale(self.sent_bits, 1000000000, self.schedule.factor)
+        return self.begin_ns
+
+    cdef void again(self) noexcept:
+        """The capture from its beginning. By its own instants, the next round begins a mean gap after the last packet."""
+        cdef uint64_t length = self.instant() - self.begin_ns
+        try:
+            reader = OpenReader(self.reader.path)
+        except Exception:
+            return                               # it was removed meanwhile: what was read so far was delivered
+        self.reader.close()
+        self.finished_packets += self.reader.packets
+        self.reader = reader
+        self.rounds -= 1
+        if self.schedule.mode == RECORDED:
+            self.begin_ns += length + length // max(self.round_packets - 1, <uint64_t>1)
+        if self.reader.next(&self.record) == 1:
+            self.round_first_ns, self.round_packets = self.record.time_ns, 1
+            self.next_ns = self.instant()
+
+    @property
+    def packets(self):
+        """Read so far, over all rounds."""
+        return self.finished_packets + self.reader.packets
 
     cdef uint32_t take(self, Context *ctx, uint32_t queue) noexcept nogil:
         """The packet that is due, or NO_PACKET."""
@@ -61,7 +137,7 @@ cdef class PcapSource(Port):
         if index == NO_PACKET:
             return NO_PACKET
         p = &ctx.packets[index]
-        p.timestamp_ns = ctx.now_ns
+        p.timestamp_ns = self.next_ns if self.begin_ns and self.schedule.mode != AT_ONCE else ctx.now_ns   # when it was due
         p.port, p.queue = <uint16_t>self.number, <uint16_t>queue
         memcpy(packet_data(ctx, index), record.data, record.captured)
         if record.captured < record.original:

@@ -44,6 +44,9 @@ def compare_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--drops", is_flag=True, help="Write dropped packets too, as interface 'dropped', with the reason as comment.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of everything random.")
 @click.option("--expect", metavar="GOLDEN.pcapng", type=click.Path(), help="Compare what comes out with this capture.")
+@click.option("--realtime", "realtime", metavar="SCHEDULE", help="In real time, into the containers of the NICs without a capture: "
+              "captured, speed=FACTOR, pps=NUMBER, rate=RATE, asap.")  # fmt: skip
+@click.option("--loop", "loops", type=click.IntRange(1), default=1, show_default=True, help="How often, in real time.")
 @click.option("--report", "reports", multiple=True, metavar="FILE.html|.png|.json", type=click.Path(),
               help="Write a report: a page, a picture, or everything as JSON. May be repeated.")  # fmt: skip
 @compare_options
@@ -56,6 +59,8 @@ def replay(
     drops: bool,
     seed: int,
     expect: str | None,
+    realtime: str | None,
+    loops: int,
     reports: tuple[str, ...],
     tolerance: int,
     ignore: tuple[str, ...],
@@ -72,6 +77,7 @@ def replay(
     vnic replay --port web=a.pcap --port db=b.pcap -c net.yaml -o out.pcapng --drops
     vnic replay web.pcap -c net.yaml --expect golden.pcapng --tolerance 5us --ignore IP.id
     vnic replay web.pcap -c net.yaml --report out.html
+    vnic replay web.pcap -c net.yaml --realtime captured --loop 3        # the other NICs are containers; delivery is proven
     vnic replay web.pcap -c net.yaml -o - | tcpdump -r -
     """
     from vnic.control.load import load_config
@@ -80,6 +86,15 @@ def replay(
     inputs = _inputs(config, captures, ports)
     if not inputs:
         raise click.UsageError("nothing to replay; want IN.pcap or --port NAME=IN.pcap")
+    if realtime is not None:
+        if output or expect or drops or reports:
+            raise click.UsageError(
+                "--output, --expect, --drops and --report are of virtual time; `vnic capture` shows live traffic"
+            )
+        _realtime(config, inputs, realtime, loops, as_json)
+        return
+    if loops != 1:
+        raise click.UsageError("--loop is of real time: want --realtime, too")
     if output == "-" and as_json:
         raise click.UsageError("--json and -o - both want stdout")
     if expect is not None and (output is None or output == "-"):
@@ -136,6 +151,29 @@ def _run(config: Config, inputs: dict[str, str], output: str | None, drops: bool
         with _progress() as progress:
             session.run(progress)
         return session.results()
+
+
+def _realtime(config: Config, inputs: dict[str, str], schedule: str, loops: int, as_json: bool) -> None:
+    from vnic.replay.realtime import RealtimeReplay, Schedule
+
+    with RealtimeReplay(config, inputs, Schedule.parse(schedule), loops=loops) as session:
+        with _progress() as progress:
+            session.run(progress)
+        result = session.results()
+    if as_json:
+        print_json(result)
+    else:
+        rows = []
+        for nic in result["nics"]:
+            late = [about(nic["lateness_ns"][key], "s", base="n") for key in ("p50", "p99", "max")]
+            rows.append([nic["name"], nic["sent"], nic["counted"], *late])
+        title = f"{plural(result['captured'], 'packet')} captured, {result['entered']} sent"
+        print_table(["NIC", ">sent", ">counted by its interface", ">late p50", ">p99", ">max"], rows, title)
+        click.echo("delivered: " + ("yes, every packet" if result["delivered"] else "NO"))
+    for complaint in [*result["complaints"], *(f"{error}; everything before it was used" for error in result["errors"])]:
+        click.echo(f"vnic: error: {complaint}", err=True)
+    if not result["delivered"]:
+        raise click.exceptions.Exit(1)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, Literal
 
@@ -305,6 +306,11 @@ class Runtime:
             attached.nic.set_carrier(up)
             attached.link_up = up
             return self._nic_status(attached)
+
+    def call_at(self, name: str, function: Callable[[], object]) -> None:
+        """Runs a function on the thread of a NIC's engine, between two batches."""
+        with self._lock:
+            self.workers[self._get(name).home].engine.call(function)
 
     # -- what control reads ------------------------------------------------------------------------------------------------
 

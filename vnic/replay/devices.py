@@ -57,8 +57,8 @@ class ReplayNic:
 class ReplayDevices:
     """Opens NICs over `readers` (by NIC's name) and interfaces of `writer`, numbered as the NICs are."""
 
-    def __init__(self, readers: Mapping[str, CaptureReader], writer: CaptureWriter | None) -> None:
-        self.readers, self.writer = dict(readers), writer
+    def __init__(self, readers: Mapping[str, CaptureReader], writer: CaptureWriter | None, *, held: bool = False) -> None:
+        self.readers, self.writer, self.held = dict(readers), writer, held
         self.nics: dict[str, ReplayNic] = {}
 
     def start(self) -> None:
@@ -67,7 +67,7 @@ class ReplayDevices:
     def open(self, config: NicConfig, number: int) -> ReplayNic:
         reader = self.readers.get(config.name)
         queues = config.queues
-        source = None if reader is None else PcapSource(f"{config.name}.in", reader, number, queues)
+        source = None if reader is None else PcapSource(f"{config.name}.in", reader, number, queues, held=self.held)
         sink = PcapSink(f"{config.name}.out", self.writer, number if self.writer else 0, number=number, queues=queues)
         nic = self.nics[config.name] = ReplayNic(config, number, source, sink)
         return nic

@@ -1,0 +1,114 @@
+"""Replay in real time into real containers: on schedule, over several rounds, and honest about what did not arrive."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dataplane.errors import ConfigError
+from tests.support import plain_user
+from tests.support.capture_files import pcap
+from tests.support.containers import IS_ROOT, Container
+from tests.test_replay import START_NS, A, B, frame
+from vnic.replay.realtime import Schedule
+
+TREE = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def place(tmp_path):
+    """(directory with in.pcap and net.yaml, the container behind NIC b)."""
+    packets = [(START_NS + n * 2_000_000, frame(B, A, 200, n)) for n in range(100)]
+    (tmp_path / "in.pcap").write_bytes(pcap(packets, nanoseconds=True))
+    with Container() as container:
+        (tmp_path / "net.yaml").write_text(f"nics:\n  a: {{}}\n  b: {{pid: {container.pid}, interface: eth0}}\n")
+        yield tmp_path, container
+
+
+def replay(directory, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vnic.cli.main", "replay", *words]
+    environment = {**os.environ, "PYTHONPATH": str(TREE)}
+    return subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=50, check=False, env=environment)
+
+
+@pytest.mark.parametrize(("schedule", "span_s"), [
+    ("captured", 99 * 0.002), ("speed=4", 99 * 0.0005), ("pps=1000", 0.099), ("rate=1.6mbit", 99 * 0.001), ("asap", 0.0),
+])  # fmt: skip
+def test_schedules(place, schedule, span_s):
+    directory, _ = place
+    done = replay(directory, "in.pcap", "-c", "net.yaml", "--realtime", schedule, "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["delivered"] and result["conserved"] and result["complaints"] == []
+    assert result["captured"] == result["entered"] == result["nics"][0]["sent"] == result["nics"][0]["counted"] == 100
+    assert result["span_ns"] >= span_s * 1e9  # never early; how late is the benchmark's business
+    assert result["nics"][0]["lateness_ns"]["p50"] <= result["nics"][0]["lateness_ns"]["max"]
+
+
+def test_rounds_follow_each_other(place):
+    directory, _ = place
+    done = replay(directory, "in.pcap", "-c", "net.yaml", "--realtime", "speed=10", "--loop", "5", "--json")
+    result = json.loads(done.stdout)
+    assert done.returncode == 0 and result["captured"] == result["nics"][0]["counted"] == 500
+    assert result["span_ns"] >= 499 * 200_000  # a mean gap between two rounds
+
+
+def test_what_the_interface_does_not_take_is_said(place):
+    directory, _ = place
+    config = (directory / "net.yaml").read_text().replace("interface: eth0", "interface: eth0, mtu: 150")
+    (directory / "net.yaml").write_text(config)
+    done = replay(directory, "in.pcap", "-c", "net.yaml", "--realtime", "asap")
+    assert done.returncode == 1 and "delivered: NO" in done.stdout
+    assert done.stderr == "vnic: error: b: its interface refused 100 of 100 packets\n"
+
+
+def test_what_the_network_drops_is_said(place):
+    directory, _ = place
+    (directory / "in.pcap").write_bytes(pcap([(START_NS, frame(B, A)), (START_NS, frame(A, A))], nanoseconds=True))
+    done = replay(directory, "in.pcap", "-c", "net.yaml", "--realtime", "asap")
+    assert done.returncode == 1
+    assert (
+        "2 packets entered the network, 1 reached a container: dropped" in done.stderr and "by switch: hairpin" in done.stderr
+    )
+
+
+@pytest.mark.parametrize(("text", "schedule"), [
+    ("captured", ("captured", 1, 1)), ("speed=2.5", ("captured", 5, 2)), ("pps=0.5", ("pps", 1, 2)), ("rate=10mbit", ("rate", 10**7, 1)),
+    ("asap", ("asap", 1, 1)),
+])  # fmt: skip
+def test_schedules_are_read(text, schedule):
+    read = Schedule.parse(text)
+    assert (read.mode, read.factor, read.divisor) == schedule
+
+
+@pytest.mark.parametrize(
+    "text", ["", "captured=1", "pps", "pps=0", "pps=-1", "pps=nan", "speed=1/0", "rate=", "fast", "asap=1"]
+)
+def test_other_schedules_are_refused(text):
+    with pytest.raises(ConfigError, match="want |no rate|rate"):
+        Schedule.parse(text)
+
+
+@pytest.mark.parametrize(("nics", "words", "message"), [
+    ("a: {}, b: {}", ["in.pcap"], "nic b: has neither a capture nor a container; want --port b=IN.pcap, pid: or netns:"),
+    ("a: {}", ["in.pcap"], "a replay in real time needs a NIC in a container: every one has a capture"),
+    ("a: {}, b: {netns: /nowhere}", ["in.pcap"], "/nowhere"),
+    ("a: {}, b: {netns: /nowhere}", ["in.pcap", "-o", "x"], "are of virtual time"),
+    ("a: {}, b: {netns: /nowhere}", ["none.pcap"], "none.pcap: No such file or directory"),
+])  # fmt: skip
+def test_bad_use(tmp_path, nics, words, message):
+    (tmp_path / "in.pcap").write_bytes(pcap([(START_NS, frame(B, A))], nanoseconds=True))
+    (tmp_path / "net.yaml").write_text(f"nics: {{{nics}}}\n")
+    done = replay(tmp_path, *words, "-c", "net.yaml", "--realtime", "captured")
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="is the plain user's run already")
+@pytest.mark.timeout(240)
+def test_all_of_this_as_a_plain_user():
+    done = plain_user.run_pytest("tests/test_realtime.py", timeout_s=230)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert "passed" in done.stdout and "1 skipped" in done.stdout

@@ -1,0 +1,236 @@
+"""Replay in real time: captures through the graph into live containers, on an absolute schedule, with proof of delivery."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from typing import Any
+
+from dataplane.capture.reader import CaptureReader
+from dataplane.clock import Clock
+from dataplane.element import Element
+from dataplane.elements.departures import Departures
+from dataplane.errors import ConfigError
+from dataplane.port import Port
+from dataplane.ports.pcap_source import PcapSource
+from dataplane.units import parse_rate
+from vnic.control.devices import Device, TapDevices
+from vnic.control.runtime import Runtime
+from vnic.control.schema import Config, NicConfig
+from vnic.device.namespaces import TargetWatch
+from vnic.device.nic import Nic
+from vnic.replay.devices import ReplayDevices
+from vnic.replay.session import Capture
+
+LEAD_NS = 300_000  # looked for so long before its instant: a sleep ends that late, at worst, on a machine at rest
+SETTLE_S = 0.3  # from the last NIC to the first packet: a container's kernel says hello on a new link
+DRAIN_S = 5.0  # the longest that what a shaper holds may take after the last packet
+STEP_S = 0.05
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When packets are due: "captured", "pps", "rate" or "asap", and its number as a fraction."""
+
+    mode: str
+    factor: int = 1
+    divisor: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Schedule:
+        """captured, speed=2.5, pps=10000, rate=100mbit, asap. Raises ConfigError."""
+        mode, equals, value = text.partition("=")
+        try:
+            match mode, bool(equals):
+                case (("captured" | "asap"), False):
+                    return cls(mode)
+                case (("pps" | "speed"), True):
+                    number = Fraction(value).limit_denominator(1_000_000)
+                    if not 0 < number <= 10**9:
+                        raise ValueError
+                    return cls("pps" if mode == "pps" else "captured", number.numerator, number.denominator)
+                case "rate", True:
+                    return cls("rate", parse_rate(value))
+        except (ValueError, ZeroDivisionError):
+            pass
+        raise ConfigError(f"schedule {text!r}: want captured, speed=FACTOR, pps=NUMBER, rate=RATE (such as 100mbit) or asap")
+
+
+class _LiveNic:
+    """A NIC in a container, whose packets' departures are metered and whose interface is asked what it got."""
+
+    def __init__(self, nic: Nic) -> None:
+        self.nic = nic
+        self.departures = Departures(name=f"{nic.name}.departures")
+        self.departures.connect(0, nic.tx)
+        self.before = nic.tap.counters()
+        self.after: dict[str, int] = {}
+
+    @property
+    def port(self) -> Port:
+        return self.nic.port
+
+    @property
+    def tx(self) -> Element:
+        return self.departures
+
+    def watch(self) -> TargetWatch:
+        return self.nic.watch()
+
+    def set_carrier(self, up: bool) -> None:
+        self.nic.set_carrier(up)
+
+    def status(self) -> dict[str, Any]:
+        return self.nic.status()
+
+    def queue_statistics(self) -> list[dict[str, int]]:
+        return self.nic.queue_statistics()
+
+    def counted(self) -> int:
+        """Packets that the container's kernel says it received since this NIC was made."""
+        self.after = self.nic.tap.counters()
+        return self.after["rx_packets"] - self.before["rx_packets"]
+
+    def close(self) -> None:
+        self.nic.close()
+
+
+class _Devices:
+    """Captures where there are any, containers elsewhere."""
+
+    def __init__(self, readers: Mapping[str, CaptureReader]) -> None:
+        self.replayed, self.taps = ReplayDevices(readers, None, held=True), TapDevices()
+        self.live: dict[str, _LiveNic] = {}
+
+    def start(self) -> None:
+        self.taps.start()
+
+    def open(self, config: NicConfig, number: int) -> Device:
+        if config.name in self.replayed.readers:
+            return self.replayed.open(config, number)
+        nic = self.live[config.name] = _LiveNic(self.taps.open(config, number))
+        return nic
+
+    def stop(self) -> None:
+        self.taps.stop()
+
+
+class RealtimeReplay:
+    """Replays `inputs` (NIC's name -> capture) through `config` in real time, to the containers of the other NICs.
+
+    Each packet is due at an instant that is worked out from the beginning, so that nothing drifts. Raises ConfigError, PortError; all or
+    nothing.
+    """
+
+    def __init__(self, config: Config, inputs: Mapping[str, Capture], schedule: Schedule, *, loops: int = 1) -> None:
+        for name in inputs:
+            if name not in config.nics:
+                raise ConfigError(f"port {name}: the configuration has no such NIC; it has {', '.join(config.nics)}")
+        lost = [nic.name for nic in config.nics.values() if nic.name not in inputs and nic.pid is None and nic.netns is None]
+        if lost:
+            raise ConfigError(
+                f"nic {lost[0]}: has neither a capture nor a container; want --port {lost[0]}=IN.pcap, pid: or netns:"
+            )
+        if len(inputs) == len(config.nics):
+            raise ConfigError("a replay in real time needs a NIC in a container: every one has a capture")
+        self.schedule, self.loops = schedule, loops
+        self._begin_ns = 0
+        with ExitStack() as undo:
+            readers = {}
+            for name, capture in inputs.items():
+                readers[name] = CaptureReader(capture)
+                undo.callback(readers[name].close)
+            self.devices = _Devices(readers)
+            self.runtime = Runtime(config, devices=self.devices)
+            undo.callback(self.runtime.close)
+            self.runtime.start()
+            undo.pop_all()
+
+    @property
+    def _sources(self) -> list[PcapSource]:
+        return [nic.source for nic in self.devices.replayed.nics.values() if nic.source is not None]
+
+    def run(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Runs to the end: every packet sent, none held any more."""
+        clock = Clock()
+        begin_ns = self._begin_ns = clock.now_ns + int(SETTLE_S * 1e9)
+        for name, nic in self.devices.replayed.nics.items():
+            if nic.source is not None:
+                self.runtime.call_at(name, partial(self._start, nic.source, begin_ns))
+        total = sum(source.reader.size for source in self._sources) * self.loops
+        while not all(source.done for source in self._sources):
+            time.sleep(STEP_S)
+            if progress is not None:
+                done = sum(
+                    source.reader.size * (self.loops - 1 - source.rounds) + source.reader.position for source in self._sources
+                )
+                progress(done, total)
+        end = time.monotonic() + DRAIN_S
+        while any(engine["held"] for engine in self.runtime.status()["engines"]) and time.monotonic() < end:
+            time.sleep(STEP_S)
+
+    def _start(self, source: PcapSource, begin_ns: int) -> None:
+        plan = self.schedule
+        source.start(begin_ns, plan.mode, plan.factor, plan.divisor, loops=self.loops, lead_ns=LEAD_NS)
+
+    def results(self) -> dict[str, Any]:
+        """Proof of delivery: captured, entered, sent to each container, counted by its interface; lateness; and `complaints`."""
+        stats = self.runtime.stats()
+        complaints: list[str] = []
+        nics: list[dict[str, Any]] = []
+        span_ns = 0
+        captured = sum(source.packets for source in self._sources)
+        entered = sum(nic.port.queue_statistics()[0]["rx_packets"] for nic in self.devices.replayed.nics.values())
+        if entered != captured:
+            complaints.append(f"{captured} packets captured, {entered} sent: {captured - entered} found no buffer")
+        dropped = {
+            f"{element['name']}: {reason}": count
+            for engine in stats["engines"]
+            for element in engine["elements"]
+            for reason, count in element["dropped"].items()
+            if count
+        }
+        for name, nic in self.devices.live.items():
+            meter = nic.departures.meter.summary()
+            sent = sum(queue["tx_packets"] for queue in nic.queue_statistics())
+            refused = sum(queue["tx_dropped"] for queue in nic.queue_statistics())
+            counted = nic.counted()
+            if meter["packets"]:
+                span_ns = max(span_ns, meter["last_ns"] - self._begin_ns)
+            nics.append({"name": name, "sent": sent, "refused": refused, "counted": counted, "lateness_ns": meter["delay_ns"]})
+            if refused:
+                complaints.append(f"{name}: its interface refused {refused} of {sent + refused} packets")
+            if counted != sent:
+                complaints.append(f"{name}: {sent} packets sent, but its interface counted {counted} ({counted - sent:+d})")
+        arrived = sum(nic["sent"] + nic["refused"] for nic in nics)
+        if arrived < entered:
+            why = ", ".join(f"{count} by {key}" for key, count in dropped.items()) or "still held"
+            complaints.append(f"{entered} packets entered the network, {arrived} reached a container: dropped {why}")
+        errors = [source.error for source in self._sources if source.error]
+        return {
+            "captured": captured,
+            "entered": entered,
+            "span_ns": span_ns,
+            "nics": nics,
+            "dropped": dropped,
+            "complaints": complaints,
+            "delivered": not complaints and not errors,
+            "errors": errors,
+            "conserved": self.runtime.status()["conserved"],
+        }
+
+    def close(self) -> None:
+        """Ends it. May be called twice."""
+        self.runtime.close()
+        for reader in self.devices.replayed.readers.values():
+            reader.close()
+
+    def __enter__(self) -> RealtimeReplay:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
