@@ -43,9 +43,11 @@ cdef class PcapSource(Port):
 
     def start(self, uint64_t begin_ns, str mode="captured", uint64_t factor=1, uint64_t divisor=1, *, uint32_t loops=1,
               uint64_t lead_ns=0):
-        """Once, on a source that is held, on the engine's thread: packets come by the engine's clock from `begin_ns` on. mode: "captured" (factor / divisor times as
-        fast), "pps" (factor / divisor packets a second), "rate" (factor bit/s), "asap". loops: how often the capture is gone through.
-        lead_ns: how long before a packet the engine stops sleeping."""
+        """Once, on a source that is held, on the engine's thread: packets come by the engine's clock from `begin_ns` on.
+
+        mode: "captured" (factor / divisor times as fast), "pps" (factor / divisor packets a second), "rate" (factor bit/s), "asap". loops:
+        how often the capture is gone through. lead_ns: how long before a packet the engine stops sleeping.
+        """
         if mode not in MODES or factor == 0 or divisor == 0 or loops == 0:
             raise ConfigError(f"{self.name}: schedule {mode} {factor}/{divisor}, {loops} loops")
         self.schedule.mode, self.schedule.factor, self.schedule.divisor = MODES[mode], factor, divisor

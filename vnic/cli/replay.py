@@ -39,16 +39,16 @@ def compare_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("captures", nargs=-1, metavar="[IN.pcap]...", type=click.Path())
 @click.option("--config", "-c", "config_file", required=True, metavar="FILE.yaml", type=click.Path(), help="The network.")
 @click.option("--output", "-o", metavar="OUT.pcapng", type=click.Path(),
-              help="What the NICs transmit, an interface each; '-' is stdout. A name in .pcap gives classic pcap.")  # fmt: skip
+              help="What the NICs transmit; '-' is stdout. NAME.pcap gives classic pcap.")  # fmt: skip
 @click.option("--port", "ports", multiple=True, metavar="NAME=IN.pcap", help="What the container of NIC NAME sends.")
-@click.option("--drops", is_flag=True, help="Write dropped packets too, as interface 'dropped', with the reason as comment.")
+@click.option("--drops", is_flag=True, help="Write dropped packets, too, with reasons.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of everything random.")
 @click.option("--expect", metavar="GOLDEN.pcapng", type=click.Path(), help="Compare what comes out with this capture.")
-@click.option("--realtime", "realtime", metavar="SCHEDULE", help="In real time, into the containers of the NICs without a capture: "
+@click.option("--realtime", "realtime", metavar="SCHEDULE", help="In real time, into the other NICs' containers: "
               "captured, speed=FACTOR, pps=NUMBER, rate=RATE, asap.")  # fmt: skip
 @click.option("--loop", "loops", type=click.IntRange(1), default=1, show_default=True, help="How often, in real time.")
 @click.option("--report", "reports", multiple=True, metavar="FILE.html|.png|.json", type=click.Path(),
-              help="Write a report: a page, a picture, or everything as JSON. May be repeated.")  # fmt: skip
+              help="Write a report. May be repeated.")  # fmt: skip
 @compare_options
 @json_option
 def replay(
@@ -68,16 +68,15 @@ def replay(
 ) -> None:
     """Put captures through a configuration in virtual time.
 
-    The same graph, elements and engines as live. Packets enter at their recorded instants, as if the container of a NIC had sent them:
-    the first IN.pcap at the first NIC of the file, and so on, or where --port says. The same captures, configuration and seed give the
-    same output, byte by byte, whatever the number of engines and however busy the machine.
+    The same graph as live. Packets enter when they were recorded, as if a NIC's container had sent them: the first IN.pcap at the first
+    NIC, and so on. The same captures, configuration and seed give the same bytes, whatever the machine.
 
     \b
     vnic replay web.pcap --config net.yaml -o out.pcapng
     vnic replay --port web=a.pcap --port db=b.pcap -c net.yaml -o out.pcapng --drops
     vnic replay web.pcap -c net.yaml --expect golden.pcapng --tolerance 5us --ignore IP.id
     vnic replay web.pcap -c net.yaml --report out.html
-    vnic replay web.pcap -c net.yaml --realtime captured --loop 3        # the other NICs are containers; delivery is proven
+    vnic replay web.pcap -c net.yaml --realtime captured --loop 3    # the other NICs are containers
     vnic replay web.pcap -c net.yaml -o - | tcpdump -r -
     """
     from vnic.control.load import load_config
