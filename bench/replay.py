@@ -46,12 +46,20 @@ def write_capture(path: Path, packets: int) -> int:
     return path.stat().st_size
 
 
-def replay_once(capture: str, output: str) -> Json:
+def write_answer(path: Path) -> None:
+    """One packet of the other container, before all others: the switch knows both addresses, as in a network at work."""
+    frame = bytes.fromhex("020000000001 020000000002 0806") + bytes(46)
+    head = struct.pack("<IHHIIII", 0xA1B23C4D, 2, 4, 0, 0, 65535, 1)
+    second, rest = divmod(START_NS - 1_000_000, 10**9)
+    path.write_bytes(head + struct.pack("<IIII", second, rest, len(frame), len(frame)) + frame)
+
+
+def replay_once(capture: str, answer: str, output: str) -> Json:
     """In a process of its own (see `main`): seconds, packets, greatest resident memory."""
     from vnic.control.load import parse_config
     from vnic.replay.session import Replay
 
-    with Replay(parse_config(CONFIG, contained=False), {"a": capture}, output) as session:
+    with Replay(parse_config(CONFIG, contained=False), {"a": capture, "b": answer}, output) as session:
         begin, cpu = time.perf_counter(), time.process_time()
         session.run()
         seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu
@@ -95,9 +103,11 @@ def run(packets: int, rounds: int, keep_output: bool) -> Json:
     with tempfile.TemporaryDirectory(prefix="vnic-bench-") as directory:
         capture = Path(directory) / "in.pcap"
         size = write_capture(capture, packets)
+        answer = Path(directory) / "answer.pcap"
+        write_answer(answer)
         output = str(Path(directory) / "out.pcapng") if keep_output else os.devnull
         for number in range(rounds):
-            one = _child("replay", str(capture), output)
+            one = _child("replay", str(capture), str(answer), output)
             mpps.append(float(str(one["packets"])) / float(str(one["seconds"])) / 1e6)
             per_cpu.append(float(str(one["packets"])) / float(str(one["cpu_seconds"])) / 1e6)
             rss.append(float(str(one["max_rss_mb"])))

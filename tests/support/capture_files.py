@@ -8,11 +8,11 @@ import struct
 def pcap(packets, *, order: str = "<", nanoseconds: bool = False, link_type: int = 1, snaplen: int = 65535) -> bytes:
     """packets: (time_ns, data) or (time_ns, data, original length)."""
     unit = 1 if nanoseconds else 1000
-    out = struct.pack(order + "IHHiIII", 0xA1B23C4D if nanoseconds else 0xA1B2C3D4, 2, 4, 0, 0, snaplen, link_type)
+    parts = [struct.pack(order + "IHHiIII", 0xA1B23C4D if nanoseconds else 0xA1B2C3D4, 2, 4, 0, 0, snaplen, link_type)]
     for time_ns, data, *original in packets:
         seconds, rest = divmod(time_ns, 10**9)
-        out += struct.pack(order + "IIII", seconds, rest // unit, len(data), original[0] if original else len(data)) + data
-    return out
+        parts += [struct.pack(order + "IIII", seconds, rest // unit, len(data), original[0] if original else len(data)), data]
+    return b"".join(parts)
 
 
 def option(code: int, value: bytes, order: str = "<") -> bytes:
