@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dataplane.capture.reader import CaptureReader
-from dataplane.errors import CaptureError, ConfigError
+from dataplane.errors import CaptureError, ConfigError, VnicError
 from tests.support.capture_files import enhanced, interface, option, pcap, section
 from tests.test_shaper import schedule
 from vnic.control.load import parse_config
@@ -173,6 +173,24 @@ def test_what_cannot_be_replayed_leaves_nothing(tmp_path, inputs, message):
         Replay(parse_config("nics: {a: {}, b: {}}", contained=False), inputs, str(tmp_path / "out.pcapng"))
     assert not (tmp_path / "out.pcapng").exists()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_output_appears_when_it_is_complete(tmp_path):
+    path, out = tmp_path / "in.pcap", tmp_path / "out.pcapng"
+    path.write_bytes(pcap([(START_NS, frame(B, A))], nanoseconds=True))
+    out.write_bytes(b"precious")
+    config = parse_config("nics: {a: {}, b: {}}", contained=False)
+    session = Replay(config, {"a": str(path)}, str(out))
+    session.close()  # interrupted
+    assert out.read_bytes() == b"precious" and sorted(os.listdir(tmp_path)) == ["in.pcap", "out.pcapng"]
+    wrong = parse_config("nics: {a: {egress: {elements: [{element: Mirror, file: /no/where}]}}, b: {}}", contained=False)
+    with pytest.raises(VnicError, match="/no/where"):
+        Replay(wrong, {"a": str(path)}, str(out))
+    assert out.read_bytes() == b"precious" and sorted(os.listdir(tmp_path)) == ["in.pcap", "out.pcapng"]
+    with Replay(config, {"a": str(path)}, str(out)) as session:
+        session.run()
+        assert out.read_bytes() == b"precious"
+    assert len(packets_of(out)) == 1 and sorted(os.listdir(tmp_path)) == ["in.pcap", "out.pcapng"]
 
 
 def test_output_is_not_input(tmp_path):

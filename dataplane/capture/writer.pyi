@@ -7,6 +7,8 @@ ETHERNET: int
 PCAP_MAGIC_NS: int
 SNAPLEN: int
 
+def format_of(path: str) -> str: ...
+
 class CaptureWriter:
     path: str
     format: str

@@ -44,7 +44,7 @@ cdef class CaptureWriter:
 
     def __init__(self, file, names, *, format=None):
         self.path = f"descriptor {file}" if isinstance(file, int) else os.fspath(file)
-        self.format = format or ("pcap" if self.path.endswith((".pcap", ".cap", ".dmp")) else "pcapng")
+        self.format = format or format_of(self.path)
         if self.format not in ("pcap", "pcapng"):
             raise ConfigError(f"{self.path}: format {format!r}; want pcap or pcapng")
         self.is_pcapng = self.format == "pcapng"
@@ -272,6 +272,11 @@ cdef int by_place(const void *left, const void *right) noexcept nogil:
     if a.comment_bytes != b.comment_bytes:
         return -1 if a.comment_bytes < b.comment_bytes else 1
     return -1 if a.order < b.order else 1
+
+
+def format_of(str path):
+    """What a file of that name holds: "pcap" or "pcapng"."""
+    return "pcap" if path.endswith((".pcap", ".cap", ".dmp")) else "pcapng"
 
 
 def _option(code, value):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -98,6 +99,8 @@ def replay(
         raise click.UsageError("--json and -o - both want stdout")
     if expect is not None and (output is None or output == "-"):
         raise click.UsageError("--expect compares a file: want -o OUT.pcapng, too")
+    if expect and output and os.path.exists(expect) and os.path.exists(output) and os.path.samefile(expect, output):
+        raise click.UsageError(f"{expect} is both --output and --expect; write to another file")
     if reports:
         from vnic.replay.report import check_report, write_report
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from dataplane.capture.reader import CaptureReader
-from dataplane.capture.writer import CaptureWriter
+from dataplane.capture.writer import CaptureWriter, format_of
 from dataplane.clock import Clock
-from dataplane.errors import ConfigError
+from dataplane.errors import ConfigError, PortError
 from dataplane.meter import Meter
 from dataplane.ports.pcap_sink import DropRecorder
 from dataplane.virtual_time import VirtualTime
@@ -27,6 +27,34 @@ def _rates(meter: Meter) -> dict[str, Any]:
     """Bit/s over time, in at most 2048 steps."""
     start_ns, bin_ns, bps = meter.rate()
     return {"start_ns": start_ns, "bin_ns": bin_ns, "bps": [round(value) for value in bps]}
+
+
+class Target:
+    """Where an output goes: to a file beside its place, which takes the place once it is complete; or straight into a device or pipe."""
+
+    def __init__(self, output: Capture) -> None:
+        self.file: Capture = output
+        self.part, self.place, self.complete = "", "", False
+        self.format = None if isinstance(output, int) else format_of(os.fspath(output))
+        if not isinstance(output, int):
+            place = os.path.realpath(output)
+            if os.path.isfile(place) or not os.path.exists(place):
+                self.place = place
+                self.file = self.part = f"{place}.{os.getpid()}.part"
+
+    def finish(self) -> None:
+        """Puts a complete output into its place, removes another."""
+        if self.place and self.complete:
+            os.replace(self.part, self.place)
+            self.place = ""
+        else:
+            self.discard()
+
+    def discard(self) -> None:
+        if self.place:
+            with suppress(FileNotFoundError):
+                os.unlink(self.part)
+            self.place = ""
 
 
 class Replay:
@@ -61,9 +89,16 @@ class Replay:
                 readers[name] = CaptureReader(capture)
                 undo.callback(readers[name].close)
             self.writer: CaptureWriter | None = None
+            self._target: Target | None = None
             if output is not None:
                 self._refuse_same(readers, output)
-                self.writer = CaptureWriter(output, [*config.nics, *(["dropped"] if drops else [])], format=output_format)
+                self._target = Target(output)
+                undo.callback(self._target.discard)
+                names = [*config.nics, *(["dropped"] if drops else [])]
+                try:
+                    self.writer = CaptureWriter(self._target.file, names, format=output_format or self._target.format)
+                except PortError as error:
+                    raise PortError(str(error).replace(self._target.part or "\0", str(output))) from None
                 undo.callback(self.writer.close)
             self.devices = ReplayDevices(readers, self.writer)
             self.clock = Clock(virtual=True)
@@ -94,6 +129,8 @@ class Replay:
                 progress(sum(reader.position for reader in readers), total)
         if self.writer is not None:
             self.writer.flush()
+            if self._target is not None:
+                self._target.complete = True
 
     @property
     def errors(self) -> list[str]:
@@ -144,15 +181,20 @@ class Replay:
         }
 
     def close(self) -> None:
-        """Frees everything; the output is complete. May be called twice. Raises PortError where it could not be written."""
+        """Frees everything. The output is there now, complete, or, where `run` did not come to its end, as it was before. May be called
+        twice. Raises PortError where it could not be written."""
         if self._recorder is not None:
             self._recorder.close()
             self._recorder = None
         self.runtime.close()
         for reader in self.devices.readers.values():
             reader.close()
-        if self.writer is not None:
-            self.writer.close()
+        try:
+            if self.writer is not None:
+                self.writer.close()
+        finally:
+            if self._target is not None:
+                self._target.finish()
 
     def __enter__(self) -> Replay:
         return self
