@@ -76,8 +76,11 @@ def main(arguments: list[str]) -> int:
     if status or "--build-only" in rest:
         return status
     os.chdir(tree)
-    # A slower build is not to be timed: each test gets three times its time, and those that measure are left out.
-    run = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not timing", "--timeout", "180", *rest]
+    # A slower build is not to be timed: each test gets three times its time, those that measure are left out, and as
+    # nothing measures, files run side by side.
+    wanted = "not timing and not again"
+    run = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", wanted, "--timeout", "180"]
+    run += ["-n", "logical", "--dist", "loadfile", *rest]
     os.execvpe(run[0], run, environment(kind, tree))
 
 

@@ -222,6 +222,7 @@ def test_without_the_tun_device(tmp_path, tun):
 
 @pytest.mark.root
 @pytest.mark.timeout(300)
+@pytest.mark.again
 def test_all_of_this_as_a_plain_user():
     done = plain_user.run_pytest("tests/test_command.py", timeout_s=280)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

@@ -379,6 +379,7 @@ def test_a_failing_attach_leaves_nothing(net):
 
 @pytest.mark.skipif(not IS_ROOT, reason="is the plain user's run already")
 @pytest.mark.timeout(240)
+@pytest.mark.again
 def test_all_of_this_as_a_plain_user():
     done = plain_user.run_pytest("tests/test_end_to_end.py", timeout_s=230)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

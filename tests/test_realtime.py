@@ -108,6 +108,7 @@ def test_bad_use(tmp_path, nics, words, message):
 
 @pytest.mark.skipif(not IS_ROOT, reason="is the plain user's run already")
 @pytest.mark.timeout(240)
+@pytest.mark.again
 def test_all_of_this_as_a_plain_user():
     done = plain_user.run_pytest("tests/test_realtime.py", timeout_s=230)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

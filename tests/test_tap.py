@@ -419,5 +419,6 @@ def test_a_process_that_proc_hides(make_container):
 if IS_ROOT:
 
     @pytest.mark.timeout(300)
+    @pytest.mark.again
     def test_all_this_as_a_plain_user(run_as_plain_user):
         run_as_plain_user(__file__)

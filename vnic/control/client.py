@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import struct
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -50,7 +51,8 @@ class Client:
         given = {key: value for key, value in parameters.items() if value is not None}
         request = {"method": method if "." in method else f"{INTERFACE}.{method}", "parameters": given}
         try:
-            self._socket.sendall(json.dumps(request).encode() + b"\0")
+            with suppress(BrokenPipeError):  # a daemon that hung up may have said why first
+                self._socket.sendall(json.dumps(request).encode() + b"\0")
             reply = json.loads(self._message())
         except TimeoutError:
             raise VnicError(f"instance {self.instance}: no answer within {self._socket.gettimeout():g} s") from None
