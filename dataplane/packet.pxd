@@ -4,6 +4,10 @@ A packet is a 32-bit index into a `PacketPool`. Indices below `small_count` own 
 frame of 64 KiB stays one packet). The record of a packet is the C struct `Packet` below and the numpy dtype
 `dataplane.packet.PACKET_DTYPE`; the module refuses to import when the two disagree.
 
+Several threads, and several processes, may use one pool at the same time: all that they share are the two stacks of free packets,
+whose tops change by compare-and-exchange only. A process that is killed in between breaks neither; what it held and cached is lost
+until `PacketPool.from_descriptor(fd, reset=True)`.
+
 Who holds an index owns the packet. There is no reference count: a packet that must go to two places is copied.
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -127,6 +131,9 @@ cdef class PacketPool:
     cdef readonly object records         # numpy array of PACKET_DTYPE over the segment
     cdef object _map
     cdef uint8_t *_base
+    cdef int map_existing(self, descriptor) except -1
+    cdef int take_views(self) except -1
+    cdef void free_all(self) noexcept nogil
     cdef void attach(self, Context *ctx) noexcept nogil
 
 cdef inline uint8_t *packet_buffer(const Context *ctx, uint32_t index) noexcept nogil:

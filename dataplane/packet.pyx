@@ -1,11 +1,13 @@
 """The packet pool: a memfd that holds a header, the records and two classes of buffers. The contract is in packet.pxd."""
-import mmap
 import os
 
 import numpy as np
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
 from dataplane.vatomic cimport va_cas_u64, va_load_acquire_u64, va_load_relaxed_u64
+
+from dataplane import shared_memory
+from dataplane.errors import VnicError
 
 cdef enum:
     POOL_VERSION = 1
@@ -63,6 +65,16 @@ def check_layout(dtype=PACKET_DTYPE):
 check_layout()
 
 
+cdef enum:
+    POOL_MOST = 1 << 24              # packets of a pool stay below
+
+
+def _pool_bytes(small, large):
+    """Size of a segment. Buffers begin on a page, so that a large buffer's pages are its own."""
+    buffers = (sizeof(PoolHeader) + (small + large) * sizeof(Packet) + 4095) & ~4095
+    return buffers + (small + (small & 1)) * SMALL_BYTES + large * LARGE_BYTES
+
+
 cdef class PacketPool:
     """Packets in a shared memory segment (memfd) that another process can map from `fd`.
 
@@ -70,36 +82,68 @@ cdef class PacketPool:
     pool costs the memory of its high-water mark. Raises ValueError for counts below 1, OSError when the segment cannot be made.
     """
 
-    def __cinit__(self, uint32_t small=8192, uint32_t large=512, str name="vnic-pool"):
+    def __cinit__(self, uint32_t small=8192, uint32_t large=512, str name="vnic-pool", *, descriptor=None, bint reset=False):
         self.fd = -1
-        if small < 1 or large < 1 or small + large >= 1 << 24:
+        if descriptor is not None:
+            self.map_existing(descriptor)
+            if reset:
+                self.free_all()
+            return
+        if small < 1 or large < 1 or small + large >= POOL_MOST:
             raise ValueError(f"packet pool: small={small} and large={large} must be at least 1 and below 2^24 together")
-        self.small_count = small
-        self.large_count = large
-        total = small + large
-        # Buffers begin on a page, so that a large buffer's pages are its own.
-        buffers = (sizeof(PoolHeader) + total * sizeof(Packet) + 4095) & ~4095
-        size = buffers + small * SMALL_BYTES + (SMALL_BYTES * (small & 1)) + large * LARGE_BYTES
-        self.fd = os.memfd_create(name, os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, size)
-        self._map = mmap.mmap(self.fd, size)
-        view = np.frombuffer(self._map, np.uint8)
-        self._base = <uint8_t *><uintptr_t>view.ctypes.data
-        self.records = np.frombuffer(self._map, PACKET_DTYPE, count=total, offset=sizeof(PoolHeader))
+        self.small_count, self.large_count = small, large
+        self.fd, self._map = shared_memory.create(name, _pool_bytes(small, large))
+        self.take_views()
         cdef PoolHeader *header = <PoolHeader *>self._base
-        header.magic = POOL_MAGIC
         header.version = POOL_VERSION
         header.small_count = small
         header.large_count = large
         header.record_bytes = sizeof(Packet)
+        self.free_all()
+        header.magic = POOL_MAGIC
+
+    @classmethod
+    def from_descriptor(cls, descriptor, *, reset=False):
+        """The pool in an existing segment, shared with whoever else uses it; the descriptor stays the caller's.
+
+        reset: every packet is free from now on. Only when nobody else uses the pool, as after a crash. Raises VnicError, and then
+        nothing has changed, when the segment is not one that this vnic could have made.
+        """
+        return cls(descriptor=descriptor, reset=reset)
+
+    cdef int map_existing(self, descriptor) except -1:
+        self.fd, self._map = shared_memory.attach(descriptor, "packet pool", POOL_MAGIC, POOL_VERSION, sizeof(PoolHeader))
+        # Read once: these numbers bound every access from here on, whatever others may write there later.
+        cdef PoolHeader header
+        memcpy(&header, <const uint8_t *><uintptr_t>np.frombuffer(self._map, np.uint8).ctypes.data, sizeof(PoolHeader))
+        if header.record_bytes != sizeof(Packet):
+            raise VnicError(f"packet pool: its records have {header.record_bytes} bytes, this vnic's {sizeof(Packet)}; start anew")
+        if (header.small_count < 1 or header.large_count < 1
+                or <uint64_t>header.small_count + header.large_count >= POOL_MOST
+                or len(self._map) != _pool_bytes(header.small_count, header.large_count)):
+            raise VnicError(f"packet pool: {header.small_count} small and {header.large_count} large buffers do not make a segment of "
+                            f"{len(self._map)} bytes; its header is damaged")
+        self.small_count, self.large_count = header.small_count, header.large_count
+        self.take_views()
+        return 0
+
+    cdef int take_views(self) except -1:
+        self._base = <uint8_t *><uintptr_t>np.frombuffer(self._map, np.uint8).ctypes.data
+        self.records = np.frombuffer(self._map, PACKET_DTYPE, count=self.small_count + self.large_count, offset=sizeof(PoolHeader))
+        return 0
+
+    cdef void free_all(self) noexcept nogil:
+        """All packets on the shared stacks. The change tags begin anew: nobody is left who remembers one."""
+        cdef PoolHeader *header = <PoolHeader *>self._base
         cdef Packet *packets = <Packet *>(self._base + sizeof(PoolHeader))
-        cdef uint32_t i
-        for i in range(<uint32_t>total):       # low indices on top: the first packets used share pages
+        cdef uint32_t i, total = self.small_count + self.large_count
+        for i in range(total):                 # low indices on top: the first packets used share pages
             packets[i].next = i + 1
-        packets[small - 1].next = NO_PACKET
+            packets[i].flags = 0
+        packets[self.small_count - 1].next = NO_PACKET
         packets[total - 1].next = NO_PACKET
         header.small_free = 0
-        header.large_free = small
+        header.large_free = self.small_count
 
     def __dealloc__(self):
         if self.fd >= 0:

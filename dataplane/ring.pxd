@@ -2,6 +2,8 @@
 
 Layout of a segment (all integers little endian, plain, accessed with vatomic):
     RingHeader, then capacity x RingCell (MPSC) or capacity x uint32 (SPSC). Capacity is a power of two.
+Producers and consumer may be threads or processes; the doorbell works across both. A producer that is killed between claiming a cell of
+an MPSC ring and filling it stops the ring there: then all who use it must end, and the next one resets it.
 `head` counts what was ever consumed, `tail` what was ever produced; they wrap at 2^32 and their difference is the fill.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -31,6 +33,10 @@ cdef class Ring:
     cdef uint8_t *cells
     cdef uint32_t mask
     cdef object _map
+    cdef int map_existing(self, descriptor, doorbell) except -1
+    cdef int take_views(self, uint32_t capacity) except -1
+    cdef int check_positions(self) except -1
+    cdef int clear(self, uint32_t start) except -1
     cdef uint32_t push(self, const uint32_t *values, uint32_t count) noexcept nogil
     cdef uint32_t pop(self, uint32_t *values, uint32_t count) noexcept nogil
     cdef bint empty(self) noexcept nogil

@@ -1,16 +1,25 @@
 """Lock-free rings in shared memory. The contract is in ring.pxd."""
-import mmap
 import os
 
 import numpy as np
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.string cimport memcpy
 from posix.unistd cimport read, write
 from dataplane.vatomic cimport (va_cas_u32, va_exchange_u32, va_fence, va_load_acquire_u32, va_load_relaxed_u32,
                                 va_store_relaxed_u32, va_store_release_u32)
 
+from dataplane import shared_memory
+from dataplane.errors import VnicError
+
 cdef uint64_t RING_MAGIC = 0x676e697263696e76   # "vnicring", little endian
 cdef enum:
     RING_VERSION = 1
+    KIND_SPSC = 1
+    KIND_MPSC = 2
+
+
+cdef bint _is_capacity(uint32_t capacity) noexcept nogil:
+    return 2 <= capacity <= 1 << 20 and capacity & (capacity - 1) == 0
 
 
 cdef class Ring:
@@ -23,25 +32,92 @@ cdef class Ring:
     kind = 0
     cell_bytes = 4
 
-    def __cinit__(self, uint32_t capacity=1024, uint32_t start=0):
+    def __cinit__(self, uint32_t capacity=1024, uint32_t start=0, *, descriptor=None, doorbell=None, bint reset=False):
         self.fd = self.doorbell = -1
-        if capacity < 2 or capacity > 1 << 20 or capacity & (capacity - 1):
+        if descriptor is not None:
+            self.map_existing(descriptor, doorbell)
+            if reset:
+                self.clear(0)
+            else:
+                self.check_positions()
+            return
+        if not _is_capacity(capacity):
             raise ValueError(f"ring: capacity {capacity} is not a power of two from 2 to 1048576")
-        self.capacity = capacity
-        self.mask = capacity - 1
-        size = sizeof(RingHeader) + capacity * type(self).cell_bytes
-        self.fd = os.memfd_create("vnic-ring", os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, size)
-        self._map = mmap.mmap(self.fd, size)
+        self.fd, self._map = shared_memory.create("vnic-ring", sizeof(RingHeader) + capacity * type(self).cell_bytes)
         self.doorbell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        cdef uint8_t *base = <uint8_t *><uintptr_t>np.frombuffer(self._map, np.uint8).ctypes.data
-        self.header = <RingHeader *>base
-        self.cells = base + sizeof(RingHeader)
-        self.header.magic = RING_MAGIC
+        self.take_views(capacity)
         self.header.version = RING_VERSION
         self.header.capacity = capacity
         self.header.kind = type(self).kind
+        self.clear(start)
+        self.header.magic = RING_MAGIC
+
+    @classmethod
+    def from_descriptor(cls, descriptor, doorbell, *, reset=False):
+        """The ring in an existing segment, with its doorbell, shared with whoever else uses it; both descriptors stay the caller's.
+
+        reset: the ring is empty from now on. Only when nobody else uses it, as after a crash. Raises VnicError, and then nothing has
+        changed, when they are not what this class could have made.
+        """
+        return cls(descriptor=descriptor, doorbell=doorbell, reset=reset)
+
+    cdef int map_existing(self, descriptor, doorbell) except -1:
+        cdef RingHeader header
+        kind = type(self).kind
+        self.fd, self._map = shared_memory.attach(descriptor, "ring", RING_MAGIC, RING_VERSION, sizeof(RingHeader))
+        # Read once: the capacity bounds every access from here on, whatever others may write there later.
+        memcpy(&header, <const uint8_t *><uintptr_t>np.frombuffer(self._map, np.uint8).ctypes.data, sizeof(RingHeader))
+        if header.kind != kind:
+            raise VnicError(f"ring: is of kind {header.kind}, not {kind} (1 SPSC, 2 MPSC); check which segment it is")
+        if not _is_capacity(header.capacity) or len(self._map) != sizeof(RingHeader) + header.capacity * type(self).cell_bytes:
+            raise VnicError(f"ring: {header.capacity} cells do not make a segment of {len(self._map)} bytes; its header is damaged")
+        self.doorbell = shared_memory.attach_doorbell(doorbell, "ring")
+        self.take_views(header.capacity)
+        return 0
+
+    cdef int check_positions(self) except -1:
+        """Raises VnicError for positions and sequence numbers that no use of the ring leads to, also while others use it. A damaged ring
+        could not make `push` or `pop` leave the segment, but an MPSC producer might look for its turn for ever."""
+        cdef RingCell *cells = <RingCell *>self.cells
+        cdef uint32_t head = va_load_acquire_u32(&self.header.head), tail = va_load_acquire_u32(&self.header.tail)
+        cdef uint32_t i, position, ahead
+        # SPSC: the consumer may have moved on since head was read, so only a head that stands still proves anything. MPSC: the consumer
+        # publishes its head after the cells it freed, so the fill may seem larger than the ring.
+        if <int>(tail - head) < 0 or (type(self).kind == KIND_SPSC and tail - head > self.capacity
+                                      and head == va_load_acquire_u32(&self.header.head)):
+            raise VnicError(f"ring: consumed {head}, produced {tail}, with {self.capacity} cells; its header is damaged")
+        for i in range(self.capacity if type(self).kind == KIND_MPSC else 0):
+            for _ in range(1000):            # a tail that never stands still is proof of life
+                tail = va_load_acquire_u32(&self.header.tail)
+                position = tail - self.capacity + i               # the last claim of this cell
+                ahead = va_load_acquire_u32(&cells[position & self.mask].sequence) - position
+                if ahead == 0 or ahead == 1 or ahead == self.capacity:   # claimed, filled, free again
+                    break
+                if tail == va_load_acquire_u32(&self.header.tail):
+                    raise VnicError(f"ring: cell {position & self.mask} has the sequence number {<uint32_t>(ahead + position)} while "
+                                    f"{tail} is produced; it is damaged")
+        return 0
+
+    cdef int take_views(self, uint32_t capacity) except -1:
+        cdef uint8_t *base = <uint8_t *><uintptr_t>np.frombuffer(self._map, np.uint8).ctypes.data
+        self.header = <RingHeader *>base
+        self.cells = base + sizeof(RingHeader)
+        self.capacity = capacity
+        self.mask = capacity - 1
+        return 0
+
+    cdef int clear(self, uint32_t start) except -1:
+        """Empty, its positions at `start`, nobody asleep, the doorbell silent. Only while nobody else uses the ring."""
+        cdef RingCell *cells = <RingCell *>self.cells
+        cdef uint64_t value
+        cdef uint32_t i
+        if type(self).kind == KIND_MPSC:
+            for i in range(self.capacity):
+                cells[(start + i) & self.mask].sequence = start + i
         self.header.head = self.header.tail = start
+        self.header.sleeping = 0
+        read(self.doorbell, &value, 8)
+        return 0
 
     def __dealloc__(self):
         for descriptor in (self.fd, self.doorbell):
@@ -111,7 +187,7 @@ cdef class Ring:
 cdef class SpscRing(Ring):
     """One producer thread, one consumer thread."""
 
-    kind = 1
+    kind = KIND_SPSC
 
     cdef uint32_t push(self, const uint32_t *values, uint32_t count) noexcept nogil:
         cdef uint32_t *slots = <uint32_t *>self.cells
@@ -148,14 +224,8 @@ cdef class MpscRing(Ring):
     A producer that is stopped between claiming a cell and filling it delays the consumer at that cell, and loses nothing.
     """
 
-    kind = 2
+    kind = KIND_MPSC
     cell_bytes = 8
-
-    def __init__(self, uint32_t capacity=1024, uint32_t start=0):
-        cdef RingCell *cells = <RingCell *>self.cells
-        cdef uint32_t i
-        for i in range(capacity):
-            cells[(start + i) & self.mask].sequence = start + i
 
     cdef uint32_t push(self, const uint32_t *values, uint32_t count) noexcept nogil:
         cdef RingCell *cells = <RingCell *>self.cells

@@ -17,6 +17,8 @@ Orders. The value is the entry, the key says whose. An entry changes only by com
  - A writer that was delayed holds an old value; its exchange fails, since the slot's value is 0 or another entry's by now.
 Two engines may insert one new address at the same time. Each looks again after its insert, with a full fence between (store, then load), so
 at least one of them sees both, and the one that stands later goes.
+All this holds between processes as it does between threads. A process killed within an insert or a removal leaves a slot that nobody
+may touch and counts that are too high by one; `repair` sets them right once nobody else uses the table.
 
 Hostile input: guests choose addresses. The hash is SipHash-1-3 with a random 128-bit key, so buckets cannot be aimed at, not even by
 somebody who watches what is flooded. A port may have as many entries as the table has free places: one port that makes up addresses
@@ -109,11 +111,14 @@ cdef class MacTable:
     cdef readonly int fd                 # the memfd
     cdef MacTableHeader *header
     cdef MacSlot *slots
+    cdef uint32_t slot_count
     cdef uint32_t bucket_mask
     cdef uint64_t secret[2]
     cdef uint64_t ageing_ms
     cdef uint64_t refresh_ms             # how stale a time may be before it is written again
     cdef object _map
+    cdef int map_existing(self, descriptor) except -1
+    cdef void take_settings(self, const MacTableHeader *header) noexcept nogil
     cdef MacSlot *find(self, const Place *place, uint64_t key, uint64_t *value) noexcept nogil
     cdef int lookup(self, const Place *place, uint64_t key, uint64_t now_ms) noexcept nogil
     cdef int learn(self, const Place *place, uint64_t key, uint32_t port, uint64_t now_ms) noexcept nogil

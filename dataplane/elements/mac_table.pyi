@@ -1,4 +1,4 @@
-from typing import Any, final
+from typing import Any, Self, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,18 @@ def siphash(secret: bytes, word: int) -> int: ...
 @final
 class MacTable:
     fd: int
-    def __init__(self, capacity: int = 4096, ageing_ns: int = 300_000_000_000, per_port: int | None = None) -> None: ...
+    def __init__(
+        self,
+        capacity: int = 4096,
+        ageing_ns: int = 300_000_000_000,
+        per_port: int | None = None,
+        *,
+        descriptor: int | None = None,
+        reset: bool = False,
+    ) -> None: ...
+    @classmethod
+    def from_descriptor(cls, descriptor: int, *, reset: bool = False) -> Self: ...
+    def repair(self) -> int: ...
     @property
     def capacity(self) -> int: ...
     @property

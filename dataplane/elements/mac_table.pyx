@@ -1,15 +1,16 @@
 """MacTable. The contract is in mac_table.pxd."""
-import mmap
 import os
 import time
 
 cimport cython
 import numpy as np
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.string cimport memcpy, memset
 from dataplane.vatomic cimport (va_add_u32, va_cas_u64, va_fence, va_load_acquire_u64, va_load_relaxed_u32, va_load_relaxed_u64,
                                 va_store_release_u64, va_sub_u32)
 
-from dataplane.errors import ConfigError
+from dataplane import shared_memory
+from dataplane.errors import ConfigError, VnicError
 
 cdef uint64_t TABLE_MAGIC = 0x736361636d696e76   # "vnimcacs", little endian
 cdef extern from *:              # constants that the C compiler sees as such
@@ -48,34 +49,102 @@ cdef class MacTable:
     have; besides, a port never has more than the table has free places (see the contract). Raises ConfigError.
     """
 
-    def __cinit__(self, uint32_t capacity=4096, uint64_t ageing_ns=300_000_000_000, per_port=None):
+    def __cinit__(self, uint32_t capacity=4096, uint64_t ageing_ns=300_000_000_000, per_port=None, *, descriptor=None,
+                  bint reset=False):
         self.fd = -1
-        if not CAPACITY_MIN <= capacity <= CAPACITY_MAX:
-            raise ConfigError(f"MAC table: capacity {capacity}; want {CAPACITY_MIN} to {CAPACITY_MAX}")
-        if not AGEING_MIN_NS <= ageing_ns <= AGEING_MAX_NS:
-            raise ConfigError(f"MAC table: ageing {ageing_ns} ns; want 1 s to 10^6 s")
-        if per_port is not None and not 1 <= per_port <= capacity:
-            raise ConfigError(f"MAC table: per_port {per_port}; want 1 to the capacity, {capacity}")
-        cdef uint32_t slots = 2 * MAC_WAYS
-        while slots < 2 * capacity:
-            slots *= 2
-        size = sizeof(MacTableHeader) + slots * sizeof(MacSlot)
-        self.fd = os.memfd_create("vnic-mac-table", os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, size)
-        self._map = mmap.mmap(self.fd, size)
-        cdef uint8_t *base = <uint8_t *><uintptr_t>np.frombuffer(self._map, np.uint8).ctypes.data
-        self.header = <MacTableHeader *>base
-        self.slots = <MacSlot *>(base + sizeof(MacTableHeader))
-        self.bucket_mask = slots // MAC_WAYS - 1
-        self.ageing_ms = ageing_ns // 1000000
-        self.refresh_ms = min(<uint64_t>REFRESH_MOST_MS, self.ageing_ms // 10)
-        secret = os.urandom(16)
-        self.secret[0], self.secret[1] = int.from_bytes(secret[:8], "little"), int.from_bytes(secret[8:], "little")
-        self.header.version, self.header.capacity, self.header.slots = TABLE_VERSION, capacity, slots
+        if descriptor is not None:
+            self.map_existing(descriptor)
+            if reset:
+                self.repair()
+            return
+        _check_limits(capacity, ageing_ns, capacity if per_port is None else per_port)
+        self.slot_count = _slots(capacity)
+        self.fd, self._map = shared_memory.create("vnic-mac-table", sizeof(MacTableHeader) + self.slot_count * sizeof(MacSlot))
+        self.header = <MacTableHeader *><uint8_t *><uintptr_t>np.frombuffer(self._map, np.uint8).ctypes.data
+        self.header.version, self.header.capacity, self.header.slots = TABLE_VERSION, capacity, self.slot_count
         self.header.per_port = capacity if per_port is None else per_port
         self.header.ageing_ns = ageing_ns
-        self.header.secret[0], self.header.secret[1] = self.secret[0], self.secret[1]
+        secret = os.urandom(16)
+        self.header.secret[0], self.header.secret[1] = int.from_bytes(secret[:8], "little"), int.from_bytes(secret[8:], "little")
+        self.take_settings(self.header)
         self.header.magic = TABLE_MAGIC
+
+    @classmethod
+    def from_descriptor(cls, descriptor, *, reset=False):
+        """The table in an existing segment, shared with whoever else uses it; the descriptor stays the caller's.
+
+        reset: `repair` it. Its entries stay in any case. Raises VnicError, and then nothing has changed, when the segment is not one
+        that this vnic could have made.
+        """
+        return cls(descriptor=descriptor, reset=reset)
+
+    cdef int map_existing(self, descriptor) except -1:
+        cdef MacTableHeader header
+        self.fd, self._map = shared_memory.attach(descriptor, "MAC table", TABLE_MAGIC, TABLE_VERSION, sizeof(MacTableHeader))
+        self.header = <MacTableHeader *><uint8_t *><uintptr_t>np.frombuffer(self._map, np.uint8).ctypes.data
+        memcpy(&header, self.header, sizeof(header))     # read once: what is checked is what is used
+        try:
+            _check_limits(header.capacity, header.ageing_ns, header.per_port)
+        except ConfigError as error:
+            raise VnicError(f"{error}; its header is damaged") from None
+        if header.slots != _slots(header.capacity) or <size_t>len(self._map) != sizeof(header) + header.slots * sizeof(MacSlot):
+            raise VnicError(f"MAC table: {header.capacity} entries in {header.slots} slots do not make a segment of "
+                            f"{len(self._map)} bytes; its header is damaged")
+        self.take_settings(&header)
+        return 0
+
+    cdef void take_settings(self, const MacTableHeader *header) noexcept nogil:
+        """What bounds and places every access is kept here, whatever others may write there later."""
+        self.slots = <MacSlot *>(<uint8_t *>self.header + sizeof(MacTableHeader))
+        self.slot_count = header.slots
+        self.bucket_mask = header.slots // MAC_WAYS - 1
+        self.ageing_ms = header.ageing_ns // 1000000
+        self.refresh_ms = min(<uint64_t>REFRESH_MOST_MS, self.ageing_ms // 10)
+        self.secret[0], self.secret[1] = header.secret[0], header.secret[1]
+
+    def repair(self):
+        """Clears slots that a killed process left half-written or that hold no entry which could be found, and counts anew; returns how
+        many slots it cleared. Only while nobody else uses the table."""
+        cdef uint32_t i, before, cleared = 0
+        cdef uint64_t key, value, other = 0
+        cdef Place place
+        cdef MacSlot *slot
+        cdef MacSlot *twin
+        with nogil:
+            for i in range(self.slot_count):
+                slot = &self.slots[i]
+                key, value = slot.key, slot.value
+                if key == MAC_FREE and value == 0:
+                    continue
+                place = mac_place(self, key)
+                # A key without a value: killed while inserting or removing. The rest no process of ours writes.
+                if (not value & PRESENT or not _is_key(key) or value >> PORT_SHIFT >= MAX_PORTS or value & CHECK_MASK != place.check
+                        or not (_holds(place.bucket[0], slot) or _holds(place.bucket[1], slot))):
+                    slot.key = slot.value = 0
+                    cleared += 1
+            # Two processes inserted one address and were killed before `settle`: as there, the one that stands first stays, or a static
+            # one. Again until nothing changes, since who stands first may have gone.
+            before = cleared + 1
+            while before != cleared:
+                before = cleared
+                for i in range(self.slot_count):
+                    slot = &self.slots[i]
+                    if slot.key == MAC_FREE:
+                        continue
+                    place = mac_place(self, slot.key)
+                    twin = self.find(&place, slot.key, &other)
+                    if twin != slot:
+                        if twin != NULL and slot.value & STATIC and not other & STATIC:
+                            slot = twin
+                        slot.key = slot.value = 0
+                        cleared += 1
+            self.header.count = 0
+            memset(&self.header.port_count[0], 0, sizeof(self.header.port_count))
+            for i in range(self.slot_count):
+                if self.slots[i].key != MAC_FREE:
+                    self.header.count += 1
+                    self.header.port_count[self.slots[i].value >> PORT_SHIFT] += 1
+        return cleared
 
     def __dealloc__(self):
         if self.fd >= 0:
@@ -223,7 +292,7 @@ cdef class MacTable:
 
     cdef uint32_t expire(self, uint32_t budget, uint64_t now_ms) noexcept nogil:
         """Looks at the next `budget` slots (all engines together go round and round) and removes what has aged; returns how many."""
-        cdef uint32_t slots = self.header.slots, removed = 0, first, i
+        cdef uint32_t slots = self.slot_count, removed = 0, first, i
         cdef uint64_t value
         cdef MacSlot *slot
         budget = min(budget, slots)
@@ -310,7 +379,7 @@ cdef class MacTable:
         cdef uint32_t i, removed = 0
         cdef uint64_t value
         with nogil:
-            for i in range(self.header.slots):
+            for i in range(self.slot_count):
                 value = va_load_relaxed_u64(&self.slots[i].value)
                 while value & PRESENT and value >> PORT_SHIFT == port:   # again where a refresh came between
                     if self.remove(&self.slots[i], value):
@@ -324,7 +393,7 @@ cdef class MacTable:
         cdef uint64_t key, value, now_ms = (time.monotonic_ns() if now_ns is None else now_ns) // 1000000
         cdef uint32_t i
         found = []
-        for i in range(self.header.slots):
+        for i in range(self.slot_count):
             key = va_load_acquire_u64(&self.slots[i].key)
             value = va_load_acquire_u64(&self.slots[i].value)
             if not key & 1 or not value & PRESENT or va_load_relaxed_u64(&self.slots[i].key) != key or self.aged(value, now_ms):
@@ -334,6 +403,31 @@ cdef class MacTable:
                           "port": int(value >> PORT_SHIFT), "age_s": None if static else age_ms(value, now_ms) / 1000.0,
                           "static": static})
         return sorted(found, key=lambda entry: (entry["vlan"], entry["mac"]))
+
+
+cdef inline bint _holds(const MacSlot *bucket, const MacSlot *slot) noexcept nogil:
+    return bucket <= slot < bucket + MAC_WAYS
+
+
+cdef inline bint _is_key(uint64_t key) noexcept nogil:
+    """A unicast address (bit 40 of 48 is the group bit), a VLAN of 12 bits, and the bit that says it is a key."""
+    return key & 1 and key & 0xE000 == 0 and not key >> 56 & 1
+
+
+cdef uint32_t _slots(uint32_t capacity) noexcept nogil:
+    cdef uint32_t slots = 2 * MAC_WAYS
+    while slots < 2 * capacity:
+        slots *= 2
+    return slots
+
+
+def _check_limits(capacity, ageing_ns, per_port):
+    if not CAPACITY_MIN <= capacity <= CAPACITY_MAX:
+        raise ConfigError(f"MAC table: capacity {capacity}; want {CAPACITY_MIN} to {CAPACITY_MAX}")
+    if not AGEING_MIN_NS <= ageing_ns <= AGEING_MAX_NS:
+        raise ConfigError(f"MAC table: ageing {ageing_ns} ns; want 1 s to 10^6 s")
+    if not 1 <= per_port <= capacity:
+        raise ConfigError(f"MAC table: per_port {per_port}; want 1 to the capacity, {capacity}")
 
 
 cdef inline int64_t age_ms(uint64_t value, uint64_t now_ms) noexcept nogil:

@@ -1,0 +1,526 @@
+"""Segments that a second process attaches: pool, rings and MAC table across exec, after a crash, and with damaged headers."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataplane.clock import Clock
+from dataplane.elements.mac_table import MacTable, siphash
+from dataplane.engine import Engine
+from dataplane.errors import VnicError
+from dataplane.packet import PACKET_DTYPE, PacketPool
+from dataplane.port import PortRx, PortTx
+from dataplane.ports.memory import MemoryPort
+from dataplane.ports.ring_port import RingPort
+from dataplane.ring import MpscRing, Ring, SpscRing
+
+ROOT = Path(__file__).parent.parent
+IN_USE = 0x8000
+POOL_FIELDS = {"magic": (0, "<Q"), "version": (8, "<I"), "small": (12, "<I"), "large": (16, "<I"), "record": (20, "<I")}
+
+
+def run_python(code: str, *descriptors: int) -> str:
+    """Runs `code` in another Python that has inherited the descriptors under the same numbers; returns what it prints."""
+    command = [sys.executable, "-c", code, *map(str, descriptors)]
+    done = subprocess.run(command, pass_fds=descriptors, cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def memfd(content: bytes, seals: int = fcntl.F_SEAL_SHRINK) -> int:
+    descriptor = os.memfd_create("test", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.write(descriptor, content)
+    if seals:
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+    return descriptor
+
+
+def content(segment: PacketPool | Ring | MacTable | int) -> bytes:
+    descriptor = segment if isinstance(segment, int) else segment.fd
+    return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+
+
+def pass_frames(pool: PacketPool, frames: list[bytes]) -> list[bytes]:
+    """What an engine on the pool makes of frames: in at one port, out at another."""
+    engine = Engine("e", pool, clock=Clock(virtual=True))
+    a, b = MemoryPort("a"), MemoryPort("b")
+    source = PortRx(a)
+    _ = source >> PortTx(b)
+    engine.load([source])
+    a.inject(frames)
+    engine.advance(0)
+    out = [frame.data for frame in b.take()]
+    engine.close()
+    return out
+
+
+def attach_ring(ring: Ring, **options: bool) -> Ring:
+    return type(ring).from_descriptor(ring.fd, ring.doorbell, **options)
+
+
+# -- sealing -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [lambda: PacketPool(8, 2), lambda: SpscRing(8), lambda: MpscRing(8), lambda: MacTable(16)])
+def test_nobody_can_take_the_memory_away(make: Callable[[], PacketPool | Ring | MacTable]):
+    segment = make()
+    with pytest.raises(PermissionError):
+        os.ftruncate(segment.fd, 0)
+    with pytest.raises(PermissionError):
+        os.ftruncate(segment.fd, 1 << 20)
+    with pytest.raises(PermissionError):
+        fcntl.fcntl(segment.fd, fcntl.F_ADD_SEALS, 0x10)  # F_SEAL_FUTURE_WRITE
+
+
+# -- the pool ------------------------------------------------------------------------------------------------------------------
+
+
+def test_two_pools_on_one_segment_are_one_pool():
+    pool = PacketPool(small=40, large=3)
+    other = PacketPool.from_descriptor(pool.fd)
+    assert (other.small_count, other.large_count) == (40, 3)
+    assert other.fd != pool.fd
+    ring = SpscRing(64)
+    engines = []
+    for which, ports in (
+        (pool, (MemoryPort("in"), RingPort("out", ring_out=ring))),
+        (other, (RingPort("in", ring_in=ring), None)),
+    ):
+        engine = Engine("e", which, clock=Clock(virtual=True))
+        source = PortRx(ports[0])
+        sink = MemoryPort("sink")
+        _ = source >> PortTx(ports[1] or sink)
+        engine.load([source])
+        engines.append((engine, ports[0], sink))
+    frames = [bytes([i]) * (60 + i) for i in range(8)] + [bytes(5000)]
+    engines[0][1].inject(frames)
+    engines[0][0].advance(0)
+    assert pool.in_use == other.in_use == 9
+    engines[1][0].advance(0)
+    assert [frame.data for frame in engines[1][2].take()] == frames
+    assert pool.in_use == 0
+    for engine, *_ in engines:
+        engine.close()
+    # Both gave back what they had cached: the stacks hold every packet once.
+    assert sorted(free_list(pool, "small") + free_list(pool, "large")) == list(range(43))
+
+
+def free_list(pool: PacketPool, which: str) -> list[int]:
+    with mmap.mmap(pool.fd, os.fstat(pool.fd).st_size, prot=mmap.PROT_READ) as view:
+        (top,) = struct.unpack_from("<Q", view, 64 if which == "small" else 128)
+    index, found = top & 0xFFFFFFFF, []
+    while index != 0xFFFFFFFF:
+        found.append(index)
+        assert len(found) <= pool.small_count + pool.large_count, "the free list has a cycle"
+        index = int(pool.records["next"][index])
+    return found
+
+
+def test_another_process_frees_what_we_sent_it():
+    pool, ring, back = PacketPool(64, 2), SpscRing(64), MpscRing(64)
+    engine = Engine("e", pool, clock=Clock(virtual=True))
+    port = MemoryPort("in")
+    source = PortRx(port)
+    _ = source >> PortTx(RingPort("out", ring_out=ring))
+    engine.load([source])
+    port.inject([bytes([i]) * 100 for i in range(20)])
+    engine.advance(0)
+    code = """
+import sys
+from dataplane.clock import Clock; from dataplane.engine import Engine; from dataplane.packet import PacketPool
+from dataplane.port import PortRx, PortTx; from dataplane.ports.memory import MemoryPort
+from dataplane.ports.ring_port import RingPort; from dataplane.ring import MpscRing, SpscRing
+pool_fd, ring_fd, bell, back_fd, back_bell = map(int, sys.argv[1:])
+pool = PacketPool.from_descriptor(pool_fd)
+engine, sink = Engine("f", pool, clock=Clock(virtual=True)), MemoryPort("sink")
+source = PortRx(RingPort("in", ring_in=SpscRing.from_descriptor(ring_fd, bell)))
+source >> PortTx(sink)
+engine.load([source])
+engine.advance(0)
+taken = sink.take()
+engine.close()
+MpscRing.from_descriptor(back_fd, back_bell).push_many([frame.data[0] for frame in taken])
+print(len(taken), pool.in_use)
+"""
+    assert run_python(code, pool.fd, ring.fd, ring.doorbell, back.fd, back.doorbell) == "20 0\n"
+    assert back.pop_many(64) == list(range(20))
+    assert pool.in_use == 0
+    engine.close()
+    assert sorted(free_list(pool, "small")) == list(range(64))
+
+
+KILLED = """
+import os, signal, sys
+from dataplane.clock import Clock; from dataplane.engine import Engine; from dataplane.packet import PacketPool
+from dataplane.port import PortRx, PortTx; from dataplane.ports.memory import MemoryPort
+from dataplane.ports.ring_port import RingPort; from dataplane.ring import MpscRing
+pool_fd, ring_fd, bell = map(int, sys.argv[1:])
+engine, port = Engine("f", PacketPool.from_descriptor(pool_fd), clock=Clock(virtual=True)), MemoryPort("in")
+source = PortRx(port)
+source >> PortTx(RingPort("out", ring_out=MpscRing.from_descriptor(ring_fd, bell)))
+engine.load([source])
+port.inject([bytes(100)] * 50)
+engine.advance(0)
+print("ready", flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_reset_after_a_crash_gets_every_packet_back():
+    pool, ring = PacketPool(64, 4), MpscRing(128)
+    fds = (pool.fd, ring.fd, ring.doorbell)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, *map(str, fds)], pass_fds=fds, cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.stdout, done.returncode) == ("ready\n", -9), done.stderr
+    assert pool.in_use == 50
+    assert len(ring) == 50
+    assert len(free_list(pool, "small")) < 14  # the rest was in its cache
+    pool = PacketPool.from_descriptor(pool.fd, reset=True)
+    ring = MpscRing.from_descriptor(ring.fd, ring.doorbell, reset=True)
+    assert (pool.in_use, len(ring), ring.pop_many(9)) == (0, 0, [])
+    assert free_list(pool, "small") == list(range(64))
+    assert free_list(pool, "large") == list(range(64, 68))
+    frames = [bytes([i]) * 100 for i in range(60)]
+    assert pass_frames(pool, frames) == frames
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("magic", 7, "holds something else"),
+        ("version", 99, "has version 99, this vnic knows 1"),
+        ("record", 64, "records have 64 bytes, this vnic's 128"),
+        ("small", 0, "header is damaged"),
+        ("small", 9, "header is damaged"),
+        ("large", 0xFFFFFFFF, "header is damaged"),
+    ],
+)
+def test_a_pool_that_is_none_is_refused_in_one_line(field: str, value: int, message: str):
+    where, layout = POOL_FIELDS[field]
+    raw = bytearray(content(PacketPool(8, 2)))
+    struct.pack_into(layout, raw, where, value)
+    descriptor = memfd(bytes(raw))
+    for reset in (False, True):
+        with pytest.raises(VnicError, match=message) as caught:
+            PacketPool.from_descriptor(descriptor, reset=reset)
+        assert "\n" not in str(caught.value)
+    assert content(descriptor) == raw
+    os.close(descriptor)
+
+
+def test_descriptors_that_are_no_segments_are_refused(tmp_path: Path):
+    doorbell = os.eventfd(0, os.EFD_NONBLOCK)
+    file = os.open(tmp_path / "file", os.O_CREAT | os.O_RDWR)
+    whole = content(PacketPool(8, 2))
+    open_memfd, short, empty = memfd(whole, 0), memfd(whole[:100]), memfd(b"")
+    before = len(os.listdir("/proc/self/fd"))
+    for descriptor in (doorbell, file, open_memfd, short, empty, 100_000, -1, 2**40):
+        for attach in (
+            PacketPool.from_descriptor,
+            MacTable.from_descriptor,
+            lambda fd: SpscRing.from_descriptor(fd, doorbell),
+        ):
+            with pytest.raises(VnicError) as caught:
+                attach(descriptor)
+            assert "\n" not in str(caught.value)
+    ring = SpscRing(8)
+    blocking = os.eventfd(0)
+    for wrong in (blocking, ring.fd, -1, 100_000):
+        with pytest.raises(VnicError, match="doorbell"):
+            SpscRing.from_descriptor(ring.fd, wrong)
+    os.close(blocking)
+    del ring
+    assert len(os.listdir("/proc/self/fd")) == before, "a descriptor leaked"
+    for descriptor in (doorbell, file, open_memfd, short, empty):
+        os.close(descriptor)
+
+
+DAMAGE = st.lists(st.tuples(st.integers(0, 1 << 16), st.binary(min_size=1, max_size=8)), min_size=1, max_size=4)
+
+
+def damaged(whole: bytes, damage: list[tuple[int, bytes]], within: int) -> int:
+    raw = bytearray(whole)
+    for where, data in damage:
+        where %= within
+        raw[where : where + len(data)] = data
+    return memfd(bytes(raw[: len(whole)]))
+
+
+@settings(max_examples=150, deadline=None)
+@given(damage=DAMAGE, reset=st.booleans())
+def test_a_damaged_pool_is_refused_or_harmless(damage: list[tuple[int, bytes]], reset: bool):
+    descriptor = damaged(content(PacketPool(40, 2)), damage, 192 + 42 * PACKET_DTYPE.itemsize)
+    try:
+        pool = PacketPool.from_descriptor(descriptor, reset=reset)
+    except VnicError as error:
+        assert "\n" not in str(error)
+    else:
+        assert (pool.small_count, pool.large_count) == (40, 2)
+        if reset:  # what was in the records and on the stacks does not matter
+            frames = [bytes([i]) * 70 for i in range(30)]
+            assert pass_frames(pool, frames) == frames
+    finally:
+        os.close(descriptor)
+
+
+# -- rings ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [SpscRing, MpscRing])
+@pytest.mark.parametrize("start", [0, 2**32 - 5])
+def test_two_rings_on_one_segment_are_one_ring(kind: type[Ring], start: int):
+    ring = kind(8, start)
+    other = attach_ring(ring)
+    assert other.capacity == 8
+    assert ring.push_many(range(7)) == 7
+    assert other.pop_many(5) == [0, 1, 2, 3, 4]
+    third = attach_ring(ring)
+    assert third.push_many(range(7, 20)) == 6
+    assert (len(ring), ring.pop_many(20)) == (8, [5, 6, 7, 8, 9, 10, 11, 12])
+    third.push_many([1, 2, 3])
+    fresh = attach_ring(ring, reset=True)
+    assert len(fresh) == 0
+    assert fresh.push_many(range(20)) == 8
+    assert ring.pop_many(20) == list(range(8))
+
+
+def test_rings_are_told_apart():
+    spsc, mpsc, pool = SpscRing(8), MpscRing(8), PacketPool(8, 2)
+    with pytest.raises(VnicError, match="of kind 1, not 2"):
+        MpscRing.from_descriptor(spsc.fd, spsc.doorbell)
+    with pytest.raises(VnicError, match="of kind 2, not 1"):
+        SpscRing.from_descriptor(mpsc.fd, mpsc.doorbell)
+    with pytest.raises(VnicError, match="holds something else"):
+        SpscRing.from_descriptor(pool.fd, spsc.doorbell)
+
+
+@pytest.mark.parametrize(("kind", "producers"), [("SpscRing", 1), ("MpscRing", 2)])
+def test_processes_lose_nothing_and_keep_order(kind: str, producers: int):
+    ring: Ring = {"SpscRing": SpscRing, "MpscRing": MpscRing}[kind](256)
+    each = 20_000
+    code = f"""
+import sys
+from dataplane.ring import {kind}
+ring = {kind}.from_descriptor(int(sys.argv[1]), int(sys.argv[2]))
+print("ready", flush=True)
+first, at = int(sys.stdin.readline()) << 24, 0
+numbers = [first | i for i in range({each})]
+while at < {each}:
+    at += ring.push_many(numbers[at:at + 1 + at % 97])
+"""
+    fds = (ring.fd, ring.doorbell)
+    command = [sys.executable, "-c", code, *map(str, fds)]
+    children = [
+        subprocess.Popen(command, pass_fds=fds, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for _ in range(producers)
+    ]
+    for child in children:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+    for number, child in enumerate(children):
+        assert child.stdin is not None
+        child.stdin.write(f"{number}\n")
+        child.stdin.flush()
+    taken: list[int] = []
+    while len(taken) < producers * each:
+        got = ring.pop_many(61)
+        if not got:
+            assert [child.poll() for child in children] != [0] * producers or len(ring), (
+                f"{len(taken)} of {producers * each} came"
+            )
+            os.sched_yield()
+        taken += got
+    for number, child in enumerate(children):
+        child.communicate()
+        assert child.returncode == 0
+        assert [value & 0xFFFFFF for value in taken if value >> 24 == number] == list(range(each))
+
+
+@settings(max_examples=150, deadline=None)
+@given(damage=DAMAGE, reset=st.booleans(), kind=st.sampled_from([SpscRing, MpscRing]), filled=st.integers(0, 8))
+def test_a_damaged_ring_is_refused_or_harmless(damage, reset: bool, kind: type[Ring], filled: int):
+    ring = kind(8)
+    ring.push_many(range(filled))
+    whole = content(ring)
+    descriptor = damaged(whole, damage, len(whole))
+    try:
+        other = kind.from_descriptor(descriptor, ring.doorbell, reset=reset)
+    except VnicError as error:
+        assert "\n" not in str(error)
+    else:
+        assert 0 <= len(other) <= 8
+        assert other.push_many(range(20)) <= 8 if not reset else other.push_many(range(20)) == 8
+        assert len(other.pop_many(20)) <= 20
+        if reset:
+            assert len(other) == 0
+    finally:
+        os.close(descriptor)
+
+
+def test_a_doorbell_that_rang_for_the_dead_is_silent_after_a_reset():
+    ring = SpscRing(8)
+    os.eventfd_write(ring.doorbell, 3)
+    other = attach_ring(ring, reset=True)
+    with pytest.raises(BlockingIOError):
+        os.eventfd_read(other.doorbell)
+    os.eventfd_write(other.doorbell, 1)
+    assert os.eventfd_read(ring.doorbell) == 1, "not the same doorbell"
+
+
+# -- the MAC table -------------------------------------------------------------------------------------------------------------
+
+SLOTS_AT = 128 + 4096  # behind the header
+COUNT_AT, PORTS_AT = 64, 128
+MAX_PORTS = 1024
+
+
+def address(i: int) -> str:
+    return (0x020000000000 + i).to_bytes(6, "big").hex(":")
+
+
+def full_table(entries: int = 40) -> MacTable:
+    table = MacTable(capacity=64)
+    for i in range(entries):
+        assert table.learn_all(np.array([0x020000000000 + i], np.uint64), i % 3, vlan=i % 2, now_ns=10**9) == 0
+    table.add_static("02:00:00:00:ff:01", 5)
+    return table
+
+
+def table_view(table: MacTable) -> np.ndarray:
+    return np.frombuffer(mmap.mmap(table.fd, os.fstat(table.fd).st_size), np.uint64)
+
+
+def test_two_tables_on_one_segment_are_one_table():
+    table = full_table()
+    other = MacTable.from_descriptor(table.fd)
+    assert (other.capacity, other.per_port, other.ageing_ns) == (table.capacity, table.per_port, table.ageing_ns)
+    assert other.entries(now_ns=10**9) == table.entries(now_ns=10**9)
+    other.add_static("02:00:00:00:ff:02", 6)
+    assert table.forget("02:00:00:00:ff:02")
+    code = """
+import sys
+from dataplane.elements.mac_table import MacTable
+table = MacTable.from_descriptor(int(sys.argv[1]))
+print(len(table), table.forget("02:00:00:00:ff:01"), table.forget_port(1))
+"""
+    assert run_python(code, table.fd) == "41 True 13\n"
+    assert len(table) == 27
+
+
+def test_repair_finds_nothing_wrong_with_a_sound_table():
+    table = full_table()
+    before = content(table)
+    assert table.repair() == 0
+    assert content(table) == before
+    assert len(MacTable.from_descriptor(table.fd, reset=True)) == 41
+
+
+def test_repair_clears_what_a_killed_writer_left():
+    table = full_table()
+    before = table.entries(now_ns=10**9)
+    words = table_view(table)
+    first = SLOTS_AT // 8
+    slots = words[first:].reshape(-1, 2)
+    used = [i for i in range(len(slots)) if slots[i, 0]]
+    free = [i for i in range(len(slots)) if not slots[i, 0]]
+    slots[used[0], 1] = 0  # killed between the two steps of a removal, whose counts were not taken back yet
+    gone = int(slots[used[0], 0])
+    slots[free[0], 0] = 0x020000001234 << 16 | 1  # killed between the two steps of an insert
+    slots[free[1]] = slots[used[1]]  # an entry where nobody looks for it (or a second time in its bucket)
+    slots[free[2], 1] = 1 << 50 | 77
+    np.frombuffer(words, np.uint32)[COUNT_AT // 4] += 9
+    np.frombuffer(words, np.uint32)[PORTS_AT // 4 + 2] += 5
+    np.frombuffer(words, np.uint32)[PORTS_AT // 4 + 1000] = 1
+    assert table.repair() == 4
+    lost = {"mac": (gone >> 16).to_bytes(6, "big").hex(":"), "vlan": gone >> 1 & 0xFFF}
+    kept = [entry for entry in before if {"mac": entry["mac"], "vlan": entry["vlan"]} != lost]
+    assert len(kept) == len(before) - 1
+    assert table.entries(now_ns=10**9) == kept
+    assert len(table) == 40
+    assert [table.port_count(port) for port in range(MAX_PORTS)] == [
+        sum(entry["port"] == port for entry in kept) for port in range(MAX_PORTS)
+    ]
+    assert table.repair() == 0
+
+
+def test_of_an_address_that_stands_twice_the_static_entry_stays():
+    table = MacTable(capacity=16)
+    table.add_static("02:00:00:00:00:01", 7)
+    words = table_view(table)
+    secret = content(table)[32:48]
+    key = 0x020000000001 << 16 | 1
+    digest = siphash(secret, key)
+    mask = 32 // 4 - 1
+    bucket = digest & mask
+    second = bucket ^ ((digest >> 24 & mask) | 1)
+    slots = words[SLOTS_AT // 8 :].reshape(-1, 2)
+    [at] = [i for i in range(len(slots)) if slots[i, 0]]
+    static_value = int(slots[at, 1])
+    dynamic = static_value & ~(1 << 51) & ~(0xFFF << 52) | 3 << 52
+    slots[at] = 0
+    slots[bucket * 4 + 1] = (key, dynamic)
+    slots[bucket * 4 + 2] = (key, dynamic)
+    slots[second * 4] = (key, static_value)
+    assert table.repair() == 2
+    assert table.entries(now_ns=0) == [{"mac": "02:00:00:00:00:01", "vlan": 0, "port": 7, "age_s": None, "static": True}]
+    assert (len(table), table.port_count(3), table.port_count(7)) == (1, 0, 1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(damage=DAMAGE, reset=st.booleans())
+def test_a_damaged_table_is_refused_or_harmless(damage: list[tuple[int, bytes]], reset: bool):
+    whole = content(full_table())
+    descriptor = damaged(whole, damage, len(whole))
+    try:
+        table = MacTable.from_descriptor(descriptor, reset=reset)
+    except VnicError as error:
+        assert "\n" not in str(error)
+    else:
+        table.entries(now_ns=10**9)
+        for i in range(60):
+            table.learn_all(np.array([0x020000000000 + i], np.uint64), 4, now_ns=2 * 10**9)
+        table.forget_port(4)
+        table.forget_port(1)
+        if reset:
+            entries = table.entries(now_ns=10**9)
+            assert table.port_count(4) == 0
+            assert len(table) >= len(entries)
+            assert table.repair() == 0
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    ("where", "layout", "value", "message"),
+    [
+        (0, "<Q", 1, "holds something else"),
+        (8, "<I", 1, "has version 1, this vnic knows 2"),
+        (12, "<I", 0, "capacity 0"),
+        (12, "<I", 65, "header is damaged"),
+        (16, "<I", 64, "header is damaged"),
+        (20, "<I", 0, "per_port 0"),
+        (24, "<Q", 5, "ageing 5 ns"),
+    ],
+)
+def test_a_table_that_is_none_is_refused_in_one_line(where: int, layout: str, value: int, message: str):
+    raw = bytearray(content(full_table()))
+    struct.pack_into(layout, raw, where, value)
+    descriptor = memfd(bytes(raw))
+    with pytest.raises(VnicError, match=message) as caught:
+        MacTable.from_descriptor(descriptor, reset=True)
+    assert "\n" not in str(caught.value)
+    assert content(descriptor) == raw
+    os.close(descriptor)
