@@ -33,6 +33,9 @@ cdef class Element:
     cdef Batch *staged                   # one a gate, for `stage`
     cdef Counters counters
     cdef uint64_t deadline_ns            # when tick() is due; NEVER where not. Set by the element, read by the engine.
+    # CPU time of a source's polls and of a timer's ticks, with all that follows from them. The engine's thread's alone.
+    cdef uint64_t weight_ns              # by the clock, not settled yet
+    cdef uint64_t charged_ns             # CPU time, settled
     # To be overridden; an override is declared again in the subclass's .pxd.
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil
     cdef void tick(self, Context *ctx) noexcept nogil

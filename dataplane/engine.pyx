@@ -1,45 +1,45 @@
-"""Engine, the run loop. The contract is in engine.pxd."""
+"""Engine: the graph, the mailbox, and one turn of work. The contract is in engine.pxd."""
 import os
 import select
 import threading
 
 from cpython.ref cimport PyObject
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset
-from posix.time cimport clock_gettime, clockid_t, timespec
 from posix.unistd cimport read, write
 from dataplane.clock cimport Clock
 from dataplane.element cimport NEVER, Counters, Element, Source, counters_dict
 from dataplane.packet cimport BURST, Context, PacketPool, packet_return_cache
-from dataplane.vatomic cimport (va_fence, va_load_acquire_ptr, va_load_acquire_u32, va_load_relaxed_u32, va_pause,
-                                va_prefetch, va_store_relaxed_u32, va_store_release_ptr, va_store_release_u32)
+from dataplane.vatomic cimport (va_fence, va_load_acquire_ptr, va_load_relaxed_u32, va_load_relaxed_u64, va_prefetch,
+                                va_store_relaxed_u32, va_store_relaxed_u64, va_store_release_ptr)
 from dataplane.warm_up cimport WarmUp
 from dataplane.work cimport Work
 
-from dataplane.errors import ConfigError, GraphError, VnicError
+from dataplane.errors import GraphError, VnicError
 from dataplane.work import Call
 
 cdef extern from "<poll.h>" nogil:
-    int ppoll(pollfd *fds, nfds_t count, const timespec *timeout, const void *mask)
+    int poll(pollfd *fds, nfds_t count, int timeout)
     short POLLIN, POLLERR, POLLHUP, POLLNVAL
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef unsigned long pthread_t
     pthread_t pthread_self()
-    int pthread_getcpuclockid(pthread_t thread, clockid_t *clock)
-
-cdef extern from "<sys/prctl.h>" nogil:
-    int prctl(int option, unsigned long argument)
-    int PR_SET_TIMERSLACK
-
-cdef enum:
-    LONE_ROUNDS = 2          # after a sleep: the packet that woke us, and what else was there
-    FEW_DESCRIPTORS = 8      # up to so many, reading in vain costs less than asking ppoll which are ready
 
 
 class MailboxFull(VnicError):
     """The engine has not taken the last piece of work yet (the mailbox is one deep)."""
+
+
+cdef inline void weigh(Element element, uint64_t took_ns) noexcept nogil:
+    element.weight_ns += took_ns
+
+
+cdef inline uint64_t charge(Element element, double share) noexcept nogil:
+    cdef uint64_t part = <uint64_t>(element.weight_ns * share)
+    element.weight_ns = 0
+    element.charged_ns += part
+    return part
 
 
 cdef class Snapshot(Work):
@@ -63,20 +63,21 @@ cdef class Snapshot(Work):
 cdef class Engine:
     """A single-threaded, run-to-completion task: polls its sources, pushes each batch through the graph, runs timers.
 
-    spin_ns: how long it goes on polling in vain before it sleeps in ppoll on its sources, its mailbox and its next timer.
-    cpu: the CPU its thread is pinned to, None for any. With a virtual
-    clock there is no thread: `advance` runs everything that is due, on the caller's.
+    Whoever has threads runs it: a dataplane.group.EngineGroup, or `start`, with one of its own that polls for spin_ns in vain before it
+    sleeps and is pinned to `cpu` (None: to none). budget_ns: a turn that takes longer is counted as an overrun; 0: none is.
+    With a virtual clock there is no thread: `advance` runs everything that is due, on the caller's.
     """
 
     def __cinit__(self, *args, **kwargs):
-        self.mailbox_descriptor = self.done_descriptor = -1
-        self.cpu_clock = -1
+        self.mailbox_descriptor = self.done_descriptor = self.wake_descriptor = -1
         self.ctx = <Context *>calloc(1, sizeof(Context))
         if self.ctx == NULL:
             raise MemoryError("engine")
 
-    def __init__(self, str name, PacketPool pool, *, Clock clock=None, uint64_t spin_ns=0, cpu=None, uint64_t seed=1):
+    def __init__(self, str name, PacketPool pool, *, Clock clock=None, uint64_t spin_ns=0, cpu=None, uint64_t seed=1,
+                 uint64_t budget_ns=0):
         self.name, self.pool, self.clock, self.spin_ns, self.cpu = name, pool, clock or Clock(), spin_ns, cpu
+        self.budget_ns, self.look = budget_ns, True
         self.mailbox_descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.done_descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         pool.attach(self.ctx)
@@ -84,7 +85,7 @@ cdef class Engine:
         self.ctx.burst = BURST
         self.ctx.now_ns = self.clock.now()
         self.sources, self.elements = [], []
-        self._lock = threading.Lock()          # among posters; never taken by the engine
+        self._lock = threading.RLock()         # among posters; never taken by the engine
         self._reload = threading.RLock()       # graph changes and snapshots exclude each other
         self.rebuild()
 
@@ -134,7 +135,7 @@ cdef class Engine:
                 element.release()
             self.sources, self.elements = sources, elements
             self.rebuild()
-            return [(element.name, element.statistics()) for element in gone]
+            return [(element.name, {**element.statistics(), "charged_ns": (<Element>element).charged_ns}) for element in gone]
 
         with self._reload:
             retired = self.call(swap)
@@ -145,7 +146,7 @@ cdef class Engine:
 
     cdef int rebuild(self) except -1:
         """The C arrays anew from `sources` and `elements`. Only while the engine is between two batches."""
-        cdef uint32_t total = 1
+        cdef uint32_t total = OWN_DESCRIPTORS
         descriptors = [source.poll_descriptors() for source in self.sources]
         total += <uint32_t>sum(len(each) for each in descriptors)
         armed = [source for source in self.sources if source.needs_arm()]
@@ -165,14 +166,15 @@ cdef class Engine:
         if not (self.polled and self.armed and self.members and self.timed and self.descriptors and self.inputs):
             raise MemoryError(f"engine {self.name}")
         self.descriptors[0].fd, self.descriptors[0].events = self.mailbox_descriptor, POLLIN
-        cdef uint32_t next_descriptor = 1, number, which
+        self.descriptors[1].fd, self.descriptors[1].events = self.wake_descriptor, POLLIN
+        cdef uint32_t next_descriptor = OWN_DESCRIPTORS, number, which
         for number, (source, numbers) in enumerate(zip(self.sources, descriptors)):
             self.polled[number] = <PyObject *>source
             for which, descriptor in enumerate(numbers):
                 self.descriptors[next_descriptor].fd = descriptor
                 self.descriptors[next_descriptor].events = POLLIN
-                self.inputs[next_descriptor - 1].source = <PyObject *>source
-                self.inputs[next_descriptor - 1].which = which
+                self.inputs[next_descriptor - OWN_DESCRIPTORS].source = <PyObject *>source
+                self.inputs[next_descriptor - OWN_DESCRIPTORS].which = which
                 next_descriptor += 1
         for number, source in enumerate(armed):
             self.armed[number] = <PyObject *>source
@@ -193,28 +195,34 @@ cdef class Engine:
 
     def post(self, Work work, *, bint wait=True):
         """Puts `work` into the mailbox and waits until the engine has run it; raises what it raised. With wait=False and the mailbox
-        taken: MailboxFull. An engine that has no thread runs it here."""
-        if self._thread is None or threading.current_thread() is self._thread:
-            with nogil:
-                self.ctx.now_ns = self.clock.now()
-                work.run(self.ctx)
+        taken: MailboxFull. An engine that nobody runs, and work that posts work, run it here."""
+        if va_load_relaxed_u64(&self.owner_id) == <uint64_t>pthread_self():
+            self._run_here(work)
         else:
             if not self._lock.acquire(wait):
                 raise MailboxFull(f"engine {self.name}: busy with the last piece of work")
             try:
-                self._hand_over(work)
+                if self.runner is None:
+                    self._run_here(work)
+                else:
+                    self._hand_over(work)
             finally:
                 self._lock.release()
         if work.error is not None:
             raise work.error
         return work.result
 
+    def _run_here(self, Work work):
+        with nogil:
+            self.ctx.now_ns = self.clock.now()
+            work.run(self.ctx)
+
     def _hand_over(self, Work work):
         cdef uint64_t one = 1
         # The lock made us the only poster, so the slot is empty: the engine emptied it before it reported the last work done.
         va_store_release_ptr(&self.mailbox, <void *><PyObject *>work)
         with nogil:
-            va_fence()                       # the slot before the flag is read; pairs with the fence in sleep()
+            va_fence()                       # the slot before the flag is read; pairs with the fence in EngineThread.sleep
             if va_load_relaxed_u32(&self.sleeping):
                 write(self.mailbox_descriptor, &one, 8)
         # The work must not be freed while the engine may run it: this thread holds it and does not leave before it is done.
@@ -225,7 +233,7 @@ cdef class Engine:
             except KeyboardInterrupt as error:
                 interrupted = error
             read(self.done_descriptor, &one, 8)
-            if not self._thread.is_alive() and not work.finished():
+            if not self.running and not work.finished():
                 va_store_release_ptr(&self.mailbox, NULL)
                 raise VnicError(f"engine {self.name}: its thread has ended")
         if interrupted is not None:
@@ -254,48 +262,50 @@ cdef class Engine:
         terms["conserved"] = terms["received"] + terms["generated"] == terms["transmitted"] + terms["dropped"] + terms["held"]
         return terms
 
-    @property
-    def cpu_ns(self):
-        """CPU time of the engine's threads so far."""
-        cdef timespec t
-        cdef int64_t clock = self.cpu_clock
-        if clock != -1 and clock_gettime(<clockid_t>clock, &t) == 0:
-            return self.cpu_before_ns + <uint64_t>t.tv_sec * 1000000000 + <uint64_t>t.tv_nsec
-        return self.cpu_before_ns
+    def release(self):
+        """Takes the engine from whoever runs it, between two of its turns, and returns when it is free. The caller has seen to it that
+        nobody moves it meanwhile. Packets held stay held; `runner` may run it again."""
+        cdef uint64_t one = 1
+        with self._lock:                     # the done descriptor is ours, as for a post
+            va_store_release_ptr(&self.destination, NULL)
+            write(self.mailbox_descriptor, &one, 8)
+            while va_load_acquire_ptr(&self.owner) != NULL and self.running:
+                select.select([self.done_descriptor], [], [], 0.1)
+                read(self.done_descriptor, &one, 8)
+            read(self.done_descriptor, &one, 8)
+            self.runner = None
 
     @property
     def running(self):
-        """True while the engine has a thread."""
-        return self._thread is not None and self._thread.is_alive()
+        """True while a thread runs the engine."""
+        return self.runner is not None and self.runner.alive
 
     def status(self):
-        """What the engine did so far, as a dict."""
-        return {"name": self.name, "running": self.running, "spin_ns": self.spin_ns, "cpu_ns": self.cpu_ns, "polls": self.polls,
-                "busy_polls": self.busy_polls, "sleeps": self.sleeps, "works": self.works, "failed_inputs": self.failed_inputs}
+        """What the engine did so far, as a dict. Times in nanoseconds: of the clock, except cpu_ns."""
+        return {"name": self.name, "running": self.running, "cpu_ns": self.cpu_ns, "polls": self.polls, "busy_polls": self.busy_polls,
+                "busy_ns": self.busy_ns, "sleeps": self.sleeps, "works": self.works, "failed_inputs": self.failed_inputs,
+                "overruns": self.overruns, "longest_turn_ns": self.longest_turn_ns}
+
+    def charges(self):
+        """CPU time by element, of those that cause any (sources and timers), and `overhead` (polls in vain, control's work): a dict name ->
+        nanoseconds whose sum is cpu_ns. To the last settlement: see dataplane.engine_thread.settle."""
+        return {**{element.name: (<Element>element).charged_ns for element in self.elements if (<Element>element).charged_ns},
+                "overhead": self.overhead_ns}
 
     def start(self):
-        """Starts the thread. Raises ConfigError for a CPU that this process may not use."""
-        if self.cpu is not None and self.cpu not in os.sched_getaffinity(0):
-            usable = ", ".join(map(str, sorted(os.sched_getaffinity(0))))
-            raise ConfigError(f"engine {self.name}: cpu {self.cpu}: not usable here; want one of {usable}")
+        """Starts a thread of its own. Raises ConfigError for a CPU that this process may not use."""
+        from dataplane.engine_thread import EngineThread
         if self.clock.virtual:
             raise VnicError(f"engine {self.name}: has a virtual clock; use advance()")
-        if self._thread is not None:
+        if self.runner is not None:
             raise VnicError(f"engine {self.name}: runs already")
-        self.stopping = 0
-        # The thread must not keep the engine alive, or an engine nobody stopped would never be collected; `stop` joins it.
-        self._thread = threading.Thread(target=self._main, name=f"vnic-{self.name}", daemon=True)
-        self._thread.start()
+        thread = EngineThread(self.name, [self.cpu] if self.cpu is not None else None, spin_ns=self.spin_ns)
+        thread.start([self])
 
     def stop(self):
-        """Ends the thread at a batch boundary. Held packets stay held. May be called twice."""
-        cdef uint64_t one = 1
-        if self._thread is None:
-            return
-        va_store_release_u32(&self.stopping, 1)
-        write(self.mailbox_descriptor, &one, 8)
-        self._thread.join()
-        self._thread = None
+        """Ends the thread that `start` started, between two turns. Packets held stay held. May be called twice."""
+        if self.runner is not None:
+            self.runner.stop()
 
     def close(self):
         """Stops, drops what is held, cleans every element up."""
@@ -309,40 +319,40 @@ cdef class Engine:
         self.rebuild()
         packet_return_cache(self.ctx)
 
-    def _main(self):
-        cdef clockid_t clock
-        cdef timespec t
-        if self.cpu is not None:
-            os.sched_setaffinity(0, [self.cpu])
-        prctl(PR_SET_TIMERSLACK, 1)            # nanoseconds: the default of 50 us would be most of a shaper's error
-        if pthread_getcpuclockid(pthread_self(), &clock) == 0:
-            self.cpu_clock = clock
-        with nogil:
-            self.run()
-        if self.cpu_clock != -1 and clock_gettime(clock, &t) == 0:
-            self.cpu_before_ns += <uint64_t>t.tv_sec * 1000000000 + <uint64_t>t.tv_nsec
-        self.cpu_clock = -1
-
-    # -- the loop ----------------------------------------------------------------------------------------------------------
+    # -- a turn ------------------------------------------------------------------------------------------------------------
 
     cdef void run_mailbox(self) noexcept nogil:
         cdef void *slot = va_load_acquire_ptr(&self.mailbox)
-        cdef uint64_t one = 1
+        cdef uint64_t one = 1, begin, took
         if slot == NULL:
             return
-        self.ctx.now_ns = self.clock.now()     # may be as old as the last sleep was long
+        self.ctx.now_ns = begin = self.clock.now()     # may be as old as the last sleep was long
         (<Work>slot).run(self.ctx)
         self.works += 1
         va_store_release_ptr(&self.mailbox, NULL)   # empty before done: the next poster finds room
         (<Work>slot).finish()                       # from here on the work may be freed
         write(self.done_descriptor, &one, 8)
+        took = self.clock.now() - begin
+        self.weight_ns += took
+        self.overhead_weight_ns += took
 
     cdef uint32_t poll_once(self) noexcept nogil:
-        """One round over the sources; returns how many packets there were."""
-        cdef uint32_t i, got = 0
+        """One round over the sources; returns how many packets there were. The clock is read once a source: when its packets leave,
+        which is also what it is charged for."""
+        cdef uint32_t i, got = 0, taken
+        cdef uint64_t before
+        self.ctx.backlog = 0
+        self.ctx.now_ns = self.begin_ns = self.clock.now()
         for i in range(self.polled_count):
+            taken = (<Source>self.polled[i]).poll(self.ctx)
+            before = self.ctx.now_ns
             self.ctx.now_ns = self.clock.now()
-            got += (<Source>self.polled[i]).poll(self.ctx)
+            self.weight_ns += self.ctx.now_ns - before
+            if taken:
+                weigh(<Element>self.polled[i], self.ctx.now_ns - before)
+                got += taken
+            else:
+                self.overhead_weight_ns += self.ctx.now_ns - before
         self.drained = got < self.ctx.burst and self.ctx.burst > 1
         self.ctx.burst = BURST
         self.polls += 1
@@ -353,106 +363,128 @@ cdef class Engine:
     cdef uint64_t run_timers(self) noexcept nogil:
         """Ticks what is due; returns the next deadline. A deferrable one does not count, except in virtual time."""
         cdef uint32_t i
-        cdef uint64_t deadline = NEVER, due
-        self.ctx.now_ns = self.clock.now()
+        cdef uint64_t deadline = NEVER, due, before
         for i in range(self.timed_count):
             due = (<Element>self.timed[i]).deadline_ns
             if due <= self.ctx.now_ns:
                 (<Element>self.timed[i]).tick(self.ctx)
                 due = (<Element>self.timed[i]).deadline_ns
+                before = self.ctx.now_ns
+                self.ctx.now_ns = self.clock.now()
+                self.weight_ns += self.ctx.now_ns - before
+                weigh(<Element>self.timed[i], self.ctx.now_ns - before)
             if due < deadline and (i < self.waking_count or self.clock.virtual):
                 deadline = due
         return deadline
 
-    cdef void ask_ready(self, const timespec *timeout) noexcept nogil:
-        """ppoll over all descriptors; tells each source which of its queues are readable and gives up descriptors that failed."""
+    cdef uint32_t turn(self) noexcept nogil:
+        """Mailbox, sources, timers, each once. Returns packets that sources took; ctx.now_ns is the turn's end."""
+        cdef uint32_t got
+        cdef uint64_t waited
+        if va_load_acquire_ptr(&self.mailbox) != NULL:
+            self.run_mailbox()
+        if self.look:
+            if self.descriptor_count - OWN_DESCRIPTORS <= FEW_DESCRIPTORS:
+                self.set_all_ready()
+            else:
+                self.distribute(poll(self.descriptors, self.descriptor_count, 0) > 0)
+        got = self.poll_once()
+        self.next_ns = self.run_timers()
+        if self.woken:
+            self.woken = False
+            self.clear_ns = self.begin_ns
+        if got:
+            self.rounds += 1
+            self.busy_ns += self.ctx.now_ns - self.begin_ns
+            # What this turn found came after the last instant at which nothing waited: the oldest of it may have waited since.
+            waited = self.begin_ns - self.clear_ns
+            if waited > self.delay_ns:
+                va_store_relaxed_u64(&self.delay_ns, waited)
+        if not self.ctx.backlog:
+            self.clear_ns = self.begin_ns
+        # A lone packet is followed by nothing, most times: ppoll looks at all queues at once, cheaper than a read from each.
+        self.more = got > 0 and (self.rounds > LONE_ROUNDS or not self.drained)
+        return got
+
+    # -- sleep: what an engine's thread does around its ppoll --------------------------------------------------------------
+
+    cdef void distribute(self, bint any) noexcept nogil:
+        """After a poll of `descriptors`: tells each source which of its queues are readable, gives up descriptors that failed, empties the
+        mailbox's eventfd."""
         cdef uint32_t i
         cdef short events
-        cdef int count = ppoll(self.descriptors, self.descriptor_count, timeout, NULL)
-        for i in range(1, self.descriptor_count):
-            events = self.descriptors[i].revents if count > 0 else 0
+        cdef uint64_t value
+        for i in range(OWN_DESCRIPTORS, self.descriptor_count):
+            events = self.descriptors[i].revents if any else 0
             if events & (POLLERR | POLLHUP | POLLNVAL) and not events & POLLIN:
                 # The interface is gone: a descriptor that is always ready would keep the engine awake. Negative: ppoll skips it.
                 self.descriptors[i].fd = -1
                 self.failed_inputs += 1
-            (<Source>self.inputs[i - 1].source).set_ready(self.inputs[i - 1].which, events & POLLIN)
+            (<Source>self.inputs[i - OWN_DESCRIPTORS].source).set_ready(self.inputs[i - OWN_DESCRIPTORS].which, events & POLLIN)
+        if any and self.descriptors[0].revents:
+            read(self.mailbox_descriptor, &value, 8)
+            self.descriptors[0].revents = 0
 
     cdef void set_all_ready(self) noexcept nogil:
         cdef uint32_t i
-        for i in range(1, self.descriptor_count):
+        for i in range(OWN_DESCRIPTORS, self.descriptor_count):
             if self.descriptors[i].fd >= 0:
-                (<Source>self.inputs[i - 1].source).set_ready(self.inputs[i - 1].which, True)
+                (<Source>self.inputs[i - OWN_DESCRIPTORS].source).set_ready(self.inputs[i - OWN_DESCRIPTORS].which, True)
 
-    cdef void sleep(self, uint64_t deadline_ns) noexcept nogil:
-        """Sleeps until input, mailbox or deadline, unless one of them is there already."""
-        cdef timespec timeout
-        cdef timespec *limit = NULL
-        cdef uint64_t now, value
+    cdef bint prepare_sleep(self) noexcept nogil:
+        """Arms the sources; True: something is there already, do not sleep. The caller has set `sleeping` and fenced."""
         cdef uint32_t i
         cdef bint pending = False
-        va_store_relaxed_u32(&self.sleeping, 1)
-        va_fence()                             # the flag before the slot is read; pairs with the fence in _hand_over
         for i in range(self.armed_count):
             pending = (<Source>self.armed[i]).arm() or pending
-        if not pending and va_load_acquire_ptr(&self.mailbox) == NULL and not va_load_acquire_u32(&self.stopping):
-            if deadline_ns != NEVER:
-                now = self.clock.now()
-                timeout.tv_sec = timeout.tv_nsec = 0
-                if deadline_ns > now:
-                    timeout.tv_sec = <long>((deadline_ns - now) // 1000000000)
-                    timeout.tv_nsec = <long>((deadline_ns - now) % 1000000000)
-                limit = &timeout
+        return pending or va_load_acquire_ptr(&self.mailbox) != NULL
+
+    cdef void wake(self, bint pending) noexcept nogil:
+        """After a sleep, or (pending) instead of one."""
+        cdef uint32_t i
+        va_store_relaxed_u32(&self.sleeping, 0)
+        for i in range(self.armed_count):
+            (<Source>self.armed[i]).disarm()
+        if pending:
+            self.set_all_ready()               # what the last ppoll said is older than that: without this, nobody would look
+        else:
             self.sleeps += 1
-            self.ask_ready(limit)
             self.warm.prefetch()
             if self.ctx.large_cached:
                 va_prefetch(&self.ctx.packets[self.ctx.large_cache[self.ctx.large_cached - 1]])
             if self.ctx.small_cached:
                 va_prefetch(&self.ctx.packets[self.ctx.small_cache[self.ctx.small_cached - 1]])
-        elif pending:
-            self.set_all_ready()               # what the last ppoll said is older than that: without this, nobody would look
-        va_store_relaxed_u32(&self.sleeping, 0)
-        if self.descriptors[0].revents:
-            read(self.mailbox_descriptor, &value, 8)
-            self.descriptors[0].revents = 0
-        for i in range(self.armed_count):
-            (<Source>self.armed[i]).disarm()
         # What woke us goes on its way before we look for more: half of a short round trip's time here is cold memory and system calls.
         self.ctx.burst = 1
+        self.rounds = 0
+        self.look, self.woken = False, True
 
-    cdef void run(self) noexcept nogil:
-        cdef uint64_t deadline, idle_since = 0
-        cdef uint32_t rounds = 0               # with packets, since the last sleep
-        cdef timespec none
-        cdef bint awake = True
-        memset(&none, 0, sizeof(none))
-        while not va_load_relaxed_u32(&self.stopping):
-            if va_load_acquire_ptr(&self.mailbox) != NULL:
-                self.run_mailbox()
-            if awake:
-                if self.descriptor_count - 1 <= FEW_DESCRIPTORS:
-                    self.set_all_ready()
-                else:
-                    self.ask_ready(&none)
-            awake = self.poll_once() > 0
-            deadline = self.run_timers()
-            if awake:
-                idle_since = 0
-                rounds += 1
-                # A lone packet is followed by nothing, most times: ppoll looks at all queues at once, cheaper than a read from each.
-                if rounds > LONE_ROUNDS or not self.drained or self.spin_ns:
-                    continue
-            elif self.spin_ns:
-                if idle_since == 0:
-                    idle_since = self.ctx.now_ns
-                if self.ctx.now_ns - idle_since < self.spin_ns:
-                    awake = True               # look again at every queue
-                    va_pause()
-                    continue
-                idle_since = 0
-            awake = False
-            rounds = 0
-            self.sleep(deadline)
+    cdef void belong(self, void *thread, int wake_descriptor, uint64_t fair_ns) noexcept nogil:
+        """On the thread that runs the engine from now on."""
+        self.wake_descriptor = self.descriptors[1].fd = wake_descriptor
+        self.fair_ns = fair_ns
+        self.look = True                       # packets may have come while nobody slept on its descriptors
+        va_store_relaxed_u64(&self.owner_id, <uint64_t>pthread_self())
+        va_store_release_ptr(&self.owner, thread)
+
+    cdef void part(self, void *next_owner) noexcept nogil:
+        """On the thread that ran it until now: the last that it does with the engine."""
+        self.wake_descriptor = self.descriptors[1].fd = -1
+        va_store_relaxed_u64(&self.owner_id, 0)
+        va_store_release_ptr(&self.owner, next_owner)
+
+    # -- accounting --------------------------------------------------------------------------------------------------------
+
+    cdef void settle(self, double share) noexcept nogil:
+        """Turns weights into CPU time: `share` nanoseconds of it for each of the clock. What rounding leaves is overhead."""
+        cdef uint64_t all_of_it = <uint64_t>(self.weight_ns * share), charged = 0
+        cdef uint32_t i
+        for i in range(self.polled_count + self.timed_count):
+            charged += charge(<Element>(self.polled[i] if i < self.polled_count else self.timed[i - self.polled_count]), share)
+        all_of_it = all_of_it if all_of_it > charged else charged
+        self.overhead_ns += all_of_it - charged
+        self.cpu_ns += all_of_it
+        self.weight_ns = self.overhead_weight_ns = 0
 
     def advance(self, uint64_t until_ns):
         """Virtual time: runs everything that is due up to and including `until_ns`, each timer at its own instant, and leaves the

@@ -123,6 +123,7 @@ cdef struct Context:
     drop_hook on_drop            # told of every packet that an element drops, before it is freed; NULL: nobody is
     void *on_drop_who
     uint32_t burst               # packets a source asks a port for: BURST, or 1 in the first round after a sleep
+    uint32_t backlog             # a source sets it when a queue gave a full burst: there may be more
 
 cdef class PacketPool:
     cdef readonly int fd                 # the memfd

@@ -94,6 +94,8 @@ cdef class PortRx(Source):
             batch.count = 0
             lost_before = self.port.stats[queue].rx_dropped
             taken = self.port.rx_burst(ctx, queue, &batch, ctx.burst)
+            if taken >= ctx.burst:
+                ctx.backlog = 1
             lost = self.port.stats[queue].rx_dropped - lost_before
             if lost:
                 self.counters.drops[0] += lost

@@ -1,0 +1,63 @@
+"""EngineThread: an OS thread that runs engines, turn by turn, and sleeps when none of them has work (Snap, section 2.4).
+
+Engines come by the thread's inbox and leave when their `destination` is another: neither side waits for the other.
+"""
+from cpython.ref cimport PyObject
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from dataplane.clock cimport Clock
+from dataplane.engine cimport Engine, pollfd
+from dataplane.packet cimport Context
+from dataplane.work cimport Work
+
+cdef enum:
+    ENGINES_MOST = 64            # of one thread
+
+cdef void *UNDER_WAY             # engine.owner of an engine in an inbox
+
+cdef class Balancer:
+    # Moves engines between threads. Threads call it between two passes.
+    cdef uint64_t next_ns        # shared: when it wants to look again
+    cdef void balance(self, uint64_t now_ns) noexcept nogil
+
+cdef class EngineThread:
+    cdef readonly str name
+    cdef readonly Clock clock
+    cdef readonly object cpus            # the CPUs it may run on, a list; None: any
+    cdef readonly uint64_t spin_ns       # how long it polls in vain before it sleeps; NEVER: it never sleeps
+    cdef readonly object guarantee       # dataplane.guarantee.Guarantee or None
+    cdef readonly str scheduling         # what the guarantee came to: "deadline", "rr", "budget" or "none"
+    cdef PyObject *engines[ENGINES_MOST] # borrowed: whoever started the thread holds them
+    cdef uint32_t count
+    cdef void *inbox                     # shared: stack of engines handed over, linked by next_engine
+    cdef uint32_t stopping               # shared
+    cdef uint32_t sleeping               # shared: whoever hands over an engine must ring
+    cdef int wake_descriptor
+    cdef pollfd *descriptors             # of all engines, when there are several
+    cdef uint32_t room
+    cdef uint64_t fair_ns                # the least time that an engine with work has had
+    # Accounting.
+    cdef int64_t cpu_clock               # clockid_t of the thread; -1: it does not run
+    cdef uint64_t settled_cpu_ns, settled_at_ns, slept_ns
+    cdef uint64_t overhead_ns            # CPU time without any engine
+    # The budget of runtime_ns in each period_ns, where the kernel does not keep it.
+    cdef uint64_t runtime_ns, period_ns, window_ns, window_cpu_ns, window_slept_ns
+    cdef readonly uint64_t throttled     # how often it was spent
+    cdef Balancer balancer
+    cdef object _thread, _kept, _error, _started
+    cdef uint64_t thread_cpu_ns(self) noexcept nogil
+    cdef void accept(self, void *engine) noexcept nogil
+    cdef void adopt(self) noexcept nogil
+    cdef void give_away(self, uint32_t place) noexcept nogil
+    cdef bint serve(self, Engine engine) noexcept nogil
+    cdef void judge(self, Engine engine, uint64_t took_ns) noexcept nogil
+    cdef void settle(self) noexcept nogil
+    cdef void throttle(self) noexcept nogil
+    cdef void sleep(self, uint64_t deadline_ns) noexcept nogil
+    cdef void gather(self, pollfd *into) noexcept nogil
+    cdef void scatter(self, const pollfd *out) noexcept nogil
+    cdef uint64_t one_pass(self, bint *more, bint *any) noexcept nogil
+    cdef void run(self) noexcept nogil
+
+cdef class Settle(Work):
+    cdef Engine engine
+    cdef void run(self, Context *ctx) noexcept nogil

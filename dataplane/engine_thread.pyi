@@ -1,0 +1,44 @@
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from dataplane.clock import Clock
+from dataplane.engine import Engine, Runner
+from dataplane.guarantee import Guarantee
+from dataplane.work import Work
+
+ALWAYS: int
+
+def settle(engine: Engine) -> None: ...
+
+class Balancer: ...
+
+class Settle(Work):
+    def __init__(self, engine: Engine) -> None: ...
+
+class EngineThread:
+    name: str
+    clock: Clock
+    cpus: Sequence[int] | None
+    spin_ns: int
+    guarantee: Guarantee | None
+    scheduling: str
+    throttled: int
+    def __init__(
+        self,
+        name: str,
+        cpus: Sequence[int] | None = ...,
+        *,
+        spin_ns: int = ...,
+        guarantee: Guarantee | None = ...,
+        balancer: Balancer | None = ...,
+    ) -> None: ...
+    def start(self, engines: Iterable[Engine] = ...) -> None: ...
+    def take(self, engine: Engine, runner: Runner | None = ...) -> None: ...
+    def stop(self) -> None: ...
+    @property
+    def alive(self) -> bool: ...
+    @property
+    def engine_names(self) -> list[str]: ...
+    @property
+    def cpu_ns(self) -> int: ...
+    def status(self) -> dict[str, Any]: ...

@@ -1,0 +1,433 @@
+"""EngineThread, the run loop. The contract is in engine_thread.pxd."""
+import os
+import threading
+
+from cpython.ref cimport PyObject
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport free, realloc
+from libc.string cimport memcpy
+from posix.time cimport clock_gettime, clockid_t, timespec
+from posix.unistd cimport read, write
+from dataplane.clock cimport Clock
+from dataplane.element cimport NEVER
+from dataplane.engine cimport Engine, nfds_t, pollfd
+from dataplane.packet cimport Context
+from dataplane.vatomic cimport (va_cas_ptr, va_fence, va_load_acquire_ptr, va_load_acquire_u32, va_load_relaxed_u32, va_pause,
+                                va_store_relaxed_u32, va_store_release_ptr, va_store_release_u32)
+from dataplane.work cimport Work
+
+from dataplane.errors import ConfigError, VnicError
+
+cdef extern from "<poll.h>" nogil:
+    int ppoll(pollfd *fds, nfds_t count, const timespec *timeout, const void *mask)
+    short POLLIN
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef unsigned long pthread_t
+    pthread_t pthread_self()
+    int pthread_getcpuclockid(pthread_t thread, clockid_t *clock)
+
+cdef extern from "<sys/prctl.h>" nogil:
+    int prctl(int option, unsigned long argument)
+    int PR_SET_TIMERSLACK
+
+cdef enum:
+    SETTLE_NS = 1_000_000        # reading a thread's CPU clock is a system call of 0.2 us: 0.02 % at this interval
+    FAIR_NS = 20_000             # how far an engine may be ahead of the others; less than a turn of 32 GSO frames takes
+
+
+UNDER_WAY = <void *>1
+
+
+cdef inline void look(Engine engine) noexcept nogil:
+    engine.look = True
+
+
+cdef class Balancer:
+    """Moves engines between threads; this one moves none."""
+
+    def __cinit__(self, *args, **kwargs):
+        self.next_ns = NEVER
+
+    cdef void balance(self, uint64_t now_ns) noexcept nogil:
+        """Any of the threads calls this, several at once perhaps: never block."""
+
+
+cdef class Settle(Work):
+    """Brings an engine's accounts up to date, on its thread."""
+
+    def __init__(self, Engine engine):
+        self.engine = engine
+
+    cdef void run(self, Context *ctx) noexcept nogil:
+        if self.engine.owner != NULL:
+            (<EngineThread>self.engine.owner).settle()
+
+
+def settle(Engine engine not None):
+    """Brings `engine.charges()` and `engine.cpu_ns` up to this instant."""
+    engine.post(Settle(engine))
+
+
+cdef class EngineThread:
+    """Runs engines: each a turn, those with work again and again, each its fair share of the thread's time; then sleeps.
+
+    cpus: the CPUs it may run on. spin_ns: how long it polls in vain before it sleeps; dataplane.engine_thread.ALWAYS: it never sleeps.
+    guarantee: a dataplane.guarantee.Guarantee of CPU time. The threads of one `balancer` pass engines between each other.
+    """
+
+    def __cinit__(self, *args, **kwargs):
+        self.wake_descriptor = -1
+        self.cpu_clock = -1
+
+    def __init__(self, str name, cpus=None, *, uint64_t spin_ns=0, guarantee=None, Balancer balancer=None):
+        self.name, self.cpus, self.spin_ns, self.guarantee, self.balancer = name, cpus, spin_ns, guarantee, balancer or Balancer()
+        self.clock = Clock()
+        self.scheduling = "none"
+        self._kept = []
+        self.wake_descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def __dealloc__(self):
+        free(self.descriptors)
+        if self.wake_descriptor >= 0:
+            os.close(self.wake_descriptor)
+
+    # -- control -----------------------------------------------------------------------------------------------------------
+
+    def start(self, engines=()):
+        """Starts the thread with `engines`. Raises ConfigError for CPUs that this process may not use."""
+        usable = os.sched_getaffinity(0)
+        for cpu in self.cpus or ():
+            if cpu not in usable:
+                raise ConfigError(f"engine {self.name}: cpu {cpu}: not usable here; want one of {', '.join(map(str, sorted(usable)))}")
+        if self._thread is not None:
+            raise VnicError(f"engine thread {self.name}: runs already")
+        self.stopping = 0
+        self._error, self._started = None, threading.Event()
+        self._thread = threading.Thread(target=self._main, name=f"vnic-{self.name}", daemon=True)
+        self._thread.start()
+        self._started.wait()
+        for engine in engines:
+            self.take(engine)
+
+    def take(self, Engine engine not None, runner=None):
+        """Hands over an engine that nobody runs. `runner`: who answers for it and keeps it, this thread by default."""
+        if engine.runner is not None:
+            raise VnicError(f"engine {engine.name}: runs already")
+        if runner is None:
+            self._kept.append(engine)        # the C array borrows
+        engine.runner = runner or self
+        va_store_release_ptr(&engine.destination, <void *>self)
+        self.accept(<void *>engine)
+
+    def stop(self):
+        """Ends the thread between two turns; its engines are nobody's then. May be called twice."""
+        cdef uint64_t one = 1
+        cdef Engine engine
+        if self._thread is None:
+            return
+        va_store_release_u32(&self.stopping, 1)
+        write(self.wake_descriptor, &one, 8)
+        self._thread.join()
+        self._thread = None
+        for engine in self._kept:
+            if engine.runner is self:
+                engine.runner = None
+        self._kept = []
+
+    @property
+    def alive(self):
+        """True while the thread is there."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def engine_names(self):
+        """Of the engines that it runs now."""
+        return [(<Engine>self.engines[i]).name for i in range(self.count)]
+
+    @property
+    def cpu_ns(self):
+        """CPU time of the thread, up to now; 0 when it does not run."""
+        return self.thread_cpu_ns()
+
+    def status(self):
+        """What the thread is and does, as a dict."""
+        return {"name": self.name, "cpus": self.cpus, "engines": self.engine_names, "scheduling": self.scheduling,
+                "cpu_ns": self.thread_cpu_ns(), "overhead_ns": self.overhead_ns, "throttled": self.throttled}
+
+    def _main(self):
+        cdef clockid_t clock
+        try:
+            if self.cpus is not None:
+                os.sched_setaffinity(0, self.cpus)
+            prctl(PR_SET_TIMERSLACK, 1)            # nanoseconds: the default of 50 us would be most of a shaper's error
+            if self.guarantee is not None:
+                self.scheduling = self.guarantee.apply()
+                if self.scheduling != "deadline":  # the others do not bound what we use
+                    self.runtime_ns, self.period_ns = self.guarantee.runtime_ns, self.guarantee.period_ns
+            if pthread_getcpuclockid(pthread_self(), &clock) == 0:
+                self.cpu_clock = clock
+            self.settled_cpu_ns = self.window_cpu_ns = self.thread_cpu_ns()
+            self.settled_at_ns = self.window_ns = self.clock.now()
+        finally:
+            self._started.set()
+        with nogil:
+            self.run()
+        self.cpu_clock = -1
+
+    cdef uint64_t thread_cpu_ns(self) noexcept nogil:
+        cdef timespec t
+        if self.cpu_clock != -1 and clock_gettime(<clockid_t>self.cpu_clock, &t) == 0:
+            return <uint64_t>t.tv_sec * 1000000000 + <uint64_t>t.tv_nsec
+        return 0
+
+    # -- engines come and go -----------------------------------------------------------------------------------------------
+
+    cdef void accept(self, void *engine) noexcept nogil:
+        """From any thread: `engine`, which nobody runs now, is this thread's."""
+        cdef uint64_t one = 1
+        cdef void *top = va_load_acquire_ptr(&self.inbox)
+        va_store_release_ptr(&(<Engine>engine).owner, UNDER_WAY)   # who waits for an engine without owner must not take it from the inbox
+        va_store_release_ptr(&(<Engine>engine).next_engine, top)
+        # Release: what the last owner did to the engine is seen by the next.
+        while not va_cas_ptr(&self.inbox, &top, engine):
+            va_store_release_ptr(&(<Engine>engine).next_engine, top)
+        va_fence()                             # the inbox before the flag is read; pairs with the fence in sleep()
+        if va_load_relaxed_u32(&self.sleeping):
+            write(self.wake_descriptor, &one, 8)
+
+    cdef void adopt(self) noexcept nogil:
+        """Takes in what the inbox holds."""
+        cdef void *engine = va_load_acquire_ptr(&self.inbox)
+        cdef void *following
+        while not va_cas_ptr(&self.inbox, &engine, NULL):
+            pass
+        while engine != NULL:
+            following = (<Engine>engine).next_engine
+            if self.count == ENGINES_MOST:     # a configuration has no more, so only a bug comes here: it waits
+                self.accept(engine)
+            else:
+                self.engines[self.count] = <PyObject *>engine
+                self.count += 1
+                (<Engine>engine).belong(<void *>self, self.wake_descriptor, self.fair_ns)
+            engine = following
+
+    cdef void give_away(self, uint32_t place) noexcept nogil:
+        """The engine at `place` goes where its destination says. From the last line on it is another's."""
+        cdef void *engine = <void *>self.engines[place]
+        cdef void *destination = va_load_acquire_ptr(&(<Engine>engine).destination)
+        cdef uint64_t one = 1
+        cdef int done = (<Engine>engine).done_descriptor
+        cdef uint32_t i
+        self.settle()
+        self.count -= 1
+        for i in range(place, self.count):
+            self.engines[i] = self.engines[i + 1]
+        (<Engine>engine).part(UNDER_WAY if destination != NULL else NULL)
+        if destination != NULL:
+            (<EngineThread>destination).accept(engine)
+        else:
+            write(done, &one, 8)
+
+    # -- accounting --------------------------------------------------------------------------------------------------------
+
+    cdef void settle(self) noexcept nogil:
+        """Shares the CPU time since the last settlement among the engines' elements, by their weights: what each took by the clock. So the
+        time that the kernel gave to others is nobody's, and what sleeping and waking cost is borne by those who caused it."""
+        cdef uint64_t cpu = self.thread_cpu_ns(), weight = 0
+        cdef uint32_t i
+        cdef double share
+        for i in range(self.count):
+            weight += (<Engine>self.engines[i]).weight_ns
+        if cpu <= self.settled_cpu_ns or (weight == 0 and self.count):
+            return                             # nothing to share, or nobody yet
+        if weight == 0:
+            self.overhead_ns += cpu - self.settled_cpu_ns
+        else:
+            share = <double>(cpu - self.settled_cpu_ns) / <double>weight
+            for i in range(self.count):
+                (<Engine>self.engines[i]).settle(share)
+        self.settled_cpu_ns = cpu
+        self.settled_at_ns = self.clock.now()
+        self.slept_ns = 0
+
+    cdef void judge(self, Engine engine, uint64_t took_ns) noexcept nogil:
+        """A turn took longer than the engine's budget by the clock. The kernel may have run others meanwhile: all time that this thread was
+        neither on a CPU nor asleep since it settled is taken to lie in this turn, so that only the engine's own time is held against it."""
+        cdef uint64_t elapsed = engine.ctx.now_ns - self.settled_at_ns - self.slept_ns
+        cdef uint64_t ran = self.thread_cpu_ns() - self.settled_cpu_ns
+        cdef uint64_t waited = elapsed - ran if elapsed > ran else 0
+        took_ns = took_ns - waited if took_ns > waited else 0
+        if took_ns > engine.budget_ns:
+            engine.overruns += 1
+            if took_ns > engine.longest_turn_ns:
+                engine.longest_turn_ns = took_ns
+
+    cdef void throttle(self) noexcept nogil:
+        """The budget of runtime_ns in period_ns is spent by the clock: if the CPU clock agrees, sleeps until the period is over."""
+        cdef uint64_t now = self.clock.now(), used = self.thread_cpu_ns() - self.window_cpu_ns, end = self.window_ns + self.period_ns
+        cdef pollfd wake
+        cdef timespec timeout
+        if now >= end:
+            return
+        if used < self.runtime_ns:             # others had the CPU meanwhile: as if we had slept
+            self.window_slept_ns = now - self.window_ns - used if now > self.window_ns + used else 0
+            return
+        self.throttled += 1
+        timeout.tv_sec, timeout.tv_nsec = <long>((end - now) // 1000000000), <long>((end - now) % 1000000000)
+        wake.fd, wake.events, wake.revents = self.wake_descriptor, POLLIN, 0
+        va_store_relaxed_u32(&self.sleeping, 1)
+        va_fence()                             # as in sleep()
+        if va_load_acquire_ptr(&self.inbox) == NULL and not va_load_acquire_u32(&self.stopping):
+            ppoll(&wake, 1, &timeout, NULL)
+        va_store_relaxed_u32(&self.sleeping, 0)
+        now = self.clock.now() - now
+        self.slept_ns += now
+        self.window_slept_ns += now
+
+    # -- the loop ----------------------------------------------------------------------------------------------------------
+
+    cdef bint serve(self, Engine engine) noexcept nogil:
+        """A turn, unless the engine has had more than its share and others have work. True: it wants another."""
+        cdef uint64_t took
+        if self.count > 1:
+            if engine.more and engine.fair_ns > self.fair_ns + FAIR_NS:
+                return True
+            if engine.fair_ns < self.fair_ns:  # time that it did not want is not saved up
+                engine.fair_ns = self.fair_ns
+        engine.turn()
+        took = engine.ctx.now_ns - engine.begin_ns
+        engine.fair_ns += took
+        if engine.budget_ns and took > engine.budget_ns:
+            self.judge(engine, took)
+        return engine.more
+
+    cdef uint64_t one_pass(self, bint *more, bint *any) noexcept nogil:
+        """Every engine's turn; returns the next timer's instant. more: an engine wants another at once. any: one had packets."""
+        cdef uint64_t deadline = NEVER, least = NEVER, polls
+        cdef uint32_t i = 0
+        more[0] = any[0] = False
+        while i < self.count:
+            polls = (<Engine>self.engines[i]).busy_polls
+            if self.serve(<Engine>self.engines[i]):
+                more[0] = True
+                if (<Engine>self.engines[i]).fair_ns < least:
+                    least = (<Engine>self.engines[i]).fair_ns
+            any[0] = any[0] or (<Engine>self.engines[i]).busy_polls != polls
+            if (<Engine>self.engines[i]).next_ns < deadline:
+                deadline = (<Engine>self.engines[i]).next_ns
+            if va_load_acquire_ptr(&(<Engine>self.engines[i]).destination) != <void *>self:
+                self.give_away(i)
+            else:
+                i += 1
+        if least != NEVER:
+            self.fair_ns = least
+        return deadline
+
+    cdef void sleep(self, uint64_t deadline_ns) noexcept nogil:
+        """Sleeps until input, mailbox, another engine or deadline, unless one of them is there already."""
+        cdef timespec timeout
+        cdef timespec *limit = NULL
+        cdef pollfd *polled = self.descriptors
+        cdef uint64_t now, value
+        cdef uint32_t i, total = 0
+        cdef int ready = 0
+        cdef bint pending = False
+        cdef pollfd own
+        va_store_relaxed_u32(&self.sleeping, 1)
+        for i in range(self.count):
+            va_store_relaxed_u32(&(<Engine>self.engines[i]).sleeping, 1)
+            total += (<Engine>self.engines[i]).descriptor_count
+        va_fence()                             # the flags before slots are read; pairs with the fences of whoever posts or hands over
+        for i in range(self.count):
+            pending = (<Engine>self.engines[i]).prepare_sleep() or pending
+        pending = pending or va_load_acquire_ptr(&self.inbox) != NULL or va_load_acquire_u32(&self.stopping)
+        if self.count == 0:
+            own.fd, own.events, own.revents = self.wake_descriptor, POLLIN, 0
+            polled, total = &own, 1
+        elif self.count == 1:                  # most times: nothing to copy
+            polled = (<Engine>self.engines[0]).descriptors
+        elif total > self.room:                # after a change of graph or engines only; where there is no memory, we poll on
+            polled = <pollfd *>realloc(self.descriptors, total * sizeof(pollfd))
+            pending = pending or polled == NULL
+            if polled != NULL:
+                self.descriptors, self.room = polled, total
+        if not pending:
+            now = self.clock.now()
+            if deadline_ns != NEVER:
+                timeout.tv_sec = timeout.tv_nsec = 0
+                if deadline_ns > now:
+                    timeout.tv_sec = <long>((deadline_ns - now) // 1000000000)
+                    timeout.tv_nsec = <long>((deadline_ns - now) % 1000000000)
+                limit = &timeout
+            if self.count > 1:
+                self.gather(polled)
+            ready = ppoll(polled, total, limit, NULL)
+            if self.count > 1:
+                self.scatter(polled)
+            for i in range(self.count):
+                (<Engine>self.engines[i]).distribute(ready > 0)
+            if ready > 0 and (self.count == 0 or polled[1].revents):
+                read(self.wake_descriptor, &value, 8)
+            now = self.clock.now() - now
+            self.slept_ns += now
+            self.window_slept_ns += now
+        va_store_relaxed_u32(&self.sleeping, 0)
+        for i in range(self.count):
+            (<Engine>self.engines[i]).wake(pending)
+
+    cdef void gather(self, pollfd *into) noexcept nogil:
+        cdef uint32_t i, at = 0, each
+        for i in range(self.count):
+            each = (<Engine>self.engines[i]).descriptor_count
+            memcpy(into + at, (<Engine>self.engines[i]).descriptors, each * sizeof(pollfd))
+            at += each
+
+    cdef void scatter(self, const pollfd *out) noexcept nogil:
+        cdef uint32_t i, at = 0, each
+        for i in range(self.count):
+            each = (<Engine>self.engines[i]).descriptor_count
+            memcpy((<Engine>self.engines[i]).descriptors, out + at, each * sizeof(pollfd))
+            at += each
+
+    cdef void run(self) noexcept nogil:
+        cdef uint64_t deadline, now, idle_since = 0
+        cdef bint more = False, any = False
+        cdef uint32_t i
+        while not va_load_relaxed_u32(&self.stopping):
+            if va_load_acquire_ptr(&self.inbox) != NULL:
+                self.adopt()
+            deadline = self.one_pass(&more, &any)
+            now = (<Engine>self.engines[0]).ctx.now_ns if self.count else self.clock.now()
+            if now >= self.settled_at_ns + SETTLE_NS:
+                self.settle()
+            if self.runtime_ns:
+                if now >= self.window_ns + self.period_ns:
+                    self.window_ns, self.window_slept_ns = now, 0
+                    self.window_cpu_ns = self.thread_cpu_ns()
+                elif now - self.window_ns >= self.runtime_ns + self.window_slept_ns:
+                    self.throttle()
+            if now >= self.balancer.next_ns:
+                self.balancer.balance(now)
+            if more or (any and self.spin_ns):
+                idle_since = 0
+            elif self.spin_ns and self.count:
+                if idle_since == 0:
+                    idle_since = now
+                if self.spin_ns != NEVER and now - idle_since >= self.spin_ns:
+                    idle_since = 0
+                    self.sleep(deadline)
+                    continue
+                va_pause()
+            else:
+                self.sleep(deadline)
+                continue
+            for i in range(self.count):
+                look(<Engine>self.engines[i])
+        self.adopt()
+        while self.count:
+            va_store_release_ptr(&(<Engine>self.engines[0]).destination, NULL)
+            self.give_away(0)
+
+
+ALWAYS = NEVER

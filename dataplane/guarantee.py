@@ -1,0 +1,83 @@
+"""CPU guarantees for engines' threads, after MicroQuanta (Snap, section 2.4.1): `runtime` out of every `period`, and no more.
+
+The kernel's own classes are tried in this order; what a plain user may not have falls to the next:
+
+| class      | guaranteed by | bounded by                | needs                                                       |
+|------------|---------------|---------------------------|-------------------------------------------------------------|
+| "deadline" | the kernel    | the kernel                | CAP_SYS_NICE in the first user namespace, and all CPUs      |
+| "rr"       | the kernel    | us: EngineThread.throttle | CAP_SYS_NICE or RLIMIT_RTPRIO                               |
+| "budget"   | nobody        | us: EngineThread.throttle | nothing                                                     |
+
+"budget" keeps the other half of the promise only: neighbours get what is left of each period. Sources: sched(7), sched_setattr(2).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import struct
+import threading
+from dataclasses import dataclass
+
+from dataplane.errors import ConfigError
+
+CLASSES = ("deadline", "rr", "budget")
+PERIOD_LEAST_NS = 100_000  # kernel.sched_deadline_period_min_us as Linux comes
+PERIOD_MOST_NS = 1_000_000_000
+RUNTIME_LEAST_NS = 10_000
+PRIORITY = 1  # among real-time threads: the kernel's own are above
+
+_SCHED_DEADLINE = 6
+_FLAG_RESET_ON_FORK = 1
+_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274, "riscv64": 274}.get(platform.machine())
+_ATTRIBUTES = struct.Struct(
+    "=IIQiIQQQ"
+)  # struct sched_attr, first version: size, policy, flags, nice, priority, runtime, deadline, period
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """`runtime_ns` of CPU time in each `period_ns`. Raises ConfigError for what no kernel takes."""
+
+    runtime_ns: int
+    period_ns: int
+
+    def __post_init__(self) -> None:
+        if not PERIOD_LEAST_NS <= self.period_ns <= PERIOD_MOST_NS:
+            raise ConfigError(f"guarantee: a period of {self.period_ns} ns; want 100us to 1s")
+        if not RUNTIME_LEAST_NS <= self.runtime_ns <= self.period_ns:
+            raise ConfigError(f"guarantee: a runtime of {self.runtime_ns} ns; want 10us up to the period")
+
+    def apply(self) -> str:
+        """Gives the calling thread the best class it may have; returns its name. Processes and threads that it starts do not inherit it."""
+        if self._deadline():
+            return "deadline"
+        try:
+            os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(PRIORITY))
+        except OSError:
+            return "budget"
+        return "rr"
+
+    def _deadline(self) -> bool:
+        if _SCHED_SETATTR is None:
+            return False
+        attributes = _ATTRIBUTES.pack(
+            _ATTRIBUTES.size, _SCHED_DEADLINE, _FLAG_RESET_ON_FORK, 0, 0, self.runtime_ns, self.period_ns, self.period_ns
+        )
+        return bool(ctypes.CDLL(None, use_errno=True).syscall(_SCHED_SETATTR, 0, attributes, 0) == 0)
+
+
+def permitted(cpus: list[int] | None = None) -> str:
+    """The class that a thread of this process would get, found by trying with one that ends at once."""
+    found: list[str] = []
+
+    def probe() -> None:
+        if cpus is not None:
+            os.sched_setaffinity(0, cpus)
+        found.append(Guarantee(RUNTIME_LEAST_NS, 100 * PERIOD_LEAST_NS).apply())
+
+    thread = threading.Thread(target=probe)
+    thread.start()
+    thread.join()
+    return found[0]
