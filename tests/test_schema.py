@@ -1,6 +1,7 @@
 """Configuration files: what is right is parsed, what is wrong gets one line with file, line, path and what would be right."""
 
 import json
+import re
 
 import msgspec
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from dataplane.errors import ConfigError
 from vnic.control.convert import convert_config, convert_nic
 from vnic.control.load import BYTES_MOST, load_config, parse_config
-from vnic.control.schema import Config, DirectionConfig, Mac, NicConfig, Rate, encode_scalar, json_schema
+from vnic.control.scalars import Mac, Rate
+from vnic.control.schema import Config, DirectionConfig, NicConfig, encode_scalar, json_schema
 
 FULL = """
 engines: [{name: fast, spin: 20us, cpu: 0}, {}]
@@ -205,7 +207,7 @@ def test_the_json_schema_describes_every_key():
     schema = json_schema()
     definitions = schema["$defs"]
     assert schema["$ref"] == "#/$defs/Config"
-    assert set(definitions["Config"]["properties"]) == {"engines", "spin", "pool", "switch", "nics"}
+    assert set(definitions["Config"]["properties"]) == {"engines", "groups", "spin", "pool", "switch", "nics"}
     assert definitions["NicConfig"]["additionalProperties"] is False
     assert "name" not in definitions["NicConfig"]["properties"] and "where" not in definitions["ElementConfig"]["properties"]
     json.dumps(schema)
@@ -239,3 +241,34 @@ def test_any_data_is_converted_or_refused(data):
 @given(st.text(alphabet=st.sampled_from("abn:{}[]-&*!#'\"\n \t|>?,1%@~0x."), max_size=60))
 def test_any_text_is_parsed_or_refused(text):
     refused_in_one_line(parse_config, text)
+
+
+def test_groups():
+    config = parse_config(
+        "groups: {fast: {mode: dedicated, cpus: [1]}, rest: {mode: compacting, slo: 80us, guarantee: {runtime: 500us, period: 1ms}}}\n"
+        "engines: [{group: rest, spin: 5us}, {}, {name: x, group: rest}]\nspin: 7us\n"
+    )
+    assert [(engine.name, engine.group, int(engine.spin)) for engine in config.engines] == [
+        ("e0", "rest", 5000),
+        ("e1", "fast", 7000),
+        ("x", "rest", 7000),
+    ]
+    assert int(config.groups["rest"].slo) == 80_000 and int(config.groups["rest"].guarantee.runtime) == 500_000
+    assert list(parse_config("engines: 2").groups) == ["default"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("groups: {a: {mode: fast}}", "groups.a.mode: 'fast' will not do; want dedicated, spreading or compacting"),
+        ("groups: {a: {mode: dedicated}}", "dedicated needs CPUs of its own: want cpus: [1]"),
+        ("groups: {a: {cpus: []}}", "cpus is empty or names one twice"),
+        ("groups: {a: {guarantee: {runtime: 2ms, period: 1ms}}}", "runtime 2ms is more than the period"),
+        ("groups: {a: {}}\nengines: [{group: b}]", "e0 is in group b: want one of a"),
+        ("groups: {a: {mode: compacting}}\nengines: [{cpu: 0}]", "cpu is for spreading groups"),
+        ("groups: {a: {slo: 1ns}}", "slo 1ns is out of range"),
+    ],
+)
+def test_groups_that_are_wrong(text, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        parse_config(text)

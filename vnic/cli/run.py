@@ -35,7 +35,7 @@ def demo(rate: str, queues: int, seconds: float, spin: str, as_json: bool) -> No
     vnic demo --json
     """
     from dataplane.units import parse_rate
-    from vnic.control.schema import Rate
+    from vnic.control.scalars import Rate
 
     rate_bps = int(Rate(parse_rate(rate)))
     from vnic.cli.demo import run_demo  # what is compiled only once the rate is known to be right

@@ -15,6 +15,20 @@ def _rate(bps: int | None) -> str | None:
     return format_rate(bps) if bps else None
 
 
+def _cpus(cpus: list[int] | None) -> str:
+    return "any" if cpus is None else ", ".join(map(str, cpus))
+
+
+def _guarantee(group: dict[str, Any]) -> str | None:
+    """900us of 1ms (rr): what was asked for, and what is in force."""
+    if group["guarantee"] is None:
+        return None
+    from dataplane.units import format_time
+
+    runtime, period = (format_time(group["guarantee"][key]) for key in ("runtime_ns", "period_ns"))
+    return f"{runtime} of {period} ({', '.join(sorted({thread['scheduling'] for thread in group['threads']})) or 'none yet'})"
+
+
 @click.command()
 @instance_option
 @json_option
@@ -36,13 +50,21 @@ def status(instance: str, as_json: bool) -> None:
         "packets: " + ("every one is accounted for" if found["conserved"] else "SOME ARE MISSING (see vnic status --json)")
     )
     print_table(
-        ["engine", ">received", ">transmitted", ">dropped", ">held", ">CPU s"],
+        ["engine", ">received", ">transmitted", ">dropped", ">held", ">CPU s", ">overruns", "group", "thread"],
         [
             [each["name"], each.get("received"), each.get("transmitted"), each.get("dropped"), each.get("held"),
-             f"{each.get('cpu_ns', 0) / 1e9:.2f}"]
+             f"{each.get('cpu_ns', 0) / 1e9:.2f}", each.get("overruns"), each.get("group"), each.get("thread")]
             for each in found["engines"]
         ],
     )  # fmt: skip
+    if found.get("groups"):
+        print_table(
+            ["group", "mode", "CPUs", "guarantee", ">threads"],
+            [
+                [group["name"], group["mode"], _cpus(group["cpus"]), _guarantee(group), len(group["threads"])]
+                for group in found["groups"]
+            ],
+        )
     if found["nics"]:
         print_table(
             ["NIC", "interface", "container", "MAC", ">MTU", ">queues", "link", ">egress", ">ingress", "engine"],

@@ -39,6 +39,12 @@ method Graph(format: ?string) -> (graph: string)
 # Sets the rate of one or both directions of a NIC; one that is not given stays.
 method SetRate(name: string, egress: ?string, ingress: ?string) -> (nic: object)
 
+# Changes the scheduling mode of an engine group (dedicated, spreading, compacting) and/or its CPUs, while packets flow.
+method SetGroup(name: string, mode: ?string, cpus: ?[]int) -> (group: object)
+
+# CPU time and memory by NIC, with what nobody is charged for: together the engines' CPU time.
+method Accounts() -> (accounts: object)
+
 # Raises or cuts a NIC's link.
 method SetLink(name: string, up: bool) -> ()
 

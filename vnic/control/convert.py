@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from dataplane.errors import ConfigError
-from vnic.control.schema import NAME_PATTERN, SCALARS, Config, DirectionConfig, ElementConfig, NicConfig, SchemaError
+from vnic.control.scalars import SCALARS, SchemaError
+from vnic.control.schema import NAME_PATTERN, Config, DirectionConfig, ElementConfig, GroupConfig, NicConfig
 
 Path = tuple[str | int, ...]
 Locate = Callable[[Path], str]  # path -> "FILE:LINE", or "" where there is no file
@@ -232,6 +233,10 @@ def convert_config(
         if not 1 <= engines <= 64:
             raise error_at(locate, ("engines",), f"{engines} will not do; want {_follow(Config, ('engines',))[1]}")
         fields["engines"] = [{} for _ in range(engines)]
+    if isinstance(groups := fields.get("groups"), Mapping):
+        for name, group in groups.items():  # one by one first: of a mapping's values, msgspec does not say which is wrong
+            _convert(_mapping(group, GroupConfig, ("groups", name), locate), GroupConfig, ("groups", name), locate)
+        fields["groups"] = {name: {} if group is None else group for name, group in groups.items()}
     config = _convert(fields, Config, (), locate)
     config.directory = directory
     for name, nic_data in (raw_nics or {}).items():

@@ -27,6 +27,13 @@ DESCRIPTORS_LEAST = 1024  # 64 queues take 64; a NIC takes a handful besides
 TRIAL_S = 20.0
 
 
+GUARANTEES = {
+    "deadline": "by SCHED_DEADLINE, on all CPUs; SCHED_RR with a budget where cpus: are given",
+    "rr": "by SCHED_RR with a budget",
+    "budget": "none by the kernel; a budget of our own",
+}
+
+
 @dataclass
 class Finding:
     """One thing looked at. `remedy` is for when it is not ok."""
@@ -187,6 +194,16 @@ def _cpus() -> list[Finding]:
     return findings
 
 
+def _guarantee() -> Finding:
+    """Which kind of CPU guarantee engines' threads can have; tried in a child, whose thread ends with it."""
+    code = "from dataplane.guarantee import permitted; print(permitted())"
+    root = str(Path(__file__).resolve().parents[2])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=TRIAL_S, cwd=root)
+    found = done.stdout.strip()
+    remedy = "engines get no guarantee and keep to their budget by themselves; for more: CAP_SYS_NICE, or ulimit -r 1"
+    return Finding("CPU guarantee", found in ("deadline", "rr"), False, GUARANTEES.get(found, "could not be tried"), remedy)
+
+
 def _timer_slack() -> Finding:
     text = _read("/proc/self/timerslack_ns")
     slack_ns = int(text) if text.isdecimal() else 50_000
@@ -213,4 +230,4 @@ def examine() -> list[Finding]:
     trial = _try_namespaces()
     checks: list[Callable[[], Finding]] = [_kernel, _tun, lambda: _user_namespaces(trial)]
     findings = [check() for check in checks] + _tap(trial) + [_memfd(), _memory(), *_cpus()]
-    return findings + [_timer_slack(), _descriptors(), _tools()]
+    return findings + [_guarantee(), _timer_slack(), _descriptors(), _tools()]

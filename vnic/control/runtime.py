@@ -27,18 +27,22 @@ from dataplane.elements.parse import Parse
 from dataplane.engine import Engine
 from dataplane.errors import ConfigError, VnicError
 from dataplane.graph import to_data, to_dot, to_text
+from dataplane.group import EngineGroup
+from dataplane.guarantee import Guarantee
 from dataplane.packet import PacketPool
 from dataplane.port import PortRx, PortTx
 from dataplane.ports.ring_port import RingPort
 from dataplane.ring import MpscRing
 from shaping.shaper import Shaper
+from vnic.control.accounts import Accounts
 from vnic.control.capture import LiveCapture
 from vnic.control.chain import Chain, build_chain
 from vnic.control.devices import Device, Devices, TapDevices
-from vnic.control.schema import Config, NicConfig
+from vnic.control.schema import Config, GroupConfig, NicConfig
 
 MAX_NICS = 1024
 RING_CAPACITY = 4096  # packets on their way between two engines; more than a NIC's burst from every other engine
+RING_BYTES = RING_CAPACITY * MpscRing.cell_bytes
 
 
 class Worker:
@@ -48,11 +52,13 @@ class Worker:
         self.engine, self.switch = engine, switch
         self.unused = Discard(name=f"{engine.name}.unused")
         self.sources: list[Source] = []
+        self.charged: dict[str, int] = {}  # CPU time of elements that are gone, until the accounts take it
         self.retired = {"received": 0, "generated": 0, "transmitted": 0, "dropped": 0}
 
     def load(self, sources: list[Source]) -> None:
         """Makes the engine run what hangs on `sources`; keeps the counts of what it no longer runs."""
-        for _, statistics in self.engine.load(sources):
+        for name, statistics in self.engine.load(sources):
+            self.charged[name] = self.charged.get(name, 0) + statistics["charged_ns"]
             for term in ("received", "generated", "transmitted"):
                 self.retired[term] += statistics[term]
             self.retired["dropped"] += sum(statistics["dropped"].values())
@@ -79,6 +85,19 @@ class Worker:
         into = terms["received"] + terms["generated"]
         terms["conserved"] = into == terms["transmitted"] + terms["dropped"] + terms["held"]
         return terms
+
+
+def make_group(name: str, config: GroupConfig) -> EngineGroup:
+    """An engine group as its configuration says."""
+    guarantee = config.guarantee
+    return EngineGroup(
+        name,
+        config.mode,
+        cpus=config.cpus,
+        spin_ns=int(config.spin or 0),
+        slo_ns=int(config.slo),
+        guarantee=None if guarantee is None else Guarantee(int(guarantee.runtime), int(guarantee.period)),
+    )
 
 
 class Attached:
@@ -143,6 +162,8 @@ class Runtime:
         self.clock = clock or Clock()
         self.pool = PacketPool(config.pool.small, config.pool.large)
         self.table = MacTable(config.switch.table, ageing_ns=int(config.switch.ageing))
+        # In virtual time nothing has threads.
+        self.groups = {} if self.clock.virtual else {name: make_group(name, each) for name, each in config.groups.items()}
         self.workers: list[Worker] = []
         for number, engine in enumerate(config.engines):
             self.workers.append(
@@ -154,10 +175,14 @@ class Runtime:
                         spin_ns=int(engine.spin or 0),
                         cpu=engine.cpu,
                         seed=seed + number + 1,
+                        budget_ns=int(config.groups[str(engine.group)].budget),
                     ),
                     L2Switch(self.table, name="switch"),
                 )
             )
+            if self.groups:
+                self.groups[str(engine.group)].add(self.workers[-1].engine)
+        self.accounts = Accounts(self.workers)
 
     def start(self) -> None:
         """Starts the engines and attaches the configured NICs: all, or none and the error of the first that failed."""
@@ -166,9 +191,8 @@ class Runtime:
             self._devices.start()
             self._started = True
             try:
-                for worker in self.workers:
-                    if not self.clock.virtual:
-                        worker.engine.start()
+                for group in self.groups.values():
+                    group.start()
                 for nic in self.config.nics.values():
                     self.attach(nic)
             except BaseException:
@@ -254,6 +278,7 @@ class Runtime:
             while attached.ring is not None and len(attached.ring) and home.engine.running:
                 home.engine.call(lambda: None)
             home.load([source for source in home.sources if source not in attached.sources])
+            self.accounts.retire(name)
             self.table.forget_port(attached.number)
             attached.nic.close()
             del self._nics[name]
@@ -292,7 +317,11 @@ class Runtime:
         """Ends a capture; returns how many packets it has and how many it missed."""
         with self._lock:
             capture = self._captures.pop(number, None)
-            return self._ended.pop(number, {}) if capture is None else capture.stop()
+            if capture is None:
+                return self._ended.pop(number, {})
+            result = capture.stop()
+            self.accounts.retire(capture.nic)
+            return result
 
     def set_link(self, name: str, up: bool) -> dict[str, Any]:
         """Raises or cuts the link: the container sees its carrier come and go, frames for it are no longer forwarded."""
@@ -328,14 +357,38 @@ class Runtime:
     def status(self) -> dict[str, Any]:
         """Engines, NICs, switch and pool at a glance; `conserved` says whether every engine's packets add up."""
         with self._lock:
-            engines = [{**worker.engine.status(), **worker.conservation()} for worker in self.workers]
+            engines = [
+                {**worker.engine.status(), **worker.conservation(), **self._place(worker.engine)} for worker in self.workers
+            ]
             return {
                 "conserved": all(engine["conserved"] for engine in engines),
                 "engines": engines,
+                "groups": [group.status() for group in self.groups.values()],
                 "nics": [self._nic_status(attached) for attached in self._nics.values()],
                 "switch": {"capacity": self.table.capacity, "entries": self._entries()},
                 "pool": {"small": self.pool.small_count, "large": self.pool.large_count, "in_use": self.pool.in_use},
             }
+
+    def _place(self, engine: Engine) -> dict[str, Any]:
+        """Of an engine: its group, and the thread that runs it now."""
+        group = next((group for group in self.groups.values() if engine in group.engines), None)
+        return {} if group is None else {"group": group.name, "thread": group.thread_of(engine)}
+
+    def set_group(self, name: str, mode: str | None = None, cpus: list[int] | None = None) -> dict[str, Any]:
+        """Changes a group's scheduling mode and/or CPUs while packets flow; returns its status."""
+        with self._lock:
+            if name not in self.groups:
+                raise ConfigError(f"group {name}: there is none; there are {', '.join(self.groups)}")
+            group = self.groups[name]
+            group.set_mode(mode or group.mode, cpus=cpus)
+            return group.status()
+
+    def charges(self) -> dict[str, Any]:
+        """CPU time and memory by NIC; see vnic.control.accounts."""
+        with self._lock:
+            for group in self.groups.values():
+                group.settle()
+            return self.accounts.collect({name: RING_BYTES if each.ring else 0 for name, each in self._nics.items()})
 
     def _entries(self) -> list[dict[str, Any]]:
         names = {attached.number: attached.config.name for attached in self._nics.values()}
@@ -378,6 +431,8 @@ class Runtime:
             self._closed = True
             for name in list(self._nics):
                 self.detach(name)
+            for group in self.groups.values():
+                group.stop()
             for worker in self.workers:
                 worker.engine.close()
             self._devices.stop()

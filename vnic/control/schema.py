@@ -7,16 +7,27 @@ The description of a field is what a user reads in an error ("want ...") and in 
 
 from __future__ import annotations
 
-import hashlib
-import ipaddress
-import re
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
 
-from dataplane.errors import ConfigError
-from dataplane.units import format_rate, format_time, parse_rate, parse_time
+from vnic.control.scalars import (
+    RSS_KEY_BYTES,
+    SCALARS,
+    Address,
+    Ageing,
+    CpuPeriod,
+    CpuTime,
+    Mac,
+    QueueTime,
+    Rate,
+    RssKey,
+    SchemaError,
+    Slo,
+    Spin,
+    TurnBudget,
+)
 
 MTU_LEAST, MTU_MOST = (
     68,
@@ -24,147 +35,6 @@ MTU_LEAST, MTU_MOST = (
 )  # RFC 791's least IPv4 MTU; 65,535 bytes of a frame less an Ethernet header (Linux' ETH_MAX_MTU for TAP)
 QUEUES_MOST = 64
 ENGINES_MOST = 64
-RSS_KEY_BYTES = 40  # Toeplitz: covers two IPv6 addresses and two ports (36 bytes) and 32 bits more
-
-
-class SchemaError(ConfigError, ValueError):
-    """A value that the schema refuses. A ValueError too, since that is what msgspec turns into an error with a path."""
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-class Rate(int):
-    """A rate in bit/s; Rate("100mbit") parses."""
-
-    LEAST, MOST = 1_000, 10**12
-
-    def __new__(cls, value: int | str) -> Self:
-        bps = parse_rate(value) if isinstance(value, str) else value
-        if not cls.LEAST <= bps <= cls.MOST:
-            raise SchemaError(
-                f"rate {format_rate(max(bps, 0))} is out of range: want {format_rate(cls.LEAST)} to {format_rate(cls.MOST)}"
-            )
-        return super().__new__(cls, bps)
-
-    @classmethod
-    def parse(cls, value: Any) -> Self:
-        return cls(parse_rate(value))
-
-    def __str__(self) -> str:
-        return format_rate(self)
-
-
-class Duration(int):
-    """A time in nanoseconds; Duration("5ms") parses. Subclasses say the range and the name."""
-
-    WHAT: ClassVar[str] = "time"
-    LEAST: ClassVar[int] = 0
-    MOST: ClassVar[int] = 10**18
-
-    def __new__(cls, value: int | str) -> Self:
-        ns = parse_time(value) if isinstance(value, str) else value
-        if not cls.LEAST <= ns <= cls.MOST:
-            raise SchemaError(
-                f"{cls.WHAT} {format_time(max(ns, 0))} is out of range: "
-                f"want {format_time(cls.LEAST)} to {format_time(cls.MOST)}"
-            )
-        return super().__new__(cls, ns)
-
-    @classmethod
-    def parse(cls, value: Any) -> Self:
-        return cls(parse_time(value))
-
-    def __str__(self) -> str:
-        return format_time(self)
-
-
-class Spin(Duration):
-    """How long an engine polls in vain before it sleeps."""
-
-    WHAT, MOST = "spin", 10**9
-
-
-class Ageing(Duration):
-    """How long a silent address stays in the switch's table."""
-
-    WHAT, LEAST, MOST = "ageing", 10**9, 86_400 * 10**9
-
-
-class QueueTime(Duration):
-    """How much a shaper may hold, as time at its rate."""
-
-    WHAT, LEAST, MOST = "queue", 10**6, 10 * 10**9
-
-
-class Mac(str):
-    """A unicast MAC address, six lower-case bytes with colons."""
-
-    def __new__(cls, value: str) -> Self:
-        text = value.lower() if isinstance(value, str) else ""
-        if not re.fullmatch(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", text, re.ASCII):
-            raise SchemaError(f"{_shown(value)} is no MAC address: want six bytes such as 02:00:00:00:00:01")
-        if int(text[:2], 16) & 1:
-            raise SchemaError(f"{text} is a group address: a NIC's has an even first byte, such as 02:00:00:00:00:01")
-        if text == "00:00:00:00:00:00":
-            raise SchemaError(f"{text} is nobody's address: want one such as 02:00:00:00:00:01")
-        return super().__new__(cls, text)
-
-    @classmethod
-    def parse(cls, value: Any) -> Self:
-        return cls(value)
-
-    @classmethod
-    def from_name(cls, name: str) -> Self:
-        """A locally administered address that depends on nothing but the NIC's name, so that it survives a restart."""
-        digest = bytearray(hashlib.sha256(b"vnic mac " + name.encode()).digest()[:6])
-        digest[0] = digest[0] & 0xFC | 0x02
-        return cls(digest.hex(":"))
-
-    @property
-    def packed(self) -> bytes:
-        return bytes.fromhex(self.replace(":", ""))
-
-
-class Address(str):
-    """An interface's address with its prefix length: 10.0.0.1/24, fd00::1/64."""
-
-    def __new__(cls, value: str) -> Self:
-        try:
-            if not isinstance(value, str) or "/" not in value:
-                raise ValueError
-            interface = ipaddress.ip_interface(value)
-        except ValueError:
-            raise SchemaError(f"{_shown(value)} is no address: want address/prefix such as 10.0.0.1/24 or fd00::1/64") from None
-        if interface.is_multicast or interface.is_unspecified or "%" in value:
-            raise SchemaError(f"{_shown(value)} cannot be an interface's own address")
-        return super().__new__(cls, interface.with_prefixlen)
-
-    @classmethod
-    def parse(cls, value: Any) -> Self:
-        return cls(value)
-
-
-class RssKey(bytes):
-    """The Toeplitz hash's key."""
-
-    @classmethod
-    def parse(cls, value: Any) -> Self:
-        hint = f'want {RSS_KEY_BYTES} bytes in hexadecimal, in quotes, such as "6d:5a:56:da:..."'
-        if not isinstance(value, str) or not re.fullmatch(r"[0-9a-fA-F]{2}(:?[0-9a-fA-F]{2})*", value, re.ASCII):
-            raise SchemaError(f"{_shown(value)} is no RSS key: {hint}")
-        key = bytes.fromhex(value.replace(":", ""))
-        if len(key) != RSS_KEY_BYTES:
-            raise SchemaError(f"RSS key has {len(key)} bytes: {hint}")
-        return cls(key)
-
-    def __str__(self) -> str:
-        return self.hex(":")
-
-
-SCALARS: tuple[Any, ...] = (Rate, Spin, Ageing, QueueTime, Mac, Address, RssKey)
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*(?!\n)$"
 Name = Annotated[
@@ -194,14 +64,54 @@ class _Strict(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     HIDDEN: ClassVar[tuple[str, ...]] = ()  # fields that the loader fills and a file may not
 
 
+class GuaranteeConfig(_Strict):
+    """CPU time of each thread of a group: so much, and no more."""
+
+    runtime: Annotated[CpuTime, Meta(description="a time such as 900us")]
+    period: Annotated[CpuPeriod, Meta(description="a time such as 1ms")]
+
+    def __post_init__(self) -> None:
+        if self.runtime > self.period:
+            raise SchemaError(f"runtime {self.runtime} is more than the period: want at most {self.period}")
+
+
+class GroupConfig(_Strict):
+    """An engine group: how its engines get CPU time."""
+
+    mode: Annotated[Literal["dedicated", "spreading", "compacting"], Meta(description="dedicated, spreading or compacting")] = (
+        "spreading"
+    )
+    cpus: Annotated[
+        list[Annotated[int, Meta(ge=0, le=4095, description="the number of a CPU, from 0")]] | None,
+        Meta(description="a list of CPU numbers, such as [0, 1]; default: any"),
+    ] = None
+    spin: Annotated[
+        Spin | None, Meta(description="how long a thread polls before it sleeps, such as 20us; default: the file's spin")
+    ] = None
+    slo: Annotated[Slo, Meta(description="when compacting, the queueing delay to keep below, such as 50us")] = msgspec.field(
+        default_factory=lambda: Slo("50us")
+    )
+    budget: Annotated[
+        TurnBudget, Meta(description="how long an engine's turn may take, such as 1ms; 0: as long as it likes")
+    ] = msgspec.field(default_factory=lambda: TurnBudget("1ms"))
+    guarantee: Annotated[GuaranteeConfig | None, Meta(description="{runtime: 900us, period: 1ms}")] = None
+
+    def __post_init__(self) -> None:
+        if self.mode == "dedicated" and not self.cpus:
+            raise SchemaError("dedicated needs CPUs of its own: want cpus: [1] or the like")
+        if self.cpus is not None and (not self.cpus or len(set(self.cpus)) != len(self.cpus)):
+            raise SchemaError("cpus is empty or names one twice: want cpus: [0, 1]")
+
+
 class EngineConfig(_Strict):
-    """One engine: a thread that runs elements."""
+    """One engine: a task that runs elements, in a group."""
 
     name: Annotated[str, Meta(description="a name; default: e and the engine's number")] | None = None
     spin: Annotated[
         Spin | None, Meta(description="how long it polls before it sleeps, such as 20us; default: the file's spin")
     ] = None
     cpu: Annotated[int, Meta(ge=0, le=4095, description="the number of the CPU it is bound to, from 0")] | None = None
+    group: Annotated[str, Meta(description="the name of its group; default: the first of groups")] | None = None
 
 
 class PoolConfig(_Strict):
@@ -347,6 +257,10 @@ class Config(_Strict):
         list[EngineConfig],
         Meta(min_length=1, max_length=ENGINES_MOST, description=f"a number, 1 to {ENGINES_MOST}, or a list of engines"),
     ] = msgspec.field(default_factory=lambda: [EngineConfig()])
+    groups: Annotated[
+        dict[Name, GroupConfig],
+        Meta(description="a mapping from a group's name to its settings, such as {all: {mode: compacting}}"),
+    ] = {}
     spin: Annotated[Spin, Meta(description="how long engines poll before they sleep, such as 20us")] = msgspec.field(
         default_factory=lambda: Spin(0)
     )
@@ -358,10 +272,20 @@ class Config(_Strict):
     directory: str | None = None  # of the file: where module:Class is looked for first
 
     def __post_init__(self) -> None:
+        self.groups = self.groups or {"default": GroupConfig()}
+        for group in self.groups.values():
+            group.spin = self.spin if group.spin is None else group.spin
         for number, engine in enumerate(self.engines):
             engine.name = engine.name or f"e{number}"
+            engine.group = engine.group or next(iter(self.groups))
+            if engine.group not in self.groups:
+                raise SchemaError(f"engines: {engine.name} is in group {engine.group}: want one of {', '.join(self.groups)}")
             if engine.spin is None:
-                engine.spin = self.spin
+                engine.spin = self.groups[engine.group].spin
+            if engine.cpu is not None and self.groups[engine.group].mode != "spreading":
+                raise SchemaError(
+                    f"engines: {engine.name}: cpu is for spreading groups: want cpus: in group {engine.group} instead"
+                )
         names = [engine.name for engine in self.engines]
         if len(set(names)) != len(names):
             raise SchemaError("engines: two have the same name")
@@ -390,6 +314,10 @@ def _scalar_schema(kind: type) -> dict[str, Any]:
         Rate: "100mbit",
         Spin: "20us",
         Ageing: "300s",
+        Slo: "50us",
+        TurnBudget: "1ms",
+        CpuTime: "900us",
+        CpuPeriod: "1ms",
         QueueTime: "100ms",
         Mac: "02:00:00:00:00:01",
         Address: "10.0.0.1/24",

@@ -21,7 +21,8 @@ from dataplane.errors import ConfigError, VnicError
 from dataplane.units import parse_rate
 from vnic.control.api import DESCRIPTION, INTERFACE, REQUEST_MOST, SERVICE, SERVICE_DESCRIPTION
 from vnic.control.convert import convert_nic
-from vnic.control.schema import NicConfig, Rate, encode_scalar
+from vnic.control.scalars import Rate
+from vnic.control.schema import NicConfig, encode_scalar
 
 CLIENTS_MOST = 64
 IDLE_S = 120.0  # a client that sends nothing, or does not read its reply, for so long is cut off
@@ -36,6 +37,8 @@ class Controllable(Protocol):
     def detach(self, name: str, /) -> None: ...
     def set_rate(self, name: str, /, **limits: int | None) -> dict[str, Any]: ...
     def set_link(self, name: str, up: bool, /) -> Any: ...
+    def set_group(self, name: str, mode: str | None = None, cpus: list[int] | None = None, /) -> dict[str, Any]: ...
+    def charges(self) -> dict[str, Any]: ...
     def start_capture(self, point: str, path: str, snaplen: int, /) -> int: ...
     def stop_capture(self, number: int, /) -> dict[str, Any]: ...
     def status(self) -> dict[str, Any]: ...
@@ -86,6 +89,11 @@ class SetLink(Named):
     up: bool
 
 
+class SetGroup(Named):
+    mode: Literal["dedicated", "spreading", "compacting"] | None = None
+    cpus: Annotated[list[Annotated[int, msgspec.Meta(ge=0, le=4095)]], msgspec.Meta(min_length=1)] | None = None
+
+
 class StartCapture(_Parameters):
     point: str
     path: str
@@ -122,6 +130,8 @@ class Server:
             f"{INTERFACE}.Graph": (Graph, lambda p: {"graph": runtime.graph(p.format)}),
             f"{INTERFACE}.SetRate": (SetRate, self._set_rate),
             f"{INTERFACE}.SetLink": (SetLink, self._set_link),
+            f"{INTERFACE}.SetGroup": (SetGroup, lambda p: {"group": runtime.set_group(p.name, p.mode, p.cpus)}),
+            f"{INTERFACE}.Accounts": (_Parameters, lambda p: {"accounts": runtime.charges()}),
             f"{INTERFACE}.Shutdown": (_Parameters, lambda p: {}),
             f"{SERVICE}.GetInfo": (_Parameters, self._info),
             f"{SERVICE}.GetInterfaceDescription": (Interface, self._description),

@@ -1,0 +1,111 @@
+"""Engine groups and accounts in a running instance: modes changed under real traffic, who is charged for it."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.support import plain_user
+from tests.support.containers import Container
+from tests.test_command import environment, ping, vnic  # noqa: F401 - a fixture
+
+CPUS = sorted(os.sched_getaffinity(0))
+
+SEND = """
+import socket, sys
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for _ in range(int(sys.argv[2])):
+    sender.sendto(bytes(64), (sys.argv[1], 9))
+"""
+
+
+def config(path: Path, boxes: dict[str, Container], **settings: object) -> str:
+    nics = {
+        name: {"pid": box.pid, "interface": "eth0", "addresses": [f"10.98.0.{number}/24"], "engine": (number - 1) % 2}
+        for number, (name, box) in enumerate(boxes.items(), 1)
+    }
+    path.write_text(json.dumps({"engines": 2, "nics": nics, **settings}))
+    return str(path)
+
+
+def test_modes_change_while_packets_flow(environment, tmp_path, leak_check):  # noqa: F811
+    with Container() as a, Container() as b:
+        file = config(tmp_path / "net.yaml", {"a": a, "b": b}, groups={"all": {"mode": "compacting", "cpus": CPUS}})
+        vnic(environment, "up", "-d", file)
+        try:
+            flood = a.popen(["ping", "-q", "-i", "0.002", "-c", "1500", "10.98.0.2"])
+            modes = ["spreading", "dedicated", "compacting", "spreading", "compacting"]
+            for mode in modes:
+                group = json.loads(vnic(environment, "group", "all", "--mode", mode, "--json"))
+                assert group["mode"] == mode
+                ping(b, "10.98.0.1")
+            said = vnic(environment, "group", "all", "--mode", "dedicated", "--cpus", str(CPUS[0]))
+            assert said == "all: dedicated, 1 thread\n"
+            out, _ = flood.communicate(timeout=60)
+            assert " 0% packet loss" in out, out
+            status = json.loads(vnic(environment, "status", "--json"))
+            assert status["conserved"] and {engine["thread"] for engine in status["engines"]} == {"all.0"}
+            assert {engine["group"] for engine in status["engines"]} == {"all"}
+            assert "dedicated" in vnic(environment, "status")
+            assert "there is none" in vnic(environment, "group", "most", "--mode", "spreading", status=2)
+            assert "not usable here" in vnic(environment, "group", "all", "--cpus", "4095", status=2)
+            assert "nothing to change" in vnic(environment, "group", "all", status=2)
+            ping(a, "10.98.0.2")
+        finally:
+            vnic(environment, "down")
+
+
+def test_clients_are_charged_for_what_they_send(environment, tmp_path, leak_check):  # noqa: F811
+    """Three times the packets, three times the CPU time, in one engine that both share; and the books are complete."""
+    with Container() as much, Container() as little, Container() as sink:
+        boxes = {"much": much, "little": little, "sink": sink}
+        nics = {
+            name: {"pid": box.pid, "interface": "eth0", "addresses": [f"10.98.0.{number}/24"]}
+            for number, (name, box) in enumerate(boxes.items(), 1)
+        }
+        (tmp_path / "net.yaml").write_text(json.dumps({"nics": nics}))
+        vnic(environment, "up", "-d", str(tmp_path / "net.yaml"))
+        try:
+            ping(much, "10.98.0.3")
+            ping(little, "10.98.0.3")
+            before = accounts(environment)
+            for _ in range(5):
+                much.python(SEND, "10.98.0.3", "30000")
+                little.python(SEND, "10.98.0.3", "10000")
+            after = accounts(environment)
+            spent = {name: after[name] - before[name] for name in after}
+            assert spent["much"] / spent["little"] == pytest.approx(3, rel=0.3)
+            assert spent["much"] + spent["little"] > 0.8 * spent["all"]
+            # The kernel's own measure of the engine's thread, which the accounts have no part in.
+            charged = sum(after[name] for name in ("much", "little", "sink", "overhead"))
+            assert charged == pytest.approx(after["all"], rel=0.001)
+            assert charged == pytest.approx(after["thread"], rel=0.02, abs=2_000_000)
+            assert "much" in (shown := vnic(environment, "accounts")) and "(overhead)" in shown
+            vnic(environment, "detach", "much")
+            found = json.loads(vnic(environment, "accounts", "--json"))
+            assert found["detached_cpu_ns"] >= after["much"]
+        finally:
+            vnic(environment, "down")
+
+
+def accounts(environment):  # noqa: F811
+    """CPU time by NIC, in nanoseconds; `thread` is what the kernel says of the engine's thread."""
+    found = json.loads(vnic(environment, "accounts", "--json"))
+    books = {each["nic"]: each["cpu_ns"] for each in found["accounts"]}
+    pid = json.loads(vnic(environment, "status", "--json"))["pid"]
+    threads = [
+        int((task / "schedstat").read_text().split()[0])
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        if (task / "comm").read_text().startswith("vnic-e0")
+    ]
+    return {**books, "overhead": found["overhead_ns"], "all": found["cpu_ns"], "thread": sum(threads)}
+
+
+@pytest.mark.again
+@pytest.mark.root
+@pytest.mark.timeout(240)
+def test_all_of_this_as_a_plain_user():
+    done = plain_user.run_pytest("tests/test_groups_live.py", timeout_s=220)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert "passed" in done.stdout

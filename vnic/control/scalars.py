@@ -1,0 +1,177 @@
+"""Scalars of the configuration: text in a file, numbers and checked strings behind it. Each parses (`parse`) and prints back."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import re
+from typing import Any, ClassVar, Self
+
+from dataplane.errors import ConfigError
+from dataplane.units import format_rate, format_time, parse_rate, parse_time
+
+RSS_KEY_BYTES = 40  # Toeplitz: covers two IPv6 addresses and two ports (36 bytes) and 32 bits more
+
+
+class SchemaError(ConfigError, ValueError):
+    """A value that the schema refuses. A ValueError too, since that is what msgspec turns into an error with a path."""
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+class Rate(int):
+    """A rate in bit/s; Rate("100mbit") parses."""
+
+    LEAST, MOST = 1_000, 10**12
+
+    def __new__(cls, value: int | str) -> Self:
+        bps = parse_rate(value) if isinstance(value, str) else value
+        if not cls.LEAST <= bps <= cls.MOST:
+            raise SchemaError(
+                f"rate {format_rate(max(bps, 0))} is out of range: want {format_rate(cls.LEAST)} to {format_rate(cls.MOST)}"
+            )
+        return super().__new__(cls, bps)
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        return cls(parse_rate(value))
+
+    def __str__(self) -> str:
+        return format_rate(self)
+
+
+class Duration(int):
+    """A time in nanoseconds; Duration("5ms") parses. Subclasses say the range and the name."""
+
+    WHAT: ClassVar[str] = "time"
+    LEAST: ClassVar[int] = 0
+    MOST: ClassVar[int] = 10**18
+
+    def __new__(cls, value: int | str) -> Self:
+        ns = parse_time(value) if isinstance(value, str) else value
+        if not cls.LEAST <= ns <= cls.MOST:
+            raise SchemaError(
+                f"{cls.WHAT} {format_time(max(ns, 0))} is out of range: "
+                f"want {format_time(cls.LEAST)} to {format_time(cls.MOST)}"
+            )
+        return super().__new__(cls, ns)
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        return cls(parse_time(value))
+
+    def __str__(self) -> str:
+        return format_time(self)
+
+
+class Spin(Duration):
+    """How long an engine polls in vain before it sleeps."""
+
+    WHAT, MOST = "spin", 10**9
+
+
+class Ageing(Duration):
+    """How long a silent address stays in the switch's table."""
+
+    WHAT, LEAST, MOST = "ageing", 10**9, 86_400 * 10**9
+
+
+class QueueTime(Duration):
+    """How much a shaper may hold, as time at its rate."""
+
+    WHAT, LEAST, MOST = "queue", 10**6, 10 * 10**9
+
+
+class Slo(Duration):
+    """The queueing delay that engines which share a thread keep below."""
+
+    WHAT, LEAST, MOST = "slo", 1_000, 10**9
+
+
+class TurnBudget(Duration):
+    """How long an engine's turn may take."""
+
+    WHAT, MOST = "budget", 10**9
+
+
+class CpuTime(Duration):
+    """CPU time in each period."""
+
+    WHAT, LEAST, MOST = "runtime", 10_000, 10**9
+
+
+class CpuPeriod(Duration):
+    """What a runtime is guaranteed in."""
+
+    WHAT, LEAST, MOST = "period", 100_000, 10**9
+
+
+class Mac(str):
+    """A unicast MAC address, six lower-case bytes with colons."""
+
+    def __new__(cls, value: str) -> Self:
+        text = value.lower() if isinstance(value, str) else ""
+        if not re.fullmatch(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", text, re.ASCII):
+            raise SchemaError(f"{_shown(value)} is no MAC address: want six bytes such as 02:00:00:00:00:01")
+        if int(text[:2], 16) & 1:
+            raise SchemaError(f"{text} is a group address: a NIC's has an even first byte, such as 02:00:00:00:00:01")
+        if text == "00:00:00:00:00:00":
+            raise SchemaError(f"{text} is nobody's address: want one such as 02:00:00:00:00:01")
+        return super().__new__(cls, text)
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        return cls(value)
+
+    @classmethod
+    def from_name(cls, name: str) -> Self:
+        """A locally administered address that depends on nothing but the NIC's name, so that it survives a restart."""
+        digest = bytearray(hashlib.sha256(b"vnic mac " + name.encode()).digest()[:6])
+        digest[0] = digest[0] & 0xFC | 0x02
+        return cls(digest.hex(":"))
+
+    @property
+    def packed(self) -> bytes:
+        return bytes.fromhex(self.replace(":", ""))
+
+
+class Address(str):
+    """An interface's address with its prefix length: 10.0.0.1/24, fd00::1/64."""
+
+    def __new__(cls, value: str) -> Self:
+        try:
+            if not isinstance(value, str) or "/" not in value:
+                raise ValueError
+            interface = ipaddress.ip_interface(value)
+        except ValueError:
+            raise SchemaError(f"{_shown(value)} is no address: want address/prefix such as 10.0.0.1/24 or fd00::1/64") from None
+        if interface.is_multicast or interface.is_unspecified or "%" in value:
+            raise SchemaError(f"{_shown(value)} cannot be an interface's own address")
+        return super().__new__(cls, interface.with_prefixlen)
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        return cls(value)
+
+
+class RssKey(bytes):
+    """The Toeplitz hash's key."""
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        hint = f'want {RSS_KEY_BYTES} bytes in hexadecimal, in quotes, such as "6d:5a:56:da:..."'
+        if not isinstance(value, str) or not re.fullmatch(r"[0-9a-fA-F]{2}(:?[0-9a-fA-F]{2})*", value, re.ASCII):
+            raise SchemaError(f"{_shown(value)} is no RSS key: {hint}")
+        key = bytes.fromhex(value.replace(":", ""))
+        if len(key) != RSS_KEY_BYTES:
+            raise SchemaError(f"RSS key has {len(key)} bytes: {hint}")
+        return cls(key)
+
+    def __str__(self) -> str:
+        return self.hex(":")
+
+
+SCALARS: tuple[Any, ...] = (Rate, Spin, Ageing, QueueTime, Slo, TurnBudget, CpuTime, CpuPeriod, Mac, Address, RssKey)
