@@ -15,6 +15,7 @@ MODULES = [
     "dataplane.element",
     "dataplane.engine",
     "dataplane.engine_thread",
+    "dataplane.engine_state",
     "dataplane.meter",
     "dataplane.offload",
     "dataplane.packet",

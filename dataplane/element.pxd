@@ -3,6 +3,8 @@
 An element receives batches on one input and hands packets on through numbered gates. Whatever enters is, before `process`
 returns, forwarded (`emit`, `stage`), held (`hold_count`) or dropped for a reason (`drop`): nothing else, that is the conservation law.
 Elements are configured in Python before they run and touched by control only through their handlers, on the engine's thread.
+
+State moves to another engine (of another process, perhaps of another version) as plain data: see `save_state` and docs/state-format.md.
 """
 from cpython.ref cimport PyObject
 from libc.stdint cimport uint32_t, uint64_t

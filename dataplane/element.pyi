@@ -1,4 +1,4 @@
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +15,9 @@ class Element:
     TICKS: ClassVar[bool]
     DEFERRABLE: ClassVar[bool]
     HANDLERS: ClassVar[Sequence[str] | Mapping[str, str]]
+    STATE_VERSION: ClassVar[int]
+    UPGRADES: ClassVar[Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]]
+    MOVABLE: ClassVar[bool]
     __iter__: ClassVar[None]
     name: str
     outputs: list[Element | None]
@@ -31,6 +34,10 @@ class Element:
     def companions(self) -> Sequence[object]: ...
     def release(self) -> None: ...
     def statistics(self) -> dict[str, Any]: ...
+    def save_state(self) -> dict[str, Any]: ...
+    def load_state(self, state: dict[str, Any]) -> None: ...
+    def forget_state(self) -> None: ...
+    def load_statistics(self, statistics: dict[str, Any]) -> None: ...
     def describe(self) -> dict[str, Any]: ...
 
 class Source(Element):

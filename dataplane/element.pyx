@@ -10,7 +10,7 @@ from libc.string cimport memset
 from dataplane.packet cimport BATCH_MAX, Batch, Context, batch_add, packet_free
 from dataplane.vatomic cimport vnic_check
 
-from dataplane.errors import GraphError
+from dataplane.errors import GraphError, VnicError
 
 NEVER = 0xFFFFFFFFFFFFFFFF
 
@@ -23,6 +23,8 @@ cdef class Element:
     A class says what it is in its attributes: OUTPUTS (number of gates), DROP_REASONS and COUNTERS (names, at most 16 each),
     HANDLERS (what control may call on a running element), TICKS (whether it has timers: overrides `tick`) and DEFERRABLE (whether
     they may wait until the engine is awake for another reason, as with Linux's deferrable timers; virtual time runs all of them).
+    For a hand-over: STATE_VERSION of what `save_state` returns, UPGRADES (version -> function that makes of an entry of that version one
+    of the next; an entry is a dict of `statistics` and `state`) and MOVABLE (False: it cannot be handed over at all).
     """
 
     OUTPUTS = 1
@@ -31,6 +33,9 @@ cdef class Element:
     HANDLERS = ()
     TICKS = False
     DEFERRABLE = False
+    STATE_VERSION = 1
+    UPGRADES = {}
+    MOVABLE = True
 
     def __cinit__(self, *args, **kwargs):
         cls = type(self)
@@ -189,6 +194,46 @@ cdef class Element:
 
     cdef void copy_counters(self, Counters *to) noexcept nogil:
         to[0] = self.counters
+
+    # -- hand-over to another engine, between two batches -------------------------------------------------------------------
+
+    def save_state(self):
+        """What the element knows besides its configuration and its counters, as a dict of plain data: None, bool, int, float, str, bytes,
+        and lists and dicts (with str keys) of them. Changes nothing: the element may go on. `packets`, where it is there, lists the
+        packets that the element holds; times are the engine's clock, CLOCK_MONOTONIC. Raise VnicError to refuse."""
+        return {}
+
+    def load_state(self, dict state):
+        """Takes over what `save_state` returned in another engine, at the same STATE_VERSION; counters have been taken over before. The
+        data may be damaged: raise VnicError for what cannot be. Must not write to packets or their records: until the other
+        engine has forgotten them, it may go on with them."""
+        if state:
+            raise VnicError(f"{self.name}: {type(self).__name__} has no state, and was given {', '.join(sorted(map(str, state)))[:80]}")
+
+    def forget_state(self):
+        """Another engine has taken over: held packets are given up, not freed, and counters begin at 0."""
+        memset(&self.counters, 0, sizeof(Counters))
+        self.deadline_ns = NEVER
+
+    def load_statistics(self, dict statistics):
+        """Sets the counters to what `statistics` returned in another engine. Counters that are not named are 0. Raises VnicError for one
+        that this class does not have, and then nothing has changed."""
+        cdef Counters c
+        cls = type(self)
+        memset(&c, 0, sizeof(c))
+        for kind, names in (("dropped", cls.DROP_REASONS), ("counters", cls.COUNTERS)):
+            strange = sorted(set(statistics[kind]) - set(names))
+            if strange:
+                raise VnicError(f"{self.name}: {cls.__name__} does not count {', '.join(strange)[:80]} ({kind}); "
+                                "its state is of another class")
+        for i, reason in enumerate(cls.DROP_REASONS):
+            c.drops[<uint32_t>i] = statistics["dropped"].get(reason, 0)
+        for i, counter in enumerate(cls.COUNTERS):
+            c.extra[<uint32_t>i] = statistics["counters"].get(counter, 0)
+        c.packets, c.batches = statistics["packets"], statistics["batches"]
+        c.received, c.generated = statistics["received"], statistics["generated"]
+        c.transmitted, c.held = statistics["transmitted"], statistics["held"]
+        self.counters = c
 
     def describe(self):
         """Configuration worth showing in a picture of the graph, as a dict of short values."""

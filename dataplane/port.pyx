@@ -5,7 +5,7 @@ from dataplane.element cimport NEVER, Element, Source
 from dataplane.offload cimport Cursor, complete_offloads
 from dataplane.packet cimport VNET_NEEDS_CSUM, Batch, Context
 
-from dataplane.errors import ConfigError
+from dataplane.errors import ConfigError, VnicError
 
 # Why a port did not transmit a packet; Packet.tx_status is an index into it. The order is that of the TX_ constants in port.pxd.
 TX_REASONS = ("queue_full", "link_down", "rejected", "io_error", "no_buffer", "too_long")
@@ -14,8 +14,11 @@ TX_REASONS = ("queue_full", "link_down", "rejected", "io_error", "no_buffer", "t
 cdef class Port:
     """Base of all ports: `number` marks what it receives, `queues` pairs of queues, `offloads` a mask of OFFLOAD_*.
 
-    A subclass overrides rx_burst and tx_burst. A port is served by one engine at a time.
+    A subclass overrides rx_burst and tx_burst. A port is served by one engine at a time. MOVABLE: whether another process can go on with
+    a port of this class, so that nothing is lost when its engine is handed over.
     """
+
+    MOVABLE = True
 
     def __cinit__(self, *args, **kwargs):
         self.stats = NULL
@@ -61,6 +64,22 @@ cdef class Port:
 
     def close(self):
         """Frees what the port holds in the kernel. May be called twice."""
+
+    def load_statistics(self, direction, queues):
+        """Sets the counters of one direction ("rx" or "tx"): of every queue pair a list of packets, bytes and dropped. Raises VnicError,
+        and then nothing has changed."""
+        cdef uint64_t packets, octets, dropped
+        try:
+            queues = [(packets, octets, dropped) for packets, octets, dropped in queues]
+        except (TypeError, ValueError, OverflowError):
+            raise VnicError(f"port {self.name}: counters of a queue that are not three numbers") from None
+        if len(queues) != self.queues:
+            raise VnicError(f"port {self.name}: has {self.queues} queue pairs, its state {len(queues)}")
+        for q, (packets, octets, dropped) in enumerate(queues):
+            if direction == "rx":
+                self.stats[q].rx_packets, self.stats[q].rx_bytes, self.stats[q].rx_dropped = packets, octets, dropped
+            else:
+                self.stats[q].tx_packets, self.stats[q].tx_bytes, self.stats[q].tx_dropped = packets, octets, dropped
 
     def queue_statistics(self):
         """One dict a queue pair: rx/tx packets, bytes, dropped."""
@@ -137,6 +156,30 @@ cdef class PortRx(Source):
     cpdef list poll_descriptors(self):
         return list(self.port.descriptors())
 
+    def save_state(self):
+        """`queues`: of every queue pair [packets, bytes, dropped] of reception."""
+        return _save_queues(self.port, "rx")
+
+    def load_state(self, dict state):
+        _load_queues(self.port, "rx", state)
+
+    def forget_state(self):
+        Element.forget_state(self)
+        self.port.load_statistics("rx", [(0, 0, 0)] * self.port.queues)
+
+
+def _save_queues(Port port, direction):
+    if not type(port).MOVABLE:
+        raise VnicError(f"port {port.name}: a {type(port).__name__} cannot be handed over; take it out of the graph first")
+    return {"queues": [[queue[f"{direction}_{what}"] for what in ("packets", "bytes", "dropped")]
+                       for queue in port.queue_statistics()]}
+
+
+def _load_queues(Port port, direction, state):
+    if set(state) != {"queues"} or not isinstance(state["queues"], list):
+        raise VnicError(f"port {port.name}: its state is not a list of queues")
+    port.load_statistics(direction, state["queues"])
+
 
 cdef inline uint64_t wake_ns(Port port) noexcept nogil:
     """When to look at the port again: at NEVER, or a little before its next packet."""
@@ -160,6 +203,17 @@ cdef class PortTx(Element):
 
     def companions(self):
         return (self.port,)
+
+    def save_state(self):
+        """`queues`: of every queue pair [packets, bytes, dropped] of transmission."""
+        return _save_queues(self.port, "tx")
+
+    def load_state(self, dict state):
+        _load_queues(self.port, "tx", state)
+
+    def forget_state(self):
+        Element.forget_state(self)
+        self.port.load_statistics("tx", [(0, 0, 0)] * self.port.queues)
 
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
         self.send(ctx, 0, batch)

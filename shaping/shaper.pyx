@@ -7,7 +7,7 @@ from dataplane.packet cimport (BATCH_MAX, GSO_NONE, LARGE_FRAME, NO_PACKET, Batc
                                packet_free, packet_wire_bytes)
 from dataplane.vatomic cimport vnic_check
 
-from dataplane.errors import ConfigError
+from dataplane.errors import ConfigError, VnicError
 from dataplane.units import format_rate, format_size, format_time, parse_rate, parse_size, parse_time
 
 # 8 bits a byte, 10^9 ns a second: a packet of n bytes takes n * BYTE_COST / rate_bps ns. The most a frame can be worth (a GSO frame whose
@@ -300,6 +300,72 @@ cdef class Shaper(Element):
     def describe(self):
         queue = format_time(self._queue_ns) if self._queue_bytes is None else format_size(self._queue_bytes)
         return {"rate": format_rate(self.setting.rate_bps) if self.setting.rate_bps else "unlimited", "queue": queue}
+
+    def save_state(self):
+        """`rate_bps`; `next_ns` and `remainder`: the virtual clock (see shaper.pxd); `emptied_ns`; `packets`: the queue, oldest first,
+        linked by Packet.next, each with its arrival in Packet.release_ns; `split`: [index, bytes done] of the frame in the queue that is
+        being cut, or None. Queue limit and burst are configuration."""
+        cdef Engine engine = self.engine
+        cdef uint32_t index = self.head
+        packets = []
+        while index != NO_PACKET:
+            packets.append(index)
+            index = engine.ctx.packets[index].next
+        return {"rate_bps": self.setting.rate_bps, "next_ns": self.next_ns, "remainder": self.remainder, "emptied_ns": self.emptied_ns,
+                "packets": packets, "split": None if self.split_index == NO_PACKET else [self.split_index, self.split_done]}
+
+    def load_state(self, dict state):
+        cdef Engine engine = self.engine
+        cdef Context *ctx = engine.ctx
+        cdef uint64_t rate, next_ns, remainder, emptied_ns, now_ns = engine.clock.now_ns, waiting_bytes = 0
+        cdef uint32_t index, split_index = NO_PACKET, split_done = 0, following = NO_PACKET
+        cdef uint32_t small = 0, large = 0
+        cdef list packets
+        try:
+            if type(state["rate_bps"]) is not int:
+                raise ValueError("no rate")
+            rate = _rate(self.name, state["rate_bps"])
+            next_ns, remainder, emptied_ns, packets = state["next_ns"], state["remainder"], state["emptied_ns"], state["packets"]
+            if state["split"] is not None:
+                split_index, split_done = state["split"]
+            if len(state) != 6:
+                raise ValueError("more than a shaper's")
+            # The queue stands in the pool as it stood: nothing is written there, since the other engine may have to go on with it.
+            for index in reversed(packets):
+                if index >= ctx.total_count or ctx.packets[index].next != following:
+                    raise ValueError(f"packet {index} is not linked as the queue says")
+                following = index
+        except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
+            raise VnicError(f"{self.name}: its state is not that of a Shaper: {error}") from None
+        # What one frame may owe is below 2^64 (see BYTE_COST).
+        if emptied_ns > now_ns or remainder >= max(rate, <uint64_t>1) or (
+                next_ns > now_ns and (rate == 0 or next_ns - now_ns > 0xFFFFFFFFFFFFFFFFull // rate)):
+            raise VnicError(f"{self.name}: its clock says {next_ns} ns, which cannot be at {now_ns} ns and {rate} bit/s")
+        if split_index != NO_PACKET and (split_index not in packets or not can_segment(&ctx.packets[split_index]) or split_done
+                                         >= ctx.packets[split_index].length - ctx.packets[split_index].header_length):
+            raise VnicError(f"{self.name}: packet {split_index} cannot be the one that is being cut")
+        for index in packets:
+            if index != split_index:               # it is in the books as its pieces
+                waiting_bytes += packet_wire_bytes(&ctx.packets[index])
+                small += index < ctx.small_count
+                large += index >= ctx.small_count
+        if self.counters.held != small + large or self.counters.extra[QUEUE_BYTES] != waiting_bytes:
+            raise VnicError(f"{self.name}: {small + large} packets of {waiting_bytes} bytes wait, its counters say {self.counters.held} "
+                            f"of {self.counters.extra[QUEUE_BYTES]}")
+        _work_out(self, &self.setting, rate)
+        self.next_ns, self.remainder, self.emptied_ns = next_ns, remainder, emptied_ns
+        self.head = following                      # of the loop above: the first of the queue
+        self.tail = NO_PACKET
+        if packets:
+            self.tail = packets[len(packets) - 1]
+        self.small_held, self.large_held = small, large
+        self.split_index, self.split_done = split_index, split_done
+        self.set_deadline(ctx)
+
+    def forget_state(self):
+        Element.forget_state(self)
+        self.head = self.tail = self.split_index = NO_PACKET
+        self.small_held = self.large_held = 0
 
     def release(self):
         cdef Engine engine = self.engine

@@ -6,6 +6,7 @@ from libc.string cimport memcpy
 from dataplane.element cimport Element
 from dataplane.packet cimport BATCH_MAX, PACKET_IPV4, PACKET_IPV6, PACKET_L4, PACKET_PARSED, Batch, Context, Packet
 
+from dataplane.errors import VnicError
 from dataplane.elements.classifier_rules import Prefix, PortRange, read_rules
 
 cdef enum:
@@ -73,6 +74,29 @@ cdef class Classifier(Element):
     def hits(self):
         """Packets that each rule matched so far, in the order of the rules."""
         return [self.matches[i].hits for i in range(self.match_count)]
+
+    def save_state(self):
+        """`hits`: packets of each rule. The rules themselves are configuration."""
+        return {"hits": self.hits()}
+
+    def load_state(self, dict state):
+        cdef uint32_t i
+        cdef uint64_t count
+        hits = state.get("hits")
+        if set(state) != {"hits"} or not isinstance(hits, list) or len(hits) != self.match_count:
+            raise VnicError(f"{self.name}: its state does not fit {self.match_count} rules")
+        try:
+            hits = [count for count in hits]
+        except (TypeError, OverflowError):
+            raise VnicError(f"{self.name}: hits that are no numbers") from None
+        for i, count in enumerate(hits):
+            self.matches[i].hits = count
+
+    def forget_state(self):
+        cdef uint32_t i
+        Element.forget_state(self)
+        for i in range(self.match_count):
+            self.matches[i].hits = 0
 
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
         # Only gates that got something are flushed: there may be a thousand, and looking at each costs a cache line.

@@ -20,6 +20,8 @@ cdef class Departures(Element):
     Cost:      a reading of the clock a batch and some 5 ns a packet
     """
 
+    MOVABLE = False              # its meter; only replays have one
+
     def __init__(self, *, name=None):
         self.meter = Meter()
 

@@ -10,7 +10,7 @@ from dataplane.packet cimport (BATCH_MAX, NO_PACKET, PACKET_PARSED, Batch, Conte
 from dataplane.vatomic cimport va_load_relaxed_u32
 from dataplane.wire.headers cimport ETHERNET_BYTES, VLAN_BYTES, VLAN_ID_MASK, load_be16, store_be16
 
-from dataplane.errors import ConfigError
+from dataplane.errors import ConfigError, VnicError
 
 cdef enum:                       # DROP_REASONS
     DROP_UNKNOWN_PORT = 0
@@ -164,6 +164,19 @@ cdef class L2Switch(Element):
 
     def companions(self):
         return (self.table,)
+
+    def save_state(self):
+        """`ageing_ns`: when the next slice of the table is due for ageing, or None. Ports are configuration, addresses are in the table's
+        segment."""
+        return {"ageing_ns": None if self.deadline_ns == NEVER else self.deadline_ns}
+
+    def load_state(self, dict state):
+        if set(state) != {"ageing_ns"}:
+            raise VnicError(f"{self.name}: its state is not that of an L2Switch")
+        due = state["ageing_ns"]
+        if due is not None and (type(due) is not int or not 0 <= due <= self.engine.clock.now_ns + self.tick_ns):
+            raise VnicError(f"{self.name}: ageing is due at {due!r}; want an instant up to {self.tick_ns} ns from now")
+        self.deadline_ns = NEVER if due is None else due
 
     def describe(self):
         return {"ports": self.active_count, "table": self.table.capacity}

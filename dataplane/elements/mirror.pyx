@@ -8,7 +8,7 @@ from dataplane.packet cimport Batch, Context
 from dataplane.ports.pcap_writer cimport CaptureFile
 from dataplane.vatomic cimport va_load_relaxed_u32
 
-from dataplane.errors import ConfigError
+from dataplane.errors import ConfigError, VnicError
 from dataplane.ports.pcap_writer import SNAPLEN_MAX, _capacity
 
 # COUNTERS
@@ -59,6 +59,22 @@ cdef class Mirror(Element):
     def cleanup(self):
         if self.capture is not None and self.capture is not self.file:
             self.capture.close()
+
+    def save_state(self):
+        """`begun`: whether the file has its header and what passed so far; who takes over appends to it."""
+        if self.capture is self.file or isinstance(self.file, int):
+            raise VnicError(f"{self.name}: a capture into an open file cannot be handed over; end it first")
+        return {"begun": self.capture is not None and self.capture.begun}
+
+    def load_state(self, dict state):
+        if set(state) != {"begun"} or type(state["begun"]) is not bool or self.capture is None:
+            raise VnicError(f"{self.name}: its state is not that of a Mirror")
+        self.capture.take_over(state["begun"])
+
+    def forget_state(self):
+        """Writes out what waits and closes the file, so that the other engine's mirror can go on with it."""
+        Element.forget_state(self)
+        self.cleanup()
 
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
         cdef uint32_t i

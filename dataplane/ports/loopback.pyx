@@ -19,6 +19,8 @@ cdef class LoopbackPort(Port):
     and receiving may belong to two engines of one pool.
     """
 
+    MOVABLE = False              # what is on the wire lies in rings of its own
+
     def __init__(self, str name, uint32_t number=0, uint32_t queues=1, uint32_t capacity=1024):
         super().__init__(name, number, queues, OFFLOAD_ALL)
         try:

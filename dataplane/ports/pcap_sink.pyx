@@ -17,6 +17,8 @@ cdef class PcapSink(Port):
     are completed before (checksums, segments): offloads 0.
     """
 
+    MOVABLE = False              # its meters
+
     def __init__(self, str name, CaptureWriter writer, uint32_t interface=0, *, uint32_t number=0, uint32_t queues=1):
         super().__init__(name, number, queues, 0)
         if writer is not None and interface >= writer.interfaces:

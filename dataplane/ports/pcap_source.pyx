@@ -27,6 +27,8 @@ cdef class PcapSource(Port):
     packet comes before `start`.
     """
 
+    MOVABLE = False              # where it stands in the capture
+
     def __init__(self, str name, CaptureReader reader not None, uint32_t number=0, uint32_t queues=1, *, int64_t shift_ns=0,
                  bint held=False):
         super().__init__(name, number, queues, OFFLOAD_ALL)

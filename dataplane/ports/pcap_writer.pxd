@@ -31,7 +31,10 @@ cdef class CaptureFile:
     cdef int doorbell
     cdef uint32_t chunk_bytes            # at most so many a write
     cdef bint may_block                  # a pipe or socket: ask poll before each write
+    cdef bint locked                     # the file is ours; the writer's thread sets it where it was not from the beginning
+    cdef readonly bint begun             # packets are taken
     cdef object _thread
+    cdef bint wait_for_lock(self) noexcept nogil
     cdef bint write_packet(self, Context *ctx, uint32_t index) noexcept nogil
     cdef void put(self, uint64_t at, const uint8_t *data, uint32_t count) noexcept nogil
     cdef void wake(self) noexcept nogil

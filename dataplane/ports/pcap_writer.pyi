@@ -17,6 +17,7 @@ class CaptureFile:
     path: str
     snaplen: int
     capacity: int
+    begun: bool
     def __init__(
         self,
         name: str,
@@ -28,6 +29,7 @@ class CaptureFile:
     ) -> None: ...
     @property
     def error(self) -> str | None: ...
+    def take_over(self, begun: bool = ...) -> None: ...
     def close(self) -> None: ...
 
 class PcapWriter(Port):

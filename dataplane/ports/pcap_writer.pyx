@@ -1,5 +1,6 @@
 """CaptureFile and PcapWriter. The contract is in pcap_writer.pxd."""
 import errno as error_numbers
+import fcntl
 import os
 import stat
 import struct
@@ -21,6 +22,10 @@ from dataplane.vatomic cimport (va_exchange_u32, va_fence, va_load_acquire_u32, 
 from dataplane.errors import ConfigError, PortError
 from dataplane.units import parse_size
 
+cdef extern from "<sys/file.h>" nogil:
+    int flock(int descriptor, int operation)
+    int LOCK_EX, LOCK_NB
+
 cdef extern from "<poll.h>" nogil:
     cdef struct pollfd:
         int fd
@@ -41,6 +46,7 @@ cdef enum:
     RECORD_BYTES = 16
     FILE_CHUNK = 1 << 20         # bytes a write to a file
     PIPE_CHUNK = 4096            # poll says that a pipe has room for one page: so much cannot block
+    LOCK_POLL_MS = 5
     GRACE_MS = 1000              # how long close waits for a reader that takes nothing
 
 
@@ -52,6 +58,9 @@ cdef class CaptureFile:
     an open descriptor, which is duplicated. snaplen: bytes kept of a frame, 1 to 262,144; the original length is in the record. buffer:
     what may wait for the disk ("8mb" or bytes, rounded up to a power of two); what does not fit is refused and the caller counts it.
     clock: the engine's; time stamps are the time of day, or a virtual clock's as it is. Raises PortError, ConfigError.
+
+    One writes a file at a time: it is locked (flock). A second CaptureFile of the same path takes no packets and leaves the file
+    alone until `take_over`; from then on it appends, as soon as the first has closed it.
     """
 
     def __cinit__(self, *args, **kwargs):
@@ -72,9 +81,13 @@ cdef class CaptureFile:
         try:
             # O_NONBLOCK: a named pipe that nobody reads must not hold up control (ENXIO instead).
             self.descriptor = (os.dup(file) if isinstance(file, int) else
-                               os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK, 0o600))
+                               os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK, 0o600))
             self.may_block = not stat.S_ISREG(os.fstat(self.descriptor).st_mode)
-            os.write(self.descriptor, header)
+            self.locked = self.begun = self._lock()
+            if self.locked:
+                if not self.may_block and not isinstance(file, int):
+                    os.ftruncate(self.descriptor, 0)
+                os.write(self.descriptor, header)
         except OSError as error:
             self._close_descriptors()
             why = "a pipe that nobody reads" if error.errno == error_numbers.ENXIO else os.strerror(error.errno)
@@ -95,6 +108,22 @@ cdef class CaptureFile:
                 os.close(descriptor)
         self.descriptor = self.doorbell = -1
 
+    def _lock(self):
+        """False: another process (or another CaptureFile) writes the file."""
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass                                 # a file system without locks: nobody can tell
+        return True
+
+    def take_over(self, bint begun=True):
+        """Goes on with the file that another writes, once that one has closed it (begun=False: no, after all). Only before the first
+        packet."""
+        if not self.locked:
+            self.begun = begun
+
     def close(self):
         """Writes out what waits, then closes. A reader that takes nothing for a second loses the rest. May be called twice. No engine
         may write any more."""
@@ -110,6 +139,8 @@ cdef class CaptureFile:
     def error(self):
         """Why writing ended early ("No space left on device"), or None."""
         cdef uint32_t failed = va_load_acquire_u32(&self.ring.failed)
+        if not self.begun:
+            return f"{self.path} is being written by another process"
         return os.strerror(failed) if failed else None
 
     # -- the engine's side -------------------------------------------------------------------------------------------------
@@ -123,7 +154,7 @@ cdef class CaptureFile:
         cdef uint32_t record[4]
         # Acquire: the writer has read the bytes it freed before we overwrite them.
         if (RECORD_BYTES + kept > self.capacity - (tail - va_load_acquire_u64(&self.ring.head))
-                or va_load_relaxed_u32(&self.ring.failed)):
+                or va_load_relaxed_u32(&self.ring.failed) or not self.begun):
             return False
         record[0] = <uint32_t>(now_ns // 1000000000)
         record[1] = <uint32_t>(now_ns % 1000000000)
@@ -168,6 +199,9 @@ cdef class CaptureFile:
                 self.rest()
                 continue
             offset = head & (self.capacity - 1)
+            if not self.locked and not self.wait_for_lock():
+                va_store_release_u32(&self.ring.failed, EAGAIN)
+                return
             count = min(min(tail - head, self.capacity - offset), <uint64_t>self.chunk_bytes)
             if self.may_block and not self.ready():
                 if stopping:
@@ -181,6 +215,17 @@ cdef class CaptureFile:
             elif errno != EINTR and errno != EAGAIN:
                 va_store_release_u32(&self.ring.failed, <uint32_t>errno)
                 return
+
+    cdef bint wait_for_lock(self) noexcept nogil:
+        """Waits until the one before us has closed the file; False when that did not happen until we should end."""
+        cdef pollfd bell
+        bell.fd, bell.events, bell.revents = self.doorbell, POLLIN, 0
+        while flock(self.descriptor, LOCK_EX | LOCK_NB) < 0 and errno == EAGAIN:
+            if va_load_acquire_u32(&self.ring.stopping):
+                return False
+            poll(&bell, 0, LOCK_POLL_MS)                   # nothing tells when a lock is free
+        self.locked = True
+        return True
 
     cdef void rest(self) noexcept nogil:
         """Sleeps until the doorbell rings, unless there is something to do already."""
@@ -227,6 +272,8 @@ cdef class PcapWriter(Port):
     What the file cannot take yet is left to the sender (queue_full); after a failed write, all (io_error).
     file, snaplen, buffer, clock: see CaptureFile. `close` writes out what waits.
     """
+
+    MOVABLE = False              # what waits for the disk
 
     def __init__(self, str name, file, uint32_t number=0, *, uint32_t snaplen=SNAPLEN_MAX, buffer="8mb", Clock clock=None):
         super().__init__(name, number, 1, OFFLOAD_ALL)

@@ -1,6 +1,10 @@
+from typing import Any
+
 from dataplane.port import Port, PortTx
 from vnic.device.rss import Rss
 
 class NicTx(PortTx):
     rss: Rss
     def __init__(self, port: Port, rss: Rss, *, name: str | None = None) -> None: ...
+    def save_state(self) -> dict[str, Any]: ...
+    def load_state(self, state: dict[str, Any]) -> None: ...

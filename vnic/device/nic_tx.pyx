@@ -5,7 +5,7 @@ from dataplane.packet cimport Batch, Context, batch_add
 from dataplane.port cimport Port, PortTx
 from vnic.device.rss cimport Rss
 
-from dataplane.errors import ConfigError
+from dataplane.errors import ConfigError, VnicError
 
 
 cdef class NicTx(PortTx):
@@ -38,6 +38,17 @@ cdef class NicTx(PortTx):
 
     def companions(self):
         return (self.port, self.rss)
+
+    def save_state(self):
+        """As PortTx; `rss_key` and `rss_table`, which may have been set while it ran."""
+        return {**PortTx.save_state(self), "rss_key": self.rss.key, "rss_table": self.rss.table}
+
+    def load_state(self, dict state):
+        if set(state) != {"queues", "rss_key", "rss_table"}:
+            raise VnicError(f"{self.name}: its state is not that of a NicTx")
+        self.rss.set_key(state["rss_key"])
+        self.rss.set_table(state["rss_table"])
+        PortTx.load_state(self, {"queues": state["queues"]})
 
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
         cdef uint32_t i, queue

@@ -1,0 +1,10 @@
+"""StateWork: the door of the hand-over (dataplane/handover.py) to what is an engine's own."""
+from libc.stdint cimport uint64_t
+from dataplane.packet cimport Context
+from dataplane.work cimport Work
+
+cdef class StateWork(Work):
+    cdef object _function
+    cdef public uint64_t random_state
+    cdef public bint return_cache
+    cdef void run(self, Context *ctx) noexcept nogil

@@ -1,0 +1,16 @@
+"""Python face of dataplane.engine_state."""
+
+from collections.abc import Callable
+from typing import Any
+
+from dataplane.element import Element
+from dataplane.engine import Engine
+from dataplane.work import Work
+
+class StateWork(Work):
+    random_state: int
+    return_cache: bool
+    def __init__(self, function: Callable[[StateWork], Any]) -> None: ...
+
+def charged_ns(element: Element) -> int: ...
+def set_charges(engine: Engine, elements: dict[str, int], overhead_ns: int, cpu_ns: int) -> None: ...

@@ -1,0 +1,329 @@
+"""Hand-over of a running engine to another one with the same graph, in this process or in another that shares the pool (Snap, section 4).
+
+    data = save_engine(old)      old stands between two batches, and may still go on afterwards as if nothing had happened
+    load_engine(new, data)       new is freshly built, on the same pool; after an error it is as fresh as before
+    forget_engine(old)           the point of no return: old gives up its packets without freeing them
+    new.start()
+
+Nothing is written to shared memory before `forget_engine`. What waits in rings stays there: they are shared. The format is documented in
+docs/state-format.md.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+
+from dataplane.element import Element
+from dataplane.engine import Engine
+from dataplane.engine_state import StateWork, charged_ns, set_charges
+from dataplane.errors import VnicError
+from dataplane.packet import PacketPool
+
+PREFIX = struct.Struct("<8sI")  # magic, version of the format
+MAGIC = b"vnicengn"
+FORMAT_VERSION = 1
+# Version -> function that makes of the content of that version one of the next.
+FORMAT_UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+BYTES_MAX = 1 << 28  # a state with as many packets as a pool may have is below
+DEPTH_MAX = 32
+IN_USE = 0x8000  # Packet.flags, see packet.pxd
+SMALL_BYTES, LARGE_BYTES = 2048, 69632
+
+Count = Annotated[int, msgspec.Meta(ge=0)]  # below 2^64: msgpack has nothing longer
+
+
+class Statistics(msgspec.Struct, forbid_unknown_fields=True):
+    """As Element.statistics() returns them."""
+
+    packets: Count
+    batches: Count
+    received: Count
+    generated: Count
+    transmitted: Count
+    held: Count
+    dropped: dict[str, Count]
+    counters: dict[str, Count]
+
+
+class ElementState(msgspec.Struct, forbid_unknown_fields=True):
+    """One element: `kind` is the name of its class, `version` that of the class's state."""
+
+    name: str
+    kind: str
+    version: Count
+    charged_ns: Count
+    statistics: dict[str, Any]
+    state: dict[str, Any]
+
+
+class PoolState(msgspec.Struct, forbid_unknown_fields=True):
+    """Which pool the packets' numbers belong to: its sizes, and device and inode of its segment."""
+
+    small: Count
+    large: Count
+    device: Count
+    inode: Count
+
+
+class EngineState(msgspec.Struct, forbid_unknown_fields=True):
+    """An engine between two batches. Times are nanoseconds of its clock: CLOCK_MONOTONIC of this machine, or a virtual one's."""
+
+    name: str
+    clock: str
+    now_ns: Count
+    random_state: Count
+    cpu_ns: Count
+    overhead_ns: Count
+    pool: PoolState
+    elements: list[ElementState]
+
+
+def save_engine(engine: Engine) -> bytes:
+    """The state of an engine between two batches; the engine is not changed. Raises VnicError, in one line, for an element that cannot be
+    handed over."""
+
+    def collect(work: StateWork) -> EngineState:
+        return EngineState(
+            name=engine.name,
+            clock=_clock(engine),
+            now_ns=engine.clock.now_ns,
+            random_state=work.random_state,
+            cpu_ns=engine.cpu_ns,
+            overhead_ns=engine.charges()["overhead"],
+            pool=_identity(engine.pool),
+            elements=[_save_element(element) for element in engine.elements],
+        )
+
+    state = engine.post(StateWork(collect))
+    return PREFIX.pack(MAGIC, FORMAT_VERSION) + msgspec.msgpack.encode(state)
+
+
+def load_engine(engine: Engine, data: bytes) -> None:
+    """Gives a freshly built engine, whose elements have the same names and classes, the state that `save_engine` returned.
+
+    Everything is checked first, and an element that refuses its share after all has the others begin anew. Raises VnicError, in one line.
+    """
+    try:
+        _load_engine(engine, data)
+    except VnicError as error:  # names in it may be from damaged data
+        raise VnicError("".join(each if each.isprintable() else "?" for each in str(error))) from error.__cause__
+
+
+def _load_engine(engine: Engine, data: bytes) -> None:
+    where = f"engine {engine.name}"
+    if engine.running:
+        raise VnicError(f"{where}: runs; a state is loaded before it starts")
+    state = _decode(where, data)
+    _check_engine(engine, state)
+    elements = {element.name: element for element in engine.elements}
+    if [name for name, times in Counter(entry.name for entry in state.elements).items() if times > 1]:
+        raise VnicError(f"{where}: its state has two elements of one name")
+    strange = sorted({entry.name for entry in state.elements} - set(elements))
+    missing = sorted(set(elements) - {entry.name for entry in state.elements})
+    if strange or missing:
+        what = [f"{_few(names)} {verb}" for names, verb in ((strange, "only there"), (missing, "only here")) if names]
+        raise VnicError(f"{where}: its state is of another graph: {', '.join(what)}")
+    pairs = [(elements[entry.name], *_upgrade(elements[entry.name], entry)) for entry in state.elements]
+    _check_packets(engine.pool, pairs)
+
+    def apply(work: StateWork) -> None:
+        fresh = [(element, element.statistics(), _save(element)) for element, _, _ in pairs]
+        if any(statistics["packets"] or statistics["received"] for _, statistics, _ in fresh):
+            raise VnicError(f"{where}: has seen packets of its own; load the state into a new engine")
+        touched = 0
+        try:
+            for element, statistics, own in pairs:
+                touched += 1
+                element.load_statistics(statistics)
+                _load(element, own)
+        except BaseException:
+            for element, statistics, own in fresh[:touched]:
+                element.load_statistics(statistics)
+                _load(element, own)
+            raise
+        set_charges(engine, {entry.name: entry.charged_ns for entry in state.elements}, state.overhead_ns, state.cpu_ns)
+        work.random_state = state.random_state
+
+    engine.post(StateWork(apply))
+
+
+def forget_engine(engine: Engine) -> None:
+    """The point of no return: another engine goes on with the state of this one, which has stopped. It gives up the packets it holds
+    without freeing them, and returns its free ones to the pool. All that is left for it is `close`."""
+    if engine.running:
+        raise VnicError(f"engine {engine.name}: runs; stop it before another takes over")
+
+    def forget(work: StateWork) -> None:
+        work.return_cache = True
+        for element in engine.elements:
+            element.forget_state()
+
+    engine.post(StateWork(forget))
+
+
+# -- saving --------------------------------------------------------------------------------------------------------------------
+
+
+def _clock(engine: Engine) -> str:
+    return "virtual" if engine.clock.virtual else "monotonic"
+
+
+def _identity(pool: PacketPool) -> PoolState:
+    status = os.fstat(pool.fd)
+    return PoolState(pool.small_count, pool.large_count, status.st_dev, status.st_ino)
+
+
+def _save_element(element: Element) -> ElementState:
+    kind = type(element)
+    return ElementState(
+        name=element.name,
+        kind=kind.__name__,
+        version=kind.STATE_VERSION,
+        charged_ns=charged_ns(element),
+        statistics=element.statistics(),
+        state=_save(element),
+    )
+
+
+def _save(element: Element) -> dict[str, Any]:
+    """The element's own state. What a class from outside raises or returns instead becomes a VnicError."""
+    kind = type(element)
+    if not kind.MOVABLE:
+        raise VnicError(f"{element.name}: a {kind.__name__} cannot be handed over; take it out of the graph first")
+    try:
+        state = element.save_state()
+    except VnicError:
+        raise
+    except Exception as error:
+        raise VnicError(f"{element.name}: save_state failed: {_line(error)}") from error
+    if not isinstance(state, dict) or not _plain(state, 0) or not isinstance(state.get("packets", []), list):
+        raise VnicError(f"{element.name}: save_state must return a dict of plain data (docs/state-format.md); it did not")
+    return state
+
+
+def _plain(value: object, depth: int) -> bool:
+    """Whether msgpack gives it back as it is."""
+    if value is None or type(value) in (bool, float, str, bytes):
+        return True
+    if type(value) is int:
+        return -(1 << 63) <= value < 1 << 64
+    if depth == DEPTH_MAX:
+        return False
+    if type(value) is list:
+        return all(_plain(each, depth + 1) for each in value)
+    return type(value) is dict and all(type(key) is str and _plain(each, depth + 1) for key, each in value.items())
+
+
+# -- loading -------------------------------------------------------------------------------------------------------------------
+
+
+def _decode(where: str, data: bytes) -> EngineState:
+    if len(data) < PREFIX.size or len(data) > BYTES_MAX or data[:8] != MAGIC:
+        raise VnicError(f"{where}: what was handed over is no engine's state")
+    version = PREFIX.unpack_from(data)[1]
+    if version > FORMAT_VERSION:
+        raise VnicError(
+            f"{where}: its state has format {version}, this vnic reads up to {FORMAT_VERSION}; take one at least as new"
+        )
+    try:
+        content = msgspec.msgpack.decode(memoryview(data)[PREFIX.size :])
+        for step in range(version, FORMAT_VERSION):
+            content = FORMAT_UPGRADES[step](content)
+        return msgspec.convert(content, EngineState)
+    except Exception as error:  # damaged data may fail in any way, in any upgrade
+        raise VnicError(f"{where}: its state is damaged: {_line(error)}") from None
+
+
+def _check_engine(engine: Engine, state: EngineState) -> None:
+    where = f"engine {engine.name}"
+    if state.name != engine.name:
+        raise VnicError(f"{where}: the state is that of engine {state.name[:40]}")
+    if state.clock != _clock(engine) or state.now_ns > engine.clock.now_ns:
+        raise VnicError(
+            f"{where}: its state was saved at {state.now_ns} ns by another clock than this one; both must run on one machine"
+        )
+    if state.pool != _identity(engine.pool):
+        raise VnicError(f"{where}: its state belongs to another pool of packets; both engines must share one")
+    if not 0 < state.random_state < 1 << 64:
+        raise VnicError(f"{where}: {state.random_state} is no state of its random numbers")
+
+
+def _upgrade(element: Element, entry: ElementState) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Statistics and own state of an element, at the version of its class."""
+    kind = type(element)
+    if entry.kind != kind.__name__:
+        raise VnicError(f"{element.name}: is a {kind.__name__} here, and a {entry.kind[:40]} in the state")
+    if entry.version > kind.STATE_VERSION:
+        raise VnicError(
+            f"{element.name}: its state has version {entry.version}, this {kind.__name__} reads up to {kind.STATE_VERSION}; "
+            "take one at least as new"
+        )
+    try:
+        changed: dict[str, Any] = {"statistics": entry.statistics, "state": entry.state}
+        for version in range(entry.version, kind.STATE_VERSION):
+            if version not in kind.UPGRADES:
+                raise VnicError(
+                    f"{element.name}: a {kind.__name__} has no way from version {version} of its state to {version + 1}"
+                )
+            changed = kind.UPGRADES[version](changed)
+        statistics = msgspec.to_builtins(msgspec.convert(changed["statistics"], Statistics))
+        own = changed["state"]
+        if not isinstance(own, dict):
+            raise TypeError("no dict")
+        return statistics, own
+    except VnicError:
+        raise
+    except Exception as error:
+        raise VnicError(f"{element.name}: its state is damaged: {_line(error)}") from None
+
+
+def _check_packets(pool: PacketPool, pairs: list[tuple[Element, dict[str, Any], dict[str, Any]]]) -> None:
+    """Every packet that a state names is one of the pool, in use, whole, and named once."""
+    owners: dict[int, Element] = {}
+    for element, statistics, own in pairs:
+        packets = own.get("packets", [])
+        if not isinstance(packets, list) or not all(type(index) is int for index in packets):
+            raise VnicError(f"{element.name}: `packets` of its state is not a list of packets")
+        if statistics["held"] > len(packets):
+            raise VnicError(f"{element.name}: its state holds {statistics['held']} packets and names {len(packets)}")
+        for index in packets:
+            if not 0 <= index < pool.small_count + pool.large_count:
+                raise VnicError(f"{element.name}: its state holds packet {index}, which the pool does not have")
+            if index in owners:
+                raise VnicError(f"{element.name}: its state holds packet {index}, which {owners[index].name} holds")
+            owners[index] = element
+    if not owners:
+        return
+    indices = np.fromiter(owners, np.int64, len(owners))
+    records = pool.records[indices]
+    room = np.where(indices < pool.small_count, SMALL_BYTES, LARGE_BYTES)
+    used = records["offset"].astype(np.int64) + records["length"] + records["trailer_bytes"]
+    for wrong, what in ((records["flags"] & IN_USE == 0, "is free"), (used > room, "does not fit its buffer")):
+        if wrong.any():
+            index = int(indices[int(np.argmax(wrong))])
+            raise VnicError(f"{owners[index].name}: its state holds packet {index}, which {what}")
+
+
+def _load(element: Element, state: dict[str, Any]) -> None:
+    try:
+        element.load_state(state)
+    except VnicError:
+        raise
+    except Exception as error:
+        raise VnicError(f"{element.name}: load_state failed: {_line(error)}") from error
+
+
+def _few(names: list[str]) -> str:
+    shown = ", ".join(name[:40] for name in names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
