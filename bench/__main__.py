@@ -56,7 +56,7 @@ def _elements() -> Result:
 @click.pass_context
 def main(context: click.Context, as_json: bool) -> None:
     """Measure vnic against the bare floor and its peers (`tap`), its elements (`elements`), its rates
-    (`rate`), its replay (`replay`).
+    (`rate`), its replay (`replay`), its scheduling modes (`modes`).
 
     Without a command: the first two.
 
@@ -141,6 +141,25 @@ def replay(packets: int, rounds: int, output: bool, as_json: bool) -> None:
         print(json.dumps(result))
     else:
         report.show_replay(_console(), result)
+
+
+@main.command()
+@click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True)
+@click.option("--seconds", type=click.FloatRange(0.5, 60), default=2, show_default=True, help="Of each measurement.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+def modes(rounds: int, seconds: float, as_json: bool) -> None:
+    """Scheduling modes of engine groups: CPU used and round trips beside a load, and beside a CPU-hungry neighbour. Needs root."""
+    from bench import modes as bench_modes
+
+    _need_root()
+    result = bench_modes.run(rounds, seconds)
+    path = report.save("modes", result)
+    plot = bench_modes.plot(result, path.with_suffix(".png"))
+    if as_json:
+        print(json.dumps(result))
+    else:
+        bench_modes.show(_console(), result)
+        print(f"plot: {plot}")
 
 
 def run() -> None:

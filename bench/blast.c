@@ -1,6 +1,7 @@
 /* Small packets a second through a path: floods it with 64-byte frames (60 without the FCS) and counts what comes out.
  *
- * usage: blast SENDER_NETNS SENDER_INTERFACE RECEIVER_NETNS RECEIVER_INTERFACE SECONDS
+ * usage: blast SENDER_NETNS SENDER_INTERFACE RECEIVER_NETNS RECEIVER_INTERFACE SECONDS [PPS]
+ * With PPS it does not flood: so many a second, those that are due together, TICK_NS apart at least.
  * Frames are valid UDP over IPv4 to the receiving interface's MAC but an address nobody has, so that the receiving stack drops
  * them early and answers nothing. Counted is the receiving interface's rx_packets over SECONDS, after 200 ms to warm up.
  * Prints {"mpps": ..., "sent_mpps": ..., "seconds": ...}. */
@@ -14,7 +15,7 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
-enum { FRAMES = 64, FRAME = 60, WARM_UP_MS = 200 };
+enum { FRAMES = 64, FRAME = 60, WARM_UP_MS = 200, TICK_NS = 50000 };
 
 static uint16_t ones_complement(const void *data, size_t bytes)
 {
@@ -79,8 +80,9 @@ static void build(uint8_t *frame, const uint8_t *to, const uint8_t *from)
 int main(int argc, char **argv)
 {
     uint8_t to[ETH_ALEN], from[ETH_ALEN], frame[FRAME];
-    if (argc != 6) {
-        fprintf(stderr, "usage: blast SENDER_NETNS SENDER_INTERFACE RECEIVER_NETNS RECEIVER_INTERFACE SECONDS\n");
+    double pps = argc == 7 ? atof(argv[6]) : 0;
+    if (argc != 6 && (argc != 7 || pps <= 0)) {
+        fprintf(stderr, "usage: blast SENDER_NETNS SENDER_INTERFACE RECEIVER_NETNS RECEIVER_INTERFACE SECONDS [PPS]\n");
         return 2;
     }
     end_with_parent();
@@ -105,10 +107,26 @@ int main(int argc, char **argv)
         messages[i].msg_hdr.msg_iovlen = 1;
     }
 
-    uint64_t start = now_ns() + WARM_UP_MS * 1000000ull, end = start + (uint64_t)(atof(argv[5]) * 1e9);
+    prctl(PR_SET_TIMERSLACK, 1);
+    uint64_t began = now_ns(), due = 0; /* frames since then */
+    uint64_t start = began + WARM_UP_MS * 1000000ull, end = start + (uint64_t)(atof(argv[5]) * 1e9);
     uint64_t now, first = 0, sent = 0, before = 0;
     do {
-        int n = sendmmsg(s, messages, FRAMES, 0); /* a full queue is an error here: the frames are lost, go on */
+        int wanted = FRAMES;
+        if (pps > 0) {
+            uint64_t until = (uint64_t)(pps * (double)(now_ns() - began) / 1e9);
+            if (until == due) {
+                struct timespec pause = { 0, TICK_NS };
+                nanosleep(&pause, NULL);
+                now = now_ns();
+                if (now < end)
+                    continue;
+                break;
+            }
+            wanted = until - due < FRAMES ? (int)(until - due) : FRAMES;
+            due += (uint64_t)wanted;
+        }
+        int n = sendmmsg(s, messages, (unsigned)wanted, 0); /* a full queue is an error here: the frames are lost, go on */
         now = now_ns();
         if (!first && now >= start) {
             before = received(dev, argv[4]);

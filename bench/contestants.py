@@ -182,6 +182,14 @@ def cpu_ns(pid: int) -> int:
         return sum(int(t) for t in ticks) * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
+def tree_cpu_ns(pid: int) -> int:
+    """CPU time of the process and of its descendants that still run, ns."""
+    children: set[int] = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        children |= {int(child) for child in (task / "children").read_text().split()}
+    return cpu_ns(pid) + sum(tree_cpu_ns(child) for child in children)
+
+
 def choose(names: list[str]) -> tuple[list[Contestant], list[str]]:
     """The contestants of these names (all where empty) that can run, and a line for each that cannot. Raises RequestError."""
     known = {c.name: c for c in ALL}

@@ -3,7 +3,7 @@
  * usage: pingpong CLIENT_NETNS SERVER_NETNS SERVER_ADDRESS COUNT PAUSE_US
  * With PAUSE_US > 0 the client sleeps between PAUSE_US and twice as long between two round trips, so that everybody on the path
  * has gone to sleep; with 0 the next one starts at once. The first answer is waited for up to 10 s (it also resolves addresses and
- * teaches switches) and not counted. Prints {"p50_us": ..., "p99_us": ..., "min_us": ..., "count": ..., "lost": ...}. */
+ * teaches switches) and not counted. Prints {"p50_us": ..., "p99_us": ..., "p999_us": ..., "min_us": ..., "count": ..., "lost": ...}. */
 #include "common.h"
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -97,7 +97,8 @@ int main(int argc, char **argv)
         return 1;
     }
     qsort(samples, (size_t)taken, sizeof *samples, ascending);
-    printf("{\"p50_us\": %.2f, \"p99_us\": %.2f, \"min_us\": %.2f, \"count\": %ld, \"lost\": %ld}\n", (double)samples[taken / 2] / 1e3,
-           (double)samples[taken * 99 / 100] / 1e3, (double)samples[0] / 1e3, taken, lost);
+    printf("{\"p50_us\": %.2f, \"p99_us\": %.2f, \"p999_us\": %.2f, \"min_us\": %.2f, \"count\": %ld, \"lost\": %ld}\n",
+           (double)samples[taken / 2] / 1e3, (double)samples[taken * 99 / 100] / 1e3, (double)samples[taken * 999 / 1000] / 1e3,
+           (double)samples[0] / 1e3, taken, lost);
     return 0;
 }
