@@ -30,6 +30,7 @@ from vnic.device.rss import Rss
 
 START_NS = 10**12
 MBIT = 10**6
+RATES = ((MBIT // 5, None), (None, 50_000))  # of busy(), egress and ingress
 MACS = [bytes.fromhex("020000000001"), bytes.fromhex("020000000002")]
 
 
@@ -69,16 +70,30 @@ class Pair:
     """a and b, each with its engine; what crosses goes by ring. Frames come out in `out`: (port, instant, frame)."""
 
     def __init__(
-        self, egress: tuple[int | None, ...], ingress: tuple[int | None, ...], *, queue: str = "1mb", small: int = 2048
+        self,
+        egress: tuple[int | None, ...],
+        ingress: tuple[int | None, ...],
+        *,
+        small: int = 2048,
+        segments: list[int] | None = None,
+        start_ns: int = START_NS,
     ):
+        """segments: descriptors of another Pair's, in another process."""
         self.rates = egress, ingress
-        self.queue = queue
-        self.clock = Clock(virtual=True, start_ns=START_NS)
-        self.pool, self.table, self.rings = PacketPool(small, 64), MacTable(64), [MpscRing(64), MpscRing(64)]
+        self.clock = Clock(virtual=True, start_ns=start_ns)
+        if segments is None:
+            self.pool, self.table, self.rings = PacketPool(small, 64), MacTable(64), [MpscRing(64), MpscRing(64)]
+        else:
+            self.pool, self.table = PacketPool.from_descriptor(segments[0]), MacTable.from_descriptor(segments[1])
+            self.rings = [MpscRing.from_descriptor(*segments[2:4]), MpscRing.from_descriptor(*segments[4:6])]
         self.homes = [self.build(0), self.build(1)]
         self.incoming: list[list[bytes | Frame]] = [[], []]
         self.out: list[tuple[int, Frame]] = []
         self.handed_over: list[bytes] = []
+
+    @property
+    def segments(self) -> list[int]:
+        return [self.pool.fd, self.table.fd, *(fd for ring in self.rings for fd in (ring.fd, ring.doorbell))]
 
     def build(self, number: int) -> Home:
         """A fresh engine for the NIC `number`, with everything attached anew, as another process has it."""
@@ -87,8 +102,8 @@ class Pair:
         name, other = "ab"[number], "ab"[1 - number]
         port = MemoryPort(name, number, queues=2, offloads=0x1F)
         switch = L2Switch(table, 2, name="switch")
-        egress = Shaper(self.rates[0][number], self.queue, name=f"{name}.egress")
-        ingress = Shaper(self.rates[1][number], self.queue, name=f"{name}.ingress")
+        egress = Shaper(self.rates[0][number], "1mb", name=f"{name}.egress")
+        ingress = Shaper(self.rates[1][number], "1mb", name=f"{name}.ingress")
         split = Classifier([{"protocol": "tcp"}, {"protocol": "udp"}], name=f"{name}.split")
         rx, ring_rx = PortRx(port), PortRx(RingPort(f"{name}.ring", number, rings[number], None))
         _ = rx >> Parse(name=f"{name}.parse") >> split
@@ -176,7 +191,7 @@ class Pair:
 
 def busy(**options: Any) -> Pair:
     """Both shapers of a hold packets, one is cutting a frame, and b's ring has some that b has not taken yet."""
-    pair = Pair((MBIT // 5, None), (None, 50_000), **options)
+    pair = Pair(*RATES, **options)
     pair.send(0, 30_000, 1, 60)  # more pieces than a batch holds
     pair.send(0, 1000, 20)
     pair.send(1, 700, 8)

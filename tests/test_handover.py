@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ from shaping.shaper import Shaper
 from tests.handover_twin import MBIT, Pair, Seen, busy, contents, entry, finish, packed
 from tests.test_shared_memory import free_list
 
+ROOT = Path(__file__).parent.parent
 RATE = st.sampled_from([20_000, 333_333, 10 * MBIT, None, 977 * MBIT])
 SEND = st.one_of(
     st.tuples(st.just("send"), st.integers(0, 1), st.sampled_from([0, 46, 500, 1400]), st.integers(1, 40), st.just(0)),
@@ -155,6 +159,46 @@ def test_forgetting_returns_free_packets_to_the_pool():
     assert len(free_list(pool, "small")) == 64 - 9
     engine.close()
     assert pool.in_use == 9
+
+
+OTHER_PROCESS = """
+import pickle, sys
+from dataplane.handover import forget_engine, load_engine
+from tests.handover_twin import Pair, RATES, finish
+now_ns, *segments = map(int, sys.argv[1:])
+pair = Pair(*RATES, segments=segments, start_ns=now_ns)
+states, pair.incoming = pickle.load(sys.stdin.buffer)
+for home, state in zip(pair.homes, states):
+    load_engine(home.engine, state)
+print("loaded", flush=True)
+if not sys.stdin.buffer.read(1):
+    sys.exit()                     # the other side goes on; what a process holds is not freed by its end
+pickle.dump(finish(pair), sys.stdout.buffer)
+"""
+
+
+@pytest.mark.parametrize("goes_on", ["here", "there"])
+def test_another_process_takes_over(undisturbed, goes_on: str):
+    pair = busy()
+    segments = pair.segments
+    command = [sys.executable, "-c", OTHER_PROCESS, str(pair.clock.now_ns), *map(str, segments)]
+    with subprocess.Popen(command, pass_fds=segments, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None and child.stdout is not None
+        pickle.dump(([save_engine(home.engine) for home in pair.homes], pair.incoming), child.stdin)
+        child.stdin.flush()
+        assert child.stdout.readline() == b"loaded\n"
+        if goes_on == "here":
+            child.stdin.close()
+            assert child.wait() == 0
+            assert finish(pair) == undisturbed
+            return
+        for home in pair.homes:
+            forget_engine(home.engine)
+            home.engine.close()
+        out, _ = child.communicate(b"!")
+    books, frames = pickle.loads(out)
+    assert [books, pair.out + frames] == undisturbed
+    assert pair.pool.in_use == 0
 
 
 def test_accounts_go_on():
@@ -354,7 +398,7 @@ def test_the_twin_is_not_blind():
     pair.close()
 
 
-GOLDEN = Path(__file__).parent / "data/engine-state-1.bin"  # engine a of busy(), as version 1 of everything wrote it
+GOLDEN = ROOT / "tests/data/engine-state-1.bin"  # engine a of busy(), as version 1 of everything wrote it
 
 
 def test_what_version_1_wrote_is_read(undisturbed, monkeypatch):

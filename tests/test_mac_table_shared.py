@@ -11,9 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataplane.clock import Clock
+from dataplane.elements.l2_switch import L2Switch
 from dataplane.elements.mac_table import MacTable, siphash
+from dataplane.engine import Engine
 from dataplane.errors import VnicError
-from tests.test_shared_memory import DAMAGE, content, damaged, memfd, run_python
+from dataplane.packet import PacketPool
+from dataplane.port import PortRx
+from dataplane.ports.memory import MemoryPort
+from tests.test_shared_memory import DAMAGE, content, damaged, memfd, run_python, started
 
 SLOTS_AT = 128 + 4096  # behind the header
 COUNT_AT, PORTS_AT = 64, 128
@@ -51,6 +57,54 @@ print(len(table), table.forget("02:00:00:00:ff:01"), table.forget_port(1))
 """
     assert run_python(code, table.fd) == "41 True 13\n"
     assert len(table) == 27
+
+
+def learn_much(table: MacTable, first_port: int) -> None:
+    """Stations that appear, move between two ports, and are forgotten."""
+    for turn in range(60):
+        macs = np.arange(0x020000000000 + turn % 7, 0x020000000000 + turn % 7 + 40, dtype=np.uint64)
+        table.learn_all(macs, first_port + turn % 2, now_ns=10**9 * (turn + 1))
+        if turn % 5 == 4:
+            table.forget_port(first_port + turn % 2)
+
+
+LEARN = """
+import sys
+from dataplane.elements.mac_table import MacTable
+from tests.test_mac_table_shared import learn_much
+table = MacTable.from_descriptor(int(sys.argv[1]))
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(20):
+    learn_much(table, 2)
+"""
+
+
+def test_two_processes_learn_the_same_stations_at_the_same_time():
+    table = MacTable(64)
+    child = started(LEARN, table.fd)
+    for _ in range(20):
+        learn_much(table, 0)
+    child.communicate()
+    assert child.returncode == 0
+    assert len(table) > 0
+    before = content(table)
+    assert table.repair() == 0
+    assert content(table) == before, "counts had drifted"
+
+
+def test_a_switch_ages_a_table_that_it_took_over():
+    table = MacTable(64, ageing_ns=10**10)
+    table.learn_all(np.array([0x020000000001], np.uint64), 0, now_ns=0)
+    engine = Engine("e", PacketPool(8, 2), clock=Clock(virtual=True))
+    rx, switch = PortRx(MemoryPort("m")), L2Switch(MacTable.from_descriptor(table.fd, reset=True), name="switch")
+    _ = rx >> switch
+    engine.load([rx])
+    engine.advance(5 * 10**9)
+    assert len(table) == 1
+    engine.advance(30 * 10**9)
+    assert len(table) == 0
+    engine.close()
 
 
 def test_repair_finds_nothing_wrong_with_a_sound_table():

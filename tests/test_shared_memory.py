@@ -24,6 +24,7 @@ from dataplane.port import PortRx, PortTx
 from dataplane.ports.memory import MemoryPort
 from dataplane.ports.ring_port import RingPort
 from dataplane.ring import MpscRing, Ring, SpscRing
+from shaping.shaper import Shaper
 
 ROOT = Path(__file__).parent.parent
 IN_USE = 0x8000
@@ -158,6 +159,53 @@ print(len(taken), pool.in_use)
     assert pool.in_use == 0
     engine.close()
     assert sorted(free_list(pool, "small")) == list(range(64))
+
+
+CHURN = """
+import sys
+from dataplane.packet import PacketPool
+from tests.test_shared_memory import churn
+pool = PacketPool.from_descriptor(int(sys.argv[1]))
+print("ready", flush=True)
+sys.stdin.readline()
+churn(pool, 2)
+"""
+
+
+def churn(pool: PacketPool, seed: int) -> None:
+    """Holds and lets go more packets than an engine caches, again and again, each with bytes of its own."""
+    engine, port, out = Engine("e", pool, clock=Clock(virtual=True)), MemoryPort("in"), MemoryPort("out")
+    source, shaper = PortRx(port), Shaper(10**6, "10mb")
+    _ = source >> shaper >> PortTx(out)
+    engine.load([source])
+    for turn in range(150):
+        frames = [bytes([seed, turn]) + bytes([i % 256]) * (70 + (turn + i) % 50) for i in range(200 + turn % 50)]
+        port.inject(frames)
+        engine.advance(engine.clock.now_ns)
+        engine.advance(engine.clock.now_ns + 10**9)
+        assert [frame.data for frame in out.take()] == frames, "somebody else wrote into our packets"
+    engine.close()
+
+
+def started(code: str, *descriptors: int) -> subprocess.Popen[str]:
+    """Another Python that has attached what it needs, and has just been told to go on."""
+    command = [sys.executable, "-c", code, *map(str, descriptors)]
+    child = subprocess.Popen(command, pass_fds=descriptors, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdout is not None and child.stdin is not None
+    assert child.stdout.readline() == "ready\n"
+    child.stdin.write("go\n")
+    child.stdin.flush()
+    return child
+
+
+def test_two_processes_allocate_and_free_at_the_same_time():
+    pool = PacketPool(1024, 2)
+    child = started(CHURN, pool.fd)
+    churn(pool, 1)
+    child.communicate()
+    assert child.returncode == 0
+    assert pool.in_use == 0
+    assert sorted(free_list(pool, "small")) == list(range(1024))
 
 
 KILLED = """

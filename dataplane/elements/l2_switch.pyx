@@ -162,6 +162,10 @@ cdef class L2Switch(Element):
         """Numbers of the open ports, in the order of flooding."""
         return [self.active[i] for i in range(self.active_count)]
 
+    def initialize(self):
+        if va_load_relaxed_u32(&self.table.header.count):      # a table that was taken over: nobody may learn anything new in it for long
+            self.deadline_ns = self.engine.clock.now_ns + self.tick_ns
+
     def companions(self):
         return (self.table,)
 
