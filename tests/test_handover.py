@@ -201,6 +201,38 @@ def test_another_process_takes_over(undisturbed, goes_on: str):
     assert pair.pool.in_use == 0
 
 
+def test_with_threads_what_is_held_leaves_on_time():
+    pool, count, each_ns = PacketPool(128, 2), 30, 4_000_000
+    ports, ends, engines = [MemoryPort("m") for _ in range(2)], [MemoryPort("n") for _ in range(2)], []
+    for port, end in zip(ports, ends, strict=True):
+        engine = Engine("e", pool)
+        rx = PortRx(port)
+        _ = rx >> Shaper(2 * MBIT, burst=0, name="slow") >> PortTx(end)
+        engine.load([rx])
+        engines.append(engine)
+    old, new = engines
+    old.start()
+    ports[0].inject([i.to_bytes(4, "big") + bytes(996) for i in range(count)])
+    out: list[Any] = []
+    while len(out) < 5:
+        out += ends[0].take()
+    old.stop()
+    load_engine(new, save_engine(old))
+    forget_engine(old)
+    out += ends[0].take()
+    new.start()
+    while len(out) < count:
+        out += ends[1].take()
+    assert [int.from_bytes(frame.data[:4], "big") for frame in out] == list(range(count))
+    times = [frame.time_ns - out[0].time_ns for frame in out]
+    assert all(time_ns >= i * each_ns for i, time_ns in enumerate(times)), "earlier than the rate allows"
+    assert new.conservation()["transmitted"] == count
+    assert new.conservation()["conserved"]
+    for engine in engines:
+        engine.close()
+    assert pool.in_use == 0
+
+
 def test_accounts_go_on():
     pool = PacketPool(64, 2)
     engines = []
