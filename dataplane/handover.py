@@ -59,7 +59,7 @@ class ElementState(msgspec.Struct, forbid_unknown_fields=True):
     kind: str
     version: Count
     charged_ns: Count
-    statistics: dict[str, Any]
+    statistics: Statistics
     state: dict[str, Any]
 
 
@@ -83,6 +83,11 @@ class EngineState(msgspec.Struct, forbid_unknown_fields=True):
     overhead_ns: Count
     pool: PoolState
     elements: list[ElementState]
+
+
+_DECODER = msgspec.msgpack.Decoder(
+    EngineState
+)  # made here: the first use of a type is slow, and packets wait during a hand-over
 
 
 def save_engine(engine: Engine) -> bytes:
@@ -187,7 +192,7 @@ def _save_element(element: Element) -> ElementState:
         kind=kind.__name__,
         version=kind.STATE_VERSION,
         charged_ns=charged_ns(element),
-        statistics=element.statistics(),
+        statistics=Statistics(**element.statistics()),
         state=_save(element),
     )
 
@@ -217,6 +222,8 @@ def _plain(value: object, depth: int) -> bool:
     if depth == DEPTH_MAX:
         return False
     if type(value) is list:
+        if set(map(type, value)) == {int}:  # packets, mostly
+            return bool(min(value) >= -(1 << 63) and max(value) < 1 << 64)
         return all(_plain(each, depth + 1) for each in value)
     return type(value) is dict and all(type(key) is str and _plain(each, depth + 1) for key, each in value.items())
 
@@ -233,6 +240,8 @@ def _decode(where: str, data: bytes) -> EngineState:
             f"{where}: its state has format {version}, this vnic reads up to {FORMAT_VERSION}; take one at least as new"
         )
     try:
+        if version == FORMAT_VERSION:
+            return _DECODER.decode(memoryview(data)[PREFIX.size :])
         content = msgspec.msgpack.decode(memoryview(data)[PREFIX.size :])
         for step in range(version, FORMAT_VERSION):
             content = FORMAT_UPGRADES[step](content)
@@ -266,7 +275,9 @@ def _upgrade(element: Element, entry: ElementState) -> tuple[dict[str, Any], dic
             "take one at least as new"
         )
     try:
-        changed: dict[str, Any] = {"statistics": entry.statistics, "state": entry.state}
+        changed: dict[str, Any] = {"statistics": msgspec.to_builtins(entry.statistics), "state": entry.state}
+        if entry.version == kind.STATE_VERSION:
+            return changed["statistics"], entry.state
         for version in range(entry.version, kind.STATE_VERSION):
             if version not in kind.UPGRADES:
                 raise VnicError(

@@ -51,7 +51,10 @@ CHANGES: dict[str, tuple[Any, str]] = {
     "other class": (lambda c: entry(c, "a.0").update(kind="Discard"), "a.0: is a Counter here, and a Discard in the state"),
     "newer": (lambda c: entry(c, "a.0").update(version=2), "a.0: its state has version 2, this Counter reads up to 1"),
     "older": (lambda c: entry(c, "a.0").update(version=0), "a.0: a Counter has no way from version 0 of its state to 1"),
-    "negative": (lambda c: entry(c, "a.0")["statistics"].update(packets=-1), "a.0: its state is damaged"),
+    "negative": (
+        lambda c: entry(c, "a.0")["statistics"].update(packets=-1),
+        "its state is damaged: ValidationError: Expected `int` >= 0",
+    ),
     "strange drop": (lambda c: entry(c, "a.0")["statistics"]["dropped"].update(late=1), "does not count late"),
     "strange state": (lambda c: entry(c, "a.0")["state"].update(x=1), "Counter has no state, and was given x"),
     "held by a counter": (lambda c: entry(c, "a.0")["statistics"].update(held=1), "holds 1 packets and names 0"),
