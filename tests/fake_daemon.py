@@ -7,12 +7,13 @@ import sys
 from typing import Any
 
 from dataplane.errors import ConfigError, PortError
-from vnic.control.convert import convert_config
-from vnic.control.daemon import serve
+from vnic.control import worker
+from vnic.control.convert import convert_config, encode_config
+from vnic.control.supervisor import supervise
 
 
 class FakeRuntime:
-    def __init__(self, config: Any, loop: Any = None) -> None:
+    def __init__(self, config: Any, **_: Any) -> None:
         self.config = config
         self.nics: dict[str, dict[str, Any]] = {}
 
@@ -71,4 +72,7 @@ class FakeRuntime:
 
 
 if __name__ == "__main__":
-    serve(convert_config(None), sys.argv[1], "0.0", lambda: print("up", flush=True), FakeRuntime)
+    if len(sys.argv) == 2:
+        supervise(encode_config(convert_config(None)), sys.argv[1], lambda worker: print("up", flush=True), "tests.fake_daemon")
+    else:
+        sys.exit(worker.main(sys.argv[1:], lambda config, *_: FakeRuntime(config)))

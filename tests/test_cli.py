@@ -175,7 +175,7 @@ def running(environment, tmp_path_factory):
 
 def test_up_returns_when_it_is_up(environment, running, tmp_path):
     found = json.loads(run(environment, "status", "--json").stdout)
-    assert running.startswith(f"instance default is up (pid {found['pid']}); its log is ")
+    assert running.startswith(f"instance default is up (pid {found['supervisor']['pid']}); its log is ")
     assert [nic["name"] for nic in found["nics"]] == ["web"]
     (tmp_path / "net.yaml").write_text("engines: 1")
     for detach in (["-d"], []):

@@ -101,9 +101,9 @@ def _tell(descriptor: int, answer: dict[str, object]) -> None:
 def _up(file: str, instance: str, ready: Callable[[], None]) -> None:
     import logging
 
-    from vnic.cli.main import version
-    from vnic.control.daemon import serve
+    from vnic.control.convert import encode_config
     from vnic.control.load import load_config
+    from vnic.control.supervisor import supervise
 
     interactive = sys.stderr.isatty()
     logging.basicConfig(
@@ -111,19 +111,19 @@ def _up(file: str, instance: str, ready: Callable[[], None]) -> None:
     )
     config = load_config(file)
 
-    def is_up() -> None:
+    def is_up(worker: int) -> None:
         made = f"{plural(len(config.nics), 'NIC')} on {plural(len(config.engines), 'engine')}"
-        text = "instance %s is up (pid %d): %s; Ctrl-C or 'vnic down' stops it"
-        logging.getLogger("vnic").info(text, instance, os.getpid(), made)
+        text = "instance %s is up (pid %d, worker %d): %s; Ctrl-C or 'vnic down' stops it"
+        logging.getLogger("vnic").info(text, instance, os.getpid(), worker, made)
         ready()
 
-    serve(config, instance, version(), is_up)
+    supervise(encode_config(config), instance, is_up)
 
 
 def _up_detached(file: str, instance: str) -> None:
     import subprocess
 
-    from vnic.control.daemon import log_path
+    from vnic.control.instance import log_path
 
     log = log_path(instance)
     read_end, write_end = os.pipe()

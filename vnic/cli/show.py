@@ -46,6 +46,9 @@ def status(instance: str, as_json: bool) -> None:
         return
     entries = found.get("switch", {}).get("entries", [])
     click.echo(f"instance {instance}, pid {found['pid']}, {len(entries)} addresses learned")
+    supervisor = found.get("supervisor") or {}
+    if supervisor.get("restarts"):
+        click.echo(f"the worker was replaced {supervisor['restarts']} times; the last one: {supervisor['last']}")
     click.echo(
         "packets: " + ("every one is accounted for" if found["conserved"] else "SOME ARE MISSING (see vnic status --json)")
     )

@@ -16,7 +16,7 @@ import msgspec
 
 from dataplane.errors import ConfigError
 from vnic.control.scalars import SCALARS, SchemaError
-from vnic.control.schema import NAME_PATTERN, Config, DirectionConfig, ElementConfig, GroupConfig, NicConfig
+from vnic.control.schema import NAME_PATTERN, Config, DirectionConfig, ElementConfig, GroupConfig, NicConfig, encode_scalar
 
 Path = tuple[str | int, ...]
 Locate = Callable[[Path], str]  # path -> "FILE:LINE", or "" where there is no file
@@ -218,6 +218,19 @@ def convert_nic(
         )
     nic.where = locate(path)
     return nic
+
+
+def encode_config(config: Config) -> bytes:
+    """A configuration as JSON, with what the loader filled in: for another process of the same instance."""
+    return msgspec.json.encode(config, enc_hook=encode_scalar)
+
+
+def decode_config(data: bytes) -> Config:
+    """What `encode_config` made. Raises ConfigError."""
+    try:
+        return msgspec.json.decode(data, type=Config, dec_hook=_scalar)
+    except msgspec.MsgspecError as error:
+        raise ConfigError(f"the configuration that was handed over cannot be read: {error}") from None
 
 
 def convert_config(

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import msgspec
+
 from dataplane.element import Element
+from dataplane.errors import PortError
 from dataplane.port import Port
+from vnic.control.keeper import Keeper, KeptTap, read_document
 from vnic.control.schema import NicConfig
 from vnic.device.agent import NamespaceAgent
+from vnic.device.namespaces import NetNamespace
 from vnic.device.nic import Nic
-from vnic.device.tap import Offload, TapRequest
+from vnic.device.rss import Rss
+from vnic.device.tap import Offload, Tap, TapRequest, Work, check
 
 
 class Watch(Protocol):
@@ -61,6 +68,62 @@ class TapDevices:
     def stop(self) -> None:
         if self._agent is not None:
             self._agent.stop()
+
+
+class KeptNic(Nic):
+    """A NIC whose TAP the supervisor keeps too: the interface goes when both have let go."""
+
+    keeping: Keeper
+
+    def close(self) -> None:
+        super().close()
+        self.keeping.drop(f"nic/{self.name}")
+
+
+class _Elsewhere:
+    """The agent of a TAP in a worker: none. What is done inside a container goes by the supervisor."""
+
+    def run(self, namespace: NetNamespace, work: Work) -> dict[str, int]:
+        raise PortError(f"{namespace.label}: a worker does nothing inside containers")
+
+
+class KeptTapDevices:
+    """NICs over TAPs that the supervisor makes and keeps, and those that a worker before this one left."""
+
+    def __init__(self, keeping: Keeper) -> None:
+        self._keeping = keeping
+
+    def start(self) -> None:
+        """Nothing: the supervisor runs already."""
+
+    def open(self, config: NicConfig, number: int) -> Nic:
+        rss = Rss(config.rss.key, config.rss.table, queues=config.queues)
+        request = tap_request(config)
+        check(request)  # before anything is touched
+        descriptors = self._keeping.take(f"nic/{config.name}") or self._keeping.open_tap(config.name, request)
+        tap = _kept_tap(descriptors)
+        try:
+            nic = KeptNic(config.name, number, tap, rss)
+        except BaseException:
+            tap.close()
+            self._keeping.drop(f"nic/{config.name}")
+            raise
+        nic.keeping = self._keeping
+        return nic
+
+    def stop(self) -> None:
+        """Nothing: the supervisor goes on."""
+
+
+def _kept_tap(descriptors: list[int]) -> Tap:
+    """A TAP from what the supervisor keeps of it, see vnic.control.keeper; the descriptors are the Tap's."""
+    document, namespace, *queues = descriptors
+    kept = msgspec.json.decode(read_document(document), type=KeptTap)
+    os.close(document)
+    pidfd = queues.pop(0) if kept.pid is not None else -1
+    return Tap(
+        kept.report, queues, NetNamespace(namespace, kept.label, pid=kept.pid, pidfd=pidfd, path=kept.path), _Elsewhere()
+    )
 
 
 def tap_request(config: NicConfig) -> TapRequest:

@@ -12,7 +12,9 @@ Egress and ingress are the container's: what leaves it, what enters it.
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
+import logging
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -22,14 +24,12 @@ from dataplane.clock import Clock
 from dataplane.element import Element, Source
 from dataplane.elements.counter import Discard
 from dataplane.elements.l2_switch import L2Switch
-from dataplane.elements.mac_table import MacTable
 from dataplane.elements.parse import Parse
 from dataplane.engine import Engine
 from dataplane.errors import ConfigError, VnicError
 from dataplane.graph import to_data, to_dot, to_text
 from dataplane.group import EngineGroup
 from dataplane.guarantee import Guarantee
-from dataplane.packet import PacketPool
 from dataplane.port import PortRx, PortTx
 from dataplane.ports.ring_port import RingPort
 from dataplane.ring import MpscRing
@@ -37,12 +37,16 @@ from shaping.shaper import Shaper
 from vnic.control.accounts import Accounts
 from vnic.control.capture import LiveCapture
 from vnic.control.chain import Chain, build_chain
+from vnic.control.convert import encode_config
 from vnic.control.devices import Device, Devices, TapDevices
+from vnic.control.keeper import Keeper
+from vnic.control.scalars import Rate
 from vnic.control.schema import Config, GroupConfig, NicConfig
+from vnic.control.segments import RING_BYTES, Segments
 
 MAX_NICS = 1024
-RING_CAPACITY = 4096  # packets on their way between two engines; more than a NIC's burst from every other engine
-RING_BYTES = RING_CAPACITY * MpscRing.cell_bytes
+
+log = logging.getLogger("vnic")
 
 
 class Worker:
@@ -107,7 +111,6 @@ class Attached:
         self, config: NicConfig, number: int, home: int, nic: Device, ring: MpscRing | None, directory: str | None
     ) -> None:
         self.config, self.number, self.home, self.nic, self.ring = config, number, home, nic, ring
-        self.link_up = True
         self.watch = nic.watch()
         name = config.name
         self.rx = PortRx(nic.port, name=f"{name}.rx")
@@ -133,6 +136,21 @@ class Attached:
         return self.ingress.head
 
 
+def _own_nic(config: NicConfig) -> NicConfig:
+    """A copy whose settings may change while the NIC runs."""
+    config = copy.copy(config)
+    config.egress, config.ingress = copy.copy(config.egress), copy.copy(config.ingress)
+    return config
+
+
+def _own(config: Config) -> Config:
+    """A copy that follows what runs."""
+    config = copy.copy(config)
+    config.nics = {name: _own_nic(nic) for name, nic in config.nics.items()}
+    config.groups = {name: copy.copy(group) for name, group in config.groups.items()}
+    return config
+
+
 class Runtime:
     """Runs a configuration. All methods may be called from any thread; none is called from an engine's.
 
@@ -149,8 +167,11 @@ class Runtime:
         devices: Devices | None = None,
         clock: Clock | None = None,
         seed: int = 0,
+        keeping: Keeper | None = None,
+        role: Literal["first", "crash", "successor"] = "first",
     ) -> None:
-        self.config = config
+        self.config = _own(config)
+        self._keeping, self._role = keeping, role
         self._loop = loop
         self._lock = threading.RLock()
         self._nics: dict[str, Attached] = {}
@@ -160,8 +181,9 @@ class Runtime:
         self._devices: Devices = devices or TapDevices()
         self._started = self._closed = False
         self.clock = clock or Clock()
-        self.pool = PacketPool(config.pool.small, config.pool.large)
-        self.table = MacTable(config.switch.table, ageing_ns=int(config.switch.ageing))
+        self._segments = Segments(keeping, reset=role == "crash")
+        self.pool = self._segments.pool(config.pool.small, config.pool.large)
+        self.table = self._segments.table(config.switch.table, int(config.switch.ageing))
         # In virtual time nothing has threads.
         self.groups = {} if self.clock.virtual else {name: make_group(name, each) for name, each in config.groups.items()}
         self.workers: list[Worker] = []
@@ -193,28 +215,57 @@ class Runtime:
             try:
                 for group in self.groups.values():
                     group.start()
-                for nic in self.config.nics.values():
-                    self.attach(nic)
+                for nic in list(self.config.nics.values()):
+                    self._attach_first(nic)
+                self._remember()
             except BaseException:
                 self.close()
                 raise
+
+    def _attach_first(self, config: NicConfig) -> None:
+        """After a crash, what cannot be attached again (its container went meanwhile) is no reason to leave the others without."""
+        try:
+            self._attach(config)
+        except VnicError as error:
+            if self._role == "first":
+                raise
+            log.error("nic %s is lost: %s", config.name, error)
+            del self.config.nics[config.name]
+
+    def _remember(self) -> None:
+        """Has the supervisor keep the configuration as it is now: a worker after this one begins with it."""
+        if self._keeping is not None and not self._closed:
+            self._keeping.put_document("config", encode_config(self.config))
 
     # -- NICs --------------------------------------------------------------------------------------------------------------
 
     def attach(self, config: NicConfig) -> dict[str, Any]:
         """Puts a NIC into its container and into the graph while traffic runs; returns its status. All or nothing."""
+        with self._lock:
+            config = _own_nic(config)
+            status = self._attach(config)
+            self.config.nics[config.name] = config
+            self._remember()
+            return status
+
+    def _attach(self, config: NicConfig) -> dict[str, Any]:
         with self._lock, ExitStack() as undo:
             if not self._started or self._closed:
                 raise VnicError("the runtime does not run")
             if config.name in self._nics:
                 raise ConfigError(f"nic {config.name}: is attached already; choose another name or detach it first")
-            number = next((n for n in range(MAX_NICS) if all(a.number != n for a in self._nics.values())), None)
+            taken = {attached.number for attached in self._nics.values()}
+            # One that has had a number keeps it: the MAC table goes by numbers.
+            number = config.number if config.number not in taken else None
+            if number is None:
+                free = taken | {each.number for each in self.config.nics.values()}
+                number = next((n for n in range(MAX_NICS) if n not in free), None)
             if number is None:
                 raise ConfigError(f"nic {config.name}: {MAX_NICS} NICs are attached, and no more fit")
             home = self._home(config)
             nic = self._devices.open(config, number)
             undo.callback(nic.close)
-            ring = MpscRing(RING_CAPACITY) if len(self.workers) > 1 else None
+            ring = self._segments.ring(config.name, undo) if len(self.workers) > 1 else None
             attached = Attached(config, number, home, nic, ring, self.config.directory or None)
             undo.callback(attached.watch.close)
             attached.egress.join(self.workers[home].switch)
@@ -223,6 +274,7 @@ class Runtime:
             undo.callback(self._nics.pop, config.name)
             if self._loop is not None:
                 attached.watch.on_gone(self._loop, lambda: self._target_gone(attached))
+            config.number, config.engine = number, home
             undo.pop_all()
             return self._nic_status(attached)
 
@@ -247,7 +299,8 @@ class Runtime:
                 worker.load(list(worker.sources))
         for worker in self.workers:
             undo.callback(self._deactivate, worker, attached.number)
-            self._activate(worker, attached)
+            if attached.config.link_up:
+                self._activate(worker, attached)
 
     def _activate(self, worker: Worker, attached: Attached) -> None:
         vlan = attached.config.vlan
@@ -281,7 +334,12 @@ class Runtime:
             self.accounts.retire(name)
             self.table.forget_port(attached.number)
             attached.nic.close()
+            if attached.ring is not None:
+                self._segments.drop_ring(name)
             del self._nics[name]
+            if not self._closed:
+                del self.config.nics[name]
+                self._remember()
 
     def _target_gone(self, attached: Attached) -> None:
         with self._lock:
@@ -301,6 +359,9 @@ class Runtime:
             for direction, rate_bps in limits.items():
                 shaper = {"egress_bps": attached.egress_shaper, "ingress_bps": attached.ingress_shaper}[direction]
                 shaper.set_rate(rate_bps)  # goes through the engine's mailbox by itself
+                way = attached.config.egress if direction == "egress_bps" else attached.config.ingress
+                way.rate = None if rate_bps is None else Rate(rate_bps)
+            self._remember()
             return self._nic_status(attached)
 
     def start_capture(self, point: str, path: str, snaplen: int = 262144) -> int:
@@ -333,7 +394,8 @@ class Runtime:
                 else:
                     self._deactivate(worker, attached.number)
             attached.nic.set_carrier(up)
-            attached.link_up = up
+            attached.config.link_up = up
+            self._remember()
             return self._nic_status(attached)
 
     def call_at(self, name: str, function: Callable[[], object]) -> None:
@@ -349,7 +411,7 @@ class Runtime:
             "number": attached.number,
             "engine": self.workers[attached.home].engine.name,
             **attached.nic.status(),
-            "link": "up" if attached.link_up else "down",
+            "link": "up" if attached.config.link_up else "down",
             "egress_bps": attached.egress_shaper.rate_bps,
             "ingress_bps": attached.ingress_shaper.rate_bps,
         }
@@ -381,6 +443,8 @@ class Runtime:
                 raise ConfigError(f"group {name}: there is none; there are {', '.join(self.groups)}")
             group = self.groups[name]
             group.set_mode(mode or group.mode, cpus=cpus)
+            self.config.groups[name].mode, self.config.groups[name].cpus = group.mode.value, group.cpus
+            self._remember()
             return group.status()
 
     def charges(self) -> dict[str, Any]:

@@ -196,7 +196,7 @@ class DirectionConfig(_Strict):
 class NicConfig(_Strict):
     """One NIC and the container it is in."""
 
-    HIDDEN = ("name", "where")
+    HIDDEN = ("name", "where", "number", "link_up")
 
     name: Name
     pid: Annotated[int, Meta(ge=1, le=1 << 22, description="the number of a process in the container")] | None = None
@@ -228,6 +228,8 @@ class NicConfig(_Strict):
         DirectionConfig, Meta(description="what enters the container: {rate: 100mbit, queue: 100ms, elements: [...]}")
     ] = msgspec.field(default_factory=DirectionConfig)
     where: str = ""  # "FILE:LINE" or "", for errors that show when it is attached
+    number: Annotated[int, Meta(ge=0, lt=1024)] | None = None  # of its port on the switch, once it has one
+    link_up: bool = True
 
     def __post_init__(self) -> None:
         if self.pid is not None and self.netns is not None:

@@ -114,9 +114,12 @@ def parse_limit(text: str) -> int | None:
 
 
 class Server:
-    """Serves `runtime`; `on_shutdown` is called once a client asked for the end and has its reply."""
+    """Serves `runtime`; `on_shutdown` is called once a client asked for the end and has its reply. `supervisor`: what Status
+    says of it."""
 
-    def __init__(self, runtime: Controllable, on_shutdown: Callable[[], None], version: str) -> None:
+    def __init__(
+        self, runtime: Controllable, on_shutdown: Callable[[], None], version: str, supervisor: dict[str, Any] | None = None
+    ) -> None:
         self._runtime = runtime
         self._on_shutdown = on_shutdown
         self._version = version
@@ -125,7 +128,10 @@ class Server:
         self._methods: dict[str, tuple[type[_Parameters], Callable[[Any], dict[str, Any]]]] = {
             f"{INTERFACE}.Attach": (Attach, lambda p: {"nic": runtime.attach(convert_nic(p.name, p.nic, (p.name,)))}),
             f"{INTERFACE}.Detach": (Named, self._detach),
-            f"{INTERFACE}.Status": (_Parameters, lambda p: {"status": {"pid": os.getpid(), **runtime.status()}}),
+            f"{INTERFACE}.Status": (
+                _Parameters,
+                lambda p: {"status": {"pid": os.getpid(), "supervisor": supervisor, **runtime.status()}},
+            ),
             f"{INTERFACE}.Stats": (Stats, lambda p: {"stats": runtime.stats(p.name)}),
             f"{INTERFACE}.Graph": (Graph, lambda p: {"graph": runtime.graph(p.format)}),
             f"{INTERFACE}.SetRate": (SetRate, self._set_rate),

@@ -1,32 +1,16 @@
-"""The daemon: one instance of vnic, from its lock to its last descriptor."""
+"""An instance on this machine: its lock, its socket, its log, its signals."""
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
-import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Protocol
 
 from dataplane.errors import ConfigError
 from vnic.control.api import checked_instance, runtime_directory, socket_path
-from vnic.control.schema import Config
-from vnic.control.server import Server
-
-if TYPE_CHECKING:
-    from vnic.control.server import Controllable
-
-    class RunnableRuntime(Controllable, Protocol):
-        def start(self) -> None: ...
-        def close(self) -> None: ...
-
-    MakeRuntime = Callable[[Config, asyncio.AbstractEventLoop], RunnableRuntime]
-
-log = logging.getLogger("vnic")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -83,41 +67,9 @@ def listening(instance: str) -> Iterator[socket.socket]:
             os.unlink(path)
 
 
-def _make_runtime(config: Config, loop: asyncio.AbstractEventLoop) -> RunnableRuntime:
-    from vnic.control.runtime import Runtime  # the engines and all that is compiled: only where it runs
-
-    return Runtime(config, loop=loop)
-
-
-async def _serve(config: Config, instance: str, version: str, ready: Callable[[], None], make: MakeRuntime) -> None:
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in SIGNALS:
-        loop.add_signal_handler(number, stop.set)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    runtime = make(config, loop)
-    try:
-        runtime.start()
-        with listening(instance) as listener:
-            server = Server(runtime, stop.set, version)
-            await server.start(listener)
-            try:
-                ready()
-                await stop.wait()
-                log.info("stopping")
-            finally:
-                # Clients hang on until everything is gone: that is how `vnic down` knows.
-                runtime.close()
-                await server.close()
-    finally:
-        runtime.close()
-        # The loop is about to take its handlers away; who presses Ctrl-C twice shall not leave a lock file behind.
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-
-
 @contextmanager
-def _signals_only_ask() -> Iterator[None]:
-    """Keeps signals away outside the event loop, which takes them as a request to stop: nothing is ever left half-made."""
+def signals_only_ask() -> Iterator[None]:
+    """Keeps signals away outside the supervisor's loop, which takes them as a request to stop: nothing is ever left half-made."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -128,9 +80,3 @@ def _signals_only_ask() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def serve(config: Config, instance: str, version: str, ready: Callable[[], None], make: MakeRuntime = _make_runtime) -> None:
-    """Runs an instance until SIGINT, SIGTERM, SIGHUP or Shutdown. Calls `ready` when it is up. Raises VnicError."""
-    with _signals_only_ask(), instance_lock(instance):
-        asyncio.run(_serve(config, instance, version, ready, make))

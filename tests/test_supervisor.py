@@ -1,0 +1,170 @@
+"""The supervisor: a worker that dies is replaced, and containers keep what they have."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.support import plain_user
+from tests.support.containers import Container
+from tests.test_command import VNIC, environment, gone_within, ping, processes_of, vnic, write_config  # noqa: F401 - a fixture
+
+TREE = Path(__file__).parents[1]
+
+ECHO = """
+import socket
+listener = socket.create_server(("10.99.0.2", 7000))
+print("ready", flush=True)
+peer, _ = listener.accept()
+while data := peer.recv(1 << 16):
+    peer.sendall(data)
+"""
+
+# Sends numbered lines and expects each back, until stdin closes; says how many came back and the longest wait.
+TALK = """
+import select, socket, sys, time
+peer = socket.create_connection(("10.99.0.2", 7000))
+file, number, longest = peer.makefile("rw"), 0, 0.0
+print("connected", flush=True)
+while not select.select([sys.stdin], [], [], 0)[0]:
+    begin = time.monotonic()
+    print(number, file=file, flush=True)
+    assert file.readline() == f"{number}\\n"
+    longest = max(longest, time.monotonic() - begin)
+    number += 1
+print(number, longest, flush=True)
+"""
+
+
+def status(env):
+    return json.loads(vnic(env, "status", "--json"))
+
+
+def kill_worker(env):
+    """Kills the worker, returns the next one's status once that answers."""
+    before = status(env)
+    os.kill(before["pid"], signal.SIGKILL)
+    while (after := status(env))["pid"] == before["pid"]:
+        pass
+    assert after["supervisor"]["pid"] == before["supervisor"]["pid"]
+    assert after["supervisor"]["restarts"] == before["supervisor"]["restarts"] + 1
+    assert after["supervisor"]["last"] == "killed by SIGKILL"
+    return after
+
+
+@pytest.fixture
+def two(environment, tmp_path, leak_check):  # noqa: F811
+    with Container() as a, Container() as b:
+        vnic(environment, "up", "-d", write_config(tmp_path / "net.yaml", a=a, b=b))
+        try:
+            yield a, b
+        finally:
+            with suppress(AssertionError):
+                vnic(environment, "down")
+
+
+def inside(box, code):
+    return subprocess.Popen(box.command([sys.executable, "-c", code]), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_connection_survives_the_worker(environment, two):  # noqa: F811
+    a, b = two
+    link = a.run("ip", "-o", "link", "show", "eth0").split(":")[0]
+    server = inside(b, ECHO)
+    assert server.stdout.readline() == "ready\n"
+    client = inside(a, TALK)
+    assert client.stdout.readline() == "connected\n"
+    for _ in range(3):
+        kill_worker(environment)
+        ping(b, "10.99.0.1")
+    out, _ = client.communicate(input="\n", timeout=30)
+    server.communicate(timeout=10)
+    assert client.returncode == 0
+    exchanged, longest_s = out.split()
+    assert int(exchanged) > 100 and float(longest_s) < 10
+    assert a.run("ip", "-o", "link", "show", "eth0").split(":")[0] == link  # the same interface, not one made again
+    found = status(environment)
+    assert found["conserved"] and found["supervisor"]["restarts"] == 3
+
+
+def test_what_was_changed_live_is_there_afterwards(environment, two):  # noqa: F811
+    with Container() as c:
+        vnic(environment, "attach", "tap", "c", "--pid", str(c.pid), "--interface", "eth0", "--address", "10.99.0.3/24",
+             "--queues", "2")  # fmt: skip
+        vnic(environment, "rate", "a", "--egress", "30mbit")
+        vnic(environment, "rate", "c", "--ingress", "40mbit")
+        vnic(environment, "link", "b", "down")
+        vnic(environment, "group", "default", "--mode", "compacting")
+        ping(c, "10.99.0.1")
+        before = {nic["name"]: nic for nic in status(environment)["nics"]}
+        found = kill_worker(environment)
+        after = {nic["name"]: nic for nic in found["nics"]}
+        kept = ("number", "engine", "interface", "mac", "mtu", "queues", "link", "egress_bps", "ingress_bps", "offloads")
+        assert {name: [nic[key] for key in kept] for name, nic in after.items()} == {
+            name: [nic[key] for key in kept] for name, nic in before.items()
+        }
+        assert after["b"]["link"] == "down" and after["c"]["ingress_bps"] == 40_000_000
+        assert found["groups"][0]["mode"] == "compacting"
+        ping(c, "10.99.0.1")
+        vnic(environment, "detach", "c")
+        assert c.interfaces() == []
+        assert [nic["name"] for nic in kill_worker(environment)["nics"]] == ["a", "b"]
+
+
+def test_a_container_that_ends_meanwhile_is_let_go(environment, two):  # noqa: F811
+    c = Container()
+    vnic(environment, "attach", "tap", "c", "--pid", str(c.pid), "--interface", "eth0", "--address", "10.99.0.3/24")
+    pid = status(environment)["pid"]
+    os.kill(pid, signal.SIGKILL)
+    c.close()
+    while len(status(environment)["nics"]) > 2:
+        pass
+    ping(two[0], "10.99.0.2")
+
+
+def test_a_worker_that_goes_on_dying_is_started_ever_later(environment, two, tmp_path):  # noqa: F811
+    pauses = []
+    for _ in range(5):
+        begin = time.monotonic()
+        kill_worker(environment)
+        pauses.append(time.monotonic() - begin)
+    assert pauses[4] > pauses[0] + 0.5  # 0, 0.1, 0.2, 0.4, 0.8 s, and the start itself
+    ping(two[0], "10.99.0.2")
+    log = (tmp_path / "default.log").read_text()
+    assert log.count("ended: killed by SIGKILL; the next one starts") == 5 and "starts in 0.8 s" in log
+    assert "killed by SIGKILL" in vnic(environment, "status")
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda how: how.name)
+@pytest.mark.parametrize("hung", [False, True], ids=["worker runs", "worker hangs"])
+def test_the_supervisor_s_end_is_everybody_s(environment, tmp_path, how, hung, leak_check):  # noqa: F811
+    with Container() as a, Container() as b:
+        process = subprocess.Popen(
+            [*VNIC, "up", write_config(tmp_path / "net.yaml", a=a, b=b)],
+            env=environment, cwd=TREE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        assert "is up" in process.stderr.readline()
+        worker = status(environment)["pid"]
+        if hung and how is signal.SIGKILL:
+            os.kill(worker, signal.SIGSTOP)
+        process.send_signal(how)
+        process.communicate(timeout=30)
+        assert gone_within(10, process.pid), processes_of(process.pid)
+        assert a.interfaces() == [] and b.interfaces() == []
+        left = {path.name for path in tmp_path.iterdir()} - {"net.yaml"}
+        assert left == (set() if how is not signal.SIGKILL else {"default.lock", "default.sock"})
+
+
+@pytest.mark.again
+@pytest.mark.root
+@pytest.mark.timeout(240)
+def test_all_of_this_as_a_plain_user():
+    done = plain_user.run_pytest("tests/test_supervisor.py", timeout_s=220)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert "passed" in done.stdout

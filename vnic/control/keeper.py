@@ -1,0 +1,274 @@
+"""What the supervisor keeps for its worker, and how the two talk.
+
+Kept are descriptors by key: TAP queues, memory segments, documents (sealed in memfds, which the supervisor never reads). They survive the
+worker, so that the next one - after a crash, or a newer one - finds them as they were:
+
+    config          the configuration as it is now, with what was attached, rated and cut since it was loaded (JSON)
+    nic/NAME        a TAP: document (KeptTap), its network namespace, a pidfd where it was asked for by process, its queues
+    ring/NAME       a ring and its doorbell
+    segment/NAME    the packet pool, the MAC table
+
+Two SOCK_SEQPACKET pairs join them. On `calls` the worker asks and waits: Put, Drop, OpenTap, each answered by Done, Opened or Refused.
+On `events` nobody waits: the supervisor sends the inventory (Item...) and Start, later HandOver, Failed, Quit; the worker Ready, Failed,
+Stop, Upgrade. One message is one JSON object, at most MESSAGE_BYTES, with at most DESCRIPTORS descriptors.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import fcntl
+import os
+import socket
+import threading
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from dataplane.errors import ConfigError, PortError, VnicError
+from vnic.device.tap import MAX_QUEUES, TapReport, TapRequest
+
+MESSAGE_BYTES = 1 << 16
+DESCRIPTORS = MAX_QUEUES + 3  # a TAP's queues, its document, namespace and pidfd; the kernel takes 253
+KEYS_MOST = 1 << 14  # of a worker that lost its mind
+CALL_TIMEOUT_S = 30.0
+
+
+class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    pass
+
+
+class Put(_Message, frozen=True):
+    """Keep the descriptors under `key`, in the place of what is there."""
+
+    key: str
+
+
+class Drop(_Message, frozen=True):
+    """Let go of what is kept under `key`; answered when it is closed."""
+
+    key: str
+
+
+class OpenTap(_Message, frozen=True):
+    """Make a TAP in its container, keep it under nic/NAME, and hand it over (Opened)."""
+
+    nic: str
+    request: TapRequest
+
+
+class Done(_Message, frozen=True):
+    """It is done."""
+
+
+class Opened(_Message, frozen=True):
+    """The TAP, as descriptors in the order of nic/NAME."""
+
+
+class Refused(_Message, frozen=True):
+    """It is not done. `config`: because what was asked for cannot be."""
+
+    error: str
+    config: bool = False
+
+
+class Item(_Message, frozen=True):
+    """Of the inventory: what is kept under `key`."""
+
+    key: str
+
+
+class Start(_Message, frozen=True, kw_only=True):
+    """The inventory is complete; begin. first: nothing is kept but the configuration. crash: the worker before died. successor: it runs."""
+
+    role: Literal["first", "crash", "successor"]
+    instance: str
+    supervisor: int
+    restarts: int = 0
+    last: str = ""  # why the worker before ended
+
+
+class HandOver(_Message, frozen=True):
+    """To the old worker, with a socket: your successor stands ready at its other end."""
+
+
+class Quit(_Message, frozen=True):
+    """Take everything down and end."""
+
+
+class Ready(_Message, frozen=True):
+    """From a worker: all is up. From a successor: all that can be made beforehand is made."""
+
+
+class TookOver(_Message, frozen=True):
+    """From a successor: every engine is mine."""
+
+
+class Failed(_Message, frozen=True):
+    """From a worker: I cannot come up. To an old worker: your successor cannot."""
+
+    error: str
+    config: bool = False
+
+
+class Stop(_Message, frozen=True):
+    """From a worker: a client asked for the end, and all is taken down."""
+
+
+class Upgrade(_Message, frozen=True):
+    """From a worker: start my successor, with this Python ("": the same)."""
+
+    python: str = ""
+
+
+Call = Put | Drop | OpenTap
+Answer = Done | Opened | Refused
+ToWorker = Item | Start | HandOver | Failed | Quit
+FromWorker = Ready | TookOver | Failed | Stop | Upgrade
+
+decode_call = msgspec.json.Decoder(Call).decode
+decode_answer = msgspec.json.Decoder(Answer).decode
+decode_to_worker = msgspec.json.Decoder(ToWorker).decode
+decode_from_worker = msgspec.json.Decoder(FromWorker).decode
+
+
+class KeptTap(msgspec.Struct, frozen=True):
+    """The document of nic/NAME. `pid` or `path` is what the container was asked for by; neither: the daemon's own namespace."""
+
+    report: TapReport
+    label: str
+    pid: int | None = None
+    path: str | None = None
+
+
+def send(sock: socket.socket, message: msgspec.Struct, descriptors: Sequence[int] = ()) -> None:
+    """One message; the receiver gets duplicates of the descriptors. Raises OSError."""
+    data = msgspec.json.encode(message)
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+    sock.sendmsg([data], ancillary)
+
+
+def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
+    """One message and its descriptors, which are the caller's now; b"" when the other side is gone. Raises OSError, VnicError."""
+    room = socket.CMSG_SPACE(DESCRIPTORS * array.array("i").itemsize)
+    data, ancillary, flags, _ = sock.recvmsg(MESSAGE_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+    found = array.array("i")
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            found.frombytes(content[: len(content) - len(content) % found.itemsize])
+    if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
+        close_all(found)
+        raise VnicError("descriptors got lost between supervisor and worker: too many open files; raise the limit (ulimit -n)")
+    return data, list(found)
+
+
+def close_all(descriptors: Sequence[int]) -> None:
+    """Closes descriptors."""
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+
+
+def write_document(content: bytes) -> int:
+    """A descriptor (the caller's) of a memfd that holds `content` and never changes."""
+    descriptor = os.memfd_create("vnic-document", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        return descriptor
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_document(descriptor: int) -> bytes:
+    """What `write_document` wrote."""
+    return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+
+
+class Store:
+    """Descriptors by key; the supervisor's."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, list[int]] = {}
+
+    def put(self, key: str, descriptors: list[int]) -> None:
+        """Takes the descriptors over."""
+        if key not in self._kept and len(self._kept) >= KEYS_MOST:
+            close_all(descriptors)
+            raise VnicError(f"the supervisor keeps {KEYS_MOST} things already")
+        old, self._kept[key] = self._kept.get(key, []), descriptors
+        close_all(old)
+
+    def drop(self, key: str) -> None:
+        """Closes what is kept under `key`; nothing happens if that is nothing."""
+        close_all(self._kept.pop(key, []))
+
+    def items(self) -> list[tuple[str, list[int]]]:
+        """Everything, in the order in which it came."""
+        return list(self._kept.items())
+
+    def close(self) -> None:
+        """Closes everything."""
+        for key in list(self._kept):
+            self.drop(key)
+
+
+class Keeper:
+    """The worker's side: calls, from any thread, and what was inherited."""
+
+    def __init__(self, calls: socket.socket, inherited: dict[str, list[int]] | None = None) -> None:
+        self._calls = calls
+        self._calls.settimeout(CALL_TIMEOUT_S)
+        self._lock = threading.Lock()
+        self._inherited = inherited or {}
+
+    def take(self, key: str) -> list[int] | None:
+        """What the worker before left under `key`: descriptors, which are the caller's now; None where it left nothing."""
+        return self._inherited.pop(key, None)
+
+    def put(self, key: str, descriptors: Sequence[int]) -> None:
+        """Has the supervisor keep duplicates. Raises VnicError."""
+        self._call(Put(key), descriptors)
+
+    def put_document(self, key: str, content: bytes) -> None:
+        """Has the supervisor keep a document. Raises VnicError."""
+        descriptor = write_document(content)
+        try:
+            self.put(key, [descriptor])
+        finally:
+            os.close(descriptor)
+
+    def drop(self, key: str) -> None:
+        """Has the supervisor let go, and returns when it has. Raises VnicError."""
+        self._call(Drop(key))
+
+    def open_tap(self, nic: str, request: TapRequest) -> list[int]:
+        """A new TAP: descriptors as of nic/NAME. Raises ConfigError, PortError."""
+        return self._call(OpenTap(nic, request))
+
+    def close(self) -> None:
+        """Lets go of what was inherited and nobody took."""
+        for descriptors in self._inherited.values():
+            close_all(descriptors)
+        self._inherited = {}
+
+    def _call(self, message: Call, descriptors: Sequence[int] = ()) -> list[int]:
+        try:
+            with self._lock:
+                send(self._calls, message, descriptors)
+                data, received = receive(self._calls)
+        except TimeoutError:
+            raise VnicError(f"no answer from the supervisor for {CALL_TIMEOUT_S:g} s") from None
+        except OSError as error:
+            raise VnicError(f"the supervisor is gone: {error.strerror}") from None
+        if not data:
+            raise VnicError("the supervisor is gone")
+        answer = decode_answer(data)
+        if isinstance(answer, Refused):
+            close_all(received)
+            raise (ConfigError if answer.config else PortError)(answer.error)
+        return received

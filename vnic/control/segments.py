@@ -1,0 +1,69 @@
+"""Memory that outlives a worker: pool, MAC table and rings, made anew or found where the worker before left them."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from dataplane.elements.mac_table import MacTable
+from dataplane.packet import PacketPool
+from dataplane.ring import MpscRing
+from vnic.control.keeper import Keeper, close_all
+
+RING_CAPACITY = 4096  # packets on their way between two engines; more than a NIC's burst from every other engine
+RING_BYTES = RING_CAPACITY * MpscRing.cell_bytes
+
+
+class Segments:
+    """Segments that the supervisor keeps duplicates of. Without one (`keeping` None) they are this process' alone.
+
+    reset: the worker before died, and nobody uses them: packets are all free, rings empty; the MAC table stays.
+    """
+
+    def __init__(self, keeping: Keeper | None, *, reset: bool) -> None:
+        self._keeping, self._reset = keeping, reset
+
+    def _take(self, key: str) -> list[int] | None:
+        return None if self._keeping is None else self._keeping.take(key)
+
+    def _put(self, key: str, *descriptors: int) -> None:
+        if self._keeping is not None:
+            self._keeping.put(key, descriptors)
+
+    def pool(self, small: int, large: int) -> PacketPool:
+        """The packet pool."""
+        if (found := self._take("segment/pool")) is not None:
+            try:
+                return PacketPool.from_descriptor(found[0], reset=self._reset)
+            finally:
+                close_all(found)
+        pool = PacketPool(small, large)
+        self._put("segment/pool", pool.fd)
+        return pool
+
+    def table(self, capacity: int, ageing_ns: int) -> MacTable:
+        """The switch's table."""
+        if (found := self._take("segment/table")) is not None:
+            try:
+                return MacTable.from_descriptor(found[0], reset=self._reset)
+            finally:
+                close_all(found)
+        table = MacTable(capacity, ageing_ns=ageing_ns)
+        self._put("segment/table", table.fd)
+        return table
+
+    def ring(self, nic: str, undo: ExitStack) -> MpscRing:
+        """The ring in front of a NIC."""
+        if (found := self._take(f"ring/{nic}")) is not None:
+            try:
+                return MpscRing.from_descriptor(*found, reset=self._reset)
+            finally:
+                close_all(found)
+        ring = MpscRing(RING_CAPACITY)
+        self._put(f"ring/{nic}", ring.fd, ring.doorbell)
+        undo.callback(self.drop_ring, nic)
+        return ring
+
+    def drop_ring(self, nic: str) -> None:
+        """Lets go of the ring in front of a NIC that is gone."""
+        if self._keeping is not None:
+            self._keeping.drop(f"ring/{nic}")

@@ -1,0 +1,364 @@
+"""The supervisor: the small process of an instance that holds what must survive, and sees to it that a worker runs.
+
+It holds the instance's lock, its listening control socket, and what keeper.py lists; it owns the namespace agent; it starts the worker and
+watches it. A worker that dies is replaced: at once, then after pauses that double up to PAUSE_MOST_S while it goes on dying. If the
+supervisor dies, however, the kernel ends worker and agent with it. It has one thread, and imports neither numpy nor anything compiled here.
+
+    vnic up = supervisor --calls, events--> worker (vnic.control.worker)
+                   `------------------> agent (vnic.device.agent)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from dataplane.errors import ConfigError, VnicError
+from vnic.control import keeper
+from vnic.control.instance import SIGNALS, instance_lock, listening, signals_only_ask
+from vnic.device.agent import NamespaceAgent
+from vnic.device.tap import TapReport, TapRequest
+
+PAUSE_FIRST_S, PAUSE_MOST_S = 0.1, 10.0
+WELL_S = 10.0  # a worker that ran so long ran well: the next death is the first again
+START_TIMEOUT_S = 120.0  # a thousand NICs are attached in a minute
+STOP_TIMEOUT_S = 30.0
+BACKLOG = 128  # clients that call while there is no worker wait for the next
+
+log = logging.getLogger("vnic")
+
+
+class WorkerProcess:
+    """A worker as the supervisor sees it."""
+
+    def __init__(self, command: list[str], listener: socket.socket) -> None:
+        self.calls, their_calls = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.events, their_events = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with their_calls, their_events:
+            descriptors = (their_calls.fileno(), their_events.fileno(), listener.fileno())
+            self.process = subprocess.Popen(
+                [*command, *map(str, descriptors), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=descriptors,
+                process_group=0,  # Ctrl-C on the terminal is ours to hear, and we end it in order
+                env=environment(),
+            )
+        self.pidfd = os.pidfd_open(self.process.pid)
+        self.began_s = time.monotonic()
+        self.ready = self.stopped = False
+        self.failure: keeper.Failed | None = None
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def epitaph(self) -> str:
+        """Why it ended; call it once it has."""
+        code = self.process.wait()
+        if self.failure is not None:
+            return self.failure.error
+        if code < 0:
+            with contextlib.suppress(ValueError):
+                return f"killed by {signal.Signals(-code).name}"
+        return f"exit status {code}"
+
+    def close(self) -> None:
+        """Ends it if it has not ended."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self.calls.close()
+        self.events.close()
+        os.close(self.pidfd)
+
+
+def environment() -> dict[str, str]:
+    """For a Python of ours: from a source tree it would not find us."""
+    variables = dict(os.environ)
+    root = Path(__file__).resolve().parents[2]
+    if not root.name.endswith("-packages"):
+        variables["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [variables.get("PYTHONPATH")])])
+    return variables
+
+
+class Supervisor:
+    """Runs an instance; `run` returns at its end. `module`: what the worker is."""
+
+    def __init__(self, instance: str, listener: socket.socket, agent: NamespaceAgent, module: str) -> None:
+        self.instance, self._listener, self._agent, self._module = instance, listener, agent, module
+        self.store = keeper.Store()
+        self.worker: WorkerProcess | None = None
+        self.successor: WorkerProcess | None = None
+        self.restarts = 0
+        self.last = ""  # why the last worker died
+        self._pause_s = 0.0
+        self._start_at_s: float | None = None  # of the next worker, after a pause
+        self._asked_to_stop_s: float | None = None
+        self._announce = True  # that all is up: once
+
+    # -- workers -----------------------------------------------------------------------------------------------------------
+
+    def start_worker(self, role: str, python: str = "") -> WorkerProcess:
+        """Starts a worker and gives it everything that is kept."""
+        worker = WorkerProcess([python or sys.executable, "-P", "-m", self._module], self._listener)
+        try:
+            for key, descriptors in self.store.items():
+                keeper.send(worker.events, keeper.Item(key), descriptors)
+            start = {"role": role, "instance": self.instance, "supervisor": os.getpid(), "restarts": self.restarts}
+            keeper.send(worker.events, msgspec.convert({**start, "last": self.last}, keeper.Start))
+        except OSError:
+            pass  # it died already, and is found dead like any other
+        except BaseException:
+            worker.close()
+            raise
+        return worker
+
+    def run(self, config: bytes, ready: Callable[[int], None]) -> None:
+        """Until a signal, or a client's Shutdown. `ready` is called with the worker's pid when all is up for the first time. Raises
+        ConfigError, VnicError where it does not come up at all."""
+        self.store.put("config", [keeper.write_document(config)])
+        with _wakeups() as wakeups:
+            try:
+                self.worker = self.start_worker("first")
+                while not self._finished(ready):
+                    self._wait(wakeups)
+            finally:
+                for worker in (self.successor, self.worker):
+                    if worker is not None:
+                        worker.close()
+                self.store.close()
+
+    def _finished(self, ready: Callable[[int], None]) -> bool:
+        """Looks at every worker. True: it is over."""
+        worker = self.worker
+        if worker is None:
+            if self._asked_to_stop_s is not None:
+                return True
+            if self._start_at_s is not None and time.monotonic() >= self._start_at_s:
+                self._start_at_s = None
+                self.worker = self.start_worker("crash")
+            return False
+        if worker.ready and self._announce:
+            self._announce = False
+            ready(worker.pid)
+        if self.successor is not None and self._over(self.successor):
+            self._bury_successor()
+        if self._over(worker):
+            return self._bury(worker)
+        return False
+
+    def _over(self, worker: WorkerProcess) -> bool:
+        """Whether a worker has ended; one that takes too long is ended."""
+        age_s = time.monotonic() - worker.began_s
+        if worker.process.poll() is not None:
+            self._hear(worker)  # its last words
+            return True
+        if not worker.ready and age_s > START_TIMEOUT_S:
+            worker.failure = keeper.Failed(f"did not come up within {START_TIMEOUT_S:g} s")
+            worker.process.kill()
+        elif self._asked_to_stop_s is not None and time.monotonic() - self._asked_to_stop_s > STOP_TIMEOUT_S:
+            log.warning("worker (pid %d) does not end; killing it", worker.pid)
+            worker.process.kill()
+        return False
+
+    def _bury(self, worker: WorkerProcess) -> bool:
+        why, ran_s, stopped = worker.epitaph(), time.monotonic() - worker.began_s, worker.stopped
+        failure, was_ready = worker.failure, worker.ready
+        worker.close()
+        self.worker = None
+        if stopped or self._asked_to_stop_s is not None:
+            self._asked_to_stop_s = self._asked_to_stop_s or time.monotonic()
+            return True
+        if self._announce:  # it never came up
+            if failure is not None:
+                raise (ConfigError if failure.config else VnicError)(failure.error)
+            raise VnicError(f"the worker ended while it came up: {why}")
+        self.restarts += 1
+        self.last = why
+        self._pause_s = 0.0 if was_ready and ran_s >= WELL_S else min(max(2 * self._pause_s, PAUSE_FIRST_S), PAUSE_MOST_S)
+        if self.restarts == 1:
+            self._pause_s = 0.0
+        self._start_at_s = time.monotonic() + self._pause_s
+        when = f"in {self._pause_s:g} s" if self._pause_s else "now"
+        log.error("worker (pid %d) ended: %s; the next one starts %s", worker.pid, why, when)
+        return False
+
+    def _bury_successor(self) -> None:
+        assert self.successor is not None
+        why = self.successor.epitaph()
+        self.successor.close()
+        self.successor = None
+        log.error("the upgrade failed: %s; the worker goes on", why)
+        self._tell(self.worker, keeper.Failed(why))
+
+    def _tell(self, worker: WorkerProcess | None, message: msgspec.Struct, descriptors: list[int] | None = None) -> None:
+        if worker is not None:
+            with contextlib.suppress(OSError):  # dead: found so soon enough
+                keeper.send(worker.events, message, descriptors or [])
+
+    def stop(self) -> None:
+        """Asks the worker to take everything down."""
+        if self._asked_to_stop_s is None:
+            log.info("stopping")
+            self._asked_to_stop_s = time.monotonic()
+            if self.successor is not None:
+                self.successor.close()
+                self.successor = None
+            self._tell(self.worker, keeper.Quit())
+
+    # -- messages ----------------------------------------------------------------------------------------------------------
+
+    def _wait(self, wakeups: socket.socket) -> None:
+        """Until something happens: a message, a death, a signal, the end of a pause."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(wakeups, selectors.EVENT_READ)
+            for worker in filter(None, (self.worker, self.successor)):
+                for each in (worker.pidfd, worker.events, worker.calls):
+                    selector.register(each, selectors.EVENT_READ)
+            timeout_s = 1.0 if self._start_at_s is None else max(0.0, self._start_at_s - time.monotonic())
+            selector.select(timeout_s)
+        with contextlib.suppress(BlockingIOError):
+            if wakeups.recv(64):
+                self.stop()
+        for worker in filter(None, (self.worker, self.successor)):
+            self._hear(worker)
+
+    def _hear(self, worker: WorkerProcess) -> None:
+        """Takes every message that waits. What is no message of ours comes from a worker that lost its mind, and ends it."""
+        for sock, handle in ((worker.calls, self._answer), (worker.events, self._event)):
+            while select.select([sock], [], [], 0)[0]:
+                try:
+                    data, descriptors = keeper.receive(sock)
+                    if not data:
+                        break
+                    handle(worker, data, descriptors)
+                except (OSError, VnicError, msgspec.MsgspecError, ValueError) as error:
+                    worker.failure = worker.failure or keeper.Failed(f"it sent what is no message: {error}")
+                    worker.process.kill()
+                    break
+
+    def _answer(self, worker: WorkerProcess, data: bytes, descriptors: list[int]) -> None:
+        try:
+            call = keeper.decode_call(data)
+        except BaseException:
+            keeper.close_all(descriptors)
+            raise
+        answer: keeper.Answer = keeper.Done()
+        reply: list[int] = []
+        try:
+            match call:
+                case keeper.Put(key):
+                    self.store.put(key, descriptors)
+                case keeper.Drop(key):
+                    keeper.close_all(descriptors)
+                    self.store.drop(key)
+                case keeper.OpenTap(nic, request):
+                    keeper.close_all(descriptors)
+                    reply = self._open_tap(nic, request)
+                    answer = keeper.Opened()
+        except VnicError as error:
+            answer = keeper.Refused(str(error), isinstance(error, ConfigError))
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            keeper.send(worker.calls, answer, reply)
+
+    def _open_tap(self, nic: str, request: TapRequest) -> list[int]:
+        tap = self._agent.open_tap(request)
+        namespace = tap.namespace
+        report = TapReport(name=tap.name, ifindex=tap.ifindex, mac=tap.mac, mtu=tap.mtu, offloads=int(tap.offloads))
+        document = keeper.KeptTap(report, namespace.label, namespace.pid, namespace.path)
+        descriptors = [keeper.write_document(msgspec.json.encode(document)), namespace.fd]
+        descriptors += [namespace.pidfd] if namespace.pidfd >= 0 else []
+        descriptors += tap.fds
+        # They are the store's now: neither object shall close them.
+        tap.fds, namespace.fd, namespace.pidfd = [], -1, -1
+        self.store.put(f"nic/{nic}", descriptors)
+        return descriptors
+
+    def _event(self, worker: WorkerProcess, data: bytes, descriptors: list[int]) -> None:
+        keeper.close_all(descriptors)
+        match keeper.decode_from_worker(data):
+            case keeper.Ready():
+                worker.ready = True
+                self._listener.listen(BACKLOG)  # again: its peers shall see our pid, not the worker's (SO_PEERCRED, unix(7))
+                if worker is self.successor:
+                    self._introduce(worker)
+            case keeper.TookOver() if worker is self.successor:
+                self._succeed()
+            case keeper.Failed() as failure:
+                worker.failure = failure
+            case keeper.Stop():
+                worker.stopped = True
+            case keeper.Upgrade(python):
+                self._upgrade(worker, python)
+
+    # -- upgrade -----------------------------------------------------------------------------------------------------------
+
+    def _upgrade(self, worker: WorkerProcess, python: str) -> None:
+        if worker is not self.worker or self.successor is not None:
+            self._tell(worker, keeper.Failed("an upgrade is under way already"))
+            return
+        try:
+            self.successor = self.start_worker("successor", python)
+        except OSError as error:
+            self._tell(worker, keeper.Failed(f"{python or sys.executable}: {error.strerror}"))
+
+    def _introduce(self, successor: WorkerProcess) -> None:
+        """Joins the old worker and the new one; the rest they do between them."""
+        ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with ends[0], ends[1]:
+            self._tell(successor, keeper.HandOver(), [ends[0].fileno()])
+            self._tell(self.worker, keeper.HandOver(), [ends[1].fileno()])
+
+    def _succeed(self) -> None:
+        old, self.worker, self.successor = self.worker, self.successor, None
+        assert old is not None
+        assert self.worker is not None
+        self._listener.listen(BACKLOG)
+        log.info("worker (pid %d) took over from pid %d", self.worker.pid, old.pid)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            old.process.wait(STOP_TIMEOUT_S)  # it gives up its engines' threads and ends: milliseconds
+        old.close()
+
+
+@contextlib.contextmanager
+def _wakeups() -> Iterator[socket.socket]:
+    """A socket that is readable once one of SIGNALS came."""
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        reader.setblocking(False)
+        writer.setblocking(False)
+        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        try:
+            yield reader
+        finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(before)
+
+
+def supervise(config: bytes, instance: str, ready: Callable[[int], None], module: str = "vnic.control.worker") -> None:
+    """Runs an instance until SIGINT, SIGTERM, SIGHUP or Shutdown. `config`: vnic.control.convert.encode_config's. Calls `ready` with the
+    worker's pid when it is up. Raises ConfigError, VnicError where it does not come up."""
+    with signals_only_ask(), instance_lock(instance):
+        agent = NamespaceAgent.start()
+        try:
+            with listening(instance) as listener:
+                listener.listen(BACKLOG)
+                Supervisor(instance, listener, agent, module).run(config, ready)
+        finally:
+            agent.stop()
