@@ -71,8 +71,8 @@ class EngineGroup:
 
     # -- life --------------------------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Starts the threads and runs the engines. Raises VnicError where it runs already."""
+    def start(self, *, run: bool = True) -> None:
+        """Starts the threads and runs the engines (run=False: none; `resume` runs each). Raises VnicError where it runs already."""
         if self._started:
             raise VnicError(f"group {self.name}: runs already")
         self._started = True
@@ -81,7 +81,7 @@ class EngineGroup:
         if self.mode is Mode.COMPACTING:
             assert self.compactor is not None
             self.compactor.set_threads(self.threads)
-        for engine in self.engines:
+        for engine in self.engines if run else ():
             self._run(engine)
 
     def _wanted(self) -> int:

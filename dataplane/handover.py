@@ -110,18 +110,19 @@ def save_engine(engine: Engine) -> bytes:
     return PREFIX.pack(MAGIC, FORMAT_VERSION) + msgspec.msgpack.encode(state)
 
 
-def load_engine(engine: Engine, data: bytes) -> None:
+def load_engine(engine: Engine, data: bytes, *, again: bool = False) -> None:
     """Gives a freshly built engine, whose elements have the same names and classes, the state that `save_engine` returned.
 
-    Everything is checked first, and an element that refuses its share after all has the others begin anew. Raises VnicError, in one line.
+    again: the engine has been forgotten (`forget_engine`), and gets back what became of its state. Everything is checked first, and an
+    element that refuses its share after all has the others begin anew. Raises VnicError, in one line.
     """
     try:
-        _load_engine(engine, data)
+        _load_engine(engine, data, again)
     except VnicError as error:  # names in it may be from damaged data
         raise VnicError("".join(each if each.isprintable() else "?" for each in str(error))) from error.__cause__
 
 
-def _load_engine(engine: Engine, data: bytes) -> None:
+def _load_engine(engine: Engine, data: bytes, again: bool) -> None:
     where = f"engine {engine.name}"
     if engine.running:
         raise VnicError(f"{where}: runs; a state is loaded before it starts")
@@ -140,7 +141,7 @@ def _load_engine(engine: Engine, data: bytes) -> None:
 
     def apply(work: StateWork) -> None:
         fresh = [(element, element.statistics(), _save(element)) for element, _, _ in pairs]
-        if any(statistics["packets"] or statistics["received"] for _, statistics, _ in fresh):
+        if not again and any(statistics["packets"] or statistics["received"] for _, statistics, _ in fresh):
             raise VnicError(f"{where}: has seen packets of its own; load the state into a new engine")
         touched = 0
         try:

@@ -180,7 +180,9 @@ def test_up_returns_when_it_is_up(environment, running, tmp_path):
     (tmp_path / "net.yaml").write_text("engines: 1")
     for detach in (["-d"], []):
         assert_error(
-            run(environment, "up", *detach, str(tmp_path / "net.yaml")), 2, f"runs already (pid {found['supervisor']['pid']}); stop it"
+            run(environment, "up", *detach, str(tmp_path / "net.yaml")),
+            2,
+            f"runs already (pid {found['supervisor']['pid']}); stop it",
         )
 
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "demo": ("vnic.cli.run", "Show it: two containers, real TCP, shaped live."),
     "up": ("vnic.cli.run", "Run a configuration file."),
     "down": ("vnic.cli.run", "Stop a running instance."),
+    "upgrade": ("vnic.cli.upgrade", "Replace the running program, unnoticed."),
     "attach": ("vnic.cli.nics", "Attach a NIC to a container."),
     "detach": ("vnic.cli.nics", "Detach a NIC."),
     "rate": ("vnic.cli.nics", "Set or lift a NIC's rates, live."),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class Charged(Protocol):
-        """What is needed of vnic.control.runtime.Worker."""
+        """What is needed of vnic.control.parts.Home."""
 
         engine: Engine
         charged: dict[str, int]
@@ -28,27 +28,27 @@ if TYPE_CHECKING:
 class Accounts:
     """The books of all engines. What elements were charged that went with their graph stays with their NIC's name."""
 
-    def __init__(self, workers: Sequence[Charged]) -> None:
-        self._workers = workers
-        self._gone: dict[str, int] = {}  # CPU time by NIC, of elements that are gone
+    def __init__(self, homes: Sequence[Charged]) -> None:
+        self._homes = homes
+        self.gone: dict[str, int] = {}  # CPU time by NIC, of elements that are gone
 
     def collect(self, nics: dict[str, int]) -> dict[str, Any]:
         """The accounts now. `nics`: those attached and the bytes of memory that each has for itself. Times in nanoseconds.
 
         {"accounts": [{"nic", "cpu_ns", "memory_bytes", "packets_held"}...], "detached_cpu_ns", "overhead_ns", "cpu_ns"}
         """
-        cpu = {nic: self._gone.get(nic, 0) for nic in nics}
+        cpu = {nic: self.gone.get(nic, 0) for nic in nics}
         held = dict.fromkeys(nics, 0)
         memory = dict(nics)
         overhead = 0
-        for worker in self._workers:
-            for element, charged in worker.engine.charges().items():
+        for home in self._homes:
+            for element, charged in home.engine.charges().items():
                 nic = _nic_of(element, nics)
                 if nic is None:
                     overhead += charged
                 else:
                     cpu[nic] += charged
-            for element, statistics in worker.engine.snapshot():
+            for element, statistics in home.engine.snapshot():
                 nic = _nic_of(element, nics)
                 if nic is not None:
                     held[nic] += statistics["held"]
@@ -57,16 +57,16 @@ class Accounts:
             "accounts": [
                 {"nic": nic, "cpu_ns": cpu[nic], "memory_bytes": memory[nic], "packets_held": held[nic]} for nic in nics
             ],
-            "detached_cpu_ns": sum(charged for nic, charged in self._gone.items() if nic not in nics),
+            "detached_cpu_ns": sum(charged for nic, charged in self.gone.items() if nic not in nics),
             "overhead_ns": overhead,
-            "cpu_ns": sum(worker.engine.cpu_ns for worker in self._workers),
+            "cpu_ns": sum(home.engine.cpu_ns for home in self._homes),
         }
 
     def retire(self, nic: str) -> None:
         """Takes over what the NIC's elements were charged that no engine runs any more: after its detachment, or a capture's end."""
-        for worker in self._workers:
-            self._gone[nic] = self._gone.get(nic, 0) + sum(worker.charged.values())
-            worker.charged.clear()
+        for home in self._homes:
+            self.gone[nic] = self.gone.get(nic, 0) + sum(home.charged.values())
+            home.charged.clear()
 
 
 def _nic_of(element: str, nics: Iterable[str]) -> str | None:

@@ -45,6 +45,9 @@ method SetGroup(name: string, mode: ?string, cpus: ?[]int) -> (group: object)
 # CPU time and memory by NIC, with what nobody is charged for: together the engines' CPU time.
 method Accounts() -> (accounts: object)
 
+# Replaces the worker by a new one, of the version that is installed now or that the given Python has, while packets flow.
+method Upgrade(python: ?string) -> (report: object)
+
 # Raises or cuts a NIC's link.
 method SetLink(name: string, up: bool) -> ()
 

@@ -11,7 +11,7 @@ from dataplane.errors import ConfigError
 from dataplane.ports.pcap_writer import CaptureFile
 
 if TYPE_CHECKING:
-    from vnic.control.runtime import Attached, Worker
+    from vnic.control.parts import Attached, Home
 
 
 def points(attached: Attached, elements: list[Element]) -> list[str]:
@@ -27,24 +27,24 @@ class LiveCapture:
     The engine never waits for the file: what it does not take is counted and not captured.
     """
 
-    def __init__(self, worker: Worker, attached: Attached, point: str, path: str, snaplen: int) -> None:
+    def __init__(self, home: Home, attached: Attached, point: str, path: str, snaplen: int) -> None:
         name = attached.config.name
-        elements = {element.name: element for element in worker.engine.elements}
+        elements = {element.name: element for element in home.engine.elements}
         wanted = [f"{name}.rx", f"{name}.tx"] if point == name else [point]
         for each in wanted:
             if each not in elements or not each.startswith(f"{name}."):
-                known = ", ".join(points(attached, worker.engine.elements))
+                known = ", ".join(points(attached, home.engine.elements))
                 raise ConfigError(f"capture: there is no point {point}; {name} has {known}")
-        self.point, self.nic, self.worker = point, name, worker
-        self.file = CaptureFile(f"capture of {point}", os.fspath(path), snaplen=snaplen, clock=worker.engine.clock)
+        self.point, self.nic, self.home = point, name, home
+        self.file = CaptureFile(f"capture of {point}", os.fspath(path), snaplen=snaplen, clock=home.engine.clock)
         self.mirrors = [
             (elements[each], Mirror(self.file, snaplen, name=_free(elements, f"{each}.capture"))) for each in wanted
         ]
 
     def start(self) -> None:
         """Puts the mirrors in, between two batches."""
-        self.worker.engine.call(self._insert_all)
-        self.worker.load(list(self.worker.sources))
+        self.home.engine.call(self._insert_all)
+        self.home.load(list(self.home.sources))
 
     def _insert_all(self) -> None:
         for element, mirror in self.mirrors:
@@ -62,19 +62,19 @@ class LiveCapture:
             element.connect(0, mirror)
             return
         mirror.connect(0, element)
-        for before, gate in _leading_to(self.worker.engine.elements, element):
+        for before, gate in _leading_to(self.home.engine.elements, element):
             before.connect(gate, mirror)
 
     def _remove(self, mirror: Mirror) -> None:
         follower = mirror.outputs[0]
         assert follower is not None
-        for before, gate in _leading_to(self.worker.engine.elements, mirror):
+        for before, gate in _leading_to(self.home.engine.elements, mirror):
             before.connect(gate, follower)
 
     def stop(self) -> dict[str, Any]:
         """Takes the mirrors out, writes what waits, closes; returns packets captured and missed, and why writing ended early."""
-        self.worker.engine.call(self._remove_all)
-        self.worker.load(list(self.worker.sources))
+        self.home.engine.call(self._remove_all)
+        self.home.load(list(self.home.sources))
         counters = [mirror.statistics()["counters"] for _, mirror in self.mirrors]
         error = self.file.error
         self.file.close()

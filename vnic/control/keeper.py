@@ -9,8 +9,8 @@ worker, so that the next one - after a crash, or a newer one - finds them as the
     segment/NAME    the packet pool, the MAC table
 
 Two SOCK_SEQPACKET pairs join them. On `calls` the worker asks and waits: Put, Drop, OpenTap, each answered by Done, Opened or Refused.
-On `events` nobody waits: the supervisor sends the inventory (Item...) and Start, later HandOver, Failed, Quit; the worker Ready, Failed,
-Stop, Upgrade. One message is one JSON object, at most MESSAGE_BYTES, with at most DESCRIPTORS descriptors.
+On `events` nobody waits: the supervisor sends the inventory (Item...) and Start, later HandOver, Failed, Quit; a worker Ready,
+TookOver, HandedOver, Failed, Stop, Upgrade. One message is one JSON object, at most MESSAGE_BYTES, with at most DESCRIPTORS descriptors.
 """
 
 from __future__ import annotations
@@ -105,6 +105,10 @@ class TookOver(_Message, frozen=True):
     """From a successor: every engine is mine."""
 
 
+class HandedOver(_Message, frozen=True):
+    """From an old worker: every engine is my successor's; I end."""
+
+
 class Failed(_Message, frozen=True):
     """From a worker: I cannot come up. To an old worker: your successor cannot."""
 
@@ -125,7 +129,7 @@ class Upgrade(_Message, frozen=True):
 Call = Put | Drop | OpenTap
 Answer = Done | Opened | Refused
 ToWorker = Item | Start | HandOver | Failed | Quit
-FromWorker = Ready | TookOver | Failed | Stop | Upgrade
+FromWorker = Ready | TookOver | HandedOver | Failed | Stop | Upgrade
 
 decode_call = msgspec.json.Decoder(Call).decode
 decode_answer = msgspec.json.Decoder(Answer).decode
@@ -218,13 +222,15 @@ class Store:
 
 
 class Keeper:
-    """The worker's side: calls, from any thread, and what was inherited."""
+    """The worker's side: calls, from any thread, and what was inherited. may_change: what is kept is this worker's to change; not before
+    a successor has taken over."""
 
     def __init__(self, calls: socket.socket, inherited: dict[str, list[int]] | None = None) -> None:
         self._calls = calls
         self._calls.settimeout(CALL_TIMEOUT_S)
         self._lock = threading.Lock()
         self._inherited = inherited or {}
+        self.may_change = True
 
     def take(self, key: str) -> list[int] | None:
         """What the worker before left under `key`: descriptors, which are the caller's now; None where it left nothing."""
@@ -257,6 +263,8 @@ class Keeper:
         self._inherited = {}
 
     def _call(self, message: Call, descriptors: Sequence[int] = ()) -> list[int]:
+        if not self.may_change:
+            raise VnicError("what the other worker has cannot be changed before it is handed over")
         try:
             with self._lock:
                 send(self._calls, message, descriptors)

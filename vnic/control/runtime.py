@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import hashlib
 import json
 import logging
 import threading
@@ -21,119 +22,26 @@ from contextlib import ExitStack
 from typing import Any, Literal
 
 from dataplane.clock import Clock
-from dataplane.element import Element, Source
-from dataplane.elements.counter import Discard
 from dataplane.elements.l2_switch import L2Switch
-from dataplane.elements.parse import Parse
 from dataplane.engine import Engine
 from dataplane.errors import ConfigError, VnicError
 from dataplane.graph import to_data, to_dot, to_text
 from dataplane.group import EngineGroup
-from dataplane.guarantee import Guarantee
-from dataplane.port import PortRx, PortTx
+from dataplane.port import PortTx
 from dataplane.ports.ring_port import RingPort
-from dataplane.ring import MpscRing
-from shaping.shaper import Shaper
 from vnic.control.accounts import Accounts
 from vnic.control.capture import LiveCapture
-from vnic.control.chain import Chain, build_chain
 from vnic.control.convert import encode_config
-from vnic.control.devices import Device, Devices, TapDevices
+from vnic.control.devices import Devices, TapDevices
 from vnic.control.keeper import Keeper
+from vnic.control.parts import Attached, Home, make_group
 from vnic.control.scalars import Rate
-from vnic.control.schema import Config, GroupConfig, NicConfig
+from vnic.control.schema import Config, NicConfig
 from vnic.control.segments import RING_BYTES, Segments
 
 MAX_NICS = 1024
 
 log = logging.getLogger("vnic")
-
-
-class Worker:
-    """An engine with its instance of the switch."""
-
-    def __init__(self, engine: Engine, switch: L2Switch) -> None:
-        self.engine, self.switch = engine, switch
-        self.unused = Discard(name=f"{engine.name}.unused")
-        self.sources: list[Source] = []
-        self.charged: dict[str, int] = {}  # CPU time of elements that are gone, until the accounts take it
-        self.retired = {"received": 0, "generated": 0, "transmitted": 0, "dropped": 0}
-
-    def load(self, sources: list[Source]) -> None:
-        """Makes the engine run what hangs on `sources`; keeps the counts of what it no longer runs."""
-        for name, statistics in self.engine.load(sources):
-            self.charged[name] = self.charged.get(name, 0) + statistics["charged_ns"]
-            for term in ("received", "generated", "transmitted"):
-                self.retired[term] += statistics[term]
-            self.retired["dropped"] += sum(statistics["dropped"].values())
-        self.sources = sources
-
-    def connect(self, number: int, target: Element) -> None:
-        """Leads the switch's gate `number` to `target`, between two batches."""
-
-        def work() -> None:
-            if len(self.switch.outputs) <= number:
-                first = len(self.switch.outputs)
-                self.switch.set_gates(number + 1)
-                for gate in range(first, number):
-                    self.switch.connect(gate, self.unused)
-            self.switch.connect(number, target)
-
-        self.engine.call(work)
-
-    def conservation(self) -> dict[str, Any]:
-        """The terms of the law, from the engine's first packet on."""
-        terms = self.engine.conservation()
-        for term, value in self.retired.items():
-            terms[term] += value
-        into = terms["received"] + terms["generated"]
-        terms["conserved"] = into == terms["transmitted"] + terms["dropped"] + terms["held"]
-        return terms
-
-
-def make_group(name: str, config: GroupConfig) -> EngineGroup:
-    """An engine group as its configuration says."""
-    guarantee = config.guarantee
-    return EngineGroup(
-        name,
-        config.mode,
-        cpus=config.cpus,
-        spin_ns=int(config.spin or 0),
-        slo_ns=int(config.slo),
-        guarantee=None if guarantee is None else Guarantee(int(guarantee.runtime), int(guarantee.period)),
-    )
-
-
-class Attached:
-    """A NIC in the running whole: the device, its home and its elements."""
-
-    def __init__(
-        self, config: NicConfig, number: int, home: int, nic: Device, ring: MpscRing | None, directory: str | None
-    ) -> None:
-        self.config, self.number, self.home, self.nic, self.ring = config, number, home, nic, ring
-        self.watch = nic.watch()
-        name = config.name
-        self.rx = PortRx(nic.port, name=f"{name}.rx")
-        self.egress_shaper = Shaper(config.egress.rate, int(config.egress.queue), name=f"{name}.egress.rate")
-        self.ingress_shaper = Shaper(config.ingress.rate, int(config.ingress.queue), name=f"{name}.ingress.rate")
-        self.ingress: Chain = build_chain(config.ingress.elements, f"{name}.ingress", directory)
-        self.ingress.append(self.ingress_shaper)
-        self.ingress.join(nic.tx)
-        self.egress: Chain = build_chain(config.egress.elements, f"{name}.egress", directory)
-        self.egress.append(self.egress_shaper)
-        assert self.egress.head is not None
-        self.rx >> Parse(name=f"{name}.parse") >> self.egress.head
-        self.sources: list[Source] = [self.rx]
-        if ring is not None:
-            ring_rx = PortRx(RingPort(f"{name}.ring", number, ring, None), name=f"{name}.ring.rx")
-            ring_rx >> self.entry
-            self.sources.append(ring_rx)
-
-    @property
-    def entry(self) -> Element:
-        """Where a frame for this NIC enters."""
-        assert self.ingress.head is not None
-        return self.ingress.head
 
 
 def _own_nic(config: NicConfig) -> NicConfig:
@@ -179,17 +87,17 @@ class Runtime:
         self._ended: dict[int, dict[str, Any]] = {}  # by the end of their NIC
         self._captured = 0
         self._devices: Devices = devices or TapDevices()
-        self._started = self._closed = False
+        self._started = self._closed = self._upgrading = False
         self.clock = clock or Clock()
         self._segments = Segments(keeping, reset=role == "crash")
         self.pool = self._segments.pool(config.pool.small, config.pool.large)
         self.table = self._segments.table(config.switch.table, int(config.switch.ageing))
         # In virtual time nothing has threads.
         self.groups = {} if self.clock.virtual else {name: make_group(name, each) for name, each in config.groups.items()}
-        self.workers: list[Worker] = []
+        self.homes: list[Home] = []
         for number, engine in enumerate(config.engines):
-            self.workers.append(
-                Worker(
+            self.homes.append(
+                Home(
                     Engine(
                         str(engine.name),
                         self.pool,
@@ -203,8 +111,8 @@ class Runtime:
                 )
             )
             if self.groups:
-                self.groups[str(engine.group)].add(self.workers[-1].engine)
-        self.accounts = Accounts(self.workers)
+                self.groups[str(engine.group)].add(self.homes[-1].engine)
+        self.accounts = Accounts(self.homes)
 
     def start(self) -> None:
         """Starts the engines and attaches the configured NICs: all, or none and the error of the first that failed."""
@@ -214,10 +122,11 @@ class Runtime:
             self._started = True
             try:
                 for group in self.groups.values():
-                    group.start()
+                    group.start(run=self._role != "successor")  # a successor's engines run once they have their state
                 for nic in list(self.config.nics.values()):
                     self._attach_first(nic)
-                self._remember()
+                if self._role != "successor":
+                    self._remember()
             except BaseException:
                 self.close()
                 raise
@@ -227,7 +136,7 @@ class Runtime:
         try:
             self._attach(config)
         except VnicError as error:
-            if self._role == "first":
+            if self._role != "crash":
                 raise
             log.error("nic %s is lost: %s", config.name, error)
             del self.config.nics[config.name]
@@ -242,6 +151,7 @@ class Runtime:
     def attach(self, config: NicConfig) -> dict[str, Any]:
         """Puts a NIC into its container and into the graph while traffic runs; returns its status. All or nothing."""
         with self._lock:
+            self._check_open()
             config = _own_nic(config)
             status = self._attach(config)
             self.config.nics[config.name] = config
@@ -265,10 +175,10 @@ class Runtime:
             home = self._home(config)
             nic = self._devices.open(config, number)
             undo.callback(nic.close)
-            ring = self._segments.ring(config.name, undo) if len(self.workers) > 1 else None
+            ring = self._segments.ring(config.name, undo) if len(self.homes) > 1 else None
             attached = Attached(config, number, home, nic, ring, self.config.directory or None)
             undo.callback(attached.watch.close)
-            attached.egress.join(self.workers[home].switch)
+            attached.egress.join(self.homes[home].switch)
             self._join(attached, undo)
             self._nics[config.name] = attached
             undo.callback(self._nics.pop, config.name)
@@ -281,52 +191,53 @@ class Runtime:
     def _home(self, config: NicConfig) -> int:
         if config.engine is not None:
             return self.config.engine_index(config.engine)
-        loads = [sum(a.home == index for a in self._nics.values()) for index in range(len(self.workers))]
+        loads = [sum(a.home == index for a in self._nics.values()) for index in range(len(self.homes))]
         return loads.index(min(loads))
 
     def _join(self, attached: Attached, undo: ExitStack) -> None:
         """Leads every engine's gate to the NIC, then opens the gates: no frame meets a half-built graph."""
-        for index, worker in enumerate(self.workers):
-            undo.callback(worker.load, list(worker.sources))
-            undo.callback(worker.connect, attached.number, worker.unused)
+        for index, each in enumerate(self.homes):
+            undo.callback(each.load, list(each.sources))
+            undo.callback(each.connect, attached.number, each.unused)
             if index == attached.home:
-                worker.connect(attached.number, attached.entry)
-                worker.load(worker.sources + attached.sources)
+                each.connect(attached.number, attached.entry)
+                each.load(each.sources + attached.sources)
             else:
                 assert attached.ring is not None
                 port = RingPort(f"{attached.config.name}.ring", attached.number, None, attached.ring)
-                worker.connect(attached.number, PortTx(port, name=f"{attached.config.name}.ring.tx"))
-                worker.load(list(worker.sources))
-        for worker in self.workers:
-            undo.callback(self._deactivate, worker, attached.number)
+                each.connect(attached.number, PortTx(port, name=f"{attached.config.name}.ring.tx"))
+                each.load(list(each.sources))
+        for each in self.homes:
+            undo.callback(self._deactivate, each, attached.number)
             if attached.config.link_up:
-                self._activate(worker, attached)
+                self._activate(each, attached)
 
-    def _activate(self, worker: Worker, attached: Attached) -> None:
+    def _activate(self, each: Home, attached: Attached) -> None:
         vlan = attached.config.vlan
         if vlan is None:
-            worker.engine.call(lambda: worker.switch.activate(attached.number))
+            each.engine.call(lambda: each.switch.activate(attached.number))
         else:
             access, trunk, native = vlan.access, vlan.trunk, vlan.native
-            worker.engine.call(lambda: worker.switch.activate(attached.number, access=access, trunk=trunk, native=native))
+            each.engine.call(lambda: each.switch.activate(attached.number, access=access, trunk=trunk, native=native))
 
-    def _deactivate(self, worker: Worker, number: int) -> None:
-        worker.engine.call(lambda: worker.switch.deactivate(number))
+    def _deactivate(self, each: Home, number: int) -> None:
+        each.engine.call(lambda: each.switch.deactivate(number))
 
     def detach(self, name: str) -> None:
         """Takes a NIC out of the graph and its interface out of the container; frames under way to it are dropped and counted."""
         with self._lock:
+            self._check_open()
             attached = self._get(name)
             for number in [number for number, capture in self._captures.items() if capture.nic == name]:
                 self._ended[number] = self.stop_capture(number)
             attached.watch.close()
-            for worker in self.workers:
-                self._deactivate(worker, attached.number)
-                worker.connect(attached.number, worker.unused)
-            home = self.workers[attached.home]
-            for worker in self.workers:
-                if worker is not home:
-                    worker.load(list(worker.sources))
+            for each in self.homes:
+                self._deactivate(each, attached.number)
+                each.connect(attached.number, each.unused)
+            home = self.homes[attached.home]
+            for each in self.homes:
+                if each is not home:
+                    each.load(list(each.sources))
             # Nobody pushes to the ring any more; what is in it leaves through the home engine before its graph goes.
             while attached.ring is not None and len(attached.ring) and home.engine.running:
                 home.engine.call(lambda: None)
@@ -355,6 +266,7 @@ class Runtime:
     def set_rate(self, name: str, /, **limits: int | None) -> dict[str, Any]:
         """Sets egress_bps and/or ingress_bps of a NIC at once, in bit/s of layer-2 frames; None lifts a limit."""
         with self._lock:
+            self._check_open()
             attached = self._get(name)
             for direction, rate_bps in limits.items():
                 shaper = {"egress_bps": attached.egress_shaper, "ingress_bps": attached.ingress_shaper}[direction]
@@ -367,8 +279,9 @@ class Runtime:
     def start_capture(self, point: str, path: str, snaplen: int = 262144) -> int:
         """Copies what passes `point` (a NIC's name, or one of its elements') to the file or pipe `path`; returns the capture's number."""
         with self._lock:
+            self._check_open()
             attached = self._get(point.partition(".")[0])
-            capture = LiveCapture(self.workers[attached.home], attached, point, path, snaplen)
+            capture = LiveCapture(self.homes[attached.home], attached, point, path, snaplen)
             capture.start()
             self._captured += 1
             self._captures[self._captured] = capture
@@ -387,12 +300,13 @@ class Runtime:
     def set_link(self, name: str, up: bool) -> dict[str, Any]:
         """Raises or cuts the link: the container sees its carrier come and go, frames for it are no longer forwarded."""
         with self._lock:
+            self._check_open()
             attached = self._get(name)
-            for worker in self.workers:
+            for each in self.homes:
                 if up:
-                    self._activate(worker, attached)
+                    self._activate(each, attached)
                 else:
-                    self._deactivate(worker, attached.number)
+                    self._deactivate(each, attached.number)
             attached.nic.set_carrier(up)
             attached.config.link_up = up
             self._remember()
@@ -401,7 +315,53 @@ class Runtime:
     def call_at(self, name: str, function: Callable[[], object]) -> None:
         """Runs a function on the thread of a NIC's engine, between two batches."""
         with self._lock:
-            self.workers[self._get(name).home].engine.call(function)
+            self.homes[self._get(name).home].engine.call(function)
+
+    # -- upgrade -----------------------------------------------------------------------------------------------------------
+
+    def group_of(self, engine: Engine) -> EngineGroup:
+        """The group that the engine is in."""
+        return next(group for group in self.groups.values() if engine in group.engines)
+
+    def digest(self) -> str:
+        """Of the configuration as it is now: two workers that have the same can hand over."""
+        return hashlib.sha256(encode_config(self.config)).hexdigest()
+
+    def begin_upgrade(self) -> None:
+        """From here on nothing is attached, detached or set, until `end_upgrade`; captures end. Raises VnicError where one is under way."""
+        with self._lock:
+            self._check_open()
+            for number in list(self._captures):
+                self._ended[number] = {**self.stop_capture(number), "error": "the worker was replaced"}
+            self._upgrading = True
+
+    def end_upgrade(self) -> None:
+        """The upgrade failed: this worker goes on."""
+        self._upgrading = False
+
+    def _check_open(self) -> None:
+        if self._upgrading:
+            raise VnicError("an upgrade is under way; try again when it is over")
+
+    def save_control(self) -> dict[str, Any]:
+        """What control itself counted, for the next worker."""
+        return {
+            "captured": self._captured,
+            "gone": self.accounts.gone,
+            "engines": {each.engine.name: {"retired": each.retired, "charged": each.charged} for each in self.homes},
+        }
+
+    def load_control(self, state: dict[str, Any]) -> None:
+        """What `save_control` said. Members that this version does not know are left alone. Raises VnicError."""
+        try:
+            self._captured = int(state.get("captured", 0))
+            self.accounts.gone = {str(nic): int(ns) for nic, ns in state.get("gone", {}).items()}
+            for each in self.homes:
+                counts = state.get("engines", {}).get(each.engine.name, {})
+                each.retired.update({term: int(counts["retired"][term]) for term in each.retired})
+                each.charged = {str(name): int(ns) for name, ns in counts.get("charged", {}).items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise VnicError(f"what control counted cannot be read: {type(error).__name__}: {error}") from None
 
     # -- what control reads ------------------------------------------------------------------------------------------------
 
@@ -409,7 +369,7 @@ class Runtime:
         return {
             "name": attached.config.name,
             "number": attached.number,
-            "engine": self.workers[attached.home].engine.name,
+            "engine": self.homes[attached.home].engine.name,
             **attached.nic.status(),
             "link": "up" if attached.config.link_up else "down",
             "egress_bps": attached.egress_shaper.rate_bps,
@@ -419,9 +379,7 @@ class Runtime:
     def status(self) -> dict[str, Any]:
         """Engines, NICs, switch and pool at a glance; `conserved` says whether every engine's packets add up."""
         with self._lock:
-            engines = [
-                {**worker.engine.status(), **worker.conservation(), **self._place(worker.engine)} for worker in self.workers
-            ]
+            engines = [{**each.engine.status(), **each.conservation(), **self._place(each.engine)} for each in self.homes]
             return {
                 "conserved": all(engine["conserved"] for engine in engines),
                 "engines": engines,
@@ -439,6 +397,7 @@ class Runtime:
     def set_group(self, name: str, mode: str | None = None, cpus: list[int] | None = None) -> dict[str, Any]:
         """Changes a group's scheduling mode and/or CPUs while packets flow; returns its status."""
         with self._lock:
+            self._check_open()
             if name not in self.groups:
                 raise ConfigError(f"group {name}: there is none; there are {', '.join(self.groups)}")
             group = self.groups[name]
@@ -462,19 +421,19 @@ class Runtime:
         """Counters of one NIC, or of everything: per queue, and per element with drops by reason."""
         with self._lock:
             chosen = [self._get(name)] if name is not None else list(self._nics.values())
-            kinds = {element.name: type(element).__name__ for worker in self.workers for element in worker.engine.elements}
+            kinds = {element.name: type(element).__name__ for each in self.homes for element in each.engine.elements}
             return {
                 "nics": [{"name": a.config.name, "queues": a.nic.queue_statistics()} for a in chosen],
                 "engines": [
                     {
-                        "name": worker.engine.name,
+                        "name": each.engine.name,
                         "elements": [
                             {"name": element, "type": kinds[element], **statistics}
-                            for element, statistics in worker.engine.snapshot()
+                            for element, statistics in each.engine.snapshot()
                             if name is None or element.startswith(f"{name}.")
                         ],
                     }
-                    for worker in self.workers
+                    for each in self.homes
                 ],
             }
 
@@ -482,10 +441,10 @@ class Runtime:
         """A picture of what runs: "text", "dot" for Graphviz, or "json"."""
         with self._lock:
             if style == "dot":
-                return to_dot([element for worker in self.workers for element in worker.engine.elements])
+                return to_dot([element for each in self.homes for element in each.engine.elements])
             if style == "json":
-                return json.dumps({worker.engine.name: to_data(worker.engine.elements) for worker in self.workers})
-            return "\n".join(f"{worker.engine.name}:\n{to_text(worker.engine.elements)}" for worker in self.workers)
+                return json.dumps({each.engine.name: to_data(each.engine.elements) for each in self.homes})
+            return "\n".join(f"{each.engine.name}:\n{to_text(each.engine.elements)}" for each in self.homes)
 
     def close(self) -> None:
         """Detaches everything and ends engines and agent. May be called twice."""
@@ -497,8 +456,8 @@ class Runtime:
                 self.detach(name)
             for group in self.groups.values():
                 group.stop()
-            for worker in self.workers:
-                worker.engine.close()
+            for each in self.homes:
+                each.engine.close()
             self._devices.stop()
 
     def __enter__(self) -> Runtime:

@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Annotated, Any, Literal, Protocol
 
@@ -94,6 +94,10 @@ class SetGroup(Named):
     cpus: Annotated[list[Annotated[int, msgspec.Meta(ge=0, le=4095)]], msgspec.Meta(min_length=1)] | None = None
 
 
+class Upgrade(_Parameters):
+    python: str = ""
+
+
 class StartCapture(_Parameters):
     point: str
     path: str
@@ -115,14 +119,20 @@ def parse_limit(text: str) -> int | None:
 
 class Server:
     """Serves `runtime`; `on_shutdown` is called once a client asked for the end and has its reply. `supervisor`: what Status
-    says of it."""
+    says of it. `upgrade` replaces this process."""
 
     def __init__(
-        self, runtime: Controllable, on_shutdown: Callable[[], None], version: str, supervisor: dict[str, Any] | None = None
+        self,
+        runtime: Controllable,
+        on_shutdown: Callable[[], None],
+        version: str,
+        supervisor: dict[str, Any] | None = None,
+        upgrade: Callable[[str], Awaitable[dict[str, Any]]] | None = None,
     ) -> None:
         self._runtime = runtime
         self._on_shutdown = on_shutdown
         self._version = version
+        self._upgrade = upgrade
         self._writers: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
         self._methods: dict[str, tuple[type[_Parameters], Callable[[Any], dict[str, Any]]]] = {
@@ -193,12 +203,25 @@ class Server:
                 # Where the next message would begin is anybody's guess: say so and hang up.
                 writer.write(msgspec.json.encode(ErrorReply(f"{SERVICE}.InvalidParameter", parameter="message").reply) + b"\0")
                 return
-            reply = self._answer(call, captures)
+            if call.method == f"{INTERFACE}.Upgrade" and self._upgrade is not None:
+                reply = await self._answer_upgrade(call)
+            else:
+                reply = self._answer(call, captures)
             if not call.oneway:
                 writer.write(msgspec.json.encode(reply, enc_hook=encode_scalar) + b"\0")
                 await asyncio.wait_for(writer.drain(), IDLE_S)
             if call.method == f"{INTERFACE}.Shutdown" and "error" not in reply:
                 self._on_shutdown()
+
+    async def _answer_upgrade(self, call: Call) -> dict[str, Any]:
+        assert self._upgrade is not None
+        try:
+            parameters = msgspec.convert(call.parameters, Upgrade)
+            return {"parameters": {"report": await self._upgrade(parameters.python)}}
+        except msgspec.ValidationError as error:
+            return ErrorReply(f"{SERVICE}.InvalidParameter", parameter=str(error)).reply
+        except VnicError as error:
+            return ErrorReply(f"{INTERFACE}.Failed", message=str(error)).reply
 
     # -- methods -------------------------------------------------------------------------------------------------------
 

@@ -176,8 +176,13 @@ class Supervisor:
     def _bury(self, worker: WorkerProcess) -> bool:
         why, ran_s, stopped = worker.epitaph(), time.monotonic() - worker.began_s, worker.stopped
         failure, was_ready = worker.failure, worker.ready
+        if worker is not self.worker:  # its last words were that its successor has everything
+            return False
         worker.close()
         self.worker = None
+        if self.successor is not None:  # joined to one that is gone: engines may be on both sides
+            self.successor.close()
+            self.successor = None
         if stopped or self._asked_to_stop_s is not None:
             self._asked_to_stop_s = self._asked_to_stop_s or time.monotonic()
             return True
@@ -238,7 +243,8 @@ class Supervisor:
     def _hear(self, worker: WorkerProcess) -> None:
         """Takes every message that waits. What is no message of ours comes from a worker that lost its mind, and ends it."""
         for sock, handle in ((worker.calls, self._answer), (worker.events, self._event)):
-            while select.select([sock], [], [], 0)[0]:
+            # Closed: what it said before was that its successor has everything.
+            while sock.fileno() >= 0 and select.select([sock], [], [], 0)[0]:
                 try:
                     data, descriptors = keeper.receive(sock)
                     if not data:
@@ -295,6 +301,8 @@ class Supervisor:
                 if worker is self.successor:
                     self._introduce(worker)
             case keeper.TookOver() if worker is self.successor:
+                self._succeed()
+            case keeper.HandedOver() if worker is self.worker and self.successor is not None:
                 self._succeed()
             case keeper.Failed() as failure:
                 worker.failure = failure

@@ -15,17 +15,19 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dataplane.errors import ConfigError, VnicError
-from vnic.control import keeper
+from vnic.control import keeper, upgrade
 from vnic.control.convert import decode_config
 from vnic.control.server import Server
 
 if TYPE_CHECKING:
     from typing import Protocol
 
+    from vnic.control.runtime import Runtime
     from vnic.control.schema import Config
     from vnic.control.server import Controllable
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     MakeRuntime = Callable[[Config, asyncio.AbstractEventLoop, keeper.Keeper, keeper.Start], RunnableRuntime]
 
 PR_SET_PDEATHSIG = 1
+BROWNOUT_S = 120.0
 
 log = logging.getLogger("vnic")
 
@@ -81,8 +84,10 @@ class Worker:
         self._config = decode_config(keeper.read_document(document))
         os.close(document)
         self._keeper = keeper.Keeper(calls, kept)
+        self._keeper.may_change = self._start.role != "successor"
         self._stop = asyncio.Event()
-        self._shut_down = False  # by a client
+        self._joined: asyncio.Future[socket.socket] | None = None  # to the other worker of an upgrade
+        self._gave_up = False  # every engine is the successor's
 
     def tell(self, message: keeper.FromWorker) -> None:
         """A word to the supervisor; where it is gone, the kernel ends us."""
@@ -94,38 +99,98 @@ class Worker:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._stop.set)
-        runtime = self._make(self._config, loop, self._keeper, self._start)
+        self._runtime = runtime = self._make(self._config, loop, self._keeper, self._start)
         try:
-            runtime.start()
-            self._keeper.close()
-            server = Server(runtime, self._on_shutdown, _version(), self._supervisor_status())
+            loop.add_reader(self._events, self._hear)
+            try:
+                runtime.start()
+                self._keeper.close()
+                if self._start.role == "successor":
+                    await self._take_over()
+            except VnicError as error:
+                if not self._keeper.may_change:  # nothing here is ours: to take it down would take it from the other worker
+                    self.tell(keeper.Failed(str(error)))
+                    os._exit(1)
+                raise
+            server = Server(runtime, self._stop.set, _version(), self._supervisor_status(), self.upgrade)
             await server.start(self._listener)
             try:
-                loop.add_reader(self._events, self._hear)
-                self.tell(keeper.Ready())
+                self.tell(keeper.TookOver() if self._start.role == "successor" else keeper.Ready())
                 await self._stop.wait()
             finally:
                 # Clients hang on until everything is gone: that is how `vnic down` knows.
                 loop.remove_reader(self._events)
+                if self._gave_up:
+                    await server.close()
+                    self.tell(keeper.HandedOver())
+                    os._exit(0)  # not in good order: that would take down what is another's now
                 runtime.close()
                 await server.close()
         finally:
             runtime.close()
         self.tell(keeper.Stop())
 
+    # -- upgrade -----------------------------------------------------------------------------------------------------------
+
+    async def upgrade(self, python: str) -> dict[str, Any]:
+        """Hands everything over to a new worker that runs in `python` ("": ours) and ends; returns the report. Raises VnicError, and then
+        this worker goes on as before."""
+        runtime, begin_ns = self._real_runtime(), time.monotonic_ns()
+        runtime.begin_upgrade()
+        try:
+            self._joined = asyncio.get_running_loop().create_future()
+            self.tell(keeper.Upgrade(python))
+            # The new worker's start and brownout: what it builds takes as long as our own start did.
+            with await asyncio.wait_for(self._joined, BROWNOUT_S) as other:
+                brownout_ns = time.monotonic_ns() - begin_ns
+                report = upgrade.give(runtime, upgrade.Channel(other))
+                self._gave_up = True
+        except upgrade.Torn as error:
+            log.error("the upgrade is torn, and both workers end: %s", error)
+            self.tell(keeper.Failed(str(error)))
+            os._exit(1)
+        except TimeoutError:
+            raise VnicError(f"the new worker was not ready within {BROWNOUT_S:g} s; this one goes on") from None
+        finally:
+            self._joined = None
+            if not self._gave_up:
+                runtime.end_upgrade()
+        asyncio.get_running_loop().call_soon(self._stop.set)  # once the client has its reply
+        return {**report, "brownout_ms": round(brownout_ns / 1e6, 1), "pid": os.getpid()}
+
+    def _real_runtime(self) -> Runtime:
+        from vnic.control.runtime import Runtime
+
+        if not isinstance(self._runtime, Runtime):
+            raise VnicError("this runtime cannot be handed over")
+        return self._runtime
+
+    async def _take_over(self) -> None:
+        self._joined = asyncio.get_running_loop().create_future()
+        self.tell(keeper.Ready())
+        with await asyncio.wait_for(self._joined, BROWNOUT_S) as other:
+            upgrade.take(self._real_runtime(), upgrade.Channel(other))
+        self._keeper.may_change = True
+        self._joined = None
+
     def _supervisor_status(self) -> dict[str, Any]:
         start = self._start
         return {"pid": start.supervisor, "restarts": start.restarts, "last": start.last or None}
 
-    def _on_shutdown(self) -> None:
-        self._shut_down = True
-        self._stop.set()
-
     def _hear(self) -> None:
         data, descriptors = keeper.receive(self._events)
-        keeper.close_all(descriptors)
-        if not data or isinstance(keeper.decode_to_worker(data), keeper.Quit):
+        if not data:
             self._stop.set()
+            return
+        waiting = self._joined if self._joined is not None and not self._joined.done() else None
+        match keeper.decode_to_worker(data):
+            case keeper.HandOver() if waiting is not None:
+                waiting.set_result(socket.socket(fileno=descriptors.pop()))
+            case keeper.Failed(error) if waiting is not None:
+                waiting.set_exception(VnicError(f"{error}; this worker goes on"))
+            case keeper.Quit():
+                self._stop.set()
+        keeper.close_all(descriptors)
 
 
 def _version() -> str:

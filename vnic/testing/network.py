@@ -111,7 +111,7 @@ class VirtualNetwork:
         self._clock = Clock(virtual=True, start_ns=START_NS)
         self._runtime = Runtime(config, devices=self._devices, clock=self._clock, seed=seed)
         self._runtime.start()
-        self._time = VirtualTime([worker.engine for worker in self._runtime.workers])
+        self._time = VirtualTime([home.engine for home in self._runtime.homes])
         self._sending: list[tuple[int, int, str, bytes]] = []
         self._sent = 0
         self._received: dict[str, list[Received]] = {name: [] for name in self._devices.nics}

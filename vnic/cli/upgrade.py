@@ -1,0 +1,46 @@
+"""`vnic upgrade`."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from vnic.cli.common import connect, instance_option, json_option, print_json, print_table
+
+
+@click.command()
+@click.option(
+    "--python", type=click.Path(exists=True, dir_okay=False), help="A Python that has the version to run.  [default: the same]"
+)
+@instance_option
+@json_option
+def upgrade(python: str | None, instance: str, as_json: bool) -> None:
+    """Replace the running program by the version that is installed now, while packets flow.
+
+    A second worker is started and prepared; then each engine stops for some milliseconds, and goes on in the new worker with all that it
+    knows and holds. Containers keep interfaces and connections, nothing is lost. If anything fails, the old worker goes on.
+
+    \b
+    pip install --upgrade vnic && vnic upgrade
+    vnic upgrade --python /opt/vnic-2/bin/python
+    vnic upgrade --json
+    """
+    with connect(instance) as client:
+        before = client.call("Status")["status"]["pid"]
+        report = client.call("Upgrade", python=os.path.abspath(python) if python else None)["report"]
+    with connect(instance) as client:
+        after = client.call("Status")["status"]["pid"]
+    report = {**report, "worker": {"before": before, "after": after}}
+    report.pop("pid", None)
+    if as_json:
+        print_json(report)
+        return
+    print_table(
+        ["engine", ">blackout ms", ">state bytes", ">packets moved"],
+        [
+            [each["name"], f"{each['blackout_ms']:.2f}", each["state_bytes"], each["packets_moved"]]
+            for each in report["engines"]
+        ],
+    )
+    click.echo(f"worker {after} took over from {before}; it was prepared in {report['brownout_ms']:.0f} ms")

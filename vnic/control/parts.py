@@ -1,0 +1,107 @@
+"""Parts of a runtime: an engine with its switch, and a NIC with its elements."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dataplane.element import Element, Source
+from dataplane.elements.counter import Discard
+from dataplane.elements.l2_switch import L2Switch
+from dataplane.elements.parse import Parse
+from dataplane.engine import Engine
+from dataplane.group import EngineGroup
+from dataplane.guarantee import Guarantee
+from dataplane.port import PortRx
+from dataplane.ports.ring_port import RingPort
+from dataplane.ring import MpscRing
+from shaping.shaper import Shaper
+from vnic.control.chain import Chain, build_chain
+from vnic.control.devices import Device
+from vnic.control.schema import GroupConfig, NicConfig
+
+
+class Home:
+    """An engine with its instance of the switch."""
+
+    def __init__(self, engine: Engine, switch: L2Switch) -> None:
+        self.engine, self.switch = engine, switch
+        self.unused = Discard(name=f"{engine.name}.unused")
+        self.sources: list[Source] = []
+        self.charged: dict[str, int] = {}  # CPU time of elements that are gone, until the accounts take it
+        self.retired = {"received": 0, "generated": 0, "transmitted": 0, "dropped": 0}
+
+    def load(self, sources: list[Source]) -> None:
+        """Makes the engine run what hangs on `sources`; keeps the counts of what it no longer runs."""
+        for name, statistics in self.engine.load(sources):
+            self.charged[name] = self.charged.get(name, 0) + statistics["charged_ns"]
+            for term in ("received", "generated", "transmitted"):
+                self.retired[term] += statistics[term]
+            self.retired["dropped"] += sum(statistics["dropped"].values())
+        self.sources = sources
+
+    def connect(self, number: int, target: Element) -> None:
+        """Leads the switch's gate `number` to `target`, between two batches."""
+
+        def work() -> None:
+            if len(self.switch.outputs) <= number:
+                first = len(self.switch.outputs)
+                self.switch.set_gates(number + 1)
+                for gate in range(first, number):
+                    self.switch.connect(gate, self.unused)
+            self.switch.connect(number, target)
+
+        self.engine.call(work)
+
+    def conservation(self) -> dict[str, Any]:
+        """The terms of the law, from the engine's first packet on."""
+        terms = self.engine.conservation()
+        for term, value in self.retired.items():
+            terms[term] += value
+        into = terms["received"] + terms["generated"]
+        terms["conserved"] = into == terms["transmitted"] + terms["dropped"] + terms["held"]
+        return terms
+
+
+def make_group(name: str, config: GroupConfig) -> EngineGroup:
+    """An engine group as its configuration says."""
+    guarantee = config.guarantee
+    return EngineGroup(
+        name,
+        config.mode,
+        cpus=config.cpus,
+        spin_ns=int(config.spin or 0),
+        slo_ns=int(config.slo),
+        guarantee=None if guarantee is None else Guarantee(int(guarantee.runtime), int(guarantee.period)),
+    )
+
+
+class Attached:
+    """A NIC in the running whole: the device, its home and its elements."""
+
+    def __init__(
+        self, config: NicConfig, number: int, home: int, nic: Device, ring: MpscRing | None, directory: str | None
+    ) -> None:
+        self.config, self.number, self.home, self.nic, self.ring = config, number, home, nic, ring
+        self.watch = nic.watch()
+        name = config.name
+        self.rx = PortRx(nic.port, name=f"{name}.rx")
+        self.egress_shaper = Shaper(config.egress.rate, int(config.egress.queue), name=f"{name}.egress.rate")
+        self.ingress_shaper = Shaper(config.ingress.rate, int(config.ingress.queue), name=f"{name}.ingress.rate")
+        self.ingress: Chain = build_chain(config.ingress.elements, f"{name}.ingress", directory)
+        self.ingress.append(self.ingress_shaper)
+        self.ingress.join(nic.tx)
+        self.egress: Chain = build_chain(config.egress.elements, f"{name}.egress", directory)
+        self.egress.append(self.egress_shaper)
+        assert self.egress.head is not None
+        self.rx >> Parse(name=f"{name}.parse") >> self.egress.head
+        self.sources: list[Source] = [self.rx]
+        if ring is not None:
+            ring_rx = PortRx(RingPort(f"{name}.ring", number, ring, None), name=f"{name}.ring.rx")
+            ring_rx >> self.entry
+            self.sources.append(ring_rx)
+
+    @property
+    def entry(self) -> Element:
+        """Where a frame for this NIC enters."""
+        assert self.ingress.head is not None
+        return self.ingress.head
