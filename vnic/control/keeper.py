@@ -9,8 +9,9 @@ worker, so that the next one - after a crash, or a newer one - finds them as the
     segment/NAME    the packet pool, the MAC table
 
 Two SOCK_SEQPACKET pairs join them. On `calls` the worker asks and waits: Put, Drop, OpenTap, each answered by Done, Opened or Refused.
-On `events` nobody waits: the supervisor sends the inventory (Item...) and Start, later HandOver, Failed, Quit; a worker Ready,
-TookOver, HandedOver, Failed, Stop, Upgrade. One message is one JSON object, at most MESSAGE_BYTES, with at most DESCRIPTORS descriptors.
+On `events` nobody waits: the supervisor sends the inventory (Item...) and Start, later HandOver, Failed, Quit; a worker sends Ready,
+TookOver, HandedOver, Abandon, Failed, Stop, Upgrade. One message is one JSON object, at most MESSAGE_BYTES, with at most DESCRIPTORS
+descriptors.
 """
 
 from __future__ import annotations
@@ -109,6 +110,10 @@ class HandedOver(_Message, frozen=True):
     """From an old worker: every engine is my successor's; I end."""
 
 
+class Abandon(_Message, frozen=True):
+    """From an old worker: end my successor, I go on."""
+
+
 class Failed(_Message, frozen=True):
     """From a worker: I cannot come up. To an old worker: your successor cannot."""
 
@@ -129,7 +134,7 @@ class Upgrade(_Message, frozen=True):
 Call = Put | Drop | OpenTap
 Answer = Done | Opened | Refused
 ToWorker = Item | Start | HandOver | Failed | Quit
-FromWorker = Ready | TookOver | HandedOver | Failed | Stop | Upgrade
+FromWorker = Ready | TookOver | HandedOver | Abandon | Failed | Stop | Upgrade
 
 decode_call = msgspec.json.Decoder(Call).decode
 decode_answer = msgspec.json.Decoder(Answer).decode

@@ -156,6 +156,11 @@ class Server:
     async def start(self, listener: socket.socket) -> None:
         self._server = await asyncio.start_unix_server(self._connected, sock=listener, limit=REQUEST_MOST)
 
+    def stop_accepting(self) -> None:
+        """New clients wait in the listening socket's queue, for whoever accepts them next; `start` with another of it goes on."""
+        if self._server is not None:
+            self._server.close()
+
     async def close(self) -> None:
         """Hangs up on everybody."""
         if self._server is not None:

@@ -247,6 +247,9 @@ class Supervisor:
             while sock.fileno() >= 0 and select.select([sock], [], [], 0)[0]:
                 try:
                     data, descriptors = keeper.receive(sock)
+                except ConnectionResetError:  # it ended without having read all of ours
+                    break
+                try:
                     if not data:
                         break
                     handle(worker, data, descriptors)
@@ -304,6 +307,10 @@ class Supervisor:
                 self._succeed()
             case keeper.HandedOver() if worker is self.worker and self.successor is not None:
                 self._succeed()
+            case keeper.Abandon() if worker is self.worker and self.successor is not None:
+                log.error("the upgrade failed; the worker (pid %d) goes on", worker.pid)
+                self.successor.close()
+                self.successor = None
             case keeper.Failed() as failure:
                 worker.failure = failure
             case keeper.Stop():

@@ -112,8 +112,8 @@ class Worker:
                     self.tell(keeper.Failed(str(error)))
                     os._exit(1)
                 raise
-            server = Server(runtime, self._stop.set, _version(), self._supervisor_status(), self.upgrade)
-            await server.start(self._listener)
+            self._server = server = Server(runtime, self._stop.set, _version(), self._supervisor_status(), self.upgrade)
+            await server.start(self._listener.dup())
             try:
                 self.tell(keeper.TookOver() if self._start.role == "successor" else keeper.Ready())
                 await self._stop.wait()
@@ -143,6 +143,7 @@ class Worker:
             # The new worker's start and brownout: what it builds takes as long as our own start did.
             with await asyncio.wait_for(self._joined, BROWNOUT_S) as other:
                 brownout_ns = time.monotonic_ns() - begin_ns
+                self._server.stop_accepting()
                 report = upgrade.give(runtime, upgrade.Channel(other))
                 self._gave_up = True
         except upgrade.Torn as error:
@@ -154,7 +155,10 @@ class Worker:
         finally:
             self._joined = None
             if not self._gave_up:
+                self.tell(keeper.Abandon())
                 runtime.end_upgrade()
+                self._server.stop_accepting()
+                await self._server.start(self._listener.dup())
         asyncio.get_running_loop().call_soon(self._stop.set)  # once the client has its reply
         return {**report, "brownout_ms": round(brownout_ns / 1e6, 1), "pid": os.getpid()}
 

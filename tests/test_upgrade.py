@@ -1,0 +1,227 @@
+"""Transparent upgrade: nothing lost, nothing noticed; and a new worker that fails at any step does no harm."""
+
+import json
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.support import plain_user
+from tests.support.containers import Container
+from tests.test_command import environment, ping, vnic  # noqa: F401 - a fixture
+from tests.test_supervisor import ECHO, TALK, inside, kill_worker, status
+
+TREE = Path(__file__).parents[1]
+
+# Numbered datagrams at some 3,000 a second until stdin closes; says how many were sent.
+SEND = """
+import select, socket, sys, time
+sender, number = socket.socket(socket.AF_INET, socket.SOCK_DGRAM), 0
+print("begun", flush=True)
+while not select.select([sys.stdin], [], [], 0.0003)[0]:
+    sender.sendto(b"%d" % number, ("10.99.0.2", 7001))
+    number += 1
+sender.sendto(b"-1", ("10.99.0.2", 7001))
+print(number, flush=True)
+"""
+
+# Says how many came, and how many of them out of order.
+RECEIVE = """
+import socket
+receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+receiver.bind(("10.99.0.2", 7001))
+receiver.settimeout(30)
+print("ready", flush=True)
+seen, wrong, last = 0, 0, -1
+while (number := int(receiver.recv(64))) >= 0:
+    seen, wrong, last = seen + 1, wrong + (number <= last), number
+print(seen, wrong, flush=True)
+"""
+
+
+@pytest.fixture
+def two(environment, tmp_path, leak_check):  # noqa: F811
+    """Containers a and b on two engines, a shaped."""
+    with Container() as a, Container() as b:
+        nics = {
+            name: {"pid": box.pid, "interface": "eth0", "addresses": [f"10.99.0.{number + 1}/24"], "engine": number}
+            for number, (name, box) in enumerate({"a": a, "b": b}.items())
+        }
+        nics["a"]["egress"] = {"rate": "50mbit", "elements": ["Counter"]}
+        (tmp_path / "net.yaml").write_text(json.dumps({"engines": 2, "nics": nics}))
+        vnic(environment, "up", "-d", str(tmp_path / "net.yaml"))
+        try:
+            yield a, b
+        finally:
+            with suppress(AssertionError):
+                vnic(environment, "down")
+
+
+class Traffic:
+    """Datagrams and a conversation by TCP from a to b, from `with` to its end; then nothing may be missing."""
+
+    def __init__(self, a, b):
+        self.receiver, self.server = inside(b, RECEIVE), inside(b, ECHO)
+        assert self.receiver.stdout.readline() == "ready\n" and self.server.stdout.readline() == "ready\n"
+        self.sender, self.client = inside(a, SEND), inside(a, TALK)
+        assert self.sender.stdout.readline() == "begun\n" and self.client.stdout.readline() == "connected\n"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        self.sent = int(self.sender.communicate("\n", timeout=30)[0])
+        self.exchanged = self.client.communicate("\n", timeout=30)[0].split()
+        self.seen, self.wrong = map(int, self.receiver.communicate(timeout=40)[0].split())
+        self.server.communicate(timeout=10)
+
+
+def counters(env):
+    """Everything that is counted, by name."""
+    found = json.loads(vnic(env, "stats", "--json"))
+    each = {
+        (element["name"], key): value
+        for engine in found["engines"]
+        for element in engine["elements"]
+        for key, value in {**element, **element["counters"], **element["dropped"]}.items()
+        if isinstance(value, int) and key not in ("held", "queue_bytes")
+    }
+    queues = {(nic["name"], number, key): value for nic in found["nics"] for number, queue in enumerate(nic["queues"])
+              for key, value in queue.items()}  # fmt: skip
+    return each | queues
+
+
+def entries(env):
+    return {(entry["mac"], entry["nic"]) for entry in status(env)["switch"]["entries"]}
+
+
+def test_nobody_notices(environment, two):  # noqa: F811
+    a, b = two
+    ping(a, "10.99.0.2")
+    learned = entries(environment)
+    assert len(learned) == 2
+    with Traffic(a, b) as traffic:
+        for _ in range(4):
+            before, counted = status(environment), counters(environment)
+            report = json.loads(vnic(environment, "upgrade", "--json"))
+            after, counted_then = status(environment), counters(environment)
+            assert report["worker"] == {"before": before["pid"], "after": after["pid"]} and before["pid"] != after["pid"]
+            assert [each["name"] for each in report["engines"]] == ["e0", "e1"]
+            assert 0 < report["blackout_ms"] < 1000 and report["brownout_ms"] > report["blackout_ms"]
+            assert not {
+                key: (value, counted_then.get(key)) for key, value in counted.items() if counted_then.get(key, -1) < value
+            }
+            assert entries(environment) == learned
+            assert after["supervisor"]["restarts"] == 0
+    assert (traffic.seen, traffic.wrong) == (traffic.sent, 0) and traffic.sent > 1000
+    assert int(traffic.exchanged[0]) > 100
+    assert status(environment)["conserved"]
+
+
+def test_packets_in_a_shaper_come_along(environment, two):  # noqa: F811
+    a, b = two
+    ping(a, "10.99.0.2")
+    vnic(environment, "rate", "a", "--egress", "20kbit")
+    receiver = inside(b, RECEIVE)
+    assert receiver.stdout.readline() == "ready\n"
+    a.python("import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+             "for n in [*range(100), -1]: s.sendto(b'%d' % n, ('10.99.0.2', 7001))")  # fmt: skip
+    report = json.loads(vnic(environment, "upgrade", "--json"))
+    assert sum(each["packets_moved"] for each in report["engines"]) > 30
+    assert receiver.communicate(timeout=30)[0].split() == ["100", "0"]
+    assert status(environment)["conserved"]
+
+
+def test_what_was_changed_live_comes_along(environment, two):  # noqa: F811
+    with Container() as c:
+        vnic(environment, "attach", "tap", "c", "--pid", str(c.pid), "--interface", "eth0", "--address", "10.99.0.3/24")
+        vnic(environment, "rate", "a", "--egress", "none", "--ingress", "7mbit")
+        vnic(environment, "link", "b", "down")
+        vnic(environment, "group", "default", "--mode", "compacting")
+        ping(c, "10.99.0.1")
+        kept = ("name", "number", "engine", "mac", "link", "egress_bps", "ingress_bps")
+        before = [[nic[key] for key in kept] for nic in status(environment)["nics"]]
+        vnic(environment, "upgrade")
+        assert [[nic[key] for key in kept] for nic in status(environment)["nics"]] == before
+        ping(c, "10.99.0.1")
+        # A worker that dies after an upgrade is replaced from the same books.
+        kill_worker(environment)
+        assert [[nic[key] for key in kept] for nic in status(environment)["nics"]] == before
+        ping(c, "10.99.0.1")
+        vnic(environment, "detach", "c")
+        assert c.interfaces() == [] and status(environment)["conserved"]
+
+
+@pytest.fixture
+def faulty(tmp_path):
+    """A Python whose vnic fails at a step."""
+
+    def make(fault):
+        script = tmp_path / "python"
+        path = f"{TREE / 'tests' / 'faulty_site'}:{TREE}"
+        script.write_text(f"#!/bin/sh\nPYTHONPATH={path} VNIC_TEST_FAULT='{fault}' exec {sys.executable} \"$@\"\n")
+        script.chmod(0o755)
+        return str(script)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("step", "how"),
+    [
+        ("start", "dies"),
+        *((step, how) for step in ("brownout", "first-load", "second-load", "control") for how in ("raises", "dies")),
+    ],
+)
+def test_a_new_worker_that_fails_does_no_harm(environment, two, faulty, step, how):  # noqa: F811
+    a, b = two
+    before = status(environment)
+    with Traffic(a, b) as traffic:
+        said = vnic(environment, "upgrade", "--python", faulty(f"{step} {how}"), status=1)
+        # One that dies when an engine is its own already is a crash of both; any other failure leaves everything as it was.
+        torn = how == "dies" and step in ("second-load", "control")
+        if torn:
+            while (after := status(environment))["pid"] == before["pid"]:
+                pass
+        after = status(environment)
+        assert after["supervisor"]["restarts"] == torn
+        assert (after["pid"] == before["pid"]) is not torn
+        ping(a, "10.99.0.2")
+    assert torn or (traffic.seen, traffic.wrong) == (traffic.sent, 0), said
+    assert int(traffic.exchanged[0]) > 20  # the connection lives
+    assert torn or "this worker goes on" in said or "failed on purpose" in said or "worker is gone" in said
+    assert status(environment)["conserved"]
+    vnic(environment, "upgrade")
+    ping(a, "10.99.0.2")
+
+
+def test_a_new_worker_that_hangs_is_given_up(environment, two, faulty):  # noqa: F811
+    a, _ = two
+    before = status(environment)["pid"]
+    said = vnic(environment, "upgrade", "--python", faulty("first-load hangs"), status=1)
+    assert "does not answer" in said
+    assert status(environment)["pid"] == before
+    ping(a, "10.99.0.2")
+    vnic(environment, "upgrade")
+    assert status(environment)["pid"] != before
+
+
+def test_an_upgrade_to_nothing(environment, two, tmp_path):  # noqa: F811
+    (tmp_path / "no-python").write_text("#!/bin/sh\nexit 3\n")
+    (tmp_path / "no-python").chmod(0o755)
+    assert "exit status 3" in vnic(environment, "upgrade", "--python", str(tmp_path / "no-python"), status=1)
+    assert "does not exist" in vnic(environment, "upgrade", "--python", str(tmp_path / "nothing"), status=2)
+    ping(two[0], "10.99.0.2")
+    assert os.path.exists(f"/proc/{status(environment)['pid']}")
+
+
+@pytest.mark.again
+@pytest.mark.root
+@pytest.mark.timeout(240)
+def test_all_of_this_as_a_plain_user():
+    done = plain_user.run_pytest("tests/test_upgrade.py", timeout_s=220)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert "passed" in done.stdout
