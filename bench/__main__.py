@@ -162,6 +162,36 @@ def modes(rounds: int, seconds: float, as_json: bool) -> None:
         print(f"plot: {plot}")
 
 
+def _faults(kind: str, rounds: int, as_json: bool, title: str) -> None:
+    from bench import faults
+
+    _need_root()
+    result = (faults.crash if kind == "crash" else faults.upgrade)(rounds)
+    path = report.save(kind, result)
+    plot = faults.plot(result, path.with_suffix(".png"), title)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        faults.show(_console(), result, title)
+        print(f"plot: {plot}")
+
+
+@main.command()
+@click.option("--rounds", type=click.IntRange(1, 1000), default=50, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+def crash(rounds: int, as_json: bool) -> None:
+    """The worker killed with SIGKILL under 100,000 datagrams a second and a TCP stream. Needs root."""
+    _faults("crash", rounds, as_json, "Silence at the receiver after kill -9 of the worker")
+
+
+@main.command()
+@click.option("--rounds", type=click.IntRange(1, 1000), default=50, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+def upgrade(rounds: int, as_json: bool) -> None:
+    """`vnic upgrade` under 100,000 datagrams a second and a TCP stream. Needs root."""
+    _faults("upgrade", rounds, as_json, "Longest blackout of an engine in each upgrade")
+
+
 def run() -> None:
     """Exit status: 0 done, 2 asked for something impossible, 1 failed, 130 interrupted."""
     interrupts.install()

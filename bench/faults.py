@@ -1,0 +1,244 @@
+"""Faults and upgrades under load: what traffic between two containers sees when the worker is killed, or replaced on purpose.
+
+Two engines, two pairs of NICs. Over one pair go numbered datagrams, PPS a second; over the other a TCP stream, shaped to TCP_RATE so that a
+shaper always holds packets. Each round does it once, after a pause of random length.
+"""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench import machine
+from bench.errors import BenchError
+from bench.probes import BIN, compile_probes
+from bench.probes import run as run_tool
+from bench.report import show_machine
+from bench.space import Space, sweep, wait_for
+from bench.tap import rounded, say
+
+PPS = 100_000
+TCP_RATE = "300mbit"
+PAUSE_S = (0.2, 0.6)
+CRASH_PAUSE_S = (3.2, 4.0)  # longer than the supervisor takes to trust a worker again: a crash loop is not what is measured
+LIMIT_S = 3600
+ROOT = Path(__file__).parents[1]
+Json = dict[str, Any]
+
+
+class Instance:
+    """A vnic between the two namespaces of a space, under load."""
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        self.environment = {"PYTHONPATH": str(ROOT), "VNIC_RUNTIME_DIR": str(space.directory)}
+        nics = "".join(
+            f"  {name}{number}: {{netns: {space.path(end)}, interface: t{number}, engine: {(number + host) % 2}, "
+            f"addresses: [10.9{number}.0.{host}/24]{f', egress: {{rate: {TCP_RATE}}}' if number and name == 'a' else ''}}}\n"
+            for host, (name, end) in enumerate((("a", space.a), ("b", space.b)), 1)
+            for number in (0, 1)
+        )
+        file = space.directory / "vnic.yaml"
+        file.write_text(f"engines: 2\nnics:\n{nics}")
+        command = [sys.executable, "-m", "vnic.cli.main", "up", str(file)]
+        self.supervisor = space.start(command, **self.environment)
+        wait_for(lambda: (space.directory / "default.sock").exists() and self._is_up(), 20, "vnic did not come up")
+        arguments = [space.path(space.a), space.path(space.b), "10.90.0.2", str(PPS), str(LIMIT_S), "10.91.0.2"]
+        self.load = subprocess.Popen([str(BIN / "sequence"), *arguments], stdout=subprocess.PIPE, text=True)
+
+    def _is_up(self) -> bool:
+        if self.supervisor.poll() is not None:
+            raise BenchError(self.space.complaint(self.supervisor))
+        counted = run_tool(["ip", "-n", self.space.b, "-brief", "-4", "address"])
+        return counted.count(" 10.9") == 2
+
+    def vnic(self, *words: str) -> Json:
+        """A command's answer. Raises BenchError."""
+        command = [sys.executable, "-m", "vnic.cli.main", *words, "--json"]
+        done = subprocess.run(command, env={**os.environ, **self.environment}, capture_output=True, text=True, timeout=120)
+        if done.returncode:
+            raise BenchError(f"vnic {' '.join(words)}: {done.stderr.strip()}")
+        found: Json = json.loads(done.stdout)
+        return found
+
+    def finish(self) -> Json:
+        """Ends the load and returns what it saw."""
+        self.load.send_signal(signal.SIGTERM)
+        out, _ = self.load.communicate(timeout=30)
+        found: Json = json.loads(out)
+        return found
+
+    def close(self) -> None:
+        if self.load.poll() is None:
+            self.load.kill()
+        self.load.wait()
+
+
+def _counters(stats: Json) -> dict[tuple[str, str], int]:
+    """Whatever only grows."""
+    found = {
+        (element["name"], key): value
+        for engine in stats["engines"]
+        for element in engine["elements"]
+        for key, value in {**element, **element["dropped"]}.items()
+        if isinstance(value, int) and key != "held"
+    }
+    for nic in stats["nics"]:
+        found |= {(nic["name"], f"{number} {key}"): v for number, queue in enumerate(nic["queues"]) for key, v in queue.items()}
+    return found
+
+
+def _entries(status: Json) -> set[tuple[str, str]]:
+    return {(entry["mac"], entry["nic"]) for entry in status["switch"]["entries"]}
+
+
+def _run(rounds: int, pause_s: tuple[float, float], act: Callable[[Instance, int], Json]) -> tuple[list[Json], Json, Json]:
+    """What each round reported, what the load saw, the last status."""
+    compile_probes()
+    sweep()
+    with Space() as space:
+        instance = Instance(space)
+        try:
+            time.sleep(1.0)  # the stream opens its window
+            reports = []
+            for number in range(rounds):
+                reports.append(act(instance, number))
+                figures = {key: value for key, value in reports[-1].items() if key.endswith("ms") or key == "restarts"}
+                say(f"round {number + 1}/{rounds} " + " ".join(f"{key}={value}" for key, value in figures.items()))
+                time.sleep(random.uniform(*pause_s))
+            status = instance.vnic("status")
+            return reports, instance.finish(), status
+        finally:
+            instance.close()
+
+
+def _quantiles(values: list[float]) -> Json:
+    ordered = sorted(values)
+    if not ordered:
+        return {"p50": None, "p99": None, "max": None}
+    p99 = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
+    return {"p50": rounded(statistics.median(ordered)), "p99": rounded(p99), "max": rounded(ordered[-1])}
+
+
+def _gap_after(load: Json, begin_ns: int, end_ns: int) -> Json:
+    """The longest silence that ended in the span, and what was lost in it."""
+    inside = [gap for gap in load["gaps"] if begin_ns <= gap[0] <= end_ns]
+    return dict(zip(("at_ns", "ms", "lost"), max(inside, key=lambda gap: gap[1], default=[0, 0.0, 0]), strict=True))
+
+
+def crash(rounds: int) -> Json:
+    """kill -9 of the worker, again and again. Raises BenchError."""
+    described = machine.describe()
+
+    def act(instance: Instance, number: int) -> Json:
+        before = instance.vnic("status")
+        begin_ns = time.monotonic_ns()
+        os.kill(before["pid"], signal.SIGKILL)
+        while (after := instance.vnic("status"))["pid"] == before["pid"]:
+            pass
+        return {"begin_ns": begin_ns, "end_ns": time.monotonic_ns(), "restarts": after["supervisor"]["restarts"]}
+
+    reports, load, status = _run(rounds, CRASH_PAUSE_S, act)
+    gaps = [_gap_after(load, report["begin_ns"], report["end_ns"] + 1_000_000_000) for report in reports]
+    return {
+        "rounds": rounds,
+        "lost": load["lost"],
+        "lost_in_gaps": int(sum(gap["lost"] for gap in gaps)),
+        "overrun": load["overrun"],
+        "resets": load["resets"],
+        "damaged": load["damaged"],
+        "reordered": load["reordered"],
+        "sent": load["sent"],
+        "survived": sum(gap["ms"] > 0 for gap in gaps),
+        "nics": len(status["nics"]),
+        "conserved": status["conserved"],
+        "gap_ms": _quantiles([gap["ms"] for gap in gaps]),
+        "series_ms": [gap["ms"] for gap in gaps],
+        "machine": described,
+    }
+
+
+def upgrade(rounds: int) -> Json:
+    """`vnic upgrade`, again and again. Raises BenchError."""
+    described = machine.describe()
+    broken: dict[str, int] = {"mac_table": 0, "counters": 0}
+
+    def act(instance: Instance, number: int) -> Json:
+        counted, learned = _counters(instance.vnic("stats")), _entries(instance.vnic("status"))
+        begin_ns = time.monotonic_ns()
+        report = instance.vnic("upgrade")
+        end_ns = time.monotonic_ns()
+        now, entries = _counters(instance.vnic("stats")), _entries(instance.vnic("status"))
+        broken["counters"] += any(now.get(key, -1) < value for key, value in counted.items())
+        broken["mac_table"] += not learned <= entries
+        moved = sum(each["packets_moved"] for each in report["engines"])
+        size = sum(each["state_bytes"] for each in report["engines"])
+        return {"begin_ns": begin_ns, "end_ns": end_ns, "blackout_ms": report["blackout_ms"], "brownout_ms": report["brownout_ms"],
+                "packets_moved": moved, "state_bytes": size, "engines": report["engines"]}  # fmt: skip
+
+    reports, load, status = _run(rounds, PAUSE_S, act)
+    gaps = [_gap_after(load, report["begin_ns"], report["end_ns"]) for report in reports]
+    return {
+        "rounds": rounds,
+        "lost": load["lost"] - load["overrun"],
+        "overrun": load["overrun"],
+        "resets": load["resets"],
+        "damaged": load["damaged"],
+        "reordered": load["reordered"],
+        "sent": load["sent"],
+        "tcp_gbytes": rounded(load["tcp_bytes"] / 1e9),
+        "blackout_ms": _quantiles([each["blackout_ms"] for report in reports for each in report["engines"]]),
+        "gap_ms": _quantiles([gap["ms"] for gap in gaps]),
+        "brownout_ms": _quantiles([report["brownout_ms"] for report in reports]),
+        "packets_moved": sum(report["packets_moved"] for report in reports),
+        "state_bytes": max(report["state_bytes"] for report in reports),
+        "discontinuous": broken,
+        "restarts": status["supervisor"]["restarts"],
+        "conserved": status["conserved"],
+        "series_ms": [report["blackout_ms"] for report in reports],
+        "machine": described,
+    }
+
+
+def show(console: Console, result: Json, title: str) -> None:
+    """A table of what there is."""
+    show_machine(console, result["machine"])
+    table = Table(title=title)
+    table.add_column("")
+    table.add_column("", justify="right")
+    for key, value in result.items():
+        if key in ("machine", "series_ms"):
+            continue
+        text = ", ".join(f"{name} {each}" for name, each in value.items()) if isinstance(value, dict) else str(value)
+        table.add_row(key, text)
+    console.print(table)
+
+
+def plot(result: Json, path: Path, title: str) -> Path:
+    """Each round's silence or blackout."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(9, 3.6), layout="constrained")
+    axis.bar(range(1, len(result["series_ms"]) + 1), result["series_ms"])
+    axis.set_xlabel("round")
+    axis.set_ylabel("ms")
+    axis.set_title(title)
+    axis.grid(alpha=0.3, axis="y")
+    with contextlib.closing(path.open("wb")) as file:
+        figure.savefig(file, dpi=110)
+    pyplot.close(figure)
+    return path

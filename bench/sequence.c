@@ -1,0 +1,227 @@
+/* What a fault on a path does to traffic: numbered datagrams at a steady rate, and one TCP stream whose content is checked.
+ *
+ * usage: sequence SENDER_NETNS RECEIVER_NETNS ADDRESS PPS SECONDS [TCP_ADDRESS]
+ * Sends PPS datagrams of 22 bytes (64-byte frames) a second; those that are due together, TICK_NS apart at least. With TCP_ADDRESS, also
+ * a stream to that address, of 64-bit numbers that count up. Everything ends after SECONDS, or at SIGTERM.
+ * Prints {"sent", "received", "lost", "reordered", "overrun" (lost in the receiver's own socket), "resets" (of the stream), "damaged"
+ * (numbers of it that were not the next), "tcp_bytes", "longest_ms", "gaps": [[at_ns, ms, lost], ...]}: silences of GAP_NS and more at the
+ * receiver, by CLOCK_MONOTONIC at their end. */
+#include "common.h"
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <stdatomic.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+
+enum { PAYLOAD = 22, BURST = 64, TICK_NS = 50000, GAP_NS = 2000000, GAPS = 4096, QUIET_MS = 500, CHUNK = 8192 };
+
+static atomic_int over;
+
+static void on_term(int number)
+{
+    (void)number;
+    over = 1;
+}
+
+static struct {
+    uint64_t sent, resets, damaged, tcp_bytes;
+} *shared; /* the sender's and the stream's books: other processes, since a process is in one namespace */
+
+static void send_numbers(const struct sockaddr_in *to, double pps, uint64_t end)
+{
+    uint8_t payloads[BURST][PAYLOAD] = { { 0 } };
+    struct iovec parts[BURST];
+    struct mmsghdr messages[BURST];
+    memset(messages, 0, sizeof messages);
+    for (int i = 0; i < BURST; i++) {
+        parts[i] = (struct iovec){ payloads[i], PAYLOAD };
+        messages[i].msg_hdr.msg_iov = &parts[i];
+        messages[i].msg_hdr.msg_iovlen = 1;
+    }
+    int s = socket(AF_INET, SOCK_DGRAM, 0);
+    if (s < 0 || connect(s, (const struct sockaddr *)to, sizeof *to))
+        die("sender");
+    prctl(PR_SET_TIMERSLACK, 1);
+    uint64_t began = now_ns(), number = 0, now;
+    while (!over && (now = now_ns()) < end) {
+        uint64_t due = (uint64_t)(pps * (double)(now - began) / 1e9);
+        if (due == number) {
+            struct timespec pause = { 0, TICK_NS };
+            nanosleep(&pause, NULL);
+            continue;
+        }
+        int wanted = due - number < BURST ? (int)(due - number) : BURST;
+        for (int i = 0; i < wanted; i++) {
+            uint64_t each = number + (uint64_t)i;
+            memcpy(payloads[i], &each, sizeof each);
+        }
+        int n = sendmmsg(s, messages, (unsigned)wanted, 0);
+        if (n > 0)
+            number += (uint64_t)n; /* what was refused goes with the next burst: only the path may lose */
+        shared->sent = number;
+    }
+    _exit(0);
+}
+
+static void stream_out(const struct sockaddr_in *to)
+{
+    static uint64_t chunk[CHUNK];
+    uint64_t number = 0;
+    int s = socket(AF_INET, SOCK_STREAM, 0);
+    if (s < 0 || connect(s, (const struct sockaddr *)to, sizeof *to)) {
+        shared->resets++;
+        _exit(1);
+    }
+    while (!over) {
+        for (int i = 0; i < CHUNK; i++)
+            chunk[i] = number++;
+        for (size_t done = 0; done < sizeof chunk;) {
+            ssize_t n = send(s, (char *)chunk + done, sizeof chunk - done, MSG_NOSIGNAL);
+            if (n <= 0) {
+                if (!over)
+                    shared->resets++;
+                _exit(1);
+            }
+            done += (size_t)n;
+        }
+    }
+    _exit(0);
+}
+
+static void stream_in(int listener)
+{
+    static char chunk[CHUNK * 8 + 8];
+    uint64_t expected = 0, each;
+    size_t rest = 0;
+    int s = accept(listener, NULL, NULL);
+    while (s >= 0 && !over) {
+        ssize_t n = read(s, chunk + rest, sizeof chunk - rest);
+        if (n <= 0) {
+            if (!over)
+                shared->resets++;
+            break;
+        }
+        shared->tcp_bytes += (uint64_t)n;
+        size_t have = rest + (size_t)n, at = 0;
+        for (; have - at >= 8; at += 8, expected++) {
+            memcpy(&each, chunk + at, 8);
+            if (each != expected) {
+                shared->damaged++;
+                expected = each;
+            }
+        }
+        rest = have - at;
+        memmove(chunk, chunk + at, rest);
+    }
+    _exit(0);
+}
+
+static int bound(int type, struct sockaddr_in *here)
+{
+    socklen_t length = sizeof *here;
+    int s = socket(AF_INET, type, 0);
+    if (s < 0 || bind(s, (struct sockaddr *)here, sizeof *here) || getsockname(s, (struct sockaddr *)here, &length))
+        die("receiver's address");
+    return s;
+}
+
+int main(int argc, char **argv)
+{
+    struct sockaddr_in here = { .sin_family = AF_INET }, there = { .sin_family = AF_INET };
+    double pps = argc >= 6 ? atof(argv[4]) : 0, seconds = argc >= 6 ? atof(argv[5]) : 0;
+    if ((argc != 6 && argc != 7) || pps <= 0 || seconds <= 0 || !inet_aton(argv[3], &here.sin_addr)
+        || (argc == 7 && !inet_aton(argv[6], &there.sin_addr))) {
+        fprintf(stderr, "usage: sequence SENDER_NETNS RECEIVER_NETNS ADDRESS PPS SECONDS [TCP_ADDRESS]\n");
+        return 2;
+    }
+    end_with_parent();
+    struct sigaction term = { .sa_handler = on_term }; /* no SA_RESTART: it ends what blocks */
+    sigaction(SIGTERM, &term, NULL);
+    shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (shared == MAP_FAILED)
+        die("mmap");
+    enter_netns(argv[2]);
+    int s = bound(SOCK_DGRAM, &here), on = 1, room = 1 << 25;
+    setsockopt(s, SOL_SOCKET, SO_RCVBUFFORCE, &room, sizeof room);
+    setsockopt(s, SOL_SOCKET, SO_RXQ_OVFL, &on, sizeof on);
+    int listener = argc == 7 ? bound(SOCK_STREAM, &there) : -1;
+    if (listener >= 0 && listen(listener, 1))
+        die("listen");
+    uint64_t end = now_ns() + (uint64_t)(seconds * 1e9);
+    pid_t children[3];
+    int count = 0;
+    for (int job = listener >= 0 ? 0 : 2; job < 3; job++) {
+        if ((children[count] = fork()) == 0) {
+            end_with_parent();
+            if (job == 0)
+                stream_in(listener);
+            enter_netns(argv[1]);
+            if (job == 1)
+                stream_out(&there);
+            send_numbers(&here, pps, end);
+        }
+        if (children[count++] < 0)
+            die("fork");
+    }
+    if (listener >= 0)
+        close(listener);
+
+    static uint8_t data[BURST][64], control[BURST][64];
+    static double gaps[GAPS][3];
+    struct mmsghdr messages[BURST];
+    struct iovec parts[BURST];
+    uint64_t received = 0, highest = 0, reordered = 0, overrun = 0, last = 0, longest = 0;
+    int gap_count = 0, told = 0;
+    struct pollfd ready = { s, POLLIN, 0 };
+    while (poll(&ready, 1, QUIET_MS) != 0 || (!over && now_ns() < end)) {
+        if (over && !told++) /* then what is under way still comes, and after QUIET_MS nothing does */
+            for (int i = 0; i < count; i++)
+                kill(children[i], SIGTERM);
+        memset(messages, 0, sizeof messages);
+        for (int i = 0; i < BURST; i++) {
+            parts[i] = (struct iovec){ data[i], sizeof data[i] };
+            messages[i].msg_hdr = (struct msghdr){ .msg_iov = &parts[i], .msg_iovlen = 1, .msg_control = control[i], .msg_controllen = sizeof control[i] };
+        }
+        int n = recvmmsg(s, messages, BURST, MSG_DONTWAIT, NULL);
+        uint64_t now = now_ns(), number, before = highest;
+        for (int i = 0; i < n; i++) {
+            memcpy(&number, data[i], sizeof number);
+            if (received++ && number <= highest)
+                reordered++;
+            else
+                highest = number;
+            struct cmsghdr *c = CMSG_FIRSTHDR(&messages[i].msg_hdr);
+            if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SO_RXQ_OVFL) {
+                uint32_t lost;
+                memcpy(&lost, CMSG_DATA(c), sizeof lost);
+                overrun = lost;
+            }
+        }
+        if (n > 0) {
+            if (last && now - last > longest)
+                longest = now - last;
+            memcpy(&number, data[0], sizeof number);
+            if (last && now - last >= GAP_NS && gap_count < GAPS) {
+                gaps[gap_count][0] = (double)now;
+                gaps[gap_count][1] = (double)(now - last) / 1e6;
+                gaps[gap_count++][2] = number > before ? (double)(number - before - 1) : 0;
+            }
+            last = now;
+        }
+    }
+    for (int i = 0; i < count; i++)
+        kill(children[i], SIGTERM);
+    for (int i = 0; i < count; i++)
+        waitpid(children[i], NULL, 0);
+    uint64_t sent = shared->sent;
+    printf("{\"sent\": %llu, \"received\": %llu, \"lost\": %lld, \"reordered\": %llu, \"overrun\": %llu, \"resets\": %llu, \"damaged\": %llu,"
+           " \"tcp_bytes\": %llu, \"longest_ms\": %.3f, \"gaps\": [", (unsigned long long)sent, (unsigned long long)received,
+           (long long)(sent - received), (unsigned long long)reordered, (unsigned long long)overrun, (unsigned long long)shared->resets,
+           (unsigned long long)shared->damaged, (unsigned long long)shared->tcp_bytes, (double)longest / 1e6);
+    for (int i = 0; i < gap_count; i++)
+        printf("%s[%.0f, %.3f, %.0f]", i ? ", " : "", gaps[i][0], gaps[i][1], gaps[i][2]);
+    printf("]}\n");
+    return 0;
+}
