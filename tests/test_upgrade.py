@@ -2,6 +2,8 @@
 
 import json
 import os
+import select
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -10,8 +12,9 @@ import pytest
 
 from tests.support import plain_user
 from tests.support.containers import Container
-from tests.test_command import environment, ping, vnic  # noqa: F401 - a fixture
+from tests.test_command import VNIC, environment, ping, vnic  # noqa: F401 - a fixture
 from tests.test_supervisor import ECHO, TALK, inside, kill_worker, status
+from vnic.control.client import Client
 
 TREE = Path(__file__).parents[1]
 
@@ -153,6 +156,54 @@ def test_what_was_changed_live_comes_along(environment, two):  # noqa: F811
         ping(c, "10.99.0.1")
         vnic(environment, "detach", "c")
         assert c.interfaces() == [] and status(environment)["conserved"]
+
+
+def test_clients_stay_connected(environment, two, monkeypatch, tmp_path):  # noqa: F811
+    """One that waits for nothing, one in the middle of a request, one that listens to events: none sees an end."""
+    monkeypatch.setenv("VNIC_RUNTIME_DIR", str(tmp_path))
+    request = b'{"method":"org.vnic.Control.Status"}\0'
+    with Client() as idle, Client() as halfway, Client() as listener, Client() as watcher:
+        assert idle.call("Status")["status"]["pid"] == (before := status(environment)["pid"])
+        halfway._socket.sendall(request[:10])
+        events, watched = listener.stream("Monitor"), watcher.stream("WatchStats", interval_ms=50)
+        next(watched)
+        vnic(environment, "rate", "b", "--egress", "10mbit")
+        assert next(events)["event"].items() >= {"event": "rate", "nic": "b", "egress_bps": 10_000_000}.items()
+        vnic(environment, "upgrade")
+        after = idle.call("Status")["status"]["pid"]
+        assert after != before
+        halfway._socket.sendall(request[10:])
+        assert json.loads(halfway._message())["parameters"]["status"]["pid"] == after
+        assert next(events)["event"].items() >= {"event": "worker", "pid": after, "role": "successor"}.items()
+        vnic(environment, "link", "a", "down")
+        assert next(events)["event"].items() >= {"event": "link", "nic": "a", "link": "down"}.items()
+        for _ in range(5):
+            assert next(watched)["stats"]["nics"]
+
+
+def test_monitor(environment, two):  # noqa: F811
+    monitor = subprocess.Popen([*VNIC, "monitor", "--json"], env=environment, cwd=TREE, stdout=subprocess.PIPE, text=True)
+    try:
+        while not (status(environment)["nics"] and monitor.poll() is None and _listens(environment, monitor)):
+            pass
+        vnic(environment, "rate", "a", "--egress", "1mbit")
+        seen = []
+        while not seen or seen[-1]["event"] != "drops":  # what was dropped before somebody listened is no event
+            two[0].python("import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+                          "for _ in range(1000): s.sendto(bytes(1000), ('10.99.0.2', 9))")  # fmt: skip
+            while select.select([monitor.stdout], [], [], 0.5)[0]:
+                seen.append(json.loads(monitor.stdout.readline()))
+        assert any({"event": "rate", "nic": "a", "egress_bps": 1_000_000}.items() <= event.items() for event in seen)
+        assert seen[-1]["element"] == "a.egress.rate" and seen[-1]["packets"] > 10
+    finally:
+        monitor.terminate()
+        monitor.communicate()
+
+
+def _listens(env, monitor):
+    """Whether the monitor has its first event: we make some until it has."""
+    vnic(env, "rate", "b", "--egress", "none")
+    return bool(select.select([monitor.stdout], [], [], 0.2)[0])
 
 
 @pytest.fixture

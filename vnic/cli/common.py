@@ -48,6 +48,14 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
+def print_line(value: Any) -> None:
+    """One object a line, at once: for streams."""
+    import sys
+
+    click.echo(json.dumps(value))
+    sys.stdout.flush()
+
+
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "", file: IO[str] | None = None) -> None:
     """A table for people. A column whose name begins with > is aligned right."""
     import sys

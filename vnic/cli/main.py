@@ -29,6 +29,7 @@ COMMANDS = {
     "stats": ("vnic.cli.show", "Show counters, per queue and element."),
     "accounts": ("vnic.cli.groups", "Show CPU time and memory by NIC."),
     "group": ("vnic.cli.groups", "Change how engines get CPU time, live."),
+    "monitor": ("vnic.cli.show", "Show what happens, as it happens."),
     "capture": ("vnic.cli.capture", "Capture what passes a NIC or an element, live."),
     "graph": ("vnic.cli.show", "Show what packets pass, as text or a picture."),
     "replay": ("vnic.cli.replay", "Put captures through a configuration in virtual time."),

@@ -1,4 +1,4 @@
-"""`vnic status`, `vnic stats`, `vnic graph`."""
+"""`vnic status`, `vnic stats`, `vnic monitor`, `vnic graph`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from vnic.cli.common import connect, instance_option, json_option, print_json, print_table
+from vnic.cli.common import connect, instance_option, json_option, print_json, print_line, print_table
 
 
 def _rate(bps: int | None) -> str | None:
@@ -81,9 +81,10 @@ def status(instance: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("name", required=False)
+@click.option("--watch", metavar="TIME", help="Again and again, at this interval, such as 1s.")
 @instance_option
 @json_option
-def stats(name: str | None, instance: str, as_json: bool) -> None:
+def stats(name: str | None, watch: str | None, instance: str, as_json: bool) -> None:
     """Show counters of each queue, and of each element with its drops by reason; of the NIC called NAME only, if given.
 
     Received is what the container sent, transmitted what it got.
@@ -91,10 +92,50 @@ def stats(name: str | None, instance: str, as_json: bool) -> None:
     \b
     vnic stats
     vnic stats web
+    vnic stats web --watch 500ms
     vnic stats web --json
     """
+    if watch is None:
+        with connect(instance) as client:
+            _show_stats(client.call("Stats", name=name)["stats"], as_json)
+        return
+    from dataplane.units import parse_time
+
+    interval_ms = parse_time(watch) // 1_000_000
     with connect(instance) as client:
-        found = client.call("Stats", name=name)["stats"]
+        for reply in client.stream("WatchStats", name=name, interval_ms=interval_ms):
+            if as_json:
+                print_line(reply)
+            else:
+                click.clear()
+                _show_stats(reply["stats"], as_json=False)
+
+
+@click.command()
+@instance_option
+@json_option
+def monitor(instance: str, as_json: bool) -> None:
+    """Show what happens, as it happens, until Ctrl-C: NICs attached and detached, rates, links, captures, engines that move to another
+    thread or take too long for a turn, packets that begin to be dropped, workers replaced.
+
+    \b
+    vnic monitor
+    vnic monitor --json | jq -c 'select(.event == "drops")'
+    """
+    import datetime
+
+    with connect(instance) as client:
+        for reply in client.stream("Monitor"):
+            event: dict[str, Any] = reply["event"]
+            if as_json:
+                print_line(event)
+                continue
+            when = datetime.datetime.fromtimestamp(event.pop("time")).strftime("%H:%M:%S.%f")[:-3]
+            what = event.pop("event")
+            click.echo(f"{when} {what:12} " + " ".join(f"{key}={value}" for key, value in event.items() if value is not None))
+
+
+def _show_stats(found: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(found)
         return

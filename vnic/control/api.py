@@ -15,6 +15,7 @@ from dataplane.errors import ConfigError, VnicError
 INTERFACE = "org.vnic.Control"
 SERVICE = "org.varlink.service"
 REQUEST_MOST = 256 * 1024  # bytes of a request
+BACKLOG = 1024  # clients that wait to be let in, also while there is no worker
 REPLY_MOST = 64 * 1024 * 1024  # bytes of a reply: the statistics of a thousand NICs with all their elements, and more
 
 DESCRIPTION = """\
@@ -58,6 +59,13 @@ method StartCapture(point: string, path: string, snaplen: ?int) -> (capture: int
 # Ends a capture of this connection: packets it has, packets it missed because the file did not take them.
 method StopCapture(capture: int) -> (captured: int, missed: int)
 
+# Says what happens, as it happens; call with "more". Events have a name (attached, detached, rate, link, group, capture, engine-moved,
+# overrun, drops, worker), a time (seconds since 1970), and what they are about; "lost" where a listener was too slow for some before.
+method Monitor() -> (event: object)
+
+# Stats again and again; call with "more". interval_ms is at least 10.
+method WatchStats(name: ?string, interval_ms: ?int) -> (time: float, stats: object)
+
 # Detaches everything and ends the daemon; the connection closes when all is gone.
 method Shutdown() -> ()
 
@@ -78,6 +86,7 @@ method GetInterfaceDescription(interface: string) -> (description: string)
 error InterfaceNotFound (interface: string)
 error MethodNotFound (method: string)
 error MethodNotImplemented (method: string)
+error ExpectedMore ()
 error InvalidParameter (parameter: string)
 error PermissionDenied ()
 """

@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import struct
+from collections.abc import Iterator
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
@@ -36,6 +37,9 @@ class Client:
         except (FileNotFoundError, ConnectionRefusedError):
             self._socket.close()
             raise not_running(instance) from None
+        except BlockingIOError:
+            self._socket.close()
+            raise VnicError(f"instance {instance}: too many clients wait to be let in; try again") from None
         except OSError as error:
             self._socket.close()
             raise VnicError(f"instance {instance}: cannot connect: {error.strerror}") from None
@@ -60,6 +64,10 @@ class Client:
             raise VnicError(f"instance {self.instance}: connection lost: {error.strerror}") from None
         except ValueError:
             raise VnicError(f"instance {self.instance}: answers something that is not Varlink") from None
+        return self._checked(method, reply)
+
+    def _checked(self, method: str, reply: dict[str, Any]) -> dict[str, Any]:
+        """The parameters of a reply. Raises what its error means."""
         result = reply.get("parameters") or {}
         match reply.get("error"):
             case None:
@@ -72,6 +80,26 @@ class Client:
                 raise ConfigError(f"{method}: parameter {result.get('parameter')} is not right")
             case error:
                 raise VnicError(f"instance {self.instance}: {method}: {error}")
+
+    def stream(self, method: str, **parameters: Any) -> Iterator[dict[str, Any]]:
+        """Calls a method that replies again and again; an iterator over the replies, without end, which raises as `call` does. The
+        connection serves nothing else then."""
+        given = {key: value for key, value in parameters.items() if value is not None}
+        request = {"method": f"{INTERFACE}.{method}", "parameters": given, "more": True}
+        with suppress(OSError):  # the first reply tells
+            self._socket.sendall(json.dumps(request).encode() + b"\0")
+        return self._replies(method)
+
+    def _replies(self, method: str) -> Iterator[dict[str, Any]]:
+        self._socket.settimeout(None)  # nothing may happen for hours
+        try:
+            while True:
+                reply = json.loads(self._message())
+                yield self._checked(method, reply)
+                if not reply.get("continues"):
+                    return
+        except OSError as error:
+            raise VnicError(f"instance {self.instance}: connection lost: {error.strerror}") from None
 
     def _message(self) -> bytes:
         while (end := self._rest.find(b"\0")) < 0:

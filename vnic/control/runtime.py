@@ -33,6 +33,7 @@ from vnic.control.accounts import Accounts
 from vnic.control.capture import LiveCapture
 from vnic.control.convert import encode_config
 from vnic.control.devices import Devices, TapDevices
+from vnic.control.events import Emit
 from vnic.control.keeper import Keeper
 from vnic.control.parts import Attached, Home, make_group
 from vnic.control.scalars import Rate
@@ -78,6 +79,7 @@ class Runtime:
         keeping: Keeper | None = None,
         role: Literal["first", "crash", "successor"] = "first",
     ) -> None:
+        self.emit: Emit = lambda event, /, **fields: None  # whoever runs this may listen
         self.config = _own(config)
         self._keeping, self._role = keeping, role
         self._loop = loop
@@ -156,6 +158,7 @@ class Runtime:
             status = self._attach(config)
             self.config.nics[config.name] = config
             self._remember()
+            self.emit("attached", nic=config.name, engine=status["engine"])
             return status
 
     def _attach(self, config: NicConfig) -> dict[str, Any]:
@@ -251,6 +254,7 @@ class Runtime:
             if not self._closed:
                 del self.config.nics[name]
                 self._remember()
+                self.emit("detached", nic=name)
 
     def _target_gone(self, attached: Attached) -> None:
         with self._lock:
@@ -274,6 +278,7 @@ class Runtime:
                 way = attached.config.egress if direction == "egress_bps" else attached.config.ingress
                 way.rate = None if rate_bps is None else Rate(rate_bps)
             self._remember()
+            self.emit("rate", nic=name, **limits)
             return self._nic_status(attached)
 
     def start_capture(self, point: str, path: str, snaplen: int = 262144) -> int:
@@ -285,6 +290,7 @@ class Runtime:
             capture.start()
             self._captured += 1
             self._captures[self._captured] = capture
+            self.emit("capture", point=point, state="started")
             return self._captured
 
     def stop_capture(self, number: int) -> dict[str, Any]:
@@ -295,6 +301,7 @@ class Runtime:
                 return self._ended.pop(number, {})
             result = capture.stop()
             self.accounts.retire(capture.nic)
+            self.emit("capture", point=capture.point, state="stopped", captured=result["captured"])
             return result
 
     def set_link(self, name: str, up: bool) -> dict[str, Any]:
@@ -310,6 +317,7 @@ class Runtime:
             attached.nic.set_carrier(up)
             attached.config.link_up = up
             self._remember()
+            self.emit("link", nic=name, link="up" if up else "down")
             return self._nic_status(attached)
 
     def call_at(self, name: str, function: Callable[[], object]) -> None:
@@ -404,6 +412,7 @@ class Runtime:
             group.set_mode(mode or group.mode, cpus=cpus)
             self.config.groups[name].mode, self.config.groups[name].cpus = group.mode.value, group.cpus
             self._remember()
+            self.emit("group", group=name, mode=group.mode.value, cpus=group.cpus)
             return group.status()
 
     def charges(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The control API's server: asyncio, one request after the other, every client bounded.
+"""The control API's server: connections, one request after the other, every client bounded.
 
 A client is whoever can open the socket, and only our own user and root may. Even so nothing it sends may hurt others: requests
 are bounded in size, connections in number and idle time; what cannot be parsed costs its sender the connection, nobody else.
@@ -7,154 +7,67 @@ are bounded in size, connections in number and idle time; what cannot be parsed 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any
 
 import msgspec
 
-from dataplane.errors import ConfigError, VnicError
-from dataplane.units import parse_rate
-from vnic.control.api import DESCRIPTION, INTERFACE, REQUEST_MOST, SERVICE, SERVICE_DESCRIPTION
-from vnic.control.convert import convert_nic
-from vnic.control.scalars import Rate
-from vnic.control.schema import NicConfig, encode_scalar
+from vnic.control.api import BACKLOG, INTERFACE, REQUEST_MOST, SERVICE
+from vnic.control.methods import Call, ErrorReply, Methods, Session, error_reply
+from vnic.control.schema import encode_scalar
 
-CLIENTS_MOST = 64
+CLIENTS_MOST = 256
 IDLE_S = 120.0  # a client that sends nothing, or does not read its reply, for so long is cut off
-
-log = logging.getLogger("vnic")
-
-
-class Controllable(Protocol):
-    """What the server needs of vnic.control.runtime.Runtime."""
-
-    def attach(self, config: NicConfig, /) -> dict[str, Any]: ...
-    def detach(self, name: str, /) -> None: ...
-    def set_rate(self, name: str, /, **limits: int | None) -> dict[str, Any]: ...
-    def set_link(self, name: str, up: bool, /) -> Any: ...
-    def set_group(self, name: str, mode: str | None = None, cpus: list[int] | None = None, /) -> dict[str, Any]: ...
-    def charges(self) -> dict[str, Any]: ...
-    def start_capture(self, point: str, path: str, snaplen: int, /) -> int: ...
-    def stop_capture(self, number: int, /) -> dict[str, Any]: ...
-    def status(self) -> dict[str, Any]: ...
-    def stats(self, name: str | None = None, /) -> dict[str, Any]: ...
-    def graph(self, style: Literal["text", "dot", "json"] = "text", /) -> str: ...
+PIECE = 1 << 16
 
 
-class Call(msgspec.Struct):
-    """A request. Further members (more, upgrade) are for features that no method here has."""
+class Connection:
+    """A client that is being served."""
 
-    method: str
-    parameters: dict[str, Any] = {}
-    oneway: bool = False
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, session: Session, begun: bytes) -> None:
+        self.reader, self.writer, self.session = reader, writer, session
+        self.buffer = bytearray(begun)  # what came and is not answered: part of a request, and those that were sent ahead
+        self.streaming = b""  # the request whose replies go on
+        self.task: asyncio.Task[None] | None = None
 
+    async def request(self) -> bytes | None:
+        """The next request without its NUL, None at the end. Raises ErrorReply, TimeoutError, OSError."""
+        looked = 0
+        while (end := self.buffer.find(b"\0", looked)) < 0:
+            looked = len(self.buffer)
+            if looked > REQUEST_MOST:
+                # Where the next request would begin is anybody's guess.
+                raise ErrorReply(f"{SERVICE}.InvalidParameter", parameter="message")
+            # Whoever captures has nothing to say for hours.
+            data = await asyncio.wait_for(self.reader.read(PIECE), None if self.session.captures else IDLE_S)
+            if not data:
+                return None
+            self.buffer += data
+        request = bytes(self.buffer[:end])
+        del self.buffer[: end + 1]
+        return request
 
-class ErrorReply(Exception):  # noqa: N818 - a Varlink error is a reply
-    def __init__(self, error: str, **parameters: Any) -> None:
-        super().__init__(error)
-        self.reply = {"error": error, "parameters": parameters}
-
-
-class _Parameters(msgspec.Struct, forbid_unknown_fields=True):
-    pass
-
-
-class Named(_Parameters):
-    name: str
-
-
-class Attach(Named):
-    nic: dict[str, Any]
-
-
-class Stats(_Parameters):
-    name: str | None = None
-
-
-class Graph(_Parameters):
-    format: Literal["text", "dot", "json"] = "text"
-
-
-class SetRate(Named):
-    egress: str | None = None
-    ingress: str | None = None
-
-
-class SetLink(Named):
-    up: bool
-
-
-class SetGroup(Named):
-    mode: Literal["dedicated", "spreading", "compacting"] | None = None
-    cpus: Annotated[list[Annotated[int, msgspec.Meta(ge=0, le=4095)]], msgspec.Meta(min_length=1)] | None = None
-
-
-class Upgrade(_Parameters):
-    python: str = ""
-
-
-class StartCapture(_Parameters):
-    point: str
-    path: str
-    snaplen: Annotated[int, msgspec.Meta(ge=1, le=262144)] = 262144
-
-
-class StopCapture(_Parameters):
-    capture: int
-
-
-class Interface(_Parameters):
-    interface: str
-
-
-def parse_limit(text: str) -> int | None:
-    """bit/s of a rate, None of "none". Raises ConfigError."""
-    return None if text == "none" else int(Rate(parse_rate(text)))
+    async def reply(self, message: dict[str, Any]) -> None:
+        """Raises TimeoutError where the client does not read, OSError where it is gone."""
+        self.writer.write(msgspec.json.encode(message, enc_hook=encode_scalar) + b"\0")
+        await asyncio.wait_for(self.writer.drain(), IDLE_S)
 
 
 class Server:
-    """Serves `runtime`; `on_shutdown` is called once a client asked for the end and has its reply. `supervisor`: what Status
-    says of it. `upgrade` replaces this process."""
+    """Serves `methods` on a listening socket."""
 
-    def __init__(
-        self,
-        runtime: Controllable,
-        on_shutdown: Callable[[], None],
-        version: str,
-        supervisor: dict[str, Any] | None = None,
-        upgrade: Callable[[str], Awaitable[dict[str, Any]]] | None = None,
-    ) -> None:
-        self._runtime = runtime
-        self._on_shutdown = on_shutdown
-        self._version = version
-        self._upgrade = upgrade
-        self._writers: set[asyncio.StreamWriter] = set()
+    def __init__(self, methods: Methods) -> None:
+        self._methods = methods
+        self._connections: set[Connection] = set()
         self._server: asyncio.Server | None = None
-        self._methods: dict[str, tuple[type[_Parameters], Callable[[Any], dict[str, Any]]]] = {
-            f"{INTERFACE}.Attach": (Attach, lambda p: {"nic": runtime.attach(convert_nic(p.name, p.nic, (p.name,)))}),
-            f"{INTERFACE}.Detach": (Named, self._detach),
-            f"{INTERFACE}.Status": (
-                _Parameters,
-                lambda p: {"status": {"pid": os.getpid(), "supervisor": supervisor, **runtime.status()}},
-            ),
-            f"{INTERFACE}.Stats": (Stats, lambda p: {"stats": runtime.stats(p.name)}),
-            f"{INTERFACE}.Graph": (Graph, lambda p: {"graph": runtime.graph(p.format)}),
-            f"{INTERFACE}.SetRate": (SetRate, self._set_rate),
-            f"{INTERFACE}.SetLink": (SetLink, self._set_link),
-            f"{INTERFACE}.SetGroup": (SetGroup, lambda p: {"group": runtime.set_group(p.name, p.mode, p.cpus)}),
-            f"{INTERFACE}.Accounts": (_Parameters, lambda p: {"accounts": runtime.charges()}),
-            f"{INTERFACE}.Shutdown": (_Parameters, lambda p: {}),
-            f"{SERVICE}.GetInfo": (_Parameters, self._info),
-            f"{SERVICE}.GetInterfaceDescription": (Interface, self._description),
-        }
 
     async def start(self, listener: socket.socket) -> None:
-        self._server = await asyncio.start_unix_server(self._connected, sock=listener, limit=REQUEST_MOST)
+        """Accepts clients; the listener is the server's now."""
+        self._server = await asyncio.start_unix_server(self._connected, sock=listener, backlog=BACKLOG)
 
     def stop_accepting(self) -> None:
         """New clients wait in the listening socket's queue, for whoever accepts them next; `start` with another of it goes on."""
@@ -163,130 +76,111 @@ class Server:
 
     async def close(self) -> None:
         """Hangs up on everybody."""
-        if self._server is not None:
-            self._server.close()
-        for writer in self._writers:
-            writer.close()
-        for writer in list(self._writers):
+        self.stop_accepting()
+        connections = list(self._connections)
+        for connection in connections:
+            connection.writer.close()
+        for connection in connections:
             with suppress(OSError, TimeoutError):
-                await asyncio.wait_for(writer.wait_closed(), 1.0)
+                await asyncio.wait_for(connection.writer.wait_closed(), 1.0)
 
-    # -- connections ---------------------------------------------------------------------------------------------------
+    # -- connections of an upgrade -----------------------------------------------------------------------------------------
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def pause(self) -> None:
+        """Nothing is read from any client until `resume`; what came is in the connections' buffers."""
+        for connection in self._connections:
+            connection.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        for _ in range(3):  # what the loop has read already reaches its reader: two turns, and one to spare
+            await asyncio.sleep(0)
+
+    def resume(self) -> None:
+        """Goes on after `pause`."""
+        for connection in self._connections:
+            with suppress(RuntimeError):  # closed meanwhile
+                connection.writer.transport.resume_reading()  # type: ignore[attr-defined]
+
+    def idle(self) -> list[tuple[int, bytes, tuple[int, int]]]:
+        """After `pause`: of each client that waits for nothing, or for the next reply of a stream, its descriptor (still ours), what the
+        next server is to read first, and its uid and pid. Not of those that capture: captures end with this worker."""
+        found = []
+        for connection in self._connections:
+            busy = connection.task is asyncio.current_task() or connection.session.captures
+            sock = connection.writer.get_extra_info("socket")
+            if not busy and sock is not None and sock.fileno() >= 0:
+                begun = connection.streaming + bytes(connection.buffer)
+                found.append((sock.fileno(), begun, (connection.session.uid, connection.session.pid)))
+        return found
+
+    async def adopt(self, sock: socket.socket, begun: bytes) -> None:
+        """Serves a client of the worker before; `begun` is what that one read and did not answer."""
+        reader, writer = await asyncio.open_unix_connection(sock=sock)
+        task = asyncio.get_running_loop().create_task(self._connected(reader, writer, begun))
+        task.add_done_callback(lambda done: done.exception())
+
+    # -- a connection ------------------------------------------------------------------------------------------------------
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, begun: bytes = b"") -> None:
+        credentials = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        pid, uid, _ = struct.unpack("3i", credentials)
+        connection = Connection(reader, writer, Session(uid, pid), begun)
+        connection.task = asyncio.current_task()
         try:
-            credentials = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-            if struct.unpack("3i", credentials)[1] not in (0, os.geteuid()):
-                writer.write(msgspec.json.encode(ErrorReply(f"{SERVICE}.PermissionDenied").reply) + b"\0")
-            elif len(self._writers) >= CLIENTS_MOST:
+            if uid not in (0, os.geteuid()):
+                await connection.reply(ErrorReply(f"{SERVICE}.PermissionDenied").reply)
+            elif len(self._connections) >= CLIENTS_MOST:
                 message = f"{CLIENTS_MOST} clients are connected already; try again"
-                writer.write(msgspec.json.encode(ErrorReply(f"{INTERFACE}.Failed", message=message).reply) + b"\0")
+                await connection.reply(ErrorReply(f"{INTERFACE}.Failed", message=message).reply)
             else:
-                self._writers.add(writer)
-                await self._converse(reader, writer)
-        except (asyncio.IncompleteReadError, TimeoutError, OSError):
+                self._connections.add(connection)
+                await self._converse(connection)
+        except ErrorReply as error:
+            with suppress(OSError, TimeoutError):
+                await connection.reply(error.reply)
+        except (TimeoutError, OSError):
             pass  # it hung up, or fell asleep
         finally:
-            self._writers.discard(writer)
+            self._connections.discard(connection)
+            self._methods.end(connection.session)
             writer.close()
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        captures: set[int] = set()
-        try:
-            await self._converse_with(reader, writer, captures)
-        finally:
-            for number in captures:  # also when the client was killed
-                self._runtime.stop_capture(number)
-
-    async def _converse_with(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, captures: set[int]) -> None:
-        while True:
+    async def _converse(self, connection: Connection) -> None:
+        while (request := await connection.request()) is not None:
             try:
-                # Whoever captures has nothing to say for hours.
-                message = await asyncio.wait_for(reader.readuntil(b"\0"), None if captures else IDLE_S)
-                call = msgspec.json.decode(message[:-1], type=Call)
-            except (asyncio.LimitOverrunError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-                # Where the next message would begin is anybody's guess: say so and hang up.
-                writer.write(msgspec.json.encode(ErrorReply(f"{SERVICE}.InvalidParameter", parameter="message").reply) + b"\0")
+                call = msgspec.json.decode(request, type=Call)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                raise ErrorReply(f"{SERVICE}.InvalidParameter", parameter="message") from None
+            try:
+                stream = self._methods.stream(call)
+            except msgspec.MsgspecError as error:
+                await connection.reply(error_reply(error, call.method))
+                continue
+            if stream is not None:
+                await self._pour(connection, stream, call.method, request)
                 return
-            if call.method == f"{INTERFACE}.Upgrade" and self._upgrade is not None:
-                reply = await self._answer_upgrade(call)
-            else:
-                reply = self._answer(call, captures)
+            reply = await self._methods.answer(call, connection.session)
             if not call.oneway:
-                writer.write(msgspec.json.encode(reply, enc_hook=encode_scalar) + b"\0")
-                await asyncio.wait_for(writer.drain(), IDLE_S)
+                await connection.reply(reply)
             if call.method == f"{INTERFACE}.Shutdown" and "error" not in reply:
-                self._on_shutdown()
+                self._methods.shut_down()
 
-    async def _answer_upgrade(self, call: Call) -> dict[str, Any]:
-        assert self._upgrade is not None
+    async def _pour(self, connection: Connection, stream: AsyncIterator[dict[str, Any]], method: str, request: bytes) -> None:
+        """Replies without end, until the client hangs up (or sends anything: it has no more to ask on this connection)."""
+        connection.streaming = request + b"\0"
+        loop = asyncio.get_running_loop()
+        end = loop.create_task(connection.reader.read(1))
         try:
-            parameters = msgspec.convert(call.parameters, Upgrade)
-            return {"parameters": {"report": await self._upgrade(parameters.python)}}
-        except msgspec.ValidationError as error:
-            return ErrorReply(f"{SERVICE}.InvalidParameter", parameter=str(error)).reply
-        except VnicError as error:
-            return ErrorReply(f"{INTERFACE}.Failed", message=str(error)).reply
-
-    # -- methods -------------------------------------------------------------------------------------------------------
-
-    def _answer(self, call: Call, captures: set[int]) -> dict[str, Any]:
-        try:
-            if call.method == f"{INTERFACE}.StartCapture":
-                return {"parameters": self._start_capture(msgspec.convert(call.parameters, StartCapture), captures)}
-            if call.method == f"{INTERFACE}.StopCapture":
-                return {"parameters": self._stop_capture(msgspec.convert(call.parameters, StopCapture), captures)}
-            if call.method not in self._methods:
-                interface = call.method.rpartition(".")[0]
-                if interface not in (INTERFACE, SERVICE):
-                    raise ErrorReply(f"{SERVICE}.InterfaceNotFound", interface=interface)
-                raise ErrorReply(f"{SERVICE}.MethodNotFound", method=call.method)
-            kind, method = self._methods[call.method]
-            return {"parameters": method(msgspec.convert(call.parameters, kind))}
-        except ErrorReply as error:
-            return error.reply
-        except msgspec.ValidationError as error:
-            return ErrorReply(f"{SERVICE}.InvalidParameter", parameter=str(error)).reply
-        except ConfigError as error:
-            return ErrorReply(f"{INTERFACE}.InvalidConfig", message=str(error)).reply
-        except VnicError as error:
-            return ErrorReply(f"{INTERFACE}.Failed", message=str(error)).reply
-        except Exception as error:  # a bug of ours, or of a user's element, must not end the daemon
-            log.exception("%s", call.method)
-            message = f"unexpected {type(error).__name__}: {error}; the daemon's log has more"
-            return ErrorReply(f"{INTERFACE}.Failed", message=message).reply
-
-    def _detach(self, parameters: Named) -> dict[str, Any]:
-        self._runtime.detach(parameters.name)
-        return {}
-
-    def _set_link(self, parameters: SetLink) -> dict[str, Any]:
-        self._runtime.set_link(parameters.name, parameters.up)
-        return {}
-
-    def _set_rate(self, parameters: SetRate) -> dict[str, Any]:
-        given = {"egress_bps": parameters.egress, "ingress_bps": parameters.ingress}
-        limits = {direction: parse_limit(text) for direction, text in given.items() if text is not None}
-        if not limits:
-            raise ConfigError(f"{parameters.name}: no rate given; want egress, ingress or both")
-        return {"nic": self._runtime.set_rate(parameters.name, **limits)}
-
-    def _start_capture(self, parameters: StartCapture, captures: set[int]) -> dict[str, Any]:
-        number = self._runtime.start_capture(parameters.point, parameters.path, parameters.snaplen)
-        captures.add(number)
-        return {"capture": number}
-
-    def _stop_capture(self, parameters: StopCapture, captures: set[int]) -> dict[str, Any]:
-        if parameters.capture not in captures:
-            raise ConfigError(f"capture {parameters.capture}: is none of this connection's")
-        captures.remove(parameters.capture)
-        return self._runtime.stop_capture(parameters.capture)
-
-    def _info(self, _: _Parameters) -> dict[str, Any]:
-        return {"vendor": "vnic", "product": "vnic", "version": self._version, "url": "", "interfaces": [SERVICE, INTERFACE]}
-
-    def _description(self, parameters: Interface) -> dict[str, Any]:
-        texts = {INTERFACE: DESCRIPTION, SERVICE: SERVICE_DESCRIPTION}
-        if parameters.interface not in texts:
-            raise ErrorReply(f"{SERVICE}.InterfaceNotFound", interface=parameters.interface)
-        return {"description": texts[parameters.interface]}
+            while True:
+                item: asyncio.Task[dict[str, Any]] = loop.create_task(anext(stream))  # type: ignore[arg-type]
+                done, _ = await asyncio.wait((item, end), return_when=asyncio.FIRST_COMPLETED)
+                if end in done:
+                    item.cancel()
+                    return
+                if (error := item.exception()) is not None:
+                    await connection.reply(error_reply(error, method))
+                    return
+                await connection.reply({"parameters": item.result(), "continues": True})
+        finally:
+            end.cancel()
+            connection.streaming = b""
+            with suppress(RuntimeError, asyncio.CancelledError):
+                await stream.aclose()  # type: ignore[attr-defined]

@@ -27,6 +27,7 @@ import msgspec
 
 from dataplane.errors import ConfigError, VnicError
 from vnic.control import keeper
+from vnic.control.api import BACKLOG
 from vnic.control.instance import SIGNALS, instance_lock, listening, signals_only_ask
 from vnic.device.agent import NamespaceAgent
 from vnic.device.tap import TapReport, TapRequest
@@ -35,7 +36,6 @@ PAUSE_FIRST_S, PAUSE_MOST_S = 0.1, 10.0
 WELL_S = 3.0  # a worker that ran so long ran well: the next death is the first again
 START_TIMEOUT_S = 120.0  # a thousand NICs are attached in a minute
 STOP_TIMEOUT_S = 30.0
-BACKLOG = 128  # clients that call while there is no worker wait for the next
 
 log = logging.getLogger("vnic")
 

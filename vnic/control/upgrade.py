@@ -18,6 +18,7 @@ queues, the rings and, as indices, in the state: none is lost.
     ... the next engine ...
     {"control": {...}}                 -->        what control itself counted
                                        <--  {"done"}
+    {"client": bytes} and a descriptor -->        for each client that waits; then {"clients": "all"}
 
 Either side may answer {"error": line} instead. {"back": name} from the old one asks for an engine's state, to take it back.
 """
@@ -27,6 +28,7 @@ from __future__ import annotations
 import socket
 import struct
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -69,6 +71,25 @@ class Channel:
         if "error" in message:
             raise VnicError(str(message["error"]))
         return message
+
+    def send_clients(self, clients: list[tuple[int, bytes, tuple[int, int]]]) -> None:
+        """Control connections: descriptors, and what was read from each and not answered. Those that do not get through end with us."""
+        with suppress(VnicError, OSError):
+            for descriptor, begun, _ in clients:
+                self.send(client=begun)
+                socket.send_fds(self._socket, [b"+"], [descriptor])
+            self.send(clients="all")
+
+    def receive_clients(self) -> list[tuple[socket.socket, bytes]]:
+        """What `send_clients` sent, as far as it got through."""
+        found: list[tuple[socket.socket, bytes]] = []
+        with suppress(VnicError, OSError):
+            while isinstance(begun := self.receive().get("client"), bytes):
+                mark, descriptors, _, _ = socket.recv_fds(self._socket, 1, 1)
+                if mark != b"+" or not descriptors:
+                    break
+                found.append((socket.socket(fileno=descriptors[0]), begun))
+        return found
 
     def _exactly(self, count: int) -> bytes:
         if count > BYTES_MAX + 4096:

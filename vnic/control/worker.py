@@ -22,16 +22,21 @@ from typing import TYPE_CHECKING, Any
 from dataplane.errors import ConfigError, VnicError
 from vnic.control import keeper, upgrade
 from vnic.control.convert import decode_config
+from vnic.control.events import Bus, differences, observe
+from vnic.control.methods import Methods
 from vnic.control.server import Server
 
 if TYPE_CHECKING:
     from typing import Protocol
 
+    from vnic.control.events import Emit
+    from vnic.control.methods import Controllable
     from vnic.control.runtime import Runtime
     from vnic.control.schema import Config
-    from vnic.control.server import Controllable
 
     class RunnableRuntime(Controllable, Protocol):
+        emit: Emit
+
         def start(self) -> None: ...
         def close(self) -> None: ...
 
@@ -39,6 +44,7 @@ if TYPE_CHECKING:
 
 PR_SET_PDEATHSIG = 1
 BROWNOUT_S = 120.0
+WATCH_S = 1.0
 
 log = logging.getLogger("vnic")
 
@@ -88,6 +94,7 @@ class Worker:
         self._stop = asyncio.Event()
         self._joined: asyncio.Future[socket.socket] | None = None  # to the other worker of an upgrade
         self._gave_up = False  # every engine is the successor's
+        self._clients: list[tuple[socket.socket, bytes]] = []  # of the worker before
 
     def tell(self, message: keeper.FromWorker) -> None:
         """A word to the supervisor; where it is gone, the kernel ends us."""
@@ -97,9 +104,11 @@ class Worker:
     async def run(self) -> None:
         """Comes up, says so, and returns when everything is taken down."""
         loop = asyncio.get_running_loop()
+        self._bus = Bus(loop)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._stop.set)
         self._runtime = runtime = self._make(self._config, loop, self._keeper, self._start)
+        runtime.emit = self._bus.emit
         try:
             loop.add_reader(self._events, self._hear)
             try:
@@ -112,14 +121,21 @@ class Worker:
                     self.tell(keeper.Failed(str(error)))
                     os._exit(1)
                 raise
-            self._server = server = Server(runtime, self._stop.set, _version(), self._supervisor_status(), self.upgrade)
+            methods = Methods(runtime, self._bus, _version(), self._stop.set, self._supervisor_status(), self.upgrade)
+            self._server = server = Server(methods)
             await server.start(self._listener.dup())
+            for sock, begun in self._clients:
+                await server.adopt(sock, begun)
+            await asyncio.sleep(0)  # they listen again
+            self._bus.emit("worker", pid=os.getpid(), role=self._start.role, last=self._start.last or None)
+            watching = loop.create_task(self._watch())
             try:
                 self.tell(keeper.TookOver() if self._start.role == "successor" else keeper.Ready())
                 await self._stop.wait()
             finally:
                 # Clients hang on until everything is gone: that is how `vnic down` knows.
                 loop.remove_reader(self._events)
+                watching.cancel()
                 if self._gave_up:
                     await server.close()
                     self.tell(keeper.HandedOver())
@@ -144,8 +160,11 @@ class Worker:
             with await asyncio.wait_for(self._joined, BROWNOUT_S) as other:
                 brownout_ns = time.monotonic_ns() - begin_ns
                 self._server.stop_accepting()
-                report = upgrade.give(runtime, upgrade.Channel(other))
+                await self._server.pause()
+                channel = upgrade.Channel(other)
+                report = upgrade.give(runtime, channel)
                 self._gave_up = True
+                channel.send_clients(self._server.idle())
         except upgrade.Torn as error:
             log.error("the upgrade is torn, and both workers end: %s", error)
             self.tell(keeper.Failed(str(error)))
@@ -157,6 +176,7 @@ class Worker:
             if not self._gave_up:
                 self.tell(keeper.Abandon())
                 runtime.end_upgrade()
+                self._server.resume()
                 self._server.stop_accepting()
                 await self._server.start(self._listener.dup())
         asyncio.get_running_loop().call_soon(self._stop.set)  # once the client has its reply
@@ -173,9 +193,24 @@ class Worker:
         self._joined = asyncio.get_running_loop().create_future()
         self.tell(keeper.Ready())
         with await asyncio.wait_for(self._joined, BROWNOUT_S) as other:
-            upgrade.take(self._real_runtime(), upgrade.Channel(other))
+            channel = upgrade.Channel(other)
+            upgrade.take(self._real_runtime(), channel)
+            self._clients = channel.receive_clients()
         self._keeper.may_change = True
         self._joined = None
+
+    async def _watch(self) -> None:
+        """Emits what no call of ours tells: engines that move or overrun, drops that begin. Looks only while somebody listens."""
+        before: dict[str, Any] = {}
+        while True:
+            await asyncio.sleep(WATCH_S)
+            if not self._bus.heard:
+                before = {}
+                continue
+            now = observe(self._runtime.status(), self._runtime.stats())
+            for event, fields in differences(before, now) if before else ():
+                self._bus.emit(event, **fields)
+            before = now
 
     def _supervisor_status(self) -> dict[str, Any]:
         start = self._start

@@ -1,0 +1,101 @@
+"""Events of control: what happened, to whoever listens. Nobody waits for a listener."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from typing import Any, Protocol
+
+Event = dict[str, Any]
+QUEUE_MOST = 1024  # events that a listener may be behind
+
+
+class Emit(Protocol):
+    """Says that something happened: a name, and what and which."""
+
+    def __call__(self, event: str, /, **fields: object) -> None: ...
+
+
+class Subscription:
+    """One listener's queue. When it is full, events are lost; the next one that is not says how many (`lost`)."""
+
+    def __init__(self) -> None:
+        self._queue: deque[Event] = deque()
+        self._lost = 0
+        self._there = asyncio.Event()
+
+    def offer(self, event: Event) -> None:
+        """Puts an event into the queue if there is room."""
+        if len(self._queue) >= QUEUE_MOST:
+            self._lost += 1
+            return
+        self._queue.append({**event, "lost": self._lost} if self._lost else event)
+        self._lost = 0
+        self._there.set()
+
+    async def next(self) -> Event:
+        """The next event; waits for it."""
+        while not self._queue:
+            self._there.clear()
+            await self._there.wait()
+        return self._queue.popleft()
+
+
+class Bus:
+    """Hands events to all listeners. `emit` may be called from any thread, the rest from the loop's."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._listeners: set[Subscription] = set()
+
+    def emit(self, event: str, /, **fields: object) -> None:
+        """Says that something happened."""
+        self._loop.call_soon_threadsafe(self._deliver, {"event": event, "time": round(time.time(), 6), **fields})
+
+    def _deliver(self, event: Event) -> None:
+        for listener in self._listeners:
+            listener.offer(event)
+
+    @property
+    def heard(self) -> bool:
+        """Whether anybody listens."""
+        return bool(self._listeners)
+
+    def subscribe(self) -> Subscription:
+        listener = Subscription()
+        self._listeners.add(listener)
+        return listener
+
+    def unsubscribe(self, listener: Subscription) -> None:
+        self._listeners.discard(listener)
+
+
+def observe(status: dict[str, Any], stats: dict[str, Any]) -> dict[str, Any]:
+    """What `differences` compares: engines' threads and overruns, elements' drops by reason."""
+    return {
+        "engines": {each["name"]: (each.get("thread"), each.get("overruns", 0)) for each in status["engines"]},
+        "drops": {
+            (element["name"], reason): count
+            for engine in stats["engines"]
+            for element in engine["elements"]
+            for reason, count in element.get("dropped", {}).items()
+        },
+    }
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Events, as names and fields: what changed between two observations."""
+    found: list[tuple[str, dict[str, Any]]] = []
+    for name, (thread, overruns) in now["engines"].items():
+        old_thread, old_overruns = before["engines"].get(name, (thread, overruns))
+        if thread != old_thread and None not in (thread, old_thread):
+            found.append(("engine-moved", {"engine": name, "from": old_thread, "to": thread}))
+        if overruns > old_overruns:
+            found.append(("overrun", {"engine": name, "turns": overruns - old_overruns}))
+    for (element, reason), count in now["drops"].items():
+        if count > before["drops"].get((element, reason), 0):
+            found.append(
+                ("drops", {"element": element, "reason": reason, "packets": count - before["drops"].get((element, reason), 0)})
+            )
+    return found
