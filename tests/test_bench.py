@@ -114,9 +114,10 @@ def test_an_interrupted_run_leaves_nothing_behind(number: signal.Signals) -> Non
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     mine = f"{PREFIX}{process.pid}-*"
     deadline = time.monotonic() + 20
-    while not (len(list(NETNS.glob(mine))) == 3 and child_of(process.pid)) and time.monotonic() < deadline:
+    child = ""
+    while not (len(list(NETNS.glob(mine))) == 3 and child) and time.monotonic() < deadline:
+        child = child_of(process.pid)
         time.sleep(0.01)
-    child = child_of(process.pid)
     process.send_signal(number)
     _, printed = process.communicate(timeout=20)
     assert process.returncode == 130
