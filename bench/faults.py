@@ -43,9 +43,11 @@ class Instance:
     def __init__(self, space: Space) -> None:
         self.space = space
         self.environment = {"PYTHONPATH": str(ROOT), "VNIC_RUNTIME_DIR": str(space.directory)}
+        # A VLAN for each pair: on one switch, both interfaces of a container would answer for both addresses (ARP).
         nics = "".join(
             f"  {name}{number}: {{netns: {space.path(end)}, interface: t{number}, engine: {(number + host) % 2}, "
-            f"addresses: [10.9{number}.0.{host}/24]{f', egress: {{rate: {TCP_RATE}}}' if number and name == 'a' else ''}}}\n"
+            f"vlan: {{access: {10 + number}}}, addresses: [10.9{number}.0.{host}/24]"
+            f"{f', egress: {{rate: {TCP_RATE}}}' if number and name == 'a' else ''}}}\n"
             for host, (name, end) in enumerate((("a", space.a), ("b", space.b)), 1)
             for number in (0, 1)
         )

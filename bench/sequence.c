@@ -26,8 +26,8 @@ static void on_term(int number)
 }
 
 static struct {
-    uint64_t sent, resets, damaged, tcp_bytes;
-} *shared; /* the sender's and the stream's books: other processes, since a process is in one namespace */
+    uint64_t sent, resets, damaged, tcp_bytes, ending;
+} volatile *shared; /* the sender's and the stream's books: other processes, since a process is in one namespace */
 
 static void send_numbers(const struct sockaddr_in *to, double pps, uint64_t end)
 {
@@ -80,7 +80,7 @@ static void stream_out(const struct sockaddr_in *to)
         for (size_t done = 0; done < sizeof chunk;) {
             ssize_t n = send(s, (char *)chunk + done, sizeof chunk - done, MSG_NOSIGNAL);
             if (n <= 0) {
-                if (!over)
+                if (!over && !shared->ending)
                     shared->resets++;
                 _exit(1);
             }
@@ -99,7 +99,7 @@ static void stream_in(int listener)
     while (s >= 0 && !over) {
         ssize_t n = read(s, chunk + rest, sizeof chunk - rest);
         if (n <= 0) {
-            if (!over)
+            if (!over && !shared->ending)
                 shared->resets++;
             break;
         }
@@ -176,9 +176,12 @@ int main(int argc, char **argv)
     int gap_count = 0, told = 0;
     struct pollfd ready = { s, POLLIN, 0 };
     while (poll(&ready, 1, QUIET_MS) != 0 || (!over && now_ns() < end)) {
-        if (over && !told++) /* then what is under way still comes, and after QUIET_MS nothing does */
+        if (over && !told) { /* then what is under way still comes, and after QUIET_MS nothing does */
+            told = 1;
+            shared->ending = 1;
             for (int i = 0; i < count; i++)
                 kill(children[i], SIGTERM);
+        }
         memset(messages, 0, sizeof messages);
         for (int i = 0; i < BURST; i++) {
             parts[i] = (struct iovec){ data[i], sizeof data[i] };
@@ -211,6 +214,7 @@ int main(int argc, char **argv)
             last = now;
         }
     }
+    shared->ending = 1;
     for (int i = 0; i < count; i++)
         kill(children[i], SIGTERM);
     for (int i = 0; i < count; i++)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import plain_user
-from tests.support.containers import Container
+from tests.support.containers import IS_ROOT, Container
 from tests.test_command import VNIC, environment, gone_within, ping, processes_of, vnic, write_config  # noqa: F401 - a fixture
 
 TREE = Path(__file__).parents[1]
@@ -139,6 +139,33 @@ def test_a_worker_that_goes_on_dying_is_started_ever_later(environment, two, tmp
     log = (tmp_path / "default.log").read_text()
     assert log.count("ended: killed by SIGKILL; the next one starts") == 5 and "starts in 0.8 s" in log
     assert "killed by SIGKILL" in vnic(environment, "status")
+
+
+def capabilities(pid):
+    """Of every thread: (CapPrm, CapEff, CapBnd or 0 for a plain user, NoNewPrivs)."""
+    found = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        fields = dict(line.split(":\t") for line in (task / "status").read_text().splitlines() if ":\t" in line)
+        bounding = int(fields["CapBnd"], 16) if IS_ROOT else 0
+        found.add((int(fields["CapPrm"], 16), int(fields["CapEff"], 16), bounding, int(fields["NoNewPrivs"])))
+    return found
+
+
+@pytest.mark.parametrize("guaranteed", [False, True])
+def test_the_worker_has_given_up_its_privileges(environment, tmp_path, leak_check, guaranteed):  # noqa: F811
+    file = tmp_path / "net.yaml"
+    file.write_text("groups: {all: {guarantee: {runtime: 900us, period: 1ms}}}" if guaranteed else "engines: 2")
+    vnic(environment, "up", "-d", str(file))
+    try:
+        nice = 1 << 23 if guaranteed and IS_ROOT else 0
+        assert capabilities(status(environment)["pid"]) == {(nice, nice, nice, 1)}
+        kill_worker(environment)
+        assert capabilities(status(environment)["pid"]) == {(nice, nice, nice, 1)}
+        if guaranteed:
+            (thread,) = status(environment)["groups"][0]["threads"]
+            assert thread["scheduling"] in ("deadline", "rr") or not IS_ROOT
+    finally:
+        vnic(environment, "down")
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda how: how.name)

@@ -117,14 +117,15 @@ class Runtime:
         self.accounts = Accounts(self.homes)
 
     def start(self) -> None:
-        """Starts the engines and attaches the configured NICs: all, or none and the error of the first that failed."""
+        """Starts the engines and attaches the configured NICs: all, or none and the error of the first that failed. A successor only
+        builds, see `start_threads`."""
         with self._lock:
             # The devices' agent before the threads: it is a process of its own, and small when it is started early.
             self._devices.start()
             self._started = True
             try:
-                for group in self.groups.values():
-                    group.start(run=self._role != "successor")  # a successor's engines run once they have their state
+                if self._role != "successor":
+                    self.start_threads()
                 for nic in list(self.config.nics.values()):
                     self._attach_first(nic)
                 if self._role != "successor":
@@ -132,6 +133,17 @@ class Runtime:
             except BaseException:
                 self.close()
                 raise
+
+    def start_threads(self) -> None:
+        """Starts the engines' threads, on the loop's thread. A successor's engines run once they have their state."""
+        for group in self.groups.values():
+            group.start(run=self._role != "successor")
+        for attached in self._nics.values():
+            self._watch(attached)
+
+    def _watch(self, attached: Attached) -> None:
+        if self._loop is not None:
+            attached.watch.on_gone(self._loop, lambda: self._target_gone(attached))
 
     def _attach_first(self, config: NicConfig) -> None:
         """After a crash, what cannot be attached again (its container went meanwhile) is no reason to leave the others without."""
@@ -185,8 +197,8 @@ class Runtime:
             self._join(attached, undo)
             self._nics[config.name] = attached
             undo.callback(self._nics.pop, config.name)
-            if self._loop is not None:
-                attached.watch.on_gone(self._loop, lambda: self._target_gone(attached))
+            if self._role != "successor" or all(group.alive for group in self.groups.values()):
+                self._watch(attached)
             config.number, config.engine = number, home
             undo.pop_all()
             return self._nic_status(attached)

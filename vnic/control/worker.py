@@ -8,6 +8,7 @@ It begins with what the supervisor kept (keeper.py): nothing but the configurati
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import ctypes
 import logging
@@ -20,7 +21,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dataplane.errors import ConfigError, VnicError
-from vnic.control import keeper, upgrade
+from vnic.control import keeper, privileges
 from vnic.control.convert import decode_config
 from vnic.control.events import Bus, differences, observe
 from vnic.control.methods import Methods
@@ -89,6 +90,9 @@ class Worker:
         (document,) = kept.pop("config")
         self._config = decode_config(keeper.read_document(document))
         os.close(document)
+        # Before any thread is there, see the table in privileges.py.
+        guaranteed = any(group.guarantee is not None for group in self._config.groups.values())
+        privileges.drop([privileges.CAP_SYS_NICE] if guaranteed else [])
         self._keeper = keeper.Keeper(calls, kept)
         self._keeper.may_change = self._start.role != "successor"
         self._stop = asyncio.Event()
@@ -107,13 +111,10 @@ class Worker:
         self._bus = Bus(loop)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._stop.set)
-        self._runtime = runtime = self._make(self._config, loop, self._keeper, self._start)
-        runtime.emit = self._bus.emit
+        loop.add_reader(self._events, self._hear)
+        runtime = await self._build(loop)
         try:
-            loop.add_reader(self._events, self._hear)
             try:
-                runtime.start()
-                self._keeper.close()
                 if self._start.role == "successor":
                     await self._take_over()
             except VnicError as error:
@@ -146,11 +147,47 @@ class Worker:
             runtime.close()
         self.tell(keeper.Stop())
 
+    async def _build(self, loop: asyncio.AbstractEventLoop) -> RunnableRuntime:
+        """Makes the runtime and starts it; a successor's by a thread of its own with the lowest priority, so that what is built for
+        tomorrow takes no CPU time from the engines that run today. (To lower its priority is everybody's right, to raise it again is not:
+        so it is that thread's alone, and the engines' threads are started by this one.)"""
+
+        def build() -> None:
+            self._runtime = self._make(self._config, loop, self._keeper, self._start)
+            self._runtime.emit = self._bus.emit
+            try:
+                self._runtime.start()
+            except BaseException:
+                if self._keeper.may_change:
+                    self._runtime.close()
+                raise
+            self._keeper.close()
+
+        def build_aside() -> None:
+            os.setpriority(os.PRIO_PROCESS, 0, 19)  # of this thread, setpriority(2)
+            from vnic.control import upgrade  # noqa: F401 - it is needed soon, and loads much
+
+            build()
+
+        if self._start.role != "successor":
+            build()
+            return self._runtime
+        with concurrent.futures.ThreadPoolExecutor(1) as aside:
+            try:
+                await loop.run_in_executor(aside, build_aside)
+            except VnicError as error:
+                self.tell(keeper.Failed(str(error)))
+                os._exit(1)  # nothing here is ours: to take it down would take it from the other worker
+        self._real_runtime().start_threads()
+        return self._runtime
+
     # -- upgrade -----------------------------------------------------------------------------------------------------------
 
     async def upgrade(self, python: str) -> dict[str, Any]:
         """Hands everything over to a new worker that runs in `python` ("": ours) and ends; returns the report. Raises VnicError, and then
         this worker goes on as before."""
+        from vnic.control import upgrade
+
         runtime, begin_ns = self._real_runtime(), time.monotonic_ns()
         runtime.begin_upgrade()
         try:
@@ -190,6 +227,8 @@ class Worker:
         return self._runtime
 
     async def _take_over(self) -> None:
+        from vnic.control import upgrade
+
         self._joined = asyncio.get_running_loop().create_future()
         self.tell(keeper.Ready())
         with await asyncio.wait_for(self._joined, BROWNOUT_S) as other:
