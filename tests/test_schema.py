@@ -207,7 +207,7 @@ def test_the_json_schema_describes_every_key():
     schema = json_schema()
     definitions = schema["$defs"]
     assert schema["$ref"] == "#/$defs/Config"
-    assert set(definitions["Config"]["properties"]) == {"engines", "groups", "spin", "pool", "switch", "nics"}
+    assert set(definitions["Config"]["properties"]) == {"engines", "groups", "metrics", "spin", "pool", "switch", "nics"}
     assert definitions["NicConfig"]["additionalProperties"] is False
     assert "name" not in definitions["NicConfig"]["properties"] and "where" not in definitions["ElementConfig"]["properties"]
     json.dumps(schema)
@@ -267,6 +267,9 @@ def test_groups():
         ("groups: {a: {}}\nengines: [{group: b}]", "e0 is in group b: want one of a"),
         ("groups: {a: {mode: compacting}}\nengines: [{cpu: 0}]", "cpu is for spreading groups"),
         ("groups: {a: {slo: 1ns}}", "slo 1ns is out of range"),
+        ("metrics: {listen: '0.0.0.0:9464'}", "0.0.0.0:9464 is no loopback address and port"),
+        ("metrics: {listen: 'localhost'}", "is no loopback address and port"),
+        ("metrics: {}", "want either {listen:"),
     ],
 )
 def test_groups_that_are_wrong(text, said):

@@ -30,6 +30,7 @@ COMMANDS = {
     "accounts": ("vnic.cli.groups", "Show CPU time and memory by NIC."),
     "group": ("vnic.cli.groups", "Change how engines get CPU time, live."),
     "monitor": ("vnic.cli.show", "Show what happens, as it happens."),
+    "metrics": ("vnic.cli.show", "Show metrics for Prometheus."),
     "capture": ("vnic.cli.capture", "Capture what passes a NIC or an element, live."),
     "graph": ("vnic.cli.show", "Show what packets pass, as text or a picture."),
     "replay": ("vnic.cli.replay", "Put captures through a configuration in virtual time."),
@@ -135,8 +136,7 @@ def cli() -> None:
     vnic demo                                  see it work
     vnic up net.yaml                           run a configuration; Ctrl-C stops it
     vnic attach tap web --pid 4242             give the container of process 4242 a NIC
-    vnic rate web --egress 100mbit             shape it, live
-    vnic stats web                             and look
+    vnic rate web --egress 100mbit             shape it, live; `vnic stats web` to look
     vnic replay in.pcap --config net.yaml -o out.pcapng    the same network, in virtual time
 
     Exit status: 0 done, 1 failed while running, 2 wrong use or configuration. VNIC_DEBUG=1 adds a traceback.

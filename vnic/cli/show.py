@@ -156,6 +156,21 @@ def _show_stats(found: dict[str, Any], as_json: bool) -> None:
 
 
 @click.command()
+@instance_option
+def metrics(instance: str) -> None:
+    """Show counters, gauges and accounts in Prometheus' text format.
+
+    A running vnic serves the same over HTTP where its configuration says: metrics: {listen: "127.0.0.1:9464"}.
+
+    \b
+    vnic metrics
+    vnic metrics | promtool check metrics
+    """
+    with connect(instance) as client:
+        click.echo(client.call("Metrics")["text"], nl=False)
+
+
+@click.command()
 @click.option("--dot", "style", flag_value="dot", help="In Graphviz' language.")
 @click.option("--json", "style", flag_value="json", help="As one JSON object.")
 @click.option("--text", "style", flag_value="text", default="text", hidden=True)

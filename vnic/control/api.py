@@ -49,6 +49,9 @@ method Accounts() -> (accounts: object)
 # Replaces the worker by a new one, of the version that is installed now or that the given Python has, while packets flow.
 method Upgrade(python: ?string) -> (report: object)
 
+# Counters, gauges and accounts in Prometheus' text format.
+method Metrics() -> (text: string)
+
 # Raises or cuts a NIC's link.
 method SetLink(name: string, up: bool) -> ()
 

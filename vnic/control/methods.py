@@ -166,6 +166,7 @@ class Methods:
             f"{INTERFACE}.Stats": (Stats, self._cached(lambda p: {"stats": runtime.stats(p.name)})),
             f"{INTERFACE}.Graph": (Graph, lambda p: {"graph": runtime.graph(p.format)}),
             f"{INTERFACE}.Accounts": (_Parameters, self._cached(lambda p: {"accounts": runtime.charges()})),
+            f"{INTERFACE}.Metrics": (_Parameters, self._cached(self._metrics)),
             f"{SERVICE}.GetInfo": (_Parameters, self._info),
             f"{SERVICE}.GetInterfaceDescription": (Interface, self._description),
         }
@@ -247,6 +248,11 @@ class Methods:
 
     def _status(self, _: _Parameters) -> dict[str, Any]:
         return {"status": {"pid": os.getpid(), "supervisor": self._supervisor, **self._runtime.status()}}
+
+    def _metrics(self, _: _Parameters) -> dict[str, Any]:
+        from vnic.control.metrics import text_of  # its library, where somebody asks
+
+        return {"text": text_of(self._runtime).decode()}
 
     def _detach(self, parameters: Named, _: Session) -> dict[str, Any]:
         self._runtime.detach(parameters.name)

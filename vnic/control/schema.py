@@ -7,6 +7,7 @@ The description of a field is what a user reads in an error ("want ...") and in 
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -250,6 +251,27 @@ class NicConfig(_Strict):
             )
 
 
+class MetricsConfig(_Strict):
+    """Where metrics for Prometheus are served."""
+
+    listen: Annotated[str, Meta(description='a loopback address and port, such as "127.0.0.1:9464"')] | None = None
+    socket: Annotated[str, Meta(min_length=1, max_length=107, description="a path for a Unix socket")] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.listen is None) == (self.socket is None):
+            raise SchemaError('want either {listen: "127.0.0.1:9464"} or {socket: PATH}')
+        if self.listen is not None:
+            host, _, port = self.listen.rpartition(":")
+            try:
+                fits = ipaddress.ip_address(host.strip("[]")).is_loopback and 0 < int(port) < 65536
+            except ValueError:
+                fits = False
+            if not fits:
+                raise SchemaError(
+                    f"{self.listen} is no loopback address and port: want one such as 127.0.0.1:9464 or [::1]:9464"
+                )
+
+
 class Config(_Strict):
     """A whole file."""
 
@@ -270,6 +292,7 @@ class Config(_Strict):
     switch: Annotated[SwitchConfig, Meta(description="{ageing: 300s, table: 4096}")] = msgspec.field(
         default_factory=SwitchConfig
     )
+    metrics: Annotated[MetricsConfig | None, Meta(description='{listen: "127.0.0.1:9464"} or {socket: PATH}')] = None
     nics: Annotated[dict[str, NicConfig], Meta(description="a mapping from a NIC's name to its settings")] = {}
     directory: str | None = None  # of the file: where module:Class is looked for first
 

@@ -122,6 +122,11 @@ class Worker:
                     self.tell(keeper.Failed(str(error)))
                     os._exit(1)
                 raise
+            serving = contextlib.AsyncExitStack()
+            if self._config.metrics is not None:
+                from vnic.control import metrics
+
+                await serving.enter_async_context(metrics.serving(self._config.metrics, runtime))
             methods = Methods(runtime, self._bus, _version(), self._stop.set, self._supervisor_status(), self.upgrade)
             self._server = server = Server(methods)
             await server.start(self._listener.dup())
@@ -137,6 +142,7 @@ class Worker:
                 # Clients hang on until everything is gone: that is how `vnic down` knows.
                 loop.remove_reader(self._events)
                 watching.cancel()
+                await serving.aclose()
                 if self._gave_up:
                     await server.close()
                     self.tell(keeper.HandedOver())

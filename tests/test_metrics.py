@@ -1,0 +1,99 @@
+"""Metrics: the same figures as `vnic stats`, over HTTP too, through an upgrade, and bounded."""
+
+import json
+import socket
+import urllib.request
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.containers import Container
+from tests.test_command import environment, ping, vnic, write_config  # noqa: F401 - a fixture
+
+
+def parsed(text):
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def get(port, path="/metrics"):
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+        assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+        return answer.read().decode()
+
+
+@pytest.fixture
+def port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def test_metrics_say_what_stats_say(environment, tmp_path, leak_check, port):  # noqa: F811
+    with Container() as a, Container() as b:
+        file = tmp_path / "net.yaml"
+        config = json.loads(open(write_config(file, a=a, b=b)).read())
+        file.write_text(json.dumps({**config, "metrics": {"listen": f"127.0.0.1:{port}"}}))
+        vnic(environment, "up", "-d", str(file))
+        try:
+            ping(a, "10.99.0.2", count=5)
+            vnic(environment, "link", "b", "down")  # nothing moves any more
+            vnic(environment, "rate", "a", "--egress", "3mbit")
+            over_http, by_command = parsed(get(port)), parsed(vnic(environment, "metrics"))
+            moving = ("vnic_engine_", "vnic_nic_cpu")  # to ask costs CPU time
+            still = {key: value for key, value in over_http.items() if not key[0].startswith(moving)}
+            assert still.items() <= by_command.items() and len(still) > 50
+            stats = json.loads(vnic(environment, "stats", "--json"))
+            for nic in stats["nics"]:
+                labels = (("nic", nic["name"]), ("queue", "0"))
+                assert over_http["vnic_nic_receive_packets_total", labels] == nic["queues"][0]["rx_packets"] > 5
+                assert over_http["vnic_nic_transmit_bytes_total", labels] == nic["queues"][0]["tx_bytes"]
+            assert over_http["vnic_nic_link_up", (("nic", "b"),)] == 0
+            assert over_http["vnic_nic_rate_limit_bps", (("direction", "egress"), ("nic", "a"))] == 3_000_000
+            assert over_http["vnic_conserved", ()] == 1
+            vnic(environment, "upgrade")
+            after = parsed(get(port))
+            counters = {
+                key for key in over_http if key[0].endswith("_total") and "sleeps" not in key[0] and "overruns" not in key[0]
+            }
+            assert not {key for key in counters if after[key] < over_http[key]}
+        finally:
+            vnic(environment, "down")
+
+
+def test_what_is_no_request_hurts_nobody(environment, tmp_path, leak_check, port):  # noqa: F811
+    (tmp_path / "net.yaml").write_text(json.dumps({"metrics": {"listen": f"127.0.0.1:{port}"}}))
+    vnic(environment, "up", "-d", str(tmp_path / "net.yaml"))
+    try:
+        with socket.create_connection(("127.0.0.1", port)) as slow, socket.create_connection(("127.0.0.1", port)) as huge:
+            slow.sendall(b"GET /met")
+            huge.settimeout(10)
+            with pytest.raises((ConnectionResetError, BrokenPipeError, AssertionError)):
+                for _ in range(1000):
+                    huge.sendall(b"x" * 65536)
+                assert huge.recv(1)
+            assert "vnic_conserved 1.0" in get(port)
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                get(port, "/")
+            slow.settimeout(30)
+            assert slow.recv(1) == b""  # given up
+    finally:
+        vnic(environment, "down")
+
+
+def test_by_a_unix_socket(environment, tmp_path, leak_check):  # noqa: F811
+    (tmp_path / "net.yaml").write_text(json.dumps({"metrics": {"socket": str(tmp_path / "metrics.sock")}}))
+    vnic(environment, "up", "-d", str(tmp_path / "net.yaml"))
+    try:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "metrics.sock"))
+            client.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer = b""
+            while data := client.recv(65536):
+                answer += data
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n") and b"\nvnic_conserved 1.0\n" in answer
+    finally:
+        vnic(environment, "down")

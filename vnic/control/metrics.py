@@ -1,0 +1,151 @@
+"""Metrics for Prometheus: what `vnic stats`, `status` and `accounts` say, under Prometheus' conventions, over HTTP.
+
+On a loopback address or a Unix socket, without authentication: whoever may reach it may read. GET /metrics and nothing else; a request is
+bounded in size and time, and costs the engines no more than any other reader of statistics.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+from dataplane.errors import VnicError
+from vnic.control.schema import MetricsConfig
+
+HEAD_MOST = 8192  # bytes of a request
+TIMEOUT_S = 5.0
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Readable(Protocol):
+    """What is read, of vnic.control.runtime.Runtime."""
+
+    def status(self) -> dict[str, Any]: ...
+    def stats(self, name: str | None = None, /) -> dict[str, Any]: ...
+    def charges(self) -> dict[str, Any]: ...
+
+
+class Collector:
+    """Metrics of a runtime at the instant at which somebody asks."""
+
+    def __init__(self, runtime: Readable) -> None:
+        self._runtime = runtime
+
+    def collect(self) -> Iterator[Metric]:
+        """See https://prometheus.io/docs/practices/naming/."""
+        status, stats, charges = self._runtime.status(), self._runtime.stats(), self._runtime.charges()
+        yield GaugeMetricFamily("vnic_conserved", "1 while every packet is accounted for.", int(status["conserved"]))
+        yield from _queues(stats)
+        yield from _elements(stats)
+        yield from _engines(status)
+        cpu = CounterMetricFamily("vnic_nic_cpu_seconds", "CPU time spent on behalf of a NIC.", labels=["nic"])
+        memory = GaugeMetricFamily("vnic_nic_memory_bytes", "Memory held on behalf of a NIC.", labels=["nic"])
+        for account in charges["accounts"]:
+            cpu.add_metric([account["nic"]], account["cpu_ns"] / 1e9)
+            memory.add_metric([account["nic"]], account["memory_bytes"])
+        yield cpu
+        yield memory
+        link = GaugeMetricFamily("vnic_nic_link_up", "1 while the link is up.", labels=["nic"])
+        rate = GaugeMetricFamily(
+            "vnic_nic_rate_limit_bps", "Rate limit in bit/s, where there is one.", labels=["nic", "direction"]
+        )
+        for nic in status["nics"]:
+            link.add_metric([nic["name"]], int(nic["link"] == "up"))
+            for direction in ("egress", "ingress"):
+                if nic[f"{direction}_bps"]:
+                    rate.add_metric([nic["name"], direction], nic[f"{direction}_bps"])
+        yield link
+        yield rate
+        yield GaugeMetricFamily("vnic_pool_packets_in_use", "Packets that are not free.", status["pool"]["in_use"])
+        yield GaugeMetricFamily("vnic_switch_entries", "Addresses that the switch knows.", len(status["switch"]["entries"]))
+
+
+def _queues(stats: dict[str, Any]) -> Iterator[Metric]:
+    for way, verb in (("rx", "receive"), ("tx", "transmit")):
+        for kind, what in (("packets", "Packets"), ("bytes", "Bytes"), ("dropped", "Packets dropped")):
+            name = f"vnic_nic_{verb}_{kind}"
+            family = CounterMetricFamily(name, f"{what}; received is what the container sent.", labels=["nic", "queue"])
+            for nic in stats["nics"]:
+                for number, queue in enumerate(nic["queues"]):
+                    family.add_metric([nic["name"], str(number)], queue[f"{way}_{kind}"])
+            yield family
+
+
+def _elements(stats: dict[str, Any]) -> Iterator[Metric]:
+    packets = CounterMetricFamily("vnic_element_packets", "Packets that entered an element.", labels=["engine", "element"])
+    drops = CounterMetricFamily(
+        "vnic_element_dropped_packets", "Packets that an element dropped.", labels=["engine", "element", "reason"]
+    )
+    held = GaugeMetricFamily("vnic_element_held_packets", "Packets inside an element.", labels=["engine", "element"])
+    for engine in stats["engines"]:
+        for element in engine["elements"]:
+            labels = [engine["name"], element["name"]]
+            packets.add_metric(labels, element["packets"])
+            held.add_metric(labels, element["held"])
+            for reason, count in element["dropped"].items():
+                drops.add_metric([*labels, reason], count)
+    yield from (packets, drops, held)
+
+
+def _engines(status: dict[str, Any]) -> Iterator[Metric]:
+    for key, name, text, scale in (
+        ("cpu_ns", "vnic_engine_cpu_seconds", "CPU time of an engine.", 1e-9),
+        ("overruns", "vnic_engine_overruns", "Turns that took longer than the group's budget.", 1),
+        ("sleeps", "vnic_engine_sleeps", "Times that an engine went to sleep.", 1),
+    ):
+        family = CounterMetricFamily(name, text, labels=["engine"])
+        for engine in status["engines"]:
+            family.add_metric([engine["name"]], engine[key] * scale)
+        yield family
+
+
+def text_of(runtime: Readable) -> bytes:
+    """The exposition, in Prometheus' text format."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Collector(runtime))
+    return generate_latest(registry)
+
+
+@contextlib.asynccontextmanager
+async def serving(config: MetricsConfig, runtime: Readable):  # type: ignore[no-untyped-def]
+    """Serves metrics where the configuration says. Raises VnicError where that is taken."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), TIMEOUT_S)
+            writer.write(_respond(head.split(b"\r\n", 1)[0], lambda: text_of(runtime)))
+            await asyncio.wait_for(writer.drain(), TIMEOUT_S)
+        writer.close()
+
+    try:
+        if config.socket is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(config.socket)
+            server = await asyncio.start_unix_server(answer, config.socket, limit=HEAD_MOST)
+        else:
+            host, _, port = str(config.listen).rpartition(":")
+            # reuse_port: the worker before this one may still have it, for an instant.
+            server = await asyncio.start_server(answer, host.strip("[]"), int(port), limit=HEAD_MOST, reuse_port=True)
+    except OSError as error:
+        raise VnicError(f"metrics: {config.socket or config.listen}: {error.strerror}; choose another place") from None
+    try:
+        yield
+    finally:
+        server.close()
+
+
+def _respond(request: bytes, text: Callable[[], bytes]) -> bytes:
+    words = request.split(b" ")
+    if len(words) != 3 or words[0] not in (b"GET", b"HEAD") or words[1].split(b"?")[0] != b"/metrics":
+        return b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    body = text()
+    head = (
+        f"HTTP/1.1 200 OK\r\nContent-Type: {CONTENT_TYPE}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+    )
+    return head if words[0] == b"HEAD" else head + body
