@@ -162,6 +162,23 @@ def modes(rounds: int, seconds: float, as_json: bool) -> None:
         print(f"plot: {plot}")
 
 
+@main.command()
+@click.option("--rounds", type=click.IntRange(1, 100), default=5, show_default=True)
+@click.option("--seconds", type=click.FloatRange(0.5, 60), default=3, show_default=True, help="Of each measurement.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+def control(rounds: int, seconds: float, as_json: bool) -> None:
+    """Round trips with and without 200 clients of the control API. Needs root."""
+    from bench import control as bench_control
+
+    _need_root()
+    result = bench_control.run(rounds, seconds)
+    report.save("control", result)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        bench_control.show(_console(), result)
+
+
 def _faults(kind: str, rounds: int, as_json: bool, title: str) -> None:
     from bench import faults
 

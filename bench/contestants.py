@@ -190,6 +190,16 @@ def tree_cpu_ns(pid: int) -> int:
     return cpu_ns(pid) + sum(tree_cpu_ns(child) for child in children)
 
 
+def tree_resident_kb(pid: int) -> int:
+    """Memory of the process and its descendants, pages that several share counted in parts (Pss), KiB."""
+    children: set[int] = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        children |= {int(child) for child in (task / "children").read_text().split()}
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    own = int(next(line.split()[1] for line in rollup.splitlines() if line.startswith("Pss:")))
+    return own + sum(tree_resident_kb(child) for child in children)
+
+
 def choose(names: list[str]) -> tuple[list[Contestant], list[str]]:
     """The contestants of these names (all where empty) that can run, and a line for each that cannot. Raises RequestError."""
     known = {c.name: c for c in ALL}

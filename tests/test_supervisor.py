@@ -141,6 +141,23 @@ def test_a_worker_that_goes_on_dying_is_started_ever_later(environment, two, tmp
     assert "killed by SIGKILL" in vnic(environment, "status")
 
 
+def test_a_log_is_bounded(tmp_path):
+    code = """
+import os, sys
+from vnic.control.instance import bound_log
+path = sys.argv[1]
+os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 2)
+os.write(2, b"old\\n" * 100)
+assert not bound_log(path, 400) and bound_log(path, 399) and not bound_log(path, 399)
+os.write(2, b"new\\n")
+os.dup2(1, 2)
+assert not bound_log(path, 0), "standard error is something else"
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "log")], cwd=TREE, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "log").read_text() == "new\n" and (tmp_path / "log.1").read_text() == "old\n" * 100
+
+
 def capabilities(pid):
     """Of every thread: (CapPrm, CapEff, CapBnd or 0 for a plain user, NoNewPrivs)."""
     found = set()

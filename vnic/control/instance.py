@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Iterator
@@ -12,12 +13,27 @@ from contextlib import contextmanager, suppress
 from dataplane.errors import ConfigError
 from vnic.control.api import checked_instance, runtime_directory, socket_path
 
+LOG_BYTES = 4 << 20  # and as much again in the one before
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def log_path(instance: str) -> str:
     """Where a detached daemon writes its log."""
     return os.path.join(runtime_directory(create=True), f"{checked_instance(instance)}.log")
+
+
+def bound_log(path: str, most_bytes: int = LOG_BYTES) -> bool:
+    """Where standard error is the log at `path` and has grown beyond `most_bytes`: moves what is in it to `path`.1, in the place of
+    what was there. Returns whether it did. All who write to it append, so they go on at the beginning; a line written meanwhile may be
+    lost."""
+    with suppress(OSError):
+        status = os.fstat(2)
+        if status.st_size > most_bytes and os.path.samestat(status, os.stat(path)):
+            shutil.copyfile(path, f"{path}.1")
+            os.chmod(f"{path}.1", 0o600)
+            os.ftruncate(2, 0)
+            return True
+    return False
 
 
 @contextmanager

@@ -28,7 +28,7 @@ import msgspec
 from dataplane.errors import ConfigError, VnicError
 from vnic.control import keeper
 from vnic.control.api import BACKLOG
-from vnic.control.instance import SIGNALS, instance_lock, listening, signals_only_ask
+from vnic.control.instance import SIGNALS, bound_log, instance_lock, listening, log_path, signals_only_ask
 from vnic.device.agent import NamespaceAgent
 from vnic.device.tap import TapReport, TapRequest
 
@@ -36,6 +36,7 @@ PAUSE_FIRST_S, PAUSE_MOST_S = 0.1, 10.0
 WELL_S = 3.0  # a worker that ran so long ran well: the next death is the first again
 START_TIMEOUT_S = 120.0  # a thousand NICs are attached in a minute
 STOP_TIMEOUT_S = 30.0
+SEND_TIMEOUT_S = 10.0  # a worker that does not take what it is sent for so long is found dead or hanging soon enough
 
 log = logging.getLogger("vnic")
 
@@ -56,6 +57,8 @@ class WorkerProcess:
                 env=environment(),
             )
         self.pidfd = os.pidfd_open(self.process.pid)
+        self.events.settimeout(SEND_TIMEOUT_S)
+        self.calls.settimeout(SEND_TIMEOUT_S)
         self.began_s = time.monotonic()
         self.ready = self.stopped = False
         self.failure: keeper.Failed | None = None
@@ -98,6 +101,7 @@ class Supervisor:
 
     def __init__(self, instance: str, listener: socket.socket, agent: NamespaceAgent, module: str) -> None:
         self.instance, self._listener, self._agent, self._module = instance, listener, agent, module
+        self._log = log_path(instance)
         self.store = keeper.Store()
         self.worker: WorkerProcess | None = None
         self.successor: WorkerProcess | None = None
@@ -234,6 +238,7 @@ class Supervisor:
                     selector.register(each, selectors.EVENT_READ)
             timeout_s = 1.0 if self._start_at_s is None else max(0.0, self._start_at_s - time.monotonic())
             selector.select(timeout_s)
+        bound_log(self._log)
         with contextlib.suppress(BlockingIOError):
             if wakeups.recv(64):
                 self.stop()

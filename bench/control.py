@@ -1,0 +1,125 @@
+"""Does control disturb the packets? Round trips between two containers with and without CLIENTS clients of the control API, in turns.
+
+Each client asks for the status, for statistics, and for a new rate, again and again, PAUSE_S apart: some CLIENTS / PAUSE_S calls a second.
+Two engines; the clients and the worker's own thread share the machine's CPUs with them, as they do in life.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench import contestants, machine
+from bench.modes import PAUSE_US, _up
+from bench.probes import compile_probes, probe
+from bench.report import show_machine
+from bench.space import Space, sweep
+from bench.tap import rounded, say
+
+CLIENTS = 200
+PAUSE_S = 0.25
+KEYS = ("p50_us", "p99_us", "p999_us")
+
+# In a process of its own, as clients are. Prints how many calls were answered, and how many failed, at the end.
+LOAD = """
+import asyncio, json, sys
+path, clients, pause_s, seconds = sys.argv[1], *map(float, sys.argv[2:])
+done = {"calls": 0, "errors": 0}
+
+async def client(number):
+    reader, writer = await asyncio.open_unix_connection(path, limit=1 << 24)
+    await asyncio.sleep(pause_s * number / clients)
+    calls = [("Status", {}), ("Stats", {}), ("SetRate", {"name": "a0", "egress": f"{900 + number}mbit"})]
+    turn = number
+    while True:
+        method, parameters = calls[turn % 3]
+        turn += 1
+        writer.write(json.dumps({"method": f"org.vnic.Control.{method}", "parameters": parameters}).encode() + b"\\0")
+        reply = await reader.readuntil(b"\\0")
+        done["calls"] += 1
+        done["errors"] += reply.startswith(b'{"error"')
+        await asyncio.sleep(pause_s)
+
+async def main():
+    tasks = [asyncio.create_task(client(number)) for number in range(int(clients))]
+    print("begun", flush=True)
+    await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+    done["errors"] += sum(task.done() for task in tasks)
+    print(json.dumps(done), flush=True)
+
+asyncio.run(main())
+"""
+
+
+def _measure(space: Space, with_clients: bool, seconds: float) -> dict[str, float]:
+    trips = int(seconds * 1e6 / (1.5 * PAUSE_US + 100))
+    load: subprocess.Popen[str] | None = None
+    if with_clients:
+        arguments = [str(space.directory / "default.sock"), str(CLIENTS), str(PAUSE_S), str(seconds + 0.5)]
+        load = subprocess.Popen([sys.executable, "-c", LOAD, *arguments], stdout=subprocess.PIPE, text=True)
+        assert load.stdout is not None
+        load.stdout.readline()
+    try:
+        found = probe(
+            "pingpong", space.path(space.a), space.path(space.b), "10.91.0.2", trips, PAUSE_US, timeout_seconds=seconds + 60
+        )
+        answered = json.loads(load.communicate(timeout=60)[0]) if load else {"calls": 0, "errors": 0}
+    finally:
+        if load is not None and load.poll() is None:
+            load.kill()
+            load.wait()
+    return {
+        **{key: found[key] for key in KEYS},
+        "lost": found["lost"],
+        "calls_per_s": answered["calls"] / seconds,
+        "errors": answered["errors"],
+    }
+
+
+def run(rounds: int, seconds: float) -> dict[str, Any]:
+    """Medians over `rounds` of both, measured in turns on one instance. Raises BenchError."""
+    compile_probes()
+    sweep()
+    described = machine.describe()
+    samples: dict[str, list[dict[str, float]]] = {"alone": [], "clients": []}
+    with Space() as space:
+        process = _up(space, {"mode": "spreading"})
+        _measure(space, False, 0.3)
+        for number in range(rounds):
+            for kind in ("alone", "clients") if number % 2 else ("clients", "alone"):
+                samples[kind].append(_measure(space, kind == "clients", seconds))
+                say(f"round {number + 1}/{rounds} {kind:8}" + " ".join(f"{k}={v:.4g}" for k, v in samples[kind][-1].items()))
+        resident_kb = contestants.tree_resident_kb(process.pid)
+    medians = {
+        kind: {key: rounded(statistics.median(sample[key] for sample in each)) for key in each[0]}
+        for kind, each in samples.items()
+    }
+    spread = {
+        kind: {key: [min(s[key] for s in each), max(s[key] for s in each)] for key in KEYS} for kind, each in samples.items()
+    }
+    ratios = {key: rounded(float(medians["clients"][key] or 0) / float(medians["alone"][key] or 1)) for key in KEYS}
+    return {**medians, "ratios": ratios, "spread": spread, "clients_count": CLIENTS, "resident_mb": rounded(resident_kb / 1024),
+            "rounds": rounds, "seconds": seconds, "machine": described}  # fmt: skip
+
+
+def show(console: Console, result: Mapping[str, Any]) -> None:
+    """A table: medians (min-max)."""
+    show_machine(console, result["machine"])
+    table = Table(
+        title=f"Round trips without and with {result['clients_count']} control clients: medians of {result['rounds']} (min-max)"
+    )
+    for title in ("", "p50 us", "p99 us", "p99.9 us", "calls/s"):
+        table.add_column(title, justify="right" if title else "left", no_wrap=True)
+    for kind in ("alone", "clients"):
+        cells = [
+            f"{result[kind][key]:.1f} [dim]({result['spread'][kind][key][0]:.0f}-{result['spread'][kind][key][1]:.0f})[/dim]"
+            for key in KEYS
+        ]
+        table.add_row(kind, *cells, f"{result[kind]['calls_per_s']:.0f}")
+    table.add_row("ratio", *(f"{result['ratios'][key]:.2f}" for key in KEYS), "")
+    console.print(table)
