@@ -1,7 +1,8 @@
 /* What a fault on a path does to traffic: numbered datagrams at a steady rate, and one TCP stream whose content is checked.
  *
  * usage: sequence SENDER_NETNS RECEIVER_NETNS ADDRESS PPS SECONDS [TCP_ADDRESS]
- * Sends PPS datagrams of 22 bytes (64-byte frames) a second; those that are due together, TICK_NS apart at least. With TCP_ADDRESS, also
+ * Sends PPS datagrams of 22 bytes (64-byte frames) a second; those that are due together, TICK_NS apart at least; a sender that is more than
+ * ARREARS_NS late goes on from there. With TCP_ADDRESS, also
  * a stream to that address, of 64-bit numbers that count up. Everything ends after SECONDS, or at SIGTERM.
  * Prints {"sent", "received", "lost", "reordered", "overrun" (lost in the receiver's own socket), "resets" (of the stream), "damaged"
  * (numbers of it that were not the next), "tcp_bytes", "longest_ms", "gaps": [[at_ns, ms, lost], ...]}: silences of GAP_NS and more at the
@@ -15,7 +16,7 @@
 #include <sys/socket.h>
 #include <sys/wait.h>
 
-enum { PAYLOAD = 22, BURST = 64, TICK_NS = 50000, GAP_NS = 2000000, GAPS = 4096, QUIET_MS = 500, CHUNK = 8192 };
+enum { PAYLOAD = 22, BURST = 64, TICK_NS = 50000, GAP_NS = 2000000, ARREARS_NS = 5000000, GAPS = 4096, QUIET_MS = 500, CHUNK = 8192 };
 
 static atomic_int over;
 
@@ -50,6 +51,10 @@ static void send_numbers(const struct sockaddr_in *to, double pps, uint64_t end)
         if (due == number) {
             struct timespec pause = { 0, TICK_NS };
             nanosleep(&pause, NULL);
+            continue;
+        }
+        if (due - number > (uint64_t)(pps * ARREARS_NS / 1e9)) { /* kept from its CPU: at a steady rate nobody makes up for that at once */
+            began += (uint64_t)((double)(due - number) / pps * 1e9);
             continue;
         }
         int wanted = due - number < BURST ? (int)(due - number) : BURST;

@@ -44,13 +44,13 @@ log = logging.getLogger("vnic")
 class WorkerProcess:
     """A worker as the supervisor sees it."""
 
-    def __init__(self, command: list[str], listener: socket.socket) -> None:
+    def __init__(self, command: list[str], listener: socket.socket, role: str) -> None:
         self.calls, their_calls = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.events, their_events = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with their_calls, their_events:
             descriptors = (their_calls.fileno(), their_events.fileno(), listener.fileno())
             self.process = subprocess.Popen(
-                [*command, *map(str, descriptors), str(os.getpid())],
+                [*command, *map(str, descriptors), str(os.getpid()), role],
                 stdin=subprocess.DEVNULL,
                 pass_fds=descriptors,
                 process_group=0,  # Ctrl-C on the terminal is ours to hear, and we end it in order
@@ -116,7 +116,7 @@ class Supervisor:
 
     def start_worker(self, role: str, python: str = "") -> WorkerProcess:
         """Starts a worker and gives it everything that is kept."""
-        worker = WorkerProcess([python or sys.executable, "-P", "-m", self._module], self._listener)
+        worker = WorkerProcess([python or sys.executable, "-P", "-m", self._module], self._listener, role)
         try:
             for key, descriptors in self.store.items():
                 keeper.send(worker.events, keeper.Item(key), descriptors)
@@ -371,7 +371,7 @@ def _wakeups() -> Iterator[socket.socket]:
             signal.set_wakeup_fd(before)
 
 
-def supervise(config: bytes, instance: str, ready: Callable[[int], None], module: str = "vnic.control.worker") -> None:
+def supervise(config: bytes, instance: str, ready: Callable[[int], None], module: str = "vnic.control.launch") -> None:
     """Runs an instance until SIGINT, SIGTERM, SIGHUP or Shutdown. `config`: vnic.control.convert.encode_config's. Calls `ready` with the
     worker's pid when it is up. Raises ConfigError, VnicError where it does not come up."""
     with signals_only_ask(), instance_lock(instance):

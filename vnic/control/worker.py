@@ -1,8 +1,7 @@
 """The worker: the process that runs an instance's engines and answers its clients, started and watched by the supervisor.
 
-    python -m vnic.control.worker CALLS EVENTS LISTENER SUPERVISOR     (three descriptors, a pid)
-
-It begins with what the supervisor kept (keeper.py): nothing but the configuration, or all that a worker before it left.
+It is started by launch.py with three descriptors, the supervisor's pid and its role. It begins with what the supervisor kept
+(keeper.py): nothing but the configuration, or all that a worker before it left.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -288,7 +286,7 @@ def _version() -> str:
 
 def main(arguments: list[str], make: MakeRuntime = make_runtime) -> int:
     """Exit status 0: as asked; 1: it failed, and the supervisor knows why."""
-    calls, events, listener, supervisor = map(int, arguments)
+    calls, events, listener, supervisor = map(int, arguments[:4])
     die_with(supervisor)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # until there is a loop to take it: the supervisor decides
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
@@ -310,7 +308,3 @@ def main(arguments: list[str], make: MakeRuntime = make_runtime) -> int:
             keeper.send(says, keeper.Failed(f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:1000]}"))
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -33,9 +33,9 @@ from vnic.device.tap import (
 TUN_DEVICE = "/dev/net/tun"
 TUNSETOFFLOAD = 0x4004_54D0
 SIOCSIFTXQLEN = 0x8943
-# What a queue of the TAP holds before the kernel drops: 40 ms of 100,000 packets a second, which an engine that was halted for an
-# upgrade, or kept from its CPU, finds afterwards (Linux' own 1000 are 10 ms). TCP's own limits keep the queue short as before.
-QUEUE_PACKETS = 4096
+# What the TAP's queues hold together before the kernel drops: 40 ms of 100,000 packets a second, which an engine that was halted for an
+# upgrade, or kept from its CPU, finds afterwards (Linux' own 1000 are 10 ms). Not more: a container can fill them with 64 KB frames.
+QUEUE_PACKETS, QUEUE_PACKETS_LEAST = 4096, 1000
 TUNSETVNETHDRSZ = 0x4004_54D8
 TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN, TUN_F_USO4, TUN_F_USO6 = 0x01, 0x02, 0x04, 0x08, 0x20, 0x40
 IFA_F_NODAD = 0x02  # no duplicate address detection: the address can be used at once
@@ -88,8 +88,9 @@ def create(request: TapRequest) -> tuple[TapReport, list[int]]:
         if request.mac is not None:
             first.hwaddr = parse_mac(request.mac, label)
         first.mtu = request.mtu
+        length = max(QUEUE_PACKETS // request.queues, QUEUE_PACKETS_LEAST)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:  # netdevice(7)
-            fcntl.ioctl(any_socket, SIOCSIFTXQLEN, struct.pack("16si20x", request.name.encode(), QUEUE_PACKETS))
+            fcntl.ioctl(any_socket, SIOCSIFTXQLEN, struct.pack("16si20x", request.name.encode(), length))
         if request.up:
             first.up()
         ifindex = socket.if_nametoindex(request.name)
