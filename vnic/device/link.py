@@ -57,7 +57,8 @@ def netlink() -> Any:
 
 
 def needs_netlink(work: Work) -> bool:
-    """Whether the netlink library has a part in some work; a TAP without addresses is made by ioctls alone."""
+    """Whether the netlink library has a part in some work; a TAP without addresses is made by ioctls alone (but for a
+    queue's length in a user namespace)."""
     return not isinstance(work, TapRequest) or bool(work.addresses or work.routes)
 
 
@@ -88,9 +89,7 @@ def create(request: TapRequest) -> tuple[TapReport, list[int]]:
         if request.mac is not None:
             first.hwaddr = parse_mac(request.mac, label)
         first.mtu = request.mtu
-        length = max(QUEUE_PACKETS // request.queues, QUEUE_PACKETS_LEAST)
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:  # netdevice(7)
-            fcntl.ioctl(any_socket, SIOCSIFTXQLEN, struct.pack("16si20x", request.name.encode(), length))
+        _set_queue_length(request.name, max(QUEUE_PACKETS // request.queues, QUEUE_PACKETS_LEAST))
         if request.up:
             first.up()
         ifindex = socket.if_nametoindex(request.name)
@@ -101,6 +100,16 @@ def create(request: TapRequest) -> tuple[TapReport, list[int]]:
             _configure(ip, ifindex, request, label)
     report = TapReport(name=request.name, ifindex=ifindex, mac=format_mac(first.hwaddr), mtu=first.mtu, offloads=offloads)
     return report, fds
+
+
+def _set_queue_length(name: str, packets: int) -> None:
+    """Of the interface's queues, before it is up."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:  # netdevice(7)
+            fcntl.ioctl(any_socket, SIOCSIFTXQLEN, struct.pack("16si20x", name.encode(), packets))
+    except PermissionError:  # in a user namespace, netlink alone may
+        with netlink()() as ip:
+            ip.link("set", index=socket.if_nametoindex(name), txqlen=packets)
 
 
 def try_tun_device() -> None:
