@@ -42,9 +42,9 @@ def measure(contestant: contestants.Contestant, seconds: float, idle: bool) -> S
         sample["tcp_gbps"] = probe("stream", a, b, ADDRESS_B, seconds, timeout_seconds=seconds + 30)["gbps"]
         if idle and process:
             time.sleep(0.3)  # start-up's last work does not count as idling
-            before_ns, start = contestants.cpu_ns(process.pid), time.monotonic()
+            before_ns, start = contestants.tree_cpu_ns(process.pid), time.monotonic()
             time.sleep(IDLE_SECONDS)
-            used_ns = contestants.cpu_ns(process.pid) - before_ns
+            used_ns = contestants.tree_cpu_ns(process.pid) - before_ns
             sample["idle_cpu_percent"] = 100 * used_ns / ((time.monotonic() - start) * 1e9)
         if process and process.poll() is not None:
             raise BenchError(f"{contestant.name} ended while it was measured: {space.complaint(process)}")
