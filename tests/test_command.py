@@ -39,7 +39,8 @@ def processes_of(session: int) -> list[str]:
     for entry in Path("/proc").iterdir():
         with suppress(OSError, ValueError, IndexError):
             fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            if int(fields[3]) == session and fields[0] != "Z":
+            # A first thread that has ended (Z) holds nothing, but others of its process may still.
+            if int(fields[3]) == session and (fields[0] != "Z" or len(os.listdir(entry / "task")) > 1):
                 found.append((entry / "cmdline").read_text().replace("\0", " "))
     return found
 

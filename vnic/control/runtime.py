@@ -297,7 +297,11 @@ class Runtime:
         """Copies what passes `point` (a NIC's name, or one of its elements') to the file or pipe `path`; returns the capture's number."""
         with self._lock:
             self._check_open()
-            attached = self._get(point.partition(".")[0])
+            # Names of NICs may have dots: the longest that begins the point's.
+            of = max(
+                (name for name in self._nics if f"{point}.".startswith(f"{name}.")), key=len, default=point.partition(".")[0]
+            )
+            attached = self._get(of)
             capture = LiveCapture(self.homes[attached.home], attached, point, path, snaplen)
             capture.start()
             self._captured += 1
