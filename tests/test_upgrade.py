@@ -17,6 +17,9 @@ from tests.test_supervisor import ECHO, TALK, inside, kill_worker, status
 from vnic.control.client import Client
 
 TREE = Path(__file__).parents[1]
+# What a TAP is given waits in a queue of the CPU that gave it (netif_rx): when an engine goes on in a thread on another CPU, as after any
+# move by the scheduler, a packet may overtake those that the last CPU has not let in yet.
+OVERTAKEN_MOST = 20
 
 # Numbered datagrams at some 3,000 a second until stdin closes; says how many were sent.
 SEND = """
@@ -119,7 +122,7 @@ def test_nobody_notices(environment, two):  # noqa: F811
             }
             assert entries(environment) == learned
             assert after["supervisor"]["restarts"] == 0
-    assert (traffic.seen, traffic.wrong) == (traffic.sent, 0) and traffic.sent > 1000
+    assert traffic.seen == traffic.sent > 1000 and traffic.wrong <= OVERTAKEN_MOST
     assert int(traffic.exchanged[0]) > 100
     assert status(environment)["conserved"]
 
@@ -241,7 +244,7 @@ def test_a_new_worker_that_fails_does_no_harm(environment, two, faulty, step, ho
         assert after["supervisor"]["restarts"] == torn
         assert (after["pid"] == before["pid"]) is not torn
         ping(a, "10.99.0.2")
-    assert torn or (traffic.seen, traffic.wrong) == (traffic.sent, 0), said
+    assert torn or (traffic.seen == traffic.sent and traffic.wrong <= OVERTAKEN_MOST), said
     assert int(traffic.exchanged[0]) > 20  # the connection lives
     assert torn or "this worker goes on" in said or "failed on purpose" in said or "worker is gone" in said
     assert status(environment)["conserved"]
