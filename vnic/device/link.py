@@ -32,10 +32,6 @@ from vnic.device.tap import (
 
 TUN_DEVICE = "/dev/net/tun"
 TUNSETOFFLOAD = 0x4004_54D0
-SIOCSIFTXQLEN = 0x8943
-# What the TAP's queues hold together before the kernel drops: 40 ms of 100,000 packets a second, which an engine that was halted for an
-# upgrade, or kept from its CPU, finds afterwards (Linux' own 1000 are 10 ms). Not more: a container can fill them with 64 KB frames.
-QUEUE_PACKETS, QUEUE_PACKETS_LEAST = 4096, 1000
 TUNSETVNETHDRSZ = 0x4004_54D8
 TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN, TUN_F_USO4, TUN_F_USO6 = 0x01, 0x02, 0x04, 0x08, 0x20, 0x40
 IFA_F_NODAD = 0x02  # no duplicate address detection: the address can be used at once
@@ -57,8 +53,7 @@ def netlink() -> Any:
 
 
 def needs_netlink(work: Work) -> bool:
-    """Whether the netlink library has a part in some work; a TAP without addresses is made by ioctls alone (but for a
-    queue's length in a user namespace)."""
+    """Whether the netlink library has a part in some work; a TAP without addresses is made by ioctls alone."""
     return not isinstance(work, TapRequest) or bool(work.addresses or work.routes)
 
 
@@ -89,7 +84,6 @@ def create(request: TapRequest) -> tuple[TapReport, list[int]]:
         if request.mac is not None:
             first.hwaddr = parse_mac(request.mac, label)
         first.mtu = request.mtu
-        _set_queue_length(request.name, max(QUEUE_PACKETS // request.queues, QUEUE_PACKETS_LEAST))
         if request.up:
             first.up()
         ifindex = socket.if_nametoindex(request.name)
@@ -100,16 +94,6 @@ def create(request: TapRequest) -> tuple[TapReport, list[int]]:
             _configure(ip, ifindex, request, label)
     report = TapReport(name=request.name, ifindex=ifindex, mac=format_mac(first.hwaddr), mtu=first.mtu, offloads=offloads)
     return report, fds
-
-
-def _set_queue_length(name: str, packets: int) -> None:
-    """Of the interface's queues, before it is up."""
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:  # netdevice(7)
-            fcntl.ioctl(any_socket, SIOCSIFTXQLEN, struct.pack("16si20x", name.encode(), packets))
-    except PermissionError:  # in a user namespace, netlink alone may
-        with netlink()() as ip:
-            ip.link("set", index=socket.if_nametoindex(name), txqlen=packets)
 
 
 def try_tun_device() -> None:
