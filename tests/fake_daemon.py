@@ -4,32 +4,48 @@ With this file's directory/fake_site on PYTHONPATH, the real command uses the sa
 """
 
 import sys
+import types
 from typing import Any
 
 from dataplane.errors import ConfigError, PortError
 from vnic.control import worker
+from vnic.control.api import DESCRIPTION, INTERFACE
 from vnic.control.convert import convert_config, encode_config
+from vnic.control.module import Method, Session
+from vnic.control.nic_methods import nic_methods
 from vnic.control.supervisor import supervise
 
 
-class FakeRuntime:
-    def __init__(self, config: Any, **_: Any) -> None:
+class FakeNics:
+    interface, description = INTERFACE, DESCRIPTION
+
+    def __init__(self, config: Any) -> None:
         self.config = config
         self.nics: dict[str, dict[str, Any]] = {}
+        self.configs: dict[str, Any] = {}
 
-    def start(self) -> None:
-        for nic in self.config.nics.values():
-            self.attach(nic)
+    def methods(self) -> list[Method]:
+        return nic_methods(self)  # type: ignore[arg-type]
 
-    def close(self) -> None:
-        print("closed", flush=True)
+    def ended(self, session: Session) -> None:
+        pass
+
+    def names(self, owner: int | None = None) -> list[str]:
+        return [name for name, each in self.configs.items() if owner is None or each.owner == owner]
+
+    def nic_of(self, point: str) -> str:
+        return point.partition(".")[0]
+
+    def get(self, name: str, session: Session | None = None) -> Any:
+        self._get(name)
+        return types.SimpleNamespace(config=self.configs[name])
 
     def _get(self, name: str) -> dict[str, Any]:
         if name not in self.nics:
             raise ConfigError(f"nic {name}: is not attached")
         return self.nics[name]
 
-    def attach(self, config: Any) -> dict[str, Any]:
+    def attach(self, config: Any, passed: Any = None) -> dict[str, Any]:
         if config.pid == 4_000_000:
             raise ConfigError(f"nic {config.name}: pid 4000000 does not exist")
         if config.pid == 4_000_002:
@@ -41,10 +57,12 @@ class FakeRuntime:
             "queues": config.queues, "link": "up", "engine": "e0",
             "egress_bps": config.egress.rate and int(config.egress.rate), "ingress_bps": None,
         }  # fmt: skip
+        self.configs[config.name] = config
         return self.nics[config.name]
 
     def detach(self, name: str) -> None:
         del self.nics[self._get(name)["name"]]
+        del self.configs[name]
 
     def set_rate(self, name: str, **limits: int | None) -> dict[str, Any]:
         self._get(name).update(limits)
@@ -53,17 +71,32 @@ class FakeRuntime:
     def set_link(self, name: str, up: bool) -> None:
         self._get(name)["link"] = "up" if up else "down"
 
+
+class FakeRuntime:
+    emit: Any = None
+
+    def __init__(self, config: Any, **_: Any) -> None:
+        self.nics = FakeNics(config)
+        self.modules = [self.nics]
+
+    def start(self) -> None:
+        for nic in self.nics.config.nics.values():
+            self.nics.attach(nic)
+
+    def close(self) -> None:
+        print("closed", flush=True)
+
     def status(self) -> dict[str, Any]:
         engine = {"name": "e0", "received": 7, "transmitted": 5, "dropped": 2, "held": 0, "cpu_ns": 1_500_000_000}
-        return {"conserved": True, "engines": [engine], "nics": list(self.nics.values()), "switch": {"entries": []}}
+        return {"conserved": True, "engines": [engine], "nics": list(self.nics.nics.values()), "switch": {"entries": []}}
 
     def stats(self, name: str | None = None) -> dict[str, Any]:
         if name is not None:
-            self._get(name)
+            self.nics.get(name)
         element = {"name": "web.egress.rate", "type": "Shaper", "packets": 7, "held": 0, "dropped": {"queue full": 2},
                    "counters": {"bytes": 4242}}  # fmt: skip
         return {
-            "nics": [{"name": each, "queues": [{"rx_packets": 7, "tx_packets": 5}]} for each in self.nics],
+            "nics": [{"name": each, "queues": [{"rx_packets": 7, "tx_packets": 5}]} for each in self.nics.nics],
             "engines": [{"name": "e0", "elements": [element]}],
         }
 

@@ -19,6 +19,7 @@ from tests.fake_daemon import FakeRuntime
 from vnic.control import api
 from vnic.control.client import Client
 from vnic.control.events import QUEUE_MOST, Bus
+from vnic.control.instance_module import Instance
 from vnic.control.methods import Methods
 from vnic.control.server import Server
 
@@ -278,7 +279,8 @@ def test_other_users_are_refused(open_directory, monkeypatch):
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(path))
             path.chmod(0o777)
-            server = Server(Methods(FakeRuntime(None), Bus(asyncio.get_running_loop()), "0.0", lambda: None))
+            instance = Instance(FakeRuntime(None), Bus(asyncio.get_running_loop()))
+            server = Server(Methods([instance], "0.0", lambda: None))
             await server.start(listener)
             program = (
                 f"import os, socket\nif os.getuid() == 0: os.setresuid(65534, 65534, 65534)\n"
@@ -289,7 +291,8 @@ def test_other_users_are_refused(open_directory, monkeypatch):
             await server.close()
             return answer
 
-    assert b"org.varlink.service.PermissionDenied" in asyncio.run(ask())
+    answer = asyncio.run(ask())
+    assert b"org.vnic.Control.NotPermitted" in answer and b"user nobody (uid 65534): may not use this vnic" in answer
 
 
 def test_statistics_in_a_stream(daemon):

@@ -320,7 +320,7 @@ def test_a_live_change_of_rate_loses_nothing_queued(net):
     def faster() -> None:
         assert made.runtime.stats("a")["engines"][0]["elements"]
         for rate in (2_000_000, 500_000, 50_000_000, None):
-            made.runtime.set_rate("a", egress_bps=rate)
+            made.runtime.nics.set_rate("a", egress_bps=rate)
 
     assert count_udp(made, "a", "b", V4["b"], 100, 1000, while_sending=faster) == "100 True"
 
@@ -328,20 +328,20 @@ def test_a_live_change_of_rate_loses_nothing_queued(net):
 def test_link_down_stops_traffic_and_up_brings_it_back(net):
     made = net()
     made["a"].run("ping", "-c", "1", "-W", "2", V4["b"])
-    made.runtime.set_link("b", up=False)
+    made.runtime.nics.set_link("b", up=False)
     assert "NO-CARRIER" in made["b"].run("ip", "link", "show", "eth0")
     assert "100% packet loss" in made["a"].run("ping", "-c", "1", "-W", "0.3", V4["b"], check=False)
-    made.runtime.set_link("b", up=True)
+    made.runtime.nics.set_link("b", up=True)
     made["a"].run("ping", "-c", "3", "-i", "0.2", "-W", "2", V4["b"])
 
 
 def test_detach_and_attach_while_others_talk(net):
     made = net(3)
     made["a"].run("ping", "-c", "1", "-W", "2", V4["c"])
-    made.runtime.detach("c")
+    made.runtime.nics.detach("c")
     assert made["c"].interfaces() == []
     made["a"].run("ping", "-c", "2", "-i", "0.01", "-W", "2", V4["b"])
-    made.runtime.attach(convert_nic("c", nic(made["c"], "c", queues=2)))
+    made.runtime.nics.attach(convert_nic("c", nic(made["c"], "c", queues=2)))
     made["a"].run("ping", "-c", "2", "-i", "0.01", "-W", "2", V4["c"])
 
 
@@ -366,12 +366,12 @@ def test_a_failing_attach_leaves_nothing(net):
     from dataplane.errors import ConfigError
 
     with pytest.raises(ConfigError):
-        made.runtime.attach(convert_nic("c", {"pid": made["a"].pid, "interface": "eth0"}))  # the name is taken in there
+        made.runtime.nics.attach(convert_nic("c", {"pid": made["a"].pid, "interface": "eth0"}))  # the name is taken in there
     with pytest.raises(ConfigError, match="attached already"):
-        made.runtime.attach(convert_nic("a", {"pid": made["a"].pid, "interface": "eth1"}))
+        made.runtime.nics.attach(convert_nic("a", {"pid": made["a"].pid, "interface": "eth1"}))
     bad = {"pid": made["a"].pid, "interface": "eth1", "egress": {"elements": [{"element": "nowhere:Nothing"}]}}
     with pytest.raises(ConfigError, match="cannot import nowhere"):
-        made.runtime.attach(convert_nic("c", bad))
+        made.runtime.nics.attach(convert_nic("c", bad))
     assert made["a"].interfaces() == ["eth0"]
     assert [each["name"] for each in made.runtime.status()["nics"]] == ["a", "b"]
     made["a"].run("ping", "-c", "2", "-i", "0.01", "-W", "2", V4["b"])

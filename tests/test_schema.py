@@ -207,7 +207,9 @@ def test_the_json_schema_describes_every_key():
     schema = json_schema()
     definitions = schema["$defs"]
     assert schema["$ref"] == "#/$defs/Config"
-    assert set(definitions["Config"]["properties"]) == {"engines", "groups", "metrics", "spin", "pool", "switch", "nics"}
+    assert set(definitions["Config"]["properties"]) == {
+        "engines", "groups", "metrics", "spin", "pool", "switch", "modules", "clients", "nics",
+    }  # fmt: skip
     assert definitions["NicConfig"]["additionalProperties"] is False
     assert "name" not in definitions["NicConfig"]["properties"] and "where" not in definitions["ElementConfig"]["properties"]
     json.dumps(schema)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import secrets
 import select
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from types import FrameType
 
 CHUNK = 1 << 16
-PIPE_BYTES = 1 << 20
-F_SETPIPE_SZ = 1031
 HEADER_BYTES = 24  # of a pcap file
 RECORD_BYTES = 16
 
@@ -58,13 +55,14 @@ def capture(
     deadline = None if duration is None else time.monotonic() + duration
     with (
         connect(instance) as client,
-        _pipe() as (path, reading),
         _target(target) as writing,
         _stop_signal() as stop,
         _target(os.devnull) as null,
+        ExitStack() as stack,
     ):
-        number = client.call("StartCapture", point=point, path=path, snaplen=snaplen)["capture"]
-        os.unlink(path)
+        number = client.call("StartCapture", point=point, snaplen=snaplen)["capture"]
+        (reading,) = client.descriptors  # of a pipe that the daemon writes into
+        stack.callback(os.close, reading)
         with suppress(BrokenPipeError):
             _copy(reading, writing, stop, count, deadline)
         result: dict[str, Any] = {}
@@ -81,28 +79,6 @@ def capture(
         click.echo(f"{plural(result.get('captured', 0), 'packet')} captured, {missed} missed", err=True)
     if missed and not (count or error):
         raise click.exceptions.Exit(1)
-
-
-@contextmanager
-def _pipe() -> Iterator[tuple[str, int]]:
-    """A named pipe that only we and the daemon can open: (path, descriptor of its reading end)."""
-    import fcntl
-
-    from vnic.control.api import runtime_directory
-
-    path = os.path.join(runtime_directory(create=True), f"capture-{os.getpid()}-{secrets.token_hex(4)}")
-    os.mkfifo(path, 0o600)
-    try:
-        reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with suppress(OSError):
-            fcntl.fcntl(reading, F_SETPIPE_SZ, PIPE_BYTES)
-        try:
-            yield path, reading
-        finally:
-            os.close(reading)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(path)
 
 
 @contextmanager

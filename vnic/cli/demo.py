@@ -127,7 +127,7 @@ def run_demo(*, rate_bps: int, queues: int, seconds: float, spin: str, progress:
             progress(f"TCP {sender.name} -> {receiver.name}, unshaped, {seconds:g} s")
             unshaped[f"{sender.name}-{receiver.name}"] = _tcp(sender, receiver, seconds, settle=0.3)[0]
         for each in (left, right):
-            runtime.set_rate(each.name, egress_bps=rate_bps)
+            runtime.nics.set_rate(each.name, egress_bps=rate_bps)
         mss = 0
         for sender, receiver in ((left, right), (right, left)):
             progress(f"TCP {sender.name} -> {receiver.name}, {format_rate(rate_bps)} applied live, {seconds:g} s")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from typing import Any
 
 import click
@@ -36,6 +37,8 @@ def tap(name: str, pid: int | None, netns: str | None, instance: str, **options:
     vnic attach tap web --pid 4242 --address 10.0.0.1/24
     vnic attach tap db --netns /run/netns/db --interface eth0 --queues 4 --egress 100mbit
     """
+    from vnic.device.namespaces import NetNamespace
+
     if (pid is None) == (netns is None):
         raise click.UsageError("which container? want either --pid PID or --netns PATH")
     nic: dict[str, Any] = {"pid": pid, "netns": None if netns is None else os.path.abspath(netns)}
@@ -46,8 +49,19 @@ def tap(name: str, pid: int | None, netns: str | None, instance: str, **options:
     nic["vlan"] = None if options["vlan"] is None else {"access": options["vlan"]}
     for direction in ("egress", "ingress"):
         nic[direction] = None if options[direction] is None else {"rate": options[direction]}
-    with connect(instance) as client:
-        made = client.call("Attach", name=name, nic={key: value for key, value in nic.items() if value is not None})["nic"]
+    with connect(instance) as client, ExitStack() as stack:
+        passing = []
+        if client.uid != os.geteuid():  # another user's vnic: it takes nothing but what we can open ourselves
+            container = stack.enter_context(NetNamespace.find(nic.pop("pid"), nic.pop("netns")))
+            passing = [container.fd, *([container.pidfd] if container.pidfd >= 0 else [])]
+        made = client.call(
+            "Attach",
+            passing=passing,
+            name=name,
+            nic={key: value for key, value in nic.items() if value is not None},
+            netns=0 if passing else None,
+            process=1 if len(passing) > 1 else None,
+        )["nic"]
     click.echo(
         f"{name}: {made.get('interface', name)} with {made.get('mac', 'its MAC')}, {plural(made.get('queues', 1), 'queue pair')}"
     )

@@ -117,7 +117,7 @@ def _up(file: str, instance: str, ready: Callable[[], None]) -> None:
         logging.getLogger("vnic").info(text, instance, os.getpid(), worker, made)
         ready()
 
-    supervise(encode_config(config), instance, is_up)
+    supervise(encode_config(config), instance, is_up, clients=bool(config.clients))
 
 
 def _up_detached(file: str, instance: str) -> None:

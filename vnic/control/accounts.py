@@ -1,4 +1,4 @@
-"""Accounts: CPU time and memory, charged to the NIC on whose behalf they are spent (Snap, section 2.5).
+"""Accounts: CPU time and memory, charged to the NIC, or other client of a module, on whose behalf they are spent (Snap, section 2.5).
 
 An engine charges what it does to the source or timer that made it do it (dataplane/engine.pyx): a NIC's receive side, its rings, its
 shapers. These bear the NIC's name, also in an engine that many NICs share. So the sender pays for its packets' way through the switch to
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class Charged(Protocol):
-        """What is needed of vnic.control.parts.Home."""
+        """What is needed of vnic.control.parts.Hosted."""
 
         engine: Engine
         charged: dict[str, int]

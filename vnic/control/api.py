@@ -15,15 +15,20 @@ from dataplane.errors import ConfigError, VnicError
 INTERFACE = "org.vnic.Control"
 SERVICE = "org.varlink.service"
 REQUEST_MOST = 256 * 1024  # bytes of a request
+SYSTEM_DIRECTORY = "/run/vnic"  # root's instances
 BACKLOG = 1024  # clients that wait to be let in, also while there is no worker
+DESCRIPTORS_MOST = 16  # that come with a client's calls and are not taken yet
 REPLY_MOST = 64 * 1024 * 1024  # bytes of a reply: the statistics of a thousand NICs with all their elements, and more
 
 DESCRIPTION = """\
-# Controls a running vnic. Rates are text such as "100mbit" (layer-2 bits a second), or "none".
+# Controls a running vnic. Clients who are not its owner see and change what is theirs. Rates are text such as "100mbit" (layer-2 bits a
+# second), or "none".
 interface org.vnic.Control
 
-# Puts a NIC into a container and on the switch. nic is what stands below a NIC's name in the configuration file.
-method Attach(name: string, nic: object) -> (nic: object)
+# Puts a NIC into a container and on the switch. nic is what stands below a NIC's name in the configuration file. netns and process are
+# numbers, from 0, of descriptors that come with the call: the container's network namespace, instead of pid or netns in nic, and a pidfd of
+# a process at whose end the NIC goes.
+method Attach(name: string, nic: object, netns: ?int, process: ?int) -> (nic: object)
 
 # Takes a NIC off.
 method Detach(name: string) -> ()
@@ -55,12 +60,12 @@ method Metrics() -> (text: string)
 # Raises or cuts a NIC's link.
 method SetLink(name: string, up: bool) -> ()
 
-# Copies what passes a point (a NIC, or one of its elements by name) as pcap to a file or named pipe, which the daemon opens, until
-# StopCapture or the end of this connection.
-method StartCapture(point: string, path: string, snaplen: ?int) -> (capture: int)
+# Copies what passes a point (a NIC, or one of its elements by name) as pcap, until StopCapture or the end of this connection: into a pipe,
+# whose reading end comes with the reply (descriptor is its number), or to the file or named pipe at path, which the daemon opens.
+method StartCapture(point: string, path: ?string, snaplen: ?int) -> (capture: int, descriptor: ?int)
 
 # Ends a capture of this connection: packets it has, packets it missed because the file did not take them.
-method StopCapture(capture: int) -> (captured: int, missed: int)
+method StopCapture(capture: int) -> (point: string, captured: int, missed: int, error: ?string)
 
 # Says what happens, as it happens; call with "more". Events have a name (attached, detached, rate, link, group, capture, engine-moved,
 # overrun, drops, worker), a time (seconds since 1970), and what they are about; "lost" where a listener was too slow for some before.
@@ -74,6 +79,9 @@ method Shutdown() -> ()
 
 # The request cannot be met as it is: wrong value, unknown name.
 error InvalidConfig (message: string)
+
+# It is not this client's to see or to change.
+error NotPermitted (message: string)
 
 # It failed while running.
 error Failed (message: string)
@@ -113,7 +121,7 @@ def runtime_directory(*, create: bool = False) -> str:
     if chosen := os.environ.get("VNIC_RUNTIME_DIR"):
         path = os.path.abspath(chosen)
     elif uid == 0 and os.access("/run", os.W_OK):
-        path = "/run/vnic"
+        path = SYSTEM_DIRECTORY
     elif session.startswith("/") and os.path.isdir(session) and os.stat(session).st_uid == uid:
         path = os.path.join(session, "vnic")
     else:
@@ -129,9 +137,24 @@ def runtime_directory(*, create: bool = False) -> str:
         return path
     except OSError as error:
         raise VnicError(f"{path}: {error.strerror}; set VNIC_RUNTIME_DIR to a directory of yours") from None
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != uid or status.st_mode & 0o077:
+    # Others may pass through it, to the socket of an instance that has clients; they may not look around, and change nothing.
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != uid or status.st_mode & 0o066:
         raise VnicError(f"{path}: is not a directory of yours alone; remove it, or chmod 700 it, or set VNIC_RUNTIME_DIR")
     return path
+
+
+def open_to_clients(instance: str) -> None:
+    """Lets other users reach the instance's socket, which exists. Raises ConfigError where a directory above it keeps them out."""
+    path = socket_path(instance)
+    directory = os.path.dirname(path)
+    os.chmod(directory, 0o711)
+    while directory != "/":
+        directory = os.path.dirname(directory)
+        if not os.stat(directory).st_mode & stat.S_IXOTH:
+            raise ConfigError(
+                f"clients: other users cannot get past {directory}; set VNIC_RUNTIME_DIR to a directory elsewhere"
+            )
+    os.chmod(path, 0o666)
 
 
 def socket_path(instance: str, *, create: bool = False) -> str:
@@ -140,6 +163,18 @@ def socket_path(instance: str, *, create: bool = False) -> str:
     if len(os.fsencode(path)) > 107:  # sockaddr_un.sun_path with its NUL
         raise VnicError(f"{path}: too long for a socket; set VNIC_RUNTIME_DIR to a shorter path")
     return path
+
+
+def find_socket(instance: str) -> str:
+    """Where a client finds an instance: one of the user's own, else root's of that name; or at a path. Raises ConfigError, VnicError."""
+    if instance.startswith("/"):
+        return instance
+    own = socket_path(instance)
+    system = f"{SYSTEM_DIRECTORY}/{instance}.sock"
+    # Only root can have made it: the directory is in root's.
+    if not os.path.exists(own) and not os.environ.get("VNIC_RUNTIME_DIR") and os.path.exists(system):
+        return system
+    return own
 
 
 def not_running(instance: str) -> VnicError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from dataplane.element import Element, Source
@@ -27,7 +26,7 @@ class LiveCapture:
     The engine never waits for the file: what it does not take is counted and not captured.
     """
 
-    def __init__(self, home: Home, attached: Attached, point: str, path: str, snaplen: int) -> None:
+    def __init__(self, home: Home, attached: Attached, point: str, target: str | int, snaplen: int) -> None:
         name = attached.config.name
         elements = {element.name: element for element in home.engine.elements}
         wanted = [f"{name}.rx", f"{name}.tx"] if point == name else [point]
@@ -36,7 +35,7 @@ class LiveCapture:
                 known = ", ".join(points(attached, home.engine.elements))
                 raise ConfigError(f"capture: there is no point {point}; {name} has {known}")
         self.point, self.nic, self.home = point, name, home
-        self.file = CaptureFile(f"capture of {point}", os.fspath(path), snaplen=snaplen, clock=home.engine.clock)
+        self.file = CaptureFile(f"capture of {point}", target, snaplen=snaplen, clock=home.engine.clock)
         self.mirrors = [
             (elements[each], Mirror(self.file, snaplen, name=_free(elements, f"{each}.capture"))) for each in wanted
         ]
@@ -71,16 +70,24 @@ class LiveCapture:
         for before, gate in _leading_to(self.home.engine.elements, mirror):
             before.connect(gate, follower)
 
-    def stop(self) -> dict[str, Any]:
-        """Takes the mirrors out, writes what waits, closes; returns packets captured and missed, and why writing ended early."""
+    def stop(self) -> None:
+        """Takes the mirrors out."""
         self.home.engine.call(self._remove_all)
         self.home.load(list(self.home.sources))
+
+    @property
+    def captured(self) -> int:
+        """Packets so far."""
+        return sum(mirror.statistics()["counters"]["mirrored"] for _, mirror in self.mirrors)
+
+    def finish(self) -> dict[str, Any]:
+        """After `stop`: writes what waits, closes; returns packets captured and missed, and why writing ended early."""
         counters = [mirror.statistics()["counters"] for _, mirror in self.mirrors]
         error = self.file.error
         self.file.close()
         return {
             "point": self.point,
-            "captured": sum(each["mirrored"] for each in counters),
+            "captured": self.captured,
             "missed": sum(each["mirror_overflow"] + each["mirror_failed"] for each in counters),
             "error": error,
         }

@@ -7,10 +7,14 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from dataplane.element import Element
 from dataplane.errors import ConfigError, VnicError
+from vnic.control.module import Module
 from vnic.control.schema import ElementConfig
+
+T = TypeVar("T")
 
 # Short names a configuration may use; anything else is module:Class.
 BUILT_IN = {
@@ -39,17 +43,28 @@ def _importing_from(directory: str | None) -> Iterator[None]:
 def element_class(reference: str, directory: str | None = None) -> type[Element]:
     """The class that `reference` ("Counter" or "module:Class") names. Raises ConfigError when there is none."""
     target = BUILT_IN.get(reference, reference)
-    module_name, colon, class_name = target.partition(":")
-    if not colon:
+    if ":" not in target:
         raise ConfigError(f"element {reference}: unknown; want module:Class or one of {', '.join(sorted(BUILT_IN))}")
+    return _imported(target, "element", Element, directory)
+
+
+def module_class(reference: str, directory: str | None = None) -> type[Module]:
+    """The class of a module that `reference` ("module:Class") names. Raises ConfigError when there is none."""
+    if ":" not in reference:
+        raise ConfigError(f"module {reference}: unknown; want module:Class")
+    return _imported(reference, "module", Module, directory)
+
+
+def _imported(reference: str, what: str, kind: type[T], directory: str | None) -> type[T]:
+    module_name, _, class_name = reference.partition(":")
     try:
         with _importing_from(directory):
             module = importlib.import_module(module_name)
     except Exception as error:  # a user's module may raise anything while it is imported
-        raise ConfigError(f"element {reference}: cannot import {module_name}: {error}") from error
+        raise ConfigError(f"{what} {reference}: cannot import {module_name}: {error}") from error
     found = getattr(module, class_name, None)
-    if not (isinstance(found, type) and issubclass(found, Element)):
-        raise ConfigError(f"element {reference}: {module_name} has no element class {class_name}")
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        raise ConfigError(f"{what} {reference}: {module_name} has no {what} class {class_name}")
     return found
 
 

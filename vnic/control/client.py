@@ -7,13 +7,13 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
 from dataplane.errors import ConfigError, VnicError
-from vnic.control.api import INTERFACE, REPLY_MOST, not_running, socket_path
+from vnic.control.api import DESCRIPTORS_MOST, INTERFACE, REPLY_MOST, find_socket, not_running
 
 TIMEOUT_S = 60.0  # the daemon answers one request after the other, and attaching a NIC may take seconds
 
@@ -23,20 +23,29 @@ class Client:
 
     with Client("default") as vnic:
         vnic.call("SetRate", name="web", egress="10mbit")
+
+    instance: a name, or the path of a socket. `uid` and `pid` are the daemon's, as the kernel says. `descriptors`: those that came with
+    the last reply, the caller's to close.
     """
 
     def __init__(self, instance: str = "default", *, timeout_s: float = TIMEOUT_S) -> None:
         self.instance = instance
         self._rest = bytearray()
+        self.descriptors: list[int] = []
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(timeout_s)
         try:
-            self._socket.connect(socket_path(instance))
+            self._socket.connect(find_socket(instance))
             peer = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-            self.pid: int = struct.unpack("3i", peer)[0]
+            self.pid: int
+            self.uid: int
+            self.pid, self.uid, _ = struct.unpack("3i", peer)
         except (FileNotFoundError, ConnectionRefusedError):
             self._socket.close()
             raise not_running(instance) from None
+        except PermissionError:
+            self._socket.close()
+            raise VnicError(f"instance {instance}: is another user's, who can list you under clients: in its file") from None
         except BlockingIOError:
             self._socket.close()
             raise VnicError(f"instance {instance}: too many clients wait to be let in; try again") from None
@@ -47,8 +56,9 @@ class Client:
             self._socket.close()
             raise
 
-    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Calls a method of org.vnic.Control (or of another interface, by its full name); None parameters are left out.
+    def call(self, method: str, /, *, passing: Sequence[int] = (), **parameters: Any) -> dict[str, Any]:
+        """Calls a method of org.vnic.Control (or of another interface, by its full name); None parameters are left out. passing:
+        descriptors that go with the call and stay the caller's.
 
         Raises ConfigError where the daemon says that the request is wrong, VnicError where it failed.
         """
@@ -56,7 +66,7 @@ class Client:
         request = {"method": method if "." in method else f"{INTERFACE}.{method}", "parameters": given}
         try:
             with suppress(BrokenPipeError):  # a daemon that hung up may have said why first
-                self._socket.sendall(json.dumps(request).encode() + b"\0")
+                self._send(json.dumps(request).encode() + b"\0", passing)
             reply = json.loads(self._message())
         except TimeoutError:
             raise VnicError(f"instance {self.instance}: no answer within {self._socket.gettimeout():g} s") from None
@@ -66,6 +76,11 @@ class Client:
             raise VnicError(f"instance {self.instance}: answers something that is not Varlink") from None
         return self._checked(method, reply)
 
+    def _send(self, data: bytes, passing: Sequence[int]) -> None:
+        if passing:
+            data = data[socket.send_fds(self._socket, [data], list(passing)) :]
+        self._socket.sendall(data)
+
     def _checked(self, method: str, reply: dict[str, Any]) -> dict[str, Any]:
         """The parameters of a reply. Raises what its error means."""
         result = reply.get("parameters") or {}
@@ -74,7 +89,7 @@ class Client:
                 return dict(result)
             case "org.vnic.Control.InvalidConfig":
                 raise ConfigError(str(result.get("message")))
-            case "org.vnic.Control.Failed":
+            case "org.vnic.Control.Failed" | "org.vnic.Control.NotPermitted":
                 raise VnicError(str(result.get("message")))
             case "org.varlink.service.InvalidParameter":
                 raise ConfigError(f"{method}: parameter {result.get('parameter')} is not right")
@@ -105,7 +120,8 @@ class Client:
         while (end := self._rest.find(b"\0")) < 0:
             if len(self._rest) > REPLY_MOST:
                 raise ValueError
-            data = self._socket.recv(1 << 16)
+            data, descriptors, _, _ = socket.recv_fds(self._socket, 1 << 16, DESCRIPTORS_MOST)
+            self.descriptors = descriptors or self.descriptors
             if not data:
                 raise VnicError(f"instance {self.instance}: the daemon went away")
             self._rest += data

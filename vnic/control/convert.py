@@ -16,7 +16,17 @@ import msgspec
 
 from dataplane.errors import ConfigError
 from vnic.control.scalars import SCALARS, SchemaError
-from vnic.control.schema import NAME_PATTERN, Config, DirectionConfig, ElementConfig, GroupConfig, NicConfig, encode_scalar
+from vnic.control.schema import (
+    NAME_PATTERN,
+    ClientConfig,
+    Config,
+    DirectionConfig,
+    ElementConfig,
+    GroupConfig,
+    ModuleConfig,
+    NicConfig,
+    encode_scalar,
+)
 
 Path = tuple[str | int, ...]
 Locate = Callable[[Path], str]  # path -> "FILE:LINE", or "" where there is no file
@@ -176,10 +186,7 @@ def _element(data: Any, path: Path, locate: Locate, depth: int) -> ElementConfig
     if not isinstance(data, Mapping):
         raise error_at(locate, path, f"{shown(data)} will not do; want an element such as {{element: Counter}}")
     fields = {key: data[key] for key in ("element", "name") if key in data}
-    arguments = {key: value for key, value in data.items() if key not in ("element", "name", "branches")}
-    for key in arguments:
-        if not isinstance(key, str) or not key.isidentifier():
-            raise error_at(locate, (*path, key), "is no constructor argument; want a word of letters, digits and '_'")
+    arguments = _arguments(data, ("element", "name", "branches"), path, locate)
     element = _convert(fields, ElementConfig, path, locate)
     branches = data.get("branches", {})
     if not isinstance(branches, Mapping):
@@ -192,6 +199,25 @@ def _element(data: Any, path: Path, locate: Locate, depth: int) -> ElementConfig
         element.branches[int(gate)] = _elements(chain, (*path, "branches", gate), locate, depth + 1)
     element.arguments, element.where = arguments, locate(path)
     return element
+
+
+def _arguments(data: Mapping[Any, Any], ours: Sequence[str], path: Path, locate: Locate) -> dict[str, Any]:
+    """What of `data` goes to a constructor."""
+    arguments = {key: value for key, value in data.items() if key not in ours}
+    for key in arguments:
+        if not isinstance(key, str) or not key.isidentifier():
+            raise error_at(locate, (*path, key), "is no constructor argument; want a word of letters, digits and '_'")
+    return arguments
+
+
+def _module(data: Any, path: Path, locate: Locate) -> ModuleConfig:
+    if isinstance(data, str):
+        data = {"module": data}
+    if not isinstance(data, Mapping):
+        raise error_at(locate, path, f"{shown(data)} will not do; want a module such as {{module: echo:Echo}}")
+    module = _convert({key: data[key] for key in ("module",) if key in data}, ModuleConfig, path, locate)
+    module.arguments = _arguments(data, ("module",), path, locate)
+    return module
 
 
 def convert_nic(
@@ -246,11 +272,17 @@ def convert_config(
         if not 1 <= engines <= 64:
             raise error_at(locate, ("engines",), f"{engines} will not do; want {_follow(Config, ('engines',))[1]}")
         fields["engines"] = [{} for _ in range(engines)]
-    if isinstance(groups := fields.get("groups"), Mapping):
-        for name, group in groups.items():  # one by one first: of a mapping's values, msgspec does not say which is wrong
-            _convert(_mapping(group, GroupConfig, ("groups", name), locate), GroupConfig, ("groups", name), locate)
-        fields["groups"] = {name: {} if group is None else group for name, group in groups.items()}
+    kinds: dict[str, type[msgspec.Struct]] = {"groups": GroupConfig, "clients": ClientConfig}
+    for field, kind in kinds.items():
+        if isinstance(each := fields.get(field), Mapping):
+            for name, settings in each.items():  # one by one first: of a mapping's values, msgspec does not say which is wrong
+                _convert(_mapping(settings, kind, (field, name), locate), kind, (field, name), locate)
+            fields[field] = {name: {} if settings is None else settings for name, settings in each.items()}
+    modules = fields.pop("modules", None) or []
+    if not isinstance(modules, list):
+        raise error_at(locate, ("modules",), f"{shown(modules)} will not do; want {_follow(Config, ('modules',))[1]}")
     config = _convert(fields, Config, (), locate)
+    config.modules = [_module(each, ("modules", number), locate) for number, each in enumerate(modules)]
     config.directory = directory
     for name, nic_data in (raw_nics or {}).items():
         config.nics[name] = convert_nic(name, nic_data, ("nics", name), locate, contained=contained)

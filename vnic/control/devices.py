@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -42,11 +42,18 @@ class Device(Protocol):
     def close(self) -> None: ...
 
 
+class Passed(NamedTuple):
+    """A container as a client passed it: descriptors of its network namespace and of a process whose end is the container's (-1: none)."""
+
+    netns: int
+    process: int = -1
+
+
 class Devices(Protocol):
     """Opens NICs. `start` comes first, before any thread; `stop` last, also without `start`."""
 
     def start(self) -> None: ...
-    def open(self, config: NicConfig, number: int) -> Device: ...
+    def open(self, config: NicConfig, number: int, passed: Passed | None = None, /) -> Device: ...
     def stop(self) -> None: ...
 
 
@@ -59,8 +66,10 @@ class TapDevices:
     def start(self) -> None:
         self._agent = NamespaceAgent.start()
 
-    def open(self, config: NicConfig, number: int) -> Nic:
+    def open(self, config: NicConfig, number: int, passed: Passed | None = None, /) -> Nic:
         assert self._agent is not None
+        if passed is not None:
+            raise PortError(f"nic {config.name}: a container is passed to a running instance only")
         return Nic.open(
             self._agent, config.name, number, tap_request(config), rss_key=config.rss.key, rss_table=config.rss.table
         )
@@ -96,11 +105,15 @@ class KeptTapDevices:
     def start(self) -> None:
         """Nothing: the supervisor runs already."""
 
-    def open(self, config: NicConfig, number: int) -> Nic:
+    def open(self, config: NicConfig, number: int, passed: Passed | None = None, /) -> Nic:
         rss = Rss(config.rss.key, config.rss.table, queues=config.queues)
         request = tap_request(config)
         check(request)  # before anything is touched
-        descriptors = self._keeping.take(f"nic/{config.name}") or self._keeping.open_tap(config.name, request)
+        descriptors = self._keeping.take(f"nic/{config.name}")
+        if descriptors is None and config.passed and passed is None:
+            raise PortError(f"nic {config.name}: its container was passed by a client, and is not kept; attach it again")
+        if descriptors is None:
+            descriptors = self._keeping.open_tap(config.name, request, [each for each in passed or () if each >= 0])
         tap = _kept_tap(descriptors)
         try:
             nic = KeptNic(config.name, number, tap, rss)

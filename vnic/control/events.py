@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Protocol
 
 Event = dict[str, Any]
@@ -18,15 +19,18 @@ class Emit(Protocol):
 
 
 class Subscription:
-    """One listener's queue. When it is full, events are lost; the next one that is not says how many (`lost`)."""
+    """One listener's queue. When it is full, events are lost; the next one that is not says how many (`lost`). `wanted`: what it gets."""
 
-    def __init__(self) -> None:
+    def __init__(self, wanted: Callable[[Event], bool] | None = None) -> None:
+        self._wanted = wanted
         self._queue: deque[Event] = deque()
         self._lost = 0
         self._there = asyncio.Event()
 
     def offer(self, event: Event) -> None:
         """Puts an event into the queue if there is room."""
+        if self._wanted is not None and not self._wanted(event):
+            return
         if len(self._queue) >= QUEUE_MOST:
             self._lost += 1
             return
@@ -62,8 +66,8 @@ class Bus:
         """Whether anybody listens."""
         return bool(self._listeners)
 
-    def subscribe(self) -> Subscription:
-        listener = Subscription()
+    def subscribe(self, wanted: Callable[[Event], bool] | None = None) -> Subscription:
+        listener = Subscription(wanted)
         self._listeners.add(listener)
         return listener
 

@@ -76,6 +76,7 @@ def listening(instance: str) -> Iterator[socket.socket]:
         with suppress(FileNotFoundError):
             os.unlink(path)
         listener.bind(path)
+        os.chmod(path, 0o600)  # whoever may write it may connect
         yield listener
     finally:
         listener.close()

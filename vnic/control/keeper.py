@@ -53,7 +53,8 @@ class Drop(_Message, frozen=True):
 
 
 class OpenTap(_Message, frozen=True):
-    """Make a TAP in its container, keep it under nic/NAME, and hand it over (Opened)."""
+    """Make a TAP in its container, keep it under nic/NAME, and hand it over (Opened). With descriptors, the container is that of the
+    first, a network namespace; the second is a pidfd."""
 
     nic: str
     request: TapRequest
@@ -257,9 +258,9 @@ class Keeper:
         """Has the supervisor let go, and returns when it has. Raises VnicError."""
         self._call(Drop(key))
 
-    def open_tap(self, nic: str, request: TapRequest) -> list[int]:
-        """A new TAP: descriptors as of nic/NAME. Raises ConfigError, PortError."""
-        return self._call(OpenTap(nic, request))
+    def open_tap(self, nic: str, request: TapRequest, container: Sequence[int] = ()) -> list[int]:
+        """A new TAP: descriptors as of nic/NAME. container: descriptors as OpenTap says. Raises ConfigError, PortError."""
+        return self._call(OpenTap(nic, request), container)
 
     def close(self) -> None:
         """Lets go of what was inherited and nobody took."""

@@ -1,4 +1,4 @@
-"""Parts of a runtime: an engine with its switch, and a NIC with its elements."""
+"""Parts of a runtime: an engine with its graph, one with its switch, and a NIC with its elements."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ from vnic.control.devices import Device
 from vnic.control.schema import GroupConfig, NicConfig
 
 
-class Home:
-    """An engine with its instance of the switch."""
+class Hosted:
+    """An engine that a module has built, with the counts of what it no longer runs."""
 
-    def __init__(self, engine: Engine, switch: L2Switch) -> None:
-        self.engine, self.switch = engine, switch
-        self.unused = Discard(name=f"{engine.name}.unused")
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
         self.sources: list[Source] = []
         self.charged: dict[str, int] = {}  # CPU time of elements that are gone, until the accounts take it
         self.retired = {"received": 0, "generated": 0, "transmitted": 0, "dropped": 0}
@@ -39,6 +38,24 @@ class Home:
             self.retired["dropped"] += sum(statistics["dropped"].values())
         self.sources = sources
 
+    def conservation(self) -> dict[str, Any]:
+        """The terms of the law, from the engine's first packet on."""
+        terms = self.engine.conservation()
+        for term, value in self.retired.items():
+            terms[term] += value
+        into = terms["received"] + terms["generated"]
+        terms["conserved"] = into == terms["transmitted"] + terms["dropped"] + terms["held"]
+        return terms
+
+
+class Home(Hosted):
+    """An engine with its instance of the switch."""
+
+    def __init__(self, engine: Engine, switch: L2Switch) -> None:
+        super().__init__(engine)
+        self.switch = switch
+        self.unused = Discard(name=f"{engine.name}.unused")
+
     def connect(self, number: int, target: Element) -> None:
         """Leads the switch's gate `number` to `target`, between two batches."""
 
@@ -51,15 +68,6 @@ class Home:
             self.switch.connect(number, target)
 
         self.engine.call(work)
-
-    def conservation(self) -> dict[str, Any]:
-        """The terms of the law, from the engine's first packet on."""
-        terms = self.engine.conservation()
-        for term, value in self.retired.items():
-            terms[term] += value
-        into = terms["received"] + terms["generated"]
-        terms["conserved"] = into == terms["transmitted"] + terms["dropped"] + terms["held"]
-        return terms
 
 
 def make_group(name: str, config: GroupConfig) -> EngineGroup:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import pwd
 import re
 from typing import Any, ClassVar, Self
 
@@ -157,6 +158,23 @@ class Address(str):
         return cls(value)
 
 
+class User(int):
+    """A user, by number; prints as a number too, which stays what it is when the user's name changes."""
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        text = str(value)
+        if re.fullmatch(r"[0-9]{1,10}", text, re.ASCII) and int(text) < 2**32 - 1 and not isinstance(value, bool):
+            return cls(int(text))
+        try:
+            return cls(pwd.getpwnam(text).pw_uid)
+        except (KeyError, ValueError):
+            raise SchemaError(f"{_shown(value)} is no user of this machine: want a name such as alice, or a number") from None
+
+    def __str__(self) -> str:
+        return int.__repr__(self)
+
+
 class RssKey(bytes):
     """The Toeplitz hash's key."""
 
@@ -174,4 +192,4 @@ class RssKey(bytes):
         return self.hex(":")
 
 
-SCALARS: tuple[Any, ...] = (Rate, Spin, Ageing, QueueTime, Slo, TurnBudget, CpuTime, CpuPeriod, Mac, Address, RssKey)
+SCALARS: tuple[Any, ...] = (Rate, Spin, Ageing, QueueTime, Slo, TurnBudget, CpuTime, CpuPeriod, Mac, Address, RssKey, User)

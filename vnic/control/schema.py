@@ -28,6 +28,7 @@ from vnic.control.scalars import (
     Slo,
     Spin,
     TurnBudget,
+    User,
 )
 
 MTU_LEAST, MTU_MOST = (
@@ -115,6 +116,26 @@ class EngineConfig(_Strict):
     group: Annotated[str, Meta(description="the name of its group; default: the first of groups")] | None = None
 
 
+class ModuleConfig(_Strict):
+    """A module of the user's own: its class, and its constructor's keyword arguments."""
+
+    HIDDEN = ("arguments",)
+
+    module: Annotated[str, Meta(description="module:Class")]
+    arguments: dict[str, Any] = {}
+
+
+class ClientConfig(_Strict):
+    """A user who may have NICs of his own on somebody else's vnic."""
+
+    nics: Annotated[int, Meta(ge=0, le=1024, description="how many NICs the user may attach, 0 to 1024")] = 16
+    vlans: (
+        Annotated[list[VlanId], Meta(min_length=1, description="a list of the VLANs that they may be in, such as [10, 20]")]
+        | None
+    ) = None
+    rate: Annotated[Rate | None, Meta(description="the highest rate that they may have, such as 1gbit")] = None
+
+
 class PoolConfig(_Strict):
     """How many packets can be inside vnic at once."""
 
@@ -197,7 +218,7 @@ class DirectionConfig(_Strict):
 class NicConfig(_Strict):
     """One NIC and the container it is in."""
 
-    HIDDEN = ("name", "where", "number", "link_up")
+    HIDDEN = ("name", "where", "number", "link_up", "passed")
 
     name: Name
     pid: Annotated[int, Meta(ge=1, le=1 << 22, description="the number of a process in the container")] | None = None
@@ -228,9 +249,13 @@ class NicConfig(_Strict):
     ingress: Annotated[
         DirectionConfig, Meta(description="what enters the container: {rate: 100mbit, queue: 100ms, elements: [...]}")
     ] = msgspec.field(default_factory=DirectionConfig)
+    owner: Annotated[
+        User | None, Meta(description="the user whose it is, such as alice; default: nobody's but the instance's")
+    ] = None
     where: str = ""  # "FILE:LINE" or "", for errors that show when it is attached
     number: Annotated[int, Meta(ge=0, lt=1024)] | None = None  # of its port on the switch, once it has one
     link_up: bool = True
+    passed: bool = False  # a client passed its namespace as a descriptor
 
     def __post_init__(self) -> None:
         if self.pid is not None and self.netns is not None:
@@ -293,6 +318,11 @@ class Config(_Strict):
         default_factory=SwitchConfig
     )
     metrics: Annotated[MetricsConfig | None, Meta(description='{listen: "127.0.0.1:9464"} or {socket: PATH}')] = None
+    modules: Annotated[list[ModuleConfig], Meta(description="a list of modules such as [{module: echo:Echo}]")] = []
+    clients: Annotated[
+        dict[str, ClientConfig],
+        Meta(description="a mapping from a user's name to what that user may have, such as {alice: {nics: 4, vlans: [10]}}"),
+    ] = {}
     nics: Annotated[dict[str, NicConfig], Meta(description="a mapping from a NIC's name to its settings")] = {}
     directory: str | None = None  # of the file: where module:Class is looked for first
 
@@ -311,6 +341,8 @@ class Config(_Strict):
                 raise SchemaError(
                     f"engines: {engine.name}: cpu is for spreading groups: want cpus: in group {engine.group} instead"
                 )
+        # By number from here on: a user who is deleted while this runs is no reason not to come up again.
+        self.clients = {str(int(User.parse(name))): client for name, client in self.clients.items()}
         names = [engine.name for engine in self.engines]
         if len(set(names)) != len(names):
             raise SchemaError("engines: two have the same name")
@@ -350,6 +382,8 @@ def _scalar_schema(kind: type) -> dict[str, Any]:
     patterns = {Rate: r"^\s*[0-9.]+\s*[kKmMgGtT]?i?[bB][iI][tT]\s*$", Mac: "^[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}$",
                 RssKey: "^[0-9a-fA-F]{2}(:?[0-9a-fA-F]{2}){39}$"}  # fmt: skip
     schema: dict[str, Any] = {"type": "string"}
+    if kind is User:
+        schema = {"type": ["string", "integer"], "description": "a user's name or number"}
     if kind is Spin:
         schema = {"type": ["string", "integer"], "description": "0, or a time with its unit"}
     if kind in examples:
@@ -363,12 +397,13 @@ def json_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of a configuration file."""
     schema: dict[str, Any] = msgspec.json.schema(Config, schema_hook=_scalar_schema)
     definitions = schema["$defs"]
-    for struct in (Config, NicConfig, ElementConfig):
-        definition = definitions[struct.__name__]
-        for hidden in struct.HIDDEN:
+    for kind in (Config, NicConfig, ElementConfig, ModuleConfig):
+        definition = definitions[kind.__name__]
+        for hidden in kind.HIDDEN:
             definition["properties"].pop(hidden)
-        definition["required"] = [each for each in definition.get("required", ()) if each not in struct.HIDDEN]
-    definitions["ElementConfig"]["additionalProperties"] = True  # the constructor's arguments
+        definition["required"] = [each for each in definition.get("required", ()) if each not in kind.HIDDEN]
+    for struct in ("ElementConfig", "ModuleConfig"):
+        definitions[struct]["additionalProperties"] = True  # the constructor's arguments
     definitions["ElementConfig"]["properties"]["branches"]["propertyNames"] = {"pattern": "^[0-9]+$"}
     definitions["Config"]["properties"]["nics"]["propertyNames"] = {"pattern": NAME_PATTERN, "maxLength": 32}
     definitions["NicConfig"]["oneOf"] = [{"required": ["pid"]}, {"required": ["netns"]}]

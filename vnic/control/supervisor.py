@@ -27,9 +27,10 @@ import msgspec
 
 from dataplane.errors import ConfigError, VnicError
 from vnic.control import keeper
-from vnic.control.api import BACKLOG
+from vnic.control.api import BACKLOG, open_to_clients
 from vnic.control.instance import SIGNALS, bound_log, instance_lock, listening, log_path, signals_only_ask
 from vnic.device.agent import NamespaceAgent
+from vnic.device.namespaces import NetNamespace
 from vnic.device.tap import TapReport, TapRequest
 
 PAUSE_FIRST_S, PAUSE_MOST_S = 0.1, 10.0
@@ -279,16 +280,15 @@ class Supervisor:
                     keeper.close_all(descriptors)
                     self.store.drop(key)
                 case keeper.OpenTap(nic, request):
-                    keeper.close_all(descriptors)
-                    reply = self._open_tap(nic, request)
+                    reply = self._open_tap(nic, request, descriptors)
                     answer = keeper.Opened()
         except VnicError as error:
             answer = keeper.Refused(str(error), isinstance(error, ConfigError))
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             keeper.send(worker.calls, answer, reply)
 
-    def _open_tap(self, nic: str, request: TapRequest) -> list[int]:
-        tap = self._agent.open_tap(request)
+    def _open_tap(self, nic: str, request: TapRequest, container: list[int]) -> list[int]:
+        tap = self._agent.open_tap(request, NetNamespace.passed(*container) if container else None)
         namespace = tap.namespace
         report = TapReport(name=tap.name, ifindex=tap.ifindex, mac=tap.mac, mtu=tap.mtu, offloads=int(tap.offloads))
         document = keeper.KeptTap(report, namespace.label, namespace.pid, namespace.path)
@@ -371,13 +371,22 @@ def _wakeups() -> Iterator[socket.socket]:
             signal.set_wakeup_fd(before)
 
 
-def supervise(config: bytes, instance: str, ready: Callable[[int], None], module: str = "vnic.control.launch") -> None:
-    """Runs an instance until SIGINT, SIGTERM, SIGHUP or Shutdown. `config`: vnic.control.convert.encode_config's. Calls `ready` with the
-    worker's pid when it is up. Raises ConfigError, VnicError where it does not come up."""
+def supervise(
+    config: bytes,
+    instance: str,
+    ready: Callable[[int], None],
+    module: str = "vnic.control.launch",
+    *,
+    clients: bool = False,
+) -> None:
+    """Runs an instance until SIGINT, SIGTERM, SIGHUP or Shutdown. `config`: vnic.control.convert.encode_config's. clients: other users may
+    connect. Calls `ready` with the worker's pid when it is up. Raises ConfigError, VnicError where it does not come up."""
     with signals_only_ask(), instance_lock(instance):
         agent = NamespaceAgent.start()
         try:
             with listening(instance) as listener:
+                if clients:
+                    open_to_clients(instance)
                 listener.listen(BACKLOG)
                 Supervisor(instance, listener, agent, module).run(config, ready)
         finally:

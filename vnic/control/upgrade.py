@@ -18,7 +18,7 @@ queues, the rings and, as indices, in the state: none is lost.
     ... the next engine ...
     {"control": {...}}                 -->        what control itself counted
                                        <--  {"done"}
-    {"client": bytes} and a descriptor -->        for each client that waits; then {"clients": "all"}
+    {"client": bytes}, descriptors    -->        for each client that waits; then {"clients": "all"}
 
 Either side may answer {"error": line} instead. {"back": name} from the old one asks for an engine's state, to take it back.
 """
@@ -35,9 +35,11 @@ import msgspec
 
 from dataplane.errors import VnicError
 from dataplane.handover import BYTES_MAX, forget_engine, load_engine, save_engine
+from vnic.control.api import DESCRIPTORS_MOST
 
 if TYPE_CHECKING:
-    from vnic.control.parts import Home
+    from dataplane.engine import Engine
+    from dataplane.group import EngineGroup
     from vnic.control.runtime import Runtime
 
 STEP_TIMEOUT_S = 5.0  # of the other side; a state of 256 MiB takes half a second
@@ -72,23 +74,24 @@ class Channel:
             raise VnicError(str(message["error"]))
         return message
 
-    def send_clients(self, clients: list[tuple[int, bytes, tuple[int, int]]]) -> None:
-        """Control connections: descriptors, and what was read from each and not answered. Those that do not get through end with us."""
+    def send_clients(self, clients: list[tuple[int, bytes, list[int]]]) -> None:
+        """Control connections: descriptors, and what was read from each and not answered, with what descriptors. Those that do not get
+        through end with us."""
         with suppress(VnicError, OSError):
-            for descriptor, begun, _ in clients:
+            for descriptor, begun, came_with in clients:
                 self.send(client=begun)
-                socket.send_fds(self._socket, [b"+"], [descriptor])
+                socket.send_fds(self._socket, [b"+"], [descriptor, *came_with])
             self.send(clients="all")
 
-    def receive_clients(self) -> list[tuple[socket.socket, bytes]]:
+    def receive_clients(self) -> list[tuple[socket.socket, bytes, list[int]]]:
         """What `send_clients` sent, as far as it got through."""
-        found: list[tuple[socket.socket, bytes]] = []
+        found: list[tuple[socket.socket, bytes, list[int]]] = []
         with suppress(VnicError, OSError):
             while isinstance(begun := self.receive().get("client"), bytes):
-                mark, descriptors, _, _ = socket.recv_fds(self._socket, 1, 1)
+                mark, descriptors, _, _ = socket.recv_fds(self._socket, 1, 1 + DESCRIPTORS_MOST)
                 if mark != b"+" or not descriptors:
                     break
-                found.append((socket.socket(fileno=descriptors[0]), begun))
+                found.append((socket.socket(fileno=descriptors[0]), begun, descriptors[1:]))
         return found
 
     def _exactly(self, count: int) -> bytes:
@@ -120,12 +123,12 @@ def give(runtime: Runtime, channel: Channel) -> dict[str, Any]:
     """
     channel.send(config=runtime.digest())
     channel.receive()
-    moved: list[Home] = []
+    moved: list[Engine] = []
     report: list[dict[str, Any]] = []
     try:
-        for home in runtime.homes:
-            report.append(_give(runtime, home, channel))
-            moved.append(home)
+        for engine in runtime.engines:
+            report.append(_give(runtime.group_of(engine), engine, channel))
+            moved.append(engine)
         channel.send(control=runtime.save_control())
         channel.receive()
     except VnicError:
@@ -134,8 +137,7 @@ def give(runtime: Runtime, channel: Channel) -> dict[str, Any]:
     return {"engines": report, "blackout_ms": max(each["blackout_ms"] for each in report)}
 
 
-def _give(runtime: Runtime, home: Home, channel: Channel) -> dict[str, Any]:
-    engine, group = home.engine, runtime.group_of(home.engine)
+def _give(group: EngineGroup, engine: Engine, channel: Channel) -> dict[str, Any]:
     begin_ns = time.monotonic_ns()
     group.halt(engine)
     try:
@@ -160,17 +162,17 @@ def _give(runtime: Runtime, home: Home, channel: Channel) -> dict[str, Any]:
     }
 
 
-def _take_back(runtime: Runtime, moved: list[Home], channel: Channel) -> None:
+def _take_back(runtime: Runtime, moved: list[Engine], channel: Channel) -> None:
     """After a failure: the engines that went already come back."""
-    for home in moved:
+    for engine in moved:
         try:
-            channel.send(back=home.engine.name)
-            load_engine(home.engine, channel.receive()["state"], again=True)
-            channel.send(loaded=home.engine.name)
+            channel.send(back=engine.name)
+            load_engine(engine, channel.receive()["state"], again=True)
+            channel.send(loaded=engine.name)
             channel.receive()
         except VnicError as error:
-            raise Torn(f"engine {home.engine.name} cannot come back: {error}") from None
-        runtime.group_of(home.engine).resume(home.engine)
+            raise Torn(f"engine {engine.name} cannot come back: {error}") from None
+        runtime.group_of(engine).resume(engine)
 
 
 # -- the new worker ----------------------------------------------------------------------------------------------------------
@@ -178,7 +180,7 @@ def _take_back(runtime: Runtime, moved: list[Home], channel: Channel) -> None:
 
 def take(runtime: Runtime, channel: Channel) -> None:
     """Takes every engine over, and runs it. Raises VnicError where that cannot be; the old worker has them all then, or is told to."""
-    homes = {home.engine.name: home for home in runtime.homes}
+    engines = {engine.name: engine for engine in runtime.engines}
     given = channel.receive()["config"]
     if given != runtime.digest():
         raise _refuse(channel, VnicError("what is attached changed while the upgrade was prepared; try again"))
@@ -189,13 +191,13 @@ def take(runtime: Runtime, channel: Channel) -> None:
         try:
             match message:
                 case {"engine": str(name), "state": bytes(state)}:
-                    load_engine(homes[name].engine, state)
+                    load_engine(engines[name], state)
                     channel.send(loaded=name)
                 case {"run": str(name)}:
-                    runtime.group_of(homes[name].engine).resume(homes[name].engine)
+                    runtime.group_of(engines[name]).resume(engines[name])
                     channel.send(running_ns=time.monotonic_ns())
                 case {"back": str(name)}:
-                    _give_back(runtime, homes[name], channel)
+                    _give_back(runtime.group_of(engines[name]), engines[name], channel)
                 case {"control": dict(control)}:
                     runtime.load_control(control)
                     channel.send(done=True)
@@ -206,7 +208,7 @@ def take(runtime: Runtime, channel: Channel) -> None:
             if failure is not None:
                 raise
             failure = _refuse(channel, error)
-        if failure is not None and not any(home.engine.running for home in runtime.homes):
+        if failure is not None and not any(engine.running for engine in runtime.engines):
             raise failure
 
 
@@ -215,9 +217,9 @@ def _refuse(channel: Channel, error: VnicError) -> VnicError:
     return error
 
 
-def _give_back(runtime: Runtime, home: Home, channel: Channel) -> None:
-    runtime.group_of(home.engine).halt(home.engine)
-    channel.send(state=save_engine(home.engine))
+def _give_back(group: EngineGroup, engine: Engine, channel: Channel) -> None:
+    group.halt(engine)
+    channel.send(state=save_engine(engine))
     channel.receive()
-    forget_engine(home.engine)
-    channel.send(forgotten=home.engine.name)
+    forget_engine(engine)
+    channel.send(forgotten=engine.name)

@@ -15,13 +15,14 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dataplane.errors import ConfigError, VnicError
 from vnic.control import keeper, privileges
 from vnic.control.convert import decode_config
 from vnic.control.events import Bus, differences, observe
+from vnic.control.instance_module import Instance
 from vnic.control.methods import Methods
 from vnic.control.server import Server
 
@@ -29,13 +30,16 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from vnic.control.events import Emit
-    from vnic.control.methods import Controllable
+    from vnic.control.methods import Offers
+    from vnic.control.metrics import Readable
     from vnic.control.runtime import Runtime
     from vnic.control.schema import Config
 
-    class RunnableRuntime(Controllable, Protocol):
+    class RunnableRuntime(Readable, Protocol):
         emit: Emit
 
+        @property
+        def modules(self) -> Sequence[Offers]: ...
         def start(self) -> None: ...
         def close(self) -> None: ...
 
@@ -96,7 +100,7 @@ class Worker:
         self._stop = asyncio.Event()
         self._joined: asyncio.Future[socket.socket] | None = None  # to the other worker of an upgrade
         self._gave_up = False  # every engine is the successor's
-        self._clients: list[tuple[socket.socket, bytes]] = []  # of the worker before
+        self._clients: list[tuple[socket.socket, bytes, list[int]]] = []  # of the worker before
 
     def tell(self, message: keeper.FromWorker) -> None:
         """A word to the supervisor; where it is gone, the kernel ends us."""
@@ -125,11 +129,12 @@ class Worker:
                 from vnic.control import metrics
 
                 await serving.enter_async_context(metrics.serving(self._config.metrics, runtime))
-            methods = Methods(runtime, self._bus, _version(), self._stop.set, self._supervisor_status(), self.upgrade)
+            instance = Instance(runtime, self._bus, self._supervisor_status(), self.upgrade)
+            methods = Methods([instance, *runtime.modules], _version(), self._stop.set, self._config.clients)
             self._server = server = Server(methods)
             await server.start(self._listener.dup())
-            for sock, begun in self._clients:
-                await server.adopt(sock, begun)
+            for client in self._clients:
+                server.adopt(*client)
             await asyncio.sleep(0)  # they listen again
             self._bus.emit("worker", pid=os.getpid(), role=self._start.role, last=self._start.last or None)
             watching = loop.create_task(self._watch())
@@ -201,7 +206,7 @@ class Worker:
             with await asyncio.wait_for(self._joined, BROWNOUT_S) as other:
                 brownout_ns = time.monotonic_ns() - begin_ns
                 self._server.stop_accepting()
-                await self._server.pause()
+                self._server.pause()
                 channel = upgrade.Channel(other)
                 report = upgrade.give(runtime, channel)
                 self._gave_up = True

@@ -234,21 +234,22 @@ class NamespaceAgent:
         """Whether the agent is there to be asked."""
         return self._socket.fileno() >= 0 and self._process.poll() is None
 
-    def open_tap(self, request: TapRequest) -> Tap:
-        """Make a TAP in a container. All of it or, with an error, nothing.
+    def open_tap(self, request: TapRequest, namespace: NetNamespace | None = None) -> Tap:
+        """Make a TAP in a container: that of the request, or `namespace`, which is the Tap's then. All of it or, with an error, nothing.
 
         ConfigError: what is asked for cannot be, or is not permitted. PortError: it failed.
         """
-        check(request)
-        namespace = NetNamespace.find(request.pid, request.netns)
         try:
+            check(request)
+            namespace = namespace or NetNamespace.find(request.pid, request.netns)
             answer, fds = self._call(namespace, request)
             if answer.tap is None:
                 close_all(fds)
                 raise PortError(f"tap {request.name}: the namespace agent's answer is no TAP; restart the daemon")
             return Tap(answer.tap, fds, namespace, self)
         except BaseException:
-            namespace.close()
+            if namespace is not None:
+                namespace.close()
             raise
 
     def run(self, namespace: NetNamespace, work: Work) -> dict[str, int]:

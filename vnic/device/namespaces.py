@@ -17,6 +17,7 @@ import os
 import re
 import select
 import stat
+import sys
 import warnings
 from typing import TYPE_CHECKING, Self
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 CLONE_NEWNET = 0x4000_0000
 CLONE_NEWUSER = 0x1000_0000
 NS_GET_USERNS = 0xB701  # ioctl_ns(2): a descriptor of the user namespace that owns this one
+NS_GET_OWNER_UID = 0xB704  # ioctl_ns(2): of a user namespace, the user id of who made it
 NS_GET_NSTYPE = 0xB703  # ioctl_ns(2): its CLONE_NEW* constant
 
 NAMED_NETNS_DIR = "/run/netns"  # where `ip netns add` keeps its names
@@ -115,6 +117,22 @@ class NetNamespace:
         return cls._at_path(path)
 
     @classmethod
+    def passed(cls, fd: int, pidfd: int = -1, *extra: int) -> Self:
+        """The namespace behind a descriptor that somebody passed us, and a process of it, where that was passed too; both are the
+        object's. Raises ConfigError for descriptors of something else, and closes them."""
+        try:
+            if extra or not is_network_namespace(fd):
+                raise ConfigError("the descriptor that was passed is no network namespace; pass one of /proc/PID/ns/net")
+            pid = process_of(pidfd) if pidfd >= 0 else None
+            label = "the network namespace that was passed" if pid is None else f"the network namespace of pid {pid}, as passed"
+            return cls(fd, label, pid=pid, pidfd=pidfd)
+        except BaseException:
+            for each in (fd, pidfd, *extra):
+                if each >= 0:
+                    os.close(each)
+            raise
+
+    @classmethod
     def _of_pid(cls, pid: int) -> NetNamespace:
         label = f"pid {pid}"
         absent = ConfigError(f"{label}: no such process; give the pid of a process that runs in the container")
@@ -162,11 +180,8 @@ class NetNamespace:
         except OSError as error:
             raise ConfigError(f"{label}: cannot open it: {error.strerror}") from None
         try:
-            if fcntl.ioctl(fd, NS_GET_NSTYPE) != CLONE_NEWNET:
+            if not is_network_namespace(fd):
                 raise wrong
-        except OSError:  # no namespace at all: ENOTTY
-            os.close(fd)
-            raise wrong from None
         except ConfigError:
             os.close(fd)
             raise
@@ -194,6 +209,40 @@ class NetNamespace:
         if getattr(self, "fd", -1) >= 0:
             warnings.warn(f"unclosed {self.label}", ResourceWarning, stacklevel=2, source=self)
             self.close()
+
+
+def is_network_namespace(fd: int) -> bool:
+    """Whether a descriptor is one of a network namespace: of anything else the kernel does not know the question (ENOTTY), or has another
+    answer."""
+    try:
+        return fcntl.ioctl(fd, NS_GET_NSTYPE) == CLONE_NEWNET
+    except OSError:
+        return False
+
+
+def owner_of(fd: int) -> int | None:
+    """The user who made the user namespace that owns a network namespace, as our own sees him: who has all capabilities in there. None
+    where we may not know, since it is owned from outside our own."""
+    try:
+        owner = fcntl.ioctl(fd, NS_GET_USERNS)
+        try:
+            return int.from_bytes(fcntl.ioctl(owner, NS_GET_OWNER_UID, bytes(4)), sys.byteorder)
+        finally:
+            os.close(owner)
+    except OSError:
+        return None
+
+
+def process_of(pidfd: int) -> int:
+    """The process that a pidfd means. Raises ConfigError where it is none, or the process is gone or invisible to us."""
+    try:
+        with open(f"/proc/self/fdinfo/{pidfd}") as file:
+            pid = next((int(line.split()[1]) for line in file if line.startswith("Pid:")), 0)
+    except OSError:
+        pid = 0
+    if pid <= 0:
+        raise ConfigError("the descriptor that was passed with the namespace is that of no process that runs; pass a pidfd")
+    return pid
 
 
 def has_exited(pidfd: int, timeout_ms: int = 0) -> bool:

@@ -64,7 +64,7 @@ class ReplayDevices:
     def start(self) -> None:
         """Nothing to start."""
 
-    def open(self, config: NicConfig, number: int) -> ReplayNic:
+    def open(self, config: NicConfig, number: int, passed: object = None, /) -> ReplayNic:
         reader = self.readers.get(config.name)
         queues = config.queues
         source = None if reader is None else PcapSource(f"{config.name}.in", reader, number, queues, held=self.held)

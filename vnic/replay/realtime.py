@@ -109,7 +109,7 @@ class _Devices:
     def start(self) -> None:
         self.taps.start()
 
-    def open(self, config: NicConfig, number: int) -> Device:
+    def open(self, config: NicConfig, number: int, passed: object = None, /) -> Device:
         if config.name in self.replayed.readers:
             return self.replayed.open(config, number)
         nic = self.live[config.name] = _LiveNic(self.taps.open(config, number))
@@ -160,7 +160,7 @@ class RealtimeReplay:
         begin_ns = self._begin_ns = clock.now_ns + int(SETTLE_S * 1e9)
         for name, nic in self.devices.replayed.nics.items():
             if nic.source is not None:
-                self.runtime.call_at(name, partial(self._start, nic.source, begin_ns))
+                self.runtime.nics.call_at(name, partial(self._start, nic.source, begin_ns))
         total = sum(source.reader.size for source in self._sources) * self.loops
         while not all(source.done for source in self._sources):
             time.sleep(STEP_S)

@@ -108,7 +108,7 @@ class Replay:
             starts = [nic.source.first_ns for nic in self.devices.nics.values() if nic.source and nic.source.first_ns]
             self.start_ns = min(starts, default=0)
             self.clock.set(self.start_ns)
-            engines = [home.engine for home in self.runtime.homes]
+            engines = self.runtime.engines
             self.time = VirtualTime(engines)
             self._recorder = DropRecorder(self.writer, len(config.nics), engines) if drops and self.writer else None
             undo.pop_all()

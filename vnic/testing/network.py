@@ -78,7 +78,7 @@ class _Devices:
     def start(self) -> None:
         """Nothing to start."""
 
-    def open(self, config: NicConfig, number: int) -> _Nic:
+    def open(self, config: NicConfig, number: int, passed: object = None, /) -> _Nic:
         nic = self.nics[config.name] = _Nic(config, number)
         return nic
 
@@ -111,7 +111,7 @@ class VirtualNetwork:
         self._clock = Clock(virtual=True, start_ns=START_NS)
         self._runtime = Runtime(config, devices=self._devices, clock=self._clock, seed=seed)
         self._runtime.start()
-        self._time = VirtualTime([home.engine for home in self._runtime.homes])
+        self._time = VirtualTime(self._runtime.engines)
         self._sending: list[tuple[int, int, str, bytes]] = []
         self._sent = 0
         self._received: dict[str, list[Received]] = {name: [] for name in self._devices.nics}

@@ -1,0 +1,157 @@
+"""The instance as a whole: the module whose methods show and change what is nobody's in particular.
+
+Clients who are not the instance's owner see of it what is theirs: their NICs, these NICs' counters, accounts and events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from vnic.control.api import DESCRIPTION, INTERFACE
+from vnic.control.events import Bus, Event, Subscription
+from vnic.control.module import Caller, Method, Parameters, Session
+
+
+class Stats(Parameters):
+    name: str | None = None
+
+
+class WatchStats(Stats):
+    interval_ms: Annotated[int, msgspec.Meta(ge=10, le=3_600_000)] = 1000
+
+
+class Graph(Parameters):
+    format: Literal["text", "dot", "json"] = "text"
+
+
+class SetGroup(Parameters):
+    name: str
+    mode: Literal["dedicated", "spreading", "compacting"] | None = None
+    cpus: Annotated[list[Annotated[int, msgspec.Meta(ge=0, le=4095)]], msgspec.Meta(min_length=1)] | None = None
+
+
+class Upgrade(Parameters):
+    python: str = ""
+
+
+class Instance:
+    """Methods over a runtime (vnic.control.runtime.Runtime). `supervisor`: what Status says of it. `upgrade` replaces this process."""
+
+    interface = INTERFACE
+    description = DESCRIPTION
+
+    def __init__(
+        self,
+        runtime: Any,
+        bus: Bus,
+        supervisor: dict[str, Any] | None = None,
+        upgrade: Callable[[str], Awaitable[dict[str, Any]]] | None = None,
+    ) -> None:
+        self._runtime, self._bus, self._supervisor, self._upgrade = runtime, bus, supervisor, upgrade
+
+    def methods(self) -> list[Method]:
+        found = [
+            Method("Status", self._status, cached=True, clients=True),
+            Method("Stats", self._stats, Stats, cached=True, clients=True),
+            Method("Graph", lambda p, _: {"graph": self._runtime.graph(p.format)}, Graph),
+            Method("Accounts", self._accounts, cached=True, clients=True),
+            Method("Metrics", self._metrics, cached=True),
+            Method("SetGroup", self._set_group, SetGroup, "change"),
+            Method("Shutdown", lambda p, _: {}, kind="change"),
+            Method("Monitor", self._monitor, kind="stream", clients=True),
+            Method("WatchStats", self._watch_stats, WatchStats, "stream", clients=True),
+        ]
+        return found + ([Method("Upgrade", self._do_upgrade, Upgrade, "task")] if self._upgrade is not None else [])
+
+    def ended(self, session: Session) -> None:
+        """Nothing ends with a client."""
+
+    def _visible(self, session: Session) -> list[str] | None:
+        """The NICs that a client may see; None: everything."""
+        return None if session.is_owner else self._runtime.nics.names(session.uid)
+
+    # -- what is read ------------------------------------------------------------------------------------------------------
+
+    def _status(self, _: Parameters, caller: Caller) -> dict[str, Any]:
+        status = {"pid": os.getpid(), "supervisor": self._supervisor, **self._runtime.status()}
+        if (mine := self._visible(caller.session)) is not None:
+            entries = [each for each in status["switch"]["entries"] if each["nic"] in mine]
+            status = {
+                "pid": status["pid"],
+                "conserved": status["conserved"],
+                "engines": [],
+                "groups": [],
+                "nics": [each for each in status["nics"] if each["name"] in mine],
+                "switch": {"entries": entries},
+            }
+        return {"status": status}
+
+    def _stats(self, parameters: Stats, caller: Caller) -> dict[str, Any]:
+        return {"stats": self._statistics(parameters.name, caller.session)}
+
+    def _statistics(self, name: str | None, session: Session) -> dict[str, Any]:
+        if name is not None and not session.is_owner:
+            self._runtime.nics.get(name, session)
+        stats: dict[str, Any] = self._runtime.stats(name)
+        if name is None and (mine := self._visible(session)) is not None:
+            prefixes = tuple(f"{each}." for each in mine)
+            stats["nics"] = [each for each in stats["nics"] if each["name"] in mine]
+            for engine in stats["engines"]:
+                engine["elements"] = [each for each in engine["elements"] if each["name"].startswith(prefixes)]
+        return stats
+
+    def _accounts(self, _: Parameters, caller: Caller) -> dict[str, Any]:
+        accounts = self._runtime.charges()
+        if (mine := self._visible(caller.session)) is not None:
+            theirs = [each for each in accounts["accounts"] if each["nic"] in mine]
+            total = sum(each["cpu_ns"] for each in theirs)
+            accounts = {"accounts": theirs, "detached_cpu_ns": 0, "overhead_ns": 0, "cpu_ns": total}
+        return {"accounts": accounts}
+
+    def _metrics(self, _: Parameters, caller: Caller) -> dict[str, Any]:
+        from vnic.control.metrics import text_of  # its library, where somebody asks
+
+        return {"text": text_of(self._runtime).decode()}
+
+    # -- what is changed ---------------------------------------------------------------------------------------------------
+
+    def _set_group(self, parameters: SetGroup, caller: Caller) -> dict[str, Any]:
+        return {"group": self._runtime.set_group(parameters.name, parameters.mode, parameters.cpus)}
+
+    async def _do_upgrade(self, parameters: Upgrade, caller: Caller) -> dict[str, Any]:
+        assert self._upgrade is not None
+        return {"report": await self._upgrade(parameters.python)}
+
+    # -- streams -----------------------------------------------------------------------------------------------------------
+
+    def _monitor(self, _: Parameters, caller: Caller) -> AsyncIterator[dict[str, Any]]:
+        session = caller.session
+
+        def seen(event: Event) -> bool:
+            mine = self._visible(session)
+            nic = event.get("nic") or self._runtime.nics.nic_of(str(event.get("element", "")))
+            # A NIC that is gone when its end is told was somebody's all the same: `detached` has its owner with it.
+            return mine is None or nic in mine or event.get("owner") == session.uid
+
+        # From now on, not from the first time that somebody asks the iterator.
+        return self._events(self._bus.subscribe(None if session.is_owner else seen))
+
+    async def _events(self, listener: Subscription) -> AsyncIterator[dict[str, Any]]:
+        try:
+            while True:
+                yield {"event": await listener.next()}
+        finally:
+            self._bus.unsubscribe(listener)
+
+    async def _watch_stats(self, parameters: WatchStats, caller: Caller) -> AsyncIterator[dict[str, Any]]:
+        due = time.monotonic()
+        while True:
+            yield {"time": round(time.time(), 6), "stats": self._statistics(parameters.name, caller.session)}
+            due = max(due + parameters.interval_ms / 1000, time.monotonic())  # who is late does not catch up
+            await asyncio.sleep(due - time.monotonic())

@@ -1,0 +1,167 @@
+"""Modules: what an instance consists of (Snap, section 2.3). A module registers methods of the control API, builds engines, loads them into
+engine groups, and sets things up for its clients, whose packets its engines then move.
+
+    Runtime -+- Instance  the instance as a whole: status, statistics, groups, accounts, upgrade        (instance_module.py)
+             +- Nics      NICs in containers, on a learning switch                                     (nics.py)
+             `- yours     `modules:` in the configuration: module:Class, made beside the others
+
+A module's methods run on the event loop's thread, one after the other. None runs on an engine's thread: to an engine control speaks through
+its mailbox.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import msgspec
+
+from dataplane.errors import VnicError
+
+if TYPE_CHECKING:
+    from vnic.control.runtime import Runtime
+
+
+class NotPermittedError(VnicError):
+    """The client is not allowed to do that."""
+
+
+class Parameters(msgspec.Struct, forbid_unknown_fields=True):
+    """What a method takes; most take nothing."""
+
+
+class Named(Parameters):
+    """A method about one NIC."""
+
+    name: str
+
+
+def user_name(uid: int) -> str:
+    """A user as people know them: "alice (uid 1001)"."""
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
+    except KeyError:
+        return f"uid {uid}"
+
+
+@dataclass
+class Session:
+    """A client's connection: who it is, and what ends with it. Two are never equal."""
+
+    uid: int
+    pid: int
+    captures: set[int] = field(default_factory=set)
+
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+    @property
+    def is_owner(self) -> bool:
+        """The instance's owner, or root: sees and changes everything."""
+        return self.uid in (0, os.geteuid())
+
+    @property
+    def who(self) -> str:
+        return f"user {user_name(self.uid)}"
+
+
+class Caller:
+    """Who calls a method, and the descriptors that came with the call. A method takes those that it keeps; the others are closed."""
+
+    def __init__(self, session: Session, descriptors: list[int] | None = None) -> None:
+        self.session = session
+        self._descriptors: list[int | None] = list(descriptors or ())
+
+    def take(self, index: int) -> int:
+        """The descriptor that a parameter means by its number, from 0; the method's own from here on. Raises VnicError."""
+        found = self._descriptors[index] if 0 <= index < len(self._descriptors) else None
+        if found is None:
+            raise VnicError(f"descriptor {index} did not come with the call; {len(self._descriptors)} did")
+        self._descriptors[index] = None
+        return found
+
+    def close(self) -> None:
+        """Closes what nobody took."""
+        for descriptor in filter(None.__ne__, self._descriptors):
+            assert descriptor is not None
+            os.close(descriptor)
+        self._descriptors.clear()
+
+
+class Reply(dict[str, Any]):
+    """A method's answer with descriptors, which are closed when they have gone out."""
+
+    def __init__(self, parameters: dict[str, Any], descriptors: list[int]) -> None:
+        super().__init__(parameters)
+        self.descriptors = descriptors
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of the control API. `call` takes parameters and a Caller.
+
+    read      returns the reply's parameters; `cached`: what it said may be some milliseconds old
+    change    the same, and is logged with who asked for it
+    task      the same as a coroutine function: takes long, and others are served meanwhile
+    stream    returns an asynchronous iterator over replies' parameters
+
+    clients: users other than the instance's owner may call it, see `clients:` in the configuration; it is then the method's part to look
+    at whose things it shows or changes.
+    """
+
+    name: str
+    call: Callable[[Any, Caller], Any]
+    parameters: type[Parameters] = Parameters
+    kind: Literal["read", "change", "task", "stream"] = "read"
+    cached: bool = False
+    clients: bool = False
+
+
+class Module:
+    """Base of modules. `settings` are those of the configuration; what a method changes in them is kept for the next worker by
+    `runtime.remember()`. Engines are made in the constructor, by `runtime.add_engine`, since a successor's are filled before they run.
+
+    interface    the Varlink interface of its methods, such as "org.example.Echo"; "": it has none
+    description  the interface's definition in Varlink's language: what `GetInterfaceDescription` answers
+    """
+
+    interface: ClassVar[str] = ""
+    description: ClassVar[str] = ""
+
+    def __init__(self, runtime: Runtime, **settings: Any) -> None:
+        self.runtime, self.settings = runtime, settings
+
+    def methods(self) -> list[Method]:
+        """What clients may call."""
+        return []
+
+    def start(self) -> None:
+        """The groups' threads run (a successor's do not yet). Raises VnicError, and then nothing comes up."""
+
+    def status(self) -> dict[str, Any]:
+        """What it adds to the instance's status."""
+        return {}
+
+    def accounts(self) -> dict[str, int]:
+        """Its clients by name, and the bytes of memory that each has for itself. An element whose name begins with a client's and a dot
+        works on that client's behalf: it is charged the CPU time."""
+        return {}
+
+    def ended(self, session: Session) -> None:
+        """A client is gone, however it went."""
+
+    def begin_upgrade(self) -> None:
+        """A successor is about to be built from the configuration as it is now. Raises VnicError where that cannot be."""
+
+    def save(self) -> dict[str, Any]:
+        """What it knows besides settings and engines' states, as plain data: for the next worker's `load`."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """What `save` said, of this version or an older one. Raises VnicError."""
+
+    def close(self) -> None:
+        """Frees what it holds. Engines still run; may be called twice."""

@@ -1,0 +1,202 @@
+"""Methods about NICs, and what of them is whose: a client who is not the instance's owner has what `clients:` of the configuration says.
+
+What such a client sends is an attack until it is checked. The container must be his: whoever holds a descriptor of a network namespace may
+have opened it in /run/netns, which everybody can; so the user namespace that owns it must be one that he made. Elements run inside
+the worker and may be any Python, so they are the owner's alone. A capture goes to a pipe that we make: of a descriptor of the client's, he
+could switch O_NONBLOCK off under us, and a path would be opened with our rights.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+
+from dataplane.errors import ConfigError
+from dataplane.units import parse_rate
+from vnic.control.convert import convert_nic
+from vnic.control.devices import Passed
+from vnic.control.module import Caller, Method, Named, NotPermittedError, Parameters, Reply, Session
+from vnic.control.scalars import Rate, User
+from vnic.control.schema import NicConfig, VlanConfig
+from vnic.device.namespaces import is_network_namespace, owner_of
+
+if TYPE_CHECKING:
+    from vnic.control.nics import Nics
+
+PIPE_BYTES = 1 << 20  # as much as a plain user may have (fs.pipe-max-size)
+F_SETPIPE_SZ = 1031
+CLIENT_CAPTURES_MOST = 4  # of a client who is not the owner, at a time: each costs us a thread and a buffer
+
+
+class Attach(Named):
+    nic: dict[str, Any]
+    netns: int | None = None
+    process: int | None = None
+
+
+class SetRate(Named):
+    egress: str | None = None
+    ingress: str | None = None
+
+
+class SetLink(Named):
+    up: bool
+
+
+class StartCapture(Parameters):
+    point: str
+    path: str | None = None
+    snaplen: Annotated[int, msgspec.Meta(ge=1, le=262144)] = 262144
+
+
+class StopCapture(Parameters):
+    capture: int
+
+
+def parse_limit(text: str) -> int | None:
+    """bit/s of a rate, None of "none". Raises ConfigError."""
+    return None if text == "none" else int(Rate(parse_rate(text)))
+
+
+def nic_methods(nics: Nics) -> list[Method]:
+    """The methods of `nics`."""
+    ours = _NicMethods(nics)
+    return [
+        Method("Attach", ours.attach, Attach, "change", clients=True),
+        Method("Detach", ours.detach, Named, "change", clients=True),
+        Method("SetRate", ours.set_rate, SetRate, "change", clients=True),
+        Method("SetLink", ours.set_link, SetLink, "change", clients=True),
+        Method("StartCapture", ours.start_capture, StartCapture, "change", clients=True),
+        Method("StopCapture", ours.stop_capture, StopCapture, "task", clients=True),
+    ]
+
+
+class _NicMethods:
+    def __init__(self, nics: Nics) -> None:
+        self._nics = nics
+
+    # -- attaching ---------------------------------------------------------------------------------------------------------
+
+    def attach(self, parameters: Attach, caller: Caller) -> dict[str, Any]:
+        session, name = caller.session, parameters.name
+        given = parameters.netns is not None
+        config = convert_nic(name, parameters.nic, (name,), contained=not given and session.is_owner)
+        if given and (config.pid is not None or config.netns is not None):
+            raise ConfigError(f"nic {name}: has pid or netns, and came with a namespace's descriptor: want one of them")
+        if not session.is_owner:
+            self._check_client(config, session, given)
+        passed = None
+        if parameters.netns is not None:
+            netns = caller.take(parameters.netns)
+            process = -1
+            try:
+                if not is_network_namespace(netns):
+                    raise ConfigError(f"nic {name}: descriptor {parameters.netns} is no network namespace")
+                if not session.is_owner and owner_of(netns) != session.uid:
+                    raise NotPermittedError(
+                        f"nic {name}: the network namespace belongs to a user namespace that {session.who} did not make"
+                    )
+                process = -1 if parameters.process is None else caller.take(parameters.process)
+                return {"nic": self._nics.attach(config, Passed(netns, process))}
+            finally:
+                for each in (netns, process):
+                    if each >= 0:
+                        os.close(each)
+        return {"nic": self._nics.attach(config, passed)}
+
+    def _check_client(self, config: NicConfig, session: Session, given: bool) -> None:
+        """Whether somebody else's NIC is within what `clients:` grants; completes it. Raises ConfigError, NotPermittedError."""
+        name, granted = config.name, self._nics.config.clients[str(session.uid)]
+        if not given:
+            raise NotPermittedError(f"nic {name}: {session.who} passes the container's network namespace as a descriptor")
+        if len(self._nics.names(session.uid)) >= granted.nics:
+            raise NotPermittedError(f"nic {name}: {session.who} may have {granted.nics} NICs, and has them")
+        if config.egress.elements or config.ingress.elements:
+            raise NotPermittedError(f"nic {name}: elements run inside vnic; only its owner may load them")
+        if config.owner not in (None, session.uid):
+            raise NotPermittedError(f"nic {name}: {session.who} attaches NICs of {session.who} only; leave owner out")
+        config.owner = User(session.uid)
+        self._check_vlan(config, session, granted.vlans)
+        for way in (config.egress, config.ingress):
+            if granted.rate is not None:
+                way.rate = Rate(min(way.rate or granted.rate, granted.rate))
+
+    def _check_vlan(self, config: NicConfig, session: Session, granted: list[int] | None) -> None:
+        if granted is not None and config.vlan is None:
+            config.vlan = VlanConfig(access=granted[0])
+        vlan = config.vlan
+        if vlan is None:
+            return
+        wanted = {vlan.access, vlan.native, *(vlan.trunk or ())} - {None}
+        if not wanted <= set(granted or ()):
+            may = f"VLANs {', '.join(map(str, granted))} only" if granted else "no VLAN"
+            raise NotPermittedError(f"nic {config.name}: {session.who} may be in {may}")
+
+    def detach(self, parameters: Named, caller: Caller) -> dict[str, Any]:
+        self._nics.get(parameters.name, caller.session)
+        self._nics.detach(parameters.name)
+        return {}
+
+    # -- settings ----------------------------------------------------------------------------------------------------------
+
+    def set_rate(self, parameters: SetRate, caller: Caller) -> dict[str, Any]:
+        session = caller.session
+        given = {"egress_bps": parameters.egress, "ingress_bps": parameters.ingress}
+        limits = {direction: parse_limit(text) for direction, text in given.items() if text is not None}
+        if not limits:
+            raise ConfigError(f"{parameters.name}: no rate given; want egress, ingress or both")
+        config = self._nics.get(parameters.name, session).config
+        if not session.is_owner:
+            most = self._nics.config.clients[str(session.uid)].rate
+            if not config.passed:
+                raise NotPermittedError(
+                    f"nic {parameters.name}: its rates are set by the instance's owner, not by {session.who}"
+                )
+            if most is not None and any(limit is None or limit > most for limit in limits.values()):
+                raise NotPermittedError(f"nic {parameters.name}: {session.who} may have at most {most}")
+        return {"nic": self._nics.set_rate(parameters.name, **limits)}
+
+    def set_link(self, parameters: SetLink, caller: Caller) -> dict[str, Any]:
+        self._nics.get(parameters.name, caller.session)
+        self._nics.set_link(parameters.name, parameters.up)
+        return {}
+
+    # -- captures ----------------------------------------------------------------------------------------------------------
+
+    def start_capture(self, parameters: StartCapture, caller: Caller) -> dict[str, Any]:
+        session = caller.session
+        self._nics.get(self._nics.nic_of(parameters.point), session)
+        if not session.is_owner and parameters.path is not None:
+            raise NotPermittedError(f"capture: only the instance's owner has it write files; {session.who} leaves path out")
+        if not session.is_owner and len(session.captures) >= CLIENT_CAPTURES_MOST:
+            raise NotPermittedError(f"capture: {session.who} has {CLIENT_CAPTURES_MOST} captures on this connection already")
+        if parameters.path is not None:
+            number = self._nics.start_capture(parameters.point, parameters.path, parameters.snaplen)
+            session.captures.add(number)
+            return {"capture": number}
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        try:
+            with suppress(OSError):  # beyond what all pipes of a user may have together: it stays small
+                fcntl.fcntl(reading, F_SETPIPE_SZ, PIPE_BYTES)
+            number = self._nics.start_capture(parameters.point, writing, parameters.snaplen)
+        except BaseException:
+            os.close(reading)
+            raise
+        finally:
+            os.close(writing)
+        session.captures.add(number)
+        return Reply({"capture": number, "descriptor": 0}, [reading])
+
+    async def stop_capture(self, parameters: StopCapture, caller: Caller) -> dict[str, Any]:
+        captures = caller.session.captures
+        if parameters.capture not in captures:
+            raise ConfigError(f"capture {parameters.capture}: is none of this connection's")
+        captures.remove(parameters.capture)
+        # A reader that takes nothing holds up nobody but himself.
+        result = await asyncio.to_thread(self._nics.stop_capture(parameters.capture))
+        return dict(result)

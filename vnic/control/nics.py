@@ -1,0 +1,374 @@
+"""NICs on a learning switch: the module that puts interfaces into containers and moves packets between them.
+
+Every NIC belongs to one engine, its home, which serves all its queues in both directions. Every engine has its own instance of the
+switch; all share one MAC table. What the switch of another engine has for a NIC goes to its home by ring:
+
+    home:   TAP rx > parse > egress chain > egress shaper > switch > ingress chain > ingress shaper > TAP tx
+    others:                                                 switch > ring .. > (the same ingress chain)
+
+Egress and ingress are the container's: what leaves it, what enters it.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from dataplane.elements.l2_switch import L2Switch
+from dataplane.errors import ConfigError, VnicError
+from dataplane.port import PortTx
+from dataplane.ports.ring_port import RingPort
+from vnic.control.api import DESCRIPTION, INTERFACE
+from vnic.control.capture import LiveCapture
+from vnic.control.devices import Devices, Passed
+from vnic.control.module import Method, Module, NotPermittedError, Session
+from vnic.control.nic_methods import nic_methods
+from vnic.control.parts import Attached, Home
+from vnic.control.scalars import Rate
+from vnic.control.schema import NicConfig
+from vnic.control.segments import RING_BYTES
+
+if TYPE_CHECKING:
+    from vnic.control.runtime import Runtime
+
+MAX_NICS = 1024
+CAPTURES_MOST = 64  # each has a thread and a buffer of 8 MiB
+
+log = logging.getLogger("vnic")
+
+
+def own_nic(config: NicConfig) -> NicConfig:
+    """A copy whose settings may change while the NIC runs."""
+    config = copy.copy(config)
+    config.egress, config.ingress = copy.copy(config.egress), copy.copy(config.ingress)
+    return config
+
+
+class Nics(Module):
+    """The NICs of an instance, the engines that serve them, and the switch between them."""
+
+    interface = INTERFACE
+    description = DESCRIPTION
+
+    def __init__(self, runtime: Runtime, devices: Devices) -> None:
+        super().__init__(runtime)
+        self.config = config = runtime.config
+        self._devices = devices
+        self._attached: dict[str, Attached] = {}
+        self._captures: dict[int, LiveCapture] = {}
+        self._ended: dict[int, dict[str, Any]] = {}  # by the end of their NIC
+        self._captured = 0
+        self._started = False
+        self.table = runtime.segments.table(config.switch.table, int(config.switch.ageing))
+        self.homes: list[Home] = []
+        for engine in config.engines:
+            home = runtime.add_engine(
+                str(engine.name),
+                str(engine.group),
+                spin_ns=int(engine.spin or 0),
+                cpu=engine.cpu,
+                make=lambda made: Home(made, L2Switch(self.table, name="switch")),
+            )
+            self.homes.append(home)
+
+    def methods(self) -> list[Method]:
+        return nic_methods(self)
+
+    def open(self) -> None:
+        """Gets the devices ready: before any thread is there, since TAPs of our own need a process that is small when it starts early."""
+        self._devices.start()
+        self._started = True
+
+    def start(self) -> None:
+        for nic in list(self.config.nics.values()):
+            self._attach_first(nic)
+
+    def watch(self) -> None:
+        """Looks after all containers from here on; on the loop's thread."""
+        for attached in self._attached.values():
+            self._watch(attached)
+
+    def _watch(self, attached: Attached) -> None:
+        if self.runtime.loop is not None:
+            attached.watch.on_gone(self.runtime.loop, lambda: self._target_gone(attached))
+
+    def _attach_first(self, config: NicConfig) -> None:
+        """After a crash, what cannot be attached again (its container went meanwhile) is no reason to leave the others without."""
+        try:
+            self._attach(config)
+        except VnicError as error:
+            if self.runtime.role != "crash":
+                raise
+            log.error("nic %s is lost: %s", config.name, error)
+            del self.config.nics[config.name]
+
+    def __len__(self) -> int:
+        return len(self._attached)
+
+    def names(self, owner: int | None = None) -> list[str]:
+        """The NICs that are attached; of one user only, where `owner` is given."""
+        return [name for name, each in self._attached.items() if owner is None or each.config.owner == owner]
+
+    # -- attaching ---------------------------------------------------------------------------------------------------------
+
+    def attach(self, config: NicConfig, passed: Passed | None = None) -> dict[str, Any]:
+        """Puts a NIC into its container (that of a namespace which a client passed, where there is one) and into the graph while
+        traffic runs; returns its status. All or nothing."""
+        with self.runtime.lock:
+            self.runtime.check_open()
+            config = own_nic(config)
+            config.passed = passed is not None
+            status = self._attach(config, passed)
+            self.config.nics[config.name] = config
+            self.runtime.remember()
+            self.runtime.emit("attached", nic=config.name, engine=status["engine"])
+            return status
+
+    def _attach(self, config: NicConfig, passed: Passed | None = None) -> dict[str, Any]:
+        runtime = self.runtime
+        with runtime.lock, ExitStack() as undo:
+            if not self._started or runtime.closed:
+                raise VnicError("the runtime does not run")
+            if config.name in self._attached:
+                raise ConfigError(f"nic {config.name}: is attached already; choose another name or detach it first")
+            taken = {attached.number for attached in self._attached.values()}
+            # One that has had a number keeps it: the MAC table goes by numbers.
+            number = config.number if config.number not in taken else None
+            if number is None:
+                free = taken | {each.number for each in self.config.nics.values()}
+                number = next((n for n in range(MAX_NICS) if n not in free), None)
+            if number is None:
+                raise ConfigError(f"nic {config.name}: {MAX_NICS} NICs are attached, and no more fit")
+            home = self._home(config)
+            nic = self._devices.open(config, number, passed)
+            undo.callback(nic.close)
+            ring = runtime.segments.ring(config.name, undo) if len(self.homes) > 1 else None
+            attached = Attached(config, number, home, nic, ring, self.config.directory or None)
+            undo.callback(attached.watch.close)
+            attached.egress.join(self.homes[home].switch)
+            self._join(attached, undo)
+            self._attached[config.name] = attached
+            undo.callback(self._attached.pop, config.name)
+            if runtime.runs:
+                self._watch(attached)
+            config.number, config.engine = number, home
+            undo.pop_all()
+            return self._status(attached)
+
+    def _home(self, config: NicConfig) -> int:
+        if config.engine is not None:
+            return self.config.engine_index(config.engine)
+        loads = [sum(a.home == index for a in self._attached.values()) for index in range(len(self.homes))]
+        return loads.index(min(loads))
+
+    def _join(self, attached: Attached, undo: ExitStack) -> None:
+        """Leads every engine's gate to the NIC, then opens the gates: no frame meets a half-built graph."""
+        for index, each in enumerate(self.homes):
+            undo.callback(each.load, list(each.sources))
+            undo.callback(each.connect, attached.number, each.unused)
+            if index == attached.home:
+                each.connect(attached.number, attached.entry)
+                each.load(each.sources + attached.sources)
+            else:
+                assert attached.ring is not None
+                port = RingPort(f"{attached.config.name}.ring", attached.number, None, attached.ring)
+                each.connect(attached.number, PortTx(port, name=f"{attached.config.name}.ring.tx"))
+                each.load(list(each.sources))
+        for each in self.homes:
+            undo.callback(self._deactivate, each, attached.number)
+            if attached.config.link_up:
+                self._activate(each, attached)
+
+    def _activate(self, each: Home, attached: Attached) -> None:
+        vlan = attached.config.vlan
+        if vlan is None:
+            each.engine.call(lambda: each.switch.activate(attached.number))
+        else:
+            access, trunk, native = vlan.access, vlan.trunk, vlan.native
+            each.engine.call(lambda: each.switch.activate(attached.number, access=access, trunk=trunk, native=native))
+
+    def _deactivate(self, each: Home, number: int) -> None:
+        each.engine.call(lambda: each.switch.deactivate(number))
+
+    def detach(self, name: str) -> None:
+        """Takes a NIC out of the graph and its interface out of the container; frames under way to it are dropped and counted."""
+        with self.runtime.lock:
+            self.runtime.check_open()
+            attached = self.get(name)
+            for number in [number for number, capture in self._captures.items() if capture.nic == name]:
+                self._ended[number] = self.stop_capture(number)()
+            attached.watch.close()
+            for each in self.homes:
+                self._deactivate(each, attached.number)
+                each.connect(attached.number, each.unused)
+            home = self.homes[attached.home]
+            for each in self.homes:
+                if each is not home:
+                    each.load(list(each.sources))
+            # Nobody pushes to the ring any more; what is in it leaves through the home engine before its graph goes.
+            while attached.ring is not None and len(attached.ring) and home.engine.running:
+                home.engine.call(lambda: None)
+            home.load([source for source in home.sources if source not in attached.sources])
+            self.runtime.accounts.retire(name)
+            self.table.forget_port(attached.number)
+            attached.nic.close()
+            if attached.ring is not None:
+                self.runtime.segments.drop_ring(name)
+            del self._attached[name]
+            if not self.runtime.closed:
+                del self.config.nics[name]
+                self.runtime.remember()
+                owner = attached.config.owner
+                self.runtime.emit("detached", nic=name, **({} if owner is None else {"owner": int(owner)}))
+
+    def _target_gone(self, attached: Attached) -> None:
+        with self.runtime.lock:
+            if self._attached.get(attached.config.name) is attached:
+                self.detach(attached.config.name)
+
+    def get(self, name: str, session: Session | None = None) -> Attached:
+        """A NIC that is attached; for `session` only one that is its user's. Raises ConfigError, NotPermittedError."""
+        restricted = session is not None and not session.is_owner
+        attached = self._attached.get(name)
+        if attached is None:
+            known = ", ".join(self.names(session.uid if session is not None and restricted else None)) or "none is"
+            raise ConfigError(f"nic {name}: is not attached; attached: {known}")
+        if session is not None and restricted and attached.config.owner != session.uid:
+            raise NotPermittedError(
+                f"nic {name}: is not {session.who}'s; only its owner and the instance's may see and change it"
+            )
+        return attached
+
+    # -- settings ----------------------------------------------------------------------------------------------------------
+
+    def set_rate(self, name: str, /, **limits: int | None) -> dict[str, Any]:
+        """Sets egress_bps and/or ingress_bps of a NIC at once, in bit/s of layer-2 frames; None lifts a limit."""
+        with self.runtime.lock:
+            self.runtime.check_open()
+            attached = self.get(name)
+            for direction, rate_bps in limits.items():
+                shaper = {"egress_bps": attached.egress_shaper, "ingress_bps": attached.ingress_shaper}[direction]
+                shaper.set_rate(rate_bps)  # goes through the engine's mailbox by itself
+                way = attached.config.egress if direction == "egress_bps" else attached.config.ingress
+                way.rate = None if rate_bps is None else Rate(rate_bps)
+            self.runtime.remember()
+            self.runtime.emit("rate", nic=name, **limits)
+            return self._status(attached)
+
+    def set_link(self, name: str, up: bool) -> dict[str, Any]:
+        """Raises or cuts the link: the container sees its carrier come and go, frames for it are no longer forwarded."""
+        with self.runtime.lock:
+            self.runtime.check_open()
+            attached = self.get(name)
+            for each in self.homes:
+                if up:
+                    self._activate(each, attached)
+                else:
+                    self._deactivate(each, attached.number)
+            attached.nic.set_carrier(up)
+            attached.config.link_up = up
+            self.runtime.remember()
+            self.runtime.emit("link", nic=name, link="up" if up else "down")
+            return self._status(attached)
+
+    def call_at(self, name: str, function: Callable[[], object]) -> None:
+        """Runs a function on the thread of a NIC's engine, between two batches."""
+        with self.runtime.lock:
+            self.homes[self.get(name).home].engine.call(function)
+
+    # -- captures ----------------------------------------------------------------------------------------------------------
+
+    def start_capture(self, point: str, target: str | int, snaplen: int = 262144) -> int:
+        """Copies what passes `point` (a NIC's name, or one of its elements') to a file or pipe, by path or descriptor; returns the
+        capture's number."""
+        with self.runtime.lock:
+            self.runtime.check_open()
+            if len(self._captures) >= CAPTURES_MOST:
+                raise VnicError(f"{CAPTURES_MOST} captures run already; end one of them first")
+            attached = self.get(self.nic_of(point))
+            capture = LiveCapture(self.homes[attached.home], attached, point, target, snaplen)
+            capture.start()
+            self._captured += 1
+            self._captures[self._captured] = capture
+            self.runtime.emit("capture", nic=capture.nic, point=point, state="started")
+            return self._captured
+
+    def nic_of(self, point: str) -> str:
+        """The NIC whose name begins that of an element. Names may have dots: the longest."""
+        found = (name for name in self._attached if f"{point}.".startswith(f"{name}."))
+        return max(found, key=len, default=point.partition(".")[0])
+
+    def stop_capture(self, number: int) -> Callable[[], dict[str, Any]]:
+        """Ends a capture: takes it out of the graph. What is returned writes out what waits, which may take a second where nobody
+        reads, and says how many packets it has and how many it missed; it may be called on any thread."""
+        with self.runtime.lock:
+            capture = self._captures.pop(number, None)
+            if capture is None:
+                ended = self._ended.pop(number, {})
+                return lambda: ended
+            capture.stop()
+            self.runtime.accounts.retire(capture.nic)
+            self.runtime.emit("capture", nic=capture.nic, point=capture.point, state="stopped", captured=capture.captured)
+            return capture.finish
+
+    def ended(self, session: Session) -> None:
+        for number in session.captures:
+            # Its reader may be gone, asleep or malicious: nobody waits for it.
+            threading.Thread(target=self.stop_capture(number), daemon=True).start()
+        session.captures.clear()
+
+    # -- upgrade -----------------------------------------------------------------------------------------------------------
+
+    def begin_upgrade(self) -> None:
+        for number in list(self._captures):
+            self._ended[number] = {**self.stop_capture(number)(), "error": "the worker was replaced"}
+
+    def save(self) -> dict[str, Any]:
+        return {"captured": self._captured}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._captured = int(state.get("captured", 0))
+
+    # -- what control reads ------------------------------------------------------------------------------------------------
+
+    def _status(self, attached: Attached) -> dict[str, Any]:
+        return {
+            "name": attached.config.name,
+            "number": attached.number,
+            "engine": self.homes[attached.home].engine.name,
+            "owner": None if attached.config.owner is None else int(attached.config.owner),
+            **attached.nic.status(),
+            "link": "up" if attached.config.link_up else "down",
+            "egress_bps": attached.egress_shaper.rate_bps,
+            "ingress_bps": attached.ingress_shaper.rate_bps,
+        }
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "nics": [self._status(attached) for attached in self._attached.values()],
+            "switch": {"capacity": self.table.capacity, "entries": self._entries()},
+        }
+
+    def _entries(self) -> list[dict[str, Any]]:
+        names = {attached.number: attached.config.name for attached in self._attached.values()}
+        return [{**entry, "nic": names.get(entry["port"])} for entry in self.table.entries()]
+
+    def queue_statistics(self, name: str | None = None) -> list[dict[str, Any]]:
+        """Of one NIC or all: its queues' counters."""
+        chosen = [self.get(name)] if name is not None else list(self._attached.values())
+        return [{"name": each.config.name, "queues": each.nic.queue_statistics()} for each in chosen]
+
+    def accounts(self) -> dict[str, int]:
+        return {name: RING_BYTES if each.ring else 0 for name, each in self._attached.items()}
+
+    def close(self) -> None:
+        for name in list(self._attached):
+            self.detach(name)
+
+    def stop_devices(self) -> None:
+        """After all engines."""
+        self._devices.stop()
