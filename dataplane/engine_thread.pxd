@@ -25,6 +25,9 @@ cdef class EngineThread:
     cdef readonly object cpus            # the CPUs it may run on, a list; None: any
     cdef readonly uint64_t spin_ns       # how long it polls in vain before it sleeps; NEVER: it never sleeps
     cdef readonly object guarantee       # dataplane.guarantee.Guarantee or None
+    cdef readonly tuple cgroups          # dataplane.cgroup.Cgroup: those that it is to join
+    cdef readonly dict refused           # by their paths: why it could not
+    cdef readonly int thread_id          # gettid(2); 0 before it runs
     cdef readonly str scheduling         # what the guarantee came to: "deadline", "rr", "budget" or "none"
     cdef PyObject *engines[ENGINES_MOST] # borrowed: whoever started the thread holds them
     cdef uint32_t count

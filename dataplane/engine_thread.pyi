@@ -1,6 +1,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from dataplane.cgroup import Cgroup
 from dataplane.clock import Clock
 from dataplane.engine import Engine, Runner
 from dataplane.guarantee import Guarantee
@@ -21,6 +22,9 @@ class EngineThread:
     cpus: Sequence[int] | None
     spin_ns: int
     guarantee: Guarantee | None
+    cgroups: tuple[Cgroup, ...]
+    refused: dict[str, str]
+    thread_id: int
     scheduling: str
     throttled: int
     def __init__(
@@ -30,6 +34,7 @@ class EngineThread:
         *,
         spin_ns: int = ...,
         guarantee: Guarantee | None = ...,
+        cgroups: Iterable[Cgroup] = ...,
         balancer: Balancer | None = ...,
     ) -> None: ...
     def start(self, engines: Iterable[Engine] = ...) -> None: ...

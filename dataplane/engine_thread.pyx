@@ -73,15 +73,17 @@ cdef class EngineThread:
     """Runs engines: each a turn, those with work again and again, each its fair share of the thread's time; then sleeps.
 
     cpus: the CPUs it may run on. spin_ns: how long it polls in vain before it sleeps; dataplane.engine_thread.ALWAYS: it never sleeps.
-    guarantee: a dataplane.guarantee.Guarantee of CPU time. The threads of one `balancer` pass engines between each other.
+    guarantee: a dataplane.guarantee.Guarantee of CPU time. cgroups: the dataplane.cgroup.Cgroups that it joins, as far as they let it.
+    The threads of one `balancer` pass engines between each other.
     """
 
     def __cinit__(self, *args, **kwargs):
         self.wake_descriptor = -1
         self.cpu_clock = -1
 
-    def __init__(self, str name, cpus=None, *, uint64_t spin_ns=0, guarantee=None, Balancer balancer=None):
+    def __init__(self, str name, cpus=None, *, uint64_t spin_ns=0, guarantee=None, cgroups=(), Balancer balancer=None):
         self.name, self.cpus, self.spin_ns, self.guarantee, self.balancer = name, cpus, spin_ns, guarantee, balancer or Balancer()
+        self.cgroups, self.refused, self.thread_id = tuple(cgroups), {}, 0
         self.clock = Clock()
         self.scheduling = "none"
         self._kept = []
@@ -158,8 +160,13 @@ cdef class EngineThread:
     def _main(self):
         cdef clockid_t clock
         try:
+            self.thread_id = threading.get_native_id()
+            self._join()                           # first: a cpuset sets the CPUs anew, and a cgroup may rule a real-time class out
             if self.cpus is not None:
-                os.sched_setaffinity(0, self.cpus)
+                try:
+                    os.sched_setaffinity(0, self.cpus)
+                except OSError:                    # a cgroup's cpuset has lost them since the group was checked
+                    self.cpus = sorted(os.sched_getaffinity(0))
             name = f"vnic-{self.name}".encode()
             prctl(PR_SET_NAME, <unsigned long><const char *>name)     # for top and perf; the kernel keeps 15 bytes
             prctl(PR_SET_TIMERSLACK, 1)            # nanoseconds: the default of 50 us would be most of a shaper's error
@@ -176,6 +183,15 @@ cdef class EngineThread:
         with nogil:
             self.run()
         self.cpu_clock = -1
+
+    def _join(self):
+        """Joins the cgroups. Where one does not let it, it stays where it is: that packets pass matters more than who pays."""
+        self.refused = {}
+        for cgroup in self.cgroups:
+            try:
+                cgroup.join(self.thread_id)
+            except ConfigError as error:
+                self.refused[cgroup.path] = str(error)
 
     cdef uint64_t thread_cpu_ns(self) noexcept nogil:
         cdef timespec t

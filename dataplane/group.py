@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import enum
 import os
+from collections.abc import Sequence
 from typing import Any
 
+from dataplane.cgroup import Cgroup
 from dataplane.compactor import Compactor
 from dataplane.engine import Engine
 from dataplane.engine_thread import ALWAYS, EngineThread, settle
@@ -35,6 +37,8 @@ class EngineGroup:
 
     cpus: the CPUs that its threads may run on, None: all of this process. spin_ns: how long a thread polls in vain before it sleeps.
     slo_ns: the queueing delay to keep below when compacting. guarantee: CPU time of each thread.
+    cgroups: what its threads join, at most one of each hierarchy. Raises ConfigError for one that they could not join; with
+    tolerant=True it is for `status` to say so, as it is for one that refuses a thread later.
     """
 
     def __init__(
@@ -46,15 +50,21 @@ class EngineGroup:
         spin_ns: int = 0,
         slo_ns: int = SLO_NS,
         guarantee: Guarantee | None = None,
+        cgroups: Sequence[Cgroup] = (),
+        tolerant: bool = False,
     ) -> None:
         self.name = name
         self.mode = Mode(mode)
         self.cpus, self.spin_ns, self.slo_ns, self.guarantee = cpus, spin_ns, slo_ns, guarantee
+        self.cgroups = tuple(cgroups)
         self.engines: list[Engine] = []
         self.threads: list[EngineThread] = []
         self.compactor: Compactor | None = None
         self._started = False
         self._check(self.mode, cpus)
+        if not tolerant:
+            self._check_cgroups()
+            self._check_cpusets(cpus)
 
     def _check(self, mode: Mode, cpus: list[int] | None) -> None:
         usable = sorted(os.sched_getaffinity(0))
@@ -63,6 +73,26 @@ class EngineGroup:
                 raise ConfigError(f"group {self.name}: cpu {cpu}: not usable here; want some of {', '.join(map(str, usable))}")
         if mode is Mode.DEDICATED and not cpus:
             raise ConfigError(f"group {self.name}: dedicated needs CPUs of its own; want cpus: [{usable[-1]}] or the like")
+
+    def _check_cpusets(self, cpus: list[int] | None) -> None:
+        for cgroup in self.cgroups:
+            left = cgroup.cpus()
+            if left is None or set(cpus or ()) <= set(left):
+                continue
+            cpu, some = min(set(cpus or ()) - set(left)), ", ".join(map(str, left))
+            raise ConfigError(f"group {self.name}: cpu {cpu}: not in the cpuset of {cgroup.path}; want some of {some}")
+
+    def _check_cgroups(self) -> None:
+        by_hierarchy: dict[int, Cgroup] = {}
+        for cgroup in self.cgroups:
+            try:
+                cgroup.check()
+                other = by_hierarchy.setdefault(cgroup.hierarchy, cgroup)
+            except ConfigError as error:
+                raise ConfigError(f"group {self.name}: {error}") from None
+            if other is not cgroup:  # a thread would leave the first as it joins the second
+                both = f"{other.path} and {cgroup.path}"
+                raise ConfigError(f"group {self.name}: cgroups {both} are of one hierarchy; want one of them")
 
     @property
     def alive(self) -> bool:
@@ -107,6 +137,7 @@ class EngineGroup:
             cpus,
             spin_ns=ALWAYS if self.mode is Mode.DEDICATED else max(self.spin_ns, engine.spin_ns if engine else 0),
             guarantee=self.guarantee,
+            cgroups=self.cgroups,
             balancer=self.compactor,
         )
         thread.start()
@@ -183,6 +214,7 @@ class EngineGroup:
         ConfigError, and then nothing has changed."""
         wanted, usable = Mode(mode), cpus if cpus is not None else self.cpus
         self._check(wanted, usable)
+        self._check_cpusets(usable)
         running = self._started
         self.stop()
         self.mode, self.cpus = wanted, usable
@@ -208,6 +240,16 @@ class EngineGroup:
             "cpus": self.cpus,
             "spin_ns": self.spin_ns,
             "guarantee": vars(self.guarantee) if self.guarantee else None,
+            "cgroups": [self._cgroup_status(cgroup) for cgroup in self.cgroups],
             "threads": [thread.status() for thread in self.threads],
             "compacting": self.compactor.status() if self.compactor else None,
         }
+
+    def _cgroup_status(self, cgroup: Cgroup) -> dict[str, Any]:
+        """in_force: every thread is in it. That is read anew, since whoever may write to a cgroup can also move threads out of it."""
+        inside = cgroup.threads()
+        outside = [thread for thread in self.threads if thread.thread_id not in inside]
+        why = None if self.threads else "no thread runs"
+        if outside:
+            why = outside[0].refused.get(cgroup.path, f"thread {outside[0].name} was moved elsewhere")
+        return {"path": cgroup.path, "cpu_ns": cgroup.cpu_ns(), "in_force": why is None, "why": why}

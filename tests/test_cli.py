@@ -11,6 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from dataplane.cgroup import Hierarchy
 from vnic.cli.main import COMMANDS, cli
 from vnic.control import doctor
 
@@ -298,10 +299,31 @@ def test_doctor():
     result = invoke("doctor", "--json")
     report = json.loads(result.stdout)
     names = {each["name"] for each in report["checks"]}
-    assert {"kernel", "tun device", "user namespaces", "tap", "memfd", "CPUs", "open files", "optional tools"} <= names
+    assert {
+        "kernel",
+        "tun device",
+        "user namespaces",
+        "tap",
+        "memfd",
+        "CPUs",
+        "cgroups",
+        "open files",
+        "optional tools",
+    } <= names
     assert result.exit_code == (0 if report["ok"] else 1)
     assert all(each["ok"] or each["remedy"] for each in report["checks"])
     assert report["ok"] == all(each["ok"] for each in report["checks"] if each["needed"])
+
+
+def test_doctor_on_cgroups(monkeypatch, tmp_path):
+    v1, v2 = Hierarchy(1, ("cpuacct",), "/nowhere", (0, 1)), Hierarchy(2, ("cpu", "io"), str(tmp_path), (0, 2))
+    monkeypatch.setattr(doctor, "hierarchies", lambda: [v1, v2, Hierarchy(1, ("pids",), str(tmp_path), (0, 3))])
+    found = doctor._cgroups()
+    assert not found.ok and found.found.startswith("none can be made and joined: v1 in /nowhere (charges CPU time), v2 in ")
+    (tmp_path / "cgroup.procs").write_text("")
+    assert doctor._cgroups().found == f"can be made and joined: v2 in {tmp_path} (charges and bounds CPU time)"
+    monkeypatch.setattr(doctor, "hierarchies", list)
+    assert doctor._cgroups().found == "no hierarchy that charges or bounds CPU time is mounted" and doctor._cgroups().remedy
 
 
 def test_doctor_says_what_is_missing(monkeypatch):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataplane.errors import ConfigError
-from vnic.control.convert import convert_config, convert_nic
+from vnic.control.convert import convert_config, convert_nic, decode_config, encode_config
 from vnic.control.load import BYTES_MOST, load_config, parse_config
 from vnic.control.scalars import Mac, Rate
 from vnic.control.schema import Config, DirectionConfig, NicConfig, encode_scalar, json_schema
@@ -259,6 +259,12 @@ def test_groups():
     assert list(parse_config("engines: 2").groups) == ["default"]
 
 
+def test_cgroups_of_groups():
+    config = parse_config("groups: {a: {cgroup: /sys/fs/cgroup/a}, b: {cgroup: [/x/cpu/b, /x/cpuacct/b]}, c: {}}")
+    assert [group.cgroups for group in config.groups.values()] == [["/sys/fs/cgroup/a"], ["/x/cpu/b", "/x/cpuacct/b"], []]
+    assert decode_config(encode_config(config)) == config
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -268,6 +274,16 @@ def test_groups():
         ("groups: {a: {guarantee: {runtime: 2ms, period: 1ms}}}", "runtime 2ms is more than the period"),
         ("groups: {a: {}}\nengines: [{group: b}]", "e0 is in group b: want one of a"),
         ("groups: {a: {mode: compacting}}\nengines: [{cpu: 0}]", "cpu is for spreading groups"),
+        (
+            "groups: {a: {cgroup: tenant}}",
+            "'tenant' will not do; want the absolute path of a cgroup that its threads join, or a list",
+        ),
+        (
+            "groups: {a: {cgroup: [/a, b]}}",
+            "groups.a.cgroup[1]: 'b' will not do; want the absolute path of a cgroup's directory",
+        ),
+        ('groups: {a: {cgroup: "/a\\0b"}}', "groups.a.cgroup: '/a\\x00b' will not do; want the absolute path"),
+        ("groups: {a: {cgroup: [/a, /a]}}", "cgroup names one twice: want each once"),
         ("groups: {a: {slo: 1ns}}", "slo 1ns is out of range"),
         ("metrics: {listen: '0.0.0.0:9464'}", "0.0.0.0:9464 is no loopback address and port"),
         ("metrics: {listen: 'localhost'}", "is no loopback address and port"),

@@ -39,6 +39,9 @@ def group(name: str, mode: str | None, cpus: str | None, instance: str, as_json:
         print_json(found)
         return
     click.echo(f"{name}: {found['mode']}, {len(found['threads'])} thread{'s' if len(found['threads']) != 1 else ''}")
+    for each in found.get("cgroups", ()):
+        if not each["in_force"]:
+            click.echo(f"not charged to its cgroup: {each['why']}")
 
 
 @click.command()

@@ -29,6 +29,15 @@ def _guarantee(group: dict[str, Any]) -> str | None:
     return f"{runtime} of {period} ({', '.join(sorted({thread['scheduling'] for thread in group['threads']})) or 'none yet'})"
 
 
+def _cgroups(groups: list[dict[str, Any]]) -> list[list[Any]]:
+    """Rows: a group's cgroup, the CPU time that the kernel has charged to it, and whether all threads of the group are in it."""
+    return [
+        [group["name"], each["path"], None if (ns := each["cpu_ns"]) is None else f"{ns / 1e9:.2f}", each["why"] or "yes"]
+        for group in groups
+        for each in group.get("cgroups", ())
+    ]
+
+
 @click.command()
 @instance_option
 @json_option
@@ -68,6 +77,8 @@ def status(instance: str, as_json: bool) -> None:
                 for group in found["groups"]
             ],
         )
+    if rows := _cgroups(found.get("groups", [])):
+        print_table(["group", "cgroup", ">CPU s", "in force"], rows)
     if found["nics"]:
         print_table(
             ["NIC", "interface", "container", "MAC", ">MTU", ">queues", "link", ">egress", ">ingress", "engine"],

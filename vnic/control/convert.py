@@ -111,7 +111,8 @@ def _follow(struct: type[msgspec.Struct], steps: Path) -> tuple[Any, str]:
     description = ""
     for step in steps:
         if isinstance(step, int):
-            arguments = typing.get_args(kind)
+            listed = next((each for each in typing.get_args(kind) if typing.get_origin(each) is list), kind)  # of one or a list
+            arguments = typing.get_args(listed)
             kind, description = _unwrapped(arguments[-1] if arguments else Any)
         else:
             hints = typing.get_type_hints(kind, include_extras=True) if isinstance(kind, type) else {}

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dataplane.cgroup import Hierarchy, hierarchies
 from dataplane.errors import VnicError
 from vnic.device.link import TUN_DEVICE, try_tun_device
 
@@ -204,6 +205,30 @@ def _guarantee() -> Finding:
     return Finding("CPU guarantee", found in ("deadline", "rr"), False, GUARANTEES.get(found, "could not be tried"), remedy)
 
 
+def _cgroup_use(hierarchy: Hierarchy) -> str:
+    """What a cgroup of it does for an engine group: "charges", "bounds", both, or nothing."""
+    controllers, two = hierarchy.controllers, hierarchy.version == 2
+    uses = {"charges": two or "cpuacct" in controllers, "bounds": "cpu" in controllers}
+    return " and ".join(use for use, there in uses.items() if there)
+
+
+def _cgroups() -> Finding:
+    """Whether a cgroup for an engine group could be made and joined. Making one would change the machine, so rights are looked at."""
+    useful = [each for each in hierarchies() if _cgroup_use(each)]
+    # Version 2 moves threads only for who may write to cgroup.procs of the cgroup above both.
+    gates = {1: ".", 2: "cgroup.procs"}
+    ours = [
+        each
+        for each in useful
+        if os.access(each.own, os.W_OK | os.X_OK) and os.access(os.path.join(each.own, gates[each.version]), os.W_OK)
+    ]
+    remedy = "engines are charged by vnic accounts all the same; for the kernel's charges, have a cgroup delegated to this user"
+    if not useful:
+        return Finding("cgroups", False, False, "no hierarchy that charges or bounds CPU time is mounted", remedy)
+    shown = ", ".join(f"v{each.version} in {each.own} ({_cgroup_use(each)} CPU time)" for each in ours or useful)
+    return Finding("cgroups", bool(ours), False, f"{'can' if ours else 'none can'} be made and joined: {shown}", remedy)
+
+
 def _timer_slack() -> Finding:
     text = _read("/proc/self/timerslack_ns")
     slack_ns = int(text) if text.isdecimal() else 50_000
@@ -230,4 +255,4 @@ def examine() -> list[Finding]:
     trial = _try_namespaces()
     checks: list[Callable[[], Finding]] = [_kernel, _tun, lambda: _user_namespaces(trial)]
     findings = [check() for check in checks] + _tap(trial) + [_memfd(), _memory(), *_cpus()]
-    return findings + [_guarantee(), _timer_slack(), _descriptors(), _tools()]
+    return findings + [_guarantee(), _cgroups(), _timer_slack(), _descriptors(), _tools()]

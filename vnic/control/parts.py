@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dataplane.cgroup import Cgroup
 from dataplane.element import Element, Source
 from dataplane.elements.counter import Discard
 from dataplane.elements.l2_switch import L2Switch
@@ -70,8 +71,8 @@ class Home(Hosted):
         self.engine.call(work)
 
 
-def make_group(name: str, config: GroupConfig) -> EngineGroup:
-    """An engine group as its configuration says."""
+def make_group(name: str, config: GroupConfig, *, tolerant: bool = False) -> EngineGroup:
+    """An engine group as its configuration says. tolerant: a cgroup that is gone does not matter, see EngineGroup. Raises ConfigError."""
     guarantee = config.guarantee
     return EngineGroup(
         name,
@@ -80,6 +81,8 @@ def make_group(name: str, config: GroupConfig) -> EngineGroup:
         spin_ns=int(config.spin or 0),
         slo_ns=int(config.slo),
         guarantee=None if guarantee is None else Guarantee(int(guarantee.runtime), int(guarantee.period)),
+        cgroups=[Cgroup(path) for path in config.cgroups],
+        tolerant=tolerant,
     )
 
 

@@ -55,6 +55,14 @@ InterfaceName = Annotated[
         description="an interface name of 1 to 15 characters without space, '/', ':' or '%'",
     ),
 ]
+CgroupPath = Annotated[
+    str,
+    Meta(
+        pattern=r"^/[^\x00-\x1f]*(?!\n)$",
+        max_length=4095,
+        description="the absolute path of a cgroup's directory, such as /sys/fs/cgroup/tenant",
+    ),
+]
 VlanId = Annotated[int, Meta(ge=1, le=4094, description="a VLAN number, 1 to 4094")]
 IndirectionTable = Annotated[
     list[Annotated[int, Meta(ge=0, lt=QUEUES_MOST, description="a queue's number, from 0")]],
@@ -97,12 +105,23 @@ class GroupConfig(_Strict):
         TurnBudget, Meta(description="how long an engine's turn may take, such as 1ms; 0: as long as it likes")
     ] = msgspec.field(default_factory=lambda: TurnBudget("1ms"))
     guarantee: Annotated[GuaranteeConfig | None, Meta(description="{runtime: 900us, period: 1ms}")] = None
+    cgroup: Annotated[
+        CgroupPath | list[CgroupPath] | None,
+        Meta(description="the absolute path of a cgroup that its threads join, or a list of them, one of each hierarchy"),
+    ] = None
 
     def __post_init__(self) -> None:
+        if len(set(self.cgroups)) != len(self.cgroups):
+            raise SchemaError("cgroup names one twice: want each once")
         if self.mode == "dedicated" and not self.cpus:
             raise SchemaError("dedicated needs CPUs of its own: want cpus: [1] or the like")
         if self.cpus is not None and (not self.cpus or len(set(self.cpus)) != len(self.cpus)):
             raise SchemaError("cpus is empty or names one twice: want cpus: [0, 1]")
+
+    @property
+    def cgroups(self) -> list[str]:
+        """Paths of the cgroups that it joins."""
+        return [self.cgroup] if isinstance(self.cgroup, str) else self.cgroup or []
 
 
 class EngineConfig(_Strict):
