@@ -70,9 +70,9 @@ def test_clients_are_charged_for_what_they_send(environment, tmp_path, leak_chec
             ping(much, "10.98.0.3")
             ping(little, "10.98.0.3")
             before = accounts(environment)
-            for _ in range(5):
-                much.python(SEND, "10.98.0.3", "30000")
-                little.python(SEND, "10.98.0.3", "10000")
+            for _ in range(12):
+                much.python(SEND, "10.98.0.3", "12000")
+                little.python(SEND, "10.98.0.3", "4000")
             after = accounts(environment)
             spent = {name: after[name] - before[name] for name in after}
             assert spent["much"] / spent["little"] == pytest.approx(3, rel=0.3)

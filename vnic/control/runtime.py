@@ -25,7 +25,7 @@ from vnic.control.keeper import Keeper
 from vnic.control.module import Module
 from vnic.control.nics import Nics, own_nic
 from vnic.control.parts import Hosted, make_group
-from vnic.control.schema import Config
+from vnic.control.schema import Config, ModuleConfig
 from vnic.control.segments import Segments
 
 H = TypeVar("H", bound=Hosted)
@@ -76,14 +76,19 @@ class Runtime:
         self.hosted: list[Hosted] = []
         self.nics = Nics(self, devices or TapDevices())
         self.modules: list[Module] = [self.nics]
-        for each in self.config.modules:
-            try:
-                self.modules.append(module_class(each.module, config.directory)(self, **each.arguments))
-            except VnicError:
-                raise
-            except Exception as error:  # a user's module may refuse its settings with anything
-                raise ConfigError(f"module {each.module}: refuses its settings: {error}") from error
+        self.modules += [self._make(each) for each in self.config.modules]
         self.accounts = Accounts(self.hosted)
+
+    def _make(self, config: ModuleConfig) -> Module:
+        kind = module_class(config.module, self.config.directory)
+        try:
+            module = kind(self, **config.arguments)
+        except VnicError:
+            raise
+        except Exception as error:  # a user's module may refuse its settings with anything
+            raise ConfigError(f"module {config.module}: refuses its settings: {error}") from error
+        config.arguments = module.settings  # what it changes there is remembered
+        return module
 
     # -- what modules build on ---------------------------------------------------------------------------------------------
 

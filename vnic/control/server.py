@@ -12,7 +12,7 @@ import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 
 import msgspec
@@ -133,25 +133,24 @@ class Server:
     async def _converse(self, connection: Connection) -> None:
         while (received := await connection.request()) is not None:
             request, descriptors = received
-            caller = Caller(connection.session, descriptors)
-            try:
+            with closing(Caller(connection.session, descriptors)) as caller:
                 try:
                     call = msgspec.json.decode(request, type=Call)
                 except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                     raise ErrorReply(f"{SERVICE}.InvalidParameter", parameter="message") from None
                 try:
-                    stream = self._methods.stream(call, caller)
-                    answer = await self._methods.answer(call, caller) if stream is None else {}
+                    if (stream := self._methods.stream(call, caller)) is None:
+                        answer = await self._methods.answer(call, caller)
                 except Exception as error:
+                    caller.close()  # before it is told: what it passed in vain is gone then
                     if not call.oneway:
                         await connection.reply(error_reply(error, call.method))
                     continue
                 if stream is not None:
                     await self._pour(connection, stream, call.method, request)
                     return
-                await self._reply(connection, call, answer)
-            finally:
                 caller.close()
+                await self._reply(connection, call, answer)
 
     async def _reply(self, connection: Connection, call: Call, answer: dict[str, Any]) -> None:
         descriptors = answer.descriptors if isinstance(answer, Reply) else []

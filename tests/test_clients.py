@@ -1,0 +1,267 @@
+"""Clients of other users: they have what `clients:` grants, see what is theirs, and are refused the rest by name."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.support import plain_user
+from tests.support.containers import Container
+from tests.test_command import VNIC, ping, vnic
+from tests.test_supervisor import kill_worker
+from vnic.control.client import Client
+from vnic.control.server import CLIENTS_OF_A_USER_MOST
+
+ALICE, BOB, EVE = 54321, 54322, 54323  # of nobody: no such users need be added
+WHO = {ALICE: f"user uid {ALICE}", EVE: f"user uid {EVE}"}
+pytestmark = pytest.mark.root  # who else could be three users
+
+
+class UsersContainer(Container):
+    """A container that a user made, in a user namespace of his."""
+
+    def __init__(self, uid):
+        self.uid, self.user_namespace = uid, True
+        inside = "ip link set lo up && echo $$ && exec cat"
+        self.process = subprocess.Popen(
+            plain_user.command_line(["unshare", "--user", "--map-root-user", "--net", "sh", "-c", inside], uid=uid),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        self._pid = int(self.process.stdout.readline())
+
+    @property
+    def pid(self):
+        return self._pid
+
+    def command(self, argv):
+        return ["nsenter", "-t", str(self.pid), "-n", *argv]
+
+
+class Net:
+    """root's instance, with a NIC of root's, one that root made for Alice, and two users who may attach their own."""
+
+    def __init__(self, directory, web, made):
+        self.directory = directory
+        self.environment = {**os.environ, "VNIC_RUNTIME_DIR": str(directory)}
+        nic = {"interface": "eth0", "vlan": {"access": 10}}
+        config = {
+            "engines": 2,
+            "clients": {str(ALICE): {"nics": 2, "vlans": [10, 11], "rate": "100mbit"}, str(BOB): {}},
+            "nics": {
+                "web": {**nic, "pid": web.pid, "addresses": ["10.97.0.1/24"]},
+                "made": {**nic, "pid": made.pid, "addresses": ["10.97.0.2/24"], "owner": ALICE, "egress": {"rate": "1mbit"}},
+            },
+        }
+        (directory / "net.yaml").write_text(json.dumps(config))
+        vnic(self.environment, "up", "-d", str(directory / "net.yaml"))
+
+    def as_user(self, uid, *words, status=0):
+        """The command, run by a user: its output, or with another status its complaint."""
+        command = plain_user.command_line([*VNIC, *words, "-i", str(self.directory / "default.sock")], uid=uid)
+        environment = {key: value for key, value in self.environment.items() if key != "VNIC_RUNTIME_DIR"}
+        done = subprocess.run(command, env=environment, cwd=plain_user.REPOSITORY, capture_output=True, text=True, timeout=60)
+        assert done.returncode == status, done.stdout + done.stderr
+        if status:
+            assert done.stderr.startswith("vnic: error: ") and done.stderr.count("\n") == 1, done.stderr
+        return done.stderr if status else done.stdout
+
+    def code(self, uid, code):
+        """Python code with the client in `vnic`, run by a user: what it prints, as JSON."""
+        program = f"import json\nfrom vnic.control.client import Client\nvnic = Client({str(self.directory / 'default.sock')!r})\n{code}"
+        done = plain_user.run([sys.executable, "-c", program], uid=uid)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+
+@pytest.fixture
+def net(leak_check, monkeypatch):
+    directory = Path(tempfile.mkdtemp(dir="/tmp"))  # which others can get at, as pytest's own they cannot
+    monkeypatch.setenv("VNIC_RUNTIME_DIR", str(directory))
+    try:
+        with Container() as web, UsersContainer(ALICE) as made:
+            running = Net(directory, web, made)
+            running.web, running.made = web, made
+            try:
+                yield running
+            finally:
+                vnic(running.environment, "down")
+                assert web.interfaces() == []
+    finally:
+        shutil.rmtree(directory)
+
+
+def names(text):
+    return [each["name"] for each in json.loads(text)["nics"]]
+
+
+def test_a_user_s_own_nic(net):
+    """Attached by a namespace that is his, within what he was granted; outlives crash and upgrade, and goes with its container."""
+    with UsersContainer(ALICE) as box:
+        net.as_user(ALICE, "attach", "tap", "box", "--pid", str(box.pid), "--interface", "eth0", "--address", "10.97.0.3/24")
+        assert box.interfaces() == ["eth0"]
+        ping(box, "10.97.0.1")
+        theirs = {each["name"]: each for each in json.loads(net.as_user(ALICE, "status", "--json"))["nics"]}
+        assert set(theirs) == {"made", "box"}
+        assert (
+            theirs["box"]["egress_bps"] == theirs["box"]["ingress_bps"] == 100_000_000
+        )  # what he was granted is the least, too
+        assert theirs["box"]["owner"] == ALICE and theirs["box"]["pid"] == box.pid
+        net.as_user(ALICE, "rate", "box", "--egress", "10mbit")
+        net.as_user(ALICE, "link", "box", "down")
+        assert "100% packet loss" in ping(box, "10.97.0.1", count=1, check=False)
+        net.as_user(ALICE, "link", "box", "up")
+        kill_worker(net.environment)
+        ping(box, "10.97.0.1")
+        json.loads(vnic(net.environment, "upgrade", "--json"))
+        ping(box, "10.97.0.1")
+        assert {each["name"]: each["egress_bps"] for each in json.loads(vnic(net.environment, "status", "--json"))["nics"]} == {
+            "web": 0, "made": 1_000_000, "box": 10_000_000,
+        }  # fmt: skip
+        capture = net.as_user(ALICE, "capture", "box", "-d", "0.2", "-w", "/dev/net/tmp/box.pcap", "--json")
+        assert json.loads(capture)["missed"] == 0
+    with Client() as owner:  # its process has ended
+        while "box" in [each["name"] for each in owner.call("Status")["status"]["nics"]]:
+            pass
+
+
+def test_what_is_another_s_is_refused_by_name(net):
+    with UsersContainer(BOB) as box:
+        net.as_user(BOB, "attach", "tap", "bobs", "--pid", str(box.pid), "--interface", "eth0")
+        for words in (["rate", "made", "--egress", "none"], ["link", "made", "down"], ["detach", "made"], ["stats", "made"],
+                      ["capture", "made", "-w", "/dev/null"], ["capture", "made.rx", "-w", "/dev/null"]):  # fmt: skip
+            says = net.as_user(BOB, *words, status=1)
+            assert f"nic made: is not user uid {BOB}'s; only its owner and the instance's" in says
+        assert names(net.as_user(BOB, "status", "--json")) == names(net.as_user(BOB, "stats", "--json")) == ["bobs"]
+        stats = json.loads(net.as_user(BOB, "stats", "--json"))
+        assert {element["name"].split(".")[0] for each in stats["engines"] for element in each["elements"]} == {"bobs"}
+        assert {each["nic"] for each in json.loads(net.as_user(BOB, "accounts", "--json"))["accounts"]} == {"bobs"}
+        for words in (["graph"], ["metrics"], ["group", "default", "--mode", "compacting"], ["upgrade"], ["down"]):
+            assert f"is for the instance's owner, not for user uid {BOB}" in net.as_user(BOB, *words, status=1)
+        assert "attached: bobs" in net.as_user(BOB, "detach", "nobody", status=2)
+        with UsersContainer(BOB) as other:
+            assert "may be in no VLAN" in net.as_user(
+                BOB, "attach", "tap", "x", "--pid", str(other.pid), "--vlan", "10", status=1
+            )
+        # What happens to others' NICs he does not hear.
+        heard = net.code(BOB, """
+events = vnic.stream("Monitor")
+other = Client(vnic.instance)
+for word in ("down", "up"):
+    other.call("SetLink", name="bobs", up=word == "up")
+print(json.dumps([next(events)["event"], next(events)["event"]]))
+""")  # fmt: skip
+        assert [(each["event"], each["nic"], each["link"]) for each in heard] == [
+            ("link", "bobs", "down"),
+            ("link", "bobs", "up"),
+        ]
+        vnic(net.environment, "detach", "bobs")  # the instance's owner may
+        assert box.interfaces() == []
+
+
+def test_what_a_user_was_granted_is_the_limit(net):
+    with UsersContainer(ALICE) as box, UsersContainer(ALICE) as more, Container() as roots:
+        attach = ["attach", "tap", "box", "--pid", str(box.pid), "--interface", "eth0"]
+        assert "may be in VLANs 10, 11 only" in net.as_user(ALICE, *attach, "--vlan", "12", status=1)
+        net.as_user(ALICE, *attach, "--vlan", "11", "--egress", "1gbit")
+        status = json.loads(vnic(net.environment, "status", "--json"))
+        assert {each["name"]: each["egress_bps"] for each in status["nics"]}["box"] == 100_000_000
+        for rate in ("101mbit", "none"):
+            assert "may have at most 100mbit" in net.as_user(ALICE, "rate", "box", "--egress", rate, status=1)
+        assert "its rates are set by the instance's owner" in net.as_user(ALICE, "rate", "made", "--egress", "2mbit", status=1)
+        says = net.as_user(ALICE, "attach", "tap", "third", "--pid", str(more.pid), status=1)
+        assert "may have 2 NICs, and has them" in says
+        net.as_user(ALICE, "detach", "box")
+        # root's container: its namespace cannot be opened by pid, and where it can be, it is not Alice's.
+        assert "not permitted" in net.as_user(ALICE, "attach", "tap", "x", "--pid", str(roots.pid), status=2)
+        path = net.directory / "netns"
+        path.touch()
+        subprocess.run(["mount", "--bind", roots.netns_path, str(path)], check=True)
+        try:
+            says = net.as_user(ALICE, "attach", "tap", "x", "--netns", str(path), status=1)
+        finally:
+            subprocess.run(["umount", str(path)], check=True)
+        assert f"belongs to a user namespace that user uid {ALICE} did not make" in says
+        for nic, error in [
+            ({"pid": box.pid}, "passes the container's network namespace as a descriptor"),
+            ({"egress": {"elements": ["Counter"]}}, "elements run inside vnic"),
+            ({"owner": 0}, "leave owner out"),
+        ]:
+            says = net.code(ALICE, f"""
+import os
+fd = os.open("/proc/{box.pid}/ns/net", os.O_RDONLY)
+passing = {{}} if "pid" in {nic!r} else {{"netns": 0}}
+try:
+    vnic.call("Attach", passing=[fd], name="x", nic={nic!r}, **passing)
+except Exception as error:
+    print(json.dumps(str(error)))
+""")  # fmt: skip
+            assert error in says
+        says = net.code(ALICE, """
+try:
+    vnic.call("StartCapture", point="made", path="/tmp/made.pcap")
+except Exception as error:
+    print(json.dumps(str(error)))
+""")  # fmt: skip
+        assert "only the instance's owner has it write files" in says
+        assert box.interfaces() == more.interfaces() == roots.interfaces() == []
+
+
+def test_a_stranger_is_refused_by_name(net):
+    says = net.as_user(EVE, "status", status=1)
+    assert f"user uid {EVE}: may not use this vnic; its owner can list the user under clients:" in says
+
+
+def test_users_leave_room_for_others(net):
+    """Connections, captures whose reader sleeps, and a request a byte at a time."""
+    counted = net.code(BOB, f"""
+import contextlib, socket
+socks = []
+for _ in range({CLIENTS_OF_A_USER_MOST} + 5):
+    socks.append(socket.socket(socket.AF_UNIX))
+    socks[-1].connect(vnic.instance)
+answers = []
+for sock in socks:
+    with contextlib.suppress(BrokenPipeError):  # who is refused is told so at once
+        sock.sendall(b'{{"method":"org.varlink.service.GetInfo"}}\\0')
+    answers.append("connections already" in sock.recv(65536).decode())
+print(json.dumps(answers))
+""")  # fmt: skip
+    assert counted.count(True) >= 5 and counted.count(False) >= CLIENTS_OF_A_USER_MOST - 1
+    refused = net.code(ALICE, """
+import time
+numbers, said = [], []
+for _ in range(5):
+    try:
+        numbers.append(vnic.call("StartCapture", point="made")["capture"])
+    except Exception as error:
+        said.append(str(error))
+print(json.dumps(said))
+""")  # fmt: skip
+    assert len(refused) == 1 and "has 4 captures" in refused[0]
+    assert json.loads(vnic(net.environment, "status", "--json"))["conserved"]
+
+
+def test_without_clients_nobody_else_comes_near(leak_check, monkeypatch):
+    directory = Path(tempfile.mkdtemp(dir="/tmp"))
+    directory.chmod(0o711)
+    environment = {**os.environ, "VNIC_RUNTIME_DIR": str(directory)}
+    try:
+        (directory / "net.yaml").write_text("{}")
+        vnic(environment, "up", "-d", str(directory / "net.yaml"))
+        try:
+            assert (directory / "default.sock").stat().st_mode & 0o777 == 0o600
+            code = f"import socket; socket.socket(socket.AF_UNIX).connect({str(directory / 'default.sock')!r})"
+            done = plain_user.run([sys.executable, "-c", code], uid=EVE)
+            assert "PermissionError" in done.stderr
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.connect(str(directory / "default.sock"))
+        finally:
+            vnic(environment, "down")
+    finally:
+        shutil.rmtree(directory)

@@ -1,0 +1,157 @@
+"""Modules: methods in an interface of their own, engines in groups, clients set up and charged, and all of it through crash and upgrade."""
+
+import json
+from contextlib import suppress
+
+import pytest
+import varlink
+
+from dataplane.clock import Clock
+from dataplane.errors import ConfigError, VnicError
+from tests.test_command import environment, vnic  # noqa: F401 - a fixture
+from tests.test_supervisor import kill_worker, status
+from vnic.control.client import Client
+from vnic.control.convert import convert_config, decode_config, encode_config
+from vnic.control.methods import Methods
+from vnic.control.module import Method, Module
+from vnic.control.runtime import Runtime
+
+FRAME = "02" * 125  # 1000 bits
+
+
+@pytest.fixture
+def running(environment, tmp_path, leak_check, monkeypatch):  # noqa: F811
+    """An instance with the example's module, in a group of its own."""
+    monkeypatch.setenv("VNIC_RUNTIME_DIR", str(tmp_path))
+    groups = {"rest": {}, "meters": {"mode": "compacting"}}
+    config = {"groups": groups, "modules": [{"module": "examples.meter:Meter", "group": "meters"}]}
+    (tmp_path / "net.yaml").write_text(json.dumps(config))
+    vnic(environment, "up", "-d", str(tmp_path / "net.yaml"))
+    try:
+        yield environment, f"unix:{tmp_path / 'default.sock'}"
+    finally:
+        with suppress(AssertionError):
+            vnic(environment, "down")
+
+
+def meter(method, **parameters):
+    with Client() as client:
+        return client.call(f"org.example.Meter.{method}", **parameters)
+
+
+def until(condition):
+    """Asks until it is so; the test's time limit ends it."""
+    while not condition():
+        pass
+
+
+def test_a_module_s_methods_engines_and_clients(running):
+    env, address = running
+    with varlink.Client.new_with_address(address) as client:
+        assert "org.example.Meter" in client.get_interfaces()
+        with client.open("org.example.Meter") as meters:
+            meters.Open("fast", "1gbit")
+            meters.Open("slow", "8kbit")
+            meters.Send("fast", [FRAME] * 64)
+            meters.Send("slow", [FRAME] * 64)
+            until(lambda: meters.Read("fast")["left"] == 64)
+            with pytest.raises(varlink.VarlinkError) as caught:
+                meters.Open("fast", "1mbit")
+            assert caught.value.error() == "org.vnic.Control.InvalidConfig"
+    now = status(env)
+    engine = {each["name"]: each for each in now["engines"]}["meters"]
+    assert now["conserved"] and now["meters"] == ["fast", "slow"]
+    assert (engine["group"], engine["thread"], engine["received"]) == ("meters", "meters.0", 128)
+    books = {each["nic"]: each for each in json.loads(vnic(env, "accounts", "--json"))["accounts"]}
+    assert books["fast"]["cpu_ns"] > 0 and books["slow"]["memory_bytes"] > 0
+    meter("Close", name="fast")
+    assert [each["nic"] for each in json.loads(vnic(env, "accounts", "--json"))["accounts"]] == ["slow"]
+    assert "there is no such meter" in refused(lambda: meter("Read", name="fast"))
+    assert status(env)["conserved"]
+
+
+def refused(call):
+    with pytest.raises(VnicError) as caught:
+        call()
+    return str(caught.value)
+
+
+def test_an_upgrade_takes_along_what_a_module_s_engines_hold(running):
+    env, _ = running
+    meter("Open", name="slow", rate="8kbit")  # a packet in 125 ms
+    meter("Send", name="slow", frames=[FRAME] * 50)
+    until(lambda: meter("Read", name="slow")["waiting"] >= 40)
+    report = json.loads(vnic(env, "upgrade", "--json"))
+    assert {each["name"]: each["packets_moved"] > 0 for each in report["engines"]} == {"e0": False, "meters": True}
+    after = meter("Read", name="slow")
+    assert after["left"] + after["waiting"] == 50 and after["waiting"] > 0
+    until(lambda: meter("Read", name="slow")["left"] > after["left"])
+    assert status(env)["conserved"]
+
+
+def test_after_a_crash_a_module_is_as_it_was_set_up(running):
+    env, _ = running
+    meter("Open", name="one", rate="1mbit")
+    kill_worker(env)
+    meter("Send", name="one", frames=[FRAME])
+    until(lambda: meter("Read", name="one") == {"left": 1, "waiting": 0})
+    assert status(env)["meters"] == ["one"]
+
+
+class Refusing(Module):
+    def __init__(self, runtime, **settings):
+        raise RuntimeError("no, not today")
+
+
+class Twice(Module):
+    interface = "org.example.Twice"
+
+    def methods(self):
+        return [Method("A", print), Method("A", print)]
+
+
+@pytest.mark.parametrize(("modules", "says"), [
+    ([{"module": "Meter"}], "module Meter: unknown; want module:Class"),
+    ([{"module": "nowhere:Meter"}], "cannot import nowhere"),
+    ([{"module": "tests.test_modules:Client"}], "has no module class Client"),
+    ([{"module": "tests.test_modules:Refusing"}], "refuses its settings: no, not today"),
+    ([{"module": "examples.meter:Meter", "colour": "red"}], "refuses its settings"),
+    ([{"module": "examples.meter:Meter", "group": "most"}], "group most: there is none"),
+    (["examples.meter:Meter"] * 2, "engine meters: the name is taken"),
+])  # fmt: skip
+def test_a_module_that_will_not_do_is_one_line(modules, says):
+    config = convert_config({"modules": modules})
+    with pytest.raises(ConfigError) as caught:
+        Runtime(config, clock=Clock(virtual=True))
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("data", "says"), [
+    ({"modules": {"a": 1}}, "modules: a mapping will not do"), ({"modules": [3]}, "modules[0]: 3 will not do"),
+    ({"modules": [{"class": "a:B"}]}, "has no module"), ({"modules": [{"module": "a:B", "not ok": 1}]}, "no constructor argument"),
+])  # fmt: skip
+def test_configuration_of_modules(data, says):
+    with pytest.raises(ConfigError) as caught:
+        convert_config(data)
+    assert says in str(caught.value)
+
+
+def test_what_a_module_was_told_travels():
+    config = convert_config({"modules": ["examples.meter:Meter"]})
+    runtime = Runtime(config, clock=Clock(virtual=True))
+    runtime.start()
+    runtime.modules[1]._open(type("P", (), {"name": "m", "rate": "1mbit"}), None)
+    again = decode_config(encode_config(runtime.config))
+    assert again.modules[0].arguments == {"group": None, "meters": {"m": "1mbit"}}
+    assert config.modules[0].arguments == {}  # whose configuration it was
+    runtime.close()
+    successor = Runtime(again, clock=Clock(virtual=True))
+    assert successor.digest() == runtime.digest()
+    assert [element.name for element in successor.engines[1].elements] == ["m.rx", "m.rate", "m.left", "m.end"]
+    successor.start()
+    successor.close()
+
+
+def test_a_method_is_one_module_s():
+    with pytest.raises(ConfigError, match=r"method org.example.Twice.A: is another's already"):
+        Methods([Twice(None)], "0", lambda: None)
