@@ -137,7 +137,9 @@ def test_a_worker_that_goes_on_dying_is_started_ever_later(environment, two, tmp
     assert pauses[4] > pauses[0] + 0.5  # 0, 0.1, 0.2, 0.4, 0.8 s, and the start itself
     ping(two[0], "10.99.0.2")
     log = (tmp_path / "default.log").read_text()
-    assert log.count("ended: killed by SIGKILL; the next one starts") == 5 and "starts in 0.8 s" in log
+    ended = [line for line in log.splitlines() if "ERROR worker ended" in line]
+    assert len(ended) == 5 and all('why="killed by SIGKILL"' in line for line in ended)
+    assert ended[-1].endswith("restarts=5 next_in_s=0.8")
     assert "killed by SIGKILL" in vnic(environment, "status")
 
 

@@ -62,9 +62,13 @@ def demo(rate: str, queues: int, seconds: float, spin: str, as_json: bool) -> No
 @click.command()
 @click.argument("file", metavar="FILE.yaml", type=click.Path())
 @click.option("-d", "--detach", is_flag=True, help="Return as soon as it is up; it goes on in the background and writes a log.")
+@click.option(
+    "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, envvar="VNIC_LOG_FORMAT",
+    help="How the log is written: a line an event.",
+)  # fmt: skip
 @instance_option
 @click.option("--ready-descriptor", type=int, hidden=True)
-def up(file: str, detach: bool, instance: str, ready_descriptor: int | None) -> None:
+def up(file: str, detach: bool, log_format: str, instance: str, ready_descriptor: int | None) -> None:
     """Run the configuration FILE.yaml until Ctrl-C, SIGTERM or `vnic down`.
 
     All of it comes up or nothing does. Relative paths and an element's module:Class are looked for beside the file.
@@ -77,6 +81,7 @@ def up(file: str, detach: bool, instance: str, ready_descriptor: int | None) -> 
     """
     from vnic.cli.main import explain
 
+    os.environ["VNIC_LOG_FORMAT"] = log_format  # for every process of the instance
     if detach:
         _up_detached(file, instance)
         return
@@ -99,22 +104,18 @@ def _tell(descriptor: int, answer: dict[str, object]) -> None:
 
 
 def _up(file: str, instance: str, ready: Callable[[], None]) -> None:
-    import logging
-
     from vnic.control.convert import encode_config
     from vnic.control.load import load_config
+    from vnic.control.log import Log, set_up
     from vnic.control.supervisor import supervise
 
-    interactive = sys.stderr.isatty()
-    logging.basicConfig(
-        format="vnic: %(message)s" if interactive else "%(asctime)s %(levelname)s %(message)s", level=logging.INFO
-    )
+    set_up(interactive=sys.stderr.isatty())
     config = load_config(file)
 
     def is_up(worker: int) -> None:
         made = f"{plural(len(config.nics), 'NIC')} on {plural(len(config.engines), 'engine')}"
-        text = "instance %s is up (pid %d, worker %d): %s; Ctrl-C or 'vnic down' stops it"
-        logging.getLogger("vnic").info(text, instance, os.getpid(), worker, made)
+        text = f"instance {instance} is up: {made}; Ctrl-C or 'vnic down' stops it"
+        Log("vnic").info(text, pid=os.getpid(), worker=worker)
         ready()
 
     supervise(encode_config(config), instance, is_up, clients=bool(config.clients))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -11,12 +10,13 @@ import msgspec
 
 from dataplane.errors import ConfigError, VnicError
 from vnic.control.api import INTERFACE, SERVICE, SERVICE_DESCRIPTION
+from vnic.control.log import Log
 from vnic.control.module import Caller, Method, NotPermittedError, Parameters, Session
 
 FRESH_S = 0.01  # statistics so old are as good as new: many who ask at once cost the engines one snapshot
 FRESH_MOST = 64  # answers kept meanwhile: names that clients make up shall not fill the memory
 
-log = logging.getLogger("vnic")
+log = Log("vnic")
 
 
 class Offers(Protocol):
@@ -62,7 +62,7 @@ def error_reply(error: BaseException, method: str) -> dict[str, Any]:
             return ErrorReply(f"{INTERFACE}.InvalidConfig", message=str(error)).reply
         case VnicError():
             return ErrorReply(f"{INTERFACE}.Failed", message=str(error)).reply
-    log.error("%s", method, exc_info=error)  # a bug of ours, or of a user's element, must not end the worker
+    log.error(method, error=error)  # a bug of ours, or of a user's element, must not end the worker
     message = f"unexpected {type(error).__name__}: {error}; the daemon's log has more"
     return ErrorReply(f"{INTERFACE}.Failed", message=message).reply
 
@@ -112,15 +112,19 @@ class Methods:
         parameters = msgspec.convert(call.parameters, method.parameters)
         if method.kind == "read":
             return self._read(method, parameters, caller)
-        what = f"{method.name} {getattr(parameters, 'name', getattr(parameters, 'point', ''))}".rstrip()
+        about = {
+            "name": getattr(parameters, "name", getattr(parameters, "point", None)),
+            "uid": caller.session.uid,
+            "pid": caller.session.pid,
+        }
         self._fresh.clear()  # who changed something sees it
         try:
             answered = method.call(parameters, caller)
             reply: dict[str, Any] = await answered if method.kind == "task" else answered
         except Exception as error:
-            log.info("%s, for uid %d (pid %d): %s", what, caller.session.uid, caller.session.pid, " ".join(str(error).split()))
+            log.info(method.name, **about, refused=" ".join(str(error).split()))
             raise
-        log.info("%s, for uid %d (pid %d)", what, caller.session.uid, caller.session.pid)
+        log.info(method.name, **about)
         return reply
 
     def stream(self, call: Call, caller: Caller) -> AsyncIterator[dict[str, Any]] | None:

@@ -12,7 +12,6 @@ Egress and ingress are the container's: what leaves it, what enters it.
 from __future__ import annotations
 
 import copy
-import logging
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -25,6 +24,7 @@ from dataplane.ports.ring_port import RingPort
 from vnic.control.api import DESCRIPTION, INTERFACE
 from vnic.control.capture import LiveCapture
 from vnic.control.devices import Devices, Passed
+from vnic.control.log import Log
 from vnic.control.module import Method, Module, NotPermittedError, Session
 from vnic.control.nic_methods import nic_methods
 from vnic.control.parts import Attached, Home
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 MAX_NICS = 1024
 CAPTURES_MOST = 64  # each has a thread and a buffer of 8 MiB
 
-log = logging.getLogger("vnic")
+log = Log("vnic")
 
 
 def own_nic(config: NicConfig) -> NicConfig:
@@ -103,7 +103,7 @@ class Nics(Module):
         except VnicError as error:
             if self.runtime.role != "crash":
                 raise
-            log.error("nic %s is lost: %s", config.name, error)
+            log.error("nic lost", nic=config.name, why=str(error))
             del self.config.nics[config.name]
 
     def __len__(self) -> int:

@@ -6,7 +6,6 @@ import asyncio
 import copy
 import hashlib
 import json
-import logging
 import threading
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
@@ -29,8 +28,6 @@ from vnic.control.schema import Config, ModuleConfig
 from vnic.control.segments import Segments
 
 H = TypeVar("H", bound=Hosted)
-
-log = logging.getLogger("vnic")
 
 
 def _own(config: Config) -> Config:

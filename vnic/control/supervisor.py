@@ -11,7 +11,6 @@ supervisor dies, however, the kernel ends worker and agent with it. It has one t
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import select
 import selectors
@@ -29,6 +28,7 @@ from dataplane.errors import ConfigError, VnicError
 from vnic.control import keeper
 from vnic.control.api import BACKLOG, open_to_clients
 from vnic.control.instance import SIGNALS, bound_log, instance_lock, listening, log_path, signals_only_ask
+from vnic.control.log import Log
 from vnic.device.agent import NamespaceAgent
 from vnic.device.namespaces import NetNamespace
 from vnic.device.tap import TapReport, TapRequest
@@ -39,7 +39,7 @@ START_TIMEOUT_S = 120.0  # a thousand NICs are attached in a minute
 STOP_TIMEOUT_S = 30.0
 SEND_TIMEOUT_S = 10.0  # a worker that does not take what it is sent for so long is found dead or hanging soon enough
 
-log = logging.getLogger("vnic")
+log = Log("vnic")
 
 
 class WorkerProcess:
@@ -174,7 +174,7 @@ class Supervisor:
             worker.failure = keeper.Failed(f"did not come up within {START_TIMEOUT_S:g} s")
             worker.process.kill()
         elif self._asked_to_stop_s is not None and time.monotonic() - self._asked_to_stop_s > STOP_TIMEOUT_S:
-            log.warning("worker (pid %d) does not end; killing it", worker.pid)
+            log.warning("worker killed", pid=worker.pid, why="it did not end when asked")
             worker.process.kill()
         return False
 
@@ -201,8 +201,7 @@ class Supervisor:
         if self.restarts == 1:
             self._pause_s = 0.0
         self._start_at_s = time.monotonic() + self._pause_s
-        when = f"in {self._pause_s:g} s" if self._pause_s else "now"
-        log.error("worker (pid %d) ended: %s; the next one starts %s", worker.pid, why, when)
+        log.error("worker ended", pid=worker.pid, why=why, restarts=self.restarts, next_in_s=self._pause_s)
         return False
 
     def _bury_successor(self) -> None:
@@ -210,7 +209,7 @@ class Supervisor:
         why = self.successor.epitaph()
         self.successor.close()
         self.successor = None
-        log.error("the upgrade failed: %s; the worker goes on", why)
+        log.error("upgrade failed, the worker goes on", why=why)
         self._tell(self.worker, keeper.Failed(why))
 
     def _tell(self, worker: WorkerProcess | None, message: msgspec.Struct, descriptors: list[int] | None = None) -> None:
@@ -313,7 +312,7 @@ class Supervisor:
             case keeper.HandedOver() if worker is self.worker and self.successor is not None:
                 self._succeed()
             case keeper.Abandon() if worker is self.worker and self.successor is not None:
-                log.error("the upgrade failed; the worker (pid %d) goes on", worker.pid)
+                log.error("upgrade failed, the worker goes on", pid=worker.pid)
                 self.successor.close()
                 self.successor = None
             case keeper.Failed() as failure:
@@ -346,7 +345,7 @@ class Supervisor:
         assert old is not None
         assert self.worker is not None
         self._listener.listen(BACKLOG)
-        log.info("worker (pid %d) took over from pid %d", self.worker.pid, old.pid)
+        log.info("worker took over", pid=self.worker.pid, before=old.pid)
         with contextlib.suppress(subprocess.TimeoutExpired):
             old.process.wait(STOP_TIMEOUT_S)  # it gives up its engines' threads and ends: milliseconds
         old.close()

@@ -10,7 +10,6 @@ import asyncio
 import concurrent.futures
 import contextlib
 import ctypes
-import logging
 import os
 import signal
 import socket
@@ -23,6 +22,7 @@ from vnic.control import keeper, privileges
 from vnic.control.convert import decode_config
 from vnic.control.events import Bus, differences, observe
 from vnic.control.instance_module import Instance
+from vnic.control.log import Log, set_up
 from vnic.control.methods import Methods
 from vnic.control.server import Server
 
@@ -49,7 +49,7 @@ PR_SET_PDEATHSIG = 1
 BROWNOUT_S = 120.0
 WATCH_S = 1.0
 
-log = logging.getLogger("vnic")
+log = Log("vnic")
 
 
 def die_with(supervisor: int) -> None:
@@ -212,7 +212,7 @@ class Worker:
                 self._gave_up = True
                 channel.send_clients(self._server.idle())
         except upgrade.Torn as error:
-            log.error("the upgrade is torn, and both workers end: %s", error)
+            log.error("upgrade torn, both workers end", why=str(error))
             self.tell(keeper.Failed(str(error)))
             os._exit(1)
         except TimeoutError:
@@ -294,7 +294,7 @@ def main(arguments: list[str], make: MakeRuntime = make_runtime) -> int:
     calls, events, listener, supervisor = map(int, arguments[:4])
     die_with(supervisor)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # until there is a loop to take it: the supervisor decides
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    set_up()
     says = socket.socket(fileno=events)
 
     async def run() -> None:
@@ -308,7 +308,7 @@ def main(arguments: list[str], make: MakeRuntime = make_runtime) -> int:
         return 1
     except Exception as error:  # a bug
         if os.environ.get("VNIC_DEBUG", "0") not in ("", "0"):
-            log.exception("the worker failed")
+            log.error("worker failed", error=error)
         with contextlib.suppress(OSError):
             keeper.send(says, keeper.Failed(f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:1000]}"))
         return 1
