@@ -12,7 +12,6 @@ Egress and ingress are the container's: what leaves it, what enters it.
 from __future__ import annotations
 
 import asyncio
-import copy
 import hashlib
 import json
 import logging
@@ -34,8 +33,9 @@ from vnic.control.capture import LiveCapture
 from vnic.control.convert import encode_config
 from vnic.control.devices import Devices, TapDevices
 from vnic.control.events import Emit
+from vnic.control.handlers import Handlers
 from vnic.control.keeper import Keeper
-from vnic.control.parts import Attached, Home, make_group
+from vnic.control.parts import Attached, Home, make_group, own_config, own_nic
 from vnic.control.scalars import Rate
 from vnic.control.schema import Config, NicConfig
 from vnic.control.segments import RING_BYTES, Segments
@@ -43,21 +43,6 @@ from vnic.control.segments import RING_BYTES, Segments
 MAX_NICS = 1024
 
 log = logging.getLogger("vnic")
-
-
-def _own_nic(config: NicConfig) -> NicConfig:
-    """A copy whose settings may change while the NIC runs."""
-    config = copy.copy(config)
-    config.egress, config.ingress = copy.copy(config.egress), copy.copy(config.ingress)
-    return config
-
-
-def _own(config: Config) -> Config:
-    """A copy that follows what runs."""
-    config = copy.copy(config)
-    config.nics = {name: _own_nic(nic) for name, nic in config.nics.items()}
-    config.groups = {name: copy.copy(group) for name, group in config.groups.items()}
-    return config
 
 
 class Runtime:
@@ -80,7 +65,7 @@ class Runtime:
         role: Literal["first", "crash", "successor"] = "first",
     ) -> None:
         self.emit: Emit = lambda event, /, **fields: None  # whoever runs this may listen
-        self.config = _own(config)
+        self.config = own_config(config)
         self._keeping, self._role = keeping, role
         self._loop = loop
         self._lock = threading.RLock()
@@ -115,6 +100,13 @@ class Runtime:
             if self.groups:
                 self.groups[str(engine.group)].add(self.homes[-1].engine)
         self.accounts = Accounts(self.homes)
+        self._handlers = Handlers(
+            self.homes,
+            self._nics,
+            halt=lambda engine: self.group_of(engine).halt(engine),
+            resume=lambda engine: self.group_of(engine).resume(engine),
+            set_rate=self.set_rate,
+        )
 
     def start(self) -> None:
         """Starts the engines and attaches the configured NICs: all, or none and the error of the first that failed. A successor only
@@ -166,7 +158,7 @@ class Runtime:
         """Puts a NIC into its container and into the graph while traffic runs; returns its status. All or nothing."""
         with self._lock:
             self._check_open()
-            config = _own_nic(config)
+            config = own_nic(config)
             status = self._attach(config)
             self.config.nics[config.name] = config
             self._remember()
@@ -223,20 +215,9 @@ class Runtime:
                 each.connect(attached.number, PortTx(port, name=f"{attached.config.name}.ring.tx"))
                 each.load(list(each.sources))
         for each in self.homes:
-            undo.callback(self._deactivate, each, attached.number)
+            undo.callback(each.deactivate, attached.number)
             if attached.config.link_up:
-                self._activate(each, attached)
-
-    def _activate(self, each: Home, attached: Attached) -> None:
-        vlan = attached.config.vlan
-        if vlan is None:
-            each.engine.call(lambda: each.switch.activate(attached.number))
-        else:
-            access, trunk, native = vlan.access, vlan.trunk, vlan.native
-            each.engine.call(lambda: each.switch.activate(attached.number, access=access, trunk=trunk, native=native))
-
-    def _deactivate(self, each: Home, number: int) -> None:
-        each.engine.call(lambda: each.switch.deactivate(number))
+                each.activate(attached.number, attached.config.vlan)
 
     def detach(self, name: str) -> None:
         """Takes a NIC out of the graph and its interface out of the container; frames under way to it are dropped and counted."""
@@ -247,7 +228,7 @@ class Runtime:
                 self._ended[number] = self.stop_capture(number)
             attached.watch.close()
             for each in self.homes:
-                self._deactivate(each, attached.number)
+                each.deactivate(attached.number)
                 each.connect(attached.number, each.unused)
             home = self.homes[attached.home]
             for each in self.homes:
@@ -286,9 +267,10 @@ class Runtime:
             attached = self._get(name)
             for direction, rate_bps in limits.items():
                 shaper = {"egress_bps": attached.egress_shaper, "ingress_bps": attached.ingress_shaper}[direction]
+                rate = None if rate_bps is None else Rate(rate_bps)  # first: it refuses what could not be kept
                 shaper.set_rate(rate_bps)  # goes through the engine's mailbox by itself
                 way = attached.config.egress if direction == "egress_bps" else attached.config.ingress
-                way.rate = None if rate_bps is None else Rate(rate_bps)
+                way.rate = rate
             self._remember()
             self.emit("rate", nic=name, **limits)
             return self._nic_status(attached)
@@ -327,9 +309,9 @@ class Runtime:
             attached = self._get(name)
             for each in self.homes:
                 if up:
-                    self._activate(each, attached)
+                    each.activate(attached.number, attached.config.vlan)
                 else:
-                    self._deactivate(each, attached.number)
+                    each.deactivate(attached.number)
             attached.nic.set_carrier(up)
             attached.config.link_up = up
             self._remember()
@@ -340,6 +322,25 @@ class Runtime:
         """Runs a function on the thread of a NIC's engine, between two batches."""
         with self._lock:
             self.homes[self._get(name).home].engine.call(function)
+
+    def handlers(self, element: str | None = None) -> dict[str, dict[str, Any]]:
+        """What elements, or one of that name, can be asked and told; this and the next two: see vnic.control.handlers."""
+        with self._lock:
+            return self._handlers.describe(element)
+
+    def read_handler(self, element: str, handler: str) -> list[dict[str, Any]]:
+        """What the handler reads: [{"engine", "value"}] of each copy of the element."""
+        with self._lock:
+            return self._handlers.read(element, handler)
+
+    def write_handler(self, element: str, handler: str, value: object) -> Any:
+        """Writes a handler of all copies of the element, or of none; returns what the change returned."""
+        with self._lock:
+            self._check_open()
+            result = self._handlers.write(element, handler, value)
+            self._remember()
+            self.emit("handler", element=element, handler=handler)
+            return result
 
     # -- upgrade -----------------------------------------------------------------------------------------------------------
 
