@@ -13,7 +13,7 @@ import pytest
 from dataplane.clock import Clock
 from dataplane.errors import ConfigError, VnicError
 from dataplane.port import PortTx
-from tests.test_handlers import Stamp, circle, until
+from tests.test_handlers_traffic import Stamp, circle, until
 from tests.wire_frames import UDP, Spec
 from vnic.control import upgrade
 from vnic.control.convert import decode_config, encode_config
