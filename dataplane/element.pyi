@@ -6,6 +6,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dataplane.engine import Engine
 from dataplane.graph import Path
+from dataplane.handlers import Handler
 from dataplane.packet import PacketPool
 
 class Element:
@@ -14,7 +15,7 @@ class Element:
     COUNTERS: ClassVar[tuple[str, ...]]
     TICKS: ClassVar[bool]
     DEFERRABLE: ClassVar[bool]
-    HANDLERS: ClassVar[Sequence[str] | Mapping[str, str]]
+    HANDLERS: ClassVar[Mapping[str, Handler]]
     STATE_VERSION: ClassVar[int]
     UPGRADES: ClassVar[Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]]
     MOVABLE: ClassVar[bool]

@@ -11,6 +11,7 @@ from dataplane.packet cimport BATCH_MAX, Batch, Context, batch_add, packet_free
 from dataplane.vatomic cimport vnic_check
 
 from dataplane.errors import GraphError, VnicError
+from dataplane.handlers import Handler
 
 NEVER = 0xFFFFFFFFFFFFFFFF
 
@@ -21,8 +22,9 @@ cdef class Element:
     """Base of all elements.
 
     A class says what it is in its attributes: OUTPUTS (number of gates), DROP_REASONS and COUNTERS (names, at most 16 each),
-    HANDLERS (what control may call on a running element), TICKS (whether it has timers: overrides `tick`) and DEFERRABLE (whether
-    they may wait until the engine is awake for another reason, as with Linux's deferrable timers; virtual time runs all of them).
+    HANDLERS (name -> Handler: what control may read and write while it runs, besides its bases' own; see dataplane.handlers), TICKS
+    (whether it has timers: overrides `tick`) and DEFERRABLE (whether they may wait until the engine is awake for another reason, as with
+    Linux's deferrable timers; virtual time runs all of them).
     For a hand-over: STATE_VERSION of what `save_state` returns, UPGRADES (version -> function that makes of an entry of that version one
     of the next; an entry is a dict of `statistics` and `state`) and MOVABLE (False: it cannot be handed over at all).
     """
@@ -30,7 +32,7 @@ cdef class Element:
     OUTPUTS = 1
     DROP_REASONS = ()
     COUNTERS = ()
-    HANDLERS = ()
+    HANDLERS = {"counters": Handler(read="statistics", help="packets, drops by reason, and what else the element counts")}
     TICKS = False
     DEFERRABLE = False
     STATE_VERSION = 1

@@ -91,7 +91,7 @@ cdef class Port:
 cdef class PortRx(Source):
     """The receive side of a port as a source: polls all its queues, a burst each.
 
-    Drops: no_buffer (the pool was exhausted, the frame was read and lost). Counters: none.
+    Drops: no_buffer (the pool was exhausted, the frame was read and lost). Counters: none. Handlers: counters.
     """
 
     OUTPUTS = 1
@@ -191,7 +191,7 @@ cdef inline uint64_t wake_ns(Port port) noexcept nogil:
 cdef class PortTx(Element):
     """The transmit side of a port: does in software what the port lacks, then gives the batch to queue 0.
 
-    Drops: TX_REASONS. A subclass that serves several queues overrides process and calls `send` with each queue's share.
+    Drops: TX_REASONS. Handlers: counters. A subclass that serves several queues overrides process and calls `send` with each queue's share.
     """
 
     OUTPUTS = 0

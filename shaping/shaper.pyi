@@ -1,19 +1,22 @@
 """Python face of shaping.shaper."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from dataplane.element import Element
+from dataplane.handlers import Handler
 from dataplane.work import Work
 
 QUANTUM_NS: int
 QUEUE_FLOOR_BYTES: int
 RATE_MAX_BPS: int
 RATE_MIN_BPS: int
+UNLIMITED: str
 
 class Shaper(Element):
     DROP_REASONS: ClassVar[tuple[str, ...]]
     COUNTERS: ClassVar[tuple[str, ...]]
-    HANDLERS: ClassVar[dict[str, str]]
+    HANDLERS: ClassVar[Mapping[str, Handler]]
     burst_ns: int
     def __init__(
         self, rate: str | int | None = None, queue: str | int = "100ms", burst: str | int = "250us", *, name: str | None = None
@@ -27,8 +30,13 @@ class Shaper(Element):
     def save_state(self) -> dict[str, Any]: ...
     def load_state(self, state: dict[str, Any]) -> None: ...
     def forget_state(self) -> None: ...
+    def prepare_rate(self, rate: str | int | None) -> SetRate: ...
+    def get_rate(self) -> str: ...
+    def get_queue(self) -> dict[str, int]: ...
     def set_rate(self, rate: str | int | None) -> None: ...
     def describe(self) -> dict[str, Any]: ...
 
 class SetRate(Work):
     def __init__(self, shaper: Shaper) -> None: ...
+    @property
+    def rate_bps(self) -> int: ...

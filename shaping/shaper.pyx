@@ -8,12 +8,14 @@ from dataplane.packet cimport (BATCH_MAX, GSO_NONE, LARGE_FRAME, NO_PACKET, Batc
 from dataplane.vatomic cimport vnic_check
 
 from dataplane.errors import ConfigError, VnicError
+from dataplane.handlers import Handler
 from dataplane.units import format_rate, format_size, format_time, parse_rate, parse_size, parse_time
 
 # 8 bits a byte, 10^9 ns a second: a packet of n bytes takes n * BYTE_COST / rate_bps ns. The most a frame can be worth (a GSO frame whose
 # segments have one byte each) is below 1.21e9 bytes, so n * BYTE_COST + remainder stays below 2^64 for every rate allowed.
 cdef uint64_t BYTE_COST = 8 * 1000000000
 
+UNLIMITED = "none"
 RATE_MIN_BPS = 1000
 RATE_MAX_BPS = 10 ** 13
 QUANTUM_NS = 1_000_000           # a GSO frame worth more than this is split
@@ -47,8 +49,8 @@ cdef class Shaper(Element):
 
     Synopsis:  a >> Shaper(rate="100mbit", queue="100ms", name="limit") >> b
     Ports:     1 in, 1 out
-    Config:    rate: "100mbit" or bit/s, 1 kbit/s to 10 Tbit/s; None or 0: unlimited, batches pass as they are. Layer-2 frame bits, no
-               preamble, no FCS; a GSO frame is worth what its segments are.
+    Config:    rate: "100mbit" or bit/s, 1 kbit/s to 10 Tbit/s; None, "none" or 0: unlimited, batches pass as they are. Layer-2 frame bits,
+               no preamble, no FCS; a GSO frame is worth what its segments are.
                queue: how much may wait, as time at the current rate ("100ms", int ns; at least 139,008 bytes) or as a size ("256kb").
                Besides, at most a quarter of the pool's buffers of either size.
                burst: credit that an idle time earns, as time at the current rate ("250us", int ns), so that a source which is a little
@@ -58,7 +60,8 @@ cdef class Shaper(Element):
     Drops:     queue_full (tail drop), no_buffer (a segment), released (held when the element was taken out)
     Counters:  passed (left at once), delayed (waited), split (GSO frames cut), sent_bytes (wire bytes let go), queue_bytes (waiting now),
                queue_bytes_max, sojourn_max_ns, sojourn_ns (sum over all packets: divide by passed + delayed)
-    Handlers:  set_rate(rate): live; what waits stays in place, and the bits still owed for the packet before are paid at the new rate
+    Handlers:  counters; rate (read, write, live; "none": unlimited): what waits stays in place, and the bits still owed for the packet
+               before are paid at the new rate; queue (read): packets and bytes that wait, and how many bytes may
     Threads:   any one engine
     Cost:      see shaping/README.md
 
@@ -71,7 +74,10 @@ cdef class Shaper(Element):
     DROP_REASONS = ("queue_full", "no_buffer", "released")
     COUNTERS = ("passed", "delayed", "split", "sent_bytes", "queue_bytes", "queue_bytes_max", "sojourn_max_ns", "sojourn_ns")
     TICKS = True
-    HANDLERS = {"set_rate": "set_rate"}
+    HANDLERS = {
+        "rate": Handler(read="get_rate", write="prepare_rate", argument="rate", help="the rate, such as 10mbit, or none: unlimited"),
+        "queue": Handler(read="get_queue", help="packets and bytes that wait, and how many bytes may wait"),
+    }
 
     def __init__(self, rate=None, queue="100ms", burst="250us", *, name=None):
         self._queue_ns, self._queue_bytes = _queue_limit(self.name, queue)
@@ -280,12 +286,25 @@ cdef class Shaper(Element):
 
         Raises ConfigError for what is no rate, and then nothing has changed.
         """
-        cdef SetRate work = SetRate(self)
-        _work_out(self, &work.setting, _rate(self.name, rate))
+        cdef SetRate work = self.prepare_rate(rate)
         if self.engine is None:
             self.setting = work.setting
         else:
             self.engine.post(work)
+
+    def prepare_rate(self, rate):
+        """The Work that changes the rate, see `set_rate`. Raises ConfigError for what is no rate; nothing has changed."""
+        cdef SetRate work = SetRate(self)
+        _work_out(self, &work.setting, _rate(self.name, rate))
+        return work
+
+    def get_rate(self):
+        """The rate as text: "10mbit", or "none"."""
+        return format_rate(self.setting.rate_bps) if self.setting.rate_bps else UNLIMITED
+
+    def get_queue(self):
+        """What waits: `packets`, `bytes` on the wire, and `limit_bytes`, how many may at the current rate."""
+        return {"packets": self.counters.held, "bytes": self.counters.extra[QUEUE_BYTES], "limit_bytes": self.setting.limit_bytes}
 
     @property
     def rate_bps(self):
@@ -394,6 +413,11 @@ cdef class SetRate(Work):
     def __init__(self, Shaper shaper):
         self.shaper = shaper
 
+    @property
+    def rate_bps(self):
+        """The rate that is to be, in bit/s; 0 means unlimited."""
+        return self.setting.rate_bps
+
     cdef void run(self, Context *ctx) noexcept nogil:
         self.shaper.apply(&self.setting, ctx.now_ns)
         self.shaper.set_deadline(ctx)
@@ -411,8 +435,8 @@ cdef int _work_out(Shaper shaper, Setting *setting, rate_bps) except -1:
 
 
 def _rate(name, rate):
-    """bit/s; 0 for None."""
-    if rate is None:
+    """bit/s; 0 for None and "none"."""
+    if rate is None or (isinstance(rate, str) and rate.strip().lower() == UNLIMITED):
         return 0
     if not isinstance(rate, int) or isinstance(rate, bool):
         try:

@@ -1,8 +1,10 @@
 """Classifier: which rule a packet matches first, which gate that means."""
+from cpython.ref cimport PyObject
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from dataplane.element cimport Element
 from dataplane.packet cimport PACKET_IPV4, PACKET_IPV6, PACKET_L4, Batch, Context, Packet
 from dataplane.wire.headers cimport VLAN_ID_MASK
+from dataplane.work cimport Work
 
 cdef enum:
     # Bits of the key's flags besides the record's PACKET_IPV4, PACKET_IPV6 and PACKET_L4
@@ -32,10 +34,29 @@ cdef inline uint64_t packet_key(const Packet *p) noexcept nogil:
         flags |= KEY_IP
     return flags << 48 | <uint64_t>p.ip_protocol << 40 | <uint64_t>(p.tos >> 2) << 32 | vlan << 16 | p.port
 
+cdef class RuleTable:
+    # Rules as they were given, and compiled. Never changes, but for the hits; a classifier has one at a time and gets another whole.
+    cdef readonly list settings          # the rules as the configuration gives them, copied
+    cdef readonly list rules             # the same as classifier_rules.Rule
+    cdef readonly uint32_t gates         # that the rules and the default need
+    cdef uint32_t default_gate
+    cdef Match *matches                  # one a rule
+    cdef uint32_t match_count
+
 cdef class Classifier(Element):
+    # Of `table`, for the packets' path: the engine's thread's alone.
     cdef Match *matches
     cdef uint32_t match_count
     cdef uint32_t default_gate
-    cdef readonly list rules
+    cdef PyObject *table                 # shared: the RuleTable, an owned reference. Written by `install` only.
+    cdef readonly object default         # as configured
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil
     cdef uint32_t classify(self, Packet *p) noexcept nogil
+    cdef PyObject *install(self, PyObject *table) noexcept nogil
+    cdef RuleTable current(self)
+
+cdef class SetRules(Work):
+    # Another table on its way through the engine's mailbox: needs no GIL there.
+    cdef Classifier classifier
+    cdef PyObject *table                 # an owned reference: to the new table before `run`, to the old one after it
+    cdef void run(self, Context *ctx) noexcept nogil

@@ -1,13 +1,17 @@
 """Classifier. Rules are read in classifier_rules.py."""
 cimport cython
+from cpython.ref cimport Py_INCREF, Py_XDECREF, PyObject
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 from dataplane.element cimport Element
 from dataplane.packet cimport BATCH_MAX, PACKET_IPV4, PACKET_IPV6, PACKET_L4, PACKET_PARSED, Batch, Context, Packet
+from dataplane.vatomic cimport va_load_acquire_ptr, va_store_release_ptr
+from dataplane.work cimport Work
 
-from dataplane.errors import VnicError
-from dataplane.elements.classifier_rules import Prefix, PortRange, read_rules
+from dataplane.errors import ConfigError, VnicError
+from dataplane.elements.classifier_rules import Prefix, PortRange, list_rules, read_rules
+from dataplane.handlers import Handler
 
 cdef enum:
     MATCHED = 0                  # index into COUNTERS
@@ -30,6 +34,29 @@ cdef inline bint matches_packet(const Match *m, const Packet *p, uint64_t key, c
 
 
 @cython.final
+cdef class RuleTable:
+    """The rules of a Classifier, checked and compiled: see there for what `rules` and `default` may be. Raises ConfigError."""
+
+    def __init__(self, rules, default=None):
+        self.settings = list_rules(rules)
+        self.rules, self.default_gate, self.gates = read_rules(self.settings, default)
+        free(self.matches)
+        self.matches = <Match *>calloc(len(self.rules) + 1, sizeof(Match))
+        if self.matches == NULL:
+            raise MemoryError(f"classifier: {len(self.rules)} rules")
+        self.match_count = <uint32_t>len(self.rules)
+        for number, rule in enumerate(self.rules):
+            compile_rule(&self.matches[<uint32_t>number], rule)
+
+    def __dealloc__(self):
+        free(self.matches)
+
+    def hits(self):
+        """Packets that each rule matched, in the order of the rules."""
+        return [self.matches[i].hits for i in range(self.match_count)]
+
+
+@cython.final
 cdef class Classifier(Element):
     """Sends each packet through the gate of the first rule that it matches. Stands behind Parse.
 
@@ -45,38 +72,81 @@ cdef class Classifier(Element):
                and of actions: gate (its own number by default), mark (sets Packet.mark, 0 to 2^32-1; untouched without).
                default: the gate of what no rule matches, where it is not to be one of its own. Raises ConfigError.
     Counters:  matched, unmatched; unparsed (did not come through Parse: unmatched). `hits()`: packets of each rule.
-    Handlers:  hits
+    Handlers:  counters; rules (read, write, live): as in Config, while default and number of outputs stay what they are, and every packet
+               is classified wholly by the old ones or wholly by the new ones; hits (read): of the rules that `rules` shows, from 0 on
     Threads:   any one engine
     Cost:      a linear scan: see dataplane/README.md for a match in the first, the tenth and the thousandth rule
     """
 
     DROP_REASONS = ()
     COUNTERS = ("matched", "unmatched", "unparsed")
-    HANDLERS = {"hits": "hits"}
+    HANDLERS = {
+        "rules": Handler(read="get_rules", write="prepare_rules", argument="rules", help="the rules, a list as in the configuration"),
+        "hits": Handler(read="hits", help="packets that each rule matched since the rules were set"),
+    }
+
+    def __cinit__(self, *args, **kwargs):
+        cdef RuleTable table = RuleTable([])       # so that there always is one
+        Py_INCREF(table)
+        self.install(<PyObject *>table)
 
     def __init__(self, rules, default=None, *, name=None):
-        self.rules, self.default_gate, gates = read_rules(rules, default)
-        free(self.matches)
-        self.matches = <Match *>calloc(len(self.rules) + 1, sizeof(Match))
-        if self.matches == NULL:
-            raise MemoryError(f"{self.name}: {len(self.rules)} rules")
-        self.match_count = <uint32_t>len(self.rules)
-        for number, rule in enumerate(self.rules):
-            compile_rule(&self.matches[<uint32_t>number], rule)
-        self.set_gates(gates)
+        cdef RuleTable table = RuleTable(rules, default)
+        self.default = default
+        self.set_gates(table.gates)
+        Py_INCREF(table)
+        Py_XDECREF(self.install(<PyObject *>table))
 
     def __dealloc__(self):
-        free(self.matches)
+        Py_XDECREF(self.table)
 
     def describe(self):
         return {"rules": len(self.rules)}
 
+    # -- control -----------------------------------------------------------------------------------------------------------
+
+    cdef PyObject *install(self, PyObject *table) noexcept nogil:
+        """Classifies by `table` from now on, whose reference becomes ours; returns the old one, the caller's now. On the engine's thread:
+        no packet is under way, so that the packets' path, which takes the table's parts one by one, sees those of one table."""
+        cdef PyObject *old = self.table
+        self.matches, self.match_count = (<RuleTable>table).matches, (<RuleTable>table).match_count
+        self.default_gate = (<RuleTable>table).default_gate
+        # Release: control, which takes the table as a whole, sees all of it. The engine goes on to count in it.
+        va_store_release_ptr(<void **>&self.table, table)
+        return old
+
+    cdef RuleTable current(self):
+        """The table now, whole, from any thread with the GIL."""
+        # Acquire pairs with the release in `install`. Between this load and the new reference nothing lets go of the GIL, which whoever
+        # drops the old table after an `install` must have: what was loaded is still there.
+        return <RuleTable>va_load_acquire_ptr(<void **>&self.table)
+
+    @property
+    def rules(self):
+        """The rules as `classifier_rules.Rule`."""
+        return self.current().rules
+
+    def get_rules(self):
+        """The rules as they were given."""
+        return self.current().settings
+
+    def prepare_rules(self, rules):
+        """Compiles other rules beside those in force; returns the Work that puts them in force, hits from 0. `default` and the number of
+        outputs stay, since others are connected to them. Raises ConfigError, and nothing has changed."""
+        cdef RuleTable table = RuleTable(rules, self.default)
+        if table.gates != self.gate_count:
+            raise ConfigError(f"{self.name}: with these rules it would have {table.gates} outputs, and {self.gate_count} are connected; "
+                              f"want the highest gate: or default: to be {<int>self.gate_count - 1}")
+        return SetRules(self, table)
+
     def hits(self):
         """Packets that each rule matched so far, in the order of the rules."""
-        return [self.matches[i].hits for i in range(self.match_count)]
+        return self.current().hits()
+
+    # -- hand-over ---------------------------------------------------------------------------------------------------------
 
     def save_state(self):
-        """`hits`: packets of each rule. The rules themselves are configuration."""
+        """`hits`: packets of each rule. The rules themselves are configuration: whoever writes them keeps them there."""
         return {"hits": self.hits()}
 
     def load_state(self, dict state):
@@ -135,6 +205,22 @@ cdef class Classifier(Element):
                 return m.gate
         self.counters.extra[UNMATCHED] += 1
         return self.default_gate
+
+
+cdef class SetRules(Work):
+    """A change of rules, run on the engine's thread."""
+
+    def __init__(self, Classifier classifier not None, RuleTable table not None):
+        self.classifier = classifier
+        Py_XDECREF(self.table)
+        Py_INCREF(table)
+        self.table = <PyObject *>table
+
+    def __dealloc__(self):
+        Py_XDECREF(self.table)
+
+    cdef void run(self, Context *ctx) noexcept nogil:
+        self.table = self.classifier.install(self.table)
 
 
 cdef int compile_rule(Match *m, object rule) except -1:

@@ -139,11 +139,16 @@ def read_rule(number: int, settings: Any) -> Rule:
     return rule
 
 
-def read_rules(rules: Any, default: Any = None) -> tuple[list[Rule], int, int]:
-    """All rules, the gate of what none matches (by default one more, the last) and the number of gates. Raises ConfigError."""
+def list_rules(rules: Any) -> list[Any]:
+    """A copy of the rules as they were given, not yet looked at. Raises ConfigError for what is no list."""
     if isinstance(rules, (str, bytes, Mapping)) or not isinstance(rules, Iterable):
         raise ConfigError(f"classifier: rules are {_shown(rules)}; want a list of rules")
-    rules = list(rules)
+    return [dict(each) if isinstance(each, Mapping) else each for each in rules]
+
+
+def read_rules(rules: Any, default: Any = None) -> tuple[list[Rule], int, int]:
+    """All rules, the gate of what none matches (by default one more, the last) and the number of gates. Raises ConfigError."""
+    rules = list_rules(rules)
     if len(rules) > MAX_RULES:
         raise ConfigError(f"classifier: {len(rules)} rules; want at most {MAX_RULES}")
     compiled = [read_rule(number, settings) for number, settings in enumerate(rules)]

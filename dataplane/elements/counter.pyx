@@ -11,7 +11,7 @@ cdef class Counter(Element):
     Ports:     1 in, 1 out; every packet goes on.
     Config:    name
     Counters:  packets; bytes (of frames as they are), wire_bytes (layer 2, each GSO segment with its headers)
-    Handlers:  none
+    Handlers:  counters
     Threads:   any one engine
     Cost:      see dataplane/README.md
     """
@@ -32,6 +32,7 @@ cdef class Discard(Element):
     Synopsis:  classifier[1] >> Discard()
     Ports:     1 in, 0 out
     Counters:  drops: discarded
+    Handlers:  counters
     Threads:   any one engine
     """
 

@@ -15,7 +15,7 @@ cdef class Departures(Element):
     Ports:     1 in, 1 out
     Config:    none
     Counters:  none; `meter` has packets, bytes, and lateness as delay
-    Handlers:  none
+    Handlers:  counters
     Threads:   any one engine
     Cost:      a reading of the clock a batch and some 5 ns a packet
     """

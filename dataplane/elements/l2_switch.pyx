@@ -10,7 +10,9 @@ from dataplane.packet cimport (BATCH_MAX, NO_PACKET, PACKET_PARSED, Batch, Conte
 from dataplane.vatomic cimport va_load_relaxed_u32
 from dataplane.wire.headers cimport ETHERNET_BYTES, VLAN_BYTES, VLAN_ID_MASK, load_be16, store_be16
 
+from dataplane.elements.mac_table import _key
 from dataplane.errors import ConfigError, VnicError
+from dataplane.handlers import Handler
 
 cdef enum:                       # DROP_REASONS
     DROP_UNKNOWN_PORT = 0
@@ -71,7 +73,9 @@ cdef class L2Switch(Element):
                reserved_multicast (01-80-C2-00-00-0X, which a bridge does not forward: 802.1Q, 8.6.3), vlan_filtered, hairpin (its
                destination is where it came from), no_destination (no other active port carries it), no_buffer (a flooded copy, or no
                headroom for a tag)
-    Handlers:  activate(port, access=, trunk=, native=), deactivate(port)
+    Handlers:  counters; ports (read): each open port's VLANs; table (read): the addresses known; flush (write, live): forget addresses,
+               "all" that were learned, those learned at a port {"port": 3}, or one, also a static one, {"mac": "02:00:00:00:00:01",
+               "vlan": 10}, in all VLANs without vlan. table and flush are of the table that instances share: no engine waits for them.
     Threads:   one engine an instance; instances share the table without locks
     Cost:      see dataplane/README.md
 
@@ -89,7 +93,13 @@ cdef class L2Switch(Element):
     COUNTERS = ("learned", "moved", "aged", "learn_refused", "flooded")
     TICKS = True
     DEFERRABLE = True            # lookups see by themselves what has aged: an idle engine need not wake for it
-    HANDLERS = ("activate", "deactivate")
+    HANDLERS = {
+        "ports": Handler(read="get_ports", help="open ports and their VLANs"),
+        "table": Handler(read="get_table", shared=True, help="addresses known, by VLAN, with port and age"),
+        # Live: an entry goes by one atomic step, and a frame that an engine has in hand meanwhile may as well have come a moment later.
+        "flush": Handler(write="prepare_flush", shared=True,
+                         help='forget addresses: "all" (that were learned), {"port": 3}, or {"mac": "02:00:00:00:00:01", "vlan": 10}'),
+    }
 
     def __init__(self, MacTable table not None, uint32_t ports=0, *, name=None):
         self.table = table
@@ -161,6 +171,38 @@ cdef class L2Switch(Element):
     def active_ports(self):
         """Numbers of the open ports, in the order of flooding."""
         return [self.active[i] for i in range(self.active_count)]
+
+    def get_ports(self):
+        """The open ports by number, each {"port", "access"} or {"port", "trunk", "native"}: VLANs as in "1-4094" or "10,20-29". Without
+        native (None), a trunk of all VLANs passes untagged frames as they are, another one refuses them."""
+        cdef SwitchPort *state
+        found = []
+        for number in sorted(self.active_ports):
+            state = self.ports[<uint32_t>number]
+            if state.access:
+                found.append({"port": number, "access": state.access})
+            else:
+                found.append({"port": number, "trunk": vlan_ranges(state), "native": state.native or None})
+        return found
+
+    def get_table(self):
+        """See MacTable.entries. From any thread."""
+        return self.table.entries(now_ns=None if self.engine is None else self.engine.clock.now_ns)
+
+    def prepare_flush(self, which=None):
+        """What forgets addresses, see Handlers; it returns how many. Raises ConfigError."""
+        which = {} if which is None or which == "all" else which
+        if not isinstance(which, dict) or set(which) not in (set(), {"port"}, {"mac"}, {"mac", "vlan"}):
+            raise ConfigError(f"{self.name}: flush: {str(which)[:60]!r}; want all, "
+                              '{"port": 3} or {"mac": "02:00:00:00:00:01", "vlan": 10}')
+        port, vlan, mac = which.get("port"), which.get("vlan"), which.get("mac")
+        for what, number, most in (("port", port, MAX_PORTS - 1), ("vlan", vlan, VLAN_MAX)):
+            if what in which and (type(number) is not int or not 0 <= number <= most):
+                raise ConfigError(f"{self.name}: flush: {what} {str(number)[:60]!r}; want 0 to {most}")
+        if "mac" not in which:
+            return lambda: self.table.forget_learned(port)
+        _key(mac, vlan or 0)             # raises for what is no address
+        return lambda: sum(self.table.forget(mac, each) for each in (range(VLAN_MAX + 1) if vlan is None else [vlan]))
 
     def initialize(self):
         if va_load_relaxed_u32(&self.table.header.count):      # a table that was taken over: nobody may learn anything new in it for long
@@ -355,6 +397,23 @@ cdef class L2Switch(Element):
     cdef void tick(self, Context *ctx) noexcept nogil:
         self.counters.extra[COUNT_AGED] += self.table.expire(AGEING_SLICE, ctx.now_ns // NS_A_MS)
         self.deadline_ns = ctx.now_ns + self.tick_ns if va_load_relaxed_u32(&self.table.header.count) else NEVER
+
+
+cdef str vlan_ranges(const SwitchPort *port):
+    """The VLANs that a port carries, as in "1-9,20"."""
+    cdef uint32_t vlan = 1, first = 0
+    cdef bint inside = False
+    parts = []
+    while vlan <= VLAN_MAX + 1:
+        if vlan & 7 == 0 and vlan + 7 <= VLAN_MAX and port.carries[vlan >> 3] == (0xFF if inside else 0):
+            vlan += 8                    # a byte at a time: a thousand trunks of all VLANs must not hold up the engine
+            continue
+        if (vlan <= VLAN_MAX and carries(port, vlan)) != inside:
+            if inside:
+                parts.append(f"{first}" if first == vlan - 1 else f"{first}-{vlan - 1}")
+            inside, first = not inside, vlan
+        vlan += 1
+    return ",".join(parts)
 
 
 # -- tags ------------------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ somebody who watches what is flooded. A port may have as many entries as the tab
 gets half the table, n of them leave 1/(n+1) to the others.
 """
 cimport cython
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 cdef extern from "<endian.h>" nogil:
@@ -130,6 +130,7 @@ cdef class MacTable:
     cdef void withdraw(self, uint32_t port, uint32_t entries) noexcept nogil
     cdef bint remove(self, MacSlot *slot, uint64_t value) noexcept nogil
     cdef bint aged(self, uint64_t value, uint64_t now_ms) noexcept nogil
+    cdef uint32_t forget_where(self, int64_t port, bint static) noexcept
     cdef uint32_t expire(self, uint32_t budget, uint64_t now_ms) noexcept nogil
 
 cdef inline Place mac_place(MacTable table, uint64_t key) noexcept nogil:

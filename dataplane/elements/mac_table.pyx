@@ -376,16 +376,25 @@ cdef class MacTable:
     def forget_port(self, uint32_t port):
         """Removes all entries of a port, static ones too; returns how many. An engine that still has frames of the port in hand may
         learn anew: deactivate it in every switch first."""
+        return self.forget_where(port, True)
+
+    def forget_learned(self, port=None):
+        """Removes all entries that were learned, or those of a port, while engines go on and learn anew; static ones stay. Returns how
+        many."""
+        return self.forget_where(-1 if port is None else port, False)
+
+    cdef uint32_t forget_where(self, int64_t port, bint static) noexcept:
+        """port: -1 for all."""
         cdef uint32_t i, removed = 0
         cdef uint64_t value
         with nogil:
             for i in range(self.slot_count):
-                value = va_load_relaxed_u64(&self.slots[i].value)
-                while value & PRESENT and value >> PORT_SHIFT == port:   # again where a refresh came between
+                value = va_load_relaxed_u64(&self.slots[i].value)            # relaxed: `remove` compares it
+                while value & PRESENT and (port < 0 or value >> PORT_SHIFT == <uint64_t>port) and (static or not value & STATIC):
                     if self.remove(&self.slots[i], value):
                         removed += 1
                         break
-                    value = va_load_relaxed_u64(&self.slots[i].value)
+                    value = va_load_relaxed_u64(&self.slots[i].value)        # again where a refresh came between
         return removed
 
     def entries(self, now_ns=None):

@@ -30,7 +30,7 @@ cdef class Mirror(Element):
                buffer: what may wait for the disk: "8mb" or bytes, 512 KiB to 1 GiB
     Counters:  mirrored, mirrored_bytes (of the frames), mirror_overflow (copies that found the buffer full), mirror_failed (copies after
                a write failed: disk full, reader gone)
-    Handlers:  none
+    Handlers:  counters
     Threads:   any one engine; a thread of its own writes, so the engine never waits for a disk
     Cost:      see dataplane/README.md
 

@@ -22,7 +22,7 @@ cdef class Parse(Element):
                limits do not fit the headers), bad_csum_offset (checksum field outside the frame, or
                summed from within its addresses and tags).
                A packet that a capture cut (PACKET_TRUNCATED) is not malformed for what the capture left out.
-    Handlers:  none
+    Handlers:  counters
     Threads:   any one engine
     Cost:      see dataplane/README.md
     """

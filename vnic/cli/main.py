@@ -29,6 +29,7 @@ COMMANDS = {
     "stats": ("vnic.cli.show", "Show counters, per queue and element."),
     "accounts": ("vnic.cli.groups", "Show CPU time and memory by NIC."),
     "group": ("vnic.cli.groups", "Change how engines get CPU time, live."),
+    "handler": ("vnic.cli.handlers", "Read and write what elements let you, live."),
     "monitor": ("vnic.cli.show", "Show what happens, as it happens."),
     "metrics": ("vnic.cli.show", "Show metrics for Prometheus."),
     "capture": ("vnic.cli.capture", "Capture what passes a NIC or an element, live."),
@@ -130,7 +131,7 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version.")
 def cli() -> None:
-    """A NIC that is a program: multi-queue NICs for containers, switched and shaped in user space, without root.
+    """A NIC that is a program: containers' NICs, switched and shaped, without root.
 
     \b
     vnic demo                                  see it work

@@ -45,6 +45,15 @@ method Graph(format: ?string) -> (graph: string)
 # Sets the rate of one or both directions of a NIC; one that is not given stays.
 method SetRate(name: string, egress: ?string, ingress: ?string) -> (nic: object)
 
+# What elements can be asked and told: by name, their type, the engines that have a copy, their handlers.
+method Handlers(element: ?string) -> (elements: object)
+
+# What a handler reads of each copy of an element, at one instant between two batches.
+method ReadHandler(element: string, handler: string) -> (copies: []object)
+
+# Writes a handler of all copies of an element, or of none.
+method WriteHandler(element: string, handler: string, value: ?object) -> (result: ?object)
+
 # Changes the scheduling mode of an engine group (dedicated, spreading, compacting) and/or its CPUs, while packets flow.
 method SetGroup(name: string, mode: ?string, cpus: ?[]int) -> (group: object)
 

@@ -69,12 +69,14 @@ def _imported(reference: str, what: str, kind: type[T], directory: str | None) -
 
 
 class Chain:
-    """Elements in a row: `head` takes what enters, `ends` are the open gates (element, gate) through which it leaves."""
+    """Elements in a row: `head` takes what enters, `ends` are the open gates (element, gate) through which it leaves. `configs`: what each
+    element, by name, was built from."""
 
     def __init__(self) -> None:
         self.head: Element | None = None
         self.ends: list[tuple[Element, int]] = []
         self.elements: list[Element] = []
+        self.configs: dict[str, ElementConfig] = {}
 
     def append(self, element: Element) -> None:
         """Connects every open end to `element`, whose gates are the open ends from then on."""
@@ -105,12 +107,14 @@ def _extend(chain: Chain, configs: list[ElementConfig], prefix: str, directory: 
     for config in configs:
         element = _build_element(config, prefix, directory, names)
         chain.append(element)
+        chain.configs[element.name] = config
         ends: list[tuple[Element, int]] = []
         for gate in range(len(element.outputs)):
             branch = Chain()
             branch.ends = [(element, gate)]
             _extend(branch, config.branches.get(gate, []), f"{element.name}.{gate}", directory, names)
             chain.elements += branch.elements
+            chain.configs |= branch.configs
             ends += branch.ends
         stray = sorted(set(config.branches) - set(range(len(element.outputs))))
         if stray:

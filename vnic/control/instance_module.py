@@ -36,6 +36,19 @@ class SetGroup(Parameters):
     cpus: Annotated[list[Annotated[int, msgspec.Meta(ge=0, le=4095)]], msgspec.Meta(min_length=1)] | None = None
 
 
+class Handlers(Parameters):
+    element: str | None = None
+
+
+class ReadHandler(Parameters):
+    element: str
+    handler: str
+
+
+class WriteHandler(ReadHandler):
+    value: Any = None
+
+
 class Upgrade(Parameters):
     python: str = ""
 
@@ -62,6 +75,9 @@ class Instance:
             Method("Graph", lambda p, _: {"graph": self._runtime.graph(p.format)}, Graph),
             Method("Accounts", self._accounts, cached=True, clients=True),
             Method("Metrics", self._metrics, cached=True),
+            Method("Handlers", lambda p, _: {"elements": self._runtime.handlers(p.element)}, Handlers),
+            Method("ReadHandler", lambda p, _: {"copies": self._runtime.read_handler(p.element, p.handler)}, ReadHandler),
+            Method("WriteHandler", self._write_handler, WriteHandler, "change"),
             Method("SetGroup", self._set_group, SetGroup, "change"),
             Method("Shutdown", lambda p, _: {}, kind="change"),
             Method("Monitor", self._monitor, kind="stream", clients=True),
@@ -123,6 +139,9 @@ class Instance:
 
     def _set_group(self, parameters: SetGroup, caller: Caller) -> dict[str, Any]:
         return {"group": self._runtime.set_group(parameters.name, parameters.mode, parameters.cpus)}
+
+    def _write_handler(self, parameters: WriteHandler, caller: Caller) -> dict[str, Any]:
+        return {"result": self._runtime.write_handler(parameters.element, parameters.handler, parameters.value)}
 
     async def _do_upgrade(self, parameters: Upgrade, caller: Caller) -> dict[str, Any]:
         assert self._upgrade is not None

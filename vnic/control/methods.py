@@ -16,6 +16,8 @@ from vnic.control.module import Caller, Method, NotPermittedError, Parameters, S
 FRESH_S = 0.01  # statistics so old are as good as new: many who ask at once cost the engines one snapshot
 FRESH_MOST = 64  # answers kept meanwhile: names that clients make up shall not fill the memory
 
+ABOUT = ("name", "point", "element", "handler")  # parameters that say what a change is about, for the log
+
 log = Log("vnic")
 
 
@@ -113,7 +115,7 @@ class Methods:
         if method.kind == "read":
             return self._read(method, parameters, caller)
         about = {
-            "name": getattr(parameters, "name", getattr(parameters, "point", None)),
+            **{word: getattr(parameters, word) for word in ABOUT if getattr(parameters, word, None) is not None},
             "uid": caller.session.uid,
             "pid": caller.session.pid,
         }

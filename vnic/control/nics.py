@@ -11,7 +11,6 @@ Egress and ingress are the container's: what leaves it, what enters it.
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -27,7 +26,7 @@ from vnic.control.devices import Devices, Passed
 from vnic.control.log import Log
 from vnic.control.module import Method, Module, NotPermittedError, Session
 from vnic.control.nic_methods import nic_methods
-from vnic.control.parts import Attached, Home
+from vnic.control.parts import Attached, Home, own_nic
 from vnic.control.scalars import Rate
 from vnic.control.schema import NicConfig
 from vnic.control.segments import RING_BYTES
@@ -41,13 +40,6 @@ CAPTURES_MOST = 64  # each has a thread and a buffer of 8 MiB
 log = Log("vnic")
 
 
-def own_nic(config: NicConfig) -> NicConfig:
-    """A copy whose settings may change while the NIC runs."""
-    config = copy.copy(config)
-    config.egress, config.ingress = copy.copy(config.egress), copy.copy(config.ingress)
-    return config
-
-
 class Nics(Module):
     """The NICs of an instance, the engines that serve them, and the switch between them."""
 
@@ -58,7 +50,7 @@ class Nics(Module):
         super().__init__(runtime)
         self.config = config = runtime.config
         self._devices = devices
-        self._attached: dict[str, Attached] = {}
+        self.attached: dict[str, Attached] = {}
         self._captures: dict[int, LiveCapture] = {}
         self._ended: dict[int, dict[str, Any]] = {}  # by the end of their NIC
         self._captured = 0
@@ -89,7 +81,7 @@ class Nics(Module):
 
     def watch(self) -> None:
         """Looks after all containers from here on; on the loop's thread."""
-        for attached in self._attached.values():
+        for attached in self.attached.values():
             self._watch(attached)
 
     def _watch(self, attached: Attached) -> None:
@@ -107,11 +99,11 @@ class Nics(Module):
             del self.config.nics[config.name]
 
     def __len__(self) -> int:
-        return len(self._attached)
+        return len(self.attached)
 
     def names(self, owner: int | None = None) -> list[str]:
         """The NICs that are attached; of one user only, where `owner` is given."""
-        return [name for name, each in self._attached.items() if owner is None or each.config.owner == owner]
+        return [name for name, each in self.attached.items() if owner is None or each.config.owner == owner]
 
     # -- attaching ---------------------------------------------------------------------------------------------------------
 
@@ -133,9 +125,9 @@ class Nics(Module):
         with runtime.lock, ExitStack() as undo:
             if not self._started or runtime.closed:
                 raise VnicError("the runtime does not run")
-            if config.name in self._attached:
+            if config.name in self.attached:
                 raise ConfigError(f"nic {config.name}: is attached already; choose another name or detach it first")
-            taken = {attached.number for attached in self._attached.values()}
+            taken = {attached.number for attached in self.attached.values()}
             # One that has had a number keeps it: the MAC table goes by numbers.
             number = config.number if config.number not in taken else None
             if number is None:
@@ -151,8 +143,8 @@ class Nics(Module):
             undo.callback(attached.watch.close)
             attached.egress.join(self.homes[home].switch)
             self._join(attached, undo)
-            self._attached[config.name] = attached
-            undo.callback(self._attached.pop, config.name)
+            self.attached[config.name] = attached
+            undo.callback(self.attached.pop, config.name)
             if runtime.runs:
                 self._watch(attached)
             config.number, config.engine = number, home
@@ -162,7 +154,7 @@ class Nics(Module):
     def _home(self, config: NicConfig) -> int:
         if config.engine is not None:
             return self.config.engine_index(config.engine)
-        loads = [sum(a.home == index for a in self._attached.values()) for index in range(len(self.homes))]
+        loads = [sum(a.home == index for a in self.attached.values()) for index in range(len(self.homes))]
         return loads.index(min(loads))
 
     def _join(self, attached: Attached, undo: ExitStack) -> None:
@@ -179,20 +171,9 @@ class Nics(Module):
                 each.connect(attached.number, PortTx(port, name=f"{attached.config.name}.ring.tx"))
                 each.load(list(each.sources))
         for each in self.homes:
-            undo.callback(self._deactivate, each, attached.number)
+            undo.callback(each.deactivate, attached.number)
             if attached.config.link_up:
-                self._activate(each, attached)
-
-    def _activate(self, each: Home, attached: Attached) -> None:
-        vlan = attached.config.vlan
-        if vlan is None:
-            each.engine.call(lambda: each.switch.activate(attached.number))
-        else:
-            access, trunk, native = vlan.access, vlan.trunk, vlan.native
-            each.engine.call(lambda: each.switch.activate(attached.number, access=access, trunk=trunk, native=native))
-
-    def _deactivate(self, each: Home, number: int) -> None:
-        each.engine.call(lambda: each.switch.deactivate(number))
+                each.activate(attached.number, attached.config.vlan)
 
     def detach(self, name: str) -> None:
         """Takes a NIC out of the graph and its interface out of the container; frames under way to it are dropped and counted."""
@@ -203,7 +184,7 @@ class Nics(Module):
                 self._ended[number] = self.stop_capture(number)()
             attached.watch.close()
             for each in self.homes:
-                self._deactivate(each, attached.number)
+                each.deactivate(attached.number)
                 each.connect(attached.number, each.unused)
             home = self.homes[attached.home]
             for each in self.homes:
@@ -218,7 +199,7 @@ class Nics(Module):
             attached.nic.close()
             if attached.ring is not None:
                 self.runtime.segments.drop_ring(name)
-            del self._attached[name]
+            del self.attached[name]
             if not self.runtime.closed:
                 del self.config.nics[name]
                 self.runtime.remember()
@@ -227,13 +208,13 @@ class Nics(Module):
 
     def _target_gone(self, attached: Attached) -> None:
         with self.runtime.lock:
-            if self._attached.get(attached.config.name) is attached:
+            if self.attached.get(attached.config.name) is attached:
                 self.detach(attached.config.name)
 
     def get(self, name: str, session: Session | None = None) -> Attached:
         """A NIC that is attached; for `session` only one that is its user's. Raises ConfigError, NotPermittedError."""
         restricted = session is not None and not session.is_owner
-        attached = self._attached.get(name)
+        attached = self.attached.get(name)
         if attached is None:
             known = ", ".join(self.names(session.uid if session is not None and restricted else None)) or "none is"
             raise ConfigError(f"nic {name}: is not attached; attached: {known}")
@@ -252,9 +233,10 @@ class Nics(Module):
             attached = self.get(name)
             for direction, rate_bps in limits.items():
                 shaper = {"egress_bps": attached.egress_shaper, "ingress_bps": attached.ingress_shaper}[direction]
+                rate = None if rate_bps is None else Rate(rate_bps)  # first: it refuses what could not be kept
                 shaper.set_rate(rate_bps)  # goes through the engine's mailbox by itself
                 way = attached.config.egress if direction == "egress_bps" else attached.config.ingress
-                way.rate = None if rate_bps is None else Rate(rate_bps)
+                way.rate = rate
             self.runtime.remember()
             self.runtime.emit("rate", nic=name, **limits)
             return self._status(attached)
@@ -266,9 +248,9 @@ class Nics(Module):
             attached = self.get(name)
             for each in self.homes:
                 if up:
-                    self._activate(each, attached)
+                    each.activate(attached.number, attached.config.vlan)
                 else:
-                    self._deactivate(each, attached.number)
+                    each.deactivate(attached.number)
             attached.nic.set_carrier(up)
             attached.config.link_up = up
             self.runtime.remember()
@@ -299,7 +281,7 @@ class Nics(Module):
 
     def nic_of(self, point: str) -> str:
         """The NIC whose name begins that of an element. Names may have dots: the longest."""
-        found = (name for name in self._attached if f"{point}.".startswith(f"{name}."))
+        found = (name for name in self.attached if f"{point}.".startswith(f"{name}."))
         return max(found, key=len, default=point.partition(".")[0])
 
     def stop_capture(self, number: int) -> Callable[[], dict[str, Any]]:
@@ -349,24 +331,24 @@ class Nics(Module):
 
     def status(self) -> dict[str, Any]:
         return {
-            "nics": [self._status(attached) for attached in self._attached.values()],
+            "nics": [self._status(attached) for attached in self.attached.values()],
             "switch": {"capacity": self.table.capacity, "entries": self._entries()},
         }
 
     def _entries(self) -> list[dict[str, Any]]:
-        names = {attached.number: attached.config.name for attached in self._attached.values()}
+        names = {attached.number: attached.config.name for attached in self.attached.values()}
         return [{**entry, "nic": names.get(entry["port"])} for entry in self.table.entries()]
 
     def queue_statistics(self, name: str | None = None) -> list[dict[str, Any]]:
         """Of one NIC or all: its queues' counters."""
-        chosen = [self.get(name)] if name is not None else list(self._attached.values())
+        chosen = [self.get(name)] if name is not None else list(self.attached.values())
         return [{"name": each.config.name, "queues": each.nic.queue_statistics()} for each in chosen]
 
     def accounts(self) -> dict[str, int]:
-        return {name: RING_BYTES if each.ring else 0 for name, each in self._attached.items()}
+        return {name: RING_BYTES if each.ring else 0 for name, each in self.attached.items()}
 
     def close(self) -> None:
-        for name in list(self._attached):
+        for name in list(self.attached):
             self.detach(name)
 
     def stop_devices(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from dataplane.cgroup import Cgroup
@@ -18,7 +19,32 @@ from dataplane.ring import MpscRing
 from shaping.shaper import Shaper
 from vnic.control.chain import Chain, build_chain
 from vnic.control.devices import Device
-from vnic.control.schema import GroupConfig, NicConfig
+from vnic.control.schema import Config, ElementConfig, GroupConfig, NicConfig, VlanConfig
+
+
+def own_config(config: Config) -> Config:
+    """A copy that follows what runs."""
+    config = copy.copy(config)
+    config.nics = {name: own_nic(nic) for name, nic in config.nics.items()}
+    config.groups = {name: copy.copy(group) for name, group in config.groups.items()}
+    config.modules = [copy.copy(module) for module in config.modules]
+    return config
+
+
+def own_nic(config: NicConfig) -> NicConfig:
+    """A copy whose settings may change while the NIC runs."""
+    config = copy.copy(config)
+    config.egress, config.ingress = copy.copy(config.egress), copy.copy(config.ingress)
+    for direction in (config.egress, config.ingress):
+        direction.elements = _own_elements(direction.elements)
+    return config
+
+
+def _own_elements(configs: list[ElementConfig]) -> list[ElementConfig]:
+    own = [copy.copy(config) for config in configs]
+    for config in own:
+        config.branches = {gate: _own_elements(branch) for gate, branch in config.branches.items()}
+    return own
 
 
 class Hosted:
@@ -69,6 +95,18 @@ class Home(Hosted):
             self.switch.connect(number, target)
 
         self.engine.call(work)
+
+    def activate(self, number: int, vlan: VlanConfig | None) -> None:
+        """Opens the switch's gate `number`, between two batches."""
+        if vlan is None:
+            self.engine.call(lambda: self.switch.activate(number))
+        else:
+            access, trunk, native = vlan.access, vlan.trunk, vlan.native
+            self.engine.call(lambda: self.switch.activate(number, access=access, trunk=trunk, native=native))
+
+    def deactivate(self, number: int) -> None:
+        """Closes the switch's gate `number`, between two batches."""
+        self.engine.call(lambda: self.switch.deactivate(number))
 
 
 def make_group(name: str, config: GroupConfig, *, tolerant: bool = False) -> EngineGroup:

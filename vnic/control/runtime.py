@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import hashlib
 import json
 import threading
@@ -20,23 +19,15 @@ from vnic.control.chain import module_class
 from vnic.control.convert import encode_config
 from vnic.control.devices import Devices, TapDevices
 from vnic.control.events import Emit
+from vnic.control.handlers import Handlers
 from vnic.control.keeper import Keeper
 from vnic.control.module import Module
-from vnic.control.nics import Nics, own_nic
-from vnic.control.parts import Hosted, make_group
+from vnic.control.nics import Nics
+from vnic.control.parts import Hosted, make_group, own_config
 from vnic.control.schema import Config, ModuleConfig
 from vnic.control.segments import Segments
 
 H = TypeVar("H", bound=Hosted)
-
-
-def _own(config: Config) -> Config:
-    """A copy that follows what runs."""
-    config = copy.copy(config)
-    config.nics = {name: own_nic(nic) for name, nic in config.nics.items()}
-    config.groups = {name: copy.copy(group) for name, group in config.groups.items()}
-    config.modules = [copy.copy(module) for module in config.modules]
-    return config
 
 
 class Runtime:
@@ -59,7 +50,7 @@ class Runtime:
         role: Literal["first", "crash", "successor"] = "first",
     ) -> None:
         self.emit: Emit = lambda event, /, **fields: None  # whoever runs this may listen
-        self.config = _own(config)
+        self.config = own_config(config)
         self.role, self.loop, self._seed = role, loop, seed
         self._keeping = keeping
         self.lock = threading.RLock()
@@ -75,6 +66,13 @@ class Runtime:
         self.modules: list[Module] = [self.nics]
         self.modules += [self._make(each) for each in self.config.modules]
         self.accounts = Accounts(self.hosted)
+        self._handlers = Handlers(
+            self.hosted,
+            self.nics.attached,
+            halt=lambda engine: self.group_of(engine).halt(engine),
+            resume=lambda engine: self.group_of(engine).resume(engine),
+            set_rate=self.nics.set_rate,
+        )
 
     def _make(self, config: ModuleConfig) -> Module:
         kind = module_class(config.module, self.config.directory)
@@ -190,6 +188,27 @@ class Runtime:
             self.remember()
             self.emit("group", group=name, mode=group.mode.value, cpus=group.cpus)
             return group.status()
+
+    # -- handlers: see vnic.control.handlers -------------------------------------------------------------------------------
+
+    def handlers(self, element: str | None = None) -> dict[str, dict[str, Any]]:
+        """What elements, or one of that name, can be asked and told."""
+        with self.lock:
+            return self._handlers.describe(element)
+
+    def read_handler(self, element: str, handler: str) -> list[dict[str, Any]]:
+        """What the handler reads: [{"engine", "value"}] of each copy of the element."""
+        with self.lock:
+            return self._handlers.read(element, handler)
+
+    def write_handler(self, element: str, handler: str, value: object) -> Any:
+        """Writes a handler of all copies of the element, or of none; returns what the change returned."""
+        with self.lock:
+            self.check_open()
+            result = self._handlers.write(element, handler, value)
+            self.remember()
+            self.emit("handler", element=element, handler=handler)
+            return result
 
     # -- upgrade -----------------------------------------------------------------------------------------------------------
 

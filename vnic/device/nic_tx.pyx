@@ -15,7 +15,7 @@ cdef class NicTx(PortTx):
     Ports:     1 in, 0 out
     Config:    port, rss
     Counters:  transmitted; drops as PortTx; per queue in port.queue_statistics()
-    Handlers:  the Rss object's, on the engine's thread
+    Handlers:  counters. The Rss object is set by its own methods, on the engine's thread
     Threads:   the engine that serves the port
     Cost:      see vnic/README.md
     """

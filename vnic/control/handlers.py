@@ -1,0 +1,95 @@
+"""Handlers of what runs: by an element's name, in whatever engines have it (dataplane/handlers.py says what handlers are).
+
+Most elements exist once, in the home engine of their NIC. The switch exists in every engine, under one name: its copies.
+
+What is written to an element that the configuration made is kept there, as the constructor's argument that the handler names: a worker
+after a crash, or a successor, builds the element with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dataplane.engine import Engine
+from dataplane.errors import ConfigError
+from dataplane.handlers import describe, find_handler, plain, read_handler, write_handler
+from vnic.control.convert import did_you_mean
+
+if TYPE_CHECKING:
+    from dataplane.element import Element
+    from vnic.control.parts import Attached, Hosted
+
+
+class SetRate(Protocol):
+    """Nics.set_rate."""
+
+    def __call__(self, name: str, /, **limits: int | None) -> object: ...
+
+
+class Handlers:
+    """Finds elements by name and reads and writes their handlers. Called with the runtime's lock held.
+
+    halt, resume: stop an engine between two batches and let it go on. set_rate: sets the limits of a NIC, and keeps them.
+    """
+
+    def __init__(
+        self,
+        hosted: Sequence[Hosted],
+        nics: Mapping[str, Attached],
+        *,
+        halt: Callable[[Engine], object],
+        resume: Callable[[Engine], object],
+        set_rate: SetRate,
+    ) -> None:
+        self._hosted, self._nics = hosted, nics
+        self._halt, self._resume, self._set_rate = halt, resume, set_rate
+
+    def describe(self, name: str | None = None) -> dict[str, dict[str, Any]]:
+        """Of all elements, or of one: {element: {"type", "engines": names, "handlers": see dataplane.handlers.describe}}, in the order of
+        the graphs. Raises ConfigError for an element that is not there."""
+        found: dict[str, dict[str, Any]] = {}
+        for element in self._copies(name) if name is not None else self._all():
+            assert element.engine is not None
+            entry = {"type": type(element).__name__, "engines": [], "handlers": describe(element)}
+            found.setdefault(element.name, entry)["engines"].append(element.engine.name)
+        return found
+
+    def read(self, name: str, handler: str) -> list[dict[str, Any]]:
+        """What the handler reads of each copy, each at one instant between two batches: [{"engine", "value"}]. One entry without an engine
+        (None) for what the copies share. Raises ConfigError for what is not there or cannot be read."""
+        copies = self._copies(name)
+        if find_handler(copies[0], handler).shared:
+            return [{"engine": None, "value": read_handler(copies[0], handler)}]
+        return [
+            {"engine": None if copy.engine is None else copy.engine.name, "value": read_handler(copy, handler)}
+            for copy in copies
+        ]
+
+    def write(self, name: str, handler: str, value: Any) -> Any:
+        """Writes the handler of all copies, see dataplane.handlers.write_handler, and keeps the value in the NIC's configuration."""
+        copies = self._copies(name)
+        for nic, attached in self._nics.items():
+            for limit, shaper in (("egress_bps", attached.egress_shaper), ("ingress_bps", attached.ingress_shaper)):
+                if copies[0] is shaper and handler == "rate":  # a NIC's own limit has its own place in the configuration
+                    self._set_rate(nic, **{limit: shaper.prepare_rate(value).rate_bps or None})
+                    return None
+        result = write_handler(copies, handler, value, halt=self._halt, resume=self._resume)
+        self._keep(name, find_handler(copies[0], handler).argument, value)
+        return result
+
+    def _all(self) -> list[Element]:
+        return [element for each in self._hosted for element in each.engine.elements]
+
+    def _copies(self, name: str) -> list[Element]:
+        copies = [element for element in self._all() if element.name == name]
+        if not copies:
+            known = list(dict.fromkeys(element.name for element in self._all()))
+            raise ConfigError(f"element {name}: there is none; {did_you_mean(name, known)}")
+        return copies
+
+    def _keep(self, name: str, argument: str | None, value: object) -> None:
+        for attached in self._nics.values():
+            config = attached.egress.configs.get(name) or attached.ingress.configs.get(name)
+            if config is not None and argument is not None:
+                config.arguments = {**config.arguments, argument: plain(value)}
