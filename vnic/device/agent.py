@@ -51,6 +51,9 @@ MAX_MESSAGE_FDS = MAX_QUEUES
 CHILD_TIMEOUT_S = 5  # then the child is killed by its own alarm
 CALL_TIMEOUT_S = 8.0  # longer, so that the agent can still say that the child was killed
 STOP_TIMEOUT_S = 2.0
+QUIET_S = (
+    10.0  # without a request, after which the agent begins anew without the netlink library: 17 MB that nobody needs any more
+)
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -109,18 +112,18 @@ def close_all(fds: list[int] | array.array[int]) -> None:
 # --- the agent's process ----------------------------------------------------------------------------------------------
 
 
-def serve(sock: socket.socket) -> None:
-    """Answer requests until the other end closes."""
+def serve(sock: socket.socket, *, warm_up: bool = True) -> None:
+    """Answer requests until the other end closes. warm_up: load the netlink library before anybody needs it."""
     # Ctrl-C and a closed terminal go to everybody in the foreground; the daemon decides, and its end is ours.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     decoder = msgspec.json.Decoder(Request)
-    warm = False
     while True:
         # The netlink library takes long to load: once, here and not in each child, and while nobody waits if possible.
-        if not warm and not select.select([sock], [], [], 0)[0]:
+        if warm_up and not link.has_netlink() and not select.select([sock], [], [], 0)[0]:
             link.netlink()
-            warm = True
+        if link.has_netlink() and not select.select([sock], [], [], QUIET_S)[0]:
+            begin_anew(sock)
         data, fds = receive_message(sock)
         if not data:
             return
@@ -132,6 +135,12 @@ def serve(sock: socket.socket) -> None:
         finally:
             close_all(fds)
         send_message(sock, Done(request.number, describe_failure(request.label, status)), [])
+
+
+def begin_anew(sock: socket.socket) -> None:
+    """The same process and socket, but nothing loaded that can be loaded again. A request that comes meanwhile waits in the socket."""
+    sock.set_inheritable(True)
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "vnic.device.agent", str(sock.fileno()), "cold"])
 
 
 def describe_failure(label: str, status: int) -> str | None:
@@ -319,5 +328,5 @@ class NamespaceAgent:
 
 
 if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    serve(socket.socket(fileno=int(sys.argv[1])), warm_up="cold" not in sys.argv)
     os._exit(0)  # at once: to take the interpreter apart in good order takes longer than all else, and somebody waits

@@ -14,6 +14,7 @@ import ipaddress
 import os
 import socket
 import struct
+import sys
 from typing import Any
 
 from dataplane.errors import ConfigError, PortError
@@ -50,6 +51,11 @@ def netlink() -> Any:
     from pyroute2 import IPRoute  # type: ignore[import-untyped,unused-ignore]
 
     return IPRoute
+
+
+def has_netlink() -> bool:
+    """Whether it is loaded."""
+    return "pyroute2" in sys.modules
 
 
 def needs_netlink(work: Work) -> bool:
