@@ -58,12 +58,11 @@ def test_an_agent_that_nobody_asks_lets_go_of_what_it_loaded(container):
             with open(f"/proc/{agent.pid}/statm") as file:
                 return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-        while b"cold" not in open(f"/proc/{agent.pid}/cmdline", "rb").read():
-            pass
-        with agent.open_tap(TapRequest(name="eth0", pid=container.pid)):
-            assert resident_bytes() < 25 << 20  # 17 MB; with the netlink library 34
-        with agent.open_tap(TapRequest(name="eth0", pid=container.pid, addresses=("10.0.0.1/24",))) as tap:
-            assert tap.counters()["rx_packets"] >= 0
+        for _ in range(2):
+            with agent.open_tap(TapRequest(name="eth0", pid=container.pid, addresses=("10.0.0.1/24",))) as tap:
+                assert tap.counters()["rx_packets"] >= 0
+            while resident_bytes() > 25 << 20:  # 17 MB; with the netlink library 34
+                pass
 
 
 def test_many_requests_leave_the_agent_as_it_was(container):

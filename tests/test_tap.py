@@ -114,6 +114,9 @@ def test_defaults_down_and_64_queues(agent, container):
         assert "UP" not in seen["flags"]
         assert seen["address"] == tap.mac
         assert seen["mtu"] == tap.mtu == 65521
+        assert seen["txqlen"] == QUEUE_PACKETS_LEAST  # of each
+    with agent.open_tap(TapRequest(name="eth0", pid=container.pid)):
+        assert link(container, "eth0")["txqlen"] == QUEUE_PACKETS
 
 
 def test_in_a_user_namespace_within_another(agent, make_container):
