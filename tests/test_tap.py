@@ -19,6 +19,7 @@ from dataplane.errors import ConfigError, PortError
 from tests.support import plain_user
 from tests.support.containers import IS_ROOT, Container
 from vnic.device.agent import NamespaceAgent
+from vnic.device.link import QUEUE_PACKETS, QUEUE_PACKETS_LEAST
 from vnic.device.tap import VNET_HEADER_BYTES, Offload, Route, Tap, TapRequest, check, format_mac, parse_mac
 
 MAC = "02:00:00:00:00:02"
