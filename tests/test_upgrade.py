@@ -104,6 +104,28 @@ def entries(env):
     return {(entry["mac"], entry["nic"]) for entry in status(env)["switch"]["entries"]}
 
 
+def test_changes_wait_for_the_end_of_an_upgrade(environment, two, monkeypatch):  # noqa: F811
+    """Asked for while the successor is built, answered once it runs: with what came with the call, and in order."""
+    a, _ = two
+    monkeypatch.setenv("VNIC_RUNTIME_DIR", environment["VNIC_RUNTIME_DIR"])
+    supervisor = status(environment)["supervisor"]["pid"]
+    children = Path(f"/proc/{supervisor}/task/{supervisor}/children")
+    before = len(children.read_text().split())
+    with Container() as c, Client() as rates, Client() as attaches, open(c.netns_path) as netns:
+        old = rates.call("Status")["status"]["pid"]
+        upgrade = subprocess.Popen([*VNIC, "upgrade"], env=environment, cwd=TREE, stdout=subprocess.DEVNULL)
+        while len(children.read_text().split()) == before:
+            pass
+        for rate in (b"1mbit", b"2mbit"):
+            rates._socket.sendall(b'{"method":"org.vnic.Control.SetRate","parameters":{"name":"b","egress":"%s"}}\0' % rate)
+        nic = attaches.call("Attach", passing=[netns.fileno()], name="c", nic={"addresses": ["10.99.0.3/24"]}, netns=0)["nic"]
+        replies = [json.loads(rates._message())["parameters"]["nic"]["egress_bps"] for _ in range(2)]
+        assert upgrade.wait(60) == 0
+        assert replies == [1_000_000, 2_000_000] and nic["name"] == "c"
+        assert rates.call("Status")["status"]["pid"] == attaches.call("Status")["status"]["pid"] != old
+        ping(a, "10.99.0.3")
+
+
 def test_nobody_notices(environment, two):  # noqa: F811
     a, b = two
     ping(a, "10.99.0.2")

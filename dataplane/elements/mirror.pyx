@@ -62,7 +62,7 @@ cdef class Mirror(Element):
 
     def save_state(self):
         """`begun`: whether the file has its header and what passed so far; who takes over appends to it."""
-        if self.capture is self.file or isinstance(self.file, int):
+        if isinstance(self.file, int):
             raise VnicError(f"{self.name}: a capture into an open file cannot be handed over; end it first")
         return {"begun": self.capture is not None and self.capture.begun}
 
@@ -72,7 +72,8 @@ cdef class Mirror(Element):
         self.capture.take_over(state["begun"])
 
     def forget_state(self):
-        """Writes out what waits and closes the file, so that the other engine's mirror can go on with it."""
+        """Writes out what waits and closes the file, so that the other engine's mirror can go on with it. A file that several mirrors
+        share is closed by whoever made it: until then the other engine's packets wait."""
         Element.forget_state(self)
         self.cleanup()
 

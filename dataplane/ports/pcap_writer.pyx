@@ -1,4 +1,5 @@
 """CaptureFile and PcapWriter. The contract is in pcap_writer.pxd."""
+import contextlib
 import errno as error_numbers
 import fcntl
 import os
@@ -118,6 +119,10 @@ cdef class CaptureFile:
             pass                                 # a file system without locks: nobody can tell
         return True
 
+    def fileno(self):
+        """The descriptor of the file; -1 once it is closed."""
+        return self.descriptor
+
     def take_over(self, bint begun=True):
         """Goes on with the file that another writes, once that one has closed it (begun=False: no, after all). Only before the first
         packet."""
@@ -133,6 +138,9 @@ cdef class CaptureFile:
         os.eventfd_write(self.doorbell, 1)
         self._thread.join()
         self._thread = None
+        if self.locked:
+            with contextlib.suppress(OSError):
+                fcntl.flock(self.descriptor, fcntl.LOCK_UN)    # whoever else holds the descriptor would hold the lock
         self._close_descriptors()
 
     @property

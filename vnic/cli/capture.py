@@ -8,9 +8,9 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -65,13 +65,12 @@ def capture(
         stack.callback(os.close, reading)
         with suppress(BrokenPipeError):
             _copy(reading, writing, stop, count, deadline)
-        result: dict[str, Any] = {}
         # The daemon writes out what waits before it answers: somebody must read meanwhile.
-        stopping = Thread(target=lambda: result.update(client.call("StopCapture", capture=number)))
-        stopping.start()
-        with suppress(BrokenPipeError):
-            _copy(reading, writing if count is None else null, None, None, None)
-        stopping.join()
+        with ThreadPoolExecutor(1) as aside:
+            stopping = aside.submit(client.call, "StopCapture", capture=number)
+            with suppress(BrokenPipeError):
+                _copy(reading, writing if count is None else null, None, None, None)
+            result = stopping.result()
     missed, error = result.get("missed", 0), result.get("error")
     if as_json:
         print_json({"point": point, "file": target, "captured": result.get("captured", 0), "missed": missed})

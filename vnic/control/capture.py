@@ -1,8 +1,14 @@
-"""Live captures: a mirror put into the running graph, and taken out again."""
+"""Live captures: a mirror put into the running graph, and taken out again.
+
+In an upgrade the successor has its mirrors in the graph before it takes over, and opens the file again; they share it by a lock: the old
+worker's packets are written first, the successor's wait until it has closed (dataplane/ports/pcap_writer.pyx).
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from dataplane.element import Element, Source
 from dataplane.elements.mirror import Mirror
@@ -19,6 +25,13 @@ def points(attached: Attached, elements: list[Element]) -> list[str]:
     return [attached.config.name, *(element.name for element in elements if element.name.startswith(prefix))]
 
 
+class KeptCapture(msgspec.Struct, frozen=True):
+    """The document of capture/N, see vnic.control.keeper."""
+
+    point: str
+    snaplen: int
+
+
 class LiveCapture:
     """Copies of what passes a point of a NIC, into a file or pipe, from `start` until `stop`.
 
@@ -26,7 +39,8 @@ class LiveCapture:
     The engine never waits for the file: what it does not take is counted and not captured.
     """
 
-    def __init__(self, home: Home, attached: Attached, point: str, target: str | int, snaplen: int) -> None:
+    def __init__(self, home: Home, attached: Attached, kept: KeptCapture, number: int, target: str) -> None:
+        point, snaplen = kept.point, kept.snaplen
         name = attached.config.name
         elements = {element.name: element for element in home.engine.elements}
         wanted = [f"{name}.rx", f"{name}.tx"] if point == name else [point]
@@ -34,10 +48,12 @@ class LiveCapture:
             if each not in elements or not each.startswith(f"{name}."):
                 known = ", ".join(points(attached, home.engine.elements))
                 raise ConfigError(f"capture: there is no point {point}; {name} has {known}")
-        self.point, self.nic, self.home = point, name, home
+        self.point, self.nic, self.home, self.kept = point, name, home, kept
         self.file = CaptureFile(f"capture of {point}", target, snaplen=snaplen, clock=home.engine.clock)
         self.mirrors = [
-            (elements[each], Mirror(self.file, snaplen, name=_free(elements, f"{each}.capture"))) for each in wanted
+            # By number: a successor's elements have the same names, whatever captures have come and gone here.
+            (elements[each], Mirror(self.file, snaplen, name=f"{each}.capture{number}"))
+            for each in wanted
         ]
 
     def start(self) -> None:
@@ -95,10 +111,3 @@ class LiveCapture:
 
 def _leading_to(elements: list[Element], target: Element) -> list[tuple[Element, int]]:
     return [(element, gate) for element in elements for gate, output in enumerate(element.outputs) if output is target]
-
-
-def _free(taken: dict[str, Element], name: str) -> str:
-    number, free = 2, name
-    while free in taken:
-        number, free = number + 1, f"{name}-{number}"
-    return free

@@ -10,7 +10,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -25,6 +25,15 @@ PIECE = 1 << 16
 _ROOM = socket.CMSG_SPACE(DESCRIPTORS_MOST * array.array("i").itemsize)
 
 
+class Transfer(NamedTuple):
+    """A client on its way to the next worker."""
+
+    descriptor: int
+    begun: bytes  # what was read of it and not answered
+    came_with: list[int]  # descriptors that came with that
+    captures: list[int]  # numbers of those that end with it
+
+
 class Connection:
     """A client that is being served, on a socket that is this object's. begun, descriptors: what a worker before us read from it and did
     not answer."""
@@ -34,6 +43,7 @@ class Connection:
         self.socket, self.session = sock, session
         self.buffer = bytearray(begun)  # what came and is not answered: part of a request, and those that were sent ahead
         self.streaming = b""  # the request whose replies go on
+        self.waiting: tuple[bytes, list[int]] | None = None  # one that waits for the end of an upgrade, and what came with it
         self.task: asyncio.Task[None] | None = None
         self._open = asyncio.Event()
         self._open.set()
@@ -95,7 +105,9 @@ class Connection:
 
     def unanswered(self) -> tuple[bytes, list[int]]:
         """What was read and not answered: bytes, and descriptors, which stay this object's."""
-        return self.streaming + bytes(self.buffer), [descriptor for _, descriptor in self._descriptors]
+        waiting, came_with = self.waiting or (b"", [])
+        begun = self.streaming + (waiting + b"\0" if self.waiting else b"") + bytes(self.buffer)
+        return begun, came_with + [descriptor for _, descriptor in self._descriptors]
 
     # -- writing -----------------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ worker, so that the next one - after a crash, or a newer one - finds them as the
     nic/NAME        a TAP: document (KeptTap), its network namespace, a pidfd where it was asked for by process, its queues
     ring/NAME       a ring and its doorbell
     segment/NAME    the packet pool, the MAC table
+    capture/N       a live capture: document, and the file or pipe that it goes to
 
 Two SOCK_SEQPACKET pairs join them. On `calls` the worker asks and waits: Put, Drop, OpenTap, each answered by Done, Opened or Refused.
 On `events` nobody waits: the supervisor sends the inventory (Item...) and Start, later HandOver, Failed, Quit; a worker sends Ready,
@@ -241,6 +242,10 @@ class Keeper:
     def take(self, key: str) -> list[int] | None:
         """What the worker before left under `key`: descriptors, which are the caller's now; None where it left nothing."""
         return self._inherited.pop(key, None)
+
+    def inherited(self, prefix: str) -> list[str]:
+        """Keys of what the worker before left and nobody took yet, that begin so."""
+        return [key for key in self._inherited if key.startswith(prefix)]
 
     def put(self, key: str, descriptors: Sequence[int]) -> None:
         """Has the supervisor keep duplicates. Raises VnicError."""

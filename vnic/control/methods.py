@@ -129,6 +129,11 @@ class Methods:
         log.info(method.name, **about)
         return reply
 
+    def waits(self, call: Call) -> bool:
+        """Whether a call changes something, and so waits for the end of an upgrade."""
+        method = self._methods.get(call.method)
+        return method is not None and method.kind in ("change", "task") and method.name not in ("Shutdown", "Upgrade")
+
     def stream(self, call: Call, caller: Caller) -> AsyncIterator[dict[str, Any]] | None:
         """The replies to a call that has many; None for another. Raises what `error_reply` takes."""
         method = self._methods.get(call.method)

@@ -153,8 +153,8 @@ class Module:
     def ended(self, session: Session) -> None:
         """A client is gone, however it went."""
 
-    def begin_upgrade(self) -> None:
-        """A successor is about to be built from the configuration as it is now. Raises VnicError where that cannot be."""
+    def end_upgrade(self) -> None:
+        """It failed, and this worker goes on: what could not be changed meanwhile can be."""
 
     def save(self) -> dict[str, Any]:
         """What it knows besides settings and engines' states, as plain data: for the next worker's `load`."""

@@ -11,18 +11,22 @@ Egress and ingress are the container's: what leaves it, what enters it.
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from dataplane.elements.l2_switch import L2Switch
 from dataplane.errors import ConfigError, VnicError
 from dataplane.port import PortTx
 from dataplane.ports.ring_port import RingPort
 from vnic.control.api import DESCRIPTION, INTERFACE
-from vnic.control.capture import LiveCapture
+from vnic.control.capture import KeptCapture, LiveCapture
 from vnic.control.devices import Devices, Passed
+from vnic.control.keeper import close_all, read_document, write_document
 from vnic.control.log import Log
 from vnic.control.module import Method, Module, NotPermittedError, Session
 from vnic.control.nic_methods import nic_methods
@@ -40,6 +44,11 @@ CAPTURES_MOST = 64  # each has a thread and a buffer of 8 MiB
 log = Log("vnic")
 
 
+def reopened(descriptor: int) -> str:
+    """The path by which an open file or pipe is opened once more: so that two workers' locks exclude each other."""
+    return f"/proc/self/fd/{descriptor}"
+
+
 class Nics(Module):
     """The NICs of an instance, the engines that serve them, and the switch between them."""
 
@@ -54,6 +63,8 @@ class Nics(Module):
         self._captures: dict[int, LiveCapture] = {}
         self._ended: dict[int, dict[str, Any]] = {}  # by the end of their NIC
         self._captured = 0
+        self._orphans: set[int] = set()  # captures whose client went during an upgrade
+        self._gone: list[Attached] = []  # NICs whose container did
         self._started = False
         self.table = runtime.segments.table(config.switch.table, int(config.switch.ageing))
         self.homes: list[Home] = []
@@ -78,6 +89,7 @@ class Nics(Module):
     def start(self) -> None:
         for nic in list(self.config.nics.values()):
             self._attach_first(nic)
+        self._inherit_captures()
 
     def watch(self) -> None:
         """Looks after all containers from here on; on the loop's thread."""
@@ -181,7 +193,7 @@ class Nics(Module):
             self.runtime.check_open()
             attached = self.get(name)
             for number in [number for number, capture in self._captures.items() if capture.nic == name]:
-                self._ended[number] = self.stop_capture(number)()
+                self._ended[number] = self._end_capture(number)()
             attached.watch.close()
             for each in self.homes:
                 each.deactivate(attached.number)
@@ -208,7 +220,9 @@ class Nics(Module):
 
     def _target_gone(self, attached: Attached) -> None:
         with self.runtime.lock:
-            if self.attached.get(attached.config.name) is attached:
+            if self.runtime.upgrading:
+                self._gone.append(attached)  # the successor sees it too
+            elif self.attached.get(attached.config.name) is attached:
                 self.detach(attached.config.name)
 
     def get(self, name: str, session: Session | None = None) -> Attached:
@@ -271,13 +285,48 @@ class Nics(Module):
             self.runtime.check_open()
             if len(self._captures) >= CAPTURES_MOST:
                 raise VnicError(f"{CAPTURES_MOST} captures run already; end one of them first")
-            attached = self.get(self.nic_of(point))
-            capture = LiveCapture(self.homes[attached.home], attached, point, target, snaplen)
-            capture.start()
             self._captured += 1
-            self._captures[self._captured] = capture
+            number, kept = self._captured, KeptCapture(point, snaplen)
+            capture = self._capture(number, kept, reopened(target) if isinstance(target, int) else target)
+            try:
+                self._keep_capture(number, kept, capture.file.fileno())
+            except BaseException:
+                self._end_capture(number)()
+                raise
             self.runtime.emit("capture", nic=capture.nic, point=point, state="started")
-            return self._captured
+            return number
+
+    def _capture(self, number: int, kept: KeptCapture, path: str) -> LiveCapture:
+        attached = self.get(self.nic_of(kept.point))
+        capture = LiveCapture(self.homes[attached.home], attached, kept, number, path)
+        capture.start()
+        self._captures[number] = capture
+        return capture
+
+    def _keep_capture(self, number: int, kept: KeptCapture, descriptor: int) -> None:
+        if self.runtime.keeping is None:
+            return
+        document = write_document(msgspec.json.encode(kept))
+        try:
+            self.runtime.keeping.put(f"capture/{number}", [document, descriptor])
+        finally:
+            os.close(document)
+
+    def _inherit_captures(self) -> None:
+        """Those of the worker before: a successor goes on with them. After a crash their clients are gone, and so they end."""
+        if (keeping := self.runtime.keeping) is None:
+            return
+        for key in keeping.inherited("capture/"):
+            document, descriptor = keeping.take(key) or []
+            try:
+                if self.runtime.role == "successor":
+                    number = int(key.removeprefix("capture/"))
+                    kept = msgspec.json.decode(read_document(document), type=KeptCapture)
+                    self._capture(number, kept, reopened(descriptor))
+                else:
+                    keeping.drop(key)
+            finally:
+                close_all([document, descriptor])
 
     def nic_of(self, point: str) -> str:
         """The NIC whose name begins that of an element. Names may have dots: the longest."""
@@ -288,26 +337,51 @@ class Nics(Module):
         """Ends a capture: takes it out of the graph. What is returned writes out what waits, which may take a second where nobody
         reads, and says how many packets it has and how many it missed; it may be called on any thread."""
         with self.runtime.lock:
-            capture = self._captures.pop(number, None)
-            if capture is None:
-                ended = self._ended.pop(number, {})
-                return lambda: ended
-            capture.stop()
-            self.runtime.accounts.retire(capture.nic)
-            self.runtime.emit("capture", nic=capture.nic, point=capture.point, state="stopped", captured=capture.captured)
-            return capture.finish
+            self.runtime.check_open()
+            return self._end_capture(number)
+
+    def _end_capture(self, number: int) -> Callable[[], dict[str, Any]]:
+        capture = self._captures.pop(number, None)
+        if capture is None:
+            ended = self._ended.pop(number, {})
+            return lambda: ended
+        capture.stop()
+        if self.runtime.keeping is not None:
+            self.runtime.keeping.drop(f"capture/{number}")
+        self.runtime.accounts.retire(capture.nic)
+        self.runtime.emit("capture", nic=capture.nic, point=capture.point, state="stopped", captured=capture.captured)
+        return capture.finish
 
     def ended(self, session: Session) -> None:
-        for number in session.captures:
+        with self.runtime.lock:
+            if self.runtime.upgrading:  # the graph is what the successor has been told
+                self._orphans |= session.captures
+            else:
+                self._abandon(session.captures)
+            session.captures.clear()
+
+    def _abandon(self, captures: Iterable[int]) -> None:
+        for number in captures:
             # Its reader may be gone, asleep or malicious: nobody waits for it.
-            threading.Thread(target=self.stop_capture(number), daemon=True).start()
-        session.captures.clear()
+            threading.Thread(target=self._end_capture(number), daemon=True).start()
 
     # -- upgrade -----------------------------------------------------------------------------------------------------------
 
-    def begin_upgrade(self) -> None:
-        for number in list(self._captures):
-            self._ended[number] = {**self.stop_capture(number)(), "error": "the worker was replaced"}
+    def end_upgrade(self) -> None:
+        self._abandon(self._orphans)
+        self._orphans = set()
+        for attached in [each for each in self._gone if self.attached.get(each.config.name) is each]:
+            self.detach(attached.config.name)
+        self._gone = []
+
+    def claim(self, captures: set[int]) -> None:
+        """A successor's clients are here: captures of others are nobody's."""
+        self._abandon(set(self._captures) - captures)
+
+    def let_go(self) -> None:
+        """Every engine is a successor's: what was captured here is written out, and its turn comes."""
+        for capture in self._captures.values():
+            capture.file.close()
 
     def save(self) -> dict[str, Any]:
         return {"captured": self._captured}

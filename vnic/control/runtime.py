@@ -52,9 +52,9 @@ class Runtime:
         self.emit: Emit = lambda event, /, **fields: None  # whoever runs this may listen
         self.config = own_config(config)
         self.role, self.loop, self._seed = role, loop, seed
-        self._keeping = keeping
+        self.keeping = keeping
         self.lock = threading.RLock()
-        self.closed = self._upgrading = False
+        self.closed = self.upgrading = False
         self.clock = clock or Clock()
         self.segments = Segments(keeping, reset=role == "crash")
         self.pool = self.segments.pool(config.pool.small, config.pool.large)
@@ -108,12 +108,12 @@ class Runtime:
 
     def remember(self) -> None:
         """Has the supervisor keep the configuration as it is now: a worker after this one begins with it."""
-        if self._keeping is not None and not self.closed:
-            self._keeping.put_document("config", encode_config(self.config))
+        if self.keeping is not None and not self.closed:
+            self.keeping.put_document("config", encode_config(self.config))
 
     def check_open(self) -> None:
         """Raises VnicError while nothing may be changed."""
-        if self._upgrading:
+        if self.upgrading:
             raise VnicError("an upgrade is under way; try again when it is over")
 
     @property
@@ -220,13 +220,14 @@ class Runtime:
         """From here on nothing is attached, detached or set, until `end_upgrade`. Raises VnicError where one is under way."""
         with self.lock:
             self.check_open()
-            for module in self.modules:
-                module.begin_upgrade()
-            self._upgrading = True
+            self.upgrading = True
 
     def end_upgrade(self) -> None:
         """The upgrade failed: this worker goes on."""
-        self._upgrading = False
+        with self.lock:
+            self.upgrading = False
+            for module in self.modules:
+                module.end_upgrade()
 
     def save_control(self) -> dict[str, Any]:
         """What control itself counted, for the next worker."""

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from vnic.control.api import BACKLOG, INTERFACE, SERVICE
-from vnic.control.connection import Connection
+from vnic.control.connection import Connection, Transfer
 from vnic.control.methods import Call, ErrorReply, Methods, error_reply
 from vnic.control.module import Caller, NotPermittedError, Reply, Session
 
@@ -35,6 +35,8 @@ class Server:
         self._connections: set[Connection] = set()
         self._accepting: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._changes = asyncio.Event()
+        self._changes.set()
 
     async def start(self, listener: socket.socket) -> None:
         """Accepts clients; the listener is the server's now."""
@@ -54,10 +56,12 @@ class Server:
                     continue
                 self._serve(sock)
 
-    def _serve(self, sock: socket.socket, begun: bytes = b"", descriptors: Sequence[int] = ()) -> None:
+    def _serve(
+        self, sock: socket.socket, begun: bytes = b"", descriptors: Sequence[int] = (), captures: Sequence[int] = ()
+    ) -> None:
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         pid, uid, _ = struct.unpack("3i", credentials)
-        connection = Connection(sock, Session(uid, pid), begun, descriptors)
+        connection = Connection(sock, Session(uid, pid, set(captures)), begun, descriptors)
         connection.task = asyncio.get_running_loop().create_task(self._connected(connection))
         self._tasks.add(connection.task)
         connection.task.add_done_callback(self._tasks.discard)
@@ -79,6 +83,14 @@ class Server:
 
     # -- connections of an upgrade -----------------------------------------------------------------------------------------
 
+    def hold(self) -> None:
+        """An upgrade begins: requests that change something wait for its end (Snap's brownout, section 4). Whoever runs then answers."""
+        self._changes.clear()
+
+    def release(self) -> None:
+        """The upgrade failed: they are answered here."""
+        self._changes.set()
+
     def pause(self) -> None:
         """Nothing is read from any client until `resume`; what came is in the connections' buffers."""
         for connection in self._connections:
@@ -89,19 +101,17 @@ class Server:
         for connection in self._connections:
             connection.resume()
 
-    def idle(self) -> list[tuple[int, bytes, list[int]]]:
-        """After `pause`: of each client that waits for nothing, or for the next reply of a stream, its descriptor, what the next server is
-        to read first, and the descriptors that came with it (all still ours). Not of those that capture: captures end with this
-        worker."""
+    def idle(self) -> list[Transfer]:
+        """After `pause`: each client but the one that is being answered, for the next server; the descriptors are still ours."""
         return [
-            (connection.socket.fileno(), *connection.unanswered())
+            Transfer(connection.socket.fileno(), *connection.unanswered(), sorted(connection.session.captures))
             for connection in self._connections
-            if connection.task is not asyncio.current_task() and not connection.session.captures
+            if connection.task is not asyncio.current_task()
         ]
 
-    def adopt(self, sock: socket.socket, begun: bytes, descriptors: Sequence[int] = ()) -> None:
-        """Serves a client of the worker before; `begun` is what that one read and did not answer."""
-        self._serve(sock, begun, descriptors)
+    def adopt(self, client: Transfer) -> None:
+        """Serves a client of the worker before."""
+        self._serve(socket.socket(fileno=client.descriptor), client.begun, client.came_with, client.captures)
 
     # -- a connection ------------------------------------------------------------------------------------------------------
 
@@ -138,6 +148,10 @@ class Server:
                     call = msgspec.json.decode(request, type=Call)
                 except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                     raise ErrorReply(f"{SERVICE}.InvalidParameter", parameter="message") from None
+                if self._methods.waits(call):
+                    connection.waiting = request, descriptors
+                    await self._changes.wait()
+                    connection.waiting = None
                 try:
                     if (stream := self._methods.stream(call, caller)) is None:
                         answer = await self._methods.answer(call, caller)

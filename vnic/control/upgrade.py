@@ -36,6 +36,7 @@ import msgspec
 from dataplane.errors import VnicError
 from dataplane.handover import BYTES_MAX, forget_engine, load_engine, save_engine
 from vnic.control.api import DESCRIPTORS_MOST
+from vnic.control.connection import Transfer
 
 if TYPE_CHECKING:
     from dataplane.engine import Engine
@@ -74,24 +75,23 @@ class Channel:
             raise VnicError(str(message["error"]))
         return message
 
-    def send_clients(self, clients: list[tuple[int, bytes, list[int]]]) -> None:
-        """Control connections: descriptors, and what was read from each and not answered, with what descriptors. Those that do not get
-        through end with us."""
+    def send_clients(self, clients: list[Transfer]) -> None:
+        """Control connections. Those that do not get through end with us."""
         with suppress(VnicError, OSError):
-            for descriptor, begun, came_with in clients:
-                self.send(client=begun)
+            for descriptor, begun, came_with, captures in clients:
+                self.send(client=begun, captures=captures)
                 socket.send_fds(self._socket, [b"+"], [descriptor, *came_with])
             self.send(clients="all")
 
-    def receive_clients(self) -> list[tuple[socket.socket, bytes, list[int]]]:
-        """What `send_clients` sent, as far as it got through."""
-        found: list[tuple[socket.socket, bytes, list[int]]] = []
+    def receive_clients(self) -> list[Transfer]:
+        """What `send_clients` sent, as far as it got through; the descriptors are the caller's."""
+        found: list[Transfer] = []
         with suppress(VnicError, OSError):
-            while isinstance(begun := self.receive().get("client"), bytes):
+            while isinstance(begun := (message := self.receive()).get("client"), bytes):
                 mark, descriptors, _, _ = socket.recv_fds(self._socket, 1, 1 + DESCRIPTORS_MOST)
                 if mark != b"+" or not descriptors:
                     break
-                found.append((socket.socket(fileno=descriptors[0]), begun, descriptors[1:]))
+                found.append(Transfer(descriptors[0], begun, descriptors[1:], list(message.get("captures", ()))))
         return found
 
     def _exactly(self, count: int) -> bytes:

@@ -29,6 +29,7 @@ from vnic.control.server import Server
 if TYPE_CHECKING:
     from typing import Protocol
 
+    from vnic.control.connection import Transfer
     from vnic.control.events import Emit
     from vnic.control.methods import Offers
     from vnic.control.metrics import Readable
@@ -100,7 +101,7 @@ class Worker:
         self._stop = asyncio.Event()
         self._joined: asyncio.Future[socket.socket] | None = None  # to the other worker of an upgrade
         self._gave_up = False  # every engine is the successor's
-        self._clients: list[tuple[socket.socket, bytes, list[int]]] = []  # of the worker before
+        self._clients: list[Transfer] = []  # of the worker before
 
     def tell(self, message: keeper.FromWorker) -> None:
         """A word to the supervisor; where it is gone, the kernel ends us."""
@@ -134,7 +135,9 @@ class Worker:
             self._server = server = Server(methods)
             await server.start(self._listener.dup())
             for client in self._clients:
-                server.adopt(*client)
+                server.adopt(client)
+            if self._start.role == "successor":
+                self._real_runtime().nics.claim({number for client in self._clients for number in client.captures})
             await asyncio.sleep(0)  # they listen again
             self._bus.emit("worker", pid=os.getpid(), role=self._start.role, last=self._start.last or None)
             watching = loop.create_task(self._watch())
@@ -148,6 +151,7 @@ class Worker:
                 await serving.aclose()
                 if self._gave_up:
                     await server.close()
+                    self._real_runtime().nics.let_go()
                     self.tell(keeper.HandedOver())
                     os._exit(0)  # not in good order: that would take down what is another's now
                 runtime.close()
@@ -199,6 +203,7 @@ class Worker:
 
         runtime, begin_ns = self._real_runtime(), time.monotonic_ns()
         runtime.begin_upgrade()
+        self._server.hold()
         try:
             self._joined = asyncio.get_running_loop().create_future()
             self.tell(keeper.Upgrade(python))
@@ -222,6 +227,7 @@ class Worker:
             if not self._gave_up:
                 self.tell(keeper.Abandon())
                 runtime.end_upgrade()
+                self._server.release()
                 self._server.resume()
                 self._server.stop_accepting()
                 await self._server.start(self._listener.dup())
