@@ -1,7 +1,8 @@
 """Scheduling modes of engine groups: what each costs in CPU time and in latency, by load (after Snap, figures 6b to 7).
 
-Two engines in one group. One carries the load: 64-byte frames at a share of what it can take. The other carries the probe: round trips of a
-small datagram, 0.5 to 1 ms apart. `neighbour`: 10 % load, and beside it a process for each CPU that never sleeps.
+Four engines in one group. Three carry the load, each a third: 64-byte frames, together a share of what one engine can take. The
+fourth carries the probe: round trips of a small datagram, 0.5 to 1 ms apart. `neighbour`: 10 % load, and beside it a process for each CPU
+that never sleeps.
 """
 
 import os
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,27 +37,31 @@ MODES: dict[str, dict[str, object]] = {
 }
 LOADS = {"1%": 0.01, "10%": 0.1, "50%": 0.5, "90%": 0.9, "neighbour": 0.1}
 PAUSE_US = 500
+LOADED = 3  # engines with load; the next one has the probe
+ENGINES = range(LOADED + 1)
+PROBED = f"10.9{LOADED}.0.2"
 KEYS = ("cpu_percent", "p50_us", "p99_us", "p999_us")
 Sample = dict[str, float]
 
 
 def _up(space: Space, group: Mapping[str, object]) -> subprocess.Popen[bytes]:
-    """An instance with two NICs in each of the namespaces: t0 for the load, t1 for the probe."""
+    """An instance with a NIC for each engine in each of the namespaces: t0, t1 ... for the load, the last for the probe."""
     settings = ", ".join(f"{key}: {value}" for key, value in group.items())
     nics = "".join(
-        f"  {name}{number}: {{netns: {space.path(end)}, interface: t{number}, engine: {number}, addresses: [10.9{number}.0.{host}/24]}}\n"
+        f"  {name}{number}: {{netns: {space.path(end)}, interface: t{number}, engine: {number}, "
+        f"vlan: {{access: {10 + number}}}, addresses: [10.9{number}.0.{host}/24]}}\n"
         for host, (name, end) in enumerate((("a", space.a), ("b", space.b)), 1)
-        for number in (0, 1)
+        for number in ENGINES
     )
     file = space.directory / "vnic.yaml"
-    file.write_text(f"groups: {{all: {{{settings}}}}}\nengines: 2\nnics:\n{nics}")
+    file.write_text(f"groups: {{all: {{{settings}}}}}\nengines: {len(ENGINES)}\nnics:\n{nics}")
     root = str(Path(__file__).parents[1])
     environment = {"PYTHONPATH": root, "VNIC_RUNTIME_DIR": str(space.directory)}
     process = space.start([sys.executable, "-m", "vnic.cli.main", "up", str(file)], **environment)
     for end in (space.a, space.b):
-        for number in (0, 1):
+        for number in ENGINES:
             space.wait_interface(end, f"t{number}", process)
-        wait_for(lambda end=end: _addresses(end) == 2, 10, f"no addresses in {end}")  # type: ignore[misc]
+        wait_for(lambda end=end: _addresses(end) == len(ENGINES), 10, f"no addresses in {end}")  # type: ignore[misc]
     return process
 
 
@@ -63,8 +69,8 @@ def _addresses(netns: str) -> int:
     return run_tool(["ip", "-n", netns, "-brief", "-4", "address"]).count(" 10.9")
 
 
-def _blast(space: Space, seconds: float, pps: float = 0) -> Sample:
-    ends = (space.path(space.a), "t0", space.path(space.b), "t0")
+def _blast(space: Space, seconds: float, pps: float = 0, number: int = 0) -> Sample:
+    ends = (space.path(space.a), f"t{number}", space.path(space.b), f"t{number}")
     return probe("blast", *ends, seconds, *([f"{pps:.0f}"] if pps else []), timeout_seconds=seconds + 30)
 
 
@@ -80,32 +86,25 @@ def _measure(mode: str, load: str, pps: float, seconds: float) -> Sample:
     with Space() as space:
         process = _up(space, MODES[mode])
         a, b = space.path(space.a), space.path(space.b)
-        probe("pingpong", a, b, "10.91.0.2", 50, PAUSE_US, timeout_seconds=20)  # addresses are resolved, engines warm
+        probe("pingpong", a, b, PROBED, 50, PAUSE_US, timeout_seconds=20)  # addresses are resolved, engines warm
         hungry = CPUS if load == "neighbour" else []
         for _ in hungry:
             space.start(["sh", "-c", "while :; do :; done"])
-        blasted: dict[str, float] = {}
         trips = int(seconds * 1e6 / (1.5 * PAUSE_US + 100))
-
-        def blast() -> None:
-            blasted.update(_blast(space, 2 * seconds + 1, LOADS[load] * pps))
-
-        sender = threading.Thread(target=blast)
-        sender.start()
-        try:
+        with ThreadPoolExecutor(LOADED) as senders:
+            each = LOADS[load] * pps / LOADED
+            blasted = [senders.submit(_blast, space, 2 * seconds + 1, each, number) for number in range(LOADED)]
             threading.Event().wait(0.3)  # the load's own warm-up
             before_ns, start_ns = contestants.tree_cpu_ns(process.pid), time.monotonic_ns()
-            found = probe("pingpong", a, b, "10.91.0.2", trips, PAUSE_US, timeout_seconds=seconds + 60)
+            found = probe("pingpong", a, b, PROBED, trips, PAUSE_US, timeout_seconds=seconds + 60)
             used_ns, elapsed_ns = contestants.tree_cpu_ns(process.pid) - before_ns, time.monotonic_ns() - start_ns
-        finally:
-            sender.join()
         if process.poll() is not None:
             raise BenchError(f"{mode} ended while it was measured: {space.complaint(process)}")
         return {
             "cpu_percent": 100 * used_ns / elapsed_ns,
             **{key: found[key] for key in KEYS[1:]},
             "lost": found["lost"],
-            "load_mpps": blasted.get("mpps", 0.0),
+            "load_mpps": sum(blast.result()["mpps"] for blast in blasted),
         }
 
 
@@ -136,7 +135,7 @@ def _summary(samples: list[Sample]) -> dict[str, Any]:
 def show(console: Console, result: Mapping[str, Any]) -> None:
     """A table: medians (min-max)."""
     show_machine(console, result["machine"])
-    table = Table(title=f"Two engines by mode and load: medians of {result['rounds']} (min-max)")
+    table = Table(title=f"Four engines by mode and load: medians of {result['rounds']} (min-max)")
     for title in ("load", "mode", "CPU %", "p50 us", "p99 us", "p99.9 us"):
         table.add_column(title, justify="right" if title[0] in "Cp" else "left", no_wrap=True)
     for load in LOADS:
@@ -163,11 +162,11 @@ def plot(result: Mapping[str, Any], path: Path) -> Path:
         for mode, loads in result["modes"].items():
             axis.plot(list(loads), [one[key] for one in loads.values()], marker="o", label=mode)
         axis.set_title(title)
-        axis.set_xlabel("load of the other engine")
+        axis.set_xlabel("load of the other three engines")
         axis.set_ylim(bottom=0) if key == "cpu" else axis.set_yscale("log")
         axis.grid(alpha=0.3)
     axes[0].legend()
-    figure.suptitle(f"Two engines, {result['capacity_mpps']} Mpps at full load, medians of {result['rounds']} rounds")
+    figure.suptitle(f"Four engines, {result['capacity_mpps']} Mpps at full load, medians of {result['rounds']} rounds")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
     return path

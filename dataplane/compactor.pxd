@@ -5,7 +5,8 @@ Loads and delays are read from variables that the engines' threads write all the
 """
 from cpython.ref cimport PyObject
 from libc.stdint cimport uint32_t, uint64_t
-from dataplane.engine_thread cimport ENGINES_MOST, Balancer, EngineThread
+from dataplane.balancer cimport Balancer
+from dataplane.engine_thread cimport ENGINES_MOST, EngineThread
 
 cdef struct Member:
     PyObject *engine
@@ -25,12 +26,12 @@ cdef class Compactor(Balancer):
     cdef Member members[ENGINES_MOST]
     cdef uint32_t member_count
     cdef uint32_t held                   # shared: 1 while somebody looks or control changes the lists
-    cdef uint64_t looked_at_ns, late_at_ns
+    cdef uint64_t looked_at_ns, late_at_ns, moved_at_ns
     cdef double loads[ENGINES_MOST]      # of the threads
     cdef uint32_t counts[ENGINES_MOST]   # engines of the threads
     cdef int watch(self) except -1
     cdef void balance(self, uint64_t now_ns) noexcept nogil
     cdef bint measure(self, uint64_t now_ns) noexcept nogil
     cdef void move(self, uint32_t member, uint32_t thread) noexcept nogil
-    cdef void scale_out(self, uint32_t late) noexcept nogil
+    cdef bint scale_out(self, uint32_t late) noexcept nogil
     cdef void compact(self) noexcept nogil

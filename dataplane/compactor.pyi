@@ -1,8 +1,9 @@
 from collections.abc import Iterable
 from typing import Any
 
+from dataplane.balancer import Balancer
 from dataplane.engine import Engine
-from dataplane.engine_thread import Balancer, EngineThread
+from dataplane.engine_thread import EngineThread
 
 class Compactor(Balancer):
     slo_ns: int

@@ -3,7 +3,8 @@ from cpython.ref cimport PyObject
 from libc.stdint cimport uint32_t, uint64_t
 from dataplane.element cimport NEVER
 from dataplane.engine cimport Engine
-from dataplane.engine_thread cimport ENGINES_MOST, Balancer
+from dataplane.balancer cimport Balancer
+from dataplane.engine_thread cimport ENGINES_MOST
 from posix.unistd cimport write
 from dataplane.vatomic cimport (va_exchange_u32, va_fence, va_load_acquire_ptr, va_load_relaxed_u32, va_load_relaxed_u64, va_pause,
                                 va_store_relaxed_u64, va_store_release_ptr, va_store_release_u32)
@@ -13,11 +14,13 @@ from dataplane.errors import VnicError
 cdef enum:
     LATE_LOOKS = 2               # in a row, as in Shenango: one may be an interrupt, two are a queue
     CALM_NS = 50_000_000         # without delay, before engines go back: one more hand-off costs less than two for nothing
+    SETTLED_LOOKS = 10           # after a move, until loads, which are smoothed over five, say what it has brought
     NOBODY = ENGINES_MOST
 
 cdef double FULL = 0.7           # of a thread, when engines are packed: room for the engines' loads to grow before they are late
 cdef double LIGHT = 0.05         # an engine of so little load relieves nobody by going
 cdef double SMOOTHING = 0.2      # weight of the newest look
+cdef double WORTHWHILE = 0.9     # what a move must bring the load of the fuller thread down to, or it is noise that moves engines
 
 
 cdef class Compactor(Balancer):
@@ -93,7 +96,8 @@ cdef class Compactor(Balancer):
                             worst == NOBODY or self.loads[self.members[i].place] > self.loads[self.members[worst].place]):
                         worst = i
                 if worst != NOBODY:
-                    self.scale_out(worst)
+                    if now_ns - self.moved_at_ns >= SETTLED_LOOKS * self.period_ns and self.scale_out(worst):
+                        self.moved_at_ns = now_ns
                 elif now_ns - self.late_at_ns >= CALM_NS:
                     self.compact()
             self.looked_at_ns = now_ns
@@ -124,7 +128,7 @@ cdef class Compactor(Balancer):
             delay = va_load_relaxed_u64(&(<Engine>member.engine).delay_ns)
             va_store_relaxed_u64(&(<Engine>member.engine).delay_ns, 0)   # its thread may lose us one maximum: the next look has another
             member.late = member.late + 1 if delay > self.slo_ns and not member.moving else 0
-            if member.late:
+            if member.late >= LATE_LOOKS:
                 self.late_at_ns = now_ns
             for k in range(self.thread_count):
                 if <void *>self.threads[k] == owner:
@@ -142,21 +146,23 @@ cdef class Compactor(Balancer):
         if va_load_relaxed_u32(&(<Engine>self.members[member].engine).sleeping):
             write((<Engine>self.members[member].engine).mailbox_descriptor, &one, 8)
 
-    cdef void scale_out(self, uint32_t late) noexcept nogil:
-        """A queue built up: the busiest engine beside it, which may be itself, goes where there is most room."""
+    cdef bint scale_out(self, uint32_t late) noexcept nogil:
+        """A queue built up: the busiest engine beside it, which may be itself, goes where there is most room. False: that would be no
+        better."""
         cdef uint32_t i, k, source = self.members[late].place, chosen = late, target = NOBODY
         if self.counts[source] < 2:
-            return                             # it has a thread to itself: nobody can do more
+            return False                       # it has a thread to itself: nobody can do more
         for i in range(self.member_count):
             if self.members[i].place == source and not self.members[i].moving and self.members[i].load > self.members[chosen].load:
                 chosen = i
         for k in range(self.thread_count):
             if k != source and (target == NOBODY or self.loads[k] < self.loads[target]):
                 target = k
-        if self.counts[target] and self.loads[target] + self.members[chosen].load >= self.loads[source]:
-            return                             # it would be no better off there
+        if self.counts[target] and self.loads[target] + self.members[chosen].load >= WORTHWHILE * self.loads[source]:
+            return False
         self.move(chosen, target)
         self.scaled_out += 1
+        return True
 
     cdef void compact(self) noexcept nogil:
         """Packs engines by falling load into as few threads as will do, each to FULL, the first thread first (first fit, decreasing). Moves

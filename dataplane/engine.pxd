@@ -69,6 +69,8 @@ cdef class Engine:
     # A turn.
     cdef bint look                       # ask every queue, not only those that ppoll found ready
     cdef bint woken                      # the first turn after a sleep
+    cdef bint resting                    # asleep though its thread, which it shares with others, is awake for one of these
+    cdef uint64_t generation             # of `descriptors`: grows when they change
     cdef bint drained                    # the last turn left no queue with more than it took
     cdef bint more                       # the last turn wants another at once
     cdef uint32_t rounds                 # with packets, since the last sleep
@@ -97,6 +99,7 @@ cdef class Engine:
     cdef uint32_t turn(self) noexcept nogil
     cdef bint prepare_sleep(self) noexcept nogil
     cdef void wake(self, bint pending) noexcept nogil
+    cdef void rouse(self) noexcept nogil
     cdef void belong(self, void *thread, int wake_descriptor, uint64_t fair_ns) noexcept nogil
     cdef void part(self, void *next_owner) noexcept nogil
     cdef void settle(self, double share) noexcept nogil

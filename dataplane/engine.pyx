@@ -188,6 +188,7 @@ cdef class Engine:
         self.timed_count = <uint32_t>len(timed)
         self.waking_count = sum(not element.DEFERRABLE for element in timed)
         self.descriptor_count = total
+        self.generation += 1
         self.warm = WarmUp(self.elements)
         return 0
 
@@ -287,8 +288,8 @@ cdef class Engine:
                 "overruns": self.overruns, "longest_turn_ns": self.longest_turn_ns}
 
     def charges(self):
-        """CPU time by element, of those that cause any (sources and timers), and `overhead` (polls in vain, control's work): a dict name ->
-        nanoseconds whose sum is cpu_ns. To the last settlement: see dataplane.engine_thread.settle."""
+        """CPU time in nanoseconds by the name of each element that causes any (a source, a timer), and `overhead` (polls in vain, control's
+        work); the sum is cpu_ns. To the last settlement: see dataplane.settle."""
         return {**{element.name: (<Element>element).charged_ns for element in self.elements if (<Element>element).charged_ns},
                 "overhead": self.overhead_ns}
 
@@ -420,6 +421,7 @@ cdef class Engine:
                 # The interface is gone: a descriptor that is always ready would keep the engine awake. Negative: ppoll skips it.
                 self.descriptors[i].fd = -1
                 self.failed_inputs += 1
+                self.generation += 1
             (<Source>self.inputs[i - OWN_DESCRIPTORS].source).set_ready(self.inputs[i - OWN_DESCRIPTORS].which, events & POLLIN)
         if any and self.descriptors[0].revents:
             read(self.mailbox_descriptor, &value, 8)
@@ -439,12 +441,18 @@ cdef class Engine:
             pending = (<Source>self.armed[i]).arm() or pending
         return pending or va_load_acquire_ptr(&self.mailbox) != NULL
 
-    cdef void wake(self, bint pending) noexcept nogil:
-        """After a sleep, or (pending) instead of one."""
+    cdef void rouse(self) noexcept nogil:
+        """No longer asleep. By itself, of an engine that rests and is to have a turn: nothing is asked for ahead."""
         cdef uint32_t i
         va_store_relaxed_u32(&self.sleeping, 0)
         for i in range(self.armed_count):
             (<Source>self.armed[i]).disarm()
+        self.rounds = 0
+        self.resting, self.woken = False, True
+
+    cdef void wake(self, bint pending) noexcept nogil:
+        """After a sleep, or (pending) instead of one."""
+        self.rouse()
         if pending:
             self.set_all_ready()               # what the last ppoll said is older than that: without this, nobody would look
         else:
@@ -455,9 +463,7 @@ cdef class Engine:
             if self.ctx.small_cached:
                 va_prefetch(&self.ctx.packets[self.ctx.small_cache[self.ctx.small_cached - 1]])
         # What woke us goes on its way before we look for more: half of a short round trip's time here is cold memory and system calls.
-        self.ctx.burst = 1
-        self.rounds = 0
-        self.look, self.woken = False, True
+        self.ctx.burst, self.look = 1, False
 
     cdef void belong(self, void *thread, int wake_descriptor, uint64_t fair_ns) noexcept nogil:
         """On the thread that runs the engine from now on."""

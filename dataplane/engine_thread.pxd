@@ -4,20 +4,14 @@ Engines come by the thread's inbox and leave when their `destination` is another
 """
 from cpython.ref cimport PyObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from dataplane.balancer cimport Balancer
 from dataplane.clock cimport Clock
 from dataplane.engine cimport Engine, pollfd
-from dataplane.packet cimport Context
-from dataplane.work cimport Work
 
 cdef enum:
     ENGINES_MOST = 64            # of one thread
 
 cdef void *UNDER_WAY             # engine.owner of an engine in an inbox
-
-cdef class Balancer:
-    # Moves engines between threads. Threads call it between two passes.
-    cdef uint64_t next_ns        # shared: when it wants to look again
-    cdef void balance(self, uint64_t now_ns) noexcept nogil
 
 cdef class EngineThread:
     cdef readonly str name
@@ -37,6 +31,9 @@ cdef class EngineThread:
     cdef int wake_descriptor
     cdef pollfd *descriptors             # of all engines, when there are several
     cdef uint32_t room
+    cdef uint64_t gathered               # generation of what is in `descriptors`
+    cdef uint64_t pass_ns                # when the last sleep or pass ended
+    cdef uint64_t looked_ns              # when all engines were asked, or a sleep ended
     cdef uint64_t fair_ns                # the least time that an engine with work has had
     # Accounting.
     cdef int64_t cpu_clock               # clockid_t of the thread; -1: it does not run
@@ -57,10 +54,8 @@ cdef class EngineThread:
     cdef void throttle(self) noexcept nogil
     cdef void sleep(self, uint64_t deadline_ns) noexcept nogil
     cdef void gather(self, pollfd *into) noexcept nogil
-    cdef void scatter(self, const pollfd *out) noexcept nogil
+    cdef void scatter(self, const pollfd *out, bint any) noexcept nogil
+    cdef uint64_t now(self) noexcept nogil
+    cdef bint rests(self, Engine engine) noexcept nogil
     cdef uint64_t one_pass(self, bint *more, bint *any) noexcept nogil
     cdef void run(self) noexcept nogil
-
-cdef class Settle(Work):
-    cdef Engine engine
-    cdef void run(self, Context *ctx) noexcept nogil

@@ -1,20 +1,13 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from dataplane.balancer import Balancer
 from dataplane.cgroup import Cgroup
 from dataplane.clock import Clock
 from dataplane.engine import Engine, Runner
 from dataplane.guarantee import Guarantee
-from dataplane.work import Work
 
 ALWAYS: int
-
-def settle(engine: Engine) -> None: ...
-
-class Balancer: ...
-
-class Settle(Work):
-    def __init__(self, engine: Engine) -> None: ...
 
 class EngineThread:
     name: str

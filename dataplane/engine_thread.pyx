@@ -8,13 +8,12 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
 from posix.time cimport clock_gettime, clockid_t, timespec
 from posix.unistd cimport read, write
+from dataplane.balancer cimport Balancer
 from dataplane.clock cimport Clock
 from dataplane.element cimport NEVER
 from dataplane.engine cimport Engine, nfds_t, pollfd
-from dataplane.packet cimport Context
 from dataplane.vatomic cimport (va_cas_ptr, va_fence, va_load_acquire_ptr, va_load_acquire_u32, va_load_relaxed_u32, va_pause,
                                 va_store_relaxed_u32, va_store_release_ptr, va_store_release_u32)
-from dataplane.work cimport Work
 
 from dataplane.errors import ConfigError, VnicError
 
@@ -33,6 +32,7 @@ cdef extern from "<sys/prctl.h>" nogil:
 
 cdef enum:
     SETTLE_NS = 1_000_000        # reading a thread's CPU clock is a system call of 0.2 us: 0.02 % at this interval
+    LOOK_NS = 10_000             # until engines that rest are asked too while others are busy: a fifth of the usual objective
     FAIR_NS = 20_000             # how far an engine may be ahead of the others; less than a turn of 32 GSO frames takes
 
 
@@ -41,32 +41,6 @@ UNDER_WAY = <void *>1
 
 cdef inline void look(Engine engine) noexcept nogil:
     engine.look = True
-
-
-cdef class Balancer:
-    """Moves engines between threads; this one moves none."""
-
-    def __cinit__(self, *args, **kwargs):
-        self.next_ns = NEVER
-
-    cdef void balance(self, uint64_t now_ns) noexcept nogil:
-        """Any of the threads calls this, several at once perhaps: never block."""
-
-
-cdef class Settle(Work):
-    """Brings an engine's accounts up to date, on its thread."""
-
-    def __init__(self, Engine engine):
-        self.engine = engine
-
-    cdef void run(self, Context *ctx) noexcept nogil:
-        if self.engine.owner != NULL:
-            (<EngineThread>self.engine.owner).settle()
-
-
-def settle(Engine engine not None):
-    """Brings `engine.charges()` and `engine.cpu_ns` up to this instant."""
-    engine.post(Settle(engine))
 
 
 cdef class EngineThread:
@@ -237,6 +211,8 @@ cdef class EngineThread:
         cdef uint64_t one = 1
         cdef int done = (<Engine>engine).done_descriptor
         cdef uint32_t i
+        if (<Engine>engine).resting:
+            (<Engine>engine).rouse()
         self.settle()
         self.count -= 1
         for i in range(place, self.count):
@@ -326,6 +302,13 @@ cdef class EngineThread:
         cdef uint32_t i = 0
         more[0] = any[0] = False
         while i < self.count:
+            if (<Engine>self.engines[i]).resting:
+                if self.rests(<Engine>self.engines[i]):
+                    if (<Engine>self.engines[i]).next_ns < deadline:
+                        deadline = (<Engine>self.engines[i]).next_ns
+                    i += 1
+                    continue
+                (<Engine>self.engines[i]).rouse()
             polls = (<Engine>self.engines[i]).busy_polls
             if self.serve(<Engine>self.engines[i]):
                 more[0] = True
@@ -342,6 +325,11 @@ cdef class EngineThread:
             self.fair_ns = least
         return deadline
 
+    cdef bint rests(self, Engine engine) noexcept nogil:
+        """Whether an engine that rests has nothing to do in this pass: nobody has looked, posted, or wants it, and no timer is due."""
+        return (not engine.look and engine.next_ns > self.pass_ns and va_load_acquire_ptr(&engine.mailbox) == NULL
+                and va_load_acquire_ptr(&engine.destination) == <void *>self)
+
     cdef void sleep(self, uint64_t deadline_ns) noexcept nogil:
         """Sleeps until input, mailbox, another engine or deadline, unless one of them is there already."""
         cdef timespec timeout
@@ -354,11 +342,14 @@ cdef class EngineThread:
         cdef pollfd own
         va_store_relaxed_u32(&self.sleeping, 1)
         for i in range(self.count):
-            va_store_relaxed_u32(&(<Engine>self.engines[i]).sleeping, 1)
+            # Who rests sleeps already, and whoever has posted since has rung.
+            if not (<Engine>self.engines[i]).resting:
+                va_store_relaxed_u32(&(<Engine>self.engines[i]).sleeping, 1)
             total += (<Engine>self.engines[i]).descriptor_count
         va_fence()                             # the flags before slots are read; pairs with the fences of whoever posts or hands over
         for i in range(self.count):
-            pending = (<Engine>self.engines[i]).prepare_sleep() or pending
+            if not (<Engine>self.engines[i]).resting:
+                pending = (<Engine>self.engines[i]).prepare_sleep() or pending
         pending = pending or va_load_acquire_ptr(&self.inbox) != NULL or va_load_acquire_u32(&self.stopping)
         if self.count == 0:
             own.fd, own.events, own.revents = self.wake_descriptor, POLLIN, 0
@@ -369,7 +360,7 @@ cdef class EngineThread:
             polled = <pollfd *>realloc(self.descriptors, total * sizeof(pollfd))
             pending = pending or polled == NULL
             if polled != NULL:
-                self.descriptors, self.room = polled, total
+                self.descriptors, self.room, self.gathered = polled, total, 0
         if not pending:
             now = self.clock.now()
             if deadline_ns != NEVER:
@@ -381,32 +372,63 @@ cdef class EngineThread:
             if self.count > 1:
                 self.gather(polled)
             ready = ppoll(polled, total, limit, NULL)
-            if self.count > 1:
-                self.scatter(polled)
-            for i in range(self.count):
-                (<Engine>self.engines[i]).distribute(ready > 0)
             if ready > 0 and (self.count == 0 or polled[1].revents):
                 read(self.wake_descriptor, &value, 8)
-            now = self.clock.now() - now
-            self.slept_ns += now
-            self.window_slept_ns += now
+            self.pass_ns = self.looked_ns = self.clock.now()
+            self.slept_ns += self.pass_ns - now
+            self.window_slept_ns += self.pass_ns - now
         va_store_relaxed_u32(&self.sleeping, 0)
+        if self.count == 1 and not pending:
+            (<Engine>self.engines[0]).distribute(ready > 0)
+        if self.count > 1 and not pending:
+            self.scatter(polled, ready > 0)
+            return
         for i in range(self.count):
-            (<Engine>self.engines[i]).wake(pending)
+            if not pending or not (<Engine>self.engines[i]).resting:
+                (<Engine>self.engines[i]).wake(pending)
 
     cdef void gather(self, pollfd *into) noexcept nogil:
+        """All engines' descriptors in a row, copied when they or the engines have changed."""
         cdef uint32_t i, at = 0, each
+        cdef uint64_t generation = 1
+        for i in range(self.count):            # an engine's number counts by its place: others in other places are something else
+            generation = generation * 1000003 + (<Engine>self.engines[i]).generation + <uint64_t><size_t>self.engines[i]
+        if generation == self.gathered:
+            return
+        self.gathered = generation
         for i in range(self.count):
             each = (<Engine>self.engines[i]).descriptor_count
             memcpy(into + at, (<Engine>self.engines[i]).descriptors, each * sizeof(pollfd))
             at += each
 
-    cdef void scatter(self, const pollfd *out) noexcept nogil:
-        cdef uint32_t i, at = 0, each
+    cdef void scatter(self, const pollfd *out, bint any) noexcept nogil:
+        """Wakes the engines that have something to read. The others rest: they stay asleep, since to wake one costs microseconds of cold
+        memory, most of what a lone packet costs when four engines share a thread."""
+        cdef uint32_t i, k, at = 0, each
+        cdef bint ready
         for i in range(self.count):
             each = (<Engine>self.engines[i]).descriptor_count
-            memcpy((<Engine>self.engines[i]).descriptors, out + at, each * sizeof(pollfd))
+            ready = False
+            if any:
+                for k in range(each):          # the second is this thread's own, the same for all
+                    ready = ready or (out[at + k].revents != 0 and k != 1)
+            if ready:
+                memcpy((<Engine>self.engines[i]).descriptors, out + at, each * sizeof(pollfd))
+                (<Engine>self.engines[i]).distribute(True)
+                (<Engine>self.engines[i]).wake(False)
+            else:
+                (<Engine>self.engines[i]).resting = True
+                (<Engine>self.engines[i]).look = False
             at += each
+
+    cdef uint64_t now(self) noexcept nogil:
+        """The end of the last turn in this pass: of whichever engine had it."""
+        cdef uint32_t i
+        cdef uint64_t latest = 0
+        for i in range(self.count):
+            if (<Engine>self.engines[i]).ctx.now_ns > latest:
+                latest = (<Engine>self.engines[i]).ctx.now_ns
+        return latest if self.count else self.clock.now()
 
     cdef void run(self) noexcept nogil:
         cdef uint64_t deadline, now, idle_since = 0
@@ -416,7 +438,7 @@ cdef class EngineThread:
             if va_load_acquire_ptr(&self.inbox) != NULL:
                 self.adopt()
             deadline = self.one_pass(&more, &any)
-            now = (<Engine>self.engines[0]).ctx.now_ns if self.count else self.clock.now()
+            now = self.pass_ns = self.now()
             if now >= self.settled_at_ns + SETTLE_NS:
                 self.settle()
             if self.runtime_ns:
@@ -440,8 +462,12 @@ cdef class EngineThread:
             else:
                 self.sleep(deadline)
                 continue
+            # Who rests may have got something since: soon enough, but not after each lone packet of another engine.
+            if not more or now - self.looked_ns >= LOOK_NS:
+                self.looked_ns = now
             for i in range(self.count):
-                look(<Engine>self.engines[i])
+                if not (<Engine>self.engines[i]).resting or self.looked_ns == now:
+                    look(<Engine>self.engines[i])
         self.adopt()
         while self.count:
             va_store_release_ptr(&(<Engine>self.engines[0]).destination, NULL)

@@ -17,9 +17,10 @@ from typing import Any
 from dataplane.cgroup import Cgroup
 from dataplane.compactor import Compactor
 from dataplane.engine import Engine
-from dataplane.engine_thread import ALWAYS, EngineThread, settle
+from dataplane.engine_thread import ALWAYS, EngineThread
 from dataplane.errors import ConfigError, VnicError
 from dataplane.guarantee import Guarantee
+from dataplane.settle import settle
 
 SLO_NS = 50_000
 

@@ -9,13 +9,14 @@ import pytest
 from dataplane.compactor import Compactor
 from dataplane.element import PyElement
 from dataplane.engine import Engine
-from dataplane.engine_thread import ALWAYS, EngineThread, settle
+from dataplane.engine_thread import ALWAYS, EngineThread
 from dataplane.errors import ConfigError, VnicError
 from dataplane.group import EngineGroup, Mode
 from dataplane.guarantee import CLASSES, Guarantee, permitted
 from dataplane.packet import PacketPool
 from dataplane.port import PortRx, PortTx
 from dataplane.ports.memory import MemoryPort
+from dataplane.settle import settle
 
 CPUS = sorted(os.sched_getaffinity(0))
 FRAME = bytes(60)

@@ -50,10 +50,13 @@ class KeptHere:
     def __init__(self, inherited: dict[str, list[int]] | None = None) -> None:
         self.kept: dict[str, list[int]] = {}
         self.documents: dict[str, bytes] = {}
-        self.inherited = inherited or {}
+        self.left = inherited or {}
 
     def take(self, key: str) -> list[int] | None:
-        return self.inherited.pop(key, None)
+        return self.left.pop(key, None)
+
+    def inherited(self, prefix: str) -> list[str]:
+        return [key for key in self.left if key.startswith(prefix)]
 
     def put(self, key: str, descriptors: Any) -> None:
         self.drop(key)

@@ -29,6 +29,7 @@ def attach() -> None:
 @click.option("--vlan", type=int, help="Makes it an access port of this VLAN.")
 @click.option("--egress", metavar="RATE", help="Rate of what leaves the container.")
 @click.option("--ingress", metavar="RATE", help="Rate of what enters the container.")
+@click.option("--owner", metavar="USER", help="Another user whose it is, see clients: in the configuration.")
 @instance_option
 def tap(name: str, pid: int | None, netns: str | None, instance: str, **options: Any) -> None:
     """Make the NIC called NAME: a TAP inside a container's network namespace, on the switch of a running vnic.
@@ -42,7 +43,7 @@ def tap(name: str, pid: int | None, netns: str | None, instance: str, **options:
     if (pid is None) == (netns is None):
         raise click.UsageError("which container? want either --pid PID or --netns PATH")
     nic: dict[str, Any] = {"pid": pid, "netns": None if netns is None else os.path.abspath(netns)}
-    for key in ("interface", "queues", "mac", "mtu"):
+    for key in ("interface", "queues", "mac", "mtu", "owner"):
         nic[key] = options[key]
     nic["addresses"] = list(options["addresses"]) or None
     nic["engine"] = int(options["engine"]) if str(options["engine"]).isdecimal() else options["engine"]

@@ -38,6 +38,12 @@ def _cgroups(groups: list[dict[str, Any]]) -> list[list[Any]]:
     ]
 
 
+def _container(nic: dict[str, Any]) -> str:
+    if nic.get("netns"):
+        return str(nic["netns"])
+    return "passed by its client" if nic.get("pid") is None else f"pid {nic['pid']}"
+
+
 @click.command()
 @instance_option
 @json_option
@@ -61,14 +67,15 @@ def status(instance: str, as_json: bool) -> None:
     click.echo(
         "packets: " + ("every one is accounted for" if found["conserved"] else "SOME ARE MISSING (see vnic status --json)")
     )
-    print_table(
-        ["engine", ">received", ">transmitted", ">dropped", ">held", ">CPU s", ">overruns", "group", "thread"],
-        [
-            [each["name"], each.get("received"), each.get("transmitted"), each.get("dropped"), each.get("held"),
-             f"{each.get('cpu_ns', 0) / 1e9:.2f}", each.get("overruns"), each.get("group"), each.get("thread")]
-            for each in found["engines"]
-        ],
-    )  # fmt: skip
+    if found["engines"]:  # a client that is not the owner sees none
+        print_table(
+            ["engine", ">received", ">transmitted", ">dropped", ">held", ">CPU s", ">overruns", "group", "thread"],
+            [
+                [each["name"], each.get("received"), each.get("transmitted"), each.get("dropped"), each.get("held"),
+                 f"{each.get('cpu_ns', 0) / 1e9:.2f}", each.get("overruns"), each.get("group"), each.get("thread")]
+                for each in found["engines"]
+            ],
+        )  # fmt: skip
     if found.get("groups"):
         print_table(
             ["group", "mode", "CPUs", "guarantee", ">threads"],
@@ -80,11 +87,13 @@ def status(instance: str, as_json: bool) -> None:
     if rows := _cgroups(found.get("groups", [])):
         print_table(["group", "cgroup", ">CPU s", "in force"], rows)
     if found["nics"]:
+        owned = ["owner"] if any(nic.get("owner") is not None for nic in found["nics"]) else []
         print_table(
-            ["NIC", "interface", "container", "MAC", ">MTU", ">queues", "link", ">egress", ">ingress", "engine"],
+            ["NIC", "interface", "container", "MAC", ">MTU", ">queues", "link", ">egress", ">ingress", "engine", *owned],
             [
-                [nic["name"], nic.get("interface"), nic.get("netns") or f"pid {nic.get('pid')}", nic.get("mac"), nic.get("mtu"),
-                 nic.get("queues"), nic.get("link"), _rate(nic.get("egress_bps")), _rate(nic.get("ingress_bps")), nic["engine"]]
+                [nic["name"], nic.get("interface"), _container(nic), nic.get("mac"), nic.get("mtu"), nic.get("queues"),
+                 nic.get("link"), _rate(nic.get("egress_bps")), _rate(nic.get("ingress_bps")), nic["engine"],
+                 *([nic.get("owner")] if owned else [])]
                 for nic in found["nics"]
             ],
         )  # fmt: skip

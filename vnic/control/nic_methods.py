@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -83,31 +83,27 @@ class _NicMethods:
     # -- attaching ---------------------------------------------------------------------------------------------------------
 
     def attach(self, parameters: Attach, caller: Caller) -> dict[str, Any]:
-        session, name = caller.session, parameters.name
-        given = parameters.netns is not None
-        config = convert_nic(name, parameters.nic, (name,), contained=not given and session.is_owner)
-        if given and (config.pid is not None or config.netns is not None):
+        session, name, given = caller.session, parameters.name, parameters.netns
+        config = convert_nic(name, parameters.nic, (name,), contained=given is None and session.is_owner)
+        if given is not None and (config.pid is not None or config.netns is not None):
             raise ConfigError(f"nic {name}: has pid or netns, and came with a namespace's descriptor: want one of them")
         if not session.is_owner:
-            self._check_client(config, session, given)
-        passed = None
-        if parameters.netns is not None:
-            netns = caller.take(parameters.netns)
-            process = -1
-            try:
-                if not is_network_namespace(netns):
-                    raise ConfigError(f"nic {name}: descriptor {parameters.netns} is no network namespace")
-                if not session.is_owner and owner_of(netns) != session.uid:
-                    raise NotPermittedError(
-                        f"nic {name}: the network namespace belongs to a user namespace that {session.who} did not make"
-                    )
-                process = -1 if parameters.process is None else caller.take(parameters.process)
-                return {"nic": self._nics.attach(config, Passed(netns, process))}
-            finally:
-                for each in (netns, process):
-                    if each >= 0:
-                        os.close(each)
-        return {"nic": self._nics.attach(config, passed)}
+            self._check_client(config, session, given is not None)
+        if given is None:
+            return {"nic": self._nics.attach(config)}
+        with ExitStack() as closing:
+            netns, process = caller.take(given), -1
+            closing.callback(os.close, netns)
+            if not is_network_namespace(netns):
+                raise ConfigError(f"nic {name}: descriptor {given} is no network namespace")
+            if not session.is_owner and owner_of(netns) != session.uid:
+                raise NotPermittedError(
+                    f"nic {name}: the network namespace belongs to a user namespace that {session.who} did not make"
+                )
+            if parameters.process is not None:
+                process = caller.take(parameters.process)
+                closing.callback(os.close, process)
+            return {"nic": self._nics.attach(config, Passed(netns, process))}
 
     def _check_client(self, config: NicConfig, session: Session, given: bool) -> None:
         """Whether somebody else's NIC is within what `clients:` grants; completes it. Raises ConfigError, NotPermittedError."""

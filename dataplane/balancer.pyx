@@ -1,0 +1,13 @@
+"""Balancer. The contract is in balancer.pxd."""
+from libc.stdint cimport uint64_t
+from dataplane.element cimport NEVER
+
+
+cdef class Balancer:
+    """Moves engines between threads; this one moves none."""
+
+    def __cinit__(self, *args, **kwargs):
+        self.next_ns = NEVER
+
+    cdef void balance(self, uint64_t now_ns) noexcept nogil:
+        """Any of the threads calls this, several at once perhaps: never block."""

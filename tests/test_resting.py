@@ -1,0 +1,171 @@
+"""Engines that share a thread and have nothing to do stay asleep while others work; nothing of theirs is late or lost for that."""
+
+import itertools
+import threading
+
+import pytest
+
+from dataplane.engine_thread import EngineThread
+from dataplane.group import EngineGroup
+from dataplane.packet import PacketPool
+from dataplane.port import PortRx, PortTx
+from dataplane.ports.memory import MemoryPort
+from dataplane.ports.ring_port import RingPort
+from dataplane.ring import MpscRing
+from shaping.shaper import Shaper
+from tests.test_group import CPUS, FRAME, until
+from tests.test_group import Lane as PlainLane
+
+ALONE = {"cpus": CPUS[:1]}  # one CPU, one thread: nobody moves
+
+
+class Counting:
+    """Counts what comes out of a port, without a word to its engine, which that would wake."""
+
+    def __init__(self, port):
+        self.port, self.times_ns = port, []
+
+    def __len__(self):
+        self.times_ns += [frame.time_ns for frame in self.port.take()]
+        return len(self.times_ns)
+
+
+class Lane(PlainLane):
+    def __init__(self, pool, name):
+        super().__init__(pool, name)
+        self.out = Counting(self.output)
+
+    def all_through(self):
+        return len(self.out) >= self.sent
+
+
+@pytest.fixture
+def together():
+    """Engines in a compacting group on one thread, by lanes; all packets come home."""
+    pool = PacketPool(small=4096, large=16)
+    group, made = EngineGroup("g", "compacting", **ALONE), []
+
+    def make(count):
+        for _ in range(count):
+            made.append(Lane(pool, f"e{len(made)}"))
+            group.add(made[-1].engine)
+        group.start()
+        return group, made
+
+    yield make
+    group.stop()
+    for lane in made:
+        assert lane.engine.conservation()["conserved"]
+        lane.engine.close()
+        lane.output.take()
+    assert pool.in_use == 0
+
+
+def polls(lane):
+    return lane.engine.status()["polls"]
+
+
+def one_by_one(lane, count):
+    """Packets each of which finds the thread asleep, most times."""
+    for _ in range(count):
+        lane.send()
+        until(lane.all_through)
+
+
+def test_a_lone_packet_is_its_engine_s_alone(together):
+    _, (busy, *idle) = together(4)
+    before = [polls(each) for each in (busy, *idle)]
+    one_by_one(busy, 400)
+    more = [polls(each) - count for each, count in zip((busy, *idle), before, strict=True)]
+    assert more[0] >= 400
+    # All engines had a turn for each packet before: now hardly one, when a packet takes longer than others may wait.
+    assert max(more[1:]) < more[0] / 2
+
+
+def test_who_rests_is_there_when_something_comes(together):
+    """Packets, by a port and by a ring's doorbell; work in the mailbox; each to an engine that rests while another is busy all the time."""
+    _, (busy, resting) = together(2)
+    over = threading.Event()
+
+    def keep_busy():
+        while not over.is_set():
+            busy.send(64)
+            until(busy.all_through)
+
+    thread = threading.Thread(target=keep_busy)
+    thread.start()
+    try:
+        for number in range(200):
+            resting.send()
+            until(resting.all_through)
+            assert resting.engine.call(lambda number=number: number) == number
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_ring_to_an_engine_that_rests():
+    """The sender sees the flag that says `ring`, since who rests is asleep all the time."""
+    pool = PacketPool(small=4096, large=16)
+    ring = MpscRing(64)
+    sender, other, receiver = Lane(pool, "s"), Lane(pool, "o"), Lane(pool, "r")
+    sender.engine.load([])
+    rx = PortRx(sender.input, name="rx")
+    rx >> PortTx(RingPort("to", 2, None, ring), name="to")
+    sender.engine.load([rx])
+    ring_rx = PortRx(RingPort("from", 3, ring, None), name="from")
+    out = MemoryPort("out", 4)
+    came = Counting(out)
+    ring_rx >> PortTx(out, name="out")
+    receiver.engine.load([ring_rx])
+    group = EngineGroup("g", "compacting", **ALONE)
+    for lane in (other, receiver):
+        group.add(lane.engine)
+    group.start()
+    thread = EngineThread("s", None)
+    thread.start([sender.engine])
+    try:
+        for number in range(1, 301):
+            other.send()  # so that the thread is awake, for somebody else, when the ring gets something, or is not
+            sender.input.inject([FRAME])
+            until(lambda number=number: len(came) == number)
+    finally:
+        thread.stop()
+        group.stop()
+    assert all(lane.engine.conservation()["conserved"] for lane in (sender, other, receiver))
+    for lane in (sender, other, receiver):
+        lane.engine.close()
+        lane.output.take()
+    out.take()
+    assert pool.in_use == 0
+
+
+def test_timers_of_who_rests(together):
+    """A shaper lets packets go at their instants though its engine has no turns but for that."""
+    _, (busy, timed) = together(2)
+    shaper = Shaper(1_000_000, name="shaper")
+    rx, out = PortRx(MemoryPort("in", 2), name="rx"), MemoryPort("out", 3)
+    rx >> shaper >> PortTx(out, name="out")
+    timed.engine.load([rx])
+    rx.port.inject([bytes(125)] * 20)  # a millisecond each
+    one_by_one(busy, 50)
+    came = Counting(out)
+    until(lambda: len(came) == 20)
+    times = came.times_ns
+    assert all(later > earlier for earlier, later in itertools.pairwise(times))
+    assert times[-1] - times[0] >= 18_000_000  # not before their time; how much later is the machine's affair
+    out.take()
+
+
+def test_moves_of_who_rests(together):
+    """Halted, run again, its group's mode changed, all while it rests."""
+    group, (busy, resting) = together(2)
+    for mode in ("spreading", "compacting"):
+        one_by_one(busy, 5)
+        group.halt(resting.engine)
+        one_by_one(busy, 5)
+        resting.send(3)
+        group.resume(resting.engine)
+        until(resting.all_through)
+        group.set_mode(mode)
+        one_by_one(resting, 5)
