@@ -84,7 +84,7 @@ cdef class Engine:
     cdef uint64_t delay_ns               # longest that a packet may have waited for its turn since the balancer looked, which resets it
     # Accounting: clock time since the thread settled, and the CPU time that was settled.
     cdef uint64_t weight_ns              # elements' weights and the overhead's together
-    cdef uint64_t overhead_weight_ns     # polls in vain, control's work
+    cdef uint64_t vain_weight_ns, control_weight_ns    # of that: polls in vain, work from the mailbox
     cdef uint64_t overhead_ns
     cdef readonly uint64_t cpu_ns        # charged to elements and overhead
     cdef public object runner            # who has threads for it: what says `alive`; None: nobody
@@ -102,4 +102,4 @@ cdef class Engine:
     cdef void rouse(self) noexcept nogil
     cdef void belong(self, void *thread, int wake_descriptor, uint64_t fair_ns) noexcept nogil
     cdef void part(self, void *next_owner) noexcept nogil
-    cdef void settle(self, double share) noexcept nogil
+    cdef void settle(self, double share, bint caused) noexcept nogil

@@ -288,8 +288,8 @@ cdef class Engine:
                 "overruns": self.overruns, "longest_turn_ns": self.longest_turn_ns}
 
     def charges(self):
-        """CPU time in nanoseconds by the name of each element that causes any (a source, a timer), and `overhead` (polls in vain, control's
-        work); the sum is cpu_ns. To the last settlement: see dataplane.settle."""
+        """CPU time in nanoseconds by the name of each element that causes any (a source, a timer), and `overhead` (polls without end,
+        control's work); the sum is cpu_ns. To the last settlement: see dataplane.settle."""
         return {**{element.name: (<Element>element).charged_ns for element in self.elements if (<Element>element).charged_ns},
                 "overhead": self.overhead_ns}
 
@@ -335,7 +335,7 @@ cdef class Engine:
         write(self.done_descriptor, &one, 8)
         took = self.clock.now() - begin
         self.weight_ns += took
-        self.overhead_weight_ns += took
+        self.control_weight_ns += took
 
     cdef uint32_t poll_once(self) noexcept nogil:
         """One round over the sources; returns how many packets there were. The clock is read once a source: when its packets leave,
@@ -353,7 +353,7 @@ cdef class Engine:
                 weigh(<Element>self.polled[i], self.ctx.now_ns - before)
                 got += taken
             else:
-                self.overhead_weight_ns += self.ctx.now_ns - before
+                self.vain_weight_ns += self.ctx.now_ns - before
         self.drained = got < self.ctx.burst and self.ctx.burst > 1
         self.ctx.burst = BURST
         self.polls += 1
@@ -468,8 +468,7 @@ cdef class Engine:
     cdef void belong(self, void *thread, int wake_descriptor, uint64_t fair_ns) noexcept nogil:
         """On the thread that runs the engine from now on."""
         self.wake_descriptor = self.descriptors[1].fd = wake_descriptor
-        self.fair_ns = fair_ns
-        self.look = True                       # packets may have come while nobody slept on its descriptors
+        self.fair_ns, self.look = fair_ns, True               # packets may have come while nobody slept on its descriptors
         va_store_relaxed_u64(&self.owner_id, <uint64_t>pthread_self())
         va_store_release_ptr(&self.owner, thread)
 
@@ -481,19 +480,20 @@ cdef class Engine:
 
     # -- accounting --------------------------------------------------------------------------------------------------------
 
-    cdef void settle(self, double share) noexcept nogil:
-        """Turns weights into CPU time: `share` nanoseconds of it for each of the clock. What rounding leaves is overhead."""
-        cdef uint64_t all_of_it = <uint64_t>(self.weight_ns * share), charged = 0
-        cdef uint32_t i
+    cdef void settle(self, double share, bint caused) noexcept nogil:
+        """Turns weights into CPU time: `share` nanoseconds of it for each of the clock. caused: who has packets pays for the polls in vain
+        that follow them, up to as much again, since the thread would be asleep otherwise. What is left is overhead."""
+        cdef uint64_t asked = self.weight_ns - self.vain_weight_ns - self.control_weight_ns
+        cdef uint64_t i, all_of_it = <uint64_t>(self.weight_ns * share), charged = 0
+        if caused and asked:
+            share += share * <double>min(self.vain_weight_ns, asked) / <double>asked
         for i in range(self.polled_count + self.timed_count):
             charged += charge(<Element>(self.polled[i] if i < self.polled_count else self.timed[i - self.polled_count]), share)
-        all_of_it = all_of_it if all_of_it > charged else charged
-        self.overhead_ns += all_of_it - charged
-        self.cpu_ns += all_of_it
-        self.weight_ns = self.overhead_weight_ns = 0
+        self.cpu_ns += max(all_of_it, charged)
+        self.overhead_ns += max(all_of_it, charged) - charged
+        self.weight_ns = self.vain_weight_ns = self.control_weight_ns = 0
 
     def advance(self, uint64_t until_ns):
-        """Virtual time: runs everything that is due up to and including `until_ns`, each timer at its own instant, and leaves the
-        clock there. Returns the number of packets that sources delivered."""
+        """Virtual time: runs what is due up to and including `until_ns`, leaves the clock there; returns packets that sources delivered."""
         from dataplane.virtual_time import VirtualTime
         return VirtualTime([self]).advance(until_ns)

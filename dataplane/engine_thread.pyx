@@ -240,7 +240,7 @@ cdef class EngineThread:
         else:
             share = <double>(cpu - self.settled_cpu_ns) / <double>weight
             for i in range(self.count):
-                (<Engine>self.engines[i]).settle(share)
+                (<Engine>self.engines[i]).settle(share, self.spin_ns == 0)
         self.settled_cpu_ns = cpu
         self.settled_at_ns = self.clock.now()
         self.slept_ns = 0

@@ -75,8 +75,8 @@ def test_clients_are_charged_for_what_they_send(environment, tmp_path, leak_chec
                 little.python(SEND, "10.98.0.3", "4000")
             after = accounts(environment)
             spent = {name: after[name] - before[name] for name in after}
-            assert spent["much"] / spent["little"] == pytest.approx(3, rel=0.3)
-            assert spent["much"] + spent["little"] > 0.8 * spent["all"]
+            assert spent["much"] / spent["little"] == pytest.approx(3, rel=0.2)
+            assert spent["much"] + spent["little"] > 0.98 * spent["all"]
             # The kernel's own measure of the engine's thread, which the accounts have no part in.
             charged = sum(after[name] for name in ("much", "little", "sink", "overhead"))
             assert charged == pytest.approx(after["all"], rel=0.001)
