@@ -1,7 +1,9 @@
-"""Does control disturb the packets? Round trips between two containers with and without CLIENTS clients of the control API, in turns.
+"""Does control disturb the packets? Round trips between two containers, in turns: alone; beside CLIENTS clients of the control API of the
+instance between them; and beside the same clients of another instance, with as many engines and NICs, which has no packets.
 
-Each client asks for the status, for statistics, and for a new rate, again and again, PAUSE_S apart: some CLIENTS / PAUSE_S calls a second.
-Two engines; the clients and the worker's own thread share the machine's CPUs with them, as they do in life.
+Each client asks for the status, for statistics, and for a new rate, again and again, PAUSE_S apart: some CLIENTS / PAUSE_S calls a
+second. Clients and control take CPU time from everybody who shares the machine's CPUs. "elsewhere" is what that alone does to the packets;
+"clients" against "elsewhere" is what it does to engines besides that the control is theirs.
 """
 
 import json
@@ -9,13 +11,14 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from bench import contestants, machine
-from bench.modes import PAUSE_US, _up
+from bench.modes import ENGINES, PAUSE_US, _up
 from bench.probes import compile_probes, probe
 from bench.report import show_machine
 from bench.space import Space, sweep
@@ -56,11 +59,30 @@ asyncio.run(main())
 """
 
 
-def _measure(space: Space, with_clients: bool, seconds: float) -> dict[str, float]:
+KINDS = ("alone", "elsewhere", "clients")
+
+
+def _up_elsewhere(space: Space) -> Path:
+    """Another instance, whose NICs nobody uses; returns its runtime directory."""
+    directory = space.directory / "elsewhere"
+    directory.mkdir(mode=0o700)
+    nics = "".join(
+        f"  {name}{number}: {{netns: {space.path(space.middle)}, interface: {name}{number}, engine: {number}}}\n"
+        for name in "ab"
+        for number in ENGINES
+    )
+    (directory / "vnic.yaml").write_text(f"engines: {len(ENGINES)}\nnics:\n{nics}")
+    environment = {"PYTHONPATH": str(Path(__file__).parents[1]), "VNIC_RUNTIME_DIR": str(directory)}
+    process = space.start([sys.executable, "-m", "vnic.cli.main", "up", str(directory / "vnic.yaml")], **environment)
+    space.wait_interface(space.middle, f"b{ENGINES[-1]}", process)
+    return directory
+
+
+def _measure(space: Space, directory: Path | None, seconds: float) -> dict[str, float]:
     trips = int(seconds * 1e6 / (1.5 * PAUSE_US + 100))
     load: subprocess.Popen[str] | None = None
-    if with_clients:
-        arguments = [str(space.directory / "default.sock"), str(CLIENTS), str(PAUSE_S), str(seconds + 0.5)]
+    if directory is not None:
+        arguments = [str(directory / "default.sock"), str(CLIENTS), str(PAUSE_S), str(seconds + 0.5)]
         load = subprocess.Popen([sys.executable, "-c", LOAD, *arguments], stdout=subprocess.PIPE, text=True)
         assert load.stdout is not None
         load.stdout.readline()
@@ -86,13 +108,14 @@ def run(rounds: int, seconds: float) -> dict[str, Any]:
     compile_probes()
     sweep()
     described = machine.describe()
-    samples: dict[str, list[dict[str, float]]] = {"alone": [], "clients": []}
+    samples: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
     with Space() as space:
         process = _up(space, {"mode": "spreading"})
-        _measure(space, False, 0.3)
+        places = dict(zip(KINDS, (None, _up_elsewhere(space), space.directory), strict=True))
+        _measure(space, None, 0.3)
         for number in range(rounds):
-            for kind in ("alone", "clients") if number % 2 else ("clients", "alone"):
-                samples[kind].append(_measure(space, kind == "clients", seconds))
+            for kind in KINDS[number % 3 :] + KINDS[: number % 3]:
+                samples[kind].append(_measure(space, places[kind], seconds))
                 say(f"round {number + 1}/{rounds} {kind:8}" + " ".join(f"{k}={v:.4g}" for k, v in samples[kind][-1].items()))
         resident_kb = contestants.tree_resident_kb(process.pid)
     medians = {
@@ -102,7 +125,10 @@ def run(rounds: int, seconds: float) -> dict[str, Any]:
     spread = {
         kind: {key: [min(s[key] for s in each), max(s[key] for s in each)] for key in KEYS} for kind, each in samples.items()
     }
-    ratios = {key: rounded(float(medians["clients"][key] or 0) / float(medians["alone"][key] or 1)) for key in KEYS}
+    ratios = {
+        f"clients/{base}": {key: rounded(float(medians["clients"][key] or 0) / float(medians[base][key] or 1)) for key in KEYS}
+        for base in KINDS[:2]
+    }
     return {**medians, "ratios": ratios, "spread": spread, "clients_count": CLIENTS, "resident_mb": rounded(resident_kb / 1024),
             "rounds": rounds, "seconds": seconds, "machine": described}  # fmt: skip
 
@@ -115,11 +141,12 @@ def show(console: Console, result: Mapping[str, Any]) -> None:
     )
     for title in ("", "p50 us", "p99 us", "p99.9 us", "calls/s"):
         table.add_column(title, justify="right" if title else "left", no_wrap=True)
-    for kind in ("alone", "clients"):
+    for kind in KINDS:
         cells = [
             f"{result[kind][key]:.1f} [dim]({result['spread'][kind][key][0]:.0f}-{result['spread'][kind][key][1]:.0f})[/dim]"
             for key in KEYS
         ]
         table.add_row(kind, *cells, f"{result[kind]['calls_per_s']:.0f}")
-    table.add_row("ratio", *(f"{result['ratios'][key]:.2f}" for key in KEYS), "")
+    for name, ratios in result["ratios"].items():
+        table.add_row(name, *(f"{ratios[key]:.2f}" for key in KEYS), "")
     console.print(table)

@@ -37,6 +37,7 @@ def tap(name: str, pid: int | None, netns: str | None, instance: str, **options:
     \b
     vnic attach tap web --pid 4242 --address 10.0.0.1/24
     vnic attach tap db --netns /run/netns/db --interface eth0 --queues 4 --egress 100mbit
+    vnic attach tap mine --pid 4711 -i /run/vnic/lab.sock      on another user's vnic: the container must be yours
     """
     from vnic.device.namespaces import NetNamespace
 

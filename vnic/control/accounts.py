@@ -2,8 +2,9 @@
 
 An engine charges what it does to the source or timer that made it do it (dataplane/engine.pyx): a NIC's receive side, its rings, its
 shapers. These bear the NIC's name, also in an engine that many NICs share. So the sender pays for its packets' way through the switch to
-the other NIC's queue, and the receiver for what waits in its own shaper; both for what it costs to look, before the thread sleeps, whether
-more has come. What nobody asked for - polling without end, control's work - is `overhead`. Charges and overhead together are the CPU time of the engines' threads.
+the other NIC's queue, and the receiver for what waits in its own shaper; both for looking once more, before the thread sleeps, whether
+anything has come. What nobody asked for - polling without end, control's work - is `overhead`. Charges and overhead together are the CPU
+time of the engines' threads.
 
 Memory: rings between engines, and the frames that wait in the NIC's shapers, as bytes.
 """

@@ -30,6 +30,7 @@ class KeptCapture(msgspec.Struct, frozen=True):
 
     point: str
     snaplen: int
+    uid: int | None = None  # of the user whose it is, if that is not the instance's owner
 
 
 class LiveCapture:

@@ -15,7 +15,7 @@ import msgspec
 
 from vnic.control.api import DESCRIPTION, INTERFACE
 from vnic.control.events import Bus, Event, Subscription
-from vnic.control.module import Caller, Method, Parameters, Session
+from vnic.control.module import FRESH_MOST, FRESH_S, Caller, Method, Parameters, Session
 
 
 class Stats(Parameters):
@@ -67,6 +67,7 @@ class Instance:
         upgrade: Callable[[str], Awaitable[dict[str, Any]]] | None = None,
     ) -> None:
         self._runtime, self._bus, self._supervisor, self._upgrade = runtime, bus, supervisor, upgrade
+        self._fresh: dict[str | None, tuple[float, dict[str, Any]]] = {}
 
     def methods(self) -> list[Method]:
         found = [
@@ -109,18 +110,34 @@ class Instance:
         return {"status": status}
 
     def _stats(self, parameters: Stats, caller: Caller) -> dict[str, Any]:
-        return {"stats": self._statistics(parameters.name, caller.session)}
+        self._check(parameters.name, caller.session)
+        return {"stats": self._theirs(self._runtime.stats(parameters.name), caller.session)}
 
-    def _statistics(self, name: str | None, session: Session) -> dict[str, Any]:
+    def _check(self, name: str | None, session: Session) -> None:
         if name is not None and not session.is_owner:
             self._runtime.nics.get(name, session)
-        stats: dict[str, Any] = self._runtime.stats(name)
-        if name is None and (mine := self._visible(session)) is not None:
-            prefixes = tuple(f"{each}." for each in mine)
-            stats["nics"] = [each for each in stats["nics"] if each["name"] in mine]
-            for engine in stats["engines"]:
-                engine["elements"] = [each for each in engine["elements"] if each["name"].startswith(prefixes)]
-        return stats
+
+    def _recent(self, name: str | None) -> dict[str, Any]:
+        """Counters, at most FRESH_S old: however many streams there are, engines are asked so often and no more."""
+        now = time.monotonic()
+        if name not in self._fresh or now - self._fresh[name][0] > FRESH_S:
+            if len(self._fresh) > FRESH_MOST:
+                self._fresh.clear()
+            self._fresh[name] = (now, self._runtime.stats(name))
+        return self._fresh[name][1]
+
+    def _theirs(self, stats: dict[str, Any], session: Session) -> dict[str, Any]:
+        """What of counters a client may see."""
+        if (mine := self._visible(session)) is None:
+            return stats
+        prefixes = tuple(f"{each}." for each in mine)
+        return {
+            "nics": [each for each in stats["nics"] if each["name"] in mine],
+            "engines": [
+                {**engine, "elements": [each for each in engine["elements"] if each["name"].startswith(prefixes)]}
+                for engine in stats["engines"]
+            ],
+        }
 
     def _accounts(self, _: Parameters, caller: Caller) -> dict[str, Any]:
         accounts = self._runtime.charges()
@@ -171,6 +188,7 @@ class Instance:
     async def _watch_stats(self, parameters: WatchStats, caller: Caller) -> AsyncIterator[dict[str, Any]]:
         due = time.monotonic()
         while True:
-            yield {"time": round(time.time(), 6), "stats": self._statistics(parameters.name, caller.session)}
+            self._check(parameters.name, caller.session)  # it may be another's by now
+            yield {"time": round(time.time(), 6), "stats": self._theirs(self._recent(parameters.name), caller.session)}
             due = max(due + parameters.interval_ms / 1000, time.monotonic())  # who is late does not catch up
             await asyncio.sleep(due - time.monotonic())

@@ -11,10 +11,7 @@ import msgspec
 from dataplane.errors import ConfigError, VnicError
 from vnic.control.api import INTERFACE, SERVICE, SERVICE_DESCRIPTION
 from vnic.control.log import Log
-from vnic.control.module import Caller, Method, NotPermittedError, Parameters, Session
-
-FRESH_S = 0.01  # statistics so old are as good as new: many who ask at once cost the engines one snapshot
-FRESH_MOST = 64  # answers kept meanwhile: names that clients make up shall not fill the memory
+from vnic.control.module import FRESH_MOST, FRESH_S, Caller, Method, NotPermittedError, Parameters, Session
 
 ABOUT = ("name", "point", "element", "handler")  # parameters that say what a change is about, for the log
 

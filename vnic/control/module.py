@@ -24,6 +24,9 @@ from dataplane.errors import VnicError
 if TYPE_CHECKING:
     from vnic.control.runtime import Runtime
 
+FRESH_S = 0.01  # what was read so long ago is as good as new: many who ask at once cost the engines one snapshot
+FRESH_MOST = 64  # answers kept meanwhile: names that clients make up shall not fill the memory
+
 
 class NotPermittedError(VnicError):
     """The client is not allowed to do that."""

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 PIPE_BYTES = 1 << 20  # as much as a plain user may have (fs.pipe-max-size)
 F_SETPIPE_SZ = 1031
-CLIENT_CAPTURES_MOST = 4  # of a client who is not the owner, at a time: each costs us a thread and a buffer
 
 
 class Attach(Named):
@@ -169,8 +168,6 @@ class _NicMethods:
         self._nics.get(self._nics.nic_of(parameters.point), session)
         if not session.is_owner and parameters.path is not None:
             raise NotPermittedError(f"capture: only the instance's owner has it write files; {session.who} leaves path out")
-        if not session.is_owner and len(session.captures) >= CLIENT_CAPTURES_MOST:
-            raise NotPermittedError(f"capture: {session.who} has {CLIENT_CAPTURES_MOST} captures on this connection already")
         if parameters.path is not None:
             number = self._nics.start_capture(parameters.point, parameters.path, parameters.snaplen)
             session.captures.add(number)
@@ -179,7 +176,8 @@ class _NicMethods:
         try:
             with suppress(OSError):  # beyond what all pipes of a user may have together: it stays small
                 fcntl.fcntl(reading, F_SETPIPE_SZ, PIPE_BYTES)
-            number = self._nics.start_capture(parameters.point, writing, parameters.snaplen)
+            uid = None if session.is_owner else session.uid
+            number = self._nics.start_capture(parameters.point, writing, parameters.snaplen, uid)
         except BaseException:
             os.close(reading)
             raise

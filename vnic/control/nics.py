@@ -28,7 +28,7 @@ from vnic.control.capture import KeptCapture, LiveCapture
 from vnic.control.devices import Devices, Passed
 from vnic.control.keeper import close_all, read_document, write_document
 from vnic.control.log import Log
-from vnic.control.module import Method, Module, NotPermittedError, Session
+from vnic.control.module import Method, Module, NotPermittedError, Session, user_name
 from vnic.control.nic_methods import nic_methods
 from vnic.control.parts import Attached, Home, own_nic
 from vnic.control.scalars import Rate
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 MAX_NICS = 1024
 CAPTURES_MOST = 64  # each has a thread and a buffer of 8 MiB
+CAPTURES_OF_A_USER_MOST = 4  # who is not the instance's owner
 
 log = Log("vnic")
 
@@ -278,15 +279,18 @@ class Nics(Module):
 
     # -- captures ----------------------------------------------------------------------------------------------------------
 
-    def start_capture(self, point: str, target: str | int, snaplen: int = 262144) -> int:
-        """Copies what passes `point` (a NIC's name, or one of its elements') to a file or pipe, by path or descriptor; returns the
-        capture's number."""
+    def start_capture(self, point: str, target: str | int, snaplen: int = 262144, uid: int | None = None) -> int:
+        """Copies what passes `point` (a NIC's name, or one of its elements') to a file or pipe, by path or descriptor, for user `uid` if
+        not for the instance's owner; returns the capture's number."""
         with self.runtime.lock:
             self.runtime.check_open()
             if len(self._captures) >= CAPTURES_MOST:
                 raise VnicError(f"{CAPTURES_MOST} captures run already; end one of them first")
+            theirs = sum(each.kept.uid == uid for each in self._captures.values())
+            if uid is not None and theirs >= CAPTURES_OF_A_USER_MOST:
+                raise NotPermittedError(f"capture: user {user_name(uid)} has {theirs} captures already; end one of them first")
             self._captured += 1
-            number, kept = self._captured, KeptCapture(point, snaplen)
+            number, kept = self._captured, KeptCapture(point, snaplen, uid)
             capture = self._capture(number, kept, reopened(target) if isinstance(target, int) else target)
             try:
                 self._keep_capture(number, kept, capture.file.fileno())

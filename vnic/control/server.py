@@ -54,7 +54,8 @@ class Server:
                 except OSError:
                     await asyncio.sleep(ACCEPT_PAUSE_S)
                     continue
-                self._serve(sock)
+                with suppress(OSError):  # it is gone again
+                    self._serve(sock)
 
     def _serve(
         self, sock: socket.socket, begun: bytes = b"", descriptors: Sequence[int] = (), captures: Sequence[int] = ()
