@@ -15,6 +15,9 @@ from dataplane.cgroup import Hierarchy
 from vnic.cli.main import COMMANDS, cli
 from vnic.control import doctor
 
+pytestmark = pytest.mark.commands
+
+
 TREE = Path(__file__).parents[1]
 VNIC = [sys.executable, "-m", "vnic.cli.main"]
 

@@ -20,7 +20,7 @@ from vnic.control.server import CLIENTS_OF_A_USER_MOST
 
 ALICE, BOB, EVE = 54321, 54322, 54323  # of nobody: no such users need be added
 WHO = {ALICE: f"user uid {ALICE}", EVE: f"user uid {EVE}"}
-pytestmark = pytest.mark.root  # who else could be three users
+pytestmark = [pytest.mark.root, pytest.mark.commands]  # who but root could be three users
 
 
 class UsersContainer(Container):

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from tests.test_command import environment, vnic  # noqa: F401 - a fixture
 from vnic.control.log import JsonFormatter, Log, TextFormatter
 
+pytestmark = pytest.mark.commands
+
 
 def logged(formatter, say):
     """What `say` makes a Log write."""

@@ -261,7 +261,7 @@ def test_groups():
 
 def test_cgroups_of_groups():
     config = parse_config("groups: {a: {cgroup: /sys/fs/cgroup/a}, b: {cgroup: [/x/cpu/b, /x/cpuacct/b]}, c: {}}")
-    assert [group.cgroups for group in config.groups.values()] == [["/sys/fs/cgroup/a"], ["/x/cpu/b", "/x/cpuacct/b"], []]
+    assert [group.cgroup for group in config.groups.values()] == [["/sys/fs/cgroup/a"], ["/x/cpu/b", "/x/cpuacct/b"], []]
     assert decode_config(encode_config(config)) == config
 
 
@@ -276,13 +276,13 @@ def test_cgroups_of_groups():
         ("groups: {a: {mode: compacting}}\nengines: [{cpu: 0}]", "cpu is for spreading groups"),
         (
             "groups: {a: {cgroup: tenant}}",
-            "'tenant' will not do; want the absolute path of a cgroup that its threads join, or a list",
+            "groups.a.cgroup[0]: 'tenant' will not do; want the absolute path of a cgroup's directory",
         ),
         (
             "groups: {a: {cgroup: [/a, b]}}",
             "groups.a.cgroup[1]: 'b' will not do; want the absolute path of a cgroup's directory",
         ),
-        ('groups: {a: {cgroup: "/a\\0b"}}', "groups.a.cgroup: '/a\\x00b' will not do; want the absolute path"),
+        ('groups: {a: {cgroup: "/a\\0b"}}', "groups.a.cgroup[0]: '/a\\x00b' will not do; want the absolute path"),
         ("groups: {a: {cgroup: [/a, /a]}}", "cgroup names one twice: want each once"),
         ("groups: {a: {slo: 1ns}}", "slo 1ns is out of range"),
         ("metrics: {listen: '0.0.0.0:9464'}", "0.0.0.0:9464 is no loopback address and port"),

@@ -20,6 +20,9 @@ from tests.test_command import environment, ping, vnic, write_config  # noqa: F4
 from vnic.control.api import DESCRIPTORS_MOST
 from vnic.control.client import Client
 
+pytestmark = pytest.mark.commands
+
+
 TREE = Path(__file__).parents[1]
 
 

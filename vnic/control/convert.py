@@ -247,6 +247,13 @@ def convert_nic(
     return nic
 
 
+def _group(data: Any) -> Any:
+    """One path of a cgroup stands for a list of one."""
+    if isinstance(data, Mapping) and isinstance(data.get("cgroup"), str):
+        return {**data, "cgroup": [data["cgroup"]]}
+    return data
+
+
 def encode_config(config: Config) -> bytes:
     """A configuration as JSON, with what the loader filled in: for another process of the same instance."""
     return msgspec.json.encode(config, enc_hook=encode_scalar)
@@ -273,6 +280,8 @@ def convert_config(
         if not 1 <= engines <= 64:
             raise error_at(locate, ("engines",), f"{engines} will not do; want {_follow(Config, ('engines',))[1]}")
         fields["engines"] = [{} for _ in range(engines)]
+    if isinstance(groups := fields.get("groups"), Mapping):
+        fields["groups"] = {name: _group(group) for name, group in groups.items()}
     kinds: dict[str, type[msgspec.Struct]] = {"groups": GroupConfig, "clients": ClientConfig}
     for field, kind in kinds.items():
         if isinstance(each := fields.get(field), Mapping):

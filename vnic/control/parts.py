@@ -119,7 +119,7 @@ def make_group(name: str, config: GroupConfig, *, tolerant: bool = False) -> Eng
         spin_ns=int(config.spin or 0),
         slo_ns=int(config.slo),
         guarantee=None if guarantee is None else Guarantee(int(guarantee.runtime), int(guarantee.period)),
-        cgroups=[Cgroup(path) for path in config.cgroups],
+        cgroups=[Cgroup(path) for path in config.cgroup],
         tolerant=tolerant,
     )
 
