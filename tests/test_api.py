@@ -1,6 +1,7 @@
 """The control API over real sockets: what clients may do, and what a broken one cannot do to others."""
 
 import asyncio
+import contextlib
 import json
 import os
 import select
@@ -16,7 +17,7 @@ import pytest
 
 from dataplane.errors import ConfigError, VnicError
 from tests.fake_daemon import FakeRuntime
-from vnic.control import api
+from vnic.control import api, connection
 from vnic.control.client import Client
 from vnic.control.events import QUEUE_MOST, Bus
 from vnic.control.instance_module import Instance
@@ -293,6 +294,47 @@ def test_other_users_are_refused(open_directory, monkeypatch):
 
     answer = asyncio.run(ask())
     assert b"org.vnic.Control.NotPermitted" in answer and b"user nobody (uid 65534): may not use this vnic" in answer
+
+
+def test_a_request_a_byte_at_a_time_is_cut_off_and_nobody_waits(open_directory, monkeypatch):
+    """The time that a whole request has is a second here; who sends a byte now and then is cut off all the same."""
+    monkeypatch.setattr(connection, "REQUEST_S", 1.0)
+    path = str(open_directory / "s")
+
+    async def slow():
+        reader, writer = await asyncio.open_unix_connection(path)
+        begin = asyncio.get_running_loop().time()
+        while not reader.at_eof():
+            with contextlib.suppress(ConnectionError):
+                writer.write(b"{")
+                await writer.drain()
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                await asyncio.wait_for(reader.read(100), 0.1)
+        writer.close()
+        return asyncio.get_running_loop().time() - begin
+
+    async def quick(slow_ones):
+        reader, writer = await asyncio.open_unix_connection(path)
+        answers = 0
+        while not all(each.done() for each in slow_ones):
+            writer.write(b'{"method":"org.vnic.Control.Graph"}\0')
+            assert b"a -> b" in await reader.readuntil(b"\0")
+            answers += 1
+        writer.close()
+        return answers
+
+    async def talk():
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            server = Server(Methods([Instance(FakeRuntime(None), Bus(asyncio.get_running_loop()))], "0.0", lambda: None))
+            await server.start(listener)
+            slow_ones = [asyncio.create_task(slow()) for _ in range(50)]
+            answers = await quick(slow_ones)
+            await server.close()
+            return [each.result() for each in slow_ones], answers
+
+    lasted, answers = asyncio.run(talk())
+    assert all(seconds < 20 for seconds in lasted) and answers > 50
 
 
 def test_statistics_in_a_stream(daemon):

@@ -148,6 +148,10 @@ def test_what_is_another_s_is_refused_by_name(net):
             assert "may be in no VLAN" in net.as_user(
                 BOB, "attach", "tap", "x", "--pid", str(other.pid), "--vlan", "10", status=1
             )
+            # With such a name, an element of Alice's NIC would pass for one of his.
+            for name in ("made.egress", "web.x"):
+                attach = ["attach", "tap", name, "--pid", str(other.pid), "--interface", "eth0"]
+                assert "begins like the name of another user's NIC" in net.as_user(BOB, *attach, status=2)
         # What happens to others' NICs he does not hear.
         heard = net.code(BOB, """
 events = vnic.stream("Monitor")
@@ -245,6 +249,24 @@ print(json.dumps(said))
 """)  # fmt: skip
     assert len(refused) == 1 and f"user uid {ALICE} has 4 captures already" in refused[0]
     assert json.loads(vnic(net.environment, "status", "--json"))["conserved"]
+
+
+def test_a_capture_that_nobody_reads_holds_up_nobody(net):
+    """Its pipe is full and its reader asleep, or gone: NICs are detached, the program is replaced, all without waiting for it."""
+    with UsersContainer(ALICE) as box:
+        net.as_user(ALICE, "attach", "tap", "box", "--pid", str(box.pid), "--interface", "eth0", "--address", "10.97.0.3/24")
+        asleep, gone = Client(), Client()
+        for client in (asleep, gone):
+            client.call("StartCapture", point="box")
+        box.run("ping", "-f", "-c", "2000", "-s", "1400", "10.97.0.1")
+        os.close(gone.descriptors[0])
+        json.loads(vnic(net.environment, "upgrade", "--json"))
+        ping(box, "10.97.0.1")
+        net.as_user(ALICE, "detach", "box")
+        assert names(vnic(net.environment, "status", "--json")) == ["web", "made"]
+        os.close(asleep.descriptors[0])
+        for client in (asleep, gone):
+            client.close()
 
 
 def test_without_clients_nobody_else_comes_near(leak_check, monkeypatch):

@@ -126,6 +126,19 @@ def test_changes_wait_for_the_end_of_an_upgrade(environment, two, monkeypatch): 
         ping(a, "10.99.0.3")
 
 
+def test_an_instance_that_is_ended_during_an_upgrade_ends(environment, two):  # noqa: F811
+    supervisor = status(environment)["supervisor"]["pid"]
+    children = Path(f"/proc/{supervisor}/task/{supervisor}/children")
+    before = len(children.read_text().split())
+    upgrade = subprocess.Popen([*VNIC, "upgrade"], env=environment, cwd=TREE, stderr=subprocess.DEVNULL)
+    while len(children.read_text().split()) == before:
+        pass
+    vnic(environment, "down")
+    assert upgrade.wait(60) in (0, 1)
+    assert "does not run" in vnic(environment, "status", status=1)
+    assert [box.interfaces() for box in two] == [[], []]
+
+
 def test_nobody_notices(environment, two):  # noqa: F811
     a, b = two
     ping(a, "10.99.0.2")

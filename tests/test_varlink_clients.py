@@ -136,7 +136,7 @@ def test_descriptors_that_nobody_wants_are_closed(running):
                 client.call("Attach", passing=[null.fileno(), netns.fileno()], **{"name": "x", "nic": {}, **parameters})
         assert open_files() == before
         assert client.call("Status")["status"]["conserved"]
-    with Client(path) as greedy, pytest.raises(VnicError):
+    with Client(path) as greedy, pytest.raises((VnicError, OSError)):
         for _ in range(3):  # part of a message, again and again, each with descriptors
             socket.send_fds(greedy._socket, [b"{"], [0] * DESCRIPTORS_MOST)
         greedy.call("Status")

@@ -40,7 +40,7 @@ cdef class CaptureFile:
     cdef void wake(self) noexcept nogil
     cdef void run(self) noexcept nogil
     cdef void rest(self) noexcept nogil
-    cdef bint ready(self) noexcept nogil
+    cdef bint ready(self, uint64_t give_up_ns) noexcept nogil
 
 cdef class PcapWriter(Port):
     cdef readonly CaptureFile capture

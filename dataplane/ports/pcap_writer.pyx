@@ -13,6 +13,7 @@ from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport read, write
 from dataplane.clock cimport Clock
 from dataplane.packet cimport Batch, Context, Packet, packet_data, packet_free
@@ -42,6 +43,12 @@ LINKTYPE_ETHERNET = 1
 SNAPLEN_MAX = 262144             # what libpcap accepts for Ethernet; more than any frame here
 BUFFER_MIN_BYTES = 1 << 19       # a record of the longest frame, several times
 BUFFER_MAX_BYTES = 1 << 30
+
+cdef inline uint64_t monotonic_ns() noexcept nogil:
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return <uint64_t>t.tv_sec * 1000000000 + <uint64_t>t.tv_nsec
+
 
 cdef enum:
     RECORD_BYTES = 16
@@ -81,8 +88,7 @@ cdef class CaptureFile:
         header = struct.pack("=IHHIIII", PCAP_MAGIC_NS, 2, 4, 0, 0, snaplen, LINKTYPE_ETHERNET)
         try:
             # O_NONBLOCK: a named pipe that nobody reads must not hold up control (ENXIO instead).
-            self.descriptor = (os.dup(file) if isinstance(file, int) else
-                               os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK, 0o600))
+            self.descriptor = os.dup(file) if isinstance(file, int) else _open(file)
             self.may_block = not stat.S_ISREG(os.fstat(self.descriptor).st_mode)
             self.locked = self.begun = self._lock()
             if self.locked:
@@ -195,11 +201,13 @@ cdef class CaptureFile:
             self.run()
 
     cdef void run(self) noexcept nogil:
-        cdef uint64_t head = 0, tail, count, offset
+        cdef uint64_t head = 0, tail, count, offset, give_up_ns = 0
         cdef ssize_t done
         cdef bint stopping
         while True:
             stopping = va_load_acquire_u32(&self.ring.stopping)      # before the tail: nothing comes after it
+            if stopping and give_up_ns == 0:                         # for all that waits, not for each page
+                give_up_ns = monotonic_ns() + GRACE_MS * 1000000
             tail = va_load_acquire_u64(&self.ring.tail)              # pairs with the release in write_packet
             if tail == head:
                 if stopping:
@@ -211,7 +219,7 @@ cdef class CaptureFile:
                 va_store_release_u32(&self.ring.failed, EAGAIN)
                 return
             count = min(min(tail - head, self.capacity - offset), <uint64_t>self.chunk_bytes)
-            if self.may_block and not self.ready():
+            if self.may_block and not self.ready(give_up_ns):
                 if stopping:
                     va_store_release_u32(&self.ring.failed, EAGAIN)
                     return
@@ -247,18 +255,35 @@ cdef class CaptureFile:
         va_exchange_u32(&self.ring.sleeping, 0)
         read(self.doorbell, &value, 8)
 
-    cdef bint ready(self) noexcept nogil:
-        """Waits until the pipe takes something (or is broken, which write will say); False when its reader rests while we should end."""
+    cdef bint ready(self, uint64_t give_up_ns) noexcept nogil:
+        """Waits until the pipe takes something (or is broken, which write will say); False when its reader rests while we should end, or
+        takes too long: give_up_ns is the instant, 0 before `close`."""
         cdef pollfd both[2]
-        cdef uint64_t value
+        cdef uint64_t value, now
         cdef bint stopping = va_load_acquire_u32(&self.ring.stopping)
         both[0].fd, both[0].events, both[0].revents = self.descriptor, POLLOUT, 0
         both[1].fd, both[1].events, both[1].revents = self.doorbell, POLLIN, 0
         # The doorbell tells of `stopping`; once that is known, the reader has a last while.
-        poll(&both[0], 1 if stopping else 2, GRACE_MS if stopping else -1)
+        if stopping and give_up_ns:
+            now = monotonic_ns()
+            poll(&both[0], 1, <int>((give_up_ns - now) // 1000000) if now < give_up_ns else 0)
+            return now < give_up_ns and both[0].revents & (POLLOUT | POLLERR | POLLHUP) != 0
+        poll(&both[0], 2, -1)
         if both[1].revents:
             read(self.doorbell, &value, 8)
         return both[0].revents & (POLLOUT | POLLERR | POLLHUP) != 0
+
+
+def _open(path):
+    """For writing. A pipe that we have open already, and that nobody reads any more, is opened all the same: its writer is to be there when
+    a capture goes on in another process, whatever its reader did meanwhile."""
+    flags = os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        return os.open(path, flags | os.O_WRONLY, 0o600)
+    except OSError as error:
+        if error.errno != error_numbers.ENXIO or not os.fspath(path).startswith("/proc/self/fd/"):
+            raise
+        return os.open(path, flags | os.O_RDWR, 0o600)
 
 
 def _capacity(name, buffer):

@@ -21,6 +21,7 @@ from vnic.control.schema import encode_scalar
 
 IDLE_S = 120.0  # a client that sends nothing, or does not read its reply, for so long is cut off
 REQUEST_S = 10.0  # from a request's first byte to its last
+OTHERS_DESCRIPTORS_MOST = 4  # of a client who is not the owner: twice what a call takes; they count against the worker's limit
 PIECE = 1 << 16
 _ROOM = socket.CMSG_SPACE(DESCRIPTORS_MOST * array.array("i").itemsize)
 
@@ -44,9 +45,11 @@ class Connection:
         self.buffer = bytearray(begun)  # what came and is not answered: part of a request, and those that were sent ahead
         self.streaming = b""  # the request whose replies go on
         self.waiting: tuple[bytes, list[int]] | None = None  # one that waits for the end of an upgrade, and what came with it
+        self.answering = False  # a request was taken, and its reply has not gone out
         self.task: asyncio.Task[None] | None = None
         self._open = asyncio.Event()
         self._open.set()
+        self._most = DESCRIPTORS_MOST if session.is_owner else OTHERS_DESCRIPTORS_MOST
         self._taken = 0  # bytes of earlier requests
         # Descriptors, each with the place in the stream up to which the bytes reach that it came with.
         self._descriptors = [(len(begun), each) for each in descriptors]
@@ -92,8 +95,8 @@ class Connection:
                     found = array.array("i")
                     found.frombytes(content[: len(content) - len(content) % found.itemsize])
                     self._descriptors += [(self._taken + len(self.buffer), each) for each in found]
-            if flags & socket.MSG_CTRUNC or len(self._descriptors) > DESCRIPTORS_MOST:
-                raise ErrorReply(f"{SERVICE}.InvalidParameter", parameter=f"more than {DESCRIPTORS_MOST} descriptors")
+            if flags & socket.MSG_CTRUNC or len(self._descriptors) > self._most:
+                raise ErrorReply(f"{SERVICE}.InvalidParameter", parameter=f"more than {self._most} descriptors")
             return bool(data)
 
     def pause(self) -> None:

@@ -130,11 +130,11 @@ class Instance:
         """What of counters a client may see."""
         if (mine := self._visible(session)) is None:
             return stats
-        prefixes = tuple(f"{each}." for each in mine)
+        nic_of = self._runtime.nics.nic_of
         return {
             "nics": [each for each in stats["nics"] if each["name"] in mine],
             "engines": [
-                {**engine, "elements": [each for each in engine["elements"] if each["name"].startswith(prefixes)]}
+                {**engine, "elements": [each for each in engine["elements"] if nic_of(each["name"]) in mine]}
                 for engine in stats["engines"]
             ],
         }

@@ -143,7 +143,10 @@ class Methods:
     def ended(self, session: Session) -> None:
         """The connection is gone, however it went."""
         for module in self._modules:
-            module.ended(session)
+            try:
+                module.ended(session)
+            except Exception as error:  # a user's: the others are told all the same
+                log.error("ended", error=error)
 
     def _permitted(self, call: Call, session: Session) -> Method:
         method = self._methods.get(call.method)
@@ -160,7 +163,7 @@ class Methods:
         if not method.cached:
             return dict(method.call(parameters, caller))
         who = None if caller.session.is_owner else caller.session.uid
-        key, now = (method.name, msgspec.json.encode(parameters), who), time.monotonic()
+        key, now = (method, msgspec.json.encode(parameters), who), time.monotonic()
         if key not in self._fresh or now - self._fresh[key][0] > FRESH_S:
             if len(self._fresh) > FRESH_MOST:
                 self._fresh.clear()

@@ -192,5 +192,5 @@ class _NicMethods:
             raise ConfigError(f"capture {parameters.capture}: is none of this connection's")
         captures.remove(parameters.capture)
         # A reader that takes nothing holds up nobody but himself.
-        result = await asyncio.to_thread(self._nics.stop_capture(parameters.capture))
-        return dict(result)
+        result: dict[str, Any] = await asyncio.wrap_future(self._nics.stop_capture(parameters.capture))
+        return result

@@ -12,8 +12,8 @@ Egress and ingress are the container's: what leaves it, what enters it.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +62,9 @@ class Nics(Module):
         self._devices = devices
         self.attached: dict[str, Attached] = {}
         self._captures: dict[int, LiveCapture] = {}
-        self._ended: dict[int, dict[str, Any]] = {}  # by the end of their NIC
+        self._ended: dict[int, Future[dict[str, Any]]] = {}  # by the end of their NIC
+        self._finishing: dict[int, KeptCapture] = {}  # what waits is still being written out
+        self._aside = ThreadPoolExecutor(CAPTURES_MOST, "vnic-finish")
         self._captured = 0
         self._orphans: set[int] = set()  # captures whose client went during an upgrade
         self._gone: list[Attached] = []  # NICs whose container did
@@ -140,6 +142,7 @@ class Nics(Module):
                 raise VnicError("the runtime does not run")
             if config.name in self.attached:
                 raise ConfigError(f"nic {config.name}: is attached already; choose another name or detach it first")
+            self._check_name(config)
             taken = {attached.number for attached in self.attached.values()}
             # One that has had a number keeps it: the MAC table goes by numbers.
             number = config.number if config.number not in taken else None
@@ -163,6 +166,13 @@ class Nics(Module):
             config.number, config.engine = number, home
             undo.pop_all()
             return self._status(attached)
+
+    def _check_name(self, config: NicConfig) -> None:
+        """Elements are known by their NIC's name: one user's must not look like another's, as those of prod.egress and prod would."""
+        for name, other in self.attached.items():
+            alike = f"{config.name}.".startswith(f"{name}.") or f"{name}.".startswith(f"{config.name}.")
+            if alike and other.config.owner != config.owner:
+                raise ConfigError(f"nic {config.name}: begins like the name of another user's NIC; choose another name")
 
     def _home(self, config: NicConfig) -> int:
         if config.engine is not None:
@@ -194,7 +204,7 @@ class Nics(Module):
             self.runtime.check_open()
             attached = self.get(name)
             for number in [number for number, capture in self._captures.items() if capture.nic == name]:
-                self._ended[number] = self._end_capture(number)()
+                self._ended[number] = self._end_capture(number)
             attached.watch.close()
             for each in self.homes:
                 each.deactivate(attached.number)
@@ -284,9 +294,10 @@ class Nics(Module):
         not for the instance's owner; returns the capture's number."""
         with self.runtime.lock:
             self.runtime.check_open()
-            if len(self._captures) >= CAPTURES_MOST:
+            running = [each.kept for each in self._captures.values()] + list(self._finishing.values())
+            if len(running) >= CAPTURES_MOST:
                 raise VnicError(f"{CAPTURES_MOST} captures run already; end one of them first")
-            theirs = sum(each.kept.uid == uid for each in self._captures.values())
+            theirs = sum(each.uid == uid for each in running)
             if uid is not None and theirs >= CAPTURES_OF_A_USER_MOST:
                 raise NotPermittedError(f"capture: user {user_name(uid)} has {theirs} captures already; end one of them first")
             self._captured += 1
@@ -295,7 +306,7 @@ class Nics(Module):
             try:
                 self._keep_capture(number, kept, capture.file.fileno())
             except BaseException:
-                self._end_capture(number)()
+                self._end_capture(number)
                 raise
             self.runtime.emit("capture", nic=capture.nic, point=point, state="started")
             return number
@@ -337,24 +348,26 @@ class Nics(Module):
         found = (name for name in self.attached if f"{point}.".startswith(f"{name}."))
         return max(found, key=len, default=point.partition(".")[0])
 
-    def stop_capture(self, number: int) -> Callable[[], dict[str, Any]]:
-        """Ends a capture: takes it out of the graph. What is returned writes out what waits, which may take a second where nobody
-        reads, and says how many packets it has and how many it missed; it may be called on any thread."""
+    def stop_capture(self, number: int) -> Future[dict[str, Any]]:
+        """Ends a capture: takes it out of the graph. What waits is written out aside, which takes up to a second where nobody reads; the
+        result is how many packets it has and how many it missed."""
         with self.runtime.lock:
             self.runtime.check_open()
             return self._end_capture(number)
 
-    def _end_capture(self, number: int) -> Callable[[], dict[str, Any]]:
+    def _end_capture(self, number: int) -> Future[dict[str, Any]]:
         capture = self._captures.pop(number, None)
         if capture is None:
-            ended = self._ended.pop(number, {})
-            return lambda: ended
+            return self._ended.pop(number, None) or self._aside.submit(dict)
         capture.stop()
+        self._finishing[number] = capture.kept
+        finished = self._aside.submit(capture.finish)
+        finished.add_done_callback(lambda _: self._finishing.pop(number, None))
         if self.runtime.keeping is not None:
             self.runtime.keeping.drop(f"capture/{number}")
         self.runtime.accounts.retire(capture.nic)
         self.runtime.emit("capture", nic=capture.nic, point=capture.point, state="stopped", captured=capture.captured)
-        return capture.finish
+        return finished
 
     def ended(self, session: Session) -> None:
         with self.runtime.lock:
@@ -365,9 +378,8 @@ class Nics(Module):
             session.captures.clear()
 
     def _abandon(self, captures: Iterable[int]) -> None:
-        for number in captures:
-            # Its reader may be gone, asleep or malicious: nobody waits for it.
-            threading.Thread(target=self._end_capture(number), daemon=True).start()
+        for number in list(captures):
+            self._end_capture(number)  # its reader may be gone, asleep or malicious: nobody waits for it
 
     # -- upgrade -----------------------------------------------------------------------------------------------------------
 
@@ -384,8 +396,7 @@ class Nics(Module):
 
     def let_go(self) -> None:
         """Every engine is a successor's: what was captured here is written out, and its turn comes."""
-        for capture in self._captures.values():
-            capture.file.close()
+        wait([self._aside.submit(capture.file.close) for capture in self._captures.values()])
 
     def save(self) -> dict[str, Any]:
         return {"captured": self._captured}
@@ -431,4 +442,5 @@ class Nics(Module):
 
     def stop_devices(self) -> None:
         """After all engines."""
+        self._aside.shutdown()
         self._devices.stop()

@@ -21,6 +21,7 @@ from vnic.control.devices import Devices, TapDevices
 from vnic.control.events import Emit
 from vnic.control.handlers import Handlers
 from vnic.control.keeper import Keeper
+from vnic.control.log import Log
 from vnic.control.module import Module
 from vnic.control.nics import Nics
 from vnic.control.parts import Hosted, make_group, own_config
@@ -28,6 +29,8 @@ from vnic.control.schema import Config, ModuleConfig
 from vnic.control.segments import Segments
 
 H = TypeVar("H", bound=Hosted)
+
+log = Log("vnic")
 
 
 class Runtime:
@@ -150,7 +153,7 @@ class Runtime:
         with self.lock:
             if self.closed:
                 return
-            self.closed = True
+            self.closed, self.upgrading = True, False
             for module in reversed(self.modules):
                 module.close()
             for group in self.groups.values():
@@ -227,7 +230,10 @@ class Runtime:
         with self.lock:
             self.upgrading = False
             for module in self.modules:
-                module.end_upgrade()
+                try:
+                    module.end_upgrade()
+                except Exception as error:  # a user's, or a supervisor that is ending: the others' turn all the same
+                    log.error("end_upgrade", error=error)
 
     def save_control(self) -> dict[str, Any]:
         """What control itself counted, for the next worker."""

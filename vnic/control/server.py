@@ -103,12 +103,19 @@ class Server:
             connection.resume()
 
     def idle(self) -> list[Transfer]:
-        """After `pause`: each client but the one that is being answered, for the next server; the descriptors are still ours."""
+        """After `pause`: each client that waits for nothing, or for the next reply of a stream, for the next server; the descriptors are
+        still ours. Whoever is in the middle of an answer is left out: half a message cannot go on elsewhere."""
         return [
             Transfer(connection.socket.fileno(), *connection.unanswered(), sorted(connection.session.captures))
             for connection in self._connections
-            if connection.task is not asyncio.current_task()
+            if not connection.answering and connection.task is not asyncio.current_task()
         ]
+
+    def let_go(self) -> None:
+        """The next server has them: nothing more is written from here, but to the client that is being answered."""
+        for task in self._tasks:
+            if task is not asyncio.current_task():
+                task.cancel()
 
     def adopt(self, client: Transfer) -> None:
         """Serves a client of the worker before."""
@@ -128,13 +135,14 @@ class Server:
             pass  # it hung up, or fell asleep
         finally:
             self._connections.discard(connection)
-            self._methods.ended(connection.session)
             connection.close()
+            self._methods.ended(connection.session)
 
     def _admit(self, session: Session) -> None:
         """Raises what keeps a client out."""
         self._methods.admit(session)
-        if len(self._connections) >= CLIENTS_MOST:
+        # The owner's are counted by themselves: others cannot keep him out.
+        if sum(each.session.is_owner == session.is_owner for each in self._connections) >= CLIENTS_MOST:
             raise ErrorReply(f"{INTERFACE}.Failed", message=f"{CLIENTS_MOST} clients are connected already; try again")
         theirs = sum(each.session.uid == session.uid for each in self._connections)
         if not session.is_owner and theirs >= CLIENTS_OF_A_USER_MOST:
@@ -153,6 +161,7 @@ class Server:
                     connection.waiting = request, descriptors
                     await self._changes.wait()
                     connection.waiting = None
+                connection.answering = True
                 try:
                     if (stream := self._methods.stream(call, caller)) is None:
                         answer = await self._methods.answer(call, caller)
@@ -160,12 +169,14 @@ class Server:
                     caller.close()  # before it is told: what it passed in vain is gone then
                     if not call.oneway:
                         await connection.reply(error_reply(error, call.method))
+                    connection.answering = False
                     continue
                 if stream is not None:
                     await self._pour(connection, stream, call.method, request)
                     return
                 caller.close()
                 await self._reply(connection, call, answer)
+                connection.answering = False
 
     async def _reply(self, connection: Connection, call: Call, answer: dict[str, Any]) -> None:
         descriptors = answer.descriptors if isinstance(answer, Reply) else []
@@ -185,6 +196,7 @@ class Server:
         end = loop.create_task(connection.fill())
         try:
             while True:
+                connection.answering = False
                 item: asyncio.Task[dict[str, Any]] = loop.create_task(anext(stream))  # type: ignore[arg-type]
                 try:
                     done, _ = await asyncio.wait((item, end), return_when=asyncio.FIRST_COMPLETED)
@@ -197,6 +209,7 @@ class Server:
                 if (error := item.exception()) is not None:
                     await connection.reply(error_reply(error, method))
                     return
+                connection.answering = True
                 await connection.reply({"parameters": item.result(), "continues": True})
         finally:
             end.cancel()

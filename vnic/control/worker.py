@@ -216,6 +216,7 @@ class Worker:
                 report = upgrade.give(runtime, channel)
                 self._gave_up = True
                 channel.send_clients(self._server.idle())
+                self._server.let_go()
         except upgrade.Torn as error:
             log.error("upgrade torn, both workers end", why=str(error))
             self.tell(keeper.Failed(str(error)))
