@@ -113,9 +113,6 @@ class Nics(Module):
             log.error("nic lost", nic=config.name, why=str(error))
             del self.config.nics[config.name]
 
-    def __len__(self) -> int:
-        return len(self.attached)
-
     def names(self, owner: int | None = None) -> list[str]:
         """The NICs that are attached; of one user only, where `owner` is given."""
         return [name for name, each in self.attached.items() if owner is None or each.config.owner == owner]

@@ -76,11 +76,7 @@ class Server:
     async def close(self) -> None:
         """Hangs up on everybody."""
         self.stop_accepting()
-        ours = asyncio.current_task()
-        tasks = [task for task in self._tasks if task is not ours]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self.let_go(), return_exceptions=True)
 
     # -- connections of an upgrade -----------------------------------------------------------------------------------------
 
@@ -111,11 +107,13 @@ class Server:
             if not connection.answering and connection.task is not asyncio.current_task()
         ]
 
-    def let_go(self) -> None:
-        """The next server has them: nothing more is written from here, but to the client that is being answered."""
-        for task in self._tasks:
-            if task is not asyncio.current_task():
-                task.cancel()
+    def let_go(self) -> list[asyncio.Task[None]]:
+        """Ends what serves the clients, but for the one who is being answered by who calls this; returns what ends. In an upgrade, once the
+        next server has them: nothing more is written from here."""
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        return tasks
 
     def adopt(self, client: Transfer) -> None:
         """Serves a client of the worker before."""
