@@ -12,6 +12,12 @@ from typing import Self
 
 IS_ROOT = os.geteuid() == 0
 
+OPEN_SOCKET = """
+import socket, sys
+opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+socket.send_fds(socket.socket(fileno=int(sys.argv[1])), [b"."], [opened.fileno()])
+"""
+
 
 class Container:
     """A process in a new network namespace with `lo` up; in a new user namespace too, which a plain user needs.
@@ -59,6 +65,15 @@ class Container:
     def python(self, code: str, *arguments: str) -> str:
         """Run Python code inside: its output."""
         return self.run(sys.executable, "-c", code, *arguments)
+
+    def udp_socket(self) -> socket.socket:
+        """A UDP socket of the container, opened inside and handed out: a test with two of them sends in the order it wants."""
+        here, there = socket.socketpair()
+        with here, there:
+            command = self.command([sys.executable, "-c", OPEN_SOCKET, str(there.fileno())])
+            subprocess.run(command, pass_fds=[there.fileno()], check=True, timeout=30)
+            _, (descriptor,), _, _ = socket.recv_fds(here, 1, 1)
+        return socket.socket(fileno=descriptor)
 
     def interfaces(self) -> list[str]:
         """Names of its interfaces, without `lo`."""
