@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from dataplane.errors import ConfigError, VnicError
 from vnic.control.api import DESCRIPTORS_MOST, INTERFACE, REPLY_MOST, find_socket, not_running
+from vnic.device.descriptors import receive_with_descriptors
 
 TIMEOUT_S = 60.0  # the daemon answers one request after the other, and attaching a NIC may take seconds
 
@@ -120,7 +121,7 @@ class Client:
         while (end := self._rest.find(b"\0")) < 0:
             if len(self._rest) > REPLY_MOST:
                 raise ValueError
-            data, descriptors, _, _ = socket.recv_fds(self._socket, 1 << 16, DESCRIPTORS_MOST)
+            data, descriptors, _ = receive_with_descriptors(self._socket, 1 << 16, DESCRIPTORS_MOST)
             self.descriptors = descriptors or self.descriptors
             if not data:
                 raise VnicError(f"instance {self.instance}: the daemon went away")

@@ -5,9 +5,7 @@ asyncio's streams read with recv(2), which loses descriptors (SCM_RIGHTS); so th
 
 from __future__ import annotations
 
-import array
 import asyncio
-import os
 import socket
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -18,12 +16,12 @@ from vnic.control.api import DESCRIPTORS_MOST, REQUEST_MOST, SERVICE
 from vnic.control.methods import ErrorReply
 from vnic.control.module import Session
 from vnic.control.schema import encode_scalar
+from vnic.device.descriptors import close_all, receive_with_descriptors
 
 IDLE_S = 120.0  # a client that sends nothing, or does not read its reply, for so long is cut off
 REQUEST_S = 10.0  # from a request's first byte to its last
 OTHERS_DESCRIPTORS_MOST = 4  # of a client who is not the owner: twice what a call takes; they count against the worker's limit
 PIECE = 1 << 16
-_ROOM = socket.CMSG_SPACE(DESCRIPTORS_MOST * array.array("i").itemsize)
 
 
 class Transfer(NamedTuple):
@@ -85,17 +83,13 @@ class Connection:
         while True:
             await self._open.wait()
             try:
-                data, ancillary, flags, _ = self.socket.recvmsg(PIECE, _ROOM, socket.MSG_CMSG_CLOEXEC)
+                data, found, lost = receive_with_descriptors(self.socket, PIECE, DESCRIPTORS_MOST)
             except BlockingIOError:
                 await self._ready(asyncio.get_running_loop().add_reader, asyncio.get_running_loop().remove_reader)
                 continue
             self.buffer += data
-            for level, kind, content in ancillary:
-                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                    found = array.array("i")
-                    found.frombytes(content[: len(content) - len(content) % found.itemsize])
-                    self._descriptors += [(self._taken + len(self.buffer), each) for each in found]
-            if flags & socket.MSG_CTRUNC or len(self._descriptors) > self._most:
+            self._descriptors += [(self._taken + len(self.buffer), each) for each in found]
+            if lost or len(self._descriptors) > self._most:
                 raise ErrorReply(f"{SERVICE}.InvalidParameter", parameter=f"more than {self._most} descriptors")
             return bool(data)
 
@@ -117,12 +111,11 @@ class Connection:
     async def reply(self, message: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
         """Raises TimeoutError where the client does not read, OSError where it is gone."""
         view = memoryview(msgspec.json.encode(message, enc_hook=encode_scalar) + b"\0")
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         loop = asyncio.get_running_loop()
         while view:
             try:
-                view = view[self.socket.sendmsg([view], ancillary) :]
-                ancillary = []
+                view = view[socket.send_fds(self.socket, [view], list(descriptors)) :]
+                descriptors = ()  # they went with the first byte
             except BlockingIOError:
                 await asyncio.wait_for(self._ready(loop.add_writer, loop.remove_writer), IDLE_S)
 
@@ -138,6 +131,5 @@ class Connection:
     def close(self) -> None:
         """Hangs up."""
         self.socket.close()
-        for _, descriptor in self._descriptors:
-            os.close(descriptor)
+        close_all(descriptor for _, descriptor in self._descriptors)
         self._descriptors.clear()

@@ -17,8 +17,6 @@ descriptors.
 
 from __future__ import annotations
 
-import array
-import contextlib
 import fcntl
 import os
 import socket
@@ -29,6 +27,7 @@ from typing import Literal
 import msgspec
 
 from dataplane.errors import ConfigError, PortError, VnicError
+from vnic.device.descriptors import close_all, receive_with_descriptors
 from vnic.device.tap import MAX_QUEUES, TapReport, TapRequest
 
 MESSAGE_BYTES = 1 << 16
@@ -156,29 +155,16 @@ class KeptTap(msgspec.Struct, frozen=True):
 def send(sock: socket.socket, message: msgspec.Struct, descriptors: Sequence[int] = ()) -> None:
     """One message; the receiver gets duplicates of the descriptors. Raises OSError."""
     data = msgspec.json.encode(message)
-    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-    sock.sendmsg([data], ancillary)
+    socket.send_fds(sock, [data], list(descriptors))
 
 
 def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
     """One message and its descriptors, which are the caller's now; b"" when the other side is gone. Raises OSError, VnicError."""
-    room = socket.CMSG_SPACE(DESCRIPTORS * array.array("i").itemsize)
-    data, ancillary, flags, _ = sock.recvmsg(MESSAGE_BYTES, room, socket.MSG_CMSG_CLOEXEC)
-    found = array.array("i")
-    for level, kind, content in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            found.frombytes(content[: len(content) - len(content) % found.itemsize])
-    if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
+    data, found, lost = receive_with_descriptors(sock, MESSAGE_BYTES, DESCRIPTORS)
+    if lost:
         close_all(found)
         raise VnicError("descriptors got lost between supervisor and worker: too many open files; raise the limit (ulimit -n)")
-    return data, list(found)
-
-
-def close_all(descriptors: Sequence[int]) -> None:
-    """Closes descriptors."""
-    for descriptor in descriptors:
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
+    return data, found
 
 
 def write_document(content: bytes) -> int:

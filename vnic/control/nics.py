@@ -26,7 +26,7 @@ from dataplane.ports.ring_port import RingPort
 from vnic.control.api import DESCRIPTION, INTERFACE
 from vnic.control.capture import KeptCapture, LiveCapture
 from vnic.control.devices import Devices, Passed
-from vnic.control.keeper import close_all, read_document, write_document
+from vnic.control.keeper import read_document, write_document
 from vnic.control.log import Log
 from vnic.control.module import Method, Module, NotPermittedError, Session, user_name
 from vnic.control.nic_methods import nic_methods
@@ -34,6 +34,7 @@ from vnic.control.parts import Attached, Home, own_nic
 from vnic.control.scalars import Rate
 from vnic.control.schema import NicConfig
 from vnic.control.segments import RING_BYTES
+from vnic.device.descriptors import close_all
 
 if TYPE_CHECKING:
     from vnic.control.runtime import Runtime

@@ -7,7 +7,8 @@ from contextlib import ExitStack
 from dataplane.elements.mac_table import MacTable
 from dataplane.packet import PacketPool
 from dataplane.ring import MpscRing
-from vnic.control.keeper import Keeper, close_all
+from vnic.control.keeper import Keeper
+from vnic.device.descriptors import close_all
 
 RING_CAPACITY = 4096  # packets on their way between two engines; more than a NIC's burst from every other engine
 RING_BYTES = RING_CAPACITY * MpscRing.cell_bytes

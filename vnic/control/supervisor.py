@@ -30,6 +30,7 @@ from vnic.control.api import BACKLOG, open_to_clients
 from vnic.control.instance import SIGNALS, bound_log, instance_lock, listening, log_path, signals_only_ask
 from vnic.control.log import Log
 from vnic.device.agent import NamespaceAgent
+from vnic.device.descriptors import close_all
 from vnic.device.namespaces import NetNamespace
 from vnic.device.tap import TapReport, TapRequest
 
@@ -267,7 +268,7 @@ class Supervisor:
         try:
             call = keeper.decode_call(data)
         except BaseException:
-            keeper.close_all(descriptors)
+            close_all(descriptors)
             raise
         answer: keeper.Answer = keeper.Done()
         reply: list[int] = []
@@ -276,7 +277,7 @@ class Supervisor:
                 case keeper.Put(key):
                     self.store.put(key, descriptors)
                 case keeper.Drop(key):
-                    keeper.close_all(descriptors)
+                    close_all(descriptors)
                     self.store.drop(key)
                 case keeper.OpenTap(nic, request):
                     reply = self._open_tap(nic, request, descriptors)
@@ -300,7 +301,7 @@ class Supervisor:
         return descriptors
 
     def _event(self, worker: WorkerProcess, data: bytes, descriptors: list[int]) -> None:
-        keeper.close_all(descriptors)
+        close_all(descriptors)
         match keeper.decode_from_worker(data):
             case keeper.Ready():
                 worker.ready = True

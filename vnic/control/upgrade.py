@@ -37,6 +37,7 @@ from dataplane.errors import VnicError
 from dataplane.handover import BYTES_MAX, forget_engine, load_engine, save_engine
 from vnic.control.api import DESCRIPTORS_MOST
 from vnic.control.connection import Transfer
+from vnic.device.descriptors import receive_with_descriptors
 
 if TYPE_CHECKING:
     from dataplane.engine import Engine
@@ -88,7 +89,7 @@ class Channel:
         found: list[Transfer] = []
         with suppress(VnicError, OSError):
             while isinstance(begun := (message := self.receive()).get("client"), bytes):
-                mark, descriptors, _, _ = socket.recv_fds(self._socket, 1, 1 + DESCRIPTORS_MOST)
+                mark, descriptors, _ = receive_with_descriptors(self._socket, 1, 1 + DESCRIPTORS_MOST)
                 if mark != b"+" or not descriptors:
                     break
                 found.append(Transfer(descriptors[0], begun, descriptors[1:], list(message.get("captures", ()))))

@@ -25,6 +25,7 @@ from vnic.control.instance_module import Instance
 from vnic.control.log import Log, set_up
 from vnic.control.methods import Methods
 from vnic.control.server import Server
+from vnic.device.descriptors import close_all
 
 if TYPE_CHECKING:
     from typing import Protocol
@@ -284,7 +285,7 @@ class Worker:
                 waiting.set_exception(VnicError(f"{error}; this worker goes on"))
             case keeper.Quit():
                 self._stop.set()
-        keeper.close_all(descriptors)
+        close_all(descriptors)
 
 
 def _version() -> str:

@@ -13,7 +13,6 @@ The agent ends when its socket closes, that is with the daemon, however that end
 
 from __future__ import annotations
 
-import array
 import os
 import select
 import signal
@@ -30,6 +29,7 @@ import msgspec
 
 from dataplane.errors import ConfigError, PortError, VnicError
 from vnic.device import link
+from vnic.device.descriptors import close_all, receive_with_descriptors
 from vnic.device.namespaces import NetNamespace, enter
 from vnic.device.tap import (
     MAX_QUEUES,
@@ -86,27 +86,16 @@ def send_message(sock: socket.socket, message: Request | Answer | Done, fds: lis
     data = msgspec.json.encode(message)
     if len(data) > MAX_MESSAGE_BYTES:
         raise ConfigError(f"a message of {len(data)} bytes to the namespace agent is too long; ask for less at once")
-    sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else [])
+    socket.send_fds(sock, [data], fds)
 
 
 def receive_message(sock: socket.socket) -> tuple[bytes, list[int]]:
     """One message and its descriptors, which are now the caller's; b"" at the end."""
-    room = socket.CMSG_SPACE(MAX_MESSAGE_FDS * array.array("i").itemsize)
-    data, ancillary, flags, _ = sock.recvmsg(MAX_MESSAGE_BYTES, room, socket.MSG_CMSG_CLOEXEC)
-    fds = array.array("i")
-    for level, kind, content in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-    if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
+    data, fds, lost = receive_with_descriptors(sock, MAX_MESSAGE_BYTES, MAX_MESSAGE_FDS)
+    if lost:
         close_all(fds)
         raise PortError("descriptors of the namespace agent got lost: too many open files; raise the limit (ulimit -n)")
-    return data, list(fds)
-
-
-def close_all(fds: list[int] | array.array[int]) -> None:
-    """Close descriptors."""
-    for fd in fds:
-        os.close(fd)
+    return data, fds
 
 
 # --- the agent's process ----------------------------------------------------------------------------------------------
