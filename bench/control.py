@@ -4,6 +4,10 @@ instance between them; and beside the same clients of another instance, with as 
 Each client asks for the status, for statistics, and for a new rate, again and again, PAUSE_S apart: some CLIENTS / PAUSE_S calls a
 second. Clients and control take CPU time from everybody who shares the machine's CPUs. "elsewhere" is what that alone does to the packets;
 "clients" against "elsewhere" is what it does to engines besides that the control is theirs.
+
+A round trip has the wake-ups of its two ends in it, processes like any other, which clients can keep from a CPU. "through" is the engines'
+own part: one way, from the send to the time that the receiver's kernel put on the datagram. All of it with the engines as they come
+("default") and with a guarantee of CPU time ("guaranteed").
 """
 
 import json
@@ -23,10 +27,17 @@ from bench.probes import compile_probes, probe
 from bench.report import show_machine
 from bench.space import Space, sweep
 from bench.tap import rounded, say
+from vnic.control.client import Client
 
 CLIENTS = 200
 PAUSE_S = 0.25
-KEYS = ("p50_us", "p99_us", "p999_us")
+KEYS = ("p50_us", "p99_us", "through_p50_us", "through_p99_us", "through_p999_us")
+KINDS = ("alone", "elsewhere", "clients")
+GROUPS: dict[str, dict[str, object]] = {
+    "default": {"mode": "spreading"},
+    # Four of them are 0.8 CPUs: the kernel admits guarantees of up to 95 % of all CPUs (sched(7)).
+    "guaranteed": {"mode": "spreading", "guarantee": "{runtime: 200us, period: 1ms}"},
+}
 
 # In a process of its own, as clients are. Prints how many calls were answered, and how many failed, at the end.
 LOAD = """
@@ -57,9 +68,6 @@ async def main():
 
 asyncio.run(main())
 """
-
-
-KINDS = ("alone", "elsewhere", "clients")
 
 
 def _up_elsewhere(space: Space) -> Path:
@@ -103,21 +111,41 @@ def _measure(space: Space, directory: Path | None, seconds: float) -> dict[str, 
     }
 
 
+def _in_turn(group: str, number: int, seconds: float) -> tuple[dict[str, dict[str, float]], str, int]:
+    """All kinds once, beginning with another each time: the samples, how the engines are scheduled, resident memory in kB."""
+    with Space() as space:
+        process = _up(space, GROUPS[group])
+        places = dict(zip(KINDS, (None, _up_elsewhere(space), space.directory), strict=True))
+        _measure(space, None, 0.3)
+        samples = {}
+        for kind in KINDS[number % 3 :] + KINDS[: number % 3]:
+            samples[kind] = _measure(space, places[kind], seconds)
+            say(f"round {number + 1} {group:10} {kind:9} " + " ".join(f"{k}={v:.4g}" for k, v in samples[kind].items()))
+        with Client(str(space.directory / "default.sock")) as client:
+            threads = client.call("Status")["status"]["groups"][0]["threads"]
+        return samples, threads[0]["scheduling"], contestants.tree_resident_kb(process.pid)
+
+
 def run(rounds: int, seconds: float) -> dict[str, Any]:
-    """Medians over `rounds` of both, measured in turns on one instance. Raises BenchError."""
+    """Medians over `rounds`, measured in turns. Raises BenchError."""
     compile_probes()
     sweep()
     described = machine.describe()
-    samples: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
-    with Space() as space:
-        process = _up(space, {"mode": "spreading"})
-        places = dict(zip(KINDS, (None, _up_elsewhere(space), space.directory), strict=True))
-        _measure(space, None, 0.3)
-        for number in range(rounds):
-            for kind in KINDS[number % 3 :] + KINDS[: number % 3]:
-                samples[kind].append(_measure(space, places[kind], seconds))
-                say(f"round {number + 1}/{rounds} {kind:8}" + " ".join(f"{k}={v:.4g}" for k, v in samples[kind][-1].items()))
-        resident_kb = contestants.tree_resident_kb(process.pid)
+    samples: dict[str, dict[str, list[dict[str, float]]]] = {group: {kind: [] for kind in KINDS} for group in GROUPS}
+    scheduling, resident_kb = {}, 0
+    for number in range(rounds):
+        for group in GROUPS:
+            taken, scheduling[group], resident_kb = _in_turn(group, number, seconds)
+            for kind, sample in taken.items():
+                samples[group][kind].append(sample)
+    return {
+        **{group: {**_summary(each), "scheduling": scheduling[group]} for group, each in samples.items()},
+        "clients_count": CLIENTS, "resident_mb": rounded(resident_kb / 1024), "rounds": rounds, "seconds": seconds,
+        "machine": described,
+    }  # fmt: skip
+
+
+def _summary(samples: Mapping[str, list[dict[str, float]]]) -> dict[str, Any]:
     medians = {
         kind: {key: rounded(statistics.median(sample[key] for sample in each)) for key in each[0]}
         for kind, each in samples.items()
@@ -129,24 +157,26 @@ def run(rounds: int, seconds: float) -> dict[str, Any]:
         f"clients/{base}": {key: rounded(float(medians["clients"][key] or 0) / float(medians[base][key] or 1)) for key in KEYS}
         for base in KINDS[:2]
     }
-    return {**medians, "ratios": ratios, "spread": spread, "clients_count": CLIENTS, "resident_mb": rounded(resident_kb / 1024),
-            "rounds": rounds, "seconds": seconds, "machine": described}  # fmt: skip
+    return {**medians, "ratios": ratios, "spread": spread}
 
 
 def show(console: Console, result: Mapping[str, Any]) -> None:
     """A table: medians (min-max)."""
     show_machine(console, result["machine"])
     table = Table(
-        title=f"Round trips without and with {result['clients_count']} control clients: medians of {result['rounds']} (min-max)"
+        title=f"Packets without and with {result['clients_count']} control clients: medians of {result['rounds']} (min-max), us"
     )
-    for title in ("", "p50 us", "p99 us", "p99.9 us", "calls/s"):
-        table.add_column(title, justify="right" if title else "left", no_wrap=True)
-    for kind in KINDS:
-        cells = [
-            f"{result[kind][key]:.1f} [dim]({result['spread'][kind][key][0]:.0f}-{result['spread'][kind][key][1]:.0f})[/dim]"
-            for key in KEYS
-        ]
-        table.add_row(kind, *cells, f"{result[kind]['calls_per_s']:.0f}")
-    for name, ratios in result["ratios"].items():
-        table.add_row(name, *(f"{ratios[key]:.2f}" for key in KEYS), "")
+    titles = ("engines", "", "trip p50", "p99", "through p50", "p99", "p99.9", "calls/s")
+    for number, title in enumerate(titles):
+        table.add_column(title, justify="right" if number > 1 else "left", no_wrap=True)
+    for group in GROUPS:
+        found = result[group]
+        for kind in KINDS:
+            spread = found["spread"][kind]
+            cells = [f"{found[kind][key]:.0f} [dim]({spread[key][0]:.0f}-{spread[key][1]:.0f})[/dim]" for key in KEYS]
+            name = f"{group} [dim]({found['scheduling']})[/dim]" if kind == KINDS[0] else ""
+            table.add_row(name, kind, *cells, f"{found[kind]['calls_per_s']:.0f}")
+        for name, ratios in found["ratios"].items():
+            table.add_row("", name, *(f"{ratios[key]:.2f}" for key in KEYS), "")
+        table.add_section()
     console.print(table)
