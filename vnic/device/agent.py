@@ -123,7 +123,10 @@ def serve(sock: socket.socket, *, warm_up: bool = True) -> None:
             status = run_child(sock, request, fds[0])
         finally:
             close_all(fds)
-        send_message(sock, Done(request.number, describe_failure(request.label, status)), [])
+        try:
+            send_message(sock, Done(request.number, describe_failure(request.label, status)), [])
+        except BrokenPipeError:  # the daemon has gone meanwhile
+            return
 
 
 def begin_anew(sock: socket.socket) -> None:
