@@ -19,6 +19,7 @@ import errno
 import os
 import re
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dataplane.errors import ConfigError
@@ -154,6 +155,18 @@ class Cgroup:
             case _:
                 text = f"cannot be joined: {error.strerror}; want one that takes threads, see cgroups(7)"
         return ConfigError(f"cgroup {self.path}: {text}")
+
+
+def join_all(cgroups: Iterable[Cgroup], thread_id: int) -> dict[str, str]:
+    """Has a thread join them, and returns by path why one did not let it. It stays where it is then: that packets pass matters more than
+    who pays."""
+    refused: dict[str, str] = {}
+    for cgroup in cgroups:
+        try:
+            cgroup.join(thread_id)
+        except ConfigError as error:
+            refused[cgroup.path] = str(error)
+    return refused
 
 
 @dataclass(frozen=True)

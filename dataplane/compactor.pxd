@@ -17,7 +17,7 @@ cdef struct Member:
     bint moving              # between two threads
 
 cdef class Compactor(Balancer):
-    cdef readonly uint64_t slo_ns        # queueing delay that is too much
+    cdef public uint64_t slo_ns          # queueing delay that is too much
     cdef readonly uint64_t period_ns     # between two looks
     cdef readonly uint64_t scaled_out, migrated_back, compacted
     cdef list _threads, _engines         # owning

@@ -45,9 +45,12 @@ cdef class Compactor(Balancer):
         va_store_release_u32(&self.held, 0)
 
     def set_threads(self, threads):
-        """Paused only: the threads, at most ENGINES_MOST."""
+        """Paused only, or before any thread knows of it: the threads. Raises VnicError for more than ENGINES_MOST."""
         cdef uint32_t i
-        self._threads = list(threads)
+        threads = list(threads)
+        if len(threads) > ENGINES_MOST:        # what there is room for
+            raise VnicError(f"compacting: {len(threads)} threads; {ENGINES_MOST} at most")
+        self._threads = threads
         self.thread_count = <uint32_t>len(self._threads)
         for i in range(self.thread_count):
             self.threads[i] = <PyObject *>self._threads[i]

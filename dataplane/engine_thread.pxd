@@ -8,8 +8,8 @@ from dataplane.balancer cimport Balancer
 from dataplane.clock cimport Clock
 from dataplane.engine cimport Engine, pollfd
 
-cdef enum:
-    ENGINES_MOST = 64            # of one thread
+cpdef enum:
+    ENGINES_MOST = 64            # of one thread, and of a group: compacting may bring all of them to one
 
 cdef void *UNDER_WAY             # engine.owner of an engine in an inbox
 
@@ -23,6 +23,7 @@ cdef class EngineThread:
     cdef readonly dict refused           # by their paths: why it could not
     cdef readonly int thread_id          # gettid(2); 0 before it runs
     cdef readonly str scheduling         # what the guarantee came to: "deadline", "rr", "budget" or "none"
+    cdef public uint64_t look_ns         # until engines that rest are asked too, while others of the thread are busy
     cdef PyObject *engines[ENGINES_MOST] # borrowed: whoever started the thread holds them
     cdef uint32_t count
     cdef void *inbox                     # shared: stack of engines handed over, linked by next_engine
@@ -39,7 +40,7 @@ cdef class EngineThread:
     cdef int64_t cpu_clock               # clockid_t of the thread; -1: it does not run
     cdef uint64_t settled_cpu_ns, settled_at_ns, slept_ns
     cdef uint64_t overhead_ns            # CPU time without any engine
-    # The budget of runtime_ns in each period_ns, where the kernel does not keep it.
+    # The budget of runtime_ns in each period_ns, where the kernel does not keep it; set by control, 0: none.
     cdef uint64_t runtime_ns, period_ns, window_ns, window_cpu_ns, window_slept_ns
     cdef readonly uint64_t throttled     # how often it was spent
     cdef Balancer balancer

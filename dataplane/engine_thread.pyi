@@ -8,6 +8,7 @@ from dataplane.engine import Engine, Runner
 from dataplane.guarantee import Guarantee
 
 ALWAYS: int
+ENGINES_MOST: int
 
 class EngineThread:
     name: str
@@ -19,6 +20,7 @@ class EngineThread:
     refused: dict[str, str]
     thread_id: int
     scheduling: str
+    look_ns: int
     throttled: int
     def __init__(
         self,
@@ -33,6 +35,8 @@ class EngineThread:
     def start(self, engines: Iterable[Engine] = ...) -> None: ...
     def take(self, engine: Engine, runner: Runner | None = ...) -> None: ...
     def stop(self) -> None: ...
+    def reserve(self) -> None: ...
+    def unreserve(self) -> None: ...
     @property
     def alive(self) -> bool: ...
     @property

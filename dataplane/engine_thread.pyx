@@ -13,8 +13,9 @@ from dataplane.clock cimport Clock
 from dataplane.element cimport NEVER
 from dataplane.engine cimport Engine, nfds_t, pollfd
 from dataplane.vatomic cimport (va_cas_ptr, va_fence, va_load_acquire_ptr, va_load_acquire_u32, va_load_relaxed_u32, va_pause,
-                                va_store_relaxed_u32, va_store_release_ptr, va_store_release_u32)
+                                va_store_relaxed_u32, va_store_release_ptr, va_store_release_u32, va_store_release_u64)
 
+from dataplane.cgroup import join_all
 from dataplane.errors import ConfigError, VnicError
 
 cdef extern from "<poll.h>" nogil:
@@ -47,8 +48,8 @@ cdef class EngineThread:
     """Runs engines: each a turn, those with work again and again, each its fair share of the thread's time; then sleeps.
 
     cpus: the CPUs it may run on. spin_ns: how long it polls in vain before it sleeps; dataplane.engine_thread.ALWAYS: it never sleeps.
-    guarantee: a dataplane.guarantee.Guarantee of CPU time. cgroups: the dataplane.cgroup.Cgroups that it joins, as far as they let it.
-    The threads of one `balancer` pass engines between each other.
+    guarantee: a dataplane.guarantee.Guarantee of CPU time, which `reserve` takes. cgroups: the dataplane.cgroup.Cgroups that it joins, as
+    far as they let it. The threads of one `balancer` pass engines between each other. Raises VnicError where descriptors are used up.
     """
 
     def __cinit__(self, *args, **kwargs):
@@ -59,9 +60,12 @@ cdef class EngineThread:
         self.name, self.cpus, self.spin_ns, self.guarantee, self.balancer = name, cpus, spin_ns, guarantee, balancer or Balancer()
         self.cgroups, self.refused, self.thread_id = tuple(cgroups), {}, 0
         self.clock = Clock()
-        self.scheduling = "none"
+        self.scheduling, self.look_ns = "none", LOOK_NS
         self._kept = []
-        self.wake_descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            self.wake_descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        except OSError as error:
+            raise VnicError(f"engine thread {name}: no descriptor for it: {error.strerror}; raise the limit, see ulimit -n") from None
 
     def __dealloc__(self):
         free(self.descriptors)
@@ -71,7 +75,7 @@ cdef class EngineThread:
     # -- control -----------------------------------------------------------------------------------------------------------
 
     def start(self, engines=()):
-        """Starts the thread with `engines`. Raises ConfigError for CPUs that this process may not use."""
+        """Starts the thread with `engines`. Raises ConfigError for CPUs that this process may not use, VnicError where it cannot start."""
         usable = os.sched_getaffinity(0)
         for cpu in self.cpus or ():
             if cpu not in usable:
@@ -80,9 +84,16 @@ cdef class EngineThread:
             raise VnicError(f"engine thread {self.name}: runs already")
         self.stopping = 0
         self._error, self._started = None, threading.Event()
-        self._thread = threading.Thread(target=self._main, name=f"vnic-{self.name}", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._main, name=f"vnic-{self.name}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise VnicError(f"engine thread {self.name}: {error}; raise the limit, see ulimit -u and pids.max of its cgroup") from None
         self._started.wait()
+        if self._error is not None:
+            thread.join()
+            raise VnicError(f"engine thread {self.name}: did not start: {self._error}") from self._error
+        self._thread = thread
         for engine in engines:
             self.take(engine)
 
@@ -111,6 +122,21 @@ cdef class EngineThread:
                 engine.runner = None
         self._kept = []
 
+    def reserve(self):
+        """Takes its guarantee of CPU time, as far as it may have one: `scheduling` says what came of it. May be called twice."""
+        if self.guarantee is None or self.scheduling != "none" or not self.alive:
+            return
+        self.scheduling = self.guarantee.apply(self.thread_id)
+        if self.scheduling != "deadline":              # the others do not bound what we use
+            self.period_ns = self.guarantee.period_ns
+            va_store_release_u64(&self.runtime_ns, self.guarantee.runtime_ns)  # last: whoever sees it sees the period
+
+    def unreserve(self):
+        """Gives the guarantee up, for a thread that has no engine for a while: others may want the time."""
+        if self.scheduling != "none" and self.alive:
+            self.guarantee.lift(self.thread_id)
+            self.runtime_ns, self.scheduling = 0, "none"
+
     @property
     def alive(self):
         """True while the thread is there."""
@@ -132,40 +158,34 @@ cdef class EngineThread:
                 "cpu_ns": self.thread_cpu_ns(), "overhead_ns": self.overhead_ns, "throttled": self.throttled}
 
     def _main(self):
-        cdef clockid_t clock
         try:
-            self.thread_id = threading.get_native_id()
-            self._join()                           # first: a cpuset sets the CPUs anew, and a cgroup may rule a real-time class out
-            if self.cpus is not None:
-                try:
-                    os.sched_setaffinity(0, self.cpus)
-                except OSError:                    # a cgroup's cpuset has lost them since the group was checked
-                    self.cpus = sorted(os.sched_getaffinity(0))
-            name = f"vnic-{self.name}".encode()
-            prctl(PR_SET_NAME, <unsigned long><const char *>name)     # for top and perf; the kernel keeps 15 bytes
-            prctl(PR_SET_TIMERSLACK, 1)            # nanoseconds: the default of 50 us would be most of a shaper's error
-            if self.guarantee is not None:
-                self.scheduling = self.guarantee.apply()
-                if self.scheduling != "deadline":  # the others do not bound what we use
-                    self.runtime_ns, self.period_ns = self.guarantee.runtime_ns, self.guarantee.period_ns
-            if pthread_getcpuclockid(pthread_self(), &clock) == 0:
-                self.cpu_clock = clock
-            self.settled_cpu_ns = self.window_cpu_ns = self.thread_cpu_ns()
-            self.settled_at_ns = self.window_ns = self.clock.now()
+            self._prepare()
+        except BaseException as error:             # `start` waits, and raises it
+            self._error = error
+            return
         finally:
             self._started.set()
         with nogil:
             self.run()
         self.cpu_clock = -1
 
-    def _join(self):
-        """Joins the cgroups. Where one does not let it, it stays where it is: that packets pass matters more than who pays."""
-        self.refused = {}
-        for cgroup in self.cgroups:
+    def _prepare(self):
+        cdef clockid_t clock
+        self.thread_id = threading.get_native_id()
+        # First: a cpuset sets the CPUs anew. A guarantee comes later, since a cgroup may rule a real-time class out.
+        self.refused = join_all(self.cgroups, self.thread_id)
+        if self.cpus is not None:
             try:
-                cgroup.join(self.thread_id)
-            except ConfigError as error:
-                self.refused[cgroup.path] = str(error)
+                os.sched_setaffinity(0, self.cpus)
+            except OSError:                        # a cgroup's cpuset has lost them since the group was checked
+                self.cpus = sorted(os.sched_getaffinity(0))
+        name = f"vnic-{self.name}".encode()
+        prctl(PR_SET_NAME, <unsigned long><const char *>name)     # for top and perf; the kernel keeps 15 bytes
+        prctl(PR_SET_TIMERSLACK, 1)                # nanoseconds: the default of 50 us would be most of a shaper's error
+        if pthread_getcpuclockid(pthread_self(), &clock) == 0:
+            self.cpu_clock = clock
+        self.settled_cpu_ns = self.window_cpu_ns = self.thread_cpu_ns()
+        self.settled_at_ns = self.window_ns = self.clock.now()
 
     cdef uint64_t thread_cpu_ns(self) noexcept nogil:
         cdef timespec t
@@ -463,7 +483,7 @@ cdef class EngineThread:
                 self.sleep(deadline)
                 continue
             # Who rests may have got something since: soon enough, but not after each lone packet of another engine.
-            if not more or now - self.looked_ns >= LOOK_NS:
+            if not more or now - self.looked_ns >= self.look_ns:
                 self.looked_ns = now
             for i in range(self.count):
                 if not (<Engine>self.engines[i]).resting or self.looked_ns == now:

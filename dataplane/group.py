@@ -1,45 +1,27 @@
-"""Engine groups: engines, the threads that run them, and how (Snap, section 2.4).
-
-| mode       | threads                                     | when idle             |
-|------------|---------------------------------------------|-----------------------|
-| dedicated  | one a CPU of the group, pinned; the engines of a thread share it fairly | polls on |
-| spreading  | one an engine, on any CPU of the group      | polls for `spin`, then sleeps until it is notified |
-| compacting | one for all engines; more, up to one a CPU, while an engine's packets wait longer than `slo` | as spreading |
-"""
+"""Engine groups: engines, the threads that run them, and how (Snap, section 2.4). The three modes are in crew.py."""
 
 from __future__ import annotations
 
-import enum
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from dataplane.cgroup import Cgroup
 from dataplane.compactor import Compactor
+from dataplane.crew import SLO_NS, Crew, Mode, Settings
 from dataplane.engine import Engine
-from dataplane.engine_thread import ALWAYS, EngineThread
+from dataplane.engine_thread import ENGINES_MOST, EngineThread
 from dataplane.errors import ConfigError, VnicError
 from dataplane.guarantee import Guarantee
 from dataplane.settle import settle
-
-SLO_NS = 50_000
-
-
-class Mode(enum.StrEnum):
-    """How a group's engines get CPU time."""
-
-    DEDICATED = "dedicated"
-    SPREADING = "spreading"
-    COMPACTING = "compacting"
 
 
 class EngineGroup:
     """A set of engines with a scheduling mode and CPUs. Methods are control's, one at a time; none is called from an engine's thread.
 
-    cpus: the CPUs that its threads may run on, None: all of this process. spin_ns: how long a thread polls in vain before it sleeps.
-    slo_ns: the queueing delay to keep below when compacting. guarantee: CPU time of each thread.
-    cgroups: what its threads join, at most one of each hierarchy. Raises ConfigError for one that they could not join; with
-    tolerant=True it is for `status` to say so, as it is for one that refuses a thread later.
+    Its settings are those of dataplane.crew.Settings. Raises ConfigError for what cannot be had, cgroups that its threads could not join
+    among it; with tolerant=True it is for `status` to say so of a cgroup, as it is for one that refuses a thread later.
     """
 
     def __init__(
@@ -55,37 +37,34 @@ class EngineGroup:
         tolerant: bool = False,
     ) -> None:
         self.name = name
-        self.mode = Mode(mode)
-        self.cpus, self.spin_ns, self.slo_ns, self.guarantee = cpus, spin_ns, slo_ns, guarantee
-        self.cgroups = tuple(cgroups)
+        self.settings = Settings(Mode(mode), cpus, spin_ns, slo_ns, guarantee, tuple(cgroups))
         self.engines: list[Engine] = []
-        self.threads: list[EngineThread] = []
-        self.compactor: Compactor | None = None
-        self._started = False
-        self._check(self.mode, cpus)
+        self._crew: Crew | None = None  # while it is started
+        self._check_cpus(self.settings)
         if not tolerant:
-            self._check_cgroups()
-            self._check_cpusets(cpus)
+            self._check_cgroups(self.settings)
+            self._check_cpusets(self.settings)
 
-    def _check(self, mode: Mode, cpus: list[int] | None) -> None:
-        usable = sorted(os.sched_getaffinity(0))
+    def _check_cpus(self, settings: Settings) -> None:
+        usable, cpus = sorted(os.sched_getaffinity(0)), settings.cpus
         for cpu in cpus or ():
             if cpu not in usable:
                 raise ConfigError(f"group {self.name}: cpu {cpu}: not usable here; want some of {', '.join(map(str, usable))}")
-        if mode is Mode.DEDICATED and not cpus:
+        if settings.mode is Mode.DEDICATED and not cpus:
             raise ConfigError(f"group {self.name}: dedicated needs CPUs of its own; want cpus: [{usable[-1]}] or the like")
 
-    def _check_cpusets(self, cpus: list[int] | None) -> None:
-        for cgroup in self.cgroups:
+    def _check_cpusets(self, settings: Settings) -> None:
+        cpus = set(settings.cpus or ())
+        for cgroup in settings.cgroups:
             left = cgroup.cpus()
-            if left is None or set(cpus or ()) <= set(left):
+            if left is None or cpus <= set(left):
                 continue
-            cpu, some = min(set(cpus or ()) - set(left)), ", ".join(map(str, left))
+            cpu, some = min(cpus - set(left)), ", ".join(map(str, left))
             raise ConfigError(f"group {self.name}: cpu {cpu}: not in the cpuset of {cgroup.path}; want some of {some}")
 
-    def _check_cgroups(self) -> None:
+    def _check_cgroups(self, settings: Settings) -> None:
         by_hierarchy: dict[int, Cgroup] = {}
-        for cgroup in self.cgroups:
+        for cgroup in settings.cgroups:
             try:
                 cgroup.check()
                 other = by_hierarchy.setdefault(cgroup.hierarchy, cgroup)
@@ -96,131 +75,103 @@ class EngineGroup:
                 raise ConfigError(f"group {self.name}: cgroups {both} are of one hierarchy; want one of them")
 
     @property
+    def mode(self) -> Mode:
+        """How its engines get CPU time."""
+        return self.settings.mode
+
+    @property
+    def threads(self) -> list[EngineThread]:
+        """Those that there are; none before `start`."""
+        return self._crew.threads if self._crew is not None else []
+
+    @property
+    def compactor(self) -> Compactor | None:
+        """Who moves engines, while it runs and compacts."""
+        return self._crew.compactor if self._crew is not None else None
+
+    @property
     def alive(self) -> bool:
         """True while it runs."""
-        return self._started and all(thread.alive for thread in self.threads)
+        return self._crew is not None and all(thread.alive for thread in self.threads)
 
     # -- life --------------------------------------------------------------------------------------------------------------
 
     def start(self, *, run: bool = True) -> None:
-        """Starts the threads and runs the engines (run=False: none; `resume` runs each). Raises VnicError where it runs already."""
-        if self._started:
+        """Starts the threads and runs the engines (run=False: none; `resume` runs each). Raises VnicError where it runs already, or a
+        thread cannot be had; then there is none."""
+        if self._crew is not None:
             raise VnicError(f"group {self.name}: runs already")
-        self._started = True
-        for number in range(self._wanted()):
-            self._add_thread(number)
-        if self.mode is Mode.COMPACTING:
-            assert self.compactor is not None
-            self.compactor.set_threads(self.threads)
+        self._crew = Crew(self.name, self.settings, self.engines, self)
         for engine in self.engines if run else ():
-            self._run(engine)
-
-    def _wanted(self) -> int:
-        """Threads to begin with; when spreading, each engine brings its own."""
-        match self.mode:
-            case Mode.DEDICATED:
-                return len(self.cpus or ())
-            case Mode.SPREADING:
-                return 0
-            case Mode.COMPACTING:
-                self.compactor = Compactor(slo_ns=self.slo_ns)
-                return len(self.cpus or os.sched_getaffinity(0))
-
-    def _add_thread(self, number: int, engine: Engine | None = None) -> EngineThread:
-        cpus = self.cpus
-        if self.mode is Mode.DEDICATED:
-            assert cpus is not None
-            cpus = [cpus[number]]
-        elif engine is not None and engine.cpu is not None:
-            cpus = [engine.cpu]
-        thread = EngineThread(
-            engine.name if engine is not None else f"{self.name}.{number}",
-            cpus,
-            spin_ns=ALWAYS if self.mode is Mode.DEDICATED else max(self.spin_ns, engine.spin_ns if engine else 0),
-            guarantee=self.guarantee,
-            cgroups=self.cgroups,
-            balancer=self.compactor,
-        )
-        thread.start()
-        self.threads.append(thread)
-        return thread
-
-    def _run(self, engine: Engine) -> None:
-        match self.mode:
-            case Mode.DEDICATED:
-                loads = [len(thread.engine_names) for thread in self.threads]
-                self.threads[loads.index(min(loads))].take(engine, self)
-            case Mode.SPREADING:
-                self._add_thread(len(self.threads), engine).take(engine, self)
-            case Mode.COMPACTING:
-                assert self.compactor is not None
-                self.compactor.pause()
-                try:
-                    self.compactor.add(engine)
-                finally:
-                    self.compactor.resume()
-                self.threads[0].take(engine, self)
+            self._crew.run(engine)
+        self._crew.reserve()
 
     def stop(self) -> None:
         """Ends the threads, each between two turns of its engines. What engines hold stays held. May be called twice."""
-        if self.compactor is not None:
-            self.compactor.pause()  # for good: a new one comes with the next start
+        if self._crew is None:
+            return
+        crew, self._crew = self._crew, None
         for engine in self.engines:
             if engine.runner is self:
-                engine.release()
-        for thread in self.threads:
-            thread.stop()
-        self.threads, self.compactor, self._started = [], None, False
+                crew.halt(engine)
+        crew.stop()
 
     # -- engines -----------------------------------------------------------------------------------------------------------
 
     def add(self, engine: Engine) -> None:
-        """Takes an engine, and runs it if the group runs."""
+        """Takes an engine, and runs it if the group runs. Raises ConfigError where the group is full, VnicError where a thread cannot be
+        had; the engine is nobody's then."""
+        if len(self.engines) == ENGINES_MOST:
+            raise ConfigError(f"group {self.name}: has {ENGINES_MOST} engines, the most; want engine {engine.name} in another")
+        if self._crew is not None:
+            self._crew.assign(engine)
         self.engines.append(engine)
-        if self._started:
-            self._run(engine)
+        self.resume(engine)
 
     def remove(self, engine: Engine) -> None:
         """Stops an engine between two of its turns, while the others go on, and gives it up."""
         self.halt(engine)
+        if self._crew is not None:
+            self._crew.dismiss(engine)
         self.engines.remove(engine)
 
     def halt(self, engine: Engine) -> None:
         """Stops an engine between two of its turns, while the others go on; `resume` runs it again."""
-        if engine.runner is not self:
-            return
-        if self.compactor is not None:
-            self.compactor.pause()
-        try:
-            if self.compactor is not None:
-                self.compactor.remove(engine)
-            engine.release()
-        finally:
-            if self.compactor is not None:
-                self.compactor.resume()
-        if self.mode is Mode.SPREADING:
-            for thread in [thread for thread in self.threads if thread.name == engine.name]:
-                thread.stop()
-                self.threads.remove(thread)
+        if engine.runner is self and self._crew is not None:
+            self._crew.halt(engine)
 
     def resume(self, engine: Engine) -> None:
-        """Runs an engine that was halted."""
-        if self._started and engine.runner is None:
-            self._run(engine)
+        """Runs an engine that was halted. That takes nothing which could be used up."""
+        if self._crew is not None and engine.runner is None:
+            self._crew.run(engine)
+            self._crew.reserve()
 
     # -- settings ----------------------------------------------------------------------------------------------------------
 
-    def set_mode(self, mode: Mode | str, *, cpus: list[int] | None = None) -> None:
-        """Changes mode and CPUs (None: as they are) while packets flow: they wait in their queues for the new threads. Raises
-        ConfigError, and then nothing has changed."""
-        wanted, usable = Mode(mode), cpus if cpus is not None else self.cpus
-        self._check(wanted, usable)
-        self._check_cpusets(usable)
-        running = self._started
-        self.stop()
-        self.mode, self.cpus = wanted, usable
-        if running:
-            self.start()
+    def change(self, **settings: Any) -> None:
+        """Changes some of its settings (fields of dataplane.crew.Settings) while packets flow: engines move to new threads, each between
+        two of its turns. Raises ConfigError, or VnicError where a thread cannot be had, and then nothing has changed."""
+        wanted = replace(self.settings, **settings)
+        self._check_cpus(wanted)
+        if "cgroups" in settings:  # those that it has may be gone since, which is for `status` to say
+            self._check_cgroups(wanted)
+        self._check_cpusets(wanted)
+        if self._crew is not None and settings.keys() == {"slo_ns"}:  # needs no other threads
+            if self.compactor is not None:
+                self.compactor.slo_ns = wanted.slo_ns
+        elif self._crew is not None:
+            self._replace(self._crew, Crew(self.name, wanted, self.engines, self))
+        self.settings = wanted
+
+    def _replace(self, old: Crew, new: Crew) -> None:
+        """Nothing of this can fail. Engines that are halted stay so."""
+        for engine in self.engines:
+            if engine.runner is self:
+                old.halt(engine)
+                new.run(engine)
+        self._crew = new
+        old.stop()
+        new.reserve()  # the kernel gives guarantees only while CPU time is left: first the old threads go
 
     # -- what control reads ------------------------------------------------------------------------------------------------
 
@@ -238,10 +189,11 @@ class EngineGroup:
         return {
             "name": self.name,
             "mode": str(self.mode),
-            "cpus": self.cpus,
-            "spin_ns": self.spin_ns,
-            "guarantee": vars(self.guarantee) if self.guarantee else None,
-            "cgroups": [self._cgroup_status(cgroup) for cgroup in self.cgroups],
+            "cpus": self.settings.cpus,
+            "spin_ns": self.settings.spin_ns,
+            "slo_ns": self.settings.slo_ns,
+            "guarantee": vars(self.settings.guarantee) if self.settings.guarantee else None,
+            "cgroups": [self._cgroup_status(cgroup) for cgroup in self.settings.cgroups],
             "threads": [thread.status() for thread in self.threads],
             "compacting": self.compactor.status() if self.compactor else None,
         }

@@ -18,6 +18,7 @@ import os
 import platform
 import struct
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 
 from dataplane.errors import ConfigError
@@ -49,23 +50,30 @@ class Guarantee:
         if not RUNTIME_LEAST_NS <= self.runtime_ns <= self.period_ns:
             raise ConfigError(f"guarantee: a runtime of {self.runtime_ns} ns; want 10us up to the period")
 
-    def apply(self) -> str:
-        """Gives the calling thread the best class it may have; returns its name. Processes and threads that it starts do not inherit it."""
-        if self._deadline():
+    def apply(self, thread_id: int = 0) -> str:
+        """Gives a thread of this process (0: the calling one) the best class it may have; returns its name. Processes and threads that it
+        starts do not inherit it."""
+        if self._deadline(thread_id):
             return "deadline"
         try:
-            os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(PRIORITY))
+            os.sched_setscheduler(thread_id, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(PRIORITY))
         except OSError:
             return "budget"
         return "rr"
 
-    def _deadline(self) -> bool:
+    def lift(self, thread_id: int) -> None:
+        """Makes it an ordinary thread again."""
+        # With the flag, which only who has CAP_SYS_NICE may take away.
+        with suppress(OSError):
+            os.sched_setscheduler(thread_id, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
+
+    def _deadline(self, thread_id: int) -> bool:
         if _SCHED_SETATTR is None:
             return False
         attributes = _ATTRIBUTES.pack(
             _ATTRIBUTES.size, _SCHED_DEADLINE, _FLAG_RESET_ON_FORK, 0, 0, self.runtime_ns, self.period_ns, self.period_ns
         )
-        return bool(ctypes.CDLL(None, use_errno=True).syscall(_SCHED_SETATTR, 0, attributes, 0) == 0)
+        return bool(ctypes.CDLL(None, use_errno=True).syscall(_SCHED_SETATTR, thread_id, attributes, 0) == 0)
 
 
 def permitted(cpus: list[int] | None = None) -> str:

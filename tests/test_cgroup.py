@@ -10,6 +10,7 @@ import pytest
 
 from dataplane import cgroup
 from dataplane.cgroup import MEMBERS, Cgroup, hierarchies
+from dataplane.crew import Mode
 from dataplane.errors import ConfigError
 from dataplane.group import EngineGroup
 from dataplane.guarantee import CLASSES, Guarantee
@@ -148,7 +149,7 @@ def test_a_change_of_mode_keeps_the_cgroup(make_cgroup, make_group, lanes, kind)
         group.add(lane.engine)
     group.start()
     for mode in ("compacting", "dedicated", "spreading", "dedicated", "compacting", "spreading"):
-        group.set_mode(mode)
+        group.change(mode=Mode(mode))
         assert all(box.holds(each) for each in ids(group))
         assert group.status()["cgroups"][0]["in_force"]
         run(group, two)
@@ -212,11 +213,11 @@ def test_a_cgroup_that_goes_meanwhile_stops_nobody(make_cgroup, make_group, lane
     assert said["why"] == f"cgroup {box.path}: does not exist; mkdir {box.path}"
     with pytest.raises(ConfigError, match=f"group h: cgroup {box.path}: does not exist"):
         EngineGroup("h", cgroups=[box.cgroup])
-    assert EngineGroup("h", cgroups=[box.cgroup], tolerant=True).cgroups
+    assert EngineGroup("h", cgroups=[box.cgroup], tolerant=True).settings.cgroups
     box.path.mkdir()
     if kind == "v2":
         box.write("cgroup.type", "threaded")
-    group.set_mode("compacting")
+    group.change(mode=Mode("compacting"))
     assert group.status()["cgroups"][0]["in_force"]
 
 
@@ -283,8 +284,8 @@ def test_a_cpuset_and_cpus(make_cgroup, make_group, lanes):  # noqa: F811
     assert lane.engine.call(lambda: sorted(os.sched_getaffinity(0))) == CPUS[:1]
     assert group.status()["threads"][0]["cpus"] == CPUS[:1] and group.status()["cgroups"][0]["in_force"]
     with pytest.raises(ConfigError, match="not in the cpuset"):
-        group.set_mode("spreading")
-    group.set_mode("dedicated", cpus=CPUS[:1])
+        group.change(mode=Mode("spreading"))
+    group.change(mode=Mode.DEDICATED, cpus=CPUS[:1])
     run(group, [lane])
 
 

@@ -7,11 +7,12 @@ import time
 import pytest
 
 from dataplane.compactor import Compactor
+from dataplane.crew import Mode
 from dataplane.element import PyElement
 from dataplane.engine import Engine
 from dataplane.engine_thread import ALWAYS, EngineThread
 from dataplane.errors import ConfigError, VnicError
-from dataplane.group import EngineGroup, Mode
+from dataplane.group import EngineGroup
 from dataplane.guarantee import CLASSES, Guarantee, permitted
 from dataplane.packet import PacketPool
 from dataplane.port import PortRx, PortTx
@@ -131,13 +132,13 @@ def test_a_mode_changes_while_packets_flow(lanes):
     for mode in ("compacting", "dedicated", "spreading", "dedicated", "compacting"):
         for lane in two:
             lane.send(100)
-        group.set_mode(mode)
+        group.change(mode=Mode(mode))
         assert group.status()["mode"] == mode
         for lane in two:
             until(lambda lane=lane: lane.through() == lane.sent)
             assert lane.engine.conservation()["conserved"]
     with pytest.raises(ConfigError, match="cpu 4096: not usable here"):
-        group.set_mode("spreading", cpus=[4096])
+        group.change(mode=Mode.SPREADING, cpus=[4096])
     assert group.alive and group.mode is Mode.COMPACTING
 
 

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from dataplane.crew import Mode
 from dataplane.engine_thread import EngineThread
 from dataplane.group import EngineGroup
 from dataplane.packet import PacketPool
@@ -171,5 +172,5 @@ def test_moves_of_who_rests(together):
         resting.send(3)
         group.resume(resting.engine)
         until(resting.all_through)
-        group.set_mode(mode)
+        group.change(mode=Mode(mode))
         one_by_one(resting, 5)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
 from dataplane.clock import Clock
+from dataplane.crew import Mode
 from dataplane.engine import Engine
 from dataplane.errors import ConfigError, VnicError
 from dataplane.graph import to_data, to_dot, to_text
@@ -186,10 +187,10 @@ class Runtime:
             if name not in self.groups:
                 raise ConfigError(f"group {name}: there is none; there are {', '.join(self.groups)}")
             group = self.groups[name]
-            group.set_mode(mode or group.mode, cpus=cpus)
-            self.config.groups[name].mode, self.config.groups[name].cpus = group.mode.value, group.cpus
+            group.change(mode=Mode(mode or group.mode), cpus=cpus or group.settings.cpus)
+            self.config.groups[name].mode, self.config.groups[name].cpus = group.mode.value, group.settings.cpus
             self.remember()
-            self.emit("group", group=name, mode=group.mode.value, cpus=group.cpus)
+            self.emit("group", group=name, mode=group.mode.value, cpus=group.settings.cpus)
             return group.status()
 
     # -- handlers: see vnic.control.handlers -------------------------------------------------------------------------------

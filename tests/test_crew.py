@@ -1,0 +1,212 @@
+"""Threads that cannot be had: a change of a group that fails leaves it as it was, and an engine that was halted always comes back."""
+
+import os
+import resource
+import threading
+from contextlib import contextmanager
+
+import pytest
+
+from dataplane.compactor import Compactor
+from dataplane.crew import Mode
+from dataplane.engine import Engine
+from dataplane.engine_thread import ENGINES_MOST, EngineThread
+from dataplane.errors import ConfigError, VnicError
+from dataplane.group import EngineGroup
+from dataplane.guarantee import CLASSES, Guarantee
+from tests.test_group import CPUS, lanes, pool, until  # noqa: F401 - fixtures
+
+
+@contextmanager
+def descriptors(left):
+    """So many can still be opened."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = [os.dup(0) for _ in range(left + 1)]
+    for each in opened:
+        os.close(each)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened[-1], hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@contextmanager
+def no_threads():
+    """None can be started: its stack would be larger than the address space."""
+    before = threading.stack_size(1 << 47)
+    try:
+        yield
+    finally:
+        threading.stack_size(before)
+
+
+FAILURES = [(lambda: descriptors(0), "raise the limit, see ulimit -n"), (no_threads, "can't start new thread; raise the limit")]
+FAILURES += [(lambda: descriptors(1), "raise the limit, see ulimit -n")]  # the second thread cannot be had
+CHANGES = [
+    {"mode": Mode.SPREADING},
+    {"mode": Mode.COMPACTING, "cpus": CPUS[:1] * 2},
+    {"mode": Mode.DEDICATED, "cpus": CPUS[:1] * 2},
+]
+
+
+@pytest.fixture
+def started(lanes):  # noqa: F811
+    groups = []
+
+    def make(mode, count=2, **settings):
+        group, made = EngineGroup("g", mode, cpus=CPUS, **settings), lanes(count)
+        for lane in made:
+            group.add(lane.engine)
+        group.start()
+        groups.append(group)
+        return group, made
+
+    yield make
+    for group in groups:
+        group.stop()
+
+
+def runs(group, some):
+    """All of its engines, on threads that are there."""
+    assert group.alive
+    for lane in some:
+        lane.send(40)
+        until(lambda lane=lane: lane.through() == lane.sent)
+        assert lane.engine.conservation()["conserved"]
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+@pytest.mark.parametrize(("failure", "said"), FAILURES, ids=["no descriptor", "no thread", "one descriptor"])
+def test_a_change_that_fails_changes_nothing(started, mode, failure, said):
+    group, two = started(mode)
+    before, settings, threads = group.status(), group.settings, group.threads
+    tasks = len(os.listdir("/proc/self/task"))
+    for change in CHANGES:
+        with failure(), pytest.raises(VnicError, match=said):
+            group.change(**change)
+        assert group.settings is settings and group.threads is threads
+        assert group.status()["mode"] == before["mode"]
+        until(lambda: len(os.listdir("/proc/self/task")) == tasks)  # those that could be started have ended
+        runs(group, two)
+    for change in CHANGES:
+        group.change(**change)
+        runs(group, two)
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_who_was_halted_always_comes_back(started, mode):
+    group, two = started(mode)
+    for lane in two:
+        group.halt(lane.engine)
+    with descriptors(0), no_threads():
+        for lane in two:
+            group.resume(lane.engine)
+    runs(group, two)
+
+
+def test_engines_are_run_later_without_a_new_thread(lanes):  # noqa: F811
+    """As a successor's are: started without, run one by one."""
+    group, two = EngineGroup("g", "spreading", guarantee=Guarantee(500_000, 10_000_000)), lanes(2)
+    for lane in two:
+        group.add(lane.engine)
+    group.start(run=False)
+    assert [thread.scheduling for thread in group.threads] == ["none", "none"]
+    with descriptors(0), no_threads():
+        group.resume(two[0].engine)
+    first, second = (thread.scheduling for thread in group.threads)
+    assert first in CLASSES and second == "none"
+    group.resume(two[1].engine)
+    runs(group, two)
+    group.halt(two[0].engine)  # its time is others' meanwhile
+    first, second = (thread.scheduling for thread in group.threads)
+    assert first == "none" and second in CLASSES
+    assert os.sched_getscheduler(group.threads[0].thread_id) == os.SCHED_OTHER | os.SCHED_RESET_ON_FORK
+    group.resume(two[0].engine)
+    runs(group, two)
+    group.stop()
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_a_change_leaves_who_is_halted_halted(started, mode):
+    group, (goes, stands) = started(mode)
+    group.halt(stands.engine)
+    for change in CHANGES:
+        group.change(**change)
+        assert stands.engine.runner is None
+        runs(group, [goes])
+    group.resume(stands.engine)
+    runs(group, [goes, stands])
+
+
+def test_a_start_that_fails_starts_nothing(lanes):  # noqa: F811
+    group, two = EngineGroup("g", "spreading"), lanes(2)
+    for lane in two:
+        group.add(lane.engine)
+    with descriptors(1), pytest.raises(VnicError, match="engine thread e1: no descriptor for it: Too many open files"):
+        group.start()
+    assert not group.alive and group.threads == [] and all(lane.engine.runner is None for lane in two)
+    group.start()
+    runs(group, two)
+    group.stop()
+
+
+def test_an_engine_without_a_thread_is_nobody_s(started, lanes):  # noqa: F811
+    group, two = started("spreading")
+    (third,) = lanes(1)
+    with no_threads(), pytest.raises(VnicError, match="can't start new thread"):
+        group.add(third.engine)
+    assert third.engine not in group.engines and third.engine.runner is None
+    runs(group, two)
+    group.add(third.engine)
+    runs(group, [*two, third])
+
+
+def test_a_thread_that_does_not_get_to_its_loop():
+    thread = EngineThread("\ud800")  # no name for the kernel
+    for _ in range(2):
+        with pytest.raises(VnicError, match="did not start: .*surrogates not allowed"):
+            thread.start()
+        assert not thread.alive and thread.cpu_ns == 0
+        thread.stop()
+
+
+# -- many CPUs, many engines -------------------------------------------------------------------------------------------------
+
+
+def test_more_cpus_than_a_group_can_have_threads(started):
+    """A machine with so many is not needed: one CPU may be named often."""
+    group, two = started("compacting")
+    group.change(mode=Mode.COMPACTING, cpus=CPUS[:1] * (ENGINES_MOST + 1))
+    assert len(group.threads) == ENGINES_MOST
+    runs(group, two)
+
+
+def test_a_compactor_has_room_for_so_many_threads():
+    compactor = Compactor()
+    threads = [EngineThread(f"t{number}", balancer=compactor) for number in range(ENGINES_MOST + 1)]
+    with pytest.raises(VnicError, match=f"{ENGINES_MOST + 1} threads; {ENGINES_MOST} at most"):
+        compactor.set_threads(threads)
+    compactor.set_threads(threads[:-1])
+
+
+def test_a_group_has_room_for_so_many_engines(pool):  # noqa: F811
+    group = EngineGroup("g")
+    engines = [Engine(f"e{number}", pool) for number in range(ENGINES_MOST + 1)]
+    for engine in engines[:-1]:
+        group.add(engine)
+    with pytest.raises(
+        ConfigError, match=f"group g: has {ENGINES_MOST} engines, the most; want engine e{ENGINES_MOST} in another"
+    ):
+        group.add(engines[-1])
+    for engine in engines:
+        engine.close()
+
+
+def test_engines_are_dealt_out_to_dedicated_threads(started):
+    """By what was assigned, also to threads that have not taken theirs in yet."""
+    group, _ = started("spreading", count=4)
+    for _ in range(10):
+        group.change(mode=Mode.DEDICATED, cpus=CPUS[:1] * 2)
+        until(lambda: sum(len(thread.engine_names) for thread in group.threads) == 4)
+        assert [len(thread.engine_names) for thread in group.threads] == [2, 2]
