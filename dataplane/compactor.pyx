@@ -21,6 +21,7 @@ cdef double FULL = 0.7           # of a thread, when engines are packed: room fo
 cdef double LIGHT = 0.05         # an engine of so little load relieves nobody by going
 cdef double SMOOTHING = 0.2      # weight of the newest look
 cdef double WORTHWHILE = 0.9     # what a move must bring the load of the fuller thread down to, or it is noise that moves engines
+cdef double TAKEN = 2.0          # more than a thread's load can be: nothing is added
 
 
 cdef class Compactor(Balancer):
@@ -62,7 +63,7 @@ cdef class Compactor(Balancer):
         if self.member_count == ENGINES_MOST:
             raise VnicError(f"compacting: {ENGINES_MOST} engines at most")
         self._engines.append(engine)
-        member.engine, member.busy_ns, member.load, member.late = <PyObject *>engine, engine.busy_ns, 0.0, 0
+        member.engine, member.busy_ns, member.load, member.late, member.late_at_ns = <PyObject *>engine, engine.busy_ns, 0.0, 0, 0
         self.member_count += 1
         self.watch()
 
@@ -88,21 +89,32 @@ cdef class Compactor(Balancer):
 
     # -- a look ------------------------------------------------------------------------------------------------------------
 
+    def consider(self, uint64_t now_ns, uint32_t threads, members):
+        """Instead of a look, for whoever has neither threads nor engines here: what one at `now_ns` decides that finds, for each of
+        `members`, (its thread's number, its load, whether it is late); as the number of the thread where each is to be."""
+        cdef uint32_t i
+        if self._engines or self._threads or len(members) > ENGINES_MOST or not 0 < threads <= ENGINES_MOST:
+            raise VnicError(f"compacting: what is considered has no engines, at most {ENGINES_MOST} members, 1 to {ENGINES_MOST} threads")
+        if any(not 0 <= place < threads for place, _, _ in members):
+            raise VnicError(f"compacting: members are on threads 0 to {threads - 1}")
+        self.thread_count, self.member_count = threads, <uint32_t>len(members)
+        for i, (place, load, late) in enumerate(members):
+            self.members[i].place, self.members[i].load, self.members[i].moving = place, load, False
+            self.judge(&self.members[i], late, now_ns)
+        self.sum_up()
+        self.decide(now_ns)
+        return [self.members[i].goal for i in range(self.member_count)]
+
     cdef void balance(self, uint64_t now_ns) noexcept nogil:
-        cdef uint32_t i, worst = NOBODY
+        cdef uint32_t i
         if va_exchange_u32(&self.held, 1):     # another thread looks already
             return
         if now_ns >= self.next_ns and self.thread_count > 1 and self.member_count > 1:
             if self.measure(now_ns):
+                self.decide(now_ns)
                 for i in range(self.member_count):
-                    if self.members[i].late >= LATE_LOOKS and not self.members[i].moving and (
-                            worst == NOBODY or self.loads[self.members[i].place] > self.loads[self.members[worst].place]):
-                        worst = i
-                if worst != NOBODY:
-                    if now_ns - self.moved_at_ns >= SETTLED_LOOKS * self.period_ns and self.scale_out(worst):
-                        self.moved_at_ns = now_ns
-                elif now_ns - self.late_at_ns >= CALM_NS:
-                    self.compact()
+                    if self.members[i].goal != self.members[i].place:
+                        self.move(i, self.members[i].goal)
             self.looked_at_ns = now_ns
             self.next_ns = now_ns + self.period_ns
         va_store_release_u32(&self.held, 0)    # releases what this look wrote to the next one's thread
@@ -115,9 +127,6 @@ cdef class Compactor(Balancer):
         cdef double part, weight = SMOOTHING
         cdef Member *member
         cdef void *owner
-        for k in range(self.thread_count):
-            self.loads[k] = 0.0
-            self.counts[k] = 0
         if not known:
             weight = 1.0                       # the past says nothing any more
         for i in range(self.member_count):
@@ -130,15 +139,29 @@ cdef class Compactor(Balancer):
             member.busy_ns = busy
             delay = va_load_relaxed_u64(&(<Engine>member.engine).delay_ns)
             va_store_relaxed_u64(&(<Engine>member.engine).delay_ns, 0)   # its thread may lose us one maximum: the next look has another
-            member.late = member.late + 1 if delay > self.slo_ns and not member.moving else 0
-            if member.late >= LATE_LOOKS:
-                self.late_at_ns = now_ns
+            self.judge(member, delay > self.slo_ns and not member.moving, now_ns)
             for k in range(self.thread_count):
                 if <void *>self.threads[k] == owner:
                     member.place = k
-                    self.loads[k] += member.load
-                    self.counts[k] += 1
+        self.sum_up()
         return known
+
+    cdef void judge(self, Member *member, bint late, uint64_t now_ns) noexcept nogil:
+        member.late = member.late + 1 if late else 0
+        if member.late >= LATE_LOOKS:
+            member.late_at_ns = now_ns
+
+    cdef void sum_up(self) noexcept nogil:
+        """Loads and engines of the threads; from here on engines stay, unless something is decided."""
+        cdef uint32_t i, k
+        for k in range(self.thread_count):
+            self.loads[k] = 0.0
+            self.counts[k] = 0
+        for i in range(self.member_count):
+            self.members[i].goal = self.members[i].place
+            if not self.members[i].moving:
+                self.loads[self.members[i].place] += self.members[i].load
+                self.counts[self.members[i].place] += 1
 
     cdef void move(self, uint32_t member, uint32_t thread) noexcept nogil:
         """Tells the engine's thread, which looks between two turns, and wakes it if it sleeps."""
@@ -149,59 +172,89 @@ cdef class Compactor(Balancer):
         if va_load_relaxed_u32(&(<Engine>self.members[member].engine).sleeping):
             write((<Engine>self.members[member].engine).mailbox_descriptor, &one, 8)
 
+    cdef void decide(self, uint64_t now_ns) noexcept nogil:
+        """Sets the members' goals. Late engines that share a thread are seen to, the fullest thread first. One that has a thread to itself
+        cannot be helped, and keeps nobody from being packed."""
+        cdef uint32_t i, worst
+        cdef uint64_t asked = 0                # threads, by their bits: there are at most 64
+        while True:
+            worst = NOBODY
+            for i in range(self.member_count):
+                if self.members[i].late >= LATE_LOOKS and not self.members[i].moving and self.counts[self.members[i].place] > 1 and (
+                        not asked >> self.members[i].place & 1) and (
+                        worst == NOBODY or self.loads[self.members[i].place] > self.loads[self.members[worst].place]):
+                    worst = i
+            if worst == NOBODY:
+                break
+            self.late_at_ns = now_ns
+            if now_ns - self.moved_at_ns < SETTLED_LOOKS * self.period_ns:
+                break
+            if self.scale_out(worst):
+                self.moved_at_ns = now_ns
+                break
+            asked |= <uint64_t>1 << self.members[worst].place
+        if now_ns - self.late_at_ns >= CALM_NS:
+            self.compact(now_ns)
+
     cdef bint scale_out(self, uint32_t late) noexcept nogil:
         """A queue built up: the busiest engine beside it, which may be itself, goes where there is most room. False: that would be no
         better."""
         cdef uint32_t i, k, source = self.members[late].place, chosen = late, target = NOBODY
-        if self.counts[source] < 2:
-            return False                       # it has a thread to itself: nobody can do more
         for i in range(self.member_count):
             if self.members[i].place == source and not self.members[i].moving and self.members[i].load > self.members[chosen].load:
                 chosen = i
         for k in range(self.thread_count):
             if k != source and (target == NOBODY or self.loads[k] < self.loads[target]):
                 target = k
-        if self.counts[target] and self.loads[target] + self.members[chosen].load >= WORTHWHILE * self.loads[source]:
+        if target == NOBODY or (
+                self.counts[target] and self.loads[target] + self.members[chosen].load >= WORTHWHILE * self.loads[source]):
             return False
-        self.move(chosen, target)
+        self.members[chosen].goal = target
         self.scaled_out += 1
         return True
 
-    cdef void compact(self) noexcept nogil:
+    cdef void compact(self, uint64_t now_ns) noexcept nogil:
         """Packs engines by falling load into as few threads as will do, each to FULL, the first thread first (first fit, decreasing). Moves
-        them if that frees a thread: back to the first one, together on another, or in exchange."""
+        them if that frees a thread: back to the first one, together on another, or in exchange. Who was late a moment ago, with a thread to
+        itself since otherwise there is no packing, keeps that: whoever came would be sent away again."""
         cdef uint32_t order[ENGINES_MOST]
         cdef uint32_t goal[ENGINES_MOST]
         cdef double packed[ENGINES_MOST]
-        cdef uint32_t i, j, k, used = 0, needed = 0
+        cdef uint32_t i, j, k, used = 0, needed = 0, movable = 0
         for k in range(self.thread_count):
             packed[k] = 0.0
             used += self.counts[k] > 0
         for i in range(self.member_count):
             if self.members[i].moving:
                 return                         # look again when it has arrived
-            j = i
+            goal[i] = self.members[i].place
+            if now_ns - self.members[i].late_at_ns < CALM_NS:
+                needed += packed[goal[i]] == 0.0
+                packed[goal[i]] = TAKEN
+                continue
+            j = movable
             while j > 0 and self.members[order[j - 1]].load < self.members[i].load:
                 order[j] = order[j - 1]
                 j -= 1
             order[j] = i
-        for j in range(self.member_count):
+            movable += 1
+        for j in range(movable):
             i = order[j]
-            goal[i] = self.members[i].place
             for k in range(self.thread_count):
-                if packed[k] == 0.0 or packed[k] + self.members[i].load <= FULL or self.members[i].load < LIGHT * 0.1:
+                if packed[k] == 0.0 or packed[k] + self.members[i].load <= FULL or (
+                        self.members[i].load < LIGHT * 0.1 and packed[k] < TAKEN):
                     goal[i] = k
+                    needed += packed[k] == 0.0
                     packed[k] += self.members[i].load + 1e-9
-                    needed = needed if needed > k + 1 else k + 1
                     break
             else:
                 return
         if needed >= used:
             return
         for i in range(self.member_count):
+            self.members[i].goal = goal[i]
             if goal[i] != self.members[i].place:
                 if goal[i] == 0:
                     self.migrated_back += 1
                 else:
                     self.compacted += 1
-                self.move(i, goal[i])
