@@ -9,10 +9,10 @@ worker, so that the next one - after a crash, or a newer one - finds them as the
     segment/NAME    the packet pool, the MAC table
     capture/N       a live capture: document, and the file or pipe that it goes to
 
-Two SOCK_SEQPACKET pairs join them. On `calls` the worker asks and waits: Put, Drop, OpenTap, each answered by Done, Opened or Refused.
-On `events` nobody waits: the supervisor sends the inventory (Item...) and Start, later HandOver, Failed, Quit; a worker sends Ready,
-TookOver, HandedOver, Abandon, Failed, Stop, Upgrade. One message is one JSON object, at most MESSAGE_BYTES, with at most DESCRIPTORS
-descriptors.
+Two SOCK_SEQPACKET pairs join them. On `calls` the worker asks and waits: Put, Drop, OpenTap, each answered by Done, Opened or Refused
+of the same number. On `events` nobody waits: the supervisor sends the inventory (Item...) and Start, later HandOver, Failed, Quit; a
+worker sends Ready, TookOver, HandedOver, Abandon, Failed, Stop, Upgrade. One message is one JSON object, at most MESSAGE_BYTES, with at
+most DESCRIPTORS descriptors.
 """
 
 from __future__ import annotations
@@ -40,19 +40,25 @@ class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True
     pass
 
 
-class Put(_Message, frozen=True):
+class _Numbered(_Message, frozen=True, kw_only=True):
+    """A call, or the answer to the call of that number: an answer that comes when its caller has given up is nobody else's."""
+
+    number: int = 0
+
+
+class Put(_Numbered, frozen=True):
     """Keep the descriptors under `key`, in the place of what is there."""
 
     key: str
 
 
-class Drop(_Message, frozen=True):
+class Drop(_Numbered, frozen=True):
     """Let go of what is kept under `key`; answered when it is closed."""
 
     key: str
 
 
-class OpenTap(_Message, frozen=True):
+class OpenTap(_Numbered, frozen=True):
     """Make a TAP in its container, keep it under nic/NAME, and hand it over (Opened). With descriptors, the container is that of the
     first, a network namespace; the second is a pidfd."""
 
@@ -60,15 +66,15 @@ class OpenTap(_Message, frozen=True):
     request: TapRequest
 
 
-class Done(_Message, frozen=True):
+class Done(_Numbered, frozen=True):
     """It is done."""
 
 
-class Opened(_Message, frozen=True):
+class Opened(_Numbered, frozen=True):
     """The TAP, as descriptors in the order of nic/NAME."""
 
 
-class Refused(_Message, frozen=True):
+class Refused(_Numbered, frozen=True):
     """It is not done. `config`: because what was asked for cannot be."""
 
     error: str
@@ -158,12 +164,21 @@ def send(sock: socket.socket, message: msgspec.Struct, descriptors: Sequence[int
     socket.send_fds(sock, [data], list(descriptors))
 
 
+class DescriptorsLostError(VnicError):
+    """A message came without some of its descriptors, since its receiver has no room for more. `data`: the message."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__("descriptors got lost between supervisor and worker: too many open files; raise the limit (ulimit -n)")
+        self.data = data
+
+
 def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
-    """One message and its descriptors, which are the caller's now; b"" when the other side is gone. Raises OSError, VnicError."""
+    """One message and its descriptors, which are the caller's now; b"" when the other side is gone. Raises OSError,
+    DescriptorsLostError."""
     data, found, lost = receive_with_descriptors(sock, MESSAGE_BYTES, DESCRIPTORS)
     if lost:
         close_all(found)
-        raise VnicError("descriptors got lost between supervisor and worker: too many open files; raise the limit (ulimit -n)")
+        raise DescriptorsLostError(data)
     return data, found
 
 
@@ -222,6 +237,7 @@ class Keeper:
         self._calls = calls
         self._calls.settimeout(CALL_TIMEOUT_S)
         self._lock = threading.Lock()
+        self._number = 0
         self._inherited = inherited or {}
         self.may_change = True
 
@@ -264,16 +280,30 @@ class Keeper:
             raise VnicError("what the other worker has cannot be changed before it is handed over")
         try:
             with self._lock:
-                send(self._calls, message, descriptors)
-                data, received = receive(self._calls)
+                self._number += 1
+                send(self._calls, msgspec.structs.replace(message, number=self._number), descriptors)
+                answer, received = self._await(self._number)
         except TimeoutError:
             raise VnicError(f"no answer from the supervisor for {CALL_TIMEOUT_S:g} s") from None
         except OSError as error:
             raise VnicError(f"the supervisor is gone: {error.strerror}") from None
-        if not data:
-            raise VnicError("the supervisor is gone")
-        answer = decode_answer(data)
         if isinstance(answer, Refused):
             close_all(received)
             raise (ConfigError if answer.config else PortError)(answer.error)
         return received
+
+    def _await(self, number: int) -> tuple[Answer, list[int]]:
+        """The answer to call `number`. Those before it are too late for their callers."""
+        while True:
+            try:
+                data, received = receive(self._calls)
+            except DescriptorsLostError as lost:
+                if decode_answer(lost.data).number == number:
+                    raise
+                continue
+            if not data:
+                raise VnicError("the supervisor is gone")
+            answer = decode_answer(data)
+            if answer.number == number:
+                return answer, received
+            close_all(received)

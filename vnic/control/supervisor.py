@@ -270,7 +270,7 @@ class Supervisor:
         except BaseException:
             close_all(descriptors)
             raise
-        answer: keeper.Answer = keeper.Done()
+        answer: keeper.Answer = keeper.Done(number=call.number)
         reply: list[int] = []
         try:
             match call:
@@ -281,9 +281,9 @@ class Supervisor:
                     self.store.drop(key)
                 case keeper.OpenTap(nic, request):
                     reply = self._open_tap(nic, request, descriptors)
-                    answer = keeper.Opened()
+                    answer = keeper.Opened(number=call.number)
         except VnicError as error:
-            answer = keeper.Refused(str(error), isinstance(error, ConfigError))
+            answer = keeper.Refused(str(error), isinstance(error, ConfigError), number=call.number)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             keeper.send(worker.calls, answer, reply)
 

@@ -1,0 +1,67 @@
+"""The worker's calls to the supervisor."""
+
+import os
+import socket
+from contextlib import suppress
+
+import pytest
+
+from dataplane.errors import PortError, VnicError
+from vnic.control import keeper
+from vnic.device.tap import TapRequest
+
+
+@pytest.fixture
+def supervisor():
+    """The supervisor's end, and a Keeper at the other, which gives up soon."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        keeping = keeper.Keeper(theirs)
+        theirs.settimeout(0.05)
+        yield ours, keeping
+
+
+def document(content):
+    descriptor = keeper.write_document(content)
+    status = os.fstat(descriptor)
+    return descriptor, (status.st_dev, status.st_ino)
+
+
+def is_open_here(identity):
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            status = os.fstat(int(number))
+            if (status.st_dev, status.st_ino) == identity:
+                return True
+    return False
+
+
+def test_a_late_answer_is_not_that_of_the_next_call(supervisor):
+    """The TAP that was opened for a, too late, must not be taken for b's."""
+    ours, keeping = supervisor
+    with pytest.raises(VnicError, match="no answer from the supervisor"):
+        keeping.open_tap("a", TapRequest(name="eth0"))
+    first = keeper.decode_call(keeper.receive(ours)[0])
+    (of_a, a), (of_b, b) = document(b"a"), document(b"b")
+    keeper.send(ours, keeper.Opened(number=first.number), [of_a])
+    keeper.send(ours, keeper.Opened(number=first.number + 1), [of_b])
+    os.close(of_a)
+    os.close(of_b)
+    (got,) = keeping.open_tap("b", TapRequest(name="eth0"))
+    assert keeper.read_document(got) == b"b"
+    assert not is_open_here(a), "what came too late is closed"
+    os.close(got)
+    assert not is_open_here(b)
+    assert keeper.decode_call(keeper.receive(ours)[0]).nic == "b"
+
+
+def test_a_late_refusal_is_not_that_of_the_next_call(supervisor):
+    ours, keeping = supervisor
+    with pytest.raises(VnicError, match="no answer from the supervisor"):
+        keeping.drop("nic/a")
+    keeper.send(ours, keeper.Refused("a is not there", number=1))
+    keeper.send(ours, keeper.Done(number=2))
+    keeping.drop("nic/b")
+    keeper.send(ours, keeper.Refused("c is not there", number=3))
+    with pytest.raises(PortError, match="c is not there"):
+        keeping.drop("nic/c")
