@@ -27,6 +27,13 @@ cdef extern from "<pthread.h>" nogil:
     pthread_t pthread_self()
 
 
+cdef _await_readable(int descriptor, int timeout_ms):
+    """Waits without the GIL. By poll(2): select(2) knows no descriptor above 1023. By Python's: Ctrl-C ends it."""
+    waiting = select.poll()
+    waiting.register(descriptor, select.POLLIN)
+    waiting.poll(timeout_ms)
+
+
 class MailboxFull(VnicError):
     """The engine has not taken the last piece of work yet (the mailbox is one deep)."""
 
@@ -230,7 +237,7 @@ cdef class Engine:
         interrupted = None
         while not work.finished():
             try:
-                select.select([self.done_descriptor], [], [], 1.0)
+                _await_readable(self.done_descriptor, 1000)
             except KeyboardInterrupt as error:
                 interrupted = error
             read(self.done_descriptor, &one, 8)
@@ -271,7 +278,7 @@ cdef class Engine:
             va_store_release_ptr(&self.destination, NULL)
             write(self.mailbox_descriptor, &one, 8)
             while va_load_acquire_ptr(&self.owner) != NULL and self.running:
-                select.select([self.done_descriptor], [], [], 0.1)
+                _await_readable(self.done_descriptor, 100)
                 read(self.done_descriptor, &one, 8)
             read(self.done_descriptor, &one, 8)
             self.runner = None

@@ -2,11 +2,12 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,68 @@ def test_a_worker_that_goes_on_dying_is_started_ever_later(environment, two, tmp
     assert len(ended) == 5 and all('why="killed by SIGKILL"' in line for line in ended)
     assert ended[-1].endswith("restarts=5 next_in_s=0.8")
     assert "killed by SIGKILL" in vnic(environment, "status")
+
+
+@contextmanager
+def open_files(pid, most):
+    """Bounds how many files a process may have open meanwhile."""
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+def test_a_supervisor_that_has_no_room_for_files_goes_on(environment, two, tmp_path):  # noqa: F811
+    """What needs one is refused, and a worker that cannot be started is tried again; the interfaces stay."""
+    found = status(environment)
+    supervisor = found["supervisor"]["pid"]
+    taken = {int(name) for name in os.listdir(f"/proc/{supervisor}/fd")}
+    with Container() as c, open_files(supervisor, next(number for number in range(1000) if number not in taken)):
+        attach = ("attach", "tap", "c", "--pid", str(c.pid), "--interface", "eth0")
+        assert "too many open files; raise the limit" in vnic(environment, "rate", "a", "--egress", "10mbit", status=1)
+        assert "Too many open files" in vnic(environment, *attach, status=1)
+        assert c.interfaces() == []
+        assert "too many open files" in vnic(environment, "upgrade", status=1).lower()
+        assert status(environment)["pid"] == found["pid"]
+        ping(two[0], "10.99.0.2")
+        os.kill(found["pid"], signal.SIGKILL)
+        while (tmp_path / "default.log").read_text().count("it cannot be started: Too many open files") < 2:
+            pass
+    after = status(environment)
+    assert after["supervisor"]["pid"] == supervisor and after["supervisor"]["restarts"] >= 3
+    ping(two[0], "10.99.0.2")
+
+
+def test_a_worker_that_has_no_room_for_a_tap_leaves_none(environment, two):  # noqa: F811
+    pid = status(environment)["pid"]
+    with Container() as c:
+        attach = ("attach", "tap", "c", "--pid", str(c.pid), "--interface", "eth0", "--queues", "64")
+        with open_files(pid, max(map(int, os.listdir(f"/proc/{pid}/fd"))) + 8):
+            assert "too many open files; raise the limit" in vnic(environment, *attach, status=1)
+            assert c.interfaces() == []
+        vnic(environment, *attach)
+        assert c.interfaces() == ["eth0"]
+
+
+def test_an_instance_may_have_more_files_open_than_the_soft_limit(environment, tmp_path, leak_check):  # noqa: F811
+    """And more than select(2) knows: the second worker has its NICs' queues from the start, below all that it opens itself."""
+    count = 17
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 2 * 64 * count:
+        pytest.skip("missing tool: the hard limit of open files is too low (ulimit -Hn)")
+    with Container() as a:
+        nics = {f"n{i}": {"pid": a.pid, "interface": f"eth{i}", "queues": 64} for i in range(count)}
+        (tmp_path / "net.yaml").write_text(json.dumps({"nics": nics}))
+        command = ["sh", "-c", 'ulimit -Sn 100 && exec "$@"', "sh", *VNIC, "up", "-d", str(tmp_path / "net.yaml")]
+        subprocess.run(command, env=environment, cwd=TREE, check=True, capture_output=True)
+        try:
+            assert len(kill_worker(environment)["nics"]) == count
+            vnic(environment, "upgrade")
+            assert status(environment)["conserved"]
+        finally:
+            vnic(environment, "down")
+        assert a.interfaces() == []
 
 
 def test_a_log_is_bounded(tmp_path):

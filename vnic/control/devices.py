@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from dataplane.element import Element
-from dataplane.errors import PortError
+from dataplane.errors import PortError, VnicError
 from dataplane.port import Port
 from vnic.control.keeper import Keeper, KeptTap, read_document
 from vnic.control.schema import NicConfig
@@ -113,7 +114,12 @@ class KeptTapDevices:
         if descriptors is None and config.passed and passed is None:
             raise PortError(f"nic {config.name}: its container was passed by a client, and is not kept; attach it again")
         if descriptors is None:
-            descriptors = self._keeping.open_tap(config.name, request, [each for each in passed or () if each >= 0])
+            try:
+                descriptors = self._keeping.open_tap(config.name, request, [each for each in passed or () if each >= 0])
+            except VnicError:  # the supervisor may have it all the same: the answer got lost, or comes too late
+                with suppress(VnicError):
+                    self._keeping.drop(f"nic/{config.name}")
+                raise
         tap = _kept_tap(descriptors)
         try:
             nic = KeptNic(config.name, number, tap, rss)

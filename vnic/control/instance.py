@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -34,6 +35,12 @@ def bound_log(path: str, most_bytes: int = LOG_BYTES) -> bool:
             os.ftruncate(2, 0)
             return True
     return False
+
+
+def allow_open_files() -> None:
+    """Raises this process' limit of open files as far as it may: a TAP has up to 64 queues, open here and in every worker."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import selectors
 import signal
 import socket
@@ -27,10 +26,10 @@ import msgspec
 from dataplane.errors import ConfigError, VnicError
 from vnic.control import keeper
 from vnic.control.api import BACKLOG, open_to_clients
-from vnic.control.instance import SIGNALS, bound_log, instance_lock, listening, log_path, signals_only_ask
+from vnic.control.instance import SIGNALS, allow_open_files, bound_log, instance_lock, listening, log_path, signals_only_ask
 from vnic.control.log import Log
 from vnic.device.agent import NamespaceAgent
-from vnic.device.descriptors import close_all
+from vnic.device.descriptors import close_all, readable
 from vnic.device.namespaces import NetNamespace
 from vnic.device.tap import TapReport, TapRequest
 
@@ -44,12 +43,16 @@ log = Log("vnic")
 
 
 class WorkerProcess:
-    """A worker as the supervisor sees it."""
+    """A worker as the supervisor sees it. To start one raises OSError where there is no room for another process or file."""
 
     def __init__(self, command: list[str], listener: socket.socket, role: str) -> None:
-        self.calls, their_calls = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.events, their_events = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with their_calls, their_events:
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as undo:
+            self.calls, their_calls = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(self.calls.close)
+            theirs.enter_context(their_calls)
+            self.events, their_events = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(self.events.close)
+            theirs.enter_context(their_events)
             descriptors = (their_calls.fileno(), their_events.fileno(), listener.fileno())
             self.process = subprocess.Popen(
                 [*command, *map(str, descriptors), str(os.getpid()), role],
@@ -58,7 +61,10 @@ class WorkerProcess:
                 process_group=0,  # Ctrl-C on the terminal is ours to hear, and we end it in order
                 env=environment(),
             )
-        self.pidfd = os.pidfd_open(self.process.pid)
+            undo.callback(self.process.wait)
+            undo.callback(self.process.kill)
+            self.pidfd = os.pidfd_open(self.process.pid)
+            undo.pop_all()
         self.events.settimeout(SEND_TIMEOUT_S)
         self.calls.settimeout(SEND_TIMEOUT_S)
         self.began_s = time.monotonic()
@@ -117,15 +123,18 @@ class Supervisor:
     # -- workers -----------------------------------------------------------------------------------------------------------
 
     def start_worker(self, role: str, python: str = "") -> WorkerProcess:
-        """Starts a worker and gives it everything that is kept."""
+        """Starts a worker and gives it everything that is kept. Raises OSError."""
         worker = WorkerProcess([python or sys.executable, "-P", "-m", self._module], self._listener, role)
         try:
             for key, descriptors in self.store.items():
                 keeper.send(worker.events, keeper.Item(key), descriptors)
             start = {"role": role, "instance": self.instance, "supervisor": os.getpid(), "restarts": self.restarts}
             keeper.send(worker.events, msgspec.convert({**start, "last": self.last}, keeper.Start))
-        except OSError:
+        except (BrokenPipeError, ConnectionResetError):
             pass  # it died already, and is found dead like any other
+        except OSError as error:
+            worker.failure = keeper.Failed(f"it could not be given what is kept: {error.strerror or error}")
+            worker.process.kill()
         except BaseException:
             worker.close()
             raise
@@ -137,7 +146,10 @@ class Supervisor:
         self.store.put("config", [keeper.write_document(config)])
         with _wakeups() as wakeups:
             try:
-                self.worker = self.start_worker("first")
+                try:
+                    self.worker = self.start_worker("first")
+                except OSError as error:
+                    raise VnicError(f"the worker cannot be started: {error.strerror}") from None
                 while not self._finished(ready):
                     self._wait(wakeups)
             finally:
@@ -153,14 +165,17 @@ class Supervisor:
             if self._asked_to_stop_s is not None:
                 return True
             if self._start_at_s is not None and time.monotonic() >= self._start_at_s:
-                self._start_at_s = None
-                self.worker = self.start_worker("crash")
+                try:
+                    self.worker = self.start_worker("crash")
+                    self._start_at_s = None
+                except OSError as error:  # for want of memory, say, just after the last one was killed for that
+                    self._pause(f"it cannot be started: {error.strerror}")
             return False
         if worker.ready and self._announce:
             self._announce = False
             ready(worker.pid)
         if self.successor is not None and self._over(self.successor):
-            self._bury_successor()
+            self._end_successor(self.successor.epitaph())
         if self._over(worker):
             return self._bury(worker)
         return False
@@ -196,18 +211,21 @@ class Supervisor:
             if failure is not None:
                 raise (ConfigError if failure.config else VnicError)(failure.error)
             raise VnicError(f"the worker ended while it came up: {why}")
+        self._pause(why, well=was_ready and ran_s >= WELL_S, pid=worker.pid)
+        return False
+
+    def _pause(self, why: str, *, well: bool = False, pid: int | None = None) -> None:
+        """After a death, or a start that failed: says why, and when the next worker is started. well: the last one ran well."""
         self.restarts += 1
         self.last = why
-        self._pause_s = 0.0 if was_ready and ran_s >= WELL_S else min(max(2 * self._pause_s, PAUSE_FIRST_S), PAUSE_MOST_S)
+        self._pause_s = 0.0 if well else min(max(2 * self._pause_s, PAUSE_FIRST_S), PAUSE_MOST_S)
         if self.restarts == 1:
             self._pause_s = 0.0
         self._start_at_s = time.monotonic() + self._pause_s
-        log.error("worker ended", pid=worker.pid, why=why, restarts=self.restarts, next_in_s=self._pause_s)
-        return False
+        log.error("worker ended", pid=pid, why=why, restarts=self.restarts, next_in_s=self._pause_s)
 
-    def _bury_successor(self) -> None:
+    def _end_successor(self, why: str) -> None:
         assert self.successor is not None
-        why = self.successor.epitaph()
         self.successor.close()
         self.successor = None
         log.error("upgrade failed, the worker goes on", why=why)
@@ -232,7 +250,7 @@ class Supervisor:
 
     def _wait(self, wakeups: socket.socket) -> None:
         """Until something happens: a message, a death, a signal, the end of a pause."""
-        with selectors.DefaultSelector() as selector:
+        with selectors.PollSelector() as selector:  # which needs no descriptor: there may be none left
             selector.register(wakeups, selectors.EVENT_READ)
             for worker in filter(None, (self.worker, self.successor)):
                 for each in (worker.pidfd, worker.events, worker.calls):
@@ -247,24 +265,33 @@ class Supervisor:
             self._hear(worker)
 
     def _hear(self, worker: WorkerProcess) -> None:
-        """Takes every message that waits. What is no message of ours comes from a worker that lost its mind, and ends it."""
+        """Takes every message that waits. What is no message of ours comes from a worker that lost its mind, and ends it. What fails for
+        want of something here is refused, and is nobody's fault."""
         for sock, handle in ((worker.calls, self._answer), (worker.events, self._event)):
             # Closed: what it said before was that its successor has everything.
-            while sock.fileno() >= 0 and select.select([sock], [], [], 0)[0]:
+            while sock.fileno() >= 0 and readable(sock.fileno(), 0):
+                lost: VnicError | None = None
                 try:
                     data, descriptors = keeper.receive(sock)
                 except ConnectionResetError:  # it ended without having read all of ours
                     break
+                except keeper.DescriptorsLostError as error:
+                    data, descriptors, lost = error.data, [], error
                 try:
                     if not data:
                         break
-                    handle(worker, data, descriptors)
-                except (OSError, VnicError, msgspec.MsgspecError, ValueError) as error:
-                    worker.failure = worker.failure or keeper.Failed(f"it sent what is no message: {error}")
-                    worker.process.kill()
-                    break
+                    handle(worker, data, descriptors, lost)
+                except OSError as error:
+                    wrong = f"it does not take its answer: {error.strerror or error}"
+                except (VnicError, msgspec.MsgspecError, ValueError) as error:
+                    wrong = f"it sent what is no message: {error}"
+                else:
+                    continue
+                worker.failure = worker.failure or keeper.Failed(wrong)
+                worker.process.kill()
+                break
 
-    def _answer(self, worker: WorkerProcess, data: bytes, descriptors: list[int]) -> None:
+    def _answer(self, worker: WorkerProcess, data: bytes, descriptors: list[int], lost: VnicError | None) -> None:
         try:
             call = keeper.decode_call(data)
         except BaseException:
@@ -273,6 +300,8 @@ class Supervisor:
         answer: keeper.Answer = keeper.Done(number=call.number)
         reply: list[int] = []
         try:
+            if lost is not None:
+                raise lost
             match call:
                 case keeper.Put(key):
                     self.store.put(key, descriptors)
@@ -284,15 +313,21 @@ class Supervisor:
                     answer = keeper.Opened(number=call.number)
         except VnicError as error:
             answer = keeper.Refused(str(error), isinstance(error, ConfigError), number=call.number)
+        except OSError as error:
+            answer = keeper.Refused(f"the supervisor has no room for it: {error.strerror}", number=call.number)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             keeper.send(worker.calls, answer, reply)
 
     def _open_tap(self, nic: str, request: TapRequest, container: list[int]) -> list[int]:
         tap = self._agent.open_tap(request, NetNamespace.passed(*container) if container else None)
-        namespace = tap.namespace
-        report = TapReport(name=tap.name, ifindex=tap.ifindex, mac=tap.mac, mtu=tap.mtu, offloads=int(tap.offloads))
-        document = keeper.KeptTap(report, namespace.label, namespace.pid, namespace.path)
-        descriptors = [keeper.write_document(msgspec.json.encode(document)), namespace.fd]
+        try:
+            namespace = tap.namespace
+            report = TapReport(name=tap.name, ifindex=tap.ifindex, mac=tap.mac, mtu=tap.mtu, offloads=int(tap.offloads))
+            document = keeper.KeptTap(report, namespace.label, namespace.pid, namespace.path)
+            descriptors = [keeper.write_document(msgspec.json.encode(document)), namespace.fd]
+        except BaseException:
+            tap.close()
+            raise
         descriptors += [namespace.pidfd] if namespace.pidfd >= 0 else []
         descriptors += tap.fds
         # They are the store's now: neither object shall close them.
@@ -300,7 +335,7 @@ class Supervisor:
         self.store.put(f"nic/{nic}", descriptors)
         return descriptors
 
-    def _event(self, worker: WorkerProcess, data: bytes, descriptors: list[int]) -> None:
+    def _event(self, worker: WorkerProcess, data: bytes, descriptors: list[int], lost: VnicError | None) -> None:
         close_all(descriptors)
         match keeper.decode_from_worker(data):
             case keeper.Ready():
@@ -336,7 +371,11 @@ class Supervisor:
 
     def _introduce(self, successor: WorkerProcess) -> None:
         """Joins the old worker and the new one; the rest they do between them."""
-        ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:
+            self._end_successor(f"it cannot be joined to the worker: {error.strerror}")
+            return
         with ends[0], ends[1]:
             self._tell(successor, keeper.HandOver(), [ends[0].fileno()])
             self._tell(self.worker, keeper.HandOver(), [ends[1].fileno()])
@@ -381,6 +420,7 @@ def supervise(
 ) -> None:
     """Runs an instance until SIGINT, SIGTERM, SIGHUP or Shutdown. `config`: vnic.control.convert.encode_config's. clients: other users may
     connect. Calls `ready` with the worker's pid when it is up. Raises ConfigError, VnicError where it does not come up."""
+    allow_open_files()
     with signals_only_ask(), instance_lock(instance):
         agent = NamespaceAgent.start()
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import os
+import select
 import socket
 from collections.abc import Iterable
 from contextlib import suppress
@@ -22,6 +23,14 @@ def receive_with_descriptors(sock: socket.socket, size: int, most: int) -> tuple
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             found.frombytes(content[: len(content) - len(content) % found.itemsize])
     return data, list(found), bool(flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC))
+
+
+def readable(descriptor: int, timeout_s: float) -> bool:
+    """Whether there is something to read, or an end, within `timeout_s`. Not by select(2), which knows no descriptor above 1023: one TAP
+    has up to 64."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(timeout_s * 1000))
 
 
 def close_all(descriptors: Iterable[int]) -> None:

@@ -22,6 +22,7 @@ import warnings
 from typing import TYPE_CHECKING, Self
 
 from dataplane.errors import ConfigError, PortError
+from vnic.device.descriptors import readable
 
 if TYPE_CHECKING:
     import asyncio
@@ -301,7 +302,7 @@ class TargetWatch:
     def wait(self, timeout_s: float) -> bool:
         """Block until the target is gone (True) or nothing happened for `timeout_s` (False)."""
         while not self.gone:
-            if not select.select([self._fd], [], [], timeout_s)[0]:
+            if not readable(self._fd, timeout_s):
                 return False
         return True
 
