@@ -48,11 +48,7 @@ def test_starts_soon_and_leaves_nothing(leak_check):
 
 def test_an_agent_that_nobody_asks_lets_go_of_what_it_loaded(container):
     """It begins anew as the same process on the same socket, and is slim; what is asked then is answered."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    code = "import socket, sys; from vnic.device import agent; agent.QUIET_S = 0.1; agent.serve(socket.socket(fileno=int(sys.argv[1])))"
-    with theirs:
-        process = subprocess.Popen([sys.executable, "-c", code, str(theirs.fileno())], pass_fds=[theirs.fileno()])
-    with NamespaceAgent(process, ours) as agent:
+    with start_agent(QUIET_S=0.1) as agent:
 
         def resident_bytes():
             with open(f"/proc/{agent.pid}/statm") as file:
@@ -136,41 +132,102 @@ def test_ends_when_the_daemon_is_killed(container):
     assert container.interfaces() == []
 
 
-def test_a_dead_agent_is_a_clear_error(container):
-    agent = NamespaceAgent.start()
-    tap = agent.open_tap(TapRequest(name="eth0", pid=container.pid))
-    os.kill(agent.pid, signal.SIGKILL)
-    for _ in range(2):
-        with pytest.raises(PortError, match=rf"pid {container.pid}: the namespace agent \(pid {agent.pid}\) is gone.*restart"):
-            tap.counters()
-    assert container.interfaces() == ["eth0"], "TAPs outlive the agent"
-    tap.close()
-    assert container.interfaces() == []
-    assert not agent.alive
-    agent.stop()
+def test_a_dead_agent_is_replaced(container):
+    with NamespaceAgent.start() as agent:
+        tap = agent.open_tap(TapRequest(name="eth0", pid=container.pid))
+        dead = agent.pid
+        pidfd = os.pidfd_open(dead)
+        os.kill(dead, signal.SIGKILL)
+        assert ended(pidfd, 10)
+        os.close(pidfd)
+        assert container.interfaces() == ["eth0"], "TAPs outlive the agent"
+        assert tap.counters()["rx_packets"] >= 0
+        assert agent.pid != dead and agent.alive
+        tap.close()
+        assert container.interfaces() == []
+    with NetNamespace.find() as here, pytest.raises(PortError, match=rf"the namespace agent \(pid {agent.pid}\) is gone"):
+        agent.run(here, ReadCounters(1))
+    assert not agent.alive, "one that was stopped is not"
 
 
-def test_an_agent_that_does_not_answer(container, monkeypatch):
+def test_an_agent_that_does_not_answer_is_replaced(container, monkeypatch):
     monkeypatch.setattr(agents, "CALL_TIMEOUT_S", 0.3)
     with NamespaceAgent.start() as agent:
-        os.kill(agent.pid, signal.SIGSTOP)
-        with pytest.raises(PortError, match="no answer from the namespace agent for"):
+        silent = agent.pid
+        os.kill(silent, signal.SIGSTOP)
+        with pytest.raises(PortError, match="no answer from the namespace agent for 0.3 s; try again"):
             agent.open_tap(TapRequest(name="late", pid=container.pid))
         monkeypatch.setattr(agents, "CALL_TIMEOUT_S", 30)
-        agent._socket.settimeout(30)
-        os.kill(agent.pid, signal.SIGCONT)
-        # The late answer is nobody's: its queues are closed, and the next one is the right one.
         with agent.open_tap(TapRequest(name="eth0", pid=container.pid)) as tap:
             assert tap.name == "eth0"
             assert container.interfaces() == ["eth0"]
+        assert agent.pid != silent and not os.path.exists(f"/proc/{silent}")
+
+
+def start_agent(**constants):
+    """An agent with other time limits."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    changed = "".join(f"agent.{name} = {value!r}; " for name, value in constants.items())
+    code = f"import socket, sys; from vnic.device import agent; {changed}agent.serve(socket.socket(fileno=int(sys.argv[1])))"
+    with theirs:
+        process = subprocess.Popen([sys.executable, "-c", code, str(theirs.fileno())], pass_fds=[theirs.fileno()])
+    return NamespaceAgent(process, ours)
+
+
+STOP_CHILDREN = """
+echo ready
+while kill -0 $$; do
+    children=
+    read -r children < /proc/$1/task/$1/children
+    for child in $children; do kill -STOP $child 2>&- && echo stopped; done
+done
+"""
+
+
+def test_a_child_that_somebody_in_the_container_stops(make_container):
+    """Root of a user namespace may stop who enters it, and what is stopped hears no alarm."""
+    container = make_container(user_namespace=True)
+    with start_agent(CHILD_TIMEOUT_S=1.0) as agent:
+        attack = subprocess.Popen(
+            container.command(["sh", "-c", STOP_CHILDREN, "sh", str(agent.pid)]), stdout=subprocess.PIPE, text=True
+        )
+        try:
+            assert attack.stdout.readline() == "ready\n"
+            with pytest.raises(PortError, match="took longer than 1 s; try again"):
+                while True:
+                    agent.open_tap(TapRequest(name="eth0", pid=container.pid)).close()
+        finally:
+            attack.kill()
+            assert "stopped" in attack.communicate()[0]
+        assert container.interfaces() == [], "what the child had made went with it"
+        agent.open_tap(TapRequest(name="eth0", pid=container.pid)).close()
+        with open(f"/proc/{agent.pid}/task/{agent.pid}/children") as children:
+            assert children.read() == ""
+
+
+@pytest.mark.root
+def test_root_s_child_is_out_of_reach_of_another_user_s_container(leak_check):
+    command = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", STOP_CHILDREN, "sh"]
+    with NamespaceAgent.start() as agent:
+        attack = subprocess.Popen(
+            [*command, str(agent.pid)], stdout=subprocess.PIPE, text=True, user=54321, group=54321, extra_groups=[]
+        )
+        try:
+            assert attack.stdout.readline() == "ready\n"
+            for _ in range(20):
+                agent.open_tap(TapRequest(name="eth0", pid=attack.pid, addresses=("10.0.0.1/24",))).close()
+        finally:
+            attack.kill()
+            assert attack.communicate()[0] == ""
 
 
 def test_a_child_that_dies_or_hangs_is_reported(leak_check, monkeypatch):
     """The agent's loop, run here, with work that never answers."""
     monkeypatch.setattr(agents.link, "netlink", lambda: None)
-    monkeypatch.setattr(agents, "CHILD_TIMEOUT_S", 1)
+    monkeypatch.setattr(agents, "CHILD_TIMEOUT_S", 0.5)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    outcomes = iter([lambda: os.kill(os.getpid(), signal.SIGKILL), lambda: signal.pause()])
+    how = [lambda: os.kill(os.getpid(), signal.SIGKILL), lambda: signal.pause(), lambda: os.kill(os.getpid(), signal.SIGSTOP)]
+    outcomes = iter(how)
     pid = os.fork()
     if pid == 0:
         try:
@@ -189,7 +246,7 @@ def test_a_child_that_dies_or_hangs_is_reported(leak_check, monkeypatch):
             os._exit(0)
     theirs.close()
     with NetNamespace.find() as here:
-        for number, message in enumerate([r"failed unexpectedly \(wait status 9\)", "took longer than 1 s"]):
+        for number, message in enumerate([r"failed unexpectedly \(wait status 9\)", *2 * ["took longer than 0.5 s"]]):
             agents.send_message(ours, agents.Request(number, "pid 1", LinkChange(ifindex=1)), [here.fd])
             answer = agents.msgspec.json.decode(agents.receive_message(ours)[0], type=agents.Done)
             assert answer.number == number

@@ -8,19 +8,19 @@ works, sends the answer home - descriptors by SCM_RIGHTS - and exits. What a fai
 
 One request at a time. A message is JSON, at most MAX_MESSAGE_BYTES; a request carries the namespace's descriptor, the answer
 to TapRequest the queues'. After the child's answer comes `Done` from the agent: the child has exited, nothing it held is left.
-The agent ends when its socket closes, that is with the daemon, however that ended.
+The agent ends when its socket closes, that is with the daemon, however that ended. An agent that died or does not answer is replaced.
 """
 
 from __future__ import annotations
 
 import os
-import select
 import signal
 import socket
 import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from subprocess import DEVNULL, Popen, TimeoutExpired
 from typing import TYPE_CHECKING, Self
@@ -29,7 +29,7 @@ import msgspec
 
 from dataplane.errors import ConfigError, PortError, VnicError
 from vnic.device import link
-from vnic.device.descriptors import close_all, receive_with_descriptors
+from vnic.device.descriptors import close_all, readable, receive_with_descriptors
 from vnic.device.namespaces import NetNamespace, enter
 from vnic.device.tap import (
     MAX_QUEUES,
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 MAX_MESSAGE_BYTES = 65536
 MAX_MESSAGE_FDS = MAX_QUEUES
-CHILD_TIMEOUT_S = 5  # then the child is killed by its own alarm
+CHILD_TIMEOUT_S = 5.0  # then the agent kills its child
 CALL_TIMEOUT_S = 8.0  # longer, so that the agent can still say that the child was killed
 STOP_TIMEOUT_S = 2.0
 QUIET_S = (
@@ -109,9 +109,9 @@ def serve(sock: socket.socket, *, warm_up: bool = True) -> None:
     decoder = msgspec.json.Decoder(Request)
     while True:
         # The netlink library takes long to load: once, here and not in each child, and while nobody waits if possible.
-        if warm_up and not link.has_netlink() and not select.select([sock], [], [], 0)[0]:
+        if warm_up and not link.has_netlink() and not readable(sock.fileno(), 0):
             link.netlink()
-        if link.has_netlink() and not select.select([sock], [], [], QUIET_S)[0]:
+        if link.has_netlink() and not readable(sock.fileno(), QUIET_S):
             begin_anew(sock)
         data, fds = receive_message(sock)
         if not data:
@@ -120,11 +120,11 @@ def serve(sock: socket.socket, *, warm_up: bool = True) -> None:
             request = decoder.decode(data)
             if link.needs_netlink(request.work):
                 link.netlink()
-            status = run_child(sock, request, fds[0])
+            error = run_child(sock, request, fds[0])
         finally:
             close_all(fds)
         try:
-            send_message(sock, Done(request.number, describe_failure(request.label, status)), [])
+            send_message(sock, Done(request.number, error), [])
         except BrokenPipeError:  # the daemon has gone meanwhile
             return
 
@@ -135,23 +135,13 @@ def begin_anew(sock: socket.socket) -> None:
     os.execv(sys.executable, [sys.executable, "-P", "-m", "vnic.device.agent", str(sock.fileno()), "cold"])
 
 
-def describe_failure(label: str, status: int) -> str | None:
-    """What a child's wait status says; None if it has answered."""
-    if status == 0:
-        return None
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
-        return f"{label}: work in its namespaces took longer than {CHILD_TIMEOUT_S} s; try again"
-    return f"{label}: work in its namespaces failed unexpectedly (wait status {status}); see standard error"
-
-
-def run_child(sock: socket.socket, request: Request, netns_fd: int) -> int:
-    """Do a request in a child; its wait status is 0 if it has answered."""
+def run_child(sock: socket.socket, request: Request, netns_fd: int) -> str | None:
+    """Do a request in a child, and return when it has exited; what went wrong where it has not answered."""
     pid = os.fork()
     if pid:
-        return os.waitpid(pid, 0)[1]
+        return wait_for_child(pid, request.label)
     status = 1
     try:
-        signal.alarm(CHILD_TIMEOUT_S)
         answer, fds = answer_to(request, netns_fd)
         send_message(sock, answer, fds)
         status = 0
@@ -161,6 +151,25 @@ def run_child(sock: socket.socket, request: Request, netns_fd: int) -> int:
         traceback.print_exc()
     finally:
         os._exit(status)
+
+
+def wait_for_child(pid: int, label: str) -> str | None:
+    """Wait until a child has exited, and see to it that it does: what `run_child` returns.
+
+    No alarm of the child's own would do: while it is in a user namespace of somebody else, root of that may stop it, and a process
+    that is stopped acts on SIGKILL only.
+    """
+    descriptor = os.pidfd_open(pid)
+    late = not readable(descriptor, CHILD_TIMEOUT_S)
+    os.close(descriptor)
+    if late:
+        os.kill(pid, signal.SIGKILL)
+    status = os.waitpid(pid, 0)[1]
+    if status == 0:
+        return None
+    if late:
+        return f"{label}: work in its namespaces took longer than {CHILD_TIMEOUT_S:g} s; try again"
+    return f"{label}: work in its namespaces failed unexpectedly (wait status {status}); see standard error"
 
 
 def answer_to(request: Request, netns_fd: int) -> tuple[Answer, list[int]]:
@@ -186,7 +195,8 @@ def answer_to(request: Request, netns_fd: int) -> tuple[Answer, list[int]]:
 
 
 class NamespaceAgent:
-    """The daemon's handle of its agent. Calls may come from any thread; they wait for each other.
+    """The daemon's handle of its agent. Calls may come from any thread; they wait for each other. Where the agent died, or does not answer,
+    the next call is another one's.
 
     `with NamespaceAgent.start() as agent: tap = agent.open_tap(TapRequest(name="eth0", pid=1234))`
     """
@@ -261,17 +271,21 @@ class NamespaceAgent:
 
     def _call(self, namespace: NetNamespace, work: Work) -> tuple[Answer, list[int]]:
         with self._lock:
+            if self._process.poll() is not None and self._socket.fileno() >= 0:
+                self._replace()
             self._number += 1
             try:
                 send_message(self._socket, Request(self._number, namespace.label, work), [namespace.fd])
                 answer, fds = self._await(self._number)
             except TimeoutError:
+                self._kill()
                 raise PortError(
                     f"{namespace.label}: no answer from the namespace agent for {CALL_TIMEOUT_S:g} s; try again"
                 ) from None
             except OSError as error:
+                self._kill()
                 raise PortError(
-                    f"{namespace.label}: the namespace agent (pid {self.pid}) is gone: {error.strerror}; restart the daemon"
+                    f"{namespace.label}: the namespace agent (pid {self.pid}) is gone: {error.strerror}; try again"
                 ) from None
         if answer.error is not None:
             close_all(fds)
@@ -303,14 +317,27 @@ class NamespaceAgent:
             close_all(fds)
             raise
 
+    def _kill(self) -> None:
+        """End the agent's process and the child it may have, at once."""
+        if self._process.poll() is None:  # not waited for yet: its number, which is its group's, is nobody else's
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.kill()
+            self._process.wait()
+
+    def _replace(self) -> None:
+        """Start another agent in the place of the one that is dead."""
+        fresh = NamespaceAgent.start()
+        self._socket.close()
+        self._process, self._socket = fresh._process, fresh._socket
+
     def stop(self) -> None:
         """End the agent. TAPs stay as they are. Twice does no harm."""
         self._socket.close()
         try:
             self._process.wait(STOP_TIMEOUT_S)
         except TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self._kill()
 
     def __enter__(self) -> Self:
         return self

@@ -19,6 +19,7 @@ import select
 import stat
 import sys
 import warnings
+from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 from dataplane.errors import ConfigError, PortError
@@ -65,10 +66,14 @@ def setns(fd: int, kind: int) -> None:
 def enter(netns_fd: int, label: str) -> None:
     """Move the calling process, which must have one thread only, into a network namespace.
 
-    A namespace owned by another user namespace than ours can be entered only from there: that one first. In it we hold
-    all capabilities, if we (our user id) or an ancestor of ours made it. ConfigError when the kernel does not let us.
+    A namespace owned by another user namespace than ours: root enters it from where it is, where root of that one may send it no
+    signal. Others can enter it only from there: that one first. In it we hold all capabilities, if we (our user id) or an
+    ancestor of ours made it. ConfigError when the kernel does not let us.
     """
     if identity_of(netns_fd) == identity_of("/proc/self/ns/net"):
+        return
+    with suppress(PermissionError):
+        setns(netns_fd, CLONE_NEWNET)
         return
     try:
         owner = fcntl.ioctl(netns_fd, NS_GET_USERNS)
