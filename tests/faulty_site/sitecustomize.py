@@ -41,6 +41,8 @@ def spoil(module):
             module.load_engine = failing(module.load_engine)
         case "vnic.control.upgrade", "second-load":
             module.load_engine = failing(module.load_engine, 2)
+        case "vnic.control.server", "serve" if sys.argv[-1] == "successor":
+            module.Server.start = failing(module.Server.start)
         case "dataplane.group", "first-run":
             module.EngineGroup.resume = failing(module.EngineGroup.resume)
         case "dataplane.group", "second-run":
@@ -61,7 +63,7 @@ class Spoiling(Loader):
 
 class Finder(MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name not in ("vnic.control.runtime", "vnic.control.upgrade", "dataplane.group"):
+        if name not in ("vnic.control.runtime", "vnic.control.upgrade", "vnic.control.server", "dataplane.group"):
             return None
         spec = PathFinder.find_spec(name, path)
         spec.loader = Spoiling(spec.loader)

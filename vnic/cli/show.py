@@ -64,6 +64,8 @@ def status(instance: str, as_json: bool) -> None:
     supervisor = found.get("supervisor") or {}
     if supervisor.get("restarts"):
         click.echo(f"the worker was replaced {supervisor['restarts']} times; the last one: {supervisor['last']}")
+    for lost in found.get("lost", []):
+        click.echo(f"LOST: {lost['what']}: {lost['why']}")
     click.echo(
         "packets: " + ("every one is accounted for" if found["conserved"] else "SOME ARE MISSING (see vnic status --json)")
     )

@@ -51,10 +51,12 @@ class Passed(NamedTuple):
 
 
 class Devices(Protocol):
-    """Opens NICs. `start` comes first, before any thread; `stop` last, also without `start`."""
+    """Opens NICs. `start` comes first, before any thread; `stop` last, also without `start`. `forget`: a NIC that is closed, or that could
+    not be opened, is nobody's any more."""
 
     def start(self) -> None: ...
     def open(self, config: NicConfig, number: int, passed: Passed | None = None, /) -> Device: ...
+    def forget(self, name: str, /) -> None: ...
     def stop(self) -> None: ...
 
 
@@ -75,19 +77,12 @@ class TapDevices:
             self._agent, config.name, number, tap_request(config), rss_key=config.rss.key, rss_table=config.rss.table
         )
 
+    def forget(self, name: str) -> None:
+        """Nothing: nobody else holds it."""
+
     def stop(self) -> None:
         if self._agent is not None:
             self._agent.stop()
-
-
-class KeptNic(Nic):
-    """A NIC whose TAP the supervisor keeps too: the interface goes when both have let go."""
-
-    keeping: Keeper
-
-    def close(self) -> None:
-        super().close()
-        self.keeping.drop(f"nic/{self.name}")
 
 
 class _Elsewhere:
@@ -98,7 +93,8 @@ class _Elsewhere:
 
 
 class KeptTapDevices:
-    """NICs over TAPs that the supervisor makes and keeps, and those that a worker before this one left."""
+    """NICs over TAPs that the supervisor makes and keeps, and those that a worker before this one left. The interface goes when both have
+    let go: closing a NIC leaves it kept, `forget` ends it."""
 
     def __init__(self, keeping: Keeper) -> None:
         self._keeping = keeping
@@ -122,13 +118,14 @@ class KeptTapDevices:
                 raise
         tap = _kept_tap(descriptors)
         try:
-            nic = KeptNic(config.name, number, tap, rss)
+            return Nic(config.name, number, tap, rss)
         except BaseException:
             tap.close()
-            self._keeping.drop(f"nic/{config.name}")
             raise
-        nic.keeping = self._keeping
-        return nic
+
+    def forget(self, name: str) -> None:
+        """The supervisor lets go of the TAP."""
+        self._keeping.drop(f"nic/{name}")
 
     def stop(self) -> None:
         """Nothing: the supervisor goes on."""

@@ -7,6 +7,7 @@ worker, so that the next one - after a crash, or a newer one - finds them as the
     nic/NAME        a TAP: document (KeptTap), its network namespace, a pidfd where it was asked for by process, its queues
     ring/NAME       a ring and its doorbell
     segment/NAME    the packet pool, the MAC table
+    losses          what workers after a crash had to go on without (JSON)
     capture/N       a live capture: document, and the file or pipe that it goes to
 
 Two SOCK_SEQPACKET pairs join them. On `calls` the worker asks and waits: Put, Drop, OpenTap, each answered by Done, Opened or Refused

@@ -73,7 +73,7 @@ class Methods:
     def __init__(
         self, modules: Sequence[Offers], version: str, shut_down: Callable[[], None], clients: Mapping[str, Any] | None = None
     ) -> None:
-        self._modules, self._version, self.shut_down = modules, version, shut_down
+        self._version, self.shut_down = version, shut_down
         self._clients = clients or {}
         self._fresh: dict[object, tuple[float, dict[str, Any]]] = {}
         self._descriptions = {SERVICE: SERVICE_DESCRIPTION}
@@ -83,16 +83,22 @@ class Methods:
                 "GetInterfaceDescription", self._description, _Interface, clients=True
             ),
         }
+        self._modules: list[Offers] = []
         for module in modules:
-            if module.interface:
-                self._descriptions[module.interface] = module.description
-            for method in module.methods():
-                name = f"{module.interface}.{method.name}"
-                if not module.interface or name in self._methods:
-                    raise ConfigError(
-                        f"module {type(module).__name__}: method {name}: is another's already, or in no interface"
-                    )
-                self._methods[name] = method
+            self.add(module)
+
+    def add(self, module: Offers) -> None:
+        """Offers a module's methods: all, or none and ConfigError."""
+        found: dict[str, Method] = {}
+        for method in module.methods():
+            name = f"{module.interface}.{method.name}"
+            if not module.interface or name in self._methods or name in found:
+                raise ConfigError(f"module {type(module).__name__}: method {name}: is another's already, or in no interface")
+            found[name] = method
+        self._methods |= found
+        if module.interface:
+            self._descriptions[module.interface] = module.description
+        self._modules.append(module)
 
     def admit(self, session: Session) -> None:
         """Raises NotPermittedError for a user who has no business here."""

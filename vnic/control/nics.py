@@ -105,14 +105,19 @@ class Nics(Module):
             attached.watch.on_gone(self.runtime.loop, lambda: self._target_gone(attached))
 
     def _attach_first(self, config: NicConfig) -> None:
-        """After a crash, what cannot be attached again (its container went meanwhile) is no reason to leave the others without."""
+        """After a crash, what cannot be attached again (its container went meanwhile) is no reason to leave the others without. Only then
+        is what was kept of it dropped: a worker that fails for another reason leaves that to the next."""
         try:
             self._attach(config)
         except VnicError as error:
             if self.runtime.role != "crash":
                 raise
-            log.error("nic lost", nic=config.name, why=str(error))
+            self.runtime.losses.add(f"nic {config.name}", str(error))
             del self.config.nics[config.name]
+            if config.number is not None:
+                self.table.forget_port(config.number)
+            self._devices.forget(config.name)
+            self.runtime.segments.drop_ring(config.name)
 
     def names(self, owner: int | None = None) -> list[str]:
         """The NICs that are attached; of one user only, where `owner` is given."""
@@ -127,7 +132,14 @@ class Nics(Module):
             self.runtime.check_open()
             config = own_nic(config)
             config.passed = passed is not None
-            status = self._attach(config, passed)
+            known = config.name in self.attached
+            try:
+                status = self._attach(config, passed)
+            except BaseException:
+                if not known:
+                    self._devices.forget(config.name)
+                raise
+            self.runtime.losses.found_again(f"nic {config.name}")
             self.config.nics[config.name] = config
             self.runtime.remember()
             self.runtime.emit("attached", nic=config.name, engine=status["engine"])
@@ -218,6 +230,7 @@ class Nics(Module):
             self.runtime.accounts.retire(name)
             self.table.forget_port(attached.number)
             attached.nic.close()
+            self._devices.forget(name)
             if attached.ring is not None:
                 self.runtime.segments.drop_ring(name)
             del self.attached[name]

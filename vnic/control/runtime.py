@@ -23,6 +23,7 @@ from vnic.control.events import Emit
 from vnic.control.handlers import Handlers
 from vnic.control.keeper import Keeper
 from vnic.control.log import Log
+from vnic.control.losses import Losses
 from vnic.control.module import Module
 from vnic.control.nics import Nics
 from vnic.control.parts import Hosted, make_group, own_config
@@ -32,6 +33,11 @@ from vnic.control.segments import Segments
 H = TypeVar("H", bound=Hosted)
 
 log = Log("vnic")
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, VnicError) else f"{type(error).__name__}: {text}"
 
 
 class Runtime:
@@ -60,6 +66,7 @@ class Runtime:
         self.lock = threading.RLock()
         self.closed = self.upgrading = False
         self.clock = clock or Clock()
+        self.losses = Losses(keeping)
         self.segments = Segments(keeping, reset=role == "crash")
         self.pool = self.segments.pool(config.pool.small, config.pool.large)
         # In virtual time nothing has threads. A worker that takes over must not fail for a cgroup that has gone since.
@@ -68,7 +75,9 @@ class Runtime:
         self.hosted: list[Hosted] = []
         self.nics = Nics(self, devices or TapDevices())
         self.modules: list[Module] = [self.nics]
-        self.modules += [self._make(each) for each in self.config.modules]
+        self._users: dict[Module, tuple[ModuleConfig, list[Hosted]]] = {}  # the users' modules, with the engines that they made
+        for each in list(self.config.modules):
+            self._add(each)
         self.accounts = Accounts(self.hosted)
         self._handlers = Handlers(
             self.hosted,
@@ -77,6 +86,18 @@ class Runtime:
             resume=lambda engine: self.group_of(engine).resume(engine),
             set_rate=self.nics.set_rate,
         )
+
+    def _add(self, config: ModuleConfig) -> None:
+        before = len(self.hosted)
+        try:
+            module = self._make(config)
+        except VnicError as error:
+            if self.role != "crash":
+                raise
+            self._do_without(config, self.hosted[before:], str(error))
+        else:
+            self.modules.append(module)
+            self._users[module] = config, self.hosted[before:]
 
     def _make(self, config: ModuleConfig) -> Module:
         kind = module_class(config.module, self.config.directory)
@@ -88,6 +109,26 @@ class Runtime:
             raise ConfigError(f"module {config.module}: refuses its settings: {error}") from error
         config.arguments = module.settings  # what it changes there is remembered
         return module
+
+    def lose(self, module: Module, error: Exception) -> None:
+        """After a crash: goes on without a user's module. Raises the error where that is not so: at any other time there is somebody to
+        read it, and the NICs are ours, not to be done without."""
+        if self.role != "crash" or module not in self._users:
+            raise error
+        self._close(module)
+        config, hosted = self._users.pop(module)
+        self.modules.remove(module)
+        self._do_without(config, hosted, _one_line(error))
+        self.remember()
+
+    def _do_without(self, config: ModuleConfig, hosted: list[Hosted], why: str) -> None:
+        """Also in the configuration: a successor must have the engines that we have."""
+        self.config.modules = [each for each in self.config.modules if each is not config]
+        for each in hosted:
+            self.group_of(each.engine).remove(each.engine)
+            each.engine.close()  # what it holds is dropped
+            self.hosted.remove(each)
+        self.losses.add(f"module {config.module}", why)
 
     # -- what modules build on ---------------------------------------------------------------------------------------------
 
@@ -129,19 +170,29 @@ class Runtime:
 
     def start(self) -> None:
         """Starts the engines, attaches the configured NICs, starts the other modules: all, or none and the error of the first that failed.
-        A successor only builds, see `start_threads`."""
+        A successor only builds, see `start_threads`. Only the first worker undoes what a failure leaves half-made: what is there already
+        when another comes is not its own to take down, and it ends with what it made itself."""
         with self.lock:
             self.nics.open()
             try:
                 if self.role != "successor":
                     self.start_threads()
-                for module in self.modules:
-                    module.start()
+                for module in list(self.modules):
+                    self._start(module)
                 if self.role != "successor":
                     self.remember()
             except BaseException:
-                self.close()
+                if self.role == "first":
+                    self.close()
                 raise
+
+    def _start(self, module: Module) -> None:
+        try:
+            module.start()
+        except Exception as error:
+            if module in self._users and not isinstance(error, VnicError):
+                error = VnicError(f"module {self._users[module][0].module}: does not start: {_one_line(error)}")
+            self.lose(module, error)
 
     def start_threads(self) -> None:
         """Starts the engines' threads, on the loop's thread. A successor's engines run once they have their state."""
@@ -156,12 +207,21 @@ class Runtime:
                 return
             self.closed, self.upgrading = True, False
             for module in reversed(self.modules):
-                module.close()
+                self._close(module)
             for group in self.groups.values():
                 group.stop()
             for each in self.hosted:
                 each.engine.close()
             self.nics.stop_devices()
+
+    def _close(self, module: Module) -> None:
+        """A user's module that does not close must not keep the others from it, or hide why all is taken down."""
+        try:
+            module.close()
+        except Exception as error:
+            if module not in self._users:
+                raise
+            log.error("close", error=error)
 
     def __enter__(self) -> Runtime:
         return self
@@ -268,6 +328,7 @@ class Runtime:
                 "conserved": all(engine["conserved"] for engine in engines),
                 "engines": engines,
                 "groups": [group.status() for group in self.groups.values()],
+                "lost": self.losses.status(),
             }
             for module in self.modules:
                 found |= module.status()

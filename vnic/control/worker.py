@@ -43,12 +43,14 @@ if TYPE_CHECKING:
         @property
         def modules(self) -> Sequence[Offers]: ...
         def start(self) -> None: ...
+        def lose(self, module: Any, error: Exception, /) -> None: ...
         def close(self) -> None: ...
 
     MakeRuntime = Callable[[Config, asyncio.AbstractEventLoop, keeper.Keeper, keeper.Start], RunnableRuntime]
 
 PR_SET_PDEATHSIG = 1
 BROWNOUT_S = 120.0
+TEXT_MOST = 4000  # characters of an error: a message to the supervisor is bounded
 WATCH_S = 1.0
 
 log = Log("vnic")
@@ -85,6 +87,19 @@ def make_runtime(
     return Runtime(config, loop=loop, devices=KeptTapDevices(keeping), keeping=keeping, role=start.role)
 
 
+def one_line(error: BaseException) -> str:
+    """What an exception says, for people; with its name where it is a bug."""
+    text = " ".join(str(error).split())[:TEXT_MOST]
+    return text if isinstance(error, VnicError) else f"unexpected {type(error).__name__}: {text}"
+
+
+def failure(error: BaseException) -> keeper.Failed:
+    """The last words of a worker."""
+    if not isinstance(error, VnicError) and os.environ.get("VNIC_DEBUG", "0") not in ("", "0"):
+        log.error("worker failed", error=error)
+    return keeper.Failed(one_line(error), isinstance(error, ConfigError))
+
+
 class Worker:
     """Serves a runtime until the supervisor or a client ends it."""
 
@@ -103,6 +118,8 @@ class Worker:
         self._joined: asyncio.Future[socket.socket] | None = None  # to the other worker of an upgrade
         self._gave_up = False  # every engine is the successor's
         self._clients: list[Transfer] = []  # of the worker before
+        self._runtime: RunnableRuntime | None = None
+        self._up = False  # and said so
 
     def tell(self, message: keeper.FromWorker) -> None:
         """A word to the supervisor; where it is gone, the kernel ends us."""
@@ -110,29 +127,35 @@ class Worker:
             keeper.send(self._events, message)
 
     async def run(self) -> None:
-        """Comes up, says so, and returns when everything is taken down."""
+        """Comes up, says so, and returns when everything is taken down.
+
+        Taken down it is when the supervisor or a client asks for that; and by the first worker that does not come up, since nobody has
+        anything of it yet. Any other failure leaves to the next worker, or to the one that still runs, what is kept: this process ends
+        on the spot then, as if it had been killed, since Python would free and close things on its way out.
+        """
+        try:
+            await self._run()
+        except BaseException as error:
+            if self._start.role != "first" or self._up:
+                self.tell(failure(error))
+                os._exit(1)
+            if self._runtime is not None:
+                self._runtime.close()
+            raise
+
+    async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         self._bus = Bus(loop)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_reader(self._events, self._hear)
         runtime = await self._build(loop)
-        try:
-            try:
-                if self._start.role == "successor":
-                    await self._take_over()
-            except VnicError as error:
-                if not self._keeper.may_change:  # nothing here is ours: to take it down would take it from the other worker
-                    self.tell(keeper.Failed(str(error)))
-                    os._exit(1)
-                raise
-            serving = contextlib.AsyncExitStack()
-            if self._config.metrics is not None:
-                from vnic.control import metrics
-
-                await serving.enter_async_context(metrics.serving(self._config.metrics, runtime))
-            instance = Instance(runtime, self._bus, self._supervisor_status(), self.upgrade)
-            methods = Methods([instance, *runtime.modules], _version(), self._stop.set, self._config.clients)
+        methods = self._offer(runtime)
+        if self._start.role == "successor":
+            self._real_runtime().start_threads()
+            await self._take_over()
+        async with contextlib.AsyncExitStack() as serving:
+            await self._serve_metrics(serving, runtime)
             self._server = server = Server(methods)
             await server.start(self._listener.dup())
             for client in self._clients:
@@ -142,58 +165,71 @@ class Worker:
             await asyncio.sleep(0)  # they listen again
             self._bus.emit("worker", pid=os.getpid(), role=self._start.role, last=self._start.last or None)
             watching = loop.create_task(self._watch())
-            try:
-                self.tell(keeper.TookOver() if self._start.role == "successor" else keeper.Ready())
-                await self._stop.wait()
-            finally:
-                # Clients hang on until everything is gone: that is how `vnic down` knows.
-                loop.remove_reader(self._events)
-                watching.cancel()
-                await serving.aclose()
-                if self._gave_up:
-                    await server.close()
-                    self._real_runtime().nics.let_go()
-                    self.tell(keeper.HandedOver())
-                    os._exit(0)  # not in good order: that would take down what is another's now
-                runtime.close()
-                await server.close()
-        finally:
+            self._up = True
+            self.tell(keeper.TookOver() if self._start.role == "successor" else keeper.Ready())
+            await self._stop.wait()
+            # Clients hang on until everything is gone: that is how `vnic down` knows.
+            loop.remove_reader(self._events)
+            watching.cancel()
+        if self._gave_up:
+            await server.close()
+            self._real_runtime().nics.let_go()
+            self.tell(keeper.HandedOver())
+            os._exit(0)  # not in good order: that would take down what is another's now
+        try:
             runtime.close()
-        self.tell(keeper.Stop())
+            await server.close()
+        finally:
+            self.tell(keeper.Stop())
 
     async def _build(self, loop: asyncio.AbstractEventLoop) -> RunnableRuntime:
         """Makes the runtime and starts it; a successor's by a thread of its own with the lowest priority, so that what is built for
         tomorrow takes no CPU time from the engines that run today. (To lower its priority is everybody's right, to raise it again is not:
         so it is that thread's alone, and the engines' threads are started by this one.)"""
 
-        def build() -> None:
-            self._runtime = self._make(self._config, loop, self._keeper, self._start)
-            self._runtime.emit = self._bus.emit
-            try:
-                self._runtime.start()
-            except BaseException:
-                if self._keeper.may_change:
-                    self._runtime.close()
-                raise
+        def build() -> RunnableRuntime:
+            self._runtime = runtime = self._make(self._config, loop, self._keeper, self._start)
+            runtime.emit = self._bus.emit
+            runtime.start()
             self._keeper.close()
+            return runtime
 
-        def build_aside() -> None:
+        def build_aside() -> RunnableRuntime:
             os.setpriority(os.PRIO_PROCESS, 0, 19)  # of this thread, setpriority(2)
             from vnic.control import upgrade  # noqa: F401 - it is needed soon, and loads much
 
-            build()
+            return build()
 
         if self._start.role != "successor":
-            build()
-            return self._runtime
+            return build()
         with concurrent.futures.ThreadPoolExecutor(1) as aside:
+            return await loop.run_in_executor(aside, build_aside)
+
+    def _offer(self, runtime: RunnableRuntime) -> Methods:
+        """The methods of all modules. A successor looks at them before it takes over: so that a clash refuses the upgrade."""
+        instance = Instance(runtime, self._bus, self._supervisor_status(), self.upgrade)
+        methods = Methods([instance], _version(), self._stop.set, self._config.clients)
+        for module in list(runtime.modules):
             try:
-                await loop.run_in_executor(aside, build_aside)
-            except VnicError as error:
-                self.tell(keeper.Failed(str(error)))
-                os._exit(1)  # nothing here is ours: to take it down would take it from the other worker
-        self._real_runtime().start_threads()
-        return self._runtime
+                methods.add(module)
+            except Exception as error:
+                runtime.lose(module, error)
+        return methods
+
+    async def _serve_metrics(self, serving: contextlib.AsyncExitStack, runtime: RunnableRuntime) -> None:
+        """The first worker does not come up without them: somebody reads why. Those that follow go on without, since whoever takes their
+        place between two workers - any user may bind a port - must not take the network with it."""
+        if (config := self._config.metrics) is None:
+            return
+        try:
+            from vnic.control import metrics
+
+            await serving.enter_async_context(metrics.serving(config, runtime))
+        except Exception as error:
+            if self._start.role == "first":
+                raise
+            why = f"{one_line(error).removeprefix('metrics: ')}; or end what is there, and 'vnic upgrade' tries again"
+            self._real_runtime().losses.add("metrics", why, kept=False)
 
     # -- upgrade -----------------------------------------------------------------------------------------------------------
 
@@ -263,6 +299,7 @@ class Worker:
             if not self._bus.heard:
                 before = {}
                 continue
+            assert self._runtime is not None
             now = observe(self._runtime.status(), self._runtime.stats())
             for event, fields in differences(before, now) if before else ():
                 self._bus.emit(event, **fields)
@@ -310,14 +347,8 @@ def main(arguments: list[str], make: MakeRuntime = make_runtime) -> int:
 
     try:
         asyncio.run(run())
-    except VnicError as error:
+    except Exception as error:
         with contextlib.suppress(OSError):
-            keeper.send(says, keeper.Failed(" ".join(str(error).split())[:4000], isinstance(error, ConfigError)))
-        return 1
-    except Exception as error:  # a bug
-        if os.environ.get("VNIC_DEBUG", "0") not in ("", "0"):
-            log.error("worker failed", error=error)
-        with contextlib.suppress(OSError):
-            keeper.send(says, keeper.Failed(f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:1000]}"))
+            keeper.send(says, failure(error))
         return 1
     return 0

@@ -72,5 +72,8 @@ class ReplayDevices:
         nic = self.nics[config.name] = ReplayNic(config, number, source, sink)
         return nic
 
+    def forget(self, name: str) -> None:
+        """Nobody else holds it."""
+
     def stop(self) -> None:
         """Nothing to stop."""

@@ -115,6 +115,9 @@ class _Devices:
         nic = self.live[config.name] = _LiveNic(self.taps.open(config, number))
         return nic
 
+    def forget(self, name: str) -> None:
+        """Nobody else holds it."""
+
     def stop(self) -> None:
         self.taps.stop()
 

@@ -82,6 +82,9 @@ class _Devices:
         nic = self.nics[config.name] = _Nic(config, number)
         return nic
 
+    def forget(self, name: str) -> None:
+        """Nobody else holds it."""
+
     def stop(self) -> None:
         """Nothing to stop."""
 

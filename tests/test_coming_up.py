@@ -1,0 +1,194 @@
+"""A worker that comes up where something is there already, after a crash or for an upgrade, and finds that something is amiss: what is
+there stays, and whoever is to know is told."""
+
+import json
+import os
+import select
+import signal
+import socket
+from contextlib import contextmanager, suppress
+
+import pytest
+
+from tests.support import plain_user
+from tests.support.containers import Container
+from tests.test_command import environment, ping, vnic  # noqa: F401 - a fixture
+from tests.test_metrics import get, port  # noqa: F401 - a fixture
+from tests.test_supervisor import ECHO, TALK, inside, kill_worker, status
+from tests.test_upgrade import entries, faulty  # noqa: F401 - a fixture
+
+# Fails at the step whose name a file has, in the directory of the configuration.
+FRAGILE = """
+import os
+from vnic.control.module import Method, Module
+from vnic.control.parts import Hosted
+
+class Fragile(Module):
+    interface = "org.example.Fragile"
+
+    def __init__(self, runtime):
+        super().__init__(runtime)
+        runtime.add_engine("fragile", make=Hosted)
+        self.step("construct")
+
+    def methods(self):
+        self.step("methods")
+        return [Method("Nothing", lambda parameters, caller: {})]
+
+    def start(self):
+        self.step("start")
+
+    def status(self):
+        return {"fragile": True}
+
+    def step(self, name):
+        if os.path.exists(os.path.join(self.runtime.config.directory, name)):
+            raise RuntimeError(f"broken at {name}")
+"""
+
+
+@pytest.fixture
+def running(environment, tmp_path, leak_check, port):  # noqa: F811
+    """Containers a and b on two engines, a module that may fail, and metrics."""
+    with Container() as a, Container() as b:
+        nics = {
+            name: {"pid": box.pid, "interface": "eth0", "addresses": [f"10.99.0.{number + 1}/24"], "engine": number}
+            for number, (name, box) in enumerate({"a": a, "b": b}.items())
+        }
+        (tmp_path / "fragile.py").write_text(FRAGILE)
+        config = {"engines": 2, "nics": nics, "modules": ["fragile:Fragile"], "metrics": {"listen": f"127.0.0.1:{port}"}}
+        (tmp_path / "net.yaml").write_text(json.dumps(config))
+        vnic(environment, "up", "-d", str(tmp_path / "net.yaml"))
+        try:
+            yield a, b
+        finally:
+            with suppress(AssertionError):
+                vnic(environment, "down")
+
+
+@contextmanager
+def conversation(a, b):
+    """By TCP, from a to b; it and the interfaces must be the same to the end."""
+    links = [box.run("ip", "-o", "link", "show", "eth0").split(":")[0] for box in (a, b)]
+    with inside(b, ECHO) as server:
+        try:
+            assert server.stdout.readline() == "ready\n"
+            with inside(a, TALK) as client:
+                try:
+                    assert client.stdout.readline() == "connected\n"
+                    yield
+                    out, _ = client.communicate(input="\n", timeout=30)
+                finally:
+                    client.kill()
+        finally:
+            server.kill()
+    assert client.returncode == 0 and int(out.split()[0]) > 20
+    assert [box.run("ip", "-o", "link", "show", "eth0").split(":")[0] for box in (a, b)] == links
+
+
+def killed_meanwhile(env, work):
+    """Kills the worker, does `work` before the supervisor starts another, returns that one's status."""
+    before = status(env)
+    supervisor = before["supervisor"]["pid"]
+    os.kill(supervisor, signal.SIGSTOP)
+    try:
+        ended = os.pidfd_open(before["pid"])
+        os.kill(before["pid"], signal.SIGKILL)
+        select.select([ended], [], [])
+        os.close(ended)
+        result = work()
+    finally:
+        os.kill(supervisor, signal.SIGCONT)
+    while (after := status(env))["pid"] == before["pid"]:
+        pass
+    assert after["supervisor"]["restarts"] == before["supervisor"]["restarts"] + 1
+    return after, result
+
+
+def test_a_port_that_somebody_took_meanwhile_costs_the_metrics_alone(environment, running, tmp_path, port):  # noqa: F811
+    a, b = running
+    assert "vnic_conserved 1.0" in get(port)
+    with conversation(a, b):
+        found, squatter = killed_meanwhile(environment, lambda: socket.create_server(("127.0.0.1", port)))
+        with squatter:
+            (lost,) = found["lost"]
+            assert lost["what"] == "metrics" and f"127.0.0.1:{port}" in lost["why"] and "already in use" in lost["why"]
+            assert f"LOST: metrics: 127.0.0.1:{port}" in vnic(environment, "status")
+            ping(b, "10.99.0.1")
+        vnic(environment, "upgrade")
+        assert status(environment)["lost"] == [] and "vnic_conserved 1.0" in get(port)
+    assert 'ERROR lost what=metrics why="' in (tmp_path / "default.log").read_text()
+    assert status(environment)["conserved"]
+
+
+@pytest.mark.parametrize("step", ["construct", "start", "methods"])
+def test_after_a_crash_the_network_goes_on_without_a_module_that_fails(environment, running, tmp_path, step):  # noqa: F811
+    a, b = running
+    assert status(environment)["fragile"]
+    with conversation(a, b):
+        (tmp_path / step).touch()
+        for work in (lambda: kill_worker(environment), lambda: vnic(environment, "upgrade"), lambda: kill_worker(environment)):
+            work()  # the first finds out, the others know
+            found = status(environment)
+            (lost,) = found["lost"]
+            assert lost["what"] == "module fragile:Fragile" and f"broken at {step}" in lost["why"]
+            assert "fragile" not in found and [each["name"] for each in found["engines"]] == ["e0", "e1"]
+            ping(b, "10.99.0.1")
+    assert status(environment)["conserved"]
+
+
+@pytest.mark.parametrize("step", ["construct", "start", "methods"])
+def test_a_new_worker_whose_module_fails_leaves_everything_as_it_was(environment, running, tmp_path, step):  # noqa: F811
+    a, b = running
+    ping(a, "10.99.0.2")
+    with conversation(a, b):
+        before, learned = status(environment), entries(environment)
+        assert len(learned) == 2
+        (tmp_path / step).touch()
+        assert f"broken at {step}" in vnic(environment, "upgrade", status=1)
+        (tmp_path / step).unlink()
+        after = status(environment)
+        assert after["pid"] == before["pid"] and after["supervisor"]["restarts"] == 0 and after["lost"] == []
+        assert entries(environment) == learned
+        ping(a, "10.99.0.2")
+        vnic(environment, "upgrade")
+        assert entries(environment) == learned and status(environment)["fragile"]
+    after = status(environment)
+    assert after["conserved"] and after["pool"]["in_use"] == sum(engine["held"] for engine in after["engines"])
+
+
+def test_a_new_worker_that_fails_once_it_has_everything_is_a_crash(environment, running, faulty):  # noqa: F811
+    a, b = running
+    with conversation(a, b):
+        vnic(environment, "upgrade", "--python", faulty("serve raises"))
+        while (found := status(environment))["supervisor"]["restarts"] < 1:
+            pass
+        assert found["lost"] == [] and found["fragile"]
+        ping(b, "10.99.0.1")
+    assert status(environment)["conserved"]
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_the_first_worker_comes_up_with_everything_or_not_at_all(environment, tmp_path, leak_check, port, taken):  # noqa: F811
+    with Container() as a:
+        nics = {"a": {"pid": a.pid, "interface": "eth0"}}
+        (tmp_path / "fragile.py").write_text(FRAGILE)
+        config = {"nics": nics, "modules": ["fragile:Fragile"], "metrics": {"listen": f"127.0.0.1:{port}"}}
+        (tmp_path / "net.yaml").write_text(json.dumps(config))
+        if taken:
+            with socket.create_server(("127.0.0.1", port)):
+                assert "in use; choose another place" in vnic(environment, "up", "-d", str(tmp_path / "net.yaml"), status=1)
+        else:
+            (tmp_path / "start").touch()
+            said = vnic(environment, "up", "-d", str(tmp_path / "net.yaml"), status=1)
+            assert "module fragile:Fragile: does not start: RuntimeError: broken at start" in said
+        assert a.interfaces() == []
+
+
+@pytest.mark.again
+@pytest.mark.root
+@pytest.mark.timeout(240)
+def test_all_of_this_as_a_plain_user():
+    done = plain_user.run_pytest("tests/test_coming_up.py", timeout_s=220)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert "passed" in done.stdout

@@ -1,0 +1,50 @@
+"""What an instance goes on without after a crash: so that the rest has its network, and somebody sees that this has not.
+
+The supervisor keeps the list (keeper.py), for workers that come later. What is on it stays lost until it is set up anew.
+"""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+
+from vnic.control.keeper import Keeper, read_document
+from vnic.control.log import Log
+
+KEY = "losses"
+
+log = Log("vnic")
+
+
+class Losses:
+    """Things by name, such as "nic web", and why each is lost; with what the worker before had lost already."""
+
+    def __init__(self, keeping: Keeper | None) -> None:
+        self._keeping = keeping
+        self._kept: dict[str, str] = {}
+        self._now: dict[str, str] = {}
+        for document in (keeping.take(KEY) if keeping is not None else None) or ():
+            self._kept |= msgspec.json.decode(read_document(document), type=dict[str, str])
+            os.close(document)
+
+    def add(self, what: str, why: str, *, kept: bool = True) -> None:
+        """Says so in the log and in the status. kept=False: the next worker tries again by itself."""
+        log.error("lost", what=what, why=why)
+        if kept:
+            self._kept[what] = why
+            self._keep()
+        else:
+            self._now[what] = why
+
+    def found_again(self, what: str) -> None:
+        """It is set up anew."""
+        if self._kept.pop(what, None) is not None:
+            self._keep()
+
+    def status(self) -> list[dict[str, str]]:
+        return [{"what": what, "why": why} for what, why in (self._kept | self._now).items()]
+
+    def _keep(self) -> None:
+        if self._keeping is not None:
+            self._keeping.put_document(KEY, msgspec.json.encode(self._kept))
