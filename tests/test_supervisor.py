@@ -223,31 +223,87 @@ assert not bound_log(path, 0), "standard error is something else"
     assert (tmp_path / "log").read_text() == "new\n" and (tmp_path / "log.1").read_text() == "old\n" * 100
 
 
+def rights(text):
+    """Of a process' or thread's status in /proc: (CapPrm, CapEff, CapBnd or 0 for a plain user, NoNewPrivs)."""
+    fields = dict(line.split(":\t") for line in text.splitlines() if ":\t" in line)
+    bounding = int(fields["CapBnd"], 16) if IS_ROOT else 0  # who has no CAP_SETPCAP cannot lower it, and gets nothing by it
+    return int(fields["CapPrm"], 16), int(fields["CapEff"], 16), bounding, int(fields["NoNewPrivs"])
+
+
 def capabilities(pid):
-    """Of every thread: (CapPrm, CapEff, CapBnd or 0 for a plain user, NoNewPrivs)."""
-    found = set()
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        fields = dict(line.split(":\t") for line in (task / "status").read_text().splitlines() if ":\t" in line)
-        bounding = int(fields["CapBnd"], 16) if IS_ROOT else 0
-        found.add((int(fields["CapPrm"], 16), int(fields["CapEff"], 16), bounding, int(fields["NoNewPrivs"])))
-    return found
+    """Of every thread, see `rights`."""
+    return {rights((task / "status").read_text()) for task in Path(f"/proc/{pid}/task").iterdir()}
+
+
+NICE, PTRACE, SETPCAP, ADMIN = 1 << 23, 1 << 19, 1 << 8, 1 << 21 | 1 << 12
 
 
 @pytest.mark.parametrize("guaranteed", [False, True])
-def test_the_worker_has_given_up_its_privileges(environment, tmp_path, leak_check, guaranteed):  # noqa: F811
+def test_every_process_has_given_up_what_it_does_not_need(environment, tmp_path, leak_check, guaranteed):  # noqa: F811
     file = tmp_path / "net.yaml"
     file.write_text("groups: {all: {guarantee: {runtime: 900us, period: 1ms}}}" if guaranteed else "engines: 2")
     vnic(environment, "up", "-d", str(file))
     try:
-        nice = 1 << 23 if guaranteed and IS_ROOT else 0
-        assert capabilities(status(environment)["pid"]) == {(nice, nice, nice, 1)}
+        nice = NICE if guaranteed and IS_ROOT else 0
+        found = status(environment)
+        worker, supervisor = found["pid"], found["supervisor"]["pid"]
+        (agent,) = {int(pid) for pid in Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()} - {worker}
+        expected = {
+            worker: nice,
+            supervisor: (PTRACE | SETPCAP | ADMIN if IS_ROOT else 0) | nice,
+            agent: ADMIN if IS_ROOT else 0,
+        }
+        assert {pid: capabilities(pid) for pid in expected} == {
+            pid: {(mask, mask, mask if IS_ROOT else 0, 1)} for pid, mask in expected.items()
+        }
         kill_worker(environment)
         assert capabilities(status(environment)["pid"]) == {(nice, nice, nice, 1)}
         if guaranteed:
             (thread,) = status(environment)["groups"][0]["threads"]
             assert thread["scheduling"] in ("deadline", "rr") or not IS_ROOT
+        # Whatever an upgrade names as its Python is never more than a worker, from its first instruction on.
+        python = tmp_path / "python"
+        python.write_text(f'#!/bin/sh\ncat /proc/self/status > {tmp_path}/rights\nexec {sys.executable} "$@"\n')
+        python.chmod(0o755)
+        vnic(environment, "upgrade", "--python", str(python))
+        assert rights((tmp_path / "rights").read_text()) == (nice, nice, nice, 1)
+        assert capabilities(status(environment)["pid"]) == {(nice, nice, nice, 1)}
     finally:
         vnic(environment, "down")
+
+
+@pytest.mark.root
+def test_root_attaches_containers_of_others(environment, tmp_path, leak_check):  # noqa: F811
+    """What the supervisor and the agent keep is enough: for a plain user's container in namespaces of his, one that hides (not dumpable),
+    a name in /run/netns, and a namespace of root's."""
+    hides = "import ctypes, sys; ctypes.CDLL(None).prctl(4, 0); print('ready', flush=True); sys.stdin.read()"
+    name = f"vnic-others-{os.getpid()}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    theirs = subprocess.Popen(
+        ["setpriv", f"--reuid={plain_user.UID}", "--clear-groups", "unshare", "--user", "--map-root-user", "--net",
+         "sh", "-c", "echo ready && exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    hiding = subprocess.Popen(["unshare", "--net", sys.executable, "-c", hides], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert theirs.stdout.readline() == hiding.stdout.readline() == b"ready\n"
+        (tmp_path / "net.yaml").write_text(
+            json.dumps({"nics": {"a": {"netns": f"/run/netns/{name}"}, "b": {"pid": theirs.pid}}})
+        )
+        vnic(environment, "up", "-d", str(tmp_path / "net.yaml"))
+        try:
+            with Container() as c:
+                vnic(environment, "attach", "tap", "c", "--pid", str(c.pid), "--address", "10.99.0.3/24")
+                vnic(environment, "attach", "tap", "d", "--pid", str(hiding.pid), "--address", "10.99.0.4/24")
+                assert [nic["name"] for nic in status(environment)["nics"]] == ["a", "b", "c", "d"]
+                kill_worker(environment)
+                assert [nic["name"] for nic in status(environment)["nics"]] == ["a", "b", "c", "d"]
+                assert len(c.interfaces()) == 1
+        finally:
+            vnic(environment, "down")
+    finally:
+        for process in (theirs, hiding):
+            process.communicate()
+        subprocess.run(["ip", "netns", "del", name], check=True)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda how: how.name)

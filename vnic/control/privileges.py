@@ -1,21 +1,40 @@
-"""Which process may do what, and when it gives up the rest.
+"""Which process may do what, and when it gives up the rest: what a process of root's has; a plain user's has none of it anywhere.
 
-| stage                  | supervisor             | agent                      | worker                           |
-|------------------------|------------------------|----------------------------|----------------------------------|
-| started                | what its user may      | what its user may          | what its user may                |
-| before its first       |                        |                            | `drop`: no capability, none to   |
-| thread or client       |                        |                            | be had; CAP_SYS_NICE while a     |
-|                        |                        |                            | group has a guarantee            |
-| work in a container    | never                  | a child for each piece of  | never                            |
-|                        |                        | it, which ends (agent.py)  |                                  |
-| running                | opens namespaces, asks | waits                      | uses the TAPs, sockets, memory   |
-|                        | the agent              |                            | handed to it; files as its user  |
+| stage                 | supervisor              | agent                      | worker, its successors           |
+|-----------------------|-------------------------|----------------------------|----------------------------------|
+| `vnic up`             | what root may           |                            |                                  |
+| it is the instance    | `SUPERVISOR`, and       |                            |                                  |
+|                       | CAP_SYS_NICE while a    |                            |                                  |
+|                       | group has a guarantee   |                            |                                  |
+| before exec           |                         | `AGENT`                    | none, and none to be had;        |
+|                       |                         |                            | CAP_SYS_NICE while a group has a |
+|                       |                         |                            | guarantee                        |
+| work in a container   | never                   | a child for each piece of  | never                            |
+|                       |                         | it, which ends (agent.py)  |                                  |
+| running               | opens namespaces, asks  | waits                      | uses the TAPs, sockets, memory   |
+|                       | the agent, starts       |                            | handed to it; files as its user  |
+|                       | workers                 |                            |                                  |
 
-The worker is what packets, clients and users' elements reach, so it has nothing to give: interfaces are made by the agent,
-descriptors and memory come from the supervisor. The other two speak to nobody but each other and the worker, whose messages are
-checked (keeper.py). A plain user's processes have no capabilities outside the user namespaces of the containers that are his.
+All of them have NO_NEW_PRIVS, and a bounding set that is the same as what they have: nothing that they execute gets more. They give up
+before exec, in the child: whatever runs there then - an upgrade names any Python - has a worker's rights and never had others.
 
-Sources: capabilities(7), capset(2), prctl(2) PR_CAPBSET_DROP, PR_CAP_AMBIENT, PR_SET_NO_NEW_PRIVS.
+What the capabilities are for: CAP_SYS_PTRACE opens /proc/PID/ns of others' processes, CAP_SYS_ADMIN enters these namespaces, CAP_NET_ADMIN
+makes interfaces there, CAP_SETPCAP lowers a child's bounding set. Files are opened as their owner, group or others may, without
+CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH: the program, and what the configuration names, must be root's to read in that way.
+
+The worker is what packets, clients and users' elements reach, so interfaces are made by the agent, descriptors and memory come from the
+supervisor, and these two speak to nobody but each other and the worker, whose messages are checked (keeper.py).
+
+What remains. Root's worker has no capabilities, but its user id is still 0, and root owns most of a machine's files and settings: who takes
+it over can read and write those, and get all of root's rights back that way. What it cannot do is mount, load modules, change networks, or
+trace the other two, which have more capabilities than it. A plain user's worker can do what its user can, and that includes tracing the
+supervisor (ptrace(2), unless Yama forbids it). To be safe from the worker, run vnic as a user who owns nothing else.
+
+Another user id for root's worker alone is not done, since much of what it does is done as its user: it writes captures to the paths that
+the owner names, reads the users' modules, makes the metrics' socket, joins cgroups, and takes for its owner who has its own user id
+(Session.is_owner). All of that would have to come from the supervisor, as descriptors or in words, first.
+
+Sources: capabilities(7), capset(2), ptrace(2), prctl(2) PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS.
 """
 
 from __future__ import annotations
@@ -27,21 +46,29 @@ from collections.abc import Iterable
 
 from dataplane.errors import VnicError
 
-CAP_SYS_NICE = 23
+CAP_SETPCAP, CAP_NET_ADMIN, CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_SYS_NICE = 8, 12, 19, 21, 23
+AGENT = (CAP_NET_ADMIN, CAP_SYS_ADMIN)
+SUPERVISOR = (*AGENT, CAP_SYS_PTRACE, CAP_SETPCAP)  # it starts the agent: a child has no more than its parent
+
 _CAP_LAST = 63  # of 64 bits; the kernel refuses numbers that it does not have
 _VERSION_3 = 0x20080522
-_PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 24, 38, 47, 4
+_PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 24, 38
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def drop(keep: Iterable[int] = ()) -> None:
+def worker(*, guaranteed: bool) -> tuple[int, ...]:
+    """What a worker keeps. guaranteed: a group has a guarantee of CPU time, which real-time scheduling gives."""
+    return (CAP_SYS_NICE,) if guaranteed else ()
+
+
+def drop(keep: Iterable[int] = (), *, inherit: bool = False) -> None:
     """Gives up every capability but those of `keep` that this thread has, for good: nothing that is executed later gets any back. Call it
-    before other threads are there, since each thread has its own. Raises VnicError."""
+    before other threads are there, since each thread has its own. inherit: of those that are kept, what a plain user's programs would
+    inherit (ambient ones, as systemd gives) they still do. Raises VnicError."""
     kept = sum(1 << number for number in keep)
     if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         raise VnicError(f"privileges cannot be given up: {os.strerror(ctypes.get_errno())}")
-    _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     for number in range(_CAP_LAST + 1):
         if not kept >> number & 1:
             _libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0)  # refused to who has no CAP_SETPCAP: he has nothing to drop either
@@ -49,9 +76,9 @@ def drop(keep: Iterable[int] = ()) -> None:
     found = ctypes.create_string_buffer(24)
     if _libc.capget(header, found):
         raise VnicError(f"privileges cannot be read: {os.strerror(ctypes.get_errno())}")
-    # effective, permitted, inheritable of the low 32 capabilities, then of the high ones
-    low_effective, low_permitted, _, high_effective, high_permitted, _ = struct.unpack("=6I", found.raw)
-    low, high = kept & 0xFFFFFFFF, kept >> 32
-    wanted = struct.pack("=6I", low_effective & low, low_permitted & low, 0, high_effective & high, high_permitted & high, 0)
+    # Effective, permitted, inheritable of the low 32 capabilities, then of the high ones. Ambient are only those permitted and inheritable.
+    low, high, passed = kept & 0xFFFFFFFF, kept >> 32, kept if inherit else 0
+    masks = (low, low, passed & 0xFFFFFFFF, high, high, passed >> 32)
+    wanted = struct.pack("=6I", *(have & mask for have, mask in zip(struct.unpack("=6I", found.raw), masks, strict=True)))
     if _libc.capset(header, wanted):
         raise VnicError(f"privileges cannot be given up: {os.strerror(ctypes.get_errno())}")

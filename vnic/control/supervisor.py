@@ -18,13 +18,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
 
 from dataplane.errors import ConfigError, VnicError
-from vnic.control import keeper
+from vnic.control import keeper, privileges
 from vnic.control.api import BACKLOG, open_to_clients
 from vnic.control.instance import SIGNALS, allow_open_files, bound_log, instance_lock, listening, log_path, signals_only_ask
 from vnic.control.log import Log
@@ -45,7 +45,7 @@ log = Log("vnic")
 class WorkerProcess:
     """A worker as the supervisor sees it. To start one raises OSError where there is no room for another process or file."""
 
-    def __init__(self, command: list[str], listener: socket.socket, role: str) -> None:
+    def __init__(self, command: list[str], listener: socket.socket, role: str, capabilities: Iterable[int]) -> None:
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as undo:
             self.calls, their_calls = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(self.calls.close)
@@ -60,6 +60,7 @@ class WorkerProcess:
                 pass_fds=descriptors,
                 process_group=0,  # Ctrl-C on the terminal is ours to hear, and we end it in order
                 env=environment(),
+                preexec_fn=lambda: privileges.drop(capabilities, inherit=True),  # we have one thread: nothing is locked
             )
             undo.callback(self.process.wait)
             undo.callback(self.process.kill)
@@ -105,10 +106,13 @@ def environment() -> dict[str, str]:
 
 
 class Supervisor:
-    """Runs an instance; `run` returns at its end. `module`: what the worker is."""
+    """Runs an instance; `run` returns at its end. `module`: what the worker is. `capabilities`: what it keeps."""
 
-    def __init__(self, instance: str, listener: socket.socket, agent: NamespaceAgent, module: str) -> None:
+    def __init__(
+        self, instance: str, listener: socket.socket, agent: NamespaceAgent, module: str, capabilities: Iterable[int]
+    ) -> None:
         self.instance, self._listener, self._agent, self._module = instance, listener, agent, module
+        self._capabilities = capabilities
         self._log = log_path(instance)
         self.store = keeper.Store()
         self.worker: WorkerProcess | None = None
@@ -124,7 +128,7 @@ class Supervisor:
 
     def start_worker(self, role: str, python: str = "") -> WorkerProcess:
         """Starts a worker and gives it everything that is kept. Raises OSError."""
-        worker = WorkerProcess([python or sys.executable, "-P", "-m", self._module], self._listener, role)
+        worker = WorkerProcess([python or sys.executable, "-P", "-m", self._module], self._listener, role, self._capabilities)
         try:
             for key, descriptors in self.store.items():
                 keeper.send(worker.events, keeper.Item(key), descriptors)
@@ -417,17 +421,21 @@ def supervise(
     module: str = "vnic.control.launch",
     *,
     clients: bool = False,
+    guaranteed: bool = False,
 ) -> None:
-    """Runs an instance until SIGINT, SIGTERM, SIGHUP or Shutdown. `config`: vnic.control.convert.encode_config's. clients: other users may
-    connect. Calls `ready` with the worker's pid when it is up. Raises ConfigError, VnicError where it does not come up."""
+    """Runs an instance until SIGINT, SIGTERM, SIGHUP or Shutdown, and gives up what rights that does not need (privileges.py). `config`:
+    vnic.control.convert.encode_config's. clients: other users may connect. guaranteed: a group has a guarantee of CPU time. Calls `ready`
+    with the worker's pid when it is up. Raises ConfigError, VnicError where it does not come up."""
     allow_open_files()
     with signals_only_ask(), instance_lock(instance):
-        agent = NamespaceAgent.start()
+        capabilities = privileges.worker(guaranteed=guaranteed)
+        privileges.drop([*privileges.SUPERVISOR, *capabilities], inherit=True)
+        agent = NamespaceAgent.start(lambda: privileges.drop(privileges.AGENT, inherit=True))
         try:
             with listening(instance) as listener:
                 if clients:
                     open_to_clients(instance)
                 listener.listen(BACKLOG)
-                Supervisor(instance, listener, agent, module).run(config, ready)
+                Supervisor(instance, listener, agent, module, capabilities).run(config, ready)
         finally:
             agent.stop()

@@ -109,9 +109,8 @@ class Worker:
         (document,) = kept.pop("config")
         self._config = decode_config(keeper.read_document(document))
         os.close(document)
-        # Before any thread is there, see the table in privileges.py.
-        guaranteed = any(group.guarantee is not None for group in self._config.groups.values())
-        privileges.drop([privileges.CAP_SYS_NICE] if guaranteed else [])
+        # The supervisor did before it started us, see the table in privileges.py; now none is passed on either. No thread is there yet.
+        privileges.drop(privileges.worker(guaranteed=any(each.guarantee is not None for each in self._config.groups.values())))
         self._keeper = keeper.Keeper(calls, kept)
         self._keeper.may_change = self._start.role != "successor"
         self._stop = asyncio.Event()

@@ -44,6 +44,7 @@ from vnic.device.tap import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
 MAX_MESSAGE_BYTES = 65536
@@ -209,8 +210,9 @@ class NamespaceAgent:
         sock.settimeout(CALL_TIMEOUT_S)
 
     @classmethod
-    def start(cls) -> NamespaceAgent:
-        """Start an agent. It is a program of its own, not a fork: so it can be started whatever threads there are.
+    def start(cls, prepare: Callable[[], None] | None = None) -> NamespaceAgent:
+        """Start an agent. It is a program of its own, not a fork: so it can be started whatever threads there are. `prepare`, for who has
+        but one thread, runs in the new process before the program.
 
         A daemon that detaches does so first: the agent is the child, and watches the socket, of the process that started it.
         """
@@ -229,6 +231,7 @@ class NamespaceAgent:
                     pass_fds=[theirs.fileno()],
                     process_group=0,
                     env=environment,
+                    preexec_fn=prepare,
                 )
         except OSError as error:
             ours.close()
