@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +61,43 @@ def test_an_agent_that_nobody_asks_lets_go_of_what_it_loaded(container):
                 assert tap.counters()["rx_packets"] >= 0
             while resident_bytes() > 25 << 20:  # 17 MB; with the netlink library 34
                 pass
+
+
+# An agent that has loaded everything, and finds another vnic installed then: one that does not even begin.
+REPLACED = """
+import pathlib, socket, sys
+from vnic.device import agent
+netlink, receive = agent.link.netlink, agent.receive_message
+def load_and_replace():
+    pathlib.Path(agent.link.__file__).write_text("raise SystemExit(7)")
+    return netlink()
+def say_and_receive(sock):
+    print("waits", flush=True)
+    return receive(sock)
+agent.QUIET_S, agent.link.netlink, agent.receive_message = 0.05, load_and_replace, say_and_receive
+agent.serve(socket.socket(fileno=int(sys.argv[1])))
+"""
+
+
+def test_an_agent_whose_code_was_replaced_stays_as_it_is(container, tmp_path):
+    """An upgrade by pip does not reach it: the supervisor, to whom it speaks, stays too."""
+    tree = Path(agents.__file__).parents[2]
+    for part in ("vnic/__init__.py", "vnic/device", "dataplane/__init__.py", "dataplane/errors.py"):
+        (tmp_path / part).parent.mkdir(exist_ok=True)
+        (shutil.copytree if (tree / part).is_dir() else shutil.copy)(tree / part, tmp_path / part)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-c", REPLACED, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            stdout=subprocess.PIPE,
+        )
+    with NamespaceAgent(process, ours) as agent, process.stdout:
+        assert process.stdout.readline() == b"waits\n"
+        with agent.open_tap(TapRequest(name="eth0", pid=container.pid)):
+            assert container.interfaces() == ["eth0"]
 
 
 def test_many_requests_leave_the_agent_as_it_was(container):

@@ -108,11 +108,14 @@ def serve(sock: socket.socket, *, warm_up: bool = True) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     decoder = msgspec.json.Decoder(Request)
+    ours = [__file__] + [str(module.__file__) for name, module in sys.modules.items() if name.startswith(("vnic.", "dataplane."))]
+    code = identities(ours)
     while True:
         # The netlink library takes long to load: once, here and not in each child, and while nobody waits if possible.
         if warm_up and not link.has_netlink() and not readable(sock.fileno(), 0):
             link.netlink()
-        if link.has_netlink() and not readable(sock.fileno(), QUIET_S):
+        # Another vnic may be installed by now; the supervisor, which stays, speaks as this one does.
+        if link.has_netlink() and not readable(sock.fileno(), QUIET_S) and identities(ours) == code:
             begin_anew(sock)
         data, fds = receive_message(sock)
         if not data:
@@ -128,6 +131,18 @@ def serve(sock: socket.socket, *, warm_up: bool = True) -> None:
             send_message(sock, Done(request.number, error), [])
         except BrokenPipeError:  # the daemon has gone meanwhile
             return
+
+
+def identities(files: list[str]) -> list[tuple[int, ...]]:
+    """Of files; others once one of them is replaced, is written to, or has gone."""
+    found: list[tuple[int, ...]] = []
+    for file in files:
+        try:
+            status = os.stat(file)
+            found.append((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
+        except OSError:
+            found.append(())
+    return found
 
 
 def begin_anew(sock: socket.socket) -> None:
@@ -202,8 +217,8 @@ class NamespaceAgent:
     `with NamespaceAgent.start() as agent: tap = agent.open_tap(TapRequest(name="eth0", pid=1234))`
     """
 
-    def __init__(self, process: Popen[bytes], sock: socket.socket) -> None:
-        self._process, self._socket = process, sock
+    def __init__(self, process: Popen[bytes], sock: socket.socket, prepare: Callable[[], None] | None) -> None:
+        self._process, self._socket, self._prepare = process, sock, prepare
         self._lock = threading.Lock()
         self._number = 0
         self._decoder: msgspec.json.Decoder[Answer | Done] = msgspec.json.Decoder(Answer | Done)
@@ -236,7 +251,7 @@ class NamespaceAgent:
         except OSError as error:
             ours.close()
             raise PortError(f"the namespace agent cannot be started: {error}") from None
-        return cls(process, ours)
+        return cls(process, ours, prepare)
 
     @property
     def pid(self) -> int:
@@ -330,7 +345,7 @@ class NamespaceAgent:
 
     def _replace(self) -> None:
         """Start another agent in the place of the one that is dead."""
-        fresh = NamespaceAgent.start()
+        fresh = NamespaceAgent.start(self._prepare)
         self._socket.close()
         self._process, self._socket = fresh._process, fresh._socket
 
