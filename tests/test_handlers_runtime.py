@@ -263,10 +263,11 @@ def test_an_upgrade_takes_over_what_was_written_and_what_was_counted_by_it():
     until(lambda: old.value(SPLIT, "hits") == [3, 2])
     old.runtime.begin_upgrade()
     inherited = KeptHere(keeping.copies())
-    new = Running(decode_config(keeping.documents["config"]), keeping=inherited, role="successor")
+    document = keeping.documents["config"]
+    new = Running(decode_config(document), keeping=inherited, role="successor")
     new.runtime.start_threads()
     ends = [upgrade.Channel(end) for end in socket.socketpair()]
-    taking = threading.Thread(target=upgrade.take, args=(new.runtime, ends[1]))
+    taking = threading.Thread(target=upgrade.take, args=(new.runtime, ends[1], document))
     taking.start()
     upgrade.give(old.runtime, ends[0])
     taking.join()

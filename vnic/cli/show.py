@@ -62,6 +62,10 @@ def status(instance: str, as_json: bool) -> None:
     entries = found.get("switch", {}).get("entries", [])
     click.echo(f"instance {instance}, pid {found['pid']}, {len(entries)} addresses learned")
     supervisor = found.get("supervisor") or {}
+    if supervisor.get("version", found.get("version")) != found.get("version"):
+        click.echo(
+            f"the worker is vnic {found['version']}; supervisor and namespace agent remain {supervisor['version']} until `vnic down`"
+        )
     if supervisor.get("restarts"):
         click.echo(f"the worker was replaced {supervisor['restarts']} times; the last one: {supervisor['last']}")
     for lost in found.get("lost", []):

@@ -21,9 +21,11 @@ def upgrade(python: str | None, instance: str, as_json: bool) -> None:
     A second worker is started and prepared; then each engine stops for some milliseconds, and goes on in the new worker with all that it
     knows and holds. Containers keep interfaces and connections, nothing is lost. If anything fails, the old worker goes on.
 
+    The supervisor and its namespace agent, two small processes, remain what they are until `vnic down`.
+
     \b
     pip install --upgrade vnic && vnic upgrade
-    vnic upgrade --python /opt/vnic-2/bin/python
+    vnic upgrade --python /opt/vnic-2/bin/python     also for the upgrades, and after the crashes, that follow
     vnic upgrade --json
     """
     with connect(instance) as client:

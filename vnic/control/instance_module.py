@@ -54,7 +54,8 @@ class Upgrade(Parameters):
 
 
 class Instance:
-    """Methods over a runtime (vnic.control.runtime.Runtime). `supervisor`: what Status says of it. `upgrade` replaces this process."""
+    """Methods over a runtime (vnic.control.runtime.Runtime). `version`: of vnic in this process. `supervisor`: what Status says of it.
+    `upgrade` replaces this process."""
 
     interface = INTERFACE
     description = DESCRIPTION
@@ -63,10 +64,12 @@ class Instance:
         self,
         runtime: Any,
         bus: Bus,
+        version: str = "",
         supervisor: dict[str, Any] | None = None,
         upgrade: Callable[[str], Awaitable[dict[str, Any]]] | None = None,
     ) -> None:
-        self._runtime, self._bus, self._supervisor, self._upgrade = runtime, bus, supervisor, upgrade
+        self._runtime, self._bus, self._upgrade = runtime, bus, upgrade
+        self._process = {"pid": os.getpid(), "version": version, "supervisor": supervisor}
         self._fresh: dict[str | None, tuple[float, dict[str, Any]]] = {}
 
     def methods(self) -> list[Method]:
@@ -96,7 +99,7 @@ class Instance:
     # -- what is read ------------------------------------------------------------------------------------------------------
 
     def _status(self, _: Parameters, caller: Caller) -> dict[str, Any]:
-        status = {"pid": os.getpid(), "supervisor": self._supervisor, **self._runtime.status()}
+        status = {**self._process, **self._runtime.status()}
         if (mine := self._visible(caller.session)) is not None:
             entries = [each for each in status["switch"]["entries"] if each["nic"] in mine]
             status = {

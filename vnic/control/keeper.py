@@ -4,6 +4,7 @@ Kept are descriptors by key: TAP queues, memory segments, documents (sealed in m
 worker, so that the next one - after a crash, or a newer one - finds them as they were:
 
     config          the configuration as it is now, with what was attached, rated and cut since it was loaded (JSON)
+    version         of vnic when the first worker began, which is the supervisor's
     nic/NAME        a TAP: document (KeptTap), its network namespace, a pidfd where it was asked for by process, its queues
     ring/NAME       a ring and its doorbell
     segment/NAME    the packet pool, the MAC table

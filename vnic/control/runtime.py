@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import threading
 from collections.abc import Callable
@@ -276,14 +275,12 @@ class Runtime:
 
     # -- upgrade -----------------------------------------------------------------------------------------------------------
 
-    def digest(self) -> str:
-        """Of the configuration as it is now: two workers that have the same can hand over."""
-        return hashlib.sha256(encode_config(self.config)).hexdigest()
-
     def begin_upgrade(self) -> None:
-        """From here on nothing is attached, detached or set, until `end_upgrade`. Raises VnicError where one is under way."""
+        """From here on nothing is attached, detached or set, until `end_upgrade`. What is kept is what runs, in the words of this version.
+        Raises VnicError where one is under way."""
         with self.lock:
             self.check_open()
+            self.remember()
             self.upgrading = True
 
     def end_upgrade(self) -> None:

@@ -45,7 +45,8 @@ log = Log("vnic")
 class WorkerProcess:
     """A worker as the supervisor sees it. To start one raises OSError where there is no room for another process or file."""
 
-    def __init__(self, command: list[str], listener: socket.socket, role: str, capabilities: Iterable[int]) -> None:
+    def __init__(self, python: str, module: str, listener: socket.socket, role: str, capabilities: Iterable[int]) -> None:
+        self.python = python
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as undo:
             self.calls, their_calls = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(self.calls.close)
@@ -55,11 +56,11 @@ class WorkerProcess:
             theirs.enter_context(their_events)
             descriptors = (their_calls.fileno(), their_events.fileno(), listener.fileno())
             self.process = subprocess.Popen(
-                [*command, *map(str, descriptors), str(os.getpid()), role],
+                [python or sys.executable, "-P", "-m", module, *map(str, descriptors), str(os.getpid()), role],
                 stdin=subprocess.DEVNULL,
                 pass_fds=descriptors,
                 process_group=0,  # Ctrl-C on the terminal is ours to hear, and we end it in order
-                env=environment(),
+                env=environment(python),
                 preexec_fn=lambda: privileges.drop(capabilities, inherit=True),  # we have one thread: nothing is locked
             )
             undo.callback(self.process.wait)
@@ -96,13 +97,14 @@ class WorkerProcess:
         os.close(self.pidfd)
 
 
-def environment() -> dict[str, str]:
-    """For a Python of ours: from a source tree it would not find us."""
-    variables = dict(os.environ)
+def environment(python: str = "") -> dict[str, str]:
+    """For a worker. Our own Python ("") would not find us where we run from a source tree; another one finds its own vnic, if ours is not
+    in its way."""
     root = Path(__file__).resolve().parents[2]
-    if not root.name.endswith("-packages"):
-        variables["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [variables.get("PYTHONPATH")])])
-    return variables
+    paths = [each for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each and Path(each).resolve() != root]
+    if not python and not root.name.endswith("-packages"):
+        paths.insert(0, str(root))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 class Supervisor:
@@ -114,6 +116,7 @@ class Supervisor:
         self.instance, self._listener, self._agent, self._module = instance, listener, agent, module
         self._capabilities = capabilities
         self._log = log_path(instance)
+        self._python = ""  # that an upgrade went to: the next worker is of that version too, also after a crash
         self.store = keeper.Store()
         self.worker: WorkerProcess | None = None
         self.successor: WorkerProcess | None = None
@@ -128,7 +131,7 @@ class Supervisor:
 
     def start_worker(self, role: str, python: str = "") -> WorkerProcess:
         """Starts a worker and gives it everything that is kept. Raises OSError."""
-        worker = WorkerProcess([python or sys.executable, "-P", "-m", self._module], self._listener, role, self._capabilities)
+        worker = WorkerProcess(python or self._python, self._module, self._listener, role, self._capabilities)
         try:
             for key, descriptors in self.store.items():
                 keeper.send(worker.events, keeper.Item(key), descriptors)
@@ -371,7 +374,7 @@ class Supervisor:
         try:
             self.successor = self.start_worker("successor", python)
         except OSError as error:
-            self._tell(worker, keeper.Failed(f"{python or sys.executable}: {error.strerror}"))
+            self._tell(worker, keeper.Failed(f"{python or self._python or sys.executable}: {error.strerror}"))
 
     def _introduce(self, successor: WorkerProcess) -> None:
         """Joins the old worker and the new one; the rest they do between them."""
@@ -388,6 +391,7 @@ class Supervisor:
         old, self.worker, self.successor = self.worker, self.successor, None
         assert old is not None
         assert self.worker is not None
+        self._python = self.worker.python
         self._listener.listen(BACKLOG)
         log.info("worker took over", pid=self.worker.pid, before=old.pid)
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -25,6 +25,7 @@ Either side may answer {"error": line} instead. {"back": name} from the old one 
 
 from __future__ import annotations
 
+import hashlib
 import socket
 import struct
 import time
@@ -37,6 +38,7 @@ from dataplane.errors import VnicError
 from dataplane.handover import BYTES_MAX, forget_engine, load_engine, save_engine
 from vnic.control.api import DESCRIPTORS_MOST
 from vnic.control.connection import Transfer
+from vnic.control.convert import encode_config
 from vnic.device.descriptors import receive_with_descriptors
 
 if TYPE_CHECKING:
@@ -113,6 +115,12 @@ class Channel:
         self._socket.close()
 
 
+def _digest(document: bytes) -> str:
+    """Of the configuration as the old worker kept it when it was asked to upgrade (Runtime.begin_upgrade). Bytes are compared: another
+    version would say the same in other words."""
+    return hashlib.sha256(document).hexdigest()
+
+
 # -- the old worker ----------------------------------------------------------------------------------------------------------
 
 
@@ -122,7 +130,7 @@ def give(runtime: Runtime, channel: Channel) -> dict[str, Any]:
 
     {"engines": [{"name", "blackout_ms", "state_bytes", "packets_moved"}...], "blackout_ms": the longest}
     """
-    channel.send(config=runtime.digest())
+    channel.send(config=_digest(encode_config(runtime.config)))
     channel.receive()
     moved: list[Engine] = []
     report: list[dict[str, Any]] = []
@@ -179,11 +187,12 @@ def _take_back(runtime: Runtime, moved: list[Engine], channel: Channel) -> None:
 # -- the new worker ----------------------------------------------------------------------------------------------------------
 
 
-def take(runtime: Runtime, channel: Channel) -> None:
-    """Takes every engine over, and runs it. Raises VnicError where that cannot be; the old worker has them all then, or is told to."""
+def take(runtime: Runtime, channel: Channel, document: bytes) -> None:
+    """Takes every engine over, and runs it. document: the configuration as it was kept when this worker began, in the words of the version
+    that kept it. Raises VnicError where that cannot be; the old worker has them all then, or is told to."""
     engines = {engine.name: engine for engine in runtime.engines}
     given = channel.receive()["config"]
-    if given != runtime.digest():
+    if given != _digest(document):
         raise _refuse(channel, VnicError("what is attached changed while the upgrade was prepared; try again"))
     channel.send(ok=True)
     failure: VnicError | None = None

@@ -77,6 +77,14 @@ def _inherit(events: socket.socket) -> tuple[dict[str, list[int]], keeper.Start]
         kept[message.key] = descriptors
 
 
+def _read(kept: list[int]) -> bytes:
+    """The one document of what the supervisor kept, which is closed then."""
+    try:
+        return keeper.read_document(kept[0])
+    finally:
+        close_all(kept)
+
+
 def make_runtime(
     config: Config, loop: asyncio.AbstractEventLoop, keeping: keeper.Keeper, start: keeper.Start
 ) -> RunnableRuntime:
@@ -106,13 +114,16 @@ class Worker:
     def __init__(self, calls: socket.socket, events: socket.socket, listener: socket.socket, make: MakeRuntime) -> None:
         self._events, self._listener, self._make = events, listener, make
         kept, self._start = _inherit(events)
-        (document,) = kept.pop("config")
-        self._config = decode_config(keeper.read_document(document))
-        os.close(document)
+        self._document = _read(kept.pop("config"))
+        self._config = decode_config(self._document)
+        # The first worker's version, which is the supervisor's and its agent's: no upgrade renews them.
+        self._first_version = _read(kept.pop("version")).decode() if "version" in kept else _version()
         # The supervisor did before it started us, see the table in privileges.py; now none is passed on either. No thread is there yet.
         privileges.drop(privileges.worker(guaranteed=any(each.guarantee is not None for each in self._config.groups.values())))
         self._keeper = keeper.Keeper(calls, kept)
         self._keeper.may_change = self._start.role != "successor"
+        if self._start.role == "first":
+            self._keeper.put_document("version", self._first_version.encode())
         self._stop = asyncio.Event()
         self._joined: asyncio.Future[socket.socket] | None = None  # to the other worker of an upgrade
         self._gave_up = False  # every engine is the successor's
@@ -206,8 +217,9 @@ class Worker:
 
     def _offer(self, runtime: RunnableRuntime) -> Methods:
         """The methods of all modules. A successor looks at them before it takes over: so that a clash refuses the upgrade."""
-        instance = Instance(runtime, self._bus, self._supervisor_status(), self.upgrade)
-        methods = Methods([instance], _version(), self._stop.set, self._config.clients)
+        version = _version()
+        instance = Instance(runtime, self._bus, version, self._supervisor_status(), self.upgrade)
+        methods = Methods([instance], version, self._stop.set, self._config.clients)
         for module in list(runtime.modules):
             try:
                 methods.add(module)
@@ -285,7 +297,7 @@ class Worker:
         self.tell(keeper.Ready())
         with await asyncio.wait_for(self._joined, BROWNOUT_S) as other:
             channel = upgrade.Channel(other)
-            upgrade.take(self._real_runtime(), channel)
+            upgrade.take(self._real_runtime(), channel, self._document)
             self._clients = channel.receive_clients()
         self._keeper.may_change = True
         self._joined = None
@@ -306,7 +318,12 @@ class Worker:
 
     def _supervisor_status(self) -> dict[str, Any]:
         start = self._start
-        return {"pid": start.supervisor, "restarts": start.restarts, "last": start.last or None}
+        return {
+            "pid": start.supervisor,
+            "version": self._first_version,
+            "restarts": start.restarts,
+            "last": start.last or None,
+        }
 
     def _hear(self) -> None:
         data, descriptors = keeper.receive(self._events)

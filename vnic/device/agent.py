@@ -108,7 +108,9 @@ def serve(sock: socket.socket, *, warm_up: bool = True) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     decoder = msgspec.json.Decoder(Request)
-    ours = [__file__] + [str(module.__file__) for name, module in sys.modules.items() if name.startswith(("vnic.", "dataplane."))]
+    ours = [__file__] + [
+        str(module.__file__) for name, module in sys.modules.items() if name.startswith(("vnic.", "dataplane."))
+    ]
     code = identities(ours)
     while True:
         # The netlink library takes long to load: once, here and not in each child, and while nobody waits if possible.

@@ -1,0 +1,130 @@
+"""`vnic upgrade` to another version of vnic, installed as users have it: in a virtual environment of its own."""
+
+import compileall
+import json
+import shutil
+import site
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from tests.support import plain_user
+from tests.support.containers import Container
+from tests.test_command import TREE, environment, ping, vnic  # noqa: F401 - a fixture
+from tests.test_supervisor import inside, kill_worker, status
+from tests.test_upgrade import RECEIVE, Traffic, two  # noqa: F401 - a fixture
+from vnic.control.client import Client
+
+
+def install(directory, version):
+    """A vnic of another version in a virtual environment; returns its packages' directory and its Python."""
+    venv.create(directory, symlinks=True)
+    (packages,) = (directory / "lib").glob("python*/site-packages")
+    ours = shutil.ignore_patterns("*.pyx", "*.pxd", "*.c", "__pycache__")
+    for package in ("vnic", "dataplane", "shaping", "virt"):
+        shutil.copytree(TREE / package, packages / package, ignore=ours)
+    information = packages / f"vnic-{version}.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vnic\nVersion: {version}\n")
+    (packages / "dependencies.pth").write_text("\n".join(site.getsitepackages()))
+    return packages, str(directory / "bin" / "python")
+
+
+def change(file, *changes):
+    text = file.read_text()
+    for old, new in changes:
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    file.write_text(text)
+
+
+@pytest.fixture
+def newer(tmp_path):
+    """A version whose configuration says more, and whose state is of another format; it reads the older one."""
+    packages, python = install(tmp_path / "vnic-2", "99.1")
+    change(packages / "vnic/control/schema.py", (
+        "    owner: Annotated[\n", "    colour: str = 'blue'\n    owner: Annotated[\n"
+    ))  # fmt: skip
+    change(
+        packages / "dataplane/handover.py",
+        ("FORMAT_VERSION = 1\n", "FORMAT_VERSION = 2\n"),
+        ("] = {}\nBYTES_MAX", "] = {1: lambda content: {**content, 'mood': 'upgraded'}}\nBYTES_MAX"),
+        ("    elements: list[ElementState]\n", "    elements: list[ElementState]\n    mood: str\n"),
+        ("            elements=[_save", "            mood='native',\n            elements=[_save"),
+    )
+    compileall.compile_dir(packages / "vnic", quiet=1)
+    return python
+
+
+def versions(environment):  # noqa: F811
+    found = status(environment)
+    return found["version"], found["supervisor"]["version"]
+
+
+def test_to_a_newer_version_and_on(environment, two, newer, monkeypatch):  # noqa: F811
+    """Twice: from the old one, whose state and configuration say less, and from the new one to itself."""
+    a, b = two
+    monkeypatch.setenv("VNIC_RUNTIME_DIR", environment["VNIC_RUNTIME_DIR"])
+    ours, first = versions(environment)
+    assert ours == first != "99.1"
+    with Traffic(a, b) as traffic, Client() as client:
+        vnic(environment, "upgrade", "--python", newer)
+        assert versions(environment) == ("99.1", ours)
+        assert f"vnic 99.1; supervisor and namespace agent remain {ours} until" in vnic(environment, "status")
+        before = status(environment)["pid"]
+        vnic(environment, "upgrade")  # "the same" is the one that runs
+        assert client.call("Status")["status"]["pid"] != before
+        assert versions(environment) == ("99.1", ours)
+    assert traffic.seen + traffic.unread == traffic.sent and int(traffic.exchanged[0]) > 20
+    with Container() as c:  # what stays old does what the new one asks
+        vnic(environment, "attach", "tap", "c", "--pid", str(c.pid), "--interface", "eth0", "--address", "10.99.0.3/24")
+        ping(c, "10.99.0.1")
+        vnic(environment, "detach", "c")
+    assert status(environment)["conserved"]
+
+
+def test_packets_in_a_shaper_come_along(environment, two, newer):  # noqa: F811
+    a, b = two
+    ping(a, "10.99.0.2")
+    vnic(environment, "rate", "a", "--egress", "6kbit")  # they wait for six seconds
+    receiver = inside(b, RECEIVE)
+    assert receiver.stdout.readline() == "ready\n"
+    a.python("import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+             "for n in [*range(100), -1]: s.sendto(b'%d' % n, ('10.99.0.2', 7001))")  # fmt: skip
+    report = json.loads(vnic(environment, "upgrade", "--python", newer, "--json"))
+    assert sum(each["packets_moved"] for each in report["engines"]) > 30
+    assert receiver.communicate(timeout=30)[0].split() == ["100", "0", "0"]
+
+
+def test_a_crash_does_not_lead_back(environment, two, newer):  # noqa: F811
+    """The old version could not read what the new one kept."""
+    a, _ = two
+    ours = status(environment)["version"]
+    vnic(environment, "upgrade", "--python", newer)
+    kill_worker(environment)
+    assert versions(environment) == ("99.1", ours)
+    ping(a, "10.99.0.2")
+
+
+def test_back_to_an_older_version_is_refused_in_one_line(environment, two, newer):  # noqa: F811
+    a, _ = two
+    vnic(environment, "upgrade", "--python", newer)
+    before = status(environment)["pid"]
+    older = Path(environment["VNIC_RUNTIME_DIR"]) / "older"
+    older.write_text(f'#!/bin/sh\nPYTHONPATH={TREE} exec {sys.executable} "$@"\n')
+    older.chmod(0o755)
+    said = vnic(environment, "upgrade", "--python", str(older), status=1)
+    assert "unknown field `colour`" in said and "this worker goes on" in said
+    assert status(environment)["pid"] == before
+    ping(a, "10.99.0.2")
+
+
+@pytest.mark.again
+@pytest.mark.root
+@pytest.mark.timeout(240)
+def test_all_of_this_as_a_plain_user():
+    done = plain_user.run_pytest("tests/test_upgrade_versions.py", timeout_s=220)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert "passed" in done.stdout
