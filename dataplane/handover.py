@@ -2,10 +2,10 @@
 
     data = save_engine(old)      old stands between two batches, and may still go on afterwards as if nothing had happened
     load_engine(new, data)       new is freshly built, on the same pool; after an error it is as fresh as before
-    forget_engine(old)           the point of no return: old gives up its packets without freeing them
-    new.start()
+    new.start()                  the point of no return: old must not run again
+    forget_engine(old)           old gives up its packets without freeing them; before or after new starts
 
-Nothing is written to shared memory before `forget_engine`. What waits in rings stays there: they are shared. The format is documented in
+Nothing is written to shared memory before. What waits in rings stays there: they are shared. The format is documented in
 docs/state-format.md.
 """
 
@@ -161,8 +161,8 @@ def _load_engine(engine: Engine, data: bytes, again: bool) -> None:
 
 
 def forget_engine(engine: Engine) -> None:
-    """The point of no return: another engine goes on with the state of this one, which has stopped. It gives up the packets it holds
-    without freeing them, and returns its free ones to the pool. All that is left for it is `close`."""
+    """Another engine goes on with the state of this one, which has stopped. It gives up the packets it holds without freeing them, and
+    returns its free ones to the pool. All that is left for it is `close`, or `load_engine(again=True)`."""
     if engine.running:
         raise VnicError(f"engine {engine.name}: runs; stop it before another takes over")
 

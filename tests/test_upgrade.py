@@ -4,7 +4,6 @@ import json
 import os
 import select
 import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -243,60 +242,6 @@ def _listens(env, monitor):
     """Whether the monitor has its first event: we make some until it has."""
     vnic(env, "rate", "b", "--egress", "none")
     return bool(select.select([monitor.stdout], [], [], 0.2)[0])
-
-
-@pytest.fixture
-def faulty(tmp_path):
-    """A Python whose vnic fails at a step."""
-
-    def make(fault):
-        script = tmp_path / "python"
-        path = f"{TREE / 'tests' / 'faulty_site'}:{TREE}"
-        script.write_text(f"#!/bin/sh\nPYTHONPATH={path} VNIC_TEST_FAULT='{fault}' exec {sys.executable} \"$@\"\n")
-        script.chmod(0o755)
-        return str(script)
-
-    return make
-
-
-@pytest.mark.parametrize(
-    ("step", "how"),
-    [
-        ("start", "dies"),
-        *((step, how) for step in ("brownout", "first-load", "second-load", "control") for how in ("raises", "dies")),
-    ],
-)
-def test_a_new_worker_that_fails_does_no_harm(environment, two, faulty, step, how):  # noqa: F811
-    a, b = two
-    before = status(environment)
-    with Traffic(a, b) as traffic:
-        said = vnic(environment, "upgrade", "--python", faulty(f"{step} {how}"), status=1)
-        # One that dies when an engine is its own already is a crash of both; any other failure leaves everything as it was.
-        torn = how == "dies" and step in ("second-load", "control")
-        if torn:
-            while (after := status(environment))["pid"] == before["pid"]:
-                pass
-        after = status(environment)
-        assert after["supervisor"]["restarts"] == torn
-        assert (after["pid"] == before["pid"]) is not torn
-        ping(a, "10.99.0.2")
-    assert torn or (traffic.seen + traffic.unread == traffic.sent and traffic.wrong <= OVERTAKEN_MOST), said
-    assert int(traffic.exchanged[0]) > 20  # the connection lives
-    assert torn or "this worker goes on" in said or "failed on purpose" in said or "worker is gone" in said
-    assert status(environment)["conserved"]
-    vnic(environment, "upgrade")
-    ping(a, "10.99.0.2")
-
-
-def test_a_new_worker_that_hangs_is_given_up(environment, two, faulty):  # noqa: F811
-    a, _ = two
-    before = status(environment)["pid"]
-    said = vnic(environment, "upgrade", "--python", faulty("first-load hangs"), status=1)
-    assert "does not answer" in said
-    assert status(environment)["pid"] == before
-    ping(a, "10.99.0.2")
-    vnic(environment, "upgrade")
-    assert status(environment)["pid"] != before
 
 
 def test_an_upgrade_to_nothing(environment, two, tmp_path):  # noqa: F811

@@ -1,4 +1,8 @@
-"""A worker that fails on purpose: VNIC_TEST_FAULT names the step of an upgrade, and "raises", "dies" or "hangs". For tests only."""
+"""Workers that fail on purpose, for tests only.
+
+VNIC_TEST_FAULT     of a new worker: the step of an upgrade, and "raises", "dies", "hangs" or "garbles" (answers what is no message)
+VNIC_TEST_PATIENCE  of an old one: module:NAME=seconds
+"""
 
 import os
 import sys
@@ -6,7 +10,12 @@ import time
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import PathFinder
 
-STEP, HOW = os.environ["VNIC_TEST_FAULT"].split()
+STEP, HOW = os.environ.get("VNIC_TEST_FAULT", "none none").split()
+WHICH, _, WHAT = STEP.rpartition("-")  # first-load: the first engine's state is loaded
+AT_CALL = 2 if WHICH == "second" else 1
+ANSWERS = {"control": "done", "load": "loaded", "word": "mine", "run": "running_ns"}
+PATIENCE, _, SECONDS = os.environ.get("VNIC_TEST_PATIENCE", "").partition("=")
+NO_MESSAGE = b"\x01\0\0\0\xc1"  # MessagePack leaves 0xc1 unused
 
 
 def fail():
@@ -19,7 +28,7 @@ def fail():
     raise VnicError(f"failed on purpose: {STEP}")
 
 
-def failing(function, at_call=1):
+def failing(function, at_call=AT_CALL):
     calls = []
 
     def wrapper(*arguments, **keywords):
@@ -31,22 +40,41 @@ def failing(function, at_call=1):
     return wrapper
 
 
+def answering(send):
+    """Channel.send that fails at the step's answer."""
+    answers = []
+
+    def wrapper(channel, **message):
+        if ANSWERS[WHAT] in message:
+            answers.append(1)
+            if len(answers) == AT_CALL and HOW == "garbles":
+                channel._socket.sendall(NO_MESSAGE)
+                return
+            if len(answers) == AT_CALL:
+                fail()
+        send(channel, **message)
+
+    return wrapper
+
+
 def spoil(module):
-    match module.__name__, STEP:
+    match module.__name__, WHAT:
+        case "vnic.control.upgrade", what if what == "word" or (HOW == "garbles" and what in ANSWERS):
+            module.Channel.send = answering(module.Channel.send)
+        case _ if HOW == "garbles":
+            pass
         case "vnic.control.runtime", "brownout":
             module.Runtime.start = failing(module.Runtime.start)
         case "vnic.control.runtime", "control":
             module.Runtime.load_control = failing(module.Runtime.load_control)
-        case "vnic.control.upgrade", "first-load":
+        case "vnic.control.upgrade", "load":
             module.load_engine = failing(module.load_engine)
-        case "vnic.control.upgrade", "second-load":
-            module.load_engine = failing(module.load_engine, 2)
         case "vnic.control.server", "serve" if sys.argv[-1] == "successor":
             module.Server.start = failing(module.Server.start)
-        case "dataplane.group", "first-run":
+        case "dataplane.group", "run":
             module.EngineGroup.resume = failing(module.EngineGroup.resume)
-        case "dataplane.group", "second-run":
-            module.EngineGroup.resume = failing(module.EngineGroup.resume, 2)
+    if PATIENCE.startswith(f"{module.__name__}:"):
+        setattr(module, PATIENCE.partition(":")[2], float(SECONDS))
 
 
 class Spoiling(Loader):
@@ -63,7 +91,13 @@ class Spoiling(Loader):
 
 class Finder(MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name not in ("vnic.control.runtime", "vnic.control.upgrade", "vnic.control.server", "dataplane.group"):
+        if name not in (
+            "vnic.control.runtime",
+            "vnic.control.upgrade",
+            "vnic.control.worker",
+            "vnic.control.server",
+            "dataplane.group",
+        ):
             return None
         spec = PathFinder.find_spec(name, path)
         spec.loader = Spoiling(spec.loader)

@@ -4,23 +4,30 @@ Brownout. The supervisor has started the new worker from what it keeps: the same
 and touches no packet; then the supervisor joins the two by a socket.
 
 Blackout, engine by engine. The old worker halts the engine between two batches and sends its state (docs/state-format.md). The new one
-loads it. Then comes the engine's point of no return: the old worker forgets what it held, and the new one runs the engine. Until
-then any failure leaves the engine where it was; engines that went before come back the same way. Packets meanwhile wait in the TAPs'
-queues, the rings and, as indices, in the state: none is lost.
+loads it, and says that the engine is its own: that word is the engine's point of no return. Then it runs the engine, and the old one
+forgets it. Packets meanwhile wait in the TAPs' queues, the rings and, as indices, in the state: none is lost.
 
     old                                     new
     {"config": digest}                 -->
                                        <--  {"ok"}
+    {"control": {...}}                 -->        what control itself counted
+                                       <--  {"done"}
     {"engine": name, "state": bytes}   -->
                                        <--  {"loaded": name}
-    {"run": name}    no way back now   -->
+    {"run": name}                      -->
+                                       <--  {"mine": name}     no way back now
                                        <--  {"running_ns": t}
     ... the next engine ...
-    {"control": {...}}                 -->        what control itself counted
+    {"over"}                           -->
                                        <--  {"done"}
     {"client": bytes}, descriptors    -->        for each client that waits; then {"clients": "all"}
 
-Either side may answer {"error": line} instead. {"back": name} from the old one asks for an engine's state, to take it back.
+The new one may answer {"error": line} instead. {"back": name} from the old one asks for an engine's state, to take it back.
+
+Whatever goes wrong before the word leaves the engine where it was: the old worker has forgotten nothing yet. If no word comes, it shuts the
+socket before it goes on, so that a word which is late cannot be sent. Engines that went before come back by {"back"}, as long as the new
+worker is able to answer. Where it is not - dead, hanging, mad - their packets and counters are lost with it, and both workers end: a crash
+(`Torn`).
 """
 
 from __future__ import annotations
@@ -30,7 +37,7 @@ import socket
 import struct
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -48,10 +55,19 @@ if TYPE_CHECKING:
 
 STEP_TIMEOUT_S = 5.0  # of the other side; a state of 256 MiB takes half a second
 _LENGTH = struct.Struct("<I")
+T = TypeVar("T")
 
 
 class Torn(VnicError):
-    """The other worker is gone while engines are on both sides: neither can go on alone."""
+    """The other worker is lost while engines are on both sides: neither can go on alone."""
+
+
+class Refused(VnicError):
+    """The other worker says why it cannot. It is of sound mind."""
+
+
+class Silent(VnicError):
+    """The other worker says nothing: it is gone, or hangs."""
 
 
 class Channel:
@@ -70,13 +86,34 @@ class Channel:
             raise VnicError(f"the other worker is gone: {error.strerror or error}") from None
 
     def receive(self) -> dict[str, Any]:
-        """The next message. Raises VnicError; also when the message is an error."""
-        message = msgspec.msgpack.decode(self._exactly(*_LENGTH.unpack(self._exactly(_LENGTH.size))))
+        """The next message. Raises VnicError: Refused when it is an error, Silent when there is none."""
+        data = self._exactly(*_LENGTH.unpack(self._exactly(_LENGTH.size, begun=False)))
+        try:
+            message = msgspec.msgpack.decode(data)
+        except msgspec.MsgspecError:
+            message = None
         if not isinstance(message, dict):
             raise VnicError("the other worker sent what is no message")
         if "error" in message:
-            raise VnicError(str(message["error"]))
+            raise Refused(str(message["error"]))
         return message
+
+    def expect(self, key: str, kind: type[T]) -> T:
+        """What the next message says under `key`. Raises VnicError."""
+        value = self.receive().get(key)
+        if not isinstance(value, kind):
+            raise VnicError(f"the other worker sent no answer ({key})")
+        return value
+
+    def shut(self) -> bool:
+        """Ends the conversation: what the other side has not sent yet, it cannot send any more. Returns whether all that it sent has been
+        received."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        try:
+            return not self._socket.recv(1)
+        except OSError:  # it closed its end without having read all of ours
+            return True
 
     def send_clients(self, clients: list[Transfer]) -> None:
         """Control connections. Those that do not get through end with us."""
@@ -97,7 +134,7 @@ class Channel:
                 found.append(Transfer(descriptors[0], begun, descriptors[1:], list(message.get("captures", ()))))
         return found
 
-    def _exactly(self, count: int) -> bytes:
+    def _exactly(self, count: int, *, begun: bool = True) -> bytes:
         if count > BYTES_MAX + 4096:
             raise VnicError("the other worker sent a message without end")
         parts = bytearray()
@@ -105,11 +142,16 @@ class Channel:
             try:
                 part = self._socket.recv(min(1 << 20, count - len(parts)))
             except OSError as error:
-                raise VnicError(f"the other worker does not answer: {error.strerror or error}") from None
+                raise self._end(begun or parts)(f"the other worker does not answer: {error.strerror or error}") from None
             if not part:
-                raise VnicError("the other worker is gone")
+                raise self._end(begun or parts)("the other worker is gone")
             parts += part
         return bytes(parts)
+
+    @staticmethod
+    def _end(begun: object) -> type[VnicError]:
+        """Of a message that has begun, or of all."""
+        return VnicError if begun else Silent
 
     def close(self) -> None:
         self._socket.close()
@@ -125,44 +167,47 @@ def _digest(document: bytes) -> str:
 
 
 def give(runtime: Runtime, channel: Channel) -> dict[str, Any]:
-    """Hands every engine over; returns the report. Raises VnicError, and then everything runs here as before; or Torn, and then nothing
-    that is left here makes a whole.
+    """Hands every engine over; returns the report. Raises what went wrong, and then everything runs here as before; or Torn, and then
+    nothing that is left here makes a whole.
 
     {"engines": [{"name", "blackout_ms", "state_bytes", "packets_moved"}...], "blackout_ms": the longest}
     """
     channel.send(config=_digest(encode_config(runtime.config)))
     channel.receive()
+    channel.send(control=runtime.save_control())
+    channel.receive()
     moved: list[Engine] = []
-    report: list[dict[str, Any]] = []
     try:
-        for engine in runtime.engines:
-            report.append(_give(runtime.group_of(engine), engine, channel))
-            moved.append(engine)
-        channel.send(control=runtime.save_control())
-        channel.receive()
-    except VnicError:
+        engines = [_give(runtime.group_of(engine), engine, channel, moved) for engine in runtime.engines]
+    except Torn:
+        raise
+    except BaseException:  # also a bug of ours, or of a user's element
         _take_back(runtime, moved, channel)
         raise
-    return {"engines": report, "blackout_ms": max(each["blackout_ms"] for each in report)}
+    with suppress(VnicError):  # every engine is there: should it fail now, that is a crash like any other
+        channel.send(over=True)
+        channel.receive()
+    return {"engines": engines, "blackout_ms": max(each["blackout_ms"] for each in engines)}
 
 
-def _give(group: EngineGroup, engine: Engine, channel: Channel) -> dict[str, Any]:
+def _give(group: EngineGroup, engine: Engine, channel: Channel, moved: list[Engine]) -> dict[str, Any]:
     begin_ns = time.monotonic_ns()
     group.halt(engine)
     try:
         state = save_engine(engine)
         held = engine.conservation()["held"]
         channel.send(engine=engine.name, state=state)
-        channel.receive()
+        channel.expect("loaded", str)
+        channel.send(run=engine.name)
+        _await_word(engine, channel)
+    except Torn:
+        raise
     except BaseException:
         group.resume(engine)
         raise
+    moved.append(engine)
     forget_engine(engine)
-    try:
-        channel.send(run=engine.name)
-        end_ns = channel.receive()["running_ns"]
-    except VnicError as error:
-        raise Torn(f"engine {engine.name} is neither here nor there: {error}") from None
+    end_ns = channel.expect("running_ns", int)
     return {
         "name": engine.name,
         "blackout_ms": round((end_ns - begin_ns) / 1e6, 3),
@@ -171,17 +216,31 @@ def _give(group: EngineGroup, engine: Engine, channel: Channel) -> dict[str, Any
     }
 
 
+def _await_word(engine: Engine, channel: Channel) -> None:
+    """Returns when the engine is the new worker's. Raises VnicError when it is not, nor will be; Torn when that cannot be known."""
+    try:
+        channel.expect("mine", str)
+    except Refused:
+        raise
+    except Silent:
+        if channel.shut():
+            raise
+        raise Torn(f"engine {engine.name}: the other worker took it too late") from None
+    except VnicError as error:
+        raise Torn(f"engine {engine.name} is here or there: {error}") from None
+
+
 def _take_back(runtime: Runtime, moved: list[Engine], channel: Channel) -> None:
     """After a failure: the engines that went already come back."""
     for engine in moved:
         try:
             channel.send(back=engine.name)
-            load_engine(engine, channel.receive()["state"], again=True)
+            load_engine(engine, channel.expect("state", bytes), again=True)
             channel.send(loaded=engine.name)
-            channel.receive()
-        except VnicError as error:
-            raise Torn(f"engine {engine.name} cannot come back: {error}") from None
-        runtime.group_of(engine).resume(engine)
+            channel.expect("forgotten", str)
+            runtime.group_of(engine).resume(engine)
+        except BaseException as error:
+            raise Torn(f"engine {engine.name} cannot come back: {error}") from error
 
 
 # -- the new worker ----------------------------------------------------------------------------------------------------------
@@ -189,42 +248,46 @@ def _take_back(runtime: Runtime, moved: list[Engine], channel: Channel) -> None:
 
 def take(runtime: Runtime, channel: Channel, document: bytes) -> None:
     """Takes every engine over, and runs it. document: the configuration as it was kept when this worker began, in the words of the version
-    that kept it. Raises VnicError where that cannot be; the old worker has them all then, or is told to."""
+    that kept it. Raises VnicError where that cannot be; the old worker has them all then, or has been told to take them."""
     engines = {engine.name: engine for engine in runtime.engines}
-    given = channel.receive()["config"]
-    if given != _digest(document):
-        raise _refuse(channel, VnicError("what is attached changed while the upgrade was prepared; try again"))
-    channel.send(ok=True)
+    mine: set[str] = set()
     failure: VnicError | None = None
     while True:
-        message = channel.receive()
+        try:
+            message = channel.receive()
+        except VnicError as error:
+            if failure is None and mine == set(engines):  # the old worker has died, and has nothing that we would need
+                return
+            raise failure or error from None
         try:
             match message:
+                case {"config": str(digest)}:
+                    if digest != _digest(document):
+                        raise VnicError("what is attached changed while the upgrade was prepared; try again")
+                    channel.send(ok=True)
+                case {"control": dict(control)}:
+                    runtime.load_control(control)
+                    channel.send(done=True)
                 case {"engine": str(name), "state": bytes(state)}:
                     load_engine(engines[name], state)
                     channel.send(loaded=name)
                 case {"run": str(name)}:
+                    channel.send(mine=name)  # first: the old worker may have given us up, and then this fails
+                    mine.add(name)
                     runtime.group_of(engines[name]).resume(engines[name])
                     channel.send(running_ns=time.monotonic_ns())
                 case {"back": str(name)}:
                     _give_back(runtime.group_of(engines[name]), engines[name], channel)
-                case {"control": dict(control)}:
-                    runtime.load_control(control)
+                    mine.discard(name)
+                case {"over": True} if failure is None and mine == set(engines):
                     channel.send(done=True)
                     return
                 case _:
                     raise VnicError(f"unexpected message {list(message)[:3]}")
-        except VnicError as error:
-            if failure is not None:
-                raise
-            failure = _refuse(channel, error)
-        if failure is not None and not any(engine.running for engine in runtime.engines):
-            raise failure
-
-
-def _refuse(channel: Channel, error: VnicError) -> VnicError:
-    channel.send(error=str(error))
-    return error
+        except Exception as error:  # a bug of ours, or of a user's element, must not end us before engines are back
+            known = isinstance(error, VnicError)
+            failure = failure or VnicError(str(error) if known else f"unexpected {type(error).__name__}: {error}")
+            channel.send(error=str(failure))  # and on: until the old worker has asked for what is its own, and is gone
 
 
 def _give_back(group: EngineGroup, engine: Engine, channel: Channel) -> None:

@@ -1,0 +1,150 @@
+"""An upgrade to a new worker that fails: at every step, in every way."""
+
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from dataplane.errors import VnicError
+from tests.support import plain_user
+from tests.test_command import environment, ping, vnic  # noqa: F401 - a fixture
+from tests.test_supervisor import status
+from tests.test_upgrade import OVERTAKEN_MOST, Traffic, counters, two  # noqa: F401 - a fixture
+from vnic.control.upgrade import Channel, Silent
+
+TREE = Path(__file__).parents[1]
+FAULTS = TREE / "tests" / "faulty_site"
+
+# Steps are in the order in which they come. "word": the new worker says that an engine is its own, the engine's point of no return.
+SAYS = {
+    "raises": "failed on purpose: {step}",
+    "dies": ("worker is gone", "exit status 9"),
+    "hangs": ("does not answer", "not ready within"),
+    "garbles": ("no message", "no answer"),
+}
+
+
+@pytest.fixture
+def faulty(tmp_path):
+    """A Python whose vnic fails at a step."""
+
+    def make(step, how):
+        script = tmp_path / "python"
+        script.write_text(
+            f"#!/bin/sh\nPYTHONPATH={FAULTS}:{TREE} VNIC_TEST_FAULT='{step} {how}' exec {sys.executable} \"$@\"\n"
+        )
+        script.chmod(0o755)
+        return str(script)
+
+    return make
+
+
+@pytest.fixture
+def impatient(request, environment):  # noqa: F811
+    """The old worker waits a second instead of five, and for a new worker's brownout instead of 120."""
+    if patience := request.param:
+        environment |= {"PYTHONPATH": f"{FAULTS}:{TREE}", "VNIC_TEST_PATIENCE": patience}
+
+
+STEP_S, BROWNOUT_S = "vnic.control.upgrade:STEP_TIMEOUT_S=1", "vnic.control.worker:BROWNOUT_S=1"
+ENGINES = [f"{which}-{what}" for which in ("first", "second") for what in ("load", "word", "run")]
+
+
+@pytest.mark.parametrize(
+    ("impatient", "how", "steps"),
+    [
+        ("", "raises", ["brownout", "control", *ENGINES]),
+        ("", "dies", ["start", "brownout", "control", "first-load", "first-word"]),
+        (BROWNOUT_S, "hangs", ["start", "brownout"]),
+        (STEP_S, "hangs", ["control", "first-load", "first-word"]),
+        ("", "garbles", ["control", "first-load", "first-run", "second-load", "second-run"]),
+    ],
+    indirect=["impatient"],
+    ids=["raises", "dies", "hangs-early", "hangs", "garbles"],
+)
+def test_a_new_worker_that_fails_does_no_harm(environment, impatient, two, faulty, how, steps):  # noqa: F811
+    """All before the first engine's point of no return. One that can still answer gives back what it has, also later."""
+    a, b = two
+    ping(a, "10.99.0.2")
+    before = status(environment)
+    with Traffic(a, b) as traffic:
+        for step in steps:
+            counted = counters(environment)
+            said = vnic(environment, "upgrade", "--python", faulty(step, how), status=1)
+            says = SAYS[how]
+            assert any(each in said for each in ([says.format(step=step)] if isinstance(says, str) else says)), (step, said)
+            after, counted_then = status(environment), counters(environment)
+            assert (after["pid"], after["supervisor"]["restarts"]) == (before["pid"], 0), step
+            assert not {
+                key: (value, counted_then.get(key)) for key, value in counted.items() if counted_then.get(key, -1) < value
+            }, step
+            ping(a, "10.99.0.2")
+    assert int(traffic.exchanged[0]) > 20  # the connection lives
+    if how != "hangs":  # meanwhile more may come than a TAP's queue has room for
+        assert traffic.seen + traffic.unread == traffic.sent and traffic.wrong <= OVERTAKEN_MOST * len(steps)
+    assert status(environment)["conserved"]
+    if BROWNOUT_S not in environment.get("VNIC_TEST_PATIENCE", ""):
+        vnic(environment, "upgrade")
+        assert status(environment)["pid"] != before["pid"]
+        ping(a, "10.99.0.2")
+
+
+@pytest.mark.parametrize(
+    ("impatient", "how", "steps"),
+    [
+        ("", "dies", ["first-run", "second-load", "second-word", "second-run"]),
+        (STEP_S, "hangs", ["first-run", "second-load", "second-word", "second-run"]),
+        ("", "garbles", ["first-word", "second-word"]),
+    ],
+    indirect=["impatient"],
+    ids=["dies", "hangs", "garbles"],
+)
+def test_a_new_worker_that_is_lost_with_an_engine_is_a_crash(environment, impatient, two, faulty, how, steps):  # noqa: F811
+    """What that engine held and counted is gone with it. Interfaces, connections, addresses and settings are not."""
+    a, b = two
+    ping(a, "10.99.0.2")
+    addresses = {(entry["mac"], entry["nic"]) for entry in status(environment)["switch"]["entries"]}
+    vnic(environment, "rate", "a", "--egress", "40mbit")
+    with Traffic(a, b) as traffic:
+        for number, step in enumerate(steps, 1):
+            before = status(environment)["pid"]
+            vnic(environment, "upgrade", "--python", faulty(step, how), status=1)
+            while (after := status(environment))["pid"] == before:
+                pass
+            assert after["supervisor"]["restarts"] == number, step
+            assert "here or there" in after["supervisor"]["last"] or "cannot come back" in after["supervisor"]["last"], step
+            assert {(entry["mac"], entry["nic"]) for entry in after["switch"]["entries"]} == addresses, step
+            assert [nic["egress_bps"] for nic in after["nics"]] == [40_000_000, 0], step
+            ping(a, "10.99.0.2")
+    assert int(traffic.exchanged[0]) > 20  # the connection lives
+    assert status(environment)["conserved"]
+    vnic(environment, "upgrade")
+    ping(a, "10.99.0.2")
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_the_word_is_said_in_time_or_not_at_all(late, monkeypatch):
+    """Or else both workers would run the engine."""
+    monkeypatch.setattr("vnic.control.upgrade.STEP_TIMEOUT_S", 0.0)
+    ours, theirs = map(Channel, socket.socketpair())
+    with pytest.raises(Silent, match="does not answer"):
+        ours.receive()
+    if late:
+        assert ours.shut()
+        with pytest.raises(VnicError, match="is gone"):
+            theirs.send(mine="e0")
+    else:
+        theirs.send(mine="e0")
+        assert not ours.shut()
+    ours.close()
+    theirs.close()
+
+
+@pytest.mark.again
+@pytest.mark.root
+@pytest.mark.timeout(240)
+def test_all_of_this_as_a_plain_user():
+    done = plain_user.run_pytest("tests/test_upgrade_faults.py", timeout_s=220)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert "passed" in done.stdout
