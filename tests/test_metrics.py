@@ -1,6 +1,8 @@
 """Metrics: the same figures as `vnic stats`, over HTTP too, through an upgrade, and bounded."""
 
+import contextlib
 import json
+import os
 import socket
 import urllib.request
 
@@ -9,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.containers import Container
 from tests.test_command import environment, ping, vnic, write_config  # noqa: F401 - a fixture
+from vnic.control.metrics import CONNECTIONS_MOST
 
 
 def parsed(text):
@@ -85,6 +88,52 @@ def test_what_is_no_request_hurts_nobody(environment, tmp_path, leak_check, port
                 get(port, "/")
             slow.settimeout(30)
             assert slow.recv(1) == b""  # given up
+    finally:
+        vnic(environment, "down")
+
+
+def test_a_flood_of_connections_keeps_nobody_out(environment, tmp_path, leak_check, port):  # noqa: F811
+    """Those that say nothing make room for those that ask; the worker's descriptors stay its own, and the API answers."""
+    (tmp_path / "net.yaml").write_text(json.dumps({"metrics": {"listen": f"127.0.0.1:{port}"}}))
+    vnic(environment, "up", "-d", str(tmp_path / "net.yaml"))
+    try:
+        worker = json.loads(vnic(environment, "status", "--json"))["pid"]
+        before = len(os.listdir(f"/proc/{worker}/fd"))
+        with contextlib.ExitStack() as closing:
+            silent = [closing.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(300)]
+            assert "vnic_conserved 1.0" in get(port)  # who comes last is served at once
+            assert len(os.listdir(f"/proc/{worker}/fd")) <= before + CONNECTIONS_MOST
+            for sock in silent:
+                sock.setblocking(False)
+            assert sum(hung_up(sock) for sock in silent) >= len(silent) - CONNECTIONS_MOST
+            assert json.loads(vnic(environment, "status", "--json"))["pid"] == worker
+    finally:
+        vnic(environment, "down")
+
+
+def hung_up(sock):
+    try:
+        return sock.recv(1) == b""
+    except BlockingIOError:
+        return False
+
+
+def test_a_flood_of_requests_asks_the_engines_seldom(environment, tmp_path, leak_check, port):  # noqa: F811
+    """Many who ask at once get the same text."""
+    (tmp_path / "net.yaml").write_text(json.dumps({"engines": 4, "metrics": {"listen": f"127.0.0.1:{port}"}}))
+    vnic(environment, "up", "-d", str(tmp_path / "net.yaml"))
+    try:
+        texts = []
+        for _ in range(20):
+            with contextlib.ExitStack() as closing:
+                asking = [closing.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(CONNECTIONS_MOST)]
+                for sock in asking:
+                    sock.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+                for sock in asking:
+                    with sock.makefile("rb") as answer:
+                        texts.append(answer.read())
+        assert all(text.startswith(b"HTTP/1.1 200 OK\r\n") for text in texts)
+        assert len(set(texts)) <= len(texts) // 4  # each that is made anew says other CPU times
     finally:
         vnic(environment, "down")
 

@@ -1,7 +1,7 @@
 """Metrics for Prometheus: what `vnic stats`, `status` and `accounts` say, under Prometheus' conventions, over HTTP.
 
-On a loopback address or a Unix socket, without authentication: whoever may reach it may read. GET /metrics and nothing else; a request is
-bounded in size and time, and costs the engines no more than any other reader of statistics.
+On a loopback address or a Unix socket, without authentication: whoever may reach it may read. So nobody who does costs others much: GET
+/metrics and nothing else, requests bounded in size and time, connections in number, and a text that is made once for all who ask at a time.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -16,10 +17,14 @@ from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from dataplane.errors import VnicError
+from vnic.control.module import FRESH_S
 from vnic.control.schema import MetricsConfig
 
 HEAD_MOST = 8192  # bytes of a request
-TIMEOUT_S = 5.0
+TIMEOUT_S = 5.0  # of a connection, from its beginning to its end
+CONNECTIONS_MOST = 16
+BACKLOG = 32  # that wait to be let in; also, asyncio lets in so many at once before it looks at anything else
+FRESH_TURNS = 10  # a text stays good for so many times what it took to make: at most a tenth of control's time goes into it
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -112,26 +117,58 @@ def text_of(runtime: Readable) -> bytes:
     return generate_latest(registry)
 
 
+class Exposition:
+    """A runtime's exposition, made anew when the last one is older than FRESH_S, and than FRESH_TURNS times what it took to make: the more
+    there is to read, and the more often somebody asks, the older it may be."""
+
+    def __init__(self, runtime: Readable) -> None:
+        self._runtime = runtime
+        self._text, self._good_until = b"", 0.0
+
+    def text(self) -> bytes:
+        begin = time.monotonic()
+        if begin >= self._good_until:
+            self._text = text_of(self._runtime)
+            end = time.monotonic()
+            self._good_until = end + max(FRESH_S, FRESH_TURNS * (end - begin))
+        return self._text
+
+
 @contextlib.asynccontextmanager
 async def serving(config: MetricsConfig, runtime: Readable):  # type: ignore[no-untyped-def]
     """Serves metrics where the configuration says. Raises VnicError where that is taken."""
+    exposition = Exposition(runtime)
+    connected: list[asyncio.WriteTransport] = []  # the oldest first
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), TIMEOUT_S)
-            writer.write(_respond(head.split(b"\r\n", 1)[0], lambda: text_of(runtime)))
-            await asyncio.wait_for(writer.drain(), TIMEOUT_S)
-        writer.close()
+        # Who has been here longest makes room. To refuse who comes would be simpler, and 16 that say nothing would keep everybody out.
+        if len(connected) >= CONNECTIONS_MOST:
+            connected.pop(0).abort()
+        connected.append(transport := writer.transport)
+        transport.set_write_buffer_limits(0)  # drained is: the kernel has it all
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                head = await reader.readuntil(b"\r\n\r\n")
+                writer.write(_respond(head.split(b"\r\n", 1)[0], exposition.text))
+                await writer.drain()
+        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            pass
+        finally:
+            transport.abort()  # not closed: what a reader does not take would wait for him for ever
+            with contextlib.suppress(ValueError):  # it has made room
+                connected.remove(transport)
 
     try:
         if config.socket is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(config.socket)
-            server = await asyncio.start_unix_server(answer, config.socket, limit=HEAD_MOST)
+            server = await asyncio.start_unix_server(answer, config.socket, limit=HEAD_MOST, backlog=BACKLOG)
         else:
             host, _, port = str(config.listen).rpartition(":")
             # reuse_port: the worker before this one may still have it, for an instant.
-            server = await asyncio.start_server(answer, host.strip("[]"), int(port), limit=HEAD_MOST, reuse_port=True)
+            server = await asyncio.start_server(
+                answer, host.strip("[]"), int(port), limit=HEAD_MOST, backlog=BACKLOG, reuse_port=True
+            )
     except OSError as error:
         raise VnicError(f"metrics: {config.socket or config.listen}: {error.strerror}; choose another place") from None
     try:
