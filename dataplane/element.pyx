@@ -126,6 +126,10 @@ cdef class Element:
     def release(self):
         """Called on the engine's thread before cleanup: packets still held are dropped (Shaper and other holders override)."""
 
+    def memory_bytes(self):
+        """Bytes of memory that it holds for whom it works, as control's thread sees it now: the pool's buffers, its own."""
+        return 0
+
     def companions(self):
         """Objects besides the element itself that its work on a packet touches: asked for ahead when an engine wakes."""
         return ()

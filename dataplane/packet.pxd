@@ -152,6 +152,10 @@ cdef inline uint32_t packet_capacity(const Context *ctx, uint32_t index) noexcep
     """Bytes of the packet's buffer, headroom included."""
     return SMALL_BYTES if index < ctx.small_count else LARGE_BYTES
 
+cdef inline uint64_t packet_memory(uint64_t small, uint64_t large) noexcept nogil:
+    """Bytes of the pool that so many packets of either size take: buffers and records, however short their frames."""
+    return small * (SMALL_BYTES + sizeof(Packet)) + large * (LARGE_BYTES + sizeof(Packet))
+
 cdef inline void batch_add(Batch *batch, uint32_t index) noexcept nogil:
     vnic_check(batch.count < BATCH_MAX, "room in the batch")
     batch.index[batch.count] = index

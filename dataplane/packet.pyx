@@ -176,6 +176,11 @@ cdef class PacketPool:
         record = self.records[index]
         return np.frombuffer(self._map, np.uint8, int(record["length"]), start + int(record["offset"]))
 
+    def memory_bytes(self, indices):
+        """Bytes of the pool that the packets `indices` take: buffers and records."""
+        small = sum(index < self.small_count for index in indices)
+        return packet_memory(small, len(indices) - small)
+
     @property
     def in_use(self):
         """Packets that are neither on the shared free lists nor in an engine's cache. Exact only while engines stand still."""

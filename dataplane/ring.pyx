@@ -263,6 +263,19 @@ cdef class MpscRing(Ring):
         va_store_release_u32(&self.header.head, head)
         return done
 
+    def peek(self):
+        """The values that wait, oldest first, for whoever only looks: what is pushed or popped meanwhile may be there or missing."""
+        cdef RingCell *cells = <RingCell *>self.cells
+        cdef RingCell *cell
+        cdef uint32_t head = va_load_acquire_u32(&self.header.head), fill = <uint32_t>len(self), i
+        cdef list found = []
+        for i in range(fill):
+            cell = &cells[(head + i) & self.mask]
+            # Acquire: the value that the sequence announced, or one of a lap later.
+            if va_load_acquire_u32(&cell.sequence) == head + i + 1:
+                found.append(va_load_relaxed_u32(&cell.value))
+        return found
+
     cdef bint empty(self) noexcept nogil:
         cdef RingCell *cells = <RingCell *>self.cells
         return va_load_acquire_u32(&cells[self.header.head & self.mask].sequence) != self.header.head + 1

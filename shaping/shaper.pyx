@@ -4,7 +4,7 @@ from dataplane.element cimport NEVER, Element
 from dataplane.engine cimport Engine
 from dataplane.offload cimport can_segment, segment
 from dataplane.packet cimport (BATCH_MAX, GSO_NONE, LARGE_FRAME, NO_PACKET, Batch, Context, Packet, batch_add,
-                               packet_free, packet_wire_bytes)
+                               packet_free, packet_memory, packet_wire_bytes)
 from dataplane.vatomic cimport vnic_check
 
 from dataplane.errors import ConfigError, VnicError
@@ -315,6 +315,16 @@ cdef class Shaper(Element):
     def queue_limit_bytes(self):
         """Wire bytes that may wait at the current rate."""
         return self.setting.limit_bytes
+
+    def memory_bytes(self):
+        """Of the packets that wait, as much of the pool as they take; the frame that is being cut is one of them."""
+        cdef Engine engine = self.engine
+        cdef uint32_t cut = self.split_index       # read once: the engine may be running
+        cdef uint64_t small = self.small_held, large = self.large_held
+        if cut != NO_PACKET and engine is not None:
+            small += cut < engine.pool.small_count
+            large += cut >= engine.pool.small_count
+        return packet_memory(small, large)
 
     def describe(self):
         queue = format_time(self._queue_ns) if self._queue_bytes is None else format_size(self._queue_bytes)

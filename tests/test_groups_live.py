@@ -86,6 +86,13 @@ def test_clients_are_charged_for_what_they_send(environment, tmp_path, leak_chec
             vnic(environment, "detach", "much")
             found = json.loads(vnic(environment, "accounts", "--json"))
             assert found["detached_cpu_ns"] >= after["much"]
+            # Another of that name begins at zero; and all is still in the books.
+            vnic(environment, "attach", "tap", "much", "--pid", str(much.pid), "--interface", "eth0")
+            found = json.loads(vnic(environment, "accounts", "--json"))
+            anew = {each["nic"]: each["cpu_ns"] for each in found["accounts"]}
+            assert anew["much"] < after["much"] / 10
+            booked = sum(anew.values()) + found["overhead_ns"] + found["detached_cpu_ns"]
+            assert booked == pytest.approx(found["cpu_ns"], rel=0.001)
         finally:
             vnic(environment, "down")
 

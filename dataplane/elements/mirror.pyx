@@ -60,6 +60,10 @@ cdef class Mirror(Element):
         if self.capture is not None and self.capture is not self.file:
             self.capture.close()
 
+    def memory_bytes(self):
+        """Of the buffer, where the file is its own."""
+        return 0 if self.capture is None or self.capture is self.file else self.capture.capacity
+
     def save_state(self):
         """`begun`: whether the file has its header and what passed so far; who takes over appends to it."""
         if isinstance(self.file, int):

@@ -51,7 +51,8 @@ def accounts(instance: str, as_json: bool) -> None:
     """Show the CPU time and memory that each NIC is charged for, also in engines that many share.
 
     A NIC pays for the packets that it sends, up to the other NIC's queue, and for those that wait in its shapers. Overhead is
-    what nobody asked for: polling without end, control. All together is the CPU time of the engines.
+    what nobody asked for: polling without end, control. All together is the CPU time of the engines. Memory is what is taken for a NIC:
+    by packets that wait for it, by the ring in front of it, and by its captures.
 
     \b
     vnic accounts

@@ -6,7 +6,11 @@ the other NIC's queue, and the receiver for what waits in its own shaper; both f
 anything has come. What nobody asked for - polling without end, control's work - is `overhead`. Charges and overhead together are the CPU
 time of the engines' threads.
 
-Memory: rings between engines, and the frames that wait in the NIC's shapers, as bytes.
+Memory is what cannot be anybody else's meanwhile: of the packets that wait in a NIC's shapers and in the ring in front of it the pool's
+buffers and records, however short the frames; the ring itself; buffers of captures.
+
+A name is charged from zero: what was charged to one that is gone is in a total for all that are, so that nobody bears or sees what another
+of that name did before, and the books stay as short as the list of those who are there.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from dataplane.engine import Engine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Protocol
 
     class Charged(Protocol):
@@ -26,18 +30,22 @@ if TYPE_CHECKING:
         charged: dict[str, int]
 
 
+NOBODY = ""  # in `gone`: all who are gone themselves
+
+
 class Accounts:
-    """The books of all engines. What elements were charged that went with their graph stays with their NIC's name."""
+    """The books of all engines. `clients`: those who are there, and the bytes of memory that each has for itself."""
 
-    def __init__(self, homes: Sequence[Charged]) -> None:
-        self._homes = homes
-        self.gone: dict[str, int] = {}  # CPU time by NIC, of elements that are gone
+    def __init__(self, homes: Sequence[Charged], clients: Callable[[], dict[str, int]]) -> None:
+        self._homes, self._clients = homes, clients
+        self.gone: dict[str, int] = {}  # CPU time of elements that are gone, by client; a worker hands it to the next
 
-    def collect(self, nics: dict[str, int]) -> dict[str, Any]:
-        """The accounts now. `nics`: those attached and the bytes of memory that each has for itself. Times in nanoseconds.
+    def collect(self) -> dict[str, Any]:
+        """The accounts now. Times in nanoseconds.
 
         {"accounts": [{"nic", "cpu_ns", "memory_bytes", "packets_held"}...], "detached_cpu_ns", "overhead_ns", "cpu_ns"}
         """
+        nics = self.settle()
         cpu = {nic: self.gone.get(nic, 0) for nic in nics}
         held = dict.fromkeys(nics, 0)
         memory = dict(nics)
@@ -53,21 +61,38 @@ class Accounts:
                 nic = _nic_of(element, nics)
                 if nic is not None:
                     held[nic] += statistics["held"]
-                    memory[nic] += statistics["counters"].get("queue_bytes", 0)
+            for each in home.engine.elements:
+                nic = _nic_of(each.name, nics)
+                if nic is not None:
+                    memory[nic] += each.memory_bytes()
         return {
             "accounts": [
                 {"nic": nic, "cpu_ns": cpu[nic], "memory_bytes": memory[nic], "packets_held": held[nic]} for nic in nics
             ],
-            "detached_cpu_ns": sum(charged for nic, charged in self.gone.items() if nic not in nics),
+            "detached_cpu_ns": self.gone.get(NOBODY, 0),
             "overhead_ns": overhead,
             "cpu_ns": sum(home.engine.cpu_ns for home in self._homes),
         }
 
-    def retire(self, nic: str) -> None:
-        """Takes over what the NIC's elements were charged that no engine runs any more: after its detachment, or a capture's end."""
+    def settle(self) -> dict[str, int]:
+        """Books what elements were charged that no engine runs any more: to the client whose they were by their names, or to nobody.
+        Returns the clients. Done whenever some have gone, so that none is booked to a client who comes later by such a name."""
+        nics = self._clients()
         for home in self._homes:
-            self.gone[nic] = self.gone.get(nic, 0) + sum(home.charged.values())
+            for element, charged in home.charged.items():
+                self._book(_nic_of(element, nics) or NOBODY, charged)
             home.charged.clear()
+        for stranger in self.gone.keys() - nics.keys() - {NOBODY}:
+            self._book(NOBODY, self.gone.pop(stranger))
+        return nics
+
+    def retire(self, nic: str) -> None:
+        """A client goes, whose elements no engine runs any more, and who is still among the clients."""
+        self.settle()
+        self._book(NOBODY, self.gone.pop(nic, 0))
+
+    def _book(self, nic: str, charged: int) -> None:
+        self.gone[nic] = self.gone.get(nic, 0) + charged
 
 
 def _nic_of(element: str, nics: Iterable[str]) -> str | None:

@@ -64,7 +64,7 @@ class Nics(Module):
         self.attached: dict[str, Attached] = {}
         self._captures: dict[int, LiveCapture] = {}
         self._ended: dict[int, Future[dict[str, Any]]] = {}  # by the end of their NIC
-        self._finishing: dict[int, KeptCapture] = {}  # what waits is still being written out
+        self._finishing: dict[int, LiveCapture] = {}  # what waits is still being written out
         self._aside = ThreadPoolExecutor(CAPTURES_MOST, "vnic-finish")
         self._captured = 0
         self._orphans: set[int] = set()  # captures whose client went during an upgrade
@@ -148,6 +148,7 @@ class Nics(Module):
     def _attach(self, config: NicConfig, passed: Passed | None = None) -> dict[str, Any]:
         runtime = self.runtime
         with runtime.lock, ExitStack() as undo:
+            undo.callback(runtime.accounts.settle)  # at the very end
             if not self._started or runtime.closed:
                 raise VnicError("the runtime does not run")
             if config.name in self.attached:
@@ -305,7 +306,7 @@ class Nics(Module):
         not for the instance's owner; returns the capture's number."""
         with self.runtime.lock:
             self.runtime.check_open()
-            running = [each.kept for each in self._captures.values()] + list(self._finishing.values())
+            running = [each.kept for each in (*self._captures.values(), *self._finishing.values())]
             if len(running) >= CAPTURES_MOST:
                 raise VnicError(f"{CAPTURES_MOST} captures run already; end one of them first")
             theirs = sum(each.uid == uid for each in running)
@@ -371,12 +372,12 @@ class Nics(Module):
         if capture is None:
             return self._ended.pop(number, None) or self._aside.submit(dict)
         capture.stop()
-        self._finishing[number] = capture.kept
+        self._finishing[number] = capture
         finished = self._aside.submit(capture.finish)
         finished.add_done_callback(lambda _: self._finishing.pop(number, None))
         if self.runtime.keeping is not None:
             self.runtime.keeping.drop(f"capture/{number}")
-        self.runtime.accounts.retire(capture.nic)
+        self.runtime.accounts.settle()
         self.runtime.emit("capture", nic=capture.nic, point=capture.point, state="stopped", captured=capture.captured)
         return finished
 
@@ -445,7 +446,14 @@ class Nics(Module):
         return [{"name": each.config.name, "queues": each.nic.queue_statistics()} for each in chosen]
 
     def accounts(self) -> dict[str, int]:
-        return {name: RING_BYTES if each.ring else 0 for name, each in self.attached.items()}
+        memory = dict.fromkeys(self.attached, 0)
+        for name, each in self.attached.items():
+            if each.ring is not None:
+                memory[name] += RING_BYTES + self.runtime.pool.memory_bytes(each.ring.peek())
+        for capture in (*self._captures.values(), *self._finishing.values()):
+            if capture.nic in memory:
+                memory[capture.nic] += capture.file.capacity
+        return memory
 
     def close(self) -> None:
         for name in list(self.attached):

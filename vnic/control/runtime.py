@@ -77,7 +77,7 @@ class Runtime:
         self._users: dict[Module, tuple[ModuleConfig, list[Hosted]]] = {}  # the users' modules, with the engines that they made
         for each in list(self.config.modules):
             self._add(each)
-        self.accounts = Accounts(self.hosted)
+        self.accounts = Accounts(self.hosted, self._clients)
         self._handlers = Handlers(
             self.hosted,
             self.nics.attached,
@@ -312,6 +312,7 @@ class Runtime:
                 counts = state.get("engines", {}).get(each.engine.name, {})
                 each.retired.update({term: int(counts["retired"][term]) for term in each.retired})
                 each.charged = {str(name): int(ns) for name, ns in counts.get("charged", {}).items()}
+            self.accounts.settle()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise VnicError(f"what control counted cannot be read: {type(error).__name__}: {error}") from None
 
@@ -342,10 +343,17 @@ class Runtime:
         with self.lock:
             for group in self.groups.values():
                 group.settle()
-            clients: dict[str, int] = {}
-            for module in self.modules:
-                clients |= module.accounts()
-            return self.accounts.collect(clients)
+            return self.accounts.collect()
+
+    def _clients(self) -> dict[str, int]:
+        """Who is charged, and the bytes of memory that each has for itself."""
+        found: dict[str, int] = {}
+        for module in self.modules:
+            try:
+                found |= module.accounts()
+            except Exception as error:  # a user's: no reason to leave the others' books open, or a NIC half detached
+                log.error("accounts", error=error)
+        return found
 
     def stats(self, name: str | None = None) -> dict[str, Any]:
         """Counters of one NIC, or of everything: per queue, and per element with drops by reason."""
