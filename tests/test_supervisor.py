@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +17,8 @@ import pytest
 from tests.support import plain_user
 from tests.support.containers import IS_ROOT, Container
 from tests.test_command import VNIC, environment, gone_within, ping, processes_of, vnic, write_config  # noqa: F401 - a fixture
+from vnic.control.instance import turn_away
+from vnic.device.descriptors import readable
 
 TREE = Path(__file__).parents[1]
 
@@ -142,6 +146,93 @@ def test_a_worker_that_goes_on_dying_is_started_ever_later(environment, two, tmp
     assert len(ended) == 5 and all('why="killed by SIGKILL"' in line for line in ended)
     assert ended[-1].endswith("restarts=5 next_in_s=0.8")
     assert "killed by SIGKILL" in vnic(environment, "status")
+
+
+DIES = """
+import os, signal
+from dataplane.elements.counter import Counter
+
+if os.path.exists(__file__ + ".dies"):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+class Element(Counter):
+    pass
+"""
+
+
+def test_a_crash_loop_is_told_and_can_be_stopped(environment, tmp_path, leak_check):  # noqa: F811
+    """A worker that dies at once whenever it is started: clients hear why instead of waiting, and `vnic down` needs no worker."""
+    (tmp_path / "fatal.py").write_text(DIES)
+    with Container() as a:
+        config = json.loads(Path(write_config(tmp_path / "net.yaml", a=a)).read_text())
+        config["nics"]["a"]["egress"] = {"elements": [{"element": "fatal:Element"}]}
+        (tmp_path / "net.yaml").write_text(json.dumps(config))
+        vnic(environment, "up", "-d", str(tmp_path / "net.yaml"))
+        try:
+            supervisor = os.pidfd_open(status(environment)["supervisor"]["pid"])
+            (tmp_path / "fatal.py.dies").touch()
+            os.kill(status(environment)["pid"], signal.SIGKILL)
+            for command in ("status", "stats"):
+                error = vnic(environment, command, status=1, timeout=40)
+                assert re.fullmatch(
+                    r"vnic: error: instance default: its worker died \d+ times, last \d+ s ago \(killed by SIGKILL\); "
+                    r"next try in \d+ s\n",
+                    error,
+                )
+            assert a.interfaces() == ["eth0"]
+            vnic(environment, "down")
+            assert readable(supervisor, 0) and a.interfaces() == []
+            os.close(supervisor)
+            assert "does not run" in vnic(environment, "status", status=1)
+        finally:
+            with suppress(AssertionError):
+                vnic(environment, "down")
+
+
+@pytest.mark.root
+def test_other_users_are_not_told_why():
+    """Only that it failed: what a worker dies of may speak of others' NICs."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"\0vnic-test-{os.getpid()}")
+        listener.listen()
+        listener.setblocking(False)
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                os.setuid(plain_user.UID)
+                with socket.socket(socket.AF_UNIX) as client:
+                    client.connect(listener.getsockname())
+                    os.write(writer, client.recv(4096))
+            finally:
+                os._exit(0)
+        os.close(writer)
+        assert readable(listener.fileno(), 30)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(listener.getsockname())
+            assert turn_away(listener, "the reason", "another time")
+            assert b'"message": "the reason"' in client.recv(4096)
+        with open(reader, "rb") as answer:
+            assert answer.read() == b'{"error": "org.vnic.Control.Failed", "parameters": {"message": "another time"}}\0'
+        os.waitpid(child, 0)
+
+
+def test_down_needs_no_worker_that_answers(environment, two):  # noqa: F811
+    """Here one that stands still when the supervisor is asked to stop, and goes on then."""
+    a, _ = two
+    found = status(environment)
+    os.kill(found["pid"], signal.SIGSTOP)
+    supervisor = os.pidfd_open(found["supervisor"]["pid"])
+    code = "from vnic.control import client; client.ASKED_S = 0.1\nwith client.Client() as found: found.shutdown()"
+    down = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=TREE)
+    log = Path(environment["VNIC_RUNTIME_DIR"]) / "default.log"
+    while "INFO stopping" not in log.read_text():
+        pass
+    os.kill(found["pid"], signal.SIGCONT)
+    assert down.wait(30) == 0
+    assert readable(supervisor, 0)
+    os.close(supervisor)
+    assert a.interfaces() == []
 
 
 @contextmanager

@@ -16,7 +16,7 @@ INTERFACE = "org.vnic.Control"
 SERVICE = "org.varlink.service"
 REQUEST_MOST = 256 * 1024  # bytes of a request
 SYSTEM_DIRECTORY = "/run/vnic"  # root's instances
-BACKLOG = 1024  # clients that wait to be let in, also while there is no worker
+BACKLOG = 1024  # clients that wait to be let in, also while there is no worker for a moment
 DESCRIPTORS_MOST = 16  # that come with a client's calls and are not taken yet
 REPLY_MOST = 64 * 1024 * 1024  # bytes of a reply: the statistics of a thousand NICs with all their elements, and more
 

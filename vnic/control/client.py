@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import select
+import signal
 import socket
 import struct
 from collections.abc import Iterator, Sequence
@@ -14,9 +14,11 @@ from typing import Any, Self
 
 from dataplane.errors import ConfigError, VnicError
 from vnic.control.api import DESCRIPTORS_MOST, INTERFACE, REPLY_MOST, find_socket, not_running
-from vnic.device.descriptors import receive_with_descriptors
+from vnic.device.descriptors import readable, receive_with_descriptors
 
 TIMEOUT_S = 60.0  # the daemon answers one request after the other, and attaching a NIC may take seconds
+ASKED_S = 15.0  # the same, where it can be ended by a signal instead
+ENDS_S = 5.0  # a daemon whose worker has taken everything down
 
 
 class Client:
@@ -130,26 +132,46 @@ class Client:
         del self._rest[: end + 1]
         return message
 
-    def shutdown(self, *, timeout_s: float = 30.0) -> None:
-        """Ends the daemon, and returns when its process is gone."""
+    def shutdown(self, *, timeout_s: float = 40.0) -> None:
+        """Ends the daemon, and returns when its process is gone. Where it does not answer, or has nobody who could, by a signal: timeout_s
+        is longer than it lets its worker take."""
         try:
             process: int | None = os.pidfd_open(self.pid)
         except OSError:  # its pid has no meaning here, or it is gone already
             process = None
         try:
+            failure = self._ask_to_end(timeout_s)
+            if process is None:
+                if failure is not None:
+                    raise failure
+                return
+            if readable(process, 0 if failure is not None else ENDS_S):
+                return
+            if os.geteuid() not in (0, self.uid):
+                raise failure or VnicError(f"instance {self.instance}: still there (pid {self.pid})")
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(process, signal.SIGTERM)
+            if not readable(process, timeout_s):
+                raise VnicError(f"instance {self.instance}: still there after {timeout_s:g} s (pid {self.pid})")
+        finally:
+            if process is not None:
+                os.close(process)
+
+    def _ask_to_end(self, timeout_s: float) -> VnicError | None:
+        """Calls Shutdown, and waits until the connection closes: then all is taken down. Returns what went wrong."""
+        try:
+            self._socket.settimeout(ASKED_S)
             self.call("Shutdown")
             self._socket.settimeout(timeout_s)
             while self._socket.recv(4096):
                 pass
-            if process is not None and not select.select([process], [], [], timeout_s)[0]:
-                raise TimeoutError
+        except VnicError as error:
+            return error
         except TimeoutError:
-            raise VnicError(f"instance {self.instance}: still there after {timeout_s:g} s (pid {self.pid})") from None
+            return VnicError(f"instance {self.instance}: still there after {timeout_s:g} s (pid {self.pid})")
         except OSError:
             pass  # it is gone
-        finally:
-            if process is not None:
-                os.close(process)
+        return None
 
     def close(self) -> None:
         self._socket.close()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import resource
 import shutil
 import signal
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from dataplane.errors import ConfigError
-from vnic.control.api import checked_instance, runtime_directory, socket_path
+from vnic.control.api import INTERFACE, checked_instance, runtime_directory, socket_path
 
 LOG_BYTES = 4 << 20  # and as much again in the one before
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -89,6 +91,23 @@ def listening(instance: str) -> Iterator[socket.socket]:
         listener.close()
         with suppress(FileNotFoundError):
             os.unlink(path)
+
+
+def turn_away(listener: socket.socket, why: str, why_for_others: str) -> bool:
+    """Answers every client that waits to be let in, whatever it asks, that it failed: the instance's owner and root by `why`. Nothing that
+    clients send is read. Returns whether nobody waits any more."""
+    while True:
+        try:
+            client, _ = listener.accept()
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        with client, suppress(OSError):
+            client.setblocking(False)
+            _, uid, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            message = why if uid in (0, os.geteuid()) else why_for_others
+            client.send(json.dumps({"error": f"{INTERFACE}.Failed", "parameters": {"message": message}}).encode() + b"\0")
 
 
 @contextmanager

@@ -26,7 +26,16 @@ import msgspec
 from dataplane.errors import ConfigError, VnicError
 from vnic.control import keeper, privileges
 from vnic.control.api import BACKLOG, open_to_clients
-from vnic.control.instance import SIGNALS, allow_open_files, bound_log, instance_lock, listening, log_path, signals_only_ask
+from vnic.control.instance import (
+    SIGNALS,
+    allow_open_files,
+    bound_log,
+    instance_lock,
+    listening,
+    log_path,
+    signals_only_ask,
+    turn_away,
+)
 from vnic.control.log import Log
 from vnic.device.agent import NamespaceAgent
 from vnic.device.descriptors import close_all, readable
@@ -34,6 +43,7 @@ from vnic.device.namespaces import NetNamespace
 from vnic.device.tap import TapReport, TapRequest
 
 PAUSE_FIRST_S, PAUSE_MOST_S = 0.1, 10.0
+PAUSE_TOLD_S = 1.0  # clients wait through a shorter pause, and are told of a longer one
 WELL_S = 3.0  # a worker that ran so long ran well: the next death is the first again
 START_TIMEOUT_S = 120.0  # a thousand NICs are attached in a minute
 STOP_TIMEOUT_S = 30.0
@@ -124,6 +134,8 @@ class Supervisor:
         self.last = ""  # why the last worker died
         self._pause_s = 0.0
         self._start_at_s: float | None = None  # of the next worker, after a pause
+        self._died_s = 0.0  # when the last worker did
+        self._tells = False  # a pause is long: clients need not wait for its end
         self._asked_to_stop_s: float | None = None
         self._announce = True  # that all is up: once
 
@@ -174,7 +186,7 @@ class Supervisor:
             if self._start_at_s is not None and time.monotonic() >= self._start_at_s:
                 try:
                     self.worker = self.start_worker("crash")
-                    self._start_at_s = None
+                    self._start_at_s, self._tells = None, False
                 except OSError as error:  # for want of memory, say, just after the last one was killed for that
                     self._pause(f"it cannot be started: {error.strerror}")
             return False
@@ -228,7 +240,10 @@ class Supervisor:
         self._pause_s = 0.0 if well else min(max(2 * self._pause_s, PAUSE_FIRST_S), PAUSE_MOST_S)
         if self.restarts == 1:
             self._pause_s = 0.0
-        self._start_at_s = time.monotonic() + self._pause_s
+        self._died_s = time.monotonic()
+        self._start_at_s = self._died_s + self._pause_s
+        self._tells = self._pause_s >= PAUSE_TOLD_S
+        self._listener.listen(BACKLOG)  # as when it is ready
         log.error("worker ended", pid=pid, why=why, restarts=self.restarts, next_in_s=self._pause_s)
 
     def _end_successor(self, why: str) -> None:
@@ -262,14 +277,28 @@ class Supervisor:
             for worker in filter(None, (self.worker, self.successor)):
                 for each in (worker.pidfd, worker.events, worker.calls):
                     selector.register(each, selectors.EVENT_READ)
+            if self._tells:
+                selector.register(self._listener, selectors.EVENT_READ)
             timeout_s = 1.0 if self._start_at_s is None else max(0.0, self._start_at_s - time.monotonic())
             selector.select(timeout_s)
         bound_log(self._log)
         with contextlib.suppress(BlockingIOError):
             if wakeups.recv(64):
                 self.stop()
+        if self._tells:
+            self._tell_clients()
         for worker in filter(None, (self.worker, self.successor)):
             self._hear(worker)
+
+    def _tell_clients(self) -> None:
+        """Says to those who wait for a worker why there is none."""
+        now_s = time.monotonic()
+        why = (
+            f"instance {self.instance}: its worker died {self.restarts} times, last {now_s - self._died_s:.0f} s ago ({self.last}); "
+            f"next try in {max(0.0, self._died_s + self._pause_s - now_s):.0f} s"
+        )
+        # Where no file can be opened, they wait like everybody else: else this would be asked again and again.
+        self._tells = turn_away(self._listener, why, f"instance {self.instance}: does not work at the moment; try again later")
 
     def _hear(self, worker: WorkerProcess) -> None:
         """Takes every message that waits. What is no message of ours comes from a worker that lost its mind, and ends it. What fails for
