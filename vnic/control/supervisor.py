@@ -44,7 +44,7 @@ from vnic.device.tap import TapReport, TapRequest
 
 PAUSE_FIRST_S, PAUSE_MOST_S = 0.1, 10.0
 PAUSE_TOLD_S = 1.0  # clients wait through a shorter pause, and are told of a longer one
-WELL_S = 3.0  # a worker that ran so long ran well: the next death is the first again
+WELL_S = 3.0  # a worker that served so long ran well: the next death is the first again
 START_TIMEOUT_S = 120.0  # a thousand NICs are attached in a minute
 STOP_TIMEOUT_S = 30.0
 SEND_TIMEOUT_S = 10.0  # a worker that does not take what it is sent for so long is found dead or hanging soon enough
@@ -79,7 +79,7 @@ class WorkerProcess:
             undo.pop_all()
         self.events.settimeout(SEND_TIMEOUT_S)
         self.calls.settimeout(SEND_TIMEOUT_S)
-        self.began_s = time.monotonic()
+        self.began_s = self.ready_s = time.monotonic()
         self.ready = self.stopped = False
         self.failure: keeper.Failed | None = None
 
@@ -214,7 +214,7 @@ class Supervisor:
         return False
 
     def _bury(self, worker: WorkerProcess) -> bool:
-        why, ran_s, stopped = worker.epitaph(), time.monotonic() - worker.began_s, worker.stopped
+        why, served_s, stopped = worker.epitaph(), time.monotonic() - worker.ready_s, worker.stopped
         failure, was_ready = worker.failure, worker.ready
         if worker is not self.worker:  # its last words were that its successor has everything
             return False
@@ -230,7 +230,7 @@ class Supervisor:
             if failure is not None:
                 raise (ConfigError if failure.config else VnicError)(failure.error)
             raise VnicError(f"the worker ended while it came up: {why}")
-        self._pause(why, well=was_ready and ran_s >= WELL_S, pid=worker.pid)
+        self._pause(why, well=was_ready and served_s >= WELL_S, pid=worker.pid)
         return False
 
     def _pause(self, why: str, *, well: bool = False, pid: int | None = None) -> None:
@@ -375,7 +375,7 @@ class Supervisor:
         close_all(descriptors)
         match keeper.decode_from_worker(data):
             case keeper.Ready():
-                worker.ready = True
+                worker.ready, worker.ready_s = True, time.monotonic()
                 self._listener.listen(BACKLOG)  # again: its peers shall see our pid, not the worker's (SO_PEERCRED, unix(7))
                 if worker is self.successor:
                     self._introduce(worker)
