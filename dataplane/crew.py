@@ -6,8 +6,8 @@
 | spreading  | one an engine, on any CPU of the group      | polls for `spin`, then sleeps until it is notified |
 | compacting | one for all engines; more, up to one a CPU, while an engine's packets wait longer than `slo` | as spreading |
 
-All that can fail - descriptors, threads - is had when a crew is made or an engine is assigned. To run an engine, to halt it and to run it
-again takes nothing, so that an engine which was halted always comes back.
+All that can fail - descriptors, threads - is had when a crew is made, or before an engine is assigned or halted. To run an engine takes
+nothing, so that one which was halted always comes back.
 """
 
 from __future__ import annotations
@@ -90,8 +90,11 @@ class Crew:
                 assigned = list(self._own.values())
                 self._own[engine] = min(self.threads, key=assigned.count)
             case Mode.SPREADING:
-                cpus = [engine.cpu] if engine.cpu is not None else self.settings.cpus
-                self._own[engine] = self._hire(engine.name, cpus, max(self.settings.spin_ns, engine.spin_ns))
+                self._own[engine] = self._hire_for(engine)
+
+    def _hire_for(self, engine: Engine) -> EngineThread:
+        cpus = [engine.cpu] if engine.cpu is not None else self.settings.cpus
+        return self._hire(engine.name, cpus, max(self.settings.spin_ns, engine.spin_ns))
 
     def run(self, engine: Engine) -> None:
         """Runs an engine that was assigned and that nobody runs."""
@@ -112,19 +115,28 @@ class Crew:
             if thread not in idle:
                 thread.reserve()
 
-    def halt(self, engine: Engine) -> None:
-        """Stops an engine that it runs between two turns, while the others go on."""
-        if self.compactor is not None:
-            self.compactor.pause()
-            try:
-                self.compactor.remove(engine)
-                engine.release()
-            finally:
-                self.compactor.resume()
+    def release(self, engine: Engine) -> None:
+        """Stops an engine that it runs between two turns, while the others go on. Its thread waits."""
+        if self.compactor is None:
+            engine.release()
             return
-        engine.release()
-        if self.settings.mode is Mode.SPREADING:  # in an upgrade, the next worker's thread wants the time
-            self._own[engine].unreserve()
+        self.compactor.pause()
+        try:
+            self.compactor.remove(engine)
+            engine.release()
+        finally:
+            self.compactor.resume()
+
+    def halt(self, engine: Engine) -> None:
+        """Releases an engine. Where its thread has a guarantee of its own, that is given up, since in an upgrade the next worker's thread
+        wants it: another thread waits instead. Raises VnicError where that cannot be had; then the engine goes on."""
+        if self.settings.mode is not Mode.SPREADING or self.settings.guarantee is None:
+            self.release(engine)
+            return
+        spare = self._hire_for(engine)
+        self.release(engine)
+        self.dismiss(engine)
+        self._own[engine] = spare
 
     def dismiss(self, engine: Engine) -> None:
         """Forgets an engine that it does not run."""

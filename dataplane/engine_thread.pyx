@@ -131,12 +131,6 @@ cdef class EngineThread:
             self.period_ns = self.guarantee.period_ns
             va_store_release_u64(&self.runtime_ns, self.guarantee.runtime_ns)  # last: whoever sees it sees the period
 
-    def unreserve(self):
-        """Gives the guarantee up, for a thread that has no engine for a while: others may want the time."""
-        if self.scheduling != "none" and self.alive:
-            self.guarantee.lift(self.thread_id)
-            self.runtime_ns, self.scheduling = 0, "none"
-
     @property
     def alive(self):
         """True while the thread is there."""

@@ -113,7 +113,7 @@ class EngineGroup:
         crew, self._crew = self._crew, None
         for engine in self.engines:
             if engine.runner is self:
-                crew.halt(engine)
+                crew.release(engine)
         crew.stop()
 
     # -- engines -----------------------------------------------------------------------------------------------------------
@@ -130,13 +130,15 @@ class EngineGroup:
 
     def remove(self, engine: Engine) -> None:
         """Stops an engine between two of its turns, while the others go on, and gives it up."""
-        self.halt(engine)
         if self._crew is not None:
+            if engine.runner is self:
+                self._crew.release(engine)
             self._crew.dismiss(engine)
         self.engines.remove(engine)
 
     def halt(self, engine: Engine) -> None:
-        """Stops an engine between two of its turns, while the others go on; `resume` runs it again."""
+        """Stops an engine between two of its turns, while the others go on; `resume` runs it again. Raises VnicError where a guarantee is
+        to be given up and no other thread can be had; then the engine goes on."""
         if engine.runner is self and self._crew is not None:
             self._crew.halt(engine)
 
@@ -167,7 +169,7 @@ class EngineGroup:
         """Nothing of this can fail. Engines that are halted stay so."""
         for engine in self.engines:
             if engine.runner is self:
-                old.halt(engine)
+                old.release(engine)
                 new.run(engine)
         self._crew = new
         old.stop()

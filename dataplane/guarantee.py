@@ -18,7 +18,6 @@ import os
 import platform
 import struct
 import threading
-from contextlib import suppress
 from dataclasses import dataclass
 
 from dataplane.errors import ConfigError
@@ -52,7 +51,8 @@ class Guarantee:
 
     def apply(self, thread_id: int = 0) -> str:
         """Gives a thread of this process (0: the calling one) the best class it may have; returns its name. Processes and threads that it
-        starts do not inherit it."""
+        starts do not inherit it. There is no way back but the thread's end: Linux 6.18 never gets back the bandwidth of a deadline thread
+        that is made an ordinary one in its sleep."""
         if self._deadline(thread_id):
             return "deadline"
         try:
@@ -60,12 +60,6 @@ class Guarantee:
         except OSError:
             return "budget"
         return "rr"
-
-    def lift(self, thread_id: int) -> None:
-        """Makes it an ordinary thread again."""
-        # With the flag, which only who has CAP_SYS_NICE may take away.
-        with suppress(OSError):
-            os.sched_setscheduler(thread_id, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
 
     def _deadline(self, thread_id: int) -> bool:
         if _SCHED_SETATTR is None:

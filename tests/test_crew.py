@@ -119,10 +119,14 @@ def test_engines_are_run_later_without_a_new_thread(lanes):  # noqa: F811
     group.resume(two[1].engine)
     runs(group, two)
     group.halt(two[0].engine)  # its time is others' meanwhile
-    first, second = (thread.scheduling for thread in group.threads)
-    assert first == "none" and second in CLASSES
-    assert os.sched_getscheduler(group.threads[0].thread_id) == os.SCHED_OTHER | os.SCHED_RESET_ON_FORK
-    group.resume(two[0].engine)
+    first, second = sorted(group.threads, key=lambda thread: thread.name)
+    assert first.scheduling == "none" and second.scheduling in CLASSES
+    assert os.sched_getscheduler(first.thread_id) == os.SCHED_OTHER
+    with descriptors(0), no_threads():
+        group.resume(two[0].engine)
+    runs(group, two)
+    with no_threads(), pytest.raises(VnicError, match="can't start new thread"):
+        group.halt(two[0].engine)
     runs(group, two)
     group.stop()
 
@@ -169,6 +173,30 @@ def test_a_thread_that_does_not_get_to_its_loop():
             thread.start()
         assert not thread.alive and thread.cpu_ns == 0
         thread.stop()
+
+
+def test_settings_are_the_threads_settings(started):
+    group, two = started("spreading", spin_ns=20_000)
+    for spin_ns in (5_000, 0):
+        group.change(spin_ns=spin_ns, guarantee=Guarantee(500_000, 10_000_000))
+        assert {thread.spin_ns for thread in group.threads} == {spin_ns}
+        assert {thread.scheduling for thread in group.threads} <= set(CLASSES)
+        runs(group, two)
+    group.change(guarantee=None, cpus=None)
+    assert {(thread.scheduling, thread.cpus) for thread in group.threads} == {("none", None)}
+    runs(group, two)
+
+
+def test_an_objective_needs_no_other_threads(started):
+    group, two = started("compacting")
+    threads = group.threads
+    group.change(slo_ns=80_000)
+    assert group.threads is threads and group.compactor.slo_ns == group.status()["slo_ns"] == 80_000
+    group.change(mode=Mode.SPREADING)
+    group.change(slo_ns=90_000)
+    group.change(mode=Mode.COMPACTING)
+    assert group.compactor.slo_ns == 90_000
+    runs(group, two)
 
 
 # -- many CPUs, many engines -------------------------------------------------------------------------------------------------
