@@ -292,7 +292,7 @@ cdef class Engine:
         """What the engine did so far, as a dict. Times in nanoseconds: of the clock, except cpu_ns."""
         return {"name": self.name, "running": self.running, "cpu_ns": self.cpu_ns, "polls": self.polls, "busy_polls": self.busy_polls,
                 "busy_ns": self.busy_ns, "sleeps": self.sleeps, "works": self.works, "failed_inputs": self.failed_inputs,
-                "overruns": self.overruns, "longest_turn_ns": self.longest_turn_ns}
+                "overruns": self.overruns, "longest_turn_ns": self.longest_turn_ns, "budget_ns": self.budget_ns}
 
     def charges(self):
         """CPU time in nanoseconds by the name of each element that causes any (a source, a timer), and `overhead` (polls without end,

@@ -96,6 +96,23 @@ def test_an_instance_and_its_cgroup(environment, tmp_path, make_cgroup, leak_che
         assert "does not exist; mkdir" in vnic(environment, "up", "-d", file, status=2)  # a first worker refuses
 
 
+@pytest.mark.root
+def test_a_group_joins_a_cgroup_and_leaves_it(environment, tmp_path, make_cgroup, leak_check):  # noqa: F811
+    box = make_cgroup("cpuacct")
+    with Container() as a, Container() as b:
+        vnic(environment, "up", "-d", config(tmp_path / "net.yaml", {"a": a, "b": b}, groups={"paying": {}, "free": {}}))
+        try:
+            vnic(environment, "group", "paying", "--cgroup", str(box.path))
+            check(box, status(environment))
+            check(box, kill_worker(environment))
+            assert vnic(environment, "group", "paying", "--cgroup", "none") == "paying: spreading, 1 thread\n"
+            assert status(environment)["groups"][0]["cgroups"] == []
+            until(lambda: not box.cgroup.threads())
+            ping(a, "10.97.0.2")
+        finally:
+            vnic(environment, "down")
+
+
 @pytest.mark.again
 @pytest.mark.root
 def test_what_a_plain_user_can_have():

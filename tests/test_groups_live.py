@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from dataplane.errors import ConfigError
 from tests.support import plain_user
 from tests.support.containers import Container
 from tests.test_command import environment, ping, vnic  # noqa: F401 - a fixture
+from tests.test_supervisor import kill_worker
+from vnic.control.client import Client
 
 CPUS = sorted(os.sched_getaffinity(0))
 
@@ -47,6 +50,84 @@ def test_modes_change_while_packets_flow(environment, tmp_path, leak_check):  # 
             ping(a, "10.98.0.2")
         finally:
             vnic(environment, "down")
+
+
+def status(environment):  # noqa: F811
+    return json.loads(vnic(environment, "status", "--json"))
+
+
+def settings_of(environment):  # noqa: F811
+    """Of the one group, what can be set; of its engines, their budget; of its threads, what the guarantee came to."""
+    found = status(environment)
+    (group,) = found["groups"]
+    words = ("mode", "cpus", "spin_ns", "slo_ns", "guarantee")
+    budgets = {engine["budget_ns"] for engine in found["engines"]}
+    guaranteed = {thread["scheduling"] != "none" for thread in group["threads"]}
+    return [*(group[word] for word in words), budgets, guaranteed]
+
+
+def test_settings_change_live_and_last(environment, tmp_path, leak_check):  # noqa: F811
+    file = tmp_path / "net.yaml"
+    file.write_text("engines: 2\nspin: 20us\ngroups: {all: {}}\n")
+    vnic(environment, "up", "-d", str(file))
+    try:
+        first = settings_of(environment)
+        assert first == ["spreading", None, 20_000, 50_000, None, {1_000_000}, {False}]
+        vnic(
+            environment, "group", "all", "--guarantee", "400us/4ms", "--spin", "5us", "--budget", "2ms", "--cpus", str(CPUS[0])
+        )
+        vnic(environment, "group", "all", "--slo", "80us")
+        guarantee = {"runtime_ns": 400_000, "period_ns": 4_000_000}
+        changed = ["spreading", CPUS[:1], 5_000, 80_000, guarantee, {2_000_000}, {True}]
+        assert settings_of(environment) == changed
+        kill_worker(environment)
+        assert settings_of(environment) == changed
+        vnic(environment, "upgrade")
+        assert settings_of(environment) == changed
+        for words, said in [
+            (("--guarantee", "2ms/1ms"), "groups.all.guarantee: runtime 2ms is more than the period: want at most 1ms"),
+            (("--guarantee", "2ms"), "--guarantee 2ms: want RUNTIME/PERIOD such as 200us/1ms, or none"),
+            (("--guarantee", "/1ms"), "groups.all.guarantee.runtime: time '': want a number with a unit such as 250us"),
+            (("--slo", "1ns", "--spin", "1us"), "groups.all.slo: slo 1ns is out of range: want 1us to 1s"),
+            (("--spin", "5"), "groups.all.spin: time '5' has no unit: want for example 5ms"),
+            (("--budget", "2s"), "groups.all.budget: budget 2s is out of range"),
+            (("--cpus", "1,x"), "--cpus 1,x: want CPU numbers such as 0,1, or any"),
+            (
+                ("--cpus", "any", "--mode", "dedicated"),
+                "groups.all: dedicated needs CPUs of its own: want cpus: [1] or the like",
+            ),
+            (
+                ("--cgroup", "tenant"),
+                "groups.all.cgroup[0]: 'tenant' will not do; want the absolute path of a cgroup's directory",
+            ),
+            (("--cgroup", str(tmp_path)), f"group all: cgroup {tmp_path}: is no cgroup"),
+        ]:
+            assert said in vnic(environment, "group", "all", *words, status=2)
+            assert settings_of(environment) == changed
+        vnic(environment, "group", "all", "--guarantee", "none", "--cpus", "any", "--budget", "0", "--mode", "compacting")
+        assert settings_of(environment) == ["compacting", None, 5_000, 80_000, None, {0}, {False}]
+        with Client(str(tmp_path / "default.sock")) as client:  # the file's own, for what stands in the group's place no more
+            for settings in ({"spin": None, "slo": None, "budget": None, "mode": None, "cgroup": None}, {"cpus": None}):
+                client.call("SetGroup", name="all", settings=settings)
+            assert settings_of(environment) == first
+            with pytest.raises(ConfigError, match="group all: nothing to change; want mode, cpus or settings"):
+                client.call("SetGroup", name="all")
+            with pytest.raises(ConfigError, match="groups.all.spinn: unknown key; did you mean 'spin'"):
+                client.call("SetGroup", name="all", settings={"spinn": "5us"})
+    finally:
+        vnic(environment, "down")
+
+
+def test_a_mode_that_the_next_worker_would_refuse_is_refused(environment, tmp_path, leak_check):  # noqa: F811
+    file = tmp_path / "net.yaml"
+    file.write_text(f"engines: [{{cpu: {CPUS[0]}}}]")
+    vnic(environment, "up", "-d", str(file))
+    try:
+        said = vnic(environment, "group", "default", "--mode", "compacting", status=2)
+        assert "engines: e0: cpu is for spreading groups: want cpus: in group default instead" in said
+        assert kill_worker(environment)["groups"][0]["mode"] == "spreading"
+    finally:
+        vnic(environment, "down")
 
 
 def test_clients_are_charged_for_what_they_send(environment, tmp_path, leak_check):  # noqa: F811

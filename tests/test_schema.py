@@ -48,7 +48,7 @@ nics:
 
 def test_a_full_file_is_parsed():
     config = parse_config(FULL, "full.yaml", "/etc/vnic")
-    assert [(e.name, int(e.spin), e.cpu) for e in config.engines] == [("fast", 20_000, 0), ("e1", 5_000, None)]
+    assert [(e.name, e.spin, e.cpu) for e in config.engines] == [("fast", 20_000, 0), ("e1", None, None)]
     web, db = config.nics["web"], config.nics["db"]
     assert (web.name, web.pid, web.interface, web.queues, web.mtu) == ("web", 4242, "eth0", 2, 9000)
     assert web.mac == "12:00:00:00:00:01"
@@ -250,11 +250,12 @@ def test_groups():
         "groups: {fast: {mode: dedicated, cpus: [1]}, rest: {mode: compacting, slo: 80us, guarantee: {runtime: 500us, period: 1ms}}}\n"
         "engines: [{group: rest, spin: 5us}, {}, {name: x, group: rest}]\nspin: 7us\n"
     )
-    assert [(engine.name, engine.group, int(engine.spin)) for engine in config.engines] == [
+    assert [(engine.name, engine.group, engine.spin) for engine in config.engines] == [
         ("e0", "rest", 5000),
-        ("e1", "fast", 7000),
-        ("x", "rest", 7000),
+        ("e1", "fast", None),
+        ("x", "rest", None),
     ]
+    assert [group.spin for group in config.groups.values()] == [7000, 7000]
     assert int(config.groups["rest"].slo) == 80_000 and int(config.groups["rest"].guarantee.runtime) == 500_000
     assert list(parse_config("engines: 2").groups) == ["default"]
 

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from vnic.cli.common import connect, instance_option, json_option, print_json, print_table
+from vnic.cli.common import connect, instance_option, json_option, plural, print_json, print_table
 
 
 @click.command()
 @click.argument("name")
 @click.option("--mode", type=click.Choice(["dedicated", "spreading", "compacting"]), help="How its engines get CPU time.")
-@click.option("--cpus", metavar="N,N...", help="The CPUs that it may use.")
+@click.option("--cpus", metavar="N,N...|any", help="The CPUs that it may use.")
+@click.option("--guarantee", metavar="TIME/TIME|none", help="CPU time of each of its threads, and the period that it is for.")
+@click.option("--slo", metavar="TIME", help="When compacting, the queueing delay to keep below.")
+@click.option("--spin", metavar="TIME", help="How long a thread polls before it sleeps; 0: not at all.")
+@click.option("--budget", metavar="TIME", help="How long an engine's turn may take; 0: as long as it likes.")
+@click.option(
+    "--cgroup", multiple=True, metavar="PATH|none", help="A cgroup that its threads join; may be given several times."
+)
 @instance_option
 @json_option
-def group(name: str, mode: str | None, cpus: str | None, instance: str, as_json: bool) -> None:
-    """Change the scheduling mode of the engine group called NAME, or its CPUs, while packets flow.
+def group(
+    name: str,
+    mode: str | None,
+    cpus: str | None,
+    guarantee: str | None,
+    cgroup: tuple[str, ...],
+    instance: str,
+    as_json: bool,
+    **times: str | None,
+) -> None:
+    """Change the engine group called NAME while packets flow: words and units are those of the configuration file. What is not given
+    stays; `any` and `none` take one away.
 
     \b
     dedicated   a thread for each of its CPUs, which polls without end
@@ -22,26 +41,43 @@ def group(name: str, mode: str | None, cpus: str | None, instance: str, as_json:
     compacting  one thread for all of them, more while packets wait too long
 
     \b
-    vnic group default --mode compacting
+    vnic group default --mode compacting --slo 80us
     vnic group default --mode dedicated --cpus 2,3
+    vnic group default --guarantee 200us/1ms       200 us of CPU time in each millisecond, and no more
+    vnic group default --guarantee none --cpus any
     """
-    if mode is None and cpus is None:
-        raise click.UsageError("nothing to change; want --mode, --cpus or both")
-    numbers = None
+    settings: dict[str, Any] = {word: time for word, time in times.items() if time is not None}
+    if mode is not None:
+        settings["mode"] = mode
     if cpus is not None:
-        words = cpus.split(",")
-        if not all(word.isdecimal() for word in words):
-            raise click.UsageError(f"--cpus {cpus}: want CPU numbers such as 0,1")
-        numbers = [int(word) for word in words]
+        settings["cpus"] = None if cpus == "any" else _numbers(cpus)
+    if guarantee is not None:
+        runtime, slash, period = guarantee.partition("/")
+        if not slash and guarantee != "none":
+            raise click.UsageError(f"--guarantee {guarantee}: want RUNTIME/PERIOD such as 200us/1ms, or none")
+        settings["guarantee"] = {"runtime": runtime, "period": period} if slash else None
+    if cgroup:
+        settings["cgroup"] = None if cgroup == ("none",) else list(cgroup)
+    if not settings:
+        raise click.UsageError("nothing to change; want --mode, --cpus, --guarantee, --slo, --spin, --budget or --cgroup")
     with connect(instance) as client:
-        found = client.call("SetGroup", name=name, mode=mode, cpus=numbers)["group"]
+        found = client.call("SetGroup", name=name, settings=settings)["group"]
     if as_json:
         print_json(found)
         return
-    click.echo(f"{name}: {found['mode']}, {len(found['threads'])} thread{'s' if len(found['threads']) != 1 else ''}")
+    click.echo(f"{name}: {found['mode']}, {plural(len(found['threads']), 'thread')}")
     for each in found.get("cgroups", ()):
         if not each["in_force"]:
             click.echo(f"not charged to its cgroup: {each['why']}")
+    if settings.get("guarantee") and {thread["scheduling"] for thread in found["threads"]} == {"budget"}:
+        click.echo("the guarantee is a bound only; see 'vnic doctor', and 'vnic upgrade' where the daemon started without one")
+
+
+def _numbers(cpus: str) -> list[int]:
+    words = cpus.split(",")
+    if not all(word.isdecimal() for word in words):
+        raise click.UsageError(f"--cpus {cpus}: want CPU numbers such as 0,1, or any")
+    return [int(word) for word in words]
 
 
 @click.command()

@@ -54,8 +54,9 @@ method ReadHandler(element: string, handler: string) -> (copies: []object)
 # Writes a handler of all copies of an element, or of none.
 method WriteHandler(element: string, handler: string, value: ?object) -> (result: ?object)
 
-# Changes the scheduling mode of an engine group (dedicated, spreading, compacting) and/or its CPUs, while packets flow.
-method SetGroup(name: string, mode: ?string, cpus: ?[]int) -> (group: object)
+# Changes an engine group while packets flow: its scheduling mode (dedicated, spreading, compacting), its CPUs; in settings whatever else
+# stands below a group's name in the configuration file, null for what is to stand there no more.
+method SetGroup(name: string, mode: ?string, cpus: ?[]int, settings: ?object) -> (group: object)
 
 # CPU time and memory by NIC, with what nobody is charged for: together the engines' CPU time.
 method Accounts() -> (accounts: object)

@@ -254,6 +254,16 @@ def _group(data: Any) -> Any:
     return data
 
 
+def changed_group(name: str, group: GroupConfig, settings: Mapping[str, Any]) -> GroupConfig:
+    """A group in which `settings` are as they would stand in a file, None for one that would not stand there. Raises ConfigError."""
+    path = ("groups", name)
+    now = msgspec.json.decode(msgspec.json.encode(group, enc_hook=encode_scalar))
+    merged = {**now, **_mapping(settings, GroupConfig, path, lambda path: "")}
+    return _convert(
+        _group({key: value for key, value in merged.items() if value is not None}), GroupConfig, path, lambda path: ""
+    )
+
+
 def encode_config(config: Config) -> bytes:
     """A configuration as JSON, with what the loader filled in: for another process of the same instance."""
     return msgspec.json.encode(config, enc_hook=encode_scalar)

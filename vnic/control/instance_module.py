@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from dataplane.errors import ConfigError
 from vnic.control.api import DESCRIPTION, INTERFACE
 from vnic.control.events import Bus, Event, Subscription
 from vnic.control.module import FRESH_MOST, FRESH_S, Caller, Method, Parameters, Session
@@ -34,6 +35,7 @@ class SetGroup(Parameters):
     name: str
     mode: Literal["dedicated", "spreading", "compacting"] | None = None
     cpus: Annotated[list[Annotated[int, msgspec.Meta(ge=0, le=4095)]], msgspec.Meta(min_length=1)] | None = None
+    settings: dict[str, Any] | None = None
 
 
 class Handlers(Parameters):
@@ -158,7 +160,11 @@ class Instance:
     # -- what is changed ---------------------------------------------------------------------------------------------------
 
     def _set_group(self, parameters: SetGroup, caller: Caller) -> dict[str, Any]:
-        return {"group": self._runtime.set_group(parameters.name, parameters.mode, parameters.cpus)}
+        given = {"mode": parameters.mode, "cpus": parameters.cpus}
+        settings = {**(parameters.settings or {}), **{word: value for word, value in given.items() if value is not None}}
+        if not settings:
+            raise ConfigError(f"group {parameters.name}: nothing to change; want mode, cpus or settings")
+        return {"group": self._runtime.set_group(parameters.name, settings)}
 
     def _write_handler(self, parameters: WriteHandler, caller: Caller) -> dict[str, Any]:
         return {"result": self._runtime.write_handler(parameters.element, parameters.handler, parameters.value)}

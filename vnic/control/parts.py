@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 from dataplane.cgroup import Cgroup
+from dataplane.crew import Mode
 from dataplane.element import Element, Source
 from dataplane.elements.counter import Discard
 from dataplane.elements.l2_switch import L2Switch
@@ -109,19 +111,31 @@ class Home(Hosted):
         self.engine.call(lambda: self.switch.deactivate(number))
 
 
+def _group_settings(config: GroupConfig) -> dict[str, tuple[str, Any]]:
+    """By the configuration's words: names and values of dataplane.crew.Settings."""
+    guarantee = config.guarantee
+    return {
+        "mode": ("mode", Mode(config.mode)),
+        "cpus": ("cpus", config.cpus),
+        "spin": ("spin_ns", int(config.spin or 0)),
+        "slo": ("slo_ns", int(config.slo)),
+        "guarantee": ("guarantee", guarantee and Guarantee(int(guarantee.runtime), int(guarantee.period))),
+        "cgroup": ("cgroups", tuple(Cgroup(path) for path in config.cgroup)),
+    }
+
+
 def make_group(name: str, config: GroupConfig, *, tolerant: bool = False) -> EngineGroup:
     """An engine group as its configuration says. tolerant: a cgroup that is gone does not matter, see EngineGroup. Raises ConfigError."""
-    guarantee = config.guarantee
-    return EngineGroup(
-        name,
-        config.mode,
-        cpus=config.cpus,
-        spin_ns=int(config.spin or 0),
-        slo_ns=int(config.slo),
-        guarantee=None if guarantee is None else Guarantee(int(guarantee.runtime), int(guarantee.period)),
-        cgroups=[Cgroup(path) for path in config.cgroup],
-        tolerant=tolerant,
-    )
+    return EngineGroup(name, **dict(_group_settings(config).values()), tolerant=tolerant)
+
+
+def change_group(group: EngineGroup, config: GroupConfig, words: Iterable[str]) -> None:
+    """Makes a group what its configuration says under `words`. Raises what EngineGroup.change does, and then nothing has changed."""
+    settings = _group_settings(config)
+    if changes := dict(settings[word] for word in words if word in settings):
+        group.change(**changes)
+    for engine in group.engines:
+        engine.budget_ns = int(config.budget)
 
 
 class Attached:

@@ -9,14 +9,13 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
 from dataplane.clock import Clock
-from dataplane.crew import Mode
 from dataplane.engine import Engine
 from dataplane.errors import ConfigError, VnicError
 from dataplane.graph import to_data, to_dot, to_text
 from dataplane.group import EngineGroup
 from vnic.control.accounts import Accounts
 from vnic.control.chain import module_class
-from vnic.control.convert import encode_config
+from vnic.control.convert import changed_group, encode_config
 from vnic.control.devices import Devices, TapDevices
 from vnic.control.events import Emit
 from vnic.control.handlers import Handlers
@@ -25,7 +24,7 @@ from vnic.control.log import Log
 from vnic.control.losses import Losses
 from vnic.control.module import Module
 from vnic.control.nics import Nics
-from vnic.control.parts import Hosted, make_group, own_config
+from vnic.control.parts import Hosted, change_group, make_group, own_config
 from vnic.control.schema import Config, ModuleConfig
 from vnic.control.segments import Segments
 
@@ -239,18 +238,21 @@ class Runtime:
         """The group that the engine is in."""
         return next(group for group in self.groups.values() if engine in group.engines)
 
-    def set_group(self, name: str, mode: str | None = None, cpus: list[int] | None = None) -> dict[str, Any]:
-        """Changes a group's scheduling mode and/or CPUs while packets flow; returns its status."""
+    def set_group(self, name: str, settings: dict[str, Any]) -> dict[str, Any]:
+        """Changes settings of a group while packets flow: as they stand below its name in a file, None for one that does not stand there.
+        Returns its status. Raises ConfigError, VnicError, and then nothing has changed."""
         with self.lock:
             self.check_open()
             if name not in self.groups:
                 raise ConfigError(f"group {name}: there is none; there are {', '.join(self.groups)}")
-            group = self.groups[name]
-            group.change(mode=Mode(mode or group.mode), cpus=cpus or group.settings.cpus)
-            self.config.groups[name].mode, self.config.groups[name].cpus = group.mode.value, group.settings.cpus
+            wanted = changed_group(name, self.config.groups[name], settings)
+            self.config.fill(wanted)
+            self.config.check_group(name, wanted)
+            change_group(self.groups[name], wanted, settings)
+            self.config.groups[name] = wanted
             self.remember()
-            self.emit("group", group=name, mode=group.mode.value, cpus=group.settings.cpus)
-            return group.status()
+            self.emit("group", group=name, **{"mode": wanted.mode, "cpus": wanted.cpus, **settings})
+            return self.groups[name].status()
 
     # -- handlers: see vnic.control.handlers -------------------------------------------------------------------------------
 

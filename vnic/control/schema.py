@@ -125,7 +125,7 @@ class EngineConfig(_Strict):
 
     name: Annotated[str, Meta(description="a name; default: e and the engine's number")] | None = None
     spin: Annotated[
-        Spin | None, Meta(description="how long it polls before it sleeps, such as 20us; default: the file's spin")
+        Spin | None, Meta(description="how long it polls before it sleeps, such as 20us; default: its group's spin")
     ] = None
     cpu: Annotated[int, Meta(ge=0, le=4095, description="the number of the CPU it is bound to, from 0")] | None = None
     group: Annotated[str, Meta(description="the name of its group; default: the first of groups")] | None = None
@@ -344,23 +344,29 @@ class Config(_Strict):
     def __post_init__(self) -> None:
         self.groups = self.groups or {"default": GroupConfig()}
         for group in self.groups.values():
-            group.spin = self.spin if group.spin is None else group.spin
+            self.fill(group)
         for number, engine in enumerate(self.engines):
             engine.name = engine.name or f"e{number}"
             engine.group = engine.group or next(iter(self.groups))
             if engine.group not in self.groups:
                 raise SchemaError(f"engines: {engine.name} is in group {engine.group}: want one of {', '.join(self.groups)}")
-            if engine.spin is None:
-                engine.spin = self.groups[engine.group].spin
-            if engine.cpu is not None and self.groups[engine.group].mode != "spreading":
-                raise SchemaError(
-                    f"engines: {engine.name}: cpu is for spreading groups: want cpus: in group {engine.group} instead"
-                )
+        for name, group in self.groups.items():
+            self.check_group(name, group)
         # By number from here on: a user who is deleted while this runs is no reason not to come up again.
         self.clients = {str(int(User.parse(name))): client for name, client in self.clients.items()}
         names = [engine.name for engine in self.engines]
         if len(set(names)) != len(names):
             raise SchemaError("engines: two have the same name")
+
+    def fill(self, group: GroupConfig) -> None:
+        """Gives a group what it has of the whole where it says nothing."""
+        group.spin = self.spin if group.spin is None else group.spin
+
+    def check_group(self, name: str, group: GroupConfig) -> None:
+        """Whether the group called `name` can be this one. Raises ConfigError."""
+        for engine in self.engines:
+            if engine.group == name and engine.cpu is not None and group.mode != "spreading":
+                raise SchemaError(f"engines: {engine.name}: cpu is for spreading groups: want cpus: in group {name} instead")
 
     def engine_index(self, reference: int | str) -> int:
         """The number of the engine that `reference` (number or name) means. Raises ConfigError."""

@@ -219,7 +219,7 @@ class NamespaceAgent:
     `with NamespaceAgent.start() as agent: tap = agent.open_tap(TapRequest(name="eth0", pid=1234))`
     """
 
-    def __init__(self, process: Popen[bytes], sock: socket.socket, prepare: Callable[[], None] | None) -> None:
+    def __init__(self, process: Popen[bytes], sock: socket.socket, prepare: Callable[[], None] | None = None) -> None:
         self._process, self._socket, self._prepare = process, sock, prepare
         self._lock = threading.Lock()
         self._number = 0
