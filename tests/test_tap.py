@@ -196,6 +196,20 @@ def test_frames_pass_both_ways(agent, container):
         assert counters["rx_packets"] == 2
 
 
+def test_what_its_queues_had_no_room_for(agent, container):
+    with agent.open_tap(TapRequest(name="eth0", pid=container.pid, addresses=("10.0.0.2/24",))) as tap:
+        container.run("ip", "neigh", "add", "10.0.0.1", "lladdr", "02:00:00:00:00:01", "dev", "eth0")
+        before = tap.queue_drops()
+        container.python(
+            "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+            "for _ in range(3000): s.sendto(b'', ('10.0.0.1', 9))"
+        )
+        assert tap.queue_drops() == tap.counters()["tx_dropped"] >= before + 1000
+        assert not os.get_inheritable(tap.netlink)
+        container.run("ip", "link", "del", "eth0")
+        assert tap.queue_drops() is None
+
+
 def test_a_gso_frame_travels_whole(agent, container):
     """20 kB sent over UDP with segmentation offload arrive as one frame with a virtio-net header that says so."""
     with agent.open_tap(TapRequest(name="eth0", pid=container.pid, addresses=("10.0.0.2/24",))) as tap:

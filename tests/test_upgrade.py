@@ -151,6 +151,7 @@ def test_nobody_notices(environment, two):  # noqa: F811
             after, counted_then = status(environment), counters(environment)
             assert report["worker"] == {"before": before["pid"], "after": after["pid"]} and before["pid"] != after["pid"]
             assert [each["name"] for each in report["engines"]] == ["e0", "e1"]
+            assert report["packets_lost"] == 0 and report["queue_drops"] == {"a": 0, "b": 0}
             assert 0 < report["blackout_ms"] < 1000 and report["brownout_ms"] > report["blackout_ms"]
             assert not {
                 key: (value, counted_then.get(key)) for key, value in counted.items() if counted_then.get(key, -1) < value

@@ -1,6 +1,9 @@
 """An upgrade to a new worker that fails: at every step, in every way."""
 
+import json
+import os
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,9 +11,9 @@ import pytest
 
 from dataplane.errors import VnicError
 from tests.support import plain_user
-from tests.test_command import environment, ping, vnic  # noqa: F401 - a fixture
-from tests.test_supervisor import status
-from tests.test_upgrade import OVERTAKEN_MOST, Traffic, counters, two  # noqa: F401 - a fixture
+from tests.test_command import VNIC, environment, ping, vnic  # noqa: F401 - a fixture
+from tests.test_supervisor import inside, status
+from tests.test_upgrade import OVERTAKEN_MOST, RECEIVE, Traffic, counters, two  # noqa: F401 - a fixture
 from vnic.control.upgrade import Channel, Silent
 
 TREE = Path(__file__).parents[1]
@@ -29,11 +32,10 @@ SAYS = {
 def faulty(tmp_path):
     """A Python whose vnic fails at a step."""
 
-    def make(step, how):
+    def make(step, how, gate=""):
         script = tmp_path / "python"
-        script.write_text(
-            f"#!/bin/sh\nPYTHONPATH={FAULTS}:{TREE} VNIC_TEST_FAULT='{step} {how}' exec {sys.executable} \"$@\"\n"
-        )
+        variables = f"PYTHONPATH={FAULTS}:{TREE} VNIC_TEST_FAULT='{step} {how}' VNIC_TEST_GATE={gate}"
+        script.write_text(f'#!/bin/sh\n{variables} exec {sys.executable} "$@"\n')
         script.chmod(0o755)
         return str(script)
 
@@ -123,6 +125,54 @@ def test_a_new_worker_that_is_lost_with_an_engine_is_a_crash(environment, impati
     ping(a, "10.99.0.2")
 
 
+FLOOD = """
+import socket
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for number in %s: sender.sendto(b"%%d" %% number, ("10.99.0.2", 7001))
+"""
+
+
+def link_counts(box):
+    """What a container says of its interface: packets that were taken from it, and that it had to drop."""
+    words = box.run("cat", "/proc/net/dev").split("eth0:")[1].split()
+    return int(words[9]), int(words[11])
+
+
+@pytest.mark.parametrize("impatient", ["vnic.control.upgrade:STEP_TIMEOUT_S=60"], indirect=True)
+@pytest.mark.parametrize(("step", "count"), [("first-load", 3000), ("second-load", 10_000)], ids=["queue", "ring"])
+def test_what_is_lost_is_reported(environment, impatient, two, faulty, tmp_path, step, count):  # noqa: F811
+    """More comes while an engine stands than fits: into the queue of the TAP that it serves, or into the ring before it."""
+    a, b = two
+    ping(a, "10.99.0.2")
+    vnic(environment, "rate", "a", "--egress", "none")
+    receiver = inside(b, RECEIVE)
+    assert receiver.stdout.readline() == "ready\n"
+    os.mkfifo(gate := tmp_path / "gate")
+    upgrade = subprocess.Popen(
+        [*VNIC, "upgrade", "--json", "--python", faulty(step, "waits", gate)],
+        env=environment, cwd=TREE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with open(gate, "w"):  # the new worker has opened it too: the engine stands
+        taken, dropped = link_counts(a)
+        a.python(FLOOD % range(count))
+        while step == "second-load" and sum(link_counts(a)) < taken + dropped + count:
+            pass
+        dropped = link_counts(a)[1] - dropped
+    report = json.loads(upgrade.communicate(timeout=60)[0])
+    a.python(FLOOD % [-1])
+    seen, _, unread = map(int, receiver.communicate(timeout=40)[0].split())
+    first, second = report["engines"]
+    assert report["queue_drops"] == {"a": dropped, "b": 0}
+    assert report["packets_lost"] == count - seen - unread > 500
+    assert second["packets_lost"] == 0
+    if step == "first-load":
+        assert first["packets_lost"] == 0 and first["dropped"] == {} and dropped == report["packets_lost"]
+    else:
+        assert first["packets_lost"] == first["dropped"]["queue_full"] > 500
+    assert status(environment)["conserved"]
+    assert "packets lost: 0\n" in vnic(environment, "upgrade", "--python", faulty("none", "none"))
+
+
 @pytest.mark.parametrize("late", [True, False])
 def test_the_word_is_said_in_time_or_not_at_all(late, monkeypatch):
     """Or else both workers would run the engine."""
@@ -143,8 +193,8 @@ def test_the_word_is_said_in_time_or_not_at_all(late, monkeypatch):
 
 @pytest.mark.again
 @pytest.mark.root
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(480)
 def test_all_of_this_as_a_plain_user():
-    done = plain_user.run_pytest("tests/test_upgrade_faults.py", timeout_s=220)
+    done = plain_user.run_pytest("tests/test_upgrade_faults.py", timeout_s=460)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert "passed" in done.stdout

@@ -1,6 +1,7 @@
 """Workers that fail on purpose, for tests only.
 
-VNIC_TEST_FAULT     of a new worker: the step of an upgrade, and "raises", "dies", "hangs" or "garbles" (answers what is no message)
+VNIC_TEST_FAULT     of a new worker: the step of an upgrade, and "raises", "dies", "hangs", "garbles" (answers what is no message) or
+                    "waits" (until VNIC_TEST_GATE, a FIFO, was written to)
 VNIC_TEST_PATIENCE  of an old one: module:NAME=seconds
 """
 
@@ -23,6 +24,10 @@ def fail():
         os._exit(9)
     if HOW == "hangs":
         time.sleep(3600)
+    if HOW == "waits":
+        with open(os.environ["VNIC_TEST_GATE"]) as gate:
+            gate.read()
+        return
     from dataplane.errors import VnicError
 
     raise VnicError(f"failed on purpose: {STEP}")

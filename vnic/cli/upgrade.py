@@ -21,6 +21,9 @@ def upgrade(python: str | None, instance: str, as_json: bool) -> None:
     A second worker is started and prepared; then each engine stops for some milliseconds, and goes on in the new worker with all that it
     knows and holds. Containers keep interfaces and connections, nothing is lost. If anything fails, the old worker goes on.
 
+    Packets lost are those that an interface's queues or an engine had no room for, from the first engine's stop to the last one's start,
+    as kernel and engines count them.
+
     The supervisor and its namespace agent, two small processes, remain what they are until `vnic down`.
 
     \b
@@ -39,10 +42,13 @@ def upgrade(python: str | None, instance: str, as_json: bool) -> None:
         print_json(report)
         return
     print_table(
-        ["engine", ">blackout ms", ">state bytes", ">packets moved"],
+        ["engine", ">blackout ms", ">state bytes", ">packets moved", ">packets lost"],
         [
-            [each["name"], f"{each['blackout_ms']:.2f}", each["state_bytes"], each["packets_moved"]]
+            [each["name"], f"{each['blackout_ms']:.2f}", each["state_bytes"], each["packets_moved"], each.get("packets_lost")]
             for each in report["engines"]
         ],
     )
+    queues = {nic: drops for nic, drops in report.get("queue_drops", {}).items() if drops != 0}
+    where = ", ".join(f"{'unknown' if drops is None else drops} in {nic}'s queues" for nic, drops in queues.items())
+    click.echo(f"packets lost: {report.get('packets_lost', 'unknown')}" + (f" ({where})" if where else ""))
     click.echo(f"worker {after} took over from {before}; it was prepared in {report['brownout_ms']:.0f} ms")

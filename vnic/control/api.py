@@ -61,7 +61,8 @@ method SetGroup(name: string, mode: ?string, cpus: ?[]int, settings: ?object) ->
 # CPU time and memory by NIC, with what nobody is charged for: together the engines' CPU time.
 method Accounts() -> (accounts: object)
 
-# Replaces the worker by a new one, of the version that is installed now or that the given Python has, while packets flow.
+# Replaces the worker by a new one, of the version that is installed now or that the given Python has, while packets flow. The report has
+# blackout, state, packets moved and packets lost of each engine, and what each NIC's queues had no room for meanwhile.
 method Upgrade(python: ?string) -> (report: object)
 
 # Counters, gauges and accounts in Prometheus' text format.

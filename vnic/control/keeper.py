@@ -5,7 +5,8 @@ worker, so that the next one - after a crash, or a newer one - finds them as the
 
     config          the configuration as it is now, with what was attached, rated and cut since it was loaded (JSON)
     version         of vnic when the first worker began, which is the supervisor's
-    nic/NAME        a TAP: document (KeptTap), its network namespace, a pidfd where it was asked for by process, its queues
+    nic/NAME        a TAP: document (KeptTap), its network namespace, a pidfd where it was asked for by process, its queues, and a netlink
+                    socket of that namespace
     ring/NAME       a ring and its doorbell
     segment/NAME    the packet pool, the MAC table
     losses          what workers after a crash had to go on without (JSON)
@@ -33,7 +34,7 @@ from vnic.device.descriptors import close_all, receive_with_descriptors
 from vnic.device.tap import MAX_QUEUES, TapReport, TapRequest
 
 MESSAGE_BYTES = 1 << 16
-DESCRIPTORS = MAX_QUEUES + 3  # a TAP's queues, its document, namespace and pidfd; the kernel takes 253
+DESCRIPTORS = MAX_QUEUES + 4  # a TAP's queues, its document, namespace, pidfd and netlink socket; the kernel takes 253
 KEYS_MOST = 1 << 14  # of a worker that lost its mind
 CALL_TIMEOUT_S = 30.0
 

@@ -35,6 +35,7 @@ from vnic.control.scalars import Rate
 from vnic.control.schema import NicConfig
 from vnic.control.segments import RING_BYTES
 from vnic.device.descriptors import close_all
+from vnic.device.nic import Nic
 
 if TYPE_CHECKING:
     from vnic.control.runtime import Runtime
@@ -444,6 +445,10 @@ class Nics(Module):
         """Of one NIC or all: its queues' counters."""
         chosen = [self.get(name)] if name is not None else list(self.attached.values())
         return [{"name": each.config.name, "queues": each.nic.queue_statistics()} for each in chosen]
+
+    def queue_drops(self) -> dict[str, int | None]:
+        """By NIC: packets of its container that its queues had no room for, as the kernel counts; None where it does not say."""
+        return {name: each.nic.tap.queue_drops() for name, each in self.attached.items() if isinstance(each.nic, Nic)}
 
     def accounts(self) -> dict[str, int]:
         memory = dict.fromkeys(self.attached, 0)

@@ -358,16 +358,23 @@ class Supervisor:
         tap = self._agent.open_tap(request, NetNamespace.passed(*container) if container else None)
         try:
             namespace = tap.namespace
-            report = TapReport(name=tap.name, ifindex=tap.ifindex, mac=tap.mac, mtu=tap.mtu, offloads=int(tap.offloads))
+            report = TapReport(
+                name=tap.name,
+                ifindex=tap.ifindex,
+                mac=tap.mac,
+                mtu=tap.mtu,
+                offloads=int(tap.offloads),
+                netlink=tap.netlink >= 0,
+            )
             document = keeper.KeptTap(report, namespace.label, namespace.pid, namespace.path)
             descriptors = [keeper.write_document(msgspec.json.encode(document)), namespace.fd]
         except BaseException:
             tap.close()
             raise
         descriptors += [namespace.pidfd] if namespace.pidfd >= 0 else []
-        descriptors += tap.fds
+        descriptors += tap.fds + ([tap.netlink] if tap.netlink >= 0 else [])
         # They are the store's now: neither object shall close them.
-        tap.fds, namespace.fd, namespace.pidfd = [], -1, -1
+        tap.fds, tap.netlink, namespace.fd, namespace.pidfd = [], -1, -1, -1
         self.store.put(f"nic/{nic}", descriptors)
         return descriptors
 

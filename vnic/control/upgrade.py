@@ -19,7 +19,7 @@ forgets it. Packets meanwhile wait in the TAPs' queues, the rings and, as indice
                                        <--  {"running_ns": t}
     ... the next engine ...
     {"over"}                           -->
-                                       <--  {"done"}
+                                       <--  {"books": {...}}   for the report: what was dropped meanwhile
     {"client": bytes}, descriptors    -->        for each client that waits; then {"clients": "all"}
 
 The new one may answer {"error": line} instead. {"back": name} from the old one asks for an engine's state, to take it back.
@@ -46,6 +46,7 @@ from dataplane.handover import BYTES_MAX, forget_engine, load_engine, save_engin
 from vnic.control.api import DESCRIPTORS_MOST
 from vnic.control.connection import Transfer
 from vnic.control.convert import encode_config
+from vnic.control.upgrade_losses import Drops, drops_of, engine_losses, queue_losses
 from vnic.device.descriptors import receive_with_descriptors
 
 if TYPE_CHECKING:
@@ -170,13 +171,15 @@ def give(runtime: Runtime, channel: Channel) -> dict[str, Any]:
     """Hands every engine over; returns the report. Raises what went wrong, and then everything runs here as before; or Torn, and then
     nothing that is left here makes a whole.
 
-    {"engines": [{"name", "blackout_ms", "state_bytes", "packets_moved"}...], "blackout_ms": the longest}
+    {"engines": [{"name", "blackout_ms", "state_bytes", "packets_moved", "packets_lost", "dropped": {reason: n}}...],
+     "blackout_ms": the longest, "queue_drops": {nic: n}, "packets_lost": all that is known of; see vnic.control.upgrade_losses}
     """
     channel.send(config=_digest(encode_config(runtime.config)))
     channel.receive()
     channel.send(control=runtime.save_control())
     channel.receive()
     moved: list[Engine] = []
+    books, queues = drops_of(runtime.engines), runtime.nics.queue_drops()
     try:
         engines = [_give(runtime.group_of(engine), engine, channel, moved) for engine in runtime.engines]
     except Torn:
@@ -184,10 +187,20 @@ def give(runtime: Runtime, channel: Channel) -> dict[str, Any]:
     except BaseException:  # also a bug of ours, or of a user's element
         _take_back(runtime, moved, channel)
         raise
-    with suppress(VnicError):  # every engine is there: should it fail now, that is a crash like any other
+    books_there: dict[str, Drops] = {}
+    # Every engine is there: should the new worker fail now, that is a crash like any other.
+    with suppress(VnicError, msgspec.ValidationError):
         channel.send(over=True)
-        channel.receive()
-    return {"engines": engines, "blackout_ms": max(each["blackout_ms"] for each in engines)}
+        books_there = msgspec.convert(channel.expect("books", dict), dict[str, Drops])
+    for each in engines:
+        each |= engine_losses(books[each["name"]], books_there.get(each["name"]))
+    drops = queue_losses(queues, runtime.nics.queue_drops())
+    return {
+        "engines": engines,
+        "blackout_ms": max(each["blackout_ms"] for each in engines),
+        "queue_drops": drops,
+        "packets_lost": sum(filter(None, [*drops.values(), *(each["packets_lost"] for each in engines)])),
+    }
 
 
 def _give(group: EngineGroup, engine: Engine, channel: Channel, moved: list[Engine]) -> dict[str, Any]:
@@ -280,7 +293,8 @@ def take(runtime: Runtime, channel: Channel, document: bytes) -> None:
                     _give_back(runtime.group_of(engines[name]), engines[name], channel)
                     mine.discard(name)
                 case {"over": True} if failure is None and mine == set(engines):
-                    channel.send(done=True)
+                    with suppress(Exception):  # nothing may fail any more
+                        channel.send(books=drops_of(runtime.engines))
                     return
                 case _:
                     raise VnicError(f"unexpected message {list(message)[:3]}")

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 MAX_MESSAGE_BYTES = 65536
-MAX_MESSAGE_FDS = MAX_QUEUES
+MAX_MESSAGE_FDS = MAX_QUEUES + 1  # a netlink socket
 CHILD_TIMEOUT_S = 5.0  # then the agent kills its child
 CALL_TIMEOUT_S = 8.0  # longer, so that the agent can still say that the child was killed
 STOP_TIMEOUT_S = 2.0

@@ -18,6 +18,7 @@ import sys
 from typing import Any
 
 from dataplane.errors import ConfigError, PortError
+from vnic.device import link_counters
 from vnic.device.tap import (
     VNET_HEADER_BYTES,
     DeleteLink,
@@ -70,7 +71,7 @@ def needs_netlink(work: Work) -> bool:
 
 
 def create(request: TapRequest) -> tuple[TapReport, list[int]]:
-    """Make a TAP in the namespace we are in: what it is like, and its queues' descriptors (non-blocking).
+    """Make a TAP in the namespace we are in: what it is like, its queues' descriptors (non-blocking), and that of a netlink socket.
 
     The caller exits soon after: descriptors of a TAP that failed half way, and so the interface, go with it.
     """
@@ -100,12 +101,14 @@ def create(request: TapRequest) -> tuple[TapReport, list[int]]:
         if request.up:
             first.up()
         ifindex = socket.if_nametoindex(request.name)
+        fds.append(link_counters.open_socket())
     except OSError as error:
         raise PortError(f"{label}: cannot set it up: {os.strerror(error.errno or 0)}") from None
     if request.addresses or request.routes:
         with netlink()() as ip:
             _configure(ip, ifindex, request, label)
-    report = TapReport(name=request.name, ifindex=ifindex, mac=format_mac(first.hwaddr), mtu=first.mtu, offloads=offloads)
+    mac = format_mac(first.hwaddr)
+    report = TapReport(name=request.name, ifindex=ifindex, mac=mac, mtu=first.mtu, offloads=offloads, netlink=True)
     return report, fds
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import msgspec
 
 from dataplane.errors import ConfigError, PortError
+from vnic.device import link_counters
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -106,13 +107,14 @@ class DeleteLink(msgspec.Struct, frozen=True, tag="delete_link"):
 
 
 class TapReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a new TAP is like, as the kernel says."""
+    """What a new TAP is like, as the kernel says. netlink: behind the queues' descriptors comes a netlink socket of its namespace."""
 
     name: str
     ifindex: int
     mac: str
     mtu: int
     offloads: int
+    netlink: bool = False
 
 
 Work = TapRequest | LinkChange | ReadCounters | DeleteLink
@@ -223,6 +225,7 @@ class Tap:
     """A TAP that is there: its queues' descriptors and what the kernel said of it. Close it, and the interface goes.
 
     fds        one a queue pair, non-blocking, close-on-exec; the Tap owns them
+    netlink    a netlink socket of the namespace, or -1; the Tap's too
     name       as asked for (a container may rename its interface: `ifindex` stays)
     mac, mtu   as the kernel has them; changed by `set_mac` and `set_mtu` only
     offloads   granted, mask of Offload
@@ -234,6 +237,7 @@ class Tap:
         self.offloads = report.offloads
         self.vnet_header_bytes = VNET_HEADER_BYTES
         self.fds = list(fds)
+        self.netlink = self.fds.pop() if report.netlink else -1
         self.namespace = namespace
         self._agent = agent
 
@@ -280,6 +284,11 @@ class Tap:
         """The kernel's counters, seen from the container: tx_packets is what we read from the queues."""
         return self._run(ReadCounters(self.ifindex))
 
+    def queue_drops(self) -> int | None:
+        """Packets of the container that the queues had no room for, as the kernel counts; None where it cannot be asked. Takes
+        microseconds, since no agent has a part in it."""
+        return link_counters.tx_dropped(self.netlink, self.ifindex) if self.netlink >= 0 else None
+
     def delete(self) -> None:
         """Remove the interface even if another process holds its queues too, and close."""
         try:
@@ -293,6 +302,9 @@ class Tap:
         Waits for the kernel to take the interface down (milliseconds), like `ip link del`.
         """
         fds, self.fds = self.fds, []
+        if self.netlink >= 0:
+            fds.append(self.netlink)
+            self.netlink = -1
         for fd in fds:
             os.close(fd)
         self.namespace.close()

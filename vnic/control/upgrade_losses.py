@@ -1,0 +1,55 @@
+"""What an upgrade lost, as the engines and the kernel count it.
+
+While an engine stands, what its containers send waits in their TAPs' queues, and what other engines have for it in rings. Both are bounded.
+So before the first engine is halted and after the last one runs again, both sides' books and the TAPs' counters are read; the differences
+are reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from dataplane.engine import Engine
+from dataplane.port import PortRx, PortTx
+
+
+class Drops(msgspec.Struct):
+    """Of an engine: packets dropped so far, by reason; `lost`: how many of them for want of room, in a port's full queue or the pool. (A
+    shaper that has as much as it may have is no such reason: that is its rule.)"""
+
+    dropped: dict[str, int]
+    lost: int = 0
+
+
+def drops_of(engines: Iterable[Engine]) -> dict[str, Drops]:
+    """The books of engines now, by name."""
+    found = {}
+    for engine in engines:
+        ports = {element.name for element in engine.elements if isinstance(element, (PortRx, PortTx))}
+        found[engine.name] = books = Drops({})
+        for name, statistics in engine.snapshot():
+            for reason, count in statistics["dropped"].items():
+                books.dropped[reason] = books.dropped.get(reason, 0) + count
+                if reason == "no_buffer" or (reason == "queue_full" and name in ports):
+                    books.lost += count
+    return found
+
+
+def engine_losses(before: Drops, after: Drops | None) -> dict[str, Any]:
+    """{"packets_lost": n, "dropped": {reason: n}} of one engine between two readings; None and nothing where there is no second."""
+    if after is None:
+        return {"packets_lost": None, "dropped": {}}
+    rise = {reason: count - before.dropped.get(reason, 0) for reason, count in after.dropped.items()}
+    return {"packets_lost": after.lost - before.lost, "dropped": {reason: count for reason, count in rise.items() if count}}
+
+
+def queue_losses(before: dict[str, int | None], after: dict[str, int | None]) -> dict[str, int | None]:
+    """By NIC, what its queues had no room for between two readings; None where the kernel did not say."""
+    found: dict[str, int | None] = {}
+    for nic, was in before.items():
+        now = after.get(nic)
+        found[nic] = None if was is None or now is None else now - was
+    return found

@@ -1,0 +1,46 @@
+"""What the kernel counts of an interface in another network namespace, asked through a netlink socket that was made there.
+
+No privilege is needed: whoever holds the socket may ask (rtnetlink(7), RTM_GETSTATS). The kernel answers before send returns.
+
+Sources: include/uapi/linux/if_link.h (struct if_stats_msg, struct rtnl_link_stats64), netlink(7).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+
+RTM_NEWSTATS, RTM_GETSTATS = 92, 94
+NLM_F_REQUEST = 1
+STATS_LINK_64 = 1  # the attribute, and its bit in the mask
+REQUEST = struct.Struct("=IHHII BBHII")  # nlmsghdr, if_stats_msg
+ATTRIBUTE = struct.Struct("=HH")
+TX_DROPPED = struct.Struct("=56xQ")  # the eighth of rtnl_link_stats64's counters
+ANSWER_BYTES = 8192
+
+
+def open_socket() -> int:
+    """A netlink socket of the network namespace that this process is in; the caller's. Raises OSError."""
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE).detach()
+
+
+def tx_dropped(netlink: int, ifindex: int) -> int | None:
+    """Packets that the interface was to transmit and did not: of a TAP, those that its queues had no room for. None where the interface is
+    gone, or the kernel does not say."""
+    try:
+        with socket.socket(fileno=os.dup(netlink)) as sock:
+            sock.setblocking(False)
+            sock.sendto(REQUEST.pack(REQUEST.size, RTM_GETSTATS, NLM_F_REQUEST, 0, 0, 0, 0, 0, ifindex, STATS_LINK_64), (0, 0))
+            answer = sock.recv(ANSWER_BYTES)
+            if struct.unpack_from("=4xH", answer)[0] != RTM_NEWSTATS:
+                return None
+            at = REQUEST.size
+            while at < len(answer):
+                length, kind = ATTRIBUTE.unpack_from(answer, at)
+                if kind == STATS_LINK_64:
+                    return int(TX_DROPPED.unpack_from(answer, at + ATTRIBUTE.size)[0])
+                at += max(length + 3 & ~3, ATTRIBUTE.size)
+    except (OSError, struct.error):
+        pass
+    return None
