@@ -15,11 +15,13 @@ from tests.support.containers import Container
 from tests.test_command import environment, ping, vnic  # noqa: F401 - a fixture
 from tests.test_metrics import get, port  # noqa: F401 - a fixture
 from tests.test_supervisor import ECHO, TALK, inside, kill_worker, status
-from tests.test_upgrade import entries, faulty  # noqa: F401 - a fixture
+from tests.test_upgrade import entries
+from tests.test_upgrade_faults import faulty  # noqa: F401 - a fixture
 
 # Fails at the step whose name a file has, in the directory of the configuration.
 FRAGILE = """
 import os
+from dataplane.element import PyElement
 from vnic.control.module import Method, Module
 from vnic.control.parts import Hosted
 
@@ -44,6 +46,14 @@ class Fragile(Module):
     def step(self, name):
         if os.path.exists(os.path.join(self.runtime.config.directory, name)):
             raise RuntimeError(f"broken at {name}")
+
+class Part(PyElement):
+    def __init__(self, *, name=None):
+        if os.path.exists(os.path.join(os.path.dirname(__file__), "part")):
+            raise RuntimeError("broken at part")
+
+    def process(self, batch):
+        pass
 """
 
 
@@ -55,6 +65,7 @@ def running(environment, tmp_path, leak_check, port):  # noqa: F811
             name: {"pid": box.pid, "interface": "eth0", "addresses": [f"10.99.0.{number + 1}/24"], "engine": number}
             for number, (name, box) in enumerate({"a": a, "b": b}.items())
         }
+        nics["b"]["egress"] = {"elements": ["fragile:Part"]}
         (tmp_path / "fragile.py").write_text(FRAGILE)
         config = {"engines": 2, "nics": nics, "modules": ["fragile:Fragile"], "metrics": {"listen": f"127.0.0.1:{port}"}}
         (tmp_path / "net.yaml").write_text(json.dumps(config))
@@ -67,13 +78,13 @@ def running(environment, tmp_path, leak_check, port):  # noqa: F811
 
 
 @contextmanager
-def conversation(a, b):
+def conversation(a, b, address="10.99.0.2"):
     """By TCP, from a to b; it and the interfaces must be the same to the end."""
     links = [box.run("ip", "-o", "link", "show", "eth0").split(":")[0] for box in (a, b)]
-    with inside(b, ECHO) as server:
+    with inside(b, ECHO.replace("10.99.0.2", address)) as server:
         try:
             assert server.stdout.readline() == "ready\n"
-            with inside(a, TALK) as client:
+            with inside(a, TALK.replace("10.99.0.2", address)) as client:
                 try:
                     assert client.stdout.readline() == "connected\n"
                     yield
@@ -137,8 +148,28 @@ def test_after_a_crash_the_network_goes_on_without_a_module_that_fails(environme
     assert status(environment)["conserved"]
 
 
-@pytest.mark.parametrize("step", ["construct", "start", "methods"])
-def test_a_new_worker_whose_module_fails_leaves_everything_as_it_was(environment, running, tmp_path, step):  # noqa: F811
+def test_after_a_crash_the_others_go_on_without_a_nic_that_cannot_be_attached(environment, running, tmp_path):  # noqa: F811
+    a, b = running
+    with Container() as c:
+        vnic(environment, "attach", "tap", "c", "--pid", str(c.pid), "--interface", "eth0", "--address", "10.99.0.3/24")
+        ping(a, "10.99.0.2")
+        assert "b" in {nic for _, nic in entries(environment)}
+        with conversation(a, c, "10.99.0.3"):
+            (tmp_path / "part").touch()
+            (lost,) = kill_worker(environment)["lost"]
+            assert lost["what"] == "nic b" and "broken at part" in lost["why"]
+            assert b.interfaces() == []  # nobody would serve it
+            learned = json.loads(vnic(environment, "status", "--json"))["switch"]["entries"]
+            assert {entry["nic"] for entry in learned} <= {"a", "c"}
+            (tmp_path / "part").unlink()
+            vnic(environment, "attach", "tap", "b", "--pid", str(b.pid), "--interface", "eth0", "--address", "10.99.0.2/24")
+            assert status(environment)["lost"] == []
+            ping(a, "10.99.0.2")
+            assert kill_worker(environment)["lost"] == []
+
+
+@pytest.mark.parametrize("step", ["construct", "part", "start", "methods"])
+def test_a_new_worker_whose_part_fails_leaves_everything_as_it_was(environment, running, tmp_path, step):  # noqa: F811
     a, b = running
     ping(a, "10.99.0.2")
     with conversation(a, b):
