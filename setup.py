@@ -41,6 +41,7 @@ MODULES = [
     "dataplane.ports.ring_port",
     "dataplane.wire.checksum",
     "dataplane.wire.headers",
+    "shaping.pool_share",
     "shaping.shaper",
     "vnic.device.nic_tx",
     "vnic.device.rss",

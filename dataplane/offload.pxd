@@ -19,10 +19,11 @@ cdef void complete_offloads(Context *ctx, const Batch *batch, Cursor *cursor, Ba
 cdef bint complete_checksum(Context *ctx, uint32_t index) noexcept nogil
 
 # Cuts a GSO frame into frames of `segments_each` segments (1: plain frames that still need their checksum; more: smaller GSO frames),
-# starting at payload byte *done, appending to `out` until it is full or the frame is used up; *done says how far it came. The frame
+# starting at payload byte *done, appending to `out` until it has `most` or the frame is used up; *done says how far it came. The frame
 # itself stays the caller's, its payload has length - header_length bytes. Returns how many segments (frames of `out`) had no
 # buffer and are lost.
-cdef uint32_t segment(Context *ctx, uint32_t index, uint32_t segments_each, uint32_t *done, Batch *out) noexcept nogil
+cdef uint32_t segment(Context *ctx, uint32_t index, uint32_t segments_each, uint32_t *done, Batch *out,
+                      uint32_t most=*) noexcept nogil
 
 # Whether `segment` can cut the packet: a GSO frame that Parse found sound, and nobody spoilt since.
 cdef bint can_segment(const Packet *p) noexcept nogil

@@ -102,7 +102,8 @@ cdef bint complete_checksum(Context *ctx, uint32_t index) noexcept nogil:
     return True
 
 
-cdef uint32_t segment(Context *ctx, uint32_t index, uint32_t segments_each, uint32_t *done, Batch *out) noexcept nogil:
+cdef uint32_t segment(Context *ctx, uint32_t index, uint32_t segments_each, uint32_t *done, Batch *out,
+                      uint32_t most=BATCH_MAX) noexcept nogil:
     cdef Packet *p = &ctx.packets[index]
     cdef uint32_t payload, chunk, bytes_each, copy, missing = 0
     cdef const uint8_t *data = packet_data(ctx, index)
@@ -113,7 +114,7 @@ cdef uint32_t segment(Context *ctx, uint32_t index, uint32_t segments_each, uint
     payload = p.length - p.header_length
     # At most the whole frame; the product of two numbers that others chose would not fit 32 bits.
     bytes_each = <uint32_t>min(<uint64_t>max(segments_each, 1) * p.gso_size, payload)
-    while done[0] < payload and out.count < BATCH_MAX:
+    while done[0] < payload and out.count < most:
         chunk = min(bytes_each, payload - done[0])
         copy = packet_alloc(ctx, p.header_length + chunk)
         if copy == NO_PACKET:

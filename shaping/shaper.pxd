@@ -8,6 +8,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from dataplane.element cimport Element
 from dataplane.packet cimport Batch, Context
 from dataplane.work cimport Work
+from shaping.pool_share cimport Held, PoolShare
 
 cdef struct Setting:             # what a rate means, worked out on control's side in Python's integers
     uint64_t rate_bps            # 0: unlimited
@@ -28,6 +29,8 @@ cdef class Shaper(Element):
     cdef uint32_t large_held
     cdef uint32_t small_limit
     cdef uint32_t large_limit
+    cdef Held *share             # what others hold, too, of a share of the pool; NULL: it has none
+    cdef PoolShare _share        # whose that is
     cdef uint32_t split_index    # the frame at whose pieces the queue begins, when they did not fit one batch; else NO_PACKET
     cdef uint32_t split_done     # bytes of its payload already cut
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil
@@ -39,6 +42,7 @@ cdef class Shaper(Element):
     cdef bint split_head(self, Context *ctx, uint32_t segments_each, uint32_t wire_bytes) noexcept nogil
     cdef void end_idle(self, uint64_t now_ns) noexcept nogil
     cdef void count_held(self, Context *ctx, uint32_t index, int sign) noexcept nogil
+    cdef void set_held(self, uint32_t small, uint32_t large) noexcept nogil
     cdef void set_deadline(self, Context *ctx) noexcept nogil
     cdef void apply(self, const Setting *setting, uint64_t now_ns) noexcept nogil
 

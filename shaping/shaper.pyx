@@ -6,6 +6,7 @@ from dataplane.offload cimport can_segment, segment
 from dataplane.packet cimport (BATCH_MAX, GSO_NONE, LARGE_FRAME, NO_PACKET, Batch, Context, Packet, batch_add,
                                packet_free, packet_memory, packet_wire_bytes)
 from dataplane.vatomic cimport vnic_check
+from shaping.pool_share cimport PoolShare, share_count, share_is_full, share_room
 
 from dataplane.errors import ConfigError, VnicError
 from dataplane.handlers import Handler
@@ -52,7 +53,7 @@ cdef class Shaper(Element):
     Config:    rate: "100mbit" or bit/s, 1 kbit/s to 10 Tbit/s; None, "none" or 0: unlimited, batches pass as they are. Layer-2 frame bits,
                no preamble, no FCS; a GSO frame is worth what its segments are.
                queue: how much may wait, as time at the current rate ("100ms", int ns; at least 139,008 bytes) or as a size ("256kb").
-               Besides, at most a quarter of the pool's buffers of either size.
+               Besides, at most a quarter of the pool's buffers of either size; and with others what they `join`.
                burst: credit that an idle time earns, as time at the current rate ("250us", int ns), so that a source which is a little
                late for its turn gets its rate all the same. The worst burst of a punctual engine is `burst` and one frame (at most 1 ms,
                or one packet). Lateness of the engine is made up in full by what waits meanwhile, and up to 100 ms of it by what comes at
@@ -122,7 +123,8 @@ cdef class Shaper(Element):
             self.end_idle(ctx.now_ns)
             self.head = index                  # an empty queue takes any packet
         elif (self.counters.extra[QUEUE_BYTES] + wire_bytes > self.setting.limit_bytes
-              or (self.large_held >= self.large_limit if large else self.small_held >= self.small_limit)):
+              or (self.large_held >= self.large_limit if large else self.small_held >= self.small_limit)
+              or (self.share != NULL and share_is_full(self.share, large))):
             return False
         else:
             ctx.packets[self.tail].next = index
@@ -150,9 +152,14 @@ cdef class Shaper(Element):
     cdef void count_held(self, Context *ctx, uint32_t index, int sign) noexcept nogil:
         self.counters.held += sign
         if index < ctx.small_count:
-            self.small_held += sign
+            self.set_held(self.small_held + sign, self.large_held)
         else:
-            self.large_held += sign
+            self.set_held(self.small_held, self.large_held + sign)
+
+    cdef void set_held(self, uint32_t small, uint32_t large) noexcept nogil:
+        if self.share != NULL:
+            share_count(self.share, small - self.small_held, large - self.large_held)
+        self.small_held, self.large_held = small, large
 
     cdef uint32_t dequeue(self, Context *ctx, uint32_t wire_bytes) noexcept nogil:
         """Takes the head out of the queue, which is not empty."""
@@ -234,7 +241,8 @@ cdef class Shaper(Element):
         pieces.count = 0
         done = 0 if first else self.split_done
         self.split_done = done
-        lost = segment(ctx, index, segments_each, &self.split_done, &pieces)
+        lost = segment(ctx, index, segments_each, &self.split_done, &pieces,
+                       BATCH_MAX if self.share == NULL else share_room(self.share))
         if first:
             if self.split_done == done or pieces.count + lost == 0:
                 vnic_check(pieces.count == 0, "no pieces without progress")
@@ -280,6 +288,12 @@ cdef class Shaper(Element):
             if now_ns - self.next_ns > self.burst_ns:
                 self.next_ns = now_ns - self.burst_ns
         self.setting = setting[0]
+
+    def join(self, PoolShare share not None):
+        """From now on it holds no more packets than the others of the share leave. Raises ConfigError for a shaper that runs."""
+        if self.engine is not None or self.share != NULL:
+            raise ConfigError(f"{self.name}: runs already, or has a share; want a new shaper")
+        self._share, self.share = share, &share.held
 
     def set_rate(self, rate):
         """Changes the rate of a running element (any thread); None or 0 lifts the limit and lets go what waits, in order.
@@ -387,14 +401,14 @@ cdef class Shaper(Element):
         self.tail = NO_PACKET
         if packets:
             self.tail = packets[len(packets) - 1]
-        self.small_held, self.large_held = small, large
+        self.set_held(small, large)
         self.split_index, self.split_done = split_index, split_done
         self.set_deadline(ctx)
 
     def forget_state(self):
         Element.forget_state(self)
         self.head = self.tail = self.split_index = NO_PACKET
-        self.small_held = self.large_held = 0
+        self.set_held(0, 0)
 
     def release(self):
         cdef Engine engine = self.engine

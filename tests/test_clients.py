@@ -51,8 +51,12 @@ class Net:
         self.environment = {**os.environ, "VNIC_RUNTIME_DIR": str(directory)}
         nic = {"interface": "eth0", "vlan": {"access": 10}}
         config = {
-            "engines": 2,
-            "clients": {str(ALICE): {"nics": 2, "vlans": [10, 11], "rate": "100mbit"}, str(BOB): {}},
+            "groups": {"default": {}, "guests": {}},
+            "engines": [{}, {}, {"group": "guests"}],
+            "clients": {
+                str(ALICE): {"nics": 2, "vlans": [10, 11], "rate": "100mbit", "queues": 2},
+                str(BOB): {"group": "guests", "pool_percent": 10},
+            },
             "nics": {
                 "web": {**nic, "pid": web.pid, "addresses": ["10.97.0.1/24"]},
                 "made": {**nic, "pid": made.pid, "addresses": ["10.97.0.2/24"], "owner": ALICE, "egress": {"rate": "1mbit"}},
@@ -214,6 +218,54 @@ except Exception as error:
 """)  # fmt: skip
         assert "only the instance's owner has it write files" in says
         assert box.interfaces() == more.interfaces() == roots.interfaces() == []
+
+
+def test_where_a_user_s_nics_are_and_how_many_queues_they_have(net):
+    more = "; the instance's owner can grant more under clients: in the configuration"
+    with UsersContainer(BOB) as box, UsersContainer(BOB) as second, UsersContainer(ALICE) as other:
+        attach = ["attach", "tap", "bobs", "--pid", str(box.pid), "--interface", "eth0"]
+        for engine in ("e0", "1"):
+            says = net.as_user(BOB, *attach, "--engine", engine, status=1)
+            assert f"user uid {BOB} may be in engines of group guests only{more}" in says
+        assert "engine 'e9' does not exist" in net.as_user(BOB, *attach, "--engine", "e9", status=2)
+        assert f"user uid {BOB} may have 4 queues, not 5{more}" in net.as_user(BOB, *attach, "--queues", "5", status=1)
+        theirs = ["attach", "tap", "others", "--pid", str(other.pid), "--interface", "eth0"]
+        assert f"user uid {ALICE} may have 2 queues, not 3{more}" in net.as_user(ALICE, *theirs, "--queues", "3", status=1)
+        net.as_user(ALICE, *theirs, "--engine", "e0", "--queues", "2")
+        net.as_user(BOB, *attach, "--engine", "e2", "--queues", "4")
+        net.as_user(BOB, "attach", "tap", "second", "--pid", str(second.pid))  # others have no more to do, but are not for him
+        status = json.loads(vnic(net.environment, "status", "--json"))
+        assert {each["name"]: each["engine"] for each in status["nics"]} == {
+            "web": "e0", "made": "e1", "others": "e0", "bobs": "e2", "second": "e2",
+        }  # fmt: skip
+        net.as_user(BOB, "detach", "bobs")
+        vnic(net.environment, "attach", "tap", "bobs", "--pid", str(box.pid), "--owner", str(BOB), "--engine", "e1")
+        assert box.interfaces() == ["bobs"]  # the instance's owner puts it where he likes
+
+
+def test_one_user_s_packets_leave_room_for_others(net):
+    """However many NICs and shapers, they hold what was granted of the pool; who is not of them does not notice."""
+    with UsersContainer(BOB) as one, UsersContainer(BOB) as two:
+        for name, box in (("one", one), ("two", two)):
+            attach = ["attach", "tap", name, "--pid", str(box.pid), "--interface", "eth0", "--address", "10.98.0.1/24"]
+            net.as_user(BOB, *attach, "--egress", "100kbit")
+            box.run("ip", "neigh", "add", "10.98.0.9", "lladdr", "02:00:00:00:00:09", "dev", "eth0")
+        with Client() as owner, one.udp_socket() as first, two.udp_socket() as second:
+            full = 0
+            while full < 1000:
+                for _ in range(200):
+                    first.sendto(b"x", ("10.98.0.9", 9))
+                    second.sendto(b"x", ("10.98.0.9", 9))
+                elements = [each for engine in owner.call("Stats")["stats"]["engines"] for each in engine["elements"]]
+                found = {each["name"]: each for each in elements}
+                shapers = [found["one.egress.rate"], found["two.egress.rate"]]
+                held = sum(each["held"] for each in shapers)
+                full = min(each["dropped"]["queue_full"] for each in shapers)
+                assert held <= 1638 + len(shapers)  # a tenth of 16384, and one that each may have all the same
+            assert held > 1500
+            memory = {each["nic"]: each["memory_bytes"] for each in owner.call("Accounts")["accounts"]["accounts"]}
+            assert memory["one"] + memory["two"] > 1500 * 2048
+        ping(net.web, "10.97.0.2")
 
 
 def test_a_stranger_is_refused_by_name(net):

@@ -191,7 +191,7 @@ def test_a_new_worker_whose_part_fails_leaves_everything_as_it_was(environment, 
 def test_a_new_worker_that_fails_once_it_has_everything_is_a_crash(environment, running, faulty):  # noqa: F811
     a, b = running
     with conversation(a, b):
-        vnic(environment, "upgrade", "--python", faulty("serve raises"))
+        vnic(environment, "upgrade", "--python", faulty("serve", "raises"))
         while (found := status(environment))["supervisor"]["restarts"] < 1:
             pass
         assert found["lost"] == [] and found["fragile"]

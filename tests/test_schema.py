@@ -275,6 +275,12 @@ def test_cgroups_of_groups():
         ("groups: {a: {guarantee: {runtime: 2ms, period: 1ms}}}", "runtime 2ms is more than the period"),
         ("groups: {a: {}}\nengines: [{group: b}]", "e0 is in group b: want one of a"),
         ("groups: {a: {mode: compacting}}\nengines: [{cpu: 0}]", "cpu is for spreading groups"),
+        ("groups: {a: {}, b: {}}\nclients: {1000: {group: b}}", "clients: 1000: group b has no engine: want one of a"),
+        (
+            "clients: {1000: {queues: 65}}",
+            "clients.1000.queues: 65 will not do; want how many queue pairs each of them may have",
+        ),
+        ("clients: {1000: {pool_percent: 0}}", "clients.1000.pool_percent: 0 will not do; want how much of the packet pool"),
         (
             "groups: {a: {cgroup: tenant}}",
             "groups.a.cgroup[0]: 'tenant' will not do; want the absolute path of a cgroup's directory",

@@ -14,11 +14,13 @@ from dataplane.clock import Clock
 from dataplane.elements.parse import Parse
 from dataplane.engine import Engine
 from dataplane.errors import ConfigError
+from dataplane.handover import forget_engine, load_engine, save_engine
 from dataplane.packet import PacketPool
 from dataplane.port import PortRx, PortTx
 from dataplane.ports.memory import MemoryPort
+from shaping.pool_share import PoolShare
 from shaping.shaper import QUEUE_FLOOR_BYTES, Shaper
-from tests.wire_frames import Spec, big_specs
+from tests.wire_frames import UDP, Spec, big_specs
 
 START_NS = 10**9
 MBIT = 10**6
@@ -42,6 +44,11 @@ class Bench:
         self.engine.clock.set(at_ns)
         self.a.inject([size.to_bytes(4, "big") + bytes(size - 4) for size in sizes])
         self.engine.advance(at_ns)
+
+    def inject_frames(self, frames: list[bytes]) -> None:
+        """Frames that arrive now."""
+        self.a.inject(frames)
+        self.engine.advance(self.engine.clock.now_ns)
 
     def departures(self) -> list[tuple[int, int]]:
         """(time, length) of what came out since the last call."""
@@ -262,6 +269,75 @@ def test_the_queue_is_bounded_by_bytes_and_by_the_pool():
     assert bench.shaper.statistics()["held"] == 5 + 100
     assert bench.shaper.statistics()["dropped"]["queue_full"] == 4 + 50
     bench.close()
+
+
+def sharing(share: PoolShare, number: int, **config: object) -> Bench:
+    """As gso_bench, of the same pool as others."""
+    bench = gso_bench(**config)
+    bench.shaper = Shaper(name=f"shaper{number}", rate="8kbit", queue="10s", burst=0)
+    bench.shaper.join(share)
+    rx = PortRx(bench.a, name="rx")
+    rx >> Parse() >> bench.shaper >> PortTx(bench.b)
+    bench.engine.load([rx])
+    return bench
+
+
+def test_several_shapers_hold_no_more_than_their_share():
+    """Whichever engines run them, and whatever they hold; each has one packet at least."""
+    share = PoolShare(small=30, large=2)
+    benches = [sharing(share, number) for number in range(3)]
+    short, long = Spec(protocol=UDP).build(), Spec(payload=bytes(4000)).build()
+    benches[0].inject_frames([short] * 26)  # the first leaves at once
+    assert share.packets == (25, 0)
+    benches[1].inject_frames([short] * 20 + [long] * 4)
+    assert share.packets == (30, 2)
+    benches[2].inject_frames([short] * 20)
+    assert share.packets == (31, 2)  # a queue that is empty takes one
+    assert [bench.shaper.statistics()["held"] for bench in benches] == [25, 7, 1]
+    assert [bench.shaper.statistics()["dropped"]["queue_full"] for bench in benches] == [0, 16, 18]
+    for bench in benches:
+        bench.engine.advance(START_NS + 60 * 10**9)
+    assert share.packets == (0, 0)
+    benches[0].inject_frames([short] * 20)
+    assert share.packets == (19, 0)
+    for bench in benches:
+        bench.close()
+    assert share.packets == (0, 0)
+
+
+def test_a_frame_is_cut_into_as_many_pieces_as_the_share_has_room_for():
+    share = PoolShare(small=10, large=10)
+    bench, spec = sharing(share, 0), Spec(payload=bytes(i % 251 for i in range(16_000)))
+    bench.shaper.set_rate("400kbit")
+    bench.a.inject([spec.frame(8), bytes(60)])
+    out = []
+    for ms in range(0, 3000, 100):
+        bench.engine.advance(START_NS + ms * 10**6)
+        assert share.packets[0] <= 11 and bench.engine.conservation()["conserved"]
+        out += bench.b.take()
+    assert b"".join(frame.data[spec.payload_offset :] for frame in out[:-1]) == spec.payload and len(out) == 2001
+    assert share.packets == (0, 0)
+    bench.close()
+
+
+def test_a_share_goes_along_when_an_engine_is_handed_over():
+    shares = [PoolShare(small=30, large=2) for _ in range(2)]
+    old, new = (sharing(share, 0) for share in shares)
+    old.inject_frames([Spec(protocol=UDP).build()] * 26)
+    successor = Engine("e0", old.pool, clock=Clock(virtual=True, start_ns=START_NS))
+    rx = new.engine.sources[0]
+    new.engine.load([])
+    successor.load([rx])
+    load_engine(successor, save_engine(old.engine))
+    assert [share.packets for share in shares] == [(25, 0), (25, 0)]
+    forget_engine(old.engine)
+    assert [share.packets for share in shares] == [(0, 0), (25, 0)]
+    with pytest.raises(ConfigError, match="shaper0: runs already"):
+        new.shaper.join(shares[0])
+    successor.close()
+    assert shares[1].packets == (0, 0)
+    old.engine.close()
+    new.close()
 
 
 def test_a_limit_in_time_has_a_floor():

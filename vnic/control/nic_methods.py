@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 PIPE_BYTES = 1 << 20  # as much as a plain user may have (fs.pipe-max-size)
 F_SETPIPE_SZ = 1031
+MORE = "the instance's owner can grant more under clients: in the configuration"
 
 
 class Attach(Named):
@@ -106,11 +107,16 @@ class _NicMethods:
 
     def _check_client(self, config: NicConfig, session: Session, given: bool) -> None:
         """Whether somebody else's NIC is within what `clients:` grants; completes it. Raises ConfigError, NotPermittedError."""
-        name, granted = config.name, self._nics.config.clients[str(session.uid)]
+        name, instance = config.name, self._nics.config
+        granted = instance.clients[str(session.uid)]
         if not given:
             raise NotPermittedError(f"nic {name}: {session.who} passes the container's network namespace as a descriptor")
         if len(self._nics.names(session.uid)) >= granted.nics:
-            raise NotPermittedError(f"nic {name}: {session.who} may have {granted.nics} NICs, and has them")
+            raise NotPermittedError(f"nic {name}: {session.who} may have {granted.nics} NICs, and has them; {MORE}")
+        if config.queues > granted.queues:
+            raise NotPermittedError(f"nic {name}: {session.who} may have {granted.queues} queues, not {config.queues}; {MORE}")
+        if config.engine is not None and instance.engine_index(config.engine) not in instance.engines_of(session.uid):
+            raise NotPermittedError(f"nic {name}: {session.who} may be in engines of group {granted.group} only; {MORE}")
         if config.egress.elements or config.ingress.elements:
             raise NotPermittedError(f"nic {name}: elements run inside vnic; only its owner may load them")
         if config.owner not in (None, session.uid):
@@ -130,7 +136,7 @@ class _NicMethods:
         wanted = {vlan.access, vlan.native, *(vlan.trunk or ())} - {None}
         if not wanted <= set(granted or ()):
             may = f"VLANs {', '.join(map(str, granted))} only" if granted else "no VLAN"
-            raise NotPermittedError(f"nic {config.name}: {session.who} may be in {may}")
+            raise NotPermittedError(f"nic {config.name}: {session.who} may be in {may}; {MORE}")
 
     def detach(self, parameters: Named, caller: Caller) -> dict[str, Any]:
         self._nics.get(parameters.name, caller.session)
@@ -153,7 +159,7 @@ class _NicMethods:
                     f"nic {parameters.name}: its rates are set by the instance's owner, not by {session.who}"
                 )
             if most is not None and any(limit is None or limit > most for limit in limits.values()):
-                raise NotPermittedError(f"nic {parameters.name}: {session.who} may have at most {most}")
+                raise NotPermittedError(f"nic {parameters.name}: {session.who} may have at most {most}; {MORE}")
         return {"nic": self._nics.set_rate(parameters.name, **limits)}
 
     def set_link(self, parameters: SetLink, caller: Caller) -> dict[str, Any]:

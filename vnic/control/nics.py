@@ -23,6 +23,7 @@ from dataplane.elements.l2_switch import L2Switch
 from dataplane.errors import ConfigError, VnicError
 from dataplane.port import PortTx
 from dataplane.ports.ring_port import RingPort
+from shaping.pool_share import PoolShare
 from vnic.control.api import DESCRIPTION, INTERFACE
 from vnic.control.capture import KeptCapture, LiveCapture
 from vnic.control.devices import Devices, Passed
@@ -72,6 +73,14 @@ class Nics(Module):
         self._gone: list[Attached] = []  # NICs whose container did
         self._started = False
         self.table = runtime.segments.table(config.switch.table, int(config.switch.ageing))
+        # What users' NICs may hold of the pool, by the user's number: however many NICs and shapers, in whichever engines.
+        pool = runtime.pool
+        self._shares = {
+            uid: PoolShare(
+                max(pool.small_count * client.pool_percent // 100, 1), max(pool.large_count * client.pool_percent // 100, 1)
+            )
+            for uid, client in config.clients.items()
+        }
         self.homes: list[Home] = []
         for engine in config.engines:
             home = runtime.add_engine(
@@ -169,6 +178,8 @@ class Nics(Module):
             ring = runtime.segments.ring(config.name, undo) if len(self.homes) > 1 else None
             attached = Attached(config, number, home, nic, ring, self.config.directory or None)
             undo.callback(attached.watch.close)
+            if (share := self._shares.get(str(config.owner))) is not None:
+                attached.join(share)
             attached.egress.join(self.homes[home].switch)
             self._join(attached, undo)
             self.attached[config.name] = attached
@@ -189,8 +200,8 @@ class Nics(Module):
     def _home(self, config: NicConfig) -> int:
         if config.engine is not None:
             return self.config.engine_index(config.engine)
-        loads = [sum(a.home == index for a in self.attached.values()) for index in range(len(self.homes))]
-        return loads.index(min(loads))
+        homes = [attached.home for attached in self.attached.values()]
+        return min(self.config.engines_of(config.owner), key=homes.count)
 
     def _join(self, attached: Attached, undo: ExitStack) -> None:
         """Leads every engine's gate to the NIC, then opens the gates: no frame meets a half-built graph."""

@@ -18,6 +18,7 @@ from dataplane.guarantee import Guarantee
 from dataplane.port import PortRx
 from dataplane.ports.ring_port import RingPort
 from dataplane.ring import MpscRing
+from shaping.pool_share import PoolShare
 from shaping.shaper import Shaper
 from vnic.control.chain import Chain, build_chain
 from vnic.control.devices import Device
@@ -162,6 +163,12 @@ class Attached:
             ring_rx = PortRx(RingPort(f"{name}.ring", number, ring, None), name=f"{name}.ring.rx")
             ring_rx >> self.entry
             self.sources.append(ring_rx)
+
+    def join(self, share: PoolShare) -> None:
+        """Before it runs: its shapers hold no more packets than the others of the share leave."""
+        for element in (*self.egress.elements, *self.ingress.elements):
+            if isinstance(element, Shaper):
+                element.join(share)
 
     @property
     def entry(self) -> Element:

@@ -149,6 +149,16 @@ class ClientConfig(_Strict):
         | None
     ) = None
     rate: Annotated[Rate | None, Meta(description="the highest rate that they may have, such as 1gbit")] = None
+    queues: Annotated[
+        int, Meta(ge=1, le=QUEUES_MOST, description=f"how many queue pairs each of them may have, 1 to {QUEUES_MOST}")
+    ] = 4
+    group: (
+        Annotated[str, Meta(description="the name of the engine group in which they are and stay; default: in any")] | None
+    ) = None
+    pool_percent: Annotated[
+        int,
+        Meta(ge=1, le=100, description="how much of the packet pool may wait in shapers of all of them together, 1 to 100"),
+    ] = 25
 
 
 class PoolConfig(_Strict):
@@ -352,6 +362,10 @@ class Config(_Strict):
                 raise SchemaError(f"engines: {engine.name} is in group {engine.group}: want one of {', '.join(self.groups)}")
         for name, group in self.groups.items():
             self.check_group(name, group)
+        for name, client in self.clients.items():
+            if client.group is not None and all(engine.group != client.group for engine in self.engines):
+                known = ", ".join(dict.fromkeys(str(engine.group) for engine in self.engines))
+                raise SchemaError(f"clients: {name}: group {client.group} has no engine: want one of {known}")
         # By number from here on: a user who is deleted while this runs is no reason not to come up again.
         self.clients = {str(int(User.parse(name))): client for name, client in self.clients.items()}
         names = [engine.name for engine in self.engines]
@@ -367,6 +381,12 @@ class Config(_Strict):
         for engine in self.engines:
             if engine.group == name and engine.cpu is not None and group.mode != "spreading":
                 raise SchemaError(f"engines: {engine.name}: cpu is for spreading groups: want cpus: in group {name} instead")
+
+    def engines_of(self, owner: int | None) -> list[int]:
+        """The numbers of the engines where NICs of a user, or None's, are unless the instance's owner says otherwise."""
+        grant = None if owner is None else self.clients.get(str(int(owner)))
+        wanted = None if grant is None else grant.group
+        return [number for number, engine in enumerate(self.engines) if wanted in (None, engine.group)]
 
     def engine_index(self, reference: int | str) -> int:
         """The number of the engine that `reference` (number or name) means. Raises ConfigError."""
