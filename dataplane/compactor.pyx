@@ -204,7 +204,8 @@ cdef class Compactor(Balancer):
             if self.members[i].place == source and not self.members[i].moving and self.members[i].load > self.members[chosen].load:
                 chosen = i
         for k in range(self.thread_count):
-            if k != source and (target == NOBODY or self.loads[k] < self.loads[target]):
+            if k != source and (target == NOBODY or self.loads[k] < self.loads[target] or (
+                    self.loads[k] == self.loads[target] and self.counts[k] < self.counts[target])):
                 target = k
         if target == NOBODY or (
                 self.counts[target] and self.loads[target] + self.members[chosen].load >= WORTHWHILE * self.loads[source]):
