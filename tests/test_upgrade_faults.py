@@ -65,6 +65,7 @@ ENGINES = [f"{which}-{what}" for which in ("first", "second") for what in ("load
     indirect=["impatient"],
     ids=["raises", "dies", "hangs-early", "hangs", "garbles"],
 )
+@pytest.mark.timeout(180)
 def test_a_new_worker_that_fails_does_no_harm(environment, impatient, two, faulty, how, steps):  # noqa: F811
     """All before the first engine's point of no return. One that can still answer gives back what it has, also later."""
     a, b = two
@@ -102,6 +103,7 @@ def test_a_new_worker_that_fails_does_no_harm(environment, impatient, two, fault
     indirect=["impatient"],
     ids=["dies", "hangs", "garbles"],
 )
+@pytest.mark.timeout(180)
 def test_a_new_worker_that_is_lost_with_an_engine_is_a_crash(environment, impatient, two, faulty, how, steps):  # noqa: F811
     """What that engine held and counted is gone with it. Interfaces, connections, addresses and settings are not."""
     a, b = two

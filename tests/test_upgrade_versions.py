@@ -63,6 +63,7 @@ def versions(environment):  # noqa: F811
     return found["version"], found["supervisor"]["version"]
 
 
+@pytest.mark.timeout(120)
 def test_to_a_newer_version_and_on(environment, two, newer, monkeypatch):  # noqa: F811
     """Twice: from the old one, whose state and configuration say less, and from the new one to itself."""
     a, b = two
