@@ -341,7 +341,7 @@ def test_every_process_has_given_up_what_it_does_not_need(environment, tmp_path,
         (agent,) = {int(pid) for pid in Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()} - {worker}
         expected = {
             worker: nice,
-            supervisor: (PTRACE | SETPCAP | ADMIN if IS_ROOT else 0) | nice,
+            supervisor: PTRACE | SETPCAP | ADMIN | NICE if IS_ROOT else 0,
             agent: ADMIN if IS_ROOT else 0,
         }
         assert {pid: capabilities(pid) for pid in expected} == {
@@ -354,11 +354,22 @@ def test_every_process_has_given_up_what_it_does_not_need(environment, tmp_path,
             assert thread["scheduling"] in ("deadline", "rr") or not IS_ROOT
         # Whatever an upgrade names as its Python is never more than a worker, from its first instruction on.
         python = tmp_path / "python"
-        python.write_text(f'#!/bin/sh\ncat /proc/self/status > {tmp_path}/rights\nexec {sys.executable} "$@"\n')
+        python.write_text(
+            f'#!/bin/sh\ncat /proc/self/status > {tmp_path}/rights\nPYTHONPATH={TREE} exec {sys.executable} "$@"\n'
+        )
         python.chmod(0o755)
         vnic(environment, "upgrade", "--python", str(python))
         assert rights((tmp_path / "rights").read_text()) == (nice, nice, nice, 1)
         assert capabilities(status(environment)["pid"]) == {(nice, nice, nice, 1)}
+        # A guarantee that comes live is the kernel's with the next worker, and one that goes takes the right with it.
+        (group,) = (each["name"] for each in status(environment)["groups"])
+        vnic(environment, "group", group, "--guarantee", "none" if guaranteed else "500us/1ms")
+        vnic(environment, "upgrade")
+        nice ^= NICE if IS_ROOT else 0
+        found = status(environment)
+        assert capabilities(found["pid"]) == {(nice, nice, nice, 1)}
+        scheduling = {thread["scheduling"] for each in found["groups"] for thread in each["threads"]}
+        assert scheduling == {"none"} if guaranteed else scheduling <= {"deadline", "rr"} or not IS_ROOT
     finally:
         vnic(environment, "down")
 

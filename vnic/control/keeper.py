@@ -9,6 +9,7 @@ worker, so that the next one - after a crash, or a newer one - finds them as the
                     socket of that namespace
     ring/NAME       a ring and its doorbell
     segment/NAME    the packet pool, the MAC table
+    guaranteed      nothing, while a group has a guarantee of CPU time: what a worker needs a right for, before it is one (privileges.py)
     losses          what workers after a crash had to go on without (JSON)
     capture/N       a live capture: document, and the file or pipe that it goes to
 
@@ -35,6 +36,7 @@ from vnic.device.tap import MAX_QUEUES, TapReport, TapRequest
 
 MESSAGE_BYTES = 1 << 16
 DESCRIPTORS = MAX_QUEUES + 4  # a TAP's queues, its document, namespace, pidfd and netlink socket; the kernel takes 253
+GUARANTEED = "guaranteed"
 KEYS_MOST = 1 << 14  # of a worker that lost its mind
 CALL_TIMEOUT_S = 30.0
 
@@ -221,6 +223,9 @@ class Store:
     def drop(self, key: str) -> None:
         """Closes what is kept under `key`; nothing happens if that is nothing."""
         close_all(self._kept.pop(key, []))
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._kept
 
     def items(self) -> list[tuple[str, list[int]]]:
         """Everything, in the order in which it came."""

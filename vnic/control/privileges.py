@@ -3,12 +3,10 @@
 | stage                 | supervisor              | agent                      | worker, its successors           |
 |-----------------------|-------------------------|----------------------------|----------------------------------|
 | `vnic up`             | what root may           |                            |                                  |
-| it is the instance    | `SUPERVISOR`, and       |                            |                                  |
-|                       | CAP_SYS_NICE while a    |                            |                                  |
-|                       | group has a guarantee   |                            |                                  |
+| it is the instance    | `SUPERVISOR`            |                            |                                  |
 | before exec           |                         | `AGENT`                    | none, and none to be had;        |
-|                       |                         |                            | CAP_SYS_NICE while a group has a |
-|                       |                         |                            | guarantee                        |
+|                       |                         |                            | CAP_SYS_NICE where a group has a |
+|                       |                         |                            | guarantee at that time           |
 | work in a container   | never                   | a child for each piece of  | never                            |
 |                       |                         | it, which ends (agent.py)  |                                  |
 | running               | opens namespaces, asks  | waits                      | uses the TAPs, sockets, memory   |
@@ -19,8 +17,9 @@ All of them have NO_NEW_PRIVS, and a bounding set that is the same as what they 
 before exec, in the child: whatever runs there then - an upgrade names any Python - has a worker's rights and never had others.
 
 What the capabilities are for: CAP_SYS_PTRACE opens /proc/PID/ns of others' processes, CAP_SYS_ADMIN enters these namespaces, CAP_NET_ADMIN
-makes interfaces there, CAP_SETPCAP lowers a child's bounding set. Files are opened as their owner, group or others may, without
-CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH: the program, and what the configuration names, must be root's to read in that way.
+makes interfaces there, CAP_SETPCAP lowers a child's bounding set, CAP_SYS_NICE makes a guarantee of CPU time the kernel's. Files are opened
+as their owner, group or others may, without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH: the program, and what the configuration names, must
+be root's to read in that way.
 
 The worker is what packets, clients and users' elements reach, so interfaces are made by the agent, descriptors and memory come from the
 supervisor, and these two speak to nobody but each other and the worker, whose messages are checked (keeper.py).
@@ -48,7 +47,7 @@ from dataplane.errors import VnicError
 
 CAP_SETPCAP, CAP_NET_ADMIN, CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_SYS_NICE = 8, 12, 19, 21, 23
 AGENT = (CAP_NET_ADMIN, CAP_SYS_ADMIN)
-SUPERVISOR = (*AGENT, CAP_SYS_PTRACE, CAP_SETPCAP)  # it starts the agent: a child has no more than its parent
+SUPERVISOR = (*AGENT, CAP_SYS_PTRACE, CAP_SETPCAP, CAP_SYS_NICE)  # a child has no more than its parent
 
 _CAP_LAST = 63  # of 64 bits; the kernel refuses numbers that it does not have
 _VERSION_3 = 0x20080522

@@ -118,13 +118,10 @@ def environment(python: str = "") -> dict[str, str]:
 
 
 class Supervisor:
-    """Runs an instance; `run` returns at its end. `module`: what the worker is. `capabilities`: what it keeps."""
+    """Runs an instance; `run` returns at its end. `module`: what the worker is."""
 
-    def __init__(
-        self, instance: str, listener: socket.socket, agent: NamespaceAgent, module: str, capabilities: Iterable[int]
-    ) -> None:
+    def __init__(self, instance: str, listener: socket.socket, agent: NamespaceAgent, module: str) -> None:
         self.instance, self._listener, self._agent, self._module = instance, listener, agent, module
-        self._capabilities = capabilities
         self._log = log_path(instance)
         self._python = ""  # that an upgrade went to: the next worker is of that version too, also after a crash
         self.store = keeper.Store()
@@ -143,7 +140,8 @@ class Supervisor:
 
     def start_worker(self, role: str, python: str = "") -> WorkerProcess:
         """Starts a worker and gives it everything that is kept. Raises OSError."""
-        worker = WorkerProcess(python or self._python, self._module, self._listener, role, self._capabilities)
+        capabilities = privileges.worker(guaranteed=keeper.GUARANTEED in self.store)
+        worker = WorkerProcess(python or self._python, self._module, self._listener, role, capabilities)
         try:
             for key, descriptors in self.store.items():
                 keeper.send(worker.events, keeper.Item(key), descriptors)
@@ -468,14 +466,16 @@ def supervise(
     with the worker's pid when it is up. Raises ConfigError, VnicError where it does not come up."""
     allow_open_files()
     with signals_only_ask(), instance_lock(instance):
-        capabilities = privileges.worker(guaranteed=guaranteed)
-        privileges.drop([*privileges.SUPERVISOR, *capabilities], inherit=True)
+        privileges.drop(privileges.SUPERVISOR, inherit=True)
         agent = NamespaceAgent.start(lambda: privileges.drop(privileges.AGENT, inherit=True))
         try:
             with listening(instance) as listener:
                 if clients:
                     open_to_clients(instance)
                 listener.listen(BACKLOG)
-                Supervisor(instance, listener, agent, module, capabilities).run(config, ready)
+                supervisor = Supervisor(instance, listener, agent, module)
+                if guaranteed:
+                    supervisor.store.put(keeper.GUARANTEED, [keeper.write_document(b"")])
+                supervisor.run(config, ready)
         finally:
             agent.stop()
