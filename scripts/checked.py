@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> int:
     # nothing measures, files run side by side.
     wanted = "not timing and not again and not commands"
     run = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", wanted, "--timeout", "180"]
-    run += ["-n", "logical", "--dist", "loadfile", *rest]
+    run += ["-n", "logical", "--dist", "loadfile", "--max-worker-restart", "0", *rest]
     os.execvpe(run[0], run, environment(kind, tree))
 
 

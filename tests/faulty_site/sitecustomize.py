@@ -33,13 +33,15 @@ def fail():
     raise VnicError(f"failed on purpose: {STEP}")
 
 
-def failing(function, at_call=AT_CALL):
+def failing(function, at_call=AT_CALL, caller=None):
+    """`function`, which fails at that call of those that come from the module `caller`, or from any."""
     calls = []
 
     def wrapper(*arguments, **keywords):
-        calls.append(1)
-        if len(calls) == at_call:
-            fail()
+        if caller in (None, sys._getframe(1).f_globals["__name__"]):
+            calls.append(1)
+            if len(calls) == at_call:
+                fail()
         return function(*arguments, **keywords)
 
     return wrapper
@@ -77,7 +79,7 @@ def spoil(module):
         case "vnic.control.server", "serve" if sys.argv[-1] == "successor":
             module.Server.start = failing(module.Server.start)
         case "dataplane.group", "run":
-            module.EngineGroup.resume = failing(module.EngineGroup.resume)
+            module.EngineGroup.resume = failing(module.EngineGroup.resume, caller="vnic.control.upgrade")
     if PATIENCE.startswith(f"{module.__name__}:"):
         setattr(module, PATIENCE.partition(":")[2], float(SECONDS))
 

@@ -68,8 +68,10 @@ class Connection:
             # Whoever captures has nothing to say for hours.
             patience = None if self.session.captures else IDLE_S
             left = patience if deadline is None else max(deadline - loop.time(), 0.0)
-            if not await asyncio.wait_for(self.fill(), left):
-                return None
+            # Not wait_for: where bytes and cancellation come at once, Python 3.11's forgets that it was cancelled.
+            async with asyncio.timeout(left):
+                if not await self.fill():
+                    return None
         request = bytes(self.buffer[:end])
         del self.buffer[: end + 1]
         self._taken += end + 1
@@ -117,7 +119,8 @@ class Connection:
                 view = view[socket.send_fds(self.socket, [view], list(descriptors)) :]
                 descriptors = ()  # they went with the first byte
             except BlockingIOError:
-                await asyncio.wait_for(self._ready(loop.add_writer, loop.remove_writer), IDLE_S)
+                async with asyncio.timeout(IDLE_S):
+                    await self._ready(loop.add_writer, loop.remove_writer)
 
     async def _ready(self, add: Any, remove: Any) -> None:
         """Waits until the loop says that the socket is readable, or writable."""

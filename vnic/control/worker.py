@@ -256,7 +256,9 @@ class Worker:
             self._joined = asyncio.get_running_loop().create_future()
             self.tell(keeper.Upgrade(python))
             # The new worker's start and brownout: what it builds takes as long as our own start did.
-            with await asyncio.wait_for(self._joined, BROWNOUT_S) as other:
+            async with asyncio.timeout(BROWNOUT_S):
+                joined = await self._joined
+            with joined as other:
                 brownout_ns = time.monotonic_ns() - begin_ns
                 self._server.stop_accepting()
                 self._server.pause()
@@ -295,7 +297,9 @@ class Worker:
 
         self._joined = asyncio.get_running_loop().create_future()
         self.tell(keeper.Ready())
-        with await asyncio.wait_for(self._joined, BROWNOUT_S) as other:
+        async with asyncio.timeout(BROWNOUT_S):
+            joined = await self._joined
+        with joined as other:
             channel = upgrade.Channel(other)
             upgrade.take(self._real_runtime(), channel, self._document)
             self._clients = channel.receive_clients()
