@@ -90,6 +90,7 @@ cdef class Engine:
     cdef public object runner            # who has threads for it: what says `alive`; None: nobody
     cdef object _lock
     cdef object _reload
+    cdef void free_arrays(self) noexcept nogil
     cdef int rebuild(self) except -1
     cdef void run_mailbox(self) noexcept nogil
     cdef void set_all_ready(self) noexcept nogil

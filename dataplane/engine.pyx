@@ -1,6 +1,5 @@
 """Engine: the graph, the mailbox, and one turn of work. The contract is in engine.pxd."""
 import os
-import select
 import threading
 
 from cpython.ref cimport PyObject
@@ -13,7 +12,7 @@ from dataplane.packet cimport BURST, Context, PacketPool, packet_return_cache
 from dataplane.vatomic cimport (va_fence, va_load_acquire_ptr, va_load_relaxed_u32, va_load_relaxed_u64, va_prefetch,
                                 va_store_relaxed_u32, va_store_relaxed_u64, va_store_release_ptr)
 from dataplane.warm_up cimport WarmUp
-from dataplane.work cimport Work
+from dataplane.work cimport Work, await_readable
 
 from dataplane.errors import GraphError, VnicError
 from dataplane.work import Call
@@ -25,13 +24,6 @@ cdef extern from "<poll.h>" nogil:
 cdef extern from "<pthread.h>" nogil:
     ctypedef unsigned long pthread_t
     pthread_t pthread_self()
-
-
-cdef _await_readable(int descriptor, int timeout_ms):
-    """Waits without the GIL. By poll(2): select(2) knows no descriptor above 1023. By Python's: Ctrl-C ends it."""
-    waiting = select.poll()
-    waiting.register(descriptor, select.POLLIN)
-    waiting.poll(timeout_ms)
 
 
 class MailboxFull(VnicError):
@@ -98,12 +90,7 @@ cdef class Engine:
 
     def __dealloc__(self):
         free(self.ctx)
-        free(self.polled)
-        free(self.armed)
-        free(self.members)
-        free(self.timed)
-        free(self.descriptors)
-        free(self.inputs)
+        self.free_arrays()
         for descriptor in (self.mailbox_descriptor, self.done_descriptor):
             if descriptor >= 0:
                 os.close(descriptor)
@@ -151,6 +138,14 @@ cdef class Engine:
             element.bind(None)
         return retired
 
+    cdef void free_arrays(self) noexcept nogil:
+        free(self.polled)
+        free(self.armed)
+        free(self.members)
+        free(self.timed)
+        free(self.descriptors)
+        free(self.inputs)
+
     cdef int rebuild(self) except -1:
         """The C arrays anew from `sources` and `elements`. Only while the engine is between two batches."""
         cdef uint32_t total = OWN_DESCRIPTORS
@@ -158,12 +153,7 @@ cdef class Engine:
         total += <uint32_t>sum(len(each) for each in descriptors)
         armed = [source for source in self.sources if source.needs_arm()]
         timed = sorted((element for element in self.elements if element.TICKS), key=lambda element: element.DEFERRABLE)
-        free(self.polled)
-        free(self.armed)
-        free(self.members)
-        free(self.timed)
-        free(self.descriptors)
-        free(self.inputs)
+        self.free_arrays()
         self.armed = <PyObject **>calloc(len(armed) + 1, sizeof(PyObject *))
         self.polled = <PyObject **>calloc(len(self.sources) + 1, sizeof(PyObject *))
         self.members = <PyObject **>calloc(len(self.elements) + 1, sizeof(PyObject *))
@@ -237,7 +227,7 @@ cdef class Engine:
         interrupted = None
         while not work.finished():
             try:
-                _await_readable(self.done_descriptor, 1000)
+                await_readable(self.done_descriptor, 1000)
             except KeyboardInterrupt as error:
                 interrupted = error
             read(self.done_descriptor, &one, 8)
@@ -278,7 +268,7 @@ cdef class Engine:
             va_store_release_ptr(&self.destination, NULL)
             write(self.mailbox_descriptor, &one, 8)
             while va_load_acquire_ptr(&self.owner) != NULL and self.running:
-                _await_readable(self.done_descriptor, 100)
+                await_readable(self.done_descriptor, 100)
                 read(self.done_descriptor, &one, 8)
             read(self.done_descriptor, &one, 8)
             self.runner = None

@@ -2,6 +2,8 @@
 from libc.stdint cimport uint32_t
 from dataplane.packet cimport Context
 
+cdef object await_readable(int descriptor, int timeout_ms)
+
 cdef class Work:
     # A short piece of work that an engine runs on its own thread between two batches. Subclass it in Cython for work
     # that must not wait for the GIL.

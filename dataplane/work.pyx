@@ -1,6 +1,15 @@
 """Work: short pieces of work that an engine runs for others. The contract is in work.pxd."""
+import select
+
 from dataplane.packet cimport Context
 from dataplane.vatomic cimport va_load_acquire_u32, va_store_release_u32
+
+
+cdef object await_readable(int descriptor, int timeout_ms):
+    """Waits without the GIL. By poll(2): select(2) knows no descriptor above 1023. By Python's: Ctrl-C ends it."""
+    waiting = select.poll()
+    waiting.register(descriptor, select.POLLIN)
+    waiting.poll(timeout_ms)
 
 
 cdef class Work:
