@@ -21,7 +21,7 @@ demo: build  ## two containers, one vnic: the demonstration (vnic demo)
 	@$(VENV)/bin/vnic demo $(ARGS)
 
 test: build  ## all tests, against the release build; files side by side, with ARGS one after the other
-	@$(PY) -m pytest $(or $(ARGS),-n logical --dist loadfile --max-worker-restart 0)
+	@$(PY) -m pytest $(or $(ARGS),-n logical --dist loadfile --no-loadscope-reorder --max-worker-restart 0)
 
 ready:  ## what the machine lacks (Debian packages where allowed), .venv with the pinned packages
 	@scripts/ready

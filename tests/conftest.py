@@ -59,6 +59,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # Files that run again as a plain user take the longest: first, so that none of them is all that is left for one of two processes.
+    long = {item.path for item in items if item.get_closest_marker("again")}
+    items.sort(key=lambda item: item.path not in long)
     if not IS_ROOT:
         for_root = [item for item in items if item.get_closest_marker("root")]
         items[:] = [item for item in items if item not in for_root]

@@ -349,6 +349,7 @@ def test_a_change_that_fails_is_made_in_the_others_and_all_go_on(two, name):
 
 def test_engines_that_nobody_runs_are_not_started():
     two = Two("spreading", None)
+    until(lambda: two.working(0))  # their packets are under way
     two.group.stop()
     two.write("value", 3)
     assert two.calls == [] and two.values() == [3, 3] and not two.running()

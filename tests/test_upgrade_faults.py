@@ -98,7 +98,11 @@ def test_a_new_worker_that_fails_does_no_harm(environment, impatient, two, fault
     [
         ("", "dies", ["first-run", "second-load", "second-word", "second-run"]),
         (STEP_S, "hangs", ["first-run", "second-load", "second-word", "second-run"]),
-        ("", "garbles", ["first-word", "second-word"]),
+        (
+            "",
+            "garbles",
+            ["first-word"],
+        ),  # at the last engine's it has everything, and may be the next worker before it is ended
     ],
     indirect=["impatient"],
     ids=["dies", "hangs", "garbles"],
