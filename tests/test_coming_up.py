@@ -10,13 +10,14 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from tests.support import plain_user
 from tests.support.containers import Container
 from tests.test_command import environment, ping, vnic  # noqa: F401 - a fixture
 from tests.test_metrics import get, port  # noqa: F401 - a fixture
 from tests.test_supervisor import ECHO, TALK, inside, kill_worker, status
 from tests.test_upgrade import entries
 from tests.test_upgrade_faults import faulty  # noqa: F401 - a fixture
+
+pytestmark = pytest.mark.commands
 
 # Fails at the step whose name a file has, in the directory of the configuration.
 FRAGILE = """
@@ -214,12 +215,3 @@ def test_the_first_worker_comes_up_with_everything_or_not_at_all(environment, tm
             said = vnic(environment, "up", "-d", str(tmp_path / "net.yaml"), status=1)
             assert "module fragile:Fragile: does not start: RuntimeError: broken at start" in said
         assert a.interfaces() == []
-
-
-@pytest.mark.again
-@pytest.mark.root
-@pytest.mark.timeout(240)
-def test_all_of_this_as_a_plain_user():
-    done = plain_user.run_pytest("tests/test_coming_up.py", timeout_s=220)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert "passed" in done.stdout

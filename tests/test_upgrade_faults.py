@@ -16,6 +16,8 @@ from tests.test_supervisor import inside, status
 from tests.test_upgrade import OVERTAKEN_MOST, RECEIVE, Traffic, counters, two  # noqa: F401 - a fixture
 from vnic.control.upgrade import Channel, Silent
 
+pytestmark = pytest.mark.commands
+
 TREE = Path(__file__).parents[1]
 FAULTS = TREE / "tests" / "faulty_site"
 

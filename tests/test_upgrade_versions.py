@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import plain_user
 from tests.support.containers import Container
 from tests.test_command import TREE, environment, ping, vnic  # noqa: F401 - a fixture
 from tests.test_supervisor import inside, kill_worker, status
 from tests.test_upgrade import RECEIVE, Traffic, two  # noqa: F401 - a fixture
 from vnic.control.client import Client
+
+pytestmark = pytest.mark.commands
 
 
 def install(directory, version):
@@ -120,12 +121,3 @@ def test_back_to_an_older_version_is_refused_in_one_line(environment, two, newer
     assert "unknown field `colour`" in said and "this worker goes on" in said
     assert status(environment)["pid"] == before
     ping(a, "10.99.0.2")
-
-
-@pytest.mark.again
-@pytest.mark.root
-@pytest.mark.timeout(240)
-def test_all_of_this_as_a_plain_user():
-    done = plain_user.run_pytest("tests/test_upgrade_versions.py", timeout_s=220)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert "passed" in done.stdout
