@@ -189,13 +189,15 @@ def upgrade(rounds: int) -> Json:
         moved = sum(each["packets_moved"] for each in report["engines"])
         size = sum(each["state_bytes"] for each in report["engines"])
         return {"begin_ns": begin_ns, "end_ns": end_ns, "blackout_ms": report["blackout_ms"], "brownout_ms": report["brownout_ms"],
-                "packets_moved": moved, "state_bytes": size, "engines": report["engines"]}  # fmt: skip
+                "packets_moved": moved, "state_bytes": size, "lost": report["packets_lost"], "engines": report["engines"]}  # fmt: skip
 
     reports, load, status = _run(rounds, PAUSE_S, act)
     gaps = [_gap_after(load, report["begin_ns"], report["end_ns"]) for report in reports]
     return {
         "rounds": rounds,
         "lost": load["lost"] - load["overrun"],
+        # Of those: what the upgrades themselves report. The rest had no room in a queue while the machine gave an engine no CPU.
+        "lost_by_upgrades": sum(report["lost"] for report in reports),
         "overrun": load["overrun"],
         "resets": load["resets"],
         "damaged": load["damaged"],
