@@ -32,8 +32,6 @@ from vnic.control.client import Client
 
 PPS = 100_000
 TCP_RATE = "300mbit"
-# As Snap's engines have one (section 2.4.1): without, what starts beside them may keep an engine from its CPU until a queue is full.
-GUARANTEE = "{runtime: 800us, period: 1ms}"
 PAUSE_S = (0.2, 0.6)
 CRASH_PAUSE_S = (3.2, 4.0)  # longer than the supervisor takes to trust a worker again: a crash loop is not what is measured
 LIMIT_S = 3600
@@ -56,7 +54,7 @@ class Instance:
             for number in (0, 1)
         )
         file = space.directory / "vnic.yaml"
-        file.write_text(f"engines: 2\ngroups: {{all: {{guarantee: {GUARANTEE}}}}}\nnics:\n{nics}")
+        file.write_text(f"engines: 2\nnics:\n{nics}")
         command = [sys.executable, "-m", "vnic.cli.main", "up", str(file)]
         self.supervisor = space.start(command, PYTHONPATH=str(ROOT))
         wait_for(lambda: (space.directory / "default.sock").exists() and self._is_up(), 20, "vnic did not come up")
@@ -169,7 +167,6 @@ def crash(rounds: int) -> Json:
         "survived": sum(gap["ms"] > 0 for gap in gaps),
         "nics": len(status["nics"]),
         "conserved": status["conserved"],
-        "scheduling": status["groups"][0]["threads"][0]["scheduling"],
         "gap_ms": _quantiles([gap["ms"] for gap in gaps]),
         "series_ms": [gap["ms"] for gap in gaps],
         "machine": described,
@@ -215,7 +212,6 @@ def upgrade(rounds: int) -> Json:
         "discontinuous": broken,
         "restarts": status["supervisor"]["restarts"],
         "conserved": status["conserved"],
-        "scheduling": status["groups"][0]["threads"][0]["scheduling"],
         "series_ms": [report["blackout_ms"] for report in reports],
         "machine": described,
     }
