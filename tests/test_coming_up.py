@@ -14,7 +14,7 @@ from tests.support.containers import Container
 from tests.test_command import environment, ping, vnic  # noqa: F401 - a fixture
 from tests.test_metrics import get, port  # noqa: F401 - a fixture
 from tests.test_supervisor import ECHO, TALK, inside, kill_worker, status
-from tests.test_upgrade import entries
+from tests.test_upgrade import an_engine_each, entries
 from tests.test_upgrade_faults import faulty  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.commands
@@ -62,10 +62,7 @@ class Part(PyElement):
 def running(environment, tmp_path, leak_check, port):  # noqa: F811
     """Containers a and b on two engines, a module that may fail, and metrics."""
     with Container() as a, Container() as b:
-        nics = {
-            name: {"pid": box.pid, "interface": "eth0", "addresses": [f"10.99.0.{number + 1}/24"], "engine": number}
-            for number, (name, box) in enumerate({"a": a, "b": b}.items())
-        }
+        nics = an_engine_each(a=a, b=b)
         nics["b"]["egress"] = {"elements": ["fragile:Part"]}
         (tmp_path / "fragile.py").write_text(FRAGILE)
         config = {"engines": 2, "nics": nics, "modules": ["fragile:Fragile"], "metrics": {"listen": f"127.0.0.1:{port}"}}

@@ -48,14 +48,19 @@ print(seen, wrong, struct.unpack("9I", receiver.getsockopt(socket.SOL_SOCKET, SO
 """
 
 
+def an_engine_each(**boxes):
+    """A NIC for each container, by its name, as they stand in a configuration."""
+    return {
+        name: {"pid": box.pid, "interface": "eth0", "addresses": [f"10.99.0.{number + 1}/24"], "engine": number}
+        for number, (name, box) in enumerate(boxes.items())
+    }
+
+
 @pytest.fixture
 def two(environment, tmp_path, leak_check):  # noqa: F811
     """Containers a and b on two engines, a shaped."""
     with Container() as a, Container() as b:
-        nics = {
-            name: {"pid": box.pid, "interface": "eth0", "addresses": [f"10.99.0.{number + 1}/24"], "engine": number}
-            for number, (name, box) in enumerate({"a": a, "b": b}.items())
-        }
+        nics = an_engine_each(a=a, b=b)
         nics["a"]["egress"] = {"rate": "50mbit", "elements": ["Counter"]}
         (tmp_path / "net.yaml").write_text(json.dumps({"engines": 2, "nics": nics}))
         vnic(environment, "up", "-d", str(tmp_path / "net.yaml"))
