@@ -118,8 +118,7 @@ def _up(file: str, instance: str, ready: Callable[[], None]) -> None:
         Log("vnic").info(text, pid=os.getpid(), worker=worker)
         ready()
 
-    guaranteed = any(group.guarantee is not None for group in config.groups.values())
-    supervise(encode_config(config), instance, is_up, clients=bool(config.clients), guaranteed=guaranteed)
+    supervise(encode_config(config), instance, is_up, clients=bool(config.clients), guaranteed=config.guaranteed)
 
 
 def _up_detached(file: str, instance: str) -> None:

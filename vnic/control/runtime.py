@@ -61,7 +61,7 @@ class Runtime:
         self.config = own_config(config)
         self.role, self.loop, self._seed = role, loop, seed
         self.keeping = keeping
-        self._kept_guaranteed = self._guaranteed()
+        self._kept_guaranteed = self.config.guaranteed
         self.lock = threading.RLock()
         self.closed = self.upgrading = False
         self.clock = clock or Clock()
@@ -154,12 +154,9 @@ class Runtime:
         """Has the supervisor keep the configuration as it is now: a worker after this one begins with it."""
         if self.keeping is not None and not self.closed:
             self.keeping.put_document("config", encode_config(self.config))
-            if (guaranteed := self._guaranteed()) is not self._kept_guaranteed:
+            if (guaranteed := self.config.guaranteed) is not self._kept_guaranteed:
                 self._kept_guaranteed = guaranteed
                 self.keeping.put_document(GUARANTEED, b"") if guaranteed else self.keeping.drop(GUARANTEED)
-
-    def _guaranteed(self) -> bool:
-        return any(group.guarantee is not None for group in self.config.groups.values())
 
     def check_open(self) -> None:
         """Raises VnicError while nothing may be changed."""

@@ -382,6 +382,11 @@ class Config(_Strict):
             if engine.group == name and engine.cpu is not None and group.mode != "spreading":
                 raise SchemaError(f"engines: {engine.name}: cpu is for spreading groups: want cpus: in group {name} instead")
 
+    @property
+    def guaranteed(self) -> bool:
+        """Whether a group has a guarantee of CPU time, which takes a right (privileges.py)."""
+        return any(group.guarantee is not None for group in self.groups.values())
+
     def engines_of(self, owner: int | None) -> list[int]:
         """The numbers of the engines where NICs of a user, or None's, are unless the instance's owner says otherwise."""
         grant = None if owner is None else self.clients.get(str(int(owner)))

@@ -119,7 +119,7 @@ class Worker:
         # The first worker's version, which is the supervisor's and its agent's: no upgrade renews them.
         self._first_version = _read(kept.pop("version")).decode() if "version" in kept else _version()
         # The supervisor did before it started us, see the table in privileges.py; now none is passed on either. No thread is there yet.
-        privileges.drop(privileges.worker(guaranteed=any(each.guarantee is not None for each in self._config.groups.values())))
+        privileges.drop(privileges.worker(guaranteed=self._config.guaranteed))
         self._keeper = keeper.Keeper(calls, kept)
         self._keeper.may_change = self._start.role != "successor"
         if self._start.role == "first":
