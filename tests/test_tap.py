@@ -204,7 +204,8 @@ def test_what_its_queues_had_no_room_for(agent, container):
             "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
             "for _ in range(3000): s.sendto(b'', ('10.0.0.1', 9))"
         )
-        assert tap.queue_drops() == tap.counters()["tx_dropped"] >= before + 1000
+        first, counted, last = tap.queue_drops(), tap.counters()["tx_dropped"], tap.queue_drops()
+        assert before + 1000 <= first <= counted <= last  # now and then the kernel itself has something to say, of IPv6
         assert not os.get_inheritable(tap.netlink)
         container.run("ip", "link", "del", "eth0")
         assert tap.queue_drops() is None
