@@ -151,6 +151,8 @@ def link_counts(box):
 def test_what_is_lost_is_reported(environment, impatient, two, faulty, tmp_path, step, count):  # noqa: F811
     """More comes while an engine stands than fits: into the queue of the TAP that it serves, or into the ring before it."""
     a, b = two
+    for box in two:  # every packet is one of ours
+        box.run("sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/eth0/disable_ipv6")
     ping(a, "10.99.0.2")
     vnic(environment, "rate", "a", "--egress", "none")
     receiver = inside(b, RECEIVE)
