@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from dataplane.errors import ConfigError, GraphError, VnicError
+from dataplane.errors import ConfigError, GraphError, VnicError, named
 from dataplane.work import Call, Work
 
 if TYPE_CHECKING:
@@ -120,10 +120,6 @@ def plain(value: object) -> Any:
     return msgspec.json.decode(_ENCODER.encode(value))
 
 
-def _line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
-
-
 def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
@@ -148,7 +144,7 @@ def read_handler(element: Element, name: str) -> Any:
     except VnicError:
         raise
     except Exception as error:  # a user's class may raise anything
-        raise VnicError(f"{element.name}: handler {name}: reading failed: {_line(error)}") from error
+        raise VnicError(f"{element.name}: handler {name}: reading failed: {named(error)}") from error
 
 
 # -- writing -------------------------------------------------------------------------------------------------------------------
@@ -205,7 +201,7 @@ def _prepare(copy: Element, handler: Handler, where: str, value: object) -> Work
     except VnicError:
         raise
     except Exception as error:  # a user's class may refuse a value with anything
-        raise ConfigError(f"{where}: {_shown(value)} will not do: {_line(error)}") from error
+        raise ConfigError(f"{where}: {_shown(value)} will not do: {named(error)}") from error
     if not callable(change) and (handler.shared or not isinstance(change, Work)):
         wanted = "a callable" if handler.shared else "a Work or a callable"
         raise VnicError(f"{where}: {type(copy).__name__}.{handler.write} must return the change, {wanted}; it did not")
@@ -218,7 +214,7 @@ def _change_shared(change: Work | Callable[[], object], where: str) -> Any:
     try:
         return _result(change())
     except Exception as error:
-        raise VnicError(f"{where}: the change failed: {_line(error)}") from error
+        raise VnicError(f"{where}: the change failed: {named(error)}") from error
 
 
 def _publish(engines: list[Engine], changes: list[Work | Callable[[], object]], where: str) -> Any:
@@ -236,7 +232,7 @@ def _publish(engines: list[Engine], changes: list[Work | Callable[[], object]], 
     if failed:
         rest = f"; it was made in {', '.join(name for name, _ in done)}" if done else ""
         names = ", ".join(name for name, _ in failed)
-        raise VnicError(f"{where}: the change failed in engine {names}: {_line(failed[0][1])}{rest}") from failed[0][1]
+        raise VnicError(f"{where}: the change failed in engine {names}: {named(failed[0][1])}{rest}") from failed[0][1]
     return _result(done[0][1])
 
 

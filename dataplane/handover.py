@@ -23,7 +23,7 @@ import numpy as np
 from dataplane.element import Element
 from dataplane.engine import Engine
 from dataplane.engine_state import StateWork, charged_ns, set_charges
-from dataplane.errors import VnicError
+from dataplane.errors import VnicError, named
 from dataplane.packet import PacketPool
 
 PREFIX = struct.Struct("<8sI")  # magic, version of the format
@@ -208,7 +208,7 @@ def _save(element: Element) -> dict[str, Any]:
     except VnicError:
         raise
     except Exception as error:
-        raise VnicError(f"{element.name}: save_state failed: {_line(error)}") from error
+        raise VnicError(f"{element.name}: save_state failed: {named(error)}") from error
     if not isinstance(state, dict) or not _plain(state, 0) or not isinstance(state.get("packets", []), list):
         raise VnicError(f"{element.name}: save_state must return a dict of plain data (docs/state-format.md); it did not")
     return state
@@ -248,7 +248,7 @@ def _decode(where: str, data: bytes) -> EngineState:
             content = FORMAT_UPGRADES[step](content)
         return msgspec.convert(content, EngineState)
     except Exception as error:  # damaged data may fail in any way, in any upgrade
-        raise VnicError(f"{where}: its state is damaged: {_line(error)}") from None
+        raise VnicError(f"{where}: its state is damaged: {named(error)}") from None
 
 
 def _check_engine(engine: Engine, state: EngineState) -> None:
@@ -293,7 +293,7 @@ def _upgrade(element: Element, entry: ElementState) -> tuple[dict[str, Any], dic
     except VnicError:
         raise
     except Exception as error:
-        raise VnicError(f"{element.name}: its state is damaged: {_line(error)}") from None
+        raise VnicError(f"{element.name}: its state is damaged: {named(error)}") from None
 
 
 def _check_packets(pool: PacketPool, pairs: list[tuple[Element, dict[str, Any], dict[str, Any]]]) -> None:
@@ -329,13 +329,9 @@ def _load(element: Element, state: dict[str, Any]) -> None:
     except VnicError:
         raise
     except Exception as error:
-        raise VnicError(f"{element.name}: load_state failed: {_line(error)}") from error
+        raise VnicError(f"{element.name}: load_state failed: {named(error)}") from error
 
 
 def _few(names: list[str]) -> str:
     shown = ", ".join(name[:40] for name in names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
-
-
-def _line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

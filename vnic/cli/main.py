@@ -13,7 +13,7 @@ import click
 # numpy's BLAS starts a thread for every CPU, which spins for a while; nothing here multiplies matrices.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from dataplane.errors import ConfigError, VnicError  # noqa: E402 - may import numpy
+from dataplane.errors import ConfigError, VnicError, one_line  # noqa: E402 - may import numpy
 
 # name -> (module, one line of help): what `vnic --help` says without importing the module
 COMMANDS = {
@@ -97,7 +97,7 @@ def explain(error: Exception) -> tuple[str, int]:
         case VnicError() | OSError():
             message, status = str(error), 1
         case _:
-            message, status = f"unexpected {type(error).__name__}: {error}; VNIC_DEBUG=1 shows where", 1
+            message, status = f"{one_line(error)}; VNIC_DEBUG=1 shows where", 1
     return " ".join(message.split()), status
 
 

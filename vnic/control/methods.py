@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from dataplane.errors import ConfigError, VnicError
+from dataplane.errors import ConfigError, VnicError, one_line
 from vnic.control.api import INTERFACE, SERVICE, SERVICE_DESCRIPTION
 from vnic.control.log import Log
 from vnic.control.module import FRESH_MOST, FRESH_S, Caller, Method, NotPermittedError, Parameters, Session
@@ -62,7 +62,7 @@ def error_reply(error: BaseException, method: str) -> dict[str, Any]:
         case VnicError():
             return ErrorReply(f"{INTERFACE}.Failed", message=str(error)).reply
     log.error(method, error=error)  # a bug of ours, or of a user's element, must not end the worker
-    message = f"unexpected {type(error).__name__}: {error}; the daemon's log has more"
+    message = f"{one_line(error)}; the daemon's log has more"
     return ErrorReply(f"{INTERFACE}.Failed", message=message).reply
 
 

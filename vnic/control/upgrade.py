@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from dataplane.errors import VnicError
+from dataplane.errors import VnicError, one_line
 from dataplane.handover import BYTES_MAX, forget_engine, load_engine, save_engine
 from vnic.control.api import DESCRIPTORS_MOST
 from vnic.control.connection import Transfer
@@ -299,8 +299,7 @@ def take(runtime: Runtime, channel: Channel, document: bytes) -> None:
                 case _:
                     raise VnicError(f"unexpected message {list(message)[:3]}")
         except Exception as error:  # a bug of ours, or of a user's element, must not end us before engines are back
-            known = isinstance(error, VnicError)
-            failure = failure or VnicError(str(error) if known else f"unexpected {type(error).__name__}: {error}")
+            failure = failure or VnicError(one_line(error))
             channel.send(error=str(failure))  # and on: until the old worker has asked for what is its own, and is gone
 
 

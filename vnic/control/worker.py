@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dataplane.errors import ConfigError, VnicError
+from dataplane.errors import ConfigError, VnicError, one_line
 from vnic.control import keeper, privileges
 from vnic.control.convert import decode_config
 from vnic.control.events import Bus, differences, observe
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
 
 PR_SET_PDEATHSIG = 1
 BROWNOUT_S = 120.0
-TEXT_MOST = 4000  # characters of an error: a message to the supervisor is bounded
 WATCH_S = 1.0
 
 log = Log("vnic")
@@ -93,12 +92,6 @@ def make_runtime(
     from vnic.control.runtime import Runtime
 
     return Runtime(config, loop=loop, devices=KeptTapDevices(keeping), keeping=keeping, role=start.role)
-
-
-def one_line(error: BaseException) -> str:
-    """What an exception says, for people; with its name where it is a bug."""
-    text = " ".join(str(error).split())[:TEXT_MOST]
-    return text if isinstance(error, VnicError) else f"unexpected {type(error).__name__}: {text}"
 
 
 def failure(error: BaseException) -> keeper.Failed:
