@@ -96,7 +96,9 @@ class FakeRuntime:
         element = {"name": "web.egress.rate", "type": "Shaper", "packets": 7, "held": 0, "dropped": {"queue full": 2},
                    "counters": {"bytes": 4242}}  # fmt: skip
         return {
-            "nics": [{"name": each, "queues": [{"rx_packets": 7, "tx_packets": 5}]} for each in self.nics.nics],
+            "nics": [
+                {"name": each, "queues": [{"rx_packets": 7, "tx_packets": 5}], "queue_drops": 3} for each in self.nics.nics
+            ],
             "engines": [{"name": "e0", "elements": [element]}],
         }
 

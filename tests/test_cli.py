@@ -209,7 +209,7 @@ def test_tables_and_json(environment, running):
     assert "pid 1" in text
     text = run(environment, "stats", "web").stdout
     assert "2 queue full" in text
-    assert "rx_packets" in text
+    assert "rx_packets" in text and "web: the container sent 3 packets that its queues had no room for\n" in text
     assert json.loads(run(environment, "stats", "--json").stdout)["engines"][0]["elements"][0]["dropped"] == {"queue full": 2}
     assert run(environment, "graph").stdout == "a -> b\n"
     assert run(environment, "graph", "--dot").stdout == "digraph vnic {}\n"

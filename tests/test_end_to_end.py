@@ -11,7 +11,9 @@ from tests.support import plain_user
 from tests.support.containers import IS_ROOT, Container
 from tests.tools import need
 from vnic.control.convert import convert_config, convert_nic
+from vnic.control.events import differences, observe
 from vnic.control.runtime import Runtime
+from vnic.device.link import QUEUE_PACKETS
 
 # Sends argv[3] datagrams of argv[4] bytes to argv[1]:argv[2].
 SEND_UDP = """
@@ -217,6 +219,22 @@ def test_four_queues_spread_flows_and_keep_each_in_order(net):
         assert receiver.communicate(timeout=30)[0].strip() == "40 True"
     used = [queue["tx_packets"] for queue in made.runtime.stats("b")["nics"][0]["queues"]]
     assert sum(count > 0 for count in used) >= 3, used
+
+
+def test_what_does_not_get_into_a_nic_s_queues_is_told(net):
+    """The engine stands, and a container sends more than its TAP holds: the kernel drops, before any packet is ours to count."""
+    made = net()
+    made["a"].run("ping", "-c", "1", "-W", "2", V4["b"])
+    [engine] = made.runtime.engines
+    before = observe(made.runtime.status(), made.runtime.stats())
+    made.runtime.group_of(engine).halt(engine)
+    made["a"].python(SEND_UDP, V4["b"], "6000", str(QUEUE_PACKETS + 1000), "100")
+    made.runtime.group_of(engine).resume(engine)
+    stats = made.runtime.stats()
+    dropped = {nic["name"]: nic["queue_drops"] for nic in stats["nics"]}
+    assert 1000 <= dropped["a"] < 1100 and dropped["b"] < 100  # the stray multicast of the stacks themselves
+    told = [fields for event, fields in differences(before, observe(made.runtime.status(), stats)) if event == "drops"]
+    assert {"nic": "a", "reason": "queue_full", "packets": dropped["a"]} in told
 
 
 @pytest.mark.parametrize("engines", [2, 3])

@@ -170,6 +170,8 @@ def _show_stats(found: dict[str, Any], as_json: bool) -> None:
         columns = list(dict.fromkeys(key for queue in queues for key, value in queue.items() if not isinstance(value, dict)))
         rows = [[number, *(queue.get(column, 0) for column in columns)] for number, queue in enumerate(queues)]
         print_table([">queue", *(f">{column}" for column in columns)], rows, title=nic["name"])
+        if drops := nic.get("queue_drops"):
+            click.echo(f"{nic['name']}: the container sent {drops} packets that its queues had no room for")
     for engine in found["engines"]:
         rows = []
         for element in engine["elements"]:

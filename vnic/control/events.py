@@ -76,15 +76,16 @@ class Bus:
 
 
 def observe(status: dict[str, Any], stats: dict[str, Any]) -> dict[str, Any]:
-    """What `differences` compares: engines' threads and overruns, elements' drops by reason."""
+    """What `differences` compares: engines' threads and overruns, drops by reason, of elements and before NICs' queues."""
     return {
         "engines": {each["name"]: (each.get("thread"), each.get("overruns", 0)) for each in status["engines"]},
         "drops": {
-            (element["name"], reason): count
+            ("element", element["name"], reason): count
             for engine in stats["engines"]
             for element in engine["elements"]
             for reason, count in element.get("dropped", {}).items()
-        },
+        }
+        | {("nic", nic["name"], "queue_full"): nic["queue_drops"] or 0 for nic in stats["nics"]},
     }
 
 
@@ -97,9 +98,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, 
             found.append(("engine-moved", {"engine": name, "from": old_thread, "to": thread}))
         if overruns > old_overruns:
             found.append(("overrun", {"engine": name, "turns": overruns - old_overruns}))
-    for (element, reason), count in now["drops"].items():
-        if count > before["drops"].get((element, reason), 0):
-            found.append(
-                ("drops", {"element": element, "reason": reason, "packets": count - before["drops"].get((element, reason), 0)})
-            )
+    for (kind, name, reason), count in now["drops"].items():
+        if (rise := count - before["drops"].get((kind, name, reason), 0)) > 0:
+            found.append(("drops", {kind: name, "reason": reason, "packets": rise}))
     return found

@@ -80,6 +80,11 @@ def _queues(stats: dict[str, Any]) -> Iterator[Metric]:
                 for number, queue in enumerate(nic["queues"]):
                     family.add_metric([nic["name"], str(number)], queue[f"{way}_{kind}"])
             yield family
+    missed = CounterMetricFamily("vnic_nic_queue_drops", "Packets sent that the NIC's queues had no room for.", labels=["nic"])
+    for nic in stats["nics"]:
+        if nic["queue_drops"] is not None:
+            missed.add_metric([nic["name"]], nic["queue_drops"])
+    yield missed
 
 
 def _elements(stats: dict[str, Any]) -> Iterator[Metric]:

@@ -452,14 +452,20 @@ class Nics(Module):
         names = {attached.number: attached.config.name for attached in self.attached.values()}
         return [{**entry, "nic": names.get(entry["port"])} for entry in self.table.entries()]
 
-    def queue_statistics(self, name: str | None = None) -> list[dict[str, Any]]:
-        """Of one NIC or all: its queues' counters."""
-        chosen = [self.get(name)] if name is not None else list(self.attached.values())
-        return [{"name": each.config.name, "queues": each.nic.queue_statistics()} for each in chosen]
+    def statistics(self, name: str | None = None) -> list[dict[str, Any]]:
+        """Of one NIC or all: its queues' counters, and what did not get into its queues."""
+        chosen = {name: self.get(name)} if name is not None else self.attached
+        drops = self.queue_drops(chosen)
+        return [
+            {"name": each, "queues": attached.nic.queue_statistics(), "queue_drops": drops.get(each)}
+            for each, attached in chosen.items()
+        ]
 
-    def queue_drops(self) -> dict[str, int | None]:
-        """By NIC: packets of its container that its queues had no room for, as the kernel counts; None where it does not say."""
-        return {name: each.nic.tap.queue_drops() for name, each in self.attached.items() if isinstance(each.nic, Nic)}
+    def queue_drops(self, chosen: dict[str, Attached] | None = None) -> dict[str, int | None]:
+        """By NIC, of all if not told: packets of its container that its queues had no room for, as the kernel counts; None where it does
+        not say."""
+        attached = self.attached if chosen is None else chosen
+        return {name: each.nic.tap.queue_drops() for name, each in attached.items() if isinstance(each.nic, Nic)}
 
     def accounts(self) -> dict[str, int]:
         memory = dict.fromkeys(self.attached, 0)

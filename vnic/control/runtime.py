@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from dataplane.clock import Clock
 from dataplane.engine import Engine
-from dataplane.errors import ConfigError, VnicError
+from dataplane.errors import ConfigError, VnicError, named, one_line
 from dataplane.graph import to_data, to_dot, to_text
 from dataplane.group import EngineGroup
 from vnic.control.accounts import Accounts
@@ -31,11 +31,6 @@ from vnic.control.segments import Segments
 H = TypeVar("H", bound=Hosted)
 
 log = Log("vnic")
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, VnicError) else f"{type(error).__name__}: {text}"
 
 
 class Runtime:
@@ -117,7 +112,7 @@ class Runtime:
         self._close(module)
         config, hosted = self._users.pop(module)
         self.modules.remove(module)
-        self._do_without(config, hosted, _one_line(error))
+        self._do_without(config, hosted, one_line(error))
         self.remember()
 
     def _do_without(self, config: ModuleConfig, hosted: list[Hosted], why: str) -> None:
@@ -193,7 +188,7 @@ class Runtime:
             module.start()
         except Exception as error:
             if module in self._users and not isinstance(error, VnicError):
-                error = VnicError(f"module {self._users[module][0].module}: does not start: {_one_line(error)}")
+                error = VnicError(f"module {self._users[module][0].module}: does not start: {one_line(error)}")
             self.lose(module, error)
 
     def start_threads(self) -> None:
@@ -320,7 +315,7 @@ class Runtime:
                 each.charged = {str(name): int(ns) for name, ns in counts.get("charged", {}).items()}
             self.accounts.settle()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise VnicError(f"what control counted cannot be read: {type(error).__name__}: {error}") from None
+            raise VnicError(f"what control counted cannot be read: {named(error)}") from None
 
     # -- what control reads ------------------------------------------------------------------------------------------------
 
@@ -362,12 +357,12 @@ class Runtime:
         return found
 
     def stats(self, name: str | None = None) -> dict[str, Any]:
-        """Counters of one NIC, or of everything: per queue, and per element with drops by reason."""
+        """Counters of one NIC, or of everything: of the NIC, its queues, and its elements with their drops by reason."""
         with self.lock:
-            queues = self.nics.queue_statistics(name)
+            nics = self.nics.statistics(name)
             kinds = {element.name: type(element).__name__ for each in self.hosted for element in each.engine.elements}
             return {
-                "nics": queues,
+                "nics": nics,
                 "engines": [
                     {
                         "name": each.engine.name,
