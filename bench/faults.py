@@ -6,6 +6,7 @@ streams share with the engines, there would be none left for what is measured.) 
 """
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -103,6 +104,11 @@ def _counters(stats: Json) -> dict[tuple[str, str], int]:
     return found
 
 
+def _queue_drops(stats: Json) -> int:
+    """Packets that no NIC's queues had room for."""
+    return sum(nic["queue_drops"] or 0 for nic in stats["nics"])
+
+
 def _entries(status: Json) -> set[tuple[str, str]]:
     return {(entry["mac"], entry["nic"]) for entry in status["switch"]["entries"]}
 
@@ -179,25 +185,38 @@ def upgrade(rounds: int) -> Json:
     broken: dict[str, int] = {"mac_table": 0, "counters": 0}
 
     def act(instance: Instance, number: int) -> Json:
-        counted, learned = _counters(instance.ask("Stats")["stats"]), _entries(instance.status())
+        before, learned = instance.ask("Stats")["stats"], _entries(instance.status())
         begin_ns = time.monotonic_ns()
         report = instance.ask("Upgrade")["report"]
         end_ns = time.monotonic_ns()
-        now, entries = _counters(instance.ask("Stats")["stats"]), _entries(instance.status())
+        after, entries = instance.ask("Stats")["stats"], _entries(instance.status())
+        counted, now = _counters(before), _counters(after)
+        queue_drops = {"before": _queue_drops(before), "after": _queue_drops(after)}
         broken["counters"] += any(now.get(key, -1) < value for key, value in counted.items())
         broken["mac_table"] += not learned <= entries
         moved = sum(each["packets_moved"] for each in report["engines"])
         size = sum(each["state_bytes"] for each in report["engines"])
         return {"begin_ns": begin_ns, "end_ns": end_ns, "blackout_ms": report["blackout_ms"], "brownout_ms": report["brownout_ms"],
-                "packets_moved": moved, "state_bytes": size, "lost": report["packets_lost"], "engines": report["engines"]}  # fmt: skip
+                "packets_moved": moved, "state_bytes": size, "lost": report["packets_lost"], "engines": report["engines"],
+                "queue_drops": queue_drops}  # fmt: skip
 
     reports, load, status = _run(rounds, PAUSE_S, act)
     gaps = [_gap_after(load, report["begin_ns"], report["end_ns"]) for report in reports]
+    whole_ms = (reports[-1]["end_ns"] - reports[0]["begin_ns"]) / 1e6
+    upgrades_ms = sum(report["end_ns"] - report["begin_ns"] for report in reports) / 1e6
+    drops = [report["queue_drops"] for report in reports]
     return {
         "rounds": rounds,
         "lost": load["lost"] - load["overrun"],
-        # Of those: what the upgrades themselves report. The rest had no room in a queue while the machine gave an engine no CPU.
+        # Of those: what the upgrades themselves report, from the first engine's halt to the last one's run.
         "lost_by_upgrades": sum(report["lost"] for report in reports),
+        # What TAPs' queues had no room for: while a new worker started and took over, and while nothing was asked of vnic at all.
+        "queue_drops": {
+            "in_upgrades": sum(each["after"] - each["before"] for each in drops),
+            "in_upgrades_ms": round(upgrades_ms),
+            "in_pauses": sum(after["before"] - before["after"] for before, after in itertools.pairwise(drops)),
+            "in_pauses_ms": round(whole_ms - upgrades_ms),
+        },
         "overrun": load["overrun"],
         "resets": load["resets"],
         "damaged": load["damaged"],
