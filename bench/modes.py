@@ -126,7 +126,7 @@ def run(rounds: int, seconds: float) -> dict[str, Any]:
             for mode in list(MODES)[number % len(MODES) :] + list(MODES)[: number % len(MODES)]:
                 sample = _measure(mode, load, pps, seconds)
                 samples[mode][load].append(sample)
-                say(f"round {number + 1}/{rounds} {load:10} {mode:16}" + " ".join(f"{k}={v:.3g}" for k, v in sample.items()))
+                say(f"round {number + 1}/{rounds} {load:10} {mode:20} " + " ".join(f"{k}={v:.3g}" for k, v in sample.items()))
     return {"modes": {mode: {load: _summary(each) for load, each in loads.items()} for mode, loads in samples.items()},
             "capacity_mpps": rounded(pps / 1e6), "rounds": rounds, "seconds": seconds, "machine": described}  # fmt: skip
 
