@@ -13,7 +13,7 @@ from dataplane.errors import VnicError
 from tests.support import plain_user
 from tests.test_command import VNIC, environment, ping, vnic  # noqa: F401 - a fixture
 from tests.test_supervisor import inside, status
-from tests.test_upgrade import OVERTAKEN_MOST, RECEIVE, Traffic, counters, two  # noqa: F401 - a fixture
+from tests.test_upgrade import OVERTAKEN_MOST, RECEIVE, Traffic, counters, link_counts, two  # noqa: F401 - a fixture
 from vnic.control.upgrade import Channel, Silent
 
 pytestmark = pytest.mark.commands
@@ -87,7 +87,7 @@ def test_a_new_worker_that_fails_does_no_harm(environment, impatient, two, fault
             ping(a, "10.99.0.2")
     assert int(traffic.exchanged[0]) > 20  # the connection lives
     if how != "hangs":  # meanwhile more may come than a TAP's queue has room for
-        assert traffic.seen + traffic.unread == traffic.sent and traffic.wrong <= OVERTAKEN_MOST * len(steps)
+        assert 0 <= traffic.lost <= traffic.refused and traffic.wrong <= OVERTAKEN_MOST * len(steps)
     assert status(environment)["conserved"]
     if BROWNOUT_S not in environment.get("VNIC_TEST_PATIENCE", ""):
         vnic(environment, "upgrade")
@@ -138,12 +138,6 @@ import socket
 sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 for number in %s: sender.sendto(b"%%d" %% number, ("10.99.0.2", 7001))
 """
-
-
-def link_counts(box):
-    """What a container says of its interface: packets that were taken from it, and that it had to drop."""
-    words = box.run("cat", "/proc/net/dev").split("eth0:")[1].split()
-    return int(words[9]), int(words[11])
 
 
 @pytest.mark.parametrize("impatient", ["vnic.control.upgrade:STEP_TIMEOUT_S=60"], indirect=True)
