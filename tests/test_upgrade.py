@@ -216,6 +216,33 @@ def test_what_was_changed_live_comes_along(environment, two):  # noqa: F811
         assert c.interfaces() == [] and status(environment)["conserved"]
 
 
+def test_after_nics_have_gone(environment, two):  # noqa: F811
+    """In whatever order: the switch of a new worker has no gates for them, nor what they led to in the old one."""
+
+    def attach(box, name, address):
+        vnic(environment, "attach", "tap", name, "--pid", str(box.pid), "--interface", "eth1", "--address", f"{address}/24")
+
+    a, b = two
+    for name in "cde":
+        attach(a, name, "10.98.0.1")
+        ping(a, "10.99.0.2")
+        for gone in {"c": "c", "d": "b", "e": "ea"}[
+            name
+        ]:  # the last; one in the middle; the last but one with it, and then the first
+            vnic(environment, "detach", gone)
+            vnic(environment, "upgrade")
+            if name == "d":
+                attach(b, "b", "10.99.0.2")
+                vnic(environment, "detach", "d")
+    assert [nic["name"] for nic in status(environment)["nics"]] == ["b"]
+    vnic(environment, "detach", "b")  # none is left
+    vnic(environment, "upgrade")
+    attach(a, "a", "10.99.0.1")
+    attach(b, "b", "10.99.0.2")
+    ping(a, "10.99.0.2")
+    assert status(environment)["conserved"]
+
+
 def test_clients_stay_connected(environment, two, monkeypatch, tmp_path):  # noqa: F811
     """One that waits for nothing, one in the middle of a request, one that listens to events: none sees an end."""
     monkeypatch.setenv("VNIC_RUNTIME_DIR", str(tmp_path))

@@ -207,7 +207,7 @@ class Nics(Module):
         """Leads every engine's gate to the NIC, then opens the gates: no frame meets a half-built graph."""
         for index, each in enumerate(self.homes):
             undo.callback(each.load, list(each.sources))
-            undo.callback(each.connect, attached.number, each.unused)
+            undo.callback(each.disconnect, attached.number)
             if index == attached.home:
                 each.connect(attached.number, attached.entry)
                 each.load(each.sources + attached.sources)
@@ -231,7 +231,7 @@ class Nics(Module):
             attached.watch.close()
             for each in self.homes:
                 each.deactivate(attached.number)
-                each.connect(attached.number, each.unused)
+                each.disconnect(attached.number)
             home = self.homes[attached.home]
             for each in self.homes:
                 if each is not home:

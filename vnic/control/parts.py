@@ -99,6 +99,19 @@ class Home(Hosted):
 
         self.engine.call(work)
 
+    def disconnect(self, number: int) -> None:
+        """Leads the switch's gate `number` nowhere, between two batches. The last gates go, when none of them leads anywhere: a new worker
+        has gates up to the last NIC's, and must find the same elements for an upgrade."""
+
+        def work() -> None:
+            self.switch.connect(number, self.unused)
+            count = len(self.switch.outputs)
+            while count and self.switch.outputs[count - 1] is self.unused:
+                count -= 1
+            self.switch.set_gates(count)
+
+        self.engine.call(work)
+
     def activate(self, number: int, vlan: VlanConfig | None) -> None:
         """Opens the switch's gate `number`, between two batches."""
         if vlan is None:
