@@ -279,6 +279,7 @@ def test_other_users_are_refused(open_directory, monkeypatch):
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(path))
             path.chmod(0o777)
+            listener.listen()
             instance = Instance(FakeRuntime(None), Bus(asyncio.get_running_loop()))
             server = Server(Methods([instance], "0.0", lambda: None))
             await server.start(listener)
@@ -329,6 +330,7 @@ def test_a_request_a_byte_at_a_time_is_cut_off_and_nobody_waits(open_directory, 
     async def talk():
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(path)
+            listener.listen()
             server = Server(Methods([Instance(FakeRuntime(None), Bus(asyncio.get_running_loop()))], "0.0", lambda: None))
             await server.start(listener)
             slow_ones = [asyncio.create_task(slow()) for _ in range(50)]

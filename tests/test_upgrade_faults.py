@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -177,6 +178,18 @@ def test_what_is_lost_is_reported(environment, impatient, two, faulty, tmp_path,
         assert first["packets_lost"] == first["dropped"]["queue_full"] > 500
     assert status(environment)["conserved"]
     assert "packets lost: 0\n" in vnic(environment, "upgrade", "--python", faulty("none", "none"))
+
+
+def test_a_python_that_has_no_vnic(environment, two):  # noqa: F811
+    """One line says which it was; and clients see the supervisor as their peer, as before (`vnic down` waits for that process to end)."""
+    a, _ = two
+    said = vnic(environment, "upgrade", "--python", "/bin/false", status=1)
+    assert "/bin/false: ended before it was a worker (exit status 1): is vnic installed there?" in said
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(f"{environment['VNIC_RUNTIME_DIR']}/default.sock")
+        peer, _, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    assert peer == status(environment)["supervisor"]["pid"]
+    ping(a, "10.99.0.2")
 
 
 @pytest.mark.parametrize("late", [True, False])

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from vnic.control.api import BACKLOG, INTERFACE, SERVICE
+from vnic.control.api import INTERFACE, SERVICE
 from vnic.control.connection import Connection, Transfer
 from vnic.control.methods import Call, ErrorReply, Methods, error_reply
 from vnic.control.module import Caller, NotPermittedError, Reply, Session
@@ -39,9 +39,9 @@ class Server:
         self._changes.set()
 
     async def start(self, listener: socket.socket) -> None:
-        """Accepts clients; the listener is the server's now."""
+        """Accepts clients; the listener is the server's now. It listens already: clients see the credentials of who called listen(2), and
+        are to see the supervisor's (SO_PEERCRED, unix(7))."""
         listener.setblocking(False)
-        listener.listen(BACKLOG)
         self._accepting = asyncio.get_running_loop().create_task(self._accept(listener))
 
     async def _accept(self, listener: socket.socket) -> None:

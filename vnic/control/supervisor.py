@@ -92,10 +92,13 @@ class WorkerProcess:
         code = self.process.wait()
         if self.failure is not None:
             return self.failure.error
+        how = f"exit status {code}"
         if code < 0:
             with contextlib.suppress(ValueError):
-                return f"killed by {signal.Signals(-code).name}"
-        return f"exit status {code}"
+                how = f"killed by {signal.Signals(-code).name}"
+        if self.ready or not self.python:
+            return how
+        return f"{self.python}: ended before it was a worker ({how}): is vnic installed there? the log has what it said"
 
     def close(self) -> None:
         """Ends it if it has not ended."""
@@ -241,7 +244,6 @@ class Supervisor:
         self._died_s = time.monotonic()
         self._start_at_s = self._died_s + self._pause_s
         self._tells = self._pause_s >= PAUSE_TOLD_S
-        self._listener.listen(BACKLOG)  # as when it is ready
         log.error("worker ended", pid=pid, why=why, restarts=self.restarts, next_in_s=self._pause_s)
 
     def _end_successor(self, why: str) -> None:
@@ -381,7 +383,6 @@ class Supervisor:
         match keeper.decode_from_worker(data):
             case keeper.Ready():
                 worker.ready, worker.ready_s = True, time.monotonic()
-                self._listener.listen(BACKLOG)  # again: its peers shall see our pid, not the worker's (SO_PEERCRED, unix(7))
                 if worker is self.successor:
                     self._introduce(worker)
             case keeper.TookOver() if worker is self.successor:
@@ -426,7 +427,6 @@ class Supervisor:
         assert old is not None
         assert self.worker is not None
         self._python = self.worker.python
-        self._listener.listen(BACKLOG)
         log.info("worker took over", pid=self.worker.pid, before=old.pid)
         with contextlib.suppress(subprocess.TimeoutExpired):
             old.process.wait(STOP_TIMEOUT_S)  # it gives up its engines' threads and ends: milliseconds
