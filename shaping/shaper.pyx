@@ -59,8 +59,8 @@ cdef class Shaper(Element):
                or one packet). Lateness of the engine is made up in full by what waits meanwhile, and up to 100 ms of it by what comes at
                once when the queue runs empty of it.
     Drops:     queue_full (tail drop), no_buffer (a segment), released (held when the element was taken out)
-    Counters:  passed (left at once), delayed (waited), split (GSO frames cut), sent_bytes (wire bytes let go), queue_bytes (waiting now),
-               queue_bytes_max, sojourn_max_ns, sojourn_ns (sum over all packets: divide by passed + delayed)
+    Counters:  passed (left at once), delayed (waited), split (GSO frames cut), sent_bytes (wire bytes let go while there is a rate),
+               queue_bytes (waiting now), queue_bytes_max, sojourn_max_ns, sojourn_ns (sum over all packets: divide by passed + delayed)
     Handlers:  counters; rate (read, write, live; "none": unlimited): what waits stays in place, and the bits still owed for the packet
                before are paid at the new rate; queue (read): packets and bytes that wait, and how many bytes may
     Threads:   any one engine

@@ -113,9 +113,24 @@ def test_version():
     (["demo", "--rate", "1gbps"], "write 1gbit"),
     (["demo", "--queues", "0"], "--queues"),
     (["config", "check"], "FILE.yaml"),
+    (["stats", "--watch", "1ms"], "--watch 1ms: want 10ms to 1h"),
+    (["demo", "--seconds", "nan"], "nan is not in the range 0.2<=x<=600"),
+    (["capture", "web", "-w", "x", "-d", "inf"], "inf is not in the range"),
 ])  # fmt: skip
 def test_wrong_use_gets_one_line_and_status_2(words, says):
     assert_error(invoke(*words), 2, says)
+
+
+def test_a_module_that_is_not_there_is_not_right(tmp_path):
+    (tmp_path / "net.yaml").write_text("modules:\n- {module: no_such:Module}")
+    assert_error(invoke("config", "check", str(tmp_path / "net.yaml")), 2, "module no_such:Module: cannot import no_such")
+
+
+@pytest.mark.parametrize("words", [[], ["config"], ["attach"]], ids=" ".join)
+def test_no_command_gets_the_help_and_status_2(words):
+    result = invoke(*words)
+    assert result.exit_code == 2 and result.stdout == ""
+    assert result.stderr.startswith("Usage: ") and "\nCommands:\n" in result.stderr
 
 
 @pytest.mark.parametrize(("text", "says"), [

@@ -183,6 +183,7 @@ def test_what_a_user_was_granted_is_the_limit(net):
         for rate in ("101mbit", "none"):
             assert "may have at most 100mbit" in net.as_user(ALICE, "rate", "box", "--egress", rate, status=1)
         assert "its rates are set by the instance's owner" in net.as_user(ALICE, "rate", "made", "--egress", "2mbit", status=1)
+        assert "it was attached by the instance's owner" in net.as_user(ALICE, "detach", "made", status=1)
         says = net.as_user(ALICE, "attach", "tap", "third", "--pid", str(more.pid), status=1)
         assert "may have 2 NICs, and has them" in says
         net.as_user(ALICE, "detach", "box")

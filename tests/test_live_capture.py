@@ -138,7 +138,9 @@ def test_however_it_ends_the_network_goes_on(network, tmp_path, how):
 def test_bad_use(network, tmp_path, words, status, message):
     environment, _, _ = network  # noqa: F811
     environment = {**environment, "PYTHONPATH": str(TREE)}
+    (tmp_path / "f").write_text("of yesterday")
     done = subprocess.run([*VNIC, "capture", *words], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert (tmp_path / "f").read_text() == "of yesterday"
     assert done.returncode == status and message in done.stderr and done.stderr.count("\n") == 1
     assert not [name for name in os.listdir(environment["VNIC_RUNTIME_DIR"]) if name.startswith("capture-")]
 

@@ -106,14 +106,19 @@ def test_a_broken_capture_ends_with_status_1(place):
     (["replay", "none.pcap", "-c", "net.yaml"], "none.pcap: No such file or directory"),
     (["replay", "net.yaml", "-c", "net.yaml"], "net.yaml: begins with 6e 69 63 73: no capture; want pcap or pcapng"),
     (["replay", "in.pcap", "-c", "net.yaml", "--expect", "x"], "--expect compares a file: want -o OUT.pcapng, too"),
-    (["replay", "in.pcap", "-c", "net.yaml", "-o", "in.pcap"], "in.pcap: is both input and output; write to another file"),
-    (["replay", "in.pcap", "-c", "net.yaml", "-o", "net.yaml", "--expect", "net.yaml"], "net.yaml is both --output and --expect"),
+    (["replay", "in.pcap", "-c", "net.yaml", "-o", "in.pcap"], "in.pcap is both --output and input; write to another file"),
+    (["replay", "in.pcap", "-c", "net.yaml", "-o", "net.yaml", "--expect", "net.yaml"], "net.yaml is both --output and --config"),
+    (["replay", "in.pcap", "-c", "net.yaml", "-o", "golden", "--expect", "golden"],
+     "golden is both --output and --expect"),
+    (["replay", "in.pcap", "-c", "net.yaml", "-o", "out.pcapng", "--report", "golden", "--expect", "golden"],
+     "golden is both --report and --expect"),
     (["replay", "in.pcap", "-c", "net.yaml", "-o", "no/where"], "cannot write no/where: No such file or directory"),
     (["diff", "in.pcap", "in.pcap", "--tolerance", "5"], "5"),
     (["diff", "in.pcap", "in.pcap", "--ignore", "IP.nose"], "--ignore IP.nose: no such field; IP has version, ihl"),
     (["diff", "in.pcap", "in.pcap", "--ignore", "nose"], "--ignore nose: want Layer.field in scapy's names"),
 ])  # fmt: skip
 def test_bad_use_is_one_line(place, arguments, message):
+    (place / "golden").touch()
     done = vnic(place, *arguments)
     lines = done.stderr.splitlines()
     assert len(lines) == 1 and message in lines[0] and lines[0].startswith("vnic: error: ")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dataplane.errors import VnicError
-from vnic.cli.common import connect, instance_option, json_option, plural, print_json
+from vnic.cli.common import Seconds, connect, instance_option, json_option, plural, print_json
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 CHUNK = 1 << 16
 HEADER_BYTES = 24  # of a pcap file
 RECORD_BYTES = 16
+DURATION_MOST_S = 1e7  # four months: what a timeout of the system can be
 
 
 @click.command(epilog="Exit status: 0 done, 1 packets were missed or writing failed, 2 wrong use.")
@@ -32,7 +33,7 @@ RECORD_BYTES = 16
     "--snaplen", "-s", type=click.IntRange(1, 262144), default=262144, show_default=True, help="Bytes kept of a frame."
 )
 @click.option("--count", "-c", type=click.IntRange(1), help="Stop after so many packets.")
-@click.option("--duration", "-d", type=click.FloatRange(0.001), metavar="SECONDS", help="Stop after so long.")
+@click.option("--duration", "-d", type=Seconds(0.001, DURATION_MOST_S), metavar="SECONDS", help="Stop after so long.")
 @instance_option
 @json_option
 def capture(
@@ -55,7 +56,6 @@ def capture(
     deadline = None if duration is None else time.monotonic() + duration
     with (
         connect(instance) as client,
-        _target(target) as writing,
         _stop_signal() as stop,
         _target(os.devnull) as null,
         ExitStack() as stack,
@@ -63,6 +63,9 @@ def capture(
         number = client.call("StartCapture", point=point, snaplen=snaplen)["capture"]
         (reading,) = client.descriptors  # of a pipe that the daemon writes into
         stack.callback(os.close, reading)
+        writing = stack.enter_context(
+            _target(target)
+        )  # now that there is something to write: else an older file would be lost for nothing
         with suppress(BrokenPipeError):
             _copy(reading, writing, stop, count, deadline)
         # The daemon writes out what waits before it answers: somebody must read meanwhile.

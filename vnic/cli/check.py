@@ -55,7 +55,8 @@ def config() -> None:
 def check(file: str, as_json: bool) -> None:
     """Say whether FILE.yaml is right, without touching anything; --json prints it with all defaults filled in.
 
-    Elements are looked for, too: the modules of module:Class are imported.
+    Elements and modules are looked for, too: what module:Class names is imported, but made only by `vnic up`, which may still refuse
+    its settings.
 
     \b
     vnic config check net.yaml
@@ -63,6 +64,7 @@ def check(file: str, as_json: bool) -> None:
     """
     import msgspec
 
+    from vnic.control.chain import module_class
     from vnic.control.load import load_config
     from vnic.control.schema import encode_scalar
 
@@ -70,6 +72,8 @@ def check(file: str, as_json: bool) -> None:
     for nic in found.nics.values():
         for direction in (nic.egress, nic.ingress):
             _find_elements(direction.elements, found.directory)
+    for module in found.modules:
+        module_class(module.module, found.directory)
     if as_json:
         print_json(msgspec.json.decode(msgspec.json.encode(found, enc_hook=encode_scalar)))
     else:

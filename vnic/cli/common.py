@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
@@ -22,13 +23,23 @@ def instance_option(function: F) -> F:
 
 
 def json_option(function: F) -> F:
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(function)
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
 
 
 def connect(instance: str) -> Client:
     from vnic.control.client import Client
 
     return Client(instance)
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds within bounds: NaN is beyond any."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
+        found: float = super().convert(value, parameter, context)
+        if math.isnan(found):
+            self.fail(f"{value} is not in the range {self._describe_range()}.", parameter, context)
+        return found
 
 
 def plural(count: int, noun: str) -> str:

@@ -55,9 +55,14 @@ def handler(element: str | None, handler: str | None, value: str | None, instanc
 
 def _value(text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_no_number)
     except ValueError:
         return text
+
+
+def _no_number(text: str) -> Any:
+    """NaN and Infinity, which JSON does not have."""
+    raise ValueError(text)
 
 
 def _shown(value: Any) -> str:

@@ -103,6 +103,9 @@ def explain(error: Exception) -> tuple[str, int]:
 
 def fail(error: Exception) -> NoReturn:
     """One line on stderr, with VNIC_DEBUG=1 the traceback before it, and the end."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+        sys.exit(2)
     message, status = explain(error)
     if os.environ.get("VNIC_DEBUG", "0") not in ("", "0"):
         import traceback
@@ -140,7 +143,7 @@ def cli() -> None:
     vnic rate web --egress 100mbit             shape it, live; `vnic stats web` to look
     vnic replay in.pcap --config net.yaml -o out.pcapng    the same network, in virtual time
 
-    Exit status: 0 done, 1 failed while running, 2 wrong use or configuration. VNIC_DEBUG=1 adds a traceback.
+    Exit status: 0 done, 1 failed while running, 2 wrong use or configuration, 130 interrupted. VNIC_DEBUG=1 adds a traceback.
     """
 
 

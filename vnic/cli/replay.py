@@ -99,8 +99,10 @@ def replay(
         raise click.UsageError("--json and -o - both want stdout")
     if expect is not None and (output is None or output == "-"):
         raise click.UsageError("--expect compares a file: want -o OUT.pcapng, too")
-    if expect and output and os.path.exists(expect) and os.path.exists(output) and os.path.samefile(expect, output):
-        raise click.UsageError(f"{expect} is both --output and --expect; write to another file")
+    for option, written in [("--output", output), *(("--report", report) for report in reports)]:
+        for what, read in [("--config", config_file), ("--expect", expect), *(("input", path) for path in inputs.values())]:
+            if written and read and os.path.exists(read) and os.path.exists(written) and os.path.samefile(read, written):
+                raise click.UsageError(f"{read} is both {option} and {what}; write to another file")
     if reports:
         from vnic.replay.report import check_report, write_report
 

@@ -12,15 +12,13 @@ from pathlib import Path
 import click
 
 from dataplane.errors import ConfigError, VnicError
-from vnic.cli.common import connect, instance_option, json_option, plural, print_json
+from vnic.cli.common import Seconds, connect, instance_option, json_option, plural, print_json
 
 
 @click.command()
 @click.option("--rate", default="100mbit", show_default=True, help="The rate applied in the second half.")
 @click.option("--queues", type=click.IntRange(1, 64), default=2, show_default=True, help="Queue pairs of each NIC.")
-@click.option(
-    "--seconds", type=click.FloatRange(0.2, 600), default=3.0, show_default=True, help="How long each way is measured."
-)
+@click.option("--seconds", type=Seconds(0.2, 600), default=3.0, show_default=True, help="How long each way is measured.")
 @click.option("--spin", default="0us", show_default=True, help="How long the engine polls before it sleeps.")
 @json_option
 def demo(rate: str, queues: int, seconds: float, spin: str, as_json: bool) -> None:

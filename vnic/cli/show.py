@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import click
 
 from vnic.cli.common import connect, instance_option, json_option, print_json, print_line, print_table
+
+WATCH_MS = 10, 3_600_000
 
 
 def _rate(bps: int | None) -> str | None:
@@ -60,7 +63,7 @@ def status(instance: str, as_json: bool) -> None:
         print_json(found)
         return
     entries = found.get("switch", {}).get("entries", [])
-    click.echo(f"instance {instance}, pid {found['pid']}, {len(entries)} addresses learned")
+    click.echo(f"instance {instance}, worker {found['pid']}, {len(entries)} addresses learned")
     supervisor = found.get("supervisor") or {}
     if supervisor.get("version", found.get("version")) != found.get("version"):
         click.echo(
@@ -107,7 +110,7 @@ def status(instance: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--watch", metavar="TIME", help="Again and again, at this interval, such as 1s.")
+@click.option("--watch", metavar="TIME", help="Again and again, at this interval, 10ms to 1h, until Ctrl-C.")
 @instance_option
 @json_option
 def stats(name: str | None, watch: str | None, instance: str, as_json: bool) -> None:
@@ -128,7 +131,9 @@ def stats(name: str | None, watch: str | None, instance: str, as_json: bool) -> 
     from dataplane.units import parse_time
 
     interval_ms = parse_time(watch) // 1_000_000
-    with connect(instance) as client:
+    if not WATCH_MS[0] <= interval_ms <= WATCH_MS[1]:
+        raise click.UsageError(f"--watch {watch}: want 10ms to 1h")
+    with connect(instance) as client, suppress(KeyboardInterrupt):
         for reply in client.stream("WatchStats", name=name, interval_ms=interval_ms):
             if as_json:
                 print_line(reply)
@@ -150,7 +155,7 @@ def monitor(instance: str, as_json: bool) -> None:
     """
     import datetime
 
-    with connect(instance) as client:
+    with connect(instance) as client, suppress(KeyboardInterrupt):
         for reply in client.stream("Monitor"):
             event: dict[str, Any] = reply["event"]
             if as_json:

@@ -139,7 +139,11 @@ class _NicMethods:
             raise NotPermittedError(f"nic {config.name}: {session.who} may be in {may}; {MORE}")
 
     def detach(self, parameters: Named, caller: Caller) -> dict[str, Any]:
-        self._nics.get(parameters.name, caller.session)
+        session = caller.session
+        if not self._nics.get(parameters.name, session).config.passed and not session.is_owner:
+            raise NotPermittedError(
+                f"nic {parameters.name}: it was attached by the instance's owner; {session.who} may cut its link"
+            )
         self._nics.detach(parameters.name)
         return {}
 
