@@ -8,6 +8,7 @@ from dataplane.errors import VnicError
 from dataplane.ports.memory import Frame
 from dataplane.ring import MpscRing
 from tests.wire_frames import UDP, Spec
+from vnic.control.accounts import nic_of
 from vnic.control.load import parse_config
 from vnic.control.module import Module
 from vnic.control.runtime import Runtime
@@ -147,6 +148,14 @@ def test_who_comes_and_goes_leaves_one_number(running):
         assert successor.cpu() == {"a": 2, "a.b": 0, "c": 0, "gone.before": 0, "gone": 54}
     finally:
         successor.runtime.close()
+
+
+@pytest.mark.parametrize(
+    ("element", "nic"),
+    [("a.rx", "a"), ("a.b.rx", "a.b"), ("a.b.egress.0", "a.b"), ("a.bc.rx", "a"), ("ab.rx", None), ("a", None), ("", None)],
+)
+def test_whose_an_element_is(element, nic):
+    assert nic_of(element, {"a": 0, "a.b": 0}) == nic
 
 
 def test_a_module_s_fault_closes_nobody_s_books():

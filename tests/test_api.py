@@ -1,6 +1,7 @@
 """The control API over real sockets: what clients may do, and what a broken one cannot do to others."""
 
 import asyncio
+import contextlib
 import json
 import os
 import select
@@ -294,6 +295,34 @@ def test_other_users_are_refused(open_directory, monkeypatch):
 
     answer = asyncio.run(ask())
     assert b"org.vnic.Control.NotPermitted" in answer and b"user nobody (uid 65534): may not use this vnic" in answer
+
+
+def test_a_client_that_comes_with_an_upgrade_is_handed_over(open_directory):
+    """Let in, and nothing read from it yet, or not let in: either way the next server has it."""
+    path = str(open_directory / "s")
+
+    async def hand_over():
+        with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as closing:
+            listener.bind(path)
+            listener.listen()
+            server = Server(Methods([Instance(FakeRuntime(None), Bus(asyncio.get_running_loop()))], "0.0", lambda: None))
+            await server.start(listener.dup())
+            for _ in range(3):
+                closing.enter_context(socket.socket(socket.AF_UNIX)).connect(path)
+            while not server.idle():
+                await asyncio.sleep(0)
+            server.stop_accepting()
+            server.pause()
+            handed_over = len(server.idle())
+            assert await asyncio.gather(*server.let_go(), return_exceptions=True)
+            listener.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    closing.enter_context(listener.accept()[0])
+                    handed_over += 1
+            return handed_over
+
+    assert asyncio.run(hand_over()) == 3
 
 
 def test_a_request_a_byte_at_a_time_is_cut_off_and_nobody_waits(open_directory, monkeypatch):

@@ -10,12 +10,14 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
+from dataplane.errors import VnicError
 from tests.support.containers import Container
 from tests.test_command import environment, ping, vnic  # noqa: F401 - a fixture
 from tests.test_metrics import get, port  # noqa: F401 - a fixture
 from tests.test_supervisor import ECHO, TALK, inside, kill_worker, status
 from tests.test_upgrade import an_engine_each, entries
 from tests.test_upgrade_faults import faulty  # noqa: F401 - a fixture
+from vnic.control.client import Client
 
 pytestmark = pytest.mark.commands
 
@@ -55,6 +57,10 @@ class Part(PyElement):
 
     def process(self, batch):
         pass
+
+class Deadly(Part):
+    def __init__(self, *, name=None):
+        os._exit(9)
 """
 
 
@@ -164,6 +170,22 @@ def test_after_a_crash_the_others_go_on_without_a_nic_that_cannot_be_attached(en
             assert status(environment)["lost"] == []
             ping(a, "10.99.0.2")
             assert kill_worker(environment)["lost"] == []
+
+
+def test_a_nic_that_a_worker_died_attaching_is_not_there(environment, running, tmp_path, monkeypatch):  # noqa: F811
+    """The supervisor has its TAP already; the configuration never had it."""
+    monkeypatch.setenv("VNIC_RUNTIME_DIR", environment["VNIC_RUNTIME_DIR"])
+    before = status(environment)["pid"]
+    with Container() as c:
+        nic = {"pid": c.pid, "interface": "eth0", "egress": {"elements": ["fragile:Deadly"]}}
+        with Client() as client, pytest.raises(VnicError):
+            client.call("Attach", name="c", nic=nic)
+        while (found := status(environment))["pid"] == before:
+            pass
+        assert [nic["name"] for nic in found["nics"]] == ["a", "b"] and found["lost"] == []
+        assert c.interfaces() == []
+        vnic(environment, "attach", "tap", "c", "--pid", str(c.pid), "--interface", "eth0", "--address", "10.99.0.3/24")
+        ping(c, "10.99.0.2")
 
 
 @pytest.mark.parametrize("step", ["construct", "part", "start", "methods"])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.test_command import environment, vnic  # noqa: F401 - a fixture
-from vnic.control.log import JsonFormatter, Log, TextFormatter
+from vnic.control.log import WORD_MOST, JsonFormatter, Log, TextFormatter
 
 pytestmark = pytest.mark.commands
 
@@ -34,6 +34,13 @@ def test_text():
         r'\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} INFO rate nic=web uid=1000 text="a \\"b\\" c" nothing=""\n', line
     )
     assert logged(TextFormatter("vnic:"), lambda log: log.warning("worker killed", pid=7)) == "vnic: worker killed pid=7\n"
+
+
+def test_a_long_word_is_cut():
+    """What a client calls a NIC that there is none of is in the log, but not all of it."""
+    for formatter in (TextFormatter(), JsonFormatter()):
+        line = logged(formatter, lambda log: log.info("SetLink", name="\u200b" * 85_000))
+        assert len(line) < 6 * WORD_MOST + 200 and "..." in line
 
 
 fields = st.dictionaries(st.from_regex(r"[a-z_]{1,8}", fullmatch=True), st.text(max_size=20) | st.integers() | st.floats())

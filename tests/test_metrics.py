@@ -72,6 +72,21 @@ def test_metrics_say_what_stats_say(environment, tmp_path, leak_check, port):  #
             vnic(environment, "down")
 
 
+def test_what_is_another_s_is_left_alone(environment, tmp_path, leak_check, port):  # noqa: F811
+    """A file in the place of the socket; the port of another instance."""
+    (tmp_path / "notes").write_text("mine")
+    (tmp_path / "file.yaml").write_text(json.dumps({"metrics": {"socket": str(tmp_path / "notes")}}))
+    assert "already in use; choose another place" in vnic(environment, "up", "-d", str(tmp_path / "file.yaml"), status=1)
+    assert (tmp_path / "notes").read_text() == "mine"
+    (tmp_path / "net.yaml").write_text(json.dumps({"metrics": {"listen": f"127.0.0.1:{port}"}}))
+    vnic(environment, "up", "-d", str(tmp_path / "net.yaml"))
+    try:
+        said = vnic(environment, "up", "-d", "--instance", "two", str(tmp_path / "net.yaml"), status=1)
+        assert f"127.0.0.1:{port}" in said and "choose another place" in said
+    finally:
+        vnic(environment, "down")
+
+
 def test_what_is_no_request_hurts_nobody(environment, tmp_path, leak_check, port):  # noqa: F811
     (tmp_path / "net.yaml").write_text(json.dumps({"metrics": {"listen": f"127.0.0.1:{port}"}}))
     vnic(environment, "up", "-d", str(tmp_path / "net.yaml"))

@@ -17,7 +17,9 @@ import pytest
 from tests.support import plain_user
 from tests.support.containers import IS_ROOT, Container
 from tests.test_command import VNIC, environment, gone_within, ping, processes_of, vnic, write_config  # noqa: F401 - a fixture
+from vnic.control.api import BACKLOG
 from vnic.control.instance import turn_away
+from vnic.control.supervisor import Supervisor, WorkerProcess
 from vnic.device.descriptors import readable
 
 TREE = Path(__file__).parents[1]
@@ -217,6 +219,41 @@ def test_other_users_are_not_told_why():
         os.waitpid(child, 0)
 
 
+def test_those_who_come_without_end_do_not_keep_it_from_its_work():
+    class Crowd:
+        count = 0
+
+        def accept(self):
+            self.count += 1
+            ours, theirs = socket.socketpair()
+            theirs.close()
+            return ours, ""
+
+    crowd = Crowd()
+    assert turn_away(crowd, "the reason", "another time")
+    assert crowd.count == BACKLOG
+
+
+def test_a_successor_that_dies_as_soon_as_it_took_over_is_a_crash(tmp_path, monkeypatch):
+    """Its last words are heard when it is found dead: it is the worker then, and it is replaced."""
+    (tmp_path / "ends.py").write_text("")
+    (tmp_path / "takes_over.py").write_text(
+        "import socket, sys\nfrom vnic.control import keeper\n"
+        "keeper.send(socket.socket(fileno=int(sys.argv[2])), keeper.TookOver())\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with socket.socket(socket.AF_UNIX) as listener:
+        supervisor = Supervisor("test", listener, None, "ends")
+        supervisor._announce = False  # it was up
+        supervisor.worker, supervisor.successor = (
+            WorkerProcess("", module, listener, "successor", ()) for module in ("ends", "takes_over")
+        )
+        assert readable(supervisor.successor.pidfd, 30)
+        assert not supervisor._finished(lambda pid: None)
+        assert supervisor.worker is None and supervisor.successor is None
+        assert supervisor.restarts == 1 and supervisor.last == "exit status 0"
+
+
 def test_down_needs_no_worker_that_answers(environment, two):  # noqa: F811
     """Here one that stands still when the supervisor is asked to stop, and goes on then."""
     a, _ = two
@@ -253,7 +290,16 @@ def test_a_supervisor_that_has_no_room_for_files_goes_on(environment, two, tmp_p
     taken = {int(name) for name in os.listdir(f"/proc/{supervisor}/fd")}
     with Container() as c, open_files(supervisor, next(number for number in range(1000) if number not in taken)):
         attach = ("attach", "tap", "c", "--pid", str(c.pid), "--interface", "eth0")
-        assert "too many open files; raise the limit" in vnic(environment, "rate", "a", "--egress", "10mbit", status=1)
+        for change in (
+            ("rate", "a", "--egress", "10mbit"),
+            ("link", "a", "down"),
+            ("group", "default", "--mode", "compacting"),
+            ("detach", "a"),
+        ):
+            assert "too many open files; raise the limit" in vnic(environment, *change, status=1)
+        settings = [(nic["name"], nic["link"], nic["egress_bps"]) for nic in status(environment)["nics"]]
+        assert settings == [(nic["name"], nic["link"], nic["egress_bps"]) for nic in found["nics"]]
+        assert status(environment)["groups"][0]["mode"] == found["groups"][0]["mode"] == "spreading"
         assert "Too many open files" in vnic(environment, *attach, status=1)
         assert c.interfaces() == []
         assert "too many open files" in vnic(environment, "upgrade", status=1).lower()

@@ -15,6 +15,7 @@ from tests.support import plain_user
 from tests.test_command import VNIC, environment, ping, vnic  # noqa: F401 - a fixture
 from tests.test_supervisor import inside, status
 from tests.test_upgrade import OVERTAKEN_MOST, RECEIVE, Traffic, counters, link_counts, two  # noqa: F401 - a fixture
+from vnic.control.client import Client
 from vnic.control.upgrade import Channel, Silent
 
 pytestmark = pytest.mark.commands
@@ -190,6 +191,16 @@ def test_a_python_that_has_no_vnic(environment, two):  # noqa: F811
         peer, _, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     assert peer == status(environment)["supervisor"]["pid"]
     ping(a, "10.99.0.2")
+
+
+@pytest.mark.parametrize("python", ["/bin/py\0thon", "/" + "x" * 70_000])
+def test_a_python_that_is_no_path(environment, two, python, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("VNIC_RUNTIME_DIR", environment["VNIC_RUNTIME_DIR"])
+    before = status(environment)
+    with Client() as client, pytest.raises(VnicError, match="python"):
+        client.call("Upgrade", python=python)
+    after = status(environment)
+    assert (after["pid"], after["supervisor"]) == (before["pid"], before["supervisor"])
 
 
 @pytest.mark.parametrize("late", [True, False])

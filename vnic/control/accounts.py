@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from dataplane.engine import Engine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from typing import Protocol
 
     class Charged(Protocol):
@@ -52,17 +52,17 @@ class Accounts:
         overhead = 0
         for home in self._homes:
             for element, charged in home.engine.charges().items():
-                nic = _nic_of(element, nics)
+                nic = nic_of(element, nics)
                 if nic is None:
                     overhead += charged
                 else:
                     cpu[nic] += charged
             for element, statistics in home.engine.snapshot():
-                nic = _nic_of(element, nics)
+                nic = nic_of(element, nics)
                 if nic is not None:
                     held[nic] += statistics["held"]
             for each in home.engine.elements:
-                nic = _nic_of(each.name, nics)
+                nic = nic_of(each.name, nics)
                 if nic is not None:
                     memory[nic] += each.memory_bytes()
         return {
@@ -80,7 +80,7 @@ class Accounts:
         nics = self._clients()
         for home in self._homes:
             for element, charged in home.charged.items():
-                self._book(_nic_of(element, nics) or NOBODY, charged)
+                self._book(nic_of(element, nics) or NOBODY, charged)
             home.charged.clear()
         for stranger in self.gone.keys() - nics.keys() - {NOBODY}:
             self._book(NOBODY, self.gone.pop(stranger))
@@ -95,6 +95,9 @@ class Accounts:
         self.gone[nic] = self.gone.get(nic, 0) + charged
 
 
-def _nic_of(element: str, nics: Iterable[str]) -> str | None:
+def nic_of(element: str, nics: Collection[str]) -> str | None:
     """The NIC whose name begins the element's. Names of NICs may have dots, so the longest."""
-    return max((nic for nic in nics if element.startswith(f"{nic}.")), key=len, default=None)
+    while element := element.rpartition(".")[0]:
+        if element in nics:
+            return element
+    return None

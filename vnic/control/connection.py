@@ -43,6 +43,7 @@ class Connection:
         self.buffer = bytearray(begun)  # what came and is not answered: part of a request, and those that were sent ahead
         self.streaming = b""  # the request whose replies go on
         self.waiting: tuple[bytes, list[int]] | None = None  # one that waits for the end of an upgrade, and what came with it
+        self.admitted = False  # it counts among the clients that there may be
         self.answering = False  # a request was taken, and its reply has not gone out
         self.task: asyncio.Task[None] | None = None
         self._open = asyncio.Event()

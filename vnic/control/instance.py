@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from dataplane.errors import ConfigError
-from vnic.control.api import INTERFACE, checked_instance, runtime_directory, socket_path
+from vnic.control.api import BACKLOG, INTERFACE, checked_instance, runtime_directory, socket_path
 
 LOG_BYTES = 4 << 20  # and as much again in the one before
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -94,9 +94,10 @@ def listening(instance: str) -> Iterator[socket.socket]:
 
 
 def turn_away(listener: socket.socket, why: str, why_for_others: str) -> bool:
-    """Answers every client that waits to be let in, whatever it asks, that it failed: the instance's owner and root by `why`. Nothing that
-    clients send is read. Returns whether nobody waits any more."""
-    while True:
+    """Answers clients that wait to be let in, whatever they ask, that it failed: the instance's owner and root by `why`. Nothing that
+    clients send is read. No more than the queue holds in one call: those who come again and again must not keep us here. Returns False
+    where no file can be opened."""
+    for _ in range(BACKLOG):
         try:
             client, _ = listener.accept()
         except BlockingIOError:
@@ -108,6 +109,7 @@ def turn_away(listener: socket.socket, why: str, why_for_others: str) -> bool:
             _, uid, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             message = why if uid in (0, os.geteuid()) else why_for_others
             client.send(json.dumps({"error": f"{INTERFACE}.Failed", "parameters": {"message": message}}).encode() + b"\0")
+    return True
 
 
 @contextmanager

@@ -16,7 +16,9 @@ import msgspec
 from dataplane.errors import ConfigError
 from vnic.control.api import DESCRIPTION, INTERFACE
 from vnic.control.events import Bus, Event, Subscription
-from vnic.control.module import FRESH_MOST, FRESH_S, Caller, Method, Parameters, Session
+from vnic.control.module import FRESH_TURNS, Caller, Fresh, Method, Parameters, Session
+
+PATH_MOST = 4096  # PATH_MAX, limits.h: a longer one does not fit into a message to the supervisor either
 
 
 class Stats(Parameters):
@@ -52,7 +54,7 @@ class WriteHandler(ReadHandler):
 
 
 class Upgrade(Parameters):
-    python: str = ""
+    python: Annotated[str, msgspec.Meta(max_length=PATH_MOST, pattern=r"^[^\x00]*\Z")] = ""
 
 
 class Instance:
@@ -72,7 +74,7 @@ class Instance:
     ) -> None:
         self._runtime, self._bus, self._upgrade = runtime, bus, upgrade
         self._process = {"pid": os.getpid(), "version": version, "supervisor": supervisor}
-        self._fresh: dict[str | None, tuple[float, dict[str, Any]]] = {}
+        self._fresh = Fresh(FRESH_TURNS)
 
     def methods(self) -> list[Method]:
         found = [
@@ -94,9 +96,9 @@ class Instance:
     def ended(self, session: Session) -> None:
         """Nothing ends with a client."""
 
-    def _visible(self, session: Session) -> list[str] | None:
+    def _visible(self, session: Session) -> set[str] | None:
         """The NICs that a client may see; None: everything."""
-        return None if session.is_owner else self._runtime.nics.names(session.uid)
+        return None if session.is_owner else set(self._runtime.nics.names(session.uid))
 
     # -- what is read ------------------------------------------------------------------------------------------------------
 
@@ -123,13 +125,9 @@ class Instance:
             self._runtime.nics.get(name, session)
 
     def _recent(self, name: str | None) -> dict[str, Any]:
-        """Counters, at most FRESH_S old: however many streams there are, engines are asked so often and no more."""
-        now = time.monotonic()
-        if name not in self._fresh or now - self._fresh[name][0] > FRESH_S:
-            if len(self._fresh) > FRESH_MOST:
-                self._fresh.clear()
-            self._fresh[name] = (now, self._runtime.stats(name))
-        return self._fresh[name][1]
+        """Counters of just now: however many streams there are, engines are asked so often and no more."""
+        found: dict[str, Any] = self._fresh.get(name, lambda: self._runtime.stats(name))
+        return found
 
     def _theirs(self, stats: dict[str, Any], session: Session) -> dict[str, Any]:
         """What of counters a client may see."""

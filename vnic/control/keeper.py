@@ -257,13 +257,22 @@ class Keeper:
         """Keys of what the worker before left and nobody took yet, that begin so."""
         return [key for key in self._inherited if key.startswith(prefix)]
 
+    def drop_inherited(self, *prefixes: str) -> None:
+        """Has the supervisor let go of what the worker before left and nobody took. Raises VnicError."""
+        for key in [key for prefix in prefixes for key in self.inherited(prefix)]:
+            close_all(self.take(key) or [])
+            self.drop(key)
+
     def put(self, key: str, descriptors: Sequence[int]) -> None:
         """Has the supervisor keep duplicates. Raises VnicError."""
         self._call(Put(key), descriptors)
 
     def put_document(self, key: str, content: bytes) -> None:
         """Has the supervisor keep a document. Raises VnicError."""
-        descriptor = write_document(content)
+        try:
+            descriptor = write_document(content)
+        except OSError as error:
+            raise VnicError(f"{key} cannot be kept: {error.strerror}") from None
         try:
             self.put(key, [descriptor])
         finally:

@@ -20,6 +20,7 @@ from typing import Any
 
 FORMATS = ("text", "json")
 VARIABLE = "VNIC_LOG_FORMAT"
+WORD_MOST = 500
 
 
 class Log:
@@ -45,8 +46,12 @@ class Log:
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    """Words of more than WORD_MOST characters cut: clients' are among them, and a few long ones would push all others out of the log."""
     found: dict[str, Any] = getattr(record, "fields", {})
-    return found
+    return {
+        key: f"{value[:WORD_MOST]}..." if isinstance(value, str) and len(value) > WORD_MOST else value
+        for key, value in found.items()
+    }
 
 
 class TextFormatter(logging.Formatter):

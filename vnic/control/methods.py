@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -11,7 +10,7 @@ import msgspec
 from dataplane.errors import ConfigError, VnicError, one_line
 from vnic.control.api import INTERFACE, SERVICE, SERVICE_DESCRIPTION
 from vnic.control.log import Log
-from vnic.control.module import FRESH_MOST, FRESH_S, Caller, Method, NotPermittedError, Parameters, Session
+from vnic.control.module import Caller, Fresh, Method, NotPermittedError, Parameters, Session
 
 ABOUT = ("name", "point", "element", "handler")  # parameters that say what a change is about, for the log
 
@@ -75,7 +74,7 @@ class Methods:
     ) -> None:
         self._version, self.shut_down = version, shut_down
         self._clients = clients or {}
-        self._fresh: dict[object, tuple[float, dict[str, Any]]] = {}
+        self._fresh = Fresh()
         self._descriptions = {SERVICE: SERVICE_DESCRIPTION}
         self._methods = {
             f"{SERVICE}.GetInfo": Method("GetInfo", self._info, clients=True),
@@ -169,12 +168,8 @@ class Methods:
         if not method.cached:
             return dict(method.call(parameters, caller))
         who = None if caller.session.is_owner else caller.session.uid
-        key, now = (method, msgspec.json.encode(parameters), who), time.monotonic()
-        if key not in self._fresh or now - self._fresh[key][0] > FRESH_S:
-            if len(self._fresh) > FRESH_MOST:
-                self._fresh.clear()
-            self._fresh[key] = (now, method.call(parameters, caller))
-        return self._fresh[key][1]
+        asked = method, msgspec.json.encode(parameters), who
+        return dict(self._fresh.get(asked, lambda: method.call(parameters, caller)))
 
     # -- org.varlink.service -----------------------------------------------------------------------------------------------
 

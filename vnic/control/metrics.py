@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -17,14 +15,13 @@ from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from dataplane.errors import VnicError
-from vnic.control.module import FRESH_S
+from vnic.control.module import FRESH_TURNS, Fresh
 from vnic.control.schema import MetricsConfig
 
 HEAD_MOST = 8192  # bytes of a request
 TIMEOUT_S = 5.0  # of a connection, from its beginning to its end
 CONNECTIONS_MOST = 16
 BACKLOG = 32  # that wait to be let in; also, asyncio lets in so many at once before it looks at anything else
-FRESH_TURNS = 10  # a text stays good for so many times what it took to make: at most a tenth of control's time goes into it
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -122,27 +119,10 @@ def text_of(runtime: Readable) -> bytes:
     return generate_latest(registry)
 
 
-class Exposition:
-    """A runtime's exposition, made anew when the last one is older than FRESH_S, and than FRESH_TURNS times what it took to make: the more
-    there is to read, and the more often somebody asks, the older it may be."""
-
-    def __init__(self, runtime: Readable) -> None:
-        self._runtime = runtime
-        self._text, self._good_until = b"", 0.0
-
-    def text(self) -> bytes:
-        begin = time.monotonic()
-        if begin >= self._good_until:
-            self._text = text_of(self._runtime)
-            end = time.monotonic()
-            self._good_until = end + max(FRESH_S, FRESH_TURNS * (end - begin))
-        return self._text
-
-
 @contextlib.asynccontextmanager
-async def serving(config: MetricsConfig, runtime: Readable):  # type: ignore[no-untyped-def]
-    """Serves metrics where the configuration says. Raises VnicError where that is taken."""
-    exposition = Exposition(runtime)
+async def serving(config: MetricsConfig, runtime: Readable, *, first: bool = True):  # type: ignore[no-untyped-def]
+    """Serves metrics where the configuration says. first: no other worker of this instance does. Raises VnicError where that is taken."""
+    fresh = Fresh(FRESH_TURNS)
     connected: list[asyncio.WriteTransport] = []  # the oldest first
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -154,7 +134,7 @@ async def serving(config: MetricsConfig, runtime: Readable):  # type: ignore[no-
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 head = await reader.readuntil(b"\r\n\r\n")
-                writer.write(_respond(head.split(b"\r\n", 1)[0], exposition.text))
+                writer.write(_respond(head.split(b"\r\n", 1)[0], lambda: fresh.get(None, lambda: text_of(runtime))))
                 await writer.drain()
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass
@@ -165,11 +145,13 @@ async def serving(config: MetricsConfig, runtime: Readable):  # type: ignore[no-
 
     try:
         if config.socket is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(config.socket)
+            # Takes the place of a socket, such as that of the worker before; anything else is somebody's, and stays.
             server = await asyncio.start_unix_server(answer, config.socket, limit=HEAD_MOST, backlog=BACKLOG)
         else:
             host, _, port = str(config.listen).rpartition(":")
+            if first:  # or two instances of a user would share the port, and answer by turns
+                async with await asyncio.start_server(answer, host.strip("[]"), int(port)):
+                    pass
             # reuse_port: the worker before this one may still have it, for an instant.
             server = await asyncio.start_server(
                 answer, host.strip("[]"), int(port), limit=HEAD_MOST, backlog=BACKLOG, reuse_port=True

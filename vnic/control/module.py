@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from vnic.control.runtime import Runtime
 
 FRESH_S = 0.01  # what was read so long ago is as good as new: many who ask at once cost the engines one snapshot
+FRESH_TURNS = 10  # for readers without end: a tenth of control's time goes into them at most
 FRESH_MOST = 64  # answers kept meanwhile: names that clients make up shall not fill the memory
 
 
@@ -40,6 +42,31 @@ class Named(Parameters):
     """A method about one NIC."""
 
     name: str
+
+
+class Fresh:
+    """Answers by what was asked, each good for FRESH_S, and for `turns` times what it took to make, from when it was made: the more there
+    is to read, and the more often somebody asks, the older it may be."""
+
+    def __init__(self, turns: int = 1) -> None:
+        self._turns = turns
+        self._kept: dict[object, tuple[float, Any]] = {}
+
+    def get(self, asked: object, make: Callable[[], Any]) -> Any:
+        """What is kept, or what `make` makes."""
+        begin = time.monotonic()
+        good_until, answer = self._kept.get(asked, (begin, None))
+        if begin >= good_until:
+            if len(self._kept) >= FRESH_MOST:
+                self._kept.clear()
+            answer = make()
+            end = time.monotonic()
+            self._kept[asked] = end + max(FRESH_S, self._turns * (end - begin)), answer
+        return answer
+
+    def clear(self) -> None:
+        """Nothing is good any more."""
+        self._kept.clear()
 
 
 def user_name(uid: int) -> str:

@@ -24,6 +24,7 @@ from dataplane.errors import ConfigError, VnicError
 from dataplane.port import PortTx
 from dataplane.ports.ring_port import RingPort
 from shaping.pool_share import PoolShare
+from vnic.control.accounts import nic_of
 from vnic.control.api import DESCRIPTION, INTERFACE
 from vnic.control.capture import KeptCapture, LiveCapture
 from vnic.control.devices import Devices, Passed
@@ -149,9 +150,9 @@ class Nics(Module):
                 if not known:
                     self._devices.forget(config.name)
                 raise
-            self.runtime.losses.found_again(f"nic {config.name}")
             self.config.nics[config.name] = config
-            self.runtime.remember()
+            self.runtime.remember(undo=lambda: self._take_out(self.config.nics.pop(config.name).name))
+            self.runtime.losses.found_again(f"nic {config.name}")
             self.runtime.emit("attached", nic=config.name, engine=status["engine"])
             return status
 
@@ -225,40 +226,47 @@ class Nics(Module):
         """Takes a NIC out of the graph and its interface out of the container; frames under way to it are dropped and counted."""
         with self.runtime.lock:
             self.runtime.check_open()
-            attached = self.get(name)
-            for number in [number for number, capture in self._captures.items() if capture.nic == name]:
-                self._ended[number] = self._end_capture(number)
-            attached.watch.close()
-            for each in self.homes:
-                each.deactivate(attached.number)
-                each.disconnect(attached.number)
-            home = self.homes[attached.home]
-            for each in self.homes:
-                if each is not home:
-                    each.load(list(each.sources))
-            # Nobody pushes to the ring any more; what is in it leaves through the home engine before its graph goes.
-            while attached.ring is not None and len(attached.ring) and home.engine.running:
-                home.engine.call(lambda: None)
-            home.load([source for source in home.sources if source not in attached.sources])
-            self.runtime.accounts.retire(name)
-            self.table.forget_port(attached.number)
-            attached.nic.close()
-            self._devices.forget(name)
-            if attached.ring is not None:
-                self.runtime.segments.drop_ring(name)
-            del self.attached[name]
-            if not self.runtime.closed:
-                del self.config.nics[name]
-                self.runtime.remember()
-                owner = attached.config.owner
-                self.runtime.emit("detached", nic=name, **({} if owner is None else {"owner": int(owner)}))
+            config = self.get(name).config
+            del self.config.nics[name]
+            self.runtime.remember(undo=lambda: self.config.nics.update({name: config}))
+            self._take_out(name)
+            self.runtime.emit("detached", nic=name, **({} if config.owner is None else {"owner": int(config.owner)}))
+
+    def _take_out(self, name: str) -> None:
+        attached = self.attached[name]
+        for number in [number for number, capture in self._captures.items() if capture.nic == name]:
+            self._ended[number] = self._end_capture(number)
+        attached.watch.close()
+        for each in self.homes:
+            each.deactivate(attached.number)
+            each.disconnect(attached.number)
+        home = self.homes[attached.home]
+        for each in self.homes:
+            if each is not home:
+                each.load(list(each.sources))
+        # Nobody pushes to the ring any more; what is in it leaves through the home engine before its graph goes.
+        while attached.ring is not None and len(attached.ring) and home.engine.running:
+            home.engine.call(lambda: None)
+        home.load([source for source in home.sources if source not in attached.sources])
+        self.runtime.accounts.retire(name)
+        self.table.forget_port(attached.number)
+        attached.nic.close()
+        self._devices.forget(name)
+        if attached.ring is not None:
+            self.runtime.segments.drop_ring(name)
+        del self.attached[name]
 
     def _target_gone(self, attached: Attached) -> None:
         with self.runtime.lock:
             if self.runtime.upgrading:
                 self._gone.append(attached)  # the successor sees it too
             elif self.attached.get(attached.config.name) is attached:
-                self.detach(attached.config.name)
+                try:
+                    self.detach(attached.config.name)
+                except (
+                    VnicError
+                ) as error:  # the supervisor has no room: the next change that is kept, or end of a worker, is soon enough
+                    log.warning("container gone, but not detached", nic=attached.config.name, why=str(error))
 
     def get(self, name: str, session: Session | None = None) -> Attached:
         """A NIC that is attached; for `session` only one that is its user's. Raises ConfigError, NotPermittedError."""
@@ -280,13 +288,18 @@ class Nics(Module):
         with self.runtime.lock:
             self.runtime.check_open()
             attached = self.get(name)
+            ways = {"egress_bps": attached.config.egress, "ingress_bps": attached.config.ingress}
+            shapers = {"egress_bps": attached.egress_shaper, "ingress_bps": attached.ingress_shaper}
+            before = {direction: ways[direction].rate for direction in limits}
+
+            def keep(rates: dict[str, Rate | None]) -> None:
+                for direction, rate in rates.items():
+                    ways[direction].rate = rate
+
+            keep({direction: None if bps is None else Rate(bps) for direction, bps in limits.items()})
+            self.runtime.remember(undo=lambda: keep(before))
             for direction, rate_bps in limits.items():
-                shaper = {"egress_bps": attached.egress_shaper, "ingress_bps": attached.ingress_shaper}[direction]
-                rate = None if rate_bps is None else Rate(rate_bps)  # first: it refuses what could not be kept
-                shaper.set_rate(rate_bps)  # goes through the engine's mailbox by itself
-                way = attached.config.egress if direction == "egress_bps" else attached.config.ingress
-                way.rate = rate
-            self.runtime.remember()
+                shapers[direction].set_rate(rate_bps)  # goes through the engine's mailbox by itself
             self.runtime.emit("rate", nic=name, **limits)
             return self._status(attached)
 
@@ -295,14 +308,14 @@ class Nics(Module):
         with self.runtime.lock:
             self.runtime.check_open()
             attached = self.get(name)
+            before, attached.config.link_up = attached.config.link_up, up
+            self.runtime.remember(undo=lambda: setattr(attached.config, "link_up", before))
             for each in self.homes:
                 if up:
                     each.activate(attached.number, attached.config.vlan)
                 else:
                     each.deactivate(attached.number)
             attached.nic.set_carrier(up)
-            attached.config.link_up = up
-            self.runtime.remember()
             self.runtime.emit("link", nic=name, link="up" if up else "down")
             return self._status(attached)
 
@@ -352,25 +365,23 @@ class Nics(Module):
             os.close(document)
 
     def _inherit_captures(self) -> None:
-        """Those of the worker before: a successor goes on with them. After a crash their clients are gone, and so they end."""
+        """Those of the worker before: a successor goes on with them. After a crash their clients are gone, and so they end; as does what is
+        left of a NIC that the worker died attaching or detaching."""
         if (keeping := self.runtime.keeping) is None:
             return
+        if self.runtime.role == "crash":
+            keeping.drop_inherited("nic/", "ring/", "capture/")
         for key in keeping.inherited("capture/"):
             document, descriptor = keeping.take(key) or []
             try:
-                if self.runtime.role == "successor":
-                    number = int(key.removeprefix("capture/"))
-                    kept = msgspec.json.decode(read_document(document), type=KeptCapture)
-                    self._capture(number, kept, reopened(descriptor))
-                else:
-                    keeping.drop(key)
+                kept = msgspec.json.decode(read_document(document), type=KeptCapture)
+                self._capture(int(key.removeprefix("capture/")), kept, reopened(descriptor))
             finally:
                 close_all([document, descriptor])
 
     def nic_of(self, point: str) -> str:
-        """The NIC whose name begins that of an element. Names may have dots: the longest."""
-        found = (name for name in self.attached if f"{point}.".startswith(f"{name}."))
-        return max(found, key=len, default=point.partition(".")[0])
+        """The NIC that this is the name of, or an element's of."""
+        return point if point in self.attached else nic_of(point, self.attached) or point.partition(".")[0]
 
     def stop_capture(self, number: int) -> Future[dict[str, Any]]:
         """Ends a capture: takes it out of the graph. What waits is written out aside, which takes up to a second where nobody reads; the
@@ -479,7 +490,7 @@ class Nics(Module):
 
     def close(self) -> None:
         for name in list(self.attached):
-            self.detach(name)
+            self._take_out(name)
 
     def stop_devices(self) -> None:
         """After all engines."""

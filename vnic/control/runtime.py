@@ -145,10 +145,16 @@ class Runtime:
             self.groups[group].add(engine)
         return hosted
 
-    def remember(self) -> None:
-        """Has the supervisor keep the configuration as it is now: a worker after this one begins with it."""
+    def remember(self, undo: Callable[[], object] | None = None) -> None:
+        """Has the supervisor keep the configuration as it is now: a worker after this one begins with it. So a change is written there
+        before it is made, wherever it can be. undo: takes it back, where it cannot be kept. Raises VnicError then."""
         if self.keeping is not None and not self.closed:
-            self.keeping.put_document("config", encode_config(self.config))
+            try:
+                self.keeping.put_document("config", encode_config(self.config))
+            except BaseException:
+                if undo is not None:
+                    undo()
+                raise
             if (guaranteed := self.config.guaranteed) is not self._kept_guaranteed:
                 self._kept_guaranteed = guaranteed
                 self.keeping.put_document(GUARANTEED, b"") if guaranteed else self.keeping.drop(GUARANTEED)
@@ -247,9 +253,18 @@ class Runtime:
             wanted = changed_group(name, self.config.groups[name], settings)
             self.config.fill(wanted)
             self.config.check_group(name, wanted)
-            change_group(self.groups[name], wanted, settings)
-            self.config.groups[name] = wanted
-            self.remember()
+            before, self.config.groups[name] = self.config.groups[name], wanted
+
+            def undo() -> None:
+                self.config.groups[name] = before
+
+            self.remember(undo)
+            try:
+                change_group(self.groups[name], wanted, settings)
+            except BaseException:
+                undo()
+                self.remember()
+                raise
             self.emit("group", group=name, **{"mode": wanted.mode, "cpus": wanted.cpus, **settings})
             return self.groups[name].status()
 

@@ -33,7 +33,8 @@ class Server:
     def __init__(self, methods: Methods) -> None:
         self._methods = methods
         self._connections: set[Connection] = set()
-        self._accepting: asyncio.Task[None] | None = None
+        self._listener: socket.socket | None = None
+        self._pause: asyncio.TimerHandle | None = None  # in accepting
         self._tasks: set[asyncio.Task[None]] = set()
         self._changes = asyncio.Event()
         self._changes.set()
@@ -42,20 +43,26 @@ class Server:
         """Accepts clients; the listener is the server's now. It listens already: clients see the credentials of who called listen(2), and
         are to see the supervisor's (SO_PEERCRED, unix(7))."""
         listener.setblocking(False)
-        self._accepting = asyncio.get_running_loop().create_task(self._accept(listener))
+        self._listener = listener
+        asyncio.get_running_loop().add_reader(listener, self._accept)
 
-    async def _accept(self, listener: socket.socket) -> None:
-        with listener:
-            while True:
-                try:
-                    sock, _ = await asyncio.get_running_loop().sock_accept(listener)
-                except ConnectionAbortedError:
-                    continue
-                except OSError:
-                    await asyncio.sleep(ACCEPT_PAUSE_S)
-                    continue
-                with suppress(OSError):  # it is gone again
-                    self._serve(sock)
+    def _accept(self) -> None:
+        """Lets in one who waits. Not by a task: an upgrade may come at any turn of the loop, and who is let in is to be among those whom it
+        hands over."""
+        assert self._listener is not None
+        try:
+            sock, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._listener)
+            self._pause = loop.call_later(ACCEPT_PAUSE_S, loop.add_reader, self._listener, self._accept)
+            return
+        try:
+            self._serve(sock)
+        except OSError:  # it is gone again
+            sock.close()
 
     def _serve(
         self, sock: socket.socket, begun: bytes = b"", descriptors: Sequence[int] = (), captures: Sequence[int] = ()
@@ -63,15 +70,21 @@ class Server:
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         pid, uid, _ = struct.unpack("3i", credentials)
         connection = Connection(sock, Session(uid, pid, set(captures)), begun, descriptors)
+        self._connections.add(connection)
         connection.task = asyncio.get_running_loop().create_task(self._connected(connection))
         self._tasks.add(connection.task)
         connection.task.add_done_callback(self._tasks.discard)
 
     def stop_accepting(self) -> None:
         """New clients wait in the listening socket's queue, for whoever accepts them next; `start` with another of it goes on."""
-        if self._accepting is not None:
-            self._accepting.cancel()
-            self._accepting = None
+        if self._listener is None:
+            return
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+        asyncio.get_running_loop().remove_reader(self._listener)
+        self._listener.close()
+        self._listener = None
 
     async def close(self) -> None:
         """Hangs up on everybody."""
@@ -124,9 +137,10 @@ class Server:
     async def _connected(self, connection: Connection) -> None:
         try:
             self._admit(connection.session)
-            self._connections.add(connection)
+            connection.admitted = True
             await self._converse(connection)
         except (ErrorReply, NotPermittedError) as error:
+            connection.answering = True  # the last answer that it gets
             with suppress(OSError, TimeoutError):
                 await connection.reply(error_reply(error, ""))
         except (TimeoutError, OSError):
@@ -140,9 +154,10 @@ class Server:
         """Raises what keeps a client out."""
         self._methods.admit(session)
         # The owner's are counted by themselves: others cannot keep him out.
-        if sum(each.session.is_owner == session.is_owner for each in self._connections) >= CLIENTS_MOST:
+        admitted = [each.session for each in self._connections if each.admitted]
+        if sum(each.is_owner == session.is_owner for each in admitted) >= CLIENTS_MOST:
             raise ErrorReply(f"{INTERFACE}.Failed", message=f"{CLIENTS_MOST} clients are connected already; try again")
-        theirs = sum(each.session.uid == session.uid for each in self._connections)
+        theirs = sum(each.uid == session.uid for each in admitted)
         if not session.is_owner and theirs >= CLIENTS_OF_A_USER_MOST:
             message = f"{session.who} has {CLIENTS_OF_A_USER_MOST} connections already; close some"
             raise ErrorReply(f"{INTERFACE}.Failed", message=message)

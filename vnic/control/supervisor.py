@@ -194,8 +194,12 @@ class Supervisor:
         if worker.ready and self._announce:
             self._announce = False
             ready(worker.pid)
-        if self.successor is not None and self._over(self.successor):
-            self._end_successor(self.successor.epitaph())
+        successor = self.successor
+        if successor is not None and self._over(successor):
+            if self.successor is None:  # its last words were that it took over
+                worker = successor
+            else:
+                self._end_successor(successor.epitaph())
         if self._over(worker):
             return self._bury(worker)
         return False
@@ -408,8 +412,9 @@ class Supervisor:
             return
         try:
             self.successor = self.start_worker("successor", python)
-        except OSError as error:
-            self._tell(worker, keeper.Failed(f"{python or self._python or sys.executable}: {error.strerror}"))
+        except (OSError, ValueError, subprocess.SubprocessError) as error:  # no such file, no path, no rights left to drop
+            why = getattr(error, "strerror", None) or error
+            self._tell(worker, keeper.Failed(f"{python or self._python or sys.executable}: {why}"))
 
     def _introduce(self, successor: WorkerProcess) -> None:
         """Joins the old worker and the new one; the rest they do between them."""

@@ -228,7 +228,7 @@ class Worker:
         try:
             from vnic.control import metrics
 
-            await serving.enter_async_context(metrics.serving(config, runtime))
+            await serving.enter_async_context(metrics.serving(config, runtime, first=self._start.role == "first"))
         except Exception as error:
             if self._start.role == "first":
                 raise
