@@ -14,7 +14,7 @@ from dataplane.errors import VnicError
 from tests.support.containers import Container
 from tests.test_command import environment, ping, vnic  # noqa: F401 - a fixture
 from tests.test_metrics import get, port  # noqa: F401 - a fixture
-from tests.test_supervisor import ECHO, TALK, inside, kill_worker, status
+from tests.test_supervisor import ECHO, TALK, conserved, inside, kill_worker, status
 from tests.test_upgrade import an_engine_each, entries
 from tests.test_upgrade_faults import faulty  # noqa: F401 - a fixture
 from vnic.control.client import Client
@@ -76,6 +76,7 @@ def running(environment, tmp_path, leak_check, port):  # noqa: F811
         vnic(environment, "up", "-d", str(tmp_path / "net.yaml"))
         try:
             yield a, b
+            assert conserved(environment)
         finally:
             with suppress(AssertionError):
                 vnic(environment, "down")

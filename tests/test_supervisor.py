@@ -53,6 +53,12 @@ def status(env):
     return json.loads(vnic(env, "status", "--json"))
 
 
+def conserved(env):
+    """Whether every packet is accounted for, at the end of a test; so it is where the instance was ended."""
+    done = subprocess.run([*VNIC, "status", "--json"], env=env, cwd=TREE, capture_output=True, text=True, timeout=60)
+    return json.loads(done.stdout)["conserved"] if done.returncode == 0 else "does not run" in done.stderr
+
+
 def kill_worker(env):
     """Kills the worker, returns the next one's status once that answers."""
     before = status(env)
@@ -71,6 +77,7 @@ def two(environment, tmp_path, leak_check):  # noqa: F811
         vnic(environment, "up", "-d", write_config(tmp_path / "net.yaml", a=a, b=b))
         try:
             yield a, b
+            assert conserved(environment)
         finally:
             with suppress(AssertionError):
                 vnic(environment, "down")

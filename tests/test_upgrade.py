@@ -12,7 +12,7 @@ import pytest
 from tests.support import plain_user
 from tests.support.containers import Container
 from tests.test_command import VNIC, environment, ping, vnic  # noqa: F401 - a fixture
-from tests.test_supervisor import ECHO, TALK, inside, kill_worker, status
+from tests.test_supervisor import ECHO, TALK, conserved, inside, kill_worker, status
 from vnic.control.client import Client
 
 TREE = Path(__file__).parents[1]
@@ -66,6 +66,7 @@ def two(environment, tmp_path, leak_check):  # noqa: F811
         vnic(environment, "up", "-d", str(tmp_path / "net.yaml"))
         try:
             yield a, b
+            assert conserved(environment)
         finally:
             with suppress(AssertionError):
                 vnic(environment, "down")
