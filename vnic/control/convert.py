@@ -269,10 +269,14 @@ def encode_config(config: Config) -> bytes:
     return msgspec.json.encode(config, enc_hook=encode_scalar)
 
 
+# Made on import: this takes milliseconds, and a successor imports at the lowest priority.
+_decode_config = msgspec.json.Decoder(Config, dec_hook=_scalar).decode
+
+
 def decode_config(data: bytes) -> Config:
     """What `encode_config` made. Raises ConfigError."""
     try:
-        return msgspec.json.decode(data, type=Config, dec_hook=_scalar)
+        return _decode_config(data)
     except msgspec.MsgspecError as error:
         raise ConfigError(f"the configuration that was handed over cannot be read: {error}") from None
 

@@ -22,6 +22,7 @@ from vnic.control import keeper, privileges
 from vnic.control.convert import decode_config
 from vnic.control.events import Bus, differences, observe
 from vnic.control.instance_module import Instance
+from vnic.control.launch import yield_cpu
 from vnic.control.log import Log, set_up
 from vnic.control.methods import Methods
 from vnic.control.server import Server
@@ -152,8 +153,7 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_reader(self._events, self._hear)
-        runtime = await self._build(loop)
-        methods = self._offer(runtime)
+        runtime, methods = await self._build(loop)
         if self._start.role == "successor":
             self._real_runtime().start_threads()
             await self._take_over()
@@ -185,22 +185,19 @@ class Worker:
         finally:
             self.tell(keeper.Stop())
 
-    async def _build(self, loop: asyncio.AbstractEventLoop) -> RunnableRuntime:
-        """Makes the runtime and starts it; a successor's by a thread of its own with the lowest priority, so that what is built for
-        tomorrow takes no CPU time from the engines that run today. (To lower its priority is everybody's right, to raise it again is not:
-        so it is that thread's alone, and the engines' threads are started by this one.)"""
+    async def _build(self, loop: asyncio.AbstractEventLoop) -> tuple[RunnableRuntime, Methods]:
+        """Makes and starts the runtime, and its methods. A successor does so on a thread of policy SCHED_IDLE, so that building it
+        takes no CPU time from the engines that run (launch.yield_cpu says why a thread of its own)."""
 
-        def build() -> RunnableRuntime:
+        def build() -> tuple[RunnableRuntime, Methods]:
             self._runtime = runtime = self._make(self._config, loop, self._keeper, self._start)
             runtime.emit = self._bus.emit
             runtime.start()
             self._keeper.close()
-            return runtime
+            return runtime, self._offer(runtime)
 
-        def build_aside() -> RunnableRuntime:
-            os.setpriority(os.PRIO_PROCESS, 0, 19)  # of this thread, setpriority(2)
-            from vnic.control import upgrade  # noqa: F401 - it is needed soon, and loads much
-
+        def build_aside() -> tuple[RunnableRuntime, Methods]:
+            yield_cpu()
             return build()
 
         if self._start.role != "successor":
