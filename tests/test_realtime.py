@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from dataplane.capture.reader import CaptureReader
+from dataplane.clock import Clock
+from dataplane.engine import Engine
 from dataplane.errors import ConfigError
+from dataplane.packet import PacketPool
+from dataplane.port import PortRx, PortTx
+from dataplane.ports.memory import MemoryPort
 from tests.support import plain_user
 from tests.support.capture_files import pcap
 from tests.support.containers import IS_ROOT, Container
@@ -54,6 +60,33 @@ def test_rounds_follow_each_other(place):
     result = json.loads(done.stdout)
     assert done.returncode == 0 and result["captured"] == result["nics"][0]["counted"] == 500
     assert result["span_ns"] >= 499 * 200_000  # a mean gap between two rounds
+
+
+def test_a_source_between_two_rounds_is_not_done(tmp_path, monkeypatch):
+    """A replay in real time asks `done` from another thread while the engine's opens the capture again."""
+    from dataplane.ports import pcap_source
+
+    path = tmp_path / "in.pcap"
+    path.write_bytes(pcap([(START_NS + n, frame(B, A)) for n in range(3)], nanoseconds=True))
+    source = pcap_source.PcapSource("in", CaptureReader(str(path)), held=True)
+    seen = []
+
+    def reopen(path):
+        seen.append(source.done)
+        return CaptureReader(path)
+
+    monkeypatch.setattr(pcap_source, "OpenReader", reopen)
+    source.start(1000, loops=3)
+    pool, sink = PacketPool(64, 16), MemoryPort("out")
+    engine = Engine("e", pool, clock=Clock(virtual=True))
+    receiver = PortRx(source)
+    receiver >> PortTx(sink)
+    engine.load([receiver])
+    engine.advance(10_000)
+    assert seen == [False, False] and source.done and source.packets == 9
+    assert len(sink.take()) == 9
+    assert engine.conservation()["conserved"] and pool.in_use == 0
+    engine.close()
 
 
 def test_what_the_interface_does_not_take_is_said(place):

@@ -63,8 +63,8 @@ cdef class PcapSource(Port):
 
     @property
     def done(self):
-        """Whether the last packet has been delivered."""
-        return self.next_ns == NEVER and not self.waiting
+        """Whether the last packet of the last round has been delivered. Any thread may ask."""
+        return self.next_ns == NEVER and self.rounds == 0 and not self.waiting
 
     @property
     def error(self):
@@ -113,16 +113,19 @@ cdef class PcapSource(Port):
         try:
             reader = OpenReader(self.reader.path)
         except Exception:
-            return                               # it was removed meanwhile: what was read so far was delivered
+            self.rounds = 0                      # it was removed meanwhile: what was read so far was delivered
+            return
         self.reader.close()
         self.finished_packets += self.reader.packets
         self.reader = reader
-        self.rounds -= 1
         if self.schedule.mode == RECORDED:
             self.begin_ns += length + length // max(self.round_packets - 1, <uint64_t>1)
         if self.reader.next(&self.record) == 1:
             self.round_first_ns, self.round_packets = self.record.time_ns, 1
             self.next_ns = self.instant()
+            self.rounds -= 1                     # after next_ns: between rounds the source is not `done`
+        else:
+            self.rounds = 0
 
     @property
     def packets(self):

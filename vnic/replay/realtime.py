@@ -189,7 +189,10 @@ class RealtimeReplay:
         captured = sum(source.packets for source in self._sources)
         entered = sum(nic.port.queue_statistics()[0]["rx_packets"] for nic in self.devices.replayed.nics.values())
         if entered != captured:
-            complaints.append(f"{captured} packets captured, {entered} sent: {captured - entered} found no buffer")
+            lost = sum(source.queue_statistics()[0]["rx_dropped"] for source in self._sources)
+            complaints.append(
+                f"{captured} packets captured, {entered} sent: {lost} found no buffer, {captured - entered - lost} were not due yet"
+            )
         dropped = {
             f"{element['name']}: {reason}": count
             for engine in stats["engines"]
