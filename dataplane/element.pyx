@@ -2,7 +2,6 @@
 import sys
 import traceback
 
-import numpy as np
 from cpython.ref cimport PyObject
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
@@ -12,6 +11,8 @@ from dataplane.vatomic cimport vnic_check
 
 from dataplane.errors import GraphError, VnicError
 from dataplane.handlers import Handler
+
+np = None        # numpy, once there is a PyElement: a worker without one never loads it
 
 NEVER = 0xFFFFFFFFFFFFFFFF
 
@@ -357,6 +358,9 @@ cdef class PyElement(Element):
     DROP_REASONS = ("exception", "dropped")
 
     def __cinit__(self, *args, **kwargs):
+        global np
+        import numpy
+        np = numpy
         cls = type(self)
         if cls.DROP_REASONS[:1] != ("exception",):
             cls.DROP_REASONS = ("exception", *cls.DROP_REASONS)

@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import msgspec
-import numpy as np
 
 from dataplane.element import Element
 from dataplane.engine import Engine
@@ -33,8 +32,6 @@ FORMAT_VERSION = 1
 FORMAT_UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 BYTES_MAX = 1 << 28  # a state with as many packets as a pool may have is below
 DEPTH_MAX = 32
-IN_USE = 0x8000  # Packet.flags, see packet.pxd
-SMALL_BYTES, LARGE_BYTES = 2048, 69632
 
 Count = Annotated[int, msgspec.Meta(ge=0)]  # below 2^64: msgpack has nothing longer
 
@@ -311,16 +308,9 @@ def _check_packets(pool: PacketPool, pairs: list[tuple[Element, dict[str, Any], 
             if index in owners:
                 raise VnicError(f"{element.name}: its state holds packet {index}, which {owners[index].name} holds")
             owners[index] = element
-    if not owners:
-        return
-    indices = np.fromiter(owners, np.int64, len(owners))
-    records = pool.records[indices]
-    room = np.where(indices < pool.small_count, SMALL_BYTES, LARGE_BYTES)
-    used = records["offset"].astype(np.int64) + records["length"] + records["trailer_bytes"]
-    for wrong, what in ((records["flags"] & IN_USE == 0, "is free"), (used > room, "does not fit its buffer")):
-        if wrong.any():
-            index = int(indices[int(np.argmax(wrong))])
-            raise VnicError(f"{owners[index].name}: its state holds packet {index}, which {what}")
+    for index, element in owners.items():
+        if what := pool.damage(index):
+            raise VnicError(f"{element.name}: its state holds packet {index}, which {what}")
 
 
 def _load(element: Element, state: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 A packet is a 32-bit index into a `PacketPool`. Indices below `small_count` own a 2 KiB buffer, the others a 68 KiB one (a GSO
 frame of 64 KiB stays one packet). The record of a packet is the C struct `Packet` below and the numpy dtype
-`dataplane.packet.PACKET_DTYPE`; the module refuses to import when the two disagree.
+`dataplane.packet.PACKET_DTYPE`; it is checked against the struct when it is made.
 
 Several threads, and several processes, may use one pool at the same time: all that they share are the two stacks of free packets,
 whose tops change by compare-and-exchange only. A process that is killed in between breaks neither; what it held and cached is lost
@@ -129,7 +129,7 @@ cdef class PacketPool:
     cdef readonly int fd                 # the memfd
     cdef readonly uint32_t small_count
     cdef readonly uint32_t large_count
-    cdef readonly object records         # numpy array of PACKET_DTYPE over the segment
+    cdef object _records                 # numpy array of PACKET_DTYPE over the segment, once it is asked for
     cdef object _map
     cdef uint8_t *_base
     cdef int map_existing(self, descriptor) except -1

@@ -1,9 +1,9 @@
 """The packet pool: a memfd that holds a header, the records and two classes of buffers. The contract is in packet.pxd."""
 import os
 
-import numpy as np
-from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
+from dataplane.mapping cimport mapping_base
 from dataplane.vatomic cimport va_cas_u64, va_load_acquire_u64, va_load_relaxed_u64
 
 from dataplane import shared_memory
@@ -15,7 +15,7 @@ cdef enum:
 
 cdef uint64_t POOL_MAGIC = 0x6c6f6f7063696e76   # "vnicpool", little endian
 
-PACKET_DTYPE = np.dtype([
+_FIELDS = [
     ("timestamp_ns", "u8"), ("release_ns", "u8"), ("length", "u4"), ("next", "u4"), ("mark", "u4"), ("hash", "u4"),
     ("offset", "u2"), ("port", "u2"), ("queue", "u2"), ("flags", "u2"), ("vnet_flags", "u1"), ("gso_type", "u1"),
     ("header_length", "u2"), ("gso_size", "u2"), ("csum_start", "u2"), ("csum_offset", "u2"), ("tx_status", "u2"),
@@ -24,7 +24,8 @@ PACKET_DTYPE = np.dtype([
     ("vlan_tci", "u2"), ("vlan_inner_tci", "u2"), ("vlan_count", "u1"), ("ip_protocol", "u1"), ("tos", "u1"), ("ttl", "u1"),
     ("source_port", "u2"), ("destination_port", "u2"), ("reserved2", "u4"), ("source_address", "u1", (16,)),
     ("destination_address", "u1", (16,)), ("reserved3", "u8"),
-])
+]
+_dtype = None
 
 
 cdef dict _c_layout():
@@ -52,8 +53,8 @@ cdef dict _c_layout():
     }
 
 
-def check_layout(dtype=PACKET_DTYPE):
-    """Raises ImportError unless `dtype` and the C struct Packet are the same bytes. Runs when the module is imported."""
+def check_layout(dtype):
+    """Raises ImportError unless `dtype` and the C struct Packet are the same bytes."""
     layout = _c_layout()
     if set(layout) != set(dtype.names) or dtype.itemsize != sizeof(Packet):
         raise ImportError(f"Packet: C struct has {sizeof(Packet)} bytes, numpy dtype {dtype.itemsize}")
@@ -62,7 +63,18 @@ def check_layout(dtype=PACKET_DTYPE):
             raise ImportError(f"Packet.{name}: offset {offset} in C, {dtype.fields[name][1]} in numpy")
 
 
-check_layout()
+def __getattr__(name):
+    """PACKET_DTYPE, made and checked on first use: a worker without elements in Python never loads
+    numpy, which is a third of the CPU time of its start and a fifth of its memory."""
+    global _dtype
+    if name != "PACKET_DTYPE":
+        raise AttributeError(f"module 'dataplane.packet' has no attribute {name!r}")
+    if _dtype is None:
+        import numpy
+        dtype = numpy.dtype(_FIELDS)
+        check_layout(dtype)
+        _dtype = dtype
+    return _dtype
 
 
 cdef enum:
@@ -115,7 +127,7 @@ cdef class PacketPool:
         self.fd, self._map = shared_memory.attach(descriptor, "packet pool", POOL_MAGIC, POOL_VERSION, sizeof(PoolHeader))
         # Read once: these numbers bound every access from here on, whatever others may write there later.
         cdef PoolHeader header
-        memcpy(&header, <const uint8_t *><uintptr_t>np.frombuffer(self._map, np.uint8).ctypes.data, sizeof(PoolHeader))
+        memcpy(&header, mapping_base(self._map), sizeof(PoolHeader))
         if header.record_bytes != sizeof(Packet):
             raise VnicError(f"packet pool: its records have {header.record_bytes} bytes, this vnic's {sizeof(Packet)}; start anew")
         if (header.small_count < 1 or header.large_count < 1
@@ -128,8 +140,7 @@ cdef class PacketPool:
         return 0
 
     cdef int take_views(self) except -1:
-        self._base = <uint8_t *><uintptr_t>np.frombuffer(self._map, np.uint8).ctypes.data
-        self.records = np.frombuffer(self._map, PACKET_DTYPE, count=self.small_count + self.large_count, offset=sizeof(PoolHeader))
+        self._base = mapping_base(self._map)
         return 0
 
     cdef void free_all(self) noexcept nogil:
@@ -162,6 +173,26 @@ cdef class PacketPool:
         ctx.small_cached = 0
         ctx.large_cached = 0
 
+    @property
+    def records(self):
+        """The records of all packets as a numpy array of PACKET_DTYPE over the segment."""
+        if self._records is None:
+            import numpy
+            self._records = numpy.frombuffer(self._map, __getattr__("PACKET_DTYPE"), offset=sizeof(PoolHeader),
+                                             count=self.small_count + self.large_count)
+        return self._records
+
+    def damage(self, uint32_t index):
+        """What is wrong with packet `index` for an element that is to hold it: "is free", "does not fit its buffer", or ""."""
+        if index >= self.small_count + self.large_count:
+            raise IndexError(f"packet {index}: the pool has {self.small_count + self.large_count}")
+        cdef Packet *p = <Packet *>(self._base + sizeof(PoolHeader)) + index
+        cdef uint64_t used = <uint64_t>p.offset + p.length + p.trailer_bytes
+        if not p.flags & PACKET_IN_USE:
+            return "is free"
+        cdef uint64_t room = SMALL_BYTES if index < self.small_count else LARGE_BYTES
+        return "does not fit its buffer" if used > room else ""
+
     def frame(self, uint32_t index):
         """The bytes of packet `index` as a writable uint8 array over the segment. Only for who holds the packet."""
         if index >= self.small_count + self.large_count:
@@ -173,8 +204,9 @@ cdef class PacketPool:
         else:
             start += ((<size_t>self.small_count + (self.small_count & 1)) * SMALL_BYTES
                       + <size_t>(index - self.small_count) * LARGE_BYTES)
-        record = self.records[index]
-        return np.frombuffer(self._map, np.uint8, int(record["length"]), start + int(record["offset"]))
+        cdef Packet *p = <Packet *>(self._base + sizeof(PoolHeader)) + index
+        import numpy
+        return numpy.frombuffer(self._map, numpy.uint8, p.length, start + p.offset)
 
     def memory_bytes(self, indices):
         """Bytes of the pool that the packets `indices` take: buffers and records."""
@@ -184,7 +216,12 @@ cdef class PacketPool:
     @property
     def in_use(self):
         """Packets that are neither on the shared free lists nor in an engine's cache. Exact only while engines stand still."""
-        return int(np.count_nonzero(self.records["flags"] & PACKET_IN_USE))
+        cdef Packet *packets = <Packet *>(self._base + sizeof(PoolHeader))
+        cdef uint32_t i, used = 0
+        with nogil:
+            for i in range(self.small_count + self.large_count):
+                used += (packets[i].flags & PACKET_IN_USE) != 0
+        return used
 
 
 cdef uint32_t packet_refill(Context *ctx, bint large) noexcept nogil:

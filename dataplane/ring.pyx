@@ -1,10 +1,11 @@
 """Lock-free rings in shared memory. The contract is in ring.pxd."""
 import os
+from array import array
 
-import numpy as np
-from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from posix.unistd cimport read, write
+from dataplane.mapping cimport mapping_base
 from dataplane.vatomic cimport (va_cas_u32, va_exchange_u32, va_fence, va_load_acquire_u32, va_load_relaxed_u32,
                                 va_store_relaxed_u32, va_store_release_u32)
 
@@ -66,7 +67,7 @@ cdef class Ring:
         kind = type(self).kind
         self.fd, self._map = shared_memory.attach(descriptor, "ring", RING_MAGIC, RING_VERSION, sizeof(RingHeader))
         # Read once: the capacity bounds every access from here on, whatever others may write there later.
-        memcpy(&header, <const uint8_t *><uintptr_t>np.frombuffer(self._map, np.uint8).ctypes.data, sizeof(RingHeader))
+        memcpy(&header, mapping_base(self._map), sizeof(RingHeader))
         if header.kind != kind:
             raise VnicError(f"ring: is of kind {header.kind}, not {kind} (1 SPSC, 2 MPSC); check which segment it is")
         if not _is_capacity(header.capacity) or len(self._map) != sizeof(RingHeader) + header.capacity * type(self).cell_bytes:
@@ -99,7 +100,7 @@ cdef class Ring:
         return 0
 
     cdef int take_views(self, uint32_t capacity) except -1:
-        cdef uint8_t *base = <uint8_t *><uintptr_t>np.frombuffer(self._map, np.uint8).ctypes.data
+        cdef uint8_t *base = mapping_base(self._map)
         self.header = <RingHeader *>base
         self.cells = base + sizeof(RingHeader)
         self.capacity = capacity
@@ -165,9 +166,8 @@ cdef class Ring:
 
     def push_many(self, values):
         """Appends the ints of `values`; returns how many fitted. Rings the doorbell."""
-        array = np.ascontiguousarray(values, np.uint32)
-        cdef const uint32_t[::1] view = array
-        cdef uint32_t done = 0, count = <uint32_t>len(array)
+        cdef const uint32_t[::1] view = array("I", values)
+        cdef uint32_t done = 0, count = <uint32_t>len(view)
         if count:
             with nogil:
                 done = self.push(&view[0], count)
@@ -176,12 +176,12 @@ cdef class Ring:
 
     def pop_many(self, uint32_t count):
         """Up to `count` values as a list, oldest first."""
-        array = np.empty(max(count, 1), np.uint32)
-        cdef uint32_t[::1] view = array
+        values = array("I", bytes(4 * max(count, 1)))
+        cdef uint32_t[::1] view = values
         cdef uint32_t done
         with nogil:
             done = self.pop(&view[0], count)
-        return array[:done].tolist()
+        return values[:done].tolist()
 
 
 cdef class SpscRing(Ring):

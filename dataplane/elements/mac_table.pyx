@@ -3,9 +3,9 @@ import os
 import time
 
 cimport cython
-import numpy as np
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
+from dataplane.mapping cimport mapping_base
 from dataplane.vatomic cimport (va_add_u32, va_cas_u64, va_fence, va_load_acquire_u64, va_load_relaxed_u32, va_load_relaxed_u64,
                                 va_store_release_u64, va_sub_u32)
 
@@ -60,7 +60,7 @@ cdef class MacTable:
         _check_limits(capacity, ageing_ns, capacity if per_port is None else per_port)
         self.slot_count = _slots(capacity)
         self.fd, self._map = shared_memory.create("vnic-mac-table", sizeof(MacTableHeader) + self.slot_count * sizeof(MacSlot))
-        self.header = <MacTableHeader *><uint8_t *><uintptr_t>np.frombuffer(self._map, np.uint8).ctypes.data
+        self.header = <MacTableHeader *>mapping_base(self._map)
         self.header.version, self.header.capacity, self.header.slots = TABLE_VERSION, capacity, self.slot_count
         self.header.per_port = capacity if per_port is None else per_port
         self.header.ageing_ns = ageing_ns
@@ -81,7 +81,7 @@ cdef class MacTable:
     cdef int map_existing(self, descriptor) except -1:
         cdef MacTableHeader header
         self.fd, self._map = shared_memory.attach(descriptor, "MAC table", TABLE_MAGIC, TABLE_VERSION, sizeof(MacTableHeader))
-        self.header = <MacTableHeader *><uint8_t *><uintptr_t>np.frombuffer(self._map, np.uint8).ctypes.data
+        self.header = <MacTableHeader *>mapping_base(self._map)
         memcpy(&header, self.header, sizeof(header))     # read once: what is checked is what is used
         try:
             _check_limits(header.capacity, header.ageing_ns, header.per_port)
