@@ -1,7 +1,8 @@
-"""Balancer: what threads of one group ask now and then, and which moves engines between them (dataplane/compactor.pxd is one)."""
+"""Balancer: called by the threads of a group at intervals; may move engines between them, as
+dataplane/compactor.pxd does."""
 from libc.stdint cimport uint64_t
 
 cdef class Balancer:
-    # Moves engines between threads. Threads call it between two passes.
-    cdef uint64_t next_ns        # shared: when it wants to look again
+    # Threads call it between two passes.
+    cdef uint64_t next_ns        # shared: when to call balance() next
     cdef void balance(self, uint64_t now_ns) noexcept nogil

@@ -4,10 +4,10 @@ from dataplane.element cimport NEVER
 
 
 cdef class Balancer:
-    """Moves engines between threads; this one moves none."""
+    """Moves no engine; base class of those that do."""
 
     def __cinit__(self, *args, **kwargs):
         self.next_ns = NEVER
 
     cdef void balance(self, uint64_t now_ns) noexcept nogil:
-        """Any of the threads calls this, several at once perhaps: never block."""
+        """Any of the threads may call this, several at once: it must not block."""

@@ -1,15 +1,19 @@
-"""Cgroups for engines' threads: the kernel charges a thread's CPU time to the cgroup that it is in, and bounds it there.
+"""Cgroups of engines' threads: the kernel charges a thread's CPU time to its cgroup and bounds it.
 
-| version | a thread joins by            | CPU time                                 | bounds                       |
-|---------|------------------------------|------------------------------------------|------------------------------|
-| 2       | its id into `cgroup.threads` | `cpu.stat`: usage_usec, microseconds     | cpu.max, cpu.weight          |
-| 1       | its id into `tasks`          | `cpuacct.usage`, nanoseconds, if mounted | cpu.cfs_quota_us, cpu.shares |
+| version | a thread joins by writing   | CPU time                                 | bounds           |
+|---------|-----------------------------|------------------------------------------|------------------|
+| 2       | its id to `cgroup.threads`  | `cpu.stat`: usage_usec, microseconds     | cpu.max,         |
+|         |                             |                                          | cpu.weight       |
+| 1       | its id to `tasks`           | `cpuacct.usage`, nanoseconds, if mounted | cpu.cfs_quota_us,|
+|         |                             |                                          | cpu.shares       |
 
-A cgroup of version 2 must be threaded, and in the domain (a cgroup that whole processes are in) that vnic is in.
-A thread is in one cgroup of each hierarchy, so one that is in a v1 cpu and a v1 cpuacct cgroup has two paths. cpu.max, cpu.weight and their
-elders bound the fair class only: a thread of SCHED_DEADLINE or SCHED_RR (guarantee.py) is charged all the same, but not bounded by them.
+A v2 cgroup must be threaded, and in the domain (a cgroup that whole processes are in) of vnic.
+A thread is in one cgroup of each hierarchy, so a thread in a v1 cpu and a v1 cpuacct cgroup has
+two paths. cpu.max, cpu.weight and their v1 equivalents bound the fair class only: a thread of
+SCHED_DEADLINE or SCHED_RR (guarantee.py) is charged, but not bounded by them.
 
-Sources: cgroups(7), Linux' Documentation/admin-guide/cgroup-v2.rst ("Threads", "Delegation") and cgroup-v1/.
+Sources: cgroups(7), Linux' Documentation/admin-guide/cgroup-v2.rst ("Threads", "Delegation") and
+cgroup-v1/.
 """
 
 from __future__ import annotations
@@ -24,9 +28,10 @@ from dataclasses import dataclass
 
 from dataplane.errors import ConfigError
 
-MEMBERS = {1: "tasks", 2: "cgroup.threads"}  # by version: the file that lists the threads and takes new ones
+# by version: the file that lists the threads, and that a joining thread's id is written to
+MEMBERS = {1: "tasks", 2: "cgroup.threads"}
 _VERSIONS = {0x27E0EB: 1, 0x63677270: 2}  # CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC of linux/magic.h
-_STATFS_BYTES = 256  # more than any struct statfs; its first word is the file system's number
+_STATFS_BYTES = 256  # more than any struct statfs; f_type is its first word
 _CPU_LISTS = ("cpuset.cpus.effective", "cpuset.effective_cpus")  # v2's and v1's
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -37,11 +42,12 @@ def _file_system(path: str) -> int:
     buffer = ctypes.create_string_buffer(_STATFS_BYTES)
     if _libc.statfs(os.fsencode(path), buffer):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return int(ctypes.c_uint32.from_buffer(buffer).value)  # a long in little endian, or 32 bits: the same
+    # a little-endian long or 32 bits: the low word is the same
+    return int(ctypes.c_uint32.from_buffer(buffer).value)
 
 
 class Cgroup:
-    """A cgroup that somebody else made, by its directory. Methods may be called from any thread."""
+    """An existing cgroup, given by its directory. Its methods may be called from any thread."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -51,7 +57,7 @@ class Cgroup:
 
     @property
     def version(self) -> int:
-        """1 or 2. Raises ConfigError for what is no cgroup's directory."""
+        """1 or 2. Raises ConfigError for a path that is not a cgroup's directory."""
         try:
             version = _VERSIONS.get(_file_system(self.path))
         except OSError as error:
@@ -62,15 +68,18 @@ class Cgroup:
 
     @property
     def hierarchy(self) -> int:
-        """The number of the hierarchy that it is in. Raises ConfigError."""
+        """The device number of its hierarchy. Raises ConfigError."""
         try:
             return os.stat(self.path).st_dev
         except OSError as error:
             raise self._refusal(error, 0) from None
 
     def check(self) -> None:
-        """Raises ConfigError, one line, if threads of this process cannot join. What the kernel takes depends on types of
-        cgroups and on rights in several places, so one tries: with a thread that ends at once."""
+        """Raises ConfigError, one line, if threads of this process cannot join.
+
+        Whether the kernel permits it depends on cgroup types and on permissions in several places,
+        so this tries it with a probe thread that ends at once.
+        """
         refused: list[ConfigError] = []
 
         def probe() -> None:
@@ -86,7 +95,8 @@ class Cgroup:
             raise refused[0]
 
     def join(self, thread_id: int) -> None:
-        """Puts a thread of this process in, by its native id. It leaves the one of this hierarchy that it was in. Raises ConfigError."""
+        """Moves a thread of this process, by its native id, into this cgroup, out of the one that
+        it was in in this hierarchy. Raises ConfigError."""
         version = self.version
         try:
             descriptor = os.open(self._file(MEMBERS[version]), os.O_WRONLY | os.O_CLOEXEC)
@@ -98,7 +108,7 @@ class Cgroup:
             raise self._refusal(error, version) from None
 
     def threads(self) -> frozenset[int]:
-        """Native ids of the threads that are in it now; none where that cannot be read."""
+        """Native ids of the threads in it now; none where the list cannot be read."""
         try:
             with open(self._file(MEMBERS[self.version])) as file:
                 return frozenset(map(int, file.read().split()))
@@ -106,14 +116,16 @@ class Cgroup:
             return frozenset()
 
     def cpu_ns(self) -> int | None:
-        """CPU time of all who are or were in it and below it, in nanoseconds; None where its hierarchy does not count, or it is gone."""
+        """CPU time of all present and past members of it and of the cgroups below it, in
+        nanoseconds; None where the hierarchy does not account CPU time, or the cgroup is gone."""
         if (usage := self._read("cpuacct.usage")).isdecimal():
             return int(usage)
         found = re.search(r"^usage_usec (\d+)$", self._read("cpu.stat"), re.MULTILINE | re.ASCII)
         return int(found[1]) * 1000 if found else None
 
     def cpus(self) -> list[int] | None:
-        """The CPUs that its threads may run on; None where its hierarchy has no cpuset."""
+        """The CPUs that its threads may run on; None where its hierarchy has no cpuset
+        controller."""
         text = next((text for name in _CPU_LISTS if (text := self._read(name))), "")
         if not text:
             return None
@@ -134,15 +146,16 @@ class Cgroup:
             return ""
 
     def _refusal(self, error: OSError, version: int) -> ConfigError:
-        """What the kernel means by it, and what to do."""
+        """The error for a failed system call: what its errno means for a cgroup, and what to do."""
         uid = os.geteuid()
         match error.errno:
-            case errno.ENOENT | errno.ENODEV:  # ENODEV: removed between opening and writing
+            case errno.ENOENT | errno.ENODEV:  # ENODEV: removed between open and write
                 text = f"does not exist; mkdir {self.path}"
             case errno.EROFS:
                 text = "is mounted read-only; want its file system mounted read-write"
             case errno.EACCES | errno.EPERM if version and os.access(self._file(MEMBERS[version]), os.W_OK):
-                # v2 wants cgroup.procs writable in the common ancestor, v1 that the thread is the writer's.
+                # v2 requires write access to cgroup.procs of the common ancestor, v1 that the
+                # thread belongs to the writer.
                 text = f"uid {uid} may not move threads from {_own_cgroup(self, version)} to it; want both delegated to {uid}"
             case errno.EACCES | errno.EPERM:
                 text = f"uid {uid} may not write to it; want it delegated: chown -R {uid} {self.path}"
@@ -158,8 +171,8 @@ class Cgroup:
 
 
 def join_all(cgroups: Iterable[Cgroup], thread_id: int) -> dict[str, str]:
-    """Has a thread join them, and returns by path why one did not let it. It stays where it is then: that packets pass matters more than
-    who pays."""
+    """Makes a thread join all of them; returns the reason by path for each that failed. The thread
+    then stays in its cgroup: forwarding packets matters more than accounting."""
     refused: dict[str, str] = {}
     for cgroup in cgroups:
         try:
@@ -171,27 +184,28 @@ def join_all(cgroups: Iterable[Cgroup], thread_id: int) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Hierarchy:
-    """A mounted hierarchy, and where in it this process is."""
+    """A mounted hierarchy, and the cgroup of this process in it."""
 
     version: int
     controllers: tuple[str, ...]  # v1: of the hierarchy; v2: those that its cgroup may use
-    own: str  # the directory of the cgroup that the process is in
+    own: str  # the directory of the cgroup that this process is in
     device: tuple[int, int]
 
 
 def _own_cgroup(of: Cgroup, version: int) -> str:
-    """The directory of the cgroup that this process is in, in the hierarchy of another."""
+    """The directory of this process's cgroup in the hierarchy of `of`."""
     device = (os.major(of.hierarchy), os.minor(of.hierarchy))
     return next((each.own for each in hierarchies() if each.device == device), f"its own of version {version}")
 
 
 def _plain(text: str) -> str:
-    """A path of /proc/self/mountinfo, where space, tab, newline and backslash are octal."""
+    """Decodes a path of /proc/self/mountinfo, which has space, tab, newline and backslash in
+    octal."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 
 def hierarchies() -> list[Hierarchy]:
-    """What is mounted here, see proc(5): /proc/self/cgroup and /proc/self/mountinfo."""
+    """The mounted hierarchies, from /proc/self/cgroup and /proc/self/mountinfo, see proc(5)."""
     paths: dict[frozenset[str], str] = {}
     found: list[Hierarchy] = []
     try:
@@ -210,7 +224,8 @@ def hierarchies() -> list[Hierarchy]:
         if kind not in ("cgroup", "cgroup2") or key is None:
             continue
         root, point = _plain(fields[3]), _plain(fields[4])
-        # Within a cgroup namespace, or where a part only is mounted, the way may lead outside: then the mount's root is the nearest.
+        # In a cgroup namespace, or where only a subtree is mounted, the path may be outside the
+        # mount: then the mount's root is the nearest cgroup.
         below = os.path.relpath(paths[key], root)
         own = point if below.startswith("..") else os.path.normpath(os.path.join(point, below))
         names = Cgroup(own)._read("cgroup.controllers").split() if kind == "cgroup2" else sorted(key)

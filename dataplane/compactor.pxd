@@ -1,7 +1,8 @@
-"""Compactor: all engines on one thread while they keep their latency objective, more threads when they do not (Snap, section 2.4).
+"""Compactor: balances a group's engines over threads (Snap, section 2.4).
 
-Loads and delays are read from variables that the engines' threads write all the time; a move is one store into the engine's
-`destination`, which its thread finds between two turns. Nobody waits for anybody.
+All engines run on one thread while they meet their latency objective, on more threads when they
+do not. Loads and delays are read from variables that the engines' threads update; a move is one
+store into the engine's `destination`, which its thread reads between two turns. Neither blocks.
 """
 from cpython.ref cimport PyObject
 from libc.stdint cimport uint32_t, uint64_t
@@ -10,28 +11,29 @@ from dataplane.engine_thread cimport ENGINES_MOST, EngineThread
 
 cdef struct Member:
     PyObject *engine
-    uint64_t busy_ns         # at the last look
+    uint64_t busy_ns         # the engine's counter at the last check
     double load              # share of a CPU, smoothed
-    uint32_t late            # looks in a row at which its delay was beyond the objective
-    uint64_t late_at_ns      # the last look at which that was so LATE_LOOKS times
-    uint32_t place           # number of its thread, as of this look
-    uint32_t goal            # number of the thread that it is to go to
+    uint32_t late            # consecutive checks at which its delay exceeded the objective
+    uint64_t late_at_ns      # the last check with `late` of at least LATE_LOOKS
+    uint32_t place           # number of its thread at this check
+    uint32_t goal            # number of the thread to move it to
     bint moving              # between two threads
 
 cdef class Compactor(Balancer):
-    cdef public uint64_t slo_ns          # queueing delay that is too much
-    cdef readonly uint64_t period_ns     # between two looks
+    cdef public uint64_t slo_ns          # upper bound of the queueing delay
+    cdef readonly uint64_t period_ns     # between two checks
     cdef readonly uint64_t scaled_out, migrated_back, compacted
-    cdef list _threads, _engines         # owning
+    cdef list _threads, _engines         # owning references
     cdef PyObject *threads[ENGINES_MOST]
     cdef uint32_t thread_count
     cdef Member members[ENGINES_MOST]
     cdef uint32_t member_count
-    cdef uint32_t held                   # shared: 1 while somebody looks or control changes the lists
+    cdef uint32_t held  # shared: a lock, 1 during a check or while control changes the lists
     cdef uint64_t looked_at_ns, moved_at_ns
-    cdef uint64_t late_at_ns             # the last look at which an engine was late that shares its thread
-    cdef double loads[ENGINES_MOST]      # of the threads
-    cdef uint32_t counts[ENGINES_MOST]   # engines of the threads
+    # the last check at which an engine was late on a thread that it shares
+    cdef uint64_t late_at_ns
+    cdef double loads[ENGINES_MOST]      # by thread
+    cdef uint32_t counts[ENGINES_MOST]   # engines by thread
     cdef int watch(self) except -1
     cdef void balance(self, uint64_t now_ns) noexcept nogil
     cdef bint measure(self, uint64_t now_ns) noexcept nogil

@@ -12,21 +12,32 @@ from dataplane.vatomic cimport (va_exchange_u32, va_fence, va_load_acquire_ptr, 
 from dataplane.errors import VnicError
 
 cdef enum:
-    LATE_LOOKS = 2               # in a row, as in Shenango: one may be an interrupt, two are a queue
-    CALM_NS = 50_000_000         # without delay, before engines go back: one more hand-off costs less than two for nothing
-    SETTLED_LOOKS = 10           # after a move, until loads, which are smoothed over five, say what it has brought
+    # consecutive late checks, as in Shenango: one may be an interrupt, two are a queue
+    LATE_LOOKS = 2
+    # time without delay before engines are packed again: one hand-off too many costs less than two
+    # useless ones
+    CALM_NS = 50_000_000
+    # checks after a move before the next one: the loads, smoothed over five checks, have to show
+    # its effect
+    SETTLED_LOOKS = 10
     NOBODY = ENGINES_MOST
 
-cdef double FULL = 0.7           # of a thread, when engines are packed: room for the engines' loads to grow before they are late
-cdef double LIGHT = 0.05         # an engine of so little load relieves nobody by going
-cdef double SMOOTHING = 0.2      # weight of the newest look
-cdef double WORTHWHILE = 0.9     # what a move must bring the load of the fuller thread down to, or it is noise that moves engines
-cdef double TAKEN = 2.0          # more than a thread's load can be: nothing is added
+# share of a thread to pack engines up to: the rest lets their loads grow before they are late
+cdef double FULL = 0.7
+# a tenth of this load is negligible: such an engine also fits on a thread that is full
+cdef double LIGHT = 0.05
+cdef double SMOOTHING = 0.2      # weight of the newest measurement
+# a move must bring the fuller thread's load below this fraction, or noise would move engines
+cdef double WORTHWHILE = 0.9
+cdef double TAKEN = 2.0          # above any thread's load: nothing more is packed on this thread
 
 
 cdef class Compactor(Balancer):
-    """Balances `threads`, of which the first is the one to compact on. slo_ns: the queueing delay to keep below. period_ns: how often it
-    looks; with LATE_LOOKS that is how fast it reacts."""
+    """Distributes the engines of one group over `threads`; engines are compacted on the first.
+
+    slo_ns: queueing delay to keep below. period_ns: interval between two checks; the reaction time
+    is LATE_LOOKS of them.
+    """
 
     def __init__(self, *, uint64_t slo_ns=50_000, uint64_t period_ns=100_000):
         if slo_ns == 0 or period_ns == 0:
@@ -34,22 +45,23 @@ cdef class Compactor(Balancer):
         self.slo_ns, self.period_ns = slo_ns, period_ns
         self._threads, self._engines = [], []
 
-    # -- control: between `pause` and `resume` nothing moves ---------------------------------------------------------------
+    # -- control: no engine moves between `pause` and `resume` ------------------------------------
 
     def pause(self):
-        """Waits for the look that may be under way (microseconds) and keeps others off."""
+        """Waits until a check in progress has ended (microseconds), and prevents further ones."""
         while va_exchange_u32(&self.held, 1):
             va_pause()
 
     def resume(self):
-        """Lets it look again."""
+        """Allows checks again."""
         va_store_release_u32(&self.held, 0)
 
     def set_threads(self, threads):
-        """Paused only, or before any thread knows of it: the threads. Raises VnicError for more than ENGINES_MOST."""
+        """Sets the threads. Only while paused, or before any thread has this balancer. Raises
+        VnicError for more than ENGINES_MOST."""
         cdef uint32_t i
         threads = list(threads)
-        if len(threads) > ENGINES_MOST:        # what there is room for
+        if len(threads) > ENGINES_MOST:        # the capacity of the arrays
             raise VnicError(f"compacting: {len(threads)} threads; {ENGINES_MOST} at most")
         self._threads = threads
         self.thread_count = <uint32_t>len(self._threads)
@@ -58,7 +70,7 @@ cdef class Compactor(Balancer):
         self.watch()
 
     def add(self, Engine engine not None):
-        """Paused only: moves `engine` too from now on."""
+        """Includes `engine` in the balancing. Only while paused."""
         cdef Member *member = &self.members[self.member_count]
         if self.member_count == ENGINES_MOST:
             raise VnicError(f"compacting: {ENGINES_MOST} engines at most")
@@ -68,7 +80,7 @@ cdef class Compactor(Balancer):
         self.watch()
 
     def remove(self, Engine engine not None):
-        """Paused only: leaves `engine` alone from now on."""
+        """Excludes `engine` from the balancing. Only while paused."""
         cdef uint32_t place = self._engines.index(engine), i
         del self._engines[place]
         self.member_count -= 1
@@ -77,21 +89,25 @@ cdef class Compactor(Balancer):
         self.watch()
 
     cdef int watch(self) except -1:
-        """One thread or one engine: nothing to move, so nobody need look."""
+        """Disables the checks while there is only one thread or one engine: nothing could move."""
         self.next_ns = 0 if self.thread_count > 1 and self.member_count > 1 else NEVER
         return 0
 
     def status(self):
-        """Moves so far by their reason, and the load of each engine as a share of a CPU."""
+        """Number of moves by their reason, and each engine's load as a share of a CPU."""
         return {"slo_ns": self.slo_ns, "period_ns": self.period_ns, "scaled_out": self.scaled_out,
                 "migrated_back": self.migrated_back, "compacted": self.compacted,
                 "loads": {engine.name: round(self.members[i].load, 4) for i, engine in enumerate(self._engines)}}
 
-    # -- a look ------------------------------------------------------------------------------------------------------------
+    # -- a check ----------------------------------------------------------------------------------
 
     def consider(self, uint64_t now_ns, uint32_t threads, members):
-        """Instead of a look, for whoever has neither threads nor engines here: what one at `now_ns` decides that finds, for each of
-        `members`, (its thread's number, its load, whether it is late); as the number of the thread where each is to be."""
+        """Decides as a check at `now_ns` would, on given values; for a compactor without threads
+        and engines (tests, simulation).
+
+        members: for each engine (number of its thread, load, whether it is late). Returns the
+        number of the thread that each engine should go to.
+        """
         cdef uint32_t i
         if self._engines or self._threads or len(members) > ENGINES_MOST or not 0 < threads <= ENGINES_MOST:
             raise VnicError(f"compacting: what is considered has no engines, at most {ENGINES_MOST} members, 1 to {ENGINES_MOST} threads")
@@ -107,7 +123,7 @@ cdef class Compactor(Balancer):
 
     cdef void balance(self, uint64_t now_ns) noexcept nogil:
         cdef uint32_t i
-        if va_exchange_u32(&self.held, 1):     # another thread looks already
+        if va_exchange_u32(&self.held, 1):     # another thread is checking
             return
         if now_ns >= self.next_ns and self.thread_count > 1 and self.member_count > 1:
             if self.measure(now_ns):
@@ -117,10 +133,12 @@ cdef class Compactor(Balancer):
                         self.move(i, self.members[i].goal)
             self.looked_at_ns = now_ns
             self.next_ns = now_ns + self.period_ns
-        va_store_release_u32(&self.held, 0)    # releases what this look wrote to the next one's thread
+        # release: the next check's thread sees what this one wrote
+        va_store_release_u32(&self.held, 0)
 
     cdef bint measure(self, uint64_t now_ns) noexcept nogil:
-        """Loads and delays since the last look. False: there was none, or it lies too far back to say anything (all slept)."""
+        """Measures loads and delays since the last check. False: there was none, or it is too long
+        ago (all threads slept) for the averages to mean anything."""
         cdef uint64_t elapsed = now_ns - self.looked_at_ns, busy, delay
         cdef uint32_t i, k
         cdef bint known = self.looked_at_ns != 0 and elapsed < 100 * self.period_ns
@@ -128,7 +146,7 @@ cdef class Compactor(Balancer):
         cdef Member *member
         cdef void *owner
         if not known:
-            weight = 1.0                       # the past says nothing any more
+            weight = 1.0                       # the old average is outdated
         for i in range(self.member_count):
             member = &self.members[i]
             owner = va_load_acquire_ptr(&(<Engine>member.engine).owner)
@@ -138,7 +156,9 @@ cdef class Compactor(Balancer):
             member.load += weight * ((part if part < 1.0 else 1.0) - member.load)
             member.busy_ns = busy
             delay = va_load_relaxed_u64(&(<Engine>member.engine).delay_ns)
-            va_store_relaxed_u64(&(<Engine>member.engine).delay_ns, 0)   # its thread may lose us one maximum: the next look has another
+            # may race with the engine's thread and lose one maximum: the next check sees the next
+            # one
+            va_store_relaxed_u64(&(<Engine>member.engine).delay_ns, 0)
             self.judge(member, delay > self.slo_ns and not member.moving, now_ns)
             for k in range(self.thread_count):
                 if <void *>self.threads[k] == owner:
@@ -152,7 +172,7 @@ cdef class Compactor(Balancer):
             member.late_at_ns = now_ns
 
     cdef void sum_up(self) noexcept nogil:
-        """Loads and engines of the threads; from here on engines stay, unless something is decided."""
+        """Sums loads and engines by thread, and sets each engine's goal to where it is."""
         cdef uint32_t i, k
         for k in range(self.thread_count):
             self.loads[k] = 0.0
@@ -164,19 +184,21 @@ cdef class Compactor(Balancer):
                 self.counts[self.members[i].place] += 1
 
     cdef void move(self, uint32_t member, uint32_t thread) noexcept nogil:
-        """Tells the engine's thread, which looks between two turns, and wakes it if it sleeps."""
+        """Sets the engine's destination, which its thread reads between two turns; wakes that
+        thread if it sleeps."""
         cdef uint64_t one = 1
         self.members[member].late = 0
         va_store_release_ptr(&(<Engine>self.members[member].engine).destination, <void *>self.threads[thread])
-        va_fence()                             # as who posts to the mailbox
+        va_fence()  # the destination before `sleeping` is read, as in Engine.post
         if va_load_relaxed_u32(&(<Engine>self.members[member].engine).sleeping):
             write((<Engine>self.members[member].engine).mailbox_descriptor, &one, 8)
 
     cdef void decide(self, uint64_t now_ns) noexcept nogil:
-        """Sets the members' goals. Late engines that share a thread are seen to, the fullest thread first. One that has a thread to itself
-        cannot be helped, and keeps nobody from being packed."""
+        """Sets the engines' goals. Of the late engines that share a thread, those on the thread
+        with the highest load come first. A late engine alone on its thread cannot be helped, and
+        does not prevent packing."""
         cdef uint32_t i, worst
-        cdef uint64_t asked = 0                # threads, by their bits: there are at most 64
+        cdef uint64_t asked = 0                # bit mask of threads tried: there are at most 64
         while True:
             worst = NOBODY
             for i in range(self.member_count):
@@ -197,8 +219,8 @@ cdef class Compactor(Balancer):
             self.compact(now_ns)
 
     cdef bint scale_out(self, uint32_t late) noexcept nogil:
-        """A queue built up: the busiest engine beside it, which may be itself, goes where there is most room. False: that would be no
-        better."""
+        """Resolves a queue: moves the busiest engine of the late engine's thread, possibly the late
+        one itself, to the thread with the lowest load. False: that would not help."""
         cdef uint32_t i, k, source = self.members[late].place, chosen = late, target = NOBODY
         for i in range(self.member_count):
             if self.members[i].place == source and not self.members[i].moving and self.members[i].load > self.members[chosen].load:
@@ -215,9 +237,13 @@ cdef class Compactor(Balancer):
         return True
 
     cdef void compact(self, uint64_t now_ns) noexcept nogil:
-        """Packs engines by falling load into as few threads as will do, each to FULL, the first thread first (first fit, decreasing). Moves
-        them if that frees a thread: back to the first one, together on another, or in exchange. Who was late a moment ago, with a thread to
-        itself since otherwise there is no packing, keeps that: whoever came would be sent away again."""
+        """Packs engines in order of falling load on as few threads as possible, each up to FULL,
+        the first thread first (first fit decreasing). Engines are moved only if that frees a
+        thread: to the first thread, together on another one, or in exchange.
+
+        An engine that was late within CALM_NS keeps its thread to itself (it has it to itself,
+        since there is no packing otherwise): an engine added there would be moved away again.
+        """
         cdef uint32_t order[ENGINES_MOST]
         cdef uint32_t goal[ENGINES_MOST]
         cdef double packed[ENGINES_MOST]
@@ -227,7 +253,7 @@ cdef class Compactor(Balancer):
             used += self.counts[k] > 0
         for i in range(self.member_count):
             if self.members[i].moving:
-                return                         # look again when it has arrived
+                return                         # decided when it has arrived
             goal[i] = self.members[i].place
             if now_ns - self.members[i].late_at_ns < CALM_NS:
                 needed += packed[goal[i]] == 0.0

@@ -1,13 +1,17 @@
-"""A crew: the threads of an engine group in one scheduling mode, and which engine goes to which of them.
+"""The threads of an engine group in one scheduling mode, and the assignment of engines to them.
 
-| mode       | threads                                     | when idle             |
-|------------|---------------------------------------------|-----------------------|
-| dedicated  | one a CPU of the group, pinned; the engines of a thread share it fairly | polls on |
-| spreading  | one an engine, on any CPU of the group      | polls for `spin`, then sleeps until it is notified |
-| compacting | one for all engines; more, up to one a CPU, while an engine's packets wait longer than `slo` | as spreading |
+| mode       | threads                                               | when idle                   |
+|------------|-------------------------------------------------------|-----------------------------|
+| dedicated  | one per CPU of the group, pinned; its engines share   | polls on                    |
+|            | it fairly                                             |                             |
+| spreading  | one per engine, on any CPU of the group               | polls for `spin`, then      |
+|            |                                                       | sleeps until notified       |
+| compacting | one for all engines; more, up to one per CPU, while   | as spreading                |
+|            | an engine's packets wait longer than `slo`            |                             |
 
-All that can fail - descriptors, threads - is had when a crew is made, or before an engine is assigned or halted. To run an engine takes
-nothing, so that one which was halted always comes back.
+Everything that can fail (descriptors, threads) is allocated when a crew is made, or before an
+engine is assigned or halted. Running an engine allocates nothing, so a halted engine can always
+run again.
 """
 
 from __future__ import annotations
@@ -40,9 +44,13 @@ class Mode(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Settings:
-    """cpus: those that the threads may run on, None: all of this process. spin_ns: how long a thread polls in vain before it sleeps.
-    slo_ns: the queueing delay to keep below when compacting. guarantee: CPU time of each thread. cgroups: what its threads join, at most
-    one of each hierarchy."""
+    """Settings of a group.
+
+    cpus: CPUs that the threads may run on; None: all CPUs of this process. spin_ns: how long an
+    idle thread polls before it sleeps. slo_ns: queueing delay to keep below when compacting.
+    guarantee: CPU time of each thread. cgroups: cgroups that the threads join, at most one of each
+    hierarchy.
+    """
 
     mode: Mode = Mode.SPREADING
     cpus: list[int] | None = None
@@ -53,21 +61,26 @@ class Settings:
 
 
 class Crew:
-    """Threads for `engines` of the group `name`, none of which it runs yet. runner: who answers for those that it runs, see
-    EngineThread.take. Raises VnicError where a thread cannot be had, and then there is none."""
+    """Threads for `engines` of the group `name`; it runs none of them yet.
+
+    runner: the object that the engines name as their runner, see EngineThread.take. Raises
+    VnicError where a thread cannot be started; then none is left.
+    """
 
     def __init__(self, name: str, settings: Settings, engines: Iterable[Engine], runner: Runner) -> None:
         self.settings, self._runner = settings, runner
         self.threads: list[EngineThread] = []
         self.compactor = Compactor(slo_ns=settings.slo_ns) if settings.mode is Mode.COMPACTING else None
-        self._own: dict[Engine, EngineThread] = {}  # where each belongs, unless compacting moves it about
+        # the thread of each engine, except when compacting
+        self._own: dict[Engine, EngineThread] = {}
         cpus = settings.cpus or sorted(os.sched_getaffinity(0))
         try:
             if settings.mode is Mode.DEDICATED:
                 for number, cpu in enumerate(cpus):
                     self._hire(f"{name}.{number}", [cpu], ALWAYS)
             if self.compactor is not None:
-                for number in range(min(len(cpus), ENGINES_MOST)):  # more threads than engines were for nothing
+                # a group has at most ENGINES_MOST engines
+                for number in range(min(len(cpus), ENGINES_MOST)):
                     self._hire(f"{name}.{number}", settings.cpus, settings.spin_ns)
                 self.compactor.set_threads(self.threads)
             for engine in engines:
@@ -84,7 +97,8 @@ class Crew:
         return thread
 
     def assign(self, engine: Engine) -> None:
-        """Sees to it that the engine can be run. Raises VnicError where that takes a thread that cannot be had."""
+        """Makes sure that the engine can be run. Raises VnicError where that needs a thread that
+        cannot be started."""
         match self.settings.mode:
             case Mode.DEDICATED:
                 assigned = list(self._own.values())
@@ -97,7 +111,7 @@ class Crew:
         return self._hire(engine.name, cpus, max(self.settings.spin_ns, engine.spin_ns))
 
     def run(self, engine: Engine) -> None:
-        """Runs an engine that was assigned and that nobody runs."""
+        """Runs an engine that was assigned and is not running."""
         if self.compactor is None:
             self._own[engine].take(engine, self._runner)
             return
@@ -109,14 +123,16 @@ class Crew:
         self.threads[0].take(engine, self._runner)
 
     def reserve(self) -> None:
-        """Takes the CPU guarantee for the threads; when spreading, for those whose engine runs. What is in force already stays."""
+        """Takes the CPU guarantee for the threads; when spreading, only for threads whose engine
+        runs. Guarantees in force stay."""
         idle = {self._own[engine] for engine in self._own if engine.runner is None and self.settings.mode is Mode.SPREADING}
         for thread in self.threads:
             if thread not in idle:
                 thread.reserve()
 
     def release(self, engine: Engine) -> None:
-        """Stops an engine that it runs between two turns, while the others go on. Its thread waits."""
+        """Stops an engine of this crew between two turns, while the others go on. Its thread stays,
+        idle."""
         if self.compactor is None:
             engine.release()
             return
@@ -128,8 +144,9 @@ class Crew:
             self.compactor.resume()
 
     def halt(self, engine: Engine) -> None:
-        """Releases an engine. Where its thread has a guarantee of its own, that is given up, since in an upgrade the next worker's thread
-        wants it: another thread waits instead. Raises VnicError where that cannot be had; then the engine goes on."""
+        """Releases an engine. A guarantee of its thread alone (spreading) is given up, since in an
+        upgrade the thread of the next worker needs it: the thread ends, and another one waits
+        instead. Raises VnicError where that one cannot be started; then the engine goes on."""
         if self.settings.mode is not Mode.SPREADING or self.settings.guarantee is None:
             self.release(engine)
             return
@@ -139,16 +156,16 @@ class Crew:
         self._own[engine] = spare
 
     def dismiss(self, engine: Engine) -> None:
-        """Forgets an engine that it does not run."""
+        """Removes an engine that is not running; when spreading, its thread ends."""
         thread = self._own.pop(engine, None)
         if thread is not None and self.settings.mode is Mode.SPREADING:
             thread.stop()
             self.threads.remove(thread)
 
     def stop(self) -> None:
-        """Ends the threads; whoever calls has taken the engines away."""
+        """Ends the threads. The caller has released the engines."""
         if self.compactor is not None:
-            self.compactor.pause()  # for good
+            self.compactor.pause()  # never resumed
         for thread in self.threads:
             thread.stop()
         self.threads = []

@@ -1,4 +1,4 @@
-"""StateWork: the door of the hand-over (dataplane/handover.py) to what is an engine's own."""
+"""StateWork: gives the hand-over (dataplane/handover.py) access to an engine's private state."""
 from libc.stdint cimport uint64_t
 from dataplane.packet cimport Context
 from dataplane.work cimport Work

@@ -7,8 +7,11 @@ from dataplane.work cimport Work
 
 
 cdef class StateWork(Work):
-    """Calls function(self) on the engine's thread between two batches; it may read and set `random_state`, and have the engine's free
-    packets returned to the pool by setting `return_cache`. When it raises, nothing is set."""
+    """Calls function(self) on the engine's thread between two batches.
+
+    The function may read and set `random_state`, and may set `return_cache` to return the engine's
+    free packets to the pool. If it raises, neither takes effect.
+    """
 
     def __init__(self, function):
         self._function = function
@@ -27,12 +30,13 @@ cdef class StateWork(Work):
 
 
 def charged_ns(Element element not None):
-    """CPU time that was charged to an element, in nanoseconds. Between two batches."""
+    """CPU time charged to an element, in nanoseconds. Only between two batches."""
     return element.charged_ns
 
 
 def set_charges(Engine engine not None, dict elements, uint64_t overhead_ns, uint64_t cpu_ns):
-    """Accounts go on where another engine's ended: CPU time by element, the engine's own, and all of it. Between two batches."""
+    """Sets the accounts to another engine's values: CPU time by element, overhead, and total. Only
+    between two batches."""
     cdef Element element
     for element in engine.elements:
         element.charged_ns = elements[element.name]

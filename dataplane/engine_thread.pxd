@@ -1,6 +1,7 @@
-"""EngineThread: an OS thread that runs engines, turn by turn, and sleeps when none of them has work (Snap, section 2.4).
+"""EngineThread: an OS thread that runs engines, turn by turn, and sleeps when none has work.
 
-Engines come by the thread's inbox and leave when their `destination` is another: neither side waits for the other.
+After Snap, section 2.4. Engines arrive in the thread's inbox and leave when their `destination` is
+another thread; neither thread waits for the other.
 """
 from cpython.ref cimport PyObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -9,40 +10,44 @@ from dataplane.clock cimport Clock
 from dataplane.engine cimport Engine, pollfd
 
 cpdef enum:
-    ENGINES_MOST = 64            # of one thread, and of a group: compacting may bring all of them to one
+    ENGINES_MOST = 64  # of a thread and of a group: compacting may bring all of them on one thread
 
 cdef void *UNDER_WAY             # engine.owner of an engine in an inbox
 
 cdef class EngineThread:
     cdef readonly str name
     cdef readonly Clock clock
-    cdef readonly object cpus            # the CPUs it may run on, a list; None: any
-    cdef readonly uint64_t spin_ns       # how long it polls in vain before it sleeps; NEVER: it never sleeps
+    cdef readonly object cpus            # list of CPUs that it may run on; None: any
+    # how long it polls while idle before it sleeps; NEVER: it never sleeps
+    cdef readonly uint64_t spin_ns
     cdef readonly object guarantee       # dataplane.guarantee.Guarantee or None
-    cdef readonly tuple cgroups          # dataplane.cgroup.Cgroup: those that it is to join
-    cdef readonly dict refused           # by their paths: why it could not
+    cdef readonly tuple cgroups          # dataplane.cgroup.Cgroups to join
+    cdef readonly dict refused           # reason by path for each cgroup that it could not join
     cdef readonly int thread_id          # gettid(2); 0 before it runs
-    cdef readonly str scheduling         # what the guarantee came to: "deadline", "rr", "budget" or "none"
-    cdef public uint64_t look_ns         # until engines that rest are asked too, while others of the thread are busy
-    cdef PyObject *engines[ENGINES_MOST] # borrowed: whoever started the thread holds them
+    # class that the guarantee got: "deadline", "rr", "budget" or "none"
+    cdef readonly str scheduling
+    # interval at which resting engines are polled while others are busy
+    cdef public uint64_t look_ns
+    cdef PyObject *engines[ENGINES_MOST] # borrowed: the engines' runner holds references
     cdef uint32_t count
-    cdef void *inbox                     # shared: stack of engines handed over, linked by next_engine
+    cdef void *inbox                     # shared: stack of arriving engines, linked by next_engine
     cdef uint32_t stopping               # shared
-    cdef uint32_t sleeping               # shared: whoever hands over an engine must ring
+    cdef uint32_t sleeping  # shared: a thread that adds to the inbox must write to wake_descriptor
     cdef int wake_descriptor
     cdef pollfd *descriptors             # of all engines, when there are several
     cdef uint32_t room
-    cdef uint64_t gathered               # generation of what is in `descriptors`
+    cdef uint64_t gathered               # generation of the contents of `descriptors`
     cdef uint64_t pass_ns                # when the last sleep or pass ended
-    cdef uint64_t looked_ns              # when all engines were asked, or a sleep ended
-    cdef uint64_t fair_ns                # the least time that an engine with work has had
+    cdef uint64_t looked_ns              # when all engines were last polled, or a sleep ended
+    cdef uint64_t fair_ns                # the least time among engines with work
     # Accounting.
     cdef int64_t cpu_clock               # clockid_t of the thread; -1: it does not run
     cdef uint64_t settled_cpu_ns, settled_at_ns, slept_ns
-    cdef uint64_t overhead_ns            # CPU time without any engine
-    # The budget of runtime_ns in each period_ns, where the kernel does not keep it; set by control, 0: none.
+    cdef uint64_t overhead_ns            # CPU time while it had no engine
+    # The budget of runtime_ns per period_ns, where the kernel does not enforce it; set by control;
+    # 0: none.
     cdef uint64_t runtime_ns, period_ns, window_ns, window_cpu_ns, window_slept_ns
-    cdef readonly uint64_t throttled     # how often it was spent
+    cdef readonly uint64_t throttled     # how often the budget was spent
     cdef Balancer balancer
     cdef object _thread, _kept, _error, _started
     cdef uint64_t thread_cpu_ns(self) noexcept nogil

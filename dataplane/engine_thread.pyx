@@ -32,9 +32,14 @@ cdef extern from "<sys/prctl.h>" nogil:
     int PR_SET_TIMERSLACK, PR_SET_NAME
 
 cdef enum:
-    SETTLE_NS = 1_000_000        # reading a thread's CPU clock is a system call of 0.2 us: 0.02 % at this interval
-    LOOK_NS = 10_000             # until engines that rest are asked too while others are busy: a fifth of the usual objective
-    FAIR_NS = 20_000             # how far an engine may be ahead of the others; less than a turn of 32 GSO frames takes
+    # reading a thread's CPU clock is a system call of 0.2 us: 0.02 % at this interval
+    SETTLE_NS = 1_000_000
+    # interval at which resting engines are polled while others are busy: a fifth of the default
+    # objective
+    LOOK_NS = 10_000
+    # how far an engine's time may be ahead of the others'; less than a turn with 32 GSO frames
+    # takes
+    FAIR_NS = 20_000
 
 
 UNDER_WAY = <void *>1
@@ -45,11 +50,14 @@ cdef inline void look(Engine engine) noexcept nogil:
 
 
 cdef class EngineThread:
-    """Runs engines: each a turn, those with work again and again, each its fair share of the thread's time; then sleeps.
+    """Runs engines turn by turn and sleeps when none has work. Engines with work get equal shares
+    of the thread's time.
 
-    cpus: the CPUs it may run on. spin_ns: how long it polls in vain before it sleeps; dataplane.engine_thread.ALWAYS: it never sleeps.
-    guarantee: a dataplane.guarantee.Guarantee of CPU time, which `reserve` takes. cgroups: the dataplane.cgroup.Cgroups that it joins, as
-    far as they let it. The threads of one `balancer` pass engines between each other. Raises VnicError where descriptors are used up.
+    cpus: CPUs that it may run on. spin_ns: how long it polls while idle before it sleeps;
+    dataplane.engine_thread.ALWAYS: it never sleeps. guarantee: a dataplane.guarantee.Guarantee of
+    CPU time, which `reserve` takes. cgroups: dataplane.cgroup.Cgroups to join; `refused` has those
+    that failed. The threads of one `balancer` pass engines to each other. Raises VnicError where no
+    descriptor is available.
     """
 
     def __cinit__(self, *args, **kwargs):
@@ -72,10 +80,11 @@ cdef class EngineThread:
         if self.wake_descriptor >= 0:
             os.close(self.wake_descriptor)
 
-    # -- control -----------------------------------------------------------------------------------------------------------
+    # -- control -----------------------------------------------------------------------------------
 
     def start(self, engines=()):
-        """Starts the thread with `engines`. Raises ConfigError for CPUs that this process may not use, VnicError where it cannot start."""
+        """Starts the thread with `engines`. Raises ConfigError for CPUs that this process may not
+        use, VnicError where the thread cannot start."""
         usable = os.sched_getaffinity(0)
         for cpu in self.cpus or ():
             if cpu not in usable:
@@ -98,17 +107,19 @@ cdef class EngineThread:
             self.take(engine)
 
     def take(self, Engine engine not None, runner=None):
-        """Hands over an engine that nobody runs. `runner`: who answers for it and keeps it, this thread by default."""
+        """Passes an engine that is not running to this thread. runner: the object that keeps the
+        engine referenced and answers `alive` for it; by default this thread."""
         if engine.runner is not None:
             raise VnicError(f"engine {engine.name}: runs already")
         if runner is None:
-            self._kept.append(engine)        # the C array borrows
+            self._kept.append(engine)        # the C array only borrows its references
         engine.runner = runner or self
         va_store_release_ptr(&engine.destination, <void *>self)
         self.accept(<void *>engine)
 
     def stop(self):
-        """Ends the thread between two turns; its engines are nobody's then. May be called twice."""
+        """Ends the thread between two turns; its engines then have no runner. May be called
+        twice."""
         cdef uint64_t one = 1
         cdef Engine engine
         if self._thread is None:
@@ -123,38 +134,41 @@ cdef class EngineThread:
         self._kept = []
 
     def reserve(self):
-        """Takes its guarantee of CPU time, as far as it may have one: `scheduling` says what came of it. May be called twice."""
+        """Takes the guarantee of CPU time; `scheduling` names the class that was permitted. May be
+        called twice."""
         if self.guarantee is None or self.scheduling != "none" or not self.alive:
             return
         self.scheduling = self.guarantee.apply(self.thread_id)
-        if self.scheduling != "deadline":              # the others do not bound what we use
+        # the other classes do not bound the CPU time: throttle() does
+        if self.scheduling != "deadline":
             self.period_ns = self.guarantee.period_ns
-            va_store_release_u64(&self.runtime_ns, self.guarantee.runtime_ns)  # last: whoever sees it sees the period
+            # release, last: a thread that reads it also reads the period
+            va_store_release_u64(&self.runtime_ns, self.guarantee.runtime_ns)
 
     @property
     def alive(self):
-        """True while the thread is there."""
+        """True while the thread runs."""
         return self._thread is not None and self._thread.is_alive()
 
     @property
     def engine_names(self):
-        """Of the engines that it runs now."""
+        """Names of the engines that it runs now."""
         return [(<Engine>self.engines[i]).name for i in range(self.count)]
 
     @property
     def cpu_ns(self):
-        """CPU time of the thread, up to now; 0 when it does not run."""
+        """CPU time of the thread until now; 0 when it does not run."""
         return self.thread_cpu_ns()
 
     def status(self):
-        """What the thread is and does, as a dict."""
+        """The thread's settings and state, as a dict."""
         return {"name": self.name, "cpus": self.cpus, "engines": self.engine_names, "scheduling": self.scheduling,
                 "cpu_ns": self.thread_cpu_ns(), "overhead_ns": self.overhead_ns, "throttled": self.throttled}
 
     def _main(self):
         try:
             self._prepare()
-        except BaseException as error:             # `start` waits, and raises it
+        except BaseException as error:             # `start` waits for it and raises it
             self._error = error
             return
         finally:
@@ -166,16 +180,19 @@ cdef class EngineThread:
     def _prepare(self):
         cdef clockid_t clock
         self.thread_id = threading.get_native_id()
-        # First: a cpuset sets the CPUs anew. A guarantee comes later, since a cgroup may rule a real-time class out.
+        # Cgroups first: joining a cpuset resets the affinity. The guarantee follows later, since a
+        # cgroup may exclude real-time classes.
         self.refused = join_all(self.cgroups, self.thread_id)
         if self.cpus is not None:
             try:
                 os.sched_setaffinity(0, self.cpus)
-            except OSError:                        # a cgroup's cpuset has lost them since the group was checked
+            except OSError:  # the cgroup's cpuset has lost these CPUs since the group was checked
                 self.cpus = sorted(os.sched_getaffinity(0))
         name = f"vnic-{self.name}".encode()
-        prctl(PR_SET_NAME, <unsigned long><const char *>name)     # for top and perf; the kernel keeps 15 bytes
-        prctl(PR_SET_TIMERSLACK, 1)                # nanoseconds: the default of 50 us would be most of a shaper's error
+        # for top and perf; the kernel keeps 15 bytes
+        prctl(PR_SET_NAME, <unsigned long><const char *>name)
+        # nanoseconds; the default of 50 us would be most of a shaper's error
+        prctl(PR_SET_TIMERSLACK, 1)
         if pthread_getcpuclockid(pthread_self(), &clock) == 0:
             self.cpu_clock = clock
         self.settled_cpu_ns = self.window_cpu_ns = self.thread_cpu_ns()
@@ -187,30 +204,33 @@ cdef class EngineThread:
             return <uint64_t>t.tv_sec * 1000000000 + <uint64_t>t.tv_nsec
         return 0
 
-    # -- engines come and go -----------------------------------------------------------------------------------------------
+    # -- engines come and go -----------------------------------------------------------------------
 
     cdef void accept(self, void *engine) noexcept nogil:
-        """From any thread: `engine`, which nobody runs now, is this thread's."""
+        """Adds `engine`, which no thread runs, to this thread's inbox. Any thread may call this."""
         cdef uint64_t one = 1
         cdef void *top = va_load_acquire_ptr(&self.inbox)
-        va_store_release_ptr(&(<Engine>engine).owner, UNDER_WAY)   # who waits for an engine without owner must not take it from the inbox
+        # not NULL: Engine.release, which waits for NULL, must not take it while it is in the inbox
+        va_store_release_ptr(&(<Engine>engine).owner, UNDER_WAY)
         va_store_release_ptr(&(<Engine>engine).next_engine, top)
-        # Release: what the last owner did to the engine is seen by the next.
+        # Release: the next owner sees what the last one wrote to the engine.
         while not va_cas_ptr(&self.inbox, &top, engine):
             va_store_release_ptr(&(<Engine>engine).next_engine, top)
-        va_fence()                             # the inbox before the flag is read; pairs with the fence in sleep()
+        va_fence()  # the inbox before `sleeping` is read; pairs with the fence in sleep()
         if va_load_relaxed_u32(&self.sleeping):
             write(self.wake_descriptor, &one, 8)
 
     cdef void adopt(self) noexcept nogil:
-        """Takes in what the inbox holds."""
+        """Takes the engines out of the inbox."""
         cdef void *engine = va_load_acquire_ptr(&self.inbox)
         cdef void *following
         while not va_cas_ptr(&self.inbox, &engine, NULL):
             pass
         while engine != NULL:
             following = (<Engine>engine).next_engine
-            if self.count == ENGINES_MOST:     # a configuration has no more, so only a bug comes here: it waits
+            # unreachable but by a bug, since a configuration has no more: the engine waits in the
+            # inbox
+            if self.count == ENGINES_MOST:
                 self.accept(engine)
             else:
                 self.engines[self.count] = <PyObject *>engine
@@ -219,7 +239,8 @@ cdef class EngineThread:
             engine = following
 
     cdef void give_away(self, uint32_t place) noexcept nogil:
-        """The engine at `place` goes where its destination says. From the last line on it is another's."""
+        """Hands the engine at `place` to its destination. After the last line it belongs to another
+        thread."""
         cdef void *engine = <void *>self.engines[place]
         cdef void *destination = va_load_acquire_ptr(&(<Engine>engine).destination)
         cdef uint64_t one = 1
@@ -237,18 +258,20 @@ cdef class EngineThread:
         else:
             write(done, &one, 8)
 
-    # -- accounting --------------------------------------------------------------------------------------------------------
+    # -- accounting --------------------------------------------------------------------------------
 
     cdef void settle(self) noexcept nogil:
-        """Shares the CPU time since the last settlement among the engines' elements, by their weights: what each took by the clock. So the
-        time that the kernel gave to others is nobody's, and what sleeping and waking cost is borne by those who caused it."""
+        """Distributes the CPU time since the last settlement over the engines' elements, in
+        proportion to their weights (the clock time that each took). So time that the kernel gave to
+        other threads is charged to no element, and the cost of sleeping and waking is charged to
+        the elements that caused it."""
         cdef uint64_t cpu = self.thread_cpu_ns(), weight = 0
         cdef uint32_t i
         cdef double share
         for i in range(self.count):
             weight += (<Engine>self.engines[i]).weight_ns
         if cpu <= self.settled_cpu_ns or (weight == 0 and self.count):
-            return                             # nothing to share, or nobody yet
+            return                             # no CPU time to distribute, or no weights yet
         if weight == 0:
             self.overhead_ns += cpu - self.settled_cpu_ns
         else:
@@ -260,8 +283,9 @@ cdef class EngineThread:
         self.slept_ns = 0
 
     cdef void judge(self, Engine engine, uint64_t took_ns) noexcept nogil:
-        """A turn took longer than the engine's budget by the clock. The kernel may have run others meanwhile: all time that this thread was
-        neither on a CPU nor asleep since it settled is taken to lie in this turn, so that only the engine's own time is held against it."""
+        """Counts an overrun if a turn took longer than the engine's budget. The kernel may have run
+        other threads meanwhile: all time since the last settlement that this thread was neither on
+        a CPU nor asleep is attributed to this turn, so that only the engine's own time counts."""
         cdef uint64_t elapsed = engine.ctx.now_ns - self.settled_at_ns - self.slept_ns
         cdef uint64_t ran = self.thread_cpu_ns() - self.settled_cpu_ns
         cdef uint64_t waited = elapsed - ran if elapsed > ran else 0
@@ -272,13 +296,14 @@ cdef class EngineThread:
                 engine.longest_turn_ns = took_ns
 
     cdef void throttle(self) noexcept nogil:
-        """The budget of runtime_ns in period_ns is spent by the clock: if the CPU clock agrees, sleeps until the period is over."""
+        """By the clock, runtime_ns of this period are spent. If the CPU clock agrees, sleeps until
+        the period ends."""
         cdef uint64_t now = self.clock.now(), used = self.thread_cpu_ns() - self.window_cpu_ns, end = self.window_ns + self.period_ns
         cdef pollfd wake
         cdef timespec timeout
         if now >= end:
             return
-        if used < self.runtime_ns:             # others had the CPU meanwhile: as if we had slept
+        if used < self.runtime_ns:  # other threads had the CPU meanwhile: that counts as sleep
             self.window_slept_ns = now - self.window_ns - used if now > self.window_ns + used else 0
             return
         self.throttled += 1
@@ -293,15 +318,17 @@ cdef class EngineThread:
         self.slept_ns += now
         self.window_slept_ns += now
 
-    # -- the loop ----------------------------------------------------------------------------------------------------------
+    # -- the loop ----------------------------------------------------------------------------------
 
     cdef bint serve(self, Engine engine) noexcept nogil:
-        """A turn, unless the engine has had more than its share and others have work. True: it wants another."""
+        """Runs a turn, unless the engine is ahead of its share while others have work. True: it
+        wants another turn."""
         cdef uint64_t took
         if self.count > 1:
             if engine.more and engine.fair_ns > self.fair_ns + FAIR_NS:
                 return True
-            if engine.fair_ns < self.fair_ns:  # time that it did not want is not saved up
+            # time that an engine did not use is not credited to it
+            if engine.fair_ns < self.fair_ns:
                 engine.fair_ns = self.fair_ns
         engine.turn()
         took = engine.ctx.now_ns - engine.begin_ns
@@ -311,7 +338,8 @@ cdef class EngineThread:
         return engine.more
 
     cdef uint64_t one_pass(self, bint *more, bint *any) noexcept nogil:
-        """Every engine's turn; returns the next timer's instant. more: an engine wants another at once. any: one had packets."""
+        """Runs each engine's turn; returns the next timer's deadline. more: an engine wants another
+        turn at once. any: an engine had packets."""
         cdef uint64_t deadline = NEVER, least = NEVER, polls
         cdef uint32_t i = 0
         more[0] = any[0] = False
@@ -340,12 +368,13 @@ cdef class EngineThread:
         return deadline
 
     cdef bint rests(self, Engine engine) noexcept nogil:
-        """Whether an engine that rests has nothing to do in this pass: nobody has looked, posted, or wants it, and no timer is due."""
+        """True if a resting engine has nothing to do in this pass: it is not to poll, has no work
+        posted, no timer due, and stays on this thread."""
         return (not engine.look and engine.next_ns > self.pass_ns and va_load_acquire_ptr(&engine.mailbox) == NULL
                 and va_load_acquire_ptr(&engine.destination) == <void *>self)
 
     cdef void sleep(self, uint64_t deadline_ns) noexcept nogil:
-        """Sleeps until input, mailbox, another engine or deadline, unless one of them is there already."""
+        """Sleeps until input, mailbox, inbox or deadline, unless one of them is pending already."""
         cdef timespec timeout
         cdef timespec *limit = NULL
         cdef pollfd *polled = self.descriptors
@@ -356,11 +385,14 @@ cdef class EngineThread:
         cdef pollfd own
         va_store_relaxed_u32(&self.sleeping, 1)
         for i in range(self.count):
-            # Who rests sleeps already, and whoever has posted since has rung.
+            # A resting engine has `sleeping` set already, and a post since then has written to its
+            # eventfd.
             if not (<Engine>self.engines[i]).resting:
                 va_store_relaxed_u32(&(<Engine>self.engines[i]).sleeping, 1)
             total += (<Engine>self.engines[i]).descriptor_count
-        va_fence()                             # the flags before slots are read; pairs with the fences of whoever posts or hands over
+        # the flags before mailboxes and inbox are read; pairs with the fences of posters and of
+        # accept()
+        va_fence()
         for i in range(self.count):
             if not (<Engine>self.engines[i]).resting:
                 pending = (<Engine>self.engines[i]).prepare_sleep() or pending
@@ -368,9 +400,10 @@ cdef class EngineThread:
         if self.count == 0:
             own.fd, own.events, own.revents = self.wake_descriptor, POLLIN, 0
             polled, total = &own, 1
-        elif self.count == 1:                  # most times: nothing to copy
+        elif self.count == 1:                  # the common case: nothing to copy
             polled = (<Engine>self.engines[0]).descriptors
-        elif total > self.room:                # after a change of graph or engines only; where there is no memory, we poll on
+        # only after a change of the graph or of the engines; without memory the thread polls on
+        elif total > self.room:
             polled = <pollfd *>realloc(self.descriptors, total * sizeof(pollfd))
             pending = pending or polled == NULL
             if polled != NULL:
@@ -402,10 +435,11 @@ cdef class EngineThread:
                 (<Engine>self.engines[i]).wake(pending)
 
     cdef void gather(self, pollfd *into) noexcept nogil:
-        """All engines' descriptors in a row, copied when they or the engines have changed."""
+        """Copies all engines' descriptors into one array, if they or the engines have changed."""
         cdef uint32_t i, at = 0, each
         cdef uint64_t generation = 1
-        for i in range(self.count):            # an engine's number counts by its place: others in other places are something else
+        # a hash that depends on the order: the same engines in other places give another number
+        for i in range(self.count):
             generation = generation * 1000003 + (<Engine>self.engines[i]).generation + <uint64_t><size_t>self.engines[i]
         if generation == self.gathered:
             return
@@ -416,15 +450,16 @@ cdef class EngineThread:
             at += each
 
     cdef void scatter(self, const pollfd *out, bint any) noexcept nogil:
-        """Wakes the engines that have something to read. The others rest: they stay asleep, since to wake one costs microseconds of cold
-        memory, most of what a lone packet costs when four engines share a thread."""
+        """Wakes the engines with readable descriptors. The others rest, i.e. stay asleep: waking
+        one costs microseconds of cold memory, most of the cost of a lone packet when four engines
+        share a thread."""
         cdef uint32_t i, k, at = 0, each
         cdef bint ready
         for i in range(self.count):
             each = (<Engine>self.engines[i]).descriptor_count
             ready = False
             if any:
-                for k in range(each):          # the second is this thread's own, the same for all
+                for k in range(each):  # [1] is this thread's eventfd, the same for all engines
                     ready = ready or (out[at + k].revents != 0 and k != 1)
             if ready:
                 memcpy((<Engine>self.engines[i]).descriptors, out + at, each * sizeof(pollfd))
@@ -436,7 +471,7 @@ cdef class EngineThread:
             at += each
 
     cdef uint64_t now(self) noexcept nogil:
-        """The end of the last turn in this pass: of whichever engine had it."""
+        """The end of the last turn in this pass, of any engine."""
         cdef uint32_t i
         cdef uint64_t latest = 0
         for i in range(self.count):
@@ -476,7 +511,8 @@ cdef class EngineThread:
             else:
                 self.sleep(deadline)
                 continue
-            # Who rests may have got something since: soon enough, but not after each lone packet of another engine.
+            # Resting engines may have received input: poll them soon, but not after each lone
+            # packet of another engine.
             if not more or now - self.looked_ns >= self.look_ns:
                 self.looked_ns = now
             for i in range(self.count):

@@ -1,4 +1,5 @@
-"""Engine groups: engines, the threads that run them, and how (Snap, section 2.4). The three modes are in crew.py."""
+"""Engine groups: engines and the threads that run them (Snap, section 2.4). crew.py has the
+modes."""
 
 from __future__ import annotations
 
@@ -18,10 +19,12 @@ from dataplane.settle import settle
 
 
 class EngineGroup:
-    """A set of engines with a scheduling mode and CPUs. Methods are control's, one at a time; none is called from an engine's thread.
+    """A set of engines with a scheduling mode and CPUs. Only control calls its methods, one at a
+    time; no engine's thread does.
 
-    Its settings are those of dataplane.crew.Settings. Raises ConfigError for what cannot be had, cgroups that its threads could not join
-    among it; with tolerant=True it is for `status` to say so of a cgroup, as it is for one that refuses a thread later.
+    The settings are those of dataplane.crew.Settings. Raises ConfigError for invalid settings,
+    which include cgroups that threads could not join. With tolerant=True such a cgroup is reported
+    by `status` instead, as is one that rejects a thread later.
     """
 
     def __init__(
@@ -39,7 +42,7 @@ class EngineGroup:
         self.name = name
         self.settings = Settings(Mode(mode), cpus, spin_ns, slo_ns, guarantee, tuple(cgroups))
         self.engines: list[Engine] = []
-        self._crew: Crew | None = None  # while it is started
+        self._crew: Crew | None = None  # None: not started
         self._check_cpus(self.settings)
         if not tolerant:
             self._check_cgroups(self.settings)
@@ -70,35 +73,39 @@ class EngineGroup:
                 other = by_hierarchy.setdefault(cgroup.hierarchy, cgroup)
             except ConfigError as error:
                 raise ConfigError(f"group {self.name}: {error}") from None
-            if other is not cgroup:  # a thread would leave the first as it joins the second
+            # joining the second cgroup would remove a thread from the first
+            if other is not cgroup:
                 both = f"{other.path} and {cgroup.path}"
                 raise ConfigError(f"group {self.name}: cgroups {both} are of one hierarchy; want one of them")
 
     @property
     def mode(self) -> Mode:
-        """How its engines get CPU time."""
+        """How the engines get CPU time."""
         return self.settings.mode
 
     @property
     def threads(self) -> list[EngineThread]:
-        """Those that there are; none before `start`."""
+        """The running threads; none before `start`."""
         return self._crew.threads if self._crew is not None else []
 
     @property
     def compactor(self) -> Compactor | None:
-        """Who moves engines, while it runs and compacts."""
+        """The balancer that moves engines, while the group runs and compacts."""
         return self._crew.compactor if self._crew is not None else None
 
     @property
     def alive(self) -> bool:
-        """True while it runs."""
+        """True while the group runs."""
         return self._crew is not None and all(thread.alive for thread in self.threads)
 
-    # -- life --------------------------------------------------------------------------------------------------------------
+    # -- life --------------------------------------------------------------------------------------
 
     def start(self, *, run: bool = True) -> None:
-        """Starts the threads and runs the engines (run=False: none; `resume` runs each). Raises VnicError where it runs already, or a
-        thread cannot be had; then there is none."""
+        """Starts the threads and runs the engines (run=False: runs none; `resume` runs each).
+
+        Raises VnicError where the group is running, or a thread cannot be started; then none is
+        left.
+        """
         if self._crew is not None:
             raise VnicError(f"group {self.name}: runs already")
         self._crew = Crew(self.name, self.settings, self.engines, self)
@@ -107,7 +114,8 @@ class EngineGroup:
         self._crew.reserve()
 
     def stop(self) -> None:
-        """Ends the threads, each between two turns of its engines. What engines hold stays held. May be called twice."""
+        """Ends the threads, each between two turns of its engines. Packets that engines hold stay
+        held. May be called twice."""
         if self._crew is None:
             return
         crew, self._crew = self._crew, None
@@ -116,11 +124,11 @@ class EngineGroup:
                 crew.release(engine)
         crew.stop()
 
-    # -- engines -----------------------------------------------------------------------------------------------------------
+    # -- engines -----------------------------------------------------------------------------------
 
     def add(self, engine: Engine) -> None:
-        """Takes an engine, and runs it if the group runs. Raises ConfigError where the group is full, VnicError where a thread cannot be
-        had; the engine is nobody's then."""
+        """Adds an engine, and runs it if the group runs. Raises ConfigError where the group is
+        full, VnicError where a thread cannot be started; then the engine belongs to no group."""
         if len(self.engines) == ENGINES_MOST:
             raise ConfigError(f"group {self.name}: has {ENGINES_MOST} engines, the most; want engine {engine.name} in another")
         if self._crew is not None:
@@ -129,7 +137,7 @@ class EngineGroup:
         self.resume(engine)
 
     def remove(self, engine: Engine) -> None:
-        """Stops an engine between two of its turns, while the others go on, and gives it up."""
+        """Stops an engine between two of its turns, while the others go on, and removes it."""
         if self._crew is not None:
             if engine.runner is self:
                 self._crew.release(engine)
@@ -137,28 +145,32 @@ class EngineGroup:
         self.engines.remove(engine)
 
     def halt(self, engine: Engine) -> None:
-        """Stops an engine between two of its turns, while the others go on; `resume` runs it again. Raises VnicError where a guarantee is
-        to be given up and no other thread can be had; then the engine goes on."""
+        """Stops an engine between two of its turns, while the others go on; `resume` runs it again.
+        Raises VnicError where a guarantee has to be given up and the replacing thread cannot be
+        started; then the engine goes on."""
         if engine.runner is self and self._crew is not None:
             self._crew.halt(engine)
 
     def resume(self, engine: Engine) -> None:
-        """Runs an engine that was halted. That takes nothing which could be used up."""
+        """Runs an engine that was halted. That allocates nothing, so it cannot fail for want of
+        resources."""
         if self._crew is not None and engine.runner is None:
             self._crew.run(engine)
             self._crew.reserve()
 
-    # -- settings ----------------------------------------------------------------------------------------------------------
+    # -- settings ----------------------------------------------------------------------------------
 
     def change(self, **settings: Any) -> None:
-        """Changes some of its settings (fields of dataplane.crew.Settings) while packets flow: engines move to new threads, each between
-        two of its turns. Raises ConfigError, or VnicError where a thread cannot be had, and then nothing has changed."""
+        """Changes settings (fields of dataplane.crew.Settings) while packets flow: engines move to
+        new threads, each between two of its turns. Raises ConfigError, or VnicError where a thread
+        cannot be started; then nothing has changed."""
         wanted = replace(self.settings, **settings)
         self._check_cpus(wanted)
-        if "cgroups" in settings:  # those that it has may be gone since, which is for `status` to say
+        # a present cgroup may have been removed since: `status` reports that
+        if "cgroups" in settings:
             self._check_cgroups(wanted)
         self._check_cpusets(wanted)
-        if self._crew is not None and settings.keys() == {"slo_ns"}:  # needs no other threads
+        if self._crew is not None and settings.keys() == {"slo_ns"}:  # needs no new threads
             if self.compactor is not None:
                 self.compactor.slo_ns = wanted.slo_ns
         elif self._crew is not None:
@@ -166,23 +178,25 @@ class EngineGroup:
         self.settings = wanted
 
     def _replace(self, old: Crew, new: Crew) -> None:
-        """Nothing of this can fail. Engines that are halted stay so."""
+        """Moves the engines from old threads to new. Nothing in it can fail. Halted engines stay
+        halted."""
         for engine in self.engines:
             if engine.runner is self:
                 old.release(engine)
                 new.run(engine)
         self._crew = new
         old.stop()
-        new.reserve()  # the kernel gives guarantees only while CPU time is left: first the old threads go
+        # after the old threads ended: the kernel admits a guarantee only while bandwidth is left
+        new.reserve()
 
-    # -- what control reads ------------------------------------------------------------------------------------------------
+    # -- what control reads -----------------------------------------------------------------------
 
     def thread_of(self, engine: Engine) -> str | None:
         """The name of the thread that runs the engine now."""
         return next((thread.name for thread in self.threads if engine.name in thread.engine_names), None)
 
     def settle(self) -> None:
-        """Brings the engines' charges up to date."""
+        """Brings the engines' CPU time accounts up to date."""
         for engine in self.engines:
             settle(engine)
 
@@ -201,7 +215,8 @@ class EngineGroup:
         }
 
     def _cgroup_status(self, cgroup: Cgroup) -> dict[str, Any]:
-        """in_force: every thread is in it. That is read anew, since whoever may write to a cgroup can also move threads out of it."""
+        """in_force: every thread is in the cgroup. This is read each time, since any process that
+        may write to the cgroup can move threads out of it."""
         inside = cgroup.threads()
         outside = [thread for thread in self.threads if thread.thread_id not in inside]
         why = None if self.threads else "no thread runs"

@@ -1,14 +1,17 @@
-"""CPU guarantees for engines' threads, after MicroQuanta (Snap, section 2.4.1): `runtime` out of every `period`, and no more.
+"""CPU guarantees for engines' threads, after MicroQuanta (Snap, section 2.4.1).
 
-The kernel's own classes are tried in this order; what a plain user may not have falls to the next:
+A thread gets `runtime` of CPU time out of every `period`, and no more. The classes are tried in
+this order; one that this process may not use is skipped:
 
-| class      | guaranteed by | bounded by                | needs                                                       |
-|------------|---------------|---------------------------|-------------------------------------------------------------|
-| "deadline" | the kernel    | the kernel                | CAP_SYS_NICE in the first user namespace, and all CPUs      |
-| "rr"       | the kernel    | us: EngineThread.throttle | CAP_SYS_NICE or RLIMIT_RTPRIO                               |
-| "budget"   | nobody        | us: EngineThread.throttle | nothing                                                     |
+| class      | guaranteed by | bounded by            | needs                                          |
+|------------|---------------|-----------------------|------------------------------------------------|
+| "deadline" | kernel        | kernel                | CAP_SYS_NICE in the initial user namespace,    |
+|            |               |                       | and all CPUs                                   |
+| "rr"       | kernel        | EngineThread.throttle | CAP_SYS_NICE or RLIMIT_RTPRIO                  |
+| "budget"   | -             | EngineThread.throttle | -                                              |
 
-"budget" keeps the other half of the promise only: neighbours get what is left of each period. Sources: sched(7), sched_setattr(2).
+"budget" only bounds: other threads get the rest of each period, but nothing guarantees `runtime`.
+Sources: sched(7), sched_setattr(2).
 """
 
 from __future__ import annotations
@@ -23,22 +26,22 @@ from dataclasses import dataclass
 from dataplane.errors import ConfigError
 
 CLASSES = ("deadline", "rr", "budget")
-PERIOD_LEAST_NS = 100_000  # kernel.sched_deadline_period_min_us as Linux comes
+PERIOD_LEAST_NS = 100_000  # Linux' default of kernel.sched_deadline_period_min_us
 PERIOD_MOST_NS = 1_000_000_000
 RUNTIME_LEAST_NS = 10_000
-PRIORITY = 1  # among real-time threads: the kernel's own are above
+PRIORITY = 1  # the lowest real-time priority: the kernel's own threads are above
 
 _SCHED_DEADLINE = 6
 _FLAG_RESET_ON_FORK = 1
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274, "riscv64": 274}.get(platform.machine())
-_ATTRIBUTES = struct.Struct(
-    "=IIQiIQQQ"
-)  # struct sched_attr, first version: size, policy, flags, nice, priority, runtime, deadline, period
+# struct sched_attr, first version: size, policy, flags, nice, priority, runtime, deadline, period
+_ATTRIBUTES = struct.Struct("=IIQiIQQQ")
 
 
 @dataclass(frozen=True)
 class Guarantee:
-    """`runtime_ns` of CPU time in each `period_ns`. Raises ConfigError for what no kernel takes."""
+    """`runtime_ns` of CPU time in each `period_ns`. Raises ConfigError for values outside the
+    bounds above."""
 
     runtime_ns: int
     period_ns: int
@@ -50,9 +53,12 @@ class Guarantee:
             raise ConfigError(f"guarantee: a runtime of {self.runtime_ns} ns; want 10us up to the period")
 
     def apply(self, thread_id: int = 0) -> str:
-        """Gives a thread of this process (0: the calling one) the best class it may have; returns its name. Processes and threads that it
-        starts do not inherit it. There is no way back but the thread's end: Linux 6.18 never gets back the bandwidth of a deadline thread
-        that is made an ordinary one in its sleep."""
+        """Puts a thread of this process (0: the calling one) into the best permitted class; returns
+        its name. Child processes and threads do not inherit it.
+
+        Only the end of the thread undoes it: Linux 6.18 never gets back the bandwidth of a deadline
+        thread that is made an ordinary one while it sleeps.
+        """
         if self._deadline(thread_id):
             return "deadline"
         try:
@@ -71,7 +77,8 @@ class Guarantee:
 
 
 def permitted(cpus: list[int] | None = None) -> str:
-    """The class that a thread of this process would get, found by trying with one that ends at once."""
+    """The class that a thread of this process would get, determined by a probe thread that ends at
+    once."""
     found: list[str] = []
 
     def probe() -> None:

@@ -1,4 +1,4 @@
-"""Settle: the piece of work by which control has an engine's thread settle its accounts."""
+"""Settle: work that makes an engine's thread settle its accounts."""
 from dataplane.engine cimport Engine
 from dataplane.packet cimport Context
 from dataplane.work cimport Work

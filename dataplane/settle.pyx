@@ -1,4 +1,5 @@
-"""settle: engines' accounts up to now. An engine's thread does it once a millisecond by itself."""
+"""settle: brings an engine's CPU time accounts up to date. Its thread does this once a millisecond
+by itself."""
 from dataplane.engine cimport Engine
 from dataplane.engine_thread cimport EngineThread
 from dataplane.packet cimport Context
@@ -6,7 +7,7 @@ from dataplane.work cimport Work
 
 
 cdef class Settle(Work):
-    """Brings an engine's accounts up to date, on its thread."""
+    """Settles an engine's accounts on its thread."""
 
     def __init__(self, Engine engine):
         self.engine = engine
@@ -17,5 +18,5 @@ cdef class Settle(Work):
 
 
 def settle(Engine engine not None):
-    """Brings `engine.charges()` and `engine.cpu_ns` up to this instant."""
+    """Brings `engine.charges()` and `engine.cpu_ns` up to date."""
     engine.post(Settle(engine))
