@@ -1,4 +1,4 @@
-"""One clock behind one now_ns: the machine's monotonic clock, or a virtual one that only moves when told."""
+"""The clock behind now_ns: CLOCK_MONOTONIC, or a virtual clock that moves only when set."""
 from libc.stdint cimport uint64_t
 
 cdef class Clock:

@@ -6,7 +6,8 @@ from dataplane.errors import ConfigError
 
 
 cdef class Clock:
-    """Nanoseconds. `Clock()` is CLOCK_MONOTONIC; `Clock(virtual=True, start_ns=0)` stands still until `set`."""
+    """Nanoseconds. `Clock()` is CLOCK_MONOTONIC; `Clock(virtual=True, start_ns=0)` changes only by
+    `set`."""
 
     def __init__(self, *, bint virtual=False, uint64_t start_ns=0):
         self.virtual = virtual
@@ -25,7 +26,7 @@ cdef class Clock:
         return self.now()
 
     def set(self, uint64_t now_ns):
-        """Moves a virtual clock; it never goes back."""
+        """Sets a virtual clock; it never goes back."""
         if not self.virtual:
             raise ConfigError("clock: the machine's clock cannot be set; make a virtual one")
         if now_ns < self.virtual_ns:

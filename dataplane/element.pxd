@@ -1,10 +1,13 @@
-"""Elements: the Click-style units of packet processing that an engine runs.
+"""Elements: the units of packet processing that an engine runs, as in Click.
 
-An element receives batches on one input and hands packets on through numbered gates. Whatever enters is, before `process`
-returns, forwarded (`emit`, `stage`), held (`hold_count`) or dropped for a reason (`drop`): nothing else, that is the conservation law.
-Elements are configured in Python before they run and touched by control only through their handlers, on the engine's thread.
+An element receives batches on one input and passes packets on through numbered outputs (gates).
+Before `process` returns, every packet that entered is forwarded (`emit`, `stage`), held
+(`hold_count`) or dropped for a reason (`drop`), and nothing else: that is the conservation law.
+Elements are configured in Python before they run; then control accesses them only by handlers, on
+the engine's thread.
 
-State moves to another engine (of another process, perhaps of another version) as plain data: see `save_state` and docs/state-format.md.
+State moves to another engine (of another process, possibly of another version) as plain data: see
+`save_state` and docs/state-format.md.
 """
 from cpython.ref cimport PyObject
 from libc.stdint cimport uint32_t, uint64_t
@@ -14,34 +17,37 @@ cdef enum:
     MAX_REASONS = 16     # drop reasons of one element
     MAX_COUNTERS = 16    # further counters of one element
 
-cdef uint64_t NEVER      # deadline_ns of an element that waits for nothing
+cdef uint64_t NEVER      # deadline_ns of an element without a timer
 
-cdef struct Counters:    # private to the engine's thread; control reads them without a lock (aligned 64-bit loads)
+# private to the engine's thread; control reads them without a lock (aligned 64-bit loads)
+cdef struct Counters:
     uint64_t packets     # that entered
     uint64_t batches
-    uint64_t received    # that a source took from a port
+    uint64_t received    # that a source received from a port
     uint64_t generated   # copies and segments made here
-    uint64_t transmitted # that a sink gave to a port
-    uint64_t held        # now inside: entered and neither forwarded nor dropped yet
+    uint64_t transmitted # that a sink transmitted by a port
+    uint64_t held        # now inside: entered and not yet forwarded or dropped
     uint64_t drops[MAX_REASONS]      # by index into the class's DROP_REASONS
     uint64_t extra[MAX_COUNTERS]     # by index into the class's COUNTERS
 
 cdef class Element:
     cdef readonly str name
-    cdef readonly list outputs           # gate -> Element or None: the owning references
-    cdef readonly object engine          # the Engine that runs it, None before
+    cdef readonly list outputs           # by gate, Element or None: owning references
+    cdef readonly object engine          # the Engine that runs it; None before
     cdef PyObject **gates                # the same, borrowed, for use without the GIL
     cdef uint32_t gate_count
-    cdef Batch *staged                   # one a gate, for `stage`
+    cdef Batch *staged                   # one per gate, for `stage`
     cdef Counters counters
-    cdef uint64_t deadline_ns            # when tick() is due; NEVER where not. Set by the element, read by the engine.
-    # CPU time of a source's polls and of a timer's ticks, with all that follows from them. The engine's thread's alone.
+    # when tick() is due; NEVER: not at all. Set by the element, read by the engine.
+    cdef uint64_t deadline_ns
+    # CPU time of a source's polls and of a timer's ticks, with all that follows from them. Private
+    # to the engine's thread.
     cdef uint64_t weight_ns              # by the clock, not settled yet
     cdef uint64_t charged_ns             # CPU time, settled
-    # To be overridden; an override is declared again in the subclass's .pxd.
+    # To be overridden; the subclass's .pxd declares an override again.
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil
     cdef void tick(self, Context *ctx) noexcept nogil
-    # For the work of a subclass.
+    # For subclasses to call.
     cdef void push(self, Context *ctx, Batch *batch) noexcept nogil
     cdef void emit(self, Context *ctx, uint32_t gate, Batch *batch) noexcept nogil
     cdef void stage(self, Context *ctx, uint32_t gate, uint32_t index) noexcept nogil

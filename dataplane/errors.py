@@ -1,21 +1,24 @@
-"""The error tree. A message says what went wrong, with which thing, and what to do about it - on one line."""
+"""The error classes. A message says what went wrong, with what, and what to do about it, on one
+line."""
 
 from __future__ import annotations
 
-LINE_MOST = 4000  # characters: errors travel in messages that are bounded
-FOREIGN_MOST = 200  # of them, what others' code says: it may quote all of its input
+LINE_MOST = 4000  # characters: messages that carry errors are bounded
+FOREIGN_MOST = 200  # characters from foreign exceptions, which may quote all of their input
 
 
 class VnicError(Exception):
-    """Base of every error that vnic raises on purpose. Exit status 1 at the command line: it failed while running."""
+    """Base of every error that vnic raises on purpose. Exit status 1 at the command line: a failure
+    at run time."""
 
 
 class ConfigError(VnicError):
-    """What the user asked for cannot be: wrong value, unknown key, missing thing. Exit status 2 at the command line."""
+    """An invalid request: wrong value, unknown key, missing object. Exit status 2 at the command
+    line."""
 
 
 class GraphError(ConfigError):
-    """Elements that do not fit together."""
+    """Elements that cannot be connected in this way."""
 
 
 class PortError(VnicError):
@@ -23,14 +26,15 @@ class PortError(VnicError):
 
 
 class CaptureError(ConfigError):
-    """A capture file that cannot be read: absent, no capture, of another link type, broken."""
+    """A capture file that cannot be read: missing, not a capture, of another link type, damaged."""
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception means to people: our own words, or that it is a bug, and which."""
+    """The message of an exception for users: vnic's own, or "unexpected", name and message for a
+    bug."""
     return " ".join(str(error).split())[:LINE_MOST] if isinstance(error, VnicError) else f"unexpected {named(error)}"
 
 
 def named(error: BaseException) -> str:
-    """An exception of code that is not ours, on one line behind its name."""
+    """The name and message of a foreign exception, on one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:FOREIGN_MOST]

@@ -1,4 +1,4 @@
-"""Graphs of elements: `a >> b` composition, validation, and pictures as text and dot."""
+"""Graphs of elements: composition with `a >> b`, validation, and rendering as text and dot."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataplane.errors import GraphError
 
 
 class Path:
-    """A stretch of a graph from `head` to gate `gate` of `tail`; what `>>` makes and extends."""
+    """A path in a graph from `head` to output `gate` of `tail`; `>>` makes and extends it."""
 
     def __init__(self, head: Element, gate: int, tail: Element) -> None:
         self.head, self.gate, self.tail = head, gate, tail
@@ -28,9 +28,9 @@ class Path:
 
 
 def walk(sources: Iterable[Element]) -> list[Element]:
-    """All elements that `sources` reach, sources first, each before what follows it.
+    """All elements reachable from `sources`, sources first, each before its successors.
 
-    Raises GraphError for a gate that leads nowhere, a cycle, or a start that is no source.
+    Raises GraphError for an unconnected output, a cycle, or a start that is not a Source.
     """
     finished: list[Element] = []
     done: set[int] = set()
@@ -67,7 +67,7 @@ def _label(element: Element) -> str:
 
 
 def to_text(elements: Iterable[Element]) -> str:
-    """One line an element: what it is and where its gates lead."""
+    """One line per element: its class and settings, and the elements at its outputs."""
     lines = []
     for element in elements:
         targets = [
@@ -80,7 +80,8 @@ def to_text(elements: Iterable[Element]) -> str:
 
 
 def to_data(elements: Iterable[Element]) -> list[dict[str, Any]]:
-    """The graph for programs: one dict an element, `gates` being the names of what follows."""
+    """The graph as data: one dict per element; `gates` has the names of the elements at its
+    outputs."""
     return [
         {
             "name": element.name,

@@ -1,23 +1,26 @@
-"""Handlers: what control may read of an element and write to it while packets flow (Click's read and write handlers).
+"""Handlers: values of an element that control reads and writes while packets flow (as in Click).
 
-    HANDLERS = {"ttl": Handler(read="get_ttl", write="prepare_ttl", argument="ttl", help="TTL that packets get, 1 to 255")}
+    HANDLERS = {"ttl": Handler(read="get_ttl", write="prepare_ttl", argument="ttl",
+                               help="TTL that packets get, 1 to 255")}
 
-A class's handlers are its own and those of its bases; every element has `counters`. Names in a Handler are those of methods:
+A class has its own handlers and those of its bases; every element has `counters`. A Handler names
+methods:
 
-**read** takes no arguments and returns plain data. It runs between two batches and its data is encoded there too: what comes out was so at
-one instant, whatever the element does afterwards.
+**read** takes no arguments and returns plain data. It runs between two batches, and its result is
+also encoded there, so the result is consistent whatever the element does afterwards.
 
-**write** takes the value, and *prepares*: on control's thread, while the element works on. It checks the value, allocates, compiles,
-raises ConfigError, and changes nothing. It returns the *change*: a `Work`, or a callable without arguments. The change runs between two
-batches, so it is short and cannot fail: a store that puts in place as a whole what was prepared, so that nobody ever sees half of it.
+**write** takes the value and *prepares* the change on control's thread, while the element runs: it
+checks the value, allocates, compiles, raises ConfigError, and changes nothing. It returns the
+*change*: a `Work`, or a callable without arguments. The change runs between two batches, so it must
+be short and must not fail: it stores all that was prepared at once, so that no reader sees half.
 
-How the copies of an element (one an engine, at most) get a change:
+How the copies of an element (at most one per engine) get a change:
 
     live        one copy after the other, each through its engine's mailbox, while all engines run
-    quiescing   first all engines that hold a copy are stopped between two batches, then all copies changed, then the engines go on: no
-                engine works by the new value while another one still works by the old
+    quiescing   all engines with a copy are stopped between two batches, then all copies change,
+                then the engines go on: no engine uses the new value while another uses the old
 
-Whatever the mode, all copies are prepared before the first is changed: an error leaves all as they were.
+In both modes all copies are prepared before the first changes: an error leaves all unchanged.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
 
 
 class Mode(enum.StrEnum):
-    """How the copies of an element get a change."""
+    """How the copies of an element get a change; see the module."""
 
     LIVE = "live"
     QUIESCING = "quiescing"
@@ -47,12 +50,13 @@ class Mode(enum.StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Handler:
-    """One handler; `read` and `write` are names of methods, None: it cannot be read, or written.
+    """One handler. read, write: names of methods; None: the handler cannot be read, or written.
 
-    argument: the constructor's argument that a written value stands for, so that whoever builds the element again (after a crash, for an
-    upgrade) gives it the value that was written last. None: nothing that is configured changes.
-    shared: what it touches is not the copy's own but the same for all copies, and made to be touched by anybody at any time (the switch's
-    table): reads and changes happen once, on control's thread, and no engine waits for them.
+    argument: the constructor's argument that a written value replaces, so that an element built
+    again (after a crash, in an upgrade) gets the last value written. None: no argument changes.
+
+    shared: the handler accesses what all copies share and any thread may access at any time (the
+    switch's table): it runs once, on control's thread, and no engine waits for it.
     """
 
     help: str
@@ -64,7 +68,8 @@ class Handler:
 
 
 def handlers_of(kind: type[Element]) -> dict[str, Handler]:
-    """The handlers of a class by name, its bases' included. Raises GraphError for one whose method is not there."""
+    """The handlers of a class by name, with those of its bases. Raises GraphError for a handler
+    whose method does not exist."""
     found: dict[str, Handler] = {}
     for each in reversed(kind.__mro__):
         found.update(vars(each).get("HANDLERS", {}))
@@ -78,7 +83,7 @@ def handlers_of(kind: type[Element]) -> dict[str, Handler]:
 
 
 def find_handler(element: Element, name: str) -> Handler:
-    """The handler of that name. Raises ConfigError where there is none."""
+    """The handler with this name. Raises ConfigError where there is none."""
     found = handlers_of(type(element))
     if name not in found:
         raise ConfigError(f"{element.name}: has no handler {name}; a {type(element).__name__} has {', '.join(sorted(found))}")
@@ -86,7 +91,8 @@ def find_handler(element: Element, name: str) -> Handler:
 
 
 def describe(element: Element) -> dict[str, dict[str, Any]]:
-    """What there is, as plain data: name -> {"read", "write": whether it can be, "mode", "shared", "help"}."""
+    """The handlers as plain data: name -> {"read", "write" (whether possible), "mode", "shared",
+    "help"}."""
     return {
         name: {
             "read": handler.read is not None,
@@ -99,11 +105,12 @@ def describe(element: Element) -> dict[str, dict[str, Any]]:
     }
 
 
-# -- plain data ----------------------------------------------------------------------------------------------------------------
+# -- plain data ----------------------------------------------------------------------------------
 
 
 def _plain_of(value: object) -> object:
-    """What JSON has no word for and elements may well have: numpy's numbers and arrays, integers with a name."""
+    """Converts values that JSON cannot express but elements may return: numpy numbers and arrays,
+    subclasses of int such as IntEnum."""
     tolist = getattr(value, "tolist", None)
     if callable(tolist):
         return tolist()
@@ -116,7 +123,8 @@ _ENCODER = msgspec.json.Encoder(enc_hook=_plain_of)
 
 
 def plain(value: object) -> Any:
-    """A copy of the value as JSON would have it: None, bool, int, float, str, lists, dicts with str keys. Raises TypeError."""
+    """A copy of the value in JSON's types: None, bool, int, float, str, lists, dicts with str keys.
+    Raises TypeError."""
     return msgspec.json.decode(_ENCODER.encode(value))
 
 
@@ -125,19 +133,20 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-# -- reading -------------------------------------------------------------------------------------------------------------------
+# -- reading -------------------------------------------------------------------------------------
 
 
 def read_handler(element: Element, name: str) -> Any:
-    """What the handler reads of this copy, at one instant between two batches, as plain data. Raises ConfigError for a handler that is not
-    there or cannot be read, VnicError where reading failed."""
+    """Reads a handler of this copy, between two batches; returns plain data. Raises ConfigError for
+    a handler that does not exist or cannot be read, VnicError where reading failed."""
     handler = find_handler(element, name)
     if handler.read is None:
         raise ConfigError(f"{element.name}: handler {name} can only be written")
     method = getattr(element, handler.read)
 
     def take() -> bytes:
-        return _ENCODER.encode(method())  # encoded here: the element may have handed out a list that it goes on changing
+        # encoded here: the method may return a list that the element goes on changing
+        return _ENCODER.encode(method())
 
     try:
         return msgspec.json.decode(take() if handler.shared or element.engine is None else element.engine.call(take))
@@ -147,7 +156,7 @@ def read_handler(element: Element, name: str) -> Any:
         raise VnicError(f"{element.name}: handler {name}: reading failed: {named(error)}") from error
 
 
-# -- writing -------------------------------------------------------------------------------------------------------------------
+# -- writing -------------------------------------------------------------------------------------
 
 
 def write_handler(
@@ -158,15 +167,18 @@ def write_handler(
     halt: Callable[[Engine], object],
     resume: Callable[[Engine], object],
 ) -> Any:
-    """Writes a value to all copies of one element; returns what the (first) change returned, if that is plain data, else None.
+    """Writes a value to all copies of one element; returns the first change's result if that is
+    plain data, else None.
 
-    halt, resume: stop an engine between two batches and let it go on (an EngineGroup's, say); used when quiescing, and only for engines
-    that somebody runs. Each that was to be halted is resumed, whatever happens. One call at a time: of two, engines could see
-    different ones last.
+    halt, resume: stop an engine between two batches and let it go on (an EngineGroup's, for
+    example); used when quiescing, and only for engines that run. Every engine that was to be halted
+    is resumed in any case. Only one call at a time: with two, engines could end with different
+    values.
 
-    Raises ConfigError for a handler that is not there or cannot be written and for a value that it refuses, and whatever `halt` raises;
-    then nothing has changed. VnicError that names the engines where the change itself failed: it was made in the others, since one that
-    has begun is better finished than left.
+    Raises ConfigError for a handler that does not exist or cannot be written and for an invalid
+    value, and whatever `halt` raises; then nothing has changed. Raises VnicError, with the names of
+    the engines, where the change itself failed: the other engines are changed, since a half-made
+    change is worse.
     """
     handler = find_handler(copies[0], name)
     where = f"{copies[0].name}: handler {name}"
@@ -181,7 +193,8 @@ def write_handler(
     with ExitStack() as stack:
         for engine in engines if handler.mode is Mode.QUIESCING else ():
             if engine.runner is not None:
-                stack.callback(resume, engine)  # before it is halted: a halt that fails half-way is undone too
+                # registered before the halt: a halt that fails half-way is undone too
+                stack.callback(resume, engine)
                 halt(engine)
                 if engine.runner is not None:
                     raise VnicError(f"{where}: engine {engine.name} did not stop")
@@ -200,7 +213,7 @@ def _prepare(copy: Element, handler: Handler, where: str, value: object) -> Work
         change = getattr(copy, handler.write)(value)
     except VnicError:
         raise
-    except Exception as error:  # a user's class may refuse a value with anything
+    except Exception as error:  # a user's class may reject a value with any exception
         raise ConfigError(f"{where}: {_shown(value)} will not do: {named(error)}") from error
     if not callable(change) and (handler.shared or not isinstance(change, Work)):
         wanted = "a callable" if handler.shared else "a Work or a callable"
@@ -209,7 +222,7 @@ def _prepare(copy: Element, handler: Handler, where: str, value: object) -> Work
 
 
 def _change_shared(change: Work | Callable[[], object], where: str) -> Any:
-    """Makes a change that concerns no engine."""
+    """Makes a change of shared state, which needs no engine."""
     assert callable(change)
     try:
         return _result(change())
@@ -218,13 +231,14 @@ def _change_shared(change: Work | Callable[[], object], where: str) -> Any:
 
 
 def _publish(engines: list[Engine], changes: list[Work | Callable[[], object]], where: str) -> Any:
-    """Makes the changes, each on its engine's thread, or here where nobody runs the engine."""
+    """Makes the changes, each on its engine's thread, or here where no thread runs the engine."""
     done: list[tuple[str, object]] = []
     failed: list[tuple[str, BaseException]] = []
     for engine, change in zip(engines, changes, strict=True):
         try:
             done.append((engine.name, engine.post(change if isinstance(change, Work) else Call(change))))
-        except BaseException as error:  # also an interrupt: the other copies get the value before it goes on
+        # an interrupt too: the other copies get the value before it is raised
+        except BaseException as error:
             failed.append((engine.name, error))
     for _, reason in failed:
         if not isinstance(reason, Exception):

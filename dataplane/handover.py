@@ -1,12 +1,14 @@
-"""Hand-over of a running engine to another one with the same graph, in this process or in another that shares the pool (Snap, section 4).
+"""Hand-over of a running engine to another engine with the same graph (Snap, section 4).
 
-    data = save_engine(old)      old stands between two batches, and may still go on afterwards as if nothing had happened
-    load_engine(new, data)       new is freshly built, on the same pool; after an error it is as fresh as before
+Both engines share the pool; they are in one process or in two.
+
+    data = save_engine(old)      old is between two batches, and may still go on afterwards
+    load_engine(new, data)       new is freshly built; after an error it is as before
     new.start()                  the point of no return: old must not run again
-    forget_engine(old)           old gives up its packets without freeing them; before or after new starts
+    forget_engine(old)           old gives up its packets without freeing them; before or after start
 
-Nothing is written to shared memory before. What waits in rings stays there: they are shared. The format is documented in
-docs/state-format.md.
+Until `start` nothing is written to shared memory. Packets in rings stay there: the rings are shared.
+docs/state-format.md documents the format.
 """
 
 from __future__ import annotations
@@ -28,16 +30,16 @@ from dataplane.packet import PacketPool
 PREFIX = struct.Struct("<8sI")  # magic, version of the format
 MAGIC = b"vnicengn"
 FORMAT_VERSION = 1
-# Version -> function that makes of the content of that version one of the next.
+# By version: the function that converts content of that version to the next.
 FORMAT_UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-BYTES_MAX = 1 << 28  # a state with as many packets as a pool may have is below
+BYTES_MAX = 1 << 28  # more than a state with as many packets as a pool may have
 DEPTH_MAX = 32
 
-Count = Annotated[int, msgspec.Meta(ge=0)]  # below 2^64: msgpack has nothing longer
+Count = Annotated[int, msgspec.Meta(ge=0)]  # below 2^64: msgpack has no larger integers
 
 
 class Statistics(msgspec.Struct, forbid_unknown_fields=True):
-    """As Element.statistics() returns them."""
+    """The fields of Element.statistics()."""
 
     packets: Count
     batches: Count
@@ -50,7 +52,7 @@ class Statistics(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ElementState(msgspec.Struct, forbid_unknown_fields=True):
-    """One element: `kind` is the name of its class, `version` that of the class's state."""
+    """One element. kind: the name of its class; version: that of the class's state."""
 
     name: str
     kind: str
@@ -61,7 +63,8 @@ class ElementState(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class PoolState(msgspec.Struct, forbid_unknown_fields=True):
-    """Which pool the packets' numbers belong to: its sizes, and device and inode of its segment."""
+    """Identity of the pool that the packet indices refer to: its sizes, device and inode of its
+    segment."""
 
     small: Count
     large: Count
@@ -70,7 +73,8 @@ class PoolState(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class EngineState(msgspec.Struct, forbid_unknown_fields=True):
-    """An engine between two batches. Times are nanoseconds of its clock: CLOCK_MONOTONIC of this machine, or a virtual one's."""
+    """An engine between two batches. Times are nanoseconds of its clock: CLOCK_MONOTONIC of this
+    machine, or a virtual clock."""
 
     name: str
     clock: str
@@ -82,14 +86,13 @@ class EngineState(msgspec.Struct, forbid_unknown_fields=True):
     elements: list[ElementState]
 
 
-_DECODER = msgspec.msgpack.Decoder(
-    EngineState
-)  # made here: the first use of a type is slow, and packets wait during a hand-over
+# made here: the first use of a type is slow, and packets wait during a hand-over
+_DECODER = msgspec.msgpack.Decoder(EngineState)
 
 
 def save_engine(engine: Engine) -> bytes:
-    """The state of an engine between two batches; the engine is not changed. Raises VnicError, in one line, for an element that cannot be
-    handed over."""
+    """The state of an engine between two batches; does not change the engine. Raises VnicError, one
+    line, for an element that cannot be handed over."""
 
     def collect(work: StateWork) -> EngineState:
         return EngineState(
@@ -108,14 +111,16 @@ def save_engine(engine: Engine) -> bytes:
 
 
 def load_engine(engine: Engine, data: bytes, *, again: bool = False) -> None:
-    """Gives a freshly built engine, whose elements have the same names and classes, the state that `save_engine` returned.
+    """Loads a state that `save_engine` returned into a freshly built engine, whose elements have
+    the same names and classes.
 
-    again: the engine has been forgotten (`forget_engine`), and gets back what became of its state. Everything is checked first, and an
-    element that refuses its share after all has the others begin anew. Raises VnicError, in one line.
+    again: the engine was forgotten (`forget_engine`) and gets the continued state back. Everything
+    is checked first; if an element rejects its state nevertheless, all elements get their previous
+    state back. Raises VnicError, one line.
     """
     try:
         _load_engine(engine, data, again)
-    except VnicError as error:  # names in it may be from damaged data
+    except VnicError as error:  # damaged data may have control characters in names
         raise VnicError("".join(each if each.isprintable() else "?" for each in str(error))) from error.__cause__
 
 
@@ -158,8 +163,9 @@ def _load_engine(engine: Engine, data: bytes, again: bool) -> None:
 
 
 def forget_engine(engine: Engine) -> None:
-    """Another engine goes on with the state of this one, which has stopped. It gives up the packets it holds without freeing them, and
-    returns its free ones to the pool. All that is left for it is `close`, or `load_engine(again=True)`."""
+    """Makes an engine that has stopped, and whose state another engine continues, give up its
+    packets without freeing them; returns its free packets to the pool. Afterwards only `close` and
+    `load_engine(again=True)` are allowed."""
     if engine.running:
         raise VnicError(f"engine {engine.name}: runs; stop it before another takes over")
 
@@ -171,7 +177,7 @@ def forget_engine(engine: Engine) -> None:
     engine.post(StateWork(forget))
 
 
-# -- saving --------------------------------------------------------------------------------------------------------------------
+# -- saving --------------------------------------------------------------------------------------
 
 
 def _clock(engine: Engine) -> str:
@@ -196,7 +202,8 @@ def _save_element(element: Element) -> ElementState:
 
 
 def _save(element: Element) -> dict[str, Any]:
-    """The element's own state. What a class from outside raises or returns instead becomes a VnicError."""
+    """The element's own state. An exception or a wrong result of a user's class becomes a
+    VnicError."""
     kind = type(element)
     if not kind.MOVABLE:
         raise VnicError(f"{element.name}: a {kind.__name__} cannot be handed over; take it out of the graph first")
@@ -212,7 +219,7 @@ def _save(element: Element) -> dict[str, Any]:
 
 
 def _plain(value: object, depth: int) -> bool:
-    """Whether msgpack gives it back as it is."""
+    """True if msgpack returns the value unchanged."""
     if value is None or type(value) in (bool, float, str, bytes):
         return True
     if type(value) is int:
@@ -220,13 +227,13 @@ def _plain(value: object, depth: int) -> bool:
     if depth == DEPTH_MAX:
         return False
     if type(value) is list:
-        if set(map(type, value)) == {int}:  # packets, mostly
+        if set(map(type, value)) == {int}:  # the common case: packets
             return bool(min(value) >= -(1 << 63) and max(value) < 1 << 64)
         return all(_plain(each, depth + 1) for each in value)
     return type(value) is dict and all(type(key) is str and _plain(each, depth + 1) for key, each in value.items())
 
 
-# -- loading -------------------------------------------------------------------------------------------------------------------
+# -- loading -------------------------------------------------------------------------------------
 
 
 def _decode(where: str, data: bytes) -> EngineState:
@@ -244,7 +251,7 @@ def _decode(where: str, data: bytes) -> EngineState:
         for step in range(version, FORMAT_VERSION):
             content = FORMAT_UPGRADES[step](content)
         return msgspec.convert(content, EngineState)
-    except Exception as error:  # damaged data may fail in any way, in any upgrade
+    except Exception as error:  # damaged data may make any upgrade step raise anything
         raise VnicError(f"{where}: its state is damaged: {named(error)}") from None
 
 
@@ -263,7 +270,7 @@ def _check_engine(engine: Engine, state: EngineState) -> None:
 
 
 def _upgrade(element: Element, entry: ElementState) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Statistics and own state of an element, at the version of its class."""
+    """Statistics and state of an element, converted to its class's version."""
     kind = type(element)
     if entry.kind != kind.__name__:
         raise VnicError(f"{element.name}: is a {kind.__name__} here, and a {entry.kind[:40]} in the state")
@@ -294,7 +301,8 @@ def _upgrade(element: Element, entry: ElementState) -> tuple[dict[str, Any], dic
 
 
 def _check_packets(pool: PacketPool, pairs: list[tuple[Element, dict[str, Any], dict[str, Any]]]) -> None:
-    """Every packet that a state names is one of the pool, in use, whole, and named once."""
+    """Checks that every packet in the states is in the pool, in use, within its buffer, and listed
+    once."""
     owners: dict[int, Element] = {}
     for element, statistics, own in pairs:
         packets = own.get("packets", [])

@@ -5,11 +5,12 @@ from libc.stdlib cimport calloc, free
 cdef extern from * nogil:
     int __builtin_clzll(unsigned long long value)
 
-BIN_FIRST_NS = 1_000_000         # a bin's width at the beginning; it doubles
+BIN_FIRST_NS = 1_000_000         # initial width of a bin; it doubles
 
 
 cdef class Meter:
-    """Counts departures. Percentiles of the delay are exact to 3.2 % (upwards), its maximum and mean are exact."""
+    """Statistics of departures. Percentiles of the delay are up to 3.2 % too high; maximum and mean
+    are exact."""
 
     def __cinit__(self):
         self.state = <MeterState *>calloc(1, sizeof(MeterState))
@@ -21,11 +22,11 @@ cdef class Meter:
         free(self.state)
 
     cdef void note(self, uint64_t now_ns, uint64_t delay_ns, uint32_t bytes) noexcept nogil:
-        """A packet of `bytes` left at `now_ns`, `delay_ns` after it came."""
+        """Counts a packet of `bytes` that left at `now_ns`, `delay_ns` after it arrived."""
         cdef MeterState *s = self.state
         if s.packets == 0:
             s.first_ns = s.bins_start_ns = now_ns
-        if now_ns >= s.bin_end_ns:           # no division for a packet of the same bin
+        if now_ns >= s.bin_end_ns:           # saves the division for a packet of the same bin
             while now_ns - s.bins_start_ns >= s.bin_ns * BINS:
                 self.halve()
             s.bin = <uint32_t>((now_ns - s.bins_start_ns) // s.bin_ns)
@@ -48,7 +49,8 @@ cdef class Meter:
         self.state.bin_ns *= 2
 
     def delay_ns(self, double fraction):
-        """The delay that `fraction` (0 to 1) of the packets did not exceed, in nanoseconds; 0 before the first."""
+        """The delay that `fraction` (0 to 1) of the packets did not exceed, in nanoseconds; 0
+        without packets."""
         cdef uint64_t wanted = <uint64_t>(fraction * self.state.packets + 0.999999999), seen = 0
         cdef uint32_t i
         for i in range(<uint32_t>BUCKETS):
@@ -58,21 +60,21 @@ cdef class Meter:
         return 0
 
     def summary(self):
-        """packets, bytes, first_ns, last_ns, and of the delay: mean, p50, p99, max in nanoseconds."""
+        """packets, bytes, first_ns, last_ns, and the delay's mean, p50, p99, max in nanoseconds."""
         cdef MeterState *s = self.state
         return {"packets": s.packets, "bytes": s.bytes, "first_ns": s.first_ns, "last_ns": s.last_ns,
                 "delay_ns": {"mean": s.delay_sum_ns // s.packets if s.packets else 0, "p50": self.delay_ns(0.5),
                              "p99": self.delay_ns(0.99), "max": s.delay_max_ns}}
 
     def rate(self):
-        """Bits a second over time: (start_ns, bin_ns, list of bit/s), up to the last departure."""
+        """Bit/s over time: (start_ns, bin_ns, list of bit/s), up to the last departure."""
         cdef MeterState *s = self.state
         count = 0 if s.packets == 0 else (s.last_ns - s.bins_start_ns) // s.bin_ns + 1
         return s.bins_start_ns, s.bin_ns, [s.bins[i] * 8e9 / s.bin_ns for i in range(count)]
 
 
 cdef inline uint32_t bucket(uint64_t delay_ns) noexcept nogil:
-    """The first 32 are a nanosecond each; then 32 to every power of two."""
+    """Index of a delay: the first 32 buckets are 1 ns wide, then each power of two has 32."""
     cdef int power
     if delay_ns < STEPS:
         return <uint32_t>delay_ns

@@ -1,8 +1,8 @@
 """Software offloads. The contract is in offload.pxd.
 
-Segmentation keeps what the sender put into the frame: the checksum field of each segment is the frame's own pseudo-header sum
-for another length, so that it stays right with an IPv6 routing header too. A segment is always written in the form "checksum
-still to be completed"; complete_checksum does the rest where the port wants it whole.
+A segment's checksum field gets the sender's pseudo-header sum, adjusted to the segment's length, so
+it is right with an IPv6 routing header too. Segments are always written with a partial checksum
+(VNET_NEEDS_CSUM); complete_checksum completes it where the port needs that.
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -16,7 +16,8 @@ from dataplane.wire.headers cimport (IPV6_BYTES, PARSE_OK, TCP_CWR, TCP_FIN, TCP
 
 
 cdef inline uint32_t offloads_needed(const Packet *p) noexcept nogil:
-    """What a port must take for this GSO frame to pass whole (virtio 1.2, 5.1.3.1: segmentation includes the checksum)."""
+    """The offloads that a port needs to take this GSO frame whole (virtio 1.2, 5.1.3.1:
+    segmentation includes the checksum)."""
     cdef uint8_t kind = p.gso_type & <uint8_t>~GSO_ECN
     cdef uint32_t needed = OFFLOAD_CSUM
     if p.gso_type & GSO_ECN:
@@ -27,11 +28,12 @@ cdef inline uint32_t offloads_needed(const Packet *p) noexcept nogil:
         return needed | OFFLOAD_TSO6
     if kind == GSO_UDP_L4:
         return needed | OFFLOAD_USO
-    return <uint32_t>-1                          # unknown: no port takes it
+    return <uint32_t>-1                          # unknown type: no port takes it
 
 
 cdef bint can_segment(const Packet *p) noexcept nogil:
-    """Parse made sure of all this; another element may have spoilt it since, and the cuts below rely on it."""
+    """Parse checked all of this, but another element may have changed it since, and segment()
+    relies on it."""
     return (p.flags & PACKET_PARSED and p.flags & PACKET_L4 and p.vnet_flags & VNET_NEEDS_CSUM
             and offloads_needed(p) != <uint32_t>-1 and p.gso_size > 0 and p.csum_start == p.l4_offset
             and p.l3_offset < p.l4_offset and <uint32_t>p.csum_start + p.csum_offset + 2 <= p.header_length
@@ -46,22 +48,24 @@ cdef void complete_offloads(Context *ctx, const Batch *batch, Cursor *cursor, Ba
         index = batch.index[cursor.packet]
         p = &ctx.packets[index]
         if p.gso_type == GSO_NONE and (not p.vnet_flags & VNET_NEEDS_CSUM or offloads & OFFLOAD_CSUM):
-            batch_add(ready, index)              # by far the most: nothing to do
+            batch_add(ready, index)              # the most frequent case: nothing to do
         elif p.gso_type != GSO_NONE and not offloads_needed(p) & ~offloads:
-            batch_add(ready, index)              # goes whole
+            batch_add(ready, index)              # the port takes it whole
         elif not complete_packet(ctx, index, cursor, ready, offloads, generated, lost):
-            return                               # `ready` is full in the middle of the frame
+            return                               # `ready` is full, the frame not finished
         cursor.packet += 1
         cursor.payload = 0
 
 
 cdef bint complete_packet(Context *ctx, uint32_t index, Cursor *cursor, Batch *ready, uint32_t offloads, uint64_t *generated,
                           uint64_t *lost) noexcept nogil:
-    """Does one packet's offloads in software; False when `ready` became full before the frame was used up."""
+    """Does one packet's offloads in software; False when `ready` became full before the frame was
+    finished."""
     cdef Packet *p = &ctx.packets[index]
     cdef uint32_t first = ready.count, before = cursor.payload, missing, i
     cdef bint sound = True
-    if not p.flags & PACKET_PARSED:              # a graph without Parse; may find that the frame is a single segment
+    # a graph without Parse; parsing may show that the frame is a single segment
+    if not p.flags & PACKET_PARSED:
         sound = parse_packet(packet_data(ctx, index), p) == PARSE_OK
     if sound and p.gso_type == GSO_NONE:
         if not p.vnet_flags & VNET_NEEDS_CSUM or offloads & OFFLOAD_CSUM or complete_checksum(ctx, index):
@@ -76,9 +80,9 @@ cdef bint complete_packet(Context *ctx, uint32_t index, Cursor *cursor, Batch *r
     lost[0] += missing
     generated[0] += ready.count - first + missing
     if before == 0:
-        generated[0] -= 1                        # the frame itself was counted when it came in
+        generated[0] -= 1                        # the frame itself was counted as received
     if not offloads & OFFLOAD_CSUM:
-        for i in range(first, ready.count):      # while the segment is in the first-level cache
+        for i in range(first, ready.count):      # while the segment is in the L1 cache
             complete_checksum(ctx, ready.index[i])
     if cursor.payload < p.length - p.header_length:
         return False
@@ -90,12 +94,13 @@ cdef bint complete_checksum(Context *ctx, uint32_t index) noexcept nogil:
     cdef Packet *p = &ctx.packets[index]
     cdef uint8_t *data = packet_data(ctx, index)
     cdef uint16_t check
-    # Compared again: Parse is not in every graph, and an element may have shortened the frame.
+    # Checked again: a graph may lack Parse, and an element may have shortened the frame.
     if <uint32_t>p.csum_start + p.csum_offset + 2 > p.length:
         return False
     check = <uint16_t>~checksum_fold(checksum_add(0, data + p.csum_start, p.length - p.csum_start))
     if check == 0:
-        check = 0xFFFF                           # the same number; for UDP 0 would mean "no checksum" (RFC 768)
+        # the same ones' complement number; in UDP, 0 would mean "no checksum" (RFC 768)
+        check = 0xFFFF
     memcpy(data + p.csum_start + p.csum_offset, &check, 2)
     p.vnet_flags &= <uint8_t>~VNET_NEEDS_CSUM
     p.csum_start = p.csum_offset = 0
@@ -109,10 +114,10 @@ cdef uint32_t segment(Context *ctx, uint32_t index, uint32_t segments_each, uint
     cdef const uint8_t *data = packet_data(ctx, index)
     cdef uint8_t *cut
     if not can_segment(p):
-        done[0] = p.length                       # used up, for whoever waits for it
+        done[0] = p.length                       # finished, for callers that loop until then
         return 1
     payload = p.length - p.header_length
-    # At most the whole frame; the product of two numbers that others chose would not fit 32 bits.
+    # At most the whole frame: the product of two numbers from outside may exceed 32 bits.
     bytes_each = <uint32_t>min(<uint64_t>max(segments_each, 1) * p.gso_size, payload)
     while done[0] < payload and out.count < most:
         chunk = min(bytes_each, payload - done[0])
@@ -130,13 +135,14 @@ cdef uint32_t segment(Context *ctx, uint32_t index, uint32_t segments_each, uint
 
 
 cdef void finish_segment(const Packet *whole, Packet *p, uint8_t *data, uint32_t done, uint32_t chunk) noexcept nogil:
-    """Record and headers of the segment that carries payload bytes `done` to `done + chunk` of frame `whole`."""
+    """Writes the record and headers of the segment with payload bytes `done` to `done + chunk` of
+    frame `whole`."""
     cdef uint32_t length = whole.header_length + chunk
     cdef bint first = done == 0, last = done + chunk == whole.length - whole.header_length
     cdef uint8_t *l3 = data + whole.l3_offset
     cdef uint8_t *l4 = data + whole.l4_offset
     cdef uint16_t partial, check
-    p[0] = whole[0]                              # time, port, queue, mark, hash and what Parse found are the frame's
+    p[0] = whole[0]  # time, port, queue, mark, hash and Parse's results are the frame's
     p.offset = HEADROOM
     p.next = NO_PACKET
     p.length = length
@@ -144,7 +150,7 @@ cdef void finish_segment(const Packet *whole, Packet *p, uint8_t *data, uint32_t
         p.gso_type = GSO_NONE
         p.header_length = p.gso_size = 0
     if whole.flags & PACKET_IPV4:
-        # Longer than the field can say (still a GSO frame): 0, as Linux' BIG TCP has it.
+        # Longer than the field can express (still a GSO frame): 0, as in Linux' BIG TCP.
         store_be16(l3 + 2, <uint16_t>(length - whole.l3_offset) if length - whole.l3_offset <= 0xFFFF else 0)
         store_be16(l3 + 4, <uint16_t>(load_be16(l3 + 4) + done // whole.gso_size))
         memset(l3 + 10, 0, 2)
@@ -158,9 +164,9 @@ cdef void finish_segment(const Packet *whole, Packet *p, uint8_t *data, uint32_t
         store_be16(l4 + 4, <uint16_t>(length - whole.l4_offset))
     else:
         store_be32(l4 + 4, load_be32(l4 + 4) + done)
-        if not last:                             # they are about the end of the data
+        if not last:                             # FIN and PSH refer to the end of the data
             l4[13] &= <uint8_t>~(TCP_FIN | TCP_PSH)
-        if not first:                            # says once that the window was reduced (RFC 3168, 6.1.2)
+        if not first:  # CWR is sent once, after the window was reduced (RFC 3168, 6.1.2)
             l4[13] &= <uint8_t>~TCP_CWR
             p.gso_type &= <uint8_t>~GSO_ECN
     memcpy(&partial, data + whole.csum_start + whole.csum_offset, 2)

@@ -1,4 +1,5 @@
-"""The packet pool: a memfd that holds a header, the records and two classes of buffers. The contract is in packet.pxd."""
+"""The packet pool: a memfd with a header, the records and two classes of buffers. The contract is
+in packet.pxd."""
 import os
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -29,7 +30,7 @@ _dtype = None
 
 
 cdef dict _c_layout():
-    """Offset of every field of the C struct, as the C compiler sees it."""
+    """Offset of every field of the C struct, as compiled."""
     cdef Packet p
     cdef char *base = <char *>&p
     return {
@@ -54,7 +55,7 @@ cdef dict _c_layout():
 
 
 def check_layout(dtype):
-    """Raises ImportError unless `dtype` and the C struct Packet are the same bytes."""
+    """Raises ImportError unless `dtype` and the C struct Packet have the same layout."""
     layout = _c_layout()
     if set(layout) != set(dtype.names) or dtype.itemsize != sizeof(Packet):
         raise ImportError(f"Packet: C struct has {sizeof(Packet)} bytes, numpy dtype {dtype.itemsize}")
@@ -78,20 +79,21 @@ def __getattr__(name):
 
 
 cdef enum:
-    POOL_MOST = 1 << 24              # packets of a pool stay below
+    POOL_MOST = 1 << 24              # upper bound of a pool's packets, exclusive
 
 
 def _pool_bytes(small, large):
-    """Size of a segment. Buffers begin on a page, so that a large buffer's pages are its own."""
+    """Size of a segment. Buffers begin on a page, so that large buffers share no pages."""
     buffers = (sizeof(PoolHeader) + (small + large) * sizeof(Packet) + 4095) & ~4095
     return buffers + (small + (small & 1)) * SMALL_BYTES + large * LARGE_BYTES
 
 
 cdef class PacketPool:
-    """Packets in a shared memory segment (memfd) that another process can map from `fd`.
+    """Packets in a shared memory segment (memfd), which another process can map from `fd`.
 
-    small, large: numbers of 2 KiB and of 68 KiB buffers. Pages are touched on first use, and free lists are last-in first-out, so a
-    pool costs the memory of its high-water mark. Raises ValueError for counts below 1, OSError when the segment cannot be made.
+    small, large: numbers of 2 KiB and of 68 KiB buffers. Pages are allocated on first use, and the
+    free lists are last-in first-out, so a pool takes the memory of its high-water mark. Raises
+    ValueError for counts below 1, OSError when the segment cannot be created.
     """
 
     def __cinit__(self, uint32_t small=8192, uint32_t large=512, str name="vnic-pool", *, descriptor=None, bint reset=False):
@@ -116,16 +118,18 @@ cdef class PacketPool:
 
     @classmethod
     def from_descriptor(cls, descriptor, *, reset=False):
-        """The pool in an existing segment, shared with whoever else uses it; the descriptor stays the caller's.
+        """Maps the pool in an existing segment, which other users share; the caller keeps the
+        descriptor.
 
-        reset: every packet is free from now on. Only when nobody else uses the pool, as after a crash. Raises VnicError, and then
-        nothing has changed, when the segment is not one that this vnic could have made.
+        reset: frees all packets. Only when nothing else uses the pool, as after a crash. Raises
+        VnicError, with nothing changed, for a segment that this version of vnic could not have
+        created.
         """
         return cls(descriptor=descriptor, reset=reset)
 
     cdef int map_existing(self, descriptor) except -1:
         self.fd, self._map = shared_memory.attach(descriptor, "packet pool", POOL_MAGIC, POOL_VERSION, sizeof(PoolHeader))
-        # Read once: these numbers bound every access from here on, whatever others may write there later.
+        # Read once: these numbers bound every later access, whatever another process writes there.
         cdef PoolHeader header
         memcpy(&header, mapping_base(self._map), sizeof(PoolHeader))
         if header.record_bytes != sizeof(Packet):
@@ -144,11 +148,12 @@ cdef class PacketPool:
         return 0
 
     cdef void free_all(self) noexcept nogil:
-        """All packets on the shared stacks. The change tags begin anew: nobody is left who remembers one."""
+        """Puts all packets on the shared stacks. The change tags restart: no process is left that
+        has read one."""
         cdef PoolHeader *header = <PoolHeader *>self._base
         cdef Packet *packets = <Packet *>(self._base + sizeof(PoolHeader))
         cdef uint32_t i, total = self.small_count + self.large_count
-        for i in range(total):                 # low indices on top: the first packets used share pages
+        for i in range(total):  # low indices on top: the first packets used share pages
             packets[i].next = i + 1
             packets[i].flags = 0
         packets[self.small_count - 1].next = NO_PACKET
@@ -194,7 +199,8 @@ cdef class PacketPool:
         return "does not fit its buffer" if used > room else ""
 
     def frame(self, uint32_t index):
-        """The bytes of packet `index` as a writable uint8 array over the segment. Only for who holds the packet."""
+        """The bytes of packet `index` as a writable uint8 array over the segment. Only for the
+        packet's owner."""
         if index >= self.small_count + self.large_count:
             raise IndexError(f"packet {index}: the pool has {self.small_count + self.large_count}")
         cdef size_t total = <size_t>self.small_count + self.large_count
@@ -215,7 +221,7 @@ cdef class PacketPool:
 
     @property
     def in_use(self):
-        """Packets that are neither on the shared free lists nor in an engine's cache. Exact only while engines stand still."""
+        """Number of allocated packets. Exact only while no engine runs."""
         cdef Packet *packets = <Packet *>(self._base + sizeof(PoolHeader))
         cdef uint32_t i, used = 0
         with nogil:
@@ -225,7 +231,8 @@ cdef class PacketPool:
 
 
 cdef uint32_t packet_refill(Context *ctx, bint large) noexcept nogil:
-    """Moves up to REFILL (large: half a cache) indices from the shared stack to the empty cache; returns how many."""
+    """Moves up to REFILL (large: half a cache) indices from the shared stack to the empty cache;
+    returns how many."""
     cdef uint64_t *top = &ctx.pool.large_free if large else &ctx.pool.small_free
     cdef uint32_t *cache = &ctx.large_cache[0] if large else &ctx.small_cache[0]
     cdef uint32_t want = LARGE_CACHE // 2 if large else REFILL
@@ -234,8 +241,9 @@ cdef uint32_t packet_refill(Context *ctx, bint large) noexcept nogil:
     while True:
         index = <uint32_t>seen
         got = 0
-        # Another engine may pop and reuse what is walked here: its links are stale then, but always indices or NO_PACKET
-        # (records never move), and the change tag makes the exchange fail.
+        # Another engine may pop and reuse what is walked here: then the links read are stale, but
+        # always indices or NO_PACKET (records never move), and the change tag makes the exchange
+        # fail.
         while got < want and index < ctx.total_count:
             cache[want - 1 - got] = index
             got += 1
@@ -244,7 +252,7 @@ cdef uint32_t packet_refill(Context *ctx, bint large) noexcept nogil:
             return 0
         if va_cas_u64(top, &seen, ((seen >> 32) + 1) << 32 | index):
             break
-    if got < want:                             # keep the cache dense from 0
+    if got < want:                             # the cache is used from 0 on
         for index in range(got):
             cache[index] = cache[want - got + index]
     if large:
@@ -255,7 +263,7 @@ cdef uint32_t packet_refill(Context *ctx, bint large) noexcept nogil:
 
 
 cdef void packet_spill(Context *ctx, bint large) noexcept nogil:
-    """Moves the coldest half of a full cache to the shared stack."""
+    """Moves the older half of a full cache to the shared stack."""
     cdef uint64_t *top = &ctx.pool.large_free if large else &ctx.pool.small_free
     cdef uint32_t *cache = &ctx.large_cache[0] if large else &ctx.small_cache[0]
     cdef uint32_t full = LARGE_CACHE if large else SMALL_CACHE
@@ -267,7 +275,7 @@ cdef void packet_spill(Context *ctx, bint large) noexcept nogil:
     seen = va_load_relaxed_u64(top)
     while True:
         ctx.packets[cache[half - 1]].next = <uint32_t>seen
-        # Release (in the exchange): the links above are visible before the new top is.
+        # Release (in the exchange): the links are visible before the new top.
         if va_cas_u64(top, &seen, ((seen >> 32) + 1) << 32 | cache[0]):
             break
     for i in range(half):
@@ -279,7 +287,7 @@ cdef void packet_spill(Context *ctx, bint large) noexcept nogil:
 
 
 cdef void packet_return_cache(Context *ctx) noexcept nogil:
-    """Gives every cached index back to the shared stack: an engine that ends keeps nothing."""
+    """Returns every cached index to the shared stack, before an engine ends."""
     cdef uint32_t i
     cdef uint64_t seen
     cdef uint64_t *top
@@ -296,7 +304,8 @@ cdef void packet_return_cache(Context *ctx) noexcept nogil:
 
 
 cdef uint32_t packet_copy(Context *ctx, uint32_t index) noexcept nogil:
-    """A copy of the packet, record and frame, that the caller holds; NO_PACKET when the pool is exhausted."""
+    """Copies a packet that the caller holds, record and frame; NO_PACKET when the pool is
+    exhausted."""
     cdef Packet *source = &ctx.packets[index]
     cdef uint32_t copy = packet_alloc(ctx, source.length)
     if copy == NO_PACKET:

@@ -1,11 +1,12 @@
-"""The Port contract: where packets enter and leave. Ports compose: a port may wrap another."""
+"""The Port contract: ports receive and transmit packets. A port may wrap another."""
 from libc.stdint cimport uint32_t, uint64_t
 from dataplane.element cimport Element, Source
 from dataplane.packet cimport Batch, Context
 
-# What a port takes whole (offloads), by virtio feature name (virtio 1.2, 5.1.3). What a port lacks, PortTx does in software.
+# What a port takes whole (offloads), by virtio feature name (virtio 1.2, 5.1.3). PortTx does in
+# software what a port lacks.
 cdef enum:
-    OFFLOAD_CSUM = 0x01      # frames whose checksum is still to be completed
+    OFFLOAD_CSUM = 0x01      # frames with a partial checksum
     OFFLOAD_TSO4 = 0x02
     OFFLOAD_TSO6 = 0x04
     OFFLOAD_USO = 0x08       # UDP segmentation, both address families
@@ -14,32 +15,37 @@ cdef enum:
 
 # Packet.tx_status: index into TX_REASONS
 cdef enum:
-    TX_QUEUE_FULL = 0        # the other side takes nothing more now
+    TX_QUEUE_FULL = 0        # the other side accepts no more now
     TX_LINK_DOWN = 1
     TX_REJECTED = 2          # the kernel found the virtio-net header or the frame wrong (EINVAL)
     TX_IO_ERROR = 3
     TX_NO_BUFFER = 4         # no packet for a segment or a copy
-    TX_TOO_LONG = 5          # longer than the port's MTU allows and no GSO frame
+    TX_TOO_LONG = 5          # longer than the port's MTU allows, and not a GSO frame
 
 cdef struct QueueStats:      # private to the engine that serves the queue
     uint64_t rx_packets
     uint64_t rx_bytes
-    uint64_t rx_dropped      # no buffer, or a frame the port could not read
+    uint64_t rx_dropped      # no buffer, or a frame that the port could not read
     uint64_t tx_packets
     uint64_t tx_bytes
     uint64_t tx_dropped      # left in the batch by tx_burst
 
 cdef class Port:
     cdef readonly str name
-    cdef readonly uint32_t number        # Packet.port of what it receives; unique in a graph, below 65535
+    cdef readonly uint32_t number  # Packet.port of what it receives; unique in a graph, below 65535
     cdef readonly uint32_t queues        # queue pairs
     cdef readonly uint32_t offloads      # OFFLOAD_*
-    cdef readonly bint needs_arm         # arm and disarm do something: called around every sleep
-    cdef readonly bint wakes_only        # descriptors are doorbells, silent while the consumer is awake: poll whatever ppoll says
-    cdef readonly bint scheduled         # next_ns says when: for a port whose packets come by the clock, not by a descriptor
-    cdef readonly uint64_t lead_ns       # wake so much earlier and look again and again: a sleep's end is late by more than a packet may be
-    cdef uint64_t next_ns                # when it will have the next packet; NEVER: at no time that it knows
-    cdef QueueStats *stats               # one a queue pair
+    cdef readonly bint needs_arm         # arm and disarm are needed before and after every sleep
+    # descriptors are doorbells, not rung while the consumer is awake: poll it whatever ppoll
+    # reports
+    cdef readonly bint wakes_only
+    # next_ns has the time of the next packet: for a port whose packets come by the clock, not by a
+    # descriptor
+    cdef readonly bint scheduled
+    # wake this much earlier and poll until then: a sleep ends later than a packet may be
+    cdef readonly uint64_t lead_ns
+    cdef uint64_t next_ns                # when it will have the next packet; NEVER: unknown
+    cdef QueueStats *stats               # one per queue pair
     cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil
     cdef uint32_t tx_burst(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil
     cdef bint arm(self) noexcept nogil
@@ -47,7 +53,7 @@ cdef class Port:
 
 cdef class PortRx(Source):
     cdef readonly Port port
-    cdef uint64_t ready                  # bit q: queue q may have something
+    cdef uint64_t ready                  # bit q: queue q may have packets
     cdef uint32_t poll(self, Context *ctx) noexcept nogil
     cdef void tick(self, Context *ctx) noexcept nogil
 

@@ -1,10 +1,12 @@
-"""Lock-free rings of packet indices in shared memory, and the doorbell that wakes a sleeping consumer.
+"""Lock-free rings of packet indices in shared memory, with a doorbell for a sleeping consumer.
 
-Layout of a segment (all integers little endian, plain, accessed with vatomic):
+Layout of a segment (integers little endian, accessed with vatomic):
     RingHeader, then capacity x RingCell (MPSC) or capacity x uint32 (SPSC). Capacity is a power of two.
-Producers and consumer may be threads or processes; the doorbell works across both. A producer that is killed between claiming a cell of
-an MPSC ring and filling it stops the ring there: then all who use it must end, and the next one resets it.
-`head` counts what was ever consumed, `tail` what was ever produced; they wrap at 2^32 and their difference is the fill.
+Producers and consumer may be threads or processes; the doorbell works across both. A producer that
+is killed between claiming a cell of an MPSC ring and filling it blocks the ring at that cell: then
+all users must end, and the next user resets the ring.
+`head` counts all values consumed, `tail` all values produced; they wrap at 2^32, and their
+difference is the number of values in the ring.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
@@ -18,11 +20,11 @@ cdef struct RingHeader:
     uint8_t pad1[60]
     uint32_t head              # consumer's cache line
     uint8_t pad2[60]
-    uint32_t sleeping          # 1: the consumer asks for a doorbell; written by both, seldom
+    uint32_t sleeping          # 1: the consumer wants a doorbell; rarely written, by both sides
     uint8_t pad3[60]
 
 cdef struct RingCell:
-    uint32_t sequence          # position this cell is ready for (Vyukov's bounded queue)
+    uint32_t sequence          # position that this cell is ready for (Vyukov's bounded queue)
     uint32_t value
 
 cdef class Ring:

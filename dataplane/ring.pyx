@@ -24,10 +24,12 @@ cdef bint _is_capacity(uint32_t capacity) noexcept nogil:
 
 
 cdef class Ring:
-    """Base of the rings: `capacity` (a power of two, 2 to 2^20) indices of 32 bits in a memfd, and an eventfd as doorbell.
+    """Base of the rings: `capacity` (a power of two, 2 to 2^20) 32-bit indices in a memfd, and an
+    eventfd as doorbell.
 
-    `push_many`, `pop_many` and `len()` are the Python face, for control and tests. Raises ValueError for another capacity.
-    `start`: what the 32-bit positions begin at; any value is as good, and one near 2^32 shows that they wrap.
+    `push_many`, `pop_many` and `len()` are for control and tests. start: initial value of the
+    32-bit positions; tests set it near 2^32 to make them wrap. Raises ValueError for another
+    capacity.
     """
 
     kind = 0
@@ -55,10 +57,11 @@ cdef class Ring:
 
     @classmethod
     def from_descriptor(cls, descriptor, doorbell, *, reset=False):
-        """The ring in an existing segment, with its doorbell, shared with whoever else uses it; both descriptors stay the caller's.
+        """Maps the ring in an existing segment, with its doorbell, which other users share; the
+        caller keeps both descriptors.
 
-        reset: the ring is empty from now on. Only when nobody else uses it, as after a crash. Raises VnicError, and then nothing has
-        changed, when they are not what this class could have made.
+        reset: empties the ring. Only when nothing else uses it, as after a crash. Raises VnicError,
+        with nothing changed, for descriptors that this class could not have created.
         """
         return cls(descriptor=descriptor, doorbell=doorbell, reset=reset)
 
@@ -66,7 +69,7 @@ cdef class Ring:
         cdef RingHeader header
         kind = type(self).kind
         self.fd, self._map = shared_memory.attach(descriptor, "ring", RING_MAGIC, RING_VERSION, sizeof(RingHeader))
-        # Read once: the capacity bounds every access from here on, whatever others may write there later.
+        # Read once: the capacity bounds every later access, whatever another process writes there.
         memcpy(&header, mapping_base(self._map), sizeof(RingHeader))
         if header.kind != kind:
             raise VnicError(f"ring: is of kind {header.kind}, not {kind} (1 SPSC, 2 MPSC); check which segment it is")
@@ -77,22 +80,26 @@ cdef class Ring:
         return 0
 
     cdef int check_positions(self) except -1:
-        """Raises VnicError for positions and sequence numbers that no use of the ring leads to, also while others use it. A damaged ring
-        could not make `push` or `pop` leave the segment, but an MPSC producer might look for its turn for ever."""
+        """Raises VnicError for positions and sequence numbers that no use of the ring leads to;
+        others may use it at the same time. With a damaged ring `push` and `pop` would stay within
+        the segment, but an MPSC producer might wait for its cell for ever."""
         cdef RingCell *cells = <RingCell *>self.cells
         cdef uint32_t head = va_load_acquire_u32(&self.header.head), tail = va_load_acquire_u32(&self.header.tail)
         cdef uint32_t i, position, ahead
-        # SPSC: the consumer may have moved on since head was read, so only a head that stands still proves anything. MPSC: the consumer
-        # publishes its head after the cells it freed, so the fill may seem larger than the ring.
+        # SPSC: the consumer may have advanced since head was read, so only an unchanged head proves
+        # damage. MPSC: the consumer publishes its head after the cells it freed, so the ring may
+        # seem to hold more than its capacity.
         if <int>(tail - head) < 0 or (type(self).kind == KIND_SPSC and tail - head > self.capacity
                                       and head == va_load_acquire_u32(&self.header.head)):
             raise VnicError(f"ring: consumed {head}, produced {tail}, with {self.capacity} cells; its header is damaged")
         for i in range(self.capacity if type(self).kind == KIND_MPSC else 0):
-            for _ in range(1000):            # a tail that never stands still is proof of life
+            # a tail that changes at every attempt proves that producers are running
+            for _ in range(1000):
                 tail = va_load_acquire_u32(&self.header.tail)
                 position = tail - self.capacity + i               # the last claim of this cell
                 ahead = va_load_acquire_u32(&cells[position & self.mask].sequence) - position
-                if ahead == 0 or ahead == 1 or ahead == self.capacity:   # claimed, filled, free again
+                # claimed, filled, or free again
+                if ahead == 0 or ahead == 1 or ahead == self.capacity:
                     break
                 if tail == va_load_acquire_u32(&self.header.tail):
                     raise VnicError(f"ring: cell {position & self.mask} has the sequence number {<uint32_t>(ahead + position)} while "
@@ -108,7 +115,8 @@ cdef class Ring:
         return 0
 
     cdef int clear(self, uint32_t start) except -1:
-        """Empty, its positions at `start`, nobody asleep, the doorbell silent. Only while nobody else uses the ring."""
+        """Empties the ring: positions at `start`, consumer awake, doorbell cleared. Only while
+        nothing else uses the ring."""
         cdef RingCell *cells = <RingCell *>self.cells
         cdef uint64_t value
         cdef uint32_t i
@@ -126,46 +134,51 @@ cdef class Ring:
                 os.close(descriptor)
 
     cdef uint32_t push(self, const uint32_t *values, uint32_t count) noexcept nogil:
-        """Appends up to `count` values, in order; returns how many fitted."""
+        """Appends up to `count` values, in order; returns how many were appended."""
         return 0
 
     cdef uint32_t pop(self, uint32_t *values, uint32_t count) noexcept nogil:
-        """Takes up to `count` values, oldest first; returns how many there were."""
+        """Removes up to `count` values, oldest first; returns how many."""
         return 0
 
     cdef bint empty(self) noexcept nogil:
-        """Consumer's view."""
+        """True if the consumer would find nothing."""
         return True
 
     cdef bint arm(self) noexcept nogil:
-        """Consumer, about to sleep: asks for a doorbell. True: there is something already, do not sleep."""
+        """Called by the consumer before it sleeps: requests a doorbell. True: values are there
+        already, do not sleep."""
         va_store_relaxed_u32(&self.header.sleeping, 1)
-        # Store, then load: without the full fence the producer could miss the flag while we miss its packet.
+        # Store, then load: without the full fence the producer could miss the flag while the
+        # consumer misses the packet.
         va_fence()
         return not self.empty()
 
     cdef void disarm(self) noexcept nogil:
-        """Consumer, awake: no doorbells, and the one that may have rung is taken back."""
+        """Called by the consumer when awake: cancels the request and clears a doorbell that was
+        rung."""
         cdef uint64_t value
         va_exchange_u32(&self.header.sleeping, 0)
-        # Always, whoever cleared the flag: a producer that cleared it may write only after this read, and the doorbell, left ringing,
-        # would end every later sleep at once. Never blocks (EFD_NONBLOCK). What was pushed is seen by the next arm() at the latest.
+        # Even if a producer has cleared the flag: it may write the eventfd after this read, and a
+        # doorbell left set would end every later sleep at once. Never blocks (EFD_NONBLOCK). The
+        # next arm() at the latest sees what was pushed.
         read(self.doorbell, &value, 8)
 
     cdef void ring_doorbell(self) noexcept nogil:
-        """Producer, after a push: wakes the consumer if it asked."""
+        """Called by a producer after a push: wakes the consumer if it requested that."""
         cdef uint64_t one = 1
-        va_fence()                             # the pushed tail before the load of the flag; pairs with arm()
+        va_fence()  # the pushed tail before the load of the flag; pairs with arm()
         if va_load_relaxed_u32(&self.header.sleeping) and va_exchange_u32(&self.header.sleeping, 0):
             write(self.doorbell, &one, 8)
 
     def __len__(self):
-        # Head first: it never passes a tail that is read later. Both may move in between, so the answer is bounded, not exact.
+        # Head first: it never passes a tail that is read later. Both may change in between, so the
+        # result is bounded, not exact.
         cdef uint32_t head = va_load_acquire_u32(&self.header.head)
         return min(va_load_acquire_u32(&self.header.tail) - head, self.capacity)
 
     def push_many(self, values):
-        """Appends the ints of `values`; returns how many fitted. Rings the doorbell."""
+        """Appends the ints of `values` and rings the doorbell; returns how many were appended."""
         cdef const uint32_t[::1] view = array("I", values)
         cdef uint32_t done = 0, count = <uint32_t>len(view)
         if count:
@@ -175,7 +188,7 @@ cdef class Ring:
         return done
 
     def pop_many(self, uint32_t count):
-        """Up to `count` values as a list, oldest first."""
+        """Removes up to `count` values; returns them as a list, oldest first."""
         values = array("I", bytes(4 * max(count, 1)))
         cdef uint32_t[::1] view = values
         cdef uint32_t done
@@ -191,27 +204,30 @@ cdef class SpscRing(Ring):
 
     cdef uint32_t push(self, const uint32_t *values, uint32_t count) noexcept nogil:
         cdef uint32_t *slots = <uint32_t *>self.cells
-        cdef uint32_t tail = self.header.tail          # ours alone
-        # Acquire: the consumer has read the slots it freed before we overwrite them.
+        cdef uint32_t tail = self.header.tail          # written by the producer only
+        # Acquire: the consumer has read the slots it freed before they are overwritten.
         cdef uint32_t room = self.capacity - (tail - va_load_acquire_u32(&self.header.head))
         cdef uint32_t i
         if count > room:
             count = room
         for i in range(count):
             slots[(tail + i) & self.mask] = values[i]
-        va_store_release_u32(&self.header.tail, tail + count)   # slots before the tail that announces them
+        # the slots before the tail that publishes them
+        va_store_release_u32(&self.header.tail, tail + count)
         return count
 
     cdef uint32_t pop(self, uint32_t *values, uint32_t count) noexcept nogil:
         cdef uint32_t *slots = <uint32_t *>self.cells
-        cdef uint32_t head = self.header.head          # ours alone
-        cdef uint32_t filled = va_load_acquire_u32(&self.header.tail) - head   # pairs with the release in push
+        cdef uint32_t head = self.header.head          # written by the consumer only
+        # pairs with the release in push
+        cdef uint32_t filled = va_load_acquire_u32(&self.header.tail) - head
         cdef uint32_t i
         if count > filled:
             count = filled
         for i in range(count):
             values[i] = slots[(head + i) & self.mask]
-        va_store_release_u32(&self.header.head, head + count)   # our reads before the slots are given back
+        # the slots are read before they are freed
+        va_store_release_u32(&self.header.head, head + count)
         return count
 
     cdef bint empty(self) noexcept nogil:
@@ -219,9 +235,11 @@ cdef class SpscRing(Ring):
 
 
 cdef class MpscRing(Ring):
-    """Any number of producer threads, one consumer thread (D. Vyukov's bounded queue with a sequence number a cell).
+    """Any number of producer threads, one consumer thread (D. Vyukov's bounded queue, a sequence
+    number per cell).
 
-    A producer that is stopped between claiming a cell and filling it delays the consumer at that cell, and loses nothing.
+    A producer that is suspended between claiming a cell and filling it delays the consumer at that
+    cell; nothing is lost.
     """
 
     kind = KIND_MPSC
@@ -235,16 +253,18 @@ cdef class MpscRing(Ring):
             tail = va_load_relaxed_u32(&self.header.tail)
             while True:
                 cell = &cells[tail & self.mask]
-                # Acquire: the consumer's read of the old value precedes our overwrite.
+                # Acquire: the consumer's read of the old value precedes the overwrite.
                 if va_load_acquire_u32(&cell.sequence) == tail:
-                    if va_cas_u32(&self.header.tail, &tail, tail + 1):   # refreshes tail when another producer won
+                    # updates tail when another producer won
+                    if va_cas_u32(&self.header.tail, &tail, tail + 1):
                         break
                 elif <int>(va_load_acquire_u32(&cell.sequence) - tail) < 0:
                     return done                        # the consumer has not freed this cell: full
                 else:
                     tail = va_load_relaxed_u32(&self.header.tail)
             cell.value = values[done]
-            va_store_release_u32(&cell.sequence, tail + 1)               # value before the sequence that announces it
+            # the value before the sequence that publishes it
+            va_store_release_u32(&cell.sequence, tail + 1)
             done += 1
         return done
 
@@ -257,21 +277,23 @@ cdef class MpscRing(Ring):
             if va_load_acquire_u32(&cell.sequence) != head + 1:
                 break
             values[done] = cell.value
-            va_store_release_u32(&cell.sequence, head + self.capacity)   # our read before the cell is free again
+            # the value is read before the cell is free again
+            va_store_release_u32(&cell.sequence, head + self.capacity)
             head += 1
             done += 1
         va_store_release_u32(&self.header.head, head)
         return done
 
     def peek(self):
-        """The values that wait, oldest first, for whoever only looks: what is pushed or popped meanwhile may be there or missing."""
+        """The values in the ring, oldest first, without removing them. Values pushed or popped at
+        the same time may be included or not."""
         cdef RingCell *cells = <RingCell *>self.cells
         cdef RingCell *cell
         cdef uint32_t head = va_load_acquire_u32(&self.header.head), fill = <uint32_t>len(self), i
         cdef list found = []
         for i in range(fill):
             cell = &cells[(head + i) & self.mask]
-            # Acquire: the value that the sequence announced, or one of a lap later.
+            # Acquire: reads the value that the sequence published, or one of the next lap.
             if va_load_acquire_u32(&cell.sequence) == head + i + 1:
                 found.append(va_load_relaxed_u32(&cell.value))
         return found

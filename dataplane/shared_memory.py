@@ -1,6 +1,7 @@
-"""Segments of shared memory: memfds of a fixed size that another process maps from a descriptor.
+"""Segments of shared memory: memfds of a fixed size, which another process maps from a descriptor.
 
-Every segment begins with a magic (8 bytes) and a version (32 bits, little endian); the rest of its header is its owner's business.
+Every segment begins with a magic (8 bytes) and a version (32 bits, little endian); its owner defines
+the rest of the header.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import struct
 from dataplane.errors import VnicError
 
 PREFIX = struct.Struct("<QI")
-# The size is settled for good. A segment that shrinks under a mapping ends its readers with SIGBUS, and no seal may be added that
-# would keep a later worker from writing.
+# The size is fixed: a segment that shrinks under a mapping kills its readers with SIGBUS.
+# F_SEAL_SEAL: no later seal can prevent the next worker from writing.
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 def create(name: str, size: int) -> tuple[int, mmap.mmap]:
-    """A new segment of `size` bytes, all 0: its descriptor (the caller's to close) and its mapping. Raises OSError."""
+    """Creates a zeroed segment of `size` bytes; returns its descriptor (the caller closes it) and
+    its mapping. Raises OSError."""
     descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(descriptor, size)
@@ -31,16 +33,18 @@ def create(name: str, size: int) -> tuple[int, mmap.mmap]:
 
 
 def attach(descriptor: int, what: str, magic: int, version: int, header_bytes: int) -> tuple[int, mmap.mmap]:
-    """Maps the segment `descriptor` whole: a duplicate of the descriptor (the caller's to close) and the mapping.
+    """Maps the segment `descriptor`; returns a duplicate of the descriptor (the caller closes it)
+    and the mapping.
 
-    `what` names it in errors. Raises VnicError unless it is a sealed memfd of at least `header_bytes` with this magic and version.
+    what: name of the segment in errors. Raises VnicError unless it is a sealed memfd of at least
+    `header_bytes` with this magic and version.
     """
     try:
         own = os.dup(descriptor)
     except (OSError, OverflowError) as error:
         raise VnicError(f"{what}: descriptor {descriptor} cannot be used: {_reason(error)}") from None
     try:
-        # First the seal, then the size: from here on nobody can take away what is mapped.
+        # The seal first, then the size: from here on no process can truncate what is mapped.
         if not fcntl.fcntl(own, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
             raise VnicError(f"{what}: descriptor {descriptor} is not sealed against shrinking; hand over one that vnic made")
         size = os.fstat(own).st_size
@@ -63,7 +67,8 @@ def attach(descriptor: int, what: str, magic: int, version: int, header_bytes: i
 
 
 def attach_doorbell(descriptor: int, what: str) -> int:
-    """A duplicate of an eventfd (the caller's to close). Raises VnicError for another file, or one that would block an engine."""
+    """Duplicates an eventfd (the caller closes it). Raises VnicError for another kind of file, or
+    an eventfd that would block an engine."""
     try:
         own = os.dup(descriptor)
     except (OSError, OverflowError) as error:

@@ -1,14 +1,15 @@
-"""Quantities as people write them: rates, sizes and times, parsed once to integers and printed back the same way.
+"""Rates, sizes and times as users write them: parsed to integers and printed in the same form.
 
-The words are those of tc(8), letter case does not matter:
+The units are those of tc(8), in any case:
 
-    rate   bit, kbit, mbit, gbit, tbit (powers of 1000) and kibit, mibit, gibit, tibit (powers of 1024)   -> bit/s
-    size   b, k or kb, m or mb, g or gb (powers of 1024, as in tc), also kib, mib, gib                     -> bytes
-    time   ns, us, ms, s, and tc's longer spellings (usec, msecs, sec ...), min, h -> ns
+    rate   bit, kbit, mbit, gbit, tbit (powers of 1000), kibit ... tibit (powers of 1024)    -> bit/s
+    size   b, k or kb, m or mb, g or gb (powers of 1024, as in tc), also kib, mib, gib       -> bytes
+    time   ns, us, ms, s, and tc's longer spellings (usec, msecs, sec ...), min, h           -> ns
 
-Two things that tc allows are refused, since they are misread too often: a number without a unit (other than 0), and `bps`,
-which is *bytes* a second in tc and bits a second nearly everywhere else. Numbers are decimal, exact (no floating point), and
-must come out as whole bits, bytes or nanoseconds. A rate counts layer-2 frame bits without preamble and FCS, everywhere.
+Two things that tc accepts are rejected, since they are often misread: a number without a unit
+(except 0), and `bps`, which means *bytes* per second in tc and bits per second nearly everywhere
+else. Numbers are decimal, exact (no floating point), and must be whole bits, bytes or nanoseconds.
+A rate always counts layer-2 frame bits without preamble and FCS.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from fractions import Fraction
 
 from dataplane.errors import ConfigError
 
-LIMIT = 2**63 - 1  # the largest quantity: what an int64 in an element or on the wire can carry
+LIMIT = 2**63 - 1  # the largest quantity: the range of an int64 in an element or on the wire
 
 _RATES = {"bit": 1, "kbit": 10**3, "mbit": 10**6, "gbit": 10**9, "tbit": 10**12,
           "kibit": 2**10, "mibit": 2**20, "gibit": 2**30, "tibit": 2**40}  # fmt: skip
@@ -27,13 +28,13 @@ _SIZES = {"b": 1, "k": 2**10, "kb": 2**10, "kib": 2**10, "m": 2**20, "mb": 2**20
 _TIMES = {"ns": 1, "nsec": 1, "nsecs": 1, "us": 10**3, "usec": 10**3, "usecs": 10**3,
           "ms": 10**6, "msec": 10**6, "msecs": 10**6, "s": 10**9, "sec": 10**9, "secs": 10**9,
           "min": 60 * 10**9, "h": 3600 * 10**9}  # fmt: skip
-# What is printed: largest first.
+# For printing: largest first.
 _RATES_OUT = ("tbit", "gbit", "mbit", "kbit", "bit")
 _SIZES_OUT = ("gb", "mb", "kb", "b")
 _TIMES_OUT = ("s", "ms", "us", "ns")
 
 _QUANTITY = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-zA-Z/]*)\s*", re.ASCII)
-_LONGEST = 40  # characters of a quantity: 2**63 with nine decimals and a unit, and some
+_LONGEST = 40  # characters of a quantity: enough for 2**63 with nine decimals and a unit
 
 
 def _shown(value: object) -> str:
@@ -65,7 +66,7 @@ def _parse(value: str | int, what: str, units: dict[str, int], example: str, who
 
 
 def _unit_hint(number: str, unit: str, what: str, units: dict[str, int]) -> str:
-    """What would be right instead of an unknown unit."""
+    """A suggestion in place of an unknown unit."""
     word = unit.lower()
     if what == "rate":
         prefix = word[:-3] if word.endswith(("bps", "b/s")) else None
@@ -79,7 +80,7 @@ def _unit_hint(number: str, unit: str, what: str, units: dict[str, int]) -> str:
 
 
 def _format(quantity: int, units: dict[str, int], names: tuple[str, ...]) -> str:
-    """The largest unit that shows it exactly with at most three decimals."""
+    """Formats with the largest unit that is exact with at most three decimals."""
     if quantity < 0:
         raise ConfigError(f"{quantity}: a quantity is not negative")
     for name in names:
@@ -91,30 +92,31 @@ def _format(quantity: int, units: dict[str, int], names: tuple[str, ...]) -> str
 
 
 def parse_rate(value: str | int) -> int:
-    """Bit/s of a rate such as "10mbit", "2.5gbit", "800kbit"; tc's words, see the module. Raises ConfigError."""
+    """Parses a rate such as "10mbit", "2.5gbit", "800kbit" to bit/s. Raises ConfigError."""
     return _parse(value, "rate", _RATES, "100mbit", "bits per second")
 
 
 def format_rate(bps: int) -> str:
-    """The rate in decimal units, exact: parse_rate(format_rate(bps)) == bps."""
+    """Formats a rate in decimal units, exactly: parse_rate(format_rate(bps)) == bps."""
     return _format(bps, _RATES, _RATES_OUT)
 
 
 def parse_size(value: str | int) -> int:
-    """Bytes of a size such as "64kb" (65,536, as in tc), "64kib" (the same), "1500b". Raises ConfigError."""
+    """Parses a size such as "64kb" (65,536, as in tc), "64kib" (the same), "1500b" to bytes. Raises
+    ConfigError."""
     return _parse(value, "size", _SIZES, "64kb", "bytes")
 
 
 def format_size(size_bytes: int) -> str:
-    """The size in tc's units (kb is 1024 bytes), exact: parse_size(format_size(n)) == n."""
+    """Formats a size in tc's units (kb is 1024 bytes), exactly: parse_size(format_size(n)) == n."""
     return _format(size_bytes, _SIZES, _SIZES_OUT)
 
 
 def parse_time(value: str | int) -> int:
-    """Nanoseconds of a time such as "250us", "5ms", "1.5s". Raises ConfigError."""
+    """Parses a time such as "250us", "5ms", "1.5s" to nanoseconds. Raises ConfigError."""
     return _parse(value, "time", _TIMES, "250us", "nanoseconds")
 
 
 def format_time(time_ns: int) -> str:
-    """The time in s, ms, us or ns, exact: parse_time(format_time(ns)) == ns."""
+    """Formats a time in s, ms, us or ns, exactly: parse_time(format_time(ns)) == ns."""
     return _format(time_ns, _TIMES, _TIMES_OUT)

@@ -1,8 +1,9 @@
 /* Atomic access to plain integers in shared memory.
  *
- * Fields that two threads or two processes share are plain integers, because Cython (C mode) has no C11 _Atomic and a numpy
- * view or another language must be able to map them. Every access to such a field goes through one of these. The ordering
- * is in the name; the comment at the call says why that one. */
+ * Fields that threads or processes share are plain integers, because Cython (C mode) has no C11
+ * _Atomic, and numpy views or other languages must be able to map them. Every access to such a
+ * field uses one of these functions. The ordering is in the name; a comment at the call gives
+ * its reason. */
 #ifndef VNIC_VATOMIC_H
 #define VNIC_VATOMIC_H
 #include <stdint.h>
@@ -14,7 +15,7 @@ static inline void va_store_release_u32(uint32_t *p, uint32_t v) { __atomic_stor
 static inline uint32_t va_exchange_u32(uint32_t *p, uint32_t v) { return __atomic_exchange_n(p, v, __ATOMIC_ACQ_REL); }
 static inline uint32_t va_add_u32(uint32_t *p, uint32_t v) { return __atomic_fetch_add(p, v, __ATOMIC_ACQ_REL); }
 static inline uint32_t va_sub_u32(uint32_t *p, uint32_t v) { return __atomic_fetch_sub(p, v, __ATOMIC_ACQ_REL); }
-/* Strong compare-exchange; returns 1 on success, else writes what was seen to *seen. */
+/* Strong compare-exchange; returns 1 on success, else stores the value found in *seen. */
 static inline int va_cas_u32(uint32_t *p, uint32_t *seen, uint32_t v)
 { return __atomic_compare_exchange_n(p, seen, v, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE); }
 
@@ -30,9 +31,9 @@ static inline void va_store_release_ptr(void **p, void *v) { __atomic_store_n(p,
 static inline int va_cas_ptr(void **p, void **seen, void *v)
 { return __atomic_compare_exchange_n(p, seen, v, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE); }
 
-/* Full fence: orders a store before a later load (the sleep/doorbell handshake needs exactly that). */
+/* Full fence: orders a store before a later load, as the sleep/doorbell handshake needs. */
 static inline void va_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-/* A hint: bring this line, and the translation of its page, closer. Never faults. */
+/* A hint to load this line, and the translation of its page, into the caches. Never faults. */
 static inline void va_prefetch(const void *p) { __builtin_prefetch(p); }
 static inline void va_pause(void)
 {
@@ -41,7 +42,8 @@ static inline void va_pause(void)
 #endif
 }
 
-/* Checked in debug and sanitizer builds only (VNIC_DEBUG): a broken invariant of our own ends the process with its place. */
+/* Only in debug and sanitizer builds (VNIC_DEBUG): a broken internal invariant aborts the
+ * process with its location. */
 #ifdef VNIC_DEBUG
 #include <stdio.h>
 #include <stdlib.h>

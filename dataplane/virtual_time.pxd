@@ -1,7 +1,9 @@
-"""VirtualTime: engines without threads, run together through virtual time; the outcome does not depend on how many they are.
+"""VirtualTime: runs engines without threads in virtual time.
 
-At each instant: every source in the order of its port's number, then every timer in the order of its element's name. Whatever one of them
-sets off is done before the next, rings between engines included. So packets meet in an order that only the graph and the inputs decide.
+The result does not depend on the number of engines. At each instant VirtualTime polls every source
+in the order of the ports' numbers, then runs every timer in the order of the elements' names. All
+effects of one of them, through rings between engines too, take place before the next one runs. So
+the order of packets depends on the graph and the inputs alone.
 """
 from libc.stdint cimport uint32_t, uint64_t
 from dataplane.clock cimport Clock
@@ -9,9 +11,9 @@ from dataplane.element cimport Element, Source
 from dataplane.packet cimport Context
 
 cdef struct Polled:
-    void *source                 # Source, borrowed: the engines own it
+    void *source                 # a Source, borrowed: the engines own it
     Context *ctx
-    bint scheduled               # its deadline says when it has something
+    bint scheduled               # its deadline tells when it has packets
 
 cdef struct Timed:
     void *element
@@ -29,7 +31,7 @@ cdef class VirtualTime:
     cdef uint32_t ring_count
     cdef Timed *timed
     cdef uint32_t timed_count
-    cdef list _kept              # what the arrays borrow
+    cdef list _kept              # owns what the arrays borrow
     cdef void set_now(self) noexcept nogil
     cdef uint64_t cross(self) noexcept nogil
     cdef uint64_t instant(self) noexcept nogil

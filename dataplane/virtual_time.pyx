@@ -10,9 +10,10 @@ from dataplane.errors import VnicError
 
 
 cdef class VirtualTime:
-    """Runs `engines`, which share one virtual clock and have loaded their graphs. Raises VnicError for an engine of real time.
+    """Runs `engines`, which share one virtual clock and have loaded their graphs. A changed graph
+    needs a new VirtualTime.
 
-    A graph that changes needs a new VirtualTime.
+    Raises VnicError for an engine with the machine's clock.
     """
 
     def __init__(self, engines):
@@ -57,8 +58,9 @@ cdef class VirtualTime:
         free(self.timed)
 
     def advance(self, uint64_t until_ns):
-        """Runs everything that is due up to and including `until_ns`, each timer at its own instant, and leaves the clock there. Returns
-        the number of packets that sources delivered."""
+        """Runs everything that is due up to and including `until_ns`, each timer at its own
+        instant, and sets the clock to `until_ns`. Returns the number of packets that sources
+        delivered."""
         cdef uint64_t total = 0, deadline
         with nogil:
             while True:
@@ -73,8 +75,9 @@ cdef class VirtualTime:
         return total
 
     def run(self, uint64_t most):
-        """Runs until nothing is due any more, or sources have delivered `most` packets; returns how many they did, 0 at the end. What is
-        deferrable (a table's ageing) runs at its time, but nothing waits for it."""
+        """Runs until nothing is due any more, or sources have delivered `most` packets; returns
+        their number, 0 at the end. Deferrable timers (a table's ageing) run when due, but do not
+        keep the run going."""
         cdef uint64_t total = 0, deadline
         with nogil:
             while total < most:
@@ -93,7 +96,8 @@ cdef class VirtualTime:
             self.contexts[i].burst = BURST
 
     cdef uint64_t cross(self) noexcept nogil:
-        """Lets what waits between two engines arrive, and what that sets off; returns how many packets that were."""
+        """Delivers packets that wait in rings between engines, and those that follow from them;
+        returns how many."""
         cdef uint64_t total = 0
         cdef uint32_t i, got = self.ring_count
         while got:
@@ -104,7 +108,7 @@ cdef class VirtualTime:
         return total
 
     cdef uint64_t instant(self) noexcept nogil:
-        """Everything that is due now; returns how many packets sources delivered."""
+        """Runs everything that is due now; returns how many packets sources delivered."""
         cdef uint64_t total = 0, now = self.clock.virtual_ns
         cdef uint32_t i, got
         cdef bint again = True
@@ -131,7 +135,7 @@ cdef class VirtualTime:
         return total
 
     cdef uint64_t next_deadline(self, bint waking) noexcept nogil:
-        """Of all sources and timers; waking: without the deferrable ones."""
+        """The next deadline of all sources and timers; waking: without deferrable timers."""
         cdef uint64_t deadline = NEVER, due
         cdef uint32_t i
         for i in range(self.source_count):
@@ -145,6 +149,6 @@ cdef class VirtualTime:
 
 
 def _place(pair):
-    """Where a source comes in the order of an instant."""
+    """The sort key of a source within an instant."""
     source = pair[0]
     return (source.port.number if isinstance(source, PortRx) else 1 << 32, source.name)

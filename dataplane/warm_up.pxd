@@ -1,8 +1,8 @@
-"""WarmUp: the memory that the first packet after a sleep will need, asked for all at once."""
+"""WarmUp: prefetches the memory that the first packet after a sleep will need."""
 from libc.stdint cimport uint32_t
 
 cdef enum:
-    WARM_LINES = 768         # asking for so many cache lines that are there already takes some 300 ns
+    WARM_LINES = 768         # prefetching this number of cached lines takes some 300 ns
 
 cdef class WarmUp:
     cdef readonly uint32_t count

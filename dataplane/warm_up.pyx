@@ -1,8 +1,9 @@
 """WarmUp. The contract is in warm_up.pxd.
 
-After a sleep the path's memory is cold, code too, and its address translations as well (a switch of address space empties the TLB where
-the CPU has no tags for them). Missing one line after the other costs more than all elements' work: asked for at once, the misses overlap.
-bench/README.md has what it gains.
+After a sleep the data and code of the packets' path are not cached, nor are their address
+translations (a switch of address space flushes the TLB where the CPU does not tag its entries).
+Cache misses one after another cost more than the work of all elements; prefetched together they
+overlap. bench/README.md has the gain.
 """
 from cpython.ref cimport PyObject
 from libc.stdint cimport uint32_t, uint64_t
@@ -11,16 +12,19 @@ from dataplane.vatomic cimport va_prefetch
 
 cdef enum:
     LINE = 64                # bytes of a cache line
-    OBJECT_MOST = 512        # bytes of an object: the fields of a hot path come first
-    CODE_FIRST = 640         # bytes of a class's first method: process of an element, rx_burst of a port
-    CODE_OTHER = 192         # bytes of each of the following ones
+    OBJECT_MOST = 512        # bytes of an object: the fields used per packet come first
+    CODE_FIRST = 640  # bytes of a class's first method: process of an element, rx_burst of a port
+    CODE_OTHER = 192         # bytes of each further method
     ELEMENT_METHODS = 6      # process to flush, see element.pxd
     PORT_METHODS = 2         # rx_burst and tx_burst, see port.pxd
-    VTABLE = 2               # Cython lays an extension type out as PyObject_HEAD (two words), then the pointer to its methods
+    # Cython's layout of an extension type: PyObject_HEAD (two words), then the pointer to its
+    # vtable
+    VTABLE = 2
 
 
 cdef class WarmUp:
-    """The cache lines of elements' objects, of what they say they use (`Element.companions`), and of their code."""
+    """The cache lines of elements, of the objects in their `Element.companions`, and of
+    their code."""
 
     def __init__(self, elements):
         for element in elements:
@@ -47,7 +51,7 @@ cdef class WarmUp:
         self.add(<PyObject *>thing, min(<uint32_t>type(thing).__basicsize__, <uint32_t>OBJECT_MOST))
 
     cdef void add_methods(self, object thing, uint32_t methods) noexcept:
-        """Only of an Element or a Port: each has a vtable, of at least so many methods."""
+        """Only for an Element or a Port: both have a vtable of at least `methods` methods."""
         cdef void **table = (<void ***><PyObject *>thing)[VTABLE]
         cdef uint32_t i
         self.add(table, methods * sizeof(void *))

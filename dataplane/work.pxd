@@ -1,12 +1,12 @@
-"""Work: what an engine's mailbox carries (Snap, section 2.3)."""
+"""Work: what is posted to an engine's mailbox (Snap, section 2.3)."""
 from libc.stdint cimport uint32_t
 from dataplane.packet cimport Context
 
 cdef object await_readable(int descriptor, int timeout_ms)
 
 cdef class Work:
-    # A short piece of work that an engine runs on its own thread between two batches. Subclass it in Cython for work
-    # that must not wait for the GIL.
+    # A short piece of work that an engine runs on its own thread between two batches. Work that
+    # must not wait for the GIL is a subclass in Cython.
     cdef readonly object error
     cdef readonly object result
     cdef uint32_t done

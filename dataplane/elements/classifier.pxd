@@ -1,4 +1,4 @@
-"""Classifier: which rule a packet matches first, which gate that means."""
+"""Classifier: sends each packet to the gate of the first rule that it matches."""
 from cpython.ref cimport PyObject
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from dataplane.element cimport Element
@@ -7,27 +7,28 @@ from dataplane.wire.headers cimport VLAN_ID_MASK
 from dataplane.work cimport Work
 
 cdef enum:
-    # Bits of the key's flags besides the record's PACKET_IPV4, PACKET_IPV6 and PACKET_L4
+    # Bits of the key's flags besides the record's PACKET_IPV4, PACKET_IPV6 and PACKET_L4.
     KEY_IP = 0x01                        # IPv4 or IPv6
 
-cdef struct Match:                       # a rule in numbers: what it does not ask for compares equal
+cdef struct Match:  # a compiled rule: masks and ranges of absent conditions match everything
     uint64_t key_mask                    # over packet_key
     uint64_t key_value
     uint16_t source_port_low
-    uint16_t source_port_span            # high - low: one subtraction and one comparison test both ends
+    uint16_t source_port_span  # high - low: one subtraction and one comparison test both ends
     uint16_t destination_port_low
     uint16_t destination_port_span
-    uint64_t source_mask[2]              # over the record's addresses, as they lie in memory
+    uint64_t source_mask[2]              # over the record's addresses, as they are in memory
     uint64_t source_value[2]
     uint64_t destination_mask[2]
     uint64_t destination_value[2]
     uint64_t hits
-    uint32_t mark_mask                   # bits of Packet.mark that stay
+    uint32_t mark_mask                   # bits of Packet.mark to keep
     uint32_t mark_value
     uint32_t gate
 
 cdef inline uint64_t packet_key(const Packet *p) noexcept nogil:
-    """What rules compare with masks, in one word: flags (16 bits), protocol (8), DSCP (8), VLAN id (16), ingress port (16)."""
+    """The fields that rules compare with masks, in one word: flags (16 bits), protocol (8), DSCP
+    (8), VLAN id (16), ingress port (16)."""
     cdef uint64_t flags = p.flags & (PACKET_IPV4 | PACKET_IPV6 | PACKET_L4)
     cdef uint64_t vlan = p.vlan_tci & VLAN_ID_MASK if p.vlan_count else 0
     if p.flags & (PACKET_IPV4 | PACKET_IPV6):
@@ -35,20 +36,21 @@ cdef inline uint64_t packet_key(const Packet *p) noexcept nogil:
     return flags << 48 | <uint64_t>p.ip_protocol << 40 | <uint64_t>(p.tos >> 2) << 32 | vlan << 16 | p.port
 
 cdef class RuleTable:
-    # Rules as they were given, and compiled. Never changes, but for the hits; a classifier has one at a time and gets another whole.
+    # Rules as configured, and compiled. Only the hits change; a classifier's table is replaced
+    # whole.
     cdef readonly list settings          # the rules as the configuration gives them, copied
     cdef readonly list rules             # the same as classifier_rules.Rule
-    cdef readonly uint32_t gates         # that the rules and the default need
+    cdef readonly uint32_t gates         # number of gates that the rules and the default need
     cdef uint32_t default_gate
-    cdef Match *matches                  # one a rule
+    cdef Match *matches                  # one per rule
     cdef uint32_t match_count
 
 cdef class Classifier(Element):
-    # Of `table`, for the packets' path: the engine's thread's alone.
+    # Fields of `table` for the packets' path: private to the engine's thread.
     cdef Match *matches
     cdef uint32_t match_count
     cdef uint32_t default_gate
-    cdef PyObject *table                 # shared: the RuleTable, an owned reference. Written by `install` only.
+    cdef PyObject *table  # shared: the RuleTable, an owned reference, written by `install` only
     cdef readonly object default         # as configured
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil
     cdef uint32_t classify(self, Packet *p) noexcept nogil
@@ -56,7 +58,8 @@ cdef class Classifier(Element):
     cdef RuleTable current(self)
 
 cdef class SetRules(Work):
-    # Another table on its way through the engine's mailbox: needs no GIL there.
+    # Posts another table to the engine's mailbox: needs no GIL there.
     cdef Classifier classifier
-    cdef PyObject *table                 # an owned reference: to the new table before `run`, to the old one after it
+    # an owned reference: to the new table before `run`, to the old one after it
+    cdef PyObject *table
     cdef void run(self, Context *ctx) noexcept nogil

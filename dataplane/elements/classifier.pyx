@@ -1,4 +1,4 @@
-"""Classifier. Rules are read in classifier_rules.py."""
+"""Classifier. classifier_rules.py reads the rules."""
 cimport cython
 from cpython.ref cimport Py_INCREF, Py_XDECREF, PyObject
 from libc.stdint cimport uint32_t, uint64_t
@@ -14,14 +14,15 @@ from dataplane.elements.classifier_rules import Prefix, PortRange, list_rules, r
 from dataplane.handlers import Handler
 
 cdef enum:
-    MATCHED = 0                  # index into COUNTERS
+    MATCHED = 0                  # indices into COUNTERS
     UNMATCHED = 1
     UNPARSED = 2
 
 
 cdef inline bint matches_packet(const Match *m, const Packet *p, uint64_t key, const uint64_t *source,
                                 const uint64_t *destination) noexcept nogil:
-    # The key decides most rules; ports wrap below `low`, so that one comparison tests both ends.
+    # The key decides most rules; ports below `low` wrap around, so that one comparison tests both
+    # ends.
     if key & m.key_mask != m.key_value:
         return False
     if (<uint16_t>(p.source_port - m.source_port_low) > m.source_port_span
@@ -35,7 +36,8 @@ cdef inline bint matches_packet(const Match *m, const Packet *p, uint64_t key, c
 
 @cython.final
 cdef class RuleTable:
-    """The rules of a Classifier, checked and compiled: see there for what `rules` and `default` may be. Raises ConfigError."""
+    """The rules of a Classifier, checked and compiled; Classifier documents `rules` and `default`.
+    Raises ConfigError."""
 
     def __init__(self, rules, default=None):
         self.settings = list_rules(rules)
@@ -58,24 +60,32 @@ cdef class RuleTable:
 
 @cython.final
 cdef class Classifier(Element):
-    """Sends each packet through the gate of the first rule that it matches. Stands behind Parse.
+    """Sends each packet to the gate of the first rule that it matches. Must follow Parse.
 
-    Synopsis:  split = Classifier([{"protocol": "tcp", "destination": "10.0.0.0/8", "destination_port": "80-90"},
-                                   {"dscp": "ef"}])
+    Synopsis:  split = Classifier([{"protocol": "tcp", "destination": "10.0.0.0/8",
+                                    "destination_port": "80-90"}, {"dscp": "ef"}])
                split[0] >> web;  split[1] >> voice;  split[2] >> rest
-    Ports:     1 in; rule i leads to gate i, or to the gate that it names; what no rule matches goes to the last gate.
-    Config:    rules: a list of at most 1024; each a dict of conditions that must all hold ({} matches everything):
-                 protocol (tcp, udp, icmp ... or 0-255), source, destination (IPv4 or IPv6 address or prefix),
-                 source_port, destination_port (80 or 80-90; TCP, UDP, SCTP; a later fragment has no ports and matches none),
-                 dscp (0-63, ef, cs0-cs7, af11-af43 ...), vlan (outer tag's id; 0: untagged or priority-tagged),
-                 port (number of the port that received it);
-               and of actions: gate (its own number by default), mark (sets Packet.mark, 0 to 2^32-1; untouched without).
-               default: the gate of what no rule matches, where it is not to be one of its own. Raises ConfigError.
-    Counters:  matched, unmatched; unparsed (did not come through Parse: unmatched). `hits()`: packets of each rule.
-    Handlers:  counters; rules (read, write, live): as in Config, while default and number of outputs stay what they are, and every packet
-               is classified wholly by the old ones or wholly by the new ones; hits (read): of the rules that `rules` shows, from 0 on
+    Ports:     1 in; rule i leads to gate i, or to the gate that it names; packets that match no rule go
+               to the last gate.
+    Config:    rules: a list of at most 1024; each a dict of conditions that must all hold
+                 ({} matches everything):
+                 protocol (tcp, udp, icmp ... or 0-255),
+                 source, destination (IPv4 or IPv6 address or prefix),
+                 source_port, destination_port (80 or 80-90; TCP, UDP, SCTP; a later fragment has no
+                 ports and does not match), dscp (0-63, ef, cs0-cs7, af11-af43 ...),
+                 vlan (outer tag's id; 0: untagged or priority-tagged),
+                 port (number of the port that received the packet);
+               and of actions: gate (default: the rule's number), mark (sets Packet.mark, 0 to 2^32-1;
+                 default: unchanged).
+               default: the gate of packets that match no rule (default: a gate of their own).
+               Raises ConfigError.
+    Counters:  matched, unmatched; unparsed (did not pass Parse: treated as unmatched).
+               `hits()`: packets of each rule.
+    Handlers:  counters; rules (read, write, live): as in Config, where default and the number of
+               outputs stay; each packet is classified wholly by the old or wholly by the new rules;
+               hits (read): of the rules that `rules` returns, since they were set
     Threads:   any one engine
-    Cost:      a linear scan: see dataplane/README.md for a match in the first, the tenth and the thousandth rule
+    Cost:      a linear scan: dataplane/README.md has a match in the first, tenth and thousandth rule
     """
 
     DROP_REASONS = ()
@@ -86,7 +96,7 @@ cdef class Classifier(Element):
     }
 
     def __cinit__(self, *args, **kwargs):
-        cdef RuleTable table = RuleTable([])       # so that there always is one
+        cdef RuleTable table = RuleTable([])       # `install` and `current` need a table
         Py_INCREF(table)
         self.install(<PyObject *>table)
 
@@ -103,22 +113,25 @@ cdef class Classifier(Element):
     def describe(self):
         return {"rules": len(self.rules)}
 
-    # -- control -----------------------------------------------------------------------------------------------------------
+    # -- control -----------------------------------------------------------------------------------
 
     cdef PyObject *install(self, PyObject *table) noexcept nogil:
-        """Classifies by `table` from now on, whose reference becomes ours; returns the old one, the caller's now. On the engine's thread:
-        no packet is under way, so that the packets' path, which takes the table's parts one by one, sees those of one table."""
+        """Classifies by `table` from now on: takes over its reference and returns the old table's.
+        Runs on the engine's thread while no packet is being processed, so the packets' path, which
+        reads the fields one by one, sees those of one table."""
         cdef PyObject *old = self.table
         self.matches, self.match_count = (<RuleTable>table).matches, (<RuleTable>table).match_count
         self.default_gate = (<RuleTable>table).default_gate
-        # Release: control, which takes the table as a whole, sees all of it. The engine goes on to count in it.
+        # Release: control, which reads the pointer, sees the table's contents. The engine goes on
+        # to count in it.
         va_store_release_ptr(<void **>&self.table, table)
         return old
 
     cdef RuleTable current(self):
-        """The table now, whole, from any thread with the GIL."""
-        # Acquire pairs with the release in `install`. Between this load and the new reference nothing lets go of the GIL, which whoever
-        # drops the old table after an `install` must have: what was loaded is still there.
+        """The current table; any thread with the GIL may call this."""
+        # Acquire pairs with the release in `install`. The GIL is held from this load until the new
+        # reference is taken, and releasing the old table after `install` needs the GIL, so the
+        # table loaded still exists.
         return <RuleTable>va_load_acquire_ptr(<void **>&self.table)
 
     @property
@@ -127,12 +140,13 @@ cdef class Classifier(Element):
         return self.current().rules
 
     def get_rules(self):
-        """The rules as they were given."""
+        """The rules as configured."""
         return self.current().settings
 
     def prepare_rules(self, rules):
-        """Compiles other rules beside those in force; returns the Work that puts them in force, hits from 0. `default` and the number of
-        outputs stay, since others are connected to them. Raises ConfigError, and nothing has changed."""
+        """Compiles other rules; returns the Work that installs them, with hits from 0. `default`
+        and the number of outputs stay, since other elements are connected to them. Raises
+        ConfigError with nothing changed."""
         cdef RuleTable table = RuleTable(rules, self.default)
         if table.gates != self.gate_count:
             raise ConfigError(f"{self.name}: with these rules it would have {table.gates} outputs, and {self.gate_count} are connected; "
@@ -140,13 +154,14 @@ cdef class Classifier(Element):
         return SetRules(self, table)
 
     def hits(self):
-        """Packets that each rule matched so far, in the order of the rules."""
+        """Packets that each rule has matched, in the order of the rules."""
         return self.current().hits()
 
-    # -- hand-over ---------------------------------------------------------------------------------------------------------
+    # -- hand-over ---------------------------------------------------------------------------------
 
     def save_state(self):
-        """`hits`: packets of each rule. The rules themselves are configuration: whoever writes them keeps them there."""
+        """`hits`: packets of each rule. The rules themselves are configuration and are stored
+        there."""
         return {"hits": self.hits()}
 
     def load_state(self, dict state):
@@ -169,7 +184,8 @@ cdef class Classifier(Element):
             self.matches[i].hits = 0
 
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
-        # Only gates that got something are flushed: there may be a thousand, and looking at each costs a cache line.
+        # Flushes only the gates used: there may be a thousand, and checking each costs a cache
+        # line.
         cdef uint32_t used[BATCH_MAX]
         cdef uint32_t i, gate, used_count = 0
         for i in range(batch.count):
@@ -190,7 +206,8 @@ cdef class Classifier(Element):
         cdef uint64_t key
         cdef uint32_t i
         cdef Match *m
-        if not p.flags & PACKET_PARSED:          # the second half of its record is another packet's
+        # not parsed: the second cache line is left from another packet
+        if not p.flags & PACKET_PARSED:
             self.counters.extra[UNPARSED] += 1
             return self.default_gate
         key = packet_key(p)

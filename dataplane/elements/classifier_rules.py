@@ -1,4 +1,4 @@
-"""The classifier's rules, as a YAML file gives them, checked and brought into numbers."""
+"""The classifier's rules: reads them from the configuration's values, checks and converts them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import Any, NamedTuple
 from dataplane.errors import ConfigError
 
 MAX_RULES = 1024
-MAX_GATES = 1025  # a gate a rule, and one for what no rule matches
+MAX_GATES = 1025  # a gate per rule, and one for packets that match no rule
 
-# IANA protocol numbers, by the names that people write in rules.
+# IANA protocol numbers by their usual names.
 PROTOCOLS = {
     "icmp": 1, "igmp": 2, "ipip": 4, "tcp": 6, "udp": 17, "dccp": 33, "ipv6": 41, "rsvp": 46, "gre": 47, "esp": 50, "ah": 51,
     "icmpv6": 58, "eigrp": 88, "ospf": 89, "pim": 103, "vrrp": 112, "l2tp": 115, "sctp": 132, "udplite": 136,
 }  # fmt: skip
-WITH_PORTS = (6, 17, 132)  # those whose ports Parse reads
+WITH_PORTS = (6, 17, 132)  # protocols whose ports Parse reads
 
-# DSCP names: class selectors (RFC 2474), AF (RFC 2597), EF (RFC 3246), VOICE-ADMIT (RFC 5865), LE (RFC 8622).
+# DSCP names: class selectors (RFC 2474), AF (RFC 2597), EF (RFC 3246), VOICE-ADMIT (RFC 5865), LE
+# (RFC 8622).
 DSCP = {
     "be": 0, "default": 0, "le": 1, "ef": 46, "va": 44,
     **{f"cs{i}": 8 * i for i in range(8)},
@@ -31,7 +32,8 @@ _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]+")
 
 
 class Prefix(NamedTuple):
-    """An address prefix in a packet record's form: 16 bytes each, IPv4 in the first 4; version 0 where the rule has none."""
+    """An address prefix as in a packet record: 16 bytes each, IPv4 in the first 4; version 0: the
+    rule has none."""
 
     version: int = 0
     value: bytes = bytes(16)
@@ -44,7 +46,7 @@ class PortRange(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """A rule in numbers; None and an empty Prefix or PortRange match everything."""
+    """A rule with its values as numbers; None, Prefix() and PortRange() match everything."""
 
     gate: int
     mark: int | None = None
@@ -59,13 +61,15 @@ class Rule(NamedTuple):
 
 
 def _number(value: object, low: int, high: int, words: Mapping[str, int] | None = None) -> int:
-    """An int, or its decimal or 0x text, or one of `words`. Raises ValueError with what would be right."""
+    """Reads an int, its decimal or 0x text, or one of `words`. Raises ValueError with what is
+    expected."""
     want = f"a number from {low} to {high}" + (f", or a name such as {', '.join(list(words)[:4])}" if words else "")
     if isinstance(value, str):
         text = value.lower()
         if words and text in words:
             return words[text]
-        # int() alone would take signs, underscores and other scripts' digits too; and it is slow over thousands of digits.
+        # int() alone would accept signs, underscores and other scripts' digits; it is also slow
+        # over thousands of digits.
         if len(text) > 12 or not _NUMBER.fullmatch(text):
             raise ValueError(want)
         value = int(text, 16 if text.startswith("0x") else 10)
@@ -76,7 +80,8 @@ def _number(value: object, low: int, high: int, words: Mapping[str, int] | None 
 
 def _prefix(value: object) -> Prefix:
     want = "an address or a prefix such as 10.0.0.0/8 or fd00::/8"
-    if not isinstance(value, str) or "%" in value:  # an interface's name behind the address means nothing here
+    # a zone id (an interface after the address) has no meaning here
+    if not isinstance(value, str) or "%" in value:
         raise ValueError(want)
     try:
         network = ipaddress.ip_network(value, strict=False)
@@ -118,7 +123,8 @@ def _shown(value: object) -> str:
 
 
 def read_rule(number: int, settings: Any) -> Rule:
-    """One rule; its gate is its number where it names none. Raises ConfigError that names the rule's number and the key."""
+    """Reads one rule; its gate is by default its number. Raises ConfigError with the rule's number
+    and the key."""
     if not isinstance(settings, Mapping):
         raise ConfigError(f"classifier rule {number}: {_shown(settings)}; want keys and values such as protocol: tcp")
     fields: dict[str, Any] = {}
@@ -140,14 +146,15 @@ def read_rule(number: int, settings: Any) -> Rule:
 
 
 def list_rules(rules: Any) -> list[Any]:
-    """A copy of the rules as they were given, not yet looked at. Raises ConfigError for what is no list."""
+    """A copy of the rules, not yet checked. Raises ConfigError for a value that is not a list."""
     if isinstance(rules, (str, bytes, Mapping)) or not isinstance(rules, Iterable):
         raise ConfigError(f"classifier: rules are {_shown(rules)}; want a list of rules")
     return [dict(each) if isinstance(each, Mapping) else each for each in rules]
 
 
 def read_rules(rules: Any, default: Any = None) -> tuple[list[Rule], int, int]:
-    """All rules, the gate of what none matches (by default one more, the last) and the number of gates. Raises ConfigError."""
+    """Reads all rules; returns them, the gate of packets that match none (by default an additional
+    last one), and the number of gates. Raises ConfigError."""
     rules = list_rules(rules)
     if len(rules) > MAX_RULES:
         raise ConfigError(f"classifier: {len(rules)} rules; want at most {MAX_RULES}")

@@ -1,4 +1,4 @@
-"""Departures: how late packets leave, against the instants that their source meant."""
+"""Departures: measures how late packets leave, relative to the source's time stamps."""
 from dataplane.element cimport Element
 from dataplane.meter cimport Meter
 from dataplane.packet cimport Batch, Context

@@ -9,7 +9,7 @@ from dataplane.packet cimport BATCH_MAX, Batch, Context, packet_wire_bytes
 
 @cython.final
 cdef class Departures(Element):
-    """Notes, once what follows is done with a packet, how long after its instant (Packet.timestamp_ns) that was.
+    """Measures how long after its timestamp_ns each packet was processed by all that follows.
 
     Synopsis:  ... >> Departures() >> nic.tx
     Ports:     1 in, 1 out
@@ -17,10 +17,10 @@ cdef class Departures(Element):
     Counters:  none; `meter` has packets, bytes, and lateness as delay
     Handlers:  counters
     Threads:   any one engine
-    Cost:      a reading of the clock a batch and some 5 ns a packet
+    Cost:      a clock reading per batch and some 5 ns per packet
     """
 
-    MOVABLE = False              # its meter; only replays have one
+    MOVABLE = False              # its meter cannot be moved; only replays use it
 
     def __init__(self, *, name=None):
         self.meter = Meter()
@@ -30,7 +30,7 @@ cdef class Departures(Element):
         cdef uint32_t size[BATCH_MAX]
         cdef uint32_t i, count = batch.count
         cdef uint64_t now
-        for i in range(count):               # before they are handed on: then they are somebody else's
+        for i in range(count):  # before they are passed on: then they belong to other elements
             due[i] = ctx.packets[batch.index[i]].timestamp_ns
             size[i] = packet_wire_bytes(&ctx.packets[batch.index[i]])
         self.emit(ctx, 0, batch)

@@ -1,28 +1,38 @@
-"""MacTable: the forwarding database (IEEE 802.1Q, 8.8), VLAN by VLAN, that the switches of all engines share without locks.
+"""MacTable: the forwarding database (IEEE 802.1Q, 8.8) of all VLANs, shared without locks.
 
-Layout of the segment (memfd; plain integers, little endian, accessed with vatomic): MacTableHeader, then `slots` x MacSlot. A bucket is
-MAC_WAYS slots, one cache line. An address may stand in any slot of two buckets, which its hash picks: two choices keep buckets level,
-so that a table with twice as many slots as entries next to never refuses one for want of room. Lookup reads at most two lines.
+The switches of all engines share it. Layout of the segment (memfd; integers little endian, accessed with vatomic): MacTableHeader, then
+`slots` x MacSlot. A bucket is MAC_WAYS slots, one cache line. An address may be in any slot of the
+two buckets that its hash selects: two choices keep the buckets evenly filled, so that a table with
+twice as many slots as entries almost never rejects one for want of room. A lookup reads at most two
+cache lines.
 
     key    mac << 16 | vlan << 1 | 1, or MAC_FREE
-    value  0 (no entry), or port << 52 | static << 51 | present << 50 | check << 36 | time seen, ms modulo 2^36
-           check: 14 bits of the key's hash
+    value  0 (no entry), or port << 52 | static << 51 | present << 50 | check << 36
+           | time last seen, ms modulo 2^36; check: 14 bits of the key's hash
 
-Orders. The value is the entry, the key says whose. An entry changes only by compare-and-exchange of its value, which makes every change
-- refresh, move, removal - one atomic step. A slot with a key and the value 0 belongs to the thread that made it so; others leave it alone.
- - Insert: exchange the key MAC_FREE for the address', then store the value (release: who sees the value sees the key).
- - Remove: exchange the value for 0, then store MAC_FREE (release: who takes the slot sees the 0). Only who wrote the 0 frees the slot.
- - Read: key, value (acquire), key again. The same key twice could still frame the value of another entry that came and went
-   meanwhile; that one has another check. So a reader never takes one entry's port for another's.
- - A writer that was delayed holds an old value; its exchange fails, since the slot's value is 0 or another entry's by now.
-Two engines may insert one new address at the same time. Each looks again after its insert, with a full fence between (store, then load), so
-at least one of them sees both, and the one that stands later goes.
-All this holds between processes as it does between threads. A process killed within an insert or a removal leaves a slot that nobody
-may touch and counts that are too high by one; `repair` sets them right once nobody else uses the table.
+Memory ordering. The value is the entry, the key tells its address. An entry changes only by
+compare-and-exchange of its value, so every change (refresh, move, removal) is one atomic step. A slot
+with a key and the value 0 belongs to the thread that is inserting or removing; others leave it alone.
+ - Insert: exchange the key MAC_FREE for the address, then store the value (release: a reader that
+   sees the value sees the key).
+ - Remove: exchange the value for 0, then store MAC_FREE (release: a thread that takes the slot sees
+   the 0). Only the thread that wrote the 0 frees the slot.
+ - Read: key, value (acquire), key again. Even with the same key twice, the value may be that of
+   another entry that was there meanwhile; its check differs then. So a reader never returns another
+   entry's port.
+ - A delayed writer has an old value; its exchange fails, since by now the slot's value is 0 or
+   another entry's.
+Two engines may insert the same new address at the same time. Each looks again after its insert,
+with a full fence between (store, then load), so at least one of them sees both entries, and removes
+the one in the later slot.
+All this holds between processes as between threads. A process killed within an insert or a removal
+leaves a slot that no thread may use and counts that are too high by one; `repair` corrects both while
+nothing else uses the table.
 
-Hostile input: guests choose addresses. The hash is SipHash-1-3 with a random 128-bit key, so buckets cannot be aimed at, not even by
-somebody who watches what is flooded. A port may have as many entries as the table has free places: one port that makes up addresses
-gets half the table, n of them leave 1/(n+1) to the others.
+Hostile input: guests choose addresses. The hash is SipHash-1-3 with a random 128-bit key, so a
+guest cannot aim at a bucket, even by observing which frames are flooded. A port may have as many
+entries as the table has free places: one port that invents addresses gets half the table, n such
+ports leave 1/(n+1) to the others.
 """
 cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -33,15 +43,17 @@ cdef extern from "<endian.h>" nogil:
 
 cdef enum:
     MAC_WAYS = 4             # slots of a bucket
-    MAC_FREE = 0             # no address' key: bit 0 is clear
+    MAC_FREE = 0             # never an address' key: bit 0 is clear
     MAX_PORTS = 1024
 
-cdef enum:                   # what `learn` did
+cdef enum:                   # results of `learn`
     LEARN_KNOWN = 0
     LEARN_NEW = 1
     LEARN_MOVED = 2
-    LEARN_AGED = 3           # it was there, but too old: as if it had been removed and was new
-    LEARN_REFUSED = 4        # no room in the table, in the address' buckets or in the port's share; or the address is static elsewhere
+    LEARN_AGED = 3           # the entry was there but aged: treated as removed and new
+    # no room in the table, in the address' buckets or in the port's share; or the address is static
+    # at another port
+    LEARN_REFUSED = 4
 
 cdef struct MacSlot:
     uint64_t key
@@ -50,19 +62,19 @@ cdef struct MacSlot:
 cdef struct MacTableHeader:
     uint64_t magic
     uint32_t version
-    uint32_t capacity        # entries it may hold
+    uint32_t capacity        # maximum number of entries
     uint32_t slots           # a power of two
-    uint32_t per_port        # entries one port may have at most
+    uint32_t per_port        # maximum number of entries of one port
     uint64_t ageing_ns
     uint64_t secret[2]       # key of the hash
     uint8_t pad0[16]
     uint32_t count           # entries; changes only with the table
-    uint32_t cursor          # next slot to look at for ageing; the engines take turns
+    uint32_t cursor          # next slot to check for ageing, advanced by all engines
     uint8_t pad1[56]
     uint32_t port_count[MAX_PORTS]
 
 cdef inline uint64_t mac_key(const uint8_t *at, uint32_t vlan) noexcept nogil:
-    """The key of the address at `at` (of which 8 bytes are readable) in a VLAN, 0 to 4095."""
+    """The key of the address at `at` (8 bytes must be readable) in a VLAN, 0 to 4095."""
     cdef uint64_t word
     memcpy(&word, at, 8)
     return (be64toh(word) & <uint64_t>0xFFFFFFFFFFFF0000) | vlan << 1 | 1
@@ -83,9 +95,11 @@ cdef inline void sip_round(uint64_t *v) noexcept nogil:
     v[2] = rotate(v[2], 32)
 
 cdef inline uint64_t siphash13(const uint64_t *secret, uint64_t word) noexcept nogil:
-    """SipHash-1-3 of one 64-bit word (Aumasson and Bernstein, "SipHash: a fast short-input PRF"; as in Linux' hash tables)."""
+    """SipHash-1-3 of one 64-bit word (Aumasson and Bernstein, "SipHash: a fast short-input PRF"; as
+    in Linux' hash tables)."""
     cdef uint64_t v[4]
-    cdef uint64_t length = <uint64_t>8 << 56     # the last block: no bytes left, and the input's length
+    # the last block: no remaining bytes, and the input's length
+    cdef uint64_t length = <uint64_t>8 << 56
     v[0] = secret[0] ^ <uint64_t>0x736f6d6570736575
     v[1] = secret[1] ^ <uint64_t>0x646f72616e646f6d
     v[2] = secret[0] ^ <uint64_t>0x6c7967656e657261
@@ -101,9 +115,9 @@ cdef inline uint64_t siphash13(const uint64_t *secret, uint64_t word) noexcept n
     sip_round(v)
     return v[0] ^ v[1] ^ v[2] ^ v[3]
 
-cdef struct Place:               # where an address may stand
+cdef struct Place:               # the buckets of an address
     MacSlot *bucket[2]
-    uint64_t check               # of its value, in place
+    uint64_t check               # check bits of its value, shifted
 
 
 @cython.final
@@ -115,7 +129,7 @@ cdef class MacTable:
     cdef uint32_t bucket_mask
     cdef uint64_t secret[2]
     cdef uint64_t ageing_ms
-    cdef uint64_t refresh_ms             # how stale a time may be before it is written again
+    cdef uint64_t refresh_ms  # how old the time of an entry must be before it is written again
     cdef object _map
     cdef int map_existing(self, descriptor) except -1
     cdef void take_settings(self, const MacTableHeader *header) noexcept nogil
@@ -134,7 +148,8 @@ cdef class MacTable:
     cdef uint32_t expire(self, uint32_t budget, uint64_t now_ms) noexcept nogil
 
 cdef inline Place mac_place(MacTable table, uint64_t key) noexcept nogil:
-    """Where an address may stand. A function of its own, so that those of source and destination are worked out side by side."""
+    """The buckets of an address. A function of its own, so that those of source and destination are
+    computed in parallel."""
     cdef uint64_t hash = siphash13(table.secret, key)
     cdef uint32_t first = <uint32_t>hash & table.bucket_mask
     cdef Place place

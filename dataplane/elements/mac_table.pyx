@@ -13,7 +13,7 @@ from dataplane import shared_memory
 from dataplane.errors import ConfigError, VnicError
 
 cdef uint64_t TABLE_MAGIC = 0x736361636d696e76   # "vnimcacs", little endian
-cdef extern from *:              # constants that the C compiler sees as such
+cdef extern from *:              # constants for the C compiler
     """
     #define MAC_PRESENT (1ULL << 50)
     #define MAC_STATIC (1ULL << 51)
@@ -23,18 +23,20 @@ cdef extern from *:              # constants that the C compiler sees as such
     uint64_t PRESENT "MAC_PRESENT"
     uint64_t STATIC "MAC_STATIC"
     uint64_t CHECK_MASK "MAC_CHECK_MASK"
-    uint64_t TIME_MASK "MAC_TIME_MASK"       # 795 days in ms: it may wrap, no ageing time is near half of it
+    # 795 days in ms: it may wrap, since no ageing time is near half of it
+    uint64_t TIME_MASK "MAC_TIME_MASK"
 cdef enum:
     TABLE_VERSION = 2
     PORT_SHIFT = 52
-    REFRESH_MOST_MS = 1000       # the line of an entry in use changes hands between CPUs at most this often
+    # the cache line of an entry in use moves between CPUs at most this often
+    REFRESH_MOST_MS = 1000
 
 CAPACITY_MIN, CAPACITY_MAX = 16, 1 << 20
-AGEING_MIN_NS, AGEING_MAX_NS = 10**9, 10**6 * 10**9      # 802.1Q, table 8-6, has 10 s to 10^6 s
+AGEING_MIN_NS, AGEING_MAX_NS = 10**9, 10**6 * 10**9      # 802.1Q, table 8-6: 10 s to 10^6 s
 
 
 def siphash(bytes secret, uint64_t word):
-    """SipHash-1-3 of `word` (its 8 bytes, little endian) under a secret of 16 bytes. For tests."""
+    """SipHash-1-3 of `word` (8 bytes, little endian) with a secret of 16 bytes. For tests."""
     cdef uint64_t key[2]
     key[0], key[1] = int.from_bytes(secret[:8], "little"), int.from_bytes(secret[8:16], "little")
     return siphash13(key, word)
@@ -42,11 +44,14 @@ def siphash(bytes secret, uint64_t word):
 
 @cython.final
 cdef class MacTable:
-    """Learned and static addresses of all VLANs, shared by any number of L2Switch elements, in a segment that `fd` maps.
+    """Learned and static addresses of all VLANs, shared by any number of L2Switch elements, in a
+    segment (`fd`).
 
-    capacity: entries it may hold, 16 to 2^20. ageing_ns: how long an address stays without being seen, 1 s to 10^6 s; its time is noted at
-    most once a second (a tenth of the ageing time, if that is less), so it may go that much early. per_port: entries that one port may
-    have; besides, a port never has more than the table has free places (see the contract). Raises ConfigError.
+    capacity: maximum number of entries, 16 to 2^20. ageing_ns: how long an address stays without
+    being seen, 1 s to 10^6 s; its time is updated at most once a second (or a tenth of the ageing
+    time, if that is less), so it may be removed that much early. per_port: maximum number of
+    entries of a port; besides, a port never has more entries than the table has free places (see
+    the contract). Raises ConfigError.
     """
 
     def __cinit__(self, uint32_t capacity=4096, uint64_t ageing_ns=300_000_000_000, per_port=None, *, descriptor=None,
@@ -71,10 +76,11 @@ cdef class MacTable:
 
     @classmethod
     def from_descriptor(cls, descriptor, *, reset=False):
-        """The table in an existing segment, shared with whoever else uses it; the descriptor stays the caller's.
+        """Maps the table in an existing segment, which other users share; the caller keeps the
+        descriptor.
 
-        reset: `repair` it. Its entries stay in any case. Raises VnicError, and then nothing has changed, when the segment is not one
-        that this vnic could have made.
+        reset: calls `repair`. The entries stay in any case. Raises VnicError, with nothing changed,
+        for a segment that this version of vnic could not have created.
         """
         return cls(descriptor=descriptor, reset=reset)
 
@@ -82,7 +88,7 @@ cdef class MacTable:
         cdef MacTableHeader header
         self.fd, self._map = shared_memory.attach(descriptor, "MAC table", TABLE_MAGIC, TABLE_VERSION, sizeof(MacTableHeader))
         self.header = <MacTableHeader *>mapping_base(self._map)
-        memcpy(&header, self.header, sizeof(header))     # read once: what is checked is what is used
+        memcpy(&header, self.header, sizeof(header))  # read once: the checked values are those used
         try:
             _check_limits(header.capacity, header.ageing_ns, header.per_port)
         except ConfigError as error:
@@ -94,7 +100,8 @@ cdef class MacTable:
         return 0
 
     cdef void take_settings(self, const MacTableHeader *header) noexcept nogil:
-        """What bounds and places every access is kept here, whatever others may write there later."""
+        """Copies the settings that bound and place every access: another process may overwrite the
+        header later."""
         self.slots = <MacSlot *>(<uint8_t *>self.header + sizeof(MacTableHeader))
         self.slot_count = header.slots
         self.bucket_mask = header.slots // MAC_WAYS - 1
@@ -103,8 +110,9 @@ cdef class MacTable:
         self.secret[0], self.secret[1] = header.secret[0], header.secret[1]
 
     def repair(self):
-        """Clears slots that a killed process left half-written or that hold no entry which could be found, and counts anew; returns how
-        many slots it cleared. Only while nobody else uses the table."""
+        """Clears slots that a killed process left half-written or whose entry could not be found,
+        and counts anew; returns the number of slots cleared. Only while nothing else uses the
+        table."""
         cdef uint32_t i, before, cleared = 0
         cdef uint64_t key, value, other = 0
         cdef Place place
@@ -117,13 +125,15 @@ cdef class MacTable:
                 if key == MAC_FREE and value == 0:
                     continue
                 place = mac_place(self, key)
-                # A key without a value: killed while inserting or removing. The rest no process of ours writes.
+                # A key without a value: killed while inserting or removing. No process of vnic
+                # writes the other cases.
                 if (not value & PRESENT or not _is_key(key) or value >> PORT_SHIFT >= MAX_PORTS or value & CHECK_MASK != place.check
                         or not (_holds(place.bucket[0], slot) or _holds(place.bucket[1], slot))):
                     slot.key = slot.value = 0
                     cleared += 1
-            # Two processes inserted one address and were killed before `settle`: as there, the one that stands first stays, or a static
-            # one. Again until nothing changes, since who stands first may have gone.
+            # Two processes inserted the same address and were killed before `settle`: as there, the
+            # entry in the earlier slot stays, or a static one. Repeated until nothing changes,
+            # since the earlier one may have been removed.
             before = cleared + 1
             while before != cleared:
                 before = cleared
@@ -150,18 +160,20 @@ cdef class MacTable:
         if self.fd >= 0:
             os.close(self.fd)
 
-    # -- the packet path ---------------------------------------------------------------------------------------------------
+    # -- the packet path ---------------------------------------------------------------------------
 
     cdef MacSlot *find(self, const Place *place, uint64_t key, uint64_t *value) noexcept nogil:
-        """The slot of an address and its value, or NULL."""
-        # Compared one by one, until found: addresses mostly stand first, and comparing all without branches was measured slower.
+        """The slot of an address and its value; NULL: not found."""
+        # Compared one by one until found: addresses are mostly in the first slots, and comparing
+        # all without branches was measured slower.
         cdef MacSlot *slot
         cdef int choice, i
         for choice in range(2):
             slot = place.bucket[choice]
             for i in range(MAC_WAYS):
                 if va_load_acquire_u64(&slot[i].key) == key:
-                    value[0] = va_load_acquire_u64(&slot[i].value)   # acquire: the key below is read after it
+                    # acquire: the key below is read after it
+                    value[0] = va_load_acquire_u64(&slot[i].value)
                     if (value[0] & (CHECK_MASK | PRESENT) == (place.check | PRESENT)
                             and va_load_relaxed_u64(&slot[i].key) == key):
                         return &slot[i]
@@ -175,25 +187,26 @@ cdef class MacTable:
         return <int>(value >> PORT_SHIFT)
 
     cdef int learn(self, const Place *place, uint64_t key, uint32_t port, uint64_t now_ms) noexcept nogil:
-        """Notes that the address was seen at the port (below MAX_PORTS); returns LEARN_*."""
+        """Records that the address was seen at the port (below MAX_PORTS); returns LEARN_*."""
         cdef uint64_t seen, value = <uint64_t>port << PORT_SHIFT | PRESENT | place.check | (now_ms & TIME_MASK)
         cdef MacSlot *slot = self.find(place, key, &seen)
         if slot == NULL:
             return self.insert(place, key, value)
         if seen >> PORT_SHIFT == port:
             if seen & STATIC or age_ms(seen, now_ms) < <int64_t>self.refresh_ms:
-                return LEARN_KNOWN                               # the usual case: nothing is written
+                return LEARN_KNOWN  # the usual case: nothing is written
         elif seen & STATIC:
             return LEARN_REFUSED
         return self.update(slot, seen, value, now_ms)
 
     cdef int update(self, MacSlot *slot, uint64_t seen, uint64_t value, uint64_t now_ms) noexcept nogil:
-        """Replaces the value `seen` of an entry: another time, perhaps another port."""
+        """Replaces the value `seen` of an entry: a new time, perhaps a new port."""
         cdef uint32_t old_port = <uint32_t>(seen >> PORT_SHIFT), port = <uint32_t>(value >> PORT_SHIFT)
         cdef bint was_aged = self.aged(seen, now_ms)
         if port != old_port and not self.admit(port, 0, value & STATIC != 0):
             return LEARN_REFUSED
-        if not va_cas_u64(&slot.value, &seen, value):            # another engine was faster: its news are as good as ours
+        # another engine updated it first: its value is as recent
+        if not va_cas_u64(&slot.value, &seen, value):
             if port != old_port:
                 self.withdraw(port, 0)
             return LEARN_KNOWN
@@ -204,7 +217,7 @@ cdef class MacTable:
         return LEARN_MOVED if port != old_port else LEARN_KNOWN
 
     cdef int insert(self, const Place *place, uint64_t key, uint64_t value) noexcept nogil:
-        """Puts an address that was not found into the emptier of its buckets."""
+        """Inserts an address that was not found into the emptier of its buckets."""
         cdef uint32_t port = <uint32_t>(value >> PORT_SHIFT)
         cdef int room[2]
         cdef int i, choice, turn
@@ -222,32 +235,35 @@ cdef class MacTable:
                 seen = MAC_FREE
                 if va_load_relaxed_u64(&slot[i].key) != MAC_FREE or not va_cas_u64(&slot[i].key, &seen, key):
                     continue
-                va_store_release_u64(&slot[i].value, value)      # after the key: from here on it is an entry, and may be removed
+                # after the key: from here on it is an entry, and may be removed
+                va_store_release_u64(&slot[i].value, value)
                 return LEARN_NEW if self.settle(place, key, &slot[i]) else LEARN_KNOWN
         self.withdraw(port, 1)
         return LEARN_REFUSED
 
     cdef bint settle(self, const Place *place, uint64_t key, MacSlot *mine) noexcept nogil:
-        """After an insert: where another engine inserted the same address meanwhile, removes the one that stands later (a static one
-        stays). False: ours went."""
+        """After an insert: if another engine inserted the same address meanwhile, removes the entry
+        in the later slot (a static one stays). False: ours was removed."""
         cdef MacSlot *first = NULL
         cdef MacSlot *loser
         cdef uint64_t value
         cdef bint ours = True
         cdef int i
-        va_fence()               # our value before the others' are read, as in the other engine: one of us sees both
+        # our value before the others' are read, as in the other engine: at least one of the two
+        # sees both
+        va_fence()
         for i in range(2 * MAC_WAYS):
             loser = &place.bucket[i // MAC_WAYS][i % MAC_WAYS]
             value = self.entry_of(place, key, loser)
             if not value:
-                continue         # something else, or not there yet: then its thread looks after us
+                continue         # another address, or not yet stored: then its thread will see ours
             if first == NULL:
                 first = loser
                 continue
             if value & STATIC:
                 first, loser = loser, first
                 value = self.entry_of(place, key, loser)
-            while value:         # again where it was refreshed or moved meanwhile, or both would stay
+            while value:         # again if it was refreshed or moved meanwhile, or both would stay
                 if self.remove(loser, value):
                     ours = ours and loser != mine
                     break
@@ -256,19 +272,21 @@ cdef class MacTable:
 
     cdef uint64_t entry_of(self, const Place *place, uint64_t key, MacSlot *slot) noexcept nogil:
         """The value in a slot if it is the address's, else 0."""
-        cdef uint64_t value = va_load_acquire_u64(&slot.value)   # acquire: the key was there before it, and is read after it
+        # acquire: the key was stored before it, and is read after it
+        cdef uint64_t value = va_load_acquire_u64(&slot.value)
         if value & (CHECK_MASK | PRESENT) != (place.check | PRESENT) or va_load_relaxed_u64(&slot.key) != key:
             return 0
         return value
 
     cdef bint admit(self, uint32_t port, uint32_t entries, bint static) noexcept nogil:
-        """Takes a place in the port's share, and `entries` (1 new, 0 moved there) of the table; False, and nothing taken: there is none.
-        Static entries are the operator's and count in the share, but are not limited by it."""
-        # Add first, look then: two engines cannot both take the last place.
+        """Reserves a place in the port's share, and `entries` (1: new, 0: moved to the port) in the
+        table. False: there is no room, and nothing is reserved. Static entries, which the operator
+        adds, count in the share but are not limited by it."""
+        # Add first, then compare: two engines cannot both take the last place.
         cdef uint32_t mine = va_add_u32(&self.header.port_count[port], 1)
         cdef uint32_t total = va_add_u32(&self.header.count, entries) if entries else va_load_relaxed_u32(&self.header.count)
         cdef uint32_t capacity = self.header.capacity
-        # The first entry of a port needs no free place but its own.
+        # A port's first entry needs no other free place.
         if total + entries <= capacity and (static or (mine < self.header.per_port and (mine == 0 or mine < capacity - total))):
             return True
         self.withdraw(port, entries)
@@ -280,7 +298,7 @@ cdef class MacTable:
             va_sub_u32(&self.header.count, entries)
 
     cdef bint remove(self, MacSlot *slot, uint64_t value) noexcept nogil:
-        """Removes the entry that `slot` holds if its value still is `value`."""
+        """Removes the entry in `slot` if its value still is `value`."""
         if not value & PRESENT or not va_cas_u64(&slot.value, &value, 0):
             return False
         self.withdraw(<uint32_t>(value >> PORT_SHIFT), 1)
@@ -291,7 +309,8 @@ cdef class MacTable:
         return not value & STATIC and age_ms(value, now_ms) >= <int64_t>self.ageing_ms
 
     cdef uint32_t expire(self, uint32_t budget, uint64_t now_ms) noexcept nogil:
-        """Looks at the next `budget` slots (all engines together go round and round) and removes what has aged; returns how many."""
+        """Checks the next `budget` slots (all engines advance one cursor) and removes aged entries;
+        returns how many."""
         cdef uint32_t slots = self.slot_count, removed = 0, first, i
         cdef uint64_t value
         cdef MacSlot *slot
@@ -304,16 +323,16 @@ cdef class MacTable:
                 removed += 1
         return removed
 
-    # -- control -----------------------------------------------------------------------------------------------------------
+    # -- control -----------------------------------------------------------------------------------
 
     @property
     def capacity(self):
-        """Entries that the table may hold."""
+        """Maximum number of entries."""
         return self.header.capacity
 
     @property
     def per_port(self):
-        """Entries that one port may have."""
+        """Maximum number of entries of one port."""
         return self.header.per_port
 
     @property
@@ -322,15 +341,16 @@ cdef class MacTable:
         return self.header.ageing_ns
 
     def __len__(self):
-        """Entries in the table, aged ones that nobody has cleared away yet too."""
+        """Number of entries, with aged ones that are not removed yet."""
         return va_load_relaxed_u32(&self.header.count)
 
     def port_count(self, uint32_t port):
-        """Entries of a port."""
+        """Number of entries of a port."""
         return va_load_relaxed_u32(&self.header.port_count[port]) if port < MAX_PORTS else 0
 
     def add_static(self, mac, uint32_t port, uint32_t vlan=0):
-        """Binds an address ("02:00:00:00:00:01") of a VLAN to a port: it neither ages nor moves. Raises ConfigError when full."""
+        """Binds an address ("02:00:00:00:00:01") of a VLAN to a port: it neither ages nor moves.
+        Raises ConfigError when there is no room."""
         cdef uint64_t key = _key(mac, vlan), seen
         cdef Place place = mac_place(self, key)
         cdef MacSlot *slot
@@ -348,7 +368,8 @@ cdef class MacTable:
         raise ConfigError(f"MAC table: no room for {mac} of VLAN {vlan} at port {port}; make the table larger")
 
     def learn_all(self, const uint64_t[::1] macs, uint32_t port, uint32_t vlan=0, now_ns=None):
-        """Learns addresses (48-bit numbers) at a port, as switches do from frames, without the GIL; returns how many found no room."""
+        """Learns addresses (48-bit numbers) at a port, as switches do from frames, without the GIL;
+        returns how many were rejected."""
         cdef uint64_t key, now_ms = (time.monotonic_ns() if now_ns is None else now_ns) // 1000000
         cdef uint32_t refused = 0
         cdef Py_ssize_t i
@@ -374,31 +395,34 @@ cdef class MacTable:
         return False
 
     def forget_port(self, uint32_t port):
-        """Removes all entries of a port, static ones too; returns how many. An engine that still has frames of the port in hand may
-        learn anew: deactivate it in every switch first."""
+        """Removes all entries of a port, static ones too; returns how many. An engine that is still
+        processing frames of the port may learn them again: deactivate the port in every switch
+        first."""
         return self.forget_where(port, True)
 
     def forget_learned(self, port=None):
-        """Removes all entries that were learned, or those of a port, while engines go on and learn anew; static ones stay. Returns how
-        many."""
+        """Removes all learned entries, or those of a port, while engines go on and learn again;
+        static ones stay. Returns how many."""
         return self.forget_where(-1 if port is None else port, False)
 
     cdef uint32_t forget_where(self, int64_t port, bint static) noexcept:
-        """port: -1 for all."""
+        """port: -1 for all ports."""
         cdef uint32_t i, removed = 0
         cdef uint64_t value
         with nogil:
             for i in range(self.slot_count):
-                value = va_load_relaxed_u64(&self.slots[i].value)            # relaxed: `remove` compares it
+                value = va_load_relaxed_u64(&self.slots[i].value)  # relaxed: `remove` compares it
                 while value & PRESENT and (port < 0 or value >> PORT_SHIFT == <uint64_t>port) and (static or not value & STATIC):
                     if self.remove(&self.slots[i], value):
                         removed += 1
                         break
-                    value = va_load_relaxed_u64(&self.slots[i].value)        # again where a refresh came between
+                    # again if a refresh came between
+                    value = va_load_relaxed_u64(&self.slots[i].value)
         return removed
 
     def entries(self, now_ns=None):
-        """All entries as dicts (mac, vlan, port, age_s, static), by VLAN and address. now_ns: of the clock that the engines use."""
+        """All entries as dicts (mac, vlan, port, age_s, static), by VLAN and address. now_ns: time
+        of the engines' clock."""
         cdef uint64_t key, value, now_ms = (time.monotonic_ns() if now_ns is None else now_ns) // 1000000
         cdef uint32_t i
         found = []
@@ -419,7 +443,8 @@ cdef inline bint _holds(const MacSlot *bucket, const MacSlot *slot) noexcept nog
 
 
 cdef inline bint _is_key(uint64_t key) noexcept nogil:
-    """A unicast address (bit 40 of 48 is the group bit), a VLAN of 12 bits, and the bit that says it is a key."""
+    """True for a unicast address (bit 40 of 48 is the group bit), a VLAN of 12 bits, and bit
+    0 set."""
     return key & 1 and key & 0xE000 == 0 and not key >> 56 & 1
 
 
@@ -440,7 +465,8 @@ def _check_limits(capacity, ageing_ns, per_port):
 
 
 cdef inline int64_t age_ms(uint64_t value, uint64_t now_ms) noexcept nogil:
-    """Milliseconds since the entry was seen; 0 where another engine, whose clock was read later, has seen it after `now`."""
+    """Milliseconds since the entry was seen; 0 if another engine, whose clock was read later, has
+    seen it after `now`."""
     cdef uint64_t age = (now_ms - value) & TIME_MASK
     return <int64_t>age if age <= TIME_MASK // 2 else 0
 

@@ -1,4 +1,4 @@
-"""Mirror: writes a copy of what passes to a capture file."""
+"""Mirror: writes a copy of passing packets to a capture file."""
 from libc.stdint cimport uint32_t
 from dataplane.element cimport Element
 from dataplane.packet cimport Batch, Context

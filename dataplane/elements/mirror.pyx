@@ -20,22 +20,24 @@ cdef enum:
 
 
 cdef class Mirror(Element):
-    """Passes every packet on and writes a copy to a pcap file, for tcpdump and its kind.
+    """Passes every packet on and writes a copy to a pcap file, for tcpdump and similar tools.
 
     Synopsis:  a >> Mirror(file="web.pcap", snaplen=128) >> b
-    Ports:     1 in, 1 out; every packet goes on, whatever becomes of its copy.
-    Config:    file: path, named pipe (its reader first), or number of an open descriptor; or a CaptureFile that several mirrors of one
-               engine share, which stays its owner's
-               snaplen: bytes kept of a frame, 1 to 262,144 (all of it); the record says how long it was
-               buffer: what may wait for the disk: "8mb" or bytes, 512 KiB to 1 GiB
-    Counters:  mirrored, mirrored_bytes (of the frames), mirror_overflow (copies that found the buffer full), mirror_failed (copies after
-               a write failed: disk full, reader gone)
+    Ports:     1 in, 1 out; every packet is passed on, whether or not its copy was written
+    Config:    file: path, named pipe (whose reader must exist), or number of an open descriptor; or
+               a CaptureFile that several mirrors of one engine share, which its creator closes
+               snaplen: bytes kept of a frame, 1 to 262,144 (all of it); the record has its full length
+               buffer: copies that wait to be written: "8mb" or bytes, 512 KiB to 1 GiB
+    Counters:  mirrored, mirrored_bytes (of the frames), mirror_overflow (copies dropped because the
+               buffer was full), mirror_failed (copies dropped after a write failed: disk full, reader
+               gone)
     Handlers:  counters
     Threads:   any one engine; a thread of its own writes, so the engine never waits for a disk
     Cost:      see dataplane/README.md
 
-    Time stamps are nanoseconds of the time of day at which the packet passed (a virtual clock's as it is). A GSO frame is one record;
-    a checksum still to be stored by a NIC is written as it is. Closed, and all written out, when the element leaves the engine.
+    Time stamps are the time of day, in nanoseconds, at which the packet passed (a virtual clock's time
+    unchanged). A GSO frame is one record; a partial checksum is written as it is. When the element
+    leaves the engine, everything is written out and the file is closed.
     """
 
     COUNTERS = ("mirrored", "mirrored_bytes", "mirror_overflow", "mirror_failed")
@@ -61,11 +63,12 @@ cdef class Mirror(Element):
             self.capture.close()
 
     def memory_bytes(self):
-        """Of the buffer, where the file is its own."""
+        """Size of the buffer; 0 for a shared file."""
         return 0 if self.capture is None or self.capture is self.file else self.capture.capacity
 
     def save_state(self):
-        """`begun`: whether the file has its header and what passed so far; who takes over appends to it."""
+        """`begun`: whether the file has its header and earlier records; then the new engine's
+        mirror appends."""
         if isinstance(self.file, int):
             raise VnicError(f"{self.name}: a capture into an open file cannot be handed over; end it first")
         return {"begun": self.capture is not None and self.capture.begun}
@@ -76,8 +79,8 @@ cdef class Mirror(Element):
         self.capture.take_over(state["begun"])
 
     def forget_state(self):
-        """Writes out what waits and closes the file, so that the other engine's mirror can go on with it. A file that several mirrors
-        share is closed by whoever made it: until then the other engine's packets wait."""
+        """Writes the buffer out and closes the file, so that the other engine's mirror can continue
+        it. A shared file is closed by its creator: until then the other engine's copies wait."""
         Element.forget_state(self)
         self.cleanup()
 
@@ -96,7 +99,7 @@ cdef class Mirror(Element):
 
     @property
     def error(self):
-        """Why writing ended early, or None."""
+        """Why writing ended early; None: it did not."""
         return None if self.capture is None else self.capture.error
 
     def describe(self):

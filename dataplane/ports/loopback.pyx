@@ -12,14 +12,16 @@ from dataplane.errors import ConfigError
 
 
 cdef class LoopbackPort(Port):
-    """A wire from a port to itself: what is transmitted on a queue is received on that queue, in order, as if new.
+    """A port connected to itself: it receives what is transmitted on a queue on the same queue, in
+    order.
 
-    queues: 1 to 64; capacity: packets on the wire a queue (a power of two, 2 to 2^20), the rest is left to the sender (queue_full). The
-    frame and its offloads stay as they are (GSO whole); time, port, queue, class, hash and what Parse found begin anew. Transmitting
-    and receiving may belong to two engines of one pool.
+    queues: 1 to 64; capacity: packets in flight per queue (a power of two, 2 to 2^20), further
+    packets stay with the sender (queue_full). Frame and offloads stay as they are (GSO whole);
+    time, port, queue, class, hash and Parse's results are reset. Two engines of one pool may
+    transmit and receive.
     """
 
-    MOVABLE = False              # what is on the wire lies in rings of its own
+    MOVABLE = False              # packets in flight are in rings of its own
 
     def __init__(self, str name, uint32_t number=0, uint32_t queues=1, uint32_t capacity=1024):
         super().__init__(name, number, queues, OFFLOAD_ALL)
@@ -75,7 +77,7 @@ cdef class LoopbackPort(Port):
             (<SpscRing>self._rings[queue]).disarm()
 
     def drain(self, Engine engine not None):
-        """Frees what is still on the wire, once no engine serves the port; returns how many packets that were."""
+        """Frees the packets in flight, after no engine serves the port; returns how many."""
         cdef SpscRing ring
         if engine.running:
             raise ConfigError(f"port {self.name}: engine {engine.name} still runs; stop it first")

@@ -1,19 +1,20 @@
-"""RingPort: how packets cross from one engine to another."""
+"""RingPort: passes packets from one engine to another."""
 from libc.stdint cimport uint32_t
 from dataplane.packet cimport Batch, Context
 from dataplane.port cimport Port
 from dataplane.ring cimport Ring
 
 cdef class RingPort(Port):
-    cdef readonly Ring ring_in           # what this side consumes; None: never receives
-    cdef readonly Ring ring_out          # what this side produces into; None: transmits nothing
+    cdef readonly Ring ring_in  # the ring that this side consumes; None: it receives nothing
+    cdef readonly Ring ring_out          # the ring that this side fills; None: it transmits nothing
     cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil
     cdef uint32_t tx_burst(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil
     cdef bint arm(self) noexcept nogil
     cdef void disarm(self) noexcept nogil
 
-# Pushes a batch in order; what does not fit stays in it with TX_QUEUE_FULL. Adds the pushed frames' lengths to *pushed_bytes.
+# Pushes a batch in order; packets that do not fit stay in it with TX_QUEUE_FULL. Adds the pushed
+# frames' lengths to *pushed_bytes.
 cdef uint32_t push_batch(Context *ctx, Ring ring, Batch *batch, unsigned long long *pushed_bytes) noexcept nogil
 
-# Frees what a ring still holds, through an engine that does not run. Returns how many packets.
+# Frees all packets in a ring, with the Context of an engine that does not run; returns how many.
 cdef uint32_t free_all(Context *ctx, Ring ring) noexcept nogil

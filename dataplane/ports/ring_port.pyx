@@ -10,15 +10,20 @@ from dataplane.errors import ConfigError
 
 
 cdef class RingPort(Port):
-    """One side of a pair of rings between two engines of one pool: indices cross, frames stay where they are.
+    """One side of a pair of rings between two engines of one pool: indices cross, frames stay in
+    place.
 
-    ring_in: the ring that this side consumes; ring_out: the one it fills. The other engine has a RingPort with the two swapped. An
-    SpscRing has one RingPort at each end; an MpscRing as `ring_out` of several is how many engines feed one. Either may be None: a
-    one-way crossing. All packets cross as they are: GSO whole, records (class, hash, what Parse found) and original ingress kept, so
-    that a switch behind the crossing still learns the right port. `number` therefore marks nothing; it only names the port in a graph.
+    ring_in: the ring that this side consumes; ring_out: the ring that it fills; the other engine's
+    RingPort has them swapped. An SpscRing has one RingPort at each end; an MpscRing may be
+    `ring_out` of several RingPorts, so that many engines feed one. Either may be None: one
+    direction only.
 
-    A full ring leaves packets to the sender (queue_full). What the frame and the record hold is visible to the consumer by the ring's
-    release/acquire pair; the producer touches neither after the push.
+    Packets cross unchanged: GSO whole, records (class, hash, Parse's results) and ingress port
+    kept, so that a switch after the crossing learns the right port. Hence `number` does not mark
+    packets; it only identifies the port in a graph.
+
+    When a ring is full, packets stay with the sender (queue_full). The ring's release/acquire pair
+    makes frame and record visible to the consumer; the producer accesses neither after the push.
     """
 
     def __init__(self, str name, uint32_t number=0, Ring ring_in=None, Ring ring_out=None):
@@ -64,7 +69,8 @@ cdef class RingPort(Port):
             self.ring_in.disarm()
 
     def drain(self, Engine engine not None):
-        """Frees what still waits in `ring_in`, once neither side's engine runs; returns how many packets that were."""
+        """Frees the packets in `ring_in`, after the engines of both sides have stopped; returns how
+        many."""
         if engine.running:
             raise ConfigError(f"port {self.name}: engine {engine.name} still runs; stop it first")
         return 0 if self.ring_in is None else free_all(engine.ctx, self.ring_in)

@@ -1,11 +1,12 @@
-"""The Python face of the checksum, for tests and tools. The work is in checksum.pxd."""
+"""Python functions of the checksum, for tests and tools. The implementation is in checksum.pxd."""
 import sys
 
 from libc.stdint cimport uint8_t, uint32_t
 
 
 def internet_checksum(const uint8_t[::1] data, uint32_t start=0):
-    """The Internet checksum (RFC 1071) of data[start:], as the number that network byte order writes. Any length and start."""
+    """The Internet checksum (RFC 1071) of data[start:] as a number in network byte order. Any
+    length and start."""
     cdef uint32_t length = <uint32_t>data.shape[0]
     if start > length:
         raise ValueError(f"start={start} is behind the {length} bytes")
@@ -16,6 +17,6 @@ def internet_checksum(const uint8_t[::1] data, uint32_t start=0):
 
 
 def shift_length(int partial, uint32_t old_bytes, uint32_t new_bytes):
-    """A folded pseudo-header sum (as network byte order writes it) for another transport length."""
+    """Adjusts a folded pseudo-header sum (in network byte order) to another transport length."""
     raw = int.from_bytes(partial.to_bytes(2, "big"), sys.byteorder)
     return int.from_bytes(int(checksum_shift_length(raw, old_bytes, new_bytes)).to_bytes(2, sys.byteorder), "big")
