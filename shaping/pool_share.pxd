@@ -1,13 +1,15 @@
-"""PoolShare: what several shapers may hold of a pool between them, whichever engines run them.
+"""PoolShare: bounds what several shapers together hold of a pool, in whichever engines they run.
 
-Each shaper holds one packet all the same, so that none stands still, and besides the frame that it is cutting. Engines that look at the
-same moment may find the same room: the share is exceeded by a batch for each engine more at most.
+Each shaper may hold one packet in any case, so that none starves, and also the frame that it is
+segmenting. Engines that check at the same moment may find the same room: the share may be exceeded
+by one batch for each further engine.
 """
 from libc.stdint cimport uint32_t
 from dataplane.packet cimport BATCH_MAX
 from dataplane.vatomic cimport va_add_u32, va_load_relaxed_u32
 
-cdef struct Held:                # packets of either size that wait, counted by all engines; and how many may, which never changes
+# held packets of each size, counted by all engines, and their limits, which never change
+cdef struct Held:
     uint32_t small
     uint32_t large
     uint32_t small_limit
@@ -16,7 +18,7 @@ cdef struct Held:                # packets of either size that wait, counted by 
 cdef class PoolShare:
     cdef Held held
 
-# The counts are numbers from which nothing else follows: no order is needed.
+# Nothing else depends on the counts, so relaxed loads suffice.
 
 cdef inline bint share_is_full(const Held *share, bint large) noexcept nogil:
     if large:
@@ -24,14 +26,14 @@ cdef inline bint share_is_full(const Held *share, bint large) noexcept nogil:
     return va_load_relaxed_u32(&share.small) >= share.small_limit
 
 cdef inline uint32_t share_room(const Held *share) noexcept nogil:
-    """Packets, of whatever size, for which there is room: 1 at least, a batch at most."""
+    """Packets of either size for which there is room: at least 1, at most a batch."""
     cdef uint32_t small = va_load_relaxed_u32(&share.small), large = va_load_relaxed_u32(&share.large)
     cdef uint32_t room = min(share.small_limit - small if small < share.small_limit else 0,
                              share.large_limit - large if large < share.large_limit else 0)
     return min(max(room, <uint32_t>1), <uint32_t>BATCH_MAX)
 
 cdef inline void share_count(Held *share, uint32_t small, uint32_t large) noexcept nogil:
-    """So many more wait, modulo 2^32: also fewer."""
+    """Adds to the counts, modulo 2^32: negative numbers subtract."""
     if small:
         va_add_u32(&share.small, small)
     if large:

@@ -11,10 +11,10 @@ cdef class PoolShare:
 
     @property
     def packets(self):
-        """(small, large) that wait now."""
+        """(small, large): packets held now."""
         return va_load_relaxed_u32(&self.held.small), va_load_relaxed_u32(&self.held.large)
 
     @property
     def limits(self):
-        """(small, large) that may."""
+        """(small, large): the limits."""
         return self.held.small_limit, self.held.large_limit

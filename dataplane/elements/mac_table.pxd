@@ -1,18 +1,19 @@
 """MacTable: the forwarding database (IEEE 802.1Q, 8.8) of all VLANs, shared without locks.
 
-The switches of all engines share it. Layout of the segment (memfd; integers little endian, accessed with vatomic): MacTableHeader, then
-`slots` x MacSlot. A bucket is MAC_WAYS slots, one cache line. An address may be in any slot of the
-two buckets that its hash selects: two choices keep the buckets evenly filled, so that a table with
-twice as many slots as entries almost never rejects one for want of room. A lookup reads at most two
-cache lines.
+The switches of all engines share it. Layout of the segment (memfd; integers little endian, accessed
+with vatomic): MacTableHeader, then `slots` x MacSlot. A bucket is MAC_WAYS slots, one cache line. An
+address may be in any slot of the two buckets that its hash selects: two choices keep the buckets
+evenly filled, so that a table with twice as many slots as entries almost never rejects one for want
+of room. A lookup reads at most two cache lines.
 
     key    mac << 16 | vlan << 1 | 1, or MAC_FREE
     value  0 (no entry), or port << 52 | static << 51 | present << 50 | check << 36
            | time last seen, ms modulo 2^36; check: 14 bits of the key's hash
 
 Memory ordering. The value is the entry, the key tells its address. An entry changes only by
-compare-and-exchange of its value, so every change (refresh, move, removal) is one atomic step. A slot
-with a key and the value 0 belongs to the thread that is inserting or removing; others leave it alone.
+compare-and-exchange of its value, so every change (refresh, move, removal) is one atomic step. A
+slot with a key and the value 0 belongs to the thread that is inserting or removing; others leave it
+alone.
  - Insert: exchange the key MAC_FREE for the address, then store the value (release: a reader that
    sees the value sees the key).
  - Remove: exchange the value for 0, then store MAC_FREE (release: a thread that takes the slot sees

@@ -1,6 +1,7 @@
-"""The control API: Varlink (https://varlink.org) over a Unix socket, and where that socket is.
+"""The control API: Varlink (https://varlink.org) over a Unix socket, and the path of that socket.
 
-A message is a JSON object and a NUL byte. Nothing heavy is imported here: the command line imports this for every command.
+A message is a JSON object and a NUL byte. This module imports nothing slow, since every command
+imports it.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ INTERFACE = "org.vnic.Control"
 SERVICE = "org.varlink.service"
 REQUEST_MOST = 256 * 1024  # bytes of a request
 SYSTEM_DIRECTORY = "/run/vnic"  # root's instances
-BACKLOG = 1024  # clients that wait to be let in, also while there is no worker for a moment
-DESCRIPTORS_MOST = 16  # that come with a client's calls and are not taken yet
-REPLY_MOST = 64 * 1024 * 1024  # bytes of a reply: the statistics of a thousand NICs with all their elements, and more
+BACKLOG = 1024  # clients waiting to be accepted, also while no worker runs for a moment
+DESCRIPTORS_MOST = 16  # received with a client's calls and not used yet
+# bytes of a reply: more than the statistics of a thousand NICs with all their elements
+REPLY_MOST = 64 * 1024 * 1024
 
 DESCRIPTION = """\
 # Controls a running vnic. Clients who are not its owner see and change what is theirs. Rates are text such as "100mbit" (layer-2 bits a
@@ -115,17 +117,18 @@ error PermissionDenied ()
 
 
 def checked_instance(name: str) -> str:
-    """The instance's name, which becomes part of a path. Raises ConfigError."""
+    """Checks an instance's name, which becomes part of a path. Raises ConfigError."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}", name, re.ASCII):
         raise ConfigError(f"instance {name[:40]!r}: want a name of 1 to 32 letters, digits, '_', '.', '-'")
     return name
 
 
 def runtime_directory(*, create: bool = False) -> str:
-    """The directory of sockets, locks and logs: ours alone. Raises VnicError where it is not.
+    """The directory of sockets, locks and logs, which only this user may write. Raises VnicError
+    where that is not so.
 
-    VNIC_RUNTIME_DIR, else /run/vnic for root, else $XDG_RUNTIME_DIR/vnic, else /tmp/vnic-UID. The last lies where anybody may
-    make a directory of that name first, so owner and mode are checked every time, by client and daemon alike.
+    VNIC_RUNTIME_DIR, else /run/vnic for root, else $XDG_RUNTIME_DIR/vnic, else /tmp/vnic-UID. Any
+    user could create the last one first, so client and daemon check owner and mode every time.
     """
     uid = os.geteuid()
     session = os.environ.get("XDG_RUNTIME_DIR", "")
@@ -148,14 +151,16 @@ def runtime_directory(*, create: bool = False) -> str:
         return path
     except OSError as error:
         raise VnicError(f"{path}: {error.strerror}; set VNIC_RUNTIME_DIR to a directory of yours") from None
-    # Others may pass through it, to the socket of an instance that has clients; they may not look around, and change nothing.
+    # Other users may pass through it to the socket of an instance with clients (execute
+    # permission), but not list or change it.
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != uid or status.st_mode & 0o066:
         raise VnicError(f"{path}: is not a directory of yours alone; remove it, or chmod 700 it, or set VNIC_RUNTIME_DIR")
     return path
 
 
 def open_to_clients(instance: str) -> None:
-    """Lets other users reach the instance's socket, which exists. Raises ConfigError where a directory above it keeps them out."""
+    """Lets other users connect to the instance's existing socket. Raises ConfigError where a
+    directory above it has no execute permission for them."""
     path = socket_path(instance)
     directory = os.path.dirname(path)
     os.chmod(directory, 0o711)
@@ -177,12 +182,13 @@ def socket_path(instance: str, *, create: bool = False) -> str:
 
 
 def find_socket(instance: str) -> str:
-    """Where a client finds an instance: one of the user's own, else root's of that name; or at a path. Raises ConfigError, VnicError."""
+    """The path of an instance's socket for a client: the user's own instance, else root's of that
+    name; or the given path. Raises ConfigError, VnicError."""
     if instance.startswith("/"):
         return instance
     own = socket_path(instance)
     system = f"{SYSTEM_DIRECTORY}/{instance}.sock"
-    # Only root can have made it: the directory is in root's.
+    # Only root can have created it: the directory is in root's.
     if not os.path.exists(own) and not os.environ.get("VNIC_RUNTIME_DIR") and os.path.exists(system):
         return system
     return own

@@ -1,7 +1,8 @@
-"""Live captures: a mirror put into the running graph, and taken out again.
+"""Live captures: mirrors inserted into the running graph, and removed again.
 
-In an upgrade the successor has its mirrors in the graph before it takes over, and opens the file again; they share it by a lock: the old
-worker's packets are written first, the successor's wait until it has closed (dataplane/ports/pcap_writer.pyx).
+In an upgrade the successor inserts its mirrors before it takes over, and opens the file again. A
+lock orders the two workers: the old worker writes its packets first, the successor's wait until the
+old worker has closed the file (dataplane/ports/pcap_writer.pyx).
 """
 
 from __future__ import annotations
@@ -20,24 +21,25 @@ if TYPE_CHECKING:
 
 
 def points(attached: Attached, elements: list[Element]) -> list[str]:
-    """What may be captured of a NIC: itself (both directions), and its elements."""
+    """The capture points of a NIC: its name (both directions), and the names of its elements."""
     prefix = f"{attached.config.name}."
     return [attached.config.name, *(element.name for element in elements if element.name.startswith(prefix))]
 
 
 class KeptCapture(msgspec.Struct, frozen=True):
-    """The document of capture/N, see vnic.control.keeper."""
+    """The document stored under capture/N, see vnic.control.keeper."""
 
     point: str
     snaplen: int
-    uid: int | None = None  # of the user whose it is, if that is not the instance's owner
+    uid: int | None = None  # the user who started it, unless that is the instance's owner
 
 
 class LiveCapture:
-    """Copies of what passes a point of a NIC, into a file or pipe, from `start` until `stop`.
+    """Copies the packets that pass a point of a NIC to a file or pipe, from `start` until `stop`.
 
-    point: a NIC's name (what its container sends and receives, in one file), or an element's (what enters it; what leaves, of a source).
-    The engine never waits for the file: what it does not take is counted and not captured.
+    point: a NIC's name (all that its container sends and receives, in one file), or an element's
+    (its input; for a source, its output). The engine never waits for the file: packets that do not
+    fit into the buffer are counted and not captured.
     """
 
     def __init__(self, home: Home, attached: Attached, kept: KeptCapture, number: int, target: str) -> None:
@@ -52,13 +54,14 @@ class LiveCapture:
         self.point, self.nic, self.home, self.kept = point, name, home, kept
         self.file = CaptureFile(f"capture of {point}", target, snaplen=snaplen, clock=home.engine.clock)
         self.mirrors = [
-            # By number: a successor's elements have the same names, whatever captures have come and gone here.
+            # Named by number: a successor's elements get the same names, whatever captures were
+            # started and stopped here.
             (elements[each], Mirror(self.file, snaplen, name=f"{each}.capture{number}"))
             for each in wanted
         ]
 
     def start(self) -> None:
-        """Puts the mirrors in, between two batches."""
+        """Inserts the mirrors, between two batches."""
         self.home.engine.call(self._insert_all)
         self.home.load(list(self.home.sources))
 
@@ -88,17 +91,18 @@ class LiveCapture:
             before.connect(gate, follower)
 
     def stop(self) -> None:
-        """Takes the mirrors out."""
+        """Removes the mirrors."""
         self.home.engine.call(self._remove_all)
         self.home.load(list(self.home.sources))
 
     @property
     def captured(self) -> int:
-        """Packets so far."""
+        """Number of packets captured."""
         return sum(mirror.statistics()["counters"]["mirrored"] for _, mirror in self.mirrors)
 
     def finish(self) -> dict[str, Any]:
-        """After `stop`: writes what waits, closes; returns packets captured and missed, and why writing ended early."""
+        """After `stop`: writes the rest and closes the file; returns packets captured and missed,
+        and why writing ended early."""
         counters = [mirror.statistics()["counters"] for _, mirror in self.mirrors]
         error = self.file.error
         self.file.close()

@@ -1,4 +1,5 @@
-"""Chains: the elements that a configuration puts between a NIC and the switch, built and connected."""
+"""Chains: builds and connects the elements that a configuration puts between a NIC and the
+switch."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from vnic.control.schema import ElementConfig
 
 T = TypeVar("T")
 
-# Short names a configuration may use; anything else is module:Class.
+# Short names for use in a configuration; all others are module:Class.
 BUILT_IN = {
     "Classifier": "dataplane.elements.classifier:Classifier",
     "Counter": "dataplane.elements.counter:Counter",
@@ -29,7 +30,7 @@ BUILT_IN = {
 
 @contextmanager
 def _importing_from(directory: str | None) -> Iterator[None]:
-    """The directory of the configuration file comes first while its elements are imported."""
+    """Puts the configuration file's directory first on sys.path while its elements are imported."""
     if directory is None:
         yield
         return
@@ -41,7 +42,8 @@ def _importing_from(directory: str | None) -> Iterator[None]:
 
 
 def element_class(reference: str, directory: str | None = None) -> type[Element]:
-    """The class that `reference` ("Counter" or "module:Class") names. Raises ConfigError when there is none."""
+    """The class named by `reference` ("Counter" or "module:Class"). Raises ConfigError when there
+    is none."""
     target = BUILT_IN.get(reference, reference)
     if ":" not in target:
         raise ConfigError(f"element {reference}: unknown; want module:Class or one of {', '.join(sorted(BUILT_IN))}")
@@ -49,7 +51,8 @@ def element_class(reference: str, directory: str | None = None) -> type[Element]
 
 
 def module_class(reference: str, directory: str | None = None) -> type[Module]:
-    """The class of a module that `reference` ("module:Class") names. Raises ConfigError when there is none."""
+    """The module class named by `reference` ("module:Class"). Raises ConfigError when there is
+    none."""
     if ":" not in reference:
         raise ConfigError(f"module {reference}: unknown; want module:Class")
     return _imported(reference, "module", Module, directory)
@@ -60,7 +63,7 @@ def _imported(reference: str, what: str, kind: type[T], directory: str | None) -
     try:
         with _importing_from(directory):
             module = importlib.import_module(module_name)
-    except Exception as error:  # a user's module may raise anything while it is imported
+    except Exception as error:  # importing a user's module may raise any exception
         raise ConfigError(f"{what} {reference}: cannot import {module_name}: {error}") from error
     found = getattr(module, class_name, None)
     if not (isinstance(found, type) and issubclass(found, kind)):
@@ -69,8 +72,8 @@ def _imported(reference: str, what: str, kind: type[T], directory: str | None) -
 
 
 class Chain:
-    """Elements in a row: `head` takes what enters, `ends` are the open gates (element, gate) through which it leaves. `configs`: what each
-    element, by name, was built from."""
+    """Elements in a row. head: the first element; ends: the open outputs (element, gate) of the
+    last; configs: by element name, the configuration that it was built from."""
 
     def __init__(self) -> None:
         self.head: Element | None = None
@@ -79,13 +82,13 @@ class Chain:
         self.configs: dict[str, ElementConfig] = {}
 
     def append(self, element: Element) -> None:
-        """Connects every open end to `element`, whose gates are the open ends from then on."""
+        """Connects every open output to `element`, whose outputs are then the open ones."""
         self.join(element)
         self.elements.append(element)
         self.ends = [(element, gate) for gate in range(len(element.outputs))]
 
     def join(self, element: Element) -> None:
-        """Connects every open end to `element`, and leaves none open."""
+        """Connects every open output to `element`, and leaves none open."""
         if self.head is None:
             self.head = element
         for end, gate in self.ends:
@@ -94,9 +97,10 @@ class Chain:
 
 
 def build_chain(configs: list[ElementConfig], prefix: str, directory: str | None = None) -> Chain:
-    """Builds the elements of `configs` in order; each is named `prefix` and its name (the class in lower case by default).
+    """Builds the elements of `configs` in order; their names are `prefix` and the configured name
+    (default: the class in lower case).
 
-    An element with several gates may carry branches, gate -> chain; all rejoin at the element that follows.
+    An element with several gates may have branches, gate -> chain; all rejoin at the next element.
     """
     chain = Chain()
     _extend(chain, configs, prefix, directory, set())
@@ -133,5 +137,5 @@ def _build_element(config: ElementConfig, prefix: str, directory: str | None, na
         return found(**config.arguments, name=name)
     except VnicError:
         raise
-    except Exception as error:  # a user's class may refuse its settings with anything
+    except Exception as error:  # a user's class may reject its settings with any exception
         raise ConfigError(f"{name}: {config.element} refuses its settings: {error}") from error

@@ -1,4 +1,5 @@
-"""A synchronous client of the control API, for commands and scripts. Imports little: commands start fast."""
+"""A synchronous client of the control API, for commands and scripts. Imports little, so that
+commands start fast."""
 
 from __future__ import annotations
 
@@ -16,9 +17,10 @@ from dataplane.errors import ConfigError, VnicError
 from vnic.control.api import DESCRIPTORS_MOST, INTERFACE, REPLY_MOST, find_socket, not_running
 from vnic.device.descriptors import readable, receive_with_descriptors
 
-TIMEOUT_S = 60.0  # the daemon answers one request after the other, and attaching a NIC may take seconds
-ASKED_S = 15.0  # the same, where it can be ended by a signal instead
-ENDS_S = 5.0  # a daemon whose worker has taken everything down
+# the daemon answers one request after the other, and attaching a NIC may take seconds
+TIMEOUT_S = 60.0
+ASKED_S = 15.0  # the same for Shutdown, after which a signal can end the daemon
+ENDS_S = 5.0  # time for a daemon to end after its worker has ended
 
 
 class Client:
@@ -27,8 +29,8 @@ class Client:
     with Client("default") as vnic:
         vnic.call("SetRate", name="web", egress="10mbit")
 
-    instance: a name, or the path of a socket. `uid` and `pid` are the daemon's, as the kernel says. `descriptors`: those that came with
-    the last reply, the caller's to close.
+    instance: a name, or the path of a socket. uid, pid: the daemon's, from the kernel
+    (SO_PEERCRED). descriptors: those received with the last reply; the caller closes them.
     """
 
     def __init__(self, instance: str = "default", *, timeout_s: float = TIMEOUT_S) -> None:
@@ -60,15 +62,17 @@ class Client:
             raise
 
     def call(self, method: str, /, *, passing: Sequence[int] = (), **parameters: Any) -> dict[str, Any]:
-        """Calls a method of org.vnic.Control (or of another interface, by its full name); None parameters are left out. passing:
-        descriptors that go with the call and stay the caller's.
+        """Calls a method of org.vnic.Control, or of another interface by its full name; parameters
+        that are None are left out. passing: descriptors to send with the call; they stay the
+        caller's.
 
-        Raises ConfigError where the daemon says that the request is wrong, VnicError where it failed.
+        Raises ConfigError where the daemon reports an invalid request, VnicError for a failure.
         """
         given = {key: value for key, value in parameters.items() if value is not None}
         request = {"method": method if "." in method else f"{INTERFACE}.{method}", "parameters": given}
         try:
-            with suppress(BrokenPipeError):  # a daemon that hung up may have said why first
+            # a daemon that closed the connection may have sent the reason first
+            with suppress(BrokenPipeError):
                 self._send(json.dumps(request).encode() + b"\0", passing)
             reply = json.loads(self._message())
         except TimeoutError:
@@ -85,7 +89,7 @@ class Client:
         self._socket.sendall(data)
 
     def _checked(self, method: str, reply: dict[str, Any]) -> dict[str, Any]:
-        """The parameters of a reply. Raises what its error means."""
+        """The parameters of a reply. Raises the exception for its error."""
         result = reply.get("parameters") or {}
         match reply.get("error"):
             case None:
@@ -100,16 +104,16 @@ class Client:
                 raise VnicError(f"instance {self.instance}: {method}: {error}")
 
     def stream(self, method: str, **parameters: Any) -> Iterator[dict[str, Any]]:
-        """Calls a method that replies again and again; an iterator over the replies, without end, which raises as `call` does. The
-        connection serves nothing else then."""
+        """Calls a method that replies repeatedly; returns an endless iterator over the replies,
+        which raises as `call` does. The connection cannot be used for anything else then."""
         given = {key: value for key, value in parameters.items() if value is not None}
         request = {"method": f"{INTERFACE}.{method}", "parameters": given, "more": True}
-        with suppress(OSError):  # the first reply tells
+        with suppress(OSError):  # the first reply has the error
             self._socket.sendall(json.dumps(request).encode() + b"\0")
         return self._replies(method)
 
     def _replies(self, method: str) -> Iterator[dict[str, Any]]:
-        self._socket.settimeout(None)  # nothing may happen for hours
+        self._socket.settimeout(None)  # events may be hours apart
         try:
             while True:
                 reply = json.loads(self._message())
@@ -133,11 +137,12 @@ class Client:
         return message
 
     def shutdown(self, *, timeout_s: float = 40.0) -> None:
-        """Ends the daemon, and returns when its process is gone. Where it does not answer, or has nobody who could, by a signal: timeout_s
-        is longer than it lets its worker take."""
+        """Ends the daemon, and returns when its process is gone. Where it does not answer, or has
+        no worker to answer, sends a signal. timeout_s is longer than the daemon waits for its
+        worker."""
         try:
             process: int | None = os.pidfd_open(self.pid)
-        except OSError:  # its pid has no meaning here, or it is gone already
+        except OSError:  # the pid is of another pid namespace, or it is gone already
             process = None
         try:
             failure = self._ask_to_end(timeout_s)
@@ -158,7 +163,8 @@ class Client:
                 os.close(process)
 
     def _ask_to_end(self, timeout_s: float) -> VnicError | None:
-        """Calls Shutdown, and waits until the connection closes: then all is taken down. Returns what went wrong."""
+        """Calls Shutdown, and waits until the connection closes, after everything is removed.
+        Returns the failure, if any."""
         try:
             self._socket.settimeout(ASKED_S)
             self.call("Shutdown")

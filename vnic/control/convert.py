@@ -1,7 +1,7 @@
-"""From untyped data (a YAML file, a request of the control API) to the schema's structs, with errors that say where and why.
+"""Converts untyped data (a YAML file, an API request) to the schema's structs.
 
-msgspec checks the types. It is asked piece by piece - file, NIC, element - so the path in its error can be followed back to
-the value and, through `Locate`, to the line.
+Errors give place and reason: msgspec checks the types, and is called piece by piece (file, NIC,
+element), so that the path in its error leads to the value and, by `Locate`, to the line.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Path = tuple[str | int, ...]
 Locate = Callable[[Path], str]  # path -> "FILE:LINE", or "" where there is no file
 S = TypeVar("S", bound=msgspec.Struct)
 
-DEPTH_MOST = 8  # branches within branches
+DEPTH_MOST = 8  # nesting of branches
 ELEMENTS_MOST = 256  # of one chain
 
 _AT = re.compile(r"(?P<text>.*?)(?: - at (?:`key` in )?`\$(?P<path>[^`]*)`)?", re.DOTALL)
@@ -49,7 +49,7 @@ _KINDS = {
 
 
 def shown(value: object) -> str:
-    """A value in an error: short, and as YAML writes it."""
+    """A value as an error shows it: short, in YAML's form."""
     if value is None or isinstance(value, bool):
         return {None: "nothing", True: "true", False: "false"}[value]
     if isinstance(value, Mapping):
@@ -70,13 +70,13 @@ def path_text(path: Path) -> str:
 
 
 def error_at(locate: Locate, path: Path, text: str) -> ConfigError:
-    """One line: where, path, what is wrong and what would be right."""
+    """An error on one line: place, path, what is wrong and what is expected."""
     where = locate(path)
     return ConfigError(": ".join(part for part in (where, path_text(path), " ".join(text.split())) if part))
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """What to do about an unknown word: the nearest known one, or all of them."""
+    """A suggestion for an unknown word: the nearest known one, or all of them."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else f"want one of {', '.join(known)}"
 
@@ -91,7 +91,7 @@ def _scalar(kind: Any, value: Any) -> Any:
 
 
 def _unwrapped(annotation: Any) -> tuple[Any, str]:
-    """(the type behind Annotated, Optional and aliases, its description)"""
+    """(the type inside Annotated, Optional and aliases, its description)"""
     description = ""
     while True:
         for meta in getattr(annotation, "__metadata__", ()):
@@ -106,12 +106,13 @@ def _unwrapped(annotation: Any) -> tuple[Any, str]:
 
 
 def _follow(struct: type[msgspec.Struct], steps: Path) -> tuple[Any, str]:
-    """Type and description of what `steps` lead to from `struct`."""
+    """Type and description of the field that `steps` lead to from `struct`."""
     kind: Any = struct
     description = ""
     for step in steps:
         if isinstance(step, int):
-            listed = next((each for each in typing.get_args(kind) if typing.get_origin(each) is list), kind)  # of one or a list
+            # of "one or a list"
+            listed = next((each for each in typing.get_args(kind) if typing.get_origin(each) is list), kind)
             arguments = typing.get_args(listed)
             kind, description = _unwrapped(arguments[-1] if arguments else Any)
         else:
@@ -132,7 +133,7 @@ def _unknown_key(locate: Locate, path: Path, key: str, struct: Any) -> ConfigErr
 def _explain(
     error: msgspec.ValidationError, data: Any, struct: type[msgspec.Struct], path: Path, locate: Locate
 ) -> ConfigError:
-    """msgspec's error in the user's words."""
+    """Translates msgspec's error for users."""
     match = _AT.fullmatch(str(error))
     text, at = (match["text"], match["path"] or "") if match else (str(error), "")
     steps: Path = tuple(name or int(number) for name, number in _STEP.findall(at))
@@ -160,7 +161,8 @@ def _convert(data: Any, struct: type[S], path: Path, locate: Locate) -> S:
 
 
 def _mapping(data: Any, struct: Any, path: Path, locate: Locate) -> dict[str, Any]:
-    """A copy of `data`, a mapping without the keys that the loader fills itself. Nothing stands for an empty one."""
+    """A copy of `data`, a mapping without the keys that only the loader sets. None counts as an
+    empty one."""
     if data is None:
         return {}
     if not isinstance(data, Mapping):
@@ -203,7 +205,7 @@ def _element(data: Any, path: Path, locate: Locate, depth: int) -> ElementConfig
 
 
 def _arguments(data: Mapping[Any, Any], ours: Sequence[str], path: Path, locate: Locate) -> dict[str, Any]:
-    """What of `data` goes to a constructor."""
+    """The items of `data` that are a constructor's arguments."""
     arguments = {key: value for key, value in data.items() if key not in ours}
     for key in arguments:
         if not isinstance(key, str) or not key.isidentifier():
@@ -224,8 +226,8 @@ def _module(data: Any, path: Path, locate: Locate) -> ModuleConfig:
 def convert_nic(
     name: str, data: Any, path: Path | None = None, locate: Locate = lambda path: "", *, contained: bool = True
 ) -> NicConfig:
-    """A NIC from its mapping. `path` is where it lies, default nics.NAME; `contained`: it must say in which container. Raises ConfigError
-    with one line."""
+    """Converts a NIC from its mapping. path: where it is, default nics.NAME; contained: the mapping
+    must name a container. Raises ConfigError, one line."""
     path = ("nics", name) if path is None else path
     if not isinstance(name, str) or len(name) > 32 or not re.fullmatch(NAME_PATTERN, name, re.ASCII):
         raise error_at(locate, path, f"{shown(name)} will not do; want {_follow(NicConfig, ('name',))[1]}")
@@ -248,14 +250,15 @@ def convert_nic(
 
 
 def _group(data: Any) -> Any:
-    """One path of a cgroup stands for a list of one."""
+    """Converts a single cgroup path to a list."""
     if isinstance(data, Mapping) and isinstance(data.get("cgroup"), str):
         return {**data, "cgroup": [data["cgroup"]]}
     return data
 
 
 def changed_group(name: str, group: GroupConfig, settings: Mapping[str, Any]) -> GroupConfig:
-    """A group in which `settings` are as they would stand in a file, None for one that would not stand there. Raises ConfigError."""
+    """A group with `settings` changed, given as in a file; None removes a setting. Raises
+    ConfigError."""
     path = ("groups", name)
     now = msgspec.json.decode(msgspec.json.encode(group, enc_hook=encode_scalar))
     merged = {**now, **_mapping(settings, GroupConfig, path, lambda path: "")}
@@ -265,16 +268,17 @@ def changed_group(name: str, group: GroupConfig, settings: Mapping[str, Any]) ->
 
 
 def encode_config(config: Config) -> bytes:
-    """A configuration as JSON, with what the loader filled in: for another process of the same instance."""
+    """A configuration as JSON, with what the loader filled in: for another process of the same
+    instance."""
     return msgspec.json.encode(config, enc_hook=encode_scalar)
 
 
-# Made on import: this takes milliseconds, and a successor imports at the lowest priority.
+# Created on import: this takes milliseconds, and a successor imports at the lowest priority.
 _decode_config = msgspec.json.Decoder(Config, dec_hook=_scalar).decode
 
 
 def decode_config(data: bytes) -> Config:
-    """What `encode_config` made. Raises ConfigError."""
+    """Reads what `encode_config` wrote. Raises ConfigError."""
     try:
         return _decode_config(data)
     except msgspec.MsgspecError as error:
@@ -284,7 +288,7 @@ def decode_config(data: bytes) -> Config:
 def convert_config(
     data: Any, locate: Locate = lambda path: "", directory: str | None = None, *, contained: bool = True
 ) -> Config:
-    """A whole configuration. Raises ConfigError with one line."""
+    """Converts a whole configuration. Raises ConfigError, one line."""
     fields = _mapping(data, Config, (), locate)
     raw_nics = fields.pop("nics", None)
     if raw_nics is not None and not isinstance(raw_nics, Mapping):
@@ -299,7 +303,8 @@ def convert_config(
     kinds: dict[str, type[msgspec.Struct]] = {"groups": GroupConfig, "clients": ClientConfig}
     for field, kind in kinds.items():
         if isinstance(each := fields.get(field), Mapping):
-            for name, settings in each.items():  # one by one first: of a mapping's values, msgspec does not say which is wrong
+            # one by one first: msgspec does not say which value of a mapping is wrong
+            for name, settings in each.items():
                 _convert(_mapping(settings, kind, (field, name), locate), kind, (field, name), locate)
             fields[field] = {name: {} if settings is None else settings for name, settings in each.items()}
     modules = fields.pop("modules", None) or []

@@ -1,4 +1,4 @@
-"""Events of control: what happened, to whoever listens. Nobody waits for a listener."""
+"""Events of an instance, delivered to subscribers. Emitting an event never blocks."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 Event = dict[str, Any]
-QUEUE_MOST = 1024  # events that a listener may be behind
+QUEUE_MOST = 1024  # maximum number of events that a subscriber may be behind
 
 
 class Emit(Protocol):
-    """Says that something happened: a name, and what and which."""
+    """Emits an event: its name, and fields that describe it."""
 
     def __call__(self, event: str, /, **fields: object) -> None: ...
 
 
 class Subscription:
-    """One listener's queue. When it is full, events are lost; the next one that is not says how many (`lost`). `wanted`: what it gets."""
+    """A subscriber's queue. When it is full, events are lost; the next event delivered has their
+    number (`lost`). wanted: filter."""
 
     def __init__(self, wanted: Callable[[Event], bool] | None = None) -> None:
         self._wanted = wanted
@@ -28,7 +29,7 @@ class Subscription:
         self._there = asyncio.Event()
 
     def offer(self, event: Event) -> None:
-        """Puts an event into the queue if there is room."""
+        """Appends an event if there is room."""
         if self._wanted is not None and not self._wanted(event):
             return
         if len(self._queue) >= QUEUE_MOST:
@@ -39,7 +40,7 @@ class Subscription:
         self._there.set()
 
     async def next(self) -> Event:
-        """The next event; waits for it."""
+        """Waits for the next event and returns it."""
         while not self._queue:
             self._there.clear()
             await self._there.wait()
@@ -47,14 +48,15 @@ class Subscription:
 
 
 class Bus:
-    """Hands events to all listeners. `emit` may be called from any thread, the rest from the loop's."""
+    """Delivers events to all subscribers. `emit` may be called from any thread, the rest from the
+    loop's."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._listeners: set[Subscription] = set()
 
     def emit(self, event: str, /, **fields: object) -> None:
-        """Says that something happened."""
+        """Emits an event with the current time."""
         self._loop.call_soon_threadsafe(self._deliver, {"event": event, "time": round(time.time(), 6), **fields})
 
     def _deliver(self, event: Event) -> None:
@@ -63,7 +65,7 @@ class Bus:
 
     @property
     def heard(self) -> bool:
-        """Whether anybody listens."""
+        """Whether there are subscribers."""
         return bool(self._listeners)
 
     def subscribe(self, wanted: Callable[[Event], bool] | None = None) -> Subscription:
@@ -76,7 +78,8 @@ class Bus:
 
 
 def observe(status: dict[str, Any], stats: dict[str, Any]) -> dict[str, Any]:
-    """What `differences` compares: engines' threads and overruns, drops by reason, of elements and before NICs' queues."""
+    """The data that `differences` compares: engines' threads and overruns, drops by reason, those
+    of elements and of NICs' full queues."""
     return {
         "engines": {each["name"]: (each.get("thread"), each.get("overruns", 0)) for each in status["engines"]},
         "drops": {
@@ -90,7 +93,7 @@ def observe(status: dict[str, Any], stats: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Events, as names and fields: what changed between two observations."""
+    """The events, as names and fields, for the changes between two observations."""
     found: list[tuple[str, dict[str, Any]]] = []
     for name, (thread, overruns) in now["engines"].items():
         old_thread, old_overruns = before["engines"].get(name, (thread, overruns))

@@ -1,9 +1,10 @@
-"""Handlers of what runs: by an element's name, in whatever engines have it (dataplane/handlers.py says what handlers are).
+"""Handlers of the running graph, by element name in all engines (see dataplane/handlers.py).
 
-Most elements exist once, in the home engine of their NIC. The switch exists in every engine, under one name: its copies.
+Most elements exist once, in the home engine of their NIC. The switch has a copy in every engine,
+under one name.
 
-What is written to an element that the configuration made is kept there, as the constructor's argument that the handler names: a worker
-after a crash, or a successor, builds the element with it.
+A value written to an element of the configuration is stored there, as the constructor's argument that
+the handler names, so that a worker after a crash, or a successor, builds the element with it.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ class SetRate(Protocol):
 
 
 class Handlers:
-    """Finds elements by name and reads and writes their handlers. Called with the runtime's lock held.
+    """Finds elements by name and reads and writes their handlers. The caller holds the runtime's
+    lock.
 
-    halt, resume: stop an engine between two batches and let it go on. set_rate: sets the limits of a NIC, and keeps them.
+    halt, resume: stop an engine between two batches and let it go on. set_rate: sets a NIC's limits
+    and stores them.
     """
 
     def __init__(
@@ -46,8 +49,9 @@ class Handlers:
         self._halt, self._resume, self._set_rate = halt, resume, set_rate
 
     def describe(self, name: str | None = None) -> dict[str, dict[str, Any]]:
-        """Of all elements, or of one: {element: {"type", "engines": names, "handlers": see dataplane.handlers.describe}}, in the order of
-        the graphs. Raises ConfigError for an element that is not there."""
+        """Describes all elements, or one: {element: {"type", "engines": names, "handlers": see
+        dataplane.handlers.describe}}, in the order of the graphs. Raises ConfigError for an unknown
+        element."""
         found: dict[str, dict[str, Any]] = {}
         for element in self._copies(name) if name is not None else self._all():
             assert element.engine is not None
@@ -56,8 +60,9 @@ class Handlers:
         return found
 
     def read(self, name: str, handler: str) -> list[dict[str, Any]]:
-        """What the handler reads of each copy, each at one instant between two batches: [{"engine", "value"}]. One entry without an engine
-        (None) for what the copies share. Raises ConfigError for what is not there or cannot be read."""
+        """Reads a handler of each copy, between two batches: [{"engine", "value"}]; one entry with
+        engine None for state that the copies share. Raises ConfigError for an unknown or unreadable
+        handler."""
         copies = self._copies(name)
         if find_handler(copies[0], handler).shared:
             return [{"engine": None, "value": read_handler(copies[0], handler)}]
@@ -67,11 +72,13 @@ class Handlers:
         ]
 
     def write(self, name: str, handler: str, value: Any) -> Any:
-        """Writes the handler of all copies, see dataplane.handlers.write_handler, and keeps the value in the NIC's configuration."""
+        """Writes a handler of all copies, see dataplane.handlers.write_handler, and stores the
+        value in the NIC's configuration."""
         copies = self._copies(name)
         for nic, attached in self._nics.items():
             for limit, shaper in (("egress_bps", attached.egress_shaper), ("ingress_bps", attached.ingress_shaper)):
-                if copies[0] is shaper and handler == "rate":  # a NIC's own limit has its own place in the configuration
+                # a NIC's own limit has its own key in the configuration
+                if copies[0] is shaper and handler == "rate":
                     self._set_rate(nic, **{limit: shaper.prepare_rate(value).rate_bps or None})
                     return None
         result = write_handler(copies, handler, value, halt=self._halt, resume=self._resume)

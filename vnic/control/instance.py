@@ -1,4 +1,4 @@
-"""An instance on this machine: its lock, its socket, its log, its signals."""
+"""An instance on this machine: its lock, socket, log and signals."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from contextlib import contextmanager, suppress
 from dataplane.errors import ConfigError
 from vnic.control.api import BACKLOG, INTERFACE, checked_instance, runtime_directory, socket_path
 
-LOG_BYTES = 4 << 20  # and as much again in the one before
+LOG_BYTES = 4 << 20  # and as much again in the previous log
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def log_path(instance: str) -> str:
-    """Where a detached daemon writes its log."""
+    """The path of a detached daemon's log."""
     return os.path.join(runtime_directory(create=True), f"{checked_instance(instance)}.log")
 
 
 def bound_log(path: str, most_bytes: int = LOG_BYTES) -> bool:
-    """Where standard error is the log at `path` and has grown beyond `most_bytes`: moves what is in it to `path`.1, in the place of
-    what was there. Returns whether it did. All who write to it append, so they go on at the beginning; a line written meanwhile may be
-    lost."""
+    """Rotates the log: if standard error is the log at `path` and has more than `most_bytes`,
+    copies it to `path`.1, replacing that, and truncates it. Returns whether it did. All writers
+    append, so they continue at the beginning; a line written meanwhile may be lost."""
     with suppress(OSError):
         status = os.fstat(2)
         if status.st_size > most_bytes and os.path.samestat(status, os.stat(path)):
@@ -40,17 +40,18 @@ def bound_log(path: str, most_bytes: int = LOG_BYTES) -> bool:
 
 
 def allow_open_files() -> None:
-    """Raises this process' limit of open files as far as it may: a TAP has up to 64 queues, open here and in every worker."""
+    """Raises this process' limit of open files to its maximum: a TAP has up to 64 queues, open here
+    and in every worker."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @contextmanager
 def instance_lock(instance: str) -> Iterator[None]:
-    """Makes this process the instance. Raises ConfigError where another one is.
+    """Locks the instance for this process. Raises ConfigError where another process has it.
 
-    A record lock: it ends with the process however that ends, and children do not inherit it. Whoever holds it knows that a
-    socket of that name is a dead one's.
+    It is a record lock: it ends with the process in any case, and children do not inherit it. The
+    process that holds it knows that an existing socket of that name is a dead process'.
     """
     path = os.path.join(runtime_directory(create=True), f"{checked_instance(instance)}.lock")
     while True:
@@ -62,7 +63,8 @@ def instance_lock(instance: str) -> Iterator[None]:
             os.close(descriptor)
             message = f"instance {instance} runs already (pid {pid}); stop it with 'vnic down' or choose --instance"
             raise ConfigError(message) from None
-        # The one before may have removed the file between our open and our lock: then we hold a file that nobody finds.
+        # The previous holder may have removed the file between our open and our lock: then our lock
+        # is on a file without a name.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 break
@@ -78,14 +80,14 @@ def instance_lock(instance: str) -> Iterator[None]:
 
 @contextmanager
 def listening(instance: str) -> Iterator[socket.socket]:
-    """The instance's socket; whoever asks holds its lock."""
+    """The instance's listening socket. The caller holds the instance's lock."""
     path = socket_path(instance, create=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         with suppress(FileNotFoundError):
             os.unlink(path)
         listener.bind(path)
-        os.chmod(path, 0o600)  # whoever may write it may connect
+        os.chmod(path, 0o600)  # users with write permission may connect
         yield listener
     finally:
         listener.close()
@@ -94,9 +96,10 @@ def listening(instance: str) -> Iterator[socket.socket]:
 
 
 def turn_away(listener: socket.socket, why: str, why_for_others: str) -> bool:
-    """Answers clients that wait to be let in, whatever they ask, that it failed: the instance's owner and root by `why`. Nothing that
-    clients send is read. No more than the queue holds in one call: those who come again and again must not keep us here. Returns False
-    where no file can be opened."""
+    """Answers each waiting client with an error: `why` for the instance's owner and root,
+    `why_for_others` for other users. Nothing that clients send is read. At most as many as the
+    backlog holds per call, so that clients that reconnect cannot keep the caller here. Returns
+    False where no file can be opened."""
     for _ in range(BACKLOG):
         try:
             client, _ = listener.accept()
@@ -114,14 +117,15 @@ def turn_away(listener: socket.socket, why: str, why_for_others: str) -> bool:
 
 @contextmanager
 def signals_only_ask() -> Iterator[None]:
-    """Keeps signals away outside the supervisor's loop, which takes them as a request to stop: nothing is ever left half-made."""
+    """Blocks signals outside the supervisor's loop, which handles them as requests to stop: so no
+    operation is interrupted half-way."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
         for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)  # forgets those that wait
+            signal.signal(number, signal.SIG_IGN)  # discards pending signals
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,6 +1,7 @@
-"""The instance as a whole: the module whose methods show and change what is nobody's in particular.
+"""The instance as a whole: methods for what belongs to no NIC or client in particular.
 
-Clients who are not the instance's owner see of it what is theirs: their NICs, these NICs' counters, accounts and events.
+Clients that are not the instance's owner see only what is theirs: their NICs, and these NICs'
+counters, accounts and events.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from vnic.control.api import DESCRIPTION, INTERFACE
 from vnic.control.events import Bus, Event, Subscription
 from vnic.control.module import FRESH_TURNS, Caller, Fresh, Method, Parameters, Session
 
-PATH_MOST = 4096  # PATH_MAX, limits.h: a longer one does not fit into a message to the supervisor either
+# PATH_MAX, limits.h: a longer one would not fit into a message to the supervisor either
+PATH_MOST = 4096
 
 
 class Stats(Parameters):
@@ -58,8 +60,8 @@ class Upgrade(Parameters):
 
 
 class Instance:
-    """Methods over a runtime (vnic.control.runtime.Runtime). `version`: of vnic in this process. `supervisor`: what Status says of it.
-    `upgrade` replaces this process."""
+    """Methods over a runtime (vnic.control.runtime.Runtime). version: of vnic in this process;
+    supervisor: what Status shows of it; upgrade: replaces this process."""
 
     interface = INTERFACE
     description = DESCRIPTION
@@ -94,13 +96,13 @@ class Instance:
         return found + ([Method("Upgrade", self._do_upgrade, Upgrade, "task")] if self._upgrade is not None else [])
 
     def ended(self, session: Session) -> None:
-        """Nothing ends with a client."""
+        """A client's end has no effect here."""
 
     def _visible(self, session: Session) -> set[str] | None:
-        """The NICs that a client may see; None: everything."""
+        """The names of the NICs that a client may see; None: all."""
         return None if session.is_owner else set(self._runtime.nics.names(session.uid))
 
-    # -- what is read ------------------------------------------------------------------------------------------------------
+    # -- what is read ------------------------------------------------------------------------------
 
     def _status(self, _: Parameters, caller: Caller) -> dict[str, Any]:
         status = {**self._process, **self._runtime.status()}
@@ -125,12 +127,13 @@ class Instance:
             self._runtime.nics.get(name, session)
 
     def _recent(self, name: str | None) -> dict[str, Any]:
-        """Counters of just now: however many streams there are, engines are asked so often and no more."""
+        """Recent counters: the engines are read at a bounded rate, whatever the number of
+        streams."""
         found: dict[str, Any] = self._fresh.get(name, lambda: self._runtime.stats(name))
         return found
 
     def _theirs(self, stats: dict[str, Any], session: Session) -> dict[str, Any]:
-        """What of counters a client may see."""
+        """The part of the counters that a client may see."""
         if (mine := self._visible(session)) is None:
             return stats
         nic_of = self._runtime.nics.nic_of
@@ -151,11 +154,11 @@ class Instance:
         return {"accounts": accounts}
 
     def _metrics(self, _: Parameters, caller: Caller) -> dict[str, Any]:
-        from vnic.control.metrics import text_of  # its library, where somebody asks
+        from vnic.control.metrics import text_of  # imported on first use: it loads a library
 
         return {"text": text_of(self._runtime).decode()}
 
-    # -- what is changed ---------------------------------------------------------------------------------------------------
+    # -- what is changed ---------------------------------------------------------------------------
 
     def _set_group(self, parameters: SetGroup, caller: Caller) -> dict[str, Any]:
         given = {"mode": parameters.mode, "cpus": parameters.cpus}
@@ -171,7 +174,7 @@ class Instance:
         assert self._upgrade is not None
         return {"report": await self._upgrade(parameters.python)}
 
-    # -- streams -----------------------------------------------------------------------------------------------------------
+    # -- streams -----------------------------------------------------------------------------------
 
     def _monitor(self, _: Parameters, caller: Caller) -> AsyncIterator[dict[str, Any]]:
         session = caller.session
@@ -179,10 +182,10 @@ class Instance:
         def seen(event: Event) -> bool:
             mine = self._visible(session)
             nic = event.get("nic") or self._runtime.nics.nic_of(str(event.get("element", "")))
-            # A NIC that is gone when its end is told was somebody's all the same: `detached` has its owner with it.
+            # A NIC may be gone when its event is delivered: `detached` has its owner with it.
             return mine is None or nic in mine or event.get("owner") == session.uid
 
-        # From now on, not from the first time that somebody asks the iterator.
+        # Subscribes now, not when the iterator is first read.
         return self._events(self._bus.subscribe(None if session.is_owner else seen))
 
     async def _events(self, listener: Subscription) -> AsyncIterator[dict[str, Any]]:
@@ -195,7 +198,8 @@ class Instance:
     async def _watch_stats(self, parameters: WatchStats, caller: Caller) -> AsyncIterator[dict[str, Any]]:
         due = time.monotonic()
         while True:
-            self._check(parameters.name, caller.session)  # it may be another's by now
+            self._check(parameters.name, caller.session)  # it may belong to another client by now
             yield {"time": round(time.time(), 6), "stats": self._theirs(self._recent(parameters.name), caller.session)}
-            due = max(due + parameters.interval_ms / 1000, time.monotonic())  # who is late does not catch up
+            # missed intervals are skipped
+            due = max(due + parameters.interval_ms / 1000, time.monotonic())
             await asyncio.sleep(due - time.monotonic())

@@ -1,8 +1,8 @@
-"""Configuration files: YAML to `Config`, with line numbers kept for errors.
+"""Configuration files: YAML to `Config`, with line numbers for errors.
 
-A file is untrusted as far as its shape goes: its size, depth and node count (aliases expanded) are bounded, keys unique,
-tags are refused. Words are those of YAML 1.2's core schema - `on`, `no` and 12:30:00 are text - since a MAC address is not a
-number in base 60.
+The form of a file is untrusted: its size, depth and number of nodes (aliases expanded) are bounded,
+keys must be unique, tags are rejected. Scalars are those of YAML 1.2's core schema (`on`, `no` and
+12:30:00 are text), since a MAC address is not a number in base 60.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ for _kind, _pattern, _first in (
 
 
 class _Builder:
-    """Plain Python values from YAML's node tree, and the line of each path."""
+    """Builds Python values from YAML's node tree, and records the line of each path."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -97,7 +97,7 @@ class _Builder:
         raise self.fail(node, f"the tag {node.tag.replace(_TAG, '!!')[:40]!r} is not allowed; want plain YAML without tags")
 
     def locate(self, path: Path) -> str:
-        """The line of the path, or of the nearest thing around it."""
+        """FILE:LINE of the path, or of its nearest parent with a known line."""
         for length in range(len(path), -1, -1):
             if path[:length] in self.lines:
                 return f"{self.name}:{self.lines[path[:length]]}"
@@ -105,7 +105,8 @@ class _Builder:
 
 
 def parse_yaml(text: str, name: str) -> tuple[Any, Locate]:
-    """The text's value in plain Python (every key a str), and what finds its lines. Raises ConfigError."""
+    """The text's value in plain Python (every key a str), and the function that finds its lines.
+    Raises ConfigError."""
     builder = _Builder(name)
     try:
         node = yaml.compose(text, Loader=_Loader)
@@ -123,9 +124,10 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Locate]:
 
 
 def parse_config(text: str, name: str = "<text>", directory: str | None = None, *, contained: bool = True) -> Config:
-    """A configuration from YAML text; `name` stands in errors, module:Class and relative paths are sought in `directory`.
+    """A configuration from YAML text. name: for errors; directory: where module:Class and relative
+    paths are found.
 
-    contained=False: NICs need not say in which container they are (a replay has none).
+    contained=False: NICs need no container (in a replay).
     """
     data, locate = parse_yaml(text, name)
     config = convert_config(data, locate, directory, contained=contained)
@@ -136,7 +138,8 @@ def parse_config(text: str, name: str = "<text>", directory: str | None = None, 
 
 
 def load_config(path: str | os.PathLike[str], *, contained: bool = True) -> Config:
-    """A configuration from a YAML file. Raises ConfigError: FILE:LINE: path: what is wrong; what would be right."""
+    """A configuration from a YAML file. Raises ConfigError: FILE:LINE: path: what is wrong; what is
+    expected."""
     name = os.fspath(path)
     try:
         with open(name, "rb") as file:

@@ -1,6 +1,7 @@
-"""What an instance goes on without after a crash: so that the rest has its network, and somebody sees that this has not.
+"""What an instance lost in a crash and continues without, shown in its status.
 
-The supervisor keeps the list (keeper.py), for workers that come later. What is on it stays lost until it is set up anew.
+So the rest keeps its network, and users see what does not. The supervisor stores the list
+(keeper.py) for later workers. An entry stays until its object is set up again.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ log = Log("vnic")
 
 
 class Losses:
-    """Things by name, such as "nic web", and why each is lost; with what the worker before had lost already."""
+    """Lost objects, such as "nic web", with the reason of each; includes those stored by previous
+    workers."""
 
     def __init__(self, keeping: Keeper | None) -> None:
         self._keeping = keeping
@@ -29,7 +31,8 @@ class Losses:
             os.close(document)
 
     def add(self, what: str, why: str, *, kept: bool = True) -> None:
-        """Says so in the log and in the status. kept=False: the next worker tries again by itself."""
+        """Records a loss in the log and the status. kept=False: the next worker tries again by
+        itself."""
         log.error("lost", what=what, why=why)
         if kept:
             self._kept[what] = why
@@ -38,7 +41,7 @@ class Losses:
             self._now[what] = why
 
     def found_again(self, what: str) -> None:
-        """It is set up anew."""
+        """Removes the entry of an object that was set up again."""
         if self._kept.pop(what, None) is not None:
             self._keep()
 

@@ -1,4 +1,5 @@
-"""Scalars of the configuration: text in a file, numbers and checked strings behind it. Each parses (`parse`) and prints back."""
+"""Scalars of the configuration: text in a file, numbers and checked strings in memory. Each has
+`parse` and prints in the same form."""
 
 from __future__ import annotations
 
@@ -11,11 +12,11 @@ from typing import Any, ClassVar, Self
 from dataplane.errors import ConfigError
 from dataplane.units import format_rate, format_time, parse_rate, parse_time
 
-RSS_KEY_BYTES = 40  # Toeplitz: covers two IPv6 addresses and two ports (36 bytes) and 32 bits more
+RSS_KEY_BYTES = 40  # Toeplitz: two IPv6 addresses and two ports (36 bytes), and 32 bits more
 
 
 class SchemaError(ConfigError, ValueError):
-    """A value that the schema refuses. A ValueError too, since that is what msgspec turns into an error with a path."""
+    """An invalid value. Also a ValueError, which msgspec turns into an error with a path."""
 
 
 def _shown(value: object) -> str:
@@ -24,7 +25,7 @@ def _shown(value: object) -> str:
 
 
 class Rate(int):
-    """A rate in bit/s; Rate("100mbit") parses."""
+    """A rate in bit/s; Rate("100mbit") parses text."""
 
     LEAST, MOST = 1_000, 10**12
 
@@ -45,7 +46,7 @@ class Rate(int):
 
 
 class Duration(int):
-    """A time in nanoseconds; Duration("5ms") parses. Subclasses say the range and the name."""
+    """A time in nanoseconds; Duration("5ms") parses text. Subclasses define range and name."""
 
     WHAT: ClassVar[str] = "time"
     LEAST: ClassVar[int] = 0
@@ -69,13 +70,13 @@ class Duration(int):
 
 
 class Spin(Duration):
-    """How long an engine polls in vain before it sleeps."""
+    """How long an idle engine polls before it sleeps."""
 
     WHAT, MOST = "spin", 10**9
 
 
 class Ageing(Duration):
-    """How long a silent address stays in the switch's table."""
+    """How long an address that sends nothing stays in the switch's table."""
 
     WHAT, LEAST, MOST = "ageing", 10**9, 86_400 * 10**9
 
@@ -87,13 +88,13 @@ class QueueTime(Duration):
 
 
 class Slo(Duration):
-    """The queueing delay that engines which share a thread keep below."""
+    """Upper bound of the queueing delay of engines that share a thread."""
 
     WHAT, LEAST, MOST = "slo", 1_000, 10**9
 
 
 class TurnBudget(Duration):
-    """How long an engine's turn may take."""
+    """Upper bound of an engine's turn."""
 
     WHAT, MOST = "budget", 10**9
 
@@ -105,7 +106,7 @@ class CpuTime(Duration):
 
 
 class CpuPeriod(Duration):
-    """What a runtime is guaranteed in."""
+    """Period of a CPU time guarantee."""
 
     WHAT, LEAST, MOST = "period", 100_000, 10**9
 
@@ -129,7 +130,8 @@ class Mac(str):
 
     @classmethod
     def from_name(cls, name: str) -> Self:
-        """A locally administered address that depends on nothing but the NIC's name, so that it survives a restart."""
+        """A locally administered address derived from the NIC's name alone, so that it is the same
+        after a restart."""
         digest = bytearray(hashlib.sha256(b"vnic mac " + name.encode()).digest()[:6])
         digest[0] = digest[0] & 0xFC | 0x02
         return cls(digest.hex(":"))
@@ -159,7 +161,8 @@ class Address(str):
 
 
 class User(int):
-    """A user, by number; prints as a number too, which stays what it is when the user's name changes."""
+    """A user, by number; also printed as a number, which stays valid when the user's name
+    changes."""
 
     @classmethod
     def parse(cls, value: Any) -> Self:
@@ -176,7 +179,7 @@ class User(int):
 
 
 class RssKey(bytes):
-    """The Toeplitz hash's key."""
+    """The key of the Toeplitz hash."""
 
     @classmethod
     def parse(cls, value: Any) -> Self:

@@ -1,4 +1,5 @@
-"""Memory that outlives a worker: pool, MAC table and rings, made anew or found where the worker before left them."""
+"""Memory that outlives a worker: pool, MAC table and rings, created, or taken over from the
+previous worker."""
 
 from __future__ import annotations
 
@@ -10,14 +11,17 @@ from dataplane.ring import MpscRing
 from vnic.control.keeper import Keeper
 from vnic.device.descriptors import close_all
 
-RING_CAPACITY = 4096  # packets on their way between two engines; more than a NIC's burst from every other engine
+# packets in flight between two engines; more than a NIC's burst from every other engine
+RING_CAPACITY = 4096
 RING_BYTES = RING_CAPACITY * MpscRing.cell_bytes
 
 
 class Segments:
-    """Segments that the supervisor keeps duplicates of. Without one (`keeping` None) they are this process' alone.
+    """Segments of which the supervisor stores duplicates. keeping=None: they are private to this
+    process.
 
-    reset: the worker before died, and nobody uses them: packets are all free, rings empty; the MAC table stays.
+    reset: the previous worker died, and no process uses them: frees all packets and empties the
+    rings; the MAC table's entries stay.
     """
 
     def __init__(self, keeping: Keeper | None, *, reset: bool) -> None:
@@ -53,7 +57,7 @@ class Segments:
         return table
 
     def ring(self, nic: str, undo: ExitStack) -> MpscRing:
-        """The ring in front of a NIC."""
+        """The ring through which other engines send to a NIC."""
         if (found := self._take(f"ring/{nic}")) is not None:
             try:
                 return MpscRing.from_descriptor(*found, reset=self._reset)
@@ -65,6 +69,6 @@ class Segments:
         return ring
 
     def drop_ring(self, nic: str) -> None:
-        """Lets go of the ring in front of a NIC that is gone."""
+        """Removes the ring of a NIC that is gone from the supervisor's store."""
         if self._keeping is not None:
             self._keeping.drop(f"ring/{nic}")

@@ -1,8 +1,8 @@
-"""What an upgrade lost, as the engines and the kernel count it.
+"""Packets lost in an upgrade, as the engines and the kernel count them.
 
-While an engine stands, what its containers send waits in their TAPs' queues, and what other engines have for it in rings. Both are bounded.
-So before the first engine is halted and after the last one runs again, both sides' books and the TAPs' counters are read; the differences
-are reported.
+While an engine is halted, frames of its containers wait in their TAPs' queues, and packets from other
+engines in rings. Both are bounded. So the counters of both workers' engines and of the TAPs are read
+before the first engine is halted and after the last one runs again; the differences are reported.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from dataplane.port import PortRx, PortTx
 
 
 class Drops(msgspec.Struct):
-    """Of an engine: packets dropped so far, by reason; `lost`: how many of them for want of room, in a port's full queue or the pool. (A
-    shaper that has as much as it may have is no such reason: that is its rule.)"""
+    """Packets that an engine dropped so far, by reason. lost: those for want of room, in a port's
+    full queue or the pool. (Drops of a shaper at its limit are not counted as lost: that is its
+    policy.)"""
 
     dropped: dict[str, int]
     lost: int = 0
 
 
 def drops_of(engines: Iterable[Engine]) -> dict[str, Drops]:
-    """The books of engines now, by name."""
+    """The current drop counters of engines, by name."""
     found = {}
     for engine in engines:
         ports = {element.name for element in engine.elements if isinstance(element, (PortRx, PortTx))}
@@ -39,7 +40,8 @@ def drops_of(engines: Iterable[Engine]) -> dict[str, Drops]:
 
 
 def engine_losses(before: Drops, after: Drops | None) -> dict[str, Any]:
-    """{"packets_lost": n, "dropped": {reason: n}} of one engine between two readings; None and nothing where there is no second."""
+    """{"packets_lost": n, "dropped": {reason: n}} of one engine between two readings; None and {}
+    where there is no second one."""
     if after is None:
         return {"packets_lost": None, "dropped": {}}
     rise = {reason: count - before.dropped.get(reason, 0) for reason, count in after.dropped.items()}
@@ -47,7 +49,8 @@ def engine_losses(before: Drops, after: Drops | None) -> dict[str, Any]:
 
 
 def queue_losses(before: dict[str, int | None], after: dict[str, int | None]) -> dict[str, int | None]:
-    """By NIC, what its queues had no room for between two readings; None where the kernel did not say."""
+    """By NIC, the packets that its full queues dropped between two readings; None where the kernel
+    does not report it."""
     found: dict[str, int | None] = {}
     for nic, was in before.items():
         now = after.get(nic)

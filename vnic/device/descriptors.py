@@ -1,7 +1,7 @@
-"""Descriptors that come with a message over a Unix socket (SCM_RIGHTS, unix(7)).
+"""Descriptors received with a message on a Unix socket (SCM_RIGHTS, unix(7)).
 
-`socket.send_fds` sends them. Its counterpart in the standard library, `recv_fds`, takes flags and does not pass them on, so what it
-returns would be inherited by every program that a process starts meanwhile.
+`socket.send_fds` sends them. Its counterpart in the standard library, `recv_fds`, ignores its flags
+argument, so every program that this process starts meanwhile would inherit what it returns.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from contextlib import suppress
 
 
 def receive_with_descriptors(sock: socket.socket, size: int, most: int) -> tuple[bytes, list[int], bool]:
-    """Up to `size` bytes and `most` descriptors, close-on-exec and the caller's now, and whether the kernel left out some of either; b""
-    at the end. Raises OSError."""
+    """Receives up to `size` bytes and `most` descriptors. Returns the bytes (b"" at the end), the
+    descriptors (close-on-exec; the caller closes them), and whether the kernel dropped some of
+    either. Raises OSError."""
     found = array.array("i")
     data, ancillary, flags, _ = sock.recvmsg(size, socket.CMSG_SPACE(most * found.itemsize), socket.MSG_CMSG_CLOEXEC)
     for level, kind, content in ancillary:
@@ -26,15 +27,15 @@ def receive_with_descriptors(sock: socket.socket, size: int, most: int) -> tuple
 
 
 def readable(descriptor: int, timeout_s: float) -> bool:
-    """Whether there is something to read, or an end, within `timeout_s`. Not by select(2), which knows no descriptor above 1023: one TAP
-    has up to 64."""
+    """True if there is data or an end within `timeout_s`. Uses poll(2), since select(2) cannot take
+    descriptors above 1023, and one TAP alone has up to 64."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(timeout_s * 1000))
 
 
 def close_all(descriptors: Iterable[int]) -> None:
-    """Closes descriptors; one that is closed already does no harm."""
+    """Closes descriptors; ignores those that are closed already."""
     for descriptor in descriptors:
         with suppress(OSError):
             os.close(descriptor)

@@ -1,6 +1,7 @@
-"""What the kernel counts of an interface in another network namespace, asked through a netlink socket that was made there.
+"""Kernel counters of an interface in another network namespace, by a netlink socket created there.
 
-No privilege is needed: whoever holds the socket may ask (rtnetlink(7), RTM_GETSTATS). The kernel answers before send returns.
+Needs no privilege: any process that has the socket may request them (rtnetlink(7), RTM_GETSTATS). The
+kernel answers before send returns.
 
 Sources: include/uapi/linux/if_link.h (struct if_stats_msg, struct rtnl_link_stats64), netlink(7).
 """
@@ -16,18 +17,19 @@ NLM_F_REQUEST = 1
 STATS_LINK_64 = 1  # the attribute, and its bit in the mask
 REQUEST = struct.Struct("=IHHII BBHII")  # nlmsghdr, if_stats_msg
 ATTRIBUTE = struct.Struct("=HH")
-TX_DROPPED = struct.Struct("=56xQ")  # the eighth of rtnl_link_stats64's counters
+TX_DROPPED = struct.Struct("=56xQ")  # the eighth counter of rtnl_link_stats64
 ANSWER_BYTES = 8192
 
 
 def open_socket() -> int:
-    """A netlink socket of the network namespace that this process is in; the caller's. Raises OSError."""
+    """Creates a netlink socket in this process' network namespace; the caller closes it. Raises
+    OSError."""
     return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE).detach()
 
 
 def tx_dropped(netlink: int, ifindex: int) -> int | None:
-    """Packets that the interface was to transmit and did not: of a TAP, those that its queues had no room for. None where the interface is
-    gone, or the kernel does not say."""
+    """Packets that the interface could not transmit: for a TAP, those that its full queues dropped.
+    None where the interface is gone, or the kernel does not report it."""
     try:
         with socket.socket(fileno=os.dup(netlink)) as sock:
             sock.setblocking(False)

@@ -1,4 +1,4 @@
-"""The emulated NIC: a multi-queue TAP in the container, its port, and its receive-side scaling."""
+"""The emulated NIC: a multi-queue TAP in the container, its port, and receive-side scaling."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from vnic.device.tap_port import TapPort
 
 
 class Nic:
-    """A NIC whose guest side is a TAP in a container and whose other side are elements: a PortRx over `port`, and `tx`."""
+    """A NIC: a TAP in a container on one side; elements on the other: a PortRx over `port`, and
+    `tx`."""
 
     def __init__(self, name: str, number: int, tap: Tap, rss: Rss) -> None:
         self.name, self.tap, self.rss = name, tap, rss
@@ -31,7 +32,8 @@ class Nic:
         rss_key: bytes | None = None,
         rss_table: list[int] | None = None,
     ) -> Nic:
-        """Makes the TAP in its container and the NIC over it. All or nothing; raises ConfigError or PortError."""
+        """Creates the TAP in its container, and the NIC. On failure nothing is left; raises
+        ConfigError or PortError."""
         rss = Rss(rss_key, rss_table, queues=request.queues)
         tap = agent.open_tap(request)
         try:
@@ -41,7 +43,7 @@ class Nic:
             raise
 
     def status(self) -> dict[str, Any]:
-        """What the NIC is, for people and programs."""
+        """The NIC's state and settings, as a dict."""
         namespace = self.tap.namespace
         return {
             "interface": self.tap.name,
@@ -56,18 +58,19 @@ class Nic:
         }
 
     def queue_statistics(self) -> list[dict[str, int]]:
-        """A dict a queue pair."""
+        """One dict per queue pair."""
         return self.port.queue_statistics()
 
     def watch(self) -> TargetWatch:
-        """Something that tells when the container is gone."""
+        """A watch that reports when the container is gone."""
         return self.tap.watch()
 
     def set_carrier(self, up: bool) -> None:
-        """What the container sees of the link."""
+        """Sets the carrier that the container sees."""
         self.tap.set_carrier(up)
 
     def close(self) -> None:
-        """Closes the TAP, and the interface is gone. Only when no engine serves the port any more."""
+        """Closes the TAP, which removes the interface. Only when no engine serves the port any
+        more."""
         self.port.close()
         self.tap.close()

@@ -1,4 +1,4 @@
-"""NicTx: what enters the container, steered over the NIC's queues by RSS."""
+"""NicTx: transmits to the container; RSS selects the NIC's queues."""
 from libc.stdint cimport uint32_t
 from dataplane.packet cimport Batch, Context
 from dataplane.port cimport PortTx
@@ -6,5 +6,5 @@ from vnic.device.rss cimport Rss
 
 cdef class NicTx(PortTx):
     cdef readonly Rss rss
-    cdef Batch *shares                   # one a queue
+    cdef Batch *shares                   # one per queue
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil

@@ -9,13 +9,13 @@ from dataplane.errors import ConfigError, VnicError
 
 
 cdef class NicTx(PortTx):
-    """Steers each packet to the queue that its Toeplitz hash selects in the indirection table, then transmits queue by queue.
+    """Steers each packet to a queue by its Toeplitz hash and the indirection table, and transmits.
 
     Synopsis:  ... >> NicTx(port, Rss(queues=port.queues))
     Ports:     1 in, 0 out
     Config:    port, rss
     Counters:  transmitted; drops as PortTx; per queue in port.queue_statistics()
-    Handlers:  counters. The Rss object is set by its own methods, on the engine's thread
+    Handlers:  counters. The Rss object has its own setters, to be called on the engine's thread
     Threads:   the engine that serves the port
     Cost:      see vnic/README.md
     """
@@ -40,7 +40,7 @@ cdef class NicTx(PortTx):
         return (self.port, self.rss)
 
     def save_state(self):
-        """As PortTx; `rss_key` and `rss_table`, which may have been set while it ran."""
+        """As PortTx, and `rss_key` and `rss_table`, which may have been set while it ran."""
         return {**PortTx.save_state(self), "rss_key": self.rss.key, "rss_table": self.rss.table}
 
     def load_state(self, dict state):
@@ -56,7 +56,7 @@ cdef class NicTx(PortTx):
             self.send(ctx, 0, batch)
             return
         for i in range(batch.count):
-            # A share never overflows: it gets at most the whole batch, and is empty before.
+            # A queue's batch cannot overflow: it is empty before and gets at most the whole batch.
             queue = self.rss.queue_of(self.rss.hash_packet(ctx, batch.index[i]))
             batch_add(&self.shares[queue], batch.index[i])
         for queue in range(self.port.queues):

@@ -8,24 +8,27 @@ from dataplane.packet cimport PACKET_FRAGMENT, PACKET_IPV4, PACKET_IPV6, PACKET_
 
 from dataplane.errors import ConfigError
 
-# The key of the published verification vectors: what NICs have been set to by default for years. A fixed default makes a run
-# repeatable. Who knows it can aim flows at one queue, of a NIC that he may send to anyway; set another key where that matters. A key that
-# repeats two bytes puts both directions of a flow on one queue.
+# The key of the published verification vectors, a common default of NICs. A fixed default makes
+# runs reproducible. A sender that knows the key can aim flows at one queue of a NIC that it may
+# send to anyway; where that matters, set another key. A key that repeats two bytes steers both
+# directions of a flow to one queue.
 DEFAULT_KEY = bytes.fromhex("6d5a56da255b0ec24167253d43a38fb0d0ca2bcbae7b30b477cb2da38030f20c6a42b73bbeac01fa")
 DEFAULT_TABLE_SIZE = 128
 
 
 @cython.final
 cdef class Rss:
-    """Which queue of a NIC a packet goes to.
+    """Selects a NIC's queue for a packet.
 
-    key: 40 bytes (or 52, of which 40 count); None: DEFAULT_KEY. table: the indirection table, queue numbers, a power of two of them up
-    to 512; None: 128 entries over all queues in turn. queues: 1 to 64. Raises ConfigError for anything else.
+    key: 40 bytes (or 52, of which 40 are used); None: DEFAULT_KEY. table: the indirection table, a
+    list of queue numbers whose length is a power of two up to 512; None: 128 entries, all queues in
+    turn. queues: 1 to 64. Raises ConfigError for other values.
 
-    Hashed are the addresses and ports of TCP, UDP and SCTP over IPv4 and IPv6; of fragments and of other IP packets the addresses,
-    so that all fragments of a packet stay together. What is no IP, or was not parsed, has the hash 0 and goes to the table's first queue.
+    The hash covers addresses and ports of TCP, UDP and SCTP over IPv4 and IPv6; of fragments and
+    other IP packets only the addresses, so that all fragments of a packet go to one queue. Packets
+    that are not IP or not parsed have the hash 0 and go to the table's first queue.
 
-    On a running engine set_key and set_table are called on the engine's thread (`engine.call`).
+    While the engine runs, set_key and set_table must be called on its thread (`engine.call`).
     """
 
     def __init__(self, key=None, table=None, *, queues=1):
@@ -35,14 +38,15 @@ cdef class Rss:
         self.set_key(DEFAULT_KEY if key is None else key)
         self.set_table([i % queues for i in range(DEFAULT_TABLE_SIZE)] if table is None else table)
 
-    # -- the packet path ---------------------------------------------------------------------------------------------------
+    # -- the packet path ---------------------------------------------------------------------------
 
     cdef uint32_t hash_packet(self, Context *ctx, uint32_t index) noexcept nogil:
-        """Computes and stores Packet.hash from what Parse found."""
+        """Computes the hash from Parse's results and stores it in Packet.hash."""
         cdef Packet *p = &ctx.packets[index]
         cdef uint32_t address_bytes, hash
         cdef uint8_t ports[4]
-        # Only Parse sets these flags, so what was not parsed has neither, and its stale second cache line is not read.
+        # Only Parse sets these flags: a packet that was not parsed has neither, and its stale
+        # second cache line is not read.
         if p.flags & PACKET_IPV4:
             address_bytes = 4
         elif p.flags & PACKET_IPV6:
@@ -52,7 +56,8 @@ cdef class Rss:
             return 0
         hash = (self.hash_bytes(0, p.source_address, address_bytes)
                 ^ self.hash_bytes(address_bytes, p.destination_address, address_bytes))
-        if p.flags & (PACKET_L4 | PACKET_FRAGMENT) == PACKET_L4:   # a first fragment has ports, those that follow have none
+        # only the first fragment has ports, so fragments are hashed without them
+        if p.flags & (PACKET_L4 | PACKET_FRAGMENT) == PACKET_L4:
             ports[0], ports[1] = <uint8_t>(p.source_port >> 8), <uint8_t>p.source_port
             ports[2], ports[3] = <uint8_t>(p.destination_port >> 8), <uint8_t>p.destination_port
             hash ^= self.hash_bytes(2 * address_bytes, ports, 4)
@@ -60,13 +65,13 @@ cdef class Rss:
         return hash
 
     cdef uint32_t hash_bytes(self, uint32_t position, const uint8_t *data, uint32_t count) noexcept nogil:
-        """What `count` input bytes from `position` on contribute to the hash."""
+        """The contribution of `count` input bytes, beginning at `position`, to the hash."""
         cdef uint32_t i, hash = 0
         for i in range(count):
             hash ^= self.contribution[position + i][data[i]]
         return hash
 
-    # -- control -----------------------------------------------------------------------------------------------------------
+    # -- control -----------------------------------------------------------------------------------
 
     def set_key(self, key):
         """Replaces the key; the hashes of all flows change."""
@@ -74,19 +79,21 @@ cdef class Rss:
         cdef int position, bit, value
         cdef uint64_t window
         if isinstance(key, (bytes, bytearray, memoryview)):
-            key = bytes(key)                 # before it is measured: a memoryview's length counts its items, which may be wider
+            # before its length is taken: a memoryview counts items, which may be wider than a byte
+            key = bytes(key)
         if not isinstance(key, bytes) or len(key) not in (RSS_KEY, RSS_KEY_LONG):
             size = f"{len(key)} bytes" if isinstance(key, bytes) else type(key).__name__
             raise ConfigError(f"RSS: a key of {size}; want {RSS_KEY} or {RSS_KEY_LONG} bytes")
         octets = key
         for position in range(RSS_INPUT):
-            # The 40 bits of the key that the 32-bit window slides over while it passes this byte.
+            # The 40 key bits that the 32-bit window covers while it shifts by this byte.
             window = 0
             for bit in range(5):
                 window = window << 8 | octets[position + bit]
             self.contribution[position][0] = 0
             for value in range(1, 256):
-                # The lowest set bit's window, and the rest, which is a smaller number and done already. Bit 0 is met last.
+                # The window of the lowest set bit, and the value of the rest, a smaller number
+                # computed before. Bit 0 is the last that the window reaches.
                 bit = 0
                 while not (value >> bit) & 1:
                     bit += 1
@@ -95,7 +102,7 @@ cdef class Rss:
         self.key = key
 
     def set_table(self, table):
-        """Replaces the indirection table; entry i is the queue of the hashes whose low bits are i."""
+        """Replaces the indirection table; entry i is the queue for hashes whose low bits are i."""
         cdef uint32_t i, queue
         try:
             entries = list(table)
@@ -116,10 +123,8 @@ cdef class Rss:
         return [self.indirection[i] for i in range(self.table_mask + 1)]
 
     def hash_tuple(self, source, destination, source_port=None, destination_port=None):
-        """The hash of a flow: addresses as text or ipaddress objects, both IPv4 or both IPv6; ports both or neither.
-
-        Raises ConfigError for anything else.
-        """
+        """The hash of a flow: addresses as text or ipaddress objects, both IPv4 or both IPv6; both
+        ports or neither. Raises ConfigError for other values."""
         cdef bytes data
         try:
             ends = [ipaddress.ip_address(source), ipaddress.ip_address(destination)]
@@ -135,7 +140,8 @@ cdef class Rss:
         return self.hash_bytes(0, data, <uint32_t>len(data))
 
     def hash_parsed(self, PacketPool pool not None, uint32_t index):
-        """The hash of a parsed packet of the pool, for who holds it (an element in Python, a tool)."""
+        """The hash of a parsed packet of the pool; for the packet's owner (an element in Python, a
+        tool)."""
         cdef Context ctx
         if index >= pool.small_count + pool.large_count:
             raise IndexError(f"packet {index}: the pool has {pool.small_count + pool.large_count}")
@@ -144,5 +150,5 @@ cdef class Rss:
         return self.hash_packet(&ctx, index)
 
     def queue(self, uint32_t hash):
-        """The queue that a hash leads to."""
+        """The queue for a hash."""
         return self.queue_of(hash)
