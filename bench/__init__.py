@@ -1,1 +1,2 @@
-"""Benchmarks: vnic against the bare floor and its peers, and its elements one by one. `python -m bench --help`."""
+"""Benchmarks: vnic compared with the bare TAP loop and its peers, and its elements one by one. See
+`python -m bench --help`."""

@@ -16,7 +16,7 @@ Result = Mapping[str, Any]
 
 
 def _console() -> Console:
-    # A pipe has no width of its own: wide enough that no column is cut.
+    # A pipe has no width: wide enough that no column is truncated.
     return Console() if sys.stdout.isatty() else Console(width=150)
 
 
@@ -210,7 +210,7 @@ def upgrade(rounds: int, as_json: bool) -> None:
 
 
 def run() -> None:
-    """Exit status: 0 done, 2 asked for something impossible, 1 failed, 130 interrupted."""
+    """Exit status: 0 success, 1 failure, 2 invalid request, 130 interrupted."""
     interrupts.install()
     try:
         main(standalone_mode=False)

@@ -1,9 +1,11 @@
-/* The floor under every TAP switch: read a frame from one TAP, write it to the other, look at nothing.
+/* The lower bound of every TAP switch: reads a frame from one TAP and writes it to the other.
  *
  * usage: bare THREADS NETNS_A INTERFACE_A NETNS_B INTERFACE_B
- * THREADS 1: one thread serves both directions, non-blocking, up to 32 frames a turn, poll() when both sides are empty.
- *         2: one blocking thread a direction.
- * GSO frames travel whole (IFF_VNET_HDR, all segmentation offloads). A frame that the other side refuses is lost, as on a wire. */
+ * THREADS 1: one thread for both directions, non-blocking, up to 32 frames a turn, poll() when both
+ *            sides are empty.
+ *         2: one blocking thread per direction.
+ * GSO frames stay whole (IFF_VNET_HDR, all segmentation offloads). A frame that the other side
+ * rejects is lost, as on a wire. */
 #include "common.h"
 #include <linux/if_tun.h>
 #include <net/if.h>
@@ -25,7 +27,7 @@ static int make_tap(const char *netns, const char *interface)
     return fd;
 }
 
-static int forward(int from, char *frame) /* 1 where there was a frame */
+static int forward(int from, char *frame) /* returns 1 if there was a frame */
 {
     ssize_t bytes = read(tap[from], frame, FRAME);
     if (bytes > 0 && write(tap[!from], frame, bytes) < 0 && errno == EBADFD)

@@ -1,9 +1,10 @@
-/* Small packets a second through a path: floods it with 64-byte frames (60 without the FCS) and counts what comes out.
+/* Small packets per second through a path: sends 64-byte frames (60 without FCS), counts arrivals.
  *
  * usage: blast SENDER_NETNS SENDER_INTERFACE RECEIVER_NETNS RECEIVER_INTERFACE SECONDS [PPS]
- * With PPS it does not flood: so many a second, those that are due together, TICK_NS apart at least.
- * Frames are valid UDP over IPv4 to the receiving interface's MAC but an address nobody has, so that the receiving stack drops
- * them early and answers nothing. Counted is the receiving interface's rx_packets over SECONDS, after 200 ms to warm up.
+ * Without PPS it sends as fast as it can; with PPS, at that rate: all frames that are due at once,
+ * at least TICK_NS apart. Frames are valid UDP over IPv4 to the receiving interface's MAC, but to an
+ * unused IP address, so that the receiving stack drops them early and does not reply. The result is
+ * the receiving interface's rx_packets over SECONDS, after a warm-up of 200 ms.
  * Prints {"mpps": ..., "sent_mpps": ..., "seconds": ...}. */
 #include "common.h"
 #include <arpa/inet.h>
@@ -38,7 +39,7 @@ static void read_mac(const char *interface, uint8_t *mac)
     close(s);
 }
 
-/* rx_packets of `interface` from /proc/net/dev, opened while the receiver's namespace was entered. */
+/* rx_packets of `interface` from /proc/net/dev, opened in the receiver's namespace. */
 static uint64_t received(int dev, const char *interface)
 {
     char text[16384], name[IFNAMSIZ + 2], *line;
@@ -108,7 +109,7 @@ int main(int argc, char **argv)
     }
 
     prctl(PR_SET_TIMERSLACK, 1);
-    uint64_t began = now_ns(), due = 0; /* frames since then */
+    uint64_t began = now_ns(), due = 0; /* frames due since `began` */
     uint64_t start = began + WARM_UP_MS * 1000000ull, end = start + (uint64_t)(atof(argv[5]) * 1e9);
     uint64_t now, first = 0, sent = 0, before = 0;
     do {
@@ -126,7 +127,8 @@ int main(int argc, char **argv)
             wanted = until - due < FRAMES ? (int)(until - due) : FRAMES;
             due += (uint64_t)wanted;
         }
-        int n = sendmmsg(s, messages, (unsigned)wanted, 0); /* a full queue is an error here: the frames are lost, go on */
+        /* a full queue is an error here: the frames are lost, and it continues */
+        int n = sendmmsg(s, messages, (unsigned)wanted, 0);
         now = now_ns();
         if (!first && now >= start) {
             before = received(dev, argv[4]);

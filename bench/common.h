@@ -1,4 +1,4 @@
-/* What the probes share: entering a network namespace, a clock, giving up in one line. */
+/* Shared by the probes: entering a network namespace, a clock, exit with one line. */
 #ifndef VNIC_BENCH_COMMON_H
 #define VNIC_BENCH_COMMON_H
 #ifndef _GNU_SOURCE
@@ -22,7 +22,8 @@ static inline void die(const char *what)
     exit(1);
 }
 
-/* Moves this thread into the namespace at `path` (as /run/netns/NAME); what it opens from now on belongs there. */
+/* Moves this thread into the namespace at `path` (as /run/netns/NAME); files and sockets that it
+ * opens later belong to it. */
 static inline void enter_netns(const char *path)
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -38,6 +39,7 @@ static inline uint64_t now_ns(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* A probe whose harness was killed must not go on loading the machine. */
+/* Ends the probe when its parent, the harness, is killed, so that it does not go on loading the
+ * machine. */
 static inline void end_with_parent(void) { prctl(PR_SET_PDEATHSIG, SIGKILL); }
 #endif

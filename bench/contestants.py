@@ -1,4 +1,4 @@
-"""What is compared: vnic, the bare loops, and the peers that are installed. Each puts a path between two namespaces."""
+"""The contestants: vnic, the bare loops, and the installed peers. Each connects two namespaces."""
 
 import os
 import shutil
@@ -14,21 +14,23 @@ SPIN = "5ms"  # longer than the pause between two pings
 
 
 class Contestant:
-    """A path between two namespaces. `up` builds it in a Space, which takes everything down again."""
+    """A path between two namespaces. `up` builds it in a Space, which removes everything
+    afterwards."""
 
     name = ""
     what = ""
 
     def missing(self) -> str:
-        """What is not installed, "" where nothing lacks."""
+        """The missing program or file; "" where nothing is missing."""
         return ""
 
     def up(self, space: Space) -> subprocess.Popen[bytes] | None:
-        """Builds the path, waits until it carries datagrams. Returns the process that forwards, None where the kernel does."""
+        """Builds the path and waits until it forwards datagrams. Returns the forwarding process;
+        None where the kernel forwards."""
         raise NotImplementedError
 
     def interfaces(self) -> tuple[str, str]:
-        """Names of the two ends' interfaces."""
+        """Names of the interfaces of the two ends."""
         return "t0", "t0"
 
 
@@ -57,7 +59,7 @@ class Vnic(Contestant):
         self.what = f"vnic, switch, spins {spin}" if spin else "vnic, switch, sleeps when idle"
 
     def missing(self) -> str:
-        # A tree whose command line is not there yet can still measure the floor and the peers.
+        # A tree without the command line can still measure the bare loops and the peers.
         return "" if (Path(__file__).parents[1] / "vnic" / "cli" / "main.py").exists() else "vnic/cli/main.py"
 
     def up(self, space: Space) -> subprocess.Popen[bytes] | None:
@@ -76,7 +78,8 @@ class Vnic(Contestant):
 
 
 class Bridge(Contestant):
-    """The kernel's bridge between two veth pairs: no copy to user space, another kind of thing, and needs root."""
+    """The kernel's bridge between two veth pairs. Not directly comparable: it makes no copy to user
+    space, and needs root."""
 
     name = "bridge"
     what = "Linux bridge + veth"
@@ -88,7 +91,7 @@ class Bridge(Contestant):
         for port, name in (("pa", space.a), ("pb", space.b)):
             run([*middle, "add", port, "type", "veth", "peer", "name", "t0", "netns", name])
             run([*middle, "set", port, "master", "br0", "up"])
-        # At its best: where br_netfilter is loaded every frame would pass iptables.
+        # For best results: where br_netfilter is loaded, every frame would pass iptables.
         switch_off = "for f in /proc/sys/net/bridge/bridge-nf-call-*; do [ -e $f ] && echo 0 > $f; done; true"
         run(["nsenter", f"--net={space.path(space.middle)}", "sh", "-c", switch_off])
         space.connect("t0", "t0")
@@ -96,7 +99,7 @@ class Bridge(Contestant):
 
 
 class Vde(Contestant):
-    """vde_switch with one vde_plug2tap a namespace."""
+    """vde_switch with one vde_plug2tap per namespace."""
 
     name = "vde"
     what = "VDE: vde_switch + vde_plug2tap"
@@ -116,7 +119,8 @@ class Vde(Contestant):
 
 
 class OpenVSwitch(Contestant):
-    """Open vSwitch's userspace datapath: a database server and a switch daemon in a namespace and a directory of their own."""
+    """Open vSwitch's userspace datapath: database server and switch daemon in a namespace and
+    directory of their own."""
 
     SCHEMA = Path("/usr/share/openvswitch/vswitch.ovsschema")
 
@@ -174,7 +178,8 @@ OURS = ("vnic", "vnic-spin")
 
 
 def cpu_ns(pid: int) -> int:
-    """CPU time that all threads of the process have used, ns. (/proc/PID/stat counts in ticks of 10 ms: too coarse.)"""
+    """CPU time used by all threads of the process, ns. (/proc/PID/stat counts in ticks of 10 ms:
+    too coarse.)"""
     try:
         return sum(int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{pid}/task").iterdir())
     except (FileNotFoundError, ProcessLookupError):
@@ -191,7 +196,8 @@ def tree_cpu_ns(pid: int) -> int:
 
 
 def tree_resident_kb(pid: int) -> int:
-    """Memory of the process and its descendants, pages that several share counted in parts (Pss), KiB."""
+    """Memory of the process and its descendants in KiB; shared pages are divided by their users
+    (Pss)."""
     children: set[int] = set()
     for task in Path(f"/proc/{pid}/task").iterdir():
         children |= {int(child) for child in (task / "children").read_text().split()}
@@ -201,7 +207,8 @@ def tree_resident_kb(pid: int) -> int:
 
 
 def choose(names: list[str]) -> tuple[list[Contestant], list[str]]:
-    """The contestants of these names (all where empty) that can run, and a line for each that cannot. Raises RequestError."""
+    """The named contestants (none named: all) that can run, and a line for each that cannot. Raises
+    RequestError."""
     known = {c.name: c for c in ALL}
     for name in names:
         if name not in known:

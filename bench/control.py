@@ -1,13 +1,17 @@
-"""Does control disturb the packets? Round trips between two containers, in turns: alone; beside CLIENTS clients of the control API of the
-instance between them; and beside the same clients of another instance, with as many engines and NICs, which has no packets.
+"""Does the control API disturb packets? Round trips between two containers, measured in turns:
 
-Each client asks for the status, for statistics, and for a new rate, again and again, PAUSE_S apart: some CLIENTS / PAUSE_S calls a
-second. Clients and control take CPU time from everybody who shares the machine's CPUs. "elsewhere" is what that alone does to the packets;
-"clients" against "elsewhere" is what it does to engines besides that the control is theirs.
+alone; beside CLIENTS clients of the control API of the instance between them ("clients"); and beside
+the same clients of another instance, with as many engines and NICs but no packets ("elsewhere").
 
-A round trip has the wake-ups of its two ends in it, processes like any other, which clients can keep from a CPU. "through" is the engines'
-own part: one way, from the send to the time that the receiver's kernel put on the datagram. All of it with the engines as they come
-("default") and with a guarantee of CPU time ("guaranteed").
+Each client requests the status, statistics, and a new rate, in turn, every PAUSE_S: some
+CLIENTS / PAUSE_S calls a second. Clients and control take CPU time from all processes on the same
+CPUs. "elsewhere" shows the effect of that alone; "clients" compared with "elsewhere" shows the
+additional effect on engines whose own control is used.
+
+A round trip includes the wake-ups of its two ends, ordinary processes which clients can delay.
+"through" is the engines' part: one way, from the send to the receiving kernel's time stamp. All is
+measured with the engines' default scheduling ("default") and with a guarantee of CPU time
+("guaranteed").
 """
 
 import json
@@ -39,7 +43,8 @@ GROUPS: dict[str, dict[str, object]] = {
     "guaranteed": {"mode": "spreading", "guarantee": "{runtime: 200us, period: 1ms}"},
 }
 
-# In a process of its own, as clients are. Prints how many calls were answered, and how many failed, at the end.
+# Runs in a process of its own, as clients do. Prints the numbers of calls answered and failed at
+# the end.
 LOAD = """
 import asyncio, json, sys
 path, clients, pause_s, seconds = sys.argv[1], *map(float, sys.argv[2:])
@@ -71,7 +76,7 @@ asyncio.run(main())
 
 
 def _up_elsewhere(space: Space) -> Path:
-    """Another instance, whose NICs nobody uses; returns its runtime directory."""
+    """Starts another instance, whose NICs are not used; returns its runtime directory."""
     directory = space.directory / "elsewhere"
     directory.mkdir(mode=0o700)
     nics = "".join(
@@ -112,7 +117,8 @@ def _measure(space: Space, directory: Path | None, seconds: float) -> dict[str, 
 
 
 def _in_turn(group: str, number: int, seconds: float) -> tuple[dict[str, dict[str, float]], str, int]:
-    """All kinds once, beginning with another each time: the samples, how the engines are scheduled, resident memory in kB."""
+    """All kinds once, in rotated order: the samples, the engines' scheduling class, resident memory
+    in kB."""
     with Space() as space:
         process = _up(space, GROUPS[group])
         places = dict(zip(KINDS, (None, _up_elsewhere(space), space.directory), strict=True))

@@ -1,4 +1,5 @@
-"""Elements one by one: ns a packet at batches of 1, 32 and 256, through the same `push` that an engine calls."""
+"""Elements one by one: ns per packet at batches of 1, 32 and 256, by the same `push` that an engine
+calls."""
 
 import importlib
 import statistics
@@ -19,10 +20,11 @@ from dataplane.ring import MpscRing, Ring, SpscRing
 from shaping.shaper import Shaper
 
 BATCHES = (1, 32, 256)
-# Short and many: a median outlives what else a shared machine does meanwhile.
+# Short and many: a median is robust against other load of a shared machine.
 REPETITIONS = 31
 PACKETS = 128 * 1024  # of one repetition: about a millisecond
-LANE_PACKETS = 512  # records and first lines of the frames stay in a CPU's own cache, as a busy engine's do
+# records and first cache lines of the frames fit a CPU's own cache, as in a busy engine
+LANE_PACKETS = 512
 SHAPED_BPS = 1_000_000_000
 QUEUED = 128
 ADDRESSES = 1000
@@ -31,10 +33,10 @@ Json = dict[str, object]
 
 
 class PassThrough(PyElement):
-    """The cheapest element that Python can write."""
+    """The cheapest element possible in Python."""
 
     def process(self, batch: BatchView) -> None:
-        """Every packet goes on."""
+        """Passes every packet on."""
 
 
 class Marker(PyElement):
@@ -46,7 +48,8 @@ class Marker(PyElement):
 
 @dataclass
 class Case:
-    """One element over one kind of traffic. `build` makes the element, its outputs are connected here."""
+    """One element over one kind of traffic. `build` makes the element; Bench connects its
+    outputs."""
 
     name: str
     traffic: str
@@ -66,7 +69,7 @@ TRAFFIC: dict[str, tuple[list[bytes], tuple[int, int, int, int, int] | None]] = 
 
 
 def _built(module: str, name: str) -> Any:
-    """The class, or None where this build lacks its module, which is said."""
+    """The class; None, with a message, where this build lacks its module."""
     try:
         return getattr(importlib.import_module(module), name)
     except ModuleNotFoundError:
@@ -100,7 +103,7 @@ def _classifier_cases() -> list[Case]:
         return []
 
     def rules(count: int) -> Element:
-        # The last one matches: every other is tried for every packet.
+        # The last rule matches: all others are tried for every packet.
         ports = [*range(6000, 6000 + count - 1), frames.PORT]
         made: Element = classifier([{"protocol": "udp", "destination_port": port, "gate": 0} for port in ports], default=1)
         return made
@@ -114,7 +117,7 @@ def _mirror_cases() -> list[Case]:
         return []
 
     def build() -> Element:
-        # What a repetition copies fits the buffer: the price of a copy is wanted, not that of a full buffer.
+        # The copies of one repetition fit the buffer: this measures a copy, not a full buffer.
         made: Element = mirror("/dev/null", buffer="64mb")
         return made
 
@@ -128,7 +131,8 @@ def _cases() -> list[Case]:
         cases += [Case("Counter", traffic, Counter), Case("Parse", traffic, Parse)]
     cases += [
         Case("Shaper, unlimited", "64 B", Shaper),
-        # The clock moves by what the packets are worth: one leaves for each that comes, behind QUEUED others.
+        # The clock advances by the packets' time at the rate: for each packet that enters, one
+        # leaves, with QUEUED others before it.
         Case(
             "Shaper, enqueue + dequeue",
             "64 B",
@@ -147,7 +151,7 @@ def _cases() -> list[Case]:
 
 
 class Bench:
-    """The lanes and the engine that elements are bound to; nothing runs but what is measured."""
+    """The lanes and the engine that elements are bound to; only what is measured runs."""
 
     def __init__(self) -> None:
         self.pool = PacketPool(small=8192, large=LANE_PACKETS + 16)
@@ -164,7 +168,7 @@ class Bench:
         return self.lanes[traffic]
 
     def push_once(self, traffic: str, element: Element) -> None:
-        """The whole lane once through the element."""
+        """Pushes the whole lane through the element once."""
         self.lanes[traffic].measure(element, self.lanes[traffic].waiting // 32, 32)
 
     def ready(self, case: Case) -> Element:
@@ -199,7 +203,8 @@ def _measure_rings(lane: Lane, repetitions: int, packets: int) -> list[Json]:
 
 
 def run(repetitions: int = REPETITIONS, packets: int = PACKETS) -> Json:
-    """Measures every element: ns a packet (median, min, max) by batch, the empty loop subtracted and given separately."""
+    """Measures every element: ns per packet (median, min, max) by batch size, less the empty loop,
+    which is given separately."""
     bench, cases = Bench(), _cases()
     for case in cases:
         case.packets = min(case.packets, packets)

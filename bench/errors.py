@@ -1,9 +1,9 @@
-"""What goes wrong in a benchmark: one line that says what, which, and what to do."""
+"""Errors of benchmarks: one line that says what went wrong, with what, and what to do."""
 
 
 class BenchError(Exception):
-    """A benchmark cannot run or a contestant does not work."""
+    """A benchmark cannot run, or a contestant does not work."""
 
 
 class RequestError(BenchError):
-    """What was asked for cannot be: the user's to mend, exit status 2."""
+    """An invalid request, which the user can correct: exit status 2."""

@@ -1,8 +1,10 @@
-"""Faults and upgrades under load: what traffic between two containers sees when the worker is killed, or replaced on purpose.
+"""Faults and upgrades under load: the effect on traffic of killing or upgrading the worker.
 
-Two engines, two pairs of NICs, a pair an engine. Over one go numbered datagrams, PPS a second; over the other a TCP stream, shaped to
-TCP_RATE so that a shaper always holds packets. (Pairs across engines cost a third more CPU time: on two CPUs, which both ends of both
-streams share with the engines, there would be none left for what is measured.) Each round does it once, after a pause of random length.
+Two engines, two pairs of NICs, one pair per engine. One pair carries PPS numbered datagrams a
+second; the other a TCP stream, shaped to TCP_RATE, so that a shaper always holds packets. (Pairs
+across engines take a third more CPU time: on two CPUs, which both ends of both streams share with
+the engines, none would be left for the measurement.) Each round kills or upgrades once, after a
+random pause.
 """
 
 import contextlib
@@ -34,7 +36,8 @@ from vnic.control.client import Client
 PPS = 100_000
 TCP_RATE = "300mbit"
 PAUSE_S = (0.2, 0.6)
-CRASH_PAUSE_S = (3.2, 4.0)  # longer than the supervisor takes to trust a worker again: a crash loop is not what is measured
+# longer than the supervisor takes to trust a worker again: this does not measure a crash loop
+CRASH_PAUSE_S = (3.2, 4.0)
 LIMIT_S = 3600
 ROOT = Path(__file__).parents[1]
 Json = dict[str, Any]
@@ -46,7 +49,8 @@ class Instance:
     def __init__(self, space: Space) -> None:
         self.space = space
         os.environ["VNIC_RUNTIME_DIR"] = str(space.directory)  # for the client in this process too
-        # A VLAN for each pair: on one switch, both interfaces of a container would answer for both addresses (ARP).
+        # A VLAN for each pair: on one switch, both interfaces of a container would answer ARP for
+        # both addresses.
         nics = "".join(
             f"  {name}{number}: {{netns: {space.path(end)}, interface: t{number}, engine: {number}, "
             f"vlan: {{access: {10 + number}}}, addresses: [10.9{number}.0.{host}/24]"
@@ -69,7 +73,8 @@ class Instance:
         return counted.count(" 10.9") == 2
 
     def ask(self, method: str) -> Json:
-        """A call of the control API. Not by the command: a Python that starts takes a tenth of what two CPUs have in a second."""
+        """Calls a method of the control API directly: starting a Python process for the command
+        takes a tenth of what two CPUs have in a second."""
         with Client() as client:
             return client.call(method)
 
@@ -78,7 +83,7 @@ class Instance:
         return found
 
     def finish(self) -> Json:
-        """Ends the load and returns what it saw."""
+        """Ends the load and returns its report."""
         self.load.send_signal(signal.SIGTERM)
         out, _ = self.load.communicate(timeout=30)
         found: Json = json.loads(out)
@@ -91,7 +96,7 @@ class Instance:
 
 
 def _counters(stats: Json) -> dict[tuple[str, str], int]:
-    """Whatever only grows."""
+    """All counters that never decrease."""
     found = {
         (element["name"], key): value
         for engine in stats["engines"]
@@ -105,7 +110,7 @@ def _counters(stats: Json) -> dict[tuple[str, str], int]:
 
 
 def _queue_drops(stats: Json) -> int:
-    """Packets that no NIC's queues had room for."""
+    """Packets dropped because a NIC's queues were full."""
     return sum(nic["queue_drops"] or 0 for nic in stats["nics"])
 
 
@@ -114,13 +119,13 @@ def _entries(status: Json) -> set[tuple[str, str]]:
 
 
 def _run(rounds: int, pause_s: tuple[float, float], act: Callable[[Instance, int], Json]) -> tuple[list[Json], Json, Json]:
-    """What each round reported, what the load saw, the last status."""
+    """The report of each round, the load's report, the last status."""
     compile_probes()
     sweep()
     with Space() as space:
         instance = Instance(space)
         try:
-            time.sleep(1.0)  # the stream opens its window
+            time.sleep(1.0)  # the TCP stream opens its window
             reports = []
             for number in range(rounds):
                 reports.append(act(instance, number))
@@ -142,13 +147,13 @@ def _quantiles(values: list[float]) -> Json:
 
 
 def _gap_after(load: Json, begin_ns: int, end_ns: int) -> Json:
-    """The longest silence that ended in the span, and what was lost in it."""
+    """The longest gap that ended in the interval, and the packets lost in it."""
     inside = [gap for gap in load["gaps"] if begin_ns <= gap[0] <= end_ns]
     return dict(zip(("at_ns", "ms", "lost"), max(inside, key=lambda gap: gap[1], default=[0, 0.0, 0]), strict=True))
 
 
 def crash(rounds: int) -> Json:
-    """kill -9 of the worker, again and again. Raises BenchError."""
+    """Kills the worker with SIGKILL, `rounds` times. Raises BenchError."""
     described = machine.describe()
 
     def act(instance: Instance, number: int) -> Json:
@@ -180,7 +185,7 @@ def crash(rounds: int) -> Json:
 
 
 def upgrade(rounds: int) -> Json:
-    """`vnic upgrade`, again and again. Raises BenchError."""
+    """Runs `vnic upgrade`, `rounds` times. Raises BenchError."""
     described = machine.describe()
     broken: dict[str, int] = {"mac_table": 0, "counters": 0}
 
@@ -208,9 +213,11 @@ def upgrade(rounds: int) -> Json:
     return {
         "rounds": rounds,
         "lost": load["lost"] - load["overrun"],
-        # Of those: what the upgrades themselves report, from the first engine's halt to the last one's run.
+        # Of those: the losses that the upgrades report, from the first engine's halt until the last
+        # one runs.
         "lost_by_upgrades": sum(report["lost"] for report in reports),
-        # What TAPs' queues had no room for: while a new worker started and took over, and while nothing was asked of vnic at all.
+        # Packets dropped by full TAP queues: while a new worker started and took over, and in the
+        # pauses between upgrades.
         "queue_drops": {
             "in_upgrades": sum(each["after"] - each["before"] for each in drops),
             "in_upgrades_ms": round(upgrades_ms),
@@ -237,7 +244,7 @@ def upgrade(rounds: int) -> Json:
 
 
 def show(console: Console, result: Json, title: str) -> None:
-    """A table of what there is."""
+    """A table of the results."""
     show_machine(console, result["machine"])
     table = Table(title=title)
     table.add_column("")
@@ -251,7 +258,7 @@ def show(console: Console, result: Json, title: str) -> None:
 
 
 def plot(result: Json, path: Path, title: str) -> Path:
-    """Each round's silence or blackout."""
+    """A plot of each round's gap or blackout."""
     import matplotlib
 
     matplotlib.use("Agg")

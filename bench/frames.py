@@ -1,4 +1,4 @@
-"""Frames for the element benchmarks, by hand: what they need and no more."""
+"""Frames for the element benchmarks, built by hand."""
 
 import random
 import struct
@@ -15,7 +15,7 @@ def mac(number: int) -> bytes:
 
 
 def checksum(data: bytes) -> int:
-    """Internet checksum (RFC 1071)."""
+    """The Internet checksum (RFC 1071)."""
     total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
@@ -23,7 +23,7 @@ def checksum(data: bytes) -> int:
 
 
 def frame(protocol: int, length: int, destination: int = 1, source: int = 5000, destination_port: int = PORT) -> bytes:
-    """An IPv4 frame of `length` bytes (FCS not counted) from mac(source) to mac(destination)."""
+    """An IPv4 frame of `length` bytes (without FCS) from mac(source) to mac(destination)."""
     ip_length = length - ETHERNET_BYTES
     ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, ip_length, 1, 0x4000, 64, protocol, 0, b"\x0a\x00\x00\x01", b"\x0a\x00\x00\x02")
     ip = ip[:10] + checksum(ip).to_bytes(2, "big") + ip[12:]
@@ -40,12 +40,13 @@ FULL = frame(TCP, 1514)
 SEGMENT = 1448
 HEADERS = ETHERNET_BYTES + IPV4_BYTES + TCP_BYTES
 LARGE = frame(TCP, HEADERS + 44 * SEGMENT)
-# (gso_type TCPv4, header_length, gso_size, csum_start, csum_offset) as the kernel hands over such a frame
+# (gso_type TCPv4, header_length, gso_size, csum_start, csum_offset) as the kernel sets them for
+# such a frame
 LARGE_GSO = (1, HEADERS, SEGMENT, ETHERNET_BYTES + IPV4_BYTES, 16)
 
 
 def many_destinations(count: int) -> list[bytes]:
-    """Small frames to mac(1) ... mac(count), in a random order that is always the same; from mac(count + 1)."""
+    """Small frames to mac(1) ... mac(count), in a fixed random order; from mac(count + 1)."""
     numbers = list(range(1, count + 1))
     random.Random(1).shuffle(numbers)
     return [frame(UDP, 60, destination=number, source=count + 1) for number in numbers]

@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM as KeyboardInterrupt, but never between starting something and noting that it has to be ended."""
+"""Raises KeyboardInterrupt for Ctrl-C and SIGTERM, but not between starting a process and recording
+it."""
 
 import contextlib
 import signal
@@ -18,14 +19,14 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def install() -> None:
-    """Takes over SIGINT and SIGTERM."""
+    """Installs the handler of SIGINT and SIGTERM."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
 
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Keeps an interrupt back until the block is done. Blocks nest."""
+    """Defers interrupts until the block ends. Blocks may nest."""
     global _held, _pending
     _held += 1
     try:

@@ -1,4 +1,4 @@
-"""The machine's description, without which a number means nothing."""
+"""The machine's description, without which figures mean nothing."""
 
 import datetime
 import importlib.metadata
@@ -36,7 +36,7 @@ def _commit() -> str:
 
 
 def describe() -> dict[str, object]:
-    """CPU, kernel, versions, load, date: what a reader needs to place the figures."""
+    """CPU, kernel, versions, load, date: what a reader needs to interpret the figures."""
     versions = {
         "python": platform.python_version(),
         "numpy": _version("numpy"),

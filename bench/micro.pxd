@@ -1,8 +1,9 @@
-"""Drives one element the way an engine does, and takes the time of nothing else.
+"""Drives one element as an engine does, and measures only that.
 
-A Lane owns prepared packets in a first-in first-out list. One turn takes a batch from its front and pushes it into an element; the
-Sink behind the element puts what arrives back at the end. So an element may hold packets (a shaper), and an element that frees
-them is noticed: the lane runs dry.
+A Lane holds prepared packets in a first-in first-out list. One turn takes a batch from its front and
+pushes it into an element; the Sink after the element appends the packets to the list again. So an
+element may hold packets (a shaper), and an element that frees packets is noticed: the lane runs
+empty.
 """
 from libc.stdint cimport uint32_t, uint64_t
 from dataplane.element cimport Element
@@ -10,11 +11,11 @@ from dataplane.packet cimport Batch, Context, PacketPool
 from dataplane.ring cimport Ring
 from vnic.device.rss cimport Rss
 
-cdef struct Fifo:                        # a circular list; the sink reaches it without the GIL, so it is no Python object
+cdef struct Fifo:  # a circular list in C, which the sink accesses without the GIL
     uint32_t *indices                    # mask + 1 of them
     uint32_t mask
-    uint32_t first                       # taken from here, free-running
-    uint32_t last                        # put back here
+    uint32_t first                       # position to take from, free-running
+    uint32_t last                        # position to append at
 
 cdef class Lane:
     cdef readonly PacketPool pool
@@ -33,5 +34,5 @@ cdef class Hop(Element):
 
 cdef class Steer(Element):
     cdef Rss rss
-    cdef uint64_t chosen                 # sum of the queues: so that the compiler leaves nothing out
+    cdef uint64_t chosen  # sum of the queues: so that the compiler cannot remove the lookup
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil

@@ -24,7 +24,7 @@ cdef inline void fifo_put(Fifo *fifo, uint32_t index) noexcept nogil:
 
 @cython.final
 cdef class Sink(Element):
-    """Gives packets back to its lane. The end of everything that is measured."""
+    """Returns packets to its lane; the last element of every measurement."""
 
     OUTPUTS = 0
 
@@ -40,7 +40,7 @@ cdef class Sink(Element):
 
 @cython.final
 cdef class Hop(Element):
-    """Forwards what comes: the price of having an element at all."""
+    """Forwards packets: the minimum cost of an element."""
 
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
         self.emit(ctx, 0, batch)
@@ -48,7 +48,8 @@ cdef class Hop(Element):
 
 @cython.final
 cdef class Steer(Element):
-    """Hashes each packet and looks its queue up, as NicTx does before it transmits; forwards all to one place."""
+    """Hashes each packet and looks up its queue, as NicTx does before it transmits; forwards all
+    packets to one output."""
 
     def __init__(self, *, name=None):
         self.rss = Rss(queues=4)
@@ -61,10 +62,11 @@ cdef class Steer(Element):
 
 
 cdef class Lane:
-    """Packets made of `frames` (bytes), `copies` of each in turn, and the loops over them.
+    """Packets made of `frames` (bytes), `copies` of each in turn, and the measuring loops.
 
-    gso: (gso_type, header_length, gso_size, csum_start, csum_offset) of every frame, None for plain frames. Working set: the frames
-    times the copies; keep it small (256 packets) for what a busy engine sees, whose pool hands out the warmest packets first.
+    gso: (gso_type, header_length, gso_size, csum_start, csum_offset) of every frame; None for plain
+    frames. The working set is frames times copies; keep it small (256 packets) as in a busy engine,
+    whose pool allocates the most recently used packets first.
     """
 
     def __cinit__(self, PacketPool pool, list frames, uint32_t copies=1, gso=None):
@@ -106,9 +108,11 @@ cdef class Lane:
         return self.fifo.last - self.fifo.first
 
     def measure(self, Element element, uint32_t turns, uint32_t batch, uint64_t step_ns=0):
-        """Pushes `turns` batches into the element; its clock moves by step_ns a turn and its timer runs when due.
+        """Pushes `turns` batches into the element; each turn advances the clock by step_ns, and the
+        element's timer runs when due.
 
-        Returns ns a packet. Raises RuntimeError when the lane runs dry: the element lost packets, or holds more than it may here.
+        Returns ns per packet. Raises RuntimeError when the lane runs empty: the element lost
+        packets, or holds more than the lane has.
         """
         cdef uint64_t packets = 0, ns
         if not 1 <= batch <= BATCH_MAX:
@@ -139,7 +143,8 @@ cdef class Lane:
         return monotonic_ns() - start
 
     def measure_ring(self, Ring ring, uint32_t turns, uint32_t batch):
-        """Pushes and pops `turns` batches through a ring, on one thread (no line moves between caches). Returns ns a packet."""
+        """Pushes and pops `turns` batches through a ring, on one thread (no cache line moves
+        between CPUs). Returns ns per packet."""
         cdef uint64_t packets = 0, ns
         with nogil:
             ns = self.ring_turns(ring, turns, batch, &packets)

@@ -1,11 +1,11 @@
-"""Scheduling modes of engine groups: what each costs in CPU time and in latency, by load (after Snap, figures 6b to 7).
+"""Scheduling modes of engine groups: CPU time and latency of each, by load (Snap, figures 6b to 7).
 
-Four engines in one group. Three carry the load, each a third: 64-byte frames, together a share of what one engine can take. The
-fourth carries the probe: round trips of a small datagram, 0.5 to 1 ms apart. `neighbour`: 10 % load, and beside it a process for each CPU
-that never sleeps.
+Four engines in one group. Three carry the load, a third each: 64-byte frames, together a share of
+what one engine can forward. The fourth carries the probe: round trips of a small datagram,
+at intervals of 0.5 to 1 ms. `neighbour`: 10 % load, and a process for each CPU that never sleeps.
 
-A round trip has the wake-ups of both its ends in it, which wait for a CPU like everybody's. "through" is the engines' part of it: one way,
-from the send to the time that the receiver's kernel put on the datagram.
+A round trip includes the wake-ups of both its ends, which wait for a CPU like other processes.
+"through" is the engines' part of it: one way, from the send to the receiving kernel's time stamp.
 """
 
 import os
@@ -31,7 +31,8 @@ from bench.space import Space, sweep, wait_for
 from bench.tap import rounded, say
 
 CPUS = sorted(os.sched_getaffinity(0))
-# A CPU of its own where the machine has two: both, on two CPUs, would leave none to the containers.
+# A CPU of its own where the machine has two: with both of two CPUs, none would be left to the
+# containers.
 MODES: dict[str, dict[str, object]] = {
     "dedicated": {"mode": "dedicated", "cpus": CPUS[-1:]},
     "spreading": {"mode": "spreading"},
@@ -50,7 +51,8 @@ Sample = dict[str, float]
 
 
 def _up(space: Space, group: Mapping[str, object]) -> subprocess.Popen[bytes]:
-    """An instance with a NIC for each engine in each of the namespaces: t0, t1 ... for the load, the last for the probe."""
+    """Starts an instance with a NIC for each engine in each of the namespaces: t0, t1 ... for the
+    load, the last for the probe."""
     settings = ", ".join(f"{key}: {value}" for key, value in group.items())
     nics = "".join(
         f"  {name}{number}: {{netns: {space.path(end)}, interface: t{number}, engine: {number}, "
@@ -80,18 +82,19 @@ def _blast(space: Space, seconds: float, pps: float = 0, number: int = 0) -> Sam
 
 
 def _capacity(seconds: float) -> float:
-    """Frames a second that an engine takes, as its receiver counts them."""
+    """Frames per second that an engine forwards, counted at the receiver."""
     with Space() as space:
         _up(space, MODES["spreading"])
         return 1e6 * _blast(space, seconds)["mpps"]
 
 
 def _measure(mode: str, load: str, pps: float, seconds: float) -> Sample:
-    """One mode under one load. Raises BenchError."""
+    """Measures one mode under one load. Raises BenchError."""
     with Space() as space:
         process = _up(space, MODES[mode])
         a, b = space.path(space.a), space.path(space.b)
-        probe("pingpong", a, b, PROBED, 50, PAUSE_US, timeout_seconds=20)  # addresses are resolved, engines warm
+        # addresses are resolved, engines warm
+        probe("pingpong", a, b, PROBED, 50, PAUSE_US, timeout_seconds=20)
         hungry = CPUS if load == "neighbour" else []
         for _ in hungry:
             space.start(["sh", "-c", "while :; do :; done"])
@@ -114,7 +117,7 @@ def _measure(mode: str, load: str, pps: float, seconds: float) -> Sample:
 
 
 def run(rounds: int, seconds: float) -> dict[str, Any]:
-    """Every mode under every load, `rounds` times, interleaved. Raises BenchError."""
+    """Measures every mode under every load, `rounds` times, interleaved. Raises BenchError."""
     compile_probes()
     sweep()
     described = machine.describe()
@@ -155,7 +158,7 @@ def show(console: Console, result: Mapping[str, Any]) -> None:
 
 
 def plot(result: Mapping[str, Any], path: Path) -> Path:
-    """CPU time and tail by load, a line a mode, as a picture."""
+    """A plot of CPU time and tail latency by load, one line per mode."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,11 +1,13 @@
 /* Round trips of a small UDP datagram between two namespaces.
  *
  * usage: pingpong CLIENT_NETNS SERVER_NETNS SERVER_ADDRESS COUNT PAUSE_US
- * With PAUSE_US > 0 the client sleeps between PAUSE_US and twice as long between two round trips, so that everybody on the path
- * has gone to sleep; with 0 the next one starts at once. The first answer is waited for up to 10 s (it also resolves addresses and
- * teaches switches) and not counted. Prints {"p50_us": ..., "p99_us": ..., "p999_us": ..., "min_us": ...,
- * the same with "through_" before them, "count": ..., "lost": ...}. "through" is one way, from the clock's reading before the send to the
- * time that the receiver's kernel put on the datagram: so it has the path's wake-up in it, but not that of the receiving process. */
+ * With PAUSE_US > 0 the client sleeps between PAUSE_US and twice as long between round trips, so
+ * that all processes on the path are asleep; with 0 the next one starts at once. The first reply may
+ * take up to 10 s (it also resolves addresses, and switches learn them) and is not counted.
+ * Prints {"p50_us": ..., "p99_us": ..., "p999_us": ..., "min_us": ...,
+ * the same with the prefix "through_", "count": ..., "lost": ...}. "through" is one way, from the
+ * clock reading before the send to the receiving kernel's time stamp: it includes the path's
+ * wake-up, but not that of the receiving process. */
 #include "common.h"
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -13,8 +15,8 @@
 
 struct message {
     uint64_t number;
-    uint64_t sent_ns;    /* CLOCK_REALTIME, which is the kernel's for received datagrams */
-    uint64_t through_ns; /* of an answer: what the question took */
+    uint64_t sent_ns;    /* CLOCK_REALTIME, as the kernel's time stamps of datagrams */
+    uint64_t through_ns; /* in a reply: one-way time of the request */
 };
 
 enum { CONNECT_MS = 10000, RETRY_MS = 50, LOST_MS = 500 };
@@ -26,7 +28,7 @@ static uint64_t real_ns(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* As recvfrom; through_ns: since the sender read its clock, 0 where the kernel put no time on it. */
+/* As recvfrom; through_ns: time since the sender's clock reading, 0 without a kernel time stamp. */
 static ssize_t receive(int s, struct message *m, struct sockaddr_in *from, uint64_t *through_ns)
 {
     union {
@@ -76,7 +78,7 @@ static void set_timeout(int s, int ms)
     setsockopt(s, SOL_SOCKET, SO_RCVTIMEO, &t, sizeof t);
 }
 
-/* Nanoseconds until the answer numbered `number` came, 0 where none did; through[0], through[1]: there, and back. */
+/* Nanoseconds until reply `number` came, 0 if none did; through[0], through[1]: there and back. */
 static uint64_t round_trip(int s, uint64_t number, uint64_t through[2])
 {
     struct message m = { .number = number, .sent_ns = real_ns() };
@@ -84,7 +86,7 @@ static uint64_t round_trip(int s, uint64_t number, uint64_t through[2])
     if (send(s, &m, sizeof m, 0) != sizeof m)
         return 0;
     while (receive(s, &m, NULL, &through[1]) == sizeof m)
-        if (m.number == number) { /* else: a late answer to one given up */
+        if (m.number == number) { /* else: a late reply to a request given up */
             through[0] = m.through_ns;
             return now_ns() - start;
         }
@@ -97,7 +99,7 @@ static int ascending(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Sorts the samples, prints their percentiles as members of an object. */
+/* Sorts the samples and prints their percentiles as members of an object. */
 static void print_percentiles(const char *prefix, uint64_t *samples, long count)
 {
     qsort(samples, (size_t)count, sizeof *samples, ascending);

@@ -1,4 +1,4 @@
-"""The C probes (bench/*.c): compiled when first needed, run as processes, answering with one JSON object."""
+"""The C probes (bench/*.c): compiled when needed, run as processes; each prints one JSON object."""
 
 import json
 import re
@@ -16,7 +16,8 @@ PROBES = ("bare", "stream", "blast", "pingpong", "sequence")
 
 
 def compile_probes() -> None:
-    """Compiles the probes that are older than their source into bench/bin/. Raises BenchError where gcc is absent or fails."""
+    """Compiles the probes that are older than their source into bench/bin/. Raises BenchError where
+    gcc is missing or fails."""
     if not shutil.which("gcc"):
         raise BenchError("gcc is not installed: the probes are C programs (apt-get install gcc libc6-dev)")
     BIN.mkdir(exist_ok=True)
@@ -32,7 +33,8 @@ def compile_probes() -> None:
 
 
 def finish(command: Sequence[str], timeout_seconds: float) -> subprocess.CompletedProcess[str]:
-    """Runs a command to its end and leaves no process behind. Raises BenchError where it is absent or takes too long."""
+    """Runs a command to its end and leaves no process behind. Raises BenchError where it is missing
+    or takes too long."""
     process: subprocess.Popen[str] | None = None
     try:
         with held():
@@ -50,7 +52,7 @@ def finish(command: Sequence[str], timeout_seconds: float) -> subprocess.Complet
 
 
 def probe(name: str, *arguments: object, timeout_seconds: float) -> dict[str, float]:
-    """Runs a probe and returns what it measured. Raises BenchError where it fails or takes too long."""
+    """Runs a probe and returns its result. Raises BenchError where it fails or takes too long."""
     done = finish([str(BIN / name), *(str(a) for a in arguments)], timeout_seconds)
     if done.returncode:
         raise BenchError(f"{name} failed: {done.stderr.strip() or f'exit status {done.returncode}'}")
@@ -59,9 +61,11 @@ def probe(name: str, *arguments: object, timeout_seconds: float) -> dict[str, fl
 
 
 def ping(netns: str, address: str, count: int, interval_ms: int) -> dict[str, float]:
-    """Round trips of ICMP echoes, by iputils' ping: p50_us, p99_us, received. Raises BenchError where ping is absent or none came back.
+    """Round trips of ICMP echoes, by iputils' ping: p50_us, p99_us, received. Raises BenchError
+    where ping is missing or no reply came.
 
-    With pauses below 10 ms ping polls for the answer instead of sleeping: the round trip has the path's wake-ups in it, not the client's.
+    At intervals below 10 ms ping polls for the reply instead of sleeping: so the round trip
+    includes the path's wake-ups, not the client's.
     """
     command = ["nsenter", f"--net={netns}", "ping", "-n", "-c", str(count), "-i", f"{interval_ms / 1000:.3f}", address]
     done = finish(command, timeout_seconds=10 + 2 * count * interval_ms / 1000)
@@ -72,7 +76,8 @@ def ping(netns: str, address: str, count: int, interval_ms: int) -> dict[str, fl
 
 
 def run(command: Sequence[str]) -> str:
-    """Runs a tool to its end and returns what it printed. Raises BenchError with its first line of complaint."""
+    """Runs a tool to its end and returns its output. Raises BenchError with the first line of its
+    error."""
     done = finish(command, timeout_seconds=30)
     if done.returncode:
         complaint = (done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}").splitlines()[0]

@@ -1,7 +1,8 @@
-"""How exact a rate is: one TCP stream through a running vnic, its frames timed by the kernel where they arrive.
+"""Accuracy of a rate: one TCP stream through a running vnic, timed by the receiving kernel.
 
-Every frame counts as the layer-2 frames that it is worth: of a GSO frame each segment with its headers. The kernel says how a frame is
-segmented (PACKET_VNET_HDR) and when it came (SO_TIMESTAMPNS), so vnic's own counters have no part in the result.
+Every frame counts as its layer-2 frames on a wire: for a GSO frame, each segment with its headers.
+The kernel reports how a frame is segmented (PACKET_VNET_HDR) and when it arrived (SO_TIMESTAMPNS),
+so the result does not depend on vnic's own counters.
 """
 
 import json
@@ -41,7 +42,8 @@ def wire_bytes(frame: bytes, length: int, gso_size: int) -> int:
 
 
 def listen(interface: str, seconds: float) -> None:
-    """Runs in the receiving namespace: prints [[nanoseconds, wire bytes], ...] of what arrives within `seconds`."""
+    """Runs in the receiving namespace: prints [[nanoseconds, wire bytes], ...] of frames received
+    within `seconds`."""
     arrivals: list[tuple[int, int]] = []
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800)) as s:
         s.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
@@ -67,7 +69,7 @@ def listen(interface: str, seconds: float) -> None:
 
 
 def judge(arrivals: Sequence[Sequence[int]], rate_bps: int, seconds: float) -> Json:
-    """Error of the whole and of each 100 ms window, percent, after the first 200 ms."""
+    """Error of the whole and of each 100 ms window, in percent, after the first 200 ms."""
     times = [at for at, _ in arrivals]
     sums = [0]
     for _, count in arrivals:
@@ -92,7 +94,7 @@ def judge(arrivals: Sequence[Sequence[int]], rate_bps: int, seconds: float) -> J
 
 
 def measure(rate_bps: int, seconds: float) -> Json:
-    """One rate, applied live to a running vnic before the stream begins. Raises BenchError."""
+    """Measures one rate, applied to a running vnic before the stream begins. Raises BenchError."""
     with Space() as space:
         contestant = contestants.Vnic()
         process = contestant.up(space)
@@ -118,7 +120,7 @@ def measure(rate_bps: int, seconds: float) -> Json:
 
 
 def run_rates(rates: Sequence[int], seconds: float, rounds: int) -> Json:
-    """Every rate `rounds` times, interleaved."""
+    """Measures every rate `rounds` times, interleaved."""
     compile_probes()
     description = machine.describe()
     results: dict[str, list[Json]] = {format_rate(rate): [] for rate in rates}

@@ -1,4 +1,5 @@
-"""Replay: packets a second through a whole configuration in virtual time, against a loop in scapy over the same file."""
+"""Replay: packets per second through a whole configuration in virtual time, compared with a scapy
+loop over the same file."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from bench import machine
 from bench.errors import BenchError
 
 CONFIG = "nics:\n  a: {egress: {rate: 10gbit}}\n  b: {}\n"
-FRAME_BYTES = 60  # 64 on the wire, with the FCS that captures do not hold
+FRAME_BYTES = 60  # 64 on the wire, with the FCS, which captures do not contain
 GAP_NS = 200
 SCAPY_SECONDS = 3.0
 START_NS = 1_700_000_000_000_000_000
@@ -29,7 +30,7 @@ Json = dict[str, object]
 
 
 def write_capture(path: Path, packets: int) -> int:
-    """A capture of 64-byte UDP frames, 200 ns apart; returns its size in bytes."""
+    """Writes a capture of 64-byte UDP frames, 200 ns apart; returns its size in bytes."""
     record = np.dtype([("s", "<u4"), ("f", "<u4"), ("captured", "<u4"), ("original", "<u4"), ("data", "u1", (FRAME_BYTES,))])
     frame = bytes.fromhex("020000000002020000000001 0800 4500002e00010000401166bb0a0000010a000002")
     frame += struct.pack(">HHHH", 1000, 2000, 26, 0) + bytes(18)
@@ -47,7 +48,8 @@ def write_capture(path: Path, packets: int) -> int:
 
 
 def write_answer(path: Path) -> None:
-    """One packet of the other container, before all others: the switch knows both addresses, as in a network at work."""
+    """Writes a capture of one packet from the other container, before all others, so that the
+    switch knows both addresses."""
     frame = bytes.fromhex("020000000001 020000000002 0806") + bytes(46)
     head = struct.pack("<IHHIIII", 0xA1B23C4D, 2, 4, 0, 0, 65535, 1)
     second, rest = divmod(START_NS - 1_000_000, 10**9)
@@ -55,7 +57,7 @@ def write_answer(path: Path) -> None:
 
 
 def replay_once(capture: str, answer: str, output: str) -> Json:
-    """In a process of its own (see `main`): seconds, packets, greatest resident memory."""
+    """Runs in a process of its own (see `main`): seconds, packets, maximum resident memory."""
     from vnic.control.load import parse_config
     from vnic.replay.session import Replay
 
@@ -71,7 +73,7 @@ def replay_once(capture: str, answer: str, output: str) -> Json:
 
 
 def scapy_once(capture: str) -> Json:
-    """The loop that one writes with scapy: read, look at the headers, write. Bounded in time."""
+    """The usual loop with scapy: read, check headers, write. Bounded in time."""
     from scapy.layers.inet import IP, UDP
     from scapy.utils import PcapReader, PcapWriter
 
@@ -95,7 +97,7 @@ def _child(what: str, *arguments: str) -> Json:
 
 
 def run(packets: int, rounds: int, keep_output: bool) -> Json:
-    """Replay and scapy in turns over one file. Raises BenchError."""
+    """Runs replay and scapy in turns over one file. Raises BenchError."""
     mpps: list[float] = []
     per_cpu: list[float] = []
     slow: list[float] = []

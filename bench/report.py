@@ -1,4 +1,4 @@
-"""Results for people (tables) and for machines (JSON files under bench/results/)."""
+"""Results as tables for users and as JSON files under bench/results/."""
 
 import datetime
 import json
@@ -44,7 +44,7 @@ def show_machine(console: Console, machine: Mapping[str, Any]) -> None:
 
 
 def show_tap(console: Console, result: Mapping[str, Any]) -> None:
-    """The table of `bench tap`: medians (min-max), ratios against the better bare loop."""
+    """The table of `bench tap`: medians (min-max), ratios to the better bare loop."""
     table = Table(title=f"TAP to TAP: medians of {result['rounds']} rounds of {result['seconds']:g} s (min-max)")
     for title in ("", "TCP Gbit/s", "/ bare", "64 B Mpps", "/ bare", "ping p50 us", "p99 us", "UDP p50 us", "idle CPU %"):
         table.add_column(title, justify="left" if not title else "right", no_wrap=True)
@@ -69,7 +69,7 @@ def show_tap(console: Console, result: Mapping[str, Any]) -> None:
 
 
 def show_elements(console: Console, result: Mapping[str, Any]) -> None:
-    """The table of `bench elements`: ns a packet, median (min-max) of the repetitions."""
+    """The table of `bench elements`: ns per packet, median (min-max) of the repetitions."""
     table = Table(title=f"Elements: ns/packet, medians of {result['repetitions']} (min-max), empty loop subtracted")
     table.add_column("")
     table.add_column("traffic")

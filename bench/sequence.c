@@ -1,12 +1,14 @@
-/* What a fault on a path does to traffic: numbered datagrams at a steady rate, and one TCP stream whose content is checked.
+/* Effect of a fault on traffic: numbered datagrams at a steady rate, and a checked TCP stream.
  *
  * usage: sequence SENDER_NETNS RECEIVER_NETNS ADDRESS PPS SECONDS [TCP_ADDRESS]
- * Sends PPS datagrams of 22 bytes (64-byte frames) a second; those that are due together, TICK_NS apart at least; a sender that is more than
- * ARREARS_NS late goes on from there. With TCP_ADDRESS, also
- * a stream to that address, of 64-bit numbers that count up. Everything ends after SECONDS, or at SIGTERM.
- * Prints {"sent", "received", "lost", "reordered", "overrun" (lost in the receiver's own socket), "resets" (of the stream), "damaged"
- * (numbers of it that were not the next), "tcp_bytes", "longest_ms", "gaps": [[at_ns, ms, lost], ...]}: silences of GAP_NS and more at the
- * receiver, by CLOCK_MONOTONIC at their end. */
+ * Sends PPS datagrams of 22 bytes (64-byte frames) a second: all that are due at once, at least
+ * TICK_NS apart; when more than ARREARS_NS late, the sender skips the datagrams due. With
+ * TCP_ADDRESS, also sends a stream of increasing 64-bit numbers to that address. Everything ends
+ * after SECONDS, or at SIGTERM.
+ * Prints {"sent", "received", "lost", "reordered", "overrun" (lost in the receiver's own socket),
+ * "resets" (of the stream), "damaged" (numbers of it that were not the next), "tcp_bytes",
+ * "longest_ms", "gaps": [[at_ns, ms, lost], ...]}: gaps of at least GAP_NS at the receiver, with
+ * the CLOCK_MONOTONIC time of their end. */
 #include "common.h"
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -28,7 +30,7 @@ static void on_term(int number)
 
 static struct {
     uint64_t sent, resets, damaged, tcp_bytes, ending;
-} volatile *shared; /* the sender's and the stream's books: other processes, since a process is in one namespace */
+} volatile *shared; /* by processes: the sender and the stream enter other namespaces */
 
 static void send_numbers(const struct sockaddr_in *to, double pps, uint64_t end)
 {
@@ -53,7 +55,8 @@ static void send_numbers(const struct sockaddr_in *to, double pps, uint64_t end)
             nanosleep(&pause, NULL);
             continue;
         }
-        if (due - number > (uint64_t)(pps * ARREARS_NS / 1e9)) { /* kept from its CPU: at a steady rate nobody makes up for that at once */
+        /* it had no CPU: to send all of it now would not be a steady rate */
+        if (due - number > (uint64_t)(pps * ARREARS_NS / 1e9)) {
             began += (uint64_t)((double)(due - number) / pps * 1e9);
             continue;
         }
@@ -64,7 +67,8 @@ static void send_numbers(const struct sockaddr_in *to, double pps, uint64_t end)
         }
         int n = sendmmsg(s, messages, (unsigned)wanted, 0);
         if (n > 0)
-            number += (uint64_t)n; /* what was refused goes with the next burst: only the path may lose */
+            /* datagrams not accepted go with the next burst: only the path may lose any */
+            number += (uint64_t)n;
         shared->sent = number;
     }
     _exit(0);
@@ -142,7 +146,8 @@ int main(int argc, char **argv)
         return 2;
     }
     end_with_parent();
-    struct sigaction term = { .sa_handler = on_term }; /* no SA_RESTART: it ends what blocks */
+    /* no SA_RESTART: it interrupts blocking calls */
+    struct sigaction term = { .sa_handler = on_term };
     sigaction(SIGTERM, &term, NULL);
     shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (shared == MAP_FAILED)
@@ -181,7 +186,8 @@ int main(int argc, char **argv)
     int gap_count = 0, told = 0;
     struct pollfd ready = { s, POLLIN, 0 };
     while (poll(&ready, 1, QUIET_MS) != 0 || (!over && now_ns() < end)) {
-        if (over && !told) { /* then what is under way still comes, and after QUIET_MS nothing does */
+        /* packets in flight still arrive; the loop ends when QUIET_MS pass without any */
+        if (over && !told) {
             told = 1;
             shared->ending = 1;
             for (int i = 0; i < count; i++)

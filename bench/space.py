@@ -1,6 +1,7 @@
-"""Where a contestant runs: three network namespaces, a directory and processes, all of which end with the `with` block.
+"""The environment of a contestant: three network namespaces, a directory, and processes.
 
-Names carry the bench's pid, so that two benches do not meet and a later one can sweep up after one that was killed.
+All of them end with the `with` block. Names contain the bench's pid, so that two benches do not
+conflict, and a later one can remove what a killed one left.
 """
 
 import contextlib
@@ -36,7 +37,7 @@ def sweep() -> None:
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    """Polls until the condition holds. Raises BenchError with `what` where it does not in time."""
+    """Polls until the condition holds. Raises BenchError with `what` on a timeout."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -45,7 +46,8 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
 
 
 class Space:
-    """Namespaces `a` and `b`, the two ends, and `middle`, for what a contestant needs between them."""
+    """Namespaces `a` and `b`, the two ends, and `middle` for what a contestant needs between
+    them."""
 
     def __init__(self) -> None:
         self.a, self.b, self.middle = (f"{PREFIX}{os.getpid()}-{end}" for end in ("a", "b", "m"))
@@ -68,8 +70,9 @@ class Space:
         self.close()
 
     def close(self) -> None:
-        """Ends the processes, last started first, then deletes the namespaces and the directory. May be called twice."""
-        with held():  # a second Ctrl-C must not leave half of it behind
+        """Ends the processes, last started first, then deletes the namespaces and the directory.
+        May be called twice."""
+        with held():  # a second Ctrl-C must not interrupt this
             for process in reversed(self.processes):
                 end(process)
             self.processes.clear()
@@ -85,9 +88,10 @@ class Space:
         return str(NETNS / name)
 
     def start(self, command: Sequence[str], within: str | None = None, **environment: str) -> subprocess.Popen[bytes]:
-        """Starts a process, in the namespace `within` where given; its output goes to a file that `complaint` reads."""
-        # Its own process group: Ctrl-C on the terminal reaches the bench alone, which ends it in order. setpriv: a bench that was
-        # killed takes it along.
+        """Starts a process, in namespace `within` if given; `complaint` reads its output from a
+        file."""
+        # Its own process group: Ctrl-C on the terminal reaches only the bench, which ends it in
+        # order. setpriv: the process ends with a killed bench.
         enter = ["nsenter", f"--net={self.path(within)}"] if within else []
         log = (self.directory / f"log{len(self.processes)}").open("wb")
         with log, held():
@@ -103,13 +107,13 @@ class Space:
         return process
 
     def complaint(self, process: subprocess.Popen[bytes]) -> str:
-        """The last line that the process printed."""
+        """The last line of the process' output."""
         log = self.directory / f"log{self.processes.index(process)}"
         lines = log.read_text(errors="replace").strip().splitlines()
         return lines[-1] if lines else f"exit status {process.returncode}, no output"
 
     def wait_interface(self, name: str, interface: str, process: subprocess.Popen[bytes] | None = None) -> None:
-        """Waits until the interface is there, or its process has ended without it."""
+        """Waits until the interface exists; raises BenchError if the process ends before."""
 
         def there() -> bool:
             if process and process.poll() is not None:
@@ -119,7 +123,7 @@ class Space:
         wait_for(there, 10, f"no interface {interface} in {name}")
 
     def connect(self, interface_a: str, interface_b: str) -> None:
-        """Gives both ends their address and waits until a datagram comes back."""
+        """Sets both ends' addresses and waits until a datagram comes back."""
         ends = ((self.a, interface_a, ADDRESS_A), (self.b, interface_b, ADDRESS_B))
         for name, interface, address in ends:
             run(["ip", "-n", name, "address", "replace", f"{address}/{PREFIX_LENGTH}", "dev", interface])
@@ -128,7 +132,7 @@ class Space:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Asks the process to end, and insists after 3 s."""
+    """Sends SIGTERM, and SIGKILL after 3 s."""
     if process.stdin:
         process.stdin.close()
     if process.poll() is None:

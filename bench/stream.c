@@ -1,8 +1,9 @@
 /* Goodput of one TCP stream between two namespaces.
  *
  * usage: stream SENDER_NETNS RECEIVER_NETNS RECEIVER_ADDRESS SECONDS
- * CUBIC, whatever the machine's default is (defaults differ, and a paced one hides what the path can do). The receiver counts
- * the bytes it reads in SECONDS after half a second to warm up, and prints {"gbps": ..., "seconds": ...}. */
+ * Uses CUBIC, whatever the machine's default (defaults differ, and a paced one would not show what
+ * the path can do). The receiver counts the bytes that it reads in SECONDS after half a second of
+ * warm-up, and prints {"gbps": ..., "seconds": ...}. */
 #include "common.h"
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -22,7 +23,7 @@ static void send_all(const char *netns, const struct sockaddr_in *to)
     if (connect(s, (const struct sockaddr *)to, sizeof *to))
         die("connect");
     while (send(s, chunk, sizeof chunk, MSG_NOSIGNAL) > 0) { }
-    _exit(0); /* the receiver has had enough and closed */
+    _exit(0); /* the receiver has finished and closed */
 }
 
 int main(int argc, char **argv)
@@ -48,7 +49,8 @@ int main(int argc, char **argv)
         end_with_parent();
         send_all(argv[1], &here);
     }
-    alarm((unsigned)seconds + 10); /* a path that carries nothing ends the probe, not the run */
+    /* if the path forwards nothing, the probe ends, not the whole run */
+    alarm((unsigned)seconds + 10);
     int s = accept(listener, NULL, NULL);
     if (s < 0)
         die("accept");
@@ -62,7 +64,7 @@ int main(int argc, char **argv)
             if (first)
                 bytes += (uint64_t)n;
             else
-                first = now; /* what came before this instant is not counted */
+                first = now; /* bytes before this instant are not counted */
         }
     } while (now < end);
     printf("{\"gbps\": %.4f, \"seconds\": %.4f}\n", (double)bytes * 8 / (double)(now - first), (double)(now - first) / 1e9);

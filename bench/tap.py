@@ -1,4 +1,4 @@
-"""TAP to TAP: every contestant in the same run, interleaved round by round, medians and ratios."""
+"""TAP to TAP: all contestants in one run, interleaved round by round; medians and ratios."""
 
 import statistics
 import sys
@@ -22,7 +22,7 @@ Json = dict[str, object]
 
 
 def say(text: str) -> None:
-    """Progress, on stderr: stdout is for the result."""
+    """Prints progress on stderr: stdout is for the result."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -41,7 +41,7 @@ def measure(contestant: contestants.Contestant, seconds: float, idle: bool) -> S
         sample["mpps_64b"] = blast["mpps"]
         sample["tcp_gbps"] = probe("stream", a, b, ADDRESS_B, seconds, timeout_seconds=seconds + 30)["gbps"]
         if idle and process:
-            time.sleep(0.3)  # start-up's last work does not count as idling
+            time.sleep(0.3)  # the end of the start-up does not count as idle
             before_ns, start = contestants.tree_cpu_ns(process.pid), time.monotonic()
             time.sleep(IDLE_SECONDS)
             used_ns = contestants.tree_cpu_ns(process.pid) - before_ns
@@ -53,7 +53,7 @@ def measure(contestant: contestants.Contestant, seconds: float, idle: bool) -> S
 
 @dataclass
 class Series:
-    """What one contestant showed, round by round."""
+    """The results of one contestant, round by round."""
 
     what: str
     samples: list[Sample] = field(default_factory=list)
@@ -78,7 +78,7 @@ def rounded(value: float | None) -> float | None:
 
 
 def ratio(value: float | None, base: float | None) -> float | None:
-    """Of medians; None where either is missing."""
+    """The ratio of two medians; None where either is missing."""
     return rounded(value / base) if value is not None and base else None
 
 
@@ -89,7 +89,7 @@ def better(series: dict[str, Series], key: str) -> float | None:
 
 
 def summarise(series: dict[str, Series], rounds: int, seconds: float) -> Json:
-    """The one object that `--json` prints. A figure whose contestant did not run is null."""
+    """The object that `--json` prints. A figure whose contestant did not run is null."""
     none = Series("")
     vnic, spin = series.get("vnic", none), series.get("vnic-spin", none)
     bare_rtt = [m for name in contestants.BARE if (m := series.get(name, none).median("rtt_p50_us")) is not None]
@@ -118,7 +118,8 @@ def summarise(series: dict[str, Series], rounds: int, seconds: float) -> Json:
 
 
 def run(rounds: int, seconds: float, names: list[str]) -> Json:
-    """Measures the named contestants (all that are installed where empty) `rounds` times, interleaved. Raises BenchError."""
+    """Measures the named contestants (none named: all that are installed) `rounds` times,
+    interleaved. Raises BenchError."""
     compile_probes()
     sweep()
     chosen, lacking = contestants.choose(names)
@@ -129,7 +130,7 @@ def run(rounds: int, seconds: float, names: list[str]) -> Json:
     described = machine.describe()
     series = {c.name: Series(c.what) for c in chosen}
     for number in range(rounds):
-        # Rotated, so that nobody always follows the same neighbour.
+        # Rotated, so that no contestant always follows the same other one.
         start = number % len(chosen)
         for contestant in rotate(chosen, start):
             one = series[contestant.name]
@@ -147,7 +148,8 @@ def run(rounds: int, seconds: float, names: list[str]) -> Json:
 
 
 def failure_of_ours(result: Json) -> str:
-    """The first failure of vnic, "" where it has none: a run that could not measure what it is for must not look well."""
+    """The first failure of vnic, "" where there is none: a run that failed to measure vnic must not
+    exit with 0."""
     ours = result["ours"]
     assert isinstance(ours, dict)
     return next((f"{name}: {failure}" for name, one in ours.items() for failure in one["failures"]), "")

@@ -82,7 +82,7 @@ cdef class Classifier(Element):
     Counters:  matched, unmatched; unparsed (did not pass Parse: treated as unmatched).
                `hits()`: packets of each rule.
     Handlers:  counters; rules (read, write, live): as in Config, where default and the number of
-               outputs stay; each packet is classified wholly by the old or wholly by the new rules;
+               outputs stay, and each packet is classified wholly by the old or by the new rules;
                hits (read): of the rules that `rules` returns, since they were set
     Threads:   any one engine
     Cost:      a linear scan: dataplane/README.md has a match in the first, tenth and thousandth rule
