@@ -1,4 +1,4 @@
-"""Python face of dataplane.engine_state."""
+"""Type stub of dataplane.engine_state."""
 
 from collections.abc import Callable
 from typing import Any

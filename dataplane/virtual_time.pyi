@@ -1,4 +1,4 @@
-"""Python face of dataplane.virtual_time."""
+"""Type stub of dataplane.virtual_time."""
 
 from collections.abc import Iterable
 

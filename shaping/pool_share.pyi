@@ -1,4 +1,4 @@
-"""Python face of shaping.pool_share."""
+"""Type stub of shaping.pool_share."""
 
 class PoolShare:
     def __init__(self, small: int, large: int) -> None: ...

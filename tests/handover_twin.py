@@ -1,4 +1,5 @@
-"""Two engines with a NIC each, on shared segments, whose engines can be replaced while packets wait: what the hand-over's tests run."""
+"""Scenario of the hand-over tests: two engines with a NIC each, on shared segments, which can be
+replaced while packets wait."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ MACS = [bytes.fromhex("020000000001"), bytes.fromhex("020000000002")]
 
 
 class Seen(PyElement):
-    """Marks packets with how many came before; what a user's element with a state of its own looks like."""
+    """Marks packets with the number of packets before; an example of a user's element with
+    state."""
 
     def __init__(self, *, name: str | None = None) -> None:
         self.seen = 0
@@ -58,7 +60,8 @@ class Seen(PyElement):
 
 @dataclass
 class Home:
-    """An engine, the port of its NIC and its elements by name, on objects of its own over the shared segments."""
+    """An engine, the port of its NIC and its elements by name, with its own objects over the shared
+    segments."""
 
     engine: Engine
     port: MemoryPort
@@ -67,7 +70,8 @@ class Home:
 
 
 class Pair:
-    """a and b, each with its engine; what crosses goes by ring. Frames come out in `out`: (port, instant, frame)."""
+    """NICs a and b, each with its engine, connected by rings. `out` gets the frames transmitted:
+    (port, instant, frame)."""
 
     def __init__(
         self,
@@ -78,7 +82,7 @@ class Pair:
         segments: list[int] | None = None,
         start_ns: int = START_NS,
     ):
-        """segments: descriptors of another Pair's, in another process."""
+        """segments: descriptors of another process' Pair."""
         self.rates = egress, ingress
         self.clock = Clock(virtual=True, start_ns=start_ns)
         if segments is None:
@@ -96,7 +100,8 @@ class Pair:
         return [self.pool.fd, self.table.fd, *(fd for ring in self.rings for fd in (ring.fd, ring.doorbell))]
 
     def build(self, number: int) -> Home:
-        """A fresh engine for the NIC `number`, with everything attached anew, as another process has it."""
+        """A fresh engine for NIC `number`, with all segments attached again, as in another
+        process."""
         pool, table = PacketPool.from_descriptor(self.pool.fd), MacTable.from_descriptor(self.table.fd)
         rings = [MpscRing.from_descriptor(ring.fd, ring.doorbell) for ring in self.rings]
         name, other = "ab"[number], "ab"[1 - number]
@@ -127,10 +132,12 @@ class Pair:
             spec = Spec(payload=payload, source_port=i, protocol=6 if i % 3 or gso_size else 17, flags=0x10)
             frame = spec.frame(gso_size)
             frames.append(frame._replace(data=link + frame.data[12:]) if i % 7 != 6 else link + b"\x88\xb5" + payload)
-        self.incoming[number] += frames  # in the kernel, so to speak: whoever serves the NIC next reads them
+        # as if in the kernel: the next engine of the NIC reads them
+        self.incoming[number] += frames
 
     def run(self, gap_ns: int, who: int) -> None:
-        """Virtual time goes on by `gap_ns` for the engines of the mask `who`; for the others it stands still, and all they do is late."""
+        """Advances virtual time by `gap_ns` for the engines in the bit mask `who`; for the others
+        it stands still, and all their packets are late."""
         until = self.clock.now_ns + gap_ns
         engines = [home.engine for i, home in enumerate(self.homes) if who >> i & 1]
         for i, home in enumerate(self.homes):
@@ -152,7 +159,8 @@ class Pair:
         shaper.set_rate(rate)
 
     def hand_over(self, number: int) -> None:
-        """Replaces the engine of a NIC by a new one. The old one is closed, and must not free anything that the new one has."""
+        """Replaces the engine of a NIC by a new one. The old one is closed, and must not free
+        packets of the new one."""
         old, new = self.homes[number], self.build(number)
         in_use = self.pool.in_use
         data = save_engine(old.engine)
@@ -165,7 +173,7 @@ class Pair:
         self.homes[number] = new
 
     def books(self) -> list[Any]:
-        """Everything that is counted, on both sides."""
+        """All counters of both sides."""
         for home in self.homes:
             assert home.engine.conservation()["conserved"]
         return [
@@ -190,9 +198,10 @@ class Pair:
 
 
 def busy(**options: Any) -> Pair:
-    """Both shapers of a hold packets, one is cutting a frame, and b's ring has some that b has not taken yet."""
+    """Both shapers of a hold packets, one is segmenting a frame, and b's ring has packets that b
+    has not received yet."""
     pair = Pair(*RATES, **options)
-    pair.send(0, 30_000, 1, 60)  # more pieces than a batch holds
+    pair.send(0, 30_000, 1, 60)  # more segments than a batch holds
     pair.send(0, 1000, 20)
     pair.send(1, 700, 8)
     pair.run(100_000_000, 3)
@@ -205,7 +214,7 @@ def busy(**options: Any) -> Pair:
 
 
 def finish(pair: Pair) -> list[Any]:
-    """What comes out of it until all is quiet."""
+    """Runs the scenario until all is quiet; returns its result."""
     pair.send(0, 900, 5)
     pair.run(300 * 10**9, 3)
     result = [pair.books(), pair.out]

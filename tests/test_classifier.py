@@ -1,4 +1,5 @@
-"""Classifier against rules read slowly in Python, and its configuration errors."""
+"""Classifier compared with a slow evaluation of the rules in Python, and its configuration
+errors."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ ARP = bytes(12) + b"\x08\x06" + bytes(46)
 
 
 class Rig:
-    """Two ports that send (0 and 7), one port that receives behind each gate."""
+    """Two sending ports (0 and 7), and a receiving port after each gate."""
 
     def __init__(self, classifier, parse=True):
         self.classifier = classifier
@@ -46,7 +47,7 @@ class Rig:
         self.engine.load(sources)
 
     def send(self, frames, port=0):
-        """What came out of each gate."""
+        """The frames that leave each gate."""
         self.senders[port].inject(frames)
         self.engine.advance(self.engine.clock.now_ns + 1)
         assert self.engine.conservation()["conserved"] and self.pool.in_use == 0
@@ -57,7 +58,7 @@ class Rig:
         return gate
 
 
-# -- single conditions -----------------------------------------------------------------------------------------------------
+# -- single conditions -----------------------------------------------------------------------------
 
 TCP4 = Spec(payload=b"x", tos=46 << 2 | 1).build()
 UDP6 = Spec(version=6, protocol=UDP, tags=[(0x8100, 0x600A)], source_port=5353, destination_port=53).build()
@@ -186,7 +187,7 @@ def test_a_thousand_rules_and_more_packets_than_a_batch():
     assert classifier.describe() == {"rules": 1024}
 
 
-# -- twin ------------------------------------------------------------------------------------------------------------------
+# -- twin ------------------------------------------------------------------------------------------
 
 
 def slow_match(rule, found, port):
@@ -279,7 +280,7 @@ def test_twin(rules, frames, port):
     assert classifier.hits() == [len(each) for each in want[:-1]]
 
 
-# -- configuration ---------------------------------------------------------------------------------------------------------
+# -- configuration ---------------------------------------------------------------------------------
 
 
 def test_rules_as_yaml_gives_them():

@@ -1,4 +1,5 @@
-"""What the balancer of a compacting group decides, from loads and delays that are made up; no thread and no engine is needed."""
+"""The decisions of a compacting group's balancer for given loads and delays, without threads and
+engines."""
 
 import itertools
 
@@ -16,14 +17,15 @@ START_NS = 10**12
 
 
 class World:
-    """Engines that are wherever the balancer wants them; `late` says of an engine, by who else is on its thread, whether its packets wait
-    too long."""
+    """Simulated engines, which are where the balancer moves them. late(engine, number of others on
+    its thread): whether the engine's packets wait too long."""
 
     def __init__(self, threads, places, loads, late):
         self.compactor = Compactor(period_ns=LOOK_NS)
         self.now_ns, self.threads, self.places, self.loads, self.late = START_NS, threads, list(places), loads, late
         self.history = [self.places]
-        for late in (True, True, False):  # a queue a while ago, so that nobody is packed before one has looked twice
+        # a queue some time ago, so that nothing is packed before the second check
+        for late in (True, True, False):
             self.compactor.consider(START_NS, 2, [(0, 0.0, late)] * len(self.places))
         self.now_ns += 2_000_000
 
@@ -45,10 +47,11 @@ class World:
 
 
 def test_late_engines_that_share_a_thread_part_though_a_fuller_thread_cannot_be_helped():
-    """One engine has more than it can do, alone on the fullest thread; two others share the second, and a third CPU is empty."""
+    """One engine is overloaded, alone on the fullest thread; two others share the second; a third
+    CPU is empty."""
     world = World(3, [0, 1, 1], [1.0, 0.4, 0.4], lambda number, beside: number == 0 or beside > 0)
     world.look()
-    assert world.places == [0, 1, 1]  # one late look may be an interrupt
+    assert world.places == [0, 1, 1]  # one late check may be an interrupt
     world.look()
     assert sorted(world.places) == [0, 1, 2] and world.places[0] == 0
     world.look(20)
@@ -56,7 +59,8 @@ def test_late_engines_that_share_a_thread_part_though_a_fuller_thread_cannot_be_
 
 
 def test_who_can_be_helped_is_not_kept_from_it_by_a_fuller_thread_that_shares():
-    """The fullest thread has a busy engine and a tiny one; wherever the busy one went it would be as bad. The second one's may go."""
+    """The fullest thread has a busy and a tiny engine; moving the busy one would not help anywhere.
+    One of the second thread's engines may move."""
     loads = [0.9, 0.05, 0.25, 0.3, 0.1]
     world = World(3, [0, 0, 1, 1, 2], loads, lambda number, beside: beside > 0)
     world.look(2)
@@ -70,18 +74,18 @@ def test_engines_are_packed_although_one_is_always_late_alone():
     changes = len(world.history)
     for _ in range(5):
         world.calm()
-    assert len(world.history) == changes  # nobody is sent to and fro
+    assert len(world.history) == changes  # no engine moves back and forth
 
 
 def test_who_shares_with_a_late_one_keeps_others_from_being_packed():
-    """As long as it is not known how things will be."""
+    """As long as the late engine's effect is unknown."""
     world = World(3, [0, 0, 1], [0.5, 0.4, 0.01], lambda number, beside: number == 0)
     world.look(2)
     assert world.places == [2, 0, 1]
     world.look(100)
     assert len(world.history) == 2
     world.calm()
-    # Packed now; the one that is late even alone has kept its thread.
+    # Packed now; the engine that is late even alone has kept its thread.
     assert world.places == [2, 0, 0]
 
 
@@ -112,7 +116,8 @@ situations = st.integers(2, 6).flatmap(
 
 
 @given(situations)
-@example((3, [(0, 0.0, False), (0, 0.0, True), (1, 0.0, False)]))  # an idle engine's thread is as light as an empty one
+# an idle engine's thread has as little load as an empty one
+@example((3, [(0, 0.0, False), (0, 0.0, True), (1, 0.0, False)]))
 def test_a_late_engine_that_has_company_gets_room_where_a_thread_is_empty(situation):
     threads, seen = situation
     before, late = [place for place, _, _ in seen], [late for _, _, late in seen]

@@ -1,4 +1,5 @@
-"""Threads that cannot be had: a change of a group that fails leaves it as it was, and an engine that was halted always comes back."""
+"""Threads that cannot be started: a failed change leaves a group unchanged, and a halted engine can
+always run again."""
 
 import os
 import resource
@@ -19,7 +20,7 @@ from tests.test_group import CPUS, lanes, pool, until  # noqa: F401 - fixtures
 
 @contextmanager
 def descriptors(left):
-    """So many can still be opened."""
+    """Exactly `left` more descriptors can be opened."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     opened = [os.dup(0) for _ in range(left + 1)]
     for each in opened:
@@ -33,7 +34,7 @@ def descriptors(left):
 
 @contextmanager
 def no_threads():
-    """None can be started: its stack would be larger than the address space."""
+    """No thread can be started: its stack would be larger than the address space."""
     before = threading.stack_size(1 << 47)
     try:
         yield
@@ -42,7 +43,8 @@ def no_threads():
 
 
 FAILURES = [(lambda: descriptors(0), "raise the limit, see ulimit -n"), (no_threads, "can't start new thread; raise the limit")]
-FAILURES += [(lambda: descriptors(1), "raise the limit, see ulimit -n")]  # the second thread cannot be had
+# the second thread cannot be started
+FAILURES += [(lambda: descriptors(1), "raise the limit, see ulimit -n")]
 CHANGES = [
     {"mode": Mode.SPREADING},
     {"mode": Mode.COMPACTING, "cpus": CPUS[:1] * 2},
@@ -68,7 +70,7 @@ def started(lanes):  # noqa: F811
 
 
 def runs(group, some):
-    """All of its engines, on threads that are there."""
+    """All engines of the group run, on threads that exist."""
     assert group.alive
     for lane in some:
         lane.send(40)
@@ -87,7 +89,8 @@ def test_a_change_that_fails_changes_nothing(started, mode, failure, said):
             group.change(**change)
         assert group.settings is settings and group.threads is threads
         assert group.status()["mode"] == before["mode"]
-        until(lambda: len(os.listdir("/proc/self/task")) == tasks)  # those that could be started have ended
+        # the threads that could be started have ended
+        until(lambda: len(os.listdir("/proc/self/task")) == tasks)
         runs(group, two)
     for change in CHANGES:
         group.change(**change)
@@ -106,7 +109,8 @@ def test_who_was_halted_always_comes_back(started, mode):
 
 
 def test_engines_are_run_later_without_a_new_thread(lanes):  # noqa: F811
-    """As a successor's are: started without, run one by one."""
+    """As the engines of a successor: their threads are started first, the engines run one by
+    one."""
     group, two = EngineGroup("g", "spreading", guarantee=Guarantee(500_000, 10_000_000)), lanes(2)
     for lane in two:
         group.add(lane.engine)
@@ -118,7 +122,7 @@ def test_engines_are_run_later_without_a_new_thread(lanes):  # noqa: F811
     assert first in CLASSES and second == "none"
     group.resume(two[1].engine)
     runs(group, two)
-    group.halt(two[0].engine)  # its time is others' meanwhile
+    group.halt(two[0].engine)  # its CPU time is available to others meanwhile
     first, second = sorted(group.threads, key=lambda thread: thread.name)
     assert first.scheduling == "none" and second.scheduling in CLASSES
     assert os.sched_getscheduler(first.thread_id) == os.SCHED_OTHER
@@ -167,7 +171,7 @@ def test_an_engine_without_a_thread_is_nobody_s(started, lanes):  # noqa: F811
 
 
 def test_a_thread_that_does_not_get_to_its_loop():
-    thread = EngineThread("\ud800")  # no name for the kernel
+    thread = EngineThread("\ud800")  # a name that cannot be encoded for the kernel
     for _ in range(2):
         with pytest.raises(VnicError, match="did not start: .*surrogates not allowed"):
             thread.start()
@@ -199,11 +203,11 @@ def test_an_objective_needs_no_other_threads(started):
     runs(group, two)
 
 
-# -- many CPUs, many engines -------------------------------------------------------------------------------------------------
+# -- many CPUs, many engines -----------------------------------------------------------------------
 
 
 def test_more_cpus_than_a_group_can_have_threads(started):
-    """A machine with so many is not needed: one CPU may be named often."""
+    """The machine need not have that many CPUs: one CPU may be listed several times."""
     group, two = started("compacting")
     group.change(mode=Mode.COMPACTING, cpus=CPUS[:1] * (ENGINES_MOST + 1))
     assert len(group.threads) == ENGINES_MOST
@@ -232,7 +236,7 @@ def test_a_group_has_room_for_so_many_engines(pool):  # noqa: F811
 
 
 def test_engines_are_dealt_out_to_dedicated_threads(started):
-    """By what was assigned, also to threads that have not taken theirs in yet."""
+    """By the number of engines assigned, whether or not their threads have adopted them already."""
     group, _ = started("spreading", count=4)
     for _ in range(10):
         group.change(mode=Mode.DEDICATED, cpus=CPUS[:1] * 2)

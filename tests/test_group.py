@@ -31,7 +31,7 @@ def pool():
 
 
 class Burn(PyElement):
-    """Takes `us` microseconds of CPU time a batch."""
+    """Uses `us` microseconds of CPU time per batch."""
 
     OUTPUTS = 1
 
@@ -45,7 +45,7 @@ class Burn(PyElement):
 
 
 class Lane:
-    """An engine, what it receives from and what it sends to."""
+    """An engine with an input and an output port."""
 
     def __init__(self, pool, name, *, burn_us=None, **settings):
         self.engine = Engine(name, pool, **settings)
@@ -171,7 +171,8 @@ def test_engines_leave_and_come_back_while_others_go_on(lanes):
             goes.send(10)
             group.halt(goes.engine)
             assert not goes.engine.running and stays.engine.running
-            assert goes.engine.call(lambda: 7) == 7  # an engine that nobody runs is run by who asks
+            # work for an engine without a thread runs on the caller's
+            assert goes.engine.call(lambda: 7) == 7
             goes.send(10)
             group.resume(goes.engine)
             until(lambda goes=goes: goes.through() == goes.sent)
@@ -200,7 +201,8 @@ def test_compacting_scales_out_and_goes_back(lanes):
         return group.compactor.status()["scaled_out"] > 0 and group.thread_of(heavy.engine) != group.thread_of(light.engine)
 
     until(apart)
-    # Quiet again: little packets keep it looking, and after a while both share the first thread.
+    # Low load again: single packets keep the balancer checking, and soon both engines share the
+    # first thread.
 
     def together():
         light.send(1)
@@ -214,7 +216,8 @@ def test_compacting_scales_out_and_goes_back(lanes):
 
 
 def test_posting_finds_an_engine_wherever_it_is(lanes):
-    """Engines are passed to and fro between two threads while control posts to them and packets flow."""
+    """Engines move back and forth between two threads while control posts to them and
+    packets flow."""
     two = lanes(2)
     balancer = Compactor()
     threads = [EngineThread(f"t{number}", balancer=balancer) for number in range(2)]
@@ -246,7 +249,8 @@ def test_posting_finds_an_engine_wherever_it_is(lanes):
 
 @pytest.mark.timing
 def test_fair_shares_on_one_thread(lanes):
-    """Two engines that do not run out of work, one with turns ten times as long: each gets half of the thread's time."""
+    """Two engines that always have work, one with turns ten times as long: each gets half of the
+    thread's time."""
     long, short = lanes(1, burn_us=1000) + lanes(1, burn_us=100)
     long.send(32 * 60)
     short.send(32 * 600)
@@ -275,7 +279,8 @@ def test_turns_beyond_the_budget_are_counted(lanes):
 
 @pytest.mark.timing
 def test_charges_add_up_to_the_threads_cpu_time(lanes):
-    """Two engines on one thread, loads 3 to 1: what is charged is the thread's CPU time, and the shares are those of the work."""
+    """Two engines on one thread, loads 3 to 1: the thread's CPU time is charged, in proportion to
+    the work."""
     much, little = lanes(2, burn_us=200)
     thread = EngineThread("t")
     thread.start([much.engine, little.engine])
@@ -294,8 +299,9 @@ def test_charges_add_up_to_the_threads_cpu_time(lanes):
     total = sum(lane.engine.cpu_ns for lane in (much, little))
     assert abs(total - cpu) < 0.02 * cpu
     assert (
+        # a busy machine's scheduler is not fair from millisecond to millisecond
         2 < charges[0]["e0.in.rx"] / charges[1]["e1.in.rx"] < 4.5
-    )  # a busy machine is not fair from millisecond to millisecond
+    )
     thread.stop()
 
 
@@ -312,7 +318,7 @@ def test_a_budget_is_kept(lanes):
     assert thread.scheduling in CLASSES
     assert share < 0.30, thread.scheduling
     lane.send(10)
-    until(lambda: lane.through() == lane.sent)  # and it does its work
+    until(lambda: lane.through() == lane.sent)  # the engine still forwards its packets
     if thread.scheduling != "deadline":
         assert thread.status()["throttled"] > 10
 

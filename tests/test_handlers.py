@@ -1,5 +1,7 @@
-"""Handlers: what control reads and writes of elements, live and quiescing. Under traffic: test_handlers_traffic.py. Of a whole
-runtime: test_handlers_runtime.py."""
+"""Handlers of elements: live and quiescing reads and writes.
+
+Under traffic: test_handlers_traffic.py. Of a whole runtime: test_handlers_runtime.py.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,7 @@ def write(element: Element, name: str, value: object) -> Any:
 
 
 def loaded(element: Any, port: MemoryPort | None = None) -> Any:
-    """The element in an engine that nobody runs, behind `port`."""
+    """The element in an engine that does not run, after `port`."""
     rx = PortRx(port or MemoryPort("a", 0))
     rx >> element
     for gate in range(len(element.outputs)):
@@ -57,7 +59,7 @@ def loaded(element: Any, port: MemoryPort | None = None) -> Any:
     return element
 
 
-# -- what there is ---------------------------------------------------------------------------------------------------------
+# -- descriptions ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", CLASSES)
@@ -133,11 +135,11 @@ def test_an_element_in_no_engine_can_be_read_and_not_written():
         write(classifier, "rules", [{}])
 
 
-# -- elements in Python ----------------------------------------------------------------------------------------------------
+# -- elements in Python ----------------------------------------------------------------------------
 
 
 class Ttl(SetTtl):
-    """SetTtl that can be asked and told while it runs."""
+    """SetTtl with handlers."""
 
     HANDLERS = {
         "ttl": Handler(read="get_ttl", write="prepare_ttl", argument="ttl", help="TTL that packets get, 1 to 255"),
@@ -216,7 +218,7 @@ def test_what_was_read_does_not_change_afterwards():
     assert before == [1]
 
 
-# -- built-in elements -----------------------------------------------------------------------------------------------------
+# -- built-in elements -----------------------------------------------------------------------------
 
 
 def test_counters():
@@ -233,7 +235,7 @@ def test_rules_are_rewritten_and_hits_begin_anew():
     assert read_handler(rig.classifier, "hits") == [2, 1]
     given = [{"protocol": "tcp", "gate": 0}]
     write(rig.classifier, "rules", given)
-    given[0]["protocol"] = "udp"  # the caller's own again
+    given[0]["protocol"] = "udp"  # the handler has copied the caller's value
     assert read_handler(rig.classifier, "rules") == [{"protocol": "tcp", "gate": 0}]
     assert rig.send([udp, tcp, udp]) == [[tcp], [udp, udp]]
     assert rig.classifier.hits() == read_handler(rig.classifier, "hits") == [1]

@@ -1,4 +1,5 @@
-"""Handlers of a whole runtime: elements found by name in all engines, and what is written is kept in the configuration."""
+"""Handlers of a whole runtime: elements are found by name in all engines, and written values are
+stored in the configuration."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ SPLIT, TTL = "a.egress.split", "a.egress.split.1.ttl"
 
 
 class KeptHere:
-    """A Keeper without a supervisor: keeps what it is given, as descriptors of this process."""
+    """A Keeper without a supervisor: stores descriptors and documents in this process."""
 
     def __init__(self, inherited: dict[str, list[int]] | None = None) -> None:
         self.kept: dict[str, list[int]] = {}
@@ -294,7 +295,8 @@ def test_in_virtual_time():
 
 
 def test_by_the_command(environment, tmp_path, leak_check):  # noqa: F811
-    """Listed, read and written from outside; what was written is there after a crash and an upgrade."""
+    """Lists, reads and writes handlers by the command; values written survive a crash and an
+    upgrade."""
     rules = [{"protocol": "icmp", "gate": 0}]
     with Container() as a, Container() as b:
         nics = {

@@ -1,4 +1,5 @@
-"""Handlers under traffic: live and quiescing writes while engines run, each packet and each batch judged."""
+"""Handlers under traffic: live and quiescing writes while engines run; each packet and each batch
+is checked."""
 
 from __future__ import annotations
 
@@ -31,22 +32,24 @@ CPUS = sorted(os.sched_getaffinity(0))
 
 
 def until(condition, timeout_s=20.0):
-    """Waits for what an engine's thread does."""
+    """Waits for an effect of an engine's thread."""
     end = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end, "in vain"
         os.sched_yield()
 
 
-# -- live, under traffic ---------------------------------------------------------------------------------------------------
+# -- live, under traffic ---------------------------------------------------------------------------
 
 LIVE = 4000  # rewrites
 
 
 class Judge(PyElement):
-    """Behind gate `gate`: each packet must have got gate and mark from one set of rules, all of a batch from the same one."""
+    """Checks packets after gate `gate`: each has gate and mark of one set of rules, all of a batch
+    those of the same set."""
 
-    last: tuple[int, int] = (0, 0)  # a batch, by the instant at which it came, and the set that classified it
+    # a batch, identified by its timestamp, and the set that classified it
+    last: tuple[int, int] = (0, 0)
 
     def __init__(self, gate: int, *, name: str | None = None) -> None:
         self.gate = gate
@@ -66,7 +69,8 @@ class Judge(PyElement):
 
 
 def circle(name: str, pool: PacketPool, count: int, *first: Element):
-    """An engine in which `count` packets go round for ever: sources, and the elements to put in front of the wire."""
+    """An engine in which `count` packets circulate: its sources, and the elements to insert before
+    the loopback port."""
     loop, memory = LoopbackPort(f"{name}.loop", 1), MemoryPort(f"{name}.in", 0)
     memory.inject([Spec(protocol=UDP if i % 2 else 6, source_port=i + 1).build() for i in range(count)])
     sources = [PortRx(memory), PortRx(loop)]
@@ -88,8 +92,9 @@ def set_b() -> list[dict[str, Any]]:
 
 
 def test_rules_rewritten_thousands_of_times_under_traffic_are_never_mixed():
-    """Without Python on the packets' path. One set sends all to gate 0, the other all to gate 1, and whatever matches no rule would go to
-    gate 2: so a batch leaves in one piece, or it was classified by both."""
+    """Without Python on the packets' path. One set sends all packets to gate 0, the other all to
+    gate 1; a packet that matches no rule would go to gate 2. So all packets of a batch leave by one
+    gate, unless both sets classified it."""
     pool = PacketPool(small=512, large=4)
     parse, classifier = Parse(), Classifier([{"gate": 1}], default=2)
     counters = [Counter(name="c0"), Counter(name="c1"), Counter(name="c2")]
@@ -100,7 +105,8 @@ def test_rules_rewritten_thousands_of_times_under_traffic_are_never_mixed():
         classifier[gate] >> counter >> tx
     engine.load(sources)
     engine.start()
-    # Most of the engine's time goes into looking through the decoys: a swap within a batch would not go unseen.
+    # Most of the engine's time is spent on rules that do not match, so a swap within a batch would
+    # be detected.
     a, b = [*[{"source_port": 60_000 + i, "gate": 2} for i in range(40)], {"gate": 0}], [{"gate": 1}]
     try:
         for turn in range(LIVE):
@@ -157,7 +163,8 @@ def test_a_flush_under_traffic_loses_nothing():
     sources = [PortRx(memory), PortRx(loop)]
     for source in sources:
         source >> element
-    # Frames from port 0 go to the wire; they come back from it as port 1's, to whom they came from, which is a hairpin once it is known.
+    # Frames from port 0 are flooded to port 1, the loopback port. They are received again on port 1,
+    # which moves their source address there, and are flooded to port 0, where they are discarded.
     element[0] >> Discard()
     element[1] >> PortTx(loop)
     element.activate(0)
@@ -179,11 +186,12 @@ def test_a_flush_under_traffic_loses_nothing():
     assert pool.in_use == 0
 
 
-# -- two engines -----------------------------------------------------------------------------------------------------------
+# -- two engines -----------------------------------------------------------------------------------
 
 
 class Stamp(PyElement):
-    """Works by a value. All instances share one counter of events: for each value, the first and the last at which it worked by it."""
+    """Uses a value. All instances share one counter of events: for each value, the first and last
+    event at which it was used."""
 
     HANDLERS = {
         "value": Handler(read="get", write="prepare", mode=Mode.QUIESCING, help="a number"),
@@ -194,7 +202,7 @@ class Stamp(PyElement):
         self.events, self.value = events, 0
         self.refuses: Any = None
         self.before_change: Any = lambda: None
-        self.awaited, self.works = -1, threading.Event()  # it works by that value
+        self.awaited, self.works = -1, threading.Event()  # set when it uses the awaited value
         self.first: dict[int, int] = {}
         self.last: dict[int, int] = {}
 
@@ -220,7 +228,7 @@ class Stamp(PyElement):
 
 
 class Two:
-    """Two engines, each with a copy of a Stamp and packets that go round."""
+    """Two engines, each with a copy of a Stamp and circulating packets."""
 
     def __init__(self, mode: str, cpus: list[int] | None) -> None:
         self.pool = PacketPool(small=512, large=4)
@@ -228,7 +236,7 @@ class Two:
         self.stamps: list[Stamp] = []
         self.loops: list[LoopbackPort] = []
         self.calls: list[tuple[str, str]] = []
-        events = itertools.count()  # next() is one step under the GIL
+        events = itertools.count()  # next() is atomic under the GIL
         for name in ("e0", "e1"):
             stamp = Stamp(events, name="stamp")
             engine, sources, loop = circle(name, self.pool, 8, stamp)
@@ -349,7 +357,7 @@ def test_a_change_that_fails_is_made_in_the_others_and_all_go_on(two, name):
 
 def test_engines_that_nobody_runs_are_not_started():
     two = Two("spreading", None)
-    until(lambda: two.working(0))  # their packets are under way
+    until(lambda: two.working(0))  # their packets circulate
     two.group.stop()
     two.write("value", 3)
     assert two.calls == [] and two.values() == [3, 3] and not two.running()

@@ -1,4 +1,5 @@
-"""Hand-over of engines: a run with hand-overs in the middle is the run without them, byte for byte and nanosecond for nanosecond."""
+"""Hand-over of engines: a run with hand-overs equals the run without, byte for byte and nanosecond
+for nanosecond."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ ROOT = Path(__file__).parent.parent
 RATE = st.sampled_from([20_000, 333_333, 10 * MBIT, None, 977 * MBIT])
 SEND = st.one_of(
     st.tuples(st.just("send"), st.integers(0, 1), st.sampled_from([0, 46, 500, 1400]), st.integers(1, 40), st.just(0)),
-    # 30,000 bytes in segments of 60 are more pieces than a batch holds: the shaper keeps the frame while it cuts it.
+    # 30,000 bytes in segments of 60 are more segments than a batch holds: the shaper keeps the
+    # frame while it segments it.
     st.tuples(
         st.just("send"), st.integers(0, 1), st.sampled_from([4000, 30_000]), st.integers(1, 3), st.sampled_from([60, 1400])
     ),
@@ -121,7 +123,7 @@ def test_a_failure_before_the_point_of_no_return_leaves_the_old_engine_as_it_was
                 load_engine(new.engine, data)
         else:
             load_engine(new.engine, data)
-            forget_engine(new.engine)  # whoever does not go on forgets
+            forget_engine(new.engine)  # the engine that does not go on must forget its state
         if step != "loaded":
             assert (new.engine.snapshot(), save_engine(new.engine)) == before, "the new engine is not as fresh as it was"
     new.engine.close()
@@ -153,7 +155,7 @@ def test_forgetting_returns_free_packets_to_the_pool():
     port.inject([bytes(100)] * 10)
     engine.advance(0)
     assert pool.in_use == 9
-    assert len(free_list(pool, "small")) < 64 - 9  # the engine has taken some ahead
+    assert len(free_list(pool, "small")) < 64 - 9  # the engine has some more in its cache
     forget_engine(engine)
     assert pool.in_use == 9
     assert len(free_list(pool, "small")) == 64 - 9
@@ -256,7 +258,7 @@ def test_accounts_go_on():
     new.close()
 
 
-# -- mirrors -------------------------------------------------------------------------------------------------------------------
+# -- mirrors ---------------------------------------------------------------------------------------
 
 
 def mirror_engine(pool: PacketPool, clock: Clock, file: Any) -> tuple[Engine, MemoryPort, Mirror]:
@@ -272,7 +274,7 @@ def test_a_mirrors_file_goes_on_without_a_gap(tmp_path: Path):
     old, old_port, _ = mirror_engine(pool, clock, file)
     old_port.inject([bytes([1]) * 60] * 3)
     old.advance(0)
-    # A new engine comes, sees nothing, and goes again: the file is not touched.
+    # A new engine is started, receives nothing, and is closed: the file does not change.
     new, port, mirror = mirror_engine(pool, clock, file)
     assert mirror.error is not None and "written by another process" in mirror.error
     port.inject([bytes(60)])
@@ -300,7 +302,7 @@ def test_a_mirror_waits_until_the_file_is_free(tmp_path: Path):
     (old, old_port, _), (new, port, _) = mirror_engine(pool, clock, file), mirror_engine(pool, clock, file)
     load_engine(new, save_engine(old))
     port.inject([bytes([2]) * 60])
-    new.advance(0)  # goes to its buffer; the writer waits
+    new.advance(0)  # goes to its buffer; the writer waits for the lock
     old_port.inject([bytes([1]) * 60])
     old.advance(0)
     old.close()
@@ -318,11 +320,11 @@ def test_a_capture_into_an_open_file_does_not_move(tmp_path: Path):
         engine.close()
 
 
-# -- versions ------------------------------------------------------------------------------------------------------------------
+# -- versions --------------------------------------------------------------------------------------
 
 
 class OldTally(PyElement):
-    """Version 1 of a user's element: one number, and drops named as they were then."""
+    """Version 1 of a user's element: one number, and drop reasons with their names of version 1."""
 
     DROP_REASONS = ("exception", "big")
     COUNTERS = ("passed",)
@@ -407,7 +409,7 @@ def test_a_newer_format_reads_the_older_one(monkeypatch):
 
 
 def test_the_twin_is_not_blind():
-    """The comparison above sees a lost packet, a late one and a counter that begins anew."""
+    """The comparison above detects a lost packet, a late packet and a counter that restarts."""
     steps = [("send", 0, 500, 30, 0), ("run", 10**7, 3), ("hand_over", 0), ("run", 10**10, 3)]
     expected, plain = play(steps, (MBIT, None, None, None), with_handovers=False)
 
@@ -430,7 +432,8 @@ def test_the_twin_is_not_blind():
     pair.close()
 
 
-GOLDEN = ROOT / "tests/data/engine-state-1.bin"  # engine a of busy(), as version 1 of everything wrote it
+# engine a of busy(), written with version 1 of the format and of all classes
+GOLDEN = ROOT / "tests/data/engine-state-1.bin"
 
 
 def test_what_version_1_wrote_is_read(undisturbed, monkeypatch):
@@ -445,8 +448,8 @@ def test_what_version_1_wrote_is_read(undisturbed, monkeypatch):
 
 
 def test_a_change_of_the_format_is_a_new_version():
-    """When this fails: raise the class's STATE_VERSION (or FORMAT_VERSION), add the step to its UPGRADES, keep the old file for the test
-    above, and store another one beside it."""
+    """If this fails: raise the class's STATE_VERSION (or FORMAT_VERSION), add the step to its
+    UPGRADES, keep the old file for the test above, and store a new one beside it."""
     pair = busy()
     found, golden = contents(save_engine(pair.homes[0].engine)), contents(GOLDEN.read_bytes())
     assert PREFIX.unpack_from(GOLDEN.read_bytes()) == (handover.MAGIC, handover.FORMAT_VERSION)

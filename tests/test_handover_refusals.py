@@ -1,4 +1,5 @@
-"""What load_engine refuses, in one line and without harm to either engine, and what damaged data may do: nothing."""
+"""States that load_engine rejects, in one line and without effect on either engine; damaged data
+has no effect either."""
 
 from __future__ import annotations
 
@@ -26,13 +27,13 @@ def undisturbed() -> list[Any]:
     return finish(busy())
 
 
-# -- what is refused -----------------------------------------------------------------------------------------------------------
+# -- rejected states -------------------------------------------------------------------------------
 
 
 def set_held(content: dict[str, Any], packets: list[Any]) -> None:
     shaper = entry(content, "a.egress")
     shaper["state"]["packets"] = packets
-    shaper["statistics"]["held"] = len(packets) - 1  # one of them is being cut
+    shaper["statistics"]["held"] = len(packets) - 1  # one of them is being segmented
 
 
 def held(content: dict[str, Any]) -> list[int]:
@@ -142,7 +143,7 @@ def test_a_running_engine_is_neither_loaded_nor_forgotten():
         each.load([rx])
         sources.append(rx)
     engine.start()
-    data = save_engine(engine)  # between two batches
+    data = save_engine(engine)  # taken between two batches
     with pytest.raises(VnicError, match="runs; a state is loaded before it starts"):
         load_engine(engine, data)
     with pytest.raises(VnicError, match="runs; stop it before another takes over"):
@@ -155,7 +156,7 @@ def test_a_running_engine_is_neither_loaded_nor_forgotten():
 
 
 class Odd(PyElement):
-    """Returns what the test wants for a state."""
+    """Returns the test's value as its state."""
 
     state: Any = None
 
@@ -196,8 +197,8 @@ def test_what_cannot_move_says_so():
 
 
 def goes_on_after(pair: Pair, data: bytes) -> None:
-    """Refused, or a state that might have been: nothing is written before the point of no return, the engine that goes on does so without
-    harm, and every packet is freed once."""
+    """The state is rejected, or it is a possible state. In both cases: nothing is written before
+    the point of no return, the engine that continues works, and every packet is freed once."""
     old, new = pair.homes[0], pair.build(0)
     records = pair.pool.records.copy()
     try:

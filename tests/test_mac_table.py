@@ -26,7 +26,7 @@ MASK = (1 << 64) - 1
 
 
 def sip(c: int, d: int, key: bytes, data: bytes) -> int:
-    """SipHash-c-d as its paper defines it."""
+    """SipHash-c-d as defined in its paper."""
     k0, k1 = struct.unpack("<QQ", key)
     v = [k0 ^ 0x736F6D6570736575, k1 ^ 0x646F72616E646F6D, k0 ^ 0x6C7967656E657261, k1 ^ 0x7465646279746573]
 
@@ -72,7 +72,8 @@ def address(number: int) -> bytes:
 
 
 def consistent(table: MacTable, now_ns: int = 0) -> list[dict]:
-    """What the table counts is what it holds, each address once; returns its entries. At `now_ns` none has aged."""
+    """Checks that the table's counts match its entries, each address once; returns the entries. At
+    `now_ns` none has aged."""
     entries = table.entries(now_ns)
     assert len(table) == len(entries) == len({(entry["vlan"], entry["mac"]) for entry in entries})
     by_port = Multiset(entry["port"] for entry in entries)
@@ -104,7 +105,8 @@ def test_static_entries_are_a_dict(steps):
 
 @pytest.mark.parametrize("capacity", [16, 100, 4096])
 def test_a_table_can_be_filled(capacity):
-    """To its last place, but for an address in a hundred thousand both of whose buckets are full early."""
+    """Fills every place, except for the one address in a hundred thousand both of whose buckets are
+    full early."""
     table, refused = MacTable(capacity), 0
     for number in range(capacity + 5):
         try:
@@ -114,7 +116,7 @@ def test_a_table_can_be_filled(capacity):
             assert str(error).startswith(f"MAC table: no room for {text(number)} of VLAN 0 at port {number % 7}; make")
     assert refused == capacity + 5 - len(table)
     assert capacity - 3 <= len(consistent(table)) <= capacity
-    table.add_static(text(5), 999)  # one that is there can be changed
+    table.add_static(text(5), 999)  # an existing entry can be changed
     assert table.port_count(999) == 1
     consistent(table)
 
@@ -185,9 +187,8 @@ def test_ageing_clears_a_large_table_in_slices():
     bench.send(1, ethernet(BROADCAST, mac(255)))
     bench.engine.advance(bench.clock.now_ns + 9 * SECOND_NS)
     assert len(bench.table) == 1001
-    bench.engine.advance(
-        bench.clock.now_ns + 1 * SECOND_NS + 1 * SECOND_NS
-    )  # aged, and swept within a tenth of the ageing time
+    # aged, and removed within a tenth of the ageing time
+    bench.engine.advance(bench.clock.now_ns + 1 * SECOND_NS + 1 * SECOND_NS)
     assert len(bench.table) == 0
     assert bench.counters()["aged"] == 1001
     bench.close()
@@ -210,7 +211,7 @@ def test_a_flood_of_addresses_takes_half_the_table_and_nobodys_place():
     assert 100 <= bench.table.port_count(0) <= 128
     assert bench.table.port_count(1) == 20
     assert bench.counters()["learn_refused"] == 4000 - bench.table.port_count(0)
-    # Others are still learned, and found.
+    # Other addresses are still learned and found.
     bench.send(2, *(ethernet(mac(1), mac(number)) for number in range(30, 60)))
     assert bench.table.port_count(2) == 30
     assert [len(out) for out in bench.send(0, *(ethernet(mac(number), address(1000)) for number in range(1, 60)))] == [
@@ -237,9 +238,8 @@ def test_a_ports_share_can_be_set():
     bench = switched(per_port=3)
     bench.send(0, *(ethernet(BROADCAST, mac(number)) for number in range(1, 6)))
     assert bench.table.port_count(0) == 3
-    bench.send(
-        1, *(ethernet(BROADCAST, mac(number)) for number in range(1, 6))
-    )  # three move, the others are new and find no room
+    # three move, the others are new and find no room
+    bench.send(1, *(ethernet(BROADCAST, mac(number)) for number in range(1, 6)))
     assert (bench.table.port_count(0), bench.table.port_count(1)) == (0, 3)
     assert bench.counters() == {"learned": 3, "moved": 3, "learn_refused": 4, "flooded": 10}
     bench.close()
@@ -258,14 +258,15 @@ def test_static_entries_neither_move_nor_age_and_are_not_learned_elsewhere():
 
 @pytest.mark.parametrize("capacity", [64, 4096])
 def test_threads_that_insert_move_and_remove_the_same_addresses_at_once(capacity):
-    """Three writers on the same 200 addresses, one of them removing what another inserts; nothing is lost count of, nothing is twice."""
+    """Three writers use the same 200 addresses, one of them removing what others insert; the counts
+    stay right and no address appears twice."""
     table = MacTable(capacity, SECOND_NS)
     addresses = [np.random.default_rng(seed).permutation(np.arange(200, dtype=np.uint64) + (2 << 40)) for seed in range(4)]
     stop, failures = threading.Event(), []
 
     def learn(port: int) -> None:
         for turn in range(600):
-            # Time goes on, so that entries are refreshed, and jumps ahead, so that they age.
+            # Time advances, so that entries are refreshed, and jumps ahead, so that they age.
             table.learn_all(np.tile(addresses[(port + turn) % 4], 25), port, now_ns=turn * SECOND_NS // 3)
 
     def forget() -> None:
@@ -297,7 +298,8 @@ def test_threads_that_insert_move_and_remove_the_same_addresses_at_once(capacity
 
 
 def test_two_engines_learn_in_one_table():
-    """Each engine's thread learns the same and different addresses at its ports, moving them to and fro, while a third forgets."""
+    """Each engine's thread learns the same and different addresses at its ports, moving them back
+    and forth, while a third thread removes them."""
     table, pool = MacTable(512), PacketPool(small=4096, large=16)
     rounds, burst = 60, 64
     engines, switches, inputs = [], [], []
@@ -324,7 +326,7 @@ def test_two_engines_learn_in_one_table():
         for _ in range(rounds):
             for ports in inputs:
                 for port in ports:
-                    # 40 addresses that everybody claims, and 400 of which only some find room.
+                    # 40 addresses used by all ports, and 400 of which only some find room.
                     port.inject(
                         [
                             ethernet(mac(255), address(draw.choice([draw.randrange(40), draw.randrange(1000, 1400)])))

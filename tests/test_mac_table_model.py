@@ -1,4 +1,5 @@
-"""The MAC table step by step against dicts: limits, shares, static entries, time. And threads that stop half-way."""
+"""The MAC table compared step by step with a model: limits, shares, static entries, time. And
+threads that stop half-way."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from dataplane.errors import ConfigError
 MS_NS = 10**6
 SECOND_NS = 10**9
 HEADER_BYTES = 128 + 4096
-# A little more than a power of two: nearly four slots an entry, so that buckets never decide what is refused.
+# A little more than a power of two: nearly four slots per entry, so that full buckets never cause a
+# rejection.
 CAPACITY = 17
 
 Key = tuple[int, int]  # VLAN, address
@@ -31,7 +33,7 @@ def text(address: int) -> str:
 
 @dataclass
 class Entry:
-    """Where an address is, and since when."""
+    """The port of an address, and when it was last seen."""
 
     port: int
     static: bool
@@ -40,7 +42,7 @@ class Entry:
 
 @dataclass
 class Model:
-    """The table as its documentation has it."""
+    """The table as documented."""
 
     ageing_ms: int
     per_port: int
@@ -54,7 +56,7 @@ class Model:
         return mine < self.per_port and (mine == 0 or mine < free)
 
     def learn(self, key: Key, port: int, now_ms: int) -> bool:
-        """Whether there was room."""
+        """Returns whether there was room."""
         old = self.entries.get(key)
         if old is None:
             if len(self.entries) == CAPACITY or not self.admits(port):
@@ -81,7 +83,7 @@ addresses = st.integers(0x020000000001, 0x02000000000C)
 
 
 class Twins(RuleBasedStateMachine):
-    """Both learn the same."""
+    """Table and model learn the same."""
 
     @initialize(ageing_s=st.sampled_from([1, 5, 300]), per_port=st.sampled_from([1, 4, CAPACITY]))
     def begin(self, ageing_s: int, per_port: int) -> None:
@@ -137,7 +139,8 @@ TestTwins = Twins.TestCase
 
 
 def test_a_thread_that_stops_half_way_is_in_nobodys_way():
-    """A key without a value is an insert or a removal that is not done, perhaps never will be: the address is learned elsewhere."""
+    """A key without a value is an insert or a removal that has not ended and perhaps never will:
+    the address is learned in another slot."""
     table = MacTable(64)
     macs = np.arange(0x020000000000, 0x020000000010, dtype=np.uint64)
     assert table.learn_all(macs, 1, now_ns=SECOND_NS) == 0
@@ -152,7 +155,7 @@ def test_a_thread_that_stops_half_way_is_in_nobodys_way():
         assert table.entries(SECOND_NS) == []
         assert table.forget_port(1) == 0
         assert not table.forget(text(int(macs[0])))
-        # The halted ones still have their places in the counts; the table has room for both.
+        # The unfinished entries still count; the table has room for both.
         for turn in (0, 1):
             assert table.learn_all(macs, 2, now_ns=SECOND_NS) == 0, turn
             assert [int(e["mac"].replace(":", ""), 16) for e in table.entries(SECOND_NS)] == macs.tolist()

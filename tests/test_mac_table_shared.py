@@ -1,4 +1,4 @@
-"""The MAC table shared by two processes, after a crash of one, and with damage in it."""
+"""The MAC table shared by two processes, after a crash of one, and with damaged contents."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dataplane.port import PortRx
 from dataplane.ports.memory import MemoryPort
 from tests.test_shared_memory import DAMAGE, content, damaged, memfd, run_python, started
 
-SLOTS_AT = 128 + 4096  # behind the header
+SLOTS_AT = 128 + 4096  # after the header
 COUNT_AT, PORTS_AT = 64, 128
 MAX_PORTS = 1024
 
@@ -60,7 +60,7 @@ print(len(table), table.forget("02:00:00:00:ff:01"), table.forget_port(1))
 
 
 def learn_much(table: MacTable, first_port: int) -> None:
-    """Stations that appear, move between two ports, and are forgotten."""
+    """Learns addresses, moves them between two ports, and removes them."""
     for turn in range(60):
         macs = np.arange(0x020000000000 + turn % 7, 0x020000000000 + turn % 7 + 40, dtype=np.uint64)
         table.learn_all(macs, first_port + turn % 2, now_ns=10**9 * (turn + 1))
@@ -123,10 +123,11 @@ def test_repair_clears_what_a_killed_writer_left():
     slots = words[first:].reshape(-1, 2)
     used = [i for i in range(len(slots)) if slots[i, 0]]
     free = [i for i in range(len(slots)) if not slots[i, 0]]
-    slots[used[0], 1] = 0  # killed between the two steps of a removal, whose counts were not taken back yet
+    slots[used[0], 1] = 0  # killed between the two steps of a removal, before the counts changed
     gone = int(slots[used[0], 0])
     slots[free[0], 0] = 0x020000001234 << 16 | 1  # killed between the two steps of an insert
-    slots[free[1]] = slots[used[1]]  # an entry where nobody looks for it (or a second time in its bucket)
+    # an entry in a bucket where no lookup finds it (or twice in its bucket)
+    slots[free[1]] = slots[used[1]]
     slots[free[2], 1] = 1 << 50 | 77
     np.frombuffer(words, np.uint32)[COUNT_AT // 4] += 9
     np.frombuffer(words, np.uint32)[PORTS_AT // 4 + 2] += 5

@@ -1,4 +1,4 @@
-"""The meter against sorted lists."""
+"""The meter compared with sorted lists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mirror and PcapWriter: what they write, read back by tcpdump and scapy."""
+"""Mirror and PcapWriter: their files, read by tcpdump and scapy."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from dataplane.ports.pcap_writer import PcapWriter
 from tests.tools import need
 from tests.wire_frames import Spec
 
-BUFFER = 1 << 19  # the smallest
+BUFFER = 1 << 19  # the smallest allowed
 
 
 def records(data: bytes) -> tuple[int, list[tuple[int, int, bytes]]]:
-    """The slow, obvious reader: (snap length, [(time_ns, original length, bytes kept)])."""
+    """A slow, obvious reader: (snap length, [(time_ns, original length, bytes kept)])."""
     magic, major, minor, zero, zero2, snaplen, link = struct.unpack_from("=IHHIIII", data)
     assert (magic, major, minor, zero, zero2, link) == (0xA1B23C4D, 2, 4, 0, 0, 1)
     out, at = [], 24
@@ -92,7 +92,8 @@ def test_tcpdump_and_scapy_read_it(tmp_path):
     path = tmp_path / "out.pcap"
     bench = Bench(file=str(path), clock=Clock(virtual=True, start_ns=1_700_000_000_123_456_789))
     specs = [Spec(payload=b"hello"), Spec(version=6, payload=b"x" * 100), Spec(payload=bytes(60_000))]
-    frames = [specs[0].build(), specs[1].build(), specs[2].frame(1448)]  # the last: GSO, whole, checksum not stored
+    # the last: GSO, whole, with a partial checksum
+    frames = [specs[0].build(), specs[1].build(), specs[2].frame(1448)]
     bench.a.inject(frames)
     bench.engine.advance(1_700_000_000_123_456_789)
     assert bench.b.take()[2].gso_size == 1448
@@ -221,7 +222,7 @@ def test_nothing_stays_open(tmp_path):
     bench.b.close()
     del bench
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("vnic-capture")] == []
-    # The engine's and the pool's own descriptors are theirs; of the capture's none is left.
+    # The engine's and the pool's descriptors are still open; the capture's are all closed.
     left = [
         os.readlink(f"/proc/self/fd/{each}")
         for each in os.listdir("/proc/self/fd")
@@ -252,7 +253,7 @@ def test_a_file_that_cannot_be_is_one_line(tmp_path):
             Bench(file=file)
 
 
-# -- PcapWriter --------------------------------------------------------------------------------------------------------------
+# -- PcapWriter ------------------------------------------------------------------------------------
 
 
 def test_the_port_writes_what_it_is_given(tmp_path):

@@ -1,4 +1,5 @@
-"""Checksum completion and segmentation against a reference that builds every segment anew, and against scapy."""
+"""Checksum completion and segmentation compared with a reference that builds every segment, and
+with scapy."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ SPECS = big_specs()
 
 
 class Rig:
-    """A port that sends with everything, a Parse, and a port that takes what `offloads` says."""
+    """A port that sends with all offloads, a Parse, and a port with the offloads `offloads`."""
 
     def __init__(self, offloads, *, small=4096, large=64, parse=True):
         self.pool = PacketPool(small=small, large=large)
@@ -65,7 +66,7 @@ def test_segments_leave_the_checksum_to_a_port_that_takes_it(name):
 
 
 def replace_time(frame, got):
-    """`frame` as MemoryPort returns it: at the time of the others."""
+    """`frame` as MemoryPort returns it: with the others' time."""
     return frame._replace(time_ns=got[0].time_ns)
 
 
@@ -75,7 +76,7 @@ def test_a_frame_goes_whole_where_the_port_takes_it(name):
     whole = spec.frame(1000)
     (got,) = Rig(CSUM | TSO4 | TSO6 | USO | (ECN if spec.flags & CWR else 0)).send(whole)
     assert got.data == whole.data
-    # What a guest says about the length of its headers is not believed.
+    # The guest's header_length is not trusted.
     assert got == replace_time(whole._replace(header_length=spec.payload_offset), [got])
 
 
@@ -91,7 +92,8 @@ def test_segmentation_without_checksum_offload_is_none():
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("each", [2, 3, 100])
 def test_smaller_gso_frames_segment_to_the_same(name, each):
-    """What a shaper cuts off is a GSO frame again; segmenting those gives what segmenting the whole gives."""
+    """A shaper cuts GSO frames into smaller ones; segmenting those gives the same as segmenting the
+    whole."""
     spec = SPECS[name]
     whole = spec.frame(700)
     cut, lost = split_frame(whole.data, whole.gso_type, 700, whole.csum_start, whole.csum_offset, each)
@@ -155,7 +157,7 @@ def test_the_checksum_alone():
             spec = Spec(protocol=protocol, payload=bytes([0xFF, 3]) * size)
             (got,) = Rig(0).send(spec.frame())
             assert got.data == spec.build() and got.vnet_flags == 0
-    # A checksum that comes out as 0 is sent as 0xFFFF: 0 means "none" to UDP.
+    # A checksum of 0 is sent as 0xFFFF: in UDP, 0 means "none".
     spec = Spec(protocol=UDP, payload=b"\0\0")
     body = spec.transport()
     spec.payload = checksum(spec.pseudo() + body).to_bytes(2, "big")
@@ -175,7 +177,7 @@ def test_a_graph_without_parse_is_served_too():
     rig = Rig(0, parse=False)
     got = rig.send(spec.frame(1000), Spec(payload=b"abc").frame())
     assert [f.data for f in got] == [each.build() for each in spec.segments(1000)] + [Spec(payload=b"abc").build()]
-    # What Parse would have dropped is lost here.
+    # Frames that Parse would have dropped are lost here.
     assert (
         rig.send(spec.frame(1000)._replace(csum_start=13), spec.frame(1000, 3), spec.frame(1000)._replace(csum_offset=60000))
         == []

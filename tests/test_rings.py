@@ -1,4 +1,4 @@
-"""Rings against a deque, their positions across 2^32, and several threads at once."""
+"""Rings compared with a deque, positions that wrap at 2^32, and several threads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NEAR_WRAP = [0, 2**31 - 3, 2**32 - 7, 2**32 - 1]
 
 
 class RingModel(RuleBasedStateMachine):
-    """What a ring must do, by a bounded deque."""
+    """The behaviour of a ring, modelled by a bounded deque."""
 
     kind = SpscRing
 
@@ -51,7 +51,7 @@ TestSpscModel.settings = TestMpscModel.settings = settings(max_examples=60, stat
 
 
 def exchange(ring: SpscRing | MpscRing, producers: int, each: int) -> list[int]:
-    """`producers` threads push `each` numbers; what one consumer took, in order."""
+    """`producers` threads push `each` numbers; returns what one consumer popped, in order."""
 
     def produce(first: int) -> None:
         numbers = list(range(first, first + each))

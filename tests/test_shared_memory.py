@@ -1,4 +1,5 @@
-"""Segments that a second process attaches: pool, rings and MAC table across exec, after a crash, and with damaged headers."""
+"""Segments that a second process attaches: pool, rings and MAC table across exec, after a crash,
+and with damaged headers."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ POOL_FIELDS = {"magic": (0, "<Q"), "version": (8, "<I"), "small": (12, "<I"), "l
 
 
 def run_python(code: str, *descriptors: int) -> str:
-    """Runs `code` in another Python that has inherited the descriptors under the same numbers; returns what it prints."""
+    """Runs `code` in a Python process that inherits the descriptors under the same numbers; returns
+    its output."""
     command = [sys.executable, "-c", code, *map(str, descriptors)]
     done = subprocess.run(command, pass_fds=descriptors, cwd=ROOT, capture_output=True, text=True, timeout=50)
     assert done.returncode == 0, done.stderr
@@ -53,7 +55,7 @@ def content(segment: PacketPool | Ring | MacTable | int) -> bytes:
 
 
 def pass_frames(pool: PacketPool, frames: list[bytes]) -> list[bytes]:
-    """What an engine on the pool makes of frames: in at one port, out at another."""
+    """Passes frames through an engine on the pool, from one port to another; returns them."""
     engine = Engine("e", pool, clock=Clock(virtual=True))
     a, b = MemoryPort("a"), MemoryPort("b")
     source = PortRx(a)
@@ -70,7 +72,7 @@ def attach_ring(ring: Ring, **options: bool) -> Ring:
     return type(ring).from_descriptor(ring.fd, ring.doorbell, **options)
 
 
-# -- sealing -------------------------------------------------------------------------------------------------------------------
+# -- sealing ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", [lambda: PacketPool(8, 2), lambda: SpscRing(8), lambda: MpscRing(8), lambda: MacTable(16)])
@@ -84,7 +86,7 @@ def test_nobody_can_take_the_memory_away(make: Callable[[], PacketPool | Ring | 
         fcntl.fcntl(segment.fd, fcntl.F_ADD_SEALS, 0x10)  # F_SEAL_FUTURE_WRITE
 
 
-# -- the pool ------------------------------------------------------------------------------------------------------------------
+# -- the pool --------------------------------------------------------------------------------------
 
 
 def test_two_pools_on_one_segment_are_one_pool():
@@ -113,7 +115,7 @@ def test_two_pools_on_one_segment_are_one_pool():
     assert pool.in_use == 0
     for engine, *_ in engines:
         engine.close()
-    # Both gave back what they had cached: the stacks hold every packet once.
+    # Both engines returned their caches: the stacks hold every packet once.
     assert sorted(free_list(pool, "small") + free_list(pool, "large")) == list(range(43))
 
 
@@ -173,7 +175,8 @@ churn(pool, 2)
 
 
 def churn(pool: PacketPool, seed: int) -> None:
-    """Holds and lets go more packets than an engine caches, again and again, each with bytes of its own."""
+    """Repeatedly holds and releases more packets than an engine caches, each with different
+    bytes."""
     engine, port, out = Engine("e", pool, clock=Clock(virtual=True)), MemoryPort("in"), MemoryPort("out")
     source, shaper = PortRx(port), Shaper(10**6, "10mb")
     _ = source >> shaper >> PortTx(out)
@@ -188,7 +191,7 @@ def churn(pool: PacketPool, seed: int) -> None:
 
 
 def started(code: str, *descriptors: int) -> subprocess.Popen[str]:
-    """Another Python that has attached what it needs, and has just been told to go on."""
+    """A Python process that has attached its segments and was just told to continue."""
     command = [sys.executable, "-c", code, *map(str, descriptors)]
     child = subprocess.Popen(command, pass_fds=descriptors, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdout is not None and child.stdin is not None
@@ -316,14 +319,14 @@ def test_a_damaged_pool_is_refused_or_harmless(damage: list[tuple[int, bytes]], 
         assert "\n" not in str(error)
     else:
         assert (pool.small_count, pool.large_count) == (40, 2)
-        if reset:  # what was in the records and on the stacks does not matter
+        if reset:  # the contents of records and stacks do not matter
             frames = [bytes([i]) * 70 for i in range(30)]
             assert pass_frames(pool, frames) == frames
     finally:
         os.close(descriptor)
 
 
-# -- rings ---------------------------------------------------------------------------------------------------------------------
+# -- rings -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [SpscRing, MpscRing])

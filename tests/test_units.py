@@ -1,4 +1,4 @@
-"""Units: exact against the words' definitions, and back again."""
+"""Units: exact according to the definitions of their words, and back again."""
 
 from decimal import Decimal
 

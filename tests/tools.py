@@ -1,11 +1,12 @@
-"""Programs and rights that tests ask the machine for."""
+"""Programs that tests need on the machine."""
 
 import os
 import shutil
 
 import pytest
 
-PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"  # a plain user's PATH lacks where Debian keeps ip, tcpdump, ethtool
+# a plain user's PATH lacks the directories where Debian installs ip, tcpdump, ethtool
+PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 
 
 def need(tool: str) -> str:

@@ -1,4 +1,5 @@
-"""Frames for the tests of parsing and offloads, built byte by byte, and the slow, obvious references they are compared with."""
+"""Frames for the tests of parsing and offloads, built byte by byte, and slow, obvious references
+for them."""
 
 from __future__ import annotations
 
@@ -25,13 +26,15 @@ def checksum(data: bytes) -> int:
 
 @dataclass
 class Spec:
-    """A TCP or UDP packet in parts, so that the reference can make the segments anew instead of editing bytes."""
+    """A TCP or UDP packet in parts, so that the reference can build the segments instead of editing
+    bytes."""
 
     version: int = 4
     protocol: int = TCP
     payload: bytes = b""
     tags: list[tuple[int, int]] = field(default_factory=list)  # (ethertype, TCI)
-    extensions: list[tuple[int, bytes]] = field(default_factory=list)  # IPv6: (protocol, its bytes from the third on)
+    # IPv6: (protocol, its bytes from the third on)
+    extensions: list[tuple[int, bytes]] = field(default_factory=list)
     ip_options: bytes = b""
     tcp_options: bytes = b""
     tos: int = 0
@@ -76,7 +79,7 @@ class Spec:
         return self.source + self.destination + struct.pack("!II", self.protocol, self.l4_bytes + len(self.payload))
 
     def transport(self) -> bytes:
-        """Header and payload with the checksum field 0."""
+        """Header and payload with checksum field 0."""
         if self.protocol == TCP:
             header = (
                 struct.pack(
@@ -128,14 +131,16 @@ class Spec:
         )
 
     def build(self, complete: bool = True) -> bytes:
-        """The frame, its checksum complete or only the pseudo-header's sum (as with VNET_NEEDS_CSUM)."""
+        """The frame with a complete checksum, or with the pseudo-header's sum only (as with
+        VNET_NEEDS_CSUM)."""
         body = bytearray(self.transport())
         value = checksum(self.pseudo() + bytes(body)) or 0xFFFF if complete else 0xFFFF ^ checksum(self.pseudo())
         body[self.checksum_at : self.checksum_at + 2] = value.to_bytes(2, "big")
         return self.link() + self.network(len(body)) + bytes(body)
 
     def frame(self, gso_size: int = 0, gso_type: int | None = None) -> Frame:
-        """As a guest sends it: checksum left to the NIC, GSO where gso_size is given. header_length is a lie."""
+        """The frame as a guest sends it: checksum left to the NIC, GSO if gso_size is given, and a
+        wrong header_length."""
         if gso_size and gso_type is None:
             gso_type = (GSO_TCPV4 if self.version == 4 else GSO_TCPV6) if self.protocol == TCP else GSO_UDP_L4
             gso_type |= GSO_ECN if self.protocol == TCP and self.flags & CWR else 0
@@ -150,7 +155,7 @@ class Spec:
         )
 
     def segments(self, gso_size: int) -> list[Spec]:
-        """What the sender's stack would have sent without segmentation offload."""
+        """The frames that the sender's stack would send without segmentation offload."""
         parts = [self.payload[i : i + gso_size] for i in range(0, len(self.payload), gso_size)]
         out = []
         for i, part in enumerate(parts):

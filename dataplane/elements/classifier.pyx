@@ -60,32 +60,24 @@ cdef class RuleTable:
 
 @cython.final
 cdef class Classifier(Element):
-    """Sends each packet to the gate of the first rule that it matches. Must follow Parse.
+    """Sends each packet through the gate of the first rule that it matches. Stands behind Parse.
 
-    Synopsis:  split = Classifier([{"protocol": "tcp", "destination": "10.0.0.0/8",
-                                    "destination_port": "80-90"}, {"dscp": "ef"}])
+    Synopsis:  split = Classifier([{"protocol": "tcp", "destination": "10.0.0.0/8", "destination_port": "80-90"},
+                                   {"dscp": "ef"}])
                split[0] >> web;  split[1] >> voice;  split[2] >> rest
-    Ports:     1 in; rule i leads to gate i, or to the gate that it names; packets that match no rule go
-               to the last gate.
-    Config:    rules: a list of at most 1024; each a dict of conditions that must all hold
-                 ({} matches everything):
-                 protocol (tcp, udp, icmp ... or 0-255),
-                 source, destination (IPv4 or IPv6 address or prefix),
-                 source_port, destination_port (80 or 80-90; TCP, UDP, SCTP; a later fragment has no
-                 ports and does not match), dscp (0-63, ef, cs0-cs7, af11-af43 ...),
-                 vlan (outer tag's id; 0: untagged or priority-tagged),
-                 port (number of the port that received the packet);
-               and of actions: gate (default: the rule's number), mark (sets Packet.mark, 0 to 2^32-1;
-                 default: unchanged).
-               default: the gate of packets that match no rule (default: a gate of their own).
-               Raises ConfigError.
-    Counters:  matched, unmatched; unparsed (did not pass Parse: treated as unmatched).
-               `hits()`: packets of each rule.
-    Handlers:  counters; rules (read, write, live): as in Config, where default and the number of
-               outputs stay, and each packet is classified wholly by the old or by the new rules;
-               hits (read): of the rules that `rules` returns, since they were set
+    Ports:     1 in; rule i leads to gate i, or to the gate that it names; what no rule matches goes to the last gate.
+    Config:    rules: a list of at most 1024; each a dict of conditions that must all hold ({} matches everything):
+                 protocol (tcp, udp, icmp ... or 0-255), source, destination (IPv4 or IPv6 address or prefix),
+                 source_port, destination_port (80 or 80-90; TCP, UDP, SCTP; a later fragment has no ports and matches none),
+                 dscp (0-63, ef, cs0-cs7, af11-af43 ...), vlan (outer tag's id; 0: untagged or priority-tagged),
+                 port (number of the port that received it);
+               and of actions: gate (its own number by default), mark (sets Packet.mark, 0 to 2^32-1; untouched without).
+               default: the gate of what no rule matches, where it is not to be one of its own. Raises ConfigError.
+    Counters:  matched, unmatched; unparsed (did not come through Parse: unmatched). `hits()`: packets of each rule.
+    Handlers:  counters; rules (read, write, live): as in Config, while default and number of outputs stay what they are, and every packet
+               is classified wholly by the old ones or wholly by the new ones; hits (read): of the rules that `rules` shows, from 0 on
     Threads:   any one engine
-    Cost:      a linear scan: dataplane/README.md has a match in the first, tenth and thousandth rule
+    Cost:      a linear scan: see dataplane/README.md for a match in the first, the tenth and the thousandth rule
     """
 
     DROP_REASONS = ()

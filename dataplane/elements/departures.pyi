@@ -1,4 +1,4 @@
-"""Python face of dataplane.elements.departures."""
+"""Type stub of dataplane.elements.departures."""
 
 from typing import final
 

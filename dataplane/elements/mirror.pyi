@@ -1,4 +1,4 @@
-"""Python face of dataplane.elements.mirror."""
+"""Type stub of dataplane.elements.mirror."""
 
 import os
 from typing import Any, ClassVar

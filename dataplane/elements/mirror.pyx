@@ -20,24 +20,22 @@ cdef enum:
 
 
 cdef class Mirror(Element):
-    """Passes every packet on and writes a copy to a pcap file, for tcpdump and similar tools.
+    """Passes every packet on and writes a copy to a pcap file, for tcpdump and its kind.
 
     Synopsis:  a >> Mirror(file="web.pcap", snaplen=128) >> b
-    Ports:     1 in, 1 out; every packet is passed on, whether or not its copy was written
-    Config:    file: path, named pipe (whose reader must exist), or number of an open descriptor; or
-               a CaptureFile that several mirrors of one engine share, which its creator closes
-               snaplen: bytes kept of a frame, 1 to 262,144 (all of it); the record has its full length
-               buffer: copies that wait to be written: "8mb" or bytes, 512 KiB to 1 GiB
-    Counters:  mirrored, mirrored_bytes (of the frames), mirror_overflow (copies dropped because the
-               buffer was full), mirror_failed (copies dropped after a write failed: disk full, reader
-               gone)
+    Ports:     1 in, 1 out; every packet goes on, whatever becomes of its copy.
+    Config:    file: path, named pipe (its reader first), or number of an open descriptor; or a CaptureFile that several mirrors of one
+               engine share, which stays its owner's
+               snaplen: bytes kept of a frame, 1 to 262,144 (all of it); the record says how long it was
+               buffer: what may wait for the disk: "8mb" or bytes, 512 KiB to 1 GiB
+    Counters:  mirrored, mirrored_bytes (of the frames), mirror_overflow (copies that found the buffer full), mirror_failed (copies after
+               a write failed: disk full, reader gone)
     Handlers:  counters
     Threads:   any one engine; a thread of its own writes, so the engine never waits for a disk
     Cost:      see dataplane/README.md
 
-    Time stamps are the time of day, in nanoseconds, at which the packet passed (a virtual clock's time
-    unchanged). A GSO frame is one record; a partial checksum is written as it is. When the element
-    leaves the engine, everything is written out and the file is closed.
+    Time stamps are nanoseconds of the time of day at which the packet passed (a virtual clock's as it is). A GSO frame is one record;
+    a checksum still to be stored by a NIC is written as it is. Closed, and all written out, when the element leaves the engine.
     """
 
     COUNTERS = ("mirrored", "mirrored_bytes", "mirror_overflow", "mirror_failed")

@@ -1,4 +1,4 @@
-"""Python face of dataplane.ports.loopback."""
+"""Type stub of dataplane.ports.loopback."""
 
 from dataplane.engine import Engine
 from dataplane.port import Port

@@ -1,4 +1,4 @@
-"""Python face of dataplane.ports.ring_port."""
+"""Type stub of dataplane.ports.ring_port."""
 
 from dataplane.engine import Engine
 from dataplane.port import Port

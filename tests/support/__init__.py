@@ -1,1 +1,1 @@
-"""What tests need of the machine: containers, a plain user, and proof that nothing is left behind."""
+"""Requirements of tests: containers, a plain user, and checks that nothing is left behind."""

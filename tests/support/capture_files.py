@@ -1,4 +1,5 @@
-"""Capture files of every kind, byte by byte: an obvious writer, so that reader and writer are not tested against each other only."""
+"""Writes capture files of every kind byte by byte, so that reader and writer are not only tested
+against each other."""
 
 from __future__ import annotations
 

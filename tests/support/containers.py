@@ -1,4 +1,5 @@
-"""Containers for tests: a process in a network namespace of its own, and what it left behind."""
+"""Containers for tests: a process in a network namespace of its own; and a check of what tests
+leave behind."""
 
 from __future__ import annotations
 
@@ -20,10 +21,11 @@ socket.send_fds(socket.socket(fileno=int(sys.argv[1])), [b"."], [opened.fileno()
 
 
 class Container:
-    """A process in a new network namespace with `lo` up; in a new user namespace too, which a plain user needs.
+    """A process in a new network namespace with `lo` up; also in a new user namespace, which a
+    plain user needs.
 
-    `nested`: in a user namespace within another, as containers of rootless runtimes are. It ends when its standard input
-    closes: with `close()`, and also when the test process dies.
+    nested: in a user namespace within another, as containers of rootless runtimes. The process ends
+    when its standard input closes: with `close()`, and when the test process dies.
     """
 
     def __init__(self, *, user_namespace: bool = not IS_ROOT, nested: bool = False) -> None:
@@ -47,27 +49,28 @@ class Container:
         return f"/proc/{self.pid}/ns/net"
 
     def command(self, argv: list[str]) -> list[str]:
-        """`argv`, to be run inside."""
+        """The command that runs `argv` inside."""
         user = ["-U", "--preserve-credentials"] if self.user_namespace else []
         return ["nsenter", "-t", str(self.pid), *user, "-n", *argv]
 
     def popen(self, argv: list[str]) -> subprocess.Popen[str]:
-        """Start a program inside; its output is a pipe."""
+        """Starts a program inside; its output is a pipe."""
         return subprocess.Popen(self.command(argv), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def run(self, *argv: str, check: bool = True, timeout_s: float = 30) -> str:
-        """Run a program inside to its end: its output."""
+        """Runs a program inside to its end; returns its output."""
         done = subprocess.run(self.command(list(argv)), capture_output=True, text=True, timeout=timeout_s, check=False)
         if check and done.returncode:
             raise AssertionError(f"{argv}: status {done.returncode}: {done.stdout}{done.stderr}")
         return done.stdout
 
     def python(self, code: str, *arguments: str) -> str:
-        """Run Python code inside: its output."""
+        """Runs Python code inside; returns its output."""
         return self.run(sys.executable, "-c", code, *arguments)
 
     def udp_socket(self) -> socket.socket:
-        """A UDP socket of the container, opened inside and handed out: a test with two of them sends in the order it wants."""
+        """A UDP socket opened inside the container and passed out: a test with two of them controls
+        the order of sends."""
         here, there = socket.socketpair()
         with here, there:
             command = self.command([sys.executable, "-c", OPEN_SOCKET, str(there.fileno())])
@@ -81,7 +84,7 @@ class Container:
         return [name for name in (line.split(":")[1].strip().split("@")[0] for line in lines) if name != "lo"]
 
     def close(self) -> None:
-        """End the process. Twice does no harm."""
+        """Ends the process. May be called twice."""
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 pipe.close()
@@ -95,23 +98,25 @@ class Container:
 
 
 def what_is_ours() -> dict[str, set[str]]:
-    """What tests can leave behind: interfaces here, named namespaces and segments (named `...-PID`), children, and descriptors.
+    """What tests can leave behind: interfaces here, named namespaces and segments (named
+    `...-PID`), children, and descriptors.
 
-    Memory segments and namespaces without a name live by processes and descriptors, and others make and end some all the
-    time; so ours are counted by what could hold them.
+    Memory segments and namespaces without a name exist while a process or descriptor holds them,
+    and other processes create and remove some all the time; so only the possible holders in this
+    process are listed.
     """
     descriptors = set()
     for entry in Path("/proc/self/fd").iterdir():
         try:
             target = os.readlink(entry)
-        except OSError:  # the listing's own
+        except OSError:  # the listing's own descriptor
             continue
         if target.startswith(("net:", "user:", "/memfd:", "/dev/net/tun", "anon_inode:", "socket:")):
             descriptors.add(f"{entry.name} {target}")
     children = set()
     for thread in Path("/proc/self/task").iterdir():
         children |= set((thread / "children").read_text().split())
-    mine = f"*-{os.getpid()}*"  # other test runs may be under way on this machine
+    mine = f"*-{os.getpid()}*"  # other test runs may be active on this machine
     return {
         "interfaces": {name for _, name in socket.if_nameindex()},
         "network namespaces": {each.name for each in Path("/run/netns").glob(mine)},

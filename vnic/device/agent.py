@@ -1,14 +1,16 @@
-"""The namespace agent: a small process that does what must be done inside containers' namespaces.
+"""The namespace agent: a small process that works inside containers' namespaces.
 
-Only a process with a single thread may enter a user namespace, and none comes back. The daemon has threads and must stay
-where it is, so a process beside it forks a child for each piece of work; the child enters the container's namespaces,
-works, sends the answer home - descriptors by SCM_RIGHTS - and exits. What a failed child had made half goes with it.
+Only a process with a single thread may enter a user namespace, and it cannot return. The daemon has
+threads and must stay in its own namespaces, so a process beside it forks a child for each request;
+the child enters the container's namespaces, works, sends the answer (descriptors by SCM_RIGHTS) and
+exits. What a failed child left unfinished is freed with it.
 
-    daemon  --SOCK_SEQPACKET-->  agent  --fork-->  child: setns, work, answer over the same socket, exit
+    daemon  --SOCK_SEQPACKET-->  agent  --fork-->  child: setns, work, answer on the same socket, exit
 
-One request at a time. A message is JSON, at most MAX_MESSAGE_BYTES; a request carries the namespace's descriptor, the answer
-to TapRequest the queues'. After the child's answer comes `Done` from the agent: the child has exited, nothing it held is left.
-The agent ends when its socket closes, that is with the daemon, however that ended. An agent that died or does not answer is replaced.
+One request at a time. A message is JSON, at most MAX_MESSAGE_BYTES; a request carries the namespace's
+descriptor, the answer to TapRequest those of the queues. After the child's answer the agent sends
+`Done`: the child has exited and holds nothing any more. The agent ends when its socket closes, which
+happens with the daemon's end in any case. An agent that died or does not answer is replaced.
 """
 
 from __future__ import annotations
@@ -50,15 +52,18 @@ if TYPE_CHECKING:
 MAX_MESSAGE_BYTES = 65536
 MAX_MESSAGE_FDS = MAX_QUEUES + 1  # a netlink socket
 CHILD_TIMEOUT_S = 5.0  # then the agent kills its child
-CALL_TIMEOUT_S = 8.0  # longer, so that the agent can still say that the child was killed
+CALL_TIMEOUT_S = 8.0  # longer, so that the agent can still report that the child was killed
 STOP_TIMEOUT_S = 2.0
 QUIET_S = (
-    10.0  # without a request, after which the agent begins anew without the netlink library: 17 MB that nobody needs any more
+    # without a request, after which the agent executes itself again, without the netlink library:
+    # 17 MB that are not needed any more
+    10.0
 )
 
 
 class Request(msgspec.Struct, frozen=True):
-    """To the agent, with the namespace's descriptor. `label` names the namespace in error messages."""
+    """To the agent, with the namespace's descriptor. label: the namespace's name in error
+    messages."""
 
     number: int
     label: str
@@ -66,7 +71,7 @@ class Request(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, tag="answer"):
-    """From the child. `error` is one line; `config`: it is a ConfigError."""
+    """From the child. error: one line; config: the error is a ConfigError."""
 
     number: int
     error: str | None = None
@@ -76,14 +81,14 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, tag="answer"):
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):
-    """From the agent, last: the child has exited; `error`: without an answer."""
+    """From the agent, last: the child has exited. error: it has not answered."""
 
     number: int
     error: str | None = None
 
 
 def send_message(sock: socket.socket, message: Request | Answer | Done, fds: list[int]) -> None:
-    """One message, with descriptors; the receiver gets duplicates."""
+    """Sends one message, with descriptors; the receiver gets duplicates."""
     data = msgspec.json.encode(message)
     if len(data) > MAX_MESSAGE_BYTES:
         raise ConfigError(f"a message of {len(data)} bytes to the namespace agent is too long; ask for less at once")
@@ -91,7 +96,7 @@ def send_message(sock: socket.socket, message: Request | Answer | Done, fds: lis
 
 
 def receive_message(sock: socket.socket) -> tuple[bytes, list[int]]:
-    """One message and its descriptors, which are now the caller's; b"" at the end."""
+    """Receives one message and its descriptors, which the caller closes; b"" at the end."""
     data, fds, lost = receive_with_descriptors(sock, MAX_MESSAGE_BYTES, MAX_MESSAGE_FDS)
     if lost:
         close_all(fds)
@@ -103,8 +108,10 @@ def receive_message(sock: socket.socket) -> tuple[bytes, list[int]]:
 
 
 def serve(sock: socket.socket, *, warm_up: bool = True) -> None:
-    """Answer requests until the other end closes. warm_up: load the netlink library before anybody needs it."""
-    # Ctrl-C and a closed terminal go to everybody in the foreground; the daemon decides, and its end is ours.
+    """Answers requests until the other end closes. warm_up: load the netlink library before the
+    first request."""
+    # The terminal sends SIGINT and SIGHUP to all processes in the foreground. The daemon handles
+    # them; the agent ends with the daemon.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     decoder = msgspec.json.Decoder(Request)
@@ -113,10 +120,12 @@ def serve(sock: socket.socket, *, warm_up: bool = True) -> None:
     ]
     code = identities(ours)
     while True:
-        # The netlink library takes long to load: once, here and not in each child, and while nobody waits if possible.
+        # The netlink library is slow to load: once, here and not in each child, and if possible
+        # while no request waits.
         if warm_up and not link.has_netlink() and not readable(sock.fileno(), 0):
             link.netlink()
-        # Another vnic may be installed by now; the supervisor, which stays, speaks as this one does.
+        # Another version of vnic may be installed by now, but the supervisor stays, and needs an
+        # agent that uses the same messages.
         if link.has_netlink() and not readable(sock.fileno(), QUIET_S) and identities(ours) == code:
             begin_anew(sock)
         data, fds = receive_message(sock)
@@ -131,12 +140,12 @@ def serve(sock: socket.socket, *, warm_up: bool = True) -> None:
             close_all(fds)
         try:
             send_message(sock, Done(request.number, error), [])
-        except BrokenPipeError:  # the daemon has gone meanwhile
+        except BrokenPipeError:  # the daemon has ended meanwhile
             return
 
 
 def identities(files: list[str]) -> list[tuple[int, ...]]:
-    """Of files; others once one of them is replaced, is written to, or has gone."""
+    """Identities of files; they change when a file is replaced, written to, or removed."""
     found: list[tuple[int, ...]] = []
     for file in files:
         try:
@@ -148,13 +157,15 @@ def identities(files: list[str]) -> list[tuple[int, ...]]:
 
 
 def begin_anew(sock: socket.socket) -> None:
-    """The same process and socket, but nothing loaded that can be loaded again. A request that comes meanwhile waits in the socket."""
+    """Executes the agent again in this process with the same socket, which unloads the netlink
+    library. A request that arrives meanwhile waits in the socket."""
     sock.set_inheritable(True)
     os.execv(sys.executable, [sys.executable, "-P", "-m", "vnic.device.agent", str(sock.fileno()), "cold"])
 
 
 def run_child(sock: socket.socket, request: Request, netns_fd: int) -> str | None:
-    """Do a request in a child, and return when it has exited; what went wrong where it has not answered."""
+    """Runs a request in a child; returns when the child has exited: None, or the error of a child
+    that has not answered."""
     pid = os.fork()
     if pid:
         return wait_for_child(pid, request.label)
@@ -163,19 +174,19 @@ def run_child(sock: socket.socket, request: Request, netns_fd: int) -> str | Non
         answer, fds = answer_to(request, netns_fd)
         send_message(sock, answer, fds)
         status = 0
-    except BrokenPipeError:  # the daemon has gone
+    except BrokenPipeError:  # the daemon has ended
         pass
-    except BaseException:  # reported, and the agent says that it failed
+    except BaseException:  # printed here; the agent reports that the child failed
         traceback.print_exc()
     finally:
         os._exit(status)
 
 
 def wait_for_child(pid: int, label: str) -> str | None:
-    """Wait until a child has exited, and see to it that it does: what `run_child` returns.
+    """Waits until a child has exited, and kills it after CHILD_TIMEOUT_S; returns as `run_child`.
 
-    No alarm of the child's own would do: while it is in a user namespace of somebody else, root of that may stop it, and a process
-    that is stopped acts on SIGKILL only.
+    An alarm of the child's own would not suffice: while it is in another user's user namespace,
+    root of that may stop it, and a stopped process reacts only to SIGKILL.
     """
     descriptor = os.pidfd_open(pid)
     late = not readable(descriptor, CHILD_TIMEOUT_S)
@@ -191,7 +202,8 @@ def wait_for_child(pid: int, label: str) -> str | None:
 
 
 def answer_to(request: Request, netns_fd: int) -> tuple[Answer, list[int]]:
-    """Enter the namespaces and do the work: the answer and the descriptors that go with it."""
+    """Enters the namespaces and does the work; returns the answer and the descriptors to send with
+    it."""
     try:
         enter(netns_fd, request.label)
         match request.work:
@@ -213,8 +225,8 @@ def answer_to(request: Request, netns_fd: int) -> tuple[Answer, list[int]]:
 
 
 class NamespaceAgent:
-    """The daemon's handle of its agent. Calls may come from any thread; they wait for each other. Where the agent died, or does not answer,
-    the next call is another one's.
+    """The daemon's handle of its agent. Calls may come from any thread; one runs at a time. If the
+    agent died or did not answer, the next call starts another one.
 
     `with NamespaceAgent.start() as agent: tap = agent.open_tap(TapRequest(name="eth0", pid=1234))`
     """
@@ -228,20 +240,23 @@ class NamespaceAgent:
 
     @classmethod
     def start(cls, prepare: Callable[[], None] | None = None) -> NamespaceAgent:
-        """Start an agent. It is a program of its own, not a fork: so it can be started whatever threads there are. `prepare`, for who has
-        but one thread, runs in the new process before the program.
+        """Starts an agent, as a program and not as a fork: so it can be started whatever threads
+        exist. prepare: runs in the new process before the program; only for a caller with a single
+        thread.
 
-        A daemon that detaches does so first: the agent is the child, and watches the socket, of the process that started it.
+        A daemon that detaches must do so first: the agent is a child of the process that started
+        it, and ends with that process' socket.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environment = dict(os.environ)
         root = Path(__file__).resolve().parents[2]
-        if not root.name.endswith("-packages"):  # run from a source tree, which the new interpreter would not find
+        # run from a source tree, where the new interpreter would not find it
+        if not root.name.endswith("-packages"):
             environment["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [environment.get("PYTHONPATH")])])
         try:
             with theirs:
                 process = Popen(
-                    # -P: a file in the working directory must not pass for a module.
+                    # -P: a file in the working directory must not be imported in place of a module.
                     [sys.executable, "-P", "-m", "vnic.device.agent", str(theirs.fileno())],
                     stdin=DEVNULL,
                     stdout=DEVNULL,
@@ -262,13 +277,14 @@ class NamespaceAgent:
 
     @property
     def alive(self) -> bool:
-        """Whether the agent is there to be asked."""
+        """Whether the agent's process runs."""
         return self._socket.fileno() >= 0 and self._process.poll() is None
 
     def open_tap(self, request: TapRequest, namespace: NetNamespace | None = None) -> Tap:
-        """Make a TAP in a container: that of the request, or `namespace`, which is the Tap's then. All of it or, with an error, nothing.
+        """Creates a TAP in the request's container, or in `namespace`, which the Tap then owns. On
+        an error, nothing is left.
 
-        ConfigError: what is asked for cannot be, or is not permitted. PortError: it failed.
+        Raises ConfigError for a request that is invalid or not permitted, PortError for a failure.
         """
         try:
             check(request)
@@ -284,7 +300,7 @@ class NamespaceAgent:
             raise
 
     def run(self, namespace: NetNamespace, work: Work) -> dict[str, int]:
-        """Do other work in a namespace; its counters, if it reads any."""
+        """Does other work in a namespace; returns counters, if it reads any."""
         answer, fds = self._call(namespace, work)
         close_all(fds)
         return answer.counters
@@ -313,7 +329,8 @@ class NamespaceAgent:
         return answer, fds
 
     def _await(self, number: int) -> tuple[Answer, list[int]]:
-        """The answer to request `number`, once its child has exited: a Tap that is closed then is gone at once."""
+        """Waits for the answer to request `number` and for the end of its child: then a Tap that is
+        closed is removed at once."""
         deadline = time.monotonic() + CALL_TIMEOUT_S
         answer, fds = Answer(number=number, error="the namespace agent has not answered; restart the daemon"), list[int]()
         try:
@@ -338,21 +355,22 @@ class NamespaceAgent:
             raise
 
     def _kill(self) -> None:
-        """End the agent's process and the child it may have, at once."""
-        if self._process.poll() is None:  # not waited for yet: its number, which is its group's, is nobody else's
+        """Kills the agent's process and its child."""
+        # not waited for yet, so no other process or group has its number
+        if self._process.poll() is None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.kill()
             self._process.wait()
 
     def _replace(self) -> None:
-        """Start another agent in the place of the one that is dead."""
+        """Starts another agent in place of the dead one."""
         fresh = NamespaceAgent.start(self._prepare)
         self._socket.close()
         self._process, self._socket = fresh._process, fresh._socket
 
     def stop(self) -> None:
-        """End the agent. TAPs stay as they are. Twice does no harm."""
+        """Ends the agent. TAPs stay as they are. May be called twice."""
         self._socket.close()
         try:
             self._process.wait(STOP_TIMEOUT_S)
@@ -368,4 +386,5 @@ class NamespaceAgent:
 
 if __name__ == "__main__":
     serve(socket.socket(fileno=int(sys.argv[1])), warm_up="cold" not in sys.argv)
-    os._exit(0)  # at once: to take the interpreter apart in good order takes longer than all else, and somebody waits
+    # at once: finalizing the interpreter takes longer than everything else, and the caller waits
+    os._exit(0)

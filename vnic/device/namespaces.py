@@ -1,9 +1,9 @@
-"""Network namespaces of containers: find one by pid or path, enter it, and notice when it goes.
+"""Network namespaces of containers: finds one by pid or path, enters it, and reports its end.
 
-A namespace is found once and held by a descriptor, so a pid that is used again or a path that is replaced later cannot
-lead anywhere else. The catch: whoever holds a descriptor of a namespace - or of a TAP made in it - keeps the namespace
-alive after the last process has left it. So every attachment comes with a `TargetWatch`, and its owner closes the
-attachment when the watch reports.
+A namespace is looked up once and held by a descriptor, so a reused pid or a replaced path cannot
+lead to another one. But a descriptor of a namespace, or of a TAP made in it, keeps the namespace
+alive after its last process has ended. So every attachment has a `TargetWatch`, and its owner closes
+the attachment when the watch reports.
 
 Sources: namespaces(7), setns(2), ioctl_ns(2), pidfd_open(2), inotify(7).
 """
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 CLONE_NEWNET = 0x4000_0000
 CLONE_NEWUSER = 0x1000_0000
 NS_GET_USERNS = 0xB701  # ioctl_ns(2): a descriptor of the user namespace that owns this one
-NS_GET_OWNER_UID = 0xB704  # ioctl_ns(2): of a user namespace, the user id of who made it
+NS_GET_OWNER_UID = 0xB704  # ioctl_ns(2): of a user namespace, the user id of its creator
 NS_GET_NSTYPE = 0xB703  # ioctl_ns(2): its CLONE_NEW* constant
 
-NAMED_NETNS_DIR = "/run/netns"  # where `ip netns add` keeps its names
+NAMED_NETNS_DIR = "/run/netns"  # the directory of `ip netns add`
 MAX_PID = 1 << 22  # the kernel's own limit, PID_MAX_LIMIT
 
 IN_MOVED_FROM, IN_DELETE, IN_DELETE_SELF, IN_MOVE_SELF = 0x40, 0x200, 0x400, 0x800
@@ -51,24 +51,26 @@ Identity = tuple[int, int]
 
 
 def identity_of(file: int | str) -> Identity:
-    """(st_dev, st_ino) of a namespace given by descriptor or path: equal if and only if it is the same namespace."""
+    """(st_dev, st_ino) of a namespace given by descriptor or path: equal if and only if it is the
+    same namespace."""
     status = os.stat(file)
     return status.st_dev, status.st_ino
 
 
 def setns(fd: int, kind: int) -> None:
-    """setns(2); OSError when the kernel refuses. (`os.setns` is there from Python 3.12 on only.)"""
+    """setns(2); raises OSError. (`os.setns` exists only from Python 3.12 on.)"""
     if _libc.setns(fd, kind) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
 
 
 def enter(netns_fd: int, label: str) -> None:
-    """Move the calling process, which must have one thread only, into a network namespace.
+    """Moves the calling process, which must have only one thread, into a network namespace.
 
-    A namespace owned by another user namespace than ours: root enters it from where it is, where root of that one may send it no
-    signal. Others can enter it only from there: that one first. In it we hold all capabilities, if we (our user id) or an
-    ancestor of ours made it. ConfigError when the kernel does not let us.
+    If another user namespace owns it: root enters it from its own, so that root of that one cannot
+    send it signals. Other users must enter the owning user namespace first, which they may if they
+    created it from their own user namespace, or one of its ancestors (user_namespaces(7)); the
+    process has all capabilities there. Raises ConfigError when the kernel does not permit it.
     """
     if identity_of(netns_fd) == identity_of("/proc/self/ns/net"):
         return
@@ -93,8 +95,9 @@ _WHO_MAY_ENTER = "run vnic as the user who started the container, or as root"
 class NetNamespace:
     """A network namespace, held open.
 
-    `fd` is the namespace's descriptor, `identity` tells it from others, `label` names it in messages; `pid` (with a
-    `pidfd`) or `path` say how it was asked for - neither for our own namespace. Use as a context manager or `close()`.
+    fd: the namespace's descriptor; identity: distinguishes it from others; label: its name in
+    messages; pid (with a pidfd) or path: how it was requested; neither for our own namespace. Use
+    as a context manager or `close()`.
     """
 
     def __init__(self, fd: int, label: str, *, pid: int | None = None, pidfd: int = -1, path: str | None = None) -> None:
@@ -103,9 +106,10 @@ class NetNamespace:
 
     @classmethod
     def find(cls, pid: int | None = None, netns: str | None = None) -> NetNamespace:
-        """The namespace of process `pid`, or at path (or `ip netns` name) `netns`, or our own if both are None.
+        """The namespace of process `pid`, or at path (or `ip netns` name) `netns`, or our own if
+        both are None.
 
-        ConfigError when there is no such process, path or namespace, or we may not open it.
+        Raises ConfigError when the process, path or namespace does not exist, or may not be opened.
         """
         if pid is not None and netns is not None:
             raise ConfigError(f"pid {pid} and netns {netns}: give one of the two")
@@ -118,14 +122,16 @@ class NetNamespace:
         path = _follow(os.path.abspath(netns if "/" in netns else f"{NAMED_NETNS_DIR}/{netns}"))
         in_proc = _PROC_NETNS.fullmatch(path)
         if in_proc:
-            # A path below /proc goes when its process goes, and inotify does not see that: watch the process.
+            # A path below /proc disappears with its process, which inotify does not report: watch
+            # the process.
             return cls._of_pid(int(in_proc[1]) if in_proc[1].isdigit() else os.getpid())
         return cls._at_path(path)
 
     @classmethod
     def passed(cls, fd: int, pidfd: int = -1, *extra: int) -> Self:
-        """The namespace behind a descriptor that somebody passed us, and a process of it, where that was passed too; both are the
-        object's. Raises ConfigError for descriptors of something else, and closes them."""
+        """The namespace of a descriptor that was passed to this process, and, if that was passed
+        too, a process in it; the object owns both. Raises ConfigError for other descriptors, and
+        closes them."""
         try:
             if extra or not is_network_namespace(fd):
                 raise ConfigError("the descriptor that was passed is no network namespace; pass one of /proc/PID/ns/net")
@@ -147,21 +153,22 @@ class NetNamespace:
         try:
             pidfd = os.pidfd_open(pid)
         except OSError as error:
-            if error.errno in (errno.ESRCH, errno.EINVAL, errno.ENOENT):  # the last two: a thread's id, no process's
+            # the last two: a thread's id, not a process'
+            if error.errno in (errno.ESRCH, errno.EINVAL, errno.ENOENT):
                 raise absent from None
             raise PortError(f"{label}: cannot be watched: {error.strerror}") from None
         try:
             try:
                 fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
             except OSError as error:
-                # "No such file" is what an exiting process looks like - its pidfd tells in a moment - and one that /proc hides.
+                # ENOENT: the process is exiting, which its pidfd soon reports, or /proc hides it.
                 hidden = isinstance(error, FileNotFoundError)
                 if has_exited(pidfd, EXIT_TIMEOUT_MS if hidden else 0):
                     raise absent from None
                 if hidden or isinstance(error, PermissionError):
                     raise ConfigError(f"{label}: not permitted to open its network namespace; {_WHO_MAY_ENTER}") from None
                 raise PortError(f"{label}: cannot open its network namespace: {error.strerror}") from None
-            # The process that the pidfd means is still there, so the pid was not used again in between.
+            # The process of the pidfd still runs, so the pid was not reused in between.
             if has_exited(pidfd):
                 os.close(fd)
                 raise absent
@@ -175,7 +182,8 @@ class NetNamespace:
         label = f"netns {path}"
         wrong = ConfigError(f"{label}: is no network namespace; give /proc/PID/ns/net or a path made by `ip netns add`")
         try:
-            # Looked at before it is opened: opening a device or a FIFO could block or do something.
+            # Checked before it is opened: opening a device or a FIFO could block or have side
+            # effects.
             if not stat.S_ISREG(os.stat(path).st_mode):
                 raise wrong
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
@@ -198,7 +206,8 @@ class NetNamespace:
         return TargetWatch(self)
 
     def close(self) -> None:
-        """Let go of the namespace; it ends with its last process unless somebody else holds it."""
+        """Closes the descriptors; the namespace ends with its last process unless other descriptors
+        hold it."""
         fd, self.fd = self.fd, -1
         pidfd, self.pidfd = self.pidfd, -1
         for each in (fd, pidfd):
@@ -218,8 +227,8 @@ class NetNamespace:
 
 
 def is_network_namespace(fd: int) -> bool:
-    """Whether a descriptor is one of a network namespace: of anything else the kernel does not know the question (ENOTTY), or has another
-    answer."""
+    """Whether a descriptor is of a network namespace: for other files the ioctl fails (ENOTTY) or
+    returns another type."""
     try:
         return fcntl.ioctl(fd, NS_GET_NSTYPE) == CLONE_NEWNET
     except OSError:
@@ -227,8 +236,9 @@ def is_network_namespace(fd: int) -> bool:
 
 
 def owner_of(fd: int) -> int | None:
-    """The user who made the user namespace that owns a network namespace, as our own sees him: who has all capabilities in there. None
-    where we may not know, since it is owned from outside our own."""
+    """The user id, in our user namespace, of the creator of the user namespace that owns a network
+    namespace: that user has all capabilities in it. None where its owner is outside our user
+    namespace, so that the kernel does not report it."""
     try:
         owner = fcntl.ioctl(fd, NS_GET_USERNS)
         try:
@@ -240,7 +250,8 @@ def owner_of(fd: int) -> int | None:
 
 
 def process_of(pidfd: int) -> int:
-    """The process that a pidfd means. Raises ConfigError where it is none, or the process is gone or invisible to us."""
+    """The pid of a pidfd's process. Raises ConfigError for another file, or where the process is
+    gone or not visible here."""
     try:
         with open(f"/proc/self/fdinfo/{pidfd}") as file:
             pid = next((int(line.split()[1]) for line in file if line.startswith("Pid:")), 0)
@@ -252,7 +263,8 @@ def process_of(pidfd: int) -> int:
 
 
 def has_exited(pidfd: int, timeout_ms: int = 0) -> bool:
-    """Whether the process of a pidfd has ended, or does within `timeout_ms` (also when nobody has waited for it yet)."""
+    """Whether the process of a pidfd has ended, or does within `timeout_ms` (even if it was not
+    waited for yet)."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(timeout_ms))
