@@ -349,10 +349,13 @@ class BatchView:
 
 
 cdef class PyElement(Element):
-    """An element written in Python: subclass it and define `process(self, batch)`; `batch` is a BatchView.
+    """Base of elements written in Python: a subclass defines `process(self, batch)`; `batch` is a BatchView.
 
-    The call takes the GIL once a batch. DROP_REASONS of a subclass are extended by "exception": a batch whose `process` raised is
-    dropped under it, the traceback of the first is printed and kept in `last_error`; the engine goes on.
+    The call takes the GIL once a batch. DROP_REASONS of a subclass are extended by "exception". When `process` raises, its batch
+    is dropped for that reason and the engine continues; the first traceback is printed and kept in `last_error`.
+
+    Drops:     exception: packets of a batch for which `process` raised an exception
+               dropped: packets that `process` dropped without a reason of its own
     """
 
     DROP_REASONS = ("exception", "dropped")

@@ -46,38 +46,57 @@ cdef enum:
 
 
 cdef class Shaper(Element):
-    """Lets packets go on at a rate, in order; those that come too fast wait in a bounded queue.
+    """Limits the rate; packets that exceed it wait in a bounded queue.
+
+    Each NIC has one for each direction (`egress: {rate: ...}`); a chain may have more, for some of the packets.
 
     Synopsis:  a >> Shaper(rate="100mbit", queue="100ms", name="limit") >> b
-    Ports:     1 in, 1 out
-    Config:    rate: "100mbit" or bit/s, 1 kbit/s to 10 Tbit/s; None, "none" or 0: unlimited, batches pass as they are. Layer-2 frame bits,
-               no preamble, no FCS; a GSO frame is worth what its segments are.
-               queue: how much may wait, as time at the current rate ("100ms", int ns; at least 139,008 bytes) or as a size ("256kb").
-               Besides, at most a quarter of the pool's buffers of either size; and with others what they `join`.
-               burst: credit that an idle time earns, as time at the current rate ("250us", int ns), so that a source which is a little
-               late for its turn gets its rate all the same. The worst burst of a punctual engine is `burst` and one frame (at most 1 ms,
-               or one packet). Lateness of the engine is made up in full by what waits meanwhile, and up to 100 ms of it by what comes at
-               once when the queue runs empty of it.
-    Drops:     queue_full (tail drop), no_buffer (a segment), released (held when the element was taken out)
-    Counters:  passed (left at once), delayed (waited), split (GSO frames cut), sent_bytes (wire bytes let go while there is a rate),
-               queue_bytes (waiting now), queue_bytes_max, sojourn_max_ns, sojourn_ns (sum over all packets: divide by passed + delayed)
-    Handlers:  counters; rate (read, write, live; "none": unlimited): what waits stays in place, and the bits still owed for the packet
-               before are paid at the new rate; queue (read): packets and bytes that wait, and how many bytes may
+    Ports:     1 input, 1 output; packets leave in order.
+    Config:    rate: A rate such as "100mbit" or a number of bit/s, 1 kbit/s to 10 Tbit/s. None, "none" or 0: no limit, batches pass
+                   at once. Bits of layer-2 frames count, without preamble and FCS; a GSO frame counts as its segments do.
+               queue: Packets that may wait, as time at the current rate ("100ms", int ns; at least 139,008 bytes) or as a size
+                   ("256kb"). Besides, at most a quarter of the packet pool's buffers of either size may wait, and together with
+                   other shapers of a share what the share allows (see `join`).
+               burst: Credit that the shaper gains while it is idle, as time at the current rate ("250us", int ns): a source that
+                   is a little late still gets its full rate. The longest burst of a punctual engine is `burst` and one frame
+                   (at most 1 ms, or one packet). Lateness of the engine is made up in full by packets that wait meanwhile, and
+                   up to 100 ms of it by packets that come at once when they leave the queue empty.
+    Drops:     queue_full: the queue was full when the packet came (tail drop)
+               no_buffer: no buffer for a segment of a GSO frame
+               released: packets that waited when the element was removed
+    Counters:  passed: packets that left at once
+               delayed: packets that waited
+               split: GSO frames that were cut
+               sent_bytes: bytes on the wire that left while there was a rate
+               queue_bytes: bytes that wait now
+               queue_bytes_max: most bytes that ever waited
+               sojourn_max_ns: longest wait
+               sojourn_ns: sum of all waits; divide it by passed + delayed for the mean
+    Handlers:  counters, rate (read, write, live), queue (read). After a change of rate, packets that wait stay in place, and the
+               bits still owed for the last packet are paid at the new rate. The rate "none" is no limit.
     Threads:   any one engine
     Cost:      see shaping/README.md
+    Example:   The container sends at 20 Mbit/s at most, and at most 10 ms of it wait.
+               nics:
+                 web:
+                   netns: /run/netns/web
+                   egress: {elements: [{element: Shaper, rate: 20mbit, queue: 10ms, name: limit}]}
+                 db: {netns: /run/netns/db}
 
-    A GSO frame worth more than 1 ms of the rate is cut, when its turn comes, into GSO frames of as many segments as 1 ms has room for (at
-    least one). Until then it stays one packet, so that a queue holds few buffers and a change of rate finds frames still whole.
+    A GSO frame worth more than 1 ms of the rate is cut, when its turn comes, into GSO frames of as many segments as fit into
+    1 ms (at least one). Until then it stays one packet, so that a queue holds few buffers, and a change of rate finds frames
+    that are still whole.
 
-    The algorithm is the generic cell rate algorithm as virtual scheduling (ITU-T I.371, annex A), with a queue where a policer drops.
+    The algorithm is the generic cell rate algorithm as virtual scheduling (ITU-T I.371, annex A), with a queue in place of a
+    policer's drop.
     """
 
     DROP_REASONS = ("queue_full", "no_buffer", "released")
     COUNTERS = ("passed", "delayed", "split", "sent_bytes", "queue_bytes", "queue_bytes_max", "sojourn_max_ns", "sojourn_ns")
     TICKS = True
     HANDLERS = {
-        "rate": Handler(read="get_rate", write="prepare_rate", argument="rate", help="the rate, such as 10mbit, or none: unlimited"),
-        "queue": Handler(read="get_queue", help="packets and bytes that wait, and how many bytes may wait"),
+        "rate": Handler(read="get_rate", write="prepare_rate", argument="rate", help="the rate, such as 10mbit; none: no limit"),
+        "queue": Handler(read="get_queue", help="packets and bytes that wait, and the limit in bytes"),
     }
 
     def __init__(self, rate=None, queue="100ms", burst="250us", *, name=None):

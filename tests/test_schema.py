@@ -128,11 +128,11 @@ WRONG = [
     ("engines: []", 1, "engines", "want a number, 1 to 64, or a list"),
     ("engines: many", 1, "engines", "want a number, 1 to 64, or a list"),
     ("engines: [{name: a}, {name: a}]", 1, None, "two have the same name"),
-    ("engines:\n- {}\n- {cpu: -1}", 3, "engines[1].cpu", "want the number of the CPU"),
+    ("engines:\n- {}\n- {cpu: -1}", 3, "engines[1].cpu", "want the number of a CPU"),
     ("spin: 5", 1, "spin", "5ms"),
     ("pool: {smal: 1}", 1, "pool.smal", "did you mean 'small'?"),
     ("directory: /", 1, "directory", "unknown key"),
-    ("switch: {table: 1}", 1, "switch.table", "want addresses the table holds, 16 to"),
+    ("switch: {table: 1}", 1, "switch.table", "want a number of addresses, 16 to"),
     ("- a", 1, None, "a list will not do; want a mapping with keys such as engines"),
     ("a: b: c", 1, None, "no YAML"),
     ("a:\n\t- b", 2, None, "no YAML"),
@@ -278,9 +278,12 @@ def test_cgroups_of_groups():
         ("groups: {a: {}, b: {}}\nclients: {1000: {group: b}}", "clients: 1000: group b has no engine: want one of a"),
         (
             "clients: {1000: {queues: 65}}",
-            "clients.1000.queues: 65 will not do; want how many queue pairs each of them may have",
+            "clients.1000.queues: 65 will not do; want a number of queue pairs, 1 to 64",
         ),
-        ("clients: {1000: {pool_percent: 0}}", "clients.1000.pool_percent: 0 will not do; want how much of the packet pool"),
+        (
+            "clients: {1000: {pool_percent: 0}}",
+            "clients.1000.pool_percent: 0 will not do; want a percentage of the packet pool",
+        ),
         (
             "groups: {a: {cgroup: tenant}}",
             "groups.a.cgroup[0]: 'tenant' will not do; want the absolute path of a cgroup's directory",

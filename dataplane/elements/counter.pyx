@@ -5,15 +5,22 @@ from dataplane.packet cimport Batch, Context, packet_wire_bytes
 
 
 cdef class Counter(Element):
-    """Counts what passes.
+    """Counts packets and bytes.
 
     Synopsis:  a >> Counter(name="web") >> b
-    Ports:     1 in, 1 out; every packet goes on.
-    Config:    name
-    Counters:  packets; bytes (of frames as they are), wire_bytes (layer 2, each GSO segment with its headers)
+    Ports:     1 input, 1 output; every packet goes on.
+    Config:    none
+    Counters:  bytes: bytes of the frames as they are; a GSO frame counts once
+               wire_bytes: bytes on the wire: each segment of a GSO frame counts with its own headers
     Handlers:  counters
     Threads:   any one engine
     Cost:      see dataplane/README.md
+    Example:   Count what the container sends before its rate limit drops any of it.
+               nics:
+                 web:
+                   netns: /run/netns/web
+                   egress: {rate: 10mbit, elements: [{element: Counter, name: offered}]}
+                 db: {netns: /run/netns/db}
     """
 
     COUNTERS = ("bytes", "wire_bytes")
@@ -27,13 +34,24 @@ cdef class Counter(Element):
 
 
 cdef class Discard(Element):
-    """Drops every packet: where a gate that is of no interest ends.
+    """Drops every packet.
 
     Synopsis:  classifier[1] >> Discard()
-    Ports:     1 in, 0 out
-    Counters:  drops: discarded
+    Ports:     1 input, no output; it ends an output whose packets are unwanted.
+    Config:    none
+    Drops:     discarded: every packet
     Handlers:  counters
     Threads:   any one engine
+    Example:   A firewall of one rule: the container may send no UDP.
+               nics:
+                 web:
+                   netns: /run/netns/web
+                   egress:
+                     elements:
+                       - element: Classifier
+                         rules: [{protocol: udp}]
+                         branches: {0: [Discard]}
+                 db: {netns: /run/netns/db}
     """
 
     OUTPUTS = 0

@@ -20,22 +20,31 @@ cdef enum:
 
 
 cdef class Mirror(Element):
-    """Passes every packet on and writes a copy to a pcap file, for tcpdump and its kind.
+    """Passes packets on and writes a copy of each to a pcap file.
 
     Synopsis:  a >> Mirror(file="web.pcap", snaplen=128) >> b
-    Ports:     1 in, 1 out; every packet goes on, whatever becomes of its copy.
-    Config:    file: path, named pipe (its reader first), or number of an open descriptor; or a CaptureFile that several mirrors of one
-               engine share, which stays its owner's
-               snaplen: bytes kept of a frame, 1 to 262,144 (all of it); the record says how long it was
-               buffer: what may wait for the disk: "8mb" or bytes, 512 KiB to 1 GiB
-    Counters:  mirrored, mirrored_bytes (of the frames), mirror_overflow (copies that found the buffer full), mirror_failed (copies after
-               a write failed: disk full, reader gone)
+    Ports:     1 input, 1 output; every packet goes on, also when its copy cannot be written.
+    Config:    file: A path, a named pipe (its reader must be there first), or the number of an open descriptor. In Python also a
+                   CaptureFile, which several mirrors of one engine may share and which the caller closes.
+               snaplen: Bytes of each frame that are kept, 1 to 262144. The record says how long the frame was. Default: 262144, which is all.
+               buffer: Memory for copies that wait for the disk, such as "8mb" or a number of bytes, 512 KiB to 1 GiB.
+    Counters:  mirrored: frames copied
+               mirrored_bytes: bytes of the frames copied
+               mirror_overflow: copies lost because the buffer was full
+               mirror_failed: copies lost because a write failed: the disk is full, or the reader has closed the pipe
     Handlers:  counters
-    Threads:   any one engine; a thread of its own writes, so the engine never waits for a disk
+    Threads:   any one engine; a thread of its own writes the file, so the engine never waits for a disk
     Cost:      see dataplane/README.md
+    Example:   Capture the first 128 bytes of each frame that the container sends.
+               nics:
+                 web:
+                   netns: /run/netns/web
+                   egress: {elements: [{element: Mirror, file: /tmp/web.pcap, snaplen: 128}]}
+                 db: {netns: /run/netns/db}
 
-    Time stamps are nanoseconds of the time of day at which the packet passed (a virtual clock's as it is). A GSO frame is one record;
-    a checksum still to be stored by a NIC is written as it is. Closed, and all written out, when the element leaves the engine.
+    Time stamps are the time of day in nanoseconds at which the packet passed; under virtual time, the virtual clock's. A GSO
+    frame is one record. A checksum that is left to the NIC is written as it is. The file is closed, and complete, when the
+    element leaves the engine.
     """
 
     COUNTERS = ("mirrored", "mirrored_bytes", "mirror_overflow", "mirror_failed")

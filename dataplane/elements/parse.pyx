@@ -11,20 +11,38 @@ from dataplane.wire.headers import PARSE_REASONS
 
 @cython.final
 cdef class Parse(Element):
-    """Reads the headers of every packet once and validates its virtio-net fields; drops what is malformed.
+    """Reads the headers of packets and drops malformed ones.
 
-    Synopsis:  nic.rx >> Parse() >> switch;  Parse(malformed="pass") where the network in between must not judge
-    Ports:     1 in, 1 out; sound packets go on, in order, with the second half of their record filled.
-    Config:    malformed="drop"; "pass": packets with a malformed IP or transport header go on as plain Ethernet
-               frames, counted. Runts and wrong offload fields are dropped in both cases: nobody could work with them.
-    Counters:  ipv4_header, ipv4_length, ipv6_header, ipv6_length, l4_header: malformed and passed on.
-               Drops: the same, and runt (shorter than its Ethernet header and tags), bad_gso (GSO type, size, checksum start or
-               limits do not fit the headers), bad_csum_offset (checksum field outside the frame, or
-               summed from within its addresses and tags).
-               A packet that a capture cut (PACKET_TRUNCATED) is not malformed for what the capture left out.
+    Each NIC has one already, in front of its egress elements; a configuration rarely needs another.
+
+    Synopsis:  nic.rx >> Parse() >> switch;  Parse(malformed="pass") in front of a network that must carry malformed packets
+    Ports:     1 input, 1 output; well-formed packets go on in order, with the header fields of their record filled in.
+    Config:    malformed: "drop", or "pass": packets with a malformed IP or transport header go on as plain Ethernet frames, and
+                   are counted. Frames that are too short, or whose offload fields are wrong, are dropped in both cases.
+    Counters:  ipv4_header: malformed packets passed on, as for the drop reason of that name
+               ipv4_length: as above
+               ipv6_header: as above
+               ipv6_length: as above
+               l4_header: as above
+    Drops:     runt: shorter than its Ethernet header and tags
+               ipv4_header: malformed IPv4 header
+               ipv4_length: IPv4 length beyond the frame
+               ipv6_header: malformed IPv6 or extension header
+               ipv6_length: IPv6 length beyond the frame
+               l4_header: malformed transport header, such as TCP's or UDP's
+               bad_gso: GSO type, size, checksum start or limits that do not fit the headers
+               bad_csum_offset: a checksum field outside the frame, or a checksum that starts within its addresses and tags
     Handlers:  counters
     Threads:   any one engine
     Cost:      see dataplane/README.md
+    Example:   Read the headers a second time, behind elements that may change them (here a Counter).
+               nics:
+                 web:
+                   netns: /run/netns/web
+                   egress: {elements: [Counter, {element: Parse, malformed: pass}]}
+                 db: {netns: /run/netns/db}
+
+    A packet that a capture cut short (PACKET_TRUNCATED) is not malformed for what the capture left out.
     """
 
     DROP_REASONS = PARSE_REASONS

@@ -10,15 +10,16 @@ from dataplane.errors import ConfigError
 from vnic.cli.common import json_option, plural, print_json
 
 if TYPE_CHECKING:
+    from vnic.control.reference import Key
     from vnic.control.schema import ElementConfig
 
 
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Say what this machine lacks for vnic and how to mend it. Changes nothing.
+    """Check whether this machine can run vnic, and suggest fixes. Nothing is changed.
 
-    Exit status 1 where something needed is missing.
+    Exit status 1 if something that vnic needs is missing.
 
     \b
     vnic doctor
@@ -41,10 +42,11 @@ def doctor(as_json: bool) -> None:
 
 @click.group()
 def config() -> None:
-    """Check a configuration file, or print the schema that editors use.
+    """Check or explain configuration files, or print the schema that editors use.
 
     \b
     vnic config check net.yaml
+    vnic config explain nics.egress.rate
     vnic config schema > vnic.schema.json
     """
 
@@ -93,6 +95,46 @@ def _find_elements(elements: list[ElementConfig], directory: str | None) -> None
 
 
 @config.command()
+@click.argument("key", required=False)
+@json_option
+def explain(key: str | None, as_json: bool) -> None:
+    """Explain KEY of a configuration file: what it does, what it accepts, its default and an example.
+
+    Without KEY, list all keys. The name of a NIC, group or user may be left out of KEY.
+
+    \b
+    vnic config explain
+    vnic config explain nics.egress.rate
+    vnic config explain engines --json
+    """
+    import msgspec
+
+    from vnic.control.reference import find, reference
+
+    keys = reference() if key is None else [find(key)]
+    if as_json:
+        plain = [msgspec.to_builtins(each, str_keys=True) for each in keys]
+        print_json(plain if key is None else plain[0])
+    elif key is None:
+        for each in keys:
+            click.echo(f"{each.path:<40} {each.about.partition('. ')[0].rstrip('.')}")
+    else:
+        _print_key(keys[0])
+
+
+def _print_key(key: Key) -> None:
+    click.echo(key.path)
+    click.echo(click.wrap_text(key.about, 90, "  ", "  "))
+    for word, value in key.facts():
+        click.echo(f"  {word + ':':<10}{value}")
+    if key.keys:
+        click.echo(f"  {'keys:':<10}" + ", ".join(each.rpartition(".")[2] for each in key.keys))
+    click.echo("  example:")
+    for line in key.example_yaml().splitlines():
+        click.echo(f"      {line}")
+
+
+@config.command()
 def schema() -> None:
     """Print the JSON Schema of configuration files.
 
@@ -107,7 +149,7 @@ def schema() -> None:
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the script that completes vnic's commands and options in SHELL.
+    """Print the script with which SHELL completes vnic's commands and options.
 
     \b
     vnic completion bash > ~/.local/share/bash-completion/completions/vnic

@@ -17,28 +17,29 @@ from dataplane.errors import ConfigError, VnicError, one_line  # noqa: E402 - ma
 
 # name -> (module, one line of help): what `vnic --help` says without importing the module
 COMMANDS = {
-    "demo": ("vnic.cli.run", "Show it: two containers, real TCP, shaped live."),
+    "demo": ("vnic.cli.run", "Connect two containers and measure TCP between them."),
     "up": ("vnic.cli.run", "Run a configuration file."),
     "down": ("vnic.cli.run", "Stop a running instance."),
-    "upgrade": ("vnic.cli.upgrade", "Replace the running program, unnoticed."),
+    "upgrade": ("vnic.cli.upgrade", "Replace the running program without interrupting traffic."),
     "attach": ("vnic.cli.nics", "Attach a NIC to a container."),
     "detach": ("vnic.cli.nics", "Detach a NIC."),
-    "rate": ("vnic.cli.nics", "Set or lift a NIC's rates, live."),
-    "link": ("vnic.cli.nics", "Raise or cut a NIC's link."),
+    "rate": ("vnic.cli.nics", "Set or remove a NIC's rate limits."),
+    "link": ("vnic.cli.nics", "Set a NIC's link up or down."),
     "status": ("vnic.cli.show", "Show engines, NICs and switch."),
     "stats": ("vnic.cli.show", "Show counters, per queue and element."),
     "accounts": ("vnic.cli.groups", "Show CPU time and memory by NIC."),
-    "group": ("vnic.cli.groups", "Change how engines get CPU time, live."),
-    "handler": ("vnic.cli.handlers", "Read and write what elements let you, live."),
-    "monitor": ("vnic.cli.show", "Show what happens, as it happens."),
+    "group": ("vnic.cli.groups", "Change how an engine group gets CPU time."),
+    "handler": ("vnic.cli.handlers", "Read or write element handlers."),
+    "monitor": ("vnic.cli.show", "Show events as they occur."),
     "metrics": ("vnic.cli.show", "Show metrics for Prometheus."),
-    "capture": ("vnic.cli.capture", "Capture what passes a NIC or an element, live."),
-    "graph": ("vnic.cli.show", "Show what packets pass, as text or a picture."),
-    "replay": ("vnic.cli.replay", "Put captures through a configuration in virtual time."),
+    "capture": ("vnic.cli.capture", "Capture packets at a NIC or an element."),
+    "graph": ("vnic.cli.show", "Show the packet graph."),
+    "replay": ("vnic.cli.replay", "Send captures through a configuration in virtual time."),
     "diff": ("vnic.cli.replay", "Compare two captures, packet by packet."),
-    "doctor": ("vnic.cli.check", "Say what this machine lacks and how to mend it."),
-    "config": ("vnic.cli.check", "Check a configuration file; print its schema."),
-    "completion": ("vnic.cli.check", "Print the completion script of a shell."),
+    "element": ("vnic.cli.element", "List or describe the built-in elements."),
+    "doctor": ("vnic.cli.check", "Check this machine and suggest fixes."),
+    "config": ("vnic.cli.check", "Check or explain configuration files."),
+    "completion": ("vnic.cli.check", "Print the completion script for a shell."),
 }
 
 
@@ -134,16 +135,15 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version.")
 def cli() -> None:
-    """A NIC that is a program: containers' NICs, switched and shaped, without root.
+    """Software NICs for containers: switched, shaped and counted, without root.
 
     \b
-    vnic demo                                  see it work
-    vnic up net.yaml                           run a configuration; Ctrl-C stops it
-    vnic attach tap web --pid 4242             give the container of process 4242 a NIC
-    vnic rate web --egress 100mbit             shape it, live; `vnic stats web` to look
-    vnic replay in.pcap --config net.yaml -o out.pcapng    the same network, in virtual time
+    vnic demo                          connect two containers and measure TCP between them
+    vnic up net.yaml                   run a configuration; Ctrl-C stops it
+    vnic attach tap web --pid 4242     give the container of process 4242 a NIC
+    vnic rate web --egress 100mbit     change its rate limit while it runs
 
-    Exit status: 0 done, 1 failed while running, 2 wrong use or configuration, 130 interrupted. VNIC_DEBUG=1 adds a traceback.
+    Exit status: 0 done, 1 failed, 2 wrong input, 130 interrupted.
     """
 
 

@@ -13,40 +13,49 @@ from vnic.cli.common import connect, instance_option, plural
 
 @click.group()
 def attach() -> None:
-    """Attach a NIC to a container; `vnic attach tap --help` says more."""
+    """Attach a NIC to a container; see `vnic attach tap --help`."""
 
 
 @attach.command()
 @click.argument("name")
 @click.option("--pid", type=int, help="A process in the container.")
 @click.option("--netns", type=click.Path(), help="Path of the network namespace, such as /run/netns/web.")
-@click.option("--interface", help="Its name inside the container.  [default: NAME]")
+@click.option("--interface", help="Name of the interface in the container.  [default: NAME]")
 @click.option("--queues", type=int, help="Queue pairs, 1 to 64.  [default: 1]")
 @click.option("--mac", help="MAC address.  [default: made from NAME]")
 @click.option("--mtu", type=int, help="MTU, 68 to 65521.  [default: 1500]")
 @click.option("--address", "addresses", multiple=True, metavar="ADDRESS/PREFIX", help="IP address; may be given several times.")
-@click.option("--engine", help="Number or name of the engine that serves it.  [default: the least loaded]")
-@click.option("--vlan", type=int, help="Makes it an access port of this VLAN.")
-@click.option("--egress", metavar="RATE", help="Rate of what leaves the container.")
-@click.option("--ingress", metavar="RATE", help="Rate of what enters the container.")
-@click.option("--owner", metavar="USER", help="Another user whose it is, see clients: in the configuration.")
+@click.option("--gateway", metavar="ADDRESS", help="Gateway of the container's default route.")
+@click.option(
+    "--route",
+    "routes",
+    multiple=True,
+    metavar='"NETWORK [via ADDRESS]"',
+    help="Route of the container; may be given several times.",
+)
+@click.option("--engine", help="Number or name of the engine that serves it.  [default: the one with the fewest NICs]")
+@click.option("--vlan", type=int, help="Make it an access port of this VLAN.")
+@click.option("--egress", metavar="RATE", help="Rate limit of packets that the container sends.")
+@click.option("--ingress", metavar="RATE", help="Rate limit of packets that the container receives.")
+@click.option("--owner", metavar="USER", help="User who may see it and cut its link.")
 @instance_option
 def tap(name: str, pid: int | None, netns: str | None, instance: str, **options: Any) -> None:
-    """Make the NIC called NAME: a TAP inside a container's network namespace, on the switch of a running vnic.
+    """Attach the NIC called NAME: a TAP interface in a container's network namespace, connected to the switch.
 
     \b
-    vnic attach tap web --pid 4242 --address 10.0.0.1/24
+    vnic attach tap web --pid 4242 --address 10.0.0.1/24 --gateway 10.0.0.254
     vnic attach tap db --netns /run/netns/db --interface eth0 --queues 4 --egress 100mbit
-    vnic attach tap mine --pid 4711 -i /run/vnic/lab.sock      on another user's vnic: the container must be yours
+    vnic attach tap mine --pid 4711 -i /run/vnic/lab.sock      to another user's vnic
     """
     from vnic.device.namespaces import NetNamespace
 
     if (pid is None) == (netns is None):
         raise click.UsageError("which container? want either --pid PID or --netns PATH")
     nic: dict[str, Any] = {"pid": pid, "netns": None if netns is None else os.path.abspath(netns)}
-    for key in ("interface", "queues", "mac", "mtu", "owner"):
+    for key in ("interface", "queues", "mac", "mtu", "gateway", "owner"):
         nic[key] = options[key]
     nic["addresses"] = list(options["addresses"]) or None
+    nic["routes"] = [_route(text) for text in options["routes"]] or None
     nic["engine"] = int(options["engine"]) if str(options["engine"]).isdecimal() else options["engine"]
     nic["vlan"] = None if options["vlan"] is None else {"access": options["vlan"]}
     for direction in ("egress", "ingress"):
@@ -69,6 +78,16 @@ def tap(name: str, pid: int | None, netns: str | None, instance: str, **options:
     )
 
 
+def _route(text: str) -> dict[str, str]:
+    """A route in the words of ip-route(8)."""
+    match text.split():
+        case [to]:
+            return {"to": to}
+        case [to, "via", via]:
+            return {"to": to, "via": via}
+    raise click.UsageError(f"--route {text!r}: want NETWORK or NETWORK via ADDRESS, such as '10.1.0.0/16 via 10.0.0.254'")
+
+
 @click.command()
 @click.argument("name")
 @instance_option
@@ -84,13 +103,13 @@ def detach(name: str, instance: str) -> None:
 
 @click.command()
 @click.argument("name")
-@click.option("--egress", metavar="RATE|none", help="Rate of what leaves the container.")
-@click.option("--ingress", metavar="RATE|none", help="Rate of what enters the container.")
+@click.option("--egress", metavar="RATE|none", help="Rate limit of packets that the container sends.")
+@click.option("--ingress", metavar="RATE|none", help="Rate limit of packets that the container receives.")
 @instance_option
 def rate(name: str, egress: str | None, ingress: str | None, instance: str) -> None:
-    """Set the rates of the NIC called NAME while traffic runs; packets that wait stay. `none` lifts a limit.
+    """Set the rate limits of the NIC called NAME while packets flow; packets that wait stay. `none` removes a limit.
 
-    A rate counts bits of whole layer-2 frames, without preamble and FCS.
+    A rate counts the bits of layer-2 frames, without preamble and FCS.
 
     \b
     vnic rate web --egress 100mbit
@@ -107,7 +126,7 @@ def rate(name: str, egress: str | None, ingress: str | None, instance: str) -> N
 @click.argument("state", type=click.Choice(["up", "down"]))
 @instance_option
 def link(name: str, state: str, instance: str) -> None:
-    """Raise or cut the link of the NIC called NAME: the container sees its carrier go and come back.
+    """Set the link of the NIC called NAME up or down: the container sees its carrier come or go.
 
     \b
     vnic link web down

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from dataplane.element import Element
 from dataplane.errors import ConfigError, VnicError
+from vnic.control.convert import did_you_mean
 from vnic.control.module import Module
 from vnic.control.schema import ElementConfig
 
@@ -46,7 +47,9 @@ def element_class(reference: str, directory: str | None = None) -> type[Element]
     is none."""
     target = BUILT_IN.get(reference, reference)
     if ":" not in target:
-        raise ConfigError(f"element {reference}: unknown; want module:Class or one of {', '.join(sorted(BUILT_IN))}")
+        known = sorted(BUILT_IN)
+        hint = did_you_mean(reference, known).replace("want one of", "want module:Class or one of")
+        raise ConfigError(f"element {reference}: unknown; {hint}")
     return _imported(target, "element", Element, directory)
 
 

@@ -90,7 +90,7 @@ def _scalar(kind: Any, value: Any) -> Any:
     raise NotImplementedError(kind)
 
 
-def _unwrapped(annotation: Any) -> tuple[Any, str]:
+def unwrapped(annotation: Any) -> tuple[Any, str]:
     """(the type inside Annotated, Optional and aliases, its description)"""
     description = ""
     while True:
@@ -114,10 +114,10 @@ def _follow(struct: type[msgspec.Struct], steps: Path) -> tuple[Any, str]:
             # of "one or a list"
             listed = next((each for each in typing.get_args(kind) if typing.get_origin(each) is list), kind)
             arguments = typing.get_args(listed)
-            kind, description = _unwrapped(arguments[-1] if arguments else Any)
+            kind, description = unwrapped(arguments[-1] if arguments else Any)
         else:
             hints = typing.get_type_hints(kind, include_extras=True) if isinstance(kind, type) else {}
-            kind, description = _unwrapped(hints.get(step, Any))
+            kind, description = unwrapped(hints.get(step, Any))
     return kind, description
 
 

@@ -19,7 +19,7 @@ from vnic.device.agent import NamespaceAgent
 from vnic.device.namespaces import NetNamespace
 from vnic.device.nic import Nic
 from vnic.device.rss import Rss
-from vnic.device.tap import Offload, Tap, TapRequest, Work, check
+from vnic.device.tap import Offload, Route, Tap, TapRequest, Work, check
 
 
 class Watch(Protocol):
@@ -159,5 +159,6 @@ def tap_request(config: NicConfig) -> TapRequest:
         mac=str(config.mac),
         mtu=config.mtu,
         addresses=tuple(str(address) for address in config.addresses),
+        routes=tuple(Route(str(route.to), None if route.via is None else str(route.via)) for route in config.routes),
         offloads=offloads,
     )

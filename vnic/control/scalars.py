@@ -160,6 +160,46 @@ class Address(str):
         return cls(value)
 
 
+class Network(str):
+    """The destination of a route: 10.1.0.0/16, fd00:1::/64, or default."""
+
+    def __new__(cls, value: str) -> Self:
+        if value == "default":
+            return super().__new__(cls, value)
+        try:
+            if not isinstance(value, str) or "/" not in value or "%" in value:
+                raise ValueError
+            network = ipaddress.ip_network(value)
+        except ValueError:
+            raise SchemaError(
+                f"{_shown(value)} is no network: want address/prefix without host bits such as 10.1.0.0/16, or default"
+            ) from None
+        return super().__new__(cls, str(network))
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        return cls(value)
+
+
+class Gateway(str):
+    """The address of a gateway: 10.0.0.254, fd00::1."""
+
+    def __new__(cls, value: str) -> Self:
+        try:
+            if not isinstance(value, str) or "%" in value:
+                raise ValueError
+            address = ipaddress.ip_address(value)
+        except ValueError:
+            raise SchemaError(f"{_shown(value)} is no gateway: want an IP address such as 10.0.0.254 or fd00::1") from None
+        if address.is_multicast or address.is_unspecified or address.is_loopback:
+            raise SchemaError(f"{_shown(value)} cannot be a gateway: want an address on the NIC's link such as 10.0.0.254")
+        return super().__new__(cls, str(address))
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        return cls(value)
+
+
 class User(int):
     """A user, by number; also printed as a number, which stays valid when the user's name
     changes."""
@@ -195,4 +235,6 @@ class RssKey(bytes):
         return self.hex(":")
 
 
-SCALARS: tuple[Any, ...] = (Rate, Spin, Ageing, QueueTime, Slo, TurnBudget, CpuTime, CpuPeriod, Mac, Address, RssKey, User)
+SCALARS: tuple[Any, ...] = (
+    Rate, Spin, Ageing, QueueTime, Slo, TurnBudget, CpuTime, CpuPeriod, Mac, Address, Network, Gateway, RssKey, User,
+)  # fmt: skip

@@ -1,8 +1,12 @@
-"""The configuration's schema: what a file may say, as typed structs, and as a JSON Schema (`vnic config schema`).
+"""The schema of configuration files as typed structs, and as a JSON Schema (`vnic config schema`).
 
-Values are parsed where they enter (`convert.py`): a rate in these structs is bit/s, a time is nanoseconds, a MAC is lower case.
-Code that builds a struct uses the same types: `NicConfig(name="web", pid=42, egress=DirectionConfig(rate=Rate("1mbit")))`.
-The description of a field is what a user reads in an error ("want ...") and in the JSON Schema.
+Values are parsed where they enter (`convert.py`): a rate in these structs is in bit/s, a time in
+nanoseconds, a MAC address in lower case. Code that builds a struct uses the same types:
+`NicConfig(name="web", pid=42, egress=DirectionConfig(rate=Rate("1mbit")))`.
+
+Each field is described in two places. The docstring of its struct says what the field does, one entry
+a field. The `description` of its type says which values are accepted; an error quotes it.
+`reference.py` makes the configuration reference and the descriptions in the JSON Schema of both.
 """
 
 from __future__ import annotations
@@ -20,7 +24,9 @@ from vnic.control.scalars import (
     Ageing,
     CpuPeriod,
     CpuTime,
+    Gateway,
     Mac,
+    Network,
     QueueTime,
     Rate,
     RssKey,
@@ -37,6 +43,7 @@ MTU_LEAST, MTU_MOST = (
 )  # RFC 791's least IPv4 MTU; 65,535 bytes of a frame less an Ethernet header (Linux' ETH_MAX_MTU for TAP)
 QUEUES_MOST = 64
 ENGINES_MOST = 64
+ADDRESSES_MOST, ROUTES_MOST = 64, 256  # of a NIC; vnic.device.tap has the same bounds
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*(?!\n)$"
 Name = Annotated[
@@ -45,6 +52,7 @@ Name = Annotated[
         pattern=NAME_PATTERN,
         max_length=32,
         description="a name of 1 to 32 letters, digits, '_', '.', '-', a letter or digit first",
+        examples=["limit"],
     ),
 ]
 InterfaceName = Annotated[
@@ -53,6 +61,7 @@ InterfaceName = Annotated[
         pattern=r"^(?!\.{1,2}$)[^\s/:%\x00-\x20]+(?!\n)$",
         max_length=15,
         description="an interface name of 1 to 15 characters without space, '/', ':' or '%'",
+        examples=["eth0"],
     ),
 ]
 CgroupPath = Annotated[
@@ -63,10 +72,15 @@ CgroupPath = Annotated[
         description="the absolute path of a cgroup's directory, such as /sys/fs/cgroup/tenant",
     ),
 ]
-VlanId = Annotated[int, Meta(ge=1, le=4094, description="a VLAN number, 1 to 4094")]
+VlanId = Annotated[int, Meta(ge=1, le=4094, description="a VLAN number, 1 to 4094", examples=[10])]
 IndirectionTable = Annotated[
     list[Annotated[int, Meta(ge=0, lt=QUEUES_MOST, description="a queue's number, from 0")]],
-    Meta(min_length=1, max_length=512, description="a list of queue numbers whose length is a power of two up to 512"),
+    Meta(
+        min_length=1,
+        max_length=512,
+        description="a list of queue numbers whose length is a power of two up to 512",
+        examples=[[0, 0, 0, 0]],
+    ),
 ]
 
 
@@ -75,9 +89,13 @@ class _Strict(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class GuaranteeConfig(_Strict):
-    """CPU time of each thread of a group: so much, and no more."""
+    """CPU time that each thread of a group is guaranteed, and limited to.
 
-    runtime: Annotated[CpuTime, Meta(description="a time such as 900us")]
+    runtime: CPU time that a thread gets in each period.
+    period: Length of the period.
+    """
+
+    runtime: Annotated[CpuTime, Meta(description="a time such as 900us", examples=["900us"])]
     period: Annotated[CpuPeriod, Meta(description="a time such as 1ms")]
 
     def __post_init__(self) -> None:
@@ -86,29 +104,46 @@ class GuaranteeConfig(_Strict):
 
 
 class GroupConfig(_Strict):
-    """An engine group: how its engines get CPU time."""
+    """An engine group: how its engines get CPU time.
 
-    mode: Annotated[Literal["dedicated", "spreading", "compacting"], Meta(description="dedicated, spreading or compacting")] = (
-        "spreading"
-    )
+    mode: Scheduling mode. `spreading` gives each engine a thread of its own that sleeps when idle;
+        `compacting` packs the engines onto as few threads as keep the queueing delay below `slo`;
+        `dedicated` runs them on threads that poll without sleeping, one pinned to each CPU of `cpus`.
+    cpus: CPUs that the threads of the group may run on. Default: all CPUs of the process. A dedicated
+        group needs it.
+    spin: Time that an idle thread polls before it sleeps. Default: the value of the top-level `spin`.
+    slo: Queueing delay that a compacting group keeps its engines below by moving them to other threads.
+    budget: Longest duration of one iteration of an engine; longer ones are counted as overruns. 0: no limit.
+    guarantee: CPU time for each thread of the group. The kernel enforces it (SCHED_DEADLINE or SCHED_RR)
+        where it permits that; elsewhere it is an upper bound only. Default: no guarantee.
+    cgroup: Cgroups that the threads of the group join, so that the kernel charges and limits their CPU
+        time. The cgroups must exist already.
+    """
+
+    mode: Annotated[
+        Literal["dedicated", "spreading", "compacting"],
+        Meta(description="dedicated, spreading or compacting", examples=["compacting"]),
+    ] = "spreading"
     cpus: Annotated[
         list[Annotated[int, Meta(ge=0, le=4095, description="the number of a CPU, from 0")]] | None,
-        Meta(description="a list of CPU numbers, such as [0, 1]; default: any"),
+        Meta(description="a list of CPU numbers, such as [0, 1]", examples=[[0, 1]]),
     ] = None
-    spin: Annotated[
-        Spin | None, Meta(description="how long a thread polls before it sleeps, such as 20us; default: the file's spin")
-    ] = None
-    slo: Annotated[Slo, Meta(description="when compacting, the queueing delay to keep below, such as 50us")] = msgspec.field(
-        default_factory=lambda: Slo("50us")
+    spin: Annotated[Spin | None, Meta(description="a time such as 20us, or 0")] = None
+    slo: Annotated[Slo, Meta(description="a time such as 50us")] = msgspec.field(default_factory=lambda: Slo("50us"))
+    budget: Annotated[TurnBudget, Meta(description="a time such as 1ms, or 0")] = msgspec.field(
+        default_factory=lambda: TurnBudget("1ms")
     )
-    budget: Annotated[
-        TurnBudget, Meta(description="how long an engine's turn may take, such as 1ms; 0: as long as it likes")
-    ] = msgspec.field(default_factory=lambda: TurnBudget("1ms"))
-    guarantee: Annotated[GuaranteeConfig | None, Meta(description="{runtime: 900us, period: 1ms}")] = None
+    guarantee: Annotated[
+        GuaranteeConfig | None,
+        Meta(description="{runtime: 900us, period: 1ms}", examples=[{"runtime": "900us", "period": "1ms"}]),
+    ] = None
     # In a file one path may stand for a list of one. (Not a union here: msgspec 0.22 frees one of text with a pattern and a list wrongly.)
     cgroup: Annotated[
         list[CgroupPath],
-        Meta(description="the absolute path of a cgroup that its threads join, or a list of them, one of each hierarchy"),
+        Meta(
+            description="the absolute path of a cgroup, or a list with one path for each hierarchy",
+            examples=[["/sys/fs/cgroup/tenant"]],
+        ),
     ] = []
 
     def __post_init__(self) -> None:
@@ -121,67 +156,93 @@ class GroupConfig(_Strict):
 
 
 class EngineConfig(_Strict):
-    """One engine: a task that runs elements, in a group."""
+    """An engine: a task that runs elements on a thread of its group.
 
-    name: Annotated[str, Meta(description="a name; default: e and the engine's number")] | None = None
-    spin: Annotated[
-        Spin | None, Meta(description="how long it polls before it sleeps, such as 20us; default: its group's spin")
-    ] = None
-    cpu: Annotated[int, Meta(ge=0, le=4095, description="the number of the CPU it is bound to, from 0")] | None = None
-    group: Annotated[str, Meta(description="the name of its group; default: the first of groups")] | None = None
+    name: Name of the engine in commands and counters. Default: `e` and the engine's number, so `e0`.
+    spin: Time that the engine's thread polls before it sleeps. Default: the `spin` of its group.
+    cpu: CPU that the engine's thread is bound to. Only for engines of a spreading group; other groups
+        have `cpus`. Default: any CPU of the group.
+    group: Engine group that the engine belongs to. Default: the first entry of `groups`.
+    """
+
+    name: Annotated[str, Meta(description="a name such as fast", examples=["fast"])] | None = None
+    spin: Annotated[Spin | None, Meta(description="a time such as 20us, or 0")] = None
+    cpu: Annotated[int, Meta(ge=0, le=4095, description="the number of a CPU, from 0", examples=[1])] | None = None
+    group: Annotated[str, Meta(description="the name of an engine group", examples=["default"])] | None = None
 
 
 class ModuleConfig(_Strict):
-    """A module of the user's own: its class, and its constructor's keyword arguments."""
+    """A module that extends the control API; all other keys are keyword arguments of its constructor.
+
+    module: Python class of the module. Its file is searched for beside the configuration file first.
+    """
 
     HIDDEN = ("arguments",)
 
-    module: Annotated[str, Meta(description="module:Class")]
+    module: Annotated[str, Meta(description="module:Class", examples=["echo:Echo"])]
     arguments: dict[str, Any] = {}
 
 
 class ClientConfig(_Strict):
-    """A user who may have NICs of his own on somebody else's vnic."""
+    """Limits for a user who may attach containers to this instance besides its owner.
 
-    nics: Annotated[int, Meta(ge=0, le=1024, description="how many NICs the user may attach, 0 to 1024")] = 16
+    nics: Number of NICs that the user may attach.
+    vlans: VLANs that the user's NICs may belong to; a NIC without `vlan` is an access port of the first.
+        Default: the user may set no `vlan`.
+    rate: Upper limit of each rate of the user's NICs. Default: no limit.
+    queues: Queue pairs that each NIC of the user may have.
+    group: Engine group whose engines serve the user's NICs. Default: all groups.
+    pool_percent: Share of the packet pool that may wait in the shapers of all of the user's NICs together.
+    """
+
+    nics: Annotated[int, Meta(ge=0, le=1024, description="a number of NICs, 0 to 1024")] = 16
     vlans: (
-        Annotated[list[VlanId], Meta(min_length=1, description="a list of the VLANs that they may be in, such as [10, 20]")]
+        Annotated[list[VlanId], Meta(min_length=1, description="a list of VLAN numbers, such as [10, 20]", examples=[[10, 20]])]
         | None
     ) = None
-    rate: Annotated[Rate | None, Meta(description="the highest rate that they may have, such as 1gbit")] = None
-    queues: Annotated[
-        int, Meta(ge=1, le=QUEUES_MOST, description=f"how many queue pairs each of them may have, 1 to {QUEUES_MOST}")
-    ] = 4
-    group: (
-        Annotated[str, Meta(description="the name of the engine group in which they are and stay; default: in any")] | None
-    ) = None
+    rate: Annotated[Rate | None, Meta(description="a rate such as 1gbit", examples=["1gbit"])] = None
+    queues: Annotated[int, Meta(ge=1, le=QUEUES_MOST, description=f"a number of queue pairs, 1 to {QUEUES_MOST}")] = 4
+    group: Annotated[str, Meta(description="the name of an engine group", examples=["default"])] | None = None
     pool_percent: Annotated[
         int,
-        Meta(ge=1, le=100, description="how much of the packet pool may wait in shapers of all of them together, 1 to 100"),
+        Meta(ge=1, le=100, description="a percentage of the packet pool, 1 to 100"),
     ] = 25
 
 
 class PoolConfig(_Strict):
-    """How many packets can be inside vnic at once."""
+    """Size of the packet pool: the number of packets that vnic can hold at once.
 
-    small: Annotated[int, Meta(ge=64, le=1 << 20, description="2 KiB buffers, 64 to 1048576")] = 16384
-    large: Annotated[int, Meta(ge=16, le=1 << 16, description="68 KiB buffers (GSO and jumbo frames), 16 to 65536")] = 1024
+    small: Buffers of 2 KiB, for frames up to the usual MTU.
+    large: Buffers of 68 KiB, for GSO frames and jumbo frames.
+    """
+
+    small: Annotated[int, Meta(ge=64, le=1 << 20, description="a number of 2 KiB buffers, 64 to 1048576")] = 16384
+    large: Annotated[int, Meta(ge=16, le=1 << 16, description="a number of 68 KiB buffers, 16 to 65536")] = 1024
 
 
 class SwitchConfig(_Strict):
-    """The learning switch that all NICs are on."""
+    """The learning switch that connects all NICs.
 
-    ageing: Annotated[Ageing, Meta(description="how long a silent address stays known, such as 300s")] = msgspec.field(
-        default_factory=lambda: Ageing("300s")
-    )
-    table: Annotated[int, Meta(ge=16, le=1 << 20, description="addresses the table holds, 16 to 1048576")] = 4096
+    ageing: Time after which an address that sends nothing is removed from the table.
+    table: Addresses that the table holds. Frames to addresses that do not fit are flooded.
+    """
+
+    ageing: Annotated[Ageing, Meta(description="a time such as 300s")] = msgspec.field(default_factory=lambda: Ageing("300s"))
+    table: Annotated[int, Meta(ge=16, le=1 << 20, description="a number of addresses, 16 to 1048576")] = 4096
 
 
 class VlanConfig(_Strict):
-    """The NIC's place in VLANs: an access port of one, or a trunk of several."""
+    """VLAN membership of a NIC: either an access port of one VLAN or a trunk of several.
+
+    access: VLAN of an access port: the container sends and receives untagged frames.
+    trunk: VLANs of a trunk port: the container sends and receives tagged frames.
+    native: VLAN of the untagged frames on a trunk. Default: untagged frames are dropped.
+    """
 
     access: VlanId | None = None
-    trunk: Annotated[list[VlanId] | None, Meta(description="a list of VLAN numbers, such as [10, 20]")] = None
+    trunk: Annotated[list[VlanId] | None, Meta(description="a list of VLAN numbers, such as [10, 20]", examples=[[10, 20]])] = (
+        None
+    )
     native: VlanId | None = None
 
     def __post_init__(self) -> None:
@@ -194,11 +255,16 @@ class VlanConfig(_Strict):
 
 
 class OffloadConfig(_Strict):
-    """What the NIC takes over from the container's network stack."""
+    """Work that the container's network stack leaves to the NIC.
 
-    checksum: Annotated[bool, Meta(description="true or false: checksum offload")] = True
-    tso: Annotated[bool, Meta(description="true or false: TCP segmentation offload")] = True
-    uso: Annotated[bool, Meta(description="true or false: UDP segmentation offload, where the kernel has it")] = True
+    checksum: Checksum offload: packets may come without their TCP or UDP checksum. Segmentation needs it.
+    tso: TCP segmentation offload (IPv4 and IPv6): the container sends frames of up to 64 KB.
+    uso: UDP segmentation offload, which needs Linux 6.2 or newer; ignored by older kernels.
+    """
+
+    checksum: Annotated[bool, Meta(description="true or false")] = True
+    tso: Annotated[bool, Meta(description="true or false")] = True
+    uso: Annotated[bool, Meta(description="true or false")] = True
 
     def __post_init__(self) -> None:
         if not self.checksum and (self.tso or self.uso):
@@ -206,9 +272,16 @@ class OffloadConfig(_Strict):
 
 
 class RssConfig(_Strict):
-    """How flows spread over the queues."""
+    """Receive-side scaling: how flows are distributed over the queues of the NIC.
 
-    key: Annotated[RssKey | None, Meta(description=f"{RSS_KEY_BYTES} bytes in hexadecimal, in quotes")] = None
+    key: Key of the Toeplitz hash. Default: a fixed key, so that the distribution is the same on each run.
+    table: Indirection table: the low bits of a flow's hash select an entry, which is the flow's queue.
+        Default: 128 entries that name the queues in turn.
+    """
+
+    key: Annotated[
+        RssKey | None, Meta(description=f"{RSS_KEY_BYTES} bytes in hexadecimal, in quotes", examples=["6d5a56da" * 10])
+    ] = None
     table: IndirectionTable | None = None
 
     def __post_init__(self) -> None:
@@ -217,66 +290,164 @@ class RssConfig(_Strict):
 
 
 class ElementConfig(_Strict):
-    """One element of a chain: its class, its constructor's keyword arguments, and chains behind its further outputs."""
+    """An element of a chain; all other keys are keyword arguments of its constructor.
+
+    A text stands for an element without arguments: `[Counter]` is `[{element: Counter}]`.
+
+    element: Class of the element: a built-in one (`vnic element` lists them) or a Python class, whose
+        file is searched for beside the configuration file first.
+    name: Name of the element, appended to the names of NIC and direction, as in `web.egress.limit`.
+        Default: the class in lower case. A number is appended where the name occurs twice.
+    branches: Elements behind each output, by the output's number. All branches rejoin at the element
+        that follows in the chain, or at the NIC's shaper.
+    """
 
     HIDDEN = ("arguments", "where")
 
-    element: Annotated[str, Meta(description="a built-in element's name such as Counter, or module:Class")]
+    element: Annotated[
+        str, Meta(description="a built-in element's name such as Counter, or module:Class", examples=["Counter"])
+    ]
     name: Name | None = None
     branches: Annotated[
-        dict[int, list[ElementConfig]], Meta(description="a mapping from output number to a list of elements")
+        dict[int, list[ElementConfig]],
+        Meta(description="a mapping from output number to a list of elements", examples=[{0: ["Discard"]}]),
     ] = {}
     arguments: dict[str, Any] = {}  # the constructor's keyword arguments
     where: str = ""  # "FILE:LINE", for errors that show when the element is made
 
 
 class DirectionConfig(_Strict):
-    """What happens to packets on one way."""
+    """Processing of packets in one direction.
+
+    rate: Rate limit: bits of layer-2 frames without preamble and FCS, a second. Default: no limit.
+    queue: Packets that the shaper may hold, as time at the rate; further packets are dropped.
+    elements: Chain of elements that packets pass: on the way out before the shaper and the switch, on
+        the way in behind the switch and before the shaper.
+    """
 
     rate: Annotated[Rate | None, Meta(description="a rate of layer-2 bits without preamble and FCS, such as 100mbit")] = None
-    queue: Annotated[QueueTime, Meta(description="how much the shaper may hold, as time at its rate, such as 100ms")] = (
-        msgspec.field(default_factory=lambda: QueueTime("100ms"))
+    queue: Annotated[QueueTime, Meta(description="a time such as 100ms")] = msgspec.field(
+        default_factory=lambda: QueueTime("100ms")
     )
-    elements: Annotated[list[ElementConfig], Meta(description="a list of elements in the order that packets pass them")] = []
+    elements: Annotated[
+        list[ElementConfig],
+        Meta(
+            description="a list of elements in the order that packets pass them",
+            examples=[
+                [
+                    {
+                        "element": "Classifier",
+                        "name": "split",
+                        "rules": [{"protocol": "udp"}],
+                        "branches": {0: [{"element": "Shaper", "rate": "5mbit"}]},
+                    }
+                ]
+            ],
+        ),
+    ] = []
+
+
+class RouteConfig(_Strict):
+    """A route of the container through its NIC, as `ip route add` takes it.
+
+    to: Destination network, or `default` for all destinations that no other route covers.
+    via: Address of the gateway. Default: the destination is on the link. The default route needs a gateway.
+    """
+
+    to: Annotated[Network, Meta(description="a network such as 10.1.0.0/16, or default")]
+    via: Annotated[Gateway | None, Meta(description="the address of a gateway, such as 10.0.0.254")] = None
+
+    def __post_init__(self) -> None:
+        if self.to == "default" and self.via is None:
+            raise SchemaError("the default route needs a gateway: want {to: default, via: 10.0.0.254}")
+        if self.to != "default" and self.via is not None and (":" in self.to) != (":" in self.via):
+            raise SchemaError(f"{self.to} via {self.via} mixes IPv4 and IPv6: want both of one kind")
 
 
 class NicConfig(_Strict):
-    """One NIC and the container it is in."""
+    """A NIC, and the container that it is attached to. One of `pid` and `netns` is required.
+
+    pid: A process in the container. The NIC is removed when this process ends.
+    netns: Network namespace of the container, by path. A relative path begins at the file's directory.
+        The NIC is removed when the path is deleted or replaced.
+    interface: Name of the interface in the container. Default: the NIC's name.
+    queues: Queue pairs of the NIC.
+    mac: MAC address of the interface. Default: a locally administered address derived from the NIC's name.
+    mtu: MTU of the interface: bytes of a packet without the Ethernet header.
+    addresses: IP addresses of the interface, each with its prefix length.
+    gateway: Gateway of the container's default route; short for a route with `to: default`.
+    routes: Routes that are set in the container once the addresses are.
+    engine: Engine that serves the NIC, by number or name. Default: the engine with the fewest NICs.
+    vlan: VLANs of the switch port. Default: frames pass as they are, with or without tags.
+    offloads: Offloads that the NIC offers to the container.
+    rss: Distribution of flows over the queues.
+    egress: Packets that the container sends.
+    ingress: Packets that the container receives.
+    owner: User who may see the NIC, capture its traffic and cut its link. Default: the instance's owner alone.
+    """
 
     HIDDEN = ("name", "where", "number", "link_up", "passed")
 
     name: Name
-    pid: Annotated[int, Meta(ge=1, le=1 << 22, description="the number of a process in the container")] | None = None
+    pid: (
+        Annotated[int, Meta(ge=1, le=1 << 22, description="the number of a process in the container", examples=[4242])] | None
+    ) = None
     netns: (
         Annotated[
-            str, Meta(min_length=1, max_length=4095, description="the path of a network namespace such as /run/netns/web")
+            str,
+            Meta(
+                min_length=1,
+                max_length=4095,
+                description="the path of a network namespace such as /run/netns/web",
+                examples=["/run/netns/web"],
+            ),
         ]
         | None
     ) = None
     interface: InterfaceName | None = None
-    queues: Annotated[int, Meta(ge=1, le=QUEUES_MOST, description=f"1 to {QUEUES_MOST} queue pairs")] = 1
-    mac: Annotated[Mac | None, Meta(description="a MAC address such as 02:00:00:00:00:01; default: made from the name")] = None
+    queues: Annotated[int, Meta(ge=1, le=QUEUES_MOST, description=f"1 to {QUEUES_MOST} queue pairs", examples=[4])] = 1
+    mac: Annotated[Mac | None, Meta(description="a MAC address such as 02:00:00:00:00:01")] = None
     mtu: Annotated[int, Meta(ge=MTU_LEAST, le=MTU_MOST, description=f"an MTU of {MTU_LEAST} to {MTU_MOST} bytes")] = 1500
     addresses: Annotated[
-        list[Address], Meta(max_length=256, description='a list of address/prefix, such as [10.0.0.1/24, "fd00::1/64"]')
+        list[Address],
+        Meta(
+            max_length=ADDRESSES_MOST,
+            description='a list of address/prefix, such as [10.0.0.1/24, "fd00::1/64"]',
+            examples=[["10.0.0.1/24", "fd00::1/64"]],
+        ),
     ] = []
-    engine: Annotated[int | str | None, Meta(description="an engine's number, from 0, or its name; default: round robin")] = (
-        None
+    gateway: Annotated[Gateway | None, Meta(description="the address of a gateway, such as 10.0.0.254")] = None
+    routes: Annotated[
+        list[RouteConfig],
+        Meta(
+            max_length=ROUTES_MOST,
+            description="a list of routes such as [{to: 10.1.0.0/16, via: 10.0.0.254}]",
+            examples=[[{"to": "10.1.0.0/16", "via": "10.0.0.254"}]],
+        ),
+    ] = []
+    engine: Annotated[int | str | None, Meta(description="an engine's number, from 0, or its name", examples=["e0"])] = None
+    vlan: Annotated[
+        VlanConfig | None,
+        Meta(description="{access: 10} or {trunk: [10, 20], native: 1}", examples=[{"trunk": [10, 20], "native": 1}]),
+    ] = None
+    offloads: Annotated[
+        OffloadConfig,
+        Meta(description="{checksum: true, tso: true, uso: true}", examples=[{"checksum": True, "tso": False, "uso": False}]),
+    ] = msgspec.field(default_factory=OffloadConfig)
+    rss: Annotated[RssConfig, Meta(description='{key: "6d:5a:...", table: [0, 1]}', examples=[{"table": [0, 0, 0, 0]}])] = (
+        msgspec.field(default_factory=RssConfig)
     )
-    vlan: Annotated[VlanConfig | None, Meta(description="{access: 10} or {trunk: [10, 20], native: 1}")] = None
-    offloads: Annotated[OffloadConfig, Meta(description="{checksum: true, tso: true, uso: true}")] = msgspec.field(
-        default_factory=OffloadConfig
-    )
-    rss: Annotated[RssConfig, Meta(description='{key: "6d:5a:...", table: [0, 1]}')] = msgspec.field(default_factory=RssConfig)
     egress: Annotated[
-        DirectionConfig, Meta(description="what leaves the container: {rate: 100mbit, queue: 100ms, elements: [...]}")
+        DirectionConfig,
+        Meta(description="{rate: 100mbit, queue: 100ms, elements: [...]}", examples=[{"rate": "100mbit", "queue": "50ms"}]),
     ] = msgspec.field(default_factory=DirectionConfig)
     ingress: Annotated[
-        DirectionConfig, Meta(description="what enters the container: {rate: 100mbit, queue: 100ms, elements: [...]}")
+        DirectionConfig,
+        Meta(
+            description="{rate: 100mbit, queue: 100ms, elements: [...]}", examples=[{"rate": "1gbit", "elements": ["Counter"]}]
+        ),
     ] = msgspec.field(default_factory=DirectionConfig)
-    owner: Annotated[
-        User | None, Meta(description="the user whose it is, such as alice; default: nobody's but the instance's")
-    ] = None
+    owner: Annotated[User | None, Meta(description="a user's name such as alice, or number", examples=[1000])] = None
     where: str = ""  # "FILE:LINE" or "", for errors that show when it is attached
     number: Annotated[int, Meta(ge=0, lt=1024)] | None = None  # of its port on the switch, once it has one
     link_up: bool = True
@@ -295,6 +466,12 @@ class NicConfig(_Strict):
             self.mac = Mac.from_name(self.name)
         if len(set(self.addresses)) != len(self.addresses):
             raise SchemaError("addresses names one twice")
+        if self.gateway is not None:
+            self.routes = [*self.routes, RouteConfig(to=Network("default"), via=self.gateway)]
+            self.gateway = None
+        destinations = [(route.to, route.to == "default" and ":" in str(route.via)) for route in self.routes]
+        if len(set(destinations)) != len(destinations):
+            raise SchemaError("routes (or gateway) names a destination twice: want each once")
         if self.rss.table is not None and max(self.rss.table) >= self.queues:
             raise SchemaError(
                 f"rss.table names queue {max(self.rss.table)}, but there are {self.queues} (0 to {self.queues - 1})"
@@ -302,10 +479,23 @@ class NicConfig(_Strict):
 
 
 class MetricsConfig(_Strict):
-    """Where metrics for Prometheus are served."""
+    """Where metrics for Prometheus are served over HTTP. One of `listen` and `socket` is required.
 
-    listen: Annotated[str, Meta(description='a loopback address and port, such as "127.0.0.1:9464"')] | None = None
-    socket: Annotated[str, Meta(min_length=1, max_length=107, description="a path for a Unix socket")] | None = None
+    listen: Loopback address and TCP port. Every user of the machine can read the metrics there.
+    socket: Path of a Unix socket. A relative path begins at the directory that vnic was started in.
+    """
+
+    listen: (
+        Annotated[str, Meta(description='a loopback address and port, such as "127.0.0.1:9464"', examples=["127.0.0.1:9464"])]
+        | None
+    ) = None
+    socket: (
+        Annotated[
+            str,
+            Meta(min_length=1, max_length=107, description="a path for a Unix socket", examples=["/run/vnic/metrics.sock"]),
+        ]
+        | None
+    ) = None
 
     def __post_init__(self) -> None:
         if (self.listen is None) == (self.socket is None):
@@ -323,32 +513,63 @@ class MetricsConfig(_Strict):
 
 
 class Config(_Strict):
-    """A whole file."""
+    """A configuration file.
+
+    engines: Engines that process packets: their number, or a list with settings for each.
+    groups: Engine groups by name. Default: one spreading group called `default`.
+    spin: Time that idle threads poll before they sleep: shorter round trips for more CPU time.
+    pool: Size of the packet pool.
+    switch: Settings of the switch.
+    metrics: Where metrics for Prometheus are served. Default: nowhere; `vnic metrics` prints them.
+    modules: Modules that extend the control API.
+    clients: Other users of the machine who may attach containers to this instance, with their limits.
+    nics: NICs by name.
+    """
 
     HIDDEN = ("directory",)
 
     engines: Annotated[
         list[EngineConfig],
-        Meta(min_length=1, max_length=ENGINES_MOST, description=f"a number, 1 to {ENGINES_MOST}, or a list of engines"),
+        Meta(
+            min_length=1,
+            max_length=ENGINES_MOST,
+            description=f"a number, 1 to {ENGINES_MOST}, or a list of engines",
+            examples=[[{"name": "fast", "spin": "20us"}, {}]],
+        ),
     ] = msgspec.field(default_factory=lambda: [EngineConfig()])
     groups: Annotated[
         dict[Name, GroupConfig],
-        Meta(description="a mapping from a group's name to its settings, such as {all: {mode: compacting}}"),
+        Meta(
+            description="a mapping from a group's name to its settings, such as {all: {mode: compacting}}",
+            examples=[{"all": {"mode": "compacting"}}],
+        ),
     ] = {}
-    spin: Annotated[Spin, Meta(description="how long engines poll before they sleep, such as 20us")] = msgspec.field(
-        default_factory=lambda: Spin(0)
+    spin: Annotated[Spin, Meta(description="a time such as 20us, or 0")] = msgspec.field(default_factory=lambda: Spin(0))
+    pool: Annotated[PoolConfig, Meta(description="{small: 16384, large: 1024}", examples=[{"small": 65536, "large": 4096}])] = (
+        msgspec.field(default_factory=PoolConfig)
     )
-    pool: Annotated[PoolConfig, Meta(description="{small: 16384, large: 1024}")] = msgspec.field(default_factory=PoolConfig)
-    switch: Annotated[SwitchConfig, Meta(description="{ageing: 300s, table: 4096}")] = msgspec.field(
-        default_factory=SwitchConfig
-    )
-    metrics: Annotated[MetricsConfig | None, Meta(description='{listen: "127.0.0.1:9464"} or {socket: PATH}')] = None
-    modules: Annotated[list[ModuleConfig], Meta(description="a list of modules such as [{module: echo:Echo}]")] = []
+    switch: Annotated[
+        SwitchConfig, Meta(description="{ageing: 300s, table: 4096}", examples=[{"ageing": "60s", "table": 16384}])
+    ] = msgspec.field(default_factory=SwitchConfig)
+    metrics: Annotated[
+        MetricsConfig | None,
+        Meta(description='{listen: "127.0.0.1:9464"} or {socket: PATH}', examples=[{"listen": "127.0.0.1:9464"}]),
+    ] = None
+    modules: Annotated[
+        list[ModuleConfig],
+        Meta(description="a list of modules such as [{module: echo:Echo}]", examples=[[{"module": "echo:Echo"}]]),
+    ] = []
     clients: Annotated[
         dict[str, ClientConfig],
-        Meta(description="a mapping from a user's name to what that user may have, such as {alice: {nics: 4, vlans: [10]}}"),
+        Meta(
+            description="a mapping from a user's name or number to limits, such as {alice: {nics: 4, vlans: [10]}}",
+            examples=[{"1000": {"nics": 4, "vlans": [10]}}],
+        ),
     ] = {}
-    nics: Annotated[dict[str, NicConfig], Meta(description="a mapping from a NIC's name to its settings")] = {}
+    nics: Annotated[
+        dict[str, NicConfig],
+        Meta(description="a mapping from a NIC's name to its settings", examples=[{"web": {"netns": "/run/netns/web"}}]),
+    ] = {}
     directory: str | None = None  # of the file: where module:Class is looked for first
 
     def __post_init__(self) -> None:
@@ -412,19 +633,28 @@ def encode_scalar(value: Any) -> Any:
     raise NotImplementedError(type(value).__name__)
 
 
+_EXAMPLES: dict[Any, str] = {
+    Rate: "100mbit",
+    Spin: "20us",
+    Ageing: "300s",
+    Slo: "50us",
+    TurnBudget: "1ms",
+    CpuTime: "900us",
+    CpuPeriod: "1ms",
+    QueueTime: "100ms",
+    Mac: "02:00:00:00:00:01",
+    Address: "10.0.0.1/24",
+    Network: "10.1.0.0/16",
+    Gateway: "10.0.0.254",
+}
+
+
+def scalar_example(kind: Any) -> str | None:
+    """A value of a scalar, as it stands in a file; None for what is no scalar or has no example of its own."""
+    return _EXAMPLES.get(kind)
+
+
 def _scalar_schema(kind: type) -> dict[str, Any]:
-    examples = {
-        Rate: "100mbit",
-        Spin: "20us",
-        Ageing: "300s",
-        Slo: "50us",
-        TurnBudget: "1ms",
-        CpuTime: "900us",
-        CpuPeriod: "1ms",
-        QueueTime: "100ms",
-        Mac: "02:00:00:00:00:01",
-        Address: "10.0.0.1/24",
-    }
     patterns = {Rate: r"^\s*[0-9.]+\s*[kKmMgGtT]?i?[bB][iI][tT]\s*$", Mac: "^[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}$",
                 RssKey: "^[0-9a-fA-F]{2}(:?[0-9a-fA-F]{2}){39}$"}  # fmt: skip
     schema: dict[str, Any] = {"type": "string"}
@@ -432,8 +662,8 @@ def _scalar_schema(kind: type) -> dict[str, Any]:
         schema = {"type": ["string", "integer"], "description": "a user's name or number"}
     if kind is Spin:
         schema = {"type": ["string", "integer"], "description": "0, or a time with its unit"}
-    if kind in examples:
-        schema["examples"] = [examples[kind]]
+    if kind in _EXAMPLES:
+        schema["examples"] = [_EXAMPLES[kind]]
     if kind in patterns:
         schema["pattern"] = patterns[kind]
     return schema
@@ -441,6 +671,8 @@ def _scalar_schema(kind: type) -> dict[str, Any]:
 
 def json_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of a configuration file."""
+    from vnic.control.reference import describe_schema
+
     schema: dict[str, Any] = msgspec.json.schema(Config, schema_hook=_scalar_schema)
     definitions = schema["$defs"]
     for kind in (Config, NicConfig, ElementConfig, ModuleConfig):
@@ -465,4 +697,5 @@ def json_schema() -> dict[str, Any]:
         "anyOf": [{"type": "integer", "minimum": 1, "maximum": ENGINES_MOST}, engines],
         "default": 1,
     }
+    describe_schema(definitions)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "vnic configuration", **schema}
