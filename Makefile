@@ -55,6 +55,17 @@ lint: ready  ## ruff, mypy --strict, cython-lint (stubtest is a test: tests/test
 format: ready  ## let ruff format the Python files
 	@$(VENV)/bin/ruff check --fix-only -q .; $(VENV)/bin/ruff format .
 
+reference: build  ## write the pages of docs/ that are made of the program
+	@$(PY) scripts/reference.py
+
+docs: build  ## the documentation as a web site, in build/docs; a warning or a dead link within it is an error
+	@$(PY) -c 'import furo, myst_parser, sphinx' 2>/dev/null || $(PY) -m pip install -qq --disable-pip-version-check \
+	    -c requirements/constraints.txt \
+	    $$($(PY) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
+	@$(PY) scripts/reference.py --check
+	@$(PY) -m sphinx -q -W --keep-going -n -b html -c docs -d build/doctrees . build/docs
+	@echo 'vnic: open build/docs/docs/index.html' >&2
+
 bench: build  ## measure against a bare C loop and what is installed of the peers
 	@$(PY) -m bench $(ARGS)
 
@@ -62,4 +73,4 @@ clean:  ## remove what was built; .venv stays (rm -r .venv build for everything)
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV)/bin/vnic
 	find $(wildcard $(PACKAGES)) tests examples \( -name '*.so' -o -name __pycache__ \) -prune -exec rm -rf {} +
 
-.PHONY: help demo test ready build debug test-debug test-asan lint format bench clean
+.PHONY: help demo test ready build debug test-debug test-asan lint format reference docs bench clean

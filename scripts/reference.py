@@ -29,8 +29,15 @@ def values_of(key: Key) -> str:
     return text
 
 
+def title(key: Key) -> str:
+    return key.plain_path + (", nics.ingress" if key.path.endswith(".egress") else "")
+
+
 def anchor(key: Key) -> str:
-    return key.plain_path.replace(".", "-")
+    """The anchor that GitHub and Sphinx make of a heading."""
+    if key.path.endswith(".ingress"):
+        return "nicsegress-nicsingress"
+    return title(key).replace(".", "").replace(",", "").replace(" ", "-")
 
 
 def table(keys: list[Key]) -> list[str]:
@@ -68,9 +75,7 @@ def configuration() -> str:
         if key.path.endswith(".ingress"):
             continue
         struct = STRUCTS.get(key.plain_path)
-        both = key.path.endswith(".egress")
-        title = f"`{key.path}`" + (" and `nics.NAME.ingress`" if both else "")
-        lines += [f"({anchor(key)})=", *(["(nics-ingress)="] if both else []), "", f"## {title}", ""]
+        lines += [f"## {title(key)}", ""]
         if struct is not None:
             from vnic.control.reference import about_struct
 
