@@ -8,10 +8,18 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 project = "vnic"
-author = copyright = "the vnic authors"
+author = "the vnic authors"
 extensions = ["myst_parser"]
 root_doc = "docs/index"
-include_patterns = ["*.md", "docs/**.md", "bench/README.md", "dataplane/README.md", "examples/README.md", "shaping/README.md", "vnic/README.md"]
+include_patterns = [
+    "*.md",
+    "docs/**.md",
+    "bench/README.md",
+    "dataplane/README.md",
+    "examples/README.md",
+    "shaping/README.md",
+    "vnic/README.md",
+]
 html_theme = "furo"
 html_title = "vnic"
 html_copy_source = False
@@ -32,7 +40,9 @@ def commands() -> str:
     lines = ["# Commands", "", "The help of each command, as `--help` prints it.", ""]
 
     def add(command: click.Command, path: str, parent: click.Context | None) -> None:
-        context = click.Context(command, info_name=path.rpartition(" ")[2], parent=parent, terminal_width=96, max_content_width=96)
+        context = click.Context(
+            command, info_name=path.rpartition(" ")[2], parent=parent, terminal_width=96, max_content_width=96
+        )
         lines.extend([f"## {path}", "", "```text", command.get_help(context), "```", ""])
         if isinstance(command, click.Group):
             for name in command.list_commands(context):

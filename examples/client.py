@@ -16,7 +16,9 @@ def main(configuration: str, pid: int) -> None:
     subprocess.run(command, check=True)  # returns when all NICs are attached
     with vnic.Client(INSTANCE) as client:
         try:
-            nic = client.call("Attach", name="third", nic={"pid": pid, "addresses": ["10.0.0.3/24"], "egress": {"rate": "1gbit"}})
+            nic = client.call(
+                "Attach", name="third", nic={"pid": pid, "addresses": ["10.0.0.3/24"], "egress": {"rate": "1gbit"}}
+            )
             print("attached", nic["nic"]["interface"])
 
             client.call("SetRate", name="third", egress="10mbit")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dataplane.errors import ConfigError
-from tests.support.containers import IS_ROOT, Container
+from tests.support.containers import IS_ROOT
 from tests.tools import need
 from vnic.control.convert import convert_config, convert_nic, decode_config, encode_config
 from vnic.control.devices import tap_request
@@ -49,7 +49,10 @@ def test_routes_survive_the_stored_configuration():
         ({"gateway": "10.0.0.254/24"}, "gateway: '10.0.0.254/24' is no gateway: want an IP address"),
         ({"gateway": "224.0.0.1"}, "cannot be a gateway"),
         ({"gateway": 7}, "7 is no gateway"),
-        ({"routes": [{"to": "10.1.0.1/16"}]}, "routes[0].to: '10.1.0.1/16' is no network: want address/prefix without host bits"),
+        (
+            {"routes": [{"to": "10.1.0.1/16"}]},
+            "routes[0].to: '10.1.0.1/16' is no network: want address/prefix without host bits",
+        ),
         ({"routes": [{"to": "10.1.0.0"}]}, "is no network"),
         ({"routes": [{"to": "default"}]}, "routes[0]: the default route needs a gateway: want {to: default, via: 10.0.0.254}"),
         ({"routes": [{"to": "fd00:1::/64", "via": "10.0.0.1"}]}, "mixes IPv4 and IPv6"),
@@ -76,7 +79,11 @@ def test_routes_are_set_in_the_container(container):
                 "pid": container.pid,
                 "addresses": ["10.0.0.1/24", "fd00::1/64"],
                 "gateway": "10.0.0.254",
-                "routes": [{"to": "10.1.0.0/16", "via": "10.0.0.253"}, {"to": "fd01::/64", "via": "fd00::2"}, {"to": "10.9.0.0/16"}],
+                "routes": [
+                    {"to": "10.1.0.0/16", "via": "10.0.0.253"},
+                    {"to": "fd01::/64", "via": "fd00::2"},
+                    {"to": "10.9.0.0/16"},
+                ],
             }
         }
     }
@@ -120,7 +127,13 @@ def vnic_up(host, path, runtime_dir):
     environment = {**os.environ, "VNIC_RUNTIME_DIR": str(runtime_dir)}
     command = host.command([sys.executable, "-m", "vnic.cli.main", "up", str(path)])
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         lines = []

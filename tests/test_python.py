@@ -26,7 +26,9 @@ def test_the_public_names():
 
 
 def test_import_vnic_imports_nothing_else():
-    program = "import sys; before = set(sys.modules); import vnic; print(sorted(set(sys.modules) - before - {'vnic', 'typing'}))"
+    program = (
+        "import sys; before = set(sys.modules); import vnic; print(sorted(set(sys.modules) - before - {'vnic', 'typing'}))"
+    )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = [name for name in eval(done.stdout) if name.partition(".")[0] in ("vnic", "dataplane", "numpy", "msgspec", "json")]
     assert loaded == []
