@@ -29,7 +29,6 @@ ready:  ## what the machine lacks (Debian packages where allowed), .venv with th
 build: ready $(BUILT) $(VENV)/bin/vnic  ## compile what changed; install the vnic command into .venv
 
 $(BUILT): $(SOURCES) | ready
-	@echo 'vnic: compiling' >&2
 	@$(PY) setup.py -q build_ext --inplace >&2
 	@mkdir -p build && touch $@
 
@@ -66,11 +65,17 @@ docs: build  ## the documentation as a web site, in build/docs; a warning or a d
 	@$(PY) -m sphinx -q -W --keep-going -n -b html -c docs -d build/doctrees . build/docs
 	@echo 'vnic: open build/docs/docs/index.html' >&2
 
+man: ready  ## man pages from the commands' help, in build/man
+	@$(PY) scripts/man.py build/man >&2
+
+wheel: ready  ## source distribution and wheel in dist, the wheel named after the oldest C library that it runs on
+	@scripts/wheel
+
 bench: build  ## measure against a bare C loop and what is installed of the peers
 	@$(PY) -m bench $(ARGS)
 
 clean:  ## remove what was built; .venv stays (rm -r .venv build for everything)
-	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV)/bin/vnic
+	rm -rf build dist dataplane/abi.h *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV)/bin/vnic
 	find $(wildcard $(PACKAGES)) tests examples \( -name '*.so' -o -name __pycache__ \) -prune -exec rm -rf {} +
 
-.PHONY: help demo test ready build debug test-debug test-asan lint format reference docs bench clean
+.PHONY: help demo test ready build debug test-debug test-asan lint format reference docs bench clean man wheel

@@ -1,13 +1,25 @@
-"""The explicit list of compiled modules. VNIC_BUILD picks release (default), debug (invariants checked) or asan."""
+"""Compiled modules, man pages and the package's description: what pyproject.toml cannot say.
 
+VNIC_BUILD picks release (default), debug (invariants checked) or asan.
+"""
+
+import hashlib
 import os
+import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
-from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.modified import newer_group
 
+from distutils.command.install_data import install_data  # isort: skip  # setuptools, imported before, brings it
+
+# What a wheel holds. bench.micro is compiled in the source tree only, see BuildModules.
 MODULES = [
-    "bench.micro",
+    "dataplane.abi",
     "dataplane.capture.reader",
     "dataplane.capture.writer",
     "dataplane.clock",
@@ -47,6 +59,7 @@ MODULES = [
     "vnic.device.rss",
     "vnic.device.tap_port",
 ]
+BENCH_MODULES = ["bench.micro"]
 
 BUILD = os.environ.get("VNIC_BUILD", "release")
 FLAGS = {
@@ -57,34 +70,116 @@ FLAGS = {
 if BUILD not in FLAGS:
     raise SystemExit(f"VNIC_BUILD={BUILD}: want one of {', '.join(FLAGS)}")
 CHECKED = BUILD != "release"
+CPUS = os.cpu_count() or 1
+ABI_HEADER = Path("dataplane/abi.h")
 
-extensions = [
-    Extension(
+
+def source(name: str) -> str:
+    return name.replace(".", "/") + ".pyx"
+
+
+def extension(name: str) -> Extension:
+    headers = ["dataplane/vatomic.h", "dataplane/capture/formats.h"]
+    return Extension(
         name,
-        [name.replace(".", "/") + ".pyx"],
+        [source(name)],
         include_dirs=["dataplane"],
-        depends=["dataplane/vatomic.h", "dataplane/capture/formats.h"],
+        depends=[*headers, str(ABI_HEADER)] if name == "dataplane.abi" else headers,
         extra_compile_args=[*FLAGS[BUILD], "-Wall", "-Wno-unused-function", "-fno-strict-aliasing"],
         extra_link_args=["-fsanitize=address"] if BUILD == "asan" else [],
     )
-    for name in MODULES
-    if Path(name.replace(".", "/") + ".pyx").exists()
-]
+
+
+def write_abi_header() -> None:
+    """Writes dataplane/abi.h: the fingerprint of every declaration that compiled code outside the package may rely on."""
+    digest = hashlib.sha256()
+    for package in ("dataplane", "shaping", "vnic"):
+        for path in sorted(each for kind in ("*.pxd", "*.h") for each in Path(package).rglob(kind)):
+            if path != ABI_HEADER:
+                digest.update(f"{path.as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    text = f'/* Written by setup.py. */\n#define VNIC_ABI "{digest.hexdigest()[:16]}"\n'
+    if not ABI_HEADER.exists() or ABI_HEADER.read_text() != text:  # an unchanged file compiles nothing anew
+        ABI_HEADER.write_text(text)
+
+
+class BuildModules(build_ext):
+    """Translates and compiles the modules, and says on standard error how far it is: a full build takes minutes."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        if not self.inplace:
+            # The bench measures the source tree. In a wheel it would be a top-level package with a common name.
+            self.extensions = [each for each in self.extensions if each.name not in BENCH_MODULES]
+
+    def build_extensions(self) -> None:
+        # Imported here: a source distribution is made without it.
+        from Cython.Build import cythonize
+
+        translated = cythonize(
+            [extension(each.name) for each in self.extensions],
+            nthreads=CPUS,
+            # The generated C differs between builds (bounds checks), so each keeps its own.
+            build_dir=f"build/cython-{BUILD}",
+            compiler_directives={
+                "language_level": "3",
+                "boundscheck": CHECKED,
+                "wraparound": CHECKED,
+                "cdivision": True,
+                "initializedcheck": CHECKED,
+                "embedsignature": True,
+            },
+        )
+        sources = {each.name: each.sources for each in translated}
+        for each in self.extensions:
+            each.sources = sources[each.name]
+        self._stale = [each.name for each in self.extensions if self._is_stale(each)]
+        self._begun = 0
+        began_s = time.monotonic()
+        super().build_extensions()
+        if self._stale:
+            count = f"{len(self._stale)} module{'s' if len(self._stale) > 1 else ''}"
+            say(f"compiled {count} in {time.monotonic() - began_s:.0f} s")
+
+    def _is_stale(self, each: Extension) -> bool:
+        return bool(self.force or newer_group([*each.sources, *each.depends], self.get_ext_fullpath(each.name), "newer"))
+
+    def build_extension(self, ext: Extension) -> None:
+        if ext.name in self._stale:
+            self._begun += 1
+            say(f"[{self._begun}/{len(self._stale)}] compiling {ext.name.replace('.', '/')}")
+        super().build_extension(ext)
+
+
+class InstallData(install_data):
+    """Makes the man pages from the commands' help, so that the two never differ."""
+
+    def run(self) -> None:
+        folder = Path("build/man")
+        command = [sys.executable, "scripts/man.py", str(folder), self.distribution.get_version()]
+        subprocess.run(command, check=True)
+        self.data_files = [("share/man/man1", [str(page) for page in sorted(folder.glob("*.1"))])]
+        super().run()
+
+
+def say(text: str) -> None:
+    print(f"vnic: {text}", file=sys.stderr, flush=True)
+
+
+def description() -> str:
+    """The README for a package page, where links to files of the source tree lead nowhere: their text stays."""
+    return re.sub(r"\[([^\]]+)\]\((?![a-z]+:|#)[^)]*\)", r"\1", Path("README.md").read_text())
+
+
+write_abi_header()  # also for the files that a wheel copies before anything is compiled
+missing = [source(name) for name in MODULES if not Path(source(name)).exists()]
+if missing:
+    raise SystemExit(f"incomplete source tree: {', '.join(missing)} missing")
 
 setup(
-    options={"build_ext": {"parallel": os.cpu_count() or 1}},
-    ext_modules=cythonize(
-        extensions,
-        nthreads=os.cpu_count() or 1,
-        # The generated C differs between builds (bounds checks), so each keeps its own.
-        build_dir=f"build/cython-{BUILD}",
-        compiler_directives={
-            "language_level": "3",
-            "boundscheck": CHECKED,
-            "wraparound": CHECKED,
-            "cdivision": True,
-            "initializedcheck": CHECKED,
-            "embedsignature": True,
-        },
-    ),
+    long_description=description(),
+    long_description_content_type="text/markdown",
+    options={"build_ext": {"parallel": CPUS}},
+    cmdclass={"build_ext": BuildModules, "install_data": InstallData},
+    ext_modules=[extension(name) for name in [*MODULES, *(BENCH_MODULES if Path(source("bench.micro")).exists() else [])]],
+    data_files=[("share/man/man1", [])],
 )

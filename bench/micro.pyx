@@ -4,11 +4,14 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from dataplane.abi cimport check_abi
 from dataplane.element cimport Element
 from dataplane.packet cimport (BATCH_MAX, NO_PACKET, VNET_NEEDS_CSUM, Batch, Context, Packet, PacketPool, packet_alloc,
                                packet_data)
 from dataplane.ring cimport Ring
 from vnic.device.rss cimport Rss
+
+check_abi(__name__)
 
 
 cdef uint64_t monotonic_ns() noexcept nogil:

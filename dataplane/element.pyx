@@ -9,6 +9,7 @@ from libc.string cimport memset
 from dataplane.packet cimport BATCH_MAX, Batch, Context, batch_add, packet_free
 from dataplane.vatomic cimport vnic_check
 
+from dataplane.abi import require_check
 from dataplane.errors import GraphError, VnicError
 from dataplane.handlers import Handler
 
@@ -42,6 +43,7 @@ cdef class Element:
 
     def __cinit__(self, *args, **kwargs):
         cls = type(self)
+        require_check(cls, Element)
         if len(cls.DROP_REASONS) > MAX_REASONS or len(cls.COUNTERS) > MAX_COUNTERS:
             raise GraphError(f"{cls.__name__}: at most {MAX_REASONS} drop reasons and {MAX_COUNTERS} counters")
         memset(&self.counters, 0, sizeof(Counters))

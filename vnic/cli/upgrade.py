@@ -27,7 +27,7 @@ def upgrade(python: str | None, instance: str, as_json: bool) -> None:
     The supervisor and its namespace agent, two small processes, remain what they are until `vnic down`.
 
     \b
-    pip install --upgrade vnic && vnic upgrade
+    pip install --upgrade vnic-0.2.0-cp311-cp311-linux_x86_64.whl && vnic upgrade     a wheel, its URL, or a source tree
     vnic upgrade --python /opt/vnic-2/bin/python     also for the upgrades, and after the crashes, that follow
     vnic upgrade --json
     """

@@ -6,6 +6,7 @@ namespaces that end with it.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import platform
@@ -20,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from dataplane.cgroup import Hierarchy, hierarchies
-from dataplane.errors import VnicError
+from dataplane.errors import VnicError, one_line
 from vnic.device.link import TUN_DEVICE, try_tun_device
 
 KERNEL_LEAST = (5, 10)  # pidfd_open, IFF_MULTI_QUEUE with vnet headers and all else that is used
 DESCRIPTORS_LEAST = 1024  # 64 queues take 64; a NIC takes a handful besides
 TRIAL_S = 20.0
+COMPILED_PACKAGES = ("dataplane", "shaping", "vnic")
 
 
 GUARANTEES = {
@@ -107,6 +109,22 @@ def _read(path: str) -> str:
         return Path(path).read_text().strip()
     except OSError:
         return ""
+
+
+def _compiled() -> Finding:
+    """Whether the compiled modules can be imported: each has a stub beside it."""
+    root = Path(__file__).resolve().parents[2]
+    stubs = sorted(stub for package in COMPILED_PACKAGES for stub in (root / package).rglob("*.pyi"))
+    names = [".".join(stub.relative_to(root).with_suffix("").parts) for stub in stubs]
+    remedy = "install vnic again, from a wheel for this Python and machine, or from the source with a C compiler"
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # a module of another Python or version may fail in any way
+            return Finding("compiled modules", False, True, f"{name} cannot be imported: {one_line(error)}", remedy)
+    return Finding(
+        "compiled modules", bool(names), True, f"all {len(names)} can be imported" if names else "none found", remedy
+    )
 
 
 def _kernel() -> Finding:
@@ -253,6 +271,6 @@ def _tools() -> Finding:
 def examine() -> list[Finding]:
     """Looks at everything; what is needed first."""
     trial = _try_namespaces()
-    checks: list[Callable[[], Finding]] = [_kernel, _tun, lambda: _user_namespaces(trial)]
+    checks: list[Callable[[], Finding]] = [_compiled, _kernel, _tun, lambda: _user_namespaces(trial)]
     findings = [check() for check in checks] + _tap(trial) + [_memfd(), _memory(), *_cpus()]
     return findings + [_guarantee(), _cgroups(), _timer_slack(), _descriptors(), _tools()]
