@@ -11,6 +11,7 @@ from dataplane.errors import ConfigError, PortError
 from vnic.control import worker
 from vnic.control.api import DESCRIPTION, INTERFACE
 from vnic.control.convert import convert_config, encode_config
+from vnic.control.log import set_up
 from vnic.control.module import Method, Session
 from vnic.control.nic_methods import nic_methods
 from vnic.control.supervisor import supervise
@@ -108,6 +109,7 @@ class FakeRuntime:
 
 if __name__ == "__main__":
     if len(sys.argv) == 2:
+        set_up()
         supervise(encode_config(convert_config(None)), sys.argv[1], lambda worker: print("up", flush=True), "tests.fake_daemon")
     else:
         sys.exit(worker.main(sys.argv[1:], lambda config, *_: FakeRuntime(config)))

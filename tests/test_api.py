@@ -217,7 +217,7 @@ def test_an_instance_is_one_process_and_a_dead_one_s_socket_is_replaced(own_daem
     assert list(runtime_directory.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_it_cleanly_however_often(own_daemon, runtime_directory, number):
     with Client() as vnic:
         vnic.call("Status")

@@ -37,6 +37,7 @@ from vnic.control.instance import (
     turn_away,
 )
 from vnic.control.log import Log
+from vnic.control.notify import ServiceManager
 from vnic.device.agent import NamespaceAgent
 from vnic.device.descriptors import close_all, readable
 from vnic.device.namespaces import NetNamespace
@@ -138,6 +139,8 @@ class Supervisor:
         self._tells = False  # a pause is long: clients need not wait for its end
         self._asked_to_stop_s: float | None = None
         self._announce = True  # that all is up: once
+        self._manager = ServiceManager()
+        self._hangup_ends = hangup_ends()
 
     # -- workers -----------------------------------------------------------------------------------------------------------
 
@@ -173,6 +176,7 @@ class Supervisor:
                 while not self._finished(ready):
                     self._wait(wakeups)
             finally:
+                self._manager.stopping()
                 for worker in (self.successor, self.worker):
                     if worker is not None:
                         worker.close()
@@ -194,6 +198,7 @@ class Supervisor:
         if worker.ready and self._announce:
             self._announce = False
             ready(worker.pid)
+            self._manager.ready(f"up, worker {worker.pid}")
         successor = self.successor
         if successor is not None and self._over(successor):
             if self.successor is None:  # its last words were that it took over
@@ -228,6 +233,7 @@ class Supervisor:
         if self.successor is not None:  # joined to one that is gone: engines may be on both sides
             self.successor.close()
             self.successor = None
+            self._manager.ready(f"upgrade failed: the worker ended: {why}")
         if stopped or self._asked_to_stop_s is not None:
             self._asked_to_stop_s = self._asked_to_stop_s or time.monotonic()
             return True
@@ -249,12 +255,14 @@ class Supervisor:
         self._start_at_s = self._died_s + self._pause_s
         self._tells = self._pause_s >= PAUSE_TOLD_S
         log.error("worker ended", pid=pid, why=why, restarts=self.restarts, next_in_s=self._pause_s)
+        self._manager.status(f"worker ended: {why}; the next one starts in {self._pause_s:g} s")
 
     def _end_successor(self, why: str) -> None:
         assert self.successor is not None
         self.successor.close()
         self.successor = None
         log.error("upgrade failed, the worker goes on", why=why)
+        self._manager.ready(f"upgrade failed, worker goes on: {why}")
         self._tell(self.worker, keeper.Failed(why))
 
     def _tell(self, worker: WorkerProcess | None, message: msgspec.Struct, descriptors: list[int] | None = None) -> None:
@@ -287,8 +295,11 @@ class Supervisor:
             selector.select(timeout_s)
         bound_log(self._log)
         with contextlib.suppress(BlockingIOError):
-            if wakeups.recv(64):
-                self.stop()
+            for number in set(wakeups.recv(64)):
+                if number == signal.SIGHUP and not self._hangup_ends:
+                    log.info("SIGHUP ignored: 'vnic upgrade' replaces the program, commands change the configuration")
+                else:
+                    self.stop()
         if self._tells:
             self._tell_clients()
         for worker in filter(None, (self.worker, self.successor)):
@@ -389,12 +400,15 @@ class Supervisor:
                 worker.ready, worker.ready_s = True, time.monotonic()
                 if worker is self.successor:
                     self._introduce(worker)
+                elif not self._announce:
+                    self._manager.status(f"up, worker {worker.pid}, after {self.restarts} restarts")
             case keeper.TookOver() if worker is self.successor:
                 self._succeed()
             case keeper.HandedOver() if worker is self.worker and self.successor is not None:
                 self._succeed()
             case keeper.Abandon() if worker is self.worker and self.successor is not None:
                 log.error("upgrade failed, the worker goes on", pid=worker.pid)
+                self._manager.ready(f"upgrade failed, worker {worker.pid} goes on")
                 self.successor.close()
                 self.successor = None
             case keeper.Failed() as failure:
@@ -412,6 +426,7 @@ class Supervisor:
             return
         try:
             self.successor = self.start_worker("successor", python)
+            self._manager.reloading("upgrade: the next worker starts")
         except (OSError, ValueError, subprocess.SubprocessError) as error:  # no such file, no path, no rights left to drop
             why = getattr(error, "strerror", None) or error
             self._tell(worker, keeper.Failed(f"{python or self._python or sys.executable}: {why}"))
@@ -433,9 +448,21 @@ class Supervisor:
         assert self.worker is not None
         self._python = self.worker.python
         log.info("worker took over", pid=self.worker.pid, before=old.pid)
+        self._manager.ready(f"up, worker {self.worker.pid}, upgraded")
         with contextlib.suppress(subprocess.TimeoutExpired):
             old.process.wait(STOP_TIMEOUT_S)  # it gives up its engines' threads and ends: milliseconds
         old.close()
+
+
+def hangup_ends() -> bool:
+    """Whether SIGHUP asks this process to end: it has a terminal that can hang up, and SIGHUP was not ignored when it started."""
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup(1)
+        return False
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -466,7 +493,7 @@ def supervise(
     clients: bool = False,
     guaranteed: bool = False,
 ) -> None:
-    """Runs an instance until SIGINT, SIGTERM, SIGHUP or Shutdown, and gives up what rights that does not need (privileges.py). `config`:
+    """Runs an instance until SIGINT, SIGTERM, Shutdown or, on a terminal, SIGHUP, and gives up what rights that does not need (privileges.py). `config`:
     vnic.control.convert.encode_config's. clients: other users may connect. guaranteed: a group has a guarantee of CPU time. Calls `ready`
     with the worker's pid when it is up. Raises ConfigError, VnicError where it does not come up."""
     allow_open_files()

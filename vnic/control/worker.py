@@ -150,7 +150,8 @@ class Worker:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         self._bus = Bus(loop)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the supervisor's to hear
+        for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_reader(self._events, self._hear)
         runtime, methods = await self._build(loop)
