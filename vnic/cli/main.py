@@ -22,6 +22,7 @@ COMMANDS = {
     "down": ("vnic.cli.run", "Stop a running instance."),
     "upgrade": ("vnic.cli.upgrade", "Replace the running program without interrupting traffic."),
     "attach": ("vnic.cli.nics", "Attach a NIC to a container."),
+    "hook": ("vnic.cli.hook", "Attach a container's NIC as its runtime starts it."),
     "detach": ("vnic.cli.nics", "Detach a NIC."),
     "rate": ("vnic.cli.nics", "Set or remove a NIC's rate limits."),
     "link": ("vnic.cli.nics", "Set a NIC's link up or down."),

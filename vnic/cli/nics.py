@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vnic.cli.common import connect, instance_option, plural
+
+if TYPE_CHECKING:
+    from vnic.control.client import Client
 
 
 @click.group()
@@ -47,8 +50,6 @@ def tap(name: str, pid: int | None, netns: str | None, instance: str, **options:
     vnic attach tap db --netns /run/netns/db --interface eth0 --queues 4 --egress 100mbit
     vnic attach tap mine --pid 4711 -i /run/vnic/lab.sock      to another user's vnic
     """
-    from vnic.device.namespaces import NetNamespace
-
     if (pid is None) == (netns is None):
         raise click.UsageError("which container? want either --pid PID or --netns PATH")
     nic: dict[str, Any] = {"pid": pid, "netns": None if netns is None else os.path.abspath(netns)}
@@ -60,19 +61,8 @@ def tap(name: str, pid: int | None, netns: str | None, instance: str, **options:
     nic["vlan"] = None if options["vlan"] is None else {"access": options["vlan"]}
     for direction in ("egress", "ingress"):
         nic[direction] = None if options[direction] is None else {"rate": options[direction]}
-    with connect(instance) as client, ExitStack() as stack:
-        passing = []
-        if client.uid != os.geteuid():  # another user's vnic: it takes nothing but what we can open ourselves
-            container = stack.enter_context(NetNamespace.find(nic.pop("pid"), nic.pop("netns")))
-            passing = [container.fd, *([container.pidfd] if container.pidfd >= 0 else [])]
-        made = client.call(
-            "Attach",
-            passing=passing,
-            name=name,
-            nic={key: value for key, value in nic.items() if value is not None},
-            netns=0 if passing else None,
-            process=1 if len(passing) > 1 else None,
-        )["nic"]
+    with connect(instance) as client:
+        made = attach_nic(client, name, nic)
     click.echo(
         f"{name}: {made.get('interface', name)} with {made.get('mac', 'its MAC')}, {plural(made.get('queues', 1), 'queue pair')}"
     )
@@ -86,6 +76,27 @@ def _route(text: str) -> dict[str, str]:
         case [to, "via", via]:
             return {"to": to, "via": via}
     raise click.UsageError(f"--route {text!r}: want NETWORK or NETWORK via ADDRESS, such as '10.1.0.0/16 via 10.0.0.254'")
+
+
+def attach_nic(client: Client, name: str, nic: dict[str, Any]) -> dict[str, Any]:
+    """Attaches a NIC: what the daemon says of it."""
+    from vnic.device.namespaces import NetNamespace
+
+    given = {key: value for key, value in nic.items() if value is not None}
+    with ExitStack() as stack:
+        passing = []
+        if client.uid != os.geteuid():  # another user's vnic: it takes nothing but what we can open ourselves
+            container = stack.enter_context(NetNamespace.find(given.pop("pid", None), given.pop("netns", None)))
+            passing = [container.fd, *([container.pidfd] if container.pidfd >= 0 else [])]
+        made: dict[str, Any] = client.call(
+            "Attach",
+            passing=passing,
+            name=name,
+            nic=given,
+            netns=0 if passing else None,
+            process=1 if len(passing) > 1 else None,
+        )["nic"]
+    return made
 
 
 @click.command()
