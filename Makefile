@@ -49,7 +49,7 @@ lint: ready  ## ruff, mypy --strict, cython-lint (stubtest is a test: tests/test
 	@$(VENV)/bin/ruff check . >&2
 	@$(VENV)/bin/ruff format --check . >&2
 	@$(PY) -m mypy >&2
-	@PATH=$$PWD/$(VENV)/bin:$$PATH cython-lint $(wildcard $(PACKAGES)) >&2   # calls pycodestyle by name
+	@PATH=$$PWD/$(VENV)/bin:$$PATH cython-lint $(wildcard $(PACKAGES)) examples >&2   # calls pycodestyle by name
 
 format: ready  ## let ruff format the Python files
 	@$(VENV)/bin/ruff check --fix-only -q .; $(VENV)/bin/ruff format .

@@ -70,7 +70,9 @@ def read_state(text: str) -> tuple[int, dict[str, str]]:
         if type(pid) is not int or not all(isinstance(each, str) for pair in annotations.items() for each in pair):
             raise ValueError
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        raise ConfigError("standard input is no container's state: a container runtime runs this as a createRuntime hook") from None
+        raise ConfigError(
+            "standard input is no container's state: a container runtime runs this as a createRuntime hook"
+        ) from None
     return pid, annotations
 
 

@@ -493,9 +493,10 @@ def supervise(
     clients: bool = False,
     guaranteed: bool = False,
 ) -> None:
-    """Runs an instance until SIGINT, SIGTERM, Shutdown or, on a terminal, SIGHUP, and gives up what rights that does not need (privileges.py). `config`:
-    vnic.control.convert.encode_config's. clients: other users may connect. guaranteed: a group has a guarantee of CPU time. Calls `ready`
-    with the worker's pid when it is up. Raises ConfigError, VnicError where it does not come up."""
+    """Runs an instance until SIGINT, SIGTERM, Shutdown or, on a terminal, SIGHUP. Gives up the rights that this does not need
+    (privileges.py). `config`: vnic.control.convert.encode_config's. clients: other users may connect. guaranteed: a group has a
+    guarantee of CPU time. Calls `ready` with the worker's pid when it is up, and tells a service manager (notify.py). Raises
+    ConfigError, VnicError where it does not come up."""
     allow_open_files()
     with signals_only_ask(), instance_lock(instance):
         privileges.drop(privileges.SUPERVISOR, inherit=True)
