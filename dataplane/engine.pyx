@@ -5,6 +5,7 @@ import threading
 from cpython.ref cimport PyObject
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memset
 from posix.unistd cimport read, write
 from dataplane.clock cimport Clock
 from dataplane.element cimport NEVER, Counters, Element, Source, counters_dict
@@ -99,14 +100,16 @@ cdef class Engine:
 
     def load(self, sources):
         """Takes the graph that hangs on `sources`: validates it, binds and initializes what is new. While the engine runs, this goes
-        through the mailbox. Raises GraphError, and then nothing has changed."""
+        through the mailbox. Returns the statistics of the elements that left, by name; an element that comes back counts from 0.
+        Raises GraphError, and then nothing has changed."""
         from dataplane.graph import walk
         sources = list(sources)
         elements = walk(sources)
-        names = [element.name for element in elements]
-        for name in names:
-            if names.count(name) > 1:
-                raise GraphError(f"{name}: two elements of engine {self.name} have this name")
+        names = set()
+        for element in elements:
+            if element.name in names:
+                raise GraphError(f"{element.name}: two elements of engine {self.name} have this name")
+            names.add(element.name)
         fresh = [element for element in elements if element.engine is None]
         bound = []
         try:
@@ -114,6 +117,9 @@ cdef class Engine:
                 if element.engine is not None and element.engine is not self:
                     raise GraphError(f"{element.name}: runs in engine {element.engine.name} already")
             for element in fresh:
+                # The counts of an element that was here before (the switch, while no NIC was attached) were returned when it left.
+                memset(&(<Element>element).counters, 0, sizeof(Counters))
+                (<Element>element).weight_ns = (<Element>element).charged_ns = 0
                 element.bind(self)
                 bound.append(element)
                 element.initialize()
@@ -122,7 +128,8 @@ cdef class Engine:
                 element.cleanup()
                 element.bind(None)
             raise
-        gone = [element for element in self.elements if element not in elements]
+        staying = set(elements)
+        gone = [element for element in self.elements if element not in staying]
 
         def swap():
             for element in gone:

@@ -1,0 +1,47 @@
+"""The conservation law holds for whole engines, however often their NICs come and go."""
+
+import os
+
+import pytest
+
+from tests.test_handlers_runtime import Running
+from tests.test_handlers_traffic import until
+from vnic.control.load import parse_config
+
+FRAMES = 20
+
+
+def running(text):
+    return Running(parse_config(text, "<test>", os.getcwd(), contained=False))
+
+
+def nic(text):
+    return next(iter(parse_config(f"{{engines: 2, nics: {{{text}}}}}", "<test>", os.getcwd(), contained=False).nics.values()))
+
+
+def send(made, name):
+    """Broadcasts from a NIC's container; returns when its engine has taken them all."""
+    source = made.element(f"{name}.rx")
+    taken = source.statistics()["received"] + FRAMES
+    made.devices.nics[name].port.inject([b"\xff" * 6 + bytes([2, 0, 0, 0, 0, 9]) + b"\x88\xb5" + bytes(46)] * FRAMES)
+    until(lambda: source.statistics()["received"] == taken)
+
+
+@pytest.mark.parametrize("text", ["engines: 1", "engines: 2", "{engines: 2, nics: {a: {engine: 0}}}"])
+def test_the_last_nic_of_an_engine_comes_and_goes(text):
+    """The switch, and what leads to the rings of other engines' NICs, leave the graph with it, and come back with the next."""
+    made = running(text)
+    try:
+        for cycle in range(1, 4):
+            made.runtime.nics.attach(nic("x: {engine: %d}" % (len(made.runtime.engines) - 1)))
+            send(made, "x")
+            assert made.runtime.status()["conserved"]
+            made.runtime.nics.detach("x")
+            found = made.runtime.status()
+            assert found["conserved"]
+            (mine,) = [each for each in found["engines"] if each["name"] == f"e{len(found['engines']) - 1}"]
+            assert mine["received"] == mine["transmitted"] + mine["dropped"] == cycle * FRAMES
+    finally:
+        made.close()
+
+
