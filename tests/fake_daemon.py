@@ -61,7 +61,7 @@ class FakeNics:
         self.configs[config.name] = config
         return self.nics[config.name]
 
-    def detach(self, name: str) -> None:
+    def detach(self, name: str, why: str = "") -> None:
         del self.nics[self._get(name)["name"]]
         del self.configs[name]
 

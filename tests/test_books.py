@@ -43,5 +43,3 @@ def test_the_last_nic_of_an_engine_comes_and_goes(text):
             assert mine["received"] == mine["transmitted"] + mine["dropped"] == cycle * FRAMES
     finally:
         made.close()
-
-

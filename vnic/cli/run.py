@@ -8,11 +8,15 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from dataplane.errors import ConfigError, VnicError
 from vnic.cli.common import Seconds, connect, instance_option, json_option, plural, print_json
+
+if TYPE_CHECKING:
+    from vnic.control.schema import NicConfig
 
 
 @click.command()
@@ -64,16 +68,22 @@ def demo(rate: str, queues: int, seconds: float, spin: str, as_json: bool) -> No
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, envvar="VNIC_LOG_FORMAT",
     help="How the log is written: a line an event.",
 )  # fmt: skip
+@click.option("--partial", is_flag=True, help="Come up without the NICs that cannot be attached, and say which.")
 @instance_option
 @click.option("--ready-descriptor", type=int, hidden=True)
-def up(file: str, detach: bool, log_format: str, instance: str, ready_descriptor: int | None) -> None:
+def up(file: str, detach: bool, log_format: str, partial: bool, instance: str, ready_descriptor: int | None) -> None:
     """Run the configuration FILE.yaml until Ctrl-C, SIGTERM or `vnic down`.
 
-    All of it comes up or nothing does. Relative paths and an element's module:Class are looked for beside the file.
+    All of it comes up or nothing does, unless --partial is given. Relative paths and an element's module:Class are looked for beside the
+    file.
+
+    A NIC with `netns: PATH` is detached when the namespace at PATH vanishes, and is attached again when one appears there; until then
+    `vnic status` lists it as waiting. With --partial that is so from the start.
 
     \b
     vnic up net.yaml                  in the foreground
     vnic up -d net.yaml               in the background
+    vnic up -d --partial net.yaml     also where a container does not run yet
     vnic up -i lab lab.yaml           a second one; `vnic status -i lab` shows it
     vnic config check net.yaml        only look whether the file is right
     """
@@ -81,15 +91,15 @@ def up(file: str, detach: bool, log_format: str, instance: str, ready_descriptor
 
     os.environ["VNIC_LOG_FORMAT"] = log_format  # for every process of the instance
     if detach:
-        _up_detached(file, instance)
+        _up_detached(file, instance, partial=partial)
         return
     if ready_descriptor is None:
-        _up(file, instance, lambda: None)
+        _up(file, instance, lambda: None, partial=partial)
         return
     with os.fdopen(ready_descriptor, "w") as pipe:
         # The one who detached us prints the error and exits for us; from "ready" on we are on our own.
         try:
-            _up(file, instance, lambda: _tell(pipe.fileno(), {"ready": True}))
+            _up(file, instance, lambda: _tell(pipe.fileno(), {"ready": True}), partial=partial)
         except Exception as error:
             message, status = explain(error)
             _tell(pipe.fileno(), {"error": message, "status": status})
@@ -101,7 +111,7 @@ def _tell(descriptor: int, answer: dict[str, object]) -> None:
         os.write(descriptor, json.dumps(answer).encode() + b"\n")
 
 
-def _up(file: str, instance: str, ready: Callable[[], None]) -> None:
+def _up(file: str, instance: str, ready: Callable[[], None], *, partial: bool) -> None:
     from vnic.control.convert import encode_config
     from vnic.control.load import load_config
     from vnic.control.log import Log, set_up
@@ -109,6 +119,7 @@ def _up(file: str, instance: str, ready: Callable[[], None]) -> None:
 
     set_up(interactive=sys.stderr.isatty())
     config = load_config(file)
+    config.partial = partial
 
     def is_up(worker: int) -> None:
         made = f"{plural(len(config.nics), 'NIC')} on {plural(len(config.engines), 'engine')}"
@@ -116,10 +127,27 @@ def _up(file: str, instance: str, ready: Callable[[], None]) -> None:
         Log("vnic").info(text, pid=os.getpid(), worker=worker)
         ready()
 
-    supervise(encode_config(config), instance, is_up, clients=bool(config.clients), guaranteed=config.guaranteed)
+    supervise(
+        encode_config(config),
+        instance,
+        is_up,
+        clients=bool(config.clients),
+        guaranteed=config.guaranteed,
+        host_interfaces=config.host_interfaces or any(map(_is_on_the_host, config.nics.values())),
+    )
 
 
-def _up_detached(file: str, instance: str) -> None:
+def _is_on_the_host(nic: NicConfig) -> bool:
+    """Whether a NIC of the file is in the network namespace that we are in, which allows NICs there."""
+    from vnic.device.namespaces import identity_of
+
+    with contextlib.suppress(OSError):
+        path = nic.netns if nic.pid is None else f"/proc/{nic.pid}/ns/net"
+        return path is not None and identity_of(path) == identity_of("/proc/self/ns/net")
+    return False
+
+
+def _up_detached(file: str, instance: str, *, partial: bool) -> None:
     import subprocess
 
     from vnic.control.instance import log_path
@@ -135,7 +163,7 @@ def _up_detached(file: str, instance: str) -> None:
         if not root.name.endswith("-packages"):  # a source tree, which the new interpreter would not find
             environment["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [environment.get("PYTHONPATH")])])
         child = subprocess.Popen(
-            [*command, "--", file],
+            [*command, *(["--partial"] if partial else []), "--", file],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -152,10 +180,21 @@ def _up_detached(file: str, instance: str) -> None:
             raise
     if answer.get("ready"):
         click.echo(f"instance {instance} is up (pid {child.pid}); its log is {log}")
+        if partial:
+            _say_what_is_absent(instance)
         return
     child.wait()
     kind = ConfigError if answer.get("status") == 2 else VnicError
     raise kind(answer.get("error") or f"the daemon died while it came up; its log is {log}")
+
+
+def _say_what_is_absent(instance: str) -> None:
+    with connect(instance) as client:
+        found = client.call("Status")["status"]
+    for each in found.get("waiting", []):
+        click.echo(f"vnic: nic {each['name']} waits: {each['why']}", err=True)
+    for each in found.get("lost", []):
+        click.echo(f"vnic: {each['what']} is not attached: {each['why']}", err=True)
 
 
 @click.command()

@@ -63,7 +63,8 @@ def status(instance: str, as_json: bool) -> None:
         print_json(found)
         return
     entries = found.get("switch", {}).get("entries", [])
-    click.echo(f"instance {instance}, worker {found['pid']}, {len(entries)} addresses learned")
+    worker = f", worker {found['pid']}" if "pid" in found else ""  # the owner's alone to know
+    click.echo(f"instance {instance}{worker}, {len(entries)} addresses learned")
     supervisor = found.get("supervisor") or {}
     if supervisor.get("version", found.get("version")) != found.get("version"):
         click.echo(
@@ -71,6 +72,8 @@ def status(instance: str, as_json: bool) -> None:
         )
     if supervisor.get("restarts"):
         click.echo(f"the worker was replaced {supervisor['restarts']} times; the last one: {supervisor['last']}")
+    for waiting in found.get("waiting", []):
+        click.echo(f"WAITING: nic {waiting['name']}: {waiting['why']}")
     for lost in found.get("lost", []):
         click.echo(f"LOST: {lost['what']}: {lost['why']}")
     click.echo(

@@ -23,8 +23,12 @@ from vnic.device.tap import Offload, Route, Tap, TapRequest, Work, check
 
 
 class Watch(Protocol):
-    """Tells when the thing at the other end of a NIC is gone."""
+    """Tells when the thing at the other end of a NIC is gone, and why. deleted: the interface alone is."""
 
+    @property
+    def why(self) -> str: ...
+    @property
+    def deleted(self) -> bool: ...
     def on_gone(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], object], /) -> None: ...
     def close(self) -> None: ...
 

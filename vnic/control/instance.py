@@ -129,3 +129,33 @@ def signals_only_ask() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def hangup_ends() -> bool:
+    """Whether SIGHUP asks this process to end: it has a terminal that can hang up, and SIGHUP was not ignored when it started."""
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup(1)
+        return False
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def wakeups() -> Iterator[socket.socket]:
+    """A socket that is readable once one of SIGNALS came."""
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        reader.setblocking(False)
+        writer.setblocking(False)
+        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        try:
+            yield reader
+        finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(before)

@@ -108,12 +108,13 @@ class Instance:
         status = {**self._process, **self._runtime.status()}
         if (mine := self._visible(caller.session)) is not None:
             entries = [each for each in status["switch"]["entries"] if each["nic"] in mine]
+            uid = caller.session.uid
             status = {
-                "pid": status["pid"],
                 "conserved": status["conserved"],
                 "engines": [],
                 "groups": [],
                 "nics": [each for each in status["nics"] if each["name"] in mine],
+                "waiting": [each for each in status.get("waiting", ()) if each["owner"] == uid],
                 "switch": {"entries": entries},
             }
         return {"status": status}

@@ -5,8 +5,8 @@ worker, so that the next one - after a crash, or a newer one - finds them as the
 
     config          the configuration as it is now, with what was attached, rated and cut since it was loaded (JSON)
     version         of vnic when the first worker began, which is the supervisor's
-    nic/NAME        a TAP: document (KeptTap), its network namespace, a pidfd where it was asked for by process, its queues, and a netlink
-                    socket of that namespace
+    nic/NAME        a TAP: document (KeptTap), its network namespace, a pidfd where it was asked for by process, its queues, and two
+                    netlink sockets of that namespace (TapReport says which are there)
     ring/NAME       a ring and its doorbell
     segment/NAME    the packet pool, the MAC table
     guaranteed      nothing, while a group has a guarantee of CPU time: what a worker needs a right for, before it is one (privileges.py)
@@ -14,13 +14,15 @@ worker, so that the next one - after a crash, or a newer one - finds them as the
     capture/N       a live capture: document, and the file or pipe that it goes to
 
 Two SOCK_SEQPACKET pairs join them. On `calls` the worker asks and waits: Put, Drop, OpenTap, each answered by Done, Opened or Refused
-of the same number. On `events` nobody waits: the supervisor sends the inventory (Item...) and Start, later HandOver, Failed, Quit; a
-worker sends Ready, TookOver, HandedOver, Abandon, Failed, Stop, Upgrade. One message is one JSON object, at most MESSAGE_BYTES, with at
+of the same number. The supervisor refuses them to a successor, which has taken nothing over yet. On `events` nobody waits: the supervisor
+sends the inventory (Item...) and Start, later HandOver, Failed, Quit, and a Ping now and then; a worker sends Ready, TookOver,
+HandedOver, Abandon, Failed, Stop, Upgrade, and Pong for each Ping. One message is one JSON object, at most MESSAGE_BYTES, with at
 most DESCRIPTORS descriptors.
 """
 
 from __future__ import annotations
 
+import array
 import fcntl
 import os
 import socket
@@ -32,10 +34,10 @@ import msgspec
 
 from dataplane.errors import ConfigError, PortError, VnicError
 from vnic.device.descriptors import close_all, receive_with_descriptors
-from vnic.device.tap import MAX_QUEUES, TapReport, TapRequest
+from vnic.device.tap import MAX_QUEUES, Tap, TapReport, TapRequest
 
 MESSAGE_BYTES = 1 << 16
-DESCRIPTORS = MAX_QUEUES + 4  # a TAP's queues, its document, namespace, pidfd and netlink socket; the kernel takes 253
+DESCRIPTORS = MAX_QUEUES + 5  # a TAP's queues, its document, namespace, pidfd and netlink sockets; the kernel takes 253
 GUARANTEED = "guaranteed"
 KEYS_MOST = 1 << 14  # of a worker that lost its mind
 CALL_TIMEOUT_S = 30.0
@@ -106,6 +108,10 @@ class HandOver(_Message, frozen=True):
     """To the old worker, with a socket: your successor stands ready at its other end."""
 
 
+class Ping(_Message, frozen=True):
+    """Say Pong: your control runs."""
+
+
 class Quit(_Message, frozen=True):
     """Take everything down and end."""
 
@@ -120,6 +126,10 @@ class TookOver(_Message, frozen=True):
 
 class HandedOver(_Message, frozen=True):
     """From an old worker: every engine is my successor's; I end."""
+
+
+class Pong(_Message, frozen=True):
+    """From a worker: my control runs."""
 
 
 class Abandon(_Message, frozen=True):
@@ -145,8 +155,8 @@ class Upgrade(_Message, frozen=True):
 
 Call = Put | Drop | OpenTap
 Answer = Done | Opened | Refused
-ToWorker = Item | Start | HandOver | Failed | Quit
-FromWorker = Ready | TookOver | HandedOver | Abandon | Failed | Stop | Upgrade
+ToWorker = Item | Start | HandOver | Failed | Ping | Quit
+FromWorker = Ready | TookOver | HandedOver | Abandon | Failed | Stop | Upgrade | Pong
 
 decode_call = msgspec.json.Decoder(Call).decode
 decode_answer = msgspec.json.Decoder(Answer).decode
@@ -163,10 +173,12 @@ class KeptTap(msgspec.Struct, frozen=True):
     path: str | None = None
 
 
-def send(sock: socket.socket, message: msgspec.Struct, descriptors: Sequence[int] = ()) -> None:
-    """One message; the receiver gets duplicates of the descriptors. Raises OSError."""
+def send(sock: socket.socket, message: msgspec.Struct, descriptors: Sequence[int] = (), *, wait: bool = True) -> None:
+    """One message; the receiver gets duplicates of the descriptors. Raises OSError: BlockingIOError where it has no room and we
+    do not wait."""
     data = msgspec.json.encode(message)
-    socket.send_fds(sock, [data], list(descriptors))
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+    sock.sendmsg([data], ancillary, 0 if wait else socket.MSG_DONTWAIT)  # send_fds takes flags and does not pass them on
 
 
 class DescriptorsLostError(VnicError):
@@ -206,6 +218,28 @@ def read_document(descriptor: int) -> bytes:
     return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
 
 
+def tap_descriptors(tap: Tap) -> list[int]:
+    """What is kept under nic/NAME; the Tap and its namespace are closed, since the descriptors are the caller's now."""
+    namespace = tap.namespace
+    report = TapReport(
+        name=tap.name,
+        ifindex=tap.ifindex,
+        mac=tap.mac,
+        mtu=tap.mtu,
+        offloads=int(tap.offloads),
+        netlink=tap.netlink >= 0,
+        link_events=tap.link_events >= 0,
+    )
+    try:
+        document = write_document(msgspec.json.encode(KeptTap(report, namespace.label, namespace.pid, namespace.path)))
+    except BaseException:
+        tap.close()
+        raise
+    descriptors = [document, namespace.fd, *([namespace.pidfd] if namespace.pidfd >= 0 else []), *tap.let_go()]
+    namespace.fd = namespace.pidfd = -1
+    return descriptors
+
+
 class Store:
     """Descriptors by key; the supervisor's."""
 
@@ -226,6 +260,10 @@ class Store:
 
     def __contains__(self, key: str) -> bool:
         return key in self._kept
+
+    def get(self, key: str) -> list[int] | None:
+        """What is kept under `key`, which stays the store's; None: nothing."""
+        return self._kept.get(key)
 
     def items(self) -> list[tuple[str, list[int]]]:
         """Everything, in the order in which it came."""

@@ -140,11 +140,11 @@ class _NicMethods:
 
     def detach(self, parameters: Named, caller: Caller) -> dict[str, Any]:
         session = caller.session
-        if not self._nics.get(parameters.name, session).config.passed and not session.is_owner:
+        if not session.is_owner and not self._nics.get(parameters.name, session).config.passed:
             raise NotPermittedError(
                 f"nic {parameters.name}: it was attached by the instance's owner; {session.who} may cut its link"
             )
-        self._nics.detach(parameters.name)
+        self._nics.detach(parameters.name, f"detached by {session.who}")
         return {}
 
     # -- settings ----------------------------------------------------------------------------------------------------------

@@ -36,7 +36,8 @@ from vnic.control.parts import Attached, Home, own_nic
 from vnic.control.scalars import Rate
 from vnic.control.schema import NicConfig
 from vnic.control.segments import RING_BYTES
-from vnic.device.descriptors import close_all
+from vnic.control.watching import Watching
+from vnic.device.descriptors import close_all, system_error
 from vnic.device.nic import Nic
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Nics(Module):
         self._aside = ThreadPoolExecutor(CAPTURES_MOST, "vnic-finish")
         self._captured = 0
         self._orphans: set[int] = set()  # captures whose client went during an upgrade
-        self._gone: list[Attached] = []  # NICs whose container did
+        self.watching = Watching(self)
         self._started = False
         self.table = runtime.segments.table(config.switch.table, int(config.switch.ageing))
         # What users' NICs may hold of the pool, by the user's number: however many NICs and shapers, in whichever engines.
@@ -103,32 +104,37 @@ class Nics(Module):
 
     def start(self) -> None:
         for nic in list(self.config.nics.values()):
-            self._attach_first(nic)
+            self.watching.attach_first(nic)
         self._inherit_captures()
 
     def watch(self) -> None:
         """Looks after all containers from here on; on the loop's thread."""
         for attached in self.attached.values():
-            self._watch(attached)
+            self.watching.over(attached)
 
-    def _watch(self, attached: Attached) -> None:
-        if self.runtime.loop is not None:
-            attached.watch.on_gone(self.runtime.loop, lambda: self._target_gone(attached))
+    def attach_configured(self, config: NicConfig) -> None:
+        """Attaches a NIC that the configuration has. Raises VnicError."""
+        self._attach(config)
 
-    def _attach_first(self, config: NicConfig) -> None:
-        """After a crash, what cannot be attached again (its container went meanwhile) is no reason to leave the others without. Only then
-        is what was kept of it dropped: a worker that fails for another reason leaves that to the next."""
+    def forget(self, config: NicConfig) -> None:
+        """Drops what is kept of a NIC of the configuration that cannot be attached."""
+        if config.number is not None:
+            self.table.forget_port(config.number)
+        self._devices.forget(config.name)
+        self.runtime.segments.drop_ring(config.name)
+
+    def bring_back(self, config: NicConfig) -> None:
+        """Attaches a NIC that waits, as it was. Raises VnicError, and then it waits on."""
+        why, config.waiting = config.waiting, ""
         try:
-            self._attach(config)
-        except VnicError as error:
-            if self.runtime.role != "crash":
-                raise
-            self.runtime.losses.add(f"nic {config.name}", str(error))
-            del self.config.nics[config.name]
-            if config.number is not None:
-                self.table.forget_port(config.number)
+            status = self._attach(config)
+            self.runtime.remember(undo=lambda: self._take_out(config.name))
+        except BaseException:
+            config.waiting = why
             self._devices.forget(config.name)
-            self.runtime.segments.drop_ring(config.name)
+            raise
+        log.info("attached again", nic=config.name, netns=config.netns)
+        self.runtime.emit("attached", nic=config.name, engine=status["engine"])
 
     def names(self, owner: int | None = None) -> list[str]:
         """The NICs that are attached; of one user only, where `owner` is given."""
@@ -143,20 +149,34 @@ class Nics(Module):
             self.runtime.check_open()
             config = own_nic(config)
             config.passed = passed is not None
-            known = config.name in self.attached
+            known, waiting = config.name in self.attached, self.watching.waiting.get(config.name)
+            if waiting is not None:
+                config.number = waiting.number
             try:
                 status = self._attach(config, passed)
             except BaseException:
                 if not known:
                     self._devices.forget(config.name)
                 raise
+
+            def undo() -> None:
+                self._take_out(self.config.nics.pop(config.name).name)
+                if waiting is not None:
+                    self.config.nics[config.name] = waiting
+
             self.config.nics[config.name] = config
-            self.runtime.remember(undo=lambda: self._take_out(self.config.nics.pop(config.name).name))
+            self.runtime.remember(undo)
             self.runtime.losses.found_again(f"nic {config.name}")
             self.runtime.emit("attached", nic=config.name, engine=status["engine"])
             return status
 
     def _attach(self, config: NicConfig, passed: Passed | None = None) -> dict[str, Any]:
+        try:
+            return self._attach_all(config, passed)
+        except OSError as error:
+            raise VnicError(f"nic {config.name}: cannot be attached: {system_error(error)}") from None
+
+    def _attach_all(self, config: NicConfig, passed: Passed | None) -> dict[str, Any]:
         runtime = self.runtime
         with runtime.lock, ExitStack() as undo:
             undo.callback(runtime.accounts.settle)  # at the very end
@@ -169,7 +189,7 @@ class Nics(Module):
             # One that has had a number keeps it: the MAC table goes by numbers.
             number = config.number if config.number not in taken else None
             if number is None:
-                free = taken | {each.number for each in self.config.nics.values()}
+                free = taken | {each.number for each in self.config.nics.values()}  # also of those that wait
                 number = next((n for n in range(MAX_NICS) if n not in free), None)
             if number is None:
                 raise ConfigError(f"nic {config.name}: {MAX_NICS} NICs are attached, and no more fit")
@@ -186,7 +206,7 @@ class Nics(Module):
             self.attached[config.name] = attached
             undo.callback(self.attached.pop, config.name)
             if runtime.runs:
-                self._watch(attached)
+                self.watching.over(attached)
             config.number, config.engine = number, home
             undo.pop_all()
             return self._status(attached)
@@ -222,15 +242,29 @@ class Nics(Module):
             if attached.config.link_up:
                 each.activate(attached.number, attached.config.vlan)
 
-    def detach(self, name: str) -> None:
-        """Takes a NIC out of the graph and its interface out of the container; frames under way to it are dropped and counted."""
+    def detach(self, name: str, why: str = "", *, waits: bool = False) -> None:
+        """Takes a NIC out of the graph and its interface out of the container; frames under way to it are dropped and counted. waits: its
+        settings stay, until its namespace is back. A NIC that waits does so no more."""
         with self.runtime.lock:
             self.runtime.check_open()
-            config = self.get(name).config
-            del self.config.nics[name]
-            self.runtime.remember(undo=lambda: self.config.nics.update({name: config}))
-            self._take_out(name)
-            self.runtime.emit("detached", nic=name, **({} if config.owner is None else {"owner": int(config.owner)}))
+            config = self.config.nics[name] if name in self.watching.waiting else self.get(name).config
+            before = config.waiting
+
+            def keep() -> None:
+                self.config.nics[name], config.waiting = config, before
+
+            if waits:
+                config.waiting = why
+            else:
+                del self.config.nics[name]
+            self.runtime.remember(undo=keep)
+            if name in self.attached:
+                self._take_out(name)
+            self.watching.look()
+            log.info("detached", nic=name, why=why or None, waits=waits or None)
+            owner = None if config.owner is None else int(config.owner)
+            said = {"why": why or None, "waits": waits or None, "owner": owner}
+            self.runtime.emit("detached", nic=name, **{key: value for key, value in said.items() if value is not None})
 
     def _take_out(self, name: str) -> None:
         attached = self.attached[name]
@@ -254,24 +288,17 @@ class Nics(Module):
         self._devices.forget(name)
         if attached.ring is not None:
             self.runtime.segments.drop_ring(name)
+            attached.ring.close_descriptors()
         del self.attached[name]
-
-    def _target_gone(self, attached: Attached) -> None:
-        with self.runtime.lock:
-            if self.runtime.upgrading:
-                self._gone.append(attached)  # the successor sees it too
-            elif self.attached.get(attached.config.name) is attached:
-                try:
-                    self.detach(attached.config.name)
-                except (
-                    VnicError
-                ) as error:  # the supervisor has no room: the next change that is kept, or end of a worker, is soon enough
-                    log.warning("container gone, but not detached", nic=attached.config.name, why=str(error))
 
     def get(self, name: str, session: Session | None = None) -> Attached:
         """A NIC that is attached; for `session` only one that is its user's. Raises ConfigError, NotPermittedError."""
         restricted = session is not None and not session.is_owner
         attached = self.attached.get(name)
+        if attached is None and not restricted and name in self.watching.waiting:
+            raise ConfigError(
+                f"nic {name}: is not attached; it waits for a network namespace at {self.config.nics[name].netns}"
+            )
         if attached is None:
             known = ", ".join(self.names(session.uid if session is not None and restricted else None)) or "none is"
             raise ConfigError(f"nic {name}: is not attached; attached: {known}")
@@ -421,13 +448,13 @@ class Nics(Module):
     def end_upgrade(self) -> None:
         self._abandon(self._orphans)
         self._orphans = set()
-        for attached in [each for each in self._gone if self.attached.get(each.config.name) is each]:
-            self.detach(attached.config.name)
-        self._gone = []
+        self.watching.settle()
+        self.watching.look()
 
     def claim(self, captures: set[int]) -> None:
-        """A successor's clients are here: captures of others are nobody's."""
+        """A successor has taken over, and its clients are here: captures of others are nobody's."""
         self._abandon(set(self._captures) - captures)
+        self.watching.claim()
 
     def let_go(self) -> None:
         """Every engine is a successor's: what was captured here is written out, and its turn comes."""
@@ -456,6 +483,7 @@ class Nics(Module):
     def status(self) -> dict[str, Any]:
         return {
             "nics": [self._status(attached) for attached in self.attached.values()],
+            "waiting": self.watching.status(),
             "switch": {"capacity": self.table.capacity, "entries": self._entries()},
         }
 
@@ -489,6 +517,7 @@ class Nics(Module):
         return memory
 
     def close(self) -> None:
+        self.watching.close()
         for name in list(self.attached):
             self._take_out(name)
 

@@ -158,6 +158,7 @@ class Runtime:
             if (guaranteed := self.config.guaranteed) is not self._kept_guaranteed:
                 self._kept_guaranteed = guaranteed
                 self.keeping.put_document(GUARANTEED, b"") if guaranteed else self.keeping.drop(GUARANTEED)
+            self.nics.watching.changed()
 
     def check_open(self) -> None:
         """Raises VnicError while nothing may be changed."""

@@ -386,7 +386,7 @@ class NicConfig(_Strict):
     owner: User who may see the NIC, capture its traffic and cut its link. Default: the instance's owner alone.
     """
 
-    HIDDEN = ("name", "where", "number", "link_up", "passed")
+    HIDDEN = ("name", "where", "number", "link_up", "passed", "waiting")
 
     name: Name
     pid: (
@@ -452,6 +452,7 @@ class NicConfig(_Strict):
     number: Annotated[int, Meta(ge=0, lt=1024)] | None = None  # of its port on the switch, once it has one
     link_up: bool = True
     passed: bool = False  # a client passed its namespace as a descriptor
+    waiting: str = ""  # why it is not attached, until a namespace appears at its path
 
     def __post_init__(self) -> None:
         if self.pid is not None and self.netns is not None:
@@ -476,6 +477,12 @@ class NicConfig(_Strict):
             raise SchemaError(
                 f"rss.table names queue {max(self.rss.table)}, but there are {self.queues} (0 to {self.queues - 1})"
             )
+
+    @property
+    def returns(self) -> bool:
+        """Whether it is attached again when its namespace comes back: one of the file whose namespace has a name. The number of
+        a process may be another's by then, and what was attached live is attached by whoever did that."""
+        return bool(self.where) and self.netns is not None and not self.netns.startswith("/proc/")
 
 
 class MetricsConfig(_Strict):
@@ -524,9 +531,11 @@ class Config(_Strict):
     modules: Modules that extend the control API.
     clients: Other users of the machine who may attach containers to this instance, with their limits.
     nics: NICs by name.
+    host_interfaces: Whether NICs may be attached in the network namespace that vnic runs in, the host's.
+        A NIC of the file that is in that namespace allows it as well.
     """
 
-    HIDDEN = ("directory",)
+    HIDDEN = ("directory", "partial")
 
     engines: Annotated[
         list[EngineConfig],
@@ -570,7 +579,9 @@ class Config(_Strict):
         dict[str, NicConfig],
         Meta(description="a mapping from a NIC's name to its settings", examples=[{"web": {"netns": "/run/netns/web"}}]),
     ] = {}
+    host_interfaces: Annotated[bool, Meta(description="true or false", examples=[True])] = False
     directory: str | None = None  # of the file: where module:Class is looked for first
+    partial: bool = False  # `vnic up --partial`: a NIC that cannot be attached at first does not keep the others from it
 
     def __post_init__(self) -> None:
         self.groups = self.groups or {"default": GroupConfig()}

@@ -18,8 +18,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -27,110 +26,59 @@ from dataplane.errors import ConfigError, VnicError
 from vnic.control import keeper, privileges
 from vnic.control.api import BACKLOG, open_to_clients
 from vnic.control.instance import (
-    SIGNALS,
     allow_open_files,
     bound_log,
+    hangup_ends,
     instance_lock,
     listening,
     log_path,
     signals_only_ask,
     turn_away,
+    wakeups,
 )
 from vnic.control.log import Log
 from vnic.control.notify import ServiceManager
+from vnic.control.worker_process import WorkerProcess
 from vnic.device.agent import NamespaceAgent
-from vnic.device.descriptors import close_all, readable
-from vnic.device.namespaces import NetNamespace
-from vnic.device.tap import TapReport, TapRequest
+from vnic.device.descriptors import close_all, readable, system_error
+from vnic.device.namespaces import NetNamespace, identity_of
+from vnic.device.tap import TapRequest
 
 PAUSE_FIRST_S, PAUSE_MOST_S = 0.1, 10.0
 PAUSE_TOLD_S = 1.0  # clients wait through a shorter pause, and are told of a longer one
 WELL_S = 3.0  # a worker that served so long ran well: the next death is the first again
 START_TIMEOUT_S = 120.0  # a thousand NICs are attached in a minute
 STOP_TIMEOUT_S = 30.0
-SEND_TIMEOUT_S = 10.0  # a worker that does not take what it is sent for so long is found dead or hanging soon enough
+PING_S = 2.0  # between two questions whether the worker's control runs
+MESSAGES_MOST = 256  # of a worker, in a turn
+SILENT_S = 5.0  # without an answer, after which it is said not to answer; it may be slow, so that alone does not end it
+SILENT_STOP_S = 5.0  # what is left to a worker that did not answer before it was asked to stop
 
 log = Log("vnic")
-
-
-class WorkerProcess:
-    """A worker as the supervisor sees it. To start one raises OSError where there is no room for another process or file."""
-
-    def __init__(self, python: str, module: str, listener: socket.socket, role: str, capabilities: Iterable[int]) -> None:
-        self.python = python
-        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as undo:
-            self.calls, their_calls = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            undo.callback(self.calls.close)
-            theirs.enter_context(their_calls)
-            self.events, their_events = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            undo.callback(self.events.close)
-            theirs.enter_context(their_events)
-            descriptors = (their_calls.fileno(), their_events.fileno(), listener.fileno())
-            self.process = subprocess.Popen(
-                [python or sys.executable, "-P", "-m", module, *map(str, descriptors), str(os.getpid()), role],
-                stdin=subprocess.DEVNULL,
-                pass_fds=descriptors,
-                process_group=0,  # Ctrl-C on the terminal is ours to hear, and we end it in order
-                env=environment(python),
-                preexec_fn=lambda: privileges.drop(capabilities, inherit=True),  # we have one thread: nothing is locked
-            )
-            undo.callback(self.process.wait)
-            undo.callback(self.process.kill)
-            self.pidfd = os.pidfd_open(self.process.pid)
-            undo.pop_all()
-        self.events.settimeout(SEND_TIMEOUT_S)
-        self.calls.settimeout(SEND_TIMEOUT_S)
-        self.began_s = self.ready_s = time.monotonic()
-        self.ready = self.stopped = False
-        self.failure: keeper.Failed | None = None
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    def epitaph(self) -> str:
-        """Why it ended; call it once it has."""
-        code = self.process.wait()
-        if self.failure is not None:
-            return self.failure.error
-        how = f"exit status {code}"
-        if code < 0:
-            with contextlib.suppress(ValueError):
-                how = f"killed by {signal.Signals(-code).name}"
-        if self.ready or not self.python:
-            return how
-        return f"{self.python}: ended before it was a worker ({how}): is vnic installed there? the log has what it said"
-
-    def close(self) -> None:
-        """Ends it if it has not ended."""
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        self.calls.close()
-        self.events.close()
-        os.close(self.pidfd)
-
-
-def environment(python: str = "") -> dict[str, str]:
-    """For a worker. Our own Python ("") would not find us where we run from a source tree; another one finds its own vnic, if ours is not
-    in its way."""
-    root = Path(__file__).resolve().parents[2]
-    paths = [each for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each and Path(each).resolve() != root]
-    if not python and not root.name.endswith("-packages"):
-        paths.insert(0, str(root))
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 class Supervisor:
     """Runs an instance; `run` returns at its end. `module`: what the worker is."""
 
-    def __init__(self, instance: str, listener: socket.socket, agent: NamespaceAgent, module: str) -> None:
+    def __init__(
+        self,
+        instance: str,
+        listener: socket.socket,
+        agent: NamespaceAgent,
+        module: str,
+        *,
+        host_interfaces: bool = False,
+    ) -> None:
         self.instance, self._listener, self._agent, self._module = instance, listener, agent, module
+        self._host_interfaces = host_interfaces
         self._log = log_path(instance)
         self._python = ""  # that an upgrade went to: the next worker is of that version too, also after a crash
+        self._python_before: str | None = None  # while no worker of that Python has served for long
         self.store = keeper.Store()
         self.worker: WorkerProcess | None = None
         self.successor: WorkerProcess | None = None
+        self._leaving: WorkerProcess | None = None  # has handed everything over, and ends
+        self._ping_at_s = 0.0
         self.restarts = 0
         self.last = ""  # why the last worker died
         self._pause_s = 0.0
@@ -147,17 +95,11 @@ class Supervisor:
     def start_worker(self, role: str, python: str = "") -> WorkerProcess:
         """Starts a worker and gives it everything that is kept. Raises OSError."""
         capabilities = privileges.worker(guaranteed=keeper.GUARANTEED in self.store)
-        worker = WorkerProcess(python or self._python, self._module, self._listener, role, capabilities)
+        worker = WorkerProcess(python or self._python, self._module, self._listener, role, capabilities, self.store)
         try:
-            for key, descriptors in self.store.items():
-                keeper.send(worker.events, keeper.Item(key), descriptors)
             start = {"role": role, "instance": self.instance, "supervisor": os.getpid(), "restarts": self.restarts}
-            keeper.send(worker.events, msgspec.convert({**start, "last": self.last}, keeper.Start))
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # it died already, and is found dead like any other
-        except OSError as error:
-            worker.failure = keeper.Failed(f"it could not be given what is kept: {error.strerror or error}")
-            worker.process.kill()
+            worker.unsent.extend(keeper.Item(key) for key, _ in self.store.items())
+            worker.tell(msgspec.convert({**start, "last": self.last}, keeper.Start))
         except BaseException:
             worker.close()
             raise
@@ -167,23 +109,24 @@ class Supervisor:
         """Until a signal, or a client's Shutdown. `ready` is called with the worker's pid when all is up for the first time. Raises
         ConfigError, VnicError where it does not come up at all."""
         self.store.put("config", [keeper.write_document(config)])
-        with _wakeups() as wakeups:
+        with wakeups() as woken:
             try:
                 try:
                     self.worker = self.start_worker("first")
                 except OSError as error:
                     raise VnicError(f"the worker cannot be started: {error.strerror}") from None
                 while not self._finished(ready):
-                    self._wait(wakeups)
+                    self._wait(woken)
             finally:
                 self._manager.stopping()
-                for worker in (self.successor, self.worker):
+                for worker in (self.successor, self.worker, self._leaving):
                     if worker is not None:
                         worker.close()
                 self.store.close()
 
     def _finished(self, ready: Callable[[int], None]) -> bool:
         """Looks at every worker. True: it is over."""
+        self._see_off()
         worker = self.worker
         if worker is None:
             if self._asked_to_stop_s is not None:
@@ -199,15 +142,43 @@ class Supervisor:
             self._announce = False
             ready(worker.pid)
             self._manager.ready(f"up, worker {worker.pid}")
-        successor = self.successor
-        if successor is not None and self._over(successor):
-            if self.successor is None:  # its last words were that it took over
-                worker = successor
-            else:
-                self._end_successor(successor.epitaph())
-        if self._over(worker):
+        if self._over(worker) and self.worker is worker:
             return self._bury(worker)
+        if self.worker is not worker:  # its last words were that its successor has everything
+            return False
+        successor = self.successor
+        if successor is not None and successor.took_over_s is not None:
+            # The worker says within seconds whether it agrees: one that does not is not there any more, whatever its process does.
+            if time.monotonic() - successor.took_over_s > STOP_TIMEOUT_S:
+                log.warning("worker killed", pid=worker.pid, why="it did not say that it handed over")
+                worker.process.kill()
+                self._succeed()
+        elif successor is not None and self._over(successor) and successor.took_over_s is None:
+            self._end_successor(successor.epitaph())
+        self._ping(worker)
         return False
+
+    def _see_off(self) -> None:
+        """Looks at the worker that has handed over: it gives up its engines' threads and ends, in milliseconds."""
+        if (leaving := self._leaving) is None:
+            return
+        if leaving.process.poll() is not None or time.monotonic() - leaving.ready_s > STOP_TIMEOUT_S:
+            leaving.close()
+            self._leaving = None
+
+    def _ping(self, worker: WorkerProcess) -> None:
+        """Asks the worker now and then whether its control runs, and says once when there is no answer. A worker that is merely
+        slow is left alone; but it does not come between us and clients, who are told, nor `vnic down`."""
+        now_s = time.monotonic()
+        if not worker.ready or self.successor is not None:  # it is busy with the hand-over, which has bounds of its own
+            return
+        if worker.asked_s is None:
+            if now_s >= self._ping_at_s:
+                self._ping_at_s, worker.asked_s = now_s + PING_S, now_s
+                worker.tell(keeper.Ping())
+        elif not worker.silent and now_s - worker.asked_s > SILENT_S:
+            worker.silent = True
+            log.error("worker does not answer", pid=worker.pid, for_s=round(now_s - worker.asked_s, 1))
 
     def _over(self, worker: WorkerProcess) -> bool:
         """Whether a worker has ended; one that takes too long is ended."""
@@ -218,22 +189,28 @@ class Supervisor:
         if not worker.ready and age_s > START_TIMEOUT_S:
             worker.failure = keeper.Failed(f"did not come up within {START_TIMEOUT_S:g} s")
             worker.process.kill()
-        elif self._asked_to_stop_s is not None and time.monotonic() - self._asked_to_stop_s > STOP_TIMEOUT_S:
-            log.warning("worker killed", pid=worker.pid, why="it did not end when asked")
-            worker.process.kill()
+        elif self._asked_to_stop_s is not None:
+            most_s = SILENT_STOP_S if worker.silent else STOP_TIMEOUT_S
+            if time.monotonic() - self._asked_to_stop_s > most_s:
+                log.warning("worker killed", pid=worker.pid, why="it did not end when asked")
+                worker.process.kill()
         return False
 
     def _bury(self, worker: WorkerProcess) -> bool:
+        if self.successor is not None:
+            self._hear(self.successor)
+            if self.successor is not None and self.successor.took_over_s is not None:
+                self._succeed()  # everything went over before it ended
+                return False
         why, served_s, stopped = worker.epitaph(), time.monotonic() - worker.ready_s, worker.stopped
         failure, was_ready = worker.failure, worker.ready
-        if worker is not self.worker:  # its last words were that its successor has everything
-            return False
         worker.close()
         self.worker = None
         if self.successor is not None:  # joined to one that is gone: engines may be on both sides
             self.successor.close()
             self.successor = None
             self._manager.ready(f"upgrade failed: the worker ended: {why}")
+        self._judge_python(well=was_ready and served_s >= WELL_S, was_ready=was_ready)
         if stopped or self._asked_to_stop_s is not None:
             self._asked_to_stop_s = self._asked_to_stop_s or time.monotonic()
             return True
@@ -243,6 +220,15 @@ class Supervisor:
             raise VnicError(f"the worker ended while it came up: {why}")
         self._pause(why, well=was_ready and served_s >= WELL_S, pid=worker.pid)
         return False
+
+    def _judge_python(self, *, well: bool, was_ready: bool) -> None:
+        """After a death: the next worker is of the version before, where none of this one has come up after a crash."""
+        if well:
+            self._python_before = None
+        elif not was_ready and self._python_before is not None:
+            log.error("the Python of the last upgrade is given up", python=self._python or sys.executable,
+                      instead=self._python_before or sys.executable)  # fmt: skip
+            self._python, self._python_before = self._python_before, None
 
     def _pause(self, why: str, *, well: bool = False, pid: int | None = None) -> None:
         """After a death, or a start that failed: says why, and when the next worker is started. well: the last one ran well."""
@@ -263,12 +249,11 @@ class Supervisor:
         self.successor = None
         log.error("upgrade failed, the worker goes on", why=why)
         self._manager.ready(f"upgrade failed, worker goes on: {why}")
-        self._tell(self.worker, keeper.Failed(why))
+        self._tell_worker(keeper.Failed(why))
 
-    def _tell(self, worker: WorkerProcess | None, message: msgspec.Struct, descriptors: list[int] | None = None) -> None:
-        if worker is not None:
-            with contextlib.suppress(OSError):  # dead: found so soon enough
-                keeper.send(worker.events, message, descriptors or [])
+    def _tell_worker(self, message: msgspec.Struct, descriptors: Sequence[int] = ()) -> None:
+        if self.worker is not None:
+            self.worker.tell(message, descriptors)
 
     def stop(self) -> None:
         """Asks the worker to take everything down."""
@@ -278,32 +263,60 @@ class Supervisor:
             if self.successor is not None:
                 self.successor.close()
                 self.successor = None
-            self._tell(self.worker, keeper.Quit())
+            self._tell_worker(keeper.Quit())
 
     # -- messages ----------------------------------------------------------------------------------------------------------
 
-    def _wait(self, wakeups: socket.socket) -> None:
+    def _wait(self, woken: socket.socket) -> None:
         """Until something happens: a message, a death, a signal, the end of a pause."""
         with selectors.PollSelector() as selector:  # which needs no descriptor: there may be none left
-            selector.register(wakeups, selectors.EVENT_READ)
+            selector.register(woken, selectors.EVENT_READ)
             for worker in filter(None, (self.worker, self.successor)):
-                for each in (worker.pidfd, worker.events, worker.calls):
-                    selector.register(each, selectors.EVENT_READ)
-            if self._tells:
+                selector.register(worker.pidfd, selectors.EVENT_READ)
+                selector.register(worker.events, selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.unsent else 0))
+                if self._answers(worker):
+                    selector.register(worker.calls, selectors.EVENT_READ)
+            if self._leaving is not None:
+                selector.register(self._leaving.pidfd, selectors.EVENT_READ)
+            if self._tells or self._worker_is_silent:
                 selector.register(self._listener, selectors.EVENT_READ)
             timeout_s = 1.0 if self._start_at_s is None else max(0.0, self._start_at_s - time.monotonic())
             selector.select(timeout_s)
         bound_log(self._log)
         with contextlib.suppress(BlockingIOError):
-            for number in set(wakeups.recv(64)):
+            for number in set(woken.recv(64)):
                 if number == signal.SIGHUP and not self._hangup_ends:
                     log.info("SIGHUP ignored: 'vnic upgrade' replaces the program, commands change the configuration")
                 else:
                     self.stop()
-        if self._tells:
-            self._tell_clients()
         for worker in filter(None, (self.worker, self.successor)):
             self._hear(worker)
+            worker.send_on()
+        if self._tells:
+            self._tell_clients()
+        elif self._worker_is_silent:
+            self._tell_of_silence()
+
+    def _answers(self, worker: WorkerProcess) -> bool:
+        """Whether calls of a worker are taken. A successor that is joined to the worker may have taken over already, which we
+        hear of in a moment: till then its calls wait."""
+        return worker is not self.successor or not worker.joined
+
+    @property
+    def _worker_is_silent(self) -> bool:
+        return self.worker is not None and self.worker.silent and self.successor is None
+
+    def _tell_of_silence(self) -> None:
+        """Says to those who wait for a worker that it does not answer."""
+        assert self.worker is not None
+        why = (
+            f"instance {self.instance}: its worker (pid {self.worker.pid}) stands still, and has not answered for "
+            f"{time.monotonic() - (self.worker.asked_s or 0.0):.0f} s; end the instance with 'vnic down', or kill the worker, "
+            "which another one replaces then"
+        )
+        if not turn_away(self._listener, why, f"instance {self.instance}: does not work at the moment; try again later"):
+            self.worker.silent = False  # no file can be opened: said again after the next question
+            self.worker.asked_s = None
 
     def _tell_clients(self) -> None:
         """Says to those who wait for a worker why there is none."""
@@ -319,8 +332,12 @@ class Supervisor:
         """Takes every message that waits. What is no message of ours comes from a worker that lost its mind, and ends it. What fails for
         want of something here is refused, and is nobody's fault."""
         for sock, handle in ((worker.calls, self._answer), (worker.events, self._event)):
-            # Closed: what it said before was that its successor has everything.
-            while sock.fileno() >= 0 and readable(sock.fileno(), 0):
+            for _ in range(MESSAGES_MOST):  # and then the others' turn comes: it may send without end
+                # No worker of ours any more, or closed: what it said before was that its successor has everything.
+                if worker not in (self.worker, self.successor) or sock.fileno() < 0 or not readable(sock.fileno(), 0):
+                    break
+                if sock is worker.calls and not self._answers(worker):
+                    break
                 lost: VnicError | None = None
                 try:
                     data, descriptors = keeper.receive(sock)
@@ -334,7 +351,9 @@ class Supervisor:
                     handle(worker, data, descriptors, lost)
                 except OSError as error:
                     wrong = f"it does not take its answer: {error.strerror or error}"
-                except (VnicError, msgspec.MsgspecError, ValueError) as error:
+                except VnicError as error:
+                    wrong = str(error)
+                except (msgspec.MsgspecError, ValueError) as error:
                     wrong = f"it sent what is no message: {error}"
                 else:
                     continue
@@ -353,6 +372,9 @@ class Supervisor:
         try:
             if lost is not None:
                 raise lost
+            if worker is not self.worker:
+                close_all(descriptors)
+                raise VnicError("what the other worker has cannot be changed before it is handed over")
             match call:
                 case keeper.Put(key):
                     self.store.put(key, descriptors)
@@ -365,31 +387,22 @@ class Supervisor:
         except VnicError as error:
             answer = keeper.Refused(str(error), isinstance(error, ConfigError), number=call.number)
         except OSError as error:
-            answer = keeper.Refused(f"the supervisor has no room for it: {error.strerror}", number=call.number)
+            answer = keeper.Refused(f"the supervisor has no room for it: {system_error(error)}", number=call.number)
+        if worker.asked_s is not None and not worker.silent:
+            worker.asked_s = time.monotonic()  # it runs, and could not say so while it waited for us
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            keeper.send(worker.calls, answer, reply)
+            keeper.send(worker.calls, answer, reply, wait=False)
 
     def _open_tap(self, nic: str, request: TapRequest, container: list[int]) -> list[int]:
-        tap = self._agent.open_tap(request, NetNamespace.passed(*container) if container else None)
-        try:
-            namespace = tap.namespace
-            report = TapReport(
-                name=tap.name,
-                ifindex=tap.ifindex,
-                mac=tap.mac,
-                mtu=tap.mtu,
-                offloads=int(tap.offloads),
-                netlink=tap.netlink >= 0,
+        namespace = NetNamespace.passed(*container) if container else NetNamespace.find(request.pid, request.netns)
+        if not self._host_interfaces and namespace.identity == identity_of("/proc/self/ns/net"):
+            namespace.close()
+            raise ConfigError(
+                f"nic {nic}: {namespace.label}: this is the network namespace that vnic itself runs in; to allow NICs there, "
+                "put 'host_interfaces: true' into the configuration file and start the instance again"
             )
-            document = keeper.KeptTap(report, namespace.label, namespace.pid, namespace.path)
-            descriptors = [keeper.write_document(msgspec.json.encode(document)), namespace.fd]
-        except BaseException:
-            tap.close()
-            raise
-        descriptors += [namespace.pidfd] if namespace.pidfd >= 0 else []
-        descriptors += tap.fds + ([tap.netlink] if tap.netlink >= 0 else [])
-        # They are the store's now: neither object shall close them.
-        tap.fds, tap.netlink, namespace.fd, namespace.pidfd = [], -1, -1, -1
+        tap = self._agent.open_tap(request, namespace)
+        descriptors = keeper.tap_descriptors(tap)
         self.store.put(f"nic/{nic}", descriptors)
         return descriptors
 
@@ -403,9 +416,15 @@ class Supervisor:
                 elif not self._announce:
                     self._manager.status(f"up, worker {worker.pid}, after {self.restarts} restarts")
             case keeper.TookOver() if worker is self.successor:
+                if not worker.joined:
+                    raise VnicError("it said that it took over, and was not joined to the worker yet")
+                worker.took_over_s = worker.took_over_s or time.monotonic()  # believed once the worker agrees, or has ended
+            case keeper.HandedOver() if worker is self.worker and self.successor is not None and self.successor.joined:
                 self._succeed()
-            case keeper.HandedOver() if worker is self.worker and self.successor is not None:
-                self._succeed()
+            case keeper.Pong() if worker.asked_s is not None:
+                if worker.silent:
+                    log.info("worker answers again", pid=worker.pid, after_s=round(time.monotonic() - worker.asked_s, 1))
+                worker.asked_s, worker.silent = None, False
             case keeper.Abandon() if worker is self.worker and self.successor is not None:
                 log.error("upgrade failed, the worker goes on", pid=worker.pid)
                 self._manager.ready(f"upgrade failed, worker {worker.pid} goes on")
@@ -422,14 +441,14 @@ class Supervisor:
 
     def _upgrade(self, worker: WorkerProcess, python: str) -> None:
         if worker is not self.worker or self.successor is not None:
-            self._tell(worker, keeper.Failed("an upgrade is under way already"))
+            worker.tell(keeper.Failed("an upgrade is under way already"))
             return
         try:
             self.successor = self.start_worker("successor", python)
             self._manager.reloading("upgrade: the next worker starts")
         except (OSError, ValueError, subprocess.SubprocessError) as error:  # no such file, no path, no rights left to drop
             why = getattr(error, "strerror", None) or error
-            self._tell(worker, keeper.Failed(f"{python or self._python or sys.executable}: {why}"))
+            worker.tell(keeper.Failed(f"{python or self._python or sys.executable}: {why}"))
 
     def _introduce(self, successor: WorkerProcess) -> None:
         """Joins the old worker and the new one; the rest they do between them."""
@@ -439,49 +458,24 @@ class Supervisor:
             self._end_successor(f"it cannot be joined to the worker: {error.strerror}")
             return
         with ends[0], ends[1]:
-            self._tell(successor, keeper.HandOver(), [ends[0].fileno()])
-            self._tell(self.worker, keeper.HandOver(), [ends[1].fileno()])
+            successor.joined = True
+            successor.tell(keeper.HandOver(), [ends[0].fileno()])
+            self._tell_worker(keeper.HandOver(), [ends[1].fileno()])
 
     def _succeed(self) -> None:
         old, self.worker, self.successor = self.worker, self.successor, None
         assert old is not None
         assert self.worker is not None
-        self._python = self.worker.python
+        if self.worker.python != self._python:
+            self._python, self._python_before = self.worker.python, self._python
         log.info("worker took over", pid=self.worker.pid, before=old.pid)
         self._manager.ready(f"up, worker {self.worker.pid}, upgraded")
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            old.process.wait(STOP_TIMEOUT_S)  # it gives up its engines' threads and ends: milliseconds
-        old.close()
-
-
-def hangup_ends() -> bool:
-    """Whether SIGHUP asks this process to end: it has a terminal that can hang up, and SIGHUP was not ignored when it started."""
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup(1)
-        return False
-    try:
-        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
-    except OSError:
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _wakeups() -> Iterator[socket.socket]:
-    """A socket that is readable once one of SIGNALS came."""
-    reader, writer = socket.socketpair()
-    with reader, writer:
-        reader.setblocking(False)
-        writer.setblocking(False)
-        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        try:
-            yield reader
-        finally:
-            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-            signal.set_wakeup_fd(before)
+        if self._leaving is not None:
+            self._leaving.close()
+        # From now on: the one has served, the other may take so long to end.
+        self.worker.ready_s = old.ready_s = time.monotonic()
+        self._leaving = old
+        self._see_off()
 
 
 def supervise(
@@ -492,11 +486,18 @@ def supervise(
     *,
     clients: bool = False,
     guaranteed: bool = False,
+    host_interfaces: bool = False,
 ) -> None:
     """Runs an instance until SIGINT, SIGTERM, Shutdown or, on a terminal, SIGHUP. Gives up the rights that this does not need
-    (privileges.py). `config`: vnic.control.convert.encode_config's. clients: other users may connect. guaranteed: a group has a
-    guarantee of CPU time. Calls `ready` with the worker's pid when it is up, and tells a service manager (notify.py). Raises
-    ConfigError, VnicError where it does not come up."""
+    (privileges.py). Calls `ready` with the worker's pid when it is up, and tells a service manager (notify.py).
+
+    config           as vnic.control.convert.encode_config made it
+    clients          other users may connect
+    guaranteed       a group has a guarantee of CPU time
+    host_interfaces  NICs may be in the network namespace that this process is in
+
+    Raises ConfigError, VnicError where it does not come up.
+    """
     allow_open_files()
     with signals_only_ask(), instance_lock(instance):
         privileges.drop(privileges.SUPERVISOR, inherit=True)
@@ -506,7 +507,7 @@ def supervise(
                 if clients:
                     open_to_clients(instance)
                 listener.listen(BACKLOG)
-                supervisor = Supervisor(instance, listener, agent, module)
+                supervisor = Supervisor(instance, listener, agent, module, host_interfaces=host_interfaces)
                 if guaranteed:
                     supervisor.store.put(keeper.GUARANTEED, [keeper.write_document(b"")])
                 supervisor.run(config, ready)

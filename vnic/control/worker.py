@@ -331,6 +331,8 @@ class Worker:
                 waiting.set_result(socket.socket(fileno=descriptors.pop()))
             case keeper.Failed(error) if waiting is not None:
                 waiting.set_exception(VnicError(f"{error}; this worker goes on"))
+            case keeper.Ping():
+                self.tell(keeper.Pong())
             case keeper.Quit():
                 self._stop.set()
         close_all(descriptors)

@@ -31,7 +31,7 @@ import msgspec
 
 from dataplane.errors import ConfigError, PortError, VnicError
 from vnic.device import link
-from vnic.device.descriptors import close_all, readable, receive_with_descriptors
+from vnic.device.descriptors import close_all, readable, receive_with_descriptors, system_error
 from vnic.device.namespaces import NetNamespace, enter
 from vnic.device.tap import (
     MAX_QUEUES,
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 MAX_MESSAGE_BYTES = 65536
-MAX_MESSAGE_FDS = MAX_QUEUES + 1  # a netlink socket
+MAX_MESSAGE_FDS = MAX_QUEUES + 2  # two netlink sockets
 CHILD_TIMEOUT_S = 5.0  # then the agent kills its child
 CALL_TIMEOUT_S = 8.0  # longer, so that the agent can still report that the child was killed
 STOP_TIMEOUT_S = 2.0
@@ -219,6 +219,8 @@ def answer_to(request: Request, netns_fd: int) -> tuple[Answer, list[int]]:
         return Answer(number=request.number), []
     except VnicError as error:
         return Answer(number=request.number, error=str(error), config=isinstance(error, ConfigError)), []
+    except OSError as error:
+        return Answer(number=request.number, error=f"{request.label}: {system_error(error)}"), []
 
 
 # --- the daemon's side ------------------------------------------------------------------------------------------------

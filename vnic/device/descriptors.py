@@ -7,6 +7,7 @@ argument, so every program that this process starts meanwhile would inherit what
 from __future__ import annotations
 
 import array
+import errno
 import os
 import select
 import socket
@@ -32,6 +33,13 @@ def readable(descriptor: int, timeout_s: float) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(timeout_s * 1000))
+
+
+def system_error(error: OSError) -> str:
+    """What the kernel refused, for people: for want of descriptors, with what to do about it."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{str(error.strerror).lower()}; raise the limit (ulimit -n)"
+    return error.strerror or str(error)
 
 
 def close_all(descriptors: Iterable[int]) -> None:

@@ -71,7 +71,8 @@ def needs_netlink(work: Work) -> bool:
 
 
 def create(request: TapRequest) -> tuple[TapReport, list[int]]:
-    """Make a TAP in the namespace we are in: what it is like, its queues' descriptors (non-blocking), and that of a netlink socket.
+    """Make a TAP in the namespace we are in: what it is like, its queues' descriptors (non-blocking), and those of two netlink
+    sockets, see TapReport.
 
     The caller exits soon after: descriptors of a TAP that failed half way, and so the interface, go with it.
     """
@@ -101,14 +102,16 @@ def create(request: TapRequest) -> tuple[TapReport, list[int]]:
         if request.up:
             first.up()
         ifindex = socket.if_nametoindex(request.name)
-        fds.append(link_counters.open_socket())
+        fds += [link_counters.open_socket(), link_counters.open_link_events()]
     except OSError as error:
         raise PortError(f"{label}: cannot set it up: {os.strerror(error.errno or 0)}") from None
     if request.addresses or request.routes:
         with netlink()() as ip:
             _configure(ip, ifindex, request, label)
     mac = format_mac(first.hwaddr)
-    report = TapReport(name=request.name, ifindex=ifindex, mac=mac, mtu=first.mtu, offloads=offloads, netlink=True)
+    report = TapReport(
+        name=request.name, ifindex=ifindex, mac=mac, mtu=first.mtu, offloads=offloads, netlink=True, link_events=True
+    )
     return report, fds
 
 

@@ -14,6 +14,7 @@ import struct
 
 RTM_NEWSTATS, RTM_GETSTATS = 92, 94
 NLM_F_REQUEST = 1
+RTMGRP_LINK = 1  # the multicast group of changes to interfaces
 STATS_LINK_64 = 1  # the attribute, and its bit in the mask
 REQUEST = struct.Struct("=IHHII BBHII")  # nlmsghdr, if_stats_msg
 ATTRIBUTE = struct.Struct("=HH")
@@ -25,6 +26,16 @@ def open_socket() -> int:
     """Creates a netlink socket in this process' network namespace; the caller closes it. Raises
     OSError."""
     return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE).detach()
+
+
+def open_link_events() -> int:
+    """A netlink socket of the network namespace that this process is in, non-blocking and the caller's, which becomes readable
+    when an interface there is made, changed or deleted. Anybody may listen to that. Raises OSError."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE) as sock:
+        # As small as the kernel lets it be: that something changed is all that is read of it, and a container may change a lot.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        sock.bind((0, RTMGRP_LINK))
+        return sock.detach()
 
 
 def tx_dropped(netlink: int, ifindex: int) -> int | None:

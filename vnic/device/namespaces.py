@@ -20,14 +20,14 @@ import stat
 import sys
 import warnings
 from contextlib import suppress
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from dataplane.errors import ConfigError, PortError
-from vnic.device.descriptors import readable
+from vnic.device.descriptors import close_all, readable
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
 
 CLONE_NEWNET = 0x4000_0000
@@ -39,8 +39,10 @@ NS_GET_NSTYPE = 0xB703  # ioctl_ns(2): its CLONE_NEW* constant
 NAMED_NETNS_DIR = "/run/netns"  # the directory of `ip netns add`
 MAX_PID = 1 << 22  # the kernel's own limit, PID_MAX_LIMIT
 
-IN_MOVED_FROM, IN_DELETE, IN_DELETE_SELF, IN_MOVE_SELF = 0x40, 0x200, 0x400, 0x800
+IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE, IN_DELETE_SELF, IN_MOVE_SELF = 0x40, 0x80, 0x100, 0x200, 0x400, 0x800
 INOTIFY_BUFFER_BYTES = 4096
+EVENTS_MOST = 64  # taken at once
+PAUSE_S = 0.1  # between two looks of a loop at a container in which something changes
 EXIT_TIMEOUT_MS = 500
 MAX_LINKS = 40  # the kernel's own limit, path_resolution(7)
 
@@ -201,9 +203,9 @@ class NetNamespace:
             raise
         return cls(fd, label, path=path)
 
-    def watch(self) -> TargetWatch:
-        """A new watch over the process or path that this namespace was asked for by."""
-        return TargetWatch(self)
+    def watch(self, interface: Interface | None = None) -> TargetWatch:
+        """A new watch over the process or path that this namespace was asked for by, and over an interface in it."""
+        return TargetWatch(self, interface)
 
     def close(self) -> None:
         """Closes the descriptors; the namespace ends with its last process unless other descriptors
@@ -270,56 +272,84 @@ def has_exited(pidfd: int, timeout_ms: int = 0) -> bool:
     return bool(poll.poll(timeout_ms))
 
 
-class TargetWatch:
-    """Tells when a container is gone: its process has ended, or the path of its namespace is deleted or replaced.
+class Interface(Protocol):
+    """What a watch needs of a Tap."""
 
-    `fileno()` becomes readable when something happened; then `gone` says whether that was it. `on_gone` does both in an
-    asyncio loop. A watch over our own namespace never reports. The watch has descriptors of its own: it outlives
-    the NetNamespace it was made from. Close it, after the loop has forgotten it (`on_gone` sees to that).
+    name: str
+    link_events: int  # becomes readable when an interface of the namespace changes, or -1
+
+    def present(self) -> bool: ...
+
+
+class TargetWatch:
+    """Tells when a container is gone: its process has ended, or the path of its namespace is deleted or replaced; or when an
+    interface in it is gone.
+
+    `fileno()` becomes readable when something happened; then `gone` says whether that was it, and `why`. `on_gone` does both
+    in an asyncio loop. A watch over our own namespace reports only that the interface is gone. The watch has descriptors of its
+    own: it outlives the NetNamespace it was made from. Close it, after the loop has forgotten it (`on_gone` sees to that).
     """
 
-    def __init__(self, namespace: NetNamespace) -> None:
+    def __init__(self, namespace: NetNamespace, interface: Interface | None = None) -> None:
         self.label = namespace.label
+        self.why = ""  # it is gone; "" while it is not
+        self.deleted = False  # the interface is gone, and its container is not
         self._identity = namespace.identity
-        self._path = namespace.path
+        self._pid, self._path, self._interface = namespace.pid, namespace.path, interface
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._gone = False
-        self._is_process = namespace.pid is not None
-        if self._is_process:
-            self._fd = fcntl.fcntl(namespace.pidfd, fcntl.F_DUPFD_CLOEXEC, 0)
-        elif self._path is not None:
-            self._fd = _watch_directory(self._path)
-        else:
-            self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._pause: asyncio.TimerHandle | None = None
+        self._process = self._directory = self._links = -1
+        self._events = select.epoll()  # one descriptor for all that may happen
+        try:
+            if self._pid is not None:
+                self._process = fcntl.fcntl(namespace.pidfd, fcntl.F_DUPFD_CLOEXEC, 0)
+            elif self._path is not None:
+                self._directory = _watch_directory(self._path)
+            if interface is not None and interface.link_events >= 0:
+                self._links = fcntl.fcntl(interface.link_events, fcntl.F_DUPFD_CLOEXEC, 0)
+            for each in (self._process, self._directory, self._links):
+                if each >= 0:
+                    self._events.register(each, select.EPOLLIN)
+        except BaseException:
+            self.close()
+            raise
 
     def fileno(self) -> int:
         """For select, poll or a loop's add_reader; -1 when closed."""
-        return self._fd
+        return -1 if self._events.closed else self._events.fileno()
 
     @property
     def gone(self) -> bool:
         """Whether the target is gone. Takes pending events, so ask whenever `fileno()` is readable."""
-        if self._gone or self._fd < 0:
-            return self._gone
-        if self._is_process:
-            self._gone = has_exited(self._fd)
+        if not self.why and not self._events.closed:
+            self.why = self._look()
+        return bool(self.why)
+
+    def _look(self) -> str:
+        """What the events say is not needed: they are taken, and whether the thing itself is there decides. An upgrade's two
+        workers share the sockets, and one may take an event from under the other."""
+        for each in (self._directory, self._links):
+            _take_events(each)
+        if self._pid is not None:
+            if has_exited(self._process):
+                return f"its container ended (process {self._pid})"
         elif self._path is not None:
-            # What the events say is not needed: whether the path still leads to the same namespace decides.
-            try:
-                while os.read(self._fd, INOTIFY_BUFFER_BYTES):
-                    pass
-            except BlockingIOError:
-                pass
-            try:
-                self._gone = identity_of(self._path) != self._identity
-            except OSError:
-                self._gone = True
-        return self._gone
+            with suppress(OSError):
+                if identity_of(self._path) == self._identity:
+                    return self._look_at_interface()
+            return f"its network namespace {self._path} is gone"
+        return self._look_at_interface()
+
+    def _look_at_interface(self) -> str:
+        if self._interface is None or self._interface.present():
+            return ""
+        self.deleted = True
+        return f"its interface {self._interface.name} was deleted inside its container"
 
     def wait(self, timeout_s: float) -> bool:
         """Block until the target is gone (True) or nothing happened for `timeout_s` (False)."""
         while not self.gone:
-            if not readable(self._fd, timeout_s):
+            if not readable(self.fileno(), timeout_s):
                 return False
         return True
 
@@ -327,26 +357,37 @@ class TargetWatch:
         """Call `callback` once, from `loop`, when the target is gone (also when it is already)."""
 
         def look() -> None:
-            if self._loop is loop and self.gone:
+            if self._loop is not loop:
+                return
+            if self.gone:
                 self._forget()
                 callback()
+            else:
+                # A container may change its interfaces as often as it likes: that must not keep the loop busy.
+                loop.remove_reader(self._events)
+                self._pause = loop.call_later(PAUSE_S, loop.add_reader, self._events, look)
 
         self._forget()
         self._loop = loop
-        loop.add_reader(self._fd, look)
+        loop.add_reader(self._events, look)
         loop.call_soon(look)
 
     def _forget(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.remove_reader(self._fd)
+            self._loop.remove_reader(self._events)
         self._loop = None
 
     def close(self) -> None:
         """Stop watching."""
         self._forget()
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        self._interface = None
+        self._events.close()
+        descriptors = self._process, self._directory, self._links
+        self._process = self._directory = self._links = -1
+        close_all(each for each in descriptors if each >= 0)
 
     def __enter__(self) -> Self:
         return self
@@ -355,9 +396,65 @@ class TargetWatch:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
+        if hasattr(self, "_events") and not self._events.closed:
             warnings.warn(f"unclosed watch of {self.label}", ResourceWarning, stacklevel=2, source=self)
-            os.close(self._fd)
+            self.close()
+
+
+class ReturnWatch:
+    """Tells that a namespace may have come to one of some paths: a name has appeared there, or something was mounted.
+
+    `ip netns add` makes a file and mounts the namespace on it, and a mount is no event of inotify: /proc/self/mountinfo, which
+    proc_pid_mountinfo(5) says can be polled, tells of it. Once `fileno()` is readable, look at the paths and make a new watch: a
+    directory that was not there may be there by now.
+    """
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self._descriptors: list[int] = []
+        self._events = select.epoll()
+        try:
+            with suppress(OSError):  # without /proc there is inotify alone
+                self._descriptors.append(os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC))
+                self._events.register(self._descriptors[-1], select.EPOLLPRI)
+            for directory in {_nearest_directory(path) for path in paths}:
+                with suppress(PortError):  # none left (fs.inotify.max_user_instances): mounts are told all the same
+                    self._descriptors.append(
+                        _watch_directory(f"{directory}/.", IN_CREATE | IN_MOVED_TO | IN_DELETE_SELF | IN_MOVE_SELF)
+                    )
+                    self._events.register(self._descriptors[-1], select.EPOLLIN)
+        except BaseException:
+            self.close()
+            raise
+
+    def fileno(self) -> int:
+        """For select, poll or a loop's add_reader; -1 when closed."""
+        return -1 if self._events.closed else self._events.fileno()
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._events.close()
+        close_all(self._descriptors)
+        self._descriptors.clear()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_events") and not self._events.closed:
+            warnings.warn("unclosed watch of paths", ResourceWarning, stacklevel=2, source=self)
+            self.close()
+
+
+def _nearest_directory(path: str) -> str:
+    """The directory of `path`, or the nearest one above it that is there."""
+    directory = os.path.dirname(os.path.abspath(path))
+    while not os.path.isdir(directory):
+        directory = os.path.dirname(directory)
+    return directory
+
+
+def _take_events(descriptor: int) -> None:
+    """Takes what waits there, if it is a descriptor: at most so much, since more may come all the time."""
+    with suppress(OSError):  # there is no more, or there was more than the socket had room for
+        for _ in range(EVENTS_MOST if descriptor >= 0 else 0):
+            os.read(descriptor, INOTIFY_BUFFER_BYTES)
 
 
 def _follow(path: str) -> str:
@@ -372,13 +469,12 @@ def _follow(path: str) -> str:
     return path
 
 
-def _watch_directory(path: str) -> int:
-    """An inotify descriptor that reports entries leaving the directory of `path`, and the directory itself leaving.
+def _watch_directory(path: str, mask: int = IN_DELETE | IN_MOVED_FROM | IN_DELETE_SELF | IN_MOVE_SELF) -> int:
+    """An inotify descriptor that reports events in the directory of `path`: by default entries leaving it, and itself leaving.
 
     The directory, not the path: a namespace's file is a mount, and unmounting it is no event, deleting the name is.
     """
     fd: int = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-    mask = IN_DELETE | IN_MOVED_FROM | IN_DELETE_SELF | IN_MOVE_SELF
     directory = os.fsencode(os.path.dirname(path))
     if fd < 0 or _libc.inotify_add_watch(fd, directory, ctypes.c_uint32(mask)) < 0:
         reason = os.strerror(ctypes.get_errno())

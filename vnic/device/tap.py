@@ -38,6 +38,7 @@ VNET_HEADER_BYTES = 10  # struct virtio_net_hdr without num_buffers, in front of
 
 # ioctls that work on a queue's descriptor, from outside the namespace
 TUNSETCARRIER = 0x4004_54E2
+TUNGETIFF = 0x8004_54D2
 SIOCSIFHWADDR = 0x8924
 ARPHRD_ETHER = 1
 
@@ -107,7 +108,8 @@ class DeleteLink(msgspec.Struct, frozen=True, tag="delete_link"):
 
 
 class TapReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a new TAP is like, as the kernel says. netlink: behind the queues' descriptors comes a netlink socket of its namespace."""
+    """What a new TAP is like, as the kernel says. netlink: behind the queues' descriptors comes a netlink socket of its namespace;
+    link_events: then another one, which becomes readable when an interface of the namespace changes."""
 
     name: str
     ifindex: int
@@ -115,6 +117,7 @@ class TapReport(msgspec.Struct, frozen=True, kw_only=True):
     mtu: int
     offloads: int
     netlink: bool = False
+    link_events: bool = False
 
 
 Work = TapRequest | LinkChange | ReadCounters | DeleteLink
@@ -226,6 +229,7 @@ class Tap:
 
     fds        one a queue pair, non-blocking, close-on-exec; the Tap owns them
     netlink    a netlink socket of the namespace, or -1; the Tap's too
+    link_events  another one, which becomes readable when an interface of the namespace changes, or -1; the Tap's too
     name       as asked for (a container may rename its interface: `ifindex` stays)
     mac, mtu   as the kernel has them; changed by `set_mac` and `set_mtu` only
     offloads   granted, mask of Offload
@@ -237,6 +241,7 @@ class Tap:
         self.offloads = report.offloads
         self.vnet_header_bytes = VNET_HEADER_BYTES
         self.fds = list(fds)
+        self.link_events = self.fds.pop() if report.link_events else -1
         self.netlink = self.fds.pop() if report.netlink else -1
         self.namespace = namespace
         self._agent = agent
@@ -257,8 +262,23 @@ class Tap:
         return not self.fds
 
     def watch(self) -> TargetWatch:
-        """A watch that reports when the container is gone: close the Tap then, it keeps the namespace alive."""
-        return self.namespace.watch()
+        """A watch that reports when the container or the interface is gone: close the Tap then, it keeps the namespace alive."""
+        return self.namespace.watch(self)
+
+    def present(self) -> bool:
+        """Whether the interface is there: root of its container may delete it. True of a Tap that is closed."""
+        try:
+            if not self.closed:
+                fcntl.ioctl(self.fds[0], TUNGETIFF, bytes(40))
+        except OSError as error:
+            return error.errno != errno.EBADFD
+        return True
+
+    def let_go(self) -> list[int]:
+        """The descriptors of queues and netlink sockets, in the order of TapReport; they are the caller's now, and the Tap is closed."""
+        fds, self.fds = [*self.fds, *(each for each in (self.netlink, self.link_events) if each >= 0)], []
+        self.netlink = self.link_events = -1
+        return fds
 
     def set_up(self, up: bool) -> None:
         """Set or clear IFF_UP, as `ip link set up|down` in the container does."""
@@ -301,11 +321,7 @@ class Tap:
 
         Waits for the kernel to take the interface down (milliseconds), like `ip link del`.
         """
-        fds, self.fds = self.fds, []
-        if self.netlink >= 0:
-            fds.append(self.netlink)
-            self.netlink = -1
-        for fd in fds:
+        for fd in self.let_go():
             os.close(fd)
         self.namespace.close()
 

@@ -19,6 +19,8 @@ from vnic.device.rss import Rss
 class Forever:
     """The watch of something that does not go away."""
 
+    why, deleted = "", False
+
     def on_gone(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], object], /) -> None:
         """Never calls back."""
 
