@@ -33,7 +33,7 @@ def test_the_last_nic_of_an_engine_comes_and_goes(text):
     made = running(text)
     try:
         for cycle in range(1, 4):
-            made.runtime.nics.attach(nic("x: {engine: %d}" % (len(made.runtime.engines) - 1)))
+            made.runtime.nics.attach(nic(f"x: {{engine: {len(made.runtime.engines) - 1}}}"))
             send(made, "x")
             assert made.runtime.status()["conserved"]
             made.runtime.nics.detach("x")

@@ -255,10 +255,37 @@ def test_a_successor_that_dies_as_soon_as_it_took_over_is_a_crash(tmp_path, monk
         supervisor.worker, supervisor.successor = (
             WorkerProcess("", module, listener, "successor", ()) for module in ("ends", "takes_over")
         )
-        assert readable(supervisor.successor.pidfd, 30)
+        successor = supervisor.successor
+        successor.joined = True
+        for each in (supervisor.worker, successor):
+            assert readable(each.pidfd, 30)
         assert not supervisor._finished(lambda pid: None)
-        assert supervisor.worker is None and supervisor.successor is None
+        assert supervisor.worker is successor and supervisor.successor is None and supervisor.restarts == 0
+        assert not supervisor._finished(lambda pid: None)
+        assert supervisor.worker is None
         assert supervisor.restarts == 1 and supervisor.last == "exit status 0"
+
+
+def test_a_worker_that_reads_nothing_is_not_waited_for(tmp_path, monkeypatch):
+    """Neither what is kept for it nor its answers: those end it."""
+    (tmp_path / "sleeps.py").write_text("import signal\nsignal.pause()\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with socket.socket(socket.AF_UNIX) as listener:
+        supervisor = Supervisor("test", listener, None, "sleeps")
+        for number in range(2000):  # more than the socket has room for
+            supervisor.store.put(f"key/{number}", [])
+        began = time.monotonic()
+        worker = supervisor.worker = supervisor.start_worker("first")
+        try:
+            assert worker.unsent
+            while not worker.failure:
+                for _ in range(10):
+                    supervisor._answer(worker, b'{"type": "Drop", "key": "key/0", "number": 1}', [], None)
+        except BlockingIOError:
+            pass  # for `_hear`, which ends it
+        finally:
+            worker.close()
+        assert time.monotonic() - began < 5  # not once as long as a socket's timeout
 
 
 def test_down_needs_no_worker_that_answers(environment, two):  # noqa: F811

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -12,8 +13,10 @@ import pytest
 
 from dataplane.errors import VnicError
 from tests.support import plain_user
+from tests.support.containers import Container
 from tests.test_command import VNIC, environment, ping, vnic  # noqa: F401 - a fixture
-from tests.test_supervisor import inside, status
+from tests.test_handlers_traffic import until
+from tests.test_supervisor import inside, kill_worker, status
 from tests.test_upgrade import OVERTAKEN_MOST, RECEIVE, Traffic, counters, link_counts, two  # noqa: F401 - a fixture
 from vnic.control.client import Client
 from vnic.control.upgrade import Channel, Silent
@@ -179,6 +182,72 @@ def test_what_is_lost_is_reported(environment, impatient, two, faulty, tmp_path,
         assert first["packets_lost"] == first["dropped"]["queue_full"] > 500
     assert status(environment)["conserved"]
     assert "packets lost: 0\n" in vnic(environment, "upgrade", "--python", faulty("none", "none"))
+
+
+@pytest.fixture
+def lying(tmp_path):
+    """A Python that is a liar, see tests/lying_successor.py."""
+
+    def make(mode):
+        script = tmp_path / "liar"
+        script.write_text(f'#!/bin/sh\nexec {sys.executable} {TREE}/tests/lying_successor.py {mode} "$@"\n')
+        script.chmod(0o755)
+        return str(script)
+
+    return make
+
+
+@pytest.mark.parametrize("impatient", [STEP_S], indirect=True)
+def test_a_successor_is_not_believed(environment, impatient, two, lying):  # noqa: F811
+    """What it says before it has taken over changes nothing, also not for the workers that come later."""
+    a, b = two
+    before = status(environment)
+    for mode, says in {
+        "took-over": "it said that it took over, and was not joined to the worker yet",
+        "ready-took-over": "does not answer",
+        "handed-over": "exit status 1",
+        "changes": "exit status 3",
+        "flood": "it does not take its answer",
+    }.items():
+        assert says in vnic(environment, "upgrade", "--python", lying(mode), status=1), mode
+        after = status(environment)
+        assert (after["pid"], after["supervisor"]) == (before["pid"], before["supervisor"]), mode
+        ping(a, "10.99.0.2")
+    assert kill_worker(environment)["lost"] == []
+    assert b.interfaces() == ["eth0"]
+    ping(a, "10.99.0.2")
+    vnic(environment, "upgrade")
+
+
+def test_a_python_that_comes_up_in_an_upgrade_only(environment, two, tmp_path):  # noqa: F811
+    """The next workers are of the version before: what the last one kept must not be lost to one that cannot start."""
+    script = tmp_path / "python"
+    script.write_text(f'#!/bin/sh\ncase "$*" in *" crash") exit 9;; esac\nPYTHONPATH={TREE} exec {sys.executable} "$@"\n')
+    script.chmod(0o755)
+    vnic(environment, "upgrade", "--python", str(script))
+    pid = status(environment)["pid"]
+    os.kill(pid, signal.SIGKILL)
+    while (found := status(environment))["pid"] == pid:
+        pass
+    assert found["supervisor"]["restarts"] == 2
+    assert "the Python of the last upgrade is given up" in (tmp_path / "default.log").read_text()
+    ping(two[0], "10.99.0.2")
+
+
+def test_a_container_that_ends_in_the_brownout(environment, two, faulty, tmp_path):  # noqa: F811
+    """Neither worker may change anything then: the one that runs afterwards lets the NIC go."""
+    c, address = Container(), "10.99.0.3"
+    vnic(environment, "attach", "tap", "c", "--pid", str(c.pid), "--interface", "eth0", "--address", f"{address}/24")
+    os.mkfifo(gate := tmp_path / "gate")
+    upgrade = subprocess.Popen(
+        [*VNIC, "upgrade", "--python", faulty("brownout", "waits", gate)], env=environment, cwd=TREE, stdout=subprocess.PIPE
+    )
+    with open(gate, "w"):  # the new worker has opened it too, and has attached nothing yet
+        c.close()
+    upgrade.communicate(timeout=60)
+    assert upgrade.returncode == 0
+    until(lambda: [nic["name"] for nic in status(environment)["nics"]] == ["a", "b"])
+    ping(two[0], "10.99.0.2")
 
 
 def test_a_python_that_has_no_vnic(environment, two):  # noqa: F811

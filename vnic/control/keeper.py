@@ -33,7 +33,7 @@ from typing import Literal
 import msgspec
 
 from dataplane.errors import ConfigError, PortError, VnicError
-from vnic.device.descriptors import close_all, receive_with_descriptors
+from vnic.device.descriptors import close_all, receive_with_descriptors, system_error
 from vnic.device.tap import MAX_QUEUES, Tap, TapReport, TapRequest
 
 MESSAGE_BYTES = 1 << 16
@@ -310,7 +310,7 @@ class Keeper:
         try:
             descriptor = write_document(content)
         except OSError as error:
-            raise VnicError(f"{key} cannot be kept: {error.strerror}") from None
+            raise VnicError(f"{key} cannot be kept: {system_error(error)}") from None
         try:
             self.put(key, [descriptor])
         finally:

@@ -114,7 +114,7 @@ class Supervisor:
                 try:
                     self.worker = self.start_worker("first")
                 except OSError as error:
-                    raise VnicError(f"the worker cannot be started: {error.strerror}") from None
+                    raise VnicError(f"the worker cannot be started: {system_error(error)}") from None
                 while not self._finished(ready):
                     self._wait(woken)
             finally:

@@ -11,7 +11,7 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Any
 
-from dataplane.errors import VnicError
+from dataplane.errors import ConfigError, VnicError
 from vnic.control.log import Log
 from vnic.control.schema import NicConfig
 from vnic.device.descriptors import system_error
@@ -101,7 +101,8 @@ class Watching:
         except VnicError as error:
             if self._runtime.role == "successor" or (self._runtime.role == "first" and not self._nics.config.partial):
                 where = f" ({config.where})" if config.where else ""
-                raise type(error)(f"nic {config.name}{where}: {str(error).removeprefix(f'nic {config.name}: ')}") from None
+                kind = ConfigError if isinstance(error, ConfigError) else VnicError
+                raise kind(f"nic {config.name}{where}: {str(error).removeprefix(f'nic {config.name}: ')}") from None
             self._nics.forget(config)
             if config.returns:
                 config.waiting = why or str(error)

@@ -1,0 +1,56 @@
+"""A program that an upgrade starts as if it were a Python with vnic, and that says what is not so.
+
+took-over        that it took over, before it is joined to the worker; or once it is, and then says nothing to it: ready-took-over
+handed-over      what a worker says, not a successor
+changes          changes what the supervisor keeps: ends with status 3 if all of it is refused, else with 4
+flood            asks for changes without end, and reads no answer
+"""
+
+import json
+import os
+import select
+import socket
+import sys
+
+MODE = sys.argv[1]
+calls, events = (socket.socket(fileno=int(number)) for number in sys.argv[-5:-3])
+
+
+def say(kind):
+    events.send(json.dumps({"type": kind}).encode())
+
+
+def wait():
+    select.select([], [], [])  # to be ended
+
+
+def call(number, kind, **fields):
+    message = json.dumps({"type": kind, "number": number, **fields}).encode()
+    descriptors = [os.open("/dev/zero", os.O_RDONLY)] if kind == "Put" else []
+    socket.send_fds(calls, [message], descriptors)
+    for each in descriptors:
+        os.close(each)
+
+
+if MODE == "ready-took-over":
+    say("Ready")
+    while b"HandOver" not in events.recv(1 << 16):
+        pass
+if MODE.endswith("took-over"):
+    say("TookOver")
+    wait()
+elif MODE == "handed-over":
+    for each in ("HandedOver", "Abandon", "Stop"):
+        say(each)
+    sys.exit(1)
+elif MODE == "changes":
+    tap = {"name": "liar", "type": "open_tap"}
+    wanted = [("Put", {"key": "config"}), ("Drop", {"key": "nic/a"}), ("OpenTap", {"nic": "b", "request": tap})]
+    for number, (kind, fields) in enumerate(wanted):
+        call(number, kind, **fields)
+        if json.loads(calls.recv(1 << 16))["type"] != "Refused":
+            sys.exit(4)
+    sys.exit(3)
+elif MODE == "flood":
+    while True:
+        call(1, "Put", key="x")
