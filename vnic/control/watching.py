@@ -119,7 +119,7 @@ class Watching:
                 "name": name,
                 "owner": None if config.owner is None else int(config.owner),
                 "netns": config.netns,
-                "why": self._refused.get(name, config.waiting),
+                "why": "; not attached again: ".join(filter(None, (config.waiting, self._refused.get(name)))),
             }
             for name, config in self.waiting.items()
         ]
@@ -144,7 +144,8 @@ class Watching:
                 log.warning("nics that wait are not watched for", why=system_error(error))
                 self._later = loop.call_later(RETRY_S, self._look)
             for name, config in waiting.items():
-                if os.path.exists(str(config.netns)):
+                # A link below /proc is no worker's to follow: the supervisor, which may, says where it leads nowhere.
+                if os.path.lexists(str(config.netns)):
                     try:
                         self._nics.bring_back(config)
                     except VnicError as error:
