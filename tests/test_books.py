@@ -1,6 +1,8 @@
 """The conservation law holds for whole engines, however often their NICs come and go."""
 
+import gc
 import os
+from contextlib import suppress
 
 import pytest
 
@@ -42,4 +44,30 @@ def test_the_last_nic_of_an_engine_comes_and_goes(text):
             (mine,) = [each for each in found["engines"] if each["name"] == f"e{len(found['engines']) - 1}"]
             assert mine["received"] == mine["transmitted"] + mine["dropped"] == cycle * FRAMES
     finally:
+        made.close()
+
+
+def rings():
+    """Segments of rings that this process has open."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # the listing's own
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
+    return sum("vnic-ring" in each for each in found)
+
+
+def test_a_nic_takes_its_descriptors_along():
+    """They do not wait for Python's cycle collector: what a NIC's ring has is closed when the NIC is taken out."""
+    made = running("engines: 2")
+    try:
+        gc.collect()
+        before = rings()
+        gc.disable()
+        for _ in range(3):
+            made.runtime.nics.attach(nic("x: {}"))
+            assert rings() == before + 1
+            made.runtime.nics.detach("x")
+            assert rings() == before
+    finally:
+        gc.enable()
         made.close()

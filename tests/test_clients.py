@@ -110,7 +110,10 @@ def test_a_user_s_own_nic(net):
         net.as_user(ALICE, "attach", "tap", "box", "--pid", str(box.pid), "--interface", "eth0", "--address", "10.97.0.3/24")
         assert box.interfaces() == ["eth0"]
         ping(box, "10.97.0.1")
-        theirs = {each["name"]: each for each in json.loads(net.as_user(ALICE, "status", "--json"))["nics"]}
+        seen = json.loads(net.as_user(ALICE, "status", "--json"))
+        assert "pid" not in seen and "supervisor" not in seen  # the processes are the owner's
+        assert "worker" not in net.as_user(ALICE, "status")
+        theirs = {each["name"]: each for each in seen["nics"]}
         assert set(theirs) == {"made", "box"}
         assert (
             theirs["box"]["egress_bps"] == theirs["box"]["ingress_bps"] == 100_000_000

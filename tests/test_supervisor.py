@@ -19,7 +19,8 @@ from tests.support.containers import IS_ROOT, Container
 from tests.test_command import VNIC, environment, gone_within, ping, processes_of, vnic, write_config  # noqa: F401 - a fixture
 from vnic.control.api import BACKLOG
 from vnic.control.instance import turn_away
-from vnic.control.supervisor import Supervisor, WorkerProcess
+from vnic.control.supervisor import STOP_TIMEOUT_S, Supervisor
+from vnic.control.worker_process import WorkerProcess
 from vnic.device.descriptors import readable
 
 TREE = Path(__file__).parents[1]
@@ -306,6 +307,34 @@ def test_down_needs_no_worker_that_answers(environment, two):  # noqa: F811
     assert a.interfaces() == []
 
 
+def test_a_worker_that_stands_still_is_told_of(environment, two, tmp_path):  # noqa: F811
+    """Clients hear so instead of waiting, and one line of the log says it; it may go on, and if it does not, `vnic down` works."""
+    log = tmp_path / "default.log"
+    found = status(environment)
+    for _ in range(2):
+        os.kill(found["pid"], signal.SIGSTOP)
+        error = vnic(environment, "status", status=1, timeout=40)
+        assert re.fullmatch(
+            rf"vnic: error: instance default: its worker \(pid {found['pid']}\) stands still, and has not answered for \d+ s; .*\n",
+            error,
+        )
+        os.kill(found["pid"], signal.SIGCONT)
+        while "worker answers again" not in log.read_text():
+            pass
+        assert log.read_text().count("ERROR worker does not answer") == 1
+        log.write_text("")
+        after = status(environment)
+        assert (after["pid"], after["supervisor"]) == (found["pid"], found["supervisor"])
+        ping(two[0], "10.99.0.2")
+    os.kill(found["pid"], signal.SIGSTOP)
+    while "ERROR worker does not answer" not in log.read_text():
+        pass
+    began_s = time.monotonic()
+    vnic(environment, "down")
+    assert time.monotonic() - began_s < STOP_TIMEOUT_S
+    assert two[0].interfaces() == [] and "worker killed" in log.read_text()
+
+
 @contextmanager
 def open_files(pid, most):
     """Bounds how many files a process may have open meanwhile."""
@@ -351,11 +380,81 @@ def test_a_worker_that_has_no_room_for_a_tap_leaves_none(environment, two):  # n
     pid = status(environment)["pid"]
     with Container() as c:
         attach = ("attach", "tap", "c", "--pid", str(c.pid), "--interface", "eth0", "--queues", "64")
-        with open_files(pid, max(map(int, os.listdir(f"/proc/{pid}/fd"))) + 8):
-            assert "too many open files; raise the limit" in vnic(environment, *attach, status=1)
-            assert c.interfaces() == []
+        taken = set(map(int, os.listdir(f"/proc/{pid}/fd")))
+        free = [number for number in range(200) if number not in taken]
+        for room in (2, 3, 8, 66, 71):  # besides the client's connection: at every step something else finds none
+            with open_files(pid, free[room]):
+                assert "too many open files; raise the limit" in vnic(environment, *attach, status=1), room
+                assert c.interfaces() == []
         vnic(environment, *attach)
         assert c.interfaces() == ["eth0"]
+
+
+def test_too_few_files_to_come_up_with(environment, tmp_path, leak_check):  # noqa: F811
+    """One line says so, whoever runs out of them first."""
+    with Container() as a:
+        (tmp_path / "net.yaml").write_text(json.dumps({"nics": {"a": {"pid": a.pid, "interface": "eth0", "queues": 20}}}))
+        for most in (16, 24, 32, 44):
+            command = ["prlimit", f"--nofile={most}:{most}", *VNIC, "up", "-d", str(tmp_path / "net.yaml")]
+            done = subprocess.run(command, env=environment, cwd=TREE, capture_output=True, text=True)
+            assert done.returncode == 1, done.stdout
+            assert re.fullmatch(r"vnic: error: .*[Tt]oo many open files.*; raise the limit.*\n", done.stderr), done.stderr
+            assert a.interfaces() == []
+
+
+NEAR = """
+from vnic.control.module import Module
+from vnic.device.tap import Route, TapRequest
+
+class Near(Module):
+    def start(self):
+        routes = (Route(to="198.51.100.0/24", via="192.0.2.9"),)
+        try:
+            self.runtime.keeping.open_tap("near", TapRequest(name="near", addresses=("192.0.2.1/24",), routes=routes))
+        except Exception as error:
+            print("REFUSED:", error, flush=True)
+"""
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("allowed", ["", "key", "nic"])
+def test_the_network_namespace_that_it_runs_in(environment, tmp_path, leak_check, allowed):  # noqa: F811
+    """A worker may have no interface there that the configuration does not allow. (Here that namespace is a container's.)"""
+
+    def run(*words, status=0):
+        done = subprocess.run(
+            host.command([*VNIC, *words]), env=environment, cwd=TREE, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stderr
+
+    (tmp_path / "near.py").write_text(NEAR)
+    with Container() as host, Container() as a:
+        nics = {"a": {"pid": a.pid, "interface": "eth0", "addresses": ["10.99.0.1/24"]}}
+        if allowed == "nic":
+            nics["first"] = {"netns": host.netns_path}
+        config = {"nics": nics, "modules": [] if allowed else ["near:Near"], "host_interfaces": allowed == "key"}
+        (tmp_path / "net.yaml").write_text(json.dumps(config))
+        run("up", "-d", str(tmp_path / "net.yaml"))
+        try:
+            attach = ("attach", "tap", "uplink", "--netns", "/proc/self/ns/net", "--address", "10.99.0.2/24")
+            if allowed:
+                run(*attach)
+                ping(a, "10.99.0.2")
+                run("detach", "uplink")
+            else:
+                log = (tmp_path / "default.log").read_text()
+                assert (
+                    "REFUSED: nic near: our own network namespace: this is the network namespace that vnic itself runs in"
+                    in log
+                )
+                says = run(*attach, status=2)
+                assert re.fullmatch(
+                    r"vnic: error: nic uplink: .*put 'host_interfaces: true' into the configuration file.*\n", says
+                )
+            assert host.interfaces() == (["first"] if allowed == "nic" else [])
+        finally:
+            run("down")
 
 
 def test_an_instance_may_have_more_files_open_than_the_soft_limit(environment, tmp_path, leak_check):  # noqa: F811

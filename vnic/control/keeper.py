@@ -341,7 +341,8 @@ class Keeper:
         except TimeoutError:
             raise VnicError(f"no answer from the supervisor for {CALL_TIMEOUT_S:g} s") from None
         except OSError as error:
-            raise VnicError(f"the supervisor is gone: {error.strerror}") from None
+            gone = "the supervisor is gone" if isinstance(error, ConnectionError) else "the supervisor cannot be asked"
+            raise VnicError(f"{gone}: {system_error(error)}") from None
         if isinstance(answer, Refused):
             close_all(received)
             raise (ConfigError if answer.config else PortError)(answer.error)

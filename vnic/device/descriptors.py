@@ -39,6 +39,8 @@ def system_error(error: OSError) -> str:
     """What the kernel refused, for people: for want of descriptors, with what to do about it."""
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return f"{str(error.strerror).lower()}; raise the limit (ulimit -n)"
+    if error.errno == errno.ETOOMANYREFS:  # as many as one process may have open, of all that its user has in sockets (unix(7))
+        return "too many open files are on their way between processes; raise the limit (ulimit -n)"
     return error.strerror or str(error)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from dataplane.errors import ConfigError, PortError
 from vnic.device import link_counters
+from vnic.device.descriptors import system_error
 from vnic.device.tap import (
     VNET_HEADER_BYTES,
     DeleteLink,
@@ -104,7 +105,7 @@ def create(request: TapRequest) -> tuple[TapReport, list[int]]:
         ifindex = socket.if_nametoindex(request.name)
         fds += [link_counters.open_socket(), link_counters.open_link_events()]
     except OSError as error:
-        raise PortError(f"{label}: cannot set it up: {os.strerror(error.errno or 0)}") from None
+        raise PortError(f"{label}: cannot set it up: {system_error(error)}") from None
     if request.addresses or request.routes:
         with netlink()() as ip:
             _configure(ip, ifindex, request, label)
@@ -136,7 +137,7 @@ def try_tun_device() -> None:
         ) from None
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENXIO):
-            raise PortError(f"{TUN_DEVICE}: cannot open it: {error.strerror}") from None
+            raise PortError(f"{TUN_DEVICE}: cannot open it: {system_error(error)}") from None
         raise ConfigError(
             f"{TUN_DEVICE} is missing: load the tun module (modprobe tun) or pass the device into the "
             f"container (--device {TUN_DEVICE})"
@@ -155,7 +156,7 @@ def _creation_error(error: OSError, label: str) -> ConfigError | PortError:
         )
     if code == errno.EINVAL:
         return ConfigError(f"{label}: the kernel refuses the name or multi-queue interfaces; choose another name")
-    return PortError(f"{label}: cannot make it: {os.strerror(code)}")
+    return PortError(f"{label}: cannot make it: {system_error(OSError(code, os.strerror(code)))}")
 
 
 def _set_offloads(fd: int, wanted: Offload) -> int:
