@@ -1,6 +1,6 @@
 """Element, Source and PyElement. The contract is in element.pxd."""
-import sys
-import traceback
+import logging
+import time
 
 from cpython.ref cimport PyObject
 from libc.stdint cimport uint32_t
@@ -10,12 +10,15 @@ from dataplane.packet cimport BATCH_MAX, Batch, Context, batch_add, packet_free
 from dataplane.vatomic cimport vnic_check
 
 from dataplane.abi import require_check
-from dataplane.errors import GraphError, VnicError
+from dataplane.errors import GraphError, VnicError, named
 from dataplane.handlers import Handler
 
 np = None        # numpy, once there is a PyElement: a worker without one never loads it
 
 NEVER = 0xFFFFFFFFFFFFFFFF
+REPORT_S = 10.0              # a PyElement that fails for every batch is in the log so often, and not more
+
+log = logging.getLogger("vnic")
 
 ctypedef unsigned char uchar
 
@@ -350,11 +353,24 @@ class BatchView:
         self._fate[self._where(mask)] = gate
 
 
+def report_failure(element, error):
+    """Logs that `element` raised `error`, unless it did so less than REPORT_S ago; what was left out is counted in the next record."""
+    now_s = time.monotonic()
+    reported_s, left_out = getattr(element, "_reported", (None, 0))
+    if reported_s is not None and now_s - reported_s < REPORT_S:
+        element._reported = reported_s, left_out + 1
+        return
+    element._reported = now_s, 0
+    fields = {"element": element.name, "exception": named(error), **({"unreported": left_out} if left_out else {})}
+    log.error("element failed", exc_info=error, extra={"fields": fields})
+
+
 cdef class PyElement(Element):
     """Base of elements written in Python: a subclass defines `process(self, batch)`; `batch` is a BatchView.
 
     The call takes the GIL once a batch. DROP_REASONS of a subclass are extended by "exception". When `process` raises, its batch
-    is dropped for that reason and the engine continues; the first traceback is printed and kept in `last_error`.
+    is dropped for that reason and the engine continues; the error is kept in `last_error` and logged with its traceback, at most
+    every 10 s.
 
     Drops:     exception: packets of a batch for which `process` raised an exception
                dropped: packets that `process` dropped without a reason of its own
@@ -391,9 +407,8 @@ cdef class PyElement(Element):
                         self.stage(ctx, <uint32_t>fate, batch.index[i])
                 batch.count = 0
             except BaseException as error:
-                if self.last_error is None:
-                    traceback.print_exc(file=sys.stderr)
                 self.last_error = error
+                report_failure(self, error)
         if batch.count:
             self.drop_batch(ctx, batch, 0)
         self.flush(ctx)

@@ -1,7 +1,7 @@
 """The Port contract: ports receive and transmit packets. A port may wrap another."""
 from libc.stdint cimport uint32_t, uint64_t
 from dataplane.element cimport Element, Source
-from dataplane.packet cimport Batch, Context
+from dataplane.packet cimport GSO_NONE, Batch, Context, Packet
 
 # What a port takes whole (offloads), by virtio feature name (virtio 1.2, 5.1.3). PortTx does in
 # software what a port lacks.
@@ -29,6 +29,20 @@ cdef struct QueueStats:      # private to the engine that serves the queue
     uint64_t tx_packets
     uint64_t tx_bytes
     uint64_t tx_dropped      # left in the batch by tx_burst
+    # What the segments of GSO frames are more on a wire: all but the first of each, and the headers that they repeat; of a packet
+    # that a capture cut, what was left out. Ports between engines (ring, loopback) leave them 0.
+    uint64_t rx_more_packets
+    uint64_t rx_more_bytes
+    uint64_t tx_more_packets
+    uint64_t tx_more_bytes
+
+cdef inline void count_segments(const Packet *p, uint64_t *more_packets, uint64_t *more_bytes) noexcept nogil:
+    """Of a GSO frame that Parse found sound: counts its segments but the first. Others add nothing."""
+    cdef uint32_t more
+    if p.gso_type != GSO_NONE and p.gso_size and p.length > p.header_length:
+        more = (p.length - p.header_length - 1) // p.gso_size
+        more_packets[0] += more
+        more_bytes[0] += <uint64_t>more * p.header_length
 
 cdef class Port:
     cdef readonly str name

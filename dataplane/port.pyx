@@ -66,26 +66,42 @@ cdef class Port:
         """Frees what the port holds in the kernel. May be called twice."""
 
     def load_statistics(self, direction, queues):
-        """Sets the counters of one direction ("rx" or "tx"): of every queue pair a list of packets, bytes and dropped. Raises VnicError,
-        and then nothing has changed."""
-        cdef uint64_t packets, octets, dropped
+        """Sets the counters of one direction ("rx" or "tx"): of every queue pair a list of packets, bytes, dropped, and what segments
+        are more on a wire, packets and bytes. Raises VnicError, and then nothing has changed."""
+        cdef uint64_t packets, octets, dropped, more, more_octets
         try:
-            queues = [(packets, octets, dropped) for packets, octets, dropped in queues]
+            queues = [(packets, octets, dropped, more, more_octets) for packets, octets, dropped, more, more_octets in queues]
         except (TypeError, ValueError, OverflowError):
-            raise VnicError(f"port {self.name}: counters of a queue that are not three numbers") from None
+            raise VnicError(f"port {self.name}: counters of a queue that are not five numbers") from None
         if len(queues) != self.queues:
             raise VnicError(f"port {self.name}: has {self.queues} queue pairs, its state {len(queues)}")
-        for q, (packets, octets, dropped) in enumerate(queues):
+        for q, (packets, octets, dropped, more, more_octets) in enumerate(queues):
             if direction == "rx":
                 self.stats[q].rx_packets, self.stats[q].rx_bytes, self.stats[q].rx_dropped = packets, octets, dropped
+                self.stats[q].rx_more_packets, self.stats[q].rx_more_bytes = more, more_octets
             else:
                 self.stats[q].tx_packets, self.stats[q].tx_bytes, self.stats[q].tx_dropped = packets, octets, dropped
+                self.stats[q].tx_more_packets, self.stats[q].tx_more_bytes = more, more_octets
 
     def queue_statistics(self):
-        """One dict a queue pair: rx/tx packets, bytes, dropped."""
-        return [{"rx_packets": self.stats[q].rx_packets, "rx_bytes": self.stats[q].rx_bytes,
-                 "rx_dropped": self.stats[q].rx_dropped, "tx_packets": self.stats[q].tx_packets,
-                 "tx_bytes": self.stats[q].tx_bytes, "tx_dropped": self.stats[q].tx_dropped} for q in range(self.queues)]
+        """One dict a queue pair: of each direction (rx, tx) packets, bytes and dropped as the kernel counts them, a GSO frame as one packet
+        with one set of headers; and wire_packets, wire_bytes: the frames that a wire would carry after segmentation."""
+        cdef QueueStats *s
+        found = []
+        for q in range(self.queues):
+            s = &self.stats[q]
+            found.append({
+                "rx_packets": s.rx_packets, "rx_bytes": s.rx_bytes, "rx_dropped": s.rx_dropped,
+                "rx_wire_packets": s.rx_packets + s.rx_more_packets, "rx_wire_bytes": s.rx_bytes + s.rx_more_bytes,
+                "tx_packets": s.tx_packets, "tx_bytes": s.tx_bytes, "tx_dropped": s.tx_dropped,
+                "tx_wire_packets": s.tx_packets + s.tx_more_packets, "tx_wire_bytes": s.tx_bytes + s.tx_more_bytes})
+        return found
+
+
+def _with_segments(entry):
+    """Version 2 of a port's state from version 1, which did not count segments."""
+    state = entry["state"]
+    return {**entry, "state": {**state, "queues": [[*queue, 0, 0] for queue in state["queues"]]}}
 
 
 cdef class PortRx(Source):
@@ -96,6 +112,8 @@ cdef class PortRx(Source):
 
     OUTPUTS = 1
     DROP_REASONS = ("no_buffer",)
+    STATE_VERSION = 2
+    UPGRADES = {1: _with_segments}
 
     def __init__(self, Port port, *, name=None):
         self.port = port
@@ -157,7 +175,7 @@ cdef class PortRx(Source):
         return list(self.port.descriptors())
 
     def save_state(self):
-        """`queues`: of every queue pair [packets, bytes, dropped] of reception."""
+        """`queues`: of every queue pair [packets, bytes, dropped] of reception, and what segments are more on a wire: packets, bytes."""
         return _save_queues(self.port, "rx")
 
     def load_state(self, dict state):
@@ -165,14 +183,18 @@ cdef class PortRx(Source):
 
     def forget_state(self):
         Element.forget_state(self)
-        self.port.load_statistics("rx", [(0, 0, 0)] * self.port.queues)
+        self.port.load_statistics("rx", [(0,) * 5] * self.port.queues)
 
 
 def _save_queues(Port port, direction):
     if not type(port).MOVABLE:
         raise VnicError(f"port {port.name}: a {type(port).__name__} cannot be handed over; take it out of the graph first")
-    return {"queues": [[queue[f"{direction}_{what}"] for what in ("packets", "bytes", "dropped")]
-                       for queue in port.queue_statistics()]}
+    queues = []
+    for queue in port.queue_statistics():
+        packets, octets, dropped, wire_packets, wire_bytes = (
+            queue[f"{direction}_{what}"] for what in ("packets", "bytes", "dropped", "wire_packets", "wire_bytes"))
+        queues.append([packets, octets, dropped, wire_packets - packets, wire_bytes - octets])
+    return {"queues": queues}
 
 
 def _load_queues(Port port, direction, state):
@@ -196,6 +218,8 @@ cdef class PortTx(Element):
 
     OUTPUTS = 0
     DROP_REASONS = TX_REASONS
+    STATE_VERSION = 2
+    UPGRADES = {1: _with_segments}
 
     def __init__(self, Port port, *, name=None):
         self.port = port
@@ -205,7 +229,7 @@ cdef class PortTx(Element):
         return (self.port,)
 
     def save_state(self):
-        """`queues`: of every queue pair [packets, bytes, dropped] of transmission."""
+        """`queues`: as PortRx, of transmission."""
         return _save_queues(self.port, "tx")
 
     def load_state(self, dict state):
@@ -213,7 +237,7 @@ cdef class PortTx(Element):
 
     def forget_state(self):
         Element.forget_state(self)
-        self.port.load_statistics("tx", [(0, 0, 0)] * self.port.queues)
+        self.port.load_statistics("tx", [(0,) * 5] * self.port.queues)
 
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
         self.send(ctx, 0, batch)

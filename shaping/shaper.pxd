@@ -6,7 +6,7 @@ so no rate drifts, and a departure is the first whole nanosecond that is not bef
 """
 from libc.stdint cimport uint32_t, uint64_t
 from dataplane.element cimport Element
-from dataplane.packet cimport Batch, Context
+from dataplane.packet cimport Batch, Context, Packet
 from dataplane.work cimport Work
 from shaping.pool_share cimport Held, PoolShare
 
@@ -36,10 +36,13 @@ cdef class Shaper(Element):
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil
     cdef void tick(self, Context *ctx) noexcept nogil
     cdef bint enqueue(self, Context *ctx, uint32_t index) noexcept nogil
+    cdef uint32_t segments_that_fit(self, const Packet *p) noexcept nogil
+    cdef void enqueue_part(self, Context *ctx, uint32_t index) noexcept nogil
     cdef uint32_t dequeue(self, Context *ctx, uint32_t wire_bytes) noexcept nogil
     cdef void release_due(self, Context *ctx) noexcept nogil
     cdef uint32_t segments_each(self, Context *ctx, uint32_t index, uint32_t wire_bytes) noexcept nogil
     cdef bint split_head(self, Context *ctx, uint32_t segments_each, uint32_t wire_bytes) noexcept nogil
+    cdef bint begin_queue(self, uint64_t now_ns, const Packet *p, uint32_t wire_bytes) noexcept nogil
     cdef void end_idle(self, uint64_t now_ns) noexcept nogil
     cdef void count_held(self, Context *ctx, uint32_t index, int sign) noexcept nogil
     cdef void set_held(self, uint32_t small, uint32_t large) noexcept nogil

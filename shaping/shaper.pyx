@@ -3,8 +3,8 @@ from libc.stdint cimport uint32_t, uint64_t
 from dataplane.element cimport NEVER, Element
 from dataplane.engine cimport Engine
 from dataplane.offload cimport can_segment, segment
-from dataplane.packet cimport (BATCH_MAX, GSO_NONE, LARGE_FRAME, NO_PACKET, Batch, Context, Packet, batch_add,
-                               packet_free, packet_memory, packet_wire_bytes)
+from dataplane.packet cimport (BATCH_MAX, GSO_NONE, NO_PACKET, Batch, Context, Packet, batch_add, packet_free, packet_memory,
+                               packet_wire_bytes)
 from dataplane.vatomic cimport vnic_check
 from shaping.pool_share cimport PoolShare, share_count, share_is_full, share_room
 
@@ -20,9 +20,6 @@ UNLIMITED = "none"
 RATE_MIN_BPS = 1000
 RATE_MAX_BPS = 10 ** 13
 QUANTUM_NS = 1_000_000           # a GSO frame worth more than this is split
-# A queue limit given as time is at least this much: two of the longest frames, or at low rates one super-frame of a sender would find
-# no room behind another and TCP would lose 44 segments at once.
-QUEUE_FLOOR_BYTES = 2 * LARGE_FRAME
 
 cdef enum:
     CATCH_UP_NS = 100000000      # the most lateness that is made up by packets which come after it
@@ -54,14 +51,14 @@ cdef class Shaper(Element):
     Ports:     1 input, 1 output; packets leave in order.
     Config:    rate: A rate such as "100mbit" or a number of bit/s, 1 kbit/s to 10 Tbit/s. None, "none" or 0: no limit, batches pass
                    at once. Bits of layer-2 frames count, without preamble and FCS; a GSO frame counts as its segments do.
-               queue: Packets that may wait, as time at the current rate ("100ms", int ns; at least 139,008 bytes) or as a size
-                   ("256kb"). Besides, at most a quarter of the packet pool's buffers of either size may wait, and together with
+               queue: Packets that may wait, in bytes on the wire: as time at the current rate ("100ms", int ns) or as a size
+                   ("256kb"). An empty queue takes one packet of any length. Besides, at most a quarter of the packet pool's buffers of either size may wait, and together with
                    other shapers of a share what the share allows (see `join`).
                burst: Credit that the shaper gains while it is idle, as time at the current rate ("250us", int ns): a source that
                    is a little late still gets its full rate. The longest burst of a punctual engine is `burst` and one frame
                    (at most 1 ms, or one packet). Lateness of the engine is made up in full by packets that wait meanwhile, and
                    up to 100 ms of it by packets that come at once when they leave the queue empty.
-    Drops:     queue_full: the queue was full when the packet came (tail drop)
+    Drops:     queue_full: the queue was full when the packet came (tail drop); the cut-off end of a GSO frame counts as one
                no_buffer: no buffer for a segment of a GSO frame
                released: packets that waited when the element was removed
     Counters:  passed: packets that left at once
@@ -86,6 +83,10 @@ cdef class Shaper(Element):
     A GSO frame worth more than 1 ms of the rate is cut, when its turn comes, into GSO frames of as many segments as fit into
     1 ms (at least one). Until then it stays one packet, so that a queue holds few buffers, and a change of rate finds frames
     that are still whole.
+
+    The queue's bound counts segments, as if every GSO frame were cut before it is queued: of a frame that does not fit, the first
+    segments that do are queued and the others are dropped, as Linux' tbf does. So a GSO frame makes no packet wait longer than
+    the bound says, and TCP loses the segments that exceed it, not the whole frame.
 
     The algorithm is the generic cell rate algorithm as virtual scheduling (ITU-T I.371, annex A), with a queue in place of a
     policer's drop.
@@ -127,7 +128,7 @@ cdef class Shaper(Element):
             if not self.enqueue(ctx, batch.index[i]):
                 self.release_due(ctx)          # the first of this very batch may be due
                 if not self.enqueue(ctx, batch.index[i]):
-                    self.drop(ctx, batch.index[i], QUEUE_FULL)
+                    self.enqueue_part(ctx, batch.index[i])
         self.release_due(ctx)
 
     cdef void tick(self, Context *ctx) noexcept nogil:
@@ -139,8 +140,9 @@ cdef class Shaper(Element):
         cdef uint32_t wire_bytes = packet_wire_bytes(p)
         cdef bint large = index >= ctx.small_count
         if self.head == NO_PACKET:
-            self.end_idle(ctx.now_ns)
-            self.head = index                  # an empty queue takes any packet
+            if not self.begin_queue(ctx.now_ns, p, wire_bytes):
+                return False
+            self.head = index
         elif (self.counters.extra[QUEUE_BYTES] + wire_bytes > self.setting.limit_bytes
               or (self.large_held >= self.large_limit if large else self.small_held >= self.small_limit)
               or (self.share != NULL and share_is_full(self.share, large))):
@@ -154,6 +156,42 @@ cdef class Shaper(Element):
         self.counters.extra[QUEUE_BYTES] += wire_bytes
         if self.counters.extra[QUEUE_BYTES] > self.counters.extra[QUEUE_BYTES_MAX]:
             self.counters.extra[QUEUE_BYTES_MAX] = self.counters.extra[QUEUE_BYTES]
+        return True
+
+    cdef uint32_t segments_that_fit(self, const Packet *p) noexcept nogil:
+        """Of a GSO frame that the queue has no room for: how many segments of it the queue's bytes have room for. An empty queue has
+        room for one at least. 0: none, or the frame is none of several segments."""
+        cdef uint32_t segment_bytes = <uint32_t>p.header_length + p.gso_size
+        cdef uint64_t waiting = self.counters.extra[QUEUE_BYTES], count = 0
+        # Without Parse the offload fields have not been checked against the headers: such a frame is not cut.
+        if p.gso_type == GSO_NONE or not can_segment(p) or p.length - p.header_length <= p.gso_size:
+            return 0
+        if self.setting.limit_bytes > waiting:
+            count = (self.setting.limit_bytes - waiting) // segment_bytes
+        if count == 0 and self.head == NO_PACKET:
+            count = 1
+        return <uint32_t>min(count, <uint64_t>0xFFFFFFFF)
+
+    cdef void enqueue_part(self, Context *ctx, uint32_t index) noexcept nogil:
+        """The queue is full for this packet: drops it, but for the first segments of a GSO frame, as many as the queue has room for."""
+        cdef Packet *p = &ctx.packets[index]
+        cdef uint32_t count = self.segments_that_fit(p), done = 0, lost
+        cdef Batch part
+        # All would fit by their bytes: then it is buffers of the pool that the queue may have no more of.
+        if count and <uint64_t>count * p.gso_size < p.length - p.header_length:
+            part.count = 0
+            lost = segment(ctx, index, count, &done, &part, 1)
+            self.counters.generated += part.count + lost
+            self.counters.drops[NO_BUFFER] += lost
+            if part.count and not self.enqueue(ctx, part.index[0]):
+                self.drop(ctx, part.index[0], QUEUE_FULL)
+        self.drop(ctx, index, QUEUE_FULL)
+
+    cdef bint begin_queue(self, uint64_t now_ns, const Packet *p, uint32_t wire_bytes) noexcept nogil:
+        """A packet comes to an empty queue, which takes one of any length. False: a GSO frame longer than the queue, see enqueue_part."""
+        if wire_bytes > self.setting.limit_bytes and self.segments_that_fit(p):
+            return False
+        self.end_idle(now_ns)
         return True
 
     cdef void end_idle(self, uint64_t now_ns) noexcept nogil:
@@ -336,8 +374,8 @@ cdef class Shaper(Element):
         return format_rate(self.setting.rate_bps) if self.setting.rate_bps else UNLIMITED
 
     def get_queue(self):
-        """What waits: `packets`, `bytes` on the wire, and `limit_bytes`, how many may at the current rate."""
-        return {"packets": self.counters.held, "bytes": self.counters.extra[QUEUE_BYTES], "limit_bytes": self.setting.limit_bytes}
+        """What waits: `packets`, `bytes` on the wire, and `limit_bytes`, how many may at the current rate (None: no rate)."""
+        return {"packets": self.counters.held, "bytes": self.counters.extra[QUEUE_BYTES], "limit_bytes": self.queue_limit_bytes}
 
     @property
     def rate_bps(self):
@@ -346,8 +384,8 @@ cdef class Shaper(Element):
 
     @property
     def queue_limit_bytes(self):
-        """Wire bytes that may wait at the current rate."""
-        return self.setting.limit_bytes
+        """Wire bytes that may wait at the current rate; None while there is none, since nothing waits then."""
+        return self.setting.limit_bytes if self.setting.rate_bps else None
 
     def memory_bytes(self):
         """Of the packets that wait, as much of the pool as they take; the frame that is being cut is one of them."""
@@ -361,7 +399,12 @@ cdef class Shaper(Element):
 
     def describe(self):
         queue = format_time(self._queue_ns) if self._queue_bytes is None else format_size(self._queue_bytes)
-        return {"rate": format_rate(self.setting.rate_bps) if self.setting.rate_bps else "unlimited", "queue": queue}
+        if self.setting.rate_bps == 0:
+            return {"rate": "unlimited", "queue": queue}
+        found = {"rate": format_rate(self.setting.rate_bps), "queue": queue}
+        if self._queue_bytes is None:
+            found["queue_limit"] = format_size(self.setting.limit_bytes)
+        return found
 
     def save_state(self):
         """`rate_bps`; `next_ns` and `remainder`: the virtual clock (see shaper.pxd); `emptied_ns`; `packets`: the queue, oldest first,
@@ -470,9 +513,9 @@ cdef int _work_out(Shaper shaper, Setting *setting, rate_bps) except -1:
     """What the rate means for the queue and for GSO frames, without overflow at any rate."""
     limit = shaper._queue_bytes
     if limit is None:
-        limit = max(QUEUE_FLOOR_BYTES, rate_bps * shaper._queue_ns // int(BYTE_COST))
+        limit = rate_bps * shaper._queue_ns // int(BYTE_COST)
     setting.rate_bps = rate_bps
-    setting.limit_bytes = min(limit, 1 << 62)
+    setting.limit_bytes = min(limit, 1 << 62) if rate_bps else 1 << 62     # without a rate nothing waits
     setting.quantum_bytes = min(rate_bps * QUANTUM_NS // int(BYTE_COST), 0xFFFFFFFF) if rate_bps else 0xFFFFFFFF
     return 0
 

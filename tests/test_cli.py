@@ -103,7 +103,8 @@ def test_version():
     (["--fast"], "--fast"),
     (["up"], "FILE.yaml"),
     (["up", "absent.yaml"], "absent.yaml: No such file"),
-    (["rate", "web"], "no rate given; want --egress RATE, --ingress RATE or both"),
+    (["rate", "web", "--egress"], "requires an argument. (see 'vnic rate --help')"),
+    (["attach", "tap", "web", "--pid"], "requires an argument. (see 'vnic attach tap --help')"),
     (["link", "web", "sideways"], "'sideways' is not one of 'up', 'down'"),
     (["attach", "tap", "web"], "want either --pid PID or --netns PATH"),
     (["attach", "tap", "web", "--pid", "1", "--netns", "x"], "want either"),
@@ -222,9 +223,10 @@ def test_tables_and_json(environment, running):
     assert "every one is accounted for" in text
     assert "10mbit" in text
     assert "pid 1" in text
+    assert " 0 addresses learned\n" in text
     text = run(environment, "stats", "web").stdout
     assert "2 queue full" in text
-    assert "rx_packets" in text and "web: the container sent 3 packets that its queues had no room for\n" in text
+    assert "wire packets" in text and "web: the container sent 3 packets that its queues had no room for\n" in text
     assert json.loads(run(environment, "stats", "--json").stdout)["engines"][0]["elements"][0]["dropped"] == {"queue full": 2}
     assert run(environment, "graph").stdout == "a -> b\n"
     assert run(environment, "graph", "--dot").stdout == "digraph vnic {}\n"
@@ -250,6 +252,10 @@ def test_a_nic_by_hand(environment, running):
     ]
     assert run(environment, *words).stdout.startswith("db: db with ")
     assert run(environment, "rate", "db", "--egress", "none", "--ingress", "2.5gbit").returncode == 0
+    assert run(environment, "rate", "db").stdout == "egress  none\ningress 2.5gbit\n"
+    rates = {"name": "db", "egress_bps": None, "egress_queue_bytes": None, "ingress_bps": 2_500_000_000, "ingress_queue_bytes": None}
+    assert json.loads(run(environment, "rate", "db", "--json").stdout) == rates
+    assert_error(run(environment, "rate", "nobody"), 2, "nic nobody: is not attached; attached: web, db")
     assert run(environment, "link", "db", "down").returncode == 0
     db = json.loads(run(environment, "status", "--json").stdout)["nics"][1]
     assert (db["queues"], db["mtu"], db["egress_bps"], db["ingress_bps"], db["link"]) == (3, 9000, None, 2_500_000_000, "down")
@@ -306,6 +312,34 @@ def test_config_check_looks_for_elements(tmp_path):
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts(shell):
     assert "_VNIC_COMPLETE" in invoke("completion", shell).output
+
+
+def completed(environment, *words):
+    """What the shell offers for the last word."""
+    line = {"_VNIC_COMPLETE": "bash_complete", "COMP_WORDS": " ".join(["vnic", *words]), "COMP_CWORD": str(len(words))}
+    return [each.removeprefix("plain,") for each in run({**environment, **line}).stdout.split()]
+
+
+def test_completion_of_names(environment, running):
+    assert completed(environment, "rate", "w") == ["web"]
+    assert completed(environment, "detach", "x") == []
+    assert completed(environment, "status", "-i", "de") == ["default"]
+    for words in (["rate", "w"], ["handler", "x"], ["group", "d"]):
+        assert completed({**environment, "VNIC_INSTANCE": "absent"}, *words) == []
+    done = run({**environment, "_VNIC_COMPLETE": "bash_complete", "COMP_WORDS": "vnic group d", "COMP_CWORD": "2"})
+    assert done.stderr == ""  # this daemon has no groups: nothing, without a word
+
+
+def test_stats_have_one_shape(environment, running):
+    once = json.loads(run(environment, "stats", "--json").stdout)
+    with subprocess.Popen(
+        [sys.executable, "-m", "vnic.cli.main", "stats", "--watch", "10ms", "--json"],
+        env=environment, cwd=TREE, stdout=subprocess.PIPE,
+    ) as watching:  # fmt: skip
+        assert watching.stdout is not None
+        line = json.loads(watching.stdout.readline())
+        watching.terminate()
+    assert list(once) == list(line) == ["time", "nics", "engines"]
 
 
 def test_completion_completes(environment):

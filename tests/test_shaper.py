@@ -19,8 +19,8 @@ from dataplane.packet import PacketPool
 from dataplane.port import PortRx, PortTx
 from dataplane.ports.memory import MemoryPort
 from shaping.pool_share import PoolShare
-from shaping.shaper import QUEUE_FLOOR_BYTES, Shaper
-from tests.wire_frames import UDP, Spec, big_specs
+from shaping.shaper import Shaper
+from tests.wire_frames import TCP, UDP, Spec, big_specs
 
 START_NS = 10**9
 MBIT = 10**6
@@ -340,10 +340,79 @@ def test_a_share_goes_along_when_an_engine_is_handed_over():
     new.close()
 
 
-def test_a_limit_in_time_has_a_floor():
-    assert Shaper("1mbit", queue="100ms").queue_limit_bytes == QUEUE_FLOOR_BYTES
+def test_a_limit_in_time_is_that_time_at_the_rate():
+    assert Shaper("1mbit", queue="20ms").queue_limit_bytes == 2500
     assert Shaper("1gbit", queue="100ms").queue_limit_bytes == 12_500_000
     assert Shaper("10tbit", queue="1h").queue_limit_bytes == 10**13 // 8 * 3600
+    assert Shaper(queue="20ms").queue_limit_bytes is None  # nothing waits without a rate
+    assert Shaper("1mbit", queue="20ms").describe() == {"rate": "1mbit", "queue": "20ms", "queue_limit": "2500b"}
+
+
+@pytest.mark.parametrize(
+    ("rate", "queue_ms"), [(MBIT, 20), (10 * MBIT, 10), (MBIT // 10, 100), (10 * MBIT, 1), (100 * MBIT, 20)]
+)
+@pytest.mark.parametrize("gso", [False, True])
+def test_no_packet_waits_longer_than_the_queue_says(rate, queue_ms, gso):
+    """Of plain frames as of GSO frames, which are longer than the whole queue: at most the queue's time and one frame's; and what
+    leaves keeps the rate in spite of the drops."""
+    bench = gso_bench(rate=rate, queue=f"{queue_ms}ms", burst=0, small=8192, large=256)
+    frame_ns = 1514 * 8 * 10**9 // rate
+    frame = Spec(payload=bytes(40 * 1460)).frame(1460) if gso else Spec(payload=bytes(1460)).build()
+    out = []
+    for step in range(120):
+        bench.inject_frames([frame] * (1 if gso else 3))
+        bench.engine.advance(START_NS + (step + 1) * frame_ns)
+        out += bench.departures()
+    counters = bench.counters()
+    assert counters["sojourn_max_ns"] <= queue_ms * 10**6 + frame_ns
+    assert bench.shaper.statistics()["dropped"]["queue_full"] > 0
+    # A GSO frame leaves in pieces of at most 1 ms: one may have begun and not ended.
+    assert 120 * 1514 <= counters["sent_bytes"] <= 121 * 1514 + rate // 8000
+    assert gso or {size for _, size in out} == {1514}
+    assert counters["queue_bytes_max"] <= max(bench.shaper.queue_limit_bytes, 1514)
+    bench.engine.advance(2**62)
+    bench.close()
+
+
+@pytest.mark.parametrize("limit_bytes", [100, 1514, 5000, 9083, 9084, 60_000])
+def test_of_a_gso_frame_the_first_segments_that_fit_are_queued(limit_bytes):
+    """Byte for byte those that a queue of segments would have taken; the others are one dropped packet."""
+    bench = gso_bench(rate="1mbit", queue=f"{limit_bytes}b", burst=0)
+    spec = Spec(payload=bytes(i % 251 for i in range(20 * 1460)), protocol=TCP)
+    bench.inject_frames([bytes(60), spec.frame(1460)])
+    statistics = bench.shaper.statistics()
+    fit = min(max(limit_bytes // 1514, 1), 20)
+    assert statistics["dropped"]["queue_full"] == (fit < 20) and statistics["held"] >= 1
+    bench.engine.advance(START_NS + 10**10)
+    out = bench.b.take()[1:]
+    assert b"".join(frame.data[spec.payload_offset :] for frame in out) == spec.payload[: fit * 1460]
+    assert [len(frame.data) for frame in out] == [1514] * fit
+    assert bench.engine.conservation()["conserved"]
+    bench.close()
+
+
+def test_a_gso_frame_behind_others_gets_the_rest_of_the_queue():
+    bench = gso_bench(rate="1mbit", queue="10000b", burst=0)
+    spec = Spec(payload=bytes(20 * 1460))
+    bench.inject_frames([bytes(60), Spec(payload=bytes(946)).build(), spec.frame(1460), spec.frame(1460), bytes(64), bytes(64)])
+    # 1000 bytes wait already: 5 segments of 1514 bytes fit, then nothing of the next, 1430 bytes are left for small frames.
+    assert bench.counters()["queue_bytes"] == 1000 + 5 * 1514 + 128
+    assert bench.shaper.statistics()["dropped"]["queue_full"] == 2
+    bench.engine.advance(START_NS + 10**10)
+    assert [len(frame.data) for frame in bench.b.take()] == [60, 1000, *[1514] * 5, 64, 64]
+    bench.close()
+
+
+def test_lifting_the_rate_while_a_gso_frame_waits_cuts_nothing_off():
+    bench = gso_bench(rate="1mbit", queue="20ms", burst=0)
+    bench.inject_frames([bytes(60), bytes(1000)])
+    bench.shaper.set_rate(None)
+    spec = Spec(payload=bytes(20 * 1460))
+    bench.a.inject([spec.frame(1460)] * 3)
+    bench.engine.advance(bench.engine.clock.now_ns)
+    assert sum(len(frame.data) > 1514 for frame in bench.b.take()) == 3
+    assert bench.shaper.statistics()["dropped"]["queue_full"] == 0
+    bench.close()
 
 
 def gso_bench(**config: object) -> Bench:

@@ -200,6 +200,10 @@ cdef class L2Switch(Element):
             if what in which and (type(number) is not int or not 0 <= number <= most):
                 raise ConfigError(f"{self.name}: flush: {what} {str(number)[:60]!r}; want 0 to {most}")
         if "mac" not in which:
+            if port is not None and self.ports[<uint32_t>port] == NULL and not any(
+                    entry["port"] == port for entry in self.table.entries()):
+                open_ports = ", ".join(str(number) for number in range(MAX_PORTS) if self.ports[<uint32_t>number] != NULL)
+                raise ConfigError(f"{self.name}: flush: there is no port {port}; open ports: {open_ports or 'none'}")
             return lambda: self.table.forget_learned(port)
         _key(mac, vlan or 0)             # raises for what is no address
         return lambda: sum(self.table.forget(mac, each) for each in (range(VLAN_MAX + 1) if vlan is None else [vlan]))

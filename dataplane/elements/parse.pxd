@@ -2,8 +2,12 @@
 from libc.stdint cimport uint32_t
 from dataplane.element cimport Element
 from dataplane.packet cimport Batch, Context
+from dataplane.port cimport Port, QueueStats
 
 cdef class Parse(Element):
     cdef bint tolerant                   # malformed="pass"
+    cdef Port port                       # whose packets these are: its segments are counted here; None: nobody's
+    cdef QueueStats *stats               # the port's
+    cdef uint32_t queues
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil
     cdef bint keep_malformed(self, Context *ctx, uint32_t index, int reason) noexcept nogil

@@ -2,7 +2,8 @@
 cimport cython
 from libc.stdint cimport uint32_t
 from dataplane.element cimport Element
-from dataplane.packet cimport Batch, Context, packet_data
+from dataplane.packet cimport GSO_NONE, Batch, Context, Packet, packet_data
+from dataplane.port cimport Port, count_segments
 from dataplane.wire.headers cimport PARSE_IPV4_HEADER, PARSE_L4_HEADER, PARSE_OK, check_offloads, parse_packet
 
 from dataplane.errors import ConfigError
@@ -19,6 +20,8 @@ cdef class Parse(Element):
     Ports:     1 input, 1 output; well-formed packets go on in order, with the header fields of their record filled in.
     Config:    malformed: "drop", or "pass": packets with a malformed IP or transport header go on as plain Ethernet frames, and
                    are counted. Frames that are too short, or whose offload fields are wrong, are dropped in both cases.
+               port: the port that all packets come from. Its statistics then count their segments, since the header fields of
+                   a GSO frame hold only once they have been checked.
     Counters:  ipv4_header: malformed packets passed on, as for the drop reason of that name
                ipv4_length: as above
                ipv6_header: as above
@@ -48,10 +51,13 @@ cdef class Parse(Element):
     DROP_REASONS = PARSE_REASONS
     COUNTERS = PARSE_REASONS[1:6]
 
-    def __init__(self, malformed="drop", *, name=None):
+    def __init__(self, malformed="drop", *, Port port=None, name=None):
         if malformed not in ("drop", "pass"):
             raise ConfigError(f"{self.name}: malformed={malformed!r}; want 'drop' or 'pass'")
         self.tolerant = malformed == "pass"
+        self.port = port
+        self.stats = NULL if port is None else port.stats
+        self.queues = 0 if port is None else port.queues
 
     def describe(self):
         return {"malformed": "pass"} if self.tolerant else {}
@@ -59,11 +65,15 @@ cdef class Parse(Element):
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
         cdef uint32_t i, index, kept = 0
         cdef int reason
+        cdef Packet *p
         for i in range(batch.count):
             index = batch.index[i]
-            reason = parse_packet(packet_data(ctx, index), &ctx.packets[index])
+            p = &ctx.packets[index]
+            reason = parse_packet(packet_data(ctx, index), p)
             if reason != PARSE_OK and not self.keep_malformed(ctx, index, reason):
                 continue
+            if p.gso_type != GSO_NONE and p.queue < self.queues:
+                count_segments(p, &self.stats[p.queue].rx_more_packets, &self.stats[p.queue].rx_more_bytes)
             batch.index[kept] = index
             kept += 1
         batch.count = kept

@@ -6,7 +6,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from posix.unistd cimport read
 from dataplane.packet cimport LARGE_FRAME, NO_PACKET, Batch, Context, Packet, batch_add, packet_alloc, packet_data, packet_free
-from dataplane.port cimport OFFLOAD_ALL, Port
+from dataplane.port cimport count_segments, OFFLOAD_ALL, Port
 from dataplane.vatomic cimport va_load_acquire_u32, va_store_release_u32
 
 from dataplane.errors import ConfigError
@@ -115,6 +115,7 @@ cdef class MemoryPort(Port):
                     p.csum_start, p.csum_offset, queue, ctx.now_ns))
                 self.stats[queue].tx_packets += 1
                 self.stats[queue].tx_bytes += p.length
+                count_segments(p, &self.stats[queue].tx_more_packets, &self.stats[queue].tx_more_bytes)
                 packet_free(ctx, batch.index[i])
             batch.count = 0
         return done

@@ -17,9 +17,10 @@ cdef class PcapSink(Port):
     cdef uint32_t tx_burst(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil
 
 cdef class DropRecorder:
-    # Told of every drop, writes the packet with the reason as comment.
+    # Told of every drop: meters the packet, and writes it with the reason as comment.
     cdef readonly CaptureWriter writer
     cdef readonly uint32_t interface
-    cdef dict _comments
+    cdef readonly dict meters            # "ELEMENT: REASON" -> Meter
+    cdef dict _comments                  # (element, reason) -> comment, meter
     cdef list _engines
     cdef void record(self, Context *ctx, void *element, uint32_t index, uint32_t reason) noexcept nogil

@@ -57,6 +57,7 @@ cdef class PcapSink(Port):
             (<Meter>self.meters[number]).note(ctx.now_ns, ctx.now_ns - p.timestamp_ns, packet_wire_bytes(p))
             self.stats[queue].tx_packets += 1
             self.stats[queue].tx_bytes += p.length
+            self.stats[queue].tx_more_bytes += packet_wire_bytes(p) - p.length     # frames are no GSO frames here, but may be cut
             packet_free(ctx, index)
             sent += 1
         self.stats[queue].tx_dropped += left
@@ -65,11 +66,12 @@ cdef class PcapSink(Port):
 
 
 cdef class DropRecorder:
-    """Writes every packet that an element of `engines` drops to `writer`, with "dropped: ELEMENT: REASON" as comment."""
+    """Meters every packet that an element of `engines` drops, by element and reason; writes it to `writer`, where there is one, with
+    "dropped: ELEMENT: REASON" as comment."""
 
-    def __init__(self, CaptureWriter writer not None, uint32_t interface, engines):
+    def __init__(self, CaptureWriter writer, uint32_t interface, engines):
         cdef Engine engine
-        self.writer, self.interface, self._comments = writer, interface, {}
+        self.writer, self.interface, self._comments, self.meters = writer, interface, {}, {}
         for engine in engines:
             engine.ctx.on_drop_who = <void *>self
             engine.ctx.on_drop = record_drop
@@ -84,14 +86,18 @@ cdef class DropRecorder:
         self._engines = []
 
     cdef void record(self, Context *ctx, void *element, uint32_t index, uint32_t reason) noexcept nogil:
+        cdef Packet *p = &ctx.packets[index]
         with gil:
             key = (<uint64_t>element, reason)
-            comment = self._comments.get(key)
-            if comment is None:
+            if key not in self._comments:
                 dropper = <Element>element
-                comment = f"dropped: {dropper.name}: {type(dropper).DROP_REASONS[reason]}".encode()
-                self._comments[key] = comment
-            self.writer.write_packet(ctx, index, self.interface, ctx.now_ns, <const char *><bytes>comment, <uint32_t>len(comment))
+                name = f"{dropper.name}: {type(dropper).DROP_REASONS[reason]}"
+                self._comments[key] = f"dropped: {name}".encode(), self.meters.setdefault(name, Meter())
+            comment, meter = self._comments[key]
+            (<Meter>meter).note(ctx.now_ns, ctx.now_ns - p.timestamp_ns, packet_wire_bytes(p))
+            if self.writer is not None:
+                self.writer.write_packet(ctx, index, self.interface, ctx.now_ns, <const char *><bytes>comment,
+                                         <uint32_t>len(comment))
 
 
 cdef void record_drop(void *who, Context *ctx, void *element, uint32_t index, uint32_t reason) noexcept nogil:

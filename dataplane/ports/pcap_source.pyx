@@ -4,7 +4,7 @@ from libc.string cimport memcpy
 from dataplane.capture.reader cimport CaptureReader, Record
 from dataplane.element cimport NEVER
 from dataplane.packet cimport (HEADROOM, LARGE_FRAME, NO_PACKET, PACKET_TRUNCATED, Batch, Context, Packet, batch_add, packet_alloc,
-                               packet_buffer, packet_capacity, packet_data)
+                               packet_buffer, packet_capacity, packet_data, packet_wire_bytes)
 from dataplane.port cimport OFFLOAD_ALL, Port
 
 from dataplane.capture.reader import CaptureReader as OpenReader
@@ -169,6 +169,7 @@ cdef class PcapSource(Port):
             else:
                 self.stats[0].rx_packets += 1
                 self.stats[0].rx_bytes += self.record.captured
+                self.stats[0].rx_more_bytes += packet_wire_bytes(&ctx.packets[index]) - self.record.captured
                 batch_add(batch, index)
             taken += 1
             self.advance()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dataplane.errors import VnicError
-from vnic.cli.common import Seconds, connect, instance_option, json_option, plural, print_json
+from vnic.cli.common import Seconds, completing, connect, instance_option, json_option, plural, print_json
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -27,7 +27,7 @@ DURATION_MOST_S = 1e7  # four months: what a timeout of the system can be
 
 
 @click.command(epilog="Exit status: 0 done, 1 packets were missed or writing failed, 2 wrong use.")
-@click.argument("point")
+@click.argument("point", shell_complete=completing("point"))
 @click.option("--write", "-w", "target", default="-", show_default=True, metavar="FILE|-", help="Where to; '-' is stdout.")
 @click.option(
     "--snaplen", "-s", type=click.IntRange(1, 262144), default=262144, show_default=True, help="Bytes kept of a frame."
@@ -67,12 +67,12 @@ def capture(
             _target(target)
         )  # now that there is something to write: else an older file would be lost for nothing
         with suppress(BrokenPipeError):
-            _copy(reading, writing, stop, count, deadline)
+            _copy(reading, (writing, target), stop, count, deadline)
         # The daemon writes out what waits before it answers: somebody must read meanwhile.
         with ThreadPoolExecutor(1) as aside:
             stopping = aside.submit(client.call, "StopCapture", capture=number)
             with suppress(BrokenPipeError):
-                _copy(reading, writing if count is None else null, None, None, None)
+                _copy(reading, (writing, target) if count is None else (null, os.devnull), None, None, None)
             result = stopping.result()
     missed, error = result.get("missed", 0), result.get("error")
     if as_json:
@@ -117,8 +117,9 @@ def _stop_signal() -> Iterator[int]:
         os.close(writing)
 
 
-def _copy(reading: int, writing: int, stop: int | None, count: int | None, deadline: float | None) -> None:
-    """From pipe to file until the pipe ends, `stop` is readable, `count` packets were written or the time is over."""
+def _copy(reading: int, output: tuple[int, str], stop: int | None, count: int | None, deadline: float | None) -> None:
+    """From pipe to file (descriptor, name) until the pipe ends, `stop` is readable, `count` packets were written or the time is over."""
+    writing, name = output
     packets = Packets() if count is not None else None
     watched = [reading] if stop is None else [reading, stop]
     while True:
@@ -133,7 +134,12 @@ def _copy(reading: int, writing: int, stop: int | None, count: int | None, deadl
             data = packets.first(data, count)
         view = memoryview(data)
         while view:
-            view = view[os.write(writing, view) :]
+            try:
+                view = view[os.write(writing, view) :]
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                raise VnicError(f"cannot write {'standard output' if name == '-' else name}: {error.strerror}") from None
         if packets is not None and packets.done == count and packets.whole:
             return
 

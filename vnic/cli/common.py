@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -18,7 +19,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def instance_option(function: F) -> F:
     return click.option(
         "-i", "--instance", default="default", envvar="VNIC_INSTANCE", metavar="NAME", show_default=True, show_envvar=True,
-        help="Which running vnic.",
+        help="Which running vnic.", shell_complete=completing("instance"),
     )(function)  # fmt: skip
 
 
@@ -42,8 +43,16 @@ class Seconds(click.FloatRange):
         return found
 
 
-def plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def plural(count: int, noun: str, several: str | None = None) -> str:
+    """1 packet, 2 packets; `several`: for nouns that do not just take an s."""
+    return f"{count} {noun}" if count == 1 else f"{count} {several or f'{noun}s'}"
+
+
+def shown_rate(bps: int | None) -> str:
+    """A limit as it is written: 100mbit, or none."""
+    from dataplane.units import format_rate
+
+    return format_rate(bps) if bps else "none"
 
 
 def about(value: float, unit: str, *, base: str = "") -> str:
@@ -67,8 +76,51 @@ def print_line(value: Any) -> None:
     sys.stdout.flush()
 
 
+COMPLETION_S = 0.5  # a daemon that does not answer by then completes nothing
+
+
+def completing(what: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """For shell_complete: names of the running instance: "nic", "element", "handler", "group", "point" (NICs and elements)
+    or "instance". Nothing, without a word, where there is none to ask."""
+
+    def complete(context: click.Context, _: click.Parameter, typed: str) -> list[str]:
+        found: list[str] = []
+        with suppress(Exception):
+            found = _instances() if what == "instance" else _names(what, context)
+        return [name for name in found if name.startswith(typed)]
+
+    return complete
+
+
+def _instances() -> list[str]:
+    import os
+
+    from vnic.control.api import runtime_directory
+
+    return sorted(name[:-5] for name in os.listdir(runtime_directory()) if name.endswith(".sock"))
+
+
+def _names(what: str, context: click.Context) -> list[str]:
+    import os
+
+    from vnic.control.client import Client
+
+    instance = context.params.get("instance") or os.environ.get("VNIC_INSTANCE") or "default"
+    with Client(instance, timeout_s=COMPLETION_S) as client:
+        if what == "handler":
+            element = context.params["element"]
+            return list(client.call("Handlers", element=element)["elements"][element]["handlers"])
+        if what == "element":
+            return list(client.call("Handlers")["elements"])
+        status = client.call("Status")["status"]
+        if what == "group":
+            return [group["name"] for group in status["groups"]]
+        names = [nic["name"] for nic in status["nics"]]
+        return names if what == "nic" else names + list(client.call("Handlers")["elements"])
+
+
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "", file: IO[str] | None = None) -> None:
-    """A table for people. A column whose name begins with > is aligned right."""
+    """A table for people. A column whose name begins with > is aligned right. No word of a column's name is broken."""
     import sys
 
     from rich import box
@@ -78,7 +130,9 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: st
 
     table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
     for column in columns:
-        table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+        name, justify = column.removeprefix(">"), "right" if column.startswith(">") else "left"
+        longest = max(map(len, name.split()), default=1)
+        table.add_column(name, justify=justify, overflow="fold", min_width=longest)  # type: ignore[arg-type]
     for row in rows:
         table.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
     # Into a pipe, rows are as long as they are: a program that reads them wants no folding.

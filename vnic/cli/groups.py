@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
-from vnic.cli.common import connect, instance_option, json_option, plural, print_json, print_table
+from vnic.cli.common import completing, connect, instance_option, json_option, plural, print_json, print_table
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing("group"))
 @click.option("--mode", type=click.Choice(["dedicated", "spreading", "compacting"]), help="How its engines get CPU time.")
 @click.option("--cpus", metavar="N,N...|any", help="The CPUs that it may use.")
 @click.option("--guarantee", metavar="TIME/TIME|none", help="CPU time of each of its threads, and the period that it is for.")

@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from vnic.cli.common import connect, instance_option, json_option, print_json, print_table
+from vnic.cli.common import completing, connect, instance_option, json_option, print_json, print_table
 
 
 @click.command()
-@click.argument("element", required=False)
-@click.argument("handler", required=False)
+@click.argument("element", required=False, shell_complete=completing("element"))
+@click.argument("handler", required=False, shell_complete=completing("handler"))
 @click.argument("value", required=False)
 @instance_option
 @json_option

@@ -83,14 +83,27 @@ class LazyGroup(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             sys.exit(1)
         except Exception as error:
-            fail(error)
+            fail(error, self._path(sys.argv[1:] if args is None else args))
+
+    def _path(self, args: Sequence[str]) -> str:
+        """The command that these arguments call, as typed: what click does not say of a wrong option."""
+        path, command = "vnic", self
+        for word in args:
+            if not isinstance(command, click.Group) or word not in command.list_commands(_NO_CONTEXT):
+                break
+            path = f"{path} {word}"
+            command = command.get_command(_NO_CONTEXT, word)  # type: ignore[assignment]
+        return path
 
 
-def explain(error: Exception) -> tuple[str, int]:
-    """What an error means to the user: one line, and the exit status."""
+_NO_CONTEXT = click.Context(click.Command("vnic"))
+
+
+def explain(error: Exception, command: str = "vnic") -> tuple[str, int]:
+    """What an error means to the user: one line, and the exit status. command: what was called."""
     match error:
         case click.UsageError():
-            path = error.ctx.command_path if error.ctx is not None else "vnic"
+            path = error.ctx.command_path if error.ctx is not None else command
             message, status = f"{error.format_message()} (see '{path} --help')", 2
         case click.ClickException():
             message, status = error.format_message(), 2
@@ -103,12 +116,12 @@ def explain(error: Exception) -> tuple[str, int]:
     return " ".join(message.split()), status
 
 
-def fail(error: Exception) -> NoReturn:
+def fail(error: Exception, command: str = "vnic") -> NoReturn:
     """One line on stderr, with VNIC_DEBUG=1 the traceback before it, and the end."""
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         click.echo(error.format_message(), err=True)
         sys.exit(2)
-    message, status = explain(error)
+    message, status = explain(error, command)
     if os.environ.get("VNIC_DEBUG", "0") not in ("", "0"):
         import traceback
 

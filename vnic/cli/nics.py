@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vnic.cli.common import connect, instance_option, plural
+from dataplane.errors import ConfigError
+from vnic.cli.common import about, completing, connect, instance_option, json_option, plural, print_json, shown_rate
 
 if TYPE_CHECKING:
     from vnic.control.client import Client
@@ -22,7 +23,7 @@ def attach() -> None:
 @attach.command()
 @click.argument("name")
 @click.option("--pid", type=int, help="A process in the container.")
-@click.option("--netns", type=click.Path(), help="Path of the network namespace, such as /run/netns/web.")
+@click.option("--netns", type=click.Path(), help="Network namespace: a path, or a name that `ip netns` knows.")
 @click.option("--interface", help="Name of the interface in the container.  [default: NAME]")
 @click.option("--queues", type=int, help="Queue pairs, 1 to 64.  [default: 1]")
 @click.option("--mac", help="MAC address.  [default: made from NAME]")
@@ -50,9 +51,11 @@ def tap(name: str, pid: int | None, netns: str | None, instance: str, **options:
     vnic attach tap db --netns /run/netns/db --interface eth0 --queues 4 --egress 100mbit
     vnic attach tap mine --pid 4711 -i /run/vnic/lab.sock      to another user's vnic
     """
+    from vnic.control.load import netns_path
+
     if (pid is None) == (netns is None):
         raise click.UsageError("which container? want either --pid PID or --netns PATH")
-    nic: dict[str, Any] = {"pid": pid, "netns": None if netns is None else os.path.abspath(netns)}
+    nic: dict[str, Any] = {"pid": pid, "netns": None if netns is None else netns_path(netns, os.getcwd())}
     for key in ("interface", "queues", "mac", "mtu", "gateway", "owner"):
         nic[key] = options[key]
     nic["addresses"] = list(options["addresses"]) or None
@@ -100,7 +103,7 @@ def attach_nic(client: Client, name: str, nic: dict[str, Any]) -> dict[str, Any]
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing("nic"))
 @instance_option
 def detach(name: str, instance: str) -> None:
     """Detach the NIC called NAME: its interface disappears from the container.
@@ -113,27 +116,48 @@ def detach(name: str, instance: str) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing("nic"))
 @click.option("--egress", metavar="RATE|none", help="Rate limit of packets that the container sends.")
 @click.option("--ingress", metavar="RATE|none", help="Rate limit of packets that the container receives.")
 @instance_option
-def rate(name: str, egress: str | None, ingress: str | None, instance: str) -> None:
-    """Set the rate limits of the NIC called NAME while packets flow; packets that wait stay. `none` removes a limit.
+@json_option
+def rate(name: str, egress: str | None, ingress: str | None, instance: str, as_json: bool) -> None:
+    """Set the rate limits of the NIC called NAME while packets flow; packets that wait stay. `none` removes a limit. Without a rate:
+    print the rate limits, and how many bytes may wait for each.
 
     A rate counts the bits of layer-2 frames, without preamble and FCS.
 
     \b
     vnic rate web --egress 100mbit
     vnic rate web --egress none --ingress 2.5gbit
+    vnic rate web
     """
-    if egress is None and ingress is None:
-        raise click.UsageError("no rate given; want --egress RATE, --ingress RATE or both")
     with connect(instance) as client:
-        client.call("SetRate", name=name, egress=egress, ingress=ingress)
+        if egress is not None or ingress is not None:
+            nic = client.call("SetRate", name=name, egress=egress, ingress=ingress)["nic"]
+            if as_json:
+                print_json(_rates(nic))
+            return
+        nics = {nic["name"]: nic for nic in client.call("Status")["status"]["nics"]}
+    if name not in nics:
+        raise ConfigError(f"nic {name}: is not attached; attached: {', '.join(nics) or 'none is'}")
+    found = _rates(nics[name])
+    if as_json:
+        print_json(found)
+        return
+    for direction in ("egress", "ingress"):
+        waiting = found[f"{direction}_queue_bytes"]
+        queue = "" if waiting is None else f", queue of {about(waiting, 'B')}"
+        click.echo(f"{direction:8}{shown_rate(found[f'{direction}_bps'])}{queue}")
+
+
+def _rates(nic: dict[str, Any]) -> dict[str, Any]:
+    keys = [f"{direction}_{what}" for direction in ("egress", "ingress") for what in ("bps", "queue_bytes")]
+    return {"name": nic["name"], **{key: nic.get(key) or None for key in keys}}
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing("nic"))
 @click.argument("state", type=click.Choice(["up", "down"]))
 @instance_option
 def link(name: str, state: str, instance: str) -> None:

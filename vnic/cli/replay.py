@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -115,11 +116,13 @@ def replay(
 
         difference = compare(output, expect, tolerance_ns=tolerance, ignore=ignore)
         result["expected"] = difference.as_dict()
+    about_it = {"command": shlex.join(["vnic", *sys.argv[1:]]), "configuration": config_file, "seed": seed}
     for report in reports:
-        write_report(report, result)
+        write_report(report, result, about_it)
     if as_json:
         for nic in result["nics"]:
             nic.pop("rates")  # long; --report FILE.json has them
+        result.pop("dropped_rates")
         print_json(result)
     else:
         _show(result, sys.stderr if output == "-" else sys.stdout)

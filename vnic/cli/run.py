@@ -72,7 +72,7 @@ def demo(rate: str, queues: int, seconds: float, spin: str, as_json: bool) -> No
 @instance_option
 @click.option("--ready-descriptor", type=int, hidden=True)
 def up(file: str, detach: bool, log_format: str, partial: bool, instance: str, ready_descriptor: int | None) -> None:
-    """Run the configuration FILE.yaml until Ctrl-C, SIGTERM or `vnic down`.
+    """Run the configuration FILE.yaml (-: standard input) until Ctrl-C, SIGTERM or `vnic down`.
 
     All of it comes up or nothing does, unless --partial is given. Relative paths and an element's module:Class are looked for beside the
     file.
@@ -112,6 +112,7 @@ def _tell(descriptor: int, answer: dict[str, object]) -> None:
 
 
 def _up(file: str, instance: str, ready: Callable[[], None], *, partial: bool) -> None:
+    from vnic.control.advice import queue_warnings
     from vnic.control.convert import encode_config
     from vnic.control.load import load_config
     from vnic.control.log import Log, set_up
@@ -120,6 +121,8 @@ def _up(file: str, instance: str, ready: Callable[[], None], *, partial: bool) -
     set_up(interactive=sys.stderr.isatty())
     config = load_config(file)
     config.partial = partial
+    for warning in queue_warnings(config):
+        Log("vnic").warning(warning)
 
     def is_up(worker: int) -> None:
         made = f"{plural(len(config.nics), 'NIC')} on {plural(len(config.engines), 'engine')}"
@@ -164,7 +167,7 @@ def _up_detached(file: str, instance: str, *, partial: bool) -> None:
             environment["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [environment.get("PYTHONPATH")])])
         child = subprocess.Popen(
             [*command, *(["--partial"] if partial else []), "--", file],
-            stdin=subprocess.DEVNULL,
+            stdin=None if file == "-" else subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             pass_fds=[write_end],

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import textwrap
+import time
 from contextlib import suppress
 from typing import Any
 
 import click
 
-from vnic.cli.common import connect, instance_option, json_option, print_json, print_line, print_table
+from vnic.cli.common import (
+    about,
+    completing,
+    connect,
+    instance_option,
+    json_option,
+    plural,
+    print_json,
+    print_line,
+    print_table,
+    shown_rate,
+)
 
 WATCH_MS = 10, 3_600_000
 
 
-def _rate(bps: int | None) -> str | None:
-    from dataplane.units import format_rate
-
-    return format_rate(bps) if bps else None
+def _limit(nic: dict[str, Any], direction: str) -> str | None:
+    """A rate and how many bytes may wait for it: 10mbit, 12.5 kB."""
+    if not nic.get(f"{direction}_bps"):
+        return None
+    waiting = nic.get(f"{direction}_queue_bytes")
+    return shown_rate(nic[f"{direction}_bps"]) + ("" if waiting is None else f", {about(waiting, 'B')}")
 
 
 def _cpus(cpus: list[int] | None) -> str:
@@ -54,6 +69,13 @@ def status(instance: str, as_json: bool) -> None:
     """Show engines, NICs and switch of a running vnic, and whether every packet is accounted for.
 
     \b
+    Engines: packets that came in and went out, were dropped, or are inside now (held); CPU time; turns
+    longer than the group's budget (overruns); the thread that runs the engine. Packets are the kernel's: a
+    GSO frame is one.
+    NICs: egress and ingress are the limits of what leaves and enters the container, each with the bytes
+    that may wait for it: the queue's time at the rate. An empty queue takes one frame of any length.
+
+    \b
     vnic status
     vnic status --json
     """
@@ -64,14 +86,14 @@ def status(instance: str, as_json: bool) -> None:
         return
     entries = found.get("switch", {}).get("entries", [])
     worker = f", worker {found['pid']}" if "pid" in found else ""  # the owner's alone to know
-    click.echo(f"instance {instance}{worker}, {len(entries)} addresses learned")
+    click.echo(f"instance {instance}{worker}, {plural(len(entries), 'address', 'addresses')} learned")
     supervisor = found.get("supervisor") or {}
     if supervisor.get("version", found.get("version")) != found.get("version"):
         click.echo(
             f"the worker is vnic {found['version']}; supervisor and namespace agent remain {supervisor['version']} until `vnic down`"
         )
     if supervisor.get("restarts"):
-        click.echo(f"the worker was replaced {supervisor['restarts']} times; the last one: {supervisor['last']}")
+        click.echo(f"the worker was replaced {plural(supervisor['restarts'], 'time')}; the last one: {supervisor['last']}")
     for waiting in found.get("waiting", []):
         click.echo(f"WAITING: nic {waiting['name']}: {waiting['why']}")
     for lost in found.get("lost", []):
@@ -104,7 +126,7 @@ def status(instance: str, as_json: bool) -> None:
             ["NIC", "interface", "container", "MAC", ">MTU", ">queues", "link", ">egress", ">ingress", "engine", *owned],
             [
                 [nic["name"], nic.get("interface"), _container(nic), nic.get("mac"), nic.get("mtu"), nic.get("queues"),
-                 nic.get("link"), _rate(nic.get("egress_bps")), _rate(nic.get("ingress_bps")), nic["engine"],
+                 nic.get("link"), _limit(nic, "egress"), _limit(nic, "ingress"), nic["engine"],
                  *([nic.get("owner")] if owned else [])]
                 for nic in found["nics"]
             ],
@@ -112,14 +134,23 @@ def status(instance: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=completing("nic"))
 @click.option("--watch", metavar="TIME", help="Again and again, at this interval, 10ms to 1h, until Ctrl-C.")
 @instance_option
 @json_option
 def stats(name: str | None, watch: str | None, instance: str, as_json: bool) -> None:
     """Show counters of each queue, and of each element with its drops by reason; of the NIC called NAME only, if given.
 
-    Received is what the container sent, transmitted what it got.
+    \b
+    rx, tx        what the container sent; what it got
+    packets       as the kernel counts, like `ip -s link`: a GSO frame (TSO, USO) of many segments is one
+                  packet, and its bytes have the headers once
+    wire packets  after segmentation: every segment with its headers, as on a wire. Rates limit wire bytes.
+    held          packets inside an element now; a source's packets are those that it took from its port
+    counters      the element's own. Shaper: passed (did not wait), delayed, split (GSO frames cut); queue: wire
+                  bytes that wait, of those that may; delay of a packet in the queue, mean and longest so far
+
+    With --json: {time, nics, engines}, with --watch one such object a line; times ending in _ns are nanoseconds.
 
     \b
     vnic stats
@@ -129,7 +160,11 @@ def stats(name: str | None, watch: str | None, instance: str, as_json: bool) -> 
     """
     if watch is None:
         with connect(instance) as client:
-            _show_stats(client.call("Stats", name=name)["stats"], as_json)
+            found = client.call("Stats", name=name)["stats"]
+        if as_json:
+            print_json({"time": round(time.time(), 6), **found})
+        else:
+            _show_stats(found)
         return
     from dataplane.units import parse_time
 
@@ -139,10 +174,10 @@ def stats(name: str | None, watch: str | None, instance: str, as_json: bool) -> 
     with connect(instance) as client, suppress(KeyboardInterrupt):
         for reply in client.stream("WatchStats", name=name, interval_ms=interval_ms):
             if as_json:
-                print_line(reply)
+                print_line({"time": reply["time"], **reply["stats"]})
             else:
                 click.clear()
-                _show_stats(reply["stats"], as_json=False)
+                _show_stats(reply["stats"])
 
 
 @click.command()
@@ -166,35 +201,62 @@ def monitor(instance: str, as_json: bool) -> None:
                 continue
             when = datetime.datetime.fromtimestamp(event.pop("time")).strftime("%H:%M:%S.%f")[:-3]
             what = event.pop("event")
+            for direction in ("egress", "ingress"):
+                if (key := f"{direction}_bps") in event:
+                    event[direction] = shown_rate(event.pop(key))
             click.echo(f"{when} {what:12} " + " ".join(f"{key}={value}" for key, value in event.items() if value is not None))
 
 
-def _show_stats(found: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print_json(found)
-        return
+QUEUE_COLUMNS = ("packets", "bytes", "wire_packets", "wire_bytes", "dropped")
+CELL = 40  # columns of a cell of many counters: a table of elements is at most some 100 columns wide
+
+
+def _show_stats(found: dict[str, Any]) -> None:
     for nic in found["nics"]:
-        queues: list[dict[str, Any]] = nic["queues"]
-        columns = list(dict.fromkeys(key for queue in queues for key, value in queue.items() if not isinstance(value, dict)))
-        rows = [[number, *(queue.get(column, 0) for column in columns)] for number, queue in enumerate(queues)]
-        print_table([">queue", *(f">{column}" for column in columns)], rows, title=nic["name"])
+        rows = [
+            [number, way, *(queue.get(f"{way}_{column}", 0) for column in QUEUE_COLUMNS)]
+            for number, queue in enumerate(nic["queues"])
+            for way in ("rx", "tx")
+        ]
+        columns = [f">{column.replace('_', ' ')}" for column in QUEUE_COLUMNS]
+        print_table([">queue", "", *columns], rows, title=nic["name"])
         if drops := nic.get("queue_drops"):
-            click.echo(f"{nic['name']}: the container sent {drops} packets that its queues had no room for")
+            click.echo(f"{nic['name']}: the container sent {plural(drops, 'packet')} that its queues had no room for")
     for engine in found["engines"]:
         rows = []
         for element in engine["elements"]:
-            drops = ", ".join(f"{count} {reason}" for reason, count in element.get("dropped", {}).items() if count)
-            counters = ", ".join(f"{key} {value}" for key, value in element.get("counters", {}).items() if value)
-            packets = element.get("packets") or element.get("received", 0)  # nothing enters a source: it takes
-            rows.append([element["name"], element.get("type"), packets, element.get("held", 0), drops, counters])
+            drops = [f"{count} {reason}" for reason, count in element.get("dropped", {}).items() if count]
+            cells = [_cell(drops, 20), _cell(_counters(element), CELL)]
+            rows.append([element["name"], element.get("type"), element.get("packets", 0), element.get("held", 0), *cells])
         if rows:
             print_table(["element", "type", ">packets", ">held", "dropped", "counters"], rows, title=f"engine {engine['name']}")
 
 
+def _cell(words: list[str], columns: int) -> str:
+    return "\n".join(textwrap.wrap(", ".join(words), columns, break_long_words=False))
+
+
+def _counters(element: dict[str, Any]) -> list[str]:
+    """An element's own counters as text; of a shaper, what they mean."""
+    counters = dict(element.get("counters", {}))
+    found: list[str] = []
+    if element.get("type") == "Shaper" and {"sojourn_ns", "sojourn_max_ns", "queue_bytes"} <= counters.keys():
+        packets = counters.get("passed", 0) + counters.get("delayed", 0)
+        total_ns, longest_ns, waiting = (counters.pop(key) for key in ("sojourn_ns", "sojourn_max_ns", "queue_bytes"))
+        if (limit := element.get("queue_limit_bytes")) is not None:
+            found.append(f"queue {waiting} of {limit} bytes")
+        if longest_ns:
+            found.append(f"delay mean {total_ns / max(packets, 1) / 1e6:.3f} ms, max {longest_ns / 1e6:.3f} ms")
+    found = [f"{key} {value}" for key, value in counters.items() if value] + found
+    return found + ([f"hits {' '.join(map(str, element['hits']))}"] if element.get("hits") else [])
+
+
 @click.command()
 @instance_option
-def metrics(instance: str) -> None:
-    """Show counters, gauges and accounts in Prometheus' text format.
+@json_option
+def metrics(instance: str, as_json: bool) -> None:
+    """Show counters, gauges and accounts in Prometheus' text format. They are the numbers of `vnic stats --json`, in seconds, bytes and
+    packets.
 
     A running vnic serves the same over HTTP where its configuration says: metrics: {listen: "127.0.0.1:9464"}.
 
@@ -203,7 +265,10 @@ def metrics(instance: str) -> None:
     vnic metrics | promtool check metrics
     """
     with connect(instance) as client:
-        click.echo(client.call("Metrics")["text"], nl=False)
+        if as_json:
+            print_json(client.call("Metrics", format="json")["families"])
+        else:
+            click.echo(client.call("Metrics")["text"], nl=False)
 
 
 @click.command()

@@ -67,8 +67,8 @@ method Accounts() -> (accounts: object)
 # blackout, state, packets moved and packets lost of each engine, and what each NIC's queues had no room for meanwhile.
 method Upgrade(python: ?string) -> (report: object)
 
-# Counters, gauges and accounts in Prometheus' text format.
-method Metrics() -> (text: string)
+# Counters, gauges and accounts for Prometheus: its text format, or as families with format json.
+method Metrics(format: ?string) -> (text: ?string, families: ?[]object)
 
 # Raises or cuts a NIC's link.
 method SetLink(name: string, up: bool) -> ()

@@ -35,6 +35,10 @@ class Graph(Parameters):
     format: Literal["text", "dot", "json"] = "text"
 
 
+class Metrics(Parameters):
+    format: Literal["text", "json"] = "text"
+
+
 class SetGroup(Parameters):
     name: str
     mode: Literal["dedicated", "spreading", "compacting"] | None = None
@@ -84,7 +88,7 @@ class Instance:
             Method("Stats", self._stats, Stats, cached=True, clients=True),
             Method("Graph", lambda p, _: {"graph": self._runtime.graph(p.format)}, Graph),
             Method("Accounts", self._accounts, cached=True, clients=True),
-            Method("Metrics", self._metrics, cached=True),
+            Method("Metrics", self._metrics, Metrics, cached=True),
             Method("Handlers", lambda p, _: {"elements": self._runtime.handlers(p.element)}, Handlers),
             Method("ReadHandler", lambda p, _: {"copies": self._runtime.read_handler(p.element, p.handler)}, ReadHandler),
             Method("WriteHandler", self._write_handler, WriteHandler, "change"),
@@ -154,10 +158,13 @@ class Instance:
             accounts = {"accounts": theirs, "detached_cpu_ns": 0, "overhead_ns": 0, "cpu_ns": total}
         return {"accounts": accounts}
 
-    def _metrics(self, _: Parameters, caller: Caller) -> dict[str, Any]:
-        from vnic.control.metrics import text_of  # imported on first use: it loads a library
+    def _metrics(self, parameters: Metrics, caller: Caller) -> dict[str, Any]:
+        from vnic.control.metrics import families_of, text_of  # imported on first use: it loads a library
 
-        return {"text": text_of(self._runtime).decode()}
+
+        if parameters.format == "json":
+            return {"families": families_of(self._runtime, self._process)}
+        return {"text": text_of(self._runtime, self._process).decode()}
 
     # -- what is changed ---------------------------------------------------------------------------
 

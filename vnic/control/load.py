@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from typing import Any
 
 import yaml
@@ -133,17 +134,27 @@ def parse_config(text: str, name: str = "<text>", directory: str | None = None, 
     config = convert_config(data, locate, directory, contained=contained)
     for nic in config.nics.values():
         if nic.netns is not None:
-            nic.netns = os.path.join(directory or os.getcwd(), nic.netns)
+            nic.netns = netns_path(nic.netns, directory or os.getcwd())
     return config
 
 
+def netns_path(netns: str, directory: str) -> str:
+    """A network namespace as a user writes it: a path, relative to `directory`, or a name that `ip netns` knows, which stays a name."""
+    path = os.path.join(directory, netns)
+    return path if "/" in netns or os.path.exists(path) else netns
+
+
 def load_config(path: str | os.PathLike[str], *, contained: bool = True) -> Config:
-    """A configuration from a YAML file. Raises ConfigError: FILE:LINE: path: what is wrong; what is
-    expected."""
+    """A configuration from a YAML file, or from standard input for "-". Raises ConfigError: FILE:LINE:
+    path: what is wrong; what is expected."""
     name = os.fspath(path)
     try:
-        with open(name, "rb") as file:
-            content = file.read(BYTES_MOST + 1)
+        if name == "-":
+            name = "<stdin>"
+            content = sys.stdin.buffer.read(BYTES_MOST + 1)
+        else:
+            with open(name, "rb") as file:
+                content = file.read(BYTES_MOST + 1)
     except OSError as error:
         raise ConfigError(f"{name}: {error.strerror}") from None
     if len(content) > BYTES_MOST:
@@ -153,4 +164,5 @@ def load_config(path: str | os.PathLike[str], *, contained: bool = True) -> Conf
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{name}:{line}: is not UTF-8 text") from None
-    return parse_config(text, name, os.path.dirname(os.path.abspath(name)), contained=contained)
+    directory = os.getcwd() if name == "<stdin>" else os.path.dirname(os.path.abspath(name))
+    return parse_config(text, name, directory, contained=contained)

@@ -6,21 +6,29 @@
     text   2026-11-25 10:00:00.123 INFO rate nic=web uid=1000
     json   {"time": "2026-11-25T10:00:00.123456+00:00", "level": "info", "event": "rate", "nic": "web", "uid": 1000}
 
-A field that is None is left out. VNIC_LOG_FORMAT ("text", "json") is for all processes of an instance. The field's own library for this,
+A field that is None is left out. Exceptions that nothing catches are records too, with their traceback; and as JSON, so is each line that
+code prints to standard output or error: every line of that log can be parsed. VNIC_LOG_FORMAT ("text", "json") is for all processes of an instance. The field's own library for this,
 structlog, loads rich with it: 50 ms and 6 MB in each of two processes, and a worker that follows a crash has 200 ms for everything.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
+import sys
+import threading
+import time
 from datetime import UTC, datetime
 from typing import Any
 
 FORMATS = ("text", "json")
 VARIABLE = "VNIC_LOG_FORMAT"
 WORD_MOST = 500
+# Of exceptions that nothing catches: one that comes back for every batch must not push everything else out of the log.
+UNCAUGHT_MOST = 10  # in each UNCAUGHT_S
+UNCAUGHT_S = 10.0
 
 
 class Log:
@@ -85,9 +93,69 @@ def _word(value: object) -> str:
     return text if text.isprintable() and text and not set(text) & set(' "=') else json.dumps(text)
 
 
+class _Printed(io.TextIOBase):
+    """A standard stream whose lines are records of the log."""
+
+    encoding = "utf-8"
+    errors = "backslashreplace"
+
+    def __init__(self, name: str) -> None:
+        self._name, self._rest, self._lock = name, "", threading.RLock()
+        self._busy = False
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        with self._lock:
+            *lines, rest = (self._rest + text).split("\n")
+            self._rest = rest[-WORD_MOST:]
+            if self._busy:  # logging itself prints: that it cannot write
+                return len(text)
+            self._busy = True
+            try:
+                for line in lines:
+                    if line.strip():
+                        Log("vnic").info("printed", stream=self._name, text=line)
+            finally:
+                self._busy = False
+        return len(text)
+
+
+class _Uncaught:
+    """Logs exceptions that nothing catches, no more than UNCAUGHT_MOST in UNCAUGHT_S; the first record after that says how many it left
+    out."""
+
+    def __init__(self) -> None:
+        self._begun_s, self._count, self._left_out = -UNCAUGHT_S, 0, 0
+
+    def log(self, error: BaseException | None, **fields: Any) -> None:
+        now_s = time.monotonic()
+        if now_s - self._begun_s >= UNCAUGHT_S:
+            self._begun_s, self._count = now_s, 0
+        self._count += 1
+        if self._count > UNCAUGHT_MOST:
+            self._left_out += 1
+            return
+        left_out, self._left_out = self._left_out or None, 0
+        exception = None if error is None else f"{type(error).__name__}: {error}"
+        Log("vnic").error("uncaught exception", error=error, exception=exception, **fields, unreported=left_out)
+
+    def install(self) -> None:
+        def in_main(kind: object, error: BaseException, traceback: object) -> None:
+            self.log(error)
+
+        sys.excepthook = in_main
+        threading.excepthook = lambda args: self.log(args.exc_value, thread=None if args.thread is None else args.thread.name)
+        sys.unraisablehook = lambda args: self.log(args.exc_value, where=repr(args.object))
+
+
 def set_up(*, interactive: bool = False) -> None:
     """This process logs to standard error, as VNIC_LOG_FORMAT says. interactive: somebody watches."""
-    handler = logging.StreamHandler()
+    handler = logging.StreamHandler(sys.stderr)
     as_json = os.environ.get(VARIABLE) == "json"
     handler.setFormatter(JsonFormatter() if as_json else TextFormatter("vnic:" if interactive else None))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    _Uncaught().install()
+    if as_json:
+        sys.stdout, sys.stderr = _Printed("stdout"), _Printed("stderr")

@@ -12,7 +12,8 @@ from vnic.control.api import INTERFACE, SERVICE, SERVICE_DESCRIPTION
 from vnic.control.log import Log
 from vnic.control.module import Caller, Fresh, Method, NotPermittedError, Parameters, Session
 
-ABOUT = ("name", "point", "element", "handler")  # parameters that say what a change is about, for the log
+# Parameters that say what a change is about, for the log.
+ABOUT = ("name", "point", "element", "handler", "egress", "ingress")
 
 log = Log("vnic")
 

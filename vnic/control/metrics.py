@@ -1,4 +1,7 @@
-"""Metrics for Prometheus: what `vnic stats`, `status` and `accounts` say, under Prometheus' conventions, over HTTP.
+"""Metrics for Prometheus: the numbers of `vnic stats`, `status` and `accounts`, under Prometheus' conventions, over HTTP.
+
+Every number is read from the same dictionaries that these commands print, so that both are equal. Base units are seconds, bytes and
+packets; docs/metrics.md lists the names.
 
 On a loopback address or a Unix socket, without authentication: whoever may reach it may read. So nobody who does costs others much: GET
 /metrics and nothing else, requests bounded in size and time, connections in number, and a text that is made once for all who ask at a time.
@@ -8,11 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+import platform
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Metric, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
 
 from dataplane.errors import VnicError
 from vnic.control.module import FRESH_TURNS, Fresh
@@ -34,17 +38,23 @@ class Readable(Protocol):
 
 
 class Collector:
-    """Metrics of a runtime at the instant at which somebody asks."""
+    """Metrics of a runtime at the instant at which somebody asks. `process`: `version` of vnic, and `supervisor` as Status has it."""
 
-    def __init__(self, runtime: Readable) -> None:
-        self._runtime = runtime
+    def __init__(self, runtime: Readable, process: Mapping[str, Any]) -> None:
+        self._runtime, self._process = runtime, process
 
     def collect(self) -> Iterator[Metric]:
         """See https://prometheus.io/docs/practices/naming/."""
         status, stats, charges = self._runtime.status(), self._runtime.stats(), self._runtime.charges()
+        build = GaugeMetricFamily("vnic_build_info", "1; its labels say which vnic runs.", labels=["version", "python"])
+        build.add_metric([self._process.get("version") or "unknown", platform.python_version()], 1)
+        yield build
+        restarts = (self._process.get("supervisor") or {}).get("restarts", 0)
+        yield CounterMetricFamily("vnic_worker_restarts", "Workers that were replaced after they had ended by a failure.", restarts)
         yield GaugeMetricFamily("vnic_conserved", "1 while every packet is accounted for.", int(status["conserved"]))
         yield from _queues(stats)
         yield from _elements(stats)
+        yield from _shapers(stats)
         yield from _engines(status)
         cpu = CounterMetricFamily("vnic_nic_cpu_seconds", "CPU time spent on behalf of a NIC.", labels=["nic"])
         memory = GaugeMetricFamily("vnic_nic_memory_bytes", "Memory held on behalf of a NIC.", labels=["nic"])
@@ -53,24 +63,36 @@ class Collector:
             memory.add_metric([account["nic"]], account["memory_bytes"])
         yield cpu
         yield memory
-        link = GaugeMetricFamily("vnic_nic_link_up", "1 while the link is up.", labels=["nic"])
-        rate = GaugeMetricFamily(
-            "vnic_nic_rate_limit_bps", "Rate limit in bit/s, where there is one.", labels=["nic", "direction"]
-        )
-        for nic in status["nics"]:
-            link.add_metric([nic["name"]], int(nic["link"] == "up"))
-            for direction in ("egress", "ingress"):
-                if nic[f"{direction}_bps"]:
-                    rate.add_metric([nic["name"], direction], nic[f"{direction}_bps"])
-        yield link
-        yield rate
+        yield from _links(status)
         yield GaugeMetricFamily("vnic_pool_packets_in_use", "Packets that are not free.", status["pool"]["in_use"])
         yield GaugeMetricFamily("vnic_switch_entries", "Addresses that the switch knows.", len(status["switch"]["entries"]))
 
 
+def _links(status: dict[str, Any]) -> Iterator[Metric]:
+    link = GaugeMetricFamily("vnic_nic_link_up", "1 while the link is up.", labels=["nic"])
+    rate = GaugeMetricFamily("vnic_nic_rate_limit_bps", "Rate limit in bit/s of wire bytes, where there is one.", labels=WAYS)
+    limit = GaugeMetricFamily("vnic_nic_queue_limit_bytes", "Wire bytes that may wait for a rate limit.", labels=WAYS)
+    for nic in status["nics"]:
+        link.add_metric([nic["name"]], int(nic["link"] == "up"))
+        for direction in ("egress", "ingress"):
+            if nic[f"{direction}_bps"]:
+                rate.add_metric([nic["name"], direction], nic[f"{direction}_bps"])
+                limit.add_metric([nic["name"], direction], nic[f"{direction}_queue_bytes"])
+    yield from (link, rate, limit)
+
+
+KINDS = (  # of queues: key of `stats`, what it counts
+    ("packets", "Packets as the kernel counts them, a GSO frame as one"),
+    ("bytes", "Bytes as the kernel counts them, the headers of a GSO frame once"),
+    ("wire_packets", "Packets on a wire, each segment of a GSO frame as one"),
+    ("wire_bytes", "Bytes on a wire, each segment of a GSO frame with its headers"),
+    ("dropped", "Packets dropped"),
+)
+
+
 def _queues(stats: dict[str, Any]) -> Iterator[Metric]:
     for way, verb in (("rx", "receive"), ("tx", "transmit")):
-        for kind, what in (("packets", "Packets"), ("bytes", "Bytes"), ("dropped", "Packets dropped")):
+        for kind, what in KINDS:
             name = f"vnic_nic_{verb}_{kind}"
             family = CounterMetricFamily(name, f"{what}; received is what the container sent.", labels=["nic", "queue"])
             for nic in stats["nics"]:
@@ -84,20 +106,71 @@ def _queues(stats: dict[str, Any]) -> Iterator[Metric]:
     yield missed
 
 
-def _elements(stats: dict[str, Any]) -> Iterator[Metric]:
-    packets = CounterMetricFamily("vnic_element_packets", "Packets that entered an element.", labels=["engine", "element"])
-    drops = CounterMetricFamily(
-        "vnic_element_dropped_packets", "Packets that an element dropped.", labels=["engine", "element", "reason"]
-    )
-    held = GaugeMetricFamily("vnic_element_held_packets", "Packets inside an element.", labels=["engine", "element"])
+WAYS = ["nic", "direction"]
+ELEMENT = ["engine", "element"]
+
+
+def _each_element(stats: dict[str, Any]) -> Iterator[tuple[list[str], dict[str, Any]]]:
+    """Labels and entry of every element."""
     for engine in stats["engines"]:
         for element in engine["elements"]:
-            labels = [engine["name"], element["name"]]
-            packets.add_metric(labels, element["packets"])
-            held.add_metric(labels, element["held"])
-            for reason, count in element["dropped"].items():
-                drops.add_metric([*labels, reason], count)
-    yield from (packets, drops, held)
+            yield [engine["name"], element["name"]], element
+
+
+def _elements(stats: dict[str, Any]) -> Iterator[Metric]:
+    packets = CounterMetricFamily(
+        "vnic_element_packets", "Packets that entered an element, or that a source took from its port.", labels=ELEMENT
+    )
+    drops = CounterMetricFamily(
+        "vnic_element_dropped_packets", "Packets that an element dropped.", labels=[*ELEMENT, "reason"]
+    )
+    held = GaugeMetricFamily("vnic_element_held_packets", "Packets inside an element.", labels=ELEMENT)
+    own = ["type", "counter"]
+    events = CounterMetricFamily("vnic_element_events", "Counters of an element's class, see its text.", labels=[*ELEMENT, *own])
+    octets = CounterMetricFamily("vnic_element_bytes", "Counters of an element's class that count bytes.", labels=[*ELEMENT, *own])
+    matched = CounterMetricFamily("vnic_classifier_rule_packets", "Packets that a rule matched.", labels=[*ELEMENT, "rule"])
+    for labels, element in _each_element(stats):
+        packets.add_metric(labels, element["packets"])
+        held.add_metric(labels, element["held"])
+        for reason, count in element["dropped"].items():
+            drops.add_metric([*labels, reason], count)
+        if element["type"] != "Shaper":  # see _shapers
+            for counter, count in element["counters"].items():
+                family = octets if counter.endswith("bytes") else events
+                family.add_metric([*labels, element["type"], counter], count)
+        for rule, count in enumerate(element.get("hits", ())):
+            matched.add_metric([*labels, str(rule)], count)
+    yield from (packets, drops, held, events, octets, matched)
+
+
+def _shapers(stats: dict[str, Any]) -> Iterator[Metric]:
+    """The counters of shaping.shaper.Shaper. The delay is a summary: its sum over its count is the mean."""
+    delay = SummaryMetricFamily("vnic_shaper_delay_seconds", "Time that a packet spent in the queue of a shaper.", labels=ELEMENT)
+    longest = GaugeMetricFamily("vnic_shaper_delay_max_seconds", "The longest of these times so far.", labels=ELEMENT)
+    sent = CounterMetricFamily("vnic_shaper_sent_bytes", "Wire bytes let go while there was a rate.", labels=ELEMENT)
+    delayed = CounterMetricFamily("vnic_shaper_delayed_packets", "Packets that had to wait.", labels=ELEMENT)
+    split = CounterMetricFamily("vnic_shaper_split_packets", "GSO frames that were cut into smaller ones.", labels=ELEMENT)
+    queue = GaugeMetricFamily("vnic_shaper_queue_bytes", "Wire bytes that wait.", labels=ELEMENT)
+    packets = GaugeMetricFamily("vnic_shaper_queue_packets", "Packets that wait, a GSO frame as one.", labels=ELEMENT)
+    most = GaugeMetricFamily("vnic_shaper_queue_max_bytes", "The most wire bytes that waited at once so far.", labels=ELEMENT)
+    limit = GaugeMetricFamily(
+        "vnic_shaper_queue_limit_bytes", "Wire bytes that may wait, where there is a rate.", labels=ELEMENT
+    )
+    for labels, element in _each_element(stats):
+        if element["type"] != "Shaper":
+            continue
+        counters = element["counters"]
+        delay.add_metric(labels, counters["passed"] + counters["delayed"], counters["sojourn_ns"] / 1e9)
+        longest.add_metric(labels, counters["sojourn_max_ns"] / 1e9)
+        sent.add_metric(labels, counters["sent_bytes"])
+        delayed.add_metric(labels, counters["delayed"])
+        split.add_metric(labels, counters["split"])
+        queue.add_metric(labels, counters["queue_bytes"])
+        packets.add_metric(labels, element["held"])
+        most.add_metric(labels, counters["queue_bytes_max"])
+        if element["queue_limit_bytes"] is not None:
+            limit.add_metric(labels, element["queue_limit_bytes"])
+    yield from (delay, longest, sent, delayed, split, queue, packets, most, limit)
 
 
 def _engines(status: dict[str, Any]) -> Iterator[Metric]:
@@ -112,15 +185,30 @@ def _engines(status: dict[str, Any]) -> Iterator[Metric]:
         yield family
 
 
-def text_of(runtime: Readable) -> bytes:
-    """The exposition, in Prometheus' text format."""
+def text_of(runtime: Readable, process: Mapping[str, Any]) -> bytes:
+    """The exposition, in Prometheus' text format. process: see Collector."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(Collector(runtime))
+    registry.register(Collector(runtime, process))
     return generate_latest(registry)
 
 
+def families_of(runtime: Readable, process: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The same for programs: [{"name", "type", "help", "samples": [{"name", "labels", "value"}]}]."""
+    return [
+        {
+            "name": family.name,
+            "type": family.type,
+            "help": family.documentation,
+            "samples": [{"name": each.name, "labels": each.labels, "value": each.value} for each in family.samples],
+        }
+        for family in Collector(runtime, process).collect()
+    ]
+
+
 @contextlib.asynccontextmanager
-async def serving(config: MetricsConfig, runtime: Readable, *, first: bool = True):  # type: ignore[no-untyped-def]
+async def serving(  # type: ignore[no-untyped-def]
+    config: MetricsConfig, runtime: Readable, process: Mapping[str, Any], *, first: bool = True
+):
     """Serves metrics where the configuration says. first: no other worker of this instance does. Raises VnicError where that is taken."""
     fresh = Fresh(FRESH_TURNS)
     connected: list[asyncio.WriteTransport] = []  # the oldest first
@@ -134,7 +222,7 @@ async def serving(config: MetricsConfig, runtime: Readable, *, first: bool = Tru
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 head = await reader.readuntil(b"\r\n\r\n")
-                writer.write(_respond(head.split(b"\r\n", 1)[0], lambda: fresh.get(None, lambda: text_of(runtime))))
+                writer.write(_respond(head.split(b"\r\n", 1)[0], lambda: fresh.get(None, lambda: text_of(runtime, process))))
                 await writer.drain()
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass

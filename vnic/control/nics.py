@@ -478,6 +478,8 @@ class Nics(Module):
             "link": "up" if attached.config.link_up else "down",
             "egress_bps": attached.egress_shaper.rate_bps,
             "ingress_bps": attached.ingress_shaper.rate_bps,
+            "egress_queue_bytes": attached.egress_shaper.queue_limit_bytes,
+            "ingress_queue_bytes": attached.ingress_shaper.queue_limit_bytes,
         }
 
     def status(self) -> dict[str, Any]:

@@ -9,10 +9,13 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
 from dataplane.clock import Clock
+from dataplane.element import Element, Source
+from dataplane.elements.classifier import Classifier
 from dataplane.engine import Engine
 from dataplane.errors import ConfigError, VnicError, named, one_line
 from dataplane.graph import to_data, to_dot, to_text
 from dataplane.group import EngineGroup
+from shaping.shaper import Shaper
 from vnic.control.accounts import Accounts
 from vnic.control.chain import module_class
 from vnic.control.convert import changed_group, encode_config
@@ -31,6 +34,19 @@ from vnic.control.segments import Segments
 H = TypeVar("H", bound=Hosted)
 
 log = Log("vnic")
+
+
+def _counters(element: Element, statistics: dict[str, Any]) -> dict[str, Any]:
+    """What `stats` says of an element. `packets`: those that entered, or that a source took; besides, the bound of a shaper's queue
+    at its rate, and the packets that each rule of a classifier matched."""
+    found = {"type": type(element).__name__, **statistics}
+    if isinstance(element, Source):
+        found["packets"] = statistics["received"]
+    if isinstance(element, Shaper):
+        found["queue_limit_bytes"] = element.queue_limit_bytes
+    if isinstance(element, Classifier):
+        found["hits"] = element.hits()
+    return found
 
 
 class Runtime:
@@ -376,14 +392,14 @@ class Runtime:
         """Counters of one NIC, or of everything: of the NIC, its queues, and its elements with their drops by reason."""
         with self.lock:
             nics = self.nics.statistics(name)
-            kinds = {element.name: type(element).__name__ for each in self.hosted for element in each.engine.elements}
+            elements = {element.name: element for each in self.hosted for element in each.engine.elements}
             return {
                 "nics": nics,
                 "engines": [
                     {
                         "name": each.engine.name,
                         "elements": [
-                            {"name": element, "type": kinds[element], **statistics}
+                            {"name": element, **_counters(elements[element], statistics)}
                             for element, statistics in each.engine.snapshot()
                             if name is None or element.startswith(f"{name}.")
                         ],

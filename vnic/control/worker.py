@@ -226,7 +226,8 @@ class Worker:
         try:
             from vnic.control import metrics
 
-            await serving.enter_async_context(metrics.serving(config, runtime, first=self._start.role == "first"))
+            process = {"version": _version(), "supervisor": self._supervisor_status()}
+            await serving.enter_async_context(metrics.serving(config, runtime, process, first=self._start.role == "first"))
         except Exception as error:
             if self._start.role == "first":
                 raise

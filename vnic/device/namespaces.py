@@ -88,10 +88,13 @@ def enter(netns_fd: int, label: str) -> None:
             os.close(owner)
         setns(netns_fd, CLONE_NEWNET)
     except PermissionError:
-        raise ConfigError(f"{label}: not permitted to enter its network namespace; {_WHO_MAY_ENTER}") from None
+        raise ConfigError(f"{label}: not permitted to enter its network namespace; {_who_may_enter()}") from None
 
 
-_WHO_MAY_ENTER = "run vnic as the user who started the container, or as root"
+def _who_may_enter() -> str:
+    if os.geteuid() != 0:
+        return "run vnic as the user who started the container, or as root"
+    return "the kernel refuses it to root here (CAP_SYS_PTRACE is missing, or a security module); give netns: its path instead"
 
 
 class NetNamespace:
@@ -168,7 +171,7 @@ class NetNamespace:
                 if has_exited(pidfd, EXIT_TIMEOUT_MS if hidden else 0):
                     raise absent from None
                 if hidden or isinstance(error, PermissionError):
-                    raise ConfigError(f"{label}: not permitted to open its network namespace; {_WHO_MAY_ENTER}") from None
+                    raise ConfigError(f"{label}: not permitted to open its network namespace; {_who_may_enter()}") from None
                 raise PortError(f"{label}: cannot open its network namespace: {error.strerror}") from None
             # The process of the pidfd still runs, so the pid was not reused in between.
             if has_exited(pidfd):
@@ -192,7 +195,7 @@ class NetNamespace:
         except (FileNotFoundError, NotADirectoryError):
             raise ConfigError(f"{label}: no such file; `ip netns list` shows the names there are") from None
         except PermissionError:
-            raise ConfigError(f"{label}: not permitted to open it; {_WHO_MAY_ENTER}") from None
+            raise ConfigError(f"{label}: not permitted to open it; {_who_may_enter()}") from None
         except OSError as error:
             raise ConfigError(f"{label}: cannot open it: {error.strerror}") from None
         try:

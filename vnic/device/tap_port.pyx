@@ -7,7 +7,8 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 from dataplane.packet cimport (GSO_NONE, HEADROOM, LARGE_BYTES, LARGE_FRAME, NO_PACKET, SMALL_FRAME, Batch, Context, Packet,
                                batch_add, packet_alloc, packet_buffer, packet_data, packet_free)
-from dataplane.port cimport (OFFLOAD_ALL, TX_IO_ERROR, TX_LINK_DOWN, TX_QUEUE_FULL, TX_REJECTED, TX_TOO_LONG, Port)
+from dataplane.port cimport (OFFLOAD_ALL, TX_IO_ERROR, TX_LINK_DOWN, TX_QUEUE_FULL, TX_REJECTED, TX_TOO_LONG, Port,
+                             count_segments)
 from dataplane.vatomic cimport vnic_check
 
 from dataplane.errors import PortError
@@ -150,6 +151,7 @@ cdef class TapPort(Port):
                 sent += 1
                 self.stats[queue].tx_packets += 1
                 self.stats[queue].tx_bytes += p.length
+                count_segments(p, &self.stats[queue].tx_more_packets, &self.stats[queue].tx_more_bytes)
                 packet_free(ctx, index)
                 continue
             # A TAP's write is the reception in the container: what fails now is lost, as on a wire, and never tried again.

@@ -110,7 +110,7 @@ class Replay:
             self.clock.set(self.start_ns)
             engines = self.runtime.engines
             self.time = VirtualTime(engines)
-            self._recorder = DropRecorder(self.writer, len(config.nics), engines) if drops and self.writer else None
+            self._recorder: DropRecorder | None = DropRecorder(self.writer if drops else None, len(config.nics), engines)
             undo.pop_all()
 
     @staticmethod
@@ -176,6 +176,9 @@ class Replay:
             "start_ns": self.start_ns,
             "duration_ns": self.clock.now_ns - self.start_ns,
             "dropped": dict(sorted(dropped.items())),
+            "dropped_rates": {} if self._recorder is None else {
+                name: _rates(meter) for name, meter in sorted(self._recorder.meters.items())
+            },
             "nics": nics,
             "errors": self.errors,
         }
