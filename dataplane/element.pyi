@@ -9,6 +9,10 @@ from dataplane.graph import Path
 from dataplane.handlers import Handler
 from dataplane.packet import PacketPool
 
+REPORT_S: float
+
+def report_failure(element: Element, error: BaseException) -> None: ...
+
 class Element:
     OUTPUTS: ClassVar[int]
     DROP_REASONS: ClassVar[tuple[str, ...]]

@@ -3,14 +3,18 @@
 import io
 import json
 import logging
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.test_command import environment, vnic  # noqa: F401 - a fixture
-from vnic.control.log import WORD_MOST, JsonFormatter, Log, TextFormatter
+from tests.support.containers import Container
+from tests.test_command import TREE, environment, ping, vnic, write_config  # noqa: F401 - a fixture
+from vnic.control.log import UNCAUGHT_MOST, WORD_MOST, JsonFormatter, Log, TextFormatter
 
 pytestmark = pytest.mark.commands
 
@@ -69,6 +73,93 @@ def test_a_bug_comes_with_its_traceback():
 
     assert "on purpose" in json.loads(logged(JsonFormatter(), say))["traceback"]
     assert "ZeroDivisionError: on purpose" in logged(TextFormatter(), say)
+
+
+PROGRAM = """
+import sys, threading
+from vnic.control.log import set_up
+set_up()
+print("printed to stdout")
+print("to stderr, and", end=" ", file=sys.stderr)
+print("its end\\n\\nanother line", file=sys.stderr)
+for number in range(30):
+    thread = threading.Thread(target=lambda: 1 / 0, name="counter")
+    thread.start()
+    thread.join()
+class Ends:
+    def __del__(self):
+        raise KeyError("ignored")
+Ends()
+raise ValueError("the last word")
+"""
+
+
+def said(form):
+    """Standard output and error of a process that prints and fails in all ways, in lines."""
+    given = {**os.environ, "VNIC_LOG_FORMAT": form, "PYTHONPATH": str(TREE)}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=given, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1
+    return done.stdout.splitlines(), done.stderr.splitlines()
+
+
+def test_whatever_is_printed_is_a_record():
+    out, lines = said("json")
+    entries = [json.loads(line) for line in lines]
+    assert out == []
+    printed = [(entry["stream"], entry["text"]) for entry in entries if entry["event"] == "printed"]
+    assert printed == [("stdout", "printed to stdout"), ("stderr", "to stderr, and its end"), ("stderr", "another line")]
+    uncaught = [entry for entry in entries if entry["event"] == "uncaught exception"]
+    assert len(uncaught) == UNCAUGHT_MOST  # of 32
+    assert uncaught[0]["exception"] == "ZeroDivisionError: division by zero" and uncaught[0]["thread"] == "counter"
+    assert all("Traceback" in entry["traceback"] and entry["time"] for entry in uncaught)
+
+
+def test_text_says_when_an_exception_was():
+    out, lines = said("text")
+    assert out == ["printed to stdout"] and lines[0] == "to stderr, and its end"
+    heads = [line for line in lines if "uncaught exception" in line]
+    assert len(heads) == UNCAUGHT_MOST
+    assert re.match(r'\d{4}-\d\d-\d\d [\d:.]+ ERROR uncaught exception exception="ZeroDivisionError: division by zero"', heads[0])
+
+
+FAILING = """
+from dataplane.element import PyElement
+class Bad(PyElement):
+    def process(self, batch):
+        print("a word of its own")
+        raise RuntimeError("on purpose")
+"""
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_a_failing_element_is_one_record(environment, tmp_path, form):  # noqa: F811
+    """With its name, the exception and the traceback; and no more than one for many batches."""
+    (tmp_path / "bad.py").write_text(FAILING)
+    with Container() as a, Container() as b:
+        config = json.loads(open(write_config(tmp_path / "net.yaml", a=a, b=b)).read())
+        config["nics"]["a"].setdefault("egress", {})["elements"] = [{"element": "bad:Bad"}]
+        (tmp_path / "net.yaml").write_text(json.dumps(config))
+        vnic(environment, "up", "-d", "--log-format", form, str(tmp_path / "net.yaml"))
+        try:
+            name = next(each for each in json.loads(vnic(environment, "handler", "--json")) if "bad" in each.lower())
+            for _ in range(20):  # each sends ARP requests, which get no answer
+                ping(a, "10.99.0.2", check=False)
+                stats = json.loads(vnic(environment, "stats", "a", "--json"))["engines"][0]["elements"]
+                if (dropped := next(each for each in stats if each["name"] == name)["dropped"]["exception"]) > 1:
+                    break
+            assert dropped > 1
+        finally:
+            vnic(environment, "down")
+    text = (tmp_path / "default.log").read_text()
+    assert text.count("RuntimeError: on purpose") == 2  # the exception, and the end of the traceback
+    if form == "text":
+        (head,) = (line for line in text.splitlines() if "element failed" in line)
+        assert f"ERROR element failed element={name} " in head and re.match(r"\d{4}-\d\d-\d\d ", head)
+        return
+    entries = [json.loads(line) for line in text.splitlines()]
+    (failed,) = (entry for entry in entries if entry["event"] == "element failed")
+    assert failed["element"] == name and failed["exception"] == "RuntimeError: on purpose" and "bad.py" in failed["traceback"]
+    assert {"printed", "element failed"} <= {entry["event"] for entry in entries}
 
 
 @pytest.mark.parametrize("how", ["option", "variable"])

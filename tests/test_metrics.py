@@ -3,7 +3,9 @@
 import contextlib
 import json
 import os
+import shutil
 import socket
+import subprocess
 import urllib.request
 
 import pytest
@@ -11,7 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.containers import Container
 from tests.test_command import environment, ping, vnic, write_config  # noqa: F401 - a fixture
-from vnic.control.metrics import CONNECTIONS_MOST
+from tests.wire_frames import TCP, UDP, Spec
+from vnic.control.metrics import CONNECTIONS_MOST, families_of, text_of
+from vnic.testing import VirtualNetwork
 
 
 def parsed(text):
@@ -26,6 +30,136 @@ def get(port, path="/metrics"):
     with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
         assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
         return answer.read().decode()
+
+
+NETWORK = """
+nics:
+  a:
+    egress:
+      rate: 10mbit
+      queue: 20ms
+      elements: [{element: Classifier, name: kinds, rules: [{protocol: udp}, {protocol: tcp}]}, {element: Counter, name: seen}]
+  b: {ingress: {rate: 20mbit}}
+"""
+PROCESS = {"version": "9.9", "supervisor": {"restarts": 3}}
+
+
+@pytest.fixture
+def busy():
+    """A network at rest after traffic of all kinds: plain and GSO frames, malformed ones, drops, delays."""
+    with VirtualNetwork(NETWORK) as net:
+        port = net._devices.nics["a"].port
+        port.inject([Spec(protocol=UDP, payload=bytes(900)).build()] * 20 + [bytes(5)])
+        port.inject([Spec(protocol=TCP, payload=bytes(20 * 1448)).frame(1448)] * 3)
+        net.run()
+        yield net._runtime
+
+
+def expected_of(stats):
+    """Samples of metrics by what `stats` says."""
+    found = {}
+
+    def put(name, value, **labels):
+        found[name, tuple(sorted(labels.items()))] = value
+
+    for nic in stats["nics"]:
+        for number, queue in enumerate(nic["queues"]):
+            assert len(queue) == 10
+            for key, value in queue.items():
+                way, _, what = key.partition("_")
+                verb = {"rx": "receive", "tx": "transmit"}[way]
+                put(f"vnic_nic_{verb}_{what}_total", value, nic=nic["name"], queue=str(number))
+    for engine in stats["engines"]:
+        for element in engine["elements"]:
+            labels = {"engine": engine["name"], "element": element["name"]}
+            put("vnic_element_packets_total", element["packets"], **labels)
+            put("vnic_element_held_packets", element["held"], **labels)
+            for reason, value in element["dropped"].items():
+                put("vnic_element_dropped_packets_total", value, **labels, reason=reason)
+            for rule, value in enumerate(element.get("hits", [])):
+                put("vnic_classifier_rule_packets_total", value, **labels, rule=str(rule))
+            counters = element["counters"]
+            if element["type"] == "Shaper":
+                put("vnic_shaper_delay_seconds_count", counters["passed"] + counters["delayed"], **labels)
+                put("vnic_shaper_delay_seconds_sum", counters["sojourn_ns"] / 1e9, **labels)
+                put("vnic_shaper_delay_max_seconds", counters["sojourn_max_ns"] / 1e9, **labels)
+                put("vnic_shaper_sent_bytes_total", counters["sent_bytes"], **labels)
+                put("vnic_shaper_delayed_packets_total", counters["delayed"], **labels)
+                put("vnic_shaper_split_packets_total", counters["split"], **labels)
+                put("vnic_shaper_queue_bytes", counters["queue_bytes"], **labels)
+                put("vnic_shaper_queue_packets", element["held"], **labels)
+                put("vnic_shaper_queue_max_bytes", counters["queue_bytes_max"], **labels)
+                if element["queue_limit_bytes"] is not None:
+                    put("vnic_shaper_queue_limit_bytes", element["queue_limit_bytes"], **labels)
+                continue
+            for counter, value in counters.items():
+                unit = "bytes" if counter.endswith("bytes") else "events"
+                put(f"vnic_element_{unit}_total", value, **labels, type=element["type"], counter=counter)
+    return found
+
+
+OF_STATS = ("vnic_nic_receive_", "vnic_nic_transmit_", "vnic_element_", "vnic_shaper_", "vnic_classifier_")
+
+
+def test_every_number_of_stats_that_has_a_metric_is_the_same(busy):
+    stats, text = busy.stats(), text_of(busy, PROCESS).decode()
+    found = {key: value for key, value in parsed(text).items() if key[0].startswith(OF_STATS)}
+    assert found == expected_of(stats)
+    elements = {each["name"]: each for engine in stats["engines"] for each in engine["elements"]}
+    assert elements["a.rx"]["packets"] == 24  # a source's are those that it took
+    assert elements["a.egress.kinds"]["hits"] == [20, 3]
+    assert elements["a.parse"]["dropped"]["runt"] == 1
+    assert elements["a.egress.rate"]["dropped"]["queue_full"] > 0 < elements["a.egress.rate"]["counters"]["delayed"]
+    assert elements["a.egress.rate"]["queue_limit_bytes"] == 25_000
+
+
+def test_a_nic_counts_packets_and_bytes_on_a_wire_beside_the_kernel_s(busy):
+    """A GSO frame is one packet with one set of headers, and as many as it has segments on a wire: 66 bytes of headers each."""
+    a = busy.stats("a")["nics"][0]["queues"][0]
+    udp, tcp = 14 + 20 + 8 + 900, 14 + 20 + 20
+    assert (a["rx_packets"], a["rx_wire_packets"]) == (24, 21 + 3 * 20)
+    assert (a["rx_bytes"], a["rx_wire_bytes"]) == (20 * udp + 5 + 3 * (tcp + 20 * 1448), 20 * udp + 5 + 60 * (tcp + 1448))
+    seen = next(each for each in busy.stats("a")["engines"][0]["elements"] if each["name"] == "a.egress.seen")
+    assert seen["counters"]["wire_bytes"] == a["rx_wire_bytes"] - 5
+    b = busy.stats("b")["nics"][0]["queues"][0]
+    sent = next(each for each in busy.stats("b")["engines"][0]["elements"] if each["name"] == "b.ingress.rate")["counters"]
+    assert b["tx_wire_bytes"] == b["tx_bytes"] == sent["sent_bytes"]  # segmented before this port, which has no TSO
+
+
+def test_metrics_of_the_process_and_of_limits(busy):
+    found = parsed(text_of(busy, PROCESS).decode())
+    (build,) = (key for key in found if key[0] == "vnic_build_info")
+    assert found[build] == 1 and ("version", "9.9") in build[1]
+    assert found["vnic_worker_restarts_total", ()] == 3
+    way = (("direction", "egress"), ("nic", "a"))
+    assert found["vnic_nic_rate_limit_bps", way] == 10_000_000 and found["vnic_nic_queue_limit_bytes", way] == 25_000
+
+
+def test_metrics_as_json_are_the_same_samples(busy):
+    families = families_of(busy, PROCESS)
+    found = {
+        (sample["name"], tuple(sorted(sample["labels"].items()))): sample["value"]
+        for family in families
+        for sample in family["samples"]
+    }
+    assert json.loads(json.dumps(families)) == families
+    moving = ("vnic_nic_cpu", "vnic_engine")  # what control itself does, takes CPU time
+    assert {key: value for key, value in found.items() if not key[0].startswith(moving)} == {
+        key: value for key, value in parsed(text_of(busy, PROCESS).decode()).items() if not key[0].startswith(moving)
+    }
+
+
+def test_names_units_and_types_are_those_of_prometheus(busy):
+    text = text_of(busy, PROCESS)
+    for family in text_string_to_metric_families(text.decode()):
+        assert family.documentation.endswith("."), family.name
+        names = {sample.name for sample in family.samples}
+        if family.type == "counter":
+            assert all(name.endswith("_total") for name in names), family.name
+        assert not any(name.endswith(("_ns", "_ms")) for name in names), family.name
+    if promtool := shutil.which("promtool"):
+        done = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, timeout=30)
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
 @pytest.fixture

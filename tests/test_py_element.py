@@ -1,10 +1,12 @@
 """Elements in Python: columns, frames, drops and gates by mask, and what happens when they raise."""
 
+import time
+
 import numpy as np
 import pytest
 
 from dataplane.clock import Clock
-from dataplane.element import PyElement
+from dataplane.element import REPORT_S, PyElement, report_failure
 from dataplane.elements.counter import Discard
 from dataplane.engine import Engine
 from dataplane.packet import PacketPool
@@ -61,7 +63,7 @@ def test_drop_and_emit_by_mask():
     assert statistics["dropped"] == {"exception": 0, "odd": 2, "tiny": 1}
 
 
-def test_an_exception_costs_the_batch_and_nothing_else(capsys):
+def test_an_exception_costs_the_batch_and_nothing_else(caplog):
     class Fails(PyElement):
         def process(self, batch):
             if batch.length[0] == 60:
@@ -71,12 +73,31 @@ def test_an_exception_costs_the_batch_and_nothing_else(capsys):
     out, statistics = run(element, [bytes(60)] * 3)
     assert out == [] and statistics["dropped"]["exception"] == 3
     assert isinstance(element.last_error, RuntimeError)
-    assert "on purpose" in capsys.readouterr().err
+    (record,) = caplog.records
+    assert record.getMessage() == "element failed" and record.exc_info[1] is element.last_error
+    assert record.fields == {"element": element.name, "exception": "RuntimeError: on purpose"}
     out, _ = run(Fails(), [bytes(61)] * 3)
     assert len(out) == 3
 
 
-def test_wrong_masks_are_refused(capsys):
+def test_an_element_that_fails_for_every_batch_does_not_flood_the_log(caplog, monkeypatch):
+    now_s = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
+    element = Broken()
+    for _ in range(50):
+        report_failure(element, ValueError("again"))
+    assert len(caplog.records) == 1
+    now_s[0] += REPORT_S
+    report_failure(element, ValueError("still"))
+    report_failure(Broken(), ValueError("another element"))
+    assert [record.fields.get("unreported") for record in caplog.records] == [None, 49, None]
+
+
+class Broken(PyElement):
+    """Its process is never called."""
+
+
+def test_wrong_masks_are_refused():
     class Wrong(PyElement):
         def process(self, batch):
             batch.drop([1, 2])
@@ -84,4 +105,3 @@ def test_wrong_masks_are_refused(capsys):
     element = Wrong()
     run(element, [bytes(60)])
     assert "mask: want 1 booleans" in str(element.last_error)
-    capsys.readouterr()
