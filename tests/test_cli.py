@@ -12,6 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from dataplane.cgroup import Hierarchy
+from dataplane.errors import VnicError
+from vnic.cli import capture, show
 from vnic.cli.main import COMMANDS, cli
 from vnic.control import doctor
 
@@ -314,6 +316,31 @@ def test_completion_scripts(shell):
     assert "_VNIC_COMPLETE" in invoke("completion", shell).output
 
 
+SHORT = "nics: {web: {pid: 1, egress: {rate: 100kbit, queue: 20ms}}, db: {pid: 1, mtu: 9000, ingress: {rate: 10mbit, queue: 10ms}}}"
+
+
+def test_a_queue_shorter_than_a_frame_is_said(tmp_path):
+    (tmp_path / "net.yaml").write_text(SHORT)
+    result = invoke("config", "check", str(tmp_path / "net.yaml"))
+    assert result.exit_code == 0
+    assert result.stderr == (
+        f"vnic: warning: {tmp_path}/net.yaml:1: nic web: egress: queue 20ms at 100kbit is 250 bytes, less than one frame of 1514; "
+        "one frame waits all the same, up to 121.12ms\n"
+    )
+
+
+def test_up_reads_standard_input_and_warns(environment):
+    done = run(environment, "up", "-d", "-i", "from-stdin", "-", input=SHORT)
+    assert done.returncode == 0, done.stderr
+    try:
+        assert len(json.loads(run(environment, "status", "-i", "from-stdin", "--json").stdout)["nics"]) == 2
+    finally:
+        assert run(environment, "down", "-i", "from-stdin").returncode == 0
+    log = (Path(environment["VNIC_RUNTIME_DIR"]) / "from-stdin.log").read_text()
+    assert "WARNING <stdin>:1: nic web: egress: queue 20ms at 100kbit is 250 bytes" in log
+    assert_error(run(environment, "up", "-", input="nics: {"), 2, "<stdin>:1: no YAML")
+
+
 def completed(environment, *words):
     """What the shell offers for the last word."""
     line = {"_VNIC_COMPLETE": "bash_complete", "COMP_WORDS": " ".join(["vnic", *words]), "COMP_CWORD": str(len(words))}
@@ -328,6 +355,40 @@ def test_completion_of_names(environment, running):
         assert completed({**environment, "VNIC_INSTANCE": "absent"}, *words) == []
     done = run({**environment, "_VNIC_COMPLETE": "bash_complete", "COMP_WORDS": "vnic group d", "COMP_CWORD": "2"})
     assert done.stderr == ""  # this daemon has no groups: nothing, without a word
+
+
+def test_an_event_says_that_a_rate_is_lifted():
+    event = {"event": "rate", "time": 0.25, "nic": "web", "egress_bps": None, "ingress_bps": 5_000_000}
+    assert show._event_line(event).split()[1:] == ["rate", "nic=web", "egress=none", "ingress=5mbit"]
+
+
+def test_a_table_is_narrow_in_a_pipe_and_breaks_no_name(capsys):
+    """A NIC and its shaper after some time: at most 100 columns; delays in ms, their mean and maximum."""
+    counters = {"passed": 15, "delayed": 8283, "split": 2997, "sent_bytes": 12521783, "queue_bytes": 1514, "queue_bytes_max": 137922,
+                "sojourn_max_ns": 112762589, "sojourn_ns": 132709988145}  # fmt: skip
+    dropped = {"queue_full": 18, "no_buffer": 1, "released": 0}
+    shaper = {"name": "database.egress.rate", "type": "Shaper", "packets": 15757, "held": 1, "dropped": dropped,
+              "counters": counters, "queue_limit_bytes": 25000}  # fmt: skip
+    queue = {f"{way}_{what}": 12_345_678_901 for way in ("rx", "tx") for what in show.QUEUE_COLUMNS}
+    show._show_stats({"nics": [{"name": "database", "queues": [queue]}], "engines": [{"name": "e0", "elements": [shaper]}]})
+    lines = capsys.readouterr().out.splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 100
+    text = " ".join(" ".join(lines).split())
+    assert "wire packets wire bytes dropped" in text
+    assert "18 queue_full" in text and "queue 1514 of 25000 bytes" in text and "delay mean" in text
+    assert "15.993 ms" in text and "max 112.763 ms" in text and "sojourn" not in text
+
+
+def test_what_cannot_be_written_is_named():
+    reading, writing = os.pipe()
+    os.write(writing, bytes(100))
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        with pytest.raises(VnicError, match="^cannot write /dev/full: No space left on device$"):
+            capture._copy(reading, (full, "/dev/full"), None, None, None)
+    finally:
+        for descriptor in (reading, writing, full):
+            os.close(descriptor)
 
 
 def test_stats_have_one_shape(environment, running):

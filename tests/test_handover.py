@@ -150,7 +150,7 @@ def test_forgetting_returns_free_packets_to_the_pool():
     engine = Engine("e", pool, clock=Clock(virtual=True))
     port, other = MemoryPort("m"), MemoryPort("n")
     rx = PortRx(port)
-    _ = rx >> Shaper(1000, name="slow") >> PortTx(other)
+    _ = rx >> Shaper(1000, queue="10s", name="slow") >> PortTx(other)
     engine.load([rx])
     port.inject([bytes(100)] * 10)
     engine.advance(0)

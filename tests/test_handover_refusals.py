@@ -80,7 +80,7 @@ CHANGES: dict[str, tuple[Any, str]] = {
     "cut another's": (lambda c: entry(c, "a.egress")["state"].update(split=[2000, 0]), "cannot be the one that is being cut"),
     "cut what": (lambda c: entry(c, "a.egress")["state"].update(split=[1]), "not that of a Shaper"),
     "queues": (lambda c: entry(c, "a.rx")["state"]["queues"].pop(), "has 2 queue pairs, its state 1"),
-    "queue": (lambda c: entry(c, "a.rx")["state"]["queues"].__setitem__(0, [1, 2]), "not three numbers"),
+    "queue": (lambda c: entry(c, "a.rx")["state"]["queues"].__setitem__(0, [1, 2]), "not five numbers"),
     "no queues": (lambda c: entry(c, "a.rx")["state"].clear(), "not a list of queues"),
     "rss": (lambda c: entry(c, "a.tx")["state"].update(rss_table=[5]), "names queue 5"),
     "rss key": (lambda c: entry(c, "a.tx")["state"].update(rss_key=b"1"), "a key of 1 bytes"),

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.containers import Container
-from tests.test_command import environment, ping, vnic, write_config  # noqa: F401 - a fixture
+from tests.test_command import TREE, environment, ping, vnic, write_config  # noqa: F401 - a fixture
 from tests.wire_frames import TCP, UDP, Spec
 from vnic.control.metrics import CONNECTIONS_MOST, families_of, text_of
 from vnic.testing import VirtualNetwork
@@ -160,6 +161,31 @@ def test_names_units_and_types_are_those_of_prometheus(busy):
     if promtool := shutil.which("promtool"):
         done = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, timeout=30)
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_the_dashboard_and_the_page_name_metrics_and_labels_that_are_there(busy):
+    text = text_of(busy, PROCESS).decode()
+    there = set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
+    there |= {f"{name}_{part}" for name in there for part in ("sum", "count")}
+    labels = {name for key in parsed(text) for name, _ in key[1]} | {"instance"}  # instance: Prometheus' own
+    board = json.loads((TREE / "examples/grafana/vnic.json").read_text())
+    queries = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    queries += [each["query"] for each in board["templating"]["list"] if each["type"] == "query"]
+    assert len(queries) > 15
+    for query in queries:
+        assert set(re.findall(r"\bvnic_\w+", query)) <= there, query
+        assert set(re.findall(r"(\w+)=~?\"", query)) <= labels, query
+    page = (TREE / "docs/metrics.md").read_text()
+    assert set(re.findall(r"\bvnic_\w+", page)) <= there
+    named = {name.replace("transmit", "receive") for name in re.findall(r"\bvnic_\w+", page)}
+    missing = {name for name in there if name.startswith("vnic_") and not name.endswith(("_sum", "_count"))} - named
+    assert {name for name in missing if "transmit" not in name} <= {"vnic_shaper_delay_seconds", *SHORTENED}
+
+
+SHORTENED = {  # on the page: ..._bytes_total
+    "vnic_nic_receive_bytes_total", "vnic_nic_receive_wire_bytes_total",
+    "vnic_shaper_delayed_packets_total", "vnic_shaper_split_packets_total",
+}  # fmt: skip
 
 
 @pytest.fixture

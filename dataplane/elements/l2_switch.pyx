@@ -201,7 +201,7 @@ cdef class L2Switch(Element):
                 raise ConfigError(f"{self.name}: flush: {what} {str(number)[:60]!r}; want 0 to {most}")
         if "mac" not in which:
             if port is not None and self.ports[<uint32_t>port] == NULL and not any(
-                    entry["port"] == port for entry in self.table.entries()):
+                    entry["port"] == port for entry in self.get_table()):
                 open_ports = ", ".join(str(number) for number in range(MAX_PORTS) if self.ports[<uint32_t>number] != NULL)
                 raise ConfigError(f"{self.name}: flush: there is no port {port}; open ports: {open_ports or 'none'}")
             return lambda: self.table.forget_learned(port)

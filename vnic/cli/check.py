@@ -66,6 +66,7 @@ def check(file: str, as_json: bool) -> None:
     """
     import msgspec
 
+    from vnic.control.advice import queue_warnings
     from vnic.control.chain import module_class
     from vnic.control.load import load_config
     from vnic.control.schema import encode_scalar
@@ -76,6 +77,8 @@ def check(file: str, as_json: bool) -> None:
             _find_elements(direction.elements, found.directory)
     for module in found.modules:
         module_class(module.module, found.directory)
+    for warning in queue_warnings(found):
+        click.echo(f"vnic: warning: {warning}", err=True)
     if as_json:
         print_json(msgspec.json.decode(msgspec.json.encode(found, enc_hook=encode_scalar)))
     else:

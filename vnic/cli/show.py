@@ -191,24 +191,29 @@ def monitor(instance: str, as_json: bool) -> None:
     vnic monitor
     vnic monitor --json | jq -c 'select(.event == "drops")'
     """
-    import datetime
-
     with connect(instance) as client, suppress(KeyboardInterrupt):
         for reply in client.stream("Monitor"):
             event: dict[str, Any] = reply["event"]
             if as_json:
                 print_line(event)
                 continue
-            when = datetime.datetime.fromtimestamp(event.pop("time")).strftime("%H:%M:%S.%f")[:-3]
-            what = event.pop("event")
-            for direction in ("egress", "ingress"):
-                if (key := f"{direction}_bps") in event:
-                    event[direction] = shown_rate(event.pop(key))
-            click.echo(f"{when} {what:12} " + " ".join(f"{key}={value}" for key, value in event.items() if value is not None))
+            click.echo(_event_line(event))
+
+
+def _event_line(event: dict[str, Any]) -> str:
+    """An event as text: 10:00:00.123 rate nic=web egress=none."""
+    import datetime
+
+    when = datetime.datetime.fromtimestamp(event["time"]).strftime("%H:%M:%S.%f")[:-3]
+    words = {key: value for key, value in event.items() if key not in ("time", "event")}
+    for direction in ("egress", "ingress"):
+        if (key := f"{direction}_bps") in words:
+            words[direction] = shown_rate(words.pop(key))
+    return f"{when} {event['event']:12} " + " ".join(f"{key}={value}" for key, value in words.items() if value is not None)
 
 
 QUEUE_COLUMNS = ("packets", "bytes", "wire_packets", "wire_bytes", "dropped")
-CELL = 40  # columns of a cell of many counters: a table of elements is at most some 100 columns wide
+CELL = 30  # columns of a cell of counters: a table of elements is some 100 columns wide at most
 
 
 def _show_stats(found: dict[str, Any]) -> None:
@@ -226,7 +231,7 @@ def _show_stats(found: dict[str, Any]) -> None:
         rows = []
         for element in engine["elements"]:
             drops = [f"{count} {reason}" for reason, count in element.get("dropped", {}).items() if count]
-            cells = [_cell(drops, 20), _cell(_counters(element), CELL)]
+            cells = [_cell(drops, 16), _cell(_counters(element), CELL)]
             rows.append([element["name"], element.get("type"), element.get("packets", 0), element.get("held", 0), *cells])
         if rows:
             print_table(["element", "type", ">packets", ">held", "dropped", "counters"], rows, title=f"engine {engine['name']}")

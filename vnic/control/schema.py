@@ -320,7 +320,9 @@ class DirectionConfig(_Strict):
     """Processing of packets in one direction.
 
     rate: Rate limit: bits of layer-2 frames without preamble and FCS, a second. Default: no limit.
-    queue: Packets that the shaper may hold, as time at the rate; further packets are dropped.
+    queue: Longest time that a packet may wait for the rate. The bytes of that time at the rate are the
+        queue's bound, segments of GSO frames counted one by one; an empty queue takes one frame of any
+        length, and further packets are dropped.
     elements: Chain of elements that packets pass: on the way out before the shaper and the switch, on
         the way in behind the switch and before the shaper.
     """

@@ -23,6 +23,7 @@ import threading
 import time
 import traceback
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from subprocess import DEVNULL, Popen, TimeoutExpired
 from typing import TYPE_CHECKING, Self
@@ -176,10 +177,20 @@ def run_child(sock: socket.socket, request: Request, netns_fd: int) -> str | Non
         status = 0
     except BrokenPipeError:  # the daemon has ended
         pass
-    except BaseException:  # printed here; the agent reports that the child failed
-        traceback.print_exc()
+    except BaseException as error:  # printed here; the agent reports that the child failed
+        report(error)
     finally:
         os._exit(status)
+
+
+def report(error: BaseException) -> None:
+    """Writes the traceback of a bug to the log: one object where the log is JSON (see vnic.control.log, which is not loaded here)."""
+    if os.environ.get("VNIC_LOG_FORMAT") != "json":
+        traceback.print_exception(error)
+        return
+    entry = {"time": datetime.now(UTC).isoformat(), "level": "error", "event": "namespace agent failed"}
+    entry |= {"exception": f"{type(error).__name__}: {error}", "traceback": "".join(traceback.format_exception(error))}
+    os.write(2, msgspec.json.encode(entry) + b"\n")
 
 
 def wait_for_child(pid: int, label: str) -> str | None:
