@@ -19,7 +19,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def instance_option(function: F) -> F:
     return click.option(
         "-i", "--instance", default="default", envvar="VNIC_INSTANCE", metavar="NAME", show_default=True, show_envvar=True,
-        help="Which running vnic.", shell_complete=completing("instance"),
+        help="Running instance to use.", shell_complete=completing("instance"),
     )(function)  # fmt: skip
 
 

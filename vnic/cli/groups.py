@@ -12,14 +12,12 @@ from vnic.cli.common import completing, connect, instance_option, json_option, p
 @click.command()
 @click.argument("name", shell_complete=completing("group"))
 @click.option("--mode", type=click.Choice(["dedicated", "spreading", "compacting"]), help="How its engines get CPU time.")
-@click.option("--cpus", metavar="N,N...|any", help="The CPUs that it may use.")
-@click.option("--guarantee", metavar="TIME/TIME|none", help="CPU time of each of its threads, and the period that it is for.")
-@click.option("--slo", metavar="TIME", help="When compacting, the queueing delay to keep below.")
-@click.option("--spin", metavar="TIME", help="How long a thread polls before it sleeps; 0: not at all.")
-@click.option("--budget", metavar="TIME", help="How long an engine's turn may take; 0: as long as it likes.")
-@click.option(
-    "--cgroup", multiple=True, metavar="PATH|none", help="A cgroup that its threads join; may be given several times."
-)
+@click.option("--cpus", metavar="N,N...|any", help="CPUs that its threads may use.")
+@click.option("--guarantee", metavar="TIME/TIME|none", help="CPU time for each of its threads, in each period.")
+@click.option("--slo", metavar="TIME", help="Queueing delay to stay below when compacting.")
+@click.option("--spin", metavar="TIME", help="Time that an idle thread polls before it sleeps.")
+@click.option("--budget", metavar="TIME", help="Longest iteration of an engine; longer ones are counted; 0: no limit.")
+@click.option("--cgroup", multiple=True, metavar="PATH|none", help="Cgroup that its threads join; may be given several times.")
 @instance_option
 @json_option
 def group(
@@ -32,13 +30,14 @@ def group(
     as_json: bool,
     **times: str | None,
 ) -> None:
-    """Change the engine group called NAME while packets flow: words and units are those of the configuration file. What is not given
-    stays; `any` and `none` take one away.
+    """Change the engine group called NAME while packets flow.
+
+    Options have the names and units of the configuration file. Settings without an option stay; `any` and `none` remove one.
 
     \b
-    dedicated   a thread for each of its CPUs, which polls without end
-    spreading   a thread for each engine, which sleeps when there is nothing to do
-    compacting  one thread for all of them, more while packets wait too long
+    dedicated   one thread for each CPU, which polls without sleeping
+    spreading   one thread for each engine, which sleeps when idle
+    compacting  one thread for all engines, more while packets wait too long
 
     \b
     vnic group default --mode compacting --slo 80us
@@ -84,11 +83,11 @@ def _numbers(cpus: str) -> list[int]:
 @instance_option
 @json_option
 def accounts(instance: str, as_json: bool) -> None:
-    """Show the CPU time and memory that each NIC is charged for, also in engines that many share.
+    """Show the CPU time and memory that each NIC is charged for, also in engines that several NICs share.
 
-    A NIC pays for the packets that it sends, up to the other NIC's queue, and for those that wait in its shapers. Overhead is
-    what nobody asked for: polling without end, control. All together is the CPU time of the engines. Memory is what is taken for a NIC:
-    by packets that wait for it, by the ring in front of it, and by its captures.
+    A NIC is charged for the packets that it sends, up to the queue of the receiving NIC, and for packets that wait in its shapers.
+    Overhead is CPU time that belongs to no NIC: polling without packets, control. The sum is the CPU time of the engines. Memory is
+    charged for packets that wait for the NIC, for its ring and for its captures.
 
     \b
     vnic accounts

@@ -17,14 +17,14 @@ from vnic.cli.common import completing, connect, instance_option, json_option, p
 @instance_option
 @json_option
 def handler(element: str | None, handler: str | None, value: str | None, instance: str, as_json: bool) -> None:
-    """List the handlers of elements (of ELEMENT), read HANDLER, or write VALUE to it, between two batches.
+    """List the handlers of all elements or of ELEMENT, read HANDLER, or write VALUE to it.
 
-    VALUE is text, or JSON where it reads as such. A live handler changes while packets flow; of a quiescing one all engines that have
-    a copy of the element stop for the change.
+    VALUE is parsed as JSON if possible, else it is text. A write takes effect between two batches. While a live handler is written,
+    packets flow; for a quiescing handler, all engines that have a copy of the element stop until the change is made.
 
     \b
-    vnic handler                                        what there is
-    vnic handler web.egress.rate                        of one element
+    vnic handler                                        list all
+    vnic handler web.egress.rate                        list those of one element
     vnic handler web.egress.classifier hits             read
     vnic handler web.egress.rate rate 50mbit            write
     vnic handler switch flush '{"port": 2}'

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--rate", default="100mbit", show_default=True, help="The rate applied in the second half.")
+@click.option("--rate", default="100mbit", show_default=True, help="Rate limit of the second half.")
 @click.option("--queues", type=click.IntRange(1, 64), default=2, show_default=True, help="Queue pairs of each NIC.")
-@click.option("--seconds", type=Seconds(0.2, 600), default=3.0, show_default=True, help="How long each way is measured.")
-@click.option("--spin", default="0us", show_default=True, help="How long the engine polls before it sleeps.")
+@click.option("--seconds", type=Seconds(0.2, 600), default=3.0, show_default=True, help="Duration of each measurement.")
+@click.option("--spin", default="0us", show_default=True, help="Time that the idle engine polls before it sleeps.")
 @json_option
 def demo(rate: str, queues: int, seconds: float, spin: str, as_json: bool) -> None:
-    """Make two containers, connect them through one vnic, and run real TCP both ways: unshaped, then at a rate applied live.
+    """Make two containers, connect them, and measure TCP in both directions: without a limit, then with one set while it runs.
 
     Prints what was measured against what the rate allows, round-trip times, packets per queue, and whether every packet is
     accounted for. Needs no root and leaves nothing behind.
@@ -63,10 +63,10 @@ def demo(rate: str, queues: int, seconds: float, spin: str, as_json: bool) -> No
 
 @click.command()
 @click.argument("file", metavar="FILE.yaml", type=click.Path())
-@click.option("-d", "--detach", is_flag=True, help="Return as soon as it is up; it goes on in the background and writes a log.")
+@click.option("-d", "--detach", is_flag=True, help="Run in the background with a log file; return once it is up.")
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, envvar="VNIC_LOG_FORMAT",
-    help="How the log is written: a line an event.",
+    help="Format of the log, one line for each event.",
 )  # fmt: skip
 @click.option("--partial", is_flag=True, help="Come up without the NICs that cannot be attached, and say which.")
 @instance_option
@@ -74,18 +74,18 @@ def demo(rate: str, queues: int, seconds: float, spin: str, as_json: bool) -> No
 def up(file: str, detach: bool, log_format: str, partial: bool, instance: str, ready_descriptor: int | None) -> None:
     """Run the configuration FILE.yaml (-: standard input) until Ctrl-C, SIGTERM or `vnic down`.
 
-    All of it comes up or nothing does, unless --partial is given. Relative paths and an element's module:Class are looked for beside the
-    file.
+    If any part fails, nothing is started, unless --partial is given. Relative paths, and the files of module:Class, are searched for
+    beside the file.
 
     A NIC with `netns: PATH` is detached when the namespace at PATH vanishes, and is attached again when one appears there; until then
-    `vnic status` lists it as waiting. With --partial that is so from the start.
+    `vnic status` lists it as waiting. With --partial it may wait from the start.
 
     \b
     vnic up net.yaml                  in the foreground
     vnic up -d net.yaml               in the background
     vnic up -d --partial net.yaml     also where a container does not run yet
-    vnic up -i lab lab.yaml           a second one; `vnic status -i lab` shows it
-    vnic config check net.yaml        only look whether the file is right
+    vnic up -i lab lab.yaml           a second instance; `vnic status -i lab` shows it
+    vnic config check net.yaml        check the file without running it
     """
     from vnic.cli.main import explain
 
@@ -203,7 +203,7 @@ def _say_what_is_absent(instance: str) -> None:
 @click.command()
 @instance_option
 def down(instance: str) -> None:
-    """Stop a running instance: its NICs are detached, and it is gone when this returns.
+    """Stop a running instance; return when its NICs are detached and its processes have ended.
 
     \b
     vnic down

@@ -135,14 +135,14 @@ def status(instance: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("name", required=False, shell_complete=completing("nic"))
-@click.option("--watch", metavar="TIME", help="Again and again, at this interval, 10ms to 1h, until Ctrl-C.")
+@click.option("--watch", metavar="TIME", help="Repeat at this interval, 10ms to 1h, until Ctrl-C.")
 @instance_option
 @json_option
 def stats(name: str | None, watch: str | None, instance: str, as_json: bool) -> None:
-    """Show counters of each queue, and of each element with its drops by reason; of the NIC called NAME only, if given.
+    """Show counters of each queue and of each element, with drops by reason; of the NIC called NAME only, if given.
 
     \b
-    rx, tx        what the container sent; what it got
+    rx, tx        what the container sent; what it received
     packets       as the kernel counts, like `ip -s link`: a GSO frame (TSO, USO) of many segments is one
                   packet, and its bytes have the headers once
     wire packets  after segmentation: every segment with its headers, as on a wire. Rates limit wire bytes.
@@ -184,8 +184,8 @@ def stats(name: str | None, watch: str | None, instance: str, as_json: bool) -> 
 @instance_option
 @json_option
 def monitor(instance: str, as_json: bool) -> None:
-    """Show what happens, as it happens, until Ctrl-C: NICs attached and detached, rates, links, captures, engines that move to another
-    thread or take too long for a turn, packets that begin to be dropped, workers replaced.
+    """Show events as they occur, until Ctrl-C: NICs attached and detached, changes of rates and links, captures, engines that move to
+    another thread or exceed their budget, the first of a series of drops, workers replaced.
 
     \b
     vnic monitor
@@ -277,12 +277,12 @@ def metrics(instance: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--dot", "style", flag_value="dot", help="In Graphviz' language.")
-@click.option("--json", "style", flag_value="json", help="As one JSON object.")
+@click.option("--dot", "style", flag_value="dot", help="Print it in Graphviz' language.")
+@click.option("--json", "style", flag_value="json", help="Print JSON.")
 @click.option("--text", "style", flag_value="text", default="text", hidden=True)
 @instance_option
 def graph(style: str, instance: str) -> None:
-    """Show the elements that run and how packets pass from one to the next.
+    """Show the packet graph: the running elements and their connections.
 
     \b
     vnic graph

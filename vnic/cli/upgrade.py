@@ -11,24 +11,24 @@ from vnic.cli.common import connect, instance_option, json_option, print_json, p
 
 @click.command()
 @click.option(
-    "--python", type=click.Path(exists=True, dir_okay=False), help="A Python that has the version to run.  [default: the same]"
+    "--python", type=click.Path(exists=True, dir_okay=False), help="Python with the version to run.  [default: the same]"
 )
 @instance_option
 @json_option
 def upgrade(python: str | None, instance: str, as_json: bool) -> None:
     """Replace the running program by the version that is installed now, while packets flow.
 
-    A second worker is started and prepared; then each engine stops for some milliseconds, and goes on in the new worker with all that it
-    knows and holds. Containers keep interfaces and connections, nothing is lost. If anything fails, the old worker goes on.
+    A second worker is prepared beside the running one. Then each engine stops for some milliseconds and continues in the new worker with
+    its state and packets. Containers keep interfaces and connections. If anything fails, the old worker continues.
 
-    Packets lost are those that an interface's queues or an engine had no room for, from the first engine's stop to the last one's start,
-    as kernel and engines count them.
+    Packets count as lost if the queues of an interface or an engine had no room for them between the first engine's stop and the last
+    engine's start, by the counters of kernel and engines.
 
-    The supervisor and its namespace agent, two small processes, remain what they are until `vnic down`.
+    The supervisor and its namespace agent, two small processes, are not replaced before `vnic down`.
 
     \b
     pip install --upgrade vnic-0.2.0-cp311-cp311-linux_x86_64.whl && vnic upgrade     a wheel, its URL, or a source tree
-    vnic upgrade --python /opt/vnic-2/bin/python     also for the upgrades, and after the crashes, that follow
+    vnic upgrade --python /opt/vnic-2/bin/python     use this Python from now on, also after a crash
     vnic upgrade --json
     """
     with connect(instance) as client:

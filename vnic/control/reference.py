@@ -201,11 +201,12 @@ def _keys_below(
         inner, step = _struct_in(kind)
         below: list[Key] = []
         if inner is not None and inner is not struct:  # branches of an element are elements again
-            wrap = {"": _as_is, "[]": _in_list, ".NAME": partial(_named, _NAMES.get(name, ""))}[step]
-
-            def inside(value: Any, name: str = name, wrap: Callable[[Any], Any] = wrap) -> dict[str, Any]:
-                return around({name: wrap(value)})
-
+            wraps: dict[str, Callable[[Any], Any]] = {
+                "": _as_is,
+                "[]": _in_list,
+                ".NAME": partial(_named, _NAMES.get(name, "")),
+            }
+            inside = partial(_within, around, name, wraps[step])
             inner_example = example if step == "" else next(iter(example.values() if step == ".NAME" else example), None)
             below = _keys_below(inner, f"{prefix}{name}{step}.", inside, inner_example)
         depth = f"{prefix}{name}{step}.".count(".")
@@ -226,6 +227,10 @@ def _keys_below(
         )
         found += below
     return found
+
+
+def _within(around: Callable[[Any], dict[str, Any]], name: str, wrap: Callable[[Any], Any], value: Any) -> dict[str, Any]:
+    return around({name: wrap(value)})
 
 
 def _as_is(value: Any) -> Any:
