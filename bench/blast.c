@@ -2,9 +2,9 @@
  *
  * usage: blast SENDER_NETNS SENDER_INTERFACE RECEIVER_NETNS RECEIVER_INTERFACE SECONDS [PPS]
  * Without PPS it sends as fast as it can; with PPS, at that rate: all frames that are due at once,
- * at least TICK_NS apart. Frames are valid UDP over IPv4 to the receiving interface's MAC, but to an
- * unused IP address, so that the receiving stack drops them early and does not reply. The result is
- * the receiving interface's rx_packets over SECONDS, after a warm-up of 200 ms.
+ * at least TICK_NS apart. Frames are valid UDP over IPv4 to the receiving interface's MAC, but to
+ * an unused IP address, so that the receiving stack drops them early and does not reply. The result
+ * is the receiving interface's rx_packets over SECONDS, after a warm-up of 200 ms.
  * Prints {"mpps": ..., "sent_mpps": ..., "seconds": ...}. */
 #include "common.h"
 #include <arpa/inet.h>

@@ -1,7 +1,8 @@
 """Does the control API disturb packets? Round trips between two containers, measured in turns:
 
-alone; beside CLIENTS clients of the control API of the instance between them ("clients"); and beside
-the same clients of another instance, with as many engines and NICs but no packets ("elsewhere").
+alone; beside CLIENTS clients of the control API of the instance between them ("clients"); and
+beside the same clients of another instance ("elsewhere"), which has as many engines and NICs but no
+packets.
 
 Each client requests the status, statistics, and a new rate, in turn, every PAUSE_S: some
 CLIENTS / PAUSE_S calls a second. Clients and control take CPU time from all processes on the same

@@ -1,8 +1,8 @@
 """Drives one element as an engine does, and measures only that.
 
-A Lane holds prepared packets in a first-in first-out list. One turn takes a batch from its front and
-pushes it into an element; the Sink after the element appends the packets to the list again. So an
-element may hold packets (a shaper), and an element that frees packets is noticed: the lane runs
+A Lane holds prepared packets in a first-in first-out list. One turn takes a batch from its front
+and pushes it into an element; the Sink after the element appends the packets to the list again. So
+an element may hold packets (a shaper), and an element that frees packets is noticed: the lane runs
 empty.
 """
 from libc.stdint cimport uint32_t, uint64_t

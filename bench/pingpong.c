@@ -2,8 +2,8 @@
  *
  * usage: pingpong CLIENT_NETNS SERVER_NETNS SERVER_ADDRESS COUNT PAUSE_US
  * With PAUSE_US > 0 the client sleeps between PAUSE_US and twice as long between round trips, so
- * that all processes on the path are asleep; with 0 the next one starts at once. The first reply may
- * take up to 10 s (it also resolves addresses, and switches learn them) and is not counted.
+ * that all processes on the path are asleep; with 0 the next one starts at once. The first reply
+ * may take up to 10 s (it also resolves addresses, and switches learn them) and is not counted.
  * Prints {"p50_us": ..., "p99_us": ..., "p999_us": ..., "min_us": ...,
  * the same with the prefix "through_", "count": ..., "lost": ...}. "through" is one way, from the
  * clock reading before the send to the receiving kernel's time stamp: it includes the path's

@@ -1,11 +1,11 @@
 """Cgroups of engines' threads: the kernel charges a thread's CPU time to its cgroup and bounds it.
 
-| version | a thread joins by writing   | CPU time                                 | bounds           |
-|---------|-----------------------------|------------------------------------------|------------------|
-| 2       | its id to `cgroup.threads`  | `cpu.stat`: usage_usec, microseconds     | cpu.max,         |
-|         |                             |                                          | cpu.weight       |
-| 1       | its id to `tasks`           | `cpuacct.usage`, nanoseconds, if mounted | cpu.cfs_quota_us,|
-|         |                             |                                          | cpu.shares       |
+| version | a thread joins by writing  | CPU time                              | bounds            |
+|---------|----------------------------|---------------------------------------|-------------------|
+| 2       | its id to `cgroup.threads` | `cpu.stat`: usage_usec, microseconds  | cpu.max,          |
+|         |                            |                                       | cpu.weight        |
+| 1       | its id to `tasks`          | `cpuacct.usage`, nanoseconds (if that | cpu.cfs_quota_us, |
+|         |                            | is mounted)                           | cpu.shares        |
 
 A v2 cgroup must be threaded, and in the domain (a cgroup that whole processes are in) of vnic.
 A thread is in one cgroup of each hierarchy, so a thread in a v1 cpu and a v1 cpuacct cgroup has

@@ -3,12 +3,12 @@
 A thread gets `runtime` of CPU time out of every `period`, and no more. The classes are tried in
 this order; one that this process may not use is skipped:
 
-| class      | guaranteed by | bounded by            | needs                                          |
-|------------|---------------|-----------------------|------------------------------------------------|
-| "deadline" | kernel        | kernel                | CAP_SYS_NICE in the initial user namespace,    |
-|            |               |                       | and all CPUs                                   |
-| "rr"       | kernel        | EngineThread.throttle | CAP_SYS_NICE or RLIMIT_RTPRIO                  |
-| "budget"   | -             | EngineThread.throttle | -                                              |
+| class      | guaranteed by | bounded by            | needs                                       |
+|------------|---------------|-----------------------|---------------------------------------------|
+| "deadline" | kernel        | kernel                | CAP_SYS_NICE in the initial user namespace, |
+|            |               |                       | and all CPUs                                |
+| "rr"       | kernel        | EngineThread.throttle | CAP_SYS_NICE or RLIMIT_RTPRIO               |
+| "budget"   | -             | EngineThread.throttle | -                                           |
 
 "budget" only bounds: other threads get the rest of each period, but nothing guarantees `runtime`.
 Sources: sched(7), sched_setattr(2).

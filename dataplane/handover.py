@@ -5,10 +5,10 @@ Both engines share the pool; they are in one process or in two.
     data = save_engine(old)      old is between two batches, and may still go on afterwards
     load_engine(new, data)       new is freshly built; after an error it is as before
     new.start()                  the point of no return: old must not run again
-    forget_engine(old)           old gives up its packets without freeing them; before or after start
+    forget_engine(old)           old gives up its packets, not freeing them; before or after start
 
-Until `start` nothing is written to shared memory. Packets in rings stay there: the rings are shared.
-docs/state-format.md documents the format.
+Until `start` nothing is written to shared memory. Packets in rings stay there: the rings are
+shared. docs/state-format.md documents the format.
 """
 
 from __future__ import annotations

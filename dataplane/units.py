@@ -2,9 +2,9 @@
 
 The units are those of tc(8), in any case:
 
-    rate   bit, kbit, mbit, gbit, tbit (powers of 1000), kibit ... tibit (powers of 1024)    -> bit/s
-    size   b, k or kb, m or mb, g or gb (powers of 1024, as in tc), also kib, mib, gib       -> bytes
-    time   ns, us, ms, s, and tc's longer spellings (usec, msecs, sec ...), min, h           -> ns
+    rate   bit/s: bit, kbit, mbit, gbit, tbit (powers of 1000); kibit, mibit, gibit, tibit (of 1024)
+    size   bytes: b, k or kb, m or mb, g or gb (powers of 1024, as in tc); also kib, mib, gib
+    time   ns: ns, us, ms, s, and tc's longer spellings (usec, msecs, sec ...), min, h
 
 Two things that tc accepts are rejected, since they are often misread: a number without a unit
 (except 0), and `bps`, which means *bytes* per second in tc and bits per second nearly everywhere

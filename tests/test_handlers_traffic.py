@@ -163,8 +163,8 @@ def test_a_flush_under_traffic_loses_nothing():
     sources = [PortRx(memory), PortRx(loop)]
     for source in sources:
         source >> element
-    # Frames from port 0 are flooded to port 1, the loopback port. They are received again on port 1,
-    # which moves their source address there, and are flooded to port 0, where they are discarded.
+    # Frames from port 0 are flooded to port 1, the loopback port. Received again, they move their
+    # source address to port 1, are flooded to port 0, and are discarded.
     element[0] >> Discard()
     element[1] >> PortTx(loop)
     element.activate(0)

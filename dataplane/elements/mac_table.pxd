@@ -1,8 +1,8 @@
 """MacTable: the forwarding database (IEEE 802.1Q, 8.8) of all VLANs, shared without locks.
 
 The switches of all engines share it. Layout of the segment (memfd; integers little endian, accessed
-with vatomic): MacTableHeader, then `slots` x MacSlot. A bucket is MAC_WAYS slots, one cache line. An
-address may be in any slot of the two buckets that its hash selects: two choices keep the buckets
+with vatomic): MacTableHeader, then `slots` x MacSlot. A bucket is MAC_WAYS slots, one cache line.
+An address may be in any slot of the two buckets that its hash selects: two choices keep the buckets
 evenly filled, so that a table with twice as many slots as entries almost never rejects one for want
 of room. A lookup reads at most two cache lines.
 
@@ -25,10 +25,9 @@ alone.
    another entry's.
 Two engines may insert the same new address at the same time. Each looks again after its insert,
 with a full fence between (store, then load), so at least one of them sees both entries, and removes
-the one in the later slot.
-All this holds between processes as between threads. A process killed within an insert or a removal
-leaves a slot that no thread may use and counts that are too high by one; `repair` corrects both while
-nothing else uses the table.
+the one in the later slot. All this holds between processes as between threads. A process killed
+within an insert or a removal leaves a slot that no thread may use and counts that are too high by
+one; `repair` corrects both while nothing else uses the table.
 
 Hostile input: guests choose addresses. The hash is SipHash-1-3 with a random 128-bit key, so a
 guest cannot aim at a bucket, even by observing which frames are flooded. A port may have as many

@@ -2,11 +2,11 @@
 
     python tests/support/plain_user.py [--tun open|closed|missing] [--uid N] -- COMMAND...
 
-The command gets a mount namespace of its own in which /dev/net/tun can be opened by all ("open"), by
-root only ("closed"), or does not exist ("missing"); the machine's own node does not change. The user
-id need not exist. Directories that only root may pass but that the command must pass (to reach
-Python, for example, if that is in root's home) are covered there by empty ones that contain only the
-path to what is needed. With `--uid 0` the command stays root: for the "missing" case.
+The command gets a mount namespace of its own in which /dev/net/tun can be opened by all ("open"),
+by root only ("closed"), or does not exist ("missing"); the machine's own node does not change. The
+user id need not exist. Directories that only root may pass but that the command must pass (to reach
+Python, for example, if that is in root's home) are covered there by empty ones that contain only
+the path to what is needed. With `--uid 0` the command stays root: for the "missing" case.
 
 Sources: mount_namespaces(7), mount(2).
 """

@@ -1,8 +1,9 @@
 """Packets lost in an upgrade, as the engines and the kernel count them.
 
-While an engine is halted, frames of its containers wait in their TAPs' queues, and packets from other
-engines in rings. Both are bounded. So the counters of both workers' engines and of the TAPs are read
-before the first engine is halted and after the last one runs again; the differences are reported.
+While an engine is halted, frames of its containers wait in their TAPs' queues, and packets from
+other engines in rings. Both are bounded. So the counters of both workers' engines and of the TAPs
+are read before the first engine is halted and after the last one runs again; the differences are
+reported.
 """
 
 from __future__ import annotations

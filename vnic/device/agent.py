@@ -5,12 +5,13 @@ threads and must stay in its own namespaces, so a process beside it forks a chil
 the child enters the container's namespaces, works, sends the answer (descriptors by SCM_RIGHTS) and
 exits. What a failed child left unfinished is freed with it.
 
-    daemon  --SOCK_SEQPACKET-->  agent  --fork-->  child: setns, work, answer on the same socket, exit
+    daemon  --SOCK_SEQPACKET-->  agent  --fork-->  child: setns, work, answer on that socket, exit
 
-One request at a time. A message is JSON, at most MAX_MESSAGE_BYTES; a request carries the namespace's
-descriptor, the answer to TapRequest those of the queues. After the child's answer the agent sends
-`Done`: the child has exited and holds nothing any more. The agent ends when its socket closes, which
-happens with the daemon's end in any case. An agent that died or does not answer is replaced.
+One request at a time. A message is JSON, at most MAX_MESSAGE_BYTES; a request carries the
+namespace's descriptor, the answer to TapRequest those of the queues. After the child's answer the
+agent sends `Done`: the child has exited and holds nothing any more. The agent ends when its socket
+closes, which happens with the daemon's end in any case. An agent that died or does not answer is
+replaced.
 """
 
 from __future__ import annotations

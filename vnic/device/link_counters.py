@@ -1,7 +1,7 @@
 """Kernel counters of an interface in another network namespace, by a netlink socket created there.
 
-Needs no privilege: any process that has the socket may request them (rtnetlink(7), RTM_GETSTATS). The
-kernel answers before send returns.
+Needs no privilege: any process that has the socket may request them (rtnetlink(7), RTM_GETSTATS).
+The kernel answers before send returns.
 
 Sources: include/uapi/linux/if_link.h (struct if_stats_msg, struct rtnl_link_stats64), netlink(7).
 """

@@ -2,8 +2,8 @@
 
 A namespace is looked up once and held by a descriptor, so a reused pid or a replaced path cannot
 lead to another one. But a descriptor of a namespace, or of a TAP made in it, keeps the namespace
-alive after its last process has ended. So every attachment has a `TargetWatch`, and its owner closes
-the attachment when the watch reports.
+alive after its last process has ended. So every attachment has a `TargetWatch`, and its owner
+closes the attachment when the watch reports.
 
 Sources: namespaces(7), setns(2), ioctl_ns(2), pidfd_open(2), inotify(7).
 """
