@@ -176,10 +176,11 @@ cdef void finish_segment(const Packet *whole, Packet *p, uint8_t *data, uint32_t
 
 def split_frame(const uint8_t[::1] frame, int gso_type, int gso_size, int csum_start, int csum_offset, uint32_t segments_each=1,
                 uint32_t buffers=9000):
-    """Cuts one GSO frame with `segment`, for tests and tools.
+    """Cuts one GSO frame with `segment`; for tests and tools.
 
-    Returns a list of (data, vnet_flags, gso_type, header_length, gso_size, csum_start, csum_offset), and the number of segments
-    lost because the pool of `buffers` packets had no more. Raises ValueError for a frame that Parse would drop.
+    Returns a list of (data, vnet_flags, gso_type, header_length, gso_size, csum_start,
+    csum_offset), and the number of segments lost because the pool of `buffers` packets was
+    exhausted. Raises ValueError for a frame that Parse would drop.
     """
     cdef PacketPool pool = PacketPool(small=buffers, large=buffers)
     cdef Context ctx

@@ -255,7 +255,13 @@ def test_a_nic_by_hand(environment, running):
     assert run(environment, *words).stdout.startswith("db: db with ")
     assert run(environment, "rate", "db", "--egress", "none", "--ingress", "2.5gbit").returncode == 0
     assert run(environment, "rate", "db").stdout == "egress  none\ningress 2.5gbit\n"
-    rates = {"name": "db", "egress_bps": None, "egress_queue_bytes": None, "ingress_bps": 2_500_000_000, "ingress_queue_bytes": None}
+    rates = {
+        "name": "db",
+        "egress_bps": None,
+        "egress_queue_bytes": None,
+        "ingress_bps": 2_500_000_000,
+        "ingress_queue_bytes": None,
+    }
     assert json.loads(run(environment, "rate", "db", "--json").stdout) == rates
     assert_error(run(environment, "rate", "nobody"), 2, "nic nobody: is not attached; attached: web, db")
     assert run(environment, "link", "db", "down").returncode == 0
@@ -316,7 +322,9 @@ def test_completion_scripts(shell):
     assert "_VNIC_COMPLETE" in invoke("completion", shell).output
 
 
-SHORT = "nics: {web: {pid: 1, egress: {rate: 100kbit, queue: 20ms}}, db: {pid: 1, mtu: 9000, ingress: {rate: 10mbit, queue: 10ms}}}"
+SHORT = (
+    "nics: {web: {pid: 1, egress: {rate: 100kbit, queue: 20ms}}, db: {pid: 1, mtu: 9000, ingress: {rate: 10mbit, queue: 10ms}}}"
+)
 
 
 def test_a_queue_shorter_than_a_frame_is_said(tmp_path):

@@ -119,7 +119,9 @@ def test_text_says_when_an_exception_was():
     assert out == ["printed to stdout"] and lines[0] == "to stderr, and its end"
     heads = [line for line in lines if "uncaught exception" in line]
     assert len(heads) == UNCAUGHT_MOST
-    assert re.match(r'\d{4}-\d\d-\d\d [\d:.]+ ERROR uncaught exception exception="ZeroDivisionError: division by zero"', heads[0])
+    assert re.match(
+        r'\d{4}-\d\d-\d\d [\d:.]+ ERROR uncaught exception exception="ZeroDivisionError: division by zero"', heads[0]
+    )
 
 
 FAILING = """

@@ -161,7 +161,6 @@ class Instance:
     def _metrics(self, parameters: Metrics, caller: Caller) -> dict[str, Any]:
         from vnic.control.metrics import families_of, text_of  # imported on first use: it loads a library
 
-
         if parameters.format == "json":
             return {"families": families_of(self._runtime, self._process)}
         return {"text": text_of(self._runtime, self._process).decode()}

@@ -6,9 +6,11 @@
     text   2026-11-25 10:00:00.123 INFO rate nic=web uid=1000
     json   {"time": "2026-11-25T10:00:00.123456+00:00", "level": "info", "event": "rate", "nic": "web", "uid": 1000}
 
-A field that is None is left out. Exceptions that nothing catches are records too, with their traceback; and as JSON, so is each line that
-code prints to standard output or error: every line of that log can be parsed. VNIC_LOG_FORMAT ("text", "json") is for all processes of an instance. The field's own library for this,
-structlog, loads rich with it: 50 ms and 6 MB in each of two processes, and a worker that follows a crash has 200 ms for everything.
+A field that is None is left out. Uncaught exceptions are records too, with their traceback. In the JSON
+format each line that code prints to standard output or error is a record as well, so every line of the
+log can be parsed. VNIC_LOG_FORMAT ("text", "json") holds for all processes of an instance. structlog, the
+usual library for such logs, imports rich: 50 ms and 6 MB in each of two processes, while a worker that
+follows a crash has 200 ms for its whole start.
 """
 
 from __future__ import annotations

@@ -50,7 +50,9 @@ class Collector:
         build.add_metric([self._process.get("version") or "unknown", platform.python_version()], 1)
         yield build
         restarts = (self._process.get("supervisor") or {}).get("restarts", 0)
-        yield CounterMetricFamily("vnic_worker_restarts", "Workers that were replaced after they had ended by a failure.", restarts)
+        yield CounterMetricFamily(
+            "vnic_worker_restarts", "Workers that were replaced after they had ended by a failure.", restarts
+        )
         yield GaugeMetricFamily("vnic_conserved", "1 while every packet is accounted for.", int(status["conserved"]))
         yield from _queues(stats)
         yield from _elements(stats)
@@ -121,13 +123,15 @@ def _elements(stats: dict[str, Any]) -> Iterator[Metric]:
     packets = CounterMetricFamily(
         "vnic_element_packets", "Packets that entered an element, or that a source took from its port.", labels=ELEMENT
     )
-    drops = CounterMetricFamily(
-        "vnic_element_dropped_packets", "Packets that an element dropped.", labels=[*ELEMENT, "reason"]
-    )
+    drops = CounterMetricFamily("vnic_element_dropped_packets", "Packets that an element dropped.", labels=[*ELEMENT, "reason"])
     held = GaugeMetricFamily("vnic_element_held_packets", "Packets inside an element.", labels=ELEMENT)
     own = ["type", "counter"]
-    events = CounterMetricFamily("vnic_element_events", "Counters of an element's class, see its text.", labels=[*ELEMENT, *own])
-    octets = CounterMetricFamily("vnic_element_bytes", "Counters of an element's class that count bytes.", labels=[*ELEMENT, *own])
+    events = CounterMetricFamily(
+        "vnic_element_events", "Counters of an element's class, see its text.", labels=[*ELEMENT, *own]
+    )
+    octets = CounterMetricFamily(
+        "vnic_element_bytes", "Counters of an element's class that count bytes.", labels=[*ELEMENT, *own]
+    )
     matched = CounterMetricFamily("vnic_classifier_rule_packets", "Packets that a rule matched.", labels=[*ELEMENT, "rule"])
     for labels, element in _each_element(stats):
         packets.add_metric(labels, element["packets"])
@@ -145,7 +149,9 @@ def _elements(stats: dict[str, Any]) -> Iterator[Metric]:
 
 def _shapers(stats: dict[str, Any]) -> Iterator[Metric]:
     """The counters of shaping.shaper.Shaper. The delay is a summary: its sum over its count is the mean."""
-    delay = SummaryMetricFamily("vnic_shaper_delay_seconds", "Time that a packet spent in the queue of a shaper.", labels=ELEMENT)
+    delay = SummaryMetricFamily(
+        "vnic_shaper_delay_seconds", "Time that a packet spent in the queue of a shaper.", labels=ELEMENT
+    )
     longest = GaugeMetricFamily("vnic_shaper_delay_max_seconds", "The longest of these times so far.", labels=ELEMENT)
     sent = CounterMetricFamily("vnic_shaper_sent_bytes", "Wire bytes let go while there was a rate.", labels=ELEMENT)
     delayed = CounterMetricFamily("vnic_shaper_delayed_packets", "Packets that had to wait.", labels=ELEMENT)

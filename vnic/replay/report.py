@@ -180,7 +180,16 @@ def page(result: Mapping[str, Any], origin: Mapping[str, str], picture: bytes) -
     image = base64.b64encode(picture).decode()
     head = cells(
         "th",
-        ["NIC", "packets sent", "class", "packets received", "bytes received", "delay p50, ms", "delay p99, ms", "delay max, ms"],
+        [
+            "NIC",
+            "packets sent",
+            "class",
+            "packets received",
+            "bytes received",
+            "delay p50, ms",
+            "delay p99, ms",
+            "delay max, ms",
+        ],
     )
     about = "".join(f"<tr><th>{html.escape(label)}</th><td>{html.escape(value)}</td></tr>" for label, value in origin.items())
     title = html.escape(f"vnic replay of {origin['captures']}")

@@ -176,9 +176,9 @@ class Replay:
             "start_ns": self.start_ns,
             "duration_ns": self.clock.now_ns - self.start_ns,
             "dropped": dict(sorted(dropped.items())),
-            "dropped_rates": {} if self._recorder is None else {
-                name: _rates(meter) for name, meter in sorted(self._recorder.meters.items())
-            },
+            "dropped_rates": {}
+            if self._recorder is None
+            else {name: _rates(meter) for name, meter in sorted(self._recorder.meters.items())},
             "nics": nics,
             "errors": self.errors,
         }
