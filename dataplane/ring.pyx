@@ -133,14 +133,6 @@ cdef class Ring:
             if descriptor >= 0:
                 os.close(descriptor)
 
-    def close_descriptors(self):
-        """Closes this process's descriptors of segment and doorbell, once no engine here has the ring in its graph. (An object may live on
-        until Python's cycle collector runs; descriptors are too few to wait for that.) The mapping goes with the object."""
-        for descriptor in (self.fd, self.doorbell):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self.fd = self.doorbell = -1
-
     cdef uint32_t push(self, const uint32_t *values, uint32_t count) noexcept nogil:
         """Appends up to `count` values, in order; returns how many were appended."""
         return 0

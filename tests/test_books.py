@@ -65,7 +65,7 @@ def test_a_nic_takes_its_descriptors_along():
         gc.disable()
         for _ in range(3):
             made.runtime.nics.attach(nic("x: {}"))
-            assert rings() == before + 1
+            assert rings() > before
             made.runtime.nics.detach("x")
             assert rings() == before
     finally:

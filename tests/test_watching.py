@@ -225,6 +225,19 @@ def test_what_cannot_be_attached_is_named(environment, tmp_path, leak_check):  #
             web.end()
 
 
+def test_a_nic_takes_its_descriptors_along(environment, tmp_path, leak_check, monkeypatch):  # noqa: F811
+    """At once: where few can be open, it is not for Python's cycle collector to close them."""
+    monkeypatch.setenv("VNIC_RUNTIME_DIR", environment["VNIC_RUNTIME_DIR"])
+    with Container() as a, running(environment, tmp_path, {}, engines=2), Client() as client:
+        counts = []
+        for _ in range(4):
+            nic = {"pid": a.pid, "interface": "eth0", "queues": 2}
+            client.call("Attach", name="a", nic=nic)
+            client.call("Detach", name="a")
+            counts.append(len(os.listdir(f"/proc/{client.call('Status')['status']['pid']}/fd")))
+        assert len(set(counts)) == 1, counts
+
+
 @pytest.mark.again
 @pytest.mark.root
 @pytest.mark.timeout(240)

@@ -288,7 +288,6 @@ class Nics(Module):
         self._devices.forget(name)
         if attached.ring is not None:
             self.runtime.segments.drop_ring(name)
-            attached.ring.close_descriptors()
         del self.attached[name]
 
     def get(self, name: str, session: Session | None = None) -> Attached:

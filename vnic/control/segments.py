@@ -64,7 +64,6 @@ class Segments:
             finally:
                 close_all(found)
         ring = MpscRing(RING_CAPACITY)
-        undo.callback(ring.close_descriptors)
         self._put(f"ring/{nic}", ring.fd, ring.doorbell)
         undo.callback(self.drop_ring, nic)
         return ring

@@ -300,6 +300,7 @@ class TargetWatch:
         self._identity = namespace.identity
         self._pid, self._path, self._interface = namespace.pid, namespace.path, interface
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._callback: Callable[[], object] | None = None
         self._pause: asyncio.TimerHandle | None = None
         self._process = self._directory = self._links = -1
         self._events = select.epoll()  # one descriptor for all that may happen
@@ -359,23 +360,29 @@ class TargetWatch:
     def on_gone(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> None:
         """Call `callback` once, from `loop`, when the target is gone (also when it is already)."""
 
-        def look() -> None:
-            if self._loop is not loop:
-                return
-            if self.gone:
-                self._forget()
-                callback()
-            else:
-                # A container may change its interfaces as often as it likes: that must not keep the loop busy.
-                loop.remove_reader(self._events)
-                self._pause = loop.call_later(PAUSE_S, loop.add_reader, self._events, look)
-
         self._forget()
-        self._loop = loop
-        loop.add_reader(self._events, look)
-        loop.call_soon(look)
+        self._loop, self._callback = loop, callback
+        loop.add_reader(self._events, self._told)
+        loop.call_soon(self._told)
+
+    def _told(self) -> None:
+        loop, callback = self._loop, self._callback
+        if loop is None or callback is None:
+            return
+        if self.gone:
+            self._forget()
+            callback()
+        elif self._pause is None:
+            # A container may change its interfaces as often as it likes: that must not keep the loop busy.
+            loop.remove_reader(self._events)
+            self._pause = loop.call_later(PAUSE_S, self._go_on, loop)
+
+    def _go_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._pause = None
+        loop.add_reader(self._events, self._told)
 
     def _forget(self) -> None:
+        self._callback = None
         if self._pause is not None:
             self._pause.cancel()
             self._pause = None
