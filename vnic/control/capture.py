@@ -7,6 +7,7 @@ old worker has closed the file (dataplane/ports/pcap_writer.pyx).
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,9 +16,16 @@ from dataplane.element import Element, Source
 from dataplane.elements.mirror import Mirror
 from dataplane.errors import ConfigError
 from dataplane.ports.pcap_writer import CaptureFile
+from vnic.control.keeper import write_document
 
 if TYPE_CHECKING:
+    from vnic.control.keeper import Keeper
     from vnic.control.parts import Attached, Home
+
+
+def reopened(descriptor: int) -> str:
+    """The path by which an open file or pipe is opened once more: so that two workers' locks exclude each other."""
+    return f"/proc/self/fd/{descriptor}"
 
 
 def points(attached: Attached, elements: list[Element]) -> list[str]:
@@ -32,6 +40,14 @@ class KeptCapture(msgspec.Struct, frozen=True):
     point: str
     snaplen: int
     uid: int | None = None  # the user who started it, unless that is the instance's owner
+
+    def keep(self, keeping: Keeper, number: int, descriptor: int) -> None:
+        """Has the supervisor keep it as capture `number`, with the file or pipe that it goes to. Raises VnicError."""
+        document = write_document(msgspec.json.encode(self))
+        try:
+            keeping.put(f"capture/{number}", [document, descriptor])
+        finally:
+            os.close(document)
 
 
 class LiveCapture:

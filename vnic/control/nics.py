@@ -11,7 +11,6 @@ Egress and ingress are the container's: what leaves it, what enters it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
@@ -26,9 +25,9 @@ from dataplane.ports.ring_port import RingPort
 from shaping.pool_share import PoolShare
 from vnic.control.accounts import nic_of
 from vnic.control.api import DESCRIPTION, INTERFACE
-from vnic.control.capture import KeptCapture, LiveCapture
+from vnic.control.capture import KeptCapture, LiveCapture, reopened
 from vnic.control.devices import Devices, Passed
-from vnic.control.keeper import read_document, write_document
+from vnic.control.keeper import read_document
 from vnic.control.log import Log
 from vnic.control.module import Method, Module, NotPermittedError, Session, user_name
 from vnic.control.nic_methods import nic_methods
@@ -48,11 +47,6 @@ CAPTURES_MOST = 64  # each has a thread and a buffer of 8 MiB
 CAPTURES_OF_A_USER_MOST = 4  # who is not the instance's owner
 
 log = Log("vnic")
-
-
-def reopened(descriptor: int) -> str:
-    """The path by which an open file or pipe is opened once more: so that two workers' locks exclude each other."""
-    return f"/proc/self/fd/{descriptor}"
 
 
 class Nics(Module):
@@ -107,15 +101,6 @@ class Nics(Module):
             self.watching.attach_first(nic)
         self._inherit_captures()
 
-    def watch(self) -> None:
-        """Looks after all containers from here on; on the loop's thread."""
-        for attached in self.attached.values():
-            self.watching.over(attached)
-
-    def attach_configured(self, config: NicConfig) -> None:
-        """Attaches a NIC that the configuration has. Raises VnicError."""
-        self._attach(config)
-
     def forget(self, config: NicConfig) -> None:
         """Drops what is kept of a NIC of the configuration that cannot be attached."""
         if config.number is not None:
@@ -127,7 +112,7 @@ class Nics(Module):
         """Attaches a NIC that waits, as it was. Raises VnicError, and then it waits on."""
         why, config.waiting = config.waiting, ""
         try:
-            status = self._attach(config)
+            status = self.put_in(config)
             self.runtime.remember(undo=lambda: self._take_out(config.name))
         except BaseException:
             config.waiting = why
@@ -150,10 +135,9 @@ class Nics(Module):
             config = own_nic(config)
             config.passed = passed is not None
             known, waiting = config.name in self.attached, self.watching.waiting.get(config.name)
-            if waiting is not None:
-                config.number = waiting.number
+            config.number = config.number if waiting is None else waiting.number
             try:
-                status = self._attach(config, passed)
+                status = self.put_in(config, passed)
             except BaseException:
                 if not known:
                     self._devices.forget(config.name)
@@ -170,13 +154,14 @@ class Nics(Module):
             self.runtime.emit("attached", nic=config.name, engine=status["engine"])
             return status
 
-    def _attach(self, config: NicConfig, passed: Passed | None = None) -> dict[str, Any]:
+    def put_in(self, config: NicConfig, passed: Passed | None = None) -> dict[str, Any]:
+        """Attaches a NIC that is, or is to be, one of the configuration. All or nothing. Raises VnicError."""
         try:
-            return self._attach_all(config, passed)
+            return self._put_in(config, passed)
         except OSError as error:
             raise VnicError(f"nic {config.name}: cannot be attached: {system_error(error)}") from None
 
-    def _attach_all(self, config: NicConfig, passed: Passed | None) -> dict[str, Any]:
+    def _put_in(self, config: NicConfig, passed: Passed | None) -> dict[str, Any]:
         runtime = self.runtime
         with runtime.lock, ExitStack() as undo:
             undo.callback(runtime.accounts.settle)  # at the very end
@@ -253,18 +238,16 @@ class Nics(Module):
             def keep() -> None:
                 self.config.nics[name], config.waiting = config, before
 
-            if waits:
-                config.waiting = why
-            else:
+            config.waiting = why if waits else ""
+            if not waits:
                 del self.config.nics[name]
             self.runtime.remember(undo=keep)
             if name in self.attached:
                 self._take_out(name)
             self.watching.look()
-            log.info("detached", nic=name, why=why or None, waits=waits or None)
-            owner = None if config.owner is None else int(config.owner)
-            said = {"why": why or None, "waits": waits or None, "owner": owner}
-            self.runtime.emit("detached", nic=name, **{key: value for key, value in said.items() if value is not None})
+            said = {**({"why": why} if why else {}), **({"waits": True} if waits else {})}
+            log.info("detached", nic=name, **said)
+            self.runtime.emit("detached", nic=name, **said, **({} if config.owner is None else {"owner": int(config.owner)}))
 
     def _take_out(self, name: str) -> None:
         attached = self.attached[name]
@@ -367,7 +350,8 @@ class Nics(Module):
             number, kept = self._captured, KeptCapture(point, snaplen, uid)
             capture = self._capture(number, kept, reopened(target) if isinstance(target, int) else target)
             try:
-                self._keep_capture(number, kept, capture.file.fileno())
+                if self.runtime.keeping is not None:
+                    kept.keep(self.runtime.keeping, number, capture.file.fileno())
             except BaseException:
                 self._end_capture(number)
                 raise
@@ -380,15 +364,6 @@ class Nics(Module):
         capture.start()
         self._captures[number] = capture
         return capture
-
-    def _keep_capture(self, number: int, kept: KeptCapture, descriptor: int) -> None:
-        if self.runtime.keeping is None:
-            return
-        document = write_document(msgspec.json.encode(kept))
-        try:
-            self.runtime.keeping.put(f"capture/{number}", [document, descriptor])
-        finally:
-            os.close(document)
 
     def _inherit_captures(self) -> None:
         """Those of the worker before: a successor goes on with them. After a crash their clients are gone, and so they end; as does what is
@@ -482,15 +457,15 @@ class Nics(Module):
         }
 
     def status(self) -> dict[str, Any]:
+        names = {attached.number: attached.config.name for attached in self.attached.values()}
         return {
             "nics": [self._status(attached) for attached in self.attached.values()],
             "waiting": self.watching.status(),
-            "switch": {"capacity": self.table.capacity, "entries": self._entries()},
+            "switch": {
+                "capacity": self.table.capacity,
+                "entries": [{**entry, "nic": names.get(entry["port"])} for entry in self.table.entries()],
+            },
         }
-
-    def _entries(self) -> list[dict[str, Any]]:
-        names = {attached.number: attached.config.name for attached in self.attached.values()}
-        return [{**entry, "nic": names.get(entry["port"])} for entry in self.table.entries()]
 
     def statistics(self, name: str | None = None) -> list[dict[str, Any]]:
         """Of one NIC or all: its queues' counters, and what did not get into its queues."""

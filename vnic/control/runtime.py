@@ -218,7 +218,7 @@ class Runtime:
         """Starts the engines' threads, on the loop's thread. A successor's engines run once they have their state."""
         for group in self.groups.values():
             group.start(run=self.role != "successor")
-        self.nics.watch()
+        self.nics.watching.over_all()
 
     def close(self) -> None:
         """Detaches everything and ends engines and devices. May be called twice."""

@@ -51,11 +51,15 @@ class Watching:
         if self._runtime.loop is not None:
             attached.watch.on_gone(self._runtime.loop, lambda: self._target_gone(attached))
 
+    def over_all(self) -> None:
+        """Watches over all containers from here on; on the loop's thread."""
+        for attached in self._nics.attached.values():
+            self.over(attached)
+
     def claim(self) -> None:
         """A successor has taken over. What happened meanwhile, the worker before may have seen and we not."""
         self._holds = False
-        for attached in self._nics.attached.values():
-            self.over(attached)
+        self.over_all()
         self.settle()
         self.look()
 
@@ -97,7 +101,7 @@ class Watching:
             return  # as in the worker before: both have the same graph
         why, config.waiting = config.waiting, ""
         try:
-            self._nics.attach_configured(config)
+            self._nics.put_in(config)
         except VnicError as error:
             if self._runtime.role == "successor" or (self._runtime.role == "first" and not self._nics.config.partial):
                 where = f" ({config.where})" if config.where else ""
