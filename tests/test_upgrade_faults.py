@@ -230,7 +230,7 @@ def test_a_python_that_comes_up_in_an_upgrade_only(environment, two, tmp_path): 
     while (found := status(environment))["pid"] == pid:
         pass
     assert found["supervisor"]["restarts"] == 2
-    assert "the Python of the last upgrade is given up" in (tmp_path / "default.log").read_text()
+    assert "ERROR next worker is of another Python" in (tmp_path / "default.log").read_text()
     ping(two[0], "10.99.0.2")
 
 

@@ -35,7 +35,7 @@ method Attach(name: string, nic: object, netns: ?int, process: ?int) -> (nic: ob
 # Takes a NIC off.
 method Detach(name: string) -> ()
 
-# Engines, NICs, switch; whether the packets' books balance.
+# Engines, NICs, switch; NICs that wait for their network namespace, and why; whether every packet is accounted for.
 method Status() -> (status: object)
 
 # Counters of one NIC, or of everything: per queue, and per element with drops by reason.
@@ -81,7 +81,8 @@ method StartCapture(point: string, path: ?string, snaplen: ?int) -> (capture: in
 method StopCapture(capture: int) -> (point: string, captured: int, missed: int, error: ?string)
 
 # Says what happens, as it happens; call with "more". Events have a name (attached, detached, rate, link, group, capture, engine-moved,
-# overrun, drops, worker), a time (seconds since 1970), and what they are about; "lost" where a listener was too slow for some before.
+# overrun, drops, worker), a time (seconds since 1970), and what they are about; detached says why, and waits where the NIC is
+# attached again once its namespace is back; "lost" where a listener was too slow for some before.
 method Monitor() -> (event: object)
 
 # Stats again and again; call with "more". interval_ms is at least 10.

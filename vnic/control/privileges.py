@@ -24,10 +24,17 @@ be root's to read in that way.
 The worker is what packets, clients and users' elements reach, so interfaces are made by the agent, descriptors and memory come from the
 supervisor, and these two speak to nobody but each other and the worker, whose messages are checked (keeper.py).
 
-What remains. Root's worker has no capabilities, but its user id is still 0, and root owns most of a machine's files and settings: who takes
-it over can read and write those, and get all of root's rights back that way. What it cannot do is mount, load modules, change networks, or
-trace the other two, which have more capabilities than it. A plain user's worker can do what its user can, and that includes tracing the
-supervisor (ptrace(2), unless Yama forbids it). To be safe from the worker, run vnic as a user who owns nothing else.
+What a worker may ask the supervisor for. An attacker who controls the worker can ask for what any attach needs: a TAP in the network
+namespace of any process or path on the machine, with any addresses and routes; in this way it can change the networks of containers that
+have no NIC here. It cannot change the network of the host: the supervisor refuses an interface in the network namespace that the supervisor
+itself runs in, unless the configuration that the instance was started with allows that (`host_interfaces: true`, or a NIC of the file that
+is there; the worker cannot change what it was). A successor that has not taken over yet can ask for nothing at all.
+
+What remains. Root's worker has no capabilities, but its user id is still 0, and root owns most of a machine's files and settings: an
+attacker who controls it can read and write those, and get all of root's rights back that way. What it cannot do itself is mount, load
+modules, make or change interfaces, or trace the other two, which have more capabilities than it. A plain user's worker can do what its user
+can, and that includes tracing the supervisor (ptrace(2), unless Yama forbids it). To be safe from the worker, run vnic as a user who owns
+nothing else.
 
 Another user id for root's worker alone is not done, since much of what it does is done as its user: it writes captures to the paths that
 the owner names, reads the users' modules, makes the metrics' socket, joins cgroups, and takes for its owner who has its own user id

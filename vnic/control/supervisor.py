@@ -50,7 +50,7 @@ WELL_S = 3.0  # a worker that served so long ran well: the next death is the fir
 START_TIMEOUT_S = 120.0  # a thousand NICs are attached in a minute
 STOP_TIMEOUT_S = 30.0
 PING_S = 2.0  # between two questions whether the worker's control runs
-MESSAGES_MOST = 256  # of a worker, in a turn
+MESSAGES_MOST = 1024  # of a worker, in a turn
 SILENT_S = 5.0  # without an answer, after which it is said not to answer; it may be slow, so that alone does not end it
 SILENT_STOP_S = 5.0  # what is left to a worker that did not answer before it was asked to stop
 
@@ -170,7 +170,8 @@ class Supervisor:
         """Asks the worker now and then whether its control runs, and says once when there is no answer. A worker that is merely
         slow is left alone; but it does not come between us and clients, who are told, nor `vnic down`."""
         now_s = time.monotonic()
-        if not worker.ready or self.successor is not None:  # it is busy with the hand-over, which has bounds of its own
+        # Busy with the hand-over, or with taking everything down, it may not answer; both have bounds of their own.
+        if not worker.ready or self.successor is not None or self._asked_to_stop_s is not None:
             return
         if worker.asked_s is None:
             if now_s >= self._ping_at_s:
@@ -199,8 +200,9 @@ class Supervisor:
     def _bury(self, worker: WorkerProcess) -> bool:
         if self.successor is not None:
             self._hear(self.successor)
-            if self.successor is not None and self.successor.took_over_s is not None:
-                self._succeed()  # everything went over before it ended
+            took_over = self.successor is not None and self.successor.took_over_s is not None
+            if took_over and worker.failure is None:  # it did not say that engines are on both sides
+                self._succeed()
                 return False
         why, served_s, stopped = worker.epitaph(), time.monotonic() - worker.ready_s, worker.stopped
         failure, was_ready = worker.failure, worker.ready
@@ -222,13 +224,14 @@ class Supervisor:
         return False
 
     def _judge_python(self, *, well: bool, was_ready: bool) -> None:
-        """After a death: the next worker is of the version before, where none of this one has come up after a crash."""
+        """After a death. Until a worker of the last upgrade's version has served for long, one that does not come up is followed by
+        one of the version before, and that, if it cannot read what is kept by now, by one of the other again."""
         if well:
             self._python_before = None
         elif not was_ready and self._python_before is not None:
-            log.error("the Python of the last upgrade is given up", python=self._python or sys.executable,
-                      instead=self._python_before or sys.executable)  # fmt: skip
-            self._python, self._python_before = self._python_before, None
+            self._python, self._python_before = self._python_before, self._python
+            python, instead = self._python or sys.executable, self._python_before or sys.executable
+            log.error("next worker is of another Python", python=python, instead_of=instead)
 
     def _pause(self, why: str, *, well: bool = False, pid: int | None = None) -> None:
         """After a death, or a start that failed: says why, and when the next worker is started. well: the last one ran well."""

@@ -123,7 +123,7 @@ class Watching:
                 "name": name,
                 "owner": None if config.owner is None else int(config.owner),
                 "netns": config.netns,
-                "why": "; not attached again: ".join(filter(None, (config.waiting, self._refused.get(name)))),
+                "why": "; not attached again: ".join(dict.fromkeys((config.waiting, self._refused.get(name, config.waiting)))),
             }
             for name, config in self.waiting.items()
         ]
@@ -153,7 +153,7 @@ class Watching:
                     try:
                         self._nics.bring_back(config)
                     except VnicError as error:
-                        if self._refused.get(name) != str(error):
+                        if str(error) not in (config.waiting, self._refused.get(name)):
                             log.warning("nic waits", nic=name, why=str(error))
                         self._refused[name] = str(error)
 
