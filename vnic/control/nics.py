@@ -70,11 +70,9 @@ class Nics(Module):
         self._started = False
         self.table = runtime.segments.table(config.switch.table, int(config.switch.ageing))
         # What users' NICs may hold of the pool, by the user's number: however many NICs and shapers, in whichever engines.
-        pool = runtime.pool
+        pool = runtime.pool.small_count, runtime.pool.large_count
         self._shares = {
-            uid: PoolShare(
-                max(pool.small_count * client.pool_percent // 100, 1), max(pool.large_count * client.pool_percent // 100, 1)
-            )
+            uid: PoolShare(*(max(count * client.pool_percent // 100, 1) for count in pool))
             for uid, client in config.clients.items()
         }
         self.homes: list[Home] = []

@@ -404,8 +404,7 @@ class Supervisor:
                 f"nic {nic}: {namespace.label}: this is the network namespace that vnic itself runs in; to allow NICs there, "
                 "put 'host_interfaces: true' into the configuration file and start the instance again"
             )
-        tap = self._agent.open_tap(request, namespace)
-        descriptors = keeper.tap_descriptors(tap)
+        descriptors = keeper.tap_descriptors(self._agent.open_tap(request, namespace))
         self.store.put(f"nic/{nic}", descriptors)
         return descriptors
 
