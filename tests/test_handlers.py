@@ -381,6 +381,18 @@ def test_the_table_of_a_switch_and_its_flush():
     assert len(element.table) == 0 and element.table.port_count(1) == 0
 
 
+def test_a_flush_of_a_port_that_is_not_there_is_refused():
+    """A port that is not open, but at which addresses are known, is: its link is down."""
+    element = switch()
+    fill(element.table)
+    element.activate(1)
+    assert write(element, "flush", {"port": 2}) == 5
+    with pytest.raises(ConfigError, match="^.*: flush: there is no port 99; open ports: 1$"):
+        write(element, "flush", {"port": 99})
+    assert write(element, "flush", {"port": 1}) == 4
+    assert write(element, "flush", {"port": 1}) == 0
+
+
 @pytest.mark.parametrize(
     "value",
     ["nothing", [], {"port": 1024}, {"port": -1}, {"port": True}, {"port": None}, {"vlan": 1}, {"mac": "x"}, {"mac": "01:00:00:00:00:00"},

@@ -77,6 +77,19 @@ nics:
 """
 
 
+@pytest.mark.parametrize(
+    ("rate_bps", "limits", "queue_ms"),
+    [(10**6, "rate: 1mbit, queue: 20ms", 20), (10**7, "rate: 10mbit, queue: 10ms", 10), (10**5, "rate: 100kbit", 100)],
+)
+def test_the_delay_is_at_most_that_of_the_queue_and_one_packet(tmp_path, rate_bps, limits, queue_ms):
+    packets = [(START_NS + n * 100_000, frame(B, A, 1514, n)) for n in range(300)]
+    results, _ = replay(tmp_path, f"nics: {{a: {{egress: {{{limits}}}}}, b: {{}}}}", {"a": pcap(packets, nanoseconds=True)})
+    delay = results["nics"][1]["classes"][0]["delay_ns"]
+    packet_ns = 1514 * 8 * 10**9 // rate_bps
+    assert 0 < delay["max"] <= queue_ms * 10**6 + packet_ns
+    assert results["dropped"]["a.egress.rate: queue_full"] > 200
+
+
 def test_the_same_over_a_hundred_runs_and_over_one_and_four_engines(tmp_path):
     inputs = {
         "a": pcap(traffic(A, [B, C, EVERYBODY], 400, 1), nanoseconds=True),

@@ -303,3 +303,12 @@ def test_cgroups_of_groups():
 def test_groups_that_are_wrong(text, said):
     with pytest.raises(ConfigError, match=re.escape(said)):
         parse_config(text)
+
+
+def test_a_namespace_has_a_path_or_the_name_that_ip_netns_knows(tmp_path):
+    """A bare name is a file beside the configuration, where there is one; else NetNamespace.find looks below /run/netns."""
+    (tmp_path / "beside").write_text("")
+    text = "nics: {a: {netns: beside}, b: {netns: ncweb}, c: {netns: /run/netns/x}, d: {netns: ./ncweb}}"
+    config = parse_config(text, directory=str(tmp_path))
+    found = {name: nic.netns for name, nic in config.nics.items()}
+    assert found == {"a": f"{tmp_path}/beside", "b": "ncweb", "c": "/run/netns/x", "d": f"{tmp_path}/./ncweb"}

@@ -8,7 +8,9 @@ import re
 import select
 import struct
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,9 +20,12 @@ from hypothesis import strategies as st
 from dataplane.errors import ConfigError, PortError
 from tests.support import plain_user
 from tests.support.containers import IS_ROOT, Container
+from tests.tools import need
 from vnic.device.agent import NamespaceAgent
 from vnic.device.link import QUEUE_PACKETS, QUEUE_PACKETS_LEAST
 from vnic.device.tap import VNET_HEADER_BYTES, Offload, Route, Tap, TapRequest, check, format_mac, parse_mac
+
+ROOT = Path(__file__).parents[1]
 
 MAC = "02:00:00:00:00:02"
 OUR_MAC = bytes.fromhex("020000000001")
@@ -423,6 +428,18 @@ def test_a_plain_user_may_not_have_the_machines_or_another_users_namespace(make_
             f"pid {pid}: not permitted to open its network namespace; "
             "run vnic as the user who started the container, or as root\n"
         )
+
+
+@pytest.mark.root
+def test_what_root_is_told_when_the_kernel_refuses():
+    """Root without CAP_SYS_PTRACE may not look into a process that has it. To run as root is no advice then."""
+    need("setpriv")
+    code = "import os\nfrom vnic.device.namespaces import NetNamespace\nNetNamespace.find(os.getppid())"
+    words = ["setpriv", "--bounding-set", "-sys_ptrace", "--inh-caps", "-sys_ptrace", sys.executable, "-c", code]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    said = done.stderr.splitlines()[-1]
+    assert f"pid {os.getpid()}: not permitted to open its network namespace; the kernel refuses it to root here" in said
+    assert "CAP_SYS_PTRACE is missing" in said and "as root" not in said
 
 
 @pytest.mark.root
