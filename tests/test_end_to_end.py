@@ -183,6 +183,10 @@ def test_gso_frames_travel_whole(net):
     transfer(made, "a", "b", V4["b"])
     queue = made.runtime.stats("b")["nics"][0]["queues"][0]
     assert queue["tx_bytes"] / queue["tx_packets"] > 6000
+    # On a wire it would be frames of the MTU: as many bytes and their headers.
+    assert 1200 < queue["tx_wire_bytes"] / queue["tx_wire_packets"] <= 1514
+    sent = made.runtime.stats("a")["nics"][0]["queues"][0]
+    assert sent["rx_wire_packets"] >= queue["tx_wire_packets"] > 5 * sent["rx_packets"]
 
 
 def test_without_offloads_the_same_bytes_arrive(net):
