@@ -354,7 +354,8 @@ class BatchView:
 
 
 def report_failure(element, error):
-    """Logs that `element` raised `error`, unless it did so less than REPORT_S ago; what was left out is counted in the next record."""
+    """Logs that `element` raised `error`, unless it did so less than REPORT_S ago; what was left
+    out is counted in the next record."""
     now_s = time.monotonic()
     reported_s, left_out = getattr(element, "_reported", (None, 0))
     if reported_s is not None and now_s - reported_s < REPORT_S:

@@ -29,15 +29,17 @@ cdef struct QueueStats:      # private to the engine that serves the queue
     uint64_t tx_packets
     uint64_t tx_bytes
     uint64_t tx_dropped      # left in the batch by tx_burst
-    # What the segments of GSO frames are more on a wire: all but the first of each, and the headers that they repeat; of a packet
-    # that a capture cut, what was left out. Ports between engines (ring, loopback) leave them 0.
+    # What the segments of GSO frames are more on a wire: all but the first of each, and the headers
+    # that they repeat; of a packet that a capture cut, what was left out. Ports between engines
+    # (ring, loopback) leave them 0.
     uint64_t rx_more_packets
     uint64_t rx_more_bytes
     uint64_t tx_more_packets
     uint64_t tx_more_bytes
 
 cdef inline void count_segments(const Packet *p, uint64_t *more_packets, uint64_t *more_bytes) noexcept nogil:
-    """Of a GSO frame that Parse found sound: counts its segments but the first. Others add nothing."""
+    """Of a GSO frame that Parse found sound: counts its segments but the first. Others add
+    nothing."""
     cdef uint32_t more
     if p.gso_type != GSO_NONE and p.gso_size and p.length > p.header_length:
         more = (p.length - p.header_length - 1) // p.gso_size

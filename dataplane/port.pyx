@@ -66,8 +66,9 @@ cdef class Port:
         """Frees what the port holds in the kernel. May be called twice."""
 
     def load_statistics(self, direction, queues):
-        """Sets the counters of one direction ("rx" or "tx"): of every queue pair a list of packets, bytes, dropped, and what segments
-        are more on a wire, packets and bytes. Raises VnicError, and then nothing has changed."""
+        """Sets the counters of one direction ("rx" or "tx"): of every queue pair a list of packets,
+        bytes, dropped, and what segments are more on a wire, packets and bytes. Raises VnicError,
+        and then nothing has changed."""
         cdef uint64_t packets, octets, dropped, more, more_octets
         try:
             queues = [(packets, octets, dropped, more, more_octets) for packets, octets, dropped, more, more_octets in queues]
@@ -84,8 +85,9 @@ cdef class Port:
                 self.stats[q].tx_more_packets, self.stats[q].tx_more_bytes = more, more_octets
 
     def queue_statistics(self):
-        """One dict a queue pair: of each direction (rx, tx) packets, bytes and dropped as the kernel counts them, a GSO frame as one packet
-        with one set of headers; and wire_packets, wire_bytes: the frames that a wire would carry after segmentation."""
+        """One dict a queue pair: of each direction (rx, tx) packets, bytes and dropped as the
+        kernel counts them, a GSO frame as one packet with one set of headers; and wire_packets,
+        wire_bytes: the frames that a wire would carry after segmentation."""
         cdef QueueStats *s
         found = []
         for q in range(self.queues):
@@ -175,7 +177,8 @@ cdef class PortRx(Source):
         return list(self.port.descriptors())
 
     def save_state(self):
-        """`queues`: of every queue pair [packets, bytes, dropped] of reception, and what segments are more on a wire: packets, bytes."""
+        """`queues`: of every queue pair [packets, bytes, dropped] of reception, and what segments
+        are more on a wire: packets, bytes."""
         return _save_queues(self.port, "rx")
 
     def load_state(self, dict state):

@@ -52,8 +52,9 @@ cdef class Shaper(Element):
     Config:    rate: A rate such as "100mbit" or a number of bit/s, 1 kbit/s to 10 Tbit/s. None, "none" or 0: no limit, batches pass
                    at once. Bits of layer-2 frames count, without preamble and FCS; a GSO frame counts as its segments do.
                queue: Packets that may wait, in bytes on the wire: as time at the current rate ("100ms", int ns) or as a size
-                   ("256kb"). An empty queue takes one packet of any length. Besides, at most a quarter of the packet pool's buffers of either size may wait, and together with
-                   other shapers of a share what the share allows (see `join`).
+                   ("256kb"). An empty queue takes one packet of any length. Besides, at most a quarter of the packet
+                   pool's buffers of either size may wait, and together with other shapers of a share what the share
+                   allows (see `join`).
                burst: Credit that the shaper gains while it is idle, as time at the current rate ("250us", int ns): a source that
                    is a little late still gets its full rate. The longest burst of a punctual engine is `burst` and one frame
                    (at most 1 ms, or one packet). Lateness of the engine is made up in full by packets that wait meanwhile, and
@@ -84,9 +85,10 @@ cdef class Shaper(Element):
     1 ms (at least one). Until then it stays one packet, so that a queue holds few buffers, and a change of rate finds frames
     that are still whole.
 
-    The queue's bound counts segments, as if every GSO frame were cut before it is queued: of a frame that does not fit, the first
-    segments that do are queued and the others are dropped, as Linux' tbf does. So a GSO frame makes no packet wait longer than
-    the bound says, and TCP loses the segments that exceed it, not the whole frame.
+    The queue's bound counts segments, as if every GSO frame were cut before it is queued: of a
+    frame that does not fit, the first segments that do are queued and the others are dropped, as
+    Linux' tbf does. So a GSO frame makes no packet wait longer than the bound says, and TCP loses
+    the segments that exceed it, not the whole frame.
 
     The algorithm is the generic cell rate algorithm as virtual scheduling (ITU-T I.371, annex A), with a queue in place of a
     policer's drop.
@@ -159,11 +161,13 @@ cdef class Shaper(Element):
         return True
 
     cdef uint32_t segments_that_fit(self, const Packet *p) noexcept nogil:
-        """Of a GSO frame that the queue has no room for: how many segments of it the queue's bytes have room for. An empty queue has
-        room for one at least. 0: none, or the frame is none of several segments."""
+        """Of a GSO frame that the queue has no room for: how many segments of it the queue's bytes
+        have room for. An empty queue has room for one at least. 0: none, or the frame is none of
+        several segments."""
         cdef uint32_t segment_bytes = <uint32_t>p.header_length + p.gso_size
         cdef uint64_t waiting = self.counters.extra[QUEUE_BYTES], count = 0
-        # Without Parse the offload fields have not been checked against the headers: such a frame is not cut.
+        # Without Parse the offload fields have not been checked against the headers: such a frame
+        # is not cut.
         if p.gso_type == GSO_NONE or not can_segment(p) or p.length - p.header_length <= p.gso_size:
             return 0
         if self.setting.limit_bytes > waiting:
@@ -173,11 +177,13 @@ cdef class Shaper(Element):
         return <uint32_t>min(count, <uint64_t>0xFFFFFFFF)
 
     cdef void enqueue_part(self, Context *ctx, uint32_t index) noexcept nogil:
-        """The queue is full for this packet: drops it, but for the first segments of a GSO frame, as many as the queue has room for."""
+        """The queue is full for this packet: drops it, but for the first segments of a GSO frame,
+        as many as the queue has room for."""
         cdef Packet *p = &ctx.packets[index]
         cdef uint32_t count = self.segments_that_fit(p), done = 0, lost
         cdef Batch part
-        # All would fit by their bytes: then it is buffers of the pool that the queue may have no more of.
+        # All would fit by their bytes: then it is buffers of the pool that the queue may have no
+        # more of.
         if count and <uint64_t>count * p.gso_size < p.length - p.header_length:
             part.count = 0
             lost = segment(ctx, index, count, &done, &part, 1)
@@ -188,7 +194,8 @@ cdef class Shaper(Element):
         self.drop(ctx, index, QUEUE_FULL)
 
     cdef bint begin_queue(self, uint64_t now_ns, const Packet *p, uint32_t wire_bytes) noexcept nogil:
-        """A packet comes to an empty queue, which takes one of any length. False: a GSO frame longer than the queue, see enqueue_part."""
+        """A packet comes to an empty queue, which takes one of any length. False: a GSO frame
+        longer than the queue, see enqueue_part."""
         if wire_bytes > self.setting.limit_bytes and self.segments_that_fit(p):
             return False
         self.end_idle(now_ns)
@@ -374,7 +381,8 @@ cdef class Shaper(Element):
         return format_rate(self.setting.rate_bps) if self.setting.rate_bps else UNLIMITED
 
     def get_queue(self):
-        """What waits: `packets`, `bytes` on the wire, and `limit_bytes`, how many may at the current rate (None: no rate)."""
+        """What waits: `packets`, `bytes` on the wire, and `limit_bytes`, how many may at the
+        current rate (None: no rate)."""
         return {"packets": self.counters.held, "bytes": self.counters.extra[QUEUE_BYTES], "limit_bytes": self.queue_limit_bytes}
 
     @property
@@ -384,7 +392,8 @@ cdef class Shaper(Element):
 
     @property
     def queue_limit_bytes(self):
-        """Wire bytes that may wait at the current rate; None while there is none, since nothing waits then."""
+        """Wire bytes that may wait at the current rate; None while there is none, since nothing
+        waits then."""
         return self.setting.limit_bytes if self.setting.rate_bps else None
 
     def memory_bytes(self):

@@ -371,7 +371,8 @@ def test_an_event_says_that_a_rate_is_lifted():
 
 
 def test_a_table_is_narrow_in_a_pipe_and_breaks_no_name(capsys):
-    """A NIC and its shaper after some time: at most 100 columns; delays in ms, their mean and maximum."""
+    """A NIC and its shaper after some time: at most 100 columns; delays in ms, their mean and
+    maximum."""
     counters = {"passed": 15, "delayed": 8283, "split": 2997, "sent_bytes": 12521783, "queue_bytes": 1514, "queue_bytes_max": 137922,
                 "sojourn_max_ns": 112762589, "sojourn_ns": 132709988145}  # fmt: skip
     dropped = {"queue_full": 18, "no_buffer": 1, "released": 0}

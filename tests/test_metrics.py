@@ -39,7 +39,9 @@ nics:
     egress:
       rate: 10mbit
       queue: 20ms
-      elements: [{element: Classifier, name: kinds, rules: [{protocol: udp}, {protocol: tcp}]}, {element: Counter, name: seen}]
+      elements:
+        - {element: Classifier, name: kinds, rules: [{protocol: udp}, {protocol: tcp}]}
+        - {element: Counter, name: seen}
   b: {ingress: {rate: 20mbit}}
 """
 PROCESS = {"version": "9.9", "supervisor": {"restarts": 3}}
@@ -47,7 +49,8 @@ PROCESS = {"version": "9.9", "supervisor": {"restarts": 3}}
 
 @pytest.fixture
 def busy():
-    """A network at rest after traffic of all kinds: plain and GSO frames, malformed ones, drops, delays."""
+    """A network at rest after traffic of all kinds: plain and GSO frames, malformed ones, drops,
+    delays."""
     with VirtualNetwork(NETWORK) as net:
         port = net._devices.nics["a"].port
         port.inject([Spec(protocol=UDP, payload=bytes(900)).build()] * 20 + [bytes(5)])
@@ -115,7 +118,8 @@ def test_every_number_of_stats_that_has_a_metric_is_the_same(busy):
 
 
 def test_a_nic_counts_packets_and_bytes_on_a_wire_beside_the_kernel_s(busy):
-    """A GSO frame is one packet with one set of headers, and as many as it has segments on a wire: 66 bytes of headers each."""
+    """A GSO frame is one packet with one set of headers, and as many as it has segments on a wire:
+    66 bytes of headers each."""
     a = busy.stats("a")["nics"][0]["queues"][0]
     udp, tcp = 14 + 20 + 8 + 900, 14 + 20 + 20
     assert (a["rx_packets"], a["rx_wire_packets"]) == (24, 21 + 3 * 20)

@@ -53,8 +53,8 @@ def figure(result):
 
 
 def test_the_plots_have_limits_drops_and_one_time_axis(tmp_path):
-    """A limit on the sender is a line in the receiver's plot; no legend lies on a plot; all plots have the same time axis; delays of 0
-    do not make an axis of negative ones."""
+    """A limit on the sender is a line in the receiver's plot; no legend lies on a plot; all plots
+    have the same time axis; delays of 0 do not make an axis of negative ones."""
     config = parse_config("nics:\n  a: {egress: {rate: 8mbit, queue: 10ms}}\n  b: {ingress: {rate: 20mbit}}\n", contained=False)
     there = [(START_NS + n * 500_000, frame(B, A, 1000, n)) for n in range(200)]
     back = [(START_NS + 10**7 + n * 10**6, frame(A, B, 100, n)) for n in range(5)]

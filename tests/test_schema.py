@@ -306,7 +306,8 @@ def test_groups_that_are_wrong(text, said):
 
 
 def test_a_namespace_has_a_path_or_the_name_that_ip_netns_knows(tmp_path):
-    """A bare name is a file beside the configuration, where there is one; else NetNamespace.find looks below /run/netns."""
+    """A bare name is a file beside the configuration, where there is one; else NetNamespace.find
+    looks below /run/netns."""
     (tmp_path / "beside").write_text("")
     text = "nics: {a: {netns: beside}, b: {netns: ncweb}, c: {netns: /run/netns/x}, d: {netns: ./ncweb}}"
     config = parse_config(text, directory=str(tmp_path))

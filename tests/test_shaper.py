@@ -353,8 +353,8 @@ def test_a_limit_in_time_is_that_time_at_the_rate():
 )
 @pytest.mark.parametrize("gso", [False, True])
 def test_no_packet_waits_longer_than_the_queue_says(rate, queue_ms, gso):
-    """Of plain frames as of GSO frames, which are longer than the whole queue: at most the queue's time and one frame's; and what
-    leaves keeps the rate in spite of the drops."""
+    """Of plain frames as of GSO frames, which are longer than the whole queue: at most the queue's
+    time and one frame's; and what leaves keeps the rate in spite of the drops."""
     bench = gso_bench(rate=rate, queue=f"{queue_ms}ms", burst=0, small=8192, large=256)
     frame_ns = 1514 * 8 * 10**9 // rate
     frame = Spec(payload=bytes(40 * 1460)).frame(1460) if gso else Spec(payload=bytes(1460)).build()
@@ -376,7 +376,8 @@ def test_no_packet_waits_longer_than_the_queue_says(rate, queue_ms, gso):
 
 @pytest.mark.parametrize("limit_bytes", [100, 1514, 5000, 9083, 9084, 60_000])
 def test_of_a_gso_frame_the_first_segments_that_fit_are_queued(limit_bytes):
-    """Byte for byte those that a queue of segments would have taken; the others are one dropped packet."""
+    """Byte for byte those that a queue of segments would have taken; the others are one dropped
+    packet."""
     bench = gso_bench(rate="1mbit", queue=f"{limit_bytes}b", burst=0)
     spec = Spec(payload=bytes(i % 251 for i in range(20 * 1460)), protocol=TCP)
     bench.inject_frames([bytes(60), spec.frame(1460)])
@@ -395,7 +396,8 @@ def test_a_gso_frame_behind_others_gets_the_rest_of_the_queue():
     bench = gso_bench(rate="1mbit", queue="10000b", burst=0)
     spec = Spec(payload=bytes(20 * 1460))
     bench.inject_frames([bytes(60), Spec(payload=bytes(946)).build(), spec.frame(1460), spec.frame(1460), bytes(64), bytes(64)])
-    # 1000 bytes wait already: 5 segments of 1514 bytes fit, then nothing of the next, 1430 bytes are left for small frames.
+    # 1000 bytes wait already: 5 segments of 1514 bytes fit, then nothing of the next, 1430 bytes
+    # are left for small frames.
     assert bench.counters()["queue_bytes"] == 1000 + 5 * 1514 + 128
     assert bench.shaper.statistics()["dropped"]["queue_full"] == 2
     bench.engine.advance(START_NS + 10**10)

@@ -432,7 +432,8 @@ def test_a_plain_user_may_not_have_the_machines_or_another_users_namespace(make_
 
 @pytest.mark.root
 def test_what_root_is_told_when_the_kernel_refuses():
-    """Root without CAP_SYS_PTRACE may not look into a process that has it. To run as root is no advice then."""
+    """Root without CAP_SYS_PTRACE may not look into a process that has it. To run as root is no
+    advice then."""
     need("setpriv")
     code = "import os\nfrom vnic.device.namespaces import NetNamespace\nNetNamespace.find(os.getppid())"
     words = ["setpriv", "--bounding-set", "-sys_ptrace", "--inh-caps", "-sys_ptrace", sys.executable, "-c", code]

@@ -66,8 +66,8 @@ cdef class PcapSink(Port):
 
 
 cdef class DropRecorder:
-    """Meters every packet that an element of `engines` drops, by element and reason; writes it to `writer`, where there is one, with
-    "dropped: ELEMENT: REASON" as comment."""
+    """Meters every packet that an element of `engines` drops, by element and reason; writes it to
+    `writer`, where there is one, with "dropped: ELEMENT: REASON" as comment."""
 
     def __init__(self, CaptureWriter writer, uint32_t interface, engines):
         cdef Engine engine

@@ -118,7 +118,8 @@ def _stop_signal() -> Iterator[int]:
 
 
 def _copy(reading: int, output: tuple[int, str], stop: int | None, count: int | None, deadline: float | None) -> None:
-    """From pipe to file (descriptor, name) until the pipe ends, `stop` is readable, `count` packets were written or the time is over."""
+    """From pipe to file (descriptor, name) until the pipe ends, `stop` is readable, `count` packets
+    were written or the time is over."""
     writing, name = output
     packets = Packets() if count is not None else None
     watched = [reading] if stop is None else [reading, stop]

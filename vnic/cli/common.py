@@ -80,8 +80,9 @@ COMPLETION_S = 0.5  # a daemon that does not answer by then completes nothing
 
 
 def completing(what: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
-    """For shell_complete: names of the running instance: "nic", "element", "handler", "group", "point" (NICs and elements)
-    or "instance". Nothing, without a word, where there is none to ask."""
+    """For shell_complete: names of the running instance: "nic", "element", "handler", "group",
+    "point" (NICs and elements) or "instance". Nothing, without a word, where there is none to
+    ask."""
 
     def complete(context: click.Context, _: click.Parameter, typed: str) -> list[str]:
         found: list[str] = []
@@ -120,7 +121,8 @@ def _names(what: str, context: click.Context) -> list[str]:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "", file: IO[str] | None = None) -> None:
-    """A table for people. A column whose name begins with > is aligned right. No word of a column's name is broken."""
+    """A table for people. A column whose name begins with > is aligned right. No word of a column's
+    name is broken."""
     import sys
 
     from rich import box

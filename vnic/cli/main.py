@@ -86,7 +86,8 @@ class LazyGroup(click.Group):
             fail(error, self._path(sys.argv[1:] if args is None else args))
 
     def _path(self, args: Sequence[str]) -> str:
-        """The command that these arguments call, as typed: what click does not say of a wrong option."""
+        """The command that these arguments call, as typed: what click does not say of a wrong
+        option."""
         path, command = "vnic", self
         for word in args:
             if not isinstance(command, click.Group) or word not in command.list_commands(_NO_CONTEXT):

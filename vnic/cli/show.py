@@ -69,11 +69,11 @@ def status(instance: str, as_json: bool) -> None:
     """Show engines, NICs and switch of a running vnic, and whether every packet is accounted for.
 
     \b
-    Engines: packets that came in and went out, were dropped, or are inside now (held); CPU time; turns
-    longer than the group's budget (overruns); the thread that runs the engine. Packets are the kernel's: a
-    GSO frame is one.
-    NICs: egress and ingress are the limits of what leaves and enters the container, each with the bytes
-    that may wait for it: the queue's time at the rate. An empty queue takes one frame of any length.
+    Engines: packets that came in and went out, were dropped, or are inside now (held); CPU time;
+    turns longer than the group's budget (overruns); the thread that runs the engine. Packets are
+    counted as the kernel does: a GSO frame is one.
+    NICs: egress and ingress are the limits of what leaves and enters the container, each with the
+    bytes that may wait for it: the queue's time at the rate.
 
     \b
     vnic status
@@ -150,7 +150,8 @@ def stats(name: str | None, watch: str | None, instance: str, as_json: bool) -> 
     counters      the element's own. Shaper: passed (did not wait), delayed, split (GSO frames cut); queue: wire
                   bytes that wait, of those that may; delay of a packet in the queue, mean and longest so far
 
-    With --json: {time, nics, engines}, with --watch one such object a line; times ending in _ns are nanoseconds.
+    With --json: {time, nics, engines}, with --watch one such object a line. Keys ending in _ns are
+    nanoseconds.
 
     \b
     vnic stats
@@ -260,8 +261,8 @@ def _counters(element: dict[str, Any]) -> list[str]:
 @instance_option
 @json_option
 def metrics(instance: str, as_json: bool) -> None:
-    """Show counters, gauges and accounts in Prometheus' text format. They are the numbers of `vnic stats --json`, in seconds, bytes and
-    packets.
+    """Show counters, gauges and accounts in Prometheus' text format. They are the numbers of
+    `vnic stats --json`, in seconds, bytes and packets.
 
     A running vnic serves the same over HTTP where its configuration says: metrics: {listen: "127.0.0.1:9464"}.
 

@@ -1,4 +1,5 @@
-"""Warnings about a configuration that is right, but may not mean what its author thinks: a line each, for `up` and `config check`."""
+"""Warnings about a configuration that is right, but may not mean what its author thinks: a line
+each, for `up` and `config check`."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ LINK_HEADER_BYTES = 14  # Ethernet: what a frame has above the MTU
 
 
 def queue_warnings(config: Config) -> Iterator[str]:
-    """Queues that are shorter than one full frame, and so longer than they say: an empty queue takes one frame of any length."""
+    """Queues that are shorter than one full frame, and so longer than they say: an empty queue
+    takes one frame of any length."""
     for nic in config.nics.values():
         for name, direction in (("egress", nic.egress), ("ingress", nic.ingress)):
             if direction.rate is None:

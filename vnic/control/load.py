@@ -139,7 +139,8 @@ def parse_config(text: str, name: str = "<text>", directory: str | None = None, 
 
 
 def netns_path(netns: str, directory: str) -> str:
-    """A network namespace as a user writes it: a path, relative to `directory`, or a name that `ip netns` knows, which stays a name."""
+    """A network namespace as a user writes it: a path, relative to `directory`, or a name that `ip
+    netns` knows, which stays a name."""
     path = os.path.join(directory, netns)
     return path if "/" in netns or os.path.exists(path) else netns
 

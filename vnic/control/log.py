@@ -28,7 +28,8 @@ from typing import Any
 FORMATS = ("text", "json")
 VARIABLE = "VNIC_LOG_FORMAT"
 WORD_MOST = 500
-# Of exceptions that nothing catches: one that comes back for every batch must not push everything else out of the log.
+# Of exceptions that nothing catches: one that comes back for every batch must not push everything
+# else out of the log.
 UNCAUGHT_MOST = 10  # in each UNCAUGHT_S
 UNCAUGHT_S = 10.0
 
@@ -125,8 +126,8 @@ class _Printed(io.TextIOBase):
 
 
 class _Uncaught:
-    """Logs exceptions that nothing catches, no more than UNCAUGHT_MOST in UNCAUGHT_S; the first record after that says how many it left
-    out."""
+    """Logs exceptions that nothing catches, no more than UNCAUGHT_MOST in UNCAUGHT_S; the first
+    record after that says how many it left out."""
 
     def __init__(self) -> None:
         self._begun_s, self._count, self._left_out = -UNCAUGHT_S, 0, 0

@@ -1,7 +1,8 @@
-"""Metrics for Prometheus: the numbers of `vnic stats`, `status` and `accounts`, under Prometheus' conventions, over HTTP.
+"""Metrics for Prometheus: the numbers of `vnic stats`, `status` and `accounts`, under Prometheus'
+conventions, over HTTP.
 
-Every number is read from the same dictionaries that these commands print, so that both are equal. Base units are seconds, bytes and
-packets; docs/metrics.md lists the names.
+Every number is read from the same dictionaries that these commands print, so that both are equal.
+Base units are seconds, bytes and packets; docs/metrics.md lists the names.
 
 On a loopback address or a Unix socket, without authentication: whoever may reach it may read. So nobody who does costs others much: GET
 /metrics and nothing else, requests bounded in size and time, connections in number, and a text that is made once for all who ask at a time.
@@ -38,7 +39,8 @@ class Readable(Protocol):
 
 
 class Collector:
-    """Metrics of a runtime at the instant at which somebody asks. `process`: `version` of vnic, and `supervisor` as Status has it."""
+    """Metrics of a runtime at the instant at which somebody asks. `process`: `version` of vnic, and
+    `supervisor` as Status has it."""
 
     def __init__(self, runtime: Readable, process: Mapping[str, Any]) -> None:
         self._runtime, self._process = runtime, process
@@ -148,7 +150,8 @@ def _elements(stats: dict[str, Any]) -> Iterator[Metric]:
 
 
 def _shapers(stats: dict[str, Any]) -> Iterator[Metric]:
-    """The counters of shaping.shaper.Shaper. The delay is a summary: its sum over its count is the mean."""
+    """The counters of shaping.shaper.Shaper. The delay is a summary: its sum over its count is the
+    mean."""
     delay = SummaryMetricFamily(
         "vnic_shaper_delay_seconds", "Time that a packet spent in the queue of a shaper.", labels=ELEMENT
     )
@@ -199,7 +202,8 @@ def text_of(runtime: Readable, process: Mapping[str, Any]) -> bytes:
 
 
 def families_of(runtime: Readable, process: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The same for programs: [{"name", "type", "help", "samples": [{"name", "labels", "value"}]}]."""
+    """The same for programs: [{"name", "type", "help", "samples": [{"name", "labels",
+    "value"}]}]."""
     return [
         {
             "name": family.name,

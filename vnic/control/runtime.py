@@ -37,8 +37,9 @@ log = Log("vnic")
 
 
 def _counters(element: Element, statistics: dict[str, Any]) -> dict[str, Any]:
-    """What `stats` says of an element. `packets`: those that entered, or that a source took; besides, the bound of a shaper's queue
-    at its rate, and the packets that each rule of a classifier matched."""
+    """What `stats` says of an element. `packets`: those that entered, or that a source took;
+    besides, the bound of a shaper's queue at its rate, and the packets that each rule of a
+    classifier matched."""
     found = {"type": type(element).__name__, **statistics}
     if isinstance(element, Source):
         found["packets"] = statistics["received"]

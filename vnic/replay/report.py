@@ -41,8 +41,9 @@ def check_report(path: str) -> str:
 
 
 def write_report(path: str, result: Mapping[str, Any], about: Mapping[str, Any] | None = None) -> None:
-    """Writes what `Replay.results` gave, with rates over time. about: `command`, `configuration` and `seed`, so that a reader knows later
-    what the report shows. Raises VnicError where it cannot be written."""
+    """Writes what `Replay.results` gave, with rates over time. about: `command`, `configuration`
+    and `seed`, so that a reader knows later what the report shows. Raises VnicError where it cannot
+    be written."""
     kind = check_report(path)
     try:
         origin = origin_of(result, about or {})
@@ -77,7 +78,8 @@ NO_DELAY_MS = 1.0  # the axis of delays that are all 0
 
 
 def policies(result: Mapping[str, Any], receiver: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Limits that bear on what a NIC's container receives, in bit/s by name: its own ingress, and the egress of those that sent."""
+    """Limits that bear on what a NIC's container receives, in bit/s by name: its own ingress, and
+    the egress of those that sent."""
     found = [(f"limit {receiver['name']} ingress", receiver["ingress_bps"])] if receiver["ingress_bps"] else []
     for nic in result["nics"]:
         if nic["name"] != receiver["name"] and nic["received"] and nic["egress_bps"]:
@@ -104,8 +106,8 @@ def above(axes: Any, title: str) -> None:
 
 
 def draw(result: Mapping[str, Any], origin: Mapping[str, str]) -> bytes:
-    """A PNG: for each NIC the rate that its container received over time, with the limits as lines, and delays; below them the drops over
-    time. All have the same time axis."""
+    """A PNG: for each NIC the rate that its container received over time, with the limits as lines,
+    and delays; below them the drops over time. All have the same time axis."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -201,9 +203,9 @@ def page(result: Mapping[str, Any], origin: Mapping[str, str], picture: bytes) -
 {errors}
 <img alt="Rates over time against the limits, delays, and drops over time" src="data:image/png;base64,{image}">
 <table>{head}{"".join(rows)}</table>
-<p>Sent is what the NIC's container sent, from its capture; received is what it got. Bytes are those of layer 2, without preamble and
-FCS. The delay is the time between the two. The class is the mark that an element such as Classifier gave the packet; 0: none did.
-- : the container received nothing.</p>
+<p>Sent is what the NIC's container sent, from its capture; received is what it got. Bytes are those of layer 2, without
+preamble and FCS. The delay is the time between the two. The class is the mark that an element such
+as Classifier gave the packet; 0: none did. - : the container received nothing.</p>
 <h2>Dropped</h2>
 <table>{cells("th", ["element", "reason", "packets"])}{drops or cells("td", ["nothing", "", 0])}</table>
 </body></html>
