@@ -1,6 +1,6 @@
 """What an element's class says of itself, for `vnic element` and docs/elements.md.
 
-The source is the class: its doc block (ARCHITECTURE.md, "Elements"), COUNTERS, DROP_REASONS and HANDLERS.
+The source is the class: its doc block (CONTRIBUTING.md, "An element"), COUNTERS, DROP_REASONS and HANDLERS.
 """
 
 from __future__ import annotations
