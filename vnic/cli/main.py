@@ -15,14 +15,13 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from dataplane.errors import ConfigError, VnicError, one_line  # noqa: E402 - may import numpy
 
-# name -> (module, one line of help): what `vnic --help` says without importing the module
+# name -> (module, one line of help): what `vnic --help` says without importing the module; "": it is not listed there
 COMMANDS = {
     "demo": ("vnic.cli.run", "Connect two containers and measure TCP between them."),
     "up": ("vnic.cli.run", "Run a configuration file."),
     "down": ("vnic.cli.run", "Stop a running instance."),
     "upgrade": ("vnic.cli.upgrade", "Replace the running program without interrupting traffic."),
     "attach": ("vnic.cli.nics", "Attach a NIC to a container."),
-    "hook": ("vnic.cli.hook", "Attach a container's NIC as its runtime starts it."),
     "detach": ("vnic.cli.nics", "Detach a NIC."),
     "rate": ("vnic.cli.nics", "Set or remove a NIC's rate limits."),
     "link": ("vnic.cli.nics", "Set a NIC's link up or down."),
@@ -41,6 +40,7 @@ COMMANDS = {
     "doctor": ("vnic.cli.check", "Check this machine and suggest fixes."),
     "config": ("vnic.cli.check", "Check or explain configuration files."),
     "completion": ("vnic.cli.check", "Print the completion script for a shell."),
+    "hook": ("vnic.cli.hook", ""),  # container runtimes call it
 }
 
 
@@ -58,7 +58,7 @@ class LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items() if line])
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in COMMANDS and not args[0].startswith("-"):
