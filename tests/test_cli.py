@@ -64,7 +64,7 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=TREE, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert all(f"  {name}" in done.stdout for name in COMMANDS)
+    assert all(f"  {name}" in done.stdout for name, (_, line) in COMMANDS.items() if line)
 
 
 def all_commands(group=cli, path=()):
