@@ -50,6 +50,7 @@ def packages(place):
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(place / "dist"), str(place / "tree")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_S)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    (place / "log").write_text(done.stdout + done.stderr)
     [source], [wheel] = (list((place / "dist").glob(pattern)) for pattern in ("vnic-*.tar.gz", "vnic-*.whl"))
     return source, wheel
 
@@ -79,6 +80,16 @@ def test_the_wheel_has_what_runs_and_what_compiled_elements_need_and_nothing_els
     assert not [name for name in names if name.endswith((".pyx", ".c"))]
     pages = {Path(name).name for name in names if "/share/man/man1/" in name}
     assert {"vnic.1", "vnic-up.1", "vnic-attach.1", "vnic-hook.1"} <= pages
+
+
+def test_a_build_says_how_far_it_is(packages, place):
+    log = (place / "log").read_text()
+    modules = {name.removesuffix(".pyx") for name in tracked("*.pyx")}
+    progress = re.findall(r"^vnic: \[(\d+)/(\d+)\] compiling (\S+)$", log, re.MULTILINE)
+    assert {name for _, _, name in progress} == modules
+    assert sorted(int(number) for number, _, _ in progress) == list(range(1, len(modules) + 1))
+    assert {int(total) for _, total, _ in progress} == {len(modules)}
+    assert re.search(rf"^vnic: compiled {len(modules)} modules in \d+ s$", log, re.MULTILINE)
 
 
 def test_the_metadata_is_right(packages):
