@@ -366,6 +366,15 @@ def report_failure(element, error):
     log.error("element failed", exc_info=error, extra={"fields": fields})
 
 
+cdef object checked_fates(PyElement element, object given, uint32_t count):
+    """A copy of the fates that an element's `process` left, one int a packet: a gate, or -1 - a drop reason. Raises ValueError."""
+    fates = np.array(given, np.int32)
+    reasons = len(type(element).DROP_REASONS)
+    if fates.shape != (count,) or count and (fates.min() < -reasons or fates.max() >= <int>element.gate_count):
+        raise ValueError(f"{element.name}: process left fates that are not one gate or drop reason for each of {count} packets")
+    return fates
+
+
 cdef class PyElement(Element):
     """Base of elements written in Python: a subclass defines `process(self, batch)`; `batch` is a BatchView.
 
@@ -399,7 +408,8 @@ cdef class PyElement(Element):
                 view = BatchView(self, self.engine.pool, indices)
                 # The Python method of that name: the C one is this.
                 getattr(<object>self, "process")(view)
-                fates = view._fate
+                # All fates are looked at before the first packet goes: from there on nothing raises, and each packet has one owner.
+                fates = checked_fates(self, view._fate, batch.count)
                 for i in range(batch.count):
                     fate = fates[i]
                     if fate < 0:

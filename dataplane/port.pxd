@@ -26,6 +26,7 @@ cdef struct QueueStats:      # private to the engine that serves the queue
     uint64_t rx_packets
     uint64_t rx_bytes
     uint64_t rx_dropped      # no buffer, or a frame that the port could not read
+    uint64_t rx_unreadable   # of them, those that could not be read
     uint64_t tx_packets
     uint64_t tx_bytes
     uint64_t tx_dropped      # left in the batch by tx_burst

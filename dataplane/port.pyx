@@ -109,11 +109,12 @@ def _with_segments(entry):
 cdef class PortRx(Source):
     """The receive side of a port as a source: polls all its queues, a burst each.
 
-    Drops: no_buffer (the pool was exhausted, the frame was read and lost). Counters: none. Handlers: counters.
+    Drops: no_buffer (the pool was exhausted, the frame was read and lost), unreadable (the port could not read a frame, or not as one: a
+    TAP whose virtio-net header was changed from inside the container). Counters: none. Handlers: counters.
     """
 
     OUTPUTS = 1
-    DROP_REASONS = ("no_buffer",)
+    DROP_REASONS = ("no_buffer", "unreadable")
     STATE_VERSION = 2
     UPGRADES = {1: _with_segments}
 
@@ -125,19 +126,22 @@ cdef class PortRx(Source):
 
     cdef uint32_t poll(self, Context *ctx) noexcept nogil:
         cdef uint32_t queue, total = 0, taken
-        cdef uint64_t lost, lost_before
+        cdef uint64_t lost, lost_before, unreadable
         cdef Batch batch
         for queue in range(self.port.queues):
             if not (self.ready >> queue) & 1:
                 continue
             batch.count = 0
             lost_before = self.port.stats[queue].rx_dropped
+            unreadable = self.port.stats[queue].rx_unreadable
             taken = self.port.rx_burst(ctx, queue, &batch, ctx.burst)
             if taken >= ctx.burst:
                 ctx.backlog = 1
             lost = self.port.stats[queue].rx_dropped - lost_before
             if lost:
-                self.counters.drops[0] += lost
+                unreadable = self.port.stats[queue].rx_unreadable - unreadable
+                self.counters.drops[0] += lost - unreadable
+                self.counters.drops[1] += unreadable
                 self.counters.received += lost
                 total += <uint32_t>lost
             if taken:

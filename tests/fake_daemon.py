@@ -69,6 +69,13 @@ class FakeNics:
         self._get(name).update(limits)
         return self.nics[name]
 
+    def check_mac(self, config: Any) -> None:
+        pass
+
+    def set_spoof_check(self, name: str, on: bool) -> dict[str, Any]:
+        self._get(name)["spoof_check"] = on
+        return self.nics[name]
+
     def set_link(self, name: str, up: bool) -> None:
         self._get(name)["link"] = "up" if up else "down"
 

@@ -106,6 +106,7 @@ def test_a_nic_s_life(daemon):
         assert vnic.call("SetRate", name="web", ingress="2.5gbit")["nic"]["ingress_bps"] == 2_500_000_000
         assert vnic.call("SetRate", name="web", egress="none")["nic"]["egress_bps"] is None
         vnic.call("SetLink", name="web", up=False)
+        assert vnic.call("SetSpoofCheck", name="web", on=True)["nic"]["spoof_check"] is True
         assert vnic.call("Status")["status"]["nics"][0]["link"] == "down"
         assert vnic.call("Stats", name="web")["stats"]["nics"][0]["name"] == "web"
         assert vnic.call("Graph")["graph"] == "a -> b\n"

@@ -17,6 +17,8 @@ from tests.support.capture_files import block, enhanced, interface, obsolete, op
 FRAMES = [bytes([n]) * (60 + n) for n in range(5)]
 TIMES = [1_700_000_000_123_456_000 + n * 1_001_000 for n in range(5)]
 PACKETS = list(zip(TIMES, FRAMES, strict=True))
+HEAD = section() + interface()
+GOOD = enhanced(FRAMES[0], 1)
 
 
 def read(tmp_path, content: bytes):
@@ -99,6 +101,31 @@ def test_a_simple_packet_is_as_long_as_its_interface_keeps(tmp_path):
     reader.close()
 
 
+def test_a_packet_was_never_longer_than_a_frame_can_be(tmp_path):
+    """The length on the wire is the file's word; what shapers and schedules compute from it must not wrap."""
+    path = tmp_path / "capture"
+    lengths = [262144, 262145, 2**31 + 200_000_000, 2**32 - 1]
+    for content in (
+        pcap([(TIMES[0], FRAMES[0], each) for each in lengths]),
+        HEAD + b"".join(simple(FRAMES[0], original=each) for each in lengths),
+    ):
+        path.write_bytes(content)
+        reader = CaptureReader(str(path))
+        assert [original for _, _, original, _ in reader] == [262144] * 4
+        assert (reader.overlong, reader.truncated) == (3, 4)
+        reader.close()
+
+
+def test_interfaces_of_all_sections_are_bounded(tmp_path):
+    sections = (section() + interface() * 32768) * 8
+    content = sections + section() + interface() + GOOD
+    got, error = read(tmp_path, HEAD + GOOD + content)
+    assert got == [(1000, FRAMES[0])]
+    assert error is not None and error.endswith(": more than 262144 interfaces in all sections")
+    got, error = read(tmp_path, sections + GOOD)
+    assert (got, error) == ([(1000, FRAMES[0])], None)
+
+
 def test_large_unknown_blocks_are_passed_over(tmp_path):
     content = section() + interface() + block(0x0BAD, bytes(9_000_000)) + enhanced(FRAMES[0], 1)
     assert read(tmp_path, content) == ([(1000, FRAMES[0])], None)
@@ -162,10 +189,6 @@ def test_what_cannot_be_used_at_all(tmp_path, content, message):
         CaptureReader(str(path))
     assert str(refused.value) == f"{path}{message}"
     assert len(os.listdir("/proc/self/fd")) == before
-
-
-HEAD = section() + interface()
-GOOD = enhanced(FRAMES[0], 1)
 
 
 @pytest.mark.parametrize(("content", "offset", "message"), [

@@ -225,6 +225,107 @@ except Exception as error:
         assert box.interfaces() == more.interfaces() == roots.interfaces() == []
 
 
+SPEAK = """
+import socket, sys
+with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as s:
+    s.bind((socket.if_nameindex()[-1][1], 0))
+    mac = s.getsockname()[4] if len(sys.argv) < 3 else bytes.fromhex(sys.argv[2].replace(":", ""))
+    for _ in range(10):
+        s.send(b"\\xff" * 6 + mac + bytes.fromhex(sys.argv[1]) + bytes(46))
+"""
+
+
+def dropped(net, element):
+    stats = json.loads(vnic(net.environment, "stats", "--json"))
+    found = [each for engine in stats["engines"] for each in engine["elements"] if each["name"] == element]
+    return {reason: sum(each["dropped"][reason] for each in found) for reason in found[0]["dropped"]}
+
+
+def switch_ports(net):
+    with Client() as owner:
+        return {
+            each["port"]: each for each in owner.call("ReadHandler", element="switch", handler="ports")["copies"][0]["value"]
+        }
+
+
+def test_who_was_granted_no_vlan_is_in_none(net):
+    """A tag of the client's own choice does not lead into a VLAN, nor is anything of one heard: not from the beginning, and not
+    after an upgrade."""
+    with UsersContainer(BOB) as box, UsersContainer(BOB) as other:
+        net.as_user(BOB, "attach", "tap", "bobs", "--pid", str(box.pid), "--interface", "eth0", "--address", "10.97.0.7/24")
+        vnic(net.environment, "attach", "tap", "roots", "--pid", str(other.pid), "--interface", "eth0", "--owner", str(BOB),
+             "--address", "10.97.0.8/24")  # fmt: skip
+        for _ in range(2):
+            ping(box, "10.97.0.8")  # untagged, among those without a VLAN
+            before = dropped(net, "switch")["vlan_filtered"]
+            box.run(sys.executable, "-c", SPEAK, "8100000a88b5")  # VLAN 10, where web is
+            other.run(sys.executable, "-c", SPEAK, "88a8000a88b5")
+            while dropped(net, "switch")["vlan_filtered"] < before + 20:
+                pass
+            status = json.loads(vnic(net.environment, "status", "--json"))
+            assert {each["vlan"] for each in status["switch"]["entries"] if each["nic"] in ("bobs", "roots")} == {0}
+            numbers = {each["name"]: each["number"] for each in status["nics"]}
+            ports = switch_ports(net)
+            assert all(ports[numbers[name]].get("untagged") for name in ("bobs", "roots"))
+            assert ports[numbers["web"]]["access"] == 10
+            json.loads(vnic(net.environment, "upgrade", "--json"))
+        assert "100% packet loss" in ping(box, "10.97.0.1", count=1, check=False)
+        # Nor can it be asked for otherwise; who was granted VLANs is in the first of them, and not in VLAN 0.
+        for uid, vlan in ((BOB, {"trunk": [10]}), (ALICE, {"untagged": True}), (ALICE, {"trunk": [10, 12]})):
+            says = net.code(uid, f"""
+import os
+fd = os.open("/proc/self/ns/net", os.O_RDONLY)
+try:
+    vnic.call("Attach", passing=[fd], name="x", nic={{"vlan": {vlan!r}}}, netns=0)
+except Exception as error:
+    print(json.dumps(str(error)))
+""")  # fmt: skip
+            assert "the instance's owner can grant more" in says
+
+
+def test_a_user_s_nic_sends_from_its_own_address(net):
+    with UsersContainer(ALICE) as box, UsersContainer(BOB) as other:
+        attach = ["attach", "tap", "box", "--pid", str(box.pid), "--interface", "eth0"]
+        assert "spoof_check may be switched off by the instance's owner only" in net.as_user(
+            ALICE, *attach, "--no-spoof-check", status=1
+        )
+        net.as_user(ALICE, *attach, "--address", "10.97.0.3/24")
+        status = {each["name"]: each for each in json.loads(vnic(net.environment, "status", "--json"))["nics"]}
+        assert {name: each["spoof_check"] for name, each in status.items()} == {"web": False, "made": True, "box": True}
+        victim = status["web"]["mac"]
+        says = net.as_user(BOB, "attach", "tap", "x", "--pid", str(other.pid), "--mac", victim, status=2)
+        assert f"mac: {victim} is that of another user's NIC" in says
+        ping(box, "10.97.0.1")
+        box.run(sys.executable, "-c", SPEAK, "88b5", victim)
+        while dropped(net, "switch")["spoofed"] < 10:
+            pass
+        places = {
+            each["mac"]: each["nic"] for each in json.loads(vnic(net.environment, "status", "--json"))["switch"]["entries"]
+        }
+        assert places[victim] == "web"
+        assert f"is for the instance's owner, not for user uid {ALICE}" in net.as_user(
+            ALICE, "link", "box", "--spoof-check", "off", status=1
+        )
+        vnic(net.environment, "link", "box", "--spoof-check", "off")
+        for replaced in (False, True):  # the next worker knows
+            if replaced:
+                json.loads(vnic(net.environment, "upgrade", "--json"))
+            before = dropped(net, "switch")["spoofed"]
+            box.run(sys.executable, "-c", SPEAK, "88b5", "02:00:00:00:00:77")
+            with Client() as owner:
+                while "02:00:00:00:00:77" not in [each["mac"] for each in owner.call("Status")["status"]["switch"]["entries"]]:
+                    pass
+            assert dropped(net, "switch")["spoofed"] == before
+            vnic(net.environment, "handler", "switch", "flush", "all")
+        vnic(net.environment, "link", "web", "--spoof-check", "on")
+        vnic(net.environment, "link", "web", "down")
+        vnic(net.environment, "link", "web", "up")
+        before = dropped(net, "switch")["spoofed"]
+        net.web.run(sys.executable, "-c", SPEAK, "88b5", "02:00:00:00:00:77")
+        while dropped(net, "switch")["spoofed"] < before + 10:
+            pass
+
+
 def test_where_a_user_s_nics_are_and_how_many_queues_they_have(net):
     more = "; the instance's owner can grant more under clients: in the configuration"
     with UsersContainer(BOB) as box, UsersContainer(BOB) as second, UsersContainer(ALICE) as other:
@@ -271,6 +372,23 @@ def test_one_user_s_packets_leave_room_for_others(net):
             memory = {each["nic"]: each["memory_bytes"] for each in owner.call("Accounts")["accounts"]["accounts"]}
             assert memory["one"] + memory["two"] > 1500 * 2048
         ping(net.web, "10.97.0.2")
+
+
+def test_a_user_makes_so_many_changes_and_no_more(net):
+    """The bound is the user's, over all connections, and not the owner's."""
+    said = net.code(ALICE, """
+said = []
+while len(said) < 3:
+    try:
+        Client(vnic.instance).call("SetLink", name="made", up=True)
+    except Exception as error:
+        said.append(str(error))
+print(json.dumps(said))
+""")  # fmt: skip
+    assert all(f"user uid {ALICE} may make 50 changes at once and 10 a second after that; try again" in each for each in said)
+    with Client() as owner:
+        for _ in range(100):
+            owner.call("SetLink", name="made", up=True)
 
 
 def test_a_stranger_is_refused_by_name(net):

@@ -105,3 +105,22 @@ def test_wrong_masks_are_refused():
     element = Wrong()
     run(element, [bytes(60)])
     assert "mask: want 1 booleans" in str(element.last_error)
+
+
+@pytest.mark.parametrize("left", ["one too few", "no gate", "no reason", "words"])
+def test_fates_that_make_no_sense_drop_the_batch_once(left, capsys):
+    """A fate is looked at before the first packet of the batch goes: each packet is freed once."""
+
+    class Wrong(PyElement):
+        def process(self, batch):
+            if left == "one too few":
+                batch._fate = batch._fate[:-1]
+            elif left == "words":
+                batch._fate = ["on"] * len(batch)
+            else:
+                batch._fate[-1] = 1 if left == "no gate" else -9
+
+    out, statistics = run(Wrong(), [bytes(60)] * 5)
+    assert out == []
+    assert statistics["dropped"] == {"exception": 5, "dropped": 0}
+    assert "ValueError" in capsys.readouterr().err

@@ -12,7 +12,13 @@ from pathlib import Path
 import pytest
 
 from dataplane.capture.reader import CaptureReader
+from dataplane.clock import Clock
+from dataplane.engine import Engine
 from dataplane.errors import CaptureError, ConfigError, VnicError
+from dataplane.packet import PacketPool
+from dataplane.port import PortRx, PortTx
+from dataplane.ports.memory import MemoryPort
+from dataplane.ports.pcap_source import PcapSource
 from tests.support.capture_files import enhanced, interface, option, pcap, section
 from tests.test_shaper import schedule
 from vnic.control.load import parse_config
@@ -159,6 +165,35 @@ def test_a_packet_cut_by_the_capture_is_worth_what_it_was(tmp_path):
     ]  # fmt: skip
     assert results["nics"][0]["truncated"] == 3 and results["nics"][1]["transmitted_bytes"] == 4500
     reader.close()
+
+
+def test_a_packet_that_claims_gigabytes_is_worth_the_longest_frame(tmp_path):
+    """Its cost at the shaper does not wrap, so the next one leaves when such a frame is paid."""
+    packets = [(START_NS, frame(B, A, 60), 2**32 - 1)] * 3
+    config = "nics: {a: {egress: {rate: 1gbit, queue: 10s}}, b: {}}"
+    replay(tmp_path, config, {"a": pcap(packets, nanoseconds=True)})
+    times = [time_ns for time_ns, _, _ in packets_of(tmp_path / "out.pcapng")]
+    assert times[2] - times[1] == 262144 * 8
+
+
+def test_a_packet_due_after_the_end_of_the_clock_is_not_due_at_once(tmp_path):
+    """146 years at a sixteenth of the speed are 2^66 ns."""
+    path = tmp_path / "in.pcapng"
+    path.write_bytes(section() + interface(options=option(9, b"\x09")) + enhanced(bytes(60), 0) + enhanced(bytes(60), 1 << 62))
+    clock = Clock(virtual=True, start_ns=START_NS)
+    engine, source = (
+        Engine("e0", PacketPool(small=64, large=16), clock=clock),
+        PcapSource("in", CaptureReader(str(path)), held=True),
+    )
+    source.start(START_NS, "captured", 1, 16)
+    rx, out = PortRx(source), MemoryPort("out", 1)
+    rx >> PortTx(out)
+    engine.load([rx])
+    engine.advance((1 << 63) - 2)
+    assert [frame.time_ns for frame in out.take()] == [START_NS] and not source.done
+    engine.advance((1 << 63) - 1)
+    assert [frame.time_ns for frame in out.take()] == [(1 << 63) - 1] and source.done
+    engine.close()
 
 
 def test_comments_travel_and_drops_are_explained(tmp_path):

@@ -96,7 +96,7 @@ WRONG = [
     (nic("engine: 1"), 4, "nics.web.engine", "engine 1 does not exist"),
     (nic("engine: fast"), 4, "nics.web.engine", "want one of 0 to 0 or e0"),
     (nic("vlan: {access: 4095}"), 4, "nics.web.vlan.access", "want a VLAN number, 1 to 4094"),
-    (nic("vlan: {access: 1, trunk: [2]}"), 4, "nics.web.vlan", "want either"),
+    (nic("vlan: {access: 1, trunk: [2]}"), 4, "nics.web.vlan", "want one of"),
     (nic("vlan: 10"), 4, "nics.web.vlan", "want {access: 10}"),
     (nic("offloads: {tos: true}"), 4, "nics.web.offloads.tos", "did you mean 'tso'?"),
     (nic("offloads: {checksum: false}"), 4, "nics.web.offloads", "segmentation needs checksum"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import re
@@ -17,13 +19,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataplane.engine import Engine
 from dataplane.errors import ConfigError, PortError
+from dataplane.packet import PacketPool
+from dataplane.port import PortRx, PortTx
+from dataplane.ports.memory import MemoryPort
 from tests.support import plain_user
 from tests.support.containers import IS_ROOT, Container
 from tests.tools import need
 from vnic.device.agent import NamespaceAgent
-from vnic.device.link import QUEUE_PACKETS, QUEUE_PACKETS_LEAST
+from vnic.device.link import QUEUE_PACKETS, QUEUE_PACKETS_LEAST, TUNSETVNETHDRSZ
 from vnic.device.tap import VNET_HEADER_BYTES, Offload, Route, Tap, TapRequest, check, format_mac, parse_mac
+from vnic.device.tap_port import TapPort
 
 ROOT = Path(__file__).parents[1]
 
@@ -285,7 +292,7 @@ def test_a_name_that_is_taken(agent, container):
     with agent.open_tap(TapRequest(name="eth0", pid=container.pid)):
         with pytest.raises(ConfigError, match="tap eth0: the name is taken"):
             agent.open_tap(TapRequest(name="eth0", pid=container.pid))
-        assert link(container, "eth0")["linkinfo"]["info_data"]["numqueues"] == 1
+        assert link(container, "eth0")["num_tx_queues"] == 1
         with pytest.raises(ConfigError, match="tap lo: the name is taken"):
             agent.open_tap(TapRequest(name="lo", pid=container.pid))
     assert container.interfaces() == []
@@ -459,3 +466,144 @@ if IS_ROOT:
     @pytest.mark.again
     def test_all_this_as_a_plain_user(run_as_plain_user):
         run_as_plain_user(__file__)
+
+
+# --- what root of the container may do to the interface ---------------------------------------------------------------
+
+JOIN = """
+import fcntl, os, struct, sys
+for flags in (0x5002, 0x5102):  # TAP, NO_PI, VNET_HDR, without and with MULTI_QUEUE
+    fd = os.open("/dev/net/tun", os.O_RDWR)
+    try:
+        fcntl.ioctl(fd, 0x400454CA, struct.pack("16sH22x", b"eth0", flags))  # TUNSETIFF
+        print("joined")
+    except OSError as error:
+        print(error.errno)
+"""
+
+
+def test_a_tap_of_one_queue_cannot_be_joined(agent, container):
+    """Header size, flags and persistence are the whole interface's: whoever joins it could change them under us."""
+    join = ["-c", JOIN]
+    with agent.open_tap(TapRequest(name="eth0", pid=container.pid)) as tap:
+        assert container.run(sys.executable, *join).split() == [str(errno.EBUSY), str(errno.EINVAL)]
+        assert container.run("ls", "/sys/class/net/eth0/queues").split() == ["rx-0", "tx-0"]
+        seen = link(container, "eth0")
+        assert (seen["num_tx_queues"], seen["txqlen"]) == (1, QUEUE_PACKETS)
+        assert not seen["linkinfo"]["info_data"]["multi_queue"]
+        assert tap.queues == 1
+    with agent.open_tap(TapRequest(name="eth0", pid=container.pid, queues=2)) as tap:  # these have to be joinable
+        assert container.run(sys.executable, *join).split() == [str(errno.EINVAL), "joined"]
+
+
+def receiving(tap: Tap) -> tuple[Engine, PortRx, MemoryPort]:
+    """An engine that takes what the container sends."""
+    port, out = TapPort("eth0", tap.fds, offloads=tap.offloads), MemoryPort("out", 1)
+    rx = PortRx(port)
+    rx >> PortTx(out)
+    engine = Engine("e0", PacketPool(small=64, large=16))
+    engine.load([rx])
+    return engine, rx, out
+
+
+def test_frames_that_cannot_be_read_are_counted(agent, container):
+    """A virtio-net header of 1 MiB, as root of a container may set for a TAP of several queues: no frame fits behind it."""
+    with agent.open_tap(TapRequest(name="eth0", pid=container.pid, addresses=("10.0.0.2/24",))) as tap:
+        container.run("ip", "neigh", "add", "10.0.0.9", "lladdr", "02:00:00:00:00:09", "dev", "eth0")
+        engine, rx, out = receiving(tap)
+        fcntl.ioctl(tap.fds[0], TUNSETVNETHDRSZ, struct.pack("i", 1 << 20))
+        engine.start()
+        with container.udp_socket() as sender:
+            while rx.statistics()["dropped"]["unreadable"] < 100:
+                sender.sendto(b"x" * 100, ("10.0.0.9", 9))
+            before = rx.statistics()
+            assert before["dropped"]["no_buffer"] == 0 and out.take() == []
+            fcntl.ioctl(tap.fds[0], TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER_BYTES))
+            got: list[bytes] = []
+            while not any(len(frame) == 142 for frame in got):  # and reading goes on
+                sender.sendto(b"x" * 100, ("10.0.0.9", 9))
+                got += [frame.data for frame in engine.call(out.take)]
+        assert engine.conservation()["conserved"]
+        engine.stop()
+        engine.close()
+
+
+# read(2) as of a TAP in Linux before "tun: Pad virtio headers": SURPLUS bytes behind the 10 of the virtio-net header are counted
+# and not written.
+OLD_KERNEL = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+long syscall(long number, ...)
+{
+    static long (*real)(long, ...);
+    static char frame[70000];
+    long a[6], got, surplus = atol(getenv("SURPLUS"));
+    va_list list;
+    va_start(list, number);
+    for (int i = 0; i < 6; i++)
+        a[i] = va_arg(list, long);
+    va_end(list);
+    if (!real)
+        real = (long (*)(long, ...))dlsym(RTLD_NEXT, "syscall");
+    if (number != SYS_read || a[2] < 60000)
+        return real(number, a[0], a[1], a[2], a[3], a[4], a[5]);
+    got = real(SYS_read, a[0], frame, sizeof(frame));
+    if (got < 10)
+        return got;
+    memcpy((char *)a[1], frame, 10);
+    memcpy((char *)a[1] + 10 + surplus, frame + 10, got - 10);
+    return got + surplus;
+}
+"""
+OLD_READER = """
+import json, socket
+from dataplane.clock import Clock
+from dataplane.engine import Engine
+from dataplane.packet import PacketPool
+from dataplane.port import PortRx, PortTx
+from dataplane.ports.memory import MemoryPort
+from vnic.device.tap_port import TapPort
+ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+pool = PacketPool(small=64, large=4)
+secret, port, out = MemoryPort("secret", 2), TapPort("eth0", [ours.fileno()]), MemoryPort("out", 1)
+rx, before = PortRx(port), PortRx(secret)
+rx >> PortTx(out)
+before >> PortTx(MemoryPort("elsewhere", 3))
+engine = Engine("e0", pool, clock=Clock(virtual=True, start_ns=1))
+engine.load([rx, before])
+secret.inject([b"SECRET" * 10000] * 4)  # every large buffer of the pool has been another NIC's
+engine.advance(2)
+theirs.send(bytes(10) + b"\\xff" * 6 + b"\\2\\0\\0\\0\\0\\1" + b"\\x88\\xb5" + b"a" * 46)
+while rx.statistics()["received"] == 0:
+    engine.advance(3)
+assert engine.conservation()["conserved"]
+print(json.dumps([[frame.data.hex() for frame in out.take()], rx.statistics()["dropped"]]))
+"""
+
+
+@pytest.mark.parametrize("surplus", [0, 1, 13, 14, 15, 40, 1190])
+def test_an_old_kernel_shows_nothing_of_other_frames(tmp_path, surplus):
+    """Root of the container has made the virtio-net header longer: what the kernel did not write does not pass for a frame."""
+    (tmp_path / "old.c").write_text(OLD_KERNEL)
+    library = tmp_path / "old.so"
+    subprocess.run([need("gcc"), "-shared", "-fPIC", "-o", library, tmp_path / "old.c", "-ldl"], check=True)
+    environment = {**os.environ, "LD_PRELOAD": str(library), "SURPLUS": str(surplus)}
+    done = subprocess.run(
+        [sys.executable, "-c", OLD_READER],
+        env=environment,
+        cwd=plain_user.REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    frames, dropped = json.loads(done.stdout)
+    frame = b"\xff" * 6 + b"\2\0\0\0\0\1" + b"\x88\xb5" + b"a" * 46
+    if surplus < 14:
+        assert frames == [(bytes(surplus) + frame).hex()] and dropped["unreadable"] == 0
+    else:
+        assert frames == [] and dropped["unreadable"] == 1

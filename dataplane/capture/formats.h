@@ -15,9 +15,10 @@ static inline int vnic_nanoseconds(uint64_t ticks, uint64_t ticks_a_second, int6
     return 1;
 }
 
-/* value * factor / divisor, rounded down, with 128 bits on the way; the result is the caller's to keep below 2^64. */
+/* value * factor / divisor, rounded down, with 128 bits on the way; 2^64 - 1 where the result is larger. */
 static inline uint64_t vnic_scale(uint64_t value, uint64_t factor, uint64_t divisor)
 {
-    return (uint64_t)((unsigned __int128)value * factor / divisor);
+    unsigned __int128 scaled = (unsigned __int128)value * factor / divisor;
+    return scaled > UINT64_MAX ? UINT64_MAX : (uint64_t)scaled;
 }
 #endif

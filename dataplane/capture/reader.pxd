@@ -11,6 +11,8 @@ cdef enum:
     BLOCK_MOST = 1048576         # bytes of a packet's block, options and all; longer ones of other types are skipped
     CAPTURED_MOST = 262144       # bytes kept of a packet: libpcap's MAXIMUM_SNAPLEN
     INTERFACES_MOST = 65536      # of a section
+    INTERFACES_ALL_MOST = 262144 # of all sections: their names are kept, and packets tell their number in 32 bits
+    ORIGINAL_MOST = CAPTURED_MOST  # bytes a packet may say that it had on the wire: what no frame has would wrap what shapers compute
 
 cdef struct Interface:
     uint32_t link_type
@@ -34,6 +36,7 @@ cdef class CaptureReader:
     cdef readonly str format             # "pcap" or "pcapng"
     cdef readonly uint64_t packets       # read so far
     cdef readonly uint64_t truncated     # of them, shorter than on the wire
+    cdef readonly uint64_t overlong      # of them, those that said to be longer on the wire than ORIGINAL_MOST, and count as that
     cdef readonly uint64_t captured_bytes
     cdef readonly uint64_t size          # of the file, 0 for a pipe
     cdef readonly list names             # of the interfaces of all sections so far, by number; None where the file gives none

@@ -8,6 +8,7 @@ class CaptureReader:
     format: str
     packets: int
     truncated: int
+    overlong: int
     captured_bytes: int
     size: int
     names: list[str | None]

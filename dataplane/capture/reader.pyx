@@ -37,7 +37,8 @@ cdef class CaptureReader:
     """Reads `file`, a path or the number of an open descriptor (which stays the caller's).
 
     pcap of both byte orders, microseconds and nanoseconds; pcapng with several sections and interfaces, if_tsresol and if_tsoffset,
-    enhanced, simple and obsolete packet blocks. Raises CaptureError where it cannot be opened, is no capture, or is not of Ethernet. What
+    enhanced, simple and obsolete packet blocks. A packet that says to have had more than 262144 bytes on the wire, which no frame has,
+    counts as one of 262144 and in `overlong`. Raises CaptureError where it cannot be opened, is no capture, or is not of Ethernet. What
     breaks later ends the reading: everything before it was delivered, `error` says what and where.
     """
 
@@ -203,6 +204,9 @@ cdef class CaptureReader:
             got = self.next_block(record)
         if got == 1:
             self.packets += 1
+            if record.original > ORIGINAL_MOST:
+                record.original = ORIGINAL_MOST
+                self.overlong += 1
             self.captured_bytes += record.captured
             self.truncated += record.captured < record.original
             self.last_ns = record.time_ns
@@ -297,6 +301,8 @@ cdef class CaptureReader:
         cdef uint64_t exponent
         if count < 8:
             return self.fail("an interface description of less than 20 bytes", offset)
+        if self.first_interface + self.interface_count >= INTERFACES_ALL_MOST:
+            return self.fail("more than 262144 interfaces in all sections", offset)
         if self.interface_count == self.interface_room:
             if self.interface_room >= INTERFACES_MOST:
                 return self.fail("a section with more than 65536 interfaces", offset)

@@ -21,7 +21,9 @@ cdef enum:
 cdef struct SwitchPort:
     uint16_t access              # the VLAN of an access port, 0 for a trunk
     uint16_t native              # the VLAN of a trunk's untagged frames, 0 for none
-    bint plain                   # a trunk of all VLANs without a native one: frames pass as they are
+    bint plain                   # frames pass as they are: a trunk of all VLANs without a native one, or a port without tags
+    bint one_vlan                # of the port's whole: an access port, or one of VLAN 0. Its frames may not bring a tag along
+    uint64_t source              # the only address that its frames may come from, 0 for any
     uint8_t carries[512]         # bit per VLAN; VLAN 0 is the untagged frames of plain ports
 
 cdef struct Verdict:             # what is to be done with a packet

@@ -11,7 +11,14 @@ class L2Switch(Element):
     @property
     def active_ports(self) -> list[int]: ...
     def activate(
-        self, port: int, *, access: int | None = None, trunk: Iterable[int] | None = None, native: int | None = None
+        self,
+        port: int,
+        *,
+        access: int | None = None,
+        trunk: Iterable[int] | None = None,
+        native: int | None = None,
+        untagged: bool = False,
+        source: str | None = None,
     ) -> None: ...
     def deactivate(self, port: int) -> None: ...
     def get_ports(self) -> list[dict[str, Any]]: ...

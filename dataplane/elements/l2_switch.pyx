@@ -23,6 +23,7 @@ cdef enum:                       # DROP_REASONS
     DROP_HAIRPIN = 5
     DROP_NO_DESTINATION = 6
     DROP_NO_BUFFER = 7
+    DROP_SPOOFED = 8
 
 cdef enum:                       # COUNTERS
     COUNT_LEARNED = 0
@@ -66,30 +67,34 @@ cdef class L2Switch(Element):
     Ports:     any number in (Packet.port says where a packet came from), one gate a port, at most 1024. set_gates, connect, activate and
                deactivate work while it runs, on its engine's thread. A frame never leaves through the port that it came from.
     Config:    table; ports: gates to begin with; per port (`activate`): a trunk of all VLANs, a trunk of some with an optional native
-               VLAN, or an access port
+               VLAN, an access port, or a port that carries untagged frames only; and the one source address that it may send from
     Counters:  learned, moved, aged, learn_refused (frames whose source the table had no room for, see MacTable), flooded (frames sent to
                more than whom they are for)
                Drops: unknown_port (not active), runt (shorter than its header and tag), bad_source (group or zero address),
                reserved_multicast (01-80-C2-00-00-0X, which a bridge does not forward: 802.1Q, 8.6.3), vlan_filtered, hairpin (its
                destination is where it came from), no_destination (no other active port carries it), no_buffer (a flooded copy, or no
-               headroom for a tag)
+               headroom for a tag), spoofed (its source is not the port's only one)
     Handlers:  counters; ports (read): each open port's VLANs; table (read): the addresses known; flush (write, live): forget addresses,
                "all" that were learned, those learned at a port {"port": 3}, or one, also a static one, {"mac": "02:00:00:00:00:01",
                "vlan": 10}, in all VLANs without vlan. table and flush are of the table that instances share: no engine waits for them.
     Threads:   one engine an instance; instances share the table without locks
     Cost:      see dataplane/README.md
 
-    The outer tag (type 8100 or 88A8) says the VLAN, what is behind it is payload. Tagged frames into an access port are filtered, but
-    not priority tags (VLAN 0). Out of an access port, or in a trunk's native VLAN, frames have no tag; else they have one (pushed with
+    The outer tag (type 8100 or 88A8) says the VLAN, what is behind it is payload. Tagged frames into an access port, or into one that
+    carries untagged frames only, are filtered. A priority tag (VLAN 0) is not, unless another tag follows it: where the switch takes the
+    first tag off, the second one would choose a VLAN (802.1Q calls the frame double-tagged). A trunk may send such frames. Out of an access port, or in a trunk's native VLAN, frames have no tag; else they have one (pushed with
     type 8100 and priority 0; a priority tag becomes the VLAN's and keeps its priority). A trunk of all VLANs without a native one
-    passes frames as they are; its untagged frames are VLAN 0, which only ports of its kind carry.
+    passes frames as they are; its untagged frames are VLAN 0, which only ports of its kind and ports without tags carry.
+
+    A port with a `source` (what Linux calls spoofchk on a virtual function) drops frames from other addresses before it learns from
+    them. Only the Ethernet source is compared: ARP and IP may still claim any address.
 
     Flooding costs a copy of the frame per further port of the VLAN.
     """
 
     OUTPUTS = 0
     DROP_REASONS = ("unknown_port", "runt", "bad_source", "reserved_multicast", "vlan_filtered", "hairpin", "no_destination",
-                    "no_buffer")
+                    "no_buffer", "spoofed")
     COUNTERS = ("learned", "moved", "aged", "learn_refused", "flooded")
     TICKS = True
     DEFERRABLE = True            # lookups see by themselves what has aged: an idle engine need not wake for it
@@ -125,16 +130,26 @@ cdef class L2Switch(Element):
             self.deactivate(port)
         return Element.set_gates(self, count)
 
-    def activate(self, uint32_t port, *, access=None, trunk=None, native=None):
+    def activate(self, uint32_t port, *, access=None, trunk=None, native=None, bint untagged=False, source=None):
         """Opens a port, or changes an open one: a trunk of all VLANs (default), a trunk of those in `trunk`, its untagged frames being of
-        VLAN `native`, or an access port of VLAN `access`. Raises ConfigError for a port without a gate and VLANs outside 1 to 4094."""
+        VLAN `native`, an access port of VLAN `access`, or (`untagged`) one that carries VLAN 0 alone. source: the only address that it may
+        send from, such as "02:00:00:00:00:01"; None: any. Raises ConfigError for a port without a gate, VLANs outside 1 to 4094 and what
+        is no address."""
         cdef SwitchPort *state
         cdef uint32_t vlan
         if port >= self.gate_count:
             raise ConfigError(f"{self.name}: port {port}: there is no such gate; it has {self.gate_count}")
         if access is not None and (trunk is not None or native is not None):
             raise ConfigError(f"{self.name}: port {port}: is either an access port or a trunk; give access alone, or trunk and native")
-        vlans = list(range(1, VLAN_MAX + 1) if trunk is None else trunk) if access is None else [access]
+        if untagged and (access is not None or trunk is not None or native is not None):
+            raise ConfigError(f"{self.name}: port {port}: untagged frames only are VLAN 0's; give untagged alone")
+        cdef uint64_t only = 0 if source is None else <uint64_t>_key(source, 0) >> 16
+        if untagged:
+            vlans = []
+        elif access is not None:
+            vlans = [access]
+        else:
+            vlans = list(range(1, VLAN_MAX + 1) if trunk is None else trunk)
         for number in vlans + ([] if native is None else [native]):
             if type(number) is not int or not 1 <= number <= VLAN_MAX:
                 raise ConfigError(f"{self.name}: port {port}: VLAN {number!r}; want 1 to {VLAN_MAX}")
@@ -146,7 +161,8 @@ cdef class L2Switch(Element):
             self.ports[port] = state
             self.active[self.active_count] = <uint16_t>port
             self.active_count += 1
-        state.access, state.native = access or 0, native or 0
+        state.access, state.native, state.source = access or 0, native or 0, only
+        state.one_vlan = untagged or access is not None
         state.plain = access is None and trunk is None and native is None
         for i in range(sizeof(state.carries)):
             state.carries[i] = 0
@@ -173,16 +189,21 @@ cdef class L2Switch(Element):
         return [self.active[i] for i in range(self.active_count)]
 
     def get_ports(self):
-        """The open ports by number, each {"port", "access"} or {"port", "trunk", "native"}: VLANs as in "1-4094" or "10,20-29". Without
-        native (None), a trunk of all VLANs passes untagged frames as they are, another one refuses them."""
+        """The open ports by number, each {"port", "access"}, {"port", "untagged": True} or {"port", "trunk", "native"}: VLANs as in
+        "1-4094" or "10,20-29". Without native (None), a trunk of all VLANs passes untagged frames as they are, another one refuses them.
+        "source", where it is there, is the only address that the port may send from."""
         cdef SwitchPort *state
         found = []
         for number in sorted(self.active_ports):
             state = self.ports[<uint32_t>number]
             if state.access:
                 found.append({"port": number, "access": state.access})
+            elif state.one_vlan:
+                found.append({"port": number, "untagged": True})
             else:
                 found.append({"port": number, "trunk": vlan_ranges(state), "native": state.native or None})
+            if state.source:
+                found[len(found) - 1]["source"] = int(state.source).to_bytes(6, "big").hex(":")
         return found
 
     def get_table(self):
@@ -268,6 +289,7 @@ cdef class L2Switch(Element):
         cdef Verdict verdict
         cdef Flow *flow
         cdef uint32_t number
+        cdef bint refused = False
         verdict.vlan = verdict.retag = 0
         if p.port >= MAX_PORTS or self.ports[p.port] == NULL:
             verdict.out = -1 - DROP_UNKNOWN_PORT
@@ -275,6 +297,9 @@ cdef class L2Switch(Element):
         if p.length < TAGGED_BYTES and (p.length < ETHERNET_BYTES or has_tag(data)):
             verdict.out = -1 - DROP_RUNT
             return verdict
+        if self.ports[p.port].one_vlan and has_tag(data):
+            # What follows the tag decides too, and `flows` does not see it: each frame by itself. Only a priority tag gets further.
+            return self.decide(ctx, data, p.port, flows, &refused)
         memcpy(words, data, 16)              # of a shorter frame the last two are stale, and decide nothing
         number = <uint32_t>(((words[0] + 3 * words[1]) * MIX) >> 32) % FLOWS
         flow = &flows.flow[number]
@@ -298,6 +323,9 @@ cdef class L2Switch(Element):
         verdict.vlan = verdict.retag = 0
         if source == 0 or source & GROUP:
             verdict.out = -1 - DROP_BAD_SOURCE
+            return verdict
+        if port.source and source != port.source:
+            verdict.out = -1 - DROP_SPOOFED
             return verdict
         if destination & ~<uint64_t>0xF == RESERVED:
             verdict.out = -1 - DROP_RESERVED
@@ -426,10 +454,10 @@ cdef str vlan_ranges(const SwitchPort *port):
 cdef inline int ingress_vlan(const uint8_t *data, const SwitchPort *port) noexcept nogil:
     """The VLAN that the frame belongs to (802.1Q, 6.9.1), 0 for none; NO_VLAN: the port does not carry it."""
     cdef uint32_t vlan = load_be16(data + 14) & VLAN_ID_MASK if has_tag(data) else 0
+    if port.one_vlan and has_tag(data) and (vlan or has_tag(data + VLAN_BYTES)):
+        return NO_VLAN                       # the frame has 18 bytes, or it would have been a runt: a type follows its tag
     if vlan == 0:                            # untagged, or tagged with a priority only
         vlan = port.access if port.access else port.native
-    elif port.access:
-        return NO_VLAN
     return <int>vlan if carries(port, vlan) else NO_VLAN
 
 
@@ -454,14 +482,19 @@ cdef bint retag(Context *ctx, uint32_t index, const SwitchPort *port, uint32_t v
     return True
 
 
+cdef inline uint16_t moved(uint16_t place, int bytes) noexcept nogil:
+    """A place that the sender gave, `bytes` further. Where no flag says that it counts, nothing has checked it: one before the type, and
+    one that 16 bits could no longer hold, is 0 (none) from here on."""
+    cdef int there = place + bytes
+    return <uint16_t>there if place >= ETHERNET_BYTES and there <= 0xFFFF else 0
+
+
 cdef void move_offsets(Packet *p, int bytes) noexcept nogil:
     """What the record says of places behind the Ethernet addresses moves with them; 0 means that there is no such place."""
     p.offset = <uint16_t>(p.offset - bytes)
     p.length += <uint32_t>bytes
-    if p.csum_start:
-        p.csum_start = <uint16_t>(p.csum_start + bytes)
-    if p.header_length:
-        p.header_length = <uint16_t>(p.header_length + bytes)
+    p.csum_start = moved(p.csum_start, bytes)
+    p.header_length = moved(p.header_length, bytes)
     if not p.flags & PACKET_PARSED:
         return
     p.l3_offset = <uint16_t>(p.l3_offset + bytes)

@@ -15,6 +15,8 @@ cdef extern from "capture/formats.h" nogil:
 
 MODES = {"captured": RECORDED, "pps": PACKETS_A_SECOND, "rate": BITS_A_SECOND, "asap": AT_ONCE}
 
+cdef uint64_t CLOCK_END_NS = (<uint64_t>1 << 63) - 1    # 292 years
+
 cdef enum:
     TRAILER_MOST = 1024          # bytes of options that travel with a packet
 
@@ -99,13 +101,15 @@ cdef class PcapSource(Port):
     cdef uint64_t instant(self) noexcept nogil:
         """When the packet that is next is due: worked out from the beginning, so that no error adds up."""
         cdef uint64_t since = self.record.time_ns - self.round_first_ns if self.record.time_ns > self.round_first_ns else 0
+        cdef uint64_t after = 0
         if self.schedule.mode == RECORDED:
-            return self.begin_ns + vnic_scale(since, self.schedule.divisor, self.schedule.factor)
-        if self.schedule.mode == PACKETS_A_SECOND:
-            return self.begin_ns + vnic_scale(self.sequence, 1000000000 * self.schedule.divisor, self.schedule.factor)
-        if self.schedule.mode == BITS_A_SECOND:
-            return self.begin_ns + vnic_scale(self.sent_bits, 1000000000, self.schedule.factor)
-        return self.begin_ns
+            after = vnic_scale(since, self.schedule.divisor, self.schedule.factor)
+        elif self.schedule.mode == PACKETS_A_SECOND:
+            after = vnic_scale(self.sequence, 1000000000 * self.schedule.divisor, self.schedule.factor)
+        elif self.schedule.mode == BITS_A_SECOND:
+            after = vnic_scale(self.sent_bits, 1000000000, self.schedule.factor)
+        # A packet that is due beyond the end of the clock (a few bits a second, a few thousand packets) is due at its end, not at once.
+        return self.begin_ns + min(after, CLOCK_END_NS - self.begin_ns)
 
     cdef void again(self) noexcept:
         """The capture from its beginning. By its own instants, the next round begins a mean gap after the last packet."""
@@ -119,7 +123,8 @@ cdef class PcapSource(Port):
         self.finished_packets += self.reader.packets
         self.reader = reader
         if self.schedule.mode == RECORDED:
-            self.begin_ns += length + length // max(self.round_packets - 1, <uint64_t>1)
+            length += length // max(self.round_packets - 1, <uint64_t>1)
+            self.begin_ns += min(length, CLOCK_END_NS - self.begin_ns)
         if self.reader.next(&self.record) == 1:
             self.round_first_ns, self.round_packets = self.record.time_ns, 1
             self.next_ns = self.instant()

@@ -39,6 +39,11 @@ def attach() -> None:
 )
 @click.option("--engine", help="Number or name of the engine that serves it.  [default: the one with the fewest NICs]")
 @click.option("--vlan", type=int, help="Make it an access port of this VLAN.")
+@click.option(
+    "--spoof-check/--no-spoof-check",
+    default=None,
+    help="Drop frames with another source MAC address than the NIC's.  [default: for a client's NIC only]",
+)
 @click.option("--egress", metavar="RATE", help="Rate limit of packets that the container sends.")
 @click.option("--ingress", metavar="RATE", help="Rate limit of packets that the container receives.")
 @click.option("--owner", metavar="USER", help="User who may see it and cut its link.")
@@ -56,7 +61,7 @@ def tap(name: str, pid: int | None, netns: str | None, instance: str, **options:
     if (pid is None) == (netns is None):
         raise click.UsageError("which container? want either --pid PID or --netns PATH")
     nic: dict[str, Any] = {"pid": pid, "netns": None if netns is None else netns_path(netns, os.getcwd())}
-    for key in ("interface", "queues", "mac", "mtu", "gateway", "owner"):
+    for key in ("interface", "queues", "mac", "mtu", "gateway", "owner", "spoof_check"):
         nic[key] = options[key]
     nic["addresses"] = list(options["addresses"]) or None
     nic["routes"] = [_route(text) for text in options["routes"]] or None
@@ -158,13 +163,24 @@ def _rates(nic: dict[str, Any]) -> dict[str, Any]:
 
 @click.command()
 @click.argument("name", shell_complete=completing("nic"))
-@click.argument("state", type=click.Choice(["up", "down"]))
+@click.argument("state", type=click.Choice(["up", "down"]), required=False)
+@click.option(
+    "--spoof-check",
+    type=click.Choice(["on", "off"]),
+    help="Drop frames with another source MAC address than the NIC's, or forward them; for the instance's owner.",
+)
 @instance_option
-def link(name: str, state: str, instance: str) -> None:
-    """Set the link of the NIC called NAME up or down: the container sees its carrier come or go.
+def link(name: str, state: str | None, spoof_check: str | None, instance: str) -> None:
+    """Set the link of the NIC called NAME up or down: the container sees its carrier come or go. Or set its spoof check.
 
     \b
     vnic link web down
+    vnic link web --spoof-check on
     """
+    if state is None and spoof_check is None:
+        raise click.UsageError("nothing to set; want up, down or --spoof-check on|off")
     with connect(instance) as client:
-        client.call("SetLink", name=name, up=state == "up")
+        if spoof_check is not None:
+            client.call("SetSpoofCheck", name=name, on=spoof_check == "on")
+        if state is not None:
+            client.call("SetLink", name=name, up=state == "up")

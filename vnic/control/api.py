@@ -73,6 +73,9 @@ method Metrics(format: ?string) -> (text: ?string, families: ?[]object)
 # Raises or cuts a NIC's link.
 method SetLink(name: string, up: bool) -> ()
 
+# Drops what a NIC's container sends from another MAC address than the NIC's (on), or lets it pass. For the instance's owner.
+method SetSpoofCheck(name: string, on: bool) -> (nic: object)
+
 # Copies what passes a point (a NIC, or one of its elements by name) as pcap, until StopCapture or the end of this connection: into a pipe,
 # whose reading end comes with the reply (descriptor is its number), or to the file or named pipe at path, which the daemon opens.
 method StartCapture(point: string, path: ?string, snaplen: ?int) -> (capture: int, descriptor: ?int)

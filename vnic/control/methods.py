@@ -9,9 +9,15 @@ import msgspec
 
 from dataplane.errors import ConfigError, VnicError, one_line
 from vnic.control.api import INTERFACE, SERVICE, SERVICE_DESCRIPTION
+from vnic.control.bounds import Bucket
 from vnic.control.log import Log
 from vnic.control.module import Caller, Fresh, Method, NotPermittedError, Parameters, Session
 
+# Of a client that is not the instance's owner. An attach takes control 20 to 200 ms, so that a client without a bound could keep
+# control busy for good; a script that attaches all NICs that a client has by default, and sets them up, fits into the burst.
+CHANGES_AT_ONCE, CHANGES_A_SECOND = 50, 10
+# Lines about its changes in the log: 8640 a day, which is a fifth of what the log holds, so others' lines stay.
+LINES_AT_ONCE, LINES_A_SECOND = 200, 0.1
 # Parameters that say what a change is about, for the log.
 ABOUT = ("name", "point", "element", "handler", "egress", "ingress")
 
@@ -75,6 +81,9 @@ class Methods:
     ) -> None:
         self._version, self.shut_down = version, shut_down
         self._clients = clients or {}
+        self._changes: dict[int, Bucket] = {}  # by user, those that are not the instance's owner
+        self._lines: dict[int, Bucket] = {}
+        self._unlogged: dict[int, int] = {}  # changes by user since the last line about one
         self._fresh = Fresh()
         self._descriptions = {SERVICE: SERVICE_DESCRIPTION}
         self._methods = {
@@ -124,13 +133,39 @@ class Methods:
         }
         self._fresh.clear()  # who changed something sees it
         try:
+            if method.kind == "change":
+                self._check_changes(caller.session)
             answered = method.call(parameters, caller)
             reply: dict[str, Any] = await answered if method.kind == "task" else answered
         except Exception as error:
-            log.info(method.name, **about, refused=" ".join(str(error).split()))
+            self._log(caller.session, method.name, **about, refused=" ".join(str(error).split()))
             raise
-        log.info(method.name, **about)
+        self._log(caller.session, method.name, **about)
         return reply
+
+    def _check_changes(self, session: Session) -> None:
+        """Raises VnicError for a client that has made more changes than it may make in such a time."""
+        if session.is_owner:
+            return
+        bucket = self._changes.setdefault(session.uid, Bucket(CHANGES_AT_ONCE, CHANGES_A_SECOND))
+        if seconds := bucket.take():
+            raise VnicError(
+                f"{session.who} may make {CHANGES_AT_ONCE} changes at once and {CHANGES_A_SECOND} a second after that; "
+                f"try again in {seconds:.1f} s"
+            )
+
+    def _log(self, session: Session, event: str, **fields: Any) -> None:
+        """A line about a change. A client's are bounded: the log keeps the newest lines only, and one client's must not
+        push out all others'. `unlogged` says how many lines are missing before this one."""
+        uid = session.uid
+        if not session.is_owner and self._lines.setdefault(uid, Bucket(LINES_AT_ONCE, LINES_A_SECOND)).take():
+            self._unlogged[uid] = self._unlogged.get(uid, 0) + 1
+            return
+        log.info(event, **fields, unlogged=self._unlogged.pop(uid, None))
+
+    def takes_turns(self, call: Call) -> bool:
+        """Whether a call keeps control busy while it changes something. A task does not: others are served meanwhile."""
+        return self.waits(call) and self._methods[call.method].kind == "change"
 
     def waits(self, call: Call) -> bool:
         """Whether a call changes something, and so waits for the end of an upgrade."""

@@ -77,6 +77,11 @@ def user_name(uid: int) -> str:
         return f"uid {uid}"
 
 
+def is_owner(uid: int | None) -> bool:
+    """Whether a user is the instance's owner, or root; also None, which a NIC has whose owner is not said."""
+    return uid is None or uid in (0, os.geteuid())
+
+
 @dataclass
 class Session:
     """A client's connection: who it is, and what ends with it. Two are never equal."""
@@ -91,7 +96,7 @@ class Session:
     @property
     def is_owner(self) -> bool:
         """The instance's owner, or root: sees and changes everything."""
-        return self.uid in (0, os.geteuid())
+        return is_owner(self.uid)
 
     @property
     def who(self) -> str:

@@ -22,7 +22,7 @@ from vnic.control.convert import convert_nic
 from vnic.control.devices import Passed
 from vnic.control.module import Caller, Method, Named, NotPermittedError, Parameters, Reply, Session
 from vnic.control.scalars import Rate, User
-from vnic.control.schema import NicConfig, VlanConfig
+from vnic.control.schema import NicConfig
 from vnic.device.namespaces import is_network_namespace, owner_of
 
 if TYPE_CHECKING:
@@ -48,6 +48,10 @@ class SetLink(Named):
     up: bool
 
 
+class SetSpoofCheck(Named):
+    on: bool
+
+
 class StartCapture(Parameters):
     point: str
     path: str | None = None
@@ -71,6 +75,7 @@ def nic_methods(nics: Nics) -> list[Method]:
         Method("Detach", ours.detach, Named, "change", clients=True),
         Method("SetRate", ours.set_rate, SetRate, "change", clients=True),
         Method("SetLink", ours.set_link, SetLink, "change", clients=True),
+        Method("SetSpoofCheck", ours.set_spoof_check, SetSpoofCheck, "change"),
         Method("StartCapture", ours.start_capture, StartCapture, "change", clients=True),
         Method("StopCapture", ours.stop_capture, StopCapture, "task", clients=True),
     ]
@@ -121,20 +126,21 @@ class _NicMethods:
             raise NotPermittedError(f"nic {name}: elements run inside vnic; only its owner may load them")
         if config.owner not in (None, session.uid):
             raise NotPermittedError(f"nic {name}: {session.who} attaches NICs of {session.who} only; leave owner out")
+        if config.spoof_check is False:
+            raise NotPermittedError(f"nic {name}: spoof_check may be switched off by the instance's owner only; leave it out")
         config.owner = User(session.uid)
         self._check_vlan(config, session, granted.vlans)
+        self._nics.check_mac(config)
         for way in (config.egress, config.ingress):
             if granted.rate is not None:
                 way.rate = Rate(min(way.rate or granted.rate, granted.rate))
 
     def _check_vlan(self, config: NicConfig, session: Session, granted: list[int] | None) -> None:
-        if granted is not None and config.vlan is None:
-            config.vlan = VlanConfig(access=granted[0])
         vlan = config.vlan
-        if vlan is None:
+        if vlan is None:  # what it gets then is within the grant, see Nics
             return
-        wanted = {vlan.access, vlan.native, *(vlan.trunk or ())} - {None}
-        if not wanted <= set(granted or ()):
+        wanted = {0} if vlan.untagged else {vlan.access, vlan.native, *(vlan.trunk or ())} - {None}
+        if not wanted <= set(granted or (0,)):  # without a grant: VLAN 0, which is the untagged frames
             may = f"VLANs {', '.join(map(str, granted))} only" if granted else "no VLAN"
             raise NotPermittedError(f"nic {config.name}: {session.who} may be in {may}; {MORE}")
 
@@ -170,6 +176,9 @@ class _NicMethods:
         self._nics.get(parameters.name, caller.session)
         self._nics.set_link(parameters.name, parameters.up)
         return {}
+
+    def set_spoof_check(self, parameters: SetSpoofCheck, caller: Caller) -> dict[str, Any]:
+        return {"nic": self._nics.set_spoof_check(parameters.name, parameters.on)}
 
     # -- captures ----------------------------------------------------------------------------------------------------------
 

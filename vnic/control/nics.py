@@ -29,11 +29,11 @@ from vnic.control.capture import KeptCapture, LiveCapture, reopened
 from vnic.control.devices import Devices, Passed
 from vnic.control.keeper import read_document
 from vnic.control.log import Log
-from vnic.control.module import Method, Module, NotPermittedError, Session, user_name
+from vnic.control.module import Method, Module, NotPermittedError, Session, is_owner, user_name
 from vnic.control.nic_methods import nic_methods
 from vnic.control.parts import Attached, Home, own_nic
 from vnic.control.scalars import Rate
-from vnic.control.schema import NicConfig
+from vnic.control.schema import NicConfig, VlanConfig
 from vnic.control.segments import RING_BYTES
 from vnic.control.watching import Watching
 from vnic.device.descriptors import close_all, system_error
@@ -168,6 +168,8 @@ class Nics(Module):
             if config.name in self.attached:
                 raise ConfigError(f"nic {config.name}: is attached already; choose another name or detach it first")
             self._check_name(config)
+            if not is_owner(config.owner):
+                self._restrict(config)
             taken = {attached.number for attached in self.attached.values()}
             # One that has had a number keeps it: the MAC table goes by numbers.
             number = config.number if config.number not in taken else None
@@ -201,6 +203,20 @@ class Nics(Module):
             if alike and other.config.owner != config.owner:
                 raise ConfigError(f"nic {config.name}: begins like the name of another user's NIC; choose another name")
 
+    def _restrict(self, config: NicConfig) -> None:
+        """A client's NIC is in the VLANs that are granted: without `vlan:` in the first, and without a grant in none."""
+        grant = self.config.clients.get(str(config.owner))
+        if config.vlan is None:
+            granted = grant.vlans if grant is not None else None
+            config.vlan = VlanConfig(access=granted[0]) if granted else VlanConfig(untagged=True)
+
+    def check_mac(self, config: NicConfig) -> None:
+        """Raises ConfigError where another user's NIC has the MAC address: the check of what a NIC sends would let it pass for
+        that one."""
+        for other in self.attached.values():
+            if other.config.mac == config.mac and other.config.owner != config.owner:
+                raise ConfigError(f"nic {config.name}: mac: {config.mac} is that of another user's NIC; choose another")
+
     def _home(self, config: NicConfig) -> int:
         if config.engine is not None:
             return self.config.engine_index(config.engine)
@@ -223,7 +239,7 @@ class Nics(Module):
         for each in self.homes:
             undo.callback(each.deactivate, attached.number)
             if attached.config.link_up:
-                each.activate(attached.number, attached.config.vlan)
+                each.activate(attached.number, attached.config.vlan, attached.source)
 
     def detach(self, name: str, why: str = "", *, waits: bool = False) -> None:
         """Takes a NIC out of the graph and its interface out of the container; frames under way to it are dropped and counted. waits: its
@@ -319,11 +335,22 @@ class Nics(Module):
             self.runtime.remember(undo=lambda: setattr(attached.config, "link_up", before))
             for each in self.homes:
                 if up:
-                    each.activate(attached.number, attached.config.vlan)
+                    each.activate(attached.number, attached.config.vlan, attached.source)
                 else:
                     each.deactivate(attached.number)
             attached.nic.set_carrier(up)
             self.runtime.emit("link", nic=name, link="up" if up else "down")
+            return self._status(attached)
+
+    def set_spoof_check(self, name: str, on: bool) -> dict[str, Any]:
+        """Drops what a NIC's container sends from another MAC address than the NIC's, or no longer; from the next batch on."""
+        with self.runtime.lock:
+            self.runtime.check_open()
+            attached = self.get(name)
+            before, attached.config.spoof_check = attached.config.spoof_check, on
+            self.runtime.remember(undo=lambda: setattr(attached.config, "spoof_check", before))
+            for each in self.homes if attached.config.link_up else []:
+                each.activate(attached.number, attached.config.vlan, attached.source)
             return self._status(attached)
 
     def call_at(self, name: str, function: Callable[[], object]) -> None:
@@ -448,6 +475,7 @@ class Nics(Module):
             "owner": None if attached.config.owner is None else int(attached.config.owner),
             **attached.nic.status(),
             "link": "up" if attached.config.link_up else "down",
+            "spoof_check": attached.source is not None,
             "egress_bps": attached.egress_shaper.rate_bps,
             "ingress_bps": attached.ingress_shaper.rate_bps,
             "egress_queue_bytes": attached.egress_shaper.queue_limit_bytes,

@@ -6,6 +6,8 @@ import copy
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
+
 from dataplane.cgroup import Cgroup
 from dataplane.crew import Mode
 from dataplane.element import Element, Source
@@ -22,6 +24,7 @@ from shaping.pool_share import PoolShare
 from shaping.shaper import Shaper
 from vnic.control.chain import Chain, build_chain
 from vnic.control.devices import Device
+from vnic.control.module import is_owner
 from vnic.control.schema import Config, ElementConfig, GroupConfig, NicConfig, VlanConfig
 
 
@@ -112,13 +115,10 @@ class Home(Hosted):
 
         self.engine.call(work)
 
-    def activate(self, number: int, vlan: VlanConfig | None) -> None:
-        """Opens the switch's gate `number`, between two batches."""
-        if vlan is None:
-            self.engine.call(lambda: self.switch.activate(number))
-        else:
-            access, trunk, native = vlan.access, vlan.trunk, vlan.native
-            self.engine.call(lambda: self.switch.activate(number, access=access, trunk=trunk, native=native))
+    def activate(self, number: int, vlan: VlanConfig | None, source: str | None = None) -> None:
+        """Opens the switch's gate `number`, or changes it, between two batches. source: the one address that it may send from."""
+        settings: dict[str, Any] = {} if vlan is None else msgspec.structs.asdict(vlan)
+        self.engine.call(lambda: self.switch.activate(number, **settings, source=source))
 
     def deactivate(self, number: int) -> None:
         """Closes the switch's gate `number`, between two batches."""
@@ -182,6 +182,14 @@ class Attached:
         for element in (*self.egress.elements, *self.ingress.elements):
             if isinstance(element, Shaper):
                 element.join(share)
+
+    @property
+    def source(self) -> str | None:
+        """The one MAC address that the container may send from; None: any."""
+        checked = self.config.spoof_check
+        if checked is None:
+            checked = not is_owner(self.config.owner)
+        return str(self.config.mac) if checked else None
 
     @property
     def entry(self) -> Element:

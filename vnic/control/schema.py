@@ -232,10 +232,11 @@ class SwitchConfig(_Strict):
 
 
 class VlanConfig(_Strict):
-    """VLAN membership of a NIC: either an access port of one VLAN or a trunk of several.
+    """VLAN membership of a NIC: an access port of one VLAN, a trunk of several, or a port of untagged frames.
 
     access: VLAN of an access port: the container sends and receives untagged frames.
     trunk: VLANs of a trunk port: the container sends and receives tagged frames.
+    untagged: Untagged and priority-tagged frames (VLAN 0) only; tagged frames are dropped.
     native: VLAN of the untagged frames on a trunk. Default: untagged frames are dropped.
     """
 
@@ -244,10 +245,11 @@ class VlanConfig(_Strict):
         None
     )
     native: VlanId | None = None
+    untagged: Annotated[bool, Meta(description="true or false", examples=[True])] = False
 
     def __post_init__(self) -> None:
-        if (self.access is None) == (self.trunk is None):
-            raise SchemaError("want either {access: 10} or {trunk: [10, 20], native: 1}")
+        if (self.access is not None) + (self.trunk is not None) + self.untagged != 1:
+            raise SchemaError("want one of {access: 10}, {trunk: [10, 20], native: 1} and {untagged: true}")
         if self.native is not None and self.trunk is None:
             raise SchemaError("native belongs to a trunk: want {trunk: [10, 20], native: 1}")
         if self.trunk is not None and (not self.trunk or len(set(self.trunk)) != len(self.trunk)):
@@ -380,7 +382,10 @@ class NicConfig(_Strict):
     gateway: Gateway of the container's default route; short for a route with `to: default`.
     routes: Routes that are set in the container once the addresses are.
     engine: Engine that serves the NIC, by number or name. Default: the engine with the fewest NICs.
-    vlan: VLANs of the switch port. Default: frames pass as they are, with or without tags.
+    vlan: VLANs of the switch port. Default: frames pass as they are, with or without tags; for a client's
+        NIC the first VLAN that the client was granted, or untagged frames only.
+    spoof_check: Whether frames with another source MAC address than the NIC's are dropped. Default: true for a
+        client's NIC, false for others.
     offloads: Offloads that the NIC offers to the container.
     rss: Distribution of flows over the queues.
     egress: Packets that the container sends.
@@ -430,8 +435,12 @@ class NicConfig(_Strict):
     engine: Annotated[int | str | None, Meta(description="an engine's number, from 0, or its name", examples=["e0"])] = None
     vlan: Annotated[
         VlanConfig | None,
-        Meta(description="{access: 10} or {trunk: [10, 20], native: 1}", examples=[{"trunk": [10, 20], "native": 1}]),
+        Meta(
+            description="{access: 10}, {trunk: [10, 20], native: 1} or {untagged: true}",
+            examples=[{"trunk": [10, 20], "native": 1}],
+        ),
     ] = None
+    spoof_check: Annotated[bool | None, Meta(description="true or false", examples=[True])] = None
     offloads: Annotated[
         OffloadConfig,
         Meta(description="{checksum: true, tso: true, uso: true}", examples=[{"checksum": True, "tso": False, "uso": False}]),

@@ -12,12 +12,13 @@ import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from typing import Any
 
 import msgspec
 
 from vnic.control.api import INTERFACE, SERVICE
+from vnic.control.bounds import Turns
 from vnic.control.connection import Connection, Transfer
 from vnic.control.methods import Call, ErrorReply, Methods, error_reply
 from vnic.control.module import Caller, NotPermittedError, Reply, Session
@@ -38,6 +39,7 @@ class Server:
         self._tasks: set[asyncio.Task[None]] = set()
         self._changes = asyncio.Event()
         self._changes.set()
+        self._turns = Turns()
 
     async def start(self, listener: socket.socket) -> None:
         """Accepts clients; the listener is the server's now. It listens already: clients see the credentials of who called listen(2), and
@@ -170,14 +172,9 @@ class Server:
                     call = msgspec.json.decode(request, type=Call)
                 except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                     raise ErrorReply(f"{SERVICE}.InvalidParameter", parameter="message") from None
-                if self._methods.waits(call):
-                    connection.waiting = request, descriptors
-                    await self._changes.wait()
-                    connection.waiting = None
-                connection.answering = True
                 try:
                     if (stream := self._methods.stream(call, caller)) is None:
-                        answer = await self._methods.answer(call, caller)
+                        answer = await self._answer(connection, call, caller, received)
                 except Exception as error:
                     caller.close()  # before it is told: what it passed in vain is gone then
                     if not call.oneway:
@@ -185,11 +182,24 @@ class Server:
                     connection.answering = False
                     continue
                 if stream is not None:
+                    connection.answering = True
                     await self._pour(connection, stream, call.method, request)
                     return
                 caller.close()
                 await self._reply(connection, call, answer)
                 connection.answering = False
+
+    async def _answer(
+        self, connection: Connection, call: Call, caller: Caller, received: tuple[bytes, list[int]]
+    ) -> dict[str, Any]:
+        """The answer to a call. One that changes something waits for the end of an upgrade, and for its user's turn."""
+        uid, connection.waiting = connection.session.uid, received if self._methods.waits(call) else None
+        async with self._turns.turn(uid) if self._methods.takes_turns(call) else nullcontext():
+            if connection.waiting is not None:
+                await self._changes.wait()
+                connection.waiting = None
+            connection.answering = True
+            return await self._methods.answer(call, caller)
 
     async def _reply(self, connection: Connection, call: Call, answer: dict[str, Any]) -> None:
         descriptors = answer.descriptors if isinstance(answer, Reply) else []

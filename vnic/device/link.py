@@ -81,7 +81,11 @@ def create(request: TapRequest) -> tuple[TapReport, list[int]]:
 
     label = f"tap {request.name}"
     try_tun_device()
-    flags = pytun.IFF_TAP | pytun.IFF_NO_PI | pytun.IFF_VNET_HDR | pytun.IFF_MULTI_QUEUE
+    flags = pytun.IFF_TAP | pytun.IFF_NO_PI | pytun.IFF_VNET_HDR
+    if request.queues > 1:
+        # A TAP with this flag can be joined by root in the container's user namespace, who may then change what is the whole
+        # interface's (header size, persistence). Without it, a TAP has one queue, which is ours: joining is EBUSY.
+        flags |= pytun.IFF_MULTI_QUEUE
     try:
         # Exclusive, for without it an interface that we (or the same user) left there would gain our queues.
         queues = [pytun.TunTapDevice(request.name, flags | pytun.IFF_TUN_EXCL, TUN_DEVICE)]

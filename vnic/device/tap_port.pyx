@@ -2,14 +2,15 @@
 import os
 
 from libc.errno cimport EAGAIN, EINTR, EINVAL, EIO, errno
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 from dataplane.packet cimport (GSO_NONE, HEADROOM, LARGE_BYTES, LARGE_FRAME, NO_PACKET, SMALL_FRAME, Batch, Context, Packet,
                                batch_add, packet_alloc, packet_buffer, packet_data, packet_free)
 from dataplane.port cimport (OFFLOAD_ALL, TX_IO_ERROR, TX_LINK_DOWN, TX_QUEUE_FULL, TX_REJECTED, TX_TOO_LONG, Port,
                              count_segments)
 from dataplane.vatomic cimport vnic_check
+from dataplane.wire.headers cimport ETHERNET_BYTES
 
 from dataplane.errors import PortError
 
@@ -82,13 +83,17 @@ cdef class TapPort(Port):
         cdef ssize_t got
         while taken < limit:
             target = (packet_buffer(ctx, spare) + HEADROOM - VNET_HEADER) if spare != NO_PACKET else self._sink
+            blank_header(target)
             got = tap_read(self._fds[queue], target, LARGE_FRAME + VNET_HEADER)
-            if got < 0:
-                if errno == EINTR:
-                    continue
+            if got < 0 and errno == EINTR:
+                continue
+            if got < 0 and errno != EINVAL:
                 break                    # EAGAIN: empty. Anything else: ppoll reports the descriptor as failed.
-            if got <= VNET_HEADER:
+            if got <= VNET_HEADER or is_blank(target):
+                # EINVAL: the virtio-net header is longer than the buffer; the kernel has dropped the frame.
                 self.stats[queue].rx_dropped += 1
+                self.stats[queue].rx_unreadable += 1
+                taken += 1               # so that a descriptor which fails for good does not keep the engine here
                 continue
             length = <uint32_t>got - VNET_HEADER
             if length <= SMALL_FRAME:
@@ -162,6 +167,24 @@ cdef class TapPort(Port):
         self.stats[queue].tx_dropped += left
         batch.count = left
         return sent
+
+
+# The size of the virtio-net header is the interface's, not the descriptor's: root in the container's user namespace may join a TAP of
+# several queues and make it longer (TUNSETVNETHDRSZ). Linux before "tun: Pad virtio headers" then skips the surplus in our buffer without
+# writing it, and what lay there before, perhaps a frame of another NIC, would pass for the beginning of this one. So the Ethernet header
+# is zero before each read. A surplus that covers it leaves it zero, which no frame of a station is (a source of 0), and the frame ends
+# here; a smaller surplus shows zeros and the frame itself, nothing that the kernel did not write now.
+
+
+cdef inline void blank_header(uint8_t *target) noexcept nogil:
+    memset(target + VNET_HEADER, 0, ETHERNET_BYTES)
+
+
+cdef inline bint is_blank(const uint8_t *target) noexcept nogil:
+    cdef uint64_t first, last
+    memcpy(&first, target + VNET_HEADER, 8)
+    memcpy(&last, target + VNET_HEADER + ETHERNET_BYTES - 8, 8)
+    return first == 0 and last == 0
 
 
 cdef inline void receive(Context *ctx, uint32_t index, uint32_t number, uint32_t queue) noexcept nogil:
