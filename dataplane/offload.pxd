@@ -3,7 +3,7 @@
 For ports that lack the feature, and for shapers that need smaller frames. Both need parsed packets:
 Parse has filled the offsets and validated the virtio-net fields against the headers.
 """
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from dataplane.packet cimport Batch, Context, Packet
 
 cdef struct Cursor:  # position in a batch: one packet may become more segments than a batch holds
@@ -31,3 +31,8 @@ cdef uint32_t segment(Context *ctx, uint32_t index, uint32_t segments_each, uint
 # True if `segment` can cut the packet: a valid GSO frame that Parse has seen and no element has
 # changed since.
 cdef bint can_segment(const Packet *p) noexcept nogil
+
+# Makes of a captured TCP frame that is longer than `mtu` the GSO frame that it was: a host of that MTU gives such a frame to its NIC
+# to be segmented, and a capture shows it before (or, on the other side, after the segments were joined). False: the frame is no such
+# frame (with mtu 0 none is), and nothing has changed. Called before Parse, which validates the result as it does a guest's.
+cdef bint restore_gso(uint8_t *data, Packet *p, uint32_t mtu) noexcept nogil

@@ -6,13 +6,15 @@ it is right with an IPv6 routing header too. Segments are always written with a 
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
-from dataplane.packet cimport (BATCH_MAX, GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, HEADROOM, NO_PACKET, PACKET_IPV4,
-                               PACKET_L4, PACKET_PARSED, VNET_NEEDS_CSUM, Batch, Context, Packet, PacketPool, batch_add,
-                               packet_alloc, packet_data, packet_free, packet_return_cache)
-from dataplane.port cimport OFFLOAD_CSUM, OFFLOAD_ECN, OFFLOAD_TSO4, OFFLOAD_TSO6, OFFLOAD_USO
-from dataplane.wire.checksum cimport checksum_add, checksum_fold, checksum_shift_length
-from dataplane.wire.headers cimport (IPV6_BYTES, PARSE_OK, TCP_CWR, TCP_FIN, TCP_PSH, load_be16, load_be32, parse_packet,
-                                     store_be16, store_be32)
+from dataplane.packet cimport (BATCH_MAX, GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, HEADROOM, LARGE_FRAME,
+                               NO_PACKET, PACKET_FRAGMENT, PACKET_IPV4, PACKET_L4, PACKET_PARSED, VNET_NEEDS_CSUM,
+                               Batch, Context, Packet, PacketPool, batch_add, packet_alloc, packet_data, packet_free,
+                               packet_return_cache)
+from dataplane.port cimport LINK_HEADERS, OFFLOAD_CSUM, OFFLOAD_ECN, OFFLOAD_TSO4, OFFLOAD_TSO6, OFFLOAD_USO
+from dataplane.wire.checksum cimport checksum_add, checksum_fold, checksum_pseudo, checksum_shift_length
+from dataplane.wire.headers cimport (GSO_TCP_SIZE_MIN, IPV6_BYTES, PARSE_OK, PROTOCOL_TCP, TCP_CHECKSUM_AT, TCP_CWR,
+                                     TCP_FIN, TCP_PSH, check_offloads, is_above_link, load_be16, load_be32,
+                                     parse_packet, store_be16, store_be32)
 
 
 cdef inline uint32_t offloads_needed(const Packet *p) noexcept nogil:
@@ -64,9 +66,11 @@ cdef bint complete_packet(Context *ctx, uint32_t index, Cursor *cursor, Batch *r
     cdef Packet *p = &ctx.packets[index]
     cdef uint32_t first = ready.count, before = cursor.payload, missing, i
     cdef bint sound = True
+    cdef int reason
     # a graph without Parse; parsing may show that the frame is a single segment
     if not p.flags & PACKET_PARSED:
-        sound = parse_packet(packet_data(ctx, index), p) == PARSE_OK
+        reason = parse_packet(packet_data(ctx, index), p)
+        sound = (check_offloads(p) if is_above_link(reason) else reason) == PARSE_OK
     if sound and p.gso_type == GSO_NONE:
         if not p.vnet_flags & VNET_NEEDS_CSUM or offloads & OFFLOAD_CSUM or complete_checksum(ctx, index):
             batch_add(ready, index)
@@ -174,6 +178,30 @@ cdef void finish_segment(const Packet *whole, Packet *p, uint8_t *data, uint32_t
     memcpy(data + whole.csum_start + whole.csum_offset, &partial, 2)
 
 
+cdef bint restore_gso(uint8_t *data, Packet *p, uint32_t mtu) noexcept nogil:
+    cdef uint32_t headers
+    cdef uint16_t partial
+    if mtu == 0 or p.length <= mtu + LINK_HEADERS or parse_packet(data, p) != PARSE_OK:
+        return False
+    headers = <uint32_t>p.payload_offset - p.l3_offset
+    if p.ip_protocol != PROTOCOL_TCP or not p.flags & PACKET_L4 or p.flags & PACKET_FRAGMENT or mtu < headers + GSO_TCP_SIZE_MIN:
+        return False
+    p.gso_type = GSO_TCPV4 if p.flags & PACKET_IPV4 else GSO_TCPV6
+    if data[p.l4_offset + 13] & TCP_CWR:
+        p.gso_type |= GSO_ECN
+    p.gso_size = <uint16_t>(mtu - headers)
+    p.vnet_flags = VNET_NEEDS_CSUM
+    p.csum_start, p.csum_offset = p.l4_offset, TCP_CHECKSUM_AT
+    if parse_packet(data, p) != PARSE_OK or p.gso_type == GSO_NONE:
+        p.vnet_flags = p.gso_type = 0
+        p.gso_size = p.header_length = p.csum_start = p.csum_offset = 0
+        return False
+    # Segmenting needs the pseudo-header's sum in the field. Linux leaves it there; other captures may have anything.
+    partial = checksum_fold(checksum_pseudo(p, p.length - p.l4_offset))
+    memcpy(data + p.l4_offset + TCP_CHECKSUM_AT, &partial, 2)
+    return True
+
+
 def split_frame(const uint8_t[::1] frame, int gso_type, int gso_size, int csum_start, int csum_offset, uint32_t segments_each=1,
                 uint32_t buffers=9000):
     """Cuts one GSO frame with `segment`; for tests and tools.
@@ -208,3 +236,18 @@ def split_frame(const uint8_t[::1] frame, int gso_type, int gso_size, int csum_s
                            s.csum_start, s.csum_offset))
     packet_return_cache(&ctx)
     return result, lost
+
+
+def captured_frame(const uint8_t[::1] frame, uint32_t mtu):
+    """A captured frame as `restore_gso` makes it: (data, vnet_flags, gso_type, header_length, gso_size, csum_start, csum_offset).
+
+    One that no buffer holds stays as it is.
+    """
+    cdef Packet p
+    cdef bytearray data = bytearray(frame)
+    if len(data) > LARGE_FRAME:
+        return bytes(data), 0, 0, 0, 0, 0, 0
+    memset(&p, 0, sizeof(p))
+    p.length = <uint32_t>len(data)
+    restore_gso(<uint8_t *><char *>data, &p, mtu)
+    return bytes(data), p.vnet_flags, p.gso_type, p.header_length, p.gso_size, p.csum_start, p.csum_offset

@@ -39,6 +39,7 @@ cdef enum:
     PACKET_L4 = 0x08         # both ports are valid (TCP, UDP, SCTP; not a later fragment)
     PACKET_FRAGMENT = 0x10   # IPv4/IPv6 fragment, first or later
     PACKET_TRUNCATED = 0x20  # a capture has fewer bytes than there were on the wire
+    PACKET_MALFORMED = 0x40  # an IP or transport header is wrong; what was valid before it is in the record
     PACKET_IN_USE = 0x8000   # set while allocated; the debug build aborts on a double free
 
 # struct virtio_net_hdr (virtio 1.2, 5.1.6), field values

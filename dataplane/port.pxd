@@ -20,7 +20,11 @@ cdef enum:
     TX_REJECTED = 2          # the kernel found the virtio-net header or the frame wrong (EINVAL)
     TX_IO_ERROR = 3
     TX_NO_BUFFER = 4         # no packet for a segment or a copy
-    TX_TOO_LONG = 5          # longer than the port's MTU allows, and not a GSO frame
+    TX_TOO_LONG = 5          # longer than the port's MTU allows, or a GSO frame whose segments are
+
+cdef enum:
+    LINK_HEADERS = 22        # Ethernet header and two VLAN tags, which the MTU does not count
+    NO_MTU = 1048576         # of a port without an MTU: more than any buffer holds
 
 cdef struct QueueStats:      # private to the engine that serves the queue
     uint64_t rx_packets
@@ -67,6 +71,13 @@ cdef class Port:
     cdef uint32_t tx_burst(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil
     cdef bint arm(self) noexcept nogil
     cdef void disarm(self) noexcept nogil
+
+cdef inline bint fits_mtu(const Packet *p, uint32_t mtu) noexcept nogil:
+    """Whether a NIC of that MTU would receive the frame, or the segments of it: the one rule, live and in virtual time."""
+    cdef uint32_t most = mtu + LINK_HEADERS
+    if p.gso_type != GSO_NONE:
+        return <uint32_t>p.header_length + p.gso_size <= most
+    return p.length <= most
 
 cdef class PortRx(Source):
     cdef readonly Port port

@@ -33,6 +33,7 @@ def nothing() -> dict[str, Any]:
         "ipv6": False,
         "l4": False,
         "fragment": False,
+        "malformed": False,
         "ethertype": 0,
         "vlan_count": 0,
         "vlan_tci": 0,
@@ -62,7 +63,8 @@ def reference(
     csum_start: int = 0,
     csum_offset: int = 0,
 ) -> tuple[str | None, dict[str, Any]]:
-    """Reason and record. The record means something where the reason is None or an IP or transport header's."""
+    """Reason and record. The record means something where the reason is None or an IP or transport header's: then it has what was
+    valid before the fault."""
     r = nothing()
     if len(frame) < 14:
         return "runt", r
@@ -80,30 +82,42 @@ def reference(
     r["vlan_count"] = len(kinds)
     r["vlan_tci"], r["vlan_inner_tci"] = [*kinds, 0, 0][:2]
     r["l3_offset"] = r["payload_offset"] = at
-    before = dict(r)
+    reasons: list[str] = []
     try:
         if r["ethertype"] == 0x0800:
-            ipv4(frame, r, truncated, gso_type)
+            ipv4(frame, r, truncated, gso_type, reasons)
         elif r["ethertype"] == 0x86DD:
-            ipv6(frame, r, truncated, gso_type)
+            ipv6(frame, r, truncated, gso_type, reasons)
     except Malformed as error:
-        return str(error), before
+        reasons.append(str(error))
+    if reasons:
+        r["malformed"] = True
+        return reasons[0], r
     return offloads(frame, r, truncated, vnet_flags, gso_type, gso_size, csum_start, csum_offset), r
 
 
+def whether_it_can_be_forwarded(
+    frame: bytes, reason: str | None, r: dict[str, Any], *, truncated: bool = False, **fields: int
+) -> bool:
+    """Whether a switch can forward the frame that `reference` says this of."""
+    if reason in ("runt", "bad_gso", "bad_csum_offset"):
+        return False
+    defaults = {"vnet_flags": 0, "gso_type": 0, "gso_size": 0, "csum_start": 0, "csum_offset": 0}
+    return reason is None or offloads(frame, dict(r), truncated, *{**defaults, **fields}.values()) is None
+
+
 def believed(said: int, present: int, truncated: bool, gso: int) -> int:
-    """Bytes that the packet has, or Malformed."""
-    if gso:
-        if said == present or (said == 0 and present > 65535):
-            return present
-    elif said <= present:
+    """Bytes that the packet has, or Malformed. 0 says: as many as there are."""
+    if said in (0, present):
+        return present
+    if not gso and said < present:
         return said
-    elif truncated:
+    if not gso and truncated:
         return present
     raise Malformed
 
 
-def ipv4(frame: bytes, r: dict[str, Any], truncated: bool, gso: int) -> None:
+def ipv4(frame: bytes, r: dict[str, Any], truncated: bool, gso: int, reasons: list[str]) -> None:
     l3 = r["l3_offset"]
     try:
         head = take(frame, l3, 20)
@@ -118,9 +132,11 @@ def ipv4(frame: bytes, r: dict[str, Any], truncated: bool, gso: int) -> None:
     try:
         total = believed(number(head[2:4]), len(frame) - l3, truncated, gso)
     except Malformed:
-        raise Malformed("ipv4_length") from None
+        total = len(frame) - l3
+        reasons.append("ipv4_length")
     if total < size:
-        raise Malformed("ipv4_length")
+        total = size
+        reasons.append("ipv4_length")
     fragment = number(head[6:8]) & 0x3FFF
     r.update(
         ipv4=True,
@@ -134,10 +150,10 @@ def ipv4(frame: bytes, r: dict[str, Any], truncated: bool, gso: int) -> None:
     )
     if fragment & 0x1FFF == 0:
         r["l4_offset"] = l3 + size
-        transport(frame[: l3 + total], r, truncated)
+        transport(frame[: l3 + total], r, truncated or r["fragment"])
 
 
-def ipv6(frame: bytes, r: dict[str, Any], truncated: bool, gso: int) -> None:
+def ipv6(frame: bytes, r: dict[str, Any], truncated: bool, gso: int, reasons: list[str]) -> None:
     l3 = r["l3_offset"]
     try:
         head = take(frame, l3, 40)
@@ -148,41 +164,34 @@ def ipv6(frame: bytes, r: dict[str, Any], truncated: bool, gso: int) -> None:
     if head[0] // 16 != 6:
         raise Malformed("ipv6_header")
     said = number(head[4:6])
+    r.update(
+        ipv6=True, tos=number(head[:2]) >> 4 & 0xFF, ttl=head[7], source_address=head[8:24], destination_address=head[24:40]
+    )
     try:
         frame = frame[: l3 + 40 + believed(said, len(frame) - l3 - 40, truncated, gso)]
         if gso and said == 0 and head[6] == 0:
             raise Malformed
     except Malformed:
-        raise Malformed("ipv6_length") from None
-    following, at, later, fragment, seen = head[6], l3 + 40, False, False, 0
+        reasons.append("ipv6_length")
+    r.update(ip_protocol=head[6], payload_offset=l3 + 40)
+    later, seen = False, 0
     try:
-        while following in EXTENSIONS and not later:
-            if seen == 8:
+        while r["ip_protocol"] in EXTENSIONS and not later:
+            if seen == 24:
                 raise Malformed("ipv6_header")
             seen += 1
-            first = take(frame, at, 8)
-            size = {44: 8, 51: (first[1] + 2) * 4}.get(following, (first[1] + 1) * 8)
-            take(frame, at, size)
-            if following == 44:
-                fragment, later = True, number(first[2:4]) >> 3 != 0
-            following, at = first[0], at + size
+            first = take(frame, r["payload_offset"], 8)
+            if r["ip_protocol"] == 44:
+                r["fragment"], later = True, number(first[2:4]) >> 3 != 0
+            size = {44: 8, 51: (first[1] + 2) * 4}.get(r["ip_protocol"], (first[1] + 1) * 8)
+            take(frame, r["payload_offset"], size)
+            r.update(ip_protocol=first[0], payload_offset=r["payload_offset"] + size)
     except Cut:
         if not truncated:
             raise Malformed("ipv6_header") from None
-        r["fragment"] = fragment
         return
-    r.update(
-        ipv6=True,
-        tos=number(head[:2]) >> 4 & 0xFF,
-        ttl=head[7],
-        ip_protocol=following,
-        source_address=head[8:24],
-        destination_address=head[24:40],
-        payload_offset=at,
-        fragment=fragment,
-    )
     if not later:
-        r["l4_offset"] = at
+        r["l4_offset"] = r["payload_offset"]
         transport(frame, r, truncated)
 
 
@@ -193,19 +202,19 @@ def transport(packet: bytes, r: dict[str, Any], truncated: bool) -> None:
     size = {**sizes, **other}.get(protocol)
     if size is None:
         return
+    if protocol in sizes and len(packet) >= at + 4:
+        r.update(l4=True, source_port=number(packet[at : at + 2]), destination_port=number(packet[at + 2 : at + 4]))
     try:
         if protocol == 6:
             size = take(packet, at, 20)[12] // 16 * 4
-            if size < 20:
-                raise Malformed("l4_header")
+        r["payload_offset"] = at + max(size, 20 if protocol == 6 else 0)
         take(packet, at, size)
-        r["payload_offset"] = at + size
     except Cut:
+        r["payload_offset"] = len(packet)
         if not truncated:
             raise Malformed("l4_header") from None
-        r["payload_offset"] = len(packet)
-    if protocol in sizes and len(packet) >= at + 4:
-        r.update(l4=True, source_port=number(packet[at : at + 2]), destination_port=number(packet[at + 2 : at + 4]))
+    if protocol == 6 and size < 20:
+        raise Malformed("l4_header")
 
 
 def checksum_place_is_sound(frame: bytes, r: dict[str, Any], csum_start: int, csum_offset: int) -> bool:
@@ -238,7 +247,7 @@ def offloads(
         sound = not flags & 1 or checksum_place_is_sound(frame, r, csum_start, csum_offset)
         return None if sound else "bad_csum_offset"
     want = {1: ("ipv4", 6), 0x81: ("ipv4", 6), 4: ("ipv6", 6), 0x84: ("ipv6", 6), 5: ("", 17)}.get(gso_type)
-    if want is None or r["fragment"] or truncated or not flags & 1:
+    if want is None or r["malformed"] or r["fragment"] or truncated or not flags & 1:
         return "bad_gso"
     family, protocol = want
     if not (r[family] if family else r["ipv4"] or r["ipv6"]) or r["ip_protocol"] != protocol or not r["l4"]:

@@ -126,6 +126,47 @@ def test_interfaces_of_all_sections_are_bounded(tmp_path):
     assert (got, error) == ([(1000, FRAMES[0])], None)
 
 
+def test_an_interface_without_packets_may_be_of_any_kind(tmp_path):
+    content = section() + interface(link_type=113) + interface() + enhanced(FRAMES[0], 1, number=1)
+    assert read(tmp_path, content) == ([(1000, FRAMES[0])], None)
+    assert read(tmp_path, section() + interface(link_type=113)) == ([], None)
+
+
+def test_a_section_header_alone_is_a_capture_without_packets(tmp_path):
+    assert read(tmp_path, section()) == read(tmp_path, pcap([])) == ([], None)
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_the_modified_pcap_of_old_patches(tmp_path, order):
+    """Its records have the interface's number, the protocol and the packet's type, too."""
+    content = struct.pack(order + "I", 0xA1B2CD34) + pcap([], order=order)[4:]
+    for time_ns, data in PACKETS:
+        content += struct.pack(order + "IIII", time_ns // 10**9, time_ns % 10**9 // 1000, len(data), len(data))
+        content += struct.pack(order + "IHBx", 3, 8, 4) + data
+    assert read(tmp_path, content) == (PACKETS, None)
+    assert read(tmp_path, content[:-10]) == (PACKETS[:-1], ": offset 366: the file ends within a packet")
+
+
+@pytest.mark.parametrize("make", [
+    lambda packets: pcap(packets, link_type=0x24000001),  # bits 28 to 31: 2 words of 16 bits
+    lambda packets: section() + interface(options=option(13, b"\x04")) + b"".join(enhanced(data, 1, original=original)
+                                                                                  for _, data, original in packets),
+    lambda packets: section() + interface(options=option(13, b"\x20")) + b"".join(enhanced(data, 1, original=original)
+                                                                                  for _, data, original in packets),
+])  # fmt: skip
+def test_a_frame_check_sequence_is_no_part_of_the_frame(tmp_path, make):
+    path = tmp_path / "capture"
+    path.write_bytes(
+        make([(1000, FRAMES[0] + b"FCS!", 64), (1000, FRAMES[0][:58], 64), (1000, FRAMES[0] + b"F", 64), (1000, b"F", 1)])
+    )
+    reader = CaptureReader(str(path))
+    assert [(data, original) for _, data, original, _ in reader] == [
+        (FRAMES[0], 60), (FRAMES[0][:58], 60), (FRAMES[0], 60), (b"", 0),
+    ]  # fmt: skip
+    assert reader.truncated == 1
+    reader.close()
+
+
 def test_large_unknown_blocks_are_passed_over(tmp_path):
     content = section() + interface() + block(0x0BAD, bytes(9_000_000)) + enhanced(FRAMES[0], 1)
     assert read(tmp_path, content) == ([(1000, FRAMES[0])], None)
@@ -172,12 +213,19 @@ def test_every_prefix_gives_what_it_holds(tmp_path, content):
 @pytest.mark.parametrize(("content", "message"), [
     (b"", ": is empty"),
     (b"\xd4\xc3", ": 2 bytes are no capture; want pcap or pcapng"),
-    (b"hello, world, this is text", ": begins with 68 65 6c 6c: no capture; want pcap or pcapng"),
+    (b"hello, world, this is text", ": begins with 68 65 6c 6c: no capture; want pcap or pcapng (Wireshark's editcap -F pcapng "
+     "converts many others, such as ERF)"),
+    (b"snoop\0\0\0" + bytes(24), ": is a snoop capture; want pcap or pcapng: editcap -F pcapng FILE NEW.pcapng (of Wireshark) "
+     "converts it"),
+    (b"GMBU" + bytes(24), ": is a Microsoft Network Monitor 2 capture; want pcap or pcapng: editcap -F pcapng FILE NEW.pcapng (of "
+     "Wireshark) converts it"),
+    (b"\xfd7zXZ\0" + bytes(24), ": is compressed by xz: xz -dc FILE | vnic replay - ..."),
     (pcap([])[:20], ": the file's header ends at byte 20 of 24"),
     (pcap(PACKETS, link_type=113), ": link type 113, Linux cooked (SLL); want Ethernet"),
     (pcap(PACKETS, link_type=9999), ": link type 9999; want Ethernet"),
-    (section() + interface(link_type=127), ": link type 127, IEEE 802.11 with radiotap header; want Ethernet"),
-    (section(), ": has no interface, so no packets"),
+    (section() + interface(link_type=127) + enhanced(FRAMES[0], 1),
+     ": offset 48: link type 127, IEEE 802.11 with radiotap header; want Ethernet"),
+    (pcap(PACKETS, link_type=274), ": link type 274, Ethernet mPackets (IEEE 802.3br); want Ethernet"),
     (section() + enhanced(FRAMES[0], 1), ": offset 28: a packet of an interface that its section does not describe"),
     (b"\x0a\x0d\x0d\x0a" + bytes(24), ": offset 0: a section header without the byte-order magic"),
 ])  # fmt: skip

@@ -36,7 +36,7 @@ class Rig:
         self.engine = Engine("e0", self.pool, clock=Clock(virtual=True))
         self.senders = {number: MemoryPort(f"s{number}", number) for number in (0, 7)}
         sources = [PortRx(port) for port in self.senders.values()]
-        first = Parse("pass") if parse else classifier
+        first = Parse() if parse else classifier
         for source in sources:
             source >> first
         if parse:

@@ -303,12 +303,33 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("reason", HOSTILE)
-def test_a_lying_frame_is_counted_by_reason(net, reason):
-    made = net()
+def test_a_malformed_frame_is_forwarded_and_counted_by_reason(net, tmp_path, reason):
+    made, frame = net(), bytes.fromhex(HOSTILE[reason])
+    capture = Capture(made["b"], 1, frame[:30], tmp_path / "b")
+    made["a"].python(SEND_RAW, "eth0", frame.hex())
+    assert capture.lines()
+    assert made.drops()[reason] == 0 and made.counters("a.parse")[reason] == 1
+
+
+@pytest.mark.parametrize("reason", HOSTILE)
+def test_a_nic_may_drop_malformed_frames_by_reason(net, reason):
+    made = net(nics={"a": {"malformed": "drop"}})
     before = made.drops()[reason]
     made["a"].python(SEND_RAW, "eth0", HOSTILE[reason].replace(" ", ""))
     made["b"].run("ping", "-c", "2", "-i", "0.01", "-W", "2", V4["a"])
     assert made.drops()[reason] == before + 1
+
+
+def test_fragments_that_end_within_the_tcp_header_pass(net, tmp_path):
+    """RFC 791 lets every fragment but the last be as short as 8 bytes."""
+    made = net(nics={"a": {"malformed": "drop"}})
+    link = "0200000000bb 0200000000aa 0800"
+    first = bytes.fromhex(f"{link} 4500 001c 0007 2000 4006 0000 0a630001 0a630002 0050005000000001")
+    later = bytes.fromhex(f"{link} 4500 0020 0007 0001 4006 0000 0a630001 0a630002 00000000500220000000 0000")
+    capture = Capture(made["b"], 2, first[22:34], tmp_path / "b")
+    for frame in (first, later):
+        made["a"].python(SEND_RAW, "eth0", frame.hex())
+    assert sum("10.99.0.1" in line for line in capture.lines()) == 2
 
 
 def test_vlan_in_vlan_passes_and_a_third_tag_harms_nobody(net, tmp_path):

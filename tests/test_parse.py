@@ -11,6 +11,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dataplane.clock import Clock
+from dataplane.element import PyElement
+from dataplane.elements.classifier import Classifier
+from dataplane.elements.counter import Discard
+from dataplane.elements.l2_switch import L2Switch
+from dataplane.elements.mac_table import MacTable
 from dataplane.elements.parse import Parse
 from dataplane.engine import Engine
 from dataplane.errors import ConfigError
@@ -18,10 +23,13 @@ from dataplane.packet import PacketPool
 from dataplane.port import PortRx, PortTx
 from dataplane.ports.memory import Frame, MemoryPort
 from dataplane.wire.headers import PARSE_REASONS, parse_frame
-from tests.parse_reference import reference
+from tests.parse_reference import reference, whether_it_can_be_forwarded
 from tests.wire_frames import GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, UDP, Spec, big_specs
+from vnic.device.nic_tx import NicTx
+from vnic.device.rss import Rss
 
 MAC = bytes(range(12))
+MALFORMED = 0x40
 FATAL = ("runt", "bad_gso", "bad_csum_offset")  # after these the record means nothing
 SPECS = big_specs()
 CAPTURES = Path(os.environ.get("VNIC_PCAPS", Path(__file__).parents[2] / "shared" / "pcaps"))
@@ -31,6 +39,7 @@ def agree(frame: bytes, **fields) -> tuple[str | None, dict]:
     got_reason, got = parse_frame(frame, **fields)
     want_reason, want = reference(frame, **fields)
     assert got_reason == want_reason
+    assert got.pop("forwarded") == whether_it_can_be_forwarded(frame, want_reason, want, **fields)
     if want_reason not in FATAL:
         if want_reason is not None:  # the virtio-net fields are checked after it
             for key in ("gso_type", "gso_size", "header_length"):
@@ -86,11 +95,60 @@ def test_padding_behind_the_ip_length_is_fine():
 
 
 def test_extension_headers_have_a_limit():
-    def chain(count):
-        return Spec(version=6, extensions=[(60, bytes([1, 4, 0, 0, 0, 0]))] * count, payload=b"x").build()
+    def chain(count, size=6):
+        return Spec(version=6, extensions=[(60, bytes([1, 4, 0, 0, 0, 0]).ljust(size, b"\0"))] * count, payload=b"x").build()
 
-    assert agree(chain(8))[0] is None
-    assert agree(chain(9))[0] == "ipv6_header"
+    for count in range(25):
+        reason, found = agree(chain(count))
+        assert reason is None and found["l4"] and found["l4_offset"] == 54 + 8 * count
+    reason, found = agree(chain(25))
+    assert reason == "ipv6_header" and found["malformed"]
+    # What was valid is there; offsets lie within the frame and fit their 16 bits.
+    assert (
+        found["ipv6"]
+        and not found["l4"]
+        and (found["l4_offset"], found["payload_offset"], found["ip_protocol"]) == (0, 246, 60)
+    )
+    assert agree(chain(24, 2046))[1]["l4_offset"] == 54 + 24 * 2048
+    assert agree(chain(25, 2046))[1]["payload_offset"] == 54 + 24 * 2048
+
+
+@pytest.mark.parametrize("payload", [8, 16, 19])
+def test_the_first_fragment_may_end_within_the_tcp_header(payload):
+    """RFC 791: any fragment but the last may have as little as 8 bytes. IPv6's first one has all headers (RFC 8200, 4.5)."""
+    whole = Spec(fragment=0x2000).build()
+    frame = whole[:16] + struct.pack("!H", 20 + payload) + whole[18 : 34 + payload]
+    reason, found = agree(frame)
+    assert reason is None and not found["malformed"] and found["fragment"] and found["l4"]
+    assert (found["source_port"], found["destination_port"], found["payload_offset"]) == (1234, 80, 34 + payload)
+    six = Spec(version=6, extensions=[(44, bytes.fromhex("000100000001"))]).build()
+    six = six[:18] + struct.pack("!H", 8 + payload) + six[20 : 62 + payload]
+    reason, found = agree(six)
+    assert reason == "l4_header" and found["malformed"] and found["fragment"] and found["l4"]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("protocol", [6, UDP])
+def test_a_length_of_0_is_the_length_of_the_frame(version, protocol):
+    frame = bytearray(Spec(version=version, protocol=protocol, payload=b"abc").build())
+    frame[16 + (version == 6) * 2 :][:2] = frame[16 + (version == 6) * 2 : 18 + (version == 6) * 2] = b"\0\0"
+    reason, found = agree(bytes(frame))
+    assert reason is None and found["l4"] and found["payload_offset"] == len(frame) - 3
+
+
+@pytest.mark.parametrize(("reason", "at", "value", "still"), [
+    ("ipv4_header", 14, b"\x65", {"ipv4": False, "l4": False, "payload_offset": 14}),
+    ("ipv4_length", 16, b"\xff\xff", {"ipv4": True, "ttl": 64, "l4": True, "source_port": 1234, "payload_offset": 54}),
+    ("ipv4_length", 16, b"\0\x13", {"ipv4": True, "ttl": 64, "l4": False, "payload_offset": 34}),
+    ("l4_header", 46, b"\x40", {"ipv4": True, "l4": True, "destination_port": 80, "payload_offset": 54}),
+    ("l4_header", 16, b"\0\x17", {"ipv4": True, "l4": False, "l4_offset": 34, "payload_offset": 37}),
+])  # fmt: skip
+def test_what_is_before_the_fault_is_in_the_record(reason, at, value, still):
+    frame = bytearray(Spec().build())
+    frame[at : at + len(value)] = value
+    got, found = agree(bytes(frame))
+    assert got == reason and found["malformed"]
+    assert {key: found[key] for key in still} == still
 
 
 @pytest.mark.parametrize(("fragment", "l4", "offset"), [(0x2000, True, 34), (0x2001, False, 0), (0x0001, False, 0)])
@@ -107,7 +165,7 @@ headers = st.builds(
     Spec, version=st.sampled_from([4, 6]), protocol=st.sampled_from([6, 17]), payload=st.binary(max_size=80),
     tags=st.lists(st.tuples(st.sampled_from([0x8100, 0x88A8, 0x9100]), st.integers(0, 65535)), max_size=3),
     extensions=st.lists(st.tuples(st.sampled_from([0, 43, 44, 51, 60]), st.sampled_from([6, 14, 22]).flatmap(
-        lambda size: st.binary(min_size=size, max_size=size))), max_size=4),
+        lambda size: st.binary(min_size=size, max_size=size))), max_size=27),
     fragment=st.sampled_from([0, 0x4000, 0x2000, 0x2010, 3]), tos=st.integers(0, 255), ttl=st.integers(0, 255),
     tcp_options=st.sampled_from([b"", bytes(4), bytes(40)]), ip_options=st.sampled_from([b"", bytes(4),
                                                                                          bytes(40)]))  # fmt: skip
@@ -116,12 +174,13 @@ headers = st.builds(
 @settings(deadline=None, max_examples=400)
 @given(
     spec=headers,
-    edits=st.lists(st.tuples(st.integers(12, 120), st.integers(0, 255)), max_size=4),
+    edits=st.lists(st.tuples(st.integers(12, 120), st.one_of(st.just(0), st.integers(0, 255))), max_size=4),
     cut=st.integers(0, 200),
     truncated=st.booleans(),
     protocol=st.sampled_from([None, 1, 58, 132, 47]),
+    offload=st.none() | st.tuples(st.integers(-8, 8), st.sampled_from([0, 6, 16]), st.integers(-8, 8)),
 )
-def test_twin_on_frames_that_are_nearly_right(spec, edits, cut, truncated, protocol):
+def test_twin_on_frames_that_are_nearly_right(spec, edits, cut, truncated, protocol, offload):
     if protocol is not None and spec.version == 4:
         edits = [*edits, (spec.l3_offset + 9, protocol)]
     frame = bytearray(spec.build())
@@ -130,7 +189,13 @@ def test_twin_on_frames_that_are_nearly_right(spec, edits, cut, truncated, proto
             frame[at] = value
     if cut < 100:
         frame = frame[: max(0, len(frame) - cut)]
-    agree(bytes(frame), truncated=truncated)
+    fields = {}
+    if offload is not None:
+        start, offset, shift = offload
+        fields = {"vnet_flags": 1, "csum_start": spec.l4_offset + start, "csum_offset": max(0, offset + shift)}
+    reason, found = agree(bytes(frame), truncated=truncated, **fields)
+    if reason != "runt":
+        assert max(found["l3_offset"], found["l4_offset"], found["payload_offset"]) <= max(len(frame), 14)
 
 
 @settings(deadline=None, max_examples=300)
@@ -243,9 +308,13 @@ def test_lengths_of_gso_frames():
     big = Spec(payload=bytes(65500))
     big_frame = MAC + b"\x08\x00" + b"\x45\0\0\0" + Spec().build()[18:34] + big.transport()
     assert gso(Spec(), frame=big_frame, gso_size=1448, gso_type=1)[0] is None
-    assert agree(big_frame)[0] == "ipv4_length"
+    assert agree(big_frame)[0] is None
     six = MAC + b"\x86\xdd" + b"\x60\0\0\0\0\0\x06\x40" + bytes(32) + big.transport()
-    assert gso(Spec(version=6), frame=six, gso_size=1448, gso_type=4)[0] == ("ipv6_length" if len(six) - 54 <= 65535 else None)
+    assert gso(Spec(version=6), frame=six, gso_size=1448, gso_type=4)[0] is None
+    # A jumbo payload option, whose length would be repeated in each segment.
+    jumbo = six[:20] + b"\0" + six[21:54] + bytes([6, 0, 0xC2, 4]) + struct.pack("!I", len(six) - 54 + 8) + six[54:]
+    assert gso(Spec(version=6), frame=jumbo, gso_size=1448, gso_type=4, csum_start=62)[0] == "ipv6_length"
+    assert agree(jumbo)[0] is None
 
 
 # -- the element -----------------------------------------------------------------------------------------------------------
@@ -286,7 +355,7 @@ def malformed():
 
 
 def test_malformed_packets_are_dropped_each_under_its_reason():
-    parse = Parse()
+    parse = Parse(malformed="drop")
     send = rig(parse)
     good = [Spec(payload=bytes([i])).build() for i in range(9)]
     mixed = [good[0]]
@@ -298,8 +367,8 @@ def test_malformed_packets_are_dropped_each_under_its_reason():
     assert set(statistics["counters"].values()) == {0}
 
 
-def test_malformed_packets_may_pass_as_plain_frames():
-    parse = Parse(malformed="pass")
+def test_malformed_packets_are_forwarded_and_counted():
+    parse = Parse()
     frames = malformed()
     got = rig(parse)(list(frames.values()))
     passed = PARSE_REASONS[1:6]
@@ -309,8 +378,8 @@ def test_malformed_packets_may_pass_as_plain_frames():
     assert statistics["dropped"] == {reason: int(reason not in passed) for reason in PARSE_REASONS}
 
 
-def test_a_malformed_gso_frame_does_not_pass():
-    parse = Parse(malformed="pass")
+def test_a_malformed_gso_frame_cannot_be_segmented():
+    parse = Parse()
     frame = Spec(payload=bytes(3000)).frame(1000)
     frame = frame._replace(data=frame.data[:16] + b"\0\x40" + frame.data[18:])
     assert rig(parse)([frame]) == []
@@ -318,10 +387,88 @@ def test_a_malformed_gso_frame_does_not_pass():
     assert parse.statistics()["counters"]["ipv4_length"] == 0
 
 
-def test_only_drop_and_pass_are_policies():
-    with pytest.raises(ConfigError, match="malformed='keep'; want 'drop' or 'pass'"):
+def test_forward_and_drop_are_the_policies():
+    with pytest.raises(ConfigError, match="malformed='keep'; want 'forward' or 'drop'"):
         Parse(malformed="keep")
-    assert Parse().describe() == {} and Parse("pass").describe() == {"malformed": "pass"}
+    assert Parse().describe() == {} and Parse("drop").describe() == {"malformed": "drop"}
+
+
+class Marks(PyElement):
+    """Notes the flags of what passes."""
+
+    def __init__(self) -> None:
+        self.flags: list[int] = []
+
+    def process(self, batch) -> None:
+        self.flags += batch.flags.tolist()
+
+
+def test_malformed_packets_are_marked():
+    marks, pool = Marks(), PacketPool(small=64, large=16)
+    engine, a, b = Engine("e0", pool, clock=Clock(virtual=True)), MemoryPort("a", 0), MemoryPort("b", 1)
+    rx = PortRx(a)
+    _ = rx >> Parse() >> marks >> PortTx(b)
+    engine.load([rx])
+    # A sound packet takes the record of a malformed one: the mark does not stay.
+    frames = [Spec().build(), malformed()["ipv4_length"], Spec().build(), malformed()["l4_header"], Spec().build()]
+    for frame in frames:
+        a.inject([frame])
+        engine.advance(engine.clock.now_ns + 1000)
+    assert [bool(flags & MALFORMED) for flags in marks.flags] == [False, True, False, True, False]
+
+
+RULES = [
+    {"gate": 1, "source": "10.0.0.0/8", "protocol": "tcp", "destination_port": 80},
+    {"gate": 1, "dscp": 0, "vlan": 7},
+    {"gate": 1, "source": "fd00::/16", "source_port": "1-2000"},
+]
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    frames=st.lists(
+        st.tuples(
+            headers,
+            st.lists(st.tuples(st.integers(12, 120), st.integers(0, 255)), max_size=4),
+            st.integers(0, 60),
+            st.sampled_from([0, 1]),
+            st.sampled_from([0, 0, 1, 4, 5]),
+            st.integers(0, 80),
+        ),
+        max_size=8,
+    ),
+    vlan=st.sampled_from([0, 7]),
+)
+def test_nothing_reads_or_writes_outside_a_marked_frame(frames, vlan):
+    """Through everything that uses the record: classifier, switch with a tag put on, RSS, checksums and segments in software."""
+    pool = PacketPool(small=512, large=64)
+    engine = Engine("e0", pool, clock=Clock(virtual=True))
+    a, b = MemoryPort("a", 0), MemoryPort("b", 1, queues=4, offloads=0)
+    rx, switch, classifier = PortRx(a), L2Switch(MacTable(), 2), Classifier(RULES, default=0)
+    rx >> Parse() >> classifier
+    classifier[0] >> switch
+    classifier[1] >> switch
+    switch[1] >> NicTx(b, Rss(queues=4))
+    switch[0] >> Discard()
+    for number in range(2):
+        switch.activate(number, **({"access": vlan} if vlan and number == 0 else {"trunk": [vlan]} if vlan else {}))
+    engine.load([rx])
+    sent = []
+    for spec, edits, cut, flags, gso_type, start in frames:
+        data = bytearray(spec.build())
+        for at, value in edits:
+            if at < len(data):
+                data[at] = value
+        data = data[: max(14, len(data) - cut)]
+        fields = {"vnet_flags": flags, "gso_type": gso_type, "gso_size": 16 if gso_type else 0}
+        sent.append(Frame(bytes(data), csum_start=start, csum_offset=16 if start % 2 else 6, **fields))
+    a.inject(sent)
+    engine.advance(1000)
+    assert engine.conservation()["conserved"] and pool.in_use == 0
+    plain = {frame.data[12:] for frame in sent if not frame.vnet_flags and not frame.gso_type}
+    offloaded = [frame for frame in sent if frame.vnet_flags or frame.gso_type]
+    for frame in b.take():
+        assert offloaded or frame.data[12:] in plain or frame.data[16:] in plain
 
 
 # -- captures --------------------------------------------------------------------------------------------------------------
@@ -349,7 +496,7 @@ def test_captures(folder):
     if not CAPTURES.is_dir():
         pytest.skip(f"no captures at {CAPTURES}; set VNIC_PCAPS")
     files = frames_seen = cut_seen = 0
-    parse = Parse()
+    parse = Parse("drop")
     send = rig(parse, small=512, large=512)
     want = dict.fromkeys(PARSE_REASONS, 0)
     for path in sorted((CAPTURES / folder).rglob("*")):

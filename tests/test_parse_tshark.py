@@ -23,7 +23,7 @@ from dataplane.port import PortRx
 from dataplane.ports.pcap_source import PcapSource
 from tests.test_replay import CORPUS, needs_corpus
 
-IPV4, IPV6, L4 = 0x02, 0x04, 0x08
+IPV4, IPV6, L4, TRUNCATED, MALFORMED = 0x02, 0x04, 0x08, 0x20, 0x40
 FIELDS = ["frame.number", "frame.protocols", "ip.src", "ip.dst", "ipv6.src", "ipv6.dst", "ip.proto", "tcp.srcport", "tcp.dstport",
           "udp.srcport", "udp.dstport", "ip.frag_offset", "eth.src"]  # fmt: skip
 IP_AT_ONCE = re.compile(r"eth:ethertype(?::vlan:ethertype){0,2}:(ip|ipv6)(?::|$)")
@@ -73,7 +73,7 @@ def parsed(path) -> list[tuple[int, str, str, int, int, int]]:
     engine = Engine("e", PacketPool(small=256, large=64), clock=Clock(virtual=True))
     collect = Collect()
     source = PortRx(PcapSource("in", reader))
-    source >> Parse(malformed="pass") >> collect >> Discard()
+    source >> Parse() >> collect >> Discard()
     engine.load([source])
     engine.advance(2**62)
     rows = collect.rows
@@ -104,10 +104,11 @@ def test_five_tuples_agree_with_tshark(tmp_path):
             continue
         where = (file, theirs["frame.number"], chain)
         compared += 1
-        if not flags & (IPV4 | IPV6):
-            continue  # malformed to us, such as a length that lies, of which tshark only warns: bounded below
-        addresses += 1
         version = kind[1]
+        if not flags & (IPV4 | IPV6) or not theirs[f"{version}.src"]:
+            assert flags & (MALFORMED | TRUNCATED), where  # tshark does not dissect it further, and we mark it
+            continue
+        addresses += 1
         assert (source, destination) == (theirs[f"{version}.src"], theirs[f"{version}.dst"]), where
         if version == "ip":
             assert protocol == int(theirs["ip.proto"]), where
@@ -115,4 +116,4 @@ def test_five_tuples_agree_with_tshark(tmp_path):
         if transport and flags & L4:
             ports += 1
             assert mine_ports == [int(theirs[f"{transport[1]}.{end}"]) for end in ("srcport", "dstport")], where
-    assert compared > 8000 and addresses > 0.99 * compared and ports > 5000, (compared, addresses, ports)
+    assert compared > 8000 and addresses > 0.997 * compared and ports > 5000, (compared, addresses, ports)

@@ -17,6 +17,7 @@ cdef enum:
 cdef struct Interface:
     uint32_t link_type
     uint32_t snaplen             # 0: unlimited
+    uint32_t fcs_bytes           # at the end of each frame, by the file's word; not part of what is read
     uint64_t ticks_a_second
     int64_t offset_s
 
@@ -38,20 +39,26 @@ cdef class CaptureReader:
     cdef readonly uint64_t truncated     # of them, shorter than on the wire
     cdef readonly uint64_t overlong      # of them, those that said to be longer on the wire than ORIGINAL_MOST, and count as that
     cdef readonly uint64_t captured_bytes
-    cdef readonly uint64_t size          # of the file, 0 for a pipe
+    cdef readonly uint64_t size          # of the file, 0 for a pipe or a compressed file
     cdef readonly list names             # of the interfaces of all sections so far, by number; None where the file gives none
     cdef int descriptor
+    cdef object stream                   # of a compressed file: what `read1` gives its content; None for others
     cdef uint8_t *window
     cdef uint64_t window_offset          # of its first byte in the file
     cdef uint32_t at, end                # unread part of the window
     cdef bint ended                      # the file has no more
     cdef bint swapped, is_pcapng
+    cdef uint32_t record_head            # pcap: bytes before each packet
+    cdef bint has_first
+    cdef Record first                    # of a pcapng file, read before anything begins; valid where has_first
     cdef Interface *interfaces           # of this section
     cdef uint32_t interface_count, interface_room
     cdef uint32_t first_interface        # number of this section's first interface
     cdef uint64_t last_ns
     cdef object broken                   # (what, offset) that ended the reading early, or None
     cdef int next(self, Record *record) noexcept nogil
+    cdef int read_record(self, Record *record) noexcept nogil
+    cdef ssize_t pull(self, uint8_t *target, size_t count) noexcept nogil
     cdef uint32_t fill(self, uint32_t wanted) noexcept nogil
     cdef bint skip(self, uint64_t count) noexcept nogil
     cdef int fail(self, const char *what, uint64_t offset) noexcept nogil

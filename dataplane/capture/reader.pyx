@@ -7,7 +7,9 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memmove
 from posix.unistd cimport read
 
+from dataplane.capture.compression import decompress
 from dataplane.capture.link_types import describe as describe_link_type
+from dataplane.capture.signatures import describe as describe_content
 from dataplane.errors import CaptureError
 
 cdef extern from "capture/formats.h" nogil:
@@ -17,6 +19,7 @@ cdef enum:
     ETHERNET = 1                         # link type
     MICROSECONDS = 0xA1B2C3D4            # pcap magics, as a reader of the writer's byte order sees them
     NANOSECONDS = 0xA1B23C4D
+    MODIFIED = 0xA1B2CD34                # of patched libpcaps of about 2000: 8 more bytes before each packet
     SECTION_HEADER = 0x0A0D0D0A          # block types; the first is the same in both byte orders
     INTERFACE_DESCRIPTION = 1
     OBSOLETE_PACKET = 2
@@ -26,20 +29,25 @@ cdef enum:
     OPTION_END = 0
     IF_NAME = 2
     IF_TSRESOL = 9
+    IF_FCSLEN = 13
     IF_TSOFFSET = 14
     PCAP_HEADER = 24
     PCAP_RECORD = 16
+    MODIFIED_RECORD = 24
     BLOCK_LEAST = 12                     # type and both lengths
-    LINK_TYPE_MASK = 0x03FFFFFF          # above it: whether frames carry their FCS
+    LINK_TYPE_MASK = 0x03FFFFFF
+    FCS_PRESENT = 0x04000000             # bits above the link type: whether frames carry their FCS, and its length in 16-bit words
+    FCS_WORDS_SHIFT = 28
 
 
 cdef class CaptureReader:
     """Reads `file`, a path or the number of an open descriptor (which stays the caller's).
 
-    pcap of both byte orders, microseconds and nanoseconds; pcapng with several sections and interfaces, if_tsresol and if_tsoffset,
-    enhanced, simple and obsolete packet blocks. A packet that says to have had more than 262144 bytes on the wire, which no frame has,
-    counts as one of 262144 and in `overlong`. Raises CaptureError where it cannot be opened, is no capture, or is not of Ethernet. What
-    breaks later ends the reading: everything before it was delivered, `error` says what and where.
+    pcap of both byte orders, microseconds and nanoseconds, and its modified form with longer records; pcapng with several sections
+    and interfaces, if_tsresol, if_tsoffset and if_fcslen, enhanced, simple and obsolete packet blocks; each also compressed (gzip,
+    zstd, lz4). A packet with more than 262144 bytes on the wire, which no frame has, counts as one of 262144 and in `overlong`. An FCS that the file says frames carry is not delivered. Raises CaptureError where the file cannot be opened, is no
+    capture, or its first packet is not of Ethernet. What breaks later ends the reading: everything before it was delivered,
+    `error` says what and where.
     """
 
     def __cinit__(self, *args, **kwargs):
@@ -61,15 +69,23 @@ cdef class CaptureReader:
             raise MemoryError(f"{self.path}: {WINDOW_BYTES} bytes")
         with nogil:
             self.fill(PCAP_HEADER)
+        self.stream = decompress(self.window[:self.end], self.descriptor, self.path)
+        if self.stream is not None:
+            self.at = self.end = self.size = 0
+            self.ended = False
+            with nogil:
+                self.fill(PCAP_HEADER)
+        if self.broken is not None:
+            raise CaptureError(self.error)
         if self.end == 0:
-            raise CaptureError(f"{self.path}: is empty" if not self.broken else self.error)
+            raise CaptureError(f"{self.path}: is empty")
         if self.end < 8:
             raise CaptureError(f"{self.path}: {self.end} bytes are no capture; want pcap or pcapng")
         memcpy(&magic, self.window, 4)
         if magic == SECTION_HEADER:
             self.is_pcapng = True
             self.format = "pcapng"
-            self._first_interface()
+            self._first_packet()
         else:
             self.format = "pcap"
             self._pcap_header(magic)
@@ -99,15 +115,15 @@ cdef class CaptureReader:
         return self.window_offset + self.at
 
     def _pcap_header(self, uint32_t magic):
-        cdef uint32_t number
+        cdef uint32_t number, link
         cdef Interface *only = self.interfaces
         for swapped in (False, True):
             self.swapped = swapped
             number = self.u32(self.window)
-            if number == MICROSECONDS or number == NANOSECONDS:
+            if number == MICROSECONDS or number == NANOSECONDS or number == MODIFIED:
                 break
         else:
-            raise CaptureError(f"{self.path}: begins with {self.window[:4].hex(' ')}: no capture; want pcap or pcapng")
+            raise CaptureError(f"{self.path}: {describe_content(self.window[:min(self.end, <uint32_t>PCAP_HEADER)])}")
         if self.end < PCAP_HEADER:
             raise CaptureError(f"{self.path}: the file's header ends at byte {self.end} of {PCAP_HEADER}")
         if self.u16(self.window + 4) != 2:
@@ -115,26 +131,24 @@ cdef class CaptureReader:
         only.ticks_a_second = 1000000000 if number == NANOSECONDS else 1000000
         only.snaplen = self.u32(self.window + 16)
         only.offset_s = 0
-        only.link_type = self.u32(self.window + 20) & LINK_TYPE_MASK
+        link = self.u32(self.window + 20)
+        only.link_type = link & LINK_TYPE_MASK
+        only.fcs_bytes = 2 * (link >> FCS_WORDS_SHIFT) if link & FCS_PRESENT else 0
+        self.record_head = MODIFIED_RECORD if number == MODIFIED else PCAP_RECORD
         self.interface_count = 1
         self.names.append(None)
         if only.link_type != ETHERNET:
             raise CaptureError(f"{self.path}: {describe_link_type(only.link_type)}; want Ethernet")
         self.at = PCAP_HEADER
 
-    def _first_interface(self):
-        """Reads up to the first interface, so that a file of another link type is refused before anything begins."""
-        cdef Record none
-        cdef int got = 2
+    def _first_packet(self):
+        """Reads up to the first packet, so that a file that holds none of Ethernet is refused before anything begins."""
+        cdef int got
         with nogil:
-            while got == 2 and self.interface_count == 0:
-                got = self.next_block(&none)
+            got = self.read_record(&self.first)
         if got < 0:
             raise CaptureError(self.error)
-        if self.interface_count == 0:
-            raise CaptureError(f"{self.path}: has no interface, so no packets")
-        if self.interfaces[0].link_type != ETHERNET:
-            raise CaptureError(f"{self.path}: {describe_link_type(self.interfaces[0].link_type)}; want Ethernet")
+        self.has_first = got == 1
 
     # -- the window --------------------------------------------------------------------------------------------------------
 
@@ -148,19 +162,34 @@ cdef class CaptureReader:
         self.end -= self.at
         self.at = 0
         while self.end < wanted:
-            got = read(self.descriptor, self.window + self.end, min(<uint32_t>WINDOW_BYTES - self.end, max(wanted, <uint32_t>READ_BYTES)))
-            if got < 0 and errno == EINTR:
-                continue
-            if got < 0:
-                self.ended = True
-                with gil:
-                    self.broken = (os.strerror(errno), self.window_offset + self.end)
-                break
-            if got == 0:
+            got = self.pull(self.window + self.end, min(<uint32_t>WINDOW_BYTES - self.end, max(wanted, <uint32_t>READ_BYTES)))
+            if got <= 0:
                 self.ended = True
                 break
             self.end += <uint32_t>got
         return self.end
+
+    cdef ssize_t pull(self, uint8_t *target, size_t count) noexcept nogil:
+        """Reads up to `count` bytes of the file's content. 0: it has ended; -1: it cannot be read on, and `broken` says why."""
+        cdef ssize_t got
+        if self.stream is not None:
+            with gil:
+                try:
+                    content = self.stream.read1(count)     # at most `count`, so a small file cannot fill the memory
+                    got = len(content)
+                    memcpy(target, <const char *><bytes>content, got)
+                    return got
+                except Exception as error:       # of the library: each has its own kinds
+                    self.broken = (f"cannot be decompressed further: {error}", self.window_offset + self.end)
+                    return -1
+        while True:
+            got = read(self.descriptor, target, count)
+            if got >= 0:
+                return got
+            if errno != EINTR:
+                with gil:
+                    self.broken = (os.strerror(errno), self.window_offset + self.end)
+                return -1
 
     cdef bint skip(self, uint64_t count) noexcept nogil:
         """Passes over `count` bytes, which may be more than the window holds; False where the file has fewer."""
@@ -197,11 +226,12 @@ cdef class CaptureReader:
 
     cdef int next(self, Record *record) noexcept nogil:
         """1: *record is the next packet. 0: the file has ended. -1: it is broken here, see `error`."""
-        cdef int got = 2
-        if not self.is_pcapng:
-            got = self.next_pcap(record)
-        while got == 2:
-            got = self.next_block(record)
+        cdef int got = 1
+        if self.has_first:
+            self.has_first = False
+            record[0] = self.first
+        else:
+            got = self.read_record(record)
         if got == 1:
             self.packets += 1
             if record.original > ORIGINAL_MOST:
@@ -212,31 +242,40 @@ cdef class CaptureReader:
             self.last_ns = record.time_ns
         return got
 
+    cdef int read_record(self, Record *record) noexcept nogil:
+        cdef int got = 2
+        if not self.is_pcapng:
+            return self.next_pcap(record)
+        while got == 2:
+            got = self.next_block(record)
+        return got
+
     cdef int next_pcap(self, Record *record) noexcept nogil:
-        cdef uint32_t there = self.fill(PCAP_RECORD), captured
+        cdef uint32_t there = self.fill(self.record_head), captured
         cdef uint64_t offset = self.window_offset + self.at, seconds, fraction
         cdef const uint8_t *head
         if there == 0:
             return -1 if self.broken is not None else 0
-        if there < PCAP_RECORD:
+        if there < self.record_head:
             return self.fail("the file ends within a record's header", offset)
         captured = self.u32(self.window + self.at + 8)
         if captured > CAPTURED_MOST:
             return self.fail("a record says that it has more than 262144 bytes", offset)
-        if self.fill(PCAP_RECORD + captured) < PCAP_RECORD + captured:
+        if self.fill(self.record_head + captured) < self.record_head + captured:
             return self.fail("the file ends within a packet", offset)
         head = self.window + self.at
         seconds, fraction = self.u32(head), self.u32(head + 4)
         record.time_ns = seconds * 1000000000 + fraction * (1000000000 // self.interfaces[0].ticks_a_second)
         record.offset = offset
-        record.data = head + PCAP_RECORD
+        record.data = head + self.record_head
         record.captured = captured
         record.original = max(self.u32(head + 12), captured)
         record.interface = 0
         record.options = NULL
         record.options_bytes = 0
         record.swapped = self.swapped
-        self.at += PCAP_RECORD + captured
+        strip_fcs(record, self.interfaces[0].fcs_bytes)
+        self.at += self.record_head + captured
         return 1
 
     cdef int next_block(self, Record *record) noexcept nogil:
@@ -316,6 +355,7 @@ cdef class CaptureReader:
         interface.snaplen = self.u32(body + 4)
         interface.ticks_a_second = 1000000
         interface.offset_s = 0
+        interface.fcs_bytes = 0
         self.interface_count += 1
         with gil:
             self.names.append(None)
@@ -335,6 +375,9 @@ cdef class CaptureReader:
                 memcpy(&interface.offset_s, body + at, 8)
                 if self.swapped:
                     interface.offset_s = <int64_t>__builtin_bswap64(<uint64_t>interface.offset_s)
+            elif code == IF_FCSLEN and length >= 1:
+                # The specification says bits, its example and most writers bytes: 4 and 32 mean the same.
+                interface.fcs_bytes = body[at] if body[at] < 8 else body[at] // 8
             elif code == IF_NAME:
                 with gil:
                     self.names[len(self.names) - 1] = body[at:at + length].rstrip(b"\0").decode(errors="replace")
@@ -380,6 +423,7 @@ cdef class CaptureReader:
         if kind == ENHANCED_PACKET and fixed + padded < count:
             record.options = body + fixed + padded
             record.options_bytes = count - fixed - padded
+        strip_fcs(record, interface.fcs_bytes)
         return 1
 
     def __iter__(self):
@@ -402,6 +446,12 @@ cdef extern from * nogil:
     uint32_t __builtin_bswap32(uint32_t value)
     uint16_t __builtin_bswap16(uint16_t value)
     uint64_t __builtin_bswap64(uint64_t value)
+
+
+cdef inline void strip_fcs(Record *record, uint32_t bytes) noexcept nogil:
+    """Takes the frame check sequence off a frame that carries one."""
+    record.original -= min(bytes, record.original)
+    record.captured = min(record.captured, record.original)
 
 
 cdef uint64_t power_of_ten(uint64_t exponent) noexcept nogil:

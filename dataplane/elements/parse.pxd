@@ -5,8 +5,8 @@ from dataplane.packet cimport Batch, Context
 from dataplane.port cimport Port, QueueStats
 
 cdef class Parse(Element):
-    cdef bint tolerant                   # malformed="pass"
-    cdef Port port                       # whose packets these are: its segments are counted here; None: nobody's
+    cdef bint forwards                   # malformed="forward"
+    cdef Port port                       # the port of these packets, whose segments are counted here; or None
     cdef QueueStats *stats               # the port's
     cdef uint32_t queues
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil

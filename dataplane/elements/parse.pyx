@@ -4,7 +4,7 @@ from libc.stdint cimport uint32_t
 from dataplane.element cimport Element
 from dataplane.packet cimport GSO_NONE, Batch, Context, Packet, packet_data
 from dataplane.port cimport Port, count_segments
-from dataplane.wire.headers cimport PARSE_IPV4_HEADER, PARSE_L4_HEADER, PARSE_OK, check_offloads, parse_packet
+from dataplane.wire.headers cimport PARSE_IPV4_HEADER, PARSE_OK, check_offloads, is_above_link, parse_packet
 
 from dataplane.errors import ConfigError
 from dataplane.wire.headers import PARSE_REASONS
@@ -12,17 +12,18 @@ from dataplane.wire.headers import PARSE_REASONS
 
 @cython.final
 cdef class Parse(Element):
-    """Reads the headers of packets and drops malformed ones.
+    """Reads the headers of packets and validates their offload fields.
 
     Each NIC has one already, in front of its egress elements; a configuration rarely needs another.
 
-    Synopsis:  nic.rx >> Parse() >> switch;  Parse(malformed="pass") in front of a network that must carry malformed packets
-    Ports:     1 input, 1 output; well-formed packets go on in order, with the header fields of their record filled in.
-    Config:    malformed: "drop", or "pass": packets with a malformed IP or transport header go on as plain Ethernet frames, and
-                   are counted. Frames that are too short, or whose offload fields are wrong, are dropped in both cases.
+    Synopsis:  nic.rx >> Parse() >> switch;  Parse(malformed="drop") where malformed packets must not pass
+    Ports:     1 input, 1 output; packets go on in order, with the header fields of their record filled in.
+    Config:    malformed: "forward": a packet with a malformed IP or transport header is read as far as it is valid, marked
+                   PACKET_MALFORMED, counted and forwarded, as a switch does. "drop": it is dropped. A packet that a capture
+                   cut (PACKET_TRUNCATED) is not malformed because of the missing bytes.
                port: the port that all packets come from. Its statistics then count their segments, since the header fields of
                    a GSO frame hold only once they have been checked.
-    Counters:  ipv4_header: malformed packets passed on, as for the drop reason of that name
+    Counters:  ipv4_header: malformed packets that were forwarded, as for the drop reason of that name
                ipv4_length: as above
                ipv6_header: as above
                ipv6_length: as above
@@ -33,7 +34,8 @@ cdef class Parse(Element):
                ipv6_header: malformed IPv6 or extension header
                ipv6_length: IPv6 length beyond the frame
                l4_header: malformed transport header, such as TCP's or UDP's
-               bad_gso: GSO type, size, checksum start or limits that do not fit the headers
+               bad_gso: GSO type, size, checksum start or limits that do not fit the headers, or a GSO frame whose headers are
+                   malformed, so that it cannot be segmented
                bad_csum_offset: a checksum field outside the frame, or a checksum that starts within its addresses and tags
     Handlers:  counters
     Threads:   any one engine
@@ -51,16 +53,16 @@ cdef class Parse(Element):
     DROP_REASONS = PARSE_REASONS
     COUNTERS = PARSE_REASONS[1:6]
 
-    def __init__(self, malformed="drop", *, Port port=None, name=None):
-        if malformed not in ("drop", "pass"):
-            raise ConfigError(f"{self.name}: malformed={malformed!r}; want 'drop' or 'pass'")
-        self.tolerant = malformed == "pass"
+    def __init__(self, malformed="forward", *, Port port=None, name=None):
+        if malformed not in ("forward", "drop"):
+            raise ConfigError(f"{self.name}: malformed={malformed!r}; want 'forward' or 'drop'")
+        self.forwards = malformed == "forward"
         self.port = port
         self.stats = NULL if port is None else port.stats
         self.queues = 0 if port is None else port.queues
 
     def describe(self):
-        return {"malformed": "pass"} if self.tolerant else {}
+        return {} if self.forwards else {"malformed": "drop"}
 
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
         cdef uint32_t i, index, kept = 0
@@ -82,7 +84,7 @@ cdef class Parse(Element):
     cdef bint keep_malformed(self, Context *ctx, uint32_t index, int reason) noexcept nogil:
         """Whether the packet goes on; drops it where not."""
         cdef int second
-        if self.tolerant and PARSE_IPV4_HEADER <= reason <= PARSE_L4_HEADER:
+        if self.forwards and is_above_link(reason):
             second = check_offloads(&ctx.packets[index])
             if second == PARSE_OK:
                 self.counters.extra[reason - PARSE_IPV4_HEADER] += 1

@@ -6,7 +6,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from posix.unistd cimport read
 from dataplane.packet cimport LARGE_FRAME, NO_PACKET, Batch, Context, Packet, batch_add, packet_alloc, packet_data, packet_free
-from dataplane.port cimport count_segments, OFFLOAD_ALL, Port
+from dataplane.port cimport NO_MTU, OFFLOAD_ALL, TX_TOO_LONG, Port, count_segments, fits_mtu
 from dataplane.vatomic cimport va_load_acquire_u32, va_store_release_u32
 
 from dataplane.errors import ConfigError
@@ -29,12 +29,15 @@ class Frame(NamedTuple):
 cdef class MemoryPort(Port):
     """Frames from and to Python. `inject` queues frames for reception, `take` returns what was transmitted since.
 
-    offloads: what the port takes whole on transmission (OFFLOAD_ALL by default). Slow (it needs the GIL); for tests and tools.
+    offloads: what the port takes whole on transmission (OFFLOAD_ALL by default). mtu: longer frames are dropped (too_long). Slow (it
+    needs the GIL); for tests and tools.
     """
 
-    def __init__(self, str name, uint32_t number=0, uint32_t queues=1, uint32_t offloads=OFFLOAD_ALL):
+    def __init__(self, str name, uint32_t number=0, uint32_t queues=1, uint32_t offloads=OFFLOAD_ALL, *,
+                 uint32_t mtu=NO_MTU):
         import threading
         super().__init__(name, number, queues, offloads)
+        self.mtu = mtu
         self._lock = threading.Lock()
         self._incoming = [[] for _ in range(queues)]
         self.transmitted = []
@@ -105,11 +108,16 @@ cdef class MemoryPort(Port):
         return done
 
     cdef uint32_t tx_burst(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil:
-        cdef uint32_t i, done = batch.count
+        cdef uint32_t i, done = 0, left = 0
         cdef Packet *p
         with gil, self._lock:
             for i in range(batch.count):
                 p = &ctx.packets[batch.index[i]]
+                if not fits_mtu(p, self.mtu):
+                    p.tx_status = TX_TOO_LONG
+                    batch.index[left] = batch.index[i]
+                    left += 1
+                    continue
                 self.transmitted.append(Frame(
                     packet_data(ctx, batch.index[i])[:p.length], p.vnet_flags, p.gso_type, p.header_length, p.gso_size,
                     p.csum_start, p.csum_offset, queue, ctx.now_ns))
@@ -117,5 +125,7 @@ cdef class MemoryPort(Port):
                 self.stats[queue].tx_bytes += p.length
                 count_segments(p, &self.stats[queue].tx_more_packets, &self.stats[queue].tx_more_bytes)
                 packet_free(ctx, batch.index[i])
-            batch.count = 0
+                done += 1
+            self.stats[queue].tx_dropped += left
+            batch.count = left
         return done

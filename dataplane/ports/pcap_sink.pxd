@@ -11,6 +11,7 @@ cdef enum:
 cdef class PcapSink(Port):
     cdef readonly CaptureWriter writer
     cdef readonly uint32_t interface
+    cdef readonly uint32_t mtu
     cdef list _kept
     cdef void *meters[CLASSES + 1]       # Meter, borrowed from _kept; NULL: no packet of that class yet
     cdef Meter meter(self, uint32_t number)

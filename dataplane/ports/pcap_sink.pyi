@@ -10,8 +10,17 @@ from dataplane.port import Port
 class PcapSink(Port):
     writer: CaptureWriter | None
     interface: int
+    mtu: int
     def __init__(
-        self, name: str, writer: CaptureWriter | None, interface: int = ..., *, number: int = ..., queues: int = ...
+        self,
+        name: str,
+        writer: CaptureWriter | None,
+        interface: int = ...,
+        *,
+        number: int = ...,
+        queues: int = ...,
+        offloads: int = ...,
+        mtu: int = ...,
     ) -> None: ...
     @property
     def meters(self) -> dict[int, Meter]: ...

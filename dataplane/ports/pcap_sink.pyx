@@ -5,7 +5,7 @@ from dataplane.element cimport Element
 from dataplane.engine cimport Engine
 from dataplane.meter cimport Meter
 from dataplane.packet cimport Batch, Context, Packet, packet_free, packet_wire_bytes
-from dataplane.port cimport TX_IO_ERROR, Port
+from dataplane.port cimport NO_MTU, TX_IO_ERROR, TX_TOO_LONG, Port, fits_mtu
 
 from dataplane.errors import ConfigError
 
@@ -13,17 +13,19 @@ from dataplane.errors import ConfigError
 cdef class PcapSink(Port):
     """Writes what it is given as interface `interface` of `writer`, at the engine's time, and meters it. Receives nothing.
 
-    writer: several sinks may share one; None: packets are metered and gone. After a failed write packets are dropped (io_error). Frames
-    are completed before (checksums, segments): offloads 0.
+    writer: several sinks may share one; None: packets are metered and freed. After a failed write packets are dropped (io_error).
+    offloads: frames that need others are completed before (checksums, segments). mtu: longer frames are dropped (too_long), as a TAP
+    of that MTU drops them.
     """
 
     MOVABLE = False              # its meters
 
-    def __init__(self, str name, CaptureWriter writer, uint32_t interface=0, *, uint32_t number=0, uint32_t queues=1):
-        super().__init__(name, number, queues, 0)
+    def __init__(self, str name, CaptureWriter writer, uint32_t interface=0, *, uint32_t number=0, uint32_t queues=1,
+                 uint32_t offloads=0, uint32_t mtu=NO_MTU):
+        super().__init__(name, number, queues, offloads)
         if writer is not None and interface >= writer.interfaces:
             raise ConfigError(f"{name}: interface {interface}; {writer.path} has {writer.interfaces}, from 0")
-        self.writer, self.interface = writer, interface
+        self.writer, self.interface, self.mtu = writer, interface, mtu
         self._kept = []
 
     @property
@@ -45,6 +47,11 @@ cdef class PcapSink(Port):
         for i in range(batch.count):
             index = batch.index[i]
             p = &ctx.packets[index]
+            if not fits_mtu(p, self.mtu):
+                p.tx_status = TX_TOO_LONG
+                batch.index[left] = index
+                left += 1
+                continue
             if self.writer is not None and not self.writer.write_packet(ctx, index, self.interface, ctx.now_ns, NULL, 0):
                 p.tx_status = TX_IO_ERROR
                 batch.index[left] = index

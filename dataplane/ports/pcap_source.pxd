@@ -19,7 +19,8 @@ cdef class PcapSource(Port):
     cdef readonly CaptureReader reader
     cdef readonly uint64_t first_ns      # time stamp of the first packet, 0 where there is none
     cdef readonly uint64_t out_of_order  # packets older than the one before: they come right after it
-    cdef readonly uint64_t too_long      # longer than any buffer here
+    cdef readonly uint64_t too_long      # longer than any buffer, and cut to what it holds
+    cdef readonly uint32_t mtu
     cdef Record record                   # the next packet
     cdef int64_t shift_ns                # from the capture's time to the engine's
     cdef Schedule schedule

@@ -10,8 +10,17 @@ class PcapSource(Port):
     first_ns: int
     out_of_order: int
     too_long: int
+    mtu: int
     def __init__(
-        self, name: str, reader: CaptureReader, number: int = ..., queues: int = ..., *, shift_ns: int = ..., held: bool = ...
+        self,
+        name: str,
+        reader: CaptureReader,
+        number: int = ...,
+        queues: int = ...,
+        *,
+        shift_ns: int = ...,
+        held: bool = ...,
+        mtu: int = ...,
     ) -> None: ...
     lead_ns: int
     rounds: int

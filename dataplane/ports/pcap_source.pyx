@@ -3,9 +3,10 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from dataplane.capture.reader cimport CaptureReader, Record
 from dataplane.element cimport NEVER
+from dataplane.offload cimport restore_gso
 from dataplane.packet cimport (HEADROOM, LARGE_FRAME, NO_PACKET, PACKET_TRUNCATED, Batch, Context, Packet, batch_add, packet_alloc,
-                               packet_buffer, packet_capacity, packet_data, packet_wire_bytes)
-from dataplane.port cimport OFFLOAD_ALL, Port
+                               packet_buffer, packet_capacity, packet_data)
+from dataplane.port cimport LINK_HEADERS, OFFLOAD_ALL, Port
 
 from dataplane.capture.reader import CaptureReader as OpenReader
 from dataplane.errors import ConfigError
@@ -24,18 +25,20 @@ cdef enum:
 cdef class PcapSource(Port):
     """Delivers the packets of a capture at their recorded instants, plus `shift_ns`. Transmits nothing: what is sent into it is lost.
 
-    Frames are as captured: no offloads. One that the capture cut is marked (PACKET_TRUNCATED) and is worth its original length to a
-    shaper. Options of pcapng's packets travel along as far as there is room behind the frame. reader: not shared with anybody. held: no
-    packet comes before `start`.
+    Frames are as captured. A TCP frame longer than `mtu` (0: none is) becomes the GSO frame that a host of that MTU gave to its NIC.
+    One that the capture cut is marked (PACKET_TRUNCATED) and is worth its original length to a shaper. One longer than any buffer is
+    cut here in the same way, so that the NIC that it goes to drops it as too long. Options of pcapng's packets travel along as far as
+    there is room behind the frame. reader: not shared. held: no packet comes before `start`.
     """
 
     MOVABLE = False              # where it stands in the capture
 
     def __init__(self, str name, CaptureReader reader not None, uint32_t number=0, uint32_t queues=1, *, int64_t shift_ns=0,
-                 bint held=False):
+                 bint held=False, uint32_t mtu=0):
         super().__init__(name, number, queues, OFFLOAD_ALL)
         self.reader = reader
         self.scheduled = True
+        self.mtu = mtu
         self.shift_ns = shift_ns
         self.next_ns = 0
         with nogil:
@@ -140,24 +143,26 @@ cdef class PcapSource(Port):
     cdef uint32_t take(self, Context *ctx, uint32_t queue) noexcept nogil:
         """The packet that is due, or NO_PACKET."""
         cdef const Record *record = &self.record
-        cdef uint32_t index, bytes = record.options_bytes
+        cdef uint32_t index, bytes = record.options_bytes, captured = record.captured
         cdef Packet *p
-        if record.captured > LARGE_FRAME:
+        if captured > LARGE_FRAME:
+            captured = LARGE_FRAME
             self.too_long += 1
-            return NO_PACKET
-        index = packet_alloc(ctx, record.captured)
+        index = packet_alloc(ctx, captured)
         if index == NO_PACKET:
             return NO_PACKET
         p = &ctx.packets[index]
         p.timestamp_ns = self.next_ns if self.begin_ns and self.schedule.mode != AT_ONCE else ctx.now_ns   # when it was due
         p.port, p.queue = <uint16_t>self.number, <uint16_t>queue
-        memcpy(packet_data(ctx, index), record.data, record.captured)
-        if record.captured < record.original:
+        memcpy(packet_data(ctx, index), record.data, captured)
+        if captured < record.original:
             p.flags |= PACKET_TRUNCATED
             p.original_length = record.original
+        elif self.mtu and captured > self.mtu + LINK_HEADERS:
+            restore_gso(packet_data(ctx, index), p, self.mtu)
         # Only options in the machine's byte order can be written back as they are; the end-of-options mark is the writer's.
         if bytes and not record.swapped and bytes <= TRAILER_MOST and (
-                HEADROOM + record.captured + bytes <= packet_capacity(ctx, index)):
+                HEADROOM + captured + bytes <= packet_capacity(ctx, index)):
             bytes = whole_options(record.options, bytes)
             p.trailer_bytes = <uint16_t>bytes
             memcpy(packet_buffer(ctx, index) + packet_capacity(ctx, index) - bytes, record.options, bytes)
@@ -173,8 +178,9 @@ cdef class PcapSource(Port):
                 self.stats[0].rx_dropped += 1
             else:
                 self.stats[0].rx_packets += 1
-                self.stats[0].rx_bytes += self.record.captured
-                self.stats[0].rx_more_bytes += packet_wire_bytes(&ctx.packets[index]) - self.record.captured
+                self.stats[0].rx_bytes += ctx.packets[index].length
+                if ctx.packets[index].flags & PACKET_TRUNCATED:      # segments of GSO frames are Parse's to count
+                    self.stats[0].rx_more_bytes += ctx.packets[index].original_length - ctx.packets[index].length
                 batch_add(batch, index)
             taken += 1
             self.advance()

@@ -9,7 +9,7 @@ Not checked here, since a NIC leaves it to the hosts: the IPv4 header checksum, 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 from dataplane.packet cimport (GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, PACKET_FRAGMENT, PACKET_IPV4, PACKET_IPV6,
-                               PACKET_L4, PACKET_PARSED, PACKET_TRUNCATED, VNET_NEEDS_CSUM, Packet)
+                               PACKET_L4, PACKET_MALFORMED, PACKET_PARSED, PACKET_TRUNCATED, VNET_NEEDS_CSUM, Packet)
 
 cdef extern from "<arpa/inet.h>" nogil:
     uint16_t ntohs(uint16_t value)
@@ -60,8 +60,9 @@ cdef enum:
     TCP_CWR = 0x80
 
     MAX_VLAN_TAGS = 2
-    # Real packets carry at most four or five; each step of a longer chain would be the sender's to choose and ours to pay.
-    MAX_EXTENSION_HEADERS = 8
+    # Real packets carry at most four or five, and the sender chooses how many steps each packet costs. 24 of the longest (2048
+    # bytes each) also end below 65,536, so that offsets fit their 16 bits in every frame that a buffer holds.
+    MAX_EXTENSION_HEADERS = 24
 
     # Limits on GSO frames: what one frame may cost whoever must segment it.
     #  - headers are copied into every segment: 512 bytes hold two tags, IPv6, 390 bytes of extensions, TCP with all options;
@@ -77,13 +78,18 @@ cdef enum:
 cdef enum:
     PARSE_OK = 0
     PARSE_RUNT = 1               # shorter than its Ethernet header and VLAN tags
+    # The next five say what is wrong above layer 2. Such a frame can be forwarded: see `parse_packet`.
     PARSE_IPV4_HEADER = 2        # version, IHL, or cut
     PARSE_IPV4_LENGTH = 3        # total length shorter than the header or longer than the frame
-    PARSE_IPV6_HEADER = 4        # version, cut, extension headers cut or too many
+    PARSE_IPV6_HEADER = 4        # version, cut, extension headers cut or more than MAX_EXTENSION_HEADERS
     PARSE_IPV6_LENGTH = 5
     PARSE_L4_HEADER = 6          # TCP, UDP, SCTP, ICMP cut; TCP data offset
     PARSE_BAD_GSO = 7
     PARSE_BAD_CSUM_OFFSET = 8
+
+cdef inline bint is_above_link(int reason) noexcept nogil:
+    """Whether a reason is about layer 3 or 4 only, which a layer-2 switch need not understand."""
+    return PARSE_IPV4_HEADER <= reason <= PARSE_L4_HEADER
 
 cdef inline uint16_t load_be16(const uint8_t *at) noexcept nogil:
     cdef uint16_t value
@@ -131,20 +137,24 @@ cdef inline int parse_link(const uint8_t *data, Packet *p) noexcept nogil:
     return PARSE_OK
 
 cdef inline bint length_is_true(const Packet *p, uint32_t said, uint32_t present) noexcept nogil:
-    """Whether a length that an IP header says fits the bytes present. Less is fine (Ethernet padding), more is a lie.
+    """Whether a length that an IP header says fits the bytes present. Less is right (Ethernet padding), more is wrong.
 
-    A GSO frame has no padding, and segmenting takes the frame's length for the packet's: they must agree. One longer than the
-    field can say (Linux' BIG TCP) says 0.
+    0 means the length of the frame: so say frames that were captured before the NIC segmented them (TSO), and those that are
+    longer than the field can say (Linux' BIG TCP). A GSO frame has no padding, and segmenting takes the frame's length for the
+    packet's: they must agree.
     """
+    if said == 0:
+        return True
     if p.gso_type != GSO_NONE:
-        return said == present or (said == 0 and present > 0xFFFF)
+        return said == present
     return said <= present or p.flags & PACKET_TRUNCATED
 
 cdef inline int parse_ipv4(const uint8_t *data, Packet *p, uint32_t *end) noexcept nogil:
-    """The IPv4 header; *end becomes the frame offset behind the packet."""
+    """The IPv4 header; *end becomes the frame offset behind the packet. After PARSE_IPV4_LENGTH the header itself is valid."""
     cdef const uint8_t *header = data + p.l3_offset
     cdef uint32_t rest = p.length - p.l3_offset, header_bytes, total
     cdef uint16_t fragment
+    cdef int reason = PARSE_OK
     if rest < IPV4_BYTES:
         return unless_cut(p, PARSE_IPV4_HEADER)
     header_bytes = (header[0] & 0x0F) * 4
@@ -154,11 +164,12 @@ cdef inline int parse_ipv4(const uint8_t *data, Packet *p, uint32_t *end) noexce
         return unless_cut(p, PARSE_IPV4_HEADER)
     total = load_be16(header + 2)
     if not length_is_true(p, total, rest):
-        return PARSE_IPV4_LENGTH
-    if p.gso_type != GSO_NONE or total > rest:
+        reason = PARSE_IPV4_LENGTH
+    if p.gso_type != GSO_NONE or total > rest or total == 0:
         total = rest
     if total < header_bytes:
-        return PARSE_IPV4_LENGTH
+        reason = PARSE_IPV4_LENGTH
+        total = header_bytes         # what follows the header belongs to no packet
     fragment = load_be16(header + 6)
     p.flags |= PACKET_IPV4
     p.tos = header[1]
@@ -172,14 +183,19 @@ cdef inline int parse_ipv4(const uint8_t *data, Packet *p, uint32_t *end) noexce
     if not fragment & IPV4_FRAGMENT_OFFSET:
         p.l4_offset = p.payload_offset
     end[0] = p.l3_offset + total
-    return PARSE_OK
+    return reason
 
 cdef inline int parse_ipv6(const uint8_t *data, Packet *p, uint32_t *end) noexcept nogil:
-    """The IPv6 header and its extension headers; *end becomes the frame offset behind the packet."""
+    """The IPv6 header and its extension headers; *end becomes the frame offset behind the packet.
+
+    Once the fixed header is valid, a reason is about its length field or about an extension header. A packet whose chain was
+    not followed to its end has no l4_offset; its ip_protocol and payload_offset are those of the header that was not followed.
+    """
     cdef const uint8_t *header = data + p.l3_offset
-    cdef uint32_t rest = p.length - p.l3_offset, at = p.l3_offset + IPV6_BYTES, said, extensions, step
+    cdef uint32_t rest = p.length - p.l3_offset, at = p.l3_offset + IPV6_BYTES, said, extensions = 0, step
     cdef uint16_t fragment = 0
     cdef uint8_t protocol
+    cdef int reason = PARSE_OK
     if rest < IPV6_BYTES:
         return unless_cut(p, PARSE_IPV6_HEADER)
     if header[0] >> 4 != 6:
@@ -187,51 +203,60 @@ cdef inline int parse_ipv6(const uint8_t *data, Packet *p, uint32_t *end) noexce
     said = load_be16(header + 4)
     protocol = header[6]
     if not length_is_true(p, said, rest - IPV6_BYTES):
-        return PARSE_IPV6_LENGTH
+        reason = PARSE_IPV6_LENGTH
     if p.gso_type != GSO_NONE and said == 0 and protocol == PROTOCOL_HOP_BY_HOP:
-        return PARSE_IPV6_LENGTH     # a jumbo payload option (RFC 2675), which must not be repeated in segments
+        reason = PARSE_IPV6_LENGTH   # a jumbo payload option (RFC 2675), which must not be repeated in segments
     end[0] = p.length
-    if p.gso_type == GSO_NONE and said < rest - IPV6_BYTES:
+    if p.gso_type == GSO_NONE and said and said < rest - IPV6_BYTES:
         end[0] = at + said
-    for extensions in range(MAX_EXTENSION_HEADERS + 1):
-        if protocol == PROTOCOL_HOP_BY_HOP or protocol == PROTOCOL_ROUTING or protocol == PROTOCOL_DESTINATION:
-            step = 8
-        elif protocol == PROTOCOL_FRAGMENT or protocol == PROTOCOL_AH:
-            step = 4
-        else:
-            break
+    p.flags |= PACKET_IPV6
+    p.tos = <uint8_t>(load_be16(header) >> 4)
+    p.ttl = header[7]
+    memcpy(p.source_address, header + 8, 16)
+    memcpy(p.destination_address, header + 24, 16)
+    while is_extension(protocol):
+        # Every one of them has at least 8 bytes. Only the fragment header says nothing of its length, which is 8.
         if extensions == MAX_EXTENSION_HEADERS:
-            return PARSE_IPV6_HEADER
-        if at + 8 > end[0]:          # every one of them has at least 8 bytes
-            return unless_cut(p, PARSE_IPV6_HEADER)
+            return stop_ipv6(p, protocol, at, PARSE_IPV6_HEADER, reason)
+        if at + 8 > end[0]:
+            return stop_ipv6(p, protocol, at, unless_cut(p, PARSE_IPV6_HEADER), reason)
         if protocol == PROTOCOL_FRAGMENT:
             p.flags |= PACKET_FRAGMENT
             fragment = load_be16(data + at + 2)
             step = 8
-        else:                        # length in units of 8 bytes less the first, AH's of 4 bytes less two
-            step = (data[at + 1] + 1) * 8 if step == 8 else (data[at + 1] + 2) * 4
-            if at + step > end[0]:
-                return unless_cut(p, PARSE_IPV6_HEADER)
+        elif protocol == PROTOCOL_AH:
+            step = (data[at + 1] + 2) * 4
+        else:
+            step = (data[at + 1] + 1) * 8
+        if at + step > end[0]:
+            return stop_ipv6(p, protocol, at, unless_cut(p, PARSE_IPV6_HEADER), reason)
+        extensions += 1
         protocol = data[at]
         at += step
         if fragment & IPV6_FRAGMENT_OFFSET:
-            break                    # behind the header is the middle of something
-    p.flags |= PACKET_IPV6
-    p.tos = <uint8_t>(load_be16(header) >> 4)
-    p.ttl = header[7]
+            break                    # a later fragment: what follows is not the beginning of a header
     p.ip_protocol = protocol
-    memcpy(p.source_address, header + 8, 16)
-    memcpy(p.destination_address, header + 24, 16)
     p.payload_offset = <uint16_t>at
     if not fragment & IPV6_FRAGMENT_OFFSET:
         p.l4_offset = <uint16_t>at
-    return PARSE_OK
+    return reason
+
+cdef inline bint is_extension(uint8_t protocol) noexcept nogil:
+    return (protocol == PROTOCOL_HOP_BY_HOP or protocol == PROTOCOL_ROUTING or protocol == PROTOCOL_DESTINATION
+            or protocol == PROTOCOL_FRAGMENT or protocol == PROTOCOL_AH)
+
+cdef inline int stop_ipv6(Packet *p, uint8_t protocol, uint32_t at, int reason, int earlier) noexcept nogil:
+    """Notes the extension header at which the walk ends early. Returns the first reason there was."""
+    p.ip_protocol = protocol
+    p.payload_offset = <uint16_t>at
+    return reason if earlier == PARSE_OK else earlier
 
 cdef inline int parse_transport(const uint8_t *data, Packet *p, uint32_t end) noexcept nogil:
     """TCP, UDP, SCTP and ICMP at l4_offset, in a packet that ends at frame offset `end`. Other protocols are payload."""
     cdef const uint8_t *header = data + p.l4_offset
     cdef uint32_t present = end - p.l4_offset, need
     cdef bint has_ports = True
+    cdef int reason = PARSE_OK
     if p.ip_protocol == PROTOCOL_TCP:
         need = TCP_BYTES
     elif p.ip_protocol == PROTOCOL_UDP:
@@ -249,24 +274,20 @@ cdef inline int parse_transport(const uint8_t *data, Packet *p, uint32_t end) no
     if p.ip_protocol == PROTOCOL_TCP and present >= TCP_BYTES:
         need = (header[12] >> 4) * 4
         if need < TCP_BYTES:
-            return PARSE_L4_HEADER
+            need = TCP_BYTES         # the fixed part is there, and stays out of the payload
+            reason = PARSE_L4_HEADER
     if has_ports and present >= PORTS_BYTES:
         p.source_port = load_be16(header)
         p.destination_port = load_be16(header + 2)
         p.flags |= PACKET_L4
     if need > present:
         p.payload_offset = <uint16_t>end     # headers are short, so a cut one ends early in the frame
+        # The first of several IPv4 fragments may be as short as 8 bytes (RFC 791); over IPv6 it holds all headers (RFC 8200, 4.5).
+        if p.flags & (PACKET_FRAGMENT | PACKET_IPV4) == PACKET_FRAGMENT | PACKET_IPV4:
+            return PARSE_OK
         return unless_cut(p, PARSE_L4_HEADER)
     p.payload_offset = <uint16_t>(p.l4_offset + need)
-    return PARSE_OK
-
-cdef inline void forget_network(Packet *p) noexcept nogil:
-    """Makes a packet whose IP or transport header is malformed a plain Ethernet frame."""
-    cdef char *start = <char *>&p.ip_protocol
-    p.flags &= <uint16_t>~(PACKET_IPV4 | PACKET_IPV6 | PACKET_L4 | PACKET_FRAGMENT)
-    p.l4_offset = 0
-    p.payload_offset = p.l3_offset
-    memset(start, 0, <size_t>(<char *>(p + 1) - start))
+    return reason
 
 cdef inline int check_gso(Packet *p) noexcept nogil:
     """Whether the GSO fields fit the headers; sets header_length, which a guest may say wrong (for Linux it is a hint)."""
@@ -278,7 +299,8 @@ cdef inline int check_gso(Packet *p) noexcept nogil:
         version = PACKET_IPV4 if kind == GSO_TCPV4 else PACKET_IPV6
     if not tcp and p.gso_type != GSO_UDP_L4:     # UFO was not negotiated; ECN is TCP's
         return PARSE_BAD_GSO
-    if not p.flags & version or not p.flags & PACKET_L4 or p.flags & (PACKET_FRAGMENT | PACKET_TRUNCATED):
+    # Segments repeat the headers, so all of them must have been understood.
+    if not p.flags & version or not p.flags & PACKET_L4 or p.flags & (PACKET_FRAGMENT | PACKET_TRUNCATED | PACKET_MALFORMED):
         return PARSE_BAD_GSO
     if p.ip_protocol != (PROTOCOL_TCP if tcp else PROTOCOL_UDP):
         return PARSE_BAD_GSO
@@ -328,10 +350,10 @@ cdef inline int check_offloads(Packet *p) noexcept nogil:
 cdef inline int parse_headers(const uint8_t *data, Packet *p) noexcept nogil:
     cdef char *start = <char *>&p.l3_offset
     cdef uint32_t end = 0
-    cdef int reason
+    cdef int reason, second
     # Records are reused: nothing of the last packet may show through.
     memset(start, 0, <size_t>(<char *>(p + 1) - start))
-    p.flags = (p.flags & <uint16_t>~(PACKET_IPV4 | PACKET_IPV6 | PACKET_L4 | PACKET_FRAGMENT)) | PACKET_PARSED
+    p.flags = (p.flags & <uint16_t>~(PACKET_IPV4 | PACKET_IPV6 | PACKET_L4 | PACKET_FRAGMENT | PACKET_MALFORMED)) | PACKET_PARSED
     reason = parse_link(data, p)
     if reason != PARSE_OK:
         return reason
@@ -341,19 +363,22 @@ cdef inline int parse_headers(const uint8_t *data, Packet *p) noexcept nogil:
         reason = parse_ipv6(data, p, &end)
     else:
         return PARSE_OK
-    if reason == PARSE_OK and p.l4_offset != 0:
-        reason = parse_transport(data, p, end)
+    if p.l4_offset != 0:
+        second = parse_transport(data, p, end)
+        if reason == PARSE_OK:
+            reason = second
     if reason != PARSE_OK:
-        forget_network(p)
+        p.flags |= PACKET_MALFORMED
     return reason
 
 cdef inline int parse_packet(const uint8_t *data, Packet *p) noexcept nogil:
     """Reads the frame at `data` (p.length bytes) into the record's second cache line and validates its virtio-net fields.
 
-    Returns PARSE_OK or the reason why the frame is malformed. After a reason from PARSE_IPV4_HEADER to PARSE_L4_HEADER the
-    record describes a plain Ethernet frame whose virtio-net fields are still to be checked (check_offloads); after the others
-    it is not to be used. l4_offset is set for every IP packet but later fragments; payload_offset is behind the last header
-    that was understood.
+    Returns PARSE_OK or the reason why the frame is malformed. After a reason above layer 2 (`is_above_link`) the packet is marked
+    PACKET_MALFORMED, the record has what was valid up to there, and the virtio-net fields are still to be checked
+    (check_offloads); after the others the record is not to be used. l4_offset is set for every IP packet but later fragments
+    and those whose headers end before it; payload_offset is behind the last header that was understood. Both lie within the
+    frame.
     """
     cdef int reason = parse_headers(data, p)
     if reason != PARSE_OK:

@@ -8,7 +8,8 @@ PARSE_REASONS = ("runt", "ipv4_header", "ipv4_length", "ipv6_header", "ipv6_leng
 
 def parse_frame(const uint8_t[::1] frame, *, bint truncated=False, int vnet_flags=0, int gso_type=0, int gso_size=0,
                 int csum_start=0, int csum_offset=0):
-    """Reads one frame: (reason or None, record as a dict). Raises ValueError for one longer than 69,504 bytes.
+    """Reads one frame: (reason or None, record as a dict; "forwarded": whether Parse forwards it). Raises ValueError for one longer
+    than 69,504 bytes.
 
     truncated: a capture kept only the beginning. The other arguments are the fields of the virtio-net header.
     """
@@ -24,12 +25,14 @@ def parse_frame(const uint8_t[::1] frame, *, bint truncated=False, int vnet_flag
     if p.length:
         data = &frame[0]
     reason = parse_packet(data, &p)
+    forwarded = (check_offloads(&p) if is_above_link(reason) else reason) == PARSE_OK
     return None if reason == PARSE_OK else PARSE_REASONS[reason - 1], {
         "parsed": bool(p.flags & PACKET_PARSED), "ipv4": bool(p.flags & PACKET_IPV4), "ipv6": bool(p.flags & PACKET_IPV6),
-        "l4": bool(p.flags & PACKET_L4), "fragment": bool(p.flags & PACKET_FRAGMENT), "ethertype": p.ethertype,
+        "l4": bool(p.flags & PACKET_L4), "fragment": bool(p.flags & PACKET_FRAGMENT),
+        "malformed": bool(p.flags & PACKET_MALFORMED), "ethertype": p.ethertype,
         "vlan_count": p.vlan_count, "vlan_tci": p.vlan_tci, "vlan_inner_tci": p.vlan_inner_tci, "l3_offset": p.l3_offset,
         "l4_offset": p.l4_offset, "payload_offset": p.payload_offset, "ip_protocol": p.ip_protocol, "tos": p.tos, "ttl": p.ttl,
         "source_port": p.source_port, "destination_port": p.destination_port,
         "source_address": <bytes>p.source_address[:16], "destination_address": <bytes>p.destination_address[:16],
-        "gso_type": p.gso_type, "gso_size": p.gso_size, "header_length": p.header_length,
+        "forwarded": forwarded, "gso_type": p.gso_type, "gso_size": p.gso_size, "header_length": p.header_length,
     }

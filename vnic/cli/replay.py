@@ -211,6 +211,9 @@ def _show(result: dict[str, Any], file: Any) -> None:
     if result["dropped"]:
         print_table(["dropped by", "reason", ">packets"], [[*key.rsplit(": ", 1), count] for key, count in result["dropped"].items()],
                     file=file)  # fmt: skip
+    if result["malformed"]:
+        print_table(["malformed at", "reason", ">forwarded"], [[*key.rsplit(": ", 1), count] for key, count in result["malformed"].items()],
+                    file=file)  # fmt: skip
     click.echo("conserved: " + ("yes" if result["conserved"] else "NO"), file=file)
 
 

@@ -146,8 +146,8 @@ def _kept_tap(descriptors: list[int]) -> Tap:
     )
 
 
-def tap_request(config: NicConfig) -> TapRequest:
-    """What the agent is asked for."""
+def offloads_of(config: NicConfig) -> Offload:
+    """What a configuration says that the NIC takes over from the container's network stack."""
     offloads = Offload(0)
     if config.offloads.checksum:
         offloads |= Offload.CSUM
@@ -155,6 +155,11 @@ def tap_request(config: NicConfig) -> TapRequest:
         offloads |= Offload.TSO4 | Offload.TSO6 | Offload.ECN
     if config.offloads.uso:
         offloads |= Offload.USO
+    return offloads
+
+
+def tap_request(config: NicConfig) -> TapRequest:
+    """What the agent is asked for."""
     return TapRequest(
         name=str(config.interface),
         pid=config.pid,
@@ -164,5 +169,5 @@ def tap_request(config: NicConfig) -> TapRequest:
         mtu=config.mtu,
         addresses=tuple(str(address) for address in config.addresses),
         routes=tuple(Route(str(route.to), None if route.via is None else str(route.via)) for route in config.routes),
-        offloads=offloads,
+        offloads=offloads_of(config),
     )

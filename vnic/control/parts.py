@@ -170,7 +170,7 @@ class Attached:
         self.egress: Chain = build_chain(config.egress.elements, f"{name}.egress", directory)
         self.egress.append(self.egress_shaper)
         assert self.egress.head is not None
-        self.rx >> Parse(port=nic.port, name=f"{name}.parse") >> self.egress.head
+        self.rx >> Parse(config.malformed, port=nic.port, name=f"{name}.parse") >> self.egress.head
         self.sources: list[Source] = [self.rx]
         if ring is not None:
             ring_rx = PortRx(RingPort(f"{name}.ring", number, ring, None), name=f"{name}.ring.rx")

@@ -386,6 +386,8 @@ class NicConfig(_Strict):
         NIC the first VLAN that the client was granted, or untagged frames only.
     spoof_check: Whether frames with another source MAC address than the NIC's are dropped. Default: true for a
         client's NIC, false for others.
+    malformed: Fate of packets of the container whose IP or transport header is malformed: a switch forwards by
+        MAC address whatever is above. They are counted in both cases.
     offloads: Offloads that the NIC offers to the container.
     rss: Distribution of flows over the queues.
     egress: Packets that the container sends.
@@ -441,6 +443,7 @@ class NicConfig(_Strict):
         ),
     ] = None
     spoof_check: Annotated[bool | None, Meta(description="true or false", examples=[True])] = None
+    malformed: Annotated[Literal["forward", "drop"], Meta(description="forward or drop", examples=["drop"])] = "forward"
     offloads: Annotated[
         OffloadConfig,
         Meta(description="{checksum: true, tso: true, uso: true}", examples=[{"checksum": True, "tso": False, "uso": False}]),

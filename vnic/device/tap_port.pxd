@@ -14,4 +14,3 @@ cdef class TapPort(Port):
     cdef uint8_t *_sink                  # where frames go that no packet could be had for
     cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil
     cdef uint32_t tx_burst(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil
-    cdef bint takes(self, Context *ctx, uint32_t index) noexcept nogil

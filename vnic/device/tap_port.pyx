@@ -5,10 +5,10 @@ from libc.errno cimport EAGAIN, EINTR, EINVAL, EIO, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
-from dataplane.packet cimport (GSO_NONE, HEADROOM, LARGE_BYTES, LARGE_FRAME, NO_PACKET, SMALL_FRAME, Batch, Context, Packet,
+from dataplane.packet cimport (HEADROOM, LARGE_BYTES, LARGE_FRAME, NO_PACKET, SMALL_FRAME, Batch, Context, Packet,
                                batch_add, packet_alloc, packet_buffer, packet_data, packet_free)
 from dataplane.port cimport (OFFLOAD_ALL, TX_IO_ERROR, TX_LINK_DOWN, TX_QUEUE_FULL, TX_REJECTED, TX_TOO_LONG, Port,
-                             count_segments)
+                             count_segments, fits_mtu)
 from dataplane.vatomic cimport vnic_check
 from dataplane.wire.headers cimport ETHERNET_BYTES
 
@@ -33,9 +33,6 @@ cdef struct VnetHeader:                  # native byte order (legacy header, TUN
     uint16_t gso_size
     uint16_t csum_start
     uint16_t csum_offset
-
-cdef enum:
-    LINK_HEADERS = 22                    # Ethernet header and two VLAN tags, above the MTU
 
 
 cdef class TapPort(Port):
@@ -121,13 +118,6 @@ cdef class TapPort(Port):
             packet_free(ctx, spare)
         return batch.count - before
 
-    cdef bint takes(self, Context *ctx, uint32_t index) noexcept nogil:
-        """False for a frame (or a segment of one) that is longer than the MTU allows: a NIC would not receive it either."""
-        cdef Packet *p = &ctx.packets[index]
-        if p.gso_type == GSO_NONE:
-            return p.length <= self.mtu + LINK_HEADERS
-        return <uint32_t>p.header_length + p.gso_size <= self.mtu + LINK_HEADERS
-
     cdef uint32_t tx_burst(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil:
         cdef uint32_t i, index, left = 0, sent = 0
         cdef Packet *p
@@ -137,7 +127,7 @@ cdef class TapPort(Port):
             index = batch.index[i]
             p = &ctx.packets[index]
             vnic_check(p.offset >= VNET_HEADER, "room for the virtio-net header")
-            if not self.takes(ctx, index):
+            if not fits_mtu(p, self.mtu):
                 p.tx_status = TX_TOO_LONG
                 batch.index[left] = index
                 left += 1

@@ -11,6 +11,7 @@ from dataplane.capture.writer import CaptureWriter
 from dataplane.port import Port
 from dataplane.ports.pcap_sink import PcapSink
 from dataplane.ports.pcap_source import PcapSource
+from vnic.control.devices import offloads_of
 from vnic.control.schema import NicConfig
 from vnic.device.nic_tx import NicTx
 from vnic.device.rss import Rss
@@ -69,8 +70,21 @@ class ReplayDevices:
     def open(self, config: NicConfig, number: int, passed: object = None, /) -> ReplayNic:
         reader = self.readers.get(config.name)
         queues = config.queues
-        source = None if reader is None else PcapSource(f"{config.name}.in", reader, number, queues, held=self.held)
-        sink = PcapSink(f"{config.name}.out", self.writer, number if self.writer else 0, number=number, queues=queues)
+        source = None
+        if reader is not None:
+            # A TCP frame that is longer than the MTU was a GSO frame, if the container hands such frames to its NIC.
+            mtu = config.mtu if config.offloads.tso else 0
+            source = PcapSource(f"{config.name}.in", reader, number, queues, held=self.held, mtu=mtu)
+        interface = number if self.writer else 0
+        sink = PcapSink(
+            f"{config.name}.out",
+            self.writer,
+            interface,
+            number=number,
+            queues=queues,
+            offloads=offloads_of(config),
+            mtu=config.mtu,
+        )
         nic = self.nics[config.name] = ReplayNic(config, number, source, sink)
         return nic
 

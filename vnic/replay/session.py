@@ -148,6 +148,14 @@ class Replay:
             for reason, count in element["dropped"].items()
             if count
         }
+        malformed = {
+            f"{element['name']}: {reason}": count
+            for engine in stats["engines"]
+            for element in engine["elements"]
+            if element["type"] == "Parse"
+            for reason, count in element["counters"].items()
+            if count
+        }
         nics = []
         for name, nic in self.devices.nics.items():
             reader = self.devices.readers.get(name)
@@ -179,6 +187,7 @@ class Replay:
             "dropped_rates": {}
             if self._recorder is None
             else {name: _rates(meter) for name, meter in sorted(self._recorder.meters.items())},
+            "malformed": dict(sorted(malformed.items())),  # forwarded all the same
             "nics": nics,
             "errors": self.errors,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import operator
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from dataplane.capture.reader import CaptureReader
 from dataplane.capture.writer import CaptureWriter
 from dataplane.clock import Clock
 from dataplane.errors import ConfigError
+from dataplane.offload import captured_frame
 from dataplane.ports.memory import Frame, MemoryPort
 from dataplane.units import format_time, parse_time
 from dataplane.virtual_time import VirtualTime
@@ -25,7 +27,32 @@ from vnic.replay.devices import Forever
 
 START_NS = 10**9  # where virtual time begins: far enough from 0 that "long ago" exists
 
-Packet = Any  # bytes, or something that bytes() turns into a frame, such as a scapy packet
+Packet = Any  # bytes, or a scapy packet that begins with Ethernet
+FRAMES = ("Ether", "Dot3", "Raw")  # classes of scapy whose packets are Ethernet frames; Raw is bytes
+
+
+def _is_packet(value: Any) -> bool:
+    """Whether it is one packet. A scapy packet can be iterated over, too; lists of them cannot become bytes."""
+    return isinstance(value, bytes | bytearray | memoryview) or hasattr(type(value), "__bytes__")
+
+
+def _frame(packet: Packet, what: str) -> bytes:
+    """The bytes of an Ethernet frame. Raises ConfigError for anything else: bytes(5) would be five zeros."""
+    kinds = [each.__name__ for each in type(packet).__mro__]
+    if not _is_packet(packet):
+        raise ConfigError(f"{what}: {type(packet).__name__} is no packet; want bytes or a scapy packet")
+    if hasattr(packet, "fields_desc") and not set(FRAMES) & set(kinds):
+        raise ConfigError(f"{what}: {kinds[0]} is no Ethernet frame; put Ether(...) / in front of it")
+    return bytes(packet)
+
+
+def _frames(packets: Packet | Iterable[Packet], what: str) -> list[bytes]:
+    """The frames of one packet, or of several: a list, a generator, what scapy's rdpcap returned."""
+    if _is_packet(packets):
+        return [_frame(packets, what)]
+    if isinstance(packets, str) or not isinstance(packets, Iterable):
+        raise ConfigError(f"{what}: {type(packets).__name__} is no packet; want bytes, a scapy packet, or several of them")
+    return [_frame(packet, f"{what}: packet {number}") for number, packet in enumerate(packets, 1)]
 
 
 @dataclass(frozen=True)
@@ -35,6 +62,9 @@ class Received:
     time_ns: int
     data: bytes
     queue: int = 0
+
+    def __bytes__(self) -> bytes:
+        return self.data
 
     def __repr__(self) -> str:
         return f"<{len(self.data)} bytes at {format_time(self.time_ns)}>"
@@ -52,7 +82,7 @@ class _Nic:
 
     def __init__(self, config: NicConfig, number: int) -> None:
         self.config = config
-        self.port = MemoryPort(config.name, number, config.queues, 0)
+        self.port = MemoryPort(config.name, number, config.queues, 0, mtu=config.mtu)
         self.tx = NicTx(self.port, Rss(config.rss.key, config.rss.table, queues=config.queues), name=f"{config.name}.tx")
 
     def watch(self) -> Forever:
@@ -90,7 +120,22 @@ class _Devices:
 
 
 def _nanoseconds(time: str | int) -> int:
-    return parse_time(time) if isinstance(time, str) else time
+    if isinstance(time, str):
+        return parse_time(time)
+    try:
+        return operator.index(time)
+    except TypeError:
+        raise ConfigError(f'time {time!r}: want text such as "500ms", or a whole number of nanoseconds') from None
+
+
+def _in_unit_of(time_ns: int, other_ns: int) -> str:
+    """A time in the unit that suits another one, exactly, so that both can be compared at a glance."""
+    for unit, name in ((10**9, "s"), (10**6, "ms"), (10**3, "us")):
+        if abs(other_ns) >= unit:
+            whole, rest = divmod(abs(time_ns), unit)
+            decimals = f".{rest:0{len(str(unit)) - 1}d}".rstrip("0").rstrip(".")
+            return f"{'-' if time_ns < 0 else ''}{whole}{decimals}{name}"
+    return f"{time_ns}ns"
 
 
 class VirtualNetwork:
@@ -115,7 +160,7 @@ class VirtualNetwork:
         self._runtime = Runtime(config, devices=self._devices, clock=self._clock, seed=seed)
         self._runtime.start()
         self._time = VirtualTime(self._runtime.engines)
-        self._sending: list[tuple[int, int, str, bytes]] = []
+        self._sending: list[tuple[int, int, str, Frame]] = []
         self._sent = 0
         self._received: dict[str, list[Received]] = {name: [] for name in self._devices.nics}
         self._closed = False
@@ -128,30 +173,40 @@ class VirtualNetwork:
     # -- what goes in ------------------------------------------------------------------------------------------------------
 
     def send(self, nic: str, packets: Packet | Iterable[Packet], *, at: str | int | None = None, gap: str | int = 0) -> None:
-        """The container of `nic` sends a packet (bytes, or a scapy packet) or several, from `at` (default: now) on, `gap` apart."""
+        """The container of `nic` sends a packet or several, from `at` (default: now) on, `gap` apart.
+
+        A packet is bytes or a scapy packet that begins with Ethernet; several are any iterable of them, such as a list, a generator
+        or what scapy's rdpcap returned. Raises ConfigError for anything else, and then sends nothing.
+        """
         self._nic(nic)
+        frames, gap_ns = _frames(packets, "send"), _nanoseconds(gap)
         instant = self.now_ns if at is None else _nanoseconds(at)
         if instant < self.now_ns:
             raise ConfigError(f"send: {format_time(instant)} is past; it is {format_time(self.now_ns)} already")
-        for packet in packets if isinstance(packets, list | tuple) else [packets]:
-            self._push(instant, nic, bytes(packet))
-            instant += _nanoseconds(gap)
+        for frame in frames:
+            self._push(instant, nic, Frame(frame))
+            instant += gap_ns
 
     def send_capture(self, nic: str, capture: str | os.PathLike[str], *, at: str | int | None = None) -> int:
-        """The container of `nic` sends what a capture holds, first packet at `at` (default: now); returns how many packets."""
+        """The container of `nic` sends what a capture holds, first packet at `at` (default: now); returns how many packets.
+
+        A TCP frame longer than the NIC's MTU is sent as the GSO frame that it was, as in a replay.
+        """
+        config = self._nic(nic).config
+        mtu = config.mtu if config.offloads.tso else 0
         start, first, count = self.now_ns if at is None else _nanoseconds(at), None, 0
         reader = CaptureReader(capture)
         try:
             for time_ns, data, _, _ in reader:
                 first = time_ns if first is None else first
-                self._push(max(start + time_ns - first, start), nic, data)
+                self._push(max(start + time_ns - first, start), nic, Frame(*captured_frame(data, mtu)))
                 count += 1
         finally:
             reader.close()
         return count
 
-    def _push(self, instant: int, nic: str, data: bytes) -> None:
-        heapq.heappush(self._sending, (instant, self._sent, nic, data))
+    def _push(self, instant: int, nic: str, frame: Frame) -> None:
+        heapq.heappush(self._sending, (instant, self._sent, nic, frame))
         self._sent += 1
 
     def _nic(self, name: str) -> _Nic:
@@ -180,8 +235,8 @@ class VirtualNetwork:
                 self._time.advance(START_NS + instant - 1)
                 self._clock.set(START_NS + instant)
             while self._sending and self._sending[0][0] == instant:
-                _, _, nic, data = heapq.heappop(self._sending)
-                self._devices.nics[nic].port.inject([Frame(data)])
+                _, _, nic, frame = heapq.heappop(self._sending)
+                self._devices.nics[nic].port.inject([frame])
             self._time.advance(START_NS + instant)
         self._time.advance(START_NS + until_ns)
         self._collect()
@@ -193,18 +248,25 @@ class VirtualNetwork:
     # -- what comes out ----------------------------------------------------------------------------------------------------
 
     def received(self, nic: str) -> list[Received]:
-        """Everything that the container of `nic` has received so far, in order."""
+        """What the container of `nic` has received since the last `take` or `assert_received`, in order.
+
+        A list of `Received`, an item a frame: `data` (its bytes), `time_ns` (when, counted from the start), `queue` (of the NIC that
+        it came through) and `packet` (dissected by scapy). A GSO frame is there as the segments that it was cut into.
+        """
         self._nic(nic)
         return list(self._received[nic])
 
     def take(self, nic: str) -> list[Received]:
-        """As `received`, and forgets it: the next call begins with what comes later."""
+        """As `received`, and forgets them: the next call returns what comes later."""
         taken = self.received(nic)
         self._received[nic] = []
         return taken
 
     def drops(self) -> dict[str, int]:
-        """Dropped packets so far, by "element: reason"."""
+        """How many packets were dropped so far, as a dict: "element: reason" -> count, without those that are 0.
+
+        For example {"a.egress.rate: queue_full": 3, "b.tx: too_long": 1}; the names are those of `vnic stats`.
+        """
         return {
             f"{element['name']}: {reason}": count
             for engine in self._runtime.stats()["engines"]
@@ -224,7 +286,7 @@ class VirtualNetwork:
         """Fails unless the container of `nic` received exactly these packets, in this order, and at these instants where `at` is given.
         What was asserted is forgotten, so that a test can go on."""
         __tracebackhide__ = True
-        wanted = [bytes(packet) for packet in (packets if isinstance(packets, list | tuple) else [packets])]
+        wanted = _frames(packets, "assert_received")
         instants = None if at is None else [_nanoseconds(each) for each in ([at] if isinstance(at, str | int) else at)]
         got = self.take(nic)
         for number, (mine, expected) in enumerate(zip(got, wanted, strict=False), 1):
@@ -237,11 +299,11 @@ class VirtualNetwork:
             if len(instants) != len(got):
                 raise AssertionError(f"{len(instants)} instants for {len(got)} packets")
             for number, (mine, instant) in enumerate(zip(got, instants, strict=True), 1):
-                if abs(mine.time_ns - instant) > _nanoseconds(tolerance):
-                    late = f"{mine.time_ns - instant:+d} ns"
-                    raise AssertionError(
-                        f"{nic}, packet {number}: came at {format_time(mine.time_ns)}, expected at {format_time(instant)} ({late})"
-                    )
+                late_ns = mine.time_ns - instant
+                if abs(late_ns) > _nanoseconds(tolerance):
+                    came, due, late = (_in_unit_of(each, instant) for each in (mine.time_ns, instant, abs(late_ns)))
+                    side = "late" if late_ns > 0 else "early"
+                    raise AssertionError(f"{nic}, packet {number}: came at {came}, expected at {due} ({late} {side})")
 
     def _why(self, got: list[Received], wanted: list[bytes], nic: str) -> str:
         lines = [f"\ndropped: {key}: {count}" for key, count in self.drops().items()]

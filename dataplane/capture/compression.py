@@ -1,0 +1,68 @@
+"""Compressed captures: told by their first bytes, not by their names, and decompressed as they are read."""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import io
+import os
+from typing import Any, Protocol, cast
+
+from dataplane.errors import CaptureError
+
+GZIP, ZSTD, LZ4 = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18"
+ZSTD_WINDOW_MOST = 1 << 27  # bytes that a frame may ask a reader to keep: what `zstd -d` allows without --memory
+
+
+class Stream(Protocol):
+    """The content of a compressed file. `read1` returns at most so many bytes, and none at the end."""
+
+    def read1(self, size: int, /) -> bytes: ...
+
+
+class _Rest(io.RawIOBase):
+    """A descriptor, after bytes that were read from it already. Works with pipes, which cannot go back."""
+
+    def __init__(self, head: bytes, descriptor: int) -> None:
+        self._head, self._descriptor = head, descriptor
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        if not self._head:
+            return os.readv(self._descriptor, [buffer])
+        count = min(len(buffer), len(self._head))
+        buffer[:count] = self._head[:count]
+        self._head = self._head[count:]
+        return count
+
+
+def _library(name: str, what: str, path: str, command: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        package = name.partition(".")[0]
+        raise CaptureError(
+            f"{path}: is compressed by {what}: pip install {package}, or pipe it: {command} -dc FILE | vnic replay - ..."
+        ) from None
+
+
+def decompress(head: bytes, descriptor: int, path: str) -> Stream | None:
+    """The content of the file at `descriptor`, whose first bytes `head` were read already; None where it is not compressed.
+
+    Memory is bounded whatever the file says: content is made only as it is read. Raises CaptureError where the library that it
+    takes is not installed.
+    """
+    if head.startswith(GZIP):
+        return gzip.GzipFile(fileobj=io.BufferedReader(_Rest(head, descriptor)))
+    if head.startswith(ZSTD):
+        zstandard = _library("zstandard", "zstd", path, "zstd")
+        reader = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_MOST).stream_reader(
+            io.BufferedReader(_Rest(head, descriptor)), read_across_frames=True
+        )
+        return cast("Stream", reader)
+    if head.startswith(LZ4):
+        lz4_frame = _library("lz4.frame", "lz4", path, "lz4")
+        return cast("Stream", lz4_frame.LZ4FrameFile(io.BufferedReader(_Rest(head, descriptor))))
+    return None
