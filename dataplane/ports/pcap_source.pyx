@@ -158,7 +158,9 @@ cdef class PcapSource(Port):
         if captured < record.original:
             p.flags |= PACKET_TRUNCATED
             p.original_length = record.original
-        elif self.mtu and captured > self.mtu + LINK_HEADERS:
+        if self.edits:
+            self.edit(ctx, index)                # before the GSO fields: they hold offsets and sums of the frame as it goes out
+        if self.mtu and p.length > self.mtu + LINK_HEADERS and not p.flags & PACKET_TRUNCATED:
             restore_gso(packet_data(ctx, index), p, self.mtu)
         # Only options in the machine's byte order can be written back as they are; the end-of-options mark is the writer's.
         if bytes and not record.swapped and bytes <= TRAILER_MOST and (
@@ -167,6 +169,15 @@ cdef class PcapSource(Port):
             p.trailer_bytes = <uint16_t>bytes
             memcpy(packet_buffer(ctx, index) + packet_capacity(ctx, index) - bytes, record.options, bytes)
         return index
+
+    cdef void edit(self, Context *ctx, uint32_t index) noexcept nogil:
+        """Changes a frame before it is delivered; called where `edits` is set."""
+
+    cdef void count_received(self, const Packet *p) noexcept nogil:
+        self.stats[0].rx_packets += 1
+        self.stats[0].rx_bytes += p.length
+        if p.flags & PACKET_TRUNCATED:           # the segments of GSO frames are Parse's to count
+            self.stats[0].rx_more_bytes += p.original_length - p.length
 
     cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil:
         cdef uint32_t index, taken = 0, before = batch.count
@@ -177,10 +188,7 @@ cdef class PcapSource(Port):
             if index == NO_PACKET:
                 self.stats[0].rx_dropped += 1
             else:
-                self.stats[0].rx_packets += 1
-                self.stats[0].rx_bytes += ctx.packets[index].length
-                if ctx.packets[index].flags & PACKET_TRUNCATED:      # segments of GSO frames are Parse's to count
-                    self.stats[0].rx_more_bytes += ctx.packets[index].original_length - ctx.packets[index].length
+                self.count_received(&ctx.packets[index])
                 batch_add(batch, index)
             taken += 1
             self.advance()

@@ -11,7 +11,7 @@ from vnic.cli.common import json_option, plural, print_json
 
 if TYPE_CHECKING:
     from vnic.control.reference import Key
-    from vnic.control.schema import ElementConfig
+    from vnic.control.schema import Config, ElementConfig
 
 
 @click.command()
@@ -53,8 +53,9 @@ def config() -> None:
 
 @config.command()
 @click.argument("file", metavar="FILE.yaml", type=click.Path())
+@click.option("--for", "use", type=click.Choice(["replay", "containers"]), help="Want it to fit this use; default: any.")
 @json_option
-def check(file: str, as_json: bool) -> None:
+def check(file: str, use: str | None, as_json: bool) -> None:
     """Say whether FILE.yaml is right, without touching anything; --json prints it with all defaults filled in.
 
     Elements and modules are looked for, too: what module:Class names is imported, but made only by `vnic up`, which may still refuse
@@ -62,6 +63,7 @@ def check(file: str, as_json: bool) -> None:
 
     \b
     vnic config check net.yaml
+    vnic config check net.yaml --for replay
     vnic config check net.yaml --json
     """
     import msgspec
@@ -71,7 +73,8 @@ def check(file: str, as_json: bool) -> None:
     from vnic.control.load import load_config
     from vnic.control.schema import encode_scalar
 
-    found = load_config(file)
+    found = load_config(file, contained=use == "containers")
+    lone = [nic.name for nic in found.nics.values() if nic.pid is None and nic.netns is None]
     for nic in found.nics.values():
         for direction in (nic.egress, nic.ingress):
             _find_elements(direction.elements, found.directory)
@@ -83,6 +86,25 @@ def check(file: str, as_json: bool) -> None:
         print_json(msgspec.json.decode(msgspec.json.encode(found, enc_hook=encode_scalar)))
     else:
         click.echo(f"{file}: right; {plural(len(found.nics), 'NIC')} on {plural(len(found.engines), 'engine')}")
+        if lone and use is None:
+            click.echo(f"fits replay only: {', '.join(lone)} without pid: or netns:, which `vnic up` needs")
+    for hint in _hints(found):
+        click.echo(f"vnic: warning: {file}: {hint}", err=True)
+
+
+def _hints(found: Config) -> list[str]:
+    """What is allowed and hardly meant."""
+    if not found.nics:
+        return ["has no NIC: want nics: {NAME: {...}}"]
+    hints = []
+    owners: dict[str, str] = {}
+    for nic in found.nics.values():
+        for each in nic.addresses:
+            address = str(each).partition("/")[0]
+            other = owners.setdefault(address, nic.name)
+            if other != nic.name:
+                hints.append(f"{nic.name} and {other} have the same address {address}; want different ones")
+    return hints
 
 
 def _find_elements(elements: list[ElementConfig], directory: str | None) -> None:

@@ -6,19 +6,22 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dataplane.errors import ConfigError
+from dataplane.errors import ConfigError, VnicError
 from dataplane.units import parse_time
 from vnic.cli.common import about, json_option, plural, print_json, print_table
 
 if TYPE_CHECKING:
+    from dataplane.wire.rewrite import Rewrite
     from vnic.control.schema import Config
     from vnic.replay.compare import Difference
 
+WAYS = ("auto", "mac", "prefix", "port", "none")
 EPILOG = "Exit status: 0 all well, 1 a capture broke off or --expect found a difference, 2 wrong use, configuration or capture."
 
 
@@ -51,6 +54,20 @@ def compare_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--loop", "loops", type=click.IntRange(1), default=1, show_default=True, help="How often, in real time.")
 @click.option("--report", "reports", multiple=True, metavar="FILE.html|.png|.json", type=click.Path(),
               help="Write a report. May be repeated.")  # fmt: skip
+@click.option("--split", "way", type=click.Choice(WAYS), default="auto", show_default=True, help="Which NIC sends a packet of a capture "
+              "of both directions: found by MAC address, address or port; auto: where it is plain.")  # fmt: skip
+@click.option("--side", "side_rules", multiple=True, metavar="NAME=RULE,...", help="NIC NAME sends what comes from this MAC address, "
+              "prefix or port; * is the rest. May be repeated.")  # fmt: skip
+@click.option(
+    "--rewrite-mac", "rewrite_macs", multiple=True, metavar="OLD=NEW|nics", help="Other MAC addresses; nics: those of the NICs."
+)
+@click.option(
+    "--rewrite-ip", "rewrite_ips", multiple=True, metavar="OLD=NEW", help="Other addresses, such as 10.0.0.0/24=192.168.1.0/24."
+)
+@click.option("--rewrite-vlan", "rewrite_vlans", multiple=True, metavar="WHAT", help="add=VID, set=VID, remove, or OLD=NEW.")
+@click.option("--align", is_flag=True, help="All captures begin at the same instant.")
+@click.option("--each", is_flag=True, help="Replay each IN.pcap on its own, in a fresh network; so with a directory.")
+@click.option("--delay", metavar="TIME", default="0", callback=_tolerance, help="In real time: wait before the first packet.")
 @compare_options
 @json_option
 def replay(
@@ -64,6 +81,14 @@ def replay(
     realtime: str | None,
     loops: int,
     reports: tuple[str, ...],
+    way: str,
+    side_rules: tuple[str, ...],
+    rewrite_macs: tuple[str, ...],
+    rewrite_ips: tuple[str, ...],
+    rewrite_vlans: tuple[str, ...],
+    align: bool,
+    each: bool,
+    delay: int,
     tolerance: int,
     ignore: tuple[str, ...],
     as_json: bool,
@@ -80,10 +105,22 @@ def replay(
     vnic replay web.pcap -c net.yaml --report out.html
     vnic replay web.pcap -c net.yaml --realtime captured --loop 3    # the other NICs are containers
     vnic replay web.pcap -c net.yaml -o - | tcpdump -r -
+    vnic replay both.pcap -c net.yaml --side web=10.0.0.1 --side 'db=*' --rewrite-mac nics
+    vnic replay captures/ -c net.yaml --json                         # every file on its own
     """
     from vnic.control.load import load_config
+    from vnic.replay.sides import rewrite_of
 
     config = load_config(config_file, contained=False)
+    rewrite, of_nics = rewrite_of(rewrite_macs, rewrite_ips, rewrite_vlans)
+    plan = Plan(way, side_rules, rewrite, of_nics, align)
+    if each or any(os.path.isdir(path) for path in captures):
+        if ports or realtime or output or expect or reports or drops:
+            raise click.UsageError(
+                "each capture on its own takes no --port, --realtime, --output, --drops, --expect or --report"
+            )
+        _each(config, captures, plan, seed, as_json)
+        return
     inputs = _inputs(config, captures, ports)
     if not inputs:
         raise click.UsageError("nothing to replay; want IN.pcap or --port NAME=IN.pcap")
@@ -92,8 +129,14 @@ def replay(
             raise click.UsageError(
                 "--output, --expect, --drops and --report are of virtual time; `vnic capture` shows live traffic"
             )
-        _realtime(config, inputs, realtime, loops, as_json)
+        if side_rules or rewrite is not None or of_nics or way != "auto":
+            raise click.UsageError(
+                "--split, --side and --rewrite-... are of virtual time; write the result with -o and replay that"
+            )
+        _realtime(config, inputs, realtime, loops, delay, as_json)
         return
+    if delay:
+        raise click.UsageError("--delay is of real time: want --realtime, too")
     if loops != 1:
         raise click.UsageError("--loop is of real time: want --realtime, too")
     if output == "-" and as_json:
@@ -109,7 +152,7 @@ def replay(
 
         for report in reports:
             check_report(report)
-    result = _run(config, inputs, output, drops, seed)
+    result = _run(config, inputs, output, drops, seed, plan if not ports or side_rules else replace(plan, way="none"))
     difference = None
     if expect is not None and output is not None:
         from vnic.replay.compare import compare
@@ -128,6 +171,8 @@ def replay(
         _show(result, sys.stderr if output == "-" else sys.stdout)
         if difference is not None:
             _show_difference(difference)
+    for warning in result["warnings"]:
+        click.echo(f"vnic: warning: {warning['text']}", err=True)
     for error in result["errors"]:
         click.echo(f"vnic: error: {error}; everything before it was used", err=True)
     if result["errors"] or not result["conserved"] or (difference is not None and not difference.equal):
@@ -149,21 +194,133 @@ def _inputs(config: Config, captures: tuple[str, ...], ports: tuple[str, ...]) -
     return inputs
 
 
-def _run(config: Config, inputs: dict[str, str], output: str | None, drops: bool, seed: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Plan:
+    """How captures are split, rewritten and aligned."""
+
+    way: str
+    rules: tuple[str, ...]
+    rewrite: Rewrite | None
+    of_nics: bool
+    align: bool
+
+    def sides(self, config: Config, inputs: dict[str, str], opened: dict[str, str | int], undo: ExitStack) -> tuple[Any, str]:
+        """(the sides of the one input, or None, and a line about them); a pipe in `opened` becomes one whose beginning was looked at."""
+        from vnic.replay import sides
+
+        if self.rules:
+            if len(inputs) != 1:
+                raise click.UsageError("--side splits one capture")
+            return sides.given(config, self.rules), ""
+        if len(inputs) != 1 or self.way == "none" or len(config.nics) < 2:
+            if self.way not in ("auto", "none"):
+                raise click.UsageError(f"--split {self.way} splits one capture among at least two NICs")
+            return None, ""
+        if self.way == "port":
+            return sides.decide(config, sides.Seen({}, {}, True), "port")
+        [(name, capture)] = opened.items()
+        source: str | int = capture
+        if isinstance(capture, int):
+            path = sides.again(capture)
+            if path is None:
+                pipe = sides.Prefix(capture)
+                undo.callback(pipe.close)
+                path = f"/proc/self/fd/{pipe.beginning}"
+                opened[name] = pipe.rest()
+            source = path
+        elif not os.path.isfile(capture):
+            return None, ""  # a pipe by name is read once
+        return sides.decide(config, sides.look(source), self.way)
+
+
+def _run(
+    config: Config, inputs: dict[str, str], output: str | None, drops: bool, seed: int, plan: Plan, *, quiet: bool = False
+) -> dict[str, Any]:
     from vnic.replay.session import Replay
 
     opened: dict[str, str | int] = {name: 0 if path == "-" else path for name, path in inputs.items()}
     target: str | int | None = sys.stdout.fileno() if output == "-" else output
-    with Replay(config, opened, target, drops=drops, seed=seed) as session:
+    with ExitStack() as undo:
+        found, line = plan.sides(config, inputs, opened, undo)
+        if line and not quiet:
+            click.echo(f"vnic: {line}", err=True)
+        session = undo.enter_context(
+            Replay(
+                config,
+                opened,
+                target,
+                drops=drops,
+                seed=seed,
+                split=None if found is None else found.split,
+                rewrite=plan.rewrite,
+                macs_of_nics=plan.of_nics,
+                align=plan.align,
+            )
+        )
         with _progress() as progress:
             session.run(progress)
-        return session.results()
+        return {**session.results(), "split": line or (found.why if found is not None else None)}
 
 
-def _realtime(config: Config, inputs: dict[str, str], schedule: str, loops: int, as_json: bool) -> None:
+def _files(paths: tuple[str, ...]) -> list[str]:
+    """All files, those of directories in the order of their names."""
+    found: list[str] = []
+    for path in paths:
+        if os.path.isdir(path):
+            for folder, folders, names in os.walk(path):
+                folders.sort()
+                found += [os.path.join(folder, name) for name in sorted(names)]
+        else:
+            found.append(path)
+    return found
+
+
+def _each(config: Config, paths: tuple[str, ...], plan: Plan, seed: int, as_json: bool) -> None:
+    """Every capture through a network of its own."""
+    files = _files(paths)
+    if not files:
+        raise click.UsageError("nothing to replay: no file there")
+    name = next(iter(config.nics), "")
+    results: list[dict[str, Any]] = []
+    rows: list[list[Any]] = []
+    for number, path in enumerate(files, 1):
+        if sys.stderr.isatty():
+            click.echo(f"\r{number} of {len(files)}", nl=False, err=True)
+        try:
+            result = _run(config, {name: path}, None, False, seed, plan, quiet=True)
+        except VnicError as error:
+            results.append({"file": path, "broken": True, "errors": [str(error)], "warnings": []})
+            rows.append([path, None, None, None, str(error).removeprefix(f"{path}: ")])
+            continue
+        for nic in result["nics"]:
+            nic.pop("rates")
+        broken = bool(result["errors"]) or not result["conserved"]
+        results.append({"file": path, "broken": broken, **result})
+        lost = sum(result["dropped"].values())
+        why = ", ".join(f"{count} {key.rsplit(': ', 1)[1]}" for key, count in result["dropped"].items())
+        notes = [*result["errors"], why, *([result["split"]] if result["split"] else [])]
+        rows.append(
+            [path, result["received"], result["transmitted"], lost, "; ".join(note for note in notes if note) or "all came out"]
+        )
+    if sys.stderr.isatty():
+        click.echo(err=True)
+    bad = sum(each["broken"] for each in results)
+    if as_json:
+        print_json(results)
+    else:
+        print_table(["file", ">in", ">out", ">dropped", "why not more"], rows, f"{plural(len(files), 'capture')}, {bad} broken")
+        if any(each["warnings"] for each in results):
+            count = sum(bool(each["warnings"]) for each in results)
+            click.echo(f"vnic: warning: {plural(count, 'capture')} lost more than half of the packets; "
+                       "replay one of them alone to see what to do", err=True)  # fmt: skip
+    if bad:
+        raise click.exceptions.Exit(1)
+
+
+def _realtime(config: Config, inputs: dict[str, str], schedule: str, loops: int, delay: int, as_json: bool) -> None:
     from vnic.replay.realtime import RealtimeReplay, Schedule
 
-    with RealtimeReplay(config, inputs, Schedule.parse(schedule), loops=loops) as session:
+    with RealtimeReplay(config, inputs, Schedule.parse(schedule), loops=loops, delay_ns=delay) as session:
         with _progress() as progress:
             session.run(progress)
         result = session.results()
@@ -227,21 +384,35 @@ def _merged(classes: dict[int, dict[str, Any]]) -> list[str | None]:
 @click.command(epilog="Exit status: 0 equal, 1 different, 2 wrong use or no capture.")
 @click.argument("left", metavar="A", type=click.Path())
 @click.argument("right", metavar="B", type=click.Path())
+@click.option("--interface", "pairs", multiple=True, metavar="A=B", help="Compare interface A of the first capture with B of the second. "
+              "May be repeated.")  # fmt: skip
 @compare_options
 @json_option
-def diff(left: str, right: str, tolerance: int, ignore: tuple[str, ...], as_json: bool) -> None:
+def diff(left: str, right: str, pairs: tuple[str, ...], tolerance: int, ignore: tuple[str, ...], as_json: bool) -> None:
     """Compare two captures, packet by packet and interface by interface: A is what there is, B what is expected.
+
+    One of them may be '-', standard input. Where each has packets of one interface only, these two are compared, however they are named.
 
     Says which packets are missing, extra, changed or in another order, how far instants differ, and shows the first that differs, field
     by field.
 
     \b
     vnic diff out.pcapng golden.pcapng
+    vnic diff tcpdump.pcap out.pcapng --interface 0=db --ignore time
     vnic diff out.pcapng golden.pcapng --tolerance 5us --ignore IP.id --ignore TCP.chksum
     """
     from vnic.replay.compare import compare
 
-    found = compare(left, right, tolerance_ns=tolerance, ignore=ignore)
+    if left == right == "-":
+        raise click.UsageError("both captures are standard input; want one of them")
+    renamed: dict[str, str] = {}
+    for pair in pairs:
+        mine, equals, other = pair.partition("=")
+        if not equals or not mine or not other:
+            raise click.UsageError(f"--interface {pair}: want A=B")
+        renamed[mine] = other
+    one, two = (0 if path == "-" else path for path in (left, right))
+    found = compare(one, two, tolerance_ns=tolerance, ignore=ignore, pairs=renamed)
     if as_json:
         print_json(found.as_dict())
     else:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from dataplane.capture.reader import CaptureReader
 from dataplane.errors import ConfigError
 from vnic.replay.dissect import differences, normaliser
 
+ANY_TIME = 2**63  # as a tolerance: instants are not compared
 UNMATCHED_MOST = 100_000  # of an interface and side: beyond that, two captures have nothing to do with each other
 
 Capture = str | os.PathLike[str] | int
@@ -54,11 +56,11 @@ class Difference:
     late: int = 0  # beyond the tolerance
     deviation_ns: int = 0  # the greatest, whatever the tolerance
     first_late: Pair | None = None
-    interfaces: list[str] = field(default_factory=list)  # what one of the two captures lacks
+    names: list[str] = field(default_factory=list)  # how interfaces are named, where the two captures differ in that
 
     @property
     def equal(self) -> bool:
-        return not (self.changed or self.missing or self.extra or self.reordered or self.late or self.interfaces)
+        return not (self.changed or self.missing or self.extra or self.reordered or self.late)
 
     def first(self) -> Pair | None:
         """The first packet, in time, that is not as expected."""
@@ -76,23 +78,28 @@ class Difference:
             "reordered": self.reordered,
             "late": self.late,
             "deviation_ns": self.deviation_ns,
-            "tolerance_ns": self.tolerance_ns,
-            "interfaces": self.interfaces,
+            "tolerance_ns": self.tolerance_ns if self.tolerance_ns < ANY_TIME else None,
+            "interfaces": self.names,
             "first": None if first is None else describe(first),
         }
 
     def text(self) -> str:
         """For people."""
         if self.equal:
-            return f"equal: {self.packets} packets, instants differ by at most {self.deviation_ns} ns"
+            when = (
+                "times were ignored" if self.tolerance_ns >= ANY_TIME else f"instants differ by at most {self.deviation_ns} ns"
+            )
+            return "\n".join([f"equal: {self.packets} packets, {when}", *self.names])
         counts = [
             f"{len(self.changed)} changed",
             f"{len(self.missing)} missing",
             f"{len(self.extra)} extra",
             f"{self.reordered} reordered",
-            f"{self.late} at another time (by up to {self.deviation_ns} ns; tolerance {self.tolerance_ns} ns)",
         ]
-        lines = [f"different: {self.packets} packets are equal, {', '.join(counts)}", *self.interfaces]
+        if self.tolerance_ns < ANY_TIME:
+            late = f"{self.late} at another time (by up to {self.deviation_ns} ns; tolerance {self.tolerance_ns} ns)"
+            counts.append(late)
+        lines = [f"different: {self.packets} packets are equal, {', '.join(counts)}", *self.names]
         first = self.first()
         if first is not None:
             lines += describe(first)
@@ -205,30 +212,67 @@ def _both(left: CaptureReader, right: CaptureReader) -> Iterator[tuple[int, Capt
         heads[side] = next(readers[side], None)
 
 
-def compare(found: Capture, expected: Capture, *, tolerance_ns: int = 0, ignore: Iterable[str] = ()) -> Difference:
+def compare(
+    found: Capture,
+    expected: Capture,
+    *,
+    tolerance_ns: int = 0,
+    ignore: Iterable[str] = (),
+    pairs: Mapping[str, str] | None = None,
+) -> Difference:
     """Compares capture `found` with what was expected. ignore: fields such as "IP.id" (needs scapy), and "time".
 
-    Interfaces are matched by name. Raises CaptureError for a capture that cannot be read to its end, ConfigError for an unknown field.
+    Interfaces are matched by name; those of `found` in `pairs` by the name that it gives. Where each capture has packets of one
+    interface only, these two are compared, whatever their names. Raises CaptureError for a capture that cannot be read to its end,
+    ConfigError for an unknown field.
     """
     fields = set(ignore)
     if "time" in fields:
         fields.remove("time")
-        tolerance_ns = 2**63
+        tolerance_ns = ANY_TIME
     key = normaliser(fields)
-    left, right = CaptureReader(found), CaptureReader(expected)
     try:
+        return _compare(found, expected, tolerance_ns, key, dict(pairs or {}), single=not pairs)
+    except _SeveralInterfacesError:
+        if isinstance(found, int) or isinstance(expected, int):
+            raise ConfigError(
+                "the interfaces of the two captures are named differently, and there are several; want --interface A=B"
+            ) from None
+        return _compare(found, expected, tolerance_ns, key, {}, single=False)
+
+
+class _SeveralInterfacesError(Exception):
+    """The first interfaces of both captures were taken for the only ones; one of the captures has another."""
+
+
+def _compare(
+    found: Capture,
+    expected: Capture,
+    tolerance_ns: int,
+    key: Callable[[bytes], bytes],
+    renamed: dict[str, str],
+    *,
+    single: bool,
+) -> Difference:
+    """single: the first interface of each capture is its only one, and they are compared."""
+    with closing(CaptureReader(found)) as left, closing(CaptureReader(expected)) as right:
         result = Difference(left.path, right.path, tolerance_ns)
         streams: dict[str, _Stream] = {}
+        names: tuple[dict[str, None], dict[str, None]] = ({}, {})  # in order of appearance
         for side, reader, (time_ns, data, _, interface) in _both(left, right):
             name = _names(reader, interface)
-            if name not in streams:
-                streams[name] = _Stream(name, result, key)
-            streams[name].add(side, time_ns, data)
+            names[side].setdefault(name)
+            if single and len(names[side]) > 1:
+                raise _SeveralInterfacesError
+            name = renamed.get(name, name) if side == 0 else name
+            stream = streams.get("" if single else name)
+            if stream is None:
+                stream = streams["" if single else name] = _Stream(name, result, key)
+            stream.add(side, time_ns, data)
         for stream in streams.values():
             stream.finish()
-        for pairs in (result.changed, result.missing, result.extra):
-            pairs.sort(key=Pair.at_ns)
+        for each in (result.changed, result.missing, result.extra):
+            each.sort(key=Pair.at_ns)
+        if names[0] and names[1] and {renamed.get(name, name) for name in names[0]} != set(names[1]):
+            result.names.append(f"interfaces are named differently: {', '.join(names[0])} / {', '.join(names[1])}")
         return result
-    finally:
-        left.close()
-        right.close()

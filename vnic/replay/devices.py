@@ -11,6 +11,8 @@ from dataplane.capture.writer import CaptureWriter
 from dataplane.port import Port
 from dataplane.ports.pcap_sink import PcapSink
 from dataplane.ports.pcap_source import PcapSource
+from dataplane.ports.side_source import SharedCapture, SideSource, Split
+from dataplane.wire.rewrite import Rewrite
 from vnic.control.devices import offloads_of
 from vnic.control.schema import NicConfig
 from vnic.device.nic_tx import NicTx
@@ -58,10 +60,26 @@ class ReplayNic:
 
 
 class ReplayDevices:
-    """Opens NICs over `readers` (by NIC's name) and interfaces of `writer`, numbered as the NICs are."""
+    """Opens NICs over `readers` (by NIC's name) and interfaces of `writer`, numbered as the NICs are.
 
-    def __init__(self, readers: Mapping[str, CaptureReader], writer: CaptureWriter | None, *, held: bool = False) -> None:
+    split: the one reader's packets go to the NICs by side. rewrite: what changes in frames. macs: MAC addresses of all NICs, which frames
+    get instead of their own. shifts: nanoseconds by which a NIC's packets move.
+    """
+
+    def __init__(
+        self,
+        readers: Mapping[str, CaptureReader],
+        writer: CaptureWriter | None,
+        *,
+        held: bool = False,
+        split: Split | None = None,
+        rewrite: Rewrite | None = None,
+        macs: bytes = b"",
+        shifts: Mapping[str, int] | None = None,
+    ) -> None:
         self.readers, self.writer, self.held = dict(readers), writer, held
+        self.rewrite, self.macs, self.shifts = rewrite, macs, shifts or {}
+        self.shared = None if split is None else SharedCapture(next(iter(self.readers.values())), split)
         self.nics: dict[str, ReplayNic] = {}
 
     def start(self) -> None:
@@ -70,11 +88,7 @@ class ReplayDevices:
     def open(self, config: NicConfig, number: int, passed: object = None, /) -> ReplayNic:
         reader = self.readers.get(config.name)
         queues = config.queues
-        source = None
-        if reader is not None:
-            # A TCP frame that is longer than the MTU was a GSO frame, if the container hands such frames to its NIC.
-            mtu = config.mtu if config.offloads.tso else 0
-            source = PcapSource(f"{config.name}.in", reader, number, queues, held=self.held, mtu=mtu)
+        source = self._source(f"{config.name}.in", reader, number, config)
         interface = number if self.writer else 0
         sink = PcapSink(
             f"{config.name}.out",
@@ -88,8 +102,33 @@ class ReplayDevices:
         nic = self.nics[config.name] = ReplayNic(config, number, source, sink)
         return nic
 
+    def _source(self, name: str, reader: CaptureReader | None, number: int, config: NicConfig) -> PcapSource | None:
+        if self.shared is not None:
+            reader = self.shared.reader
+        if reader is None:
+            return None
+        # A TCP frame that is longer than the MTU was a GSO frame, if the container hands such frames to its NIC.
+        mtu = config.mtu if config.offloads.tso else 0
+        shift = self.shifts.get(config.name, 0)
+        if self.shared is None and self.rewrite is None and not self.macs and not shift:
+            return PcapSource(name, reader, number, config.queues, held=self.held, mtu=mtu)
+        source = SideSource(
+            name,
+            reader,
+            number,
+            config.queues,
+            held=self.held,
+            mtu=mtu,
+            shared=self.shared,
+            side=number,
+            rewrite=self.rewrite,
+            macs=self.macs,
+        )
+        source.shift(shift)
+        return source
+
     def forget(self, name: str) -> None:
-        """Nobody else holds it."""
+        """No other process holds it."""
 
     def stop(self) -> None:
         """Nothing to stop."""

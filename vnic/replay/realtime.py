@@ -129,7 +129,9 @@ class RealtimeReplay:
     nothing.
     """
 
-    def __init__(self, config: Config, inputs: Mapping[str, Capture], schedule: Schedule, *, loops: int = 1) -> None:
+    def __init__(
+        self, config: Config, inputs: Mapping[str, Capture], schedule: Schedule, *, loops: int = 1, delay_ns: int = 0
+    ) -> None:
         for name in inputs:
             if name not in config.nics:
                 raise ConfigError(f"port {name}: the configuration has no such NIC; it has {', '.join(config.nics)}")
@@ -141,6 +143,7 @@ class RealtimeReplay:
         if len(inputs) == len(config.nics):
             raise ConfigError("a replay in real time needs a NIC in a container: every one has a capture")
         self.schedule, self.loops = schedule, loops
+        self.delay_ns = max(delay_ns, int(SETTLE_S * 1e9))
         self._begin_ns = 0
         with ExitStack() as undo:
             readers = {}
@@ -160,7 +163,7 @@ class RealtimeReplay:
     def run(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Runs to the end: every packet sent, none held any more."""
         clock = Clock()
-        begin_ns = self._begin_ns = clock.now_ns + int(SETTLE_S * 1e9)
+        begin_ns = self._begin_ns = clock.now_ns + self.delay_ns
         for name, nic in self.devices.replayed.nics.items():
             if nic.source is not None:
                 self.runtime.nics.call_at(name, partial(self._start, nic.source, begin_ns))

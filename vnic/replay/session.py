@@ -10,13 +10,16 @@ from typing import Any
 from dataplane.capture.reader import CaptureReader
 from dataplane.capture.writer import CaptureWriter, format_of
 from dataplane.clock import Clock
-from dataplane.errors import ConfigError, PortError
+from dataplane.errors import CaptureError, ConfigError, PortError
 from dataplane.meter import Meter
 from dataplane.ports.pcap_sink import DropRecorder
+from dataplane.ports.side_source import SideSource, Split
 from dataplane.virtual_time import VirtualTime
+from dataplane.wire.rewrite import Rewrite
 from vnic.control.runtime import Runtime
 from vnic.control.schema import Config
-from vnic.replay.devices import ReplayDevices
+from vnic.replay.devices import ReplayDevices, ReplayNic
+from vnic.replay.warnings import ABSURD_NS, drop_warnings, span_warning
 
 SLICE = 200_000  # packets between two looks at progress and Ctrl-C: some 40 ms
 
@@ -27,6 +30,38 @@ def _rates(meter: Meter) -> dict[str, Any]:
     """Bit/s over time, in at most 2048 steps."""
     start_ns, bin_ns, bps = meter.rate()
     return {"start_ns": start_ns, "bin_ns": bin_ns, "bps": [round(value) for value in bps]}
+
+
+def _received(nic: ReplayNic, reader: CaptureReader | None) -> int:
+    """Packets of the capture that are what this NIC's container sent."""
+    if isinstance(nic.source, SideSource) and nic.source.shared is not None:
+        return nic.source.taken
+    return reader.packets if reader else 0
+
+
+def _truncated(nic: ReplayNic, reader: CaptureReader | None) -> int:
+    if isinstance(nic.source, SideSource) and nic.source.shared is not None:
+        return nic.source.cut
+    return reader.truncated if reader else 0
+
+
+def _shifts(readers: Mapping[str, CaptureReader]) -> dict[str, int]:
+    """By how much each input moves so that all begin when the earliest does. Each is opened a second time for its first packet."""
+    firsts: dict[str, int] = {}
+    for name, reader in readers.items():
+        if reader.size == 0:
+            raise ConfigError(f"{reader.path}: a pipe cannot be aligned; want a file")
+        first = CaptureReader(reader.path)
+        try:
+            found = next(first, None)
+        except CaptureError:
+            found = None
+        finally:
+            first.close()
+        if found is not None:
+            firsts[name] = found[0]
+    earliest = min(firsts.values(), default=0)
+    return {name: earliest - first for name, first in firsts.items()}
 
 
 class Target:
@@ -64,6 +99,9 @@ class Replay:
     as one interface a NIC. With drops=True an interface "dropped" has what was dropped, each with element and reason as comment. The
     outcome is a function of captures, configuration and seed: the number of engines does not change it.
 
+    split: the one input's packets enter at the NICs of their sides. rewrite: what is changed in frames before they enter; with
+    macs_of_nics=True they get the NICs' MAC addresses. align: all inputs begin at the same instant.
+
     Raises ConfigError (CaptureError for a capture that cannot be used at all) and then leaves nothing open.
     """
 
@@ -76,6 +114,10 @@ class Replay:
         output_format: str | None = None,
         drops: bool = False,
         seed: int = 0,
+        split: Split | None = None,
+        rewrite: Rewrite | None = None,
+        macs_of_nics: bool = False,
+        align: bool = False,
     ) -> None:
         if not config.nics:
             raise ConfigError("a replay needs NICs: the configuration has none")
@@ -100,13 +142,20 @@ class Replay:
                 except PortError as error:
                     raise PortError(str(error).replace(self._target.part or "\0", str(output))) from None
                 undo.callback(self.writer.close)
-            self.devices = ReplayDevices(readers, self.writer)
+            if split is not None and len(readers) != 1:
+                raise ConfigError("one capture is split, not several")
+            macs = b"".join(bytes.fromhex(str(nic.mac).replace(":", "")) for nic in config.nics.values())
+            shifts = _shifts(readers) if align else {}
+            self.devices = ReplayDevices(
+                readers, self.writer, split=split, rewrite=rewrite, macs=macs if macs_of_nics else b"", shifts=shifts
+            )
             self.clock = Clock(virtual=True)
             self.runtime = Runtime(config, devices=self.devices, clock=self.clock, seed=seed)
             undo.callback(self.runtime.close)
             self.runtime.start()
             starts = [nic.source.first_ns for nic in self.devices.nics.values() if nic.source and nic.source.first_ns]
             self.start_ns = min(starts, default=0)
+            self.starts_apart_ns = max(starts, default=0) - self.start_ns
             self.clock.set(self.start_ns)
             engines = self.runtime.engines
             self.time = VirtualTime(engines)
@@ -157,16 +206,17 @@ class Replay:
             if count
         }
         nics = []
+        shared = self.devices.shared
         for name, nic in self.devices.nics.items():
-            reader = self.devices.readers.get(name)
+            reader = self.devices.readers.get(name) if shared is None else shared.reader
             source = nic.source
             classes = {number: meter.summary() for number, meter in nic.sink.meters.items()}
             nics.append(
                 {
                     "name": name,
                     "capture": reader.path if reader else None,
-                    "received": reader.packets if reader else 0,
-                    "truncated": reader.truncated if reader else 0,
+                    "received": _received(nic, reader),
+                    "truncated": _truncated(nic, reader),
                     "out_of_order": source.out_of_order if source else 0,
                     "too_long": source.too_long if source else 0,
                     "egress_bps": self.config.nics[name].egress.rate,
@@ -177,7 +227,7 @@ class Replay:
                     "rates": {number: _rates(meter) for number, meter in nic.sink.meters.items()},
                 }
             )
-        return {
+        result: dict[str, Any] = {
             "conserved": status["conserved"],
             "received": sum(reader.packets for reader in self.devices.readers.values()),
             "transmitted": sum(nic["transmitted"] for nic in nics),
@@ -191,6 +241,12 @@ class Replay:
             "nics": nics,
             "errors": self.errors,
         }
+        if shared is not None:
+            result["unassigned"] = shared.unassigned
+        result["warnings"] = drop_warnings(result, split=shared is not None)
+        if self.starts_apart_ns > ABSURD_NS:
+            result["warnings"].append(span_warning(self.starts_apart_ns))
+        return result
 
     def close(self) -> None:
         """Frees everything. The output is there now, complete, or, where `run` did not come to its end, as it was before. May be called

@@ -1,0 +1,266 @@
+"""The sides of a capture: which NIC's container sent a packet. Found in the beginning of the capture, or given by the user."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import stat
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dataplane.capture.reader import CaptureReader
+from dataplane.errors import CaptureError, ConfigError
+from dataplane.ports.side_source import Split
+from dataplane.wire.rewrite import Rewrite
+from vnic.control.schema import Config
+
+LOOK_PACKETS = 10_000  # of the beginning of a capture, to find its sides
+LOOK_BYTES = 4 << 20  # of a pipe, which cannot be read twice
+WAYS = ("auto", "mac", "prefix", "port", "none")
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z", re.IGNORECASE)
+
+
+@dataclass
+class Sides:
+    """How a capture is split: one side a NIC, in the order of the configuration."""
+
+    split: Split
+    why: str
+
+
+@dataclass
+class Seen:
+    """What the beginning of a capture shows: who sends, and to whom."""
+
+    macs: dict[bytes, set[bytes]]  # source -> destinations, in order of appearance, unicast only
+    addresses: dict[bytes, set[bytes]]
+    whole: bool  # the capture has no more than this
+
+
+def _ip(data: bytes) -> tuple[bytes, bytes] | None:
+    at, kind = 12, data[12:14]
+    while kind in (b"\x81\x00", b"\x88\xa8", b"\x91\x00"):
+        at += 4
+        kind = data[at : at + 2]
+    at += 2
+    if kind == b"\x08\x00" and len(data) >= at + 20:
+        return data[at + 12 : at + 16], data[at + 16 : at + 20]
+    if kind == b"\x86\xdd" and len(data) >= at + 40:
+        return data[at + 8 : at + 24], data[at + 24 : at + 40]
+    return None
+
+
+def look(capture: str | int) -> Seen:
+    """Reads the beginning of a capture that can be opened again. What breaks off is looked at up to the break."""
+    seen = Seen({}, {}, True)
+    reader = CaptureReader(capture)
+    try:
+        for number, (_, data, _, _) in enumerate(reader):
+            if number == LOOK_PACKETS:
+                seen.whole = False
+                break
+            if len(data) < 14:
+                continue
+            target, source = data[:6], data[6:12]
+            if not source[0] & 1:
+                seen.macs.setdefault(source, set()).add(target)
+            if (pair := _ip(data)) is not None:
+                seen.addresses.setdefault(pair[0], set()).add(pair[1])
+    except CaptureError:
+        pass
+    finally:
+        reader.close()
+    return seen
+
+
+class Prefix:
+    """A pipe whose beginning is looked at before it is replayed: `beginning` may be read again and again, `rest()` is all of it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.beginning = os.memfd_create("vnic-capture")
+        self._read, self._thread = -1, None
+        while os.fstat(self.beginning).st_size < LOOK_BYTES and (part := os.read(descriptor, 1 << 16)):
+            os.write(self.beginning, part)
+
+    def rest(self) -> int:
+        """A descriptor that gives the beginning and what follows it. A thread feeds it."""
+        self._read, write = os.pipe()
+        threading.Thread(target=self._feed, args=(write,), daemon=True).start()
+        return self._read
+
+    def _feed(self, write: int) -> None:
+        try:
+            at = 0
+            while part := os.pread(self.beginning, 1 << 16, at):
+                at += len(part)
+                _write_all(write, part)
+            while part := os.read(self.descriptor, 1 << 16):
+                _write_all(write, part)
+        except BrokenPipeError:
+            pass
+        finally:
+            os.close(write)
+
+    def close(self) -> None:
+        os.close(self.beginning)
+        if self._read >= 0:
+            os.close(self._read)
+
+
+def _write_all(descriptor: int, part: bytes) -> None:
+    while part:
+        part = part[os.write(descriptor, part) :]
+
+
+def again(descriptor: int) -> str | None:
+    """A path under which a descriptor's file can be opened anew, from its beginning; None for a pipe."""
+    return f"/proc/self/fd/{descriptor}" if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
+
+
+def _mac_text(mac: bytes) -> str:
+    return mac.hex(":")
+
+
+def _two(config: Config, ends: list[bytes], texts: list[str], own: dict[bytes, int]) -> dict[bytes, int]:
+    """Sides of two ends: those that a NIC has by its configuration, then by order of appearance."""
+    free = [number for number in range(len(config.nics)) if number not in {own[end] for end in ends if end in own}]
+    return {end: own[end] if end in own else free.pop(0) for end in ends}
+
+
+def decide(config: Config, seen: Seen, way: str) -> tuple[Sides | None, str]:
+    """(the sides, or None, and one line that says what was decided and why: empty where there is nothing to say)
+
+    auto splits only where it is plain: every sender is a NIC of the configuration by MAC address, two MAC addresses or, where these tell
+    nothing, two IP addresses talk to each other and the configuration has two NICs, or every sender has an address of a NIC.
+    """
+    names = list(config.nics)
+    macs = {bytes.fromhex(str(nic.mac).replace(":", "")): number for number, nic in enumerate(config.nics.values())}
+    prefixes = _own_prefixes(config)
+    if way == "port":
+        if len(names) < 2:
+            raise ConfigError("--split port needs two NICs: a client's and a server's")
+        why = f"by port: {names[0]} sends what comes from the higher port and what has no ports, {names[1]} the rest"
+        return Sides(Split(server=1, client=0, other=0), why), f"split {why}"
+    if way == "none" or len(names) < 2 or (way == "auto" and len(seen.macs) < 2 and len(seen.addresses) < 2):
+        return None, ""
+    if way in ("auto", "mac"):
+        senders = list(seen.macs)
+        if len(senders) > 1 and all(mac in macs for mac in senders):
+            return _by_mac(names, macs, "these are the NICs' MAC addresses")
+        if len(senders) == 2 and (way == "mac" or (len(names) == 2 and _talk(seen.macs, senders))):
+            return _by_mac(names, _two(config, senders, [], macs), "two MAC addresses talk to each other")
+        if way == "mac":
+            if not 0 < len(senders) <= len(names):
+                raise ConfigError(
+                    f"--split mac: {len(senders)} MAC addresses send, but there are {len(names)} NICs; want --side NAME=MAC"
+                )
+            return _by_mac(names, _two(config, senders, [], macs), "in order of appearance")
+    senders = list(seen.addresses)
+    if len(senders) > 1 and prefixes and all(_side(prefixes, address) >= 0 for address in senders):
+        why = "by address: every sender has one of the NICs' addresses"
+        return Sides(Split(prefixes=prefixes), why), f"split {why}"
+    alike = len(seen.macs) <= 1  # a capture of lo: MAC addresses say nothing
+    if len(senders) == 2 and (way == "prefix" or (alike and len(names) == 2 and _talk(seen.addresses, senders))):
+        sides = [(address, 8 * len(address), number) for number, address in enumerate(senders)]
+        texts = ", ".join(f"{names[number]} sends {ipaddress.ip_address(address)}" for address, _, number in sides)
+        why = f"by address: {texts} (two addresses talk to each other)"
+        return Sides(Split(prefixes=sides, other=0), why), f"split {why}"
+    if way == "prefix":
+        raise ConfigError(
+            f"--split prefix: {len(senders)} addresses send and are not all addresses of NICs; want --side NAME=PREFIX"
+        )
+    if len(seen.macs) < 2:
+        return None, ""
+    why = f"{len(seen.macs)} MAC addresses send, and which NIC each belongs to is not plain"
+    return None, f"not split: {why}; want --side NAME=MAC|PREFIX|PORT or --split mac|prefix|port, or --split none to be sure"
+
+
+def _by_mac(names: list[str], sides: dict[bytes, int], why: str) -> tuple[Sides, str]:
+    texts = ", ".join(f"{names[number]} sends {_mac_text(mac)}" for mac, number in sides.items())
+    first = min(sides.values())
+    return Sides(Split(sides, other=first), f"by MAC: {texts} ({why})"), f"split by MAC: {texts} ({why})"
+
+
+def _talk(ends: dict[bytes, set[bytes]], pair: list[bytes]) -> bool:
+    return pair[1] in ends[pair[0]] and pair[0] in ends[pair[1]]
+
+
+def _own_prefixes(config: Config) -> list[tuple[bytes, int, int]]:
+    return [
+        (interface.ip.packed, interface.max_prefixlen, number)
+        for number, nic in enumerate(config.nics.values())
+        for interface in (ipaddress.ip_interface(str(each)) for each in nic.addresses)
+    ]
+
+
+def _side(prefixes: Sequence[tuple[bytes, int, int]], address: bytes) -> int:
+    return next((side for each, _, side in prefixes if each == address), -1)
+
+
+def given(config: Config, rules: Sequence[str]) -> Sides:
+    """Sides from --side NAME=RULE,RULE: each a MAC address, an address or prefix, a port, or * for everything else."""
+    names = list(config.nics)
+    macs: dict[bytes, int] = {}
+    prefixes: list[tuple[bytes, int, int]] = []
+    ports: dict[int, int] = {}
+    other = -1
+    for rule in rules:
+        name, equals, values = rule.partition("=")
+        if not equals or not values or name not in names:
+            raise ConfigError(f"--side {rule}: want NAME=MAC|PREFIX|PORT|*, NAME one of {', '.join(names)}")
+        side = names.index(name)
+        for value in values.split(","):
+            if value == "*":
+                other = side
+            elif _MAC.match(value):
+                macs[bytes.fromhex(value.replace(":", ""))] = side
+            elif value.isdecimal() and int(value) < 65536:
+                ports[int(value)] = side
+            else:
+                network = network_of(value, f"--side {rule}")
+                prefixes.append((network.network_address.packed, network.prefixlen, side))
+    return Sides(Split(macs, prefixes, ports, other=other), "as --side says")
+
+
+def network_of(text: str, where: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise ConfigError(f"{where}: {text!r} is no MAC address, prefix such as 10.0.0.0/24 or port") from None
+
+
+def rewrite_of(macs: Sequence[str], addresses: Sequence[str], vlans: Sequence[str]) -> tuple[Rewrite | None, bool]:
+    """(what --rewrite-mac, --rewrite-ip and --rewrite-vlan say, whether MAC addresses become those of the NICs)"""
+    of_nics = "nics" in macs
+    pairs: list[tuple[bytes, bytes]] = []
+    for rule in macs:
+        old, _, new = rule.partition("=")
+        if rule != "nics":
+            if not _MAC.match(old) or not _MAC.match(new):
+                raise ConfigError(f"--rewrite-mac {rule}: want OLD=NEW, two MAC addresses, or nics")
+            pairs.append((bytes.fromhex(old.replace(":", "")), bytes.fromhex(new.replace(":", ""))))
+    networks: list[tuple[bytes, bytes, int]] = []
+    for rule in addresses:
+        old, _, new = rule.partition("=")
+        left, right = (network_of(each, f"--rewrite-ip {rule}") for each in (old, new))
+        if left.version != right.version or left.prefixlen != right.prefixlen:
+            raise ConfigError(f"--rewrite-ip {rule}: want OLD=NEW, two prefixes of one kind and length")
+        networks.append((left.network_address.packed, right.network_address.packed, left.prefixlen))
+    vlan: tuple[str, int] | None = None
+    mapped: list[tuple[int, int]] = []
+    for rule in vlans:
+        word, equals, value = rule.partition("=")
+        if word == "remove" and not equals:
+            vlan = ("remove", 0)
+        elif word in ("add", "set") and value.isdecimal() and 1 <= int(value) <= 4094:
+            vlan = (word, int(value))
+        elif word.isdecimal() and value.isdecimal() and int(word) <= 4094 and 1 <= int(value) <= 4094:
+            mapped.append((int(word), int(value)))
+        else:
+            raise ConfigError(f"--rewrite-vlan {rule}: want add=VID, set=VID, remove or OLD=NEW, numbers from 1 to 4094")
+    if not pairs and not networks and vlan is None and not mapped:
+        return None, of_nics
+    return Rewrite(pairs, networks, vlan, mapped), of_nics
