@@ -45,7 +45,8 @@ cdef enum:
 cdef class Shaper(Element):
     """Limits the rate; packets that exceed it wait in a bounded queue.
 
-    Each NIC has one for each direction (`egress: {rate: ...}`); a chain may have more, for some of the packets.
+    Each NIC has one for each direction (`egress: {rate: ...}`); a chain may have more, for some of
+    the packets.
 
     Synopsis:  a >> Shaper(rate="100mbit", queue="100ms", name="limit") >> b
     Ports:     1 input, 1 output; packets leave in order.
@@ -70,8 +71,9 @@ cdef class Shaper(Element):
                queue_bytes_max: most bytes that ever waited
                sojourn_max_ns: longest wait
                sojourn_ns: sum of all waits; divide it by passed + delayed for the mean
-    Handlers:  counters, rate (read, write, live), queue (read). After a change of rate, packets that wait stay in place, and the
-               bits still owed for the last packet are paid at the new rate. The rate "none" is no limit.
+    Handlers:  counters, rate (read, write, live), queue (read). After a change of rate, packets
+               that wait stay in place, and the bits still owed for the last packet are paid at the
+               new rate. The rate "none" is no limit.
     Threads:   any one engine
     Cost:      see shaping/README.md
     Example:   The container sends at 20 Mbit/s at most, and at most 10 ms of it wait.
@@ -81,9 +83,9 @@ cdef class Shaper(Element):
                    egress: {elements: [{element: Shaper, rate: 20mbit, queue: 10ms, name: limit}]}
                  db: {netns: /run/netns/db}
 
-    A GSO frame worth more than 1 ms of the rate is cut, when its turn comes, into GSO frames of as many segments as fit into
-    1 ms (at least one). Until then it stays one packet, so that a queue holds few buffers, and a change of rate finds frames
-    that are still whole.
+    A GSO frame worth more than 1 ms of the rate is cut, when its turn comes, into GSO frames of as
+    many segments as fit into 1 ms (at least one). Until then it stays one packet, so that a queue
+    holds few buffers, and a change of rate finds frames that are still whole.
 
     The queue's bound counts segments, as if every GSO frame were cut before it is queued: of a
     frame that does not fit, the first segments that do are queued and the others are dropped, as

@@ -65,23 +65,29 @@ cdef class Classifier(Element):
     Synopsis:  split = Classifier([{"protocol": "tcp", "destination": "10.0.0.0/8", "destination_port": "80-90"},
                                    {"dscp": "ef"}])
                split[0] >> web;  split[1] >> voice;  split[2] >> rest
-    Ports:     1 input. Rule i leads to output i unless it names another one. Packets that match no rule leave by one more
-               output, the last.
-    Config:    rules: A list of at most 1024 rules. A rule is a mapping of conditions that must all hold; {} matches every packet.
-                   Conditions: protocol (a name such as tcp, udp or icmp, or 0 to 255); source and destination (an IPv4 or IPv6
-                   address or prefix); source_port and destination_port (80, or 80-90; for TCP, UDP and SCTP; the second and later
-                   fragments of a packet have no ports and match no such rule); dscp (0 to 63, or a name such as ef, cs1 or af11);
-                   vlan (the number in the outer tag, 0 for frames without a tag or with a priority tag);
-                   port (the number of the port that received the packet). Actions: gate (the output, by default the rule's own
-                   number); mark (sets the packet's mark to 0 to 4294967295, for elements that read it).
-               default: The output of packets that match no rule. Default: an output of their own, behind those of the rules.
+    Ports:     1 input. Rule i leads to output i unless it names another one. Packets that match no
+               rule leave by one more output, the last.
+    Config:    rules: A list of at most 1024 rules. A rule is a mapping of conditions that must all
+                   hold; {} matches every packet. Conditions: protocol (a name such as tcp, udp or
+                   icmp, or 0 to 255); source and destination (an IPv4 or IPv6 address or prefix);
+                   source_port and destination_port (80, or 80-90; for TCP, UDP and SCTP; the second
+                   and later fragments of a packet have no ports and match no such rule); dscp (0 to
+                   63, or a name such as ef, cs1 or af11); vlan (the number in the outer tag, 0 for
+                   frames without a tag or with a priority tag); port (the number of the port that
+                   received the packet). Actions: gate (the output, by default the rule's own
+                   number); mark (sets the packet's mark to 0 to 4294967295, for elements that read
+                   it).
+               default: The output of packets that match no rule. Default: an output of their own,
+                   behind those of the rules.
     Counters:  matched: packets that matched a rule
                unmatched: packets that matched no rule
                unparsed: packets whose headers Parse has not read; they match no rule
-    Handlers:  counters, rules (read, write, live), hits (read). A write of `rules` replaces them all; the number of outputs and the
-               default stay. Each packet is classified by the old rules or by the new ones, never by some of both.
+    Handlers:  counters, rules (read, write, live), hits (read). A write of `rules` replaces them
+               all; the number of outputs and the default stay. Each packet is classified by the old
+               rules or by the new ones, never by some of both.
     Threads:   any one engine
-    Cost:      Rules are tried in turn; dataplane/README.md has the cost of a match in rule 1, 10 and 1000.
+    Cost:      Rules are tried in turn; dataplane/README.md has the cost of a match in rule 1, 10
+               and 1000.
     Example:   UDP leaves the container at 5 Mbit/s at most, all else without a limit.
                nics:
                  web:

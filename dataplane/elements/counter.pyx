@@ -11,7 +11,8 @@ cdef class Counter(Element):
     Ports:     1 input, 1 output; every packet goes on.
     Config:    none
     Counters:  bytes: bytes of the frames as they are; a GSO frame counts once
-               wire_bytes: bytes on the wire: each segment of a GSO frame counts with its own headers
+               wire_bytes: bytes on the wire: each segment of a GSO frame counts with its own
+                   headers
     Handlers:  counters
     Threads:   any one engine
     Cost:      see dataplane/README.md

@@ -24,16 +24,21 @@ cdef class Mirror(Element):
 
     Synopsis:  a >> Mirror(file="web.pcap", snaplen=128) >> b
     Ports:     1 input, 1 output; every packet goes on, also when its copy cannot be written.
-    Config:    file: A path, a named pipe (its reader must be there first), or the number of an open descriptor. In Python also a
-                   CaptureFile, which several mirrors of one engine may share and which the caller closes.
-               snaplen: Bytes of each frame that are kept, 1 to 262144. The record says how long the frame was. Default: 262144, which is all.
-               buffer: Memory for copies that wait for the disk, such as "8mb" or a number of bytes, 512 KiB to 1 GiB.
+    Config:    file: A path, a named pipe (its reader must be there first), or the number of an open
+                   descriptor. In Python also a CaptureFile, which several mirrors of one engine may
+                   share and which the caller closes.
+               snaplen: Bytes of each frame that are kept, 1 to 262144. The record says how long the
+                   frame was. Default: 262144, which is all.
+               buffer: Memory for copies that wait for the disk, such as "8mb" or a number of bytes,
+                   512 KiB to 1 GiB.
     Counters:  mirrored: frames copied
                mirrored_bytes: bytes of the frames copied
                mirror_overflow: copies lost because the buffer was full
-               mirror_failed: copies lost because a write failed: the disk is full, or the reader has closed the pipe
+               mirror_failed: copies lost because a write failed: the disk is full, or the reader
+                   has closed the pipe
     Handlers:  counters
-    Threads:   any one engine; a thread of its own writes the file, so the engine never waits for a disk
+    Threads:   any one engine; a thread of its own writes the file, so the engine never waits for a
+               disk
     Cost:      see dataplane/README.md
     Example:   Capture the first 128 bytes of each frame that the container sends.
                nics:
@@ -42,9 +47,9 @@ cdef class Mirror(Element):
                    egress: {elements: [{element: Mirror, file: /tmp/web.pcap, snaplen: 128}]}
                  db: {netns: /run/netns/db}
 
-    Time stamps are the time of day in nanoseconds at which the packet passed; under virtual time, the virtual clock's. A GSO
-    frame is one record. A checksum that is left to the NIC is written as it is. The file is closed, and complete, when the
-    element leaves the engine.
+    Time stamps are the time of day in nanoseconds at which the packet passed; under virtual time,
+    the virtual clock's. A GSO frame is one record. A checksum that is left to the NIC is written as
+    it is. The file is closed, and complete, when the element leaves the engine.
     """
 
     COUNTERS = ("mirrored", "mirrored_bytes", "mirror_overflow", "mirror_failed")

@@ -47,7 +47,8 @@ cdef class Parse(Element):
                    egress: {elements: [Counter, {element: Parse, malformed: pass}]}
                  db: {netns: /run/netns/db}
 
-    A packet that a capture cut short (PACKET_TRUNCATED) is not malformed for what the capture left out.
+    A packet that a capture cut short (PACKET_TRUNCATED) is not malformed for what the capture left
+    out.
     """
 
     DROP_REASONS = PARSE_REASONS
