@@ -461,7 +461,10 @@ class NicConfig(_Strict):
             description="{rate: 100mbit, queue: 100ms, elements: [...]}", examples=[{"rate": "1gbit", "elements": ["Counter"]}]
         ),
     ] = msgspec.field(default_factory=DirectionConfig)
-    owner: Annotated[User | None, Meta(description="a user's name such as alice, or number", examples=[1000])] = None
+    owner: Annotated[
+        User | None,
+        Meta(description="a user's name such as alice, or number", examples=[1000]),
+    ] = None
     where: str = ""  # "FILE:LINE" or "", for errors that show when it is attached
     number: Annotated[int, Meta(ge=0, lt=1024)] | None = None  # of its port on the switch, once it has one
     link_up: bool = True
