@@ -71,7 +71,7 @@ cdef class Shaper(Element):
                queue_bytes_max: most bytes that ever waited
                sojourn_max_ns: longest wait
                sojourn_ns: sum of all waits; divide it by passed + delayed for the mean
-    Handlers:  counters, rate (read, write, live), queue (read). After a change of rate, packets
+    Handlers:  counters; rate (read, write, live); queue (read). After a change of rate, packets
                that wait stay in place, and the bits still owed for the last packet are paid at the
                new rate. The rate "none" is no limit.
     Threads:   any one engine

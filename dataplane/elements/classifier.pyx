@@ -82,7 +82,7 @@ cdef class Classifier(Element):
     Counters:  matched: packets that matched a rule
                unmatched: packets that matched no rule
                unparsed: packets whose headers Parse has not read; they match no rule
-    Handlers:  counters, rules (read, write, live), hits (read). A write of `rules` replaces them
+    Handlers:  counters; rules (read, write, live); hits (read). A write of `rules` replaces them
                all; the number of outputs and the default stay. Each packet is classified by the old
                rules or by the new ones, never by some of both.
     Threads:   any one engine
