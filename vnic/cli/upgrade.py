@@ -32,10 +32,10 @@ def upgrade(python: str | None, instance: str, as_json: bool) -> None:
     vnic upgrade --json
     """
     with connect(instance) as client:
-        before = client.call("Status")["status"]["pid"]
+        before = client.call("Status")["status"].get("pid")
         report = client.call("Upgrade", python=os.path.abspath(python) if python else None)["report"]
     with connect(instance) as client:
-        after = client.call("Status")["status"]["pid"]
+        after = client.call("Status")["status"].get("pid")
     report = {**report, "worker": {"before": before, "after": after}}
     report.pop("pid", None)
     if as_json:
