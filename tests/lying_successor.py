@@ -34,8 +34,9 @@ def call(number, kind, **fields):
 
 if MODE == "ready-took-over":
     say("Ready")
-    while b"HandOver" not in events.recv(1 << 16):
-        pass
+    joined = b""  # what comes with it stays open: the worker before waits for an answer there
+    while b"HandOver" not in joined:
+        joined, _, _, _ = socket.recv_fds(events, 1 << 16, 100)
 if MODE.endswith("took-over"):
     say("TookOver")
     wait()

@@ -73,7 +73,7 @@ class Supervisor:
         self._host_interfaces = host_interfaces
         self._log = log_path(instance)
         self._python = ""  # that an upgrade went to: the next worker is of that version too, also after a crash
-        self._python_before: str | None = None  # while no worker of that Python has served for long
+        self._python_before: str | None = None  # while no worker of that Python has come up but in the upgrade
         self.store = keeper.Store()
         self.worker: WorkerProcess | None = None
         self.successor: WorkerProcess | None = None
@@ -212,7 +212,8 @@ class Supervisor:
             self.successor.close()
             self.successor = None
             self._manager.ready(f"upgrade failed: the worker ended: {why}")
-        self._judge_python(well=was_ready and served_s >= WELL_S, was_ready=was_ready)
+        if not was_ready:
+            self._swap_pythons()
         if stopped or self._asked_to_stop_s is not None:
             self._asked_to_stop_s = self._asked_to_stop_s or time.monotonic()
             return True
@@ -223,15 +224,12 @@ class Supervisor:
         self._pause(why, well=was_ready and served_s >= WELL_S, pid=worker.pid)
         return False
 
-    def _judge_python(self, *, well: bool, was_ready: bool) -> None:
-        """After a death. Until a worker of the last upgrade's version has served for long, one that does not come up is followed by
-        one of the version before, and that, if it cannot read what is kept by now, by one of the other again."""
-        if well:
-            self._python_before = None
-        elif not was_ready and self._python_before is not None:
+    def _swap_pythons(self) -> None:
+        """A worker has not come up. Until one of the last upgrade's version has, without another's help, the next one is of the version
+        before; and if that cannot read what is kept by now, of the other again."""
+        if self._python_before is not None:
             self._python, self._python_before = self._python_before, self._python
-            python, instead = self._python or sys.executable, self._python_before or sys.executable
-            log.error("next worker is of another Python", python=python, instead_of=instead)
+            log.error("next worker is of another Python", python=self._python or sys.executable)
 
     def _pause(self, why: str, *, well: bool = False, pid: int | None = None) -> None:
         """After a death, or a start that failed: says why, and when the next worker is started. well: the last one ran well."""
@@ -415,8 +413,10 @@ class Supervisor:
                 worker.ready, worker.ready_s = True, time.monotonic()
                 if worker is self.successor:
                     self._introduce(worker)
-                elif not self._announce:
-                    self._manager.status(f"up, worker {worker.pid}, after {self.restarts} restarts")
+                else:
+                    self._python_before = None
+                    if not self._announce:
+                        self._manager.status(f"up, worker {worker.pid}, after {self.restarts} restarts")
             case keeper.TookOver() if worker is self.successor:
                 if not worker.joined:
                     raise VnicError("it said that it took over, and was not joined to the worker yet")
