@@ -57,11 +57,11 @@ def an_engine_each(**boxes):
 
 
 @pytest.fixture
-def two(environment, tmp_path, leak_check):  # noqa: F811
-    """Containers a and b on two engines, a shaped."""
+def two(request, environment, tmp_path, leak_check):  # noqa: F811
+    """Containers a and b on two engines, a shaped; the parameter is how long packets may wait for that."""
     with Container() as a, Container() as b:
         nics = an_engine_each(a=a, b=b)
-        nics["a"]["egress"] = {"rate": "50mbit", "elements": ["Counter"]}
+        nics["a"]["egress"] = {"rate": "50mbit", "queue": getattr(request, "param", "100ms"), "elements": ["Counter"]}
         (tmp_path / "net.yaml").write_text(json.dumps({"engines": 2, "nics": nics}))
         vnic(environment, "up", "-d", str(tmp_path / "net.yaml"))
         try:
@@ -182,6 +182,7 @@ def test_nobody_notices(environment, two):  # noqa: F811
     assert status(environment)["conserved"]
 
 
+@pytest.mark.parametrize("two", ["10s"], indirect=True)
 def test_packets_in_a_shaper_come_along(environment, two):  # noqa: F811
     a, b = two
     ping(a, "10.99.0.2")

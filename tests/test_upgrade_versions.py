@@ -87,6 +87,7 @@ def test_to_a_newer_version_and_on(environment, two, newer, monkeypatch):  # noq
     assert status(environment)["conserved"]
 
 
+@pytest.mark.parametrize("two", ["10s"], indirect=True)
 def test_packets_in_a_shaper_come_along(environment, two, newer):  # noqa: F811
     a, b = two
     ping(a, "10.99.0.2")
