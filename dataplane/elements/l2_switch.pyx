@@ -82,9 +82,10 @@ cdef class L2Switch(Element):
 
     The outer tag (type 8100 or 88A8) says the VLAN, what is behind it is payload. Tagged frames into an access port, or into one that
     carries untagged frames only, are filtered. A priority tag (VLAN 0) is not, unless another tag follows it: where the switch takes the
-    first tag off, the second one would choose a VLAN (802.1Q calls the frame double-tagged). A trunk may send such frames. Out of an access port, or in a trunk's native VLAN, frames have no tag; else they have one (pushed with
-    type 8100 and priority 0; a priority tag becomes the VLAN's and keeps its priority). A trunk of all VLANs without a native one
-    passes frames as they are; its untagged frames are VLAN 0, which only ports of its kind and ports without tags carry.
+    first tag off, the second one would choose a VLAN. A trunk may send two tags. Out of an access port, or in a trunk's native VLAN,
+    frames have no tag; else they have one (pushed with type 8100 and priority 0; a priority tag becomes the VLAN's and keeps its
+    priority). A trunk of all VLANs without a native one passes frames as they are; its untagged frames are VLAN 0, which only ports of
+    its kind and ports without tags carry.
 
     A port with a `source` (what Linux calls spoofchk on a virtual function) drops frames from other addresses before it learns from
     them. Only the Ethernet source is compared: ARP and IP may still claim any address.
@@ -96,6 +97,8 @@ cdef class L2Switch(Element):
     DROP_REASONS = ("unknown_port", "runt", "bad_source", "reserved_multicast", "vlan_filtered", "hairpin", "no_destination",
                     "no_buffer", "spoofed")
     COUNTERS = ("learned", "moved", "aged", "learn_refused", "flooded")
+    STATE_VERSION = 2
+    UPGRADES = {1: lambda entry: entry}      # without "spoofed": a counter that is not named is 0
     TICKS = True
     DEFERRABLE = True            # lookups see by themselves what has aged: an idle engine need not wake for it
     HANDLERS = {
