@@ -31,6 +31,7 @@ MODULES = [
     "dataplane.engine_state",
     "dataplane.meter",
     "dataplane.offload",
+    "dataplane.pace",
     "dataplane.packet",
     "dataplane.port",
     "dataplane.ring",

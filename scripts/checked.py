@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> int:
     # A slower build is not to be timed: each test gets three times its time, those that measure are left out, and as
     # nothing measures, files run side by side.
     wanted = "not timing and not again and not commands"
-    run = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", wanted, "--timeout", "180"]
+    run = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", wanted, "--timeout", "900"]
     run += ["-n", "logical", "--dist", "loadfile", "--max-worker-restart", "0", *rest]
     os.execvpe(run[0], run, environment(kind, tree))
 

@@ -452,7 +452,7 @@ def test_inotify_descriptors_are_ours_alone(leak_check, tmp_path):
 
 if IS_ROOT:
 
-    @pytest.mark.timeout(300)
+    @pytest.mark.timeout(1200)
     @pytest.mark.again
     def test_all_this_as_a_plain_user(run_as_plain_user):
         run_as_plain_user(__file__)

@@ -79,7 +79,7 @@ def daemon(shared_daemon, monkeypatch):
 def raw(*chunks, answers=1):
     """What the daemon answers to raw bytes, and whether it hung up then."""
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(10)
+        sock.settimeout(60)
         sock.connect(api.socket_path("default"))
         try:
             for chunk in chunks:

@@ -116,6 +116,6 @@ def test_a_group_joins_a_cgroup_and_leaves_it(environment, tmp_path, make_cgroup
 @pytest.mark.again
 @pytest.mark.root
 def test_what_a_plain_user_can_have():
-    done = plain_user.run_pytest("tests/test_cgroup.py", timeout_s=60)
+    done = plain_user.run_pytest("tests/test_cgroup.py", timeout_s=240)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert "passed" in done.stdout

@@ -35,7 +35,7 @@ def environment(tmp_path_factory):
 
 
 def run(environment, *words, **options):
-    return subprocess.run([*VNIC, *words], env=environment, cwd=TREE, capture_output=True, text=True, timeout=30, **options)
+    return subprocess.run([*VNIC, *words], env=environment, cwd=TREE, capture_output=True, text=True, timeout=120, **options)
 
 
 def invoke(*words, **environment):

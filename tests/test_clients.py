@@ -69,7 +69,7 @@ class Net:
         """The command, run by a user: its output, or with another status its complaint."""
         command = plain_user.command_line([*VNIC, *words, "-i", str(self.directory / "default.sock")], uid=uid)
         environment = {key: value for key, value in self.environment.items() if key != "VNIC_RUNTIME_DIR"}
-        done = subprocess.run(command, env=environment, cwd=plain_user.REPOSITORY, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=environment, cwd=plain_user.REPOSITORY, capture_output=True, text=True, timeout=240)
         assert done.returncode == status, done.stdout + done.stderr
         if status:
             assert done.stderr.startswith("vnic: error: ") and done.stderr.count("\n") == 1, done.stderr

@@ -93,7 +93,7 @@ def conversation(a, b, address="10.99.0.2"):
                 try:
                     assert client.stdout.readline() == "connected\n"
                     yield
-                    out, _ = client.communicate(input="\n", timeout=30)
+                    out, _ = client.communicate(input="\n", timeout=120)
                 finally:
                     client.kill()
         finally:

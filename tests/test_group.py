@@ -63,7 +63,7 @@ class Lane:
         return sum(statistics["transmitted"] for _, statistics in self.engine.snapshot())
 
 
-def until(condition, timeout_s=20.0):
+def until(condition, timeout_s=120):
     end = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end, "in vain"

@@ -31,7 +31,7 @@ from tests.wire_frames import UDP, Spec
 CPUS = sorted(os.sched_getaffinity(0))
 
 
-def until(condition, timeout_s=20.0):
+def until(condition, timeout_s=120):
     """Waits for an effect of an engine's thread."""
     end = time.monotonic() + timeout_s
     while not condition():

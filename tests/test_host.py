@@ -101,7 +101,7 @@ def test_routes_are_set_in_the_container(container):
 ANSWER = """
 import socket, sys
 with socket.create_server(("198.51.100.2", 7000)) as server:
-    server.settimeout(30)
+    server.settimeout(90)
     print("ready", flush=True)
     while True:
         connection, (address, _) = server.accept()
@@ -110,7 +110,7 @@ with socket.create_server(("198.51.100.2", 7000)) as server:
 """
 ASK = """
 import socket
-with socket.create_connection(("198.51.100.2", 7000), timeout=20) as s:
+with socket.create_connection(("198.51.100.2", 7000), timeout=120) as s:
     print(s.recv(100).decode())
 """
 
@@ -144,7 +144,7 @@ def vnic_up(host, path, runtime_dir):
         yield environment
     finally:
         process.terminate()
-        process.communicate(timeout=45)
+        process.communicate(timeout=180)
 
 
 @pytest.mark.root
@@ -178,10 +178,10 @@ def test_containers_reach_other_networks_through_the_host(make_container, tmp_pa
             attach = ["attach", "tap", "db", "--pid", str(db.pid), "--address", "10.0.0.2/24"]
             attach += ["--route", "198.51.100.0/24 via 10.0.0.254", "--route", "10.1.0.0/16"]
             command = host.command([sys.executable, "-m", "vnic.cli.main", *attach])
-            subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=45)
+            subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=180)
             assert db.python(ASK).strip() == "198.51.100.1"
             wrong = [*command[:-1], "10.1.0.0/16 dev eth0"]
-            refused = subprocess.run(wrong, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=45)
+            refused = subprocess.run(wrong, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
             assert refused.returncode == 2 and "want NETWORK or NETWORK via ADDRESS" in refused.stderr
         assert "vnic0" not in host.interfaces()
     finally:
@@ -191,7 +191,7 @@ def test_containers_reach_other_networks_through_the_host(make_container, tmp_pa
 
 if IS_ROOT:
 
-    @pytest.mark.timeout(120)
+    @pytest.mark.timeout(600)
     @pytest.mark.again
     def test_all_this_as_a_plain_user(run_as_plain_user):
         run_as_plain_user(__file__)

@@ -97,7 +97,7 @@ raise ValueError("the last word")
 def said(form):
     """Standard output and error of a process that prints and fails in all ways, in lines."""
     given = {**os.environ, "VNIC_LOG_FORMAT": form, "PYTHONPATH": str(TREE)}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], env=given, capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=given, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     return done.stdout.splitlines(), done.stderr.splitlines()
 

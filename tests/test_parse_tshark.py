@@ -92,7 +92,7 @@ def test_five_tuples_agree_with_tshark(tmp_path):
     mine = parsed(path)
     command = ["tshark", "-n", "-r", str(path), "-o", "ip.defragment:FALSE", "-o", "ipv6.defragment:FALSE", "-T", "fields"]
     command += ["-E", "occurrence=f", *(part for field in FIELDS for part in ("-e", field))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=55, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=220, check=False)
     lines = done.stdout.splitlines()
     assert len(lines) == len(mine) == len(names) > 10_000, done.stderr
     compared = addresses = ports = 0

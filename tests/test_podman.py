@@ -126,7 +126,7 @@ class Podman:
         command += [f"--hooks-dir={self.place / 'hooks'}", *arguments]
         # Files, not pipes: conmon, which stays, would hold a pipe open.
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
-            done = subprocess.run(command, env=self.environment, cwd=self.place, stdout=out, stderr=errors, timeout=50)
+            done = subprocess.run(command, env=self.environment, cwd=self.place, stdout=out, stderr=errors, timeout=200)
             out.seek(0)
             errors.seek(0)
             done.stdout, done.stderr = out.read(), errors.read()
@@ -152,7 +152,7 @@ class Podman:
         return self.podman("run", *options, *asked, "--rootfs", str(root), *command, check=False)
 
     def vnic(self, *arguments):
-        done = subprocess.run([VNIC, *arguments], env=self.environment, capture_output=True, text=True, timeout=50)
+        done = subprocess.run([VNIC, *arguments], env=self.environment, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -201,7 +201,7 @@ def pings(podman, name, address):
 
 
 @pytest.mark.commands
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(720)
 def test_containers_start_with_their_nic_restart_with_it_and_end_with_it(network):
     podman = network
     with Client(podman.socket) as listener:
@@ -241,6 +241,6 @@ def test_containers_start_with_their_nic_restart_with_it_and_end_with_it(network
 
 @pytest.mark.again
 @pytest.mark.root
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_the_same_rootless(run_as_plain_user):
     run_as_plain_user(__file__)

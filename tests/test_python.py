@@ -55,7 +55,7 @@ def test_the_example_runs(make_container, tmp_path):
     path.write_text(text)
     environment = {**os.environ, "VNIC_RUNTIME_DIR": str(tmp_path / "run"), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / "examples/client.py"), str(path), str(third.pid)]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=55)
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=220)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert "attached third" in lines

@@ -275,7 +275,7 @@ def _resident_kb() -> int:
 
 
 def _tool(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
 
 
 @needs_corpus

@@ -24,7 +24,7 @@ def place(tmp_path):
 
 def vnic(place, *arguments: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "vnic.cli.main", *arguments]
-    done = subprocess.run(command, cwd=place, capture_output=True, timeout=50, check=False, input=stdin, env=_environment())
+    done = subprocess.run(command, cwd=place, capture_output=True, timeout=200, check=False, input=stdin, env=_environment())
     return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode())
 
 

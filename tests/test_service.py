@@ -105,7 +105,7 @@ def test_a_service_that_does_not_come_up_is_never_ready(tmp_path, manager, runti
     file.write_text("nics: {web: {netns: /nowhere}}\n")
     environment = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify"), "PYTHONPATH": str(TREE)}
     command = [sys.executable, "-m", "vnic.cli.main", "up", "-i", "lab", str(file)]
-    assert subprocess.run(command, env=environment, capture_output=True, timeout=60).returncode == 2
+    assert subprocess.run(command, env=environment, capture_output=True, timeout=240).returncode == 2
     said = []
     while not hears_nothing(manager):
         said.append(manager.next())
@@ -184,7 +184,7 @@ def test_the_unit_is_right(tmp_path):
     unit.write_text(text.replace("=/usr/local/bin/vnic", f"={vnic}"))
     command = [verify, "verify", "--man=no", "--recursive-errors=no", str(tmp_path / "vnic@lab.service")]
     (tmp_path / "vnic@lab.service").symlink_to(unit)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert (done.returncode, done.stderr) == (0, "")
 
 

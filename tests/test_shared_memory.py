@@ -36,7 +36,7 @@ def run_python(code: str, *descriptors: int) -> str:
     """Runs `code` in a Python process that inherits the descriptors under the same numbers; returns
     its output."""
     command = [sys.executable, "-c", code, *map(str, descriptors)]
-    done = subprocess.run(command, pass_fds=descriptors, cwd=ROOT, capture_output=True, text=True, timeout=50)
+    done = subprocess.run(command, pass_fds=descriptors, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -33,7 +33,7 @@ def pytest_in(directory, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *plugin, *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment.pop("PYTEST_ADDOPTS", None)
-    return subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=55, check=False, env=environment)
+    return subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=220, check=False, env=environment)
 
 
 @pytest.fixture

@@ -240,8 +240,8 @@ def test_a_nic_takes_its_descriptors_along(environment, tmp_path, leak_check, mo
 
 @pytest.mark.again
 @pytest.mark.root
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(960)
 def test_all_of_this_as_a_plain_user():
-    done = plain_user.run_pytest("tests/test_watching.py", timeout_s=220)
+    done = plain_user.run_pytest("tests/test_watching.py", timeout_s=880)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert "passed" in done.stdout

@@ -21,8 +21,6 @@ cdef class Parse(Element):
     Config:    malformed: "forward": a packet with a malformed IP or transport header is read as far as it is valid, marked
                    PACKET_MALFORMED, counted and forwarded, as a switch does. "drop": it is dropped. A packet that a capture
                    cut (PACKET_TRUNCATED) is not malformed because of the missing bytes.
-               port: the port that all packets come from. Its statistics then count their segments, since the header fields of
-                   a GSO frame hold only once they have been checked.
     Counters:  ipv4_header: malformed packets that were forwarded, as for the drop reason of that name
                ipv4_length: as above
                ipv6_header: as above
@@ -44,11 +42,11 @@ cdef class Parse(Element):
                nics:
                  web:
                    netns: /run/netns/web
-                   egress: {elements: [Counter, {element: Parse, malformed: pass}]}
+                   egress: {elements: [Counter, {element: Parse, malformed: drop}]}
                  db: {netns: /run/netns/db}
 
-    A packet that a capture cut short (PACKET_TRUNCATED) is not malformed for what the capture left
-    out.
+    `port`, for code that builds a graph, is the port that all packets come from: its statistics then count their segments, since
+    the header fields of a GSO frame hold only once they have been checked.
     """
 
     DROP_REASONS = PARSE_REASONS

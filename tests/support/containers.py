@@ -57,7 +57,7 @@ class Container:
         """Starts a program inside; its output is a pipe."""
         return subprocess.Popen(self.command(argv), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
-    def run(self, *argv: str, check: bool = True, timeout_s: float = 30) -> str:
+    def run(self, *argv: str, check: bool = True, timeout_s: float = 120) -> str:
         """Runs a program inside to its end; returns its output."""
         done = subprocess.run(self.command(list(argv)), capture_output=True, text=True, timeout=timeout_s, check=False)
         if check and done.returncode:
@@ -74,7 +74,7 @@ class Container:
         here, there = socket.socketpair()
         with here, there:
             command = self.command([sys.executable, "-c", OPEN_SOCKET, str(there.fileno())])
-            subprocess.run(command, pass_fds=[there.fileno()], check=True, timeout=30)
+            subprocess.run(command, pass_fds=[there.fileno()], check=True, timeout=120)
             _, (descriptor,), _, _ = socket.recv_fds(here, 1, 1)
         return socket.socket(fileno=descriptor)
 

@@ -273,7 +273,7 @@ def encode_config(config: Config) -> bytes:
     return msgspec.json.encode(config, enc_hook=encode_scalar)
 
 
-# Created on import: this takes milliseconds, and a successor imports at the lowest priority.
+# Created on import: this takes milliseconds, which a successor spends in the short steps of its imports.
 _decode_config = msgspec.json.Decoder(Config, dec_hook=_scalar).decode
 
 

@@ -99,7 +99,9 @@ def _parameters(kind: type[Element]) -> dict[str, str | None]:
         first = (kind.__doc__ or "").partition("\n")[0]
         match = _SIGNATURE.fullmatch(first)
         arguments = [each.strip() for each in match[1].split(",")] if match else []
-        found = {name: default or None for name, _, default in (each.partition("=") for each in arguments)}
+        # An argument of a class of ours ("Port port") is for code that builds a graph: YAML has no such value.
+        given = [each for each in arguments if not re.match(r"[A-Z]\w* ", each)]
+        found = {name: default or None for name, _, default in (each.partition("=") for each in given)}
     else:
         found = {
             each.name: None if each.default is each.empty else repr(each.default)

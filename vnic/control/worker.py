@@ -18,11 +18,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dataplane.errors import ConfigError, VnicError, one_line
+from dataplane.pace import Pace
 from vnic.control import keeper, privileges
 from vnic.control.convert import decode_config
 from vnic.control.events import Bus, differences, observe
 from vnic.control.instance_module import Instance
-from vnic.control.launch import yield_cpu
+from vnic.control.launch import PAUSE_NS, STEP_NS
 from vnic.control.log import Log, set_up
 from vnic.control.methods import Methods
 from vnic.control.server import Server
@@ -187,8 +188,8 @@ class Worker:
             self.tell(keeper.Stop())
 
     async def _build(self, loop: asyncio.AbstractEventLoop) -> tuple[RunnableRuntime, Methods]:
-        """Makes and starts the runtime, and its methods. A successor does so on a thread of policy SCHED_IDLE, so that building it
-        takes no CPU time from the engines that run (launch.yield_cpu says why a thread of its own)."""
+        """Makes and starts the runtime, and its methods. A successor does so in short steps, on a thread of its own: the engines
+        that run need the CPUs, and the event loop answers meanwhile."""
 
         def build() -> tuple[RunnableRuntime, Methods]:
             self._runtime = runtime = self._make(self._config, loop, self._keeper, self._start)
@@ -198,8 +199,8 @@ class Worker:
             return runtime, self._offer(runtime)
 
         def build_aside() -> tuple[RunnableRuntime, Methods]:
-            yield_cpu()
-            return build()
+            with Pace(STEP_NS, PAUSE_NS):
+                return build()
 
         if self._start.role != "successor":
             return build()
