@@ -2,7 +2,7 @@
 in packet.pxd."""
 import os
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 from dataplane.mapping cimport mapping_base
 from dataplane.vatomic cimport va_cas_u64, va_load_acquire_u64, va_load_relaxed_u64

@@ -43,11 +43,13 @@ cdef enum:
 cdef class CaptureReader:
     """Reads `file`, a path or the number of an open descriptor (which stays the caller's).
 
-    pcap of both byte orders, microseconds and nanoseconds, and its modified form with longer records; pcapng with several sections
-    and interfaces, if_tsresol, if_tsoffset and if_fcslen, enhanced, simple and obsolete packet blocks; each also compressed (gzip,
-    zstd, lz4). A packet with more than 262144 bytes on the wire, which no frame has, counts as one of 262144 and in `overlong`. An FCS that the file says frames carry is not delivered. Raises CaptureError where the file cannot be opened, is no
-    capture, or its first packet is not of Ethernet. What breaks later ends the reading: everything before it was delivered,
-    `error` says what and where.
+    Formats: pcap of both byte orders, with microseconds or nanoseconds, and its modified form with longer
+    records; pcapng with several sections and interfaces, if_tsresol, if_tsoffset and if_fcslen, enhanced,
+    simple and obsolete packet blocks; each also compressed (gzip, zstd, lz4). A packet with more than
+    262144 bytes on the wire, which no frame has, counts as one of 262144, and in `overlong`. An FCS that
+    the file says frames carry is not delivered. Raises CaptureError where the file cannot be opened, is not
+    a capture, or its first packet is not of Ethernet. A later error ends the reading: everything before it
+    was delivered, and `error` says what and where.
     """
 
     def __cinit__(self, *args, **kwargs):
