@@ -353,8 +353,9 @@ def test_one_user_s_packets_leave_room_for_others(net):
     """However many NICs and shapers, they hold what was granted of the pool; who is not of them does not notice."""
     with UsersContainer(BOB) as one, UsersContainer(BOB) as two:
         for name, box in (("one", one), ("two", two)):
-            attach = ["attach", "tap", name, "--pid", str(box.pid), "--interface", "eth0", "--address", "10.98.0.1/24"]
-            net.as_user(BOB, *attach, "--egress", "100kbit")
+            nic = {"pid": box.pid, "interface": "eth0", "addresses": ["10.98.0.1/24"]}
+            nic["egress"] = {"rate": "100kbit", "queue": "10s"}  # which holds more than the share of the pool
+            net.code(BOB, f"from vnic.cli.nics import attach_nic\nprint(json.dumps(attach_nic(vnic, {name!r}, {nic!r})))")
             box.run("ip", "neigh", "add", "10.98.0.9", "lladdr", "02:00:00:00:00:09", "dev", "eth0")
         with Client() as owner, one.udp_socket() as first, two.udp_socket() as second:
             full = 0
