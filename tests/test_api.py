@@ -20,6 +20,7 @@ from tests.fake_daemon import FakeRuntime
 from vnic.control import api, connection
 from vnic.control.client import Client
 from vnic.control.events import QUEUE_MOST, Bus
+from vnic.control.instance import instance_lock
 from vnic.control.instance_module import Instance
 from vnic.control.methods import Methods
 from vnic.control.server import Server
@@ -261,6 +262,24 @@ def test_default_places(monkeypatch, tmp_path):
     assert api.runtime_directory() == str(tmp_path / "vnic")
     monkeypatch.setenv("XDG_RUNTIME_DIR", "")
     assert api.runtime_directory() == f"/tmp/vnic-{os.geteuid()}"
+
+
+def test_an_empty_directory_does_not_outlive_the_instance(monkeypatch, tmp_path):
+    monkeypatch.delenv("VNIC_RUNTIME_DIR", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with instance_lock("one"):
+        with instance_lock("two"):
+            pass
+        assert os.listdir(tmp_path / "vnic") == ["one.lock"]
+    assert os.listdir(tmp_path) == []
+    with instance_lock("one"):
+        (tmp_path / "vnic" / "one.log").touch()
+    assert os.listdir(tmp_path / "vnic") == ["one.log"]
+    monkeypatch.setenv("VNIC_RUNTIME_DIR", str(tmp_path / "mine"))
+    with instance_lock("one"):
+        pass
+    assert os.listdir(tmp_path / "mine") == []
 
 
 @pytest.fixture

@@ -53,9 +53,12 @@ def instance_lock(instance: str) -> Iterator[None]:
     It is a record lock: it ends with the process in any case, and children do not inherit it. The
     process that holds it knows that an existing socket of that name is a dead process'.
     """
-    path = os.path.join(runtime_directory(create=True), f"{checked_instance(instance)}.lock")
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        path = os.path.join(runtime_directory(create=True), f"{checked_instance(instance)}.lock")
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except FileNotFoundError:  # another instance ended and removed the directory
+            continue
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -76,6 +79,9 @@ def instance_lock(instance: str) -> Iterator[None]:
     finally:
         os.unlink(path)
         os.close(descriptor)
+        if not os.environ.get("VNIC_RUNTIME_DIR"):  # a directory that the user chose stays
+            with suppress(OSError):  # not empty: a log, or other instances
+                os.rmdir(os.path.dirname(path))
 
 
 @contextmanager
