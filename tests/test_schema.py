@@ -312,4 +312,4 @@ def test_a_namespace_has_a_path_or_the_name_that_ip_netns_knows(tmp_path):
     text = "nics: {a: {netns: beside}, b: {netns: ncweb}, c: {netns: /run/netns/x}, d: {netns: ./ncweb}}"
     config = parse_config(text, directory=str(tmp_path))
     found = {name: nic.netns for name, nic in config.nics.items()}
-    assert found == {"a": f"{tmp_path}/beside", "b": "ncweb", "c": "/run/netns/x", "d": f"{tmp_path}/./ncweb"}
+    assert found == {"a": f"{tmp_path}/beside", "b": "/run/netns/ncweb", "c": "/run/netns/x", "d": f"{tmp_path}/./ncweb"}

@@ -17,6 +17,7 @@ import yaml
 from dataplane.errors import ConfigError
 from vnic.control.convert import Locate, Path, convert_config
 from vnic.control.schema import Config
+from vnic.device.namespaces import NAMED_NETNS_DIR
 
 BYTES_MOST = 1 << 20
 NODES_MOST = 50_000
@@ -139,10 +140,10 @@ def parse_config(text: str, name: str = "<text>", directory: str | None = None, 
 
 
 def netns_path(netns: str, directory: str) -> str:
-    """A network namespace as a user writes it: a path, relative to `directory`, or a name that `ip
-    netns` knows, which stays a name."""
+    """The path of a network namespace as a user writes it: a path, relative to `directory`, or a name
+    of `ip netns`. It is a path from here on, so that it can be watched."""
     path = os.path.join(directory, netns)
-    return path if "/" in netns or os.path.exists(path) else netns
+    return path if "/" in netns or os.path.exists(path) else os.path.join(NAMED_NETNS_DIR, netns)
 
 
 def load_config(path: str | os.PathLike[str], *, contained: bool = True) -> Config:
