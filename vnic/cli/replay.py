@@ -47,11 +47,18 @@ def compare_options(function: Callable[..., Any]) -> Callable[..., Any]:
               help="What the NICs transmit; '-' is stdout. NAME.pcap gives classic pcap.")  # fmt: skip
 @click.option("--port", "ports", multiple=True, metavar="NAME=IN.pcap", help="What the container of NIC NAME sends.")
 @click.option("--drops", is_flag=True, help="Write dropped packets, too, with reasons.")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of everything random.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of all random decisions.")
 @click.option("--expect", metavar="GOLDEN.pcapng", type=click.Path(), help="Compare what comes out with this capture.")
 @click.option("--realtime", "realtime", metavar="SCHEDULE", help="In real time, into the other NICs' containers: "
               "captured, speed=FACTOR, pps=NUMBER, rate=RATE, asap.")  # fmt: skip
-@click.option("--loop", "loops", type=click.IntRange(1), default=1, show_default=True, help="How often, in real time.")
+@click.option(
+    "--loop",
+    "loops",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="With --realtime: send the captures this many times.",
+)
 @click.option("--report", "reports", multiple=True, metavar="FILE.html|.png|.json", type=click.Path(),
               help="Write a report. May be repeated.")  # fmt: skip
 @click.option("--split", "way", type=click.Choice(WAYS), default="auto", show_default=True, help="Which NIC sends a packet of a capture "
@@ -101,7 +108,7 @@ def replay(
     \b
     vnic replay web.pcap --config net.yaml -o out.pcapng
     vnic replay --port web=a.pcap --port db=b.pcap -c net.yaml -o out.pcapng --drops
-    vnic replay web.pcap -c net.yaml --expect golden.pcapng --tolerance 5us --ignore IP.id
+    vnic replay web.pcap -c net.yaml -o o.pcapng --expect golden.pcapng --tolerance 5us --ignore IP.id
     vnic replay web.pcap -c net.yaml --report out.html
     vnic replay web.pcap -c net.yaml --realtime captured --loop 3    # the other NICs are containers
     vnic replay web.pcap -c net.yaml -o - | tcpdump -r -
