@@ -591,7 +591,8 @@ def test_an_old_kernel_shows_nothing_of_other_frames(tmp_path, surplus):
     (tmp_path / "old.c").write_text(OLD_KERNEL)
     library = tmp_path / "old.so"
     subprocess.run([need("gcc"), "-shared", "-fPIC", "-o", library, tmp_path / "old.c", "-ldl"], check=True)
-    environment = {**os.environ, "LD_PRELOAD": str(library), "SURPLUS": str(surplus)}
+    preloaded = ":".join(filter(None, [os.environ.get("LD_PRELOAD"), str(library)]))  # AddressSanitizer's must come first
+    environment = {**os.environ, "LD_PRELOAD": preloaded, "SURPLUS": str(surplus)}
     done = subprocess.run(
         [sys.executable, "-c", OLD_READER],
         env=environment,
