@@ -68,6 +68,14 @@ def names(env):
     return [nic["name"] for nic in status(env)["nics"]]
 
 
+def web_and_b(web, b):
+    """NICs of a namespace that may come back, and of a container."""
+    return {
+        "web": {"netns": str(web.path), "interface": "eth0", "addresses": ["10.99.0.1/24"]},
+        "b": {"pid": b.pid, "interface": "eth0", "addresses": ["10.99.0.2/24"]},
+    }
+
+
 def waiting(env):
     return {each["name"]: each["why"] for each in status(env)["waiting"]}
 
@@ -83,10 +91,7 @@ def test_a_nic_comes_back_with_its_namespace(environment, tmp_path, leak_check, 
     web.begin()
     try:
         with Container() as b:
-            nics = {
-                "web": {"netns": str(web.path), "interface": "eth0", "addresses": ["10.99.0.1/24"]},
-                "b": {"pid": b.pid, "interface": "eth0", "addresses": ["10.99.0.2/24"]},
-            }
+            nics = web_and_b(web, b)
             with running(environment, tmp_path, nics), Client() as client:
                 events = client.stream("Monitor")
                 vnic(environment, "rate", "web", "--egress", "30mbit")
@@ -166,10 +171,7 @@ def test_an_interface_that_its_container_deletes(environment, tmp_path, leak_che
     web.begin()
     try:
         with Container() as b:
-            nics = {
-                "web": {"netns": str(web.path), "interface": "eth0", "addresses": ["10.99.0.1/24"]},
-                "b": {"pid": b.pid, "interface": "eth0", "addresses": ["10.99.0.2/24"]},
-            }
+            nics = web_and_b(web, b)
             with running(environment, tmp_path, nics):
                 for box, name in ((web.box, "web"), (b, "b")):
                     for _ in range(20):

@@ -1,7 +1,7 @@
 """PcapSource: a capture as a port that receives; packets come when they are due by the engine's clock."""
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from dataplane.capture.reader cimport CaptureReader, Record
-from dataplane.packet cimport Batch, Context, Packet
+from dataplane.packet cimport Batch, Context
 from dataplane.port cimport Port
 
 cdef enum:
@@ -35,6 +35,6 @@ cdef class PcapSource(Port):
     cdef void advance(self) noexcept nogil
     cdef bint edits                      # `edit` is to be called
     cdef void edit(self, Context *ctx, uint32_t index) noexcept nogil
-    cdef void count_received(self, const Packet *p) noexcept nogil
+    cdef void deliver(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil
     cdef uint32_t take(self, Context *ctx, uint32_t queue) noexcept nogil
     cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil

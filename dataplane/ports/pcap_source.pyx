@@ -173,23 +173,26 @@ cdef class PcapSource(Port):
     cdef void edit(self, Context *ctx, uint32_t index) noexcept nogil:
         """Changes a frame before it is delivered; called where `edits` is set."""
 
-    cdef void count_received(self, const Packet *p) noexcept nogil:
+    cdef void deliver(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil:
+        """Takes the packet that is due into the batch, and counts it."""
+        cdef uint32_t index = self.take(ctx, queue)
+        cdef Packet *p
+        if index == NO_PACKET:
+            self.stats[0].rx_dropped += 1
+            return
+        p = &ctx.packets[index]
         self.stats[0].rx_packets += 1
         self.stats[0].rx_bytes += p.length
         if p.flags & PACKET_TRUNCATED:           # the segments of GSO frames are Parse's to count
             self.stats[0].rx_more_bytes += p.original_length - p.length
+        batch_add(batch, index)
 
     cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil:
-        cdef uint32_t index, taken = 0, before = batch.count
+        cdef uint32_t taken = 0, before = batch.count
         if queue:
             return 0
         while taken < limit and self.next_ns <= ctx.now_ns:
-            index = self.take(ctx, queue)
-            if index == NO_PACKET:
-                self.stats[0].rx_dropped += 1
-            else:
-                self.count_received(&ctx.packets[index])
-                batch_add(batch, index)
+            self.deliver(ctx, queue, batch)
             taken += 1
             self.advance()
         return batch.count - before

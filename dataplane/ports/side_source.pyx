@@ -4,7 +4,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp
 from dataplane.capture.reader cimport CaptureReader
 from dataplane.element cimport NEVER
-from dataplane.packet cimport NO_PACKET, PACKET_TRUNCATED, Batch, Context, Packet, batch_add, packet_data
+from dataplane.packet cimport PACKET_TRUNCATED, Batch, Context, Packet, packet_data
 from dataplane.ports.pcap_source cimport PcapSource
 from dataplane.wire.headers cimport (ETHERNET_BYTES, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4_BYTES,
                                      IPV4_FRAGMENT_OFFSET, IPV6_BYTES, PORTS_BYTES, PROTOCOL_SCTP, PROTOCOL_TCP,
@@ -223,21 +223,16 @@ cdef class SideSource(PcapSource):
             p.original_length -= moved
 
     cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil:
-        cdef uint32_t index, taken = 0, before = batch.count
+        cdef uint32_t taken = 0, before = batch.count
         if self.shared is None:
             return PcapSource.rx_burst(self, ctx, queue, batch, limit)
         if queue:
             return 0
         while taken < limit and self.shared.next_ns <= ctx.now_ns and self.shared.side == self.side:
             self.record, self.next_ns = self.shared.record, self.shared.next_ns
-            index = self.take(ctx, queue)
+            self.deliver(ctx, queue, batch)
             self.taken += 1
             self.cut += self.record.captured < self.record.original
-            if index == NO_PACKET:
-                self.stats[0].rx_dropped += 1
-            else:
-                self.count_received(&ctx.packets[index])
-                batch_add(batch, index)
             taken += 1
             self.shared.advance()
         self.next_ns = self.shared.next_ns

@@ -33,6 +33,8 @@ FREED_S = 5.0  # how long a NIC of a container that just ended may take to be de
 def settings(annotations: dict[str, str]) -> tuple[str, str, dict[str, Any]] | None:
     """Instance, name and configuration of the NIC that a container's annotations ask for; None where they ask for none. Raises
     ConfigError."""
+    from vnic.cli.nics import nested
+
     given = {key.removeprefix(PREFIX): value for key, value in annotations.items() if key.startswith(PREFIX)}
     if unknown := sorted(given.keys() - {*TEXTS, *NUMBERS, *OTHERS}):
         known = ", ".join(PREFIX + each for each in sorted((*TEXTS, *NUMBERS, *OTHERS)))
@@ -45,11 +47,7 @@ def settings(annotations: dict[str, str]) -> tuple[str, str, dict[str, Any]] | N
     nic |= {key: _number(given, key) for key in NUMBERS if key in given}
     if "addresses" in given:
         nic["addresses"] = [each.strip() for each in given["addresses"].split(",")]
-    if "engine" in given:
-        nic["engine"] = int(given["engine"]) if given["engine"].isdecimal() else given["engine"]
-    if "vlan" in given:
-        nic["vlan"] = {"access": _number(given, "vlan")}
-    nic |= {direction: {"rate": given[direction]} for direction in ("egress", "ingress") if direction in given}
+    nic |= nested({**given, "vlan": _number(given, "vlan")} if "vlan" in given else given)
     return given.get("instance", "default"), given["nic"], nic
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -65,15 +66,24 @@ def tap(name: str, pid: int | None, netns: str | None, instance: str, **options:
         nic[key] = options[key]
     nic["addresses"] = list(options["addresses"]) or None
     nic["routes"] = [_route(text) for text in options["routes"]] or None
-    nic["engine"] = int(options["engine"]) if str(options["engine"]).isdecimal() else options["engine"]
-    nic["vlan"] = None if options["vlan"] is None else {"access": options["vlan"]}
-    for direction in ("egress", "ingress"):
-        nic[direction] = None if options[direction] is None else {"rate": options[direction]}
+    nic |= nested(options)
     with connect(instance) as client:
         made = attach_nic(client, name, nic)
     click.echo(
         f"{name}: {made.get('interface', name)} with {made.get('mac', 'its MAC')}, {plural(made.get('queues', 1), 'queue pair')}"
     )
+
+
+def nested(words: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a NIC's configuration that options and annotations give as plain words: its engine by number or name, its access
+    VLAN, its rates."""
+    nic: dict[str, Any] = {}
+    if (engine := words.get("engine")) is not None:
+        nic["engine"] = int(engine) if engine.isdecimal() else engine
+    for key, inner in (("vlan", "access"), ("egress", "rate"), ("ingress", "rate")):
+        if (value := words.get(key)) is not None:
+            nic[key] = {inner: value}
+    return nic
 
 
 def _route(text: str) -> dict[str, str]:

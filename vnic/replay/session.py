@@ -144,7 +144,7 @@ class Replay:
                 undo.callback(self.writer.close)
             if split is not None and len(readers) != 1:
                 raise ConfigError("one capture is split, not several")
-            macs = b"".join(bytes.fromhex(str(nic.mac).replace(":", "")) for nic in config.nics.values())
+            macs = b"".join(nic.mac.packed for nic in config.nics.values() if nic.mac is not None)
             shifts = _shifts(readers) if align else {}
             self.devices = ReplayDevices(
                 readers, self.writer, split=split, rewrite=rewrite, macs=macs if macs_of_nics else b"", shifts=shifts

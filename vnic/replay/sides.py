@@ -81,7 +81,7 @@ class Prefix:
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
         self.beginning = os.memfd_create("vnic-capture")
-        self._read, self._thread = -1, None
+        self._read = -1
         while os.fstat(self.beginning).st_size < LOOK_BYTES and (part := os.read(descriptor, 1 << 16)):
             os.write(self.beginning, part)
 
@@ -120,11 +120,16 @@ def again(descriptor: int) -> str | None:
     return f"/proc/self/fd/{descriptor}" if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
 
 
+def _packed(mac: str) -> bytes:
+    """The six bytes of an address that _MAC matches: also a group's, which is no NIC's."""
+    return bytes.fromhex(mac.replace(":", ""))
+
+
 def _mac_text(mac: bytes) -> str:
     return mac.hex(":")
 
 
-def _two(config: Config, ends: list[bytes], texts: list[str], own: dict[bytes, int]) -> dict[bytes, int]:
+def _two(config: Config, ends: list[bytes], own: dict[bytes, int]) -> dict[bytes, int]:
     """Sides of two ends: those that a NIC has by its configuration, then by order of appearance."""
     free = [number for number in range(len(config.nics)) if number not in {own[end] for end in ends if end in own}]
     return {end: own[end] if end in own else free.pop(0) for end in ends}
@@ -137,7 +142,7 @@ def decide(config: Config, seen: Seen, way: str) -> tuple[Sides | None, str]:
     nothing, two IP addresses talk to each other and the configuration has two NICs, or every sender has an address of a NIC.
     """
     names = list(config.nics)
-    macs = {bytes.fromhex(str(nic.mac).replace(":", "")): number for number, nic in enumerate(config.nics.values())}
+    macs = {nic.mac.packed: number for number, nic in enumerate(config.nics.values()) if nic.mac is not None}
     prefixes = _own_prefixes(config)
     if way == "port":
         if len(names) < 2:
@@ -151,13 +156,13 @@ def decide(config: Config, seen: Seen, way: str) -> tuple[Sides | None, str]:
         if len(senders) > 1 and all(mac in macs for mac in senders):
             return _by_mac(names, macs, "these are the NICs' MAC addresses")
         if len(senders) == 2 and (way == "mac" or (len(names) == 2 and _talk(seen.macs, senders))):
-            return _by_mac(names, _two(config, senders, [], macs), "two MAC addresses talk to each other")
+            return _by_mac(names, _two(config, senders, macs), "two MAC addresses talk to each other")
         if way == "mac":
             if not 0 < len(senders) <= len(names):
                 raise ConfigError(
                     f"--split mac: {len(senders)} MAC addresses send, but there are {len(names)} NICs; want --side NAME=MAC"
                 )
-            return _by_mac(names, _two(config, senders, [], macs), "in order of appearance")
+            return _by_mac(names, _two(config, senders, macs), "in order of appearance")
     senders = list(seen.addresses)
     if len(senders) > 1 and prefixes and all(_side(prefixes, address) >= 0 for address in senders):
         why = "by address: every sender has one of the NICs' addresses"
@@ -216,7 +221,7 @@ def given(config: Config, rules: Sequence[str]) -> Sides:
             if value == "*":
                 other = side
             elif _MAC.match(value):
-                macs[bytes.fromhex(value.replace(":", ""))] = side
+                macs[_packed(value)] = side
             elif value.isdecimal() and int(value) < 65536:
                 ports[int(value)] = side
             else:
@@ -241,7 +246,7 @@ def rewrite_of(macs: Sequence[str], addresses: Sequence[str], vlans: Sequence[st
         if rule != "nics":
             if not _MAC.match(old) or not _MAC.match(new):
                 raise ConfigError(f"--rewrite-mac {rule}: want OLD=NEW, two MAC addresses, or nics")
-            pairs.append((bytes.fromhex(old.replace(":", "")), bytes.fromhex(new.replace(":", ""))))
+            pairs.append((_packed(old), _packed(new)))
     networks: list[tuple[bytes, bytes, int]] = []
     for rule in addresses:
         old, _, new = rule.partition("=")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dataplane.elements.parse import Parse
+
 DAY_NS = 86_400 * 10**9
 ABSURD_NS = DAY_NS  # between the first packets of two captures: they are hardly of one experiment
 
@@ -26,7 +28,6 @@ REASONS: dict[str, tuple[str, str]] = {
     "queue_full": ("a shaper's queue was full", "a higher `rate:` or a longer `queue:`"),
     "runt": ("they are shorter than an Ethernet header", "another capture: these are no Ethernet frames"),
 }
-MALFORMED = ("ipv4_header", "ipv4_length", "ipv6_header", "ipv6_length", "l4_header")
 
 
 def drop_warnings(result: Mapping[str, Any], *, split: bool) -> list[dict[str, str]]:
@@ -44,7 +45,7 @@ def drop_warnings(result: Mapping[str, Any], *, split: bool) -> list[dict[str, s
     if unassigned:
         parts.append(f"{unassigned} are of no side: no rule fits them; want --side NAME=* for the rest")
     for reason, count in sorted(reasons.items(), key=lambda item: (-item[1], item[0])):
-        if reason in MALFORMED:
+        if reason in Parse.COUNTERS:  # of malformed packets, and drop reasons of the same names
             why, remedy = "their IP or transport header is malformed", "the setting `malformed`, or another capture"
         else:
             why, remedy = REASONS.get(reason, ("", ""))
