@@ -4,6 +4,7 @@ VNIC_BUILD picks release (default), debug (invariants checked) or asan.
 """
 
 import hashlib
+import itertools
 import os
 import re
 import subprocess
@@ -136,7 +137,7 @@ class BuildModules(build_ext):
         for each in self.extensions:
             each.sources = sources[each.name]
         self._stale = [each.name for each in self.extensions if self._is_stale(each)]
-        self._begun = 0
+        self._begun = itertools.count(1)
         began_s = time.monotonic()
         super().build_extensions()
         if self._stale:
@@ -148,8 +149,8 @@ class BuildModules(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         if ext.name in self._stale:
-            self._begun += 1
-            say(f"[{self._begun}/{len(self._stale)}] compiling {ext.name.replace('.', '/')}")
+            # Modules are compiled in several threads: taking the next number is one step.
+            say(f"[{next(self._begun)}/{len(self._stale)}] compiling {ext.name.replace('.', '/')}")
         super().build_extension(ext)
 
 
@@ -165,7 +166,9 @@ class InstallData(install_data):
 
 
 def say(text: str) -> None:
-    print(f"vnic: {text}", file=sys.stderr, flush=True)
+    """Writes a line at once: the lines of two threads do not mix."""
+    sys.stderr.write(f"vnic: {text}\n")
+    sys.stderr.flush()
 
 
 def description() -> str:
