@@ -30,6 +30,7 @@ build: ready $(BUILT) $(VENV)/bin/vnic  ## compile what changed; install the vni
 
 $(BUILT): $(SOURCES) | ready
 	@$(PY) setup.py -q build_ext --inplace >&2
+	@$(PY) -m compileall -q $(wildcard $(PACKAGES)) >&2    # also where PYTHONDONTWRITEBYTECODE is set: a successor has to load fast
 	@mkdir -p build && touch $@
 
 $(VENV)/bin/vnic: pyproject.toml | ready $(BUILT)

@@ -244,10 +244,10 @@ def test_those_who_come_without_end_do_not_keep_it_from_its_work():
 
 def test_a_successor_that_dies_as_soon_as_it_took_over_is_a_crash(tmp_path, monkeypatch):
     """Its last words are heard when it is found dead: it is the worker then, and it is replaced."""
-    (tmp_path / "ends.py").write_text("")
+    (tmp_path / "ends.py").write_text("def main(): pass\n")
     (tmp_path / "takes_over.py").write_text(
         "import socket, sys\nfrom vnic.control import keeper\n"
-        "keeper.send(socket.socket(fileno=int(sys.argv[2])), keeper.TookOver())\n"
+        "def main(): keeper.send(socket.socket(fileno=int(sys.argv[2])), keeper.TookOver())\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with socket.socket(socket.AF_UNIX) as listener:

@@ -1,31 +1,83 @@
-"""The first module of a worker's process: `python -P -m vnic.control.launch CALLS EVENTS LISTENER SUPERVISOR ROLE`.
+"""The first module of a worker's process: `main` of `python -P -c '...' CALLS EVENTS LISTENER SUPERVISOR ROLE`.
 
 A successor starts beside a worker whose engines need the CPUs, so it loads asyncio and everything
-compiled, and later builds its graph, in short steps (dataplane.pace). This module itself imports next
-to nothing.
+compiled on CPU time that nothing else needs, and later builds its graph in short steps
+(dataplane.pace). This module itself imports next to nothing: what comes before competes with engines.
 """
 
+import os
 import sys
+import threading  # on the main thread, which it takes to be the main thread
+import time
 
 # A third of one CPU. A TAP's queue holds 20 ms of 100,000 packets/s, and the engines' threads get the CPU
-# back after 0.5 ms. With nice 19 instead, two busy CPUs lost 0.4 to 2 % of that traffic while a successor
-# loaded; with SCHED_IDLE 0.1 to 0.5 %; with these steps nothing.
+# back after 0.5 ms.
 STEP_NS, PAUSE_NS = 500_000, 1_000_000
+
+# With SCHED_IDLE, a shorter pause is enough: any other thread that wakes up gets the CPU at once.
+PAUSE_IDLE_NS = 250_000
+# SCHED_IDLE gets 0.3 % of a CPU that others keep busy, as engines do that poll. So it is used only where
+# the CPUs were idle for some of WATCH_S, and given up after a part that takes longer than STARVED_NS.
+WATCH_S, IDLE_LEAST = 0.2, 0.05
+STARVED_NS = 200_000_000
+
+# What a worker needs, in parts of at most 15 ms of CPU time.
+MODULES = ("re", "traceback", "logging", "concurrent.futures", "socket", "ssl", "inspect", "asyncio.events",
+           "asyncio.base_events", "asyncio", "msgspec", "dataplane.handlers", "dataplane.element",
+           "dataplane.group", "vnic.control.convert", "vnic.control.chain", "vnic.control.devices",
+           "vnic.control.nics", "vnic.control.runtime", "vnic.control.upgrade", "vnic.control.worker")  # fmt: skip
+
+
+def idle_share() -> float:
+    """How much of the last WATCH_S the CPUs of this process were idle, 0 to 1; waits for so long."""
+
+    def idle_s() -> float:
+        mine = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+        with open("/proc/stat") as stat:  # cpuN user nice system idle iowait ...: proc_stat(5)
+            fields = [line.split() for line in stat if line.startswith("cpu")]
+        ticks = sum(int(each[4]) + int(each[5]) for each in fields if each[0] in mine)
+        return ticks / os.sysconf("SC_CLK_TCK") / len(mine)
+
+    before_s, began_s = idle_s(), time.monotonic()
+    time.sleep(WATCH_S)
+    return (idle_s() - before_s) / (time.monotonic() - began_s)
 
 
 def load() -> None:
-    """Loads what a worker needs."""
-    import vnic.control.runtime
-    import vnic.control.upgrade
-    import vnic.control.worker  # noqa: F401
+    """Loads what a worker needs beside engines that run.
+
+    Most of it on a thread with SCHED_IDLE. A thread that only works in short steps still makes its CPU
+    look busy, so that the kernel leaves an engine and the receiver that the engine wakes on the other
+    CPU: at 100,000 packets/s on two CPUs that lost ten times as many packets. A thread cannot leave
+    SCHED_IDLE without a privilege, so it ends; and it ends early where it gets too little CPU time.
+    Everything else is loaded on the main thread.
+    """
+    from dataplane.pace import Pace
+
+    def on_idle_time() -> None:
+        try:
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # of this thread alone
+            with Pace(STEP_NS, PAUSE_IDLE_NS):
+                for name in MODULES:
+                    began_ns = time.monotonic_ns()
+                    __import__(name)
+                    if time.monotonic_ns() - began_ns > STARVED_NS:
+                        return
+        except Exception:
+            return  # the import below raises it again, on the main thread
+
+    if idle_share() >= IDLE_LEAST:
+        thread = threading.Thread(target=on_idle_time, name="vnic-load")
+        thread.start()
+        thread.join()
+    with Pace(STEP_NS, PAUSE_NS):
+        for name in MODULES:
+            __import__(name)
 
 
-if __name__ == "__main__":
+def main() -> None:
     if sys.argv[-1] == "successor":
-        from dataplane.pace import Pace
+        load()
+    from vnic.control.worker import main as work
 
-        with Pace(STEP_NS, PAUSE_NS):
-            load()
-    from vnic.control.worker import main
-
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(work(sys.argv[1:]))

@@ -43,8 +43,9 @@ class WorkerProcess:
             undo.callback(self.events.close)
             theirs.enter_context(their_events)
             descriptors = (their_calls.fileno(), their_events.fileno(), listener.fileno())
+            start = f"from {module} import main; main()"  # with less to load than -m
             self.process = subprocess.Popen(
-                [python or sys.executable, "-P", "-m", module, *map(str, descriptors), str(os.getpid()), role],
+                [python or sys.executable, "-P", "-c", start, *map(str, descriptors), str(os.getpid()), role],
                 stdin=subprocess.DEVNULL,
                 pass_fds=descriptors,
                 process_group=0,  # Ctrl-C on the terminal is ours to hear, and we end it in order
