@@ -72,7 +72,7 @@ FLAGS = {
     "asan": ["-O1", "-g", "-DVNIC_DEBUG", "-fno-omit-frame-pointer", "-fsanitize=address"],
 }
 if BUILD not in FLAGS:
-    raise SystemExit(f"VNIC_BUILD={BUILD}: want one of {', '.join(FLAGS)}")
+    raise SystemExit(f"VNIC_BUILD={BUILD}: expected one of {', '.join(FLAGS)}")
 CHECKED = BUILD != "release"
 CPUS = os.cpu_count() or 1
 ABI_HEADER = Path("dataplane/abi.h")

@@ -212,7 +212,7 @@ def choose(names: list[str]) -> tuple[list[Contestant], list[str]]:
     known = {c.name: c for c in ALL}
     for name in names:
         if name not in known:
-            raise RequestError(f"unknown contestant {name!r}: want some of {', '.join(known)}")
+            raise RequestError(f"unknown contestant {name!r}: expected some of {', '.join(known)}")
     wanted = [c for c in ALL if not names or c.name in names]
     lacking = [f"{c.name} is left out: no {c.missing()}" for c in wanted if c.missing()]
     return [c for c in wanted if not c.missing()], lacking

@@ -119,7 +119,7 @@ cdef class Lane:
         """
         cdef uint64_t packets = 0, ns
         if not 1 <= batch <= BATCH_MAX:
-            raise ValueError(f"batch of {batch}: want 1 to {BATCH_MAX}")
+            raise ValueError(f"batch of {batch}: expected 1 to {BATCH_MAX}")
         with nogil:
             ns = self.turns(element, turns, batch, step_ns, &packets)
         if packets != <uint64_t>turns * batch:

@@ -63,7 +63,7 @@ class Cgroup:
         except OSError as error:
             raise self._refusal(error, 0) from None
         if version is None or not os.path.exists(self._file(MEMBERS[version])):
-            raise ConfigError(f"cgroup {self.path}: is no cgroup; want a directory with cgroup.threads or tasks in it")
+            raise ConfigError(f"cgroup {self.path}: is not a cgroup: expected a directory with cgroup.threads or tasks in it")
         return version
 
     @property
@@ -152,21 +152,23 @@ class Cgroup:
             case errno.ENOENT | errno.ENODEV:  # ENODEV: removed between open and write
                 text = f"does not exist; mkdir {self.path}"
             case errno.EROFS:
-                text = "is mounted read-only; want its file system mounted read-write"
+                text = "is mounted read-only; mount its file system read-write"
             case errno.EACCES | errno.EPERM if version and os.access(self._file(MEMBERS[version]), os.W_OK):
                 # v2 requires write access to cgroup.procs of the common ancestor, v1 that the
                 # thread belongs to the writer.
-                text = f"uid {uid} may not move threads from {_own_cgroup(self, version)} to it; want both delegated to {uid}"
+                text = f"uid {uid} may not move threads from {_own_cgroup(self, version)} to it; delegate both to {uid}"
             case errno.EACCES | errno.EPERM:
-                text = f"uid {uid} may not write to it; want it delegated: chown -R {uid} {self.path}"
+                text = f"uid {uid} may not write to it; delegate it: chown -R {uid} {self.path}"
             case errno.EOPNOTSUPP if (kind := self._read("cgroup.type")).startswith("domain"):
                 text = f"is of type {kind!r}, which takes no single threads; echo threaded > {self._file('cgroup.type')}"
             case errno.EOPNOTSUPP:
-                text = f"is in another domain than vnic, which is in {_own_cgroup(self, version)}; want a cgroup below that one"
+                text = (
+                    f"is in another domain than vnic, which is in {_own_cgroup(self, version)}; choose a cgroup below that one"
+                )
             case errno.ENOSPC:
-                text = "has a cpuset without CPUs or memory; want its cpuset.cpus and cpuset.mems set"
+                text = "has a cpuset without CPUs or memory; set its cpuset.cpus and cpuset.mems"
             case _:
-                text = f"cannot be joined: {error.strerror}; want one that takes threads, see cgroups(7)"
+                text = f"cannot be joined: {error.strerror}; choose one that takes threads, see cgroups(7)"
         return ConfigError(f"cgroup {self.path}: {text}")
 
 

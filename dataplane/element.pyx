@@ -335,7 +335,7 @@ class BatchView:
     def _where(self, mask):
         mask = np.asarray(mask)
         if mask.dtype != np.bool_ or mask.shape != (len(self),):
-            raise ValueError(f"mask: want {len(self)} booleans, got {mask.dtype} of shape {mask.shape}")
+            raise ValueError(f"mask: expected {len(self)} booleans, got {mask.dtype} of shape {mask.shape}")
         return mask
 
     def drop(self, mask, reason=None):

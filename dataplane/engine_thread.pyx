@@ -88,7 +88,7 @@ cdef class EngineThread:
         usable = os.sched_getaffinity(0)
         for cpu in self.cpus or ():
             if cpu not in usable:
-                raise ConfigError(f"engine {self.name}: cpu {cpu}: not usable here; want one of {', '.join(map(str, sorted(usable)))}")
+                raise ConfigError(f"engine {self.name}: cpu {cpu}: not usable here: expected one of {', '.join(map(str, sorted(usable)))}")
         if self._thread is not None:
             raise VnicError(f"engine thread {self.name}: runs already")
         self.stopping = 0

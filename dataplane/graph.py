@@ -18,7 +18,7 @@ class Path:
     def __rshift__(self, other: Element | Path) -> Path:
         head = other.head if isinstance(other, Path) else other
         if not isinstance(head, Element):
-            raise GraphError(f"{self.tail.name}: {other!r} cannot follow it; want an element")
+            raise GraphError(f"{self.tail.name}: {other!r} cannot follow it: expected an element")
         if isinstance(head, Source):
             raise GraphError(f"{head.name}: is a source and takes no input, so it cannot follow {self.tail.name}")
         self.tail.connect(self.gate, head)

@@ -52,9 +52,11 @@ class EngineGroup:
         usable, cpus = sorted(os.sched_getaffinity(0)), settings.cpus
         for cpu in cpus or ():
             if cpu not in usable:
-                raise ConfigError(f"group {self.name}: cpu {cpu}: not usable here; want some of {', '.join(map(str, usable))}")
+                raise ConfigError(
+                    f"group {self.name}: cpu {cpu}: not usable here: expected some of {', '.join(map(str, usable))}"
+                )
         if settings.mode is Mode.DEDICATED and not cpus:
-            raise ConfigError(f"group {self.name}: dedicated needs CPUs of its own; want cpus: [{usable[-1]}] or the like")
+            raise ConfigError(f"group {self.name}: dedicated needs CPUs of its own, such as cpus: [{usable[-1]}]")
 
     def _check_cpusets(self, settings: Settings) -> None:
         cpus = set(settings.cpus or ())
@@ -63,7 +65,7 @@ class EngineGroup:
             if left is None or cpus <= set(left):
                 continue
             cpu, some = min(cpus - set(left)), ", ".join(map(str, left))
-            raise ConfigError(f"group {self.name}: cpu {cpu}: not in the cpuset of {cgroup.path}; want some of {some}")
+            raise ConfigError(f"group {self.name}: cpu {cpu}: not in the cpuset of {cgroup.path}: expected some of {some}")
 
     def _check_cgroups(self, settings: Settings) -> None:
         by_hierarchy: dict[int, Cgroup] = {}
@@ -76,7 +78,7 @@ class EngineGroup:
             # joining the second cgroup would remove a thread from the first
             if other is not cgroup:
                 both = f"{other.path} and {cgroup.path}"
-                raise ConfigError(f"group {self.name}: cgroups {both} are of one hierarchy; want one of them")
+                raise ConfigError(f"group {self.name}: cgroups {both} are of one hierarchy; choose one of them")
 
     @property
     def mode(self) -> Mode:
@@ -130,7 +132,7 @@ class EngineGroup:
         """Adds an engine, and runs it if the group runs. Raises ConfigError where the group is
         full, VnicError where a thread cannot be started; then the engine belongs to no group."""
         if len(self.engines) == ENGINES_MOST:
-            raise ConfigError(f"group {self.name}: has {ENGINES_MOST} engines, the most; want engine {engine.name} in another")
+            raise ConfigError(f"group {self.name}: has {ENGINES_MOST} engines, the most; put engine {engine.name} in another")
         if self._crew is not None:
             self._crew.assign(engine)
         self.engines.append(engine)

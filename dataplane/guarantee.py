@@ -48,9 +48,9 @@ class Guarantee:
 
     def __post_init__(self) -> None:
         if not PERIOD_LEAST_NS <= self.period_ns <= PERIOD_MOST_NS:
-            raise ConfigError(f"guarantee: a period of {self.period_ns} ns; want 100us to 1s")
+            raise ConfigError(f"guarantee: a period of {self.period_ns} ns: expected 100us to 1s")
         if not RUNTIME_LEAST_NS <= self.runtime_ns <= self.period_ns:
-            raise ConfigError(f"guarantee: a runtime of {self.runtime_ns} ns; want 10us up to the period")
+            raise ConfigError(f"guarantee: a runtime of {self.runtime_ns} ns: expected 10us up to the period")
 
     def apply(self, thread_id: int = 0) -> str:
         """Puts a thread of this process (0: the calling one) into the best permitted class; returns

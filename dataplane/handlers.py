@@ -187,7 +187,7 @@ def write_handler(
     try:
         value = plain(value)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: {_shown(value)}: want plain data: {error}") from None
+        raise ConfigError(f"{where}: {_shown(value)}: expected plain data: {error}") from None
     engines = [_engine_of(copy, where) for copy in copies]
     changes = [_prepare(copy, handler, where, value) for copy in (copies[:1] if handler.shared else copies)]
     with ExitStack() as stack:
@@ -214,7 +214,7 @@ def _prepare(copy: Element, handler: Handler, where: str, value: object) -> Work
     except VnicError:
         raise
     except Exception as error:  # a user's class may reject a value with any exception
-        raise ConfigError(f"{where}: {_shown(value)} will not do: {named(error)}") from error
+        raise ConfigError(f"{where}: invalid value {_shown(value)}: {named(error)}") from error
     if not callable(change) and (handler.shared or not isinstance(change, Work)):
         wanted = "a callable" if handler.shared else "a Work or a callable"
         raise VnicError(f"{where}: {type(copy).__name__}.{handler.write} must return the change, {wanted}; it did not")

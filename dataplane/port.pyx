@@ -25,7 +25,7 @@ cdef class Port:
 
     def __init__(self, str name, uint32_t number=0, uint32_t queues=1, uint32_t offloads=0):
         if not 1 <= queues <= 64:
-            raise ConfigError(f"port {name}: {queues} queue pairs; want 1 to 64")
+            raise ConfigError(f"port {name}: {queues} queue pairs: expected 1 to 64")
         self.name, self.number, self.queues, self.offloads = name, number, queues, offloads
         self.next_ns = NEVER
         free(self.stats)

@@ -44,17 +44,16 @@ def _shown(value: object) -> str:
 
 def _parse(value: str | int, what: str, units: dict[str, int], example: str, whole: str) -> int:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise ConfigError(f"{what} {_shown(value)}: want a number with a unit such as {example}")
+        raise ConfigError(f"{what} {_shown(value)}: expected a number with a unit such as {example}")
     text = str(value)
     match = _QUANTITY.fullmatch(text) if len(text) <= _LONGEST else None
     if match is None:
-        raise ConfigError(f"{what} {_shown(value)}: want a number with a unit such as {example}")
+        raise ConfigError(f"{what} {_shown(value)}: expected a number with a unit such as {example}")
     number, unit = Fraction(match[1]), match[2].lower()
     if not unit:
         if number == 0:
             return 0
-        hint = next(word for word in ("mbit", "kb", "ms") if word in units)
-        raise ConfigError(f"{what} {_shown(value)} has no unit: want for example {match[1]}{hint}")
+        raise ConfigError(f"{what} {_shown(value)} has no unit: expected a number with one, such as {example}")
     if unit not in units:
         raise ConfigError(f"{what} {_shown(value)}: {_unit_hint(match[1], match[2], what, units)}")
     quantity = number * units[unit]
@@ -75,8 +74,8 @@ def _unit_hint(number: str, unit: str, what: str, units: dict[str, int]) -> str:
         if word in ("k", "m", "g", "t", "kb", "mb", "gb", "tb"):
             return f"{unit} is no unit of rate; write {number}{word[0]}bit for bits a second"
     elif what == "size" and word.endswith("bit"):
-        return f"a size is in bytes; want one of {', '.join(units)}"
-    return f"unknown unit {unit!r}; want one of {', '.join(units)}"
+        return f"a size is in bytes: expected one of {', '.join(units)}"
+    return f"unknown unit {unit!r}: expected one of {', '.join(units)}"
 
 
 def _format(quantity: int, units: dict[str, int], names: tuple[str, ...]) -> str:

@@ -104,7 +104,7 @@ method Close(name: string) -> ()
     def _send(self, parameters: Send, caller: Caller) -> dict[str, Any]:
         port = self._port(parameters.name)
         if len(parameters.frames) > FRAMES_MOST:
-            raise ConfigError(f"frames: {len(parameters.frames)} at once; want at most {FRAMES_MOST}")
+            raise ConfigError(f"frames: {len(parameters.frames)} at once: expected at most {FRAMES_MOST}")
         try:
             port.inject([bytes.fromhex(frame) for frame in parameters.frames])
         except ValueError:

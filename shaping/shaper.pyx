@@ -358,7 +358,7 @@ cdef class Shaper(Element):
     def join(self, PoolShare share not None):
         """From now on it holds no more packets than the others of the share leave. Raises ConfigError for a shaper that runs."""
         if self.engine is not None or self.share != NULL:
-            raise ConfigError(f"{self.name}: runs already, or has a share; want a new shaper")
+            raise ConfigError(f"{self.name}: runs already, or has a share; make a new one")
         self._share, self.share = share, &share.held
 
     def set_rate(self, rate):
@@ -541,14 +541,14 @@ def _rate(name, rate):
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from None
     if rate != 0 and not RATE_MIN_BPS <= rate <= RATE_MAX_BPS:
-        raise ConfigError(f"{name}: a rate of {rate} bit/s; want 1kbit to 10tbit, or 0 for unlimited")
+        raise ConfigError(f"{name}: a rate of {rate} bit/s: expected 1kbit to 10tbit, or 0 for unlimited")
     return rate
 
 
 def _nanoseconds(name, what, value):
     if isinstance(value, int) and not isinstance(value, bool):
         if value < 0:
-            raise ConfigError(f"{name}: {what} of {value} ns; want 0 or more")
+            raise ConfigError(f"{name}: {what} of {value} ns: expected 0 or more")
         return value
     try:
         return parse_time(value)

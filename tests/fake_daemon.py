@@ -114,9 +114,11 @@ class FakeRuntime:
         return {"text": "a -> b\n", "dot": "digraph vnic {}\n", "json": "{}"}[style]
 
 
+def main() -> None:
+    """A worker's process."""
+    sys.exit(worker.main(sys.argv[1:], lambda config, *_: FakeRuntime(config)))
+
+
 if __name__ == "__main__":
-    if len(sys.argv) == 2:
-        set_up()
-        supervise(encode_config(convert_config(None)), sys.argv[1], lambda worker: print("up", flush=True), "tests.fake_daemon")
-    else:
-        sys.exit(worker.main(sys.argv[1:], lambda config, *_: FakeRuntime(config)))
+    set_up()
+    supervise(encode_config(convert_config(None)), sys.argv[1], lambda worker: print("up", flush=True), "tests.fake_daemon")

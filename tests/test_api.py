@@ -116,10 +116,10 @@ def test_a_nic_s_life(daemon):
 
 
 @pytest.mark.parametrize(("method", "parameters", "kind", "says"), [
-    ("Attach", {"name": "web", "nic": {"pid": 1, "queues": 0}}, ConfigError, "web.queues: 0 will not do; want 1 to 64"),
+    ("Attach", {"name": "web", "nic": {"pid": 1, "queues": 0}}, ConfigError, "web.queues: invalid value 0: expected 1 to 64"),
     ("Attach", {"name": "web", "nic": {"pid": 1, "quenes": 1}}, ConfigError, "did you mean 'queues'?"),
-    ("Attach", {"name": "web", "nic": {}}, ConfigError, "want pid: or netns:"),
-    ("Attach", {"name": "../x", "nic": {"pid": 1}}, ConfigError, "want a name"),
+    ("Attach", {"name": "web", "nic": {}}, ConfigError, "give pid: or netns:"),
+    ("Attach", {"name": "../x", "nic": {"pid": 1}}, ConfigError, "expected a name"),
     ("Attach", {"name": "web"}, ConfigError, "nic"),
     ("Attach", {"name": "web", "nic": {"pid": 4_000_000}}, ConfigError, "pid 4000000 does not exist"),
     ("Attach", {"name": "web", "nic": {"pid": 4_000_002}}, VnicError, "the TAP broke"),
@@ -251,7 +251,7 @@ def test_the_socket_s_directory_must_be_ours_alone(runtime_directory, monkeypatc
     with pytest.raises(VnicError, match="too long"):
         api.socket_path("lab", create=True)
     for name in ("", "../x", "a/b", "x" * 33, "a\n"):
-        with pytest.raises(ConfigError, match="want a name"):
+        with pytest.raises(ConfigError, match="expected a name"):
             api.socket_path(name)
 
 

@@ -82,7 +82,7 @@ def test_tables_print_what_is_missing_as_a_dash(capsys: pytest.CaptureFixture[st
 
 
 def test_an_unknown_contestant_is_an_error_that_lists_them() -> None:
-    with pytest.raises(BenchError, match="unknown contestant 'ovs2': want some of vnic, vnic-spin, bare-1"):
+    with pytest.raises(BenchError, match="unknown contestant 'ovs2': expected some of vnic, vnic-spin, bare-1"):
         contestants.choose(["ovs2"])
 
 

@@ -101,7 +101,7 @@ def test_a_cut_file_says_so(tmp_path, method):
 def test_other_content_is_named(tmp_path):
     path = tmp_path / "notes.gz"
     path.write_bytes(gzip.compress(b"hello, world, this is text"))
-    with pytest.raises(CaptureError, match="begins with 68 65 6c 6c: no capture"):
+    with pytest.raises(CaptureError, match="begins with 68 65 6c 6c: not a capture"):
         CaptureReader(str(path))
     path.write_bytes(b"\x1f\x8b" + bytes(40))
     with pytest.raises(CaptureError, match="cannot be decompressed further: Unknown compression method"):

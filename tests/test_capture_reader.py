@@ -212,20 +212,20 @@ def test_every_prefix_gives_what_it_holds(tmp_path, content):
 
 @pytest.mark.parametrize(("content", "message"), [
     (b"", ": is empty"),
-    (b"\xd4\xc3", ": 2 bytes are no capture; want pcap or pcapng"),
-    (b"hello, world, this is text", ": begins with 68 65 6c 6c: no capture; want pcap or pcapng (Wireshark's editcap -F pcapng "
+    (b"\xd4\xc3", ": 2 bytes are not a capture: expected pcap or pcapng"),
+    (b"hello, world, this is text", ": begins with 68 65 6c 6c: not a capture: expected pcap or pcapng (Wireshark's editcap -F pcapng "
      "converts many others, such as ERF)"),
-    (b"snoop\0\0\0" + bytes(24), ": is a snoop capture; want pcap or pcapng: editcap -F pcapng FILE NEW.pcapng (of Wireshark) "
-     "converts it"),
-    (b"GMBU" + bytes(24), ": is a Microsoft Network Monitor 2 capture; want pcap or pcapng: editcap -F pcapng FILE NEW.pcapng (of "
-     "Wireshark) converts it"),
+    (b"snoop\0\0\0" + bytes(24), ": is a snoop capture: expected pcap or pcapng; Wireshark's `editcap -F pcapng FILE "
+     "NEW.pcapng` converts it"),
+    (b"GMBU" + bytes(24), ": is a Microsoft Network Monitor 2 capture: expected pcap or pcapng; Wireshark's `editcap -F pcapng FILE "
+     "NEW.pcapng` converts it"),
     (b"\xfd7zXZ\0" + bytes(24), ": is compressed by xz: xz -dc FILE | vnic replay - ..."),
     (pcap([])[:20], ": the file's header ends at byte 20 of 24"),
-    (pcap(PACKETS, link_type=113), ": link type 113, Linux cooked (SLL); want Ethernet"),
-    (pcap(PACKETS, link_type=9999), ": link type 9999; want Ethernet"),
+    (pcap(PACKETS, link_type=113), ": link type 113, Linux cooked (SLL): expected Ethernet"),
+    (pcap(PACKETS, link_type=9999), ": link type 9999: expected Ethernet"),
     (section() + interface(link_type=127) + enhanced(FRAMES[0], 1),
-     ": offset 48: link type 127, IEEE 802.11 with radiotap header; want Ethernet"),
-    (pcap(PACKETS, link_type=274), ": link type 274, Ethernet mPackets (IEEE 802.3br); want Ethernet"),
+     ": offset 48: link type 127, IEEE 802.11 with radiotap header: expected Ethernet"),
+    (pcap(PACKETS, link_type=274), ": link type 274, Ethernet mPackets (IEEE 802.3br): expected Ethernet"),
     (section() + enhanced(FRAMES[0], 1), ": offset 28: a packet of an interface that its section does not describe"),
     (b"\x0a\x0d\x0d\x0a" + bytes(24), ": offset 0: a section header without the byte-order magic"),
 ])  # fmt: skip
@@ -254,9 +254,9 @@ def test_what_cannot_be_used_at_all(tmp_path, content, message):
     (HEAD + GOOD + block(1, bytes(4)), 140, "an interface description of less than 20 bytes"),
     (HEAD + GOOD + interface(options=struct.pack("<HH", 2, 999)), 140, "an option is longer than its block"),
     (HEAD + GOOD + interface(options=option(9, b"\xff")), 140, "an interface counts time in steps too fine to represent"),
-    (HEAD + GOOD + interface(link_type=105) + enhanced(FRAMES[1], 1, number=1), 160, "link type 105, IEEE 802.11; want Ethernet"),
+    (HEAD + GOOD + interface(link_type=105) + enhanced(FRAMES[1], 1, number=1), 160, "link type 105, IEEE 802.11: expected Ethernet"),
     (HEAD + GOOD + section()[:8] + bytes(24), 140, "a section header without the byte-order magic"),
-    (HEAD + GOOD + block(0x0A0D0D0A, struct.pack("<IHHq", 0x1A2B3C4D, 9, 0, -1)), 140, "a section of an unknown version; want 1"),
+    (HEAD + GOOD + block(0x0A0D0D0A, struct.pack("<IHHq", 0x1A2B3C4D, 9, 0, -1)), 140, "a section of an unknown version: expected 1"),
 ])  # fmt: skip
 def test_what_is_before_the_break_is_used(tmp_path, content, offset, message):
     got, error = read(tmp_path, content)

@@ -253,7 +253,7 @@ def test_version_2_takes_no_threads_of_another_domain(make_cgroup):
     os.mkdir(inner.path)
     try:
         (Path(inner.path) / "cgroup.type").write_text("threaded")
-        with pytest.raises(ConfigError, match=f"another domain than vnic, which is in {outer.parent}; want a cgroup below"):
+        with pytest.raises(ConfigError, match=f"another domain than vnic, which is in {outer.parent}; choose a cgroup below"):
             inner.check()
     finally:
         os.rmdir(inner.path)
@@ -262,7 +262,7 @@ def test_version_2_takes_no_threads_of_another_domain(make_cgroup):
 @pytest.mark.root
 def test_one_cgroup_of_each_hierarchy(make_cgroup):
     a, b = make_cgroup("cpuacct"), make_cgroup("cpuacct")
-    with pytest.raises(ConfigError, match=f"cgroups {a.path} and {b.path} are of one hierarchy; want one of them"):
+    with pytest.raises(ConfigError, match=f"cgroups {a.path} and {b.path} are of one hierarchy; choose one of them"):
         EngineGroup("g", cgroups=[a.cgroup, b.cgroup])
 
 
@@ -270,12 +270,12 @@ def test_one_cgroup_of_each_hierarchy(make_cgroup):
 @pytest.mark.skipif(len(CPUS) < 2, reason="one CPU only: a cpuset could leave none out")
 def test_a_cpuset_and_cpus(make_cgroup, make_group, lanes):  # noqa: F811
     box = make_cgroup("cpuset")
-    with pytest.raises(ConfigError, match="has a cpuset without CPUs or memory; want its cpuset.cpus and cpuset.mems set"):
+    with pytest.raises(ConfigError, match="has a cpuset without CPUs or memory; set its cpuset.cpus and cpuset.mems"):
         EngineGroup("g", cgroups=[box.cgroup])
     box.write("cpuset.mems", (box.parent / "cpuset.effective_mems").read_text())
     box.write("cpuset.cpus", str(CPUS[0]))
     assert box.cgroup.cpus() == CPUS[:1]
-    with pytest.raises(ConfigError, match=f"cpu {CPUS[1]}: not in the cpuset of {box.path}; want some of {CPUS[0]}"):
+    with pytest.raises(ConfigError, match=f"cpu {CPUS[1]}: not in the cpuset of {box.path}: expected some of {CPUS[0]}"):
         EngineGroup("g", cpus=CPUS[:2], cgroups=[box.cgroup])
     (lane,) = lanes(1)
     group = make_group("dedicated", cpus=CPUS[1:2], cgroups=[box.cgroup], tolerant=True)
@@ -297,21 +297,23 @@ CHECK = "import sys; from dataplane.cgroup import Cgroup; Cgroup(sys.argv[1]).ch
 def test_a_plain_user_wants_it_delegated(make_cgroup, kind):
     box = make_cgroup(kind)
     argv = [sys.executable, "-c", CHECK, str(box.path)]
-    remedy = f"want it delegated: chown -R {plain_user.UID} {box.path}"
+    remedy = f"expected it delegated: chown -R {plain_user.UID} {box.path}"
     said = plain_user.run(argv).stderr
     assert f"cgroup {box.path}: uid {plain_user.UID} may not write to it; {remedy}" in said
     for path in (box.path, *box.path.iterdir()):
         os.chown(path, plain_user.UID, plain_user.UID)
     said = plain_user.run(argv).stderr
     if kind == "v2":  # the way leads through the cgroup above, which is root's
-        assert f"uid {plain_user.UID} may not move threads from {box.parent} to it; want both delegated" in said
+        assert f"uid {plain_user.UID} may not move threads from {box.parent} to it; delegate both" in said
     else:
         assert said == ""
 
 
 def test_what_is_no_cgroup(tmp_path):
     (tmp_path / "tasks").write_text("")
-    with pytest.raises(ConfigError, match=f"group g: cgroup {tmp_path}: is no cgroup; want a directory with cgroup.threads"):
+    with pytest.raises(
+        ConfigError, match=f"group g: cgroup {tmp_path}: is not a cgroup: expected a directory with cgroup.threads"
+    ):
         EngineGroup("g", cgroups=[Cgroup(str(tmp_path))])
     with pytest.raises(ConfigError, match="does not exist"):
         Cgroup(str(tmp_path / "none")).check()

@@ -297,9 +297,9 @@ def test_rules_as_yaml_gives_them():
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        ({"proto": "tcp"}, "rule 1: unknown key 'proto'; want one of protocol, source"),
+        ({"proto": "tcp"}, "rule 1: unknown key 'proto': expected one of protocol, source"),
         ({1: 2}, "rule 1: unknown key 1"),
-        ({"protocol": "tpc"}, "rule 1: protocol: 'tpc'; want a number from 0 to 255, or a name such as icmp"),
+        ({"protocol": "tpc"}, "rule 1: protocol: 'tpc': expected a number from 0 to 255, or a name such as icmp"),
         ({"protocol": 256}, "rule 1: protocol: 256"),
         ({"protocol": True}, "rule 1: protocol: True"),
         ({"protocol": None}, "protocol: None"),
@@ -309,13 +309,13 @@ def test_rules_as_yaml_gives_them():
         ({"protocol": ""}, "protocol"),
         ({"protocol": "6" * 5000}, "protocol"),
         ({"protocol": 6.0}, "protocol"),
-        ({"source": "10.0.0.0/33"}, "rule 1: source: '10.0.0.0/33'; want an address or a prefix such as 10.0.0.0/8"),
+        ({"source": "10.0.0.0/33"}, "rule 1: source: '10.0.0.0/33': expected an address or a prefix such as 10.0.0.0/8"),
         ({"source": "10.0.0"}, "source"),
         ({"source": 10}, "source"),
         ({"destination": "fe80::1%eth0"}, "destination"),
         ({"destination": ""}, "destination"),
         ({"source": "10.0.0.1", "destination": "::1"}, "rule 1: source and destination: one is IPv4"),
-        ({"source_port": "90-80"}, "rule 1: source_port: '90-80'; want a port or a range such as 80 or 80-90"),
+        ({"source_port": "90-80"}, "rule 1: source_port: '90-80': expected a port or a range such as 80 or 80-90"),
         ({"source_port": 65536}, "source_port"),
         ({"source_port": "-"}, "source_port"),
         ({"source_port": "80-"}, "source_port"),
@@ -323,16 +323,16 @@ def test_rules_as_yaml_gives_them():
         ({"destination_port": [80]}, "destination_port"),
         (
             {"protocol": "icmp", "destination_port": 80},
-            "rule 1: destination_port: protocol 'icmp' has no ports; want tcp, udp or sctp",
+            "rule 1: destination_port: protocol 'icmp' has no ports: expected tcp, udp or sctp",
         ),
-        ({"dscp": 64}, "rule 1: dscp: 64; want a number from 0 to 63"),
+        ({"dscp": 64}, "rule 1: dscp: 64: expected a number from 0 to 63"),
         ({"dscp": "af14"}, "dscp"),
-        ({"vlan": 4095}, "rule 1: vlan: 4095; want a number from 0 to 4094"),
+        ({"vlan": 4095}, "rule 1: vlan: 4095: expected a number from 0 to 4094"),
         ({"port": 65535}, "port"),
         ({"gate": 1025}, "gate"),
         ({"gate": -1}, "gate"),
         ({"mark": 2**32}, "mark"),
-        ("tcp", "rule 1: 'tcp'; want keys and values"),
+        ("tcp", "rule 1: 'tcp': expected keys and values"),
     ],
 )
 def test_errors_name_rule_and_key(rule, message):
@@ -343,11 +343,11 @@ def test_errors_name_rule_and_key(rule, message):
 
 def test_errors_of_the_list():
     for rules in ({"protocol": "tcp"}, "tcp", 5, None):
-        with pytest.raises(ConfigError, match="want a list of rules"):
+        with pytest.raises(ConfigError, match="expected a list of rules"):
             Classifier(rules)
-    with pytest.raises(ConfigError, match="1025 rules; want at most 1024"):
+    with pytest.raises(ConfigError, match="1025 rules: expected at most 1024"):
         Classifier([{}] * 1025)
-    with pytest.raises(ConfigError, match="default: 'x'; want a number"):
+    with pytest.raises(ConfigError, match="default: 'x': expected a number"):
         Classifier([], default="x")
 
 

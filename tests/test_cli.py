@@ -101,22 +101,22 @@ def test_version():
 
 @pytest.mark.parametrize(("words", "says"), [
     (["stauts"], "unknown command 'stauts'; did you mean 'stats'?"),
-    (["fly"], "want one of demo, up, down"),
+    (["fly"], "expected one of demo, up, down"),
     (["--fast"], "--fast"),
     (["up"], "FILE.yaml"),
     (["up", "absent.yaml"], "absent.yaml: No such file"),
     (["rate", "web", "--egress"], "requires an argument. (see 'vnic rate --help')"),
     (["attach", "tap", "web", "--pid"], "requires an argument. (see 'vnic attach tap --help')"),
     (["link", "web", "sideways"], "'sideways' is not one of 'up', 'down'"),
-    (["attach", "tap", "web"], "want either --pid PID or --netns PATH"),
-    (["attach", "tap", "web", "--pid", "1", "--netns", "x"], "want either"),
+    (["attach", "tap", "web"], "give --pid PID or --netns PATH"),
+    (["attach", "tap", "web", "--pid", "1", "--netns", "x"], "give --pid"),
     (["attach", "tap", "web", "--pid", "one"], "'one' is not a valid integer"),
     (["attach", "vm", "web"], "vm"),
-    (["status", "-i", "../x"], "instance '../x': want a name"),
+    (["status", "-i", "../x"], "instance '../x': expected a name"),
     (["demo", "--rate", "1gbps"], "write 1gbit"),
     (["demo", "--queues", "0"], "--queues"),
     (["config", "check"], "FILE.yaml"),
-    (["stats", "--watch", "1ms"], "--watch 1ms: want 10ms to 1h"),
+    (["stats", "--watch", "1ms"], "--watch 1ms: expected 10ms to 1h"),
     (["demo", "--seconds", "nan"], "nan is not in the range 0.2<=x<=600"),
     (["capture", "web", "-w", "x", "-d", "inf"], "inf is not in the range"),
 ])  # fmt: skip
@@ -138,9 +138,9 @@ def test_no_command_gets_the_help_and_status_2(words):
 
 @pytest.mark.parametrize(("text", "says"), [
     ("nisc: {}", ":1: nisc: unknown key; did you mean 'nics'?"),
-    ("nics:\n  web: {pid: 1, mac: 02:zz:00:00:00:01}", ":2: nics.web.mac: '02:zz:00:00:00:01' is no MAC address"),
-    ("nics:\n  web: {pid: 1, queues: 0}", ":2: nics.web.queues: 0 will not do; want 1 to 64 queue pairs"),
-    ("nics:\n  web: {pid: 1, mtu: 65522}", ":2: nics.web.mtu: 65522 will not do; want an MTU of 68 to 65521 bytes"),
+    ("nics:\n  web: {pid: 1, mac: 02:zz:00:00:00:01}", ":2: nics.web.mac: '02:zz:00:00:00:01' is not a MAC address"),
+    ("nics:\n  web: {pid: 1, queues: 0}", ":2: nics.web.queues: invalid value 0: expected 1 to 64 queue pairs"),
+    ("nics:\n  web: {pid: 1, mtu: 65522}", ":2: nics.web.mtu: invalid value 65522: expected an MTU of 68 to 65521 bytes"),
     ("nics:\n  web:\n   - {", "no YAML"),
 ])  # fmt: skip
 @pytest.mark.parametrize("command", [["config", "check"], ["up"]], ids=" ".join)
@@ -165,7 +165,7 @@ def test_nothing_runs(tmp_path):
     tmp_path.chmod(0o700)
     for words in (["status"], ["stats"], ["graph"], ["down"], ["detach", "web"], ["link", "web", "up"]):
         result = invoke(*words, "-i", "lab", VNIC_RUNTIME_DIR=str(tmp_path))
-        assert_error(result, 1, "instance lab does not run; start it with 'vnic up FILE.yaml'")
+        assert_error(result, 1, "instance lab does not run; start it with 'vnic up -i lab FILE.yaml'")
 
 
 def test_debug_adds_the_traceback():
@@ -277,8 +277,8 @@ def test_a_nic_by_hand(environment, running):
     assert (db["queues"], db["mtu"], db["egress_bps"], db["ingress_bps"], db["link"]) == (3, 9000, None, 2_500_000_000, "down")
     assert run(environment, "detach", "db").returncode == 0
     assert_error(run(environment, "detach", "db"), 2, "not attached")
-    assert_error(run(environment, "attach", "tap", "x", "--pid", "1", "--mtu", "70000"), 2, "x.mtu: 70000 will not do")
-    assert_error(run(environment, "attach", "tap", "x", "--pid", "1", "--mac", "1"), 2, "x.mac: '1' is no MAC address")
+    assert_error(run(environment, "attach", "tap", "x", "--pid", "1", "--mtu", "70000"), 2, "x.mtu: invalid value 70000")
+    assert_error(run(environment, "attach", "tap", "x", "--pid", "1", "--mac", "1"), 2, "x.mac: '1' is not a MAC address")
     assert_error(run(environment, "rate", "web", "--egress", "1gbps"), 2, "write 1gbit")
 
 
@@ -309,7 +309,7 @@ def test_up_in_the_foreground_ends_with_status_0(environment, tmp_path, number):
 def test_config_check_and_schema(tmp_path):
     path = tmp_path / "net.yaml"
     path.write_text("nics: {web: {pid: 1, egress: {rate: 1000kbit}}}")
-    assert invoke("config", "check", str(path)).output == f"{path}: right; 1 NIC on 1 engine\n"
+    assert invoke("config", "check", str(path)).output == f"{path}: valid; 1 NIC on 1 engine\n"
     assert json.loads(invoke("config", "check", "--json", str(path)).output)["nics"]["web"]["egress"]["rate"] == "1mbit"
     assert json.loads(invoke("config", "schema").output)["$defs"]["NicConfig"]["properties"]["queues"]["maximum"] == 64
 

@@ -190,7 +190,7 @@ def bad(tmp_path, **nic):
     [
         ({"pid": 4194303}, "pid 4194303: no such process"),
         ({"netns": "/nowhere/at/all"}, "no such file"),
-        ({"netns": "/etc/passwd"}, "is no network namespace"),
+        ({"netns": "/etc/passwd"}, "is not a network namespace"),
         ({"pid": 1, "queues": 0}, "queues"),
         ({"pid": 1, "queues": 65}, "queues"),
         ({"pid": 1, "mtu": 65522}, "mtu"),

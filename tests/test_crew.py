@@ -228,7 +228,7 @@ def test_a_group_has_room_for_so_many_engines(pool):  # noqa: F811
     for engine in engines[:-1]:
         group.add(engine)
     with pytest.raises(
-        ConfigError, match=f"group g: has {ENGINES_MOST} engines, the most; want engine e{ENGINES_MOST} in another"
+        ConfigError, match=f"group g: has {ENGINES_MOST} engines, the most; put engine e{ENGINES_MOST} in another"
     ):
         group.add(engines[-1])
     for engine in engines:

@@ -324,9 +324,9 @@ def test_a_budget_is_kept(lanes):
 
 
 def test_guarantees_that_are_none():
-    with pytest.raises(ConfigError, match="want 10us up to the period"):
+    with pytest.raises(ConfigError, match="expected 10us up to the period"):
         Guarantee(2_000_000, 1_000_000)
-    with pytest.raises(ConfigError, match="want 100us to 1s"):
+    with pytest.raises(ConfigError, match="expected 100us to 1s"):
         Guarantee(10_000, 10_000)
     assert permitted() in CLASSES
 

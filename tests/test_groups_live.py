@@ -85,22 +85,22 @@ def test_settings_change_live_and_last(environment, tmp_path, leak_check):  # no
         vnic(environment, "upgrade")
         assert settings_of(environment) == changed
         for words, said in [
-            (("--guarantee", "2ms/1ms"), "groups.all.guarantee: runtime 2ms is more than the period: want at most 1ms"),
-            (("--guarantee", "2ms"), "--guarantee 2ms: want RUNTIME/PERIOD such as 200us/1ms, or none"),
-            (("--guarantee", "/1ms"), "groups.all.guarantee.runtime: time '': want a number with a unit such as 250us"),
-            (("--slo", "1ns", "--spin", "1us"), "groups.all.slo: slo 1ns is out of range: want 1us to 1s"),
-            (("--spin", "5"), "groups.all.spin: time '5' has no unit: want for example 5ms"),
+            (("--guarantee", "2ms/1ms"), "groups.all.guarantee: runtime 2ms is more than the period: expected at most 1ms"),
+            (("--guarantee", "2ms"), "--guarantee 2ms: expected RUNTIME/PERIOD such as 200us/1ms, or none"),
+            (("--guarantee", "/1ms"), "groups.all.guarantee.runtime: time '': expected a number with a unit such as 250us"),
+            (("--slo", "1ns", "--spin", "1us"), "groups.all.slo: slo 1ns is out of range: expected 1us to 1s"),
+            (("--spin", "5"), "groups.all.spin: time '5' has no unit: expected a number with one, such as 250us"),
             (("--budget", "2s"), "groups.all.budget: budget 2s is out of range"),
-            (("--cpus", "1,x"), "--cpus 1,x: want CPU numbers such as 0,1, or any"),
+            (("--cpus", "1,x"), "--cpus 1,x: expected CPU numbers such as 0,1, or any"),
             (
                 ("--cpus", "any", "--mode", "dedicated"),
-                "groups.all: dedicated needs CPUs of its own: want cpus: [1] or the like",
+                "groups.all: dedicated needs CPUs of its own, such as cpus: [1]",
             ),
             (
                 ("--cgroup", "tenant"),
-                "groups.all.cgroup[0]: 'tenant' will not do; want the absolute path of a cgroup's directory",
+                "groups.all.cgroup[0]: invalid value 'tenant': expected the absolute path of a cgroup's directory",
             ),
-            (("--cgroup", str(tmp_path)), f"group all: cgroup {tmp_path}: is no cgroup"),
+            (("--cgroup", str(tmp_path)), f"group all: cgroup {tmp_path}: is not a cgroup"),
         ]:
             assert said in vnic(environment, "group", "all", *words, status=2)
             assert settings_of(environment) == changed
@@ -110,7 +110,7 @@ def test_settings_change_live_and_last(environment, tmp_path, leak_check):  # no
             for settings in ({"spin": None, "slo": None, "budget": None, "mode": None, "cgroup": None}, {"cpus": None}):
                 client.call("SetGroup", name="all", settings=settings)
             assert settings_of(environment) == first
-            with pytest.raises(ConfigError, match="group all: nothing to change; want mode, cpus or settings"):
+            with pytest.raises(ConfigError, match="group all: nothing to change: expected mode, cpus or settings"):
                 client.call("SetGroup", name="all")
             with pytest.raises(ConfigError, match="groups.all.spinn: unknown key; did you mean 'spin'"):
                 client.call("SetGroup", name="all", settings={"spinn": "5us"})
@@ -124,7 +124,7 @@ def test_a_mode_that_the_next_worker_would_refuse_is_refused(environment, tmp_pa
     vnic(environment, "up", "-d", str(file))
     try:
         said = vnic(environment, "group", "default", "--mode", "compacting", status=2)
-        assert "engines: e0: cpu is for spreading groups: want cpus: in group default instead" in said
+        assert "engines: e0: cpu is for spreading groups: set cpus: of group default instead" in said
         assert kill_worker(environment)["groups"][0]["mode"] == "spreading"
     finally:
         vnic(environment, "down")

@@ -101,13 +101,13 @@ def test_a_handler_without_its_method_is_an_error_of_the_class():
     [
         ("ruels", [], "has no handler ruels; a Classifier has counters, hits, rules"),
         ("hits", [], "handler hits can only be read"),
-        ("rules", [object], "handler rules: [<class 'object'>]: want plain data"),
-        ("rules", "tcp", "classifier: rules are 'tcp'; want a list of rules"),
-        ("rules", [{"protocol": "tpc"}], "classifier rule 0: protocol: 'tpc'; want"),
+        ("rules", [object], "handler rules: [<class 'object'>]: expected plain data"),
+        ("rules", "tcp", "classifier: rules are 'tcp': expected a list of rules"),
+        ("rules", [{"protocol": "tpc"}], "classifier rule 0: protocol: 'tpc': expected"),
         (
             "rules",
             [{}, {}],
-            "with these rules it would have 3 outputs, and 2 are connected; want the highest gate: or default: to be 1",
+            "with these rules it would have 3 outputs, and 2 are connected; expected the highest gate: or default: to be 1",
         ),
     ],
 )
@@ -153,7 +153,7 @@ class Ttl(SetTtl):
 
     def prepare_ttl(self, value):
         if not 1 <= value <= 255:
-            raise ConfigError(f"{self.name}: ttl {value}; want 1 to 255")
+            raise ConfigError(f"{self.name}: ttl {value}: expected 1 to 255")
 
         def change():
             before, self.ttl = self.ttl, value
@@ -177,7 +177,7 @@ def test_a_python_element_declares_handlers():
     assert read_handler(element, "ttl") == 17
     assert write(element, "ttl", 9) == 17, "what the change returns"
     assert (element.ttl, read_handler(element, "ttl")) == (9, 9)
-    for value, error in [(0, "^Ttl: ttl 0; want 1 to 255$"), ("x", "^Ttl: handler ttl: 'x' will not do: TypeError: ")]:
+    for value, error in [(0, "^Ttl: ttl 0: expected 1 to 255$"), ("x", "^Ttl: handler ttl: invalid value 'x': TypeError: ")]:
         with pytest.raises(ConfigError, match=error):
             write(element, "ttl", value)
         assert element.ttl == 9

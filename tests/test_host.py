@@ -46,21 +46,24 @@ def test_routes_survive_the_stored_configuration():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"gateway": "10.0.0.254/24"}, "gateway: '10.0.0.254/24' is no gateway: want an IP address"),
+        ({"gateway": "10.0.0.254/24"}, "gateway: '10.0.0.254/24' is not a gateway: expected an IP address"),
         ({"gateway": "224.0.0.1"}, "cannot be a gateway"),
-        ({"gateway": 7}, "7 is no gateway"),
+        ({"gateway": 7}, "7 is not a gateway"),
         (
             {"routes": [{"to": "10.1.0.1/16"}]},
-            "routes[0].to: '10.1.0.1/16' is no network: want address/prefix without host bits",
+            "routes[0].to: '10.1.0.1/16' is not a network: expected address/prefix without host bits",
         ),
-        ({"routes": [{"to": "10.1.0.0"}]}, "is no network"),
-        ({"routes": [{"to": "default"}]}, "routes[0]: the default route needs a gateway: want {to: default, via: 10.0.0.254}"),
+        ({"routes": [{"to": "10.1.0.0"}]}, "is not a network"),
+        (
+            {"routes": [{"to": "default"}]},
+            "routes[0]: the default route needs a gateway: expected {to: default, via: 10.0.0.254}",
+        ),
         ({"routes": [{"to": "fd00:1::/64", "via": "10.0.0.1"}]}, "mixes IPv4 and IPv6"),
-        ({"routes": [{"via": "10.0.0.1"}]}, "routes[0]: has no to: want to: a network such as 10.1.0.0/16, or default"),
+        ({"routes": [{"via": "10.0.0.1"}]}, "routes[0]: has no to: expected to: a network such as 10.1.0.0/16, or default"),
         ({"routes": [{"to": "10.1.0.0/16", "dev": "eth0"}]}, "routes[0].dev: unknown key"),
-        ({"routes": {"to": "10.1.0.0/16"}}, "routes: a mapping will not do; want a list of routes"),
+        ({"routes": {"to": "10.1.0.0/16"}}, "routes: invalid value a mapping: expected a list of routes"),
         ({"gateway": "10.0.0.1", "routes": [{"to": "default", "via": "10.0.0.2"}]}, "names a destination twice"),
-        ({"routes": [{"to": f"10.{n // 256}.{n % 256}.0/24"} for n in range(ROUTES_MOST + 1)]}, "want a list of routes"),
+        ({"routes": [{"to": f"10.{n // 256}.{n % 256}.0/24"} for n in range(ROUTES_MOST + 1)]}, "expected a list of routes"),
     ],
 )
 def test_wrong_routes_are_refused(settings, said):
@@ -182,7 +185,7 @@ def test_containers_reach_other_networks_through_the_host(make_container, tmp_pa
             assert db.python(ASK).strip() == "198.51.100.1"
             wrong = [*command[:-1], "10.1.0.0/16 dev eth0"]
             refused = subprocess.run(wrong, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
-            assert refused.returncode == 2 and "want NETWORK or NETWORK via ADDRESS" in refused.stderr
+            assert refused.returncode == 2 and "expected NETWORK or NETWORK via ADDRESS" in refused.stderr
         assert "vnic0" not in host.interfaces()
     finally:
         server.kill()

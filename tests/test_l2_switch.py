@@ -504,7 +504,7 @@ def test_a_port_with_a_source_sends_from_no_other():
     assert bench.switch.get_ports()[0] == {"port": 0, "trunk": "1-4094", "native": None, "source": "02:00:00:00:00:01"}
     bench.switch.activate(0)
     assert bench.send(0, ethernet(BROADCAST, mac(2)))[1]
-    with pytest.raises(ConfigError, match="want a unicast address"):
+    with pytest.raises(ConfigError, match="expected a unicast address"):
         bench.switch.activate(0, source="01:00:00:00:00:01")
     bench.close()
 

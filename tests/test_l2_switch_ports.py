@@ -66,11 +66,11 @@ def test_a_gate_that_leads_nowhere_is_not_used():
     ("port", "arguments", "message"),
     [
         (2, {}, "port 2: there is no such gate; it has 2"),
-        (0, {"access": 0}, "VLAN 0; want 1 to 4094"),
-        (0, {"access": 4095}, "VLAN 4095; want 1 to 4094"),
-        (0, {"trunk": [1, 5000]}, "VLAN 5000; want 1 to 4094"),
-        (0, {"trunk": ["10"]}, "VLAN '10'; want 1 to 4094"),
-        (0, {"native": -1}, "VLAN -1; want 1 to 4094"),
+        (0, {"access": 0}, "VLAN 0: expected 1 to 4094"),
+        (0, {"access": 4095}, "VLAN 4095: expected 1 to 4094"),
+        (0, {"trunk": [1, 5000]}, "VLAN 5000: expected 1 to 4094"),
+        (0, {"trunk": ["10"]}, "VLAN '10': expected 1 to 4094"),
+        (0, {"native": -1}, "VLAN -1: expected 1 to 4094"),
         (0, {"access": 1, "native": 1}, "is either an access port or a trunk"),
     ],
 )
@@ -79,6 +79,6 @@ def test_what_is_wrong_with_a_port_is_said(port, arguments, message):
     with pytest.raises(ConfigError, match=message):
         switch.activate(port, **arguments)
     assert switch.active_ports == []
-    with pytest.raises(ConfigError, match="1025 ports; want at most 1024"):
+    with pytest.raises(ConfigError, match="1025 ports: expected at most 1024"):
         switch.set_gates(1025)
     switch.deactivate(5000)

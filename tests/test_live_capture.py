@@ -134,7 +134,7 @@ def test_however_it_ends_the_network_goes_on(network, tmp_path, how):
     (["a.nothing", "-w", "f"], 2, "capture: there is no point a.nothing; a has a, a."),
     (["a", "-w", "no/where"], 1, "cannot write no/where: No such file or directory"),
     (["a", "-w", "/dev/full"], 1, "cannot write /dev/full: No space left on device"),
-    (["a", "--json"], 2, "--json and -w - both want stdout"),
+    (["a", "--json"], 2, "--json and -w - both write to stdout"),
 ])  # fmt: skip
 def test_bad_use(network, tmp_path, words, status, message):
     environment, _, _ = network  # noqa: F811

@@ -133,10 +133,10 @@ def test_the_segment_says_what_it_is():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"capacity": 15}, "capacity 15; want 16 to 1048576"),
+        ({"capacity": 15}, "capacity 15: expected 16 to 1048576"),
         ({"capacity": 2**20 + 1}, "capacity 1048577"),
-        ({"ageing_ns": 10**9 - 1}, "ageing 999999999 ns; want 1 s"),
-        ({"per_port": 0}, "per_port 0; want 1 to the capacity"),
+        ({"ageing_ns": 10**9 - 1}, "ageing 999999999 ns: expected 1 s"),
+        ({"per_port": 0}, "per_port 0: expected 1 to the capacity"),
         ({"capacity": 16, "per_port": 17}, "per_port 17"),
     ],
 )
@@ -148,11 +148,11 @@ def test_what_is_wrong_with_a_table_is_said(arguments, message):
 @pytest.mark.parametrize("wrong", ["", "02:00", "zz:00:00:00:00:01", "01:00:00:00:00:01", "00:00:00:00:00:00", None])
 def test_what_is_wrong_with_an_address_is_said(wrong):
     table = MacTable()
-    with pytest.raises(ConfigError, match="want a unicast address such as"):
+    with pytest.raises(ConfigError, match="expected a unicast address such as"):
         table.add_static(wrong, 1)
     with pytest.raises(ConfigError, match="0 to 4094"):
         table.add_static(text(1), 1, 4095)
-    with pytest.raises(ConfigError, match="port 1024; want 0 to 1023"):
+    with pytest.raises(ConfigError, match="port 1024: expected 0 to 1023"):
         table.add_static(text(1), 1024)
     assert len(table) == 0
 

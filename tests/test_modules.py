@@ -111,11 +111,11 @@ class Twice(Module):
 
 
 @pytest.mark.parametrize(("modules", "says"), [
-    ([{"module": "Meter"}], "module Meter: unknown; want module:Class"),
+    ([{"module": "Meter"}], "module Meter: unknown: expected module:Class"),
     ([{"module": "nowhere:Meter"}], "cannot import nowhere"),
     ([{"module": "tests.test_modules:Client"}], "has no module class Client"),
-    ([{"module": "tests.test_modules:Refusing"}], "refuses its settings: no, not today"),
-    ([{"module": "examples.meter:Meter", "colour": "red"}], "refuses its settings"),
+    ([{"module": "tests.test_modules:Refusing"}], "refuses its arguments: no, not today"),
+    ([{"module": "examples.meter:Meter", "colour": "red"}], "refuses its arguments"),
     ([{"module": "examples.meter:Meter", "group": "most"}], "group most: there is none"),
     (["examples.meter:Meter"] * 2, "engine meters: the name is taken"),
 ])  # fmt: skip
@@ -127,8 +127,8 @@ def test_a_module_that_will_not_do_is_one_line(modules, says):
 
 
 @pytest.mark.parametrize(("data", "says"), [
-    ({"modules": {"a": 1}}, "modules: a mapping will not do"), ({"modules": [3]}, "modules[0]: 3 will not do"),
-    ({"modules": [{"class": "a:B"}]}, "has no module"), ({"modules": [{"module": "a:B", "not ok": 1}]}, "no constructor argument"),
+    ({"modules": {"a": 1}}, "modules: invalid value a mapping"), ({"modules": [3]}, "modules[0]: invalid value 3"),
+    ({"modules": [{"class": "a:B"}]}, "has no module"), ({"modules": [{"module": "a:B", "not ok": 1}]}, "not a constructor argument"),
 ])  # fmt: skip
 def test_configuration_of_modules(data, says):
     with pytest.raises(ConfigError) as caught:

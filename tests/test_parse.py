@@ -388,7 +388,7 @@ def test_a_malformed_gso_frame_cannot_be_segmented():
 
 
 def test_forward_and_drop_are_the_policies():
-    with pytest.raises(ConfigError, match="malformed='keep'; want 'forward' or 'drop'"):
+    with pytest.raises(ConfigError, match="malformed='keep': expected 'forward' or 'drop'"):
         Parse(malformed="keep")
     assert Parse().describe() == {} and Parse("drop").describe() == {"malformed": "drop"}
 

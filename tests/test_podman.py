@@ -55,10 +55,10 @@ def test_annotations_become_a_nic():
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"vnic.rate": "1mbit", "vnic.nic": "web"}, "annotation vnic.rate: unknown; want one of vnic.addresses, "),
+        ({"vnic.rate": "1mbit", "vnic.nic": "web"}, "annotation vnic.rate: unknown: expected one of vnic.addresses, "),
         ({"vnic.mtu": "1500"}, "annotation vnic.nic is missing"),
-        ({"vnic.nic": "web", "vnic.mtu": "big"}, "annotation vnic.mtu: 'big'; want a number"),
-        ({"vnic.nic": "web", "vnic.vlan": "9" * 30}, "annotation vnic.vlan: '9{30}'; want a number"),
+        ({"vnic.nic": "web", "vnic.mtu": "big"}, "annotation vnic.mtu: 'big': expected a number"),
+        ({"vnic.nic": "web", "vnic.vlan": "9" * 30}, "annotation vnic.vlan: '9{30}': expected a number"),
     ],
 )
 def test_wrong_annotations_are_named(asked, message):

@@ -104,7 +104,7 @@ def test_wrong_masks_are_refused():
 
     element = Wrong()
     run(element, [bytes(60)])
-    assert "mask: want 1 booleans" in str(element.last_error)
+    assert "mask: expected 1 booleans" in str(element.last_error)
 
 
 @pytest.mark.parametrize("left", ["one too few", "no gate", "no reason", "words"])

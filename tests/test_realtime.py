@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from dataplane.capture.reader import CaptureReader
 from dataplane.clock import Clock
 from dataplane.engine import Engine
-from dataplane.errors import ConfigError
+from dataplane.errors import ConfigError, VnicError
 from dataplane.packet import PacketPool
 from dataplane.port import PortRx, PortTx
 from dataplane.ports.memory import MemoryPort
@@ -52,6 +53,70 @@ def test_schedules(place, schedule, span_s):
     assert result["captured"] == result["entered"] == result["nics"][0]["sent"] == result["nics"][0]["counted"] == 100
     assert result["span_ns"] >= span_s * 1e9  # never early; how late is the benchmark's business
     assert result["nics"][0]["lateness_ns"]["p50"] <= result["nics"][0]["lateness_ns"]["max"]
+
+
+LISTENERS = {
+    "udp/5001": "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('', 5001))",
+    "tcp/5001": "s = socket.socket(socket.AF_INET6); s.bind(('', 5001)); s.listen()",
+    "packet": "s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))",
+}
+
+
+@pytest.mark.parametrize("what", LISTENERS)
+def test_it_waits_for_a_listener(place, what):
+    directory, container = place
+    command = [sys.executable, "-m", "vnic.cli.main", "replay", "in.pcap", "-c", "net.yaml", "--realtime", "asap"]
+    with subprocess.Popen(
+        [*command, "--wait", f"b={what}", "--json"], cwd=directory, env={**os.environ, "PYTHONPATH": str(TREE)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as waiting:  # fmt: skip
+        assert waiting.stderr.readline() == f"vnic: waiting for b={what} ...\n"
+        # A UDP socket of another port, and a TCP socket that is bound and does not listen, are not waited for.
+        others = "o = [socket.socket(socket.AF_INET, k) for k in (socket.SOCK_DGRAM, socket.SOCK_STREAM)]\n"
+        others += "o[0].bind(('', 5002)); o[1].bind(('', 5001))\n" if what != "tcp/5001" else "o[0].bind(('', 5001))\n"
+        code = f"import socket\n{others}print(1, flush=True)\ninput()\n{LISTENERS[what]}\nprint(2, flush=True)\ninput()"
+        held = subprocess.Popen(
+            container.command([sys.executable, "-c", code]), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert held.stdout.readline() == "1\n"
+        assert waiting.poll() is None
+        print(file=held.stdin, flush=True)
+        assert held.stdout.readline() == "2\n"
+        out, error = waiting.communicate(timeout=100)
+        assert waiting.returncode == 0, error
+        assert json.loads(out)["delivered"]
+        held.communicate("\n")
+
+
+def test_a_listener_that_does_not_come(place):
+    from vnic.control.load import load_config
+    from vnic.replay.realtime import Listener, RealtimeReplay
+
+    directory, _ = place
+    config = load_config(str(directory / "net.yaml"), contained=False)
+    with RealtimeReplay(config, {"a": str(directory / "in.pcap")}, Schedule.parse("asap")) as session:
+        with pytest.raises(VnicError, match="--wait b=udp/9: no such socket in the container after 0 s"):
+            session.wait([Listener.parse("b=udp/9")], 0)
+        with pytest.raises(ConfigError, match="--wait a=udp/9: no such NIC in a container: expected one of b"):
+            session.wait([Listener.parse("a=udp/9")], 0)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "b", "b=", "b=udp", "b=udp/", "b=udp/0", "b=udp/65536", "b=sctp/1", "b=packet/1", "=udp/1"]
+)
+def test_a_listener_that_is_not_one(text):
+    from vnic.replay.realtime import Listener
+
+    with pytest.raises(ConfigError, match=f"--wait {text}: expected NAME=udp/PORT"):
+        Listener.parse(text)
+
+
+def test_a_delay(place):
+    directory, _ = place
+    began = time.monotonic()
+    done = replay(directory, "in.pcap", "-c", "net.yaml", "--realtime", "asap", "--delay", "1500ms", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["delivered"]
+    assert time.monotonic() - began >= 1.5
 
 
 def test_rounds_follow_each_other(place):
@@ -126,10 +191,10 @@ def test_other_schedules_are_refused(text):
 
 
 @pytest.mark.parametrize(("nics", "words", "message"), [
-    ("a: {}, b: {}", ["in.pcap"], "nic b: has neither a capture nor a container; want --port b=IN.pcap, pid: or netns:"),
+    ("a: {}, b: {}", ["in.pcap"], "nic b: has neither a capture nor a container; use --port b=IN.pcap, pid: or netns:"),
     ("a: {}", ["in.pcap"], "a replay in real time needs a NIC in a container: every one has a capture"),
     ("a: {}, b: {netns: /nowhere}", ["in.pcap"], "/nowhere"),
-    ("a: {}, b: {netns: /nowhere}", ["in.pcap", "-o", "x"], "are of virtual time"),
+    ("a: {}, b: {netns: /nowhere}", ["in.pcap", "-o", "x"], "do not go with --realtime"),
     ("a: {}, b: {netns: /nowhere}", ["none.pcap"], "none.pcap: No such file or directory"),
 ])  # fmt: skip
 def test_bad_use(tmp_path, nics, words, message):

@@ -56,9 +56,9 @@ def test_the_bounds_of_every_key_are_those_of_the_parser(key):
     for value in (least, most):
         if error := refusal(key, value):
             # Some values are within bounds and refused for what stands beside them; the error then speaks of that.
-            assert "out of range" not in error and f"{value} will not do" not in error
+            assert "out of range" not in error and f"invalid value {value}" not in error
     if isinstance(least, int):
-        assert f"{least - 1} will not do" in refusal(key, least - 1) and f"{most + 1} will not do" in refusal(key, most + 1)
+        assert f"invalid value {least - 1}" in refusal(key, least - 1) and f"invalid value {most + 1}" in refusal(key, most + 1)
     else:
         assert "out of range" in refusal(key, re.sub(r"\d+", lambda match: str(int(match[0]) + 1), most))
 
@@ -193,7 +193,7 @@ def test_an_element_of_the_users_own_is_described(monkeypatch):
 def test_an_unknown_element_is_refused():
     with pytest.raises(ConfigError, match="element Shapr: unknown; did you mean 'Shaper'"):
         describe_element("Shapr")
-    with pytest.raises(ConfigError, match="want module:Class or one of Classifier, Counter"):
+    with pytest.raises(ConfigError, match="expected module:Class or one of Classifier, Counter"):
         describe_element("zzz")
 
 

@@ -293,7 +293,7 @@ def test_every_capture_of_the_corpus(tmp_path):
                 session.run()
                 results = session.results()
         except CaptureError as error:
-            assert "; want Ethernet" in str(error) or "no capture" in str(error), error
+            assert ": expected Ethernet" in str(error) or "no capture" in str(error), error
             refused += 1
             continue
         used += 1

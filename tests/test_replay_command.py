@@ -98,14 +98,14 @@ def test_a_broken_capture_ends_with_status_1(place):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["replay", "-c", "net.yaml"], "nothing to replay; want IN.pcap or --port NAME=IN.pcap"),
+    (["replay", "-c", "net.yaml"], "nothing to replay; give IN.pcap or --port NAME=IN.pcap"),
     (["replay", "in.pcap", "in.pcap", "in.pcap", "-c", "net.yaml"], "3 captures, but the configuration has 2 NICs"),
     (["replay", "in.pcap", "--port", "a=in.pcap", "-c", "net.yaml"], "--port a=in.pcap: a has in.pcap already"),
-    (["replay", "--port", "in.pcap", "-c", "net.yaml"], "--port in.pcap: want NAME=IN.pcap"),
+    (["replay", "--port", "in.pcap", "-c", "net.yaml"], "--port in.pcap: expected NAME=IN.pcap"),
     (["replay", "--port", "x=in.pcap", "-c", "net.yaml"], "port x: the configuration has no such NIC; it has a, b"),
     (["replay", "none.pcap", "-c", "net.yaml"], "none.pcap: No such file or directory"),
-    (["replay", "net.yaml", "-c", "net.yaml"], "net.yaml: begins with 6e 69 63 73: no capture; want pcap or pcapng"),
-    (["replay", "in.pcap", "-c", "net.yaml", "--expect", "x"], "--expect compares a file: want -o OUT.pcapng, too"),
+    (["replay", "net.yaml", "-c", "net.yaml"], "net.yaml: begins with 6e 69 63 73: not a capture: expected pcap or pcapng"),
+    (["replay", "in.pcap", "-c", "net.yaml", "--expect", "x"], "--expect compares a file: use -o OUT.pcapng, too"),
     (["replay", "in.pcap", "-c", "net.yaml", "-o", "in.pcap"], "in.pcap is both --output and input; write to another file"),
     (["replay", "in.pcap", "-c", "net.yaml", "-o", "net.yaml", "--expect", "net.yaml"], "net.yaml is both --output and --config"),
     (["replay", "in.pcap", "-c", "net.yaml", "-o", "golden", "--expect", "golden"],
@@ -115,7 +115,7 @@ def test_a_broken_capture_ends_with_status_1(place):
     (["replay", "in.pcap", "-c", "net.yaml", "-o", "no/where"], "cannot write no/where: No such file or directory"),
     (["diff", "in.pcap", "in.pcap", "--tolerance", "5"], "5"),
     (["diff", "in.pcap", "in.pcap", "--ignore", "IP.nose"], "--ignore IP.nose: no such field; IP has version, ihl"),
-    (["diff", "in.pcap", "in.pcap", "--ignore", "nose"], "--ignore nose: want Layer.field in scapy's names"),
+    (["diff", "in.pcap", "in.pcap", "--ignore", "nose"], "--ignore nose: expected Layer.field in scapy's names"),
 ])  # fmt: skip
 def test_bad_use_is_one_line(place, arguments, message):
     (place / "golden").touch()

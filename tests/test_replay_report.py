@@ -88,7 +88,7 @@ def test_a_report_is_the_same_every_time(place):  # noqa: F811
 @pytest.mark.parametrize(
     ("name", "status", "message"),
     [
-        ("out.pdf", 2, "report out.pdf: want a name in .html, .png, .json"),
+        ("out.pdf", 2, "report out.pdf: expected a name in .html, .png, .json"),
         ("no/where.json", 1, "cannot write no/where.json: No such file"),
     ],
 )

@@ -201,21 +201,21 @@ def test_key_and_table_can_be_set():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"key": bytes(39)}, "a key of 39 bytes; want 40 or 52"),
-        ({"key": "6d5a"}, "a key of str; want 40 or 52"),
-        ({"key": memoryview(bytes(160)).cast("I")}, "a key of 160 bytes; want 40 or 52"),
-        ({"table": 5}, "table of int; want a list of queue numbers"),
-        ({"table": []}, "table of 0 entries; want a power of two up to 512"),
-        ({"table": [0, 0, 0]}, "of 3 entries; want a power of two"),
-        ({"table": [0] * 1024}, "of 1024 entries; want a power of two"),
+        ({"key": bytes(39)}, "a key of 39 bytes: expected 40 or 52"),
+        ({"key": "6d5a"}, "a key of str: expected 40 or 52"),
+        ({"key": memoryview(bytes(160)).cast("I")}, "a key of 160 bytes: expected 40 or 52"),
+        ({"table": 5}, "table of int: expected a list of queue numbers"),
+        ({"table": []}, "table of 0 entries: expected a power of two up to 512"),
+        ({"table": [0, 0, 0]}, "of 3 entries: expected a power of two"),
+        ({"table": [0] * 1024}, "of 1024 entries: expected a power of two"),
         ({"table": [0, 2], "queues": 2}, r"names queue 2; there are 2 \(0 to 1\)"),
         ({"table": [-1]}, "names queue -1"),
         ({"table": [0.0]}, "names queue 0.0"),
-        ({"queues": 0}, "0 queues; want 1 to 64"),
+        ({"queues": 0}, "0 queues: expected 1 to 64"),
         ({"queues": 65}, "65 queues"),
         ({"queues": -1}, "-1 queues"),
         ({"queues": 1 << 32}, "4294967296 queues"),
-        ({"queues": 2.5}, "2.5 queues; want 1 to 64"),
+        ({"queues": 2.5}, "2.5 queues: expected 1 to 64"),
     ],
 )
 def test_what_is_wrong_is_said(arguments, message):
@@ -241,10 +241,10 @@ def test_a_refused_change_changes_nothing():
 @pytest.mark.parametrize(
     ("flow", "message"),
     [
-        (("nowhere", "10.0.0.2"), "'nowhere' does not appear to be .*; want two addresses"),
-        (("10.0.0.1", "10.0.0.2", 65536, 1), "port 65536; want 0 to 65535"),
-        (("10.0.0.1", "10.0.0.2", 1, -1), "port -1; want 0 to 65535"),
-        (("10.0.0.1", "10.0.0.2", "1", 2), "port '1'; want 0 to 65535"),
+        (("nowhere", "10.0.0.2"), "'nowhere' does not appear to be .*: expected two addresses"),
+        (("10.0.0.1", "10.0.0.2", 65536, 1), "port 65536: expected 0 to 65535"),
+        (("10.0.0.1", "10.0.0.2", 1, -1), "port -1: expected 0 to 65535"),
+        (("10.0.0.1", "10.0.0.2", "1", 2), "port '1': expected 0 to 65535"),
     ],
 )
 def test_a_flow_that_is_none_is_refused(flow, message):

@@ -161,7 +161,7 @@ def test_a_directory_is_replayed_file_by_file(place):
     done = vnic(place, "replay", "all", "-c", "net.yaml", "--json")
     found = json.loads(done.stdout)
     assert done.returncode == 1 and [each["broken"] for each in found] == [False, True]
-    assert found[0]["transmitted"] == 40 and "no capture" in found[1]["errors"][0]
+    assert found[0]["transmitted"] == 40 and "not a capture" in found[1]["errors"][0]
 
 
 def test_diff_pairs_the_only_interfaces(place):

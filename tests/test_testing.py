@@ -165,9 +165,9 @@ def test_what_a_capture_holds_is_sent_and_expected(tmp_path):
     (IP() / UDP(), "send: IP is no Ethernet frame; put Ether(...) / in front of it"),
     ([PACKET, IP()], "send: packet 2: IP is no Ethernet frame; put Ether(...) / in front of it"),
     (Dot11(), "send: Dot11 is no Ethernet frame; put Ether(...) / in front of it"),
-    (60, "send: int is no packet; want bytes, a scapy packet, or several of them"),
-    ("ff" * 60, "send: str is no packet; want bytes, a scapy packet, or several of them"),
-    ([bytes(60), 60], "send: packet 2: int is no packet; want bytes or a scapy packet"),
+    (60, "send: int is not a packet: expected bytes, a scapy packet, or several of them"),
+    ("ff" * 60, "send: str is not a packet: expected bytes, a scapy packet, or several of them"),
+    ([bytes(60), 60], "send: packet 2: int is not a packet: expected bytes or a scapy packet"),
 ])  # fmt: skip
 def test_what_is_no_ethernet_frame_is_refused(wrong, message):
     with VirtualNetwork(PAIR) as net:
@@ -183,7 +183,7 @@ def test_what_is_no_ethernet_frame_is_refused(wrong, message):
 @pytest.mark.parametrize("arguments", [{"at": 0.5}, {"gap": 1e-3}])
 def test_times_are_never_guessed(arguments):
     time = next(iter(arguments.values()))
-    message = re.escape(f'time {time!r}: want text such as "500ms", or a whole number of nanoseconds')
+    message = re.escape(f'time {time!r}: expected text such as "500ms", or a whole number of nanoseconds')
     with VirtualNetwork(PAIR) as net:
         with pytest.raises(ConfigError, match=message):
             net.send("a", PACKET, **arguments)

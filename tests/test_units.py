@@ -72,12 +72,12 @@ def test_times(text, want):
     (parse_rate, "10Mb/s", "write 10mbit"),
     (parse_rate, "10bps", "write 10bit"),
     (parse_rate, "10M", "write 10mbit"),
-    (parse_rate, "100", "no unit: want for example 100mbit"),
+    (parse_rate, "100", "no unit: expected a number with one, such as 100mbit"),
     (parse_rate, 100, "no unit"),
     (parse_rate, "fast", "100mbit"),
     (parse_rate, "", "100mbit"),
     (parse_rate, "-1mbit", "100mbit"),
-    (parse_rate, "1e3mbit", "want a number"),
+    (parse_rate, "1e3mbit", "expected a number"),
     (parse_rate, "0.3bit", "whole number"),
     (parse_rate, "9223372036854775808bit", "too large"),
     (parse_rate, "1" * 5000 + "bit", "100mbit"),
@@ -88,8 +88,8 @@ def test_times(text, want):
     (parse_size, "64kbit", "in bytes"),
     (parse_size, "0.1kb", "whole number"),
     (parse_size, "64", "64kb"),
-    (parse_time, "5", "5ms"),
-    (parse_time, "5 fortnights", "want one of"),
+    (parse_time, "5", "such as 250us"),
+    (parse_time, "5 fortnights", "expected one of"),
 ])  # fmt: skip
 def test_what_is_wrong_says_what_would_be_right(parse, text, says):
     with pytest.raises(ConfigError) as caught:

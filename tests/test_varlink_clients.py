@@ -128,9 +128,9 @@ def test_descriptors_that_nobody_wants_are_closed(running):
         for _ in range(50):
             client.call("Status", passing=[null.fileno()] * 5)
         for parameters, says in [
-            ({"netns": 0}, "is no network namespace"), ({"netns": 7}, "descriptor 7 did not come with the call"),
+            ({"netns": 0}, "is not a network namespace"), ({"netns": 7}, "descriptor 7 did not come with the call"),
             ({"netns": -1}, "descriptor -1 did not come"), ({"netns": 1, "process": 0}, "is that of no process"),
-            ({"netns": 1, "process": 1}, "descriptor 1 did not come"), ({"netns": 1, "nic": {"pid": 1}}, "want one of them"),
+            ({"netns": 1, "process": 1}, "descriptor 1 did not come"), ({"netns": 1, "nic": {"pid": 1}}, "choose one of them"),
         ]:  # fmt: skip
             with pytest.raises(VnicError, match=says):
                 client.call("Attach", passing=[null.fileno(), netns.fileno()], **{"name": "x", "nic": {}, **parameters})
@@ -156,4 +156,4 @@ def test_descriptors_belong_to_the_call_that_they_came_with(running):
         client._socket.sendall(status)
         replies = [json.loads(client._message()) for _ in range(5)]
         assert [set(reply) for reply in replies] == [{"parameters"}] * 3 + [{"error", "parameters"}] + [{"parameters"}]
-        assert "is no network namespace" in replies[3]["parameters"]["message"]
+        assert "is not a network namespace" in replies[3]["parameters"]["message"]

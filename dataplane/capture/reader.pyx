@@ -82,7 +82,7 @@ cdef class CaptureReader:
         if self.end == 0:
             raise CaptureError(f"{self.path}: is empty")
         if self.end < 8:
-            raise CaptureError(f"{self.path}: {self.end} bytes are no capture; want pcap or pcapng")
+            raise CaptureError(f"{self.path}: {self.end} bytes are not a capture: expected pcap or pcapng")
         memcpy(&magic, self.window, 4)
         if magic == SECTION_HEADER:
             self.is_pcapng = True
@@ -129,7 +129,7 @@ cdef class CaptureReader:
         if self.end < PCAP_HEADER:
             raise CaptureError(f"{self.path}: the file's header ends at byte {self.end} of {PCAP_HEADER}")
         if self.u16(self.window + 4) != 2:
-            raise CaptureError(f"{self.path}: pcap version {self.u16(self.window + 4)}.{self.u16(self.window + 6)}; want 2.4")
+            raise CaptureError(f"{self.path}: pcap version {self.u16(self.window + 4)}.{self.u16(self.window + 6)}: expected 2.4")
         only.ticks_a_second = 1000000000 if number == NANOSECONDS else 1000000
         only.snaplen = self.u32(self.window + 16)
         only.offset_s = 0
@@ -140,7 +140,7 @@ cdef class CaptureReader:
         self.interface_count = 1
         self.names.append(None)
         if only.link_type != ETHERNET:
-            raise CaptureError(f"{self.path}: {describe_link_type(only.link_type)}; want Ethernet")
+            raise CaptureError(f"{self.path}: {describe_link_type(only.link_type)}: expected Ethernet")
         self.at = PCAP_HEADER
 
     def _first_packet(self):
@@ -324,7 +324,7 @@ cdef class CaptureReader:
             if self.u32(self.window + self.at + 8) != BYTE_ORDER_MAGIC:
                 return self.fail("a section header without the byte-order magic", offset)
         if self.u16(self.window + self.at + 12) != 1:
-            return self.fail("a section of an unknown version; want 1", offset)
+            return self.fail("a section of an unknown version: expected 1", offset)
         total = self.u32(self.window + self.at + 4)
         if total < 28 or total % 4:
             return self.fail("a section header has an impossible length", offset)
@@ -399,7 +399,7 @@ cdef class CaptureReader:
         interface = &self.interfaces[number]
         if interface.link_type != ETHERNET:
             with gil:
-                text = f"{describe_link_type(interface.link_type)}; want Ethernet".encode()
+                text = f"{describe_link_type(interface.link_type)}: expected Ethernet".encode()
                 return self.fail(text, offset)
         if kind == SIMPLE_PACKET:
             record.original = self.u32(body)

@@ -46,7 +46,7 @@ cdef class CaptureWriter:
         self.path = f"descriptor {file}" if isinstance(file, int) else os.fspath(file)
         self.format = format or format_of(self.path)
         if self.format not in ("pcap", "pcapng"):
-            raise ConfigError(f"{self.path}: format {format!r}; want pcap or pcapng")
+            raise ConfigError(f"{self.path}: format {format!r}: expected pcap or pcapng")
         self.is_pcapng = self.format == "pcapng"
         self.interfaces = len(names)
         self.room, self.pending_room = ROOM_FIRST, 256

@@ -164,7 +164,7 @@ cdef class Classifier(Element):
         cdef RuleTable table = RuleTable(rules, self.default)
         if table.gates != self.gate_count:
             raise ConfigError(f"{self.name}: with these rules it would have {table.gates} outputs, and {self.gate_count} are connected; "
-                              f"want the highest gate: or default: to be {<int>self.gate_count - 1}")
+                              f"expected the highest gate: or default: to be {<int>self.gate_count - 1}")
         return SetRules(self, table)
 
     def hits(self):

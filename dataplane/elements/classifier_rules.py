@@ -126,29 +126,31 @@ def read_rule(number: int, settings: Any) -> Rule:
     """Reads one rule; its gate is by default its number. Raises ConfigError with the rule's number
     and the key."""
     if not isinstance(settings, Mapping):
-        raise ConfigError(f"classifier rule {number}: {_shown(settings)}; want keys and values such as protocol: tcp")
+        raise ConfigError(f"classifier rule {number}: {_shown(settings)}: expected keys and values such as protocol: tcp")
     fields: dict[str, Any] = {}
     for key, value in settings.items():
         if key not in READERS:
-            raise ConfigError(f"classifier rule {number}: unknown key {_shown(key)}; want one of {', '.join(READERS)}")
+            raise ConfigError(f"classifier rule {number}: unknown key {_shown(key)}: expected one of {', '.join(READERS)}")
         try:
             fields[key] = READERS[key](value)
         except ValueError as error:
-            raise ConfigError(f"classifier rule {number}: {key}: {_shown(value)}; want {error}") from None
+            raise ConfigError(f"classifier rule {number}: {key}: {_shown(value)}: expected {error}") from None
     rule = Rule(**{"gate": number, **fields})
     if rule.source and rule.destination and rule.source.version != rule.destination.version:
-        raise ConfigError(f"classifier rule {number}: source and destination: one is IPv4, one IPv6; want the same for both")
+        raise ConfigError(
+            f"classifier rule {number}: source and destination: one is IPv4, one IPv6: expected the same for both"
+        )
     for key in ("source_port", "destination_port"):
         if key in fields and rule.protocol is not None and rule.protocol not in WITH_PORTS:
             protocol = _shown(settings["protocol"])
-            raise ConfigError(f"classifier rule {number}: {key}: protocol {protocol} has no ports; want tcp, udp or sctp")
+            raise ConfigError(f"classifier rule {number}: {key}: protocol {protocol} has no ports: expected tcp, udp or sctp")
     return rule
 
 
 def list_rules(rules: Any) -> list[Any]:
     """A copy of the rules, not yet checked. Raises ConfigError for a value that is not a list."""
     if isinstance(rules, (str, bytes, Mapping)) or not isinstance(rules, Iterable):
-        raise ConfigError(f"classifier: rules are {_shown(rules)}; want a list of rules")
+        raise ConfigError(f"classifier: rules are {_shown(rules)}: expected a list of rules")
     return [dict(each) if isinstance(each, Mapping) else each for each in rules]
 
 
@@ -157,7 +159,7 @@ def read_rules(rules: Any, default: Any = None) -> tuple[list[Rule], int, int]:
     last one), and the number of gates. Raises ConfigError."""
     rules = list_rules(rules)
     if len(rules) > MAX_RULES:
-        raise ConfigError(f"classifier: {len(rules)} rules; want at most {MAX_RULES}")
+        raise ConfigError(f"classifier: {len(rules)} rules: expected at most {MAX_RULES}")
     compiled = [read_rule(number, settings) for number, settings in enumerate(rules)]
     behind = max((rule.gate for rule in compiled), default=-1) + 1
     if default is None:
@@ -165,5 +167,5 @@ def read_rules(rules: Any, default: Any = None) -> tuple[list[Rule], int, int]:
     try:
         default = _number(default, 0, MAX_GATES - 1)
     except ValueError as error:
-        raise ConfigError(f"classifier: default: {_shown(default)}; want {error}") from None
+        raise ConfigError(f"classifier: default: {_shown(default)}: expected {error}") from None
     return compiled, default, max(behind, default + 1)

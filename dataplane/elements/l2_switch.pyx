@@ -128,7 +128,7 @@ cdef class L2Switch(Element):
         """Resizes the outputs; ports whose gates go are deactivated."""
         cdef int port
         if count > MAX_PORTS:
-            raise ConfigError(f"{self.name}: {count} ports; want at most {MAX_PORTS}")
+            raise ConfigError(f"{self.name}: {count} ports: expected at most {MAX_PORTS}")
         for port in range(<int>count, MAX_PORTS):
             self.deactivate(port)
         return Element.set_gates(self, count)
@@ -155,7 +155,7 @@ cdef class L2Switch(Element):
             vlans = list(range(1, VLAN_MAX + 1) if trunk is None else trunk)
         for number in vlans + ([] if native is None else [native]):
             if type(number) is not int or not 1 <= number <= VLAN_MAX:
-                raise ConfigError(f"{self.name}: port {port}: VLAN {number!r}; want 1 to {VLAN_MAX}")
+                raise ConfigError(f"{self.name}: port {port}: VLAN {number!r}: expected 1 to {VLAN_MAX}")
         state = self.ports[port]
         if state == NULL:
             state = <SwitchPort *>calloc(1, sizeof(SwitchPort))
@@ -217,12 +217,12 @@ cdef class L2Switch(Element):
         """What forgets addresses, see Handlers; it returns how many. Raises ConfigError."""
         which = {} if which is None or which == "all" else which
         if not isinstance(which, dict) or set(which) not in (set(), {"port"}, {"mac"}, {"mac", "vlan"}):
-            raise ConfigError(f"{self.name}: flush: {str(which)[:60]!r}; want all, "
+            raise ConfigError(f"{self.name}: flush: {str(which)[:60]!r}: expected all, "
                               '{"port": 3} or {"mac": "02:00:00:00:00:01", "vlan": 10}')
         port, vlan, mac = which.get("port"), which.get("vlan"), which.get("mac")
         for what, number, most in (("port", port, MAX_PORTS - 1), ("vlan", vlan, VLAN_MAX)):
             if what in which and (type(number) is not int or not 0 <= number <= most):
-                raise ConfigError(f"{self.name}: flush: {what} {str(number)[:60]!r}; want 0 to {most}")
+                raise ConfigError(f"{self.name}: flush: {what} {str(number)[:60]!r}: expected 0 to {most}")
         if "mac" not in which:
             if port is not None and self.ports[<uint32_t>port] == NULL and not any(
                     entry["port"] == port for entry in self.get_table()):
@@ -249,7 +249,7 @@ cdef class L2Switch(Element):
             raise VnicError(f"{self.name}: its state is not that of an L2Switch")
         due = state["ageing_ns"]
         if due is not None and (type(due) is not int or not 0 <= due <= self.engine.clock.now_ns + self.tick_ns):
-            raise VnicError(f"{self.name}: ageing is due at {due!r}; want an instant up to {self.tick_ns} ns from now")
+            raise VnicError(f"{self.name}: ageing is due at {due!r}: expected an instant up to {self.tick_ns} ns from now")
         self.deadline_ns = NEVER if due is None else due
 
     def describe(self):

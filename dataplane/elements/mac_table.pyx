@@ -355,7 +355,7 @@ cdef class MacTable:
         cdef Place place = mac_place(self, key)
         cdef MacSlot *slot
         if port >= MAX_PORTS:
-            raise ConfigError(f"MAC table: port {port}; want 0 to {MAX_PORTS - 1}")
+            raise ConfigError(f"MAC table: port {port}: expected 0 to {MAX_PORTS - 1}")
         cdef uint64_t value = <uint64_t>port << PORT_SHIFT | STATIC | PRESENT | place.check
         for _ in range(100):     # engines may learn or remove the same address meanwhile
             slot = self.find(&place, key, &seen)
@@ -375,7 +375,7 @@ cdef class MacTable:
         cdef Py_ssize_t i
         cdef Place place
         if port >= MAX_PORTS or vlan > 4094:
-            raise ConfigError(f"MAC table: port {port}, VLAN {vlan}; want a port below {MAX_PORTS} and VLAN 0 to 4094")
+            raise ConfigError(f"MAC table: port {port}, VLAN {vlan}: expected a port below {MAX_PORTS} and VLAN 0 to 4094")
         with nogil:
             for i in range(macs.shape[0]):
                 key = macs[i] << 16 | vlan << 1 | 1
@@ -457,11 +457,11 @@ cdef uint32_t _slots(uint32_t capacity) noexcept nogil:
 
 def _check_limits(capacity, ageing_ns, per_port):
     if not CAPACITY_MIN <= capacity <= CAPACITY_MAX:
-        raise ConfigError(f"MAC table: capacity {capacity}; want {CAPACITY_MIN} to {CAPACITY_MAX}")
+        raise ConfigError(f"MAC table: capacity {capacity}: expected {CAPACITY_MIN} to {CAPACITY_MAX}")
     if not AGEING_MIN_NS <= ageing_ns <= AGEING_MAX_NS:
-        raise ConfigError(f"MAC table: ageing {ageing_ns} ns; want 1 s to 10^6 s")
+        raise ConfigError(f"MAC table: ageing {ageing_ns} ns: expected 1 s to 10^6 s")
     if not 1 <= per_port <= capacity:
-        raise ConfigError(f"MAC table: per_port {per_port}; want 1 to the capacity, {capacity}")
+        raise ConfigError(f"MAC table: per_port {per_port}: expected 1 to the capacity, {capacity}")
 
 
 cdef inline int64_t age_ms(uint64_t value, uint64_t now_ms) noexcept nogil:
@@ -477,5 +477,5 @@ def _key(mac, vlan):
     except ValueError:
         octets = b""
     if len(octets) != 6 or octets[0] & 1 or octets == bytes(6) or vlan > 4094:
-        raise ConfigError(f"MAC table: {mac!r} of VLAN {vlan}: want a unicast address such as 02:00:00:00:00:01 and 0 to 4094")
+        raise ConfigError(f"MAC table: {mac!r} of VLAN {vlan}: expected a unicast address such as 02:00:00:00:00:01 and 0 to 4094")
     return int.from_bytes(octets, "big") << 16 | vlan << 1 | 1

@@ -60,9 +60,9 @@ cdef class Mirror(Element):
             self.snaplen = snaplen
             return
         if not isinstance(file, (str, int, os.PathLike)) or isinstance(file, bool) or file == "":
-            raise ConfigError(f"{self.name}: file {file!r}; want a path or the number of an open descriptor")
+            raise ConfigError(f"{self.name}: file {file!r}: expected a path or the number of an open descriptor")
         if not isinstance(snaplen, int) or isinstance(snaplen, bool) or not 1 <= snaplen <= SNAPLEN_MAX:
-            raise ConfigError(f"{self.name}: snaplen {snaplen!r}; want 1 to {SNAPLEN_MAX} bytes")
+            raise ConfigError(f"{self.name}: snaplen {snaplen!r}: expected 1 to {SNAPLEN_MAX} bytes")
         self.file, self.snaplen, self.buffer = file, snaplen, _capacity(self.name, buffer)
 
     def initialize(self):

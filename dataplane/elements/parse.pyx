@@ -54,7 +54,7 @@ cdef class Parse(Element):
 
     def __init__(self, malformed="forward", *, Port port=None, name=None):
         if malformed not in ("forward", "drop"):
-            raise ConfigError(f"{self.name}: malformed={malformed!r}; want 'forward' or 'drop'")
+            raise ConfigError(f"{self.name}: malformed={malformed!r}: expected 'forward' or 'drop'")
         self.forwards = malformed == "forward"
         self.port = port
         self.stats = NULL if port is None else port.stats

@@ -76,7 +76,7 @@ cdef class CaptureFile:
 
     def __init__(self, str name, file, *, uint32_t snaplen=SNAPLEN_MAX, buffer="8mb", Clock clock=None):
         if not 1 <= snaplen <= SNAPLEN_MAX:
-            raise ConfigError(f"{name}: snaplen {snaplen}; want 1 to {SNAPLEN_MAX} bytes")
+            raise ConfigError(f"{name}: snaplen {snaplen}: expected 1 to {SNAPLEN_MAX} bytes")
         self.path = f"descriptor {file}" if isinstance(file, int) else os.fspath(file)
         self.snaplen = snaplen
         self.capacity = _capacity(name, buffer)
@@ -294,7 +294,7 @@ def _capacity(name, buffer):
         except ConfigError as error:
             raise ConfigError(f"{name}: buffer: {error}") from None
     if not BUFFER_MIN_BYTES <= buffer <= BUFFER_MAX_BYTES:
-        raise ConfigError(f"{name}: a buffer of {buffer} bytes; want 512kb to 1gb")
+        raise ConfigError(f"{name}: a buffer of {buffer} bytes: expected 512kb to 1gb")
     return 1 << (buffer - 1).bit_length()
 
 

@@ -46,7 +46,7 @@ cdef class Rewrite:
             raise MemoryError("rewrite")
         for old, new in macs:
             if len(old) != MAC_BYTES or len(new) != MAC_BYTES:
-                raise ConfigError(f"rewrite: a MAC address of {len(old)} and {len(new)} bytes; want 6")
+                raise ConfigError(f"rewrite: a MAC address of {len(old)} and {len(new)} bytes: expected 6")
             self.macs[2 * self.mac_count] = int.from_bytes(old, "big")
             self.macs[2 * self.mac_count + 1] = int.from_bytes(new, "big")
             self.mac_count += 1
@@ -73,7 +73,7 @@ cdef class Rewrite:
                 self.vlan_map[i] = <uint16_t>i
             for old, new in vlan_map:
                 if not 0 <= old <= 4095 or not 0 <= new <= 4094:
-                    raise ConfigError(f"rewrite: vlan {old} to {new}; want numbers up to 4094")
+                    raise ConfigError(f"rewrite: vlan {old} to {new}: expected numbers up to 4094")
                 self.vlan_map[old] = new
 
     def __dealloc__(self):

@@ -49,7 +49,7 @@ cdef class DropEvery(Element):
 
     def prepare_n(self, value):
         if type(value) is not int or not 1 <= value < 1 << 63:
-            raise ConfigError(f"DropEvery: n {value!r}; want 1 or more")
+            raise ConfigError(f"DropEvery: n {value!r}: expected 1 or more")
         return lambda: self.set_n(value)
 
     def set_n(self, value):

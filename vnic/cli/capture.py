@@ -50,9 +50,9 @@ def capture(
     vnic capture db -c 100 -s 128 -w - | wireshark -k -i -
     """
     if target == "-" and sys.stdout.isatty():
-        raise click.UsageError("a capture is not for a terminal; want -w FILE, or a pipe such as '| tcpdump -r -'")
+        raise click.UsageError("a capture is not for a terminal; use -w FILE, or a pipe such as '| tcpdump -r -'")
     if target == "-" and as_json:
-        raise click.UsageError("--json and -w - both want stdout")
+        raise click.UsageError("--json and -w - both write to stdout")
     deadline = None if duration is None else time.monotonic() + duration
     with (
         connect(instance) as client,

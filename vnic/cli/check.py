@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dataplane.errors import ConfigError
 from vnic.cli.common import json_option, plural, print_json
 
 if TYPE_CHECKING:
     from vnic.control.reference import Key
-    from vnic.control.schema import Config, ElementConfig
+    from vnic.control.schema import Config
 
 
 @click.command()
@@ -53,13 +52,15 @@ def config() -> None:
 
 @config.command()
 @click.argument("file", metavar="FILE.yaml", type=click.Path())
-@click.option("--for", "use", type=click.Choice(["replay", "containers"]), help="Want it to fit this use; default: any.")
+@click.option(
+    "--for", "use", type=click.Choice(["replay", "containers"]), help="Check that the file fits this use; default: any."
+)
 @json_option
 def check(file: str, use: str | None, as_json: bool) -> None:
-    """Say whether FILE.yaml is right, without touching anything; --json prints it with all defaults filled in.
+    """Check FILE.yaml without changing anything; --json prints it with all defaults filled in.
 
-    Elements and modules are looked for, too: what module:Class names is imported, but made only by `vnic up`, which may still refuse
-    its settings.
+    Built-in elements are checked with their arguments. Your own elements and modules (module:Class)
+    are imported; their arguments are checked only by `vnic up`.
 
     \b
     vnic config check net.yaml
@@ -69,7 +70,7 @@ def check(file: str, use: str | None, as_json: bool) -> None:
     import msgspec
 
     from vnic.control.advice import queue_warnings
-    from vnic.control.chain import module_class
+    from vnic.control.chain import check_chain, module_class
     from vnic.control.load import load_config
     from vnic.control.schema import encode_scalar
 
@@ -77,7 +78,7 @@ def check(file: str, use: str | None, as_json: bool) -> None:
     lone = [nic.name for nic in found.nics.values() if nic.pid is None and nic.netns is None]
     for nic in found.nics.values():
         for direction in (nic.egress, nic.ingress):
-            _find_elements(direction.elements, found.directory)
+            check_chain(direction.elements, found.directory)
     for module in found.modules:
         module_class(module.module, found.directory)
     for warning in queue_warnings(found):
@@ -85,7 +86,7 @@ def check(file: str, use: str | None, as_json: bool) -> None:
     if as_json:
         print_json(msgspec.json.decode(msgspec.json.encode(found, enc_hook=encode_scalar)))
     else:
-        click.echo(f"{file}: right; {plural(len(found.nics), 'NIC')} on {plural(len(found.engines), 'engine')}")
+        click.echo(f"{file}: valid; {plural(len(found.nics), 'NIC')} on {plural(len(found.engines), 'engine')}")
         if lone and use is None:
             click.echo(f"fits replay only: {', '.join(lone)} without pid: or netns:, which `vnic up` needs")
     for hint in _hints(found):
@@ -93,9 +94,9 @@ def check(file: str, use: str | None, as_json: bool) -> None:
 
 
 def _hints(found: Config) -> list[str]:
-    """What is allowed and hardly meant."""
+    """Warnings: what is allowed, but probably a mistake."""
     if not found.nics:
-        return ["has no NIC: want nics: {NAME: {...}}"]
+        return ["has no NIC: expected nics: {NAME: {...}}"]
     hints = []
     owners: dict[str, str] = {}
     for nic in found.nics.values():
@@ -103,20 +104,8 @@ def _hints(found: Config) -> list[str]:
             address = str(each).partition("/")[0]
             other = owners.setdefault(address, nic.name)
             if other != nic.name:
-                hints.append(f"{nic.name} and {other} have the same address {address}; want different ones")
+                hints.append(f"{nic.name} and {other} have the same address {address}; choose different ones")
     return hints
-
-
-def _find_elements(elements: list[ElementConfig], directory: str | None) -> None:
-    from vnic.control.chain import element_class
-
-    for each in elements:
-        try:
-            element_class(each.element, directory)
-        except ConfigError as error:
-            raise ConfigError(f"{each.where}: {error}") from error
-        for branch in each.branches.values():
-            _find_elements(branch, directory)
 
 
 @config.command()

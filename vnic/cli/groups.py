@@ -53,12 +53,12 @@ def group(
     if guarantee is not None:
         runtime, slash, period = guarantee.partition("/")
         if not slash and guarantee != "none":
-            raise click.UsageError(f"--guarantee {guarantee}: want RUNTIME/PERIOD such as 200us/1ms, or none")
+            raise click.UsageError(f"--guarantee {guarantee}: expected RUNTIME/PERIOD such as 200us/1ms, or none")
         settings["guarantee"] = {"runtime": runtime, "period": period} if slash else None
     if cgroup:
         settings["cgroup"] = None if cgroup == ("none",) else list(cgroup)
     if not settings:
-        raise click.UsageError("nothing to change; want --mode, --cpus, --guarantee, --slo, --spin, --budget or --cgroup")
+        raise click.UsageError("nothing to change; use --mode, --cpus, --guarantee, --slo, --spin, --budget or --cgroup")
     with connect(instance) as client:
         found = client.call("SetGroup", name=name, settings=settings)["group"]
     if as_json:
@@ -75,7 +75,7 @@ def group(
 def _numbers(cpus: str) -> list[int]:
     words = cpus.split(",")
     if not all(word.isdecimal() for word in words):
-        raise click.UsageError(f"--cpus {cpus}: want CPU numbers such as 0,1, or any")
+        raise click.UsageError(f"--cpus {cpus}: expected CPU numbers such as 0,1, or any")
     return [int(word) for word in words]
 
 

@@ -38,7 +38,7 @@ def settings(annotations: dict[str, str]) -> tuple[str, str, dict[str, Any]] | N
     given = {key.removeprefix(PREFIX): value for key, value in annotations.items() if key.startswith(PREFIX)}
     if unknown := sorted(given.keys() - {*TEXTS, *NUMBERS, *OTHERS}):
         known = ", ".join(PREFIX + each for each in sorted((*TEXTS, *NUMBERS, *OTHERS)))
-        raise ConfigError(f"annotation {PREFIX}{unknown[0]}: unknown; want one of {known}")
+        raise ConfigError(f"annotation {PREFIX}{unknown[0]}: unknown: expected one of {known}")
     if not given:
         return None
     if not given.get("nic"):
@@ -53,7 +53,7 @@ def settings(annotations: dict[str, str]) -> tuple[str, str, dict[str, Any]] | N
 
 def _number(given: dict[str, str], key: str) -> int:
     if not (given[key].isascii() and given[key].isdecimal() and len(given[key]) < 10):
-        raise ConfigError(f"annotation {PREFIX}{key}: {given[key][:40]!r}; want a number")
+        raise ConfigError(f"annotation {PREFIX}{key}: {given[key][:40]!r}: expected a number")
     return int(given[key])
 
 

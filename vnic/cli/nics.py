@@ -38,16 +38,18 @@ def attach() -> None:
     metavar='"NETWORK [via ADDRESS]"',
     help="Route of the container; may be given several times.",
 )
-@click.option("--engine", help="Number or name of the engine that serves it.  [default: the one with the fewest NICs]")
-@click.option("--vlan", type=int, help="Make it an access port of this VLAN.")
+@click.option(
+    "--engine", help="Number or name of the engine that processes its packets.  [default: the one with the fewest NICs]"
+)
+@click.option("--vlan", type=int, help="Make it an access port of this VLAN, 1 to 4094.")
 @click.option(
     "--spoof-check/--no-spoof-check",
     default=None,
-    help="Drop frames with another source MAC address than the NIC's.  [default: for a client's NIC only]",
+    help="Drop frames from other MAC addresses.  [default: only of other users' NICs]",
 )
-@click.option("--egress", metavar="RATE", help="Rate limit of packets that the container sends.")
-@click.option("--ingress", metavar="RATE", help="Rate limit of packets that the container receives.")
-@click.option("--owner", metavar="USER", help="User who may see it and cut its link.")
+@click.option("--egress", metavar="RATE", help="Rate limit of what the container sends, such as 100mbit.")
+@click.option("--ingress", metavar="RATE", help="Rate limit of what the container receives, such as 100mbit.")
+@click.option("--owner", metavar="USER", help="User who may see it and set its link up and down.")
 @instance_option
 def tap(name: str, pid: int | None, netns: str | None, instance: str, **options: Any) -> None:
     """Attach the NIC called NAME: a TAP interface in a container's network namespace, connected to the switch.
@@ -60,13 +62,14 @@ def tap(name: str, pid: int | None, netns: str | None, instance: str, **options:
     from vnic.control.load import netns_path
 
     if (pid is None) == (netns is None):
-        raise click.UsageError("which container? want either --pid PID or --netns PATH")
+        raise click.UsageError("which container? give --pid PID or --netns PATH")
     nic: dict[str, Any] = {"pid": pid, "netns": None if netns is None else netns_path(netns, os.getcwd())}
     for key in ("interface", "queues", "mac", "mtu", "gateway", "owner", "spoof_check"):
         nic[key] = options[key]
     nic["addresses"] = list(options["addresses"]) or None
     nic["routes"] = [_route(text) for text in options["routes"]] or None
     nic |= nested(options)
+    check_nic(name, nic)
     with connect(instance) as client:
         made = attach_nic(client, name, nic)
     click.echo(
@@ -86,6 +89,13 @@ def nested(words: Mapping[str, Any]) -> dict[str, Any]:
     return nic
 
 
+def check_nic(name: str, nic: dict[str, Any]) -> None:
+    """Raises ConfigError for values that no instance would accept, before one is asked."""
+    from vnic.control.convert import convert_nic
+
+    convert_nic(name, {key: value for key, value in nic.items() if value is not None}, (name,))
+
+
 def _route(text: str) -> dict[str, str]:
     """A route in the words of ip-route(8)."""
     match text.split():
@@ -93,7 +103,7 @@ def _route(text: str) -> dict[str, str]:
             return {"to": to}
         case [to, "via", via]:
             return {"to": to, "via": via}
-    raise click.UsageError(f"--route {text!r}: want NETWORK or NETWORK via ADDRESS, such as '10.1.0.0/16 via 10.0.0.254'")
+    raise click.UsageError(f"--route {text!r}: expected NETWORK or NETWORK via ADDRESS, such as '10.1.0.0/16 via 10.0.0.254'")
 
 
 def attach_nic(client: Client, name: str, nic: dict[str, Any]) -> dict[str, Any]:
@@ -137,8 +147,8 @@ def detach(name: str, instance: str) -> None:
 @instance_option
 @json_option
 def rate(name: str, egress: str | None, ingress: str | None, instance: str, as_json: bool) -> None:
-    """Set the rate limits of the NIC called NAME while packets flow; packets that wait stay. `none` removes a limit. Without a rate:
-    print the rate limits, and how many bytes may wait for each.
+    """Set rate limits of the NIC called NAME while packets flow; waiting packets stay. `none` removes
+    a limit. Without options, print the limits and the sizes of their queues.
 
     A rate counts the bits of layer-2 frames, without preamble and FCS.
 
@@ -147,8 +157,12 @@ def rate(name: str, egress: str | None, ingress: str | None, instance: str, as_j
     vnic rate web --egress none --ingress 2.5gbit
     vnic rate web
     """
+    given = {key: value for key, value in (("egress", egress), ("ingress", ingress)) if value is not None}
+    for direction, value in given.items():
+        if value != "none":
+            _check_rate(name, direction, value)
     with connect(instance) as client:
-        if egress is not None or ingress is not None:
+        if given:
             nic = client.call("SetRate", name=name, egress=egress, ingress=ingress)["nic"]
             if as_json:
                 print_json(_rates(nic))
@@ -166,6 +180,16 @@ def rate(name: str, egress: str | None, ingress: str | None, instance: str, as_j
         click.echo(f"{direction:8}{shown_rate(found[f'{direction}_bps'])}{queue}")
 
 
+def _check_rate(name: str, direction: str, value: str) -> None:
+    """Raises ConfigError for a rate that no instance would accept, before one is asked."""
+    from vnic.control.scalars import Rate
+
+    try:
+        Rate.parse(value)
+    except ConfigError as error:
+        raise ConfigError(f"{name}.{direction}.rate: {error}") from None
+
+
 def _rates(nic: dict[str, Any]) -> dict[str, Any]:
     keys = [f"{direction}_{what}" for direction in ("egress", "ingress") for what in ("bps", "queue_bytes")]
     return {"name": nic["name"], **{key: nic.get(key) or None for key in keys}}
@@ -177,18 +201,19 @@ def _rates(nic: dict[str, Any]) -> dict[str, Any]:
 @click.option(
     "--spoof-check",
     type=click.Choice(["on", "off"]),
-    help="Drop frames with another source MAC address than the NIC's, or forward them; for the instance's owner.",
+    help="Whether frames whose source MAC address is not the NIC's are dropped; only the instance's owner may set it.",
 )
 @instance_option
 def link(name: str, state: str | None, spoof_check: str | None, instance: str) -> None:
-    """Set the link of the NIC called NAME up or down: the container sees its carrier come or go. Or set its spoof check.
+    """Set the link of the NIC called NAME up or down, as the container sees its carrier, or set its
+    spoof check.
 
     \b
     vnic link web down
     vnic link web --spoof-check on
     """
     if state is None and spoof_check is None:
-        raise click.UsageError("nothing to set; want up, down or --spoof-check on|off")
+        raise click.UsageError("nothing to set: expected up, down or --spoof-check on|off")
     with connect(instance) as client:
         if spoof_check is not None:
             client.call("SetSpoofCheck", name=name, on=spoof_check == "on")

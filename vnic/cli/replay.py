@@ -37,20 +37,22 @@ def compare_options(function: Callable[..., Any]) -> Callable[..., Any]:
     function = click.option("--ignore", multiple=True, metavar="FIELD", help="Do not compare this field, such as IP.id, TCP.window, "
                             "Ether.src, or time. May be repeated.")(function)  # fmt: skip
     return click.option("--tolerance", default="0", callback=_tolerance, metavar="TIME", show_default=True,
-                        help="How far instants may differ, such as 5us.")(function)  # fmt: skip
+                        help="Largest difference between the times of two equal packets, such as 5us.")(function)  # fmt: skip
 
 
 @click.command(epilog=EPILOG)
 @click.argument("captures", nargs=-1, metavar="[IN.pcap]...", type=click.Path())
-@click.option("--config", "-c", "config_file", required=True, metavar="FILE.yaml", type=click.Path(), help="The network.")
+@click.option(
+    "--config", "-c", "config_file", required=True, metavar="FILE.yaml", type=click.Path(), help="Configuration of the network."
+)
 @click.option("--output", "-o", metavar="OUT.pcapng", type=click.Path(),
               help="What the NICs transmit; '-' is stdout. NAME.pcap gives classic pcap.")  # fmt: skip
 @click.option("--port", "ports", multiple=True, metavar="NAME=IN.pcap", help="What the container of NIC NAME sends.")
 @click.option("--drops", is_flag=True, help="Write dropped packets, too, with reasons.")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of all random decisions.")
-@click.option("--expect", metavar="GOLDEN.pcapng", type=click.Path(), help="Compare what comes out with this capture.")
-@click.option("--realtime", "realtime", metavar="SCHEDULE", help="In real time, into the other NICs' containers: "
-              "captured, speed=FACTOR, pps=NUMBER, rate=RATE, asap.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of random numbers.")
+@click.option("--expect", metavar="GOLDEN.pcapng", type=click.Path(), help="Compare the output with this capture.")
+@click.option("--realtime", "realtime", metavar="SCHEDULE", help="Send in real time into the other NICs' containers. SCHEDULE "
+              "is captured, speed=FACTOR, pps=NUMBER, rate=RATE or asap.")  # fmt: skip
 @click.option(
     "--loop",
     "loops",
@@ -61,20 +63,36 @@ def compare_options(function: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--report", "reports", multiple=True, metavar="FILE.html|.png|.json", type=click.Path(),
               help="Write a report. May be repeated.")  # fmt: skip
-@click.option("--split", "way", type=click.Choice(WAYS), default="auto", show_default=True, help="Which NIC sends a packet of a capture "
-              "of both directions: found by MAC address, address or port; auto: where it is plain.")  # fmt: skip
+@click.option("--split", "way", type=click.Choice(WAYS), default="auto", show_default=True, help="How to find the sender of each "
+              "packet of a capture of both directions; auto: where unambiguous.")  # fmt: skip
 @click.option("--side", "side_rules", multiple=True, metavar="NAME=RULE,...", help="NIC NAME sends what comes from this MAC address, "
-              "prefix or port; * is the rest. May be repeated.")  # fmt: skip
+              "prefix or port; * is the rest.")  # fmt: skip
 @click.option(
-    "--rewrite-mac", "rewrite_macs", multiple=True, metavar="OLD=NEW|nics", help="Other MAC addresses; nics: those of the NICs."
+    "--rewrite-mac",
+    "rewrite_macs",
+    multiple=True,
+    metavar="OLD=NEW|nics",
+    help="Replace a MAC address; nics: by the NICs'.",
 )
 @click.option(
-    "--rewrite-ip", "rewrite_ips", multiple=True, metavar="OLD=NEW", help="Other addresses, such as 10.0.0.0/24=192.168.1.0/24."
+    "--rewrite-ip",
+    "rewrite_ips",
+    multiple=True,
+    metavar="OLD=NEW",
+    help="Replace a prefix, such as 10.0.0.0/24=192.168.1.0/24.",
 )
-@click.option("--rewrite-vlan", "rewrite_vlans", multiple=True, metavar="WHAT", help="add=VID, set=VID, remove, or OLD=NEW.")
-@click.option("--align", is_flag=True, help="All captures begin at the same instant.")
-@click.option("--each", is_flag=True, help="Replay each IN.pcap on its own, in a fresh network; so with a directory.")
-@click.option("--delay", metavar="TIME", default="0", callback=_tolerance, help="In real time: wait before the first packet.")
+@click.option(
+    "--rewrite-vlan",
+    "rewrite_vlans",
+    multiple=True,
+    metavar="WHAT",
+    help="Change VLAN tags: add=VID, set=VID, remove or OLD=NEW.",
+)
+@click.option("--align", is_flag=True, help="Let all captures begin at the same time.")
+@click.option("--each", is_flag=True, help="Replay each IN.pcap alone; so with a directory.")
+@click.option("--delay", metavar="TIME", default="0", callback=_tolerance, help="With --realtime: wait before sending.")
+@click.option("--wait", "listeners", multiple=True, metavar="NAME=WHAT", help="With --realtime: wait up to 60 s for a socket of NIC "
+              "NAME's container: udp/PORT, tcp/PORT or packet (tcpdump).")  # fmt: skip
 @compare_options
 @json_option
 def replay(
@@ -96,21 +114,23 @@ def replay(
     align: bool,
     each: bool,
     delay: int,
+    listeners: tuple[str, ...],
     tolerance: int,
     ignore: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Put captures through a configuration in virtual time.
+    """Replay captures through a configuration in virtual time, a simulated clock.
 
-    The same graph as live. Packets enter when they were recorded, as if a NIC's container had sent them: the first IN.pcap at the first
-    NIC, and so on. The same captures, configuration and seed give the same bytes, whatever the machine.
+    The packets pass the same elements as live traffic. Each enters at its recorded time, as if a
+    NIC's container had sent it: those of the first IN.pcap at the first NIC, and so on. The same
+    captures, configuration and seed give the same bytes on any machine.
 
     \b
     vnic replay web.pcap --config net.yaml -o out.pcapng
     vnic replay --port web=a.pcap --port db=b.pcap -c net.yaml -o out.pcapng --drops
     vnic replay web.pcap -c net.yaml -o o.pcapng --expect golden.pcapng --tolerance 5us --ignore IP.id
-    vnic replay web.pcap -c net.yaml --report out.html
     vnic replay web.pcap -c net.yaml --realtime captured --loop 3    # the other NICs are containers
+    vnic replay web.pcap -c net.yaml --realtime asap --wait db=udp/5001
     vnic replay web.pcap -c net.yaml -o - | tcpdump -r -
     vnic replay both.pcap -c net.yaml --side web=10.0.0.1 --side 'db=*' --rewrite-mac nics
     vnic replay captures/ -c net.yaml --json                         # every file on its own
@@ -122,34 +142,42 @@ def replay(
     rewrite, of_nics = rewrite_of(rewrite_macs, rewrite_ips, rewrite_vlans)
     plan = Plan(way, side_rules, rewrite, of_nics, align)
     if each or any(os.path.isdir(path) for path in captures):
-        if ports or realtime or output or expect or reports or drops:
-            raise click.UsageError(
-                "each capture on its own takes no --port, --realtime, --output, --drops, --expect or --report"
-            )
+        options = {
+            "--port": ports,
+            "--realtime": realtime,
+            "--output": output,
+            "--expect": expect,
+            "--report": reports,
+            "--drops": drops,
+        }
+        if unfit := [name for name, value in options.items() if value]:
+            raise click.UsageError(f"{unfit[0]} does not go with --each or a directory, which replay each capture on its own")
         _each(config, captures, plan, seed, as_json)
         return
     inputs = _inputs(config, captures, ports)
     if not inputs:
-        raise click.UsageError("nothing to replay; want IN.pcap or --port NAME=IN.pcap")
+        raise click.UsageError("nothing to replay; give IN.pcap or --port NAME=IN.pcap")
     if realtime is not None:
         if output or expect or drops or reports:
             raise click.UsageError(
-                "--output, --expect, --drops and --report are of virtual time; `vnic capture` shows live traffic"
+                "--output, --expect, --drops and --report do not go with --realtime; `vnic capture` shows live traffic"
             )
         if side_rules or rewrite is not None or of_nics or way != "auto":
             raise click.UsageError(
-                "--split, --side and --rewrite-... are of virtual time; write the result with -o and replay that"
+                "--split, --side and --rewrite-... do not go with --realtime; write the result with -o and replay that"
             )
-        _realtime(config, inputs, realtime, loops, delay, as_json)
+        _realtime(config, inputs, realtime, loops, delay, listeners, as_json)
         return
+    if listeners:
+        raise click.UsageError("--wait needs --realtime")
     if delay:
-        raise click.UsageError("--delay is of real time: want --realtime, too")
+        raise click.UsageError("--delay needs --realtime")
     if loops != 1:
-        raise click.UsageError("--loop is of real time: want --realtime, too")
+        raise click.UsageError("--loop needs --realtime")
     if output == "-" and as_json:
-        raise click.UsageError("--json and -o - both want stdout")
+        raise click.UsageError("--json and -o - both write to stdout")
     if expect is not None and (output is None or output == "-"):
-        raise click.UsageError("--expect compares a file: want -o OUT.pcapng, too")
+        raise click.UsageError("--expect compares a file: use -o OUT.pcapng, too")
     for option, written in [("--output", output), *(("--report", report) for report in reports)]:
         for what, read in [("--config", config_file), ("--expect", expect), *(("input", path) for path in inputs.values())]:
             if written and read and os.path.exists(read) and os.path.exists(written) and os.path.samefile(read, written):
@@ -194,7 +222,7 @@ def _inputs(config: Config, captures: tuple[str, ...], ports: tuple[str, ...]) -
     for port in ports:
         name, equals, path = port.partition("=")
         if not equals or not name or not path:
-            raise click.UsageError(f"--port {port}: want NAME=IN.pcap")
+            raise click.UsageError(f"--port {port}: expected NAME=IN.pcap")
         if name in inputs:
             raise click.UsageError(f"--port {port}: {name} has {inputs[name]} already")
         inputs[name] = path
@@ -324,10 +352,16 @@ def _each(config: Config, paths: tuple[str, ...], plan: Plan, seed: int, as_json
         raise click.exceptions.Exit(1)
 
 
-def _realtime(config: Config, inputs: dict[str, str], schedule: str, loops: int, delay: int, as_json: bool) -> None:
-    from vnic.replay.realtime import RealtimeReplay, Schedule
+def _realtime(
+    config: Config, inputs: dict[str, str], schedule: str, loops: int, delay: int, listeners: tuple[str, ...], as_json: bool
+) -> None:
+    from vnic.replay.realtime import Listener, RealtimeReplay, Schedule
 
+    awaited = [Listener.parse(each) for each in listeners]
     with RealtimeReplay(config, inputs, Schedule.parse(schedule), loops=loops, delay_ns=delay) as session:
+        if awaited:
+            click.echo(f"vnic: waiting for {', '.join(map(str, awaited))} ...", err=True)
+            session.wait(awaited)
         with _progress() as progress:
             session.run(progress)
         result = session.results()
@@ -411,12 +445,12 @@ def diff(left: str, right: str, pairs: tuple[str, ...], tolerance: int, ignore: 
     from vnic.replay.compare import compare
 
     if left == right == "-":
-        raise click.UsageError("both captures are standard input; want one of them")
+        raise click.UsageError("both captures are standard input; choose one of them")
     renamed: dict[str, str] = {}
     for pair in pairs:
         mine, equals, other = pair.partition("=")
         if not equals or not mine or not other:
-            raise click.UsageError(f"--interface {pair}: want A=B")
+            raise click.UsageError(f"--interface {pair}: expected A=B")
         renamed[mine] = other
     one, two = (0 if path == "-" else path for path in (left, right))
     found = compare(one, two, tolerance_ns=tolerance, ignore=ignore, pairs=renamed)

@@ -18,6 +18,8 @@ from vnic.cli.common import Seconds, connect, instance_option, json_option, plur
 if TYPE_CHECKING:
     from vnic.control.schema import NicConfig
 
+TERMS = ("received", "generated", "transmitted", "dropped", "held")
+
 
 @click.command()
 @click.option("--rate", default="100mbit", show_default=True, help="Rate limit of the second half.")
@@ -26,10 +28,11 @@ if TYPE_CHECKING:
 @click.option("--spin", default="0us", show_default=True, help="Time that the idle engine polls before it sleeps.")
 @json_option
 def demo(rate: str, queues: int, seconds: float, spin: str, as_json: bool) -> None:
-    """Make two containers, connect them, and measure TCP in both directions: without a limit, then with one set while it runs.
+    """Create two containers, connect them, and measure TCP in both directions: without a rate limit,
+    then with one that is set while it runs.
 
-    Prints what was measured against what the rate allows, round-trip times, packets per queue, and whether every packet is
-    accounted for. Needs no root and leaves nothing behind.
+    Prints measured and expected throughput, round-trip times, and what became of all packets. Needs
+    no root and leaves nothing behind.
 
     \b
     vnic demo
@@ -51,14 +54,17 @@ def demo(rate: str, queues: int, seconds: float, spin: str, as_json: bool) -> No
         return
     click.echo(f"unshaped      {result['unshaped_gbps']:.2f} Gbit/s of TCP payload")
     click.echo(f"shaped        {result['shaped_mbps']:.3f} Mbit/s of TCP payload at {rate}")
-    click.echo(f"allowed       {result['expected_mbps']:.3f} Mbit/s of TCP payload ({result['error_percent']:+.2f} %)")
-    click.echo(f"round trip    {result['rtt_us']['p50']} us p50, {result['rtt_us']['p99']} us p99")
-    for name, each_queue in result["queues"].items():
-        counts = ", ".join(f"{queue.get('rx_packets', 0)} in {queue.get('tx_packets', 0)} out" for queue in each_queue)
-        click.echo(f"queues        {name}: {counts}")
-    click.echo(f"conservation  {'every packet is accounted for' if result['conserved'] else 'PACKETS ARE MISSING'}")
+    click.echo(
+        f"expected      {result['expected_mbps']:.3f} Mbit/s, the rate without headers; measured {result['error_percent']:+.3f} %"
+    )
+    click.echo(
+        f"round trip    {result['rtt_us']['p50']} us p50, {result['rtt_us']['p99']} us p99 of a UDP datagram and its echo"
+    )
+    terms = {term: sum(engine[term] for engine in result["conservation"]) for term in TERMS}
+    click.echo("packets       {received} received + {generated} made by segmentation".format_map(terms))
+    click.echo("              = {transmitted} transmitted + {dropped} dropped + {held} held".format_map(terms))
     if not result["conserved"]:
-        raise VnicError("packets are not conserved")
+        raise VnicError("packets are missing: the two sides differ")
 
 
 @click.command()
@@ -74,11 +80,12 @@ def demo(rate: str, queues: int, seconds: float, spin: str, as_json: bool) -> No
 def up(file: str, detach: bool, log_format: str, partial: bool, instance: str, ready_descriptor: int | None) -> None:
     """Run the configuration FILE.yaml (-: standard input) until Ctrl-C, SIGTERM or `vnic down`.
 
-    If any part fails, nothing is started, unless --partial is given. Relative paths, and the files of module:Class, are searched for
-    beside the file.
+    If any part fails, nothing is started, unless --partial is given. Relative paths and the modules of
+    module:Class are looked for in the directory of the file.
 
-    A NIC with `netns: PATH` is detached when the namespace at PATH vanishes, and is attached again when one appears there; until then
-    `vnic status` lists it as waiting. With --partial it may wait from the start.
+    A NIC with `netns: PATH` is detached when the namespace at PATH vanishes, and attached again when
+    one appears there; until then `vnic status` lists it as waiting. With --partial it may wait from the
+    start.
 
     \b
     vnic up net.yaml                  in the foreground

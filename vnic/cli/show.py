@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from dataplane.errors import ConfigError
 from vnic.cli.common import (
     about,
     completing,
@@ -148,7 +149,7 @@ def stats(name: str | None, watch: str | None, instance: str, as_json: bool) -> 
     wire packets  after segmentation: every segment with its headers, as on a wire. Rates limit wire bytes.
     held          packets inside an element now; a source's packets are those that it took from its port
     counters      the element's own. Shaper: passed (did not wait), delayed, split (GSO frames cut); queue: wire
-                  bytes that wait, of those that may; delay of a packet in the queue, mean and longest so far
+                  bytes that wait, and the limit; delay of a packet in the queue, mean and longest so far
 
     With --json: {time, nics, engines}, with --watch one such object a line. Keys ending in _ns are
     nanoseconds.
@@ -169,9 +170,12 @@ def stats(name: str | None, watch: str | None, instance: str, as_json: bool) -> 
         return
     from dataplane.units import parse_time
 
-    interval_ms = parse_time(watch) // 1_000_000
+    try:
+        interval_ms = parse_time(watch) // 1_000_000
+    except ConfigError as error:
+        raise click.UsageError(f"--watch: {error}") from None
     if not WATCH_MS[0] <= interval_ms <= WATCH_MS[1]:
-        raise click.UsageError(f"--watch {watch}: want 10ms to 1h")
+        raise click.UsageError(f"--watch {watch}: expected 10ms to 1h")
     with connect(instance) as client, suppress(KeyboardInterrupt):
         for reply in client.stream("WatchStats", name=name, interval_ms=interval_ms):
             if as_json:

@@ -123,7 +123,7 @@ error PermissionDenied ()
 def checked_instance(name: str) -> str:
     """Checks an instance's name, which becomes part of a path. Raises ConfigError."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}", name, re.ASCII):
-        raise ConfigError(f"instance {name[:40]!r}: want a name of 1 to 32 letters, digits, '_', '.', '-'")
+        raise ConfigError(f"instance {name[:40]!r}: expected a name of 1 to 32 letters, digits, '_', '.', '-'")
     return name
 
 
@@ -199,4 +199,5 @@ def find_socket(instance: str) -> str:
 
 
 def not_running(instance: str) -> VnicError:
-    return VnicError(f"instance {instance} does not run; start it with 'vnic up FILE.yaml'")
+    option = "" if instance == "default" else f"-i {instance} "
+    return VnicError(f"instance {instance} does not run; start it with 'vnic up {option}FILE.yaml'")

@@ -48,7 +48,7 @@ def element_class(reference: str, directory: str | None = None) -> type[Element]
     target = BUILT_IN.get(reference, reference)
     if ":" not in target:
         known = sorted(BUILT_IN)
-        hint = did_you_mean(reference, known).replace("want one of", "want module:Class or one of")
+        hint = did_you_mean(reference, known).replace("expected one of", "expected module:Class or one of")
         raise ConfigError(f"element {reference}: unknown; {hint}")
     return _imported(target, "element", Element, directory)
 
@@ -57,7 +57,7 @@ def module_class(reference: str, directory: str | None = None) -> type[Module]:
     """The module class named by `reference` ("module:Class"). Raises ConfigError when there is
     none."""
     if ":" not in reference:
-        raise ConfigError(f"module {reference}: unknown; want module:Class")
+        raise ConfigError(f"module {reference}: unknown: expected module:Class")
     return _imported(reference, "module", Module, directory)
 
 
@@ -123,14 +123,54 @@ def _extend(chain: Chain, configs: list[ElementConfig], prefix: str, directory: 
             chain.elements += branch.elements
             chain.configs |= branch.configs
             ends += branch.ends
-        stray = sorted(set(config.branches) - set(range(len(element.outputs))))
-        if stray:
-            raise ConfigError(f"{element.name}: branch {stray[0]}: the element has {len(element.outputs)} gates (from 0)")
+        _check_branches(config, element)
         chain.ends = ends
 
 
+def check_chain(configs: list[ElementConfig], directory: str | None = None) -> None:
+    """Raises ConfigError where `build_chain` would, as far as that can be known without running a
+    user's constructors: built-in elements are made, and the classes of others are only imported."""
+    for config in configs:
+        if config.element in BUILT_IN:
+            element = _build_element(config, "check", directory, set())
+            _check_branches(config, element)
+        else:
+            _class_of(config, directory)
+        for branch in config.branches.values():
+            check_chain(branch, directory)
+
+
+def _check_branches(config: ElementConfig, element: Element) -> None:
+    if stray := sorted(set(config.branches) - set(range(len(element.outputs)))):
+        text = f"{config.element}: branch {stray[0]}: the element has outputs 0 to {len(element.outputs) - 1}"
+        raise _error_at(config, text)
+
+
+def _error_at(config: ElementConfig, text: str) -> ConfigError:
+    return ConfigError(f"{config.where}: {text}" if config.where else text)
+
+
+def _class_of(config: ElementConfig, directory: str | None) -> type[Element]:
+    try:
+        return element_class(config.element, directory)
+    except ConfigError as error:
+        raise _error_at(config, str(error)) from error
+
+
+def _arguments_error(config: ElementConfig, error: TypeError) -> str:
+    """What is wrong with the arguments of a constructor, without Python's words for it."""
+    text, remedy = str(error), f"`vnic element {config.element}` lists them"
+    if unknown := re.search(r"unexpected keyword argument '(\w+)'", text):
+        return f"{config.element} has no argument {unknown[1]!r}; {remedy}"
+    if missing := re.search(r"missing \d+ required positional arguments?: (.*)", text):
+        return f"{config.element} lacks the argument {missing[1]}; {remedy}"
+    if "positional argument" in text:  # Cython's message does not name it
+        return f"{config.element} lacks an argument; {remedy}"
+    return f"{config.element} refuses its arguments: {text}"
+
+
 def _build_element(config: ElementConfig, prefix: str, directory: str | None, names: set[str]) -> Element:
-    found = element_class(config.element, directory)
+    found = _class_of(config, directory)
     base = f"{prefix}.{config.name or re.sub(r'(?<!^)(?=[A-Z])', '-', found.__name__).lower()}"
     name, number = base, 2
     while name in names:
@@ -138,7 +178,9 @@ def _build_element(config: ElementConfig, prefix: str, directory: str | None, na
     names.add(name)
     try:
         return found(**config.arguments, name=name)
-    except VnicError:
-        raise
-    except Exception as error:  # a user's class may reject its settings with any exception
-        raise ConfigError(f"{name}: {config.element} refuses its settings: {error}") from error
+    except VnicError as error:
+        raise _error_at(config, str(error)) from error
+    except TypeError as error:
+        raise _error_at(config, f"{name}: {_arguments_error(config, error)}") from error
+    except Exception as error:  # a user's class may reject its arguments with any exception
+        raise _error_at(config, f"{name}: {config.element} refuses its arguments: {error}") from error

@@ -78,7 +78,7 @@ def error_at(locate: Locate, path: Path, text: str) -> ConfigError:
 def did_you_mean(word: str, known: Sequence[str]) -> str:
     """A suggestion for an unknown word: the nearest known one, or all of them."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else f"want one of {', '.join(known)}"
+    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
 
 
 def _scalar(kind: Any, value: Any) -> Any:
@@ -141,7 +141,9 @@ def _explain(
     if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", text, re.DOTALL):
         return _unknown_key(locate, (*path, *steps), unknown[1], kind)
     if missing := re.fullmatch(r"Object missing required field `(.*)`", text):
-        return error_at(locate, (*path, *steps), f"has no {missing[1]}: want {missing[1]}: {_follow(kind, (missing[1],))[1]}")
+        return error_at(
+            locate, (*path, *steps), f"has no {missing[1]}: expected {missing[1]}: {_follow(kind, (missing[1],))[1]}"
+        )
     expected = _GIVEN.match(text)
     if expected is not None or text.startswith("Invalid enum value"):
         value = data
@@ -149,7 +151,7 @@ def _explain(
             value = value[step]
         kinds = expected["wanted"].split(" | ") if expected is not None else []
         wanted = description or " or ".join(_KINDS.get(each, each) for each in kinds if each != "null")
-        return error_at(locate, (*path, *steps), f"{shown(value)} will not do; want {wanted}")
+        return error_at(locate, (*path, *steps), f"invalid value {shown(value)}: expected {wanted}")
     return error_at(locate, (*path, *steps), text)
 
 
@@ -167,7 +169,9 @@ def _mapping(data: Any, struct: Any, path: Path, locate: Locate) -> dict[str, An
         return {}
     if not isinstance(data, Mapping):
         raise error_at(
-            locate, path, f"{shown(data)} will not do; want a mapping with keys such as {', '.join(_known_keys(struct)[:3])}"
+            locate,
+            path,
+            f"invalid value {shown(data)}: expected a mapping with keys such as {', '.join(_known_keys(struct)[:3])}",
         )
     for key in data:
         if key in struct.HIDDEN:
@@ -177,9 +181,9 @@ def _mapping(data: Any, struct: Any, path: Path, locate: Locate) -> dict[str, An
 
 def _elements(data: Any, path: Path, locate: Locate, depth: int = 0) -> list[ElementConfig]:
     if not isinstance(data, list):
-        raise error_at(locate, path, f"{shown(data)} will not do; want a list of elements such as [{{element: Counter}}]")
+        raise error_at(locate, path, f"invalid value {shown(data)}: expected a list of elements such as [{{element: Counter}}]")
     if depth > DEPTH_MOST or len(data) > ELEMENTS_MOST:
-        raise error_at(locate, path, f"too much: want at most {ELEMENTS_MOST} elements and branches {DEPTH_MOST} deep")
+        raise error_at(locate, path, f"too much: expected at most {ELEMENTS_MOST} elements and branches {DEPTH_MOST} deep")
     return [_element(each, (*path, number), locate, depth) for number, each in enumerate(data)]
 
 
@@ -187,18 +191,20 @@ def _element(data: Any, path: Path, locate: Locate, depth: int) -> ElementConfig
     if isinstance(data, str):
         data = {"element": data}  # [Counter] is short for [{element: Counter}]
     if not isinstance(data, Mapping):
-        raise error_at(locate, path, f"{shown(data)} will not do; want an element such as {{element: Counter}}")
+        raise error_at(locate, path, f"invalid value {shown(data)}: expected an element such as {{element: Counter}}")
     fields = {key: data[key] for key in ("element", "name") if key in data}
     arguments = _arguments(data, ("element", "name", "branches"), path, locate)
     element = _convert(fields, ElementConfig, path, locate)
     branches = data.get("branches", {})
     if not isinstance(branches, Mapping):
         raise error_at(
-            locate, (*path, "branches"), f"{shown(branches)} will not do; want {{OUTPUT: [elements]}} such as {{1: [Discard]}}"
+            locate,
+            (*path, "branches"),
+            f"invalid value {shown(branches)}: expected {{OUTPUT: [elements]}} such as {{1: [Discard]}}",
         )
     for gate, chain in branches.items():
         if not re.fullmatch(r"[0-9]{1,4}", str(gate), re.ASCII):
-            raise error_at(locate, (*path, "branches", gate), "is no output; want its number, such as 1")
+            raise error_at(locate, (*path, "branches", gate), "is not an output: expected its number, such as 1")
         element.branches[int(gate)] = _elements(chain, (*path, "branches", gate), locate, depth + 1)
     element.arguments, element.where = arguments, locate(path)
     return element
@@ -209,7 +215,7 @@ def _arguments(data: Mapping[Any, Any], ours: Sequence[str], path: Path, locate:
     arguments = {key: value for key, value in data.items() if key not in ours}
     for key in arguments:
         if not isinstance(key, str) or not key.isidentifier():
-            raise error_at(locate, (*path, key), "is no constructor argument; want a word of letters, digits and '_'")
+            raise error_at(locate, (*path, key), "is not a constructor argument: expected a word of letters, digits and '_'")
     return arguments
 
 
@@ -217,7 +223,7 @@ def _module(data: Any, path: Path, locate: Locate) -> ModuleConfig:
     if isinstance(data, str):
         data = {"module": data}
     if not isinstance(data, Mapping):
-        raise error_at(locate, path, f"{shown(data)} will not do; want a module such as {{module: echo:Echo}}")
+        raise error_at(locate, path, f"invalid value {shown(data)}: expected a module such as {{module: echo:Echo}}")
     module = _convert({key: data[key] for key in ("module",) if key in data}, ModuleConfig, path, locate)
     module.arguments = _arguments(data, ("module",), path, locate)
     return module
@@ -230,7 +236,7 @@ def convert_nic(
     must name a container. Raises ConfigError, one line."""
     path = ("nics", name) if path is None else path
     if not isinstance(name, str) or len(name) > 32 or not re.fullmatch(NAME_PATTERN, name, re.ASCII):
-        raise error_at(locate, path, f"{shown(name)} will not do; want {_follow(NicConfig, ('name',))[1]}")
+        raise error_at(locate, path, f"invalid value {shown(name)}: expected {_follow(NicConfig, ('name',))[1]}")
     fields = _mapping(data, NicConfig, path, locate)
     chains: dict[str, list[ElementConfig]] = {}
     for direction in ("egress", "ingress"):
@@ -243,7 +249,7 @@ def convert_nic(
         getattr(nic, direction).elements = chain
     if contained and nic.pid is None and nic.netns is None:
         raise error_at(
-            locate, path, f"which container is it in? want pid: or netns:, or `vnic attach tap {name} --pid PID` later"
+            locate, path, f"which container is it in? give pid: or netns:, or `vnic attach tap {name} --pid PID` later"
         )
     nic.where = locate(path)
     return nic
@@ -292,11 +298,11 @@ def convert_config(
     fields = _mapping(data, Config, (), locate)
     raw_nics = fields.pop("nics", None)
     if raw_nics is not None and not isinstance(raw_nics, Mapping):
-        raise error_at(locate, ("nics",), f"{shown(raw_nics)} will not do; want {_follow(Config, ('nics',))[1]}")
+        raise error_at(locate, ("nics",), f"invalid value {shown(raw_nics)}: expected {_follow(Config, ('nics',))[1]}")
     engines = fields.get("engines")
     if isinstance(engines, int) and not isinstance(engines, bool):
         if not 1 <= engines <= 64:
-            raise error_at(locate, ("engines",), f"{engines} will not do; want {_follow(Config, ('engines',))[1]}")
+            raise error_at(locate, ("engines",), f"invalid value {engines}: expected {_follow(Config, ('engines',))[1]}")
         fields["engines"] = [{} for _ in range(engines)]
     if isinstance(groups := fields.get("groups"), Mapping):
         fields["groups"] = {name: _group(group) for name, group in groups.items()}
@@ -309,7 +315,7 @@ def convert_config(
             fields[field] = {name: {} if settings is None else settings for name, settings in each.items()}
     modules = fields.pop("modules", None) or []
     if not isinstance(modules, list):
-        raise error_at(locate, ("modules",), f"{shown(modules)} will not do; want {_follow(Config, ('modules',))[1]}")
+        raise error_at(locate, ("modules",), f"invalid value {shown(modules)}: expected {_follow(Config, ('modules',))[1]}")
     config = _convert(fields, Config, (), locate)
     config.modules = [_module(each, ("modules", number), locate) for number, each in enumerate(modules)]
     config.directory = directory
@@ -324,5 +330,5 @@ def convert_config(
                 raise error_at(locate, ("nics", name, "engine"), str(error)) from None
         other = owners.setdefault(str(nic.mac), name)
         if other != name:
-            raise error_at(locate, ("nics", name, "mac"), f"{nic.mac} is {other}'s already; want another one")
+            raise error_at(locate, ("nics", name, "mac"), f"{nic.mac} is {other}'s already; choose another one")
     return config

@@ -171,7 +171,7 @@ class Instance:
         given = {"mode": parameters.mode, "cpus": parameters.cpus}
         settings = {**(parameters.settings or {}), **{word: value for word, value in given.items() if value is not None}}
         if not settings:
-            raise ConfigError(f"group {parameters.name}: nothing to change; want mode, cpus or settings")
+            raise ConfigError(f"group {parameters.name}: nothing to change: expected mode, cpus or settings")
         return {"group": self._runtime.set_group(parameters.name, settings)}
 
     def _write_handler(self, parameters: WriteHandler, caller: Caller) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class _Builder:
             return [self.build(item, (*path, number)) for number, item in enumerate(node.value)]
         if isinstance(node, yaml.ScalarNode):
             return self.scalar(node)
-        raise self.fail(node, f"the tag {node.tag.replace(_TAG, '!!')[:40]!r} is not allowed; want plain YAML without tags")
+        raise self.fail(node, f"the tag {node.tag.replace(_TAG, '!!')[:40]!r} is not allowed: expected plain YAML without tags")
 
     def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -96,7 +96,7 @@ class _Builder:
                     return float(text) if kind == "float" else int(text, 16 if text.startswith("0x") else 10)
                 except ValueError:
                     pass
-        raise self.fail(node, f"the tag {node.tag.replace(_TAG, '!!')[:40]!r} is not allowed; want plain YAML without tags")
+        raise self.fail(node, f"the tag {node.tag.replace(_TAG, '!!')[:40]!r} is not allowed: expected plain YAML without tags")
 
     def locate(self, path: Path) -> str:
         """FILE:LINE of the path, or of its nearest parent with a known line."""
@@ -160,7 +160,7 @@ def load_config(path: str | os.PathLike[str], *, contained: bool = True) -> Conf
     except OSError as error:
         raise ConfigError(f"{name}: {error.strerror}") from None
     if len(content) > BYTES_MOST:
-        raise ConfigError(f"{name}: too large: want at most {BYTES_MOST} bytes")
+        raise ConfigError(f"{name}: too large: expected at most {BYTES_MOST} bytes")
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -91,7 +91,7 @@ class _NicMethods:
         session, name, given = caller.session, parameters.name, parameters.netns
         config = convert_nic(name, parameters.nic, (name,), contained=given is None and session.is_owner)
         if given is not None and (config.pid is not None or config.netns is not None):
-            raise ConfigError(f"nic {name}: has pid or netns, and came with a namespace's descriptor: want one of them")
+            raise ConfigError(f"nic {name}: has pid or netns, and came with a namespace's descriptor: choose one of them")
         if not session.is_owner:
             self._check_client(config, session, given is not None)
         if given is None:
@@ -100,7 +100,7 @@ class _NicMethods:
             netns, process = caller.take(given), -1
             closing.callback(os.close, netns)
             if not is_network_namespace(netns):
-                raise ConfigError(f"nic {name}: descriptor {given} is no network namespace")
+                raise ConfigError(f"nic {name}: descriptor {given} is not a network namespace")
             if not session.is_owner and owner_of(netns) != session.uid:
                 raise NotPermittedError(
                     f"nic {name}: the network namespace belongs to a user namespace that {session.who} did not make"
@@ -160,7 +160,7 @@ class _NicMethods:
         given = {"egress_bps": parameters.egress, "ingress_bps": parameters.ingress}
         limits = {direction: parse_limit(text) for direction, text in given.items() if text is not None}
         if not limits:
-            raise ConfigError(f"{parameters.name}: no rate given; want egress, ingress or both")
+            raise ConfigError(f"{parameters.name}: no rate given: expected egress, ingress or both")
         config = self._nics.get(parameters.name, session).config
         if not session.is_owner:
             most = self._nics.config.clients[str(session.uid)].rate

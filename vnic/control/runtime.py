@@ -117,7 +117,7 @@ class Runtime:
         except VnicError:
             raise
         except Exception as error:  # a user's module may refuse its settings with anything
-            raise ConfigError(f"module {config.module}: refuses its settings: {error}") from error
+            raise ConfigError(f"module {config.module}: refuses its arguments: {error}") from error
         config.arguments = module.settings  # what it changes there is remembered
         return module
 

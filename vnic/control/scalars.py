@@ -33,7 +33,7 @@ class Rate(int):
         bps = parse_rate(value) if isinstance(value, str) else value
         if not cls.LEAST <= bps <= cls.MOST:
             raise SchemaError(
-                f"rate {format_rate(max(bps, 0))} is out of range: want {format_rate(cls.LEAST)} to {format_rate(cls.MOST)}"
+                f"rate {format_rate(max(bps, 0))} is out of range: expected {format_rate(cls.LEAST)} to {format_rate(cls.MOST)}"
             )
         return super().__new__(cls, bps)
 
@@ -57,7 +57,7 @@ class Duration(int):
         if not cls.LEAST <= ns <= cls.MOST:
             raise SchemaError(
                 f"{cls.WHAT} {format_time(max(ns, 0))} is out of range: "
-                f"want {format_time(cls.LEAST)} to {format_time(cls.MOST)}"
+                f"expected {format_time(cls.LEAST)} to {format_time(cls.MOST)}"
             )
         return super().__new__(cls, ns)
 
@@ -117,11 +117,11 @@ class Mac(str):
     def __new__(cls, value: str) -> Self:
         text = value.lower() if isinstance(value, str) else ""
         if not re.fullmatch(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", text, re.ASCII):
-            raise SchemaError(f"{_shown(value)} is no MAC address: want six bytes such as 02:00:00:00:00:01")
+            raise SchemaError(f"{_shown(value)} is not a MAC address: expected six bytes such as 02:00:00:00:00:01")
         if int(text[:2], 16) & 1:
             raise SchemaError(f"{text} is a group address: a NIC's has an even first byte, such as 02:00:00:00:00:01")
         if text == "00:00:00:00:00:00":
-            raise SchemaError(f"{text} is nobody's address: want one such as 02:00:00:00:00:01")
+            raise SchemaError(f"{text} is nobody's address: expected one such as 02:00:00:00:00:01")
         return super().__new__(cls, text)
 
     @classmethod
@@ -150,7 +150,9 @@ class Address(str):
                 raise ValueError
             interface = ipaddress.ip_interface(value)
         except ValueError:
-            raise SchemaError(f"{_shown(value)} is no address: want address/prefix such as 10.0.0.1/24 or fd00::1/64") from None
+            raise SchemaError(
+                f"{_shown(value)} is not an address: expected address/prefix such as 10.0.0.1/24 or fd00::1/64"
+            ) from None
         if interface.is_multicast or interface.is_unspecified or "%" in value:
             raise SchemaError(f"{_shown(value)} cannot be an interface's own address")
         return super().__new__(cls, interface.with_prefixlen)
@@ -172,7 +174,7 @@ class Network(str):
             network = ipaddress.ip_network(value)
         except ValueError:
             raise SchemaError(
-                f"{_shown(value)} is no network: want address/prefix without host bits such as 10.1.0.0/16, or default"
+                f"{_shown(value)} is not a network: expected address/prefix without host bits such as 10.1.0.0/16, or default"
             ) from None
         return super().__new__(cls, str(network))
 
@@ -190,9 +192,11 @@ class Gateway(str):
                 raise ValueError
             address = ipaddress.ip_address(value)
         except ValueError:
-            raise SchemaError(f"{_shown(value)} is no gateway: want an IP address such as 10.0.0.254 or fd00::1") from None
+            raise SchemaError(
+                f"{_shown(value)} is not a gateway: expected an IP address such as 10.0.0.254 or fd00::1"
+            ) from None
         if address.is_multicast or address.is_unspecified or address.is_loopback:
-            raise SchemaError(f"{_shown(value)} cannot be a gateway: want an address on the NIC's link such as 10.0.0.254")
+            raise SchemaError(f"{_shown(value)} cannot be a gateway: expected an address on the NIC's link such as 10.0.0.254")
         return super().__new__(cls, str(address))
 
     @classmethod
@@ -212,7 +216,9 @@ class User(int):
         try:
             return cls(pwd.getpwnam(text).pw_uid)
         except (KeyError, ValueError):
-            raise SchemaError(f"{_shown(value)} is no user of this machine: want a name such as alice, or a number") from None
+            raise SchemaError(
+                f"{_shown(value)} is not an user of this machine: expected a name such as alice, or a number"
+            ) from None
 
     def __str__(self) -> str:
         return int.__repr__(self)
@@ -223,7 +229,7 @@ class RssKey(bytes):
 
     @classmethod
     def parse(cls, value: Any) -> Self:
-        hint = f'want {RSS_KEY_BYTES} bytes in hexadecimal, in quotes, such as "6d:5a:56:da:..."'
+        hint = f'expected {RSS_KEY_BYTES} bytes in hexadecimal, in quotes, such as "6d:5a:56:da:..."'
         if not isinstance(value, str) or not re.fullmatch(r"[0-9a-fA-F]{2}(:?[0-9a-fA-F]{2})*", value, re.ASCII):
             raise SchemaError(f"{_shown(value)} is no RSS key: {hint}")
         key = bytes.fromhex(value.replace(":", ""))

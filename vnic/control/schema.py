@@ -100,7 +100,7 @@ class GuaranteeConfig(_Strict):
 
     def __post_init__(self) -> None:
         if self.runtime > self.period:
-            raise SchemaError(f"runtime {self.runtime} is more than the period: want at most {self.period}")
+            raise SchemaError(f"runtime {self.runtime} is more than the period: expected at most {self.period}")
 
 
 class GroupConfig(_Strict):
@@ -148,11 +148,11 @@ class GroupConfig(_Strict):
 
     def __post_init__(self) -> None:
         if len(set(self.cgroup)) != len(self.cgroup):
-            raise SchemaError("cgroup names one twice: want each once")
+            raise SchemaError("cgroup names one twice: list each once")
         if self.mode == "dedicated" and not self.cpus:
-            raise SchemaError("dedicated needs CPUs of its own: want cpus: [1] or the like")
+            raise SchemaError("dedicated needs CPUs of its own, such as cpus: [1]")
         if self.cpus is not None and (not self.cpus or len(set(self.cpus)) != len(self.cpus)):
-            raise SchemaError("cpus is empty or names one twice: want cpus: [0, 1]")
+            raise SchemaError("cpus is empty or names one twice: expected cpus: [0, 1]")
 
 
 class EngineConfig(_Strict):
@@ -249,11 +249,13 @@ class VlanConfig(_Strict):
 
     def __post_init__(self) -> None:
         if (self.access is not None) + (self.trunk is not None) + self.untagged != 1:
-            raise SchemaError("want one of {access: 10}, {trunk: [10, 20], native: 1} and {untagged: true}")
+            raise SchemaError(
+                "needs exactly one of access, trunk and untagged: {access: 10}, {trunk: [10, 20]} or {untagged: true}"
+            )
         if self.native is not None and self.trunk is None:
-            raise SchemaError("native belongs to a trunk: want {trunk: [10, 20], native: 1}")
+            raise SchemaError("native belongs to a trunk: expected {trunk: [10, 20], native: 1}")
         if self.trunk is not None and (not self.trunk or len(set(self.trunk)) != len(self.trunk)):
-            raise SchemaError("trunk is empty or names a VLAN twice: want {trunk: [10, 20]}")
+            raise SchemaError("trunk is empty or names a VLAN twice: expected {trunk: [10, 20]}")
 
 
 class OffloadConfig(_Strict):
@@ -270,7 +272,7 @@ class OffloadConfig(_Strict):
 
     def __post_init__(self) -> None:
         if not self.checksum and (self.tso or self.uso):
-            raise SchemaError("segmentation needs checksum offload: want {checksum: false, tso: false, uso: false}")
+            raise SchemaError("segmentation needs checksum offload: expected {checksum: false, tso: false, uso: false}")
 
 
 class RssConfig(_Strict):
@@ -288,7 +290,7 @@ class RssConfig(_Strict):
 
     def __post_init__(self) -> None:
         if self.table is not None and len(self.table) & (len(self.table) - 1):
-            raise SchemaError(f"table has {len(self.table)} entries: want a power of two")
+            raise SchemaError(f"table has {len(self.table)} entries: expected a power of two")
 
 
 class ElementConfig(_Strict):
@@ -363,9 +365,9 @@ class RouteConfig(_Strict):
 
     def __post_init__(self) -> None:
         if self.to == "default" and self.via is None:
-            raise SchemaError("the default route needs a gateway: want {to: default, via: 10.0.0.254}")
+            raise SchemaError("the default route needs a gateway: expected {to: default, via: 10.0.0.254}")
         if self.to != "default" and self.via is not None and (":" in self.to) != (":" in self.via):
-            raise SchemaError(f"{self.to} via {self.via} mixes IPv4 and IPv6: want both of one kind")
+            raise SchemaError(f"{self.to} via {self.via} mixes IPv4 and IPv6: expected both of one kind")
 
 
 class NicConfig(_Strict):
@@ -473,11 +475,11 @@ class NicConfig(_Strict):
 
     def __post_init__(self) -> None:
         if self.pid is not None and self.netns is not None:
-            raise SchemaError("has both pid and netns: want one of them")
+            raise SchemaError("has both pid and netns: choose one of them")
         if self.interface is None:
             if len(self.name) > 15:
                 raise SchemaError(
-                    f"the name {self.name} is too long for an interface: want interface: NAME of at most 15 characters"
+                    f"the name {self.name} is too long for an interface: expected interface: NAME of at most 15 characters"
                 )
             self.interface = self.name
         if self.mac is None:
@@ -489,7 +491,7 @@ class NicConfig(_Strict):
             self.gateway = None
         destinations = [(route.to, route.to == "default" and ":" in str(route.via)) for route in self.routes]
         if len(set(destinations)) != len(destinations):
-            raise SchemaError("routes (or gateway) names a destination twice: want each once")
+            raise SchemaError("routes (or gateway) names a destination twice: list each once")
         if self.rss.table is not None and max(self.rss.table) >= self.queues:
             raise SchemaError(
                 f"rss.table names queue {max(self.rss.table)}, but there are {self.queues} (0 to {self.queues - 1})"
@@ -523,7 +525,7 @@ class MetricsConfig(_Strict):
 
     def __post_init__(self) -> None:
         if (self.listen is None) == (self.socket is None):
-            raise SchemaError('want either {listen: "127.0.0.1:9464"} or {socket: PATH}')
+            raise SchemaError('expected either {listen: "127.0.0.1:9464"} or {socket: PATH}')
         if self.listen is not None:
             host, _, port = self.listen.rpartition(":")
             try:
@@ -532,7 +534,7 @@ class MetricsConfig(_Strict):
                 fits = False
             if not fits:
                 raise SchemaError(
-                    f"{self.listen} is no loopback address and port: want one such as 127.0.0.1:9464 or [::1]:9464"
+                    f"{self.listen} is not a loopback address and port: expected one such as 127.0.0.1:9464 or [::1]:9464"
                 )
 
 
@@ -608,13 +610,15 @@ class Config(_Strict):
             engine.name = engine.name or f"e{number}"
             engine.group = engine.group or next(iter(self.groups))
             if engine.group not in self.groups:
-                raise SchemaError(f"engines: {engine.name} is in group {engine.group}: want one of {', '.join(self.groups)}")
+                raise SchemaError(
+                    f"engines: {engine.name} is in group {engine.group}: expected one of {', '.join(self.groups)}"
+                )
         for name, group in self.groups.items():
             self.check_group(name, group)
         for name, client in self.clients.items():
             if client.group is not None and all(engine.group != client.group for engine in self.engines):
                 known = ", ".join(dict.fromkeys(str(engine.group) for engine in self.engines))
-                raise SchemaError(f"clients: {name}: group {client.group} has no engine: want one of {known}")
+                raise SchemaError(f"clients: {name}: group {client.group} has no engine: expected one of {known}")
         # By number from here on: a user who is deleted while this runs is no reason not to come up again.
         self.clients = {str(int(User.parse(name))): client for name, client in self.clients.items()}
         names = [engine.name for engine in self.engines]
@@ -629,7 +633,7 @@ class Config(_Strict):
         """Whether the group called `name` can be this one. Raises ConfigError."""
         for engine in self.engines:
             if engine.group == name and engine.cpu is not None and group.mode != "spreading":
-                raise SchemaError(f"engines: {engine.name}: cpu is for spreading groups: want cpus: in group {name} instead")
+                raise SchemaError(f"engines: {engine.name}: cpu is for spreading groups: set cpus: of group {name} instead")
 
     @property
     def guaranteed(self) -> bool:
@@ -649,9 +653,9 @@ class Config(_Strict):
             return names.index(reference)
         if isinstance(reference, int) and 0 <= reference < len(names):
             return reference
-        raise SchemaError(
-            f"engine {reference!r} does not exist: want one of 0 to {len(names) - 1} or {', '.join(map(str, names))}"
-        )
+        numbers = "0" if len(names) == 1 else f"a number from 0 to {len(names) - 1}"
+        expected = ", ".join([numbers, *(str(name) for name in names if not isinstance(name, int))])
+        raise SchemaError(f"engine {reference!r} does not exist: expected {expected}")
 
 
 def encode_scalar(value: Any) -> Any:

@@ -32,12 +32,13 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 
 from dataplane.errors import ConfigError, PortError, VnicError
-from vnic.device import link
+from vnic.device import link, sockets
 from vnic.device.descriptors import close_all, readable, receive_with_descriptors, system_error
 from vnic.device.namespaces import NetNamespace, enter
 from vnic.device.tap import (
     MAX_QUEUES,
     DeleteLink,
+    FindSocket,
     LinkChange,
     ReadCounters,
     Tap,
@@ -225,6 +226,8 @@ def answer_to(request: Request, netns_fd: int) -> tuple[Answer, list[int]]:
                 return Answer(number=request.number, tap=report), fds
             case ReadCounters() as work:
                 return Answer(number=request.number, counters=link.counters(work)), []
+            case FindSocket() as work:
+                return Answer(number=request.number, counters={"found": int(sockets.found(work))}), []
             case LinkChange() as work:
                 link.change(work)
             case DeleteLink() as work:

@@ -139,7 +139,7 @@ class NetNamespace:
         closes them."""
         try:
             if extra or not is_network_namespace(fd):
-                raise ConfigError("the descriptor that was passed is no network namespace; pass one of /proc/PID/ns/net")
+                raise ConfigError("the descriptor that was passed is not a network namespace; pass one of /proc/PID/ns/net")
             pid = process_of(pidfd) if pidfd >= 0 else None
             label = "the network namespace that was passed" if pid is None else f"the network namespace of pid {pid}, as passed"
             return cls(fd, label, pid=pid, pidfd=pidfd)
@@ -185,7 +185,7 @@ class NetNamespace:
     @classmethod
     def _at_path(cls, path: str) -> NetNamespace:
         label = f"netns {path}"
-        wrong = ConfigError(f"{label}: is no network namespace; give /proc/PID/ns/net or a path made by `ip netns add`")
+        wrong = ConfigError(f"{label}: is not a network namespace; give /proc/PID/ns/net or a path made by `ip netns add`")
         try:
             # Checked before it is opened: opening a device or a FIFO could block or have side
             # effects.

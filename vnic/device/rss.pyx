@@ -33,7 +33,7 @@ cdef class Rss:
 
     def __init__(self, key=None, table=None, *, queues=1):
         if type(queues) is not int or not 1 <= queues <= 64:
-            raise ConfigError(f"RSS: {queues!r} queues; want 1 to 64")
+            raise ConfigError(f"RSS: {queues!r} queues: expected 1 to 64")
         self.queues = queues
         self.set_key(DEFAULT_KEY if key is None else key)
         self.set_table([i % queues for i in range(DEFAULT_TABLE_SIZE)] if table is None else table)
@@ -83,7 +83,7 @@ cdef class Rss:
             key = bytes(key)
         if not isinstance(key, bytes) or len(key) not in (RSS_KEY, RSS_KEY_LONG):
             size = f"{len(key)} bytes" if isinstance(key, bytes) else type(key).__name__
-            raise ConfigError(f"RSS: a key of {size}; want {RSS_KEY} or {RSS_KEY_LONG} bytes")
+            raise ConfigError(f"RSS: a key of {size}: expected {RSS_KEY} or {RSS_KEY_LONG} bytes")
         octets = key
         for position in range(RSS_INPUT):
             # The 40 key bits that the 32-bit window covers while it shifts by this byte.
@@ -107,9 +107,9 @@ cdef class Rss:
         try:
             entries = list(table)
         except TypeError:
-            raise ConfigError(f"RSS: an indirection table of {type(table).__name__}; want a list of queue numbers") from None
+            raise ConfigError(f"RSS: an indirection table of {type(table).__name__}: expected a list of queue numbers") from None
         if not 1 <= len(entries) <= RSS_TABLE_MAX or len(entries) & (len(entries) - 1):
-            raise ConfigError(f"RSS: an indirection table of {len(entries)} entries; want a power of two up to {RSS_TABLE_MAX}")
+            raise ConfigError(f"RSS: an indirection table of {len(entries)} entries: expected a power of two up to {RSS_TABLE_MAX}")
         for entry in entries:
             if type(entry) is not int or not 0 <= entry < self.queues:
                 raise ConfigError(f"RSS: the indirection table names queue {entry!r}; there are {self.queues} (0 to {self.queues - 1})")
@@ -129,13 +129,13 @@ cdef class Rss:
         try:
             ends = [ipaddress.ip_address(source), ipaddress.ip_address(destination)]
         except ValueError as error:
-            raise ConfigError(f"RSS: {error}; want two addresses of one family") from None
+            raise ConfigError(f"RSS: {error}: expected two addresses of one family") from None
         ports = [port for port in (source_port, destination_port) if port is not None]
         for port in ports:
             if type(port) is not int or not 0 <= port <= 65535:
-                raise ConfigError(f"RSS: port {port!r}; want 0 to 65535")
+                raise ConfigError(f"RSS: port {port!r}: expected 0 to 65535")
         if ends[0].version != ends[1].version or len(ports) == 1:
-            raise ConfigError(f"RSS: {source} to {destination}: want two addresses of one family, and two ports or none")
+            raise ConfigError(f"RSS: {source} to {destination}: expected two addresses of one family, and two ports or none")
         data = b"".join(end.packed for end in ends) + b"".join(port.to_bytes(2, "big") for port in ports)
         return self.hash_bytes(0, data, <uint32_t>len(data))
 

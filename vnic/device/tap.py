@@ -101,6 +101,14 @@ class ReadCounters(msgspec.Struct, frozen=True, tag="read_counters"):
     ifindex: int
 
 
+class FindSocket(msgspec.Struct, frozen=True, tag="find_socket"):
+    """Ask whether a socket receives what arrives at a port: protocol "udp" or "tcp"; or every frame:
+    "packet"."""
+
+    protocol: str
+    port: int = 0
+
+
 class DeleteLink(msgspec.Struct, frozen=True, tag="delete_link"):
     """Delete an interface, whoever holds its queues."""
 
@@ -120,7 +128,7 @@ class TapReport(msgspec.Struct, frozen=True, kw_only=True):
     link_events: bool = False
 
 
-Work = TapRequest | LinkChange | ReadCounters | DeleteLink
+Work = TapRequest | LinkChange | ReadCounters | FindSocket | DeleteLink
 
 
 # --- checking what is asked for ---------------------------------------------------------------------------------------
@@ -131,12 +139,12 @@ def check(request: TapRequest) -> None:
     check_name(request.name)
     label = f"tap {request.name}"
     if not 1 <= request.queues <= MAX_QUEUES:
-        raise ConfigError(f"{label}: queues: {request.queues} is out of range; want 1 to {MAX_QUEUES}")
+        raise ConfigError(f"{label}: queues: {request.queues} is out of range: expected 1 to {MAX_QUEUES}")
     if request.mac is not None:
         parse_mac(request.mac, label)
     check_mtu(request.mtu, label)
     if request.offloads & ~int(Offload.ALL):  # as int: a flag's complement has known bits only
-        raise ConfigError(f"{label}: offloads: {request.offloads:#x} has unknown bits; want some of {int(Offload.ALL):#x}")
+        raise ConfigError(f"{label}: offloads: {request.offloads:#x} has unknown bits: expected some of {int(Offload.ALL):#x}")
     if request.offloads & ~Offload.CSUM and not request.offloads & Offload.CSUM:
         raise ConfigError(f"{label}: offloads: segmentation needs checksum offload too; add csum or drop the others")
     if len(request.addresses) > MAX_ADDRESSES or len(request.routes) > MAX_ROUTES:
@@ -144,9 +152,9 @@ def check(request: TapRequest) -> None:
     for text in request.addresses:
         address = _parse(ipaddress.ip_interface, text, f"{label}: addresses", "10.0.0.2/24 or fd00::2/64")
         if "/" not in text:
-            raise ConfigError(f"{label}: addresses: {text!r} has no prefix length; want one, like /24 or /64")
+            raise ConfigError(f"{label}: addresses: {text!r} has no prefix length: expected one, like /24 or /64")
         if address.version == 6 and request.mtu < MIN_MTU_IPV6:
-            raise ConfigError(f"{label}: mtu: {request.mtu} is too small for IPv6 ({text}); want {MIN_MTU_IPV6} or more")
+            raise ConfigError(f"{label}: mtu: {request.mtu} is too small for IPv6 ({text}): expected {MIN_MTU_IPV6} or more")
     if request.routes and not request.up:
         raise ConfigError(f"{label}: routes: cannot be set while the interface is down; say up: true or leave them out")
     for route in request.routes:
@@ -158,14 +166,14 @@ def check_name(name: str) -> None:
     allowed = name.isascii() and name.isprintable() and not set(name) & set(" /:%")
     if not allowed or not 1 <= len(name) <= MAX_NAME_BYTES or name in (".", "..", "all", "default"):
         raise ConfigError(
-            f"tap {name!r}: no valid interface name; want 1 to {MAX_NAME_BYTES} ASCII characters without space, / : %"
+            f"tap {name!r}: no valid interface name: expected 1 to {MAX_NAME_BYTES} ASCII characters without space, / : %"
         )
 
 
 def check_mtu(mtu: int, label: str) -> None:
     """ConfigError unless a TAP can have this MTU."""
     if not MIN_MTU <= mtu <= MAX_MTU:
-        raise ConfigError(f"{label}: mtu: {mtu} is out of range; want {MIN_MTU} to {MAX_MTU}")
+        raise ConfigError(f"{label}: mtu: {mtu} is out of range: expected {MIN_MTU} to {MAX_MTU}")
 
 
 def parse_mac(text: str, label: str) -> bytes:
@@ -178,11 +186,11 @@ def parse_mac(text: str, label: str) -> bytes:
         if len(mac) != 6:
             raise ValueError
     except ValueError:
-        raise ConfigError(f"{label}: mac: {text!r} is no MAC address; want six bytes like 02:00:00:00:00:01") from None
+        raise ConfigError(f"{label}: mac: {text!r} is not a MAC address: expected six bytes like 02:00:00:00:00:01") from None
     if mac[0] & 1:
-        raise ConfigError(f"{label}: mac: {text} is a multicast address; want an even first byte, like 02")
+        raise ConfigError(f"{label}: mac: {text} is a multicast address: expected an even first byte, like 02")
     if not any(mac):
-        raise ConfigError(f"{label}: mac: {text} is all zero; want an address like 02:00:00:00:00:01")
+        raise ConfigError(f"{label}: mac: {text} is all zero: expected an address like 02:00:00:00:00:01")
     return mac
 
 
@@ -197,7 +205,7 @@ def _parse(kind: Any, text: str, label: str, example: str) -> Any:
             raise ValueError
         return kind(text)
     except ValueError:
-        raise ConfigError(f"{label}: {text!r} is none; want one like {example}") from None
+        raise ConfigError(f"{label}: {text!r} is none: expected one like {example}") from None
 
 
 def _check_route(route: Route, label: str) -> None:
@@ -210,7 +218,7 @@ def _check_route(route: Route, label: str) -> None:
     if route.via is not None:
         via = _parse(ipaddress.ip_address, route.via, f"{label}: via", "10.0.0.1")
         if via.version != network.version:
-            raise ConfigError(f"{label}: {route.to} via {route.via} mixes IPv4 and IPv6; want both of one kind")
+            raise ConfigError(f"{label}: {route.to} via {route.via} mixes IPv4 and IPv6: expected both of one kind")
 
 
 # --- the handle -------------------------------------------------------------------------------------------------------
@@ -303,6 +311,10 @@ class Tap:
     def counters(self) -> dict[str, int]:
         """The kernel's counters, seen from the container: tx_packets is what we read from the queues."""
         return self._run(ReadCounters(self.ifindex))
+
+    def listens(self, protocol: str, port: int = 0) -> bool:
+        """Whether a socket of the namespace receives what arrives at a UDP or TCP port; or, for "packet", every frame."""
+        return bool(self._run(FindSocket(protocol, port))["found"])
 
     def queue_drops(self) -> int | None:
         """Packets of the container that the queues had no room for, as the kernel counts; None where it cannot be asked. Takes

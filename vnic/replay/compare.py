@@ -236,7 +236,7 @@ def compare(
     except _SeveralInterfacesError:
         if isinstance(found, int) or isinstance(expected, int):
             raise ConfigError(
-                "the interfaces of the two captures are named differently, and there are several; want --interface A=B"
+                "the interfaces of the two captures are named differently, and there are several; use --interface A=B"
             ) from None
         return _compare(found, expected, tolerance_ns, key, {}, single=False)
 

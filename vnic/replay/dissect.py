@@ -80,7 +80,7 @@ def normaliser(ignore: Iterable[str]) -> Callable[[bytes], bytes]:
     for name in ignore:
         layer, dot, field = name.partition(".")
         if not dot:
-            raise ConfigError(f"--ignore {name}: want Layer.field in scapy's names, such as IP.id, or time")
+            raise ConfigError(f"--ignore {name}: expected Layer.field in scapy's names, such as IP.id, or time")
         wanted.setdefault(layer, set()).add(field)
     if not wanted:
         return lambda data: data

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,7 +14,7 @@ from dataplane.capture.reader import CaptureReader
 from dataplane.clock import Clock
 from dataplane.element import Element
 from dataplane.elements.departures import Departures
-from dataplane.errors import ConfigError
+from dataplane.errors import ConfigError, VnicError
 from dataplane.port import Port
 from dataplane.ports.pcap_source import PcapSource
 from dataplane.units import parse_rate
@@ -30,6 +30,7 @@ LEAD_NS = 300_000  # looked for so long before its instant: a sleep ends that la
 SETTLE_S = 0.3  # from the last NIC to the first packet: a container's kernel says hello on a new link
 DRAIN_S = 5.0  # the longest that what a shaper holds may take after the last packet
 STEP_S = 0.05
+WAIT_S, LOOK_S = 60.0, 0.02  # for a listener; between two looks
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ class Schedule:
                     return cls("rate", parse_rate(value))
         except (ValueError, ZeroDivisionError):
             pass
-        raise ConfigError(f"schedule {text!r}: want captured, speed=FACTOR, pps=NUMBER, rate=RATE (such as 100mbit) or asap")
+        raise ConfigError(
+            f"schedule {text!r}: expected captured, speed=FACTOR, pps=NUMBER, rate=RATE (such as 100mbit) or asap"
+        )
 
 
 class _LiveNic:
@@ -99,6 +102,29 @@ class _LiveNic:
         self.nic.close()
 
 
+@dataclass(frozen=True)
+class Listener:
+    """A socket to wait for in the container of a NIC: of a UDP or TCP port, or a packet socket (tcpdump)."""
+
+    nic: str
+    protocol: str
+    port: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Listener:
+        """NAME=udp/5001, NAME=tcp/80 or NAME=packet. Raises ConfigError."""
+        nic, _, what = text.partition("=")
+        protocol, slash, port = what.partition("/")
+        if nic and what == "packet":
+            return cls(nic, what)
+        if nic and slash and protocol in ("udp", "tcp") and port.isascii() and port.isdecimal() and 1 <= int(port) <= 65535:
+            return cls(nic, protocol, int(port))
+        raise ConfigError(f"--wait {text}: expected NAME=udp/PORT, NAME=tcp/PORT or NAME=packet")
+
+    def __str__(self) -> str:
+        return f"{self.nic}={self.protocol}" + (f"/{self.port}" if self.port else "")
+
+
 class _Devices:
     """Captures where there are any, containers elsewhere."""
 
@@ -138,7 +164,7 @@ class RealtimeReplay:
         lost = [nic.name for nic in config.nics.values() if nic.name not in inputs and nic.pid is None and nic.netns is None]
         if lost:
             raise ConfigError(
-                f"nic {lost[0]}: has neither a capture nor a container; want --port {lost[0]}=IN.pcap, pid: or netns:"
+                f"nic {lost[0]}: has neither a capture nor a container; use --port {lost[0]}=IN.pcap, pid: or netns:"
             )
         if len(inputs) == len(config.nics):
             raise ConfigError("a replay in real time needs a NIC in a container: every one has a capture")
@@ -159,6 +185,20 @@ class RealtimeReplay:
     @property
     def _sources(self) -> list[PcapSource]:
         return [nic.source for nic in self.devices.replayed.nics.values() if nic.source is not None]
+
+    def wait(self, listeners: Sequence[Listener], limit_s: float = WAIT_S) -> None:
+        """Returns once all listeners are there. Raises ConfigError for a NIC without a container, VnicError after
+        `limit_s`."""
+        for each in listeners:
+            if each.nic not in self.devices.live:
+                raise ConfigError(f"--wait {each}: no such NIC in a container: expected one of {', '.join(self.devices.live)}")
+        end_s = time.monotonic() + limit_s
+        for each in listeners:
+            # The kernel has no event for a socket that begins to listen.
+            while not self.devices.live[each.nic].nic.tap.listens(each.protocol, each.port):
+                if time.monotonic() > end_s:
+                    raise VnicError(f"--wait {each}: no such socket in the container after {limit_s:g} s")
+                time.sleep(LOOK_S)
 
     def run(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Runs to the end: every packet sent, none held any more."""

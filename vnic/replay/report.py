@@ -31,7 +31,7 @@ def check_report(path: str) -> str:
     """The report's kind, by its name. Raises ConfigError for another, and where a plot cannot be drawn."""
     kind = os.path.splitext(path)[1].lower()
     if kind not in KINDS:
-        raise ConfigError(f"report {path}: want a name in {', '.join(KINDS)}")
+        raise ConfigError(f"report {path}: expected a name in {', '.join(KINDS)}")
     if kind != ".json":
         try:
             import matplotlib  # noqa: F401

@@ -50,7 +50,7 @@ def _shifts(readers: Mapping[str, CaptureReader]) -> dict[str, int]:
     firsts: dict[str, int] = {}
     for name, reader in readers.items():
         if reader.size == 0:
-            raise ConfigError(f"{reader.path}: a pipe cannot be aligned; want a file")
+            raise ConfigError(f"{reader.path}: a pipe cannot be aligned; use a file")
         first = CaptureReader(reader.path)
         try:
             found = next(first, None)

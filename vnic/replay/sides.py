@@ -160,7 +160,7 @@ def decide(config: Config, seen: Seen, way: str) -> tuple[Sides | None, str]:
         if way == "mac":
             if not 0 < len(senders) <= len(names):
                 raise ConfigError(
-                    f"--split mac: {len(senders)} MAC addresses send, but there are {len(names)} NICs; want --side NAME=MAC"
+                    f"--split mac: {len(senders)} MAC addresses send, but there are {len(names)} NICs; use --side NAME=MAC"
                 )
             return _by_mac(names, _two(config, senders, macs), "in order of appearance")
     senders = list(seen.addresses)
@@ -175,12 +175,12 @@ def decide(config: Config, seen: Seen, way: str) -> tuple[Sides | None, str]:
         return Sides(Split(prefixes=sides, other=0), why), f"split {why}"
     if way == "prefix":
         raise ConfigError(
-            f"--split prefix: {len(senders)} addresses send and are not all addresses of NICs; want --side NAME=PREFIX"
+            f"--split prefix: {len(senders)} addresses send and are not all addresses of NICs; use --side NAME=PREFIX"
         )
     if len(seen.macs) < 2:
         return None, ""
     why = f"{len(seen.macs)} MAC addresses send, and which NIC each belongs to is not plain"
-    return None, f"not split: {why}; want --side NAME=MAC|PREFIX|PORT or --split mac|prefix|port, or --split none to be sure"
+    return None, f"not split: {why}; use --side NAME=MAC|PREFIX|PORT or --split mac|prefix|port, or --split none to be sure"
 
 
 def _by_mac(names: list[str], sides: dict[bytes, int], why: str) -> tuple[Sides, str]:
@@ -215,7 +215,7 @@ def given(config: Config, rules: Sequence[str]) -> Sides:
     for rule in rules:
         name, equals, values = rule.partition("=")
         if not equals or not values or name not in names:
-            raise ConfigError(f"--side {rule}: want NAME=MAC|PREFIX|PORT|*, NAME one of {', '.join(names)}")
+            raise ConfigError(f"--side {rule}: expected NAME=MAC|PREFIX|PORT|*, NAME one of {', '.join(names)}")
         side = names.index(name)
         for value in values.split(","):
             if value == "*":
@@ -225,16 +225,18 @@ def given(config: Config, rules: Sequence[str]) -> Sides:
             elif value.isdecimal() and int(value) < 65536:
                 ports[int(value)] = side
             else:
-                network = network_of(value, f"--side {rule}")
+                network = network_of(value, f"--side {rule}", "a MAC address, a prefix such as 10.0.0.0/24, a port or *")
                 prefixes.append((network.network_address.packed, network.prefixlen, side))
     return Sides(Split(macs, prefixes, ports, other=other), "as --side says")
 
 
-def network_of(text: str, where: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+def network_of(
+    text: str, where: str, expected: str = "a prefix such as 10.0.0.0/24"
+) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     try:
         return ipaddress.ip_network(text, strict=False)
     except ValueError:
-        raise ConfigError(f"{where}: {text!r} is no MAC address, prefix such as 10.0.0.0/24 or port") from None
+        raise ConfigError(f"{where}: {text!r}: expected {expected}") from None
 
 
 def rewrite_of(macs: Sequence[str], addresses: Sequence[str], vlans: Sequence[str]) -> tuple[Rewrite | None, bool]:
@@ -245,14 +247,16 @@ def rewrite_of(macs: Sequence[str], addresses: Sequence[str], vlans: Sequence[st
         old, _, new = rule.partition("=")
         if rule != "nics":
             if not _MAC.match(old) or not _MAC.match(new):
-                raise ConfigError(f"--rewrite-mac {rule}: want OLD=NEW, two MAC addresses, or nics")
+                raise ConfigError(f"--rewrite-mac {rule}: expected OLD=NEW, two MAC addresses, or nics")
             pairs.append((_packed(old), _packed(new)))
     networks: list[tuple[bytes, bytes, int]] = []
     for rule in addresses:
-        old, _, new = rule.partition("=")
+        old, equals, new = rule.partition("=")
+        if not equals:
+            raise ConfigError(f"--rewrite-ip {rule}: expected OLD=NEW, such as 10.0.0.0/24=192.168.1.0/24")
         left, right = (network_of(each, f"--rewrite-ip {rule}") for each in (old, new))
         if left.version != right.version or left.prefixlen != right.prefixlen:
-            raise ConfigError(f"--rewrite-ip {rule}: want OLD=NEW, two prefixes of one kind and length")
+            raise ConfigError(f"--rewrite-ip {rule}: expected OLD=NEW, two prefixes of one kind and length")
         networks.append((left.network_address.packed, right.network_address.packed, left.prefixlen))
     vlan: tuple[str, int] | None = None
     mapped: list[tuple[int, int]] = []
@@ -265,7 +269,7 @@ def rewrite_of(macs: Sequence[str], addresses: Sequence[str], vlans: Sequence[st
         elif word.isdecimal() and value.isdecimal() and int(word) <= 4094 and 1 <= int(value) <= 4094:
             mapped.append((int(word), int(value)))
         else:
-            raise ConfigError(f"--rewrite-vlan {rule}: want add=VID, set=VID, remove or OLD=NEW, numbers from 1 to 4094")
+            raise ConfigError(f"--rewrite-vlan {rule}: expected add=VID, set=VID, remove or OLD=NEW, numbers from 1 to 4094")
     if not pairs and not networks and vlan is None and not mapped:
         return None, of_nics
     return Rewrite(pairs, networks, vlan, mapped), of_nics

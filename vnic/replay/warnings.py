@@ -43,7 +43,7 @@ def drop_warnings(result: Mapping[str, Any], *, split: bool) -> list[dict[str, s
         reasons[reason] = reasons.get(reason, 0) + count
     parts = []
     if unassigned:
-        parts.append(f"{unassigned} are of no side: no rule fits them; want --side NAME=* for the rest")
+        parts.append(f"{unassigned} are of no side: no rule fits them; use --side NAME=* for the rest")
     for reason, count in sorted(reasons.items(), key=lambda item: (-item[1], item[0])):
         if reason in Parse.COUNTERS:  # of malformed packets, and drop reasons of the same names
             why, remedy = "their IP or transport header is malformed", "the setting `malformed`, or another capture"
@@ -52,7 +52,7 @@ def drop_warnings(result: Mapping[str, Any], *, split: bool) -> list[dict[str, s
         if reason == "hairpin" and split:
             remedy = "--rewrite-mac nics, which gives each side its NIC's MAC address"
         text = f"{count} {reason}" + (f": {why}" if why else "")
-        parts.append(text + (f"; want {remedy}" if remedy else ""))
+        parts.append(text + (f": expected {remedy}" if remedy else ""))
     share = 100 * lost // received
     return [
         {
@@ -65,4 +65,4 @@ def drop_warnings(result: Mapping[str, Any], *, split: bool) -> list[dict[str, s
 def span_warning(apart_ns: int) -> dict[str, str]:
     """Captures that begin so far apart are hardly meant to."""
     days = apart_ns / DAY_NS
-    return {"code": "starts_apart", "text": f"the captures begin {days:.1f} days apart; want --align to let all begin at once"}
+    return {"code": "starts_apart", "text": f"the captures begin {days:.1f} days apart; use --align to let all begin at once"}

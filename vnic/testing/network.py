@@ -40,7 +40,7 @@ def _frame(packet: Packet, what: str) -> bytes:
     """The bytes of an Ethernet frame. Raises ConfigError for anything else: bytes(5) would be five zeros."""
     kinds = [each.__name__ for each in type(packet).__mro__]
     if not _is_packet(packet):
-        raise ConfigError(f"{what}: {type(packet).__name__} is no packet; want bytes or a scapy packet")
+        raise ConfigError(f"{what}: {type(packet).__name__} is not a packet: expected bytes or a scapy packet")
     if hasattr(packet, "fields_desc") and not set(FRAMES) & set(kinds):
         raise ConfigError(f"{what}: {kinds[0]} is no Ethernet frame; put Ether(...) / in front of it")
     return bytes(packet)
@@ -51,7 +51,9 @@ def _frames(packets: Packet | Iterable[Packet], what: str) -> list[bytes]:
     if _is_packet(packets):
         return [_frame(packets, what)]
     if isinstance(packets, str) or not isinstance(packets, Iterable):
-        raise ConfigError(f"{what}: {type(packets).__name__} is no packet; want bytes, a scapy packet, or several of them")
+        raise ConfigError(
+            f"{what}: {type(packets).__name__} is not a packet: expected bytes, a scapy packet, or several of them"
+        )
     return [_frame(packet, f"{what}: packet {number}") for number, packet in enumerate(packets, 1)]
 
 
@@ -125,7 +127,7 @@ def _nanoseconds(time: str | int) -> int:
     try:
         return operator.index(time)
     except TypeError:
-        raise ConfigError(f'time {time!r}: want text such as "500ms", or a whole number of nanoseconds') from None
+        raise ConfigError(f'time {time!r}: expected text such as "500ms", or a whole number of nanoseconds') from None
 
 
 def _in_unit_of(time_ns: int, other_ns: int) -> str:
