@@ -131,7 +131,6 @@ def replay(
     vnic replay web.pcap -c net.yaml -o o.pcapng --expect golden.pcapng --tolerance 5us --ignore IP.id
     vnic replay web.pcap -c net.yaml --realtime captured --loop 3    # the other NICs are containers
     vnic replay web.pcap -c net.yaml --realtime asap --wait db=udp/5001
-    vnic replay web.pcap -c net.yaml -o - | tcpdump -r -
     vnic replay both.pcap -c net.yaml --side web=10.0.0.1 --side 'db=*' --rewrite-mac nics
     vnic replay captures/ -c net.yaml --json                         # every file on its own
     """
