@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from dataplane.errors import ConfigError, PortError
 from vnic.device.descriptors import close_all, readable
+from vnic.device.directories import DirectoryWatch, watch_directory, watch_entries
 
 if TYPE_CHECKING:
     import asyncio
@@ -39,8 +40,7 @@ NS_GET_NSTYPE = 0xB703  # ioctl_ns(2): its CLONE_NEW* constant
 NAMED_NETNS_DIR = "/run/netns"  # the directory of `ip netns add`
 MAX_PID = 1 << 22  # the kernel's own limit, PID_MAX_LIMIT
 
-IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE, IN_DELETE_SELF, IN_MOVE_SELF = 0x40, 0x80, 0x100, 0x200, 0x400, 0x800
-INOTIFY_BUFFER_BYTES = 4096
+NETLINK_BYTES = 4096
 EVENTS_MOST = 64  # taken at once
 PAUSE_S = 0.1  # between two looks of a loop at a container in which something changes
 EXIT_TIMEOUT_MS = 500
@@ -302,16 +302,17 @@ class TargetWatch:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._callback: Callable[[], object] | None = None
         self._pause: asyncio.TimerHandle | None = None
-        self._process = self._directory = self._links = -1
+        self._process = self._links = -1
+        self._directory: DirectoryWatch | None = None
         self._events = select.epoll()  # one descriptor for all that may happen
         try:
             if self._pid is not None:
                 self._process = fcntl.fcntl(namespace.pidfd, fcntl.F_DUPFD_CLOEXEC, 0)
             elif self._path is not None:
-                self._directory = _watch_directory(self._path)
+                self._directory = watch_directory(self._path)
             if interface is not None and interface.link_events >= 0:
                 self._links = fcntl.fcntl(interface.link_events, fcntl.F_DUPFD_CLOEXEC, 0)
-            for each in (self._process, self._directory, self._links):
+            for each in (self._process, self._links, -1 if self._directory is None else self._directory.descriptor):
                 if each >= 0:
                     self._events.register(each, select.EPOLLIN)
         except BaseException:
@@ -332,8 +333,9 @@ class TargetWatch:
     def _look(self) -> str:
         """What the events say is not needed: they are taken, and whether the thing itself is there decides. An upgrade's two
         workers share the sockets, and one may take an event from under the other."""
-        for each in (self._directory, self._links):
-            _take_events(each)
+        if self._directory is not None:
+            self._directory.take()
+        _take_events(self._links)
         if self._pid is not None:
             if has_exited(self._process):
                 return f"its container ended (process {self._pid})"
@@ -395,8 +397,10 @@ class TargetWatch:
         self._forget()
         self._interface = None
         self._events.close()
-        descriptors = self._process, self._directory, self._links
-        self._process = self._directory = self._links = -1
+        if self._directory is not None:
+            self._directory.close()
+        descriptors = self._process, self._links
+        self._process = self._links = -1
         close_all(each for each in descriptors if each >= 0)
 
     def __enter__(self) -> Self:
@@ -421,17 +425,16 @@ class ReturnWatch:
 
     def __init__(self, paths: Iterable[str]) -> None:
         self._descriptors: list[int] = []
+        self._directories: list[DirectoryWatch] = []
         self._events = select.epoll()
         try:
             with suppress(OSError):  # without /proc there is inotify alone
                 self._descriptors.append(os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC))
                 self._events.register(self._descriptors[-1], select.EPOLLPRI)
             for directory in {_nearest_directory(path) for path in paths}:
-                with suppress(PortError):  # none left (fs.inotify.max_user_instances): mounts are told all the same
-                    self._descriptors.append(
-                        _watch_directory(f"{directory}/.", IN_CREATE | IN_MOVED_TO | IN_DELETE_SELF | IN_MOVE_SELF)
-                    )
-                    self._events.register(self._descriptors[-1], select.EPOLLIN)
+                with suppress(PortError):  # no watch left: mounts are told all the same
+                    self._directories.append(watch_entries(directory))
+                    self._events.register(self._directories[-1].descriptor, select.EPOLLIN)
         except BaseException:
             self.close()
             raise
@@ -445,6 +448,9 @@ class ReturnWatch:
         self._events.close()
         close_all(self._descriptors)
         self._descriptors.clear()
+        for watch in self._directories:
+            watch.close()
+        self._directories.clear()
 
     def __del__(self) -> None:
         if hasattr(self, "_events") and not self._events.closed:
@@ -464,7 +470,7 @@ def _take_events(descriptor: int) -> None:
     """Takes what waits there, if it is a descriptor: at most so much, since more may come all the time."""
     with suppress(OSError):  # there is no more, or there was more than the socket had room for
         for _ in range(EVENTS_MOST if descriptor >= 0 else 0):
-            os.read(descriptor, INOTIFY_BUFFER_BYTES)
+            os.read(descriptor, NETLINK_BYTES)
 
 
 def _follow(path: str) -> str:
@@ -477,18 +483,3 @@ def _follow(path: str) -> str:
             break
         path = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(path)))
     return path
-
-
-def _watch_directory(path: str, mask: int = IN_DELETE | IN_MOVED_FROM | IN_DELETE_SELF | IN_MOVE_SELF) -> int:
-    """An inotify descriptor that reports events in the directory of `path`: by default entries leaving it, and itself leaving.
-
-    The directory, not the path: a namespace's file is a mount, and unmounting it is no event, deleting the name is.
-    """
-    fd: int = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-    directory = os.fsencode(os.path.dirname(path))
-    if fd < 0 or _libc.inotify_add_watch(fd, directory, ctypes.c_uint32(mask)) < 0:
-        reason = os.strerror(ctypes.get_errno())
-        if fd >= 0:
-            os.close(fd)
-        raise PortError(f"netns {path}: cannot be watched: {reason}; see fs.inotify.max_user_watches and max_user_instances")
-    return fd
