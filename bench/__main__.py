@@ -209,6 +209,28 @@ def upgrade(rounds: int, as_json: bool) -> None:
     _faults("upgrade", rounds, as_json, "Longest blackout of an engine in each upgrade")
 
 
+@main.command()
+@click.option("--idle", default="0,100,500,1000", show_default=True, help="Numbers of idle NICs, separated by commas.")
+@click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True)
+@click.option("--seconds", type=click.FloatRange(0.2, 60), default=3, show_default=True, help="Of each throughput measurement.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+def scale(idle: str, rounds: int, seconds: float, as_json: bool) -> None:
+    """A busy pair beside idle NICs; coming up, one more NIC, upgrade and crash with them. Needs root."""
+    from bench import scale as bench_scale
+
+    _need_root()
+    try:
+        counts = [int(each) for each in idle.split(",")]
+    except ValueError:
+        raise RequestError(f"--idle {idle}: expected numbers such as 0,100") from None
+    result = bench_scale.run(counts, seconds, rounds)
+    report.save("scale", result)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        bench_scale.show(_console(), result)
+
+
 def run() -> None:
     """Exit status: 0 success, 1 failure, 2 invalid request, 130 interrupted."""
     interrupts.install()
