@@ -297,7 +297,7 @@ CHECK = "import sys; from dataplane.cgroup import Cgroup; Cgroup(sys.argv[1]).ch
 def test_a_plain_user_wants_it_delegated(make_cgroup, kind):
     box = make_cgroup(kind)
     argv = [sys.executable, "-c", CHECK, str(box.path)]
-    remedy = f"expected it delegated: chown -R {plain_user.UID} {box.path}"
+    remedy = f"delegate it: chown -R {plain_user.UID} {box.path}"
     said = plain_user.run(argv).stderr
     assert f"cgroup {box.path}: uid {plain_user.UID} may not write to it; {remedy}" in said
     for path in (box.path, *box.path.iterdir()):

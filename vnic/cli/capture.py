@@ -122,10 +122,13 @@ def _copy(reading: int, output: tuple[int, str], stop: int | None, count: int | 
     were written or the time is over."""
     writing, name = output
     packets = Packets() if count is not None else None
-    watched = [reading] if stop is None else [reading, stop]
+    watched = select.poll()
+    for descriptor in (reading, stop):
+        if descriptor is not None:
+            watched.register(descriptor, select.POLLIN)
     while True:
-        left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
-        ready, _, _ = select.select(watched, [], [], left)
+        left_ms = None if deadline is None else max(deadline - time.monotonic(), 0.0) * 1000
+        ready = [descriptor for descriptor, _ in watched.poll(left_ms)]
         if stop in ready or not ready:
             return
         data = os.read(reading, CHUNK)
