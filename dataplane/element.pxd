@@ -38,8 +38,11 @@ cdef class Element:
     cdef uint32_t gate_count
     cdef Batch *staged                   # one per gate, for `stage`
     cdef Counters counters
-    # when tick() is due; NEVER: not at all. Set by the element, read by the engine.
+    # When tick() is due; NEVER: not at all. `process` sets it by `set_timer`; `tick`, and what control does
+    # between two turns, may assign it.
     cdef uint64_t deadline_ns
+    cdef uint32_t timer_place            # in the engine's heap, see timers.pxd
+    cdef bint deferrable                 # the class's DEFERRABLE
     # CPU time of a source's polls and of a timer's ticks, with all that follows from them. Private
     # to the engine's thread.
     cdef uint64_t weight_ns              # by the clock, not settled yet
@@ -55,6 +58,7 @@ cdef class Element:
     cdef void drop(self, Context *ctx, uint32_t index, uint32_t reason) noexcept nogil
     cdef void copy_counters(self, Counters *to) noexcept nogil
     cdef void drop_batch(self, Context *ctx, Batch *batch, uint32_t reason) noexcept nogil
+    cdef void set_timer(self, Context *ctx, uint64_t deadline_ns) noexcept nogil
     cpdef int set_gates(self, uint32_t count) except -1
     cpdef int connect(self, uint32_t gate, Element target) except -1
 
@@ -65,11 +69,17 @@ cdef class PyElement(Element):
 
 cdef class Source(Element):
     # What an engine polls: a port's receive side, or a generator.
+    # The engine's polling.pxd: polled in every turn; or in this one, since it has input.
+    cdef bint always, active
+    cdef bint arms                       # `arm` may report input that the descriptors do not
+    cdef uint32_t burst                  # packets of a queue that the engine asks it for, at most
     cdef uint32_t poll(self, Context *ctx) noexcept nogil
     cpdef bint needs_arm(self)
     cdef bint arm(self) noexcept nogil
     cdef void disarm(self) noexcept nogil
     cpdef list poll_descriptors(self)
+    cpdef bint wakes_only(self)
     cdef void set_ready(self, uint32_t which, bint ready) noexcept nogil
+    cdef void clear_ready(self) noexcept nogil
 
 cdef dict counters_dict(object cls, const Counters *c)

@@ -6,7 +6,8 @@ from cpython.ref cimport PyObject
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
-from dataplane.packet cimport BATCH_MAX, Batch, Context, batch_add, packet_free
+from dataplane.packet cimport BATCH_MAX, BURST, Batch, Context, batch_add, packet_free
+from dataplane.timers cimport Timers, timer_set
 from dataplane.vatomic cimport vnic_check
 
 from dataplane.abi import require_check
@@ -50,7 +51,7 @@ cdef class Element:
         if len(cls.DROP_REASONS) > MAX_REASONS or len(cls.COUNTERS) > MAX_COUNTERS:
             raise GraphError(f"{cls.__name__}: at most {MAX_REASONS} drop reasons and {MAX_COUNTERS} counters")
         memset(&self.counters, 0, sizeof(Counters))
-        self.deadline_ns = NEVER
+        self.deadline_ns, self.deferrable = NEVER, bool(cls.DEFERRABLE)
         self.outputs = []
         name = kwargs.get("name")
         self.name = cls.__name__ if name is None else str(name)
@@ -149,6 +150,13 @@ cdef class Element:
     cdef void tick(self, Context *ctx) noexcept nogil:
         """Runs when ctx.now_ns >= deadline_ns; sets deadline_ns anew."""
         self.deadline_ns = NEVER
+
+    cdef void set_timer(self, Context *ctx, uint64_t deadline_ns) noexcept nogil:
+        """Sets when `tick` is due: an instant of the engine's clock in nanoseconds, or NEVER."""
+        cdef Timers *timers = <Timers *>ctx.timers
+        self.deadline_ns = deadline_ns
+        if timers != NULL:
+            timer_set(&timers.deferrable if self.deferrable else &timers.waking, <void *>self, &self.timer_place, deadline_ns)
 
     cdef void push(self, Context *ctx, Batch *batch) noexcept nogil:
         """Counts, then processes: how packets enter an element."""
@@ -264,6 +272,9 @@ cdef dict counters_dict(object cls, const Counters *c):
 cdef class Source(Element):
     """An element without inputs that the engine polls. `poll` returns how much work it did; 0 lets the engine sleep."""
 
+    def __cinit__(self, *args, **kwargs):
+        self.burst = BURST
+
     cdef uint32_t poll(self, Context *ctx) noexcept nogil:
         return 0
 
@@ -282,8 +293,16 @@ cdef class Source(Element):
         """File descriptors whose readability means input, one a queue; empty for a source that only timers drive."""
         return []
 
+    cpdef bint wakes_only(self):
+        """Whether the descriptors only end a sleep, and say nothing of input while the engine is awake: such a source is polled in
+        every turn."""
+        return False
+
     cdef void set_ready(self, uint32_t which, bint ready) noexcept nogil:
-        """The engine's ppoll said whether descriptor number `which` is readable."""
+        """Descriptor number `which` is readable, or not."""
+
+    cdef void clear_ready(self) noexcept nogil:
+        """No descriptor is readable, as far as is known."""
 
 
 class BatchView:

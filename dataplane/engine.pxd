@@ -7,22 +7,13 @@ from cpython.ref cimport PyObject
 from libc.stdint cimport uint32_t, uint64_t
 from dataplane.clock cimport Clock
 from dataplane.element cimport Counters
+from dataplane.element_arrays cimport ElementArrays
 from dataplane.packet cimport Context, PacketPool
-from dataplane.warm_up cimport WarmUp
+from dataplane.polling cimport Polling
+from dataplane.timers cimport Heap
 from dataplane.work cimport Work
 
-cdef extern from "<poll.h>" nogil:
-    cdef struct pollfd:
-        int fd
-        short events
-        short revents
-    ctypedef unsigned long nfds_t
-
 cdef enum:
-    # of `descriptors`: [0] is the mailbox's eventfd, [1] that of the thread that runs the engine
-    OWN_DESCRIPTORS = 2
-    # up to this number, reading all queues costs less than asking ppoll which are readable
-    FEW_DESCRIPTORS = 8
     # rounds after a sleep: the packet that woke the thread, and what else was there
     LONE_ROUNDS = 2
 
@@ -33,34 +24,19 @@ cdef class Snapshot(Work):
     cdef Counters *copies                # one per element, in the engine's order
     cdef void run(self, Context *ctx) noexcept nogil
 
-cdef struct Input:           # one descriptor of one source
-    PyObject *source
-    uint32_t which           # number of the descriptor within the source
-
 cdef class Engine:
     cdef readonly str name
     cdef readonly PacketPool pool
     cdef readonly Clock clock
-    cdef readonly list sources           # owning references; the C arrays below borrow them
+    cdef readonly list sources
     cdef readonly list elements
     # of `start`: how long its thread polls while idle before it sleeps
     cdef readonly uint64_t spin_ns
     cdef readonly object cpu             # of `start`: CPU number or None
     cdef public uint64_t budget_ns       # upper bound of a turn (Snap, section 2.4); 0: none
     cdef Context *ctx
-    cdef PyObject **polled               # sources
-    cdef uint32_t polled_count
-    cdef PyObject **armed                # sources to arm before a sleep
-    cdef uint32_t armed_count
-    cdef PyObject **members              # all elements
-    cdef uint32_t member_count
-    cdef PyObject **timed                # elements with a timer
-    cdef uint32_t timed_count
-    # the first ones, which end a sleep; the others' timers run when the engine is awake anyway
-    cdef uint32_t waking_count
-    cdef pollfd *descriptors             # OWN_DESCRIPTORS, then the sources'
-    cdef Input *inputs                   # inputs[i] belongs to descriptors[i + OWN_DESCRIPTORS]
-    cdef uint32_t descriptor_count
+    cdef Polling polling                 # of `sources`
+    cdef ElementArrays arrays            # of `elements`
     cdef int mailbox_descriptor          # eventfd: work was posted
     cdef int done_descriptor  # eventfd: the work is done, or the engine has no owner any more
     cdef int wake_descriptor             # eventfd of the thread that runs it; -1
@@ -71,12 +47,10 @@ cdef class Engine:
     cdef void *destination  # shared: the EngineThread to run it, written to move it; NULL: none
     cdef void *next_engine               # link in an inbox
     cdef uint64_t owner_id               # shared: pthread_self() of the owner
-    cdef WarmUp warm
     # A turn.
-    cdef bint look  # poll every queue, not only those that ppoll reported readable
+    cdef bint look                       # find out what is readable: the last ppoll is too long ago
     cdef bint woken                      # the first turn after a sleep
     cdef bint resting                    # asleep while its thread is awake for other engines
-    cdef uint64_t generation             # of `descriptors`: grows when they change
     cdef bint drained                    # the last turn took all packets that were waiting
     cdef bint more                       # the last turn wants another at once
     cdef uint32_t rounds                 # turns with packets since the last sleep
@@ -84,7 +58,8 @@ cdef class Engine:
     cdef uint64_t next_ns                # deadline of the next timer
     cdef uint64_t fair_ns  # time that it had, compared among the engines of its thread
     # Statistics. Shared: balancers and control read them at any time.
-    cdef uint64_t sleeps, polls, busy_polls, works, failed_inputs, overruns, longest_turn_ns
+    cdef uint64_t sleeps, polls, busy_polls, works, overruns, longest_turn_ns
+    cdef uint64_t failed_inputs          # of graphs before; those of this one are in `polling`
     cdef uint64_t busy_ns                # clock time of turns with packets
     cdef uint64_t clear_ns  # the last instant at which no packet was waiting in any queue
     # longest time that a packet may have waited for its turn since the balancer's last check, which
@@ -99,13 +74,13 @@ cdef class Engine:
     cdef public object runner            # the object that runs it; has `alive`; None: not run
     cdef object _lock
     cdef object _reload
-    cdef void free_arrays(self) noexcept nogil
-    cdef int rebuild(self) except -1
+    cdef void put(self, list sources, Polling polling, ElementArrays arrays)
     cdef void run_mailbox(self) noexcept nogil
-    cdef void set_all_ready(self) noexcept nogil
     cdef void distribute(self, bint any) noexcept nogil
     cdef uint32_t poll_once(self) noexcept nogil
+    cdef uint32_t poll_source(self, PyObject *source) noexcept nogil
     cdef uint64_t run_timers(self) noexcept nogil
+    cdef void run_due(self, Heap *heap) noexcept nogil
     cdef uint32_t turn(self) noexcept nogil
     cdef bint prepare_sleep(self) noexcept nogil
     cdef void wake(self, bint pending) noexcept nogil

@@ -9,18 +9,16 @@ from libc.string cimport memset
 from posix.unistd cimport read, write
 from dataplane.clock cimport Clock
 from dataplane.element cimport NEVER, Counters, Element, Source, counters_dict
+from dataplane.element_arrays cimport ElementArrays, weigh
 from dataplane.packet cimport BURST, Context, PacketPool, packet_return_cache
+from dataplane.polling cimport Polling
+from dataplane.timers cimport Heap, timer_first, timer_remove
 from dataplane.vatomic cimport (va_fence, va_load_acquire_ptr, va_load_relaxed_u32, va_load_relaxed_u64, va_prefetch,
                                 va_store_relaxed_u32, va_store_relaxed_u64, va_store_release_ptr)
-from dataplane.warm_up cimport WarmUp
 from dataplane.work cimport Work, await_readable
 
 from dataplane.errors import GraphError, VnicError
 from dataplane.work import Call
-
-cdef extern from "<poll.h>" nogil:
-    int poll(pollfd *fds, nfds_t count, int timeout)
-    short POLLIN, POLLERR, POLLHUP, POLLNVAL
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef unsigned long pthread_t
@@ -31,8 +29,9 @@ class MailboxFull(VnicError):
     """The engine has not taken the last piece of work yet (the mailbox is one deep)."""
 
 
-cdef inline void weigh(Element element, uint64_t took_ns) noexcept nogil:
-    element.weight_ns += took_ns
+cdef enum:
+    # A poll that takes longer halves the source's bursts. A burst of 32 GSO frames of 64 KiB takes half of it.
+    LONG_NS = 1_000_000
 
 
 cdef inline uint64_t charge(Element element, double share) noexcept nogil:
@@ -47,7 +46,7 @@ cdef class Snapshot(Work):
 
     def __init__(self, Engine engine):
         self.engine = engine
-        self.copies = <Counters *>calloc(engine.member_count + 1, sizeof(Counters))
+        self.copies = <Counters *>calloc(engine.arrays.member_count + 1, sizeof(Counters))
         if self.copies == NULL:
             raise MemoryError("snapshot")
 
@@ -56,8 +55,8 @@ cdef class Snapshot(Work):
 
     cdef void run(self, Context *ctx) noexcept nogil:
         cdef uint32_t i
-        for i in range(self.engine.member_count):
-            (<Element>self.engine.members[i]).copy_counters(&self.copies[i])
+        for i in range(self.engine.arrays.member_count):
+            (<Element>self.engine.arrays.members[i]).copy_counters(&self.copies[i])
 
 
 cdef class Engine:
@@ -84,14 +83,12 @@ cdef class Engine:
         self.ctx.random_state = seed or 1
         self.ctx.burst = BURST
         self.ctx.now_ns = self.clock.now()
-        self.sources, self.elements = [], []
         self._lock = threading.RLock()         # among posters; never taken by the engine
         self._reload = threading.RLock()       # graph changes and snapshots exclude each other
-        self.rebuild()
+        self.put([], Polling([], self.mailbox_descriptor, -1), ElementArrays([]))
 
     def __dealloc__(self):
         free(self.ctx)
-        self.free_arrays()
         for descriptor in (self.mailbox_descriptor, self.done_descriptor):
             if descriptor >= 0:
                 os.close(descriptor)
@@ -102,7 +99,7 @@ cdef class Engine:
         """Takes the graph that hangs on `sources`: validates it, binds and initializes what is new. While the engine runs, this goes
         through the mailbox. Returns the statistics of the elements that left, by name; an element that comes back counts from 0.
         Raises GraphError, and then nothing has changed."""
-        from dataplane.graph import walk
+        from dataplane.walk import walk
         sources = list(sources)
         elements = walk(sources)
         names = set()
@@ -123,6 +120,8 @@ cdef class Engine:
                 element.bind(self)
                 bound.append(element)
                 element.initialize()
+            # Made here, so that the swap takes no time from packets.
+            polling, arrays = Polling(sources, self.mailbox_descriptor, -1), ElementArrays(elements)
         except BaseException:
             for element in reversed(bound):
                 element.cleanup()
@@ -130,71 +129,33 @@ cdef class Engine:
             raise
         staying = set(elements)
         gone = [element for element in self.elements if element not in staying]
+        before = self.polling, self.arrays     # freed by this thread
 
         def swap():
             for element in gone:
                 element.release()
-            self.sources, self.elements = sources, elements
-            self.rebuild()
+            self.put(sources, polling, arrays)
             return [(element.name, {**element.statistics(), "charged_ns": (<Element>element).charged_ns}) for element in gone]
 
         with self._reload:
             retired = self.call(swap)
+        del before
         for element in gone:
             element.cleanup()
             element.bind(None)
         return retired
 
-    cdef void free_arrays(self) noexcept nogil:
-        free(self.polled)
-        free(self.armed)
-        free(self.members)
-        free(self.timed)
-        free(self.descriptors)
-        free(self.inputs)
-
-    cdef int rebuild(self) except -1:
-        """The C arrays anew from `sources` and `elements`. Only while the engine is between two batches."""
-        cdef uint32_t total = OWN_DESCRIPTORS
-        descriptors = [source.poll_descriptors() for source in self.sources]
-        total += <uint32_t>sum(len(each) for each in descriptors)
-        armed = [source for source in self.sources if source.needs_arm()]
-        timed = sorted((element for element in self.elements if element.TICKS), key=lambda element: element.DEFERRABLE)
-        self.free_arrays()
-        self.armed = <PyObject **>calloc(len(armed) + 1, sizeof(PyObject *))
-        self.polled = <PyObject **>calloc(len(self.sources) + 1, sizeof(PyObject *))
-        self.members = <PyObject **>calloc(len(self.elements) + 1, sizeof(PyObject *))
-        self.timed = <PyObject **>calloc(len(timed) + 1, sizeof(PyObject *))
-        self.descriptors = <pollfd *>calloc(total, sizeof(pollfd))
-        self.inputs = <Input *>calloc(total, sizeof(Input))
-        if not (self.polled and self.armed and self.members and self.timed and self.descriptors and self.inputs):
-            raise MemoryError(f"engine {self.name}")
-        self.descriptors[0].fd, self.descriptors[0].events = self.mailbox_descriptor, POLLIN
-        self.descriptors[1].fd, self.descriptors[1].events = self.wake_descriptor, POLLIN
-        cdef uint32_t next_descriptor = OWN_DESCRIPTORS, number, which
-        for number, (source, numbers) in enumerate(zip(self.sources, descriptors)):
-            self.polled[number] = <PyObject *>source
-            for which, descriptor in enumerate(numbers):
-                self.descriptors[next_descriptor].fd = descriptor
-                self.descriptors[next_descriptor].events = POLLIN
-                self.inputs[next_descriptor - OWN_DESCRIPTORS].source = <PyObject *>source
-                self.inputs[next_descriptor - OWN_DESCRIPTORS].which = which
-                next_descriptor += 1
-        for number, source in enumerate(armed):
-            self.armed[number] = <PyObject *>source
-        for number, element in enumerate(self.elements):
-            self.members[number] = <PyObject *>element
-        for number, element in enumerate(timed):
-            self.timed[number] = <PyObject *>element
-        self.armed_count = <uint32_t>len(armed)
-        self.polled_count = <uint32_t>len(self.sources)
-        self.member_count = <uint32_t>len(self.elements)
-        self.timed_count = <uint32_t>len(timed)
-        self.waking_count = sum(not element.DEFERRABLE for element in timed)
-        self.descriptor_count = total
-        self.generation += 1
-        self.warm = WarmUp(self.elements)
-        return 0
+    cdef void put(self, list sources, Polling polling, ElementArrays arrays):
+        """Puts a graph in place. Only while the engine is between two batches."""
+        if self.polling is not None:
+            self.polling.settle_down()
+            self.failed_inputs += self.polling.failed_inputs
+        polling.descriptors[1].fd = self.wake_descriptor   # of the thread that runs it now
+        self.sources, self.elements = sources, arrays.elements
+        self.polling, self.arrays = polling, arrays
+        self.ctx.timers = <void *>&arrays.timers
+        arrays.gather()
+        self.look = True
 
     # -- control -----------------------------------------------------------------------------------------------------------
 
@@ -221,6 +182,7 @@ cdef class Engine:
         with nogil:
             self.ctx.now_ns = self.clock.now()
             work.run(self.ctx)
+            self.arrays.gather_timers()
 
     def _hand_over(self, Work work):
         cdef uint64_t one = 1
@@ -288,7 +250,8 @@ cdef class Engine:
     def status(self):
         """What the engine did so far, as a dict. Times in nanoseconds: of the clock, except cpu_ns."""
         return {"name": self.name, "running": self.running, "cpu_ns": self.cpu_ns, "polls": self.polls, "busy_polls": self.busy_polls,
-                "busy_ns": self.busy_ns, "sleeps": self.sleeps, "works": self.works, "failed_inputs": self.failed_inputs,
+                "busy_ns": self.busy_ns, "sleeps": self.sleeps, "works": self.works,
+                "failed_inputs": self.failed_inputs + self.polling.failed_inputs,
                 "overruns": self.overruns, "longest_turn_ns": self.longest_turn_ns, "budget_ns": self.budget_ns}
 
     def charges(self):
@@ -320,8 +283,7 @@ cdef class Engine:
         for element in self.elements:
             element.cleanup()
             element.bind(None)
-        self.sources, self.elements = [], []
-        self.rebuild()
+        self.put([], Polling([], self.mailbox_descriptor, -1), ElementArrays([]))
         packet_return_cache(self.ctx)
 
     # -- a turn ------------------------------------------------------------------------------------------------------------
@@ -333,6 +295,7 @@ cdef class Engine:
             return
         self.ctx.now_ns = begin = self.clock.now()     # may be as old as the last sleep was long
         (<Work>slot).run(self.ctx)
+        self.arrays.gather_timers()                    # it may have set any
         self.works += 1
         va_store_release_ptr(&self.mailbox, NULL)   # empty before done: the next poster finds room
         (<Work>slot).finish()                       # from here on the work may be freed
@@ -341,23 +304,39 @@ cdef class Engine:
         self.weight_ns += took
         self.control_weight_ns += took
 
+    cdef uint32_t poll_source(self, PyObject *source) noexcept nogil:
+        """Polls a source, and charges it for the time until its packets have left; returns how many packets there were."""
+        cdef uint64_t before = self.ctx.now_ns, took
+        cdef uint32_t taken, burst = self.ctx.burst
+        if (<Source>source).burst < burst:
+            self.ctx.burst = (<Source>source).burst
+        taken = (<Source>source).poll(self.ctx)
+        self.ctx.burst = burst
+        self.ctx.now_ns = self.clock.now()
+        took = self.ctx.now_ns - before
+        self.weight_ns += took
+        # A frame that is flooded to a thousand ports takes a millisecond: control and the other sources wait for one of them, not for 32.
+        if took > LONG_NS and taken > 1:
+            (<Source>source).burst = max(min(taken, (<Source>source).burst) // 2, 1)
+        elif took < LONG_NS // 4 and (<Source>source).burst < BURST:
+            (<Source>source).burst = (<Source>source).burst * 2
+        if taken:
+            weigh(self.arrays, <Element>source, took)
+        else:
+            self.vain_weight_ns += took
+        if (<Element>source).deadline_ns != NEVER or (<Element>source).timer_place:   # of a port whose packets come by the clock
+            (<Element>source).set_timer(self.ctx, (<Element>source).deadline_ns)
+        return taken
+
     cdef uint32_t poll_once(self) noexcept nogil:
-        """One round over the sources; returns how many packets there were. The clock is read once a source: when its packets leave,
-        which is also what it is charged for."""
-        cdef uint32_t i, got = 0, taken
-        cdef uint64_t before
+        """One round over the sources that may have input; returns how many packets there were."""
+        cdef uint32_t i, got = 0
         self.ctx.backlog = 0
         self.ctx.now_ns = self.begin_ns = self.clock.now()
-        for i in range(self.polled_count):
-            taken = (<Source>self.polled[i]).poll(self.ctx)
-            before = self.ctx.now_ns
-            self.ctx.now_ns = self.clock.now()
-            self.weight_ns += self.ctx.now_ns - before
-            if taken:
-                weigh(<Element>self.polled[i], self.ctx.now_ns - before)
-                got += taken
-            else:
-                self.vain_weight_ns += self.ctx.now_ns - before
+        for i in range(self.polling.always_count):
+            got += self.poll_source(self.polling.always[i])
+        for i in range(self.polling.active_count):
+            got += self.poll_source(self.polling.active[i])
         self.drained = got < self.ctx.burst and self.ctx.burst > 1
         self.ctx.burst = BURST
         self.polls += 1
@@ -365,21 +344,31 @@ cdef class Engine:
             self.busy_polls += 1
         return got
 
+    cdef void run_due(self, Heap *heap) noexcept nogil:
+        """Ticks what is due at the start, each once."""
+        cdef PyObject **due = self.arrays.due
+        cdef uint32_t i, count = 0
+        cdef uint64_t before
+        while heap.count and heap.entries[0].deadline_ns <= self.ctx.now_ns:
+            due[count] = <PyObject *>heap.entries[0].element
+            count += 1
+            timer_remove(heap, heap.entries[0].place)
+        for i in range(count):
+            (<Element>due[i]).tick(self.ctx)
+            (<Element>due[i]).set_timer(self.ctx, (<Element>due[i]).deadline_ns)
+            before = self.ctx.now_ns
+            self.ctx.now_ns = self.clock.now()
+            self.weight_ns += self.ctx.now_ns - before
+            weigh(self.arrays, <Element>due[i], self.ctx.now_ns - before)
+
     cdef uint64_t run_timers(self) noexcept nogil:
-        """Ticks what is due; returns the next deadline. A deferrable one does not count, except in virtual time."""
-        cdef uint32_t i
-        cdef uint64_t deadline = NEVER, due, before
-        for i in range(self.timed_count):
-            due = (<Element>self.timed[i]).deadline_ns
-            if due <= self.ctx.now_ns:
-                (<Element>self.timed[i]).tick(self.ctx)
-                due = (<Element>self.timed[i]).deadline_ns
-                before = self.ctx.now_ns
-                self.ctx.now_ns = self.clock.now()
-                self.weight_ns += self.ctx.now_ns - before
-                weigh(<Element>self.timed[i], self.ctx.now_ns - before)
-            if due < deadline and (i < self.waking_count or self.clock.virtual):
-                deadline = due
+        """Ticks what is due; returns the next deadline that ends a sleep: a deferrable one does so in virtual time only."""
+        cdef uint64_t deadline
+        self.run_due(&self.arrays.timers.waking)
+        self.run_due(&self.arrays.timers.deferrable)
+        deadline = timer_first(&self.arrays.timers.waking)
+        if self.clock.virtual:
+            deadline = min(deadline, timer_first(&self.arrays.timers.deferrable))
         return deadline
 
     cdef uint32_t turn(self) noexcept nogil:
@@ -389,10 +378,7 @@ cdef class Engine:
         if va_load_acquire_ptr(&self.mailbox) != NULL:
             self.run_mailbox()
         if self.look:
-            if self.descriptor_count - OWN_DESCRIPTORS <= FEW_DESCRIPTORS:
-                self.set_all_ready()
-            else:
-                self.distribute(poll(self.descriptors, self.descriptor_count, 0) > 0)
+            self.polling.look()
         got = self.poll_once()
         self.next_ns = self.run_timers()
         if self.woken:
@@ -414,43 +400,27 @@ cdef class Engine:
     # -- sleep: what an engine's thread does around its ppoll --------------------------------------------------------------
 
     cdef void distribute(self, bint any) noexcept nogil:
-        """After a poll of `descriptors`: tells each source which of its queues are readable, gives up descriptors that failed, empties the
-        mailbox's eventfd."""
-        cdef uint32_t i
-        cdef short events
+        """After a ppoll of the engine's descriptors: notes which sources have input, empties the mailbox's eventfd."""
         cdef uint64_t value
-        for i in range(OWN_DESCRIPTORS, self.descriptor_count):
-            events = self.descriptors[i].revents if any else 0
-            if events & (POLLERR | POLLHUP | POLLNVAL) and not events & POLLIN:
-                # The interface is gone: a descriptor that is always ready would keep the engine awake. Negative: ppoll skips it.
-                self.descriptors[i].fd = -1
-                self.failed_inputs += 1
-                self.generation += 1
-            (<Source>self.inputs[i - OWN_DESCRIPTORS].source).set_ready(self.inputs[i - OWN_DESCRIPTORS].which, events & POLLIN)
-        if any and self.descriptors[0].revents:
+        self.polling.after_sleep(any)
+        if any and self.polling.descriptors[0].revents:
             read(self.mailbox_descriptor, &value, 8)
-            self.descriptors[0].revents = 0
-
-    cdef void set_all_ready(self) noexcept nogil:
-        cdef uint32_t i
-        for i in range(OWN_DESCRIPTORS, self.descriptor_count):
-            if self.descriptors[i].fd >= 0:
-                (<Source>self.inputs[i - OWN_DESCRIPTORS].source).set_ready(self.inputs[i - OWN_DESCRIPTORS].which, True)
+            self.polling.descriptors[0].revents = 0
 
     cdef bint prepare_sleep(self) noexcept nogil:
         """Arms the sources; True: something is there already, do not sleep. The caller has set `sleeping` and fenced."""
         cdef uint32_t i
         cdef bint pending = False
-        for i in range(self.armed_count):
-            pending = (<Source>self.armed[i]).arm() or pending
+        for i in range(self.polling.armed_count):
+            pending = (<Source>self.polling.armed[i]).arm() or pending
         return pending or va_load_acquire_ptr(&self.mailbox) != NULL
 
     cdef void rouse(self) noexcept nogil:
         """No longer asleep. By itself, of an engine that rests and is to have a turn: nothing is asked for ahead."""
         cdef uint32_t i
         va_store_relaxed_u32(&self.sleeping, 0)
-        for i in range(self.armed_count):
-            (<Source>self.armed[i]).disarm()
+        for i in range(self.polling.armed_count):
+            (<Source>self.polling.armed[i]).disarm()
         self.rounds = 0
         self.resting, self.woken = False, True
 
@@ -458,10 +428,10 @@ cdef class Engine:
         """After a sleep, or (pending) instead of one."""
         self.rouse()
         if pending:
-            self.set_all_ready()               # what the last ppoll said is older than that: without this, nobody would look
+            self.polling.set_all_ready()       # what the last ppoll said is older than that: without this, nobody would look
         else:
             self.sleeps += 1
-            self.warm.prefetch()
+            self.arrays.warm.prefetch()
             if self.ctx.large_cached:
                 va_prefetch(&self.ctx.packets[self.ctx.large_cache[self.ctx.large_cached - 1]])
             if self.ctx.small_cached:
@@ -471,14 +441,14 @@ cdef class Engine:
 
     cdef void belong(self, void *thread, int wake_descriptor, uint64_t fair_ns) noexcept nogil:
         """On the thread that runs the engine from now on."""
-        self.wake_descriptor = self.descriptors[1].fd = wake_descriptor
+        self.wake_descriptor = self.polling.descriptors[1].fd = wake_descriptor
         self.fair_ns, self.look = fair_ns, True               # packets may have come while nobody slept on its descriptors
         va_store_relaxed_u64(&self.owner_id, <uint64_t>pthread_self())
         va_store_release_ptr(&self.owner, thread)
 
     cdef void part(self, void *next_owner) noexcept nogil:
         """On the thread that ran it until now: the last that it does with the engine."""
-        self.wake_descriptor = self.descriptors[1].fd = -1
+        self.wake_descriptor = self.polling.descriptors[1].fd = -1
         va_store_relaxed_u64(&self.owner_id, 0)
         va_store_release_ptr(&self.owner, next_owner)
 
@@ -491,8 +461,9 @@ cdef class Engine:
         cdef uint64_t i, all_of_it = <uint64_t>(self.weight_ns * share), charged = 0
         if caused and asked:
             share += share * <double>min(self.vain_weight_ns, asked) / <double>asked
-        for i in range(self.polled_count + self.timed_count):
-            charged += charge(<Element>(self.polled[i] if i < self.polled_count else self.timed[i - self.polled_count]), share)
+        for i in range(self.arrays.weighed_count):
+            charged += charge(<Element>self.arrays.weighed[i], share)
+        self.arrays.weighed_count = 0
         self.cpu_ns += max(all_of_it, charged)
         self.overhead_ns += max(all_of_it, charged) - charged
         self.weight_ns = self.vain_weight_ns = self.control_weight_ns = 0

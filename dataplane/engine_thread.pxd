@@ -7,7 +7,8 @@ from cpython.ref cimport PyObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from dataplane.balancer cimport Balancer
 from dataplane.clock cimport Clock
-from dataplane.engine cimport Engine, pollfd
+from dataplane.engine cimport Engine
+from dataplane.polling cimport pollfd
 
 cpdef enum:
     ENGINES_MOST = 64  # of a thread and of a group: compacting may bring all of them on one thread

@@ -11,7 +11,8 @@ from posix.unistd cimport read, write
 from dataplane.balancer cimport Balancer
 from dataplane.clock cimport Clock
 from dataplane.element cimport NEVER
-from dataplane.engine cimport Engine, nfds_t, pollfd
+from dataplane.engine cimport Engine
+from dataplane.polling cimport nfds_t, pollfd
 from dataplane.vatomic cimport (va_cas_ptr, va_fence, va_load_acquire_ptr, va_load_acquire_u32, va_load_relaxed_u32, va_pause,
                                 va_store_relaxed_u32, va_store_release_ptr, va_store_release_u32, va_store_release_u64)
 
@@ -389,7 +390,7 @@ cdef class EngineThread:
             # eventfd.
             if not (<Engine>self.engines[i]).resting:
                 va_store_relaxed_u32(&(<Engine>self.engines[i]).sleeping, 1)
-            total += (<Engine>self.engines[i]).descriptor_count
+            total += (<Engine>self.engines[i]).polling.descriptor_count
         # the flags before mailboxes and inbox are read; pairs with the fences of posters and of
         # accept()
         va_fence()
@@ -401,7 +402,7 @@ cdef class EngineThread:
             own.fd, own.events, own.revents = self.wake_descriptor, POLLIN, 0
             polled, total = &own, 1
         elif self.count == 1:                  # the common case: nothing to copy
-            polled = (<Engine>self.engines[0]).descriptors
+            polled = (<Engine>self.engines[0]).polling.descriptors
         # only after a change of the graph or of the engines; without memory the thread polls on
         elif total > self.room:
             polled = <pollfd *>realloc(self.descriptors, total * sizeof(pollfd))
@@ -440,13 +441,13 @@ cdef class EngineThread:
         cdef uint64_t generation = 1
         # a hash that depends on the order: the same engines in other places give another number
         for i in range(self.count):
-            generation = generation * 1000003 + (<Engine>self.engines[i]).generation + <uint64_t><size_t>self.engines[i]
+            generation = generation * 1000003 + (<Engine>self.engines[i]).polling.generation + <uint64_t><size_t>self.engines[i]
         if generation == self.gathered:
             return
         self.gathered = generation
         for i in range(self.count):
-            each = (<Engine>self.engines[i]).descriptor_count
-            memcpy(into + at, (<Engine>self.engines[i]).descriptors, each * sizeof(pollfd))
+            each = (<Engine>self.engines[i]).polling.descriptor_count
+            memcpy(into + at, (<Engine>self.engines[i]).polling.descriptors, each * sizeof(pollfd))
             at += each
 
     cdef void scatter(self, const pollfd *out, bint any) noexcept nogil:
@@ -456,13 +457,13 @@ cdef class EngineThread:
         cdef uint32_t i, k, at = 0, each
         cdef bint ready
         for i in range(self.count):
-            each = (<Engine>self.engines[i]).descriptor_count
+            each = (<Engine>self.engines[i]).polling.descriptor_count
             ready = False
             if any:
                 for k in range(each):  # [1] is this thread's eventfd, the same for all engines
                     ready = ready or (out[at + k].revents != 0 and k != 1)
             if ready:
-                memcpy((<Engine>self.engines[i]).descriptors, out + at, each * sizeof(pollfd))
+                memcpy((<Engine>self.engines[i]).polling.descriptors, out + at, each * sizeof(pollfd))
                 (<Engine>self.engines[i]).distribute(True)
                 (<Engine>self.engines[i]).wake(False)
             else:

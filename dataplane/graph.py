@@ -27,39 +27,6 @@ class Path:
         return Path(self.head, 0, other)
 
 
-def walk(sources: Iterable[Element]) -> list[Element]:
-    """All elements reachable from `sources`, sources first, each before its successors.
-
-    Raises GraphError for an unconnected output, a cycle, or a start that is not a Source.
-    """
-    finished: list[Element] = []
-    done: set[Element] = set()
-    for source in sources:
-        if not isinstance(source, Source):
-            raise GraphError(f"{source.name}: is no source, so a graph cannot begin with it")
-        _visit(source, [], done, finished)
-    order = finished[::-1]
-    return [e for e in order if isinstance(e, Source)] + [e for e in order if not isinstance(e, Source)]
-
-
-# Not a function within `walk`: that would be in a cycle with what it uses, and all elements of a graph that is gone would live until
-# Python's cycle collector runs, with the descriptors of their rings.
-def _visit(element: Element, on_path: list[Element], done: set[Element], finished: list[Element]) -> None:
-    if element in done:
-        return
-    if element in on_path:
-        ring = [each.name for each in on_path[on_path.index(element) :]] + [element.name]
-        raise GraphError(f"{element.name}: the graph has a cycle: {' >> '.join(ring)}")
-    on_path.append(element)
-    for gate, target in enumerate(element.outputs):
-        if target is None:
-            raise GraphError(f"{element.name}: gate {gate} leads nowhere; connect it, or end it in Discard()")
-        _visit(target, on_path, done, finished)
-    on_path.pop()
-    done.add(element)
-    finished.append(element)
-
-
 def _label(element: Element) -> str:
     settings = ", ".join(f"{key}={value}" for key, value in element.describe().items())
     kind = type(element).__name__

@@ -134,6 +134,7 @@ cdef struct Context:
     void *on_drop_who
     # packets that a source asks a port for: BURST, or 1 in the first turn after a sleep
     uint32_t burst
+    void *timers                 # of the engine: struct Timers of timers.pxd; NULL: none
     uint32_t backlog  # set by a source when a queue delivered a full burst: there may be more
 
 cdef class PacketPool:

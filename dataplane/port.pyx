@@ -171,11 +171,18 @@ cdef class PortRx(Source):
     cdef void disarm(self) noexcept nogil:
         self.port.disarm()
 
+    cpdef bint wakes_only(self):
+        return self.port.wakes_only
+
     cdef void set_ready(self, uint32_t which, bint ready) noexcept nogil:
         if ready or self.port.wakes_only:
             self.ready |= <uint64_t>1 << which
         else:
             self.ready &= ~(<uint64_t>1 << which)
+
+    cdef void clear_ready(self) noexcept nogil:
+        if not self.port.wakes_only:
+            self.ready = 0
 
     cpdef list poll_descriptors(self):
         return list(self.port.descriptors())

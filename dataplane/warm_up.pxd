@@ -8,6 +8,7 @@ cdef class WarmUp:
     cdef readonly uint32_t count
     cdef const char *lines[WARM_LINES]
     cdef void add(self, const void *start, uint32_t bytes) noexcept
+    cdef int add_element(self, object element, bint code_only) except -1
     cdef void add_object(self, object thing) noexcept
     cdef void add_methods(self, object thing, uint32_t methods) noexcept
     cdef void prefetch(self) noexcept nogil

@@ -12,6 +12,7 @@ from dataplane.vatomic cimport va_prefetch
 
 cdef enum:
     LINE = 64                # bytes of a cache line
+    ELEMENTS_MOST = 128      # whose objects are prefetched
     OBJECT_MOST = 512        # bytes of an object: the fields used per packet come first
     CODE_FIRST = 640  # bytes of a class's first method: process of an element, rx_burst of a port
     CODE_OTHER = 192         # bytes of each further method
@@ -24,16 +25,27 @@ cdef enum:
 
 cdef class WarmUp:
     """The cache lines of elements, of the objects in their `Element.companions`, and of
-    their code."""
+    their code. Of many elements the code only: most of them have nothing to do with the next packet."""
 
     def __init__(self, elements):
+        many = len(elements) > ELEMENTS_MOST
+        seen = set()
         for element in elements:
+            if many and type(element) in seen:
+                continue
+            seen.add(type(element))
+            self.add_element(element, many)
+
+    cdef int add_element(self, object element, bint code_only) except -1:
+        if not code_only:
             self.add_object(element)
-            self.add_methods(element, ELEMENT_METHODS)
-            for companion in element.companions():
+        self.add_methods(element, ELEMENT_METHODS)
+        for companion in element.companions():
+            if not code_only:
                 self.add_object(companion)
-                if isinstance(companion, Port):
-                    self.add_methods(companion, PORT_METHODS)
+            if isinstance(companion, Port):
+                self.add_methods(companion, PORT_METHODS)
+        return 0
 
     cdef void add(self, const void *start, uint32_t bytes) noexcept:
         cdef const char *line = <const char *>(<uint64_t>start & ~<uint64_t>(LINE - 1))

@@ -273,11 +273,12 @@ cdef class Shaper(Element):
 
     cdef void set_deadline(self, Context *ctx) noexcept nogil:
         if self.head == NO_PACKET:
-            self.deadline_ns = NEVER
+            if self.deadline_ns != NEVER:
+                self.set_timer(ctx, NEVER)
         elif self.setting.rate_bps == 0:
-            self.deadline_ns = ctx.now_ns
+            self.set_timer(ctx, ctx.now_ns)
         else:
-            self.deadline_ns = self.next_ns + (1 if self.remainder else 0)
+            self.set_timer(ctx, self.next_ns + (1 if self.remainder else 0))
 
     # -- splitting ---------------------------------------------------------------------------------------------------------
 

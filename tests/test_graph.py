@@ -5,9 +5,10 @@ import pytest
 from dataplane.element import PyElement
 from dataplane.elements.counter import Counter, Discard
 from dataplane.errors import GraphError
-from dataplane.graph import to_dot, to_text, walk
+from dataplane.graph import to_dot, to_text
 from dataplane.port import PortRx
 from dataplane.ports.memory import MemoryPort
+from dataplane.walk import walk
 
 
 class Fork(PyElement):

@@ -27,7 +27,14 @@ def test_what_elements_share_is_asked_for_once():
 
 def test_there_is_a_limit():
     table = MacTable()
-    assert WarmUp([L2Switch(table, 2) for _ in range(300)]).count == 768
+    assert WarmUp([L2Switch(table, 2) for _ in range(128)]).count == 768
+
+
+def test_of_many_elements_only_the_code_is_asked_for():
+    table = MacTable()
+    many = WarmUp([L2Switch(table, 2) for _ in range(129)]).count
+    assert many < WarmUp([L2Switch(table, 2)]).count
+    assert many == WarmUp([L2Switch(table, 2) for _ in range(1000)]).count
 
 
 class Plain(Element):

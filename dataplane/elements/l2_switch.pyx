@@ -360,7 +360,7 @@ cdef class L2Switch(Element):
         """Notes where an address was seen; False: there was no room."""
         cdef int learned = self.table.learn(place, key, port, ctx.now_ns // NS_A_MS)
         if self.deadline_ns == NEVER:
-            self.deadline_ns = ctx.now_ns + self.tick_ns     # there is something to age
+            self.set_timer(ctx, ctx.now_ns + self.tick_ns)   # there is something to age
         if learned == LEARN_KNOWN:
             return True
         if learned == LEARN_REFUSED:

@@ -1,0 +1,40 @@
+"""walk: the elements of a graph in order. Compiled, since each change of a graph walks all of it."""
+from dataplane.element cimport Element, Source
+
+from dataplane.errors import GraphError
+
+
+def walk(sources):
+    """All elements reachable from `sources`, sources first, each before its successors.
+
+    Raises GraphError for an unconnected output, a cycle, or a start that is not a Source.
+    """
+    cdef list finished = []
+    cdef set done = set()
+    for source in sources:
+        if not isinstance(source, Source):
+            raise GraphError(f"{source.name}: is no source, so a graph cannot begin with it")
+        visit(source, [], done, finished)
+    finished.reverse()
+    return [each for each in finished if isinstance(each, Source)] + [each for each in finished if not isinstance(each, Source)]
+
+
+# Not a function within `walk`: that would be in a cycle with what it uses, and all elements of a graph
+# that is gone would live until Python's cycle collector runs, with the descriptors of their rings.
+cdef int visit(Element element, list on_path, set done, list finished) except -1:
+    cdef Py_ssize_t gate
+    if element in done:
+        return 0
+    if element in on_path:
+        ring = [(<Element>each).name for each in on_path[on_path.index(element):]] + [element.name]
+        raise GraphError(f"{element.name}: the graph has a cycle: {' >> '.join(ring)}")
+    on_path.append(element)
+    for gate in range(len(element.outputs)):
+        target = element.outputs[gate]
+        if target is None:
+            raise GraphError(f"{element.name}: gate {gate} leads nowhere; connect it, or end it in Discard()")
+        visit(<Element?>target, on_path, done, finished)
+    on_path.pop()
+    done.add(element)
+    finished.append(element)
+    return 0

@@ -1,0 +1,103 @@
+"""The engine's timers: the heap against a dict, and shapers of many rates that all end on time."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataplane.engine import Engine
+from dataplane.packet import PacketPool
+from dataplane.port import PortRx, PortTx
+from dataplane.ports.memory import MemoryPort
+from shaping.shaper import Shaper
+
+TREE = Path(__file__).parents[1]
+NEVER = 2**64 - 1
+ELEMENTS, ROOM = 12, 10
+
+
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory):
+    """The class TwinHeap, compiled for the test."""
+    place = tmp_path_factory.mktemp("timers")
+    shutil.copy(TREE / "tests/timers_twin.pyx", place)
+    code = f"""
+import sys; sys.path.insert(0, {str(TREE)!r})
+from setuptools import setup, Extension
+from Cython.Build import cythonize
+setup(script_args=["-q", "build_ext", "--inplace"], ext_modules=cythonize(
+    [Extension("timers_twin", ["timers_twin.pyx"], include_dirs=[{str(TREE / "dataplane")!r}])],
+    include_path=[{str(TREE)!r}], language_level=3, quiet=True))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=place, capture_output=True, text=True, env={**os.environ, "CFLAGS": "-O1"}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    [path] = place.glob("timers_twin*.so")
+    spec = importlib.util.spec_from_file_location("timers_twin", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.TwinHeap
+
+
+changes = st.lists(st.tuples(st.integers(0, ELEMENTS - 1), st.integers(0, 20) | st.just(NEVER)), max_size=80)
+
+
+@settings(max_examples=300, deadline=None)
+@given(changes)
+def test_the_heap_is_that_of_a_dict(twin, changes):
+    heap, reference = twin(ELEMENTS, ROOM), {}
+    for element, deadline in changes:
+        heap.set(element, deadline)
+        if deadline == NEVER:
+            reference.pop(element, None)
+        elif element in reference or len(reference) < ROOM:  # what finds no room has no timer
+            reference[element] = deadline
+        assert sorted(heap.entries()) == sorted((due, each) for each, due in reference.items())
+        assert heap.first() == min(reference.values(), default=NEVER)
+    for element in list(reference):
+        heap.remove(element)
+        heap.remove(element)
+        del reference[element]
+        assert sorted(heap.entries()) == sorted((due, each) for each, due in reference.items())
+
+
+PACKETS, BYTES = 20, 100
+
+
+@pytest.mark.parametrize("lanes", [1, 100])
+def test_shapers_of_many_rates(lanes):
+    """Each packet leaves, none before its time, and while nothing is due the engine sleeps."""
+    pool = PacketPool(small=8192, large=8)
+    engine, sources, ports, slowest_s = Engine("e0", pool), [], [], 0.0
+    for number in range(lanes):
+        rate = 160_000 + 37_000 * ((number * 7919) % lanes)  # neither rising nor falling
+        into, out = MemoryPort(f"in{number}", 2 * number), MemoryPort(f"out{number}", 2 * number + 1)
+        rx = PortRx(into)
+        rx >> Shaper(rate, 10**10, name=f"rate{number}") >> PortTx(out)
+        sources.append(rx)
+        ports += [into, out]
+        slowest_s = max(slowest_s, (PACKETS - 1) * BYTES * 8 / rate)
+    engine.load(sources)
+    engine.start()
+    try:
+        began_s = time.monotonic()
+        for into in ports[::2]:
+            into.inject([bytes(BYTES)] * PACKETS)
+        end_s = time.monotonic() + 120
+        while sum(statistics["transmitted"] for _, statistics in engine.snapshot()) < lanes * PACKETS:
+            assert time.monotonic() < end_s, "in vain"
+        assert time.monotonic() - began_s >= 0.9 * slowest_s  # a shaper catches up on a late timer
+        assert engine.conservation()["held"] == 0 and engine.status()["sleeps"] > 0
+    finally:
+        engine.close()
+        for port in ports:
+            port.close()
+    assert pool.in_use == 0
