@@ -72,7 +72,8 @@ cdef class Source(Element):
     # The engine's polling.pxd: polled in every turn; or in this one, since it has input.
     cdef bint always, active
     cdef bint arms                       # `arm` may report input that the descriptors do not
-    cdef uint32_t burst                  # packets of a queue that the engine asks it for, at most
+    cdef bint slow                       # a poll took long: the engine measures the next ones
+    cdef uint32_t burst                  # packets of a queue that it is asked for then, at most
     cdef uint32_t poll(self, Context *ctx) noexcept nogil
     cpdef bint needs_arm(self)
     cdef bint arm(self) noexcept nogil

@@ -7,7 +7,7 @@ from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from dataplane.packet cimport BATCH_MAX, BURST, Batch, Context, batch_add, packet_free
-from dataplane.timers cimport Timers, timer_set
+from dataplane.timers cimport NO_PLACE, Timers, timer_set
 from dataplane.vatomic cimport vnic_check
 
 from dataplane.abi import require_check
@@ -51,7 +51,7 @@ cdef class Element:
         if len(cls.DROP_REASONS) > MAX_REASONS or len(cls.COUNTERS) > MAX_COUNTERS:
             raise GraphError(f"{cls.__name__}: at most {MAX_REASONS} drop reasons and {MAX_COUNTERS} counters")
         memset(&self.counters, 0, sizeof(Counters))
-        self.deadline_ns, self.deferrable = NEVER, bool(cls.DEFERRABLE)
+        self.deadline_ns, self.deferrable, self.timer_place = NEVER, bool(cls.DEFERRABLE), NO_PLACE
         self.outputs = []
         name = kwargs.get("name")
         self.name = cls.__name__ if name is None else str(name)

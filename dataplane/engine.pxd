@@ -79,6 +79,7 @@ cdef class Engine:
     cdef void distribute(self, bint any) noexcept nogil
     cdef uint32_t poll_once(self) noexcept nogil
     cdef uint32_t poll_source(self, PyObject *source) noexcept nogil
+    cdef uint32_t poll_slow(self, PyObject *source) noexcept nogil
     cdef uint64_t run_timers(self) noexcept nogil
     cdef void run_due(self, Heap *heap) noexcept nogil
     cdef uint32_t turn(self) noexcept nogil

@@ -49,8 +49,8 @@ cdef class Polling:
         cdef uint32_t number, which
         self.sources, self.duplicates = list(sources), []
         descriptors = [source.poll_descriptors() for source in self.sources]
-        always = [source for source, own in zip(self.sources, descriptors) if not own or source.wakes_only()]
-        armed = [source for source in self.sources if source.needs_arm()]
+        always = {source: None for source, own in zip(self.sources, descriptors) if not own or source.wakes_only() or source.TICKS}
+        armed = {source: None for source in self.sources if source.needs_arm()}
         total = sum(len(each) for each in descriptors)
         many = total > FEW_DESCRIPTORS
         self.always = <PyObject **>calloc(len(always) + 1, sizeof(PyObject *))
@@ -60,12 +60,13 @@ cdef class Polling:
         self.descriptors = <pollfd *>calloc(OWN_DESCRIPTORS + max(total, 1), sizeof(pollfd))
         if not (self.always and self.active and self.armed and self.inputs and self.descriptors):
             raise MemoryError("polling")
+        for source in self.sources:      # the engine may run it meanwhile: one store each, of the same value as before
+            (<Source>source).always = source in always
+            (<Source>source).arms = source in armed and source not in always
         for number, source in enumerate(always):
             self.always[number] = <PyObject *>source
-            (<Source>source).always = True
         for number, source in enumerate(armed):
             self.armed[number] = <PyObject *>source
-            (<Source>source).arms = not (<Source>source).always
             self.arms = self.arms or (<Source>source).arms
         self.always_count, self.armed_count = <uint32_t>len(always), <uint32_t>len(armed)
         self.descriptor_count = OWN_DESCRIPTORS
@@ -73,8 +74,8 @@ cdef class Polling:
         self.set_descriptor(1, wake_descriptor)
         if many:
             self.epoll = epoll_create1(EPOLL_CLOEXEC)
-            if self.epoll < 0:
-                raise VnicError("no descriptor is left for an engine's epoll instance; raise the limit, see ulimit -n")
+            many = self.epoll >= 0       # where no descriptor is left, the thread's ppoll has all
+        if many:
             self.set_descriptor(self.descriptor_count, self.epoll)
             self.descriptor_count += 1
         for source, own in zip(self.sources, descriptors):
@@ -143,12 +144,8 @@ cdef class Polling:
         self.generation += 1
 
     cdef void look(self) noexcept nogil:
-        """Finds the inputs that are readable now, without waiting."""
-        if self.epoll < 0:
-            self.set_all_ready()
-            return
-        self.settle_down()
-        self.collect()
+        """Finds the inputs that may be readable now, without waiting."""
+        self.set_all_ready()
 
     cdef void collect(self) noexcept nogil:
         cdef epoll_event[EVENTS_MOST] events

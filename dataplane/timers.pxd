@@ -8,6 +8,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 cdef enum:
     NO_TIMER = 0                         # `place` of an element without an entry
+    NO_PLACE = 0xFFFFFFFF                # of an element for which the heap has no room: it is in no engine, or has no TICKS
 
 cdef struct Entry:
     uint64_t deadline_ns
@@ -60,7 +61,7 @@ cdef inline void _sink(Heap *heap, uint32_t at, Entry entry) noexcept nogil:
 cdef inline void timer_remove(Heap *heap, uint32_t *place) noexcept nogil:
     cdef uint32_t at = place[0] - 1
     cdef Entry last
-    if place[0] == NO_TIMER:
+    if place[0] == NO_TIMER or place[0] == NO_PLACE:
         return
     place[0] = NO_TIMER
     heap.count -= 1
@@ -77,12 +78,14 @@ cdef inline void timer_set(Heap *heap, void *element, uint32_t *place, uint64_t 
     """Sets or moves the timer of an element; UINT64_MAX: it has none."""
     cdef Entry entry
     cdef uint32_t at
+    if place[0] == NO_PLACE:
+        return
     if deadline_ns == <uint64_t>-1:
         timer_remove(heap, place)
         return
     entry.deadline_ns, entry.place, entry.element = deadline_ns, place, element
     if place[0] == NO_TIMER:
-        if heap.count == heap.room:      # an element that the graph does not know: it polls no timer
+        if heap.count == heap.room:      # unreachable: there is room for all that have a place
             return
         at = heap.count
         heap.count += 1

@@ -2,10 +2,12 @@
 
 import os
 import threading
+import time
 
 import pytest
 
 from dataplane.clock import Clock
+from dataplane.element import PyElement
 from dataplane.elements.counter import Counter, Discard
 from dataplane.engine import Engine, MailboxFull
 from dataplane.errors import ConfigError, GraphError, VnicError
@@ -180,3 +182,48 @@ def test_exhausted_pool_is_counted_and_nothing_stops():
     a.inject([bytes(60)])
     engine.advance(2)
     assert len(b.take()) == 5
+
+
+class Busy(PyElement):
+    """Takes `ms` milliseconds of CPU time for each packet."""
+
+    ms, batches = 2.0, None
+
+    def process(self, batch):
+        self.batches.append(len(batch))
+        end = time.thread_time() + self.ms * len(batch) / 1000
+        while time.thread_time() < end:
+            pass
+
+
+def test_a_source_whose_packets_take_long_is_polled_in_shorter_bursts(pool):
+    """So that control and other sources wait for one packet, not for 32; and it recovers."""
+    engine = Engine("e0", pool)
+    into, out, busy = MemoryPort("a", 0), MemoryPort("b", 1), Busy(name="busy")
+    busy.batches = []
+    rx = PortRx(into)
+    rx >> busy >> PortTx(out)
+    engine.load([rx])
+    engine.start()
+    try:
+
+        def send(count):
+            into.inject([bytes(60)] * count)
+            sent[0] += count
+            while sum(statistics["transmitted"] for _, statistics in engine.snapshot()) < sent[0]:
+                pass
+
+        sent = [0]
+        send(160)
+        assert max(busy.batches) <= 32 and busy.batches[-1] == 1, busy.batches
+        busy.ms = 0.0
+        for _ in range(100):
+            send(64)
+            if max(busy.batches[-4:]) == 32:
+                break
+        assert max(busy.batches[-4:]) == 32, busy.batches
+    finally:
+        engine.close()
+        into.close()
+        out.close()
+    assert pool.in_use == 0

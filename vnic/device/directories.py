@@ -7,6 +7,7 @@ grow with the number of watches. Sources: inotify(7), eventfd(2).
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 import threading
@@ -21,6 +22,7 @@ MASK = IN_MOVED_FROM | IN_MOVED_TO | IN_CREATE | IN_DELETE | IN_DELETE_SELF | IN
 ALL_NAMES = IN_DELETE_SELF | IN_MOVE_SELF | IN_UNMOUNT | IN_Q_OVERFLOW | IN_IGNORED
 ANY = ""
 BUFFER_BYTES = 65536
+PAUSE_MS = 10
 EVENT = struct.Struct("iIII")  # wd, mask, cookie, length of the name
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -36,7 +38,7 @@ class DirectoryWatch:
 
     def signal(self) -> None:
         """Makes `descriptor` readable."""
-        with suppress(BlockingIOError):  # it is signalled already, more often than a counter can hold
+        with suppress(OSError):  # it is signalled already, more often than a counter can hold; or closed
             os.eventfd_write(self.descriptor, 1)
 
     def take(self) -> None:
@@ -56,7 +58,7 @@ class Directories:
     """The inotify instance of a process, while there are watches, and the thread that reads it. Any thread may call."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a watch that is not closed is removed by the garbage collector, at any time
         self._watches: dict[int, set[DirectoryWatch]] = {}  # by the kernel's number of the directory
         self._fd = self._end = -1  # the instance; an eventfd that ends its thread
 
@@ -68,6 +70,7 @@ class Directories:
                     self._start()
                 watch = DirectoryWatch(directory, name, os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
             except OSError as error:
+                self._stop_if_unused()
                 raise PortError(f"{directory}: cannot be watched: {error.strerror}; see {_LIMITS}") from None
             watch.wd = _libc.inotify_add_watch(self._fd, os.fsencode(directory), ctypes.c_uint32(MASK))
             if watch.wd < 0:
@@ -96,7 +99,13 @@ class Directories:
             os.close(self._end)
             self._end = -1
             raise OSError(code, os.strerror(code))
-        threading.Thread(target=self._read, args=(self._fd, self._end), name="vnic-inotify", daemon=True).start()
+        try:
+            threading.Thread(target=self._read, args=(self._fd, self._end), name="vnic-inotify", daemon=True).start()
+        except RuntimeError:
+            os.close(self._fd)
+            os.close(self._end)
+            self._fd = self._end = -1
+            raise OSError(errno.EAGAIN, "no thread can be started") from None
 
     def _stop_if_unused(self) -> None:
         if not self._watches and self._fd >= 0:
@@ -106,12 +115,16 @@ class Directories:
     def _read(self, fd: int, end: int) -> None:
         import select
 
-        poll = select.poll()
+        poll, ended = select.poll(), select.poll()
         poll.register(fd, select.POLLIN)
-        poll.register(end, select.POLLIN)
+        for each in (poll, ended):
+            each.register(end, select.POLLIN)
         while all(descriptor != end for descriptor, _ in poll.poll()):
             with suppress(BlockingIOError):
                 self._tell(os.read(fd, BUFFER_BYTES))
+            # Whoever may write to a directory must not keep this thread busy; where events are lost, all watches are signalled.
+            if ended.poll(PAUSE_MS):
+                break
         os.close(fd)
         os.close(end)
 
@@ -125,7 +138,7 @@ class Directories:
                 concerned = (
                     self._watches.get(wd, set()) if wd >= 0 else {each for some in self._watches.values() for each in some}
                 )
-                for watch in concerned:
+                for watch in tuple(concerned):
                     if mask & ALL_NAMES or watch.name in (ANY, name):
                         watch.signal()
 
