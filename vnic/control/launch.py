@@ -48,7 +48,7 @@ def load() -> None:
 
     Most of it on a thread with SCHED_IDLE. A thread that only works in short steps still makes its CPU
     look busy, so that the kernel leaves an engine and the receiver that the engine wakes on the other
-    CPU: at 100,000 packets/s on two CPUs that lost ten times as many packets. A thread cannot leave
+    CPU: at 100,000 packets/s on two CPUs that lost two to nine times as many packets, in three runs. A thread cannot leave
     SCHED_IDLE without a privilege, so it ends; and it ends early where it gets too little CPU time.
     Everything else is loaded on the main thread.
     """
