@@ -52,7 +52,7 @@ def drop_warnings(result: Mapping[str, Any], *, split: bool) -> list[dict[str, s
         if reason == "hairpin" and split:
             remedy = "--rewrite-mac nics, which gives each side its NIC's MAC address"
         text = f"{count} {reason}" + (f": {why}" if why else "")
-        parts.append(text + (f": expected {remedy}" if remedy else ""))
+        parts.append(text + (f"; use {remedy}" if remedy else ""))
     share = 100 * lost // received
     return [
         {
