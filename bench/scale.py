@@ -17,7 +17,7 @@ from bench.errors import BenchError
 from bench.probes import compile_probes, ping, probe
 from bench.report import show_machine
 from bench.space import ADDRESS_B, Space, sweep, wait_for
-from bench.tap import ratio, rounded, say
+from bench.tap import ratio, rotate, rounded, say
 from dataplane.errors import VnicError
 from vnic.control.client import Client
 
@@ -104,8 +104,7 @@ def run(counts: list[int], seconds: float, rounds: int) -> Json:
     described = machine.describe()
     samples: dict[int, list[Json]] = {count: [] for count in counts}
     for number in range(rounds):
-        start = number % len(counts)
-        for count in (*counts[start:], *counts[:start]):
+        for count in rotate(counts, number % len(counts)):
             samples[count].append(measure(count, seconds))
             figures = " ".join(f"{key}={value:.3g}" for key, value in samples[count][-1].items())
             say(f"round {number + 1}/{rounds} idle={count} {figures}")

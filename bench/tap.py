@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from bench import contestants, machine
 from bench.errors import BenchError
@@ -17,6 +18,7 @@ UDP_ROUND_TRIPS = 1000
 UDP_PAUSE_US = 1000
 IDLE_SECONDS = 2.0
 
+T = TypeVar("T")
 Sample = dict[str, float]
 Json = dict[str, object]
 
@@ -155,5 +157,5 @@ def failure_of_ours(result: Json) -> str:
     return next((f"{name}: {failure}" for name, one in ours.items() for failure in one["failures"]), "")
 
 
-def rotate(items: list[contestants.Contestant], start: int) -> Iterable[contestants.Contestant]:
+def rotate(items: list[T], start: int) -> Iterable[T]:
     return [*items[start:], *items[:start]]
