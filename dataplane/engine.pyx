@@ -456,7 +456,7 @@ cdef class Engine:
         """After a sleep, or (pending) instead of one."""
         self.rouse()
         if pending:
-            self.polling.set_all_ready()       # what the last ppoll said is older than that: without this, nobody would look
+            self.polling.look()                # what the last ppoll said is older than that: without this, nobody would look
         else:
             self.sleeps += 1
             self.arrays.warm.prefetch()

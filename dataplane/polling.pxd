@@ -54,6 +54,5 @@ cdef class Polling:
     cdef void fail(self, Input *input) noexcept nogil
     cdef void collect(self) noexcept nogil
     cdef void look(self) noexcept nogil
-    cdef void set_all_ready(self) noexcept nogil
     cdef void after_sleep(self, bint any) noexcept nogil
     cdef void settle_down(self) noexcept nogil

@@ -143,10 +143,6 @@ cdef class Polling:
         self.failed_inputs += 1
         self.generation += 1
 
-    cdef void look(self) noexcept nogil:
-        """Finds the inputs that may be readable now, without waiting."""
-        self.set_all_ready()
-
     cdef void collect(self) noexcept nogil:
         cdef epoll_event[EVENTS_MOST] events
         cdef int i, count = epoll_wait(self.epoll, events, EVENTS_MOST, 0)
@@ -156,9 +152,9 @@ cdef class Polling:
             else:
                 self.activate(&self.inputs[events[i].data.u32])
 
-    cdef void set_all_ready(self) noexcept nogil:
-        """All inputs may be readable; beyond FEW_DESCRIPTORS those that are, and those of sources that have something without
-        their descriptors' saying so, as `arm` reported."""
+    cdef void look(self) noexcept nogil:
+        """Finds the inputs that may be readable now, without waiting: all of them; beyond FEW_DESCRIPTORS those that are, and those
+        of sources that may have something without their descriptors' saying so, as `arm` reports."""
         cdef uint32_t i
         if self.epoll >= 0:
             self.settle_down()
