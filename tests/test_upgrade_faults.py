@@ -13,7 +13,7 @@ import pytest
 
 from dataplane.errors import VnicError
 from tests.support import plain_user
-from tests.support.containers import Container
+from tests.support.containers import IS_ROOT, Container
 from tests.test_command import VNIC, environment, ping, vnic  # noqa: F401 - a fixture
 from tests.test_handlers_traffic import until
 from tests.test_supervisor import inside, kill_worker, status
@@ -248,6 +248,28 @@ def test_a_container_that_ends_in_the_brownout(environment, two, faulty, tmp_pat
     assert upgrade.returncode == 0
     until(lambda: [nic["name"] for nic in status(environment)["nics"]] == ["a", "b"])
     ping(two[0], "10.99.0.2")
+
+
+def test_engines_are_preferred_while_a_worker_loads(environment, two, faulty, tmp_path):  # noqa: F811
+    """Where the supervisor may, it gives the threads of the running worker -10 and its own niceness again
+    when the upgrade is over, whether that failed or not."""
+
+    def nices(pid):  # the 17th field after the name, which may have spaces: proc_pid_stat(5)
+        stats = [(task / "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+        return {int(stat.rpartition(")")[2].split()[16]) for stat in stats}
+
+    own, pid = os.getpriority(os.PRIO_PROCESS, 0), status(environment)["pid"]
+    os.mkfifo(gate := tmp_path / "gate")
+    upgrade = subprocess.Popen(
+        [*VNIC, "upgrade", "--python", faulty("brownout", "waits", gate)], env=environment, cwd=TREE, stdout=subprocess.PIPE
+    )
+    with open(gate, "w"):
+        assert nices(pid) == {min(-10, own) if IS_ROOT else own}
+    upgrade.communicate(timeout=240)
+    assert upgrade.returncode == 0
+    until(lambda: nices(status(environment)["pid"]) == {own})
+    vnic(environment, "upgrade", "--python", faulty("control", "raises"), status=1)
+    until(lambda: nices(status(environment)["pid"]) == {own})
 
 
 def test_a_python_that_has_no_vnic(environment, two):  # noqa: F811

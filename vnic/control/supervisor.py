@@ -165,6 +165,8 @@ class Supervisor:
         if leaving.process.poll() is not None or time.monotonic() - leaving.ready_s > STOP_TIMEOUT_S:
             leaving.close()
             self._leaving = None
+            if self.worker is not None and self.successor is None:
+                self.worker.prefer(False)
 
     def _ping(self, worker: WorkerProcess) -> None:
         """Asks the worker now and then whether its control runs, and says once when there is no answer. A worker that is merely
@@ -250,6 +252,8 @@ class Supervisor:
         self.successor = None
         log.error("upgrade failed, the worker goes on", why=why)
         self._manager.ready(f"upgrade failed, worker goes on: {why}")
+        if self.worker is not None:
+            self.worker.prefer(False)
         self._tell_worker(keeper.Failed(why))
 
     def _tell_worker(self, message: msgspec.Struct, descriptors: Sequence[int] = ()) -> None:
@@ -432,6 +436,7 @@ class Supervisor:
                 self._manager.ready(f"upgrade failed, worker {worker.pid} goes on")
                 self.successor.close()
                 self.successor = None
+                worker.prefer(False)
             case keeper.Failed() as failure:
                 worker.failure = failure
             case keeper.Stop():
@@ -447,6 +452,7 @@ class Supervisor:
             return
         try:
             self.successor = self.start_worker("successor", python)
+            worker.prefer()
             self._manager.reloading("upgrade: the next worker starts")
         except (OSError, ValueError, subprocess.SubprocessError) as error:  # no such file, no path, no rights left to drop
             why = getattr(error, "strerror", None) or error
@@ -471,6 +477,8 @@ class Supervisor:
         if self.worker.python != self._python:
             self._python, self._python_before = self.worker.python, self._python
         log.info("worker took over", pid=self.worker.pid, before=old.pid)
+        old.prefer(False)
+        self.worker.prefer()  # until the old one has freed its memory
         self._manager.ready(f"up, worker {self.worker.pid}, upgraded")
         if self._leaving is not None:
             self._leaving.close()

@@ -19,6 +19,12 @@ from vnic.control import keeper, privileges
 
 UNSENT_MOST = 1 << 15  # messages: an inventory, and what a worker that does not read is told once in a while
 
+# The worker whose engines run, while another one loads, builds or ends beside it. At niceness 0, 36 upgrades
+# under 100,000 packets/s and a TCP stream on two CPUs lost 12,073 packets of 8.4 million; with -5, -12 and
+# -20, interleaved with these, none. Not all the time: the thread that receives a packet then waits
+# longer for its CPU, and a UDP round trip took 110 us instead of 72.
+PREFERRED_NICE = -10
+
 
 class WorkerProcess:
     """A worker as the supervisor sees it. store: what is kept for it. To start one raises OSError where there is no room for another
@@ -96,6 +102,18 @@ class WorkerProcess:
             self.unsent.clear()
             self.failure = keeper.Failed(f"it could not be given what is kept: {error.strerror or error}")
             self.process.kill()
+
+    def prefer(self, preferred: bool = True) -> None:
+        """Gives every thread of the worker niceness PREFERRED_NICE, or this process' own again. Does
+        nothing where that is not permitted: it needs CAP_SYS_NICE or RLIMIT_NICE."""
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        nice = min(PREFERRED_NICE, own) if preferred else own
+        with contextlib.suppress(OSError):  # not permitted, or the worker has ended
+            # The main thread first: threads that it starts from here on have its niceness.
+            os.setpriority(os.PRIO_PROCESS, self.pid, nice)
+            for thread in os.listdir(f"/proc/{self.pid}/task"):
+                with contextlib.suppress(ProcessLookupError):  # this thread has ended
+                    os.setpriority(os.PRIO_PROCESS, int(thread), nice)
 
     def epitaph(self) -> str:
         """Why it ended; call it once it has."""
