@@ -11,9 +11,9 @@ Egress and ingress are the container's: what leaves it, what enters it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -95,8 +95,9 @@ class Nics(Module):
         self._started = True
 
     def start(self) -> None:
-        for nic in list(self.config.nics.values()):
-            self.watching.attach_first(nic)
+        with self._at_once():
+            for nic in list(self.config.nics.values()):
+                self.watching.attach_first(nic)
         self._inherit_captures()
 
     def forget(self, config: NicConfig) -> None:
@@ -199,8 +200,9 @@ class Nics(Module):
     def _check_name(self, config: NicConfig) -> None:
         """Elements are known by their NIC's name: one user's must not look like another's, as those of prod.egress and prod would."""
         for name, other in self.attached.items():
-            alike = f"{config.name}.".startswith(f"{name}.") or f"{name}.".startswith(f"{config.name}.")
-            if alike and other.config.owner != config.owner:
+            if other.config.owner == config.owner:
+                continue
+            if f"{config.name}.".startswith(f"{name}.") or f"{name}.".startswith(f"{config.name}."):
                 raise ConfigError(f"nic {config.name}: begins like the name of another user's NIC; choose another name")
 
     def _restrict(self, config: NicConfig) -> None:
@@ -263,29 +265,44 @@ class Nics(Module):
             log.info("detached", nic=name, **said)
             self.runtime.emit("detached", nic=name, **said, **({} if config.owner is None else {"owner": int(config.owner)}))
 
-    def _take_out(self, name: str) -> None:
-        attached = self.attached[name]
-        for number in [number for number, capture in self._captures.items() if capture.nic == name]:
+    def _take_out(self, *names: str) -> None:
+        leaving = [self.attached[name] for name in names]
+        for number in [number for number, capture in self._captures.items() if capture.nic in names]:
             self._ended[number] = self._end_capture(number)
-        attached.watch.close()
-        for each in self.homes:
-            each.deactivate(attached.number)
-            each.disconnect(attached.number)
-        home = self.homes[attached.home]
-        for each in self.homes:
-            if each is not home:
-                each.load(list(each.sources))
-        # Nobody pushes to the ring any more; what is in it leaves through the home engine before its graph goes.
-        while attached.ring is not None and len(attached.ring) and home.engine.running:
-            home.engine.call(lambda: None)
-        home.load([source for source in home.sources if source not in attached.sources])
-        self.runtime.accounts.retire(name)
-        self.table.forget_port(attached.number)
-        attached.nic.close()
-        self._devices.forget(name)
-        if attached.ring is not None:
-            self.runtime.segments.drop_ring(name)
-        del self.attached[name]
+        with self._at_once():
+            for attached in leaving:
+                attached.watch.close()
+                for each in self.homes:
+                    each.deactivate(attached.number)
+                    each.disconnect(attached.number)
+                    if each is not self.homes[attached.home]:
+                        each.load(list(each.sources))
+        # No engine pushes to the rings any more; what is in them leaves through the home engine before its graph goes.
+        for attached in leaving:
+            home = self.homes[attached.home]
+            while attached.ring is not None and len(attached.ring) and home.engine.running:
+                home.engine.call(lambda: None)
+        sources = {source for attached in leaving for source in attached.sources}
+        with self._at_once():
+            for home in {self.homes[attached.home] for attached in leaving}:
+                home.load([source for source in home.sources if source not in sources])
+        for attached in leaving:
+            name = attached.config.name
+            self.runtime.accounts.retire(name)
+            self.table.forget_port(attached.number)
+            attached.nic.close()
+            self._devices.forget(name)
+            if attached.ring is not None:
+                self.runtime.segments.drop_ring(name)
+            del self.attached[name]
+
+    @contextmanager
+    def _at_once(self) -> Iterator[None]:
+        """Changes every engine's graph once, at the end of a `with`."""
+        with ExitStack() as stack:
+            for home in self.homes:
+                stack.enter_context(home.at_once())
+            yield
 
     def get(self, name: str, session: Session | None = None) -> Attached:
         """A NIC that is attached; for `session` only one that is its user's. Raises ConfigError, NotPermittedError."""
@@ -520,8 +537,7 @@ class Nics(Module):
 
     def close(self) -> None:
         self.watching.close()
-        for name in list(self.attached):
-            self._take_out(name)
+        self._take_out(*self.attached)
 
     def stop_devices(self) -> None:
         """After all engines."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -59,17 +60,49 @@ class Hosted:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.sources: list[Source] = []
+        self._postponed: list[Callable[[], object]] | None = None  # changes, see at_once
+        self._stale = False  # a load was postponed
         self.charged: dict[str, int] = {}  # CPU time of elements that are gone, until the accounts take it
         self.retired = {"received": 0, "generated": 0, "transmitted": 0, "dropped": 0}
 
     def load(self, sources: list[Source]) -> None:
         """Makes the engine run what hangs on `sources`; keeps the counts of what it no longer runs."""
-        for name, statistics in self.engine.load(sources):
+        self.sources = sources
+        if self._postponed is None:
+            self._load()
+        else:
+            self._stale = True
+
+    def _load(self) -> None:
+        self._stale = False
+        for name, statistics in self.engine.load(self.sources):
             self.charged[name] = self.charged.get(name, 0) + statistics["charged_ns"]
             for term in ("received", "generated", "transmitted"):
                 self.retired[term] += statistics[term]
             self.retired["dropped"] += sum(statistics["dropped"].values())
-        self.sources = sources
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Postpones what is done to the graph to the end of a `with`: first all changes, in one call on
+        the engine's thread, then one load. A load visits every element of the engine, so that one for
+        each NIC would make the start with many NICs quadratic."""
+        changes: list[Callable[[], object]] = []
+        self._postponed = changes
+        try:
+            yield
+        finally:
+            self._postponed = None
+            if changes:
+                self._do(lambda: [change() for change in changes])
+            if self._stale:
+                self._load()
+
+    def _do(self, change: Callable[[], object]) -> None:
+        """Makes a change on the engine's thread between two batches."""
+        if self._postponed is None:
+            self.engine.call(change)
+        else:
+            self._postponed.append(change)
 
     def conservation(self) -> dict[str, Any]:
         """The terms of the law, from the engine's first packet on."""
@@ -100,7 +133,7 @@ class Home(Hosted):
                     self.switch.connect(gate, self.unused)
             self.switch.connect(number, target)
 
-        self.engine.call(work)
+        self._do(work)
 
     def disconnect(self, number: int) -> None:
         """Leads the switch's gate `number` nowhere, between two batches. The last gates go, when none of them leads anywhere: a new worker
@@ -113,16 +146,16 @@ class Home(Hosted):
                 count -= 1
             self.switch.set_gates(count)
 
-        self.engine.call(work)
+        self._do(work)
 
     def activate(self, number: int, vlan: VlanConfig | None, source: str | None = None) -> None:
         """Opens the switch's gate `number`, or changes it, between two batches. source: the one address that it may send from."""
         settings: dict[str, Any] = {} if vlan is None else msgspec.structs.asdict(vlan)
-        self.engine.call(lambda: self.switch.activate(number, **settings, source=source))
+        self._do(lambda: self.switch.activate(number, **settings, source=source))
 
     def deactivate(self, number: int) -> None:
         """Closes the switch's gate `number`, between two batches."""
-        self.engine.call(lambda: self.switch.deactivate(number))
+        self._do(lambda: self.switch.deactivate(number))
 
 
 def _group_settings(config: GroupConfig) -> dict[str, tuple[str, Any]]:

@@ -17,6 +17,8 @@ import struct
 import sys
 from typing import Any
 
+import pytun  # here, and not in every child
+
 from dataplane.errors import ConfigError, PortError
 from vnic.device import link_counters
 from vnic.device.descriptors import system_error
@@ -77,8 +79,6 @@ def create(request: TapRequest) -> tuple[TapReport, list[int]]:
 
     The caller exits soon after: descriptors of a TAP that failed half way, and so the interface, go with it.
     """
-    import pytun
-
     label = f"tap {request.name}"
     try_tun_device()
     flags = pytun.IFF_TAP | pytun.IFF_NO_PI | pytun.IFF_VNET_HDR
