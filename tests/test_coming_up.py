@@ -13,11 +13,14 @@ import pytest
 from dataplane.errors import VnicError
 from tests.support.containers import Container
 from tests.test_command import environment, ping, vnic  # noqa: F401 - a fixture
+from tests.test_handlers_runtime import Running
 from tests.test_metrics import get, port  # noqa: F401 - a fixture
 from tests.test_supervisor import ECHO, TALK, conserved, inside, kill_worker, status
 from tests.test_upgrade import an_engine_each, entries
 from tests.test_upgrade_faults import faulty  # noqa: F401 - a fixture
 from vnic.control.client import Client
+from vnic.control.load import parse_config
+from vnic.control.parts import Hosted
 
 pytestmark = pytest.mark.commands
 
@@ -236,3 +239,17 @@ def test_the_first_worker_comes_up_with_everything_or_not_at_all(environment, tm
             said = vnic(environment, "up", "-d", str(tmp_path / "net.yaml"), status=1)
             assert "module fragile:Fragile: does not start: unexpected RuntimeError: broken at start" in said
         assert a.interfaces() == []
+
+
+def test_engines_load_once_however_many_nics(monkeypatch):
+    """At the start, and twice at most at the end: a load visits every element of its engine."""
+    loads = []
+    load = Hosted._load
+    monkeypatch.setattr(Hosted, "_load", lambda self: (loads.append(self.engine.name), load(self)))
+    network = {"engines": 2, "nics": {f"n{number}": {} for number in range(50)}}
+    running = Running(parse_config(json.dumps(network), contained=False))
+    assert sorted(loads) == ["e0", "e1"]
+    assert {element.name for element in running.runtime.engines[0].elements} >= {"n0.rx", "n1.ring.tx", "n49.ring.tx"}
+    loads.clear()
+    running.close()
+    assert len(loads) <= 4
