@@ -1,6 +1,6 @@
 """StateWork. The contract is in engine_state.pxd."""
 from libc.stdint cimport uint64_t
-from dataplane.element cimport Element
+from dataplane.element cimport Counters, Element
 from dataplane.engine cimport Engine
 from dataplane.packet cimport Context, packet_return_cache
 from dataplane.work cimport Work
@@ -34,10 +34,15 @@ def charged_ns(Element element not None):
     return element.charged_ns
 
 
-def set_charges(Engine engine not None, dict elements, uint64_t overhead_ns, uint64_t cpu_ns):
-    """Sets the accounts to another engine's values: CPU time by element, overhead, and total. Only
+def counts(Element element not None):
+    """What an element has counted and was charged, as bytes that only serve to be compared. Only
     between two batches."""
-    cdef Element element
-    for element in engine.elements:
-        element.charged_ns = elements[element.name]
+    return (<char *>&element.counters)[:sizeof(Counters)], element.charged_ns
+
+
+def set_charges(Engine engine not None, list elements, uint64_t overhead_ns, uint64_t cpu_ns):
+    """Sets the accounts to another engine's values: CPU time of the elements in [(element, ns)],
+    overhead, and total. Only between two batches."""
+    for element, charged in elements:
+        (<Element?>element).charged_ns = charged
     engine.overhead_ns, engine.cpu_ns = overhead_ns, cpu_ns

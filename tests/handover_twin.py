@@ -17,7 +17,7 @@ from dataplane.elements.l2_switch import L2Switch
 from dataplane.elements.mac_table import MacTable
 from dataplane.elements.parse import Parse
 from dataplane.engine import Engine
-from dataplane.handover import PREFIX, forget_engine, load_engine, save_engine
+from dataplane.handover import PREFIX, Loading, Marks, forget_engine, save_engine, save_parts
 from dataplane.packet import PacketPool
 from dataplane.port import PortRx, PortTx
 from dataplane.ports.memory import Frame, MemoryPort
@@ -94,6 +94,7 @@ class Pair:
         self.incoming: list[list[bytes | Frame]] = [[], []]
         self.out: list[tuple[int, Frame]] = []
         self.handed_over: list[bytes] = []
+        self.prepared: dict[int, tuple[Home, Loading, Marks]] = {}
 
     @property
     def segments(self) -> list[int]:
@@ -158,14 +159,34 @@ class Pair:
         assert isinstance(shaper, Shaper)
         shaper.set_rate(rate)
 
+    def prepare(self, number: int) -> None:
+        """Builds the next engine of a NIC and loads the states of the elements, while the engine goes
+        on until `hand_over`."""
+        self.abandon(number)
+        new = self.build(number)
+        self.prepared[number] = new, Loading(new.engine), {}
+        _, loading, marks = self.prepared[number]
+        for part in save_parts(self.homes[number].engine, marks):
+            loading.part(part)
+
+    def abandon(self, number: int) -> None:
+        """Closes an engine that was prepared."""
+        if number in self.prepared:
+            engine = self.prepared.pop(number)[0].engine
+            forget_engine(engine)
+            engine.close()
+
     def hand_over(self, number: int) -> None:
         """Replaces the engine of a NIC by a new one. The old one is closed, and must not free
         packets of the new one."""
-        old, new = self.homes[number], self.build(number)
+        if number not in self.prepared:
+            new = self.build(number)
+            self.prepared[number] = new, Loading(new.engine), {}
+        old, (new, loading, marks) = self.homes[number], self.prepared.pop(number)
         in_use = self.pool.in_use
-        data = save_engine(old.engine)
+        data = save_engine(old.engine, marks)
         self.handed_over.append(data)
-        load_engine(new.engine, data)
+        loading.finish(data)
         forget_engine(old.engine)
         assert all(not value or term == "conserved" for term, value in old.engine.conservation().items())
         old.engine.close()
@@ -182,6 +203,8 @@ class Pair:
         ]
 
     def close(self) -> None:
+        for number in list(self.prepared):
+            self.abandon(number)
         held = sum(home.engine.conservation()["held"] for home in self.homes)
         store = sum(
             home.elements[f"{name}.{which}"].save_state()["split"] is not None

@@ -44,14 +44,15 @@ SEND = st.one_of(
 RUN = st.tuples(st.just("run"), st.sampled_from([0, 1, 999, 123_457, 10**7, 10**9]), st.sampled_from([3, 3, 3, 2, 1, 0]))
 SET_RATE = st.tuples(st.just("set_rate"), st.integers(0, 1), st.sampled_from(["egress", "ingress"]), RATE)
 HAND_OVER = st.tuples(st.just("hand_over"), st.integers(0, 1))
-ROUND = st.tuples(SEND, RUN, st.one_of(SEND, RUN, SET_RATE, HAND_OVER), HAND_OVER)
+PREPARE = st.tuples(st.just("prepare"), st.integers(0, 1))
+ROUND = st.tuples(SEND, RUN, st.one_of(SEND, RUN, SET_RATE, HAND_OVER, PREPARE), st.one_of(RUN, PREPARE), HAND_OVER)
 
 
 def play(steps: list[tuple[Any, ...]], rates: tuple[int | None, ...], *, with_handovers: bool) -> tuple[list[Any], Pair]:
     pair = Pair(rates[:2], rates[2:])
     books = []
     for name, *arguments in steps:
-        if name != "hand_over" or with_handovers:
+        if name not in ("prepare", "hand_over") or with_handovers:
             getattr(pair, name)(*arguments)
         books.append(pair.books())
     pair.run(10**6, 3)
@@ -128,6 +129,32 @@ def test_a_failure_before_the_point_of_no_return_leaves_the_old_engine_as_it_was
             assert (new.engine.snapshot(), save_engine(new.engine)) == before, "the new engine is not as fresh as it was"
     new.engine.close()
     assert finish(pair) == undisturbed
+
+
+def test_only_what_has_changed_is_sent_at_the_end(undisturbed):
+    pair = busy()
+    pair.prepare(0)
+    pair.prepare(1)
+    everything = {element["name"] for element in contents(save_engine(pair.homes[0].engine))["elements"]}
+    pair.hand_over(0)  # nothing has passed since: what holds packets, what is in Python, and the switch's timer
+    sent = {element["name"] for element in contents(pair.handed_over[-1])["elements"]}
+    assert {"a.egress", "a.seen"} <= sent < everything
+    assert not sent & {"a.rx", "a.parse", "a.split", "a.0", "a.1", "a.2", "a.tx"}
+    pair.hand_over(1)
+    assert finish(pair) == undisturbed
+
+
+def test_a_part_without_the_rest_is_refused():
+    pair = busy()
+    pair.prepare(0)
+    _, loading, marks = pair.prepared[0]
+    content = contents(save_engine(pair.homes[0].engine, marks))
+    content["elements"] = [element for element in content["elements"] if element["name"] != "a.seen"]
+    with pytest.raises(VnicError, match="^engine a: its state is of another graph: a.seen only here$"):
+        loading.finish(packed(content))
+    with pytest.raises(VnicError, match="^engine a: a part of its state has packets"):
+        loading.part(save_engine(pair.homes[0].engine))
+    pair.close()
 
 
 def test_a_second_attempt_succeeds(undisturbed):

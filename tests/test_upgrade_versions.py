@@ -53,7 +53,7 @@ def newer(tmp_path):
         ("FORMAT_VERSION = 1\n", "FORMAT_VERSION = 2\n"),
         ("] = {}\nBYTES_MAX", "] = {1: lambda content: {**content, 'mood': 'upgraded'}}\nBYTES_MAX"),
         ("    elements: list[ElementState]\n", "    elements: list[ElementState]\n    mood: str\n"),
-        ("            elements=[_save", "            mood='native',\n            elements=[_save"),
+        ("        elements=elements,\n    )", "        elements=elements,\n        mood='native',\n    )"),
     )
     compileall.compile_dir(packages / "vnic", quiet=1)
     return python

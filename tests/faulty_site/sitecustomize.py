@@ -75,7 +75,7 @@ def spoil(module):
         case "vnic.control.runtime", "control":
             module.Runtime.load_control = failing(module.Runtime.load_control)
         case "vnic.control.upgrade", "load":
-            module.load_engine = failing(module.load_engine)
+            module.Loading.finish = failing(module.Loading.finish)
         case "vnic.control.server", "serve" if sys.argv[-1] == "successor":
             module.Server.start = failing(module.Server.start)
         case "dataplane.group", "run":

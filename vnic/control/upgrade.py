@@ -3,16 +3,19 @@
 Brownout. The supervisor has started the new worker from what it keeps: the same TAPs, pool, MAC table and rings. It builds everything
 and touches no packet; then the supervisor joins the two by a socket.
 
-Blackout, engine by engine. The old worker halts the engine between two batches and sends its state (docs/state-format.md). The new one
-loads it, and says that the engine is its own: that word is the engine's point of no return. Then it runs the engine, and the old one
-forgets it. Packets meanwhile wait in the TAPs' queues, the rings and, as indices, in the state: none is lost.
+Blackout, engine by engine. The old worker sends the states of the engine's elements while it still runs, a few at a time. Then it halts
+the engine between two batches and sends the states of those that have changed since (docs/state-format.md). The new worker loads them and
+confirms that the engine is its own: that message is the engine's point of no return. Then it runs the engine, and the old one forgets it.
+Packets meanwhile wait in the TAPs' queues, the rings and, as indices, in the state: none is lost.
 
     old                                     new
     {"config": digest}                 -->
                                        <--  {"ok"}
     {"control": {...}}                 -->        what control itself counted
                                        <--  {"done"}
-    {"engine": name, "state": bytes}   -->
+    {"engine": name, "part": bytes}    -->        some elements, while the engine runs; several of these
+                                       <--  {"has": name}
+    {"engine": name, "state": bytes}   -->        from the halted engine: the elements that have changed since
                                        <--  {"loaded": name}
     {"run": name}                      -->
                                        <--  {"mine": name}     no way back now
@@ -42,7 +45,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from dataplane.errors import VnicError, one_line
-from dataplane.handover import BYTES_MAX, forget_engine, load_engine, save_engine
+from dataplane.handover import BYTES_MAX, Loading, Marks, forget_engine, load_engine, save_engine, save_parts
 from vnic.control.api import DESCRIPTORS_MOST
 from vnic.control.connection import Transfer
 from vnic.control.convert import encode_config
@@ -204,11 +207,14 @@ def give(runtime: Runtime, channel: Channel) -> dict[str, Any]:
 
 
 def _give(group: EngineGroup, engine: Engine, channel: Channel, moved: list[Engine]) -> dict[str, Any]:
+    marks: Marks = {}
+    for part in save_parts(engine, marks):
+        channel.send(engine=engine.name, part=part)
+        channel.expect("has", str)
     begin_ns = time.monotonic_ns()
     group.halt(engine)
     try:
-        state = save_engine(engine)
-        held = engine.conservation()["held"]
+        state = save_engine(engine, marks)
         channel.send(engine=engine.name, state=state)
         channel.expect("loaded", str)
         channel.send(run=engine.name)
@@ -219,6 +225,7 @@ def _give(group: EngineGroup, engine: Engine, channel: Channel, moved: list[Engi
         group.resume(engine)
         raise
     moved.append(engine)
+    held = engine.conservation()["held"]
     forget_engine(engine)
     end_ns = channel.expect("running_ns", int)
     return {
@@ -264,6 +271,7 @@ def take(runtime: Runtime, channel: Channel, document: bytes) -> None:
     that kept it. Raises VnicError where that cannot be; the old worker has them all then, or has been told to take them."""
     engines = {engine.name: engine for engine in runtime.engines}
     mine: set[str] = set()
+    loading = {name: Loading(engine) for name, engine in engines.items()}
     failure: VnicError | None = None
     while True:
         try:
@@ -282,8 +290,11 @@ def take(runtime: Runtime, channel: Channel, document: bytes) -> None:
                     runtime.load_control(control)
                     channel.send(done=True)
                 case {"engine": str(name), "state": bytes(state)}:
-                    load_engine(engines[name], state)
+                    loading[name].finish(state)
                     channel.send(loaded=name)
+                case {"engine": str(name), "part": bytes(part)}:
+                    loading[name].part(part)
+                    channel.send(has=name)
                 case {"run": str(name)}:
                     channel.send(mine=name)  # first: the old worker may have given us up, and then this fails
                     mine.add(name)
