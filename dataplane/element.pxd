@@ -32,6 +32,7 @@ cdef struct Counters:
 
 cdef class Element:
     cdef readonly str name
+    cdef public str owner                # the NIC, or other client, that it works for; None: no single one
     cdef readonly list outputs           # by gate, Element or None: owning references
     cdef readonly object engine          # the Engine that runs it; None before
     cdef PyObject **gates                # the same, borrowed, for use without the GIL

@@ -25,6 +25,7 @@ class Element:
     MOVABLE: ClassVar[bool]
     __iter__: ClassVar[None]
     name: str
+    owner: str | None
     outputs: list[Element | None]
     engine: Engine | None
     def __init__(self, *, name: str | None = ...) -> None: ...

@@ -31,6 +31,7 @@ cdef class Element:
     HANDLERS (name -> Handler: what control may read and write while it runs, besides its bases' own; see dataplane.handlers), TICKS
     (whether it has timers: overrides `tick`) and DEFERRABLE (whether they may wait until the engine is awake for another reason, as with
     Linux's deferrable timers; virtual time runs all of them).
+    `owner`, an attribute, names the NIC or other client that an element works for: CPU time and memory are charged to it.
     For a hand-over: STATE_VERSION of what `save_state` returns, UPGRADES (version -> function that makes of an entry of that version one
     of the next; an entry is a dict of `statistics` and `state`) and MOVABLE (False: it cannot be handed over at all).
     """

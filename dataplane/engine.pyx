@@ -105,7 +105,7 @@ cdef class Engine:
 
     def load(self, sources):
         """Takes the graph that hangs on `sources`: validates it, binds and initializes what is new. While the engine runs, this goes
-        through the mailbox. Returns the statistics of the elements that left, by name; an element that comes back counts from 0.
+        through the mailbox. Returns the elements that left, with their statistics; an element that comes back counts from 0.
         Raises GraphError, and then nothing has changed."""
         from dataplane.walk import walk
         sources = list(sources)
@@ -144,7 +144,7 @@ cdef class Engine:
                 element.release()
                 (<Element>element).timer_place = NO_PLACE
             self.put(sources, polling, arrays)
-            return [(element.name, {**element.statistics(), "charged_ns": (<Element>element).charged_ns}) for element in gone]
+            return [(element, {**element.statistics(), "charged_ns": (<Element>element).charged_ns}) for element in gone]
 
         with self._reload:
             retired = self.call(swap)

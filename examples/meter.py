@@ -66,14 +66,12 @@ method Close(name: string) -> ()
             self._build(name, rate)
 
     def _build(self, name: str, rate: str) -> None:
-        """Everything that works for a client bears its name: so it is what the client is charged for."""
         source = PortRx(MemoryPort(name), name=f"{name}.rx")
-        (
-            source
-            >> Shaper(parse_rate(rate), "256kb", name=f"{name}.rate")
-            >> Counter(name=f"{name}.left")
-            >> Discard(name=f"{name}.end")
-        )
+        shaper = Shaper(parse_rate(rate), "256kb", name=f"{name}.rate")
+        left, end = Counter(name=f"{name}.left"), Discard(name=f"{name}.end")
+        source >> shaper >> left >> end
+        for element in (source, shaper, left, end):
+            element.owner = name  # the client who is charged for it
         self._engine.load([*self._sources.values(), source])
         self._sources[name], self._ports[name] = source, source.port
 

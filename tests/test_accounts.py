@@ -8,7 +8,6 @@ from dataplane.errors import VnicError
 from dataplane.ports.memory import Frame
 from dataplane.ring import MpscRing
 from tests.wire_frames import UDP, Spec
-from vnic.control.accounts import nic_of
 from vnic.control.load import parse_config
 from vnic.control.module import Module
 from vnic.control.runtime import Runtime
@@ -50,7 +49,7 @@ class Running:
         return {**{each["nic"]: each["cpu_ns"] for each in found["accounts"]}, "gone": found["detached_cpu_ns"]}
 
     def retire(self, **charged):
-        """Elements are gone that were charged."""
+        """Elements of these owners are gone that were charged."""
         self.runtime.hosted[0].charged |= {name.replace("__", "."): ns for name, ns in charged.items()}
 
     def send(self, nic, *frames):
@@ -102,9 +101,9 @@ def test_who_looks_into_a_ring_takes_nothing():
 
 
 def test_a_name_begins_at_zero(running):
-    running.retire(c__rx=5, a__rx=7)
+    running.retire(c=5, a=7)
     assert running.cpu() == {"a": 7, "a.b": 0, "c": 5, "gone": 0}
-    running.retire(c__egress__rate=2)
+    running.retire(c=2)
     running.runtime.nics.detach("c")
     assert running.cpu() == {"a": 7, "a.b": 0, "gone": 7}
     running.runtime.nics.attach(NicConfig(name="c"))
@@ -113,19 +112,19 @@ def test_a_name_begins_at_zero(running):
 
 def test_what_is_gone_is_booked_by_name(running, tmp_path):
     """To the NIC whose it was, whichever NIC's end or capture's it is that closes the books."""
-    running.retire(a__rx__capture1=1, a__b__rx=2, m__rx=4)
+    running.retire(a=1, a__b=2, m=4)
     running.runtime.nics.detach("a.b")
     assert running.cpu() == {"a": 1, "c": 0, "gone": 6}
-    running.retire(c__rx__capture2=8)
+    running.retire(c=8)
     number = running.runtime.nics.start_capture("a", str(tmp_path / "a.pcap"))
     running.runtime.nics.stop_capture(number).result()
-    running.retire(m__tx=16)
+    running.retire(m=16)
     running.runtime.nics.detach("c")
     assert running.cpu() == {"a": 1, "gone": 30}
 
 
 def test_the_books_of_an_attach_that_failed_are_closed(running):
-    running.retire(d__rx=3)
+    running.retire(d=3)
     refused = DirectionConfig(elements=[ElementConfig(element="Mirror", arguments={"file": "/nowhere/at/all"})])
     with pytest.raises(VnicError, match="/nowhere/at/all"):
         running.runtime.nics.attach(NicConfig(name="d", egress=refused))
@@ -136,7 +135,7 @@ def test_the_books_of_an_attach_that_failed_are_closed(running):
 def test_who_comes_and_goes_leaves_one_number(running):
     for number in range(50):
         running.runtime.nics.attach(NicConfig(name=f"n{number}"))
-        running.runtime.hosted[1].charged[f"n{number}.rx"] = 1
+        running.runtime.hosted[1].charged[f"n{number}"] = 1
         running.runtime.nics.detach(f"n{number}")
     state = msgspec.msgpack.decode(msgspec.msgpack.encode(running.runtime.save_control()))
     assert running.cpu()["gone"] == 50 and list(state["gone"]) == [""]
@@ -148,14 +147,6 @@ def test_who_comes_and_goes_leaves_one_number(running):
         assert successor.cpu() == {"a": 2, "a.b": 0, "c": 0, "gone.before": 0, "gone": 54}
     finally:
         successor.runtime.close()
-
-
-@pytest.mark.parametrize(
-    ("element", "nic"),
-    [("a.rx", "a"), ("a.b.rx", "a.b"), ("a.b.egress.0", "a.b"), ("a.bc.rx", "a"), ("ab.rx", None), ("a", None), ("", None)],
-)
-def test_whose_an_element_is(element, nic):
-    assert nic_of(element, {"a": 0, "a.b": 0}) == nic
 
 
 def test_a_module_s_fault_closes_nobody_s_books():

@@ -116,7 +116,8 @@ def test_elements_come_and_go_while_traffic_runs(running):
     while sum(statistics["received"] for _, statistics in engine.snapshot()) < 8:
         pass
     assert engine.conservation()["dropped"] == 5
-    retired = dict(engine.load([source for source in engine.sources if source is not rx]))
+    left = engine.load([source for source in engine.sources if source is not rx])
+    retired = {element.name: statistics for element, statistics in left}
     assert retired["Counter"]["packets"] == 5
     assert rx.engine is None
     assert len(b.take()) == 3

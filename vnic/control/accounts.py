@@ -1,7 +1,7 @@
 """Accounts: CPU time and memory, charged to the NIC, or other client of a module, on whose behalf they are spent (Snap, section 2.5).
 
 An engine charges what it does to the source or timer that made it do it (dataplane/engine.pyx): a NIC's receive side, its rings, its
-shapers. These bear the NIC's name, also in an engine that many NICs share. So the sender pays for its packets' way through the switch to
+shapers. The NIC is their `owner`, also in an engine that many NICs share. So the sender pays for its packets' way through the switch to
 the other NIC's queue, and the receiver for what waits in its own shaper; both for looking once more, before the thread sleeps, whether
 anything has come. What nobody asked for - polling without end, control's work - is `overhead`. Charges and overhead together are the CPU
 time of the engines' threads.
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from dataplane.engine import Engine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Sequence
     from typing import Protocol
 
     class Charged(Protocol):
@@ -51,20 +51,21 @@ class Accounts:
         memory = dict(nics)
         overhead = 0
         for home in self._homes:
-            for element, charged in home.engine.charges().items():
-                nic = nic_of(element, nics)
-                if nic is None:
-                    overhead += charged
+            elements = {element.name: element for element in home.engine.elements}
+            charges = home.engine.charges()
+            overhead += charges.pop("overhead")
+            for name, charged in charges.items():
+                owner = elements[name].owner if name in elements else None
+                if owner in cpu:
+                    cpu[owner] += charged
                 else:
-                    cpu[nic] += charged
-            for element, statistics in home.engine.snapshot():
-                nic = nic_of(element, nics)
-                if nic is not None:
-                    held[nic] += statistics["held"]
-            for each in home.engine.elements:
-                nic = nic_of(each.name, nics)
-                if nic is not None:
-                    memory[nic] += each.memory_bytes()
+                    overhead += charged
+            for name, statistics in home.engine.snapshot():
+                if (owner := elements[name].owner) in held:
+                    held[owner] += statistics["held"]
+            for element in elements.values():
+                if element.owner in memory:
+                    memory[element.owner] += element.memory_bytes()
         return {
             "accounts": [
                 {"nic": nic, "cpu_ns": cpu[nic], "memory_bytes": memory[nic], "packets_held": held[nic]} for nic in nics
@@ -75,12 +76,12 @@ class Accounts:
         }
 
     def settle(self) -> dict[str, int]:
-        """Books what elements were charged that no engine runs any more: to the client whose they were by their names, or to nobody.
-        Returns the clients. Done whenever some have gone, so that none is booked to a client who comes later by such a name."""
+        """Books the CPU time of elements that no engine runs any more: to their owner, or to NOBODY if that is gone, too. Returns the
+        clients. Done whenever some have gone, so that none is booked to a client who comes later by such a name."""
         nics = self._clients()
         for home in self._homes:
-            for element, charged in home.charged.items():
-                self._book(nic_of(element, nics) or NOBODY, charged)
+            for owner, charged in home.charged.items():
+                self._book(owner if owner in nics else NOBODY, charged)
             home.charged.clear()
         for stranger in self.gone.keys() - nics.keys() - {NOBODY}:
             self._book(NOBODY, self.gone.pop(stranger))
@@ -93,11 +94,3 @@ class Accounts:
 
     def _book(self, nic: str, charged: int) -> None:
         self.gone[nic] = self.gone.get(nic, 0) + charged
-
-
-def nic_of(element: str, nics: Collection[str]) -> str | None:
-    """The NIC whose name begins the element's. Names of NICs may have dots, so the longest."""
-    while element := element.rpartition(".")[0]:
-        if element in nics:
-            return element
-    return None

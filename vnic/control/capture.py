@@ -30,8 +30,8 @@ def reopened(descriptor: int) -> str:
 
 def points(attached: Attached, elements: list[Element]) -> list[str]:
     """The capture points of a NIC: its name (both directions), and the names of its elements."""
-    prefix = f"{attached.config.name}."
-    return [attached.config.name, *(element.name for element in elements if element.name.startswith(prefix))]
+    name = attached.config.name
+    return [name, *(element.name for element in elements if element.owner == name)]
 
 
 class KeptCapture(msgspec.Struct, frozen=True):
@@ -64,7 +64,7 @@ class LiveCapture:
         elements = {element.name: element for element in home.engine.elements}
         wanted = [f"{name}.rx", f"{name}.tx"] if point == name else [point]
         for each in wanted:
-            if each not in elements or not each.startswith(f"{name}."):
+            if each not in elements or elements[each].owner != name:
                 known = ", ".join(points(attached, home.engine.elements))
                 raise ConfigError(f"capture: there is no point {point}; {name} has {known}")
         self.point, self.nic, self.home, self.kept = point, name, home, kept
@@ -75,6 +75,8 @@ class LiveCapture:
             (elements[each], Mirror(self.file, snaplen, name=f"{each}.capture{number}"))
             for each in wanted
         ]
+        for _, mirror in self.mirrors:
+            mirror.owner = name
 
     def start(self) -> None:
         """Inserts the mirrors, between two batches."""

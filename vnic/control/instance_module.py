@@ -141,11 +141,10 @@ class Instance:
         """The part of the counters that a client may see."""
         if (mine := self._visible(session)) is None:
             return stats
-        nic_of = self._runtime.nics.nic_of
         return {
             "nics": [each for each in stats["nics"] if each["name"] in mine],
             "engines": [
-                {**engine, "elements": [each for each in engine["elements"] if nic_of(each["name"]) in mine]}
+                {**engine, "elements": [each for each in engine["elements"] if each["nic"] in mine]}
                 for engine in stats["engines"]
             ],
         }

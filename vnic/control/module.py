@@ -181,8 +181,8 @@ class Module:
         return {}
 
     def accounts(self) -> dict[str, int]:
-        """Its clients by name, and the bytes of memory that each has for itself. An element whose name begins with a client's and a dot
-        works on that client's behalf: it is charged the CPU time."""
+        """Its clients by name, and the bytes of memory that each has for itself. The client is charged for the elements whose
+        `owner` it is."""
         return {}
 
     def ended(self, session: Session) -> None:

@@ -23,7 +23,6 @@ from dataplane.errors import ConfigError, VnicError
 from dataplane.port import PortTx
 from dataplane.ports.ring_port import RingPort
 from shaping.pool_share import PoolShare
-from vnic.control.accounts import nic_of
 from vnic.control.api import DESCRIPTION, INTERFACE
 from vnic.control.capture import KeptCapture, LiveCapture, reopened
 from vnic.control.devices import Devices, Passed
@@ -236,7 +235,9 @@ class Nics(Module):
             else:
                 assert attached.ring is not None
                 port = RingPort(f"{attached.config.name}.ring", attached.number, None, attached.ring)
-                each.connect(attached.number, PortTx(port, name=f"{attached.config.name}.ring.tx"))
+                transmit = PortTx(port, name=f"{attached.config.name}.ring.tx")
+                transmit.owner = attached.config.name
+                each.connect(attached.number, transmit)
                 each.load(list(each.sources))
         for each in self.homes:
             undo.callback(each.deactivate, attached.number)
@@ -423,8 +424,12 @@ class Nics(Module):
                 close_all([document, descriptor])
 
     def nic_of(self, point: str) -> str:
-        """The NIC that this is the name of, or an element's of."""
-        return point if point in self.attached else nic_of(point, self.attached) or point.partition(".")[0]
+        """The NIC of that name, or the owner of the element of that name."""
+        if point in self.attached:
+            return point
+        elements = (element for engine in self.runtime.engines for element in engine.elements)
+        owner = next((element.owner for element in elements if element.name == point), None)
+        return owner or point.partition(".")[0]
 
     def stop_capture(self, number: int) -> Future[dict[str, Any]]:
         """Ends a capture: takes it out of the graph. What waits is written out aside, which takes up to a second where nobody reads; the

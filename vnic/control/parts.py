@@ -23,6 +23,7 @@ from dataplane.ports.ring_port import RingPort
 from dataplane.ring import MpscRing
 from shaping.pool_share import PoolShare
 from shaping.shaper import Shaper
+from vnic.control.accounts import NOBODY
 from vnic.control.chain import Chain, build_chain
 from vnic.control.devices import Device
 from vnic.control.module import is_owner
@@ -62,7 +63,7 @@ class Hosted:
         self.sources: list[Source] = []
         self._postponed: list[Callable[[], object]] | None = None  # changes, see at_once
         self._stale = False  # a load was postponed
-        self.charged: dict[str, int] = {}  # CPU time of elements that are gone, until the accounts take it
+        self.charged: dict[str, int] = {}  # by owner: CPU time of elements that are gone, until the accounts take it
         self.retired = {"received": 0, "generated": 0, "transmitted": 0, "dropped": 0}
 
     def load(self, sources: list[Source]) -> None:
@@ -75,8 +76,9 @@ class Hosted:
 
     def _load(self) -> None:
         self._stale = False
-        for name, statistics in self.engine.load(self.sources):
-            self.charged[name] = self.charged.get(name, 0) + statistics["charged_ns"]
+        for element, statistics in self.engine.load(self.sources):
+            owner = element.owner or NOBODY
+            self.charged[owner] = self.charged.get(owner, 0) + statistics["charged_ns"]
             for term in ("received", "generated", "transmitted"):
                 self.retired[term] += statistics[term]
             self.retired["dropped"] += sum(statistics["dropped"].values())
@@ -209,6 +211,16 @@ class Attached:
             ring_rx = PortRx(RingPort(f"{name}.ring", number, ring, None), name=f"{name}.ring.rx")
             ring_rx >> self.entry
             self.sources.append(ring_rx)
+        self._own()
+
+    def _own(self) -> None:
+        """Marks every element as the NIC's, before anything else is behind them."""
+        pending: list[Element | None] = [*self.sources, self.entry]
+        while pending:
+            element = pending.pop()
+            if element is not None and element.owner is None:
+                element.owner = self.config.name
+                pending += element.outputs
 
     def join(self, share: PoolShare) -> None:
         """Before it runs: its shapers hold no more packets than the others of the share leave."""

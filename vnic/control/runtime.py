@@ -400,9 +400,9 @@ class Runtime:
                     {
                         "name": each.engine.name,
                         "elements": [
-                            {"name": element, **_counters(elements[element], statistics)}
+                            {"name": element, "nic": elements[element].owner, **_counters(elements[element], statistics)}
                             for element, statistics in each.engine.snapshot()
-                            if name is None or element.startswith(f"{name}.")
+                            if name is None or elements[element].owner == name
                         ],
                     }
                     for each in self.hosted
