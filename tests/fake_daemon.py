@@ -69,9 +69,6 @@ class FakeNics:
         self._get(name).update(limits)
         return self.nics[name]
 
-    def check_mac(self, config: Any) -> None:
-        pass
-
     def set_spoof_check(self, name: str, on: bool) -> dict[str, Any]:
         self._get(name)["spoof_check"] = on
         return self.nics[name]

@@ -24,7 +24,7 @@ from vnic.control import upgrade
 from vnic.control.convert import decode_config, encode_config
 from vnic.control.load import parse_config
 from vnic.control.runtime import Runtime
-from vnic.control.schema import Config
+from vnic.control.schema import Config, NicConfig
 from vnic.testing.network import _Devices
 
 TEXT = """
@@ -125,6 +125,14 @@ def test_what_there_is(running):
         "shared": False,
         "help": "TTL that packets get, 1 to 255",
     }
+
+
+def test_a_mac_address_is_one_nics(running):
+    nics = running.runtime.nics
+    mac = nics.attached["a"].config.mac
+    with pytest.raises(ConfigError, match=f"^nic c: mac: {mac} is a's already; choose another one$"):
+        nics.attach(NicConfig(name="c", mac=mac))
+    nics.attach(NicConfig(name="c"))
 
 
 @pytest.mark.parametrize(

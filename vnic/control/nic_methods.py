@@ -130,7 +130,6 @@ class _NicMethods:
             raise NotPermittedError(f"nic {name}: spoof_check may be switched off by the instance's owner only; leave it out")
         config.owner = User(session.uid)
         self._check_vlan(config, session, granted.vlans)
-        self._nics.check_mac(config)
         for way in (config.egress, config.ingress):
             if granted.rate is not None:
                 way.rate = Rate(min(way.rate or granted.rate, granted.rate))

@@ -131,6 +131,7 @@ class Nics(Module):
         with self.runtime.lock:
             self.runtime.check_open()
             config = own_nic(config)
+            self._check_mac(config)
             config.passed = passed is not None
             known, waiting = config.name in self.attached, self.watching.waiting.get(config.name)
             config.number = config.number if waiting is None else waiting.number
@@ -211,12 +212,13 @@ class Nics(Module):
             granted = grant.vlans if grant is not None else None
             config.vlan = VlanConfig(access=granted[0]) if granted else VlanConfig(untagged=True)
 
-    def check_mac(self, config: NicConfig) -> None:
-        """Raises ConfigError where another user's NIC has the MAC address: the check of what a NIC sends would let it pass for
-        that one."""
-        for other in self.attached.values():
-            if other.config.mac == config.mac and other.config.owner != config.owner:
-                raise ConfigError(f"nic {config.name}: mac: {config.mac} is that of another user's NIC; choose another")
+    def _check_mac(self, config: NicConfig) -> None:
+        """Raises ConfigError where another NIC has the MAC address, also one that waits: frames to it would go to either, and the
+        check of what a NIC sends would let it pass for that one."""
+        for other in self.config.nics.values():
+            if other.mac == config.mac and other.name != config.name:
+                whose = f"{other.name}'s" if other.owner == config.owner else "that of another user's NIC"
+                raise ConfigError(f"nic {config.name}: mac: {config.mac} is {whose} already; choose another one")
 
     def _home(self, config: NicConfig) -> int:
         if config.engine is not None:
