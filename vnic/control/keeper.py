@@ -39,7 +39,7 @@ from vnic.device.tap import MAX_QUEUES, Tap, TapReport, TapRequest
 MESSAGE_BYTES = 1 << 16
 DESCRIPTORS = MAX_QUEUES + 5  # a TAP's queues, its document, namespace, pidfd and netlink sockets; the kernel takes 253
 GUARANTEED = "guaranteed"
-KEYS_MOST = 1 << 14  # of a worker that lost its mind
+KEYS_MOST = 1 << 14  # bound on the keys that a faulty worker can create
 CALL_TIMEOUT_S = 30.0
 
 

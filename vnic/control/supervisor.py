@@ -1,8 +1,9 @@
-"""The supervisor: the small process of an instance that holds what must survive, and sees to it that a worker runs.
+"""The supervisor: the small process of an instance that stores what must survive, and keeps a worker running.
 
-It holds the instance's lock, its listening control socket, and what keeper.py lists; it owns the namespace agent; it starts the worker and
-watches it. A worker that dies is replaced: at once, then after pauses that double up to PAUSE_MOST_S while it goes on dying. If the
-supervisor dies, however, the kernel ends worker and agent with it. It has one thread, and imports neither numpy nor anything compiled here.
+It holds the instance's lock, its listening control socket, and what keeper.py lists; it owns the namespace
+agent; it starts the worker and watches it. A worker that ends is replaced: at once, then after pauses that
+double up to PAUSE_MOST_S while workers keep ending. If the supervisor itself ends, the kernel ends worker and
+agent with it. It has one thread, and imports neither numpy nor compiled modules of vnic.
 
     vnic up = supervisor --calls, events--> worker (vnic.control.worker)
                    `------------------> agent (vnic.device.agent)
@@ -45,20 +46,20 @@ from vnic.device.namespaces import NetNamespace, identity_of
 from vnic.device.tap import TapRequest
 
 PAUSE_FIRST_S, PAUSE_MOST_S = 0.1, 10.0
-PAUSE_TOLD_S = 1.0  # clients wait through a shorter pause, and are told of a longer one
-WELL_S = 3.0  # a worker that served so long ran well: the next death is the first again
-START_TIMEOUT_S = 120.0  # a thousand NICs are attached in a minute
+PAUSE_TOLD_S = 1.0  # clients wait during a shorter pause, and get the reason during a longer one
+WELL_S = 3.0  # after a worker that served so long, the pauses begin at 0 again
+START_TIMEOUT_S = 120.0  # a thousand NICs take 10 s on two busy CPUs
 STOP_TIMEOUT_S = 30.0
-PING_S = 2.0  # between two questions whether the worker's control runs
-MESSAGES_MOST = 1024  # of a worker, in a turn
-SILENT_S = 5.0  # without an answer, after which it is said not to answer; it may be slow, so that alone does not end it
-SILENT_STOP_S = 5.0  # what is left to a worker that did not answer before it was asked to stop
+PING_S = 2.0  # between two Pings
+MESSAGES_MOST = 1024  # taken from a worker before the other one's
+SILENT_S = 5.0  # without a Pong, until it is logged; the worker may only be slow, so it is not ended
+SILENT_STOP_S = 5.0  # for a worker to stop that had not answered before
 
 log = Log("vnic")
 
 
 class Supervisor:
-    """Runs an instance; `run` returns at its end. `module`: what the worker is."""
+    """Runs an instance; `run` returns at its end. module: the worker's."""
 
     def __init__(
         self,
@@ -72,28 +73,28 @@ class Supervisor:
         self.instance, self._listener, self._agent, self._module = instance, listener, agent, module
         self._host_interfaces = host_interfaces
         self._log = log_path(instance)
-        self._python = ""  # that an upgrade went to: the next worker is of that version too, also after a crash
-        self._python_before: str | None = None  # while no worker of that Python has come up but in the upgrade
+        self._python = ""  # of the last upgrade, and so of the next worker, also after a crash
+        self._python_before: str | None = None  # until a worker of that Python has come up outside an upgrade
         self.store = keeper.Store()
         self.worker: WorkerProcess | None = None
         self.successor: WorkerProcess | None = None
-        self._leaving: WorkerProcess | None = None  # has handed everything over, and ends
+        self._leaving: WorkerProcess | None = None  # has handed over, and ends
         self._ping_at_s = 0.0
         self.restarts = 0
-        self.last = ""  # why the last worker died
+        self.last = ""  # why the last worker ended
         self._pause_s = 0.0
         self._start_at_s: float | None = None  # of the next worker, after a pause
-        self._died_s = 0.0  # when the last worker did
-        self._tells = False  # a pause is long: clients need not wait for its end
+        self._died_s = 0.0  # when the last worker ended
+        self._turns_away = False  # a pause is long: clients get the reason instead of waiting
         self._asked_to_stop_s: float | None = None
-        self._announce = True  # that all is up: once
+        self._announce = True  # `ready` has not been called yet
         self._manager = ServiceManager()
         self._hangup_ends = hangup_ends()
 
     # -- workers -----------------------------------------------------------------------------------------------------------
 
     def start_worker(self, role: str, python: str = "") -> WorkerProcess:
-        """Starts a worker and gives it everything that is kept. Raises OSError."""
+        """Starts a worker and sends it everything that is stored. Raises OSError."""
         capabilities = privileges.worker(guaranteed=keeper.GUARANTEED in self.store)
         worker = WorkerProcess(python or self._python, self._module, self._listener, role, capabilities, self.store)
         try:
@@ -106,8 +107,8 @@ class Supervisor:
         return worker
 
     def run(self, config: bytes, ready: Callable[[int], None]) -> None:
-        """Until a signal, or a client's Shutdown. `ready` is called with the worker's pid when all is up for the first time. Raises
-        ConfigError, VnicError where it does not come up at all."""
+        """Runs the instance until a signal, or a client's Shutdown. Calls `ready` with the worker's pid when
+        everything is up for the first time. Raises ConfigError, VnicError where it does not come up."""
         self.store.put("config", [keeper.write_document(config)])
         with wakeups() as woken:
             try:
@@ -125,8 +126,8 @@ class Supervisor:
                 self.store.close()
 
     def _finished(self, ready: Callable[[int], None]) -> bool:
-        """Looks at every worker. True: it is over."""
-        self._see_off()
+        """Checks every worker. Returns True when the instance has ended."""
+        self._reap_leaving()
         worker = self.worker
         if worker is None:
             if self._asked_to_stop_s is not None:
@@ -134,8 +135,8 @@ class Supervisor:
             if self._start_at_s is not None and time.monotonic() >= self._start_at_s:
                 try:
                     self.worker = self.start_worker("crash")
-                    self._start_at_s, self._tells = None, False
-                except OSError as error:  # for want of memory, say, just after the last one was killed for that
+                    self._start_at_s, self._turns_away = None, False
+                except OSError as error:  # no memory, perhaps, just after the last worker was killed for that
                     self._pause(f"it cannot be started: {error.strerror}")
             return False
         if worker.ready and self._announce:
@@ -143,23 +144,23 @@ class Supervisor:
             ready(worker.pid)
             self._manager.ready(f"up, worker {worker.pid}")
         if self._over(worker) and self.worker is worker:
-            return self._bury(worker)
-        if self.worker is not worker:  # its last words were that its successor has everything
+            return self._replace(worker)
+        if self.worker is not worker:  # its last message was HandedOver
             return False
         successor = self.successor
         if successor is not None and successor.took_over_s is not None:
-            # The worker says within seconds whether it agrees: one that does not is not there any more, whatever its process does.
+            # A worker that works sends HandedOver within seconds.
             if time.monotonic() - successor.took_over_s > STOP_TIMEOUT_S:
                 log.warning("worker killed", pid=worker.pid, why="it did not say that it handed over")
                 worker.process.kill()
                 self._succeed()
         elif successor is not None and self._over(successor) and successor.took_over_s is None:
-            self._end_successor(successor.epitaph())
+            self._end_successor(successor.why_ended())
         self._ping(worker)
         return False
 
-    def _see_off(self) -> None:
-        """Looks at the worker that has handed over: it gives up its engines' threads and ends, in milliseconds."""
+    def _reap_leaving(self) -> None:
+        """Closes the worker that has handed over once it has ended, which takes milliseconds."""
         if (leaving := self._leaving) is None:
             return
         if leaving.process.poll() is not None or time.monotonic() - leaving.ready_s > STOP_TIMEOUT_S:
@@ -169,10 +170,10 @@ class Supervisor:
                 self.worker.prefer(False)
 
     def _ping(self, worker: WorkerProcess) -> None:
-        """Asks the worker now and then whether its control runs, and says once when there is no answer. A worker that is merely
-        slow is left alone; but it does not come between us and clients, who are told, nor `vnic down`."""
+        """Sends a Ping every PING_S, and logs once that there is no Pong. A worker that is only slow is not
+        ended; clients that connect get an error, and `vnic down` does not wait for it."""
         now_s = time.monotonic()
-        # Busy with the hand-over, or with taking everything down, it may not answer; both have bounds of their own.
+        # During a hand-over and while it stops, a worker may not answer; both have time limits of their own.
         if not worker.ready or self.successor is not None or self._asked_to_stop_s is not None:
             return
         if worker.asked_s is None:
@@ -184,10 +185,10 @@ class Supervisor:
             log.error("worker does not answer", pid=worker.pid, for_s=round(now_s - worker.asked_s, 1))
 
     def _over(self, worker: WorkerProcess) -> bool:
-        """Whether a worker has ended; one that takes too long is ended."""
+        """Whether a worker has ended; kills one that takes too long to come up or to stop."""
         age_s = time.monotonic() - worker.began_s
         if worker.process.poll() is not None:
-            self._hear(worker)  # its last words
+            self._receive(worker)  # its last messages
             return True
         if not worker.ready and age_s > START_TIMEOUT_S:
             worker.failure = keeper.Failed(f"did not come up within {START_TIMEOUT_S:g} s")
@@ -199,18 +200,20 @@ class Supervisor:
                 worker.process.kill()
         return False
 
-    def _bury(self, worker: WorkerProcess) -> bool:
+    def _replace(self, worker: WorkerProcess) -> bool:
+        """After the worker's end: its successor goes on, or the next worker starts after a pause. Returns True when
+        the instance has ended."""
         if self.successor is not None:
-            self._hear(self.successor)
+            self._receive(self.successor)
             took_over = self.successor is not None and self.successor.took_over_s is not None
-            if took_over and worker.failure is None:  # it did not say that engines are on both sides
+            if took_over and worker.failure is None:  # a failure: engines are on both sides
                 self._succeed()
                 return False
-        why, served_s, stopped = worker.epitaph(), time.monotonic() - worker.ready_s, worker.stopped
+        why, served_s, stopped = worker.why_ended(), time.monotonic() - worker.ready_s, worker.stopped
         failure, was_ready = worker.failure, worker.ready
         worker.close()
         self.worker = None
-        if self.successor is not None:  # joined to one that is gone: engines may be on both sides
+        if self.successor is not None:  # joined to the worker that has ended: engines may be on both sides
             self.successor.close()
             self.successor = None
             self._manager.ready(f"upgrade failed: the worker ended: {why}")
@@ -227,14 +230,15 @@ class Supervisor:
         return False
 
     def _swap_pythons(self) -> None:
-        """A worker has not come up. Until one of the last upgrade's version has, without another's help, the next one is of the version
-        before; and if that cannot read what is kept by now, of the other again."""
+        """After a worker that has not come up. Until one of the last upgrade's Python has come up by itself, the
+        next worker is of the Python before; and if that one cannot read what is stored, of the other again."""
         if self._python_before is not None:
             self._python, self._python_before = self._python_before, self._python
             log.error("next worker is of another Python", python=self._python or sys.executable)
 
     def _pause(self, why: str, *, well: bool = False, pid: int | None = None) -> None:
-        """After a death, or a start that failed: says why, and when the next worker is started. well: the last one ran well."""
+        """After a worker's end or failed start: logs why, and sets when the next one starts. well: it had served
+        for WELL_S."""
         self.restarts += 1
         self.last = why
         self._pause_s = 0.0 if well else min(max(2 * self._pause_s, PAUSE_FIRST_S), PAUSE_MOST_S)
@@ -242,7 +246,7 @@ class Supervisor:
             self._pause_s = 0.0
         self._died_s = time.monotonic()
         self._start_at_s = self._died_s + self._pause_s
-        self._tells = self._pause_s >= PAUSE_TOLD_S
+        self._turns_away = self._pause_s >= PAUSE_TOLD_S
         log.error("worker ended", pid=pid, why=why, restarts=self.restarts, next_in_s=self._pause_s)
         self._manager.status(f"worker ended: {why}; the next one starts in {self._pause_s:g} s")
 
@@ -261,7 +265,7 @@ class Supervisor:
             self.worker.tell(message, descriptors)
 
     def stop(self) -> None:
-        """Asks the worker to take everything down."""
+        """Asks the worker to stop."""
         if self._asked_to_stop_s is None:
             log.info("stopping")
             self._asked_to_stop_s = time.monotonic()
@@ -273,8 +277,8 @@ class Supervisor:
     # -- messages ----------------------------------------------------------------------------------------------------------
 
     def _wait(self, woken: socket.socket) -> None:
-        """Until something happens: a message, a death, a signal, the end of a pause."""
-        with selectors.PollSelector() as selector:  # which needs no descriptor: there may be none left
+        """Waits for a message, a worker's end, a signal, or the end of a pause."""
+        with selectors.PollSelector() as selector:  # needs no descriptor: none may be left
             selector.register(woken, selectors.EVENT_READ)
             for worker in filter(None, (self.worker, self.successor)):
                 selector.register(worker.pidfd, selectors.EVENT_READ)
@@ -283,7 +287,7 @@ class Supervisor:
                     selector.register(worker.calls, selectors.EVENT_READ)
             if self._leaving is not None:
                 selector.register(self._leaving.pidfd, selectors.EVENT_READ)
-            if self._tells or self._worker_is_silent:
+            if self._turns_away or self._worker_is_silent:
                 selector.register(self._listener, selectors.EVENT_READ)
             timeout_s = 1.0 if self._start_at_s is None else max(0.0, self._start_at_s - time.monotonic())
             selector.select(timeout_s)
@@ -295,24 +299,24 @@ class Supervisor:
                 else:
                     self.stop()
         for worker in filter(None, (self.worker, self.successor)):
-            self._hear(worker)
+            self._receive(worker)
             worker.send_on()
-        if self._tells:
-            self._tell_clients()
+        if self._turns_away:
+            self._refuse_clients()
         elif self._worker_is_silent:
-            self._tell_of_silence()
+            self._refuse_for_silence()
 
     def _answers(self, worker: WorkerProcess) -> bool:
-        """Whether calls of a worker are taken. A successor that is joined to the worker may have taken over already, which we
-        hear of in a moment: till then its calls wait."""
+        """Whether calls of a worker are taken. A successor that is joined to the worker may have taken over, and
+        TookOver may not have been read yet: until then its calls wait."""
         return worker is not self.successor or not worker.joined
 
     @property
     def _worker_is_silent(self) -> bool:
         return self.worker is not None and self.worker.silent and self.successor is None
 
-    def _tell_of_silence(self) -> None:
-        """Says to those who wait for a worker that it does not answer."""
+    def _refuse_for_silence(self) -> None:
+        """Tells the clients that connect that the worker does not answer."""
         assert self.worker is not None
         why = (
             f"instance {self.instance}: its worker (pid {self.worker.pid}) stands still, and has not answered for "
@@ -320,25 +324,27 @@ class Supervisor:
             "which another one replaces then"
         )
         if not turn_away(self._listener, why, f"instance {self.instance}: does not work at the moment; try again later"):
-            self.worker.silent = False  # no file can be opened: said again after the next question
+            self.worker.silent = False  # no file can be opened: tried again after the next Ping
             self.worker.asked_s = None
 
-    def _tell_clients(self) -> None:
-        """Says to those who wait for a worker why there is none."""
+    def _refuse_clients(self) -> None:
+        """Tells the clients that connect why there is no worker."""
         now_s = time.monotonic()
         why = (
             f"instance {self.instance}: its worker died {self.restarts} times, last {now_s - self._died_s:.0f} s ago ({self.last}); "
             f"next try in {max(0.0, self._died_s + self._pause_s - now_s):.0f} s"
         )
-        # Where no file can be opened, they wait like everybody else: else this would be asked again and again.
-        self._tells = turn_away(self._listener, why, f"instance {self.instance}: does not work at the moment; try again later")
+        # Where no file can be opened, clients wait for the end of the pause: the loop would spin otherwise.
+        self._turns_away = turn_away(
+            self._listener, why, f"instance {self.instance}: does not work at the moment; try again later"
+        )
 
-    def _hear(self, worker: WorkerProcess) -> None:
-        """Takes every message that waits. What is no message of ours comes from a worker that lost its mind, and ends it. What fails for
-        want of something here is refused, and is nobody's fault."""
+    def _receive(self, worker: WorkerProcess) -> None:
+        """Handles every message that waits. A worker that sends an invalid one is ended. A call that fails for lack
+        of resources in this process is refused."""
         for sock, handle in ((worker.calls, self._answer), (worker.events, self._event)):
-            for _ in range(MESSAGES_MOST):  # and then the others' turn comes: it may send without end
-                # No worker of ours any more, or closed: what it said before was that its successor has everything.
+            for _ in range(MESSAGES_MOST):  # then the other worker: this one may send without end
+                # Closed, or no worker any more after its HandedOver.
                 if worker not in (self.worker, self.successor) or sock.fileno() < 0 or not readable(sock.fileno(), 0):
                     break
                 if sock is worker.calls and not self._answers(worker):
@@ -346,7 +352,7 @@ class Supervisor:
                 lost: VnicError | None = None
                 try:
                     data, descriptors = keeper.receive(sock)
-                except ConnectionResetError:  # it ended without having read all of ours
+                except ConnectionResetError:  # it ended without having read every message
                     break
                 except keeper.DescriptorsLostError as error:
                     data, descriptors, lost = error.data, [], error
@@ -394,7 +400,7 @@ class Supervisor:
         except OSError as error:
             answer = keeper.Refused(f"the supervisor has no room for it: {system_error(error)}", number=call.number)
         if worker.asked_s is not None and not worker.silent:
-            worker.asked_s = time.monotonic()  # it runs, and could not say so while it waited for us
+            worker.asked_s = time.monotonic()  # it runs, and could not send a Pong while it waited for this
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             keeper.send(worker.calls, answer, reply, wait=False)
 
@@ -424,7 +430,7 @@ class Supervisor:
             case keeper.TookOver() if worker is self.successor:
                 if not worker.joined:
                     raise VnicError("it said that it took over, and was not joined to the worker yet")
-                worker.took_over_s = worker.took_over_s or time.monotonic()  # believed once the worker agrees, or has ended
+                worker.took_over_s = worker.took_over_s or time.monotonic()  # counts once the worker confirms it, or has ended
             case keeper.HandedOver() if worker is self.worker and self.successor is not None and self.successor.joined:
                 self._succeed()
             case keeper.Pong() if worker.asked_s is not None:
@@ -454,12 +460,12 @@ class Supervisor:
             self.successor = self.start_worker("successor", python)
             worker.prefer()
             self._manager.reloading("upgrade: the next worker starts")
-        except (OSError, ValueError, subprocess.SubprocessError) as error:  # no such file, no path, no rights left to drop
+        except (OSError, ValueError, subprocess.SubprocessError) as error:  # no file, no path, no privileges
             why = getattr(error, "strerror", None) or error
             worker.tell(keeper.Failed(f"{python or self._python or sys.executable}: {why}"))
 
     def _introduce(self, successor: WorkerProcess) -> None:
-        """Joins the old worker and the new one; the rest they do between them."""
+        """Joins the old worker and the new one by a socket; they hand over between themselves."""
         try:
             ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         except OSError as error:
@@ -482,10 +488,10 @@ class Supervisor:
         self._manager.ready(f"up, worker {self.worker.pid}, upgraded")
         if self._leaving is not None:
             self._leaving.close()
-        # From now on: the one has served, the other may take so long to end.
+        # The new one counts as started now; the old one has STOP_TIMEOUT_S from now to end.
         self.worker.ready_s = old.ready_s = time.monotonic()
         self._leaving = old
-        self._see_off()
+        self._reap_leaving()
 
 
 def supervise(
@@ -498,8 +504,8 @@ def supervise(
     guaranteed: bool = False,
     host_interfaces: bool = False,
 ) -> None:
-    """Runs an instance until SIGINT, SIGTERM, Shutdown or, on a terminal, SIGHUP. Gives up the rights that this does not need
-    (privileges.py). Calls `ready` with the worker's pid when it is up, and tells a service manager (notify.py).
+    """Runs an instance until SIGINT, SIGTERM, Shutdown or, on a terminal, SIGHUP. Gives up the privileges that
+    this does not need (privileges.py). Calls `ready` with the worker's pid when it is up, and tells a service manager (notify.py).
 
     config           as vnic.control.convert.encode_config made it
     clients          other users may connect

@@ -1,4 +1,4 @@
-"""A worker's process, as the supervisor starts it and speaks to it."""
+"""A worker's process, as the supervisor starts it and communicates with it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import msgspec
 
 from vnic.control import keeper, privileges
 
-UNSENT_MOST = 1 << 15  # messages: an inventory, and what a worker that does not read is told once in a while
+UNSENT_MOST = 1 << 15  # messages: all stored keys, and what a worker that does not read gets meanwhile
 
 # The worker whose engines run, while another one loads, builds or ends beside it. At niceness 0, 36 upgrades
 # under 100,000 packets/s and a TCP stream on two CPUs lost 12,073 packets of 8.4 million; with -5, -12 and
@@ -27,8 +27,8 @@ PREFERRED_NICE = -10
 
 
 class WorkerProcess:
-    """A worker as the supervisor sees it. store: what is kept for it. To start one raises OSError where there is no room for another
-    process or file."""
+    """A worker as the supervisor sees it. store: the descriptors that it gets. Raises OSError where no other
+    process or file is possible."""
 
     def __init__(
         self,
@@ -54,22 +54,22 @@ class WorkerProcess:
                 [python or sys.executable, "-P", "-c", start, *map(str, descriptors), str(os.getpid()), role],
                 stdin=subprocess.DEVNULL,
                 pass_fds=descriptors,
-                process_group=0,  # Ctrl-C on the terminal is ours to hear, and we end it in order
+                process_group=0,  # Ctrl-C on the terminal goes to the supervisor, which stops the worker
                 env=environment(python),
-                preexec_fn=lambda: privileges.drop(capabilities, inherit=True),  # we have one thread: nothing is locked
+                preexec_fn=lambda: privileges.drop(capabilities, inherit=True),  # safe, since this process has one thread
             )
             undo.callback(self.process.wait)
             undo.callback(self.process.kill)
             self.pidfd = os.pidfd_open(self.process.pid)
             undo.pop_all()
-        # Nothing here waits for a worker to read: what finds no room is kept in `unsent`, or ends it.
+        # The supervisor never waits for a worker to read: messages that find no room are sent later.
         self.unsent: deque[msgspec.Struct] = deque()
         self.began_s = self.ready_s = time.monotonic()
         self.ready = self.stopped = False
         self.joined = False  # a successor: to the worker before it
-        self.took_over_s: float | None = None  # when it said so
-        self.asked_s: float | None = None  # since when it owes us a Pong
-        self.silent = False  # it was said not to answer
+        self.took_over_s: float | None = None  # when its TookOver came
+        self.asked_s: float | None = None  # when the Ping was sent that has no Pong yet
+        self.silent = False  # the log says that it does not answer
         self.failure: keeper.Failed | None = None
 
     @property
@@ -79,28 +79,28 @@ class WorkerProcess:
     def tell(self, message: msgspec.Struct, descriptors: Sequence[int] = ()) -> None:
         """Sends it now or, where there is no room, later; with descriptors, now or not at all."""
         if descriptors:
-            with contextlib.suppress(OSError):  # dead, or asleep: both are found out soon enough
+            with contextlib.suppress(OSError):  # it has ended, or does not read: both are noticed elsewhere
                 keeper.send(self.events, message, descriptors, wait=False)
         elif len(self.unsent) < UNSENT_MOST or isinstance(message, keeper.Quit):
             self.unsent.append(message)
             self.send_on()
 
     def send_on(self) -> None:
-        """Sends what waits for room, as far as there is some now."""
+        """Sends messages that wait, as far as there is room."""
         try:
             while self.unsent:
                 message = self.unsent[0]
                 descriptors = self._store.get(message.key) if isinstance(message, keeper.Item) else []
-                if descriptors is not None:  # else it is kept no more
+                if descriptors is not None:  # else it is no longer stored
                     keeper.send(self.events, message, descriptors, wait=False)
                 self.unsent.popleft()
         except BlockingIOError:
             pass
         except (BrokenPipeError, ConnectionResetError):
-            self.unsent.clear()  # it died already, and is found dead like any other
+            self.unsent.clear()  # it has ended, which the supervisor notices by its pidfd
         except OSError as error:
             self.unsent.clear()
-            self.failure = keeper.Failed(f"it could not be given what is kept: {error.strerror or error}")
+            self.failure = keeper.Failed(f"what is stored could not be sent to it: {error.strerror or error}")
             self.process.kill()
 
     def prefer(self, preferred: bool = True) -> None:
@@ -115,8 +115,8 @@ class WorkerProcess:
                 with contextlib.suppress(ProcessLookupError):  # this thread has ended
                     os.setpriority(os.PRIO_PROCESS, int(thread), nice)
 
-    def epitaph(self) -> str:
-        """Why it ended; call it once it has."""
+    def why_ended(self) -> str:
+        """Why it ended; call it after its end."""
         code = self.process.wait()
         if self.failure is not None:
             return self.failure.error
@@ -129,7 +129,7 @@ class WorkerProcess:
         return f"{self.python}: ended before it was a worker ({how}): is vnic installed there? the log has what it said"
 
     def close(self) -> None:
-        """Ends it if it has not ended."""
+        """Kills it if it has not ended, and closes the sockets."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
@@ -139,8 +139,8 @@ class WorkerProcess:
 
 
 def environment(python: str = "") -> dict[str, str]:
-    """For a worker. Our own Python ("") would not find us where we run from a source tree; another one finds its own vnic, if ours is not
-    in its way."""
+    """The environment of a worker. This process' Python ("") needs the source tree in PYTHONPATH, where vnic runs
+    from one; another Python must find its own vnic, and so must not have the tree there."""
     root = Path(__file__).resolve().parents[2]
     paths = [each for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each and Path(each).resolve() != root]
     if not python and not root.name.endswith("-packages"):
