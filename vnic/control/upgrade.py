@@ -1,7 +1,7 @@
-"""Transparent upgrade: engines go from the old worker to the new one, one at a time, with all they know and hold (Snap, section 4).
+"""Transparent upgrade: engines move from the old worker to the new one, one at a time, with their state and packets (Snap, section 4).
 
-Brownout. The supervisor has started the new worker from what it keeps: the same TAPs, pool, MAC table and rings. It builds everything
-and touches no packet; then the supervisor joins the two by a socket.
+Brownout. The supervisor has started the new worker from what it stores: the same TAPs, pool, MAC table and rings. The new worker builds
+everything and touches no packet; then the supervisor joins the two workers by a socket.
 
 Blackout, engine by engine. The old worker sends the states of the engine's elements while it still runs, a few at a time. Then it halts
 the engine between two batches and sends the states of those that have changed since (docs/state-format.md). The new worker loads them and
@@ -11,26 +11,26 @@ Packets meanwhile wait in the TAPs' queues, the rings and, as indices, in the st
     old                                     new
     {"config": digest}                 -->
                                        <--  {"ok"}
-    {"control": {...}}                 -->        what control itself counted
+    {"control": {...}}                 -->        control's own counters
                                        <--  {"done"}
     {"engine": name, "part": bytes}    -->        some elements, while the engine runs; several of these
                                        <--  {"has": name}
     {"engine": name, "state": bytes}   -->        from the halted engine: the elements that have changed since
                                        <--  {"loaded": name}
     {"run": name}                      -->
-                                       <--  {"mine": name}     no way back now
+                                       <--  {"mine": name}     the point of no return
                                        <--  {"running_ns": t}
     ... the next engine ...
     {"over"}                           -->
-                                       <--  {"books": {...}}   for the report: what was dropped meanwhile
+                                       <--  {"books": {...}}   for the report: drops meanwhile
     {"client": bytes}, descriptors    -->        for each client that waits; then {"clients": "all"}
 
-The new one may answer {"error": line} instead. {"back": name} from the old one asks for an engine's state, to take it back.
+The new worker may reply {"error": line} instead. {"back": name} from the old one asks for the state of an engine that was moved.
 
-Whatever goes wrong before the word leaves the engine where it was: the old worker has forgotten nothing yet. If no word comes, it shuts the
-socket before it goes on, so that a word which is late cannot be sent. Engines that went before come back by {"back"}, as long as the new
-worker is able to answer. Where it is not - dead, hanging, mad - their packets and counters are lost with it, and both workers end: a crash
-(`Torn`).
+A failure before "mine" has no consequences for the engine: the old worker still has all of it, and resumes it. If no "mine" comes, the
+old worker shuts the socket down first, so that a late one cannot be sent. Engines that were moved before come back by {"back"}, as long
+as the new worker answers. Where it does not - it has ended, hangs, or sends invalid messages - their packets and counters are lost with
+it, and both workers end, as in a crash (`Torn`).
 """
 
 from __future__ import annotations
@@ -57,32 +57,32 @@ if TYPE_CHECKING:
     from dataplane.group import EngineGroup
     from vnic.control.runtime import Runtime
 
-STEP_TIMEOUT_S = 5.0  # of the other side; a state of 256 MiB takes half a second
+STEP_TIMEOUT_S = 5.0  # for a reply of the other worker; a state of 256 MiB takes half a second
 _LENGTH = struct.Struct("<I")
 T = TypeVar("T")
 
 
 class Torn(VnicError):
-    """The other worker is lost while engines are on both sides: neither can go on alone."""
+    """The other worker is lost while each of the two has engines: neither can go on alone."""
 
 
 class Refused(VnicError):
-    """The other worker says why it cannot. It is of sound mind."""
+    """The other worker replied with an error: it is still able to answer."""
 
 
 class Silent(VnicError):
-    """The other worker says nothing: it is gone, or hangs."""
+    """The other worker sends nothing: it has ended, or hangs."""
 
 
 class Channel:
-    """Messages between the two workers: MessagePack maps behind their length."""
+    """Messages between the two workers: MessagePack maps, each after its length."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         sock.settimeout(STEP_TIMEOUT_S)
 
     def send(self, **message: Any) -> None:
-        """Raises VnicError when the other side is gone or does not listen."""
+        """Raises VnicError where the other worker has ended or does not read."""
         data = msgspec.msgpack.encode(message)
         try:
             self._socket.sendall(_LENGTH.pack(len(data)) + data)
@@ -90,7 +90,7 @@ class Channel:
             raise VnicError(f"the other worker is gone: {error.strerror or error}") from None
 
     def receive(self) -> dict[str, Any]:
-        """The next message. Raises VnicError: Refused when it is an error, Silent when there is none."""
+        """The next message. Raises VnicError: Refused for an error, Silent where none comes."""
         data = self._exactly(*_LENGTH.unpack(self._exactly(_LENGTH.size, begun=False)))
         try:
             message = msgspec.msgpack.decode(data)
@@ -103,24 +103,24 @@ class Channel:
         return message
 
     def expect(self, key: str, kind: type[T]) -> T:
-        """What the next message says under `key`. Raises VnicError."""
+        """The value of `key` in the next message. Raises VnicError."""
         value = self.receive().get(key)
         if not isinstance(value, kind):
             raise VnicError(f"the other worker sent no answer ({key})")
         return value
 
     def shut(self) -> bool:
-        """Ends the conversation: what the other side has not sent yet, it cannot send any more. Returns whether all that it sent has been
-        received."""
+        """Shuts the socket down, so that the other worker can send nothing more. Returns whether everything that it
+        had sent was received."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         try:
             return not self._socket.recv(1)
-        except OSError:  # it closed its end without having read all of ours
+        except OSError:  # it closed its end with unread data
             return True
 
     def send_clients(self, clients: list[Transfer]) -> None:
-        """Control connections. Those that do not get through end with us."""
+        """Passes control connections; any that cannot be passed end with this process."""
         with suppress(VnicError, OSError):
             for descriptor, begun, came_with, captures in clients:
                 self.send(client=begun, captures=captures)
@@ -128,7 +128,7 @@ class Channel:
             self.send(clients="all")
 
     def receive_clients(self) -> list[Transfer]:
-        """What `send_clients` sent, as far as it got through; the descriptors are the caller's."""
+        """The connections that `send_clients` passed, as far as they arrived; the caller closes their descriptors."""
         found: list[Transfer] = []
         with suppress(VnicError, OSError):
             while isinstance(begun := (message := self.receive()).get("client"), bytes):
@@ -154,7 +154,7 @@ class Channel:
 
     @staticmethod
     def _end(begun: object) -> type[VnicError]:
-        """Of a message that has begun, or of all."""
+        """The error for an end within a message, or between two."""
         return VnicError if begun else Silent
 
     def close(self) -> None:
@@ -162,8 +162,8 @@ class Channel:
 
 
 def _digest(document: bytes) -> str:
-    """Of the configuration as the old worker kept it when it was asked to upgrade (Runtime.begin_upgrade). Bytes are compared: another
-    version would say the same in other words."""
+    """Of the configuration as the old worker stored it when the upgrade began (Runtime.begin_upgrade). Bytes are
+    compared, since another version would encode the same configuration differently."""
     return hashlib.sha256(document).hexdigest()
 
 
@@ -171,11 +171,11 @@ def _digest(document: bytes) -> str:
 
 
 def give(runtime: Runtime, channel: Channel) -> dict[str, Any]:
-    """Hands every engine over; returns the report. Raises what went wrong, and then everything runs here as before; or Torn, and then
-    nothing that is left here makes a whole.
+    """Hands every engine over; returns the report. Raises what failed, and then everything runs here as before; or
+    Torn, and then this worker must end.
 
     {"engines": [{"name", "blackout_ms", "state_bytes", "packets_moved", "packets_lost", "dropped": {reason: n}}...],
-     "blackout_ms": the longest, "queue_drops": {nic: n}, "packets_lost": all that is known of; see vnic.control.upgrade_losses}
+     "blackout_ms": the longest, "queue_drops": {nic: n}, "packets_lost": all known losses; see vnic.control.upgrade_losses}
     """
     channel.send(config=_digest(encode_config(runtime.config)))
     channel.receive()
@@ -187,11 +187,11 @@ def give(runtime: Runtime, channel: Channel) -> dict[str, Any]:
         engines = [_give(runtime.group_of(engine), engine, channel, moved) for engine in runtime.engines]
     except Torn:
         raise
-    except BaseException:  # also a bug of ours, or of a user's element
+    except BaseException:  # also a bug, here or in a user's element
         _take_back(runtime, moved, channel)
         raise
     books_there: dict[str, Drops] = {}
-    # Every engine is there: should the new worker fail now, that is a crash like any other.
+    # The new worker has every engine: if it fails now, that is a crash.
     with suppress(VnicError, msgspec.ValidationError):
         channel.send(over=True)
         books_there = msgspec.convert(channel.expect("books", dict), dict[str, Drops])
@@ -218,7 +218,7 @@ def _give(group: EngineGroup, engine: Engine, channel: Channel, moved: list[Engi
         channel.send(engine=engine.name, state=state)
         channel.expect("loaded", str)
         channel.send(run=engine.name)
-        _await_word(engine, channel)
+        _await_mine(engine, channel)
     except Torn:
         raise
     except BaseException:
@@ -236,8 +236,8 @@ def _give(group: EngineGroup, engine: Engine, channel: Channel, moved: list[Engi
     }
 
 
-def _await_word(engine: Engine, channel: Channel) -> None:
-    """Returns when the engine is the new worker's. Raises VnicError when it is not, nor will be; Torn when that cannot be known."""
+def _await_mine(engine: Engine, channel: Channel) -> None:
+    """Returns when the engine is the new worker's. Raises VnicError where it never will be; Torn where that cannot be known."""
     try:
         channel.expect("mine", str)
     except Refused:
@@ -251,7 +251,7 @@ def _await_word(engine: Engine, channel: Channel) -> None:
 
 
 def _take_back(runtime: Runtime, moved: list[Engine], channel: Channel) -> None:
-    """After a failure: the engines that went already come back."""
+    """After a failure: takes back the engines that were moved."""
     for engine in moved:
         try:
             channel.send(back=engine.name)
@@ -267,8 +267,8 @@ def _take_back(runtime: Runtime, moved: list[Engine], channel: Channel) -> None:
 
 
 def take(runtime: Runtime, channel: Channel, document: bytes) -> None:
-    """Takes every engine over, and runs it. document: the configuration as it was kept when this worker began, in the words of the version
-    that kept it. Raises VnicError where that cannot be; the old worker has them all then, or has been told to take them."""
+    """Takes every engine over, and runs it. document: the configuration as it was stored when this worker started.
+    Raises VnicError on a failure; the old worker then has all engines, or has asked for those that were moved."""
     engines = {engine.name: engine for engine in runtime.engines}
     mine: set[str] = set()
     loading = {name: Loading(engine) for name, engine in engines.items()}
@@ -277,7 +277,7 @@ def take(runtime: Runtime, channel: Channel, document: bytes) -> None:
         try:
             message = channel.receive()
         except VnicError as error:
-            if failure is None and mine == set(engines):  # the old worker has died, and has nothing that we would need
+            if failure is None and mine == set(engines):  # the old worker has ended, and nothing of it is needed
                 return
             raise failure or error from None
         try:
@@ -296,7 +296,7 @@ def take(runtime: Runtime, channel: Channel, document: bytes) -> None:
                     loading[name].part(part)
                     channel.send(has=name)
                 case {"run": str(name)}:
-                    channel.send(mine=name)  # first: the old worker may have given us up, and then this fails
+                    channel.send(mine=name)  # first: fails where the old worker has shut the socket down
                     mine.add(name)
                     runtime.group_of(engines[name]).resume(engines[name])
                     channel.send(running_ns=time.monotonic_ns())
@@ -304,14 +304,14 @@ def take(runtime: Runtime, channel: Channel, document: bytes) -> None:
                     _give_back(runtime.group_of(engines[name]), engines[name], channel)
                     mine.discard(name)
                 case {"over": True} if failure is None and mine == set(engines):
-                    with suppress(Exception):  # nothing may fail any more
+                    with suppress(Exception):  # only a report: no reason to fail
                         channel.send(books=drops_of(runtime.engines))
                     return
                 case _:
                     raise VnicError(f"unexpected message {list(message)[:3]}")
-        except Exception as error:  # a bug of ours, or of a user's element, must not end us before engines are back
+        except Exception as error:  # also a bug, here or in a user's element: engines must go back first
             failure = failure or VnicError(one_line(error))
-            channel.send(error=str(failure))  # and on: until the old worker has asked for what is its own, and is gone
+            channel.send(error=str(failure))  # and on, until the old worker has asked for its engines and closed the socket
 
 
 def _give_back(group: EngineGroup, engine: Engine, channel: Channel) -> None:
