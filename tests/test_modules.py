@@ -152,6 +152,35 @@ def test_what_a_module_was_told_travels():
     successor.close()
 
 
+class Remembering(Module):
+    """Saves which of the modules of its class it is."""
+
+    def __init__(self, runtime, number=0):
+        super().__init__(runtime, number=number)
+        self.number = self.loaded = number
+
+    def save(self):
+        return {"number": self.number}
+
+    def load(self, state):
+        self.loaded = state["number"]
+
+
+def test_saved_states_are_matched_by_name():
+    """Not by position: a version may have modules of its own that another has not."""
+    each = "tests.test_modules:Remembering"
+    config = convert_config({"modules": [{"module": each, "number": 1}, {"module": each, "number": 2}]})
+    runtime = Runtime(config, clock=Clock(virtual=True))
+    state = runtime.save_control()
+    assert list(state["modules"]) == ["nics", each, f"{each} 2"]
+    state["modules"] = {"another": {"number": 9}} | dict(reversed(state["modules"].items()))
+    for module in runtime.modules[1:]:
+        module.loaded = None
+    runtime.load_control(state)
+    assert [module.loaded for module in runtime.modules[1:]] == [1, 2]
+    runtime.close()
+
+
 def test_a_method_is_one_module_s():
     with pytest.raises(ConfigError, match=r"method org.example.Twice.A: is another's already"):
         Methods([Twice(None)], "0", lambda: None)

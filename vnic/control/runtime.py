@@ -327,10 +327,18 @@ class Runtime:
                 except Exception as error:  # a user's, or a supervisor that is ending: the others' turn all the same
                     log.error("end_upgrade", error=error)
 
+    def _by_name(self) -> dict[str, Module]:
+        """The modules by what the configuration calls them; the second of a class is "module:Class 2"."""
+        found: dict[str, Module] = {"nics": self.nics}
+        for module, (config, _) in self._users.items():
+            same = sum(name.partition(" ")[0] == config.module for name in found)
+            found[f"{config.module} {same + 1}" if same else config.module] = module
+        return found
+
     def save_control(self) -> dict[str, Any]:
         """What control itself counted, for the next worker."""
         return {
-            "modules": [module.save() for module in self.modules],
+            "modules": {name: module.save() for name, module in self._by_name().items()},
             "gone": self.accounts.gone,
             "engines": {each.engine.name: {"retired": each.retired, "charged": each.charged} for each in self.hosted},
         }
@@ -338,9 +346,10 @@ class Runtime:
     def load_control(self, state: dict[str, Any]) -> None:
         """What `save_control` said. Members that this version does not know are left alone. Raises VnicError."""
         try:
-            # In the same order: both workers have the same configuration.
-            for module, saved in zip(self.modules, state.get("modules", []), strict=False):
-                module.load(saved)
+            modules = self._by_name()
+            for name, saved in state.get("modules", {}).items():
+                if name in modules:
+                    modules[name].load(saved)
             self.accounts.gone = {str(nic): int(ns) for nic, ns in state.get("gone", {}).items()}
             for each in self.hosted:
                 counts = state.get("engines", {}).get(each.engine.name, {})
