@@ -19,6 +19,7 @@ from fractions import Fraction
 
 from dataplane.errors import ConfigError
 
+RATE_LEAST_BPS, RATE_MOST_BPS = 1_000, 10**13  # of a rate limit
 LIMIT = 2**63 - 1  # the largest quantity: the range of an int64 in an element or on the wire
 
 _RATES = {"bit": 1, "kbit": 10**3, "mbit": 10**6, "gbit": 10**9, "tbit": 10**12,

@@ -9,8 +9,6 @@ from dataplane.work import Work
 from shaping.pool_share import PoolShare
 
 QUANTUM_NS: int
-RATE_MAX_BPS: int
-RATE_MIN_BPS: int
 UNLIMITED: str
 
 class Shaper(Element):

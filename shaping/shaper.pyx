@@ -8,6 +8,7 @@ from dataplane.packet cimport (BATCH_MAX, GSO_NONE, NO_PACKET, Batch, Context, P
 from dataplane.vatomic cimport vnic_check
 from shaping.pool_share cimport PoolShare, share_count, share_is_full, share_room
 
+from dataplane import units
 from dataplane.errors import ConfigError, VnicError
 from dataplane.handlers import Handler
 from dataplane.units import format_rate, format_size, format_time, parse_rate, parse_size, parse_time
@@ -17,8 +18,6 @@ from dataplane.units import format_rate, format_size, format_time, parse_rate, p
 cdef uint64_t BYTE_COST = 8 * 1000000000
 
 UNLIMITED = "none"
-RATE_MIN_BPS = 1000
-RATE_MAX_BPS = 10 ** 13
 QUANTUM_NS = 1_000_000           # a GSO frame worth more than this is split
 
 cdef enum:
@@ -541,7 +540,7 @@ def _rate(name, rate):
             rate = parse_rate(rate)
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from None
-    if rate != 0 and not RATE_MIN_BPS <= rate <= RATE_MAX_BPS:
+    if rate != 0 and not units.RATE_LEAST_BPS <= rate <= units.RATE_MOST_BPS:
         raise ConfigError(f"{name}: a rate of {rate} bit/s: expected 1kbit to 10tbit, or 0 for unlimited")
     return rate
 

@@ -10,7 +10,7 @@ import re
 from typing import Any, ClassVar, Self
 
 from dataplane.errors import ConfigError
-from dataplane.units import format_rate, format_time, parse_rate, parse_time
+from dataplane.units import RATE_LEAST_BPS, RATE_MOST_BPS, format_rate, format_time, parse_rate, parse_time
 
 RSS_KEY_BYTES = 40  # Toeplitz: two IPv6 addresses and two ports (36 bytes), and 32 bits more
 
@@ -27,7 +27,7 @@ def _shown(value: object) -> str:
 class Rate(int):
     """A rate in bit/s; Rate("100mbit") parses text."""
 
-    LEAST, MOST = 1_000, 10**12
+    LEAST, MOST = RATE_LEAST_BPS, RATE_MOST_BPS
 
     def __new__(cls, value: int | str) -> Self:
         bps = parse_rate(value) if isinstance(value, str) else value
