@@ -1,16 +1,16 @@
-"""Accounts: CPU time and memory, charged to the NIC, or other client of a module, on whose behalf they are spent (Snap, section 2.5).
+"""Accounts: CPU time and memory, charged to the NIC, or other client of a module, that they are spent for (Snap, section 2.5).
 
-An engine charges what it does to the source or timer that made it do it (dataplane/engine.pyx): a NIC's receive side, its rings, its
-shapers. The NIC is their `owner`, also in an engine that many NICs share. So the sender pays for its packets' way through the switch to
-the other NIC's queue, and the receiver for what waits in its own shaper; both for looking once more, before the thread sleeps, whether
-anything has come. What nobody asked for - polling without end, control's work - is `overhead`. Charges and overhead together are the CPU
-time of the engines' threads.
+An engine charges its work to the source or timer that caused it (dataplane/engine.pyx): a NIC's receive side,
+its rings, its shapers. The NIC is their `owner`, also in an engine that many NICs share. So the sender pays
+for its packets' way through the switch to the other NIC's queue, and the receiver for packets that wait in its
+own shaper; both pay for the check for new packets before the thread sleeps. Polling without end and control's
+work have no owner: they are `overhead`. Charges and overhead together are the CPU time of the engines' threads.
 
-Memory is what cannot be anybody else's meanwhile: of the packets that wait in a NIC's shapers and in the ring in front of it the pool's
-buffers and records, however short the frames; the ring itself; buffers of captures.
+Memory counts while no other NIC can use it: buffers and records of packets that wait in a NIC's shapers and in
+the ring in front of it, however short the frames; the ring itself; buffers of captures.
 
-A name is charged from zero: what was charged to one that is gone is in a total for all that are, so that nobody bears or sees what another
-of that name did before, and the books stay as short as the list of those who are there.
+A new account begins at zero. The charges of NICs that are gone are in one total, so that a NIC neither pays for
+nor sees what an earlier one of its name did, and the accounts are no longer than the list of NICs.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
         charged: dict[str, int]
 
 
-NOBODY = ""  # in `gone`: all who are gone themselves
+NOBODY = ""  # the key in `gone` of all NICs that are gone themselves
 
 
 class Accounts:
-    """The books of all engines. `clients`: those who are there, and the bytes of memory that each has for itself."""
+    """The accounts of all engines. clients: returns the present clients, with the bytes of memory that each has for itself."""
 
     def __init__(self, homes: Sequence[Charged], clients: Callable[[], dict[str, int]]) -> None:
         self._homes, self._clients = homes, clients
-        self.gone: dict[str, int] = {}  # CPU time of elements that are gone, by client; a worker hands it to the next
+        self.gone: dict[str, int] = {}  # CPU time of elements that are gone, by client; handed over in an upgrade
 
     def collect(self) -> dict[str, Any]:
         """The accounts now. Times in nanoseconds.
@@ -76,8 +76,9 @@ class Accounts:
         }
 
     def settle(self) -> dict[str, int]:
-        """Books the CPU time of elements that no engine runs any more: to their owner, or to NOBODY if that is gone, too. Returns the
-        clients. Done whenever some have gone, so that none is booked to a client who comes later by such a name."""
+        """Adds the CPU time of elements that no engine runs any more to their owner's account, or to NOBODY's where
+        the owner is gone, too. Returns the clients. Called whenever elements have gone, so that no time is charged to
+        a later client of the same name."""
         nics = self._clients()
         for home in self._homes:
             for owner, charged in home.charged.items():
@@ -88,7 +89,7 @@ class Accounts:
         return nics
 
     def retire(self, nic: str) -> None:
-        """A client goes, whose elements no engine runs any more, and who is still among the clients."""
+        """Closes the account of a client whose elements no engine runs any more; it must still be among the clients."""
         self.settle()
         self._book(NOBODY, self.gone.pop(nic, 0))
 
