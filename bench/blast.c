@@ -111,7 +111,7 @@ int main(int argc, char **argv)
     prctl(PR_SET_TIMERSLACK, 1);
     uint64_t began = now_ns(), due = 0; /* frames due since `began` */
     uint64_t start = began + WARM_UP_MS * 1000000ull, end = start + (uint64_t)(atof(argv[5]) * 1e9);
-    uint64_t now, first = 0, sent = 0, before = 0;
+    uint64_t now, first = 0, sent = 0, before = 0, at_first = received(dev, argv[4]);
     do {
         int wanted = FRAMES;
         if (pps > 0) {
@@ -139,7 +139,8 @@ int main(int argc, char **argv)
         }
     } while (now < end);
     double ns = (double)(now - first);
-    printf("{\"mpps\": %.5f, \"sent_mpps\": %.5f, \"seconds\": %.4f}\n", (double)(received(dev, argv[4]) - before) * 1e3 / ns,
-           (double)sent * 1e3 / ns, ns / 1e9);
+    uint64_t in_all = received(dev, argv[4]);
+    printf("{\"mpps\": %.5f, \"sent_mpps\": %.5f, \"seconds\": %.4f, \"packets\": %llu}\n", (double)(in_all - before) * 1e3 / ns,
+           (double)sent * 1e3 / ns, ns / 1e9, (unsigned long long)(in_all - at_first)); /* packets: with the warm-up */
     return 0;
 }

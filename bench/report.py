@@ -46,7 +46,19 @@ def show_machine(console: Console, machine: Mapping[str, Any]) -> None:
 def show_tap(console: Console, result: Mapping[str, Any]) -> None:
     """The table of `bench tap`: medians (min-max), ratios to the better bare loop."""
     table = Table(title=f"TAP to TAP: medians of {result['rounds']} rounds of {result['seconds']:g} s (min-max)")
-    for title in ("", "TCP Gbit/s", "/ bare", "64 B Mpps", "/ bare", "ping p50 us", "p99 us", "UDP p50 us", "idle CPU %"):
+    for title in (
+        "",
+        "TCP Gbit/s",
+        "/ bare",
+        "64 B Mpps",
+        "/ bare",
+        "ping p50 us",
+        "p99 us",
+        "UDP p50 us",
+        "CPU ns/pkt",
+        "CPU s/GB",
+        "idle CPU %",
+    ):
         table.add_column(title, justify="left" if not title else "right", no_wrap=True)
     for name, one in {**result["ours"], **result["peers"]}.items():
         table.add_row(
@@ -58,6 +70,8 @@ def show_tap(console: Console, result: Mapping[str, Any]) -> None:
             _figure(one, "rtt_p50_us", 1),
             _figure(one, "rtt_p99_us", 0, spread=False),
             _figure(one, "udp_rtt_p50_us", 1, spread=False),
+            _figure(one, "cpu_ns_per_packet", 0, spread=False),
+            _figure(one, "cpu_s_per_gb", 3, spread=False),
             _figure(one, "idle_cpu_percent", 2, spread=False),
         )
     show_machine(console, result["machine"])

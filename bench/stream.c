@@ -54,12 +54,13 @@ int main(int argc, char **argv)
     int s = accept(listener, NULL, NULL);
     if (s < 0)
         die("accept");
-    uint64_t start = now_ns() + WARM_UP_MS * 1000000ull, end = start + (uint64_t)(seconds * 1e9), now, bytes = 0, first = 0;
+    uint64_t start = now_ns() + WARM_UP_MS * 1000000ull, end = start + (uint64_t)(seconds * 1e9), now, bytes = 0, in_all = 0, first = 0;
     do {
         ssize_t n = read(s, chunk, sizeof chunk);
         if (n <= 0)
             die("read");
         now = now_ns();
+        in_all += (uint64_t)n;
         if (now >= start) {
             if (first)
                 bytes += (uint64_t)n;
@@ -67,7 +68,8 @@ int main(int argc, char **argv)
                 first = now; /* bytes before this instant are not counted */
         }
     } while (now < end);
-    printf("{\"gbps\": %.4f, \"seconds\": %.4f}\n", (double)bytes * 8 / (double)(now - first), (double)(now - first) / 1e9);
+    printf("{\"gbps\": %.4f, \"seconds\": %.4f, \"bytes\": %llu}\n", (double)bytes * 8 / (double)(now - first),
+           (double)(now - first) / 1e9, (unsigned long long)in_all); /* bytes: with the warm-up */
     kill(sender, SIGKILL);
     waitpid(sender, NULL, 0);
     return 0;

@@ -42,9 +42,22 @@ def test_ratios_are_of_medians_against_the_better_bare_loop() -> None:
     result = tap.summarise(
         {
             "vnic": series(
-                "v", tcp_gbps=[36, 38, 10], mpps_64b=[0.5, 0.6, 0.5], rtt_p50_us=[33, 34, 35], idle_cpu_percent=[0.1, 0.1, 0.3]
+                "v",
+                tcp_gbps=[36, 38, 10],
+                mpps_64b=[0.5, 0.6, 0.5],
+                rtt_p50_us=[33, 34, 35],
+                idle_cpu_percent=[0.1, 0.1, 0.3],
+                cpu_ns_per_packet=[1900, 2000, 2500],
+                cpu_s_per_gb=[0.3, 0.2, 0.2],
             ),
-            "bare-1": series("1", tcp_gbps=[38, 30, 30], mpps_64b=[0.6, 0.4, 0.5], rtt_p50_us=[30, 31, 32]),
+            "bare-1": series(
+                "1",
+                tcp_gbps=[38, 30, 30],
+                mpps_64b=[0.6, 0.4, 0.5],
+                rtt_p50_us=[30, 31, 32],
+                cpu_ns_per_packet=[1800] * 3,
+                cpu_s_per_gb=[0.25] * 3,
+            ),
             "bare-2": series("2", tcp_gbps=[40, 40, 20], mpps_64b=[0.4, 0.4, 0.4], rtt_p50_us=[36, 37, 38]),
             "ovs-tso": series("o", tcp_gbps=[18, 18, 18], mpps_64b=[0.25, 0.25, 0.25], rtt_p50_us=[60, 61, 62]),
         },
@@ -55,6 +68,8 @@ def test_ratios_are_of_medians_against_the_better_bare_loop() -> None:
     assert result["mpps_64b"] == 0.5 and result["pps_ratio_vs_bare"] == 1.0
     assert result["rtt_p50_us"] == 34 and result["bare_rtt_p50_us"] == 31
     assert result["idle_cpu_percent"] == 0.1
+    assert result["cpu_ns_per_packet"] == 2000 and result["bare_cpu_ns_per_packet"] == 1800
+    assert result["cpu_s_per_gb"] == 0.2 and result["bare_cpu_s_per_gb"] == 0.25
     assert result["rtt_spin_p50_us"] is None  # that contestant did not run
     peers = result["peers"]
     assert isinstance(peers, dict) and set(peers) == {"bare-1", "bare-2", "ovs-tso"}
@@ -84,6 +99,27 @@ def test_tables_print_what_is_missing_as_a_dash(capsys: pytest.CaptureFixture[st
 def test_an_unknown_contestant_is_an_error_that_lists_them() -> None:
     with pytest.raises(BenchError, match="unknown contestant 'ovs2': expected some of vnic, vnic-spin, bare-1"):
         contestants.choose(["ovs2"])
+
+
+def test_cpu_time_of_a_process_and_its_children() -> None:
+    """Of the child, which works, and not of the parent, which waits."""
+    work = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'while True: pass'])"
+    with subprocess.Popen([sys.executable, "-c", work]) as process:
+        try:
+            while contestants.tree_cpu_ns(process.pid) - contestants.cpu_ns(process.pid) < 50_000_000:
+                pass
+            with tap.CpuTime(process) as cpu:
+                before_ns = contestants.tree_cpu_ns(process.pid)
+                while contestants.tree_cpu_ns(process.pid) - before_ns < 50_000_000:
+                    pass
+            assert cpu.ns >= 50_000_000
+        finally:
+            for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+                os.kill(int(child), signal.SIGKILL)
+            process.kill()
+    with tap.CpuTime(None) as cpu:
+        pass
+    assert cpu.ns == 0
 
 
 def test_cpu_time_grows_with_work() -> None:
