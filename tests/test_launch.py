@@ -32,8 +32,9 @@ print(json.dumps({
 """
 
 
-def loaded(starved_ns, idle=1.0):
-    command = [sys.executable, "-P", "-c", LOAD, str(starved_ns), str(idle)]
+def loaded(starved_ns, idle=1.0, modules=None):
+    code = LOAD if modules is None else LOAD.replace("launch.load()", f"launch.MODULES = {modules}\nlaunch.load()")
+    command = [sys.executable, "-P", "-c", code, str(starved_ns), str(idle)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     assert not found["lacking"] and found["main"]
@@ -42,9 +43,9 @@ def loaded(starved_ns, idle=1.0):
 
 
 def test_everything_is_loaded_on_idle_time():
-    seen = loaded(10**15)
-    assert "vnic.control.worker" in [name for name, *_ in seen]
-    assert all(idle and thread == "vnic-load" for _, thread, idle in seen)
+    # A few, for SCHED_IDLE gets 0.3 % of CPUs that others keep busy.
+    seen = loaded(10**15, modules=("re", "traceback"))
+    assert seen == [["re", "vnic-load", True], ["traceback", "vnic-load", True]]
 
 
 def test_what_is_left_without_idle_time_is_loaded_on_the_main_thread():
