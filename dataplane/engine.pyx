@@ -115,25 +115,16 @@ cdef class Engine:
             if element.name in names:
                 raise GraphError(f"{element.name}: two elements of engine {self.name} have this name")
             names.add(element.name)
+        for element in elements:
+            if element.engine is not None and element.engine is not self:
+                raise GraphError(f"{element.name}: runs in engine {element.engine.name} already")
         fresh = [element for element in elements if element.engine is None]
-        bound = []
+        self.prepare(fresh)
         try:
-            for element in elements:
-                if element.engine is not None and element.engine is not self:
-                    raise GraphError(f"{element.name}: runs in engine {element.engine.name} already")
-            for element in fresh:
-                # The counts of an element that was here before (the switch, while no NIC was attached) were returned when it left.
-                memset(&(<Element>element).counters, 0, sizeof(Counters))
-                (<Element>element).weight_ns = (<Element>element).charged_ns = 0
-                element.bind(self)
-                bound.append(element)
-                element.initialize()
             # Made here, so that the swap takes no time from packets.
             polling, arrays = Polling(sources, self.mailbox_descriptor, -1), ElementArrays(elements)
         except BaseException:
-            for element in reversed(bound):
-                element.cleanup()
-                element.bind(None)
+            self.abandon(fresh)
             raise
         staying = set(elements)
         gone = [element for element in self.elements if element not in staying]
@@ -153,6 +144,28 @@ cdef class Engine:
             element.cleanup()
             element.bind(None)
         return retired
+
+    def prepare(self, elements):
+        """Binds and initializes elements that are in no engine, as `load` does with what is new: for a `load` that follows later.
+        Raises what they raise, and then none is bound."""
+        bound = []
+        try:
+            for element in elements:
+                # The counts of an element that was here before (the switch, while no NIC was attached) were returned when it left.
+                memset(&(<Element>element).counters, 0, sizeof(Counters))
+                (<Element>element).weight_ns = (<Element>element).charged_ns = 0
+                element.bind(self)
+                bound.append(element)
+                element.initialize()
+        except BaseException:
+            self.abandon(bound)
+            raise
+
+    def abandon(self, elements):
+        """Takes `prepare` back, for elements that were not loaded."""
+        for element in reversed(list(elements)):
+            element.cleanup()
+            element.bind(None)
 
     cdef void put(self, list sources, Polling polling, ElementArrays arrays):
         """Puts a graph in place. Only while the engine is between two batches."""

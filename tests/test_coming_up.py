@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import socket
+import threading
 from contextlib import contextmanager, suppress
 
 import pytest
@@ -244,8 +245,14 @@ def test_the_first_worker_comes_up_with_everything_or_not_at_all(environment, tm
 def test_engines_load_once_however_many_nics(monkeypatch):
     """At the start, and twice at most at the end: a load visits every element of its engine."""
     loads = []
-    load = Hosted._load
-    monkeypatch.setattr(Hosted, "_load", lambda self: (loads.append(self.engine.name), load(self)))
+    load = Hosted.load
+
+    def counted(self, *arguments):
+        if self._pending is None:
+            loads.append(self.engine.name)
+        load(self, *arguments)
+
+    monkeypatch.setattr(Hosted, "load", counted)
     network = {"engines": 2, "nics": {f"n{number}": {} for number in range(50)}}
     running = Running(parse_config(json.dumps(network), contained=False))
     assert sorted(loads) == ["e0", "e1"]
@@ -253,3 +260,43 @@ def test_engines_load_once_however_many_nics(monkeypatch):
     loads.clear()
     running.close()
     assert len(loads) <= 4
+
+
+BROKEN = {"ingress": {"elements": [{"element": "Mirror", "file": "/nowhere/at/all"}]}}
+
+
+@pytest.mark.parametrize("how", ["partial", "crash"])
+def test_a_nic_whose_elements_fail_costs_no_other(how):
+    """Though each engine loads once for all of them."""
+    network = {
+        "engines": 2,
+        "nics": {"a": {"engine": 0}, "b": {"engine": 0, **BROKEN}, "c": {"engine": 1}},
+    }
+    given = parse_config(json.dumps(network), contained=False)
+    given.partial = how == "partial"
+    running = Running(given, role="crash" if how == "crash" else "first")
+    assert running.runtime.nics.names() == ["a", "c"]
+    assert [lost["what"] for lost in running.runtime.status()["lost"]] == ["nic b"]
+    names = {element.name for engine in running.runtime.engines for element in engine.elements}
+    assert {"a.rx", "c.rx", "a.ring.tx"} <= names and not any(name.startswith("b.") for name in names)
+    running.close()
+
+
+def test_the_first_worker_says_which_nic_fails_and_leaves_nothing():
+    network = {"engines": 2, "nics": {"a": {"engine": 1}, "b": {"engine": 0, **BROKEN}, "c": {}}}
+    given = parse_config(json.dumps(network), contained=False)
+    with pytest.raises(VnicError, match="^nic b.*/nowhere/at/all"):
+        Running(given)
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("vnic-")] == []
+
+
+def test_names_of_elements_that_clash_are_one_nic_s_fault():
+    """Also where graphs are loaded at once: element rx in b's chain has the name that b.egress' source has."""
+    counter = {"egress": {"elements": [{"element": "Counter", "name": "rx"}]}}
+    given = parse_config(json.dumps({"nics": {"b": counter, "b.egress": {}, "c": {}}}), contained=False)
+    given.partial = True
+    running = Running(given)
+    assert running.runtime.nics.names() == ["b", "c"]
+    [lost] = running.runtime.status()["lost"]
+    assert lost["what"] == "nic b.egress" and "two elements of engine e0 have this name" in lost["why"]
+    running.close()

@@ -227,20 +227,23 @@ class Nics(Module):
         return min(self.config.engines_of(config.owner), key=homes.count)
 
     def _join(self, attached: Attached, undo: ExitStack) -> None:
-        """Leads every engine's gate to the NIC, then opens the gates: no frame meets a half-built graph."""
+        """Leads every engine's gate to the NIC, then opens the gates: no frame meets a half-built graph. Where the changes are
+        postponed (`Home.at_once`) gates open before the load; no source runs until then."""
         for index, each in enumerate(self.homes):
             undo.callback(each.load, list(each.sources))
             undo.callback(each.disconnect, attached.number)
             if index == attached.home:
+                undo.callback(each.abandon, attached.elements)
                 each.connect(attached.number, attached.entry)
-                each.load(each.sources + attached.sources)
+                each.load(each.sources + attached.sources, attached.elements)
             else:
                 assert attached.ring is not None
                 port = RingPort(f"{attached.config.name}.ring", attached.number, None, attached.ring)
                 transmit = PortTx(port, name=f"{attached.config.name}.ring.tx")
                 transmit.owner = attached.config.name
+                undo.callback(each.abandon, [transmit])
                 each.connect(attached.number, transmit)
-                each.load(list(each.sources))
+                each.load(list(each.sources), [transmit])
         for each in self.homes:
             undo.callback(each.deactivate, attached.number)
             if attached.config.link_up:

@@ -16,6 +16,7 @@ from dataplane.elements.counter import Discard
 from dataplane.elements.l2_switch import L2Switch
 from dataplane.elements.parse import Parse
 from dataplane.engine import Engine
+from dataplane.errors import GraphError
 from dataplane.group import EngineGroup
 from dataplane.guarantee import Guarantee
 from dataplane.port import PortRx
@@ -55,56 +56,98 @@ def _own_elements(configs: list[ElementConfig]) -> list[ElementConfig]:
     return own
 
 
+class _Pending:
+    """What `Hosted.at_once` postpones: changes of the graph, and whether to load it. prepared: new elements by name."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._names = {element.name for element in engine.elements}
+        self.changes: list[Callable[[], object]] = []
+        self.load = False
+        self.prepared: dict[str, Element] = {}
+
+    def prepare(self, fresh: Iterable[Element]) -> None:
+        fresh = list(fresh)
+        for element in fresh:
+            if element.name in self._names:
+                raise GraphError(f"{element.name}: two elements of engine {self._engine.name} have this name")
+        self._engine.prepare(fresh)
+        for element in fresh:
+            self._names.add(element.name)
+            self.prepared[element.name] = element
+
+    def abandon(self, fresh: Iterable[Element]) -> None:
+        mine = [element for element in fresh if self.prepared.get(element.name) is element]
+        self._engine.abandon(mine)
+        for element in mine:
+            self._names.discard(element.name)
+            del self.prepared[element.name]
+
+
 class Hosted:
     """An engine that a module has built, with the counts of what it no longer runs."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.sources: list[Source] = []
-        self._postponed: list[Callable[[], object]] | None = None  # changes, see at_once
-        self._stale = False  # a load was postponed
+        self._pending: _Pending | None = None  # within at_once
         self.charged: dict[str, int] = {}  # by owner: CPU time of elements that are gone, until the accounts take it
         self.retired = {"received": 0, "generated": 0, "transmitted": 0, "dropped": 0}
 
-    def load(self, sources: list[Source]) -> None:
-        """Makes the engine run what hangs on `sources`; keeps the counts of what it no longer runs."""
+    def load(self, sources: list[Source], fresh: Iterable[Element] = ()) -> None:
+        """Makes the engine run what hangs on `sources`; keeps the counts of what it no longer runs. fresh: elements
+        that are new with it. Raises VnicError, OSError, and then nothing has changed."""
+        before = self.sources
+        if self._pending is not None:
+            self._pending.prepare(fresh)
+            self.sources, self._pending.load = sources, True
+            return
         self.sources = sources
-        if self._postponed is None:
-            self._load()
-        else:
-            self._stale = True
-
-    def _load(self) -> None:
-        self._stale = False
-        for element, statistics in self.engine.load(self.sources):
+        try:
+            left = self.engine.load(sources)
+        except BaseException:
+            self.sources = before
+            raise
+        for element, statistics in left:
             owner = element.owner or NOBODY
             self.charged[owner] = self.charged.get(owner, 0) + statistics["charged_ns"]
             for term in ("received", "generated", "transmitted"):
                 self.retired[term] += statistics[term]
             self.retired["dropped"] += sum(statistics["dropped"].values())
 
+    def abandon(self, fresh: Iterable[Element]) -> None:
+        """Takes back that `fresh` were prepared by a `load` that is postponed."""
+        if self._pending is not None:
+            self._pending.abandon(fresh)
+
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """Postpones what is done to the graph to the end of a `with`: first all changes, in one call on
         the engine's thread, then one load. A load visits every element of the engine, so that one for
-        each NIC would make the start with many NICs quadratic."""
-        changes: list[Callable[[], object]] = []
-        self._postponed = changes
+        each NIC would make the start with many NICs quadratic. New elements are bound and initialized
+        at once, so that an error is that of the NIC whose they are."""
+        before, pending = self.sources, _Pending(self.engine)
+        self._pending = pending
         try:
             yield
         finally:
-            self._postponed = None
-            if changes:
-                self._do(lambda: [change() for change in changes])
-            if self._stale:
-                self._load()
+            self._pending = None
+            if pending.changes:
+                self._do(lambda: [change() for change in pending.changes])
+            if pending.load:
+                after, self.sources = self.sources, before
+                try:
+                    self.load(after)
+                except BaseException:
+                    pending.abandon(list(pending.prepared.values()))
+                    raise
 
     def _do(self, change: Callable[[], object]) -> None:
         """Makes a change on the engine's thread between two batches."""
-        if self._postponed is None:
+        if self._pending is None:
             self.engine.call(change)
         else:
-            self._postponed.append(change)
+            self._pending.changes.append(change)
 
     def conservation(self) -> dict[str, Any]:
         """The terms of the law, from the engine's first packet on."""
@@ -211,16 +254,19 @@ class Attached:
             ring_rx = PortRx(RingPort(f"{name}.ring", number, ring, None), name=f"{name}.ring.rx")
             ring_rx >> self.entry
             self.sources.append(ring_rx)
-        self._own()
+        self.elements = self._own()
 
-    def _own(self) -> None:
-        """Marks every element as the NIC's, before anything else is behind them."""
+    def _own(self) -> list[Element]:
+        """Marks every element as the NIC's, before its chain is joined to the switch, which has no owner."""
+        found: list[Element] = []
         pending: list[Element | None] = [*self.sources, self.entry]
         while pending:
             element = pending.pop()
             if element is not None and element.owner is None:
                 element.owner = self.config.name
+                found.append(element)
                 pending += element.outputs
+        return found
 
     def join(self, share: PoolShare) -> None:
         """Before it runs: its shapers hold no more packets than the others of the share leave."""
