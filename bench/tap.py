@@ -31,8 +31,8 @@ def say(text: str) -> None:
 
 class CpuTime:
     """CPU time of a process and its descendants during a `with`: `ns`; 0 where the kernel forwards.
-    Includes what the kernel does for them, such as a TAP's receiving end. On a machine that shares its
-    CPUs it varies less than throughput."""
+    Includes the kernel's work in their system calls: a write to a TAP delivers the packet to its
+    receiver. On a machine that shares its CPUs it varies less than throughput."""
 
     def __init__(self, process: subprocess.Popen[bytes] | None) -> None:
         self._pid = process.pid if process else 0
@@ -60,12 +60,12 @@ def measure(contestant: contestants.Contestant, seconds: float, idle: bool) -> S
         with CpuTime(process) as cpu:
             blast = probe("blast", a, interface_a, b, interface_b, seconds, timeout_seconds=seconds + 30)
         sample["mpps_64b"] = blast["mpps"]
-        if cpu.ns:
+        if cpu.ns > 0 and blast["packets"]:
             sample["cpu_ns_per_packet"] = cpu.ns / blast["packets"]
         with CpuTime(process) as cpu:
             stream = probe("stream", a, b, ADDRESS_B, seconds, timeout_seconds=seconds + 30)
         sample["tcp_gbps"] = stream["gbps"]
-        if cpu.ns:  # ns per byte are s per GB
+        if cpu.ns > 0:  # ns per byte are s per GB
             sample["cpu_s_per_gb"] = cpu.ns / stream["bytes"]
         if idle and process:
             time.sleep(0.3)  # the end of the start-up does not count as idle

@@ -35,8 +35,7 @@ def charged_ns(Element element not None):
 
 
 def counts(Element element not None):
-    """What an element has counted and was charged, as bytes that only serve to be compared. Only
-    between two batches."""
+    """An element's counters, as bytes to be compared, and its charge. Only between two batches."""
     return (<char *>&element.counters)[:sizeof(Counters)], element.charged_ns
 
 

@@ -23,7 +23,9 @@ from tests.wire_frames import UDP, Spec
 from vnic.control import upgrade
 from vnic.control.convert import decode_config, encode_config
 from vnic.control.load import parse_config
+from vnic.control.module import Module
 from vnic.control.runtime import Runtime
+from vnic.control.scalars import User
 from vnic.control.schema import Config, NicConfig
 from vnic.testing.network import _Devices
 
@@ -127,6 +129,30 @@ def test_what_there_is(running):
     }
 
 
+class Clients(Module):
+    """Has a client."""
+
+    def accounts(self):
+        return {"guest": 0}
+
+
+def test_names_of_clients_and_of_nics_that_wait_are_taken():
+    given = parse_config("nics: {a: {}}\nmodules: [{module: 'tests.test_handlers_runtime:Clients'}]", contained=False)
+    running = Running(given)
+    nics = running.runtime.nics
+    with pytest.raises(ConfigError, match="^nic guest: the name is that of a module's client; choose another one$"):
+        nics.attach(NicConfig(name="guest"))
+    waits = NicConfig(name="w", netns="/nowhere", waiting="its namespace is gone")
+    nics.config.nics["w"] = waits
+    with pytest.raises(ConfigError, match="^nic w: the name is that of another user's NIC; choose another one$"):
+        nics.attach(NicConfig(name="w", owner=User(4711)))
+    with pytest.raises(ConfigError, match="^nic w.x: begins like the name of another user's NIC; choose another name$"):
+        nics.attach(NicConfig(name="w.x", owner=User(4711)))
+    nics.attach(NicConfig(name="w"))
+    assert nics.names() == ["a", "w"]
+    running.close()
+
+
 def test_a_mac_address_is_one_nics(running):
     nics = running.runtime.nics
     mac = nics.attached["a"].config.mac
@@ -213,7 +239,7 @@ def test_the_rate_of_a_nic_is_set_as_by_set_rate(running):
     assert running.runtime.config.nics["a"].egress.rate == 20_000_000
     assert running.runtime.status()["nics"][0]["egress_bps"] == 20_000_000
     assert running.events[0] == ("rate", {"nic": "a", "egress_bps": 20_000_000})
-    for bad in ("fast", "2tbit", "1bit", [], 1.5, object()):
+    for bad in ("fast", "20tbit", "1bit", [], 1.5, object()):
         with pytest.raises(ConfigError):
             write("a.egress.rate", "rate", bad)
         assert running.value("a.egress.rate", "rate") == "20mbit"

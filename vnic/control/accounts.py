@@ -88,10 +88,11 @@ class Accounts:
             self._book(NOBODY, self.gone.pop(stranger))
         return nics
 
-    def retire(self, nic: str) -> None:
-        """Closes the account of a client whose elements no engine runs any more; it must still be among the clients."""
+    def retire(self, *nics: str) -> None:
+        """Closes the accounts of clients whose elements no engine runs any more; they must still be among the clients."""
         self.settle()
-        self._book(NOBODY, self.gone.pop(nic, 0))
+        for nic in nics:
+            self._book(NOBODY, self.gone.pop(nic, 0))
 
     def _book(self, nic: str, charged: int) -> None:
         self.gone[nic] = self.gone.get(nic, 0) + charged

@@ -83,12 +83,12 @@ def observe(status: dict[str, Any], stats: dict[str, Any]) -> dict[str, Any]:
     return {
         "engines": {each["name"]: (each.get("thread"), each.get("overruns", 0)) for each in status["engines"]},
         "drops": {
-            ("element", element["name"], reason): count
+            ("element", element["name"], element.get("nic"), reason): count
             for engine in stats["engines"]
             for element in engine["elements"]
             for reason, count in element.get("dropped", {}).items()
         }
-        | {("nic", nic["name"], "queue_full"): nic["queue_drops"] or 0 for nic in stats["nics"]},
+        | {("nic", nic["name"], nic["name"], "queue_full"): nic["queue_drops"] or 0 for nic in stats["nics"]},
     }
 
 
@@ -101,7 +101,8 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, 
             found.append(("engine-moved", {"engine": name, "from": old_thread, "to": thread}))
         if overruns > old_overruns:
             found.append(("overrun", {"engine": name, "turns": overruns - old_overruns}))
-    for (kind, name, reason), count in now["drops"].items():
-        if (rise := count - before["drops"].get((kind, name, reason), 0)) > 0:
-            found.append(("drops", {kind: name, "reason": reason, "packets": rise}))
+    for key, count in now["drops"].items():
+        if (rise := count - before["drops"].get(key, 0)) > 0:
+            kind, name, nic, reason = key
+            found.append(("drops", {kind: name, **({"nic": nic} if nic else {}), "reason": reason, "packets": rise}))
     return found

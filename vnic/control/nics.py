@@ -131,9 +131,9 @@ class Nics(Module):
         with self.runtime.lock:
             self.runtime.check_open()
             config = own_nic(config)
-            self._check_mac(config)
-            config.passed = passed is not None
             known, waiting = config.name in self.attached, self.watching.waiting.get(config.name)
+            self._check_new(config, waiting)
+            config.passed = passed is not None
             config.number = config.number if waiting is None else waiting.number
             try:
                 status = self.put_in(config, passed)
@@ -199,8 +199,8 @@ class Nics(Module):
 
     def _check_name(self, config: NicConfig) -> None:
         """Elements are known by their NIC's name: one user's must not look like another's, as those of prod.egress and prod would."""
-        for name, other in self.attached.items():
-            if other.config.owner == config.owner:
+        for name, other in self.config.nics.items():  # with those that wait
+            if name == config.name or other.owner == config.owner:
                 continue
             if f"{config.name}.".startswith(f"{name}.") or f"{name}.".startswith(f"{config.name}."):
                 raise ConfigError(f"nic {config.name}: begins like the name of another user's NIC; choose another name")
@@ -212,12 +212,17 @@ class Nics(Module):
             granted = grant.vlans if grant is not None else None
             config.vlan = VlanConfig(access=granted[0]) if granted else VlanConfig(untagged=True)
 
-    def _check_mac(self, config: NicConfig) -> None:
-        """Raises ConfigError where another NIC has the MAC address, also one that waits: frames to it would go to either, and the
-        check of what a NIC sends would let it pass for that one."""
+    def _check_new(self, config: NicConfig, waiting: NicConfig | None) -> None:
+        """Raises ConfigError for what only a NIC that comes later can get wrong. waiting: one of that name that waits."""
+        if waiting is not None and waiting.owner != config.owner and not is_owner(config.owner):
+            raise ConfigError(f"nic {config.name}: the name is that of another user's NIC; choose another one")
+        if self.runtime.is_client(config.name):
+            raise ConfigError(f"nic {config.name}: the name is that of a module's client; choose another one")
+        # Frames to an address that two NICs have reach either of them, and the spoof check allows it to both.
         for other in self.config.nics.values():
             if other.mac == config.mac and other.name != config.name:
-                whose = f"{other.name}'s" if other.owner == config.owner else "that of another user's NIC"
+                named = is_owner(config.owner) or other.owner == config.owner
+                whose = f"{other.name}'s" if named else "that of another user's NIC"
                 raise ConfigError(f"nic {config.name}: mac: {config.mac} is {whose} already; choose another one")
 
     def _home(self, config: NicConfig) -> int:
@@ -292,9 +297,9 @@ class Nics(Module):
         with self._at_once():
             for home in {self.homes[attached.home] for attached in leaving}:
                 home.load([source for source in home.sources if source not in sources])
+        self.runtime.accounts.retire(*names)
         for attached in leaving:
             name = attached.config.name
-            self.runtime.accounts.retire(name)
             self.table.forget_port(attached.number)
             attached.nic.close()
             self._devices.forget(name)
@@ -433,8 +438,7 @@ class Nics(Module):
         if point in self.attached:
             return point
         elements = (element for engine in self.runtime.engines for element in engine.elements)
-        owner = next((element.owner for element in elements if element.name == point), None)
-        return owner or point.partition(".")[0]
+        return next((element.owner or "" for element in elements if element.name == point), point.partition(".")[0])
 
     def stop_capture(self, number: int) -> Future[dict[str, Any]]:
         """Ends a capture: takes it out of the graph. What waits is written out aside, which takes up to a second where nobody reads; the

@@ -18,7 +18,7 @@ before exec, in the child: whatever runs there then - an upgrade names any Pytho
 
 What the capabilities are for: CAP_SYS_PTRACE opens /proc/PID/ns of others' processes, CAP_SYS_ADMIN enters these namespaces, CAP_NET_ADMIN
 makes interfaces there, CAP_SETPCAP lowers a child's bounding set, CAP_SYS_NICE makes a guarantee of CPU time the kernel's and, in the
-supervisor, lets a worker go before its successor while that loads (WorkerProcess.prefer). Files are opened
+supervisor, gives the running worker priority over one that loads (WorkerProcess.prefer). Files are opened
 as their owner, group or others may, without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH: the program, and what the configuration names, must
 be root's to read in that way.
 

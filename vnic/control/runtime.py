@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Literal, TypeVar
 
 from dataplane.clock import Clock
@@ -398,20 +399,28 @@ class Runtime:
                 log.error("accounts", error=error)
         return found
 
+    def is_client(self, name: str) -> bool:
+        """Whether a user's module has a client of that name."""
+        for module in self._users:
+            with suppress(Exception):  # the module's own
+                if name in module.accounts():
+                    return True
+        return False
+
     def stats(self, name: str | None = None) -> dict[str, Any]:
         """Counters of one NIC, or of everything: of the NIC, its queues, and its elements with their drops by reason."""
         with self.lock:
             nics = self.nics.statistics(name)
-            elements = {element.name: element for each in self.hosted for element in each.engine.elements}
+            elements = {each: {element.name: element for element in each.engine.elements} for each in self.hosted}
             return {
                 "nics": nics,
                 "engines": [
                     {
                         "name": each.engine.name,
                         "elements": [
-                            {"name": element, "nic": elements[element].owner, **_counters(elements[element], statistics)}
+                            {"name": element, "nic": found.owner, **_counters(found, statistics)}
                             for element, statistics in each.engine.snapshot()
-                            if name is None or elements[element].owner == name
+                            if (found := elements[each][element]).owner == name or name is None
                         ],
                     }
                     for each in self.hosted

@@ -19,10 +19,10 @@ from vnic.control import keeper, privileges
 
 UNSENT_MOST = 1 << 15  # messages: all stored keys, and what a worker that does not read gets meanwhile
 
-# The worker whose engines run, while another one loads, builds or ends beside it. At niceness 0, 36 upgrades
-# under 100,000 packets/s and a TCP stream on two CPUs lost 12,073 packets of 8.4 million; with -5, -12 and
-# -20, interleaved with these, none. Not all the time: the thread that receives a packet then waits
-# longer for its CPU, and a UDP round trip took 110 us instead of 72.
+# Of the worker whose engines run, while another one loads, builds or ends beside it. At niceness 0, 36 upgrades
+# under 100,000 packets/s and a TCP stream on two CPUs lost 12,073 packets of 8.4 million; at -5, -12 and
+# -20, interleaved with these, none. -10 is what Open vSwitch gives its daemon. Not all the time: the thread
+# that receives a packet then waits longer for its CPU, and a UDP round trip took 110 us instead of 72.
 PREFERRED_NICE = -10
 
 
@@ -106,14 +106,22 @@ class WorkerProcess:
     def prefer(self, preferred: bool = True) -> None:
         """Gives every thread of the worker niceness PREFERRED_NICE, or this process' own again. Does
         nothing where that is not permitted: it needs CAP_SYS_NICE or RLIMIT_NICE."""
+        if self.process.returncode is not None:  # its number may be another process' by now
+            return
         own = os.getpriority(os.PRIO_PROCESS, 0)
         nice = min(PREFERRED_NICE, own) if preferred else own
+        done: set[str] = set()
         with contextlib.suppress(OSError):  # not permitted, or the worker has ended
-            # The main thread first: threads that it starts from here on have its niceness.
-            os.setpriority(os.PRIO_PROCESS, self.pid, nice)
-            for thread in os.listdir(f"/proc/{self.pid}/task"):
-                with contextlib.suppress(ProcessLookupError):  # this thread has ended
-                    os.setpriority(os.PRIO_PROCESS, int(thread), nice)
+            # A thread has the niceness of the one that started it, perhaps while this goes on; bounded, since a
+            # faulty worker may start threads without end.
+            for _ in range(16):
+                threads = set(os.listdir(f"/proc/{self.pid}/task")) - done
+                if not threads:
+                    break
+                for thread in threads:
+                    with contextlib.suppress(ProcessLookupError):  # this thread has ended
+                        os.setpriority(os.PRIO_PROCESS, int(thread), nice)
+                done |= threads
 
     def why_ended(self) -> str:
         """Why it ended; call it after its end."""
