@@ -11,25 +11,33 @@ cdef class ElementArrays:
     """Of `elements`. Raises MemoryError."""
 
     def __init__(self, elements):
-        cdef uint32_t number
+        cdef uint32_t number, deferrable = 0, weighed = 0
+        cdef Element element
+        cdef dict kinds = {}                   # class -> whether it has timers: looked up once
+        cdef list timed = []
         self.elements = list(elements)
-        timed = [element for element in self.elements if element.TICKS]
-        deferrable = sum(element.DEFERRABLE for element in timed)
-        weighed = sum(isinstance(element, Source) or element.TICKS for element in self.elements)
+        for element in self.elements:
+            ticks = kinds.get(type(element))
+            if ticks is None:
+                ticks = kinds[type(element)] = bool(element.TICKS)
+            if ticks:
+                timed.append(element)
+                deferrable += element.deferrable
+            weighed += ticks or isinstance(element, Source)
         self.members = <PyObject **>calloc(len(self.elements) + 1, sizeof(PyObject *))
         self.timed = <PyObject **>calloc(len(timed) + 1, sizeof(PyObject *))
         self.due = <PyObject **>calloc(len(timed) + 1, sizeof(PyObject *))
         self.weighed = <PyObject **>calloc(weighed + 1, sizeof(PyObject *))
         if not (self.members and self.timed and self.due and self.weighed):
             raise MemoryError("elements")
-        make_room(&self.timers.waking, <uint32_t>(len(timed) - deferrable))
-        make_room(&self.timers.deferrable, <uint32_t>deferrable)
+        make_room(&self.timers.waking, <uint32_t>len(timed) - deferrable)
+        make_room(&self.timers.deferrable, deferrable)
         for number, element in enumerate(self.elements):
             self.members[number] = <PyObject *>element
         for number, element in enumerate(timed):
             self.timed[number] = <PyObject *>element
         self.member_count, self.timed_count = <uint32_t>len(self.elements), <uint32_t>len(timed)
-        self.weighed_room = <uint32_t>weighed
+        self.weighed_room = weighed
         self.warm = WarmUp(self.elements)
 
     def __dealloc__(self):

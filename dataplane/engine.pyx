@@ -108,17 +108,20 @@ cdef class Engine:
         through the mailbox. Returns the elements that left, with their statistics; an element that comes back counts from 0.
         Raises GraphError, and then nothing has changed."""
         from dataplane.walk import walk
+        cdef Element element
+        cdef dict names = {}
+        cdef list fresh = [], gone = []
         sources = list(sources)
         elements = walk(sources)
-        names = set()
         for element in elements:
-            if element.name in names:
-                raise GraphError(f"{element.name}: two elements of engine {self.name} have this name")
-            names.add(element.name)
-        for element in elements:
-            if element.engine is not None and element.engine is not self:
+            if element.engine is None:
+                fresh.append(element)
+            elif element.engine is not self:
                 raise GraphError(f"{element.name}: runs in engine {element.engine.name} already")
-        fresh = [element for element in elements if element.engine is None]
+            names[element.name] = element
+        if len(names) < len(elements):
+            twice = next(each.name for each in elements if names[each.name] is not each)
+            raise GraphError(f"{twice}: two elements of engine {self.name} have this name")
         self.prepare(fresh)
         try:
             # Made here, so that the swap takes no time from packets.
@@ -126,16 +129,17 @@ cdef class Engine:
         except BaseException:
             self.abandon(fresh)
             raise
-        staying = set(elements)
-        gone = [element for element in self.elements if element not in staying]
+        for element in self.elements:
+            if names.get(element.name) is not element:
+                gone.append(element)
         before = self.polling, self.arrays     # freed by this thread
 
         def swap():
-            for element in gone:
-                element.release()
-                (<Element>element).timer_place = NO_PLACE
+            for each in gone:
+                each.release()
+                (<Element>each).timer_place = NO_PLACE
             self.put(sources, polling, arrays)
-            return [(element, {**element.statistics(), "charged_ns": (<Element>element).charged_ns}) for element in gone]
+            return [(each, {**each.statistics(), "charged_ns": (<Element>each).charged_ns}) for each in gone]
 
         with self._reload:
             retired = self.call(swap)

@@ -10,6 +10,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import ctypes
+import gc
 import os
 import signal
 import socket
@@ -196,6 +197,9 @@ class Worker:
             runtime.emit = self._bus.emit
             runtime.start()
             self._keeper.close()
+            # The collector need not visit again what lives as long as the worker: with a thousand NICs that takes
+            # tens of ms, in an attach or, worse, while an engine stands still.
+            gc.freeze()
             return runtime, self._offer(runtime)
 
         def build_aside() -> tuple[RunnableRuntime, Methods]:
