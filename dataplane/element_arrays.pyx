@@ -13,13 +13,11 @@ cdef class ElementArrays:
     def __init__(self, elements):
         cdef uint32_t number, deferrable = 0, weighed = 0
         cdef Element element
-        cdef dict kinds = {}                   # class -> whether it has timers: looked up once
         cdef list timed = []
+        cdef bint ticks
         self.elements = list(elements)
         for element in self.elements:
-            ticks = kinds.get(type(element))
-            if ticks is None:
-                ticks = kinds[type(element)] = bool(element.TICKS)
+            ticks = element.TICKS              # of an object: a port's receive side has timers if its port has
             if ticks:
                 timed.append(element)
                 deferrable += element.deferrable
