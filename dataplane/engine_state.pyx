@@ -34,6 +34,11 @@ def charged_ns(Element element not None):
     return element.charged_ns
 
 
+def overhead_ns(Engine engine not None):
+    """CPU time of the engine itself, in nanoseconds. Only between two batches."""
+    return engine.overhead_ns
+
+
 def counts(Element element not None):
     """An element's counters, as bytes to be compared, and its charge. Only between two batches."""
     return (<char *>&element.counters)[:sizeof(Counters)], element.charged_ns

@@ -26,7 +26,7 @@ import msgspec
 
 from dataplane.element import Element, PyElement
 from dataplane.engine import Engine
-from dataplane.engine_state import StateWork, charged_ns, counts, set_charges
+from dataplane.engine_state import StateWork, charged_ns, counts, overhead_ns, set_charges
 from dataplane.errors import VnicError, named
 from dataplane.packet import PacketPool
 
@@ -115,7 +115,8 @@ def save_parts(engine: Engine, marks: Marks) -> Iterator[bytes]:
                 state = _save_element(element)
                 if not state.state.get("packets") and not state.statistics.held:
                     states.append(state)
-                    marks[element.name] = _mark(element)
+                    # Encoded: the state may be the element's own object.
+                    marks[element.name] = counts(element), msgspec.msgpack.encode(state.state)
             return _encode(_engine_state(engine, work, states))  # here: a state may be the element's own object
 
         yield engine.post(StateWork(collect))
@@ -249,7 +250,7 @@ def _engine_state(engine: Engine, work: StateWork, elements: list[ElementState])
         now_ns=engine.clock.now_ns,
         random_state=work.random_state,
         cpu_ns=engine.cpu_ns,
-        overhead_ns=engine.charges()["overhead"],
+        overhead_ns=overhead_ns(engine),
         pool=_identity(engine.pool),
         elements=elements,
     )
@@ -257,11 +258,6 @@ def _engine_state(engine: Engine, work: StateWork, elements: list[ElementState])
 
 def _encode(state: EngineState) -> bytes:
     return PREFIX.pack(MAGIC, FORMAT_VERSION) + msgspec.msgpack.encode(state)
-
-
-def _mark(element: Element) -> tuple[Any, bytes]:
-    """Changes when the element does. Encoded, since the state may be the element's own object."""
-    return counts(element), msgspec.msgpack.encode(element.save_state())
 
 
 def _clock(engine: Engine) -> str:
