@@ -69,10 +69,10 @@ def measure(contestant: contestants.Contestant, seconds: float, idle: bool) -> S
             sample["cpu_s_per_gb"] = cpu.ns / stream["bytes"]
         if idle and process:
             time.sleep(0.3)  # the end of the start-up does not count as idle
-            before_ns, start = contestants.tree_cpu_ns(process.pid), time.monotonic()
-            time.sleep(IDLE_SECONDS)
-            used_ns = contestants.tree_cpu_ns(process.pid) - before_ns
-            sample["idle_cpu_percent"] = 100 * used_ns / ((time.monotonic() - start) * 1e9)
+            start = time.monotonic()
+            with CpuTime(process) as cpu:
+                time.sleep(IDLE_SECONDS)
+            sample["idle_cpu_percent"] = 100 * cpu.ns / ((time.monotonic() - start) * 1e9)
         if process and process.poll() is not None:
             raise BenchError(f"{contestant.name} ended while it was measured: {space.complaint(process)}")
         return sample
@@ -109,16 +109,19 @@ def ratio(value: float | None, base: float | None) -> float | None:
     return rounded(value / base) if value is not None and base else None
 
 
+def of_bare(series: dict[str, Series], key: str) -> list[float]:
+    """The medians of the bare loops."""
+    return [m for name in contestants.BARE if name in series and (m := series[name].median(key)) is not None]
+
+
 def better(series: dict[str, Series], key: str) -> float | None:
     """The higher median of the bare loops."""
-    medians = [m for name in contestants.BARE if name in series and (m := series[name].median(key)) is not None]
-    return max(medians, default=None)
+    return max(of_bare(series, key), default=None)
 
 
 def cheapest(series: dict[str, Series], key: str) -> float | None:
     """The lower median of the bare loops."""
-    medians = [m for name in contestants.BARE if name in series and (m := series[name].median(key)) is not None]
-    return min(medians, default=None)
+    return min(of_bare(series, key), default=None)
 
 
 def summarise(series: dict[str, Series], rounds: int, seconds: float) -> Json:
