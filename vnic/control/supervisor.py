@@ -214,8 +214,7 @@ class Supervisor:
         worker.close()
         self.worker = None
         if self.successor is not None:  # joined to the worker that has ended: engines may be on both sides
-            self.successor.close()
-            self.successor = None
+            self._close_successor()
             self._manager.ready(f"upgrade failed: the worker ended: {why}")
         if not was_ready:
             self._swap_pythons()
@@ -250,14 +249,18 @@ class Supervisor:
         log.error("worker ended", pid=pid, why=why, restarts=self.restarts, next_in_s=self._pause_s)
         self._manager.status(f"worker ended: {why}; the next one starts in {self._pause_s:g} s")
 
-    def _end_successor(self, why: str) -> None:
+    def _close_successor(self) -> None:
+        """Ends the successor; the worker, where there still is one, is no longer preferred."""
         assert self.successor is not None
         self.successor.close()
         self.successor = None
-        log.error("upgrade failed, the worker goes on", why=why)
-        self._manager.ready(f"upgrade failed, worker goes on: {why}")
         if self.worker is not None:
             self.worker.prefer(False)
+
+    def _end_successor(self, why: str) -> None:
+        self._close_successor()
+        log.error("upgrade failed, the worker goes on", why=why)
+        self._manager.ready(f"upgrade failed, worker goes on: {why}")
         self._tell_worker(keeper.Failed(why))
 
     def _tell_worker(self, message: msgspec.Struct, descriptors: Sequence[int] = ()) -> None:
@@ -270,8 +273,7 @@ class Supervisor:
             log.info("stopping")
             self._asked_to_stop_s = time.monotonic()
             if self.successor is not None:
-                self.successor.close()
-                self.successor = None
+                self._close_successor()
             self._tell_worker(keeper.Quit())
 
     # -- messages ----------------------------------------------------------------------------------------------------------
@@ -440,9 +442,7 @@ class Supervisor:
             case keeper.Abandon() if worker is self.worker and self.successor is not None:
                 log.error("upgrade failed, the worker goes on", pid=worker.pid)
                 self._manager.ready(f"upgrade failed, worker {worker.pid} goes on")
-                self.successor.close()
-                self.successor = None
-                worker.prefer(False)
+                self._close_successor()
             case keeper.Failed() as failure:
                 worker.failure = failure
             case keeper.Stop():
