@@ -31,6 +31,7 @@ MODULES = [
     "dataplane.engine",
     "dataplane.engine_thread",
     "dataplane.engine_state",
+    "dataplane.link",
     "dataplane.meter",
     "dataplane.offload",
     "dataplane.pace",

@@ -271,7 +271,11 @@ cdef dict counters_dict(object cls, const Counters *c):
 
 
 cdef class Source(Element):
-    """An element without inputs that the engine polls. `poll` returns how much work it did; 0 lets the engine sleep."""
+    """An element that the engine polls, and that a graph begins with. `poll` returns how much work it did; 0 lets the engine sleep.
+
+    TAKES_INPUT: other elements may lead to it, as to a Link; then packets come by that alone, and the engine polls it when some came."""
+
+    TAKES_INPUT = False
 
     def __cinit__(self, *args, **kwargs):
         self.burst = BURST

@@ -11,6 +11,7 @@ from posix.unistd cimport read, write
 from dataplane.clock cimport Clock
 from dataplane.element cimport Counters, Element, Source, counters_dict
 from dataplane.element_arrays cimport ElementArrays, weigh
+from dataplane.link cimport Link, drain_links
 from dataplane.packet cimport BURST, Context, PacketPool, packet_return_cache
 from dataplane.polling cimport Polling
 from dataplane.timers cimport NO_PLACE, Heap, timer_first, timer_remove
@@ -183,6 +184,12 @@ cdef class Engine:
         arrays.gather()
         self.look = True
 
+    def take_up(self):
+        """After `load_state` of its elements: links that hold packets are emptied in the next iteration. Only between two batches."""
+        for source in self.sources:
+            if isinstance(source, Link):
+                (<Link>source).enlist(self.ctx)
+
     # -- control -----------------------------------------------------------------------------------------------------------
 
     def post(self, Work work, *, bint wait=True):
@@ -339,6 +346,8 @@ cdef class Engine:
             taken = self.poll_slow(source)
         else:
             taken = (<Source>source).poll(self.ctx)
+        if self.ctx.links != NULL:
+            drain_links(self.ctx)
         self.ctx.now_ns = self.clock.now()
         took = self.ctx.now_ns - before
         self.weight_ns += took
@@ -400,6 +409,8 @@ cdef class Engine:
             if (<Element>due[i]).deadline_ns > self.ctx.now_ns:
                 continue                       # what ran before has moved it
             (<Element>due[i]).tick(self.ctx)
+            if self.ctx.links != NULL:
+                drain_links(self.ctx)
             (<Element>due[i]).set_timer(self.ctx, (<Element>due[i]).deadline_ns)
             before = self.ctx.now_ns
             self.ctx.now_ns = self.clock.now()
@@ -422,6 +433,8 @@ cdef class Engine:
         cdef uint64_t waited
         if va_load_acquire_ptr(&self.mailbox) != NULL:
             self.run_mailbox()
+        if self.ctx.links != NULL:
+            drain_links(self.ctx)
         if self.look:
             self.polling.look()
         got = self.poll_once()
@@ -439,7 +452,7 @@ cdef class Engine:
         if not self.ctx.backlog:
             self.clear_ns = self.begin_ns
         # A lone packet is followed by nothing, most times: ppoll looks at all queues at once, cheaper than a read from each.
-        self.more = got > 0 and (self.rounds > LONE_ROUNDS or not self.drained)
+        self.more = got > 0 and (self.rounds > LONE_ROUNDS or not self.drained) or self.ctx.links != NULL
         return got
 
     # -- sleep: what an engine's thread does around its ppoll --------------------------------------------------------------
@@ -458,7 +471,7 @@ cdef class Engine:
         cdef bint pending = False
         for i in range(self.polling.armed_count):
             pending = (<Source>self.polling.armed[i]).arm() or pending
-        return pending or va_load_acquire_ptr(&self.mailbox) != NULL
+        return pending or va_load_acquire_ptr(&self.mailbox) != NULL or self.ctx.links != NULL
 
     cdef void rouse(self) noexcept nogil:
         """No longer asleep. By itself, of an engine that rests and is to have a turn: nothing is asked for ahead."""

@@ -19,7 +19,7 @@ class Path:
         head = other.head if isinstance(other, Path) else other
         if not isinstance(head, Element):
             raise GraphError(f"{self.tail.name}: {other!r} cannot follow it: expected an element")
-        if isinstance(head, Source):
+        if isinstance(head, Source) and not head.TAKES_INPUT:
             raise GraphError(f"{head.name}: is a source and takes no input, so it cannot follow {self.tail.name}")
         self.tail.connect(self.gate, head)
         if isinstance(other, Path):

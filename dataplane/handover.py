@@ -205,6 +205,7 @@ class Loading:
                 raise
             charges = [(elements[entry.name], entry.charged_ns) for entry in state.elements]
             set_charges(engine, charges, state.overhead_ns, state.cpu_ns)
+            engine.take_up()
             work.random_state = state.random_state
 
         engine.post(StateWork(apply))

@@ -136,6 +136,8 @@ cdef struct Context:
     uint32_t burst
     void *timers                 # of the engine: struct Timers of timers.pxd; NULL: none
     uint32_t backlog  # set by a source when a queue delivered a full burst: there may be more
+    void *links                  # the first Link that holds packets, see link.pxd; NULL: none
+    void *last_link
 
 cdef class PacketPool:
     cdef readonly int fd                 # the memfd

@@ -49,7 +49,8 @@ cdef class Polling:
         cdef uint32_t number, which
         self.sources, self.duplicates = list(sources), []
         descriptors = [source.poll_descriptors() for source in self.sources]
-        always = {source: None for source, own in zip(self.sources, descriptors) if not own or source.wakes_only() or source.TICKS}
+        always = {source: None for source, own in zip(self.sources, descriptors)
+                  if not source.TAKES_INPUT and (not own or source.wakes_only() or source.TICKS)}
         armed = {source: None for source in self.sources if source.needs_arm()}
         total = sum(len(each) for each in descriptors)
         many = total > FEW_DESCRIPTORS

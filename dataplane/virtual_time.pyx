@@ -3,6 +3,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from dataplane.element cimport NEVER, Element, Source
 from dataplane.engine cimport Engine
+from dataplane.link cimport drain_links
 from dataplane.packet cimport BURST, Context
 from dataplane.port cimport PortRx
 
@@ -28,7 +29,7 @@ cdef class VirtualTime:
                 raise VnicError(f"engine {engine.name}: has the machine's clock; use start()")
             if engine.clock is not self.clock:
                 raise VnicError(f"engine {engine.name}: has another clock than engine {self.engines[0].name}")
-        polled = [(source, each) for each in self.engines for source in each.sources]
+        polled = [(source, each) for each in self.engines for source in each.sources if not source.TAKES_INPUT]
         rings = [pair for pair in polled if isinstance(pair[0], PortRx) and pair[0].port.wakes_only]
         sources = sorted((pair for pair in polled if pair not in rings), key=_place)
         timed = sorted(((element, each) for each in self.engines for element in each.elements
@@ -104,6 +105,7 @@ cdef class VirtualTime:
             got = 0
             for i in range(self.ring_count):
                 got += (<Source>self.rings[i].source).poll(self.rings[i].ctx)
+                drain_all(self.rings[i].ctx)
             total += got
         return total
 
@@ -113,6 +115,8 @@ cdef class VirtualTime:
         cdef uint32_t i, got
         cdef bint again = True
         self.set_now()
+        for i in range(self.context_count):
+            drain_all(self.contexts[i])
         total += self.cross()
         while again:
             again = False
@@ -120,6 +124,7 @@ cdef class VirtualTime:
                 if self.sources[i].scheduled and (<Element>self.sources[i].source).deadline_ns > now:
                     continue
                 got = (<Source>self.sources[i].source).poll(self.sources[i].ctx)
+                drain_all(self.sources[i].ctx)
                 if got:
                     total += got
                     if self.ring_count:
@@ -129,6 +134,7 @@ cdef class VirtualTime:
             for i in range(self.timed_count):
                 if (<Element>self.timed[i].element).deadline_ns <= now:
                     (<Element>self.timed[i].element).tick(self.timed[i].ctx)
+                    drain_all(self.timed[i].ctx)
                     if self.ring_count:
                         self.cross()
                     again = again or (<Element>self.timed[i].element).deadline_ns <= now
@@ -146,6 +152,12 @@ cdef class VirtualTime:
             if due < deadline and not (waking and self.timed[i].deferrable):
                 deadline = due
         return deadline
+
+
+cdef inline void drain_all(Context *ctx) noexcept nogil:
+    """Lets go what the links of an engine hold. What circulates there goes on at the next instant."""
+    if ctx.links != NULL:
+        drain_links(ctx)
 
 
 def _place(pair):
