@@ -178,11 +178,11 @@ def test_copies_are_read_one_by_one_and_what_they_share_once(running):
     read = running.runtime.read_handler
     ports = [{"port": number, "trunk": "1-4094", "native": None} for number in (0, 1)]
     assert read("switch", "ports") == [{"engine": name, "value": ports} for name in ("e0", "e1")]
-    running.runtime.nics.table.add_static("02:00:00:00:00:07", 1)
+    running.runtime.nics.tables["switch"].add_static("02:00:00:00:00:07", 1)
     [shared] = read("switch", "table")
     assert shared["engine"] is None and [entry["mac"] for entry in shared["value"]] == ["02:00:00:00:00:07"]
     assert running.runtime.write_handler("switch", "flush", {"mac": "02:00:00:00:00:07"}) == 1
-    assert len(running.runtime.nics.table) == 0
+    assert len(running.runtime.nics.tables["switch"]) == 0
 
 
 def test_rules_are_written_and_kept(running):

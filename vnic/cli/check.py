@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vnic.cli.apply import diff, show
 from vnic.cli.common import json_option, plural, print_json
 
 if TYPE_CHECKING:
@@ -41,13 +42,19 @@ def doctor(as_json: bool) -> None:
 
 @click.group()
 def config() -> None:
-    """Check or explain configuration files, or print the schema that editors use.
+    """Check, explain and compare configurations, or print the schema that editors use.
 
     \b
     vnic config check net.yaml
+    vnic config diff net.yaml
+    vnic config show
     vnic config explain nics.egress.rate
     vnic config schema > vnic.schema.json
     """
+
+
+config.add_command(diff)
+config.add_command(show)
 
 
 @config.command()

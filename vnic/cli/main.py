@@ -21,6 +21,8 @@ COMMANDS = {
     "up": ("vnic.cli.run", "Run a configuration file."),
     "down": ("vnic.cli.run", "Stop a running instance."),
     "upgrade": ("vnic.cli.upgrade", "Replace the running program without interrupting traffic."),
+    "apply": ("vnic.cli.apply", "Change a running network to what a file describes."),
+    "undo": ("vnic.cli.apply", "Go back to the network before the last apply."),
     "attach": ("vnic.cli.nics", "Attach a NIC to a container."),
     "detach": ("vnic.cli.nics", "Detach a NIC."),
     "rate": ("vnic.cli.nics", "Set or remove a NIC's rate limits."),
@@ -38,7 +40,7 @@ COMMANDS = {
     "diff": ("vnic.cli.replay", "Compare two captures, packet by packet."),
     "element": ("vnic.cli.element", "List or describe the built-in elements."),
     "doctor": ("vnic.cli.check", "Check this machine and suggest fixes."),
-    "config": ("vnic.cli.check", "Check or explain configuration files."),
+    "config": ("vnic.cli.check", "Check, explain and compare configurations."),
     "completion": ("vnic.cli.check", "Print the completion script for a shell."),
     "hook": ("vnic.cli.hook", ""),  # container runtimes call it
 }

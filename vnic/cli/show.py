@@ -122,16 +122,32 @@ def status(instance: str, as_json: bool) -> None:
     if rows := _cgroups(found.get("groups", [])):
         print_table(["group", "cgroup", ">CPU s", "in force"], rows)
     if found["nics"]:
+        switches = ["switch"] if len({nic.get("on") for nic in found["nics"]}) > 1 or found.get("links") else []
         owned = ["owner"] if any(nic.get("owner") is not None for nic in found["nics"]) else []
         print_table(
-            ["NIC", "interface", "container", "MAC", ">MTU", ">queues", "link", ">egress", ">ingress", "engine", *owned],
+            ["NIC", "interface", "container", "MAC", ">MTU", ">queues", "link", ">egress", ">ingress", "engine", *switches, *owned],
             [
                 [nic["name"], nic.get("interface"), _container(nic), nic.get("mac"), nic.get("mtu"), nic.get("queues"),
                  nic.get("link"), _limit(nic, "egress"), _limit(nic, "ingress"), nic["engine"],
-                 *([nic.get("owner")] if owned else [])]
+                 *([nic.get("on")] if switches else []), *([nic.get("owner")] if owned else [])]
                 for nic in found["nics"]
             ],
         )  # fmt: skip
+    if found.get("links"):
+        print_table(["link", "switches", "VLANs", "limits", "engine"], [_link_row(link) for link in found["links"]])
+
+
+def _link_row(link: dict[str, Any]) -> list[Any]:
+    vlan = link["vlan"] or {}
+    numbers = vlan.get("trunk") or [vlan.get("access") or 0]
+    limits = [f"to {end}: {shown_rate(way['bps'])}" for end, way in link["to"].items() if way["bps"]]
+    return [
+        link["name"],
+        " -- ".join(link["ends"]),
+        "all" if not vlan else ", ".join(map(str, numbers)) if any(numbers) else "untagged",
+        ", ".join(limits) or None,
+        link["engine"] or "each",
+    ]
 
 
 @click.command()

@@ -32,6 +32,18 @@ interface org.vnic.Control
 # a process at whose end the NIC goes.
 method Attach(name: string, nic: object, netns: ?int, process: ?int) -> (nic: object)
 
+# Makes the network the one that a configuration describes: config is what a file says, as an object; or document is the number of a
+# descriptor that comes with the call, a file with what `vnic.control.convert.encode_config` returns. dry: only say what would change. A
+# change has kind (switch, link, nic, group), name, action (add, remove, change), fields with the values before and after, and remade
+# where the NIC's interface is made again. All or nothing. For the instance's owner.
+method Apply(config: ?object, document: ?int, dry: ?bool) -> (changes: []object)
+
+# Goes back to the network before the last Apply that was not undone. For the instance's owner.
+method Undo(dry: ?bool) -> (changes: []object)
+
+# The configuration as it runs, in the words of a file, with what was implied written out. For the instance's owner.
+method GetConfig() -> (config: object)
+
 # Takes a NIC off.
 method Detach(name: string) -> ()
 
@@ -83,9 +95,9 @@ method StartCapture(point: string, path: ?string, snaplen: ?int) -> (capture: in
 # Ends a capture of this connection: packets it has, packets it missed because the file did not take them.
 method StopCapture(capture: int) -> (point: string, captured: int, missed: int, error: ?string)
 
-# Says what happens, as it happens; call with "more". Events have a name (attached, detached, rate, link, group, capture, engine-moved,
-# overrun, drops, worker), a time (seconds since 1970), and what they are about; detached says why, and waits where the NIC is
-# attached again once its namespace is back; "lost" where a listener was too slow for some before.
+# Says what happens, as it happens; call with "more". Events have a name (attached, detached, rate, link, group, applied, capture,
+# engine-moved, overrun, drops, worker), a time (seconds since 1970), and what they are about; detached says why, and waits where the NIC
+# is attached again once its namespace is back; "lost" where a listener was too slow for some before.
 method Monitor() -> (event: object)
 
 # Stats again and again; call with "more". interval_ms is at least 10.

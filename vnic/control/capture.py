@@ -85,13 +85,14 @@ class LiveCapture:
 
     def _insert_all(self) -> None:
         for element, mirror in self.mirrors:
-            self._insert(element, mirror)
+            self._insert(element, mirror, self.home.engine.elements)
 
-    def _remove_all(self) -> None:
+    def remove(self) -> None:
+        """Takes the mirrors out of their places, on the engine's thread."""
         for _, mirror in self.mirrors:
             self._remove(mirror)
 
-    def _insert(self, element: Element, mirror: Mirror) -> None:
+    def _insert(self, element: Element, mirror: Mirror, elements: list[Element]) -> None:
         if isinstance(element, Source):
             follower = element.outputs[0]
             assert follower is not None
@@ -99,7 +100,7 @@ class LiveCapture:
             element.connect(0, mirror)
             return
         mirror.connect(0, element)
-        for before, gate in _leading_to(self.home.engine.elements, element):
+        for before, gate in _leading_to(elements, element):
             before.connect(gate, mirror)
 
     def _remove(self, mirror: Mirror) -> None:
@@ -108,9 +109,23 @@ class LiveCapture:
         for before, gate in _leading_to(self.home.engine.elements, mirror):
             before.connect(gate, follower)
 
+    def follow(self, elements: list[Element]) -> None:
+        """After `remove`, when other elements take the place of those around it: puts the mirrors in front
+        of the elements that have the names of those before. A mirror whose element is gone captures
+        nothing more."""
+        names = {element.name: element for element in elements}
+        self.mirrors = [(names.get(element.name, element), mirror) for element, mirror in self.mirrors]
+
+        def work() -> None:
+            for element, mirror in self.mirrors:
+                if element.name in names:
+                    self._insert(element, mirror, [*self.home.engine.elements, *elements])
+
+        self.home.do(work)
+
     def stop(self) -> None:
         """Removes the mirrors."""
-        self.home.engine.call(self._remove_all)
+        self.home.engine.call(self.remove)
         self.home.load(list(self.home.sources))
 
     @property
@@ -133,4 +148,9 @@ class LiveCapture:
 
 
 def _leading_to(elements: list[Element], target: Element) -> list[tuple[Element, int]]:
-    return [(element, gate) for element in elements for gate, output in enumerate(element.outputs) if output is target]
+    return [
+        (element, gate)
+        for element in dict.fromkeys(elements)
+        for gate, output in enumerate(element.outputs)
+        if output is target
+    ]

@@ -1,4 +1,4 @@
-"""Chains: builds and connects the elements that a configuration puts between a NIC and the
+"""Chains: builds and connects the elements that a configuration puts between a NIC or link and a
 switch."""
 
 from __future__ import annotations
@@ -75,14 +75,20 @@ def _imported(reference: str, what: str, kind: type[T], directory: str | None) -
 
 
 class Chain:
-    """Elements in a row. head: the first element; ends: the open outputs (element, gate) of the
-    last; configs: by element name, the configuration that it was built from."""
+    """Elements in a row. head: the first element; ends: the open outputs (element, output) of the
+    last; configs: by element name, the configuration that it was built from; edges: all connections
+    (element, output, target).
+
+    Elements that no engine runs are connected at once. Elements that run, taken over from a chain
+    before (see `build_chain`), are connected by `connect`, between two batches.
+    """
 
     def __init__(self) -> None:
         self.head: Element | None = None
         self.ends: list[tuple[Element, int]] = []
         self.elements: list[Element] = []
         self.configs: dict[str, ElementConfig] = {}
+        self.edges: list[tuple[Element, int, Element]] = []
 
     def append(self, element: Element) -> None:
         """Connects every open output to `element`, whose outputs are then the open ones."""
@@ -95,33 +101,44 @@ class Chain:
         if self.head is None:
             self.head = element
         for end, gate in self.ends:
-            end.connect(gate, element)
+            self.edges.append((end, gate, element))
+            if end.engine is None:
+                end.connect(gate, element)
         self.ends = []
 
+    def connect(self) -> None:
+        """Makes all connections of the chain, on the thread of the engine that runs its elements."""
+        for element, gate, target in self.edges:
+            element.connect(gate, target)
 
-def build_chain(configs: list[ElementConfig], prefix: str, directory: str | None = None) -> Chain:
+
+def build_chain(configs: list[ElementConfig], prefix: str, directory: str | None = None, before: Chain | None = None) -> Chain:
     """Builds the elements of `configs` in order; their names are `prefix` and the configured name
     (default: the class in lower case).
 
     An element with several gates may have branches, gate -> chain; all rejoin at the next element.
+    before: a chain whose elements are taken over where name and configuration are the same.
     """
     chain = Chain()
-    _extend(chain, configs, prefix, directory, set())
+    _extend(chain, configs, prefix, directory, set(), before or Chain())
     return chain
 
 
-def _extend(chain: Chain, configs: list[ElementConfig], prefix: str, directory: str | None, names: set[str]) -> None:
+def _extend(
+    chain: Chain, configs: list[ElementConfig], prefix: str, directory: str | None, names: set[str], before: Chain
+) -> None:
     for config in configs:
-        element = _build_element(config, prefix, directory, names)
+        element = _build_element(config, prefix, directory, names, before)
         chain.append(element)
         chain.configs[element.name] = config
         ends: list[tuple[Element, int]] = []
         for gate in range(len(element.outputs)):
             branch = Chain()
             branch.ends = [(element, gate)]
-            _extend(branch, config.branches.get(gate, []), f"{element.name}.{gate}", directory, names)
+            _extend(branch, config.branches.get(gate, []), f"{element.name}.{gate}", directory, names, before)
             chain.elements += branch.elements
             chain.configs |= branch.configs
+            chain.edges += branch.edges
             ends += branch.ends
         _check_branches(config, element)
         chain.ends = ends
@@ -132,7 +149,7 @@ def check_chain(configs: list[ElementConfig], directory: str | None = None) -> N
     user's constructors: built-in elements are made, and the classes of others are only imported."""
     for config in configs:
         if config.element in BUILT_IN:
-            element = _build_element(config, "check", directory, set())
+            element = _build_element(config, "check", directory, set(), Chain())
             _check_branches(config, element)
         else:
             _class_of(config, directory)
@@ -169,13 +186,16 @@ def _arguments_error(config: ElementConfig, error: TypeError) -> str:
     return f"{config.element} refuses its arguments: {text}"
 
 
-def _build_element(config: ElementConfig, prefix: str, directory: str | None, names: set[str]) -> Element:
+def _build_element(config: ElementConfig, prefix: str, directory: str | None, names: set[str], before: Chain) -> Element:
     found = _class_of(config, directory)
     base = f"{prefix}.{config.name or re.sub(r'(?<!^)(?=[A-Z])', '-', found.__name__).lower()}"
     name, number = base, 2
     while name in names:
         name, number = f"{base}-{number}", number + 1
     names.add(name)
+    was = before.configs.get(name)
+    if was is not None and (was.element, was.arguments) == (config.element, config.arguments):
+        return next(element for element in before.elements if element.name == name)
     try:
         return found(**config.arguments, name=name)
     except VnicError as error:

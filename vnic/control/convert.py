@@ -17,16 +17,22 @@ import msgspec
 from dataplane.errors import ConfigError
 from vnic.control.scalars import SCALARS, SchemaError
 from vnic.control.schema import (
+    LINKS_MOST,
     NAME_PATTERN,
+    NODE_PATTERN,
     ClientConfig,
     Config,
     DirectionConfig,
     ElementConfig,
     GroupConfig,
+    LinkConfig,
     ModuleConfig,
     NicConfig,
+    NodeConfig,
+    SwitchConfig,
     encode_scalar,
 )
+from vnic.control.topology import NetworkError, check
 
 Path = tuple[str | int, ...]
 Locate = Callable[[Path], str]  # path -> "FILE:LINE", or "" where there is no file
@@ -255,6 +261,41 @@ def convert_nic(
     return nic
 
 
+def _link(data: Any, path: Path, locate: Locate) -> LinkConfig:
+    if isinstance(data, str):
+        data = {"link": data}
+    if not isinstance(data, Mapping):
+        raise error_at(locate, path, f"invalid value {shown(data)}: expected a link such as lan -- dmz")
+    fields = _mapping(data, LinkConfig, path, locate)
+    chain = _elements(fields.pop("elements"), (*path, "elements"), locate) if "elements" in fields else []
+    ways: dict[str, list[ElementConfig]] = {}
+    if isinstance(fields.get("to"), Mapping):
+        fields["to"] = dict(fields["to"])
+        for end, way in fields["to"].items():
+            inner = fields["to"][end] = _mapping(way, DirectionConfig, (*path, "to", end), locate)
+            if "elements" in inner:
+                ways[end] = _elements(inner.pop("elements"), (*path, "to", end, "elements"), locate)
+    if chain and fields.get("to"):
+        raise error_at(locate, path, "has both to and elements: give elements in to alone")
+    link = _convert(fields, LinkConfig, path, locate)
+    if chain:
+        for end in link.ends:
+            link.to.setdefault(end, DirectionConfig()).elements = _elements(data["elements"], (*path, "elements"), locate)
+    for end, elements in ways.items():
+        link.to[end].elements = elements
+    link.where = locate(path)
+    return link
+
+
+def _node(data: Any, path: Path, locate: Locate) -> NodeConfig:
+    if isinstance(data, str):
+        data = {data: {}}  # lan: switch is short for lan: {switch: {}}
+    fields = _mapping(data, NodeConfig, path, locate)
+    if "switch" in fields:
+        fields["switch"] = _mapping(fields["switch"], SwitchConfig, (*path, "switch"), locate)
+    return _convert(fields, NodeConfig, path, locate)
+
+
 def _group(data: Any) -> Any:
     """Converts a single cgroup path to a list."""
     if isinstance(data, Mapping) and isinstance(data.get("cgroup"), str):
@@ -313,11 +354,23 @@ def convert_config(
             for name, settings in each.items():
                 _convert(_mapping(settings, kind, (field, name), locate), kind, (field, name), locate)
             fields[field] = {name: {} if settings is None else settings for name, settings in each.items()}
+    nodes, links = fields.pop("nodes", None) or {}, fields.pop("links", None) or []
+    for field, given, form in (("nodes", nodes, Mapping), ("links", links, list)):
+        if not isinstance(given, form) or (field == "links" and len(given) > LINKS_MOST):
+            raise error_at(locate, (field,), f"invalid value {shown(given)}: expected {_follow(Config, (field,))[1]}")
     modules = fields.pop("modules", None) or []
     if not isinstance(modules, list):
         raise error_at(locate, ("modules",), f"invalid value {shown(modules)}: expected {_follow(Config, ('modules',))[1]}")
     config = _convert(fields, Config, (), locate)
     config.modules = [_module(each, ("modules", number), locate) for number, each in enumerate(modules)]
+    for name, node in nodes.items():
+        if not isinstance(name, str) or len(name) > 32 or not re.fullmatch(NODE_PATTERN, name, re.ASCII):
+            raise error_at(locate, ("nodes", name), f"invalid name: expected {_follow(LinkConfig, ('name',))[1]}")
+        config.nodes[name] = _node(node, ("nodes", name), locate)
+    if config.nodes and "switch" in fields:
+        text = "is the switch of a network without nodes; give these settings to one of nodes: {NAME: {switch: {...}}}"
+        raise error_at(locate, ("switch",), text)
+    config.links = [_link(each, ("links", number), locate) for number, each in enumerate(links)]
     config.directory = directory
     for name, nic_data in (raw_nics or {}).items():
         config.nics[name] = convert_nic(name, nic_data, ("nics", name), locate, contained=contained)
@@ -331,4 +384,8 @@ def convert_config(
         other = owners.setdefault(str(nic.mac), name)
         if other != name:
             raise error_at(locate, ("nics", name, "mac"), f"{nic.mac} is {other}'s already; choose another one")
+    try:
+        check(config)
+    except NetworkError as error:
+        raise error_at(locate, error.place, error.text) from None
     return config

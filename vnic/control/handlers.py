@@ -16,10 +16,11 @@ from dataplane.engine import Engine
 from dataplane.errors import ConfigError
 from dataplane.handlers import describe, find_handler, plain, read_handler, write_handler
 from vnic.control.convert import did_you_mean
+from vnic.control.scalars import Rate
 
 if TYPE_CHECKING:
     from dataplane.element import Element
-    from vnic.control.parts import Attached, Hosted
+    from vnic.control.parts import Attached, AttachedLink, Hosted
 
 
 class SetRate(Protocol):
@@ -40,12 +41,13 @@ class Handlers:
         self,
         hosted: Sequence[Hosted],
         nics: Mapping[str, Attached],
+        links: Mapping[str, AttachedLink],
         *,
         halt: Callable[[Engine], object],
         resume: Callable[[Engine], object],
         set_rate: SetRate,
     ) -> None:
-        self._hosted, self._nics = hosted, nics
+        self._hosted, self._nics, self._links = hosted, nics, links
         self._halt, self._resume, self._set_rate = halt, resume, set_rate
 
     def describe(self, name: str | None = None) -> dict[str, dict[str, Any]]:
@@ -76,9 +78,9 @@ class Handlers:
         value in the NIC's configuration."""
         copies = self._copies(name)
         for nic, attached in self._nics.items():
-            for limit, shaper in (("egress_bps", attached.egress_shaper), ("ingress_bps", attached.ingress_shaper)):
+            for limit, shaper in (("egress_bps", attached.egress.shaper), ("ingress_bps", attached.ingress.shaper)):
                 # a NIC's own limit has its own key in the configuration
-                if copies[0] is shaper and handler == "rate":
+                if shaper is copies[0] and handler == "rate":
                     self._set_rate(nic, **{limit: shaper.prepare_rate(value).rate_bps or None})
                     return None
         result = write_handler(copies, handler, value, halt=self._halt, resume=self._resume)
@@ -96,7 +98,12 @@ class Handlers:
         return copies
 
     def _keep(self, name: str, argument: str | None, value: object) -> None:
-        for attached in self._nics.values():
-            config = attached.egress.configs.get(name) or attached.ingress.configs.get(name)
+        ways = [way for attached in self._nics.values() for way in (attached.egress, attached.ingress)]
+        ways += [way for link in self._links.values() for way in link.ways.values()]
+        for way in ways:
+            config = way.chain.configs.get(name)
             if config is not None and argument is not None:
                 config.arguments = {**config.arguments, argument: plain(value)}
+            if way.shaper.name == name and argument == "rate":  # a link's own limit; a NIC's is set by set_rate
+                bps = way.shaper.rate_bps
+                way.config.rate = Rate(bps) if bps else None

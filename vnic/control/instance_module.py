@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Any, Literal
@@ -16,11 +17,16 @@ import msgspec
 
 from dataplane.errors import ConfigError
 from vnic.control.api import DESCRIPTION, INTERFACE
+from vnic.control.apply import Change
+from vnic.control.convert import convert_config, decode_config
 from vnic.control.events import Bus, Event, Subscription
 from vnic.control.module import FRESH_TURNS, Caller, Fresh, Method, Parameters, Session
+from vnic.control.written import written_config
+from vnic.device.descriptors import system_error
 
 # PATH_MAX, limits.h: a longer one would not fit into a message to the supervisor either
 PATH_MOST = 4096
+DOCUMENT_MOST = 64 << 20  # bytes of a configuration, as it is handed over: more than a thousand NICs need
 
 
 class Stats(Parameters):
@@ -46,6 +52,16 @@ class SetGroup(Parameters):
     settings: dict[str, Any] | None = None
 
 
+class Apply(Parameters):
+    config: dict[str, Any] | None = None
+    document: int | None = None
+    dry: bool = False
+
+
+class Undo(Parameters):
+    dry: bool = False
+
+
 class Handlers(Parameters):
     element: str | None = None
 
@@ -61,6 +77,23 @@ class WriteHandler(ReadHandler):
 
 class Upgrade(Parameters):
     python: Annotated[str, msgspec.Meta(max_length=PATH_MOST, pattern=r"^[^\x00]*\Z")] = ""
+
+
+def _changes(changes: list[Change]) -> dict[str, Any]:
+    return {"changes": [change.as_dict() for change in changes]}
+
+
+def _read(descriptor: int) -> bytes:
+    """A document that a client passed, whose descriptor is ours. Raises ConfigError."""
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > DOCUMENT_MOST:  # a pipe could keep control waiting
+            raise ConfigError(f"document: expected a file of at most {DOCUMENT_MOST} bytes")
+        return os.pread(descriptor, status.st_size, 0)
+    except OSError as error:
+        raise ConfigError(f"document: cannot be read: {system_error(error)}") from None
+    finally:
+        os.close(descriptor)
 
 
 class Instance:
@@ -93,6 +126,9 @@ class Instance:
             Method("ReadHandler", lambda p, _: {"copies": self._runtime.read_handler(p.element, p.handler)}, ReadHandler),
             Method("WriteHandler", self._write_handler, WriteHandler, "change"),
             Method("SetGroup", self._set_group, SetGroup, "change"),
+            Method("Apply", self._apply, Apply, "change"),
+            Method("Undo", lambda p, _: _changes(self._runtime.undo(dry=p.dry)), Undo, "change"),
+            Method("GetConfig", lambda p, _: {"config": written_config(self._runtime.config)}),
             Method("Shutdown", lambda p, _: {}, kind="change"),
             Method("Monitor", self._monitor, kind="stream", clients=True),
             Method("WatchStats", self._watch_stats, WatchStats, "stream", clients=True),
@@ -172,6 +208,15 @@ class Instance:
         if not settings:
             raise ConfigError(f"group {parameters.name}: nothing to change: expected mode, cpus or settings")
         return {"group": self._runtime.set_group(parameters.name, settings)}
+
+    def _apply(self, parameters: Apply, caller: Caller) -> dict[str, Any]:
+        if (parameters.config is None) == (parameters.document is None):
+            raise ConfigError("expected either config or document")
+        if parameters.document is None:
+            wanted = convert_config(parameters.config)
+        else:
+            wanted = decode_config(_read(caller.take(parameters.document)))
+        return _changes(self._runtime.compare(wanted) if parameters.dry else self._runtime.apply(wanted))
 
     def _write_handler(self, parameters: WriteHandler, caller: Caller) -> dict[str, Any]:
         return {"result": self._runtime.write_handler(parameters.element, parameters.handler, parameters.value)}

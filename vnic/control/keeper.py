@@ -7,8 +7,10 @@ worker, so that the next one - after a crash, or a newer one - finds them as the
     version         of vnic when the first worker began, which is the supervisor's
     nic/NAME        a TAP: document (KeptTap), its network namespace, a pidfd where it was asked for by process, its queues, and two
                     netlink sockets of that namespace (TapReport says which are there)
-    ring/NAME       a ring and its doorbell
-    segment/NAME    the packet pool, the MAC table
+    ring/NAME       a ring and its doorbell: of a NIC, or of LINK/SWITCH, a direction of a link
+    segment/pool    the packet pool
+    segment/table/SWITCH   the MAC table of a switch
+    history         configurations before the last changes by `apply`, for `vnic undo` (JSON)
     guaranteed      nothing, while a group has a guarantee of CPU time: what a worker needs a right for, before it is one (privileges.py)
     losses          what workers after a crash had to go on without (JSON)
     capture/N       a live capture: document, and the file or pipe that it goes to

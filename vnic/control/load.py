@@ -125,6 +125,18 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Locate]:
         raise ConfigError(f"{name}: too deep: more than {DEPTH_MOST} levels") from None
 
 
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper with the scalars of YAML 1.2's core schema: `on` needs no quotes."""
+
+    yaml_implicit_resolvers = dict(_Loader.yaml_implicit_resolvers)
+
+
+def dump_yaml(data: Any) -> str:
+    """Plain data as YAML that `parse_yaml` reads."""
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100, allow_unicode=True)
+    return text
+
+
 def parse_config(text: str, name: str = "<text>", directory: str | None = None, *, contained: bool = True) -> Config:
     """A configuration from YAML text. name: for errors; directory: where module:Class and relative
     paths are found.

@@ -128,6 +128,9 @@ class _NicMethods:
             raise NotPermittedError(f"nic {name}: {session.who} attaches NICs of {session.who} only; leave owner out")
         if config.spoof_check is False:
             raise NotPermittedError(f"nic {name}: spoof_check may be switched off by the instance's owner only; leave it out")
+        if config.on is not None and config.on != granted.on:
+            may = f"on {granted.on} only" if granted.on is not None else "on the instance's only switch"
+            raise NotPermittedError(f"nic {name}: {session.who} may have NICs {may}, so leave `on` out; {MORE}")
         config.owner = User(session.uid)
         self._check_vlan(config, session, granted.vlans)
         for way in (config.egress, config.ingress):

@@ -1,27 +1,27 @@
-"""NICs on a learning switch: the module that puts interfaces into containers and moves packets between them.
+"""The network: NICs, learning switches and the links between them, and the engines that serve them.
 
-Every NIC belongs to one engine, its home, which serves all its queues in both directions. Every engine has its own instance of the
-switch; all share one MAC table. What the switch of another engine has for a NIC goes to its home by ring:
+Every NIC belongs to one engine, its home, which serves all its queues in both directions. Every engine has its own instance of each
+switch; all instances of a switch share one MAC table. Frames for a NIC of another engine go to its home by ring:
 
     home:   TAP rx > parse > egress chain > egress shaper > switch > ingress chain > ingress shaper > TAP tx
     others:                                                 switch > ring .. > (the same ingress chain)
 
-Egress and ingress are the container's: what leaves it, what enters it.
+A link joins two switches (vnic.control.parts.AttachedLink). Egress and ingress are the container's: what leaves it, what enters it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from dataplane.element import Element
 from dataplane.elements.l2_switch import L2Switch
+from dataplane.elements.mac_table import MacTable
 from dataplane.errors import ConfigError, VnicError
-from dataplane.port import PortTx
-from dataplane.ports.ring_port import RingPort
 from shaping.pool_share import PoolShare
 from vnic.control.api import DESCRIPTION, INTERFACE
 from vnic.control.capture import KeptCapture, LiveCapture, reopened
@@ -30,18 +30,19 @@ from vnic.control.keeper import read_document
 from vnic.control.log import Log
 from vnic.control.module import Method, Module, NotPermittedError, Session, is_owner, user_name
 from vnic.control.nic_methods import nic_methods
-from vnic.control.parts import Attached, Home, own_nic
+from vnic.control.parts import Attached, AttachedLink, Home, Port, own_nic
 from vnic.control.scalars import Rate
-from vnic.control.schema import NicConfig, VlanConfig
+from vnic.control.schema import LinkConfig, NicConfig, SwitchConfig, VlanConfig
 from vnic.control.segments import RING_BYTES
+from vnic.control.topology import PORTS_MOST
 from vnic.control.watching import Watching
+from vnic.control.written import written
 from vnic.device.descriptors import close_all, system_error
 from vnic.device.nic import Nic
 
 if TYPE_CHECKING:
     from vnic.control.runtime import Runtime
 
-MAX_NICS = 1024
 CAPTURES_MOST = 64  # each has a thread and a buffer of 8 MiB
 CAPTURES_OF_A_USER_MOST = 4  # who is not the instance's owner
 
@@ -49,7 +50,7 @@ log = Log("vnic")
 
 
 class Nics(Module):
-    """The NICs of an instance, the engines that serve them, and the switch between them."""
+    """The network of an instance: NICs, switches, links, and the engines that serve them."""
 
     interface = INTERFACE
     description = DESCRIPTION
@@ -59,6 +60,8 @@ class Nics(Module):
         self.config = config = runtime.config
         self._devices = devices
         self.attached: dict[str, Attached] = {}
+        self.links: dict[str, AttachedLink] = {}
+        self.tables: dict[str, MacTable] = {}  # by switch
         self._captures: dict[int, LiveCapture] = {}
         self._ended: dict[int, Future[dict[str, Any]]] = {}  # by the end of their NIC
         self._finishing: dict[int, LiveCapture] = {}  # what waits is still being written out
@@ -67,7 +70,6 @@ class Nics(Module):
         self._orphans: set[int] = set()  # captures whose client went during an upgrade
         self.watching = Watching(self)
         self._started = False
-        self.table = runtime.segments.table(config.switch.table, int(config.switch.ageing))
         # What users' NICs may hold of the pool, by the user's number: however many NICs and shapers, in whichever engines.
         pool = runtime.pool.small_count, runtime.pool.large_count
         self._shares = {
@@ -81,9 +83,11 @@ class Nics(Module):
                 str(engine.group),
                 spin_ns=int(engine.spin or 0),
                 cpu=engine.cpu,
-                make=lambda made: Home(made, L2Switch(self.table, name="switch")),
+                make=Home,
             )
             self.homes.append(home)
+        for name, switch in config.switches.items():
+            self.add_switch(name, switch)
 
     def methods(self) -> list[Method]:
         return nic_methods(self)
@@ -94,15 +98,27 @@ class Nics(Module):
         self._started = True
 
     def start(self) -> None:
-        with self._at_once():
+        with self.at_once():
             for nic in list(self.config.nics.values()):
                 self.watching.attach_first(nic)
+            for link in list(self.config.links):
+                self._link_first(link)
         self._inherit_captures()
+
+    def _link_first(self, config: LinkConfig) -> None:
+        """Makes a link of the configuration when this worker comes up. After a crash, the worker goes on without one that fails."""
+        try:
+            self.add_link(config)
+        except VnicError as error:
+            if self.runtime.role != "crash":
+                raise
+            self.runtime.losses.add(f"link {config.name}", str(error))
+            self.config.links.remove(config)
 
     def forget(self, config: NicConfig) -> None:
         """Drops what is kept of a NIC of the configuration that cannot be attached."""
         if config.number is not None:
-            self.table.forget_port(config.number)
+            self.tables[self._switch(config)].forget_port(config.number)
         self._devices.forget(config.name)
         self.runtime.segments.drop_ring(config.name)
 
@@ -111,7 +127,7 @@ class Nics(Module):
         why, config.waiting = config.waiting, ""
         try:
             status = self.put_in(config)
-            self.runtime.remember(undo=lambda: self._take_out(config.name))
+            self.runtime.remember(undo=lambda: self.take_out(config.name))
         except BaseException:
             config.waiting = why
             self._devices.forget(config.name)
@@ -143,7 +159,7 @@ class Nics(Module):
                 raise
 
             def undo() -> None:
-                self._take_out(self.config.nics.pop(config.name).name)
+                self.take_out(self.config.nics.pop(config.name).name)
                 if waiting is not None:
                     self.config.nics[config.name] = waiting
 
@@ -169,26 +185,21 @@ class Nics(Module):
             if config.name in self.attached:
                 raise ConfigError(f"nic {config.name}: is attached already; choose another name or detach it first")
             self._check_name(config)
-            if not is_owner(config.owner):
-                self._restrict(config)
+            self.restrict(config)
+            switch = self._switch(config)
             taken = {attached.number for attached in self.attached.values()}
             # One that has had a number keeps it: the MAC table goes by numbers.
             number = config.number if config.number not in taken else None
             if number is None:
-                free = taken | {each.number for each in self.config.nics.values()}  # also of those that wait
-                number = next((n for n in range(MAX_NICS) if n not in free), None)
-            if number is None:
-                raise ConfigError(f"nic {config.name}: {MAX_NICS} NICs are attached, and no more fit")
+                number = self._free_number(f"nic {config.name}")
             home = self._home(config)
             nic = self._devices.open(config, number, passed)
             undo.callback(nic.close)
-            ring = runtime.segments.ring(config.name, undo) if len(self.homes) > 1 else None
-            attached = Attached(config, number, home, nic, ring, self.config.directory or None)
+            port = Port(switch, number, home)
+            port.ring = runtime.segments.ring(config.name, undo) if len(self.homes) > 1 else None
+            attached = Attached(config, port, nic, self.config.directory or None, engines=len(self.homes))
             undo.callback(attached.watch.close)
-            if (share := self._shares.get(str(config.owner))) is not None:
-                attached.join(share)
-            attached.egress.join(self.homes[home].switch)
-            self._join(attached, undo)
+            self._plug_nic(attached, undo)
             self.attached[config.name] = attached
             undo.callback(self.attached.pop, config.name)
             if runtime.runs:
@@ -196,6 +207,25 @@ class Nics(Module):
             config.number, config.engine = number, home
             undo.pop_all()
             return self._status(attached)
+
+    def _switch(self, config: NicConfig) -> str:
+        """The name of the switch that a NIC is connected to. It is in the NIC's configuration from here on."""
+        try:
+            if config.on not in self.tables:
+                config.on = self.config.switch_of(config.on)
+            return config.on
+        except ConfigError as error:
+            raise ConfigError(f"nic {config.name}: {error}") from None
+
+    def _free_number(self, what: str, taken: Iterable[int] = ()) -> int:
+        """A number for a port, unlike those of all NICs, also of those that wait, and links."""
+        used = {*taken, *(attached.number for attached in self.attached.values())}
+        used |= {nic.number for nic in self.config.nics.values() if nic.number is not None}
+        used.update(*(link.numbers for link in self.config.links), *(link.config.numbers for link in self.links.values()))
+        number = next((n for n in range(PORTS_MOST) if n not in used), None)
+        if number is None:
+            raise ConfigError(f"{what}: all {PORTS_MOST} ports of switches are taken, and no more fit")
+        return number
 
     def _check_name(self, config: NicConfig) -> None:
         """Elements are known by their NIC's name: one user's must not look like another's, as those of prod.egress and prod would."""
@@ -205,9 +235,13 @@ class Nics(Module):
             if f"{config.name}.".startswith(f"{name}.") or f"{name}.".startswith(f"{config.name}."):
                 raise ConfigError(f"nic {config.name}: begins like the name of another user's NIC; choose another name")
 
-    def _restrict(self, config: NicConfig) -> None:
-        """A client's NIC is in the VLANs that are granted: without `vlan:` in the first, and without a grant in none."""
+    def restrict(self, config: NicConfig) -> None:
+        """A client's NIC is on the switch that is granted, and in the VLANs: without `vlan:` in the first, and without a grant in none."""
+        if is_owner(config.owner):
+            return
         grant = self.config.clients.get(str(config.owner))
+        if config.on is None and grant is not None:
+            config.on = grant.on
         if config.vlan is None:
             granted = grant.vlans if grant is not None else None
             config.vlan = VlanConfig(access=granted[0]) if granted else VlanConfig(untagged=True)
@@ -216,6 +250,8 @@ class Nics(Module):
         """Raises ConfigError for what only a NIC that comes later can get wrong. waiting: one of that name that waits."""
         if waiting is not None and waiting.owner != config.owner and not is_owner(config.owner):
             raise ConfigError(f"nic {config.name}: the name is that of another user's NIC; choose another one")
+        if config.name in self.config.nodes or any(config.name == link.name for link in self.config.links):
+            raise ConfigError(f"nic {config.name}: the name is that of a node or link; choose another one")
         if self.runtime.is_client(config.name):
             raise ConfigError(f"nic {config.name}: the name is that of a module's client; choose another one")
         # Frames to an address that two NICs have reach either of them, and the spoof check allows it to both.
@@ -231,28 +267,147 @@ class Nics(Module):
         homes = [attached.home for attached in self.attached.values()]
         return min(self.config.engines_of(config.owner), key=homes.count)
 
-    def _join(self, attached: Attached, undo: ExitStack) -> None:
-        """Leads every engine's gate to the NIC, then opens the gates: no frame meets a half-built graph. Where the changes are
-        postponed (`Home.at_once`) gates open before the load; no source runs until then."""
+    def _plug_nic(self, attached: Attached, undo: ExitStack) -> None:
+        """Connects a NIC that is in no graph."""
+        if (share := self._shares.get(str(attached.config.owner))) is not None:
+            attached.join(share)
+        attached.egress.chain.join(self.homes[attached.home].switches[attached.port.switch])
+        self._plug(attached, undo)
+
+    def _plug(self, thing: Attached | AttachedLink, undo: ExitStack, leaving: Iterable[Element] = ()) -> None:
+        """Leads every engine's output to a NIC or link, then opens its ports: no frame meets a half-built graph. Where the changes are
+        postponed (`Home.at_once`) ports open before the load; no source runs until then. leaving: elements that go at the same time."""
         for index, each in enumerate(self.homes):
             undo.callback(each.load, list(each.sources))
-            undo.callback(each.disconnect, attached.number)
-            if index == attached.home:
-                undo.callback(each.abandon, attached.elements)
-                each.connect(attached.number, attached.entry)
-                each.load(each.sources + attached.sources, attached.elements)
-            else:
-                assert attached.ring is not None
-                port = RingPort(f"{attached.config.name}.ring", attached.number, None, attached.ring)
-                transmit = PortTx(port, name=f"{attached.config.name}.ring.tx")
-                transmit.owner = attached.config.name
-                undo.callback(each.abandon, [transmit])
-                each.connect(attached.number, transmit)
-                each.load(list(each.sources), [transmit])
+            elements = thing.elements_in(index)
+            undo.callback(each.abandon, elements)
+            for port in thing.ports:
+                undo.callback(each.disconnect, port.switch, port.number)
+                each.connect(port.switch, port.number, port.entries[index])
+            each.load(each.sources + thing.sources_in(index), elements, leaving)
         for each in self.homes:
-            undo.callback(each.deactivate, attached.number)
-            if attached.config.link_up:
-                each.activate(attached.number, attached.config.vlan, attached.source)
+            for port in thing.ports:
+                undo.callback(each.deactivate, port.switch, port.number)
+                if thing.is_up:
+                    each.activate(port.switch, port.number, thing.config.vlan, thing.source)
+
+    def _unplug(self, things: Sequence[Attached | AttachedLink]) -> None:
+        """Takes NICs and links out of the graph; frames that are on their way to them are dropped and counted."""
+        rings = [(port, port.ring) for thing in things for port in thing.ports if port.ring is not None]
+        with self.at_once():
+            for index, each in enumerate(self.homes):
+                for port in (port for thing in things for port in thing.ports):
+                    each.deactivate(port.switch, port.number)
+                    each.disconnect(port.switch, port.number)
+                    if index != port.home:
+                        each.load(list(each.sources))
+        # No engine pushes to the rings any more; what is in them leaves through the home engine before its graph goes.
+        for port, ring in rings:
+            assert port.home is not None
+            engine = self.homes[port.home].engine
+            while len(ring) and engine.running:
+                engine.call(lambda: None)
+        with self.at_once():
+            for index, each in enumerate(self.homes):
+                if sources := {source for thing in things for source in thing.sources_in(index)}:
+                    leaving = [element for thing in things for element in thing.elements_in(index)]
+                    each.load([source for source in each.sources if source not in sources], leaving=leaving)
+
+    def _replace(
+        self,
+        before: Attached | AttachedLink,
+        after: Attached | AttachedLink,
+        captures: Sequence[LiveCapture] = (),
+    ) -> None:
+        """Puts a NIC or link in the place of the same one with other settings, between two batches of each engine. captures: those that
+        go on behind the elements that now have the names of their points."""
+        with self.at_once():
+            with ExitStack() as undo:
+                for index, each in enumerate(self.homes):
+                    elements = after.elements_in(index)
+                    leaving = [element for element in before.elements_in(index) if element not in elements]
+                    undo.callback(each.abandon, elements)
+                    each.load(list(each.sources), elements, leaving)
+                undo.pop_all()
+            for capture in captures:
+                capture.home.do(capture.remove)
+            for index, each in enumerate(self.homes):
+                if after.sources_in(index):
+                    each.do(after.connect)
+                for port, old in zip(after.ports, before.ports, strict=True):
+                    if port.switch != old.switch:
+                        each.deactivate(old.switch, old.number)
+                        each.disconnect(old.switch, old.number)
+                    each.connect(port.switch, port.number, port.entries[index])
+            for capture in captures:
+                capture.follow(after.elements_in(self.homes.index(capture.home)))
+            self._activate(after)
+
+    # -- switches and links ------------------------------------------------------------------------------------------------
+
+    def add_switch(self, name: str, config: SwitchConfig) -> None:
+        """Makes a switch, with an instance in every engine. It is in their graphs when something is connected to it."""
+        self.tables[name] = self.runtime.segments.table(name, config.table, int(config.ageing))
+        for home in self.homes:
+            home.switches[name] = L2Switch(self.tables[name], name=name)
+
+    def remove_switch(self, name: str) -> None:
+        """Removes a switch that nothing is connected to."""
+        for home in self.homes:
+            del home.switches[name]
+        del self.tables[name]
+        self.runtime.segments.drop_table(name)
+
+    def add_link(self, config: LinkConfig) -> None:
+        """Joins two switches. All or nothing. Raises VnicError."""
+        with ExitStack() as undo:
+            if not config.numbers:
+                first = self._free_number(f"link {config.name}")
+                config.numbers = [first, self._free_number(f"link {config.name}", [first])]
+            if not config.plain:
+                config.engine = self.config.engine_index(config.engine or 0)
+            directory = self.config.directory or None
+            link = AttachedLink(config, self.homes, directory, lambda target: self.runtime.segments.ring(target, undo))
+            self._plug(link, undo)
+            self.links[link.name] = link
+            undo.pop_all()
+
+    def change_link(self, name: str, config: LinkConfig) -> None:
+        """Gives a link other settings. One that gets or loses its home, or has another one, is made again. Raises VnicError, and then
+        nothing has changed."""
+        before = self.links[name]
+        if config.engine is None:
+            config.engine = before.config.engine
+        else:
+            config.engine = self.config.engine_index(config.engine)
+        placed = config.ends, config.plain, config.plain or config.engine
+        if placed != (before.config.ends, before.config.plain, before.config.plain or before.config.engine):
+            self.remove_link(name)
+            try:
+                self.add_link(config)
+            except BaseException:
+                self.add_link(before.config)
+                raise
+            return
+        directory = self.config.directory or None
+        link = AttachedLink(
+            config, self.homes, directory, lambda target: self.runtime.segments.ring(target, ExitStack()), before
+        )
+        self._replace(before, link)
+        self.links[name] = link
+        for end, way in link.ways.items():
+            if way.shaper.rate_bps != int(config.to[end].rate or 0):
+                way.shaper.set_rate(config.to[end].rate)
+
+    def remove_link(self, name: str) -> None:
+        """Takes a link out of the network; what it holds is dropped and counted."""
+        link = self.links.pop(name)
+        self._unplug([link])
+        for port in link.ports:
+            self.tables[port.switch].forget_port(port.number)
+            if port.ring is not None:
+                other = next(each for each in link.ports if each is not port)
+                self.runtime.segments.drop_ring(f"{name}/{other.switch}")
 
     def detach(self, name: str, why: str = "", *, waits: bool = False) -> None:
         """Takes a NIC out of the graph and its interface out of the container; frames under way to it are dropped and counted. waits: its
@@ -270,46 +425,99 @@ class Nics(Module):
                 del self.config.nics[name]
             self.runtime.remember(undo=keep)
             if name in self.attached:
-                self._take_out(name)
+                self.take_out(name)
             self.watching.look()
             said = {**({"why": why} if why else {}), **({"waits": True} if waits else {})}
             log.info("detached", nic=name, **said)
             self.runtime.emit("detached", nic=name, **said, **({} if config.owner is None else {"owner": int(config.owner)}))
 
-    def _take_out(self, *names: str) -> None:
+    def take_out(self, *names: str) -> None:
+        """Takes NICs out of the network and their interfaces out of the containers; drops and counts the frames on their way to them."""
         leaving = [self.attached[name] for name in names]
         for number in [number for number, capture in self._captures.items() if capture.nic in names]:
             self._ended[number] = self._end_capture(number)
-        with self._at_once():
-            for attached in leaving:
-                attached.watch.close()
-                for each in self.homes:
-                    each.deactivate(attached.number)
-                    each.disconnect(attached.number)
-                    if each is not self.homes[attached.home]:
-                        each.load(list(each.sources))
-        # No engine pushes to the rings any more; what is in them leaves through the home engine before its graph goes.
         for attached in leaving:
-            home = self.homes[attached.home]
-            while attached.ring is not None and len(attached.ring) and home.engine.running:
-                home.engine.call(lambda: None)
-        sources = {source for attached in leaving for source in attached.sources}
-        with self._at_once():
-            for home in {self.homes[attached.home] for attached in leaving}:
-                home.load([source for source in home.sources if source not in sources])
+            attached.watch.close()
+        self._unplug(leaving)
         self.runtime.accounts.retire(*names)
         for attached in leaving:
             name = attached.config.name
-            self.table.forget_port(attached.number)
+            self.tables[attached.port.switch].forget_port(attached.number)
             attached.nic.close()
             self._devices.forget(name)
-            if attached.ring is not None:
+            if attached.port.ring is not None:
                 self.runtime.segments.drop_ring(name)
             del self.attached[name]
 
+    def change(self, name: str, config: NicConfig) -> None:
+        """Gives a NIC other settings that its interface does not depend on. Elements that stay the same keep their packets and counts.
+        Raises VnicError, and then nothing has changed."""
+        before = self.attached[name]
+        if config.engine is not None and self.config.engine_index(config.engine) != before.home:
+            self._move(before, config)
+        elif self._differs(before.config, config):
+            self._rewire(before, config)
+        else:
+            for way, settings in ((before.egress, config.egress), (before.ingress, config.ingress)):
+                way.config = settings
+            before.config = config
+            self._activate(before)
+        after = self.attached[name]
+        config.number, config.engine = after.number, after.home
+        for way in (after.egress, after.ingress):
+            if way.shaper.rate_bps != int(way.config.rate or 0):
+                way.shaper.set_rate(way.config.rate)
+
+    def _differs(self, before: NicConfig, after: NicConfig) -> bool:
+        """Whether other elements, or other connections, are needed."""
+        ways = (before.egress, after.egress), (before.ingress, after.ingress)
+        return (
+            before.malformed != after.malformed
+            or self.attached[before.name].port.switch != self._switch(after)
+            or any((old.queue, written(old.elements)) != (new.queue, written(new.elements)) for old, new in ways)
+        )
+
+    def _rewire(self, before: Attached, config: NicConfig) -> None:
+        """Builds a NIC anew around its device, with the elements that stay the same."""
+        name, port = config.name, Port(self._switch(config), before.number, before.home)
+        port.ring = before.port.ring
+        attached = Attached(config, port, before.nic, self.config.directory or None, engines=len(self.homes), before=before)
+        if (share := self._shares.get(str(config.owner))) is not None:
+            attached.join(share)
+        attached.egress.chain.join(self.homes[attached.home].switches[port.switch])
+        self._replace(before, attached, [capture for capture in self._captures.values() if capture.nic == name])
+        self.attached[name] = attached
+        if port.switch != before.port.switch:
+            self.tables[before.port.switch].forget_port(port.number)
+
+    def _move(self, before: Attached, config: NicConfig) -> None:
+        """Moves a NIC to another engine. What waits in its shapers is dropped and counted; its container sees nothing of it."""
+        name = config.name
+        for number in [number for number, capture in self._captures.items() if capture.nic == name]:
+            self._ended[number] = self._end_capture(number)
+        self._unplug([before])
+        try:
+            self._place(before, config)
+        except BaseException:
+            self._place(before, before.config)
+            raise
+        if before.port.switch != self.attached[name].port.switch:
+            self.tables[before.port.switch].forget_port(before.number)
+
+    def _place(self, before: Attached, config: NicConfig) -> None:
+        """Connects the device of a NIC that was unplugged."""
+        with ExitStack() as undo:
+            port = Port(self._switch(config), before.number, self._home(config))
+            port.ring = before.port.ring
+            directory = self.config.directory or None
+            attached = Attached(config, port, before.nic, directory, engines=len(self.homes), watch=before.watch)
+            self._plug_nic(attached, undo)
+            self.attached[config.name] = attached
+            undo.pop_all()
+
     @contextmanager
-    def _at_once(self) -> Iterator[None]:
-        """Changes every engine's graph once, at the end of a `with`."""
+    def at_once(self) -> Iterator[None]:
+        """Changes every engine's graph once, at the end of a `with`; within another such `with`, at the end of that."""
         with ExitStack() as stack:
             for home in self.homes:
                 stack.enter_context(home.at_once())
@@ -340,7 +548,7 @@ class Nics(Module):
             self.runtime.check_open()
             attached = self.get(name)
             ways = {"egress_bps": attached.config.egress, "ingress_bps": attached.config.ingress}
-            shapers = {"egress_bps": attached.egress_shaper, "ingress_bps": attached.ingress_shaper}
+            shapers = {"egress_bps": attached.egress.shaper, "ingress_bps": attached.ingress.shaper}
             before = {direction: ways[direction].rate for direction in limits}
 
             def keep(rates: dict[str, Rate | None]) -> None:
@@ -361,11 +569,12 @@ class Nics(Module):
             attached = self.get(name)
             before, attached.config.link_up = attached.config.link_up, up
             self.runtime.remember(undo=lambda: setattr(attached.config, "link_up", before))
+            port = attached.port
             for each in self.homes:
                 if up:
-                    each.activate(attached.number, attached.config.vlan, attached.source)
+                    each.activate(port.switch, port.number, attached.config.vlan, attached.source)
                 else:
-                    each.deactivate(attached.number)
+                    each.deactivate(port.switch, port.number)
             attached.nic.set_carrier(up)
             self.runtime.emit("link", nic=name, link="up" if up else "down")
             return self._status(attached)
@@ -377,9 +586,14 @@ class Nics(Module):
             attached = self.get(name)
             before, attached.config.spoof_check = attached.config.spoof_check, on
             self.runtime.remember(undo=lambda: setattr(attached.config, "spoof_check", before))
-            for each in self.homes if attached.config.link_up else []:
-                each.activate(attached.number, attached.config.vlan, attached.source)
+            self._activate(attached)
             return self._status(attached)
+
+    def _activate(self, thing: Attached | AttachedLink) -> None:
+        """Brings the open ports of a NIC or link to what its configuration says."""
+        for each in self.homes if thing.is_up else []:
+            for port in thing.ports:
+                each.activate(port.switch, port.number, thing.config.vlan, thing.source)
 
     def call_at(self, name: str, function: Callable[[], object]) -> None:
         """Runs a function on the thread of a NIC's engine, between two batches."""
@@ -424,7 +638,7 @@ class Nics(Module):
         if (keeping := self.runtime.keeping) is None:
             return
         if self.runtime.role == "crash":
-            keeping.drop_inherited("nic/", "ring/", "capture/")
+            keeping.drop_inherited("nic/", "ring/", "segment/table/", "capture/")
         for key in keeping.inherited("capture/"):
             document, descriptor = keeping.take(key) or []
             try:
@@ -503,24 +717,41 @@ class Nics(Module):
             "name": attached.config.name,
             "number": attached.number,
             "engine": self.homes[attached.home].engine.name,
+            "on": attached.port.switch,
             "owner": None if attached.config.owner is None else int(attached.config.owner),
             **attached.nic.status(),
             "link": "up" if attached.config.link_up else "down",
             "spoof_check": attached.source is not None,
-            "egress_bps": attached.egress_shaper.rate_bps,
-            "ingress_bps": attached.ingress_shaper.rate_bps,
-            "egress_queue_bytes": attached.egress_shaper.queue_limit_bytes,
-            "ingress_queue_bytes": attached.ingress_shaper.queue_limit_bytes,
+            "egress_bps": attached.egress.shaper.rate_bps,
+            "ingress_bps": attached.ingress.shaper.rate_bps,
+            "egress_queue_bytes": attached.egress.shaper.queue_limit_bytes,
+            "ingress_queue_bytes": attached.ingress.shaper.queue_limit_bytes,
         }
 
     def status(self) -> dict[str, Any]:
         names = {attached.number: attached.config.name for attached in self.attached.values()}
+        links = {number: link.name for link in self.links.values() for number in link.config.numbers}
+        entries = [
+            {**entry, "switch": switch, "nic": names.get(entry["port"]), "link": links.get(entry["port"])}
+            for switch, table in self.tables.items()
+            for entry in table.entries()
+        ]
         return {
             "nics": [self._status(attached) for attached in self.attached.values()],
             "waiting": self.watching.status(),
-            "switch": {
-                "capacity": self.table.capacity,
-                "entries": [{**entry, "nic": names.get(entry["port"])} for entry in self.table.entries()],
+            "links": [self._link_status(link) for link in self.links.values()],
+            "switch": {"capacity": sum(table.capacity for table in self.tables.values()), "entries": entries},
+        }
+
+    def _link_status(self, link: AttachedLink) -> dict[str, Any]:
+        home = link.ports[0].home
+        return {
+            "name": link.name,
+            "ends": list(link.config.ends),
+            "vlan": None if link.config.vlan is None else msgspec.to_builtins(link.config.vlan),
+            "engine": None if home is None else self.homes[home].engine.name,
+            "to": {
+                end: {"bps": way.shaper.rate_bps, "queue_bytes": way.shaper.queue_limit_bytes} for end, way in link.ways.items()
             },
         }
 
@@ -542,8 +773,8 @@ class Nics(Module):
     def accounts(self) -> dict[str, int]:
         memory = dict.fromkeys(self.attached, 0)
         for name, each in self.attached.items():
-            if each.ring is not None:
-                memory[name] += RING_BYTES + self.runtime.pool.memory_bytes(each.ring.peek())
+            if each.port.ring is not None:
+                memory[name] += RING_BYTES + self.runtime.pool.memory_bytes(each.port.ring.peek())
         for capture in (*self._captures.values(), *self._finishing.values()):
             if capture.nic in memory:
                 memory[capture.nic] += capture.file.capacity
@@ -551,7 +782,7 @@ class Nics(Module):
 
     def close(self) -> None:
         self.watching.close()
-        self._take_out(*self.attached)
+        self.take_out(*self.attached)
 
     def stop_devices(self) -> None:
         """After all engines."""

@@ -87,7 +87,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # Names that examples have for what a user names. A client is named by a user's number, which every machine has.
-_NAMES = {"nics": "web", "groups": "all", "clients": "1000"}
+_NAMES = {"nics": "web", "groups": "all", "clients": "1000", "nodes": "lan", "to": "dmz"}
 
 
 def _plain(path: str) -> str:
@@ -268,7 +268,7 @@ def find(text: str) -> Key:
     keys = {each.plain_path: each for each in reference()}
     wanted = _plain(re.sub(r"\[\d*\]", "", text.strip().strip(".")))
     first, _, rest = wanted.partition(".")
-    # Behind nics, groups and clients comes a name that the user has chosen, or the key at once.
+    # Behind nics, groups, clients and nodes comes a name that the user has chosen, or the key at once.
     named = f"{first}.{rest.partition('.')[2]}" if first in _NAMES else wanted
     if found := keys.get(wanted) or keys.get(named.rstrip(".")):
         return found

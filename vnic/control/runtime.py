@@ -18,11 +18,13 @@ from dataplane.graph import to_data, to_dot, to_text
 from dataplane.group import EngineGroup
 from shaping.shaper import Shaper
 from vnic.control.accounts import Accounts
+from vnic.control.apply import Applying, Change, difference, prepared
 from vnic.control.chain import module_class
-from vnic.control.convert import changed_group, encode_config
+from vnic.control.convert import changed_group, decode_config, encode_config
 from vnic.control.devices import Devices, TapDevices
 from vnic.control.events import Emit
 from vnic.control.handlers import Handlers
+from vnic.control.history import History
 from vnic.control.keeper import GUARANTEED, Keeper
 from vnic.control.log import Log
 from vnic.control.losses import Losses
@@ -79,6 +81,7 @@ class Runtime:
         self.closed = self.upgrading = False
         self.clock = clock or Clock()
         self.losses = Losses(keeping)
+        self._history = History(keeping)
         self.segments = Segments(keeping, reset=role == "crash")
         self.pool = self.segments.pool(config.pool.small, config.pool.large)
         # In virtual time nothing has threads. A worker that takes over must not fail for a cgroup that has gone since.
@@ -94,6 +97,7 @@ class Runtime:
         self._handlers = Handlers(
             self.hosted,
             self.nics.attached,
+            self.nics.links,
             halt=lambda engine: self.group_of(engine).halt(engine),
             resume=lambda engine: self.group_of(engine).resume(engine),
             set_rate=self.nics.set_rate,
@@ -269,6 +273,17 @@ class Runtime:
             self.check_open()
             if name not in self.groups:
                 raise ConfigError(f"group {name}: there is none; there are {', '.join(self.groups)}")
+            self.change_group(name, settings)
+            self.emit(
+                "group",
+                group=name,
+                **{"mode": self.config.groups[name].mode, "cpus": self.config.groups[name].cpus, **settings},
+            )
+            return self.groups[name].status()
+
+    def change_group(self, name: str, settings: dict[str, Any]) -> None:
+        """As `set_group`, of a group that is there."""
+        with self.lock:
             wanted = changed_group(name, self.config.groups[name], settings)
             self.config.fill(wanted)
             self.config.check_group(name, wanted)
@@ -284,8 +299,6 @@ class Runtime:
                 undo()
                 self.remember()
                 raise
-            self.emit("group", group=name, **{"mode": wanted.mode, "cpus": wanted.cpus, **settings})
-            return self.groups[name].status()
 
     # -- handlers: see vnic.control.handlers -------------------------------------------------------------------------------
 
@@ -307,6 +320,42 @@ class Runtime:
             self.remember()
             self.emit("handler", element=element, handler=handler)
             return result
+
+    # -- the whole network: see vnic.control.apply ---------------------------------------------------------------------
+
+    def compare(self, wanted: Config) -> list[Change]:
+        """What `apply` would change. Raises ConfigError."""
+        with self.lock:
+            return difference(self.config, prepared(self.config, wanted, self.nics))
+
+    def apply(self, wanted: Config) -> list[Change]:
+        """Makes the network the one that is wanted while packets flow; returns what has changed. All or nothing. Raises VnicError."""
+        with self.lock:
+            self.check_open()
+            before = encode_config(self.config)
+            changes = self._apply(wanted)
+            if changes:
+                self._history.add(before)
+            return changes
+
+    def undo(self, *, dry: bool = False) -> list[Change]:
+        """Goes back to the network before the last `apply` that is not undone. Raises VnicError where there is none."""
+        with self.lock:
+            self.check_open()
+            before = decode_config(self._history.last())
+            if dry:
+                return self.compare(before)
+            changes = self._apply(before)
+            self._history.drop_last()
+            return changes
+
+    def _apply(self, wanted: Config) -> list[Change]:
+        wanted = prepared(self.config, wanted, self.nics)
+        changes = difference(self.config, wanted)
+        if changes:
+            Applying(self, wanted, changes).run()
+            self.emit("applied", changes=[f"{change.action} {change.kind} {change.name}" for change in changes[:32]])
+        return changes
 
     # -- upgrade -----------------------------------------------------------------------------------------------------------
 

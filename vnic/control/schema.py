@@ -43,6 +43,7 @@ MTU_LEAST, MTU_MOST = (
 )  # RFC 791's least IPv4 MTU; 65,535 bytes of a frame less an Ethernet header (Linux' ETH_MAX_MTU for TAP)
 QUEUES_MOST = 64
 ENGINES_MOST = 64
+LINKS_MOST = 512  # each has a port on two switches, and there are 1024 ports
 ADDRESSES_MOST, ROUTES_MOST = 64, 256  # of a NIC; vnic.device.tap has the same bounds
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*(?!\n)$"
@@ -53,6 +54,27 @@ Name = Annotated[
         max_length=32,
         description="a name of 1 to 32 letters, digits, '_', '.', '-', a letter or digit first",
         examples=["limit"],
+    ),
+]
+# Without a dot: elements of a link are named LINK.SWITCH.ELEMENT.
+NODE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]*(?!\n)$"
+NodeName = Annotated[
+    str,
+    Meta(
+        pattern=NODE_PATTERN,
+        max_length=32,
+        description="a name of 1 to 32 letters, digits, '_', '-', a letter or digit first",
+        examples=["lan"],
+    ),
+]
+LINK_NAME_MOST = 66
+LinkName = Annotated[
+    str,
+    Meta(
+        pattern=NODE_PATTERN,
+        max_length=LINK_NAME_MOST,
+        description="a name of 1 to 66 letters, digits, '_', '-', a letter or digit first",
+        examples=["uplink"],
     ),
 ]
 InterfaceName = Annotated[
@@ -82,6 +104,9 @@ IndirectionTable = Annotated[
         examples=[[0, 0, 0, 0]],
     ),
 ]
+
+
+IMPLIED_SWITCH = "switch"  # the name of the switch where `nodes` has none
 
 
 class _Strict(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -193,6 +218,7 @@ class ClientConfig(_Strict):
     queues: Queue pairs that each NIC of the user may have.
     group: Engine group whose engines serve the user's NICs. Default: all groups.
     pool_percent: Share of the packet pool that may wait in the shapers of all of the user's NICs together.
+    on: Switch that the user's NICs are connected to. Default: the only switch; required where there are several.
     """
 
     nics: Annotated[int, Meta(ge=0, le=1024, description="a number of NICs, 0 to 1024")] = 16
@@ -207,6 +233,7 @@ class ClientConfig(_Strict):
         int,
         Meta(ge=1, le=100, description="a percentage of the packet pool, 1 to 100"),
     ] = 25
+    on: Annotated[str, Meta(description="the name of a switch", examples=["switch"])] | None = None
 
 
 class PoolConfig(_Strict):
@@ -231,8 +258,17 @@ class SwitchConfig(_Strict):
     table: Annotated[int, Meta(ge=16, le=1 << 20, description="a number of addresses, 16 to 1048576")] = 4096
 
 
+class NodeConfig(_Strict):
+    """A node of the network, to which NICs and links are connected: a switch.
+
+    switch: A learning switch with its settings; `{}` for the defaults.
+    """
+
+    switch: Annotated[SwitchConfig, Meta(description="{ageing: 300s, table: 4096}", examples=[{"table": 16384}])]
+
+
 class VlanConfig(_Strict):
-    """VLAN membership of a NIC: an access port of one VLAN, a trunk of several, or a port of untagged frames.
+    """VLAN membership of a NIC or link: an access port of one VLAN, a trunk of several, or a port of untagged frames.
 
     access: VLAN of an access port: the container sends and receives untagged frames.
     trunk: VLANs of a trunk port: the container sends and receives tagged frames.
@@ -353,6 +389,87 @@ class DirectionConfig(_Strict):
     ] = []
 
 
+class LinkConfig(_Strict):
+    """A link between two switches. Packets pass it in both directions.
+
+    A text stands for a link without settings: `[lan -- dmz]` is `[{link: lan -- dmz}]`.
+
+    link: The two switches, with ` -- ` between them. Several links must not make a loop for any VLAN.
+    name: Name of the link in commands and counters. Default: the two names, so `lan--dmz`.
+    vlan: VLANs that the link carries, as a port of both switches. Default: all frames, as they are.
+    rate: Rate limit of each direction. Default: no limit.
+    queue: Longest time that a packet may wait for the rate, see `nics.egress.queue`.
+    elements: Chain of elements that packets pass before the rate limit, in each direction.
+    to: Settings of one direction, by the name of the switch that it leads to; for a link whose directions
+        differ. Excludes `rate`, `queue` and `elements`.
+    engine: Engine that runs the elements and rate limits of the link, by number or name. Default: the first.
+        A link without either needs no engine of its own: each engine passes its packets itself.
+    """
+
+    HIDDEN = ("where", "numbers")
+
+    link: Annotated[
+        str,
+        Meta(
+            pattern=r"^\s*[A-Za-z0-9][A-Za-z0-9_-]*\s+--\s+[A-Za-z0-9][A-Za-z0-9_-]*\s*(?!\n)$",
+            max_length=80,
+            description="two switches, such as lan -- dmz",
+            examples=["lan -- dmz"],
+        ),
+    ]
+    name: LinkName | None = None
+    vlan: Annotated[
+        VlanConfig | None,
+        Meta(description="{trunk: [10, 20], native: 1} or {access: 10}", examples=[{"trunk": [10, 20]}]),
+    ] = None
+    rate: Annotated[Rate | None, Meta(description="a rate of layer-2 bits without preamble and FCS, such as 100mbit")] = None
+    queue: Annotated[QueueTime | None, Meta(description="a time such as 100ms")] = None
+    elements: Annotated[
+        list[ElementConfig],
+        Meta(description="a list of elements in the order that packets pass them", examples=[["Counter"]]),
+    ] = []
+    to: Annotated[
+        dict[str, DirectionConfig],
+        Meta(
+            description="a mapping from a switch to {rate: 100mbit, queue: 100ms, elements: [...]}",
+            examples=[{"dmz": {"rate": "20mbit"}, "lan": {"rate": "100mbit"}}],
+        ),
+    ] = {}
+    engine: Annotated[int | str | None, Meta(description="an engine's number, from 0, or its name", examples=["e0"])] = None
+    where: str = ""  # "FILE:LINE", for errors that show when it is made
+    # of its ports on the two switches, once it has them
+    numbers: list[Annotated[int, Meta(ge=0, lt=1024)]] = []
+
+    def __post_init__(self) -> None:
+        first, second = self.ends
+        self.link = f"{first} -- {second}"
+        if first == second:
+            raise SchemaError(f"{self.link} leads from a switch to itself: expected two switches")
+        self.name = self.name or f"{first}--{second}"[:LINK_NAME_MOST]
+        if self.to and (self.rate is not None or self.queue is not None or self.elements):
+            raise SchemaError("has both to and settings of all directions: give rate, queue and elements in to alone")
+        if stray := sorted(set(self.to) - {first, second}):
+            raise SchemaError(f"to: {stray[0]} is not a switch of the link: expected {first} or {second}")
+        if self.rate is not None or self.queue is not None or self.elements:
+            queue = {} if self.queue is None else {"queue": self.queue}
+            for end in self.ends:
+                self.to[end] = DirectionConfig(rate=self.rate, elements=list(self.elements), **queue)
+            self.rate, self.queue, self.elements = None, None, []
+        for end in self.ends if self.to else ():
+            self.to.setdefault(end, DirectionConfig())
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """The two switches."""
+        first, _, second = self.link.partition("--") if " -- " not in self.link else self.link.partition(" -- ")
+        return first.strip(), second.strip()
+
+    @property
+    def plain(self) -> bool:
+        """Whether it has neither elements nor rates, so that each engine passes its packets itself."""
+        return all(not way.elements and way.rate is None for way in self.to.values())
+
+
 class RouteConfig(_Strict):
     """A route of the container through its NIC, as `ip route add` takes it.
 
@@ -384,6 +501,7 @@ class NicConfig(_Strict):
     gateway: Gateway of the container's default route; short for a route with `to: default`.
     routes: Routes that are set in the container once the addresses are.
     engine: Engine that serves the NIC, by number or name. Default: the engine with the fewest NICs.
+    on: Switch that the NIC is connected to. Default: the only switch; required where there are several.
     vlan: VLANs of the switch port. Default: frames pass as they are, with or without tags; for a client's
         NIC the first VLAN that the client was granted, or untagged frames only.
     spoof_check: Whether frames with another source MAC address than the NIC's are dropped. Default: true for a
@@ -437,6 +555,7 @@ class NicConfig(_Strict):
         ),
     ] = []
     engine: Annotated[int | str | None, Meta(description="an engine's number, from 0, or its name", examples=["e0"])] = None
+    on: Annotated[str, Meta(description="the name of a switch", examples=["switch"])] | None = None
     vlan: Annotated[
         VlanConfig | None,
         Meta(
@@ -545,7 +664,9 @@ class Config(_Strict):
     groups: Engine groups by name. Default: one spreading group called `default`.
     spin: Time that idle threads poll before they sleep: shorter round trips for more CPU time.
     pool: Size of the packet pool.
-    switch: Settings of the switch.
+    switch: Settings of the switch that all NICs are connected to, unless `nodes` has others; it is called `switch`.
+    nodes: Switches by name, for a network of several.
+    links: Links between switches.
     metrics: Where metrics for Prometheus are served. Default: nowhere; `vnic metrics` prints them.
     modules: Modules that extend the control API.
     clients: Other users of the machine who may attach containers to this instance, with their limits.
@@ -579,6 +700,17 @@ class Config(_Strict):
     switch: Annotated[
         SwitchConfig, Meta(description="{ageing: 300s, table: 4096}", examples=[{"ageing": "60s", "table": 16384}])
     ] = msgspec.field(default_factory=SwitchConfig)
+    nodes: Annotated[
+        dict[NodeName, NodeConfig],
+        Meta(
+            description="a mapping from a name to {switch: {}}",
+            examples=[{"lan": {"switch": {}}, "dmz": {"switch": {"table": 1024}}}],
+        ),
+    ] = {}
+    links: Annotated[
+        list[LinkConfig],
+        Meta(max_length=LINKS_MOST, description="a list of links such as [lan -- dmz]", examples=[["lan -- dmz"]]),
+    ] = []
     metrics: Annotated[
         MetricsConfig | None,
         Meta(description='{listen: "127.0.0.1:9464"} or {socket: PATH}', examples=[{"listen": "127.0.0.1:9464"}]),
@@ -624,6 +756,22 @@ class Config(_Strict):
         names = [engine.name for engine in self.engines]
         if len(set(names)) != len(names):
             raise SchemaError("engines: two have the same name")
+
+    @property
+    def switches(self) -> dict[str, SwitchConfig]:
+        """The switches by name."""
+        return {name: node.switch for name, node in self.nodes.items()} or {IMPLIED_SWITCH: self.switch}
+
+    def switch_of(self, reference: str | None) -> str:
+        """The name of the switch that `on:` means. Raises ConfigError."""
+        names = list(self.switches)
+        if reference is None and len(names) == 1:
+            return names[0]
+        if reference is None:
+            raise SchemaError(f"is connected to no switch: expected on: {' or '.join(names)}")
+        if reference not in names:
+            raise SchemaError(f"on: there is no switch {reference!r}: expected {' or '.join(names)}")
+        return reference
 
     def fill(self, group: GroupConfig) -> None:
         """Gives a group what it has of the whole where it says nothing."""
@@ -707,7 +855,7 @@ def json_schema() -> dict[str, Any]:
 
     schema: dict[str, Any] = msgspec.json.schema(Config, schema_hook=_scalar_schema)
     definitions = schema["$defs"]
-    for kind in (Config, NicConfig, ElementConfig, ModuleConfig):
+    for kind in (Config, NicConfig, LinkConfig, ElementConfig, ModuleConfig):
         definition = definitions[kind.__name__]
         for hidden in kind.HIDDEN:
             definition["properties"].pop(hidden)

@@ -45,30 +45,35 @@ class Segments:
         self._put("segment/pool", pool.fd)
         return pool
 
-    def table(self, capacity: int, ageing_ns: int) -> MacTable:
-        """The switch's table."""
-        if (found := self._take("segment/table")) is not None:
+    def table(self, switch: str, capacity: int, ageing_ns: int) -> MacTable:
+        """The table of a switch, by the switch's name."""
+        if (found := self._take(f"segment/table/{switch}")) is not None:
             try:
                 return MacTable.from_descriptor(found[0], reset=self._reset)
             finally:
                 close_all(found)
         table = MacTable(capacity, ageing_ns=ageing_ns)
-        self._put("segment/table", table.fd)
+        self._put(f"segment/table/{switch}", table.fd)
         return table
 
-    def ring(self, nic: str, undo: ExitStack) -> MpscRing:
-        """The ring through which other engines send to a NIC."""
-        if (found := self._take(f"ring/{nic}")) is not None:
+    def drop_table(self, switch: str) -> None:
+        """Removes the table of a switch that is gone from the supervisor's store."""
+        if self._keeping is not None:
+            self._keeping.drop(f"segment/table/{switch}")
+
+    def ring(self, target: str, undo: ExitStack) -> MpscRing:
+        """The ring through which other engines send to a NIC, or to LINK/SWITCH: one direction of a link."""
+        if (found := self._take(f"ring/{target}")) is not None:
             try:
                 return MpscRing.from_descriptor(*found, reset=self._reset)
             finally:
                 close_all(found)
         ring = MpscRing(RING_CAPACITY)
-        self._put(f"ring/{nic}", ring.fd, ring.doorbell)
-        undo.callback(self.drop_ring, nic)
+        self._put(f"ring/{target}", ring.fd, ring.doorbell)
+        undo.callback(self.drop_ring, target)
         return ring
 
-    def drop_ring(self, nic: str) -> None:
-        """Removes the ring of a NIC that is gone from the supervisor's store."""
+    def drop_ring(self, target: str) -> None:
+        """Removes the ring of a NIC or link that is gone from the supervisor's store."""
         if self._keeping is not None:
-            self._keeping.drop(f"ring/{nic}")
+            self._keeping.drop(f"ring/{target}")

@@ -83,9 +83,10 @@ class Watching:
                 return
             for attached, why in list(self._gone.items()):
                 name = attached.config.name
-                if self._nics.attached.get(name) is attached:
+                now = self._nics.attached.get(name)  # it may have got other elements since, around the same interface
+                if now is not None and now.watch is attached.watch:
                     try:
-                        self._nics.detach(name, why, waits=attached.config.returns and not attached.watch.deleted)
+                        self._nics.detach(name, why, waits=now.config.returns and not now.watch.deleted)
                     except VnicError as error:
                         log.warning("container gone, but not detached", nic=name, why=str(error))
                         continue

@@ -115,10 +115,17 @@ class _Devices:
         return nic
 
     def forget(self, name: str) -> None:
-        """Nobody else holds it."""
+        self.nics.pop(name, None)
 
     def stop(self) -> None:
         """Nothing to stop."""
+
+
+def _config(config: str | os.PathLike[str] | Config) -> Config:
+    """A configuration from YAML text, the path of a YAML file, or as it is."""
+    if isinstance(config, str) and ("\n" in config or ":" in config):
+        return parse_config(config, "<test>", os.getcwd(), contained=False)
+    return config if isinstance(config, Config) else load_config(config, contained=False)
 
 
 def _nanoseconds(time: str | int) -> int:
@@ -152,20 +159,29 @@ class VirtualNetwork:
     """
 
     def __init__(self, config: str | os.PathLike[str] | Config, *, seed: int = 0) -> None:
-        if isinstance(config, str) and ("\n" in config or ":" in config):
-            config = parse_config(config, "<test>", os.getcwd(), contained=False)
-        elif not isinstance(config, Config):
-            config = load_config(config, contained=False)
-        self.config = config
+        self.config = _config(config)
         self._devices = _Devices()
         self._clock = Clock(virtual=True, start_ns=START_NS)
-        self._runtime = Runtime(config, devices=self._devices, clock=self._clock, seed=seed)
+        self._runtime = Runtime(self.config, devices=self._devices, clock=self._clock, seed=seed)
         self._runtime.start()
         self._time = VirtualTime(self._runtime.engines)
         self._sending: list[tuple[int, int, str, Frame]] = []
         self._sent = 0
         self._received: dict[str, list[Received]] = {name: [] for name in self._devices.nics}
         self._closed = False
+
+    def apply(self, config: str | os.PathLike[str] | Config) -> list[str]:
+        """Makes the network the one that `config` describes, as `vnic apply` does; returns what has changed, such as "add nic web".
+        What stays keeps its queues, tables and counters. All or nothing. Raises ConfigError, VnicError."""
+        self._collect()
+        wanted = _config(config)
+        try:
+            changes = self._runtime.apply(wanted)
+        finally:
+            self._time = VirtualTime(self._runtime.engines)
+        self.config = wanted
+        self._received = {name: self._received.get(name, []) for name in self._devices.nics}
+        return [f"{change.action} {change.kind} {change.name}" for change in changes]
 
     @property
     def now_ns(self) -> int:

@@ -1,0 +1,244 @@
+"""`apply` in virtual time: what changes, what stays, failures that leave the old network, random changes and back."""
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataplane.element import Element
+from dataplane.errors import ConfigError, VnicError
+from vnic.control.written import written_config
+from vnic.testing import VirtualNetwork
+
+
+def frame(source: int, destination: int | None = None, size: int = 60) -> bytes:
+    there = b"\xff" * 6 if destination is None else bytes([2, 0, 0, 0, 0, destination])
+    return there + bytes([2, 0, 0, 0, 0, source]) + b"\x88\xb5" + bytes(size - 14)
+
+
+def reached(net: VirtualNetwork, sender: str, packet: bytes) -> str:
+    """The NICs that a packet reaches, in order."""
+    for name in net.config.nics:
+        net.take(name)
+    net.send(sender, packet)
+    net.run()
+    return "".join(sorted(name for name in net.config.nics if net.take(name)))
+
+
+def element(net: VirtualNetwork, name: str) -> Element:
+    return next(each for engine in net._runtime.engines for each in engine.elements if each.name == name)
+
+
+class Refuses(Element):
+    def initialize(self):
+        raise VnicError(f"{self.name}: refuses to start")
+
+
+TWO = """
+engines: {engines}
+nodes: {{lan: switch, dmz: switch}}
+links: [{link}]
+nics: {{a: {{on: lan}}, b: {{on: lan}}, c: {{on: dmz}}}}
+"""
+
+
+@pytest.fixture(params=[1, 3])
+def engines(request):
+    return request.param
+
+
+def test_nothing_to_change(engines):
+    with VirtualNetwork(f"engines: {engines}\nnics: {{a: , b: }}") as net:
+        assert net.apply(f"engines: {engines}\nnics: {{a: , b: }}") == []
+
+
+def test_nics_come_and_go(engines):
+    with VirtualNetwork(f"engines: {engines}\nnics: {{a: , b: }}") as net:
+        assert reached(net, "a", frame(1)) == "b"
+        assert net.apply(f"engines: {engines}\nnics: {{a: , c: }}") == ["remove nic b", "add nic c"]
+        assert reached(net, "a", frame(1)) == "c"
+
+
+def test_switches_and_links_come_and_go(engines):
+    with VirtualNetwork(f"engines: {engines}\nnics: {{a: , b: , c: }}") as net:
+        assert reached(net, "a", frame(1)) == "bc"
+        net.apply(TWO.format(engines=engines, link=""))
+        assert reached(net, "a", frame(1)) == "b"
+        net.apply(TWO.format(engines=engines, link="lan -- dmz"))
+        assert reached(net, "a", frame(1)) == "bc"
+        assert reached(net, "c", frame(3, 1)) == "a"  # both switches know where it is
+        net.apply(TWO.format(engines=engines, link="{link: lan -- dmz, rate: 1mbit, elements: [Counter]}"))
+        assert reached(net, "a", frame(1)) == "bc"
+        net.apply(f"engines: {engines}\nnics: {{a: , b: , c: }}")
+        assert reached(net, "c", frame(3)) == "ab"
+        assert set(net._runtime.nics.tables) == {"switch"}
+
+
+def test_a_link_changes_its_rate_and_elements_in_place(engines):
+    with VirtualNetwork(TWO.format(engines=engines, link="{link: lan -- dmz, rate: 1mbit, elements: [Counter]}")) as net:
+        net.send("a", [frame(1, size=1000)] * 10)
+        net.advance("1ms")
+        shaper, counter = element(net, "lan--dmz.dmz.rate"), element(net, "lan--dmz.dmz.counter")
+        assert shaper.statistics()["held"] == 9
+        changed = "{link: lan -- dmz, rate: 2mbit, elements: [Counter, {element: Shaper, rate: 1gbit, name: more}]}"
+        assert net.apply(TWO.format(engines=engines, link=changed)) == ["change link lan--dmz"]
+        assert element(net, "lan--dmz.dmz.rate") is shaper and element(net, "lan--dmz.dmz.counter") is counter
+        assert shaper.statistics()["held"] == 9
+        net.run()
+        assert len(net.received("c")) == 10
+        assert element(net, "lan--dmz.dmz.more").statistics()["packets"] == 0
+        assert reached(net, "a", frame(1)) == "bc"
+        assert element(net, "lan--dmz.dmz.more").statistics()["packets"] == 1
+
+
+def test_elements_that_stay_keep_their_packets(engines):
+    first = f"engines: {engines}\nnics: {{a: {{egress: {{rate: 1mbit, elements: [Counter]}}}}, b: }}"
+    more = f"engines: {engines}\nnics: {{a: {{egress: {{rate: 1mbit, elements: [Counter, {{element: Counter, name: late}}]}}}}, b: }}"
+    with VirtualNetwork(first) as net:
+        net.send("a", [frame(1, size=1000)] * 10)
+        net.advance("1ms")
+        shaper = element(net, "a.egress.rate")
+        assert net.apply(more) == ["change nic a"]
+        assert element(net, "a.egress.rate") is shaper and shaper.statistics()["held"] == 9
+        net.send("a", frame(1))
+        net.run()
+        assert len(net.received("b")) == 11 and net.drops() == {}
+        assert element(net, "a.egress.counter").statistics()["packets"] == 11
+        assert element(net, "a.egress.late").statistics()["packets"] == 1
+        assert net.apply(first) == ["change nic a"]
+        assert reached(net, "a", frame(1)) == "b"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("{egress: {rate: 1mbit}}", "{egress: {rate: 5mbit}}"),
+        ("{egress: {rate: 1mbit, queue: 10ms}}", "{egress: {rate: 1mbit, queue: 20ms}}"),
+        ("{malformed: drop}", "{malformed: forward}"),
+        ("{vlan: {access: 10}}", "{vlan: {access: 20}}"),
+        ("{vlan: {access: 10}}", ""),
+        ("{spoof_check: true}", "{spoof_check: false}"),
+        ("{engine: 0}", "{engine: 1}"),
+        ("{engine: 1, ingress: {elements: [Counter]}}", "{engine: 0}"),
+        ("{mtu: 1500}", "{mtu: 9000}"),
+        ("{queues: 1}", "{queues: 4}"),
+        ("{ingress: {elements: [{element: Classifier, rules: [{protocol: udp}], branches: {0: [Counter]}}]}}", "{ingress: {elements: [Counter]}}"),
+    ],
+)
+def test_each_setting_of_a_nic_there_and_back(before, after):
+    text = "engines: 2\nnics: {{a: {}, b: {{engine: 1}}}}"
+    with VirtualNetwork(text.format(before)) as net, VirtualNetwork(text.format(after)) as fresh:
+        for wanted in (after, before, after):
+            assert net.apply(text.format(wanted)) == ["change nic a"]
+        mine, other = ({each.name: each.describe() for each in _elements(one)} for one in (net, fresh))
+        assert mine == other
+        source = int(fresh.config.nics["a"].mac[-2:], 16)
+        for packet in (frame(source), frame(9)):
+            assert reached(net, "a", packet) == reached(fresh, "a", packet)
+            assert reached(net, "b", packet) == reached(fresh, "b", packet)
+
+
+def _elements(net: VirtualNetwork) -> list[Element]:
+    return [each for engine in net._runtime.engines for each in engine.elements if each.name != "switch"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "says"),
+    [
+        ("engines: 2\nnics: {a: , b: }", "engines: cannot change while vnic runs"),
+        ("pool: {small: 128}\nnics: {a: }", "pool: cannot change while vnic runs"),
+        ("groups: {x: {}}\nnics: {a: }", "cannot (come or go|change) while vnic runs"),
+        ("switch: {table: 64}\nnics: {a: }", "nodes.switch.switch.table|switch: cannot change"),
+        ("nics: {a: , c: {egress: {elements: ['tests.test_apply:Refuses']}}}", "c.egress.refuses: refuses to start"),
+        ("nics: {a: {egress: {elements: ['tests.test_apply:Refuses']}}, b: }", "a.egress.refuses: refuses to start"),
+        (
+            "nodes: {l: switch, d: switch}\nlinks: [{link: l -- d, elements: ['tests.test_apply:Refuses']}]\n"
+            "nics: {a: {on: l}, b: {on: d}}",
+            r"l--d\.[ld]\.refuses: refuses to start",
+        ),
+        ("nics: {a: {mtu: 9000}, b: {mtu: 9000, egress: {elements: ['tests.test_apply:Refuses']}}}", "refuses to start"),
+    ],
+)
+def test_a_change_that_fails_leaves_the_old_network(wanted, says):
+    with VirtualNetwork("nics: {a: {egress: {rate: 1mbit}}, b: }") as net:
+        assert reached(net, "a", frame(1)) == "b"
+        before, graph = written_config(net._runtime.config), net._runtime.graph()
+        with pytest.raises(VnicError, match=says):
+            net.apply(wanted)
+        assert written_config(net._runtime.config) == before
+        assert sorted(net._runtime.graph().splitlines()) == sorted(graph.splitlines())
+        assert reached(net, "a", frame(1)) == "b"
+        assert net.apply("nics: {a: , b: , c: }") == ["change nic a", "add nic c"]
+        assert reached(net, "a", frame(1)) == "bc"
+
+
+def test_undo_goes_back_step_by_step():
+    texts = ["nics: {a: , b: }", "nics: {a: , b: , c: }", TWO.format(engines=1, link="lan -- dmz")]
+    with VirtualNetwork(texts[0]) as net:
+        states = [written_config(net._runtime.config)]
+        for text in texts[1:]:
+            net.apply(text)
+            states.append(written_config(net._runtime.config))
+        for state in reversed(states[:-1]):
+            assert net._runtime.undo(dry=True)
+            net._runtime.undo()
+            assert written_config(net._runtime.config) == state
+        with pytest.raises(ConfigError, match="nothing to undo"):
+            net._runtime.undo()
+
+
+# -- random networks ---------------------------------------------------------------------------------------------------------
+
+WAYS = st.fixed_dictionaries(
+    {},
+    optional={"rate": st.sampled_from(["1mbit", "10mbit"]), "elements": st.sampled_from([["Counter"], ["Counter", "Counter"]])},
+)
+
+
+@st.composite
+def networks(draw):
+    switches = draw(st.lists(st.sampled_from("xyz"), min_size=1, max_size=3, unique=True))
+    links = []
+    for number, switch in enumerate(switches[1:], 1):
+        other = switches[draw(st.integers(0, number - 1))]
+        links.append({"link": f"{other} -- {switch}", **draw(WAYS)})
+    nics = {
+        name: {
+            "on": draw(st.sampled_from(switches)),
+            "egress": draw(WAYS),
+            "ingress": draw(WAYS),
+            "mtu": draw(st.sampled_from([1500, 9000])),
+            "engine": draw(st.integers(0, 1)),
+        }
+        for name in draw(st.lists(st.sampled_from("abcd"), min_size=2, max_size=4, unique=True))
+    }
+    return {"engines": 2, "nodes": {name: {"switch": {}} for name in switches}, "links": links, "nics": nics}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(networks(), min_size=2, max_size=4), st.data())
+def test_a_network_that_changed_is_like_one_that_began_so(wanted, data):
+    """Whatever it was before: the same elements, connected alike, and the same packets arrive. Nothing is unaccounted for."""
+    texts = [msgspec.json.encode(each).decode() for each in wanted]
+    with VirtualNetwork(texts[0]) as net:
+        for text in texts[1:]:
+            sender = data.draw(st.sampled_from(sorted(net.config.nics)))
+            net.send(sender, [frame(ord(sender), size=500)] * 3)
+            net.advance("1ms")
+            net.apply(text)
+            with VirtualNetwork(text) as fresh:
+                assert _connections(net) == _connections(fresh)
+                net.run()
+                for name in net.config.nics:
+                    assert reached(net, name, frame(ord(name))) == reached(fresh, name, frame(ord(name)))
+
+
+def _connections(net: VirtualNetwork) -> set[tuple[str, str, str]]:
+    """(engine, element, the one behind it), without the outputs that lead nowhere."""
+    return {
+        (engine.name, each.name, target.name)
+        for engine in net._runtime.engines
+        for each in engine.elements
+        for target in each.outputs
+        if target is not None and not target.name.endswith(".unused")
+    }
