@@ -158,7 +158,6 @@ def cli() -> None:
     vnic demo                          connect two containers and measure TCP between them
     vnic up net.yaml                   run a configuration; Ctrl-C stops it
     vnic attach tap web --pid 4242     give the container of process 4242 a NIC
-    vnic rate web --egress 100mbit     change its rate limit while it runs
 
     Exit status: 0 done, 1 failed, 2 wrong input, 130 interrupted.
     """

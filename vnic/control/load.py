@@ -131,9 +131,9 @@ class _Dumper(yaml.SafeDumper):
     yaml_implicit_resolvers = dict(_Loader.yaml_implicit_resolvers)
 
 
-def dump_yaml(data: Any) -> str:
+def dump_yaml(data: Any, width: int = 100) -> str:
     """Plain data as YAML that `parse_yaml` reads."""
-    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100, allow_unicode=True)
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=width, allow_unicode=True)
     return text
 
 

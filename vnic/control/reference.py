@@ -17,6 +17,7 @@ import msgspec
 
 from dataplane.errors import ConfigError
 from vnic.control.convert import shown, unwrapped
+from vnic.control.load import dump_yaml
 from vnic.control.scalars import Address, Duration, Gateway, Mac, Network, Rate, RssKey, User
 from vnic.control.schema import Config, ElementConfig, encode_scalar, scalar_example
 
@@ -81,13 +82,15 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
 
     def example_yaml(self) -> str:
         """The example as it stands in a file, below the keys that lead to it."""
-        import yaml
-
-        return str(yaml.safe_dump(self.document, sort_keys=False, default_flow_style=None, width=90)).strip()
+        return dump_yaml(self.document, width=90).strip()
 
 
 # Names that examples have for what a user names. A client is named by a user's number, which every machine has.
 _NAMES = {"nics": "web", "groups": "all", "clients": "1000", "nodes": "lan", "to": "dmz"}
+# What a key needs beside it in a document, and in each of its entries.
+_BESIDE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "links": ({"nodes": {"lan": {"switch": {}}, "dmz": {"switch": {}}}}, {"link": "lan -- dmz"})
+}
 
 
 def _plain(path: str) -> str:
@@ -198,6 +201,7 @@ def _keys_below(
         kind, accepts = unwrapped(hints[field.name])
         default = _default(field, kind)
         example = _example(hints[field.name], kind, default)
+        beside = _BESIDE.get(name, ({}, {}))[0]
         inner, step = _struct_in(kind)
         below: list[Key] = []
         if inner is not None and inner is not struct:  # branches of an element are elements again
@@ -206,7 +210,7 @@ def _keys_below(
                 "[]": _in_list,
                 ".NAME": partial(_named, _NAMES.get(name, "")),
             }
-            inside = partial(_within, around, name, wraps[step])
+            inside = partial(_within, around, name, wraps[step], _BESIDE.get(name, ({}, {})))
             inner_example = example if step == "" else next(iter(example.values() if step == ".NAME" else example), None)
             below = _keys_below(inner, f"{prefix}{name}{step}.", inside, inner_example)
         depth = f"{prefix}{name}{step}.".count(".")
@@ -221,7 +225,7 @@ def _keys_below(
                 default=default,
                 about=docs.get(field.name, ""),
                 example=example,
-                document=around(whole if with_others else {name: example}),
+                document=around({**beside, **(whole if with_others else {name: example})}),
                 keys=[each.path for each in below if each.path.count(".") == depth],
             )
         )
@@ -229,8 +233,15 @@ def _keys_below(
     return found
 
 
-def _within(around: Callable[[Any], dict[str, Any]], name: str, wrap: Callable[[Any], Any], value: Any) -> dict[str, Any]:
-    return around({name: wrap(value)})
+def _within(
+    around: Callable[[Any], dict[str, Any]],
+    name: str,
+    wrap: Callable[[Any], Any],
+    beside: tuple[dict[str, Any], dict[str, Any]],
+    value: Any,
+) -> dict[str, Any]:
+    outside, inside = beside
+    return around({**outside, name: wrap({**inside, **value} if inside else value)})
 
 
 def _as_is(value: Any) -> Any:

@@ -420,13 +420,16 @@ class LinkConfig(_Strict):
     name: LinkName | None = None
     vlan: Annotated[
         VlanConfig | None,
-        Meta(description="{trunk: [10, 20], native: 1} or {access: 10}", examples=[{"trunk": [10, 20]}]),
+        Meta(description="{trunk: [10, 20], native: 1} or {access: 10}", examples=[{"trunk": [10, 20], "native": 1}]),
     ] = None
     rate: Annotated[Rate | None, Meta(description="a rate of layer-2 bits without preamble and FCS, such as 100mbit")] = None
     queue: Annotated[QueueTime | None, Meta(description="a time such as 100ms")] = None
     elements: Annotated[
         list[ElementConfig],
-        Meta(description="a list of elements in the order that packets pass them", examples=[["Counter"]]),
+        Meta(
+            description="a list of elements in the order that packets pass them",
+            examples=[[{"element": "Counter", "name": "seen", "branches": {}}]],
+        ),
     ] = []
     to: Annotated[
         dict[str, DirectionConfig],
@@ -665,12 +668,12 @@ class Config(_Strict):
     spin: Time that idle threads poll before they sleep: shorter round trips for more CPU time.
     pool: Size of the packet pool.
     switch: Settings of the switch that all NICs are connected to, unless `nodes` has others; it is called `switch`.
-    nodes: Switches by name, for a network of several.
-    links: Links between switches.
     metrics: Where metrics for Prometheus are served. Default: nowhere; `vnic metrics` prints them.
     modules: Modules that extend the control API.
     clients: Other users of the machine who may attach containers to this instance, with their limits.
     nics: NICs by name.
+    nodes: Switches by name, for a network of several.
+    links: Links between switches.
     host_interfaces: Whether NICs may be attached in the network namespace that vnic runs in, the host's.
         A NIC of the file that is in that namespace allows it as well.
     """
@@ -700,17 +703,6 @@ class Config(_Strict):
     switch: Annotated[
         SwitchConfig, Meta(description="{ageing: 300s, table: 4096}", examples=[{"ageing": "60s", "table": 16384}])
     ] = msgspec.field(default_factory=SwitchConfig)
-    nodes: Annotated[
-        dict[NodeName, NodeConfig],
-        Meta(
-            description="a mapping from a name to {switch: {}}",
-            examples=[{"lan": {"switch": {}}, "dmz": {"switch": {"table": 1024}}}],
-        ),
-    ] = {}
-    links: Annotated[
-        list[LinkConfig],
-        Meta(max_length=LINKS_MOST, description="a list of links such as [lan -- dmz]", examples=[["lan -- dmz"]]),
-    ] = []
     metrics: Annotated[
         MetricsConfig | None,
         Meta(description='{listen: "127.0.0.1:9464"} or {socket: PATH}', examples=[{"listen": "127.0.0.1:9464"}]),
@@ -730,6 +722,17 @@ class Config(_Strict):
         dict[str, NicConfig],
         Meta(description="a mapping from a NIC's name to its settings", examples=[{"web": {"netns": "/run/netns/web"}}]),
     ] = {}
+    nodes: Annotated[
+        dict[NodeName, NodeConfig],
+        Meta(
+            description="a mapping from a name to {switch: {}}",
+            examples=[{"lan": {"switch": {}}, "dmz": {"switch": {"table": 1024}}}],
+        ),
+    ] = {}
+    links: Annotated[
+        list[LinkConfig],
+        Meta(max_length=LINKS_MOST, description="a list of links such as [lan -- dmz]", examples=[["lan -- dmz"]]),
+    ] = []
     host_interfaces: Annotated[bool, Meta(description="true or false", examples=[True])] = False
     directory: str | None = None  # of the file: where module:Class is looked for first
     partial: bool = False  # `vnic up --partial`: a NIC that cannot be attached at first does not keep the others from it
@@ -864,6 +867,10 @@ def json_schema() -> dict[str, Any]:
         definitions[struct]["additionalProperties"] = True  # the constructor's arguments
     definitions["ElementConfig"]["properties"]["branches"]["propertyNames"] = {"pattern": "^[0-9]+$"}
     definitions["Config"]["properties"]["nics"]["propertyNames"] = {"pattern": NAME_PATTERN, "maxLength": 32}
+    # A text may stand for a link without settings, or for a node with the defaults.
+    whole = definitions["Config"]["properties"]
+    whole["links"]["items"] = {"anyOf": [{"type": "string"}, whole["links"]["items"]]}
+    whole["nodes"]["additionalProperties"] = {"anyOf": [{"const": "switch"}, whole["nodes"]["additionalProperties"]]}
     definitions["NicConfig"]["oneOf"] = [{"required": ["pid"]}, {"required": ["netns"]}]
     cgroups = definitions["GroupConfig"]["properties"]["cgroup"]
     definitions["GroupConfig"]["properties"]["cgroup"] = {
