@@ -16,7 +16,7 @@ Result = Mapping[str, Any]
 
 
 def _console() -> Console:
-    # A pipe has no width: wide enough that no column is truncated.
+    # A pipe has no width; this truncates no column.
     return Console() if sys.stdout.isatty() else Console(width=150)
 
 

@@ -1,4 +1,4 @@
-"""Does the control API disturb packets? Round trips between two containers, measured in turns:
+"""Effect of the control API on packets: round trips between two containers, measured in turns:
 
 alone; beside CLIENTS clients of the control API of the instance between them ("clients"); and
 beside the same clients of another instance ("elsewhere"), which has as many engines and NICs but no

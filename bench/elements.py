@@ -151,7 +151,7 @@ def _cases() -> list[Case]:
 
 
 class Bench:
-    """The lanes and the engine that elements are bound to; only what is measured runs."""
+    """The lanes and the engine that elements are bound to; only the measured element runs."""
 
     def __init__(self) -> None:
         self.pool = PacketPool(small=8192, large=LANE_PACKETS + 16)

@@ -1,4 +1,4 @@
-"""Errors of benchmarks: one line that says what went wrong, with what, and what to do."""
+"""Errors of benchmarks: one line with the problem, the object, and advice."""
 
 
 class BenchError(Exception):

@@ -1,4 +1,4 @@
-"""The machine's description, without which figures mean nothing."""
+"""The machine's description, needed to interpret figures."""
 
 import datetime
 import importlib.metadata
@@ -36,7 +36,7 @@ def _commit() -> str:
 
 
 def describe() -> dict[str, object]:
-    """CPU, kernel, versions, load, date: what a reader needs to interpret the figures."""
+    """CPU, kernel, versions, load, date, for the interpretation of figures."""
     versions = {
         "python": platform.python_version(),
         "numpy": _version("numpy"),

@@ -1,4 +1,5 @@
-"""Idle NICs: what they cost a busy pair on the same engine, and how long coming up, one more, an upgrade and a crash take."""
+"""Idle NICs: their effect on a busy pair on the same engine, and on the time of start, attach,
+upgrade and crash."""
 
 import os
 import signal
@@ -30,13 +31,13 @@ Json = dict[str, Any]
 
 
 def _up(space: Space, idle: int) -> float:
-    """Starts vnic with a busy pair and `idle` NICs in a third namespace; returns how long it took, s."""
+    """Starts vnic with a busy pair and `idle` NICs in a third namespace; returns seconds."""
     os.environ["VNIC_RUNTIME_DIR"] = str(space.directory)  # for the client in this process too
     pair = "".join(f"  {nic}: {{netns: {space.path(name)}, interface: t0}}\n" for nic, name in (("a", space.a), ("b", space.b)))
     others = "".join(f"  n{number}: {{netns: {space.path(space.middle)}, interface: n{number}}}\n" for number in range(idle))
     file = space.directory / "vnic.yaml"
     file.write_text(f"nics:\n{pair}{others}")
-    # Idle means silent: a thousand interfaces with IPv6 solicit routers by a million flooded copies.
+    # With IPv6, a thousand interfaces would send router solicitations, flooded to a million copies.
     silence = "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6"
     execute(["nsenter", f"--net={space.path(space.middle)}", "sh", "-c", silence])
     began_s = time.monotonic()
@@ -63,7 +64,7 @@ def _answers(nics: int, not_pid: int = 0) -> bool:
 
 
 def _attach_ms(space: Space) -> float:
-    """How long one more NIC takes: the median of several, ms."""
+    """Time to attach one more NIC in ms, the median of several."""
     times = []
     with Client() as client:
         for number in range(ATTACHES):
@@ -76,7 +77,7 @@ def _attach_ms(space: Space) -> float:
 
 
 def _crash_s(idle: int) -> float:
-    """From the worker's death to the first answer of the next one with all NICs, s."""
+    """Seconds from the worker's end to the first answer of the next one with all NICs."""
     with Client() as client:
         pid = client.call("Status")["status"]["pid"]
     began_s = time.monotonic()

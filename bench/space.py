@@ -1,7 +1,7 @@
 """The environment of a contestant: three network namespaces, a directory, and processes.
 
 All of them end with the `with` block. Names contain the bench's pid, so that two benches do not
-conflict, and a later one can remove what a killed one left.
+conflict, and a later one can remove the leftovers of a killed one.
 """
 
 import contextlib
@@ -46,8 +46,7 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
 
 
 class Space:
-    """Namespaces `a` and `b`, the two ends, and `middle` for what a contestant needs between
-    them."""
+    """Namespaces `a` and `b`, the two ends, and `middle` for a contestant's parts between them."""
 
     def __init__(self) -> None:
         self.a, self.b, self.middle = (f"{PREFIX}{os.getpid()}-{end}" for end in ("a", "b", "m"))

@@ -187,8 +187,7 @@ def run(rounds: int, seconds: float, names: list[str]) -> Json:
 
 
 def failure_of_ours(result: Json) -> str:
-    """The first failure of vnic, "" where there is none: a run that failed to measure vnic must not
-    exit with 0."""
+    """The first failure of vnic, or "": a run that failed to measure vnic must not exit with 0."""
     ours = result["ours"]
     assert isinstance(ours, dict)
     return next((f"{name}: {failure}" for name, one in ours.items() for failure in one["failures"]), "")

@@ -146,7 +146,7 @@ class Cgroup:
             return ""
 
     def _refusal(self, error: OSError, version: int) -> ConfigError:
-        """The error for a failed system call: what its errno means for a cgroup, and what to do."""
+        """The error for a failed system call: the errno's meaning for a cgroup, with advice."""
         uid = os.geteuid()
         match error.errno:
             case errno.ENOENT | errno.ENODEV:  # ENODEV: removed between open and write

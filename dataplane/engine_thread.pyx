@@ -205,7 +205,7 @@ cdef class EngineThread:
             return <uint64_t>t.tv_sec * 1000000000 + <uint64_t>t.tv_nsec
         return 0
 
-    # -- engines come and go -----------------------------------------------------------------------
+    # -- engines arrive and leave ------------------------------------------------------------------
 
     cdef void accept(self, void *engine) noexcept nogil:
         """Adds `engine`, which no thread runs, to this thread's inbox. Any thread may call this."""

@@ -191,7 +191,7 @@ class EngineGroup:
         # after the old threads ended: the kernel admits a guarantee only while bandwidth is left
         new.reserve()
 
-    # -- what control reads -----------------------------------------------------------------------
+    # -- status -----------------------------------------------------------------------------------
 
     def thread_of(self, engine: Engine) -> str | None:
         """The name of the thread that runs the engine now."""

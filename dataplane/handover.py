@@ -8,7 +8,7 @@ Both engines share the pool; they are in one process or in two.
     data = save_engine(old, marks)        old is between two batches, and may still go on afterwards
     loading.finish(data)                  after an error, new is as before
     new.start()                           the point of no return: old must not run again
-    forget_engine(old)                    old gives up its packets, not freeing them; before or after start
+    forget_engine(old)                    old gives up its packets, unfreed; before or after start
 
 Until `start` nothing is written to shared memory. Packets in rings stay there: the rings are
 shared. docs/state-format.md documents the format.
@@ -97,13 +97,12 @@ _DECODER = msgspec.msgpack.Decoder(EngineState)
 
 
 def save_parts(engine: Engine, marks: Marks) -> Iterator[bytes]:
-    """The states of an engine's elements while it runs, a few at a time, each between two batches, so
-    that the last state has only those that have changed: a hand-over then takes as long as the
-    packets that flow require, however many NICs are idle.
+    """The states of an engine's elements while it runs, a few at a time, each between two batches.
+    The last state has only those that have changed since, so idle NICs do not lengthen a hand-over.
 
-    Elements that hold packets are left out, and those in Python, whose states may be expensive to
-    save. marks: filled with what has to be compared to find the elements that have changed since.
-    Raises what save_engine does.
+    Leaves out elements that hold packets, and those in Python, whose states may be expensive to
+    save. marks: receives the data by which save_engine finds the elements that have changed. Raises
+    as save_engine.
     """
     elements = [element for element in engine.elements if not isinstance(element, PyElement)]
     for first in range(0, len(elements), PART_ELEMENTS):
@@ -115,17 +114,17 @@ def save_parts(engine: Engine, marks: Marks) -> Iterator[bytes]:
                 state = _save_element(element)
                 if not state.state.get("packets") and not state.statistics.held:
                     states.append(state)
-                    # Encoded: the state may be the element's own object.
+                    # encoded, since the state may be the element's own object
                     marks[element.name] = counts(element), msgspec.msgpack.encode(state.state)
-            return _encode(_engine_state(engine, work, states))  # here: a state may be the element's own object
+            return _encode(_engine_state(engine, work, states))  # here, for the same reason
 
         yield engine.post(StateWork(collect))
 
 
 def save_engine(engine: Engine, marks: Marks | None = None) -> bytes:
-    """The state of an engine between two batches; does not change the engine. marks: of save_parts;
-    what has not changed since is left out. Raises VnicError, one line, for an element that cannot be
-    handed over."""
+    """The state of an engine between two batches; does not change the engine. marks: from
+    save_parts; elements that have not changed since are left out. Raises VnicError, one line, for
+    an element that cannot be handed over."""
     known = marks or {}
 
     def has_changed(element: Element) -> bool:
@@ -133,7 +132,7 @@ def save_engine(engine: Engine, marks: Marks | None = None) -> bytes:
             counted, state = known.get(element.name, (None, b""))
             return counted != counts(element) or state != msgspec.msgpack.encode(element.save_state())
         except Exception:
-            return True  # and _save_element says what is wrong with its state
+            return True  # _save_element raises the error
 
     def collect(work: StateWork) -> bytes:
         changed = [element for element in engine.elements if has_changed(element)]
@@ -144,9 +143,9 @@ def save_engine(engine: Engine, marks: Marks | None = None) -> bytes:
 
 
 class Loading:
-    """Loads the state of another engine into a freshly built one, whose elements have the same names
-    and classes. An error is a VnicError, one line, and then what the call would have loaded is as
-    before: everything is checked first; if an element rejects its state nevertheless, the others get
+    """Loads the state of another engine into a freshly built one, whose elements have the same
+    names and classes. After an error (VnicError, one line) the engine is as before the call:
+    everything is checked first, and if an element rejects its state nevertheless, the others get
     their previous state back."""
 
     def __init__(self, engine: Engine) -> None:
@@ -155,13 +154,13 @@ class Loading:
         self._loaded: set[str] = set()  # by `part`
 
     def part(self, data: bytes) -> None:
-        """Loads what `save_parts` returned."""
+        """Loads a part from `save_parts`."""
         with _printable():
             self._load(data, part=True)
 
     def finish(self, data: bytes, *, again: bool = False) -> None:
-        """Loads what `save_engine` returned. again: the engine was forgotten (`forget_engine`) and gets
-        the continued state back."""
+        """Loads a state from `save_engine`. again: the engine was forgotten (`forget_engine`) and
+        gets the continued state back."""
         with _printable():
             self._load(data, again=again)
 
@@ -213,13 +212,13 @@ class Loading:
 
 
 def load_engine(engine: Engine, data: bytes, *, again: bool = False) -> None:
-    """`Loading.finish` of a state without parts."""
+    """Loads a state without parts, as `Loading.finish`."""
     Loading(engine).finish(data, again=again)
 
 
 @contextmanager
 def _printable() -> Iterator[None]:
-    """Damaged data may have control characters in names, which errors show."""
+    """Replaces unprintable characters in errors, which show names from perhaps damaged data."""
     try:
         yield
     except VnicError as error:

@@ -26,7 +26,7 @@ cdef class Meter:
         cdef MeterState *s = self.state
         if s.packets == 0:
             s.first_ns = s.bins_start_ns = now_ns
-        if now_ns >= s.bin_end_ns:           # saves the division for a packet of the same bin
+        if now_ns >= s.bin_end_ns:           # no division for a packet of the same bin
             while now_ns - s.bins_start_ns >= s.bin_ns * BINS:
                 self.halve()
             s.bin = <uint32_t>((now_ns - s.bins_start_ns) // s.bin_ns)

@@ -1,4 +1,4 @@
-"""Work: what is posted to an engine's mailbox (Snap, section 2.3)."""
+"""Work: pieces of work posted to an engine's mailbox (Snap, section 2.3)."""
 from libc.stdint cimport uint32_t
 from dataplane.packet cimport Context
 

@@ -1,8 +1,9 @@
-"""What every test shares. In CI (CI=true or --no-skips) a test that is skipped for something missing on the machine fails.
+"""Fixtures and hooks of all tests. In CI (CI=true or --no-skips) a test that is skipped because the
+machine lacks something fails.
 
-Fixtures for tests that need network namespaces: `container`, `make_container`, `leak_check`. A test marked `root` needs root
-and is left out (not skipped) for others. A test file with namespace tests ends in a test that runs the file again as a plain
-user, see tests/support/plain_user.py.
+Fixtures for tests that need network namespaces: `container`, `make_container`, `leak_check`. A test
+marked `root` needs root and is left out (not skipped) for other users. A test file with namespace
+tests ends with a test that runs the file again as a plain user, see tests/support/plain_user.py.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import pytest
 from tests.support import plain_user
 from tests.support.containers import IS_ROOT, Container, what_is_ours
 
-MISSING = ("missing tool", "could not import")  # how the reasons of such skips begin
+MISSING = ("missing tool", "could not import")  # beginnings of such skips' reasons
 
 
 def pytest_addoption(parser):
@@ -29,7 +30,7 @@ def pytest_addoption(parser):
 
 
 def refuse_skip(report):
-    """Turns the report of a skip for something missing into that of a failure."""
+    """Turns the report of such a skip into that of a failure."""
     if not report.skipped or hasattr(report, "wasxfail"):
         return
     reason = report.longrepr[2].removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else str(report.longrepr)
@@ -59,7 +60,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    # Files that run again as a plain user take the longest: first, so that none of them is all that is left for one of two processes.
+    # Files that run again as a plain user take the longest: they come first, so that none of them
+    # runs alone at the end, on one of two processes.
     long = {item.path for item in items if item.get_closest_marker("again")}
     items.sort(key=lambda item: item.path not in long)
     if not IS_ROOT:
@@ -70,7 +72,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def leak_check() -> Iterator[None]:
-    """Fails the test if it leaves an interface, a namespace, a child, a segment or a descriptor of such behind."""
+    """Fails the test if it leaves an interface, namespace, child process, segment, or a descriptor
+    of these."""
     gc.collect()
     before = what_is_ours()
     yield
@@ -82,7 +85,7 @@ def leak_check() -> Iterator[None]:
 
 @pytest.fixture
 def make_container(leak_check: None) -> Iterator[Callable[..., Container]]:
-    """Makes containers that are ended after the test."""
+    """Creates containers, which end after the test."""
     made: list[Container] = []
 
     def make(*, user_namespace: bool = not IS_ROOT, nested: bool = False) -> Container:
@@ -101,13 +104,14 @@ def make_container(leak_check: None) -> Iterator[Callable[..., Container]]:
 
 @pytest.fixture
 def container(make_container: Callable[..., Container]) -> Container:
-    """A container: in a network namespace; for a plain user in a user namespace too."""
+    """A container: a process in its own network namespace; for a plain user in a user namespace,
+    too."""
     return make_container()
 
 
 @pytest.fixture
 def run_as_plain_user(request: pytest.FixtureRequest, leak_check: None) -> Callable[[str], None]:
-    """Runs a test file again, as a plain user; for root only. Its output is shown if it fails."""
+    """As root, runs a test file again as a plain user; shows its output if it fails."""
 
     def run(path: str) -> None:
         options = ["--no-skips"] if request.config.getoption("--no-skips") else []

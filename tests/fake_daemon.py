@@ -1,4 +1,5 @@
-"""A daemon around a runtime that only remembers: `python -m tests.fake_daemon INSTANCE`. Prints "up" when it is.
+"""A daemon with a fake runtime, which only stores settings: `python -m tests.fake_daemon INSTANCE`.
+Prints "up" once it is up.
 
 With this file's directory/fake_site on PYTHONPATH, the real command uses the same runtime.
 """

@@ -160,8 +160,8 @@ class Pair:
         shaper.set_rate(rate)
 
     def prepare(self, number: int) -> None:
-        """Builds the next engine of a NIC and loads the states of the elements, while the engine goes
-        on until `hand_over`."""
+        """Builds the next engine of a NIC and loads the states of the elements, while the engine
+        goes on until `hand_over`."""
         self.abandon(number)
         new = self.build(number)
         self.prepared[number] = new, Loading(new.engine), {}

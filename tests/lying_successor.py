@@ -1,9 +1,11 @@
-"""A program that an upgrade starts as if it were a Python with vnic, and that says what is not so.
+"""A program that an upgrade starts in place of a Python with vnic, and that sends false messages.
 
-took-over        that it took over, before it is joined to the worker; or once it is, and then says nothing to it: ready-took-over
-handed-over      what a worker says, not a successor
-changes          changes what the supervisor keeps: ends with status 3 if all of it is refused, else with 4
-flood            asks for changes without end, and reads no answer
+took-over        TookOver, before it is joined to the worker; ready-took-over: after that, then
+                 sends the worker nothing
+handed-over      HandedOver, which only a worker sends
+changes          changes to what the supervisor stores: ends with status 3 if all are refused, else
+                 with 4
+flood            sends requests without end, and reads no answer
 """
 
 import json
@@ -21,7 +23,7 @@ def say(kind):
 
 
 def wait():
-    select.select([], [], [])  # to be ended
+    select.select([], [], [])  # waits until it is killed
 
 
 def call(number, kind, **fields):
@@ -34,7 +36,7 @@ def call(number, kind, **fields):
 
 if MODE == "ready-took-over":
     say("Ready")
-    joined = b""  # what comes with it stays open: the worker before waits for an answer there
+    joined = b""  # its descriptors stay open: the previous worker waits for an answer there
     while b"HandOver" not in joined:
         joined, _, _, _ = socket.recv_fds(events, 1 << 16, 100)
 if MODE.endswith("took-over"):

@@ -1,4 +1,4 @@
-"""A second reading of frames, in plain Python: what dataplane.wire.headers.parse_frame must agree with."""
+"""A second frame parser, in plain Python, as reference for dataplane.wire.headers.parse_frame."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def reference(
     csum_start: int = 0,
     csum_offset: int = 0,
 ) -> tuple[str | None, dict[str, Any]]:
-    """Reason and record. The record means something where the reason is None or an IP or transport header's: then it has what was
-    valid before the fault."""
+    """Reason and record. The record is valid if the reason is None; if it is an IP or transport
+    header's, the record has the fields before the fault."""
     r = nothing()
     if len(frame) < 14:
         return "runt", r
@@ -99,7 +99,7 @@ def reference(
 def whether_it_can_be_forwarded(
     frame: bytes, reason: str | None, r: dict[str, Any], *, truncated: bool = False, **fields: int
 ) -> bool:
-    """Whether a switch can forward the frame that `reference` says this of."""
+    """Whether a switch can forward a frame with this result of `reference`."""
     if reason in ("runt", "bad_gso", "bad_csum_offset"):
         return False
     defaults = {"vnet_flags": 0, "gso_type": 0, "gso_size": 0, "csum_start": 0, "csum_offset": 0}
@@ -107,7 +107,7 @@ def whether_it_can_be_forwarded(
 
 
 def believed(said: int, present: int, truncated: bool, gso: int) -> int:
-    """Bytes that the packet has, or Malformed. 0 says: as many as there are."""
+    """Bytes of the packet, or Malformed. said=0: as many as are present."""
     if said in (0, present):
         return present
     if not gso and said < present:

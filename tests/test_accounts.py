@@ -1,4 +1,5 @@
-"""Accounts: memory as it is taken, and nobody bears what another of the same name did. CPU time against the kernel: test_groups_live.py."""
+"""Accounts: memory in use; no NIC is charged for an earlier one of its name. CPU time compared with
+the kernel's: test_groups_live.py."""
 
 import msgspec
 import pytest
@@ -28,7 +29,7 @@ FRAME = Spec(protocol=UDP).build()
 
 
 class Broken(Module):
-    """Of a user's own."""
+    """A user's module."""
 
     def accounts(self):
         raise RuntimeError("no accounts today")
@@ -49,7 +50,7 @@ class Running:
         return {**{each["nic"]: each["cpu_ns"] for each in found["accounts"]}, "gone": found["detached_cpu_ns"]}
 
     def retire(self, **charged):
-        """Elements of these owners are gone that were charged."""
+        """Removes charged elements of these owners."""
         self.runtime.hosted[0].charged |= {name.replace("__", "."): ns for name, ns in charged.items()}
 
     def send(self, nic, *frames):
@@ -72,9 +73,9 @@ def test_what_waits_is_charged_as_it_is_stored(running):
     assert running.memory() == {"a": RING_BYTES, "a.b": RING_BYTES, "c": RING_BYTES}
     running.send("a", *[FRAME] * 10, FRAME + bytes(4000))
     held = sum(each["packets_held"] for each in running.runtime.charges()["accounts"])
-    assert held >= 9  # the burst has let some go, in two shapers
+    assert held >= 9  # the burst has let some pass, in two shapers
     waiting = (held - 1) * SMALL_BYTES + LARGE_BYTES
-    # What left is on its way to c, whose engine has not run: it is c's.
+    # Packets that left are in c's ring, since c's engine has not run: c is charged.
     crossed = 11 - held
     assert running.memory() == {"a": RING_BYTES + waiting, "a.b": RING_BYTES, "c": RING_BYTES + crossed * SMALL_BYTES}
     running.runtime.engines[1].advance(running.runtime.clock.now_ns)
@@ -111,7 +112,7 @@ def test_a_name_begins_at_zero(running):
 
 
 def test_what_is_gone_is_booked_by_name(running, tmp_path):
-    """To the NIC whose it was, whichever NIC's end or capture's it is that closes the books."""
+    """To the elements' NIC, no matter which NIC's or capture's end triggers the booking."""
     running.retire(a=1, a__b=2, m=4)
     running.runtime.nics.detach("a.b")
     assert running.cpu() == {"a": 1, "c": 0, "gone": 6}
@@ -141,7 +142,7 @@ def test_who_comes_and_goes_leaves_one_number(running):
     assert running.cpu()["gone"] == 50 and list(state["gone"]) == [""]
     successor = Running()
     try:
-        state["gone"] |= {"gone.before": 4, "a": 2}  # as a worker of an older version has it
+        state["gone"] |= {"gone.before": 4, "a": 2}  # as from a worker of an older version
         successor.runtime.load_control(state)
         successor.runtime.nics.attach(NicConfig(name="gone.before"))
         assert successor.cpu() == {"a": 2, "a.b": 0, "c": 0, "gone.before": 0, "gone": 54}

@@ -1,4 +1,4 @@
-"""The namespace agent lives and dies with its daemon; watches tell when a container is gone."""
+"""The namespace agent ends with its daemon; watches report when a container is gone."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def ended(pidfd: int, timeout_s: float) -> bool:
     return bool(select.select([pidfd], [], [], timeout_s)[0])
 
 
-# --- the agent's life -------------------------------------------------------------------------------------------------
+# --- the agent's life -----------------------------------------------------------------------------
 
 
 def test_starts_soon_and_leaves_nothing(leak_check):
-    """The limit is generous, for a busy machine."""
+    """The time limit is generous, for a busy machine."""
     before = time.monotonic()
     with NamespaceAgent.start() as agent:
         with NetNamespace.find() as here, pytest.raises(PortError, match="gone"):
@@ -49,7 +49,8 @@ def test_starts_soon_and_leaves_nothing(leak_check):
 
 
 def test_an_agent_that_nobody_asks_lets_go_of_what_it_loaded(container):
-    """It begins anew as the same process on the same socket, and is slim; what is asked then is answered."""
+    """It executes itself again, as the same process on the same socket, with less memory, and
+    answers requests."""
     with start_agent(QUIET_S=0.1) as agent:
 
         def resident_bytes():
@@ -63,7 +64,7 @@ def test_an_agent_that_nobody_asks_lets_go_of_what_it_loaded(container):
                 pass
 
 
-# An agent that has loaded everything, and finds another vnic installed then: one that does not even begin.
+# An agent that has loaded everything when another vnic is installed, which does not even start.
 REPLACED = """
 import pathlib, socket, sys
 from vnic.device import agent
@@ -80,7 +81,7 @@ agent.serve(socket.socket(fileno=int(sys.argv[1])))
 
 
 def test_an_agent_whose_code_was_replaced_stays_as_it_is(container, tmp_path):
-    """An upgrade by pip does not reach it: the supervisor, to whom it speaks, stays too."""
+    """An upgrade by pip does not change it, since the supervisor stays, too."""
     tree = Path(agents.__file__).parents[2]
     for part in ("vnic/__init__.py", "vnic/device", "dataplane/__init__.py", "dataplane/errors.py"):
         (tmp_path / part).parent.mkdir(exist_ok=True)
@@ -224,7 +225,8 @@ done
 
 
 def test_a_child_that_somebody_in_the_container_stops(make_container):
-    """Root of a user namespace may stop who enters it, and what is stopped hears no alarm."""
+    """Root of a user namespace may stop a process that enters it, and a stopped process gets no
+    alarm."""
     container = make_container(user_namespace=True)
     with start_agent(CHILD_TIMEOUT_S=1.0) as agent:
         attack = subprocess.Popen(
@@ -261,7 +263,7 @@ def test_root_s_child_is_out_of_reach_of_another_user_s_container(leak_check):
 
 
 def test_a_child_that_dies_or_hangs_is_reported(leak_check, monkeypatch):
-    """The agent's loop, run here, with work that never answers."""
+    """Runs the agent's loop in this process, with work that never answers."""
     monkeypatch.setattr(agents.link, "netlink", lambda: None)
     monkeypatch.setattr(agents, "CHILD_TIMEOUT_S", 0.5)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -271,7 +273,7 @@ def test_a_child_that_dies_or_hangs_is_reported(leak_check, monkeypatch):
     if pid == 0:
         try:
             ours.close()
-            # Taken in the agent, since each child has its own copy of the iterator.
+            # Called in the agent, since each child has its own copy of the iterator.
             run_child = agents.run_child
 
             def run(sock, request, netns_fd):
@@ -304,7 +306,7 @@ def test_a_request_too_long_is_refused(container):
 
 
 def test_too_many_open_files_is_a_clear_error(container):
-    """Descriptors that find no room here are lost on the way: nothing stays of the TAP."""
+    """Descriptors beyond the limit are lost in transit: the TAP is removed."""
     script = """
 import resource, sys
 from dataplane.errors import PortError
@@ -334,7 +336,7 @@ def test_unclosed_things_warn(container):
     assert {"unclosed tap eth0", f"unclosed pid {container.pid}", f"unclosed watch of pid {container.pid}"} <= messages
 
 
-# --- targets that go --------------------------------------------------------------------------------------------------
+# --- targets that go ------------------------------------------------------------------------------
 
 
 def test_a_process_that_has_ended_but_is_not_waited_for(leak_check):
@@ -349,7 +351,8 @@ def test_a_process_that_has_ended_but_is_not_waited_for(leak_check):
 
 
 def test_a_process_that_exits_between_check_and_entry(container):
-    """The namespace was found and is held: the TAP is made all the same, and the watch reports at once."""
+    """The namespace is held open: the TAP is created nevertheless, and the watch reports at
+    once."""
     with NamespaceAgent.start() as agent, NetNamespace.find(container.pid) as namespace, namespace.watch() as watch:
         assert not watch.gone
         container.close()
@@ -385,7 +388,7 @@ def test_on_gone_in_a_loop_when_the_process_exits(container):
         await asyncio.wait_for(gone.wait(), 5)
         await asyncio.sleep(0)
         assert calls == [1]
-        # And when it is gone already.
+        # if it is gone already
         again = asyncio.Event()
         watch.on_gone(loop, again.set)
         await asyncio.wait_for(again.wait(), 5)
@@ -401,7 +404,8 @@ def test_a_watch_of_our_own_namespace_never_reports(leak_check):
 
 
 def test_a_tap_keeps_the_namespace_and_closing_it_on_gone_frees_it(container):
-    """What the daemon does. Namespaces go in the background; so an inode's end is not waited for, the descriptors' is."""
+    """As the daemon does it. The kernel frees namespaces in the background, so this waits for the
+    descriptors, not for the inode."""
     with NamespaceAgent.start() as agent:
         tap = agent.open_tap(TapRequest(name="eth0", pid=container.pid))
         with tap.watch() as watch:

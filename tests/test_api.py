@@ -1,4 +1,4 @@
-"""The control API over real sockets: what clients may do, and what a broken one cannot do to others."""
+"""The control API over real sockets: clients' calls; broken clients do not affect others."""
 
 import asyncio
 import contextlib
@@ -78,7 +78,7 @@ def daemon(shared_daemon, monkeypatch):
 
 
 def raw(*chunks, answers=1):
-    """What the daemon answers to raw bytes, and whether it hung up then."""
+    """The daemon's answers to raw bytes, and whether it then closed the connection."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(60)
         sock.connect(api.socket_path("default"))
@@ -140,7 +140,7 @@ def test_errors_arrive_as_they_were_raised(daemon, method, parameters, kind, say
             vnic.call(method, **parameters)
         assert type(caught.value) is kind or kind is VnicError
         assert says in str(caught.value)
-        assert vnic.call("Status")["status"]["conserved"]  # the connection lives on
+        assert vnic.call("Status")["status"]["conserved"]  # the connection still works
 
 
 def test_introspection(daemon):
@@ -184,7 +184,8 @@ def test_too_many_clients_are_told_so(daemon):
                 clients[-1].call("Graph")
         assert len(clients) == 257
         clients.pop(0).close()
-        # The daemon sees the end of that connection before it looks at a new one's request, or refuses once more: never worse.
+        # The daemon sees the end of that connection before a new one's request, or at worst rejects
+        # once more.
         clients[0].call("Graph")
     finally:
         for client in clients:
@@ -284,7 +285,7 @@ def test_an_empty_directory_does_not_outlive_the_instance(monkeypatch, tmp_path)
 
 @pytest.fixture
 def open_directory():
-    """Where everybody can reach a socket, as the daemon's directory never is."""
+    """A directory in which all users can reach a socket, unlike the daemon's directory."""
     path = Path(tempfile.mkdtemp(dir="/tmp"))
     path.chmod(0o755)
     yield path
@@ -293,7 +294,7 @@ def open_directory():
 
 def test_other_users_are_refused(open_directory, monkeypatch):
     path = open_directory / "s"
-    if os.geteuid() != 0:  # we cannot become somebody else, so the daemon does
+    if os.geteuid() != 0:  # this process cannot change its user, so the daemon does
         monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
 
     async def ask():
@@ -318,7 +319,7 @@ def test_other_users_are_refused(open_directory, monkeypatch):
 
 
 def test_a_client_that_comes_with_an_upgrade_is_handed_over(open_directory):
-    """Let in, and nothing read from it yet, or not let in: either way the next server has it."""
+    """Accepted but not read from, or not accepted yet: in both cases the next server gets it."""
     path = str(open_directory / "s")
 
     async def hand_over():
@@ -346,7 +347,7 @@ def test_a_client_that_comes_with_an_upgrade_is_handed_over(open_directory):
 
 
 def test_a_request_a_byte_at_a_time_is_cut_off_and_nobody_waits(open_directory, monkeypatch):
-    """The time that a whole request has is a second here; who sends a byte now and then is cut off all the same."""
+    """The limit for a whole request is a second here, also for a client that sends single bytes."""
     monkeypatch.setattr(connection, "REQUEST_S", 1.0)
     path = str(open_directory / "s")
 

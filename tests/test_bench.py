@@ -1,4 +1,4 @@
-"""The bench's own sanity: probes compile, figures are put together right. Nothing here measures."""
+"""The bench itself: probes compile, figures are computed correctly. Nothing is measured."""
 
 import os
 import shutil
@@ -102,7 +102,7 @@ def test_an_unknown_contestant_is_an_error_that_lists_them() -> None:
 
 
 def test_cpu_time_of_a_process_and_its_children() -> None:
-    """Of the child, which works, and not of the parent, which waits."""
+    """The child works, the parent waits."""
     work = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'while True: pass'])"
     with subprocess.Popen([sys.executable, "-c", work]) as process:
         try:
@@ -163,7 +163,7 @@ def test_an_interrupted_run_leaves_nothing_behind(number: signal.Signals) -> Non
 
 
 def child_of(pid: int) -> str:
-    """Pid of its first child, "" where there is none."""
+    """The pid of the process' first child; "" without one."""
     return next(iter(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()), "")
 
 

@@ -1,4 +1,4 @@
-"""The conservation law holds for whole engines, however often their NICs come and go."""
+"""The conservation law holds for whole engines while their NICs are attached and detached."""
 
 import gc
 import os
@@ -22,7 +22,7 @@ def nic(text):
 
 
 def send(made, name):
-    """Broadcasts from a NIC's container; returns when its engine has taken them all."""
+    """Sends broadcasts from a NIC's container; returns when its engine has read them all."""
     source = made.element(f"{name}.rx")
     taken = source.statistics()["received"] + FRAMES
     made.devices.nics[name].port.inject([b"\xff" * 6 + bytes([2, 0, 0, 0, 0, 9]) + b"\x88\xb5" + bytes(46)] * FRAMES)
@@ -31,7 +31,8 @@ def send(made, name):
 
 @pytest.mark.parametrize("text", ["engines: 1", "engines: 2", "{engines: 2, nics: {a: {engine: 0}}}"])
 def test_the_last_nic_of_an_engine_comes_and_goes(text):
-    """The switch, and what leads to the rings of other engines' NICs, leave the graph with it, and come back with the next."""
+    """The switch and the elements before the rings of other engines' NICs are removed with it, and
+    added with the next one."""
     made = running(text)
     try:
         for cycle in range(1, 4):
@@ -51,13 +52,14 @@ def rings():
     """Segments of rings that this process has open."""
     found = []
     for name in os.listdir("/proc/self/fd"):
-        with suppress(OSError):  # the listing's own
+        with suppress(OSError):  # the descriptor of the listing itself
             found.append(os.readlink(f"/proc/self/fd/{name}"))
     return sum("vnic-ring" in each for each in found)
 
 
 def test_a_nic_takes_its_descriptors_along():
-    """They do not wait for Python's cycle collector: what a NIC's ring has is closed when the NIC is taken out."""
+    """The descriptors of a NIC's ring are closed when the NIC is removed, not by Python's cycle
+    collector."""
     made = running("engines: 2")
     try:
         gc.collect()

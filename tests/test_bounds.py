@@ -1,4 +1,4 @@
-"""What bounds a user's share of control: the order of turns, and how many changes there are in a time."""
+"""Bounds on a user's share of control: the order of turns, and the rate of changes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_bucket_gives_its_burst_and_then_its_rate():
     bucket = Bucket(3, 2.0, lambda: now[0])
     assert [bucket.take() for _ in range(4)] == [0, 0, 0, 0.5]
     now[0] = 0.25
-    assert bucket.take() == 0.25  # asking takes nothing
+    assert bucket.take() == 0.25  # a failed take takes nothing
     now[0] = 0.5
     assert [bucket.take(), bucket.take()] == [0, 0.5]
     now[0] = 1000.0
@@ -32,7 +32,7 @@ def test_a_bucket_gives_its_burst_and_then_its_rate():
 
 
 async def settle() -> None:
-    """Until nothing in the loop moves any more: a turn's end takes a few passes."""
+    """Waits until the loop is idle: a turn's end takes a few passes."""
     for _ in range(20):
         await asyncio.sleep(0)
 
@@ -54,7 +54,7 @@ def test_turns_go_round_the_users():
             assert order == []
         await asyncio.gather(*tasks)
         await settle()
-        async with turns.turn(BOB):  # and it is free again
+        async with turns.turn(BOB):  # the lock is free again
             order.append("end")
         return order
 
@@ -96,7 +96,7 @@ def test_a_turn_is_not_lost_with_who_waits_for_it():
 
 
 def test_reading_comes_between_two_changes():
-    """A request that came during a change and only reads is answered before the next change begins."""
+    """A read that arrives during a change is answered before the next change begins."""
 
     async def run() -> list[str]:
         turns, order, loop = Turns(), [], asyncio.get_running_loop()
@@ -112,7 +112,7 @@ def test_reading_comes_between_two_changes():
             async with turns.turn(ALICE):
                 order.append(f"change {number}")
                 if number == 0:
-                    os.write(writing, b"x")  # while the loop is kept from looking
+                    os.write(writing, b"x")  # while the loop is blocked
 
         tasks = [asyncio.ensure_future(each) for each in (read(), *(change(number) for number in range(3)))]
         await asyncio.gather(*tasks)
@@ -142,7 +142,7 @@ class Offered:
 
 
 def test_a_client_s_changes_and_lines_are_bounded(monkeypatch, caplog):
-    """The owner's and another client's are not affected, nor what reads."""
+    """The owner and other clients are not affected, nor are reads."""
     now = [0.0]
     monkeypatch.setattr(control_methods, "Bucket", lambda burst, rate: Bucket(burst, rate, lambda: now[0]))
     offered = Offered()
@@ -166,7 +166,7 @@ def test_a_client_s_changes_and_lines_are_bounded(monkeypatch, caplog):
             call(ALICE, "Read")
         assert offered.made == 3 * CHANGES_AT_ONCE + 1
         assert len(caplog.records) == LINES_AT_ONCE + 2 * CHANGES_AT_ONCE + 1
-        now[0] = 10.0  # a line more
+        now[0] = 10.0  # one more line
         call(ALICE)
         call(ALICE)
         assert offered.made == 3 * CHANGES_AT_ONCE + 3

@@ -1,4 +1,5 @@
-"""Compressed captures are read as they come: told by their content, in bounded memory, damaged ones up to the damage."""
+"""Compressed captures: recognised by content, read in bounded memory, damaged ones up to the
+damage."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def test_compressed_captures(tmp_path, method, kind):
     path.write_bytes(COMPRESS[method](CONTENTS[kind]))
     assert packets_of(str(path)) == PACKETS
     reader = CaptureReader(str(path))
-    assert reader.format == kind and reader.size == 0  # how long the content is, is not known before its end
+    # the content's length is unknown before its end
+    assert reader.format == kind and reader.size == 0
     reader.close()
 
 
@@ -89,7 +91,8 @@ def test_a_damaged_file_gives_what_is_before_the_damage(tmp_path, method):
     reader.close()
 
 
-@pytest.mark.parametrize("method", ["gzip", "lz4"])  # zstd's library tells an end from a cut only by what is inside
+# zstd's library detects truncation only by the content
+@pytest.mark.parametrize("method", ["gzip", "lz4"])
 def test_a_cut_file_says_so(tmp_path, method):
     content = COMPRESS[method](CONTENTS["pcap"] + pcap([(0, os.urandom(1000))] * 200)[24:])
     path = tmp_path / "capture"
@@ -139,7 +142,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 @pytest.mark.parametrize("method", COMPRESS)
 def test_memory_does_not_follow_what_a_small_file_unpacks_to(tmp_path, method):
-    """256 MiB of zeros behind a section header, as one block of a type that is passed over."""
+    """256 MiB of zeros after a section header, as one block of a type that is skipped."""
     zeros = bytes(1 << 28)
     block = (0xBAD).to_bytes(4, "little") + (len(zeros) + 12).to_bytes(4, "little")
     path = tmp_path / "bomb"

@@ -1,4 +1,5 @@
-"""Captures of every kind are read; hostile ones give what is before the break, then one clear line."""
+"""Captures of every format are read; damaged ones give the packets before the damage, then an error
+of one line."""
 
 from __future__ import annotations
 
@@ -69,7 +70,7 @@ def test_pcapng_offset_sections_interfaces_and_blocks(tmp_path, order):
         section(order)
         + interface(order, options=shifted)
         + interface(order, snaplen=64)
-        + block(5, bytes(24), order)  # interface statistics: passed over
+        + block(5, bytes(24), order)  # interface statistics: skipped
         + enhanced(FRAMES[0], 10 * 10**6, order, options=option(1, b"a comment", order) + option(0, b"", order))
         + obsolete(FRAMES[1], 11 * 10**6, order, number=1)
         + section(other)
@@ -85,7 +86,7 @@ def test_pcapng_offset_sections_interfaces_and_blocks(tmp_path, order):
         (5 * 10**9, FRAMES[0], 0),
         (11 * 10**9, FRAMES[1], 1),
         (12, FRAMES[2], 2),
-        (12, FRAMES[3], 2),  # a simple packet has no time: that of the one before
+        (12, FRAMES[3], 2),  # a simple packet has no time: gets the previous one's
     ]
     assert reader.names == ["eth7", None, None]
     reader.close()
@@ -102,7 +103,8 @@ def test_a_simple_packet_is_as_long_as_its_interface_keeps(tmp_path):
 
 
 def test_a_packet_was_never_longer_than_a_frame_can_be(tmp_path):
-    """The length on the wire is the file's word; what shapers and schedules compute from it must not wrap."""
+    """The original length in the file is not trusted: computations of shapers and schedules must
+    not overflow."""
     path = tmp_path / "capture"
     lengths = [262144, 262145, 2**31 + 200_000_000, 2**32 - 1]
     for content in (

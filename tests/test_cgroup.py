@@ -1,4 +1,4 @@
-"""Cgroups of engine groups: real ones, in which the kernel's own figures are compared with ours."""
+"""Cgroups of engine groups: real ones, whose figures from the kernel are compared with vnic's."""
 
 import io
 import os
@@ -22,7 +22,7 @@ MODES = [("spreading", None), ("compacting", None), ("dedicated", CPUS[-1:])]
 
 
 class Made:
-    """A cgroup of the test's own. kind: "v2", or the v1 hierarchy with that controller."""
+    """A cgroup for the test. kind: "v2", or the v1 hierarchy with that controller."""
 
     def __init__(self, kind, name, *, threaded=True):
         wanted = [each for each in hierarchies() if (each.version == 2 if kind == "v2" else kind in each.controllers)]
@@ -51,7 +51,7 @@ class Made:
         (self.path / name).write_text(text)
 
     def holds(self, thread_id, pid="self"):
-        """As the thread's own file says, which we have no part in."""
+        """By the thread's file in /proc, independent of vnic."""
         with suppress(FileNotFoundError):
             for line in Path(f"/proc/{pid}/task/{thread_id}/cgroup").read_text().splitlines():
                 _, controllers, path = line.split(":", 2)
@@ -60,7 +60,8 @@ class Made:
         return False
 
     def remove(self):
-        """A thread leaves a cgroup when it ends, a little after whoever joins it goes on."""
+        """Waits for threads to leave: the kernel removes a thread from its cgroup shortly after a
+        join returns."""
 
         def gone():
             try:
@@ -131,10 +132,11 @@ def test_the_kernel_charges_what_the_engines_are_charged(make_cgroup, make_group
     assert (said["path"], said["in_force"], said["why"]) == (str(box.path), True, None)
     run(group, two)
     group.stop()
-    until(lambda: not box.cgroup.threads())  # the last of their time is charged as they end
+    until(lambda: not box.cgroup.threads())  # the last CPU time is charged when they end
     ours, theirs = sum(lane.engine.cpu_ns for lane in two), box.cgroup.cpu_ns() - before
     assert ours > 100_000_000
-    # The kernel counts a thread's first and last steps too, which no engine asked for: milliseconds on a busy machine.
+    # The kernel also counts a thread's start and end, which no engine caused: milliseconds on a
+    # busy machine.
     assert theirs == pytest.approx(ours, rel=0.05, abs=10_000_000)
     assert group.status()["cgroups"][0]["why"] == "no thread runs"
 
@@ -156,12 +158,12 @@ def test_a_change_of_mode_keeps_the_cgroup(make_cgroup, make_group, lanes, kind)
     group.halt(two[0].engine)
     group.resume(two[0].engine)
     assert len(group.threads) == 2
-    until(lambda: box.cgroup.threads() == ids(group))  # and those of before are gone
+    until(lambda: box.cgroup.threads() == ids(group))  # and the previous ones have left
 
 
 @pytest.mark.root
 def test_version_1_has_a_cgroup_for_each_purpose(make_cgroup, make_group, lanes):  # noqa: F811
-    """cpu bounds, cpuacct charges; and what the kernel bounds, it counts."""
+    """cpu bounds, cpuacct charges; the kernel counts CPU time that it bounds."""
     bounds, charges = make_cgroup("cpu"), make_cgroup("cpuacct")
     if bounds.parent.stat().st_dev == charges.parent.stat().st_dev:
         pytest.skip("cpu and cpuacct are one hierarchy here")
@@ -187,7 +189,8 @@ def test_version_1_has_a_cgroup_for_each_purpose(make_cgroup, make_group, lanes)
 
 @pytest.mark.root
 def test_a_guarantee_in_a_cgroup_without_real_time(make_cgroup, make_group, lanes):  # noqa: F811
-    """A v1 cpu cgroup takes no SCHED_RR threads unless it has real-time CPU time: joined first, the guarantee finds another class."""
+    """A v1 cpu cgroup without real-time CPU time accepts no SCHED_RR threads: the thread joins
+    first, and the guarantee then uses another class."""
     box = make_cgroup("cpu")
     group = make_group("dedicated", cpus=CPUS[-1:], cgroups=[box.cgroup], guarantee=Guarantee(5_000_000, 10_000_000))
     (lane,) = lanes(1)
@@ -241,9 +244,9 @@ def test_version_2_takes_threads_in_threaded_cgroups_only(make_cgroup):
     with pytest.raises(ConfigError) as refused:
         EngineGroup("g", cgroups=[box.cgroup])
     assert str(refused.value) == f"group g: cgroup {box.path}: is of type 'domain', which takes no single threads; {remedy}"
-    box.write("cgroup.type", "threaded")  # as it says
+    box.write("cgroup.type", "threaded")  # as the error advises
     box.cgroup.check()
-    until(lambda: not box.cgroup.threads())  # what was tried leaves nothing
+    until(lambda: not box.cgroup.threads())  # the probe thread has ended
 
 
 @pytest.mark.root
@@ -303,7 +306,7 @@ def test_a_plain_user_wants_it_delegated(make_cgroup, kind):
     for path in (box.path, *box.path.iterdir()):
         os.chown(path, plain_user.UID, plain_user.UID)
     said = plain_user.run(argv).stderr
-    if kind == "v2":  # the way leads through the cgroup above, which is root's
+    if kind == "v2":  # the common ancestor belongs to root
         assert f"uid {plain_user.UID} may not move threads from {box.parent} to it; delegate both" in said
     else:
         assert said == ""
@@ -324,7 +327,7 @@ def test_what_is_no_cgroup(tmp_path):
 def test_what_the_kernel_writes_is_read(tmp_path):
     box = Cgroup(str(tmp_path))
     (tmp_path / "cpu.stat").write_text("nr_periods 0\nnr_throttled 0\nthrottled_time 0\n")
-    assert box.cpu_ns() is None  # v1's
+    assert box.cpu_ns() is None  # only v1 hierarchies with cpuacct have it
     (tmp_path / "cpu.stat").write_text("usage_usec 50330\nuser_usec 12582\nsystem_usec 37747\n")
     assert box.cpu_ns() == 50_330_000
     (tmp_path / "cpuacct.usage").write_text("120703696\n")

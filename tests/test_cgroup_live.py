@@ -36,7 +36,7 @@ def config(path, boxes, **settings):
 
 
 def kill_worker(environment):  # noqa: F811
-    """Returns the status of the next one."""
+    """Kills the worker; returns the status of the next one."""
     pid = status(environment)["pid"]
     os.kill(pid, signal.SIGKILL)
     until(lambda: status(environment)["pid"] != pid)
@@ -44,7 +44,7 @@ def kill_worker(environment):  # noqa: F811
 
 
 def check(box, found):
-    """The threads of the group are in the cgroup, nobody else is, and status says so."""
+    """The threads of the group, and no others, are in the cgroup, and status reports it."""
     paying, free = found["groups"]
     assert [each["in_force"] for each in paying["cgroups"]] == [True] * len(paying["cgroups"]) and free["cgroups"] == []
     names = {thread["name"] for thread in paying["threads"]}
@@ -65,7 +65,7 @@ def test_an_instance_and_its_cgroup(environment, tmp_path, make_cgroup, leak_che
             ping(a, "10.97.0.2")
             check(box, before := status(environment))
             a.python(SEND)
-            vnic(environment, "accounts")  # settles
+            vnic(environment, "accounts")  # brings the accounts up to date
             after = status(environment)
             ours = after["engines"][0]["cpu_ns"] - before["engines"][0]["cpu_ns"]
             theirs = after["groups"][0]["cgroups"][0]["cpu_ns"] - before["groups"][0]["cgroups"][0]["cpu_ns"]
@@ -79,7 +79,7 @@ def test_an_instance_and_its_cgroup(environment, tmp_path, make_cgroup, leak_che
             ping(a, "10.97.0.2")
             check(box, status(environment))
             check(box, kill_worker(environment))
-            # The operator takes it away: the next worker does without.
+            # The operator removes the cgroup: the next worker continues without it.
             members = "cgroup.threads" if kind == "v2" else "tasks"
             for thread in (box.path / members).read_text().split():
                 (box.parent / members).write_text(thread)
@@ -93,7 +93,8 @@ def test_an_instance_and_its_cgroup(environment, tmp_path, make_cgroup, leak_che
             assert status(environment)["conserved"]
         finally:
             vnic(environment, "down")
-        assert "does not exist; mkdir" in vnic(environment, "up", "-d", file, status=2)  # a first worker refuses
+        # the first worker fails
+        assert "does not exist; mkdir" in vnic(environment, "up", "-d", file, status=2)
 
 
 @pytest.mark.root

@@ -1,4 +1,4 @@
-"""The Internet checksum against RFC 1071 written out."""
+"""The Internet checksum compared with a plain implementation of RFC 1071."""
 
 from __future__ import annotations
 
@@ -37,4 +37,5 @@ def test_a_new_length_in_a_pseudo_header(data, old, new):
     data = data + bytes(len(data) % 2)
     before = 0xFFFF ^ checksum(data + old.to_bytes(4, "big"))
     after = 0xFFFF ^ checksum(data + new.to_bytes(4, "big"))
-    assert shift_length(before, old, new) % 0xFFFF == after % 0xFFFF  # 0 and FFFF are the same number
+    # 0 and FFFF are the same number
+    assert shift_length(before, old, new) % 0xFFFF == after % 0xFFFF

@@ -1,4 +1,4 @@
-"""The command: help at once, one line for every mistake, exit statuses, tables and JSON."""
+"""The command: fast help, errors of one line, exit statuses, tables and JSON."""
 
 import json
 import os
@@ -26,7 +26,7 @@ VNIC = [sys.executable, "-m", "vnic.cli.main"]
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """For processes of the command: a runtime directory of their own, and the runtime that only remembers."""
+    """For processes of the command: their own runtime directory, and the fake runtime."""
     path = tmp_path_factory.mktemp("cli")
     path.chmod(0o700)
     paths = os.pathsep.join([str(TREE), str(TREE / "tests" / "fake_site")])
@@ -50,7 +50,7 @@ def assert_error(result, status, says):
     assert (result.exit_code if hasattr(result, "exit_code") else result.returncode) == status
 
 
-# -- help ------------------------------------------------------------------------------------------------------------------
+# -- help ------------------------------------------------------------------------------------------
 
 
 def test_help_imports_nothing_heavy():
@@ -96,7 +96,7 @@ def test_version():
     assert invoke("--version").output.startswith("vnic ")
 
 
-# -- mistakes --------------------------------------------------------------------------------------------------------------
+# -- mistakes --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("words", "says"), [
@@ -188,7 +188,7 @@ def test_whatever_happens_there_is_no_traceback(monkeypatch, raised, status, say
     assert result.stderr.strip().count("\n") == 0
 
 
-# -- a running instance ----------------------------------------------------------------------------------------------------
+# -- a running instance ----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -303,7 +303,7 @@ def test_up_in_the_foreground_ends_with_status_0(environment, tmp_path, number):
     assert not list(Path(environment["VNIC_RUNTIME_DIR"]).glob("foreground*"))
 
 
-# -- config, completion, doctor --------------------------------------------------------------------------------------------
+# -- config, completion, doctor --------------------------------------------------------------------
 
 
 def test_config_check_and_schema(tmp_path):
@@ -358,7 +358,7 @@ def test_up_reads_standard_input_and_warns(environment):
 
 
 def completed(environment, *words):
-    """What the shell offers for the last word."""
+    """The shell's completions of the last word."""
     line = {"_VNIC_COMPLETE": "bash_complete", "COMP_WORDS": " ".join(["vnic", *words]), "COMP_CWORD": str(len(words))}
     return [each.removeprefix("plain,") for each in run({**environment, **line}).stdout.split()]
 
@@ -370,7 +370,7 @@ def test_completion_of_names(environment, running):
     for words in (["rate", "w"], ["handler", "x"], ["group", "d"]):
         assert completed({**environment, "VNIC_INSTANCE": "absent"}, *words) == []
     done = run({**environment, "_VNIC_COMPLETE": "bash_complete", "COMP_WORDS": "vnic group d", "COMP_CWORD": "2"})
-    assert done.stderr == ""  # this daemon has no groups: nothing, without a word
+    assert done.stderr == ""  # this daemon has no groups: silently none
 
 
 def test_an_event_says_that_a_rate_is_lifted():

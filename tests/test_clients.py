@@ -1,4 +1,5 @@
-"""Clients of other users: they have what `clients:` grants, see what is theirs, and are refused the rest by name."""
+"""Clients of other users: they get what `clients:` grants, see only their own NICs, and get errors
+by name for the rest."""
 
 import json
 import os
@@ -18,13 +19,13 @@ from tests.test_supervisor import kill_worker
 from vnic.control.client import Client
 from vnic.control.server import CLIENTS_OF_A_USER_MOST
 
-ALICE, BOB, EVE = 54321, 54322, 54323  # of nobody: no such users need be added
+ALICE, BOB, EVE = 54321, 54322, 54323  # unused user ids; the users need not exist
 WHO = {ALICE: f"user uid {ALICE}", EVE: f"user uid {EVE}"}
-pytestmark = [pytest.mark.root, pytest.mark.commands]  # who but root could be three users
+pytestmark = [pytest.mark.root, pytest.mark.commands]  # only root can run commands as three users
 
 
 class UsersContainer(Container):
-    """A container that a user made, in a user namespace of his."""
+    """A container that a user created, in the user's own user namespace."""
 
     def __init__(self, uid):
         self.uid, self.user_namespace = uid, True
@@ -44,7 +45,8 @@ class UsersContainer(Container):
 
 
 class Net:
-    """root's instance, with a NIC of root's, one that root made for Alice, and two users who may attach their own."""
+    """root's instance, with a NIC of root's, one that root attached for Alice, and two users who
+    may attach their own."""
 
     def __init__(self, directory, web, made):
         self.directory = directory
@@ -66,7 +68,7 @@ class Net:
         vnic(self.environment, "up", "-d", str(directory / "net.yaml"))
 
     def as_user(self, uid, *words, status=0):
-        """The command, run by a user: its output, or with another status its complaint."""
+        """The command, run by a user: its output, or with another status its error."""
         command = plain_user.command_line([*VNIC, *words, "-i", str(self.directory / "default.sock")], uid=uid)
         environment = {key: value for key, value in self.environment.items() if key != "VNIC_RUNTIME_DIR"}
         done = subprocess.run(command, env=environment, cwd=plain_user.REPOSITORY, capture_output=True, text=True, timeout=240)
@@ -76,7 +78,8 @@ class Net:
         return done.stderr if status else done.stdout
 
     def code(self, uid, code):
-        """Python code with the client in `vnic`, run by a user: what it prints, as JSON."""
+        """Runs Python code, with the client in `vnic`, as a user; returns its output, parsed as
+        JSON."""
         program = f"import json\nfrom vnic.control.client import Client\nvnic = Client({str(self.directory / 'default.sock')!r})\n{code}"
         done = plain_user.run([sys.executable, "-c", program], uid=uid)
         assert done.returncode == 0, done.stderr
@@ -85,7 +88,8 @@ class Net:
 
 @pytest.fixture
 def net(leak_check, monkeypatch):
-    directory = Path(tempfile.mkdtemp(dir="/tmp"))  # which others can get at, as pytest's own they cannot
+    # other users can access it, unlike pytest's directory
+    directory = Path(tempfile.mkdtemp(dir="/tmp"))
     monkeypatch.setenv("VNIC_RUNTIME_DIR", str(directory))
     try:
         with Container() as web, UsersContainer(ALICE) as made:
@@ -105,26 +109,28 @@ def names(text):
 
 
 def test_a_user_s_own_nic(net):
-    """Attached by a namespace that is his, within what he was granted; outlives crash and upgrade, and goes with its container."""
+    """Attached by a namespace of the user, within the grant; survives crash and upgrade, and is
+    detached with its container."""
     with UsersContainer(ALICE) as box:
         net.as_user(ALICE, "attach", "tap", "box", "--pid", str(box.pid), "--interface", "eth0", "--address", "10.97.0.3/24")
         assert box.interfaces() == ["eth0"]
         ping(box, "10.97.0.1")
         seen = json.loads(net.as_user(ALICE, "status", "--json"))
-        assert "pid" not in seen and "supervisor" not in seen  # the processes are the owner's
+        assert "pid" not in seen and "supervisor" not in seen  # only the owner sees the processes
         assert "worker" not in net.as_user(ALICE, "status")
         theirs = {each["name"]: each for each in seen["nics"]}
         assert set(theirs) == {"made", "box"}
         assert (
             theirs["box"]["egress_bps"] == theirs["box"]["ingress_bps"] == 100_000_000
-        )  # what he was granted is the least, too
+        )  # the granted rate is the default, too
         assert theirs["box"]["owner"] == ALICE and theirs["box"]["pid"] == box.pid
         net.as_user(ALICE, "rate", "box", "--egress", "10mbit")
         net.as_user(ALICE, "link", "box", "down")
         assert "100% packet loss" in ping(box, "10.97.0.1", count=1, check=False)
         net.as_user(ALICE, "link", "box", "up")
         kill_worker(net.environment)
-        box.run("ip", "neighbour", "flush", "dev", "eth0")  # what the kernel asked while the link was down may be about to fail
+        # ARP requests sent while the link was down may be about to fail
+        box.run("ip", "neighbour", "flush", "dev", "eth0")
         ping(box, "10.97.0.1")
         json.loads(vnic(net.environment, "upgrade", "--json"))
         ping(box, "10.97.0.1")
@@ -133,7 +139,7 @@ def test_a_user_s_own_nic(net):
         }  # fmt: skip
         capture = net.as_user(ALICE, "capture", "box", "-d", "0.2", "-w", "/dev/net/tmp/box.pcap", "--json")
         assert json.loads(capture)["missed"] == 0
-    with Client() as owner:  # its process has ended
+    with Client() as owner:  # the NIC's process has ended
         while "box" in [each["name"] for each in owner.call("Status")["status"]["nics"]]:
             pass
 
@@ -156,11 +162,11 @@ def test_what_is_another_s_is_refused_by_name(net):
             assert "may be in no VLAN" in net.as_user(
                 BOB, "attach", "tap", "x", "--pid", str(other.pid), "--vlan", "10", status=1
             )
-            # With such a name, an element of Alice's NIC would pass for one of his.
+            # With such a name, an element of Alice's NIC would be taken for one of his.
             for name in ("made.egress", "web.x"):
                 attach = ["attach", "tap", name, "--pid", str(other.pid), "--interface", "eth0"]
                 assert "begins like the name of another user's NIC" in net.as_user(BOB, *attach, status=2)
-        # What happens to others' NICs he does not hear.
+        # He gets no events of others' NICs.
         heard = net.code(BOB, """
 events = vnic.stream("Monitor")
 other = Client(vnic.instance)
@@ -190,7 +196,8 @@ def test_what_a_user_was_granted_is_the_limit(net):
         says = net.as_user(ALICE, "attach", "tap", "third", "--pid", str(more.pid), status=1)
         assert "may have 2 NICs, and has them" in says
         net.as_user(ALICE, "detach", "box")
-        # root's container: its namespace cannot be opened by pid, and where it can be, it is not Alice's.
+        # root's container: its namespace cannot be opened by pid; a namespace that can be opened is
+        # not Alice's.
         assert "not permitted" in net.as_user(ALICE, "attach", "tap", "x", "--pid", str(roots.pid), status=2)
         path = net.directory / "netns"
         path.touch()
@@ -249,14 +256,14 @@ def switch_ports(net):
 
 
 def test_who_was_granted_no_vlan_is_in_none(net):
-    """A tag of the client's own choice does not lead into a VLAN, nor is anything of one heard: not from the beginning, and not
-    after an upgrade."""
+    """Tags that the container adds do not lead into a VLAN, and it receives no frames of one,
+    neither at first nor after an upgrade."""
     with UsersContainer(BOB) as box, UsersContainer(BOB) as other:
         net.as_user(BOB, "attach", "tap", "bobs", "--pid", str(box.pid), "--interface", "eth0", "--address", "10.97.0.7/24")
         vnic(net.environment, "attach", "tap", "roots", "--pid", str(other.pid), "--interface", "eth0", "--owner", str(BOB),
              "--address", "10.97.0.8/24")  # fmt: skip
         for _ in range(2):
-            ping(box, "10.97.0.8")  # untagged, among those without a VLAN
+            ping(box, "10.97.0.8")  # untagged, to a NIC without a VLAN
             before = dropped(net, "switch")["vlan_filtered"]
             box.run(sys.executable, "-c", SPEAK, "8100000a88b5")  # VLAN 10, where web is
             other.run(sys.executable, "-c", SPEAK, "88a8000a88b5")
@@ -270,7 +277,8 @@ def test_who_was_granted_no_vlan_is_in_none(net):
             assert ports[numbers["web"]]["access"] == 10
             json.loads(vnic(net.environment, "upgrade", "--json"))
         assert "100% packet loss" in ping(box, "10.97.0.1", count=1, check=False)
-        # Nor can it be asked for otherwise; who was granted VLANs is in the first of them, and not in VLAN 0.
+        # Other requests for a VLAN fail, too; a user with granted VLANs is in the first of them,
+        # not in VLAN 0.
         for uid, vlan in ((BOB, {"trunk": [10]}), (ALICE, {"untagged": True}), (ALICE, {"trunk": [10, 12]})):
             says = net.code(uid, f"""
 import os
@@ -307,7 +315,7 @@ def test_a_user_s_nic_sends_from_its_own_address(net):
             ALICE, "link", "box", "--spoof-check", "off", status=1
         )
         vnic(net.environment, "link", "box", "--spoof-check", "off")
-        for replaced in (False, True):  # the next worker knows
+        for replaced in (False, True):  # the next worker keeps it
             if replaced:
                 json.loads(vnic(net.environment, "upgrade", "--json"))
             before = dropped(net, "switch")["spoofed"]
@@ -339,22 +347,25 @@ def test_where_a_user_s_nics_are_and_how_many_queues_they_have(net):
         assert f"user uid {ALICE} may have 2 queues, not 3{more}" in net.as_user(ALICE, *theirs, "--queues", "3", status=1)
         net.as_user(ALICE, *theirs, "--engine", "e0", "--queues", "2")
         net.as_user(BOB, *attach, "--engine", "e2", "--queues", "4")
-        net.as_user(BOB, "attach", "tap", "second", "--pid", str(second.pid))  # others have no more to do, but are not for him
+        # other engines are idle, but not for him
+        net.as_user(BOB, "attach", "tap", "second", "--pid", str(second.pid))
         status = json.loads(vnic(net.environment, "status", "--json"))
         assert {each["name"]: each["engine"] for each in status["nics"]} == {
             "web": "e0", "made": "e1", "others": "e0", "bobs": "e2", "second": "e2",
         }  # fmt: skip
         net.as_user(BOB, "detach", "bobs")
         vnic(net.environment, "attach", "tap", "bobs", "--pid", str(box.pid), "--owner", str(BOB), "--engine", "e1")
-        assert box.interfaces() == ["bobs"]  # the instance's owner puts it where he likes
+        assert box.interfaces() == ["bobs"]  # the instance's owner may choose any engine
 
 
 def test_one_user_s_packets_leave_room_for_others(net):
-    """However many NICs and shapers, they hold what was granted of the pool; who is not of them does not notice."""
+    """All of a user's NICs and shapers together hold the granted share of the pool; others are not
+    affected."""
     with UsersContainer(BOB) as one, UsersContainer(BOB) as two:
         for name, box in (("one", one), ("two", two)):
             nic = {"pid": box.pid, "interface": "eth0", "addresses": ["10.98.0.1/24"]}
-            nic["egress"] = {"rate": "100kbit", "queue": "10s"}  # which holds more than the share of the pool
+            # holds more than the share of the pool
+            nic["egress"] = {"rate": "100kbit", "queue": "10s"}
             net.code(BOB, f"from vnic.cli.nics import attach_nic\nprint(json.dumps(attach_nic(vnic, {name!r}, {nic!r})))")
             box.run("ip", "neigh", "add", "10.98.0.9", "lladdr", "02:00:00:00:00:09", "dev", "eth0")
         with Client() as owner, one.udp_socket() as first, two.udp_socket() as second:
@@ -368,7 +379,8 @@ def test_one_user_s_packets_leave_room_for_others(net):
                 shapers = [found["one.egress.rate"], found["two.egress.rate"]]
                 held = sum(each["held"] for each in shapers)
                 full = min(each["dropped"]["queue_full"] for each in shapers)
-                assert held <= 1638 + len(shapers)  # a tenth of 16384, and one that each may have all the same
+                # a tenth of 16384, and one for each shaper in any case
+                assert held <= 1638 + len(shapers)
             assert held > 1500
             memory = {each["nic"]: each["memory_bytes"] for each in owner.call("Accounts")["accounts"]["accounts"]}
             assert memory["one"] + memory["two"] > 1500 * 2048
@@ -376,7 +388,7 @@ def test_one_user_s_packets_leave_room_for_others(net):
 
 
 def test_a_user_makes_so_many_changes_and_no_more(net):
-    """The bound is the user's, over all connections, and not the owner's."""
+    """The limit is per user, over all connections; the owner has none."""
     said = net.code(ALICE, """
 said = []
 while len(said) < 3:
@@ -398,7 +410,7 @@ def test_a_stranger_is_refused_by_name(net):
 
 
 def test_users_leave_room_for_others(net):
-    """Connections, captures whose reader sleeps, and a request a byte at a time."""
+    """Connections, captures whose reader sleeps, a request sent byte by byte."""
     counted = net.code(BOB, f"""
 import contextlib, socket
 socks = []
@@ -428,7 +440,8 @@ print(json.dumps(said))
 
 
 def test_a_capture_that_nobody_reads_holds_up_nobody(net):
-    """Its pipe is full and its reader asleep, or gone: NICs are detached, the program is replaced, all without waiting for it."""
+    """Its pipe is full and its reader asleep, or gone: NICs are detached and the worker is upgraded
+    without waiting for it."""
     with UsersContainer(ALICE) as box:
         net.as_user(ALICE, "attach", "tap", "box", "--pid", str(box.pid), "--interface", "eth0", "--address", "10.97.0.3/24")
         asleep, gone = Client(), Client()

@@ -1,5 +1,5 @@
-"""A worker that comes up where something is there already, after a crash or for an upgrade, and finds that something is amiss: what is
-there stays, and whoever is to know is told."""
+"""A worker that comes up after a crash or for an upgrade and finds an error: existing NICs stay,
+and the error is reported."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from vnic.control.parts import Hosted
 
 pytestmark = pytest.mark.commands
 
-# Fails at the step whose name a file has, in the directory of the configuration.
+# Fails at the step named in a file in the configuration's directory.
 FRAGILE = """
 import os
 from dataplane.element import PyElement
@@ -88,7 +88,7 @@ def running(environment, tmp_path, leak_check, port):  # noqa: F811
 
 @contextmanager
 def conversation(a, b, address="10.99.0.2"):
-    """By TCP, from a to b; it and the interfaces must be the same to the end."""
+    """A TCP connection from a to b; it and the interfaces must stay."""
     links = [box.run("ip", "-o", "link", "show", "eth0").split(":")[0] for box in (a, b)]
     with inside(b, ECHO.replace("10.99.0.2", address)) as server:
         try:
@@ -102,13 +102,15 @@ def conversation(a, b, address="10.99.0.2"):
                     client.kill()
         finally:
             server.kill()
-    # How many came back is TCP's affair: who asks again while there is no worker waits twice as long for the next time.
+    # The number of replies depends on TCP: each retransmission without a worker doubles the
+    # timeout.
     assert client.returncode == 0 and int(out.split()[0]) > 0
     assert [box.run("ip", "-o", "link", "show", "eth0").split(":")[0] for box in (a, b)] == links
 
 
 def killed_meanwhile(env, work):
-    """Kills the worker, does `work` before the supervisor starts another, returns that one's status."""
+    """Kills the worker, calls `work` before the supervisor starts the next one, returns that one's
+    status."""
     before = status(env)
     supervisor = before["supervisor"]["pid"]
     os.kill(supervisor, signal.SIGSTOP)
@@ -149,7 +151,7 @@ def test_after_a_crash_the_network_goes_on_without_a_module_that_fails(environme
     with conversation(a, b):
         (tmp_path / step).touch()
         for work in (lambda: kill_worker(environment), lambda: vnic(environment, "upgrade"), lambda: kill_worker(environment)):
-            work()  # the first finds out, the others know
+            work()  # the first worker detects it, later ones have it stored
             found = status(environment)
             (lost,) = found["lost"]
             assert lost["what"] == "module fragile:Fragile" and f"broken at {step}" in lost["why"]
@@ -168,7 +170,7 @@ def test_after_a_crash_the_others_go_on_without_a_nic_that_cannot_be_attached(en
             (tmp_path / "part").touch()
             (lost,) = kill_worker(environment)["lost"]
             assert lost["what"] == "nic b" and "broken at part" in lost["why"]
-            assert b.interfaces() == []  # nobody would serve it
+            assert b.interfaces() == []  # no worker would serve it
             learned = json.loads(vnic(environment, "status", "--json"))["switch"]["entries"]
             assert {entry["nic"] for entry in learned} <= {"a", "c"}
             (tmp_path / "part").unlink()
@@ -179,7 +181,7 @@ def test_after_a_crash_the_others_go_on_without_a_nic_that_cannot_be_attached(en
 
 
 def test_a_nic_that_a_worker_died_attaching_is_not_there(environment, running, tmp_path, monkeypatch):  # noqa: F811
-    """The supervisor has its TAP already; the configuration never had it."""
+    """The supervisor has its TAP, but the configuration does not have the NIC."""
     monkeypatch.setenv("VNIC_RUNTIME_DIR", environment["VNIC_RUNTIME_DIR"])
     before = status(environment)["pid"]
     with Container() as c:
@@ -243,7 +245,8 @@ def test_the_first_worker_comes_up_with_everything_or_not_at_all(environment, tm
 
 
 def test_engines_load_once_however_many_nics(monkeypatch):
-    """At the start, and twice at most at the end: a load visits every element of its engine."""
+    """Once at the start and at most twice at the end, since a load visits every element of its
+    engine."""
     loads = []
     load = Hosted.load
 
@@ -267,7 +270,7 @@ BROKEN = {"ingress": {"elements": [{"element": "Mirror", "file": "/nowhere/at/al
 
 @pytest.mark.parametrize("how", ["partial", "crash"])
 def test_a_nic_whose_elements_fail_costs_no_other(how):
-    """Though each engine loads once for all of them."""
+    """Although each engine loads once for all NICs."""
     network = {
         "engines": 2,
         "nics": {"a": {"engine": 0}, "b": {"engine": 0, **BROKEN}, "c": {"engine": 1}},
@@ -291,7 +294,8 @@ def test_the_first_worker_says_which_nic_fails_and_leaves_nothing():
 
 
 def test_names_of_elements_that_clash_are_one_nic_s_fault():
-    """Also where graphs are loaded at once: element rx in b's chain has the name that b.egress' source has."""
+    """Also where graphs are loaded together: element rx in b's chain has the name of b.egress'
+    source."""
     counter = {"egress": {"elements": [{"element": "Counter", "name": "rx"}]}}
     given = parse_config(json.dumps({"nics": {"b": counter, "b.egress": {}, "c": {}}}), contained=False)
     given.partial = True

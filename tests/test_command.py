@@ -1,4 +1,5 @@
-"""The command with the real runtime behind it: demo, up, down, attach - and what is left when it is interrupted or killed."""
+"""The command with the real runtime: demo, up, down, attach; nothing is left when it is interrupted
+or killed."""
 
 import json
 import os
@@ -20,7 +21,7 @@ VNIC = [sys.executable, "-m", "vnic.cli.main"]
 
 @pytest.fixture
 def environment(tmp_path):
-    """A runtime directory of the test's own."""
+    """The test's own runtime directory."""
     tmp_path.chmod(0o700)
     return {**os.environ, "VNIC_RUNTIME_DIR": str(tmp_path), "PYTHONPATH": str(TREE)}
 
@@ -34,12 +35,12 @@ def vnic(environment, *words, status=0, timeout=240):
 
 
 def processes_of(session: int) -> list[str]:
-    """Command lines of what still runs in a session."""
+    """Command lines of the processes that run in a session."""
     found = []
     for entry in Path("/proc").iterdir():
         with suppress(OSError, ValueError, IndexError):
             fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            # A first thread that has ended (Z) holds nothing, but others of its process may still.
+            # If the first thread has ended (Z), other threads of the process may still run.
             if int(fields[3]) == session and (fields[0] != "Z" or len(os.listdir(entry / "task")) > 1):
                 found.append((entry / "cmdline").read_text().replace("\0", " "))
     return found
@@ -50,7 +51,7 @@ def gone_within(seconds: float, session: int) -> bool:
     while processes_of(session):
         if time.monotonic() > end:
             return False
-        time.sleep(0.01)  # nobody tells when a stranger's process has ended
+        time.sleep(0.01)  # no event for the end of a process that is no child
     return True
 
 
@@ -59,7 +60,8 @@ def test_demo_prints_one_object(environment):
     assert result["conserved"] is True
     assert result["unprivileged"] is (not IS_ROOT)
     assert result["unshaped_gbps"] > 0.5
-    assert abs(result["error_percent"]) < 10  # whether it works at all; how exact it is, is the benchmark's
+    # only whether it works; the benchmark measures accuracy
+    assert abs(result["error_percent"]) < 10
     assert 0 < result["rtt_us"]["p50"] <= result["rtt_us"]["p99"]
     assert {name: len(queues) for name, queues in result["queues"].items()} == {"left": 2, "right": 2}
     assert sum(queue["tx_packets"] for queue in result["queues"]["right"]) > 1000
@@ -75,7 +77,7 @@ def test_demo_that_is_ended_leaves_nothing(environment, how, at, leak_check):
     while at not in (line := process.stderr.readline()):
         assert line, "the demo ended by itself"
     if how is signal.SIGINT:
-        os.killpg(process.pid, how)  # as the terminal does
+        os.killpg(process.pid, how)  # as a terminal does
     else:
         process.send_signal(how)
     text = process.communicate(timeout=120)[1]
@@ -134,7 +136,7 @@ def test_up_attach_rate_link_detach_down(environment, tmp_path, leak_check):
 def test_up_that_is_ended_leaves_nothing(environment, tmp_path, how, leak_check):
     with Container() as a, Container() as b:
         config = write_config(tmp_path / "net.yaml", a=a, b=b)
-        for _ in range(2):  # the second: nothing of the first is in the way
+        for _ in range(2):  # the second run: the first has left nothing
             process = subprocess.Popen(
                 [*VNIC, "up", config], env=environment, cwd=TREE, stderr=subprocess.PIPE, text=True, start_new_session=True
             )
@@ -164,7 +166,8 @@ def test_an_element_in_python_from_the_file_changes_real_traffic(environment, tm
     (tmp_path / "stamp.py").write_text(ELEMENT)
     with Container() as a, Container() as b:
         config = json.loads(Path(write_config(tmp_path / "net.yaml", a=a, b=b)).read_text())
-        # The element leaves the header checksum as it was, so b's kernel counts what it changed as header errors.
+        # The element does not update the header checksum, so b's kernel counts changed packets as
+        # header errors.
         config["nics"]["a"]["egress"] = {"elements": [{"element": "stamp:Stamp", "tos": 4}, {"element": "Counter"}]}
         (tmp_path / "net.yaml").write_text(json.dumps(config))
         vnic(environment, "up", "-d", str(tmp_path / "net.yaml"))
@@ -172,7 +175,7 @@ def test_an_element_in_python_from_the_file_changes_real_traffic(environment, tm
             ping(a, "10.99.0.2", check=False)
             errors = [line for line in b.run("cat", "/proc/net/snmp").splitlines() if line.startswith("Ip:")]
             names, values = (line.split() for line in errors)
-            assert int(values[names.index("InHdrErrors")]) >= 2  # b saw the changed bytes
+            assert int(values[names.index("InHdrErrors")]) >= 2  # b received the changed bytes
             elements = json.loads(vnic(environment, "stats", "a", "--json"))["engines"][0]["elements"]
             assert next(e for e in elements if e["type"] == "Stamp")["packets"] >= 2
         finally:
@@ -214,7 +217,7 @@ def test_a_name_that_is_taken_inside(environment, tmp_path):
 @pytest.mark.root
 @pytest.mark.parametrize("tun", ["missing", "closed"])
 def test_without_the_tun_device(tmp_path, tun):
-    """What a plain user is told where /dev/net/tun is not there or not his to open."""
+    """The error for a plain user if /dev/net/tun is missing or may not be opened."""
     done = plain_user.run([*VNIC, "demo"], tun=tun)
     assert done.returncode == 2, done.stdout + done.stderr
     error = done.stderr.splitlines()[-1]

@@ -17,7 +17,7 @@ START_NS = 10**12
 
 
 class World:
-    """Simulated engines, which are where the balancer moves them. late(engine, number of others on
+    """Simulated engines, on the threads that the balancer chooses. late(engine, number of others on
     its thread): whether the engine's packets wait too long."""
 
     def __init__(self, threads, places, loads, late):
@@ -78,7 +78,7 @@ def test_engines_are_packed_although_one_is_always_late_alone():
 
 
 def test_who_shares_with_a_late_one_keeps_others_from_being_packed():
-    """As long as the late engine's effect is unknown."""
+    """Until the effect of the late engine's move is known."""
     world = World(3, [0, 0, 1], [0.5, 0.4, 0.01], lambda number, beside: number == 0)
     world.look(2)
     assert world.places == [2, 0, 1]

@@ -20,7 +20,7 @@ from tests.test_group import CPUS, lanes, pool, until  # noqa: F401 - fixtures
 
 @contextmanager
 def descriptors(left):
-    """Exactly `left` more descriptors can be opened."""
+    """Limits this process to `left` more descriptors."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     opened = [os.dup(0) for _ in range(left + 1)]
     for each in opened:
@@ -34,7 +34,7 @@ def descriptors(left):
 
 @contextmanager
 def no_threads():
-    """No thread can be started: its stack would be larger than the address space."""
+    """Prevents new threads: their stack would be larger than the address space."""
     before = threading.stack_size(1 << 47)
     try:
         yield
@@ -70,7 +70,7 @@ def started(lanes):  # noqa: F811
 
 
 def runs(group, some):
-    """All engines of the group run, on threads that exist."""
+    """Whether all engines of the group run, on existing threads."""
     assert group.alive
     for lane in some:
         lane.send(40)

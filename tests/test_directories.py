@@ -1,4 +1,5 @@
-"""Watches over directories: one inotify instance for all, and only those are signalled that an event concerns."""
+"""Watches on directories: one inotify instance for all; an event signals only the watches that it
+concerns."""
 
 import os
 import shutil
@@ -10,7 +11,7 @@ from dataplane.errors import PortError
 from vnic.device.descriptors import readable
 from vnic.device.directories import watch_directory, watch_entries
 
-MANY = 300  # more than the 128 instances that a user has by default
+MANY = 300  # more than a user's default limit of 128 instances
 
 
 def instances() -> int:
@@ -30,7 +31,7 @@ def threads() -> list[str]:
 
 @pytest.fixture
 def place(tmp_path):
-    """A directory with MANY entries; no watch is left in the end."""
+    """A directory with MANY entries; checks that no watch is left at the end."""
     directory = tmp_path / "names"
     directory.mkdir()
     for number in range(MANY):
@@ -52,7 +53,7 @@ def test_many_watches_take_one_instance(place):
     assert readable(watches[8].descriptor, 60) and readable(watches[9].descriptor, 60)
     assert [number for number, each in enumerate(watches) if readable(each.descriptor, 0)] == [7, 8, 9]
     watches[7].take()
-    watches[7].take()  # nothing is there
+    watches[7].take()  # nothing is pending
     assert not readable(watches[7].descriptor, 0)
     shutil.rmtree(place)
     assert all(readable(each.descriptor, 60) for each in watches), "the directory itself went"

@@ -1,4 +1,4 @@
-"""The pages say what is there: links lead somewhere, commands and options exist, configurations are valid."""
+"""The pages are correct: link targets, commands and options exist, configurations are valid."""
 
 import re
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_a_dead_link_is_found(tmp_path):
 
 
 def commands_in(text):
-    """What a page shows of vnic's commands: in code blocks, one a line, and between backquotes."""
+    """vnic's commands in a page: in code blocks, one per line, and between backquotes."""
     lines = [line for _, block in FENCE.findall(text) for line in block.splitlines()]
     text = FENCE.sub("", text)
     lines += [line for line in text.splitlines() if line.startswith("    ")] + INLINE.findall(text)
@@ -69,7 +69,7 @@ def commands_in(text):
 
 
 def unknown(words):
-    """What of a command line vnic has not; None where it has all."""
+    """A word of a command line that vnic does not have; None if it has all."""
     command, context = cli, click.Context(cli, info_name="vnic")
     while isinstance(command, click.Group) and words and not words[0].startswith("-"):
         name, *words = words

@@ -1,4 +1,5 @@
-"""Real containers on a real vnic: TAPs, the kernel's own TCP, UDP and ICMP, tcpdump; hostile frames; change while traffic runs."""
+"""Containers on vnic: TAPs, the kernel's TCP, UDP and ICMP, tcpdump; hostile frames; changes under
+traffic."""
 
 import asyncio
 import subprocess
@@ -23,7 +24,8 @@ with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket
     for number in range(count):
         s.sendto(number.to_bytes(4, "big") + bytes(size - 4), (address, port))
 """
-# Counts datagrams on argv[1]:argv[2] until argv[3] came; prints how many, in which order, and their checksum state says the kernel.
+# Counts datagrams on argv[1]:argv[2] up to argv[3]; prints their number, order, and checksum state
+# by the kernel.
 COUNT_UDP = """
 import socket, sys
 address, port, count = sys.argv[1], *map(int, sys.argv[2:])
@@ -34,7 +36,8 @@ with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket
     numbers = [int.from_bytes(s.recv(65536)[:4], "big") for _ in range(count)]
 print(len(numbers), numbers == sorted(numbers))
 """
-# TCP: sends argv[3] bytes to argv[1]:argv[2] and prints the digest of what it sent; or receives and prints the same.
+# TCP: sends argv[3] bytes to argv[1]:argv[2] and prints their digest; or receives and prints the
+# same.
 SEND_TCP = """
 import hashlib, random, socket, sys
 data = random.Random(1).randbytes(int(sys.argv[3]))
@@ -54,7 +57,7 @@ with socket.create_server((sys.argv[1], int(sys.argv[2])), family=family) as ser
             digest.update(data)
 print(digest.hexdigest())
 """
-# Sends raw frames, hexadecimal, one a line of standard input would need a pipe: they come as arguments.
+# Sends raw frames, hexadecimal, given as arguments.
 SEND_RAW = """
 import socket, sys
 with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as s:
@@ -70,8 +73,9 @@ with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as s:
         s.send(bytes(5) + b"\\x0a" + b"\\x02" + os.urandom(5) + b"\\x08\\x06" + bytes(46))
 """
 
-# Writes the first argv[2] frames on interface argv[1] that contain the bytes argv[3] as a pcap file to argv[4]. tcpdump itself cannot
-# capture in a plain user's container: it insists on changing its groups, which user namespaces of plain users forbid.
+# Writes the first argv[2] frames on interface argv[1] that contain the bytes argv[3] as a pcap file
+# to argv[4]. tcpdump cannot capture in a plain user's container, since it changes its groups, which
+# user namespaces of plain users forbid.
 CAPTURE = """
 import socket, struct, sys
 SOL_PACKET, PACKET_AUXDATA, VLAN_VALID = 263, 8, 0x10
@@ -131,7 +135,7 @@ class Net:
 
 @pytest.fixture
 def net():
-    """Makes the net that a test asks for; afterwards every packet must be accounted for."""
+    """Creates the test's net; afterwards checks that every packet is accounted for."""
     with ExitStack() as stack:
         made: list[Net] = []
 
@@ -148,7 +152,7 @@ def net():
 
 
 def transfer(net: Net, source: str, target: str, address: str, size: int = 30_000_000) -> None:
-    """One TCP connection; what arrives must be what was sent."""
+    """One TCP connection; compares the data received with the data sent."""
     receiver = net[target].popen([sys.executable, "-c", RECEIVE_TCP, address, "5001"])
     assert receiver.stdout is not None and receiver.stdout.readline() == "ready\n"
     sent = net[source].python(SEND_TCP, address, "5001", str(size))
@@ -157,7 +161,8 @@ def transfer(net: Net, source: str, target: str, address: str, size: int = 30_00
 
 
 def count_udp(net: Net, source: str, target: str, address: str, count: int, size: int, while_sending=None) -> str:
-    # First resolve the address: datagrams that wait for it in the sender's kernel may overtake each other there.
+    # First resolves the address: datagrams that wait for it in the sender's kernel may be
+    # reordered.
     net[source].run("ping", "-c", "1", "-W", "2", address)
     receiver = net[target].popen([sys.executable, "-c", COUNT_UDP, address, "5002", str(count)])
     assert receiver.stdout is not None and receiver.stdout.readline() == "ready\n"
@@ -183,14 +188,14 @@ def test_gso_frames_travel_whole(net):
     transfer(made, "a", "b", V4["b"])
     queue = made.runtime.stats("b")["nics"][0]["queues"][0]
     assert queue["tx_bytes"] / queue["tx_packets"] > 6000
-    # On a wire it would be frames of the MTU: as many bytes and their headers.
+    # On a wire: frames of the MTU, with their headers.
     assert 1200 < queue["tx_wire_bytes"] / queue["tx_wire_packets"] <= 1514
     sent = made.runtime.stats("a")["nics"][0]["queues"][0]
     assert sent["rx_wire_packets"] >= queue["tx_wire_packets"] > 5 * sent["rx_packets"]
 
 
 def test_without_offloads_the_same_bytes_arrive(net):
-    """The container that lacks the features gets segments of its MTU with complete checksums."""
+    """A container without offloads receives segments of its MTU with complete checksums."""
     made = net(nics={"b": {"offloads": {"checksum": False, "tso": False, "uso": False}}})
     transfer(made, "a", "b", V4["b"], 5_000_000)
     transfer(made, "a", "b", V6["b"], 5_000_000)
@@ -226,7 +231,8 @@ def test_four_queues_spread_flows_and_keep_each_in_order(net):
 
 
 def test_what_does_not_get_into_a_nic_s_queues_is_told(net):
-    """The engine stands, and a container sends more than its TAP holds: the kernel drops, before any packet is ours to count."""
+    """While the engine is halted, a container sends more than its TAP's queue holds: the kernel
+    drops packets before vnic can count them."""
     made = net()
     made["a"].run("ping", "-c", "1", "-W", "2", V4["b"])
     [engine] = made.runtime.engines
@@ -236,14 +242,15 @@ def test_what_does_not_get_into_a_nic_s_queues_is_told(net):
     made.runtime.group_of(engine).resume(engine)
     stats = made.runtime.stats()
     dropped = {nic["name"]: nic["queue_drops"] for nic in stats["nics"]}
-    assert 1000 <= dropped["a"] < 1100 and dropped["b"] < 100  # the stray multicast of the stacks themselves
+    # plus multicast packets of the network stacks
+    assert 1000 <= dropped["a"] < 1100 and dropped["b"] < 100
     told = [fields for event, fields in differences(before, observe(made.runtime.status(), stats)) if event == "drops"]
     assert {"nic": "a", "reason": "queue_full", "packets": dropped["a"]} in told
 
 
 @pytest.mark.parametrize("engines", [2, 3])
 def test_several_engines(net, engines):
-    """Each container's NIC on an engine of its own: what crosses goes by ring."""
+    """Each container's NIC on its own engine: packets cross by rings."""
     made = net(3, engines=engines)
     homes = {each["name"]: each["engine"] for each in made.runtime.status()["nics"]}
     assert len(set(homes.values())) == min(engines, 3)
@@ -258,7 +265,7 @@ def test_learned_traffic_reaches_nobody_else(net):
     before = made.runtime.stats("c")["nics"][0]["queues"][0]["tx_packets"]
     made["a"].run("ping", "-c", "100", "-i", "0.002", "-W", "2", V4["b"])
     after = made.runtime.stats("c")["nics"][0]["queues"][0]["tx_packets"]
-    assert after - before < 20  # the stray multicast of the stacks themselves, not 200 pings
+    assert after - before < 20  # multicast packets of the network stacks, not 200 pings
 
 
 class Capture:
@@ -271,7 +278,7 @@ class Capture:
         assert self._process.stdout is not None and self._process.stdout.readline() == "ready\n"
 
     def lines(self, *options: str) -> list[str]:
-        """tcpdump's lines, once all frames have come."""
+        """tcpdump's lines, once all frames have arrived."""
         assert self._process.communicate(timeout=120)[0] == ""
         command = ["tcpdump", "-n", "-t", *options, "-r", str(self._path)]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout.splitlines()
@@ -321,7 +328,7 @@ def test_a_nic_may_drop_malformed_frames_by_reason(net, reason):
 
 
 def test_fragments_that_end_within_the_tcp_header_pass(net, tmp_path):
-    """RFC 791 lets every fragment but the last be as short as 8 bytes."""
+    """RFC 791 permits fragments of 8 bytes."""
     made = net(nics={"a": {"malformed": "drop"}})
     link = "0200000000bb 0200000000aa 0800"
     first = bytes.fromhex(f"{link} 4500 001c 0007 2000 4006 0000 0a630001 0a630002 0050005000000001")
@@ -409,7 +416,8 @@ def test_a_failing_attach_leaves_nothing(net):
     from dataplane.errors import ConfigError
 
     with pytest.raises(ConfigError):
-        made.runtime.nics.attach(convert_nic("c", {"pid": made["a"].pid, "interface": "eth0"}))  # the name is taken in there
+        # the name is taken in that container
+        made.runtime.nics.attach(convert_nic("c", {"pid": made["a"].pid, "interface": "eth0"}))
     with pytest.raises(ConfigError, match="attached already"):
         made.runtime.nics.attach(convert_nic("a", {"pid": made["a"].pid, "interface": "eth1"}))
     bad = {"pid": made["a"].pid, "interface": "eth1", "egress": {"elements": [{"element": "nowhere:Nothing"}]}}

@@ -1,4 +1,5 @@
-"""Engine: mailbox, timers in virtual time, reload while running, sleep and wake, the conservation law."""
+"""Engine: mailbox, timers in virtual time, reload while running, sleep and wake, the conservation
+law."""
 
 import os
 import threading
@@ -37,7 +38,7 @@ def running(pool):
 def test_work_runs_on_the_engine_thread_and_returns(running):
     engine, _, _ = running
     assert engine.call(lambda: threading.current_thread().name) == "vnic-e0"
-    assert engine.call(lambda: engine.call(lambda: 7)) == 7  # work may post work: it runs in place
+    assert engine.call(lambda: engine.call(lambda: 7)) == 7  # work posted by work runs at once
 
 
 def test_work_that_raises_raises_at_the_poster(running):
@@ -198,7 +199,8 @@ class Busy(PyElement):
 
 
 def test_a_source_whose_packets_take_long_is_polled_in_shorter_bursts(pool):
-    """So that control and other sources wait for one packet, not for 32; and it recovers."""
+    """So that control and other sources wait for one packet, not for 32. Later bursts grow
+    again."""
     engine = Engine("e0", pool)
     into, out, busy = MemoryPort("a", 0), MemoryPort("b", 1), Busy(name="busy")
     busy.batches = []

@@ -1,4 +1,4 @@
-"""What examples/ shows works: the files are valid, and the element does what its tutorial says."""
+"""examples/ works: the files are valid, and the element behaves as in its tutorial."""
 
 import struct
 from pathlib import Path
@@ -20,7 +20,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def checksum(header):
-    """RFC 1071, the slow way."""
+    """RFC 1071, in plain Python."""
     total = sum(struct.unpack(f"!{len(header) // 2}H", header))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
@@ -35,7 +35,7 @@ def packet(ttl, identification, tags):
 
 
 def through(element, frames):
-    """The frames that come out, in order; checks that no packet is lost or left."""
+    """The frames transmitted, in order; checks that no packet is lost or held."""
     pool = PacketPool(small=256, large=4)
     engine = Engine("e0", pool, clock=Clock(virtual=True))
     a, b = MemoryPort("a", 0), MemoryPort("b", 1)

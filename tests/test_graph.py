@@ -1,4 +1,4 @@
-"""Composition: what `>>` accepts, what it refuses by name, and the pictures."""
+"""Composition: connections that `>>` accepts, those that it rejects by name, and graph output."""
 
 import pytest
 

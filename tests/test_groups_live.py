@@ -1,4 +1,5 @@
-"""Engine groups and accounts in a running instance: modes changed under real traffic, who is charged for it."""
+"""Engine groups and accounts in a running instance: mode changes under traffic, and charges for
+it."""
 
 import json
 import os
@@ -57,7 +58,7 @@ def status(environment):  # noqa: F811
 
 
 def settings_of(environment):  # noqa: F811
-    """Of the one group, what can be set; of its engines, their budget; of its threads, what the guarantee came to."""
+    """The only group's settings, its engines' budgets, and the scheduling class of its threads."""
     found = status(environment)
     (group,) = found["groups"]
     words = ("mode", "cpus", "spin_ns", "slo_ns", "guarantee")
@@ -106,7 +107,8 @@ def test_settings_change_live_and_last(environment, tmp_path, leak_check):  # no
             assert settings_of(environment) == changed
         vnic(environment, "group", "all", "--guarantee", "none", "--cpus", "any", "--budget", "0", "--mode", "compacting")
         assert settings_of(environment) == ["compacting", None, 5_000, 80_000, None, {0}, {False}]
-        with Client(str(tmp_path / "default.sock")) as client:  # the file's own, for what stands in the group's place no more
+        # the file's values, for those not set by the group
+        with Client(str(tmp_path / "default.sock")) as client:
             for settings in ({"spin": None, "slo": None, "budget": None, "mode": None, "cgroup": None}, {"cpus": None}):
                 client.call("SetGroup", name="all", settings=settings)
             assert settings_of(environment) == first
@@ -131,7 +133,8 @@ def test_a_mode_that_the_next_worker_would_refuse_is_refused(environment, tmp_pa
 
 
 def test_clients_are_charged_for_what_they_send(environment, tmp_path, leak_check):  # noqa: F811
-    """Three times the packets, three times the CPU time, in one engine that both share; and the books are complete."""
+    """Three times the packets, three times the CPU time, in an engine that both share; the accounts
+    add up."""
     with Container() as much, Container() as little, Container() as sink:
         boxes = {"much": much, "little": little, "sink": sink}
         nics = {
@@ -144,8 +147,8 @@ def test_clients_are_charged_for_what_they_send(environment, tmp_path, leak_chec
             ping(much, "10.98.0.3")
             ping(little, "10.98.0.3")
             before = accounts(environment)
-            # What a packet costs depends on how many come at once and whether the engine slept. So both send the same bursts, one
-            # after the other, each when the last has arrived; only how often they do so differs.
+            # A packet's cost depends on the burst's size and on whether the engine slept. So both
+            # send the same bursts, each after the last has arrived; only their numbers differ.
             with much.udp_socket() as often, little.udp_socket() as seldom, sink.udp_socket() as receiver:
                 receiver.bind(("10.98.0.3", 9))
                 receiver.settimeout(60)
@@ -159,7 +162,7 @@ def test_clients_are_charged_for_what_they_send(environment, tmp_path, leak_chec
             spent = {name: after[name] - before[name] for name in after}
             assert spent["much"] / spent["little"] == pytest.approx(3, rel=0.2)
             assert spent["much"] + spent["little"] > 0.98 * spent["all"]
-            # The kernel's own measure of the engine's thread, which the accounts have no part in.
+            # The engine thread's CPU time by the kernel, independent of the accounts.
             charged = sum(after[name] for name in ("much", "little", "sink", "overhead"))
             assert charged == pytest.approx(after["all"], rel=0.001)
             assert charged == pytest.approx(after["thread"], rel=0.02, abs=2_000_000)
@@ -167,7 +170,7 @@ def test_clients_are_charged_for_what_they_send(environment, tmp_path, leak_chec
             vnic(environment, "detach", "much")
             found = json.loads(vnic(environment, "accounts", "--json"))
             assert found["detached_cpu_ns"] >= after["much"]
-            # Another of that name begins at zero; and all is still in the books.
+            # A new NIC of that name begins at zero; the accounts still add up.
             vnic(environment, "attach", "tap", "much", "--pid", str(much.pid), "--interface", "eth0")
             found = json.loads(vnic(environment, "accounts", "--json"))
             anew = {each["nic"]: each["cpu_ns"] for each in found["accounts"]}
@@ -179,7 +182,7 @@ def test_clients_are_charged_for_what_they_send(environment, tmp_path, leak_chec
 
 
 def accounts(environment):  # noqa: F811
-    """CPU time by NIC, in nanoseconds; `thread` is what the kernel says of the engine's thread."""
+    """CPU time by NIC, in nanoseconds; `thread`: that of the engine's thread, by the kernel."""
     found = json.loads(vnic(environment, "accounts", "--json"))
     books = {each["nic"]: each["cpu_ns"] for each in found["accounts"]}
     pid = json.loads(vnic(environment, "status", "--json"))["pid"]

@@ -382,7 +382,7 @@ def test_the_table_of_a_switch_and_its_flush():
 
 
 def test_a_flush_of_a_port_that_is_not_there_is_refused():
-    """A port that is not open, but at which addresses are known, is: its link is down."""
+    """One that is not open but has addresses is flushed: its link is down."""
     element = switch()
     fill(element.table)
     element.activate(1)

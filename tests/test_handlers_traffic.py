@@ -59,7 +59,8 @@ class Judge(PyElement):
     def process(self, batch: BatchView) -> None:
         for came, mark, protocol in zip(batch.timestamp_ns, batch.mark, batch.ip_protocol, strict=True):
             letter, gate = int(mark) >> 8, int(mark) & 0xFF
-            wanted = int(protocol == UDP) ^ (letter == 0xA)  # set A: UDP to gate 0, set B: UDP to gate 1
+            # set A: UDP to gate 0, set B: UDP to gate 1
+            wanted = int(protocol == UDP) ^ (letter == 0xA)
             if gate != self.gate or wanted != self.gate:
                 self.wrong.append(f"gate {self.gate}, mark {mark:#x}, protocol {protocol}")
             if Judge.last[0] == came and Judge.last[1] != letter:

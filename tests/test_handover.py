@@ -136,7 +136,8 @@ def test_only_what_has_changed_is_sent_at_the_end(undisturbed):
     pair.prepare(0)
     pair.prepare(1)
     everything = {element["name"] for element in contents(save_engine(pair.homes[0].engine))["elements"]}
-    pair.hand_over(0)  # nothing has passed since: what holds packets, what is in Python, and the switch's timer
+    # nothing has passed since: what holds packets, what is in Python, and the switch's timer
+    pair.hand_over(0)
     sent = {element["name"] for element in contents(pair.handed_over[-1])["elements"]}
     assert {"a.egress", "a.seen"} <= sent < everything
     assert not sent & {"a.rx", "a.parse", "a.split", "a.0", "a.1", "a.2", "a.tx"}

@@ -1,4 +1,5 @@
-"""Routes of a NIC, and the host as a router between the switch and other networks, as docs/host.md says."""
+"""Routes of a NIC, and the host as a router between the switch and other networks, as in
+docs/host.md."""
 
 import os
 import re
@@ -99,7 +100,7 @@ def test_routes_are_set_in_the_container(container):
         assert any(line.startswith("fd01::/64 via fd00::2 dev web") for line in container.run("ip", "-6", "route").splitlines())
 
 
-# -- the host as a router --------------------------------------------------------------------------------------------------
+# -- the host as a router --------------------------------------------------------------------------
 
 ANSWER = """
 import socket, sys
@@ -126,7 +127,7 @@ def shell_blocks():
 
 @contextmanager
 def vnic_up(host, path, runtime_dir):
-    """`vnic up` in the host's namespace, until it is up."""
+    """Starts `vnic up` in the host's namespace, and waits until it is up."""
     environment = {**os.environ, "VNIC_RUNTIME_DIR": str(runtime_dir)}
     command = host.command([sys.executable, "-m", "vnic.cli.main", "up", str(path)])
     process = subprocess.Popen(
@@ -176,7 +177,7 @@ def test_containers_reach_other_networks_through_the_host(make_container, tmp_pa
             assert "100% packet loss" in web.run("ping", "-c", "1", "-W", "1", "198.51.100.2", check=False)
             for block in shell_blocks():
                 host.run("sh", "-e", "-c", block)
-            assert web.python(ASK).strip() == "198.51.100.1"  # the host's address stands for the container's
+            assert web.python(ASK).strip() == "198.51.100.1"  # the host's address, by translation
 
             attach = ["attach", "tap", "db", "--pid", str(db.pid), "--address", "10.0.0.2/24"]
             attach += ["--route", "198.51.100.0/24 via 10.0.0.254", "--route", "10.1.0.0/16"]

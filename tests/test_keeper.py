@@ -13,7 +13,7 @@ from vnic.device.tap import TapRequest
 
 @pytest.fixture
 def supervisor():
-    """The supervisor's end, and a Keeper at the other, which gives up soon."""
+    """The supervisor's socket, and a Keeper at the other end, with a short timeout."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         keeping = keeper.Keeper(theirs)
@@ -37,7 +37,7 @@ def is_open_here(identity):
 
 
 def test_a_late_answer_is_not_that_of_the_next_call(supervisor):
-    """The TAP that was opened for a, too late, must not be taken for b's."""
+    """A TAP opened for a, too late, must not be taken for b's."""
     ours, keeping = supervisor
     with pytest.raises(VnicError, match="no answer from the supervisor"):
         keeping.open_tap("a", TapRequest(name="eth0"))

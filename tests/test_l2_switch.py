@@ -1,4 +1,5 @@
-"""The switch against an obvious model of dicts: same frames out of every port, same drops, same counters."""
+"""The switch compared with a model of dicts: same frames from every port, same drops, same
+counters."""
 
 from __future__ import annotations
 
@@ -70,7 +71,7 @@ class Bench:
         self.engine.load(sources)
 
     def send(self, port: int, *frames: bytes | Frame) -> list[list[bytes]]:
-        """What comes out of each port."""
+        """The frames that leave each port."""
         self.ports[port].inject(list(frames))
         self.engine.advance(self.clock.now_ns)
         return [[frame.data for frame in each.take()] for each in self.ports]
@@ -89,7 +90,7 @@ class Bench:
 
 @dataclass
 class Vlan:
-    """How a port is set up."""
+    """A port's settings."""
 
     access: int | None = None
     trunk: list[int] | None = None
@@ -126,7 +127,8 @@ class Model:
 
     ageing_ms: int
     ports: dict[int, Vlan] = field(default_factory=dict)
-    table: dict[tuple[int, bytes], tuple[int, int]] = field(default_factory=dict)  # (vlan, mac) -> port, ms when noted
+    # (vlan, mac) -> port, ms when noted
+    table: dict[tuple[int, bytes], tuple[int, int]] = field(default_factory=dict)
     drops: Multiset[str] = field(default_factory=Multiset)
     counters: Multiset[str] = field(default_factory=Multiset)
 
@@ -237,7 +239,7 @@ frames = whole_frames | st.builds(lambda frame, length: frame[:length], whole_fr
 
 
 def passes_parse(frame: bytes) -> bool:
-    """Whole, and nothing of IP in it."""
+    """Whether a frame is complete, and not IP."""
     at = 12
     while frame[at : at + 2] in (b"\x81\x00", b"\x88\xa8", b"\x91\x00") and at < 20:
         at += 4
@@ -245,7 +247,7 @@ def passes_parse(frame: bytes) -> bool:
 
 
 class Twins(RuleBasedStateMachine):
-    """Both get the same frames, settings and times."""
+    """Switch and model get the same frames, settings and times."""
 
     @initialize(ageing_s=st.sampled_from([1, 5, 300]), parse=st.booleans())
     def begin(self, ageing_s: int, parse: bool) -> None:
@@ -276,7 +278,7 @@ class Twins(RuleBasedStateMachine):
 
     @rule(port=st.integers(0, PORTS - 1), sent=st.lists(frames, min_size=1, max_size=20))
     def send(self, port: int, sent: list[bytes]) -> None:
-        if self.parse:  # which drops some before they come here
+        if self.parse:  # Parse drops some before the switch
             sent = [frame for frame in sent if passes_parse(frame)]
         now_ms = self.bench.clock.now_ns // 10**6
         expected: list[list[bytes]] = [[] for _ in range(PORTS)]
@@ -332,7 +334,7 @@ COLUMNS = (
 
 
 class Watch(PyElement):
-    """Writes down what records say."""
+    """Stores the fields of records."""
 
     def __init__(self) -> None:
         self.seen: list[dict[str, int]] = []
@@ -345,7 +347,7 @@ class Watch(PyElement):
 
 
 def parsed(frame: Frame) -> dict[str, int]:
-    """What Parse says of a frame."""
+    """Parse's record of a frame."""
     pool = PacketPool(small=16, large=16)
     engine = Engine("e0", pool, clock=Clock(virtual=True))
     port, watch = MemoryPort("a", 0), Watch()
@@ -370,7 +372,8 @@ TAGS: dict[str, list[tuple[int, int]]] = {
 @pytest.mark.parametrize("tags", TAGS)
 @pytest.mark.parametrize("out", [Vlan(), Vlan(access=10), Vlan(trunk=[10]), Vlan(trunk=[20], native=10)], ids=str)
 def test_records_stay_true_when_tags_come_and_go(kind, tags, out):
-    """GSO frames from VLAN 10, tagged in every way, to every kind of port: the record is what Parse would make of the frame that leaves."""
+    """GSO frames from VLAN 10, tagged in every way, to every kind of port: the record equals
+    Parse's of the frame that leaves."""
     spec = Spec(**{**big_specs()[kind].__dict__, "tags": TAGS[tags]})
     sent = spec.frame(1000)
     watch = Watch()
@@ -389,12 +392,12 @@ def test_records_stay_true_when_tags_come_and_go(kind, tags, out):
 
 
 def test_a_tag_pushed_on_two_and_popped_again_changes_nothing():
-    """Three tags are more than a record has room for; the offsets stay true all the same."""
+    """Three tags exceed a record's room for tags, but the offsets stay correct."""
     spec = Spec(payload=bytes(100), tags=[(0x88A8, 7), (0x8100, 9)])
     watch = Watch()
     pool = PacketPool(small=64, large=16)
     engine = Engine("e0", pool, clock=Clock(virtual=True))
-    # An access port does not take tagged frames, but a trunk whose outer type is older than 802.1ad is untagged for the switch.
+    # An access port rejects tagged frames, but an outer type older than 802.1ad counts as untagged.
     data = spec.build().replace(b"\x88\xa8\x00\x07", b"\x91\x00\x00\x07", 1)
     first, second = L2Switch(MacTable(), 2, name="first"), L2Switch(MacTable(), 2, name="second")
     a, b = MemoryPort("a", 0), MemoryPort("b", 1)
@@ -422,7 +425,8 @@ def test_a_tag_pushed_on_two_and_popped_again_changes_nothing():
 
 
 def test_a_guest_cannot_change_its_vlan_behind_the_switch():
-    """A partial checksum whose place is the tag: stored on the way out, it would put a frame of VLAN 10 into another."""
+    """A partial checksum whose position is in the tag: stored on transmission, it would move a
+    frame of VLAN 10 to another."""
     bench = Bench(2, parse=True, offloads=0)
     bench.switch.activate(0, trunk=[10])
     bench.switch.activate(1, trunk=[10, 20])
@@ -430,7 +434,7 @@ def test_a_guest_cannot_change_its_vlan_behind_the_switch():
     assert bench.send(0, *(Frame(tagged, 1, csum_start=start) for start in range(14, 18))) == [[], []]
     (frame,) = bench.send(0, Frame(tagged, 1, csum_start=18, csum_offset=10))[1]
     assert frame[:18] == tagged[:18]
-    # Untagged ones get their tag before the sum is stored: its place moves along.
+    # Untagged frames get their tag before the sum is stored, whose position moves with it.
     bench.switch.activate(0, access=10)
     (frame,) = bench.send(0, Frame(ethernet(BROADCAST, mac(1), payload=bytes(50)), 1, csum_start=14))[1]
     assert frame[:18] == tagged[:18]
@@ -439,7 +443,8 @@ def test_a_guest_cannot_change_its_vlan_behind_the_switch():
 
 @pytest.mark.parametrize("config", [Vlan(access=20), Vlan(untagged=True)], ids=str)
 def test_a_second_tag_does_not_leave_its_vlan(config):
-    """A priority tag and then VLAN 10: where the first is taken off, as for a native VLAN, the second would decide."""
+    """A priority tag, then VLAN 10: if the first were removed, as for a native VLAN, the second
+    would decide."""
     bench = Bench(3)
     bench.switch.activate(0, **config.arguments())
     bench.switch.activate(1, trunk=[10, 20], native=20)
@@ -449,7 +454,8 @@ def test_a_second_tag_does_not_leave_its_vlan(config):
         assert bench.send(0, hops, hops) == [[], [], []]
     assert bench.drops() == {"vlan_filtered": 4}
     assert bench.counters() == {}  # nothing was learned of them
-    # In one burst with a frame of the same first 16 bytes, which is no second tag: that one passes, in either order.
+    # In one burst with a frame of the same first 16 bytes but without a second tag: that one
+    # passes, in either order.
     once, twice = (
         ethernet(BROADCAST, mac(1), (0x8100, 0xE000), payload=each)
         for each in (b"\x88\xb5" + bytes(40), b"\x81\x00" + bytes(40))
@@ -498,7 +504,7 @@ def test_a_port_with_a_source_sends_from_no_other():
     assert bench.send(0, *[ethernet(BROADCAST, mac(2))] * 3) == [[], [], []]
     assert bench.drops() == {"spoofed": 3}
     frame = ethernet(mac(2), mac(3))
-    assert bench.send(2, frame) == [[], [frame], []]  # where it was: the neighbour's traffic stays its own
+    assert bench.send(2, frame) == [[], [frame], []]  # unchanged: the neighbour keeps its traffic
     own = ethernet(BROADCAST, mac(1))
     assert bench.send(0, own) == [[], [own], [own]]
     assert bench.switch.get_ports()[0] == {"port": 0, "trunk": "1-4094", "native": None, "source": "02:00:00:00:00:01"}
@@ -511,9 +517,10 @@ def test_a_port_with_a_source_sends_from_no_other():
 
 @pytest.mark.parametrize("start", [1, 3, 13, 65533, 65535])
 def test_places_that_no_frame_has_do_not_wrap(start):
-    """Without VNET_NEEDS_CSUM the header's other fields mean nothing, and nothing has checked them."""
+    """Without VNET_NEEDS_CSUM, the header's other fields are invalid and unchecked."""
     bench = Bench(2)
-    for tags, config in (([(0x8100, 10)], Vlan(access=10)), ([], Vlan(trunk=[10]))):  # a tag goes, a tag comes
+    # a tag is removed, a tag is added
+    for tags, config in (([(0x8100, 10)], Vlan(access=10)), ([], Vlan(trunk=[10]))):
         bench.switch.activate(0, **(Vlan(native=10).arguments()))
         bench.switch.activate(1, **config.arguments())
         bench.ports[0].inject([Frame(ethernet(BROADCAST, mac(1), *tags), csum_start=start, header_length=start)])
@@ -530,7 +537,8 @@ def test_a_flooded_frame_without_buffers_is_counted_and_the_law_holds():
     for port in range(5):
         bench.switch.activate(port)
     out = bench.send(0, ethernet(BROADCAST, mac(1)))
-    assert [len(frames) for frames in out] == [0, 1, 1, 0, 1]  # two copies, then none, and the frame itself
+    # two copies, then none, and the frame itself
+    assert [len(frames) for frames in out] == [0, 1, 1, 0, 1]
     assert bench.drops() == {"no_buffer": 1}
     assert bench.engine.conservation()["generated"] == 3
     bench.close()

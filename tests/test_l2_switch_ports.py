@@ -1,4 +1,4 @@
-"""Ports of a switch: many of them, while it runs, and wrong ones."""
+"""Ports of a switch: many ports, changes while it runs, invalid ports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_a_thousand_ports():
     bench = Bench(1024, small=8192)
     for port in range(1024):
         bench.switch.activate(port)
-    # More copies than the pool holds: they leave while they are made.
+    # More copies than the pool has packets: they are transmitted while they are made.
     out = bench.send(1023, *[ethernet(BROADCAST, mac(1))] * 20)
     assert [len(frames) for frames in out] == [20] * 1023 + [0]
     assert [len(frames) for frames in bench.send(7, ethernet(mac(1), mac(2)))] == [0] * 1023 + [1]
@@ -40,7 +40,8 @@ def test_ports_come_and_go_while_it_runs():
     assert [len(frames) for frames in bench.send(0, ethernet(BROADCAST, mac(1)))] == [0, 1]
     assert len(late.take()) == 1
     assert bench.switch.active_ports == [0, 1, 2]
-    bench.engine.call(lambda: bench.switch.set_gates(1))  # the ports behind them are closed, not left dangling
+    # closes the ports behind the removed gates
+    bench.engine.call(lambda: bench.switch.set_gates(1))
     assert bench.switch.active_ports == [0]
     bench.send(0, ethernet(BROADCAST, mac(1)))
     bench.send(1, ethernet(BROADCAST, mac(1)))

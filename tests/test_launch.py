@@ -1,4 +1,4 @@
-"""A successor's process loads what it needs on idle CPU time, and ends up as if it had been loaded at once."""
+"""A successor's process loads its modules on idle CPU time; the result is as if loaded at once."""
 
 import json
 import subprocess
@@ -38,12 +38,12 @@ def loaded(starved_ns, idle=1.0, modules=None):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     assert not found["lacking"] and found["main"]
-    assert found["threads"] == [0]  # SCHED_OTHER; the thread that loaded has ended
+    assert found["threads"] == [0]  # SCHED_OTHER; the loading thread has ended
     return found["seen"]
 
 
 def test_everything_is_loaded_on_idle_time():
-    # A few, for SCHED_IDLE gets 0.3 % of CPUs that others keep busy.
+    # Few modules, since SCHED_IDLE gets 0.3 % of CPUs that others keep busy.
     seen = loaded(10**15, modules=("re", "traceback"))
     assert seen == [["re", "vnic-load", True], ["traceback", "vnic-load", True]]
 

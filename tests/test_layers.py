@@ -1,4 +1,4 @@
-"""The floors: imports and cimports only go down, and the rooms of one floor never import each other."""
+"""Layers: imports and cimports only go down, and packages of one layer do not import each other."""
 
 import ast
 import re
@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# What each package may import of the project. Whatever is not listed here (tests, bench, ...) nobody may.
+# The packages of the project that each package may import. No package may import others (tests,
+# bench, ...).
 ALLOWED = {
     "dataplane": set(),
     "shaping": {"dataplane"},
@@ -17,7 +18,7 @@ ALLOWED = {
 }
 OURS = {*ALLOWED, "tests", "bench", "fuzz", "examples"}
 FORBIDDEN = {"scapy"}  # GPL-2.0-only and slow: tests import it, lazily
-EXCEPT = {"vnic/replay/dissect.py"}  # where differences between packets are shown
+EXCEPT = {"vnic/replay/dissect.py"}  # shows differences between packets
 CYTHON_IMPORT = re.compile(r"^\s*(?:(?:cimport|import)\s+(?P<names>[\w., ]+)|from\s+(?P<source>[\w.]+)\s+c?import\b)")
 
 
@@ -38,19 +39,20 @@ def python_imports(text: str) -> list[tuple[int, str]]:
 
 
 def cython_imports(text: str) -> list[tuple[int, str]]:
-    """The same for .pyx and .pxd, by line: Cython lends no parser. Imports in docstrings count too."""
+    """The same for .pyx and .pxd, by line, without a parser. Imports in docstrings count, too."""
     found = []
     for number, line in enumerate(text.splitlines(), 1):
         match = CYTHON_IMPORT.match(line)
         if match and match["names"]:
             found += [(number, name.split()[0]) for name in match["names"].split(",") if name.split()]
-        elif match and not match["source"].startswith("."):  # a relative import that leaves its package is found below
+        elif match and not match["source"].startswith("."):
+            # a relative import that leaves its package is found below
             found.append((number, match["source"]))
     return found
 
 
 def violations(root: Path) -> list[str]:
-    """One line for every import that climbs or crosses, "path:line: package imports module"."""
+    """One line for every forbidden import: "path:line: package imports module"."""
     found = []
     for package, allowed in ALLOWED.items():
         for path in sorted((root / package).rglob("*.p*")):

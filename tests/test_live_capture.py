@@ -1,4 +1,5 @@
-"""`vnic capture` on a running vnic: real containers, real traffic; whoever captures, and however it ends, the network goes on."""
+"""`vnic capture` on a running vnic: containers with traffic; captures, however they end, do not
+disturb the network."""
 
 import json
 import os
@@ -49,7 +50,7 @@ def start(environment, *words, text=True):  # noqa: F811
 
 
 def capturing(environment, count=1):  # noqa: F811
-    """Waits until so many capture elements are in the graph; their names."""
+    """Waits until the graph has `count` capture elements; returns their names."""
     while True:
         elements = json.loads(vnic(environment, "stats", "--json"))["engines"]
         found = [each["name"] for engine in elements for each in engine["elements"] if ".capture" in each["name"]]
@@ -58,7 +59,7 @@ def capturing(environment, count=1):  # noqa: F811
 
 
 def numbers(path):
-    """The numbers of the datagrams that a capture holds, in its order."""
+    """The numbers of a capture's datagrams, in order."""
     reader = CaptureReader(str(path))
     found = [int.from_bytes(data[42:46], "big") for _, data, _, _ in reader if len(data) == 142]
     reader.close()
@@ -86,7 +87,7 @@ def test_a_nic_in_both_directions_and_an_element(network, tmp_path):
         for _, data, _, _ in CaptureReader(str(both))
         if data[12:14] == b"\x08\x00" and data[23] == 1 and len(data) == 98
     ]
-    assert kinds == [8, 0] * 3  # echo requests that left, replies that came
+    assert kinds == [8, 0] * 3  # echo requests sent, replies received
     capturing(environment, 0)
 
 
@@ -107,7 +108,7 @@ def test_however_it_ends_the_network_goes_on(network, tmp_path, how):
     environment, a, _ = network  # noqa: F811
     more = ["-d", "0.5"] if how == "duration" else []
     process = start(environment, "b", "-w", "-", *more, text=False)
-    if how != "duration":  # that one may be over before anything can ask
+    if how != "duration":  # that one may have ended before
         capturing(environment, 2)
     a.python(SEND, "20")
     if how == "killed":
@@ -160,7 +161,8 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
 
 
 def test_an_upgrade_goes_unnoticed_by_captures(network, tmp_path):
-    """Two captures, one of them begun when another had come and gone; no packet is missing, doubled or out of order in either."""
+    """Two captures, one started after another had ended; neither has missing, duplicate or
+    reordered packets."""
     environment, a, _ = network  # noqa: F811
     with start(environment, "b", "-w", os.devnull) as first:
         capturing(environment, 2)
@@ -185,7 +187,7 @@ def test_an_upgrade_goes_unnoticed_by_captures(network, tmp_path):
     assert sorted(numbers(came)) == list(range(count))
     for path, report in zip((sent, came), reports, strict=True):
         assert report["missed"] == 0 and report["captured"] == sum(1 for _ in CaptureReader(str(path)))
-    # A captures's client that goes while the program is replaced takes its capture along, one way or the other.
+    # A client that disconnects during an upgrade ends its capture, in either worker.
     gone = start(environment, "a", "-w", os.devnull)
     capturing(environment, 2)
     upgrade = subprocess.Popen([*VNIC, "upgrade"], env=environment, cwd=TREE, stdout=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""The log: one line an event, whatever is in its fields; text that can be read, JSON that can be parsed."""
+"""The log: one line per event, with any content of fields; readable text, valid JSON."""
 
 import io
 import json
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.commands
 
 
 def logged(formatter, say):
-    """What `say` makes a Log write."""
+    """The output of a Log when `say` is called."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(formatter)
@@ -41,7 +41,7 @@ def test_text():
 
 
 def test_a_long_word_is_cut():
-    """What a client calls a NIC that there is none of is in the log, but not all of it."""
+    """The log has only the beginning of a client's long name for a NIC that does not exist."""
     for formatter in (TextFormatter(), JsonFormatter()):
         line = logged(formatter, lambda log: log.info("SetLink", name="\u200b" * 85_000))
         assert len(line) < 6 * WORD_MOST + 200 and "..." in line
@@ -95,7 +95,7 @@ raise ValueError("the last word")
 
 
 def said(form):
-    """Standard output and error of a process that prints and fails in all ways, in lines."""
+    """Lines of standard output and error of a process that prints and fails in all ways."""
     given = {**os.environ, "VNIC_LOG_FORMAT": form, "PYTHONPATH": str(TREE)}
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=given, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
@@ -144,7 +144,7 @@ def test_a_failing_element_is_one_record(environment, tmp_path, form):  # noqa: 
         vnic(environment, "up", "-d", "--log-format", form, str(tmp_path / "net.yaml"))
         try:
             name = next(each for each in json.loads(vnic(environment, "handler", "--json")) if "bad" in each.lower())
-            for _ in range(20):  # each sends ARP requests, which get no answer
+            for _ in range(20):  # each sends ARP requests, which are not answered
                 ping(a, "10.99.0.2", check=False)
                 stats = json.loads(vnic(environment, "stats", "a", "--json"))["engines"][0]["elements"]
                 if (dropped := next(each for each in stats if each["name"] == name)["dropped"]["exception"]) > 1:
@@ -153,7 +153,8 @@ def test_a_failing_element_is_one_record(environment, tmp_path, form):  # noqa: 
         finally:
             vnic(environment, "down")
     text = (tmp_path / "default.log").read_text()
-    assert text.count("RuntimeError: on purpose") == 2  # the exception, and the end of the traceback
+    # the exception, and the end of the traceback
+    assert text.count("RuntimeError: on purpose") == 2
     if form == "text":
         (head,) = (line for line in text.splitlines() if "element failed" in line)
         assert f"ERROR element failed element={name} " in head and re.match(r"\d{4}-\d\d-\d\d ", head)

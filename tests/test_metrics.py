@@ -1,4 +1,4 @@
-"""Metrics: the same figures as `vnic stats`, over HTTP too, through an upgrade, and bounded."""
+"""Metrics: the figures of `vnic stats`, also over HTTP and after an upgrade; limits for clients."""
 
 import contextlib
 import json
@@ -60,7 +60,7 @@ def busy():
 
 
 def expected_of(stats):
-    """Samples of metrics by what `stats` says."""
+    """Expected samples, from `stats`."""
     found = {}
 
     def put(name, value, **labels):
@@ -110,7 +110,7 @@ def test_every_number_of_stats_that_has_a_metric_is_the_same(busy):
     found = {key: value for key, value in parsed(text).items() if key[0].startswith(OF_STATS)}
     assert found == expected_of(stats)
     elements = {each["name"]: each for engine in stats["engines"] for each in engine["elements"]}
-    assert elements["a.rx"]["packets"] == 24  # a source's are those that it took
+    assert elements["a.rx"]["packets"] == 24  # a source's packets: those that it received
     assert elements["a.egress.kinds"]["hits"] == [20, 3]
     assert elements["a.parse"]["dropped"]["runt"] == 1
     assert elements["a.egress.rate"]["dropped"]["queue_full"] > 0 < elements["a.egress.rate"]["counters"]["delayed"]
@@ -128,7 +128,8 @@ def test_a_nic_counts_packets_and_bytes_on_a_wire_beside_the_kernel_s(busy):
     assert seen["counters"]["wire_bytes"] == a["rx_wire_bytes"] - 5
     b = busy.stats("b")["nics"][0]["queues"][0]
     sent = next(each for each in busy.stats("b")["engines"][0]["elements"] if each["name"] == "b.ingress.rate")["counters"]
-    assert b["tx_wire_bytes"] == b["tx_bytes"] == sent["sent_bytes"]  # segmented before this port, which has no TSO
+    # segmented before this port, which has no TSO
+    assert b["tx_wire_bytes"] == b["tx_bytes"] == sent["sent_bytes"]
 
 
 def test_metrics_of_the_process_and_of_limits(busy):
@@ -148,7 +149,7 @@ def test_metrics_as_json_are_the_same_samples(busy):
         for sample in family["samples"]
     }
     assert json.loads(json.dumps(families)) == families
-    moving = ("vnic_nic_cpu", "vnic_engine")  # what control itself does, takes CPU time
+    moving = ("vnic_nic_cpu", "vnic_engine")  # control's own work takes CPU time
     assert {key: value for key, value in found.items() if not key[0].startswith(moving)} == {
         key: value for key, value in parsed(text_of(busy, PROCESS).decode()).items() if not key[0].startswith(moving)
     }
@@ -171,7 +172,8 @@ def test_the_dashboard_and_the_page_name_metrics_and_labels_that_are_there(busy)
     text = text_of(busy, PROCESS).decode()
     there = set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
     there |= {f"{name}_{part}" for name in there for part in ("sum", "count")}
-    labels = {name for key in parsed(text) for name, _ in key[1]} | {"instance"}  # instance: Prometheus' own
+    # instance: Prometheus' own
+    labels = {name for key in parsed(text) for name, _ in key[1]} | {"instance"}
     board = json.loads((TREE / "examples/grafana/vnic.json").read_text())
     queries = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
     queries += [each["query"] for each in board["templating"]["list"] if each["type"] == "query"]
@@ -207,9 +209,10 @@ def test_metrics_say_what_stats_say(environment, tmp_path, leak_check, port):  #
         vnic(environment, "up", "-d", str(file))
         try:
             ping(a, "10.99.0.2", count=5)
-            vnic(environment, "link", "b", "down")  # nothing moves any more
+            vnic(environment, "link", "b", "down")  # no more traffic
             vnic(environment, "rate", "a", "--egress", "3mbit")
-            # The container itself sends something now and then, so each reading lies between those before and after.
+            # The container sends packets of its own, so each reading is between those before and
+            # after.
             first = json.loads(vnic(environment, "stats", "--json"))
             over_http, by_command = parsed(get(port)), parsed(vnic(environment, "metrics"))
             last = json.loads(vnic(environment, "stats", "--json"))
@@ -237,7 +240,7 @@ def test_metrics_say_what_stats_say(environment, tmp_path, leak_check, port):  #
 
 
 def test_what_is_another_s_is_left_alone(environment, tmp_path, leak_check, port):  # noqa: F811
-    """A file in the place of the socket; the port of another instance."""
+    """A file at the socket's path; the port of another instance."""
     (tmp_path / "notes").write_text("mine")
     (tmp_path / "file.yaml").write_text(json.dumps({"metrics": {"socket": str(tmp_path / "notes")}}))
     assert "already in use; choose another place" in vnic(environment, "up", "-d", str(tmp_path / "file.yaml"), status=1)
@@ -266,13 +269,14 @@ def test_what_is_no_request_hurts_nobody(environment, tmp_path, leak_check, port
             with pytest.raises(urllib.error.HTTPError, match="404"):
                 get(port, "/")
             slow.settimeout(90)
-            assert slow.recv(1) == b""  # given up
+            assert slow.recv(1) == b""  # disconnected
     finally:
         vnic(environment, "down")
 
 
 def test_a_flood_of_connections_keeps_nobody_out(environment, tmp_path, leak_check, port):  # noqa: F811
-    """Those that say nothing make room for those that ask; the worker's descriptors stay its own, and the API answers."""
+    """Idle connections are closed for new ones; the worker does not run out of descriptors, and the
+    API answers."""
     (tmp_path / "net.yaml").write_text(json.dumps({"metrics": {"listen": f"127.0.0.1:{port}"}}))
     vnic(environment, "up", "-d", str(tmp_path / "net.yaml"))
     try:
@@ -280,7 +284,7 @@ def test_a_flood_of_connections_keeps_nobody_out(environment, tmp_path, leak_che
         before = len(os.listdir(f"/proc/{worker}/fd"))
         with contextlib.ExitStack() as closing:
             silent = [closing.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(300)]
-            assert "vnic_conserved 1.0" in get(port)  # who comes last is served at once
+            assert "vnic_conserved 1.0" in get(port)  # the newest client is served at once
             assert len(os.listdir(f"/proc/{worker}/fd")) <= before + CONNECTIONS_MOST
             for sock in silent:
                 sock.setblocking(False)
@@ -298,7 +302,7 @@ def hung_up(sock):
 
 
 def test_a_flood_of_requests_asks_the_engines_seldom(environment, tmp_path, leak_check, port):  # noqa: F811
-    """Many who ask at once get the same text."""
+    """Simultaneous requests get the same text."""
     (tmp_path / "net.yaml").write_text(json.dumps({"engines": 4, "metrics": {"listen": f"127.0.0.1:{port}"}}))
     vnic(environment, "up", "-d", str(tmp_path / "net.yaml"))
     try:
@@ -312,7 +316,7 @@ def test_a_flood_of_requests_asks_the_engines_seldom(environment, tmp_path, leak
                     with sock.makefile("rb") as answer:
                         texts.append(answer.read())
         assert all(text.startswith(b"HTTP/1.1 200 OK\r\n") for text in texts)
-        assert len(set(texts)) <= len(texts) // 4  # each that is made anew says other CPU times
+        assert len(set(texts)) <= len(texts) // 4  # each new text has other CPU times
     finally:
         vnic(environment, "down")
 

@@ -29,7 +29,7 @@ BUFFER = 1 << 19  # the smallest allowed
 
 
 def records(data: bytes) -> tuple[int, list[tuple[int, int, bytes]]]:
-    """A slow, obvious reader: (snap length, [(time_ns, original length, bytes kept)])."""
+    """A simple reader: (snap length, [(time_ns, original length, bytes kept)])."""
     magic, major, minor, zero, zero2, snaplen, link = struct.unpack_from("=IHHIIII", data)
     assert (magic, major, minor, zero, zero2, link) == (0xA1B23C4D, 2, 4, 0, 0, 1)
     out, at = [], 24

@@ -1,4 +1,5 @@
-"""Modules: methods in an interface of their own, engines in groups, clients set up and charged, and all of it through crash and upgrade."""
+"""Modules: methods in their own interface, engines in groups, clients set up and charged; also
+after crash and upgrade."""
 
 import json
 from contextlib import suppress
@@ -21,7 +22,7 @@ FRAME = "02" * 125  # 1000 bits
 
 @pytest.fixture
 def running(environment, tmp_path, leak_check, monkeypatch):  # noqa: F811
-    """An instance with the example's module, in a group of its own."""
+    """An instance with the example's module, in its own group."""
     monkeypatch.setenv("VNIC_RUNTIME_DIR", str(tmp_path))
     groups = {"rest": {}, "meters": {"mode": "compacting"}}
     config = {"groups": groups, "modules": [{"module": "examples.meter:Meter", "group": "meters"}]}
@@ -40,7 +41,7 @@ def meter(method, **parameters):
 
 
 def until(condition):
-    """Asks until it is so; the test's time limit ends it."""
+    """Waits until the condition holds, or for the test's timeout."""
     while not condition():
         pass
 
@@ -143,7 +144,7 @@ def test_what_a_module_was_told_travels():
     runtime.modules[1]._open(type("P", (), {"name": "m", "rate": "1mbit"}), None)
     again = decode_config(encode_config(runtime.config))
     assert again.modules[0].arguments == {"group": None, "meters": {"m": "1mbit"}}
-    assert config.modules[0].arguments == {}  # whose configuration it was
+    assert config.modules[0].arguments == {}  # from the configuration
     runtime.close()
     successor = Runtime(again, clock=Clock(virtual=True))
     assert encode_config(successor.config) == encode_config(runtime.config)
@@ -153,7 +154,7 @@ def test_what_a_module_was_told_travels():
 
 
 class Remembering(Module):
-    """Saves which of the modules of its class it is."""
+    """Saves its number among the modules of its class."""
 
     def __init__(self, runtime, number=0):
         super().__init__(runtime, number=number)
@@ -167,7 +168,7 @@ class Remembering(Module):
 
 
 def test_saved_states_are_matched_by_name():
-    """Not by position: a version may have modules of its own that another has not."""
+    """Not by position, since versions may have different modules."""
     each = "tests.test_modules:Remembering"
     config = convert_config({"modules": [{"module": each, "number": 1}, {"module": each, "number": 2}]})
     runtime = Runtime(config, clock=Clock(virtual=True))

@@ -177,7 +177,7 @@ def test_a_graph_without_parse_is_served_too():
     rig = Rig(0, parse=False)
     got = rig.send(spec.frame(1000), Spec(payload=b"abc").frame())
     assert [f.data for f in got] == [each.build() for each in spec.segments(1000)] + [Spec(payload=b"abc").build()]
-    # Frames that Parse would have dropped are lost here.
+    # Frames that Parse would have dropped are dropped here.
     assert (
         rig.send(spec.frame(1000)._replace(csum_start=13), spec.frame(1000, 3), spec.frame(1000)._replace(csum_offset=60000))
         == []

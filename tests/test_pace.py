@@ -1,4 +1,4 @@
-"""Pace: the thread that is in it gives up the CPU again and again, whatever it runs, and no other thread does."""
+"""Pace: its thread pauses regularly, whatever it runs; other threads do not."""
 
 import resource
 import threading
@@ -10,7 +10,7 @@ from dataplane.pace import Pace
 
 
 def pauses() -> int:
-    """How often this thread gave up its CPU by itself."""
+    """This thread's voluntary context switches."""
     return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 
 
@@ -23,7 +23,7 @@ def test_a_busy_thread_pauses():
     before, began = pauses(), time.monotonic()
     with Pace(200_000, 1_000_000):
         work(lambda: pauses() - before >= 20)
-    assert time.monotonic() - began >= 20 * 0.001  # each of the pauses was a pause
+    assert time.monotonic() - began >= 20 * 0.001  # every pause had its length
 
 
 def test_it_ends_with_the_block_and_begins_again():
@@ -48,7 +48,7 @@ def test_other_threads_do_not_pause():
         thread = threading.Thread(target=other)
         thread.start()
         thread.join()
-    assert seen[0] < 100  # 200 steps; what it has are waits for the interpreter's lock
+    assert seen[0] < 100  # 200 steps; its switches are waits for the GIL
 
 
 @pytest.mark.parametrize("times", [(0, 1), (1, 0), (-1, 1), (10**9, 1), (1, 10**9)])

@@ -1,4 +1,4 @@
-"""What is shipped works where only it is: the source distribution, and the wheel that is built from it, in a fresh environment."""
+"""The source distribution, and the wheel built from it, work in a fresh environment."""
 
 import faulthandler
 import json
@@ -27,14 +27,14 @@ TREE = Path(__file__).parents[1]
 EXAMPLE = TREE / "examples/compiled-element"
 PACKAGES = ("dataplane", "shaping", "vnic")
 NO_SOURCES = (".git", ".venv", ".*_cache", ".hypothesis", "*.egg-info", "*.so", "__pycache__", "abi.h", "bin", "build", "dist")
-BUILD_S = 1800  # two minutes of CPU time, on a machine that may have ten times as much to do
+BUILD_S = 1800  # two minutes of CPU time, on a machine that may be ten times as busy
 
 pytestmark = [pytest.mark.commands, pytest.mark.timeout(BUILD_S)]
 
 
 @pytest.fixture(scope="module")
 def place():
-    """A directory that a plain user reaches, too."""
+    """A directory that a plain user can access, too."""
     path = Path(tempfile.mkdtemp(prefix="vnic-package-"))
     path.chmod(0o755)
     yield path
@@ -43,9 +43,10 @@ def place():
 
 @pytest.fixture(scope="module")
 def packages(place):
-    """The source distribution and the wheel built from it, with the build tools of this environment."""
-    faulthandler.cancel_dump_traceback_later()  # pytest's: that this takes minutes is no sign of a test that hangs
-    # Of a copy: the tools write into the tree, which other tests are using.
+    """The source distribution and the wheel built from it, with the build tools of this
+    environment."""
+    faulthandler.cancel_dump_traceback_later()  # pytest's timer: this takes minutes without hanging
+    # From a copy: the tools write into the tree, which other tests use.
     shutil.copytree(TREE, place / "tree", ignore=shutil.ignore_patterns(*NO_SOURCES))
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(place / "dist"), str(place / "tree")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_S)
@@ -98,16 +99,16 @@ def test_the_metadata_is_right(packages):
     with zipfile.ZipFile(packages[1]) as archive:
         [name] = [each for each in archive.namelist() if each.endswith("/METADATA")]
         text = archive.read(name).decode()
-    # Links to files of the source tree lead nowhere on a package page.
+    # Links to files of the source tree do not work on a package page.
     links = re.findall(r"\]\(([^)]*)\)", text)
     assert [link for link in links if not re.match(r"https?://|#", link)] == []
 
 
-# -- a fresh environment -----------------------------------------------------------------------------------------------
+# -- a fresh environment ---------------------------------------------------------------------------
 
 
 def requirements(name, extras=()):
-    """Names of the distributions that one needs, with those that these need."""
+    """Names of the distributions that one requires, directly or indirectly."""
     found = {name}
     for text in metadata.requires(name) or []:
         each = Requirement(text)
@@ -125,7 +126,8 @@ def link(name, packages_directory):
 
 
 def run(argv, cwd, *, user=True, timeout_s=480):
-    """A command of the fresh environment, away from the source tree; by root as a plain user."""
+    """Runs a command of the fresh environment, outside the source tree; as root, runs it as a plain
+    user."""
     if user and IS_ROOT:
         argv = [sys.executable, plain_user.__file__, "--", *map(str, argv)]
     environment = {key: value for key, value in os.environ.items() if key not in {"PYTHONPATH", "VNIC_RUNTIME_DIR"}}
@@ -134,7 +136,8 @@ def run(argv, cwd, *, user=True, timeout_s=480):
 
 @pytest.fixture(scope="module")
 def fresh(place, packages):
-    """A virtual environment with what vnic requires and what compiles an element, and the wheel installed by pip."""
+    """A virtual environment with vnic's requirements, the tools to compile an element, and the
+    wheel, installed by pip."""
     directory = place / "fresh"
     venv.create(directory, with_pip=True)
     [site] = (directory / "lib").glob("python*/site-packages")
@@ -174,7 +177,7 @@ def test_man_finds_the_installed_pages(fresh):
     assert [line for line in done.stdout.splitlines() if "missing date" not in line] == []
 
 
-# -- an element that is compiled outside -------------------------------------------------------------------------------
+# -- an element that is compiled outside -----------------------------------------------------------
 
 
 def copy_example(place, name):
@@ -201,7 +204,7 @@ def test_a_compiled_element_is_built_against_the_installed_wheel_and_runs(fresh,
     kept = (directory / "out.pcap").read_bytes()
     assert [number for number in range(9) if bytes([number]) * 60 in kept] == [0, 1, 3, 4, 6, 7]
 
-    # The same after an upgrade: the declarations are others, and it was not compiled again.
+    # As after an upgrade: the declarations have changed, but the element was not compiled again.
     header = next((fresh / "lib").glob("python*/site-packages/dataplane/abi.h"))
     text = header.read_text()
     assert ABI in text
@@ -217,7 +220,7 @@ def test_a_compiled_element_is_built_against_the_installed_wheel_and_runs(fresh,
     assert "drop_every was compiled against another version of vnic (0123456789abcdef, installed is" in done.stderr
     assert done.stderr.endswith("compile it again\n")
 
-    # Without the check, the element is refused.
+    # An element without the check is rejected.
     unchecked = copy_example(place, "unchecked")
     source = (unchecked / "drop_every.pyx").read_text()
     (unchecked / "drop_every.pyx").write_text(source.replace("check_abi(__name__)\n", ""))
@@ -227,7 +230,7 @@ def test_a_compiled_element_is_built_against_the_installed_wheel_and_runs(fresh,
     assert "drop_every.DropEvery is compiled, and its module does not call check_abi(__name__)" in done.stderr
 
 
-# -- what is not whole -------------------------------------------------------------------------------------------------
+# -- what is not whole -----------------------------------------------------------------------------
 
 
 def test_an_incomplete_source_tree_is_refused(tmp_path):

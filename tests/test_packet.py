@@ -1,4 +1,5 @@
-"""The pool: layout agreement, allocation against a model, many threads, and what the debug build catches."""
+"""The pool: layout, allocation compared with a model, many threads, errors that the debug build
+detects."""
 
 import subprocess
 import sys
@@ -40,6 +41,7 @@ def test_another_process_can_map_the_segment():
 
 
 def test_a_worker_without_elements_in_python_does_not_load_numpy():
-    """Loading it is a third of the CPU time of a worker's start, which a crash and an upgrade pay."""
+    """Loading numpy is a third of the CPU time of a worker's start, after a crash and in an
+    upgrade."""
     code = "import sys, vnic.control.runtime, vnic.control.worker, vnic.control.upgrade; sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=240, check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""Parse and the header parser against the slow reading in parse_reference.py, and against captures that nobody here made."""
+"""Parse and the header parser compared with parse_reference.py, and with captures of others."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from vnic.device.rss import Rss
 
 MAC = bytes(range(12))
 MALFORMED = 0x40
-FATAL = ("runt", "bad_gso", "bad_csum_offset")  # after these the record means nothing
+FATAL = ("runt", "bad_gso", "bad_csum_offset")  # with these the record is invalid
 SPECS = big_specs()
 CAPTURES = Path(os.environ.get("VNIC_PCAPS", Path(__file__).parents[2] / "shared" / "pcaps"))
 
@@ -41,14 +41,14 @@ def agree(frame: bytes, **fields) -> tuple[str | None, dict]:
     assert got_reason == want_reason
     assert got.pop("forwarded") == whether_it_can_be_forwarded(frame, want_reason, want, **fields)
     if want_reason not in FATAL:
-        if want_reason is not None:  # the virtio-net fields are checked after it
+        if want_reason is not None:  # the virtio-net fields are checked later
             for key in ("gso_type", "gso_size", "header_length"):
                 got.pop(key), want.pop(key)
         assert got == want
     return got_reason, got
 
 
-# -- the parser ------------------------------------------------------------------------------------------------------------
+# -- the parser ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -103,7 +103,7 @@ def test_extension_headers_have_a_limit():
         assert reason is None and found["l4"] and found["l4_offset"] == 54 + 8 * count
     reason, found = agree(chain(25))
     assert reason == "ipv6_header" and found["malformed"]
-    # What was valid is there; offsets lie within the frame and fit their 16 bits.
+    # Valid fields are set; offsets lie within the frame and fit 16 bits.
     assert (
         found["ipv6"]
         and not found["l4"]
@@ -115,7 +115,8 @@ def test_extension_headers_have_a_limit():
 
 @pytest.mark.parametrize("payload", [8, 16, 19])
 def test_the_first_fragment_may_end_within_the_tcp_header(payload):
-    """RFC 791: any fragment but the last may have as little as 8 bytes. IPv6's first one has all headers (RFC 8200, 4.5)."""
+    """RFC 791: a fragment may have only 8 bytes. IPv6's first one has all headers (RFC 8200,
+    4.5)."""
     whole = Spec(fragment=0x2000).build()
     frame = whole[:16] + struct.pack("!H", 20 + payload) + whole[18 : 34 + payload]
     reason, found = agree(frame)
@@ -209,7 +210,7 @@ def test_twin_on_noise(kind, rest, truncated):
     agree(MAC + kind + rest, truncated=truncated)
 
 
-# -- virtio-net fields -----------------------------------------------------------------------------------------------------
+# -- virtio-net fields -----------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=400)
@@ -245,7 +246,8 @@ def test_a_checksum_field_outside_the_frame(start, offset):
 
 @pytest.mark.parametrize("tags", [1, 2])
 def test_a_checksum_is_never_stored_into_a_vlan_tag(tags):
-    """A switch judges the tag before a port stores the sum: the frame would change its VLAN on the way out."""
+    """A switch checks the tag before a port stores the sum: the frame would change its VLAN on
+    transmission."""
     frame = bytes(12) + bytes.fromhex("8100000a") * tags + bytes(50)
     for start in range(14, 14 + 4 * tags):
         assert agree(frame, vnet_flags=1, csum_start=start)[0] == "bad_csum_offset"
@@ -282,7 +284,7 @@ def test_gso_fields_must_fit_the_headers():
     assert gso(tcp4, csum_offset=6)[0] == "bad_gso"
     assert gso(tcp4, gso_size=0)[0] == "bad_gso"
     assert gso(Spec(fragment=0x2000, payload=bytes(3000)))[0] == "bad_gso"
-    # One segment is no GSO frame: it goes on as what it is.
+    # One segment is no GSO frame: it becomes a plain one.
     reason, found = gso(Spec(payload=bytes(1000)))
     assert reason is None and (found["gso_type"], found["gso_size"], found["header_length"]) == (0, 0, 0)
 
@@ -291,7 +293,8 @@ def test_what_a_gso_frame_may_cost_has_limits():
     assert gso(Spec(payload=bytes(16000)), size=8)[0] is None
     assert gso(Spec(payload=bytes(16000)), size=7)[0] == "bad_gso"
     assert gso(Spec(payload=bytes(2048 * 8 + 1)), size=8)[0] == "bad_gso"
-    assert gso(Spec(payload=bytes(60000)), size=36)[0] is None  # Linux' smallest MSS with timestamps
+    # Linux' smallest MSS with timestamps
+    assert gso(Spec(payload=bytes(60000)), size=36)[0] is None
     assert gso(Spec(protocol=UDP, payload=bytes(12800)), size=100)[0] is None
     assert gso(Spec(protocol=UDP, payload=bytes(12801)), size=100)[0] == "bad_gso"
     long = Spec(version=6, payload=bytes(3000), extensions=[(60, bytes(254)), (60, bytes(254))])
@@ -304,7 +307,7 @@ def test_lengths_of_gso_frames():
     shorter = frame[:16] + struct.pack("!H", 1500) + frame[18:]
     assert gso(spec, frame=shorter)[0] == "ipv4_length"
     assert agree(shorter)[0] is None
-    # BIG TCP: longer than the field can say.
+    # BIG TCP: longer than the length field can hold.
     big = Spec(payload=bytes(65500))
     big_frame = MAC + b"\x08\x00" + b"\x45\0\0\0" + Spec().build()[18:34] + big.transport()
     assert gso(Spec(), frame=big_frame, gso_size=1448, gso_type=1)[0] is None
@@ -317,7 +320,7 @@ def test_lengths_of_gso_frames():
     assert agree(jumbo)[0] is None
 
 
-# -- the element -----------------------------------------------------------------------------------------------------------
+# -- the element -----------------------------------------------------------------------------------
 
 
 def rig(parse, **pool):
@@ -394,7 +397,7 @@ def test_forward_and_drop_are_the_policies():
 
 
 class Marks(PyElement):
-    """Notes the flags of what passes."""
+    """Stores the flags of packets."""
 
     def __init__(self) -> None:
         self.flags: list[int] = []
@@ -409,7 +412,7 @@ def test_malformed_packets_are_marked():
     rx = PortRx(a)
     _ = rx >> Parse() >> marks >> PortTx(b)
     engine.load([rx])
-    # A sound packet takes the record of a malformed one: the mark does not stay.
+    # A valid packet reuses the record of a malformed one: the flag must be cleared.
     frames = [Spec().build(), malformed()["ipv4_length"], Spec().build(), malformed()["l4_header"], Spec().build()]
     for frame in frames:
         a.inject([frame])
@@ -440,7 +443,8 @@ RULES = [
     vlan=st.sampled_from([0, 7]),
 )
 def test_nothing_reads_or_writes_outside_a_marked_frame(frames, vlan):
-    """Through everything that uses the record: classifier, switch with a tag put on, RSS, checksums and segments in software."""
+    """Through all users of the record: classifier, switch that adds a tag, RSS, checksums and
+    segmentation in software."""
     pool = PacketPool(small=512, large=64)
     engine = Engine("e0", pool, clock=Clock(virtual=True))
     a, b = MemoryPort("a", 0), MemoryPort("b", 1, queues=4, offloads=0)
@@ -471,11 +475,12 @@ def test_nothing_reads_or_writes_outside_a_marked_frame(frames, vlan):
         assert offloaded or frame.data[12:] in plain or frame.data[16:] in plain
 
 
-# -- captures --------------------------------------------------------------------------------------------------------------
+# -- captures --------------------------------------------------------------------------------------
 
 
 def ethernet_frames(path):
-    """(frame, truncated) of every Ethernet packet of a classic pcap file up to where it breaks; nothing for other files."""
+    """(frame, truncated) of every Ethernet packet of a classic pcap file up to its damage; nothing
+    for other files."""
     data = path.read_bytes()
     order = {b"\xd4\xc3\xb2\xa1": "<", b"\x4d\x3c\xb2\xa1": "<", b"\xa1\xb2\xc3\xd4": ">", b"\xa1\xb2\x3c\x4d": ">"}.get(
         data[:4]
@@ -524,7 +529,8 @@ def test_captures(folder):
 
 @pytest.mark.parametrize("place", ["source address", "destination port", "time to live"])
 def test_a_checksum_cannot_be_aimed_at_a_header(place):
-    """It is completed after switch and classifier have judged the frame, so it may land only where a checksum belongs."""
+    """It is completed after switch and classifier have checked the frame, so only valid checksum
+    positions are permitted."""
     spec = SPECS["udp4"]
     offset = {"source address": 12, "destination port": 22, "time to live": 8}[place]
     reason, _ = gso(spec, gso_type=0, vnet_flags=1, csum_start=spec.l4_offset - 20, csum_offset=offset)

@@ -1,4 +1,5 @@
-"""Our parser's 5-tuples against tshark's, on every packet of the corpus that tshark calls well-formed."""
+"""The parser's 5-tuples compared with tshark's, for every packet of the corpus that tshark
+considers well-formed."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ TRANSPORT_AT_ONCE = re.compile(r"eth:ethertype(?::vlan:ethertype){0,2}:(?:ip|ipv
 
 
 class Collect(PyElement):
-    """Notes what the parser found, in order."""
+    """Stores the parser's results, in order."""
 
     def __init__(self, *, name: str | None = None) -> None:
         self.rows: list[tuple[int, str, str, int, int, int]] = []
@@ -49,14 +50,16 @@ class Collect(PyElement):
 
 
 def gather(path) -> list[str]:
-    """All packets of the corpus in one capture, so that tshark starts once; returns the file that each is from."""
+    """Writes all packets of the corpus into one capture, so that tshark starts once; returns each
+    packet's file."""
     names: list[str] = []
     writer = CaptureWriter(str(path), ["all"])
     for capture in CORPUS:
         try:
             reader = CaptureReader(str(capture))
             for _, data, original, _ in reader:
-                # Runts (an Ethernet header and two tags are 22 bytes) and frames longer than any buffer do not pass: tested elsewhere.
+                # Runts (an Ethernet header and two tags are 22 bytes) and frames longer than any
+                # buffer are tested elsewhere.
                 if 22 <= len(data) <= 65535:
                     writer.write(0, len(names) * 1000, data, original=original)
                     names.append(capture.name)
@@ -68,7 +71,7 @@ def gather(path) -> list[str]:
 
 
 def parsed(path) -> list[tuple[int, str, str, int, int, int]]:
-    """What our parser finds, a row a packet."""
+    """The parser's results, one row per packet."""
     reader = CaptureReader(str(path))
     engine = Engine("e", PacketPool(small=256, large=64), clock=Clock(virtual=True))
     collect = Collect()
@@ -106,7 +109,8 @@ def test_five_tuples_agree_with_tshark(tmp_path):
         compared += 1
         version = kind[1]
         if not flags & (IPV4 | IPV6) or not theirs[f"{version}.src"]:
-            assert flags & (MALFORMED | TRUNCATED), where  # tshark does not dissect it further, and we mark it
+            # tshark does not dissect it further, and the parser marks it
+            assert flags & (MALFORMED | TRUNCATED), where
             continue
         addresses += 1
         assert (source, destination) == (theirs[f"{version}.src"], theirs[f"{version}.dst"]), where

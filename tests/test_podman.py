@@ -1,4 +1,5 @@
-"""Containers of podman that start with their NIC, by the OCI hook: rootful by root, rootless by a plain user."""
+"""podman containers that start with their NIC, by the OCI hook: rootful as root, rootless as a
+plain user."""
 
 import json
 import os
@@ -24,13 +25,13 @@ TREE = Path(__file__).parents[1]
 VNIC = TREE / ".venv/bin/vnic"
 HOOK = TREE / "contrib/oci-hook/vnic.json"
 PROGRAMS = ("ip", "ping", "sleep", "true")
-# Without CAP_SYS_RESOURCE, podman's own limits of a container cannot be set.
+# Without CAP_SYS_RESOURCE, podman's default limits of a container cannot be set.
 LIMIT_MOST = 1000
-# crun wants no cgroups on machines with both versions of them, runc no such option.
+# crun needs this option on machines with both versions of cgroups; runc does not have it.
 RUNTIMES = (("crun", "--cgroups=disabled"), ("runc",))
 
 
-# -- what the hook reads -----------------------------------------------------------------------------------------------
+# -- what the hook reads ---------------------------------------------------------------------------
 
 
 def test_annotations_become_a_nic():
@@ -89,11 +90,11 @@ def test_the_shipped_hook_is_the_one_that_is_printed():
     assert printed == shipped
 
 
-# -- podman ------------------------------------------------------------------------------------------------------------
+# -- podman ----------------------------------------------------------------------------------------
 
 
 class Podman:
-    """podman with a place of its own for everything that it keeps, and a vnic for its containers."""
+    """podman with its own directory for all of its data, and a vnic for its containers."""
 
     def __init__(self, place):
         self.place = place
@@ -109,7 +110,7 @@ class Podman:
         self.runtime, self.options = "", []
 
     def find_runtime(self):
-        """Takes the first that runs a container on this machine."""
+        """Chooses the first runtime that runs a container on this machine."""
         failures = []
         for name, *options in RUNTIMES:
             if shutil.which(name, path=PATH):
@@ -124,7 +125,7 @@ class Podman:
         places = [f"--{name}={self.place / name}" for name in ("root", "runroot", "tmpdir")]
         command = ["podman", *places, "--storage-driver=vfs", "--events-backend=none", f"--runtime={self.runtime}"]
         command += [f"--hooks-dir={self.place / 'hooks'}", *arguments]
-        # Files, not pipes: conmon, which stays, would hold a pipe open.
+        # Files, not pipes: conmon, which keeps running, would hold a pipe open.
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
             done = subprocess.run(command, env=self.environment, cwd=self.place, stdout=out, stderr=errors, timeout=200)
             out.seek(0)
@@ -134,7 +135,7 @@ class Podman:
         return done
 
     def start(self, name, *command, detach=True, **annotations):
-        """`podman run`, not asking for more than this process has."""
+        """`podman run`, with limits that this process may set."""
         root = self.place / f"{name}-root"
         (root / "bin").mkdir(parents=True)
         for each in ("dev", "etc", "proc", "run", "sys", "tmp"):
@@ -163,7 +164,7 @@ class Podman:
     def close(self):
         if self.runtime:
             self.podman("rm", "--force", "--all", "--time=0", check=False)
-        # The process that keeps a rootless user's namespaces.
+        # The process that holds a rootless user's namespaces.
         for file in self.place.rglob("pause.pid"):
             pidfd = os.pidfd_open(int(file.read_text()))
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -177,7 +178,8 @@ def podman(leak_check):
     busybox = need("busybox")
     if "not a dynamic executable" not in subprocess.run(["ldd", busybox], capture_output=True, text=True).stderr:
         pytest.skip("missing tool: busybox-static")
-    made = Podman(Path(tempfile.mkdtemp(prefix="vnic-podman-", dir="/tmp")))  # short: sockets are in it
+    # a short path, for sockets
+    made = Podman(Path(tempfile.mkdtemp(prefix="vnic-podman-", dir="/tmp")))
     try:
         made.find_runtime()
         yield made
@@ -214,19 +216,19 @@ def test_containers_start_with_their_nic_restart_with_it_and_end_with_it(network
         assert before["web"]["interface"] == "eth0" and before["web"]["egress_bps"] == 50_000_000
         pings(podman, "a", "10.0.0.2")
 
-        # The name is free as soon as the container has ended, and the container comes back with its NIC.
+        # The name is free once the container has ended, and the container restarts with its NIC.
         podman.podman("restart", "--time=0", "a")
         after = podman.nics()
         assert after["web"]["pid"] != before["web"]["pid"]
         assert after["db"]["pid"] == before["db"]["pid"]
         pings(podman, "a", "10.0.0.2")
 
-        # A name that a running container has is refused, and so is the container.
+        # A running container's name is rejected, and the container does not start.
         done = podman.start("c", "sleep", "1000", nic="web")
         assert done.returncode != 0 and "hook" in done.stderr
         assert podman.nics()["web"]["pid"] == after["web"]["pid"]
 
-        # Without annotations the hook does not run: by hand.
+        # Without annotations the hook does not run; attach by hand.
         assert podman.start("d", "sleep", "1000").returncode == 0
         pid = podman.podman("inspect", "--format={{.State.Pid}}", "d").stdout.strip()
         podman.vnic("attach", "tap", "late", "--pid", pid, "--address", "10.0.0.3/24")

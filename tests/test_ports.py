@@ -1,4 +1,4 @@
-"""RingPort and LoopbackPort, with engines in virtual time and on threads of their own."""
+"""RingPort and LoopbackPort, with engines in virtual time and on threads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dataplane.ports.memory import Frame, MemoryPort
 from dataplane.ports.ring_port import RingPort
 from dataplane.ring import MpscRing, SpscRing
 
-PATIENCE_S = 60  # far above what anything here takes; a lost wake-up would wait for ever
+PATIENCE_S = 60  # far more than any test takes; a lost wake-up would wait forever
 
 
 class Reached(PyElement):
@@ -38,7 +38,7 @@ def virtual(pool: PacketPool, name: str = "e0") -> Engine:
     return Engine(name, pool, clock=Clock(virtual=True))
 
 
-# -- RingPort ----------------------------------------------------------------------------------------------------------------
+# -- RingPort --------------------------------------------------------------------------------------
 
 
 def test_a_ring_port_keeps_the_record_and_counts():
@@ -101,8 +101,8 @@ def test_rings_that_make_no_sense():
 @pytest.mark.parametrize("kind", [SpscRing, MpscRing])
 @pytest.mark.parametrize(("in_flight", "crossings", "spin_ns"), [(1, 20_000, 0), (1, 5_000, 20_000), (300, 1_000_000, 0)])
 def test_two_engines_exchange_packets_for_long(kind, in_flight, crossings, spin_ns):
-    """Packets go round between two threads that sleep whenever their ring is empty; nothing else wakes them: with one packet on
-    its way, every hop is a wake-up, and a single lost one ends the test."""
+    """Packets circulate between two threads that sleep while their ring is empty. Nothing else
+    wakes them: with one packet, every hop is a wake-up, and a lost one fails the test."""
     pool = PacketPool(small=1024, large=8)
     to_right, to_left = kind(512, 2**32 - 1000), kind(512, 2**32 - 1000)
     left, right = Engine("left", pool, spin_ns=spin_ns), Engine("right", pool, spin_ns=spin_ns)
@@ -118,7 +118,7 @@ def test_two_engines_exchange_packets_for_long(kind, in_flight, crossings, spin_
     left.start()
     try:
         start.inject([i.to_bytes(4, "big") + bytes(60) for i in range(in_flight)])
-        while len(to_right) < in_flight:  # all on their way in order, before the first comes round
+        while len(to_right) < in_flight:  # all in flight in order, before the first returns
             left.call(lambda: None)
         right.start()
         assert reached.event.wait(PATIENCE_S)
@@ -128,7 +128,7 @@ def test_two_engines_exchange_packets_for_long(kind, in_flight, crossings, spin_
     for engine in (left, right):
         assert engine.conservation()["conserved"] and engine.conservation()["dropped"] == 0
         assert in_flight > 1 or spin_ns or engine.status()["sleeps"] > 0
-    # Where the round trip was cut: what waits for the left one is older than what waits for the right one.
+    # At the end, packets that wait for the left engine are older than those for the right one.
     order = [
         int(pool.frame(index)[:4].astype(int) @ [1 << 24, 1 << 16, 1 << 8, 1])
         for index in to_left.pop_many(512) + to_right.pop_many(512)
@@ -172,7 +172,8 @@ def test_several_engines_feed_one():
 
 
 def test_a_ring_is_polled_among_many_descriptors():
-    """With many descriptors the engine asks ppoll which are readable; a ring's doorbell is silent while the engine is awake."""
+    """With many descriptors the engine asks ppoll which are readable; a ring's doorbell does not
+    ring while the engine is awake."""
     pool = PacketPool(small=2048, large=8)
     ring = SpscRing(1024)
     left, right = Engine("left", pool), Engine("right", pool)
@@ -212,7 +213,7 @@ def test_drain_frees_what_waits():
     assert pool.in_use == 0
 
 
-# -- LoopbackPort ------------------------------------------------------------------------------------------------------------
+# -- LoopbackPort ----------------------------------------------------------------------------------
 
 
 def test_a_loopback_returns_what_it_takes():

@@ -1,4 +1,5 @@
-"""Elements in Python: columns, frames, drops and gates by mask, and what happens when they raise."""
+"""Elements in Python: columns, frames, drops and gates by mask, and what happens when they
+raise."""
 
 import time
 
@@ -109,7 +110,8 @@ def test_wrong_masks_are_refused():
 
 @pytest.mark.parametrize("left", ["one too few", "no gate", "no reason", "words"])
 def test_fates_that_make_no_sense_drop_the_batch_once(left, caplog):
-    """A fate is looked at before the first packet of the batch goes: each packet is freed once."""
+    """Results of `process` are checked before the first packet of the batch is passed on: each
+    packet is freed once."""
 
     class Wrong(PyElement):
         def process(self, batch):

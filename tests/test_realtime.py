@@ -1,4 +1,5 @@
-"""Replay in real time into real containers: on schedule, over several rounds, and honest about what did not arrive."""
+"""Replay in real time into containers: on schedule, over several rounds; missing packets are
+reported."""
 
 import json
 import os
@@ -51,7 +52,7 @@ def test_schedules(place, schedule, span_s):
     result = json.loads(done.stdout)
     assert result["delivered"] and result["conserved"] and result["complaints"] == []
     assert result["captured"] == result["entered"] == result["nics"][0]["sent"] == result["nics"][0]["counted"] == 100
-    assert result["span_ns"] >= span_s * 1e9  # never early; how late is the benchmark's business
+    assert result["span_ns"] >= span_s * 1e9  # never early; the benchmark measures lateness
     assert result["nics"][0]["lateness_ns"]["p50"] <= result["nics"][0]["lateness_ns"]["max"]
 
 
@@ -71,7 +72,8 @@ def test_it_waits_for_a_listener(place, what):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as waiting:  # fmt: skip
         assert waiting.stderr.readline() == f"vnic: waiting for b={what} ...\n"
-        # A UDP socket of another port, and a TCP socket that is bound and does not listen, are not waited for.
+        # A UDP socket of another port, and a TCP socket that is bound but does not listen, do not
+        # count.
         others = "o = [socket.socket(socket.AF_INET, k) for k in (socket.SOCK_DGRAM, socket.SOCK_STREAM)]\n"
         others += "o[0].bind(('', 5002)); o[1].bind(('', 5001))\n" if what != "tcp/5001" else "o[0].bind(('', 5001))\n"
         code = f"import socket\n{others}print(1, flush=True)\ninput()\n{LISTENERS[what]}\nprint(2, flush=True)\ninput()"
@@ -128,7 +130,8 @@ def test_rounds_follow_each_other(place):
 
 
 def test_a_source_between_two_rounds_is_not_done(tmp_path, monkeypatch):
-    """A replay in real time asks `done` from another thread while the engine's opens the capture again."""
+    """A replay in real time reads `done` from another thread while the engine's thread opens the
+    capture again."""
     from dataplane.ports import pcap_source
 
     path = tmp_path / "in.pcap"

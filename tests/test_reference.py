@@ -1,4 +1,5 @@
-"""The reference of configuration and elements is complete, true and current: pages, commands and examples."""
+"""The reference of configuration and elements is complete, correct and current: pages, commands,
+examples."""
 
 import json
 import re
@@ -27,7 +28,7 @@ def run(*arguments):
     return CliRunner().invoke(cli, arguments)
 
 
-# -- configuration ---------------------------------------------------------------------------------------------------------
+# -- configuration ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", STRUCTS, ids=lambda kind: kind.__name__)
@@ -55,7 +56,8 @@ def test_the_bounds_of_every_key_are_those_of_the_parser(key):
     least, most = key.bounds["least"], key.bounds["greatest"]
     for value in (least, most):
         if error := refusal(key, value):
-            # Some values are within bounds and refused for what stands beside them; the error then speaks of that.
+            # Some values are within bounds but conflict with other keys; the error then names the
+            # conflict.
             assert "out of range" not in error and f"invalid value {value}" not in error
     if isinstance(least, int):
         assert f"invalid value {least - 1}" in refusal(key, least - 1) and f"invalid value {most + 1}" in refusal(key, most + 1)
@@ -64,7 +66,7 @@ def test_the_bounds_of_every_key_are_those_of_the_parser(key):
 
 
 def refusal(key, value):
-    """What the parser says of the key's example with another value; "" where it takes it."""
+    """The parser's error for the key's example with another value; "" if it is valid."""
 
     def put(document):
         for name, inner in document.items() if isinstance(document, dict) else enumerate(document):
@@ -149,7 +151,7 @@ def test_the_json_schema_describes_every_property():
             assert found["description"].startswith(field_docs(getattr(schema, name))[field]), (name, field)
 
 
-# -- elements --------------------------------------------------------------------------------------------------------------
+# -- elements --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("found", built_in(), ids=lambda found: found.name)
@@ -197,7 +199,7 @@ def test_an_unknown_element_is_refused():
         describe_element("zzz")
 
 
-# -- examples --------------------------------------------------------------------------------------------------------------
+# -- examples --------------------------------------------------------------------------------------
 
 
 def frame(protocol, port, size=500):
@@ -206,7 +208,8 @@ def frame(protocol, port, size=500):
 
 @pytest.fixture
 def network(tmp_path):
-    """A network of an example, whose files are in the test's directory; it is closed, and its packets are conserved."""
+    """A network of an example, with files in the test's directory; closes it, and checks that
+    packets are conserved."""
     made = []
 
     def make(text):
@@ -219,7 +222,8 @@ def network(tmp_path):
 
 
 def sent(net, protocol, port, count, **when):
-    """Sends frames from web to db, and lets time pass until nothing is under way; how many frames of the protocol arrived."""
+    """Sends frames from web to db, and advances time until none is in flight; returns how many
+    frames of the protocol arrived."""
     net.send("web", [frame(protocol, port)] * count, **when)
     net.run()
     got = net.take("db")
@@ -227,8 +231,8 @@ def sent(net, protocol, port, count, **when):
 
 
 def at_rate(count, bits, rate, burst_ns=250_000):
-    """How long after the first the last of so many frames leaves a shaper that has been idle, to within one frame: `burst` of
-    credit comes off."""
+    """Time from the first to the last of `count` frames leaving a shaper that was idle, less
+    `burst` of credit; exact to one frame."""
     return pytest.approx((count - 1) * bits / rate * 1e9 - burst_ns, abs=bits / rate * 1e9)
 
 
@@ -311,7 +315,7 @@ def test_every_built_in_element_has_an_example_that_is_run():
     assert all(load_config(path) for path in (ROOT / "examples").glob("*.yaml"))
 
 
-# -- pages -----------------------------------------------------------------------------------------------------------------
+# -- pages -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["configuration.md", "elements.md"])

@@ -1,4 +1,4 @@
-"""Replays: exact, repeatable, conserved; real captures; what comes out is what tcpdump and tshark read."""
+"""Replays: exact, repeatable, conserved; real captures; tcpdump and tshark read the output."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ needs_corpus = pytest.mark.skipif(not CORPUS, reason="the captures are not besid
 START_NS = 1_700_000_000_000_000_000
 A, B, C = (bytes([2, 0, 0, 0, 0, n]) for n in (1, 2, 3))
 EVERYBODY = b"\xff" * 6
-GOLDEN = "77761239402a219bca7d6799eae5a6799020e45be3c41dcb92d7cd5355eb4ce6"  # SHA-256 of what the replay of `SHAPED` gives
+# SHA-256 of the output for `SHAPED`
+GOLDEN = "77761239402a219bca7d6799eae5a6799020e45be3c41dcb92d7cd5355eb4ce6"
 
 
 def frame(target: bytes, source: bytes, length: int = 60, number: int = 0) -> bytes:
@@ -109,7 +110,7 @@ def test_the_same_over_a_hundred_runs_and_over_one_and_four_engines(tmp_path):
         results, out = replay(tmp_path, SHAPED.format(engines=engines, **homes), inputs, drops=True, seed=5)
         seen.add(hashlib.sha256(out).hexdigest())
         assert results["received"] == 1200 and sum(results["dropped"].values()) > 50
-    # The same in every build: debug and sanitizer builds run this test, too.
+    # Equal in every build: debug and sanitizer builds run this test, too.
     assert seen == {GOLDEN}
     drops = [data for _, data, name in packets_of(tmp_path / "out.pcapng") if name == "dropped"]
     assert len(drops) == sum(results["dropped"].values())
@@ -168,7 +169,8 @@ def test_a_packet_cut_by_the_capture_is_worth_what_it_was(tmp_path):
 
 
 def test_a_packet_that_claims_gigabytes_is_worth_the_longest_frame(tmp_path):
-    """Its cost at the shaper does not wrap, so the next one leaves when such a frame is paid."""
+    """Its cost at the shaper does not overflow, so the next one leaves after such a frame's
+    time."""
     packets = [(START_NS, frame(B, A, 60), 2**32 - 1)] * 3
     config = "nics: {a: {egress: {rate: 1gbit, queue: 10s}}, b: {}}"
     replay(tmp_path, config, {"a": pcap(packets, nanoseconds=True)})
@@ -280,8 +282,8 @@ def _tool(*command: str) -> subprocess.CompletedProcess[str]:
 
 @needs_corpus
 def test_every_capture_of_the_corpus(tmp_path):
-    """Ethernet ones pass parser, switch and shaper with every packet accounted for; the others are refused by name; what is written is
-    read by tcpdump without complaint."""
+    """Ethernet captures pass parser, switch and shaper with every packet accounted for; others are
+    rejected by name; tcpdump reads the output without errors."""
     if shutil.which("tcpdump") is None:
         pytest.skip("missing tool: tcpdump")
     config = "nics: {a: {egress: {rate: 10mbit}}, b: {ingress: {rate: 20mbit}}}"

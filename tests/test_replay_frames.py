@@ -1,4 +1,5 @@
-"""Frames that are too long, were GSO frames, or are malformed fare in a replay as they do live."""
+"""Frames that are too long, were GSO frames, or are malformed: a replay treats them as live
+traffic."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ TWO = "nics: {a: {}, b: {}}"
 
 
 def outcome(tmp_path, config: str, frames: list[bytes], *, content: bytes | None = None, **options):
-    """(what b received, what was dropped as (comment, data, original length), results, counters of a's parser)."""
+    """(frames that b received, drops as (comment, data, original length), results, counters of a's
+    parser)."""
     source, out = tmp_path / "in.pcap", tmp_path / "out.pcapng"
     if content is None:
         content = pcap([(START_NS + 1000 * number, each) for number, each in enumerate(frames)], nanoseconds=True)
@@ -35,11 +37,12 @@ def outcome(tmp_path, config: str, frames: list[bytes], *, content: bytes | None
     return received, dropped, results, {key: count for key, count in parser["counters"].items() if count}
 
 
-# -- the MTU ---------------------------------------------------------------------------------------------------------------
+# -- the MTU ---------------------------------------------------------------------------------------
 
 
 def test_a_frame_over_the_mtu_is_dropped(tmp_path):
-    fits, longer = frame(B, A, 1522), frame(B, A, 1523)  # 1500 bytes, an Ethernet header and two VLAN tags
+    # 1500 bytes, an Ethernet header and two VLAN tags
+    fits, longer = frame(B, A, 1522), frame(B, A, 1523)
     received, dropped, results, _ = outcome(tmp_path, TWO, [fits, longer, frame(B, A)])
     assert received == [fits, frame(B, A)] and dropped == [(longer, 1523)]
     assert results["dropped"] == {"b.tx: too_long": 1}
@@ -57,7 +60,7 @@ def test_a_frame_longer_than_any_buffer_is_too_long(tmp_path, length):
     assert results["dropped"] == {"b.tx: too_long": 1} and results["nics"][0]["too_long"] == 1
 
 
-# -- TCP frames that were captured before segmentation ---------------------------------------------------------------------
+# -- TCP frames that were captured before segmentation ---------------------------------------------
 
 TSO = {
     "IPv4": Spec(payload=bytes(range(256)) * 20, flags=ACK | PSH, identification=7),
@@ -72,7 +75,7 @@ def test_a_tcp_frame_over_the_mtu_passes_as_the_gso_frame_that_it_was(tmp_path, 
     as_linux_shows_it = spec.build(complete=False)
     received, dropped, *_ = outcome(tmp_path, TWO, [as_linux_shows_it])
     assert received == [as_linux_shows_it] and dropped == []
-    # Another checksum than the pseudo-header's is replaced by it, as in a frame that is still to be segmented.
+    # The pseudo-header's checksum replaces others, as in a frame before segmentation.
     received, *_ = outcome(tmp_path, TWO, [spec.build()])
     assert received == [as_linux_shows_it]
 
@@ -87,9 +90,10 @@ def test_where_the_receiver_does_not_take_it_whole_it_is_segmented(tmp_path, kin
 
 
 @pytest.mark.parametrize(("config", "gets"), [
-    ("nics: {a: {offloads: {checksum: true, tso: false, uso: false}}, b: {}}", 0),  # such a container sends no such frame
+    # this container sends no GSO frames
+    ("nics: {a: {offloads: {checksum: true, tso: false, uso: false}}, b: {}}", 0),
     ("nics: {a: {}, b: {mtu: 1400}}", 0),  # its segments are too long for b
-    ("nics: {a: {mtu: 9000}, b: {}}", 0),  # a jumbo frame, and b takes none
+    ("nics: {a: {mtu: 9000}, b: {}}", 0),  # a jumbo frame, too long for b
     ("nics: {a: {mtu: 1400}, b: {}}", 1),
 ])  # fmt: skip
 def test_the_mtu_of_both_sides_counts(tmp_path, config, gets):
@@ -105,7 +109,7 @@ def test_an_ip_length_of_0_is_that_of_the_frame(tmp_path):
     assert len(received) == 1 and len(received[0]) == 1534 and dropped == [] and malformed == {}
 
 
-# -- what is malformed above layer 2 ---------------------------------------------------------------------------------------
+# -- what is malformed above layer 2 ---------------------------------------------------------------
 
 
 def odd_frames() -> dict[str, bytes]:

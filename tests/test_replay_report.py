@@ -1,4 +1,4 @@
-"""Reports of a replay: what they hold, and refusals before anything is run."""
+"""Reports of a replay: content, and errors before the run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_page_says_what_it_shows(place):  # noqa: F811
 
 
 def figure(result):
-    """The axes of the picture, as matplotlib has them: rates and delays of each NIC, drops last."""
+    """matplotlib's axes of the picture: rates and delays of each NIC, drops last."""
     from unittest.mock import patch
 
     from matplotlib.figure import Figure

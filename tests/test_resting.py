@@ -1,4 +1,5 @@
-"""Engines that share a thread and have nothing to do stay asleep while others work; nothing of theirs is late or lost for that."""
+"""Idle engines that share a thread stay asleep while others work; none of their packets is late or
+lost."""
 
 import threading
 import time
@@ -17,11 +18,11 @@ from shaping.shaper import Shaper
 from tests.test_group import CPUS, FRAME, until
 from tests.test_group import Lane as PlainLane
 
-ALONE = {"cpus": CPUS[:1]}  # one CPU, one thread: nobody moves
+ALONE = {"cpus": CPUS[:1]}  # one CPU, one thread: no engine moves
 
 
 class Counting:
-    """Counts what comes out of a port, without a word to its engine, which that would wake."""
+    """Counts a port's packets without posting to its engine, which that would wake."""
 
     def __init__(self, port):
         self.port, self.times_ns = port, []
@@ -42,7 +43,7 @@ class Lane(PlainLane):
 
 @pytest.fixture
 def together():
-    """Engines in a compacting group on one thread, by lanes; all packets come home."""
+    """Engines in a compacting group on one thread, by lanes; checks that no packet is lost."""
     pool = PacketPool(small=4096, large=16)
     group, made = EngineGroup("g", "compacting", **ALONE), []
 
@@ -67,7 +68,7 @@ def polls(lane):
 
 
 def one_by_one(lane, count):
-    """Packets each of which finds the thread asleep, most times."""
+    """Sends packets one by one; most find the thread asleep."""
     for _ in range(count):
         lane.send()
         until(lane.all_through)
@@ -76,8 +77,8 @@ def one_by_one(lane, count):
 def test_a_lone_packet_is_its_engine_s_alone(together):
     group, (busy, *idle) = together(4)
     for thread in group.threads:
-        thread.look_ns = 1 << 60  # nobody is asked because a packet took long
-    one_by_one(busy, 20)  # all have been asked once, and rest
+        thread.look_ns = 1 << 60  # no resting engine is polled because a packet took long
+    one_by_one(busy, 20)  # all have been polled once, and rest
     before = [polls(each) for each in (busy, *idle)]
     one_by_one(busy, 400)
     more = [polls(each) - count for each, count in zip((busy, *idle), before, strict=True)]
@@ -85,7 +86,7 @@ def test_a_lone_packet_is_its_engine_s_alone(together):
 
 
 def test_who_rests_is_asked_while_others_are_busy(together):
-    """Its turn comes after `look_ns` at the latest, though nothing wakes it."""
+    """A resting engine is polled after `look_ns` at the latest, without a wake-up."""
     group, (busy, resting) = together(2)
     for thread in group.threads:
         thread.look_ns = 0
@@ -101,7 +102,8 @@ def test_who_rests_is_asked_while_others_are_busy(together):
 
 
 def test_who_rests_is_there_when_something_comes(together):
-    """Packets, by a port and by a ring's doorbell; work in the mailbox; each to an engine that rests while another is busy all the time."""
+    """Packets by a port and by a ring's doorbell, and work in the mailbox, reach an engine that
+    rests while another is always busy."""
     _, (busy, resting) = together(2)
     over = threading.Event()
 
@@ -123,7 +125,7 @@ def test_who_rests_is_there_when_something_comes(together):
 
 
 def test_a_ring_to_an_engine_that_rests():
-    """The sender sees the flag that says `ring`, since who rests is asleep all the time."""
+    """The sender sees the flag for the doorbell, since a resting engine is always asleep."""
     pool = PacketPool(small=4096, large=16)
     ring = MpscRing(64)
     sender, other, receiver = Lane(pool, "s"), Lane(pool, "o"), Lane(pool, "r")
@@ -144,7 +146,8 @@ def test_a_ring_to_an_engine_that_rests():
     thread.start([sender.engine])
     try:
         for number in range(1, 301):
-            other.send()  # so that the thread is awake, for somebody else, when the ring gets something, or is not
+            # so that the thread is awake for another engine, or asleep, when the ring gets a packet
+            other.send()
             sender.input.inject([FRAME])
             until(lambda number=number: len(came) == number)
     finally:
@@ -159,7 +162,7 @@ def test_a_ring_to_an_engine_that_rests():
 
 
 def test_timers_of_who_rests(together):
-    """A shaper lets packets go at their instants though its engine has no turns but for that."""
+    """A shaper sends packets on time although its engine has no other turns."""
     _, (busy, timed) = together(2)
     shaper = Shaper(1_000_000, name="shaper")
     rx, out = PortRx(MemoryPort("in", 2), name="rx"), MemoryPort("out", 3)
@@ -171,15 +174,15 @@ def test_timers_of_who_rests(together):
     came = Counting(out)
     until(lambda: len(came) == 20)
     times = came.times_ns
-    # None before its time, and in order; how much later is the machine's affair. (The port waits for the GIL that `inject` has, so that the
-    # poll which finds the packets may have begun before: less than one packet's time.)
+    # None early, and in order; lateness depends on the machine. (The poll that finds the packets
+    # may begin up to one packet's time before: the port waits for the GIL that `inject` holds.)
     assert all(at_ns >= begin_ns + (number - 1) * 1_000_000 for number, at_ns in enumerate(times))
     assert times == sorted(times)
     out.take()
 
 
 def test_moves_of_who_rests(together):
-    """Halted, run again, its group's mode changed, all while it rests."""
+    """A resting engine is halted, resumed, and its group's mode changed."""
     group, (busy, resting) = together(2)
     for mode in ("spreading", "compacting"):
         one_by_one(busy, 5)

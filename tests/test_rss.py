@@ -1,4 +1,5 @@
-"""RSS against the published verification vectors, and against Toeplitz' definition bit by bit."""
+"""RSS compared with the published verification vectors, and with Toeplitz' definition bit by
+bit."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ from dataplane.ports.memory import MemoryPort
 from tests.wire_frames import TCP, UDP, Spec
 from vnic.device.rss import DEFAULT_KEY, Rss
 
-# "Verifying the RSS hash calculation", Windows network driver documentation: source, its port, destination, its port, hash of the
-# addresses, hash with the ports.
+# "Verifying the RSS hash calculation", Windows network driver documentation: source, its port,
+# destination, its port, hash of the addresses, hash with the ports.
 VECTORS = [
     ("66.9.149.187", 2794, "161.142.100.80", 1766, 0x323E8FC2, 0x51CCC178),
     ("199.92.111.2", 14230, "65.69.140.83", 4739, 0xD718262A, 0xC626B0EA),
@@ -35,7 +36,8 @@ VECTORS = [
 
 
 def toeplitz(key: bytes, data: bytes) -> int:
-    """The definition: for every set bit of the input, the 32 bits of the key that begin at its position."""
+    """The definition: for every set bit of the input, the 32 bits of the key that begin at its
+    position."""
     stream, bits = int.from_bytes(key, "big"), 8 * len(key)
     result = 0
     for i in range(8 * len(data)):
@@ -64,7 +66,7 @@ def test_hash_is_toeplitz_by_definition(key, version, data):
 
 
 class Hasher(PyElement):
-    """Writes down the hash of each packet, and what its record says then."""
+    """Stores the hash of each packet and of its record."""
 
     def __init__(self, rss: Rss, pool: PacketPool) -> None:
         self.rss, self.pool, self.hashes = rss, pool, []
@@ -76,7 +78,7 @@ class Hasher(PyElement):
 
 
 def hashes(rss: Rss, frames: list, parse: bool = True) -> list[int]:
-    """What `rss` says of frames that Parse has read, or not."""
+    """The hashes by `rss` of frames, parsed or not."""
     pool = PacketPool(small=64, large=4)
     engine = Engine("e0", pool, clock=Clock(virtual=True))
     port, hasher = MemoryPort("a", 0), Hasher(rss, pool)
@@ -143,7 +145,8 @@ def packets(draw) -> tuple[bytes, bytes]:
         destination_port=draw(st.integers(0, 65535)),
     )
     if fragment is not None and size == 4:
-        spec.fragment = 0x2000 if fragment == "first" else 0x0010  # more fragments; 128 bytes from the start
+        # more fragments; 128 bytes from the start
+        spec.fragment = 0x2000 if fragment == "first" else 0x0010
     elif fragment is not None:
         spec.extensions = [(FRAGMENT_HEADER, (b"\x00\x01" if fragment == "first" else b"\x00\x80") + bytes(4))]
     hashed = spec.source + spec.destination

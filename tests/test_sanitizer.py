@@ -1,4 +1,4 @@
-"""The AddressSanitizer build must be able to fail: it catches a bad write, and our modules are built with it."""
+"""The AddressSanitizer build detects a bad write, and vnic's modules are built with it."""
 
 import os
 import subprocess

@@ -1,4 +1,5 @@
-"""Configuration files: what is right is parsed, what is wrong gets one line with file, line, path and what would be right."""
+"""Configuration files: valid ones are parsed; errors are one line with file, line, path and
+expected values."""
 
 import json
 import re
@@ -76,7 +77,7 @@ def nic(text):
 
 
 WRONG = [
-    # text, line, path, what it says
+    # text, line, path, message
     (nic("quenes: 2"), 4, "nics.web.quenes", "unknown key; did you mean 'queues'?"),
     (nic("name: x"), 4, "nics.web.name", "unknown key"),
     (nic("where: x"), 4, "nics.web.where", "unknown key"),
@@ -154,7 +155,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("text", "line", "path", "says"), WRONG)
 def test_what_is_wrong_gets_one_line(text, line, path, says):
-    if says is None:  # an element's arguments are its own matter
+    if says is None:  # not checked: an element's arguments
         parse_config(text)
         return
     with pytest.raises(ConfigError) as caught:
@@ -306,8 +307,8 @@ def test_groups_that_are_wrong(text, said):
 
 
 def test_a_namespace_has_a_path_or_the_name_that_ip_netns_knows(tmp_path):
-    """A bare name is a file beside the configuration, where there is one; else NetNamespace.find
-    looks below /run/netns."""
+    """A bare name is a file beside the configuration, if it exists; else NetNamespace.find looks in
+    /run/netns."""
     (tmp_path / "beside").write_text("")
     text = "nics: {a: {netns: beside}, b: {netns: ncweb}, c: {netns: /run/netns/x}, d: {netns: ./ncweb}}"
     config = parse_config(text, directory=str(tmp_path))

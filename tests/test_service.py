@@ -1,4 +1,4 @@
-"""vnic as a service: what a service manager is told, what SIGHUP does, and the unit that contrib/ has."""
+"""vnic as a service: messages to the service manager, SIGHUP, and the unit in contrib/."""
 
 import fcntl
 import os
@@ -54,7 +54,7 @@ def hears_nothing(manager):
 
 @pytest.fixture
 def service(tmp_path, manager, runtime_directory):  # noqa: F811
-    """`vnic up` of no NIC, as a service manager starts it."""
+    """`vnic up` without NICs, as a service manager starts it."""
     file = tmp_path / "none.yaml"
     file.write_text("nics: {}\n")
     command = [sys.executable, "-m", "vnic.cli.main", "up", "-i", "lab", str(file)]
@@ -117,7 +117,7 @@ def test_abstract_sockets_and_silence(monkeypatch):
     manager = Manager(f"\0{name}")
     monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
     service = ServiceManager()
-    assert "NOTIFY_SOCKET" not in os.environ  # children do not speak for the service
+    assert "NOTIFY_SOCKET" not in os.environ  # children must not notify
     service.status("two\nlines")
     assert manager.next() == {"STATUS": "two lines"}
     manager.socket.close()
@@ -125,7 +125,7 @@ def test_abstract_sockets_and_silence(monkeypatch):
     ServiceManager().ready("no manager")
 
 
-# -- SIGHUP ------------------------------------------------------------------------------------------------------------
+# -- SIGHUP ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("runtime_directory")
@@ -170,7 +170,7 @@ def test_a_terminal_that_hangs_up_ends_what_runs_on_it_but_for_nohup(ignored, en
         process.stderr.close()
 
 
-# -- the unit ----------------------------------------------------------------------------------------------------------
+# -- the unit --------------------------------------------------------------------------------------
 
 
 def test_the_unit_is_right(tmp_path):

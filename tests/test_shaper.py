@@ -1,4 +1,4 @@
-"""The shaper against a schedule in exact fractions, in virtual time."""
+"""The shaper compared with a schedule in exact fractions, in virtual time."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Bench:
         self.engine.load([rx])
 
     def inject(self, at_ns: int, sizes: list[int]) -> None:
-        """Frames that arrive at `at_ns`; the first four bytes number them."""
+        """Frames that arrive at `at_ns`, numbered in their first four bytes."""
         self.engine.advance(at_ns - 1) if at_ns - 1 >= self.engine.clock.now_ns else None
         self.engine.clock.set(at_ns)
         self.a.inject([size.to_bytes(4, "big") + bytes(size - 4) for size in sizes])
@@ -51,7 +51,7 @@ class Bench:
         self.engine.advance(self.engine.clock.now_ns)
 
     def departures(self) -> list[tuple[int, int]]:
-        """(time, length) of what came out since the last call."""
+        """(time, length) of the packets sent since the last call."""
         return [(frame.time_ns, len(frame.data)) for frame in self.b.take()]
 
     def counters(self) -> dict[str, int]:
@@ -64,8 +64,8 @@ class Bench:
 
 
 def schedule(arrivals: list[tuple[int, int]], rate: int, burst_ns: int, limit: int) -> tuple[list[tuple[int, int]], int]:
-    """The slow, obvious reference: (departures, tail drops) of a virtual-clock shaper, in exact arithmetic."""
-    clock = Fraction(0)  # when the wire is done with all before
+    """The reference: (departures, tail drops) of a virtual-clock shaper, in exact arithmetic."""
+    clock = Fraction(0)  # when the wire has sent all earlier packets
     waiting: deque[int] = deque()
     out: list[tuple[int, int]] = []
     drops = 0
@@ -74,7 +74,7 @@ def schedule(arrivals: list[tuple[int, int]], rate: int, burst_ns: int, limit: i
         nonlocal clock
         while waiting and math.ceil(clock) <= now:
             size = waiting.popleft()
-            # A packet goes at its turn, but not before it came: an arrival finds an empty queue or waits behind others.
+            # A packet leaves at its turn, but not before its arrival.
             out.append((max(math.ceil(clock), came.popleft()), size))
             clock += Fraction(size * 8 * 10**9, rate)
 
@@ -133,7 +133,7 @@ def test_every_departure_is_that_of_the_reference(rate, burst_ns, limit, arrival
 
 
 def feed(bench: Bench, rate: int, seconds: float, late_ns: list[int]) -> list[tuple[int, int]]:
-    """Keeps the queue busy; the engine looks at the clock only every so often (late timers), as it does when the machine is loaded."""
+    """Keeps the queue busy; timers are late by `late_ns`, as on a loaded machine."""
     out: list[tuple[int, int]] = []
     end = START_NS + int(seconds * 10**9)
     step = 0
@@ -145,7 +145,7 @@ def feed(bench: Bench, rate: int, seconds: float, late_ns: list[int]) -> list[tu
         while now < upto:
             now += late_ns[step % len(late_ns)]
             step += 1
-            bench.engine.clock.set(now)  # nothing ran in between: every timer since then is late
+            bench.engine.clock.set(now)  # nothing ran meanwhile: all timers since then are late
             bench.engine.advance(now)
         out += bench.departures()
     return out
@@ -154,7 +154,7 @@ def feed(bench: Bench, rate: int, seconds: float, late_ns: list[int]) -> list[tu
 @pytest.mark.parametrize("rate", [10 * MBIT, 100 * MBIT, 1000 * MBIT])
 @pytest.mark.parametrize("late_ns", [[1_000], [60_000, 90_000, 250_000, 40_000], [50_000] * 40 + [3_000_000]])
 def test_rate_over_seconds_and_in_every_window(rate, late_ns):
-    # The second at 1 Gbit/s is 82,563 frames: enough, and quick.
+    # At 1 Gbit/s a second has 82,563 frames: half of it is enough, and fast.
     seconds = 5.0 if rate <= 10 * MBIT else 0.5
     if late_ns == [1_000]:
         late_ns = [20_000]
@@ -162,7 +162,8 @@ def test_rate_over_seconds_and_in_every_window(rate, late_ns):
     out = feed(bench, rate, seconds, late_ns)
     end = START_NS + int(seconds * 10**9)
     total = sum(size for _, size in out) * 8 / seconds
-    assert abs(total / rate - 1) < (0.002 if seconds >= 5 else 0.008)  # 250 us of burst and one frame, in 0.5 s
+    # 250 us of burst and one frame, in 0.5 s
+    assert abs(total / rate - 1) < (0.002 if seconds >= 5 else 0.008)
     window = 100_000_000
     for start in range(START_NS + 10_000_000, end - window, 7_000_000):
         bits = sum(size for at_ns, size in out if start <= at_ns < start + window) * 8
@@ -193,10 +194,11 @@ def test_lateness_is_made_up_in_full_while_packets_wait():
 
 @pytest.mark.parametrize(("idle_ms", "at_once"), [(0, 30), (10, 20), (29, 3), (500, 3)])
 def test_lateness_is_made_up_by_what_comes_soon_after(idle_ms, at_once):
-    """The engine is 39 ms late for a queue of 10 frames of 1 ms; what comes then has the other 29 ms, less the time it took."""
+    """The engine is 39 ms late for a queue of 10 frames of 1 ms; later packets get the other 29 ms,
+    minus the time until they arrive."""
     bench = Bench(rate=10 * MBIT, queue="1mb", burst="2ms")
     bench.inject(START_NS, [1250] * 13)
-    assert len(bench.departures()) == 3  # the burst of 2 ms and one
+    assert len(bench.departures()) == 3  # a burst of 2 ms, and one more
     late = START_NS + 40 * 10**6  # the next was due after 1 ms, the last after 10
     bench.engine.clock.set(late)
     bench.engine.advance(late)
@@ -211,10 +213,10 @@ def test_the_rate_changes_live():
     bench.inject(START_NS, [1250] * 7)  # 10 ms each
     bench.engine.advance(START_NS + 12_000_000)
     assert [at - START_NS for at, _ in bench.departures()] == [0, 10_000_000]
-    bench.shaper.set_rate("2mbit")  # 8 ms of the second frame are owed: 4 ms at the new rate
+    bench.shaper.set_rate("2mbit")  # 8 ms of the second frame remain: 4 ms at the new rate
     bench.engine.advance(START_NS + 21_500_000)
     assert [at - START_NS for at, _ in bench.departures()] == [16_000_000, 21_000_000]
-    bench.shaper.set_rate("100kbit")  # 4.5 ms at 2 Mbit/s are owed: 90 ms
+    bench.shaper.set_rate("100kbit")  # 4.5 ms at 2 Mbit/s remain: 90 ms
     bench.engine.advance(START_NS + 200_000_000)
     assert [at - START_NS for at, _ in bench.departures()] == [111_500_000]
     assert bench.shaper.statistics()["held"] == 2
@@ -272,7 +274,7 @@ def test_the_queue_is_bounded_by_bytes_and_by_the_pool():
 
 
 def sharing(share: PoolShare, number: int, **config: object) -> Bench:
-    """As gso_bench, of the same pool as others."""
+    """As gso_bench, with a share of a pool that others use, too."""
     bench = gso_bench(**config)
     bench.shaper = Shaper(name=f"shaper{number}", rate="8kbit", queue="10s", burst=0)
     bench.shaper.join(share)
@@ -283,7 +285,7 @@ def sharing(share: PoolShare, number: int, **config: object) -> Bench:
 
 
 def test_several_shapers_hold_no_more_than_their_share():
-    """Whichever engines run them, and whatever they hold; each has one packet at least."""
+    """On all engines together, for all packets; each shaper may hold at least one packet."""
     share = PoolShare(small=30, large=2)
     benches = [sharing(share, number) for number in range(3)]
     short, long = Spec(protocol=UDP).build(), Spec(payload=bytes(4000)).build()
@@ -292,7 +294,7 @@ def test_several_shapers_hold_no_more_than_their_share():
     benches[1].inject_frames([short] * 20 + [long] * 4)
     assert share.packets == (30, 2)
     benches[2].inject_frames([short] * 20)
-    assert share.packets == (31, 2)  # a queue that is empty takes one
+    assert share.packets == (31, 2)  # an empty queue accepts one
     assert [bench.shaper.statistics()["held"] for bench in benches] == [25, 7, 1]
     assert [bench.shaper.statistics()["dropped"]["queue_full"] for bench in benches] == [0, 16, 18]
     for bench in benches:
@@ -353,8 +355,8 @@ def test_a_limit_in_time_is_that_time_at_the_rate():
 )
 @pytest.mark.parametrize("gso", [False, True])
 def test_no_packet_waits_longer_than_the_queue_says(rate, queue_ms, gso):
-    """Of plain frames as of GSO frames, which are longer than the whole queue: at most the queue's
-    time and one frame's; and what leaves keeps the rate in spite of the drops."""
+    """For plain frames and for GSO frames, which are longer than the whole queue: at most the
+    queue's time and one frame's; drops do not lower the output rate."""
     bench = gso_bench(rate=rate, queue=f"{queue_ms}ms", burst=0, small=8192, large=256)
     frame_ns = 1514 * 8 * 10**9 // rate
     frame = Spec(payload=bytes(40 * 1460)).frame(1460) if gso else Spec(payload=bytes(1460)).build()
@@ -366,7 +368,7 @@ def test_no_packet_waits_longer_than_the_queue_says(rate, queue_ms, gso):
     counters = bench.counters()
     assert counters["sojourn_max_ns"] <= queue_ms * 10**6 + frame_ns
     assert bench.shaper.statistics()["dropped"]["queue_full"] > 0
-    # A GSO frame leaves in pieces of at most 1 ms: one may have begun and not ended.
+    # A GSO frame leaves in pieces of at most 1 ms: one may be partly sent.
     assert 120 * 1514 <= counters["sent_bytes"] <= 121 * 1514 + rate // 8000
     assert gso or {size for _, size in out} == {1514}
     assert counters["queue_bytes_max"] <= max(bench.shaper.queue_limit_bytes, 1514)
@@ -376,7 +378,7 @@ def test_no_packet_waits_longer_than_the_queue_says(rate, queue_ms, gso):
 
 @pytest.mark.parametrize("limit_bytes", [100, 1514, 5000, 9083, 9084, 60_000])
 def test_of_a_gso_frame_the_first_segments_that_fit_are_queued(limit_bytes):
-    """Byte for byte those that a queue of segments would have taken; the others are one dropped
+    """The same bytes that a queue of segments would have accepted; the others count as one dropped
     packet."""
     bench = gso_bench(rate="1mbit", queue=f"{limit_bytes}b", burst=0)
     spec = Spec(payload=bytes(i % 251 for i in range(20 * 1460)), protocol=TCP)

@@ -1,4 +1,4 @@
-"""Captures of both directions split onto NICs, and frames rewritten, with scapy as a twin."""
+"""Captures of both directions are split among NICs, and frames rewritten; compared with scapy."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_frame_is_rewritten_as_far_as_it_goes():
     for length in range(len(before)):
         got = MAP.apply(before[:length])
         assert len(got) == length
-        if length >= 34:  # both addresses are there
+        if length >= 34:  # with both addresses
             checksum = slice(50, 52)
             same = bytearray(after[:length])
             if length < 52:

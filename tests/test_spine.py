@@ -1,4 +1,4 @@
-"""The spine of the dataplane: frames in, frames out, nothing lost on the way."""
+"""The dataplane's basic path: frames in, frames out, none lost."""
 
 from dataplane.clock import Clock
 from dataplane.elements.counter import Counter

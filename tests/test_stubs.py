@@ -1,4 +1,4 @@
-"""The .pyi beside each compiled module says what the module is: mypy's stubtest compares the two."""
+"""The .pyi of each compiled module is correct: mypy's stubtest compares the two."""
 
 import subprocess
 import sys

@@ -1,4 +1,5 @@
-"""The supervisor: a worker that dies is replaced, and containers keep what they have."""
+"""The supervisor: a worker that ends is replaced, and containers keep their interfaces and
+connections."""
 
 import json
 import os
@@ -34,7 +35,8 @@ while data := peer.recv(1 << 16):
     peer.sendall(data)
 """
 
-# Sends numbered lines and expects each back, until stdin closes; says how many came back and the longest wait.
+# Sends numbered lines and expects each back, until stdin closes; prints the number of replies and
+# the longest wait.
 TALK = """
 import select, socket, sys, time
 peer = socket.create_connection(("10.99.0.2", 7000))
@@ -55,13 +57,14 @@ def status(env):
 
 
 def conserved(env):
-    """Whether every packet is accounted for, at the end of a test; so it is where the instance was ended."""
+    """Whether every packet is accounted for, at the end of a test; True if the instance has
+    ended."""
     done = subprocess.run([*VNIC, "status", "--json"], env=env, cwd=TREE, capture_output=True, text=True, timeout=240)
     return json.loads(done.stdout)["conserved"] if done.returncode == 0 else "does not run" in done.stderr
 
 
 def kill_worker(env):
-    """Kills the worker, returns the next one's status once that answers."""
+    """Kills the worker; returns the next one's status."""
     before = status(env)
     os.kill(before["pid"], signal.SIGKILL)
     while (after := status(env))["pid"] == before["pid"]:
@@ -103,7 +106,8 @@ def test_a_connection_survives_the_worker(environment, two):  # noqa: F811
     assert client.returncode == 0
     exchanged, longest_s = out.split()
     assert int(exchanged) > 100 and float(longest_s) < 10
-    assert a.run("ip", "-o", "link", "show", "eth0").split(":")[0] == link  # the same interface, not one made again
+    # the same interface, not a new one
+    assert a.run("ip", "-o", "link", "show", "eth0").split(":")[0] == link
     found = status(environment)
     assert found["conserved"] and found["supervisor"]["restarts"] == 3
 
@@ -171,7 +175,8 @@ class Element(Counter):
 
 
 def test_a_crash_loop_is_told_and_can_be_stopped(environment, tmp_path, leak_check):  # noqa: F811
-    """A worker that dies at once whenever it is started: clients hear why instead of waiting, and `vnic down` needs no worker."""
+    """A worker that always ends at its start: clients get the reason instead of waiting, and `vnic
+    down` needs no worker."""
     (tmp_path / "fatal.py").write_text(DIES)
     with Container() as a:
         config = json.loads(Path(write_config(tmp_path / "net.yaml", a=a)).read_text())
@@ -201,7 +206,7 @@ def test_a_crash_loop_is_told_and_can_be_stopped(environment, tmp_path, leak_che
 
 @pytest.mark.root
 def test_other_users_are_not_told_why():
-    """Only that it failed: what a worker dies of may speak of others' NICs."""
+    """Only that it failed, since the reason may name others' NICs."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"\0vnic-test-{os.getpid()}")
         listener.listen()
@@ -243,7 +248,7 @@ def test_those_who_come_without_end_do_not_keep_it_from_its_work():
 
 
 def test_a_successor_that_dies_as_soon_as_it_took_over_is_a_crash(tmp_path, monkeypatch):
-    """Its last words are heard when it is found dead: it is the worker then, and it is replaced."""
+    """Its last messages are read at its end: it then counts as the worker, and is replaced."""
     (tmp_path / "ends.py").write_text("def main(): pass\n")
     (tmp_path / "takes_over.py").write_text(
         "import socket, sys\nfrom vnic.control import keeper\n"
@@ -268,12 +273,12 @@ def test_a_successor_that_dies_as_soon_as_it_took_over_is_a_crash(tmp_path, monk
 
 
 def test_a_worker_that_reads_nothing_is_not_waited_for(tmp_path, monkeypatch):
-    """Neither what is kept for it nor its answers: those end it."""
+    """Neither for stored items nor for answers; unread answers end it."""
     (tmp_path / "sleeps.py").write_text("import signal\nsignal.pause()\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with socket.socket(socket.AF_UNIX) as listener:
         supervisor = Supervisor("test", listener, None, "sleeps")
-        for number in range(2000):  # more than the socket has room for
+        for number in range(2000):  # more than fits into the socket
             supervisor.store.put(f"key/{number}", [])
         began = time.monotonic()
         worker = supervisor.worker = supervisor.start_worker("first")
@@ -283,14 +288,15 @@ def test_a_worker_that_reads_nothing_is_not_waited_for(tmp_path, monkeypatch):
                 for _ in range(10):
                     supervisor._answer(worker, b'{"type": "Drop", "key": "key/0", "number": 1}', [], None)
         except BlockingIOError:
-            pass  # for `_hear`, which ends it
+            pass  # `_hear` then ends it
         finally:
             worker.close()
-        assert time.monotonic() - began < 5  # not once as long as a socket's timeout
+        assert time.monotonic() - began < 5  # less than one socket timeout
 
 
 def test_down_needs_no_worker_that_answers(environment, two):  # noqa: F811
-    """Here one that stands still when the supervisor is asked to stop, and goes on then."""
+    """A worker that is stopped (SIGSTOP) when the supervisor is asked to stop, and continues
+    later."""
     a, _ = two
     found = status(environment)
     os.kill(found["pid"], signal.SIGSTOP)
@@ -308,7 +314,8 @@ def test_down_needs_no_worker_that_answers(environment, two):  # noqa: F811
 
 
 def test_a_worker_that_stands_still_is_told_of(environment, two, tmp_path):  # noqa: F811
-    """Clients hear so instead of waiting, and one line of the log says it; it may go on, and if it does not, `vnic down` works."""
+    """Clients get an error instead of waiting, and the log has one line; the worker may continue,
+    and if not, `vnic down` works."""
     log = tmp_path / "default.log"
     found = status(environment)
     for _ in range(2):
@@ -337,7 +344,7 @@ def test_a_worker_that_stands_still_is_told_of(environment, two, tmp_path):  # n
 
 @contextmanager
 def open_files(pid, most):
-    """Bounds how many files a process may have open meanwhile."""
+    """Limits the number of open files of a process."""
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, before[1]))
     try:
@@ -347,7 +354,8 @@ def open_files(pid, most):
 
 
 def test_a_supervisor_that_has_no_room_for_files_goes_on(environment, two, tmp_path):  # noqa: F811
-    """What needs one is refused, and a worker that cannot be started is tried again; the interfaces stay."""
+    """Requests that need one fail, and a worker that cannot be started is tried again; the
+    interfaces stay."""
     found = status(environment)
     supervisor = found["supervisor"]["pid"]
     taken = {int(name) for name in os.listdir(f"/proc/{supervisor}/fd")}
@@ -382,7 +390,8 @@ def test_a_worker_that_has_no_room_for_a_tap_leaves_none(environment, two):  # n
         attach = ("attach", "tap", "c", "--pid", str(c.pid), "--interface", "eth0", "--queues", "64")
         taken = set(map(int, os.listdir(f"/proc/{pid}/fd")))
         free = [number for number in range(200) if number not in taken]
-        for room in (2, 3, 8, 66, 71):  # besides the client's connection: at every step something else finds none
+        # besides the client's connection: each number fails at another step
+        for room in (2, 3, 8, 66, 71):
             with open_files(pid, free[room]):
                 assert "too many open files; raise the limit" in vnic(environment, *attach, status=1), room
                 assert c.interfaces() == []
@@ -391,7 +400,7 @@ def test_a_worker_that_has_no_room_for_a_tap_leaves_none(environment, two):  # n
 
 
 def test_too_few_files_to_come_up_with(environment, tmp_path, leak_check):  # noqa: F811
-    """One line says so, whoever runs out of them first."""
+    """An error of one line, no matter which process reaches the limit first."""
     with Container() as a:
         (tmp_path / "net.yaml").write_text(json.dumps({"nics": {"a": {"pid": a.pid, "interface": "eth0", "queues": 20}}}))
         for most in (16, 24, 32, 44):
@@ -419,7 +428,8 @@ class Near(Module):
 @pytest.mark.root
 @pytest.mark.parametrize("allowed", ["", "key", "nic"])
 def test_the_network_namespace_that_it_runs_in(environment, tmp_path, leak_check, allowed):  # noqa: F811
-    """A worker may have no interface there that the configuration does not allow. (Here that namespace is a container's.)"""
+    """A worker gets no interface there that the configuration does not permit. (Here it is a
+    container's namespace.)"""
 
     def run(*words, status=0):
         done = subprocess.run(
@@ -458,7 +468,8 @@ def test_the_network_namespace_that_it_runs_in(environment, tmp_path, leak_check
 
 
 def test_an_instance_may_have_more_files_open_than_the_soft_limit(environment, tmp_path, leak_check):  # noqa: F811
-    """And more than select(2) knows: the second worker has its NICs' queues from the start, below all that it opens itself."""
+    """Also more than select(2) supports: the second worker has its NICs' queues from the start,
+    with lower numbers than the files that it opens."""
     count = 17
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 2 * 64 * count:
         pytest.skip("missing tool: the hard limit of open files is too low (ulimit -Hn)")
@@ -494,14 +505,16 @@ assert not bound_log(path, 0), "standard error is something else"
 
 
 def rights(text):
-    """Of a process' or thread's status in /proc: (CapPrm, CapEff, CapBnd or 0 for a plain user, NoNewPrivs)."""
+    """From a process' or thread's status in /proc: (CapPrm, CapEff, CapBnd or 0 for a plain user,
+    NoNewPrivs)."""
     fields = dict(line.split(":\t") for line in text.splitlines() if ":\t" in line)
-    bounding = int(fields["CapBnd"], 16) if IS_ROOT else 0  # who has no CAP_SETPCAP cannot lower it, and gets nothing by it
+    # without CAP_SETPCAP it cannot be lowered, and has no effect
+    bounding = int(fields["CapBnd"], 16) if IS_ROOT else 0
     return int(fields["CapPrm"], 16), int(fields["CapEff"], 16), bounding, int(fields["NoNewPrivs"])
 
 
 def capabilities(pid):
-    """Of every thread, see `rights`."""
+    """`rights` of every thread."""
     return {rights((task / "status").read_text()) for task in Path(f"/proc/{pid}/task").iterdir()}
 
 
@@ -531,7 +544,8 @@ def test_every_process_has_given_up_what_it_does_not_need(environment, tmp_path,
         if guaranteed:
             (thread,) = status(environment)["groups"][0]["threads"]
             assert thread["scheduling"] in ("deadline", "rr") or not IS_ROOT
-        # Whatever an upgrade names as its Python is never more than a worker, from its first instruction on.
+        # A program that an upgrade names as its Python has only a worker's rights, from its first
+        # instruction on.
         python = tmp_path / "python"
         python.write_text(
             f'#!/bin/sh\ncat /proc/self/status > {tmp_path}/rights\nPYTHONPATH={TREE} exec {sys.executable} "$@"\n'
@@ -540,7 +554,8 @@ def test_every_process_has_given_up_what_it_does_not_need(environment, tmp_path,
         vnic(environment, "upgrade", "--python", str(python))
         assert rights((tmp_path / "rights").read_text()) == (nice, nice, nice, 1)
         assert capabilities(status(environment)["pid"]) == {(nice, nice, nice, 1)}
-        # A guarantee that comes live is the kernel's with the next worker, and one that goes takes the right with it.
+        # The kernel enforces a new guarantee from the next worker on; without a guarantee, the next
+        # worker loses the capability.
         (group,) = (each["name"] for each in status(environment)["groups"])
         vnic(environment, "group", group, "--guarantee", "none" if guaranteed else "500us/1ms")
         vnic(environment, "upgrade")
@@ -555,8 +570,8 @@ def test_every_process_has_given_up_what_it_does_not_need(environment, tmp_path,
 
 @pytest.mark.root
 def test_root_attaches_containers_of_others(environment, tmp_path, leak_check):  # noqa: F811
-    """What the supervisor and the agent keep is enough: for a plain user's container in namespaces of his, one that hides (not dumpable),
-    a name in /run/netns, and a namespace of root's."""
+    """The capabilities of supervisor and agent suffice for a plain user's container in the user's
+    namespaces, one that is not dumpable, a name in /run/netns, and a namespace of root's."""
     hides = "import ctypes, sys; ctypes.CDLL(None).prctl(4, 0); print('ready', flush=True); sys.stdin.read()"
     name = f"vnic-others-{os.getpid()}"
     subprocess.run(["ip", "netns", "add", name], check=True)

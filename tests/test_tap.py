@@ -1,4 +1,4 @@
-"""TAPs in containers: they appear as asked for, carry frames, and are all there or not at all."""
+"""TAPs in containers: they are created as requested or not at all, and carry frames."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def link(container: Container, name: str) -> dict[str, Any]:
 
 
 def read_frame(tap: Tap, wanted: Callable[[bytes], bool], timeout_s: float = 120) -> bytes:
-    """The next frame on any queue that is wanted, without its virtio-net header."""
+    """The next frame on any queue for which `wanted` is true, without its virtio-net header."""
     poll = select.poll()
     for fd in tap.fds:
         poll.register(fd, select.POLLIN)
@@ -74,7 +74,7 @@ def checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
-# --- what is there ----------------------------------------------------------------------------------------------------
+# --- what is there --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("user_namespace", [pytest.param(False, marks=pytest.mark.root), True])
@@ -127,7 +127,7 @@ def test_defaults_down_and_64_queues(agent, container):
         assert "UP" not in seen["flags"]
         assert seen["address"] == tap.mac
         assert seen["mtu"] == tap.mtu == 65521
-        assert seen["txqlen"] == QUEUE_PACKETS_LEAST  # of each
+        assert seen["txqlen"] == QUEUE_PACKETS_LEAST  # of each queue
     with agent.open_tap(TapRequest(name="eth0", pid=container.pid)):
         assert link(container, "eth0")["txqlen"] == QUEUE_PACKETS
 
@@ -155,7 +155,8 @@ with NamespaceAgent.start() as agent:
 
 
 def test_from_within_a_user_namespace_of_our_own(leak_check):
-    """The daemon of a plain user makes such a one for itself; containers in it may or may not have their own."""
+    """A plain user's daemon may run in its own user namespace; containers in it may or may not have
+    their own."""
     if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
         pytest.skip("missing tool: /dev/net/tun cannot be opened by this user")
     command = ["unshare", "--user", "--map-root-user", "--net", plain_user.sys.executable, "-c", WITHIN]
@@ -185,11 +186,11 @@ def test_by_netns_name_and_path(agent, named_netns, prefix):
     assert "eth0" not in subprocess.run(["ip", "-n", named_netns, "link"], capture_output=True, text=True, check=True).stdout
 
 
-# --- frames -----------------------------------------------------------------------------------------------------------
+# --- frames ---------------------------------------------------------------------------------------
 
 
 def test_frames_pass_both_ways(agent, container):
-    """We are 10.0.0.1: answer the container's ARP, then its ping."""
+    """The test is 10.0.0.1: it answers the container's ARP request, then its ping."""
     with agent.open_tap(TapRequest(name="eth0", pid=container.pid, queues=2, mac=MAC, addresses=("10.0.0.2/24",))) as tap:
         ping = container.popen(["ping", "-c", "1", "-W", "5", "10.0.0.1"])
         request = read_frame(tap, lambda frame: frame[12:14] == b"\x08\x06")
@@ -217,14 +218,15 @@ def test_what_its_queues_had_no_room_for(agent, container):
             "for _ in range(3000): s.sendto(b'', ('10.0.0.1', 9))"
         )
         first, counted, last = tap.queue_drops(), tap.counters()["tx_dropped"], tap.queue_drops()
-        assert before + 1000 <= first <= counted <= last  # now and then the kernel itself has something to say, of IPv6
+        assert before + 1000 <= first <= counted <= last  # the kernel sends IPv6 packets of its own
         assert not os.get_inheritable(tap.netlink)
         container.run("ip", "link", "del", "eth0")
         assert tap.queue_drops() is None
 
 
 def test_a_gso_frame_travels_whole(agent, container):
-    """20 kB sent over UDP with segmentation offload arrive as one frame with a virtio-net header that says so."""
+    """20 kB sent over UDP with segmentation offload arrive as one frame, with GSO fields in the
+    virtio-net header."""
     with agent.open_tap(TapRequest(name="eth0", pid=container.pid, addresses=("10.0.0.2/24",))) as tap:
         if not tap.offloads & Offload.USO:
             pytest.skip("this kernel has no UDP segmentation for TAPs (Linux 6.2 has)")
@@ -246,7 +248,7 @@ def test_a_gso_frame_travels_whole(agent, container):
         assert len(data) == VNET_HEADER_BYTES + 14 + 20 + 8 + 20000
 
 
-# --- live change ------------------------------------------------------------------------------------------------------
+# --- live change ----------------------------------------------------------------------------------
 
 
 def test_live_changes(agent, container):
@@ -285,7 +287,7 @@ def test_an_interface_deleted_in_the_container_is_a_clear_error(agent, container
         tap.counters()
 
 
-# --- all or nothing ---------------------------------------------------------------------------------------------------
+# --- all or nothing -------------------------------------------------------------------------------
 
 
 def test_a_name_that_is_taken(agent, container):
@@ -390,7 +392,7 @@ def test_no_text_breaks_the_checks(name, mac, address):
         assert "\n" not in message
 
 
-# --- /dev/net/tun, and who may ----------------------------------------------------------------------------------------
+# --- /dev/net/tun, and who may --------------------------------------------------------------------
 
 TRY = """
 import sys
@@ -439,8 +441,8 @@ def test_a_plain_user_may_not_have_the_machines_or_another_users_namespace(make_
 
 @pytest.mark.root
 def test_what_root_is_told_when_the_kernel_refuses():
-    """Root without CAP_SYS_PTRACE may not look into a process that has it. To run as root is no
-    advice then."""
+    """Root without CAP_SYS_PTRACE may not inspect a process that has it. The advice is then not to
+    run as root."""
     need("setpriv")
     code = "import os\nfrom vnic.device.namespaces import NetNamespace\nNetNamespace.find(os.getppid())"
     words = ["setpriv", "--bounding-set", "-sys_ptrace", "--inh-caps", "-sys_ptrace", sys.executable, "-c", code]
@@ -452,7 +454,7 @@ def test_what_root_is_told_when_the_kernel_refuses():
 
 @pytest.mark.root
 def test_a_process_that_proc_hides(make_container):
-    """/proc mounted with hidepid=2: another user's process is there, but its directory is not."""
+    """/proc mounted with hidepid=2: another user's process exists, but its directory is hidden."""
     container = make_container(user_namespace=True)
     command = plain_user.command_line([plain_user.sys.executable, "-c", TRY, str(container.pid)])
     hidden = ["unshare", "--mount", "sh", "-c", 'mount -t proc -o hidepid=2 proc /proc && exec "$@"', "sh", *command]
@@ -468,7 +470,7 @@ if IS_ROOT:
         run_as_plain_user(__file__)
 
 
-# --- what root of the container may do to the interface ---------------------------------------------------------------
+# --- what root of the container may do to the interface -------------------------------------------
 
 JOIN = """
 import fcntl, os, struct, sys
@@ -483,7 +485,8 @@ for flags in (0x5002, 0x5102):  # TAP, NO_PI, VNET_HDR, without and with MULTI_Q
 
 
 def test_a_tap_of_one_queue_cannot_be_joined(agent, container):
-    """Header size, flags and persistence are the whole interface's: whoever joins it could change them under us."""
+    """Header size, flags and persistence belong to the whole interface: a process that attaches a
+    queue could change them."""
     join = ["-c", JOIN]
     with agent.open_tap(TapRequest(name="eth0", pid=container.pid)) as tap:
         assert container.run(sys.executable, *join).split() == [str(errno.EBUSY), str(errno.EINVAL)]
@@ -492,12 +495,13 @@ def test_a_tap_of_one_queue_cannot_be_joined(agent, container):
         assert (seen["num_tx_queues"], seen["txqlen"]) == (1, QUEUE_PACKETS)
         assert not seen["linkinfo"]["info_data"]["multi_queue"]
         assert tap.queues == 1
-    with agent.open_tap(TapRequest(name="eth0", pid=container.pid, queues=2)) as tap:  # these have to be joinable
+    # a multi-queue TAP has to permit it
+    with agent.open_tap(TapRequest(name="eth0", pid=container.pid, queues=2)) as tap:
         assert container.run(sys.executable, *join).split() == [str(errno.EINVAL), "joined"]
 
 
 def receiving(tap: Tap) -> tuple[Engine, PortRx, MemoryPort]:
-    """An engine that takes what the container sends."""
+    """An engine that receives the container's frames."""
     port, out = TapPort("eth0", tap.fds, offloads=tap.offloads), MemoryPort("out", 1)
     rx = PortRx(port)
     rx >> PortTx(out)
@@ -507,7 +511,8 @@ def receiving(tap: Tap) -> tuple[Engine, PortRx, MemoryPort]:
 
 
 def test_frames_that_cannot_be_read_are_counted(agent, container):
-    """A virtio-net header of 1 MiB, as root of a container may set for a TAP of several queues: no frame fits behind it."""
+    """A virtio-net header of 1 MiB, as root of a container may set for a multi-queue TAP: no frame
+    fits behind it."""
     with agent.open_tap(TapRequest(name="eth0", pid=container.pid, addresses=("10.0.0.2/24",))) as tap:
         container.run("ip", "neigh", "add", "10.0.0.9", "lladdr", "02:00:00:00:00:09", "dev", "eth0")
         engine, rx, out = receiving(tap)
@@ -520,7 +525,7 @@ def test_frames_that_cannot_be_read_are_counted(agent, container):
             assert before["dropped"]["no_buffer"] == 0 and out.take() == []
             fcntl.ioctl(tap.fds[0], TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER_BYTES))
             got: list[bytes] = []
-            while not any(len(frame) == 142 for frame in got):  # and reading goes on
+            while not any(len(frame) == 142 for frame in got):  # reading continues
                 sender.sendto(b"x" * 100, ("10.0.0.9", 9))
                 got += [frame.data for frame in engine.call(out.take)]
         assert engine.conservation()["conserved"]
@@ -528,8 +533,8 @@ def test_frames_that_cannot_be_read_are_counted(agent, container):
         engine.close()
 
 
-# read(2) as of a TAP in Linux before "tun: Pad virtio headers": SURPLUS bytes behind the 10 of the virtio-net header are counted
-# and not written.
+# read(2) as of a TAP in Linux before "tun: Pad virtio headers": SURPLUS bytes behind the 10 of the
+# virtio-net header are counted and not written.
 OLD_KERNEL = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -587,11 +592,13 @@ print(json.dumps([[frame.data.hex() for frame in out.take()], rx.statistics()["d
 
 @pytest.mark.parametrize("surplus", [0, 1, 13, 14, 15, 40, 1190])
 def test_an_old_kernel_shows_nothing_of_other_frames(tmp_path, surplus):
-    """Root of the container has made the virtio-net header longer: what the kernel did not write does not pass for a frame."""
+    """Root of the container has increased the virtio-net header size: bytes that the kernel did not
+    write are not taken for a frame."""
     (tmp_path / "old.c").write_text(OLD_KERNEL)
     library = tmp_path / "old.so"
     subprocess.run([need("gcc"), "-shared", "-fPIC", "-o", library, tmp_path / "old.c", "-ldl"], check=True)
-    preloaded = ":".join(filter(None, [os.environ.get("LD_PRELOAD"), str(library)]))  # AddressSanitizer's must come first
+    # AddressSanitizer's must come first
+    preloaded = ":".join(filter(None, [os.environ.get("LD_PRELOAD"), str(library)]))
     environment = {**os.environ, "LD_PRELOAD": preloaded, "SURPLUS": str(surplus)}
     done = subprocess.run(
         [sys.executable, "-c", OLD_READER],

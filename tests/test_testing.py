@@ -1,4 +1,4 @@
-"""The test kit: its own example passes, and what fails fails readably."""
+"""The test kit: its example passes, and failures are readable."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ TWO = "nics: {a: {egress: {rate: 10mbit}}, b: {}}"
 def pytest_in(directory, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A user's pytest: the plugin as the distribution registers it."""
     installed = entry_points(group="pytest11", name="vnic")
-    plugin = [] if installed else ["-p", "vnic.testing.plugin"]  # a tree that was never installed
+    # a source tree that is not installed
+    plugin = [] if installed else ["-p", "vnic.testing.plugin"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *plugin, *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment.pop("PYTEST_ADDOPTS", None)
@@ -156,7 +157,7 @@ def test_what_a_capture_holds_is_sent_and_expected(tmp_path):
         net.assert_received("b", rdpcap(str(tmp_path / "in.pcap")))
         net.send("b", [Ether(src=PACKET.dst, dst=PACKET.src) / PACKET.payload])
         net.run()
-        net.send("a", net.received("a"))  # what was received may be sent on
+        net.send("a", net.received("a"))  # received frames can be sent
         net.run()
         assert net.drops() == {"switch: hairpin": 1}
 

@@ -1,4 +1,4 @@
-"""The engine's timers: the heap against a dict, and shapers of many rates that all end on time."""
+"""The engine's timers: the heap compared with a dict, and shapers of many rates, all on time."""
 
 import importlib.util
 import os
@@ -58,7 +58,7 @@ def test_the_heap_is_that_of_a_dict(twin, changes):
         heap.set(element, deadline)
         if deadline == NEVER:
             reference.pop(element, None)
-        elif element in reference or len(reference) < ROOM:  # what finds no room has no timer
+        elif element in reference or len(reference) < ROOM:  # without room there is no timer
             reference[element] = deadline
         assert sorted(heap.entries()) == sorted((due, each) for each, due in reference.items())
         assert heap.first() == min(reference.values(), default=NEVER)
@@ -74,7 +74,7 @@ PACKETS, BYTES = 20, 100
 
 @pytest.mark.parametrize("lanes", [1, 100])
 def test_shapers_of_many_rates(lanes):
-    """Each packet leaves, none before its time, and while nothing is due the engine sleeps."""
+    """Each packet leaves, none early, and the engine sleeps while none is due."""
     pool = PacketPool(small=8192, large=8)
     engine, sources, ports, slowest_s = Engine("e0", pool), [], [], 0.0
     for number in range(lanes):

@@ -1,4 +1,4 @@
-"""Units: exact according to the definitions of their words, and back again."""
+"""Units: exact conversion of text to numbers and back."""
 
 from decimal import Decimal
 

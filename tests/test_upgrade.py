@@ -1,4 +1,5 @@
-"""Transparent upgrade: nothing lost, nothing noticed; and a new worker that fails at any step does no harm."""
+"""Transparent upgrade: nothing is lost, connections stay; a new worker that fails at any step has
+no effect."""
 
 import json
 import os
@@ -16,11 +17,12 @@ from tests.test_supervisor import ECHO, TALK, conserved, inside, kill_worker, st
 from vnic.control.client import Client
 
 TREE = Path(__file__).parents[1]
-# What a TAP is given waits in a queue of the CPU that gave it (netif_rx): when an engine goes on in a thread on another CPU, as after any
-# move by the scheduler, a packet may overtake those that the last CPU has not let in yet.
+# Frames written to a TAP wait in a queue of the writing CPU (netif_rx): when an engine continues on
+# another CPU, as after any move by the scheduler, a packet may overtake those in the previous CPU's
+# queue.
 OVERTAKEN_MOST = 20
 
-# Numbered datagrams at some 3,000 a second until stdin closes; says how many were sent.
+# Sends numbered datagrams, about 3,000 a second, until stdin closes; prints their number.
 SEND = """
 import select, socket, sys, time
 sender, number = socket.socket(socket.AF_INET, socket.SOCK_DGRAM), 0
@@ -32,7 +34,8 @@ sender.sendto(b"-1", ("10.99.0.2", 7001))
 print(number, flush=True)
 """
 
-# Says how many came, how many of them out of order, and how many its own socket had no room for, as it had no CPU time to read it.
+# Prints the numbers of datagrams received, reordered, and dropped by its own full socket, when it
+# had no CPU time to read.
 RECEIVE = """
 import socket, struct
 SO_MEMINFO, DROPS = 55, 8
@@ -49,7 +52,7 @@ print(seen, wrong, struct.unpack("9I", receiver.getsockopt(socket.SOL_SOCKET, SO
 
 
 def an_engine_each(**boxes):
-    """A NIC for each container, by its name, as they stand in a configuration."""
+    """NICs of a configuration: one per container, by name, each on its own engine."""
     return {
         name: {"pid": box.pid, "interface": "eth0", "addresses": [f"10.99.0.{number + 1}/24"], "engine": number}
         for number, (name, box) in enumerate(boxes.items())
@@ -58,7 +61,8 @@ def an_engine_each(**boxes):
 
 @pytest.fixture
 def two(request, environment, tmp_path, leak_check):  # noqa: F811
-    """Containers a and b on two engines, a shaped; the parameter is how long packets may wait for that."""
+    """Containers a and b on two engines, a shaped; parameter: how long packets may wait for the
+    shaper."""
     with Container() as a, Container() as b:
         nics = an_engine_each(a=a, b=b)
         nics["a"]["egress"] = {"rate": "50mbit", "queue": getattr(request, "param", "100ms"), "elements": ["Counter"]}
@@ -73,16 +77,17 @@ def two(request, environment, tmp_path, leak_check):  # noqa: F811
 
 
 def link_counts(box):
-    """What a container says of its interface: packets that were taken from it, and that it had to drop."""
+    """The container's counters of its interface: packets transmitted, and dropped."""
     words = box.run("cat", "/proc/net/dev").split("eth0:")[1].split()
     return int(words[9]), int(words[11])
 
 
 class Traffic:
-    """Datagrams and a conversation by TCP from a to b, from `with` to its end; then nothing may be missing.
+    """Datagrams and a TCP connection from a to b during a `with`; at its end, checks that nothing
+    is missing.
 
-    `lost`: datagrams that did not come. `refused`: what the kernel did not put into a's interface, whose queue was full since the machine
-    gave an engine no CPU for the better part of a second: TCP's packets too.
+    `lost`: datagrams that did not arrive. `refused`: packets, also TCP's, that the kernel dropped
+    because the queue of a's interface was full, when an engine got no CPU for most of a second.
     """
 
     def __init__(self, a, b):
@@ -105,7 +110,7 @@ class Traffic:
 
 
 def counters(env):
-    """Everything that is counted, by name."""
+    """All counters, by name."""
     found = json.loads(vnic(env, "stats", "--json"))
     each = {
         (element["name"], key): value
@@ -124,7 +129,8 @@ def entries(env):
 
 
 def test_changes_wait_for_the_end_of_an_upgrade(environment, two, monkeypatch):  # noqa: F811
-    """Asked for while the successor is built, answered once it runs: with what came with the call, and in order."""
+    """Changes requested while the successor is built are answered once it runs, with their
+    descriptors and in order."""
     a, _ = two
     monkeypatch.setenv("VNIC_RUNTIME_DIR", environment["VNIC_RUNTIME_DIR"])
     supervisor = status(environment)["supervisor"]["pid"]
@@ -186,7 +192,8 @@ def test_nobody_notices(environment, two):  # noqa: F811
 def test_packets_in_a_shaper_come_along(environment, two):  # noqa: F811
     a, b = two
     ping(a, "10.99.0.2")
-    vnic(environment, "rate", "a", "--egress", "5kbit")  # 10 s for what comes: more than a slow upgrade takes
+    # packets wait 10 s: longer than a slow upgrade takes
+    vnic(environment, "rate", "a", "--egress", "5kbit")
     receiver = inside(b, RECEIVE)
     assert receiver.stdout.readline() == "ready\n"
     a.python("import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
@@ -210,7 +217,7 @@ def test_what_was_changed_live_comes_along(environment, two):  # noqa: F811
         vnic(environment, "upgrade")
         assert [[nic[key] for key in kept] for nic in status(environment)["nics"]] == before
         ping(c, "10.99.0.1")
-        # A worker that dies after an upgrade is replaced from the same books.
+        # A worker that ends after an upgrade is replaced from the same stored state.
         kill_worker(environment)
         assert [[nic[key] for key in kept] for nic in status(environment)["nics"]] == before
         ping(c, "10.99.0.1")
@@ -219,7 +226,8 @@ def test_what_was_changed_live_comes_along(environment, two):  # noqa: F811
 
 
 def test_after_nics_have_gone(environment, two):  # noqa: F811
-    """In whatever order: the switch of a new worker has no gates for them, nor what they led to in the old one."""
+    """In any order: the switch of a new worker has no gates for them, and the old one's elements
+    behind the gates are not needed."""
 
     def attach(box, name, address):
         vnic(environment, "attach", "tap", name, "--pid", str(box.pid), "--interface", "eth1", "--address", f"{address}/24")
@@ -232,13 +240,13 @@ def test_after_nics_have_gone(environment, two):  # noqa: F811
     a, b = two
     attach(a, "c", "10.98.0.1")
     ping(a, "10.99.0.2")
-    detach_and_upgrade("c")  # the last
+    detach_and_upgrade("c")  # the last one
     attach(a, "c", "10.98.0.1")
-    detach_and_upgrade("b", "c")  # one in the middle, and with the next one that one too
+    detach_and_upgrade("b", "c")  # one in the middle; then also the next one
     attach(b, "b", "10.99.0.2")
-    detach_and_upgrade("a")  # the first
+    detach_and_upgrade("a")  # the first one
     assert [nic["name"] for nic in status(environment)["nics"]] == ["b"]
-    detach_and_upgrade("b")  # none is left
+    detach_and_upgrade("b")  # no NIC is left
     attach(a, "a", "10.99.0.1")
     attach(b, "b", "10.99.0.2")
     ping(a, "10.99.0.2")
@@ -246,7 +254,8 @@ def test_after_nics_have_gone(environment, two):  # noqa: F811
 
 
 def test_clients_stay_connected(environment, two, monkeypatch, tmp_path):  # noqa: F811
-    """One that waits for nothing, one in the middle of a request, one that listens to events: none sees an end."""
+    """An idle one, one in the middle of a request, one that receives events: no connection is
+    closed."""
     monkeypatch.setenv("VNIC_RUNTIME_DIR", str(tmp_path))
     request = b'{"method":"org.vnic.Control.Status"}\0'
     with Client() as idle, Client() as halfway, Client() as listener, Client() as watcher:
@@ -275,7 +284,7 @@ def test_monitor(environment, two):  # noqa: F811
             pass
         vnic(environment, "rate", "a", "--egress", "1mbit")
         seen = []
-        # What was dropped before somebody listened is no event.
+        # Drops before the subscription are no event.
         while not any(event.get("element") == "a.egress.rate" and event["packets"] > 10 for event in seen):
             two[0].python("import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
                           "for _ in range(1000): s.sendto(bytes(1000), ('10.99.0.2', 9))")  # fmt: skip
@@ -288,7 +297,7 @@ def test_monitor(environment, two):  # noqa: F811
 
 
 def _listens(env, monitor):
-    """Whether the monitor has its first event: we make some until it has."""
+    """Whether the monitor has its first event; causes events until it has."""
     vnic(env, "rate", "b", "--egress", "none")
     return bool(select.select([monitor.stdout], [], [], 0.2)[0])
 

@@ -1,4 +1,4 @@
-"""An upgrade to a new worker that fails: at every step, in every way."""
+"""Upgrades to a new worker that fails at every step, in every way."""
 
 import json
 import os
@@ -26,7 +26,8 @@ pytestmark = pytest.mark.commands
 TREE = Path(__file__).parents[1]
 FAULTS = TREE / "tests" / "faulty_site"
 
-# Steps are in the order in which they come. "word": the new worker says that an engine is its own, the engine's point of no return.
+# Steps in order. "word": the new worker reports that it owns an engine, the engine's point of no
+# return.
 SAYS = {
     "raises": "failed on purpose: {step}",
     "dies": ("worker is gone", "exit status 9"),
@@ -51,7 +52,8 @@ def faulty(tmp_path):
 
 @pytest.fixture
 def impatient(request, environment):  # noqa: F811
-    """The old worker waits a second instead of five, and for a new worker's brownout instead of 120."""
+    """The old worker waits one second instead of five, and instead of 120 for a new worker's
+    brownout."""
     if patience := request.param:
         environment |= {"PYTHONPATH": f"{FAULTS}:{TREE}", "VNIC_TEST_PATIENCE": patience}
 
@@ -74,7 +76,8 @@ ENGINES = [f"{which}-{what}" for which in ("first", "second") for what in ("load
 )
 @pytest.mark.timeout(720)
 def test_a_new_worker_that_fails_does_no_harm(environment, impatient, two, faulty, how, steps):  # noqa: F811
-    """All before the first engine's point of no return. One that can still answer gives back what it has, also later."""
+    """At all steps before the first engine's point of no return. A new worker that still answers
+    returns its engines, also later."""
     a, b = two
     ping(a, "10.99.0.2")
     before = status(environment)
@@ -90,8 +93,8 @@ def test_a_new_worker_that_fails_does_no_harm(environment, impatient, two, fault
                 key: (value, counted_then.get(key)) for key, value in counted.items() if counted_then.get(key, -1) < value
             }, step
             ping(a, "10.99.0.2")
-    assert int(traffic.exchanged[0]) > 20  # the connection lives
-    if how != "hangs":  # meanwhile more may come than a TAP's queue has room for
+    assert int(traffic.exchanged[0]) > 20  # the connection still works
+    if how != "hangs":  # meanwhile a TAP's queue may overflow
         assert 0 <= traffic.lost <= traffic.refused and traffic.wrong <= OVERTAKEN_MOST * len(steps)
     assert status(environment)["conserved"]
     if BROWNOUT_S not in environment.get("VNIC_TEST_PATIENCE", ""):
@@ -109,14 +112,16 @@ def test_a_new_worker_that_fails_does_no_harm(environment, impatient, two, fault
             "",
             "garbles",
             ["first-word"],
-        ),  # at the last engine's it has everything, and may be the next worker before it is ended
+            # at the last engine's step it has everything, and may become the worker before its end
+        ),
     ],
     indirect=["impatient"],
     ids=["dies", "hangs", "garbles"],
 )
 @pytest.mark.timeout(720)
 def test_a_new_worker_that_is_lost_with_an_engine_is_a_crash(environment, impatient, two, faulty, how, steps):  # noqa: F811
-    """What that engine held and counted is gone with it. Interfaces, connections, addresses and settings are not."""
+    """That engine's packets and counters are lost; interfaces, connections, addresses and settings
+    are not."""
     a, b = two
     ping(a, "10.99.0.2")
     addresses = {(entry["mac"], entry["nic"]) for entry in status(environment)["switch"]["entries"]}
@@ -132,7 +137,7 @@ def test_a_new_worker_that_is_lost_with_an_engine_is_a_crash(environment, impati
             assert {(entry["mac"], entry["nic"]) for entry in after["switch"]["entries"]} == addresses, step
             assert [nic["egress_bps"] for nic in after["nics"]] == [40_000_000, 0], step
             ping(a, "10.99.0.2")
-    assert int(traffic.exchanged[0]) > 20  # the connection lives
+    assert int(traffic.exchanged[0]) > 20  # the connection still works
     assert status(environment)["conserved"]
     vnic(environment, "upgrade")
     ping(a, "10.99.0.2")
@@ -148,9 +153,10 @@ for number in %s: sender.sendto(b"%%d" %% number, ("10.99.0.2", 7001))
 @pytest.mark.parametrize("impatient", ["vnic.control.upgrade:STEP_TIMEOUT_S=60"], indirect=True)
 @pytest.mark.parametrize(("step", "count"), [("first-load", 3000), ("second-load", 6000)], ids=["queue", "ring"])
 def test_what_is_lost_is_reported(environment, impatient, two, faulty, tmp_path, step, count):  # noqa: F811
-    """More comes while an engine stands than fits: into the queue of the TAP that it serves, or into the ring before it."""
+    """While an engine is halted, more packets arrive than fit into the queue of its TAP or into the
+    ring before it."""
     a, b = two
-    for box in two:  # every packet is one of ours
+    for box in two:  # without other packets than the test's
         box.run("sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/eth0/disable_ipv6")
     ping(a, "10.99.0.2")
     vnic(environment, "rate", "a", "--egress", "none")
@@ -161,9 +167,10 @@ def test_what_is_lost_is_reported(environment, impatient, two, faulty, tmp_path,
         [*VNIC, "upgrade", "--json", "--python", faulty(step, "waits", gate)],
         env=environment, cwd=TREE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    with open(gate, "w"):  # the new worker has opened it too: the engine stands
+    with open(gate, "w"):  # the new worker has opened it, too: the engine is halted
         taken, dropped = link_counts(a)
-        portion = count if step == "first-load" else count // 10  # no more than the queue has room for: the ring is to overflow
+        # fits the queue, so that only the ring overflows
+        portion = count if step == "first-load" else count // 10
         for sent in range(0, count, portion):
             a.python(FLOOD % range(sent, sent + portion))
             while step == "second-load" and sum(link_counts(a)) < taken + dropped + sent + portion:
@@ -186,7 +193,7 @@ def test_what_is_lost_is_reported(environment, impatient, two, faulty, tmp_path,
 
 @pytest.fixture
 def lying(tmp_path):
-    """A Python that is a liar, see tests/lying_successor.py."""
+    """A Python that sends false messages, see tests/lying_successor.py."""
 
     def make(mode):
         script = tmp_path / "liar"
@@ -199,7 +206,7 @@ def lying(tmp_path):
 
 @pytest.mark.parametrize("impatient", [STEP_S], indirect=True)
 def test_a_successor_is_not_believed(environment, impatient, two, lying):  # noqa: F811
-    """What it says before it has taken over changes nothing, also not for the workers that come later."""
+    """Its messages before it has taken over have no effect, also not on later workers."""
     a, b = two
     before = status(environment)
     for mode, says in {
@@ -220,7 +227,8 @@ def test_a_successor_is_not_believed(environment, impatient, two, lying):  # noq
 
 
 def test_a_python_that_comes_up_in_an_upgrade_only(environment, two, tmp_path):  # noqa: F811
-    """The next workers are of the version before: what the last one kept must not be lost to one that cannot start."""
+    """The next workers are of the previous version: a Python that cannot start must not make stored
+    state unusable."""
     script = tmp_path / "python"
     script.write_text(f'#!/bin/sh\ncase "$*" in *" crash") exit 9;; esac\nPYTHONPATH={TREE} exec {sys.executable} "$@"\n')
     script.chmod(0o755)
@@ -235,14 +243,14 @@ def test_a_python_that_comes_up_in_an_upgrade_only(environment, two, tmp_path): 
 
 
 def test_a_container_that_ends_in_the_brownout(environment, two, faulty, tmp_path):  # noqa: F811
-    """Neither worker may change anything then: the one that runs afterwards lets the NIC go."""
+    """Neither worker may change anything then; the one that runs afterwards detaches the NIC."""
     c, address = Container(), "10.99.0.3"
     vnic(environment, "attach", "tap", "c", "--pid", str(c.pid), "--interface", "eth0", "--address", f"{address}/24")
     os.mkfifo(gate := tmp_path / "gate")
     upgrade = subprocess.Popen(
         [*VNIC, "upgrade", "--python", faulty("brownout", "waits", gate)], env=environment, cwd=TREE, stdout=subprocess.PIPE
     )
-    with open(gate, "w"):  # the new worker has opened it too, and has attached nothing yet
+    with open(gate, "w"):  # the new worker has opened it, too, and has attached nothing yet
         c.close()
     upgrade.communicate(timeout=240)
     assert upgrade.returncode == 0
@@ -251,8 +259,8 @@ def test_a_container_that_ends_in_the_brownout(environment, two, faulty, tmp_pat
 
 
 def test_engines_are_preferred_while_a_worker_loads(environment, two, faulty, tmp_path):  # noqa: F811
-    """Where the supervisor may, it gives the threads of the running worker -10 and its own niceness again
-    when the upgrade is over, whether that failed or not."""
+    """If permitted, the supervisor gives the threads of the running worker niceness -10, and its
+    own niceness again after the upgrade, failed or not."""
 
     def nices(pid):  # the 17th field after the name, which may have spaces: proc_pid_stat(5)
         stats = [(task / "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
@@ -273,7 +281,8 @@ def test_engines_are_preferred_while_a_worker_loads(environment, two, faulty, tm
 
 
 def test_a_python_that_has_no_vnic(environment, two):  # noqa: F811
-    """One line says which it was; and clients see the supervisor as their peer, as before (`vnic down` waits for that process to end)."""
+    """An error of one line names it; clients still see the supervisor as their peer (`vnic down`
+    waits for that process to end)."""
     a, _ = two
     said = vnic(environment, "upgrade", "--python", "/bin/false", status=1)
     assert "/bin/false: ended before it was a worker (exit status 1): is vnic installed there?" in said
@@ -296,7 +305,7 @@ def test_a_python_that_is_no_path(environment, two, python, monkeypatch):  # noq
 
 @pytest.mark.parametrize("late", [True, False])
 def test_the_word_is_said_in_time_or_not_at_all(late, monkeypatch):
-    """Or else both workers would run the engine."""
+    """Else both workers would run the engine."""
     monkeypatch.setattr("vnic.control.upgrade.STEP_TIMEOUT_S", 0.0)
     ours, theirs = map(Channel, socket.socketpair())
     with pytest.raises(Silent, match="does not answer"):

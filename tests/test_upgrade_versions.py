@@ -1,4 +1,5 @@
-"""`vnic upgrade` to another version of vnic, installed as users have it: in a virtual environment of its own."""
+"""`vnic upgrade` to another version of vnic, installed in its own virtual environment, as users
+do."""
 
 import compileall
 import json
@@ -20,7 +21,8 @@ pytestmark = pytest.mark.commands
 
 
 def install(directory, version):
-    """A vnic of another version in a virtual environment; returns its packages' directory and its Python."""
+    """A vnic of another version in a virtual environment; returns its packages' directory and its
+    Python."""
     venv.create(directory, symlinks=True)
     (packages,) = (directory / "lib").glob("python*/site-packages")
     ours = shutil.ignore_patterns("*.pyx", "*.pxd", "*.c", "__pycache__")
@@ -43,7 +45,8 @@ def change(file, *changes):
 
 @pytest.fixture
 def newer(tmp_path):
-    """A version whose configuration says more, and whose state is of another format; it reads the older one."""
+    """A version with more configuration keys and another state format, which also reads the older
+    one."""
     packages, python = install(tmp_path / "vnic-2", "99.1")
     change(packages / "vnic/control/schema.py", (
         "    owner: Annotated[\n", "    colour: str = 'blue'\n    owner: Annotated[\n"
@@ -66,7 +69,7 @@ def versions(environment):  # noqa: F811
 
 @pytest.mark.timeout(600)
 def test_to_a_newer_version_and_on(environment, two, newer, monkeypatch):  # noqa: F811
-    """Twice: from the old one, whose state and configuration say less, and from the new one to itself."""
+    """Twice: from the old version, and from the new one to itself."""
     a, b = two
     monkeypatch.setenv("VNIC_RUNTIME_DIR", environment["VNIC_RUNTIME_DIR"])
     ours, first = versions(environment)
@@ -76,11 +79,11 @@ def test_to_a_newer_version_and_on(environment, two, newer, monkeypatch):  # noq
         assert versions(environment) == ("99.1", ours)
         assert f"vnic 99.1; supervisor and namespace agent remain {ours} until" in vnic(environment, "status")
         before = status(environment)["pid"]
-        vnic(environment, "upgrade")  # "the same" is the one that runs
+        vnic(environment, "upgrade")  # "the same": the Python that runs
         assert client.call("Status")["status"]["pid"] != before
         assert versions(environment) == ("99.1", ours)
     assert 0 <= traffic.lost <= traffic.refused and int(traffic.exchanged[0]) > 20
-    with Container() as c:  # what stays old does what the new one asks
+    with Container() as c:  # supervisor and agent, still old, serve the new worker
         vnic(environment, "attach", "tap", "c", "--pid", str(c.pid), "--interface", "eth0", "--address", "10.99.0.3/24")
         ping(c, "10.99.0.1")
         vnic(environment, "detach", "c")
@@ -91,7 +94,7 @@ def test_to_a_newer_version_and_on(environment, two, newer, monkeypatch):  # noq
 def test_packets_in_a_shaper_come_along(environment, two, newer):  # noqa: F811
     a, b = two
     ping(a, "10.99.0.2")
-    vnic(environment, "rate", "a", "--egress", "6kbit")  # they wait for six seconds
+    vnic(environment, "rate", "a", "--egress", "6kbit")  # packets wait for six seconds
     receiver = inside(b, RECEIVE)
     assert receiver.stdout.readline() == "ready\n"
     a.python("import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
@@ -102,7 +105,7 @@ def test_packets_in_a_shaper_come_along(environment, two, newer):  # noqa: F811
 
 
 def test_a_crash_does_not_lead_back(environment, two, newer):  # noqa: F811
-    """The old version could not read what the new one kept."""
+    """The old version could not read the new one's stored state."""
     a, _ = two
     ours = status(environment)["version"]
     vnic(environment, "upgrade", "--python", newer)

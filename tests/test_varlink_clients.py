@@ -1,4 +1,5 @@
-"""The control API as clients see it that we did not write: the Varlink project's own, and one that passes descriptors."""
+"""The control API with other projects' clients: the Varlink project's, and one that passes
+descriptors."""
 
 import asyncio
 import json
@@ -65,7 +66,7 @@ class Captured(TypedDict):
 
 
 class Control(VarlinkInterface, name="org.vnic.Control"):
-    """What is needed of it, as asyncvarlink wants interfaces described."""
+    """A part of the interface, in asyncvarlink's form."""
 
     @varlinkmethod(return_parameter="nic", allow_foreign=True)
     async def Attach(self, *, name: str, nic: Any, netns: FileDescriptor, process: FileDescriptor | None = None) -> Any: ...
@@ -78,7 +79,7 @@ class Control(VarlinkInterface, name="org.vnic.Control"):
 
 
 def test_a_client_that_passes_descriptors(running):
-    """A namespace goes with the call, the end of a pipe comes with the reply."""
+    """A call passes a namespace, a reply passes the end of a pipe."""
     path, a, _, env = running
 
     async def talk(container, pidfd):
@@ -109,14 +110,14 @@ def test_a_client_that_passes_descriptors(running):
         ping(a, "10.99.0.3")
         status = json.loads(vnic(env, "status", "--json"))
         assert {nic["name"]: nic["pid"] for nic in status["nics"]}["c"] == c.pid
-    # The process that came with it has ended, and with it the NIC.
+    # The process passed with it has ended, so the NIC is detached.
     with Client() as client:
         while "c" in [nic["name"] for nic in client.call("Status")["status"]["nics"]]:
             pass
 
 
 def test_descriptors_that_nobody_wants_are_closed(running):
-    """A call without use for them, a wrong number, something that is no namespace, more than a client may have."""
+    """In a call that uses none, with a wrong number, of no namespace, or too many."""
     path, a, _, _ = running
     with Client(path) as client, open("/dev/null") as null, open(a.netns_path) as netns:
         worker = client.call("Status")["status"]["pid"]
@@ -137,16 +138,17 @@ def test_descriptors_that_nobody_wants_are_closed(running):
         assert open_files() == before
         assert client.call("Status")["status"]["conserved"]
     with Client(path) as greedy, pytest.raises((VnicError, OSError)):
-        for _ in range(3):  # part of a message, again and again, each with descriptors
+        for _ in range(3):  # parts of a message, each with descriptors
             socket.send_fds(greedy._socket, [b"{"], [0] * DESCRIPTORS_MOST)
         greedy.call("Status")
     with Client(path) as client:
-        client.call("Status")  # the greedy one is gone by now: its end came first
+        client.call("Status")  # the other client is disconnected by now
         assert open_files() == before
 
 
 def test_descriptors_belong_to_the_call_that_they_came_with(running):
-    """Calls sent ahead, of which the last has a descriptor: the kernel may hand over all their bytes at once."""
+    """Pipelined calls, of which the last has a descriptor: the kernel may deliver all their bytes
+    at once."""
     path, _, _, _ = running
     with Client(path) as client, open("/dev/null") as null:
         status = b'{"method":"org.vnic.Control.Graph"}\0'

@@ -1,4 +1,5 @@
-"""What an engine asks for when it wakes: lines of the objects on its path and of their code, each once, and never too many."""
+"""Prefetches of an engine when it wakes: cache lines of the objects on its path and of their code,
+each once, bounded in number."""
 
 from dataplane.element import Element
 from dataplane.elements.l2_switch import L2Switch

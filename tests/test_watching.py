@@ -1,4 +1,5 @@
-"""NICs go with their containers, say why, and come back with a namespace that has a name."""
+"""NICs are detached with their containers, with a reason, and attached again when a named namespace
+returns."""
 
 import json
 import os
@@ -18,7 +19,8 @@ pytestmark = pytest.mark.commands
 
 
 class Linked:
-    """A container whose network namespace has a name: a symbolic link, as runtimes of containers make them."""
+    """A container whose network namespace has a name: a symbolic link, as container runtimes create
+    it."""
 
     def __init__(self, directory):
         self.path = directory / "names" / "web"
@@ -35,7 +37,7 @@ class Linked:
 
 
 class Named:
-    """A namespace that `ip netns add` made."""
+    """A namespace created by `ip netns add`."""
 
     def __init__(self, directory):
         self.name = f"vnic-watching-{os.getpid()}"
@@ -69,7 +71,7 @@ def names(env):
 
 
 def web_and_b(web, b):
-    """NICs of a namespace that may come back, and of a container."""
+    """NICs of a namespace that may return, and of a container."""
     return {
         "web": {"netns": str(web.path), "interface": "eth0", "addresses": ["10.99.0.1/24"]},
         "b": {"pid": b.pid, "interface": "eth0", "addresses": ["10.99.0.2/24"]},
@@ -149,7 +151,7 @@ def test_a_nic_that_waits_can_be_attached_elsewhere(environment, tmp_path, leak_
 
 
 def test_a_process_s_nic_leaves_its_name_free(environment, tmp_path, leak_check):  # noqa: F811
-    """So that the container, restarted, is attached again by whoever restarts it."""
+    """So that the restarted container can be attached again."""
     with Container() as b:
         a = Container()
         nics = {"a": {"pid": a.pid, "interface": "eth0"}, "b": {"pid": b.pid, "interface": "eth0"}}
@@ -166,7 +168,8 @@ def test_a_process_s_nic_leaves_its_name_free(environment, tmp_path, leak_check)
 
 
 def test_an_interface_that_its_container_deletes(environment, tmp_path, leak_check):  # noqa: F811
-    """As if its namespace were gone; but it does not come back by itself, as that still has its name. Other changes are none of that."""
+    """The NIC is detached, as if its namespace were gone, but not attached again, since the
+    namespace still has its name. Other changes have no effect."""
     web = Linked(tmp_path)
     web.begin()
     try:
@@ -186,7 +189,7 @@ def test_an_interface_that_its_container_deletes(environment, tmp_path, leak_che
                     vnic(environment, "attach", "tap", name, "--pid", str(box.pid), "--interface", "eth0",
                          "--address", f"10.99.0.{1 + (box is b)}/24")  # fmt: skip
                     ping(web.box, "10.99.0.2")
-                # While no worker sees it, the next one does.
+                # Without a worker: the next one detects it.
                 web.box.run("ip", "link", "del", "eth0")
                 kill_worker(environment)
                 until(lambda: names(environment) == ["b"])
@@ -195,7 +198,7 @@ def test_an_interface_that_its_container_deletes(environment, tmp_path, leak_che
 
 
 def test_what_cannot_be_attached_is_named(environment, tmp_path, leak_check):  # noqa: F811
-    """By NIC, file and line; all or nothing comes up, unless the others are to."""
+    """By NIC, file and line; nothing comes up, unless with --partial."""
     web = Linked(tmp_path)
     web.path.parent.mkdir()
     with Container() as b:
@@ -228,7 +231,7 @@ def test_what_cannot_be_attached_is_named(environment, tmp_path, leak_check):  #
 
 
 def test_a_nic_takes_its_descriptors_along(environment, tmp_path, leak_check, monkeypatch):  # noqa: F811
-    """At once: where few can be open, it is not for Python's cycle collector to close them."""
+    """At once, not by Python's cycle collector, since the limit of open files may be low."""
     monkeypatch.setenv("VNIC_RUNTIME_DIR", environment["VNIC_RUNTIME_DIR"])
     with Container() as a, running(environment, tmp_path, {}, engines=2), Client() as client:
         counts = []

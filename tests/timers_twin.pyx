@@ -27,7 +27,8 @@ cdef class TwinHeap:
         return timer_first(&self.heap)
 
     def entries(self):
-        """(deadline, element) of each, in the heap's order; checks that places and order are right."""
+        """(deadline, element) of each, in the heap's order; checks that places and order are
+        right."""
         cdef uint32_t i
         for i in range(self.heap.count):
             assert self.heap.entries[i].place[0] == i + 1

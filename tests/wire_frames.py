@@ -1,5 +1,5 @@
-"""Frames for the tests of parsing and offloads, built byte by byte, and slow, obvious references
-for them."""
+"""Frames for the tests of parsing and offloads, built byte by byte, and simple references for
+them."""
 
 from __future__ import annotations
 

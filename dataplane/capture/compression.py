@@ -1,4 +1,4 @@
-"""Compressed captures: told by their first bytes, not by their names, and decompressed as they are read."""
+"""Compressed captures: recognised by their first bytes, and decompressed while they are read."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from typing import Any, Protocol, cast
 from dataplane.errors import CaptureError
 
 GZIP, ZSTD, LZ4 = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18"
-ZSTD_WINDOW_MOST = 1 << 27  # bytes that a frame may ask a reader to keep: what `zstd -d` allows without --memory
+ZSTD_WINDOW_MOST = 1 << 27  # maximum window size in bytes: that of `zstd -d` without --memory
 
 
 class Stream(Protocol):
-    """The content of a compressed file. `read1` returns at most so many bytes, and none at the end."""
+    """The content of a compressed file. `read1` returns at most `size` bytes, none at the end."""
 
     def read1(self, size: int, /) -> bytes: ...
 
 
 class _Rest(io.RawIOBase):
-    """A descriptor, after bytes that were read from it already. Works with pipes, which cannot go back."""
+    """A stream of `head`, bytes read from a descriptor before, and the rest of the descriptor,
+    which may be a pipe."""
 
     def __init__(self, head: bytes, descriptor: int) -> None:
         self._head, self._descriptor = head, descriptor
@@ -49,10 +50,11 @@ def _library(name: str, what: str, path: str, command: str) -> Any:
 
 
 def decompress(head: bytes, descriptor: int, path: str) -> Stream | None:
-    """The content of the file at `descriptor`, whose first bytes `head` were read already; None where it is not compressed.
+    """The content of the file at `descriptor`, whose first bytes `head` were read before; None if
+    it is not compressed.
 
-    Memory is bounded whatever the file says: content is made only as it is read. Raises CaptureError where the library that it
-    takes is not installed.
+    Memory is bounded, since content is decompressed only as it is read. Raises CaptureError where
+    the library that it needs is not installed.
     """
     if head.startswith(GZIP):
         return gzip.GzipFile(fileobj=io.BufferedReader(_Rest(head, descriptor)))

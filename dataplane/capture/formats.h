@@ -3,8 +3,8 @@
 #define VNIC_FORMATS_H
 #include <stdint.h>
 
-/* Nanoseconds since the epoch of `ticks`, of which there are `ticks_a_second`, shifted by `offset_s`; 0 where they do not fit into
- * 63 bits or lie before the epoch (then *nanoseconds is what it was). */
+/* Converts `ticks`, of which a second has `ticks_a_second`, plus `offset_s`, to *nanoseconds since the
+ * epoch. Returns 0, without a result, where that does not fit into 63 bits or is before the epoch. */
 static inline int vnic_nanoseconds(uint64_t ticks, uint64_t ticks_a_second, int64_t offset_s, uint64_t *nanoseconds)
 {
     unsigned __int128 since = (unsigned __int128)ticks * 1000000000u / ticks_a_second;
@@ -15,7 +15,7 @@ static inline int vnic_nanoseconds(uint64_t ticks, uint64_t ticks_a_second, int6
     return 1;
 }
 
-/* value * factor / divisor, rounded down, with 128 bits on the way; 2^64 - 1 where the result is larger. */
+/* value * factor / divisor, rounded down, computed with 128 bits; 2^64 - 1 if the result is larger. */
 static inline uint64_t vnic_scale(uint64_t value, uint64_t factor, uint64_t divisor)
 {
     unsigned __int128 scaled = (unsigned __int128)value * factor / divisor;

@@ -1,4 +1,4 @@
-"""Names of capture files' link types, so that a refusal says what the file is.
+"""Names of capture files' link types, for error messages.
 
 From the registry at https://www.tcpdump.org/linktypes.html, all values up to 304.
 """
@@ -183,6 +183,6 @@ NAMES = {
 
 
 def describe(link_type: int) -> str:
-    """What an error says of a link type: number, and name where it has one."""
+    """A link type in an error message: its number, and its name if known."""
     known = NAMES.get(link_type)
     return f"link type {link_type}, {known}" if known else f"link type {link_type}"

@@ -1,23 +1,26 @@
-"""CaptureReader: packets of a pcap or pcapng file, one after the other, in constant memory.
+"""CaptureReader: reads the packets of a pcap or pcapng file in order, in constant memory.
 
-Everything in the file is hostile: each length is checked against what is left and against a bound before it is used. The file is read
-into a window, not mapped: a file that somebody shortens meanwhile ends early instead of ending the process (SIGBUS), and a pipe is a file.
+The file is not trusted: each length is checked against the rest of the file and against a bound
+before it is used. The file is read into a window, not mapped: so a file that is truncated meanwhile
+only ends early (no SIGBUS), and pipes work, too.
 """
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 cdef enum:
-    WINDOW_BYTES = 2097152       # what a packet's block fits into, wherever it begins
-    READ_BYTES = 131072          # read at once: what is read is still in the second-level cache when it is looked at
-    BLOCK_MOST = 1048576         # bytes of a packet's block, options and all; longer ones of other types are skipped
-    CAPTURED_MOST = 262144       # bytes kept of a packet: libpcap's MAXIMUM_SNAPLEN
+    WINDOW_BYTES = 2097152       # fits a packet's block, wherever it begins
+    READ_BYTES = 131072          # per read: fits the second-level cache, where it is parsed
+    # bytes of a packet's block with options; longer blocks of other types are skipped
+    BLOCK_MOST = 1048576
+    CAPTURED_MOST = 262144       # captured bytes of a packet: libpcap's MAXIMUM_SNAPLEN
     INTERFACES_MOST = 65536      # of a section
-    INTERFACES_ALL_MOST = 262144 # of all sections: their names are kept, and packets tell their number in 32 bits
-    ORIGINAL_MOST = CAPTURED_MOST  # bytes a packet may say that it had on the wire: what no frame has would wrap what shapers compute
+    INTERFACES_ALL_MOST = 262144 # of all sections: bounds the memory for their names
+    # maximum original length: longer ones, which no frame has, would overflow in shapers
+    ORIGINAL_MOST = CAPTURED_MOST
 
 cdef struct Interface:
     uint32_t link_type
     uint32_t snaplen             # 0: unlimited
-    uint32_t fcs_bytes           # at the end of each frame, by the file's word; not part of what is read
+    uint32_t fcs_bytes           # FCS bytes at the end of each frame, as the file declares; removed
     uint64_t ticks_a_second
     int64_t offset_s
 
@@ -25,8 +28,8 @@ cdef struct Record:              # valid until the next call
     uint64_t time_ns             # since the epoch
     uint64_t offset              # of the record in the file
     const uint8_t *data
-    uint32_t captured            # bytes there are
-    uint32_t original            # bytes the wire carried
+    uint32_t captured            # bytes in the file
+    uint32_t original            # bytes on the wire
     uint32_t interface           # number over all sections
     uint32_t options_bytes
     const uint8_t *options       # pcapng's, in the byte order of the section
@@ -36,26 +39,30 @@ cdef class CaptureReader:
     cdef readonly str path
     cdef readonly str format             # "pcap" or "pcapng"
     cdef readonly uint64_t packets       # read so far
-    cdef readonly uint64_t truncated     # of them, shorter than on the wire
-    cdef readonly uint64_t overlong      # of them, those that said to be longer on the wire than ORIGINAL_MOST, and count as that
+    cdef readonly uint64_t truncated     # of those, shorter than on the wire
+    # of those, with an original length above ORIGINAL_MOST, reduced to that
+    cdef readonly uint64_t overlong
     cdef readonly uint64_t captured_bytes
     cdef readonly uint64_t size          # of the file, 0 for a pipe or a compressed file
-    cdef readonly list names             # of the interfaces of all sections so far, by number; None where the file gives none
+    # of the interfaces of all sections so far, by number; None where the file has no name
+    cdef readonly list names
     cdef int descriptor
-    cdef object stream                   # of a compressed file: what `read1` gives its content; None for others
+    # of a compressed file: its content, by `read1`; None for other files
+    cdef object stream
     cdef uint8_t *window
-    cdef uint64_t window_offset          # of its first byte in the file
+    cdef uint64_t window_offset          # offset of its first byte in the file
     cdef uint32_t at, end                # unread part of the window
-    cdef bint ended                      # the file has no more
+    cdef bint ended                      # end of the file
     cdef bint swapped, is_pcapng
     cdef uint32_t record_head            # pcap: bytes before each packet
     cdef bint has_first
-    cdef Record first                    # of a pcapng file, read before anything begins; valid where has_first
+    # of a pcapng file, read by the constructor; valid if has_first
+    cdef Record first
     cdef Interface *interfaces           # of this section
     cdef uint32_t interface_count, interface_room
     cdef uint32_t first_interface        # number of this section's first interface
     cdef uint64_t last_ns
-    cdef object broken                   # (what, offset) that ended the reading early, or None
+    cdef object broken                   # (error, offset) that ended the reading early, or None
     cdef int next(self, Record *record) noexcept nogil
     cdef int read_record(self, Record *record) noexcept nogil
     cdef ssize_t pull(self, uint8_t *target, size_t count) noexcept nogil

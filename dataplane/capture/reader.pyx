@@ -1,4 +1,5 @@
-"""CaptureReader. The contract is in reader.pxd. Formats: draft-ietf-opsawg-pcap, draft-ietf-opsawg-pcapng (section numbers below)."""
+"""CaptureReader. The contract is in reader.pxd. Formats: draft-ietf-opsawg-pcap,
+draft-ietf-opsawg-pcapng (section numbers below)."""
 import os
 
 from libc.errno cimport EINTR, errno
@@ -17,9 +18,10 @@ cdef extern from "capture/formats.h" nogil:
 
 cdef enum:
     ETHERNET = 1                         # link type
-    MICROSECONDS = 0xA1B2C3D4            # pcap magics, as a reader of the writer's byte order sees them
+    MICROSECONDS = 0xA1B2C3D4            # pcap magics, in the writer's byte order
     NANOSECONDS = 0xA1B23C4D
-    MODIFIED = 0xA1B2CD34                # of patched libpcaps of about 2000: 8 more bytes before each packet
+    # of patched libpcaps of about 2000: 8 more bytes before each packet
+    MODIFIED = 0xA1B2CD34
     SECTION_HEADER = 0x0A0D0D0A          # block types; the first is the same in both byte orders
     INTERFACE_DESCRIPTION = 1
     OBSOLETE_PACKET = 2
@@ -36,20 +38,21 @@ cdef enum:
     MODIFIED_RECORD = 24
     BLOCK_LEAST = 12                     # type and both lengths
     LINK_TYPE_MASK = 0x03FFFFFF
-    FCS_PRESENT = 0x04000000             # bits above the link type: whether frames carry their FCS, and its length in 16-bit words
+    # bits above the link type: whether frames carry their FCS, and its length in 16-bit words
+    FCS_PRESENT = 0x04000000
     FCS_WORDS_SHIFT = 28
 
 
 cdef class CaptureReader:
-    """Reads `file`, a path or the number of an open descriptor (which stays the caller's).
+    """Reads `file`, a path or the number of an open descriptor (which the caller closes).
 
-    Formats: pcap of both byte orders, with microseconds or nanoseconds, and its modified form with longer
-    records; pcapng with several sections and interfaces, if_tsresol, if_tsoffset and if_fcslen, enhanced,
-    simple and obsolete packet blocks; each also compressed (gzip, zstd, lz4). A packet with more than
-    262144 bytes on the wire, which no frame has, counts as one of 262144, and in `overlong`. An FCS that
-    the file says frames carry is not delivered. Raises CaptureError where the file cannot be opened, is not
-    a capture, or its first packet is not of Ethernet. A later error ends the reading: everything before it
-    was delivered, and `error` says what and where.
+    Formats: pcap of both byte orders, with microseconds or nanoseconds, and its modified form with
+    longer records; pcapng with several sections and interfaces, if_tsresol, if_tsoffset and
+    if_fcslen, enhanced, simple and obsolete packet blocks; each also compressed (gzip, zstd, lz4).
+    An original length above 262144 bytes, which no frame has, is reduced to 262144 and counted in
+    `overlong`. If the file declares an FCS, it is removed. Raises CaptureError where the file
+    cannot be opened, is not a capture, or its first packet is not Ethernet. A later error ends the
+    reading: packets before it were delivered, and `error` has the reason and offset.
     """
 
     def __cinit__(self, *args, **kwargs):
@@ -108,7 +111,7 @@ cdef class CaptureReader:
 
     @property
     def error(self):
-        """What ended the reading early, with file and offset, or None."""
+        """The error that ended the reading early, with file and offset, or None."""
         return None if self.broken is None else f"{self.path}: offset {self.broken[1]}: {self.broken[0]}"
 
     @property
@@ -144,7 +147,7 @@ cdef class CaptureReader:
         self.at = PCAP_HEADER
 
     def _first_packet(self):
-        """Reads up to the first packet, so that a file that holds none of Ethernet is refused before anything begins."""
+        """Reads the first packet, so that the constructor rejects a file that is not Ethernet."""
         cdef int got
         with nogil:
             got = self.read_record(&self.first)
@@ -152,10 +155,11 @@ cdef class CaptureReader:
             raise CaptureError(self.error)
         self.has_first = got == 1
 
-    # -- the window --------------------------------------------------------------------------------------------------------
+    # -- the window --------------------------------------------------------------------------------
 
     cdef uint32_t fill(self, uint32_t wanted) noexcept nogil:
-        """Sees to `wanted` unread bytes (at most WINDOW_BYTES); returns how many there are, fewer only at the end of the file."""
+        """Provides `wanted` unread bytes (at most WINDOW_BYTES); returns their number, smaller only
+        at the end of the file."""
         cdef ssize_t got
         if self.end - self.at >= wanted or self.ended:
             return self.end - self.at
@@ -172,16 +176,17 @@ cdef class CaptureReader:
         return self.end
 
     cdef ssize_t pull(self, uint8_t *target, size_t count) noexcept nogil:
-        """Reads up to `count` bytes of the file's content. 0: it has ended; -1: it cannot be read on, and `broken` says why."""
+        """Reads up to `count` bytes of the file's content. 0: end; -1: an error, in `broken`."""
         cdef ssize_t got
         if self.stream is not None:
             with gil:
                 try:
-                    content = self.stream.read1(count)     # at most `count`, so a small file cannot fill the memory
+                    # at most `count`, so a small file cannot exhaust the memory
+                    content = self.stream.read1(count)
                     got = len(content)
                     memcpy(target, <const char *><bytes>content, got)
                     return got
-                except Exception as error:       # of the library: each has its own kinds
+                except Exception as error:       # each library has its own exceptions
                     self.broken = (f"cannot be decompressed further: {error}", self.window_offset + self.end)
                     return -1
         while True:
@@ -194,7 +199,7 @@ cdef class CaptureReader:
                 return -1
 
     cdef bint skip(self, uint64_t count) noexcept nogil:
-        """Passes over `count` bytes, which may be more than the window holds; False where the file has fewer."""
+        """Skips `count` bytes, which may exceed the window; False where the file has fewer."""
         cdef uint32_t there
         while count:
             there = self.fill(1 if count >= WINDOW_BYTES else <uint32_t>count)
@@ -216,7 +221,7 @@ cdef class CaptureReader:
         return __builtin_bswap16(value) if self.swapped else value
 
     cdef int fail(self, const char *what, uint64_t offset) noexcept nogil:
-        """The reading ends here. Returns -1."""
+        """Ends the reading with an error. Returns -1."""
         self.ended = True
         self.at = self.end
         with gil:
@@ -224,10 +229,10 @@ cdef class CaptureReader:
                 self.broken = (what.decode(), offset)
         return -1
 
-    # -- packets -----------------------------------------------------------------------------------------------------------
+    # -- packets -----------------------------------------------------------------------------------
 
     cdef int next(self, Record *record) noexcept nogil:
-        """1: *record is the next packet. 0: the file has ended. -1: it is broken here, see `error`."""
+        """1: *record is the next packet. 0: end of the file. -1: an error, see `error`."""
         cdef int got = 1
         if self.has_first:
             self.has_first = False
@@ -281,7 +286,7 @@ cdef class CaptureReader:
         return 1
 
     cdef int next_block(self, Record *record) noexcept nogil:
-        """As `next`, and 2: a block that is no packet was read (section 3.1)."""
+        """As `next`; 2: a block that is no packet was read (section 3.1)."""
         cdef uint32_t there = self.fill(BLOCK_LEAST), kind, total
         cdef uint64_t offset = self.window_offset + self.at
         cdef const uint8_t *body
@@ -314,7 +319,7 @@ cdef class CaptureReader:
         return 2
 
     cdef int section(self, uint64_t offset) noexcept nogil:
-        """A section header (4.1): byte order, and interfaces are counted anew."""
+        """A section header (4.1): sets the byte order and restarts the numbers of interfaces."""
         cdef uint32_t total
         if self.fill(28) < 28:
             return self.fail("the file ends within a section header", offset)
@@ -378,7 +383,7 @@ cdef class CaptureReader:
                 if self.swapped:
                     interface.offset_s = <int64_t>__builtin_bswap64(<uint64_t>interface.offset_s)
             elif code == IF_FCSLEN and length >= 1:
-                # The specification says bits, its example and most writers bytes: 4 and 32 mean the same.
+                # The specification says bits, its example and most writers use bytes: 4 equals 32.
                 interface.fcs_bytes = body[at] if body[at] < 8 else body[at] // 8
             elif code == IF_NAME:
                 with gil:
@@ -406,7 +411,7 @@ cdef class CaptureReader:
             record.captured = min(record.original, count - fixed)
             if interface.snaplen:
                 record.captured = min(record.captured, interface.snaplen)
-            record.time_ns = self.last_ns        # such a block has none
+            record.time_ns = self.last_ns        # a simple packet block has no time stamp
         else:
             record.captured, record.original = self.u32(body + 12), self.u32(body + 16)
             if not vnic_nanoseconds(<uint64_t>self.u32(body + 4) << 32 | self.u32(body + 8), interface.ticks_a_second,
@@ -432,7 +437,8 @@ cdef class CaptureReader:
         return self
 
     def __next__(self):
-        """The next packet as (time_ns, data, original length, interface), for tools and tests. Raises CaptureError where it is broken."""
+        """The next packet as (time_ns, data, original length, interface), for tools and tests.
+        Raises CaptureError where the file is damaged."""
         cdef Record record
         cdef int got
         with nogil:
@@ -451,7 +457,7 @@ cdef extern from * nogil:
 
 
 cdef inline void strip_fcs(Record *record, uint32_t bytes) noexcept nogil:
-    """Takes the frame check sequence off a frame that carries one."""
+    """Removes the frame check sequence from a frame."""
     record.original -= min(bytes, record.original)
     record.captured = min(record.captured, record.original)
 

@@ -1,8 +1,8 @@
-"""Names of files that are no pcap and no pcapng, by their first bytes, so that a refusal says what the file is and what to do."""
+"""Names of other file formats by their first bytes, for error messages with advice."""
 
 from __future__ import annotations
 
-# In files of each kind; Wireshark's editcap reads them.
+# Capture formats that Wireshark's editcap reads.
 CAPTURES = (
     (b"snoop\0\0\0", "a snoop capture"),
     (b"RTSS", "a Microsoft Network Monitor 1 capture"),
@@ -17,7 +17,7 @@ CAPTURES = (
     (b"\xaa\xaa\xaa\xaa", "a 5View capture"),
     (b"EyeSDN", "an EyeSDN capture"),
 )
-# Other files that are given by mistake: what they are, and what helps.
+# Other files that users may give: format, and advice.
 OTHERS = (
     (b"BZh", "compressed by bzip2: bzip2 -dc FILE | vnic replay - ..."),
     (b"\xfd7zXZ\0", "compressed by xz: xz -dc FILE | vnic replay - ..."),
@@ -26,7 +26,7 @@ OTHERS = (
 
 
 def describe(head: bytes) -> str:
-    """What an error says of a file that begins with `head`."""
+    """The error text for a file that begins with `head`."""
     for magic, name in CAPTURES:
         if head.startswith(magic):
             return f"is {name}: expected pcap or pcapng; Wireshark's `editcap -F pcapng FILE NEW.pcapng` converts it"

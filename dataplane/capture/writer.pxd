@@ -1,16 +1,18 @@
-"""CaptureWriter: packets to a pcapng or pcap file, in the engine's own thread: for virtual time, where waiting for a disk costs nothing.
+"""CaptureWriter: writes a pcapng or pcap file on the engine's thread: for virtual time, where
+waiting for a disk has no effect.
 
-What is written is a function of what was written, nothing else: no clock, no name of a machine. Records of one instant are ordered by
-interface, then comment, then as they came, so that the file does not depend on which engine ran first.
+The file is a function of the written packets alone: it has no wall-clock time and no host name.
+Records of one instant are ordered by interface, comment, and order of writing, so that the file
+does not depend on which engine ran first.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from dataplane.packet cimport Context
 
 cdef enum:
-    FLUSH_BYTES = 131072         # written at once: still in the second-level cache
-    INSTANT_MOST = 268435456     # bytes of one instant that are put in order; more are written in parts
+    FLUSH_BYTES = 131072         # per write: fits the second-level cache
+    INSTANT_MOST = 268435456     # bytes of one instant that are sorted; more are written in parts
 
-cdef struct Pending:             # a record of the instant that is not over yet
+cdef struct Pending:             # a record of the current instant
     uint32_t interface
     uint32_t comment_bytes
     uint64_t comment             # offsets into the buffer
@@ -38,7 +40,7 @@ cdef class CaptureWriter:
     cdef Pending *pending
     cdef uint32_t pending_count, pending_room
     cdef bint unordered
-    cdef int failed              # errno, 0 while all is well
+    cdef int failed              # errno; 0: no error
     cdef bint write_packet(self, Context *ctx, uint32_t index, uint32_t interface, uint64_t time_ns, const char *comment,
                            uint32_t comment_bytes) noexcept nogil
     cdef bint put(self, const Content *content, uint32_t interface, uint64_t time_ns, const char *comment,

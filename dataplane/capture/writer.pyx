@@ -1,4 +1,5 @@
-"""CaptureWriter. The contract is in writer.pxd. Formats: draft-ietf-opsawg-pcap, draft-ietf-opsawg-pcapng."""
+"""CaptureWriter. The contract is in writer.pxd. Formats: draft-ietf-opsawg-pcap,
+draft-ietf-opsawg-pcapng."""
 import os
 import struct
 
@@ -33,10 +34,11 @@ cdef enum:
 
 
 cdef class CaptureWriter:
-    """Writes `file`, a path (made or emptied, mode 0600: it holds other people's traffic) or the number of an open descriptor.
+    """Writes `file`, a path (created or truncated, mode 0600, since it has users' traffic) or the
+    number of an open descriptor.
 
-    names: of the interfaces, by number. format: "pcapng", or "pcap" (nanoseconds; interfaces and comments are lost); None: by the path's
-    ending. Raises PortError where it cannot be written.
+    names: of the interfaces, by number. format: "pcapng", or "pcap" (nanoseconds; without
+    interfaces and comments); None: by the path's extension. Raises PortError.
     """
 
     def __cinit__(self, *args, **kwargs):
@@ -81,11 +83,11 @@ cdef class CaptureWriter:
 
     @property
     def error(self):
-        """Why writing ended early, or None."""
+        """The error that ended the writing early, or None."""
         return f"cannot write {self.path}: {os.strerror(self.failed)}" if self.failed else None
 
     def flush(self):
-        """Writes out what waits. Raises PortError where writing failed, now or before."""
+        """Writes the buffered records. Raises PortError where writing failed, now or before."""
         if self.descriptor >= 0:
             with nogil:
                 self.end_instant()
@@ -104,18 +106,19 @@ cdef class CaptureWriter:
 
     cdef bint write_packet(self, Context *ctx, uint32_t index, uint32_t interface, uint64_t time_ns, const char *comment,
                            uint32_t comment_bytes) noexcept nogil:
-        """A copy of the frame as a record of `interface` at `time_ns`; False after a failed write. The packet stays the caller's."""
+        """Copies the frame into a record of `interface` at `time_ns`; False after a failed write.
+        The caller keeps the packet."""
         cdef const Packet *p = &ctx.packets[index]
         cdef Content content
         content.data, content.captured = packet_data(ctx, index), p.length
         content.original = p.original_length if p.flags & PACKET_TRUNCATED else p.length
         content.trailer_bytes = p.trailer_bytes
-        if p.trailer_bytes:                  # what the capture said of this packet, see packet.pxd
+        if p.trailer_bytes:                  # pcapng options of the packet's source, see packet.pxd
             content.trailer = packet_buffer(ctx, index) + packet_capacity(ctx, index) - p.trailer_bytes
         return self.put(&content, interface, time_ns, comment, comment_bytes)
 
     def write(self, uint32_t interface, uint64_t time_ns, const uint8_t[::1] data not None, *, original=None, str comment=""):
-        """One frame, for tools and tests. Raises PortError after a failed write."""
+        """Writes one frame, for tools and tests. Raises PortError after a failed write."""
         cdef Content content
         text = comment.encode()
         content.data, content.captured = (&data[0] if data.shape[0] else NULL), <uint32_t>data.shape[0]
@@ -180,7 +183,7 @@ cdef class CaptureWriter:
         return True
 
     cdef bint reserve(self, uint64_t bytes) noexcept nogil:
-        """Room for a record: writes out earlier instants, then grows."""
+        """Makes room for a record: writes earlier instants, then enlarges the buffer."""
         cdef void *grown
         if self.failed or self.descriptor < 0:
             return False
@@ -221,7 +224,8 @@ cdef class CaptureWriter:
         if sorted == NULL:
             self.failed = ENOMEM
             return
-        for i in range(self.pending_count):      # the comments' places, as addresses, while they are compared
+        # offsets of comments become addresses, for by_place
+        for i in range(self.pending_count):
             self.pending[i].comment += <uint64_t>self.buffer
         qsort(self.pending, self.pending_count, sizeof(Pending), by_place)
         for i in range(self.pending_count):
@@ -231,7 +235,7 @@ cdef class CaptureWriter:
         free(sorted)
 
     cdef void write_out(self) noexcept nogil:
-        """Writes everything before the instant that goes on."""
+        """Writes all records before the current instant."""
         cdef uint64_t done = 0
         cdef ssize_t got
         cdef pollfd wait
@@ -239,7 +243,7 @@ cdef class CaptureWriter:
             got = write(self.descriptor, self.buffer + done, self.instant_start - done)
             if got > 0:
                 done += <uint64_t>got
-            elif got < 0 and errno == EAGAIN:    # somebody made our pipe non-blocking
+            elif got < 0 and errno == EAGAIN:    # another process made the pipe non-blocking
                 wait.fd, wait.events, wait.revents = self.descriptor, POLLOUT, 0
                 poll(&wait, 1, -1)
             elif got == 0 or errno != EINTR:
@@ -275,7 +279,7 @@ cdef int by_place(const void *left, const void *right) noexcept nogil:
 
 
 def format_of(str path):
-    """What a file of that name holds: "pcap" or "pcapng"."""
+    """The format for a file name: "pcap" or "pcapng"."""
     return "pcap" if path.endswith((".pcap", ".cap", ".dmp")) else "pcapng"
 
 

@@ -21,7 +21,7 @@ cdef class LoopbackPort(Port):
     transmit and receive.
     """
 
-    MOVABLE = False              # packets in flight are in rings of its own
+    MOVABLE = False              # packets in flight are in its own rings
 
     def __init__(self, str name, uint32_t number=0, uint32_t queues=1, uint32_t capacity=1024):
         super().__init__(name, number, queues, OFFLOAD_ALL)
@@ -67,7 +67,7 @@ cdef class LoopbackPort(Port):
     cdef bint arm(self) noexcept nogil:
         cdef uint32_t queue
         cdef bint pending = False
-        for queue in range(self.queues):           # all of them: each has a doorbell of its own
+        for queue in range(self.queues):           # no early exit: each ring has its own doorbell
             pending = (<SpscRing>self._rings[queue]).arm() or pending
         return pending
 

@@ -1,4 +1,4 @@
-"""A port whose other end is Python: tests, examples and tools put frames in and take frames out."""
+"""A port with Python at its other end: tests, examples and tools inject and take frames."""
 from libc.stdint cimport uint32_t
 from dataplane.packet cimport Batch, Context
 from dataplane.port cimport Port

@@ -13,7 +13,8 @@ from dataplane.errors import ConfigError
 
 
 class Frame(NamedTuple):
-    """A frame with what a port says about it. The virtio-net fields are those of struct virtio_net_hdr (virtio 1.2, 5.1.6)."""
+    """A frame and its metadata. The virtio-net fields are those of struct virtio_net_hdr (virtio
+    1.2, 5.1.6)."""
 
     data: bytes
     vnet_flags: int = 0
@@ -27,10 +28,10 @@ class Frame(NamedTuple):
 
 
 cdef class MemoryPort(Port):
-    """Frames from and to Python. `inject` queues frames for reception, `take` returns what was transmitted since.
+    """Frames from and to Python. `inject` queues received frames, `take` returns transmitted ones.
 
-    offloads: what the port takes whole on transmission (OFFLOAD_ALL by default). mtu: longer frames are dropped (too_long). Slow (it
-    needs the GIL); for tests and tools.
+    offloads: those that the port accepts on transmission (OFFLOAD_ALL by default). mtu: longer
+    frames are dropped (too_long). Slow, since it needs the GIL; for tests and tools.
     """
 
     def __init__(self, str name, uint32_t number=0, uint32_t queues=1, uint32_t offloads=OFFLOAD_ALL, *,
@@ -57,7 +58,8 @@ cdef class MemoryPort(Port):
             os.close(self._doorbell)
 
     def inject(self, frames, *, int queue=0):
-        """Queues frames (bytes or Frame) for reception, in order. Raises ConfigError for one longer than 69,504 bytes."""
+        """Queues frames (bytes or Frame) for reception, in order. Raises ConfigError for one longer
+        than 69,504 bytes."""
         frames = [frame if isinstance(frame, Frame) else Frame(bytes(frame)) for frame in frames]
         for frame in frames:
             if len(frame.data) > LARGE_FRAME:
@@ -68,7 +70,7 @@ cdef class MemoryPort(Port):
         os.eventfd_write(self._doorbell, 1)
 
     def take(self):
-        """What was transmitted since the last call: list of Frame."""
+        """The frames transmitted since the last call, a list of Frame."""
         with self._lock:
             taken, self.transmitted = self.transmitted, []
         return taken

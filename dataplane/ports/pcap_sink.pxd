@@ -1,4 +1,5 @@
-"""PcapSink: a port that transmits into a capture, metered by class; DropRecorder: what was dropped, into a capture."""
+"""PcapSink: a port that transmits into a capture, metered by class; DropRecorder: records dropped
+packets in a capture."""
 from libc.stdint cimport uint32_t
 from dataplane.capture.writer cimport CaptureWriter
 from dataplane.meter cimport Meter
@@ -6,19 +7,20 @@ from dataplane.packet cimport Batch, Context
 from dataplane.port cimport Port
 
 cdef enum:
-    CLASSES = 32                 # marks that are metered by themselves; higher ones share the last
+    CLASSES = 32                 # marks with a meter each; higher ones share the last meter
 
 cdef class PcapSink(Port):
     cdef readonly CaptureWriter writer
     cdef readonly uint32_t interface
     cdef readonly uint32_t mtu
     cdef list _kept
-    cdef void *meters[CLASSES + 1]       # Meter, borrowed from _kept; NULL: no packet of that class yet
+    # Meter, borrowed from _kept; NULL: no packet of that class yet
+    cdef void *meters[CLASSES + 1]
     cdef Meter meter(self, uint32_t number)
     cdef uint32_t tx_burst(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil
 
 cdef class DropRecorder:
-    # Told of every drop: meters the packet, and writes it with the reason as comment.
+    # Called for every drop: meters the packet, and writes it with the reason as comment.
     cdef readonly CaptureWriter writer
     cdef readonly uint32_t interface
     cdef readonly dict meters            # "ELEMENT: REASON" -> Meter

@@ -11,14 +11,15 @@ from dataplane.errors import ConfigError
 
 
 cdef class PcapSink(Port):
-    """Writes what it is given as interface `interface` of `writer`, at the engine's time, and meters it. Receives nothing.
+    """Writes packets as interface `interface` of `writer`, at the engine's time, and meters them.
+    Receives nothing.
 
-    writer: several sinks may share one; None: packets are metered and freed. After a failed write packets are dropped (io_error).
-    offloads: frames that need others are completed before (checksums, segments). mtu: longer frames are dropped (too_long), as a TAP
-    of that MTU drops them.
+    writer: several sinks may share one; None: packets are metered and freed. After a failed write
+    packets are dropped (io_error). offloads: frames that need others are completed before
+    (checksums, segments). mtu: longer frames are dropped (too_long), as by a TAP of that MTU.
     """
 
-    MOVABLE = False              # its meters
+    MOVABLE = False              # it has meters
 
     def __init__(self, str name, CaptureWriter writer, uint32_t interface=0, *, uint32_t number=0, uint32_t queues=1,
                  uint32_t offloads=0, uint32_t mtu=NO_MTU):
@@ -30,7 +31,7 @@ cdef class PcapSink(Port):
 
     @property
     def meters(self):
-        """The meters by class (a packet's mark), those that packets were counted in."""
+        """The meters in use, by class (a packet's mark)."""
         return {i: <Meter>self.meters[i] for i in range(CLASSES + 1) if self.meters[i] != NULL}
 
     cdef Meter meter(self, uint32_t number):
@@ -64,7 +65,8 @@ cdef class PcapSink(Port):
             (<Meter>self.meters[number]).note(ctx.now_ns, ctx.now_ns - p.timestamp_ns, packet_wire_bytes(p))
             self.stats[queue].tx_packets += 1
             self.stats[queue].tx_bytes += p.length
-            self.stats[queue].tx_more_bytes += packet_wire_bytes(p) - p.length     # frames are no GSO frames here, but may be cut
+            # no GSO frames here, but perhaps truncated ones
+            self.stats[queue].tx_more_bytes += packet_wire_bytes(p) - p.length
             packet_free(ctx, index)
             sent += 1
         self.stats[queue].tx_dropped += left
@@ -85,7 +87,7 @@ cdef class DropRecorder:
         self._engines = list(engines)
 
     def close(self):
-        """The engines tell nobody any more."""
+        """Unregisters from the engines."""
         cdef Engine engine
         for engine in self._engines:
             engine.ctx.on_drop = NULL

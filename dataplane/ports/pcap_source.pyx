@@ -19,19 +19,22 @@ MODES = {"captured": RECORDED, "pps": PACKETS_A_SECOND, "rate": BITS_A_SECOND, "
 cdef uint64_t CLOCK_END_NS = (<uint64_t>1 << 63) - 1    # 292 years
 
 cdef enum:
-    TRAILER_MOST = 1024          # bytes of options that travel with a packet
+    TRAILER_MOST = 1024          # bytes of options that are kept with a packet
 
 
 cdef class PcapSource(Port):
-    """Delivers the packets of a capture at their recorded instants, plus `shift_ns`. Transmits nothing: what is sent into it is lost.
+    """Delivers the packets of a capture at their recorded times, plus `shift_ns`. Transmits
+    nothing: packets sent into it are lost.
 
-    Frames are as captured. A TCP frame longer than `mtu` (0: none is) becomes the GSO frame that a host of that MTU gave to its NIC.
-    One that the capture cut is marked (PACKET_TRUNCATED) and is worth its original length to a shaper. One longer than any buffer is
-    cut here in the same way, so that the NIC that it goes to drops it as too long. Options of pcapng's packets travel along as far as
-    there is room behind the frame. reader: not shared. held: no packet comes before `start`.
+    Frames are as captured. A TCP frame longer than `mtu` (0: unlimited) becomes the GSO frame that
+    a host of that MTU passed to its NIC. A frame that the capture truncated is marked
+    (PACKET_TRUNCATED); shapers count its original length. A frame longer than any buffer is
+    truncated in the same way, and the receiving NIC drops it as too long. pcapng options are kept
+    with the packet if they fit behind the frame. reader: not shared. held: no packet is delivered
+    before `start`.
     """
 
-    MOVABLE = False              # where it stands in the capture
+    MOVABLE = False              # its position in the capture
 
     def __init__(self, str name, CaptureReader reader not None, uint32_t number=0, uint32_t queues=1, *, int64_t shift_ns=0,
                  bint held=False, uint32_t mtu=0):
@@ -50,10 +53,12 @@ cdef class PcapSource(Port):
 
     def start(self, uint64_t begin_ns, str mode="captured", uint64_t factor=1, uint64_t divisor=1, *, uint32_t loops=1,
               uint64_t lead_ns=0):
-        """Once, on a source that is held, on the engine's thread: packets come by the engine's clock from `begin_ns` on.
+        """Starts a held source; once, on the engine's thread. Packets are due by the engine's clock
+        from `begin_ns` on.
 
-        mode: "captured" (factor / divisor times as fast), "pps" (factor / divisor packets a second), "rate" (factor bit/s), "asap". loops:
-        how often the capture is gone through. lead_ns: how long before a packet the engine stops sleeping.
+        mode: "captured" (factor / divisor times as fast), "pps" (factor / divisor packets a
+        second), "rate" (factor bit/s), "asap". loops: how often the capture is played. lead_ns: how
+        long before a packet the engine stops sleeping.
         """
         if mode not in MODES or factor == 0 or divisor == 0 or loops == 0:
             raise ConfigError(f"{self.name}: schedule {mode} {factor}/{divisor}, {loops} loops")
@@ -68,12 +73,12 @@ cdef class PcapSource(Port):
 
     @property
     def done(self):
-        """Whether the last packet of the last round has been delivered. Any thread may ask."""
+        """Whether the last packet of the last round was delivered. Any thread may read it."""
         return self.next_ns == NEVER and self.rounds == 0 and not self.waiting
 
     @property
     def error(self):
-        """What ended the capture early, or None."""
+        """The error that ended the capture early, or None."""
         return self.reader.error
 
     def close(self):
@@ -81,7 +86,7 @@ cdef class PcapSource(Port):
         self.next_ns = NEVER
 
     cdef void advance(self) noexcept nogil:
-        """Reads the next packet; next_ns becomes its instant."""
+        """Reads the next packet; next_ns becomes its due time."""
         cdef int64_t due
         self.sequence += 1
         self.sent_bits += 8 * <uint64_t>self.record.original
@@ -102,7 +107,7 @@ cdef class PcapSource(Port):
             self.next_ns = <uint64_t>due
 
     cdef uint64_t instant(self) noexcept nogil:
-        """When the packet that is next is due: worked out from the beginning, so that no error adds up."""
+        """When the next packet is due: computed from the beginning, so errors do not add up."""
         cdef uint64_t since = self.record.time_ns - self.round_first_ns if self.record.time_ns > self.round_first_ns else 0
         cdef uint64_t after = 0
         if self.schedule.mode == RECORDED:
@@ -111,16 +116,18 @@ cdef class PcapSource(Port):
             after = vnic_scale(self.sequence, 1000000000 * self.schedule.divisor, self.schedule.factor)
         elif self.schedule.mode == BITS_A_SECOND:
             after = vnic_scale(self.sent_bits, 1000000000, self.schedule.factor)
-        # A packet that is due beyond the end of the clock (a few bits a second, a few thousand packets) is due at its end, not at once.
+        # At most the clock's end: a few bits a second and a few thousand packets exceed it.
         return self.begin_ns + min(after, CLOCK_END_NS - self.begin_ns)
 
     cdef void again(self) noexcept:
-        """The capture from its beginning. By its own instants, the next round begins a mean gap after the last packet."""
+        """Restarts the capture. With recorded times, the next round begins a mean gap after the
+        last packet."""
         cdef uint64_t length = self.instant() - self.begin_ns
         try:
             reader = OpenReader(self.reader.path)
         except Exception:
-            self.rounds = 0                      # it was removed meanwhile: what was read so far was delivered
+            # the file was removed meanwhile; packets read so far were delivered
+            self.rounds = 0
             return
         self.reader.close()
         self.finished_packets += self.reader.packets
@@ -131,17 +138,18 @@ cdef class PcapSource(Port):
         if self.reader.next(&self.record) == 1:
             self.round_first_ns, self.round_packets = self.record.time_ns, 1
             self.next_ns = self.instant()
-            self.rounds -= 1                     # after next_ns: between rounds the source is not `done`
+            # after next_ns, so that `done` stays False between rounds
+            self.rounds -= 1
         else:
             self.rounds = 0
 
     @property
     def packets(self):
-        """Read so far, over all rounds."""
+        """Packets read so far, over all rounds."""
         return self.finished_packets + self.reader.packets
 
     cdef uint32_t take(self, Context *ctx, uint32_t queue) noexcept nogil:
-        """The packet that is due, or NO_PACKET."""
+        """Allocates the packet that is due; or NO_PACKET."""
         cdef const Record *record = &self.record
         cdef uint32_t index, bytes = record.options_bytes, captured = record.captured
         cdef Packet *p
@@ -152,17 +160,19 @@ cdef class PcapSource(Port):
         if index == NO_PACKET:
             return NO_PACKET
         p = &ctx.packets[index]
-        p.timestamp_ns = self.next_ns if self.begin_ns and self.schedule.mode != AT_ONCE else ctx.now_ns   # when it was due
+        # when it was due
+        p.timestamp_ns = self.next_ns if self.begin_ns and self.schedule.mode != AT_ONCE else ctx.now_ns
         p.port, p.queue = <uint16_t>self.number, <uint16_t>queue
         memcpy(packet_data(ctx, index), record.data, captured)
         if captured < record.original:
             p.flags |= PACKET_TRUNCATED
             p.original_length = record.original
         if self.edits:
-            self.edit(ctx, index)                # before the GSO fields: they hold offsets and sums of the frame as it goes out
+            # before the GSO fields, which depend on the edited frame
+            self.edit(ctx, index)
         if self.mtu and p.length > self.mtu + LINK_HEADERS and not p.flags & PACKET_TRUNCATED:
             restore_gso(packet_data(ctx, index), p, self.mtu)
-        # Only options in the machine's byte order can be written back as they are; the end-of-options mark is the writer's.
+        # Only options in the machine's byte order are copied; the writer adds the end mark.
         if bytes and not record.swapped and bytes <= TRAILER_MOST and (
                 HEADROOM + captured + bytes <= packet_capacity(ctx, index)):
             bytes = whole_options(record.options, bytes)
@@ -174,7 +184,7 @@ cdef class PcapSource(Port):
         """Changes a frame before it is delivered; called where `edits` is set."""
 
     cdef void deliver(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil:
-        """Takes the packet that is due into the batch, and counts it."""
+        """Adds the packet that is due to the batch, and counts it."""
         cdef uint32_t index = self.take(ctx, queue)
         cdef Packet *p
         if index == NO_PACKET:
@@ -183,7 +193,7 @@ cdef class PcapSource(Port):
         p = &ctx.packets[index]
         self.stats[0].rx_packets += 1
         self.stats[0].rx_bytes += p.length
-        if p.flags & PACKET_TRUNCATED:           # the segments of GSO frames are Parse's to count
+        if p.flags & PACKET_TRUNCATED:           # Parse counts the segments of GSO frames
             self.stats[0].rx_more_bytes += p.original_length - p.length
         batch_add(batch, index)
 
@@ -199,7 +209,7 @@ cdef class PcapSource(Port):
 
 
 cdef uint32_t whole_options(const uint8_t *options, uint32_t bytes) noexcept nogil:
-    """Bytes of the options that are complete, without the end mark."""
+    """Bytes of the complete options, without the end mark."""
     cdef uint32_t at = 0, padded
     cdef uint16_t head[2]
     while at + 4 <= bytes:

@@ -1,7 +1,8 @@
-"""CaptureFile: frames to a pcap file or pipe without ever blocking the engine; PcapWriter: a port that only transmits, into one.
+"""CaptureFile: writes frames to a pcap file or pipe without ever blocking the engine; PcapWriter: a
+port that transmits into one.
 
-The engine copies records into a ring of bytes, which are the bytes of the file; a thread of its own, without the GIL, writes them out.
-One producer (the engine's thread), one consumer (the writer).
+The engine copies records into a ring of bytes; a writer thread, without the GIL, writes the ring's
+content to the file as it is. One producer (the engine's thread), one consumer (the writer).
 """
 cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -9,13 +10,13 @@ from dataplane.packet cimport Batch, Context
 from dataplane.port cimport Port
 
 cdef struct ByteRing:
-    uint64_t tail            # producer's cache line: bytes ever put in
+    uint64_t tail            # producer's cache line: total bytes put in
     uint8_t pad0[56]
-    uint64_t head            # consumer's cache line: bytes ever written out
+    uint64_t head            # consumer's cache line: total bytes written
     uint8_t pad1[56]
-    uint32_t sleeping        # 1: the writer asks for the doorbell
-    uint32_t stopping        # 1: write what is there, then end
-    uint32_t failed          # errno that ended the writing, 0 while it goes on
+    uint32_t sleeping        # 1: the writer sleeps; ring the doorbell
+    uint32_t stopping        # 1: write the rest, then end
+    uint32_t failed          # errno that ended the writing; 0: none
     uint8_t pad2[52]
 
 
@@ -29,10 +30,11 @@ cdef class CaptureFile:
     cdef uint8_t *cells
     cdef int descriptor
     cdef int doorbell
-    cdef uint32_t chunk_bytes            # at most so many a write
-    cdef bint may_block                  # a pipe or socket: ask poll before each write
-    cdef bint locked                     # the file is ours; the writer's thread sets it where it was not from the beginning
-    cdef readonly bint begun             # packets are taken
+    cdef uint32_t chunk_bytes            # maximum bytes per write
+    cdef bint may_block                  # a pipe or socket: poll before each write
+    # this object has the file's lock; set by the constructor, else by the writer
+    cdef bint locked
+    cdef readonly bint begun             # packets are accepted
     cdef object _thread
     cdef bint wait_for_lock(self) noexcept nogil
     cdef bint write_packet(self, Context *ctx, uint32_t index) noexcept nogil

@@ -36,12 +36,13 @@ cdef extern from "<poll.h>" nogil:
     int poll(pollfd *fds, unsigned long count, int timeout_ms)
     short POLLIN, POLLOUT, POLLERR, POLLHUP
 
-# draft-ietf-opsawg-pcap: file header (magic of nanosecond time stamps, version 2.4, two reserved words, snap length, link type) and
-# packet record (seconds, nanoseconds, captured length, original length), in the byte order of the machine.
+# draft-ietf-opsawg-pcap: file header (magic of nanosecond time stamps, version 2.4, two reserved
+# words, snap length, link type) and packet record (seconds, nanoseconds, captured length, original
+# length), in the byte order of the machine.
 PCAP_MAGIC_NS = 0xA1B23C4D
 LINKTYPE_ETHERNET = 1
-SNAPLEN_MAX = 262144             # what libpcap accepts for Ethernet; more than any frame here
-BUFFER_MIN_BYTES = 1 << 19       # a record of the longest frame, several times
+SNAPLEN_MAX = 262144             # libpcap's maximum for Ethernet; more than any frame here
+BUFFER_MIN_BYTES = 1 << 19       # several records of the longest frame
 BUFFER_MAX_BYTES = 1 << 30
 
 cdef inline uint64_t monotonic_ns() noexcept nogil:
@@ -52,23 +53,26 @@ cdef inline uint64_t monotonic_ns() noexcept nogil:
 
 cdef enum:
     RECORD_BYTES = 16
-    FILE_CHUNK = 1 << 20         # bytes a write to a file
-    PIPE_CHUNK = 4096            # poll says that a pipe has room for one page: so much cannot block
+    FILE_CHUNK = 1 << 20         # bytes per write to a file
+    # after POLLOUT a pipe has room for one page, so this write cannot block
+    PIPE_CHUNK = 4096
     LOCK_POLL_MS = 5
-    GRACE_MS = 1000              # how long close waits for a reader that takes nothing
+    GRACE_MS = 1000              # how long close waits for a reader that does not read
 
 
 @cython.final
 cdef class CaptureFile:
     """A pcap file (nanoseconds, Ethernet) that an engine writes into.
 
-    file: a path (created or emptied, mode 0600: it holds other people's traffic; a named pipe needs its reader already) or the number of
-    an open descriptor, which is duplicated. snaplen: bytes kept of a frame, 1 to 262,144; the original length is in the record. buffer:
-    what may wait for the disk ("8mb" or bytes, rounded up to a power of two); what does not fit is refused and the caller counts it.
-    clock: the engine's; time stamps are the time of day, or a virtual clock's as it is. Raises PortError, ConfigError.
+    file: a path (created or truncated, mode 0600, since it has users' traffic; a named pipe must
+    have a reader already) or the number of an open descriptor, which is duplicated. snaplen: bytes
+    kept of a frame, 1 to 262,144; the original length is in the record. buffer: capacity of the
+    ring ("8mb" or bytes, rounded up to a power of two); packets that do not fit are rejected and
+    the caller counts them. clock: the engine's; time stamps are wall-clock time, or that of a
+    virtual clock. Raises PortError, ConfigError.
 
-    One writes a file at a time: it is locked (flock). A second CaptureFile of the same path takes no packets and leaves the file
-    alone until `take_over`; from then on it appends, as soon as the first has closed it.
+    Only one CaptureFile writes a file at a time: it has the lock (flock). A second one of the same
+    path accepts no packets until `take_over`; then it appends, once the first has closed the file.
     """
 
     def __cinit__(self, *args, **kwargs):
@@ -87,7 +91,7 @@ cdef class CaptureFile:
         self.doorbell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         header = struct.pack("=IHHIIII", PCAP_MAGIC_NS, 2, 4, 0, 0, snaplen, LINKTYPE_ETHERNET)
         try:
-            # O_NONBLOCK: a named pipe that nobody reads must not hold up control (ENXIO instead).
+            # O_NONBLOCK: a named pipe without a reader must not block control (ENXIO instead).
             self.descriptor = os.dup(file) if isinstance(file, int) else _open(file)
             self.may_block = not stat.S_ISREG(os.fstat(self.descriptor).st_mode)
             self.locked = self.begun = self._lock()
@@ -105,7 +109,7 @@ cdef class CaptureFile:
         self._thread.start()
 
     def __dealloc__(self):
-        # The thread holds the object, so it has ended.
+        # The thread references this object, so it has ended.
         free(self.ring)
         free(self.cells)
 
@@ -122,7 +126,7 @@ cdef class CaptureFile:
         except BlockingIOError:
             return False
         except OSError:
-            pass                                 # a file system without locks: nobody can tell
+            pass                                 # a file system without locks
         return True
 
     def fileno(self):
@@ -130,14 +134,14 @@ cdef class CaptureFile:
         return self.descriptor
 
     def take_over(self, bint begun=True):
-        """Goes on with the file that another writes, once that one has closed it (begun=False: no, after all). Only before the first
-        packet."""
+        """Continues the file of another CaptureFile once that has closed it (begun=False: revokes
+        this). Only before the first packet."""
         if not self.locked:
             self.begun = begun
 
     def close(self):
-        """Writes out what waits, then closes. A reader that takes nothing for a second loses the rest. May be called twice. No engine
-        may write any more."""
+        """Writes the ring's content, then closes. If a pipe's reader does not read for a second,
+        the rest is lost. No engine may write any more. May be called twice."""
         if self._thread is None:
             return
         va_store_release_u32(&self.ring.stopping, 1)
@@ -146,24 +150,26 @@ cdef class CaptureFile:
         self._thread = None
         if self.locked:
             with contextlib.suppress(OSError):
-                fcntl.flock(self.descriptor, fcntl.LOCK_UN)    # whoever else holds the descriptor would hold the lock
+                # duplicates of the descriptor would keep the lock
+                fcntl.flock(self.descriptor, fcntl.LOCK_UN)
         self._close_descriptors()
 
     @property
     def error(self):
-        """Why writing ended early ("No space left on device"), or None."""
+        """The error that ended the writing early ("No space left on device"), or None."""
         cdef uint32_t failed = va_load_acquire_u32(&self.ring.failed)
         if not self.begun:
             return f"{self.path} is being written by another process"
         return os.strerror(failed) if failed else None
 
-    # -- the engine's side -------------------------------------------------------------------------------------------------
+    # -- the engine's side -------------------------------------------------------------------------
 
     cdef bint write_packet(self, Context *ctx, uint32_t index) noexcept nogil:
-        """Copies the frame as it is into the ring; False when there is no room or writing has failed. Call `wake` after a batch."""
+        """Copies the frame into the ring; False when there is no room or writing has failed. Call
+        `wake` after a batch."""
         cdef const Packet *p = &ctx.packets[index]
         cdef uint64_t now_ns = ctx.now_ns + self.wall_offset_ns
-        cdef uint64_t tail = self.ring.tail                # ours alone
+        cdef uint64_t tail = self.ring.tail                # written by this thread only
         cdef uint32_t kept = p.length if p.length < self.snaplen else self.snaplen
         cdef uint32_t record[4]
         # Acquire: the writer has read the bytes it freed before we overwrite them.
@@ -176,7 +182,8 @@ cdef class CaptureFile:
         record[3] = p.length
         self.put(tail, <const uint8_t *>record, RECORD_BYTES)
         self.put(tail + RECORD_BYTES, packet_data(ctx, index), kept)
-        va_store_release_u64(&self.ring.tail, tail + RECORD_BYTES + kept)   # the bytes before the tail that announces them
+        # release: the bytes before the tail
+        va_store_release_u64(&self.ring.tail, tail + RECORD_BYTES + kept)
         return True
 
     cdef void put(self, uint64_t at, const uint8_t *data, uint32_t count) noexcept nogil:
@@ -190,11 +197,12 @@ cdef class CaptureFile:
 
     cdef void wake(self) noexcept nogil:
         cdef uint64_t one = 1
-        va_fence()                                         # the tail before the flag is read; pairs with the fence in rest()
+        # the tail before the flag is read; pairs with the fence in rest()
+        va_fence()
         if va_load_relaxed_u32(&self.ring.sleeping) and va_exchange_u32(&self.ring.sleeping, 0):
             write(self.doorbell, &one, 8)
 
-    # -- the writer's side -------------------------------------------------------------------------------------------------
+    # -- the writer's side -------------------------------------------------------------------------
 
     def _main(self):
         with nogil:
@@ -205,10 +213,13 @@ cdef class CaptureFile:
         cdef ssize_t done
         cdef bint stopping
         while True:
-            stopping = va_load_acquire_u32(&self.ring.stopping)      # before the tail: nothing comes after it
-            if stopping and give_up_ns == 0:                         # for all that waits, not for each page
+            # before the tail: once it is set, the engine adds no more
+            stopping = va_load_acquire_u32(&self.ring.stopping)
+            # for the whole rest, not for each page
+            if stopping and give_up_ns == 0:
                 give_up_ns = monotonic_ns() + GRACE_MS * 1000000
-            tail = va_load_acquire_u64(&self.ring.tail)              # pairs with the release in write_packet
+            # pairs with the release in write_packet
+            tail = va_load_acquire_u64(&self.ring.tail)
             if tail == head:
                 if stopping:
                     return
@@ -227,43 +238,46 @@ cdef class CaptureFile:
             done = write(self.descriptor, self.cells + offset, count)
             if done >= 0:
                 head += <uint64_t>done
-                va_store_release_u64(&self.ring.head, head)          # our reads before the room is given back
+                # release: our reads before the engine may overwrite
+                va_store_release_u64(&self.ring.head, head)
             elif errno != EINTR and errno != EAGAIN:
                 va_store_release_u32(&self.ring.failed, <uint32_t>errno)
                 return
 
     cdef bint wait_for_lock(self) noexcept nogil:
-        """Waits until the one before us has closed the file; False when that did not happen until we should end."""
+        """Waits until the previous writer has closed the file; False if `stopping` is set."""
         cdef pollfd bell
         bell.fd, bell.events, bell.revents = self.doorbell, POLLIN, 0
         while flock(self.descriptor, LOCK_EX | LOCK_NB) < 0 and errno == EAGAIN:
             if va_load_acquire_u32(&self.ring.stopping):
                 return False
-            poll(&bell, 0, LOCK_POLL_MS)                   # nothing tells when a lock is free
+            # the kernel has no event for a released lock
+            poll(&bell, 0, LOCK_POLL_MS)
         self.locked = True
         return True
 
     cdef void rest(self) noexcept nogil:
-        """Sleeps until the doorbell rings, unless there is something to do already."""
+        """Sleeps until the doorbell rings, unless there is work already."""
         cdef pollfd bell
         cdef uint64_t value
         bell.fd, bell.events, bell.revents = self.doorbell, POLLIN, 0
         va_store_relaxed_u32(&self.ring.sleeping, 1)
-        va_fence()                                         # the flag before the tail is read; pairs with the fence in wake()
+        # the flag before the tail is read; pairs with the fence in wake()
+        va_fence()
         if va_load_acquire_u64(&self.ring.tail) == self.ring.head and not va_load_acquire_u32(&self.ring.stopping):
             poll(&bell, 1, -1)
         va_exchange_u32(&self.ring.sleeping, 0)
         read(self.doorbell, &value, 8)
 
     cdef bint ready(self, uint64_t give_up_ns) noexcept nogil:
-        """Waits until the pipe takes something (or is broken, which write will say); False when its reader rests while we should end, or
-        takes too long: give_up_ns is the instant, 0 before `close`."""
+        """Waits until the pipe is writable (or broken, which write reports). False when only the
+        doorbell rang, or at give_up_ns (0 before `close`)."""
         cdef pollfd both[2]
         cdef uint64_t value, now
         cdef bint stopping = va_load_acquire_u32(&self.ring.stopping)
         both[0].fd, both[0].events, both[0].revents = self.descriptor, POLLOUT, 0
         both[1].fd, both[1].events, both[1].revents = self.doorbell, POLLIN, 0
-        # The doorbell tells of `stopping`; once that is known, the reader has a last while.
+        # The doorbell announces `stopping`; after that, the reader has until give_up_ns.
         if stopping and give_up_ns:
             now = monotonic_ns()
             poll(&both[0], 1, <int>((give_up_ns - now) // 1000000) if now < give_up_ns else 0)
@@ -275,8 +289,8 @@ cdef class CaptureFile:
 
 
 def _open(path):
-    """For writing. A pipe that we have open already, and that nobody reads any more, is opened all the same: its writer is to be there when
-    a capture goes on in another process, whatever its reader did meanwhile."""
+    """Opens a file for writing. A pipe without a reader is opened if it is given as
+    /proc/self/fd/N: then this process can continue a capture whose reader has ended."""
     flags = os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
     try:
         return os.open(path, flags | os.O_WRONLY, 0o600)
@@ -299,14 +313,15 @@ def _capacity(name, buffer):
 
 
 cdef class PcapWriter(Port):
-    """A port that writes what it is given to a pcap file and receives nothing. GSO frames are written whole, with their length, and
-    frames whose checksum is still to be stored as they are.
+    """A port that writes packets to a pcap file and receives nothing. GSO frames are written whole,
+    with their length, and frames with a partial checksum as they are.
 
-    What the file cannot take yet is left to the sender (queue_full); after a failed write, all (io_error).
-    file, snaplen, buffer, clock: see CaptureFile. `close` writes out what waits.
+    Packets that do not fit into the ring stay with the sender (queue_full); after a failed write,
+    all (io_error). file, snaplen, buffer, clock: see CaptureFile. `close` writes the ring's
+    content.
     """
 
-    MOVABLE = False              # what waits for the disk
+    MOVABLE = False              # it has unwritten packets
 
     def __init__(self, str name, file, uint32_t number=0, *, uint32_t snaplen=SNAPLEN_MAX, buffer="8mb", Clock clock=None):
         super().__init__(name, number, 1, OFFLOAD_ALL)

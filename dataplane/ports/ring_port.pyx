@@ -79,7 +79,7 @@ cdef class RingPort(Port):
 cdef uint32_t push_batch(Context *ctx, Ring ring, Batch *batch, unsigned long long *pushed_bytes) noexcept nogil:
     cdef uint32_t i, pushed, left
     cdef uint64_t total = 0
-    # Lengths first: once pushed, a packet is the consumer's and may be free already.
+    # Lengths first: once pushed, a packet belongs to the consumer, which may have freed it.
     for i in range(batch.count):
         total += ctx.packets[batch.index[i]].length
     pushed = ring.push(&batch.index[0], batch.count)

@@ -1,4 +1,4 @@
-"""SideSource: one side of a capture that has several, as a port; Split says which side a frame is of."""
+"""SideSource: one side of a capture as a port; Split: determines a frame's side."""
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from dataplane.capture.reader cimport CaptureReader, Record
 from dataplane.packet cimport Batch, Context
@@ -17,9 +17,10 @@ cdef class Split:
     cdef uint32_t mac_count
     cdef PrefixRule *prefixes            # the longest first
     cdef uint32_t prefix_count
-    cdef int32_t *ports                  # side by port number; NULL: ports do not matter
-    cdef int32_t server, client          # sides of the lower and of the higher port; -1: not so
-    cdef readonly int32_t other          # of what no rule fits; -1: no side
+    cdef int32_t *ports                  # side by port number; NULL: no port rules
+    # sides of the lower and of the higher port; -1: rule not used
+    cdef int32_t server, client
+    cdef readonly int32_t other          # side of frames that match no rule; -1: none
     cdef int32_t side(self, const uint8_t *data, uint32_t length, bint destination) noexcept nogil
     cdef int32_t by_mac(self, const uint8_t *at) noexcept nogil
     cdef int32_t by_address(self, const uint8_t *at, uint32_t bytes) noexcept nogil
@@ -28,8 +29,8 @@ cdef class SharedCapture:
     cdef readonly CaptureReader reader
     cdef readonly Split split
     cdef Record record                   # the next packet
-    cdef int32_t side                    # whose it is
-    cdef uint64_t next_ns                # its instant
+    cdef int32_t side                    # its side
+    cdef uint64_t next_ns                # its due time
     cdef readonly uint64_t out_of_order, unassigned
     cdef void advance(self) noexcept nogil
 
@@ -37,11 +38,11 @@ cdef class SideSource(PcapSource):
     cdef readonly SharedCapture shared
     cdef readonly int side
     cdef readonly uint64_t taken         # packets of this side
-    cdef readonly uint64_t cut           # of them, shorter than on the wire
+    cdef readonly uint64_t cut           # of those, shorter than on the wire
     cdef Rewrite rewrite
-    cdef Split split                     # finds the side that a frame goes to
+    cdef Split split                     # determines a frame's destination side
     cdef uint8_t *macs                   # of the NICs, six bytes each, by side
-    cdef uint32_t mac_count              # 0: MAC addresses stay
+    cdef uint32_t mac_count              # 0: MAC addresses are not changed
     cdef void advance(self) noexcept nogil
     cdef void edit(self, Context *ctx, uint32_t index) noexcept nogil
     cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil

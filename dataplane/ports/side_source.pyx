@@ -17,8 +17,9 @@ cdef enum:
 
 
 cdef class Split:
-    """Which side a frame is of. macs: MAC address -> side. prefixes: (address, bits, side). ports: TCP, UDP or SCTP port -> side.
-    server, client: the side of the lower and of the higher of the two ports of a packet. other: of everything else; -1: no side.
+    """Determines a frame's side. macs: MAC address -> side. prefixes: (address, bits, side). ports:
+    TCP, UDP or SCTP port -> side. server, client: the side of a packet's lower and higher port.
+    other: the side of all other frames; -1: none.
 
     Rules are tried in this order: MAC address, longest prefix, port, server and client, other.
     """
@@ -66,7 +67,7 @@ cdef class Split:
         free(self.ports)
 
     def side_of(self, bytes frame not None, bint destination=False):
-        """The side that sent a frame, or with destination=True the one it goes to; -1: none."""
+        """The side that sent a frame or, with destination=True, that receives it; -1: none."""
         return self.side(<const uint8_t *>frame, <uint32_t>len(frame), destination)
 
     cdef int32_t side(self, const uint8_t *data, uint32_t length, bint destination) noexcept nogil:
@@ -136,7 +137,8 @@ cdef class Split:
 
 
 cdef class SharedCapture:
-    """A capture that several SideSources of one virtual clock read together, in the order of the file. Not for engines with threads."""
+    """A capture that several SideSources of one virtual clock read together, in the order of the
+    file. Not for engines with threads."""
 
     def __init__(self, CaptureReader reader not None, Split split not None):
         self.reader, self.split = reader, split
@@ -145,7 +147,7 @@ cdef class SharedCapture:
             self.advance()
 
     cdef void advance(self) noexcept nogil:
-        """Goes on to the next packet of a side. One that is older than the one before it is due at once."""
+        """Reads the next packet that has a side. One older than the one before is due at once."""
         while True:
             if self.reader.next(&self.record) != 1:
                 self.next_ns = NEVER
@@ -163,8 +165,9 @@ cdef class SharedCapture:
 cdef class SideSource(PcapSource):
     """A PcapSource that rewrites frames and, with `shared`, delivers only those of `side`.
 
-    macs: MAC addresses of the NICs by side, six bytes each. A frame then comes from the MAC address of its own side and goes to that of
-    the side which the split finds for its destination, or of the other one where there are two.
+    macs: MAC addresses of the NICs by side, six bytes each, which replace those of frames: the
+    source becomes that of the frame's side; the destination that of the side which the split finds
+    for it, or of the other one where there are two.
     """
 
     def __init__(self, str name, CaptureReader reader not None, uint32_t number=0, uint32_t queues=1, *, bint held=False,
@@ -189,7 +192,7 @@ cdef class SideSource(PcapSource):
         free(self.macs)
 
     def shift(self, int64_t by_ns):
-        """Moves all packets in time, before the first one is taken. Not with `shared`."""
+        """Adds `by_ns` to all packets' times, before the first is delivered. Not with `shared`."""
         if self.next_ns != NEVER:
             self.shift_ns += by_ns
             self.next_ns += by_ns
@@ -215,7 +218,7 @@ cdef class SideSource(PcapSource):
                 peer = 1 - self.side
             if 0 <= peer < sides:
                 destination = self.macs + MAC_BYTES * peer
-        # Room for a tag is in the headroom before the frame.
+        # The headroom before the frame has room for a tag.
         moved = self.rewrite.frame(data, p.length, source, destination)
         p.offset += moved
         p.length -= moved

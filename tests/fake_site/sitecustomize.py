@@ -1,4 +1,4 @@
-"""Puts the fake runtime in the place of the real one, for processes of the command that tests start."""
+"""Replaces the runtime by the fake one, in processes of the command that tests start."""
 
 import sys
 import types

@@ -1,8 +1,9 @@
-"""Workers that fail on purpose, for tests only.
+"""Makes workers fail, for tests.
 
-VNIC_TEST_FAULT     of a new worker: the step of an upgrade, and "raises", "dies", "hangs", "garbles" (answers what is no message) or
-                    "waits" (until VNIC_TEST_GATE, a FIFO, was written to)
-VNIC_TEST_PATIENCE  of an old one: module:NAME=seconds
+VNIC_TEST_FAULT     of a new worker: the step of an upgrade, and "raises", "dies", "hangs",
+                    "garbles" (sends an invalid answer) or "waits" (for a write to the FIFO
+                    VNIC_TEST_GATE)
+VNIC_TEST_PATIENCE  of an old worker: module:NAME=seconds
 """
 
 import os
@@ -12,11 +13,11 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import PathFinder
 
 STEP, HOW = os.environ.get("VNIC_TEST_FAULT", "none none").split()
-WHICH, _, WHAT = STEP.rpartition("-")  # first-load: the first engine's state is loaded
+WHICH, _, WHAT = STEP.rpartition("-")  # such as first-load: the first engine loads its state
 AT_CALL = 2 if WHICH == "second" else 1
 ANSWERS = {"control": "done", "load": "loaded", "word": "mine", "run": "running_ns"}
 PATIENCE, _, SECONDS = os.environ.get("VNIC_TEST_PATIENCE", "").partition("=")
-NO_MESSAGE = b"\x01\0\0\0\xc1"  # MessagePack leaves 0xc1 unused
+NO_MESSAGE = b"\x01\0\0\0\xc1"  # invalid: 0xc1 is unused in MessagePack
 
 
 def fail():
@@ -34,7 +35,7 @@ def fail():
 
 
 def failing(function, at_call=AT_CALL, caller=None):
-    """`function`, which fails at that call of those that come from the module `caller`, or from any."""
+    """Wraps `function` so that it fails at call `at_call` from the module `caller` (None: any)."""
     calls = []
 
     def wrapper(*arguments, **keywords):
@@ -48,7 +49,7 @@ def failing(function, at_call=AT_CALL, caller=None):
 
 
 def answering(send):
-    """Channel.send that fails at the step's answer."""
+    """Wraps Channel.send so that it fails at the step's answer."""
     answers = []
 
     def wrapper(channel, **message):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 CHUNK = 1 << 16
 HEADER_BYTES = 24  # of a pcap file
 RECORD_BYTES = 16
-DURATION_MOST_S = 1e7  # four months: what a timeout of the system can be
+DURATION_MOST_S = 1e7  # four months: fits a timeout of poll(2), in ms
 
 
 @click.command(epilog="Exit status: 0 done, 1 packets were missed or writing failed, 2 wrong use.")
@@ -63,12 +63,11 @@ def capture(
         number = client.call("StartCapture", point=point, snaplen=snaplen)["capture"]
         (reading,) = client.descriptors  # of a pipe that the daemon writes into
         stack.callback(os.close, reading)
-        writing = stack.enter_context(
-            _target(target)
-        )  # now that there is something to write: else an older file would be lost for nothing
+        # opened after StartCapture, so that a failure does not truncate an older file
+        writing = stack.enter_context(_target(target))
         with suppress(BrokenPipeError):
             _copy(reading, (writing, target), stop, count, deadline)
-        # The daemon writes out what waits before it answers: somebody must read meanwhile.
+        # Reads while the daemon writes the rest, which it does before it answers.
         with ThreadPoolExecutor(1) as aside:
             stopping = aside.submit(client.call, "StopCapture", capture=number)
             with suppress(BrokenPipeError):
@@ -118,8 +117,8 @@ def _stop_signal() -> Iterator[int]:
 
 
 def _copy(reading: int, output: tuple[int, str], stop: int | None, count: int | None, deadline: float | None) -> None:
-    """From pipe to file (descriptor, name) until the pipe ends, `stop` is readable, `count` packets
-    were written or the time is over."""
+    """Copies a pipe to a file (descriptor, name) until the pipe ends, `stop` is readable, `count`
+    packets were written, or the deadline."""
     writing, name = output
     packets = Packets() if count is not None else None
     watched = select.poll()
@@ -162,7 +161,7 @@ class Packets:
         return self._skip == 0 and not self._head
 
     def first(self, data: bytes, count: int) -> bytes:
-        """What of `data` belongs to the first `count` packets."""
+        """The part of `data` that belongs to the first `count` packets."""
         at = 0
         while at < len(data):
             if self._skip:

@@ -101,7 +101,7 @@ def check(file: str, use: str | None, as_json: bool) -> None:
 
 
 def _hints(found: Config) -> list[str]:
-    """Warnings: what is allowed, but probably a mistake."""
+    """Warnings about valid settings that are probably mistakes."""
     if not found.nics:
         return ["has no NIC: expected nics: {NAME: {...}}"]
     hints = []

@@ -1,4 +1,4 @@
-"""What several commands share: the instance option, JSON, tables."""
+"""Shared by several commands: the instance option, JSON, tables."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def connect(instance: str) -> Client:
 
 
 class Seconds(click.FloatRange):
-    """A number of seconds within bounds: NaN is beyond any."""
+    """A number of seconds within bounds; rejects NaN."""
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
         found: float = super().convert(value, parameter, context)
@@ -44,19 +44,20 @@ class Seconds(click.FloatRange):
 
 
 def plural(count: int, noun: str, several: str | None = None) -> str:
-    """1 packet, 2 packets; `several`: for nouns that do not just take an s."""
+    """1 packet, 2 packets; several: an irregular plural."""
     return f"{count} {noun}" if count == 1 else f"{count} {several or f'{noun}s'}"
 
 
 def shown_rate(bps: int | None) -> str:
-    """A limit as it is written: 100mbit, or none."""
+    """A limit in the notation of the configuration: 100mbit, or none."""
     from dataplane.units import format_rate
 
     return format_rate(bps) if bps else "none"
 
 
 def about(value: float, unit: str, *, base: str = "") -> str:
-    """A figure for people: four digits and an SI prefix, about(79484, "bit/s") == "79.48 kbit/s". base: the prefix that `value` has."""
+    """A figure with four digits and an SI prefix: about(79484, "bit/s") == "79.48 kbit/s". base:
+    the prefix of `value`."""
     prefixes = ["n", "u", "m", "", "k", "M", "G", "T"]
     place = prefixes.index(base)
     while abs(value) >= 1000 and place + 1 < len(prefixes) and not (unit == "s" and prefixes[place] == ""):
@@ -69,20 +70,19 @@ def print_json(value: Any) -> None:
 
 
 def print_line(value: Any) -> None:
-    """One object a line, at once: for streams."""
+    """Prints one object per line, flushed: for streams."""
     import sys
 
     click.echo(json.dumps(value))
     sys.stdout.flush()
 
 
-COMPLETION_S = 0.5  # a daemon that does not answer by then completes nothing
+COMPLETION_S = 0.5  # time limit for the daemon's answer
 
 
 def completing(what: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
-    """For shell_complete: names of the running instance: "nic", "element", "handler", "group",
-    "point" (NICs and elements) or "instance". Nothing, without a word, where there is none to
-    ask."""
+    """For shell_complete: names in the running instance: "nic", "element", "handler", "group",
+    "point" (NICs and elements) or "instance". On errors, silently none."""
 
     def complete(context: click.Context, _: click.Parameter, typed: str) -> list[str]:
         found: list[str] = []
@@ -121,8 +121,8 @@ def _names(what: str, context: click.Context) -> list[str]:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "", file: IO[str] | None = None) -> None:
-    """A table for people. A column whose name begins with > is aligned right. No word of a column's
-    name is broken."""
+    """Prints a table. A column whose name begins with > is aligned right. Words of a column's name
+    are not broken."""
     import sys
 
     from rich import box
@@ -137,5 +137,5 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: st
         table.add_column(name, justify=justify, overflow="fold", min_width=longest)  # type: ignore[arg-type]
     for row in rows:
         table.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
-    # Into a pipe, rows are as long as they are: a program that reads them wants no folding.
+    # No folding of rows in a pipe, for programs that read them.
     Console(file=file, width=None if (file or sys.stdout).isatty() else 10_000).print(table)

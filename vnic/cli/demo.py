@@ -1,4 +1,5 @@
-"""`vnic demo`: two real containers, one vnic between them, real TCP - unshaped, then shaped live - and the books at the end."""
+"""`vnic demo`: TCP between two containers over vnic, without a rate limit, then with one; packet
+counts at the end."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ Progress = Callable[[str], None]
 
 
 class DemoContainer:
-    """The demo's hold on one container process."""
+    """The demo's handle of a container process."""
 
     def __init__(self, name: str) -> None:
         ours, theirs = socket.socketpair()
@@ -36,7 +37,7 @@ class DemoContainer:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "vnic.cli.demo_container", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
-                process_group=0,  # Ctrl-C is for the demo, which ends its containers
+                process_group=0,  # Ctrl-C reaches only the demo, which ends its containers
             )
         self._channel = ours
         self._stream = ours.makefile("rw")
@@ -93,7 +94,8 @@ def _round_trips(client: DemoContainer, server: DemoContainer) -> dict[str, floa
 
 
 def run_demo(*, rate_bps: int, queues: int, seconds: float, spin: str, progress: Progress) -> dict[str, Any]:
-    """Runs the demo and returns its figures. Everything it made is gone when it returns, or raises, KeyboardInterrupt included."""
+    """Runs the demo and returns its figures. Removes everything that it created, also on an
+    exception or KeyboardInterrupt."""
     with ExitStack() as stack:
         progress("making two containers")
         left, right = (stack.enter_context(closing(DemoContainer(name))) for name in ADDRESSES)
@@ -132,7 +134,7 @@ def run_demo(*, rate_bps: int, queues: int, seconds: float, spin: str, progress:
         for sender, receiver in ((left, right), (right, left)):
             progress(f"TCP {sender.name} -> {receiver.name}, {format_rate(rate_bps)} applied live, {seconds:g} s")
             shaped[f"{sender.name}-{receiver.name}"], mss = _tcp(sender, receiver, seconds, settle=0.5)
-        # The policy counts layer-2 bits; of every full frame, the MSS is what the application sees.
+        # The limit counts layer-2 bits; the application receives MSS bytes of every full frame.
         expected_bps = rate_bps * mss / (MTU + ETHERNET_HEADER)
         shaped_bps = statistics.fmean(shaped.values())
         status = runtime.status()

@@ -1,7 +1,8 @@
-"""A container of the demo: a process with network (and, for a plain user, user) namespaces of its own, and real TCP in it.
+"""A container of the demo: a process with its own network (and, for a plain user, user) namespace.
 
-Runs as `python -m vnic.cli.demo_container FD`: reads one JSON request a line from the socket FD, answers with one JSON object a
-line, and ends when the socket closes - so it cannot outlive the demo, however that ends. Standard library only: it starts fast.
+Runs as `python -m vnic.cli.demo_container FD`: reads one JSON request per line from the socket FD,
+answers with one JSON object per line, and ends when the socket closes, and so with the demo. Uses
+the standard library only, to start fast.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
 PR_SET_PDEATHSIG = 1
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
-CHUNK = 1 << 18  # bytes a send or receive call moves; larger ones leave the CPU's cache
+CHUNK = 1 << 18  # bytes per send or receive call; more do not fit the CPU's cache
 TCP_INFO_SND_MSS = 16  # offset of tcpi_snd_mss in struct tcp_info (linux/tcp.h)
 
 
 def enter_namespaces() -> None:
-    """New user and network namespaces for a plain user, a new network namespace for root; loopback up."""
+    """Enters new user and network namespaces as a plain user, a new network namespace as root; sets
+    loopback up."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     uid, gid = os.geteuid(), os.getegid()
@@ -44,17 +46,18 @@ def enter_namespaces() -> None:
 
 
 def tcp_socket() -> socket.socket:
-    """A TCP socket with CUBIC where the kernel has it: the default differs between kernels, and BBR paces by itself."""
+    """A TCP socket with CUBIC if available: the default differs between kernels, and BBR does its
+    own pacing."""
     made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic")
     except OSError:
-        pass  # not available: the default has to do
+        pass  # not available: uses the default
     return made
 
 
 class Container:
-    """What the demo can ask of a container; each method is a request by its name."""
+    """The container's requests; each method is one."""
 
     def __init__(self) -> None:
         self._listener: socket.socket | None = None
@@ -72,7 +75,8 @@ class Container:
         return {}
 
     def receive(self, seconds: float, settle: float) -> dict[str, Any]:
-        """Takes one connection and reads from it; the bytes that came in `seconds` after the first `settle` seconds."""
+        """Accepts a connection and reads from it; returns the bytes received in `seconds` after the
+        first `settle` seconds."""
         assert self._listener is not None
         self._listener.settimeout(10)
         connection, _ = self._listener.accept()
@@ -94,7 +98,7 @@ class Container:
             return {"bytes": total, "seconds": now - start}
 
     def send(self, address: str, port: int) -> dict[str, Any]:
-        """Connects and writes until the receiver closes; says which MSS the connection had."""
+        """Connects and writes until the receiver closes; returns the connection's MSS, too."""
         data = memoryview(bytes(CHUNK))
         sent = 0
         with tcp_socket() as connection:
@@ -109,7 +113,7 @@ class Container:
         return {"sent": sent, "mss": struct.unpack_from("=I", info, TCP_INFO_SND_MSS)[0]}
 
     def echo(self, count: int) -> dict[str, Any]:
-        """Answers `count` UDP datagrams, or as many as come before a pause of three seconds."""
+        """Answers `count` UDP datagrams, or as many as arrive before a pause of three seconds."""
         assert self._datagrams is not None
         answered = 0
         while answered < count:
@@ -122,7 +126,8 @@ class Container:
         return {"answered": answered}
 
     def ping(self, address: str, port: int, count: int) -> dict[str, Any]:
-        """`count` UDP round trips one after the other, in microseconds; one that is lost costs half a second and is left out."""
+        """`count` UDP round trips in sequence, in microseconds; a lost one takes half a second and
+        is left out."""
         times: list[float] = []
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as endpoint:
             endpoint.connect((address, port))
@@ -165,5 +170,5 @@ def serve(channel: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(ConnectionError):  # the demo was killed: nobody is left to tell
+    with contextlib.suppress(ConnectionError):  # the demo was killed
         serve(socket.socket(fileno=int(sys.argv[1])))

@@ -61,7 +61,7 @@ def _value(text: str) -> Any:
 
 
 def _no_number(text: str) -> Any:
-    """NaN and Infinity, which JSON does not have."""
+    """Rejects NaN and Infinity, which JSON does not have."""
     raise ValueError(text)
 
 

@@ -1,9 +1,11 @@
 """`vnic hook`: an OCI hook that attaches a container's NIC before the container's program starts.
 
-A container runtime runs it as a `createRuntime` hook, in its own namespaces, once those of the container exist, with the container's
-state on standard input. What fails here makes the runtime refuse to start the container, and it shows the line that is printed.
+A container runtime runs it as a `createRuntime` hook, in the runtime's namespaces, once those of
+the container exist, with the container's state on standard input. If the hook fails, the runtime
+does not start the container, and shows the printed line.
 
-Sources: OCI runtime specification, config.md (POSIX-platform hooks) and runtime.md (state); oci-hooks(5).
+Sources: OCI runtime specification, config.md (POSIX-platform hooks) and runtime.md (state);
+oci-hooks(5).
 """
 
 from __future__ import annotations
@@ -23,16 +25,17 @@ from vnic.cli.common import print_json
 
 PREFIX = "vnic."
 STATE_MOST = 1 << 20  # bytes of a state or a bundle's configuration
-# An annotation behind PREFIX, and how its text becomes a part of the NIC's configuration.
+# Annotations (after PREFIX), grouped by how their text is converted to the NIC's configuration.
 TEXTS = ("interface", "mac", "owner")
 NUMBERS = ("queues", "mtu")
 OTHERS = ("nic", "instance", "addresses", "engine", "vlan", "egress", "ingress")
-FREED_S = 5.0  # how long a NIC of a container that just ended may take to be detached: an event loop's turn
+# limit for the NIC of a container that just ended to be detached, which takes a loop's turn
+FREED_S = 5.0
 
 
 def settings(annotations: dict[str, str]) -> tuple[str, str, dict[str, Any]] | None:
-    """Instance, name and configuration of the NIC that a container's annotations ask for; None where they ask for none. Raises
-    ConfigError."""
+    """Instance, name and configuration of the NIC that a container's annotations request; None
+    without any. Raises ConfigError."""
     from vnic.cli.nics import nested
 
     given = {key.removeprefix(PREFIX): value for key, value in annotations.items() if key.startswith(PREFIX)}
@@ -58,7 +61,8 @@ def _number(given: dict[str, str], key: str) -> int:
 
 
 def read_state(text: str) -> tuple[int, dict[str, str]]:
-    """The container's process, and its annotations: of its state, else of its bundle's configuration. Raises ConfigError."""
+    """The container's process and annotations (from its state, else from its bundle's
+    configuration). Raises ConfigError."""
     try:
         state = json.loads(text)
         pid, annotations = state["pid"], state.get("annotations")
@@ -75,8 +79,8 @@ def read_state(text: str) -> tuple[int, dict[str, str]]:
 
 
 def find_runtime_directory() -> None:
-    """A rootless runtime starts hooks as root of a user namespace, and without the user's environment: the user's own instances are in
-    the session's directory."""
+    """Sets XDG_RUNTIME_DIR, where the user's instances are: a rootless runtime starts hooks as root
+    of a user namespace and without the user's environment."""
     if "XDG_RUNTIME_DIR" in os.environ or "VNIC_RUNTIME_DIR" in os.environ:
         return
     for line in Path("/proc/self/uid_map").read_text().splitlines():
@@ -86,8 +90,8 @@ def find_runtime_directory() -> None:
 
 
 def attach_when_free(instance: str, name: str, nic: dict[str, Any], wait_s: float = FREED_S) -> None:
-    """Attaches a NIC. One of the same name, of a container that has just ended, may still have to go: a container that is restarted
-    comes that soon. Raises ConfigError, VnicError."""
+    """Attaches a NIC. When a container restarts, first waits until the ended container's NIC of
+    that name is detached. Raises ConfigError, VnicError."""
     from vnic.cli.nics import attach_nic
     from vnic.control.client import Client
 
@@ -104,7 +108,8 @@ def attach_when_free(instance: str, name: str, nic: dict[str, Any], wait_s: floa
 
 
 def description() -> dict[str, Any]:
-    """The hook for a directory of hooks (oci-hooks(5)): for containers with the annotation vnic.nic."""
+    """The hook's description for a hooks directory (oci-hooks(5)): for containers with the
+    annotation vnic.nic."""
     program = os.path.abspath(sys.argv[0])
     if os.path.basename(program) != "vnic":
         program = os.path.join(sys.prefix, "bin", "vnic")
@@ -140,5 +145,5 @@ def hook(show: bool) -> None:
             attach_when_free(instance, name, {"pid": pid, **nic})
     except VnicError as error:
         syslog.openlog("vnic")
-        syslog.syslog(syslog.LOG_ERR, f"hook: {error}")  # crun does not show what a hook prints
+        syslog.syslog(syslog.LOG_ERR, f"hook: {error}")  # crun does not show a hook's output
         raise

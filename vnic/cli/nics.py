@@ -78,8 +78,8 @@ def tap(name: str, pid: int | None, netns: str | None, instance: str, **options:
 
 
 def nested(words: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a NIC's configuration that options and annotations give as plain words: its engine by number or name, its access
-    VLAN, its rates."""
+    """The part of a NIC's configuration that options and annotations give as plain text: engine by
+    number or name, access VLAN, rates."""
     nic: dict[str, Any] = {}
     if (engine := words.get("engine")) is not None:
         nic["engine"] = int(engine) if engine.isdecimal() else engine
@@ -90,7 +90,7 @@ def nested(words: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_nic(name: str, nic: dict[str, Any]) -> None:
-    """Raises ConfigError for values that no instance would accept, before one is asked."""
+    """Raises ConfigError for values that no instance would accept, before a request."""
     from vnic.control.convert import convert_nic
 
     convert_nic(name, {key: value for key, value in nic.items() if value is not None}, (name,))
@@ -107,13 +107,14 @@ def _route(text: str) -> dict[str, str]:
 
 
 def attach_nic(client: Client, name: str, nic: dict[str, Any]) -> dict[str, Any]:
-    """Attaches a NIC: what the daemon says of it."""
+    """Attaches a NIC; returns the daemon's description of it."""
     from vnic.device.namespaces import NetNamespace
 
     given = {key: value for key, value in nic.items() if value is not None}
     with ExitStack() as stack:
         passing = []
-        if client.uid != os.geteuid():  # another user's vnic: it takes nothing but what we can open ourselves
+        # another user's vnic accepts only namespaces that this user can open
+        if client.uid != os.geteuid():
             container = stack.enter_context(NetNamespace.find(given.pop("pid", None), given.pop("netns", None)))
             passing = [container.fd, *([container.pidfd] if container.pidfd >= 0 else [])]
         made: dict[str, Any] = client.call(
@@ -181,7 +182,7 @@ def rate(name: str, egress: str | None, ingress: str | None, instance: str, as_j
 
 
 def _check_rate(name: str, direction: str, value: str) -> None:
-    """Raises ConfigError for a rate that no instance would accept, before one is asked."""
+    """Raises ConfigError for a rate that no instance would accept, before a request."""
     from vnic.control.scalars import Rate
 
     try:

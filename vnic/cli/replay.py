@@ -33,7 +33,7 @@ def _tolerance(ctx: click.Context, parameter: click.Parameter, value: str) -> in
 
 
 def compare_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What both commands take to say when two packets are equal."""
+    """Options of both commands for the comparison of packets."""
     function = click.option("--ignore", multiple=True, metavar="FIELD", help="Do not compare this field, such as IP.id, TCP.window, "
                             "Ether.src, or time. May be repeated.")(function)  # fmt: skip
     return click.option("--tolerance", default="0", callback=_tolerance, metavar="TIME", show_default=True,
@@ -239,7 +239,8 @@ class Plan:
     align: bool
 
     def sides(self, config: Config, inputs: dict[str, str], opened: dict[str, str | int], undo: ExitStack) -> tuple[Any, str]:
-        """(the sides of the one input, or None, and a line about them); a pipe in `opened` becomes one whose beginning was looked at."""
+        """(the sides of the only input, or None; a line about them). Replaces a pipe in `opened` by
+        one that repeats the beginning that was read."""
         from vnic.replay import sides
 
         if self.rules:
@@ -263,7 +264,7 @@ class Plan:
                 opened[name] = pipe.rest()
             source = path
         elif not os.path.isfile(capture):
-            return None, ""  # a pipe by name is read once
+            return None, ""  # a named pipe can be read once only
         return sides.decide(config, sides.look(source), self.way)
 
 
@@ -297,7 +298,7 @@ def _run(
 
 
 def _files(paths: tuple[str, ...]) -> list[str]:
-    """All files, those of directories in the order of their names."""
+    """All files; those of directories in the order of their names."""
     found: list[str] = []
     for path in paths:
         if os.path.isdir(path):
@@ -310,7 +311,7 @@ def _files(paths: tuple[str, ...]) -> list[str]:
 
 
 def _each(config: Config, paths: tuple[str, ...], plan: Plan, seed: int, as_json: bool) -> None:
-    """Every capture through a network of its own."""
+    """Replays each capture alone, through its own network."""
     files = _files(paths)
     if not files:
         raise click.UsageError("nothing to replay: no file there")
@@ -382,7 +383,7 @@ def _realtime(
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on stderr, where that is a terminal."""
+    """A progress bar on stderr, if that is a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -415,7 +416,8 @@ def _show(result: dict[str, Any], file: Any) -> None:
 
 
 def _merged(classes: dict[int, dict[str, Any]]) -> list[str | None]:
-    """Delay of a NIC's packets over all classes: the one class's figures, or the greatest of several."""
+    """Delay of a NIC's packets over all classes: the only class's figures, or the maxima of
+    several."""
     if not classes:
         return [None, None, None]
     return [about(max(each["delay_ns"][key] for each in classes.values()), "s", base="n") for key in ("p50", "p99", "max")]

@@ -43,7 +43,7 @@ def demo(rate: str, queues: int, seconds: float, spin: str, as_json: bool) -> No
     from vnic.control.scalars import Rate
 
     rate_bps = int(Rate(parse_rate(rate)))
-    from vnic.cli.demo import run_demo  # what is compiled only once the rate is known to be right
+    from vnic.cli.demo import run_demo  # loads compiled modules, so only after the rate is checked
 
     def progress(text: str) -> None:
         click.echo(f"vnic: {text} ...", err=True)
@@ -104,7 +104,7 @@ def up(file: str, detach: bool, log_format: str, partial: bool, instance: str, r
         _up(file, instance, lambda: None, partial=partial)
         return
     with os.fdopen(ready_descriptor, "w") as pipe:
-        # The one who detached us prints the error and exits for us; from "ready" on we are on our own.
+        # The parent prints the error and exits with its status; after "ready" it ends.
         try:
             _up(file, instance, lambda: _tell(pipe.fileno(), {"ready": True}), partial=partial)
         except Exception as error:
@@ -114,7 +114,7 @@ def up(file: str, detach: bool, log_format: str, partial: bool, instance: str, r
 
 
 def _tell(descriptor: int, answer: dict[str, object]) -> None:
-    with contextlib.suppress(OSError):  # nobody waits any more
+    with contextlib.suppress(OSError):  # the parent has ended
         os.write(descriptor, json.dumps(answer).encode() + b"\n")
 
 
@@ -148,7 +148,7 @@ def _up(file: str, instance: str, ready: Callable[[], None], *, partial: bool) -
 
 
 def _is_on_the_host(nic: NicConfig) -> bool:
-    """Whether a NIC of the file is in the network namespace that we are in, which allows NICs there."""
+    """Whether a NIC of the file is in this process' network namespace, which permits NICs there."""
     from vnic.device.namespaces import identity_of
 
     with contextlib.suppress(OSError):
@@ -166,11 +166,12 @@ def _up_detached(file: str, instance: str, *, partial: bool) -> None:
     read_end, write_end = os.pipe()
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
     with open(read_end) as answers, open(os.open(log, flags, 0o600), "wb") as output:
-        # -P: what happens to lie in the current directory is nothing to import.
+        # -P: a file in the current directory must not be imported in place of a module.
         command = [sys.executable, "-P", "-m", "vnic.cli.main", "up", "-i", instance, "--ready-descriptor", str(write_end)]
         environment = dict(os.environ)
         root = Path(__file__).resolve().parents[2]
-        if not root.name.endswith("-packages"):  # a source tree, which the new interpreter would not find
+        # a source tree, which the new interpreter would not find
+        if not root.name.endswith("-packages"):
             environment["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [environment.get("PYTHONPATH")])])
         child = subprocess.Popen(
             [*command, *(["--partial"] if partial else []), "--", file],
@@ -184,7 +185,7 @@ def _up_detached(file: str, instance: str, *, partial: bool) -> None:
         os.close(write_end)
         try:
             answer = json.loads(answers.readline() or "{}")
-        except BaseException:  # Ctrl-C while it comes up: then it shall not
+        except BaseException:  # Ctrl-C while the daemon comes up: end it
             child.terminate()
             child.wait()
             raise

@@ -27,7 +27,7 @@ WATCH_MS = 10, 3_600_000
 
 
 def _limit(nic: dict[str, Any], direction: str) -> str | None:
-    """A rate and how many bytes may wait for it: 10mbit, 12.5 kB."""
+    """A rate limit and the size of its queue: 10mbit, 12.5 kB."""
     if not nic.get(f"{direction}_bps"):
         return None
     waiting = nic.get(f"{direction}_queue_bytes")
@@ -39,7 +39,7 @@ def _cpus(cpus: list[int] | None) -> str:
 
 
 def _guarantee(group: dict[str, Any]) -> str | None:
-    """900us of 1ms (rr): what was asked for, and what is in force."""
+    """900us of 1ms (rr): the guarantee requested, and the scheduling class in force."""
     if group["guarantee"] is None:
         return None
     from dataplane.units import format_time
@@ -49,7 +49,8 @@ def _guarantee(group: dict[str, Any]) -> str | None:
 
 
 def _cgroups(groups: list[dict[str, Any]]) -> list[list[Any]]:
-    """Rows: a group's cgroup, the CPU time that the kernel has charged to it, and whether all threads of the group are in it."""
+    """Rows: a group's cgroup, the CPU time that the kernel has charged to it, and whether all of
+    the group's threads are in it."""
     return [
         [group["name"], each["path"], None if (ns := each["cpu_ns"]) is None else f"{ns / 1e9:.2f}", each["why"] or "yes"]
         for group in groups
@@ -86,7 +87,7 @@ def status(instance: str, as_json: bool) -> None:
         print_json(found)
         return
     entries = found.get("switch", {}).get("entries", [])
-    worker = f", worker {found['pid']}" if "pid" in found else ""  # the owner's alone to know
+    worker = f", worker {found['pid']}" if "pid" in found else ""  # only the owner gets it
     click.echo(f"instance {instance}{worker}, {plural(len(entries), 'address', 'addresses')} learned")
     supervisor = found.get("supervisor") or {}
     if supervisor.get("version", found.get("version")) != found.get("version"):
@@ -102,7 +103,7 @@ def status(instance: str, as_json: bool) -> None:
     click.echo(
         "packets: " + ("every one is accounted for" if found["conserved"] else "SOME ARE MISSING (see vnic status --json)")
     )
-    if found["engines"]:  # a client that is not the owner sees none
+    if found["engines"]:  # a client that is not the owner gets none
         print_table(
             ["engine", ">received", ">transmitted", ">dropped", ">held", ">CPU s", ">overruns", "group", "thread"],
             [
@@ -234,7 +235,7 @@ def _event_line(event: dict[str, Any]) -> str:
 
 
 QUEUE_COLUMNS = ("packets", "bytes", "wire_packets", "wire_bytes", "dropped")
-CELL = 30  # columns of a cell of counters: a table of elements is some 100 columns wide at most
+CELL = 30  # columns of a cell of counters, so that a table of elements is at most about 100 wide
 
 
 def _show_stats(found: dict[str, Any]) -> None:
@@ -263,7 +264,7 @@ def _cell(words: list[str], columns: int) -> str:
 
 
 def _counters(element: dict[str, Any]) -> list[str]:
-    """An element's own counters as text; of a shaper, what they mean."""
+    """An element's own counters as text; a shaper's with units and means."""
     counters = dict(element.get("counters", {}))
     found: list[str] = []
     if element.get("type") == "Shaper" and {"sojourn_ns", "sojourn_max_ns", "queue_bytes"} <= counters.keys():

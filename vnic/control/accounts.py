@@ -1,16 +1,18 @@
-"""Accounts: CPU time and memory, charged to the NIC, or other client of a module, that they are spent for (Snap, section 2.5).
+"""Accounts: CPU time and memory, charged to the NIC (or a module's client) for which they are used
+(Snap, section 2.5).
 
-An engine charges its work to the source or timer that caused it (dataplane/engine.pyx): a NIC's receive side,
-its rings, its shapers. The NIC is their `owner`, also in an engine that many NICs share. So the sender pays
-for its packets' way through the switch to the other NIC's queue, and the receiver for packets that wait in its
-own shaper; both pay for the check for new packets before the thread sleeps. Polling without end and control's
-work have no owner: they are `overhead`. Charges and overhead together are the CPU time of the engines' threads.
+An engine charges its work to the source or timer that caused it (dataplane/engine.pyx): a NIC's
+receive side, its rings, its shapers. The NIC is their `owner`, also in an engine that many NICs
+share. So the sender is charged for its packets up to the queue of the other NIC, and the receiver
+for packets that wait in its shaper; both for the check for new packets before the thread sleeps.
+Busy polling and control's work have no owner and are `overhead`. Charges and overhead together are
+the CPU time of the engines' threads.
 
-Memory counts while no other NIC can use it: buffers and records of packets that wait in a NIC's shapers and in
-the ring in front of it, however short the frames; the ring itself; buffers of captures.
+A NIC is charged for memory that no other NIC can use meanwhile: whole buffers and records of
+packets in its shapers and in the ring in front of it; the ring itself; buffers of captures.
 
-A new account begins at zero. The charges of NICs that are gone are in one total, so that a NIC neither pays for
-nor sees what an earlier one of its name did, and the accounts are no longer than the list of NICs.
+A new account begins at zero. The charges of detached NICs are in one total, so that a NIC does not
+get those of an earlier NIC of its name, and there are no more accounts than NICs.
 """
 
 from __future__ import annotations
@@ -24,26 +26,29 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class Charged(Protocol):
-        """What is needed of vnic.control.parts.Hosted."""
+        """The part of vnic.control.parts.Hosted that accounts use."""
 
         engine: Engine
         charged: dict[str, int]
 
 
-NOBODY = ""  # the key in `gone` of all NICs that are gone themselves
+NOBODY = ""  # the key in `gone` of all detached NICs
 
 
 class Accounts:
-    """The accounts of all engines. clients: returns the present clients, with the bytes of memory that each has for itself."""
+    """The accounts of all engines. clients: returns the present clients, with each one's bytes of
+    memory outside elements."""
 
     def __init__(self, homes: Sequence[Charged], clients: Callable[[], dict[str, int]]) -> None:
         self._homes, self._clients = homes, clients
-        self.gone: dict[str, int] = {}  # CPU time of elements that are gone, by client; handed over in an upgrade
+        # CPU time of removed elements, by client; handed over in an upgrade
+        self.gone: dict[str, int] = {}
 
     def collect(self) -> dict[str, Any]:
         """The accounts now. Times in nanoseconds.
 
-        {"accounts": [{"nic", "cpu_ns", "memory_bytes", "packets_held"}...], "detached_cpu_ns", "overhead_ns", "cpu_ns"}
+        {"accounts": [{"nic", "cpu_ns", "memory_bytes", "packets_held"}...], "detached_cpu_ns",
+        "overhead_ns", "cpu_ns"}
         """
         nics = self.settle()
         cpu = {nic: self.gone.get(nic, 0) for nic in nics}
@@ -76,9 +81,9 @@ class Accounts:
         }
 
     def settle(self) -> dict[str, int]:
-        """Adds the CPU time of elements that no engine runs any more to their owner's account, or to NOBODY's where
-        the owner is gone, too. Returns the clients. Called whenever elements have gone, so that no time is charged to
-        a later client of the same name."""
+        """Adds the CPU time of removed elements to their owner's account, or to NOBODY's where the
+        owner is gone, too. Returns the clients. Called whenever elements were removed, so that no
+        time is charged to a later client of the same name."""
         nics = self._clients()
         for home in self._homes:
             for owner, charged in home.charged.items():
@@ -89,7 +94,8 @@ class Accounts:
         return nics
 
     def retire(self, *nics: str) -> None:
-        """Closes the accounts of clients whose elements no engine runs any more; they must still be among the clients."""
+        """Closes the accounts of clients, which are still listed, once their elements are
+        removed."""
         self.settle()
         for nic in nics:
             self._book(NOBODY, self.gone.pop(nic, 0))

@@ -1,4 +1,5 @@
-"""What bounds a user's share of control: changes are made in turns of the users, and each user's number of them is limited."""
+"""Bounds on a user's share of control: users' changes take turns, and each user's rate of changes
+is limited."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ class Bucket:
         self._tokens, self._filled = self._burst, clock()
 
     def take(self) -> float:
-        """Takes a token and returns 0, or takes none and returns the seconds until there is one."""
+        """Takes a token and returns 0; without one, returns the seconds until one is available."""
         now = self._clock()
         self._tokens = min(self._burst, self._tokens + (now - self._filled) * self._per_second)
         self._filled = now
@@ -28,23 +29,24 @@ class Bucket:
 
 
 class Turns:
-    """One holder at a time; those that wait follow in turns of their users, each user's own in their order. However many requests a
-    user has waiting, at most one of them comes before another user's next."""
+    """A lock that users take in turns (round robin); each user's requests stay in order. However
+    many requests a user has waiting, at most one of them comes before another user's next."""
 
     def __init__(self) -> None:
-        self._waiting: dict[int, deque[asyncio.Future[None]]] = {}  # by user, the user whose turn is next first
+        # by user, in the order of their turns
+        self._waiting: dict[int, deque[asyncio.Future[None]]] = {}
         self._held = False
 
     @asynccontextmanager
     async def turn(self, uid: int) -> AsyncIterator[None]:
-        """Waits for a turn of the user and holds it."""
+        """Waits for a turn of the user, and holds the lock."""
         if self._held:
             mine = asyncio.get_running_loop().create_future()
             self._waiting.setdefault(uid, deque()).append(mine)
             try:
                 await mine
             except asyncio.CancelledError:
-                if not mine.cancelled():  # the turn came with the cancellation
+                if not mine.cancelled():  # cancelled when it had just got the lock
                     self._end()
                 raise
         self._held = True
@@ -54,8 +56,8 @@ class Turns:
             self._end()
 
     def _end(self) -> None:
-        # A turn may take long, and keeps the loop from everything else. Two passes of the loop later, requests that came
-        # meanwhile and change nothing have been answered: they wait for one turn, not for all that are queued.
+        # A turn may take long and blocks the loop. The next turn begins two passes of the loop
+        # later, so that reads that arrived meanwhile are answered before it.
         loop = asyncio.get_running_loop()
         loop.call_soon(loop.call_soon, self._next)
 
@@ -65,8 +67,8 @@ class Turns:
             queue = self._waiting.pop(uid)
             first = queue.popleft()
             if queue:
-                self._waiting[uid] = queue  # behind the other users
-            if not first.done():  # else its connection is gone
+                self._waiting[uid] = queue  # after the other users
+            if not first.done():  # else its connection was closed
                 first.set_result(None)
                 return
         self._held = False

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def reopened(descriptor: int) -> str:
-    """The path by which an open file or pipe is opened once more: so that two workers' locks exclude each other."""
+    """The path to open a file or pipe again. Locks of descriptors opened separately conflict."""
     return f"/proc/self/fd/{descriptor}"
 
 
@@ -42,7 +42,8 @@ class KeptCapture(msgspec.Struct, frozen=True):
     uid: int | None = None  # the user who started it, unless that is the instance's owner
 
     def keep(self, keeping: Keeper, number: int, descriptor: int) -> None:
-        """Has the supervisor keep it as capture `number`, with the file or pipe that it goes to. Raises VnicError."""
+        """Stores it in the supervisor as capture `number`, with the file or pipe that it writes.
+        Raises VnicError."""
         document = write_document(msgspec.json.encode(self))
         try:
             keeping.put(f"capture/{number}", [document, descriptor])

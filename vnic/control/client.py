@@ -176,7 +176,7 @@ class Client:
         except TimeoutError:
             return VnicError(f"instance {self.instance}: still there after {timeout_s:g} s (pid {self.pid})")
         except OSError:
-            pass  # it is gone
+            pass  # the daemon has ended
         return None
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""`vnic doctor`: what this machine lacks and how to mend it.
+"""`vnic doctor`: checks this machine and suggests fixes.
 
-Nothing is changed. What can only be known by trying - user namespaces, a TAP with offloads - is tried in a child process, in
-namespaces that end with it.
+Changes nothing. User namespaces and a TAP with offloads are tried in a child process, in namespaces
+that end with it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from dataplane.cgroup import Hierarchy, hierarchies
 from dataplane.errors import VnicError, one_line
 from vnic.device.link import TUN_DEVICE, try_tun_device
 
-KERNEL_LEAST = (5, 10)  # pidfd_open, IFF_MULTI_QUEUE with vnet headers and all else that is used
-DESCRIPTORS_LEAST = 1024  # 64 queues take 64; a NIC takes a handful besides
+# has pidfd_open, IFF_MULTI_QUEUE with vnet headers and all other features used
+KERNEL_LEAST = (5, 10)
+DESCRIPTORS_LEAST = 1024  # a NIC takes one per queue, up to 64, and a few others
 TRIAL_S = 20.0
 COMPILED_PACKAGES = ("dataplane", "shaping", "vnic")
 
@@ -39,7 +40,7 @@ GUARANTEES = {
 
 @dataclass
 class Finding:
-    """One thing looked at. `remedy` is for when it is not ok."""
+    """The result of a check. remedy: advice if not ok."""
 
     name: str
     ok: bool
@@ -51,8 +52,8 @@ class Finding:
         return asdict(self)
 
 
-# Runs in a child: enters new namespaces and reports what works there as one JSON object. A plain script, so that the child
-# has one thread and no more modules than it needs; ctypes, since os.unshare came with Python 3.12.
+# Runs in a child: enters new namespaces and reports features that work there as a JSON object. A
+# script, so that the child has one thread and few modules; ctypes, as os.unshare needs Python 3.12.
 _TRIAL = r"""
 import ctypes, errno, fcntl, json, os, struct
 NEWUSER, NEWNET = 0x10000000, 0x40000000
@@ -95,7 +96,7 @@ print(json.dumps(report))
 
 
 def _try_namespaces() -> dict[str, str | None]:
-    """What works in a fresh user and network namespace: name -> None or the error."""
+    """Features in a new user and network namespace: name -> None if it works, or the error."""
     try:
         done = subprocess.run([sys.executable, "-I", "-c", _TRIAL], capture_output=True, timeout=TRIAL_S)
         report: dict[str, str | None] = json.loads(done.stdout)
@@ -112,7 +113,7 @@ def _read(path: str) -> str:
 
 
 def _compiled() -> Finding:
-    """Whether the compiled modules can be imported: each has a stub beside it."""
+    """Whether the compiled modules, found by their stubs, can be imported."""
     root = Path(__file__).resolve().parents[2]
     stubs = sorted(stub for package in COMPILED_PACKAGES for stub in (root / package).rglob("*.pyi"))
     names = [".".join(stub.relative_to(root).with_suffix("").parts) for stub in stubs]
@@ -120,7 +121,7 @@ def _compiled() -> Finding:
     for name in names:
         try:
             importlib.import_module(name)
-        except Exception as error:  # a module of another Python or version may fail in any way
+        except Exception as error:  # a module of another Python or version may raise anything
             return Finding("compiled modules", False, True, f"{name} cannot be imported: {one_line(error)}", remedy)
     return Finding(
         "compiled modules", bool(names), True, f"all {len(names)} can be imported" if names else "none found", remedy
@@ -146,7 +147,7 @@ def _tun() -> Finding:
 
 def _user_namespaces(trial: dict[str, str | None]) -> Finding:
     problem = trial.get("user")
-    # Root attaches to containers without one; a plain user cannot do without.
+    # Only a plain user needs one to attach to containers.
     needed = os.geteuid() != 0
     if problem is None:
         return Finding("user namespaces", True, needed, "can be made")
@@ -214,7 +215,7 @@ def _cpus() -> list[Finding]:
 
 
 def _guarantee() -> Finding:
-    """Which kind of CPU guarantee engines' threads can have; tried in a child, whose thread ends with it."""
+    """The kind of CPU guarantee that engines' threads can have, tried in a child process."""
     code = "from dataplane.guarantee import permitted; print(permitted())"
     root = str(Path(__file__).resolve().parents[2])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=TRIAL_S, cwd=root)
@@ -224,16 +225,17 @@ def _guarantee() -> Finding:
 
 
 def _cgroup_use(hierarchy: Hierarchy) -> str:
-    """What a cgroup of it does for an engine group: "charges", "bounds", both, or nothing."""
+    """Use of the hierarchy's cgroups for an engine group: "charges", "bounds", both, or ""."""
     controllers, two = hierarchy.controllers, hierarchy.version == 2
     uses = {"charges": two or "cpuacct" in controllers, "bounds": "cpu" in controllers}
     return " and ".join(use for use, there in uses.items() if there)
 
 
 def _cgroups() -> Finding:
-    """Whether a cgroup for an engine group could be made and joined. Making one would change the machine, so rights are looked at."""
+    """Whether a cgroup for an engine group could be created and joined, by file permissions, since
+    creating one would change the machine."""
     useful = [each for each in hierarchies() if _cgroup_use(each)]
-    # Version 2 moves threads only for who may write to cgroup.procs of the cgroup above both.
+    # To move threads, version 2 requires write access to cgroup.procs of the common ancestor.
     gates = {1: ".", 2: "cgroup.procs"}
     ours = [
         each
@@ -269,7 +271,7 @@ def _tools() -> Finding:
 
 
 def examine() -> list[Finding]:
-    """Looks at everything; what is needed first."""
+    """Runs all checks, the required ones first."""
     trial = _try_namespaces()
     checks: list[Callable[[], Finding]] = [_compiled, _kernel, _tun, lambda: _user_namespaces(trial)]
     findings = [check() for check in checks] + _tap(trial) + [_memfd(), _memory(), *_cpus()]

@@ -123,8 +123,8 @@ def turn_away(listener: socket.socket, why: str, why_for_others: str) -> bool:
 
 @contextmanager
 def signals_only_ask() -> Iterator[None]:
-    """Blocks signals outside the supervisor's loop, which handles them as requests to stop: so no
-    operation is interrupted half-way."""
+    """Blocks signals outside the supervisor's loop, which handles them as requests to stop, so that
+    no operation is interrupted."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -138,7 +138,8 @@ def signals_only_ask() -> Iterator[None]:
 
 
 def hangup_ends() -> bool:
-    """Whether SIGHUP asks this process to end: it has a terminal that can hang up, and SIGHUP was not ignored when it started."""
+    """Whether SIGHUP asks this process to end: it has a terminal that can hang up, and SIGHUP was
+    not ignored when it started."""
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup(1)
         return False
     try:
@@ -150,7 +151,7 @@ def hangup_ends() -> bool:
 
 @contextmanager
 def wakeups() -> Iterator[socket.socket]:
-    """A socket that is readable once one of SIGNALS came."""
+    """A socket that is readable once one of SIGNALS arrived."""
     reader, writer = socket.socketpair()
     with reader, writer:
         reader.setblocking(False)

@@ -1,27 +1,28 @@
-"""The first module of a worker's process: `main` of `python -P -c '...' CALLS EVENTS LISTENER SUPERVISOR ROLE`.
+"""The first module of a worker's process: `main` of `python -P -c '...' CALLS EVENTS LISTENER
+SUPERVISOR ROLE`.
 
-A successor starts beside a worker whose engines need the CPUs, so it loads asyncio and everything
-compiled on CPU time that nothing else needs, and later builds its graph in short steps
-(dataplane.pace). This module itself imports next to nothing: what comes before competes with engines.
+A successor starts beside a worker whose engines need the CPUs, so it loads asyncio and compiled
+modules on otherwise idle CPU time, and later builds its graph in short steps (dataplane.pace). This
+module itself imports very little, since that competes with the engines.
 """
 
 import os
 import sys
-import threading  # on the main thread, which it takes to be the main thread
+import threading  # here, since it takes the thread that imports it for the main thread
 import time
 
-# A third of one CPU. A TAP's queue holds 20 ms of 100,000 packets/s, and the engines' threads get the CPU
-# back after 0.5 ms.
+# A third of one CPU. A TAP's queue holds 20 ms of 100,000 packets/s, and the engines' threads get
+# the CPU back after 0.5 ms.
 STEP_NS, PAUSE_NS = 500_000, 1_000_000
 
 # With SCHED_IDLE, a shorter pause is enough: any other thread that wakes up gets the CPU at once.
 PAUSE_IDLE_NS = 250_000
-# SCHED_IDLE gets 0.3 % of a CPU that others keep busy, as engines do that poll. So it is used only where
-# the CPUs were idle for some of WATCH_S, and given up after a part that takes longer than STARVED_NS.
+# SCHED_IDLE gets 0.3 % of a CPU that other threads keep busy, such as polling engines. So it is
+# used only if the CPUs were idle for IDLE_LEAST of WATCH_S, and until a module takes STARVED_NS.
 WATCH_S, IDLE_LEAST = 0.2, 0.05
 STARVED_NS = 200_000_000
 
-# What a worker needs, in parts of at most 15 ms of CPU time.
+# A worker's modules, in an order in which each takes at most 15 ms of CPU time.
 MODULES = ("re", "traceback", "logging", "concurrent.futures", "socket", "ssl", "inspect", "asyncio.events",
            "asyncio.base_events", "asyncio", "msgspec", "dataplane.handlers", "dataplane.element",
            "dataplane.group", "vnic.control.convert", "vnic.control.chain", "vnic.control.devices",
@@ -29,7 +30,7 @@ MODULES = ("re", "traceback", "logging", "concurrent.futures", "socket", "ssl", 
 
 
 def idle_share() -> float:
-    """How much of the last WATCH_S the CPUs of this process were idle, 0 to 1; waits for so long."""
+    """Waits for WATCH_S; returns the share, 0 to 1, in which the CPUs of this process were idle."""
 
     def idle_s() -> float:
         mine = {f"cpu{number}" for number in os.sched_getaffinity(0)}
@@ -44,13 +45,13 @@ def idle_share() -> float:
 
 
 def load() -> None:
-    """Loads what a worker needs beside engines that run.
+    """Loads a worker's modules beside running engines.
 
-    Most of it on a thread with SCHED_IDLE. A thread that only works in short steps still makes its CPU
-    look busy, so that the kernel leaves an engine and the receiver that the engine wakes on the other
-    CPU: at 100,000 packets/s on two CPUs that lost two to nine times as many packets, in three runs. A thread cannot leave
-    SCHED_IDLE without a privilege, so it ends; and it ends early where it gets too little CPU time.
-    Everything else is loaded on the main thread.
+    Most of them on a thread with SCHED_IDLE. A normal thread, even in short steps, makes its CPU
+    look busy, so that the kernel leaves an engine and the receiver that it wakes on the other CPU:
+    at 100,000 packets/s on two CPUs that lost two to nine times as many packets, in three runs. A
+    thread cannot leave SCHED_IDLE without a privilege, so it ends, early if it gets too little CPU
+    time; the main thread loads the rest.
     """
     from dataplane.pace import Pace
 
@@ -64,7 +65,7 @@ def load() -> None:
                     if time.monotonic_ns() - began_ns > STARVED_NS:
                         return
         except Exception:
-            return  # the import below raises it again, on the main thread
+            return  # the import on the main thread, below, raises it again
 
     if idle_share() >= IDLE_LEAST:
         thread = threading.Thread(target=on_idle_time, name="vnic-load")

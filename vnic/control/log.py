@@ -1,16 +1,16 @@
-"""The log of control: what happened, as an event with fields, a line each; as text for people or as JSON for programs.
+"""The log of control: events with fields, one per line, as text or as JSON.
 
     log = Log("vnic")
     log.info("rate", nic="web", uid=1000)
 
     text   2026-11-25 10:00:00.123 INFO rate nic=web uid=1000
-    json   {"time": "2026-11-25T10:00:00.123456+00:00", "level": "info", "event": "rate", "nic": "web", "uid": 1000}
+    json   {"time": "2026-11-25T10:00:00.123456+00:00", "level": "info", "event": "rate", ...}
 
-A field that is None is left out. Uncaught exceptions are records too, with their traceback. In the JSON
-format each line that code prints to standard output or error is a record as well, so every line of the
-log can be parsed. VNIC_LOG_FORMAT ("text", "json") holds for all processes of an instance. structlog, the
-usual library for such logs, imports rich: 50 ms and 6 MB in each of two processes, while a worker that
-follows a crash has 200 ms for its whole start.
+A field that is None is left out. Uncaught exceptions are records too, with their traceback. In the
+JSON format each line that code prints to standard output or error is a record as well, so every
+line of the log can be parsed. VNIC_LOG_FORMAT ("text", "json") holds for all processes of an
+instance. structlog, the usual library for such logs, imports rich: 50 ms and 6 MB in each of two
+processes, while a worker that follows a crash has 200 ms for its whole start.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ from typing import Any
 FORMATS = ("text", "json")
 VARIABLE = "VNIC_LOG_FORMAT"
 WORD_MOST = 500
-# Of exceptions that nothing catches: one that comes back for every batch must not push everything
-# else out of the log.
+# Of uncaught exceptions: one that recurs for every batch must not displace all other lines.
 UNCAUGHT_MOST = 10  # in each UNCAUGHT_S
 UNCAUGHT_S = 10.0
 
@@ -47,7 +46,7 @@ class Log:
         self._log(logging.WARNING, event, fields)
 
     def error(self, event: str, /, *, error: BaseException | None = None, **fields: Any) -> None:
-        """`error`: with its traceback, for bugs."""
+        """error: logged with its traceback, for bugs."""
         self._log(logging.ERROR, event, fields, error)
 
     def _log(self, level: int, event: str, fields: dict[str, Any], error: BaseException | None = None) -> None:
@@ -57,7 +56,8 @@ class Log:
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    """Words of more than WORD_MOST characters cut: clients' are among them, and a few long ones would push all others out of the log."""
+    """The fields, with text cut to WORD_MOST characters: clients' text may be long, and would
+    displace other lines from the log."""
     found: dict[str, Any] = getattr(record, "fields", {})
     return {
         key: f"{value[:WORD_MOST]}..." if isinstance(value, str) and len(value) > WORD_MOST else value
@@ -66,7 +66,7 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
 
 
 class TextFormatter(logging.Formatter):
-    """For people; `prefix`: instead of time and level, where they watch."""
+    """Text lines. prefix: instead of time and level, on a terminal."""
 
     def __init__(self, prefix: str | None = None) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """For programs: one object a line, whatever is in it."""
+    """JSON lines: one object per line."""
 
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.fromtimestamp(record.created, UTC).isoformat()
@@ -91,7 +91,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def _word(value: object) -> str:
-    """A field's value on one line: as it is where that is clear, in quotes otherwise. What clients send is among it."""
+    """A field's value on one line, in quotes unless it is plain: clients' text is not trusted."""
     text = str(value)
     return text if text.isprintable() and text and not set(text) & set(' "=') else json.dumps(text)
 
@@ -113,7 +113,7 @@ class _Printed(io.TextIOBase):
         with self._lock:
             *lines, rest = (self._rest + text).split("\n")
             self._rest = rest[-WORD_MOST:]
-            if self._busy:  # logging itself prints: that it cannot write
+            if self._busy:  # logging itself prints an error: it cannot write
                 return len(text)
             self._busy = True
             try:
@@ -126,8 +126,8 @@ class _Printed(io.TextIOBase):
 
 
 class _Uncaught:
-    """Logs exceptions that nothing catches, no more than UNCAUGHT_MOST in UNCAUGHT_S; the first
-    record after that says how many it left out."""
+    """Logs exceptions that nothing catches, no more than UNCAUGHT_MOST in UNCAUGHT_S; the next
+    record after that has the number of those left out."""
 
     def __init__(self) -> None:
         self._begun_s, self._count, self._left_out = -UNCAUGHT_S, 0, 0
@@ -154,7 +154,7 @@ class _Uncaught:
 
 
 def set_up(*, interactive: bool = False) -> None:
-    """This process logs to standard error, as VNIC_LOG_FORMAT says. interactive: somebody watches."""
+    """Sets up the log on standard error, in the format VNIC_LOG_FORMAT. interactive: a terminal."""
     handler = logging.StreamHandler(sys.stderr)
     as_json = os.environ.get(VARIABLE) == "json"
     handler.setFormatter(JsonFormatter() if as_json else TextFormatter("vnic:" if interactive else None))

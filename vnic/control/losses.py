@@ -1,7 +1,7 @@
 """What an instance lost in a crash and continues without, shown in its status.
 
-So the rest keeps its network, and users see what does not. The supervisor stores the list
-(keeper.py) for later workers. An entry stays until its object is set up again.
+So the other NICs keep working, and users see the losses. The supervisor stores the list (keeper.py)
+for later workers. An entry stays until its object is set up again.
 """
 
 from __future__ import annotations

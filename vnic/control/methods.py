@@ -1,4 +1,4 @@
-"""The control API's calls: found among the modules' methods, parameters checked, errors made into replies."""
+"""The control API's calls: finds a module's method, checks parameters, answers errors."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from vnic.control.bounds import Bucket
 from vnic.control.log import Log
 from vnic.control.module import Caller, Fresh, Method, NotPermittedError, Parameters, Session
 
-# Of a client that is not the instance's owner. An attach takes control 20 to 200 ms, so that a client without a bound could keep
-# control busy for good; a script that attaches all NICs that a client has by default, and sets them up, fits into the burst.
+# Of a client that is not the instance's owner. An attach takes control 20 to 200 ms, so a client
+# without a limit could keep control busy. The burst suffices to attach and set up all NICs that a
+# client may have by default.
 CHANGES_AT_ONCE, CHANGES_A_SECOND = 50, 10
-# Lines about its changes in the log: 8640 a day, which is a fifth of what the log holds, so others' lines stay.
+# Log lines about its changes: 8640 a day, a fifth of the log's capacity, so that other lines stay.
 LINES_AT_ONCE, LINES_A_SECOND = 200, 0.1
-# Parameters that say what a change is about, for the log.
+# Parameters of a change that are logged.
 ABOUT = ("name", "point", "element", "handler", "egress", "ingress")
 
 log = Log("vnic")
 
 
 class Offers(Protocol):
-    """What is needed of a module."""
+    """The part of a module that calls use."""
 
     @property
     def interface(self) -> str: ...
@@ -55,7 +56,7 @@ class _Interface(Parameters):
 
 
 def error_reply(error: BaseException, method: str) -> dict[str, Any]:
-    """What the client reads of an exception."""
+    """The reply for an exception."""
     match error:
         case ErrorReply():
             return error.reply
@@ -73,8 +74,8 @@ def error_reply(error: BaseException, method: str) -> dict[str, Any]:
 
 
 class Methods:
-    """Answers calls to what `modules` offer. clients: users who may call besides the instance's owner. `shut_down` is called once a client
-    asked for the end and has its reply."""
+    """Answers calls to the methods of `modules`. clients: users who may call besides the instance's
+    owner. shut_down: called after the reply to Shutdown."""
 
     def __init__(
         self, modules: Sequence[Offers], version: str, shut_down: Callable[[], None], clients: Mapping[str, Any] | None = None
@@ -83,7 +84,7 @@ class Methods:
         self._clients = clients or {}
         self._changes: dict[int, Bucket] = {}  # by user, those that are not the instance's owner
         self._lines: dict[int, Bucket] = {}
-        self._unlogged: dict[int, int] = {}  # changes by user since the last line about one
+        self._unlogged: dict[int, int] = {}  # by user: changes since the last logged one
         self._fresh = Fresh()
         self._descriptions = {SERVICE: SERVICE_DESCRIPTION}
         self._methods = {
@@ -97,7 +98,7 @@ class Methods:
             self.add(module)
 
     def add(self, module: Offers) -> None:
-        """Offers a module's methods: all, or none and ConfigError."""
+        """Adds a module's methods. On ConfigError, none is added."""
         found: dict[str, Method] = {}
         for method in module.methods():
             name = f"{module.interface}.{method.name}"
@@ -110,16 +111,17 @@ class Methods:
         self._modules.append(module)
 
     def admit(self, session: Session) -> None:
-        """Raises NotPermittedError for a user who has no business here."""
+        """Raises NotPermittedError for a user who may not use this instance."""
         if not session.is_owner and str(session.uid) not in self._clients:
             raise NotPermittedError(
                 f"{session.who}: may not use this vnic; its owner can list the user under clients: in the configuration"
             )
 
-    # -- a call ------------------------------------------------------------------------------------------------------------
+    # -- a call ------------------------------------------------------------------------------------
 
     async def answer(self, call: Call, caller: Caller) -> dict[str, Any]:
-        """The reply's parameters (a module.Reply where descriptors go with it). Raises what `error_reply` takes."""
+        """The reply's parameters (a module.Reply if it has descriptors). Raises exceptions for
+        `error_reply`."""
         method = self._permitted(call, caller.session)
         if method.kind == "stream":
             raise ErrorReply(f"{SERVICE}.ExpectedMore")
@@ -131,7 +133,7 @@ class Methods:
             "uid": caller.session.uid,
             "pid": caller.session.pid,
         }
-        self._fresh.clear()  # who changed something sees it
+        self._fresh.clear()  # so that reads after the change see it
         try:
             if method.kind == "change":
                 self._check_changes(caller.session)
@@ -144,7 +146,7 @@ class Methods:
         return reply
 
     def _check_changes(self, session: Session) -> None:
-        """Raises VnicError for a client that has made more changes than it may make in such a time."""
+        """Raises VnicError for a client that exceeds its rate of changes."""
         if session.is_owner:
             return
         bucket = self._changes.setdefault(session.uid, Bucket(CHANGES_AT_ONCE, CHANGES_A_SECOND))
@@ -155,8 +157,8 @@ class Methods:
             )
 
     def _log(self, session: Session, event: str, **fields: Any) -> None:
-        """A line about a change. A client's are bounded: the log keeps the newest lines only, and one client's must not
-        push out all others'. `unlogged` says how many lines are missing before this one."""
+        """Logs a change. A client's lines are limited: the log keeps the newest lines only, and one
+        client must not displace the others'. unlogged: number of lines left out before this one."""
         uid = session.uid
         if not session.is_owner and self._lines.setdefault(uid, Bucket(LINES_AT_ONCE, LINES_A_SECOND)).take():
             self._unlogged[uid] = self._unlogged.get(uid, 0) + 1
@@ -164,16 +166,17 @@ class Methods:
         log.info(event, **fields, unlogged=self._unlogged.pop(uid, None))
 
     def takes_turns(self, call: Call) -> bool:
-        """Whether a call keeps control busy while it changes something. A task does not: others are served meanwhile."""
+        """Whether a call is a change that blocks control. Other calls are served during a task."""
         return self.waits(call) and self._methods[call.method].kind == "change"
 
     def waits(self, call: Call) -> bool:
-        """Whether a call changes something, and so waits for the end of an upgrade."""
+        """Whether a call is a change or task, and so waits for the end of an upgrade."""
         method = self._methods.get(call.method)
         return method is not None and method.kind in ("change", "task") and method.name not in ("Shutdown", "Upgrade")
 
     def stream(self, call: Call, caller: Caller) -> AsyncIterator[dict[str, Any]] | None:
-        """The replies to a call that has many; None for another. Raises what `error_reply` takes."""
+        """The replies to a call of a stream; None for other calls. Raises exceptions for
+        `error_reply`."""
         method = self._methods.get(call.method)
         if not call.more or method is None or method.kind != "stream":
             return None
@@ -182,11 +185,11 @@ class Methods:
         return found
 
     def ended(self, session: Session) -> None:
-        """The connection is gone, however it went."""
+        """A connection has ended: tells all modules."""
         for module in self._modules:
             try:
                 module.ended(session)
-            except Exception as error:  # a user's: the others are told all the same
+            except Exception as error:  # a user's module: the others must be told, too
                 log.error("ended", error=error)
 
     def _permitted(self, call: Call, session: Session) -> Method:
@@ -207,7 +210,7 @@ class Methods:
         asked = method, msgspec.json.encode(parameters), who
         return dict(self._fresh.get(asked, lambda: method.call(parameters, caller)))
 
-    # -- org.varlink.service -----------------------------------------------------------------------------------------------
+    # -- org.varlink.service -----------------------------------------------------------------------
 
     def _info(self, _: Parameters, caller: Caller) -> dict[str, Any]:
         interfaces = list(self._descriptions)

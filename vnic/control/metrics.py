@@ -4,8 +4,9 @@ conventions, over HTTP.
 Every number is read from the same dictionaries that these commands print, so that both are equal.
 Base units are seconds, bytes and packets; docs/metrics.md lists the names.
 
-On a loopback address or a Unix socket, without authentication: whoever may reach it may read. So nobody who does costs others much: GET
-/metrics and nothing else, requests bounded in size and time, connections in number, and a text that is made once for all who ask at a time.
+On a loopback address or a Unix socket, without authentication. Bounds keep the cost of clients low:
+only GET /metrics, requests limited in size and time, connections in number, and simultaneous
+requests share one text.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from vnic.control.module import FRESH_TURNS, Fresh
 from vnic.control.schema import MetricsConfig
 
 HEAD_MOST = 8192  # bytes of a request
-TIMEOUT_S = 5.0  # of a connection, from its beginning to its end
+TIMEOUT_S = 5.0  # maximum duration of a connection
 CONNECTIONS_MOST = 16
-BACKLOG = 32  # that wait to be let in; also, asyncio lets in so many at once before it looks at anything else
+BACKLOG = 32  # waiting connections; asyncio also accepts up to so many at once
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Readable(Protocol):
-    """What is read, of vnic.control.runtime.Runtime."""
+    """The part of vnic.control.runtime.Runtime that metrics read."""
 
     def status(self) -> dict[str, Any]: ...
     def stats(self, name: str | None = None, /) -> dict[str, Any]: ...
@@ -39,8 +40,8 @@ class Readable(Protocol):
 
 
 class Collector:
-    """Metrics of a runtime at the instant at which somebody asks. `process`: `version` of vnic, and
-    `supervisor` as Status has it."""
+    """Metrics of a runtime at the time of a request. process: `version` of vnic, and `supervisor`
+    as in Status."""
 
     def __init__(self, runtime: Readable, process: Mapping[str, Any]) -> None:
         self._runtime, self._process = runtime, process
@@ -219,16 +220,17 @@ def families_of(runtime: Readable, process: Mapping[str, Any]) -> list[dict[str,
 async def serving(  # type: ignore[no-untyped-def]
     config: MetricsConfig, runtime: Readable, process: Mapping[str, Any], *, first: bool = True
 ):
-    """Serves metrics where the configuration says. first: no other worker of this instance does. Raises VnicError where that is taken."""
+    """Serves metrics at the configured address. first: no other worker of this instance serves it.
+    Raises VnicError where the address is in use."""
     fresh = Fresh(FRESH_TURNS)
     connected: list[asyncio.WriteTransport] = []  # the oldest first
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # Who has been here longest makes room. To refuse who comes would be simpler, and 16 that say nothing would keep everybody out.
+        # Closes the oldest connection: else 16 idle connections would block all others.
         if len(connected) >= CONNECTIONS_MOST:
             connected.pop(0).abort()
         connected.append(transport := writer.transport)
-        transport.set_write_buffer_limits(0)  # drained is: the kernel has it all
+        transport.set_write_buffer_limits(0)  # drain() then returns once the kernel has all bytes
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -237,20 +239,20 @@ async def serving(  # type: ignore[no-untyped-def]
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass
         finally:
-            transport.abort()  # not closed: what a reader does not take would wait for him for ever
-            with contextlib.suppress(ValueError):  # it has made room
+            transport.abort()  # close() would wait forever for a client that does not read
+            with contextlib.suppress(ValueError):  # it was removed by a newer connection
                 connected.remove(transport)
 
     try:
         if config.socket is not None:
-            # Takes the place of a socket, such as that of the worker before; anything else is somebody's, and stays.
+            # Replaces an existing socket, such as the previous worker's, but no other file.
             server = await asyncio.start_unix_server(answer, config.socket, limit=HEAD_MOST, backlog=BACKLOG)
         else:
             host, _, port = str(config.listen).rpartition(":")
-            if first:  # or two instances of a user would share the port, and answer by turns
+            if first:  # else two instances of a user would share the port (reuse_port)
                 async with await asyncio.start_server(answer, host.strip("[]"), int(port)):
                     pass
-            # reuse_port: the worker before this one may still have it, for an instant.
+            # reuse_port: the previous worker may still listen for a moment.
             server = await asyncio.start_server(
                 answer, host.strip("[]"), int(port), limit=HEAD_MOST, backlog=BACKLOG, reuse_port=True
             )

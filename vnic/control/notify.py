@@ -1,4 +1,4 @@
-"""What systemd is told of an instance that it runs as a service of Type=notify: sd_notify(3), without its library."""
+"""Reports the state of an instance to systemd (Type=notify): sd_notify(3), without its library."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class ServiceManager:
     """The service manager that started this process; where there is none, nothing is sent."""
 
     def __init__(self) -> None:
-        """Takes the variable out of the environment: children do not speak for the service."""
+        """Removes the variable from the environment, so that children do not notify."""
         self._path = os.environ.pop(VARIABLE, "")
 
     def ready(self, status: str) -> None:

@@ -1,8 +1,8 @@
-"""The control API's server: connections, one request after the other, every client bounded.
+"""The control API's server: answers each connection's requests in order, with limits per client.
 
-A client is whoever can open the socket: our own user and root, and the users under `clients:` in the configuration. Nothing that one sends
-may hurt others: requests are bounded in size and time, connections in number; what cannot be parsed costs its sender the connection,
-nobody else.
+Clients are this process' user, root, and the users under `clients:` in the configuration. No client
+may harm others: requests are bounded in size and time, connections in number; a request that cannot
+be parsed closes its sender's connection.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from vnic.control.methods import Call, ErrorReply, Methods, error_reply
 from vnic.control.module import Caller, NotPermittedError, Reply, Session
 
 CLIENTS_MOST = 256
-CLIENTS_OF_A_USER_MOST = 32  # who is not the instance's owner: others find room as well
-ACCEPT_PAUSE_S = 0.1  # while there are no descriptors left
+CLIENTS_OF_A_USER_MOST = 32  # of a user that is not the instance's owner, so that all find room
+ACCEPT_PAUSE_S = 0.1  # while no descriptor is available
 
 
 class Server:
@@ -35,22 +35,22 @@ class Server:
         self._methods = methods
         self._connections: set[Connection] = set()
         self._listener: socket.socket | None = None
-        self._pause: asyncio.TimerHandle | None = None  # in accepting
+        self._pause: asyncio.TimerHandle | None = None  # a pause in accepting
         self._tasks: set[asyncio.Task[None]] = set()
         self._changes = asyncio.Event()
         self._changes.set()
         self._turns = Turns()
 
     async def start(self, listener: socket.socket) -> None:
-        """Accepts clients; the listener is the server's now. It listens already: clients see the credentials of who called listen(2), and
-        are to see the supervisor's (SO_PEERCRED, unix(7))."""
+        """Accepts clients on `listener`, which the server owns from now on. The supervisor has
+        called listen(2), since clients see the caller's credentials (SO_PEERCRED, unix(7))."""
         listener.setblocking(False)
         self._listener = listener
         asyncio.get_running_loop().add_reader(listener, self._accept)
 
     def _accept(self) -> None:
-        """Lets in one who waits. Not by a task: an upgrade may come at any turn of the loop, and who is let in is to be among those whom it
-        hands over."""
+        """Accepts a waiting client. Not in a task: an upgrade may begin in any turn of the loop,
+        and must hand over every accepted client."""
         assert self._listener is not None
         try:
             sock, _ = self._listener.accept()
@@ -63,7 +63,7 @@ class Server:
             return
         try:
             self._serve(sock)
-        except OSError:  # it is gone again
+        except OSError:  # the client is gone already
             sock.close()
 
     def _serve(
@@ -78,7 +78,8 @@ class Server:
         connection.task.add_done_callback(self._tasks.discard)
 
     def stop_accepting(self) -> None:
-        """New clients wait in the listening socket's queue, for whoever accepts them next; `start` with another of it goes on."""
+        """New clients then wait in the listening socket's backlog, for another worker, or until
+        `start` with another descriptor of the socket."""
         if self._listener is None:
             return
         if self._pause is not None:
@@ -89,33 +90,35 @@ class Server:
         self._listener = None
 
     async def close(self) -> None:
-        """Hangs up on everybody."""
+        """Closes all connections."""
         self.stop_accepting()
         await asyncio.gather(*self.let_go(), return_exceptions=True)
 
-    # -- connections of an upgrade -----------------------------------------------------------------------------------------
+    # -- connections of an upgrade -----------------------------------------------------------------
 
     def hold(self) -> None:
-        """An upgrade begins: requests that change something wait for its end (Snap's brownout, section 4). Whoever runs then answers."""
+        """An upgrade begins: requests for changes wait for its end (Snap's brownout, section 4);
+        the worker that runs then answers them."""
         self._changes.clear()
 
     def release(self) -> None:
-        """The upgrade failed: they are answered here."""
+        """The upgrade failed: this worker answers the waiting requests."""
         self._changes.set()
 
     def pause(self) -> None:
-        """Nothing is read from any client until `resume`; what came is in the connections' buffers."""
+        """Stops reading from clients until `resume`; received bytes are in `Connection.buffer`."""
         for connection in self._connections:
             connection.pause()
 
     def resume(self) -> None:
-        """Goes on after `pause`."""
+        """Continues after `pause`."""
         for connection in self._connections:
             connection.resume()
 
     def idle(self) -> list[Transfer]:
-        """After `pause`: each client that waits for nothing, or for the next reply of a stream, for the next server; the descriptors are
-        still ours. Whoever is in the middle of an answer is left out: half a message cannot go on elsewhere."""
+        """After `pause`: the clients to pass to the next server, with descriptors that stay ours.
+        Leaves out clients whose reply is being sent, since another process cannot continue a
+        partial message."""
         return [
             Transfer(connection.socket.fileno(), *connection.unanswered(), sorted(connection.session.captures))
             for connection in self._connections
@@ -123,18 +126,18 @@ class Server:
         ]
 
     def let_go(self) -> list[asyncio.Task[None]]:
-        """Ends what serves the clients, but for the one who is being answered by who calls this; returns what ends. In an upgrade, once the
-        next server has them: nothing more is written from here."""
+        """Cancels the tasks that serve clients, except the calling one, and returns them. In an
+        upgrade, called once the next server has the clients: this worker writes no more to them."""
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
         return tasks
 
     def adopt(self, client: Transfer) -> None:
-        """Serves a client of the worker before."""
+        """Serves a client of the previous worker."""
         self._serve(socket.socket(fileno=client.descriptor), client.begun, client.came_with, client.captures)
 
-    # -- a connection ------------------------------------------------------------------------------------------------------
+    # -- a connection ------------------------------------------------------------------------------
 
     async def _connected(self, connection: Connection) -> None:
         try:
@@ -142,20 +145,20 @@ class Server:
             connection.admitted = True
             await self._converse(connection)
         except (ErrorReply, NotPermittedError) as error:
-            connection.answering = True  # the last answer that it gets
+            connection.answering = True  # the last reply
             with suppress(OSError, TimeoutError):
                 await connection.reply(error_reply(error, ""))
         except (TimeoutError, OSError):
-            pass  # it hung up, or fell asleep
+            pass  # it disconnected, or was idle for too long
         finally:
             self._connections.discard(connection)
             connection.close()
             self._methods.ended(connection.session)
 
     def _admit(self, session: Session) -> None:
-        """Raises what keeps a client out."""
+        """Raises an error if a client may not connect."""
         self._methods.admit(session)
-        # The owner's are counted by themselves: others cannot keep him out.
+        # The owner's clients are counted separately, so that others cannot use up their number.
         admitted = [each.session for each in self._connections if each.admitted]
         if sum(each.is_owner == session.is_owner for each in admitted) >= CLIENTS_MOST:
             raise ErrorReply(f"{INTERFACE}.Failed", message=f"{CLIENTS_MOST} clients are connected already; try again")
@@ -176,7 +179,7 @@ class Server:
                     if (stream := self._methods.stream(call, caller)) is None:
                         answer = await self._answer(connection, call, caller, received)
                 except Exception as error:
-                    caller.close()  # before it is told: what it passed in vain is gone then
+                    caller.close()  # before the reply: passed descriptors are closed by then
                     if not call.oneway:
                         await connection.reply(error_reply(error, call.method))
                     connection.answering = False
@@ -192,7 +195,7 @@ class Server:
     async def _answer(
         self, connection: Connection, call: Call, caller: Caller, received: tuple[bytes, list[int]]
     ) -> dict[str, Any]:
-        """The answer to a call. One that changes something waits for the end of an upgrade, and for its user's turn."""
+        """The reply to a call. A change waits for an upgrade's end and for its user's turn."""
         uid, connection.waiting = connection.session.uid, received if self._methods.waits(call) else None
         async with self._turns.turn(uid) if self._methods.takes_turns(call) else nullcontext():
             if connection.waiting is not None:
@@ -213,7 +216,8 @@ class Server:
             self._methods.shut_down()
 
     async def _pour(self, connection: Connection, stream: AsyncIterator[dict[str, Any]], method: str, request: bytes) -> None:
-        """Replies without end, until the client hangs up (or sends anything: it has no more to ask on this connection)."""
+        """Sends a stream's replies until the client disconnects or sends anything, which the
+        protocol does not permit here."""
         connection.streaming = request + b"\0"
         loop = asyncio.get_running_loop()
         end = loop.create_task(connection.fill())
@@ -226,7 +230,7 @@ class Server:
                 finally:
                     if not item.done():
                         item.cancel()
-                        await asyncio.wait((item,))  # or the iterator could not be closed
+                        await asyncio.wait((item,))  # else the iterator could not be closed
                 if end in done:
                     return
                 if (error := item.exception()) is not None:

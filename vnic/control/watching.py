@@ -1,8 +1,10 @@
-"""Watching over the containers of NICs: a NIC goes with its container, and comes back with it where that can be known.
+"""Watches the containers of NICs: detaches a NIC when its container is gone, and attaches it again
+when the namespace returns.
 
-A NIC goes when its container ends, when its network namespace loses its name, or when its interface is deleted inside the container. One
-of the configuration whose namespace has a name (`netns: PATH`) waits then, with its settings, number and MAC address, and is attached
-again when a namespace appears at that path. That it waits is part of the configuration, so the next worker knows it.
+A NIC is detached when its container ends, when its network namespace loses its name, or when its
+interface is deleted inside the container. A NIC of the configuration whose namespace has a name
+(`netns: PATH`) then waits, with its settings, number and MAC address, and is attached again when a
+namespace appears at that path. Waiting is part of the configuration, so the next worker knows it.
 """
 
 from __future__ import annotations
@@ -21,24 +23,24 @@ if TYPE_CHECKING:
     from vnic.control.nics import Nics
     from vnic.control.parts import Attached
 
-LOOK_S = 0.05  # after a sign that a namespace may have come back: more signs often follow at once
-RETRY_S = 10.0  # while no descriptor is left to watch with
+LOOK_S = 0.05  # from an event to the check for namespaces: more events often follow at once
+RETRY_S = 10.0  # to try again while no descriptor is available for a watch
 
 log = Log("vnic")
 
 
 class Watching:
-    """The watch over the containers of `nics`. Its callbacks run on the runtime's loop; without one nothing is watched."""
+    """Watches the containers of `nics`. Callbacks run on the runtime's loop; without a loop nothing
+    is watched."""
 
     def __init__(self, nics: Nics) -> None:
         self._nics, self._runtime = nics, nics.runtime
-        self._gone: dict[Attached, str] = {}  # detached as soon as that can be kept
-        self._refused: dict[
-            str, str
-        ] = {}  # by name: why a NIC that waits could not be attached though something is at its path
+        self._gone: dict[Attached, str] = {}  # to detach once the change can be stored
+        # by name: why a waiting NIC could not be attached although its path exists
+        self._refused: dict[str, str] = {}
         self._returns: ReturnWatch | None = None
         self._later: asyncio.TimerHandle | None = None
-        # Before a successor has taken over, nothing is its own to change.
+        # a successor changes nothing before it has taken over
         self._holds = self._runtime.role == "successor"
 
     @property
@@ -47,23 +49,24 @@ class Watching:
         return {name: config for name, config in self._nics.config.nics.items() if config.waiting}
 
     def over(self, attached: Attached) -> None:
-        """Watches over a NIC's container from here on."""
+        """Watches a NIC's container from now on."""
         if self._runtime.loop is not None:
             attached.watch.on_gone(self._runtime.loop, lambda: self._target_gone(attached))
 
     def over_all(self) -> None:
-        """Watches over all containers from here on; on the loop's thread."""
+        """Watches all containers from now on; on the loop's thread."""
         for attached in self._nics.attached.values():
             self.over(attached)
 
     def claim(self) -> None:
-        """A successor has taken over. What happened meanwhile, the worker before may have seen and we not."""
+        """A successor has taken over: checks everything, since earlier events may have been read by
+        the previous worker only."""
         self._holds = False
         self.over_all()
         self.settle()
         self.look()
 
-    # -- what goes ---------------------------------------------------------------------------------------------------------
+    # -- containers that end -----------------------------------------------------------------------
 
     def _target_gone(self, attached: Attached) -> None:
         with self._runtime.lock:
@@ -71,13 +74,14 @@ class Watching:
             self.settle()
 
     def changed(self) -> None:
-        """A change has been kept, so another one may be."""
+        """A change was stored, so that pending ones may be possible, too."""
         if self._gone and self._runtime.loop is not None:
             self._runtime.loop.call_soon_threadsafe(self.settle)
 
     def settle(self) -> None:
-        """Detaches the NICs whose containers are gone. What cannot be kept now (an upgrade is under way, the supervisor has no room)
-        stays on the list: until the upgrade's end, or the next change that is kept."""
+        """Detaches the NICs whose containers are gone. A change that cannot be stored now (during
+        an upgrade, or if the supervisor has no room) stays on the list until the upgrade's end or
+        the next stored change."""
         with self._runtime.lock:
             if self._holds or self._runtime.upgrading or self._runtime.closed:
                 return
@@ -92,14 +96,15 @@ class Watching:
                         continue
                 del self._gone[attached]
 
-    # -- what comes back ---------------------------------------------------------------------------------------------------
+    # -- namespaces that return --------------------------------------------------------------------
 
     def attach_first(self, config: NicConfig) -> None:
-        """Attaches a NIC of the configuration when this worker comes up. Where that fails, the error is raised: by the first worker
-        unless it may come up in part, and by a successor. Any other goes on without it, for the sake of the others; only then is
-        what was kept of it dropped, since a worker that fails for another reason leaves that to the next."""
+        """Attaches a NIC of the configuration when this worker comes up. Raises an error in the
+        first worker (unless `--partial`) and in a successor. Any other worker continues without the
+        NIC. Only then is its stored state deleted: a worker that fails for another reason leaves it
+        to the next."""
         if config.waiting and self._runtime.role == "successor":
-            return  # as in the worker before: both have the same graph
+            return  # as in the previous worker: both have the same graph
         why, config.waiting = config.waiting, ""
         try:
             self._nics.put_in(config)
@@ -118,7 +123,7 @@ class Watching:
                 del self._nics.config.nics[config.name]
 
     def status(self) -> list[dict[str, Any]]:
-        """NICs that wait, and why."""
+        """Waiting NICs, with the reasons."""
         return [
             {
                 "name": name,
@@ -130,7 +135,8 @@ class Watching:
         ]
 
     def look(self) -> None:
-        """Attaches the NICs whose namespaces are there, and watches for the others: soon, on the loop's thread."""
+        """Attaches waiting NICs whose namespaces exist, and watches for the others; soon, on the
+        loop's thread."""
         if self._runtime.loop is not None and not self._holds:
             self._runtime.loop.call_soon_threadsafe(self._look)
 
@@ -144,12 +150,13 @@ class Watching:
             if self._runtime.upgrading or self._runtime.closed or not waiting:
                 return
             try:
-                self._watch_for([str(config.netns) for config in waiting.values()], loop)  # first: then nothing is missed
+                # before the check, so no event is missed
+                self._watch_for([str(config.netns) for config in waiting.values()], loop)
             except OSError as error:
                 log.warning("nics that wait are not watched for", why=system_error(error))
                 self._later = loop.call_later(RETRY_S, self._look)
             for name, config in waiting.items():
-                # A link below /proc is no worker's to follow: the supervisor, which may, says where it leads nowhere.
+                # lexists: only the supervisor may follow a link below /proc.
                 if os.path.lexists(str(config.netns)):
                     try:
                         self._nics.bring_back(config)
@@ -171,11 +178,11 @@ class Watching:
             loop.add_reader(self._returns, self._told, self._returns, loop)
 
     def _told(self, watch: ReturnWatch, loop: asyncio.AbstractEventLoop) -> None:
-        # Mounts come and go with every container of the machine: that must not keep the loop busy.
+        # Every container of the machine changes mounts: LOOK_S bounds the CPU time that this costs.
         loop.remove_reader(watch)
         self._later = loop.call_later(LOOK_S, self._look)
 
     def close(self) -> None:
-        """Ends all of it, on the loop's thread."""
+        """Ends the watch for returning namespaces; on the loop's thread."""
         if self._runtime.loop is not None:
             self._watch_for([], self._runtime.loop)

@@ -3,7 +3,7 @@
 Only a process with a single thread may enter a user namespace, and it cannot return. The daemon has
 threads and must stay in its own namespaces, so a process beside it forks a child for each request;
 the child enters the container's namespaces, works, sends the answer (descriptors by SCM_RIGHTS) and
-exits. What a failed child left unfinished is freed with it.
+exits. The exit of a failed child frees what it has created.
 
     daemon  --SOCK_SEQPACKET-->  agent  --fork-->  child: setns, work, answer on that socket, exit
 
@@ -58,8 +58,8 @@ CHILD_TIMEOUT_S = 5.0  # then the agent kills its child
 CALL_TIMEOUT_S = 8.0  # longer, so that the agent can still report that the child was killed
 STOP_TIMEOUT_S = 2.0
 QUIET_S = (
-    # without a request, after which the agent executes itself again, without the netlink library:
-    # 17 MB that are not needed any more
+    # after so long without a request, the agent executes itself again, without the netlink library
+    # (17 MB)
     10.0
 )
 
@@ -84,7 +84,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, tag="answer"):
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):
-    """From the agent, last: the child has exited. error: it has not answered."""
+    """From the agent, last: the child has exited. error: the child has not answered."""
 
     number: int
     error: str | None = None
@@ -107,7 +107,7 @@ def receive_message(sock: socket.socket) -> tuple[bytes, list[int]]:
     return data, fds
 
 
-# --- the agent's process ----------------------------------------------------------------------------------------------
+# --- the agent's process --------------------------------------------------------------------------
 
 
 def serve(sock: socket.socket, *, warm_up: bool = True) -> None:
@@ -199,8 +199,8 @@ def report(error: BaseException) -> None:
 def wait_for_child(pid: int, label: str) -> str | None:
     """Waits until a child has exited, and kills it after CHILD_TIMEOUT_S; returns as `run_child`.
 
-    An alarm of the child's own would not suffice: while it is in another user's user namespace,
-    root of that may stop it, and a stopped process reacts only to SIGKILL.
+    An alarm in the child would not suffice: root of the user namespace that it entered may stop it,
+    and a stopped process reacts only to SIGKILL.
     """
     descriptor = os.pidfd_open(pid)
     late = not readable(descriptor, CHILD_TIMEOUT_S)
@@ -239,7 +239,7 @@ def answer_to(request: Request, netns_fd: int) -> tuple[Answer, list[int]]:
         return Answer(number=request.number, error=f"{request.label}: {system_error(error)}"), []
 
 
-# --- the daemon's side ------------------------------------------------------------------------------------------------
+# --- the daemon's side ----------------------------------------------------------------------------
 
 
 class NamespaceAgent:
@@ -258,9 +258,8 @@ class NamespaceAgent:
 
     @classmethod
     def start(cls, prepare: Callable[[], None] | None = None) -> NamespaceAgent:
-        """Starts an agent, as a program and not as a fork: so it can be started whatever threads
-        exist. prepare: runs in the new process before the program; only for a caller with a single
-        thread.
+        """Starts an agent, as a program and not as a fork, since this process may have threads.
+        prepare: runs in the new process before the program; only for a caller with a single thread.
 
         A daemon that detaches must do so first: the agent is a child of the process that started
         it, and ends with that process' socket.
@@ -268,7 +267,7 @@ class NamespaceAgent:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environment = dict(os.environ)
         root = Path(__file__).resolve().parents[2]
-        # run from a source tree, where the new interpreter would not find it
+        # vnic runs from a source tree, which the new interpreter would not find
         if not root.name.endswith("-packages"):
             environment["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [environment.get("PYTHONPATH")])])
         try:
@@ -347,8 +346,8 @@ class NamespaceAgent:
         return answer, fds
 
     def _await(self, number: int) -> tuple[Answer, list[int]]:
-        """Waits for the answer to request `number` and for the end of its child: then a Tap that is
-        closed is removed at once."""
+        """Waits for the answer to request `number` and for the end of its child, which holds
+        duplicates of the descriptors: closing a Tap then removes its interface at once."""
         deadline = time.monotonic() + CALL_TIMEOUT_S
         answer, fds = Answer(number=number, error="the namespace agent has not answered; restart the daemon"), list[int]()
         try:
@@ -358,7 +357,7 @@ class NamespaceAgent:
                     raise ConnectionResetError(0, "it has closed its socket")
                 fds += received
                 message = self._decoder.decode(data)
-                if message.number != number:  # too late for its caller
+                if message.number != number:  # an earlier call's, which has timed out
                     close_all(received)
                     del fds[len(fds) - len(received) :]
                 elif isinstance(message, Answer):
@@ -374,7 +373,7 @@ class NamespaceAgent:
 
     def _kill(self) -> None:
         """Kills the agent's process and its child."""
-        # not waited for yet, so no other process or group has its number
+        # not reaped yet, so no other process or group has its number
         if self._process.poll() is None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -404,5 +403,5 @@ class NamespaceAgent:
 
 if __name__ == "__main__":
     serve(socket.socket(fileno=int(sys.argv[1])), warm_up="cold" not in sys.argv)
-    # at once: finalizing the interpreter takes longer than everything else, and the caller waits
+    # without finalizing the interpreter, which takes longer than everything else; the caller waits
     os._exit(0)

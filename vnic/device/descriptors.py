@@ -1,7 +1,7 @@
 """Descriptors received with a message on a Unix socket (SCM_RIGHTS, unix(7)).
 
-`socket.send_fds` sends them. Its counterpart in the standard library, `recv_fds`, ignores its flags
-argument, so every program that this process starts meanwhile would inherit what it returns.
+`socket.send_fds` sends them. `socket.recv_fds` ignores its flags argument, so the descriptors that
+it returns are not close-on-exec: programs started meanwhile would inherit them.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ def readable(descriptor: int, timeout_s: float) -> bool:
 
 
 def system_error(error: OSError) -> str:
-    """What the kernel refused, for people: for want of descriptors, with what to do about it."""
+    """An error's text for users; for a lack of descriptors, with advice."""
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return f"{str(error.strerror).lower()}; raise the limit (ulimit -n)"
-    if error.errno == errno.ETOOMANYREFS:  # as many as one process may have open, of all that its user has in sockets (unix(7))
+    # more descriptors of this user are in flight in sockets than RLIMIT_NOFILE (unix(7))
+    if error.errno == errno.ETOOMANYREFS:
         return "too many open files are on their way between processes; raise the limit (ulimit -n)"
     return error.strerror or str(error)
 

@@ -1,7 +1,8 @@
-"""Watches over directories: one inotify instance for a process, since a user has 128 by default (fs.inotify.max_user_instances).
+"""Watches on directories, by one inotify instance for the process.
 
-A thread reads its events and signals the watches that they concern, so the cost of an event does not
-grow with the number of watches. Sources: inotify(7), eventfd(2).
+A user may have 128 instances by default (fs.inotify.max_user_instances). A thread reads the events
+and signals the watches that they concern, so an event's cost does not grow with the number of
+watches. Sources: inotify(7), eventfd(2).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataplane.errors import PortError
 
 IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE, IN_DELETE_SELF, IN_MOVE_SELF = 0x40, 0x80, 0x100, 0x200, 0x400, 0x800
 IN_UNMOUNT, IN_Q_OVERFLOW, IN_IGNORED = 0x2000, 0x4000, 0x8000
-# Entries that come and go, and the directory itself.
+# Entries created, deleted or moved; the directory itself deleted or moved.
 MASK = IN_MOVED_FROM | IN_MOVED_TO | IN_CREATE | IN_DELETE | IN_DELETE_SELF | IN_MOVE_SELF
 ALL_NAMES = IN_DELETE_SELF | IN_MOVE_SELF | IN_UNMOUNT | IN_Q_OVERFLOW | IN_IGNORED
 ANY = ""
@@ -29,8 +30,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class DirectoryWatch:
-    """A watch over the entry `name` of a directory (ANY: over all entries), and over the directory itself. `descriptor` is readable
-    after a change, until `take`. Close it."""
+    """A watch on the entry `name` of a directory (ANY: on all entries), and on the directory
+    itself. `descriptor` is readable from a change until `take`. The owner closes it."""
 
     def __init__(self, directory: str, name: str, descriptor: int) -> None:
         self.directory, self.name, self.descriptor = directory, name, descriptor
@@ -38,11 +39,11 @@ class DirectoryWatch:
 
     def signal(self) -> None:
         """Makes `descriptor` readable."""
-        with suppress(OSError):  # it is signalled already, more often than a counter can hold; or closed
+        with suppress(OSError):  # the counter is full, or the descriptor is closed
             os.eventfd_write(self.descriptor, 1)
 
     def take(self) -> None:
-        """Takes what was signalled."""
+        """Resets `descriptor`."""
         with suppress(BlockingIOError):
             os.eventfd_read(self.descriptor)
 
@@ -55,15 +56,18 @@ class DirectoryWatch:
 
 
 class Directories:
-    """The inotify instance of a process, while there are watches, and the thread that reads it. Any thread may call."""
+    """The process' inotify instance and the thread that reads it; both exist while there are
+    watches. Methods may be called from any thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # a watch that is not closed is removed by the garbage collector, at any time
-        self._watches: dict[int, set[DirectoryWatch]] = {}  # by the kernel's number of the directory
-        self._fd = self._end = -1  # the instance; an eventfd that ends its thread
+        # reentrant: the garbage collector may remove an unclosed watch at any time
+        self._lock = threading.RLock()
+        self._watches: dict[int, set[DirectoryWatch]] = {}  # by the kernel's watch descriptor
+        self._fd = self._end = -1  # the inotify instance; an eventfd that ends its thread
 
     def add(self, directory: str, name: str) -> DirectoryWatch:
-        """Watches. Raises PortError where the directory is not there, or the kernel has no watch left."""
+        """Adds a watch. Raises PortError where the directory does not exist, or the kernel's limit
+        is reached."""
         with self._lock:
             try:
                 if self._fd < 0:
@@ -78,17 +82,19 @@ class Directories:
                 os.close(watch.descriptor)
                 self._stop_if_unused()
                 raise PortError(f"{directory}: cannot be watched: {reason}; see {_LIMITS}")
-            # The number of a directory that went may be given again: its watches have been signalled.
+            # The kernel may reuse the number of a deleted directory, whose watches have been
+            # signalled.
             self._watches.setdefault(watch.wd, set()).add(watch)
             return watch
 
     def remove(self, watch: DirectoryWatch) -> None:
-        """Watches no more."""
+        """Removes a watch."""
         with self._lock:
             watches = self._watches.get(watch.wd, set())
             watches.discard(watch)
             if not watches and self._watches.pop(watch.wd, None) is not None:
-                _libc.inotify_rm_watch(self._fd, watch.wd)  # fails where the directory went: the kernel removed it
+                # fails where the directory is deleted: the kernel has removed it
+                _libc.inotify_rm_watch(self._fd, watch.wd)
             self._stop_if_unused()
 
     def _start(self) -> None:
@@ -122,7 +128,8 @@ class Directories:
         while all(descriptor != end for descriptor, _ in poll.poll()):
             with suppress(BlockingIOError):
                 self._tell(os.read(fd, BUFFER_BYTES))
-            # Whoever may write to a directory must not keep this thread busy; where events are lost, all watches are signalled.
+            # Bounds the CPU time that frequent changes cost; where events are lost, all watches are
+            # signalled.
             if ended.poll(PAUSE_MS):
                 break
         os.close(fd)
@@ -148,12 +155,12 @@ _directories = Directories()
 
 
 def watch_directory(path: str) -> DirectoryWatch:
-    """A watch over the entry at `path`: its directory is watched, since a namespace's file is a mount, whose removal is no event, and
-    deleting its name is. Raises PortError."""
+    """A watch on the entry at `path`, through its directory: a namespace's file is a mount point,
+    whose unmount is no inotify event, but the deletion of its name is. Raises PortError."""
     directory, name = os.path.split(path)
     return _directories.add(directory, name)
 
 
 def watch_entries(directory: str) -> DirectoryWatch:
-    """A watch over all entries of a directory. Raises PortError."""
+    """A watch on all entries of a directory. Raises PortError."""
     return _directories.add(directory, ANY)

@@ -1,7 +1,8 @@
-"""Work on interfaces inside a container's network namespace: make a TAP, change, read, delete.
+"""Interfaces inside a container's network namespace: creates a TAP; changes, reads, deletes
+interfaces.
 
-All of it runs in a short-lived child of `vnic.device.agent` that has entered the namespace. TAPs are made by python-pytun,
-with ioctls for what it lacks; addresses and routes go through pyroute2.
+Runs in a short-lived child of `vnic.device.agent` that has entered the namespace. python-pytun
+creates TAPs, ioctls do what it lacks, pyroute2 sets addresses and routes.
 
 Sources: Documentation/networking/tuntap.rst and include/uapi/linux/if_tun.h of Linux, rtnetlink(7).
 """
@@ -17,7 +18,7 @@ import struct
 import sys
 from typing import Any
 
-import pytun  # here, and not in every child
+import pytun  # loaded by the agent, so not in every child
 
 from dataplane.errors import ConfigError, PortError
 from vnic.device import link_counters
@@ -39,13 +40,14 @@ TUN_DEVICE = "/dev/net/tun"
 TUNSETOFFLOAD = 0x4004_54D0
 TUNSETVNETHDRSZ = 0x4004_54D8
 SIOCSIFTXQLEN = 0x8943
-# What a TAP holds before the kernel drops: 20 ms of 100,000 packets a second, for an engine that is halted for an upgrade, or kept from its
-# CPU. Linux' own 1000 are lost when a busy host stops us for 10 ms. More would not fit a cache: a flood of small packets loses 1 % of its
-# throughput with 2000, 4 % with 3000, 9 % with 4096. And it has to be now: to change it while packets flow loses milliseconds of them,
-# since the kernel takes the queue out of service meanwhile (dev_qdisc_change_tx_queue_len).
+# txqueuelen of a TAP: at 100,000 packets/s, 2000 last 20 ms while the engine is halted for an
+# upgrade or gets no CPU; Linux' default of 1000 overflows when a busy host stops the engine for 10
+# ms. Larger queues do not fit a cache: a flood of small packets loses 1 % of its throughput with
+# 2000, 4 % with 3000, 9 % with 4096. Set at creation, since a later change drops milliseconds of
+# packets: the kernel deactivates the queue meanwhile (dev_qdisc_change_tx_queue_len).
 QUEUE_PACKETS, QUEUE_PACKETS_LEAST = 2000, 1000
 TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN, TUN_F_USO4, TUN_F_USO6 = 0x01, 0x02, 0x04, 0x08, 0x20, 0x40
-IFA_F_NODAD = 0x02  # no duplicate address detection: the address can be used at once
+IFA_F_NODAD = 0x02  # no duplicate address detection: the address is usable at once
 
 _TUN_OFFLOADS = {
     Offload.CSUM: TUN_F_CSUM,
@@ -57,44 +59,46 @@ _TUN_OFFLOADS = {
 
 
 def netlink() -> Any:
-    """The netlink library. Imported late: it takes longer (170 ms) than everything else together."""
+    """The netlink library. Imported late: it takes 170 ms, longer than everything else together."""
     from pyroute2 import IPRoute  # type: ignore[import-untyped,unused-ignore]
 
     return IPRoute
 
 
 def has_netlink() -> bool:
-    """Whether it is loaded."""
+    """Whether the netlink library is loaded."""
     return "pyroute2" in sys.modules
 
 
 def needs_netlink(work: Work) -> bool:
-    """Whether the netlink library has a part in some work; root makes a TAP without addresses by ioctls alone."""
+    """Whether some work needs the netlink library; root creates a TAP without addresses by ioctls
+    alone."""
     return not isinstance(work, TapRequest) or bool(work.addresses or work.routes) or os.geteuid() != 0
 
 
 def create(request: TapRequest) -> tuple[TapReport, list[int]]:
-    """Make a TAP in the namespace we are in: what it is like, its queues' descriptors (non-blocking), and those of two netlink
-    sockets, see TapReport.
+    """Creates a TAP in this process' namespace. Returns its properties, and the descriptors of its
+    queues (non-blocking) and of two netlink sockets, see TapReport.
 
-    The caller exits soon after: descriptors of a TAP that failed half way, and so the interface, go with it.
+    After an error, the caller's exit closes the descriptors, which removes the interface.
     """
     label = f"tap {request.name}"
     try_tun_device()
     flags = pytun.IFF_TAP | pytun.IFF_NO_PI | pytun.IFF_VNET_HDR
     if request.queues > 1:
-        # A TAP with this flag can be joined by root in the container's user namespace, who may then change what is the whole
-        # interface's (header size, persistence). Without it, a TAP has one queue, which is ours: joining is EBUSY.
+        # Root in the container's user namespace can attach a queue to a TAP with this flag, and
+        # then change settings of the whole interface (header size, persistence). Without it, a TAP
+        # has one queue, ours, and attaching fails with EBUSY.
         flags |= pytun.IFF_MULTI_QUEUE
     try:
-        # Exclusive, for without it an interface that we (or the same user) left there would gain our queues.
+        # IFF_TUN_EXCL: else our queues might be attached to an existing interface of the same user.
         queues = [pytun.TunTapDevice(request.name, flags | pytun.IFF_TUN_EXCL, TUN_DEVICE)]
         queues += [pytun.TunTapDevice(request.name, flags, TUN_DEVICE) for _ in range(request.queues - 1)]
     except OSError as error:
         raise _creation_error(error, label) from None
     first = queues[0]
     try:
-        # Duplicates, because python-pytun closes its own when the object goes.
+        # Duplicates, since python-pytun closes its descriptors when it frees the object.
         fds = [os.dup(queue.fileno()) for queue in queues]
         fcntl.ioctl(fds[0], TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER_BYTES))
         offloads = _set_offloads(fds[0], Offload(request.offloads))
@@ -121,17 +125,17 @@ def create(request: TapRequest) -> tuple[TapReport, list[int]]:
 
 
 def _set_queue_length(name: str, packets: int) -> None:
-    """Of each of the interface's queues, before it is up."""
+    """Sets the length of each of the interface's queues, before it is up."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:  # netdevice(7)
             fcntl.ioctl(any_socket, SIOCSIFTXQLEN, struct.pack("16si20x", name.encode(), packets))
-    except PermissionError:  # in a user namespace, netlink alone may
+    except PermissionError:  # in a user namespace, only netlink is permitted
         with netlink()() as ip:
             ip.link("set", index=socket.if_nametoindex(name), txqlen=packets)
 
 
 def try_tun_device() -> None:
-    """ConfigError that says what to do when /dev/net/tun cannot be opened."""
+    """Raises ConfigError, with advice, when /dev/net/tun cannot be opened."""
     try:
         os.close(os.open(TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except PermissionError:
@@ -149,7 +153,7 @@ def try_tun_device() -> None:
 
 
 def _creation_error(error: OSError, label: str) -> ConfigError | PortError:
-    # Taken from args: pytun fills `errno` in some of its errors only.
+    # From args, since pytun sets `errno` in some of its errors only.
     code = int(error.args[0])
     if code == errno.EBUSY:
         return ConfigError(f"{label}: the name is taken in that network namespace; choose another or delete that interface")
@@ -164,7 +168,8 @@ def _creation_error(error: OSError, label: str) -> ConfigError | PortError:
 
 
 def _set_offloads(fd: int, wanted: Offload) -> int:
-    """Ask the kernel for offloads; without USO if it does not know it (Linux before 6.2). Returns what it granted."""
+    """Asks the kernel for offloads, without USO if it does not know that (Linux before 6.2).
+    Returns those granted."""
 
     def ask(offloads: Offload) -> None:
         mask = 0
@@ -226,7 +231,7 @@ def _call(label: str, call: Any) -> Any:
 
 
 def change(work: LinkChange) -> None:
-    """Change an interface of the namespace we are in."""
+    """Changes an interface of this process' namespace."""
     settings: dict[str, Any] = {"index": work.ifindex}
     if work.up is not None:
         settings["state"] = "up" if work.up else "down"
@@ -237,13 +242,13 @@ def change(work: LinkChange) -> None:
 
 
 def counters(work: ReadCounters) -> dict[str, int]:
-    """The kernel's counters of an interface: rx_packets, tx_bytes, ... as the container sees them."""
+    """The kernel's counters of an interface, as the container sees them: rx_packets, ..."""
     with netlink()() as ip:
         links = _call(f"interface {work.ifindex}", lambda: ip.link("get", index=work.ifindex))
         return {name: int(value) for name, value in links[0].get("stats64").items() if isinstance(value, int)}
 
 
 def delete(work: DeleteLink) -> None:
-    """Delete an interface of the namespace we are in."""
+    """Deletes an interface of this process' namespace."""
     with netlink()() as ip:
         _call(f"interface {work.ifindex}", lambda: ip.link("del", index=work.ifindex))

@@ -29,10 +29,11 @@ def open_socket() -> int:
 
 
 def open_link_events() -> int:
-    """A netlink socket of the network namespace that this process is in, non-blocking and the caller's, which becomes readable
-    when an interface there is made, changed or deleted. Anybody may listen to that. Raises OSError."""
+    """Creates a non-blocking netlink socket in this process' network namespace, which becomes
+    readable when an interface there is created, changed or deleted; needs no privilege. The caller
+    closes it. Raises OSError."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE) as sock:
-        # As small as the kernel lets it be: that something changed is all that is read of it, and a container may change a lot.
+        # The kernel's minimum: the content is not used, and a container may change a lot.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         sock.bind((0, RTMGRP_LINK))
         return sock.detach()

@@ -1,9 +1,9 @@
 """Network namespaces of containers: finds one by pid or path, enters it, and reports its end.
 
-A namespace is looked up once and held by a descriptor, so a reused pid or a replaced path cannot
-lead to another one. But a descriptor of a namespace, or of a TAP made in it, keeps the namespace
-alive after its last process has ended. So every attachment has a `TargetWatch`, and its owner
-closes the attachment when the watch reports.
+A namespace is looked up once and held by a descriptor, so a reused pid or a replaced path has no
+effect. But a descriptor of a namespace, or of a TAP made in it, keeps the namespace alive after its
+last process has ended. So every attachment has a `TargetWatch`, and its owner closes the attachment
+when the watch reports.
 
 Sources: namespaces(7), setns(2), ioctl_ns(2), pidfd_open(2), inotify(7).
 """
@@ -38,13 +38,13 @@ NS_GET_OWNER_UID = 0xB704  # ioctl_ns(2): of a user namespace, the user id of it
 NS_GET_NSTYPE = 0xB703  # ioctl_ns(2): its CLONE_NEW* constant
 
 NAMED_NETNS_DIR = "/run/netns"  # the directory of `ip netns add`
-MAX_PID = 1 << 22  # the kernel's own limit, PID_MAX_LIMIT
+MAX_PID = 1 << 22  # the kernel's limit, PID_MAX_LIMIT
 
 NETLINK_BYTES = 4096
-EVENTS_MOST = 64  # taken at once
-PAUSE_S = 0.1  # between two looks of a loop at a container in which something changes
+EVENTS_MOST = 64  # read at once
+PAUSE_S = 0.1  # between two checks of a container whose interfaces change
 EXIT_TIMEOUT_MS = 500
-MAX_LINKS = 40  # the kernel's own limit, path_resolution(7)
+MAX_LINKS = 40  # the kernel's limit, path_resolution(7)
 
 _PROC_NETNS = re.compile(r"/proc/(self|thread-self|[0-9]+)(?:/task/[0-9]+)?/ns/net")
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -69,10 +69,11 @@ def setns(fd: int, kind: int) -> None:
 def enter(netns_fd: int, label: str) -> None:
     """Moves the calling process, which must have only one thread, into a network namespace.
 
-    If another user namespace owns it: root enters it from its own, so that root of that one cannot
-    send it signals. Other users must enter the owning user namespace first, which they may if they
-    created it from their own user namespace, or one of its ancestors (user_namespaces(7)); the
-    process has all capabilities there. Raises ConfigError when the kernel does not permit it.
+    If another user namespace owns it: root does not enter that one, since root there could then
+    send this process signals. Other users must enter the owning user namespace first, which they
+    may if they created it from their own user namespace, or one of its ancestors
+    (user_namespaces(7)); the process has all capabilities there. Raises ConfigError when the kernel
+    does not permit it.
     """
     if identity_of(netns_fd) == identity_of("/proc/self/ns/net"):
         return
@@ -101,7 +102,7 @@ class NetNamespace:
     """A network namespace, held open.
 
     fd: the namespace's descriptor; identity: distinguishes it from others; label: its name in
-    messages; pid (with a pidfd) or path: how it was requested; neither for our own namespace. Use
+    messages; pid (with a pidfd) or path: how it was requested; neither for this process' own. Use
     as a context manager or `close()`.
     """
 
@@ -111,8 +112,8 @@ class NetNamespace:
 
     @classmethod
     def find(cls, pid: int | None = None, netns: str | None = None) -> NetNamespace:
-        """The namespace of process `pid`, or at path (or `ip netns` name) `netns`, or our own if
-        both are None.
+        """The namespace of process `pid`, or at path (or `ip netns` name) `netns`; this process'
+        own if both are None.
 
         Raises ConfigError when the process, path or namespace does not exist, or may not be opened.
         """
@@ -173,7 +174,7 @@ class NetNamespace:
                 if hidden or isinstance(error, PermissionError):
                     raise ConfigError(f"{label}: not permitted to open its network namespace; {_who_may_enter()}") from None
                 raise PortError(f"{label}: cannot open its network namespace: {error.strerror}") from None
-            # The process of the pidfd still runs, so the pid was not reused in between.
+            # If the process of the pidfd still runs, the pid was not reused in between.
             if has_exited(pidfd):
                 os.close(fd)
                 raise absent
@@ -187,7 +188,7 @@ class NetNamespace:
         label = f"netns {path}"
         wrong = ConfigError(f"{label}: is not a network namespace; give /proc/PID/ns/net or a path made by `ip netns add`")
         try:
-            # Checked before it is opened: opening a device or a FIFO could block or have side
+            # Checked before it is opened, since opening a device or a FIFO could block or have side
             # effects.
             if not stat.S_ISREG(os.stat(path).st_mode):
                 raise wrong
@@ -207,7 +208,8 @@ class NetNamespace:
         return cls(fd, label, path=path)
 
     def watch(self, interface: Interface | None = None) -> TargetWatch:
-        """A new watch over the process or path that this namespace was asked for by, and over an interface in it."""
+        """A new watch on the process or path by which this namespace was requested, and on an
+        interface in it."""
         return TargetWatch(self, interface)
 
     def close(self) -> None:
@@ -242,8 +244,8 @@ def is_network_namespace(fd: int) -> bool:
 
 def owner_of(fd: int) -> int | None:
     """The user id, in our user namespace, of the creator of the user namespace that owns a network
-    namespace: that user has all capabilities in it. None where its owner is outside our user
-    namespace, so that the kernel does not report it."""
+    namespace: that user has all capabilities in it. None where the owner is outside our user
+    namespace, where the kernel does not report it."""
     try:
         owner = fcntl.ioctl(fd, NS_GET_USERNS)
         try:
@@ -268,8 +270,8 @@ def process_of(pidfd: int) -> int:
 
 
 def has_exited(pidfd: int, timeout_ms: int = 0) -> bool:
-    """Whether the process of a pidfd has ended, or does within `timeout_ms` (even if it was not
-    waited for yet)."""
+    """Whether the process of a pidfd has ended, or ends within `timeout_ms`; it need not be reaped
+    yet."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(timeout_ms))
@@ -285,18 +287,19 @@ class Interface(Protocol):
 
 
 class TargetWatch:
-    """Tells when a container is gone: its process has ended, or the path of its namespace is deleted or replaced; or when an
-    interface in it is gone.
+    """Reports that a container is gone (its process has ended, or the path of its namespace is
+    deleted or replaced), or that an interface in it is gone.
 
-    `fileno()` becomes readable when something happened; then `gone` says whether that was it, and `why`. `on_gone` does both
-    in an asyncio loop. A watch over our own namespace reports only that the interface is gone. The watch has descriptors of its
-    own: it outlives the NetNamespace it was made from. Close it, after the loop has forgotten it (`on_gone` sees to that).
+    `fileno()` becomes readable after an event; then ask `gone`, which sets `why`. `on_gone` does
+    both in an asyncio loop. A watch on our own namespace reports only that the interface is gone.
+    The watch has duplicates of the descriptors, so it may outlive its NetNamespace. The owner
+    closes it.
     """
 
     def __init__(self, namespace: NetNamespace, interface: Interface | None = None) -> None:
         self.label = namespace.label
-        self.why = ""  # it is gone; "" while it is not
-        self.deleted = False  # the interface is gone, and its container is not
+        self.why = ""  # the target is gone, as text; "" while it is not
+        self.deleted = False  # the interface is gone, but not its container
         self._identity = namespace.identity
         self._pid, self._path, self._interface = namespace.pid, namespace.path, interface
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -304,7 +307,7 @@ class TargetWatch:
         self._pause: asyncio.TimerHandle | None = None
         self._process = self._links = -1
         self._directory: DirectoryWatch | None = None
-        self._events = select.epoll()  # one descriptor for all that may happen
+        self._events = select.epoll()  # one descriptor for all events
         try:
             if self._pid is not None:
                 self._process = fcntl.fcntl(namespace.pidfd, fcntl.F_DUPFD_CLOEXEC, 0)
@@ -325,14 +328,16 @@ class TargetWatch:
 
     @property
     def gone(self) -> bool:
-        """Whether the target is gone. Takes pending events, so ask whenever `fileno()` is readable."""
+        """Whether the target is gone. Reads pending events, so ask whenever `fileno()` is
+        readable."""
         if not self.why and not self._events.closed:
             self.why = self._look()
         return bool(self.why)
 
     def _look(self) -> str:
-        """What the events say is not needed: they are taken, and whether the thing itself is there decides. An upgrade's two
-        workers share the sockets, and one may take an event from under the other."""
+        """Reads and ignores the events, and checks the process, path and interface themselves:
+        during an upgrade two workers share the sockets, so either may read an event that the other
+        one needs."""
         if self._directory is not None:
             self._directory.take()
         _take_events(self._links)
@@ -353,14 +358,14 @@ class TargetWatch:
         return f"its interface {self._interface.name} was deleted inside its container"
 
     def wait(self, timeout_s: float) -> bool:
-        """Block until the target is gone (True) or nothing happened for `timeout_s` (False)."""
+        """Blocks until the target is gone (True) or there was no event for `timeout_s` (False)."""
         while not self.gone:
             if not readable(self.fileno(), timeout_s):
                 return False
         return True
 
     def on_gone(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> None:
-        """Call `callback` once, from `loop`, when the target is gone (also when it is already)."""
+        """Calls `callback` once, from `loop`, when the target is gone or if it already is."""
 
         self._forget()
         self._loop, self._callback = loop, callback
@@ -375,7 +380,7 @@ class TargetWatch:
             self._forget()
             callback()
         elif self._pause is None:
-            # A container may change its interfaces as often as it likes: that must not keep the loop busy.
+            # Bounds the CPU time that a container costs which changes its interfaces all the time.
             loop.remove_reader(self._events)
             self._pause = loop.call_later(PAUSE_S, self._go_on, loop)
 
@@ -416,11 +421,12 @@ class TargetWatch:
 
 
 class ReturnWatch:
-    """Tells that a namespace may have come to one of some paths: a name has appeared there, or something was mounted.
+    """Reports that a namespace may have appeared at one of some paths: a name was created there, or
+    something was mounted.
 
-    `ip netns add` makes a file and mounts the namespace on it, and a mount is no event of inotify: /proc/self/mountinfo, which
-    proc_pid_mountinfo(5) says can be polled, tells of it. Once `fileno()` is readable, look at the paths and make a new watch: a
-    directory that was not there may be there by now.
+    `ip netns add` creates a file and mounts the namespace on it. inotify does not report mounts;
+    polling /proc/self/mountinfo does (proc_pid_mountinfo(5)). Once `fileno()` is readable, check
+    the paths and create a new watch, since a missing directory may exist by now.
     """
 
     def __init__(self, paths: Iterable[str]) -> None:
@@ -428,11 +434,11 @@ class ReturnWatch:
         self._directories: list[DirectoryWatch] = []
         self._events = select.epoll()
         try:
-            with suppress(OSError):  # without /proc there is inotify alone
+            with suppress(OSError):  # without /proc: inotify alone
                 self._descriptors.append(os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC))
                 self._events.register(self._descriptors[-1], select.EPOLLPRI)
             for directory in {_nearest_directory(path) for path in paths}:
-                with suppress(PortError):  # no watch left: mounts are told all the same
+                with suppress(PortError):  # no inotify watch left: mounts are still reported
                     self._directories.append(watch_entries(directory))
                     self._events.register(self._directories[-1].descriptor, select.EPOLLIN)
         except BaseException:
@@ -459,7 +465,7 @@ class ReturnWatch:
 
 
 def _nearest_directory(path: str) -> str:
-    """The directory of `path`, or the nearest one above it that is there."""
+    """The directory of `path`, or its nearest ancestor that exists."""
     directory = os.path.dirname(os.path.abspath(path))
     while not os.path.isdir(directory):
         directory = os.path.dirname(directory)
@@ -467,16 +473,17 @@ def _nearest_directory(path: str) -> str:
 
 
 def _take_events(descriptor: int) -> None:
-    """Takes what waits there, if it is a descriptor: at most so much, since more may come all the time."""
-    with suppress(OSError):  # there is no more, or there was more than the socket had room for
+    """Reads up to EVENTS_MOST pending events (-1: no descriptor); bounded, since more may arrive
+    all the time."""
+    with suppress(OSError):  # EAGAIN: no more; ENOBUFS: the socket buffer overflowed
         for _ in range(EVENTS_MOST if descriptor >= 0 else 0):
             os.read(descriptor, NETLINK_BYTES)
 
 
 def _follow(path: str) -> str:
-    """Where symbolic links lead, up to a file below /proc: the links there are of another kind.
+    """Follows symbolic links, up to a file below /proc, where links are magic links.
 
-    Names in /run/netns that link to /proc/PID/ns/net are a common way to name a container's namespace.
+    Links in /run/netns to /proc/PID/ns/net are a common way to name a container's namespace.
     """
     for _ in range(MAX_LINKS):
         if path.startswith("/proc/") or not os.path.islink(path):

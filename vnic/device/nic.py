@@ -13,7 +13,7 @@ from vnic.device.tap_port import TapPort
 
 
 class Nic:
-    """A NIC: a TAP in a container on one side; elements on the other: a PortRx over `port`, and
+    """A NIC: a TAP in a container on one side; on the other the elements: a PortRx over `port`, and
     `tx`."""
 
     def __init__(self, name: str, number: int, tap: Tap, rss: Rss) -> None:
@@ -32,7 +32,7 @@ class Nic:
         rss_key: bytes | None = None,
         rss_table: list[int] | None = None,
     ) -> Nic:
-        """Creates the TAP in its container, and the NIC. On failure nothing is left; raises
+        """Creates the TAP in its container, and the NIC. On failure it removes the TAP and raises
         ConfigError or PortError."""
         rss = Rss(rss_key, rss_table, queues=request.queues)
         tap = agent.open_tap(request)

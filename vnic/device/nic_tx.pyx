@@ -40,7 +40,7 @@ cdef class NicTx(PortTx):
         return (self.port, self.rss)
 
     def save_state(self):
-        """As PortTx, and `rss_key` and `rss_table`, which may have been set while it ran."""
+        """As PortTx, and `rss_key` and `rss_table`, which may have been set at run time."""
         return {**PortTx.save_state(self), "rss_key": self.rss.key, "rss_table": self.rss.table}
 
     def load_state(self, dict state):

@@ -8,8 +8,8 @@ from dataplane.packet cimport Context
 
 cdef enum:
     RSS_INPUT = 36           # maximum input of the hash in bytes: two IPv6 addresses and two ports
-    RSS_KEY = 40  # bytes of a key: one for each input byte, and the 32-bit window of the last
-    # key length of some NICs' tools; only longer inputs would use the last 12 bytes
+    RSS_KEY = 40  # bytes: one for each input byte, and 4 for the 32-bit window at the last one
+    # key length of some NICs' tools; the last 12 bytes are not used
     RSS_KEY_LONG = 52
     RSS_TABLE_MAX = 512
 

@@ -92,8 +92,8 @@ cdef class Rss:
                 window = window << 8 | octets[position + bit]
             self.contribution[position][0] = 0
             for value in range(1, 256):
-                # The window of the lowest set bit, and the value of the rest, a smaller number
-                # computed before. Bit 0 is the last that the window reaches.
+                # The window at the lowest set bit, xor the word of the other bits, a smaller value
+                # and so computed already. The window reaches bit 0 last.
                 bit = 0
                 while not (value >> bit) & 1:
                     bit += 1

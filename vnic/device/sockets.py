@@ -1,4 +1,5 @@
-"""Sockets of a network namespace that receive what arrives at a port, or every frame: proc(5), /proc/PID/net."""
+"""Finds sockets of a network namespace that receive from a port, or every frame: proc(5),
+/proc/PID/net."""
 
 from vnic.device.tap import FindSocket
 
@@ -6,7 +7,7 @@ _LISTEN = "0A"  # TCP_LISTEN of <net/tcp_states.h>
 
 
 def found(work: FindSocket) -> bool:
-    """Whether the namespace that this thread is in has such a socket."""
+    """Whether this thread's network namespace has such a socket."""
     tables = ["packet"] if work.protocol == "packet" else [work.protocol, f"{work.protocol}6"]
     return any(_has(table, work) for table in tables)
 

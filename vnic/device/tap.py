@@ -1,10 +1,12 @@
-"""TAP interfaces: what can be asked for, and the handle of one that is there.
+"""TAP interfaces: requests for them, and the handle of an existing one.
 
-- `TapRequest` says what is wanted; `check()` finds what is wrong with it before anything is touched.
-- `vnic.device.link` does the work in the container's namespaces, for a TAP is made where its maker is.
-- `Tap` holds the queues' descriptors, brought home. The interface is never persistent: it goes with the last of them.
+- `TapRequest` describes a TAP to create; `check()` rejects invalid ones before anything is changed.
+- `vnic.device.link` creates it inside the container's namespaces.
+- `Tap` holds the queues' descriptors. The interface is never persistent: closing the last one
+  removes it.
 
-Sources: Documentation/networking/tuntap.rst and include/uapi/linux/if_tun.h of Linux, netdevice(7), virtio 1.2 section 5.1.
+Sources: Documentation/networking/tuntap.rst and include/uapi/linux/if_tun.h of Linux, netdevice(7),
+virtio 1.2 section 5.1.
 """
 
 from __future__ import annotations
@@ -30,9 +32,10 @@ if TYPE_CHECKING:
     from vnic.device.namespaces import Identity, NetNamespace, TargetWatch
 
 MAX_QUEUES = 64
-MIN_MTU, MAX_MTU = 68, 65521  # RFC 791; 65535 less the Ethernet header, the kernel's own limit for a TAP
+# RFC 791; 65535 minus the Ethernet header, the kernel's limit for a TAP
+MIN_MTU, MAX_MTU = 68, 65521
 MIN_MTU_IPV6 = 1280  # RFC 8200 section 5: with less the kernel switches IPv6 off
-MAX_NAME_BYTES = 15  # IFNAMSIZ less the final zero
+MAX_NAME_BYTES = 15  # IFNAMSIZ minus the final zero
 MAX_ADDRESSES, MAX_ROUTES = 64, 256
 VNET_HEADER_BYTES = 10  # struct virtio_net_hdr without num_buffers, in front of each frame
 
@@ -44,7 +47,8 @@ ARPHRD_ETHER = 1
 
 
 class Offload(enum.IntFlag):
-    """What the container's side hands over unfinished or whole. The bits are OFFLOAD_* of dataplane/port.pxd."""
+    """Offloads: the container's kernel leaves checksums and segmentation to the device. The bits
+    are OFFLOAD_* of dataplane/port.pxd."""
 
     CSUM = 0x01
     TSO4 = 0x02
@@ -55,24 +59,27 @@ class Offload(enum.IntFlag):
 
 
 class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A route in the container: `to` is a network in CIDR form or "default", `via` a gateway (None: on the link)."""
+    """A route in the container: `to` is a network in CIDR form or "default", `via` a gateway (None:
+    on the link)."""
 
     to: str
     via: str | None = None
 
 
 class TapRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="open_tap"):
-    """A TAP that is wanted.
+    """A request for a TAP.
 
     name        interface name in the container, 1-15 bytes
-    pid, netns  the container: one of its processes, or its network namespace's path or `ip netns` name; neither: here
+    pid, netns  the container: one of its processes, or its network namespace's path or `ip netns`
+                name; neither: here
     queues      queue pairs, 1-64
-    mac         "02:00:00:00:00:01"; None: the kernel makes one up
+    mac         "02:00:00:00:00:01"; None: the kernel chooses one
     mtu         bytes of layer 3, 68-65521
-    addresses   IPv4 and IPv6 in CIDR form; IPv6 ones can be used at once (no duplicate address detection)
+    addresses   IPv4 and IPv6 in CIDR form; IPv6 ones are usable at once (no duplicate address
+                detection)
     routes      set after the addresses
     up          bring the interface up
-    offloads    mask of Offload; the kernel may grant less, `Tap.offloads` says what
+    offloads    mask of Offload; the kernel may grant less, see `Tap.offloads`
     """
 
     name: str
@@ -88,7 +95,8 @@ class TapRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class LinkChange(msgspec.Struct, frozen=True, kw_only=True, tag="change_link"):
-    """Change of an interface that is there, by its index: a container may rename it. None: leave as it is."""
+    """A change of an existing interface, by its index, since a container may rename it. None: no
+    change."""
 
     ifindex: int
     up: bool | None = None
@@ -96,28 +104,29 @@ class LinkChange(msgspec.Struct, frozen=True, kw_only=True, tag="change_link"):
 
 
 class ReadCounters(msgspec.Struct, frozen=True, tag="read_counters"):
-    """Ask for the counters of an interface."""
+    """A request for the counters of an interface."""
 
     ifindex: int
 
 
 class FindSocket(msgspec.Struct, frozen=True, tag="find_socket"):
-    """Ask whether a socket receives what arrives at a port: protocol "udp" or "tcp"; or every frame:
-    "packet"."""
+    """Asks whether a socket receives from a port (protocol "udp" or "tcp"), or every frame
+    ("packet")."""
 
     protocol: str
     port: int = 0
 
 
 class DeleteLink(msgspec.Struct, frozen=True, tag="delete_link"):
-    """Delete an interface, whoever holds its queues."""
+    """Deletes an interface, even if other processes hold queues of it."""
 
     ifindex: int
 
 
 class TapReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a new TAP is like, as the kernel says. netlink: behind the queues' descriptors comes a netlink socket of its namespace;
-    link_events: then another one, which becomes readable when an interface of the namespace changes."""
+    """Properties of a new TAP, from the kernel. netlink: after the queues' descriptors comes that
+    of a netlink socket of its namespace; link_events: then another one, which becomes readable when
+    an interface of the namespace changes."""
 
     name: str
     ifindex: int
@@ -131,11 +140,11 @@ class TapReport(msgspec.Struct, frozen=True, kw_only=True):
 Work = TapRequest | LinkChange | ReadCounters | FindSocket | DeleteLink
 
 
-# --- checking what is asked for ---------------------------------------------------------------------------------------
+# --- checking requests ----------------------------------------------------------------------------
 
 
 def check(request: TapRequest) -> None:
-    """ConfigError that names the field, if a request cannot be fulfilled anywhere."""
+    """Raises ConfigError, with the field's name, if a request is invalid on every machine."""
     check_name(request.name)
     label = f"tap {request.name}"
     if not 1 <= request.queues <= MAX_QUEUES:
@@ -162,7 +171,7 @@ def check(request: TapRequest) -> None:
 
 
 def check_name(name: str) -> None:
-    """ConfigError unless the kernel takes `name` for an interface as it stands."""
+    """Raises ConfigError unless the kernel accepts `name` for an interface unchanged."""
     allowed = name.isascii() and name.isprintable() and not set(name) & set(" /:%")
     if not allowed or not 1 <= len(name) <= MAX_NAME_BYTES or name in (".", "..", "all", "default"):
         raise ConfigError(
@@ -171,13 +180,13 @@ def check_name(name: str) -> None:
 
 
 def check_mtu(mtu: int, label: str) -> None:
-    """ConfigError unless a TAP can have this MTU."""
+    """Raises ConfigError unless a TAP can have this MTU."""
     if not MIN_MTU <= mtu <= MAX_MTU:
         raise ConfigError(f"{label}: mtu: {mtu} is out of range: expected {MIN_MTU} to {MAX_MTU}")
 
 
 def parse_mac(text: str, label: str) -> bytes:
-    """Six bytes of "02:00:00:00:00:01"; ConfigError for what cannot be a station's address."""
+    """Six bytes of "02:00:00:00:00:01". Raises ConfigError for text that is no unicast address."""
     octets = text.split(":")
     try:
         if len(octets) != 6 or any(len(octet) != 2 for octet in octets):
@@ -201,7 +210,7 @@ def format_mac(mac: bytes) -> str:
 
 def _parse(kind: Any, text: str, label: str, example: str) -> Any:
     try:
-        if "%" in text:  # a scope: the interface is the one that we make
+        if "%" in text:  # a scope id: the interface is always this TAP
             raise ValueError
         return kind(text)
     except ValueError:
@@ -221,27 +230,28 @@ def _check_route(route: Route, label: str) -> None:
             raise ConfigError(f"{label}: {route.to} via {route.via} mixes IPv4 and IPv6: expected both of one kind")
 
 
-# --- the handle -------------------------------------------------------------------------------------------------------
+# --- the handle -----------------------------------------------------------------------------------
 
 
 class Agent(Protocol):
-    """What a Tap needs of the agent: work done inside a namespace."""
+    """The part of the agent that a Tap uses: work inside a namespace."""
 
     def run(self, namespace: NetNamespace, work: Work) -> dict[str, int]:
-        """Do `work` in `namespace`; its counters, if it reads any."""
+        """Does `work` in `namespace`; returns counters, if it reads any."""
         ...
 
 
 class Tap:
-    """A TAP that is there: its queues' descriptors and what the kernel said of it. Close it, and the interface goes.
+    """An existing TAP: its queues' descriptors and its properties. Closing it removes the
+    interface.
 
-    fds        one a queue pair, non-blocking, close-on-exec; the Tap owns them
-    netlink    a netlink socket of the namespace, or -1; the Tap's too
-    link_events  another one, which becomes readable when an interface of the namespace changes, or -1; the Tap's too
-    name       as asked for (a container may rename its interface: `ifindex` stays)
+    fds        one per queue pair, non-blocking, close-on-exec; the Tap owns them
+    netlink    a netlink socket of the namespace, or -1; the Tap owns it
+    link_events  the same; readable when an interface of the namespace changes
+    name       as requested (a container may rename its interface; `ifindex` stays)
     mac, mtu   as the kernel has them; changed by `set_mac` and `set_mtu` only
     offloads   granted, mask of Offload
-    namespace  the network namespace it lives in, held open; `namespace.identity` tells it from others
+    namespace  its network namespace, held open; `namespace.identity` distinguishes it from others
     """
 
     def __init__(self, report: TapReport, fds: Sequence[int], namespace: NetNamespace, agent: Agent) -> None:
@@ -270,11 +280,13 @@ class Tap:
         return not self.fds
 
     def watch(self) -> TargetWatch:
-        """A watch that reports when the container or the interface is gone: close the Tap then, it keeps the namespace alive."""
+        """A watch that reports that the container or the interface is gone. Close the Tap then,
+        since it keeps the namespace alive."""
         return self.namespace.watch(self)
 
     def present(self) -> bool:
-        """Whether the interface is there: root of its container may delete it. True of a Tap that is closed."""
+        """Whether the interface exists: root of its container may delete it. True for a closed
+        Tap."""
         try:
             if not self.closed:
                 fcntl.ioctl(self.fds[0], TUNGETIFF, bytes(40))
@@ -283,55 +295,59 @@ class Tap:
         return True
 
     def let_go(self) -> list[int]:
-        """The descriptors of queues and netlink sockets, in the order of TapReport; they are the caller's now, and the Tap is closed."""
+        """Passes the descriptors of queues and netlink sockets, in the order of TapReport, to the
+        caller; the Tap is closed then."""
         fds, self.fds = [*self.fds, *(each for each in (self.netlink, self.link_events) if each >= 0)], []
         self.netlink = self.link_events = -1
         return fds
 
     def set_up(self, up: bool) -> None:
-        """Set or clear IFF_UP, as `ip link set up|down` in the container does."""
+        """Sets or clears IFF_UP, as `ip link set up|down` in the container does."""
         self._run(LinkChange(ifindex=self.ifindex, up=up))
 
     def set_mtu(self, mtu: int) -> None:
-        """Change the MTU live."""
+        """Changes the MTU."""
         check_mtu(mtu, f"tap {self.name}")
         self._run(LinkChange(ifindex=self.ifindex, mtu=mtu))
         self.mtu = mtu
 
     def set_carrier(self, on: bool) -> None:
-        """Plug or pull the cable: the container sees the link (operational state) go up or down."""
+        """Sets the carrier: the container sees the link (operational state) go up or down."""
         self._ioctl(TUNSETCARRIER, struct.pack("i", on))
 
     def set_mac(self, mac: str) -> None:
-        """Change the MAC address live."""
+        """Changes the MAC address."""
         address = parse_mac(mac, f"tap {self.name}")
         self._ioctl(SIOCSIFHWADDR, struct.pack("16sH14s", b"", ARPHRD_ETHER, address))
         self.mac = format_mac(address)
 
     def counters(self) -> dict[str, int]:
-        """The kernel's counters, seen from the container: tx_packets is what we read from the queues."""
+        """The kernel's counters, from the container's point of view: tx_packets are those that we
+        read from the queues."""
         return self._run(ReadCounters(self.ifindex))
 
     def listens(self, protocol: str, port: int = 0) -> bool:
-        """Whether a socket of the namespace receives what arrives at a UDP or TCP port; or, for "packet", every frame."""
+        """Whether a socket of the namespace receives from a UDP or TCP port or, for "packet", every
+        frame."""
         return bool(self._run(FindSocket(protocol, port))["found"])
 
     def queue_drops(self) -> int | None:
-        """Packets of the container that the queues had no room for, as the kernel counts; None where it cannot be asked. Takes
-        microseconds, since no agent has a part in it."""
+        """Packets of the container that the full queues dropped, from the kernel; None where it
+        does not report them. Takes microseconds, since it does not use the agent."""
         return link_counters.tx_dropped(self.netlink, self.ifindex) if self.netlink >= 0 else None
 
     def delete(self) -> None:
-        """Remove the interface even if another process holds its queues too, and close."""
+        """Removes the interface even if another process holds queues of it, and closes the Tap."""
         try:
             self._run(DeleteLink(self.ifindex))
         finally:
             self.close()
 
     def close(self) -> None:
-        """Close queues and namespace. The interface goes, unless another process holds a queue. Twice does no harm.
+        """Closes queues and namespace, which removes the interface unless another process holds a
+        queue. May be called twice.
 
-        Waits for the kernel to take the interface down (milliseconds), like `ip link del`.
+        Waits for the kernel to remove the interface (milliseconds), like `ip link del`.
         """
         for fd in self.let_go():
             os.close(fd)

@@ -18,8 +18,9 @@ cdef extern from *:
     """
     #include <sys/syscall.h>
     #include <unistd.h>
-    /* read() and write() of glibc are cancellation points, which costs a process with threads two atomic operations each; nobody
-         * cancels an engine. At 64-byte frames 4 % of the engine's time went there. */
+    /* glibc's read() and write() are cancellation points, which cost two atomic operations each in
+     * a process with threads: 4 % of the engine's time at 64-byte frames. Engines are never
+     * cancelled. */
     static inline ssize_t tap_read(int fd, void *buffer, size_t bytes) { return syscall(SYS_read, fd, buffer, bytes); }
     static inline ssize_t tap_write(int fd, const void *buffer, size_t bytes) { return syscall(SYS_write, fd, buffer, bytes); }
     """
@@ -36,10 +37,11 @@ cdef struct VnetHeader:                  # native byte order (legacy header, TUN
 
 
 cdef class TapPort(Port):
-    """The device's side of a TAP: rx_burst takes what the container sends, tx_burst delivers to it.
+    """The device's side of a TAP: rx_burst reads the container's frames, tx_burst writes to it.
 
-    fds: one descriptor a queue pair, opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR and a header size of 10 bytes; they stay the
-    caller's, who closes them after the port. offloads: what TUNSETOFFLOAD accepted. Raises PortError for one that is not open.
+    fds: one descriptor per queue pair, opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR and a header
+    size of 10 bytes; the caller closes them, after the port. offloads: those that TUNSETOFFLOAD
+    accepted. Raises PortError for a descriptor that is not open.
     """
 
     def __init__(self, str name, fds, *, uint32_t number=0, uint32_t offloads=OFFLOAD_ALL, uint32_t mtu=1500):
@@ -72,8 +74,9 @@ cdef class TapPort(Port):
         self._descriptors = []
 
     cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil:
-        # Every frame is read into a large packet, since its length is not known before. A short one is copied out (cheaper than
-        # a second iovec), so that the large packet, whose lines are warm, serves for the next read.
+        # Every frame is read into a large packet, since its length is unknown before. A short one
+        # is copied (cheaper than a second iovec), and the large packet, which is in the cache, is
+        # used for the next read.
         cdef uint32_t taken = 0, before = batch.count, budget = READ_BUDGET, index, length
         cdef uint32_t spare = packet_alloc(ctx, LARGE_FRAME)
         cdef uint8_t *target
@@ -85,12 +88,15 @@ cdef class TapPort(Port):
             if got < 0 and errno == EINTR:
                 continue
             if got < 0 and errno != EINVAL:
-                break                    # EAGAIN: empty. Anything else: ppoll reports the descriptor as failed.
+                # EAGAIN: empty. Anything else: ppoll reports the descriptor as failed.
+                break
             if got <= VNET_HEADER or is_blank(target):
-                # EINVAL: the virtio-net header is longer than the buffer; the kernel has dropped the frame.
+                # EINVAL: the virtio-net header is longer than the buffer; the kernel has dropped
+                # the frame.
                 self.stats[queue].rx_dropped += 1
                 self.stats[queue].rx_unreadable += 1
-                taken += 1               # so that a descriptor which fails for good does not keep the engine here
+                # so a descriptor that always fails cannot keep the engine here
+                taken += 1
                 continue
             length = <uint32_t>got - VNET_HEADER
             if length <= SMALL_FRAME:
@@ -108,7 +114,8 @@ cdef class TapPort(Port):
                 self.stats[queue].rx_packets += 1
                 self.stats[queue].rx_bytes += length
                 batch_add(batch, index)
-            taken += 1                   # a lost frame counts too: exhaustion must not keep the engine here
+            # lost frames too: an empty pool must not keep the engine here
+            taken += 1
             if length >= budget:
                 break
             budget -= length
@@ -149,7 +156,8 @@ cdef class TapPort(Port):
                 count_segments(p, &self.stats[queue].tx_more_packets, &self.stats[queue].tx_more_bytes)
                 packet_free(ctx, index)
                 continue
-            # A TAP's write is the reception in the container: what fails now is lost, as on a wire, and never tried again.
+            # A write to a TAP is the reception in the container: a frame that fails is lost, as on
+            # a wire.
             p.tx_status = (TX_LINK_DOWN if errno == EIO else TX_REJECTED if errno == EINVAL
                            else TX_QUEUE_FULL if errno == EAGAIN else TX_IO_ERROR)
             batch.index[left] = index
@@ -159,11 +167,13 @@ cdef class TapPort(Port):
         return sent
 
 
-# The size of the virtio-net header is the interface's, not the descriptor's: root in the container's user namespace may join a TAP of
-# several queues and make it longer (TUNSETVNETHDRSZ). Linux before "tun: Pad virtio headers" then skips the surplus in our buffer without
-# writing it, and what lay there before, perhaps a frame of another NIC, would pass for the beginning of this one. So the Ethernet header
-# is zero before each read. A surplus that covers it leaves it zero, which no frame of a station is (a source of 0), and the frame ends
-# here; a smaller surplus shows zeros and the frame itself, nothing that the kernel did not write now.
+# The virtio-net header size belongs to the interface, not to the descriptor: root in the
+# container's user namespace may attach a queue to a multi-queue TAP and increase it
+# (TUNSETVNETHDRSZ). Linux before "tun: Pad virtio headers" then skips the surplus in our buffer
+# without writing it, and stale bytes, perhaps of another NIC's frame, would be taken for the
+# beginning of this one. So the Ethernet header is zeroed before each read. If the surplus covers
+# it, it stays zero, which no valid frame has (source address 0), and the frame is dropped; a
+# smaller surplus shows zeros and this frame, no stale bytes.
 
 
 cdef inline void blank_header(uint8_t *target) noexcept nogil:
@@ -178,7 +188,8 @@ cdef inline bint is_blank(const uint8_t *target) noexcept nogil:
 
 
 cdef inline void receive(Context *ctx, uint32_t index, uint32_t number, uint32_t queue) noexcept nogil:
-    """Fills the record of a frame whose virtio-net header lies before it. What it says is the guest's word: Parse checks it."""
+    """Fills the record of a frame from the virtio-net header before it. Its fields are the guest's,
+    not trusted: Parse checks them."""
     cdef Packet *p = &ctx.packets[index]
     cdef VnetHeader *header = <VnetHeader *>(packet_buffer(ctx, index) + HEADROOM - VNET_HEADER)
     p.timestamp_ns = ctx.now_ns

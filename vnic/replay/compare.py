@@ -1,4 +1,5 @@
-"""Two captures compared: which packets are missing, extra, changed or reordered, how far instants differ, and the first that differs."""
+"""Compares two captures: packets missing, extra, changed or reordered, time differences, the first
+difference."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ from dataplane.capture.reader import CaptureReader
 from dataplane.errors import ConfigError
 from vnic.replay.dissect import differences, normaliser
 
-ANY_TIME = 2**63  # as a tolerance: instants are not compared
-UNMATCHED_MOST = 100_000  # of an interface and side: beyond that, two captures have nothing to do with each other
+ANY_TIME = 2**63  # as a tolerance: times are not compared
+UNMATCHED_MOST = 100_000  # per interface and side; with more, the two captures are unrelated
 
 Capture = str | os.PathLike[str] | int
 
@@ -29,7 +30,7 @@ class Seen(NamedTuple):
 
 @dataclass
 class Pair:
-    """A packet that is there and the one that was expected; one of the two may be None."""
+    """A packet found and the one expected; one of the two may be None."""
 
     interface: str
     found: Seen | None
@@ -43,7 +44,7 @@ class Pair:
 
 @dataclass
 class Difference:
-    """What a comparison found. `equal` is the verdict."""
+    """The result of a comparison."""
 
     found: str
     expected: str
@@ -54,16 +55,17 @@ class Difference:
     extra: list[Pair] = field(default_factory=list)
     reordered: int = 0
     late: int = 0  # beyond the tolerance
-    deviation_ns: int = 0  # the greatest, whatever the tolerance
+    deviation_ns: int = 0  # the greatest, also within the tolerance
     first_late: Pair | None = None
-    names: list[str] = field(default_factory=list)  # how interfaces are named, where the two captures differ in that
+    # lines on interface names that differ between the captures
+    names: list[str] = field(default_factory=list)
 
     @property
     def equal(self) -> bool:
         return not (self.changed or self.missing or self.extra or self.reordered or self.late)
 
     def first(self) -> Pair | None:
-        """The first packet, in time, that is not as expected."""
+        """The earliest packet that is not as expected."""
         pairs = [*self.changed[:1], *self.missing[:1], *self.extra[:1], *([self.first_late] if self.first_late else [])]
         return min(pairs, key=Pair.at_ns, default=None)
 
@@ -84,7 +86,7 @@ class Difference:
         }
 
     def text(self) -> str:
-        """For people."""
+        """The result as text for users."""
         if self.equal:
             when = (
                 "times were ignored" if self.tolerance_ns >= ANY_TIME else f"instants differ by at most {self.deviation_ns} ns"
@@ -107,7 +109,7 @@ class Difference:
 
 
 def describe(pair: Pair) -> list[str]:
-    """A pair, line by line: where it is, then what differs."""
+    """Lines on a pair: its position, then the differences."""
     seconds = f"{pair.at_ns() // 10**9}.{pair.at_ns() % 10**9:09d} s"
     seen = pair.found or pair.expected
     assert seen is not None
@@ -123,7 +125,7 @@ def describe(pair: Pair) -> list[str]:
 
 
 class _Stream:
-    """One interface of both captures: matches packets as they come."""
+    """One interface of both captures: matches packets in order of arrival."""
 
     def __init__(self, name: str, result: Difference, key: Callable[[bytes], bytes]) -> None:
         self.name, self.result, self.key = name, result, key
@@ -131,7 +133,8 @@ class _Stream:
         self.counts = [0, 0]
         self.unmatched: tuple[dict[bytes, deque[Seen]], dict[bytes, deque[Seen]]] = (defaultdict(deque), defaultdict(deque))
         self.open = [0, 0]
-        # of the packets matched so far: (found, expected) numbers of the last one found and of the last one expected
+        # (found, expected) numbers of the matched packet last in `found`, and of the one last in
+        # `expected`
         self.last_found, self.last_expected = (0, 0), (0, 0)
 
     def add(self, side: int, time_ns: int, data: bytes) -> None:
@@ -146,7 +149,7 @@ class _Stream:
                 self.seek(1, expected)
 
     def seek(self, side: int, seen: Seen) -> None:
-        """Matches a packet with one that waits on the other side, or lets it wait."""
+        """Matches a packet with an unmatched one of the other side, or stores it as unmatched."""
         key = self.key(seen.data)
         others = self.unmatched[1 - side].get(key)
         if others:
@@ -195,12 +198,12 @@ class _Stream:
 
 
 def _names(reader: CaptureReader, number: int) -> str:
-    """An interface's name; its number where the file gives none."""
+    """An interface's name, or its number where the file has no name."""
     return reader.names[number] or str(number)
 
 
 def _both(left: CaptureReader, right: CaptureReader) -> Iterator[tuple[int, CaptureReader, tuple[int, bytes, int, int]]]:
-    """Packets of both captures, in turns, so that neither runs far ahead in time."""
+    """Packets of both captures, merged by time."""
     heads = [next(left, None), next(right, None)]
     readers = (left, right)
     while any(head is not None for head in heads):
@@ -220,11 +223,12 @@ def compare(
     ignore: Iterable[str] = (),
     pairs: Mapping[str, str] | None = None,
 ) -> Difference:
-    """Compares capture `found` with what was expected. ignore: fields such as "IP.id" (needs scapy), and "time".
+    """Compares capture `found` with what was expected. ignore: fields such as "IP.id" (needs
+    scapy), and "time".
 
-    Interfaces are matched by name; those of `found` in `pairs` by the name that it gives. Where each capture has packets of one
-    interface only, these two are compared, whatever their names. Raises CaptureError for a capture that cannot be read to its end,
-    ConfigError for an unknown field.
+    Interfaces are matched by name; `pairs` renames those of `found`. Where each capture has packets
+    of one interface only, these two are compared, even if their names differ. Raises CaptureError
+    for a capture that cannot be read to its end, ConfigError for an unknown field.
     """
     fields = set(ignore)
     if "time" in fields:
@@ -242,7 +246,7 @@ def compare(
 
 
 class _SeveralInterfacesError(Exception):
-    """The first interfaces of both captures were taken for the only ones; one of the captures has another."""
+    """Each capture was assumed to have one interface, but one of them has several."""
 
 
 def _compare(

@@ -1,4 +1,4 @@
-"""NICs whose other end is a capture instead of a container: what it sends is read, what it receives is written."""
+"""NICs with captures instead of containers: they receive from one, and transmit into another."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vnic.device.rss import Rss
 
 
 class Forever:
-    """The watch of something that does not go away."""
+    """A watch on a target that always exists."""
 
     why, deleted = "", False
 
@@ -44,14 +44,14 @@ class ReplayNic:
         return Forever()
 
     def set_carrier(self, up: bool) -> None:
-        """Nobody sees it."""
+        """No effect: there is no container."""
 
     def status(self) -> dict[str, Any]:
-        """What the NIC is, for people and programs."""
+        """The NIC's settings."""
         return {"interface": self.config.interface, "mac": self.config.mac, "mtu": self.config.mtu, "queues": self.port.queues}
 
     def queue_statistics(self) -> list[dict[str, int]]:
-        """A dict a queue: what came from the capture, what went to the other."""
+        """One dict per queue: received from the capture, transmitted to the other."""
         pairs = zip(self.port.queue_statistics(), self.sink.queue_statistics(), strict=True)
         return [{key: received[key] + sent[key] for key in received} for received, sent in pairs]
 
@@ -60,10 +60,12 @@ class ReplayNic:
 
 
 class ReplayDevices:
-    """Opens NICs over `readers` (by NIC's name) and interfaces of `writer`, numbered as the NICs are.
+    """Opens NICs over `readers` (by NIC's name) and `writer`, whose interfaces have the NICs'
+    numbers.
 
-    split: the one reader's packets go to the NICs by side. rewrite: what changes in frames. macs: MAC addresses of all NICs, which frames
-    get instead of their own. shifts: nanoseconds by which a NIC's packets move.
+    split: assigns the only reader's packets to the NICs by side. rewrite: changes to frames. macs:
+    the NICs' MAC addresses, which replace those of frames. shifts: nanoseconds added to the times
+    of a NIC's packets.
     """
 
     def __init__(
@@ -107,7 +109,7 @@ class ReplayDevices:
             reader = self.shared.reader
         if reader is None:
             return None
-        # A TCP frame that is longer than the MTU was a GSO frame, if the container hands such frames to its NIC.
+        # A TCP frame longer than the MTU was a GSO frame, if the container sends such frames.
         mtu = config.mtu if config.offloads.tso else 0
         shift = self.shifts.get(config.name, 0)
         if self.shared is None and self.rewrite is None and not self.macs and not shift:
@@ -128,7 +130,7 @@ class ReplayDevices:
         return source
 
     def forget(self, name: str) -> None:
-        """No other process holds it."""
+        """Nothing to forget: no other process has the NIC."""
 
     def stop(self) -> None:
         """Nothing to stop."""

@@ -1,4 +1,4 @@
-"""Packets field by field, for people: by scapy, which is imported only when a difference must be shown or fields be ignored."""
+"""Dissects packets with scapy, imported only to show a difference or to ignore fields."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def packet(data: bytes) -> Any:
 
 
 def fields(data: bytes) -> list[tuple[str, str]]:
-    """(Layer.field, value) of a frame, from the outside in. Without scapy: nothing."""
+    """(Layer.field, value) of a frame, outermost layer first; empty without scapy."""
     scapy = _scapy()
     if scapy is None:
         return []
@@ -52,7 +52,7 @@ def _short(text: str) -> str:
 
 
 def differences(found: bytes, expected: bytes | None) -> list[str]:
-    """Lines that say how a frame differs from what was expected; with expected=None, what the frame is."""
+    """Lines on how a frame differs from the expected one; with expected=None, on its content."""
     if expected is None:
         return [f"{name:24} {_short(value)}" for name, value in fields(found)][:LINES_MOST] or [_short(found.hex(" "))]
     lines: list[str] = []
@@ -75,7 +75,8 @@ def differences(found: bytes, expected: bytes | None) -> list[str]:
 
 
 def normaliser(ignore: Iterable[str]) -> Callable[[bytes], bytes]:
-    """A function that makes frames equal which differ in ignored fields only. Raises ConfigError for a field that does not exist."""
+    """A function that maps frames which differ only in ignored fields to equal bytes. Raises
+    ConfigError for an unknown field."""
     wanted: dict[str, set[str]] = {}
     for name in ignore:
         layer, dot, field = name.partition(".")
@@ -95,7 +96,7 @@ def normaliser(ignore: Iterable[str]) -> Callable[[bytes], bytes]:
             if name not in known:
                 what = f"{layer} has {', '.join(known)}" if known else f"scapy knows no layer {layer}"
                 raise ConfigError(f"--ignore {layer}.{name}: no such field; {what}")
-        # A checksum of the layer covers what is ignored, so it cannot be compared either.
+        # The layer's checksum covers the ignored fields, so it is ignored, too.
         classes[found] = names | {name for name in known if name in ("chksum", "cksum")}
 
     def normal(data: bytes) -> bytes:

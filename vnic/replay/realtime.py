@@ -1,4 +1,5 @@
-"""Replay in real time: captures through the graph into live containers, on an absolute schedule, with proof of delivery."""
+"""Replay in real time: captures through the graph into running containers, on an absolute schedule,
+with proof of delivery."""
 
 from __future__ import annotations
 
@@ -26,16 +27,18 @@ from vnic.device.nic import Nic
 from vnic.replay.devices import ReplayDevices
 from vnic.replay.session import Capture
 
-LEAD_NS = 300_000  # looked for so long before its instant: a sleep ends that late, at worst, on a machine at rest
-SETTLE_S = 0.3  # from the last NIC to the first packet: a container's kernel says hello on a new link
-DRAIN_S = 5.0  # the longest that what a shaper holds may take after the last packet
+# the source polls from so long before a packet is due: the worst wake-up latency on an idle machine
+LEAD_NS = 300_000
+# from the last NIC to the first packet: a container's kernel sends its own packets on a new link
+SETTLE_S = 0.3
+DRAIN_S = 5.0  # limit for shapers to send held packets after the last one
 STEP_S = 0.05
-WAIT_S, LOOK_S = 60.0, 0.02  # for a listener; between two looks
+WAIT_S, LOOK_S = 60.0, 0.02  # limit for a listener to appear; interval between checks
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """When packets are due: "captured", "pps", "rate" or "asap", and its number as a fraction."""
+    """When packets are due. mode: captured, pps, rate or asap; factor/divisor: its number."""
 
     mode: str
     factor: int = 1
@@ -64,7 +67,7 @@ class Schedule:
 
 
 class _LiveNic:
-    """A NIC in a container, whose packets' departures are metered and whose interface is asked what it got."""
+    """A NIC in a container. Measures when packets depart, and reads the interface's counters."""
 
     def __init__(self, nic: Nic) -> None:
         self.nic = nic
@@ -94,7 +97,7 @@ class _LiveNic:
         return self.nic.queue_statistics()
 
     def counted(self) -> int:
-        """Packets that the container's kernel says it received since this NIC was made."""
+        """Packets received since this NIC was opened, by the container's kernel."""
         self.after = self.nic.tap.counters()
         return self.after["rx_packets"] - self.before["rx_packets"]
 
@@ -104,7 +107,8 @@ class _LiveNic:
 
 @dataclass(frozen=True)
 class Listener:
-    """A socket to wait for in the container of a NIC: of a UDP or TCP port, or a packet socket (tcpdump)."""
+    """A socket to wait for in a NIC's container: of a UDP or TCP port, or a packet socket
+    (tcpdump)."""
 
     nic: str
     protocol: str
@@ -126,7 +130,7 @@ class Listener:
 
 
 class _Devices:
-    """Captures where there are any, containers elsewhere."""
+    """Opens NICs over captures where there is one, in containers elsewhere."""
 
     def __init__(self, readers: Mapping[str, CaptureReader]) -> None:
         self.replayed, self.taps = ReplayDevices(readers, None, held=True), TapDevices()
@@ -142,17 +146,18 @@ class _Devices:
         return nic
 
     def forget(self, name: str) -> None:
-        """Nobody else holds it."""
+        """Nothing to forget: no other process has the NIC."""
 
     def stop(self) -> None:
         self.taps.stop()
 
 
 class RealtimeReplay:
-    """Replays `inputs` (NIC's name -> capture) through `config` in real time, to the containers of the other NICs.
+    """Replays `inputs` (NIC's name -> capture) through `config` in real time, to the containers of
+    the other NICs.
 
-    Each packet is due at an instant that is worked out from the beginning, so that nothing drifts. Raises ConfigError, PortError; all or
-    nothing.
+    Each packet's due time is computed from the start of the replay, so errors do not add up. Raises
+    ConfigError, PortError, and then leaves nothing open.
     """
 
     def __init__(
@@ -187,8 +192,8 @@ class RealtimeReplay:
         return [nic.source for nic in self.devices.replayed.nics.values() if nic.source is not None]
 
     def wait(self, listeners: Sequence[Listener], limit_s: float = WAIT_S) -> None:
-        """Returns once all listeners are there. Raises ConfigError for a NIC without a container, VnicError after
-        `limit_s`."""
+        """Returns once all listeners exist. Raises ConfigError for a NIC without a container,
+        VnicError after `limit_s`."""
         for each in listeners:
             if each.nic not in self.devices.live:
                 raise ConfigError(f"--wait {each}: no such NIC in a container: expected one of {', '.join(self.devices.live)}")
@@ -201,7 +206,7 @@ class RealtimeReplay:
                 time.sleep(LOOK_S)
 
     def run(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Runs to the end: every packet sent, none held any more."""
+        """Runs to the end: all packets are sent, and shapers hold none, or DRAIN_S have passed."""
         clock = Clock()
         begin_ns = self._begin_ns = clock.now_ns + self.delay_ns
         for name, nic in self.devices.replayed.nics.items():
@@ -224,7 +229,8 @@ class RealtimeReplay:
         source.start(begin_ns, plan.mode, plan.factor, plan.divisor, loops=self.loops, lead_ns=LEAD_NS)
 
     def results(self) -> dict[str, Any]:
-        """Proof of delivery: captured, entered, sent to each container, counted by its interface; lateness; and `complaints`."""
+        """Proof of delivery: packets captured, entered, sent to each container, counted by its
+        interface; lateness; `complaints`."""
         stats = self.runtime.stats()
         complaints: list[str] = []
         nics: list[dict[str, Any]] = []
@@ -273,7 +279,7 @@ class RealtimeReplay:
         }
 
     def close(self) -> None:
-        """Ends it. May be called twice."""
+        """Ends the replay. May be called twice."""
         self.runtime.close()
         for reader in self.devices.replayed.readers.values():
             reader.close()

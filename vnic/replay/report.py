@@ -1,4 +1,4 @@
-"""A replay's report: JSON for programs, a picture or a page for people."""
+"""A replay's report: JSON, a picture (PNG) or a page (HTML)."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from typing import Any
 from dataplane.errors import ConfigError, VnicError
 from dataplane.units import format_rate
 
-STEPS_MOST = 200  # of a curve: finer ones show single packets, not a rate
+STEPS_MOST = 200  # of a curve; shorter steps show single packets, not a rate
 KINDS = (".html", ".png", ".json")
 
 
 def batched(values: list[float], count: int) -> Iterator[list[float]]:
-    """Parts of `count` values, the last one shorter."""
+    """Splits `values` into parts of `count`; the last one may be shorter."""
     for first in range(0, len(values), count):
         yield values[first : first + count]
 
 
 def check_report(path: str) -> str:
-    """The report's kind, by its name. Raises ConfigError for another, and where a plot cannot be drawn."""
+    """The report's kind, by its file name. Raises ConfigError for an unknown one, and where
+    matplotlib is missing."""
     kind = os.path.splitext(path)[1].lower()
     if kind not in KINDS:
         raise ConfigError(f"report {path}: expected a name in {', '.join(KINDS)}")
@@ -41,9 +42,8 @@ def check_report(path: str) -> str:
 
 
 def write_report(path: str, result: Mapping[str, Any], about: Mapping[str, Any] | None = None) -> None:
-    """Writes what `Replay.results` gave, with rates over time. about: `command`, `configuration`
-    and `seed`, so that a reader knows later what the report shows. Raises VnicError where it cannot
-    be written."""
+    """Writes the result of `Replay.results`, with rates over time. about: `command`,
+    `configuration` and `seed`, which the report shows. Raises VnicError where that fails."""
     kind = check_report(path)
     try:
         origin = origin_of(result, about or {})
@@ -59,7 +59,7 @@ def write_report(path: str, result: Mapping[str, Any], about: Mapping[str, Any] 
 
 
 def origin_of(result: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, str]:
-    """What the report is of, as text by label."""
+    """The report's origin, as text by label."""
     try:
         version = metadata.version("vnic")
     except metadata.PackageNotFoundError:
@@ -78,8 +78,8 @@ NO_DELAY_MS = 1.0  # the axis of delays that are all 0
 
 
 def policies(result: Mapping[str, Any], receiver: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Limits that bear on what a NIC's container receives, in bit/s by name: its own ingress, and
-    the egress of those that sent."""
+    """Rate limits on what a NIC's container receives, in bit/s by name: its own ingress limit, and
+    the egress limits of the NICs that sent."""
     found = [(f"limit {receiver['name']} ingress", receiver["ingress_bps"])] if receiver["ingress_bps"] else []
     for nic in result["nics"]:
         if nic["name"] != receiver["name"] and nic["received"] and nic["egress_bps"]:
@@ -96,7 +96,7 @@ def curve(axes: Any, series: Mapping[str, Any], start_ns: int, **style: Any) -> 
 
 
 def above(axes: Any, title: str) -> None:
-    """Title and legend, both above the plot: on no curve."""
+    """Adds title and legend, both above the plot, where they cover no curve."""
     axes.set_title(title, loc="left", fontsize=10, pad=24)
     handles, _ = axes.get_legend_handles_labels()
     if handles:
@@ -106,8 +106,8 @@ def above(axes: Any, title: str) -> None:
 
 
 def draw(result: Mapping[str, Any], origin: Mapping[str, str]) -> bytes:
-    """A PNG: for each NIC the rate that its container received over time, with the limits as lines,
-    and delays; below them the drops over time. All have the same time axis."""
+    """A PNG: for each NIC the rate at which its container received, with the limits as lines, and
+    delays; below them the drops over time. All have the same time axis."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -165,7 +165,7 @@ th:first-child, td:first-child { text-align: left } img { max-width: 100% } .bad
 
 
 def page(result: Mapping[str, Any], origin: Mapping[str, str], picture: bytes) -> str:
-    """One HTML file, with nothing to fetch."""
+    """A self-contained HTML file."""
 
     def cells(tag: str, values: list[object]) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(str(value))}</{tag}>" for value in values) + "</tr>"

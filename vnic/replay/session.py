@@ -1,4 +1,4 @@
-"""A replay: a configuration's whole graph, fed with captures, in virtual time."""
+"""A replay: a configuration's graph with captures as input, in virtual time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vnic.control.schema import Config
 from vnic.replay.devices import ReplayDevices, ReplayNic
 from vnic.replay.warnings import ABSURD_NS, drop_warnings, span_warning
 
-SLICE = 200_000  # packets between two looks at progress and Ctrl-C: some 40 ms
+SLICE = 200_000  # packets between two reports of progress and checks for Ctrl-C: about 40 ms
 
 Capture = str | os.PathLike[str] | int
 
@@ -33,7 +33,7 @@ def _rates(meter: Meter) -> dict[str, Any]:
 
 
 def _received(nic: ReplayNic, reader: CaptureReader | None) -> int:
-    """Packets of the capture that are what this NIC's container sent."""
+    """Packets of the capture that this NIC's container sent."""
     if isinstance(nic.source, SideSource) and nic.source.shared is not None:
         return nic.source.taken
     return reader.packets if reader else 0
@@ -46,7 +46,8 @@ def _truncated(nic: ReplayNic, reader: CaptureReader | None) -> int:
 
 
 def _shifts(readers: Mapping[str, CaptureReader]) -> dict[str, int]:
-    """By how much each input moves so that all begin when the earliest does. Each is opened a second time for its first packet."""
+    """Nanoseconds to add to each input's times so that all begin with the earliest. Opens each a
+    second time to read its first packet."""
     firsts: dict[str, int] = {}
     for name, reader in readers.items():
         if reader.size == 0:
@@ -65,7 +66,8 @@ def _shifts(readers: Mapping[str, CaptureReader]) -> dict[str, int]:
 
 
 class Target:
-    """Where an output goes: to a file beside its place, which takes the place once it is complete; or straight into a device or pipe."""
+    """An output: a temporary file in the same directory, renamed to its path once complete; or
+    directly a device or pipe."""
 
     def __init__(self, output: Capture) -> None:
         self.file: Capture = output
@@ -78,7 +80,7 @@ class Target:
                 self.file = self.part = f"{place}.{os.getpid()}.part"
 
     def finish(self) -> None:
-        """Puts a complete output into its place, removes another."""
+        """Renames a complete output to its path; removes an incomplete one."""
         if self.place and self.complete:
             os.replace(self.part, self.place)
             self.place = ""
@@ -93,16 +95,18 @@ class Target:
 
 
 class Replay:
-    """Put through `config` what `inputs` (NIC's name -> capture) hold; write what comes out to `output`.
+    """Replays `inputs` (NIC's name -> capture) through `config`; the NICs transmit into `output`.
 
-    Each packet enters at its recorded instant, timers fire at theirs; what the NICs transmit is written with the instant of its departure,
-    as one interface a NIC. With drops=True an interface "dropped" has what was dropped, each with element and reason as comment. The
-    outcome is a function of captures, configuration and seed: the number of engines does not change it.
+    Each packet enters at its recorded time, and timers fire at theirs; transmitted packets are
+    written with the time of their departure, one interface per NIC. With drops=True, an interface
+    "dropped" has the dropped packets, each with element and reason as comment. The outcome is a
+    function of captures, configuration and seed; the number of engines does not change it.
 
-    split: the one input's packets enter at the NICs of their sides. rewrite: what is changed in frames before they enter; with
-    macs_of_nics=True they get the NICs' MAC addresses. align: all inputs begin at the same instant.
+    split: the only input's packets enter at the NICs of their sides. rewrite: changes to frames
+    before they enter; macs_of_nics: the NICs' MAC addresses replace theirs. align: all inputs begin
+    at the same time.
 
-    Raises ConfigError (CaptureError for a capture that cannot be used at all) and then leaves nothing open.
+    Raises ConfigError (CaptureError for an unusable capture) and then leaves nothing open.
     """
 
     def __init__(
@@ -170,7 +174,8 @@ class Replay:
                 raise ConfigError(f"{reader.path}: is both input and output; write to another file")
 
     def run(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Runs to the end. progress: called now and then with bytes of captures read and bytes there are (0: unknown)."""
+        """Runs to the end. progress: called every SLICE packets with the captures' bytes read and
+        their total (0: unknown)."""
         readers = list(self.devices.readers.values())
         total = sum(reader.size for reader in readers)
         while self.time.run(SLICE):
@@ -183,11 +188,11 @@ class Replay:
 
     @property
     def errors(self) -> list[str]:
-        """What ended a capture early; everything before it was used."""
+        """Errors that ended a capture early; the packets before them were used."""
         return [reader.error for reader in self.devices.readers.values() if reader.error is not None]
 
     def results(self) -> dict[str, Any]:
-        """What happened: totals, per NIC and class, drops by reason, conservation."""
+        """Results: totals, per NIC and class, drops by reason, conservation."""
         status = self.runtime.status()
         stats = self.runtime.stats()
         dropped = {
@@ -249,8 +254,8 @@ class Replay:
         return result
 
     def close(self) -> None:
-        """Frees everything. The output is there now, complete, or, where `run` did not come to its end, as it was before. May be called
-        twice. Raises PortError where it could not be written."""
+        """Frees everything. After a complete `run` the output replaces its file; else that is
+        unchanged. May be called twice. Raises PortError where it could not be written."""
         if self._recorder is not None:
             self._recorder.close()
             self._recorder = None

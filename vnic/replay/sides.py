@@ -1,4 +1,5 @@
-"""The sides of a capture: which NIC's container sent a packet. Found in the beginning of the capture, or given by the user."""
+"""The sides of a capture: which NIC's container sent a packet. Derived from the beginning of the
+capture, or given by the user."""
 
 from __future__ import annotations
 
@@ -16,15 +17,15 @@ from dataplane.ports.side_source import Split
 from dataplane.wire.rewrite import Rewrite
 from vnic.control.schema import Config
 
-LOOK_PACKETS = 10_000  # of the beginning of a capture, to find its sides
-LOOK_BYTES = 4 << 20  # of a pipe, which cannot be read twice
+LOOK_PACKETS = 10_000  # at the beginning of a capture, read to find its sides
+LOOK_BYTES = 4 << 20  # at the beginning of a pipe, which cannot be read twice
 WAYS = ("auto", "mac", "prefix", "port", "none")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z", re.IGNORECASE)
 
 
 @dataclass
 class Sides:
-    """How a capture is split: one side a NIC, in the order of the configuration."""
+    """How a capture is split: one side per NIC, in the order of the configuration."""
 
     split: Split
     why: str
@@ -32,11 +33,11 @@ class Sides:
 
 @dataclass
 class Seen:
-    """What the beginning of a capture shows: who sends, and to whom."""
+    """Senders and their destinations at the beginning of a capture."""
 
     macs: dict[bytes, set[bytes]]  # source -> destinations, in order of appearance, unicast only
     addresses: dict[bytes, set[bytes]]
-    whole: bool  # the capture has no more than this
+    whole: bool  # the whole capture was read
 
 
 def _ip(data: bytes) -> tuple[bytes, bytes] | None:
@@ -53,7 +54,8 @@ def _ip(data: bytes) -> tuple[bytes, bytes] | None:
 
 
 def look(capture: str | int) -> Seen:
-    """Reads the beginning of a capture that can be opened again. What breaks off is looked at up to the break."""
+    """Reads the beginning of a capture that can be opened again; a truncated one up to the
+    error."""
     seen = Seen({}, {}, True)
     reader = CaptureReader(capture)
     try:
@@ -76,7 +78,8 @@ def look(capture: str | int) -> Seen:
 
 
 class Prefix:
-    """A pipe whose beginning is looked at before it is replayed: `beginning` may be read again and again, `rest()` is all of it."""
+    """A pipe whose beginning is read before it is replayed: `beginning` can be read repeatedly,
+    `rest()` gives the whole content."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -86,7 +89,7 @@ class Prefix:
             os.write(self.beginning, part)
 
     def rest(self) -> int:
-        """A descriptor that gives the beginning and what follows it. A thread feeds it."""
+        """A pipe with the beginning and the rest, which a thread writes."""
         self._read, write = os.pipe()
         threading.Thread(target=self._feed, args=(write,), daemon=True).start()
         return self._read
@@ -116,12 +119,12 @@ def _write_all(descriptor: int, part: bytes) -> None:
 
 
 def again(descriptor: int) -> str | None:
-    """A path under which a descriptor's file can be opened anew, from its beginning; None for a pipe."""
+    """A path to open a descriptor's file again from its beginning; None for a pipe."""
     return f"/proc/self/fd/{descriptor}" if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
 
 
 def _packed(mac: str) -> bytes:
-    """The six bytes of an address that _MAC matches: also a group's, which is no NIC's."""
+    """The six bytes of an address that _MAC matches; it may be a group address."""
     return bytes.fromhex(mac.replace(":", ""))
 
 
@@ -130,16 +133,18 @@ def _mac_text(mac: bytes) -> str:
 
 
 def _two(config: Config, ends: list[bytes], own: dict[bytes, int]) -> dict[bytes, int]:
-    """Sides of two ends: those that a NIC has by its configuration, then by order of appearance."""
+    """Sides of ends: an end in `own` gets its NIC's side, the others the free sides in order of
+    appearance."""
     free = [number for number in range(len(config.nics)) if number not in {own[end] for end in ends if end in own}]
     return {end: own[end] if end in own else free.pop(0) for end in ends}
 
 
 def decide(config: Config, seen: Seen, way: str) -> tuple[Sides | None, str]:
-    """(the sides, or None, and one line that says what was decided and why: empty where there is nothing to say)
+    """(the sides, or None; a line with the decision and its reason, or "")
 
-    auto splits only where it is plain: every sender is a NIC of the configuration by MAC address, two MAC addresses or, where these tell
-    nothing, two IP addresses talk to each other and the configuration has two NICs, or every sender has an address of a NIC.
+    auto splits only unambiguous captures: every sender has the MAC address of a configured NIC; or
+    there are two NICs, and two MAC addresses (or, in a capture without them, two IP addresses) that
+    send to each other; or every sender has an IP address of a NIC.
     """
     names = list(config.nics)
     macs = {nic.mac.packed: number for number, nic in enumerate(config.nics.values()) if nic.mac is not None}
@@ -167,7 +172,7 @@ def decide(config: Config, seen: Seen, way: str) -> tuple[Sides | None, str]:
     if len(senders) > 1 and prefixes and all(_side(prefixes, address) >= 0 for address in senders):
         why = "by address: every sender has one of the NICs' addresses"
         return Sides(Split(prefixes=prefixes), why), f"split {why}"
-    alike = len(seen.macs) <= 1  # a capture of lo: MAC addresses say nothing
+    alike = len(seen.macs) <= 1  # a capture of lo: MAC addresses distinguish nothing
     if len(senders) == 2 and (way == "prefix" or (alike and len(names) == 2 and _talk(seen.addresses, senders))):
         sides = [(address, 8 * len(address), number) for number, address in enumerate(senders)]
         texts = ", ".join(f"{names[number]} sends {ipaddress.ip_address(address)}" for address, _, number in sides)
@@ -206,7 +211,8 @@ def _side(prefixes: Sequence[tuple[bytes, int, int]], address: bytes) -> int:
 
 
 def given(config: Config, rules: Sequence[str]) -> Sides:
-    """Sides from --side NAME=RULE,RULE: each a MAC address, an address or prefix, a port, or * for everything else."""
+    """Sides from --side NAME=RULE,RULE; a rule is a MAC address, an IP address or prefix, a port,
+    or * for all other packets."""
     names = list(config.nics)
     macs: dict[bytes, int] = {}
     prefixes: list[tuple[bytes, int, int]] = []
@@ -240,7 +246,8 @@ def network_of(
 
 
 def rewrite_of(macs: Sequence[str], addresses: Sequence[str], vlans: Sequence[str]) -> tuple[Rewrite | None, bool]:
-    """(what --rewrite-mac, --rewrite-ip and --rewrite-vlan say, whether MAC addresses become those of the NICs)"""
+    """(the rewrite by --rewrite-mac, --rewrite-ip and --rewrite-vlan; whether the NICs' MAC
+    addresses replace those of frames)"""
     of_nics = "nics" in macs
     pairs: list[tuple[bytes, bytes]] = []
     for rule in macs:

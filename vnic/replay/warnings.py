@@ -1,4 +1,5 @@
-"""What a replay says where most of a capture came to nothing: how much, why, and what to do."""
+"""Warnings of a replay: most packets were dropped (how many, why, what to do), or the captures are
+far apart in time."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Any
 from dataplane.elements.parse import Parse
 
 DAY_NS = 86_400 * 10**9
-ABSURD_NS = DAY_NS  # between the first packets of two captures: they are hardly of one experiment
+ABSURD_NS = DAY_NS  # between the first packets of two captures: they are probably unrelated
 
 # reason -> (why, what to do)
 REASONS: dict[str, tuple[str, str]] = {
@@ -63,6 +64,6 @@ def drop_warnings(result: Mapping[str, Any], *, split: bool) -> list[dict[str, s
 
 
 def span_warning(apart_ns: int) -> dict[str, str]:
-    """Captures that begin so far apart are hardly meant to."""
+    """A warning that the captures' beginnings are far apart."""
     days = apart_ns / DAY_NS
     return {"code": "starts_apart", "text": f"the captures begin {days:.1f} days apart; use --align to let all begin at once"}

@@ -1,4 +1,5 @@
-"""Tests of networks in virtual time: `VirtualNetwork`, and a pytest plugin around it (fixture `vnic_network`)."""
+"""Networks in virtual time for tests: `VirtualNetwork`, and a pytest plugin (fixture
+`vnic_network`)."""
 
 from vnic.testing.network import Received, VirtualNetwork
 

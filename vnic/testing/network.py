@@ -1,4 +1,5 @@
-"""A whole configuration in virtual time, driven step by step: send, let time pass, look what came out."""
+"""A configuration's network in virtual time: tests send packets, advance time, read received
+ones."""
 
 from __future__ import annotations
 
@@ -25,19 +26,20 @@ from vnic.device.rss import Rss
 from vnic.replay.compare import Pair, Seen, describe
 from vnic.replay.devices import Forever
 
-START_NS = 10**9  # where virtual time begins: far enough from 0 that "long ago" exists
+START_NS = 10**9  # start of virtual time: greater than 0, so that earlier times exist
 
 Packet = Any  # bytes, or a scapy packet that begins with Ethernet
-FRAMES = ("Ether", "Dot3", "Raw")  # classes of scapy whose packets are Ethernet frames; Raw is bytes
+FRAMES = ("Ether", "Dot3", "Raw")  # scapy classes of Ethernet frames; Raw: bytes
 
 
 def _is_packet(value: Any) -> bool:
-    """Whether it is one packet. A scapy packet can be iterated over, too; lists of them cannot become bytes."""
+    """Whether `value` is one packet. Scapy packets are iterable, too, but have __bytes__."""
     return isinstance(value, bytes | bytearray | memoryview) or hasattr(type(value), "__bytes__")
 
 
 def _frame(packet: Packet, what: str) -> bytes:
-    """The bytes of an Ethernet frame. Raises ConfigError for anything else: bytes(5) would be five zeros."""
+    """The bytes of an Ethernet frame. Raises ConfigError for others: bytes(5) would be five
+    zeros."""
     kinds = [each.__name__ for each in type(packet).__mro__]
     if not _is_packet(packet):
         raise ConfigError(f"{what}: {type(packet).__name__} is not a packet: expected bytes or a scapy packet")
@@ -47,7 +49,7 @@ def _frame(packet: Packet, what: str) -> bytes:
 
 
 def _frames(packets: Packet | Iterable[Packet], what: str) -> list[bytes]:
-    """The frames of one packet, or of several: a list, a generator, what scapy's rdpcap returned."""
+    """The frames of one packet, or of several: a list, a generator, the result of rdpcap."""
     if _is_packet(packets):
         return [_frame(packets, what)]
     if isinstance(packets, str) or not isinstance(packets, Iterable):
@@ -59,7 +61,7 @@ def _frames(packets: Packet | Iterable[Packet], what: str) -> list[bytes]:
 
 @dataclass(frozen=True)
 class Received:
-    """A frame that a container received: when, counted from the start, and its bytes."""
+    """A frame that a container received: time since the start, and bytes."""
 
     time_ns: int
     data: bytes
@@ -73,14 +75,14 @@ class Received:
 
     @property
     def packet(self) -> Any:
-        """Dissected by scapy."""
+        """The frame as a scapy packet."""
         from vnic.replay.dissect import packet
 
         return packet(self.data)
 
 
 class _Nic:
-    """A NIC whose container is the test."""
+    """A NIC; the test takes the place of its container."""
 
     def __init__(self, config: NicConfig, number: int) -> None:
         self.config = config
@@ -91,7 +93,7 @@ class _Nic:
         return Forever()
 
     def set_carrier(self, up: bool) -> None:
-        """Nobody sees it."""
+        """No effect: there is no container."""
 
     def status(self) -> dict[str, Any]:
         return {"interface": self.config.interface, "mac": self.config.mac, "mtu": self.config.mtu, "queues": self.port.queues}
@@ -138,7 +140,7 @@ def _nanoseconds(time: str | int) -> int:
 
 
 def _in_unit_of(time_ns: int, other_ns: int) -> str:
-    """A time in the unit that suits another one, exactly, so that both can be compared at a glance."""
+    """A time, exact, in the unit that suits another one, so that the two are easy to compare."""
     for unit, name in ((10**9, "s"), (10**6, "ms"), (10**3, "us")):
         if abs(other_ns) >= unit:
             whole, rest = divmod(abs(time_ns), unit)
@@ -148,14 +150,16 @@ def _in_unit_of(time_ns: int, other_ns: int) -> str:
 
 
 class VirtualNetwork:
-    """The network that `config` describes (YAML text, the path of a YAML file, or a Config), with the test as all its containers.
+    """The network of `config` (YAML text, the path of a YAML file, or a Config); the test takes the
+    place of all containers.
 
         net = VirtualNetwork("nics: {a: {egress: {rate: 10mbit}}, b: {}}")
         net.send("a", Ether(...) / IP(...) / UDP(...), at="1ms")
         net.run()
         net.assert_received("b", Ether(...) / IP(...) / UDP(...), at="1ms")
 
-    Times are of virtual time, from 0, as "1ms" or nanoseconds. Every packet is accounted for when the network is closed.
+    Times are virtual, from 0, as "1ms" or nanoseconds. `close` checks that every packet is
+    accounted for.
     """
 
     def __init__(self, config: str | os.PathLike[str] | Config, *, seed: int = 0) -> None:
@@ -188,13 +192,15 @@ class VirtualNetwork:
         """Virtual time since the start."""
         return self._clock.now_ns - START_NS
 
-    # -- what goes in ------------------------------------------------------------------------------------------------------
+    # -- sending -----------------------------------------------------------------------------------
 
     def send(self, nic: str, packets: Packet | Iterable[Packet], *, at: str | int | None = None, gap: str | int = 0) -> None:
-        """The container of `nic` sends a packet or several, from `at` (default: now) on, `gap` apart.
+        """The container of `nic` sends one or several packets, `gap` apart, the first at `at`
+        (default: now).
 
-        A packet is bytes or a scapy packet that begins with Ethernet; several are any iterable of them, such as a list, a generator
-        or what scapy's rdpcap returned. Raises ConfigError for anything else, and then sends nothing.
+        A packet is bytes or a scapy packet that begins with Ethernet; several are any iterable of
+        them, such as a list, a generator or the result of scapy's rdpcap. Raises ConfigError for
+        other values, and then sends nothing.
         """
         self._nic(nic)
         frames, gap_ns = _frames(packets, "send"), _nanoseconds(gap)
@@ -206,7 +212,8 @@ class VirtualNetwork:
             instant += gap_ns
 
     def send_capture(self, nic: str, capture: str | os.PathLike[str], *, at: str | int | None = None) -> int:
-        """The container of `nic` sends what a capture holds, first packet at `at` (default: now); returns how many packets.
+        """The container of `nic` sends a capture's packets, the first at `at` (default: now).
+        Returns their number.
 
         A TCP frame longer than the NIC's MTU is sent as the GSO frame that it was, as in a replay.
         """
@@ -232,14 +239,14 @@ class VirtualNetwork:
             raise ConfigError(f"nic {name}: there is none; the configuration has {', '.join(self._devices.nics)}")
         return self._devices.nics[name]
 
-    # -- time --------------------------------------------------------------------------------------------------------------
+    # -- time --------------------------------------------------------------------------------------
 
     def advance(self, time: str | int) -> None:
-        """Lets so much virtual time pass."""
+        """Advances virtual time by `time`."""
         self._run_until(self.now_ns + _nanoseconds(time))
 
     def run(self) -> None:
-        """Lets time pass until everything was sent and nothing is on its way any more."""
+        """Advances time until every packet was sent and none is in flight."""
         while self._sending:
             self._run_until(self._sending[0][0])
         while self._time.run(1 << 62):
@@ -263,27 +270,29 @@ class VirtualNetwork:
         for name, nic in self._devices.nics.items():
             self._received[name] += [Received(frame.time_ns - START_NS, frame.data, frame.queue) for frame in nic.port.take()]
 
-    # -- what comes out ----------------------------------------------------------------------------------------------------
+    # -- receiving ---------------------------------------------------------------------------------
 
     def received(self, nic: str) -> list[Received]:
-        """What the container of `nic` has received since the last `take` or `assert_received`, in order.
+        """The frames that the container of `nic` has received since the last `take` or
+        `assert_received`.
 
-        A list of `Received`, an item a frame: `data` (its bytes), `time_ns` (when, counted from the start), `queue` (of the NIC that
-        it came through) and `packet` (dissected by scapy). A GSO frame is there as the segments that it was cut into.
+        A list of `Received`, in order: `data` (the frame's bytes), `time_ns` (since the start),
+        `queue` (of the NIC) and `packet` (the frame as a scapy packet). A GSO frame is listed in
+        segments.
         """
         self._nic(nic)
         return list(self._received[nic])
 
     def take(self, nic: str) -> list[Received]:
-        """As `received`, and forgets them: the next call returns what comes later."""
+        """As `received`, and removes them: the next call returns later frames only."""
         taken = self.received(nic)
         self._received[nic] = []
         return taken
 
     def drops(self) -> dict[str, int]:
-        """How many packets were dropped so far, as a dict: "element: reason" -> count, without those that are 0.
+        """Numbers of packets dropped so far, as a dict: "element: reason" -> count; without zeros.
 
-        For example {"a.egress.rate: queue_full": 3, "b.tx: too_long": 1}; the names are those of `vnic stats`.
+        For example {"a.egress.rate: queue_full": 3, "b.tx: too_long": 1}; names as in `vnic stats`.
         """
         return {
             f"{element['name']}: {reason}": count
@@ -301,8 +310,8 @@ class VirtualNetwork:
         at: str | int | Iterable[str | int] | None = None,
         tolerance: str | int = 0,
     ) -> None:
-        """Fails unless the container of `nic` received exactly these packets, in this order, and at these instants where `at` is given.
-        What was asserted is forgotten, so that a test can go on."""
+        """Fails unless the container of `nic` received exactly these packets, in this order, and at
+        the times `at`, if given. Removes the received packets, so that a test can go on."""
         __tracebackhide__ = True
         wanted = _frames(packets, "assert_received")
         instants = None if at is None else [_nanoseconds(each) for each in ([at] if isinstance(at, str | int) else at)]
@@ -331,7 +340,7 @@ class VirtualNetwork:
         return "".join(lines)
 
     def write(self, capture: str | os.PathLike[str]) -> None:
-        """Everything received so far as a pcapng file, an interface a NIC."""
+        """Writes all frames received so far into a pcapng file, one interface per NIC."""
         names = list(self._received)
         lines = sorted((each.time_ns, number, each.data) for number, name in enumerate(names) for each in self._received[name])
         writer = CaptureWriter(capture, names)
@@ -342,7 +351,8 @@ class VirtualNetwork:
             writer.close()
 
     def close(self) -> None:
-        """Ends it. Raises AssertionError where packets are unaccounted for. May be called twice."""
+        """Closes the network. Raises AssertionError where packets are unaccounted for. May be
+        called twice."""
         if self._closed:
             return
         self._closed = True

@@ -1,4 +1,4 @@
-"""The pytest plugin that comes with vnic: networks in virtual time, and golden captures.
+"""The pytest plugin of vnic: networks in virtual time, and golden captures.
 
 def test_rate(vnic_network):
     net = vnic_network("nics: {a: {egress: {rate: 10mbit}}, b: {}}")
@@ -29,7 +29,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 class Networks:
-    """Makes networks and closes them after the test: `vnic_network(config)`. Paths are relative to the test's file."""
+    """Makes networks and closes them after the test: `vnic_network(config)`. Paths are relative to
+    the test's file."""
 
     def __init__(self, directory: Path, update: bool) -> None:
         self.directory, self.update = directory, update
@@ -47,7 +48,8 @@ class Networks:
     def assert_golden(
         self, network: VirtualNetwork, golden: str | os.PathLike[str], *, tolerance: str | int = 0, ignore: tuple[str, ...] = ()
     ) -> None:
-        """Fails unless everything that the network's containers received is as in the capture `golden`, instants too.
+        """Fails unless all packets that the network's containers received, and their times, are as
+        in the capture `golden`.
 
         With --vnic-update-golden the capture is written instead.
         """
