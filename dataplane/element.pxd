@@ -43,6 +43,7 @@ cdef class Element:
     # between two turns, may assign it.
     cdef uint64_t deadline_ns
     cdef uint32_t timer_place            # in the engine's heap, see timers.pxd
+    cdef bint left                       # its engine took it out of the graph, and its counters began anew
     cdef bint deferrable                 # the class's DEFERRABLE
     # CPU time of a source's polls and of a timer's ticks, with all that follows from them. Private
     # to the engine's thread.

@@ -43,6 +43,12 @@ cdef inline uint64_t cpu_ns() noexcept nogil:
     return <uint64_t>t.tv_sec * 1000000000 + <uint64_t>t.tv_nsec
 
 
+cdef inline void begin_anew(Element element) noexcept nogil:
+    """Sets counters and charges to 0."""
+    memset(&element.counters, 0, sizeof(Counters))
+    element.weight_ns = element.charged_ns = 0
+
+
 cdef inline uint64_t charge(Element element, double share) noexcept nogil:
     cdef uint64_t part = <uint64_t>(element.weight_ns * share)
     element.weight_ns = 0
@@ -140,7 +146,12 @@ cdef class Engine:
                 each.release()
                 (<Element>each).timer_place = NO_PLACE
             self.put(sources, polling, arrays)
-            return [(each, {**each.statistics(), "charged_ns": (<Element>each).charged_ns}) for each in gone]
+            retired = [(each, {**each.statistics(), "charged_ns": (<Element>each).charged_ns}) for each in gone]
+            # From here on: where it is connected again, packets come to it before the next load.
+            for each in gone:
+                begin_anew(<Element>each)
+                (<Element>each).left = True
+            return retired
 
         with self._reload:
             retired = self.call(swap)
@@ -156,9 +167,9 @@ cdef class Engine:
         bound = []
         try:
             for element in elements:
-                # The counts of an element that was here before (the switch, while no NIC was attached) were returned when it left.
-                memset(&(<Element>element).counters, 0, sizeof(Counters))
-                (<Element>element).weight_ns = (<Element>element).charged_ns = 0
+                if not (<Element>element).left:
+                    begin_anew(<Element>element)
+                (<Element>element).left = False
                 element.bind(self)
                 bound.append(element)
                 element.initialize()

@@ -78,7 +78,9 @@ def prepared(running: Config, wanted: Config, nics: Nics) -> Config:
         same = links.get(link.name)
         if same is not None and same.ends == link.ends:
             link.numbers = list(same.numbers)
-            link.engine = same.engine if link.engine is None else config.engine_index(link.engine)
+            link.engine = same.engine if link.engine is None else link.engine
+        if not link.plain:
+            link.engine = config.engine_index(link.engine or 0)
     try:
         check(config)
     except NetworkError as error:
@@ -200,7 +202,7 @@ class Applying:
     def _made_again(self) -> set[str]:
         """NICs whose interface takes the place of another one: it has to go first."""
         nics = self._before[0]
-        remade = {change.name for change in self._changes if change.remade}
+        remade = {change.name for change in self._changes if change.remade and change.name in self._nics.attached}
         going = {_place(nics[name]): name for name in (*self._names("nic", "remove"), *remade)}
         coming = {_place(self._wanted.nics[name]): name for name in self._names("nic", "add")}
         for place in going.keys() & coming.keys():
@@ -235,30 +237,37 @@ class Applying:
         undo.callback(self._nics.take_out, name)
 
     def _change(self, undo: ExitStack) -> None:
-        nics, links = self._nics, {str(link.name): link for link in self._before[2]}
-        wanted = _links(self._wanted)
+        """Changes groups; moves NICs to other engines; then all else in one step of each engine."""
+        nics, config = self._nics, self._runtime.config
+        before, after = {str(link.name): link for link in self._before[2]}, _links(self._wanted)
         for change in self._changes:
-            match change:
-                case Change("group", name, "change"):
-                    before = written(self._runtime.config.groups[name])
-                    after = written(self._wanted.groups[name])
-                    words = {path.partition(".")[0] for path in change.fields}
-                    self._runtime.change_group(name, {word: after.get(word) for word in words})
-                    undo.callback(self._runtime.change_group, name, {word: before.get(word) for word in words})
-                case Change("nic", name, "change", remade=False) if name in nics.attached:
-                    before_nic = nics.attached[name].config
-                    undo.callback(nics.change, name, before_nic)
-                    nics.change(name, self._wanted.nics[name])
-        # Links that go do so before others come: both together might be a loop.
-        for name in self._names("link", "remove"):
-            nics.remove_link(name)
-            undo.callback(nics.add_link, links[name])
-        for name in self._names("link", "change"):
-            undo.callback(nics.change_link, name, links[name])
-            nics.change_link(name, wanted[name])
-        for name in self._names("link", "add"):
-            nics.add_link(wanted[name])
-            undo.callback(nics.remove_link, name)
+            if change.kind == "group":
+                words = {path.partition(".")[0] for path in change.fields}
+                was, will = written(config.groups[change.name]), written(self._wanted.groups[change.name])
+                undo.callback(self._runtime.change_group, change.name, {word: was.get(word) for word in words})
+                self._runtime.change_group(change.name, {word: will.get(word) for word in words})
+        changed = [change for change in self._changes if change.action == "change" and not change.remade]
+        here = [each for each in changed if each.kind == "nic" and each.name in nics.attached]
+        links = [each.name for each in changed if each.kind == "link"]
+        moved = [name for name in links if _home(before[name]) != _home(after[name])]
+        for change in [change for change in here if "engine" in change.fields]:
+            self._change_nic(undo, change.name)
+        with nics.at_once():
+            for change in [change for change in here if "engine" not in change.fields]:
+                self._change_nic(undo, change.name)
+            for name in (*moved, *self._names("link", "remove")):
+                nics.remove_link(name)
+                undo.callback(nics.add_link, before[name])
+            for name in [name for name in links if name not in moved]:
+                undo.callback(nics.change_link, name, before[name])
+                nics.change_link(name, after[name])
+            for name in (*moved, *self._names("link", "add")):
+                nics.add_link(after[name])
+                undo.callback(nics.remove_link, name)
+
+    def _change_nic(self, undo: ExitStack, name: str) -> None:
+        undo.callback(self._nics.change, name, self._nics.attached[name].config)
+        self._nics.change(name, self._wanted.nics[name])
 
     def _remove(self, gone: set[str]) -> None:
         self._nics.take_out(
@@ -267,6 +276,11 @@ class Applying:
         for name in self._names("switch", "remove"):
             self._nics.remove_switch(name)
         self._nics.watching.look()
+
+
+def _home(link: LinkConfig) -> tuple[Any, ...]:
+    """What decides where a link's elements are."""
+    return link.ends, None if link.plain else link.engine
 
 
 def _place(nic: NicConfig) -> tuple[Any, ...]:

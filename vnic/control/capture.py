@@ -78,6 +78,7 @@ class LiveCapture:
         ]
         for _, mirror in self.mirrors:
             mirror.owner = name
+        self._counters: list[dict[str, int]] = []  # of the mirrors, at the end
 
     def start(self) -> None:
         """Inserts the mirrors, between two batches."""
@@ -127,23 +128,23 @@ class LiveCapture:
     def stop(self) -> None:
         """Removes the mirrors."""
         self.home.engine.call(self.remove)
+        self._counters = [mirror.statistics()["counters"] for _, mirror in self.mirrors]
         self.home.load(list(self.home.sources))
 
     @property
     def captured(self) -> int:
-        """Number of packets captured."""
-        return sum(mirror.statistics()["counters"]["mirrored"] for _, mirror in self.mirrors)
+        """Number of packets captured, once it is stopped."""
+        return sum(each["mirrored"] for each in self._counters)
 
     def finish(self) -> dict[str, Any]:
         """After `stop`: writes the rest and closes the file; returns packets captured and missed,
         and why writing ended early."""
-        counters = [mirror.statistics()["counters"] for _, mirror in self.mirrors]
         error = self.file.error
         self.file.close()
         return {
             "point": self.point,
             "captured": self.captured,
-            "missed": sum(each["mirror_overflow"] + each["mirror_failed"] for each in counters),
+            "missed": sum(each["mirror_overflow"] + each["mirror_failed"] for each in self._counters),
             "error": error,
         }
 

@@ -70,6 +70,8 @@ class Nics(Module):
         self._orphans: set[int] = set()  # captures whose client went during an upgrade
         self.watching = Watching(self)
         self._started = False
+        self._gathering = False  # within at_once
+        self._leaving: list[Attached | AttachedLink] = []  # unplugged within it
         # What users' NICs may hold of the pool, by the user's number: however many NICs and shapers, in whichever engines.
         pool = runtime.pool.small_count, runtime.pool.large_count
         self._shares = {
@@ -293,25 +295,29 @@ class Nics(Module):
 
     def _unplug(self, things: Sequence[Attached | AttachedLink]) -> None:
         """Takes NICs and links out of the graph; frames that are on their way to them are dropped and counted."""
-        rings = [(port, port.ring) for thing in things for port in thing.ports if port.ring is not None]
         with self.at_once():
             for index, each in enumerate(self.homes):
-                for port in (port for thing in things for port in thing.ports):
-                    each.deactivate(port.switch, port.number)
-                    each.disconnect(port.switch, port.number)
-                    if index != port.home:
-                        each.load(list(each.sources))
-        # No engine pushes to the rings any more; what is in them leaves through the home engine before its graph goes.
-        for port, ring in rings:
+                for thing in things:
+                    for port in thing.ports:
+                        each.deactivate(port.switch, port.number)
+                        each.disconnect(port.switch, port.number)
+                gone = [thing for thing in things if thing.ports[0].home != index]
+                leaving = [element for thing in gone for element in thing.elements_in(index)]
+                sources = {source for thing in gone for source in thing.sources_in(index)}
+                each.load([source for source in each.sources if source not in sources], leaving=leaving)
+            self._leaving += [thing for thing in things if thing.ports[0].home is not None]
+
+    def _leave_homes(self, things: Sequence[Attached | AttachedLink]) -> None:
+        """Takes what no engine's switch leads to any more out of its home. What is in the rings leaves through the home first."""
+        for port in (port for thing in things for port in thing.ports):
             assert port.home is not None
             engine = self.homes[port.home].engine
-            while len(ring) and engine.running:
+            while port.ring is not None and len(port.ring) and engine.running:
                 engine.call(lambda: None)
         with self.at_once():
             for index, each in enumerate(self.homes):
                 if sources := {source for thing in things for source in thing.sources_in(index)}:
-                    leaving = [element for thing in things for element in thing.elements_in(index)]
-                    each.load([source for source in each.sources if source not in sources], leaving=leaving)
+                    each.load([source for source in each.sources if source not in sources])
 
     def _replace(
         self,
@@ -361,7 +367,7 @@ class Nics(Module):
     def add_link(self, config: LinkConfig) -> None:
         """Joins two switches. All or nothing. Raises VnicError."""
         with ExitStack() as undo:
-            if not config.numbers:
+            if len(config.numbers) != 2:
                 first = self._free_number(f"link {config.name}")
                 config.numbers = [first, self._free_number(f"link {config.name}", [first])]
             if not config.plain:
@@ -373,22 +379,8 @@ class Nics(Module):
             undo.pop_all()
 
     def change_link(self, name: str, config: LinkConfig) -> None:
-        """Gives a link other settings. One that gets or loses its home, or has another one, is made again. Raises VnicError, and then
-        nothing has changed."""
+        """Gives a link other settings, between the same switches and in the same home. Raises VnicError, and then nothing has changed."""
         before = self.links[name]
-        if config.engine is None:
-            config.engine = before.config.engine
-        else:
-            config.engine = self.config.engine_index(config.engine)
-        placed = config.ends, config.plain, config.plain or config.engine
-        if placed != (before.config.ends, before.config.plain, before.config.plain or before.config.engine):
-            self.remove_link(name)
-            try:
-                self.add_link(config)
-            except BaseException:
-                self.add_link(before.config)
-                raise
-            return
         directory = self.config.directory or None
         link = AttachedLink(
             config, self.homes, directory, lambda target: self.runtime.segments.ring(target, ExitStack()), before
@@ -517,11 +509,20 @@ class Nics(Module):
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Changes every engine's graph once, at the end of a `with`; within another such `with`, at the end of that."""
-        with ExitStack() as stack:
-            for home in self.homes:
-                stack.enter_context(home.at_once())
-            yield
+        """Changes every engine's graph once, at the end of a `with`, between two batches; within another such `with`, at the end of
+        that."""
+        outermost, self._gathering = not self._gathering, True
+        try:
+            with ExitStack() as stack:
+                for home in self.homes:
+                    stack.enter_context(home.at_once())
+                yield
+        finally:
+            if outermost:
+                self._gathering = False
+                leaving, self._leaving = self._leaving, []
+                if leaving:
+                    self._leave_homes(leaving)
 
     def get(self, name: str, session: Session | None = None) -> Attached:
         """A NIC that is attached; for `session` only one that is its user's. Raises ConfigError, NotPermittedError."""

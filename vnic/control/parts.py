@@ -472,9 +472,9 @@ class AttachedLink:
         sources: list[Source] = []
         if before is not None:
             port.ring = before.ports[number].ring
-            sources = [each for each in before.sources_in(home) if each.name in (name, f"{name}.ring.rx")]
+            sources = [each for each in before.sources_in(home) if each.name in (f"{name}.link", f"{name}.ring.rx")]
         else:
-            link = Link(other.number, name=name)
+            link = Link(other.number, name=f"{name}.link")
             link.connect(0, homes[home].switches[other.switch])
             sources.append(link)
             if len(homes) > 1:
