@@ -3,12 +3,13 @@
 import json
 import os
 import signal
+import subprocess
 from contextlib import suppress
 
 import pytest
 
 from tests.support.containers import Container
-from tests.test_command import environment, ping, vnic  # noqa: F401 - a fixture
+from tests.test_command import TREE, VNIC, environment, ping, vnic  # noqa: F401 - a fixture
 from tests.test_supervisor import conserved, kill_worker, status
 from tests.test_upgrade import Traffic, an_engine_each, entries
 
@@ -121,8 +122,10 @@ def test_only_the_interface_that_must_be_is_made_again(network):
     diff = vnic(network.environment, "config", "diff", str(network.file))
     assert diff == ""
     network.write(network.first)
-    diff = vnic(network.environment, "config", "diff", str(network.file), status=1)
-    assert diff.splitlines() == ["~ nic a  egress.rate: 5mbit -> none",
+    words = [*VNIC, "config", "diff", str(network.file)]
+    diff = subprocess.run(words, env=network.environment, cwd=TREE, capture_output=True, text=True, timeout=120)
+    assert (diff.returncode, diff.stderr) == (1, "")
+    assert diff.stdout.splitlines() == ["~ nic a  egress.rate: 5mbit -> none",
                                  "~ nic b  mtu: 9000 -> 1500 (its interface is removed and made again)"]  # fmt: skip
 
 
