@@ -119,7 +119,7 @@ def elements() -> str:
         "takes `branches:`, a chain for each output by its number; all branches rejoin at the element that",
         "follows.",
         "",
-        "`vnic element NAME` prints an entry of this page, `vnic graph` shows the elements of a running",
+        "`vnic element NAME` prints an entry of this page, `vnic graph --elements` shows those of a running",
         "instance, `vnic stats` their counters, and `vnic handler` reads and writes their handlers while",
         "packets flow. [The tutorial](tutorial-element.md) shows how to write your own.",
         "",

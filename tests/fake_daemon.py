@@ -108,7 +108,7 @@ class FakeRuntime:
             "engines": [{"name": "e0", "elements": [element]}],
         }
 
-    def graph(self, style: str = "text") -> str:
+    def graph(self, style: str = "text", *, elements: bool = True) -> str:
         return {"text": "a -> b\n", "dot": "digraph vnic {}\n", "json": "{}"}[style]
 
 

@@ -122,7 +122,10 @@ def test_elements_that_stay_keep_their_packets(engines):
         ("{engine: 1, ingress: {elements: [Counter]}}", "{engine: 0}"),
         ("{mtu: 1500}", "{mtu: 9000}"),
         ("{queues: 1}", "{queues: 4}"),
-        ("{ingress: {elements: [{element: Classifier, rules: [{protocol: udp}], branches: {0: [Counter]}}]}}", "{ingress: {elements: [Counter]}}"),
+        (
+            "{ingress: {elements: [{element: Classifier, rules: [{protocol: udp}], branches: {0: [Counter]}}]}}",
+            "{ingress: {elements: [Counter]}}",
+        ),
     ],
 )
 def test_each_setting_of_a_nic_there_and_back(before, after):

@@ -138,7 +138,7 @@ def test_a_nic_may_take_the_place_of_another(network):
 
 
 def test_a_failure_half_way_leaves_the_old_network(network):
-    before, graph = network.shown(), sorted(vnic(network.environment, "graph").splitlines())
+    before, graph = network.shown(), sorted(vnic(network.environment, "graph", "--elements").splitlines())
     bad = network.changed(
         a={"egress": {"rate": "5mbit", "elements": ["Counter"]}},
         b={"mtu": 9000, "addresses": ["10.99.0.2/24"]},
@@ -148,7 +148,7 @@ def test_a_failure_half_way_leaves_the_old_network(network):
     bad["nics"]["c"] = {"pid": network.a.pid, "interface": "eth0"}  # it has an eth0
     network.apply(bad, code=2)
     assert network.shown() == before
-    assert sorted(vnic(network.environment, "graph").splitlines()) == graph
+    assert sorted(vnic(network.environment, "graph", "--elements").splitlines()) == graph
     assert network.a.interfaces() == network.b.interfaces() == ["eth0"]
     ping(network.a, "10.99.0.2")
 

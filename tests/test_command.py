@@ -119,9 +119,9 @@ def test_up_attach_rate_link_detach_down(environment, tmp_path, leak_check):
             vnic(environment, "link", "c", "up")
             stats = json.loads(vnic(environment, "stats", "--json"))
             assert {nic["name"] for nic in stats["nics"]} == {"a", "b", "c"}
-            assert "a.parse" in vnic(environment, "graph")
-            assert vnic(environment, "graph", "--dot").startswith("digraph")
-            assert "name" in json.loads(vnic(environment, "graph", "--json"))["e0"][0]
+            assert "a.parse" in vnic(environment, "graph", "--elements")
+            assert vnic(environment, "graph", "--dot", "--elements").startswith("digraph")
+            assert "name" in json.loads(vnic(environment, "graph", "--json", "--elements"))["e0"][0]
             vnic(environment, "detach", "c")
             assert c.interfaces() == []
             assert "is not attached" in vnic(environment, "detach", "c", status=2)

@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from tests.support.capture_files import pcap
-from tests.test_replay import A, B, C, EVERYBODY, replay, traffic
+from tests.test_replay import EVERYBODY, A, B, C, replay, traffic
 
 D = bytes([2, 0, 0, 0, 0, 4])
 NETWORK = """

@@ -165,7 +165,7 @@ def serve(channel: socket.socket) -> None:
             request = json.loads(line)
             try:
                 answer(getattr(container, request.pop("call"))(**request))
-            except TimeoutError as error:
+            except OSError as error:  # also when the demo is ended and its interfaces go
                 answer({"error": str(error)})
 
 

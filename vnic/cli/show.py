@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from dataplane.errors import ConfigError
+from dataplane.errors import ConfigError, VnicError
 from vnic.cli.common import (
     about,
     completing,
@@ -299,16 +299,40 @@ def metrics(instance: str, as_json: bool) -> None:
 
 
 @click.command()
+@click.option("--elements", is_flag=True, help="Show the elements of each engine and their connections.")
 @click.option("--dot", "style", flag_value="dot", help="Print it in Graphviz' language.")
 @click.option("--json", "style", flag_value="json", help="Print JSON.")
 @click.option("--text", "style", flag_value="text", default="text", hidden=True)
+@click.option("-o", "--output", type=click.Path(), help="Draw it into a file: .svg, .png or .pdf. Needs Graphviz.")
 @instance_option
-def graph(style: str, instance: str) -> None:
-    """Show the packet graph: the running elements and their connections.
+def graph(elements: bool, style: str, output: str | None, instance: str) -> None:
+    """Show the network: switches, the NICs on them and the links between them, with what packets pass.
 
     \b
     vnic graph
-    vnic graph --dot | dot -Tsvg > graph.svg
+    vnic graph -o network.svg
+    vnic graph --elements
     """
+    suffix = "" if output is None else output.rpartition(".")[2].lower()
+    if output is not None and suffix not in PICTURES:
+        raise click.UsageError(f"--output {output}: expected a name that ends in .{', .'.join(PICTURES)}")
     with connect(instance) as client:
-        click.echo(client.call("Graph", format=style)["graph"].rstrip("\n"))
+        picture = client.call("Graph", format=style if output is None else "dot", elements=elements)["graph"]
+    if output is None:
+        click.echo(picture.rstrip("\n"))
+    else:
+        _draw(picture, output, suffix)
+
+
+def _draw(picture: str, output: str, kind: str) -> None:
+    import shutil
+    import subprocess
+
+    if (dot := shutil.which("dot")) is None:
+        raise VnicError("drawing needs Graphviz: install the package graphviz, or use --dot")
+    done = subprocess.run([dot, f"-T{kind}", "-o", output], input=picture, text=True, capture_output=True, check=False)
+    if done.returncode:
+        raise VnicError(f"{output}: cannot be drawn: {done.stderr.strip().splitlines()[-1]}")
+
+
+PICTURES = ("svg", "png", "pdf")

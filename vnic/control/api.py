@@ -53,8 +53,8 @@ method Status() -> (status: object)
 # Counters of one NIC, or of everything: per queue, and per element with drops by reason.
 method Stats(name: ?string) -> (stats: object)
 
-# A picture of what runs: text, dot (Graphviz) or json.
-method Graph(format: ?string) -> (graph: string)
+# A picture of what runs: text, dot (Graphviz) or json; of the elements of each engine, or of switches, NICs and links.
+method Graph(format: ?string, elements: ?bool) -> (graph: string)
 
 # Sets the rate of one or both directions of a NIC; one that is not given stays.
 method SetRate(name: string, egress: ?string, ingress: ?string) -> (nic: object)

@@ -39,6 +39,7 @@ class WatchStats(Stats):
 
 class Graph(Parameters):
     format: Literal["text", "dot", "json"] = "text"
+    elements: bool = True
 
 
 class Metrics(Parameters):
@@ -119,7 +120,7 @@ class Instance:
         found = [
             Method("Status", self._status, cached=True, clients=True),
             Method("Stats", self._stats, Stats, cached=True, clients=True),
-            Method("Graph", lambda p, _: {"graph": self._runtime.graph(p.format)}, Graph),
+            Method("Graph", lambda p, _: {"graph": self._runtime.graph(p.format, elements=p.elements)}, Graph),
             Method("Accounts", self._accounts, cached=True, clients=True),
             Method("Metrics", self._metrics, Metrics, cached=True),
             Method("Handlers", lambda p, _: {"elements": self._runtime.handlers(p.element)}, Handlers),

@@ -31,6 +31,7 @@ from vnic.control.losses import Losses
 from vnic.control.module import Module
 from vnic.control.nics import Nics
 from vnic.control.parts import Hosted, change_group, make_group, own_config
+from vnic.control.picture import network_data, network_dot, network_text
 from vnic.control.schema import Config, ModuleConfig
 from vnic.control.segments import Segments
 
@@ -476,9 +477,12 @@ class Runtime:
                 ],
             }
 
-    def graph(self, style: Literal["text", "dot", "json"] = "text") -> str:
-        """A picture of what runs: "text", "dot" for Graphviz, or "json"."""
+    def graph(self, style: Literal["text", "dot", "json"] = "text", *, elements: bool = True) -> str:
+        """A picture of what runs, of the elements of each engine or of the network: "text", "dot" for Graphviz, or "json"."""
         with self.lock:
+            if not elements:
+                draw = {"text": network_text, "dot": network_dot}.get(style)
+                return json.dumps(network_data(self.config)) if draw is None else draw(self.config)
             engines = self.engines
             if style == "dot":
                 return to_dot([element for engine in engines for element in engine.elements])
