@@ -43,6 +43,8 @@ cdef class Element:
     # between two turns, may assign it.
     cdef uint64_t deadline_ns
     cdef uint32_t timer_place            # in the engine's heap, see timers.pxd
+    cdef void *next_unfinished           # link in Context.unfinished
+    cdef Context *unfinished_in          # the engine's whose list it is in; NULL: none
     cdef bint left                       # its engine took it out of the graph, and its counters began anew
     cdef bint deferrable                 # the class's DEFERRABLE
     # CPU time of a source's polls and of a timer's ticks, with all that follows from them. Private
@@ -52,7 +54,11 @@ cdef class Element:
     # To be overridden; the subclass's .pxd declares an override again.
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil
     cdef void tick(self, Context *ctx) noexcept nogil
+    cdef void resume(self, Context *ctx) noexcept nogil
+    cdef void take_up(self, Context *ctx) noexcept nogil
     # For subclasses to call.
+    cdef void postpone(self, Context *ctx) noexcept nogil
+    cdef void finish_early(self) noexcept nogil
     cdef void push(self, Context *ctx, Batch *batch) noexcept nogil
     cdef void emit(self, Context *ctx, uint32_t gate, Batch *batch) noexcept nogil
     cdef void stage(self, Context *ctx, uint32_t gate, uint32_t index) noexcept nogil

@@ -152,6 +152,40 @@ cdef class Element:
         """Runs when ctx.now_ns >= deadline_ns; sets deadline_ns anew."""
         self.deadline_ns = NEVER
 
+    cdef void resume(self, Context *ctx) noexcept nogil:
+        """Goes on with the work that `postpone` left for the next iteration."""
+
+    cdef void take_up(self, Context *ctx) noexcept nogil:
+        """After `load_state`, on the engine that goes on: puts the element into the engine's lists, if it holds packets."""
+
+    cdef void postpone(self, Context *ctx) noexcept nogil:
+        """Has the engine call `resume` in its next iteration, which comes at once: for work that would take too long in this one."""
+        if self.unfinished_in != NULL:
+            return
+        self.unfinished_in, self.next_unfinished = ctx, NULL
+        if ctx.unfinished == NULL:
+            ctx.unfinished = <void *>self
+        else:
+            (<Element>ctx.last_unfinished).next_unfinished = <void *>self
+        ctx.last_unfinished = <void *>self
+
+    cdef void finish_early(self) noexcept nogil:
+        """Takes back `postpone`."""
+        cdef Context *ctx = self.unfinished_in
+        cdef void *each
+        if ctx == NULL:
+            return
+        self.unfinished_in = NULL
+        if ctx.unfinished == <void *>self:
+            ctx.unfinished = self.next_unfinished
+            return
+        each = ctx.unfinished
+        while (<Element>each).next_unfinished != <void *>self:
+            each = (<Element>each).next_unfinished
+        (<Element>each).next_unfinished = self.next_unfinished
+        if ctx.last_unfinished == <void *>self:
+            ctx.last_unfinished = each
+
     cdef void set_timer(self, Context *ctx, uint64_t deadline_ns) noexcept nogil:
         """Sets when `tick` is due: an instant of the engine's clock in nanoseconds, or NEVER."""
         cdef Timers *timers = <Timers *>ctx.timers

@@ -8,6 +8,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from dataplane.clock cimport Clock
 from dataplane.element cimport Counters
 from dataplane.element_arrays cimport ElementArrays
+from dataplane.flood_credit cimport FloodCredit
 from dataplane.packet cimport Context, PacketPool
 from dataplane.polling cimport Polling
 from dataplane.timers cimport Heap
@@ -35,6 +36,7 @@ cdef class Engine:
     cdef readonly object cpu             # of `start`: CPU number or None
     cdef public uint64_t budget_ns       # upper bound of a turn (Snap, section 2.4); 0: none
     cdef Context *ctx
+    cdef FloodCredit flood_credit
     cdef Polling polling                 # of `sources`
     cdef ElementArrays arrays            # of `elements`
     cdef int mailbox_descriptor          # eventfd: work was posted
@@ -80,6 +82,7 @@ cdef class Engine:
     cdef uint32_t poll_once(self) noexcept nogil
     cdef uint32_t poll_source(self, PyObject *source) noexcept nogil
     cdef uint32_t poll_slow(self, PyObject *source) noexcept nogil
+    cdef void run_unfinished(self) noexcept nogil
     cdef uint64_t run_timers(self) noexcept nogil
     cdef void run_due(self, Heap *heap) noexcept nogil
     cdef uint32_t turn(self) noexcept nogil

@@ -11,7 +11,8 @@ from posix.unistd cimport read, write
 from dataplane.clock cimport Clock
 from dataplane.element cimport Counters, Element, Source, counters_dict
 from dataplane.element_arrays cimport ElementArrays, weigh
-from dataplane.link cimport Link, drain_links
+from dataplane.flood_credit cimport FLOOD_MOST, FLOOD_PACKET, FLOOD_RATE, flood_begin
+from dataplane.link cimport drain_links
 from dataplane.packet cimport BURST, Context, PacketPool, packet_return_cache
 from dataplane.polling cimport Polling
 from dataplane.timers cimport NO_PLACE, Heap, timer_first, timer_remove
@@ -98,6 +99,7 @@ cdef class Engine:
         self.ctx.random_state = seed or 1
         self.ctx.burst = BURST
         self.ctx.now_ns = self.clock.now()
+        self.flood_credit.bytes, self.flood_credit.now_ns = FLOOD_MOST, self.ctx.now_ns
         self._lock = threading.RLock()         # among posters; never taken by the engine
         self._reload = threading.RLock()       # graph changes and snapshots exclude each other
         self.put([], Polling([], self.mailbox_descriptor, -1), ElementArrays([]))
@@ -196,10 +198,10 @@ cdef class Engine:
         self.look = True
 
     def take_up(self):
-        """After `load_state` of its elements: links that hold packets are emptied in the next iteration. Only between two batches."""
-        for source in self.sources:
-            if isinstance(source, Link):
-                (<Link>source).enlist(self.ctx)
+        """After `load_state` of its elements: what they hold goes on in the next iteration. Only between two batches."""
+        cdef Element element
+        for element in self.elements:
+            element.take_up(self.ctx)
 
     # -- control -----------------------------------------------------------------------------------------------------------
 
@@ -396,6 +398,7 @@ cdef class Engine:
         cdef uint32_t i, got = 0
         self.ctx.backlog = 0
         self.ctx.now_ns = self.begin_ns = self.clock.now()
+        flood_begin(&self.flood_credit, self.ctx)
         for i in range(self.polling.always_count):
             got += self.poll_source(self.polling.always[i])
         for i in range(self.polling.active_count):
@@ -406,6 +409,24 @@ cdef class Engine:
         if got:
             self.busy_polls += 1
         return got
+
+    cdef void run_unfinished(self) noexcept nogil:
+        """Goes on with what elements postponed, each once."""
+        cdef void *element = self.ctx.unfinished
+        cdef void *following
+        cdef uint64_t before
+        self.ctx.unfinished = NULL
+        while element != NULL:
+            following = (<Element>element).next_unfinished
+            (<Element>element).unfinished_in = NULL
+            before = self.ctx.now_ns
+            (<Element>element).resume(self.ctx)
+            if self.ctx.links != NULL:
+                drain_links(self.ctx)
+            self.ctx.now_ns = self.clock.now()
+            self.weight_ns += self.ctx.now_ns - before
+            weigh(self.arrays, <Element>element, self.ctx.now_ns - before)
+            element = following
 
     cdef void run_due(self, Heap *heap) noexcept nogil:
         """Ticks what is due at the start, each once."""
@@ -449,7 +470,12 @@ cdef class Engine:
         if self.look:
             self.polling.look()
         got = self.poll_once()
+        if self.ctx.unfinished != NULL and self.ctx.flood_budget:
+            self.run_unfinished()
         self.next_ns = self.run_timers()
+        if self.ctx.unfinished != NULL:
+            # When there is credit for some copies again, and not before: no need to be awake until then.
+            self.next_ns = min(self.next_ns, self.begin_ns + (2 if self.ctx.flood_budget else 16 * FLOOD_PACKET * FLOOD_RATE))
         if self.woken:
             self.woken = False
             self.clear_ns = self.begin_ns

@@ -22,6 +22,7 @@ cdef class Link(Source):
     cdef void *next_listed
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil
     cdef uint32_t poll(self, Context *ctx) noexcept nogil
+    cdef void take_up(self, Context *ctx) noexcept nogil
     cdef void enlist(self, Context *ctx) noexcept nogil
     cdef void unlist(self) noexcept nogil
     cdef void look_at(self, Context *records) noexcept

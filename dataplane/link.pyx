@@ -66,6 +66,9 @@ cdef class Link(Source):
             self.emit(ctx, 0, &batch)
         return 0
 
+    cdef void take_up(self, Context *ctx) noexcept nogil:
+        self.enlist(ctx)
+
     cdef void enlist(self, Context *ctx) noexcept nogil:
         """Puts it at the end of the engine's list, if it holds packets and is not there."""
         if self.listed != NULL or self.head == NO_PACKET:

@@ -138,6 +138,10 @@ cdef struct Context:
     uint32_t backlog  # set by a source when a queue delivered a full burst: there may be more
     void *links                  # the first Link that holds packets, see link.pxd; NULL: none
     void *last_link
+    void *unfinished             # the first Element that has work left, see Element.postpone; NULL: none
+    void *last_unfinished
+    # What copies of flooded packets may still cost in this iteration, see flood_credit.pxd
+    uint64_t flood_budget
 
 cdef class PacketPool:
     cdef readonly int fd                 # the memfd

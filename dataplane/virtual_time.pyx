@@ -95,6 +95,7 @@ cdef class VirtualTime:
         for i in range(self.context_count):
             self.contexts[i].now_ns = self.clock.virtual_ns
             self.contexts[i].burst = BURST
+            self.contexts[i].flood_budget = <uint64_t>-1   # in virtual time no packet waits for another's copies
 
     cdef uint64_t cross(self) noexcept nogil:
         """Delivers packets that wait in rings between engines, and those that follow from them;

@@ -461,7 +461,7 @@ def test_the_twin_is_not_blind():
 
 
 # Engine a of busy(), as these versions wrote it: 1 of everything; 2 of ports, which count segments.
-GOLDEN_1, GOLDEN = ROOT / "tests/data/engine-state-1.bin", ROOT / "tests/data/engine-state-2.bin"
+GOLDEN_1, GOLDEN = ROOT / "tests/data/engine-state-1.bin", ROOT / "tests/data/engine-state-3.bin"
 
 
 @pytest.mark.parametrize("file", [GOLDEN_1, GOLDEN])

@@ -16,6 +16,10 @@ cdef enum:
     PREFETCH_AHEAD = 4
     FLOWS = 16                   # a power of two
     STAGED_MOST = 512            # packets put aside before they are let go: copies must not pile up while the pool runs dry
+    # Packets of an ingress port that may wait to be flooded: a burst of broadcasts
+    FLOODS_MOST = 64
+    # of all ports together, if that is less than a quarter of the pool's large buffers
+    FLOODS_OF_ALL = 256
     AGEING_SLICE = 512           # slots that one tick looks at: 8 KiB, about a microsecond
 
 cdef struct SwitchPort:
@@ -43,6 +47,11 @@ cdef struct Flows:               # of this batch: most bursts are of a few flows
     uint64_t source_key          # the source learned last, 0 for none
     uint32_t source_port
 
+cdef struct Floods:              # of one ingress port: packets that are still to be sent to some ports
+    uint32_t head                # by Packet.next; each has the port to go on with, and its VLAN, in Packet.release_ns
+    uint32_t tail
+    uint32_t count
+
 cdef class L2Switch(Element):
     cdef readonly MacTable table
     cdef SwitchPort *ports[MAX_PORTS]            # NULL: not active
@@ -51,6 +60,10 @@ cdef class L2Switch(Element):
     cdef uint16_t touched[MAX_PORTS]             # gates with staged packets: a burst touches few of many
     cdef uint32_t touched_count
     cdef uint32_t staged_count
+    cdef Floods *floods                          # by ingress port; NULL until one waits
+    cdef uint16_t flooding[MAX_PORTS]            # ports with packets that wait, in the order of their turns
+    cdef uint32_t flooding_count
+    cdef uint32_t floods_most                    # packets that may wait in all
     cdef uint64_t tick_ns                        # between two slices of ageing
     cpdef int set_gates(self, uint32_t count) except -1
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil
@@ -62,4 +75,12 @@ cdef class L2Switch(Element):
     cdef bint takes(self, uint32_t out, uint32_t vlan) noexcept nogil
     cdef void carry_out(self, Context *ctx, uint32_t index, Verdict verdict) noexcept nogil
     cdef void flood(self, Context *ctx, uint32_t index, Verdict verdict) noexcept nogil
+    cdef void resume(self, Context *ctx) noexcept nogil
+    cdef void take_up(self, Context *ctx) noexcept nogil
+    cdef bint make_floods(self) noexcept nogil
+    cdef void await_turn(self, Context *ctx, uint32_t index, uint32_t ingress, uint32_t vlan, uint32_t at) noexcept nogil
+    cdef uint32_t first_active(self, uint32_t number) noexcept nogil
+    cdef uint32_t next_taker(self, uint32_t place, uint32_t ingress, uint32_t vlan) noexcept nogil
+    cdef uint32_t copy_out(self, Context *ctx, uint32_t index, uint32_t ingress, uint32_t vlan, uint32_t at) noexcept nogil
+    cdef void look_at(self, Context *records) noexcept
     cdef void send(self, Context *ctx, uint32_t index, uint32_t out, Verdict verdict) noexcept nogil

@@ -2,11 +2,13 @@
 cimport cython
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memmove
+from libc.string cimport memcpy, memmove, memset
 from dataplane.element cimport NEVER, Element
 from dataplane.elements.mac_table cimport (LEARN_AGED, LEARN_KNOWN, LEARN_NEW, LEARN_REFUSED, MAX_PORTS, MacTable,
                                            Place, mac_key, mac_place)
-from dataplane.packet cimport (BATCH_MAX, NO_PACKET, PACKET_PARSED, Batch, Context, Packet, packet_copy, packet_data)
+from dataplane.flood_credit cimport flood_spend
+from dataplane.packet cimport (BATCH_MAX, NO_PACKET, PACKET_PARSED, Batch, Context, Packet, PacketPool,
+                               packet_copy, packet_data)
 from dataplane.vatomic cimport va_load_relaxed_u32
 from dataplane.wire.headers cimport ETHERNET_BYTES, VLAN_BYTES, VLAN_ID_MASK, load_be16, store_be16
 
@@ -24,6 +26,8 @@ cdef enum:                       # DROP_REASONS
     DROP_NO_DESTINATION = 6
     DROP_NO_BUFFER = 7
     DROP_SPOOFED = 8
+    DROP_FLOOD_LIMIT = 9
+    DROP_RELEASED = 10
 
 cdef enum:                       # COUNTERS
     COUNT_LEARNED = 0
@@ -34,6 +38,7 @@ cdef enum:                       # COUNTERS
 
 cdef enum:
     FLOOD = 0x10000              # no gate's number
+    ALL_SENT = 0x10000           # no port's number
     NO_VLAN = -1                 # the port does not carry the frame
     TAGGED_BYTES = ETHERNET_BYTES + VLAN_BYTES
     HEADROOM_KEPT = 16           # bytes before a frame that ports need for a virtio-net header
@@ -73,7 +78,8 @@ cdef class L2Switch(Element):
                Drops: unknown_port (not active), runt (shorter than its header and tag), bad_source (group or zero address),
                reserved_multicast (01-80-C2-00-00-0X, which a bridge does not forward: 802.1Q, 8.6.3), vlan_filtered, hairpin (its
                destination is where it came from), no_destination (no other active port carries it), no_buffer (a flooded copy, or no
-               headroom for a tag), spoofed (its source is not the port's only one)
+               headroom for a tag), spoofed (its source is not the port's only one), flood_limit (64 packets of its port,
+               or 256 in all, waited to be flooded), released (packets that waited so when the switch was removed)
     Handlers:  counters; ports (read): each open port's VLANs; table (read): the addresses known; flush (write, live): forget addresses,
                "all" that were learned, those learned at a port {"port": 3}, or one, also a static one, {"mac": "02:00:00:00:00:01",
                "vlan": 10}, in all VLANs without vlan. table and flush are of the table that instances share: no engine waits for them.
@@ -90,15 +96,19 @@ cdef class L2Switch(Element):
     A port with a `source` (what Linux calls spoofchk on a virtual function) drops frames from other addresses before it learns from
     them. Only the Ethernet source is compared: ARP and IP may still claim any address.
 
-    Flooding costs a copy of the frame per further port of the VLAN.
+    Flooding costs a copy of the frame per further port of the VLAN. What an engine spends on copies is bounded
+    (flood_credit.pxd): a packet that is not sent to all ports by then waits and goes on in the next
+    iteration, in turn with those of other ports, so that one port's broadcasts do not hold up the packets of
+    others. At most 64 packets of a port wait so, and 256 in all.
     """
 
     OUTPUTS = 0
     DROP_REASONS = ("unknown_port", "runt", "bad_source", "reserved_multicast", "vlan_filtered", "hairpin", "no_destination",
-                    "no_buffer", "spoofed")
+                    "no_buffer", "spoofed", "flood_limit", "released")
     COUNTERS = ("learned", "moved", "aged", "learn_refused", "flooded")
-    STATE_VERSION = 2
-    UPGRADES = {1: lambda entry: entry}      # without "spoofed": a counter that is not named is 0
+    STATE_VERSION = 3
+    # A counter that is not named is 0; before version 3 no packet waited.
+    UPGRADES = {1: lambda entry: entry, 2: lambda entry: {**entry, "state": {**entry["state"], "packets": [], "floods": []}}}
     TICKS = True
     DEFERRABLE = True            # lookups see by themselves what has aged: an idle engine need not wake for it
     HANDLERS = {
@@ -121,6 +131,7 @@ cdef class L2Switch(Element):
         cdef int i
         for i in range(MAX_PORTS):
             free(self.ports[i])
+        free(self.floods)
 
     # -- control, on the engine's thread -----------------------------------------------------------------------------------
 
@@ -139,7 +150,7 @@ cdef class L2Switch(Element):
         send from, such as "02:00:00:00:00:01"; None: any. Raises ConfigError for a port without a gate, VLANs outside 1 to 4094 and what
         is no address."""
         cdef SwitchPort *state
-        cdef uint32_t vlan
+        cdef uint32_t vlan, place
         if port >= self.gate_count:
             raise ConfigError(f"{self.name}: port {port}: there is no such gate; it has {self.gate_count}")
         if access is not None and (trunk is not None or native is not None):
@@ -162,7 +173,11 @@ cdef class L2Switch(Element):
             if state == NULL:
                 raise MemoryError(f"{self.name}: port {port}")
             self.ports[port] = state
-            self.active[self.active_count] = <uint16_t>port
+            place = self.active_count
+            while place and self.active[place - 1] > port:       # in order: a flood goes on by number
+                self.active[place] = self.active[place - 1]
+                place -= 1
+            self.active[place] = <uint16_t>port
             self.active_count += 1
         state.access, state.native, state.source = access or 0, native or 0, only
         state.one_vlan = untagged or access is not None
@@ -233,6 +248,7 @@ cdef class L2Switch(Element):
         return lambda: sum(self.table.forget(mac, each) for each in (range(VLAN_MAX + 1) if vlan is None else [vlan]))
 
     def initialize(self):
+        self.floods_most = max(min(self.engine.pool.large_count // 4, <uint32_t>FLOODS_OF_ALL), <uint32_t>1)
         if va_load_relaxed_u32(&self.table.header.count):      # a table that was taken over: nobody may learn anything new in it for long
             self.deadline_ns = self.engine.clock.now_ns + self.tick_ns
 
@@ -240,17 +256,86 @@ cdef class L2Switch(Element):
         return (self.table,)
 
     def save_state(self):
-        """`ageing_ns`: when the next slice of the table is due for ageing, or None. Ports are configuration, addresses are in the table's
-        segment."""
-        return {"ageing_ns": None if self.deadline_ns == NEVER else self.deadline_ns}
+        """`ageing_ns`: when the next slice of the table is due for ageing, or None. `floods`: [ingress port, packets] of those whose
+        packets wait to be flooded, in the order of their turns; `packets`: these, linked by Packet.next port by port. Ports are
+        configuration, addresses are in the table's segment."""
+        cdef Context records
+        cdef uint32_t i, index
+        floods, packets = [], []
+        self.look_at(&records)
+        for i in range(self.flooding_count):
+            index = self.floods[self.flooding[i]].head
+            floods.append([self.flooding[i], self.floods[self.flooding[i]].count])
+            while index != NO_PACKET:
+                packets.append(index)
+                index = records.packets[index].next
+        return {"ageing_ns": None if self.deadline_ns == NEVER else self.deadline_ns, "floods": floods, "packets": packets}
 
     def load_state(self, dict state):
-        if set(state) != {"ageing_ns"}:
+        cdef Context records
+        cdef uint32_t port, count, index, number, following, place = 0
+        cdef list packets, floods
+        if set(state) != {"ageing_ns", "floods", "packets"}:
             raise VnicError(f"{self.name}: its state is not that of an L2Switch")
         due = state["ageing_ns"]
         if due is not None and (type(due) is not int or not 0 <= due <= self.engine.clock.now_ns + self.tick_ns):
             raise VnicError(f"{self.name}: ageing is due at {due!r}: expected an instant up to {self.tick_ns} ns from now")
+        self.look_at(&records)
+        try:
+            floods, packets = state["floods"], state["packets"]
+            if len({port for port, _ in floods}) != len(floods) or sum(count for _, count in floods) != len(packets):
+                raise ValueError("ports do not fit packets")
+            if self.counters.held != len(packets):
+                raise ValueError(f"{len(packets)} packets, and its counters say {self.counters.held}")
+            for port, count in floods:
+                if port >= MAX_PORTS or not 0 < count <= FLOODS_MOST:
+                    raise ValueError(f"port {port}, {count} packets")
+                # The queue stays in the pool as it is: the other engine may have to go on with it.
+                for number in range(count):
+                    index = packets[place + number]
+                    following = packets[place + number + 1] if number + 1 < count else NO_PACKET
+                    if index >= records.total_count or records.packets[index].next != following:
+                        raise ValueError(f"packet {index} is not linked as the queue says")
+                place += count
+        except (IndexError, TypeError, ValueError, OverflowError) as error:
+            raise VnicError(f"{self.name}: its state is not that of an L2Switch: {error}") from None
+        if floods and not self.make_floods():
+            raise MemoryError(f"{self.name}: floods")
+        place = self.flooding_count = 0
+        for port, count in floods:
+            self.floods[port].head, self.floods[port].tail = packets[place], packets[place + count - 1]
+            self.floods[port].count = count
+            self.flooding[self.flooding_count] = <uint16_t>port
+            self.flooding_count += 1
+            place += count
         self.deadline_ns = NEVER if due is None else due
+
+    def forget_state(self):
+        self.finish_early()
+        self.flooding_count = 0
+        if self.floods != NULL:
+            memset(self.floods, 0, MAX_PORTS * sizeof(Floods))
+        Element.forget_state(self)
+
+    def release(self):
+        cdef Context *ctx = self.unfinished_in
+        cdef Floods *waiting
+        cdef uint32_t i, index
+        self.finish_early()
+        for i in range(self.flooding_count if ctx != NULL else 0):
+            waiting = &self.floods[self.flooding[i]]
+            while waiting.count:
+                index = waiting.head
+                waiting.head = ctx.packets[index].next
+                waiting.count -= 1
+                self.counters.held -= 1
+                self.drop(ctx, index, DROP_RELEASED)
+        self.flooding_count = 0
+
+    cdef void look_at(self, Context *records) noexcept:
+        """The pool's records, without an engine's cache."""
+        memset(records, 0, sizeof(Context))
+        (<PacketPool>self.engine.pool).attach(records)
 
     def describe(self):
         return {"ports": self.active_count, "table": self.table.capacity}
@@ -389,26 +474,116 @@ cdef class L2Switch(Element):
             self.send(ctx, index, <uint32_t>verdict.out, verdict)
 
     cdef void flood(self, Context *ctx, uint32_t index, Verdict verdict) noexcept nogil:
-        """To every other active port of the VLAN: copies to all but the last, which gets the packet itself."""
-        cdef uint32_t i, out, copy, last = MAX_PORTS
-        cdef uint32_t ingress = ctx.packets[index].port
-        for i in range(self.active_count):
-            out = self.active[i]
-            if out == ingress or not self.takes(out, verdict.vlan):
-                continue
-            if last != MAX_PORTS:
-                copy = packet_copy(ctx, index)
-                self.counters.generated += 1
-                if copy != NO_PACKET:
-                    self.send(ctx, copy, last, verdict)
-                else:
-                    self.counters.drops[DROP_NO_BUFFER] += 1     # generated and lost: the law holds
-            last = out
-        if last == MAX_PORTS:
-            self.drop(ctx, index, DROP_NO_DESTINATION)
+        """To every other active port of the VLAN, as far as this iteration has room for copies; the rest waits for the next."""
+        cdef uint32_t ingress = ctx.packets[index].port, at = 0
+        if (self.floods == NULL or self.floods[ingress].count == 0) and ctx.flood_budget:
+            at = self.copy_out(ctx, index, ingress, verdict.vlan, 0)
+            if at == ALL_SENT:
+                return
+        if (not self.make_floods() or self.floods[ingress].count >= FLOODS_MOST
+                or self.counters.held >= self.floods_most):
+            self.drop(ctx, index, DROP_FLOOD_LIMIT)
             return
-        self.counters.extra[COUNT_FLOODED] += 1
-        self.send(ctx, index, last, verdict)
+        self.await_turn(ctx, index, ingress, verdict.vlan, at)
+
+    cdef bint make_floods(self) noexcept nogil:
+        if self.floods == NULL:
+            self.floods = <Floods *>calloc(MAX_PORTS, sizeof(Floods))
+        return self.floods != NULL
+
+    cdef void await_turn(self, Context *ctx, uint32_t index, uint32_t ingress, uint32_t vlan, uint32_t at) noexcept nogil:
+        """Puts a packet behind those of its port that wait to be flooded. at: the port to go on with."""
+        cdef Floods *waiting = &self.floods[ingress]
+        ctx.packets[index].next = NO_PACKET
+        ctx.packets[index].release_ns = <uint64_t>vlan << 32 | at
+        if waiting.count:
+            ctx.packets[waiting.tail].next = index
+        else:
+            waiting.head = index
+            self.flooding[self.flooding_count] = <uint16_t>ingress
+            self.flooding_count += 1
+        waiting.tail = index
+        waiting.count += 1
+        self.counters.held += 1
+        self.postpone(ctx)
+
+    cdef void resume(self, Context *ctx) noexcept nogil:
+        """Goes on with what waits, as far as the iteration has room for copies: port by port, the first one of the next iteration being
+        the one behind that which was the last now."""
+        cdef uint32_t i, ingress, index, at, left = self.flooding_count
+        cdef Floods *waiting
+        while left and ctx.flood_budget:
+            ingress = self.flooding[0]
+            waiting = &self.floods[ingress]
+            index = waiting.head
+            waiting.head = ctx.packets[index].next               # before it goes: `send` may give it away
+            at = self.copy_out(ctx, index, ingress, ctx.packets[index].release_ns >> 32 & VLAN_ID_MASK,
+                               <uint32_t>ctx.packets[index].release_ns)
+            if at == ALL_SENT:
+                waiting.count -= 1
+                self.counters.held -= 1
+            else:
+                ctx.packets[index].release_ns = ctx.packets[index].release_ns & <uint64_t>0xFFFFFFFF00000000 | at
+                waiting.head = index
+            left -= waiting.count == 0
+            for i in range(1, self.flooding_count):
+                self.flooding[i - 1] = self.flooding[i]
+            if waiting.count:
+                self.flooding[self.flooding_count - 1] = <uint16_t>ingress
+            else:
+                self.flooding_count -= 1
+        self.flush(ctx)
+        if self.flooding_count:
+            self.postpone(ctx)
+
+    cdef void take_up(self, Context *ctx) noexcept nogil:
+        if self.flooding_count:
+            self.postpone(ctx)
+
+    cdef uint32_t first_active(self, uint32_t number) noexcept nogil:
+        """Place in `active` of the first port whose number is not below."""
+        cdef uint32_t low = 0, high = self.active_count, middle
+        while low < high:
+            middle = (low + high) // 2
+            if self.active[middle] < number:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    cdef uint32_t next_taker(self, uint32_t place, uint32_t ingress, uint32_t vlan) noexcept nogil:
+        """The first place in `active`, from `place` on, whose port takes a flooded frame; active_count: none does."""
+        while place < self.active_count and (self.active[place] == ingress or not self.takes(self.active[place], vlan)):
+            place += 1
+        return place
+
+    cdef uint32_t copy_out(self, Context *ctx, uint32_t index, uint32_t ingress, uint32_t vlan, uint32_t at) noexcept nogil:
+        """Sends copies to the ports from number `at` on, a copy at least, and the packet itself to the last one. ALL_SENT, or the
+        number of the port to go on with in the next iteration."""
+        cdef uint32_t place = self.next_taker(self.first_active(at), ingress, vlan), following, copy
+        cdef Verdict verdict
+        verdict.out, verdict.vlan, verdict.retag = FLOOD, <uint16_t>vlan, 1
+        if place == self.active_count:
+            self.drop(ctx, index, DROP_NO_DESTINATION)
+            return ALL_SENT
+        self.counters.extra[COUNT_FLOODED] += at == 0
+        while True:
+            following = self.next_taker(place + 1, ingress, vlan)
+            if following == self.active_count:
+                self.send(ctx, index, self.active[place], verdict)
+                return ALL_SENT
+            copy = packet_copy(ctx, index)
+            self.counters.generated += 1
+            if copy != NO_PACKET:
+                self.send(ctx, copy, self.active[place], verdict)
+            else:
+                self.counters.drops[DROP_NO_BUFFER] += 1         # generated and lost: the law holds
+            if self.staged_count >= STAGED_MOST:
+                self.flush(ctx)
+            place = following
+            flood_spend(ctx, ctx.packets[index].length)
+            if ctx.flood_budget == 0:
+                return self.active[place]
 
     cdef void send(self, Context *ctx, uint32_t index, uint32_t out, Verdict verdict) noexcept nogil:
         """Puts the packet aside for a port, tagged as that port wants it."""
