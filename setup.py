@@ -64,6 +64,7 @@ MODULES = [
     "shaping.pool_share",
     "shaping.shaper",
     "vnic.device.nic_tx",
+    "vnic.device.packet_port",
     "vnic.device.rss",
     "vnic.device.tap_port",
 ]

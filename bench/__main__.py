@@ -90,6 +90,23 @@ def tap(rounds: int, seconds: float, peers: str, as_json: bool) -> None:
 
 
 @main.command()
+@click.option("--rounds", type=click.IntRange(1, 100), default=5, show_default=True, help="Rounds over all contestants.")
+@click.option("--seconds", type=click.FloatRange(0.2, 60), default=3, show_default=True, help="Of each throughput measurement.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+def veth(rounds: int, seconds: float, as_json: bool) -> None:
+    """NICs over veth pairs beside NICs over TAPs and the bare TAP loop. Needs root."""
+    from bench import veth as bench_veth
+
+    _need_root()
+    result = bench_veth.run(rounds, seconds)
+    report.save("veth", result)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        bench_veth.show(_console(), result)
+
+
+@main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 def elements(as_json: bool) -> None:
     """Each element alone: ns a packet at batches of 1, 32 and 256."""

@@ -307,9 +307,12 @@ cdef dict counters_dict(object cls, const Counters *c):
 cdef class Source(Element):
     """An element that the engine polls, and that a graph begins with. `poll` returns how much work it did; 0 lets the engine sleep.
 
-    TAKES_INPUT: other elements may lead to it, as to a Link; then packets come by that alone, and the engine polls it when some came."""
+    TAKES_INPUT: other elements may lead to it, as to a Link; then packets come by that alone, and the engine polls it when some came.
+    RECOVERS: an error of its descriptors passes, and `poll` takes it; without, the engine gives a descriptor up that has one.
+    """
 
     TAKES_INPUT = False
+    RECOVERS = False
 
     def __cinit__(self, *args, **kwargs):
         self.burst = BURST

@@ -30,6 +30,7 @@ cdef struct Input:           # one descriptor of one source
     PyObject *source
     uint32_t which           # number of the descriptor within the source
     int fd                   # -1: it failed
+    bint recovers            # an error of it passes: the source takes it
 
 cdef class Polling:
     cdef list sources                    # owning references; the C arrays borrow them

@@ -114,7 +114,7 @@ cdef class Polling:
         else:
             self.set_descriptor(self.descriptor_count, fd)
             self.descriptor_count += 1
-        input.source, input.which, input.fd = <PyObject *>source, which, fd
+        input.source, input.which, input.fd, input.recovers = <PyObject *>source, which, fd, source.RECOVERS
         self.input_count += 1
         return 0
 
@@ -148,7 +148,8 @@ cdef class Polling:
         cdef epoll_event[EVENTS_MOST] events
         cdef int i, count = epoll_wait(self.epoll, events, EVENTS_MOST, 0)
         for i in range(count):
-            if events[i].events & (EPOLLERR | EPOLLHUP) and not events[i].events & EPOLLIN:
+            if (events[i].events & (EPOLLERR | EPOLLHUP) and not events[i].events & EPOLLIN
+                    and not self.inputs[events[i].data.u32].recovers):
                 self.fail(&self.inputs[events[i].data.u32])
             else:
                 self.activate(&self.inputs[events[i].data.u32])
@@ -177,7 +178,9 @@ cdef class Polling:
             return
         for i in range(self.input_count):
             events = self.descriptors[OWN_DESCRIPTORS + i].revents
-            if events & (POLLERR | POLLHUP | POLLNVAL) and not events & POLLIN:
+            if events & POLLERR and self.inputs[i].recovers:
+                self.activate(&self.inputs[i])
+            elif events & (POLLERR | POLLHUP | POLLNVAL) and not events & POLLIN:
                 self.descriptors[OWN_DESCRIPTORS + i].fd = -1  # ppoll skips it
                 self.fail(&self.inputs[i])
             elif events & POLLIN:

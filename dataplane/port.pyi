@@ -7,6 +7,7 @@ TX_REASONS: tuple[str, ...]
 
 class Port:
     MOVABLE: ClassVar[bool]
+    RECOVERS: ClassVar[bool]
     name: str
     number: int
     queues: int

@@ -15,10 +15,12 @@ cdef class Port:
     """Base of all ports: `number` marks what it receives, `queues` pairs of queues, `offloads` a mask of OFFLOAD_*.
 
     A subclass overrides rx_burst and tx_burst. A port is served by one engine at a time. MOVABLE: whether another process can go on with
-    a port of this class, so that nothing is lost when its engine is handed over.
+    a port of this class, so that nothing is lost when its engine is handed over. RECOVERS: whether an error of a descriptor passes, and
+    rx_burst takes it; without, an error means that the other side is gone.
     """
 
     MOVABLE = True
+    RECOVERS = False
 
     def __cinit__(self, *args, **kwargs):
         self.stats = NULL
@@ -154,6 +156,10 @@ cdef class PortRx(Source):
     @property
     def TICKS(self):
         return self.port.scheduled
+
+    @property
+    def RECOVERS(self):
+        return self.port.RECOVERS
 
     cdef void tick(self, Context *ctx) noexcept nogil:
         """Poll does the work; the deadline stays the port's."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bench import contestants, machine, probes, report, tap
+from bench import contestants, machine, probes, report, tap, veth
 from bench.errors import BenchError
 from bench.space import NETNS, PREFIX, Space
 
@@ -126,6 +126,19 @@ def test_cpu_time_grows_with_work() -> None:
     before = contestants.cpu_ns(os.getpid())
     sum(range(1_000_000))
     assert contestants.cpu_ns(os.getpid()) > before
+
+
+@needs_root
+def test_nics_over_veth_pairs_are_measured(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tap, "PINGS", 5)
+    monkeypatch.setattr(tap, "UDP_ROUND_TRIPS", 5)
+    result = veth.run(rounds=1, seconds=0.2)
+    measured = result["contestants"]
+    assert isinstance(measured, dict) and list(measured) == ["veth", "tap", "bare-1"]
+    assert all(one["failures"] == [] and one["mpps_64b"] > 0 for one in measured.values())
+    assert measured["bare-1"]["mpps_64b_ratio"] == 1
+    veth.show(Console(width=150), result)
+    assert "64 B Mpps" in capsys.readouterr().out
 
 
 @needs_root

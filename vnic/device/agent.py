@@ -8,7 +8,7 @@ exits. The exit of a failed child frees what it has created.
     daemon  --SOCK_SEQPACKET-->  agent  --fork-->  child: setns, work, answer on that socket, exit
 
 One request at a time. A message is JSON, at most MAX_MESSAGE_BYTES; a request carries the
-namespace's descriptor, the answer to TapRequest those of the queues. After the child's answer the
+namespace's descriptor, the answer to TapRequest or VethRequest those of the queues. After the child's answer the
 agent sends `Done`: the child has exited and holds nothing any more. The agent ends when its socket
 closes, which happens with the daemon's end in any case. An agent that died or does not answer is
 replaced.
@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 
 from dataplane.errors import ConfigError, PortError, VnicError
-from vnic.device import link, sockets
+from vnic.device import link, sockets, veth
 from vnic.device.descriptors import close_all, readable, receive_with_descriptors, system_error
 from vnic.device.namespaces import NetNamespace, enter
 from vnic.device.tap import (
@@ -47,13 +47,14 @@ from vnic.device.tap import (
     Work,
     check,
 )
+from vnic.device.veth import Veth, VethReport, VethRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
 MAX_MESSAGE_BYTES = 65536
-MAX_MESSAGE_FDS = MAX_QUEUES + 2  # two netlink sockets
+MAX_MESSAGE_FDS = 2 * MAX_QUEUES + 3  # of a veth: two sockets a queue, its far namespace, two netlink sockets
 CHILD_TIMEOUT_S = 5.0  # then the agent kills its child
 CALL_TIMEOUT_S = 8.0  # longer, so that the agent can still report that the child was killed
 STOP_TIMEOUT_S = 2.0
@@ -70,7 +71,7 @@ class Request(msgspec.Struct, frozen=True):
 
     number: int
     label: str
-    work: Work
+    work: Work | VethRequest
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, tag="answer"):
@@ -80,6 +81,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, tag="answer"):
     error: str | None = None
     config: bool = False
     tap: TapReport | None = None
+    veth: VethReport | None = None
     counters: dict[str, int] = {}
 
 
@@ -221,6 +223,9 @@ def answer_to(request: Request, netns_fd: int) -> tuple[Answer, list[int]]:
     try:
         enter(netns_fd, request.label)
         match request.work:
+            case VethRequest() as work:  # first, since it is a TapRequest too
+                made, fds = veth.create(work)
+                return Answer(number=request.number, veth=made), fds
             case TapRequest() as work:
                 report, fds = link.create(work)
                 return Answer(number=request.number, tap=report), fds
@@ -316,13 +321,28 @@ class NamespaceAgent:
                 namespace.close()
             raise
 
+    def open_veth(self, request: VethRequest, namespace: NetNamespace | None = None) -> Veth:
+        """As open_tap: creates a veth interface."""
+        try:
+            check(request)
+            namespace = namespace or NetNamespace.find(request.pid, request.netns)
+            answer, fds = self._call(namespace, request)
+            if answer.veth is None:
+                close_all(fds)
+                raise PortError(f"veth {request.name}: the namespace agent's answer is no veth; restart the daemon")
+            return Veth(answer.veth, fds, namespace, self)
+        except BaseException:
+            if namespace is not None:
+                namespace.close()
+            raise
+
     def run(self, namespace: NetNamespace, work: Work) -> dict[str, int]:
         """Does other work in a namespace; returns counters, if it reads any."""
         answer, fds = self._call(namespace, work)
         close_all(fds)
         return answer.counters
 
-    def _call(self, namespace: NetNamespace, work: Work) -> tuple[Answer, list[int]]:
+    def _call(self, namespace: NetNamespace, work: Work | VethRequest) -> tuple[Answer, list[int]]:
         with self._lock:
             if self._process.poll() is not None and self._socket.fileno() >= 0:
                 self._replace()

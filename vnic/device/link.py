@@ -73,7 +73,7 @@ def has_netlink() -> bool:
 def needs_netlink(work: Work) -> bool:
     """Whether some work needs the netlink library; root creates a TAP without addresses by ioctls
     alone."""
-    return not isinstance(work, TapRequest) or bool(work.addresses or work.routes) or os.geteuid() != 0
+    return type(work) is not TapRequest or bool(work.addresses or work.routes) or os.geteuid() != 0
 
 
 def create(request: TapRequest) -> tuple[TapReport, list[int]]:
@@ -95,7 +95,7 @@ def create(request: TapRequest) -> tuple[TapReport, list[int]]:
         queues = [pytun.TunTapDevice(request.name, flags | pytun.IFF_TUN_EXCL, TUN_DEVICE)]
         queues += [pytun.TunTapDevice(request.name, flags, TUN_DEVICE) for _ in range(request.queues - 1)]
     except OSError as error:
-        raise _creation_error(error, label) from None
+        raise creation_error(int(error.args[0]), label) from None  # pytun fills `errno` in some of its errors only
     first = queues[0]
     try:
         # Duplicates, since python-pytun closes its descriptors when it frees the object.
@@ -116,7 +116,7 @@ def create(request: TapRequest) -> tuple[TapReport, list[int]]:
         raise PortError(f"{label}: cannot set it up: {system_error(error)}") from None
     if request.addresses or request.routes:
         with netlink()() as ip:
-            _configure(ip, ifindex, request, label)
+            configure(ip, ifindex, request, label)
     mac = format_mac(first.hwaddr)
     report = TapReport(
         name=request.name, ifindex=ifindex, mac=mac, mtu=first.mtu, offloads=offloads, netlink=True, link_events=True
@@ -152,10 +152,9 @@ def try_tun_device() -> None:
         ) from None
 
 
-def _creation_error(error: OSError, label: str) -> ConfigError | PortError:
-    # From args, since pytun sets `errno` in some of its errors only.
-    code = int(error.args[0])
-    if code == errno.EBUSY:
+def creation_error(code: int, label: str) -> ConfigError | PortError:
+    """What to say of an interface that the kernel did not make."""
+    if code in (errno.EBUSY, errno.EEXIST):
         return ConfigError(f"{label}: the name is taken in that network namespace; choose another or delete that interface")
     if code == errno.EPERM:
         return ConfigError(
@@ -187,7 +186,8 @@ def _set_offloads(fd: int, wanted: Offload) -> int:
     return int(wanted)
 
 
-def _configure(ip: Any, ifindex: int, request: TapRequest, label: str) -> None:
+def configure(ip: Any, ifindex: int, request: TapRequest, label: str) -> None:
+    """Gives an interface its addresses and routes."""
     for text in request.addresses:
         address = ipaddress.ip_interface(text)
         settings: dict[str, Any] = {"index": ifindex, "address": str(address.ip), "prefixlen": address.network.prefixlen}
@@ -195,7 +195,7 @@ def _configure(ip: Any, ifindex: int, request: TapRequest, label: str) -> None:
             settings["flags"] = IFA_F_NODAD
         elif address.network.prefixlen < 31:
             settings["broadcast"] = str(address.network.broadcast_address)
-        _call(f"{label}: address {text}", lambda settings=settings: ip.addr("add", **settings))
+        call(f"{label}: address {text}", lambda settings=settings: ip.addr("add", **settings))
     for route in request.routes:
         settings = {"oif": ifindex}
         if route.via is not None:
@@ -203,7 +203,7 @@ def _configure(ip: Any, ifindex: int, request: TapRequest, label: str) -> None:
         version = ipaddress.ip_address(route.via).version if route.to == "default" and route.via else None
         settings["dst"] = {4: "0.0.0.0/0", 6: "::/0", None: route.to}[version]
         settings["family"] = socket.AF_INET6 if ":" in settings["dst"] else socket.AF_INET
-        _call(f"{label}: route to {route.to}", lambda settings=settings: ip.route("add", **settings))
+        call(f"{label}: route to {route.to}", lambda settings=settings: ip.route("add", **settings))
 
 
 _NETLINK_ADVICE = {
@@ -216,11 +216,12 @@ _NETLINK_ADVICE = {
 }
 
 
-def _call(label: str, call: Any) -> Any:
+def call(label: str, request: Any) -> Any:
+    """The answer to a netlink request. Raises ConfigError where advice is known, else PortError."""
     from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped,unused-ignore]
 
     try:
-        return call()
+        return request()
     except NetlinkError as error:
         if error.code == errno.ENODEV:
             raise PortError(f"{label}: the interface is gone from its network namespace; attach it again") from None
@@ -237,18 +238,20 @@ def change(work: LinkChange) -> None:
         settings["state"] = "up" if work.up else "down"
     if work.mtu is not None:
         settings["mtu"] = work.mtu
+    if work.mac is not None:
+        settings["address"] = work.mac
     with netlink()() as ip:
-        _call(f"interface {work.ifindex}", lambda: ip.link("set", **settings))
+        call(f"interface {work.ifindex}", lambda: ip.link("set", **settings))
 
 
 def counters(work: ReadCounters) -> dict[str, int]:
     """The kernel's counters of an interface, as the container sees them: rx_packets, ..."""
     with netlink()() as ip:
-        links = _call(f"interface {work.ifindex}", lambda: ip.link("get", index=work.ifindex))
+        links = call(f"interface {work.ifindex}", lambda: ip.link("get", index=work.ifindex))
         return {name: int(value) for name, value in links[0].get("stats64").items() if isinstance(value, int)}
 
 
 def delete(work: DeleteLink) -> None:
     """Deletes an interface of this process' namespace."""
     with netlink()() as ip:
-        _call(f"interface {work.ifindex}", lambda: ip.link("del", index=work.ifindex))
+        call(f"interface {work.ifindex}", lambda: ip.link("del", index=work.ifindex))

@@ -66,6 +66,13 @@ def setns(fd: int, kind: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
+def unshare(kinds: int) -> None:
+    """unshare(2); raises OSError. (`os.unshare` exists only from Python 3.12 on.)"""
+    if _libc.unshare(kinds) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
 def enter(netns_fd: int, label: str) -> None:
     """Moves the calling process, which must have only one thread, into a network namespace.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dataplane.port import Port
 from vnic.device.agent import NamespaceAgent
 from vnic.device.namespaces import TargetWatch
 from vnic.device.nic_tx import NicTx
@@ -18,7 +19,7 @@ class Nic:
 
     def __init__(self, name: str, number: int, tap: Tap, rss: Rss) -> None:
         self.name, self.tap, self.rss = name, tap, rss
-        self.port = TapPort(name, tap.fds, number=number, offloads=tap.offloads, mtu=tap.mtu)
+        self.port: Port = TapPort(name, tap.fds, number=number, offloads=tap.offloads, mtu=tap.mtu)
         self.tx = NicTx(self.port, rss, name=f"{name}.tx")
 
     @classmethod

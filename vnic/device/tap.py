@@ -18,7 +18,7 @@ import ipaddress
 import os
 import struct
 import warnings
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import msgspec
 
@@ -82,6 +82,8 @@ class TapRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     offloads    mask of Offload; the kernel may grant less, see `Tap.offloads`
     """
 
+    KIND: ClassVar[str] = "tap"  # in messages
+
     name: str
     pid: int | None = None
     netns: str | None = None
@@ -101,6 +103,7 @@ class LinkChange(msgspec.Struct, frozen=True, kw_only=True, tag="change_link"):
     ifindex: int
     up: bool | None = None
     mtu: int | None = None
+    mac: str | None = None
 
 
 class ReadCounters(msgspec.Struct, frozen=True, tag="read_counters"):
@@ -145,8 +148,8 @@ Work = TapRequest | LinkChange | ReadCounters | FindSocket | DeleteLink
 
 def check(request: TapRequest) -> None:
     """Raises ConfigError, with the field's name, if a request is invalid on every machine."""
-    check_name(request.name)
-    label = f"tap {request.name}"
+    check_name(request.name, request.KIND)
+    label = f"{request.KIND} {request.name}"
     if not 1 <= request.queues <= MAX_QUEUES:
         raise ConfigError(f"{label}: queues: {request.queues} is out of range: expected 1 to {MAX_QUEUES}")
     if request.mac is not None:
@@ -170,12 +173,12 @@ def check(request: TapRequest) -> None:
         _check_route(route, f"{label}: routes")
 
 
-def check_name(name: str) -> None:
+def check_name(name: str, kind: str = "tap") -> None:
     """Raises ConfigError unless the kernel accepts `name` for an interface unchanged."""
     allowed = name.isascii() and name.isprintable() and not set(name) & set(" /:%")
     if not allowed or not 1 <= len(name) <= MAX_NAME_BYTES or name in (".", "..", "all", "default"):
         raise ConfigError(
-            f"tap {name!r}: no valid interface name: expected 1 to {MAX_NAME_BYTES} ASCII characters without space, / : %"
+            f"{kind} {name!r}: no valid interface name: expected 1 to {MAX_NAME_BYTES} ASCII characters without space, / : %"
         )
 
 
@@ -254,6 +257,8 @@ class Tap:
     namespace  its network namespace, held open; `namespace.identity` distinguishes it from others
     """
 
+    KIND: ClassVar[str] = "tap"  # in messages
+
     def __init__(self, report: TapReport, fds: Sequence[int], namespace: NetNamespace, agent: Agent) -> None:
         self.name, self.ifindex, self.mac, self.mtu = report.name, report.ifindex, report.mac, report.mtu
         self.offloads = report.offloads
@@ -307,7 +312,7 @@ class Tap:
 
     def set_mtu(self, mtu: int) -> None:
         """Changes the MTU."""
-        check_mtu(mtu, f"tap {self.name}")
+        check_mtu(mtu, f"{self.KIND} {self.name}")
         self._run(LinkChange(ifindex=self.ifindex, mtu=mtu))
         self.mtu = mtu
 
@@ -317,7 +322,7 @@ class Tap:
 
     def set_mac(self, mac: str) -> None:
         """Changes the MAC address."""
-        address = parse_mac(mac, f"tap {self.name}")
+        address = parse_mac(mac, f"{self.KIND} {self.name}")
         self._ioctl(SIOCSIFHWADDR, struct.pack("16sH14s", b"", ARPHRD_ETHER, address))
         self.mac = format_mac(address)
 
@@ -355,18 +360,20 @@ class Tap:
 
     def _run(self, work: Work) -> dict[str, int]:
         if self.closed:
-            raise PortError(f"tap {self.name}: is closed")
+            raise PortError(f"{self.KIND} {self.name}: is closed")
         return self._agent.run(self.namespace, work)
 
     def _ioctl(self, request: int, argument: bytes) -> None:
         if self.closed:
-            raise PortError(f"tap {self.name}: is closed")
+            raise PortError(f"{self.KIND} {self.name}: is closed")
         try:
             fcntl.ioctl(self.fds[0], request, argument)
         except OSError as error:
             if error.errno == errno.EBADFD:
-                raise PortError(f"tap {self.name}: the interface is gone from its network namespace; attach it again") from None
-            raise PortError(f"tap {self.name}: {error.strerror}") from None
+                raise PortError(
+                    f"{self.KIND} {self.name}: the interface is gone from its network namespace; attach it again"
+                ) from None
+            raise PortError(f"{self.KIND} {self.name}: {error.strerror}") from None
 
     def __enter__(self) -> Self:
         return self
@@ -376,5 +383,5 @@ class Tap:
 
     def __del__(self) -> None:
         if getattr(self, "fds", None):
-            warnings.warn(f"unclosed tap {self.name}", ResourceWarning, stacklevel=2, source=self)
+            warnings.warn(f"unclosed {self.KIND} {self.name}", ResourceWarning, stacklevel=2, source=self)
             self.close()

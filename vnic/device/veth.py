@@ -1,0 +1,377 @@
+"""NICs over veth pairs: what can be asked for, how a pair is made, and the handle of one that is there.
+
+A NIC of this kind needs no /dev/net/tun. Its interface in the container is one end of a veth pair; the other, the far end, lies in
+a network namespace without a name, made for it beside the container's, and AF_PACKET sockets bound to the far end carry the frames
+(`vnic.device.packet_port`). The far namespace lives as long as its last descriptor: when the program closes them, or is killed, the
+kernel removes the namespace and with it both ends.
+
+The far namespace belongs to the user namespace of the process that made it: where a plain user's agent had to enter the container's
+user namespace (`vnic.device.namespaces.enter`), to that one. Root of such a container may then change or delete the far end by
+netlink (IFLA_TARGET_NETNSID). The outcome is that of an interface that is deleted or down, since the sockets are out of its reach.
+
+Sources: veth(4), packet(7), rtnetlink(7); drivers/net/veth.c, net/packet/af_packet.c and Documentation/networking/packet_mmap.rst of
+Linux 6.18.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from dataplane.errors import ConfigError, PortError
+from vnic.device import link, link_counters
+from vnic.device.descriptors import readable, system_error
+from vnic.device.features import set_offloads
+from vnic.device.namespaces import CLONE_NEWNET, NetNamespace, unshare
+from vnic.device.tap import DeleteLink, LinkChange, Offload, Tap, TapReport, TapRequest, parse_mac
+
+if TYPE_CHECKING:
+    from vnic.device.tap import Agent
+
+FAR_END = "far"  # the far end's name; its namespace has no other interface but lo
+FAR_MTU = 65535  # the most a veth can have, so that the container's MTU alone limits what it sends
+# With MAC header and VLAN tag, a frame of 65,535 bytes of IP is longer than the default of 65,536: the kernel would segment it in
+# software, and transmission that bypasses the queueing discipline drops what it had to segment.
+FAR_GSO_BYTES = 65536 + 64
+ALIAS = "vnic"  # of the container's end: how an interface that is about to go is told from another of its name
+
+SOL_PACKET = 263
+PACKET_RX_RING, PACKET_COPY_THRESH, PACKET_AUXDATA, PACKET_VERSION, PACKET_TX_RING, PACKET_LOSS = 5, 7, 8, 10, 13, 14
+PACKET_VNET_HDR, PACKET_FANOUT, PACKET_QDISC_BYPASS, PACKET_IGNORE_OUTGOING = 15, 18, 20, 23
+TPACKET_V2 = 1
+PACKET_FANOUT_HASH = 0
+FANOUT_ID = 1  # in a namespace of its own: there is no other group
+ETH_P_ALL = 0x0003
+SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
+RTM_SETLINK, NLM_F_REQUEST = 19, 1
+IFLA_GSO_MAX_SIZE, IFLA_GSO_IPV4_MAX_SIZE = 41, 63
+REQUEST = struct.Struct("=IHHII BxHiII")  # nlmsghdr, ifinfomsg
+ATTRIBUTE = struct.Struct("=HHI")
+ADDR_GEN_NONE = 1  # IN6_ADDR_GEN_MODE_NONE
+
+# Frames that wait in a queue's ring, of all its queues together: what an engine that is halted for an upgrade, or kept from its CPU, must
+# not lose; as many as a TAP's queues have where the machine is busy.
+RING_FRAMES, RING_FRAMES_LEAST = 1024, 256
+# A slot holds the packet header (76 bytes) and a frame of an MTU of 1500 with two VLAN tags. Its size is an odd number of cache lines:
+# slots whose distance is a power of two would compete for a few sets of the caches.
+SLOT_BYTES = 1600
+BLOCK_BYTES = 65536  # the kernel allocates the ring in blocks; 40 slots each, and the rest is the port's own, see PacketPort
+SLOTS_OF_A_BLOCK = 40
+# Of a ring to transmit by. Frames leave it while the system call lasts, unless the container's kernel is late with them.
+SENDING_BLOCKS = 4
+# Of frames that are longer than a slot (GSO), per queue: 4 MB hold some 60, if root of the machine's user namespace asks; others get the
+# limit that net.core.rmem_max and wmem_max set.
+BUFFER_BYTES = 4 << 20
+GONE_TIMEOUT_S = 1.5  # how long an interface of the same name that is about to go is waited for; the kernel needs some 20 ms
+
+
+class VethRequest(TapRequest, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="open_veth"):
+    """A veth interface that is wanted; the fields are those of TapRequest. `queues` are the NIC's queues, over which the kernel
+    spreads the container's flows by hash; the container sees the queues that the kernel gives a veth."""
+
+    KIND: ClassVar[str] = "veth"
+
+
+class VethReport(TapReport, frozen=True, kw_only=True):
+    """What a new veth interface is like. Behind the queues' sockets to receive from come those to transmit by, as many; then a
+    descriptor of the far namespace, and the netlink sockets as TapReport says. far_ifindex: the far end, in its namespace. The rest:
+    the queues' rings, as PacketPort takes them."""
+
+    far_ifindex: int
+    slot_bytes: int
+    block_bytes: int
+    blocks: int
+    sending_blocks: int
+
+
+# --- in the agent's child, inside the container's network namespace ---------------------------------------------------
+
+
+def create(request: VethRequest) -> tuple[VethReport, list[int]]:
+    """Makes a veth pair between the network namespace that we are in and a new one, where this process is afterwards: what the
+    container's end is like, and the descriptors as VethReport says. Raises ConfigError, PortError; on failure no interface is left.
+
+    The caller exits soon after, which closes what is not sent.
+    """
+    label = f"veth {request.name}"
+    try:
+        # What belongs to the container's namespace is opened before this process leaves it.
+        container = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        ioctls = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        netlink, events = link_counters.open_socket(), link_counters.open_link_events()
+        with link.netlink()() as near_ip:
+            _enter_far_namespace(label)
+            with link.netlink()() as far_ip:
+                _make_pair(far_ip, near_ip, container, request, events, label)
+                try:
+                    far = socket.if_nametoindex(FAR_END)
+                    _prepare_far_end(far_ip, far, label)
+                    queues = [_open_queue(request.queues) for _ in range(request.queues)]
+                    sending = [_open_sending() for _ in range(request.queues)]
+                    offloads = set_offloads(ioctls, request.name, _supported(queues[0], request.offloads))
+                    near = _configure(near_ip, request, label)
+                except BaseException:
+                    # At once: the kernel takes its time with a namespace that nothing holds any more.
+                    link.call(label, lambda: far_ip.link("del", ifname=FAR_END))
+                    raise
+        report = VethReport(
+            name=request.name,
+            ifindex=near["index"],
+            mac=near.get("address"),
+            mtu=near.get("mtu"),
+            offloads=offloads,
+            netlink=True,
+            link_events=True,
+            far_ifindex=far,
+            slot_bytes=SLOT_BYTES,
+            block_bytes=BLOCK_BYTES,
+            blocks=blocks_of(request.queues),
+            sending_blocks=SENDING_BLOCKS,
+        )
+        far_namespace = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise PortError(f"{label}: cannot set it up: {system_error(error)}") from None
+    return report, [*(each.detach() for each in (*queues, *sending)), far_namespace, netlink, events]
+
+
+def blocks_of(queues: int) -> int:
+    """Blocks of the ring of each of so many queues."""
+    return -(-max(RING_FRAMES // queues, RING_FRAMES_LEAST) // SLOTS_OF_A_BLOCK)
+
+
+def _enter_far_namespace(label: str) -> None:
+    """Moves this process into a new network namespace, in which no interface speaks IPv6 by itself."""
+    try:
+        unshare(CLONE_NEWNET)
+    except PermissionError:
+        raise ConfigError(
+            f"{label}: not permitted to make a network namespace beside the container's; run vnic as root, or attach to a "
+            "container that you started as the same user"
+        ) from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise ConfigError(f"{label}: too many network namespaces: raise user.max_net_namespaces (see namespaces(7))") from None
+    # Where /proc may not be written to, there is still the mode in which no link-local address is made, which _prepare_far_end sets.
+    with suppress(OSError), open("/proc/sys/net/ipv6/conf/default/disable_ipv6", "w") as setting:
+        setting.write("1")
+
+
+def _make_pair(far_ip: Any, near_ip: Any, container: int, request: VethRequest, events: int, label: str) -> None:
+    """Makes the pair. An interface of the same name that vnic made is waited for, since it may be about to go: the kernel removes
+    a namespace some time after its last descriptor was closed. events: tells when an interface of the container changes."""
+    from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped,unused-ignore]
+
+    near: dict[str, Any] = {"ifname": request.name, "mtu": request.mtu, "net_ns_fd": container}
+    if request.mac is not None:
+        near["address"] = request.mac
+    deadline = time.monotonic() + GONE_TIMEOUT_S
+    while True:
+        try:
+            far_ip.link("add", ifname=FAR_END, kind="veth", peer=near, mtu=FAR_MTU)
+            return
+        except NetlinkError as error:
+            if error.code == errno.EOPNOTSUPP:
+                raise ConfigError(
+                    f"{label}: this kernel has no veth interfaces: load the module (modprobe veth), or use a TAP"
+                ) from None
+            if error.code != errno.EEXIST:
+                raise link.creation_error(error.code, label) from None
+        links = near_ip.link("dump", ifname=request.name)
+        ours = any(each.get("ifname") == request.name and each.get("ifalias") == ALIAS for each in links)
+        if not ours or not readable(events, max(deadline - time.monotonic(), 0)):
+            raise link.creation_error(errno.EEXIST, label)
+        _take(events)
+
+
+def _take(events: int) -> None:
+    with suppress(OSError):  # there is no more, or more came than the socket has room for
+        while os.read(events, 4096):
+            pass
+
+
+def _prepare_far_end(far_ip: Any, far: int, label: str) -> None:
+    """Brings the far end up, and keeps its kernel from sending anything itself: no IPv6 address, no ARP."""
+    no_address = {"attrs": [["AF_INET6", {"attrs": [["IFLA_INET6_ADDR_GEN_MODE", ADDR_GEN_NONE]]}]]}
+    with suppress(ConfigError, PortError):  # a kernel without IPv6
+        link.call(label, lambda: far_ip.link("set", index=far, IFLA_AF_SPEC=no_address))
+    _lift_gso_limits(far)
+    link.call(label, lambda: far_ip.link("set", index=far, arp=False, state="up"))
+
+
+def _lift_gso_limits(far: int) -> None:
+    """Lets the far end take GSO frames of FAR_GSO_BYTES. A message of our own, since pyroute2 lacks IPv4's limit."""
+    limits = b"".join(
+        ATTRIBUTE.pack(ATTRIBUTE.size, kind, FAR_GSO_BYTES) for kind in (IFLA_GSO_MAX_SIZE, IFLA_GSO_IPV4_MAX_SIZE)
+    )
+    message = (
+        REQUEST.pack(REQUEST.size + len(limits), RTM_SETLINK, NLM_F_REQUEST, 0, 0, socket.AF_UNSPEC, 0, far, 0, 0) + limits
+    )
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
+        # Done before send returns. Linux before 6.3 has one limit and ignores the other; where neither can be lifted (before 5.19),
+        # frames that long are dropped (queue_full).
+        sock.send(message)
+
+
+def _open_queue(queues: int) -> socket.socket:
+    """A socket that receives what arrives at the far end into a ring, and transmits long frames there."""
+    # Protocol 0: it receives nothing before it is bound, so that a frame of another interface never gets in.
+    queue = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
+    _set_options(queue, PACKET_AUXDATA, PACKET_COPY_THRESH, PACKET_IGNORE_OUTGOING)
+    queue.setsockopt(SOL_PACKET, PACKET_RX_RING, _ring(blocks_of(queues)))
+    queue.bind((FAR_END, ETH_P_ALL))
+    if queues > 1:
+        queue.setsockopt(SOL_PACKET, PACKET_FANOUT, FANOUT_ID | PACKET_FANOUT_HASH << 16)
+    return queue
+
+
+def _open_sending() -> socket.socket:
+    """A socket that transmits the frames of a ring. It receives nothing, and so no error either when the far end goes down."""
+    sending = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
+    _set_options(sending, PACKET_LOSS)
+    sending.setsockopt(SOL_PACKET, PACKET_TX_RING, _ring(SENDING_BLOCKS))
+    sending.bind((FAR_END, 0))
+    return sending
+
+
+def _set_options(sock: socket.socket, *more: int) -> None:
+    sock.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V2)
+    for option in (PACKET_VNET_HDR, PACKET_QDISC_BYPASS, *more):
+        sock.setsockopt(SOL_PACKET, option, 1)
+    for forced, limited in ((SO_RCVBUFFORCE, socket.SO_RCVBUF), (SO_SNDBUFFORCE, socket.SO_SNDBUF)):
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, forced, BUFFER_BYTES)
+        except PermissionError:
+            sock.setsockopt(socket.SOL_SOCKET, limited, BUFFER_BYTES)
+
+
+def _ring(blocks: int) -> bytes:
+    return struct.pack("=IIII", BLOCK_BYTES, blocks, SLOT_BYTES, blocks * SLOTS_OF_A_BLOCK)
+
+
+def _supported(queue: socket.socket, wanted: int) -> int:
+    """`wanted` without USO if the kernel's virtio-net header cannot express it (Linux before 6.2): it says so (EINVAL) of a frame
+    that it would not deliver anyway, since the container's end is not up yet."""
+    if not wanted & Offload.USO:
+        return wanted
+    header = struct.pack("=BBHHHH", 1, 5, 42, 8, 34, 6)  # NEEDS_CSUM, GSO_UDP_L4
+    ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 44, 0, 0, 64, 17, 0, bytes(4), bytes(4))
+    frame = bytes(12) + b"\x08\x00" + ip + struct.pack("!HHHH", 9, 9, 24, 0) + bytes(16)
+    try:
+        queue.send(header + frame)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return wanted & ~Offload.USO
+    return wanted
+
+
+def _configure(near_ip: Any, request: VethRequest, label: str) -> Any:
+    """Configures the container's end; returns what the kernel says of it."""
+    index = link.call(label, lambda: near_ip.link("get", ifname=request.name))[0]["index"]
+    link.call(label, lambda: near_ip.link("set", index=index, ifalias=ALIAS))
+    if request.up:
+        link.call(label, lambda: near_ip.link("set", index=index, state="up"))
+    link.configure(near_ip, index, request, label)
+    return link.call(label, lambda: near_ip.link("get", index=index))[0]
+
+
+# --- the handle -------------------------------------------------------------------------------------------------------
+
+
+class Veth(Tap):
+    """A veth interface that is there, with the interface of a Tap. Close it, and the interface goes: at once where the agent can
+    delete it, and else soon after the last process has closed the descriptors, since the kernel removes the far namespace in the
+    background.
+
+    fds        one AF_PACKET socket a queue, each with a ring to receive from that is not mapped
+    sending    another one a queue, with a ring to transmit by
+    far        the far namespace, held open
+    ring_drops what the queues' rings had no room for; set by the port's owner, who alone can ask
+    """
+
+    KIND = "veth"
+
+    def __init__(self, report: VethReport, fds: Sequence[int], namespace: NetNamespace, agent: Agent) -> None:
+        super().__init__(report, fds, namespace, agent)
+        self.far_ifindex = report.far_ifindex
+        self.slot_bytes, self.block_bytes = report.slot_bytes, report.block_bytes
+        self.blocks, self.sending_blocks = report.blocks, report.sending_blocks
+        self.far = NetNamespace(self.fds.pop(), f"the far end of veth {self.name}")
+        self.sending = self.fds[len(self.fds) // 2 :]
+        del self.fds[len(self.sending) :]
+        self.ring_drops: Callable[[], int] = int
+
+    def report(self) -> VethReport:
+        """What another process needs beside the descriptors of `let_go`."""
+        return VethReport(
+            name=self.name,
+            ifindex=self.ifindex,
+            mac=self.mac,
+            mtu=self.mtu,
+            offloads=int(self.offloads),
+            netlink=self.netlink >= 0,
+            link_events=self.link_events >= 0,
+            far_ifindex=self.far_ifindex,
+            slot_bytes=self.slot_bytes,
+            block_bytes=self.block_bytes,
+            blocks=self.blocks,
+            sending_blocks=self.sending_blocks,
+        )
+
+    def present(self) -> bool:
+        """Whether the interface is there: root of its container may delete it. True of a Veth that is closed."""
+        if self.closed:
+            return True
+        with socket.socket(fileno=os.dup(self.fds[0])) as queue:
+            return bool(queue.getsockname()[0])  # the far end's name; none when it is gone, and with it the container's end
+
+    def let_go(self) -> list[int]:
+        """The descriptors in the order of VethReport; they are the caller's now, and the Veth is closed."""
+        if not self.closed:
+            self.fds += [*self.sending, self.far.fd]
+            self.sending, self.far.fd = [], -1
+        return super().let_go()
+
+    def set_carrier(self, on: bool) -> None:
+        """Plugs or pulls the cable: the container sees the link go up or down, since the far end does. While it is down, the port
+        drops what it is to transmit (link_down)."""
+        if self.closed:
+            raise PortError(f"veth {self.name}: is closed")
+        self._agent.run(self.far, LinkChange(ifindex=self.far_ifindex, up=on))
+
+    def set_mac(self, mac: str) -> None:
+        """Changes the MAC address live."""
+        address = parse_mac(mac, f"veth {self.name}")
+        self._run(LinkChange(ifindex=self.ifindex, mac=mac))
+        self.mac = address.hex(":")
+
+    def delete(self) -> None:
+        """Removes the interface even if another process holds its queues too, and closes."""
+        try:
+            if self.closed:
+                raise PortError(f"veth {self.name}: is closed")
+            self._agent.run(self.far, DeleteLink(self.far_ifindex))
+        finally:
+            self._close()
+
+    def close(self) -> None:
+        """Closes queues and namespaces. May be called twice."""
+        if not self.closed:
+            # A worker has no agent: it lets go, and whoever holds the interface too decides when it goes.
+            with suppress(ConfigError, PortError):
+                self._agent.run(self.far, DeleteLink(self.far_ifindex))
+        self._close()
+
+    def _close(self) -> None:
+        super().close()
+
+    def queue_drops(self) -> int | None:
+        """Frames of the container that were lost on the way to the queues: at the interface, and for want of room in the rings."""
+        drops = super().queue_drops()
+        return None if drops is None else drops + self.ring_drops()
