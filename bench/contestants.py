@@ -53,10 +53,11 @@ class Bare(Contestant):
 class Vnic(Contestant):
     """`vnic up FILE.yaml` as a user runs it: two NICs, one engine, the switch between them."""
 
-    def __init__(self, spin: str = "") -> None:
-        self.spin = spin
-        self.name = "vnic-spin" if spin else "vnic"
-        self.what = f"vnic, switch, spins {spin}" if spin else "vnic, switch, sleeps when idle"
+    def __init__(self, spin: str = "", kind: str = "tap") -> None:
+        self.spin, self.kind = spin, kind
+        self.name = "vnic-spin" if spin else "vnic" if kind == "tap" else f"vnic-{kind}"
+        over = "" if kind == "tap" else f" over {kind}"
+        self.what = f"vnic{over}, switch, spins {spin}" if spin else f"vnic{over}, switch, sleeps when idle"
 
     def missing(self) -> str:
         # A tree without the command line can still measure the bare loops and the peers.
@@ -64,7 +65,8 @@ class Vnic(Contestant):
 
     def up(self, space: Space) -> subprocess.Popen[bytes] | None:
         nics = "".join(
-            f"  {nic}: {{netns: {space.path(name)}, interface: t0}}\n" for nic, name in (("a", space.a), ("b", space.b))
+            f"  {nic}: {{netns: {space.path(name)}, interface: t0, kind: {self.kind}}}\n"
+            for nic, name in (("a", space.a), ("b", space.b))
         )
         file = space.directory / "vnic.yaml"
         file.write_text(f"nics:\n{nics}" + (f"spin: {self.spin}\n" if self.spin else ""))

@@ -1,41 +1,20 @@
 """NICs over veth pairs beside NICs over TAPs and the bare TAP loop: 64-byte packets, one TCP stream, round trips; interleaved."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 from rich.console import Console
 from rich.table import Table
 
 from bench import machine
-from bench.contestants import Bare, Contestant
+from bench.contestants import Bare, Contestant, Vnic
 from bench.errors import BenchError
 from bench.probes import compile_probes
 from bench.report import show_machine
-from bench.space import Space, sweep
+from bench.space import sweep
 from bench.tap import Json, Series, measure, ratio, rotate, say
 
 KEYS = ("mpps_64b", "cpu_ns_per_packet", "tcp_gbps", "cpu_s_per_gb", "rtt_p50_us", "udp_rtt_p50_us")
 
 
-class Pair(Contestant):
-    """Two NICs of one kind on one engine with the switch, as `vnic up` builds them but in one process."""
-
-    def __init__(self, kind: str) -> None:
-        self.kind = self.name = kind
-        self.what = f"vnic, NICs over {kind}, switch, sleeps when idle"
-
-    def up(self, space: Space) -> subprocess.Popen[bytes] | None:
-        ends = [space.path(space.a), space.path(space.b)]
-        root = str(Path(__file__).parents[1])
-        process = space.start([sys.executable, "-m", "bench.veth_pair", self.kind, *ends], PYTHONPATH=root)
-        for name in (space.a, space.b):
-            space.wait_interface(name, "t0", process)
-        space.connect("t0", "t0")
-        return process
-
-
-CONTESTANTS: tuple[Contestant, ...] = (Pair("veth"), Pair("tap"), Bare(1))
+CONTESTANTS: tuple[Contestant, ...] = (Vnic(kind="veth"), Vnic(), Bare(1))
 
 
 def run(rounds: int, seconds: float) -> Json:

@@ -134,7 +134,7 @@ def test_nics_over_veth_pairs_are_measured(capsys: pytest.CaptureFixture[str], m
     monkeypatch.setattr(tap, "UDP_ROUND_TRIPS", 5)
     result = veth.run(rounds=1, seconds=0.2)
     measured = result["contestants"]
-    assert isinstance(measured, dict) and list(measured) == ["veth", "tap", "bare-1"]
+    assert isinstance(measured, dict) and list(measured) == ["vnic-veth", "vnic", "bare-1"]
     assert all(one["failures"] == [] and one["mpps_64b"] > 0 for one in measured.values())
     assert measured["bare-1"]["mpps_64b_ratio"] == 1
     veth.show(Console(width=150), result)

@@ -98,12 +98,13 @@ with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as s, ope
 """
 
 NAMES = ("a", "b", "c")
+KIND = "tap"
 V4 = {name: f"10.99.0.{number}" for number, name in enumerate(NAMES, 1)}
 V6 = {name: f"fd99::{number}" for number, name in enumerate(NAMES, 1)}
 
 
 def nic(container: Container, name: str, **more):
-    return {"pid": container.pid, "interface": "eth0", "addresses": [f"{V4[name]}/24", f"{V6[name]}/64"], **more}
+    return {"pid": container.pid, "interface": "eth0", "addresses": [f"{V4[name]}/24", f"{V6[name]}/64"], "kind": KIND, **more}
 
 
 class Net:

@@ -15,7 +15,7 @@ from dataplane.errors import ConfigError
 from tests.support.containers import IS_ROOT
 from tests.tools import need
 from vnic.control.convert import convert_config, convert_nic, decode_config, encode_config
-from vnic.control.devices import tap_request
+from vnic.control.devices import nic_request
 from vnic.control.runtime import Runtime
 from vnic.control.schema import ADDRESSES_MOST, ROUTES_MOST
 from vnic.device import tap
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def routes(**settings):
-    return [(each.to, each.via) for each in tap_request(convert_nic("web", {"pid": 1, **settings})).routes]
+    return [(each.to, each.via) for each in nic_request(convert_nic("web", {"pid": 1, **settings})).routes]
 
 
 def test_gateway_is_short_for_the_default_route():
@@ -40,7 +40,7 @@ def test_gateway_is_short_for_the_default_route():
 def test_routes_survive_the_stored_configuration():
     config = convert_config({"nics": {"web": {"pid": 1, "gateway": "10.0.0.254", "routes": [{"to": "10.1.0.0/16"}]}}})
     again = decode_config(encode_config(config))
-    assert tap_request(again.nics["web"]) == tap_request(config.nics["web"])
+    assert nic_request(again.nics["web"]) == nic_request(config.nics["web"])
     assert len(again.nics["web"].routes) == 2
 
 

@@ -40,14 +40,14 @@ def test_a_late_answer_is_not_that_of_the_next_call(supervisor):
     """A TAP opened for a, too late, must not be taken for b's."""
     ours, keeping = supervisor
     with pytest.raises(VnicError, match="no answer from the supervisor"):
-        keeping.open_tap("a", TapRequest(name="eth0"))
+        keeping.open_nic("a", TapRequest(name="eth0"))
     first = keeper.decode_call(keeper.receive(ours)[0])
     (of_a, a), (of_b, b) = document(b"a"), document(b"b")
     keeper.send(ours, keeper.Opened(number=first.number), [of_a])
     keeper.send(ours, keeper.Opened(number=first.number + 1), [of_b])
     os.close(of_a)
     os.close(of_b)
-    (got,) = keeping.open_tap("b", TapRequest(name="eth0"))
+    (got,) = keeping.open_nic("b", TapRequest(name="eth0"))
     assert keeper.read_document(got) == b"b"
     assert not is_open_here(a), "what came too late is closed"
     os.close(got)

@@ -419,7 +419,7 @@ class Near(Module):
     def start(self):
         routes = (Route(to="198.51.100.0/24", via="192.0.2.9"),)
         try:
-            self.runtime.keeping.open_tap("near", TapRequest(name="near", addresses=("192.0.2.1/24",), routes=routes))
+            self.runtime.keeping.open_nic("near", TapRequest(name="near", addresses=("192.0.2.1/24",), routes=routes))
         except Exception as error:
             print("REFUSED:", error, flush=True)
 """

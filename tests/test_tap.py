@@ -419,7 +419,7 @@ def attempt(*arguments: str, tun: str, uid: int = plain_user.UID) -> str:
 def test_no_tun_device(leak_check, uid):
     assert attempt(tun="missing", uid=uid) == (
         "/dev/net/tun is missing: load the tun module (modprobe tun) or pass the device into the container "
-        "(--device /dev/net/tun)\n"
+        "(--device /dev/net/tun); a NIC of kind veth does without it\n"
     )
 
 

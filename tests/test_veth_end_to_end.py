@@ -7,7 +7,6 @@ import pytest
 from tests import test_end_to_end as taps
 from tests.support import plain_user
 from tests.support.containers import IS_ROOT
-from tests.support.veths import VethDevices
 from tests.test_end_to_end import *  # noqa: F403
 from vnic.device.veth import SLOTS_OF_A_BLOCK, blocks_of
 
@@ -16,7 +15,7 @@ net = taps.net
 
 @pytest.fixture(autouse=True)
 def over_veth_pairs(monkeypatch):
-    monkeypatch.setattr("vnic.control.runtime.TapDevices", VethDevices)
+    monkeypatch.setattr(taps, "KIND", "veth")
     monkeypatch.setattr(taps, "QUEUE_PACKETS", blocks_of(1) * SLOTS_OF_A_BLOCK)
 
 

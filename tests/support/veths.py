@@ -1,4 +1,4 @@
-"""NICs over veth pairs where the program makes TAPs, and frames on the container's side of an interface."""
+"""Frames on the container's side of an interface."""
 
 from __future__ import annotations
 
@@ -13,10 +13,6 @@ from contextlib import contextmanager
 import pytest
 
 from tests.support.containers import IS_ROOT, Container
-from vnic.control.devices import Passed, TapDevices, tap_request
-from vnic.control.schema import NicConfig
-from vnic.device.nic import Nic
-from vnic.device.veth_nic import VethNic
 
 SOL_PACKET, PACKET_AUXDATA, PACKET_VNET_HDR, PACKET_IGNORE_OUTGOING, VLAN_VALID = 263, 8, 15, 23, 0x10
 OPEN_SOCKET = """
@@ -25,15 +21,6 @@ opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
 opened.bind((sys.argv[2], 3))
 socket.send_fds(socket.socket(fileno=int(sys.argv[1])), [b"."], [opened.fileno()])
 """
-
-
-class VethDevices(TapDevices):
-    """As TapDevices, with veth pairs."""
-
-    def open(self, config: NicConfig, number: int, passed: Passed | None = None, /) -> Nic:
-        assert self._agent is not None and passed is None
-        request = tap_request(config)
-        return VethNic.open(self._agent, config.name, number, request, rss_key=config.rss.key, rss_table=config.rss.table)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from dataplane.errors import VnicError
 from dataplane.units import format_rate
 from vnic.control.convert import convert_config
 from vnic.control.runtime import Runtime
+from vnic.device.link import try_tun_device
 
 ADDRESSES = {"left": "10.99.0.1", "right": "10.99.0.2"}
 MTU = 1500
@@ -93,10 +94,21 @@ def _round_trips(client: DemoContainer, server: DemoContainer) -> dict[str, floa
     return {"p50": round(cuts[49], 1), "p99": round(cuts[98], 1)}
 
 
+def _kind(progress: Progress) -> str:
+    """The kind of the demo's NICs: TAPs, or where there is no device for them, veth pairs."""
+    try:
+        try_tun_device()
+    except VnicError as error:
+        progress(f"{str(error).partition(':')[0].removesuffix(' is missing')} cannot be used: over veth pairs instead")
+        return "veth"
+    return "tap"
+
+
 def run_demo(*, rate_bps: int, queues: int, seconds: float, spin: str, progress: Progress) -> dict[str, Any]:
     """Runs the demo and returns its figures. Removes everything that it created, also on an
     exception or KeyboardInterrupt."""
     with ExitStack() as stack:
+        kind = _kind(progress)
         progress("making two containers")
         left, right = (stack.enter_context(closing(DemoContainer(name))) for name in ADDRESSES)
         config = convert_config(
@@ -105,6 +117,7 @@ def run_demo(*, rate_bps: int, queues: int, seconds: float, spin: str, progress:
                 "nics": {
                     each.name: {
                         "pid": each.pid,
+                        "kind": kind,
                         "interface": "eth0",
                         "queues": queues,
                         "mtu": MTU,
@@ -140,6 +153,7 @@ def run_demo(*, rate_bps: int, queues: int, seconds: float, spin: str, progress:
         status = runtime.status()
         per_queue = {nic["name"]: nic["queues"] for nic in runtime.stats()["nics"]}
         return {
+            "kind": kind,
             "unshaped_gbps": round(statistics.fmean(unshaped.values()) / 1e9, 3),
             "unshaped_gbps_by_direction": {way: round(bps / 1e9, 3) for way, bps in unshaped.items()},
             "rate": format_rate(rate_bps),

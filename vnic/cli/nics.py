@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dataplane.errors import ConfigError
-from vnic.cli.common import about, completing, connect, instance_option, json_option, plural, print_json, shown_rate
+from vnic.cli.common import F, about, completing, connect, instance_option, json_option, plural, print_json, shown_rate
 
 if TYPE_CHECKING:
     from vnic.control.client import Client
@@ -18,40 +18,55 @@ if TYPE_CHECKING:
 
 @click.group()
 def attach() -> None:
-    """Attach a NIC to a container; see `vnic attach tap --help`."""
+    """Attach a NIC of a kind to a container; see `vnic attach tap --help`."""
+
+
+OPTIONS = (
+    click.argument("name"),
+    click.option("--pid", type=int, help="A process in the container."),
+    click.option("--netns", type=click.Path(), help="Network namespace: a path, or a name that `ip netns` knows."),
+    click.option("--interface", help="Name of the interface in the container.  [default: NAME]"),
+    click.option("--queues", type=int, help="Queue pairs, 1 to 64.  [default: 1]"),
+    click.option("--mac", help="MAC address.  [default: made from NAME]"),
+    click.option("--mtu", type=int, help="MTU, 68 to 65521.  [default: 1500]"),
+    click.option(
+        "--address", "addresses", multiple=True, metavar="ADDRESS/PREFIX", help="IP address; may be given several times."
+    ),
+    click.option("--gateway", metavar="ADDRESS", help="Gateway of the container's default route."),
+    click.option(
+        "--route",
+        "routes",
+        multiple=True,
+        metavar='"NETWORK [via ADDRESS]"',
+        help="Route of the container; may be given several times.",
+    ),
+    click.option(
+        "--engine", help="Number or name of the engine that processes its packets.  [default: the one with the fewest NICs]"
+    ),
+    click.option("--on", metavar="SWITCH", help="Switch that it is connected to.  [default: the only one]"),
+    click.option("--vlan", type=int, help="Make it an access port of this VLAN, 1 to 4094."),
+    click.option(
+        "--spoof-check/--no-spoof-check",
+        default=None,
+        help="Drop frames from other MAC addresses.  [default: only of other users' NICs]",
+    ),
+    click.option("--egress", metavar="RATE", help="Rate limit of what the container sends, such as 100mbit."),
+    click.option("--ingress", metavar="RATE", help="Rate limit of what the container receives, such as 100mbit."),
+    click.option("--owner", metavar="USER", help="User who may see it and set its link up and down."),
+    instance_option,
+)
+
+
+def _with_options(function: F) -> F:
+    """The options of the commands that attach a NIC, which are the same for every kind."""
+    for option in reversed(OPTIONS):
+        function = option(function)
+    return function
 
 
 @attach.command()
-@click.argument("name")
-@click.option("--pid", type=int, help="A process in the container.")
-@click.option("--netns", type=click.Path(), help="Network namespace: a path, or a name that `ip netns` knows.")
-@click.option("--interface", help="Name of the interface in the container.  [default: NAME]")
-@click.option("--queues", type=int, help="Queue pairs, 1 to 64.  [default: 1]")
-@click.option("--mac", help="MAC address.  [default: made from NAME]")
-@click.option("--mtu", type=int, help="MTU, 68 to 65521.  [default: 1500]")
-@click.option("--address", "addresses", multiple=True, metavar="ADDRESS/PREFIX", help="IP address; may be given several times.")
-@click.option("--gateway", metavar="ADDRESS", help="Gateway of the container's default route.")
-@click.option(
-    "--route",
-    "routes",
-    multiple=True,
-    metavar='"NETWORK [via ADDRESS]"',
-    help="Route of the container; may be given several times.",
-)
-@click.option(
-    "--engine", help="Number or name of the engine that processes its packets.  [default: the one with the fewest NICs]"
-)
-@click.option("--vlan", type=int, help="Make it an access port of this VLAN, 1 to 4094.")
-@click.option(
-    "--spoof-check/--no-spoof-check",
-    default=None,
-    help="Drop frames from other MAC addresses.  [default: only of other users' NICs]",
-)
-@click.option("--egress", metavar="RATE", help="Rate limit of what the container sends, such as 100mbit.")
-@click.option("--ingress", metavar="RATE", help="Rate limit of what the container receives, such as 100mbit.")
-@click.option("--owner", metavar="USER", help="User who may see it and set its link up and down.")
-@instance_option
-def tap(name: str, pid: int | None, netns: str | None, instance: str, **options: Any) -> None:
+@_with_options
+def tap(**options: Any) -> None:
     """Attach the NIC called NAME: a TAP interface in a container's network namespace, connected to the switch.
 
     \b
@@ -59,12 +74,28 @@ def tap(name: str, pid: int | None, netns: str | None, instance: str, **options:
     vnic attach tap db --netns /run/netns/db --interface eth0 --queues 4 --egress 100mbit
     vnic attach tap mine --pid 4711 -i /run/vnic/lab.sock      to another user's vnic
     """
+    _attach("tap", **options)
+
+
+@attach.command()
+@_with_options
+def veth(**options: Any) -> None:
+    """Attach the NIC called NAME: one end of a veth pair in a container's network namespace, connected
+    to the switch. It needs no /dev/net/tun.
+
+    \b
+    vnic attach veth web --pid 4242 --address 10.0.0.1/24
+    """
+    _attach("veth", **options)
+
+
+def _attach(kind: str, name: str, pid: int | None, netns: str | None, instance: str, **options: Any) -> None:
     from vnic.control.load import netns_path
 
     if (pid is None) == (netns is None):
         raise click.UsageError("which container? give --pid PID or --netns PATH")
-    nic: dict[str, Any] = {"pid": pid, "netns": None if netns is None else netns_path(netns, os.getcwd())}
-    for key in ("interface", "queues", "mac", "mtu", "gateway", "owner", "spoof_check"):
+    nic: dict[str, Any] = {"kind": kind, "pid": pid, "netns": None if netns is None else netns_path(netns, os.getcwd())}
+    for key in ("interface", "queues", "mac", "mtu", "gateway", "owner", "spoof_check", "on"):
         nic[key] = options[key]
     nic["addresses"] = list(options["addresses"]) or None
     nic["routes"] = [_route(text) for text in options["routes"]] or None

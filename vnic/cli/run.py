@@ -32,7 +32,7 @@ def demo(rate: str, queues: int, seconds: float, spin: str, as_json: bool) -> No
     then with one that is set while it runs.
 
     Prints measured and expected throughput, round-trip times, and what became of all packets. Needs
-    no root and leaves nothing behind.
+    no root and leaves nothing behind. Without /dev/net/tun it uses veth pairs, and says so.
 
     \b
     vnic demo

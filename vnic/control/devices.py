@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
-import msgspec
-
 from dataplane.element import Element
 from dataplane.errors import PortError, VnicError
 from dataplane.port import Port
-from vnic.control.keeper import Keeper, KeptTap, read_document
+from vnic.control.keeper import Keeper, kept_nic
 from vnic.control.schema import NicConfig
 from vnic.device.agent import NamespaceAgent
 from vnic.device.namespaces import NetNamespace
 from vnic.device.nic import Nic
 from vnic.device.rss import Rss
-from vnic.device.tap import Offload, Route, Tap, TapRequest, Work, check
+from vnic.device.tap import LinkChange, Offload, Route, TapRequest, Work, check
+from vnic.device.veth import Veth, VethRequest
+from vnic.device.veth_nic import VethNic
 
 
 class Watch(Protocol):
@@ -77,9 +76,9 @@ class TapDevices:
         assert self._agent is not None
         if passed is not None:
             raise PortError(f"nic {config.name}: a container is passed to a running instance only")
-        return Nic.open(
-            self._agent, config.name, number, tap_request(config), rss_key=config.rss.key, rss_table=config.rss.table
-        )
+        request = nic_request(config)
+        kind = VethNic if isinstance(request, VethRequest) else Nic
+        return kind.open(self._agent, config.name, number, request, rss_key=config.rss.key, rss_table=config.rss.table)
 
     def forget(self, name: str) -> None:
         """Nothing: nobody else holds it."""
@@ -90,9 +89,15 @@ class TapDevices:
 
 
 class _Elsewhere:
-    """The agent of a TAP in a worker: none. What is done inside a container goes by the supervisor."""
+    """The agent of a NIC in a worker: none. What is done inside a container goes by the supervisor, as far as a worker asks for it."""
+
+    def __init__(self, keeping: Keeper, nic: str) -> None:
+        self._keeping, self._nic = keeping, nic
 
     def run(self, namespace: NetNamespace, work: Work) -> dict[str, int]:
+        if isinstance(work, LinkChange) and work.up is not None:
+            self._keeping.set_carrier(self._nic, work.up)
+            return {}
         raise PortError(f"{namespace.label}: a worker does nothing inside containers")
 
 
@@ -108,20 +113,22 @@ class KeptTapDevices:
 
     def open(self, config: NicConfig, number: int, passed: Passed | None = None, /) -> Nic:
         rss = Rss(config.rss.key, config.rss.table, queues=config.queues)
-        request = tap_request(config)
+        request = nic_request(config)
         check(request)  # before anything is touched
         descriptors = self._keeping.take(f"nic/{config.name}")
         if descriptors is None and config.passed and passed is None:
             raise PortError(f"nic {config.name}: its container was passed by a client, and is not kept; attach it again")
         if descriptors is None:
             try:
-                descriptors = self._keeping.open_tap(config.name, request, [each for each in passed or () if each >= 0])
+                descriptors = self._keeping.open_nic(config.name, request, [each for each in passed or () if each >= 0])
             except VnicError:  # the supervisor may have it all the same: the answer got lost, or comes too late
                 with suppress(VnicError):
                     self._keeping.drop(f"nic/{config.name}")
                 raise
-        tap = _kept_tap(descriptors)
+        tap = kept_nic(descriptors, _Elsewhere(self._keeping, config.name))
         try:
+            if isinstance(tap, Veth):
+                return VethNic(config.name, number, tap, rss)
             return Nic(config.name, number, tap, rss)
         except BaseException:
             tap.close()
@@ -133,17 +140,6 @@ class KeptTapDevices:
 
     def stop(self) -> None:
         """Nothing: the supervisor goes on."""
-
-
-def _kept_tap(descriptors: list[int]) -> Tap:
-    """A TAP from what the supervisor keeps of it, see vnic.control.keeper; the descriptors are the Tap's."""
-    document, namespace, *queues = descriptors
-    kept = msgspec.json.decode(read_document(document), type=KeptTap)
-    os.close(document)
-    pidfd = queues.pop(0) if kept.pid is not None else -1
-    return Tap(
-        kept.report, queues, NetNamespace(namespace, kept.label, pid=kept.pid, pidfd=pidfd, path=kept.path), _Elsewhere()
-    )
 
 
 def offloads_of(config: NicConfig) -> Offload:
@@ -158,9 +154,10 @@ def offloads_of(config: NicConfig) -> Offload:
     return offloads
 
 
-def tap_request(config: NicConfig) -> TapRequest:
+def nic_request(config: NicConfig) -> TapRequest | VethRequest:
     """What the agent is asked for."""
-    return TapRequest(
+    kind = VethRequest if config.kind == "veth" else TapRequest
+    return kind(
         name=str(config.interface),
         pid=config.pid,
         netns=config.netns,

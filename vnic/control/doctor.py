@@ -91,6 +91,14 @@ try:
             report[name] = error.strerror
 except OSError as error:
     report["net" if "net" not in report else "tap"] = error.strerror
+if report["net"] is None:
+    try:
+        from pyroute2 import IPRoute
+        with IPRoute() as ip:
+            ip.link("add", ifname="v0", kind="veth", peer="v1")
+        report["veth"] = None
+    except Exception as error:
+        report["veth"] = str(error)
 print(json.dumps(report))
 """
 
@@ -136,12 +144,12 @@ def _kernel() -> Finding:
     return Finding("kernel", ok, True, f"Linux {release}", f"vnic needs Linux {least} or newer: boot a newer kernel")
 
 
-def _tun() -> Finding:
+def _tun(trial: dict[str, str | None]) -> Finding:
     try:
         try_tun_device()
     except VnicError as error:
         found, _, remedy = str(error).rpartition(": ")
-        return Finding("tun device", False, True, found, remedy)
+        return Finding("tun device", False, not _has_veth(trial), found, remedy)
     return Finding("tun device", True, True, f"{TUN_DEVICE} can be opened")
 
 
@@ -163,7 +171,19 @@ def _user_namespaces(trial: dict[str, str | None]) -> Finding:
     return Finding("user namespaces", False, needed, f"cannot be made: {problem}", remedy)
 
 
+def _has_veth(trial: dict[str, str | None]) -> bool:
+    """Whether NICs of kind veth can do what TAPs cannot here."""
+    return trial.get("veth", "not tried") is None
+
+
+def _veth(trial: dict[str, str | None]) -> Finding:
+    problem = trial.get("veth", "see user namespaces above")
+    found = "a pair can be made" if problem is None else f"none can be made: {problem}"
+    return Finding("veth", problem is None, False, found, "load the module (modprobe veth), or use NICs of kind tap")
+
+
 def _tap(trial: dict[str, str | None]) -> list[Finding]:
+    needed = not _has_veth(trial)
     if trial.get("net") is not None:
         found = f"no network namespace can be made: {trial['net']}"
         return [Finding("tap", False, True, found, "see user namespaces above, or run as root")]
@@ -173,7 +193,7 @@ def _tap(trial: dict[str, str | None]) -> list[Finding]:
         remedy = (
             "see tun device above" if trial["tap"] != "Invalid argument" else "the kernel needs CONFIG_TUN with multi-queue"
         )
-        return [Finding("tap", False, True, f"none can be made: {trial['tap']}", remedy)]
+        return [Finding("tap", False, needed, f"none can be made: {trial['tap']}", remedy)]
     findings = [Finding("tap", True, True, "multi-queue TAP with virtio-net header can be made")]
     tso, uso = trial.get("tso", "not tried"), trial.get("uso", "not tried")
     findings.append(Finding("TSO", tso is None, False, f"not supported: {tso}" if tso else "supported", "TCP will be slower"))
@@ -273,6 +293,6 @@ def _tools() -> Finding:
 def examine() -> list[Finding]:
     """Runs all checks, the required ones first."""
     trial = _try_namespaces()
-    checks: list[Callable[[], Finding]] = [_compiled, _kernel, _tun, lambda: _user_namespaces(trial)]
-    findings = [check() for check in checks] + _tap(trial) + [_memfd(), _memory(), *_cpus()]
+    checks: list[Callable[[], Finding]] = [_compiled, _kernel, lambda: _tun(trial), lambda: _user_namespaces(trial)]
+    findings = [check() for check in checks] + _tap(trial) + [_veth(trial), _memfd(), _memory(), *_cpus()]
     return findings + [_guarantee(), _cgroups(), _timer_slack(), _descriptors(), _tools()]

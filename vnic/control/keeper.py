@@ -5,8 +5,8 @@ worker, so that the next one - after a crash, or a newer one - finds them as the
 
     config          the configuration as it is now, with what was attached, rated and cut since it was loaded (JSON)
     version         of vnic when the first worker began, which is the supervisor's
-    nic/NAME        a TAP: document (KeptTap), its network namespace, a pidfd where it was asked for by process, its queues, and two
-                    netlink sockets of that namespace (TapReport says which are there)
+    nic/NAME        an interface: document (KeptNic), its network namespace, a pidfd where it was asked for by process, and what its
+                    report says (TapReport, VethReport): its queues, and two netlink sockets of that namespace
     ring/NAME       a ring and its doorbell: of a NIC, or of LINK/SWITCH, a direction of a link
     segment/pool    the packet pool
     segment/table/SWITCH   the MAC table of a switch
@@ -15,11 +15,11 @@ worker, so that the next one - after a crash, or a newer one - finds them as the
     losses          what workers after a crash had to go on without (JSON)
     capture/N       a live capture: document, and the file or pipe that it goes to
 
-Two SOCK_SEQPACKET pairs join them. On `calls` the worker asks and waits: Put, Drop, OpenTap, each answered by Done, Opened or Refused
-of the same number. The supervisor refuses them to a successor, which has taken nothing over yet. On `events` nobody waits: the supervisor
-sends the inventory (Item...) and Start, later HandOver, Failed, Quit, and a Ping now and then; a worker sends Ready, TookOver,
-HandedOver, Abandon, Failed, Stop, Upgrade, and Pong for each Ping. One message is one JSON object, at most MESSAGE_BYTES, with at
-most DESCRIPTORS descriptors.
+Two SOCK_SEQPACKET pairs join them. On `calls` the worker asks and waits: Put, Drop, Open, SetCarrier, each answered by Done,
+Opened or Refused of the same number. The supervisor refuses them to a successor, which has taken nothing over yet. On `events` no
+message is answered: the supervisor sends the inventory (Item...) and Start, later HandOver, Failed, Quit, and a Ping now and then;
+a worker sends Ready, TookOver, HandedOver, Abandon, Failed, Stop, Upgrade, and Pong for each Ping. A message is a JSON object of at
+most MESSAGE_BYTES, with at most DESCRIPTORS descriptors.
 """
 
 from __future__ import annotations
@@ -36,10 +36,13 @@ import msgspec
 
 from dataplane.errors import ConfigError, PortError, VnicError
 from vnic.device.descriptors import close_all, receive_with_descriptors, system_error
-from vnic.device.tap import MAX_QUEUES, Tap, TapReport, TapRequest
+from vnic.device.namespaces import NetNamespace
+from vnic.device.tap import MAX_QUEUES, Agent, Tap, TapReport, TapRequest
+from vnic.device.veth import Veth, VethReport, VethRequest
 
 MESSAGE_BYTES = 1 << 16
-DESCRIPTORS = MAX_QUEUES + 5  # a TAP's queues, its document, namespace, pidfd and netlink sockets; the kernel takes 253
+# A veth's queues have two sockets each; besides, its far namespace, document, namespace, pidfd and netlink sockets. The kernel takes 253.
+DESCRIPTORS = 2 * MAX_QUEUES + 6
 GUARANTEED = "guaranteed"
 KEYS_MOST = 1 << 14  # bound on the keys that a faulty worker can create
 CALL_TIMEOUT_S = 30.0
@@ -67,12 +70,19 @@ class Drop(_Numbered, frozen=True):
     key: str
 
 
-class OpenTap(_Numbered, frozen=True):
-    """Make a TAP in its container, keep it under nic/NAME, and hand it over (Opened). With descriptors, the container is that of the
-    first, a network namespace; the second is a pidfd."""
+class Open(_Numbered, frozen=True):
+    """Make a NIC's interface in its container, keep it under nic/NAME, and hand it over (Opened). With descriptors, the container is
+    that of the first, a network namespace; the second is a pidfd."""
 
     nic: str
-    request: TapRequest
+    request: TapRequest | VethRequest
+
+
+class SetCarrier(_Numbered, frozen=True):
+    """Raise or cut the link of a NIC whose kind needs another process for that."""
+
+    nic: str
+    up: bool
 
 
 class Done(_Numbered, frozen=True):
@@ -80,7 +90,7 @@ class Done(_Numbered, frozen=True):
 
 
 class Opened(_Numbered, frozen=True):
-    """The TAP, as descriptors in the order of nic/NAME."""
+    """The interface, as descriptors in the order of nic/NAME."""
 
 
 class Refused(_Numbered, frozen=True):
@@ -155,7 +165,7 @@ class Upgrade(_Message, frozen=True):
     python: str = ""
 
 
-Call = Put | Drop | OpenTap
+Call = Put | Drop | Open | SetCarrier
 Answer = Done | Opened | Refused
 ToWorker = Item | Start | HandOver | Failed | Ping | Quit
 FromWorker = Ready | TookOver | HandedOver | Abandon | Failed | Stop | Upgrade | Pong
@@ -166,11 +176,13 @@ decode_to_worker = msgspec.json.Decoder(ToWorker).decode
 decode_from_worker = msgspec.json.Decoder(FromWorker).decode
 
 
-class KeptTap(msgspec.Struct, frozen=True):
-    """The document of nic/NAME. `pid` or `path` is what the container was asked for by; neither: the daemon's own namespace."""
+class KeptNic(msgspec.Struct, frozen=True):
+    """The document of nic/NAME, with the report of its kind. `pid` or `path` is what the container was asked for by; neither: the
+    daemon's own namespace."""
 
-    report: TapReport
     label: str
+    tap: TapReport | None = None
+    veth: VethReport | None = None
     pid: int | None = None
     path: str | None = None
 
@@ -220,26 +232,46 @@ def read_document(descriptor: int) -> bytes:
     return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
 
 
-def tap_descriptors(tap: Tap) -> list[int]:
+def nic_descriptors(tap: Tap) -> list[int]:
     """What is kept under nic/NAME; the Tap and its namespace are closed, since the descriptors are the caller's now."""
     namespace = tap.namespace
-    report = TapReport(
-        name=tap.name,
-        ifindex=tap.ifindex,
-        mac=tap.mac,
-        mtu=tap.mtu,
-        offloads=int(tap.offloads),
-        netlink=tap.netlink >= 0,
-        link_events=tap.link_events >= 0,
-    )
+    veth = tap.report() if isinstance(tap, Veth) else None
+    report = None if isinstance(tap, Veth) else tap.report()
     try:
-        document = write_document(msgspec.json.encode(KeptTap(report, namespace.label, namespace.pid, namespace.path)))
+        document = write_document(
+            msgspec.json.encode(KeptNic(namespace.label, tap=report, veth=veth, pid=namespace.pid, path=namespace.path))
+        )
     except BaseException:
         tap.close()
         raise
     descriptors = [document, namespace.fd, *([namespace.pidfd] if namespace.pidfd >= 0 else []), *tap.let_go()]
     namespace.fd = namespace.pidfd = -1
     return descriptors
+
+
+def kept_kind(document: int) -> str:
+    """The kind of the interface whose document this is."""
+    return "veth" if msgspec.json.decode(read_document(document), type=KeptNic).veth is not None else "tap"
+
+
+def kept_veth(descriptors: Sequence[int], agent: Agent) -> Veth:
+    """`kept_nic` of a veth."""
+    found = kept_nic(descriptors, agent)
+    assert isinstance(found, Veth)
+    return found
+
+
+def kept_nic(descriptors: Sequence[int], agent: Agent) -> Tap:
+    """The interface that is kept as `descriptors`, which are the Tap's from here on."""
+    document, namespace, *rest = descriptors
+    kept = msgspec.json.decode(read_document(document), type=KeptNic)
+    os.close(document)
+    pidfd = rest.pop(0) if kept.pid is not None else -1
+    container = NetNamespace(namespace, kept.label, pid=kept.pid, pidfd=pidfd, path=kept.path)
+    if kept.veth is not None:
+        return Veth(kept.veth, rest, container, agent)
+    assert kept.tap is not None
+    return Tap(kept.tap, rest, container, agent)
 
 
 class Store:
@@ -322,9 +354,13 @@ class Keeper:
         """Has the supervisor let go, and returns when it has. Raises VnicError."""
         self._call(Drop(key))
 
-    def open_tap(self, nic: str, request: TapRequest, container: Sequence[int] = ()) -> list[int]:
-        """A new TAP: descriptors as of nic/NAME. container: descriptors as OpenTap says. Raises ConfigError, PortError."""
-        return self._call(OpenTap(nic, request), container)
+    def open_nic(self, nic: str, request: TapRequest | VethRequest, container: Sequence[int] = ()) -> list[int]:
+        """A new interface: descriptors as of nic/NAME. container: descriptors as Open says. Raises ConfigError, PortError."""
+        return self._call(Open(nic, request), container)
+
+    def set_carrier(self, nic: str, up: bool) -> None:
+        """Raises or cuts the link of a NIC over a veth pair. Raises VnicError."""
+        self._call(SetCarrier(nic, up))
 
     def close(self) -> None:
         """Lets go of what was inherited and nobody took."""

@@ -19,7 +19,8 @@ get no more. Capabilities are dropped in the child before exec: the program, whi
 that an upgrade names, never has more than a worker's.
 
 Use of the capabilities: CAP_SYS_PTRACE opens /proc/PID/ns of other users' processes, CAP_SYS_ADMIN
-enters these namespaces, CAP_NET_ADMIN creates interfaces there, CAP_SETPCAP lowers a child's
+enters these namespaces, CAP_NET_ADMIN creates interfaces there, CAP_NET_RAW opens the packet sockets
+of NICs over veth pairs, CAP_SETPCAP lowers a child's
 bounding set, CAP_SYS_NICE lets the kernel enforce a guarantee of CPU time and, in the supervisor,
 gives the running worker priority over one that loads (WorkerProcess.prefer). Without
 CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, file permissions hold for root, too: it must be permitted
@@ -61,8 +62,8 @@ from collections.abc import Iterable
 
 from dataplane.errors import VnicError
 
-CAP_SETPCAP, CAP_NET_ADMIN, CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_SYS_NICE = 8, 12, 19, 21, 23
-AGENT = (CAP_NET_ADMIN, CAP_SYS_ADMIN)
+CAP_SETPCAP, CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_SYS_NICE = 8, 12, 13, 19, 21, 23
+AGENT = (CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_ADMIN)
 # a child has no more than its parent
 SUPERVISOR = (*AGENT, CAP_SYS_PTRACE, CAP_SETPCAP, CAP_SYS_NICE)
 

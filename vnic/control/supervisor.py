@@ -44,6 +44,7 @@ from vnic.device.agent import NamespaceAgent
 from vnic.device.descriptors import close_all, readable, system_error
 from vnic.device.namespaces import NetNamespace, identity_of
 from vnic.device.tap import TapRequest
+from vnic.device.veth import Veth, VethRequest
 
 PAUSE_FIRST_S, PAUSE_MOST_S = 0.1, 10.0
 PAUSE_TOLD_S = 1.0  # clients wait during a shorter pause, and get the reason during a longer one
@@ -393,10 +394,14 @@ class Supervisor:
                     self.store.put(key, descriptors)
                 case keeper.Drop(key):
                     close_all(descriptors)
+                    self._delete_veth(key)
                     self.store.drop(key)
-                case keeper.OpenTap(nic, request):
-                    reply = self._open_tap(nic, request, descriptors)
+                case keeper.Open(nic, request):
+                    reply = self._open(nic, request, descriptors)
                     answer = keeper.Opened(number=call.number)
+                case keeper.SetCarrier(nic, up):
+                    close_all(descriptors)
+                    self._set_carrier(nic, up)
         except VnicError as error:
             answer = keeper.Refused(str(error), isinstance(error, ConfigError), number=call.number)
         except OSError as error:
@@ -406,7 +411,7 @@ class Supervisor:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             keeper.send(worker.calls, answer, reply, wait=False)
 
-    def _open_tap(self, nic: str, request: TapRequest, container: list[int]) -> list[int]:
+    def _open(self, nic: str, request: TapRequest, container: list[int]) -> list[int]:
         namespace = NetNamespace.passed(*container) if container else NetNamespace.find(request.pid, request.netns)
         if not self._host_interfaces and namespace.identity == identity_of("/proc/self/ns/net"):
             namespace.close()
@@ -414,9 +419,36 @@ class Supervisor:
                 f"nic {nic}: {namespace.label}: this is the network namespace that vnic itself runs in; to allow NICs there, "
                 "put 'host_interfaces: true' into the configuration file and start the instance again"
             )
-        descriptors = keeper.tap_descriptors(self._agent.open_tap(request, namespace))
+        made = (
+            self._agent.open_veth(request, namespace)
+            if isinstance(request, VethRequest)
+            else self._agent.open_tap(request, namespace)
+        )
+        descriptors = keeper.nic_descriptors(made)
         self.store.put(f"nic/{nic}", descriptors)
         return descriptors
+
+    def _veth(self, key: str) -> Veth | None:
+        """The veth that is kept under a key, with descriptors of its own; None where something else is, or nothing."""
+        found = self.store.get(key) if key.startswith("nic/") else None
+        if not found or keeper.kept_kind(found[0]) != "veth":
+            return None
+        return keeper.kept_veth([os.dup(each) for each in found], self._agent)
+
+    def _set_carrier(self, nic: str, up: bool) -> None:
+        veth = self._veth(f"nic/{nic}")
+        if veth is None:
+            raise VnicError(f"nic {nic}: its link is not the supervisor's to set")
+        try:
+            veth.set_carrier(up)
+        finally:
+            veth.release()
+
+    def _delete_veth(self, key: str) -> None:
+        """Deletes a veth at once: the kernel takes its time with a namespace whose last descriptor is closed."""
+        veth = self._veth(key)
+        if veth is not None:
+            veth.close()
 
     def _event(self, worker: WorkerProcess, data: bytes, descriptors: list[int], lost: VnicError | None) -> None:
         close_all(descriptors)

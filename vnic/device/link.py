@@ -141,14 +141,14 @@ def try_tun_device() -> None:
     except PermissionError:
         raise ConfigError(
             f"{TUN_DEVICE}: not permitted to open it: ask root for chmod 0666 {TUN_DEVICE} (what most "
-            "distributions have), or to give it to a group that you are in"
+            "distributions have), or to give it to a group that you are in; a NIC of kind veth does without it"
         ) from None
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENXIO):
             raise PortError(f"{TUN_DEVICE}: cannot open it: {system_error(error)}") from None
         raise ConfigError(
             f"{TUN_DEVICE} is missing: load the tun module (modprobe tun) or pass the device into the "
-            f"container (--device {TUN_DEVICE})"
+            f"container (--device {TUN_DEVICE}); a NIC of kind veth does without it"
         ) from None
 
 

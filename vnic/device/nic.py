@@ -47,6 +47,7 @@ class Nic:
         """The NIC's state and settings, as a dict."""
         namespace = self.tap.namespace
         return {
+            "kind": self.tap.KIND,
             "interface": self.tap.name,
             "pid": namespace.pid,
             "netns": namespace.path,

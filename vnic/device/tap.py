@@ -299,6 +299,18 @@ class Tap:
             return error.errno != errno.EBADFD
         return True
 
+    def report(self) -> TapReport:
+        """What another process needs besides the descriptors of `let_go`."""
+        return TapReport(
+            name=self.name,
+            ifindex=self.ifindex,
+            mac=self.mac,
+            mtu=self.mtu,
+            offloads=int(self.offloads),
+            netlink=self.netlink >= 0,
+            link_events=self.link_events >= 0,
+        )
+
     def let_go(self) -> list[int]:
         """Passes the descriptors of queues and netlink sockets, in the order of TapReport, to the
         caller; the Tap is closed then."""

@@ -368,6 +368,10 @@ class Veth(Tap):
                 self._agent.run(self.far, DeleteLink(self.far_ifindex))
         self._close()
 
+    def release(self) -> None:
+        """Closes queues and namespaces; the interface stays while another process holds them."""
+        self._close()
+
     def _close(self) -> None:
         super().close()
 
