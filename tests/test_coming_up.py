@@ -250,10 +250,10 @@ def test_engines_load_once_however_many_nics(monkeypatch):
     loads = []
     load = Hosted.load
 
-    def counted(self, *arguments):
+    def counted(self, *arguments, **named):
         if self._pending is None:
             loads.append(self.engine.name)
-        load(self, *arguments)
+        load(self, *arguments, **named)
 
     monkeypatch.setattr(Hosted, "load", counted)
     network = {"engines": 2, "nics": {f"n{number}": {} for number in range(50)}}

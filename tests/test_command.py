@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -216,12 +217,21 @@ def test_a_name_that_is_taken_inside(environment, tmp_path):
 
 @pytest.mark.root
 @pytest.mark.parametrize("tun", ["missing", "closed"])
-def test_without_the_tun_device(tmp_path, tun):
-    """The error for a plain user if /dev/net/tun is missing or may not be opened."""
-    done = plain_user.run([*VNIC, "demo"], tun=tun)
+def test_without_the_tun_device(tun):
+    """A plain user's demo runs over veth pairs, and says so; a TAP is refused in one line that says what to do."""
+    done = plain_user.run([*VNIC, "demo", "--seconds", "0.3", "--json"], tun=tun)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "/dev/net/tun cannot be used: over veth pairs instead" in done.stderr
+    result = json.loads(done.stdout)
+    assert result["kind"] == "veth" and result["conserved"] and result["unprivileged"]
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:  # tmp_path is root's alone
+        file.write("nics: {a: {netns: /proc/self/ns/net}}\nhost_interfaces: true\n")
+        file.flush()
+        os.chmod(file.name, 0o644)
+        done = plain_user.run([*VNIC, "up", file.name], tun=tun)
     assert done.returncode == 2, done.stdout + done.stderr
-    error = done.stderr.splitlines()[-1]
-    assert error.startswith("vnic: error: ") and "/dev/net/tun" in error and "Traceback" not in done.stderr
+    [error] = [line for line in done.stderr.splitlines() if line.startswith("vnic: error: ")]
+    assert "/dev/net/tun" in error and "veth" in error and "Traceback" not in done.stderr
 
 
 @pytest.mark.root

@@ -24,7 +24,7 @@ def attach() -> None:
 OPTIONS = (
     click.argument("name"),
     click.option("--pid", type=int, help="A process in the container."),
-    click.option("--netns", type=click.Path(), help="Network namespace: a path, or a name that `ip netns` knows."),
+    click.option("--netns", type=click.Path(), help="Network namespace: path or `ip netns` name."),
     click.option("--interface", help="Name of the interface in the container.  [default: NAME]"),
     click.option("--queues", type=int, help="Queue pairs, 1 to 64.  [default: 1]"),
     click.option("--mac", help="MAC address.  [default: made from NAME]"),
@@ -43,7 +43,7 @@ OPTIONS = (
     click.option(
         "--engine", help="Number or name of the engine that processes its packets.  [default: the one with the fewest NICs]"
     ),
-    click.option("--on", metavar="SWITCH", help="Switch that it is connected to.  [default: the only one]"),
+    click.option("--on", metavar="SWITCH", help="Switch that it is on.  [default: the only one]"),
     click.option("--vlan", type=int, help="Make it an access port of this VLAN, 1 to 4094."),
     click.option(
         "--spoof-check/--no-spoof-check",
@@ -67,7 +67,7 @@ def _with_options(function: F) -> F:
 @attach.command()
 @_with_options
 def tap(**options: Any) -> None:
-    """Attach the NIC called NAME: a TAP interface in a container's network namespace, connected to the switch.
+    """Attach the NIC called NAME: a TAP interface, connected to a switch.
 
     \b
     vnic attach tap web --pid 4242 --address 10.0.0.1/24 --gateway 10.0.0.254
@@ -80,8 +80,8 @@ def tap(**options: Any) -> None:
 @attach.command()
 @_with_options
 def veth(**options: Any) -> None:
-    """Attach the NIC called NAME: one end of a veth pair in a container's network namespace, connected
-    to the switch. It needs no /dev/net/tun.
+    """Attach the NIC called NAME: a veth interface in a container, connected to a switch. It needs no
+    /dev/net/tun.
 
     \b
     vnic attach veth web --pid 4242 --address 10.0.0.1/24
