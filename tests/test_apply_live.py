@@ -22,8 +22,12 @@ class Dies(Counter):
     def __init__(self, once, whom="worker", *, name=None):
         super().__init__(name=name)
         self.once, self.whom = once, whom
+    def cleanup(self):
+        if self.whom == "leaving" and os.path.exists(self.once):
+            os.unlink(self.once)
+            os.kill(os.getpid(), signal.SIGKILL)
     def initialize(self):
-        if os.path.exists(self.once):
+        if self.whom != "leaving" and os.path.exists(self.once):
             os.unlink(self.once)
             os.kill(os.getpid() if self.whom == "worker" else os.getppid(), signal.SIGKILL)
             if self.whom != "worker":
@@ -180,6 +184,24 @@ def test_a_worker_that_dies_in_the_middle_leaves_the_old_or_the_new_network(netw
         assert learned <= entries(network.environment)
         assert "restarts" not in network.apply(network.first)
         assert network.shown()["nics"] == old["nics"]
+
+
+def test_a_worker_that_dies_before_an_interface_is_made_again(network):
+    """The new network is stored, the old interface still there: the next worker makes it again."""
+    (network.file.parent / "deadly.py").write_text(DEADLY)
+    once = network.file.parent / "once"
+    element = {"element": "deadly:Dies", "once": str(once), "whom": "leaving"}
+    network.apply(network.changed(a={"egress": {"elements": [element]}}))
+    network.a.run("ip", "address", "add", "10.98.0.1/24", "dev", "eth0")  # as long as this interface is there
+    once.touch()
+    network.apply(network.changed(a={"mtu": 9000}), code=1)
+    while status(network.environment)["supervisor"]["restarts"] == 0:
+        pass
+    assert not once.exists()
+    assert "mtu 9000" in network.a.run("ip", "link", "show", "eth0")
+    assert "10.98.0.1" not in network.a.run("ip", "-4", "address")
+    assert network.shown()["nics"]["a"]["mtu"] == 9000
+    ping(network.a, "10.99.0.2")
 
 
 def test_a_supervisor_that_dies_in_the_middle_leaves_nothing(network):

@@ -7,12 +7,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
+import msgspec
+
 from dataplane.element import Element
 from dataplane.errors import PortError, VnicError
 from dataplane.port import Port
-from vnic.control.keeper import Keeper, kept_nic
+from vnic.control.keeper import Keeper, kept_document, kept_nic
 from vnic.control.schema import NicConfig
 from vnic.device.agent import NamespaceAgent
+from vnic.device.descriptors import close_all
 from vnic.device.namespaces import NetNamespace
 from vnic.device.nic import Nic
 from vnic.device.rss import Rss
@@ -116,6 +119,11 @@ class KeptTapDevices:
         request = nic_request(config)
         check(request)  # before anything is touched
         descriptors = self._keeping.take(f"nic/{config.name}")
+        if descriptors is not None and self._keeping.may_change and _differs(kept_document(descriptors).request, request):
+            # The worker before died when it had stored the new settings, and not yet removed the interface of the old ones.
+            close_all(descriptors)
+            self._keeping.drop(f"nic/{config.name}")
+            descriptors = None
         if descriptors is None and config.passed and passed is None:
             raise PortError(f"nic {config.name}: its container was passed by a client, and is not kept; attach it again")
         if descriptors is None:
@@ -140,6 +148,11 @@ class KeptTapDevices:
 
     def stop(self) -> None:
         """Nothing: the supervisor goes on."""
+
+
+def _differs(kept: TapRequest | VethRequest, wanted: TapRequest | VethRequest) -> bool:
+    """Whether a kept interface is not the one that is wanted. Versions of vnic may differ in the offloads that they ask for."""
+    return type(kept) is not type(wanted) or msgspec.structs.replace(kept, offloads=wanted.offloads) != wanted
 
 
 def offloads_of(config: NicConfig) -> Offload:

@@ -181,6 +181,7 @@ class KeptNic(msgspec.Struct, frozen=True):
     daemon's own namespace."""
 
     label: str
+    request: TapRequest | VethRequest  # what was asked for
     tap: TapReport | None = None
     veth: VethReport | None = None
     pid: int | None = None
@@ -232,14 +233,16 @@ def read_document(descriptor: int) -> bytes:
     return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
 
 
-def nic_descriptors(tap: Tap) -> list[int]:
+def nic_descriptors(tap: Tap, request: TapRequest | VethRequest) -> list[int]:
     """What is kept under nic/NAME; the Tap and its namespace are closed, since the descriptors are the caller's now."""
     namespace = tap.namespace
     veth = tap.report() if isinstance(tap, Veth) else None
     report = None if isinstance(tap, Veth) else tap.report()
     try:
         document = write_document(
-            msgspec.json.encode(KeptNic(namespace.label, tap=report, veth=veth, pid=namespace.pid, path=namespace.path))
+            msgspec.json.encode(
+                KeptNic(namespace.label, request, tap=report, veth=veth, pid=namespace.pid, path=namespace.path)
+            )
         )
     except BaseException:
         tap.close()
@@ -249,9 +252,9 @@ def nic_descriptors(tap: Tap) -> list[int]:
     return descriptors
 
 
-def kept_kind(document: int) -> str:
-    """The kind of the interface whose document this is."""
-    return "veth" if msgspec.json.decode(read_document(document), type=KeptNic).veth is not None else "tap"
+def kept_document(descriptors: Sequence[int]) -> KeptNic:
+    """The document of what is kept under nic/NAME."""
+    return msgspec.json.decode(read_document(descriptors[0]), type=KeptNic)
 
 
 def kept_veth(descriptors: Sequence[int], agent: Agent) -> Veth:
@@ -263,8 +266,8 @@ def kept_veth(descriptors: Sequence[int], agent: Agent) -> Veth:
 
 def kept_nic(descriptors: Sequence[int], agent: Agent) -> Tap:
     """The interface that is kept as `descriptors`, which are the Tap's from here on."""
+    kept = kept_document(descriptors)
     document, namespace, *rest = descriptors
-    kept = msgspec.json.decode(read_document(document), type=KeptNic)
     os.close(document)
     pidfd = rest.pop(0) if kept.pid is not None else -1
     container = NetNamespace(namespace, kept.label, pid=kept.pid, pidfd=pidfd, path=kept.path)

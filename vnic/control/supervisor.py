@@ -424,14 +424,14 @@ class Supervisor:
             if isinstance(request, VethRequest)
             else self._agent.open_tap(request, namespace)
         )
-        descriptors = keeper.nic_descriptors(made)
+        descriptors = keeper.nic_descriptors(made, request)
         self.store.put(f"nic/{nic}", descriptors)
         return descriptors
 
     def _veth(self, key: str) -> Veth | None:
         """The veth that is kept under a key, with descriptors of its own; None where something else is, or nothing."""
         found = self.store.get(key) if key.startswith("nic/") else None
-        if not found or keeper.kept_kind(found[0]) != "veth":
+        if not found or keeper.kept_document(found).veth is None:
             return None
         return keeper.kept_veth([os.dup(each) for each in found], self._agent)
 
