@@ -200,7 +200,7 @@ def _faults(kind: str, rounds: int, as_json: bool, title: str) -> None:
     from bench import faults
 
     _need_root()
-    result = (faults.crash if kind == "crash" else faults.upgrade)(rounds)
+    result = {"crash": faults.crash, "upgrade": faults.upgrade, "apply": faults.apply}[kind](rounds)
     path = report.save(kind, result)
     plot = faults.plot(result, path.with_suffix(".png"), title)
     if as_json:
@@ -224,6 +224,14 @@ def crash(rounds: int, as_json: bool) -> None:
 def upgrade(rounds: int, as_json: bool) -> None:
     """`vnic upgrade` under 100,000 datagrams a second and a TCP stream. Needs root."""
     _faults("upgrade", rounds, as_json, "Longest blackout of an engine in each upgrade")
+
+
+@main.command()
+@click.option("--rounds", type=click.IntRange(1, 1000), default=100, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+def apply(rounds: int, as_json: bool) -> None:
+    """Loss while a running network becomes another one and is changed back, many times, each time another. Needs root."""
+    _faults("apply", rounds, as_json, f"`vnic apply` and `vnic undo`, {rounds} times under load")
 
 
 @main.command()

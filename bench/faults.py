@@ -8,6 +8,7 @@ random pause.
 """
 
 import contextlib
+import copy
 import itertools
 import json
 import os
@@ -72,11 +73,11 @@ class Instance:
         counted = run_tool(["ip", "-n", self.space.b, "-brief", "-4", "address"])
         return counted.count(" 10.9") == 2
 
-    def ask(self, method: str) -> Json:
+    def ask(self, method: str, **parameters: Any) -> Json:
         """Calls a method of the control API directly: starting a Python process for the command
         takes a tenth of what two CPUs have in a second."""
         with Client() as client:
-            return client.call(method)
+            return client.call(method, **parameters)
 
     def status(self) -> Json:
         found: Json = self.ask("Status")["status"]
@@ -239,6 +240,65 @@ def upgrade(rounds: int) -> Json:
         "restarts": status["supervisor"]["restarts"],
         "conserved": status["conserved"],
         "series_ms": [report["blackout_ms"] for report in reports],
+        "machine": described,
+    }
+
+
+def _changed(config: Json, number: int) -> Json:
+    """A network that is unlike `config`, and unlike that of any other number, in what the load passes."""
+    config = copy.deepcopy(config)
+    nics = config["nics"]
+    kind, detail = number % 5, number // 5
+    if kind == 0:
+        nics["a0"].setdefault("egress", {})["rate"] = f"{2000 + detail}mbit"
+    elif kind == 1:
+        for name, way in (("a0", "egress"), ("b0", "ingress"), ("b1", "egress")):
+            nics[name].setdefault(way, {})["elements"] = [{"element": "Counter"}] * (1 + detail)
+    elif kind == 2:
+        nics["a0"]["vlan"] = nics["b0"]["vlan"] = {"access": 100 + detail}
+    else:
+        link = {"link": "left -- right"} if kind == 3 else {"link": "left -- right", "rate": f"{10000 + detail}mbit"}
+        config |= {"nodes": {name: {"switch": {}} for name in ("left", "right")}, "links": [{**link, "name": f"line{detail}"}]}
+        config.pop("switch", None)
+        for name, nic in nics.items():
+            nic["on"] = "left" if name.startswith("a") else "right"
+    return config
+
+
+def apply(rounds: int) -> Json:
+    """Applies `rounds` different networks, and undoes each. Raises BenchError."""
+    described = machine.describe()
+    first: Json = {}
+
+    def act(instance: Instance, number: int) -> Json:
+        if not first:
+            first.update(instance.ask("GetConfig")["config"])
+        begin_ns = time.monotonic_ns()
+        changes = instance.ask("Apply", config=_changed(first, number))["changes"]
+        middle_ns = time.monotonic_ns()
+        instance.ask("Undo")
+        end_ns = time.monotonic_ns()
+        if not changes or instance.ask("GetConfig")["config"] != first:
+            raise BenchError(f"change {number + 1} was not made, or not undone")
+        return {"apply_ms": rounded((middle_ns - begin_ns) / 1e6), "undo_ms": rounded((end_ns - middle_ns) / 1e6)}
+
+    reports, load, status = _run(rounds, (0.02, 0.1), act)
+    return {
+        "rounds": rounds,
+        "lost": load["lost"] - load["overrun"],
+        # Of those: frames that were on a link with a rate when it was taken out.
+        "dropped": sum(engine["dropped"] for engine in status["engines"]),
+        "overrun": load["overrun"],
+        "resets": load["resets"],
+        "damaged": load["damaged"],
+        "reordered": load["reordered"],
+        "sent": load["sent"],
+        "tcp_gbytes": rounded(load["tcp_bytes"] / 1e9),
+        "apply_ms": _quantiles([report["apply_ms"] for report in reports]),
+        "undo_ms": _quantiles([report["undo_ms"] for report in reports]),
+        "restarts": status["supervisor"]["restarts"],
+        "conserved": status["conserved"],
+        "series_ms": [report["apply_ms"] for report in reports],
         "machine": described,
     }
 
