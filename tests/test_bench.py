@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bench import contestants, machine, probes, report, tap, veth
+from bench import contestants, faults, machine, probes, report, tap, veth
 from bench.errors import BenchError
 from bench.space import NETNS, PREFIX, Space
 
@@ -214,3 +214,12 @@ def test_ping_is_read_as_it_prints() -> None:
     assert 0 < measured["p50_us"] <= measured["p99_us"] < 1e6
     with pytest.raises(BenchError, match="ping failed"):
         probes.ping("/nowhere", "127.0.0.1", 1, 2)
+
+
+@needs_root
+def test_networks_are_applied_and_undone_under_load() -> None:
+    """One of each kind of change. Loss depends on the machine; that all is undone and accounted for does not."""
+    result = faults.apply(5)
+    assert result["rounds"] == len(result["series_ms"]) == 5
+    assert result["conserved"] and result["restarts"] == 0 and result["damaged"] == 0 and result["resets"] == 0
+    assert result["sent"] > 1000 and result["tcp_gbytes"] > 0
