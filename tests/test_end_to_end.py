@@ -418,10 +418,10 @@ def test_a_failing_attach_leaves_nothing(net):
 
     with pytest.raises(ConfigError):
         # the name is taken in that container
-        made.runtime.nics.attach(convert_nic("c", {"pid": made["a"].pid, "interface": "eth0"}))
+        made.runtime.nics.attach(convert_nic("c", {"pid": made["a"].pid, "kind": KIND, "interface": "eth0"}))
     with pytest.raises(ConfigError, match="attached already"):
-        made.runtime.nics.attach(convert_nic("a", {"pid": made["a"].pid, "interface": "eth1"}))
-    bad = {"pid": made["a"].pid, "interface": "eth1", "egress": {"elements": [{"element": "nowhere:Nothing"}]}}
+        made.runtime.nics.attach(convert_nic("a", {"pid": made["a"].pid, "kind": KIND, "interface": "eth1"}))
+    bad = {"pid": made["a"].pid, "kind": KIND, "interface": "eth1", "egress": {"elements": [{"element": "nowhere:Nothing"}]}}
     with pytest.raises(ConfigError, match="cannot import nowhere"):
         made.runtime.nics.attach(convert_nic("c", bad))
     assert made["a"].interfaces() == ["eth0"]

@@ -81,7 +81,7 @@ WRONG = [
     (nic("quenes: 2"), 4, "nics.web.quenes", "unknown key; did you mean 'queues'?"),
     (nic("name: x"), 4, "nics.web.name", "unknown key"),
     (nic("where: x"), 4, "nics.web.where", "unknown key"),
-    (nic("zzz: 2"), 4, "nics.web.zzz", "expected one of pid, netns, interface"),
+    (nic("zzz: 2"), 4, "nics.web.zzz", "expected one of pid, netns, kind, interface"),
     (nic("mac: 02:00:00:00:00"), 4, "nics.web.mac", "not a MAC address: expected six bytes such as 02:00:00:00:00:01"),
     (nic("mac: 01:00:00:00:00:01"), 4, "nics.web.mac", "group address"),
     (nic("mac: 12"), 4, "nics.web.mac", "not a MAC address"),

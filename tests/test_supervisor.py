@@ -518,7 +518,8 @@ def capabilities(pid):
     return {rights((task / "status").read_text()) for task in Path(f"/proc/{pid}/task").iterdir()}
 
 
-NICE, PTRACE, SETPCAP, ADMIN = 1 << 23, 1 << 19, 1 << 8, 1 << 21 | 1 << 12
+# ADMIN: also CAP_NET_RAW, for the packet sockets of veth pairs
+NICE, PTRACE, SETPCAP, ADMIN = 1 << 23, 1 << 19, 1 << 8, 1 << 21 | 1 << 13 | 1 << 12
 
 
 @pytest.mark.parametrize("guaranteed", [False, True])
