@@ -151,8 +151,8 @@ def test_a_terminal_that_hangs_up_ends_what_runs_on_it_but_for_nohup(ignored, en
 
     def enter_terminal():
         fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
-        if ignored:
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        # Also where the tests run under nohup themselves.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
 
     process = start_fake(start_new_session=True, preexec_fn=enter_terminal, pass_fds=[terminal], stderr=subprocess.PIPE)
     try:
