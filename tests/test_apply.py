@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from dataplane.element import Element
 from dataplane.errors import ConfigError, VnicError
+from dataplane.virtual_time import VirtualTime
+from vnic.control.convert import convert_nic
 from vnic.control.written import written_config
 from vnic.testing import VirtualNetwork
 
@@ -188,6 +190,44 @@ def test_undo_goes_back_step_by_step():
             assert written_config(net._runtime.config) == state
         with pytest.raises(ConfigError, match="nothing to undo"):
             net._runtime.undo()
+
+
+def test_undo_takes_no_port_that_another_has_by_now(engines):
+    with VirtualNetwork(TWO.format(engines=engines, link="lan -- dmz")) as net:
+        net.apply(TWO.format(engines=engines, link=""))
+        nics = net._runtime.nics
+        with net._runtime.lock:
+            nics.attach(convert_nic("d", {"on": "lan"}, contained=False))
+        net._time = VirtualTime(net._runtime.engines)
+        net._runtime.undo()
+        net._time = VirtualTime(net._runtime.engines)
+        assert reached(net, "a", frame(1)) == "bc"
+
+
+def test_a_link_whose_rate_was_lifted_still_changes(engines):
+    link = "{{link: lan -- dmz, name: x, rate: 1mbit, vlan: {}}}"
+    with VirtualNetwork(TWO.format(engines=engines, link=link.format("{untagged: true}"))) as net:
+        for end in ("dmz", "lan"):
+            net._runtime.write_handler(f"x.{end}.rate", "rate", "none")
+        assert not net._runtime.config.links[0].plain
+        net.apply(TWO.format(engines=engines, link=link.format("{trunk: [5]}")))
+        assert reached(net, "a", frame(1)) == "b"
+        net.apply(TWO.format(engines=engines, link="{link: lan -- dmz, name: x}"))
+        assert reached(net, "a", frame(1)) == "bc" and net._runtime.config.links[0].plain
+
+
+def test_a_link_is_turned(engines):
+    with VirtualNetwork(TWO.format(engines=engines, link="{link: lan -- dmz, name: x, rate: 1mbit}")) as net:
+        assert net.apply(TWO.format(engines=engines, link="{link: dmz -- lan, name: x, rate: 1mbit}")) == ["change link x"]
+        assert reached(net, "a", frame(1)) == "bc"
+
+
+def test_values_of_handlers_are_kept_after_a_change():
+    text = "nics: {{a: {{egress: {{elements: [{{element: Shaper, rate: 5mbit, name: lim}}]}}, vlan: {{access: {}}}}}, b: }}"
+    with VirtualNetwork(text.format(5)) as net:
+        net.apply(text.format(6))
+        net._runtime.write_handler("a.egress.lim", "rate", "1mbit")
+        assert net._runtime.config.nics["a"].egress.elements[0].arguments["rate"] == "1mbit"
 
 
 # -- random networks ---------------------------------------------------------------------------------------------------------

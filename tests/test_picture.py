@@ -12,7 +12,7 @@ CONFIG = """
 engines: 2
 nodes: {lan: switch, dmz: {switch: {table: 64}}, empty: switch}
 links:
-  - {link: lan -- dmz, vlan: {trunk: [10, 11, 12, 20], native: 1}, rate: 1gbit}
+  - {link: lan -- dmz, vlan: {trunk: [10, 11, 12, 20]}, rate: 1gbit}
   - {link: dmz -- empty, name: 'uplink', to: {empty: {rate: 1mbit, elements: [Counter]}}}
 nics:
   web: {on: lan, engine: 1, vlan: {access: 10}, egress: {rate: 100mbit, elements: [Counter, {element: 'shaping.shaper:Shaper'}]}}
@@ -24,10 +24,10 @@ TEXT = """\
 lan
   |-- web       engine e1, VLAN 10, egress Counter > Shaper, egress 100mbit
   |-- database  engine e0
-  `== dmz       trunk 10-12, 20, native 1, 1gbit
+  `== dmz       trunk 10-12, 20, 1gbit
 dmz
   |-- vpn    engine e0, untagged
-  |== lan    trunk 10-12, 20, native 1, 1gbit
+  |== lan    trunk 10-12, 20, 1gbit
   `== empty  link uplink, to empty Counter, to empty 1mbit
 empty
   `== dmz  link uplink, to empty Counter, to empty 1mbit

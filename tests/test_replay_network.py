@@ -20,7 +20,7 @@ nics:
 """
 LINKS = {
     "plain": "name: x",
-    "trunk": "vlan: {trunk: [10, 20], native: 30}",
+    "trunk": "vlan: {trunk: [10, 20]}",
     "untagged": "vlan: {untagged: true}",
     "shaped": "rate: 10mbit, queue: 3ms, elements: [Counter]",
     "asymmetric": "engine: {last}, to: {dmz: {rate: 5mbit}, lan: {elements: [Counter]}}",

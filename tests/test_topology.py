@@ -89,6 +89,11 @@ nics: {a: {on: lan, egress: {elements: [{element: Classifier, rules: [{protocol:
             "a--b is the name of link 1, too; give one of them name: OTHER",
         ),
         ("nodes: {a: switch, b: switch}\nlinks: [{link: a -- b, name: a}]", "a is the name of something else, too"),
+        (
+            "nodes: {a: switch, b: switch}\nlinks: [{link: a -- b, vlan: {trunk: [5], native: 7}}]",
+            "links[0].vlan.native: unknown key",
+        ),
+        ("nodes: {a: switch, b: switch}\nlinks: [{link: a -- b, name: x}]\nnics: {x.b: {on: a}}", "like the name of NIC x.b"),
         ("clients: {'1': {on: lan}}", "clients.1.on: there is no switch 'lan': expected switch"),
     ],
 )
@@ -111,7 +116,7 @@ NODES = "nodes: {a: switch, b: switch, c: switch, d: switch}\n"
             "links[2]: c -- a closes a loop in VLAN 2: c -- b -- a are joined already",
         ),
         ("[a -- b, {link: b -- a, name: two, vlan: {untagged: true}}]", "links[1]: b -- a closes a loop in VLAN 0"),
-        ("[a -- b, {link: b -- a, name: two, vlan: {trunk: [5], native: 7}}]", "links[1]: b -- a closes a loop in VLAN"),
+        ("[a -- b, {link: b -- a, name: two, vlan: {trunk: [5]}}]", "links[1]: b -- a closes a loop in VLAN 5"),
     ],
 )
 def test_a_loop_of_switches_is_named(links, says):

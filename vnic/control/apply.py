@@ -14,7 +14,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from dataplane.errors import ConfigError
+from dataplane.errors import ConfigError, VnicError
+from vnic.control.log import Log
 from vnic.control.parts import own_config
 from vnic.control.schema import Config, LinkConfig, NicConfig
 from vnic.control.topology import NetworkError, check
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 IN_PLACE = ("egress", "ingress", "vlan", "spoof_check", "malformed", "on", "engine")
 # Parts of a configuration that are the same from start to end.
 FIXED = ("engines", "spin", "pool", "switch", "metrics", "modules", "clients", "host_interfaces")
+
+
+log = Log("vnic")
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,17 @@ def prepared(running: Config, wanted: Config, nics: Nics) -> Config:
     cannot be."""
     config = own_config(wanted)
     config.partial = running.partial
+    if config.directory is None or not _has_classes(running):
+        config.directory = config.directory or running.directory
+    elif config.directory != running.directory:
+        raise ConfigError(
+            f"the elements and modules of this instance are in {running.directory}, and the file is in {config.directory}: "
+            "apply a file in the same directory"
+        )
     for name, nic in config.nics.items():
         now = running.nics.get(name)
         if now is None:
+            nic.number = None  # one from the history may be another's by now
             continue
         if now.passed:
             raise ConfigError(f"nics.{name}: is the name of a NIC that a client attached; choose another one")
@@ -76,9 +88,11 @@ def prepared(running: Config, wanted: Config, nics: Nics) -> Config:
     links = {link.name: link for link in running.links}
     for link in config.links:
         same = links.get(link.name)
+        link.numbers = []
         if same is not None and same.ends == link.ends:
             link.numbers = list(same.numbers)
-            link.engine = same.engine if link.engine is None else link.engine
+            if link.engine is None and not link.plain:
+                link.engine = same.engine
         if not link.plain:
             link.engine = config.engine_index(link.engine or 0)
     try:
@@ -87,6 +101,16 @@ def prepared(running: Config, wanted: Config, nics: Nics) -> Config:
         raise ConfigError(f"{'.'.join(map(str, error.place))}: {error.text}") from None
     _check_macs(config)
     return config
+
+
+def _has_classes(config: Config) -> bool:
+    """Whether modules or elements are searched for in the configuration's directory."""
+    ways = [way for nic in config.nics.values() for way in (nic.egress, nic.ingress)]
+    ways += [way for link in config.links for way in link.to.values()]
+    pending = [element for way in ways for element in way.elements]
+    for element in pending:
+        pending += [each for branch in element.branches.values() for each in branch]
+    return bool(config.modules) or any(":" in element.element for element in pending)
 
 
 def _check_macs(config: Config) -> None:
@@ -252,10 +276,15 @@ class Applying:
         moved = [name for name in links if _home(before[name]) != _home(after[name])]
         for change in [change for change in here if "engine" in change.fields]:
             self._change_nic(undo, change.name)
+        # A link that leads elsewhere now has elements of the same names in the same engine: the old ones go first.
+        turned = [name for name in moved if before[name].ends != after[name].ends]
+        for name in turned:
+            nics.remove_link(name)
+            undo.callback(nics.add_link, before[name])
         with nics.at_once():
             for change in [change for change in here if "engine" not in change.fields]:
                 self._change_nic(undo, change.name)
-            for name in (*moved, *self._names("link", "remove")):
+            for name in (*(name for name in moved if name not in turned), *self._names("link", "remove")):
                 nics.remove_link(name)
                 undo.callback(nics.add_link, before[name])
             for name in [name for name in links if name not in moved]:
@@ -270,9 +299,11 @@ class Applying:
         self._nics.change(name, self._wanted.nics[name])
 
     def _remove(self, gone: set[str]) -> None:
-        self._nics.take_out(
-            *(name for name in self._names("nic", "remove") if name in self._nics.attached and name not in gone)
-        )
+        going = [name for name in self._names("nic", "remove") if name in self._nics.attached and name not in gone]
+        try:
+            self._nics.take_out(*going)
+        except VnicError as error:  # the network is the new one; what the supervisor keeps too long, the next worker drops
+            log.warning("a NIC is gone, but the supervisor keeps its interface", why=str(error))
         for name in self._names("switch", "remove"):
             self._nics.remove_switch(name)
         self._nics.watching.look()

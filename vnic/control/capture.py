@@ -119,16 +119,19 @@ class LiveCapture:
         self.mirrors = [(names.get(element.name, element), mirror) for element, mirror in self.mirrors]
 
         def work() -> None:
-            for element, mirror in self.mirrors:
+            for element, mirror in list(self.mirrors):
                 if element.name in names:
                     self._insert(element, mirror, [*self.home.engine.elements, *elements])
+                else:
+                    self._counters.append(mirror.statistics()["counters"])
+                    self.mirrors.remove((element, mirror))
 
         self.home.do(work)
 
     def stop(self) -> None:
         """Removes the mirrors."""
         self.home.engine.call(self.remove)
-        self._counters = [mirror.statistics()["counters"] for _, mirror in self.mirrors]
+        self._counters += [mirror.statistics()["counters"] for _, mirror in self.mirrors]
         self.home.load(list(self.home.sources))
 
     @property

@@ -72,6 +72,7 @@ class Nics(Module):
         self._started = False
         self._gathering = False  # within at_once
         self._leaving: list[Attached | AttachedLink] = []  # unplugged within it
+        self._stale: list[tuple[str, int]] = []  # ports closed within it: switch, number
         # What users' NICs may hold of the pool, by the user's number: however many NICs and shapers, in whichever engines.
         pool = runtime.pool.small_count, runtime.pool.large_count
         self._shares = {
@@ -254,6 +255,8 @@ class Nics(Module):
             raise ConfigError(f"nic {config.name}: the name is that of another user's NIC; choose another one")
         if config.name in self.config.nodes or any(config.name == link.name for link in self.config.links):
             raise ConfigError(f"nic {config.name}: the name is that of a node or link; choose another one")
+        if any(config.name.startswith(f"{link.name}.") for link in self.config.links):
+            raise ConfigError(f"nic {config.name}: begins like the elements of a link; choose another name")
         if self.runtime.is_client(config.name):
             raise ConfigError(f"nic {config.name}: the name is that of a module's client; choose another one")
         # Frames to an address that two NICs have reach either of them, and the spoof check allows it to both.
@@ -396,7 +399,7 @@ class Nics(Module):
         link = self.links.pop(name)
         self._unplug([link])
         for port in link.ports:
-            self.tables[port.switch].forget_port(port.number)
+            self._forget_port(port.switch, port.number)
             if port.ring is not None:
                 other = next(each for each in link.ports if each is not port)
                 self.runtime.segments.drop_ring(f"{name}/{other.switch}")
@@ -434,12 +437,13 @@ class Nics(Module):
         self.runtime.accounts.retire(*names)
         for attached in leaving:
             name = attached.config.name
-            self.tables[attached.port.switch].forget_port(attached.number)
-            attached.nic.close()
-            self._devices.forget(name)
-            if attached.port.ring is not None:
-                self.runtime.segments.drop_ring(name)
             del self.attached[name]
+            self._forget_port(attached.port.switch, attached.number)
+            attached.nic.close()
+        for attached in leaving:
+            self._devices.forget(attached.config.name)
+            if attached.port.ring is not None:
+                self.runtime.segments.drop_ring(attached.config.name)
 
     def change(self, name: str, config: NicConfig) -> None:
         """Gives a NIC other settings that its interface does not depend on. Elements that stay the same keep their packets and counts.
@@ -447,7 +451,7 @@ class Nics(Module):
         before = self.attached[name]
         if config.engine is not None and self.config.engine_index(config.engine) != before.home:
             self._move(before, config)
-        elif self._differs(before.config, config):
+        elif self._differs(before.config, config) or config.egress.elements or config.ingress.elements:
             self._rewire(before, config)
         else:
             for way, settings in ((before.egress, config.egress), (before.ingress, config.ingress)):
@@ -480,7 +484,7 @@ class Nics(Module):
         self._replace(before, attached, [capture for capture in self._captures.values() if capture.nic == name])
         self.attached[name] = attached
         if port.switch != before.port.switch:
-            self.tables[before.port.switch].forget_port(port.number)
+            self._forget_port(before.port.switch, port.number)
 
     def _move(self, before: Attached, config: NicConfig) -> None:
         """Moves a NIC to another engine. What waits in its shapers is dropped and counted; its container sees nothing of it."""
@@ -521,8 +525,18 @@ class Nics(Module):
             if outermost:
                 self._gathering = False
                 leaving, self._leaving = self._leaving, []
+                stale, self._stale = self._stale, []
                 if leaving:
                     self._leave_homes(leaving)
+                for switch, number in stale:
+                    self._forget_port(switch, number)
+
+    def _forget_port(self, switch: str, number: int) -> None:
+        """Forgets the addresses that were learned at a port, once no engine learns there any more."""
+        if self._gathering:
+            self._stale.append((switch, number))
+        elif switch in self.tables:
+            self.tables[switch].forget_port(number)
 
     def get(self, name: str, session: Session | None = None) -> Attached:
         """A NIC that is attached; for `session` only one that is its user's. Raises ConfigError, NotPermittedError."""

@@ -35,6 +35,7 @@ from vnic.control.schema import (
     ElementConfig,
     GroupConfig,
     LinkConfig,
+    LinkVlanConfig,
     NicConfig,
     VlanConfig,
 )
@@ -223,7 +224,7 @@ class Home(Hosted):
 
         self.do(work)
 
-    def activate(self, switch: str, number: int, vlan: VlanConfig | None, source: str | None = None) -> None:
+    def activate(self, switch: str, number: int, vlan: VlanConfig | LinkVlanConfig | None, source: str | None = None) -> None:
         """Opens port `number` of a switch, or changes it, between two batches. source: the one address that it may send from."""
         found = self.switches[switch]
         settings: dict[str, Any] = {} if vlan is None else msgspec.structs.asdict(vlan)

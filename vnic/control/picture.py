@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from dataplane.units import format_rate
-from vnic.control.schema import Config, DirectionConfig, LinkConfig, NicConfig, VlanConfig
+from vnic.control.schema import Config, DirectionConfig, LinkConfig, LinkVlanConfig, NicConfig, VlanConfig
 
 
 def network_data(config: Config) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def way_details(way: DirectionConfig) -> list[str]:
     return [each for each in (elements, "" if way.rate is None else format_rate(int(way.rate))) if each]
 
 
-def vlan_details(vlan: VlanConfig | None) -> list[str]:
+def vlan_details(vlan: VlanConfig | LinkVlanConfig | None) -> list[str]:
     """VLANs of a port."""
     if vlan is None:
         return []

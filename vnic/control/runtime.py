@@ -336,7 +336,10 @@ class Runtime:
             before = encode_config(self.config)
             changes = self._apply(wanted)
             if changes:
-                self._history.add(before)
+                try:
+                    self._history.add(before)
+                except VnicError as error:
+                    log.warning("applied, but cannot be undone", why=str(error))
             return changes
 
     def undo(self, *, dry: bool = False) -> list[Change]:
@@ -344,6 +347,8 @@ class Runtime:
         with self.lock:
             self.check_open()
             before = decode_config(self._history.last())
+            # What clients attach and detach themselves is as it is now.
+            before.nics = {name: nic for name, nic in before.nics.items() if not nic.passed}
             if dry:
                 return self.compare(before)
             changes = self._apply(before)

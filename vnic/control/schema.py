@@ -268,7 +268,7 @@ class NodeConfig(_Strict):
 
 
 class VlanConfig(_Strict):
-    """VLAN membership of a NIC or link: an access port of one VLAN, a trunk of several, or a port of untagged frames.
+    """VLAN membership of a NIC: an access port of one VLAN, a trunk of several, or a port of untagged frames.
 
     access: VLAN of an access port: the container sends and receives untagged frames.
     trunk: VLANs of a trunk port: the container sends and receives tagged frames.
@@ -290,6 +290,32 @@ class VlanConfig(_Strict):
             )
         if self.native is not None and self.trunk is None:
             raise SchemaError("native belongs to a trunk: expected {trunk: [10, 20], native: 1}")
+        if self.trunk is not None and (not self.trunk or len(set(self.trunk)) != len(self.trunk)):
+            raise SchemaError("trunk is empty or names a VLAN twice: expected {trunk: [10, 20]}")
+
+
+class LinkVlanConfig(_Strict):
+    """VLANs that a link carries, as a port of both switches.
+
+    access: The one VLAN of the link, whose frames have no tag on it.
+    trunk: VLANs whose frames have a tag on the link.
+    untagged: Untagged and priority-tagged frames (VLAN 0) only.
+    """
+
+    # A frame whose only tag is taken off on the way would be of the VLAN that its sender wrote behind that tag.
+    native: ClassVar[None] = None
+
+    access: VlanId | None = None
+    trunk: Annotated[list[VlanId] | None, Meta(description="a list of VLAN numbers, such as [10, 20]", examples=[[10, 20]])] = (
+        None
+    )
+    untagged: Annotated[bool, Meta(description="true or false", examples=[True])] = False
+
+    def __post_init__(self) -> None:
+        if (self.access is not None) + (self.trunk is not None) + self.untagged != 1:
+            raise SchemaError(
+                "needs exactly one of access, trunk and untagged: {access: 10}, {trunk: [10, 20]} or {untagged: true}"
+            )
         if self.trunk is not None and (not self.trunk or len(set(self.trunk)) != len(self.trunk)):
             raise SchemaError("trunk is empty or names a VLAN twice: expected {trunk: [10, 20]}")
 
@@ -419,8 +445,8 @@ class LinkConfig(_Strict):
     ]
     name: LinkName | None = None
     vlan: Annotated[
-        VlanConfig | None,
-        Meta(description="{trunk: [10, 20], native: 1} or {access: 10}", examples=[{"trunk": [10, 20], "native": 1}]),
+        LinkVlanConfig | None,
+        Meta(description="{trunk: [10, 20]}, {access: 10} or {untagged: true}", examples=[{"trunk": [10, 20]}]),
     ] = None
     rate: Annotated[Rate | None, Meta(description="a rate of layer-2 bits without preamble and FCS, such as 100mbit")] = None
     queue: Annotated[QueueTime | None, Meta(description="a time such as 100ms")] = None
@@ -469,8 +495,9 @@ class LinkConfig(_Strict):
 
     @property
     def plain(self) -> bool:
-        """Whether it has neither elements nor rates, so that each engine passes its packets itself."""
-        return all(not way.elements and way.rate is None for way in self.to.values())
+        """Whether it has neither elements nor rates nor an engine, so that each engine passes its packets itself. One that had a rate
+        keeps its engine when the rate is lifted while it runs."""
+        return self.engine is None and all(not way.elements and way.rate is None for way in self.to.values())
 
 
 class RouteConfig(_Strict):

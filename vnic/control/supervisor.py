@@ -394,7 +394,10 @@ class Supervisor:
                     self.store.put(key, descriptors)
                 case keeper.Drop(key):
                     close_all(descriptors)
-                    self._delete_veth(key)
+                    try:
+                        self._delete_veth(key)
+                    except (VnicError, OSError) as error:  # it goes with its last descriptor, somewhat later
+                        log.warning("a veth is not deleted at once", key=key, why=str(error))
                     self.store.drop(key)
                 case keeper.Open(nic, request):
                     reply = self._open(nic, request, descriptors)
@@ -433,7 +436,14 @@ class Supervisor:
         found = self.store.get(key) if key.startswith("nic/") else None
         if not found or keeper.kept_document(found).veth is None:
             return None
-        return keeper.kept_veth([os.dup(each) for each in found], self._agent)
+        duplicates: list[int] = []
+        try:
+            for each in found:
+                duplicates.append(os.dup(each))
+        except OSError:
+            close_all(duplicates)
+            raise
+        return keeper.kept_veth(duplicates, self._agent)
 
     def _set_carrier(self, nic: str, up: bool) -> None:
         veth = self._veth(f"nic/{nic}")

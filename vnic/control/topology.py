@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dataplane.errors import ConfigError
-from vnic.control.schema import Config, LinkConfig, VlanConfig
+from vnic.control.schema import Config, LinkConfig, LinkVlanConfig
 
 PORTS_MOST = 1024  # of all switches together; dataplane.elements.mac_table has the same bound
 VLANS = range(4095)  # 0: frames without a tag
@@ -49,6 +49,9 @@ def check(config: Config) -> None:
             raise NetworkError(("links", number), text)
         if link.name in config.nodes or link.name in config.nics:
             raise NetworkError(("links", number), f"{link.name} is the name of something else, too; give it name: OTHER")
+        if (nic_name := next((each for each in config.nics if each.startswith(f"{link.name}.")), None)) is not None:
+            text = f"elements of {link.name} would begin like the name of NIC {nic_name}; give the link name: OTHER"
+            raise NetworkError(("links", number), text)
         if link.engine is not None:
             try:
                 config.engine_index(link.engine)
@@ -94,10 +97,10 @@ def _classes(links: list[LinkConfig]) -> Iterator[tuple[int, tuple[int, ...]]]:
         yield 0, everywhere
 
 
-def _vlans(vlan: VlanConfig) -> set[int]:
+def _vlans(vlan: LinkVlanConfig) -> set[int]:
     if vlan.untagged:
         return {0}
-    return {each for each in (vlan.access, vlan.native, *(vlan.trunk or ())) if each is not None}
+    return {each for each in (vlan.access, *(vlan.trunk or ())) if each is not None}
 
 
 def _root(joined: dict[str, str], switch: str) -> str:
