@@ -154,9 +154,9 @@ cdef class Link(Source):
 
 cdef void drain_links(Context *ctx) noexcept nogil:
     """Empties the engine's links, and those that they fill, in the order in which packets came to them."""
-    cdef uint32_t drains
+    cdef uint32_t _
     cdef PyObject *link
-    for drains in range(DRAINS_MOST):
+    for _ in range(DRAINS_MOST):
         if ctx.links == NULL:
             return
         link = <PyObject *>ctx.links
