@@ -5,18 +5,9 @@ from dataplane.packet cimport Batch, Context
 from dataplane.port cimport Port
 
 cdef enum:
-    VNET_HEADER = 10         # struct virtio_net_hdr without num_buffers: what PACKET_VNET_HDR adds
     READ_BUDGET = 1048576    # bytes a burst may read, as of a TapPort
     MESSAGES = 64            # frames that one system call transmits: its cost is spread, and what it needs stays in the cache
     TAIL_BYTES = 64          # of a ring's last block, behind its last slot: never touched by the kernel
-
-cdef struct VnetHeader:                  # native byte order
-    uint8_t flags
-    uint8_t gso_type
-    uint16_t header_length
-    uint16_t gso_size
-    uint16_t csum_start
-    uint16_t csum_offset
 
 # The port's own part of a ring's memory. All processes that map the ring share it, so that a successor continues at the right slot,
 # and after a crash too.

@@ -12,6 +12,7 @@ from dataplane.port cimport (OFFLOAD_ALL, TX_IO_ERROR, TX_LINK_DOWN, TX_QUEUE_FU
 from dataplane.vatomic cimport (va_cas_u64, va_load_acquire_u32, va_load_relaxed_u32, va_load_relaxed_u64,
                                 va_store_relaxed_u32, va_store_relaxed_u64, va_store_release_u32, vnic_check)
 from dataplane.wire.headers cimport ETHERNET_BYTES, store_be16
+from vnic.device.vnet_header cimport VNET_HEADER, VnetHeader, receive, write_header
 
 from dataplane.errors import PortError
 
@@ -500,15 +501,6 @@ cdef inline bint goes_by_ring(const Packet *p, uint32_t slot_bytes) noexcept nog
             and (not p.vnet_flags & VNET_NEEDS_CSUM or <uint32_t>p.csum_start + p.csum_offset + 2 <= p.length))
 
 
-cdef inline void write_header(VnetHeader *header, const Packet *p, uint16_t header_length) noexcept nogil:
-    header.flags = p.vnet_flags
-    header.gso_type = p.gso_type
-    header.header_length = header_length
-    header.gso_size = p.gso_size
-    header.csum_start = p.csum_start
-    header.csum_offset = p.csum_offset
-
-
 cdef inline uint16_t reason_of(int error, bint carrier) noexcept nogil:
     if error == ENETDOWN or error == ENXIO or (error == ENOBUFS and not carrier):
         return TX_LINK_DOWN
@@ -517,20 +509,6 @@ cdef inline uint16_t reason_of(int error, bint carrier) noexcept nogil:
     if error == EMSGSIZE:
         return TX_TOO_LONG
     return TX_REJECTED if error == EINVAL else TX_IO_ERROR
-
-
-cdef inline void receive(Context *ctx, uint32_t index, const VnetHeader *header, uint32_t number, uint32_t queue) noexcept nogil:
-    """Fills the record of a frame. What the virtio-net header says follows from the guest's word: Parse checks it."""
-    cdef Packet *p = &ctx.packets[index]
-    p.timestamp_ns = ctx.now_ns
-    p.port = <uint16_t>number
-    p.queue = <uint16_t>queue
-    p.vnet_flags = header.flags
-    p.gso_type = header.gso_type
-    p.header_length = header.header_length
-    p.gso_size = header.gso_size
-    p.csum_start = header.csum_start
-    p.csum_offset = header.csum_offset
 
 
 cdef inline void push_tag(Context *ctx, uint32_t index, uint16_t kind, uint16_t tci) noexcept nogil:

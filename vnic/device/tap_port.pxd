@@ -5,7 +5,6 @@ from dataplane.packet cimport Batch, Context
 from dataplane.port cimport Port
 
 cdef enum:
-    VNET_HEADER = 10         # struct virtio_net_hdr without num_buffers, as set by TUNSETVNETHDRSZ
     # bytes that a burst may read: many large frames at once are faster than one by one; more do not
     # fit the cache
     READ_BUDGET = 1048576

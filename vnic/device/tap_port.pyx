@@ -2,7 +2,7 @@
 import os
 
 from libc.errno cimport EAGAIN, EINTR, EINVAL, EIO, errno
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 from dataplane.packet cimport (HEADROOM, LARGE_BYTES, LARGE_FRAME, NO_PACKET, SMALL_FRAME, Batch, Context, Packet,
@@ -11,6 +11,7 @@ from dataplane.port cimport (OFFLOAD_ALL, TX_IO_ERROR, TX_LINK_DOWN, TX_QUEUE_FU
                              count_segments, fits_mtu)
 from dataplane.vatomic cimport vnic_check
 from dataplane.wire.headers cimport ETHERNET_BYTES
+from vnic.device.vnet_header cimport VNET_HEADER, VnetHeader, receive, write_header
 
 from dataplane.errors import PortError
 
@@ -26,14 +27,6 @@ cdef extern from *:
     """
     ssize_t tap_read(int fd, void *buffer, size_t size) nogil
     ssize_t tap_write(int fd, const void *buffer, size_t size) nogil
-
-cdef struct VnetHeader:                  # native byte order (legacy header, TUNSETVNETLE not set)
-    uint8_t flags
-    uint8_t gso_type
-    uint16_t header_length
-    uint16_t gso_size
-    uint16_t csum_start
-    uint16_t csum_offset
 
 
 cdef class TapPort(Port):
@@ -110,7 +103,7 @@ cdef class TapPort(Port):
             if index == NO_PACKET:
                 self.stats[queue].rx_dropped += 1
             else:
-                receive(ctx, index, self.number, queue)
+                receive(ctx, index, <VnetHeader *>(packet_buffer(ctx, index) + HEADROOM - VNET_HEADER), self.number, queue)
                 self.stats[queue].rx_packets += 1
                 self.stats[queue].rx_bytes += length
                 batch_add(batch, index)
@@ -140,12 +133,7 @@ cdef class TapPort(Port):
                 left += 1
                 continue
             header = <VnetHeader *>(packet_data(ctx, index) - VNET_HEADER)
-            header.flags = p.vnet_flags
-            header.gso_type = p.gso_type
-            header.header_length = p.header_length
-            header.gso_size = p.gso_size
-            header.csum_start = p.csum_start
-            header.csum_offset = p.csum_offset
+            write_header(header, p, p.header_length)
             written = tap_write(self._fds[queue], header, p.length + VNET_HEADER)
             while written < 0 and errno == EINTR:
                 written = tap_write(self._fds[queue], header, p.length + VNET_HEADER)
@@ -185,19 +173,3 @@ cdef inline bint is_blank(const uint8_t *target) noexcept nogil:
     memcpy(&first, target + VNET_HEADER, 8)
     memcpy(&last, target + VNET_HEADER + ETHERNET_BYTES - 8, 8)
     return first == 0 and last == 0
-
-
-cdef inline void receive(Context *ctx, uint32_t index, uint32_t number, uint32_t queue) noexcept nogil:
-    """Fills the record of a frame from the virtio-net header before it. Its fields are the guest's,
-    not trusted: Parse checks them."""
-    cdef Packet *p = &ctx.packets[index]
-    cdef VnetHeader *header = <VnetHeader *>(packet_buffer(ctx, index) + HEADROOM - VNET_HEADER)
-    p.timestamp_ns = ctx.now_ns
-    p.port = <uint16_t>number
-    p.queue = <uint16_t>queue
-    p.vnet_flags = header.flags
-    p.gso_type = header.gso_type
-    p.header_length = header.header_length
-    p.gso_size = header.gso_size
-    p.csum_start = header.csum_start
-    p.csum_offset = header.csum_offset
