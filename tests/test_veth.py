@@ -22,7 +22,7 @@ from tests.support.containers import IS_ROOT, Container
 from tests.support.veths import Station, quiet_container
 from vnic.device.agent import NamespaceAgent
 from vnic.device.namespaces import NetNamespace
-from vnic.device.tap import Offload, Route, TapRequest, check
+from vnic.device.tap import Offload, Route, check
 from vnic.device.veth import Veth, VethReport, VethRequest
 from vnic.device.veth_nic import VethNic
 
@@ -314,7 +314,7 @@ def test_many_veths_leave_nothing(agent, container):
 
 
 def test_a_nic_over_a_veth(agent, container):
-    nic = VethNic.open(agent, "web", 3, TapRequest(name="eth0", pid=container.pid, mac=MAC, queues=2))
+    nic = VethNic.open(agent, "web", 3, VethRequest(name="eth0", pid=container.pid, mac=MAC, queues=2))
     status = nic.status()
     assert (status["interface"], status["mac"], status["mtu"], status["queues"]) == ("eth0", MAC, 1500, 2)
     assert {"csum", "tso4", "tso6"} <= set(status["offloads"])

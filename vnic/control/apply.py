@@ -9,6 +9,7 @@ stores the old configuration.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -99,7 +100,6 @@ def prepared(running: Config, wanted: Config, nics: Nics) -> Config:
         check(config)
     except NetworkError as error:
         raise ConfigError(f"{'.'.join(map(str, error.place))}: {error.text}") from None
-    _check_macs(config)
     return config
 
 
@@ -111,14 +111,6 @@ def _has_classes(config: Config) -> bool:
     for element in pending:
         pending += [each for branch in element.branches.values() for each in branch]
     return bool(config.modules) or any(":" in element.element for element in pending)
-
-
-def _check_macs(config: Config) -> None:
-    owners: dict[str, str] = {}
-    for name, nic in config.nics.items():
-        other = owners.setdefault(str(nic.mac), name)
-        if other != name:
-            raise ConfigError(f"nics.{name}.mac: {nic.mac} is {other}'s already; choose another one")
 
 
 def difference(running: Config, wanted: Config) -> list[Change]:
@@ -189,8 +181,7 @@ class Applying:
                 wanted.nics[name] = nic
         links = _links(runtime.config)
         wanted.links = [link if ("link", link.name) in changed else links[str(link.name)] for link in wanted.links]
-        self._before = (dict(runtime.config.nics), dict(runtime.config.nodes), list(runtime.config.links))
-        self._switch, self._directory = runtime.config.switch, runtime.config.directory
+        self._before = copy.copy(runtime.config)
 
     def run(self) -> None:
         """All, or nothing and the error."""
@@ -198,8 +189,8 @@ class Applying:
         with ExitStack() as undo:
             undo.callback(self._runtime.accounts.settle)
             undo.callback(lambda: self._runtime.remember() if stored else None)
-            undo.callback(self._restore)
-            self._assign()
+            undo.callback(self._put, self._before)
+            self._put(self._wanted)
             again = self._made_again()
             self._add(undo, [name for name in self._names("nic", "add") if name not in again])
             self._runtime.remember()
@@ -213,19 +204,14 @@ class Applying:
     def _names(self, kind: str, action: str) -> list[str]:
         return [change.name for change in self._changes if (change.kind, change.action) == (kind, action)]
 
-    def _assign(self) -> None:
-        config = self._runtime.config
-        config.nics, config.nodes, config.links = self._wanted.nics, self._wanted.nodes, self._wanted.links
-        config.switch, config.directory = self._wanted.switch, self._wanted.directory
-
-    def _restore(self) -> None:
-        config = self._runtime.config
-        config.nics, config.nodes, config.links = self._before
-        config.switch, config.directory = self._switch, self._directory
+    def _put(self, config: Config) -> None:
+        """Makes the running configuration this one, in what an apply changes besides groups."""
+        for word in ("nics", "nodes", "links", "switch", "directory"):
+            setattr(self._runtime.config, word, getattr(config, word))
 
     def _made_again(self) -> set[str]:
         """NICs whose interface takes the place of another one: it has to go first."""
-        nics = self._before[0]
+        nics = self._before.nics
         remade = {change.name for change in self._changes if change.remade and change.name in self._nics.attached}
         going = {_place(nics[name]): name for name in (*self._names("nic", "remove"), *remade)}
         coming = {_place(self._wanted.nics[name]): name for name in self._names("nic", "add")}
@@ -243,7 +229,7 @@ class Applying:
                 self._attach(undo, name)
 
     def _remake(self, undo: ExitStack, names: set[str]) -> None:
-        nics, before = self._nics, self._before[0]
+        nics, before = self._nics, self._before.nics
         for name in sorted(names & nics.attached.keys()):
             nics.take_out(name)
             undo.callback(nics.put_in, before[name])
@@ -263,7 +249,7 @@ class Applying:
     def _change(self, undo: ExitStack) -> None:
         """Changes groups; moves NICs to other engines; then all else in one step of each engine."""
         nics, config = self._nics, self._runtime.config
-        before, after = {str(link.name): link for link in self._before[2]}, _links(self._wanted)
+        before, after = _links(self._before), _links(self._wanted)
         for change in self._changes:
             if change.kind == "group":
                 words = {path.partition(".")[0] for path in change.fields}

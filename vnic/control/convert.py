@@ -374,16 +374,12 @@ def convert_config(
     config.directory = directory
     for name, nic_data in (raw_nics or {}).items():
         config.nics[name] = convert_nic(name, nic_data, ("nics", name), locate, contained=contained)
-    owners: dict[str, str] = {}
     for name, nic in config.nics.items():
         if nic.engine is not None:
             try:
                 config.engine_index(nic.engine)
             except SchemaError as error:
                 raise error_at(locate, ("nics", name, "engine"), str(error)) from None
-        other = owners.setdefault(str(nic.mac), name)
-        if other != name:
-            raise error_at(locate, ("nics", name, "mac"), f"{nic.mac} is {other}'s already; choose another one")
     try:
         check(config)
     except NetworkError as error:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from dataplane.element import Element
 from dataplane.elements.l2_switch import L2Switch
 from dataplane.elements.mac_table import MacTable
 from dataplane.errors import ConfigError, VnicError
@@ -279,9 +278,9 @@ class Nics(Module):
         attached.egress.chain.join(self.homes[attached.home].switches[attached.port.switch])
         self._plug(attached, undo)
 
-    def _plug(self, thing: Attached | AttachedLink, undo: ExitStack, leaving: Iterable[Element] = ()) -> None:
+    def _plug(self, thing: Attached | AttachedLink, undo: ExitStack) -> None:
         """Leads every engine's output to a NIC or link, then opens its ports: no frame meets a half-built graph. Where the changes are
-        postponed (`Home.at_once`) ports open before the load; no source runs until then. leaving: elements that go at the same time."""
+        postponed (`Home.at_once`) ports open before the load; no source runs until then."""
         for index, each in enumerate(self.homes):
             undo.callback(each.load, list(each.sources))
             elements = thing.elements_in(index)
@@ -289,7 +288,7 @@ class Nics(Module):
             for port in thing.ports:
                 undo.callback(each.disconnect, port.switch, port.number)
                 each.connect(port.switch, port.number, port.entries[index])
-            each.load(each.sources + thing.sources_in(index), elements, leaving)
+            each.load(each.sources + thing.sources_in(index), elements)
         for each in self.homes:
             for port in thing.ports:
                 undo.callback(each.deactivate, port.switch, port.number)
@@ -390,9 +389,8 @@ class Nics(Module):
         )
         self._replace(before, link)
         self.links[name] = link
-        for end, way in link.ways.items():
-            if way.shaper.rate_bps != int(config.to[end].rate or 0):
-                way.shaper.set_rate(config.to[end].rate)
+        for way in link.ways.values():
+            way.set_rate()
 
     def remove_link(self, name: str) -> None:
         """Takes a link out of the network; what it holds is dropped and counted."""
@@ -461,8 +459,7 @@ class Nics(Module):
         after = self.attached[name]
         config.number, config.engine = after.number, after.home
         for way in (after.egress, after.ingress):
-            if way.shaper.rate_bps != int(way.config.rate or 0):
-                way.shaper.set_rate(way.config.rate)
+            way.set_rate()
 
     def _differs(self, before: NicConfig, after: NicConfig) -> bool:
         """Whether other elements, or other connections, are needed."""
@@ -498,7 +495,7 @@ class Nics(Module):
             self._place(before, before.config)
             raise
         if before.port.switch != self.attached[name].port.switch:
-            self.tables[before.port.switch].forget_port(before.number)
+            self._forget_port(before.port.switch, before.number)
 
     def _place(self, before: Attached, config: NicConfig) -> None:
         """Connects the device of a NIC that was unplugged."""

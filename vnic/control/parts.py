@@ -278,6 +278,11 @@ class Way:
             self.shaper = Shaper(config.rate, int(config.queue), name=f"{prefix}.rate")
         self.chain.append(self.shaper)
 
+    def set_rate(self) -> None:
+        """Gives a shaper that was taken over the rate of the configuration."""
+        if self.shaper.rate_bps != int(self.config.rate or 0):
+            self.shaper.set_rate(self.config.rate)
+
     @property
     def head(self) -> Element:
         """The first element."""

@@ -44,7 +44,7 @@ from vnic.device.agent import NamespaceAgent
 from vnic.device.descriptors import close_all, readable, system_error
 from vnic.device.namespaces import NetNamespace, identity_of
 from vnic.device.tap import TapRequest
-from vnic.device.veth import Veth, VethRequest
+from vnic.device.veth import Veth
 
 PAUSE_FIRST_S, PAUSE_MOST_S = 0.1, 10.0
 PAUSE_TOLD_S = 1.0  # clients wait during a shorter pause, and get the reason during a longer one
@@ -422,12 +422,7 @@ class Supervisor:
                 f"nic {nic}: {namespace.label}: this is the network namespace that vnic itself runs in; to allow NICs there, "
                 "put 'host_interfaces: true' into the configuration file and start the instance again"
             )
-        made = (
-            self._agent.open_veth(request, namespace)
-            if isinstance(request, VethRequest)
-            else self._agent.open_tap(request, namespace)
-        )
-        descriptors = keeper.nic_descriptors(made, request)
+        descriptors = keeper.nic_descriptors(self._agent.open_nic(request, namespace), request)
         self.store.put(f"nic/{nic}", descriptors)
         return descriptors
 

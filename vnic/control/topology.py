@@ -1,6 +1,6 @@
 """The network that a configuration describes: which NIC is on which switch, and which links join switches.
 
-`check` finds what cannot be built: names that mean two things, switches that do not exist, and links that
+`check` finds what cannot be built: names or MAC addresses that mean two things, switches that do not exist, and links that
 make a loop. A loop would repeat each broadcast for ever, since there is no spanning tree.
 """
 
@@ -27,7 +27,11 @@ class NetworkError(ConfigError):
 def check(config: Config) -> None:
     """Raises NetworkError, one line."""
     switches = config.switches
+    owners: dict[str, str] = {}
     for name, nic in config.nics.items():
+        other = owners.setdefault(str(nic.mac), name)
+        if other != name:
+            raise NetworkError(("nics", name, "mac"), f"{nic.mac} is {other}'s already; choose another one")
         if name in config.nodes:
             raise NetworkError(("nics", name), "is the name of a node, too; choose another one")
         try:
@@ -44,8 +48,8 @@ def check(config: Config) -> None:
             if end not in switches:
                 text = f"there is no switch {end!r}: expected {' or '.join(switches)}"
                 raise NetworkError(("links", number), text)
-        if (other := names.setdefault(str(link.name), number)) != number:
-            text = f"{link.name} is the name of link {other + 1}, too; give one of them name: OTHER"
+        if (first := names.setdefault(str(link.name), number)) != number:
+            text = f"{link.name} is the name of link {first + 1}, too; give one of them name: OTHER"
             raise NetworkError(("links", number), text)
         if link.name in config.nodes or link.name in config.nics:
             raise NetworkError(("links", number), f"{link.name} is the name of something else, too; give it name: OTHER")

@@ -302,8 +302,8 @@ class NamespaceAgent:
         """Whether the agent's process runs."""
         return self._socket.fileno() >= 0 and self._process.poll() is None
 
-    def open_tap(self, request: TapRequest, namespace: NetNamespace | None = None) -> Tap:
-        """Creates a TAP in the request's container, or in `namespace`, which the Tap then owns. On
+    def open_nic(self, request: TapRequest | VethRequest, namespace: NetNamespace | None = None) -> Tap:
+        """Creates an interface of the request's kind in its container, or in `namespace`, which the Tap then owns. On
         an error, nothing is left.
 
         Raises ConfigError for a request that is invalid or not permitted, PortError for a failure.
@@ -312,29 +312,27 @@ class NamespaceAgent:
             check(request)
             namespace = namespace or NetNamespace.find(request.pid, request.netns)
             answer, fds = self._call(namespace, request)
-            if answer.tap is None:
-                close_all(fds)
-                raise PortError(f"tap {request.name}: the namespace agent's answer is no TAP; restart the daemon")
-            return Tap(answer.tap, fds, namespace, self)
+            if isinstance(request, VethRequest) and answer.veth is not None:
+                return Veth(answer.veth, fds, namespace, self)
+            if not isinstance(request, VethRequest) and answer.tap is not None:
+                return Tap(answer.tap, fds, namespace, self)
+            close_all(fds)
+            what = "veth" if isinstance(request, VethRequest) else "TAP"
+            raise PortError(f"{request.KIND} {request.name}: the namespace agent's answer is no {what}; restart the daemon")
         except BaseException:
             if namespace is not None:
                 namespace.close()
             raise
 
+    def open_tap(self, request: TapRequest, namespace: NetNamespace | None = None) -> Tap:
+        """`open_nic` of a TAP."""
+        return self.open_nic(request, namespace)
+
     def open_veth(self, request: VethRequest, namespace: NetNamespace | None = None) -> Veth:
-        """As open_tap: creates a veth interface."""
-        try:
-            check(request)
-            namespace = namespace or NetNamespace.find(request.pid, request.netns)
-            answer, fds = self._call(namespace, request)
-            if answer.veth is None:
-                close_all(fds)
-                raise PortError(f"veth {request.name}: the namespace agent's answer is no veth; restart the daemon")
-            return Veth(answer.veth, fds, namespace, self)
-        except BaseException:
-            if namespace is not None:
-                namespace.close()
-            raise
+        """`open_nic` of a veth interface."""
+        veth = self.open_nic(request, namespace)
+        assert isinstance(veth, Veth)
+        return veth
 
     def run(self, namespace: NetNamespace, work: Work) -> dict[str, int]:
         """Does other work in a namespace; returns counters, if it reads any."""

@@ -19,8 +19,12 @@ class Nic:
 
     def __init__(self, name: str, number: int, tap: Tap, rss: Rss) -> None:
         self.name, self.tap, self.rss = name, tap, rss
-        self.port: Port = TapPort(name, tap.fds, number=number, offloads=tap.offloads, mtu=tap.mtu)
+        self.port = self._make_port(number)
         self.tx = NicTx(self.port, rss, name=f"{name}.tx")
+
+    def _make_port(self, number: int) -> Port:
+        """The port over the interface; of each kind its own."""
+        return TapPort(self.name, self.tap.fds, number=number, offloads=self.tap.offloads, mtu=self.tap.mtu)
 
     @classmethod
     def open(
@@ -33,10 +37,10 @@ class Nic:
         rss_key: bytes | None = None,
         rss_table: list[int] | None = None,
     ) -> Nic:
-        """Creates the TAP in its container, and the NIC. On failure it removes the TAP and raises
+        """Creates the interface in its container, and the NIC. On failure it removes the interface and raises
         ConfigError or PortError."""
         rss = Rss(rss_key, rss_table, queues=request.queues)
-        tap = agent.open_tap(request)
+        tap = agent.open_nic(request)
         try:
             return cls(name, number, tap, rss)
         except BaseException:

@@ -24,6 +24,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import msgspec
+
 from dataplane.errors import ConfigError, PortError
 from vnic.device import link, link_counters
 from vnic.device.descriptors import readable, system_error
@@ -310,13 +312,7 @@ class Veth(Tap):
     def report(self) -> VethReport:
         """What another process needs beside the descriptors of `let_go`."""
         return VethReport(
-            name=self.name,
-            ifindex=self.ifindex,
-            mac=self.mac,
-            mtu=self.mtu,
-            offloads=int(self.offloads),
-            netlink=self.netlink >= 0,
-            link_events=self.link_events >= 0,
+            **msgspec.structs.asdict(super().report()),
             far_ifindex=self.far_ifindex,
             slot_bytes=self.slot_bytes,
             block_bytes=self.block_bytes,

@@ -2,54 +2,29 @@
 
 from __future__ import annotations
 
-import msgspec
-
-from vnic.device.agent import NamespaceAgent
+from dataplane.port import Port
 from vnic.device.nic import Nic
-from vnic.device.nic_tx import NicTx
 from vnic.device.packet_port import PacketPort
-from vnic.device.rss import Rss
-from vnic.device.tap import TapRequest
-from vnic.device.veth import Veth, VethRequest
+from vnic.device.veth import Veth
 
 
 class VethNic(Nic):
-    """A NIC over a veth pair, with the interface of Nic."""
+    """A NIC over a veth pair, with the interface of Nic; to be opened with a VethRequest."""
 
-    def __init__(self, name: str, number: int, tap: Veth, rss: Rss) -> None:
-        self.name, self.tap, self.rss = name, tap, rss
+    def _make_port(self, number: int) -> Port:
+        veth = self.tap
+        assert isinstance(veth, Veth)
         port = PacketPort(
-            name,
-            tap.fds,
-            tap.sending,
-            slot_bytes=tap.slot_bytes,
-            block_bytes=tap.block_bytes,
-            blocks=tap.blocks,
-            sending_blocks=tap.sending_blocks,
+            self.name,
+            veth.fds,
+            veth.sending,
+            slot_bytes=veth.slot_bytes,
+            block_bytes=veth.block_bytes,
+            blocks=veth.blocks,
+            sending_blocks=veth.sending_blocks,
             number=number,
-            offloads=tap.offloads,
-            mtu=tap.mtu,
+            offloads=veth.offloads,
+            mtu=veth.mtu,
         )
-        self.port = port
-        tap.ring_drops = port.ring_drops
-        self.tx = NicTx(self.port, rss, name=f"{name}.tx")
-
-    @classmethod
-    def open(
-        cls,
-        agent: NamespaceAgent,
-        name: str,
-        number: int,
-        request: TapRequest,
-        *,
-        rss_key: bytes | None = None,
-        rss_table: list[int] | None = None,
-    ) -> VethNic:
-        """As Nic.open."""
-        rss = Rss(rss_key, rss_table, queues=request.queues)
-        veth = agent.open_veth(VethRequest(**msgspec.structs.asdict(request)))
-        try:
-            return cls(name, number, veth, rss)
-        except BaseException:
-            veth.close()
-            raise
+        veth.ring_drops = port.ring_drops
+        return port
