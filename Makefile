@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 
 VENV := .venv
 PY := $(VENV)/bin/python
-PACKAGES := dataplane shaping transport virt vnic bench
+PACKAGES := dataplane shaping switching transport virt vnic bench
 SOURCES := setup.py $(shell find $(wildcard $(PACKAGES)) -name '*.pyx' -o -name '*.pxd' -o -name '*.h' -o -name '*.c' -path 'bench/*')
 BUILT := build/.built-release
 ARGS ?=

@@ -32,7 +32,7 @@ from bench.probes import compile_probes, probe
 from bench.report import show_machine
 from bench.space import Space, sweep
 from bench.tap import rounded, say
-from vnic.control.client import Client
+from vnic.api.client import Client
 
 CLIENTS = 200
 PAUSE_S = 0.25

@@ -10,13 +10,13 @@ from typing import Any
 
 from bench import frames, machine
 from bench.micro import Hop, Lane, Sink, Steer
-from dataplane.clock import Clock
-from dataplane.element import BatchView, Element, PyElement
 from dataplane.elements.counter import Counter
 from dataplane.elements.parse import Parse
-from dataplane.engine import Engine
-from dataplane.packet import PacketPool
-from dataplane.ring import MpscRing, Ring, SpscRing
+from dataplane.engine.clock import Clock
+from dataplane.engine.engine import Engine
+from dataplane.graph.element import BatchView, Element, PyElement
+from dataplane.packet.pool import PacketPool
+from dataplane.packet.ring import MpscRing, Ring, SpscRing
 from shaping.shaper import Shaper
 
 BATCHES = (1, 32, 256)
@@ -78,7 +78,7 @@ def _built(module: str, name: str) -> Any:
 
 
 def _switch_cases() -> list[Case]:
-    switch, table = _built("dataplane.elements.l2_switch", "L2Switch"), _built("dataplane.elements.mac_table", "MacTable")
+    switch, table = _built("switching.l2_switch", "L2Switch"), _built("switching.mac_table", "MacTable")
     if not switch or not table:
         return []
 

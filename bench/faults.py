@@ -32,7 +32,7 @@ from bench.probes import run as run_tool
 from bench.report import show_machine
 from bench.space import Space, sweep, wait_for
 from bench.tap import rounded, say
-from vnic.control.client import Client
+from vnic.api.client import Client
 
 PPS = 100_000
 TCP_RATE = "300mbit"

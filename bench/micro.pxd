@@ -6,10 +6,10 @@ an element may hold packets (a shaper), and an element that frees packets is not
 empty.
 """
 from libc.stdint cimport uint32_t, uint64_t
-from dataplane.element cimport Element
-from dataplane.packet cimport Batch, Context, PacketPool
-from dataplane.ring cimport Ring
-from vnic.device.rss cimport Rss
+from dataplane.graph.element cimport Element
+from dataplane.packet.pool cimport Batch, Context, PacketPool
+from dataplane.packet.ring cimport Ring
+from dataplane.elements.rss cimport Rss
 
 cdef struct Fifo:  # a circular list in C, which the sink accesses without the GIL
     uint32_t *indices                    # mask + 1 of them

@@ -1,8 +1,8 @@
 from collections.abc import Sequence
 
-from dataplane.element import Element
-from dataplane.packet import PacketPool
-from dataplane.ring import Ring
+from dataplane.graph.element import Element
+from dataplane.packet.pool import PacketPool
+from dataplane.packet.ring import Ring
 
 class Lane:
     @property

@@ -5,11 +5,11 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from dataplane.abi cimport check_abi
-from dataplane.element cimport Element
-from dataplane.packet cimport (BATCH_MAX, NO_PACKET, VNET_NEEDS_CSUM, Batch, Context, Packet, PacketPool, packet_alloc,
+from dataplane.graph.element cimport Element
+from dataplane.packet.pool cimport (BATCH_MAX, NO_PACKET, VNET_NEEDS_CSUM, Batch, Context, Packet, PacketPool, packet_alloc,
                                packet_data)
-from dataplane.ring cimport Ring
-from vnic.device.rss cimport Rss
+from dataplane.packet.ring cimport Ring
+from dataplane.elements.rss cimport Rss
 
 check_abi(__name__)
 

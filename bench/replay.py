@@ -58,7 +58,7 @@ def write_answer(path: Path) -> None:
 
 def replay_once(capture: str, answer: str, output: str) -> Json:
     """Runs in a process of its own (see `main`): seconds, packets, maximum resident memory."""
-    from vnic.control.load import parse_config
+    from vnic.config.load import parse_config
     from vnic.replay.session import Replay
 
     with Replay(parse_config(CONFIG, contained=False), {"a": capture, "b": answer}, output) as session:

@@ -21,7 +21,7 @@ from bench.report import show_machine
 from bench.space import ADDRESS_B, Space, sweep, wait_for
 from bench.tap import ratio, rotate, rounded, say
 from dataplane.errors import VnicError
-from vnic.control.client import Client
+from vnic.api.client import Client
 
 PINGS, PING_INTERVAL_MS = 500, 2
 ATTACHES = 5

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from dataplane.elements.counter import Counter, Discard
 from dataplane.errors import ConfigError
-from dataplane.port import PortRx
+from dataplane.graph.port import PortRx
 from dataplane.ports.memory import MemoryPort
 from dataplane.units import parse_rate
 from shaping.shaper import Shaper
-from vnic.control.module import Caller, Method, Module, Parameters, Session
-from vnic.control.parts import Hosted
+from vnic.api.method import Caller, Method, Parameters, Session
+from vnic.modules.engine_host import EngineHost
+from vnic.modules.module import Module
 
 if TYPE_CHECKING:
-    from vnic.control.runtime import Runtime
+    from vnic.runtime.runtime import Runtime
 
 METERS_MOST = 100  # a client could open them without end
 FRAMES_MOST = 64  # of a call
@@ -59,7 +60,7 @@ method Close(name: string) -> ()
 
     def __init__(self, runtime: Runtime, group: str | None = None, meters: dict[str, str] | None = None) -> None:
         super().__init__(runtime, group=group, meters=meters or {})
-        self._engine = runtime.add_engine("meters", group, make=Hosted)
+        self._engine = runtime.add_engine("meters", group, make=EngineHost)
         self._ports: dict[str, MemoryPort] = {}
         self._sources: dict[str, PortRx] = {}
         for name, rate in self.settings["meters"].items():  # those of the worker before

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dataplane.element import BatchView, PyElement
+from dataplane.graph.element import BatchView, PyElement
 
 IPV4 = 0x0800
 

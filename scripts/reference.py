@@ -9,9 +9,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from vnic.control import schema  # noqa: E402
-from vnic.control.element_docs import built_in  # noqa: E402
-from vnic.control.reference import Key, reference  # noqa: E402
+from vnic.cli.element_docs import built_in  # noqa: E402
+from vnic.config import schema  # noqa: E402
+from vnic.config.reference import Key, reference  # noqa: E402
 
 MADE = "<!-- Made by `make reference`; change the docstrings in {source} instead. -->"
 
@@ -55,7 +55,7 @@ def configuration() -> str:
     keys = reference()
     by_path = {each.path: each for each in keys}
     lines = [
-        MADE.format(source="vnic/control/schema.py"),
+        MADE.format(source="vnic/config/schema.py"),
         "",
         "# Configuration reference",
         "",
@@ -77,7 +77,7 @@ def configuration() -> str:
         struct = STRUCTS.get(key.plain_path)
         lines += [f"## {title(key)}", ""]
         if struct is not None:
-            from vnic.control.reference import about_struct
+            from vnic.config.reference import about_struct
 
             lines += [*about_struct(getattr(schema, struct)).splitlines(), ""]
         else:

@@ -5,7 +5,7 @@ segmenting. Engines that check at the same moment may find the same room: the sh
 by one batch for each further engine.
 """
 from libc.stdint cimport uint32_t
-from dataplane.packet cimport BATCH_MAX
+from dataplane.packet.pool cimport BATCH_MAX
 from dataplane.vatomic cimport va_add_u32, va_load_relaxed_u32
 
 # held packets of each size, counted by all engines, and their limits, which never change

@@ -5,9 +5,9 @@ leave once now >= T; then T grows by bits / rate. T = next_ns + remainder / rate
 so no rate drifts, and a departure is the first whole nanosecond that is not before T.
 """
 from libc.stdint cimport uint32_t, uint64_t
-from dataplane.element cimport Element
-from dataplane.packet cimport Batch, Context, Packet
-from dataplane.work cimport Work
+from dataplane.graph.element cimport Element
+from dataplane.packet.pool cimport Batch, Context, Packet
+from dataplane.graph.work cimport Work
 from shaping.pool_share cimport Held, PoolShare
 
 cdef struct Setting:             # what a rate means, worked out on control's side in Python's integers

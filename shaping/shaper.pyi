@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from dataplane.element import Element
-from dataplane.handlers import Handler
-from dataplane.work import Work
+from dataplane.graph.element import Element
+from dataplane.graph.handlers import Handler
+from dataplane.graph.work import Work
 from shaping.pool_share import PoolShare
 
 QUANTUM_NS: int

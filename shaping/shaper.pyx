@@ -1,16 +1,16 @@
 """Shaper. The contract is in shaper.pxd."""
 from libc.stdint cimport uint32_t, uint64_t
-from dataplane.element cimport NEVER, Element
-from dataplane.engine cimport Engine
-from dataplane.offload cimport can_segment, segment
-from dataplane.packet cimport (BATCH_MAX, GSO_NONE, NO_PACKET, Batch, Context, Packet, batch_add, packet_free, packet_memory,
+from dataplane.graph.element cimport NEVER, Element
+from dataplane.engine.engine cimport Engine
+from dataplane.graph.offload cimport can_segment, segment
+from dataplane.packet.pool cimport (BATCH_MAX, GSO_NONE, NO_PACKET, Batch, Context, Packet, batch_add, packet_free, packet_memory,
                                packet_wire_bytes)
 from dataplane.vatomic cimport vnic_check
 from shaping.pool_share cimport PoolShare, share_count, share_is_full, share_room
 
 from dataplane import units
 from dataplane.errors import ConfigError, VnicError
-from dataplane.handlers import Handler
+from dataplane.graph.handlers import Handler
 from dataplane.units import format_rate, format_size, format_time, parse_rate, parse_size, parse_time
 
 # 8 bits a byte, 10^9 ns a second: a packet of n bytes takes n * BYTE_COST / rate_bps ns. The most a frame can be worth (a GSO frame whose

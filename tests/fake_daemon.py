@@ -9,13 +9,13 @@ import types
 from typing import Any
 
 from dataplane.errors import ConfigError, PortError
-from vnic.control import worker
-from vnic.control.api import DESCRIPTION, INTERFACE
-from vnic.control.convert import convert_config, encode_config
-from vnic.control.log import set_up
-from vnic.control.module import Method, Session
-from vnic.control.nic_methods import nic_methods
-from vnic.control.supervisor import supervise
+from vnic.api.interface import DESCRIPTION, INTERFACE
+from vnic.api.log import set_up
+from vnic.api.method import Method, Session
+from vnic.config.convert import convert_config, encode_config
+from vnic.daemon import worker
+from vnic.daemon.supervisor import supervise
+from vnic.modules.network_methods import nic_methods
 
 
 class FakeNics:

@@ -8,26 +8,26 @@ from typing import Any
 
 import msgspec
 
-from dataplane import handover
-from dataplane.clock import Clock
-from dataplane.element import BatchView, Element, PyElement
 from dataplane.elements.classifier import Classifier
 from dataplane.elements.counter import Counter
-from dataplane.elements.l2_switch import L2Switch
-from dataplane.elements.mac_table import MacTable
+from dataplane.elements.nic_tx import NicTx
 from dataplane.elements.parse import Parse
-from dataplane.engine import Engine
-from dataplane.handover import PREFIX, Loading, Marks, forget_engine, save_engine, save_parts
-from dataplane.packet import PacketPool
-from dataplane.port import PortRx, PortTx
+from dataplane.elements.rss import Rss
+from dataplane.engine import handover
+from dataplane.engine.clock import Clock
+from dataplane.engine.engine import Engine
+from dataplane.engine.handover import PREFIX, Loading, Marks, forget_engine, save_engine, save_parts
+from dataplane.engine.virtual_time import VirtualTime
+from dataplane.graph.element import BatchView, Element, PyElement
+from dataplane.graph.port import PortRx, PortTx
+from dataplane.packet.pool import PacketPool
+from dataplane.packet.ring import MpscRing
 from dataplane.ports.memory import Frame, MemoryPort
 from dataplane.ports.ring_port import RingPort
-from dataplane.ring import MpscRing
-from dataplane.virtual_time import VirtualTime
 from shaping.shaper import Shaper
+from switching.l2_switch import L2Switch
+from switching.mac_table import MacTable
 from tests.wire_frames import Spec
-from vnic.device.nic_tx import NicTx
-from vnic.device.rss import Rss
 
 START_NS = 10**12
 MBIT = 10**6

@@ -4,16 +4,17 @@ the kernel's: test_groups_live.py."""
 import msgspec
 import pytest
 
-from dataplane.clock import Clock
+from dataplane.engine.clock import Clock
+from dataplane.engine.running import advance
 from dataplane.errors import VnicError
+from dataplane.packet.ring import MpscRing
 from dataplane.ports.memory import Frame
-from dataplane.ring import MpscRing
 from tests.wire_frames import UDP, Spec
-from vnic.control.load import parse_config
-from vnic.control.module import Module
-from vnic.control.runtime import Runtime
-from vnic.control.schema import DirectionConfig, ElementConfig, NicConfig
-from vnic.control.segments import RING_BYTES
+from vnic.config.load import parse_config
+from vnic.config.schema import DirectionConfig, ElementConfig, NicConfig
+from vnic.modules.module import Module
+from vnic.runtime.runtime import Runtime
+from vnic.store.segments import RING_BYTES
 from vnic.testing.network import _Devices
 
 SMALL_BYTES, LARGE_BYTES = 2048 + 128, 69632 + 128  # a buffer and its record
@@ -55,7 +56,7 @@ class Running:
 
     def send(self, nic, *frames):
         self.devices.nics[nic].port.inject([Frame(frame) for frame in frames])
-        self.runtime.engines[0].advance(self.runtime.clock.now_ns)
+        advance(self.runtime.engines[0], self.runtime.clock.now_ns)
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_what_waits_is_charged_as_it_is_stored(running):
     # Packets that left are in c's ring, since c's engine has not run: c is charged.
     crossed = 11 - held
     assert running.memory() == {"a": RING_BYTES + waiting, "a.b": RING_BYTES, "c": RING_BYTES + crossed * SMALL_BYTES}
-    running.runtime.engines[1].advance(running.runtime.clock.now_ns)
+    advance(running.runtime.engines[1], running.runtime.clock.now_ns)
 
 
 def test_captures_are_charged_to_their_nic(running, tmp_path):

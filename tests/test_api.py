@@ -17,13 +17,14 @@ import pytest
 
 from dataplane.errors import ConfigError, VnicError
 from tests.fake_daemon import FakeRuntime
-from vnic.control import api, connection
-from vnic.control.client import Client
-from vnic.control.events import QUEUE_MOST, Bus
-from vnic.control.instance import instance_lock
-from vnic.control.instance_module import Instance
-from vnic.control.methods import Methods
-from vnic.control.server import Server
+from vnic.api import connection
+from vnic.api import interface as api
+from vnic.api.client import Client
+from vnic.api.events import QUEUE_MOST, Bus
+from vnic.api.methods import Methods
+from vnic.api.server import Server
+from vnic.daemon.instance import instance_lock
+from vnic.runtime.instance import Instance
 
 TREE = Path(__file__).parents[1]
 

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataplane.element import Element
+from dataplane.engine.virtual_time import VirtualTime
 from dataplane.errors import ConfigError, VnicError
-from dataplane.virtual_time import VirtualTime
-from vnic.control.convert import convert_nic
-from vnic.control.written import written_config
+from dataplane.graph.element import Element
+from vnic.config.convert import convert_nic
+from vnic.config.written import written_config
 from vnic.testing import VirtualNetwork
 
 

@@ -200,7 +200,7 @@ def test_every_element_is_measured_and_none_loses_packets(capsys: pytest.Capture
 def test_a_lane_notices_that_packets_are_lost() -> None:
     from bench.micro import Lane
     from dataplane.elements.counter import Discard
-    from dataplane.packet import PacketPool
+    from dataplane.packet.pool import PacketPool
 
     lane = Lane(PacketPool(small=256, large=1), [bytes(60)], 64)
     with pytest.raises(RuntimeError, match="Discard: the lane ran dry after 64 packets"):

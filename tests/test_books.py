@@ -8,7 +8,7 @@ import pytest
 
 from tests.test_handlers_runtime import Running
 from tests.test_handlers_traffic import until
-from vnic.control.load import parse_config
+from vnic.config.load import parse_config
 
 FRAMES = 20
 

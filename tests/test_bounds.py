@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from dataplane.errors import VnicError
-from vnic.control import methods as control_methods
-from vnic.control.bounds import Bucket, Turns
-from vnic.control.methods import CHANGES_AT_ONCE, LINES_AT_ONCE, Call, Methods
-from vnic.control.module import Caller, Method, Parameters, Session
+from vnic.api import methods as control_methods
+from vnic.api.bounds import Bucket, Turns
+from vnic.api.method import Caller, Method, Parameters, Session
+from vnic.api.methods import CHANGES_AT_ONCE, LINES_AT_ONCE, Call, Methods
 
 ALICE, BOB = 54321, 54322
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from dataplane import cgroup
-from dataplane.cgroup import MEMBERS, Cgroup, hierarchies
-from dataplane.crew import Mode
+from dataplane.engine import cgroup
+from dataplane.engine.cgroup import MEMBERS, Cgroup, hierarchies
 from dataplane.errors import ConfigError
-from dataplane.group import EngineGroup
-from dataplane.guarantee import CLASSES, Guarantee
+from dataplane.groups.group import EngineGroup
+from dataplane.groups.guarantee import CLASSES, Guarantee
+from dataplane.groups.threads import Mode
 from tests.support import plain_user
 from tests.test_group import lanes, pool, until  # noqa: F401 - fixtures
 
@@ -292,7 +292,7 @@ def test_a_cpuset_and_cpus(make_cgroup, make_group, lanes):  # noqa: F811
     run(group, [lane])
 
 
-CHECK = "import sys; from dataplane.cgroup import Cgroup; Cgroup(sys.argv[1]).check()"
+CHECK = "import sys; from dataplane.engine.cgroup import Cgroup; Cgroup(sys.argv[1]).check()"
 
 
 @pytest.mark.root

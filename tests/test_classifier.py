@@ -10,16 +10,17 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataplane.clock import Clock
-from dataplane.element import PyElement
 from dataplane.elements.classifier import Classifier
 from dataplane.elements.classifier_rules import PROTOCOLS, read_rules
 from dataplane.elements.counter import Discard
 from dataplane.elements.parse import Parse
-from dataplane.engine import Engine
+from dataplane.engine.clock import Clock
+from dataplane.engine.engine import Engine
+from dataplane.engine.running import advance
 from dataplane.errors import ConfigError, GraphError
-from dataplane.packet import PacketPool
-from dataplane.port import PortRx, PortTx
+from dataplane.graph.element import PyElement
+from dataplane.graph.port import PortRx, PortTx
+from dataplane.packet.pool import PacketPool
 from dataplane.ports.memory import MemoryPort
 from tests.parse_reference import reference
 from tests.wire_frames import UDP, Spec
@@ -49,7 +50,7 @@ class Rig:
     def send(self, frames, port=0):
         """The frames that leave each gate."""
         self.senders[port].inject(frames)
-        self.engine.advance(self.engine.clock.now_ns + 1)
+        advance(self.engine, self.engine.clock.now_ns + 1)
         assert self.engine.conservation()["conserved"] and self.pool.in_use == 0
         return [[frame.data for frame in receiver.take()] for receiver in self.receivers]
 
@@ -164,7 +165,7 @@ def test_marks():
     rx >> Parse() >> first >> classifier >> look >> Discard()
     engine.load([rx])
     a.inject([TCP4, UDP6, ARP])
-    engine.advance(1)
+    advance(engine, 1)
     assert seen == [0xDEADBEEF, 0, 5]
     assert engine.conservation()["conserved"] and pool.in_use == 0
 

@@ -11,11 +11,11 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from dataplane.cgroup import Hierarchy
+from dataplane.engine.cgroup import Hierarchy
 from dataplane.errors import VnicError
 from vnic.cli import capture, show
 from vnic.cli.main import COMMANDS, cli
-from vnic.control import doctor
+from vnic.daemon import doctor
 
 pytestmark = pytest.mark.commands
 
@@ -316,7 +316,7 @@ def test_config_check_and_schema(tmp_path):
 
 def test_config_check_looks_for_elements(tmp_path):
     path = tmp_path / "net.yaml"
-    (tmp_path / "mine_for_check.py").write_text("from dataplane.element import PyElement\nclass Mine(PyElement): pass\n")
+    (tmp_path / "mine_for_check.py").write_text("from dataplane.graph.element import PyElement\nclass Mine(PyElement): pass\n")
     text = "nics:\n  web:\n    pid: 1\n    egress:\n      elements:\n        - Counter\n        - element: {}\n"
     path.write_text(text.format("mine_for_check:Mine"))
     assert invoke("config", "check", str(path)).exit_code == 0

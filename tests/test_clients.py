@@ -16,8 +16,8 @@ from tests.support import plain_user
 from tests.support.containers import Container
 from tests.test_command import VNIC, ping, vnic
 from tests.test_supervisor import kill_worker
-from vnic.control.client import Client
-from vnic.control.server import CLIENTS_OF_A_USER_MOST
+from vnic.api.client import Client
+from vnic.api.server import CLIENTS_OF_A_USER_MOST
 
 ALICE, BOB, EVE = 54321, 54322, 54323  # unused user ids; the users need not exist
 WHO = {ALICE: f"user uid {ALICE}", EVE: f"user uid {EVE}"}
@@ -80,7 +80,9 @@ class Net:
     def code(self, uid, code):
         """Runs Python code, with the client in `vnic`, as a user; returns its output, parsed as
         JSON."""
-        program = f"import json\nfrom vnic.control.client import Client\nvnic = Client({str(self.directory / 'default.sock')!r})\n{code}"
+        program = (
+            f"import json\nfrom vnic.api.client import Client\nvnic = Client({str(self.directory / 'default.sock')!r})\n{code}"
+        )
         done = plain_user.run([sys.executable, "-c", program], uid=uid)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)

@@ -19,25 +19,26 @@ from tests.test_metrics import get, port  # noqa: F401 - a fixture
 from tests.test_supervisor import ECHO, TALK, conserved, inside, kill_worker, status
 from tests.test_upgrade import an_engine_each, entries
 from tests.test_upgrade_faults import faulty  # noqa: F401 - a fixture
-from vnic.control.client import Client
-from vnic.control.load import parse_config
-from vnic.control.parts import Hosted
+from vnic.api.client import Client
+from vnic.config.load import parse_config
+from vnic.modules.engine_host import EngineHost
 
 pytestmark = pytest.mark.commands
 
 # Fails at the step named in a file in the configuration's directory.
 FRAGILE = """
 import os
-from dataplane.element import PyElement
-from vnic.control.module import Method, Module
-from vnic.control.parts import Hosted
+from dataplane.graph.element import PyElement
+from vnic.api.method import Method
+from vnic.modules.module import Module
+from vnic.modules.engine_host import EngineHost
 
 class Fragile(Module):
     interface = "org.example.Fragile"
 
     def __init__(self, runtime):
         super().__init__(runtime)
-        runtime.add_engine("fragile", make=Hosted)
+        runtime.add_engine("fragile", make=EngineHost)
         self.step("construct")
 
     def methods(self):
@@ -248,14 +249,14 @@ def test_engines_load_once_however_many_nics(monkeypatch):
     """Once at the start and at most twice at the end, since a load visits every element of its
     engine."""
     loads = []
-    load = Hosted.load
+    load = EngineHost.load
 
     def counted(self, *arguments, **named):
         if self._pending is None:
             loads.append(self.engine.name)
         load(self, *arguments, **named)
 
-    monkeypatch.setattr(Hosted, "load", counted)
+    monkeypatch.setattr(EngineHost, "load", counted)
     network = {"engines": 2, "nics": {f"n{number}": {} for number in range(50)}}
     running = Running(parse_config(json.dumps(network), contained=False))
     assert sorted(loads) == ["e0", "e1"]

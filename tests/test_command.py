@@ -151,7 +151,7 @@ def test_up_that_is_ended_leaves_nothing(environment, tmp_path, how, leak_check)
 
 
 ELEMENT = """
-from dataplane.element import PyElement
+from dataplane.graph.element import PyElement
 
 class Stamp(PyElement):
     def __init__(self, tos, name=None):

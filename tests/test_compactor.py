@@ -7,9 +7,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dataplane.compactor import Compactor
-from dataplane.engine_thread import ENGINES_MOST
+from dataplane.engine.thread import ENGINES_MOST
 from dataplane.errors import VnicError
+from dataplane.groups.compactor import Compactor
 
 LOOK_NS = 100_000
 CALM_NS = 50_000_000

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 
 import pytest
 
-from dataplane.compactor import Compactor
-from dataplane.crew import Mode
-from dataplane.engine import Engine
-from dataplane.engine_thread import ENGINES_MOST, EngineThread
+from dataplane.engine.engine import Engine
+from dataplane.engine.thread import ENGINES_MOST, EngineThread
 from dataplane.errors import ConfigError, VnicError
-from dataplane.group import EngineGroup
-from dataplane.guarantee import CLASSES, Guarantee
+from dataplane.groups.compactor import Compactor
+from dataplane.groups.group import EngineGroup
+from dataplane.groups.guarantee import CLASSES, Guarantee
+from dataplane.groups.threads import Mode
 from tests.test_group import CPUS, lanes, pool, until  # noqa: F401 - fixtures
 
 

@@ -7,7 +7,7 @@ import click
 import pytest
 
 from vnic.cli.main import cli
-from vnic.control.load import parse_config
+from vnic.config.load import parse_config
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(

@@ -11,10 +11,10 @@ import pytest
 from tests.support import plain_user
 from tests.support.containers import IS_ROOT, Container
 from tests.tools import need
-from vnic.control.convert import convert_config, convert_nic
-from vnic.control.events import differences, observe
-from vnic.control.runtime import Runtime
+from vnic.api.events import differences, observe
+from vnic.config.convert import convert_config, convert_nic
 from vnic.device.link import QUEUE_PACKETS
+from vnic.runtime.runtime import Runtime
 
 # Sends argv[3] datagrams of argv[4] bytes to argv[1]:argv[2].
 SEND_UDP = """

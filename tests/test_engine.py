@@ -7,13 +7,14 @@ import time
 
 import pytest
 
-from dataplane.clock import Clock
-from dataplane.element import PyElement
 from dataplane.elements.counter import Counter, Discard
-from dataplane.engine import Engine, MailboxFull
+from dataplane.engine.clock import Clock
+from dataplane.engine.engine import Engine, MailboxFull
+from dataplane.engine.running import advance, start
 from dataplane.errors import ConfigError, GraphError, VnicError
-from dataplane.packet import PacketPool
-from dataplane.port import PortRx, PortTx
+from dataplane.graph.element import PyElement
+from dataplane.graph.port import PortRx, PortTx
+from dataplane.packet.pool import PacketPool
 from dataplane.ports.memory import MemoryPort
 
 
@@ -29,7 +30,7 @@ def running(pool):
     rx, tx = PortRx(a), PortTx(b)
     rx >> tx
     engine.load([rx])
-    engine.start()
+    start(engine)
     yield engine, a, b
     engine.close()
     assert pool.in_use == 0
@@ -75,7 +76,7 @@ def test_the_mailbox_is_one_deep(running):
     poster = threading.Thread(target=engine.call, args=(slow,))
     poster.start()
     assert begun.wait(10)
-    from dataplane.work import Call
+    from dataplane.graph.work import Call
 
     with pytest.raises(MailboxFull):
         engine.post(Call(lambda: None), wait=False)
@@ -96,7 +97,7 @@ def test_a_sleeping_engine_uses_no_cpu(running):
 
 def test_spinning_costs_cpu_and_is_counted(pool):
     engine = Engine("e0", pool, spin_ns=10_000_000_000)
-    engine.start()
+    start(engine)
     before = engine.status()
     threading.Event().wait(0.1)
     after = engine.status()
@@ -153,18 +154,18 @@ def test_a_failing_initialize_leaves_nothing_bound(pool):
 def test_a_cpu_that_is_not_there(pool):
     engine = Engine("e0", pool, cpu=4096)
     with pytest.raises(ConfigError, match="cpu 4096: not usable here"):
-        engine.start()
+        start(engine)
     engine = Engine("e0", pool, cpu=min(os.sched_getaffinity(0)))
-    engine.start()
+    start(engine)
     assert engine.call(lambda: os.sched_getaffinity(0)) == {min(os.sched_getaffinity(0))}
     engine.close()
 
 
 def test_clocks_do_not_mix(pool):
     with pytest.raises(VnicError, match="virtual clock; use advance"):
-        Engine("e0", pool, clock=Clock(virtual=True)).start()
+        start(Engine("e0", pool, clock=Clock(virtual=True)))
     with pytest.raises(VnicError, match="machine's clock; use start"):
-        Engine("e0", pool).advance(5)
+        advance(Engine("e0", pool), 5)
     clock = Clock(virtual=True, start_ns=10)
     with pytest.raises(ConfigError, match="time does not go back"):
         clock.set(9)
@@ -178,11 +179,11 @@ def test_exhausted_pool_is_counted_and_nothing_stops():
     rx >> PortTx(b)
     engine.load([rx])
     a.inject([bytes(60)] * 10)
-    engine.advance(1)
+    advance(engine, 1)
     terms = engine.conservation()
     assert terms["received"] == 10 and terms["dropped"] == 6 and terms["transmitted"] == 4 and terms["conserved"]
     a.inject([bytes(60)])
-    engine.advance(2)
+    advance(engine, 2)
     assert len(b.take()) == 5
 
 
@@ -207,7 +208,7 @@ def test_a_source_whose_packets_take_long_is_polled_in_shorter_bursts(pool):
     rx = PortRx(into)
     rx >> busy >> PortTx(out)
     engine.load([rx])
-    engine.start()
+    start(engine)
     try:
 
         def send(count):

@@ -7,14 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataplane.clock import Clock
 from dataplane.elements.parse import Parse
-from dataplane.engine import Engine
-from dataplane.packet import PacketPool
-from dataplane.port import PortRx, PortTx
+from dataplane.engine.clock import Clock
+from dataplane.engine.engine import Engine
+from dataplane.engine.running import advance
+from dataplane.graph.port import PortRx, PortTx
+from dataplane.packet.pool import PacketPool
 from dataplane.ports.memory import MemoryPort
 from examples.ttl import SetTtl
-from vnic.control.load import load_config
+from vnic.config.load import load_config
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -43,7 +44,7 @@ def through(element, frames):
     rx >> Parse() >> element >> PortTx(b)
     engine.load([rx])
     a.inject(frames)
-    engine.advance(1000)
+    advance(engine, 1000)
     assert engine.conservation()["conserved"]
     assert pool.in_use == 0
     assert element.last_error is None

@@ -2,14 +2,15 @@
 
 import pytest
 
-from dataplane.clock import Clock
-from dataplane.elements.l2_switch import L2Switch
-from dataplane.elements.mac_table import MacTable
-from dataplane.engine import Engine
-from dataplane.handover import forget_engine, load_engine, save_engine
-from dataplane.packet import PacketPool
-from dataplane.port import PortRx, PortTx
+from dataplane.engine.clock import Clock
+from dataplane.engine.engine import Engine
+from dataplane.engine.handover import forget_engine, load_engine, save_engine
+from dataplane.engine.running import advance, start
+from dataplane.graph.port import PortRx, PortTx
+from dataplane.packet.pool import PacketPool
 from dataplane.ports.memory import MemoryPort
+from switching.l2_switch import L2Switch
+from switching.mac_table import MacTable
 
 PORTS = 200
 
@@ -68,7 +69,7 @@ def test_a_broadcast_reaches_every_port_however_long_it_takes(pool):
     bench = Bench(pool)
     bench.ports[0].inject([frame(1, None, number, 60_000) for number in range(10)])
     bench.ports[1].inject([frame(2, None, 100 + number) for number in range(10)])
-    bench.engine.start()
+    start(bench.engine)
     while bench.delivered() < 20 * (PORTS - 1):
         pass
     bench.settle()
@@ -85,7 +86,7 @@ def test_one_ports_broadcasts_do_not_hold_up_others(pool):
     """They wait, at most 64, and the rest is dropped and counted; unicast passes at once."""
     bench = Bench(pool)
     bench.ports[3].inject([frame(3, None)])  # it is learned
-    bench.engine.start()
+    start(bench.engine)
     bench.settle()
     for port in bench.ports:
         port.take()
@@ -109,7 +110,7 @@ def test_all_ports_have_their_turn(pool):
     bench = Bench(pool)
     for number in range(50):
         bench.ports[number].inject([frame(number, None, number, 60_000)] * 3)
-    bench.engine.start()
+    start(bench.engine)
     bench.settle()
     assert bench.switch.statistics()["counters"]["flooded"] + sum(bench.drops().values()) == 150
     assert len(set(numbers(bench.ports[-1]))) == 50
@@ -119,7 +120,7 @@ def test_all_ports_have_their_turn(pool):
 def test_in_virtual_time_nothing_waits(pool):
     bench = Bench(pool, clock=Clock(virtual=True))
     bench.ports[0].inject([frame(1, None, number, 60_000) for number in range(40)])
-    bench.engine.advance(0)
+    advance(bench.engine, 0)
     assert bench.delivered() == 40 * (PORTS - 1) and bench.held() == 0
     bench.close()
 
@@ -127,7 +128,7 @@ def test_in_virtual_time_nothing_waits(pool):
 def flooding(pool):
     """A bench whose switch holds packets, stopped."""
     bench = Bench(pool)
-    bench.engine.start()
+    start(bench.engine)
     while not bench.held():
         bench.ports[0].inject([frame(1, None, 0, 60_000)] * 20)
         bench.ports[1].inject([frame(2, None, 1, 60_000)] * 20)
@@ -147,7 +148,7 @@ def test_a_port_that_closes_meanwhile_gets_nothing_more(pool):
     bench = flooding(pool)
     for number in range(PORTS):
         bench.switch.deactivate(number)
-    bench.engine.start()
+    start(bench.engine)
     bench.settle()
     assert bench.drops()["no_destination"] > 0
     bench.close()
@@ -164,7 +165,7 @@ def test_what_waits_is_handed_over(pool):
     forget_engine(old.engine)
     old.engine.close()
     assert new.held() == held
-    new.engine.start()
+    start(new.engine)
     new.settle()
     statistics = new.switch.statistics()
     assert statistics["counters"]["flooded"] >= flooded and new.held() == 0

@@ -2,13 +2,13 @@
 
 import pytest
 
-from dataplane.element import PyElement
 from dataplane.elements.counter import Counter, Discard
 from dataplane.errors import GraphError
-from dataplane.graph import to_dot, to_text
-from dataplane.port import PortRx
+from dataplane.graph.drawing import to_dot, to_text
+from dataplane.graph.element import PyElement
+from dataplane.graph.port import PortRx
+from dataplane.graph.walk import walk
 from dataplane.ports.memory import MemoryPort
-from dataplane.walk import walk
 
 
 class Fork(PyElement):

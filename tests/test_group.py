@@ -6,18 +6,19 @@ import time
 
 import pytest
 
-from dataplane.compactor import Compactor
-from dataplane.crew import Mode
-from dataplane.element import PyElement
-from dataplane.engine import Engine
-from dataplane.engine_thread import ALWAYS, EngineThread
+from dataplane.engine.engine import Engine
+from dataplane.engine.running import start
+from dataplane.engine.settle import settle
+from dataplane.engine.thread import ALWAYS, EngineThread
 from dataplane.errors import ConfigError, VnicError
-from dataplane.group import EngineGroup
-from dataplane.guarantee import CLASSES, Guarantee, permitted
-from dataplane.packet import PacketPool
-from dataplane.port import PortRx, PortTx
+from dataplane.graph.element import PyElement
+from dataplane.graph.port import PortRx, PortTx
+from dataplane.groups.compactor import Compactor
+from dataplane.groups.group import EngineGroup
+from dataplane.groups.guarantee import CLASSES, Guarantee, permitted
+from dataplane.groups.threads import Mode
+from dataplane.packet.pool import PacketPool
 from dataplane.ports.memory import MemoryPort
-from dataplane.settle import settle
 
 CPUS = sorted(os.sched_getaffinity(0))
 FRAME = bytes(60)
@@ -267,7 +268,7 @@ def test_fair_shares_on_one_thread(lanes):
 def test_turns_beyond_the_budget_are_counted(lanes):
     within, beyond = lanes(1, burn_us=50, budget_ns=20_000_000) + lanes(1, burn_us=3000, budget_ns=1_000_000)
     for lane in (within, beyond):
-        lane.engine.start()
+        start(lane.engine)
         for _ in range(5):
             lane.send()
             until(lambda lane=lane: lane.through() == lane.sent)

@@ -12,7 +12,7 @@ from tests.support import plain_user
 from tests.support.containers import Container
 from tests.test_command import environment, ping, vnic  # noqa: F401 - a fixture
 from tests.test_supervisor import kill_worker
-from vnic.control.client import Client
+from vnic.api.client import Client
 
 CPUS = sorted(os.sched_getaffinity(0))
 

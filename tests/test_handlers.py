@@ -13,28 +13,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataplane.clock import Clock
-from dataplane.element import Element, PyElement
 from dataplane.elements.classifier import Classifier
 from dataplane.elements.counter import Counter, Discard
 from dataplane.elements.departures import Departures
-from dataplane.elements.l2_switch import L2Switch
-from dataplane.elements.mac_table import MacTable
 from dataplane.elements.mirror import Mirror
+from dataplane.elements.nic_tx import NicTx
 from dataplane.elements.parse import Parse
-from dataplane.engine import Engine
+from dataplane.engine.clock import Clock
+from dataplane.engine.engine import Engine
+from dataplane.engine.handler_access import describe, plain, read_handler, write_handler
+from dataplane.engine.handover import load_engine, save_engine
+from dataplane.engine.running import advance
 from dataplane.errors import ConfigError, GraphError, VnicError
-from dataplane.handlers import Handler, describe, handlers_of, plain, read_handler, write_handler
-from dataplane.handover import load_engine, save_engine
-from dataplane.packet import PacketPool
-from dataplane.port import PortRx, PortTx
+from dataplane.graph.element import Element, PyElement
+from dataplane.graph.handlers import Handler, handlers_of
+from dataplane.graph.port import PortRx, PortTx
+from dataplane.graph.work import Work
+from dataplane.packet.pool import PacketPool
 from dataplane.ports.memory import MemoryPort
-from dataplane.work import Work
 from examples.ttl import SetTtl
 from shaping.shaper import Shaper
+from switching.l2_switch import L2Switch
+from switching.mac_table import MacTable
 from tests.test_classifier import Rig, packets, rule_dicts
 from tests.wire_frames import UDP, Spec
-from vnic.device.nic_tx import NicTx
 
 CLASSES = [Classifier, Counter, Departures, Discard, L2Switch, Mirror, NicTx, Parse, PortRx, PortTx, Shaper]
 SECOND_NS = 10**9
@@ -320,10 +322,10 @@ def test_the_shaper():
         assert read_handler(shaper, "rate") == "1mbit"
     assert read_handler(shaper, "queue") == {"packets": 0, "bytes": 0, "limit_bytes": shaper.queue_limit_bytes}
     port.inject([bytes(1000)] * 4)  # 8 ms each
-    shaper.engine.advance(SECOND_NS + 1)
+    advance(shaper.engine, SECOND_NS + 1)
     assert read_handler(shaper, "queue") == {"packets": 3, "bytes": 3000, "limit_bytes": shaper.queue_limit_bytes}
     write(shaper, "rate", "none")
-    shaper.engine.advance(SECOND_NS + 2)
+    advance(shaper.engine, SECOND_NS + 2)
     assert read_handler(shaper, "queue")["packets"] == 0
     assert shaper.engine.conservation()["conserved"] and shaper.engine.pool.in_use == 0
 

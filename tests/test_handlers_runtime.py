@@ -12,21 +12,21 @@ from typing import Any
 
 import pytest
 
-from dataplane.clock import Clock
+from dataplane.config.scalars import User
+from dataplane.engine.clock import Clock
 from dataplane.errors import ConfigError, VnicError
-from dataplane.port import PortTx
+from dataplane.graph.port import PortTx
 from tests.support.containers import Container
 from tests.test_command import environment, ping, vnic  # noqa: F401 - a fixture
 from tests.test_handlers_traffic import Stamp, circle, until
 from tests.test_supervisor import kill_worker
 from tests.wire_frames import UDP, Spec
-from vnic.control import upgrade
-from vnic.control.convert import decode_config, encode_config
-from vnic.control.load import parse_config
-from vnic.control.module import Module
-from vnic.control.runtime import Runtime
-from vnic.control.scalars import User
-from vnic.control.schema import Config, NicConfig
+from vnic.config.convert import decode_config, encode_config
+from vnic.config.load import parse_config
+from vnic.config.schema import Config, NicConfig
+from vnic.daemon import upgrade
+from vnic.modules.module import Module
+from vnic.runtime.runtime import Runtime
 from vnic.testing.network import _Devices
 
 TEXT = """

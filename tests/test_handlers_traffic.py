@@ -11,20 +11,22 @@ from typing import Any
 
 import pytest
 
-from dataplane.element import BatchView, Element, PyElement
 from dataplane.elements.classifier import Classifier
 from dataplane.elements.counter import Counter, Discard
-from dataplane.elements.l2_switch import L2Switch
-from dataplane.elements.mac_table import MacTable
 from dataplane.elements.parse import Parse
-from dataplane.engine import Engine
+from dataplane.engine.engine import Engine
+from dataplane.engine.handler_access import read_handler, write_handler
+from dataplane.engine.running import start
 from dataplane.errors import ConfigError, VnicError
-from dataplane.group import EngineGroup
-from dataplane.handlers import Handler, Mode, read_handler, write_handler
-from dataplane.packet import PacketPool
-from dataplane.port import PortRx, PortTx
+from dataplane.graph.element import BatchView, Element, PyElement
+from dataplane.graph.handlers import Handler, Mode
+from dataplane.graph.port import PortRx, PortTx
+from dataplane.groups.group import EngineGroup
+from dataplane.packet.pool import PacketPool
 from dataplane.ports.loopback import LoopbackPort
 from dataplane.ports.memory import MemoryPort
+from switching.l2_switch import L2Switch
+from switching.mac_table import MacTable
 from tests.test_handlers import write
 from tests.wire_frames import UDP, Spec
 
@@ -105,7 +107,7 @@ def test_rules_rewritten_thousands_of_times_under_traffic_are_never_mixed():
     for gate, counter in enumerate(counters):
         classifier[gate] >> counter >> tx
     engine.load(sources)
-    engine.start()
+    start(engine)
     # Most of the engine's time is spent on rules that do not match, so a swap within a batch would
     # be detected.
     a, b = [*[{"source_port": 60_000 + i, "gate": 2} for i in range(40)], {"gate": 0}], [{"gate": 1}]
@@ -142,7 +144,7 @@ def test_gate_and_mark_come_from_one_rule_under_traffic():
     for gate, judge in enumerate(judges):
         classifier[gate] >> judge >> tx
     engine.load(sources)
-    engine.start()
+    start(engine)
     try:
         for letter in [0xA, 0xB] * 100:
             before = [judge.seen[letter] for judge in judges]
@@ -172,7 +174,7 @@ def test_a_flush_under_traffic_loses_nothing():
     element.activate(1)
     engine = Engine("e0", pool)
     engine.load(sources)
-    engine.start()
+    start(engine)
     try:
         for turn in range(300):
             memory.inject([bytes([2, 0, 0, 0, 0, 99, 2, 0, 0, 0, 0, turn % 8 + 1, 8, 0]) + bytes(46)] * 8)

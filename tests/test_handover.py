@@ -15,17 +15,18 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from dataplane import handover
 from dataplane.capture.reader import CaptureReader
-from dataplane.clock import Clock
-from dataplane.element import Element, PyElement
 from dataplane.elements.counter import Discard
 from dataplane.elements.mirror import Mirror
-from dataplane.engine import Engine
+from dataplane.engine import handover
+from dataplane.engine.clock import Clock
+from dataplane.engine.engine import Engine
+from dataplane.engine.handover import PREFIX, forget_engine, load_engine, save_engine
+from dataplane.engine.running import advance, start
 from dataplane.errors import VnicError
-from dataplane.handover import PREFIX, forget_engine, load_engine, save_engine
-from dataplane.packet import PacketPool
-from dataplane.port import PortRx, PortTx
+from dataplane.graph.element import Element, PyElement
+from dataplane.graph.port import PortRx, PortTx
+from dataplane.packet.pool import PacketPool
 from dataplane.ports.memory import MemoryPort
 from shaping.shaper import Shaper
 from tests.handover_twin import MBIT, Pair, Seen, busy, contents, entry, finish, packed
@@ -181,7 +182,7 @@ def test_forgetting_returns_free_packets_to_the_pool():
     _ = rx >> Shaper(1000, queue="10s", name="slow") >> PortTx(other)
     engine.load([rx])
     port.inject([bytes(100)] * 10)
-    engine.advance(0)
+    advance(engine, 0)
     assert pool.in_use == 9
     assert len(free_list(pool, "small")) < 64 - 9  # the engine has some more in its cache
     forget_engine(engine)
@@ -193,7 +194,7 @@ def test_forgetting_returns_free_packets_to_the_pool():
 
 OTHER_PROCESS = """
 import pickle, sys
-from dataplane.handover import forget_engine, load_engine
+from dataplane.engine.handover import forget_engine, load_engine
 from tests.handover_twin import Pair, RATES, finish
 now_ns, *segments = map(int, sys.argv[1:])
 pair = Pair(*RATES, segments=segments, start_ns=now_ns)
@@ -241,7 +242,7 @@ def test_with_threads_what_is_held_leaves_on_time():
         engine.load([rx])
         engines.append(engine)
     old, new = engines
-    old.start()
+    start(old)
     ports[0].inject([i.to_bytes(4, "big") + bytes(996) for i in range(count)])
     out: list[Any] = []
     while len(out) < 5:
@@ -250,7 +251,7 @@ def test_with_threads_what_is_held_leaves_on_time():
     load_engine(new, save_engine(old))
     forget_engine(old)
     out += ends[0].take()
-    new.start()
+    start(new)
     while len(out) < count:
         out += ends[1].take()
     assert [int.from_bytes(frame.data[:4], "big") for frame in out] == list(range(count))
@@ -273,7 +274,7 @@ def test_accounts_go_on():
         engine.load([rx])
         engines.append((engine, port, end))
     (old, port, end), (new, _, _) = engines
-    old.start()
+    start(old)
     port.inject([bytes(100)] * 50)
     while old.snapshot()[0][1]["received"] < 50:
         pass
@@ -301,20 +302,20 @@ def test_a_mirrors_file_goes_on_without_a_gap(tmp_path: Path):
     pool, clock, file = PacketPool(64, 2), Clock(virtual=True), tmp_path / "all.pcap"
     old, old_port, _ = mirror_engine(pool, clock, file)
     old_port.inject([bytes([1]) * 60] * 3)
-    old.advance(0)
+    advance(old, 0)
     # A new engine is started, receives nothing, and is closed: the file does not change.
     new, port, mirror = mirror_engine(pool, clock, file)
     assert mirror.error is not None and "written by another process" in mirror.error
     port.inject([bytes(60)])
-    new.advance(0)
+    advance(new, 0)
     new.close()
     old_port.inject([bytes([2]) * 60])
-    old.advance(0)
+    advance(old, 0)
     new, port, mirror = mirror_engine(pool, clock, file)
     load_engine(new, save_engine(old))
     forget_engine(old)
     port.inject([bytes([3]) * 60] * 2)
-    new.advance(0)
+    advance(new, 0)
     assert mirror.statistics()["counters"]["mirrored"] == 6
     assert mirror.error is None
     old.close()
@@ -330,9 +331,9 @@ def test_a_mirror_waits_until_the_file_is_free(tmp_path: Path):
     (old, old_port, _), (new, port, _) = mirror_engine(pool, clock, file), mirror_engine(pool, clock, file)
     load_engine(new, save_engine(old))
     port.inject([bytes([2]) * 60])
-    new.advance(0)  # goes to its buffer; the writer waits for the lock
+    advance(new, 0)  # goes to its buffer; the writer waits for the lock
     old_port.inject([bytes([1]) * 60])
-    old.advance(0)
+    advance(old, 0)
     old.close()
     new.close()
     reader = CaptureReader(str(file))

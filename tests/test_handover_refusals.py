@@ -9,15 +9,16 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from dataplane import handover
-from dataplane.clock import Clock
-from dataplane.element import PyElement
 from dataplane.elements.counter import Discard
-from dataplane.engine import Engine
+from dataplane.engine import handover
+from dataplane.engine.clock import Clock
+from dataplane.engine.engine import Engine
+from dataplane.engine.handover import PREFIX, forget_engine, load_engine, save_engine
+from dataplane.engine.running import start
 from dataplane.errors import VnicError
-from dataplane.handover import PREFIX, forget_engine, load_engine, save_engine
-from dataplane.packet import PacketPool
-from dataplane.port import PortRx
+from dataplane.graph.element import PyElement
+from dataplane.graph.port import PortRx
+from dataplane.packet.pool import PacketPool
 from dataplane.ports.memory import MemoryPort
 from tests.handover_twin import MBIT, Pair, busy, contents, entry, finish, packed
 
@@ -142,7 +143,7 @@ def test_a_running_engine_is_neither_loaded_nor_forgotten():
         _ = rx >> Discard()
         each.load([rx])
         sources.append(rx)
-    engine.start()
+    start(engine)
     data = save_engine(engine)  # taken between two batches
     with pytest.raises(VnicError, match="runs; a state is loaded before it starts"):
         load_engine(engine, data)

@@ -14,11 +14,11 @@ import pytest
 from dataplane.errors import ConfigError
 from tests.support.containers import IS_ROOT
 from tests.tools import need
-from vnic.control.convert import convert_config, convert_nic, decode_config, encode_config
-from vnic.control.devices import nic_request
-from vnic.control.runtime import Runtime
-from vnic.control.schema import ADDRESSES_MOST, ROUTES_MOST
+from vnic.config.convert import convert_config, convert_nic, decode_config, encode_config
+from vnic.config.schema import ADDRESSES_MOST, ROUTES_MOST
 from vnic.device import tap
+from vnic.modules.devices import nic_request
+from vnic.runtime.runtime import Runtime
 
 ROOT = Path(__file__).parent.parent
 

@@ -7,8 +7,8 @@ from contextlib import suppress
 import pytest
 
 from dataplane.errors import PortError, VnicError
-from vnic.control import keeper
 from vnic.device.tap import TapRequest
+from vnic.store import keeper
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from tests.support.containers import Container
 from tests.test_command import TREE, VNIC, environment, ping, vnic  # noqa: F401 - a fixture
 from tests.test_supervisor import conserved, kill_worker, status
 from tests.test_upgrade import Traffic
-from vnic.control.client import Client
+from vnic.api.client import Client
 
 KINDS = ("tap", "veth")
 

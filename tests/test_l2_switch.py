@@ -12,17 +12,18 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from dataplane.clock import Clock
-from dataplane.element import BatchView, PyElement
 from dataplane.elements.counter import Discard
-from dataplane.elements.l2_switch import L2Switch
-from dataplane.elements.mac_table import MacTable
 from dataplane.elements.parse import Parse
-from dataplane.engine import Engine
+from dataplane.engine.clock import Clock
+from dataplane.engine.engine import Engine
+from dataplane.engine.running import advance
 from dataplane.errors import ConfigError
-from dataplane.packet import PacketPool
-from dataplane.port import PortRx, PortTx
+from dataplane.graph.element import BatchView, PyElement
+from dataplane.graph.port import PortRx, PortTx
+from dataplane.packet.pool import PacketPool
 from dataplane.ports.memory import Frame, MemoryPort
+from switching.l2_switch import L2Switch
+from switching.mac_table import MacTable
 from tests.wire_frames import Spec, big_specs
 
 START_NS = 10**9
@@ -73,7 +74,7 @@ class Bench:
     def send(self, port: int, *frames: bytes | Frame) -> list[list[bytes]]:
         """The frames that leave each port."""
         self.ports[port].inject(list(frames))
-        self.engine.advance(self.clock.now_ns)
+        advance(self.engine, self.clock.now_ns)
         return [[frame.data for frame in each.take()] for each in self.ports]
 
     def drops(self) -> dict[str, int]:
@@ -274,7 +275,7 @@ class Twins(RuleBasedStateMachine):
 
     @rule(milliseconds=st.sampled_from([1, 99, 100, 499, 500, 999, 1000, 4001, 300_000]))
     def wait(self, milliseconds: int) -> None:
-        self.bench.engine.advance(self.bench.clock.now_ns + milliseconds * 10**6)
+        advance(self.bench.engine, self.bench.clock.now_ns + milliseconds * 10**6)
 
     @rule(port=st.integers(0, PORTS - 1), sent=st.lists(frames, min_size=1, max_size=20))
     def send(self, port: int, sent: list[bytes]) -> None:
@@ -355,7 +356,7 @@ def parsed(frame: Frame) -> dict[str, int]:
     rx >> Parse() >> watch >> Discard()
     engine.load([rx])
     port.inject([frame])
-    engine.advance(1)
+    advance(engine, 1)
     engine.close()
     return watch.seen[0]
 
@@ -381,7 +382,7 @@ def test_records_stay_true_when_tags_come_and_go(kind, tags, out):
     bench.switch.activate(0, **(Vlan(native=10).arguments()))
     bench.switch.activate(1, **out.arguments())
     bench.ports[0].inject([sent])
-    bench.engine.advance(bench.clock.now_ns)
+    advance(bench.engine, bench.clock.now_ns)
     (left,) = bench.ports[1].take()
     model = Model(1000, {0: Vlan(native=10), 1: out})
     assert left.data == model.take(0, sent.data, 0)[1]
@@ -413,7 +414,7 @@ def test_a_tag_pushed_on_two_and_popped_again_changes_nothing():
     second.activate(1, access=30)
     engine.load([rx])
     a.inject([data])
-    engine.advance(1)
+    advance(engine, 1)
     assert [frame.data for frame in b.take()] == [data]
     before, (between,) = parsed(Frame(data)), watch.seen
     assert between["vlan_count"] == 3
@@ -524,7 +525,7 @@ def test_places_that_no_frame_has_do_not_wrap(start):
         bench.switch.activate(0, **(Vlan(native=10).arguments()))
         bench.switch.activate(1, **config.arguments())
         bench.ports[0].inject([Frame(ethernet(BROADCAST, mac(1), *tags), csum_start=start, header_length=start)])
-        bench.engine.advance(bench.clock.now_ns)
+        advance(bench.engine, bench.clock.now_ns)
         (left,) = bench.ports[1].take()
         moved = start - 4 if tags else start + 4
         expected = moved if start >= 14 and moved < 65536 else 0

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from dataplane.elements.l2_switch import L2Switch
-from dataplane.elements.mac_table import MacTable
 from dataplane.errors import ConfigError
-from dataplane.port import PortTx
+from dataplane.graph.port import PortTx
 from dataplane.ports.memory import MemoryPort
+from switching.l2_switch import L2Switch
+from switching.mac_table import MacTable
 from tests.test_l2_switch import BROADCAST, Bench, ethernet, mac
 
 

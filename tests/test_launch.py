@@ -8,7 +8,7 @@ import pytest
 
 LOAD = """
 import os, sys, threading
-from vnic.control import launch
+from vnic.daemon import launch
 launch.STARVED_NS, idle = int(sys.argv[1]), float(sys.argv[2])
 measured = launch.idle_share
 assert 0 <= measured() <= 1.1
@@ -51,7 +51,7 @@ def test_everything_is_loaded_on_idle_time():
 def test_what_is_left_without_idle_time_is_loaded_on_the_main_thread():
     seen = loaded(0)
     assert seen[0][1:] == ["vnic-load", True]
-    assert seen[-1] == ["vnic.control.worker", "MainThread", False]
+    assert seen[-1] == ["vnic.daemon.worker", "MainThread", False]
 
 
 def test_where_no_cpu_is_idle_everything_is_loaded_on_the_main_thread():
@@ -60,7 +60,7 @@ def test_where_no_cpu_is_idle_everything_is_loaded_on_the_main_thread():
 
 @pytest.mark.parametrize("starved_ns", [0, 10**15])
 def test_an_error_is_raised_on_the_main_thread(starved_ns):
-    code = LOAD.replace("launch.load()", "launch.MODULES = ('re', 'dataplane.nowhere', 'vnic.control.worker')\nlaunch.load()")
+    code = LOAD.replace("launch.load()", "launch.MODULES = ('re', 'dataplane.nowhere', 'vnic.daemon.worker')\nlaunch.load()")
     done = subprocess.run([sys.executable, "-P", "-c", code, str(starved_ns), "1"], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'dataplane.nowhere'"

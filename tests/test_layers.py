@@ -1,6 +1,7 @@
 """Layers: imports and cimports only go down, and packages of one layer do not import each other."""
 
 import ast
+import graphlib
 import re
 from pathlib import Path
 
@@ -12,9 +13,10 @@ ROOT = Path(__file__).parent.parent
 ALLOWED = {
     "dataplane": set(),
     "shaping": {"dataplane"},
+    "switching": {"dataplane"},
     "virt": {"dataplane"},
     "transport": {"dataplane"},
-    "vnic": {"dataplane", "shaping", "virt", "transport"},
+    "vnic": {"dataplane", "shaping", "switching", "virt", "transport"},
 }
 OURS = {*ALLOWED, "tests", "bench", "fuzz", "examples"}
 FORBIDDEN = {"scapy"}  # GPL-2.0-only and slow: tests import it, lazily
@@ -68,15 +70,103 @@ def violations(root: Path) -> list[str]:
     return found
 
 
+# The rooms of vnic, from the bottom up: a room imports those before it only.
+ROOMS = ("device", "config", "api", "store", "modules", "runtime", "daemon", "replay", "testing", "cli")
+
+
+def modules_of(root: Path) -> dict[str, set[str]]:
+    """By module, the modules of the project that it imports anywhere: also inside functions and under
+    TYPE_CHECKING."""
+    files: dict[str, list[Path]] = {}
+    for package in ALLOWED:
+        for path in sorted((root / package).rglob("*.p*")):
+            if path.suffix in {".py", ".pyx", ".pxd"}:
+                name = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+                files.setdefault(name, []).append(path)
+    found: dict[str, set[str]] = {}
+    for name, paths in files.items():
+        wanted = found[name] = set()
+        for path in paths:
+            text = path.read_text()
+            if path.suffix == ".py":
+                for node in ast.walk(ast.parse(text)):
+                    if isinstance(node, ast.Import):
+                        wanted.update(alias.name for alias in node.names)
+                    elif isinstance(node, ast.ImportFrom):
+                        assert node.level == 0, f"{path}: a relative import"
+                        wanted.add(node.module or "")
+                        wanted.update(f"{node.module}.{alias.name}" for alias in node.names)
+            else:
+                for match in re.finditer(r"^\s*from ([\w.]+) c?import (\([^)]*\)|.*)", text, re.M):
+                    wanted.add(match[1])
+                    wanted.update(f"{match[1]}.{each}" for each in re.findall(r"\w+", match[2]))
+                wanted.update(re.findall(r"^\s*c?import ([\w.]+)", text, re.M))
+        wanted.intersection_update(files)
+        wanted.discard(name)
+    return found
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Names that import each other in a circle, or []."""
+    try:
+        list(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
+def room(module: str) -> str:
+    """The folder of a module. A package's own names (vnic.Client) are its parent's."""
+    return module.rpartition(".")[0] or module
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    assert circle(modules_of(ROOT)) == []
+
+
+def test_no_rooms_import_each_other_in_a_circle():
+    graph = modules_of(ROOT)
+    packages = {name for name in graph if any(other.startswith(f"{name}.") for other in graph)}
+    rooms: dict[str, set[str]] = {}
+    for module in graph.keys() - packages:
+        found = rooms.setdefault(room(module), set())
+        found.update(room(each) for each in graph[module] - packages if room(each) != room(module))
+    assert circle(rooms) == []
+
+
+def test_the_rooms_of_vnic_import_those_below_only():
+    assert {path.parent.name for path in (ROOT / "vnic").glob("*/__init__.py")} == set(ROOMS)
+    for module, imported in modules_of(ROOT).items():
+        for each in imported:
+            if room(module).startswith("vnic.") and room(each).startswith("vnic."):
+                above, below = room(module).removeprefix("vnic."), room(each).removeprefix("vnic.")
+                assert ROOMS.index(below) <= ROOMS.index(above), f"{module} imports {each}"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("import dataplane.b", "import dataplane.a"),
+        ("def f():\n    from dataplane.b import x", "from dataplane import a"),
+        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from dataplane.b import x", "import dataplane.a"),
+    ],
+)
+def test_a_circle_is_found(tmp_path, first, second):
+    (tmp_path / "dataplane").mkdir()
+    (tmp_path / "dataplane/a.py").write_text(first)
+    (tmp_path / "dataplane/b.py").write_text(second)
+    assert set(circle(modules_of(tmp_path))) == {"dataplane.a", "dataplane.b"}
+
+
 def test_imports_only_go_down():
     assert violations(ROOT) == []
 
 
 def test_the_packages_are_where_the_check_looks():
     assert {path.name for path in ROOT.iterdir() if (path / "__init__.py").exists()} <= OURS
-    for package in ("dataplane", "shaping", "virt", "vnic"):
+    for package in ("dataplane", "shaping", "switching", "virt", "vnic"):
         assert list((ROOT / package).rglob("*.py")), package
-    assert "dataplane.element" in [name for _, name in cython_imports((ROOT / "dataplane/engine.pyx").read_text())]
+    assert "dataplane.graph.element" in [name for _, name in cython_imports((ROOT / "dataplane/engine/engine.pyx").read_text())]
 
 
 @pytest.mark.parametrize(
@@ -109,8 +199,8 @@ def test_a_climbing_import_is_found(tmp_path, path, text, line):
 @pytest.mark.parametrize(
     ("path", "text"),
     [
-        ("dataplane/a.py", "import dataplane.packet, os\nfrom . import element"),
-        ("shaping/a.pyx", "from dataplane.element cimport Element\ncimport dataplane.packet as packet"),
+        ("dataplane/a.py", "import dataplane.packet.pool, os\nfrom . import element"),
+        ("shaping/a.pyx", "from dataplane.graph.element cimport Element\ncimport dataplane.packet.pool as packet"),
         ("vnic/a.py", "import dataplane, shaping, virt, transport"),
         ("dataplane/a.py", '"""import vnic"""\ntext = "from shaping import x"'),
         ("bench/a.py", "import vnic, scapy, tests"),

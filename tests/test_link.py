@@ -2,17 +2,18 @@
 
 import pytest
 
-from dataplane.clock import Clock
 from dataplane.elements.counter import Counter, Discard
-from dataplane.elements.l2_switch import L2Switch
-from dataplane.elements.mac_table import MacTable
-from dataplane.engine import Engine
+from dataplane.engine.clock import Clock
+from dataplane.engine.engine import Engine
+from dataplane.engine.handover import forget_engine, load_engine, save_engine
+from dataplane.engine.running import advance, start
 from dataplane.errors import GraphError, VnicError
-from dataplane.handover import forget_engine, load_engine, save_engine
-from dataplane.link import Link
-from dataplane.packet import PacketPool
-from dataplane.port import PortRx, PortTx
+from dataplane.graph.link import Link
+from dataplane.graph.port import PortRx, PortTx
+from dataplane.packet.pool import PacketPool
 from dataplane.ports.memory import MemoryPort
+from switching.l2_switch import L2Switch
+from switching.mac_table import MacTable
 
 CAPACITY = 4096
 
@@ -57,7 +58,7 @@ class TwoSwitches:
     def send(self, port: int, *frames: bytes) -> list[int]:
         """How many frames each port delivers."""
         self.ports[port].inject(frames)
-        self.engine.advance(self.engine.clock.now_ns)
+        advance(self.engine, self.engine.clock.now_ns)
         return [len(each.take()) for each in self.ports]
 
     def close(self) -> None:
@@ -87,7 +88,7 @@ def test_a_running_engine_empties_its_links(pool):
     rx >> link
     link >> Counter(name="behind") >> tx
     engine.load([rx, link])
-    engine.start()
+    start(engine)
     for _ in range(50):
         a.inject([frame(1, 2)] * 20)
     while sum(engine.call(b.queue_statistics)[0][f"tx_{what}"] for what in ("packets", "dropped")) < 1000:
@@ -109,11 +110,11 @@ def test_what_leaves_a_link_has_its_port(pool):
     switch.activate(1)
     engine.load([rx, link])
     a.inject([frame(1, None)])
-    engine.advance(0)
+    advance(engine, 0)
     assert switch.statistics()["dropped"]["unknown_port"] == 1  # port 3 is not open
     switch.activate(3)
     a.inject([frame(1, None)])
-    engine.advance(0)
+    advance(engine, 0)
     assert len(out.take()) == 1
     engine.close()
 
@@ -127,7 +128,7 @@ def test_a_graph_that_circulates_packets_does_not_stop_its_engine(pool):
     other >> one
     engine.load([rx, one, other])
     a.inject([frame(1, 2)])
-    engine.advance(0)
+    advance(engine, 0)
     held = one.statistics()["held"] + other.statistics()["held"]
     assert held == 1
     assert engine.conservation()["conserved"]
@@ -147,7 +148,7 @@ def test_more_than_a_link_holds_is_dropped_and_counted(pool):
     for _ in range(2):
         for port in ports:
             port.inject([frame(1, 2)] * 1000)
-        engine.advance(0)
+        advance(engine, 0)
     dropped = one.statistics()["dropped"]["link_full"] + other.statistics()["dropped"]["link_full"]
     held = one.statistics()["held"] + other.statistics()["held"]
     assert dropped + held == 6000 and held <= 2 * CAPACITY
@@ -170,13 +171,13 @@ def test_what_a_link_holds_is_handed_over(pool):
     clock = Clock(virtual=True)
     old, port, _ = around("e0")
     port.inject([frame(1, 2)] * 300)
-    old.advance(0)
+    advance(old, 0)
     new, _, links = around("e0")
     load_engine(new, save_engine(old))
     forget_engine(old)
     old.close()
     assert sum(each.statistics()["held"] for each in links) == 300
-    new.advance(0)
+    advance(new, 0)
     assert sum(each.statistics()["held"] for each in links) == 300
     for damaged in ({}, {"packets": [1, 2]}, {"packets": "x"}, {"packets": [], "more": 1}):
         with pytest.raises(VnicError, match="one: its state is not that of a Link"):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.support.containers import Container
 from tests.test_command import TREE, environment, ping, vnic, write_config  # noqa: F401 - a fixture
-from vnic.control.log import UNCAUGHT_MOST, WORD_MOST, JsonFormatter, Log, TextFormatter
+from vnic.api.log import UNCAUGHT_MOST, WORD_MOST, JsonFormatter, Log, TextFormatter
 
 pytestmark = pytest.mark.commands
 
@@ -77,7 +77,7 @@ def test_a_bug_comes_with_its_traceback():
 
 PROGRAM = """
 import sys, threading
-from vnic.control.log import set_up
+from vnic.api.log import set_up
 set_up()
 print("printed to stdout")
 print("to stderr, and", end=" ", file=sys.stderr)
@@ -125,7 +125,7 @@ def test_text_says_when_an_exception_was():
 
 
 FAILING = """
-from dataplane.element import PyElement
+from dataplane.graph.element import PyElement
 class Bad(PyElement):
     def process(self, batch):
         print("a word of its own")

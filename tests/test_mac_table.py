@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataplane.elements.l2_switch import L2Switch
-from dataplane.elements.mac_table import MacTable, siphash
-from dataplane.engine import Engine
+from dataplane.engine.engine import Engine
+from dataplane.engine.running import advance, start
 from dataplane.errors import ConfigError
-from dataplane.packet import PacketPool
-from dataplane.port import PortRx, PortTx
+from dataplane.graph.port import PortRx, PortTx
+from dataplane.packet.pool import PacketPool
 from dataplane.ports.memory import MemoryPort
+from switching.l2_switch import L2Switch
+from switching.mac_table import MacTable, siphash
 from tests.test_l2_switch import BROADCAST, SECOND_NS, Bench, ethernet, mac
 
 MASK = (1 << 64) - 1
@@ -169,13 +170,13 @@ def test_an_address_ages_to_the_millisecond():
     seen_ns = bench.clock.now_ns
     bench.send(0, ethernet(BROADCAST, mac(1)))
     probe = ethernet(mac(1), mac(2))
-    bench.engine.advance(seen_ns + 30 * SECOND_NS - 10**6)
+    advance(bench.engine, seen_ns + 30 * SECOND_NS - 10**6)
     assert [len(out) for out in bench.send(1, probe)] == [1, 0, 0]
     assert bench.table.entries(bench.clock.now_ns)[0]["age_s"] == 29.999
-    bench.engine.advance(seen_ns + 30 * SECOND_NS)
+    advance(bench.engine, seen_ns + 30 * SECOND_NS)
     assert [len(out) for out in bench.send(1, probe)] == [1, 0, 1]
     assert [entry["mac"] for entry in bench.table.entries(bench.clock.now_ns)] == ["02:00:00:00:00:02"]
-    bench.engine.advance(seen_ns + 70 * SECOND_NS)
+    advance(bench.engine, seen_ns + 70 * SECOND_NS)
     assert len(bench.table) == 0
     assert bench.counters() == {"learned": 2, "aged": 2, "flooded": 2}
     bench.close()
@@ -185,10 +186,10 @@ def test_ageing_clears_a_large_table_in_slices():
     bench = switched(2, capacity=4096, ageing_ns=10 * SECOND_NS, small=4096)
     bench.send(0, *(ethernet(mac(255), address(number)) for number in range(1000, 2000)))
     bench.send(1, ethernet(BROADCAST, mac(255)))
-    bench.engine.advance(bench.clock.now_ns + 9 * SECOND_NS)
+    advance(bench.engine, bench.clock.now_ns + 9 * SECOND_NS)
     assert len(bench.table) == 1001
     # aged, and removed within a tenth of the ageing time
-    bench.engine.advance(bench.clock.now_ns + 1 * SECOND_NS + 1 * SECOND_NS)
+    advance(bench.engine, bench.clock.now_ns + 1 * SECOND_NS + 1 * SECOND_NS)
     assert len(bench.table) == 0
     assert bench.counters()["aged"] == 1001
     bench.close()
@@ -198,7 +199,7 @@ def test_an_address_that_speaks_stays():
     bench = switched(ageing_ns=10 * SECOND_NS)
     for _ in range(50):
         bench.send(0, ethernet(BROADCAST, mac(1)))
-        bench.engine.advance(bench.clock.now_ns + SECOND_NS)
+        advance(bench.engine, bench.clock.now_ns + SECOND_NS)
     assert bench.counters() == {"learned": 1, "flooded": 50}
     bench.close()
 
@@ -206,8 +207,8 @@ def test_an_address_that_speaks_stays():
 def test_a_flood_of_addresses_takes_half_the_table_and_nobodys_place():
     bench = switched(capacity=256, small=8192)
     bench.send(1, *(ethernet(BROADCAST, mac(number)) for number in range(1, 21)))
-    for start in range(0, 4000, 100):
-        bench.send(0, *(ethernet(mac(1), address(1000 + number)) for number in range(start, start + 100)))
+    for begin in range(0, 4000, 100):
+        bench.send(0, *(ethernet(mac(1), address(1000 + number)) for number in range(begin, begin + 100)))
     assert 100 <= bench.table.port_count(0) <= 128
     assert bench.table.port_count(1) == 20
     assert bench.counters()["learn_refused"] == 4000 - bench.table.port_count(0)
@@ -250,7 +251,7 @@ def test_static_entries_neither_move_nor_age_and_are_not_learned_elsewhere():
     bench.table.add_static("02:00:00:00:00:01", 2)
     bench.send(0, ethernet(BROADCAST, mac(1)))
     assert bench.counters()["learn_refused"] == 1
-    bench.engine.advance(bench.clock.now_ns + 100 * SECOND_NS)
+    advance(bench.engine, bench.clock.now_ns + 100 * SECOND_NS)
     assert [len(out) for out in bench.send(0, ethernet(mac(1), mac(7)))] == [0, 0, 1]
     assert bench.table.forget_port(2) == 1
     bench.close()
@@ -316,7 +317,7 @@ def test_two_engines_learn_in_one_table():
             switch.connect(gate, out)
             switch.activate(gate)
         engine.load(sources)
-        engine.start()
+        start(engine)
         engines.append(engine)
         switches.append(switch)
         inputs.append(ports)

@@ -14,8 +14,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from dataplane.elements.mac_table import MacTable
 from dataplane.errors import ConfigError
+from switching.mac_table import MacTable
 
 MS_NS = 10**6
 SECOND_NS = 10**9

@@ -11,14 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataplane.clock import Clock
-from dataplane.elements.l2_switch import L2Switch
-from dataplane.elements.mac_table import MacTable, siphash
-from dataplane.engine import Engine
+from dataplane.engine.clock import Clock
+from dataplane.engine.engine import Engine
+from dataplane.engine.running import advance
 from dataplane.errors import VnicError
-from dataplane.packet import PacketPool
-from dataplane.port import PortRx
+from dataplane.graph.port import PortRx
+from dataplane.packet.pool import PacketPool
 from dataplane.ports.memory import MemoryPort
+from switching.l2_switch import L2Switch
+from switching.mac_table import MacTable, siphash
 from tests.test_shared_memory import DAMAGE, content, damaged, memfd, run_python, started
 
 SLOTS_AT = 128 + 4096  # after the header
@@ -51,7 +52,7 @@ def test_two_tables_on_one_segment_are_one_table():
     assert table.forget("02:00:00:00:ff:02")
     code = """
 import sys
-from dataplane.elements.mac_table import MacTable
+from switching.mac_table import MacTable
 table = MacTable.from_descriptor(int(sys.argv[1]))
 print(len(table), table.forget("02:00:00:00:ff:01"), table.forget_port(1))
 """
@@ -70,7 +71,7 @@ def learn_much(table: MacTable, first_port: int) -> None:
 
 LEARN = """
 import sys
-from dataplane.elements.mac_table import MacTable
+from switching.mac_table import MacTable
 from tests.test_mac_table_shared import learn_much
 table = MacTable.from_descriptor(int(sys.argv[1]))
 print("ready", flush=True)
@@ -100,9 +101,9 @@ def test_a_switch_ages_a_table_that_it_took_over():
     rx, switch = PortRx(MemoryPort("m")), L2Switch(MacTable.from_descriptor(table.fd, reset=True), name="switch")
     _ = rx >> switch
     engine.load([rx])
-    engine.advance(5 * 10**9)
+    advance(engine, 5 * 10**9)
     assert len(table) == 1
-    engine.advance(30 * 10**9)
+    advance(engine, 30 * 10**9)
     assert len(table) == 0
     engine.close()
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.capture_files import pcap
 from tests.test_replay import START_NS, A, B, frame
-from vnic.control.load import parse_config
+from vnic.config.load import parse_config
 from vnic.replay.session import Replay
 
 

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.support.containers import Container
 from tests.test_command import TREE, environment, ping, vnic, write_config  # noqa: F401 - a fixture
 from tests.wire_frames import TCP, UDP, Spec
-from vnic.control.metrics import CONNECTIONS_MOST, families_of, text_of
+from vnic.api.metrics import CONNECTIONS_MOST, families_of, text_of
 from vnic.testing import VirtualNetwork
 
 

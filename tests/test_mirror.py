@@ -14,12 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataplane.clock import Clock
 from dataplane.elements.mirror import Mirror
-from dataplane.engine import Engine
+from dataplane.engine.clock import Clock
+from dataplane.engine.engine import Engine
+from dataplane.engine.running import advance, start
 from dataplane.errors import ConfigError, PortError
-from dataplane.packet import PacketPool
-from dataplane.port import PortRx, PortTx
+from dataplane.graph.port import PortRx, PortTx
+from dataplane.packet.pool import PacketPool
 from dataplane.ports.memory import Frame, MemoryPort
 from dataplane.ports.pcap_writer import PcapWriter
 from tests.tools import need
@@ -77,7 +78,7 @@ def test_every_packet_is_in_the_file_and_goes_on(tmp_path_factory, snaplen, burs
         frames = [bytes([size & 0xFF]) * size for size in sizes]
         bench.engine.clock.set(now)
         bench.a.inject(frames)
-        bench.engine.advance(now)
+        advance(bench.engine, now)
         expected += [(now, len(frame), frame[:snaplen]) for frame in frames]
         assert [frame.data for frame in bench.b.take()] == frames
     bench.close()
@@ -95,7 +96,7 @@ def test_tcpdump_and_scapy_read_it(tmp_path):
     # the last: GSO, whole, with a partial checksum
     frames = [specs[0].build(), specs[1].build(), specs[2].frame(1448)]
     bench.a.inject(frames)
-    bench.engine.advance(1_700_000_000_123_456_789)
+    advance(bench.engine, 1_700_000_000_123_456_789)
     assert bench.b.take()[2].gso_size == 1448
     bench.close()
     raw = [frame.data if isinstance(frame, Frame) else frame for frame in frames]
@@ -115,7 +116,7 @@ def test_time_stamps_are_the_time_of_day(tmp_path):
     path = tmp_path / "out.pcap"
     bench = Bench(file=path, clock=Clock())
     before = time.time_ns()
-    bench.engine.start()
+    start(bench.engine)
     bench.a.inject([bytes(60)])
     while not bench.b.take():
         bench.engine.call(lambda: None)
@@ -129,7 +130,7 @@ def test_time_stamps_are_the_time_of_day(tmp_path):
 def test_a_thread_writes_much_while_the_engine_runs(tmp_path):
     path = tmp_path / "out.pcap"
     bench = Bench(file=path, clock=Clock(), buffer=BUFFER)
-    bench.engine.start()
+    start(bench.engine)
     frames = [i.to_bytes(4, "big") + bytes(996) for i in range(20_000)]  # forty times the buffer
     passed = 0
     for i in range(0, len(frames), 500):
@@ -157,7 +158,7 @@ def pipe_bench(tmp_path: Path) -> tuple[Bench, int]:
 def test_a_pipe_that_nobody_empties_overflows_and_stalls_nobody(tmp_path):
     bench, reader = pipe_bench(tmp_path)
     bench.a.inject([bytes([i]) * 50_000 for i in range(40)])
-    bench.engine.advance(1)
+    advance(bench.engine, 1)
     assert len(bench.b.take()) == 40
     assert bench.counters()["mirror_overflow"] >= 40 - (BUFFER + 2**20) // 50_000
     assert bench.counters()["mirrored"] >= BUFFER // 50_016
@@ -182,7 +183,7 @@ def test_a_pipe_that_nobody_empties_overflows_and_stalls_nobody(tmp_path):
 def test_closing_does_not_wait_for_ever(tmp_path):
     bench, reader = pipe_bench(tmp_path)
     bench.a.inject([bytes(50_000)] * 8)
-    bench.engine.advance(0)
+    advance(bench.engine, 0)
     bench.close()
     assert bench.mirror.error is not None
     os.close(reader)
@@ -192,12 +193,12 @@ def test_a_reader_that_goes_away_is_counted(tmp_path):
     bench, reader = pipe_bench(tmp_path)
     os.close(reader)
     bench.a.inject([bytes(60)])
-    bench.engine.advance(0)
+    advance(bench.engine, 0)
     while bench.mirror.error is None:
         os.sched_yield()
     assert bench.mirror.error == os.strerror(errno.EPIPE)
     bench.a.inject([bytes(60)] * 5)
-    bench.engine.advance(0)
+    advance(bench.engine, 0)
     assert len(bench.b.take()) == 6 and bench.counters()["mirror_failed"] == 5
     bench.close()
 
@@ -206,7 +207,7 @@ def test_an_open_descriptor_is_written_to_and_stays_open(tmp_path):
     descriptor = os.open(tmp_path / "out.pcap", os.O_RDWR | os.O_CREAT)
     bench = Bench(file=descriptor)
     bench.a.inject([bytes(60)] * 3)
-    bench.engine.advance(0)
+    advance(bench.engine, 0)
     bench.close()
     assert len(records(os.pread(descriptor, 4096, 0))[1]) == 3
     os.close(descriptor)
@@ -216,7 +217,7 @@ def test_nothing_stays_open(tmp_path):
     before = sorted(os.listdir("/proc/self/fd"))
     bench = Bench(file=tmp_path / "out.pcap")
     bench.a.inject([bytes(60)])
-    bench.engine.advance(0)
+    advance(bench.engine, 0)
     bench.close()
     bench.a.close()
     bench.b.close()
@@ -266,7 +267,7 @@ def test_the_port_writes_what_it_is_given(tmp_path):
     engine.load([rx])
     frames = [bytes([i]) * (60 + i * 1000) for i in range(6)]
     a.inject([*frames, Frame(bytes(30_000), 1, 1, 54, 1448, 34, 16)])
-    engine.advance(42)
+    advance(engine, 42)
     assert engine.conservation()["transmitted"] == 7 and engine.conservation()["conserved"]
     engine.close()
     port.close()
@@ -286,13 +287,13 @@ def test_the_port_leaves_what_it_cannot_take(tmp_path):
     rx >> tx
     engine.load([rx])
     a.inject([bytes(60_000)] * 32)
-    engine.advance(0)
+    advance(engine, 0)
     dropped = tx.statistics()["dropped"]["queue_full"]
     assert dropped > 0 and engine.conservation()["transmitted"] == 32 - dropped
     os.close(reader)
     port.close()
     a.inject([bytes(60)] * 3)
-    engine.advance(0)
+    advance(engine, 0)
     assert tx.statistics()["dropped"]["link_down"] == 3 and engine.conservation()["conserved"]
     engine.close()
     assert pool.in_use == 0

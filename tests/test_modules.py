@@ -7,15 +7,16 @@ from contextlib import suppress
 import pytest
 import varlink
 
-from dataplane.clock import Clock
+from dataplane.engine.clock import Clock
 from dataplane.errors import ConfigError, VnicError
 from tests.test_command import environment, vnic  # noqa: F401 - a fixture
 from tests.test_supervisor import kill_worker, status
-from vnic.control.client import Client
-from vnic.control.convert import convert_config, decode_config, encode_config
-from vnic.control.methods import Methods
-from vnic.control.module import Method, Module
-from vnic.control.runtime import Runtime
+from vnic.api.client import Client
+from vnic.api.method import Method
+from vnic.api.methods import Methods
+from vnic.config.convert import convert_config, decode_config, encode_config
+from vnic.modules.module import Module
+from vnic.runtime.runtime import Runtime
 
 FRAME = "02" * 125  # 1000 bits
 

@@ -5,15 +5,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.frames import UDP, frame
-from dataplane.clock import Clock
+from dataplane.elements.nic_tx import NicTx
 from dataplane.elements.parse import Parse
-from dataplane.engine import Engine
+from dataplane.elements.rss import Rss
+from dataplane.engine.clock import Clock
+from dataplane.engine.engine import Engine
+from dataplane.engine.running import advance
 from dataplane.errors import ConfigError
-from dataplane.packet import PacketPool
-from dataplane.port import PortRx
+from dataplane.graph.port import PortRx
+from dataplane.packet.pool import PacketPool
 from dataplane.ports.memory import MemoryPort
-from vnic.device.nic_tx import NicTx
-from vnic.device.rss import Rss
 
 
 @settings(max_examples=50, deadline=None)
@@ -27,7 +28,7 @@ def test_each_packet_leaves_by_the_queue_of_its_hash(queues, ports):
     rx >> Parse() >> NicTx(nic, rss)
     engine.load([rx])
     source.inject([frame(UDP, 100, destination_port=port) for port in ports])
-    engine.advance(1)
+    advance(engine, 1)
     sent = nic.take()
     for queue in range(queues):
         expected = [

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataplane.clock import Clock
 from dataplane.elements.parse import Parse
-from dataplane.engine import Engine
-from dataplane.offload import split_frame
-from dataplane.packet import PacketPool
-from dataplane.port import PortRx, PortTx
+from dataplane.engine.clock import Clock
+from dataplane.engine.engine import Engine
+from dataplane.engine.running import advance
+from dataplane.graph.offload import split_frame
+from dataplane.graph.port import PortRx, PortTx
+from dataplane.packet.pool import PacketPool
 from dataplane.ports.memory import Frame, MemoryPort
 from tests.wire_frames import ACK, CSUM, CWR, ECN, FIN, NEEDS_CSUM, TSO4, TSO6, UDP, USO, Spec, big_specs, checksum
 
@@ -34,7 +35,7 @@ class Rig:
 
     def send(self, *frames):
         self.a.inject(frames)
-        self.engine.advance(self.engine.clock.now_ns + 1000)
+        advance(self.engine, self.engine.clock.now_ns + 1000)
         self.terms = self.engine.conservation()
         assert self.terms["conserved"]
         assert self.terms["held"] == 0 and self.pool.in_use == 0

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from dataplane.pace import Pace
+from dataplane.engine.pace import Pace
 
 
 def pauses() -> int:

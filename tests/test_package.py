@@ -25,7 +25,7 @@ from tests.tools import need
 
 TREE = Path(__file__).parents[1]
 EXAMPLE = TREE / "examples/compiled-element"
-PACKAGES = ("dataplane", "shaping", "vnic")
+PACKAGES = ("dataplane", "shaping", "switching", "vnic")
 NO_SOURCES = (".git", ".venv", ".*_cache", ".hypothesis", "*.egg-info", "*.so", "__pycache__", "abi.h", "bin", "build", "dist")
 BUILD_S = 1800  # two minutes of CPU time, on a machine that may be ten times as busy
 
@@ -159,7 +159,9 @@ def test_the_installed_wheel_runs_the_demonstration(fresh, place):
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["conserved"] is True and result["shaped_mbps"] > 0
-    where = run([fresh / "bin/python", "-c", "import dataplane.engine as e, vnic; print(e.__file__, vnic.__file__)"], place)
+    where = run(
+        [fresh / "bin/python", "-c", "import dataplane.engine.engine as e, vnic; print(e.__file__, vnic.__file__)"], place
+    )
     assert all(path.startswith(str(fresh)) for path in where.stdout.split())
 
 
@@ -240,7 +242,7 @@ def test_an_incomplete_source_tree_is_refused(tmp_path):
         shutil.copytree(TREE / package, tmp_path / package, ignore=shutil.ignore_patterns("*.so", "element.pyx"))
     done = subprocess.run([sys.executable, "setup.py", "-q", "sdist"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode != 0
-    assert "incomplete source tree: dataplane/element.pyx missing" in done.stderr
+    assert "incomplete source tree: dataplane/graph/element.pyx missing" in done.stderr
 
 
 def test_the_doctor_finds_an_installation_without_compiled_modules(tmp_path):

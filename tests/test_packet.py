@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from dataplane.packet import PACKET_DTYPE, PacketPool, check_layout
+from dataplane.packet.pool import PACKET_DTYPE, PacketPool, check_layout
 
 
 def test_record_is_two_cache_lines_and_agrees_with_c():
@@ -43,5 +43,5 @@ def test_another_process_can_map_the_segment():
 def test_a_worker_without_elements_in_python_does_not_load_numpy():
     """Loading numpy is a third of the CPU time of a worker's start, after a crash and in an
     upgrade."""
-    code = "import sys, vnic.control.runtime, vnic.control.worker, vnic.control.upgrade; sys.exit('numpy' in sys.modules)"
+    code = "import sys, vnic.runtime.runtime, vnic.daemon.worker, vnic.daemon.upgrade; sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=240, check=False).returncode == 0

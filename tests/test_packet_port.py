@@ -16,16 +16,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataplane.clock import Clock
-from dataplane.engine import Engine
+from dataplane.engine.clock import Clock
+from dataplane.engine.engine import Engine
+from dataplane.engine.running import advance, start
 from dataplane.errors import PortError
-from dataplane.packet import PacketPool
-from dataplane.port import PortRx, PortTx
+from dataplane.graph.port import PortRx, PortTx
+from dataplane.packet.pool import PacketPool
 from dataplane.ports.memory import Frame, MemoryPort
+from dataplane.ports.packet_port import PacketPort
 from tests.support.containers import Container
 from tests.support.veths import Station, quiet_container
 from vnic.device.agent import NamespaceAgent
-from vnic.device.packet_port import PacketPort
 from vnic.device.tap import Offload
 from vnic.device.veth import SLOTS_OF_A_BLOCK, Veth, VethRequest, blocks_of
 
@@ -99,7 +100,7 @@ class Reading:
 
     def take(self) -> list[Frame]:
         self.now += 1
-        self.engine.advance(self.now)
+        advance(self.engine, self.now)
         assert self.engine.conservation()["conserved"]
         return self.out.take()
 
@@ -234,7 +235,7 @@ class Sending:
         self.source.inject(frames)
         for _ in range(len(frames) // 32 + 1):
             self.now += 1
-            self.engine.advance(self.now)
+            advance(self.engine, self.now)
         assert self.engine.conservation()["conserved"]
         return self.tx.statistics()["dropped"]["io_error"] - before
 
@@ -351,7 +352,7 @@ class Wire:
         self.engine.load([self.rx, given])
         self.station = Station(self.container)
         stack.callback(self.station.close)
-        self.engine.start()
+        start(self.engine)
         stack.callback(self.engine.stop)
 
     def take(self, count: int) -> list[Frame]:
@@ -493,7 +494,7 @@ def test_what_the_ring_has_no_room_for(wire):
     for number in range(slots + 100):
         made.station.send(frame_of(60, number))
     assert made.veth.queue_drops() == 100
-    made.engine.start()
+    start(made.engine)
     assert [int.from_bytes(each.data[14:18], "big") for each in made.take(slots)] == list(range(slots))
     assert made.veth.queue_drops() == 100, "what was asked before is not forgotten"
 
@@ -503,7 +504,7 @@ def test_long_frames_that_the_socket_has_no_room_for(wire):
     made.engine.stop()
     for number in range(200):
         made.station.send(frame_of(65000, number))
-    made.engine.start()
+    start(made.engine)
     made.station.send(frame_of(60, 1000))
     got: list[Frame] = []
     while not got or got[-1].data != frame_of(60, 1000):
@@ -521,7 +522,7 @@ def test_a_pool_that_is_exhausted(wire):
     for _ in range(20):
         made.station.send(frame_of(9000))
         made.station.send(frame_of(60))
-    made.engine.start()
+    start(made.engine)
     made.until(lambda: made.rx.statistics()["received"] == 40)
     dropped = made.rx.statistics()["dropped"]
     assert dropped["unreadable"] == 0
@@ -688,17 +689,17 @@ def test_long_and_short_frames_keep_their_order(wire):
 # Sends back what comes from the ports that the arguments name; the rest of the protocol is SIGKILL.
 ECHO = """
 import json, sys
-from dataplane.engine import Engine
-from dataplane.packet import PacketPool
-from dataplane.port import PortRx, PortTx
-from vnic.device.packet_port import PacketPort
+from dataplane.engine.engine import Engine
+from dataplane.packet.pool import PacketPool
+from dataplane.graph.port import PortRx, PortTx
+from dataplane.ports.packet_port import PacketPort
 fds, sending, shape = json.loads(sys.argv[1])
 port = PacketPort("eth0", fds, sending, **shape)
 rx = PortRx(port)
 rx >> PortTx(port)
 engine = Engine("e0", PacketPool(small=2048, large=64))
 engine.load([rx])
-engine.start()
+start(engine)
 sys.stdin.read()
 """
 

@@ -10,23 +10,24 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dataplane.clock import Clock
-from dataplane.element import PyElement
 from dataplane.elements.classifier import Classifier
 from dataplane.elements.counter import Discard
-from dataplane.elements.l2_switch import L2Switch
-from dataplane.elements.mac_table import MacTable
+from dataplane.elements.nic_tx import NicTx
 from dataplane.elements.parse import Parse
-from dataplane.engine import Engine
+from dataplane.elements.rss import Rss
+from dataplane.engine.clock import Clock
+from dataplane.engine.engine import Engine
+from dataplane.engine.running import advance
 from dataplane.errors import ConfigError
-from dataplane.packet import PacketPool
-from dataplane.port import PortRx, PortTx
+from dataplane.graph.element import PyElement
+from dataplane.graph.port import PortRx, PortTx
+from dataplane.packet.pool import PacketPool
 from dataplane.ports.memory import Frame, MemoryPort
 from dataplane.wire.headers import PARSE_REASONS, parse_frame
+from switching.l2_switch import L2Switch
+from switching.mac_table import MacTable
 from tests.parse_reference import reference, whether_it_can_be_forwarded
 from tests.wire_frames import GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, UDP, Spec, big_specs
-from vnic.device.nic_tx import NicTx
-from vnic.device.rss import Rss
 
 MAC = bytes(range(12))
 MALFORMED = 0x40
@@ -333,7 +334,7 @@ def rig(parse, **pool):
 
     def send(frames):
         a.inject(frames)
-        engine.advance(engine.clock.now_ns + 1000)
+        advance(engine, engine.clock.now_ns + 1000)
         assert engine.conservation()["conserved"] and pool.in_use == 0
         return b.take()
 
@@ -416,7 +417,7 @@ def test_malformed_packets_are_marked():
     frames = [Spec().build(), malformed()["ipv4_length"], Spec().build(), malformed()["l4_header"], Spec().build()]
     for frame in frames:
         a.inject([frame])
-        engine.advance(engine.clock.now_ns + 1000)
+        advance(engine, engine.clock.now_ns + 1000)
     assert [bool(flags & MALFORMED) for flags in marks.flags] == [False, True, False, True, False]
 
 
@@ -467,7 +468,7 @@ def test_nothing_reads_or_writes_outside_a_marked_frame(frames, vlan):
         fields = {"vnet_flags": flags, "gso_type": gso_type, "gso_size": 16 if gso_type else 0}
         sent.append(Frame(bytes(data), csum_start=start, csum_offset=16 if start % 2 else 6, **fields))
     a.inject(sent)
-    engine.advance(1000)
+    advance(engine, 1000)
     assert engine.conservation()["conserved"] and pool.in_use == 0
     plain = {frame.data[12:] for frame in sent if not frame.vnet_flags and not frame.gso_type}
     offloaded = [frame for frame in sent if frame.vnet_flags or frame.gso_type]

@@ -13,14 +13,15 @@ import pytest
 
 from dataplane.capture.reader import CaptureReader
 from dataplane.capture.writer import CaptureWriter
-from dataplane.clock import Clock
-from dataplane.element import PyElement
 from dataplane.elements.counter import Discard
 from dataplane.elements.parse import Parse
-from dataplane.engine import Engine
+from dataplane.engine.clock import Clock
+from dataplane.engine.engine import Engine
+from dataplane.engine.running import advance
 from dataplane.errors import CaptureError
-from dataplane.packet import PacketPool
-from dataplane.port import PortRx
+from dataplane.graph.element import PyElement
+from dataplane.graph.port import PortRx
+from dataplane.packet.pool import PacketPool
 from dataplane.ports.pcap_source import PcapSource
 from tests.test_replay import CORPUS, needs_corpus
 
@@ -78,7 +79,7 @@ def parsed(path) -> list[tuple[int, str, str, int, int, int]]:
     source = PortRx(PcapSource("in", reader))
     source >> Parse() >> collect >> Discard()
     engine.load([source])
-    engine.advance(2**62)
+    advance(engine, 2**62)
     rows = collect.rows
     assert engine.conservation()["conserved"]
     engine.close()

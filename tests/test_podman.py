@@ -16,9 +16,9 @@ from click.testing import CliRunner
 
 from dataplane.errors import ConfigError
 from tests.tools import PATH, need
+from vnic.api.client import Client
 from vnic.cli.hook import read_state, settings
 from vnic.cli.main import cli
-from vnic.control.client import Client
 from vnic.device.descriptors import readable
 
 TREE = Path(__file__).parents[1]

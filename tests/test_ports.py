@@ -6,17 +6,18 @@ import threading
 
 import pytest
 
-from dataplane.clock import Clock
-from dataplane.element import PyElement
 from dataplane.elements.counter import Counter
-from dataplane.engine import Engine
+from dataplane.engine.clock import Clock
+from dataplane.engine.engine import Engine
+from dataplane.engine.running import advance, start
 from dataplane.errors import ConfigError
-from dataplane.packet import PacketPool
-from dataplane.port import PortRx, PortTx
+from dataplane.graph.element import PyElement
+from dataplane.graph.port import PortRx, PortTx
+from dataplane.packet.pool import PacketPool
+from dataplane.packet.ring import MpscRing, SpscRing
 from dataplane.ports.loopback import LoopbackPort
 from dataplane.ports.memory import Frame, MemoryPort
 from dataplane.ports.ring_port import RingPort
-from dataplane.ring import MpscRing, SpscRing
 
 PATIENCE_S = 60  # far more than any test takes; a lost wake-up would wait forever
 
@@ -61,10 +62,10 @@ def test_a_ring_port_keeps_the_record_and_counts():
     frames = [Frame(bytes([i]) * (60 + i), gso_type=1, gso_size=8, header_length=54) for i in range(20)]
     left.clock.set(5)
     a.inject(frames)
-    left.advance(5)
+    advance(left, 5)
     assert left_rx.statistics()["received"] == 20
     assert left.conservation()["dropped"] == 4  # the ring holds 16
-    right.advance(100)
+    advance(right, 100)
     assert seen == [(7, 5)] * 16
     assert [frame.data for frame in b.take()] == [frame.data for frame in frames[:16]]
     size = sum(len(frame.data) for frame in frames[:16])
@@ -84,7 +85,7 @@ def test_a_ring_port_without_an_outgoing_ring_takes_nothing():
     rx >> tx
     engine.load([rx])
     a.inject([bytes(60)] * 3)
-    engine.advance(0)
+    advance(engine, 0)
     assert tx.statistics()["dropped"]["link_down"] == 3
     engine.close()
     assert pool.in_use == 0
@@ -115,12 +116,12 @@ def test_two_engines_exchange_packets_for_long(kind, in_flight, crossings, spin_
     start_rx >> counter
     left.load([left_rx, start_rx])
     right.load([right_rx])
-    left.start()
+    start(left)
     try:
         start.inject([i.to_bytes(4, "big") + bytes(60) for i in range(in_flight)])
         while len(to_right) < in_flight:  # all in flight in order, before the first returns
             left.call(lambda: None)
-        right.start()
+        start(right)
         assert reached.event.wait(PATIENCE_S)
     finally:
         left.stop()
@@ -154,7 +155,7 @@ def test_several_engines_feed_one():
     rx >> reached >> PortTx(out)
     sink.load([rx])
     for engine in (sink, *feeders):
-        engine.start()
+        start(engine)
     try:
         for i, port in enumerate(inputs):
             port.inject([bytes([i]) + n.to_bytes(4, "big") + bytes(60) for n in range(each)])
@@ -185,8 +186,8 @@ def test_a_ring_is_polled_among_many_descriptors():
     many_rx >> sink
     left.load([left_rx])
     right.load([ring_rx, many_rx])
-    left.start()
-    right.start()
+    start(left)
+    start(right)
     try:
         for _ in range(100):
             many.inject([bytes(60)] * 2)
@@ -206,7 +207,7 @@ def test_drain_frees_what_waits():
     rx >> PortTx(RingPort("out", 1, ring_out=ring))
     engine.load([rx])
     a.inject([bytes(60)] * 20)
-    engine.advance(0)
+    advance(engine, 0)
     engine.close()
     assert pool.in_use == 20
     assert RingPort("in", 2, ring_in=ring).drain(engine) == 20
@@ -231,7 +232,7 @@ def test_a_loopback_returns_what_it_takes():
     engine.load([rx, back])
     frames = [Frame(bytes([i]) * 100, 1, 1, 54, 20, 34, 16) for i in range(30)]
     a.inject(frames)
-    engine.advance(77)
+    advance(engine, 77)
     out = b.take()
     assert [frame._replace(time_ns=0) for frame in out] == frames and ports == [9] * 30
     statistics = loop.queue_statistics()[0]
@@ -250,7 +251,7 @@ def test_a_loopback_is_bounded_and_drains():
     rx >> tx
     engine.load([rx])
     a.inject([bytes(60)] * 20)
-    engine.advance(0)
+    advance(engine, 0)
     assert tx.statistics()["dropped"]["queue_full"] == 12 and engine.conservation()["conserved"]
     assert len(loop.descriptors()) == 2
     engine.close()
@@ -267,8 +268,8 @@ def test_a_loopback_across_threads():
     back >> reached >> PortTx(MemoryPort("b", 1))
     left.load([rx])
     right.load([back])
-    left.start()
-    right.start()
+    start(left)
+    start(right)
     try:
         for _ in range(100):
             a.inject([bytes(60)] * 10)

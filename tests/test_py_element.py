@@ -6,12 +6,13 @@ import time
 import numpy as np
 import pytest
 
-from dataplane.clock import Clock
-from dataplane.element import REPORT_S, PyElement, report_failure
 from dataplane.elements.counter import Discard
-from dataplane.engine import Engine
-from dataplane.packet import PacketPool
-from dataplane.port import PortRx, PortTx
+from dataplane.engine.clock import Clock
+from dataplane.engine.engine import Engine
+from dataplane.engine.running import advance
+from dataplane.graph.element import REPORT_S, PyElement, report_failure
+from dataplane.graph.port import PortRx, PortTx
+from dataplane.packet.pool import PacketPool
 from dataplane.ports.memory import MemoryPort
 
 
@@ -25,7 +26,7 @@ def run(element, frames, gates=()):
         element[gate] >> Discard(name=f"discard{gate}")
     engine.load([rx])
     a.inject(frames)
-    engine.advance(1)
+    advance(engine, 1)
     assert engine.conservation()["conserved"]
     assert pool.in_use == 0
     return [frame.data for frame in b.take()], element.statistics()

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 import vnic
-from vnic.control.api import DESCRIPTION
+from vnic.api.interface import DESCRIPTION
 
 ROOT = Path(__file__).parent.parent
 
 
 def test_the_public_names():
-    from vnic.control.client import Client
+    from vnic.api.client import Client
     from vnic.testing import Received, VirtualNetwork
 
     assert vnic.__all__ == ["Client", "ConfigError", "Received", "VirtualNetwork", "VnicError"]

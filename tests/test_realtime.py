@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from dataplane.capture.reader import CaptureReader
-from dataplane.clock import Clock
-from dataplane.engine import Engine
+from dataplane.engine.clock import Clock
+from dataplane.engine.engine import Engine
+from dataplane.engine.running import advance
 from dataplane.errors import ConfigError, VnicError
-from dataplane.packet import PacketPool
-from dataplane.port import PortRx, PortTx
+from dataplane.graph.port import PortRx, PortTx
+from dataplane.packet.pool import PacketPool
 from dataplane.ports.memory import MemoryPort
 from tests.support import plain_user
 from tests.support.capture_files import pcap
@@ -91,7 +92,7 @@ def test_it_waits_for_a_listener(place, what):
 
 
 def test_a_listener_that_does_not_come(place):
-    from vnic.control.load import load_config
+    from vnic.config.load import load_config
     from vnic.replay.realtime import Listener, RealtimeReplay
 
     directory, _ = place
@@ -150,7 +151,7 @@ def test_a_source_between_two_rounds_is_not_done(tmp_path, monkeypatch):
     receiver = PortRx(source)
     receiver >> PortTx(sink)
     engine.load([receiver])
-    engine.advance(10_000)
+    advance(engine, 10_000)
     assert seen == [False, False] and source.done and source.packets == 9
     assert len(sink.take()) == 9
     assert engine.conservation()["conserved"] and pool.in_use == 0

@@ -13,11 +13,12 @@ from click.testing import CliRunner
 
 from dataplane.errors import ConfigError
 from tests.wire_frames import TCP, UDP, Spec
+from vnic.cli.element_docs import built_in, describe_element
 from vnic.cli.main import cli
-from vnic.control import schema
-from vnic.control.element_docs import built_in, describe_element
-from vnic.control.load import load_config, parse_config
-from vnic.control.reference import field_docs, find, reference
+from vnic.config import schema
+from vnic.config.json_schema import json_schema
+from vnic.config.load import load_config, parse_config
+from vnic.config.reference import field_docs, find, reference
 from vnic.testing import VirtualNetwork
 
 ROOT = Path(__file__).parent.parent
@@ -145,7 +146,7 @@ def test_explain_prints_what_there_is():
 
 
 def test_the_json_schema_describes_every_property():
-    definitions = schema.json_schema()["$defs"]
+    definitions = json_schema()["$defs"]
     for name, definition in definitions.items():
         for field, found in definition["properties"].items():
             assert found["description"].startswith(field_docs(getattr(schema, name))[field]), (name, field)

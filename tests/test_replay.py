@@ -12,16 +12,17 @@ from pathlib import Path
 import pytest
 
 from dataplane.capture.reader import CaptureReader
-from dataplane.clock import Clock
-from dataplane.engine import Engine
+from dataplane.engine.clock import Clock
+from dataplane.engine.engine import Engine
+from dataplane.engine.running import advance
 from dataplane.errors import CaptureError, ConfigError, VnicError
-from dataplane.packet import PacketPool
-from dataplane.port import PortRx, PortTx
+from dataplane.graph.port import PortRx, PortTx
+from dataplane.packet.pool import PacketPool
 from dataplane.ports.memory import MemoryPort
 from dataplane.ports.pcap_source import PcapSource
 from tests.support.capture_files import enhanced, interface, option, pcap, section
 from tests.test_shaper import schedule
-from vnic.control.load import parse_config
+from vnic.config.load import parse_config
 from vnic.replay.session import Replay
 
 PCAPS = Path(os.environ.get("VNIC_PCAPS", Path(__file__).parents[2] / "shared" / "pcaps"))
@@ -191,9 +192,9 @@ def test_a_packet_due_after_the_end_of_the_clock_is_not_due_at_once(tmp_path):
     rx, out = PortRx(source), MemoryPort("out", 1)
     rx >> PortTx(out)
     engine.load([rx])
-    engine.advance((1 << 63) - 2)
+    advance(engine, (1 << 63) - 2)
     assert [frame.time_ns for frame in out.take()] == [START_NS] and not source.done
-    engine.advance((1 << 63) - 1)
+    advance(engine, (1 << 63) - 1)
     assert [frame.time_ns for frame in out.take()] == [(1 << 63) - 1] and source.done
     engine.close()
 

@@ -11,7 +11,7 @@ from dataplane.capture.reader import CaptureReader
 from tests.support.capture_files import enhanced, interface, pcap, section
 from tests.test_replay import START_NS, A, B, frame
 from tests.wire_frames import ACK, CWR, PSH, Spec, checksum
-from vnic.control.load import parse_config
+from vnic.config.load import parse_config
 from vnic.replay.session import Replay
 
 TWO = "nics: {a: {}, b: {}}"

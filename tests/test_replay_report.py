@@ -11,7 +11,7 @@ from tests.support.capture_files import pcap
 from tests.test_replay import START_NS, A, B, frame
 from tests.test_replay_command import place, vnic  # noqa: F401 - `place` is a fixture
 from vnic.cli.common import about
-from vnic.control.load import parse_config
+from vnic.config.load import parse_config
 from vnic.replay import report
 from vnic.replay.session import Replay
 

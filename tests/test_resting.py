@@ -6,14 +6,14 @@ import time
 
 import pytest
 
-from dataplane.crew import Mode
-from dataplane.engine_thread import EngineThread
-from dataplane.group import EngineGroup
-from dataplane.packet import PacketPool
-from dataplane.port import PortRx, PortTx
+from dataplane.engine.thread import EngineThread
+from dataplane.graph.port import PortRx, PortTx
+from dataplane.groups.group import EngineGroup
+from dataplane.groups.threads import Mode
+from dataplane.packet.pool import PacketPool
+from dataplane.packet.ring import MpscRing
 from dataplane.ports.memory import MemoryPort
 from dataplane.ports.ring_port import RingPort
-from dataplane.ring import MpscRing
 from shaping.shaper import Shaper
 from tests.test_group import CPUS, FRAME, until
 from tests.test_group import Lane as PlainLane

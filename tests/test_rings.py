@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from dataplane.ring import MpscRing, SpscRing
+from dataplane.packet.ring import MpscRing, SpscRing
 
 NEAR_WRAP = [0, 2**31 - 3, 2**32 - 7, 2**32 - 1]
 

@@ -9,17 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataplane.clock import Clock
-from dataplane.element import BatchView, PyElement
 from dataplane.elements.counter import Discard
 from dataplane.elements.parse import Parse
-from dataplane.engine import Engine
+from dataplane.elements.rss import DEFAULT_KEY, Rss
+from dataplane.engine.clock import Clock
+from dataplane.engine.engine import Engine
+from dataplane.engine.running import advance
 from dataplane.errors import ConfigError
-from dataplane.packet import PacketPool
-from dataplane.port import PortRx
+from dataplane.graph.element import BatchView, PyElement
+from dataplane.graph.port import PortRx
+from dataplane.packet.pool import PacketPool
 from dataplane.ports.memory import MemoryPort
 from tests.wire_frames import TCP, UDP, Spec
-from vnic.device.rss import DEFAULT_KEY, Rss
 
 # "Verifying the RSS hash calculation", Windows network driver documentation: source, its port,
 # destination, its port, hash of the addresses, hash with the ports.
@@ -87,7 +88,7 @@ def hashes(rss: Rss, frames: list, parse: bool = True) -> list[int]:
     head >> hasher >> Discard()
     engine.load([rx])
     port.inject(frames)
-    engine.advance(1)
+    advance(engine, 1)
     assert engine.conservation()["conserved"]
     engine.close()
     assert hasher.last_error is None

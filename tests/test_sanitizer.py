@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import dataplane.packet
+import dataplane.packet.pool
 from tests.tools import need
 
 pytestmark = pytest.mark.skipif(os.environ.get("VNIC_BUILD") != "asan", reason="of the AddressSanitizer build only")
@@ -39,6 +39,6 @@ def test_a_write_past_the_end_is_caught(tmp_path):
 
 
 def test_our_modules_are_instrumented():
-    module = Path(dataplane.packet.__file__)
+    module = Path(dataplane.packet.pool.__file__)
     assert b"__asan_report_" in module.read_bytes()
     assert "build/asan" in str(module)

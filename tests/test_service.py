@@ -15,8 +15,8 @@ import pytest
 
 from tests.test_api import runtime_directory, start_fake, stop  # noqa: F401 - a fixture
 from tests.tools import need
-from vnic.control.client import Client
-from vnic.control.notify import ServiceManager
+from vnic.api.client import Client
+from vnic.daemon.notify import ServiceManager
 
 TREE = Path(__file__).parents[1]
 UNIT = TREE / "contrib/systemd/vnic@.service"
@@ -189,7 +189,7 @@ def test_the_unit_is_right(tmp_path):
 
 
 def test_the_unit_leaves_the_capabilities_that_vnic_keeps():
-    from vnic.control import privileges
+    from vnic.daemon import privileges
 
     [line] = re.findall(r"^CapabilityBoundingSet=(.*)$", UNIT.read_text(), re.MULTILINE)
     numbers = {name: value for name, value in vars(privileges).items() if name.startswith("CAP_")}

@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataplane.clock import Clock
 from dataplane.elements.parse import Parse
-from dataplane.engine import Engine
+from dataplane.engine.clock import Clock
+from dataplane.engine.engine import Engine
+from dataplane.engine.handover import forget_engine, load_engine, save_engine
+from dataplane.engine.running import advance, start
 from dataplane.errors import ConfigError
-from dataplane.handover import forget_engine, load_engine, save_engine
-from dataplane.packet import PacketPool
-from dataplane.port import PortRx, PortTx
+from dataplane.graph.port import PortRx, PortTx
+from dataplane.packet.pool import PacketPool
 from dataplane.ports.memory import MemoryPort
 from shaping.pool_share import PoolShare
 from shaping.shaper import Shaper
@@ -40,15 +41,15 @@ class Bench:
 
     def inject(self, at_ns: int, sizes: list[int]) -> None:
         """Frames that arrive at `at_ns`, numbered in their first four bytes."""
-        self.engine.advance(at_ns - 1) if at_ns - 1 >= self.engine.clock.now_ns else None
+        advance(self.engine, at_ns - 1) if at_ns - 1 >= self.engine.clock.now_ns else None
         self.engine.clock.set(at_ns)
         self.a.inject([size.to_bytes(4, "big") + bytes(size - 4) for size in sizes])
-        self.engine.advance(at_ns)
+        advance(self.engine, at_ns)
 
     def inject_frames(self, frames: list[bytes]) -> None:
         """Frames that arrive now."""
         self.a.inject(frames)
-        self.engine.advance(self.engine.clock.now_ns)
+        advance(self.engine, self.engine.clock.now_ns)
 
     def departures(self) -> list[tuple[int, int]]:
         """(time, length) of the packets sent since the last call."""
@@ -96,7 +97,7 @@ def test_backlogged_departures_are_the_closed_form():
     rate, size, count = 7_777_777, 1514, 80
     bench = Bench(rate=rate, queue="1mb", burst=0)
     bench.inject(START_NS, [size] * count)
-    bench.engine.advance(START_NS + 10**9)
+    advance(bench.engine, START_NS + 10**9)
     assert bench.departures() == [(START_NS + math.ceil(Fraction(i * size * 8 * 10**9, rate)), size) for i in range(count)]
     assert bench.counters()["passed"] == 1 and bench.counters()["delayed"] == count - 1
     bench.close()
@@ -123,7 +124,7 @@ def test_every_departure_is_that_of_the_reference(rate, burst_ns, limit, arrival
         timed.append((now, size))
     for at_ns, size in timed:
         bench.inject(at_ns, [size])
-    bench.engine.advance(2**62)
+    advance(bench.engine, 2**62)
     expected, drops = schedule(timed, rate, burst_ns, limit)
     assert bench.departures() == expected
     assert bench.shaper.statistics()["dropped"]["queue_full"] == drops
@@ -146,7 +147,7 @@ def feed(bench: Bench, rate: int, seconds: float, late_ns: list[int]) -> list[tu
             now += late_ns[step % len(late_ns)]
             step += 1
             bench.engine.clock.set(now)  # nothing ran meanwhile: all timers since then are late
-            bench.engine.advance(now)
+            advance(bench.engine, now)
         out += bench.departures()
     return out
 
@@ -165,8 +166,8 @@ def test_rate_over_seconds_and_in_every_window(rate, late_ns):
     # 250 us of burst and one frame, in 0.5 s
     assert abs(total / rate - 1) < (0.002 if seconds >= 5 else 0.008)
     window = 100_000_000
-    for start in range(START_NS + 10_000_000, end - window, 7_000_000):
-        bits = sum(size for at_ns, size in out if start <= at_ns < start + window) * 8
+    for begin in range(START_NS + 10_000_000, end - window, 7_000_000):
+        bits = sum(size for at_ns, size in out if begin <= at_ns < begin + window) * 8
         worst = 0.02 + (max(late_ns) / window if max(late_ns) > 10**6 else 0)
         assert abs(bits / (rate * window / 1e9) - 1) < worst
     bench.close()
@@ -175,7 +176,7 @@ def test_rate_over_seconds_and_in_every_window(rate, late_ns):
 def test_idle_time_earns_no_more_than_the_burst():
     bench = Bench(rate=10 * MBIT, queue="1mb", burst="2ms")
     bench.inject(START_NS + 10**9, [1250] * 10)  # a frame is 1 ms
-    bench.engine.advance(START_NS + 2 * 10**9)
+    advance(bench.engine, START_NS + 2 * 10**9)
     times = [at - START_NS - 10**9 for at, _ in bench.departures()]
     assert times == [0, 0, 0, *(i * 10**6 for i in range(1, 8))]
     bench.close()
@@ -185,9 +186,9 @@ def test_lateness_is_made_up_in_full_while_packets_wait():
     bench = Bench(rate=10 * MBIT, queue="1mb", burst=0)
     bench.inject(START_NS, [1250] * 100)
     bench.engine.clock.set(START_NS + 49_500_000)
-    bench.engine.advance(START_NS + 49_500_000)
+    advance(bench.engine, START_NS + 49_500_000)
     assert len(bench.departures()) == 50
-    bench.engine.advance(START_NS + 50_000_000)
+    advance(bench.engine, START_NS + 50_000_000)
     assert bench.departures() == [(START_NS + 50_000_000, 1250)]
     bench.close()
 
@@ -201,7 +202,7 @@ def test_lateness_is_made_up_by_what_comes_soon_after(idle_ms, at_once):
     assert len(bench.departures()) == 3  # a burst of 2 ms, and one more
     late = START_NS + 40 * 10**6  # the next was due after 1 ms, the last after 10
     bench.engine.clock.set(late)
-    bench.engine.advance(late)
+    advance(bench.engine, late)
     assert len(bench.departures()) == 10
     bench.inject(late + idle_ms * 10**6, [1250] * 60)
     assert len(bench.departures()) == at_once
@@ -211,17 +212,17 @@ def test_lateness_is_made_up_by_what_comes_soon_after(idle_ms, at_once):
 def test_the_rate_changes_live():
     bench = Bench(rate=1 * MBIT, queue="1mb", burst=0)
     bench.inject(START_NS, [1250] * 7)  # 10 ms each
-    bench.engine.advance(START_NS + 12_000_000)
+    advance(bench.engine, START_NS + 12_000_000)
     assert [at - START_NS for at, _ in bench.departures()] == [0, 10_000_000]
     bench.shaper.set_rate("2mbit")  # 8 ms of the second frame remain: 4 ms at the new rate
-    bench.engine.advance(START_NS + 21_500_000)
+    advance(bench.engine, START_NS + 21_500_000)
     assert [at - START_NS for at, _ in bench.departures()] == [16_000_000, 21_000_000]
     bench.shaper.set_rate("100kbit")  # 4.5 ms at 2 Mbit/s remain: 90 ms
-    bench.engine.advance(START_NS + 200_000_000)
+    advance(bench.engine, START_NS + 200_000_000)
     assert [at - START_NS for at, _ in bench.departures()] == [111_500_000]
     assert bench.shaper.statistics()["held"] == 2
     bench.shaper.set_rate(None)
-    bench.engine.advance(START_NS + 200_000_000)
+    advance(bench.engine, START_NS + 200_000_000)
     assert [at - START_NS for at, _ in bench.departures()] == [200_000_000] * 2
     bench.inject(START_NS + 300_000_000, [60] * 600)
     assert len(bench.departures()) == 600
@@ -238,11 +239,11 @@ def test_changes_of_rate_neither_lose_nor_reorder(changes):
     bench.inject(now, sizes)
     for gap, rate in changes:
         now += gap
-        bench.engine.advance(now)
+        advance(bench.engine, now)
         bench.shaper.set_rate(rate)
         assert bench.engine.conservation()["conserved"]
     bench.shaper.set_rate(0)
-    bench.engine.advance(now)
+    advance(bench.engine, now)
     out = bench.departures()
     assert [size for _, size in out] == sizes
     assert [at for at, _ in out] == sorted(at for at, _ in out)
@@ -262,7 +263,7 @@ def test_the_queue_is_bounded_by_bytes_and_by_the_pool():
     bench.inject(START_NS, [1000] * 20)
     assert bench.shaper.statistics()["dropped"]["queue_full"] == 9
     assert bench.counters()["queue_bytes"] == bench.counters()["queue_bytes_max"] == 10_000
-    bench.engine.advance(START_NS + 10**9)
+    advance(bench.engine, START_NS + 10**9)
     assert len(bench.departures()) == 11
     bench.close()
     bench = Bench(rate="10gbit", queue="1s", burst=0, small=400, large=20)
@@ -298,7 +299,7 @@ def test_several_shapers_hold_no_more_than_their_share():
     assert [bench.shaper.statistics()["held"] for bench in benches] == [25, 7, 1]
     assert [bench.shaper.statistics()["dropped"]["queue_full"] for bench in benches] == [0, 16, 18]
     for bench in benches:
-        bench.engine.advance(START_NS + 60 * 10**9)
+        advance(bench.engine, START_NS + 60 * 10**9)
     assert share.packets == (0, 0)
     benches[0].inject_frames([short] * 20)
     assert share.packets == (19, 0)
@@ -314,7 +315,7 @@ def test_a_frame_is_cut_into_as_many_pieces_as_the_share_has_room_for():
     bench.a.inject([spec.frame(8), bytes(60)])
     out = []
     for ms in range(0, 3000, 100):
-        bench.engine.advance(START_NS + ms * 10**6)
+        advance(bench.engine, START_NS + ms * 10**6)
         assert share.packets[0] <= 11 and bench.engine.conservation()["conserved"]
         out += bench.b.take()
     assert b"".join(frame.data[spec.payload_offset :] for frame in out[:-1]) == spec.payload and len(out) == 2001
@@ -363,7 +364,7 @@ def test_no_packet_waits_longer_than_the_queue_says(rate, queue_ms, gso):
     out = []
     for step in range(120):
         bench.inject_frames([frame] * (1 if gso else 3))
-        bench.engine.advance(START_NS + (step + 1) * frame_ns)
+        advance(bench.engine, START_NS + (step + 1) * frame_ns)
         out += bench.departures()
     counters = bench.counters()
     assert counters["sojourn_max_ns"] <= queue_ms * 10**6 + frame_ns
@@ -372,7 +373,7 @@ def test_no_packet_waits_longer_than_the_queue_says(rate, queue_ms, gso):
     assert 120 * 1514 <= counters["sent_bytes"] <= 121 * 1514 + rate // 8000
     assert gso or {size for _, size in out} == {1514}
     assert counters["queue_bytes_max"] <= max(bench.shaper.queue_limit_bytes, 1514)
-    bench.engine.advance(2**62)
+    advance(bench.engine, 2**62)
     bench.close()
 
 
@@ -386,7 +387,7 @@ def test_of_a_gso_frame_the_first_segments_that_fit_are_queued(limit_bytes):
     statistics = bench.shaper.statistics()
     fit = min(max(limit_bytes // 1514, 1), 20)
     assert statistics["dropped"]["queue_full"] == (fit < 20) and statistics["held"] >= 1
-    bench.engine.advance(START_NS + 10**10)
+    advance(bench.engine, START_NS + 10**10)
     out = bench.b.take()[1:]
     assert b"".join(frame.data[spec.payload_offset :] for frame in out) == spec.payload[: fit * 1460]
     assert [len(frame.data) for frame in out] == [1514] * fit
@@ -402,7 +403,7 @@ def test_a_gso_frame_behind_others_gets_the_rest_of_the_queue():
     # are left for small frames.
     assert bench.counters()["queue_bytes"] == 1000 + 5 * 1514 + 128
     assert bench.shaper.statistics()["dropped"]["queue_full"] == 2
-    bench.engine.advance(START_NS + 10**10)
+    advance(bench.engine, START_NS + 10**10)
     assert [len(frame.data) for frame in bench.b.take()] == [60, 1000, *[1514] * 5, 64, 64]
     bench.close()
 
@@ -413,7 +414,7 @@ def test_lifting_the_rate_while_a_gso_frame_waits_cuts_nothing_off():
     bench.shaper.set_rate(None)
     spec = Spec(payload=bytes(20 * 1460))
     bench.a.inject([spec.frame(1460)] * 3)
-    bench.engine.advance(bench.engine.clock.now_ns)
+    advance(bench.engine, bench.engine.clock.now_ns)
     assert sum(len(frame.data) > 1514 for frame in bench.b.take()) == 3
     assert bench.shaper.statistics()["dropped"]["queue_full"] == 0
     bench.close()
@@ -436,7 +437,7 @@ def test_a_gso_frame_worth_more_than_a_millisecond_is_cut(kind, rate):
     whole = spec.segments(gso_size)
     each = max(1, rate // 8000 // (spec.payload_offset + gso_size))
     bench.a.inject([spec.frame(gso_size), bytes(60)])
-    bench.engine.advance(START_NS + 10**9)
+    advance(bench.engine, START_NS + 10**9)
     out = bench.b.take()
     groups = [whole[i : i + each] for i in range(0, len(whole), each)]
     assert len(out) == len(groups) + 1 and len(out[-1].data) == 60
@@ -458,7 +459,7 @@ def test_a_gso_frame_worth_more_than_a_millisecond_is_cut(kind, rate):
 def test_a_gso_frame_worth_less_than_a_millisecond_stays_whole():
     bench = gso_bench(rate="1gbit")
     bench.a.inject([Spec(payload=bytes(60_000)).frame(1448)])
-    bench.engine.advance(START_NS)
+    advance(bench.engine, START_NS)
     assert len(bench.b.take()) == 1 and bench.counters()["split"] == 0
     bench.close()
 
@@ -473,9 +474,9 @@ def many_pieces(**config: object) -> tuple[Bench, Spec]:
 
 def test_more_pieces_than_a_batch_keep_their_order():
     bench, spec = many_pieces(rate="400kbit")
-    bench.engine.advance(START_NS + 10**8)
+    advance(bench.engine, START_NS + 10**8)
     assert bench.engine.conservation()["conserved"] and 0 < bench.shaper.statistics()["held"] <= 257
-    bench.engine.advance(START_NS + 3 * 10**9)
+    advance(bench.engine, START_NS + 3 * 10**9)
     out = bench.b.take()
     assert b"".join(frame.data[spec.payload_offset :] for frame in out[:-1]) == spec.payload and len(out) == 2001
     assert bench.shaper.statistics()["generated"] == 1999 and bench.counters()["queue_bytes"] == 0
@@ -484,9 +485,9 @@ def test_more_pieces_than_a_batch_keep_their_order():
 
 def test_the_rate_is_lifted_in_the_middle_of_a_frame():
     bench, spec = many_pieces(rate="400kbit")
-    bench.engine.advance(START_NS + 10**8)
+    advance(bench.engine, START_NS + 10**8)
     bench.shaper.set_rate(None)
-    bench.engine.advance(START_NS + 10**8)
+    advance(bench.engine, START_NS + 10**8)
     out = bench.b.take()
     assert b"".join(frame.data[spec.payload_offset :] for frame in out[:-1]) == spec.payload and len(out[-1].data) == 60
     assert bench.counters()["queue_bytes"] == 0 and bench.shaper.statistics()["held"] == 0
@@ -495,14 +496,14 @@ def test_the_rate_is_lifted_in_the_middle_of_a_frame():
 
 def test_closing_in_the_middle_of_a_frame():
     bench, _ = many_pieces(rate="400kbit")
-    bench.engine.advance(START_NS + 10**7)
+    advance(bench.engine, START_NS + 10**7)
     bench.close()
     assert bench.shaper.statistics()["held"] == 0
 
 
 def test_pieces_without_a_buffer_are_counted():
     bench, _ = many_pieces(rate="400kbit", small=20, large=4)
-    bench.engine.advance(START_NS + 3 * 10**9)
+    advance(bench.engine, START_NS + 3 * 10**9)
     statistics = bench.shaper.statistics()
     assert statistics["generated"] == 1999 and statistics["dropped"]["no_buffer"] == 2001 - len(bench.b.take()) > 0
     assert statistics["counters"]["queue_bytes"] == 0
@@ -512,7 +513,7 @@ def test_pieces_without_a_buffer_are_counted():
 def test_an_unparsed_gso_frame_goes_whole():
     bench = Bench(rate="1mbit")
     bench.a.inject([Spec(payload=bytes(3000)).frame(1000)])
-    bench.engine.advance(START_NS)
+    advance(bench.engine, START_NS)
     assert len(bench.b.take()) == 1
     bench.close()
 
@@ -551,7 +552,7 @@ def test_the_rate_changes_while_a_thread_runs():
     shaper, rx = Shaper("8kbit", queue="1mb"), PortRx(a)
     rx >> shaper >> PortTx(b)
     engine.load([rx])
-    engine.start()
+    start(engine)
     try:
         a.inject([bytes(1000)] * 50)  # a second each
         while shaper.statistics()["held"] == 0:

@@ -16,16 +16,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataplane.clock import Clock
-from dataplane.elements.mac_table import MacTable
-from dataplane.engine import Engine
+from dataplane.engine.clock import Clock
+from dataplane.engine.engine import Engine
+from dataplane.engine.running import advance
 from dataplane.errors import VnicError
-from dataplane.packet import PACKET_DTYPE, PacketPool
-from dataplane.port import PortRx, PortTx
+from dataplane.graph.port import PortRx, PortTx
+from dataplane.packet.pool import PACKET_DTYPE, PacketPool
+from dataplane.packet.ring import MpscRing, Ring, SpscRing
 from dataplane.ports.memory import MemoryPort
 from dataplane.ports.ring_port import RingPort
-from dataplane.ring import MpscRing, Ring, SpscRing
 from shaping.shaper import Shaper
+from switching.mac_table import MacTable
 
 ROOT = Path(__file__).parent.parent
 IN_USE = 0x8000
@@ -62,7 +63,7 @@ def pass_frames(pool: PacketPool, frames: list[bytes]) -> list[bytes]:
     _ = source >> PortTx(b)
     engine.load([source])
     a.inject(frames)
-    engine.advance(0)
+    advance(engine, 0)
     out = [frame.data for frame in b.take()]
     engine.close()
     return out
@@ -108,9 +109,9 @@ def test_two_pools_on_one_segment_are_one_pool():
         engines.append((engine, ports[0], sink))
     frames = [bytes([i]) * (60 + i) for i in range(8)] + [bytes(5000)]
     engines[0][1].inject(frames)
-    engines[0][0].advance(0)
+    advance(engines[0][0], 0)
     assert pool.in_use == other.in_use == 9
-    engines[1][0].advance(0)
+    advance(engines[1][0], 0)
     assert [frame.data for frame in engines[1][2].take()] == frames
     assert pool.in_use == 0
     for engine, *_ in engines:
@@ -138,19 +139,19 @@ def test_another_process_frees_what_we_sent_it():
     _ = source >> PortTx(RingPort("out", ring_out=ring))
     engine.load([source])
     port.inject([bytes([i]) * 100 for i in range(20)])
-    engine.advance(0)
+    advance(engine, 0)
     code = """
 import sys
-from dataplane.clock import Clock; from dataplane.engine import Engine; from dataplane.packet import PacketPool
-from dataplane.port import PortRx, PortTx; from dataplane.ports.memory import MemoryPort
-from dataplane.ports.ring_port import RingPort; from dataplane.ring import MpscRing, SpscRing
+from dataplane.engine.clock import Clock; from dataplane.engine.engine import Engine; from dataplane.packet.pool import PacketPool
+from dataplane.graph.port import PortRx, PortTx; from dataplane.ports.memory import MemoryPort
+from dataplane.ports.ring_port import RingPort; from dataplane.packet.ring import MpscRing, SpscRing
 pool_fd, ring_fd, bell, back_fd, back_bell = map(int, sys.argv[1:])
 pool = PacketPool.from_descriptor(pool_fd)
 engine, sink = Engine("f", pool, clock=Clock(virtual=True)), MemoryPort("sink")
 source = PortRx(RingPort("in", ring_in=SpscRing.from_descriptor(ring_fd, bell)))
 source >> PortTx(sink)
 engine.load([source])
-engine.advance(0)
+advance(engine, 0)
 taken = sink.take()
 engine.close()
 MpscRing.from_descriptor(back_fd, back_bell).push_many([frame.data[0] for frame in taken])
@@ -165,7 +166,7 @@ print(len(taken), pool.in_use)
 
 CHURN = """
 import sys
-from dataplane.packet import PacketPool
+from dataplane.packet.pool import PacketPool
 from tests.test_shared_memory import churn
 pool = PacketPool.from_descriptor(int(sys.argv[1]))
 print("ready", flush=True)
@@ -184,8 +185,8 @@ def churn(pool: PacketPool, seed: int) -> None:
     for turn in range(150):
         frames = [bytes([seed, turn]) + bytes([i % 256]) * (70 + (turn + i) % 50) for i in range(200 + turn % 50)]
         port.inject(frames)
-        engine.advance(engine.clock.now_ns)
-        engine.advance(engine.clock.now_ns + 10**9)
+        advance(engine, engine.clock.now_ns)
+        advance(engine, engine.clock.now_ns + 10**9)
         assert [frame.data for frame in out.take()] == frames, "somebody else wrote into our packets"
     engine.close()
 
@@ -213,16 +214,16 @@ def test_two_processes_allocate_and_free_at_the_same_time():
 
 KILLED = """
 import os, signal, sys
-from dataplane.clock import Clock; from dataplane.engine import Engine; from dataplane.packet import PacketPool
-from dataplane.port import PortRx, PortTx; from dataplane.ports.memory import MemoryPort
-from dataplane.ports.ring_port import RingPort; from dataplane.ring import MpscRing
+from dataplane.engine.clock import Clock; from dataplane.engine.engine import Engine; from dataplane.packet.pool import PacketPool
+from dataplane.graph.port import PortRx, PortTx; from dataplane.ports.memory import MemoryPort
+from dataplane.ports.ring_port import RingPort; from dataplane.packet.ring import MpscRing
 pool_fd, ring_fd, bell = map(int, sys.argv[1:])
 engine, port = Engine("f", PacketPool.from_descriptor(pool_fd), clock=Clock(virtual=True)), MemoryPort("in")
 source = PortRx(port)
 source >> PortTx(RingPort("out", ring_out=MpscRing.from_descriptor(ring_fd, bell)))
 engine.load([source])
 port.inject([bytes(100)] * 50)
-engine.advance(0)
+advance(engine, 0)
 print("ready", flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -363,7 +364,7 @@ def test_processes_lose_nothing_and_keep_order(kind: str, producers: int):
     each = 20_000
     code = f"""
 import sys
-from dataplane.ring import {kind}
+from dataplane.packet.ring import {kind}
 ring = {kind}.from_descriptor(int(sys.argv[1]), int(sys.argv[2]))
 print("ready", flush=True)
 first, at = int(sys.stdin.readline()) << 24, 0

@@ -1,10 +1,11 @@
 """The dataplane's basic path: frames in, frames out, none lost."""
 
-from dataplane.clock import Clock
 from dataplane.elements.counter import Counter
-from dataplane.engine import Engine
-from dataplane.packet import PacketPool
-from dataplane.port import PortRx, PortTx
+from dataplane.engine.clock import Clock
+from dataplane.engine.engine import Engine
+from dataplane.engine.running import advance, start
+from dataplane.graph.port import PortRx, PortTx
+from dataplane.packet.pool import PacketPool
 from dataplane.ports.memory import MemoryPort
 
 
@@ -17,7 +18,7 @@ def test_frames_pass_a_graph_in_virtual_time():
     engine.load([rx])
     frames = [bytes([i]) * (60 + i * 700) for i in range(40)]
     a.inject(frames)
-    assert engine.advance(1000) == 40
+    assert advance(engine, 1000) == 40
     assert [frame.data for frame in b.take()] == frames
     assert engine.conservation() == {
         "received": 40,
@@ -38,7 +39,7 @@ def test_a_thread_wakes_for_input_and_stops():
     rx, tx = PortRx(a), PortTx(b)
     rx >> tx
     engine.load([rx])
-    engine.start()
+    start(engine)
     try:
         for i in range(200):
             a.inject([bytes(60)])

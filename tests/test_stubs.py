@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = [name for name in ("dataplane", "shaping", "transport", "virt", "vnic") if (ROOT / name).exists()]
+PACKAGES = [name for name in ("dataplane", "shaping", "switching", "transport", "virt", "vnic") if (ROOT / name).exists()]
 STUBS = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.pyi"))
 
 

@@ -18,10 +18,10 @@ import pytest
 from tests.support import plain_user
 from tests.support.containers import IS_ROOT, Container
 from tests.test_command import VNIC, environment, gone_within, ping, processes_of, vnic, write_config  # noqa: F401 - a fixture
-from vnic.control.api import BACKLOG
-from vnic.control.instance import turn_away
-from vnic.control.supervisor import STOP_TIMEOUT_S, Supervisor
-from vnic.control.worker_process import WorkerProcess
+from vnic.api.interface import BACKLOG
+from vnic.daemon.instance import turn_away
+from vnic.daemon.supervisor import STOP_TIMEOUT_S, Supervisor
+from vnic.daemon.worker_process import WorkerProcess
 from vnic.device.descriptors import readable
 
 TREE = Path(__file__).parents[1]
@@ -250,7 +250,7 @@ def test_a_successor_that_dies_as_soon_as_it_took_over_is_a_crash(tmp_path, monk
     """Its last messages are read at its end: it then counts as the worker, and is replaced."""
     (tmp_path / "ends.py").write_text("def main(): pass\n")
     (tmp_path / "takes_over.py").write_text(
-        "import socket, sys\nfrom vnic.control import keeper\n"
+        "import socket, sys\nfrom vnic.store import keeper\n"
         "def main(): keeper.send(socket.socket(fileno=int(sys.argv[2])), keeper.TookOver())\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -300,7 +300,7 @@ def test_down_needs_no_worker_that_answers(environment, two):  # noqa: F811
     found = status(environment)
     os.kill(found["pid"], signal.SIGSTOP)
     supervisor = os.pidfd_open(found["supervisor"]["pid"])
-    code = "from vnic.control import client; client.ASKED_S = 0.1\nwith client.Client() as found: found.shutdown()"
+    code = "from vnic.api import client; client.ASKED_S = 0.1\nwith client.Client() as found: found.shutdown()"
     down = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=TREE)
     log = Path(environment["VNIC_RUNTIME_DIR"]) / "default.log"
     while "INFO stopping" not in log.read_text():
@@ -411,7 +411,7 @@ def test_too_few_files_to_come_up_with(environment, tmp_path, leak_check):  # no
 
 
 NEAR = """
-from vnic.control.module import Module
+from vnic.modules.module import Module
 from vnic.device.tap import Route, TapRequest
 
 class Near(Module):
@@ -489,7 +489,7 @@ def test_an_instance_may_have_more_files_open_than_the_soft_limit(environment, t
 def test_a_log_is_bounded(tmp_path):
     code = """
 import os, sys
-from vnic.control.instance import bound_log
+from vnic.daemon.instance import bound_log
 path = sys.argv[1]
 os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 2)
 os.write(2, b"old\\n" * 100)

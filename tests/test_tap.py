@@ -19,18 +19,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataplane.engine import Engine
+from dataplane.engine.engine import Engine
+from dataplane.engine.running import start
 from dataplane.errors import ConfigError, PortError
-from dataplane.packet import PacketPool
-from dataplane.port import PortRx, PortTx
+from dataplane.graph.port import PortRx, PortTx
+from dataplane.packet.pool import PacketPool
 from dataplane.ports.memory import MemoryPort
+from dataplane.ports.tap_port import TapPort
 from tests.support import plain_user
 from tests.support.containers import IS_ROOT, Container
 from tests.tools import need
 from vnic.device.agent import NamespaceAgent
 from vnic.device.link import QUEUE_PACKETS, QUEUE_PACKETS_LEAST, TUNSETVNETHDRSZ
 from vnic.device.tap import VNET_HEADER_BYTES, Offload, Route, Tap, TapRequest, check, format_mac, parse_mac
-from vnic.device.tap_port import TapPort
 
 ROOT = Path(__file__).parents[1]
 
@@ -517,7 +518,7 @@ def test_frames_that_cannot_be_read_are_counted(agent, container):
         container.run("ip", "neigh", "add", "10.0.0.9", "lladdr", "02:00:00:00:00:09", "dev", "eth0")
         engine, rx, out = receiving(tap)
         fcntl.ioctl(tap.fds[0], TUNSETVNETHDRSZ, struct.pack("i", 1 << 20))
-        engine.start()
+        start(engine)
         with container.udp_socket() as sender:
             while rx.statistics()["dropped"]["unreadable"] < 100:
                 sender.sendto(b"x" * 100, ("10.0.0.9", 9))
@@ -566,12 +567,12 @@ long syscall(long number, ...)
 """
 OLD_READER = """
 import json, socket
-from dataplane.clock import Clock
-from dataplane.engine import Engine
-from dataplane.packet import PacketPool
-from dataplane.port import PortRx, PortTx
+from dataplane.engine.clock import Clock
+from dataplane.engine.engine import Engine
+from dataplane.packet.pool import PacketPool
+from dataplane.graph.port import PortRx, PortTx
 from dataplane.ports.memory import MemoryPort
-from vnic.device.tap_port import TapPort
+from dataplane.ports.tap_port import TapPort
 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 pool = PacketPool(small=64, large=4)
 secret, port, out = MemoryPort("secret", 2), TapPort("eth0", [ours.fileno()]), MemoryPort("out", 1)
@@ -581,10 +582,10 @@ before >> PortTx(MemoryPort("elsewhere", 3))
 engine = Engine("e0", pool, clock=Clock(virtual=True, start_ns=1))
 engine.load([rx, before])
 secret.inject([b"SECRET" * 10000] * 4)  # every large buffer of the pool has been another NIC's
-engine.advance(2)
+advance(engine, 2)
 theirs.send(bytes(10) + b"\\xff" * 6 + b"\\2\\0\\0\\0\\0\\1" + b"\\x88\\xb5" + b"a" * 46)
 while rx.statistics()["received"] == 0:
-    engine.advance(3)
+    advance(engine, 3)
 assert engine.conservation()["conserved"]
 print(json.dumps([[frame.data.hex() for frame in out.take()], rx.statistics()["dropped"]]))
 """

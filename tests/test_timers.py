@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataplane.engine import Engine
-from dataplane.packet import PacketPool
-from dataplane.port import PortRx, PortTx
+from dataplane.engine.engine import Engine
+from dataplane.engine.running import start
+from dataplane.graph.port import PortRx, PortTx
+from dataplane.packet.pool import PacketPool
 from dataplane.ports.memory import MemoryPort
 from shaping.shaper import Shaper
 
@@ -86,7 +87,7 @@ def test_shapers_of_many_rates(lanes):
         ports += [into, out]
         slowest_s = max(slowest_s, (PACKETS - 1) * BYTES * 8 / rate)
     engine.load(sources)
-    engine.start()
+    start(engine)
     try:
         began_s = time.monotonic()
         for into in ports[::2]:

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dataplane.config.load import dump_yaml
 from dataplane.errors import ConfigError
-from vnic.control.convert import decode_config, encode_config
-from vnic.control.load import dump_yaml, parse_config
-from vnic.control.written import written_config
+from vnic.config.convert import decode_config, encode_config
+from vnic.config.load import parse_config
+from vnic.config.written import written_config
 
 
 def parsed(text):

@@ -14,7 +14,7 @@ from tests.support import plain_user
 from tests.support.containers import Container
 from tests.test_command import VNIC, environment, ping, vnic  # noqa: F401 - a fixture
 from tests.test_supervisor import ECHO, TALK, conserved, inside, kill_worker, status
-from vnic.control.client import Client
+from vnic.api.client import Client
 
 TREE = Path(__file__).parents[1]
 # Frames written to a TAP wait in a queue of the writing CPU (netif_rx): when an engine continues on

@@ -18,8 +18,8 @@ from tests.test_command import VNIC, environment, ping, vnic  # noqa: F401 - a f
 from tests.test_handlers_traffic import until
 from tests.test_supervisor import inside, kill_worker, status
 from tests.test_upgrade import OVERTAKEN_MOST, RECEIVE, Traffic, counters, link_counts, two  # noqa: F401 - a fixture
-from vnic.control.client import Client
-from vnic.control.upgrade import Channel, Silent
+from vnic.api.client import Client
+from vnic.daemon.upgrade import Channel, Silent
 
 pytestmark = pytest.mark.commands
 
@@ -58,7 +58,7 @@ def impatient(request, environment):  # noqa: F811
         environment |= {"PYTHONPATH": f"{FAULTS}:{TREE}", "VNIC_TEST_PATIENCE": patience}
 
 
-STEP_S, BROWNOUT_S = "vnic.control.upgrade:STEP_TIMEOUT_S=1", "vnic.control.worker:BROWNOUT_S=1"
+STEP_S, BROWNOUT_S = "vnic.daemon.upgrade:STEP_TIMEOUT_S=1", "vnic.daemon.worker:BROWNOUT_S=1"
 ENGINES = [f"{which}-{what}" for which in ("first", "second") for what in ("load", "word", "run")]
 
 
@@ -150,7 +150,7 @@ for number in %s: sender.sendto(b"%%d" %% number, ("10.99.0.2", 7001))
 """
 
 
-@pytest.mark.parametrize("impatient", ["vnic.control.upgrade:STEP_TIMEOUT_S=60"], indirect=True)
+@pytest.mark.parametrize("impatient", ["vnic.daemon.upgrade:STEP_TIMEOUT_S=60"], indirect=True)
 @pytest.mark.parametrize(("step", "count"), [("first-load", 3000), ("second-load", 6000)], ids=["queue", "ring"])
 def test_what_is_lost_is_reported(environment, impatient, two, faulty, tmp_path, step, count):  # noqa: F811
     """While an engine is halted, more packets arrive than fit into the queue of its TAP or into the
@@ -306,7 +306,7 @@ def test_a_python_that_is_no_path(environment, two, python, monkeypatch):  # noq
 @pytest.mark.parametrize("late", [True, False])
 def test_the_word_is_said_in_time_or_not_at_all(late, monkeypatch):
     """Else both workers would run the engine."""
-    monkeypatch.setattr("vnic.control.upgrade.STEP_TIMEOUT_S", 0.0)
+    monkeypatch.setattr("vnic.daemon.upgrade.STEP_TIMEOUT_S", 0.0)
     ours, theirs = map(Channel, socket.socketpair())
     with pytest.raises(Silent, match="does not answer"):
         ours.receive()

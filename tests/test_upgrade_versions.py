@@ -15,7 +15,7 @@ from tests.support.containers import Container
 from tests.test_command import TREE, environment, ping, vnic  # noqa: F401 - a fixture
 from tests.test_supervisor import inside, kill_worker, status
 from tests.test_upgrade import RECEIVE, Traffic, two  # noqa: F401 - a fixture
-from vnic.control.client import Client
+from vnic.api.client import Client
 
 pytestmark = pytest.mark.commands
 
@@ -26,7 +26,7 @@ def install(directory, version):
     venv.create(directory, symlinks=True)
     (packages,) = (directory / "lib").glob("python*/site-packages")
     ours = shutil.ignore_patterns("*.pyx", "*.pxd", "*.c", "__pycache__")
-    for package in ("vnic", "dataplane", "shaping", "virt"):
+    for package in ("vnic", "dataplane", "shaping", "switching", "virt"):
         shutil.copytree(TREE / package, packages / package, ignore=ours)
     information = packages / f"vnic-{version}.dist-info"
     information.mkdir()
@@ -48,11 +48,11 @@ def newer(tmp_path):
     """A version with more configuration keys and another state format, which also reads the older
     one."""
     packages, python = install(tmp_path / "vnic-2", "99.1")
-    change(packages / "vnic/control/schema.py", (
+    change(packages / "vnic/config/schema.py", (
         "    owner: Annotated[\n", "    colour: str = 'blue'\n    owner: Annotated[\n"
     ))  # fmt: skip
     change(
-        packages / "dataplane/handover.py",
+        packages / "dataplane/engine/handover.py",
         ("FORMAT_VERSION = 1\n", "FORMAT_VERSION = 2\n"),
         ("] = {}\nBYTES_MAX", "] = {1: lambda content: {**content, 'mood': 'upgraded'}}\nBYTES_MAX"),
         ("    elements: list[ElementState]\n", "    elements: list[ElementState]\n    mood: str\n"),

@@ -18,8 +18,8 @@ from asyncvarlink.serviceinterface import VarlinkServiceInterface
 from dataplane.errors import VnicError
 from tests.support.containers import Container
 from tests.test_command import environment, ping, vnic, write_config  # noqa: F401 - a fixture
-from vnic.control.api import DESCRIPTORS_MOST
-from vnic.control.client import Client
+from vnic.api.client import Client
+from vnic.api.interface import DESCRIPTORS_MOST
 
 pytestmark = pytest.mark.commands
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from dataplane.errors import ConfigError, PortError
-from dataplane.port import TX_REASONS
+from dataplane.graph.port import TX_REASONS
 from tests.support import plain_user
 from tests.support.containers import IS_ROOT, Container
 from tests.support.veths import Station, quiet_container
@@ -263,7 +263,7 @@ def test_another_process_goes_on_with_the_descriptors(agent, container):
 DAEMON = """
 import sys
 from vnic.device.agent import NamespaceAgent
-from vnic.device.rss import Rss
+from dataplane.elements.rss import Rss
 from vnic.device.veth import VethRequest
 from vnic.device.veth_nic import VethNic
 agent = NamespaceAgent.start()

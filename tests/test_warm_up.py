@@ -1,12 +1,12 @@
 """Prefetches of an engine when it wakes: cache lines of the objects on its path and of their code,
 each once, bounded in number."""
 
-from dataplane.element import Element
-from dataplane.elements.l2_switch import L2Switch
-from dataplane.elements.mac_table import MacTable
-from dataplane.port import PortRx, PortTx
+from dataplane.engine.warm_up import WarmUp
+from dataplane.graph.element import Element
+from dataplane.graph.port import PortRx, PortTx
 from dataplane.ports.memory import MemoryPort
-from dataplane.warm_up import WarmUp
+from switching.l2_switch import L2Switch
+from switching.mac_table import MacTable
 
 
 def test_a_port_is_asked_for_with_its_element():

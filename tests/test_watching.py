@@ -13,7 +13,7 @@ from tests.support.containers import Container
 from tests.test_command import TREE, VNIC, environment, ping, vnic  # noqa: F401 - a fixture
 from tests.test_handlers_traffic import until
 from tests.test_supervisor import conserved, kill_worker, status
-from vnic.control.client import Client
+from vnic.api.client import Client
 
 pytestmark = pytest.mark.commands
 

@@ -1,7 +1,7 @@
-"""A class for tests/test_timers.py over the functions of dataplane/timers.pxd."""
+"""A class for tests/test_timers.py over the functions of dataplane/graph/timers.pxd."""
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from dataplane.timers cimport Entry, Heap, timer_first, timer_remove, timer_set
+from dataplane.graph.timers cimport Entry, Heap, timer_first, timer_remove, timer_set
 
 
 cdef class TwinHeap:

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from typing import Any
 
     from dataplane.errors import ConfigError, VnicError
-    from vnic.control.client import Client
+    from vnic.api.client import Client
     from vnic.testing.network import Received, VirtualNetwork
 
 __all__ = ["Client", "ConfigError", "Received", "VirtualNetwork", "VnicError"]
 
 _MODULES = {
-    "Client": "vnic.control.client",
+    "Client": "vnic.api.client",
     "ConfigError": "dataplane.errors",
     "Received": "vnic.testing.network",
     "VirtualNetwork": "vnic.testing.network",

@@ -6,7 +6,7 @@ Records of one instant are ordered by interface, comment, and order of writing, 
 does not depend on which engine ran first.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from dataplane.packet cimport Context
+from dataplane.packet.pool cimport Context
 
 cdef enum:
     FLUSH_BYTES = 131072         # per write: fits the second-level cache

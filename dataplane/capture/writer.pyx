@@ -8,7 +8,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, qsort, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset
 from posix.unistd cimport write
-from dataplane.packet cimport PACKET_TRUNCATED, Context, Packet, packet_buffer, packet_capacity, packet_data
+from dataplane.packet.pool cimport PACKET_TRUNCATED, Context, Packet, packet_buffer, packet_capacity, packet_data
 
 from dataplane.errors import ConfigError, PortError
 

@@ -1,10 +1,10 @@
 """Classifier: sends each packet to the gate of the first rule that it matches."""
 from cpython.ref cimport PyObject
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
-from dataplane.element cimport Element
-from dataplane.packet cimport PACKET_IPV4, PACKET_IPV6, PACKET_L4, Batch, Context, Packet
+from dataplane.graph.element cimport Element
+from dataplane.packet.pool cimport PACKET_IPV4, PACKET_IPV6, PACKET_L4, Batch, Context, Packet
 from dataplane.wire.headers cimport VLAN_ID_MASK
-from dataplane.work cimport Work
+from dataplane.graph.work cimport Work
 
 cdef enum:
     # Bits of the key's flags besides the record's PACKET_IPV4, PACKET_IPV6 and PACKET_L4.

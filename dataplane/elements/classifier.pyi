@@ -1,9 +1,9 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, final
 
-from dataplane.element import Element
 from dataplane.elements.classifier_rules import Rule
-from dataplane.work import Work
+from dataplane.graph.element import Element
+from dataplane.graph.work import Work
 
 @final
 class RuleTable:

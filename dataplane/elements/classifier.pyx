@@ -4,14 +4,14 @@ from cpython.ref cimport Py_INCREF, Py_XDECREF, PyObject
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
-from dataplane.element cimport Element
-from dataplane.packet cimport BATCH_MAX, PACKET_IPV4, PACKET_IPV6, PACKET_L4, PACKET_PARSED, Batch, Context, Packet
+from dataplane.graph.element cimport Element
+from dataplane.packet.pool cimport BATCH_MAX, PACKET_IPV4, PACKET_IPV6, PACKET_L4, PACKET_PARSED, Batch, Context, Packet
 from dataplane.vatomic cimport va_load_acquire_ptr, va_store_release_ptr
-from dataplane.work cimport Work
+from dataplane.graph.work cimport Work
 
 from dataplane.errors import ConfigError, VnicError
 from dataplane.elements.classifier_rules import Prefix, PortRange, list_rules, read_rules
-from dataplane.handlers import Handler
+from dataplane.graph.handlers import Handler
 
 cdef enum:
     MATCHED = 0                  # indices into COUNTERS

@@ -1,6 +1,6 @@
 """Counter and Discard: the two simplest elements."""
-from dataplane.element cimport Element
-from dataplane.packet cimport Batch, Context
+from dataplane.graph.element cimport Element
+from dataplane.packet.pool cimport Batch, Context
 
 cdef class Counter(Element):
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil

@@ -1,7 +1,7 @@
 """Counter and Discard."""
 from libc.stdint cimport uint32_t
-from dataplane.element cimport Element
-from dataplane.packet cimport Batch, Context, packet_wire_bytes
+from dataplane.graph.element cimport Element
+from dataplane.packet.pool cimport Batch, Context, packet_wire_bytes
 
 
 cdef class Counter(Element):

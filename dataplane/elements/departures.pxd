@@ -1,7 +1,7 @@
 """Departures: measures how late packets leave, relative to the source's time stamps."""
-from dataplane.element cimport Element
-from dataplane.meter cimport Meter
-from dataplane.packet cimport Batch, Context
+from dataplane.graph.element cimport Element
+from dataplane.engine.meter cimport Meter
+from dataplane.packet.pool cimport Batch, Context
 
 cdef class Departures(Element):
     cdef readonly Meter meter

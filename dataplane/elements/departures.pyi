@@ -2,8 +2,8 @@
 
 from typing import final
 
-from dataplane.element import Element
-from dataplane.meter import Meter
+from dataplane.engine.meter import Meter
+from dataplane.graph.element import Element
 
 @final
 class Departures(Element):

@@ -1,10 +1,10 @@
 """Departures. The contract is in departures.pxd."""
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
-from dataplane.element cimport Element
-from dataplane.engine cimport Engine
-from dataplane.meter cimport Meter
-from dataplane.packet cimport BATCH_MAX, Batch, Context, packet_wire_bytes
+from dataplane.graph.element cimport Element
+from dataplane.engine.engine cimport Engine
+from dataplane.engine.meter cimport Meter
+from dataplane.packet.pool cimport BATCH_MAX, Batch, Context, packet_wire_bytes
 
 
 @cython.final

@@ -1,7 +1,7 @@
 """Mirror: writes a copy of passing packets to a capture file."""
 from libc.stdint cimport uint32_t
-from dataplane.element cimport Element
-from dataplane.packet cimport Batch, Context
+from dataplane.graph.element cimport Element
+from dataplane.packet.pool cimport Batch, Context
 from dataplane.ports.pcap_writer cimport CaptureFile
 
 cdef class Mirror(Element):

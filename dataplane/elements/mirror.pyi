@@ -3,7 +3,7 @@
 import os
 from typing import Any, ClassVar
 
-from dataplane.element import Element
+from dataplane.graph.element import Element
 from dataplane.ports.pcap_writer import SNAPLEN_MAX as SNAPLEN_MAX
 from dataplane.ports.pcap_writer import CaptureFile
 

@@ -2,9 +2,9 @@
 import os
 
 from libc.stdint cimport uint32_t
-from dataplane.element cimport Element
-from dataplane.engine cimport Engine
-from dataplane.packet cimport Batch, Context
+from dataplane.graph.element cimport Element
+from dataplane.engine.engine cimport Engine
+from dataplane.packet.pool cimport Batch, Context
 from dataplane.ports.pcap_writer cimport CaptureFile
 from dataplane.vatomic cimport va_load_relaxed_u32
 

@@ -1,8 +1,8 @@
 """Parse: reads every packet's headers once, where packets enter a graph."""
 from libc.stdint cimport uint32_t
-from dataplane.element cimport Element
-from dataplane.packet cimport Batch, Context
-from dataplane.port cimport Port, QueueStats
+from dataplane.graph.element cimport Element
+from dataplane.packet.pool cimport Batch, Context
+from dataplane.graph.port cimport Port, QueueStats
 
 cdef class Parse(Element):
     cdef bint forwards                   # malformed="forward"

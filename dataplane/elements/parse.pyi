@@ -1,7 +1,7 @@
 from typing import Literal, final
 
-from dataplane.element import Element
-from dataplane.port import Port
+from dataplane.graph.element import Element
+from dataplane.graph.port import Port
 from dataplane.wire.headers import PARSE_REASONS as PARSE_REASONS
 
 @final

@@ -1,9 +1,9 @@
 """Parse. What it finds in a packet is in dataplane/wire/headers.pxd."""
 cimport cython
 from libc.stdint cimport uint32_t
-from dataplane.element cimport Element
-from dataplane.packet cimport GSO_NONE, Batch, Context, Packet, packet_data
-from dataplane.port cimport Port, count_segments
+from dataplane.graph.element cimport Element
+from dataplane.packet.pool cimport GSO_NONE, Batch, Context, Packet, packet_data
+from dataplane.graph.port cimport Port, count_segments
 from dataplane.wire.headers cimport PARSE_IPV4_HEADER, PARSE_OK, check_offloads, is_above_link, parse_packet
 
 from dataplane.errors import ConfigError

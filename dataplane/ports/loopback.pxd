@@ -1,8 +1,8 @@
 """LoopbackPort: receives what it transmits."""
 from libc.stdint cimport uint32_t
 from cpython.ref cimport PyObject
-from dataplane.packet cimport Batch, Context
-from dataplane.port cimport Port
+from dataplane.packet.pool cimport Batch, Context
+from dataplane.graph.port cimport Port
 
 cdef class LoopbackPort(Port):
     cdef readonly list rings             # one SpscRing per queue: owning references

@@ -1,8 +1,8 @@
 """Type stub of dataplane.ports.loopback."""
 
-from dataplane.engine import Engine
-from dataplane.port import Port
-from dataplane.ring import SpscRing
+from dataplane.engine.engine import Engine
+from dataplane.graph.port import Port
+from dataplane.packet.ring import SpscRing
 
 class LoopbackPort(Port):
     rings: list[SpscRing]

@@ -2,11 +2,12 @@
 from cpython.ref cimport PyObject
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
-from dataplane.engine cimport Engine
-from dataplane.packet cimport PACKET_IN_USE, PACKET_TRUNCATED, Batch, Context, Packet
-from dataplane.port cimport OFFLOAD_ALL, Port
+from dataplane.engine.engine cimport Engine
+from dataplane.packet.pool cimport PACKET_IN_USE, PACKET_TRUNCATED, Batch, Context, Packet
+from dataplane.graph.offload cimport OFFLOAD_ALL
+from dataplane.graph.port cimport Port
 from dataplane.ports.ring_port cimport free_all, push_batch
-from dataplane.ring cimport SpscRing
+from dataplane.packet.ring cimport SpscRing
 
 from dataplane.errors import ConfigError
 

@@ -1,7 +1,7 @@
 """A port with Python at its other end: tests, examples and tools inject and take frames."""
 from libc.stdint cimport uint32_t
-from dataplane.packet cimport Batch, Context
-from dataplane.port cimport Port
+from dataplane.packet.pool cimport Batch, Context
+from dataplane.graph.port cimport Port
 
 cdef class MemoryPort(Port):
     cdef object _lock

@@ -1,7 +1,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from dataplane.port import Port
+from dataplane.graph.port import Port
 
 class Frame(NamedTuple):
     data: bytes

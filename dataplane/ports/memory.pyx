@@ -5,8 +5,9 @@ from typing import NamedTuple
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from posix.unistd cimport read
-from dataplane.packet cimport LARGE_FRAME, NO_PACKET, Batch, Context, Packet, batch_add, packet_alloc, packet_data, packet_free
-from dataplane.port cimport NO_MTU, OFFLOAD_ALL, TX_TOO_LONG, Port, count_segments, fits_mtu
+from dataplane.packet.pool cimport LARGE_FRAME, NO_PACKET, Batch, Context, Packet, batch_add, packet_alloc, packet_data, packet_free
+from dataplane.graph.offload cimport OFFLOAD_ALL
+from dataplane.graph.port cimport NO_MTU, TX_TOO_LONG, Port, count_segments, fits_mtu
 from dataplane.vatomic cimport va_load_acquire_u32, va_store_release_u32
 
 from dataplane.errors import ConfigError

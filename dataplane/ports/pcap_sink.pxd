@@ -2,9 +2,9 @@
 packets in a capture."""
 from libc.stdint cimport uint32_t
 from dataplane.capture.writer cimport CaptureWriter
-from dataplane.meter cimport Meter
-from dataplane.packet cimport Batch, Context
-from dataplane.port cimport Port
+from dataplane.engine.meter cimport Meter
+from dataplane.packet.pool cimport Batch, Context
+from dataplane.graph.port cimport Port
 
 cdef enum:
     CLASSES = 32                 # marks with a meter each; higher ones share the last meter

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 
 from dataplane.capture.writer import CaptureWriter
-from dataplane.engine import Engine
-from dataplane.meter import Meter
-from dataplane.port import Port
+from dataplane.engine.engine import Engine
+from dataplane.engine.meter import Meter
+from dataplane.graph.port import Port
 
 class PcapSink(Port):
     writer: CaptureWriter | None

@@ -1,11 +1,11 @@
 """PcapSink and DropRecorder. The contract is in pcap_sink.pxd."""
 from libc.stdint cimport uint32_t, uint64_t
 from dataplane.capture.writer cimport CaptureWriter
-from dataplane.element cimport Element
-from dataplane.engine cimport Engine
-from dataplane.meter cimport Meter
-from dataplane.packet cimport Batch, Context, Packet, packet_free, packet_wire_bytes
-from dataplane.port cimport NO_MTU, TX_IO_ERROR, TX_TOO_LONG, Port, fits_mtu
+from dataplane.graph.element cimport Element
+from dataplane.engine.engine cimport Engine
+from dataplane.engine.meter cimport Meter
+from dataplane.packet.pool cimport Batch, Context, Packet, packet_free, packet_wire_bytes
+from dataplane.graph.port cimport NO_MTU, TX_IO_ERROR, TX_TOO_LONG, Port, fits_mtu
 
 from dataplane.errors import ConfigError
 

@@ -1,8 +1,8 @@
 """PcapSource: a port that receives a capture's packets when they are due by the engine's clock."""
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from dataplane.capture.reader cimport CaptureReader, Record
-from dataplane.packet cimport Batch, Context
-from dataplane.port cimport Port
+from dataplane.packet.pool cimport Batch, Context
+from dataplane.graph.port cimport Port
 
 cdef enum:
     RECORDED = 0                 # at the recorded times, faster by factor / divisor

@@ -1,7 +1,7 @@
 """Python face of dataplane.ports.pcap_source."""
 
 from dataplane.capture.reader import CaptureReader
-from dataplane.port import Port
+from dataplane.graph.port import Port
 
 MODES: dict[str, int]
 

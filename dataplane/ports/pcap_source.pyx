@@ -2,11 +2,12 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from dataplane.capture.reader cimport CaptureReader, Record
-from dataplane.element cimport NEVER
-from dataplane.offload cimport restore_gso
-from dataplane.packet cimport (HEADROOM, LARGE_FRAME, NO_PACKET, PACKET_TRUNCATED, Batch, Context, Packet, batch_add, packet_alloc,
+from dataplane.graph.element cimport NEVER
+from dataplane.graph.offload cimport restore_gso
+from dataplane.packet.pool cimport (HEADROOM, LARGE_FRAME, NO_PACKET, PACKET_TRUNCATED, Batch, Context, Packet, batch_add, packet_alloc,
                                packet_buffer, packet_capacity, packet_data)
-from dataplane.port cimport LINK_HEADERS, OFFLOAD_ALL, Port
+from dataplane.graph.offload cimport LINK_HEADERS, OFFLOAD_ALL
+from dataplane.graph.port cimport Port
 
 from dataplane.capture.reader import CaptureReader as OpenReader
 from dataplane.errors import ConfigError

@@ -6,8 +6,8 @@ content to the file as it is. One producer (the engine's thread), one consumer (
 """
 cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from dataplane.packet cimport Batch, Context
-from dataplane.port cimport Port
+from dataplane.packet.pool cimport Batch, Context
+from dataplane.graph.port cimport Port
 
 cdef struct ByteRing:
     uint64_t tail            # producer's cache line: total bytes put in

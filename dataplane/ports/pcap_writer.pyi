@@ -3,8 +3,8 @@
 import os
 from typing import final
 
-from dataplane.clock import Clock
-from dataplane.port import Port
+from dataplane.engine.clock import Clock
+from dataplane.graph.port import Port
 
 BUFFER_MAX_BYTES: int
 BUFFER_MIN_BYTES: int

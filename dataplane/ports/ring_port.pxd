@@ -1,8 +1,8 @@
 """RingPort: passes packets from one engine to another."""
 from libc.stdint cimport uint32_t
-from dataplane.packet cimport Batch, Context
-from dataplane.port cimport Port
-from dataplane.ring cimport Ring
+from dataplane.packet.pool cimport Batch, Context
+from dataplane.graph.port cimport Port
+from dataplane.packet.ring cimport Ring
 
 cdef class RingPort(Port):
     cdef readonly Ring ring_in  # the ring that this side consumes; None: it receives nothing

@@ -1,8 +1,8 @@
 """Type stub of dataplane.ports.ring_port."""
 
-from dataplane.engine import Engine
-from dataplane.port import Port
-from dataplane.ring import Ring
+from dataplane.engine.engine import Engine
+from dataplane.graph.port import Port
+from dataplane.packet.ring import Ring
 
 class RingPort(Port):
     ring_in: Ring | None

@@ -1,9 +1,10 @@
 """RingPort. The contract is in ring_port.pxd."""
 from libc.stdint cimport uint32_t, uint64_t
-from dataplane.engine cimport Engine
-from dataplane.packet cimport BURST, Batch, Context, packet_free, packet_return_cache
-from dataplane.port cimport OFFLOAD_ALL, TX_LINK_DOWN, TX_QUEUE_FULL, Port
-from dataplane.ring cimport Ring
+from dataplane.engine.engine cimport Engine
+from dataplane.packet.pool cimport BURST, Batch, Context, packet_free, packet_return_cache
+from dataplane.graph.offload cimport OFFLOAD_ALL
+from dataplane.graph.port cimport TX_LINK_DOWN, TX_QUEUE_FULL, Port
+from dataplane.packet.ring cimport Ring
 from dataplane.vatomic cimport vnic_check
 
 from dataplane.errors import ConfigError

@@ -1,7 +1,7 @@
 """SideSource: one side of a capture as a port; Split: determines a frame's side."""
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from dataplane.capture.reader cimport CaptureReader, Record
-from dataplane.packet cimport Batch, Context
+from dataplane.packet.pool cimport Batch, Context
 from dataplane.ports.pcap_source cimport PcapSource
 from dataplane.wire.rewrite cimport Rewrite
 

@@ -3,8 +3,8 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp
 from dataplane.capture.reader cimport CaptureReader
-from dataplane.element cimport NEVER
-from dataplane.packet cimport PACKET_TRUNCATED, Batch, Context, Packet, packet_data
+from dataplane.graph.element cimport NEVER
+from dataplane.packet.pool cimport PACKET_TRUNCATED, Batch, Context, Packet, packet_data
 from dataplane.ports.pcap_source cimport PcapSource
 from dataplane.wire.headers cimport (ETHERNET_BYTES, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4_BYTES,
                                      IPV4_FRAGMENT_OFFSET, IPV6_BYTES, PORTS_BYTES, PROTOCOL_SCTP, PROTOCOL_TCP,

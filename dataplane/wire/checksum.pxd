@@ -10,7 +10,7 @@ overflow it.
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
-from dataplane.packet cimport PACKET_IPV4, Packet
+from dataplane.packet.pool cimport PACKET_IPV4, Packet
 from dataplane.wire.headers cimport htonl
 
 cdef inline uint64_t checksum_add(uint64_t running, const uint8_t *data, size_t length) noexcept nogil:

@@ -1,7 +1,7 @@
 """The Python face of the header parser, for tests and tools. The parser itself is in headers.pxd."""
 from libc.stdint cimport uint8_t
 from libc.string cimport memset
-from dataplane.packet cimport LARGE_FRAME, Packet
+from dataplane.packet.pool cimport LARGE_FRAME, Packet
 
 PARSE_REASONS = ("runt", "ipv4_header", "ipv4_length", "ipv6_header", "ipv6_length", "l4_header", "bad_gso", "bad_csum_offset")
 

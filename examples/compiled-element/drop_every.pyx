@@ -2,11 +2,11 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from dataplane.abi cimport check_abi
-from dataplane.element cimport Element
-from dataplane.packet cimport Batch, Context
+from dataplane.graph.element cimport Element
+from dataplane.packet.pool cimport Batch, Context
 
 from dataplane.errors import ConfigError
-from dataplane.handlers import Handler
+from dataplane.graph.handlers import Handler
 
 check_abi(__name__)
 

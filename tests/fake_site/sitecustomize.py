@@ -8,7 +8,7 @@ from importlib.machinery import ModuleSpec
 
 class _FakeRuntime(MetaPathFinder, Loader):
     def find_spec(self, name, path=None, target=None):
-        return ModuleSpec(name, self) if name == "vnic.control.runtime" else None
+        return ModuleSpec(name, self) if name == "vnic.runtime.runtime" else None
 
     def exec_module(self, module: types.ModuleType) -> None:
         from tests.fake_daemon import FakeRuntime

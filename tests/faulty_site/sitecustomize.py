@@ -67,20 +67,20 @@ def answering(send):
 
 def spoil(module):
     match module.__name__, WHAT:
-        case "vnic.control.upgrade", what if what == "word" or (HOW == "garbles" and what in ANSWERS):
+        case "vnic.daemon.upgrade", what if what == "word" or (HOW == "garbles" and what in ANSWERS):
             module.Channel.send = answering(module.Channel.send)
         case _ if HOW == "garbles":
             pass
-        case "vnic.control.runtime", "brownout":
+        case "vnic.runtime.runtime", "brownout":
             module.Runtime.start = failing(module.Runtime.start)
-        case "vnic.control.runtime", "control":
+        case "vnic.runtime.runtime", "control":
             module.Runtime.load_control = failing(module.Runtime.load_control)
-        case "vnic.control.upgrade", "load":
+        case "vnic.daemon.upgrade", "load":
             module.Loading.finish = failing(module.Loading.finish)
-        case "vnic.control.server", "serve" if sys.argv[-1] == "successor":
+        case "vnic.api.server", "serve" if sys.argv[-1] == "successor":
             module.Server.start = failing(module.Server.start)
-        case "dataplane.group", "run":
-            module.EngineGroup.resume = failing(module.EngineGroup.resume, caller="vnic.control.upgrade")
+        case "dataplane.groups.group", "run":
+            module.EngineGroup.resume = failing(module.EngineGroup.resume, caller="vnic.daemon.upgrade")
     if PATIENCE.startswith(f"{module.__name__}:"):
         setattr(module, PATIENCE.partition(":")[2], float(SECONDS))
 
@@ -100,11 +100,11 @@ class Spoiling(Loader):
 class Finder(MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name not in (
-            "vnic.control.runtime",
-            "vnic.control.upgrade",
-            "vnic.control.worker",
-            "vnic.control.server",
-            "dataplane.group",
+            "vnic.runtime.runtime",
+            "vnic.daemon.upgrade",
+            "vnic.daemon.worker",
+            "vnic.api.server",
+            "dataplane.groups.group",
         ):
             return None
         spec = PathFinder.find_spec(name, path)

@@ -12,7 +12,7 @@ import click
 from vnic.cli.common import connect, instance_option, json_option, plural, print_json
 
 if TYPE_CHECKING:
-    from vnic.control.client import Client
+    from vnic.api.client import Client
 
 SIGNS = {"add": "+", "remove": "-", "change": "~"}
 dry_option = click.option("-n", "--dry-run", "dry", is_flag=True, help="Only show what would change.")
@@ -102,16 +102,16 @@ def show(instance: str, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    from vnic.control.load import dump_yaml
+    from dataplane.config.load import dump_yaml
 
     click.echo(dump_yaml(found).rstrip("\n"))
 
 
 def _send(client: Client, file: str, *, dry: bool) -> list[dict[str, Any]]:
     """Sends a configuration file, which is checked here, where its lines are known."""
-    from vnic.control.advice import queue_warnings
-    from vnic.control.convert import encode_config
-    from vnic.control.load import load_config
+    from vnic.config.advice import queue_warnings
+    from vnic.config.convert import encode_config
+    from vnic.config.load import load_config
 
     config = load_config(file)
     for warning in queue_warnings(config):

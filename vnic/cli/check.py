@@ -10,8 +10,8 @@ from vnic.cli.apply import diff, show
 from vnic.cli.common import json_option, plural, print_json
 
 if TYPE_CHECKING:
-    from vnic.control.reference import Key
-    from vnic.control.schema import Config
+    from vnic.config.reference import Key
+    from vnic.config.schema import Config
 
 
 @click.command()
@@ -25,7 +25,7 @@ def doctor(as_json: bool) -> None:
     vnic doctor
     vnic doctor --json
     """
-    from vnic.control.doctor import examine
+    from vnic.daemon.doctor import examine
 
     findings = examine()
     if as_json:
@@ -76,10 +76,10 @@ def check(file: str, use: str | None, as_json: bool) -> None:
     """
     import msgspec
 
-    from vnic.control.advice import queue_warnings
-    from vnic.control.chain import check_chain, module_class
-    from vnic.control.load import load_config
-    from vnic.control.schema import encode_scalar
+    from vnic.config.advice import queue_warnings
+    from vnic.config.load import load_config
+    from vnic.config.schema import encode_scalar
+    from vnic.modules.chain import check_chain, module_class
 
     found = load_config(file, contained=use == "containers")
     lone = [nic.name for nic in found.nics.values() if nic.pid is None and nic.netns is None]
@@ -130,7 +130,7 @@ def explain(key: str | None, as_json: bool) -> None:
     """
     import msgspec
 
-    from vnic.control.reference import find, reference
+    from vnic.config.reference import find, reference
 
     keys = reference() if key is None else [find(key)]
     if as_json:
@@ -162,7 +162,7 @@ def schema() -> None:
     \b
     vnic config schema > vnic.schema.json
     """
-    from vnic.control.schema import json_schema
+    from vnic.config.json_schema import json_schema
 
     print_json(json_schema())
 

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from vnic.control.client import Client
+    from vnic.api.client import Client
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,7 +28,7 @@ def json_option(function: F) -> F:
 
 
 def connect(instance: str) -> Client:
-    from vnic.control.client import Client
+    from vnic.api.client import Client
 
     return Client(instance)
 
@@ -96,7 +96,7 @@ def completing(what: str) -> Callable[[click.Context, click.Parameter, str], lis
 def _instances() -> list[str]:
     import os
 
-    from vnic.control.api import runtime_directory
+    from vnic.api.interface import runtime_directory
 
     return sorted(name[:-5] for name in os.listdir(runtime_directory()) if name.endswith(".sock"))
 
@@ -104,7 +104,7 @@ def _instances() -> list[str]:
 def _names(what: str, context: click.Context) -> list[str]:
     import os
 
-    from vnic.control.client import Client
+    from vnic.api.client import Client
 
     instance = context.params.get("instance") or os.environ.get("VNIC_INSTANCE") or "default"
     with Client(instance, timeout_s=COMPLETION_S) as client:

@@ -15,9 +15,9 @@ from typing import Any
 
 from dataplane.errors import VnicError
 from dataplane.units import format_rate
-from vnic.control.convert import convert_config
-from vnic.control.runtime import Runtime
+from vnic.config.convert import convert_config
 from vnic.device.link import try_tun_device
+from vnic.runtime.runtime import Runtime
 
 ADDRESSES = {"left": "10.99.0.1", "right": "10.99.0.2"}
 MTU = 1500

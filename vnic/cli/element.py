@@ -9,7 +9,7 @@ import click
 from vnic.cli.common import json_option, print_json
 
 if TYPE_CHECKING:
-    from vnic.control.element_docs import ElementDoc
+    from vnic.cli.element_docs import ElementDoc
 
 
 @click.command()
@@ -29,7 +29,7 @@ def element(name: str | None, as_json: bool) -> None:
 
     import msgspec
 
-    from vnic.control.element_docs import built_in, describe_element
+    from vnic.cli.element_docs import built_in, describe_element
 
     found = built_in() if name is None else [describe_element(name, os.getcwd())]
     if as_json:

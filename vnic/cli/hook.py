@@ -92,8 +92,8 @@ def find_runtime_directory() -> None:
 def attach_when_free(instance: str, name: str, nic: dict[str, Any], wait_s: float = FREED_S) -> None:
     """Attaches a NIC. When a container restarts, first waits until the ended container's NIC of
     that name is detached. Raises ConfigError, VnicError."""
+    from vnic.api.client import Client
     from vnic.cli.nics import attach_nic
-    from vnic.control.client import Client
 
     deadline_s = time.monotonic() + wait_s
     while True:

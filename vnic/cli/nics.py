@@ -13,7 +13,7 @@ from dataplane.errors import ConfigError
 from vnic.cli.common import F, about, completing, connect, instance_option, json_option, plural, print_json, shown_rate
 
 if TYPE_CHECKING:
-    from vnic.control.client import Client
+    from vnic.api.client import Client
 
 
 @click.group()
@@ -90,7 +90,7 @@ def veth(**options: Any) -> None:
 
 
 def _attach(kind: str, name: str, pid: int | None, netns: str | None, instance: str, **options: Any) -> None:
-    from vnic.control.load import netns_path
+    from vnic.config.load import netns_path
 
     if (pid is None) == (netns is None):
         raise click.UsageError("which container? give --pid PID or --netns PATH")
@@ -122,7 +122,7 @@ def nested(words: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_nic(name: str, nic: dict[str, Any]) -> None:
     """Raises ConfigError for values that no instance would accept, before a request."""
-    from vnic.control.convert import convert_nic
+    from vnic.config.convert import convert_nic
 
     convert_nic(name, {key: value for key, value in nic.items() if value is not None}, (name,))
 
@@ -214,7 +214,7 @@ def rate(name: str, egress: str | None, ingress: str | None, instance: str, as_j
 
 def _check_rate(name: str, direction: str, value: str) -> None:
     """Raises ConfigError for a rate that no instance would accept, before a request."""
-    from vnic.control.scalars import Rate
+    from dataplane.config.scalars import Rate
 
     try:
         Rate.parse(value)

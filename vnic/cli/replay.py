@@ -18,7 +18,7 @@ from vnic.cli.common import about, json_option, plural, print_json, print_table
 
 if TYPE_CHECKING:
     from dataplane.wire.rewrite import Rewrite
-    from vnic.control.schema import Config
+    from vnic.config.schema import Config
     from vnic.replay.compare import Difference
 
 WAYS = ("auto", "mac", "prefix", "port", "none")
@@ -134,7 +134,7 @@ def replay(
     vnic replay both.pcap -c net.yaml --side web=10.0.0.1 --side 'db=*' --rewrite-mac nics
     vnic replay captures/ -c net.yaml --json                         # every file on its own
     """
-    from vnic.control.load import load_config
+    from vnic.config.load import load_config
     from vnic.replay.sides import rewrite_of
 
     config = load_config(config_file, contained=False)

@@ -16,7 +16,7 @@ from dataplane.errors import ConfigError, VnicError
 from vnic.cli.common import Seconds, connect, instance_option, json_option, plural, print_json
 
 if TYPE_CHECKING:
-    from vnic.control.schema import NicConfig
+    from vnic.config.schema import NicConfig
 
 TERMS = ("received", "generated", "transmitted", "dropped", "held")
 
@@ -39,8 +39,8 @@ def demo(rate: str, queues: int, seconds: float, spin: str, as_json: bool) -> No
     vnic demo --rate 10mbit --queues 4
     vnic demo --json
     """
+    from dataplane.config.scalars import Rate
     from dataplane.units import parse_rate
-    from vnic.control.scalars import Rate
 
     rate_bps = int(Rate(parse_rate(rate)))
     from vnic.cli.demo import run_demo  # loads compiled modules, so only after the rate is checked
@@ -119,11 +119,11 @@ def _tell(descriptor: int, answer: dict[str, object]) -> None:
 
 
 def _up(file: str, instance: str, ready: Callable[[], None], *, partial: bool) -> None:
-    from vnic.control.advice import queue_warnings
-    from vnic.control.convert import encode_config
-    from vnic.control.load import load_config
-    from vnic.control.log import Log, set_up
-    from vnic.control.supervisor import supervise
+    from vnic.api.log import Log, set_up
+    from vnic.config.advice import queue_warnings
+    from vnic.config.convert import encode_config
+    from vnic.config.load import load_config
+    from vnic.daemon.supervisor import supervise
 
     set_up(interactive=sys.stderr.isatty())
     config = load_config(file)
@@ -160,7 +160,7 @@ def _is_on_the_host(nic: NicConfig) -> bool:
 def _up_detached(file: str, instance: str, *, partial: bool) -> None:
     import subprocess
 
-    from vnic.control.instance import log_path
+    from vnic.daemon.instance import log_path
 
     log = log_path(instance)
     read_end, write_end = os.pipe()

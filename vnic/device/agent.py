@@ -189,7 +189,7 @@ def run_child(sock: socket.socket, request: Request, netns_fd: int) -> str | Non
 
 def report(error: BaseException) -> None:
     """Writes the traceback of a bug to the log: one object where the log is JSON (see
-    vnic.control.log, which is not loaded here)."""
+    vnic.api.log, which is not loaded here)."""
     if os.environ.get("VNIC_LOG_FORMAT") != "json":
         traceback.print_exception(error)
         return

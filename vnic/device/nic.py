@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from dataplane.port import Port
+from dataplane.elements.nic_tx import NicTx
+from dataplane.elements.rss import Rss
+from dataplane.graph.port import Port
+from dataplane.ports.tap_port import TapPort
 from vnic.device.agent import NamespaceAgent
 from vnic.device.namespaces import TargetWatch
-from vnic.device.nic_tx import NicTx
-from vnic.device.rss import Rss
 from vnic.device.tap import Offload, Tap, TapRequest
-from vnic.device.tap_port import TapPort
 
 
 class Nic:

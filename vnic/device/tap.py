@@ -48,7 +48,7 @@ ARPHRD_ETHER = 1
 
 class Offload(enum.IntFlag):
     """Offloads: the container's kernel leaves checksums and segmentation to the device. The bits
-    are OFFLOAD_* of dataplane/port.pxd."""
+    are OFFLOAD_* of dataplane/graph/port.pxd."""
 
     CSUM = 0x01
     TSO4 = 0x02

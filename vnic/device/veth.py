@@ -2,7 +2,7 @@
 
 A NIC of this kind needs no /dev/net/tun. Its interface in the container is one end of a veth pair; the other, the far end, lies in
 a network namespace without a name, made for it beside the container's, and AF_PACKET sockets bound to the far end carry the frames
-(`vnic.device.packet_port`). The far namespace lives as long as its last descriptor: when the program closes them, or is killed, the
+(`dataplane.ports.packet_port`). The far namespace lives as long as its last descriptor: when the program closes them, or is killed, the
 kernel removes the namespace and with it both ends.
 
 The far namespace belongs to the user namespace of the process that made it: where a plain user's agent had to enter the container's

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataplane.port import Port
+from dataplane.graph.port import Port
+from dataplane.ports.packet_port import PacketPort
 from vnic.device.nic import Nic
-from vnic.device.packet_port import PacketPort
 from vnic.device.veth import Veth
 
 

@@ -8,15 +8,15 @@ from typing import Any
 
 from dataplane.capture.reader import CaptureReader
 from dataplane.capture.writer import CaptureWriter
-from dataplane.port import Port
+from dataplane.elements.nic_tx import NicTx
+from dataplane.elements.rss import Rss
+from dataplane.graph.port import Port
 from dataplane.ports.pcap_sink import PcapSink
 from dataplane.ports.pcap_source import PcapSource
 from dataplane.ports.side_source import SharedCapture, SideSource, Split
 from dataplane.wire.rewrite import Rewrite
-from vnic.control.devices import offloads_of
-from vnic.control.schema import NicConfig
-from vnic.device.nic_tx import NicTx
-from vnic.device.rss import Rss
+from vnic.config.schema import NicConfig
+from vnic.modules.devices import offloads_of
 
 
 class Forever:

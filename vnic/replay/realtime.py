@@ -12,20 +12,20 @@ from functools import partial
 from typing import Any
 
 from dataplane.capture.reader import CaptureReader
-from dataplane.clock import Clock
-from dataplane.element import Element
 from dataplane.elements.departures import Departures
+from dataplane.engine.clock import Clock
 from dataplane.errors import ConfigError, VnicError
-from dataplane.port import Port
+from dataplane.graph.element import Element
+from dataplane.graph.port import Port
 from dataplane.ports.pcap_source import PcapSource
 from dataplane.units import parse_rate
-from vnic.control.devices import Device, TapDevices
-from vnic.control.runtime import Runtime
-from vnic.control.schema import Config, NicConfig
+from vnic.config.schema import Config, NicConfig
 from vnic.device.namespaces import TargetWatch
 from vnic.device.nic import Nic
+from vnic.modules.devices import Device, TapDevices
 from vnic.replay.devices import ReplayDevices
 from vnic.replay.session import Capture
+from vnic.runtime.runtime import Runtime
 
 # the source polls from so long before a packet is due: the worst wake-up latency on an idle machine
 LEAD_NS = 300_000

@@ -9,17 +9,17 @@ from typing import Any
 
 from dataplane.capture.reader import CaptureReader
 from dataplane.capture.writer import CaptureWriter, format_of
-from dataplane.clock import Clock
+from dataplane.engine.clock import Clock
+from dataplane.engine.meter import Meter
+from dataplane.engine.virtual_time import VirtualTime
 from dataplane.errors import CaptureError, ConfigError, PortError
-from dataplane.meter import Meter
 from dataplane.ports.pcap_sink import DropRecorder
 from dataplane.ports.side_source import SideSource, Split
-from dataplane.virtual_time import VirtualTime
 from dataplane.wire.rewrite import Rewrite
-from vnic.control.runtime import Runtime
-from vnic.control.schema import Config
+from vnic.config.schema import Config
 from vnic.replay.devices import ReplayDevices, ReplayNic
 from vnic.replay.warnings import ABSURD_NS, drop_warnings, span_warning
+from vnic.runtime.runtime import Runtime
 
 SLICE = 200_000  # packets between two reports of progress and checks for Ctrl-C: about 40 ms
 

@@ -15,7 +15,7 @@ from dataplane.capture.reader import CaptureReader
 from dataplane.errors import CaptureError, ConfigError
 from dataplane.ports.side_source import Split
 from dataplane.wire.rewrite import Rewrite
-from vnic.control.schema import Config
+from vnic.config.schema import Config
 
 LOOK_PACKETS = 10_000  # at the beginning of a capture, read to find its sides
 LOOK_BYTES = 4 << 20  # at the beginning of a pipe, which cannot be read twice

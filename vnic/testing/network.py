@@ -12,19 +12,19 @@ from typing import Any
 
 from dataplane.capture.reader import CaptureReader
 from dataplane.capture.writer import CaptureWriter
-from dataplane.clock import Clock
+from dataplane.elements.nic_tx import NicTx
+from dataplane.elements.rss import Rss
+from dataplane.engine.clock import Clock
+from dataplane.engine.virtual_time import VirtualTime
 from dataplane.errors import ConfigError
-from dataplane.offload import captured_frame
+from dataplane.graph.offload import captured_frame
 from dataplane.ports.memory import Frame, MemoryPort
 from dataplane.units import format_time, parse_time
-from dataplane.virtual_time import VirtualTime
-from vnic.control.load import load_config, parse_config
-from vnic.control.runtime import Runtime
-from vnic.control.schema import Config, NicConfig
-from vnic.device.nic_tx import NicTx
-from vnic.device.rss import Rss
+from vnic.config.load import load_config, parse_config
+from vnic.config.schema import Config, NicConfig
 from vnic.replay.compare import Pair, Seen, describe
 from vnic.replay.devices import Forever
+from vnic.runtime.runtime import Runtime
 
 START_NS = 10**9  # start of virtual time: greater than 0, so that earlier times exist
 

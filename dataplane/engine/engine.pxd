@@ -1,0 +1,94 @@
+"""Engine: a single-threaded task that runs elements (Snap, section 2.2).
+
+One EngineThread at a time runs an engine, and may run others too (engine_thread.pxd). Fields that
+only this thread accesses need no lock; fields that other threads access are marked `shared`.
+"""
+from cpython.ref cimport PyObject
+from libc.stdint cimport uint32_t, uint64_t
+from dataplane.engine.clock cimport Clock
+from dataplane.graph.element cimport Counters
+from dataplane.engine.element_arrays cimport ElementArrays
+from dataplane.graph.flood_credit cimport FloodCredit
+from dataplane.packet.pool cimport Context, PacketPool
+from dataplane.engine.polling cimport Polling
+from dataplane.graph.timers cimport Heap
+from dataplane.graph.work cimport Work
+
+cdef enum:
+    # rounds after a sleep: the packet that woke the thread, and what else was there
+    LONE_ROUNDS = 2
+
+cdef class Engine
+
+cdef class Snapshot(Work):
+    cdef Engine engine
+    cdef Counters *copies                # one per element, in the engine's order
+    cdef void run(self, Context *ctx) noexcept nogil
+
+cdef class Engine:
+    cdef readonly str name
+    cdef readonly PacketPool pool
+    cdef readonly Clock clock
+    cdef readonly list sources
+    cdef readonly list elements
+    # of `start`: how long its thread polls while idle before it sleeps
+    cdef readonly uint64_t spin_ns
+    cdef readonly object cpu             # of `start`: CPU number or None
+    cdef public uint64_t budget_ns       # upper bound of a turn (Snap, section 2.4); 0: none
+    cdef Context *ctx
+    cdef FloodCredit flood_credit
+    cdef Polling polling                 # of `sources`
+    cdef ElementArrays arrays            # of `elements`
+    cdef int mailbox_descriptor          # eventfd: work was posted
+    cdef int done_descriptor  # eventfd: the work is done, or the engine has no owner any more
+    cdef int wake_descriptor             # eventfd of the thread that runs it; -1
+    cdef void *mailbox                   # shared: the posted Work or NULL; a queue of depth 1
+    cdef uint32_t sleeping               # shared: a poster must write to the eventfd
+    # shared: the EngineThread that runs it; UNDER_WAY: in a thread's inbox; NULL: none
+    cdef void *owner
+    cdef void *destination  # shared: the EngineThread to run it, written to move it; NULL: none
+    cdef void *next_engine               # link in an inbox
+    cdef uint64_t owner_id               # shared: pthread_self() of the owner
+    # A turn.
+    cdef bint look                       # find out what is readable: the last ppoll is too long ago
+    cdef bint woken                      # the first turn after a sleep
+    cdef bint resting                    # asleep while its thread is awake for other engines
+    cdef bint drained                    # the last turn took all packets that were waiting
+    cdef bint more                       # the last turn wants another at once
+    cdef uint32_t rounds                 # turns with packets since the last sleep
+    cdef uint64_t begin_ns               # of the last turn
+    cdef uint64_t next_ns                # deadline of the next timer
+    cdef uint64_t fair_ns  # time that it had, compared among the engines of its thread
+    # Statistics. Shared: balancers and control read them at any time.
+    cdef uint64_t sleeps, polls, busy_polls, works, overruns, longest_turn_ns
+    cdef uint64_t failed_inputs          # of graphs before; those of this one are in `polling`
+    cdef uint64_t busy_ns                # clock time of turns with packets
+    cdef uint64_t clear_ns  # the last instant at which no packet was waiting in any queue
+    # longest time that a packet may have waited for its turn since the balancer's last check, which
+    # resets it
+    cdef uint64_t delay_ns
+    # Accounting: clock time since the last settlement, and CPU time settled.
+    cdef uint64_t weight_ns              # sum of the elements' weights and the overhead's
+    # of it: polls without packets, work from the mailbox
+    cdef uint64_t vain_weight_ns, control_weight_ns
+    cdef uint64_t overhead_ns
+    cdef readonly uint64_t cpu_ns        # charged to elements and overhead
+    cdef public object runner            # the object that runs it; has `alive`; None: not run
+    cdef object _lock
+    cdef object _reload
+    cdef void put(self, list sources, Polling polling, ElementArrays arrays)
+    cdef void run_mailbox(self) noexcept nogil
+    cdef void distribute(self, bint any) noexcept nogil
+    cdef uint32_t poll_once(self) noexcept nogil
+    cdef uint32_t poll_source(self, PyObject *source) noexcept nogil
+    cdef uint32_t poll_slow(self, PyObject *source) noexcept nogil
+    cdef void run_unfinished(self) noexcept nogil
+    cdef uint64_t run_timers(self) noexcept nogil
+    cdef void run_due(self, Heap *heap) noexcept nogil
+    cdef uint32_t turn(self) noexcept nogil
+    cdef bint prepare_sleep(self) noexcept nogil
+    cdef void wake(self, bint pending) noexcept nogil
+    cdef void rouse(self) noexcept nogil
+    cdef void belong(self, void *thread, int wake_descriptor, uint64_t fair_ns) noexcept nogil
+    cdef void part(self, void *next_owner) noexcept nogil
+    cdef void settle(self, double share, bint caused) noexcept nogil

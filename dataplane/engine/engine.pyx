@@ -1,0 +1,554 @@
+"""Engine: the graph, the mailbox, and one turn of work. The contract is in engine.pxd."""
+import os
+import threading
+
+from cpython.ref cimport PyObject
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+from posix.time cimport CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
+from posix.unistd cimport read, write
+from dataplane.engine.clock cimport Clock
+from dataplane.graph.element cimport Counters, Element, Source, counters_dict
+from dataplane.engine.element_arrays cimport ElementArrays, weigh
+from dataplane.graph.flood_credit cimport FLOOD_MOST, FLOOD_PACKET, FLOOD_RATE, flood_begin
+from dataplane.graph.link cimport drain_links
+from dataplane.packet.pool cimport BURST, Context, PacketPool, packet_return_cache
+from dataplane.engine.polling cimport Polling
+from dataplane.graph.timers cimport NO_PLACE, Heap, timer_first, timer_remove
+from dataplane.vatomic cimport (va_fence, va_load_acquire_ptr, va_load_relaxed_u32, va_load_relaxed_u64, va_prefetch,
+                                va_store_relaxed_u32, va_store_relaxed_u64, va_store_release_ptr)
+from dataplane.graph.work cimport Work, await_readable
+
+from dataplane.errors import GraphError, VnicError
+from dataplane.graph.work import Call
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef unsigned long pthread_t
+    pthread_t pthread_self()
+
+
+class MailboxFull(VnicError):
+    """The engine has not taken the last piece of work yet (the mailbox is one deep)."""
+
+
+cdef enum:
+    # A poll that takes longer halves the source's bursts. A burst of 32 GSO frames of 64 KiB takes half of it.
+    LONG_NS = 1_000_000
+
+
+cdef inline uint64_t cpu_ns() noexcept nogil:
+    """CPU time of this thread."""
+    cdef timespec t
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t)
+    return <uint64_t>t.tv_sec * 1000000000 + <uint64_t>t.tv_nsec
+
+
+cdef inline void begin_anew(Element element) noexcept nogil:
+    """Sets counters and charges to 0."""
+    memset(&element.counters, 0, sizeof(Counters))
+    element.weight_ns = element.charged_ns = 0
+
+
+cdef inline uint64_t charge(Element element, double share) noexcept nogil:
+    cdef uint64_t part = <uint64_t>(element.weight_ns * share)
+    element.weight_ns = 0
+    element.charged_ns += part
+    return part
+
+
+cdef class Snapshot(Work):
+    """Copies the counters of all elements between two batches, without the GIL."""
+
+    def __init__(self, Engine engine):
+        self.engine = engine
+        self.copies = <Counters *>calloc(engine.arrays.member_count + 1, sizeof(Counters))
+        if self.copies == NULL:
+            raise MemoryError("snapshot")
+
+    def __dealloc__(self):
+        free(self.copies)
+
+    cdef void run(self, Context *ctx) noexcept nogil:
+        cdef uint32_t i
+        for i in range(self.engine.arrays.member_count):
+            (<Element>self.engine.arrays.members[i]).copy_counters(&self.copies[i])
+
+
+cdef class Engine:
+    """A single-threaded, run-to-completion task: polls its sources, pushes each batch through the graph, runs timers.
+
+    Whoever has threads runs it: a dataplane.groups.group.EngineGroup, or `start`, with one of its own that polls for spin_ns in vain before it
+    sleeps and is pinned to `cpu` (None: to none). budget_ns: a turn that takes longer is counted as an overrun; 0: none is.
+    With a virtual clock there is no thread: `advance` runs everything that is due, on the caller's.
+    """
+
+    def __cinit__(self, *args, **kwargs):
+        self.mailbox_descriptor = self.done_descriptor = self.wake_descriptor = -1
+        self.ctx = <Context *>calloc(1, sizeof(Context))
+        if self.ctx == NULL:
+            raise MemoryError("engine")
+
+    def __init__(self, str name, PacketPool pool, *, Clock clock=None, uint64_t spin_ns=0, cpu=None, uint64_t seed=1,
+                 uint64_t budget_ns=0):
+        self.name, self.pool, self.clock, self.spin_ns, self.cpu = name, pool, clock or Clock(), spin_ns, cpu
+        self.budget_ns, self.look = budget_ns, True
+        self.mailbox_descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.done_descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        pool.attach(self.ctx)
+        self.ctx.random_state = seed or 1
+        self.ctx.burst = BURST
+        self.ctx.now_ns = self.clock.now()
+        self.flood_credit.bytes, self.flood_credit.now_ns = FLOOD_MOST, self.ctx.now_ns
+        self._lock = threading.RLock()         # among posters; never taken by the engine
+        self._reload = threading.RLock()       # graph changes and snapshots exclude each other
+        self.put([], Polling([], self.mailbox_descriptor, -1), ElementArrays([]))
+
+    def __dealloc__(self):
+        free(self.ctx)
+        for descriptor in (self.mailbox_descriptor, self.done_descriptor):
+            if descriptor >= 0:
+                os.close(descriptor)
+
+    # -- the graph ---------------------------------------------------------------------------------------------------------
+
+    def load(self, sources):
+        """Takes the graph that hangs on `sources`: validates it, binds and initializes what is new. While the engine runs, this goes
+        through the mailbox. Returns the elements that left, with their statistics; an element that comes back counts from 0.
+        Raises GraphError, and then nothing has changed."""
+        from dataplane.graph.walk import walk
+        cdef Element element
+        cdef dict names = {}
+        cdef list fresh = [], gone = []
+        sources = list(sources)
+        elements = walk(sources)
+        for element in elements:
+            if element.engine is None:
+                fresh.append(element)
+            elif element.engine is not self:
+                raise GraphError(f"{element.name}: runs in engine {element.engine.name} already")
+            names[element.name] = element
+        if len(names) < len(elements):
+            twice = next(each.name for each in elements if names[each.name] is not each)
+            raise GraphError(f"{twice}: two elements of engine {self.name} have this name")
+        self.prepare(fresh)
+        try:
+            # Made here, so that the swap takes no time from packets.
+            polling, arrays = Polling(sources, self.mailbox_descriptor, -1), ElementArrays(elements)
+        except BaseException:
+            self.abandon(fresh)
+            raise
+        for element in self.elements:
+            if names.get(element.name) is not element:
+                gone.append(element)
+        before = self.polling, self.arrays     # freed by this thread
+
+        def swap():
+            for each in gone:
+                each.release()
+                (<Element>each).timer_place = NO_PLACE
+            self.put(sources, polling, arrays)
+            retired = [(each, {**each.statistics(), "charged_ns": (<Element>each).charged_ns}) for each in gone]
+            # From here on: where it is connected again, packets come to it before the next load.
+            for each in gone:
+                begin_anew(<Element>each)
+                (<Element>each).left = True
+            return retired
+
+        with self._reload:
+            retired = self.call(swap)
+        del before
+        for element in gone:
+            element.cleanup()
+            element.bind(None)
+        return retired
+
+    def prepare(self, elements):
+        """Binds and initializes elements that are in no engine, as `load` does with what is new: for a `load` that follows later.
+        Raises what they raise, and then none is bound."""
+        bound = []
+        try:
+            for element in elements:
+                if not (<Element>element).left:
+                    begin_anew(<Element>element)
+                (<Element>element).left = False
+                element.bind(self)
+                bound.append(element)
+                element.initialize()
+        except BaseException:
+            self.abandon(bound)
+            raise
+
+    def abandon(self, elements):
+        """Takes `prepare` back, for elements that were not loaded."""
+        for element in reversed(list(elements)):
+            element.cleanup()
+            element.bind(None)
+
+    cdef void put(self, list sources, Polling polling, ElementArrays arrays):
+        """Puts a graph in place. Only while the engine is between two batches."""
+        if self.polling is not None:
+            self.polling.settle_down()
+            self.failed_inputs += self.polling.failed_inputs
+        polling.descriptors[1].fd = self.wake_descriptor   # of the thread that runs it now
+        self.sources, self.elements = sources, arrays.elements
+        self.polling, self.arrays = polling, arrays
+        self.ctx.timers = <void *>&arrays.timers
+        arrays.gather()
+        self.look = True
+
+    def take_up(self):
+        """After `load_state` of its elements: what they hold goes on in the next iteration. Only between two batches."""
+        cdef Element element
+        for element in self.elements:
+            element.take_up(self.ctx)
+
+    # -- control -----------------------------------------------------------------------------------------------------------
+
+    def post(self, Work work, *, bint wait=True):
+        """Puts `work` into the mailbox and waits until the engine has run it; raises what it raised. With wait=False and the mailbox
+        taken: MailboxFull. An engine that nobody runs, and work that posts work, run it here."""
+        if va_load_relaxed_u64(&self.owner_id) == <uint64_t>pthread_self():
+            self._run_here(work)
+        else:
+            if not self._lock.acquire(wait):
+                raise MailboxFull(f"engine {self.name}: busy with the last piece of work")
+            try:
+                if self.runner is None:
+                    self._run_here(work)
+                else:
+                    self._hand_over(work)
+            finally:
+                self._lock.release()
+        if work.error is not None:
+            raise work.error
+        return work.result
+
+    def _run_here(self, Work work):
+        with nogil:
+            self.ctx.now_ns = self.clock.now()
+            work.run(self.ctx)
+            self.arrays.gather_timers()
+
+    def _hand_over(self, Work work):
+        cdef uint64_t one = 1
+        # The lock made us the only poster, so the slot is empty: the engine emptied it before it reported the last work done.
+        va_store_release_ptr(&self.mailbox, <void *><PyObject *>work)
+        with nogil:
+            va_fence()                       # the slot before the flag is read; pairs with the fence in EngineThread.sleep
+            if va_load_relaxed_u32(&self.sleeping):
+                write(self.mailbox_descriptor, &one, 8)
+        # The work must not be freed while the engine may run it: this thread holds it and does not leave before it is done.
+        interrupted = None
+        while not work.finished():
+            try:
+                await_readable(self.done_descriptor, 1000)
+            except KeyboardInterrupt as error:
+                interrupted = error
+            read(self.done_descriptor, &one, 8)
+            if not self.running and not work.finished():
+                va_store_release_ptr(&self.mailbox, NULL)
+                raise VnicError(f"engine {self.name}: its thread has ended")
+        if interrupted is not None:
+            raise interrupted
+
+    def call(self, function):
+        """Runs a Python callable on the engine's thread between two batches; returns or raises what it does."""
+        return self.post(Call(function))
+
+    def snapshot(self):
+        """Counters of all elements at one instant between two batches: list of (name, statistics)."""
+        cdef Snapshot work
+        with self._reload:                   # the list of elements stays what it is meanwhile
+            work = Snapshot(self)
+            self.post(work)
+            return [(element.name, counters_dict(type(element), &work.copies[i]))
+                    for i, element in enumerate(self.elements)]
+
+    def conservation(self):
+        """The terms of the law at one instant: received, generated, transmitted, dropped, held, and `conserved`."""
+        terms = {"received": 0, "generated": 0, "transmitted": 0, "dropped": 0, "held": 0}
+        for _, statistics in self.snapshot():
+            for term in ("received", "generated", "transmitted", "held"):
+                terms[term] += statistics[term]
+            terms["dropped"] += sum(statistics["dropped"].values())
+        terms["conserved"] = terms["received"] + terms["generated"] == terms["transmitted"] + terms["dropped"] + terms["held"]
+        return terms
+
+    def release(self):
+        """Takes the engine from whoever runs it, between two of its turns, and returns when it is free. The caller has seen to it that
+        nobody moves it meanwhile. Packets held stay held; `runner` may run it again."""
+        cdef uint64_t one = 1
+        with self._lock:                     # the done descriptor is ours, as for a post
+            va_store_release_ptr(&self.destination, NULL)
+            write(self.mailbox_descriptor, &one, 8)
+            while va_load_acquire_ptr(&self.owner) != NULL and self.running:
+                await_readable(self.done_descriptor, 100)
+                read(self.done_descriptor, &one, 8)
+            read(self.done_descriptor, &one, 8)
+            self.runner = None
+
+    @property
+    def running(self):
+        """True while a thread runs the engine."""
+        return self.runner is not None and self.runner.alive
+
+    def status(self):
+        """What the engine did so far, as a dict. Times in nanoseconds: of the clock, except cpu_ns."""
+        return {"name": self.name, "running": self.running, "cpu_ns": self.cpu_ns, "polls": self.polls, "busy_polls": self.busy_polls,
+                "busy_ns": self.busy_ns, "sleeps": self.sleeps, "works": self.works,
+                "failed_inputs": self.failed_inputs + self.polling.failed_inputs,
+                "overruns": self.overruns, "longest_turn_ns": self.longest_turn_ns, "budget_ns": self.budget_ns}
+
+    def charges(self):
+        """CPU time in nanoseconds by the name of each element that causes any (a source, a timer), and `overhead` (polls without end,
+        control's work); the sum is cpu_ns. To the last settlement: see dataplane.engine.settle."""
+        return {**{element.name: (<Element>element).charged_ns for element in self.elements if (<Element>element).charged_ns},
+                "overhead": self.overhead_ns}
+
+    def stop(self):
+        """Ends the thread that runs it alone, between two turns. Packets held stay held. May be called twice."""
+        if self.runner is not None:
+            self.runner.stop()
+
+    def close(self):
+        """Stops, drops what is held, cleans every element up."""
+        self.stop()
+        for element in self.elements:
+            element.release()
+        for element in self.elements:
+            element.cleanup()
+            element.bind(None)
+            (<Element>element).timer_place = NO_PLACE
+        self.put([], Polling([], self.mailbox_descriptor, -1), ElementArrays([]))
+        packet_return_cache(self.ctx)
+
+    # -- a turn ------------------------------------------------------------------------------------------------------------
+
+    cdef void run_mailbox(self) noexcept nogil:
+        cdef void *slot = va_load_acquire_ptr(&self.mailbox)
+        cdef uint64_t one = 1, begin, took
+        if slot == NULL:
+            return
+        self.ctx.now_ns = begin = self.clock.now()     # may be as old as the last sleep was long
+        (<Work>slot).run(self.ctx)
+        self.arrays.gather_timers()                    # it may have set any
+        self.works += 1
+        va_store_release_ptr(&self.mailbox, NULL)   # empty before done: the next poster finds room
+        (<Work>slot).finish()                       # from here on the work may be freed
+        write(self.done_descriptor, &one, 8)
+        took = self.clock.now() - begin
+        self.weight_ns += took
+        self.control_weight_ns += took
+
+    cdef uint32_t poll_source(self, PyObject *source) noexcept nogil:
+        """Polls a source, and charges it for the time until its packets have left; returns how many packets there were."""
+        cdef uint64_t before = self.ctx.now_ns, took
+        cdef uint32_t taken
+        if (<Source>source).slow:
+            taken = self.poll_slow(source)
+        else:
+            taken = (<Source>source).poll(self.ctx)
+        if self.ctx.links != NULL:
+            drain_links(self.ctx)
+        self.ctx.now_ns = self.clock.now()
+        took = self.ctx.now_ns - before
+        self.weight_ns += took
+        (<Source>source).slow = (<Source>source).slow or took > LONG_NS
+        if taken:
+            weigh(self.arrays, <Element>source, took)
+        else:
+            self.vain_weight_ns += took
+        if (<Element>source).timer_place != NO_PLACE:   # of a port whose packets come by the clock
+            (<Element>source).set_timer(self.ctx, (<Element>source).deadline_ns)
+        return taken
+
+    cdef uint32_t poll_slow(self, PyObject *source) noexcept nogil:
+        """Polls a source one of whose polls took long: with shorter bursts where it takes that much CPU time, and was not merely kept
+        from the CPU. A frame that is flooded to a thousand ports takes a millisecond: control and the other sources wait for one of
+        them, not for 32."""
+        cdef uint64_t began = cpu_ns(), took
+        cdef uint32_t taken, burst = self.ctx.burst
+        if (<Source>source).burst < burst:
+            self.ctx.burst = (<Source>source).burst
+        taken = (<Source>source).poll(self.ctx)
+        self.ctx.burst = burst
+        took = cpu_ns() - began
+        if took > LONG_NS and taken > 1:
+            (<Source>source).burst = max(min(taken, (<Source>source).burst) // 2, 1)
+        elif took < LONG_NS // 2:
+            if (<Source>source).burst >= BURST:
+                (<Source>source).slow = False
+            else:
+                (<Source>source).burst = (<Source>source).burst * 2
+        return taken
+
+    cdef uint32_t poll_once(self) noexcept nogil:
+        """One round over the sources that may have input; returns how many packets there were."""
+        cdef uint32_t i, got = 0
+        self.ctx.backlog = 0
+        self.ctx.now_ns = self.begin_ns = self.clock.now()
+        flood_begin(&self.flood_credit, self.ctx)
+        for i in range(self.polling.always_count):
+            got += self.poll_source(self.polling.always[i])
+        for i in range(self.polling.active_count):
+            got += self.poll_source(self.polling.active[i])
+        self.drained = not self.ctx.backlog and got < self.ctx.burst and self.ctx.burst > 1
+        self.ctx.burst = BURST
+        self.polls += 1
+        if got:
+            self.busy_polls += 1
+        return got
+
+    cdef void run_unfinished(self) noexcept nogil:
+        """Goes on with what elements postponed, each once."""
+        cdef void *element = self.ctx.unfinished
+        cdef void *following
+        cdef uint64_t before
+        self.ctx.unfinished = NULL
+        while element != NULL:
+            following = (<Element>element).next_unfinished
+            (<Element>element).unfinished_in = NULL
+            before = self.ctx.now_ns
+            (<Element>element).resume(self.ctx)
+            if self.ctx.links != NULL:
+                drain_links(self.ctx)
+            self.ctx.now_ns = self.clock.now()
+            self.weight_ns += self.ctx.now_ns - before
+            weigh(self.arrays, <Element>element, self.ctx.now_ns - before)
+            element = following
+
+    cdef void run_due(self, Heap *heap) noexcept nogil:
+        """Ticks what is due at the start, each once."""
+        cdef PyObject **due = self.arrays.due
+        cdef uint32_t i, count = 0
+        cdef uint64_t before
+        while heap.count and heap.entries[0].deadline_ns <= self.ctx.now_ns:
+            due[count] = <PyObject *>heap.entries[0].element
+            count += 1
+            timer_remove(heap, heap.entries[0].place)
+        for i in range(count):
+            if (<Element>due[i]).deadline_ns > self.ctx.now_ns:
+                continue                       # what ran before has moved it
+            (<Element>due[i]).tick(self.ctx)
+            if self.ctx.links != NULL:
+                drain_links(self.ctx)
+            (<Element>due[i]).set_timer(self.ctx, (<Element>due[i]).deadline_ns)
+            before = self.ctx.now_ns
+            self.ctx.now_ns = self.clock.now()
+            self.weight_ns += self.ctx.now_ns - before
+            weigh(self.arrays, <Element>due[i], self.ctx.now_ns - before)
+
+    cdef uint64_t run_timers(self) noexcept nogil:
+        """Ticks what is due; returns the next deadline that ends a sleep: a deferrable one does so in virtual time only."""
+        cdef uint64_t deadline
+        self.run_due(&self.arrays.timers.waking)
+        self.run_due(&self.arrays.timers.deferrable)
+        deadline = timer_first(&self.arrays.timers.waking)
+        if self.clock.virtual:
+            deadline = min(deadline, timer_first(&self.arrays.timers.deferrable))
+        return deadline
+
+    cdef uint32_t turn(self) noexcept nogil:
+        """Mailbox, sources, timers, each once. Returns packets that sources took; ctx.now_ns is the turn's end."""
+        cdef uint32_t got
+        cdef uint64_t waited
+        if va_load_acquire_ptr(&self.mailbox) != NULL:
+            self.run_mailbox()
+        if self.ctx.links != NULL:
+            drain_links(self.ctx)
+        if self.look:
+            self.polling.look()
+        got = self.poll_once()
+        if self.ctx.unfinished != NULL and self.ctx.flood_budget:
+            self.run_unfinished()
+        self.next_ns = self.run_timers()
+        if self.ctx.unfinished != NULL:
+            # When there is credit for some copies again, and not before: no need to be awake until then.
+            self.next_ns = min(self.next_ns, self.begin_ns + (2 if self.ctx.flood_budget else 16 * FLOOD_PACKET * FLOOD_RATE))
+        if self.woken:
+            self.woken = False
+            self.clear_ns = self.begin_ns
+        if got:
+            self.rounds += 1
+            self.busy_ns += self.ctx.now_ns - self.begin_ns
+            # What this turn found came after the last instant at which nothing waited: the oldest of it may have waited since.
+            waited = self.begin_ns - self.clear_ns
+            if waited > self.delay_ns:
+                va_store_relaxed_u64(&self.delay_ns, waited)
+        if not self.ctx.backlog:
+            self.clear_ns = self.begin_ns
+        # A lone packet is followed by nothing, most times: ppoll looks at all queues at once, cheaper than a read from each.
+        self.more = got > 0 and (self.rounds > LONE_ROUNDS or not self.drained) or self.ctx.links != NULL
+        return got
+
+    # -- sleep: what an engine's thread does around its ppoll --------------------------------------------------------------
+
+    cdef void distribute(self, bint any) noexcept nogil:
+        """After a ppoll of the engine's descriptors: notes which sources have input, empties the mailbox's eventfd."""
+        cdef uint64_t value
+        self.polling.after_sleep(any)
+        if any and self.polling.descriptors[0].revents:
+            read(self.mailbox_descriptor, &value, 8)
+            self.polling.descriptors[0].revents = 0
+
+    cdef bint prepare_sleep(self) noexcept nogil:
+        """Arms the sources; True: something is there already, do not sleep. The caller has set `sleeping` and fenced."""
+        cdef uint32_t i
+        cdef bint pending = False
+        for i in range(self.polling.armed_count):
+            pending = (<Source>self.polling.armed[i]).arm() or pending
+        return pending or va_load_acquire_ptr(&self.mailbox) != NULL or self.ctx.links != NULL
+
+    cdef void rouse(self) noexcept nogil:
+        """No longer asleep. By itself, of an engine that rests and is to have a turn: nothing is asked for ahead."""
+        cdef uint32_t i
+        va_store_relaxed_u32(&self.sleeping, 0)
+        for i in range(self.polling.armed_count):
+            (<Source>self.polling.armed[i]).disarm()
+        self.rounds = 0
+        self.resting, self.woken = False, True
+
+    cdef void wake(self, bint pending) noexcept nogil:
+        """After a sleep, or (pending) instead of one."""
+        self.rouse()
+        if pending:
+            self.polling.look()                # what the last ppoll said is older than that: without this, nobody would look
+        else:
+            self.sleeps += 1
+            self.arrays.warm.prefetch()
+            if self.ctx.large_cached:
+                va_prefetch(&self.ctx.packets[self.ctx.large_cache[self.ctx.large_cached - 1]])
+            if self.ctx.small_cached:
+                va_prefetch(&self.ctx.packets[self.ctx.small_cache[self.ctx.small_cached - 1]])
+        # What woke us goes on its way before we look for more: half of a short round trip's time here is cold memory and system calls.
+        self.ctx.burst, self.look = 1, False
+
+    cdef void belong(self, void *thread, int wake_descriptor, uint64_t fair_ns) noexcept nogil:
+        """On the thread that runs the engine from now on."""
+        self.wake_descriptor = self.polling.descriptors[1].fd = wake_descriptor
+        self.fair_ns, self.look = fair_ns, True               # packets may have come while nobody slept on its descriptors
+        va_store_relaxed_u64(&self.owner_id, <uint64_t>pthread_self())
+        va_store_release_ptr(&self.owner, thread)
+
+    cdef void part(self, void *next_owner) noexcept nogil:
+        """On the thread that ran it until now: the last that it does with the engine."""
+        self.wake_descriptor = self.polling.descriptors[1].fd = -1
+        va_store_relaxed_u64(&self.owner_id, 0)
+        va_store_release_ptr(&self.owner, next_owner)
+
+    # -- accounting --------------------------------------------------------------------------------------------------------
+
+    cdef void settle(self, double share, bint caused) noexcept nogil:
+        """Turns weights into CPU time: `share` nanoseconds of it for each of the clock. caused: who has packets pays for the polls in vain
+        that follow them, up to as much again, since the thread would be asleep otherwise. What is left is overhead."""
+        cdef uint64_t asked = self.weight_ns - self.vain_weight_ns - self.control_weight_ns
+        cdef uint64_t i, all_of_it = <uint64_t>(self.weight_ns * share), charged = 0
+        if caused and asked:
+            share += share * <double>min(self.vain_weight_ns, asked) / <double>asked
+        for i in range(self.arrays.weighed_count):
+            charged += charge(<Element>self.arrays.weighed[i], share)
+        self.arrays.weighed_count = 0
+        self.cpu_ns += max(all_of_it, charged)
+        self.overhead_ns += max(all_of_it, charged) - charged
+        self.weight_ns = self.vain_weight_ns = self.control_weight_ns = 0

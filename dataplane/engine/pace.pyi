@@ -1,0 +1,9 @@
+from typing import Self
+
+STEP_NS: int
+PAUSE_NS: int
+
+class Pace:
+    def __init__(self, step_ns: int, pause_ns: int) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exception: object) -> None: ...

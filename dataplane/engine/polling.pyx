@@ -1,0 +1,187 @@
+"""Polling. The contract is in polling.pxd.
+
+Sources: epoll(7), epoll_ctl(2), poll(2).
+"""
+import os
+
+from cpython.ref cimport PyObject
+from libc.stdint cimport uint32_t
+from libc.errno cimport EEXIST, errno
+from libc.stdlib cimport calloc, free
+from dataplane.graph.element cimport Source
+
+from dataplane.errors import VnicError
+
+cdef extern from "<poll.h>" nogil:
+    short POLLIN, POLLERR, POLLHUP, POLLNVAL
+
+cdef extern from "<sys/epoll.h>" nogil:
+    cdef union epoll_data:
+        uint32_t u32
+    cdef struct epoll_event:
+        uint32_t events
+        epoll_data data
+    int EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL
+    uint32_t EPOLLIN, EPOLLERR, EPOLLHUP
+    int epoll_create1(int flags)
+    int epoll_ctl(int epfd, int op, int fd, epoll_event *event)
+    int epoll_wait(int epfd, epoll_event *events, int most, int timeout)
+
+cdef extern from "<unistd.h>" nogil:
+    int close(int fd)
+
+cdef enum:
+    # Readable descriptors that are told of at once. The kernel reports the others first next time, so
+    # that all get their turn.
+    EVENTS_MOST = 64
+
+_generation = 0
+
+
+cdef class Polling:
+    """Of `sources`, with the eventfds of the engine's mailbox and of its thread (-1: none runs it). Raises VnicError, MemoryError."""
+
+    def __cinit__(self, *args, **kwargs):
+        self.epoll = -1
+
+    def __init__(self, sources, int mailbox_descriptor, int wake_descriptor):
+        global _generation
+        cdef uint32_t number, which
+        self.sources, self.duplicates = list(sources), []
+        descriptors = [source.poll_descriptors() for source in self.sources]
+        always = {source: None for source, own in zip(self.sources, descriptors)
+                  if not source.TAKES_INPUT and (not own or source.wakes_only() or source.TICKS)}
+        armed = {source: None for source in self.sources if source.needs_arm()}
+        total = sum(len(each) for each in descriptors)
+        many = total > FEW_DESCRIPTORS
+        self.always = <PyObject **>calloc(len(always) + 1, sizeof(PyObject *))
+        self.active = <PyObject **>calloc(len(self.sources) + 1, sizeof(PyObject *))
+        self.armed = <PyObject **>calloc(len(armed) + 1, sizeof(PyObject *))
+        self.inputs = <Input *>calloc(total + 1, sizeof(Input))
+        self.descriptors = <pollfd *>calloc(OWN_DESCRIPTORS + max(total, 1), sizeof(pollfd))
+        if not (self.always and self.active and self.armed and self.inputs and self.descriptors):
+            raise MemoryError("polling")
+        for source in self.sources:      # the engine may run it meanwhile: one store each, of the same value as before
+            (<Source>source).always = source in always
+            (<Source>source).arms = source in armed and source not in always
+        for number, source in enumerate(always):
+            self.always[number] = <PyObject *>source
+        for number, source in enumerate(armed):
+            self.armed[number] = <PyObject *>source
+            self.arms = self.arms or (<Source>source).arms
+        self.always_count, self.armed_count = <uint32_t>len(always), <uint32_t>len(armed)
+        self.descriptor_count = OWN_DESCRIPTORS
+        self.set_descriptor(0, mailbox_descriptor)
+        self.set_descriptor(1, wake_descriptor)
+        if many:
+            self.epoll = epoll_create1(EPOLL_CLOEXEC)
+            many = self.epoll >= 0       # where no descriptor is left, the thread's ppoll has all
+        if many:
+            self.set_descriptor(self.descriptor_count, self.epoll)
+            self.descriptor_count += 1
+        for source, own in zip(self.sources, descriptors):
+            for which, descriptor in enumerate(own):
+                self.add_input(source, which, descriptor, many)
+        _generation += 1
+        self.generation = _generation << 20  # failures of inputs count in the low bits
+
+    def __dealloc__(self):
+        if self.epoll >= 0:
+            close(self.epoll)
+        for descriptor in self.duplicates or ():
+            close(descriptor)
+        free(self.always)
+        free(self.active)
+        free(self.armed)
+        free(self.inputs)
+        free(self.descriptors)
+
+    cdef void set_descriptor(self, uint32_t at, int fd) noexcept:
+        self.descriptors[at].fd, self.descriptors[at].events = fd, POLLIN
+
+    cdef int add_input(self, Source source, uint32_t which, int fd, bint many) except -1:
+        cdef epoll_event event
+        cdef Input *input = &self.inputs[self.input_count]
+        if many:
+            event.events, event.data.u32 = EPOLLIN, self.input_count
+            failed = epoll_ctl(self.epoll, EPOLL_CTL_ADD, fd, &event) < 0
+            if failed and errno == EEXIST:   # the queues of a MemoryPort share a descriptor
+                fd = os.dup(fd)
+                self.duplicates.append(fd)
+                failed = epoll_ctl(self.epoll, EPOLL_CTL_ADD, fd, &event) < 0
+            if failed:
+                raise VnicError(f"{source.name}: its descriptor {fd} cannot be watched: fs.epoll.max_user_watches may be too low")
+        else:
+            self.set_descriptor(self.descriptor_count, fd)
+            self.descriptor_count += 1
+        input.source, input.which, input.fd, input.recovers = <PyObject *>source, which, fd, source.RECOVERS
+        self.input_count += 1
+        return 0
+
+    # -- on the engine's thread ------------------------------------------------------------------------------------------------
+
+    cdef void activate(self, Input *input) noexcept nogil:
+        (<Source>input.source).set_ready(input.which, True)
+        if not (<Source>input.source).always and not (<Source>input.source).active:
+            (<Source>input.source).active = True
+            self.active[self.active_count] = input.source
+            self.active_count += 1
+
+    cdef void settle_down(self) noexcept nogil:
+        """No source is active any more."""
+        cdef uint32_t i
+        for i in range(self.active_count):
+            (<Source>self.active[i]).active = False
+            (<Source>self.active[i]).clear_ready()
+        self.active_count = 0
+
+    cdef void fail(self, Input *input) noexcept nogil:
+        """Gives up an input whose interface is gone: a descriptor that is always ready would keep the engine awake."""
+        cdef epoll_event event
+        if self.epoll >= 0:
+            epoll_ctl(self.epoll, EPOLL_CTL_DEL, input.fd, &event)
+        input.fd = -1
+        self.failed_inputs += 1
+        self.generation += 1
+
+    cdef void collect(self) noexcept nogil:
+        cdef epoll_event[EVENTS_MOST] events
+        cdef int i, count = epoll_wait(self.epoll, events, EVENTS_MOST, 0)
+        for i in range(count):
+            if (events[i].events & (EPOLLERR | EPOLLHUP) and not events[i].events & EPOLLIN
+                    and not self.inputs[events[i].data.u32].recovers):
+                self.fail(&self.inputs[events[i].data.u32])
+            else:
+                self.activate(&self.inputs[events[i].data.u32])
+
+    cdef void look(self) noexcept nogil:
+        """Finds the inputs that may be readable now, without waiting: all of them; beyond FEW_DESCRIPTORS those that are, and those
+        of sources that may have something without their descriptors' saying so, as `arm` reports."""
+        cdef uint32_t i
+        if self.epoll >= 0:
+            self.settle_down()
+            self.collect()
+        for i in range(self.input_count if self.epoll < 0 or self.arms else 0):
+            if self.inputs[i].fd >= 0 and (self.epoll < 0 or (<Source>self.inputs[i].source).arms):
+                self.activate(&self.inputs[i])
+
+    cdef void after_sleep(self, bint any) noexcept nogil:
+        """Finds the inputs that the thread's ppoll reported in `descriptors`; any: whether it reported anything."""
+        cdef uint32_t i
+        cdef short events
+        self.settle_down()
+        if not any:
+            return
+        if self.epoll >= 0:
+            if self.descriptors[OWN_DESCRIPTORS].revents:
+                self.collect()
+            return
+        for i in range(self.input_count):
+            events = self.descriptors[OWN_DESCRIPTORS + i].revents
+            if events & POLLERR and self.inputs[i].recovers:
+                self.activate(&self.inputs[i])
+            elif events & (POLLERR | POLLHUP | POLLNVAL) and not events & POLLIN:
+                self.descriptors[OWN_DESCRIPTORS + i].fd = -1  # ppoll skips it
+                self.fail(&self.inputs[i])
+            elif events & POLLIN:
+                self.activate(&self.inputs[i])

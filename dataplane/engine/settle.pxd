@@ -1,0 +1,8 @@
+"""Settle: work that makes an engine's thread settle its accounts."""
+from dataplane.engine.engine cimport Engine
+from dataplane.packet.pool cimport Context
+from dataplane.graph.work cimport Work
+
+cdef class Settle(Work):
+    cdef Engine engine
+    cdef void run(self, Context *ctx) noexcept nogil

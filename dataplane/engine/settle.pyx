@@ -1,0 +1,22 @@
+"""settle: brings an engine's CPU time accounts up to date. Its thread does this once a millisecond
+by itself."""
+from dataplane.engine.engine cimport Engine
+from dataplane.engine.thread cimport EngineThread
+from dataplane.packet.pool cimport Context
+from dataplane.graph.work cimport Work
+
+
+cdef class Settle(Work):
+    """Settles an engine's accounts on its thread."""
+
+    def __init__(self, Engine engine):
+        self.engine = engine
+
+    cdef void run(self, Context *ctx) noexcept nogil:
+        if self.engine.owner != NULL:
+            (<EngineThread>self.engine.owner).settle()
+
+
+def settle(Engine engine not None):
+    """Brings `engine.charges()` and `engine.cpu_ns` up to date."""
+    engine.post(Settle(engine))

@@ -1,0 +1,13 @@
+"""Type stub of dataplane.engine.virtual_time."""
+
+from collections.abc import Iterable
+
+from dataplane.engine.clock import Clock
+from dataplane.engine.engine import Engine
+
+class VirtualTime:
+    engines: list[Engine]
+    clock: Clock
+    def __init__(self, engines: Iterable[Engine]) -> None: ...
+    def advance(self, until_ns: int) -> int: ...
+    def run(self, most: int) -> int: ...

@@ -1,0 +1,76 @@
+"""WarmUp. The contract is in warm_up.pxd.
+
+After a sleep the data and code of the packets' path are not cached, nor are their address
+translations (a switch of address space flushes the TLB where the CPU does not tag its entries).
+Cache misses one after another cost more than the work of all elements; prefetched together they
+overlap. bench/README.md has the gain.
+"""
+from cpython.ref cimport PyObject
+from libc.stdint cimport uint32_t, uint64_t
+from dataplane.graph.port cimport Port
+from dataplane.vatomic cimport va_prefetch
+
+cdef enum:
+    LINE = 64                # bytes of a cache line
+    ELEMENTS_MOST = 128      # whose objects are prefetched
+    OBJECT_MOST = 512        # bytes of an object: the fields used per packet come first
+    CODE_FIRST = 640  # bytes of a class's first method: process of an element, rx_burst of a port
+    CODE_OTHER = 192         # bytes of each further method
+    ELEMENT_METHODS = 6      # process to flush, see element.pxd
+    PORT_METHODS = 2         # rx_burst and tx_burst, see port.pxd
+    # Cython's layout of an extension type: PyObject_HEAD (two words), then the pointer to its
+    # vtable
+    VTABLE = 2
+
+
+cdef class WarmUp:
+    """The cache lines of elements, of the objects in their `Element.companions`, and of
+    their code. Of many elements the code only: most of them have nothing to do with the next packet."""
+
+    def __init__(self, elements):
+        many = len(elements) > ELEMENTS_MOST
+        seen = set()
+        for element in elements:
+            if many and type(element) in seen:
+                continue
+            seen.add(type(element))
+            self.add_element(element, many)
+
+    cdef int add_element(self, object element, bint code_only) except -1:
+        if not code_only:
+            self.add_object(element)
+        self.add_methods(element, ELEMENT_METHODS)
+        for companion in element.companions():
+            if not code_only:
+                self.add_object(companion)
+            if isinstance(companion, Port):
+                self.add_methods(companion, PORT_METHODS)
+        return 0
+
+    cdef void add(self, const void *start, uint32_t bytes) noexcept:
+        cdef const char *line = <const char *>(<uint64_t>start & ~<uint64_t>(LINE - 1))
+        cdef uint32_t i
+        while line < <const char *>start + bytes and self.count < WARM_LINES:
+            for i in range(self.count):
+                if self.lines[i] == line:
+                    break
+            else:
+                self.lines[self.count] = line
+                self.count += 1
+            line += LINE
+
+    cdef void add_object(self, object thing) noexcept:
+        self.add(<PyObject *>thing, min(<uint32_t>type(thing).__basicsize__, <uint32_t>OBJECT_MOST))
+
+    cdef void add_methods(self, object thing, uint32_t methods) noexcept:
+        """Only for an Element or a Port: both have a vtable of at least `methods` methods."""
+        cdef void **table = (<void ***><PyObject *>thing)[VTABLE]
+        cdef uint32_t i
+        self.add(table, methods * sizeof(void *))
+        for i in range(methods):
+            self.add(table[i], CODE_OTHER if i else CODE_FIRST)
+
+    cdef void prefetch(self) noexcept nogil:
+        cdef uint32_t i
+        for i in range(self.count):
+            va_prefetch(self.lines[i])

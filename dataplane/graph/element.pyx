@@ -1,0 +1,502 @@
+"""Element, Source and PyElement. The contract is in element.pxd."""
+import logging
+import time
+
+from cpython.ref cimport PyObject
+from libc.stdint cimport uint32_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+from dataplane.packet.pool cimport BATCH_MAX, BURST, Batch, Context, batch_add, packet_free
+from dataplane.graph.timers cimport NO_PLACE, Timers, timer_set
+from dataplane.vatomic cimport vnic_check
+
+from dataplane.abi import require_check
+from dataplane.errors import GraphError, VnicError, named
+from dataplane.graph.handlers import Handler
+
+np = None        # numpy, once there is a PyElement: a worker without one never loads it
+
+NEVER = 0xFFFFFFFFFFFFFFFF
+REPORT_S = 10.0              # a PyElement that fails for every batch is in the log so often, and not more
+
+log = logging.getLogger("vnic")
+
+ctypedef unsigned char uchar
+
+
+cdef class Element:
+    """Base of all elements.
+
+    A class says what it is in its attributes: OUTPUTS (number of gates), DROP_REASONS and COUNTERS (names, at most 16 each),
+    HANDLERS (name -> Handler: what control may read and write while it runs, besides its bases' own; see dataplane.graph.handlers), TICKS
+    (whether it has timers: overrides `tick`) and DEFERRABLE (whether they may wait until the engine is awake for another reason, as with
+    Linux's deferrable timers; virtual time runs all of them).
+    `owner`, an attribute, names the NIC or other client that an element works for: CPU time and memory are charged to it.
+    For a hand-over: STATE_VERSION of what `save_state` returns, UPGRADES (version -> function that makes of an entry of that version one
+    of the next; an entry is a dict of `statistics` and `state`) and MOVABLE (False: it cannot be handed over at all).
+    """
+
+    OUTPUTS = 1
+    DROP_REASONS = ()
+    COUNTERS = ()
+    HANDLERS = {"counters": Handler(read="statistics", help="packets, drops by reason, and what else the element counts")}
+    TICKS = False
+    DEFERRABLE = False
+    STATE_VERSION = 1
+    UPGRADES = {}
+    MOVABLE = True
+
+    def __cinit__(self, *args, **kwargs):
+        cls = type(self)
+        require_check(cls, Element)
+        if len(cls.DROP_REASONS) > MAX_REASONS or len(cls.COUNTERS) > MAX_COUNTERS:
+            raise GraphError(f"{cls.__name__}: at most {MAX_REASONS} drop reasons and {MAX_COUNTERS} counters")
+        memset(&self.counters, 0, sizeof(Counters))
+        self.deadline_ns, self.deferrable, self.timer_place = NEVER, bool(cls.DEFERRABLE), NO_PLACE
+        self.outputs = []
+        name = kwargs.get("name")
+        self.name = cls.__name__ if name is None else str(name)
+        self.set_gates(cls.OUTPUTS)
+
+    def __init__(self, *, name=None):
+        pass
+
+    def __dealloc__(self):
+        free(self.gates)
+        free(self.staged)
+
+    # -- composition -------------------------------------------------------------------------------------------------------
+
+    cpdef int set_gates(self, uint32_t count) except -1:
+        """Resizes the outputs, keeping the connections of the gates that stay. Never while the element is processing."""
+        cdef PyObject **gates = <PyObject **>calloc(max(count, 1), sizeof(PyObject *))
+        cdef Batch *staged = <Batch *>calloc(max(count, 1), sizeof(Batch))
+        if gates == NULL or staged == NULL:
+            free(gates)
+            free(staged)
+            raise MemoryError(f"{self.name}: {count} gates")
+        kept = self.outputs[:count]
+        self.outputs = kept + [None] * (count - len(kept))
+        for i, target in enumerate(kept):
+            gates[i] = <PyObject *>target if target is not None else NULL
+        free(self.gates)
+        free(self.staged)
+        self.gates, self.staged, self.gate_count = gates, staged, count
+        return 0
+
+    cpdef int connect(self, uint32_t gate, Element target) except -1:
+        """Connects output `gate` to `target`; replaces what was there."""
+        if gate >= self.gate_count:
+            raise GraphError(f"{self.name}: has no gate {gate}; it has {self.gate_count} (0 to {<int>self.gate_count - 1})"
+                             if self.gate_count else f"{self.name}: has no outputs, so nothing can follow it")
+        self.outputs[gate] = target
+        self.gates[gate] = <PyObject *>target
+        return 0
+
+    def __rshift__(self, other):
+        """`a >> b`: gate 0 of a feeds b. See Path."""
+        return Path(self, 0, self) >> other
+
+    def __getitem__(self, gate):
+        """`a[1] >> b`: gate 1 of a feeds b."""
+        if not isinstance(gate, int) or not 0 <= gate < self.gate_count:
+            raise GraphError(f"{self.name}: has no gate {gate!r}; it has {self.gate_count}")
+        return Path(self, gate, self)
+
+    # Without this, Python would iterate an element through __getitem__, without end.
+    __iter__ = None
+
+    def __repr__(self):
+        return f"<{type(self).__name__} {self.name}>"
+
+    def rename(self, str name):
+        """Before the element runs only: names are unique in an engine."""
+        if self.engine is not None:
+            raise GraphError(f"{self.name}: runs already and keeps its name")
+        self.name = name
+
+    def bind(self, engine):
+        """Called by the engine that takes the element (and with None by the one that gives it up)."""
+        if engine is not None and self.engine is not None and engine is not self.engine:
+            raise GraphError(f"{self.name}: runs in engine {self.engine.name} already; an element belongs to one engine")
+        self.engine = engine
+
+    # -- life: configure is __init__ ---------------------------------------------------------------------------------------
+
+    def initialize(self):
+        """Called once, before the first packet, when the graph stands: open files, build tables. Raise VnicError to refuse."""
+
+    def cleanup(self):
+        """Called once, after the last packet, on control's thread: close what initialize opened."""
+
+    def release(self):
+        """Called on the engine's thread before cleanup: packets still held are dropped (Shaper and other holders override)."""
+
+    def memory_bytes(self):
+        """Bytes of memory that it holds for whom it works, as control's thread sees it now: the pool's buffers, its own."""
+        return 0
+
+    def companions(self):
+        """Objects besides the element itself that its work on a packet touches: asked for ahead when an engine wakes."""
+        return ()
+
+    # -- the packet path ---------------------------------------------------------------------------------------------------
+
+    cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
+        """Takes the batch: every packet in it is this element's now."""
+        self.emit(ctx, 0, batch)
+
+    cdef void tick(self, Context *ctx) noexcept nogil:
+        """Runs when ctx.now_ns >= deadline_ns; sets deadline_ns anew."""
+        self.deadline_ns = NEVER
+
+    cdef void resume(self, Context *ctx) noexcept nogil:
+        """Goes on with the work that `postpone` left for the next iteration."""
+
+    cdef void take_up(self, Context *ctx) noexcept nogil:
+        """After `load_state`, on the engine that goes on: puts the element into the engine's lists, if it holds packets."""
+
+    cdef void postpone(self, Context *ctx) noexcept nogil:
+        """Has the engine call `resume` in its next iteration, which comes at once: for work that would take too long in this one."""
+        if self.unfinished_in != NULL:
+            return
+        self.unfinished_in, self.next_unfinished = ctx, NULL
+        if ctx.unfinished == NULL:
+            ctx.unfinished = <void *>self
+        else:
+            (<Element>ctx.last_unfinished).next_unfinished = <void *>self
+        ctx.last_unfinished = <void *>self
+
+    cdef void finish_early(self) noexcept nogil:
+        """Takes back `postpone`."""
+        cdef Context *ctx = self.unfinished_in
+        cdef void *each
+        if ctx == NULL:
+            return
+        self.unfinished_in = NULL
+        if ctx.unfinished == <void *>self:
+            ctx.unfinished = self.next_unfinished
+            return
+        each = ctx.unfinished
+        while (<Element>each).next_unfinished != <void *>self:
+            each = (<Element>each).next_unfinished
+        (<Element>each).next_unfinished = self.next_unfinished
+        if ctx.last_unfinished == <void *>self:
+            ctx.last_unfinished = each
+
+    cdef void set_timer(self, Context *ctx, uint64_t deadline_ns) noexcept nogil:
+        """Sets when `tick` is due: an instant of the engine's clock in nanoseconds, or NEVER."""
+        cdef Timers *timers = <Timers *>ctx.timers
+        self.deadline_ns = deadline_ns
+        if timers != NULL:
+            timer_set(&timers.deferrable if self.deferrable else &timers.waking, <void *>self, &self.timer_place, deadline_ns)
+
+    cdef void push(self, Context *ctx, Batch *batch) noexcept nogil:
+        """Counts, then processes: how packets enter an element."""
+        self.counters.packets += batch.count
+        self.counters.batches += 1
+        self.process(ctx, batch)
+
+    cdef void emit(self, Context *ctx, uint32_t gate, Batch *batch) noexcept nogil:
+        """Forwards the whole batch through a gate. The batch is the receiver's from here on: do not read it again."""
+        cdef Counters *entered
+        vnic_check(gate < self.gate_count and self.gates[gate] != NULL, "gate is connected")
+        if batch.count:                      # as push, written out: a virtual call less on every hop
+            entered = &(<Element>self.gates[gate]).counters
+            entered.packets += batch.count
+            entered.batches += 1
+            (<Element>self.gates[gate]).process(ctx, batch)
+
+    cdef void stage(self, Context *ctx, uint32_t gate, uint32_t index) noexcept nogil:
+        """Puts one packet aside for a gate; `flush` forwards what was put aside. Order within a gate is kept."""
+        cdef Batch *staged = &self.staged[gate]
+        if staged.count == BATCH_MAX:
+            self.emit(ctx, gate, staged)
+            staged.count = 0
+        batch_add(staged, index)
+
+    cdef void flush(self, Context *ctx) noexcept nogil:
+        """Forwards all staged packets, gate 0 first."""
+        cdef uint32_t gate
+        for gate in range(self.gate_count):
+            if self.staged[gate].count:
+                self.emit(ctx, gate, &self.staged[gate])
+                self.staged[gate].count = 0
+
+    cdef void drop(self, Context *ctx, uint32_t index, uint32_t reason) noexcept nogil:
+        """Frees the packet and counts it under DROP_REASONS[reason]."""
+        self.counters.drops[reason] += 1
+        if ctx.on_drop != NULL:
+            ctx.on_drop(ctx.on_drop_who, ctx, <void *>self, index, reason)
+        packet_free(ctx, index)
+
+    cdef void drop_batch(self, Context *ctx, Batch *batch, uint32_t reason) noexcept nogil:
+        cdef uint32_t i
+        for i in range(batch.count):
+            if ctx.on_drop != NULL:
+                ctx.on_drop(ctx.on_drop_who, ctx, <void *>self, batch.index[i], reason)
+            packet_free(ctx, batch.index[i])
+        self.counters.drops[reason] += batch.count
+        batch.count = 0
+
+    # -- what control reads ------------------------------------------------------------------------------------------------
+
+    def statistics(self):
+        """Counters now, as a dict: the terms of the law, `dropped` by reason, and `counters`, the class's own."""
+        return counters_dict(type(self), &self.counters)
+
+    cdef void copy_counters(self, Counters *to) noexcept nogil:
+        to[0] = self.counters
+
+    # -- hand-over to another engine, between two batches -------------------------------------------------------------------
+
+    def save_state(self):
+        """What the element knows besides its configuration and its counters, as a dict of plain data: None, bool, int, float, str, bytes,
+        and lists and dicts (with str keys) of them. Changes nothing: the element may go on. `packets`, where it is there, lists the
+        packets that the element holds; times are the engine's clock, CLOCK_MONOTONIC. Raise VnicError to refuse."""
+        return {}
+
+    def load_state(self, dict state):
+        """Takes over what `save_state` returned in another engine, at the same STATE_VERSION; counters have been taken over before. The
+        data may be damaged: raise VnicError for what cannot be. Must not write to packets or their records: until the other
+        engine has forgotten them, it may go on with them."""
+        if state:
+            raise VnicError(f"{self.name}: {type(self).__name__} has no state, and was given {', '.join(sorted(map(str, state)))[:80]}")
+
+    def forget_state(self):
+        """Another engine has taken over: held packets are given up, not freed, and counters begin at 0."""
+        memset(&self.counters, 0, sizeof(Counters))
+        self.deadline_ns = NEVER
+
+    def load_statistics(self, dict statistics):
+        """Sets the counters to what `statistics` returned in another engine. Counters that are not named are 0. Raises VnicError for one
+        that this class does not have, and then nothing has changed."""
+        cdef Counters c
+        cls = type(self)
+        memset(&c, 0, sizeof(c))
+        for kind, names in (("dropped", cls.DROP_REASONS), ("counters", cls.COUNTERS)):
+            strange = sorted(set(statistics[kind]) - set(names))
+            if strange:
+                raise VnicError(f"{self.name}: {cls.__name__} does not count {', '.join(strange)[:80]} ({kind}); "
+                                "its state is of another class")
+        for i, reason in enumerate(cls.DROP_REASONS):
+            c.drops[<uint32_t>i] = statistics["dropped"].get(reason, 0)
+        for i, counter in enumerate(cls.COUNTERS):
+            c.extra[<uint32_t>i] = statistics["counters"].get(counter, 0)
+        c.packets, c.batches = statistics["packets"], statistics["batches"]
+        c.received, c.generated = statistics["received"], statistics["generated"]
+        c.transmitted, c.held = statistics["transmitted"], statistics["held"]
+        self.counters = c
+
+    def describe(self):
+        """Configuration worth showing in a picture of the graph, as a dict of short values."""
+        return {}
+
+
+cdef dict counters_dict(object cls, const Counters *c):
+    return {
+        "packets": c.packets, "batches": c.batches, "received": c.received, "generated": c.generated,
+        "transmitted": c.transmitted, "held": c.held,
+        "dropped": {reason: c.drops[i] for i, reason in enumerate(cls.DROP_REASONS)},
+        "counters": {counter: c.extra[i] for i, counter in enumerate(cls.COUNTERS)},
+    }
+
+
+cdef class Source(Element):
+    """An element that the engine polls, and that a graph begins with. `poll` returns how much work it did; 0 lets the engine sleep.
+
+    TAKES_INPUT: other elements may lead to it, as to a Link; then packets come by that alone, and the engine polls it when some came.
+    RECOVERS: an error of its descriptors passes, and `poll` takes it; without, the engine gives a descriptor up that has one.
+    """
+
+    TAKES_INPUT = False
+    RECOVERS = False
+
+    def __cinit__(self, *args, **kwargs):
+        self.burst = BURST
+
+    cdef uint32_t poll(self, Context *ctx) noexcept nogil:
+        return 0
+
+    cpdef bint needs_arm(self):
+        """Whether arm and disarm do anything: asked when the engine takes the source."""
+        return False
+
+    cdef bint arm(self) noexcept nogil:
+        """Before the engine sleeps: ask for a wake-up through the descriptors. True: there is input already, do not sleep."""
+        return False
+
+    cdef void disarm(self) noexcept nogil:
+        """After the engine slept."""
+
+    cpdef list poll_descriptors(self):
+        """File descriptors whose readability means input, one a queue; empty for a source that only timers drive."""
+        return []
+
+    cpdef bint wakes_only(self):
+        """Whether the descriptors only end a sleep, and say nothing of input while the engine is awake: such a source is polled in
+        every turn."""
+        return False
+
+    cdef void set_ready(self, uint32_t which, bint ready) noexcept nogil:
+        """Descriptor number `which` is readable, or not."""
+
+    cdef void clear_ready(self) noexcept nogil:
+        """No descriptor is readable, as far as is known."""
+
+
+class BatchView:
+    """What a PyElement sees of a batch: columns as numpy arrays, frames as bytes, and the fate of each packet.
+
+    `len(batch)` packets. `batch.length`, `batch.source_port`, ... (every field of `dataplane.packet.pool.PACKET_DTYPE`) are copies of the
+    column, one value a packet; write a column back with `batch.set("mark", values)`. `batch.frame(i)` is a writable uint8 view of
+    packet i's bytes. What is neither dropped nor emitted goes on through gate 0.
+    """
+
+    __slots__ = ("_indices", "_pool", "_fate", "_reasons", "_element")
+
+    def __init__(self, element, pool, indices):
+        self._element = element
+        self._pool = pool
+        self._indices = indices
+        self._fate = np.zeros(len(indices), np.int32)       # gate, or -1 - reason
+
+    def __len__(self):
+        return len(self._indices)
+
+    def __getattr__(self, column):
+        try:
+            return self._pool.records[column][self._indices]
+        except ValueError:
+            raise AttributeError(f"a packet has no column {column!r}") from None
+
+    @property
+    def destination_mac(self):
+        """Destination MACs, uint8 array of shape (packets, 6)."""
+        return self.head(6)
+
+    def set(self, column, values):
+        """Writes a column of the records; `values` is a scalar or one value a packet."""
+        self._pool.records[column][self._indices] = values
+
+    def frame(self, i):
+        """Writable view of the bytes of packet i, as long as the frame. Valid until process returns."""
+        return self._pool.frame(int(self._indices[i]))
+
+    def head(self, count):
+        """First `count` bytes of every frame as a uint8 array (packets, count); frames that are shorter are padded with 0."""
+        out = np.zeros((len(self), count), np.uint8)
+        for i in range(len(self)):
+            frame = self.frame(i)[:count]
+            out[i, :len(frame)] = frame
+        return out
+
+    def _where(self, mask):
+        mask = np.asarray(mask)
+        if mask.dtype != np.bool_ or mask.shape != (len(self),):
+            raise ValueError(f"mask: expected {len(self)} booleans, got {mask.dtype} of shape {mask.shape}")
+        return mask
+
+    def drop(self, mask, reason=None):
+        """Drops the packets where `mask` is True, counted under `reason` (one of the class's DROP_REASONS; the first by default)."""
+        reasons = type(self._element).DROP_REASONS
+        reason = reasons[1] if reason is None and len(reasons) > 1 else reason or reasons[0]
+        if reason not in reasons:
+            raise ValueError(f"{reason!r} is not among DROP_REASONS {reasons}")
+        self._fate[self._where(mask)] = -1 - reasons.index(reason)
+
+    def emit(self, mask, gate):
+        """Sends the packets where `mask` is True through output `gate`."""
+        if not 0 <= gate < len(self._element.outputs):
+            raise ValueError(f"no gate {gate}: {self._element.name} has {len(self._element.outputs)}")
+        self._fate[self._where(mask)] = gate
+
+
+def report_failure(element, error):
+    """Logs that `element` raised `error`, unless it did so less than REPORT_S ago; what was left
+    out is counted in the next record."""
+    now_s = time.monotonic()
+    reported_s, left_out = getattr(element, "_reported", (None, 0))
+    if reported_s is not None and now_s - reported_s < REPORT_S:
+        element._reported = reported_s, left_out + 1
+        return
+    element._reported = now_s, 0
+    fields = {"element": element.name, "exception": named(error), **({"unreported": left_out} if left_out else {})}
+    log.error("element failed", exc_info=error, extra={"fields": fields})
+
+
+cdef object checked_fates(PyElement element, object given, uint32_t count):
+    """A copy of the fates that an element's `process` left, one int a packet: a gate, or -1 - a drop reason. Raises ValueError."""
+    fates = np.array(given, np.int32)
+    reasons = len(type(element).DROP_REASONS)
+    if fates.shape != (count,) or count and (fates.min() < -reasons or fates.max() >= <int>element.gate_count):
+        raise ValueError(f"{element.name}: process left fates that are not one gate or drop reason for each of {count} packets")
+    return fates
+
+
+cdef class PyElement(Element):
+    """Base of elements written in Python: a subclass defines `process(self, batch)`; `batch` is a BatchView.
+
+    The call takes the GIL once a batch. DROP_REASONS of a subclass are extended by "exception". When `process` raises, its batch
+    is dropped for that reason and the engine continues; the error is kept in `last_error` and logged with its traceback, at most
+    every 10 s.
+
+    Drops:     exception: packets of a batch for which `process` raised an exception
+               dropped: packets that `process` dropped without a reason of its own
+    """
+
+    DROP_REASONS = ("exception", "dropped")
+
+    def __cinit__(self, *args, **kwargs):
+        global np
+        import numpy
+        np = numpy
+        cls = type(self)
+        if cls.DROP_REASONS[:1] != ("exception",):
+            cls.DROP_REASONS = ("exception", *cls.DROP_REASONS)
+
+    cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
+        cdef uint32_t i
+        cdef int fate
+        cdef int[::1] fates
+        with gil:
+            try:
+                indices = np.empty(batch.count, np.uint32)
+                for i in range(batch.count):
+                    indices[i] = batch.index[i]
+                view = BatchView(self, self.engine.pool, indices)
+                # The Python method of that name: the C one is this.
+                getattr(<object>self, "process")(view)
+                # All fates are looked at before the first packet goes: from there on nothing raises, and each packet has one owner.
+                fates = checked_fates(self, view._fate, batch.count)
+                for i in range(batch.count):
+                    fate = fates[i]
+                    if fate < 0:
+                        self.drop(ctx, batch.index[i], <uint32_t>(-1 - fate))
+                    else:
+                        self.stage(ctx, <uint32_t>fate, batch.index[i])
+                batch.count = 0
+            except BaseException as error:
+                self.last_error = error
+                report_failure(self, error)
+        if batch.count:
+            self.drop_batch(ctx, batch, 0)
+        self.flush(ctx)
+
+
+class Path:
+    """A path in a graph from `head` to output `gate` of `tail`; `>>` makes and extends it."""
+
+    def __init__(self, Element head, gate, Element tail):
+        self.head, self.gate, self.tail = head, gate, tail
+
+    def __rshift__(self, other):
+        head = other.head if isinstance(other, Path) else other
+        if not isinstance(head, Element):
+            raise GraphError(f"{self.tail.name}: {other!r} cannot follow it: expected an element")
+        if isinstance(head, Source) and not head.TAKES_INPUT:
+            raise GraphError(f"{head.name}: is a source and takes no input, so it cannot follow {self.tail.name}")
+        self.tail.connect(self.gate, head)
+        if isinstance(other, Path):
+            return Path(self.head, other.gate, other.tail)
+        return Path(self.head, 0, other)

@@ -1,0 +1,166 @@
+"""Link. The contract is in link.pxd."""
+from cpython.ref cimport PyObject
+from libc.stdint cimport uint32_t
+from libc.string cimport memset
+from dataplane.graph.element cimport Element, Source
+from dataplane.packet.pool cimport BATCH_MAX, NO_PACKET, Batch, Context, PacketPool, batch_add
+
+from dataplane.errors import VnicError
+
+cdef enum:                       # DROP_REASONS
+    LINK_FULL = 0
+    RELEASED = 1
+
+
+cdef class Link(Source):
+    """Ends an edge of the graph, and begins the next one in the same iteration of the engine.
+
+    Synopsis:  lan[2] >> Link(5, name="to-dmz") >> dmz; engine.load([..., link])
+    Ports:     1 input, 1 output; packets leave in order. It is one of the engine's sources: the graph
+               behind it hangs on it, so that two switches may lead to each other.
+    Config:    port: Packet.port of what leaves it, by which the switch behind it knows its port.
+    Drops:     link_full: more than 4096 packets would have waited
+               released: packets that waited when the link was removed
+    Counters:  none
+    Handlers:  counters
+    Threads:   any one engine
+    """
+
+    OUTPUTS = 1
+    DROP_REASONS = ("link_full", "released")
+    TAKES_INPUT = True
+
+    def __init__(self, uint32_t port, *, name=None):
+        self.port = port
+        self.head = self.tail = NO_PACKET
+
+    cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
+        cdef uint32_t i, index
+        for i in range(batch.count):
+            index = batch.index[i]
+            if self.counters.held >= LINK_CAPACITY:
+                self.drop(ctx, index, LINK_FULL)
+                continue
+            ctx.packets[index].next = NO_PACKET
+            if self.head == NO_PACKET:
+                self.head = index
+            else:
+                ctx.packets[self.tail].next = index
+            self.tail = index
+            self.counters.held += 1
+        batch.count = 0
+        self.enlist(ctx)
+
+    cdef uint32_t poll(self, Context *ctx) noexcept nogil:
+        """Sends on what it holds, a batch at most. They are no new packets: 0."""
+        cdef Batch batch
+        cdef uint32_t index
+        batch.count = 0
+        while self.head != NO_PACKET and batch.count < BATCH_MAX:
+            index = self.head
+            self.head = ctx.packets[index].next
+            ctx.packets[index].port = self.port
+            batch_add(&batch, index)
+        self.counters.held -= batch.count
+        if batch.count:
+            self.emit(ctx, 0, &batch)
+        return 0
+
+    cdef void take_up(self, Context *ctx) noexcept nogil:
+        self.enlist(ctx)
+
+    cdef void enlist(self, Context *ctx) noexcept nogil:
+        """Puts it at the end of the engine's list, if it holds packets and is not there."""
+        if self.listed != NULL or self.head == NO_PACKET:
+            return
+        self.listed, self.next_listed = ctx, NULL
+        if ctx.links == NULL:
+            ctx.links = <void *>self
+        else:
+            (<Link>ctx.last_link).next_listed = <void *>self
+        ctx.last_link = <void *>self
+
+    cdef void unlist(self) noexcept nogil:
+        cdef Context *ctx = self.listed
+        cdef void *each
+        if ctx == NULL:
+            return
+        self.listed = NULL
+        if ctx.links == <void *>self:
+            ctx.links = self.next_listed
+            return
+        each = ctx.links
+        while (<Link>each).next_listed != <void *>self:
+            each = (<Link>each).next_listed
+        (<Link>each).next_listed = self.next_listed
+        if ctx.last_link == <void *>self:
+            ctx.last_link = each
+
+    def release(self):
+        cdef Context *ctx = self.listed
+        cdef uint32_t index
+        self.unlist()
+        while ctx != NULL and self.head != NO_PACKET:
+            index = self.head
+            self.head = ctx.packets[index].next
+            self.counters.held -= 1
+            self.drop(ctx, index, RELEASED)
+
+    def describe(self):
+        return {"port": self.port}
+
+    # -- hand-over ---------------------------------------------------------------------------------------
+
+    def save_state(self):
+        """`packets`: what it holds, oldest first, linked by Packet.next. None but where the engine reached
+        its bound on links."""
+        cdef Context records
+        cdef uint32_t index = self.head
+        packets = []
+        self.look_at(&records)
+        while index != NO_PACKET:
+            packets.append(index)
+            index = records.packets[index].next
+        return {"packets": packets}
+
+    def load_state(self, dict state):
+        cdef Context records
+        cdef uint32_t index, following = NO_PACKET
+        self.look_at(&records)
+        try:
+            packets = state["packets"]
+            if len(state) != 1 or len(packets) != self.counters.held:
+                raise ValueError(f"{len(packets)} packets, and its counters say {self.counters.held}")
+            # The queue stays in the pool as it is: the other engine may have to go on with it.
+            for index in reversed(packets):
+                if index >= records.total_count or records.packets[index].next != following:
+                    raise ValueError(f"packet {index} is not linked as the queue says")
+                following = index
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise VnicError(f"{self.name}: its state is not that of a Link: {error}") from None
+        self.head = following
+        self.tail = packets[len(packets) - 1] if packets else NO_PACKET
+
+    cdef void look_at(self, Context *records) noexcept:
+        """The pool's records, without an engine's cache."""
+        memset(records, 0, sizeof(Context))
+        (<PacketPool>self.engine.pool).attach(records)
+
+    def forget_state(self):
+        self.unlist()
+        self.head = self.tail = NO_PACKET
+        Element.forget_state(self)
+
+
+cdef void drain_links(Context *ctx) noexcept nogil:
+    """Empties the engine's links, and those that they fill, in the order in which packets came to them."""
+    cdef uint32_t _
+    cdef PyObject *link
+    for _ in range(DRAINS_MOST):
+        if ctx.links == NULL:
+            return
+        link = <PyObject *>ctx.links
+        ctx.links = (<Link>link).next_listed
+        (<Link>link).listed = NULL
+        (<Link>link).poll(ctx)
+        (<Link>link).enlist(ctx)             # a batch was not all of it

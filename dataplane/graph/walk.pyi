@@ -1,0 +1,5 @@
+from collections.abc import Iterable
+
+from dataplane.graph.element import Element
+
+def walk(sources: Iterable[Element]) -> list[Element]: ...

@@ -1,0 +1,47 @@
+"""walk: the elements of a graph in order. Compiled, since each change of a graph walks all of it."""
+from dataplane.graph.element cimport Element, Source
+
+from dataplane.errors import GraphError
+
+
+def walk(sources):
+    """All elements reachable from `sources`, sources first, each before its successors.
+
+    A path ends at a source that takes input (a Link), from which another begins. Raises GraphError for an unconnected output, a
+    cycle, a start that is not a Source, or a Link that is not among `sources`.
+    """
+    cdef list finished = []
+    cdef set done = set(), entered = set()
+    sources = list(sources)
+    for source in sources:
+        if not isinstance(source, Source):
+            raise GraphError(f"{source.name}: is no source, so a graph cannot begin with it")
+        visit(source, [], done, entered, finished)
+    for source in entered.difference(sources):
+        raise GraphError(f"{source.name}: packets are led to it, but it is not among the engine's sources")
+    finished.reverse()
+    return [each for each in finished if isinstance(each, Source)] + [each for each in finished if not isinstance(each, Source)]
+
+
+# Not a function within `walk`: that would be in a cycle with what it uses, and all elements of a graph
+# that is gone would live until Python's cycle collector runs, with the descriptors of their rings.
+cdef int visit(Element element, list on_path, set done, set entered, list finished) except -1:
+    cdef Py_ssize_t gate
+    if element in done:
+        return 0
+    if element in on_path:
+        ring = [(<Element>each).name for each in on_path[on_path.index(element):]] + [element.name]
+        raise GraphError(f"{element.name}: the graph has a cycle: {' >> '.join(ring)}")
+    on_path.append(element)
+    for gate in range(len(element.outputs)):
+        target = element.outputs[gate]
+        if target is None:
+            raise GraphError(f"{element.name}: gate {gate} leads nowhere; connect it, or end it in Discard()")
+        if isinstance(target, Source):
+            entered.add(target)
+            continue
+        visit(<Element?>target, on_path, done, entered, finished)
+    on_path.pop()
+    done.add(element)
+    finished.append(element)
+    return 0

@@ -1,7 +1,0 @@
-from collections.abc import Iterable
-
-from dataplane.element import Element
-
-class WarmUp:
-    count: int
-    def __init__(self, elements: Iterable[Element]) -> None: ...

@@ -1,0 +1,215 @@
+"""The control API: Varlink (https://varlink.org) over a Unix socket, and the path of that socket.
+
+A message is a JSON object and a NUL byte. This module imports nothing slow, since every command
+imports it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from contextlib import suppress
+
+from dataplane.errors import ConfigError, VnicError
+
+INTERFACE = "org.vnic.Control"
+SERVICE = "org.varlink.service"
+REQUEST_MOST = 256 * 1024  # bytes of a request
+SYSTEM_DIRECTORY = "/run/vnic"  # root's instances
+BACKLOG = 1024  # clients waiting to be accepted, also while no worker runs for a moment
+DESCRIPTORS_MOST = 16  # received with a client's calls and not used yet
+# bytes of a reply: more than the statistics of a thousand NICs with all their elements
+REPLY_MOST = 64 * 1024 * 1024
+
+DESCRIPTION = """\
+# Controls a running vnic. Clients who are not its owner see and change what is theirs. Rates are text such as "100mbit" (layer-2 bits a
+# second), or "none".
+interface org.vnic.Control
+
+# Puts a NIC into a container and on the switch. nic is what stands below a NIC's name in the configuration file. netns and process are
+# numbers, from 0, of descriptors that come with the call: the container's network namespace, instead of pid or netns in nic, and a pidfd of
+# a process at whose end the NIC goes.
+method Attach(name: string, nic: object, netns: ?int, process: ?int) -> (nic: object)
+
+# Makes the network the one that a configuration describes: config is what a file says, as an object; or document is the number of a
+# descriptor that comes with the call, a file with what `vnic.config.convert.encode_config` returns. dry: only say what would change. A
+# change has kind (switch, link, nic, group), name, action (add, remove, change), fields with the values before and after, and remade
+# where the NIC's interface is made again. All or nothing. For the instance's owner.
+method Apply(config: ?object, document: ?int, dry: ?bool) -> (changes: []object)
+
+# Goes back to the network before the last Apply that was not undone. For the instance's owner.
+method Undo(dry: ?bool) -> (changes: []object)
+
+# The configuration as it runs, in the words of a file, with what was implied written out. For the instance's owner.
+method GetConfig() -> (config: object)
+
+# Takes a NIC off.
+method Detach(name: string) -> ()
+
+# Engines, NICs, switch; NICs that wait for their network namespace, and why; whether every packet is accounted for.
+method Status() -> (status: object)
+
+# Counters of one NIC, or of everything: per queue, and per element with drops by reason.
+method Stats(name: ?string) -> (stats: object)
+
+# A picture of what runs: text, dot (Graphviz) or json; of the elements of each engine, or of switches, NICs and links.
+method Graph(format: ?string, elements: ?bool) -> (graph: string)
+
+# Sets the rate of one or both directions of a NIC; one that is not given stays.
+method SetRate(name: string, egress: ?string, ingress: ?string) -> (nic: object)
+
+# What elements can be asked and told: by name, their type, the engines that have a copy, their handlers.
+method Handlers(element: ?string) -> (elements: object)
+
+# What a handler reads of each copy of an element, at one instant between two batches.
+method ReadHandler(element: string, handler: string) -> (copies: []object)
+
+# Writes a handler of all copies of an element, or of none.
+method WriteHandler(element: string, handler: string, value: ?object) -> (result: ?object)
+
+# Changes an engine group while packets flow: its scheduling mode (dedicated, spreading, compacting), its CPUs; in settings whatever else
+# stands below a group's name in the configuration file, null for what is to stand there no more.
+method SetGroup(name: string, mode: ?string, cpus: ?[]int, settings: ?object) -> (group: object)
+
+# CPU time and memory by NIC, with what nobody is charged for: together the engines' CPU time.
+method Accounts() -> (accounts: object)
+
+# Replaces the worker by a new one, of the version that is installed now or that the given Python has, while packets flow. The report has
+# blackout, state, packets moved and packets lost of each engine, and what each NIC's queues had no room for meanwhile.
+method Upgrade(python: ?string) -> (report: object)
+
+# Counters, gauges and accounts for Prometheus: its text format, or as families with format json.
+method Metrics(format: ?string) -> (text: ?string, families: ?[]object)
+
+# Raises or cuts a NIC's link.
+method SetLink(name: string, up: bool) -> ()
+
+# Drops what a NIC's container sends from another MAC address than the NIC's (on), or lets it pass. For the instance's owner.
+method SetSpoofCheck(name: string, on: bool) -> (nic: object)
+
+# Copies what passes a point (a NIC, or one of its elements by name) as pcap, until StopCapture or the end of this connection: into a pipe,
+# whose reading end comes with the reply (descriptor is its number), or to the file or named pipe at path, which the daemon opens.
+method StartCapture(point: string, path: ?string, snaplen: ?int) -> (capture: int, descriptor: ?int)
+
+# Ends a capture of this connection: packets it has, packets it missed because the file did not take them.
+method StopCapture(capture: int) -> (point: string, captured: int, missed: int, error: ?string)
+
+# Says what happens, as it happens; call with "more". Events have a name (attached, detached, rate, link, group, applied, capture,
+# engine-moved, overrun, drops, worker), a time (seconds since 1970), and what they are about; detached says why, and waits where the NIC
+# is attached again once its namespace is back; "lost" where a listener was too slow for some before.
+method Monitor() -> (event: object)
+
+# Stats again and again; call with "more". interval_ms is at least 10.
+method WatchStats(name: ?string, interval_ms: ?int) -> (time: float, stats: object)
+
+# Detaches everything and ends the daemon; the connection closes when all is gone.
+method Shutdown() -> ()
+
+# The request cannot be met as it is: wrong value, unknown name.
+error InvalidConfig (message: string)
+
+# It is not this client's to see or to change.
+error NotPermitted (message: string)
+
+# It failed while running.
+error Failed (message: string)
+"""
+
+SERVICE_DESCRIPTION = """\
+# What every Varlink service answers.
+interface org.varlink.service
+
+method GetInfo() -> (vendor: string, product: string, version: string, url: string, interfaces: []string)
+method GetInterfaceDescription(interface: string) -> (description: string)
+
+error InterfaceNotFound (interface: string)
+error MethodNotFound (method: string)
+error MethodNotImplemented (method: string)
+error ExpectedMore ()
+error InvalidParameter (parameter: string)
+error PermissionDenied ()
+"""
+
+
+def checked_instance(name: str) -> str:
+    """Checks an instance's name, which becomes part of a path. Raises ConfigError."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}", name, re.ASCII):
+        raise ConfigError(f"instance {name[:40]!r}: expected a name of 1 to 32 letters, digits, '_', '.', '-'")
+    return name
+
+
+def runtime_directory(*, create: bool = False) -> str:
+    """The directory of sockets, locks and logs, which only this user may write. Raises VnicError
+    where that is not so.
+
+    VNIC_RUNTIME_DIR, else /run/vnic for root, else $XDG_RUNTIME_DIR/vnic, else /tmp/vnic-UID. Any
+    user could create the last one first, so client and daemon check owner and mode every time.
+    """
+    uid = os.geteuid()
+    session = os.environ.get("XDG_RUNTIME_DIR", "")
+    if chosen := os.environ.get("VNIC_RUNTIME_DIR"):
+        path = os.path.abspath(chosen)
+    elif uid == 0 and os.access("/run", os.W_OK):
+        path = SYSTEM_DIRECTORY
+    elif session.startswith("/") and os.path.isdir(session) and os.stat(session).st_uid == uid:
+        path = os.path.join(session, "vnic")
+    else:
+        path = f"/tmp/vnic-{uid}"
+    try:
+        if create:
+            with suppress(FileExistsError):
+                os.mkdir(path, 0o700)
+        status = os.lstat(path)
+    except FileNotFoundError as error:
+        if create:
+            raise VnicError(f"{path}: {error.strerror}; make its parent directory or set VNIC_RUNTIME_DIR") from None
+        return path
+    except OSError as error:
+        raise VnicError(f"{path}: {error.strerror}; set VNIC_RUNTIME_DIR to a directory of yours") from None
+    # Other users may pass through it to the socket of an instance with clients (execute
+    # permission), but not list or change it.
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != uid or status.st_mode & 0o066:
+        raise VnicError(f"{path}: is not a directory of yours alone; remove it, or chmod 700 it, or set VNIC_RUNTIME_DIR")
+    return path
+
+
+def open_to_clients(instance: str) -> None:
+    """Lets other users connect to the instance's existing socket. Raises ConfigError where a
+    directory above it has no execute permission for them."""
+    path = socket_path(instance)
+    directory = os.path.dirname(path)
+    os.chmod(directory, 0o711)
+    while directory != "/":
+        directory = os.path.dirname(directory)
+        if not os.stat(directory).st_mode & stat.S_IXOTH:
+            raise ConfigError(
+                f"clients: other users cannot get past {directory}; set VNIC_RUNTIME_DIR to a directory elsewhere"
+            )
+    os.chmod(path, 0o666)
+
+
+def socket_path(instance: str, *, create: bool = False) -> str:
+    """The path of an instance's socket. Raises ConfigError, VnicError."""
+    path = os.path.join(runtime_directory(create=create), checked_instance(instance) + ".sock")
+    if len(os.fsencode(path)) > 107:  # sockaddr_un.sun_path with its NUL
+        raise VnicError(f"{path}: too long for a socket; set VNIC_RUNTIME_DIR to a shorter path")
+    return path
+
+
+def find_socket(instance: str) -> str:
+    """The path of an instance's socket for a client: the user's own instance, else root's of that
+    name; or the given path. Raises ConfigError, VnicError."""
+    if instance.startswith("/"):
+        return instance
+    own = socket_path(instance)
+    system = f"{SYSTEM_DIRECTORY}/{instance}.sock"
+    # Only root can have created it: the directory is in root's.
+    if not os.path.exists(own) and not os.environ.get("VNIC_RUNTIME_DIR") and os.path.exists(system):
+        return system
+    return own
+
+
+def not_running(instance: str) -> VnicError:
+    option = "" if instance == "default" else f"-i {instance} "
+    return VnicError(f"instance {instance} does not run; start it with 'vnic up {option}FILE.yaml'")

@@ -1,0 +1,244 @@
+"""Converts untyped data (a YAML file, an API request) to the configuration's structs, whole and in parts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from dataplane.config.convert import (
+    Locate,
+    Path,
+    convert,
+    decode_scalar,
+    error_at,
+    field_type,
+    mapping,
+    shown,
+)
+from dataplane.config.scalars import SchemaError
+from dataplane.errors import ConfigError
+from vnic.config.schema import (
+    LINKS_MOST,
+    NAME_PATTERN,
+    NODE_PATTERN,
+    ClientConfig,
+    Config,
+    DirectionConfig,
+    ElementConfig,
+    GroupConfig,
+    LinkConfig,
+    ModuleConfig,
+    NicConfig,
+    NodeConfig,
+    SwitchConfig,
+    encode_scalar,
+)
+from vnic.config.topology import NetworkError, check
+
+DEPTH_MOST = 8  # nesting of branches
+ELEMENTS_MOST = 256  # of one chain
+
+
+def _elements(data: Any, path: Path, locate: Locate, depth: int = 0) -> list[ElementConfig]:
+    if not isinstance(data, list):
+        raise error_at(locate, path, f"invalid value {shown(data)}: expected a list of elements such as [{{element: Counter}}]")
+    if depth > DEPTH_MOST or len(data) > ELEMENTS_MOST:
+        raise error_at(locate, path, f"too much: expected at most {ELEMENTS_MOST} elements and branches {DEPTH_MOST} deep")
+    return [_element(each, (*path, number), locate, depth) for number, each in enumerate(data)]
+
+
+def _element(data: Any, path: Path, locate: Locate, depth: int) -> ElementConfig:
+    if isinstance(data, str):
+        data = {"element": data}  # [Counter] is short for [{element: Counter}]
+    if not isinstance(data, Mapping):
+        raise error_at(locate, path, f"invalid value {shown(data)}: expected an element such as {{element: Counter}}")
+    fields = {key: data[key] for key in ("element", "name") if key in data}
+    arguments = _arguments(data, ("element", "name", "branches"), path, locate)
+    element = convert(fields, ElementConfig, path, locate)
+    branches = data.get("branches", {})
+    if not isinstance(branches, Mapping):
+        raise error_at(
+            locate,
+            (*path, "branches"),
+            f"invalid value {shown(branches)}: expected {{OUTPUT: [elements]}} such as {{1: [Discard]}}",
+        )
+    for gate, chain in branches.items():
+        if not re.fullmatch(r"[0-9]{1,4}", str(gate), re.ASCII):
+            raise error_at(locate, (*path, "branches", gate), "is not an output: expected its number, such as 1")
+        element.branches[int(gate)] = _elements(chain, (*path, "branches", gate), locate, depth + 1)
+    element.arguments, element.where = arguments, locate(path)
+    return element
+
+
+def _arguments(data: Mapping[Any, Any], ours: Sequence[str], path: Path, locate: Locate) -> dict[str, Any]:
+    """The items of `data` that are a constructor's arguments."""
+    arguments = {key: value for key, value in data.items() if key not in ours}
+    for key in arguments:
+        if not isinstance(key, str) or not key.isidentifier():
+            raise error_at(locate, (*path, key), "is not a constructor argument: expected a word of letters, digits and '_'")
+    return arguments
+
+
+def _module(data: Any, path: Path, locate: Locate) -> ModuleConfig:
+    if isinstance(data, str):
+        data = {"module": data}
+    if not isinstance(data, Mapping):
+        raise error_at(locate, path, f"invalid value {shown(data)}: expected a module such as {{module: echo:Echo}}")
+    module = convert({key: data[key] for key in ("module",) if key in data}, ModuleConfig, path, locate)
+    module.arguments = _arguments(data, ("module",), path, locate)
+    return module
+
+
+def convert_nic(
+    name: str, data: Any, path: Path | None = None, locate: Locate = lambda path: "", *, contained: bool = True
+) -> NicConfig:
+    """Converts a NIC from its mapping. path: where it is, default nics.NAME; contained: the mapping
+    must name a container. Raises ConfigError, one line."""
+    path = ("nics", name) if path is None else path
+    if not isinstance(name, str) or len(name) > 32 or not re.fullmatch(NAME_PATTERN, name, re.ASCII):
+        raise error_at(locate, path, f"invalid value {shown(name)}: expected {field_type(NicConfig, ('name',))[1]}")
+    fields = mapping(data, NicConfig, path, locate)
+    chains: dict[str, list[ElementConfig]] = {}
+    for direction in ("egress", "ingress"):
+        if direction in fields:
+            inner = fields[direction] = mapping(fields[direction], DirectionConfig, (*path, direction), locate)
+            if "elements" in inner:
+                chains[direction] = _elements(inner.pop("elements"), (*path, direction, "elements"), locate)
+    nic = convert({"name": name, **fields}, NicConfig, path, locate)
+    for direction, chain in chains.items():
+        getattr(nic, direction).elements = chain
+    if contained and nic.pid is None and nic.netns is None:
+        raise error_at(
+            locate, path, f"which container is it in? give pid: or netns:, or `vnic attach tap {name} --pid PID` later"
+        )
+    nic.where = locate(path)
+    return nic
+
+
+def _link(data: Any, path: Path, locate: Locate) -> LinkConfig:
+    if isinstance(data, str):
+        data = {"link": data}
+    if not isinstance(data, Mapping):
+        raise error_at(locate, path, f"invalid value {shown(data)}: expected a link such as lan -- dmz")
+    fields = mapping(data, LinkConfig, path, locate)
+    chain = _elements(fields.pop("elements"), (*path, "elements"), locate) if "elements" in fields else []
+    ways: dict[str, list[ElementConfig]] = {}
+    if isinstance(fields.get("to"), Mapping):
+        fields["to"] = dict(fields["to"])
+        for end, way in fields["to"].items():
+            inner = fields["to"][end] = mapping(way, DirectionConfig, (*path, "to", end), locate)
+            if "elements" in inner:
+                ways[end] = _elements(inner.pop("elements"), (*path, "to", end, "elements"), locate)
+    if chain and fields.get("to"):
+        raise error_at(locate, path, "has both to and elements: give elements in to alone")
+    link = convert(fields, LinkConfig, path, locate)
+    if chain:
+        for end in link.ends:
+            link.to.setdefault(end, DirectionConfig()).elements = _elements(data["elements"], (*path, "elements"), locate)
+    for end, elements in ways.items():
+        link.to[end].elements = elements
+    link.where = locate(path)
+    return link
+
+
+def _node(data: Any, path: Path, locate: Locate) -> NodeConfig:
+    if isinstance(data, str):
+        data = {data: {}}  # lan: switch is short for lan: {switch: {}}
+    fields = mapping(data, NodeConfig, path, locate)
+    if "switch" in fields:
+        fields["switch"] = mapping(fields["switch"], SwitchConfig, (*path, "switch"), locate)
+    return convert(fields, NodeConfig, path, locate)
+
+
+def _group(data: Any) -> Any:
+    """Converts a single cgroup path to a list."""
+    if isinstance(data, Mapping) and isinstance(data.get("cgroup"), str):
+        return {**data, "cgroup": [data["cgroup"]]}
+    return data
+
+
+def changed_group(name: str, group: GroupConfig, settings: Mapping[str, Any]) -> GroupConfig:
+    """A group with `settings` changed, given as in a file; None removes a setting. Raises
+    ConfigError."""
+    path = ("groups", name)
+    now = msgspec.json.decode(msgspec.json.encode(group, enc_hook=encode_scalar))
+    merged = {**now, **mapping(settings, GroupConfig, path, lambda path: "")}
+    return convert(
+        _group({key: value for key, value in merged.items() if value is not None}), GroupConfig, path, lambda path: ""
+    )
+
+
+def encode_config(config: Config) -> bytes:
+    """A configuration as JSON, with what the loader filled in: for another process of the same
+    instance."""
+    return msgspec.json.encode(config, enc_hook=encode_scalar)
+
+
+# Created on import: this takes milliseconds, which a successor spends in the short steps of its imports.
+_decode_config = msgspec.json.Decoder(Config, dec_hook=decode_scalar).decode
+
+
+def decode_config(data: bytes) -> Config:
+    """Reads what `encode_config` wrote. Raises ConfigError."""
+    try:
+        return _decode_config(data)
+    except msgspec.MsgspecError as error:
+        raise ConfigError(f"the configuration that was handed over cannot be read: {error}") from None
+
+
+def convert_config(
+    data: Any, locate: Locate = lambda path: "", directory: str | None = None, *, contained: bool = True
+) -> Config:
+    """Converts a whole configuration. Raises ConfigError, one line."""
+    fields = mapping(data, Config, (), locate)
+    raw_nics = fields.pop("nics", None)
+    if raw_nics is not None and not isinstance(raw_nics, Mapping):
+        raise error_at(locate, ("nics",), f"invalid value {shown(raw_nics)}: expected {field_type(Config, ('nics',))[1]}")
+    engines = fields.get("engines")
+    if isinstance(engines, int) and not isinstance(engines, bool):
+        if not 1 <= engines <= 64:
+            raise error_at(locate, ("engines",), f"invalid value {engines}: expected {field_type(Config, ('engines',))[1]}")
+        fields["engines"] = [{} for _ in range(engines)]
+    if isinstance(groups := fields.get("groups"), Mapping):
+        fields["groups"] = {name: _group(group) for name, group in groups.items()}
+    kinds: dict[str, type[msgspec.Struct]] = {"groups": GroupConfig, "clients": ClientConfig}
+    for field, kind in kinds.items():
+        if isinstance(each := fields.get(field), Mapping):
+            # one by one first: msgspec does not say which value of a mapping is wrong
+            for name, settings in each.items():
+                convert(mapping(settings, kind, (field, name), locate), kind, (field, name), locate)
+            fields[field] = {name: {} if settings is None else settings for name, settings in each.items()}
+    nodes, links = fields.pop("nodes", None) or {}, fields.pop("links", None) or []
+    for field, given, form in (("nodes", nodes, Mapping), ("links", links, list)):
+        if not isinstance(given, form) or (field == "links" and len(given) > LINKS_MOST):
+            raise error_at(locate, (field,), f"invalid value {shown(given)}: expected {field_type(Config, (field,))[1]}")
+    modules = fields.pop("modules", None) or []
+    if not isinstance(modules, list):
+        raise error_at(locate, ("modules",), f"invalid value {shown(modules)}: expected {field_type(Config, ('modules',))[1]}")
+    config = convert(fields, Config, (), locate)
+    config.modules = [_module(each, ("modules", number), locate) for number, each in enumerate(modules)]
+    for name, node in nodes.items():
+        if not isinstance(name, str) or len(name) > 32 or not re.fullmatch(NODE_PATTERN, name, re.ASCII):
+            raise error_at(locate, ("nodes", name), f"invalid name: expected {field_type(LinkConfig, ('name',))[1]}")
+        config.nodes[name] = _node(node, ("nodes", name), locate)
+    if config.nodes and "switch" in fields:
+        text = "is the switch of a network without nodes; give these settings to one of nodes: {NAME: {switch: {...}}}"
+        raise error_at(locate, ("switch",), text)
+    config.links = [_link(each, ("links", number), locate) for number, each in enumerate(links)]
+    config.directory = directory
+    for name, nic_data in (raw_nics or {}).items():
+        config.nics[name] = convert_nic(name, nic_data, ("nics", name), locate, contained=contained)
+    for name, nic in config.nics.items():
+        if nic.engine is not None:
+            try:
+                config.engine_index(nic.engine)
+            except SchemaError as error:
+                raise error_at(locate, ("nics", name, "engine"), str(error)) from None
+    try:
+        check(config)
+    except NetworkError as error:
+        raise error_at(locate, error.place, error.text) from None
+    return config

@@ -1,0 +1,59 @@
+"""Configuration files: YAML to `Config`, with line numbers for errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from dataplane.config.load import parse_yaml
+from dataplane.errors import ConfigError
+from vnic.config.convert import convert_config
+from vnic.config.schema import Config
+from vnic.device.namespaces import NAMED_NETNS_DIR
+
+BYTES_MOST = 1 << 20
+
+
+def parse_config(text: str, name: str = "<text>", directory: str | None = None, *, contained: bool = True) -> Config:
+    """A configuration from YAML text. name: for errors; directory: where module:Class and relative
+    paths are found.
+
+    contained=False: NICs need no container (in a replay).
+    """
+    data, locate = parse_yaml(text, name)
+    config = convert_config(data, locate, directory, contained=contained)
+    for nic in config.nics.values():
+        if nic.netns is not None:
+            nic.netns = netns_path(nic.netns, directory or os.getcwd())
+    return config
+
+
+def netns_path(netns: str, directory: str) -> str:
+    """The path of a network namespace as a user writes it: a path, relative to `directory`, or a name
+    of `ip netns`. It is a path from here on, so that it can be watched."""
+    path = os.path.join(directory, netns)
+    return path if "/" in netns or os.path.exists(path) else os.path.join(NAMED_NETNS_DIR, netns)
+
+
+def load_config(path: str | os.PathLike[str], *, contained: bool = True) -> Config:
+    """A configuration from a YAML file, or from standard input for "-". Raises ConfigError: FILE:LINE:
+    path: what is wrong; what is expected."""
+    name = os.fspath(path)
+    try:
+        if name == "-":
+            name = "<stdin>"
+            content = sys.stdin.buffer.read(BYTES_MOST + 1)
+        else:
+            with open(name, "rb") as file:
+                content = file.read(BYTES_MOST + 1)
+    except OSError as error:
+        raise ConfigError(f"{name}: {error.strerror}") from None
+    if len(content) > BYTES_MOST:
+        raise ConfigError(f"{name}: too large: expected at most {BYTES_MOST} bytes")
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{name}:{line}: is not UTF-8 text") from None
+    directory = os.getcwd() if name == "<stdin>" else os.path.dirname(os.path.abspath(name))
+    return parse_config(text, name, directory, contained=contained)

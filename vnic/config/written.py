@@ -1,0 +1,42 @@
+"""A running configuration in the words of a file, with what was implied written out: `vnic config show`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from vnic.config.schema import Config, ElementConfig, ModuleConfig, encode_scalar
+
+
+def written(value: Any) -> Any:
+    """A struct of the schema, or a part of one, as plain data that the loader reads again."""
+    if isinstance(value, ElementConfig):
+        branches = {gate: written(chain) for gate, chain in value.branches.items()}
+        named = {} if value.name is None else {"name": value.name}
+        return {"element": value.element, **named, **value.arguments, **({"branches": branches} if branches else {})}
+    if isinstance(value, ModuleConfig):
+        return {"module": value.module, **value.arguments}
+    if isinstance(value, msgspec.Struct):
+        hidden = getattr(value, "HIDDEN", ())
+        items = {
+            field.encode_name: written(getattr(value, field.name))
+            for field in msgspec.structs.fields(value)
+            if field.name not in hidden
+        }
+        return {name: item for name, item in items.items() if item is not None and item != [] and item != {}}
+    if isinstance(value, list | tuple):
+        return [written(each) for each in value]
+    if isinstance(value, dict):
+        return {key: written(each) for key, each in value.items()}
+    return msgspec.to_builtins(value, enc_hook=encode_scalar)
+
+
+def written_config(config: Config) -> dict[str, Any]:
+    """A whole configuration. NICs whose container a client passed are left out: no file can name it."""
+    found: dict[str, Any] = written(config)
+    if config.nodes:
+        del found["switch"]
+        found["nodes"] = {name: {"switch": written(switch)} for name, switch in config.switches.items()}
+    found["nics"] = {name: written(nic) for name, nic in config.nics.items() if not nic.passed}
+    return found

@@ -1,0 +1,373 @@
+"""The worker: the process that runs an instance's engines and answers its clients, started and watched by the supervisor.
+
+It is started by launch.py with three descriptors, the supervisor's pid and its role. It begins with what the supervisor kept
+(keeper.py): nothing but the configuration, or all that a worker before it left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import ctypes
+import gc
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dataplane.engine.pace import PAUSE_NS, STEP_NS, Pace
+from dataplane.errors import ConfigError, VnicError, one_line
+from vnic.api.events import Bus, differences, observe
+from vnic.api.log import Log, set_up
+from vnic.api.methods import Methods
+from vnic.api.server import Server
+from vnic.config.convert import decode_config
+from vnic.daemon import privileges
+from vnic.device.descriptors import close_all
+from vnic.runtime.instance import Instance
+from vnic.store import keeper
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    from vnic.api.connection import Transfer
+    from vnic.api.events import Emit
+    from vnic.api.methods import Offers
+    from vnic.api.metrics import Readable
+    from vnic.config.schema import Config
+    from vnic.runtime.runtime import Runtime
+
+    class RunnableRuntime(Readable, Protocol):
+        emit: Emit
+
+        @property
+        def modules(self) -> Sequence[Offers]: ...
+        def start(self) -> None: ...
+        def lose(self, module: Any, error: Exception, /) -> None: ...
+        def close(self) -> None: ...
+
+    MakeRuntime = Callable[[Config, asyncio.AbstractEventLoop, keeper.Keeper, keeper.Start], RunnableRuntime]
+
+PR_SET_PDEATHSIG = 1
+BROWNOUT_S = 120.0
+WATCH_S = 1.0
+
+log = Log("vnic")
+
+
+def die_with(supervisor: int) -> None:
+    """Has the kernel end this process when the supervisor ends, however it ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != supervisor:  # it ended before that
+        os._exit(1)
+
+
+def _inherit(events: socket.socket) -> tuple[dict[str, list[int]], keeper.Start]:
+    """What the supervisor kept, and how to begin."""
+    kept: dict[str, list[int]] = {}
+    while True:
+        data, descriptors = keeper.receive(events)
+        if not data:
+            raise VnicError("the supervisor is gone")
+        message = keeper.decode_to_worker(data)
+        if isinstance(message, keeper.Start):
+            return kept, message
+        assert isinstance(message, keeper.Item)
+        kept[message.key] = descriptors
+
+
+def _read(kept: list[int]) -> bytes:
+    """The one document of what the supervisor kept, which is closed then."""
+    try:
+        return keeper.read_document(kept[0])
+    finally:
+        close_all(kept)
+
+
+def make_runtime(
+    config: Config, loop: asyncio.AbstractEventLoop, keeping: keeper.Keeper, start: keeper.Start
+) -> RunnableRuntime:
+    """The real one."""
+    from vnic.modules.devices import KeptTapDevices
+    from vnic.runtime.runtime import Runtime
+
+    return Runtime(config, loop=loop, devices=KeptTapDevices(keeping), keeping=keeping, role=start.role)
+
+
+def failure(error: BaseException) -> keeper.Failed:
+    """The last words of a worker."""
+    if not isinstance(error, VnicError) and os.environ.get("VNIC_DEBUG", "0") not in ("", "0"):
+        log.error("worker failed", error=error)
+    return keeper.Failed(one_line(error), isinstance(error, ConfigError))
+
+
+class Worker:
+    """Serves a runtime until the supervisor or a client ends it."""
+
+    def __init__(self, calls: socket.socket, events: socket.socket, listener: socket.socket, make: MakeRuntime) -> None:
+        self._events, self._listener, self._make = events, listener, make
+        kept, self._start = _inherit(events)
+        self._document = _read(kept.pop("config"))
+        self._config = decode_config(self._document)
+        # The first worker's version, which is the supervisor's and its agent's: no upgrade renews them.
+        self._first_version = _read(kept.pop("version")).decode() if "version" in kept else _version()
+        # The supervisor did before it started us, see the table in privileges.py; now none is passed on either. No thread is there yet.
+        privileges.drop(privileges.worker(guaranteed=self._config.guaranteed))
+        self._keeper = keeper.Keeper(calls, kept)
+        self._keeper.may_change = self._start.role != "successor"
+        if self._start.role == "first":
+            self._keeper.put_document("version", self._first_version.encode())
+        self._stop = asyncio.Event()
+        self._joined: asyncio.Future[socket.socket] | None = None  # to the other worker of an upgrade
+        self._gave_up = False  # every engine is the successor's
+        self._clients: list[Transfer] = []  # of the worker before
+        self._runtime: RunnableRuntime | None = None
+        self._up = False  # and said so
+
+    def tell(self, message: keeper.FromWorker) -> None:
+        """A word to the supervisor; where it is gone, the kernel ends us."""
+        with contextlib.suppress(OSError):
+            keeper.send(self._events, message)
+
+    async def run(self) -> None:
+        """Comes up, says so, and returns when everything is taken down.
+
+        Taken down it is when the supervisor or a client asks for that; and by the first worker that does not come up, since nobody has
+        anything of it yet. Any other failure leaves to the next worker, or to the one that still runs, what is kept: this process ends
+        on the spot then, as if it had been killed, since Python would free and close things on its way out.
+        """
+        try:
+            await self._run()
+        except BaseException as error:
+            if self._start.role != "first" or self._up:
+                self.tell(failure(error))
+                os._exit(1)
+            if self._runtime is not None:
+                self._runtime.close()
+            raise
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._bus = Bus(loop)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the supervisor's to hear
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_reader(self._events, self._hear)
+        runtime, methods = await self._build(loop)
+        if self._start.role == "successor":
+            self._real_runtime().start_threads()
+            await self._take_over()
+        async with contextlib.AsyncExitStack() as serving:
+            await self._serve_metrics(serving, runtime)
+            self._server = server = Server(methods)
+            await server.start(self._listener.dup())
+            for client in self._clients:
+                server.adopt(client)
+            if self._start.role == "successor":
+                self._real_runtime().nics.claim({number for client in self._clients for number in client.captures})
+            await asyncio.sleep(0)  # they listen again
+            self._bus.emit("worker", pid=os.getpid(), role=self._start.role, last=self._start.last or None)
+            watching = loop.create_task(self._watch())
+            self._up = True
+            self.tell(keeper.TookOver() if self._start.role == "successor" else keeper.Ready())
+            await self._stop.wait()
+            # Clients hang on until everything is gone: that is how `vnic down` knows.
+            loop.remove_reader(self._events)
+            watching.cancel()
+        if self._gave_up:
+            await server.close()
+            self._real_runtime().nics.let_go()
+            self.tell(keeper.HandedOver())
+            os._exit(0)  # not in good order: that would take down what is another's now
+        try:
+            runtime.close()
+            await server.close()
+        finally:
+            self.tell(keeper.Stop())
+
+    async def _build(self, loop: asyncio.AbstractEventLoop) -> tuple[RunnableRuntime, Methods]:
+        """Makes and starts the runtime, and its methods. A successor does so in short steps, on a thread of its own: the engines
+        that run need the CPUs, and the event loop answers meanwhile."""
+
+        def build() -> tuple[RunnableRuntime, Methods]:
+            self._runtime = runtime = self._make(self._config, loop, self._keeper, self._start)
+            runtime.emit = self._bus.emit
+            runtime.start()
+            self._keeper.close()
+            # The collector need not visit again what lives as long as the worker: with a thousand NICs that takes
+            # tens of ms, in an attach or, worse, while an engine stands still.
+            gc.freeze()
+            return runtime, self._offer(runtime)
+
+        def build_aside() -> tuple[RunnableRuntime, Methods]:
+            with Pace(STEP_NS, PAUSE_NS):
+                return build()
+
+        if self._start.role != "successor":
+            return build()
+        with concurrent.futures.ThreadPoolExecutor(1) as aside:
+            return await loop.run_in_executor(aside, build_aside)
+
+    def _offer(self, runtime: RunnableRuntime) -> Methods:
+        """The methods of all modules. A successor looks at them before it takes over: so that a clash refuses the upgrade."""
+        version = _version()
+        instance = Instance(runtime, self._bus, version, self._supervisor_status(), self.upgrade)
+        methods = Methods([instance], version, self._stop.set, self._config.clients)
+        for module in list(runtime.modules):
+            try:
+                methods.add(module)
+            except Exception as error:
+                runtime.lose(module, error)
+        return methods
+
+    async def _serve_metrics(self, serving: contextlib.AsyncExitStack, runtime: RunnableRuntime) -> None:
+        """The first worker does not come up without them: somebody reads why. Those that follow go on without, since whoever takes their
+        place between two workers - any user may bind a port - must not take the network with it."""
+        if (config := self._config.metrics) is None:
+            return
+        try:
+            from vnic.api import metrics
+
+            process = {"version": _version(), "supervisor": self._supervisor_status()}
+            await serving.enter_async_context(metrics.serving(config, runtime, process, first=self._start.role == "first"))
+        except Exception as error:
+            if self._start.role == "first":
+                raise
+            why = f"{one_line(error).removeprefix('metrics: ')}; or end what is there, and 'vnic upgrade' tries again"
+            self._real_runtime().losses.add("metrics", why, kept=False)
+
+    # -- upgrade -----------------------------------------------------------------------------------------------------------
+
+    async def upgrade(self, python: str) -> dict[str, Any]:
+        """Hands everything over to a new worker that runs in `python` ("": ours) and ends; returns the report. Raises VnicError, and then
+        this worker goes on as before."""
+        from vnic.daemon import upgrade
+
+        runtime, begin_ns = self._real_runtime(), time.monotonic_ns()
+        runtime.begin_upgrade()
+        self._server.hold()
+        try:
+            self._joined = asyncio.get_running_loop().create_future()
+            self.tell(keeper.Upgrade(python))
+            # The new worker's start and brownout: what it builds takes as long as our own start did.
+            async with asyncio.timeout(BROWNOUT_S):
+                joined = await self._joined
+            with joined as other:
+                brownout_ns = time.monotonic_ns() - begin_ns
+                self._server.stop_accepting()
+                self._server.pause()
+                channel = upgrade.Channel(other)
+                report = upgrade.give(runtime, channel)
+                self._gave_up = True
+                channel.send_clients(self._server.idle())
+                self._server.let_go()
+        except upgrade.Torn as error:
+            log.error("upgrade torn, both workers end", why=str(error))
+            self.tell(keeper.Failed(str(error)))
+            os._exit(1)
+        except TimeoutError:
+            raise VnicError(f"the new worker was not ready within {BROWNOUT_S:g} s; this one goes on") from None
+        finally:
+            self._joined = None
+            if not self._gave_up:
+                self.tell(keeper.Abandon())
+                runtime.end_upgrade()
+                self._server.release()
+                self._server.resume()
+                self._server.stop_accepting()
+                await self._server.start(self._listener.dup())
+        asyncio.get_running_loop().call_soon(self._stop.set)  # once the client has its reply
+        return {**report, "brownout_ms": round(brownout_ns / 1e6, 1), "pid": os.getpid()}
+
+    def _real_runtime(self) -> Runtime:
+        from vnic.runtime.runtime import Runtime
+
+        if not isinstance(self._runtime, Runtime):
+            raise VnicError("this runtime cannot be handed over")
+        return self._runtime
+
+    async def _take_over(self) -> None:
+        from vnic.daemon import upgrade
+
+        self._joined = asyncio.get_running_loop().create_future()
+        self.tell(keeper.Ready())
+        async with asyncio.timeout(BROWNOUT_S):
+            joined = await self._joined
+        with joined as other:
+            channel = upgrade.Channel(other)
+            upgrade.take(self._real_runtime(), channel, self._document)
+            self._clients = channel.receive_clients()
+        self._keeper.may_change = True
+        self._joined = None
+
+    async def _watch(self) -> None:
+        """Emits what no call of ours tells: engines that move or overrun, drops that begin. Looks only while somebody listens."""
+        before: dict[str, Any] = {}
+        while True:
+            await asyncio.sleep(WATCH_S)
+            if not self._bus.heard:
+                before = {}
+                continue
+            assert self._runtime is not None
+            now = observe(self._runtime.status(), self._runtime.stats())
+            for event, fields in differences(before, now) if before else ():
+                self._bus.emit(event, **fields)
+            before = now
+
+    def _supervisor_status(self) -> dict[str, Any]:
+        start = self._start
+        return {
+            "pid": start.supervisor,
+            "version": self._first_version,
+            "restarts": start.restarts,
+            "last": start.last or None,
+        }
+
+    def _hear(self) -> None:
+        data, descriptors = keeper.receive(self._events)
+        if not data:
+            self._stop.set()
+            return
+        waiting = self._joined if self._joined is not None and not self._joined.done() else None
+        match keeper.decode_to_worker(data):
+            case keeper.HandOver() if waiting is not None:
+                waiting.set_result(socket.socket(fileno=descriptors.pop()))
+            case keeper.Failed(error) if waiting is not None:
+                waiting.set_exception(VnicError(f"{error}; this worker goes on"))
+            case keeper.Ping():
+                self.tell(keeper.Pong())
+            case keeper.Quit():
+                self._stop.set()
+        close_all(descriptors)
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("vnic")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def main(arguments: list[str], make: MakeRuntime = make_runtime) -> int:
+    """Exit status 0: as asked; 1: it failed, and the supervisor knows why."""
+    calls, events, listener, supervisor = map(int, arguments[:4])
+    die_with(supervisor)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # until there is a loop to take it: the supervisor decides
+    set_up()
+    says = socket.socket(fileno=events)
+
+    async def run() -> None:
+        await Worker(socket.socket(fileno=calls), says, socket.socket(fileno=listener), make).run()
+
+    try:
+        asyncio.run(run())
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            keeper.send(says, failure(error))
+        return 1
+    return 0

@@ -1,0 +1,206 @@
+"""Chains: builds and connects the elements that a configuration puts between a NIC or link and a
+switch."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from dataplane.config.convert import did_you_mean
+from dataplane.errors import ConfigError, VnicError
+from dataplane.graph.element import Element
+from vnic.config.schema import ElementConfig
+from vnic.modules.module import Module
+
+T = TypeVar("T")
+
+# Short names for use in a configuration; all others are module:Class.
+BUILT_IN = {
+    "Classifier": "dataplane.elements.classifier:Classifier",
+    "Counter": "dataplane.elements.counter:Counter",
+    "Discard": "dataplane.elements.counter:Discard",
+    "Mirror": "dataplane.elements.mirror:Mirror",
+    "Parse": "dataplane.elements.parse:Parse",
+    "Shaper": "shaping.shaper:Shaper",
+}
+
+
+@contextmanager
+def _importing_from(directory: str | None) -> Iterator[None]:
+    """Puts the configuration file's directory first on sys.path while its elements are imported."""
+    if directory is None:
+        yield
+        return
+    sys.path.insert(0, directory)
+    try:
+        yield
+    finally:
+        sys.path.remove(directory)
+
+
+def element_class(reference: str, directory: str | None = None) -> type[Element]:
+    """The class named by `reference` ("Counter" or "module:Class"). Raises ConfigError when there
+    is none."""
+    target = BUILT_IN.get(reference, reference)
+    if ":" not in target:
+        known = sorted(BUILT_IN)
+        hint = did_you_mean(reference, known).replace("expected one of", "expected module:Class or one of")
+        raise ConfigError(f"element {reference}: unknown; {hint}")
+    return _imported(target, "element", Element, directory)
+
+
+def module_class(reference: str, directory: str | None = None) -> type[Module]:
+    """The module class named by `reference` ("module:Class"). Raises ConfigError when there is
+    none."""
+    if ":" not in reference:
+        raise ConfigError(f"module {reference}: unknown: expected module:Class")
+    return _imported(reference, "module", Module, directory)
+
+
+def _imported(reference: str, what: str, kind: type[T], directory: str | None) -> type[T]:
+    module_name, _, class_name = reference.partition(":")
+    try:
+        with _importing_from(directory):
+            module = importlib.import_module(module_name)
+    except Exception as error:  # importing a user's module may raise any exception
+        raise ConfigError(f"{what} {reference}: cannot import {module_name}: {error}") from error
+    found = getattr(module, class_name, None)
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        raise ConfigError(f"{what} {reference}: {module_name} has no {what} class {class_name}")
+    return found
+
+
+class Chain:
+    """Elements in a row. head: the first element; ends: the open outputs (element, output) of the
+    last; configs: by element name, the configuration that it was built from; edges: all connections
+    (element, output, target).
+
+    Elements that no engine runs are connected at once. Elements that run, taken over from a chain
+    before (see `build_chain`), are connected by `connect`, between two batches.
+    """
+
+    def __init__(self) -> None:
+        self.head: Element | None = None
+        self.ends: list[tuple[Element, int]] = []
+        self.elements: list[Element] = []
+        self.configs: dict[str, ElementConfig] = {}
+        self.edges: list[tuple[Element, int, Element]] = []
+
+    def append(self, element: Element) -> None:
+        """Connects every open output to `element`, whose outputs are then the open ones."""
+        self.join(element)
+        self.elements.append(element)
+        self.ends = [(element, gate) for gate in range(len(element.outputs))]
+
+    def join(self, element: Element) -> None:
+        """Connects every open output to `element`, and leaves none open."""
+        if self.head is None:
+            self.head = element
+        for end, gate in self.ends:
+            self.edges.append((end, gate, element))
+            if end.engine is None:
+                end.connect(gate, element)
+        self.ends = []
+
+    def connect(self) -> None:
+        """Makes all connections of the chain, on the thread of the engine that runs its elements."""
+        for element, gate, target in self.edges:
+            element.connect(gate, target)
+
+
+def build_chain(configs: list[ElementConfig], prefix: str, directory: str | None = None, before: Chain | None = None) -> Chain:
+    """Builds the elements of `configs` in order; their names are `prefix` and the configured name
+    (default: the class in lower case).
+
+    An element with several gates may have branches, gate -> chain; all rejoin at the next element.
+    before: a chain whose elements are taken over where name and configuration are the same.
+    """
+    chain = Chain()
+    _extend(chain, configs, prefix, directory, set(), before or Chain())
+    return chain
+
+
+def _extend(
+    chain: Chain, configs: list[ElementConfig], prefix: str, directory: str | None, names: set[str], before: Chain
+) -> None:
+    for config in configs:
+        element = _build_element(config, prefix, directory, names, before)
+        chain.append(element)
+        chain.configs[element.name] = config
+        ends: list[tuple[Element, int]] = []
+        for gate in range(len(element.outputs)):
+            branch = Chain()
+            branch.ends = [(element, gate)]
+            _extend(branch, config.branches.get(gate, []), f"{element.name}.{gate}", directory, names, before)
+            chain.elements += branch.elements
+            chain.configs |= branch.configs
+            chain.edges += branch.edges
+            ends += branch.ends
+        _check_branches(config, element)
+        chain.ends = ends
+
+
+def check_chain(configs: list[ElementConfig], directory: str | None = None) -> None:
+    """Raises ConfigError where `build_chain` would, as far as that can be known without running a
+    user's constructors: built-in elements are made, and the classes of others are only imported."""
+    for config in configs:
+        if config.element in BUILT_IN:
+            element = _build_element(config, "check", directory, set(), Chain())
+            _check_branches(config, element)
+        else:
+            _class_of(config, directory)
+        for branch in config.branches.values():
+            check_chain(branch, directory)
+
+
+def _check_branches(config: ElementConfig, element: Element) -> None:
+    if stray := sorted(set(config.branches) - set(range(len(element.outputs)))):
+        text = f"{config.element}: branch {stray[0]}: the element has outputs 0 to {len(element.outputs) - 1}"
+        raise _error_at(config, text)
+
+
+def _error_at(config: ElementConfig, text: str) -> ConfigError:
+    return ConfigError(f"{config.where}: {text}" if config.where else text)
+
+
+def _class_of(config: ElementConfig, directory: str | None) -> type[Element]:
+    try:
+        return element_class(config.element, directory)
+    except ConfigError as error:
+        raise _error_at(config, str(error)) from error
+
+
+def _arguments_error(config: ElementConfig, error: TypeError) -> str:
+    """What is wrong with the arguments of a constructor, without Python's words for it."""
+    text, remedy = str(error), f"`vnic element {config.element}` lists them"
+    if unknown := re.search(r"unexpected keyword argument '(\w+)'", text):
+        return f"{config.element} has no argument {unknown[1]!r}; {remedy}"
+    if missing := re.search(r"missing \d+ required positional arguments?: (.*)", text):
+        return f"{config.element} lacks the argument {missing[1]}; {remedy}"
+    if "positional argument" in text:  # Cython's message does not name it
+        return f"{config.element} lacks an argument; {remedy}"
+    return f"{config.element} refuses its arguments: {text}"
+
+
+def _build_element(config: ElementConfig, prefix: str, directory: str | None, names: set[str], before: Chain) -> Element:
+    found = _class_of(config, directory)
+    base = f"{prefix}.{config.name or re.sub(r'(?<!^)(?=[A-Z])', '-', found.__name__).lower()}"
+    name, number = base, 2
+    while name in names:
+        name, number = f"{base}-{number}", number + 1
+    names.add(name)
+    was = before.configs.get(name)
+    if was is not None and (was.element, was.arguments) == (config.element, config.arguments):
+        return next(element for element in before.elements if element.name == name)
+    try:
+        return found(**config.arguments, name=name)
+    except VnicError as error:
+        raise _error_at(config, str(error)) from error
+    except TypeError as error:
+        raise _error_at(config, f"{name}: {_arguments_error(config, error)}") from error
+    except Exception as error:  # a user's class may reject its arguments with any exception
+        raise _error_at(config, f"{name}: {config.element} refuses its arguments: {error}") from error

@@ -1,0 +1,123 @@
+"""An engine that a module has built: changes of its graph, and the counts of what it no longer runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from dataplane.engine.engine import Engine
+from dataplane.errors import GraphError
+from dataplane.graph.element import Element, Source
+from vnic.modules.accounts import NOBODY
+
+
+class _Pending:
+    """What `EngineHost.at_once` postpones: changes of the graph, and whether to load it. prepared: new elements by name."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._names = {element.name for element in engine.elements}
+        self.changes: list[Callable[[], object]] = []
+        self.load = False
+        self.prepared: dict[str, Element] = {}
+
+    def prepare(self, fresh: Iterable[Element]) -> None:
+        fresh = [element for element in fresh if element.engine is None]
+        for element in fresh:
+            if element.name in self._names:
+                raise GraphError(f"{element.name}: two elements of engine {self._engine.name} have this name")
+        self._engine.prepare(fresh)
+        for element in fresh:
+            self._names.add(element.name)
+            self.prepared[element.name] = element
+
+    def leave(self, elements: Iterable[Element]) -> None:
+        self._names.difference_update(element.name for element in elements)
+
+    def abandon(self, fresh: Iterable[Element]) -> None:
+        mine = [element for element in fresh if self.prepared.get(element.name) is element]
+        self._engine.abandon(mine)
+        for element in mine:
+            self._names.discard(element.name)
+            del self.prepared[element.name]
+
+
+class EngineHost:
+    """An engine that a module has built, with the counts of what it no longer runs."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.sources: list[Source] = []
+        self._pending: _Pending | None = None  # within at_once
+        self.charged: dict[str, int] = {}  # by owner: CPU time of elements that are gone, until the accounts take it
+        self.retired = {"received": 0, "generated": 0, "transmitted": 0, "dropped": 0}
+
+    def load(self, sources: list[Source], fresh: Iterable[Element] = (), leaving: Iterable[Element] = ()) -> None:
+        """Makes the engine run what hangs on `sources`; keeps the counts of what it no longer runs. fresh: elements
+        that are new with it. leaving: elements that are no longer in the graph then, and whose names may be used
+        again. Raises VnicError, OSError, and then nothing has changed."""
+        before = self.sources
+        if self._pending is not None:
+            self._pending.leave(leaving)
+            self._pending.prepare(fresh)
+            self.sources, self._pending.load = sources, True
+            return
+        self.sources = sources
+        try:
+            left = self.engine.load(sources)
+        except BaseException:
+            self.sources = before
+            raise
+        for element, statistics in left:
+            owner = element.owner or NOBODY
+            self.charged[owner] = self.charged.get(owner, 0) + statistics["charged_ns"]
+            for term in ("received", "generated", "transmitted"):
+                self.retired[term] += statistics[term]
+            self.retired["dropped"] += sum(statistics["dropped"].values())
+
+    def abandon(self, fresh: Iterable[Element]) -> None:
+        """Takes back that `fresh` were prepared by a `load` that is postponed."""
+        if self._pending is not None:
+            self._pending.abandon(fresh)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Postpones what is done to the graph to the end of a `with`: first all changes, in one call on
+        the engine's thread, then one load. A load visits every element of the engine, so that one for
+        each NIC would make the start with many NICs quadratic. New elements are bound and initialized
+        at once, so that an error is that of the NIC whose they are."""
+        if self._pending is not None:
+            yield
+            return
+        before, pending = self.sources, _Pending(self.engine)
+        self._pending = pending
+        try:
+            yield
+        finally:
+            self._pending = None
+            if pending.changes:
+                self.do(lambda: [change() for change in pending.changes])
+            if pending.load:
+                after, self.sources = self.sources, before
+                try:
+                    self.load(after)
+                except BaseException:
+                    pending.abandon(list(pending.prepared.values()))
+                    raise
+
+    def do(self, change: Callable[[], object]) -> None:
+        """Makes a change on the engine's thread between two batches."""
+        if self._pending is None:
+            self.engine.call(change)
+        else:
+            self._pending.changes.append(change)
+
+    def conservation(self) -> dict[str, Any]:
+        """The terms of the law, from the engine's first packet on."""
+        terms = self.engine.conservation()
+        for term, value in self.retired.items():
+            terms[term] += value
+        into = terms["received"] + terms["generated"]
+        terms["conserved"] = into == terms["transmitted"] + terms["dropped"] + terms["held"]
+        return terms

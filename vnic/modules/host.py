@@ -1,0 +1,64 @@
+"""What a module sees of the instance that it is part of."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any, Literal, Protocol, TypeVar
+
+from dataplane.engine.clock import Clock
+from dataplane.engine.engine import Engine
+from dataplane.packet.pool import PacketPool
+from vnic.api.events import Emit
+from vnic.config.schema import Config
+from vnic.modules.accounts import Accounts
+from vnic.modules.engine_host import EngineHost
+from vnic.store.keeper import Keeper
+from vnic.store.losses import Losses
+from vnic.store.segments import Segments
+
+H = TypeVar("H", bound=EngineHost)
+
+
+class Host(Protocol):
+    """The instance, as its modules see it; vnic.runtime.runtime.Runtime is one.
+
+    config   the configuration as it runs now; `remember` stores it
+    role     "first", "crash": the worker before this one died; "successor": it runs until this one takes over
+    loop     the event loop of control; None: nothing is watched
+    keeping  the supervisor's store; None: there is no supervisor
+    lock     held during each change
+    """
+
+    config: Config
+    role: Literal["first", "crash", "successor"]
+    loop: asyncio.AbstractEventLoop | None
+    keeping: Keeper | None
+    lock: threading.RLock
+    closed: bool
+    upgrading: bool
+    clock: Clock
+    pool: PacketPool
+    segments: Segments
+    losses: Losses
+    accounts: Accounts
+    emit: Emit
+
+    def add_engine(
+        self,
+        name: str,
+        group: str | None = None,
+        *,
+        spin_ns: int = 0,
+        cpu: int | None = None,
+        make: Callable[[Engine], H],
+    ) -> H: ...
+    def remember(self, undo: Callable[[], object] | None = None) -> None: ...
+    def check_open(self) -> None: ...
+    def change_group(self, name: str, settings: dict[str, Any]) -> None: ...
+    def is_client(self, name: str) -> bool: ...
+    @property
+    def engines(self) -> list[Engine]: ...
+    @property
+    def runs(self) -> bool: ...

@@ -1,0 +1,118 @@
+"""A link between two switches in the running network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dataplane.graph.element import Element, Source
+from dataplane.graph.link import Link
+from dataplane.graph.port import PortRx
+from dataplane.packet.ring import MpscRing
+from dataplane.ports.ring_port import RingPort
+from vnic.config.schema import LinkConfig
+from vnic.modules.switch_host import SwitchHost
+from vnic.modules.switch_port import SwitchPort
+from vnic.modules.way import Way
+
+
+class LinkNode:
+    """A link in the running network: a port on each of its switches. What leaves a switch by one of them
+    enters the other switch by a dataplane.graph.link.Link.
+
+    A plain link is in each engine. One with elements or rates is in one engine, its home, which has the
+    queues; rings then lead from the other engines to it, one for each direction.
+    before: the same link as it runs in the same home; elements that stay the same are taken over.
+    """
+
+    is_up = True
+    source = None  # frames may have any source address
+
+    def __init__(
+        self,
+        config: LinkConfig,
+        homes: list[SwitchHost],
+        directory: str | None,
+        make_ring: Callable[[str], MpscRing],
+        before: LinkNode | None = None,
+    ) -> None:
+        self.config, self._before = config, before
+        self.name = str(config.name)
+        first, second = config.ends
+        home = None if config.plain else int(config.engine or 0)
+        self.ports = [SwitchPort(first, config.numbers[0], home), SwitchPort(second, config.numbers[1], home)]
+        self.ways: dict[str, Way] = {}  # by the switch that it leads to
+        self._sources: list[list[Source]] = [[] for _ in homes]  # by engine
+        self._elements: list[list[Element]] = [[] for _ in homes]
+        self._edges: list[tuple[Element, Element]] = []
+        if home is None:
+            for index, each in enumerate(homes):
+                for port, other in self._directions():
+                    link = Link(other.number, name=f"{self.name}.{other.switch}")
+                    link.connect(0, each.switches[other.switch])
+                    port.entries.append(link)
+                    self._sources[index].append(link)
+                    self._elements[index].append(link)
+        else:
+            for number, (port, other) in enumerate(self._directions()):
+                self._lead(number, port, other, homes, directory, make_ring)
+        self._before = None
+
+    def _directions(self) -> list[tuple[SwitchPort, SwitchPort]]:
+        """Pairs of the port by which frames leave a switch, and the one by which they enter the other."""
+        return [(self.ports[0], self.ports[1]), (self.ports[1], self.ports[0])]
+
+    def _lead(
+        self,
+        number: int,
+        port: SwitchPort,
+        other: SwitchPort,
+        homes: list[SwitchHost],
+        directory: str | None,
+        make_ring: Callable[[str], MpscRing],
+    ) -> None:
+        """One direction, in its home: elements, shaper, and the Link to the other switch."""
+        name, before, home = f"{self.name}.{other.switch}", self._before, port.home
+        assert home is not None
+        way = Way(self.config.to[other.switch], name, directory, None if before is None else before.ways[other.switch])
+        self.ways[other.switch] = way
+        sources: list[Source] = []
+        if before is not None:
+            port.ring = before.ports[number].ring
+            sources = [each for each in before.sources_in(home) if each.name in (f"{name}.link", f"{name}.ring.rx")]
+        else:
+            link = Link(other.number, name=f"{name}.link")
+            link.connect(0, homes[home].switches[other.switch])
+            sources.append(link)
+            if len(homes) > 1:
+                port.ring = make_ring(f"{self.name}/{other.switch}")
+                sources.append(PortRx(RingPort(f"{name}.ring", port.number, port.ring, None), name=f"{name}.ring.rx"))
+        way.chain.join(sources[0])
+        for rx in sources[1:]:
+            self._edges.append((rx, way.head))
+            if rx.engine is None:
+                rx.connect(0, way.head)
+        self._sources[home] += sources
+        self._elements[home] += [*sources, *way.chain.elements]
+        if before is None:
+            port.lead(way.head, len(homes), name, None)
+        else:
+            entries = before.ports[number].entries
+            port.entries = [way.head if index == home else entry for index, entry in enumerate(entries)]
+        for index, entry in enumerate(port.entries):
+            if index != home:
+                self._elements[index].append(entry)
+
+    def connect(self) -> None:
+        """Makes all connections, on the engine's thread."""
+        for element, target in self._edges:
+            element.connect(0, target)
+        for way in self.ways.values():
+            way.chain.connect()
+
+    def elements_in(self, engine: int) -> list[Element]:
+        """Its elements in the graph of an engine."""
+        return self._elements[engine]
+
+    def sources_in(self, engine: int) -> list[Source]:
+        """Of them, those that the graph begins with."""
+        return self._sources[engine]

@@ -1,0 +1,64 @@
+"""Modules: what an instance consists of (Snap, section 2.3). A module registers methods of the control API, builds engines, loads them into
+engine groups, and sets things up for its clients, whose packets its engines then move.
+
+    Runtime -+- Instance  the instance as a whole: status, statistics, groups, accounts, upgrade        (instance_module.py)
+             +- Nics      NICs in containers, on a learning switch                                     (nics.py)
+             `- yours     `modules:` in the configuration: module:Class, made beside the others
+
+A module's methods run on the event loop's thread, one after the other. None runs on an engine's thread: to an engine control speaks through
+its mailbox.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from vnic.api.method import Method, Session
+from vnic.modules.host import Host
+
+
+class Module:
+    """Base of modules. `settings` are those of the configuration; what a method changes in them is kept for the next worker by
+    `runtime.remember()`. Engines are made in the constructor, by `runtime.add_engine`, since a successor's are filled before they run.
+
+    interface    the Varlink interface of its methods, such as "org.example.Echo"; "": it has none
+    description  the interface's definition in Varlink's language: what `GetInterfaceDescription` answers
+    """
+
+    interface: ClassVar[str] = ""
+    description: ClassVar[str] = ""
+
+    def __init__(self, runtime: Host, **settings: Any) -> None:
+        self.runtime, self.settings = runtime, settings
+
+    def methods(self) -> list[Method]:
+        """What clients may call."""
+        return []
+
+    def start(self) -> None:
+        """The groups' threads run (a successor's do not yet). Raises VnicError, and then nothing comes up."""
+
+    def status(self) -> dict[str, Any]:
+        """What it adds to the instance's status."""
+        return {}
+
+    def accounts(self) -> dict[str, int]:
+        """Its clients by name, and the bytes of memory that each has for itself. The client is charged for the elements whose
+        `owner` it is."""
+        return {}
+
+    def ended(self, session: Session) -> None:
+        """A client is gone, however it went."""
+
+    def end_upgrade(self) -> None:
+        """It failed, and this worker goes on: what could not be changed meanwhile can be."""
+
+    def save(self) -> dict[str, Any]:
+        """What it knows besides settings and engines' states, as plain data: for the next worker's `load`."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """What `save` said, of this version or an older one. Raises VnicError."""
+
+    def close(self) -> None:
+        """Frees what it holds. Engines still run; may be called twice."""

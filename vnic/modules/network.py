@@ -1,0 +1,731 @@
+"""The network: NICs, learning switches and the links between them, and the engines that serve them.
+
+Every NIC belongs to one engine, its home, which serves all its queues in both directions. Every engine has its own instance of each
+switch; all instances of a switch share one MAC table. Frames for a NIC of another engine go to its home by ring:
+
+    home:   TAP rx > parse > egress chain > egress shaper > switch > ingress chain > ingress shaper > TAP tx
+    others:                                                 switch > ring .. > (the same ingress chain)
+
+A link joins two switches (vnic.modules.LinkNode). Egress and ingress are the container's: what leaves it, what enters it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import msgspec
+
+from dataplane.config.scalars import Rate
+from dataplane.errors import ConfigError, VnicError
+from shaping.pool_share import PoolShare
+from switching.l2_switch import L2Switch
+from switching.mac_table import MacTable
+from vnic.api.log import Log
+from vnic.api.method import NotPermittedError, Session, is_owner
+from vnic.config.copies import own_nic
+from vnic.config.schema import LinkConfig, NicConfig, SwitchConfig, VlanConfig
+from vnic.config.topology import PORTS_MOST
+from vnic.config.written import written
+from vnic.device.descriptors import system_error
+from vnic.device.nic import Nic
+from vnic.modules.capture import LiveCapture
+from vnic.modules.captures import Captures
+from vnic.modules.devices import Devices, Passed
+from vnic.modules.host import Host
+from vnic.modules.link_node import LinkNode
+from vnic.modules.module import Module
+from vnic.modules.nic_node import NicNode
+from vnic.modules.switch_host import SwitchHost
+from vnic.modules.switch_port import SwitchPort
+from vnic.modules.watching import Watching
+from vnic.store.segments import RING_BYTES
+
+log = Log("vnic")
+
+
+class Network(Module):
+    """The network of an instance: NICs, switches, links, and the engines that serve them."""
+
+    def __init__(self, runtime: Host, devices: Devices) -> None:
+        super().__init__(runtime)
+        self.config = config = runtime.config
+        self._devices = devices
+        self.attached: dict[str, NicNode] = {}
+        self.links: dict[str, LinkNode] = {}
+        self.tables: dict[str, MacTable] = {}  # by switch
+        self.watching = Watching(runtime, self)
+        self._started = False
+        self._gathering = False  # within at_once
+        self._leaving: list[NicNode | LinkNode] = []  # unplugged within it
+        self._stale: list[tuple[str, int]] = []  # ports closed within it: switch, number
+        # What users' NICs may hold of the pool, by the user's number: however many NICs and shapers, in whichever engines.
+        pool = runtime.pool.small_count, runtime.pool.large_count
+        self._shares = {
+            uid: PoolShare(*(max(count * client.pool_percent // 100, 1) for count in pool))
+            for uid, client in config.clients.items()
+        }
+        self.homes: list[SwitchHost] = []
+        self.captures = Captures(runtime, self.homes, lambda point: self.get(self.nic_of(point)))
+        for engine in config.engines:
+            home = runtime.add_engine(
+                str(engine.name),
+                str(engine.group),
+                spin_ns=int(engine.spin or 0),
+                cpu=engine.cpu,
+                make=SwitchHost,
+            )
+            self.homes.append(home)
+        for name, switch in config.switches.items():
+            self.add_switch(name, switch)
+
+    def open(self) -> None:
+        """Gets the devices ready: before any thread is there, since TAPs of our own need a process that is small when it starts early."""
+        self._devices.start()
+        self._started = True
+
+    def start(self) -> None:
+        with self.at_once():
+            for nic in list(self.config.nics.values()):
+                self.watching.attach_first(nic)
+            for link in list(self.config.links):
+                self._link_first(link)
+        self._drop_inherited()
+        self.captures.inherit()
+
+    def _link_first(self, config: LinkConfig) -> None:
+        """Makes a link of the configuration when this worker comes up. After a crash, the worker goes on without one that fails."""
+        try:
+            self.add_link(config)
+        except VnicError as error:
+            if self.runtime.role != "crash":
+                raise
+            self.runtime.losses.add(f"link {config.name}", str(error))
+            self.config.links.remove(config)
+
+    def forget(self, config: NicConfig) -> None:
+        """Drops what is kept of a NIC of the configuration that cannot be attached."""
+        if config.number is not None:
+            self.tables[self._switch(config)].forget_port(config.number)
+        self._devices.forget(config.name)
+        self.runtime.segments.drop_ring(config.name)
+
+    def bring_back(self, config: NicConfig) -> None:
+        """Attaches a NIC that waits, as it was. Raises VnicError, and then it waits on."""
+        why, config.waiting = config.waiting, ""
+        try:
+            status = self.put_in(config)
+            self.runtime.remember(undo=lambda: self.take_out(config.name))
+        except BaseException:
+            config.waiting = why
+            self._devices.forget(config.name)
+            raise
+        log.info("attached again", nic=config.name, netns=config.netns)
+        self.runtime.emit("attached", nic=config.name, engine=status["engine"])
+
+    def names(self, owner: int | None = None) -> list[str]:
+        """The NICs that are attached; of one user only, where `owner` is given."""
+        return [name for name, each in self.attached.items() if owner is None or each.config.owner == owner]
+
+    # -- attaching ---------------------------------------------------------------------------------------------------------
+
+    def attach(self, config: NicConfig, passed: Passed | None = None) -> dict[str, Any]:
+        """Puts a NIC into its container (that of a namespace which a client passed, where there is one) and into the graph while
+        traffic runs; returns its status. All or nothing."""
+        with self.runtime.lock:
+            self.runtime.check_open()
+            config = own_nic(config)
+            known, waiting = config.name in self.attached, self.watching.waiting.get(config.name)
+            self._check_new(config, waiting)
+            config.passed = passed is not None
+            config.number = config.number if waiting is None else waiting.number
+            try:
+                status = self.put_in(config, passed)
+            except BaseException:
+                if not known:
+                    self._devices.forget(config.name)
+                raise
+
+            def undo() -> None:
+                self.take_out(self.config.nics.pop(config.name).name)
+                if waiting is not None:
+                    self.config.nics[config.name] = waiting
+
+            self.config.nics[config.name] = config
+            self.runtime.remember(undo)
+            self.runtime.losses.found_again(f"nic {config.name}")
+            self.runtime.emit("attached", nic=config.name, engine=status["engine"])
+            return status
+
+    def put_in(self, config: NicConfig, passed: Passed | None = None) -> dict[str, Any]:
+        """Attaches a NIC that is, or is to be, one of the configuration. All or nothing. Raises VnicError."""
+        try:
+            return self._put_in(config, passed)
+        except OSError as error:
+            raise VnicError(f"nic {config.name}: cannot be attached: {system_error(error)}") from None
+
+    def _put_in(self, config: NicConfig, passed: Passed | None) -> dict[str, Any]:
+        runtime = self.runtime
+        with runtime.lock, ExitStack() as undo:
+            undo.callback(runtime.accounts.settle)  # at the very end
+            if not self._started or runtime.closed:
+                raise VnicError("the runtime does not run")
+            if config.name in self.attached:
+                raise ConfigError(f"nic {config.name}: is attached already; choose another name or detach it first")
+            self._check_name(config)
+            self.restrict(config)
+            switch = self._switch(config)
+            taken = {attached.number for attached in self.attached.values()}
+            # One that has had a number keeps it: the MAC table goes by numbers.
+            number = config.number if config.number not in taken else None
+            if number is None:
+                number = self._free_number(f"nic {config.name}")
+            home = self._home(config)
+            nic = self._devices.open(config, number, passed)
+            undo.callback(nic.close)
+            port = SwitchPort(switch, number, home)
+            port.ring = runtime.segments.ring(config.name, undo) if len(self.homes) > 1 else None
+            attached = NicNode(config, port, nic, self.config.directory or None, engines=len(self.homes))
+            undo.callback(attached.watch.close)
+            self._plug_nic(attached, undo)
+            self.attached[config.name] = attached
+            undo.callback(self.attached.pop, config.name)
+            if runtime.runs:
+                self.watching.over(attached)
+            config.number, config.engine = number, home
+            undo.pop_all()
+            return self._status(attached)
+
+    def _switch(self, config: NicConfig) -> str:
+        """The name of the switch that a NIC is connected to. It is in the NIC's configuration from here on."""
+        try:
+            if config.on not in self.tables:
+                config.on = self.config.switch_of(config.on)
+            return config.on
+        except ConfigError as error:
+            raise ConfigError(f"nic {config.name}: {error}") from None
+
+    def _free_number(self, what: str, taken: Iterable[int] = ()) -> int:
+        """A number for a port, unlike those of all NICs, also of those that wait, and links."""
+        used = {*taken, *(attached.number for attached in self.attached.values())}
+        used |= {nic.number for nic in self.config.nics.values() if nic.number is not None}
+        used.update(*(link.numbers for link in self.config.links), *(link.config.numbers for link in self.links.values()))
+        number = next((n for n in range(PORTS_MOST) if n not in used), None)
+        if number is None:
+            raise ConfigError(f"{what}: all {PORTS_MOST} ports of switches are taken, and no more fit")
+        return number
+
+    def _check_name(self, config: NicConfig) -> None:
+        """Elements are known by their NIC's name: one user's must not look like another's, as those of prod.egress and prod would."""
+        for name, other in self.config.nics.items():  # with those that wait
+            if name == config.name or other.owner == config.owner:
+                continue
+            if f"{config.name}.".startswith(f"{name}.") or f"{name}.".startswith(f"{config.name}."):
+                raise ConfigError(f"nic {config.name}: begins like the name of another user's NIC; choose another name")
+
+    def restrict(self, config: NicConfig) -> None:
+        """A client's NIC is on the switch that is granted, and in the VLANs: without `vlan:` in the first, and without a grant in none."""
+        if is_owner(config.owner):
+            return
+        grant = self.config.clients.get(str(config.owner))
+        if config.on is None and grant is not None:
+            config.on = grant.on
+        if config.vlan is None:
+            granted = grant.vlans if grant is not None else None
+            config.vlan = VlanConfig(access=granted[0]) if granted else VlanConfig(untagged=True)
+
+    def _check_new(self, config: NicConfig, waiting: NicConfig | None) -> None:
+        """Raises ConfigError for what only a NIC that comes later can get wrong. waiting: one of that name that waits."""
+        if waiting is not None and waiting.owner != config.owner and not is_owner(config.owner):
+            raise ConfigError(f"nic {config.name}: the name is that of another user's NIC; choose another one")
+        if config.name in self.config.nodes or any(config.name == link.name for link in self.config.links):
+            raise ConfigError(f"nic {config.name}: the name is that of a node or link; choose another one")
+        if any(config.name.startswith(f"{link.name}.") for link in self.config.links):
+            raise ConfigError(f"nic {config.name}: begins like the elements of a link; choose another name")
+        if self.runtime.is_client(config.name):
+            raise ConfigError(f"nic {config.name}: the name is that of a module's client; choose another one")
+        # Frames to an address that two NICs have reach either of them, and the spoof check allows it to both.
+        for other in self.config.nics.values():
+            if other.mac == config.mac and other.name != config.name:
+                named = is_owner(config.owner) or other.owner == config.owner
+                whose = f"{other.name}'s" if named else "that of another user's NIC"
+                raise ConfigError(f"nic {config.name}: mac: {config.mac} is {whose} already; choose another one")
+
+    def _home(self, config: NicConfig) -> int:
+        if config.engine is not None:
+            return self.config.engine_index(config.engine)
+        homes = [attached.home for attached in self.attached.values()]
+        return min(self.config.engines_of(config.owner), key=homes.count)
+
+    def _plug_nic(self, attached: NicNode, undo: ExitStack) -> None:
+        """Connects a NIC that is in no graph."""
+        if (share := self._shares.get(str(attached.config.owner))) is not None:
+            attached.join(share)
+        attached.egress.chain.join(self.homes[attached.home].switches[attached.port.switch])
+        self._plug(attached, undo)
+
+    def _plug(self, thing: NicNode | LinkNode, undo: ExitStack) -> None:
+        """Leads every engine's output to a NIC or link, then opens its ports: no frame meets a half-built graph. Where the changes are
+        postponed (`SwitchHost.at_once`) ports open before the load; no source runs until then."""
+        for index, each in enumerate(self.homes):
+            undo.callback(each.load, list(each.sources))
+            elements = thing.elements_in(index)
+            undo.callback(each.abandon, elements)
+            for port in thing.ports:
+                undo.callback(each.disconnect, port.switch, port.number)
+                each.connect(port.switch, port.number, port.entries[index])
+            each.load(each.sources + thing.sources_in(index), elements)
+        for each in self.homes:
+            for port in thing.ports:
+                undo.callback(each.deactivate, port.switch, port.number)
+                if thing.is_up:
+                    each.activate(port.switch, port.number, thing.config.vlan, thing.source)
+
+    def _unplug(self, things: Sequence[NicNode | LinkNode]) -> None:
+        """Takes NICs and links out of the graph; frames that are on their way to them are dropped and counted."""
+        with self.at_once():
+            for index, each in enumerate(self.homes):
+                for thing in things:
+                    for port in thing.ports:
+                        each.deactivate(port.switch, port.number)
+                        each.disconnect(port.switch, port.number)
+                gone = [thing for thing in things if thing.ports[0].home != index]
+                leaving = [element for thing in gone for element in thing.elements_in(index)]
+                sources = {source for thing in gone for source in thing.sources_in(index)}
+                each.load([source for source in each.sources if source not in sources], leaving=leaving)
+            self._leaving += [thing for thing in things if thing.ports[0].home is not None]
+
+    def _leave_homes(self, things: Sequence[NicNode | LinkNode]) -> None:
+        """Takes what no engine's switch leads to any more out of its home. What is in the rings leaves through the home first."""
+        for port in (port for thing in things for port in thing.ports):
+            assert port.home is not None
+            engine = self.homes[port.home].engine
+            while port.ring is not None and len(port.ring) and engine.running:
+                engine.call(lambda: None)
+        with self.at_once():
+            for index, each in enumerate(self.homes):
+                if sources := {source for thing in things for source in thing.sources_in(index)}:
+                    each.load([source for source in each.sources if source not in sources])
+
+    def _replace(
+        self,
+        before: NicNode | LinkNode,
+        after: NicNode | LinkNode,
+        captures: Sequence[LiveCapture] = (),
+    ) -> None:
+        """Puts a NIC or link in the place of the same one with other settings, between two batches of each engine. captures: those that
+        go on behind the elements that now have the names of their points."""
+        with self.at_once():
+            with ExitStack() as undo:
+                for index, each in enumerate(self.homes):
+                    elements = after.elements_in(index)
+                    leaving = [element for element in before.elements_in(index) if element not in elements]
+                    undo.callback(each.abandon, elements)
+                    each.load(list(each.sources), elements, leaving)
+                undo.pop_all()
+            for capture in captures:
+                capture.home.do(capture.remove)
+            for index, each in enumerate(self.homes):
+                if after.sources_in(index):
+                    each.do(after.connect)
+                for port, old in zip(after.ports, before.ports, strict=True):
+                    if port.switch != old.switch:
+                        each.deactivate(old.switch, old.number)
+                        each.disconnect(old.switch, old.number)
+                    each.connect(port.switch, port.number, port.entries[index])
+            for capture in captures:
+                capture.follow(after.elements_in(self.homes.index(capture.home)))
+            self._activate(after)
+
+    # -- switches and links ------------------------------------------------------------------------------------------------
+
+    def add_switch(self, name: str, config: SwitchConfig) -> None:
+        """Makes a switch, with an instance in every engine. It is in their graphs when something is connected to it."""
+        self.tables[name] = self.runtime.segments.table(name, config.table, int(config.ageing))
+        for home in self.homes:
+            home.switches[name] = L2Switch(self.tables[name], name=name)
+
+    def remove_switch(self, name: str) -> None:
+        """Removes a switch that nothing is connected to."""
+        for home in self.homes:
+            del home.switches[name]
+        del self.tables[name]
+        self.runtime.segments.drop_table(name)
+
+    def add_link(self, config: LinkConfig) -> None:
+        """Joins two switches. All or nothing. Raises VnicError."""
+        with ExitStack() as undo:
+            if len(config.numbers) != 2:
+                first = self._free_number(f"link {config.name}")
+                config.numbers = [first, self._free_number(f"link {config.name}", [first])]
+            if not config.plain:
+                config.engine = self.config.engine_index(config.engine or 0)
+            directory = self.config.directory or None
+            link = LinkNode(config, self.homes, directory, lambda target: self.runtime.segments.ring(target, undo))
+            self._plug(link, undo)
+            self.links[link.name] = link
+            undo.pop_all()
+
+    def change_link(self, name: str, config: LinkConfig) -> None:
+        """Gives a link other settings, between the same switches and in the same home. Raises VnicError, and then nothing has changed."""
+        before = self.links[name]
+        directory = self.config.directory or None
+        link = LinkNode(config, self.homes, directory, lambda target: self.runtime.segments.ring(target, ExitStack()), before)
+        self._replace(before, link)
+        self.links[name] = link
+        for way in link.ways.values():
+            way.set_rate()
+
+    def remove_link(self, name: str) -> None:
+        """Takes a link out of the network; what it holds is dropped and counted."""
+        link = self.links.pop(name)
+        self._unplug([link])
+        for port in link.ports:
+            self._forget_port(port.switch, port.number)
+            if port.ring is not None:
+                other = next(each for each in link.ports if each is not port)
+                self.runtime.segments.drop_ring(f"{name}/{other.switch}")
+
+    def detach(self, name: str, why: str = "", *, waits: bool = False) -> None:
+        """Takes a NIC out of the graph and its interface out of the container; frames under way to it are dropped and counted. waits: its
+        settings stay, until its namespace is back. A NIC that waits does so no more."""
+        with self.runtime.lock:
+            self.runtime.check_open()
+            config = self.config.nics[name] if name in self.watching.waiting else self.get(name).config
+            before = config.waiting
+
+            def keep() -> None:
+                self.config.nics[name], config.waiting = config, before
+
+            config.waiting = why if waits else ""
+            if not waits:
+                del self.config.nics[name]
+            self.runtime.remember(undo=keep)
+            if name in self.attached:
+                self.take_out(name)
+            self.watching.look()
+            said = {**({"why": why} if why else {}), **({"waits": True} if waits else {})}
+            log.info("detached", nic=name, **said)
+            self.runtime.emit("detached", nic=name, **said, **({} if config.owner is None else {"owner": int(config.owner)}))
+
+    def take_out(self, *names: str) -> None:
+        """Takes NICs out of the network and their interfaces out of the containers; drops and counts the frames on their way to them."""
+        leaving = [self.attached[name] for name in names]
+        self.captures.end_with(*names)
+        for attached in leaving:
+            attached.watch.close()
+        self._unplug(leaving)
+        self.runtime.accounts.retire(*names)
+        for attached in leaving:
+            name = attached.config.name
+            del self.attached[name]
+            self._forget_port(attached.port.switch, attached.number)
+            attached.nic.close()
+        for attached in leaving:
+            self._devices.forget(attached.config.name)
+            if attached.port.ring is not None:
+                self.runtime.segments.drop_ring(attached.config.name)
+
+    def change(self, name: str, config: NicConfig) -> None:
+        """Gives a NIC other settings that its interface does not depend on. Elements that stay the same keep their packets and counts.
+        Raises VnicError, and then nothing has changed."""
+        before = self.attached[name]
+        if config.engine is not None and self.config.engine_index(config.engine) != before.home:
+            self._move(before, config)
+        elif self._differs(before.config, config) or config.egress.elements or config.ingress.elements:
+            self._rewire(before, config)
+        else:
+            for way, settings in ((before.egress, config.egress), (before.ingress, config.ingress)):
+                way.config = settings
+            before.config = config
+            self._activate(before)
+        after = self.attached[name]
+        config.number, config.engine = after.number, after.home
+        for way in (after.egress, after.ingress):
+            way.set_rate()
+
+    def _differs(self, before: NicConfig, after: NicConfig) -> bool:
+        """Whether other elements, or other connections, are needed."""
+        ways = (before.egress, after.egress), (before.ingress, after.ingress)
+        return (
+            before.malformed != after.malformed
+            or self.attached[before.name].port.switch != self._switch(after)
+            or any((old.queue, written(old.elements)) != (new.queue, written(new.elements)) for old, new in ways)
+        )
+
+    def _rewire(self, before: NicNode, config: NicConfig) -> None:
+        """Builds a NIC anew around its device, with the elements that stay the same."""
+        name, port = config.name, SwitchPort(self._switch(config), before.number, before.home)
+        port.ring = before.port.ring
+        attached = NicNode(config, port, before.nic, self.config.directory or None, engines=len(self.homes), before=before)
+        if (share := self._shares.get(str(config.owner))) is not None:
+            attached.join(share)
+        attached.egress.chain.join(self.homes[attached.home].switches[port.switch])
+        self._replace(before, attached, self.captures.of(name))
+        self.attached[name] = attached
+        if port.switch != before.port.switch:
+            self._forget_port(before.port.switch, port.number)
+
+    def _move(self, before: NicNode, config: NicConfig) -> None:
+        """Moves a NIC to another engine. What waits in its shapers is dropped and counted; its container sees nothing of it."""
+        name = config.name
+        self.captures.end_with(name)
+        self._unplug([before])
+        try:
+            self._place(before, config)
+        except BaseException:
+            self._place(before, before.config)
+            raise
+        if before.port.switch != self.attached[name].port.switch:
+            self._forget_port(before.port.switch, before.number)
+
+    def _place(self, before: NicNode, config: NicConfig) -> None:
+        """Connects the device of a NIC that was unplugged."""
+        with ExitStack() as undo:
+            port = SwitchPort(self._switch(config), before.number, self._home(config))
+            port.ring = before.port.ring
+            directory = self.config.directory or None
+            attached = NicNode(config, port, before.nic, directory, engines=len(self.homes), watch=before.watch)
+            self._plug_nic(attached, undo)
+            self.attached[config.name] = attached
+            undo.pop_all()
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Changes every engine's graph once, at the end of a `with`, between two batches; within another such `with`, at the end of
+        that."""
+        outermost, self._gathering = not self._gathering, True
+        try:
+            with ExitStack() as stack:
+                for home in self.homes:
+                    stack.enter_context(home.at_once())
+                yield
+        finally:
+            if outermost:
+                self._gathering = False
+                leaving, self._leaving = self._leaving, []
+                stale, self._stale = self._stale, []
+                if leaving:
+                    self._leave_homes(leaving)
+                for switch, number in stale:
+                    self._forget_port(switch, number)
+
+    def _forget_port(self, switch: str, number: int) -> None:
+        """Forgets the addresses that were learned at a port, once no engine learns there any more."""
+        if self._gathering:
+            self._stale.append((switch, number))
+        elif switch in self.tables:
+            self.tables[switch].forget_port(number)
+
+    def get(self, name: str, session: Session | None = None) -> NicNode:
+        """A NIC that is attached; for `session` only one that is its user's. Raises ConfigError, NotPermittedError."""
+        restricted = session is not None and not session.is_owner
+        attached = self.attached.get(name)
+        if attached is None and not restricted and name in self.watching.waiting:
+            raise ConfigError(
+                f"nic {name}: is not attached; it waits for a network namespace at {self.config.nics[name].netns}"
+            )
+        if attached is None:
+            known = ", ".join(self.names(session.uid if session is not None and restricted else None)) or "none is"
+            raise ConfigError(f"nic {name}: is not attached; attached: {known}")
+        if session is not None and restricted and attached.config.owner != session.uid:
+            raise NotPermittedError(
+                f"nic {name}: is not {session.who}'s; only its owner and the instance's may see and change it"
+            )
+        return attached
+
+    # -- settings ----------------------------------------------------------------------------------------------------------
+
+    def set_rate(self, name: str, /, **limits: int | None) -> dict[str, Any]:
+        """Sets egress_bps and/or ingress_bps of a NIC at once, in bit/s of layer-2 frames; None lifts a limit."""
+        with self.runtime.lock:
+            self.runtime.check_open()
+            attached = self.get(name)
+            ways = {"egress_bps": attached.config.egress, "ingress_bps": attached.config.ingress}
+            shapers = {"egress_bps": attached.egress.shaper, "ingress_bps": attached.ingress.shaper}
+            before = {direction: ways[direction].rate for direction in limits}
+
+            def keep(rates: dict[str, Rate | None]) -> None:
+                for direction, rate in rates.items():
+                    ways[direction].rate = rate
+
+            keep({direction: None if bps is None else Rate(bps) for direction, bps in limits.items()})
+            self.runtime.remember(undo=lambda: keep(before))
+            for direction, rate_bps in limits.items():
+                shapers[direction].set_rate(rate_bps)  # goes through the engine's mailbox by itself
+            self.runtime.emit("rate", nic=name, **limits)
+            return self._status(attached)
+
+    def set_link(self, name: str, up: bool) -> dict[str, Any]:
+        """Raises or cuts the link: the container sees its carrier come and go, frames for it are no longer forwarded."""
+        with self.runtime.lock:
+            self.runtime.check_open()
+            attached = self.get(name)
+            before, attached.config.link_up = attached.config.link_up, up
+            self.runtime.remember(undo=lambda: setattr(attached.config, "link_up", before))
+            port = attached.port
+            for each in self.homes:
+                if up:
+                    each.activate(port.switch, port.number, attached.config.vlan, attached.source)
+                else:
+                    each.deactivate(port.switch, port.number)
+            attached.nic.set_carrier(up)
+            self.runtime.emit("link", nic=name, link="up" if up else "down")
+            return self._status(attached)
+
+    def set_spoof_check(self, name: str, on: bool) -> dict[str, Any]:
+        """Drops what a NIC's container sends from another MAC address than the NIC's, or no longer; from the next batch on."""
+        with self.runtime.lock:
+            self.runtime.check_open()
+            attached = self.get(name)
+            before, attached.config.spoof_check = attached.config.spoof_check, on
+            self.runtime.remember(undo=lambda: setattr(attached.config, "spoof_check", before))
+            self._activate(attached)
+            return self._status(attached)
+
+    def _activate(self, thing: NicNode | LinkNode) -> None:
+        """Brings the open ports of a NIC or link to what its configuration says."""
+        for each in self.homes if thing.is_up else []:
+            for port in thing.ports:
+                each.activate(port.switch, port.number, thing.config.vlan, thing.source)
+
+    def call_at(self, name: str, function: Callable[[], object]) -> None:
+        """Runs a function on the thread of a NIC's engine, between two batches."""
+        with self.runtime.lock:
+            self.homes[self.get(name).home].engine.call(function)
+
+    # -- captures ----------------------------------------------------------------------------------------------------------
+
+    def start_capture(self, point: str, target: str | int, snaplen: int = 262144, uid: int | None = None) -> int:
+        """Copies what passes `point` (a NIC's name, or one of its elements') to a file or pipe, by
+        path or descriptor, for user `uid` if not for the instance's owner; returns the capture's
+        number."""
+        with self.runtime.lock:
+            self.runtime.check_open()
+            return self.captures.start(point, target, snaplen, uid)
+
+    def _drop_inherited(self) -> None:
+        """After a crash: drops what is stored of NICs that the previous worker died attaching or
+        detaching, and its captures, whose clients are gone."""
+        if self.runtime.keeping is not None and self.runtime.role == "crash":
+            self.runtime.keeping.drop_inherited("nic/", "ring/", "segment/table/", "capture/")
+
+    def nic_of(self, point: str) -> str:
+        """The NIC of that name, or the owner of the element of that name."""
+        if point in self.attached:
+            return point
+        elements = (element for engine in self.runtime.engines for element in engine.elements)
+        return next((element.owner or "" for element in elements if element.name == point), point.partition(".")[0])
+
+    def stop_capture(self, number: int) -> Future[dict[str, Any]]:
+        """Ends a capture; the future's result is how many packets it has and how many it missed."""
+        with self.runtime.lock:
+            self.runtime.check_open()
+            return self.captures.end(number)
+
+    def ended(self, session: Session) -> None:
+        with self.runtime.lock:
+            self.captures.client_gone(session)
+
+    # -- upgrade -----------------------------------------------------------------------------------------------------------
+
+    def end_upgrade(self) -> None:
+        self.captures.upgrade_failed()
+        self.watching.settle()
+        self.watching.look()
+
+    def claim(self, captures: set[int]) -> None:
+        """A successor has taken over, and its clients, with these captures, are connected to it."""
+        self.captures.keep_only(captures)
+        self.watching.claim()
+
+    def let_go(self) -> None:
+        """A successor has taken over every engine."""
+        self.captures.let_go()
+
+    def save(self) -> dict[str, Any]:
+        return {"captured": self.captures.count}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.captures.count = int(state.get("captured", 0))
+
+    # -- what control reads ------------------------------------------------------------------------------------------------
+
+    def _status(self, attached: NicNode) -> dict[str, Any]:
+        return {
+            "name": attached.config.name,
+            "number": attached.number,
+            "engine": self.homes[attached.home].engine.name,
+            "on": attached.port.switch,
+            "owner": None if attached.config.owner is None else int(attached.config.owner),
+            **attached.nic.status(),
+            "link": "up" if attached.config.link_up else "down",
+            "spoof_check": attached.source is not None,
+            "egress_bps": attached.egress.shaper.rate_bps,
+            "ingress_bps": attached.ingress.shaper.rate_bps,
+            "egress_queue_bytes": attached.egress.shaper.queue_limit_bytes,
+            "ingress_queue_bytes": attached.ingress.shaper.queue_limit_bytes,
+        }
+
+    def status(self) -> dict[str, Any]:
+        names = {attached.number: attached.config.name for attached in self.attached.values()}
+        links = {number: link.name for link in self.links.values() for number in link.config.numbers}
+        entries = [
+            {**entry, "switch": switch, "nic": names.get(entry["port"]), "link": links.get(entry["port"])}
+            for switch, table in self.tables.items()
+            for entry in table.entries()
+        ]
+        return {
+            "nics": [self._status(attached) for attached in self.attached.values()],
+            "waiting": self.watching.status(),
+            "links": [self._link_status(link) for link in self.links.values()],
+            "switch": {"capacity": sum(table.capacity for table in self.tables.values()), "entries": entries},
+        }
+
+    def _link_status(self, link: LinkNode) -> dict[str, Any]:
+        home = link.ports[0].home
+        return {
+            "name": link.name,
+            "ends": list(link.config.ends),
+            "vlan": None if link.config.vlan is None else msgspec.to_builtins(link.config.vlan),
+            "engine": None if home is None else self.homes[home].engine.name,
+            "to": {
+                end: {"bps": way.shaper.rate_bps, "queue_bytes": way.shaper.queue_limit_bytes} for end, way in link.ways.items()
+            },
+        }
+
+    def statistics(self, name: str | None = None) -> list[dict[str, Any]]:
+        """Of one NIC or all: its queues' counters, and what did not get into its queues."""
+        chosen = {name: self.get(name)} if name is not None else self.attached
+        drops = self.queue_drops(chosen)
+        return [
+            {"name": each, "queues": attached.nic.queue_statistics(), "queue_drops": drops.get(each)}
+            for each, attached in chosen.items()
+        ]
+
+    def queue_drops(self, chosen: dict[str, NicNode] | None = None) -> dict[str, int | None]:
+        """By NIC, of all if not told: packets of its container that its queues had no room for, as the kernel counts; None where it does
+        not say."""
+        attached = self.attached if chosen is None else chosen
+        return {name: each.nic.tap.queue_drops() for name, each in attached.items() if isinstance(each.nic, Nic)}
+
+    def accounts(self) -> dict[str, int]:
+        memory = dict.fromkeys(self.attached, 0)
+        for name, each in self.attached.items():
+            if each.port.ring is not None:
+                memory[name] += RING_BYTES + self.runtime.pool.memory_bytes(each.port.ring.peek())
+        for name, captured in self.captures.memory().items():
+            if name in memory:
+                memory[name] += captured
+        return memory
+
+    def close(self) -> None:
+        self.watching.close()
+        self.take_out(*self.attached)
+
+    def stop_devices(self) -> None:
+        """After all engines."""
+        self.captures.close()
+        self._devices.stop()

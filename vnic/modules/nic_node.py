@@ -1,0 +1,115 @@
+"""A NIC in the running network."""
+
+from __future__ import annotations
+
+from dataplane.elements.parse import Parse
+from dataplane.graph.element import Element, Source
+from dataplane.graph.port import PortRx
+from dataplane.ports.ring_port import RingPort
+from shaping.pool_share import PoolShare
+from shaping.shaper import Shaper
+from vnic.api.method import is_owner
+from vnic.config.schema import NicConfig
+from vnic.modules.devices import Device, Watch
+from vnic.modules.switch_port import SwitchPort
+from vnic.modules.way import Way
+
+
+class NicNode:
+    """A NIC in the running network: the device and its elements. before: the same NIC as it runs, whose
+    device, ring and unchanged elements are taken over. watch: over its container, where there is one already."""
+
+    def __init__(
+        self,
+        config: NicConfig,
+        port: SwitchPort,
+        nic: Device,
+        directory: str | None,
+        *,
+        engines: int,
+        before: NicNode | None = None,
+        watch: Watch | None = None,
+    ) -> None:
+        self.config, self.port, self.nic = config, port, nic
+        self.watch: Watch = watch or (nic.watch() if before is None else before.watch)
+        name = config.name
+        self.rx: PortRx = PortRx(nic.port, name=f"{name}.rx") if before is None else before.rx
+        egress, ingress = (None, None) if before is None else (before.egress, before.ingress)
+        self.egress: Way = Way(config.egress, f"{name}.egress", directory, egress)
+        self.ingress: Way = Way(config.ingress, f"{name}.ingress", directory, ingress)
+        self.ingress.chain.join(nic.tx)
+        if before is not None and before.config.malformed == config.malformed:
+            self.parse: Parse = before.parse
+        else:
+            self.parse = Parse(config.malformed, port=nic.port, name=f"{name}.parse")
+        self.sources: list[Source] = [self.rx]
+        # Connections besides those of the chains.
+        self.edges: list[tuple[Element, Element]] = [(self.rx, self.parse), (self.parse, self.egress.head)]
+        if port.ring is not None:
+            if before is not None:
+                self.sources.append(before.sources[1])
+            else:
+                self.sources.append(PortRx(RingPort(f"{name}.ring", port.number, port.ring, None), name=f"{name}.ring.rx"))
+            self.edges.append((self.sources[1], self.ingress.head))
+        for element, target in self.edges:
+            if element.engine is None:
+                element.connect(0, target)
+        self.elements = [*self.sources, self.parse, *self.egress.chain.elements, *self.ingress.chain.elements, nic.tx]
+        for element in self.elements:
+            element.owner = name
+        if before is None:
+            port.lead(self.ingress.head, engines, name, name)
+        else:
+            port.entries = [
+                self.ingress.head if index == port.home else entry for index, entry in enumerate(before.port.entries)
+            ]
+
+    @property
+    def ports(self) -> list[SwitchPort]:
+        """Its port, as of a link."""
+        return [self.port]
+
+    @property
+    def is_up(self) -> bool:
+        """Whether its port is open."""
+        return self.config.link_up
+
+    def elements_in(self, engine: int) -> list[Element]:
+        """Its elements in the graph of an engine."""
+        return self.elements if engine == self.home else [self.port.entries[engine]]
+
+    def sources_in(self, engine: int) -> list[Source]:
+        """Of them, those that the graph begins with."""
+        return self.sources if engine == self.home else []
+
+    def connect(self) -> None:
+        """Makes all connections, on the engine's thread."""
+        for element, target in self.edges:
+            element.connect(0, target)
+        for way in (self.egress, self.ingress):
+            way.chain.connect()
+
+    @property
+    def number(self) -> int:
+        """Of its port; also what its packets have in Packet.port."""
+        return self.port.number
+
+    @property
+    def home(self) -> int:
+        """The number of the engine that serves it."""
+        assert self.port.home is not None
+        return self.port.home
+
+    def join(self, share: PoolShare) -> None:
+        """Before it runs: its shapers hold no more packets than the others of the share leave."""
+        for element in self.elements:
+            if isinstance(element, Shaper) and element.engine is None:
+                element.join(share)
+
+    @property
+    def source(self) -> str | None:
+        """The one MAC address that the container may send from; None: any."""
+        checked = self.config.spoof_check
+        if checked is None:
+            checked = not is_owner(self.config.owner)
+        return str(self.config.mac) if checked else None

@@ -1,0 +1,62 @@
+"""An engine of the network, with its instances of the switches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from dataplane.elements.counter import Discard
+from dataplane.engine.engine import Engine
+from dataplane.graph.element import Element
+from switching.l2_switch import L2Switch
+from vnic.config.schema import LinkVlanConfig, VlanConfig
+from vnic.modules.engine_host import EngineHost
+
+
+class SwitchHost(EngineHost):
+    """An engine of the network, with its instances of the switches."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self.switches: dict[str, L2Switch] = {}
+        self.unused = Discard(name=f"{engine.name}.unused")
+
+    def connect(self, switch: str, number: int, target: Element) -> None:
+        """Leads output `number` of a switch to `target`, between two batches."""
+        found = self.switches[switch]
+
+        def work() -> None:
+            if len(found.outputs) <= number:
+                first = len(found.outputs)
+                found.set_gates(number + 1)
+                for gate in range(first, number):
+                    found.connect(gate, self.unused)
+            found.connect(number, target)
+
+        self.do(work)
+
+    def disconnect(self, switch: str, number: int) -> None:
+        """Leads output `number` of a switch nowhere, between two batches. The last outputs go, when none of them leads anywhere: a new
+        worker has outputs up to the last that is used, and must find the same elements for an upgrade."""
+        found = self.switches[switch]
+
+        def work() -> None:
+            found.connect(number, self.unused)
+            count = len(found.outputs)
+            while count and found.outputs[count - 1] is self.unused:
+                count -= 1
+            found.set_gates(count)
+
+        self.do(work)
+
+    def activate(self, switch: str, number: int, vlan: VlanConfig | LinkVlanConfig | None, source: str | None = None) -> None:
+        """Opens port `number` of a switch, or changes it, between two batches. source: the one address that it may send from."""
+        found = self.switches[switch]
+        settings: dict[str, Any] = {} if vlan is None else msgspec.structs.asdict(vlan)
+        self.do(lambda: found.activate(number, **settings, source=source))
+
+    def deactivate(self, switch: str, number: int) -> None:
+        """Closes port `number` of a switch, between two batches."""
+        found = self.switches[switch]
+        self.do(lambda: found.deactivate(number))

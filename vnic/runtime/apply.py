@@ -1,0 +1,302 @@
+"""`apply`: makes a running network the one that a configuration describes, by what is different.
+
+What both have stays as it is, with its queues, tables and counters. The others are added, changed or
+removed in an order in which each step can be undone until the last: new NICs first, whose interfaces may
+fail; then the configuration is stored, so that a worker after a crash begins with the new one; then what
+must be made again, what changes in place, and at last what goes. A failure undoes the steps so far and
+stores the old configuration.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dataplane.errors import ConfigError, VnicError
+from vnic.api.log import Log
+from vnic.config.copies import own_config
+from vnic.config.schema import Config, LinkConfig, NicConfig
+from vnic.config.topology import NetworkError, check
+from vnic.config.written import written
+from vnic.modules.host import Host
+from vnic.modules.network import Network
+
+# What can change while the NIC's interface stays as it is. Each is a key of the NIC, or begins with one.
+IN_PLACE = ("egress", "ingress", "vlan", "spoof_check", "malformed", "on", "engine")
+# Parts of a configuration that are the same from start to end.
+FIXED = ("engines", "spin", "pool", "switch", "metrics", "modules", "clients", "host_interfaces")
+
+
+log = Log("vnic")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A difference between two networks. fields: by path, the values before and after (None: none).
+    remade: the NIC's interface is removed and made again."""
+
+    kind: Literal["switch", "link", "nic", "group"]
+    name: str
+    action: Literal["add", "remove", "change"]
+    fields: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    remade: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """As the control API says it."""
+        fields = [{"field": path, "before": before, "after": after} for path, (before, after) in self.fields.items()]
+        return {"kind": self.kind, "name": self.name, "action": self.action, "remade": self.remade, "fields": fields}
+
+
+def prepared(running: Config, wanted: Config, nics: Network) -> Config:
+    """A copy of `wanted` with what only the running network knows: numbers of ports, engines that were chosen,
+    which NICs wait, and the NICs whose container a client passed. Raises ConfigError for a network that
+    cannot be."""
+    config = own_config(wanted)
+    config.partial = running.partial
+    if config.directory is None or not _has_classes(running):
+        config.directory = config.directory or running.directory
+    elif config.directory != running.directory:
+        raise ConfigError(
+            f"the elements and modules of this instance are in {running.directory}, and the file is in {config.directory}: "
+            "apply a file in the same directory"
+        )
+    for name, nic in config.nics.items():
+        now = running.nics.get(name)
+        if now is None:
+            nic.number = None  # one from the history may be another's by now
+            continue
+        if now.passed:
+            raise ConfigError(f"nics.{name}: is the name of a NIC that a client attached; choose another one")
+        nic.number, nic.link_up, nic.waiting = now.number, now.link_up, now.waiting
+        if nic.engine is None:
+            nic.engine = now.engine
+        else:
+            nic.engine = config.engine_index(nic.engine)
+    for name, now in running.nics.items():
+        if now.passed:
+            config.nics[name] = now
+    for name, nic in config.nics.items():
+        nics.restrict(nic)
+        try:
+            nic.on = config.switch_of(nic.on)
+        except ConfigError as error:
+            raise ConfigError(f"nics.{name}: {error}") from None
+    links = {link.name: link for link in running.links}
+    for link in config.links:
+        same = links.get(link.name)
+        link.numbers = []
+        if same is not None and same.ends == link.ends:
+            link.numbers = list(same.numbers)
+            if link.engine is None and not link.plain:
+                link.engine = same.engine
+        if not link.plain:
+            link.engine = config.engine_index(link.engine or 0)
+    try:
+        check(config)
+    except NetworkError as error:
+        raise ConfigError(f"{'.'.join(map(str, error.place))}: {error.text}") from None
+    return config
+
+
+def _has_classes(config: Config) -> bool:
+    """Whether modules or elements are searched for in the configuration's directory."""
+    ways = [way for nic in config.nics.values() for way in (nic.egress, nic.ingress)]
+    ways += [way for link in config.links for way in link.to.values()]
+    pending = [element for way in ways for element in way.elements]
+    for element in pending:
+        pending += [each for branch in element.branches.values() for each in branch]
+    return bool(config.modules) or any(":" in element.element for element in pending)
+
+
+def difference(running: Config, wanted: Config) -> list[Change]:
+    """What is to be added, changed and removed. Raises ConfigError for what cannot change while vnic runs."""
+    for word in FIXED:
+        before, after = written(getattr(running, word)), written(getattr(wanted, word))
+        if word == "modules":  # they may change their own settings
+            before, after = ([each.module for each in config.modules] for config in (running, wanted))
+        if word == "switch" and not (running.nodes == wanted.nodes == {}):
+            continue
+        if before != after:
+            raise ConfigError(f"{word}: cannot change while vnic runs; use `vnic down` and `vnic up` for that")
+    if list(running.groups) != list(wanted.groups):
+        raise ConfigError("groups: cannot come or go while vnic runs; use `vnic down` and `vnic up` for that")
+    changes: list[Change] = []
+    changes += _compare("group", running.groups, wanted.groups)
+    changes += _compare("switch", running.switches, wanted.switches)
+    changes += _compare("link", _links(running), _links(wanted))
+    changes += _compare("nic", running.nics, wanted.nics)
+    for change in changes:
+        if change.kind == "switch" and change.action == "change":
+            text = "cannot change while vnic runs; give the switch another name to replace it"
+            raise ConfigError(f"nodes.{change.name}.switch.{next(iter(change.fields))}: {text}")
+    return changes
+
+
+def _links(config: Config) -> dict[str, LinkConfig]:
+    return {str(link.name): link for link in config.links}
+
+
+def _compare(kind: Any, before: dict[str, Any], after: dict[str, Any]) -> Iterator[Change]:
+    for name in [*before, *(name for name in after if name not in before)]:
+        if name not in after:
+            yield Change(kind, name, "remove")
+        elif name not in before:
+            yield Change(kind, name, "add")
+        elif before[name] is not after[name]:
+            old, new = _flat(written(before[name])), _flat(written(after[name]))
+            paths = [path for path in (*old, *(path for path in new if path not in old)) if old.get(path) != new.get(path)]
+            fields = {path: (old.get(path), new.get(path)) for path in paths}
+            if fields:
+                remade = kind == "nic" and any(path.partition(".")[0] not in IN_PLACE for path in fields)
+                yield Change(kind, name, "change", fields, remade)
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, by path."""
+    found: dict[str, Any] = {}
+    for name, item in value.items():
+        if isinstance(item, dict):
+            found |= _flat(item, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = item
+    return found
+
+
+class Applying:
+    """One `apply`: `runtime`'s configuration becomes `wanted`, which `prepared` returned, by `changes`."""
+
+    def __init__(self, runtime: Host, nics: Network, wanted: Config, changes: list[Change]) -> None:
+        self._runtime, self._nics, self._wanted = runtime, nics, wanted
+        self._changes = changes
+        changed = {(change.kind, change.name) for change in changes}
+        # What does not change keeps its own object, which what runs refers to.
+        for name, nic in runtime.config.nics.items():
+            if name in wanted.nics and ("nic", name) not in changed:
+                nic.where = wanted.nics[name].where
+                wanted.nics[name] = nic
+        links = _links(runtime.config)
+        wanted.links = [link if ("link", link.name) in changed else links[str(link.name)] for link in wanted.links]
+        self._before = copy.copy(runtime.config)
+
+    def run(self) -> None:
+        """All, or nothing and the error."""
+        stored = False
+        with ExitStack() as undo:
+            undo.callback(self._runtime.accounts.settle)
+            undo.callback(lambda: self._runtime.remember() if stored else None)
+            undo.callback(self._put, self._before)
+            self._put(self._wanted)
+            again = self._made_again()
+            self._add(undo, [name for name in self._names("nic", "add") if name not in again])
+            self._runtime.remember()
+            stored = True
+            self._remake(undo, again)
+            self._change(undo)
+            undo.pop_all()
+        self._remove(again)
+        self._runtime.accounts.settle()
+
+    def _names(self, kind: str, action: str) -> list[str]:
+        return [change.name for change in self._changes if (change.kind, change.action) == (kind, action)]
+
+    def _put(self, config: Config) -> None:
+        """Makes the running configuration this one, in what an apply changes besides groups."""
+        for word in ("nics", "nodes", "links", "switch", "directory"):
+            setattr(self._runtime.config, word, getattr(config, word))
+
+    def _made_again(self) -> set[str]:
+        """NICs whose interface takes the place of another one: it has to go first."""
+        nics = self._before.nics
+        remade = {change.name for change in self._changes if change.remade and change.name in self._nics.attached}
+        going = {_place(nics[name]): name for name in (*self._names("nic", "remove"), *remade)}
+        coming = {_place(self._wanted.nics[name]): name for name in self._names("nic", "add")}
+        for place in going.keys() & coming.keys():
+            remade |= {going[place], coming[place]}
+        return remade
+
+    def _add(self, undo: ExitStack, names: list[str]) -> None:
+        nics = self._nics
+        for name in self._names("switch", "add"):
+            nics.add_switch(name, self._wanted.switches[name])
+            undo.callback(nics.remove_switch, name)
+        with nics.at_once():
+            for name in names:
+                self._attach(undo, name)
+
+    def _remake(self, undo: ExitStack, names: set[str]) -> None:
+        nics, before = self._nics, self._before.nics
+        for name in sorted(names & nics.attached.keys()):
+            nics.take_out(name)
+            undo.callback(nics.put_in, before[name])
+        for name in [name for name in self._wanted.nics if name in names]:
+            self._attach(undo, name)
+
+    def _attach(self, undo: ExitStack, name: str) -> None:
+        config = self._wanted.nics[name]
+        config.waiting = ""
+        try:
+            self._nics.put_in(config)
+        except BaseException:
+            self._nics.forget(config)
+            raise
+        undo.callback(self._nics.take_out, name)
+
+    def _change(self, undo: ExitStack) -> None:
+        """Changes groups; moves NICs to other engines; then all else in one step of each engine."""
+        nics, config = self._nics, self._runtime.config
+        before, after = _links(self._before), _links(self._wanted)
+        for change in self._changes:
+            if change.kind == "group":
+                words = {path.partition(".")[0] for path in change.fields}
+                was, will = written(config.groups[change.name]), written(self._wanted.groups[change.name])
+                undo.callback(self._runtime.change_group, change.name, {word: was.get(word) for word in words})
+                self._runtime.change_group(change.name, {word: will.get(word) for word in words})
+        changed = [change for change in self._changes if change.action == "change" and not change.remade]
+        here = [each for each in changed if each.kind == "nic" and each.name in nics.attached]
+        links = [each.name for each in changed if each.kind == "link"]
+        moved = [name for name in links if _home(before[name]) != _home(after[name])]
+        for change in [change for change in here if "engine" in change.fields]:
+            self._change_nic(undo, change.name)
+        # A link that leads elsewhere now has elements of the same names in the same engine: the old ones go first.
+        turned = [name for name in moved if before[name].ends != after[name].ends]
+        for name in turned:
+            nics.remove_link(name)
+            undo.callback(nics.add_link, before[name])
+        with nics.at_once():
+            for change in [change for change in here if "engine" not in change.fields]:
+                self._change_nic(undo, change.name)
+            for name in (*(name for name in moved if name not in turned), *self._names("link", "remove")):
+                nics.remove_link(name)
+                undo.callback(nics.add_link, before[name])
+            for name in [name for name in links if name not in moved]:
+                undo.callback(nics.change_link, name, before[name])
+                nics.change_link(name, after[name])
+            for name in (*moved, *self._names("link", "add")):
+                nics.add_link(after[name])
+                undo.callback(nics.remove_link, name)
+
+    def _change_nic(self, undo: ExitStack, name: str) -> None:
+        undo.callback(self._nics.change, name, self._nics.attached[name].config)
+        self._nics.change(name, self._wanted.nics[name])
+
+    def _remove(self, gone: set[str]) -> None:
+        going = [name for name in self._names("nic", "remove") if name in self._nics.attached and name not in gone]
+        try:
+            self._nics.take_out(*going)
+        except VnicError as error:  # the network is the new one; what the supervisor keeps too long, the next worker drops
+            log.warning("a NIC is gone, but the supervisor keeps its interface", why=str(error))
+        for name in self._names("switch", "remove"):
+            self._nics.remove_switch(name)
+        self._nics.watching.look()
+
+
+def _home(link: LinkConfig) -> tuple[Any, ...]:
+    """What decides where a link's elements are."""
+    return link.ends, None if link.plain else link.engine
+
+
+def _place(nic: NicConfig) -> tuple[Any, ...]:
+    return nic.pid, nic.netns, nic.interface

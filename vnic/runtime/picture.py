@@ -1,0 +1,107 @@
+"""Pictures of the network: switches, the NICs on them and the links between them, as text and for Graphviz."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from dataplane.units import format_rate
+from vnic.config.schema import Config, DirectionConfig, LinkConfig, LinkVlanConfig, NicConfig, VlanConfig
+
+
+def network_data(config: Config) -> dict[str, Any]:
+    """Switches, NICs and links by name, with what a picture says of them."""
+    return {
+        "switches": {name: {"table": switch.table} for name, switch in config.switches.items()},
+        "nics": {name: {"on": nic.on, "details": nic_details(config, nic)} for name, nic in config.nics.items()},
+        "links": {str(link.name): {"ends": list(link.ends), "details": link_details(link)} for link in config.links},
+    }
+
+
+def nic_details(config: Config, nic: NicConfig) -> list[str]:
+    """What a picture says of a NIC: where it is and what its packets pass."""
+    engine = None if nic.engine is None else config.engines[config.engine_index(nic.engine)].name
+    found = ["waits for its namespace"] if nic.waiting else [] if nic.link_up else ["link down"]
+    found += [] if engine is None or len(config.engines) == 1 else [f"engine {engine}"]
+    found += vlan_details(nic.vlan)
+    for way, direction in (("egress", nic.egress), ("ingress", nic.ingress)):
+        found += [f"{way} {each}" for each in way_details(direction)]
+    return found
+
+
+def link_details(link: LinkConfig) -> list[str]:
+    """What a picture says of a link."""
+    ways = {end: way_details(way) for end, way in link.to.items()}
+    if len({tuple(each) for each in ways.values()}) == 1:
+        found = next(iter(ways.values()))
+    else:
+        found = [f"to {end} {each}" for end, details in ways.items() for each in details]
+    return vlan_details(link.vlan) + found
+
+
+def way_details(way: DirectionConfig) -> list[str]:
+    """Elements and rate of one direction, in the order in which packets meet them."""
+    elements = " > ".join(each.element.rpartition(":")[2] for each in way.elements)
+    return [each for each in (elements, "" if way.rate is None else format_rate(int(way.rate))) if each]
+
+
+def vlan_details(vlan: VlanConfig | LinkVlanConfig | None) -> list[str]:
+    """VLANs of a port."""
+    if vlan is None:
+        return []
+    if vlan.untagged:
+        return ["untagged"]
+    if vlan.access is not None:
+        return [f"VLAN {vlan.access}"]
+    native = "" if vlan.native is None else f", native {vlan.native}"
+    return [f"trunk {', '.join(_ranges(vlan.trunk or []))}{native}"]
+
+
+def _ranges(numbers: Iterable[int]) -> list[str]:
+    """1, 2, 3, 7 as 1-3, 7."""
+    found: list[list[int]] = []
+    for number in sorted(numbers):
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return [str(first) if first == last else f"{first}-{last}" for first, last in found]
+
+
+def network_text(config: Config) -> str:
+    """A block for each switch: its NICs and its links, a line each."""
+    data = network_data(config)
+    lines: list[str] = []
+    for switch in data["switches"]:
+        lines.append(switch)
+        rows = [("--", name, each["details"]) for name, each in data["nics"].items() if each["on"] == switch]
+        for name, link in data["links"].items():
+            if switch in link["ends"]:
+                [other] = [end for end in link["ends"] if end != switch]
+                named = [] if name == "--".join(link["ends"]) else [f"link {name}"]
+                rows.append(("==", other, named + link["details"]))
+        width = max((len(name) for _, name, _ in rows), default=0)
+        for number, (line, name, details) in enumerate(rows):
+            corner = "`" if number == len(rows) - 1 else "|"
+            lines.append(f"  {corner}{line} {name:<{width}}  {', '.join(details)}".rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def network_dot(config: Config) -> str:
+    """The network in Graphviz' language."""
+    data = network_data(config)
+
+    def quoted(*lines: str) -> str:
+        return '"' + "\\n".join(line.replace("\\", "\\\\").replace('"', '\\"') for line in lines) + '"'
+
+    lines = ["graph vnic {", "  rankdir=LR;", '  node [shape=box, fontname="sans-serif"];', '  edge [fontname="sans-serif"];']
+    lines += [f"  {quoted(name)} [shape=box3d, style=bold];" for name in data["switches"]]
+    for name, nic in data["nics"].items():
+        lines.append(f"  {quoted(f'nic {name}')} [label={quoted(name)}];")
+        lines.append(f"  {quoted(f'nic {name}')} -- {quoted(nic['on'] or '')} [label={quoted(*nic['details'])}];")
+    for name, link in data["links"].items():
+        first, second = link["ends"]
+        named = [] if name == f"{first}--{second}" else [name]
+        label = quoted(*named, *link["details"])
+        lines.append(f"  {quoted(first)} -- {quoted(second)} [style=bold, label={label}];")
+    return "\n".join([*lines, "}"]) + "\n"

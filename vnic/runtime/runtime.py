@@ -1,0 +1,500 @@
+"""The runtime: modules, the engines that they build, and the groups that give these CPU time, as one running whole."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Literal, TypeVar
+
+from dataplane.elements.classifier import Classifier
+from dataplane.engine.clock import Clock
+from dataplane.engine.engine import Engine
+from dataplane.errors import ConfigError, VnicError, named, one_line
+from dataplane.graph.drawing import to_data, to_dot, to_text
+from dataplane.graph.element import Element, Source
+from dataplane.groups.group import EngineGroup
+from shaping.shaper import Shaper
+from vnic.api.events import Emit
+from vnic.api.log import Log
+from vnic.config.convert import changed_group, decode_config, encode_config
+from vnic.config.copies import own_config
+from vnic.config.schema import Config, ModuleConfig
+from vnic.modules.accounts import Accounts
+from vnic.modules.chain import module_class
+from vnic.modules.devices import Devices, TapDevices
+from vnic.modules.engine_host import EngineHost
+from vnic.modules.module import Module
+from vnic.modules.network_methods import NetworkModule
+from vnic.runtime.apply import Applying, Change, difference, prepared
+from vnic.runtime.groups import change_group, make_group
+from vnic.runtime.handlers import Handlers
+from vnic.runtime.picture import network_data, network_dot, network_text
+from vnic.store.history import History
+from vnic.store.keeper import GUARANTEED, Keeper
+from vnic.store.losses import Losses
+from vnic.store.segments import Segments
+
+H = TypeVar("H", bound=EngineHost)
+
+log = Log("vnic")
+
+
+def _counters(element: Element, statistics: dict[str, Any]) -> dict[str, Any]:
+    """What `stats` says of an element. `packets`: those that entered, or that a source took;
+    besides, the bound of a shaper's queue at its rate, and the packets that each rule of a
+    classifier matched."""
+    found = {"type": type(element).__name__, **statistics}
+    if isinstance(element, Source):
+        found["packets"] = statistics["received"]
+    if isinstance(element, Shaper):
+        found["queue_limit_bytes"] = element.queue_limit_bytes
+    if isinstance(element, Classifier):
+        found["hits"] = element.hits()
+    return found
+
+
+class Runtime:
+    """Runs a configuration. All methods may be called from any thread; none is called from an engine's.
+
+    loop: the event loop that watches the containers; a NIC whose container ends is detached from there. Without one nobody watches.
+    devices: what the NICs are made of; TAPs in containers by default. clock: a virtual one leaves the engines without threads, to be run
+    by VirtualTime.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        loop: asyncio.AbstractEventLoop | None = None,
+        devices: Devices | None = None,
+        clock: Clock | None = None,
+        seed: int = 0,
+        keeping: Keeper | None = None,
+        role: Literal["first", "crash", "successor"] = "first",
+    ) -> None:
+        self.emit: Emit = lambda event, /, **fields: None  # whoever runs this may listen
+        self.config = own_config(config)
+        self.role, self.loop, self._seed = role, loop, seed
+        self.keeping = keeping
+        self._kept_guaranteed = self.config.guaranteed
+        self.lock = threading.RLock()
+        self.closed = self.upgrading = False
+        self.clock = clock or Clock()
+        self.losses = Losses(keeping)
+        self._history = History(keeping)
+        self.segments = Segments(keeping, reset=role == "crash")
+        self.pool = self.segments.pool(config.pool.small, config.pool.large)
+        # In virtual time nothing has threads. A worker that takes over must not fail for a cgroup that has gone since.
+        wanted = {} if self.clock.virtual else config.groups
+        self.groups = {name: make_group(name, each, tolerant=role != "first") for name, each in wanted.items()}
+        self.hosted: list[EngineHost] = []
+        self.nics = NetworkModule(self, devices or TapDevices())
+        self.modules: list[Module] = [self.nics]
+        self._users: dict[
+            Module, tuple[ModuleConfig, list[EngineHost]]
+        ] = {}  # the users' modules, with the engines that they made
+        for each in list(self.config.modules):
+            self._add(each)
+        self.accounts = Accounts(self.hosted, self._clients)
+        self._handlers = Handlers(
+            self.hosted,
+            self.nics.attached,
+            self.nics.links,
+            halt=lambda engine: self.group_of(engine).halt(engine),
+            resume=lambda engine: self.group_of(engine).resume(engine),
+            set_rate=self.nics.set_rate,
+        )
+
+    def _add(self, config: ModuleConfig) -> None:
+        before = len(self.hosted)
+        try:
+            module = self._make(config)
+        except VnicError as error:
+            if self.role != "crash":
+                raise
+            self._do_without(config, self.hosted[before:], str(error))
+        else:
+            self.modules.append(module)
+            self._users[module] = config, self.hosted[before:]
+
+    def _make(self, config: ModuleConfig) -> Module:
+        kind = module_class(config.module, self.config.directory)
+        try:
+            module = kind(self, **config.arguments)
+        except VnicError:
+            raise
+        except Exception as error:  # a user's module may refuse its settings with anything
+            raise ConfigError(f"module {config.module}: refuses its arguments: {error}") from error
+        config.arguments = module.settings  # what it changes there is remembered
+        return module
+
+    def lose(self, module: Module, error: Exception) -> None:
+        """After a crash: goes on without a user's module. Raises the error where that is not so: at any other time there is somebody to
+        read it, and the NICs are ours, not to be done without."""
+        if self.role != "crash" or module not in self._users:
+            raise error
+        self._close(module)
+        config, hosted = self._users.pop(module)
+        self.modules.remove(module)
+        self._do_without(config, hosted, one_line(error))
+        self.remember()
+
+    def _do_without(self, config: ModuleConfig, hosted: list[EngineHost], why: str) -> None:
+        """Also in the configuration: a successor must have the engines that we have."""
+        self.config.modules = [each for each in self.config.modules if each is not config]
+        for each in hosted:
+            self.group_of(each.engine).remove(each.engine)
+            each.engine.close()  # what it holds is dropped
+            self.hosted.remove(each)
+        self.losses.add(f"module {config.module}", why)
+
+    # -- what modules build on ---------------------------------------------------------------------------------------------
+
+    def add_engine(
+        self, name: str, group: str | None = None, *, spin_ns: int = 0, cpu: int | None = None, make: Callable[[Engine], H]
+    ) -> H:
+        """A new engine in a group (the first, by default), for a module's constructor; what hangs on `make`'s result is its graph. Raises
+        ConfigError for a group that there is none of, and names that are taken."""
+        group = group or next(iter(self.config.groups))
+        if group not in self.config.groups:
+            raise ConfigError(f"engine {name}: group {group}: there is none; there are {', '.join(self.config.groups)}")
+        if any(each.engine.name == name for each in self.hosted):
+            raise ConfigError(f"engine {name}: the name is taken; choose another")
+        budget_ns = int(self.config.groups[group].budget)
+        seed = self._seed + len(self.hosted) + 1
+        engine = Engine(name, self.pool, clock=self.clock, spin_ns=spin_ns, cpu=cpu, seed=seed, budget_ns=budget_ns)
+        hosted = make(engine)
+        self.hosted.append(hosted)
+        if self.groups:
+            self.groups[group].add(engine)
+        return hosted
+
+    def remember(self, undo: Callable[[], object] | None = None) -> None:
+        """Has the supervisor keep the configuration as it is now: a worker after this one begins with it. So a change is written there
+        before it is made, wherever it can be. undo: takes it back, where it cannot be kept. Raises VnicError then."""
+        if self.keeping is not None and not self.closed:
+            try:
+                self.keeping.put_document("config", encode_config(self.config))
+            except BaseException:
+                if undo is not None:
+                    undo()
+                raise
+            if (guaranteed := self.config.guaranteed) is not self._kept_guaranteed:
+                self._kept_guaranteed = guaranteed
+                self.keeping.put_document(GUARANTEED, b"") if guaranteed else self.keeping.drop(GUARANTEED)
+            self.nics.watching.changed()
+
+    def check_open(self) -> None:
+        """Raises VnicError while nothing may be changed."""
+        if self.upgrading:
+            raise VnicError("an upgrade is under way; try again when it is over")
+
+    @property
+    def runs(self) -> bool:
+        """Whether the engines are this worker's to run: a successor's are not before it takes over."""
+        return self.role != "successor" or all(group.alive for group in self.groups.values())
+
+    # -- life --------------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Starts the engines, attaches the configured NICs, starts the other modules: all, or none and the error of the first that failed.
+        A successor only builds, see `start_threads`. Only the first worker undoes what a failure leaves half-made: what is there already
+        when another comes is not its own to take down, and it ends with what it made itself."""
+        with self.lock:
+            self.nics.open()
+            try:
+                if self.role != "successor":
+                    self.start_threads()
+                for module in list(self.modules):
+                    self._start(module)
+                if self.role != "successor":
+                    self.remember()
+            except BaseException:
+                if self.role == "first":
+                    self.close()
+                raise
+
+    def _start(self, module: Module) -> None:
+        try:
+            module.start()
+        except Exception as error:
+            if module in self._users and not isinstance(error, VnicError):
+                error = VnicError(f"module {self._users[module][0].module}: does not start: {one_line(error)}")
+            self.lose(module, error)
+
+    def start_threads(self) -> None:
+        """Starts the engines' threads, on the loop's thread. A successor's engines run once they have their state."""
+        for group in self.groups.values():
+            group.start(run=self.role != "successor")
+        self.nics.watching.over_all()
+
+    def close(self) -> None:
+        """Detaches everything and ends engines and devices. May be called twice."""
+        with self.lock:
+            if self.closed:
+                return
+            self.closed, self.upgrading = True, False
+            for module in reversed(self.modules):
+                self._close(module)
+            for group in self.groups.values():
+                group.stop()
+            for each in self.hosted:
+                each.engine.close()
+            self.nics.stop_devices()
+
+    def _close(self, module: Module) -> None:
+        """A user's module that does not close must not keep the others from it, or hide why all is taken down."""
+        try:
+            module.close()
+        except Exception as error:
+            if module not in self._users:
+                raise
+            log.error("close", error=error)
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def engines(self) -> list[Engine]:
+        """In the order in which modules made them."""
+        return [each.engine for each in self.hosted]
+
+    # -- groups ------------------------------------------------------------------------------------------------------------
+
+    def group_of(self, engine: Engine) -> EngineGroup:
+        """The group that the engine is in."""
+        return next(group for group in self.groups.values() if engine in group.engines)
+
+    def set_group(self, name: str, settings: dict[str, Any]) -> dict[str, Any]:
+        """Changes settings of a group while packets flow: as they stand below its name in a file, None for one that does not stand there.
+        Returns its status. Raises ConfigError, VnicError, and then nothing has changed."""
+        with self.lock:
+            self.check_open()
+            if name not in self.groups:
+                raise ConfigError(f"group {name}: there is none; there are {', '.join(self.groups)}")
+            self.change_group(name, settings)
+            self.emit(
+                "group",
+                group=name,
+                **{"mode": self.config.groups[name].mode, "cpus": self.config.groups[name].cpus, **settings},
+            )
+            return self.groups[name].status()
+
+    def change_group(self, name: str, settings: dict[str, Any]) -> None:
+        """As `set_group`, of a group that is there."""
+        with self.lock:
+            wanted = changed_group(name, self.config.groups[name], settings)
+            self.config.fill(wanted)
+            self.config.check_group(name, wanted)
+            before, self.config.groups[name] = self.config.groups[name], wanted
+
+            def undo() -> None:
+                self.config.groups[name] = before
+
+            self.remember(undo)
+            try:
+                change_group(self.groups[name], wanted, settings)
+            except BaseException:
+                undo()
+                self.remember()
+                raise
+
+    # -- handlers: see vnic.runtime.handlers -------------------------------------------------------------------------------
+
+    def handlers(self, element: str | None = None) -> dict[str, dict[str, Any]]:
+        """What elements, or one of that name, can be asked and told."""
+        with self.lock:
+            return self._handlers.describe(element)
+
+    def read_handler(self, element: str, handler: str) -> list[dict[str, Any]]:
+        """What the handler reads: [{"engine", "value"}] of each copy of the element."""
+        with self.lock:
+            return self._handlers.read(element, handler)
+
+    def write_handler(self, element: str, handler: str, value: object) -> Any:
+        """Writes a handler of all copies of the element, or of none; returns what the change returned."""
+        with self.lock:
+            self.check_open()
+            result = self._handlers.write(element, handler, value)
+            self.remember()
+            self.emit("handler", element=element, handler=handler)
+            return result
+
+    # -- the whole network: see vnic.runtime.apply ---------------------------------------------------------------------
+
+    def compare(self, wanted: Config) -> list[Change]:
+        """What `apply` would change. Raises ConfigError."""
+        with self.lock:
+            return difference(self.config, prepared(self.config, wanted, self.nics))
+
+    def apply(self, wanted: Config) -> list[Change]:
+        """Makes the network the one that is wanted while packets flow; returns what has changed. All or nothing. Raises VnicError."""
+        with self.lock:
+            self.check_open()
+            before = encode_config(self.config)
+            changes = self._apply(wanted)
+            if changes:
+                try:
+                    self._history.add(before)
+                except VnicError as error:
+                    log.warning("applied, but cannot be undone", why=str(error))
+            return changes
+
+    def undo(self, *, dry: bool = False) -> list[Change]:
+        """Goes back to the network before the last `apply` that is not undone. Raises VnicError where there is none."""
+        with self.lock:
+            self.check_open()
+            before = decode_config(self._history.last())
+            # What clients attach and detach themselves is as it is now.
+            before.nics = {name: nic for name, nic in before.nics.items() if not nic.passed}
+            if dry:
+                return self.compare(before)
+            changes = self._apply(before)
+            self._history.drop_last()
+            return changes
+
+    def _apply(self, wanted: Config) -> list[Change]:
+        wanted = prepared(self.config, wanted, self.nics)
+        changes = difference(self.config, wanted)
+        if changes:
+            Applying(self, self.nics, wanted, changes).run()
+            self.emit("applied", changes=[f"{change.action} {change.kind} {change.name}" for change in changes[:32]])
+        return changes
+
+    # -- upgrade -----------------------------------------------------------------------------------------------------------
+
+    def begin_upgrade(self) -> None:
+        """From here on nothing is attached, detached or set, until `end_upgrade`. What is kept is what runs, in the words of this version.
+        Raises VnicError where one is under way."""
+        with self.lock:
+            self.check_open()
+            self.remember()
+            self.upgrading = True
+
+    def end_upgrade(self) -> None:
+        """The upgrade failed: this worker goes on."""
+        with self.lock:
+            self.upgrading = False
+            for module in self.modules:
+                try:
+                    module.end_upgrade()
+                except Exception as error:  # a user's, or a supervisor that is ending: the others' turn all the same
+                    log.error("end_upgrade", error=error)
+
+    def _by_name(self) -> dict[str, Module]:
+        """The modules by what the configuration calls them; the second of a class is "module:Class 2"."""
+        found: dict[str, Module] = {"nics": self.nics}
+        for module, (config, _) in self._users.items():
+            same = sum(name.partition(" ")[0] == config.module for name in found)
+            found[f"{config.module} {same + 1}" if same else config.module] = module
+        return found
+
+    def save_control(self) -> dict[str, Any]:
+        """What control itself counted, for the next worker."""
+        return {
+            "modules": {name: module.save() for name, module in self._by_name().items()},
+            "gone": self.accounts.gone,
+            "engines": {each.engine.name: {"retired": each.retired, "charged": each.charged} for each in self.hosted},
+        }
+
+    def load_control(self, state: dict[str, Any]) -> None:
+        """What `save_control` said. Members that this version does not know are left alone. Raises VnicError."""
+        try:
+            modules = self._by_name()
+            for name, saved in state.get("modules", {}).items():
+                if name in modules:
+                    modules[name].load(saved)
+            self.accounts.gone = {str(nic): int(ns) for nic, ns in state.get("gone", {}).items()}
+            for each in self.hosted:
+                counts = state.get("engines", {}).get(each.engine.name, {})
+                each.retired.update({term: int(counts["retired"][term]) for term in each.retired})
+                each.charged = {str(name): int(ns) for name, ns in counts.get("charged", {}).items()}
+            self.accounts.settle()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise VnicError(f"what control counted cannot be read: {named(error)}") from None
+
+    # -- what control reads ------------------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """Engines, groups, pool and what modules add; `conserved` says whether every engine's packets add up."""
+        with self.lock:
+            engines = [{**each.engine.status(), **each.conservation(), **self._place(each.engine)} for each in self.hosted]
+            found = {
+                "conserved": all(engine["conserved"] for engine in engines),
+                "engines": engines,
+                "groups": [group.status() for group in self.groups.values()],
+                "lost": self.losses.status(),
+            }
+            for module in self.modules:
+                found |= module.status()
+            pool = {"small": self.pool.small_count, "large": self.pool.large_count, "in_use": self.pool.in_use}
+            return {**found, "pool": pool}
+
+    def _place(self, engine: Engine) -> dict[str, Any]:
+        """Of an engine: its group, and the thread that runs it now."""
+        group = next((group for group in self.groups.values() if engine in group.engines), None)
+        return {} if group is None else {"group": group.name, "thread": group.thread_of(engine)}
+
+    def charges(self) -> dict[str, Any]:
+        """CPU time and memory by client; see vnic.modules.accounts."""
+        with self.lock:
+            for group in self.groups.values():
+                group.settle()
+            return self.accounts.collect()
+
+    def _clients(self) -> dict[str, int]:
+        """Who is charged, and the bytes of memory that each has for itself."""
+        found: dict[str, int] = {}
+        for module in self.modules:
+            try:
+                found |= module.accounts()
+            except Exception as error:  # a user's: no reason to leave the others' books open, or a NIC half detached
+                log.error("accounts", error=error)
+        return found
+
+    def is_client(self, name: str) -> bool:
+        """Whether a user's module has a client of that name."""
+        for module in self._users:
+            with suppress(Exception):  # the module's own
+                if name in module.accounts():
+                    return True
+        return False
+
+    def stats(self, name: str | None = None) -> dict[str, Any]:
+        """Counters of one NIC, or of everything: of the NIC, its queues, and its elements with their drops by reason."""
+        with self.lock:
+            nics = self.nics.statistics(name)
+            elements = {each: {element.name: element for element in each.engine.elements} for each in self.hosted}
+            return {
+                "nics": nics,
+                "engines": [
+                    {
+                        "name": each.engine.name,
+                        "elements": [
+                            {"name": element, "nic": found.owner, **_counters(found, statistics)}
+                            for element, statistics in each.engine.snapshot()
+                            if (found := elements[each][element]).owner == name or name is None
+                        ],
+                    }
+                    for each in self.hosted
+                ],
+            }
+
+    def graph(self, style: Literal["text", "dot", "json"] = "text", *, elements: bool = True) -> str:
+        """A picture of what runs, of the elements of each engine or of the network: "text", "dot" for Graphviz, or "json"."""
+        with self.lock:
+            if not elements:
+                draw = {"text": network_text, "dot": network_dot}.get(style)
+                return json.dumps(network_data(self.config)) if draw is None else draw(self.config)
+            engines = self.engines
+            if style == "dot":
+                return to_dot([element for engine in engines for element in engine.elements])
+            if style == "json":
+                return json.dumps({engine.name: to_data(engine.elements) for engine in engines})
+            return "\n".join(f"{engine.name}:\n{to_text(engine.elements)}" for engine in engines)
