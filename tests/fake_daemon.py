@@ -6,6 +6,7 @@ With this file's directory/fake_site on PYTHONPATH, the real command uses the sa
 
 import sys
 import types
+from collections.abc import Callable
 from typing import Any
 
 from dataplane.errors import ConfigError, PortError
@@ -15,7 +16,7 @@ from vnic.api.method import Method, Session
 from vnic.config.convert import convert_config, encode_config
 from vnic.daemon import worker
 from vnic.daemon.supervisor import supervise
-from vnic.modules.network_methods import nic_methods
+from vnic.modules.network_methods import network_methods
 
 
 class FakeNics:
@@ -27,10 +28,17 @@ class FakeNics:
         self.configs: dict[str, Any] = {}
 
     def methods(self) -> list[Method]:
-        return nic_methods(self)  # type: ignore[arg-type]
+        return network_methods(self)  # type: ignore[arg-type]
 
     def ended(self, session: Session) -> None:
         pass
+
+    @property
+    def runtime(self) -> "FakeNics":
+        return self
+
+    async def aside(self, change: Callable[[], Any]) -> Any:
+        return change()
 
     def names(self, owner: int | None = None) -> list[str]:
         return [name for name, each in self.configs.items() if owner is None or each.owner == owner]

@@ -130,8 +130,9 @@ class Method:
     """A method of the control API. `call` takes parameters and a Caller.
 
     read      returns the reply's parameters; `cached`: what it said may be some milliseconds old
-    change    the same, and is logged with who asked for it
-    task      the same as a coroutine function: takes long, and others are served meanwhile
+    change    the same, and is logged with who asked for it; one change is made after the other. `call`
+              may be a coroutine function: reads are answered meanwhile
+    task      a coroutine function as well, which does not keep changes waiting
     stream    returns an asynchronous iterator over replies' parameters
 
     clients: users other than the instance's owner may call it, see `clients:` in the configuration; it is then the method's part to look

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -138,7 +139,7 @@ class Methods:
             if method.kind == "change":
                 self._check_changes(caller.session)
             answered = method.call(parameters, caller)
-            reply: dict[str, Any] = await answered if method.kind == "task" else answered
+            reply: dict[str, Any] = await answered if inspect.isawaitable(answered) else answered
         except Exception as error:
             self._log(caller.session, method.name, **about, refused=" ".join(str(error).split()))
             raise

@@ -96,10 +96,12 @@ class Server:
 
     # -- connections of an upgrade -----------------------------------------------------------------
 
-    def hold(self) -> None:
-        """An upgrade begins: requests for changes wait for its end (Snap's brownout, section 4);
-        the worker that runs then answers them."""
-        self._changes.clear()
+    async def hold(self, uid: int) -> None:
+        """An upgrade begins: waits for the change under way; later requests for changes wait for the
+        upgrade's end (Snap's brownout, section 4), and the worker that runs then answers them. uid: of
+        the user who asked for it."""
+        async with self._turns.turn(uid):
+            self._changes.clear()
 
     def release(self) -> None:
         """The upgrade failed: this worker answers the waiting requests."""

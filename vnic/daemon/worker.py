@@ -247,8 +247,14 @@ class Worker:
         from vnic.daemon import upgrade
 
         runtime, begin_ns = self._real_runtime(), time.monotonic_ns()
-        runtime.begin_upgrade()
-        self._server.hold()
+        runtime.check_open()
+        await self._server.hold(os.geteuid())
+        try:
+            runtime.begin_upgrade()
+        except VnicError:
+            if not runtime.upgrading:  # by another client, meanwhile
+                self._server.release()
+            raise
         try:
             self._joined = asyncio.get_running_loop().create_future()
             self.tell(keeper.Upgrade(python))

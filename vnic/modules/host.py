@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Literal, Protocol, TypeVar
 
 from dataplane.engine.clock import Clock
@@ -18,6 +18,7 @@ from vnic.store.keeper import Keeper
 from vnic.store.losses import Losses
 from vnic.store.segments import Segments
 
+T = TypeVar("T")
 H = TypeVar("H", bound=EngineHost)
 
 
@@ -58,6 +59,7 @@ class Host(Protocol):
     def check_open(self) -> None: ...
     def change_group(self, name: str, settings: dict[str, Any]) -> None: ...
     def is_client(self, name: str) -> bool: ...
+    def aside(self, change: Callable[[], T]) -> Awaitable[T]: ...
     @property
     def engines(self) -> list[Engine]: ...
     @property

@@ -33,7 +33,7 @@ from vnic.device.descriptors import system_error
 from vnic.device.nic import Nic
 from vnic.modules.capture import LiveCapture
 from vnic.modules.captures import Captures
-from vnic.modules.devices import Devices, Passed
+from vnic.modules.devices import Device, Devices, Passed
 from vnic.modules.host import Host
 from vnic.modules.link_node import LinkNode
 from vnic.modules.module import Module
@@ -58,6 +58,8 @@ class Network(Module):
         self.tables: dict[str, MacTable] = {}  # by switch
         self.watching = Watching(runtime, self)
         self._started = False
+        # NICs whose interfaces are being made, with the engines that will serve them.
+        self._opening: dict[str, tuple[NicConfig, int]] = {}
         self._gathering = False  # within at_once
         self._leaving: list[NicNode | LinkNode] = []  # unplugged within it
         self._stale: list[tuple[str, int]] = []  # ports closed within it: switch, number
@@ -132,71 +134,115 @@ class Network(Module):
     # -- attaching ---------------------------------------------------------------------------------------------------------
 
     def attach(self, config: NicConfig, passed: Passed | None = None) -> dict[str, Any]:
-        """Puts a NIC into its container (that of a namespace which a client passed, where there is one) and into the graph while
-        traffic runs; returns its status. All or nothing."""
+        """Puts a NIC into its container (or that of a namespace which a client passed) and into the
+        graph while traffic runs; returns its status. All or nothing. May be called on any thread: the
+        lock is free while the interface is made, which a container can delay."""
         with self.runtime.lock:
             self.runtime.check_open()
             config = own_nic(config)
-            known, waiting = config.name in self.attached, self.watching.waiting.get(config.name)
+            waiting = self.watching.waiting.get(config.name)
             self._check_new(config, waiting)
             config.passed = passed is not None
             config.number = config.number if waiting is None else waiting.number
-            try:
-                status = self.put_in(config, passed)
-            except BaseException:
-                if not known:
+            self.reserve(config)
+        try:
+            device = self.open_device(config, passed)
+            with self.runtime.lock:
+                try:
+                    status = self.enter(config, device)
+                except BaseException:
                     self._devices.forget(config.name)
-                raise
+                    raise
+                self._add(config, waiting)
+                return status
+        finally:
+            self.free(config)
 
-            def undo() -> None:
-                self.take_out(self.config.nics.pop(config.name).name)
-                if waiting is not None:
-                    self.config.nics[config.name] = waiting
+    def _add(self, config: NicConfig, waiting: NicConfig | None) -> None:
+        """Stores a NIC that has been attached in the configuration. Raises VnicError, and then it is
+        detached again."""
 
-            self.config.nics[config.name] = config
-            self.runtime.remember(undo)
-            self.runtime.losses.found_again(f"nic {config.name}")
-            self.runtime.emit("attached", nic=config.name, engine=status["engine"])
-            return status
+        def undo() -> None:
+            self.take_out(self.config.nics.pop(config.name).name)
+            if waiting is not None:
+                self.config.nics[config.name] = waiting
+
+        self.config.nics[config.name] = config
+        self.runtime.remember(undo)
+        self.runtime.losses.found_again(f"nic {config.name}")
+        self.runtime.emit("attached", nic=config.name, engine=self.homes[self.attached[config.name].home].engine.name)
 
     def put_in(self, config: NicConfig, passed: Passed | None = None) -> dict[str, Any]:
-        """Attaches a NIC that is, or is to be, one of the configuration. All or nothing. Raises VnicError."""
+        """Attaches a NIC that is, or is to be, one of the configuration. All or nothing, but for what
+        the supervisor stores of it, see `forget`. Raises VnicError."""
+        with self.runtime.lock:
+            self.reserve(config)
+            try:
+                return self.enter(config, self._open(config, passed))
+            finally:
+                self.free(config)
+
+    def reserve(self, config: NicConfig) -> None:
+        """Checks a NIC that is to be attached and reserves its name, number and engine until `free`.
+        Raises VnicError."""
+        if not self._started or self.runtime.closed:
+            raise VnicError("the runtime does not run")
+        if config.name in self.attached or config.name in self._opening:
+            raise ConfigError(f"nic {config.name}: is attached already; choose another name or detach it first")
+        self._check_name(config)
+        self.restrict(config)
+        self._switch(config)
+        taken = {attached.number for attached in self.attached.values()}
+        # One that has had a number keeps it: the MAC table goes by numbers.
+        if config.number is None or config.number in taken:
+            config.number = self._free_number(f"nic {config.name}")
+        self._opening[config.name] = config, self._home(config)
+
+    def free(self, config: NicConfig) -> None:
+        """Ends what `reserve` began."""
+        self._opening.pop(config.name, None)
+
+    def _open(self, config: NicConfig, passed: Passed | None) -> Device:
+        assert config.number is not None
         try:
-            return self._put_in(config, passed)
+            return self._devices.open(config, config.number, passed)
         except OSError as error:
             raise VnicError(f"nic {config.name}: cannot be attached: {system_error(error)}") from None
 
-    def _put_in(self, config: NicConfig, passed: Passed | None) -> dict[str, Any]:
+    def open_device(self, config: NicConfig, passed: Passed | None = None) -> Device:
+        """Makes the interface of a NIC that is reserved. Needs no lock. Raises VnicError, and then
+        nothing is left of it."""
+        try:
+            return self._open(config, passed)
+        except BaseException:
+            self._devices.forget(config.name)
+            raise
+
+    def enter(self, config: NicConfig, device: Device) -> dict[str, Any]:
+        """Connects the device of a NIC that is reserved. Raises VnicError, and then the device is closed."""
         runtime = self.runtime
-        with runtime.lock, ExitStack() as undo:
-            undo.callback(runtime.accounts.settle)  # at the very end
-            if not self._started or runtime.closed:
-                raise VnicError("the runtime does not run")
-            if config.name in self.attached:
-                raise ConfigError(f"nic {config.name}: is attached already; choose another name or detach it first")
-            self._check_name(config)
-            self.restrict(config)
-            switch = self._switch(config)
-            taken = {attached.number for attached in self.attached.values()}
-            # One that has had a number keeps it: the MAC table goes by numbers.
-            number = config.number if config.number not in taken else None
-            if number is None:
-                number = self._free_number(f"nic {config.name}")
-            home = self._home(config)
-            nic = self._devices.open(config, number, passed)
-            undo.callback(nic.close)
-            port = SwitchPort(switch, number, home)
-            port.ring = runtime.segments.ring(config.name, undo) if len(self.homes) > 1 else None
-            attached = NicNode(config, port, nic, self.config.directory or None, engines=len(self.homes))
-            undo.callback(attached.watch.close)
-            self._plug_nic(attached, undo)
-            self.attached[config.name] = attached
-            undo.callback(self.attached.pop, config.name)
-            if runtime.runs:
-                self.watching.over(attached)
-            config.number, config.engine = number, home
-            undo.pop_all()
-            return self._status(attached)
+        try:
+            with runtime.lock, ExitStack() as undo:
+                undo.callback(runtime.accounts.settle)  # at the very end
+                undo.callback(device.close)
+                if runtime.closed:
+                    raise VnicError("the runtime does not run")
+                number, home = config.number, self._opening[config.name][1]
+                assert number is not None
+                port = SwitchPort(self._switch(config), number, home)
+                port.ring = runtime.segments.ring(config.name, undo) if len(self.homes) > 1 else None
+                attached = NicNode(config, port, device, self.config.directory or None, engines=len(self.homes))
+                undo.callback(attached.watch.close)
+                self._plug_nic(attached, undo)
+                self.attached[config.name] = attached
+                undo.callback(self.attached.pop, config.name)
+                if runtime.runs:
+                    self.watching.over(attached)
+                config.engine = home
+                undo.pop_all()
+                return self._status(attached)
+        except OSError as error:
+            raise VnicError(f"nic {config.name}: cannot be attached: {system_error(error)}") from None
 
     def _switch(self, config: NicConfig) -> str:
         """The name of the switch that a NIC is connected to. It is in the NIC's configuration from here on."""
@@ -210,7 +256,8 @@ class Network(Module):
     def _free_number(self, what: str, taken: Iterable[int] = ()) -> int:
         """A number for a port, unlike those of all NICs, also of those that wait, and links."""
         used = {*taken, *(attached.number for attached in self.attached.values())}
-        used |= {nic.number for nic in self.config.nics.values() if nic.number is not None}
+        known = (*self.config.nics.values(), *(each for each, _ in self._opening.values()))
+        used |= {nic.number for nic in known if nic.number is not None}
         used.update(*(link.numbers for link in self.config.links), *(link.config.numbers for link in self.links.values()))
         number = next((n for n in range(PORTS_MOST) if n not in used), None)
         if number is None:
@@ -257,6 +304,7 @@ class Network(Module):
         if config.engine is not None:
             return self.config.engine_index(config.engine)
         homes = [attached.home for attached in self.attached.values()]
+        homes += [home for _, home in self._opening.values()]
         return min(self.config.engines_of(config.owner), key=homes.count)
 
     def _plug_nic(self, attached: NicNode, undo: ExitStack) -> None:
@@ -415,7 +463,7 @@ class Network(Module):
         leaving = [self.attached[name] for name in names]
         self.captures.end_with(*names)
         for attached in leaving:
-            attached.watch.close()
+            self.watching.end(attached)
         self._unplug(leaving)
         self.runtime.accounts.retire(*names)
         for attached in leaving:

@@ -66,6 +66,20 @@ def parse_limit(text: str) -> int | None:
     return None if text == "none" else int(Rate(parse_rate(text)))
 
 
+def network_methods(network: Network) -> list[Method]:
+    """The methods of `network`."""
+    ours = _Methods(network)
+    return [
+        Method("Attach", ours.attach, Attach, "change", clients=True),
+        Method("Detach", ours.detach, Named, "change", clients=True),
+        Method("SetRate", ours.set_rate, SetRate, "change", clients=True),
+        Method("SetLink", ours.set_link, SetLink, "change", clients=True),
+        Method("SetSpoofCheck", ours.set_spoof_check, SetSpoofCheck, "change"),
+        Method("StartCapture", ours.start_capture, StartCapture, "change", clients=True),
+        Method("StopCapture", ours.stop_capture, StopCapture, "task", clients=True),
+    ]
+
+
 class NetworkModule(Network):
     """The network with its methods of the control API."""
 
@@ -73,16 +87,7 @@ class NetworkModule(Network):
     description = DESCRIPTION
 
     def methods(self) -> list[Method]:
-        ours = _Methods(self)
-        return [
-            Method("Attach", ours.attach, Attach, "change", clients=True),
-            Method("Detach", ours.detach, Named, "change", clients=True),
-            Method("SetRate", ours.set_rate, SetRate, "change", clients=True),
-            Method("SetLink", ours.set_link, SetLink, "change", clients=True),
-            Method("SetSpoofCheck", ours.set_spoof_check, SetSpoofCheck, "change"),
-            Method("StartCapture", ours.start_capture, StartCapture, "change", clients=True),
-            Method("StopCapture", ours.stop_capture, StopCapture, "task", clients=True),
-        ]
+        return network_methods(self)
 
 
 class _Methods:
@@ -91,7 +96,7 @@ class _Methods:
 
     # -- attaching ---------------------------------------------------------------------------------------------------------
 
-    def attach(self, parameters: Attach, caller: Caller) -> dict[str, Any]:
+    async def attach(self, parameters: Attach, caller: Caller) -> dict[str, Any]:
         session, name, given = caller.session, parameters.name, parameters.netns
         config = convert_nic(name, parameters.nic, (name,), contained=given is None and session.is_owner)
         if given is not None and (config.pid is not None or config.netns is not None):
@@ -99,7 +104,7 @@ class _Methods:
         if not session.is_owner:
             self._check_client(config, session, given is not None)
         if given is None:
-            return {"nic": self._nics.attach(config)}
+            return {"nic": await self._attach(config)}
         with ExitStack() as closing:
             netns, process = caller.take(given), -1
             closing.callback(os.close, netns)
@@ -112,7 +117,10 @@ class _Methods:
             if parameters.process is not None:
                 process = caller.take(parameters.process)
                 closing.callback(os.close, process)
-            return {"nic": self._nics.attach(config, Passed(netns, process))}
+            return {"nic": await self._attach(config, Passed(netns, process))}
+
+    async def _attach(self, config: NicConfig, passed: Passed | None = None) -> dict[str, Any]:
+        return await self._nics.runtime.aside(lambda: self._nics.attach(config, passed))
 
     def _check_client(self, config: NicConfig, session: Session, given: bool) -> None:
         """Whether somebody else's NIC is within what `clients:` grants; completes it. Raises ConfigError, NotPermittedError."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from dataplane.errors import ConfigError, VnicError
@@ -39,6 +40,13 @@ class Watched(Protocol):
     def detach(self, name: str, why: str, *, waits: bool) -> None: ...
 
 
+def _runs_here(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
+
+
 class Watching:
     """Watches the containers of `nics`. Callbacks run on the runtime's loop; without a loop nothing
     is watched."""
@@ -60,8 +68,26 @@ class Watching:
 
     def over(self, attached: NicNode) -> None:
         """Watches a NIC's container from now on."""
-        if self._runtime.loop is not None:
-            attached.watch.on_gone(self._runtime.loop, lambda: self._target_gone(attached))
+        if (loop := self._runtime.loop) is not None:
+            self._on_loop(partial(self._watch, attached, loop))
+
+    def _watch(self, attached: NicNode, loop: asyncio.AbstractEventLoop) -> None:
+        now = self._nics.attached.get(attached.config.name)
+        if now is not None and now.watch is attached.watch:  # else it is detached already
+            attached.watch.on_gone(loop, lambda: self._target_gone(attached))
+
+    def end(self, attached: NicNode) -> None:
+        """Ends the watch over a NIC's container."""
+        self._on_loop(attached.watch.close)
+
+    def _on_loop(self, function: Callable[[], object]) -> None:
+        """Calls a function on the loop's thread, which alone may change what the loop waits for: an
+        attach and an apply run on another thread."""
+        loop = self._runtime.loop
+        if loop is not None and loop.is_running() and not _runs_here(loop):
+            loop.call_soon_threadsafe(function)
+        else:
+            function()
 
     def over_all(self) -> None:
         """Watches all containers from now on; on the loop's thread."""

@@ -145,7 +145,7 @@ def _compare(kind: Any, before: dict[str, Any], after: dict[str, Any]) -> Iterat
             yield Change(kind, name, "remove")
         elif name not in before:
             yield Change(kind, name, "add")
-        elif before[name] is not after[name]:
+        elif before[name] is not after[name] and before[name] != after[name]:
             old, new = _flat(written(before[name])), _flat(written(after[name]))
             paths = [path for path in (*old, *(path for path in new if path not in old)) if old.get(path) != new.get(path)]
             fields = {path: (old.get(path), new.get(path)) for path in paths}

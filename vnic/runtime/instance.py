@@ -11,6 +11,7 @@ import os
 import stat
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -128,7 +129,7 @@ class Instance:
             Method("WriteHandler", self._write_handler, WriteHandler, "change"),
             Method("SetGroup", self._set_group, SetGroup, "change"),
             Method("Apply", self._apply, Apply, "change"),
-            Method("Undo", lambda p, _: _changes(self._runtime.undo(dry=p.dry)), Undo, "change"),
+            Method("Undo", self._undo, Undo, "change"),
             Method("GetConfig", lambda p, _: {"config": written_config(self._runtime.config)}),
             Method("Shutdown", lambda p, _: {}, kind="change"),
             Method("Monitor", self._monitor, kind="stream", clients=True),
@@ -210,14 +211,18 @@ class Instance:
             raise ConfigError(f"group {parameters.name}: nothing to change: expected mode, cpus or settings")
         return {"group": self._runtime.set_group(parameters.name, settings)}
 
-    def _apply(self, parameters: Apply, caller: Caller) -> dict[str, Any]:
+    async def _apply(self, parameters: Apply, caller: Caller) -> dict[str, Any]:
         if (parameters.config is None) == (parameters.document is None):
             raise ConfigError("expected either config or document")
         if parameters.document is None:
             wanted = convert_config(parameters.config)
         else:
             wanted = decode_config(_read(caller.take(parameters.document)))
-        return _changes(self._runtime.compare(wanted) if parameters.dry else self._runtime.apply(wanted))
+        work = self._runtime.compare if parameters.dry else self._runtime.apply
+        return _changes(await self._runtime.aside(partial(work, wanted)))
+
+    async def _undo(self, parameters: Undo, caller: Caller) -> dict[str, Any]:
+        return _changes(await self._runtime.aside(partial(self._runtime.undo, dry=parameters.dry)))
 
     def _write_handler(self, parameters: WriteHandler, caller: Caller) -> dict[str, Any]:
         return {"result": self._runtime.write_handler(parameters.element, parameters.handler, parameters.value)}

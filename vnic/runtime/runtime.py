@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Literal, TypeVar
 
@@ -37,6 +38,7 @@ from vnic.store.keeper import GUARANTEED, Keeper
 from vnic.store.losses import Losses
 from vnic.store.segments import Segments
 
+T = TypeVar("T")
 H = TypeVar("H", bound=EngineHost)
 
 log = Log("vnic")
@@ -84,6 +86,7 @@ class Runtime:
         self.closed = self.upgrading = False
         self.clock = clock or Clock()
         self.losses = Losses(keeping)
+        self._changes = ThreadPoolExecutor(1, "vnic-changes")  # has no thread until the first change
         self._history = History(keeping)
         self.segments = Segments(keeping, reset=role == "crash")
         self.pool = self.segments.pool(config.pool.small, config.pool.large)
@@ -187,6 +190,16 @@ class Runtime:
                 self.keeping.put_document(GUARANTEED, b"") if guaranteed else self.keeping.drop(GUARANTEED)
             self.nics.watching.changed()
 
+    async def aside(self, change: Callable[[], T]) -> T:
+        """Makes a change on the thread of changes; the event loop serves other calls meanwhile. One
+        change runs after the other. A caller that is cancelled leaves when the change has ended."""
+        running = asyncio.get_running_loop().run_in_executor(self._changes, change)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            await asyncio.wait([running])
+            raise
+
     def check_open(self) -> None:
         """Raises VnicError while nothing may be changed."""
         if self.upgrading:
@@ -244,6 +257,7 @@ class Runtime:
             for each in self.hosted:
                 each.engine.close()
             self.nics.stop_devices()
+            self._changes.shutdown(wait=False)
 
     def _close(self, module: Module) -> None:
         """A user's module that does not close must not keep the others from it, or hide why all is taken down."""
