@@ -690,6 +690,7 @@ def test_long_and_short_frames_keep_their_order(wire):
 ECHO = """
 import json, sys
 from dataplane.engine.engine import Engine
+from dataplane.engine.running import start
 from dataplane.packet.pool import PacketPool
 from dataplane.graph.port import PortRx, PortTx
 from dataplane.ports.packet_port import PacketPort
@@ -722,6 +723,7 @@ def test_killed_processes_leave_rings_that_go_on(agent, leak_check):
             )
             fresh, answered = number, list[int]()
             while len(answered) < 300 + 37 * round_number:
+                assert echo.poll() is None
                 for _ in range(8):
                     station.send(frame_of(4000 if number % 5 == 0 else 60, number))
                     number += 1

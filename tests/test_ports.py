@@ -111,14 +111,14 @@ def test_two_engines_exchange_packets_for_long(kind, in_flight, crossings, spin_
     left_rx, right_rx = PortRx(RingPort("l", 1, to_left, to_right)), PortRx(RingPort("r", 2, to_right, to_left))
     left_rx >> counter >> PortTx(left_rx.port)
     right_rx >> reached >> PortTx(right_rx.port)
-    start = MemoryPort("start", 3)
-    start_rx = PortRx(start)
-    start_rx >> counter
-    left.load([left_rx, start_rx])
+    first = MemoryPort("first", 3)
+    first_rx = PortRx(first)
+    first_rx >> counter
+    left.load([left_rx, first_rx])
     right.load([right_rx])
     start(left)
     try:
-        start.inject([i.to_bytes(4, "big") + bytes(60) for i in range(in_flight)])
+        first.inject([i.to_bytes(4, "big") + bytes(60) for i in range(in_flight)])
         while len(to_right) < in_flight:  # all in flight in order, before the first returns
             left.call(lambda: None)
         start(right)

@@ -142,7 +142,8 @@ def test_another_process_frees_what_we_sent_it():
     advance(engine, 0)
     code = """
 import sys
-from dataplane.engine.clock import Clock; from dataplane.engine.engine import Engine; from dataplane.packet.pool import PacketPool
+from dataplane.engine.clock import Clock; from dataplane.engine.engine import Engine
+from dataplane.engine.running import advance; from dataplane.packet.pool import PacketPool
 from dataplane.graph.port import PortRx, PortTx; from dataplane.ports.memory import MemoryPort
 from dataplane.ports.ring_port import RingPort; from dataplane.packet.ring import MpscRing, SpscRing
 pool_fd, ring_fd, bell, back_fd, back_bell = map(int, sys.argv[1:])
@@ -214,7 +215,8 @@ def test_two_processes_allocate_and_free_at_the_same_time():
 
 KILLED = """
 import os, signal, sys
-from dataplane.engine.clock import Clock; from dataplane.engine.engine import Engine; from dataplane.packet.pool import PacketPool
+from dataplane.engine.clock import Clock; from dataplane.engine.engine import Engine
+from dataplane.engine.running import advance; from dataplane.packet.pool import PacketPool
 from dataplane.graph.port import PortRx, PortTx; from dataplane.ports.memory import MemoryPort
 from dataplane.ports.ring_port import RingPort; from dataplane.packet.ring import MpscRing
 pool_fd, ring_fd, bell = map(int, sys.argv[1:])

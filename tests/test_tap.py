@@ -569,6 +569,7 @@ OLD_READER = """
 import json, socket
 from dataplane.engine.clock import Clock
 from dataplane.engine.engine import Engine
+from dataplane.engine.running import advance
 from dataplane.packet.pool import PacketPool
 from dataplane.graph.port import PortRx, PortTx
 from dataplane.ports.memory import MemoryPort

@@ -144,6 +144,8 @@ class Network(Module):
             self._check_new(config, waiting)
             config.passed = passed is not None
             config.number = config.number if waiting is None else waiting.number
+            self.restrict(config)
+            self._switch(config)
             self.reserve(config)
         try:
             device = self.open_device(config, passed)
@@ -191,7 +193,6 @@ class Network(Module):
             raise ConfigError(f"nic {config.name}: is attached already; choose another name or detach it first")
         self._check_name(config)
         self.restrict(config)
-        self._switch(config)
         taken = {attached.number for attached in self.attached.values()}
         # One that has had a number keeps it: the MAC table goes by numbers.
         if config.number is None or config.number in taken:
@@ -217,6 +218,11 @@ class Network(Module):
         except BaseException:
             self._devices.forget(config.name)
             raise
+
+    def discard(self, config: NicConfig, device: Device) -> None:
+        """Removes the interface of a NIC that is in no graph."""
+        device.close()
+        self._devices.forget(config.name)
 
     def enter(self, config: NicConfig, device: Device) -> dict[str, Any]:
         """Connects the device of a NIC that is reserved. Raises VnicError, and then the device is closed."""

@@ -21,6 +21,7 @@ from vnic.config.copies import own_config
 from vnic.config.schema import Config, LinkConfig, NicConfig
 from vnic.config.topology import NetworkError, check
 from vnic.config.written import written
+from vnic.modules.devices import Device
 from vnic.modules.host import Host
 from vnic.modules.network import Network
 
@@ -180,9 +181,37 @@ class Applying:
         links = _links(runtime.config)
         wanted.links = [link if ("link", link.name) in changed else links[str(link.name)] for link in wanted.links]
         self._before = copy.copy(runtime.config)
+        again = self._made_again()
+        self._new = [wanted.nics[name] for name in self._names("nic", "add") if name not in again]
+        self._reserved: list[NicConfig] = []
+        self._devices: dict[str, Device] = {}  # of those, by name, until they are in the graph
+
+    def reserve(self) -> None:
+        """Before `open`: reserves the names, numbers and engines of the new NICs. Raises VnicError."""
+        self._put(self._wanted)
+        try:
+            for config in self._new:
+                config.waiting = ""
+                self._nics.reserve(config)
+                self._reserved.append(config)
+        finally:
+            self._put(self._before)
+
+    def open(self) -> None:
+        """Makes the interfaces of the new NICs, which containers can delay: without the runtime's lock.
+        Raises VnicError."""
+        for config in self._reserved:
+            self._devices[config.name] = self._nics.open_device(config)
+
+    def close(self) -> None:
+        """At the end, in any case: removes the interfaces that are in no graph."""
+        for config in self._reserved:
+            self._nics.free(config)
+            if (device := self._devices.pop(config.name, None)) is not None:
+                self._nics.discard(config, device)
 
     def run(self) -> None:
-        """All, or nothing and the error."""
+        """After `open`: all, or nothing and the error."""
         stored = False
         with ExitStack() as undo:
             undo.callback(self._runtime.accounts.settle)
@@ -190,7 +219,7 @@ class Applying:
             undo.callback(self._put, self._before)
             self._put(self._wanted)
             again = self._made_again()
-            self._add(undo, [name for name in self._names("nic", "add") if name not in again])
+            self._add(undo)
             self._runtime.remember()
             stored = True
             self._remake(undo, again)
@@ -217,14 +246,19 @@ class Applying:
             remade |= {going[place], coming[place]}
         return remade
 
-    def _add(self, undo: ExitStack, names: list[str]) -> None:
+    def _add(self, undo: ExitStack) -> None:
         nics = self._nics
         for name in self._names("switch", "add"):
             nics.add_switch(name, self._wanted.switches[name])
             undo.callback(nics.remove_switch, name)
         with nics.at_once():
-            for name in names:
-                self._attach(undo, name)
+            for config in self._new:
+                try:
+                    nics.enter(config, self._devices.pop(config.name))
+                except BaseException:
+                    nics.forget(config)
+                    raise
+                undo.callback(nics.take_out, config.name)
 
     def _remake(self, undo: ExitStack, names: set[str]) -> None:
         nics, before = self._nics, self._before.nics

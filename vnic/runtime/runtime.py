@@ -41,6 +41,8 @@ from vnic.store.segments import Segments
 T = TypeVar("T")
 H = TypeVar("H", bound=EngineHost)
 
+APPLY_TRIES = 8
+
 log = Log("vnic")
 
 
@@ -88,6 +90,7 @@ class Runtime:
         self.losses = Losses(keeping)
         self._changes = ThreadPoolExecutor(1, "vnic-changes")  # has no thread until the first change
         self._history = History(keeping)
+        self._stored = 0  # how often the configuration was stored
         self.segments = Segments(keeping, reset=role == "crash")
         self.pool = self.segments.pool(config.pool.small, config.pool.large)
         # In virtual time nothing has threads. A worker that takes over must not fail for a cgroup that has gone since.
@@ -178,6 +181,7 @@ class Runtime:
     def remember(self, undo: Callable[[], object] | None = None) -> None:
         """Has the supervisor keep the configuration as it is now: a worker after this one begins with it. So a change is written there
         before it is made, wherever it can be. undo: takes it back, where it cannot be kept. Raises VnicError then."""
+        self._stored += 1
         if self.keeping is not None and not self.closed:
             try:
                 self.keeping.put_document("config", encode_config(self.config))
@@ -348,38 +352,56 @@ class Runtime:
             return difference(self.config, prepared(self.config, wanted, self.nics))
 
     def apply(self, wanted: Config) -> list[Change]:
-        """Makes the network the one that is wanted while packets flow; returns what has changed. All or nothing. Raises VnicError."""
-        with self.lock:
-            self.check_open()
-            before = encode_config(self.config)
-            changes = self._apply(wanted)
-            if changes:
+        """Makes the network the one that is wanted while packets flow; returns what has changed. All or
+        nothing. Raises VnicError. May be called on any thread; the lock is free while the interfaces of
+        new NICs are made."""
+        before, changes = self._apply(wanted)
+        if changes:
+            with self.lock:
                 try:
                     self._history.add(before)
                 except VnicError as error:
                     log.warning("applied, but cannot be undone", why=str(error))
-            return changes
+        return changes
 
     def undo(self, *, dry: bool = False) -> list[Change]:
         """Goes back to the network before the last `apply` that is not undone. Raises VnicError where there is none."""
         with self.lock:
-            self.check_open()
             before = decode_config(self._history.last())
             # What clients attach and detach themselves is as it is now.
             before.nics = {name: nic for name, nic in before.nics.items() if not nic.passed}
-            if dry:
-                return self.compare(before)
-            changes = self._apply(before)
+        if dry:
+            return self.compare(before)
+        changes = self._apply(before)[1]
+        with self.lock:
             self._history.drop_last()
-            return changes
-
-    def _apply(self, wanted: Config) -> list[Change]:
-        wanted = prepared(self.config, wanted, self.nics)
-        changes = difference(self.config, wanted)
-        if changes:
-            Applying(self, self.nics, wanted, changes).run()
-            self.emit("applied", changes=[f"{change.action} {change.kind} {change.name}" for change in changes[:32]])
         return changes
+
+    def _apply(self, wanted: Config) -> tuple[bytes, list[Change]]:
+        """The configuration as it was before, and the changes."""
+        for _ in range(APPLY_TRIES):
+            with self.lock:
+                self.check_open()
+                ready = prepared(self.config, wanted, self.nics)
+                changes = difference(self.config, ready)
+                applying, stored = Applying(self, self.nics, ready, changes), self._stored
+            try:
+                with self.lock:
+                    applying.reserve()
+                applying.open()
+                with self.lock:
+                    self.check_open()
+                    if stored != self._stored:  # meanwhile, a container has gone or returned
+                        continue
+                    before = encode_config(self.config)
+                    if changes:
+                        applying.run()
+                        self.emit("applied", changes=[f"{each.action} {each.kind} {each.name}" for each in changes[:32]])
+                    return before, changes
+            finally:
+                with self.lock:
+                    applying.close()
+        raise VnicError("containers come and go too fast to apply a network; try again")
 
     # -- upgrade -----------------------------------------------------------------------------------------------------------
 
