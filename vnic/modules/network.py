@@ -151,9 +151,10 @@ class Network(Module):
             device = self.open_device(config, passed)
             with self.runtime.lock:
                 try:
+                    self.runtime.check_open()
                     status = self.enter(config, device)
                 except BaseException:
-                    self._devices.forget(config.name)
+                    self.discard(config, device)
                     raise
                 self._add(config, waiting)
                 return status
@@ -180,7 +181,12 @@ class Network(Module):
         with self.runtime.lock:
             self.reserve(config)
             try:
-                return self.enter(config, self._open(config, passed))
+                device = self._open(config, passed)
+                try:
+                    return self.enter(config, device)
+                except BaseException:
+                    device.close()
+                    raise
             finally:
                 self.free(config)
 
@@ -225,12 +231,12 @@ class Network(Module):
         self._devices.forget(config.name)
 
     def enter(self, config: NicConfig, device: Device) -> dict[str, Any]:
-        """Connects the device of a NIC that is reserved. Raises VnicError, and then the device is closed."""
+        """Connects the device of a NIC that is reserved. Raises VnicError, and then it is in no graph;
+        the device is the caller's to close."""
         runtime = self.runtime
         try:
             with runtime.lock, ExitStack() as undo:
                 undo.callback(runtime.accounts.settle)  # at the very end
-                undo.callback(device.close)
                 if runtime.closed:
                     raise VnicError("the runtime does not run")
                 number, home = config.number, self._opening[config.name][1]

@@ -253,11 +253,8 @@ class Applying:
             undo.callback(nics.remove_switch, name)
         with nics.at_once():
             for config in self._new:
-                try:
-                    nics.enter(config, self._devices.pop(config.name))
-                except BaseException:
-                    nics.forget(config)
-                    raise
+                nics.enter(config, self._devices[config.name])
+                del self._devices[config.name]
                 undo.callback(nics.take_out, config.name)
 
     def _remake(self, undo: ExitStack, names: set[str]) -> None:
