@@ -80,8 +80,9 @@ def test_others_are_served_during_an_attach():
         assert running.runtime.stats("a")["nics"][0]["name"] == "a"
         running.runtime.nics.set_rate("a", egress_bps=10**6)
         running.runtime.nics.detach("b")
-        with pytest.raises(ConfigError, match=r"^nic slow: is attached already"):
+        with pytest.raises(ConfigError, match=r"^nic slow: is attached already") as caught:
             running.runtime.nics.attach(convert_nic("slow", {"pid": 1}))
+        assert caught.value.code == "exists"
         running.devices.go.set()
         status = (await task)["nic"]
         assert running.names() == ["a", "slow"]

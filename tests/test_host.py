@@ -1,6 +1,7 @@
 """Routes of a NIC, and the host as a router between the switch and other networks, as in
 docs/host.md."""
 
+import json
 import os
 import re
 import select
@@ -11,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from dataplane.errors import ConfigError
+from dataplane.errors import CODES, ConfigError, VnicError
 from tests.support.containers import IS_ROOT
 from tests.tools import need
-from vnic.config.convert import convert_config, convert_nic, decode_config, encode_config
+from vnic.config.convert import CONFIG_VERSION, convert_config, convert_nic, decode_config, encode_config
 from vnic.config.schema import ADDRESSES_MOST, ROUTES_MOST
 from vnic.device import tap
 from vnic.modules.devices import nic_request
@@ -42,6 +43,25 @@ def test_routes_survive_the_stored_configuration():
     again = decode_config(encode_config(config))
     assert nic_request(again.nics["web"]) == nic_request(config.nics["web"])
     assert len(again.nics["web"].routes) == 2
+
+
+def test_a_stored_configuration_of_another_version_is_refused():
+    stored = json.loads(encode_config(convert_config({"nics": {"web": {"pid": 1}}})))
+    assert stored["version"] == CONFIG_VERSION
+    text = rf"is of version {CONFIG_VERSION + 1}, and this vnic reads {CONFIG_VERSION}: upgrade to a version"
+    with pytest.raises(ConfigError, match=text):
+        decode_config(json.dumps({**stored, "version": CONFIG_VERSION + 1}).encode())
+    for wrong in (b"{}", b'{"config": {}}', b'{"config": 1, "version": 1}', b""):
+        with pytest.raises(ConfigError, match="cannot be read"):
+            decode_config(wrong)
+
+
+def test_every_error_has_a_code_that_is_explained():
+    kinds = [VnicError]
+    for kind in kinds:
+        assert kind.default_code in CODES
+        kinds += kind.__subclasses__()
+    assert len(kinds) > 8
 
 
 @pytest.mark.parametrize(

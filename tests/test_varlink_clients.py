@@ -53,6 +53,10 @@ def test_the_varlink_project_s_client(running):
                 control.Detach("nobody")
             assert caught.value.error() == "org.vnic.Control.InvalidConfig"
             assert "is not attached; attached: a, b" in caught.value.parameters()["message"]
+            assert caught.value.parameters()["code"] == "not-found"
+            with pytest.raises(varlink.VarlinkError) as caught:
+                control.Apply({"nics": {"a": {"pid": 1, "mtu": 1}}}, None, True)
+            assert (caught.value.parameters()["code"], caught.value.parameters()["field"]) == ("invalid", "nics.a.mtu")
             first = next(control.WatchStats(None, 20, _more=True))
             assert first["stats"]["engines"]
     command = [sys.executable, "-m", "varlink.cli", "call", f"unix:{path}/org.vnic.Control.Accounts"]

@@ -60,7 +60,8 @@ def path_text(path: Path) -> str:
 def error_at(locate: Locate, path: Path, text: str) -> ConfigError:
     """An error on one line: place, path, what is wrong and what is expected."""
     where = locate(path)
-    return ConfigError(": ".join(part for part in (where, path_text(path), " ".join(text.split())) if part))
+    text = ": ".join(part for part in (where, path_text(path), " ".join(text.split())) if part)
+    return ConfigError(text, field=path_text(path))
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:

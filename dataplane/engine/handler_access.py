@@ -19,7 +19,8 @@ def find_handler(element: Element, name: str) -> Handler:
     """The handler with this name. Raises ConfigError where there is none."""
     found = handlers_of(type(element))
     if name not in found:
-        raise ConfigError(f"{element.name}: has no handler {name}; a {type(element).__name__} has {', '.join(sorted(found))}")
+        known = f"a {type(element).__name__} has {', '.join(sorted(found))}"
+        raise ConfigError(f"{element.name}: has no handler {name}; {known}", code="not-found")
     return found[name]
 
 

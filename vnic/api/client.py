@@ -23,6 +23,11 @@ ASKED_S = 15.0  # the same for Shutdown, after which a signal can end the daemon
 ENDS_S = 5.0  # time for a daemon to end after its worker has ended
 
 
+def _marks(reply: dict[str, Any]) -> dict[str, str]:
+    """Code and field of an error's reply."""
+    return {mark: str(reply[mark]) for mark in ("code", "field") if reply.get(mark) is not None}
+
+
 class Client:
     """A connection to a running daemon.
 
@@ -95,9 +100,9 @@ class Client:
             case None:
                 return dict(result)
             case "org.vnic.Control.InvalidConfig":
-                raise ConfigError(str(result.get("message")))
+                raise ConfigError(str(result.get("message")), **_marks(result))
             case "org.vnic.Control.Failed" | "org.vnic.Control.NotPermitted":
-                raise VnicError(str(result.get("message")))
+                raise VnicError(str(result.get("message")), **_marks(result))
             case "org.varlink.service.InvalidParameter":
                 raise ConfigError(f"{method}: parameter {result.get('parameter')} is not right")
             case error:

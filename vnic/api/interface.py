@@ -106,14 +106,17 @@ method WatchStats(name: ?string, interval_ms: ?int) -> (time: float, stats: obje
 # Detaches everything and ends the daemon; the connection closes when all is gone.
 method Shutdown() -> ()
 
+# Errors have a message for people, on one line, and a code for programs that does not change between versions: busy, exists,
+# failed, invalid, limit, not-found, not-permitted, port. field is the part of the request that is wrong, such as nics.web.mtu.
+
 # The request cannot be met as it is: wrong value, unknown name.
-error InvalidConfig (message: string)
+error InvalidConfig (message: string, code: string, field: ?string)
 
 # It is not this client's to see or to change.
-error NotPermitted (message: string)
+error NotPermitted (message: string, code: string, field: ?string)
 
 # It failed while running.
-error Failed (message: string)
+error Failed (message: string, code: string, field: ?string)
 """
 
 SERVICE_DESCRIPTION = """\

@@ -24,6 +24,8 @@ FRESH_MOST = 64  # answers kept meanwhile: names that clients make up shall not 
 class NotPermittedError(VnicError):
     """The client is not allowed to do that."""
 
+    default_code = "not-permitted"
+
 
 class Parameters(msgspec.Struct, forbid_unknown_fields=True):
     """What a method takes; most take nothing."""

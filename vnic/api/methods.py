@@ -52,6 +52,11 @@ class ErrorReply(Exception):  # noqa: N818 - a Varlink error is a reply
         self.reply = {"error": error, "parameters": parameters}
 
 
+def _failed(name: str, error: VnicError) -> ErrorReply:
+    field = {"field": error.field} if error.field else {}
+    return ErrorReply(f"{INTERFACE}.{name}", message=str(error), code=error.code, **field)
+
+
 class _Interface(Parameters):
     interface: str
 
@@ -64,14 +69,14 @@ def error_reply(error: BaseException, method: str) -> dict[str, Any]:
         case msgspec.ValidationError():
             return ErrorReply(f"{SERVICE}.InvalidParameter", parameter=str(error)).reply
         case NotPermittedError():
-            return ErrorReply(f"{INTERFACE}.NotPermitted", message=str(error)).reply
+            return _failed("NotPermitted", error).reply
         case ConfigError():
-            return ErrorReply(f"{INTERFACE}.InvalidConfig", message=str(error)).reply
+            return _failed("InvalidConfig", error).reply
         case VnicError():
-            return ErrorReply(f"{INTERFACE}.Failed", message=str(error)).reply
+            return _failed("Failed", error).reply
     log.error(method, error=error)  # a bug of ours, or of a user's element, must not end the worker
     message = f"{one_line(error)}; the daemon's log has more"
-    return ErrorReply(f"{INTERFACE}.Failed", message=message).reply
+    return _failed("Failed", VnicError(message)).reply
 
 
 class Methods:
@@ -154,7 +159,8 @@ class Methods:
         if seconds := bucket.take():
             raise VnicError(
                 f"{session.who} may make {CHANGES_AT_ONCE} changes at once and {CHANGES_A_SECOND} a second after that; "
-                f"try again in {seconds:.1f} s"
+                f"try again in {seconds:.1f} s",
+                code="limit",
             )
 
     def _log(self, session: Session, event: str, **fields: Any) -> None:

@@ -17,10 +17,11 @@ from typing import Any
 
 import msgspec
 
+from dataplane.errors import VnicError
 from vnic.api.bounds import Turns
 from vnic.api.connection import Connection, Transfer
 from vnic.api.interface import INTERFACE, SERVICE
-from vnic.api.method import Caller, NotPermittedError, Reply, Session
+from vnic.api.method import Caller, Reply, Session
 from vnic.api.methods import Call, ErrorReply, Methods, error_reply
 
 CLIENTS_MOST = 256
@@ -146,7 +147,7 @@ class Server:
             self._admit(connection.session)
             connection.admitted = True
             await self._converse(connection)
-        except (ErrorReply, NotPermittedError) as error:
+        except (ErrorReply, VnicError) as error:
             connection.answering = True  # the last reply
             with suppress(OSError, TimeoutError):
                 await connection.reply(error_reply(error, ""))
@@ -163,11 +164,11 @@ class Server:
         # The owner's clients are counted separately, so that others cannot use up their number.
         admitted = [each.session for each in self._connections if each.admitted]
         if sum(each.is_owner == session.is_owner for each in admitted) >= CLIENTS_MOST:
-            raise ErrorReply(f"{INTERFACE}.Failed", message=f"{CLIENTS_MOST} clients are connected already; try again")
+            raise VnicError(f"{CLIENTS_MOST} clients are connected already; try again", code="limit")
         theirs = sum(each.uid == session.uid for each in admitted)
         if not session.is_owner and theirs >= CLIENTS_OF_A_USER_MOST:
             message = f"{session.who} has {CLIENTS_OF_A_USER_MOST} connections already; close some"
-            raise ErrorReply(f"{INTERFACE}.Failed", message=message)
+            raise VnicError(message, code="limit")
 
     async def _converse(self, connection: Connection) -> None:
         while (received := await connection.request()) is not None:

@@ -38,6 +38,7 @@ from vnic.config.schema import (
 )
 from vnic.config.topology import NetworkError, check
 
+CONFIG_VERSION = 1
 DEPTH_MOST = 8  # nesting of branches
 ELEMENTS_MOST = 256  # of one chain
 
@@ -171,20 +172,35 @@ def changed_group(name: str, group: GroupConfig, settings: Mapping[str, Any]) ->
     )
 
 
+class _Stored(msgspec.Struct):
+    """An encoded configuration. version: of its form, raised where an older vnic would read it wrong."""
+
+    config: msgspec.Raw
+    version: int
+
+
 def encode_config(config: Config) -> bytes:
-    """A configuration as JSON, with what the loader filled in: for another process of the same
-    instance."""
-    return msgspec.json.encode(config, enc_hook=encode_scalar)
+    """A configuration as JSON, with what the loader filled in and its version: for another process of
+    the same instance, perhaps of another version of vnic."""
+    content = msgspec.json.encode(config, enc_hook=encode_scalar)
+    return msgspec.json.encode(_Stored(msgspec.Raw(content), CONFIG_VERSION))
 
 
 # Created on import: this takes milliseconds, which a successor spends in the short steps of its imports.
 _decode_config = msgspec.json.Decoder(Config, dec_hook=decode_scalar).decode
+_decode_stored = msgspec.json.Decoder(_Stored).decode
 
 
 def decode_config(data: bytes) -> Config:
     """Reads what `encode_config` wrote. Raises ConfigError."""
     try:
-        return _decode_config(data)
+        stored = _decode_stored(data)
+        if stored.version != CONFIG_VERSION:
+            raise ConfigError(
+                f"the configuration that was handed over is of version {stored.version}, and this vnic reads "
+                f"{CONFIG_VERSION}: upgrade to a version that reads it, or use `vnic down` and `vnic up`"
+            )
+        return _decode_config(stored.config)
     except msgspec.MsgspecError as error:
         raise ConfigError(f"the configuration that was handed over cannot be read: {error}") from None
 

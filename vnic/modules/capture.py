@@ -65,7 +65,7 @@ class LiveCapture:
         for each in wanted:
             if each not in elements or elements[each].owner != name:
                 known = ", ".join(points(attached, home.engine.elements))
-                raise ConfigError(f"capture: there is no point {point}; {name} has {known}")
+                raise ConfigError(f"capture: there is no point {point}; {name} has {known}", code="not-found")
         self.point, self.nic, self.home, self.kept = point, name, home, kept
         self.file = CaptureFile(f"capture of {point}", target, snaplen=snaplen, clock=home.engine.clock)
         self.mirrors = [

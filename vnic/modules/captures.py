@@ -39,10 +39,12 @@ class Captures:
         Raises VnicError."""
         running = [each.kept for each in (*self._running.values(), *self._finishing.values())]
         if len(running) >= CAPTURES_MOST:
-            raise VnicError(f"{CAPTURES_MOST} captures run already; end one of them first")
+            raise VnicError(f"{CAPTURES_MOST} captures run already; end one of them first", code="limit")
         theirs = sum(each.uid == uid for each in running)
         if uid is not None and theirs >= CAPTURES_OF_A_USER_MOST:
-            raise NotPermittedError(f"capture: user {user_name(uid)} has {theirs} captures already; end one of them first")
+            raise NotPermittedError(
+                f"capture: user {user_name(uid)} has {theirs} captures already; end one of them first", code="limit"
+            )
         self.count += 1
         number, kept = self.count, KeptCapture(point, snaplen, uid)
         capture = self._insert(number, kept, reopened(target) if isinstance(target, int) else target)

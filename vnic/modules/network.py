@@ -196,7 +196,7 @@ class Network(Module):
         if not self._started or self.runtime.closed:
             raise VnicError("the runtime does not run")
         if config.name in self.attached or config.name in self._opening:
-            raise ConfigError(f"nic {config.name}: is attached already; choose another name or detach it first")
+            raise ConfigError(f"nic {config.name}: is attached already; choose another name or detach it first", code="exists")
         self._check_name(config)
         self.restrict(config)
         taken = {attached.number for attached in self.attached.values()}
@@ -273,7 +273,7 @@ class Network(Module):
         used.update(*(link.numbers for link in self.config.links), *(link.config.numbers for link in self.links.values()))
         number = next((n for n in range(PORTS_MOST) if n not in used), None)
         if number is None:
-            raise ConfigError(f"{what}: all {PORTS_MOST} ports of switches are taken, and no more fit")
+            raise ConfigError(f"{what}: all {PORTS_MOST} ports of switches are taken, and no more fit", code="limit")
         return number
 
     def _check_name(self, config: NicConfig) -> None:
@@ -282,7 +282,9 @@ class Network(Module):
             if name == config.name or other.owner == config.owner:
                 continue
             if f"{config.name}.".startswith(f"{name}.") or f"{name}.".startswith(f"{config.name}."):
-                raise ConfigError(f"nic {config.name}: begins like the name of another user's NIC; choose another name")
+                raise ConfigError(
+                    f"nic {config.name}: begins like the name of another user's NIC; choose another name", code="exists"
+                )
 
     def restrict(self, config: NicConfig) -> None:
         """A client's NIC is on the switch that is granted, and in the VLANs: without `vlan:` in the first, and without a grant in none."""
@@ -298,19 +300,19 @@ class Network(Module):
     def _check_new(self, config: NicConfig, waiting: NicConfig | None) -> None:
         """Raises ConfigError for what only a NIC that comes later can get wrong. waiting: one of that name that waits."""
         if waiting is not None and waiting.owner != config.owner and not is_owner(config.owner):
-            raise ConfigError(f"nic {config.name}: the name is that of another user's NIC; choose another one")
+            raise ConfigError(f"nic {config.name}: the name is that of another user's NIC; choose another one", code="exists")
         if config.name in self.config.nodes or any(config.name == link.name for link in self.config.links):
-            raise ConfigError(f"nic {config.name}: the name is that of a node or link; choose another one")
+            raise ConfigError(f"nic {config.name}: the name is that of a node or link; choose another one", code="exists")
         if any(config.name.startswith(f"{link.name}.") for link in self.config.links):
-            raise ConfigError(f"nic {config.name}: begins like the elements of a link; choose another name")
+            raise ConfigError(f"nic {config.name}: begins like the elements of a link; choose another name", code="exists")
         if self.runtime.is_client(config.name):
-            raise ConfigError(f"nic {config.name}: the name is that of a module's client; choose another one")
+            raise ConfigError(f"nic {config.name}: the name is that of a module's client; choose another one", code="exists")
         # Frames to an address that two NICs have reach either of them, and the spoof check allows it to both.
         for other in self.config.nics.values():
             if other.mac == config.mac and other.name != config.name:
                 named = is_owner(config.owner) or other.owner == config.owner
                 whose = f"{other.name}'s" if named else "that of another user's NIC"
-                raise ConfigError(f"nic {config.name}: mac: {config.mac} is {whose} already; choose another one")
+                raise ConfigError(f"nic {config.name}: mac: {config.mac} is {whose} already; choose another one", code="exists")
 
     def _home(self, config: NicConfig) -> int:
         if config.engine is not None:
@@ -589,7 +591,7 @@ class Network(Module):
             )
         if attached is None:
             known = ", ".join(self.names(session.uid if session is not None and restricted else None)) or "none is"
-            raise ConfigError(f"nic {name}: is not attached; attached: {known}")
+            raise ConfigError(f"nic {name}: is not attached; attached: {known}", code="not-found")
         if session is not None and restricted and attached.config.owner != session.uid:
             raise NotPermittedError(
                 f"nic {name}: is not {session.who}'s; only its owner and the instance's may see and change it"

@@ -98,7 +98,8 @@ def prepared(running: Config, wanted: Config, nics: Network) -> Config:
     try:
         check(config)
     except NetworkError as error:
-        raise ConfigError(f"{'.'.join(map(str, error.place))}: {error.text}") from None
+        field = ".".join(map(str, error.place))
+        raise ConfigError(f"{field}: {error.text}", field=field) from None
     return config
 
 

@@ -94,7 +94,7 @@ class Handlers:
         copies = [element for element in self._all() if element.name == name]
         if not copies:
             known = list(dict.fromkeys(element.name for element in self._all()))
-            raise ConfigError(f"element {name}: there is none; {did_you_mean(name, known)}")
+            raise ConfigError(f"element {name}: there is none; {did_you_mean(name, known)}", code="not-found")
         return copies
 
     def _keep(self, name: str, argument: str | None, value: object) -> None:

@@ -166,7 +166,9 @@ class Runtime:
         ConfigError for a group that there is none of, and names that are taken."""
         group = group or next(iter(self.config.groups))
         if group not in self.config.groups:
-            raise ConfigError(f"engine {name}: group {group}: there is none; there are {', '.join(self.config.groups)}")
+            raise ConfigError(
+                f"engine {name}: group {group}: there is none; there are {', '.join(self.config.groups)}", code="not-found"
+            )
         if any(each.engine.name == name for each in self.hosted):
             raise ConfigError(f"engine {name}: the name is taken; choose another")
         budget_ns = int(self.config.groups[group].budget)
@@ -207,7 +209,7 @@ class Runtime:
     def check_open(self) -> None:
         """Raises VnicError while nothing may be changed."""
         if self.upgrading:
-            raise VnicError("an upgrade is under way; try again when it is over")
+            raise VnicError("an upgrade is under way; try again when it is over", code="busy")
 
     @property
     def runs(self) -> bool:
@@ -295,7 +297,7 @@ class Runtime:
         with self.lock:
             self.check_open()
             if name not in self.groups:
-                raise ConfigError(f"group {name}: there is none; there are {', '.join(self.groups)}")
+                raise ConfigError(f"group {name}: there is none; there are {', '.join(self.groups)}", code="not-found")
             self.change_group(name, settings)
             self.emit(
                 "group",
@@ -401,7 +403,7 @@ class Runtime:
             finally:
                 with self.lock:
                     applying.close()
-        raise VnicError("containers come and go too fast to apply a network; try again")
+        raise VnicError("containers come and go too fast to apply a network; try again", code="busy")
 
     # -- upgrade -----------------------------------------------------------------------------------------------------------
 

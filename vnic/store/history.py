@@ -37,7 +37,7 @@ class History:
     def last(self) -> bytes:
         """The configuration before the last change. Raises ConfigError where there is none."""
         if not self._steps:
-            raise ConfigError("there is nothing to undo: no `vnic apply` has changed this instance")
+            raise ConfigError("there is nothing to undo: no `vnic apply` has changed this instance", code="not-found")
         return self._steps[-1]
 
     def drop_last(self) -> None:
