@@ -36,6 +36,7 @@ MODULES = [
     "dataplane.graph.offload",
     "dataplane.engine.pace",
     "dataplane.packet.pool",
+    "dataplane.packet.queue",
     "dataplane.engine.polling",
     "dataplane.graph.port",
     "dataplane.packet.ring",

@@ -85,7 +85,6 @@ cdef class Lane:
         if self.ctx == NULL or self.fifo.indices == NULL:
             raise MemoryError("lane")
         pool.attach(self.ctx)
-        self.ctx.random_state = 1
         self.ctx.now_ns = 1000000000
         for _copy in range(copies):
             for data in frames:

@@ -5,12 +5,14 @@ from dataplane.engine.engine cimport Engine
 from dataplane.graph.offload cimport can_segment, segment
 from dataplane.packet.pool cimport (BATCH_MAX, GSO_NONE, NO_PACKET, Batch, Context, Packet, batch_add, packet_free, packet_memory,
                                packet_wire_bytes)
+from dataplane.packet.queue cimport queue_head, queue_indices, queue_length, queue_packed
 from dataplane.vatomic cimport vnic_check
 from shaping.pool_share cimport PoolShare, share_count, share_is_full, share_room
 
 from dataplane import units
 from dataplane.errors import ConfigError, VnicError
 from dataplane.graph.handlers import Handler
+from dataplane.packet.queue import with_packed_packets
 from dataplane.units import format_rate, format_size, format_time, parse_rate, parse_size, parse_time
 
 # 8 bits a byte, 10^9 ns a second: a packet of n bytes takes n * BYTE_COST / rate_bps ns. The most a frame can be worth (a GSO frame whose
@@ -98,6 +100,8 @@ cdef class Shaper(Element):
     DROP_REASONS = ("queue_full", "no_buffer", "released")
     COUNTERS = ("passed", "delayed", "split", "sent_bytes", "queue_bytes", "queue_bytes_max", "sojourn_max_ns", "sojourn_ns")
     TICKS = True
+    STATE_VERSION = 2
+    UPGRADES = {1: with_packed_packets}
     HANDLERS = {
         "rate": Handler(read="get_rate", write="prepare_rate", argument="rate", help="the rate, such as 10mbit; none: no limit"),
         "queue": Handler(read="get_queue", help="packets and bytes that wait, and the limit in bytes"),
@@ -418,15 +422,13 @@ cdef class Shaper(Element):
         return found
 
     def save_state(self):
-        """`rate_bps`; `next_ns` and `remainder`: the virtual clock (see shaper.pxd); `emptied_ns`; `packets`: the queue, oldest first,
-        linked by Packet.next, each with its arrival in Packet.release_ns; `split`: [index, bytes done] of the frame in the queue that is
+        """`rate_bps`; `next_ns` and `remainder`: the virtual clock (see shaper.pxd); `emptied_ns`; `packets`: the queue, packed, oldest
+        first, each with its arrival in Packet.release_ns; `split`: [index, bytes done] of the frame in the queue that is
         being cut, or None. Queue limit and burst are configuration."""
         cdef Engine engine = self.engine
-        cdef uint32_t index = self.head
-        packets = []
-        while index != NO_PACKET:
-            packets.append(index)
-            index = engine.ctx.packets[index].next
+        # The frame that is being cut is in the queue, and is not counted as held: its pieces are.
+        cdef uint32_t count = self.small_held + self.large_held + (self.split_index != NO_PACKET)
+        packets = b"" if engine is None else queue_packed(engine.ctx.packets, self.head, count)
         return {"rate_bps": self.setting.rate_bps, "next_ns": self.next_ns, "remainder": self.remainder, "emptied_ns": self.emptied_ns,
                 "packets": packets, "split": None if self.split_index == NO_PACKET else [self.split_index, self.split_done]}
 
@@ -434,9 +436,11 @@ cdef class Shaper(Element):
         cdef Engine engine = self.engine
         cdef Context *ctx = engine.ctx
         cdef uint64_t rate, next_ns, remainder, emptied_ns, now_ns = engine.clock.now_ns, waiting_bytes = 0
-        cdef uint32_t index, split_index = NO_PACKET, split_done = 0, following = NO_PACKET
+        cdef uint32_t i, index, head, split_index = NO_PACKET, split_done = 0
         cdef uint32_t small = 0, large = 0
-        cdef list packets
+        cdef bint found = False
+        cdef bytes packets
+        cdef const uint32_t *indices
         try:
             if type(state["rate_bps"]) is not int:
                 raise ValueError("no rate")
@@ -446,34 +450,32 @@ cdef class Shaper(Element):
                 split_index, split_done = state["split"]
             if len(state) != 6:
                 raise ValueError("more than a shaper's")
-            # The queue stands in the pool as it stood: nothing is written there, since the other engine may have to go on with it.
-            for index in reversed(packets):
-                if index >= ctx.total_count or ctx.packets[index].next != following:
-                    raise ValueError(f"packet {index} is not linked as the queue says")
-                following = index
+            head = queue_head(ctx.packets, ctx.total_count, packets)
         except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
             raise VnicError(f"{self.name}: its state is not that of a Shaper: {error}") from None
         # What one frame may owe is below 2^64 (see BYTE_COST).
         if emptied_ns > now_ns or remainder >= max(rate, <uint64_t>1) or (
                 next_ns > now_ns and (rate == 0 or next_ns - now_ns > 0xFFFFFFFFFFFFFFFFull // rate)):
             raise VnicError(f"{self.name}: its clock says {next_ns} ns, which cannot be at {now_ns} ns and {rate} bit/s")
-        if split_index != NO_PACKET and (split_index not in packets or not can_segment(&ctx.packets[split_index]) or split_done
+        indices = queue_indices(packets)
+        for i in range(queue_length(packets)):
+            index = indices[i]
+            if index == split_index:               # it is in the books as its pieces
+                found = True
+                continue
+            waiting_bytes += packet_wire_bytes(&ctx.packets[index])
+            small += index < ctx.small_count
+            large += index >= ctx.small_count
+        if split_index != NO_PACKET and (not found or not can_segment(&ctx.packets[split_index]) or split_done
                                          >= ctx.packets[split_index].length - ctx.packets[split_index].header_length):
             raise VnicError(f"{self.name}: packet {split_index} cannot be the one that is being cut")
-        for index in packets:
-            if index != split_index:               # it is in the books as its pieces
-                waiting_bytes += packet_wire_bytes(&ctx.packets[index])
-                small += index < ctx.small_count
-                large += index >= ctx.small_count
         if self.counters.held != small + large or self.counters.extra[QUEUE_BYTES] != waiting_bytes:
             raise VnicError(f"{self.name}: {small + large} packets of {waiting_bytes} bytes wait, its counters say {self.counters.held} "
                             f"of {self.counters.extra[QUEUE_BYTES]}")
         _work_out(self, &self.setting, rate)
         self.next_ns, self.remainder, self.emptied_ns = next_ns, remainder, emptied_ns
-        self.head = following                      # of the loop above: the first of the queue
-        self.tail = NO_PACKET
-        if packets:
-            self.tail = packets[len(packets) - 1]
+        self.head = head
+        self.tail = indices[queue_length(packets) - 1] if packets else NO_PACKET
         self.set_held(small, large)
         self.split_index, self.split_done = split_index, split_done
         self.set_deadline(ctx)

@@ -9,12 +9,14 @@ from switching.mac_table cimport (LEARN_AGED, LEARN_KNOWN, LEARN_NEW, LEARN_REFU
 from dataplane.graph.flood_credit cimport flood_spend
 from dataplane.packet.pool cimport (BATCH_MAX, NO_PACKET, PACKET_PARSED, Batch, Context, Packet, PacketPool,
                                packet_copy, packet_data)
+from dataplane.packet.queue cimport queue_head, queue_indices, queue_length, queue_packed
 from dataplane.vatomic cimport va_load_relaxed_u32
 from dataplane.wire.headers cimport ETHERNET_BYTES, VLAN_BYTES, VLAN_ID_MASK, load_be16, store_be16
 
 from switching.mac_table import _key
 from dataplane.errors import ConfigError, VnicError
 from dataplane.graph.handlers import Handler
+from dataplane.packet.queue import with_packed_packets
 
 cdef enum:                       # DROP_REASONS
     DROP_UNKNOWN_PORT = 0
@@ -106,9 +108,10 @@ cdef class L2Switch(Element):
     DROP_REASONS = ("unknown_port", "runt", "bad_source", "reserved_multicast", "vlan_filtered", "hairpin", "no_destination",
                     "no_buffer", "spoofed", "flood_limit", "released")
     COUNTERS = ("learned", "moved", "aged", "learn_refused", "flooded")
-    STATE_VERSION = 3
+    STATE_VERSION = 4
     # A counter that is not named is 0; before version 3 no packet waited.
-    UPGRADES = {1: lambda entry: entry, 2: lambda entry: {**entry, "state": {**entry["state"], "packets": [], "floods": []}}}
+    UPGRADES = {1: lambda entry: entry, 2: lambda entry: {**entry, "state": {**entry["state"], "packets": [], "floods": []}},
+                3: with_packed_packets}
     TICKS = True
     DEFERRABLE = True            # lookups see by themselves what has aged: an idle engine need not wake for it
     HANDLERS = {
@@ -257,24 +260,25 @@ cdef class L2Switch(Element):
 
     def save_state(self):
         """`ageing_ns`: when the next slice of the table is due for ageing, or None. `floods`: [ingress port, packets] of those whose
-        packets wait to be flooded, in the order of their turns; `packets`: these, linked by Packet.next port by port. Ports are
+        packets wait to be flooded, in the order of their turns; `packets`: these, packed, port by port. Ports are
         configuration, addresses are in the table's segment."""
         cdef Context records
-        cdef uint32_t i, index
-        floods, packets = [], []
+        cdef Floods *waiting
+        cdef uint32_t i
+        floods, packets = [], b""
         self.look_at(&records)
         for i in range(self.flooding_count):
-            index = self.floods[self.flooding[i]].head
-            floods.append([self.flooding[i], self.floods[self.flooding[i]].count])
-            while index != NO_PACKET:
-                packets.append(index)
-                index = records.packets[index].next
+            waiting = &self.floods[self.flooding[i]]
+            floods.append([self.flooding[i], waiting.count])
+            packets += queue_packed(records.packets, waiting.head, waiting.count)
         return {"ageing_ns": None if self.deadline_ns == NEVER else self.deadline_ns, "floods": floods, "packets": packets}
 
     def load_state(self, dict state):
         cdef Context records
-        cdef uint32_t port, count, index, number, following, place = 0
-        cdef list packets, floods
+        cdef uint32_t port, count, place = 0
+        cdef list floods
+        cdef bytes packets
+        cdef const uint32_t *indices
         if set(state) != {"ageing_ns", "floods", "packets"}:
             raise VnicError(f"{self.name}: its state is not that of an L2Switch")
         due = state["ageing_ns"]
@@ -283,27 +287,23 @@ cdef class L2Switch(Element):
         self.look_at(&records)
         try:
             floods, packets = state["floods"], state["packets"]
-            if len({port for port, _ in floods}) != len(floods) or sum(count for _, count in floods) != len(packets):
+            if len({port for port, _ in floods}) != len(floods) or sum(count for _, count in floods) * 4 != len(packets):
                 raise ValueError("ports do not fit packets")
-            if self.counters.held != len(packets):
-                raise ValueError(f"{len(packets)} packets, and its counters say {self.counters.held}")
+            if self.counters.held != queue_length(packets):
+                raise ValueError(f"{queue_length(packets)} packets, and its counters say {self.counters.held}")
             for port, count in floods:
                 if port >= MAX_PORTS or not 0 < count <= FLOODS_MOST:
                     raise ValueError(f"port {port}, {count} packets")
-                # The queue stays in the pool as it is: the other engine may have to go on with it.
-                for number in range(count):
-                    index = packets[place + number]
-                    following = packets[place + number + 1] if number + 1 < count else NO_PACKET
-                    if index >= records.total_count or records.packets[index].next != following:
-                        raise ValueError(f"packet {index} is not linked as the queue says")
+                queue_head(records.packets, records.total_count, packets[4 * place:4 * (place + count)])
                 place += count
         except (IndexError, TypeError, ValueError, OverflowError) as error:
             raise VnicError(f"{self.name}: its state is not that of an L2Switch: {error}") from None
         if floods and not self.make_floods():
             raise MemoryError(f"{self.name}: floods")
         place = self.flooding_count = 0
+        indices = queue_indices(packets)
         for port, count in floods:
-            self.floods[port].head, self.floods[port].tail = packets[place], packets[place + count - 1]
+            self.floods[port].head, self.floods[port].tail = indices[place], indices[place + count - 1]
             self.floods[port].count = count
             self.flooding[self.flooding_count] = <uint16_t>port
             self.flooding_count += 1

@@ -461,11 +461,13 @@ def test_the_twin_is_not_blind():
     pair.close()
 
 
-# Engine a of busy(), as these versions wrote it: 1 of everything; 2 of ports, which count segments.
-GOLDEN_1, GOLDEN = ROOT / "tests/data/engine-state-1.bin", ROOT / "tests/data/engine-state-3.bin"
+# Engine a of busy(), as these versions wrote it: 1 of everything; 2: ports count segments; 3: packets wait to be
+# flooded; 4: format 2, without a random generator of the engine, and with packed lists of packets.
+GOLDENS = [ROOT / f"tests/data/engine-state-{number}.bin" for number in (1, 2, 3, 4)]
+GOLDEN = GOLDENS[-1]
 
 
-@pytest.mark.parametrize("file", [GOLDEN_1, GOLDEN])
+@pytest.mark.parametrize("file", GOLDENS)
 def test_what_these_versions_wrote_is_read(undisturbed, monkeypatch, file):
     pair, golden = busy(), file.read_bytes()
     monkeypatch.setattr(handover, "_identity", lambda pool: handover.PoolState(**contents(golden)["pool"]))

@@ -1,12 +1,6 @@
 """The engine's timers: the heap compared with a dict, and shapers of many rates, all on time."""
 
-import importlib.util
-import os
-import shutil
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -18,8 +12,8 @@ from dataplane.graph.port import PortRx, PortTx
 from dataplane.packet.pool import PacketPool
 from dataplane.ports.memory import MemoryPort
 from shaping.shaper import Shaper
+from tests.twins import compiled
 
-TREE = Path(__file__).parents[1]
 NEVER = 2**64 - 1
 ELEMENTS, ROOM = 12, 10
 
@@ -27,25 +21,7 @@ ELEMENTS, ROOM = 12, 10
 @pytest.fixture(scope="module")
 def twin(tmp_path_factory):
     """The class TwinHeap, compiled for the test."""
-    place = tmp_path_factory.mktemp("timers")
-    shutil.copy(TREE / "tests/timers_twin.pyx", place)
-    code = f"""
-import sys; sys.path.insert(0, {str(TREE)!r})
-from setuptools import setup, Extension
-from Cython.Build import cythonize
-setup(script_args=["-q", "build_ext", "--inplace"], ext_modules=cythonize(
-    [Extension("timers_twin", ["timers_twin.pyx"], include_dirs=[{str(TREE / "dataplane")!r}])],
-    include_path=[{str(TREE)!r}], language_level=3, quiet=True))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=place, capture_output=True, text=True, env={**os.environ, "CFLAGS": "-O1"}
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    [path] = place.glob("timers_twin*.so")
-    spec = importlib.util.spec_from_file_location("timers_twin", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.TwinHeap
+    return compiled("timers_twin", tmp_path_factory.mktemp("timers")).TwinHeap
 
 
 changes = st.lists(st.tuples(st.integers(0, ELEMENTS - 1), st.integers(0, 20) | st.just(NEVER)), max_size=80)

@@ -53,8 +53,8 @@ def newer(tmp_path):
     ))  # fmt: skip
     change(
         packages / "dataplane/engine/handover.py",
-        ("FORMAT_VERSION = 1\n", "FORMAT_VERSION = 2\n"),
-        ("] = {}\nBYTES_MAX", "] = {1: lambda content: {**content, 'mood': 'upgraded'}}\nBYTES_MAX"),
+        ("FORMAT_VERSION = 2\n", "FORMAT_VERSION = 3\n"),
+        ("\n}\nBYTES_MAX", ",\n    2: lambda content: {**content, 'mood': 'upgraded'},\n}\nBYTES_MAX"),
         ("    elements: list[ElementState]\n", "    elements: list[ElementState]\n    mood: str\n"),
         ("        elements=elements,\n    )", "        elements=elements,\n        mood='native',\n    )"),
     )

@@ -26,6 +26,7 @@ cdef class Snapshot(Work):
     cdef void run(self, Context *ctx) noexcept nogil
 
 cdef class Engine:
+    cdef readonly uint64_t seed              # of its elements' random streams, see Element.seed
     cdef readonly str name
     cdef readonly PacketPool pool
     cdef readonly Clock clock

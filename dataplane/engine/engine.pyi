@@ -29,6 +29,7 @@ class Engine:
     spin_ns: int
     cpu: int | None
     budget_ns: int
+    seed: int
     cpu_ns: int
     runner: Runner | None
     def __init__(

@@ -89,14 +89,14 @@ cdef class Engine:
         if self.ctx == NULL:
             raise MemoryError("engine")
 
-    def __init__(self, str name, PacketPool pool, *, Clock clock=None, uint64_t spin_ns=0, cpu=None, uint64_t seed=1,
+    def __init__(self, str name, PacketPool pool, *, Clock clock=None, uint64_t spin_ns=0, cpu=None, uint64_t seed=0,
                  uint64_t budget_ns=0):
         self.name, self.pool, self.clock, self.spin_ns, self.cpu = name, pool, clock or Clock(), spin_ns, cpu
         self.budget_ns, self.look = budget_ns, True
         self.mailbox_descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.done_descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         pool.attach(self.ctx)
-        self.ctx.random_state = seed or 1
+        self.seed = seed
         self.ctx.burst = BURST
         self.ctx.now_ns = self.clock.now()
         self.flood_credit.bytes, self.flood_credit.now_ns = FLOOD_MOST, self.ctx.now_ns

@@ -32,9 +32,12 @@ from dataplane.packet.pool import PacketPool
 
 PREFIX = struct.Struct("<8sI")  # magic, version of the format
 MAGIC = b"vnicengn"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # By version: the function that converts content of that version to the next.
-FORMAT_UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+# Format 1 had the state of a random generator of the engine; streams are the elements' own since.
+FORMAT_UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: lambda content: {key: value for key, value in content.items() if key != "random_state"}
+}
 BYTES_MAX = 1 << 28  # more than a state with as many packets as a pool may have
 DEPTH_MAX = 32
 PART_ELEMENTS = 8  # of save_parts: saving so many delays an engine's packets by 0.2 ms
@@ -85,7 +88,6 @@ class EngineState(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     clock: str
     now_ns: Count
-    random_state: Count
     cpu_ns: Count
     overhead_ns: Count
     pool: PoolState
@@ -205,7 +207,6 @@ class Loading:
             charges = [(elements[entry.name], entry.charged_ns) for entry in state.elements]
             set_charges(engine, charges, state.overhead_ns, state.cpu_ns)
             engine.take_up()
-            work.random_state = state.random_state
 
         engine.post(StateWork(apply))
         loaded |= names
@@ -248,7 +249,6 @@ def _engine_state(engine: Engine, work: StateWork, elements: list[ElementState])
         name=engine.name,
         clock=_clock(engine),
         now_ns=engine.clock.now_ns,
-        random_state=work.random_state,
         cpu_ns=engine.cpu_ns,
         overhead_ns=overhead_ns(engine),
         pool=_identity(engine.pool),
@@ -293,7 +293,7 @@ def _save(element: Element) -> dict[str, Any]:
         raise
     except Exception as error:
         raise VnicError(f"{element.name}: save_state failed: {named(error)}") from error
-    if not isinstance(state, dict) or not _plain(state, 0) or not isinstance(state.get("packets", []), list):
+    if not isinstance(state, dict) or not _plain(state, 0) or not isinstance(state.get("packets", b""), bytes | list):
         raise VnicError(f"{element.name}: save_state must return a dict of plain data (docs/state-format.md); it did not")
     return state
 
@@ -345,8 +345,6 @@ def _check_engine(engine: Engine, state: EngineState) -> None:
         )
     if state.pool != _identity(engine.pool):
         raise VnicError(f"{where}: its state belongs to another pool of packets; both engines must share one")
-    if not 0 < state.random_state < 1 << 64:
-        raise VnicError(f"{where}: {state.random_state} is no state of its random numbers")
 
 
 def _upgrade(element: Element, entry: ElementState) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -383,22 +381,26 @@ def _upgrade(element: Element, entry: ElementState) -> tuple[dict[str, Any], dic
 def _check_packets(pool: PacketPool, pairs: list[tuple[Element, dict[str, Any], dict[str, Any]]]) -> None:
     """Checks that every packet in the states is in the pool, in use, within its buffer, and listed
     once."""
-    owners: dict[int, Element] = {}
-    for element, statistics, own in pairs:
-        packets = own.get("packets", [])
-        if not isinstance(packets, list) or not all(type(index) is int for index in packets):
-            raise VnicError(f"{element.name}: `packets` of its state is not a list of packets")
-        if statistics["held"] > len(packets):
-            raise VnicError(f"{element.name}: its state holds {statistics['held']} packets and names {len(packets)}")
-        for index in packets:
-            if not 0 <= index < pool.small_count + pool.large_count:
-                raise VnicError(f"{element.name}: its state holds packet {index}, which the pool does not have")
-            if index in owners:
-                raise VnicError(f"{element.name}: its state holds packet {index}, which {owners[index].name} holds")
-            owners[index] = element
-    for index, element in owners.items():
-        if what := pool.damage(index):
+    owners = bytearray(4 * (pool.small_count + pool.large_count)) if any(own.get("packets") for _, _, own in pairs) else None
+    for number, (element, statistics, own) in enumerate(pairs, 1):
+        packets = _packed(element, own.get("packets", b""))
+        if statistics["held"] > len(packets) // 4:
+            raise VnicError(f"{element.name}: its state holds {statistics['held']} packets and names {len(packets) // 4}")
+        if owners is not None and (wrong := pool.check_held(packets, owners, number)) is not None:
+            index, what = wrong
+            if isinstance(what, int):
+                what = f"{pairs[what - 1][0].name} holds"
+            what = "the pool does not have" if what == "is not in the pool" else what
             raise VnicError(f"{element.name}: its state holds packet {index}, which {what}")
+
+
+def _packed(element: Element, packets: object) -> bytes:
+    """The packets of a state: packed, or a list of indices, as elements in Python may save them."""
+    if isinstance(packets, list) and all(type(index) is int and 0 <= index < 1 << 32 for index in packets):
+        return struct.pack(f"<{len(packets)}I", *packets)
+    if not isinstance(packets, bytes) or len(packets) % 4:
+        raise VnicError(f"{element.name}: `packets` of its state is not a list of packets")
+    return packets
 
 
 def _load(element: Element, state: dict[str, Any]) -> None:

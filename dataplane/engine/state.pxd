@@ -1,10 +1,8 @@
 """StateWork: gives the hand-over (dataplane/engine/handover.py) access to an engine's private state."""
-from libc.stdint cimport uint64_t
 from dataplane.packet.pool cimport Context
 from dataplane.graph.work cimport Work
 
 cdef class StateWork(Work):
     cdef object _function
-    cdef public uint64_t random_state
     cdef public bint return_cache
     cdef void run(self, Context *ctx) noexcept nogil

@@ -8,7 +8,6 @@ from dataplane.graph.element import Element
 from dataplane.graph.work import Work
 
 class StateWork(Work):
-    random_state: int
     return_cache: bool
     def __init__(self, function: Callable[[StateWork], Any]) -> None: ...
 

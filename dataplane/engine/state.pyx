@@ -9,8 +9,8 @@ from dataplane.graph.work cimport Work
 cdef class StateWork(Work):
     """Calls function(self) on the engine's thread between two batches.
 
-    The function may read and set `random_state`, and may set `return_cache` to return the engine's
-    free packets to the pool. If it raises, neither takes effect.
+    The function may set `return_cache` to return the engine's free packets to the pool. If it raises,
+    that has no effect.
     """
 
     def __init__(self, function):
@@ -18,13 +18,11 @@ cdef class StateWork(Work):
 
     cdef void run(self, Context *ctx) noexcept nogil:
         with gil:
-            self.random_state = ctx.random_state
             try:
                 self.result = self._function(self)
             except BaseException as error:
                 self.error = error
                 return
-        ctx.random_state = self.random_state
         if self.return_cache:
             packet_return_cache(ctx)
 

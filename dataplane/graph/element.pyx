@@ -1,4 +1,5 @@
 """Element, Source and PyElement. The contract is in element.pxd."""
+import hashlib
 import logging
 import time
 
@@ -247,6 +248,14 @@ cdef class Element:
 
     cdef void copy_counters(self, Counters *to) noexcept nogil:
         to[0] = self.counters
+
+    def seed(self, str purpose=""):
+        """The 64-bit key of one of the element's random streams (random_stream.pxd), or the seed of a random.Random: the same for the
+        same seed of the instance, name of the element and purpose. Raises VnicError for an element that is in no engine."""
+        if self.engine is None:
+            raise VnicError(f"{self.name}: is in no engine, so it has no seed yet; ask for it in initialize()")
+        words = f"{self.engine.seed}\0{self.name}\0{purpose}".encode()
+        return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "little")
 
     # -- hand-over to another engine, between two batches -------------------------------------------------------------------
 

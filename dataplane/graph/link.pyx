@@ -4,8 +4,10 @@ from libc.stdint cimport uint32_t
 from libc.string cimport memset
 from dataplane.graph.element cimport Element, Source
 from dataplane.packet.pool cimport BATCH_MAX, NO_PACKET, Batch, Context, PacketPool, batch_add
+from dataplane.packet.queue cimport queue_head, queue_indices, queue_length, queue_packed
 
 from dataplane.errors import VnicError
+from dataplane.packet.queue import with_packed_packets
 
 cdef enum:                       # DROP_REASONS
     LINK_FULL = 0
@@ -29,6 +31,8 @@ cdef class Link(Source):
     OUTPUTS = 1
     DROP_REASONS = ("link_full", "released")
     TAKES_INPUT = True
+    STATE_VERSION = 2
+    UPGRADES = {1: with_packed_packets}
 
     def __init__(self, uint32_t port, *, name=None):
         self.port = port
@@ -112,34 +116,26 @@ cdef class Link(Source):
     # -- hand-over ---------------------------------------------------------------------------------------
 
     def save_state(self):
-        """`packets`: what it holds, oldest first, linked by Packet.next. None but where the engine reached
-        its bound on links."""
+        """`packets`: what it holds, packed, oldest first. None but where the engine reached its bound on
+        links."""
         cdef Context records
-        cdef uint32_t index = self.head
-        packets = []
         self.look_at(&records)
-        while index != NO_PACKET:
-            packets.append(index)
-            index = records.packets[index].next
-        return {"packets": packets}
+        return {"packets": queue_packed(records.packets, self.head, <uint32_t>self.counters.held)}
 
     def load_state(self, dict state):
         cdef Context records
-        cdef uint32_t index, following = NO_PACKET
+        cdef uint32_t head
+        cdef bytes packets
         self.look_at(&records)
         try:
             packets = state["packets"]
-            if len(state) != 1 or len(packets) != self.counters.held:
-                raise ValueError(f"{len(packets)} packets, and its counters say {self.counters.held}")
-            # The queue stays in the pool as it is: the other engine may have to go on with it.
-            for index in reversed(packets):
-                if index >= records.total_count or records.packets[index].next != following:
-                    raise ValueError(f"packet {index} is not linked as the queue says")
-                following = index
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            if len(state) != 1 or queue_length(packets) != self.counters.held:
+                raise ValueError(f"{queue_length(packets)} packets, and its counters say {self.counters.held}")
+            head = queue_head(records.packets, records.total_count, packets)
+        except (KeyError, TypeError, ValueError) as error:
             raise VnicError(f"{self.name}: its state is not that of a Link: {error}") from None
-        self.head = following
-        self.tail = packets[len(packets) - 1] if packets else NO_PACKET
+        self.head = head
+        self.tail = queue_indices(packets)[queue_length(packets) - 1] if packets else NO_PACKET
 
     cdef void look_at(self, Context *records) noexcept:
         """The pool's records, without an engine's cache."""

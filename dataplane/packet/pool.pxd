@@ -128,7 +128,6 @@ cdef struct Context:
     uint32_t large_cached
     uint32_t small_cache[SMALL_CACHE]
     uint32_t large_cache[LARGE_CACHE]
-    uint64_t random_state        # seeded; see context_random
     # called for every packet that an element drops, before it is freed; NULL: none
     drop_hook on_drop
     void *on_drop_who
@@ -179,15 +178,6 @@ cdef inline void batch_add(Batch *batch, uint32_t index) noexcept nogil:
     vnic_check(batch.count < BATCH_MAX, "room in the batch")
     batch.index[batch.count] = index
     batch.count += 1
-
-cdef inline uint64_t context_random(Context *ctx) noexcept nogil:
-    """xorshift64*: reproducible; for choices and jitter, not for keys."""
-    cdef uint64_t x = ctx.random_state
-    x ^= x >> 12
-    x ^= x << 25
-    x ^= x >> 27
-    ctx.random_state = x
-    return x * <uint64_t>2685821657736338717
 
 cdef uint32_t packet_refill(Context *ctx, bint large) noexcept nogil
 cdef void packet_spill(Context *ctx, bint large) noexcept nogil

@@ -198,6 +198,25 @@ cdef class PacketPool:
         cdef uint64_t room = SMALL_BYTES if index < self.small_count else LARGE_BYTES
         return "does not fit its buffer" if used > room else ""
 
+    def check_held(self, bytes packets, bytearray owners, uint32_t owner):
+        """Checks packets, 32-bit indices, that an element is to hold, and notes `owner` (from 1) for each in `owners`, four bytes a packet
+        of the pool. Returns None, or (index, what is wrong with it): "is free", "is not in the pool", "does not fit its
+        buffer", or the number of its other owner."""
+        cdef const uint32_t *indices = <const uint32_t *><const char *>packets
+        cdef uint32_t *noted = <uint32_t *><char *>owners
+        cdef size_t i
+        if len(owners) != (<size_t>self.small_count + self.large_count) * sizeof(uint32_t):
+            raise ValueError("owners: expected four bytes a packet")
+        for i in range(<size_t>(len(packets) // sizeof(uint32_t))):
+            if indices[i] >= self.small_count + self.large_count:
+                return indices[i], "is not in the pool"
+            if noted[indices[i]]:
+                return indices[i], noted[indices[i]]
+            noted[indices[i]] = owner
+            if what := self.damage(indices[i]):
+                return indices[i], what
+        return None
+
     def frame(self, uint32_t index):
         """The bytes of packet `index` as a writable uint8 array over the segment. Only for the
         packet's owner."""

@@ -172,8 +172,7 @@ class Runtime:
         if any(each.engine.name == name for each in self.hosted):
             raise ConfigError(f"engine {name}: the name is taken; choose another")
         budget_ns = int(self.config.groups[group].budget)
-        seed = self._seed + len(self.hosted) + 1
-        engine = Engine(name, self.pool, clock=self.clock, spin_ns=spin_ns, cpu=cpu, seed=seed, budget_ns=budget_ns)
+        engine = Engine(name, self.pool, clock=self.clock, spin_ns=spin_ns, cpu=cpu, seed=self._seed, budget_ns=budget_ns)
         hosted = make(engine)
         self.hosted.append(hosted)
         if self.groups:

@@ -1,0 +1,3 @@
+from typing import Any
+
+def with_packed_packets(entry: dict[str, Any]) -> dict[str, Any]: ...
