@@ -127,7 +127,7 @@ def test_a_newer_format_is_refused():
     with pytest.raises(
         VnicError, match="^engine a: its state has format 3, this vnic reads up to 2; take one at least as new$"
     ):
-        load_engine(pair.homes[0].engine, PREFIX.pack(handover.MAGIC, 2) + data[PREFIX.size :])
+        load_engine(pair.homes[0].engine, PREFIX.pack(handover.MAGIC, 3) + data[PREFIX.size :])
     pair.close()
 
 
