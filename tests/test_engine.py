@@ -16,6 +16,7 @@ from dataplane.graph.element import PyElement
 from dataplane.graph.port import PortRx, PortTx
 from dataplane.packet.pool import PacketPool
 from dataplane.ports.memory import MemoryPort
+from shaping.shaper import Shaper
 
 
 @pytest.fixture
@@ -231,3 +232,92 @@ def test_a_source_whose_packets_take_long_is_polled_in_shorter_bursts(pool):
         into.close()
         out.close()
     assert pool.in_use == 0
+
+
+class Lane:
+    """A port, a shaper and a port, of which an engine may have many."""
+
+    def __init__(self, number: int, *, name: str = "") -> None:
+        self.a, self.b = MemoryPort(f"a{number}"), MemoryPort(f"b{number}")
+        self.rx, self.shaper = PortRx(self.a), Shaper("1mbit", name=name or f"rate{number}")
+        self.rx >> self.shaper >> PortTx(self.b)
+
+
+@pytest.mark.parametrize("first", [1, 20, 200])
+def test_an_engine_that_was_extended_does_what_one_that_loaded_does(first):
+    """One by one, beyond all spare room; shapers hold packets meanwhile, timers run, and all leave on time."""
+    results = []
+    for extends in (True, False):
+        engine = Engine("e0", PacketPool(8192, 8), clock=Clock(virtual=True))
+        lanes = [Lane(number) for number in range(first)]
+        engine.load([lane.rx for lane in lanes])
+        out = []
+        for number in range(first, first + 300):
+            lanes.append(Lane(number))
+            left = engine.extend([lanes[-1].rx]) if extends else engine.load([lane.rx for lane in lanes])
+            assert left == []
+            for lane in lanes[-3:]:
+                lane.a.inject([bytes([2]) * 12 + b"\x88\xb5" + bytes(486)] * 2)  # 4 ms each at the rate
+            advance(engine, engine.clock.now_ns + 1_500_000)
+            out += [(number, place, frame) for place, lane in enumerate(lanes[-8:]) for frame in lane.b.take()]
+        assert engine.conservation()["conserved"] and engine.conservation()["held"] > 0
+        advance(engine, engine.clock.now_ns + 10**9)
+        out += [(place, frame) for place, lane in enumerate(lanes) for frame in lane.b.take()]
+        assert len(out) == 2 * (3 * 300 - (first == 1))
+        counters = dict(engine.snapshot())
+        assert engine.sources == [lane.rx for lane in lanes] and len(counters) == 3 * len(lanes) == len(engine.elements)
+        results.append((out, counters, engine.conservation()))
+        engine.close()
+    assert results[0] == results[1]
+
+
+def test_a_failed_extension_changes_nothing():
+    class Refuses(Counter):
+        def initialize(self):
+            raise VnicError(f"{self.name}: refuses")
+
+    engine = Engine("e0", PacketPool(512, 8), clock=Clock(virtual=True))
+    lanes = [Lane(number) for number in range(200)]
+    engine.load([lane.rx for lane in lanes])
+    before, sources = engine.snapshot(), list(engine.sources)
+    twice, refused, stray = Lane(200, name="rate7"), Lane(201), Counter(name="stray")
+    refused.rx >> Refuses(name="r") >> Discard()
+    for wrong, says in (
+        ([twice.rx], "rate7: two elements of engine e0 have this name"),
+        ([refused.rx], "r: refuses"),
+        ([stray], "stray: is no source"),
+    ):
+        with pytest.raises(VnicError, match=says):
+            engine.extend(wrong)
+        assert (engine.snapshot(), engine.sources) == (before, sources)
+        assert refused.rx.engine is None and twice.rx.engine is None
+    other = Engine("e1", engine.pool, clock=Clock(virtual=True))
+    theirs = Lane(202)
+    other.load([theirs.rx])
+    with pytest.raises(VnicError, match="runs in engine e1 already"):
+        engine.extend([theirs.rx])
+    fine = Lane(203)
+    engine.extend([fine.rx])
+    fine.a.inject([bytes([2]) * 12 + b"\x88\xb5" + bytes(46)])
+    advance(engine, engine.clock.now_ns + 10**6)
+    assert len(fine.b.take()) == 1
+    other.close()
+    engine.close()
+
+
+def test_a_running_engine_is_extended():
+    engine = Engine("e0", PacketPool(2048, 8))
+    lanes = [Lane(number) for number in range(100)]
+    engine.load([lane.rx for lane in lanes])
+    start(engine)
+    try:
+        for number in range(100, 260):
+            lane = Lane(number)
+            engine.extend([lane.rx])
+            lane.a.inject([bytes([2]) * 12 + b"\x88\xb5" + bytes(46)])
+            while engine.call(lambda lane=lane: lane.shaper.statistics()["packets"]) == 0:
+                pass
+            lanes.append(lane)
+        assert engine.conservation()["received"] == 160
+    finally:
+        engine.close()

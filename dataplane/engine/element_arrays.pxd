@@ -2,7 +2,8 @@
 whose CPU time is not settled yet.
 
 Made beside the engine and put in place between two turns, so that a change of the graph does not hold packets
-up. Only the engine's thread uses them then.
+up. Only the engine's thread uses them then. They have room to spare, so that a few more elements are
+appended in constant time.
 """
 from cpython.ref cimport PyObject
 from libc.stdint cimport uint32_t, uint64_t
@@ -12,6 +13,8 @@ from dataplane.engine.warm_up cimport WarmUp
 
 cdef class ElementArrays:
     cdef list elements                   # owning references; the C arrays borrow them
+    cdef dict names                      # of them: element by name
+    cdef uint32_t member_room, timed_room
     cdef PyObject **members              # all elements
     cdef uint32_t member_count
     cdef PyObject **timed                # elements that can have a timer
@@ -19,9 +22,12 @@ cdef class ElementArrays:
     cdef PyObject **due                  # room for `timed_count` elements whose timers have run out
     cdef PyObject **weighed              # elements with a weight: sources, and elements with timers
     cdef uint32_t weighed_count
-    cdef uint32_t weighed_room
+    cdef uint32_t weighed_room           # elements with a weight
+    cdef uint32_t weighed_most           # for which there is memory
     cdef Timers timers
     cdef WarmUp warm
+    cdef bint fits(self, list fresh) except -1
+    cdef int append(self, list fresh) except -1
     cdef void gather(self) noexcept nogil
     cdef void gather_timers(self) noexcept nogil
 

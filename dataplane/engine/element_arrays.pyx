@@ -6,30 +6,37 @@ from dataplane.graph.element cimport Element, Source
 from dataplane.graph.timers cimport Entry, Heap, timer_set
 from dataplane.engine.warm_up cimport WarmUp
 
+cdef enum:
+    SPARE = 64                   # elements of some NICs
+
 
 cdef class ElementArrays:
     """Of `elements`. Raises MemoryError."""
 
     def __init__(self, elements):
-        cdef uint32_t number, deferrable = 0, weighed = 0
+        cdef uint32_t number, deferrable = 0, weighed = 0, spare
         cdef Element element
         cdef list timed = []
         cdef bint ticks
         self.elements = list(elements)
+        self.names = {(<Element>each).name: each for each in self.elements}
+        spare = SPARE + <uint32_t>len(self.elements) // 8
         for element in self.elements:
             ticks = element.TICKS              # of an object: a port's receive side has timers if its port has
             if ticks:
                 timed.append(element)
                 deferrable += element.deferrable
             weighed += ticks or isinstance(element, Source)
-        self.members = <PyObject **>calloc(len(self.elements) + 1, sizeof(PyObject *))
-        self.timed = <PyObject **>calloc(len(timed) + 1, sizeof(PyObject *))
-        self.due = <PyObject **>calloc(len(timed) + 1, sizeof(PyObject *))
-        self.weighed = <PyObject **>calloc(weighed + 1, sizeof(PyObject *))
+        self.member_room, self.timed_room = <uint32_t>len(self.elements) + spare, <uint32_t>len(timed) + spare
+        self.weighed_most = weighed + spare
+        self.members = <PyObject **>calloc(self.member_room, sizeof(PyObject *))
+        self.timed = <PyObject **>calloc(self.timed_room, sizeof(PyObject *))
+        self.due = <PyObject **>calloc(self.timed_room, sizeof(PyObject *))
+        self.weighed = <PyObject **>calloc(self.weighed_most, sizeof(PyObject *))
         if not (self.members and self.timed and self.due and self.weighed):
             raise MemoryError("elements")
-        make_room(&self.timers.waking, <uint32_t>len(timed) - deferrable)
-        make_room(&self.timers.deferrable, deferrable)
+        make_room(&self.timers.waking, <uint32_t>len(timed) - deferrable + spare)
+        make_room(&self.timers.deferrable, deferrable + spare)
         for number, element in enumerate(self.elements):
             self.members[number] = <PyObject *>element
         for number, element in enumerate(timed):
@@ -45,6 +52,33 @@ cdef class ElementArrays:
         free(self.weighed)
         free(self.timers.waking.entries)
         free(self.timers.deferrable.entries)
+
+    cdef bint fits(self, list fresh) except -1:
+        """Whether `append` has room for these elements, and what is prefetched need not change."""
+        cdef uint32_t count = <uint32_t>len(fresh)     # each may have a timer and a weight; both heaps have spare room for all
+        return (self.member_count + count <= self.member_room and self.timed_count + count <= self.timed_room
+                and self.weighed_room + count <= self.weighed_most and self.warm.covers(fresh))
+
+    cdef int append(self, list fresh) except -1:
+        """Adds elements that `fits` has found to fit. On the engine's thread, between two batches."""
+        cdef Element element
+        for element in fresh:
+            self.elements.append(element)
+            self.names[element.name] = element
+            self.members[self.member_count] = <PyObject *>element
+            self.member_count += 1
+            ticks = element.TICKS
+            self.weighed_room += ticks or isinstance(element, Source)
+            if element.weight_ns:
+                self.weighed[self.weighed_count] = <PyObject *>element
+                self.weighed_count += 1
+            if ticks:
+                self.timed[self.timed_count] = <PyObject *>element
+                self.timed_count += 1
+                element.timer_place = 0
+                timer_set(&self.timers.deferrable if element.deferrable else &self.timers.waking, <void *>element,
+                          &element.timer_place, element.deadline_ns)
+        return 0
 
     cdef void gather(self) noexcept nogil:
         """When the arrays take the place of others: collects weights and timers."""

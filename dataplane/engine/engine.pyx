@@ -21,6 +21,7 @@ from dataplane.vatomic cimport (va_fence, va_load_acquire_ptr, va_load_relaxed_u
 from dataplane.graph.work cimport Work, await_readable
 
 from dataplane.errors import GraphError, VnicError
+from dataplane.graph.walk import walk, walk_new
 from dataplane.graph.work import Call
 
 cdef extern from "<pthread.h>" nogil:
@@ -116,7 +117,6 @@ cdef class Engine:
         """Takes the graph that hangs on `sources`: validates it, binds and initializes what is new. While the engine runs, this goes
         through the mailbox. Returns the elements that left, with their statistics; an element that comes back counts from 0.
         Raises GraphError, and then nothing has changed."""
-        from dataplane.graph.walk import walk
         cdef Element element
         cdef dict names = {}
         cdef list fresh = [], gone = []
@@ -162,6 +162,43 @@ cdef class Engine:
             element.cleanup()
             element.bind(None)
         return retired
+
+    def extend(self, sources, elements=()):
+        """Adds `sources`, `elements` and what follows them to the graph, where a NIC or link comes to many: in constant time, since what
+        is there already is not visited. Connections from there to what is new are the caller's to make, and must not close a
+        cycle. Returns and raises as `load` does."""
+        cdef list fresh, found = [], added = list(sources)
+        cdef ElementArrays arrays = self.arrays
+        cdef Polling polling = self.polling
+        from_here = walk_new(added, elements, arrays.names)
+        for element in from_here:
+            if element.engine is None:
+                found.append(element)
+            elif element.engine is not self:
+                raise GraphError(f"{element.name}: runs in engine {element.engine.name} already")
+        names = {element.name for element in from_here}
+        if len(names) < len(from_here) or not arrays.names.keys().isdisjoint(names):
+            twice = next(each.name for each in from_here if each.name in arrays.names or
+                         sum(other.name == each.name for other in from_here) > 1)
+            raise GraphError(f"{twice}: two elements of engine {self.name} have this name")
+        if not (polling.fits(added) and arrays.fits(from_here)):
+            return self.load(self.sources + added)
+        self.prepare(found)
+        fresh = from_here
+
+        def add():
+            polling.append(added)
+            arrays.append(fresh)
+            self.sources.extend(added)
+            self.look = True
+
+        try:
+            with self._reload:
+                self.call(add)
+        except BaseException:
+            self.abandon(found)
+            raise
+        return []
 
     def prepare(self, elements):
         """Binds and initializes elements that are in no engine, as `load` does with what is new: for a `load` that follows later.

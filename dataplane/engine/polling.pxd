@@ -8,7 +8,7 @@ all sources for active, since reading a few queues costs less than asking which 
 that, the descriptors are in an epoll instance, whose cost follows the readable ones.
 
 The object is made beside the engine and put in place between two turns. Only the engine's thread uses it
-then.
+then. It has room to spare, so that a few more sources are appended in constant time.
 """
 from cpython.ref cimport PyObject
 from libc.stdint cimport uint32_t, uint64_t
@@ -44,11 +44,14 @@ cdef class Polling:
     cdef bint arms                       # one of them is not polled in every turn
     cdef Input *inputs
     cdef uint32_t input_count
+    cdef uint32_t source_room, input_room
     cdef int epoll                       # -1: `descriptors` has all inputs
     cdef pollfd *descriptors             # OWN_DESCRIPTORS, then the inputs' or the epoll instance
     cdef uint32_t descriptor_count
     cdef uint64_t generation             # unlike that of any other state of any Polling's descriptors
     cdef uint64_t failed_inputs
+    cdef bint fits(self, list sources) except -1
+    cdef int append(self, list sources) except -1
     cdef void set_descriptor(self, uint32_t at, int fd) noexcept
     cdef int add_input(self, Source source, uint32_t which, int fd, bint many) except -1
     cdef void activate(self, Input *input) noexcept nogil

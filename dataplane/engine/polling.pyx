@@ -38,6 +38,15 @@ cdef enum:
 _generation = 0
 
 
+cdef enum:
+    SPARE = 64                   # sources and descriptors of some NICs
+
+
+cdef bint is_always(Source source, list own) except -1:
+    """Whether a source with these descriptors is polled in every turn."""
+    return not source.TAKES_INPUT and (not own or source.wakes_only() or source.TICKS)
+
+
 cdef class Polling:
     """Of `sources`, with the eventfds of the engine's mailbox and of its thread (-1: none runs it). Raises VnicError, MemoryError."""
 
@@ -49,15 +58,16 @@ cdef class Polling:
         cdef uint32_t number, which
         self.sources, self.duplicates = list(sources), []
         descriptors = [source.poll_descriptors() for source in self.sources]
-        always = {source: None for source, own in zip(self.sources, descriptors)
-                  if not source.TAKES_INPUT and (not own or source.wakes_only() or source.TICKS)}
+        always = {source: None for source, own in zip(self.sources, descriptors) if is_always(source, own)}
         armed = {source: None for source in self.sources if source.needs_arm()}
         total = sum(len(each) for each in descriptors)
         many = total > FEW_DESCRIPTORS
-        self.always = <PyObject **>calloc(len(always) + 1, sizeof(PyObject *))
-        self.active = <PyObject **>calloc(len(self.sources) + 1, sizeof(PyObject *))
-        self.armed = <PyObject **>calloc(len(armed) + 1, sizeof(PyObject *))
-        self.inputs = <Input *>calloc(total + 1, sizeof(Input))
+        spare = SPARE + len(self.sources) // 8
+        self.source_room, self.input_room = <uint32_t>(len(self.sources) + spare), <uint32_t>(total + spare)
+        self.always = <PyObject **>calloc(self.source_room, sizeof(PyObject *))
+        self.active = <PyObject **>calloc(self.source_room, sizeof(PyObject *))
+        self.armed = <PyObject **>calloc(self.source_room, sizeof(PyObject *))
+        self.inputs = <Input *>calloc(self.input_room, sizeof(Input))
         self.descriptors = <pollfd *>calloc(OWN_DESCRIPTORS + max(total, 1), sizeof(pollfd))
         if not (self.always and self.active and self.armed and self.inputs and self.descriptors):
             raise MemoryError("polling")
@@ -95,6 +105,48 @@ cdef class Polling:
         free(self.armed)
         free(self.inputs)
         free(self.descriptors)
+
+    cdef bint fits(self, list sources) except -1:
+        """Whether `append` has room for these sources: in an epoll instance only."""
+        cdef size_t count = 0
+        for source in sources:
+            count += len(source.poll_descriptors())
+        return (self.epoll >= 0 and len(self.sources) + len(sources) <= self.source_room
+                and self.input_count + count <= self.input_room)
+
+    cdef int append(self, list sources) except -1:
+        """Adds sources that `fits` has found to fit. On the engine's thread, between two batches. Raises VnicError, and then nothing has
+        changed."""
+        global _generation
+        cdef Source source
+        cdef uint32_t which, before = self.input_count, i
+        cdef size_t duplicates = len(self.duplicates)
+        cdef epoll_event event
+        try:
+            for source in sources:
+                for which, descriptor in enumerate(source.poll_descriptors()):
+                    self.add_input(source, which, descriptor, True)
+        except BaseException:
+            for i in range(before, self.input_count):
+                epoll_ctl(self.epoll, EPOLL_CTL_DEL, self.inputs[i].fd, &event)
+            self.input_count = before
+            while len(self.duplicates) > duplicates:
+                close(self.duplicates.pop())
+            raise
+        for source in sources:
+            self.sources.append(source)
+            source.always, source.arms = is_always(source, source.poll_descriptors()), False
+            if source.always:
+                self.always[self.always_count] = <PyObject *>source
+                self.always_count += 1
+            if source.needs_arm():
+                source.arms = not source.always
+                self.arms = self.arms or source.arms
+                self.armed[self.armed_count] = <PyObject *>source
+                self.armed_count += 1
+        _generation += 1
+        self.generation = _generation << 20
+        return 0
 
     cdef void set_descriptor(self, uint32_t at, int fd) noexcept:
         self.descriptors[at].fd, self.descriptors[at].events = fd, POLLIN

@@ -7,6 +7,9 @@ cdef enum:
 cdef class WarmUp:
     cdef readonly uint32_t count
     cdef const char *lines[WARM_LINES]
+    cdef set seen                # classes
+    cdef bint many               # of the elements' objects none is prefetched
+    cdef bint covers(self, list fresh) except -1
     cdef void add(self, const void *start, uint32_t bytes) noexcept
     cdef int add_element(self, object element, bint code_only) except -1
     cdef void add_object(self, object thing) noexcept

@@ -28,13 +28,21 @@ cdef class WarmUp:
     their code. Of many elements the code only: most of them have nothing to do with the next packet."""
 
     def __init__(self, elements):
-        many = len(elements) > ELEMENTS_MOST
-        seen = set()
+        self.many, self.seen = len(elements) > ELEMENTS_MOST, set()
         for element in elements:
-            if many and type(element) in seen:
+            if self.many and type(element) in self.seen:
                 continue
-            seen.add(type(element))
-            self.add_element(element, many)
+            self.seen.add(type(element))
+            self.add_element(element, self.many)
+
+    cdef bint covers(self, list fresh) except -1:
+        """Whether what is prefetched is the same with these elements besides."""
+        if not self.many:
+            return False
+        for element in fresh:
+            if type(element) not in self.seen:
+                return False
+        return True
 
     cdef int add_element(self, object element, bint code_only) except -1:
         if not code_only:

@@ -16,16 +16,38 @@ def walk(sources):
     for source in sources:
         if not isinstance(source, Source):
             raise GraphError(f"{source.name}: is no source, so a graph cannot begin with it")
-        visit(source, [], done, entered, finished)
+        visit(source, [], done, entered, finished, {})
     for source in entered.difference(sources):
         raise GraphError(f"{source.name}: packets are led to it, but it is not among the engine's sources")
     finished.reverse()
     return [each for each in finished if isinstance(each, Source)] + [each for each in finished if not isinstance(each, Source)]
 
 
+def walk_new(sources, elements, dict known):
+    """Of `sources` and `elements`, and what follows them, the elements that are not `known` (by name), in the order of `walk`. Raises
+    as `walk` does; a cycle through known elements is not found."""
+    cdef list finished = []
+    cdef set done = set(), entered = set()
+    for source in sources:
+        if not isinstance(source, Source):
+            raise GraphError(f"{source.name}: is no source, so a graph cannot begin with it")
+    for element in [*sources, *elements]:
+        if not is_known(element, known):
+            visit(element, [], done, entered, finished, known)
+    for source in entered.difference(sources):
+        if not is_known(source, known):
+            raise GraphError(f"{source.name}: packets are led to it, but it is not among the engine's sources")
+    finished.reverse()
+    return [each for each in finished if isinstance(each, Source)] + [each for each in finished if not isinstance(each, Source)]
+
+
+cdef inline bint is_known(Element element, dict known) except -1:
+    return known.get(element.name) is element
+
+
 # Not a function within `walk`: that would be in a cycle with what it uses, and all elements of a graph
 # that is gone would live until Python's cycle collector runs, with the descriptors of their rings.
-cdef int visit(Element element, list on_path, set done, set entered, list finished) except -1:
+cdef int visit(Element element, list on_path, set done, set entered, list finished, dict known) except -1:
     cdef Py_ssize_t gate
     if element in done:
         return 0
@@ -40,7 +62,8 @@ cdef int visit(Element element, list on_path, set done, set entered, list finish
         if isinstance(target, Source):
             entered.add(target)
             continue
-        visit(<Element?>target, on_path, done, entered, finished)
+        if not is_known(<Element?>target, known):
+            visit(<Element>target, on_path, done, entered, finished, known)
     on_path.pop()
     done.add(element)
     finished.append(element)

@@ -69,6 +69,19 @@ class EngineHost:
         except BaseException:
             self.sources = before
             raise
+        self._retire(left)
+
+    def add(self, sources: list[Source], fresh: Iterable[Element]) -> None:
+        """Makes the engine run what hangs on `sources` and the elements `fresh`, besides what it runs; in
+        constant time. Raises as `load`."""
+        if self._pending is not None:
+            self.load(self.sources + sources, fresh)
+            return
+        self._retire(self.engine.extend(sources, fresh))
+        self.sources = self.sources + sources
+
+    def _retire(self, left: Iterable[tuple[Element, dict[str, Any]]]) -> None:
+        """Keeps the counts of elements that have left."""
         for element, statistics in left:
             owner = element.owner or NOBODY
             self.charged[owner] = self.charged.get(owner, 0) + statistics["charged_ns"]

@@ -338,7 +338,7 @@ class Network(Module):
             for port in thing.ports:
                 undo.callback(each.disconnect, port.switch, port.number)
                 each.connect(port.switch, port.number, port.entries[index])
-            each.load(each.sources + thing.sources_in(index), elements)
+            each.add(thing.sources_in(index), elements)
         for each in self.homes:
             for port in thing.ports:
                 undo.callback(each.deactivate, port.switch, port.number)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 from dataplane.elements.counter import Discard
 from dataplane.engine.engine import Engine
-from dataplane.graph.element import Element
+from dataplane.graph.element import Element, Source
 from switching.l2_switch import L2Switch
 from vnic.config.schema import LinkVlanConfig, VlanConfig
 from vnic.modules.engine_host import EngineHost
@@ -49,6 +50,14 @@ class SwitchHost(EngineHost):
             found.set_gates(count)
 
         self.do(work)
+
+    def add(self, sources: list[Source], fresh: Iterable[Element]) -> None:
+        """As EngineHost.add. `unused` is in the graph while an output leads there, as in a new worker's."""
+        leads = any(each is self.unused for switch in self.switches.values() for each in switch.outputs)
+        if leads == (self.unused.engine is not None):
+            super().add(sources, fresh)
+        else:
+            self.load(self.sources + sources, fresh)
 
     def activate(self, switch: str, number: int, vlan: VlanConfig | LinkVlanConfig | None, source: str | None = None) -> None:
         """Opens port `number` of a switch, or changes it, between two batches. source: the one address that it may send from."""
