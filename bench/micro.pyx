@@ -6,8 +6,8 @@ from libc.string cimport memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from dataplane.abi cimport check_abi
 from dataplane.graph.element cimport Element
-from dataplane.packet.pool cimport (BATCH_MAX, NO_PACKET, VNET_NEEDS_CSUM, Batch, Context, Packet, PacketPool, packet_alloc,
-                               packet_data)
+from dataplane.packet.pool cimport (BATCH_MAX, NO_PACKET, VNET_NEEDS_CSUM, Batch, Context, Packet,
+                                    PacketPool, packet_alloc, packet_data)
 from dataplane.packet.ring cimport Ring
 from dataplane.elements.rss cimport Rss
 

@@ -3,8 +3,8 @@ from libc.stdint cimport uint32_t, uint64_t
 from dataplane.graph.element cimport NEVER, Element
 from dataplane.engine.engine cimport Engine
 from dataplane.graph.offload cimport can_segment, segment
-from dataplane.packet.pool cimport (BATCH_MAX, GSO_NONE, NO_PACKET, Batch, Context, Packet, batch_add, packet_free, packet_memory,
-                               packet_wire_bytes)
+from dataplane.packet.pool cimport (BATCH_MAX, GSO_NONE, NO_PACKET, Batch, Context, Packet,
+                                    batch_add, packet_free, packet_memory, packet_wire_bytes)
 from dataplane.packet.queue cimport queue_head, queue_indices, queue_length, queue_packed
 from dataplane.vatomic cimport vnic_check
 from shaping.pool_share cimport PoolShare, share_count, share_is_full, share_room

@@ -4,11 +4,11 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memmove, memset
 from dataplane.graph.element cimport NEVER, Element
-from switching.mac_table cimport (LEARN_AGED, LEARN_KNOWN, LEARN_NEW, LEARN_REFUSED, MAX_PORTS, MacTable,
-                                           Place, mac_key, mac_place)
+from switching.mac_table cimport (LEARN_AGED, LEARN_KNOWN, LEARN_NEW, LEARN_REFUSED, MAX_PORTS,
+                                  MacTable, Place, mac_key, mac_place)
 from dataplane.graph.flood_credit cimport flood_spend
-from dataplane.packet.pool cimport (BATCH_MAX, NO_PACKET, PACKET_PARSED, Batch, Context, Packet, PacketPool,
-                               packet_copy, packet_data)
+from dataplane.packet.pool cimport (BATCH_MAX, NO_PACKET, PACKET_PARSED, Batch, Context, Packet,
+                                    PacketPool, packet_copy, packet_data)
 from dataplane.packet.queue cimport queue_head, queue_indices, queue_length, queue_packed
 from dataplane.vatomic cimport va_load_relaxed_u32
 from dataplane.wire.headers cimport ETHERNET_BYTES, VLAN_BYTES, VLAN_ID_MASK, load_be16, store_be16

@@ -6,8 +6,9 @@ cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from dataplane.packet.mapping cimport mapping_base
-from dataplane.vatomic cimport (va_add_u32, va_cas_u64, va_fence, va_load_acquire_u64, va_load_relaxed_u32, va_load_relaxed_u64,
-                                va_store_release_u64, va_sub_u32)
+from dataplane.vatomic cimport (va_add_u32, va_cas_u64, va_fence, va_load_acquire_u64,
+                                va_load_relaxed_u32, va_load_relaxed_u64, va_store_release_u64,
+                                va_sub_u32)
 
 from dataplane.packet import shared_memory
 from dataplane.errors import ConfigError, VnicError

@@ -16,8 +16,9 @@ from dataplane.graph.link cimport drain_links
 from dataplane.packet.pool cimport BURST, Context, PacketPool, packet_return_cache
 from dataplane.engine.polling cimport Polling
 from dataplane.graph.timers cimport NO_PLACE, Heap, timer_first, timer_remove
-from dataplane.vatomic cimport (va_fence, va_load_acquire_ptr, va_load_relaxed_u32, va_load_relaxed_u64, va_prefetch,
-                                va_store_relaxed_u32, va_store_relaxed_u64, va_store_release_ptr)
+from dataplane.vatomic cimport (va_fence, va_load_acquire_ptr, va_load_relaxed_u32,
+                                va_load_relaxed_u64, va_prefetch, va_store_relaxed_u32,
+                                va_store_relaxed_u64, va_store_release_ptr)
 from dataplane.graph.work cimport Work, await_readable
 
 from dataplane.errors import GraphError, VnicError
@@ -79,9 +80,11 @@ cdef class Snapshot(Work):
 cdef class Engine:
     """A single-threaded, run-to-completion task: polls its sources, pushes each batch through the graph, runs timers.
 
-    Whoever has threads runs it: a dataplane.groups.group.EngineGroup, or `start`, with one of its own that polls for spin_ns in vain before it
-    sleeps and is pinned to `cpu` (None: to none). budget_ns: a turn that takes longer is counted as an overrun; 0: none is.
-    With a virtual clock there is no thread: `advance` runs everything that is due, on the caller's.
+    A dataplane.groups.group.EngineGroup has threads that run it, or dataplane.engine.running.start
+    makes one for it alone, which polls for spin_ns without input before it sleeps and is pinned to `cpu`
+    (None: to none). budget_ns: an iteration that takes longer is counted as an overrun; 0: none is.
+    seed: of its elements' random streams (Element.seed). With a virtual clock there is no thread:
+    dataplane.engine.running.advance runs everything that is due, on the caller's.
     """
 
     def __cinit__(self, *args, **kwargs):

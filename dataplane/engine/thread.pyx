@@ -13,8 +13,9 @@ from dataplane.engine.clock cimport Clock
 from dataplane.graph.element cimport NEVER
 from dataplane.engine.engine cimport Engine
 from dataplane.engine.polling cimport nfds_t, pollfd
-from dataplane.vatomic cimport (va_cas_ptr, va_fence, va_load_acquire_ptr, va_load_acquire_u32, va_load_relaxed_u32, va_pause,
-                                va_store_relaxed_u32, va_store_release_ptr, va_store_release_u32, va_store_release_u64)
+from dataplane.vatomic cimport (va_cas_ptr, va_fence, va_load_acquire_ptr, va_load_acquire_u32,
+                                va_load_relaxed_u32, va_pause, va_store_relaxed_u32,
+                                va_store_release_ptr, va_store_release_u32, va_store_release_u64)
 
 from dataplane.engine.cgroup import join_all
 from dataplane.errors import ConfigError, VnicError

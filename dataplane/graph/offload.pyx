@@ -6,14 +6,16 @@ it is right with an IPv6 routing header too. Segments are always written with a 
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
-from dataplane.packet.pool cimport (BATCH_MAX, GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, HEADROOM, LARGE_FRAME,
-                               NO_PACKET, PACKET_FRAGMENT, PACKET_IPV4, PACKET_L4, PACKET_PARSED, VNET_NEEDS_CSUM,
-                               Batch, Context, Packet, PacketPool, batch_add, packet_alloc, packet_data, packet_free,
-                               packet_return_cache)
+from dataplane.packet.pool cimport (BATCH_MAX, GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4,
+                                    HEADROOM, LARGE_FRAME, NO_PACKET, PACKET_FRAGMENT, PACKET_IPV4,
+                                    PACKET_L4, PACKET_PARSED, VNET_NEEDS_CSUM, Batch, Context,
+                                    Packet, PacketPool, batch_add, packet_alloc, packet_data,
+                                    packet_free, packet_return_cache)
 from dataplane.wire.checksum cimport checksum_add, checksum_fold, checksum_pseudo, checksum_shift_length
-from dataplane.wire.headers cimport (GSO_TCP_SIZE_MIN, IPV6_BYTES, PARSE_OK, PROTOCOL_TCP, TCP_CHECKSUM_AT, TCP_CWR,
-                                     TCP_FIN, TCP_PSH, check_offloads, is_above_link, load_be16, load_be32,
-                                     parse_packet, store_be16, store_be32)
+from dataplane.wire.headers cimport (GSO_TCP_SIZE_MIN, IPV6_BYTES, PARSE_OK, PROTOCOL_TCP,
+                                     TCP_CHECKSUM_AT, TCP_CWR, TCP_FIN, TCP_PSH, check_offloads,
+                                     is_above_link, load_be16, load_be32, parse_packet, store_be16,
+                                     store_be32)
 
 
 cdef inline uint32_t offloads_needed(const Packet *p) noexcept nogil:

@@ -6,7 +6,8 @@ from dataplane.engine.engine cimport Engine
 from dataplane.engine.balancer cimport Balancer
 from dataplane.engine.thread cimport ENGINES_MOST
 from posix.unistd cimport write
-from dataplane.vatomic cimport (va_exchange_u32, va_fence, va_load_acquire_ptr, va_load_relaxed_u32, va_load_relaxed_u64, va_pause,
+from dataplane.vatomic cimport (va_exchange_u32, va_fence, va_load_acquire_ptr,
+                                va_load_relaxed_u32, va_load_relaxed_u64, va_pause,
                                 va_store_relaxed_u64, va_store_release_ptr, va_store_release_u32)
 
 from dataplane.errors import VnicError

@@ -6,8 +6,8 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from posix.unistd cimport read, write
 from dataplane.packet.mapping cimport mapping_base
-from dataplane.vatomic cimport (va_cas_u32, va_exchange_u32, va_fence, va_load_acquire_u32, va_load_relaxed_u32,
-                                va_store_relaxed_u32, va_store_release_u32)
+from dataplane.vatomic cimport (va_cas_u32, va_exchange_u32, va_fence, va_load_acquire_u32,
+                                va_load_relaxed_u32, va_store_relaxed_u32, va_store_release_u32)
 
 from dataplane.packet import shared_memory
 from dataplane.errors import VnicError

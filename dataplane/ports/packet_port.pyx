@@ -5,13 +5,15 @@ from libc.errno cimport EAGAIN, EINTR, EINVAL, EMSGSIZE, ENETDOWN, ENOBUFS, ENXI
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memmove, memset
-from dataplane.packet.pool cimport (GSO_NONE, HEADROOM, LARGE_FRAME, NO_PACKET, VNET_NEEDS_CSUM, Batch, Context, Packet, batch_add,
-                               packet_alloc, packet_buffer, packet_data, packet_free)
+from dataplane.packet.pool cimport (GSO_NONE, HEADROOM, LARGE_FRAME, NO_PACKET, VNET_NEEDS_CSUM,
+                                    Batch, Context, Packet, batch_add, packet_alloc, packet_buffer,
+                                    packet_data, packet_free)
 from dataplane.graph.offload cimport OFFLOAD_ALL
 from dataplane.graph.port cimport (TX_IO_ERROR, TX_LINK_DOWN, TX_QUEUE_FULL, TX_REJECTED,
                                    TX_TOO_LONG, Port, count_segments, fits_mtu)
-from dataplane.vatomic cimport (va_cas_u64, va_load_acquire_u32, va_load_relaxed_u32, va_load_relaxed_u64,
-                                va_store_relaxed_u32, va_store_relaxed_u64, va_store_release_u32, vnic_check)
+from dataplane.vatomic cimport (va_cas_u64, va_load_acquire_u32, va_load_relaxed_u32,
+                                va_load_relaxed_u64, va_store_relaxed_u32, va_store_relaxed_u64,
+                                va_store_release_u32, vnic_check)
 from dataplane.wire.headers cimport ETHERNET_BYTES, store_be16
 from dataplane.wire.vnet_header cimport VNET_HEADER, VnetHeader, receive, write_header
 

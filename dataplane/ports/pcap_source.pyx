@@ -4,8 +4,9 @@ from libc.string cimport memcpy
 from dataplane.capture.reader cimport CaptureReader, Record
 from dataplane.graph.element cimport NEVER
 from dataplane.graph.offload cimport restore_gso
-from dataplane.packet.pool cimport (HEADROOM, LARGE_FRAME, NO_PACKET, PACKET_TRUNCATED, Batch, Context, Packet, batch_add, packet_alloc,
-                               packet_buffer, packet_capacity, packet_data)
+from dataplane.packet.pool cimport (HEADROOM, LARGE_FRAME, NO_PACKET, PACKET_TRUNCATED, Batch,
+                                    Context, Packet, batch_add, packet_alloc, packet_buffer,
+                                    packet_capacity, packet_data)
 from dataplane.graph.offload cimport LINK_HEADERS, OFFLOAD_ALL
 from dataplane.graph.port cimport Port
 

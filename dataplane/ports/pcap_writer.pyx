@@ -19,8 +19,9 @@ from dataplane.engine.clock cimport Clock
 from dataplane.packet.pool cimport Batch, Context, Packet, packet_data, packet_free
 from dataplane.graph.offload cimport OFFLOAD_ALL
 from dataplane.graph.port cimport TX_IO_ERROR, TX_LINK_DOWN, TX_QUEUE_FULL, Port
-from dataplane.vatomic cimport (va_exchange_u32, va_fence, va_load_acquire_u32, va_load_acquire_u64, va_load_relaxed_u32,
-                                va_store_relaxed_u32, va_store_release_u32, va_store_release_u64)
+from dataplane.vatomic cimport (va_exchange_u32, va_fence, va_load_acquire_u32,
+                                va_load_acquire_u64, va_load_relaxed_u32, va_store_relaxed_u32,
+                                va_store_release_u32, va_store_release_u64)
 
 from dataplane.errors import ConfigError, PortError
 from dataplane.units import parse_size

@@ -6,9 +6,10 @@ from dataplane.capture.reader cimport CaptureReader
 from dataplane.graph.element cimport NEVER
 from dataplane.packet.pool cimport PACKET_TRUNCATED, Batch, Context, Packet, packet_data
 from dataplane.ports.pcap_source cimport PcapSource
-from dataplane.wire.headers cimport (ETHERNET_BYTES, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4_BYTES,
-                                     IPV4_FRAGMENT_OFFSET, IPV6_BYTES, PORTS_BYTES, PROTOCOL_SCTP, PROTOCOL_TCP,
-                                     PROTOCOL_UDP, VLAN_BYTES, is_vlan_ethertype, load_be16)
+from dataplane.wire.headers cimport (ETHERNET_BYTES, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6,
+                                     IPV4_BYTES, IPV4_FRAGMENT_OFFSET, IPV6_BYTES, PORTS_BYTES,
+                                     PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP, VLAN_BYTES,
+                                     is_vlan_ethertype, load_be16)
 from dataplane.wire.rewrite cimport Rewrite
 
 cdef enum:

@@ -5,8 +5,9 @@ from libc.errno cimport EAGAIN, EINTR, EINVAL, EIO, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
-from dataplane.packet.pool cimport (HEADROOM, LARGE_BYTES, LARGE_FRAME, NO_PACKET, SMALL_FRAME, Batch, Context, Packet,
-                               batch_add, packet_alloc, packet_buffer, packet_data, packet_free)
+from dataplane.packet.pool cimport (HEADROOM, LARGE_BYTES, LARGE_FRAME, NO_PACKET, SMALL_FRAME,
+                                    Batch, Context, Packet, batch_add, packet_alloc, packet_buffer,
+                                    packet_data, packet_free)
 from dataplane.graph.offload cimport OFFLOAD_ALL
 from dataplane.graph.port cimport (TX_IO_ERROR, TX_LINK_DOWN, TX_QUEUE_FULL, TX_REJECTED,
                                    TX_TOO_LONG, Port, count_segments, fits_mtu)

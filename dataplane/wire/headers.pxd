@@ -8,8 +8,10 @@ Not checked here, since a NIC leaves it to the hosts: the IPv4 header checksum, 
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
-from dataplane.packet.pool cimport (GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, PACKET_FRAGMENT, PACKET_IPV4, PACKET_IPV6,
-                               PACKET_L4, PACKET_MALFORMED, PACKET_PARSED, PACKET_TRUNCATED, VNET_NEEDS_CSUM, Packet)
+from dataplane.packet.pool cimport (GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4,
+                                    PACKET_FRAGMENT, PACKET_IPV4, PACKET_IPV6, PACKET_L4,
+                                    PACKET_MALFORMED, PACKET_PARSED, PACKET_TRUNCATED,
+                                    VNET_NEEDS_CSUM, Packet)
 
 cdef extern from "<arpa/inet.h>" nogil:
     uint16_t ntohs(uint16_t value)

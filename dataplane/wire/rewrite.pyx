@@ -3,11 +3,13 @@ from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memmove
 from dataplane.wire.checksum cimport checksum_add, checksum_fold
-from dataplane.wire.headers cimport (ETHERNET_BYTES, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_VLAN,
-                                     IPV4_BYTES, IPV4_FRAGMENT_OFFSET, IPV6_BYTES, IPV6_FRAGMENT_OFFSET, PROTOCOL_AH,
-                                     PROTOCOL_DESTINATION, PROTOCOL_FRAGMENT, PROTOCOL_HOP_BY_HOP, PROTOCOL_ICMPV6,
-                                     PROTOCOL_ROUTING, PROTOCOL_TCP, PROTOCOL_UDP, TCP_CHECKSUM_AT, UDP_CHECKSUM_AT,
-                                     VLAN_BYTES, VLAN_ID_MASK, is_vlan_ethertype, load_be16, store_be16)
+from dataplane.wire.headers cimport (ETHERNET_BYTES, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6,
+                                     ETHERTYPE_VLAN, IPV4_BYTES, IPV4_FRAGMENT_OFFSET, IPV6_BYTES,
+                                     IPV6_FRAGMENT_OFFSET, PROTOCOL_AH, PROTOCOL_DESTINATION,
+                                     PROTOCOL_FRAGMENT, PROTOCOL_HOP_BY_HOP, PROTOCOL_ICMPV6,
+                                     PROTOCOL_ROUTING, PROTOCOL_TCP, PROTOCOL_UDP, TCP_CHECKSUM_AT,
+                                     UDP_CHECKSUM_AT, VLAN_BYTES, VLAN_ID_MASK, is_vlan_ethertype,
+                                     load_be16, store_be16)
 
 from dataplane.errors import ConfigError
 
