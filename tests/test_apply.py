@@ -10,6 +10,7 @@ from dataplane.errors import ConfigError, VnicError
 from dataplane.graph.element import Element
 from vnic.config.convert import convert_nic
 from vnic.config.written import written_config
+from vnic.modules.engine_host import EngineHost
 from vnic.testing import VirtualNetwork
 
 
@@ -285,3 +286,39 @@ def _connections(net: VirtualNetwork) -> set[tuple[str, str, str]]:
         for target in each.outputs
         if target is not None and not target.name.endswith(".unused")
     }
+
+
+@pytest.mark.parametrize("wanted", [
+    "{a: , b: , c: }",
+    "{a: , c: }",
+    "{a: {egress: {rate: 1gbit, elements: [Counter]}}, b: }",
+    "{a: {malformed: drop}, b: {vlan: {access: 5}}}",
+])  # fmt: skip
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_graph_that_an_engine_refuses_at_last_leaves_the_old_network(monkeypatch, engines, wanted, which):
+    """All steps are prepared, outputs are connected, and then an engine does not load its graph."""
+    with VirtualNetwork(f"engines: {engines}\nnics: {{a: , b: }}") as net:
+        assert reached(net, "a", frame(1)) == "b"
+        before, elements = written_config(net.config), _connections(net)
+        load, calls = EngineHost.load, []
+
+        def refuses(self, *arguments, **named):
+            if self._pending is None:
+                calls.append(self)
+                if len(calls) == which + 1:
+                    raise VnicError("no memory for the graph")
+            return load(self, *arguments, **named)
+
+        monkeypatch.setattr(EngineHost, "load", refuses)
+        try:
+            net.apply(f"engines: {engines}\nnics: {wanted}")
+        except VnicError as error:
+            assert str(error) == "no memory for the graph"
+            monkeypatch.setattr(EngineHost, "load", load)
+            assert (written_config(net.config), _connections(net)) == (before, elements)
+            assert reached(net, "a", frame(1)) == "b"
+            net.apply(f"engines: {engines}\nnics: {wanted}")
+        else:
+            assert len(calls) <= which + (wanted == "{a: , c: }")  # fewer loads, or what is removed at last
+        monkeypatch.setattr(EngineHost, "load", load)
+        assert net.apply(f"engines: {engines}\nnics: {wanted}") == []

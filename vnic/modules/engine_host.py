@@ -19,6 +19,7 @@ class _Pending:
         self._engine = engine
         self._names = {element.name for element in engine.elements}
         self.changes: list[Callable[[], object]] = []
+        self.touched: dict[Element, None] = {}  # whose outputs the changes may lead elsewhere
         self.load = False
         self.prepared: dict[str, Element] = {}
 
@@ -41,6 +42,14 @@ class _Pending:
         for element in mine:
             self._names.discard(element.name)
             del self.prepared[element.name]
+
+
+def _restore(outputs: dict[Element, list[Element | None]]) -> None:
+    for element, targets in outputs.items():
+        element.set_gates(len(targets))
+        for gate, target in enumerate(targets):
+            if target is not None:
+                element.connect(gate, target)
 
 
 class EngineHost:
@@ -109,6 +118,7 @@ class EngineHost:
             yield
         finally:
             self._pending = None
+            outputs = {element: list(element.outputs) for element in pending.touched}
             if pending.changes:
                 self.do(lambda: [change() for change in pending.changes])
             if pending.load:
@@ -116,15 +126,18 @@ class EngineHost:
                 try:
                     self.load(after)
                 except BaseException:
+                    self.do(lambda: _restore(outputs))
                     pending.abandon(list(pending.prepared.values()))
                     raise
 
-    def do(self, change: Callable[[], object]) -> None:
-        """Makes a change on the engine's thread between two batches."""
+    def do(self, change: Callable[[], object], touches: Iterable[Element] = ()) -> None:
+        """Makes a change on the engine's thread between two batches. touches: the elements whose outputs it
+        may lead elsewhere."""
         if self._pending is None:
             self.engine.call(change)
         else:
             self._pending.changes.append(change)
+            self._pending.touched.update(dict.fromkeys(touches))
 
     def conservation(self) -> dict[str, Any]:
         """The terms of the law, from the engine's first packet on."""

@@ -391,7 +391,7 @@ class Network(Module):
                 capture.home.do(capture.remove)
             for index, each in enumerate(self.homes):
                 if after.sources_in(index):
-                    each.do(after.connect)
+                    each.do(after.connect, after.elements_in(index))
                 for port, old in zip(after.ports, before.ports, strict=True):
                     if port.switch != old.switch:
                         each.deactivate(old.switch, old.number)
@@ -474,6 +474,8 @@ class Network(Module):
 
     def take_out(self, *names: str) -> None:
         """Takes NICs out of the network and their interfaces out of the containers; drops and counts the frames on their way to them."""
+        if not names:
+            return
         leaving = [self.attached[name] for name in names]
         self.captures.end_with(*names)
         for attached in leaving:

@@ -35,7 +35,7 @@ class SwitchHost(EngineHost):
                     found.connect(gate, self.unused)
             found.connect(number, target)
 
-        self.do(work)
+        self.do(work, [found])
 
     def disconnect(self, switch: str, number: int) -> None:
         """Leads output `number` of a switch nowhere, between two batches. The last outputs go, when none of them leads anywhere: a new
@@ -43,13 +43,14 @@ class SwitchHost(EngineHost):
         found = self.switches[switch]
 
         def work() -> None:
-            found.connect(number, self.unused)
             count = len(found.outputs)
+            if number < count:  # else an engine refused its graph with that output, and it is gone
+                found.connect(number, self.unused)
             while count and found.outputs[count - 1] is self.unused:
                 count -= 1
             found.set_gates(count)
 
-        self.do(work)
+        self.do(work, [found])
 
     def add(self, sources: list[Source], fresh: Iterable[Element]) -> None:
         """As EngineHost.add. `unused` is in the graph while an output leads there, as in a new worker's."""
