@@ -288,13 +288,14 @@ def _connections(net: VirtualNetwork) -> set[tuple[str, str, str]]:
     }
 
 
-@pytest.mark.parametrize("wanted", [
-    "{a: , b: , c: }",
-    "{a: , c: }",
-    "{a: {egress: {rate: 1gbit, elements: [Counter]}}, b: }",
-    "{a: {malformed: drop}, b: {vlan: {access: 5}}}",
+@pytest.mark.parametrize(("wanted", "which"), [
+    ("{a: , b: , c: }", 0),
+    ("{a: , b: , c: }", 1),
+    ("{a: , c: }", 0),
+    ("{a: {egress: {rate: 1gbit, elements: [Counter]}}, b: }", 0),
+    ("{a: {egress: {rate: 1gbit, elements: [Counter]}}, b: }", 1),
+    ("{a: {malformed: drop}, b: {vlan: {access: 5}}}", 0),
 ])  # fmt: skip
-@pytest.mark.parametrize("which", [0, 1])
 def test_a_graph_that_an_engine_refuses_at_last_leaves_the_old_network(monkeypatch, engines, wanted, which):
     """All steps are prepared, outputs are connected, and then an engine does not load its graph."""
     with VirtualNetwork(f"engines: {engines}\nnics: {{a: , b: }}") as net:
@@ -319,6 +320,6 @@ def test_a_graph_that_an_engine_refuses_at_last_leaves_the_old_network(monkeypat
             assert reached(net, "a", frame(1)) == "b"
             net.apply(f"engines: {engines}\nnics: {wanted}")
         else:
-            assert len(calls) <= which + (wanted == "{a: , c: }")  # fewer loads, or what is removed at last
+            assert len(calls) <= which  # it took fewer loads
         monkeypatch.setattr(EngineHost, "load", load)
         assert net.apply(f"engines: {engines}\nnics: {wanted}") == []
