@@ -16,13 +16,15 @@ ROOT = Path(__file__).parent.parent
 
 def test_the_public_names():
     from vnic.api.client import Client
-    from vnic.testing import Received, VirtualNetwork
+    from vnic.testing import Network, Received, VirtualNetwork
+    from vnic.testing.choose import network
 
-    assert vnic.__all__ == ["Client", "ConfigError", "Received", "VirtualNetwork", "VnicError"]
+    assert vnic.__all__ == ["Client", "ConfigError", "Network", "Received", "VirtualNetwork", "VnicError", "network"]
     assert (vnic.Client, vnic.Received, vnic.VirtualNetwork) == (Client, Received, VirtualNetwork)
+    assert (vnic.Network, vnic.network) == (Network, network)
     assert issubclass(vnic.ConfigError, vnic.VnicError) and set(vnic.__all__) <= set(dir(vnic))
-    with pytest.raises(AttributeError, match="module 'vnic' has no attribute 'Network'"):
-        _ = vnic.Network
+    with pytest.raises(AttributeError, match="module 'vnic' has no attribute 'Switch'"):
+        _ = vnic.Switch
 
 
 def test_import_vnic_imports_nothing_else():
@@ -32,6 +34,16 @@ def test_import_vnic_imports_nothing_else():
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = [name for name in eval(done.stdout) if name.partition(".")[0] in ("vnic", "dataplane", "numpy", "msgspec", "json")]
     assert loaded == []
+
+
+def test_the_page_lists_the_methods_of_networks():
+    page = (ROOT / "docs/python.md").read_text().partition("## Networks for tests")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?`) \|(.*?)\|", page, re.MULTILINE)
+    listed = {name for row, _ in rows for name in re.findall(r"`(\w+)", row)} - {"with"}
+    virtual = {name for row, text in rows if text.strip() for name in re.findall(r"`(\w+)", row)} - {"with"}
+    for kind, names in ((vnic.Network, listed), (vnic.VirtualNetwork, virtual)):
+        attributes = {"config"} | {name for name in dir(kind) if not name.startswith("_")}
+        assert names == attributes | ({"instance"} if kind is vnic.Network else set())
 
 
 def test_the_page_shows_the_example():

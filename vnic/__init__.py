@@ -2,7 +2,9 @@
 
 Client          a connection to a running instance (docs/python.md)
 VirtualNetwork  a network in virtual time, for tests
-Received        a frame that a container of a VirtualNetwork received
+Network         a network on this machine, with real containers and in real time
+network         a function that makes one of these two
+Received        a frame that a container of a network received
 VnicError       base of all errors; ConfigError where the request itself is wrong
 """
 
@@ -14,16 +16,21 @@ if TYPE_CHECKING:
 
     from dataplane.errors import ConfigError, VnicError
     from vnic.api.client import Client
-    from vnic.testing.network import Received, VirtualNetwork
+    from vnic.testing.choose import network
+    from vnic.testing.frames import Received
+    from vnic.testing.live import Network
+    from vnic.testing.network import VirtualNetwork
 
-__all__ = ["Client", "ConfigError", "Received", "VirtualNetwork", "VnicError"]
+__all__ = ["Client", "ConfigError", "Network", "Received", "VirtualNetwork", "VnicError", "network"]
 
 _MODULES = {
     "Client": "vnic.api.client",
     "ConfigError": "dataplane.errors",
-    "Received": "vnic.testing.network",
+    "Network": "vnic.testing.live",
+    "Received": "vnic.testing.frames",
     "VirtualNetwork": "vnic.testing.network",
     "VnicError": "dataplane.errors",
+    "network": "vnic.testing.choose",
 }
 
 

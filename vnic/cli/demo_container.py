@@ -8,41 +8,18 @@ the standard library only, to start fast.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import fcntl
 import json
 import os
-import signal
 import socket
 import struct
 import sys
 import time
 from typing import Any
 
-CLONE_NEWUSER = 0x10000000
-CLONE_NEWNET = 0x40000000
-PR_SET_PDEATHSIG = 1
-SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
+from vnic.device.new_container import end_with_parent, enter_new_namespaces
+
 CHUNK = 1 << 18  # bytes per send or receive call; more do not fit the CPU's cache
 TCP_INFO_SND_MSS = 16  # offset of tcpi_snd_mss in struct tcp_info (linux/tcp.h)
-
-
-def enter_namespaces() -> None:
-    """Enters new user and network namespaces as a plain user, a new network namespace as root; sets
-    loopback up."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    uid, gid = os.geteuid(), os.getegid()
-    flags = CLONE_NEWNET if uid == 0 else CLONE_NEWNET | CLONE_NEWUSER
-    if libc.unshare(flags) != 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    if uid != 0:
-        for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
-            with open(f"/proc/self/{name}", "w") as file:
-                file.write(text)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        request = struct.pack("16sH22x", b"lo", IFF_UP)
-        fcntl.ioctl(any_socket, SIOCSIFFLAGS, request)
 
 
 def tcp_socket() -> socket.socket:
@@ -155,7 +132,8 @@ def serve(channel: socket.socket) -> None:
             stream.flush()
 
         try:
-            enter_namespaces()
+            end_with_parent()
+            enter_new_namespaces()
         except OSError as error:
             answer({"error": f"cannot make namespaces: {error.strerror}; `vnic doctor` says why"})
             return

@@ -8,15 +8,11 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from dataplane.errors import ConfigError, VnicError
 from vnic.cli.common import Seconds, connect, instance_option, json_option, plural, print_json
-
-if TYPE_CHECKING:
-    from vnic.config.schema import NicConfig
 
 TERMS = ("received", "generated", "transmitted", "dropped", "held")
 
@@ -121,9 +117,8 @@ def _tell(descriptor: int, answer: dict[str, object]) -> None:
 def _up(file: str, instance: str, ready: Callable[[], None], *, partial: bool) -> None:
     from vnic.api.log import Log, set_up
     from vnic.config.advice import queue_warnings
-    from vnic.config.convert import encode_config
     from vnic.config.load import load_config
-    from vnic.daemon.supervisor import supervise
+    from vnic.daemon.up import run_instance
 
     set_up(interactive=sys.stderr.isatty())
     config = load_config(file)
@@ -137,24 +132,7 @@ def _up(file: str, instance: str, ready: Callable[[], None], *, partial: bool) -
         Log("vnic").info(text, pid=os.getpid(), worker=worker)
         ready()
 
-    supervise(
-        encode_config(config),
-        instance,
-        is_up,
-        clients=bool(config.clients),
-        guaranteed=config.guaranteed,
-        host_interfaces=config.host_interfaces or any(map(_is_on_the_host, config.nics.values())),
-    )
-
-
-def _is_on_the_host(nic: NicConfig) -> bool:
-    """Whether a NIC of the file is in this process' network namespace, which permits NICs there."""
-    from vnic.device.namespaces import identity_of
-
-    with contextlib.suppress(OSError):
-        path = nic.netns if nic.pid is None else f"/proc/{nic.pid}/ns/net"
-        return path is not None and identity_of(path) == identity_of("/proc/self/ns/net")
-    return False
+    run_instance(config, instance, is_up)
 
 
 def _up_detached(file: str, instance: str, *, partial: bool) -> None:

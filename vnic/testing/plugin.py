@@ -1,10 +1,12 @@
-"""The pytest plugin of vnic: networks in virtual time, and golden captures.
+"""The pytest plugin of vnic: networks in virtual time or on real containers, and golden captures.
 
 def test_rate(vnic_network):
     net = vnic_network("nics: {a: {egress: {rate: 10mbit}}, b: {}}")
     net.send("a", packet)
     net.run()
     net.assert_received("b", packet)
+
+Networks are in virtual time; `pytest --vnic-live` or the marker `vnic_live` makes them live.
 """
 
 from __future__ import annotations
@@ -12,13 +14,14 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from vnic.testing.network import VirtualNetwork
+    from vnic.testing.kit import AnyNetwork
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,27 +29,38 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--vnic-update-golden", action="store_true", help="write golden captures anew instead of comparing with them"
     )
+    group.addoption("--vnic-live", action="store_true", help="networks of vnic_network are real containers, in real time")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "vnic_live(live=True): networks of vnic_network are real containers, in real time; vnic_live(False): they are in "
+        "virtual time, also with --vnic-live",
+    )
 
 
 class Networks:
     """Makes networks and closes them after the test: `vnic_network(config)`. Paths are relative to
     the test's file."""
 
-    def __init__(self, directory: Path, update: bool) -> None:
-        self.directory, self.update = directory, update
-        self.made: list[VirtualNetwork] = []
+    def __init__(self, directory: Path, update: bool, live: bool = False) -> None:
+        self.directory, self.update, self.live = directory, update, live
+        self.made: list[AnyNetwork] = []
 
-    def __call__(self, config: Any, **options: Any) -> VirtualNetwork:
-        from vnic.testing.network import VirtualNetwork
+    def __call__(self, config: Any, *, live: bool | None = None, **options: Any) -> AnyNetwork:
+        """The network of `config`. live: on real containers; default: as the option and the marker say. options: of
+        `vnic.network`."""
+        from vnic.testing.choose import network
 
         if isinstance(config, str) and "\n" not in config and ":" not in config:
             config = self.directory / config
-        network = VirtualNetwork(config, **options)
-        self.made.append(network)
-        return network
+        made = network(config, live=self.live if live is None else live, **options)
+        self.made.append(made)
+        return made
 
     def assert_golden(
-        self, network: VirtualNetwork, golden: str | os.PathLike[str], *, tolerance: str | int = 0, ignore: tuple[str, ...] = ()
+        self, network: AnyNetwork, golden: str | os.PathLike[str], *, tolerance: str | int = 0, ignore: tuple[str, ...] = ()
     ) -> None:
         """Fails unless all packets that the network's containers received, and their times, are as
         in the capture `golden`.
@@ -74,13 +88,23 @@ class Networks:
             raise AssertionError(f"not as in {path.name}: {found.text()}\n(pytest --vnic-update-golden accepts it)")
 
     def close(self) -> None:
-        for network in self.made:
-            network.close()
+        """Closes all networks, and raises what the first failure was."""
+        with ExitStack() as stack:
+            while self.made:
+                stack.callback(self.made.pop().close)
 
 
 @pytest.fixture
 def vnic_network(request: pytest.FixtureRequest) -> Iterator[Networks]:
-    """Makes networks in virtual time; see `vnic.testing.VirtualNetwork`."""
-    networks = Networks(request.path.parent, request.config.getoption("--vnic-update-golden"))
-    yield networks
-    networks.close()
+    """Makes networks, in virtual time or live; see `vnic.network`."""
+    marker = request.node.get_closest_marker("vnic_live")
+    live = request.config.getoption("--vnic-live") if marker is None else _is_live(*marker.args, **marker.kwargs)
+    networks = Networks(request.path.parent, request.config.getoption("--vnic-update-golden"), live)
+    try:
+        yield networks
+    finally:
+        networks.close()
+
+
+def _is_live(live: bool = True) -> bool:
+    return live

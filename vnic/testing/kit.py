@@ -1,0 +1,225 @@
+"""What networks in virtual time and live ones have in common: the same test can use either."""
+
+from __future__ import annotations
+
+import heapq
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any, ClassVar, Self
+
+from dataplane.capture.reader import CaptureReader
+from dataplane.capture.writer import CaptureWriter
+from dataplane.errors import ConfigError
+from dataplane.graph.offload import captured_frame
+from dataplane.ports.memory import Frame
+from dataplane.units import format_time
+from vnic.config.load import load_config, parse_config
+from vnic.config.schema import Config, NicConfig
+from vnic.replay.compare import Pair, Seen, describe
+from vnic.testing.frames import Packet, Received, frames_of, in_unit_of, nanoseconds
+
+Configuration = str | os.PathLike[str] | Config
+UNACCOUNTED = "packets are unaccounted for: received + generated = transmitted + dropped + held does not hold"
+
+
+def config_of(config: Configuration) -> Config:
+    """A configuration from YAML text, the path of a YAML file, or as it is."""
+    if isinstance(config, str) and ("\n" in config or ":" in config):
+        return parse_config(config, "<test>", os.getcwd(), contained=False)
+    return config if isinstance(config, Config) else load_config(config, contained=False)
+
+
+class AnyNetwork(ABC):
+    """A network of which a test sends packets, lets time pass, and reads received packets.
+
+    live: whether its containers and times are real. Times are since the start, as "1ms" or nanoseconds, and pass in
+    `advance` and `run` alone, which send what `send` was given.
+    """
+
+    live: ClassVar[bool]
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._sending: list[tuple[int, int, str, Frame]] = []
+        self._sent = 0
+        self._received: dict[str, list[Received]] = {name: [] for name in config.nics}
+        self._closed = False
+
+    @property
+    @abstractmethod
+    def now_ns(self) -> int:
+        """Time since the start."""
+
+    @abstractmethod
+    def apply(self, config: Configuration) -> list[str]:
+        """Makes the network the one that `config` describes, as `vnic apply` does; returns what has changed, such as "add nic web".
+        What stays keeps its queues, tables and counters. All or nothing. Raises ConfigError, VnicError."""
+
+    # -- sending -----------------------------------------------------------------------------------
+
+    def send(self, nic: str, packets: Packet | Iterable[Packet], *, at: str | int | None = None, gap: str | int = 0) -> None:
+        """The container of `nic` sends one or several packets, `gap` apart, the first at `at`
+        (default: now).
+
+        A packet is bytes or a scapy packet that begins with Ethernet; several are any iterable of
+        them, such as a list, a generator or the result of scapy's rdpcap. Raises ConfigError for
+        other values, and then sends nothing.
+        """
+        self._nic_config(nic)
+        frames, gap_ns = [Frame(frame) for frame in frames_of(packets, "send")], nanoseconds(gap)
+        instant = self._instant("send", at)
+        self._check(nic, frames)
+        for frame in frames:
+            self._push(instant, nic, frame)
+            instant += gap_ns
+
+    def send_capture(self, nic: str, capture: str | os.PathLike[str], *, at: str | int | None = None) -> int:
+        """The container of `nic` sends a capture's packets, the first at `at` (default: now).
+        Returns their number.
+
+        A TCP frame longer than the NIC's MTU is sent as the GSO frame that it was, as in a replay.
+        """
+        config = self._nic_config(nic)
+        mtu = config.mtu if config.offloads.tso else 0
+        start = self._instant("send_capture", at)
+        reader = CaptureReader(capture)
+        try:
+            found = [(time_ns, Frame(*captured_frame(data, mtu))) for time_ns, data, _, _ in reader]
+        finally:
+            reader.close()
+        self._check(nic, [frame for _, frame in found])
+        for time_ns, frame in found:
+            self._push(max(start + time_ns - found[0][0], start), nic, frame)
+        return len(found)
+
+    def _instant(self, what: str, at: str | int | None) -> int:
+        instant = self.now_ns if at is None else nanoseconds(at)
+        if instant < self.now_ns:
+            raise ConfigError(f"{what}: {format_time(instant)} is past; it is {format_time(self.now_ns)} already")
+        return instant
+
+    @abstractmethod
+    def _check(self, nic: str, frames: list[Frame]) -> None:
+        """Raises ConfigError for frames that cannot be sent."""
+
+    def _push(self, instant: int, nic: str, frame: Frame) -> None:
+        heapq.heappush(self._sending, (instant, self._sent, nic, frame))
+        self._sent += 1
+
+    def _changed(self, config: Config) -> None:
+        """The network is the one of `config` now."""
+        self.config = config
+        self._received = {name: self._received.get(name, []) for name in config.nics}
+        self._sending = [each for each in self._sending if each[2] in config.nics]
+        heapq.heapify(self._sending)
+
+    def _nic_config(self, name: str) -> NicConfig:
+        if name not in self.config.nics:
+            raise ConfigError(f"nic {name}: there is none; the configuration has {', '.join(self.config.nics)}")
+        return self.config.nics[name]
+
+    # -- time --------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def advance(self, time: str | int) -> None:
+        """Lets `time` pass."""
+
+    @abstractmethod
+    def run(self) -> None:
+        """Lets time pass until every packet was sent and none is in flight."""
+
+    # -- receiving ---------------------------------------------------------------------------------
+
+    def received(self, nic: str) -> list[Received]:
+        """The frames that the container of `nic` has received since the last `take` or
+        `assert_received`.
+
+        A list of `Received`, in order: `data` (the frame's bytes), `time_ns` (since the start),
+        `queue` (of the NIC) and `packet` (the frame as a scapy packet). A GSO frame is listed in
+        segments.
+        """
+        self._nic_config(nic)
+        return list(self._received[nic])
+
+    def take(self, nic: str) -> list[Received]:
+        """As `received`, and removes them: the next call returns later frames only."""
+        taken = self.received(nic)
+        self._received[nic] = []
+        return taken
+
+    def drops(self) -> dict[str, int]:
+        """Numbers of packets dropped so far, as a dict: "element: reason" -> count; without zeros.
+
+        For example {"a.egress.rate: queue_full": 3, "b.tx: too_long": 1}; names as in `vnic stats`.
+        """
+        return {
+            f"{element['name']}: {reason}": count
+            for engine in self._stats()["engines"]
+            for element in engine["elements"]
+            for reason, count in element["dropped"].items()
+            if count
+        }
+
+    @abstractmethod
+    def _stats(self) -> dict[str, Any]:
+        """Counters as the API's method Stats returns them."""
+
+    def assert_received(
+        self,
+        nic: str,
+        packets: Packet | Iterable[Packet],
+        *,
+        at: str | int | Iterable[str | int] | None = None,
+        tolerance: str | int = 0,
+    ) -> None:
+        """Fails unless the container of `nic` received exactly these packets, in this order, and at
+        the times `at`, if given. Removes the received packets, so that a test can go on."""
+        __tracebackhide__ = True
+        wanted = frames_of(packets, "assert_received")
+        instants = None if at is None else [nanoseconds(each) for each in ([at] if isinstance(at, str | int) else at)]
+        got = self.take(nic)
+        for number, (mine, expected) in enumerate(zip(got, wanted, strict=False), 1):
+            if mine.data != expected:
+                pair = Pair(nic, Seen(number, mine.time_ns, mine.data), Seen(number, mine.time_ns, expected))
+                raise AssertionError("\n".join(describe(pair)))
+        if len(got) != len(wanted):
+            raise AssertionError(f"{nic} received {len(got)} packets, expected {len(wanted)}{self._why(got, wanted, nic)}")
+        if instants is not None:
+            if len(instants) != len(got):
+                raise AssertionError(f"{len(instants)} instants for {len(got)} packets")
+            for number, (mine, instant) in enumerate(zip(got, instants, strict=True), 1):
+                late_ns = mine.time_ns - instant
+                if abs(late_ns) > nanoseconds(tolerance):
+                    came, due, late = (in_unit_of(each, instant) for each in (mine.time_ns, instant, abs(late_ns)))
+                    side = "late" if late_ns > 0 else "early"
+                    raise AssertionError(f"{nic}, packet {number}: came at {came}, expected at {due} ({late} {side})")
+
+    def _why(self, got: list[Received], wanted: list[bytes], nic: str) -> str:
+        lines = [f"\ndropped: {key}: {count}" for key, count in self.drops().items()]
+        if len(got) > len(wanted):
+            extra = got[len(wanted)]
+            lines.append("\n" + "\n".join(describe(Pair(nic, Seen(len(wanted) + 1, extra.time_ns, extra.data), None))))
+        return "".join(lines)
+
+    def write(self, capture: str | os.PathLike[str]) -> None:
+        """Writes all frames received so far into a pcapng file, one interface per NIC."""
+        names = list(self._received)
+        lines = sorted((each.time_ns, number, each.data) for number, name in enumerate(names) for each in self._received[name])
+        writer = CaptureWriter(capture, names)
+        try:
+            for time_ns, number, data in lines:
+                writer.write(number, time_ns, data)
+        finally:
+            writer.close()
+
+    @abstractmethod
+    def close(self) -> None:
+        """Closes the network. Raises AssertionError where packets are unaccounted for. May be
+        called twice."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
