@@ -40,8 +40,10 @@ class SlowDevices(_Devices):
 
 
 class Running:
-    def __init__(self, config, loop):
+    def __init__(self, config, loop, go):
         self.devices = SlowDevices()
+        if go:
+            self.devices.go.set()
         self.runtime = Runtime(
             parse_config(config, contained=False), devices=self.devices, clock=Clock(virtual=True), loop=loop
         )
@@ -60,9 +62,11 @@ class Running:
         return [each["name"] for each in self.runtime.status()["nics"]]
 
 
-def run(test, config="nics: {a: , b: }"):
+def run(test, config="nics: {a: , b: }", *, go=False):
+    """go: nothing is delayed at first."""
+
     async def main():
-        running = Running(config, asyncio.get_running_loop())
+        running = Running(config, asyncio.get_running_loop(), go)
         try:
             await asyncio.wait_for(test(running), PATIENCE_S)
         finally:
@@ -151,3 +155,32 @@ def test_others_are_served_during_an_apply_and_changes_meanwhile_are_kept():
         assert before.name == "a"
 
     run(test)
+
+
+@pytest.mark.parametrize("end", ["attached", "detached", "closed"])
+def test_others_are_served_while_a_nic_is_attached_again(end):
+    async def test(running):
+        nics = running.runtime.nics
+        number = nics.attached["slow"].number
+        running.devices.go.clear()
+        running.devices.opening.clear()
+        nics.detach("slow", "its namespace is gone", waits=True)
+        await running.being_made()
+        assert running.names() == ["a"]
+        assert [each["name"] for each in running.runtime.status()["waiting"]] == ["slow"]
+        nics.set_rate("a", egress_bps=10**6)
+        returning = asyncio.create_task(nics.watching.returned())
+        if end == "detached":
+            nics.detach("slow")
+        if end == "closed":
+            running.runtime.close()
+        running.devices.go.set()
+        await returning
+        assert ("slow" in nics.attached) == (end == "attached")
+        assert end == "closed" or running.runtime.status()["waiting"] == []
+        if end == "attached":
+            assert nics.attached["slow"].number == number
+        else:
+            assert running.devices.forgotten[-1] == "slow"
+
+    run(test, "nics: {a: , slow: {netns: /proc/self/ns/net}}", go=True)

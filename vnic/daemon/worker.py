@@ -249,6 +249,7 @@ class Worker:
         runtime, begin_ns = self._real_runtime(), time.monotonic_ns()
         runtime.check_open()
         await self._server.hold(os.geteuid())
+        await runtime.nics.watching.returned()
         try:
             runtime.begin_upgrade()
         except VnicError:

@@ -115,17 +115,40 @@ class Network(Module):
         self.runtime.segments.drop_ring(config.name)
 
     def bring_back(self, config: NicConfig) -> None:
-        """Attaches a NIC that waits, as it was. Raises VnicError, and then it waits on."""
-        why, config.waiting = config.waiting, ""
+        """Attaches a NIC that waits, as it was; on any thread, see `attach`. Raises VnicError, and then it
+        waits on."""
+        runtime = self.runtime
+        with runtime.lock:
+            runtime.check_open()
+            self._check_waits(config)
+            self.reserve(config)
         try:
-            status = self.put_in(config)
-            self.runtime.remember(undo=lambda: self.take_out(config.name))
-        except BaseException:
-            config.waiting = why
-            self._devices.forget(config.name)
-            raise
+            device = self.open_device(config)
+            with runtime.lock:
+                why = config.waiting
+                try:
+                    runtime.check_open()
+                    self._check_waits(config)
+                    config.waiting = ""
+                    status = self.enter(config, device)
+                except BaseException:
+                    config.waiting = why
+                    self.discard(config, device)
+                    raise
+
+                def undo() -> None:
+                    config.waiting = why
+                    self.take_out(config.name)
+
+                runtime.remember(undo)
+        finally:
+            self.free(config)
         log.info("attached again", nic=config.name, netns=config.netns)
-        self.runtime.emit("attached", nic=config.name, engine=status["engine"])
+        runtime.emit("attached", nic=config.name, engine=status["engine"])
+
+    def _check_waits(self, config: NicConfig) -> None:
+        if self.watching.waiting.get(config.name) is not config:
+            raise VnicError(f"nic {config.name}: waits no more")
 
     def names(self, owner: int | None = None) -> list[str]:
         """The NICs that are attached; of one user only, where `owner` is given."""

@@ -56,6 +56,7 @@ class Watching:
         self._gone: dict[NicNode, str] = {}  # to detach once the change can be stored
         # by name: why a waiting NIC could not be attached although its path exists
         self._refused: dict[str, str] = {}
+        self._returning: dict[str, asyncio.Task[None]] = {}  # NICs that are being attached again
         self._returns: ReturnWatch | None = None
         self._later: asyncio.TimerHandle | None = None
         # a successor changes nothing before it has taken over
@@ -193,13 +194,26 @@ class Watching:
                 self._later = loop.call_later(RETRY_S, self._look)
             for name, config in waiting.items():
                 # lexists: only the supervisor may follow a link below /proc.
-                if os.path.lexists(str(config.netns)):
-                    try:
-                        self._nics.bring_back(config)
-                    except VnicError as error:
-                        if str(error) not in (config.waiting, self._refused.get(name)):
-                            log.warning("nic waits", nic=name, why=str(error))
-                        self._refused[name] = str(error)
+                if name not in self._returning and os.path.lexists(str(config.netns)):
+                    self._returning[name] = loop.create_task(self._bring_back(name, config))
+
+    async def _bring_back(self, name: str, config: NicConfig) -> None:
+        try:
+            await self._runtime.aside(partial(self._nics.bring_back, config))
+        except VnicError as error:
+            if name in self.waiting and not self._runtime.closed:
+                if str(error) not in (config.waiting, self._refused.get(name)):
+                    log.warning("nic waits", nic=name, why=str(error))
+                self._refused[name] = str(error)
+        except Exception as error:  # a bug must not end the watch
+            log.error("nic waits", nic=name, error=error)
+        finally:
+            del self._returning[name]
+
+    async def returned(self) -> None:
+        """Waits for the NICs that are being attached again."""
+        while self._returning:
+            await asyncio.wait(list(self._returning.values()))
 
     def _watch_for(self, paths: list[str], loop: asyncio.AbstractEventLoop) -> None:
         if self._later is not None:
