@@ -89,7 +89,7 @@ def source(name: str) -> str:
 
 
 def extension(name: str) -> Extension:
-    headers = ["dataplane/vatomic.h", "dataplane/capture/formats.h"]
+    headers = ["dataplane/vatomic.h", "dataplane/capture/formats.h", "dataplane/capture/preallocate.h"]
     return Extension(
         name,
         [source(name)],

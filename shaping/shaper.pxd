@@ -4,6 +4,7 @@ The virtual clock is the instant T at which the wire, were it as slow as the rat
 leave once now >= T; then T grows by bits / rate. T = next_ns + remainder / rate_bps, an exact fraction: nothing is ever rounded away,
 so no rate drifts, and a departure is the first whole nanosecond that is not before T.
 """
+cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 from dataplane.graph.element cimport Element
 from dataplane.packet.pool cimport Batch, Context, Packet
@@ -35,6 +36,9 @@ cdef class Shaper(Element):
     cdef uint32_t split_done     # bytes of its payload already cut
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil
     cdef void tick(self, Context *ctx) noexcept nogil
+
+    @cython.final
+    cdef bint pass_at_once(self, Context *ctx, Packet *p) noexcept nogil
     cdef bint enqueue(self, Context *ctx, uint32_t index) noexcept nogil
     cdef uint32_t segments_that_fit(self, const Packet *p) noexcept nogil
     cdef void enqueue_part(self, Context *ctx, uint32_t index) noexcept nogil
@@ -43,6 +47,8 @@ cdef class Shaper(Element):
     cdef uint32_t segments_each(self, Context *ctx, uint32_t index, uint32_t wire_bytes) noexcept nogil
     cdef bint split_head(self, Context *ctx, uint32_t segments_each, uint32_t wire_bytes) noexcept nogil
     cdef bint begin_queue(self, uint64_t now_ns, const Packet *p, uint32_t wire_bytes) noexcept nogil
+
+    @cython.final
     cdef void end_idle(self, uint64_t now_ns) noexcept nogil
     cdef void count_held(self, Context *ctx, uint32_t index, int sign) noexcept nogil
     cdef void set_held(self, uint32_t small, uint32_t large) noexcept nogil

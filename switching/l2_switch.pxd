@@ -15,6 +15,7 @@ cdef enum:
     # Packets ahead whose records are fetched: one that another CPU wrote is a miss of some 100 ns, a packet's work is some 10.
     PREFETCH_AHEAD = 4
     FLOWS = 16                   # a power of two
+    PLACES = 64                  # addresses whose places are kept: a power of two, 2 KiB
     STAGED_MOST = 512            # packets put aside before they are let go: copies must not pile up while the pool runs dry
     # Packets of an ingress port that may wait to be flooded: a burst of broadcasts
     FLOODS_MOST = 64
@@ -47,6 +48,10 @@ cdef struct Flows:               # of this batch: most bursts are of a few flows
     uint64_t source_key          # the source learned last, 0 for none
     uint32_t source_port
 
+cdef struct KnownPlace:          # where the table may have an address: it depends on address and VLAN alone, so it never changes
+    uint64_t key                 # 0: none
+    Place place
+
 cdef struct Floods:              # of one ingress port: packets that are still to be sent to some ports
     uint32_t head                # by Packet.next; each has the port to go on with, and its VLAN, in Packet.release_ns
     uint32_t tail
@@ -65,13 +70,14 @@ cdef class L2Switch(Element):
     cdef uint32_t flooding_count
     cdef uint32_t floods_most                    # packets that may wait in all
     cdef uint64_t tick_ns                        # between two slices of ageing
+    cdef KnownPlace places[PLACES]
     cpdef int set_gates(self, uint32_t count) except -1
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil
     cdef void tick(self, Context *ctx) noexcept nogil
     cdef void flush(self, Context *ctx) noexcept nogil
     cdef Verdict judge(self, Context *ctx, uint32_t index, Flows *flows) noexcept nogil
+    cdef Verdict judge_alone(self, Context *ctx, uint32_t index) noexcept nogil
     cdef Verdict decide(self, Context *ctx, const uint8_t *data, uint32_t ingress, Flows *flows, bint *refused) noexcept nogil
-    cdef bint learn(self, Context *ctx, const Place *place, uint64_t key, uint32_t port, Flows *flows) noexcept nogil
     cdef bint takes(self, uint32_t out, uint32_t vlan) noexcept nogil
     cdef void carry_out(self, Context *ctx, uint32_t index, Verdict verdict) noexcept nogil
     cdef void flood(self, Context *ctx, uint32_t index, Verdict verdict) noexcept nogil

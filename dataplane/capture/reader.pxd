@@ -4,6 +4,7 @@ The file is not trusted: each length is checked against the rest of the file and
 before it is used. The file is read into a window, not mapped: so a file that is truncated meanwhile
 only ends early (no SIGBUS), and pipes work, too.
 """
+cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 cdef enum:
@@ -35,6 +36,8 @@ cdef struct Record:              # valid until the next call
     const uint8_t *options       # pcapng's, in the byte order of the section
     bint swapped                 # that byte order is not the machine's
 
+
+@cython.final
 cdef class CaptureReader:
     cdef readonly str path
     cdef readonly str format             # "pcap" or "pcapng"
@@ -55,6 +58,7 @@ cdef class CaptureReader:
     cdef bint ended                      # end of the file
     cdef bint swapped, is_pcapng
     cdef uint32_t record_head            # pcap: bytes before each packet
+    cdef uint32_t fraction_ns            # pcap: nanoseconds of a record's fraction of a second
     cdef bint has_first
     # of a pcapng file, read by the constructor; valid if has_first
     cdef Record first
@@ -66,6 +70,7 @@ cdef class CaptureReader:
     cdef int next(self, Record *record) noexcept nogil
     cdef int read_record(self, Record *record) noexcept nogil
     cdef ssize_t pull(self, uint8_t *target, size_t count) noexcept nogil
+    cdef uint32_t have(self, uint32_t wanted) noexcept nogil
     cdef uint32_t fill(self, uint32_t wanted) noexcept nogil
     cdef bint skip(self, uint64_t count) noexcept nogil
     cdef int fail(self, const char *what, uint64_t offset) noexcept nogil

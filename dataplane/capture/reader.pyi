@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Iterator
+from typing import final
 
+@final
 class CaptureReader:
     path: str
     format: str

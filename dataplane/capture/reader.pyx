@@ -2,6 +2,7 @@
 draft-ietf-opsawg-pcapng (section numbers below)."""
 import os
 
+cimport cython
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
@@ -43,6 +44,7 @@ cdef enum:
     FCS_WORDS_SHIFT = 28
 
 
+@cython.final
 cdef class CaptureReader:
     """Reads `file`, a path or the number of an open descriptor (which the caller closes).
 
@@ -73,13 +75,13 @@ cdef class CaptureReader:
         if self.window == NULL or self.interfaces == NULL:
             raise MemoryError(f"{self.path}: {WINDOW_BYTES} bytes")
         with nogil:
-            self.fill(PCAP_HEADER)
+            self.have(PCAP_HEADER)
         self.stream = decompress(self.window[:self.end], self.descriptor, self.path)
         if self.stream is not None:
             self.at = self.end = self.size = 0
             self.ended = False
             with nogil:
-                self.fill(PCAP_HEADER)
+                self.have(PCAP_HEADER)
         if self.broken is not None:
             raise CaptureError(self.error)
         if self.end == 0:
@@ -134,6 +136,7 @@ cdef class CaptureReader:
         if self.u16(self.window + 4) != 2:
             raise CaptureError(f"{self.path}: pcap version {self.u16(self.window + 4)}.{self.u16(self.window + 6)}: expected 2.4")
         only.ticks_a_second = 1000000000 if number == NANOSECONDS else 1000000
+        self.fraction_ns = <uint32_t>(1000000000 // only.ticks_a_second)
         only.snaplen = self.u32(self.window + 16)
         only.offset_s = 0
         link = self.u32(self.window + 20)
@@ -157,11 +160,16 @@ cdef class CaptureReader:
 
     # -- the window --------------------------------------------------------------------------------
 
-    cdef uint32_t fill(self, uint32_t wanted) noexcept nogil:
+    cdef uint32_t have(self, uint32_t wanted) noexcept nogil:
         """Provides `wanted` unread bytes (at most WINDOW_BYTES); returns their number, smaller only
         at the end of the file."""
+        cdef uint32_t there = self.end - self.at
+        return there if there >= wanted else self.fill(wanted)
+
+    cdef uint32_t fill(self, uint32_t wanted) noexcept nogil:
+        """Reads more of the file, for `have`."""
         cdef ssize_t got
-        if self.end - self.at >= wanted or self.ended:
+        if self.ended:
             return self.end - self.at
         memmove(self.window, self.window + self.at, self.end - self.at)
         self.window_offset += self.at
@@ -202,7 +210,7 @@ cdef class CaptureReader:
         """Skips `count` bytes, which may exceed the window; False where the file has fewer."""
         cdef uint32_t there
         while count:
-            there = self.fill(1 if count >= WINDOW_BYTES else <uint32_t>count)
+            there = self.have(1 if count >= WINDOW_BYTES else <uint32_t>count)
             if there == 0:
                 return False
             there = <uint32_t>count if count < there else there
@@ -233,10 +241,13 @@ cdef class CaptureReader:
 
     cdef int next(self, Record *record) noexcept nogil:
         """1: *record is the next packet. 0: end of the file. -1: an error, see `error`."""
-        cdef int got = 1
-        if self.has_first:
+        cdef int got
+        if not self.is_pcapng:
+            got = self.next_pcap(record)
+        elif self.has_first:
             self.has_first = False
             record[0] = self.first
+            got = 1
         else:
             got = self.read_record(record)
         if got == 1:
@@ -258,8 +269,8 @@ cdef class CaptureReader:
         return got
 
     cdef int next_pcap(self, Record *record) noexcept nogil:
-        cdef uint32_t there = self.fill(self.record_head), captured
-        cdef uint64_t offset = self.window_offset + self.at, seconds, fraction
+        cdef uint32_t there = self.have(self.record_head), captured, whole
+        cdef uint64_t offset = self.window_offset + self.at
         cdef const uint8_t *head
         if there == 0:
             return -1 if self.broken is not None else 0
@@ -268,11 +279,11 @@ cdef class CaptureReader:
         captured = self.u32(self.window + self.at + 8)
         if captured > CAPTURED_MOST:
             return self.fail("a record says that it has more than 262144 bytes", offset)
-        if self.fill(self.record_head + captured) < self.record_head + captured:
+        whole = self.record_head + captured
+        if self.have(whole) < whole:
             return self.fail("the file ends within a packet", offset)
         head = self.window + self.at
-        seconds, fraction = self.u32(head), self.u32(head + 4)
-        record.time_ns = seconds * 1000000000 + fraction * (1000000000 // self.interfaces[0].ticks_a_second)
+        record.time_ns = <uint64_t>self.u32(head) * 1000000000 + <uint64_t>self.u32(head + 4) * self.fraction_ns
         record.offset = offset
         record.data = head + self.record_head
         record.captured = captured
@@ -282,12 +293,12 @@ cdef class CaptureReader:
         record.options_bytes = 0
         record.swapped = self.swapped
         strip_fcs(record, self.interfaces[0].fcs_bytes)
-        self.at += self.record_head + captured
+        self.at += whole
         return 1
 
     cdef int next_block(self, Record *record) noexcept nogil:
         """As `next`; 2: a block that is no packet was read (section 3.1)."""
-        cdef uint32_t there = self.fill(BLOCK_LEAST), kind, total
+        cdef uint32_t there = self.have(BLOCK_LEAST), kind, total
         cdef uint64_t offset = self.window_offset + self.at
         cdef const uint8_t *body
         if there == 0:
@@ -306,7 +317,7 @@ cdef class CaptureReader:
             if not self.skip(total):
                 return self.fail("the file ends within a block", offset)
             return 2
-        if self.fill(total) < total:
+        if self.have(total) < total:
             return self.fail("the file ends within a block", offset)
         body = self.window + self.at + 8
         if self.u32(body + total - BLOCK_LEAST) != total:
@@ -321,7 +332,7 @@ cdef class CaptureReader:
     cdef int section(self, uint64_t offset) noexcept nogil:
         """A section header (4.1): sets the byte order and restarts the numbers of interfaces."""
         cdef uint32_t total
-        if self.fill(28) < 28:
+        if self.have(28) < 28:
             return self.fail("the file ends within a section header", offset)
         self.swapped = False
         if self.u32(self.window + self.at + 8) != BYTE_ORDER_MAGIC:

@@ -5,11 +5,16 @@ The file is a function of the written packets alone: it has no wall-clock time a
 Records of one instant are ordered by interface, comment, and order of writing, so that the file
 does not depend on which engine ran first.
 """
+cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from dataplane.packet.pool cimport Context
 
 cdef enum:
-    FLUSH_BYTES = 131072         # per write: fits the second-level cache
+    # Per write, from a multiple of it on: fits the second-level cache, and no page is written in two parts. Longer writes make
+    # the kernel look for longer runs of free memory, which costs ten times as much where there are none.
+    FLUSH_BYTES = 131072
+    SPACE_FROM = 4194304         # shorter files are not worth allocating space ahead, see preallocate.h
+    SPACE_BYTES = 67108864       # at once
     INSTANT_MOST = 268435456     # bytes of one instant that are sorted; more are written in parts
 
 cdef struct Pending:             # a record of the current instant
@@ -27,6 +32,8 @@ cdef struct Content:             # of a record
     uint32_t original
     uint32_t trailer_bytes
 
+
+@cython.final
 cdef class CaptureWriter:
     cdef readonly str path
     cdef readonly str format
@@ -36,6 +43,9 @@ cdef class CaptureWriter:
     cdef bint is_pcapng
     cdef uint8_t *buffer
     cdef uint64_t room, used, instant_start
+    cdef uint64_t written        # bytes written to the descriptor
+    cdef uint64_t space_end      # where the space allocated ahead ends
+    cdef bint wants_space        # it makes writing cheaper
     cdef uint64_t instant_ns
     cdef Pending *pending
     cdef uint32_t pending_count, pending_room
@@ -45,7 +55,7 @@ cdef class CaptureWriter:
                            uint32_t comment_bytes) noexcept nogil
     cdef bint put(self, const Content *content, uint32_t interface, uint64_t time_ns, const char *comment,
                   uint32_t comment_bytes) noexcept nogil
-    cdef bint reserve(self, uint64_t bytes) noexcept nogil
+    cdef bint make_room(self, uint64_t bytes) noexcept nogil
     cdef void end_instant(self) noexcept nogil
     cdef void put_in_order(self) noexcept nogil
-    cdef void write_out(self) noexcept nogil
+    cdef void write_out(self, bint all) noexcept nogil

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from typing import final
 
 ETHERNET: int
 PCAP_MAGIC_NS: int
@@ -9,6 +10,7 @@ SNAPLEN: int
 
 def format_of(path: str) -> str: ...
 
+@final
 class CaptureWriter:
     path: str
     format: str

@@ -3,6 +3,7 @@ draft-ietf-opsawg-pcapng."""
 import os
 import struct
 
+cimport cython
 from libc.errno cimport EAGAIN, EINTR, EIO, ENOMEM, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, qsort, realloc
@@ -20,6 +21,11 @@ cdef extern from "<poll.h>" nogil:
     int poll(pollfd *fds, unsigned long count, int timeout_ms)
     short POLLOUT
 
+cdef extern from "capture/preallocate.h" nogil:
+    bint vnic_gains_by_space(int descriptor)
+    bint vnic_allocate(int descriptor, uint64_t offset, uint64_t bytes)
+    void vnic_free_space(int descriptor)
+
 PCAP_MAGIC_NS = 0xA1B23C4D
 SNAPLEN = 262144
 ETHERNET = 1
@@ -33,6 +39,7 @@ cdef enum:
     OVERHEAD = 64
 
 
+@cython.final
 cdef class CaptureWriter:
     """Writes `file`, a path (created or truncated, mode 0600, since it has users' traffic) or the
     number of an open descriptor.
@@ -62,6 +69,8 @@ cdef class CaptureWriter:
                                os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
         except OSError as error:
             raise PortError(f"cannot write {self.path}: {os.strerror(error.errno)}") from None
+        # Not of a descriptor that others hold, too: its offset may be anywhere.
+        self.wants_space = not isinstance(file, int) and vnic_gains_by_space(self.descriptor)
         if <uint64_t>len(head) > <uint64_t>ROOM_FIRST:
             raise ConfigError(f"{self.path}: too many interfaces")
         memcpy(self.buffer, <const char *><bytes>head, len(head))
@@ -91,7 +100,7 @@ cdef class CaptureWriter:
         if self.descriptor >= 0:
             with nogil:
                 self.end_instant()
-                self.write_out()
+                self.write_out(True)
         if self.failed:
             raise PortError(self.error)
 
@@ -101,6 +110,8 @@ cdef class CaptureWriter:
             self.flush()
         finally:
             if self.descriptor >= 0:
+                if self.space_end > self.written:
+                    vnic_free_space(self.descriptor)
                 os.close(self.descriptor)
                 self.descriptor = -1
 
@@ -138,7 +149,9 @@ cdef class CaptureWriter:
             self.end_instant()
             self.instant_ns = time_ns
         fixed = EPB_BYTES if self.is_pcapng else PCAP_RECORD
-        if not self.reserve(fixed + padded + comment_padded + trailer + OVERHEAD):
+        bytes = fixed + padded + comment_padded + trailer + OVERHEAD
+        if ((self.used + bytes > self.room or self.pending_count == self.pending_room or self.failed or self.descriptor < 0)
+                and not self.make_room(bytes)):
             return False
         at = self.buffer + self.used
         words = <uint32_t *>at
@@ -148,8 +161,9 @@ cdef class CaptureWriter:
             words[0], words[2] = ENHANCED_PACKET, interface
             words[3], words[4] = <uint32_t>(time_ns >> 32), <uint32_t>time_ns
             words[5], words[6] = kept, content.original
+            if kept != padded:
+                memset(at + EPB_BYTES + padded - 4, 0, 4)
             memcpy(at + EPB_BYTES, content.data, kept)
-            memset(at + EPB_BYTES + kept, 0, padded - kept)
             bytes = EPB_BYTES + padded
             if comment_bytes:
                 (<uint16_t *>(at + bytes))[0] = OPTION_COMMENT
@@ -174,7 +188,7 @@ cdef class CaptureWriter:
             bytes = PCAP_RECORD + kept
         record.interface, record.start, record.bytes = interface, self.used, bytes
         record.order = self.pending_count
-        if self.pending_count and (interface < self.pending[self.pending_count - 1].interface or comment_bytes):
+        if record.order and (interface < self.pending[self.pending_count - 1].interface or comment_bytes):
             self.unordered = True
         self.pending_count += 1
         self.used += bytes
@@ -182,8 +196,8 @@ cdef class CaptureWriter:
         self.frame_bytes += kept
         return True
 
-    cdef bint reserve(self, uint64_t bytes) noexcept nogil:
-        """Makes room for a record: writes earlier instants, then enlarges the buffer."""
+    cdef bint make_room(self, uint64_t bytes) noexcept nogil:
+        """For a record: writes earlier instants, then enlarges the buffer. False after a failure."""
         cdef void *grown
         if self.failed or self.descriptor < 0:
             return False
@@ -191,7 +205,7 @@ cdef class CaptureWriter:
             if self.instant_start > FLUSH_BYTES or self.used >= INSTANT_MOST:
                 if self.used >= INSTANT_MOST:
                     self.end_instant()
-                self.write_out()
+                self.write_out(False)
             while self.used + bytes > self.room:
                 grown = realloc(self.buffer, 2 * self.room)
                 if grown == NULL:
@@ -215,7 +229,7 @@ cdef class CaptureWriter:
         self.pending_count = 0
         self.instant_start = self.used
         if self.used >= FLUSH_BYTES:
-            self.write_out()
+            self.write_out(False)
 
     cdef void put_in_order(self) noexcept nogil:
         cdef uint64_t total = self.used - self.instant_start, at = 0
@@ -234,13 +248,19 @@ cdef class CaptureWriter:
         memcpy(self.buffer + self.instant_start, sorted, total)
         free(sorted)
 
-    cdef void write_out(self) noexcept nogil:
-        """Writes all records before the current instant."""
-        cdef uint64_t done = 0
+    cdef void write_out(self, bint all) noexcept nogil:
+        """Writes the records before the current instant; all: also those behind the last multiple of FLUSH_BYTES."""
+        cdef uint64_t done = 0, count = self.instant_start
         cdef ssize_t got
         cdef pollfd wait
-        while done < self.instant_start and not self.failed:
-            got = write(self.descriptor, self.buffer + done, self.instant_start - done)
+        if not all:
+            count = max((self.written + count) & ~<uint64_t>(FLUSH_BYTES - 1), self.written) - self.written
+        if self.wants_space and self.written >= SPACE_FROM and self.written + count > self.space_end:
+            self.space_end = self.written + SPACE_BYTES
+            # Where the disk is full, the write says so.
+            self.wants_space = vnic_allocate(self.descriptor, self.written, SPACE_BYTES)
+        while done < count and not self.failed:
+            got = write(self.descriptor, self.buffer + done, count - done)
             if got > 0:
                 done += <uint64_t>got
             elif got < 0 and errno == EAGAIN:    # another process made the pipe non-blocking
@@ -248,10 +268,11 @@ cdef class CaptureWriter:
                 poll(&wait, 1, -1)
             elif got == 0 or errno != EINTR:
                 self.failed = EIO if got == 0 else errno
-        memmove(self.buffer, self.buffer + self.instant_start, self.used - self.instant_start)
-        shift(self.pending, self.pending_count, self.instant_start)
-        self.used -= self.instant_start
-        self.instant_start = 0
+        self.written += done
+        memmove(self.buffer, self.buffer + count, self.used - count)
+        shift(self.pending, self.pending_count, count)
+        self.used -= count
+        self.instant_start -= count
 
 
 cdef void shift(Pending *pending, uint32_t count, uint64_t by) noexcept nogil:

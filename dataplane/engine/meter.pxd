@@ -1,4 +1,5 @@
 """Meter: number, delays, and rate over time of packets, in constant memory."""
+cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 
 cdef enum:
@@ -19,6 +20,8 @@ cdef struct MeterState:
     uint64_t bins[BINS]          # bytes
     uint64_t delays[BUCKETS]
 
+
+@cython.final
 cdef class Meter:
     cdef MeterState *state
     cdef void note(self, uint64_t now_ns, uint64_t delay_ns, uint32_t bytes) noexcept nogil

@@ -1,7 +1,8 @@
-from typing import Any
+from typing import Any, final
 
 BIN_FIRST_NS: int
 
+@final
 class Meter:
     def delay_ns(self, fraction: float) -> int: ...
     def summary(self) -> dict[str, Any]: ...

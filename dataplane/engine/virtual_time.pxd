@@ -5,6 +5,7 @@ in the order of the ports' numbers, then runs every timer in the order of the el
 effects of one of them, through rings between engines too, take place before the next one runs. So
 the order of packets depends on the graph and the inputs alone.
 """
+cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 from dataplane.engine.clock cimport Clock
 from dataplane.graph.element cimport Element, Source
@@ -13,13 +14,17 @@ from dataplane.packet.pool cimport Context
 cdef struct Polled:
     void *source                 # a Source, borrowed: the engines own it
     Context *ctx
+    const uint64_t *deadline_ns  # the element's
     bint scheduled               # its deadline tells when it has packets
 
 cdef struct Timed:
     void *element
     Context *ctx
+    const uint64_t *deadline_ns  # the element's
     bint deferrable
 
+
+@cython.final
 cdef class VirtualTime:
     cdef readonly list engines
     cdef readonly Clock clock
@@ -31,8 +36,12 @@ cdef class VirtualTime:
     cdef uint32_t ring_count
     cdef Timed *timed
     cdef uint32_t timed_count
+    cdef uint64_t timer_ns       # the next deadline of all timers; valid unless an element has set its own since
     cdef list _kept              # owns what the arrays borrow
     cdef void set_now(self) noexcept nogil
     cdef uint64_t cross(self) noexcept nogil
     cdef uint64_t instant(self) noexcept nogil
-    cdef uint64_t next_deadline(self, bint waking) noexcept nogil
+    cdef bint timers_changed(self) noexcept nogil
+    cdef bint run_timers(self, uint64_t now_ns) noexcept nogil
+    cdef uint64_t next_source(self) noexcept nogil
+    cdef uint64_t next_timer(self, bint waking) noexcept nogil

@@ -1,10 +1,12 @@
 """Type stub of dataplane.engine.virtual_time."""
 
 from collections.abc import Iterable
+from typing import final
 
 from dataplane.engine.clock import Clock
 from dataplane.engine.engine import Engine
 
+@final
 class VirtualTime:
     engines: list[Engine]
     clock: Clock

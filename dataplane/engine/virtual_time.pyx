@@ -1,15 +1,18 @@
 """VirtualTime. The contract is in virtual_time.pxd."""
+cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from dataplane.graph.element cimport NEVER, Element, Source
 from dataplane.engine.engine cimport Engine
 from dataplane.graph.link cimport drain_links
+from dataplane.graph.timers cimport Timers
 from dataplane.packet.pool cimport BURST, Context
 from dataplane.graph.port cimport PortRx
 
 from dataplane.errors import VnicError
 
 
+@cython.final
 cdef class VirtualTime:
     """Runs `engines`, which share one virtual clock and have loaded their graphs. A changed graph
     needs a new VirtualTime.
@@ -45,10 +48,12 @@ cdef class VirtualTime:
             self.contexts[i] = engine.ctx
         for i, (source, engine) in enumerate(sources):
             self.sources[i].source, self.sources[i].ctx, self.sources[i].scheduled = <void *>source, engine.ctx, source.TICKS
+            self.sources[i].deadline_ns = &(<Element>self.sources[i].source).deadline_ns
         for i, (source, engine) in enumerate(rings):
             self.rings[i].source, self.rings[i].ctx = <void *>source, engine.ctx
         for i, (element, engine) in enumerate(timed):
             self.timed[i].element, self.timed[i].ctx, self.timed[i].deferrable = <void *>element, engine.ctx, element.DEFERRABLE
+            self.timed[i].deadline_ns = &(<Element>self.timed[i].element).deadline_ns
         self.context_count, self.source_count = <uint32_t>len(self.engines), <uint32_t>len(sources)
         self.ring_count, self.timed_count = <uint32_t>len(rings), <uint32_t>len(timed)
 
@@ -64,9 +69,10 @@ cdef class VirtualTime:
         delivered."""
         cdef uint64_t total = 0, deadline
         with nogil:
+            self.timer_ns = self.next_timer(False)       # control may have set any since the last call
             while True:
                 total += self.instant()
-                deadline = self.next_deadline(False)
+                deadline = min(self.next_source(), self.timer_ns)
                 if deadline > until_ns:
                     break
                 if deadline > self.clock.virtual_ns:
@@ -81,11 +87,13 @@ cdef class VirtualTime:
         keep the run going."""
         cdef uint64_t total = 0, deadline
         with nogil:
+            self.timer_ns = self.next_timer(False)       # control may have set any since the last call
             while total < most:
                 total += self.instant()
-                if self.next_deadline(True) == NEVER:
+                deadline = self.next_source()
+                if deadline == NEVER and self.next_timer(True) == NEVER:
                     break
-                deadline = self.next_deadline(False)
+                deadline = min(deadline, self.timer_ns)
                 if deadline > self.clock.virtual_ns:
                     self.clock.virtual_ns = deadline
         return total
@@ -113,45 +121,79 @@ cdef class VirtualTime:
     cdef uint64_t instant(self) noexcept nogil:
         """Runs everything that is due now; returns how many packets sources delivered."""
         cdef uint64_t total = 0, now = self.clock.virtual_ns
+        cdef Polled *source
+        cdef Polled *end = self.sources + self.source_count
         cdef uint32_t i, got
         cdef bint again = True
         self.set_now()
         for i in range(self.context_count):
             drain_all(self.contexts[i])
-        total += self.cross()
+        if self.ring_count:
+            total += self.cross()
         while again:
             again = False
-            for i in range(self.source_count):
-                if self.sources[i].scheduled and (<Element>self.sources[i].source).deadline_ns > now:
-                    continue
-                got = (<Source>self.sources[i].source).poll(self.sources[i].ctx)
-                drain_all(self.sources[i].ctx)
-                if got:
-                    total += got
-                    if self.ring_count:
-                        self.cross()
-                    again = again or not self.sources[i].scheduled
-                again = again or (self.sources[i].scheduled and (<Element>self.sources[i].source).deadline_ns <= now)
-            for i in range(self.timed_count):
-                if (<Element>self.timed[i].element).deadline_ns <= now:
-                    (<Element>self.timed[i].element).tick(self.timed[i].ctx)
-                    drain_all(self.timed[i].ctx)
-                    if self.ring_count:
-                        self.cross()
-                    again = again or (<Element>self.timed[i].element).deadline_ns <= now
+            source = self.sources
+            while source < end:
+                if source.deadline_ns[0] <= now or not source.scheduled:
+                    got = (<Source>source.source).poll(source.ctx)
+                    drain_all(source.ctx)
+                    if got:
+                        total += got
+                        if self.ring_count:
+                            self.cross()
+                        again = again or not source.scheduled
+                    again = again or (source.scheduled and source.deadline_ns[0] <= now)
+                source += 1
+            # Timers that no packet has set are not read again: there are several a NIC.
+            if self.timers_changed() or self.timer_ns <= now:
+                again = self.run_timers(now) or again
         return total
 
-    cdef uint64_t next_deadline(self, bint waking) noexcept nogil:
-        """The next deadline of all sources and timers; waking: without deferrable timers."""
-        cdef uint64_t deadline = NEVER, due
+    cdef bint timers_changed(self) noexcept nogil:
+        """Whether an element has set its timer since the last call."""
+        cdef Timers *timers
+        cdef uint32_t i
+        cdef bint changed = False
+        for i in range(self.context_count):
+            timers = <Timers *>self.contexts[i].timers
+            changed = changed or timers.changed
+            timers.changed = False
+        return changed
+
+    cdef bint run_timers(self, uint64_t now_ns) noexcept nogil:
+        """Runs each timer that is due, once, and finds the next deadline; returns whether one is due again."""
+        cdef uint32_t i
+        cdef bint ticked = False, again = False
+        self.timer_ns = NEVER
+        for i in range(self.timed_count):
+            if self.timed[i].deadline_ns[0] <= now_ns:
+                ticked = True
+                (<Element>self.timed[i].element).tick(self.timed[i].ctx)
+                drain_all(self.timed[i].ctx)
+                if self.ring_count:
+                    self.cross()
+                again = again or self.timed[i].deadline_ns[0] <= now_ns
+            else:
+                self.timer_ns = min(self.timer_ns, self.timed[i].deadline_ns[0])
+        if ticked:                           # what it ran may have set any
+            self.timer_ns = self.next_timer(False)
+        return again
+
+    cdef uint64_t next_source(self) noexcept nogil:
+        """The next deadline of all sources."""
+        cdef uint64_t deadline = NEVER
         cdef uint32_t i
         for i in range(self.source_count):
-            due = (<Element>self.sources[i].source).deadline_ns
-            deadline = due if due < deadline else deadline
+            deadline = min(deadline, self.sources[i].deadline_ns[0])
+        return deadline
+
+    cdef uint64_t next_timer(self, bint waking) noexcept nogil:
+        """The next deadline of all timers; waking: without deferrable ones."""
+        cdef uint64_t deadline = NEVER
+        cdef uint32_t i
         for i in range(self.timed_count):
-            due = (<Element>self.timed[i].element).deadline_ns
-            if due < deadline and not (waking and self.timed[i].deferrable):
-                deadline = due
+            if not (waking and self.timed[i].deferrable):
+                deadline = min(deadline, self.timed[i].deadline_ns[0])
         return deadline
 
 

@@ -9,7 +9,6 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from dataplane.packet.pool cimport BATCH_MAX, BURST, Batch, Context, batch_add, packet_free
 from dataplane.graph.timers cimport NO_PLACE, Timers, timer_set
-from dataplane.vatomic cimport vnic_check
 
 from dataplane.abi import require_check
 from dataplane.errors import GraphError, VnicError, named
@@ -190,6 +189,7 @@ cdef class Element:
         cdef Timers *timers = <Timers *>ctx.timers
         self.deadline_ns = deadline_ns
         if timers != NULL:
+            timers.changed = True
             timer_set(&timers.deferrable if self.deferrable else &timers.waking, <void *>self, &self.timer_place, deadline_ns)
 
     cdef void push(self, Context *ctx, Batch *batch) noexcept nogil:
@@ -197,16 +197,6 @@ cdef class Element:
         self.counters.packets += batch.count
         self.counters.batches += 1
         self.process(ctx, batch)
-
-    cdef void emit(self, Context *ctx, uint32_t gate, Batch *batch) noexcept nogil:
-        """Forwards the whole batch through a gate. The batch is the receiver's from here on: do not read it again."""
-        cdef Counters *entered
-        vnic_check(gate < self.gate_count and self.gates[gate] != NULL, "gate is connected")
-        if batch.count:                      # as push, written out: a virtual call less on every hop
-            entered = &(<Element>self.gates[gate]).counters
-            entered.packets += batch.count
-            entered.batches += 1
-            (<Element>self.gates[gate]).process(ctx, batch)
 
     cdef void stage(self, Context *ctx, uint32_t gate, uint32_t index) noexcept nogil:
         """Puts one packet aside for a gate; `flush` forwards what was put aside. Order within a gate is kept."""

@@ -1,4 +1,5 @@
 """The Port contract: ports receive and transmit packets. A port may wrap another."""
+cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 from dataplane.graph.element cimport Element, Source
 from dataplane.graph.offload cimport LINK_HEADERS
@@ -78,5 +79,9 @@ cdef class PortRx(Source):
 cdef class PortTx(Element):
     cdef readonly Port port
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil
+
+    @cython.final
     cdef void send(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil
+
+    @cython.final
     cdef void transmit(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil

@@ -1,4 +1,5 @@
 """Port, PortRx, PortTx. The contract is in port.pxd."""
+cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from dataplane.graph.element cimport NEVER, Element, Source
@@ -262,6 +263,7 @@ cdef class PortTx(Element):
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
         self.send(ctx, 0, batch)
 
+    @cython.final
     cdef void send(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil:
         """Completes offloads, transmits through one queue, drops by reason what the port left."""
         cdef Batch ready
@@ -281,6 +283,7 @@ cdef class PortTx(Element):
             self.transmit(ctx, queue, &ready)
         batch.count = 0
 
+    @cython.final
     cdef void transmit(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil:
         cdef uint32_t i
         self.counters.transmitted += self.port.tx_burst(ctx, queue, batch)

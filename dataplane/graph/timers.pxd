@@ -23,6 +23,7 @@ cdef struct Heap:
 cdef struct Timers:
     Heap waking
     Heap deferrable
+    bint changed                         # an element has set its timer since virtual time last cleared this
 
 
 cdef inline void _put(Heap *heap, uint32_t at, Entry entry) noexcept nogil:

@@ -41,7 +41,8 @@ cdef class PcapSink(Port):
         return made
 
     cdef uint32_t tx_burst(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil:
-        cdef uint32_t i, index, number, left = 0, sent = 0
+        cdef uint32_t i, index, number, wire_bytes, left = 0, sent = 0
+        cdef uint64_t bytes = 0, more_bytes = 0
         cdef uint32_t limit = self.queues - 1
         cdef Packet *p
         queue = queue if queue < limit else limit
@@ -62,13 +63,16 @@ cdef class PcapSink(Port):
             if self.meters[number] == NULL:
                 with gil:
                     self.meter(number)
-            (<Meter>self.meters[number]).note(ctx.now_ns, ctx.now_ns - p.timestamp_ns, packet_wire_bytes(p))
-            self.stats[queue].tx_packets += 1
-            self.stats[queue].tx_bytes += p.length
+            wire_bytes = packet_wire_bytes(p)
+            (<Meter>self.meters[number]).note(ctx.now_ns, ctx.now_ns - p.timestamp_ns, wire_bytes)
+            bytes += p.length
             # no GSO frames here, but perhaps truncated ones
-            self.stats[queue].tx_more_bytes += packet_wire_bytes(p) - p.length
+            more_bytes += wire_bytes - p.length
             packet_free(ctx, index)
             sent += 1
+        self.stats[queue].tx_packets += sent
+        self.stats[queue].tx_bytes += bytes
+        self.stats[queue].tx_more_bytes += more_bytes
         self.stats[queue].tx_dropped += left
         batch.count = left
         return sent

@@ -1,4 +1,5 @@
 """PcapSource: a port that receives a capture's packets when they are due by the engine's clock."""
+cimport cython
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from dataplane.capture.reader cimport CaptureReader, Record
 from dataplane.packet.pool cimport Batch, Context
@@ -34,10 +35,16 @@ cdef class PcapSource(Port):
     cdef readonly uint32_t rounds        # rounds after this one
     cdef uint64_t finished_packets       # of earlier rounds
     cdef void again(self) noexcept
+
+    @cython.final
     cdef uint64_t instant(self) noexcept nogil
     cdef void advance(self) noexcept nogil
     cdef bint edits                      # `edit` is to be called
     cdef void edit(self, Context *ctx, uint32_t index) noexcept nogil
+
+    @cython.final
     cdef void deliver(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil
+
+    @cython.final
     cdef uint32_t take(self, Context *ctx, uint32_t queue) noexcept nogil
     cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil

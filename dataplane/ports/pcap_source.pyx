@@ -1,4 +1,5 @@
 """PcapSource. The contract is in pcap_source.pxd."""
+cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from dataplane.capture.reader cimport CaptureReader, Record
@@ -108,6 +109,7 @@ cdef class PcapSource(Port):
         else:
             self.next_ns = <uint64_t>due
 
+    @cython.final
     cdef uint64_t instant(self) noexcept nogil:
         """When the next packet is due: computed from the beginning, so errors do not add up."""
         cdef uint64_t since = self.record.time_ns - self.round_first_ns if self.record.time_ns > self.round_first_ns else 0
@@ -150,6 +152,7 @@ cdef class PcapSource(Port):
         """Packets read so far, over all rounds."""
         return self.finished_packets + self.reader.packets
 
+    @cython.final
     cdef uint32_t take(self, Context *ctx, uint32_t queue) noexcept nogil:
         """Allocates the packet that is due; or NO_PACKET."""
         cdef const Record *record = &self.record
@@ -185,6 +188,7 @@ cdef class PcapSource(Port):
     cdef void edit(self, Context *ctx, uint32_t index) noexcept nogil:
         """Changes a frame before it is delivered; called where `edits` is set."""
 
+    @cython.final
     cdef void deliver(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil:
         """Adds the packet that is due to the batch, and counts it."""
         cdef uint32_t index = self.take(ctx, queue)
@@ -206,7 +210,7 @@ cdef class PcapSource(Port):
         while taken < limit and self.next_ns <= ctx.now_ns:
             self.deliver(ctx, queue, batch)
             taken += 1
-            self.advance()
+            PcapSource.advance(self)             # SideSource's comes here only to call this one
         return batch.count - before
 
 
