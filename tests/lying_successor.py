@@ -48,7 +48,7 @@ elif MODE == "handed-over":
     sys.exit(1)
 elif MODE == "changes":
     tap = {"name": "liar", "type": "open_tap"}
-    wanted = [("Put", {"key": "config"}), ("Drop", {"key": "nic/a"}), ("Open", {"nic": "b", "request": tap})]
+    wanted = [("Put", {"key": "config"}), ("Drop", {"key": "nic/a"}), ("Open", {"nic": "b", "kind": "tap", "request": tap})]
     for number, (kind, fields) in enumerate(wanted):
         call(number, kind, **fields)
         if json.loads(calls.recv(1 << 16))["type"] != "Refused":

@@ -18,14 +18,18 @@ from tests.tools import need
 from vnic.config.convert import CONFIG_VERSION, convert_config, convert_nic, decode_config, encode_config
 from vnic.config.schema import ADDRESSES_MOST, ROUTES_MOST
 from vnic.device import tap
-from vnic.modules.devices import nic_request
+from vnic.device.kinds.registry import interface_kind
 from vnic.runtime.runtime import Runtime
 
 ROOT = Path(__file__).parent.parent
 
 
+def _request(config):
+    return interface_kind(config.kind).request(config)
+
+
 def routes(**settings):
-    return [(each.to, each.via) for each in nic_request(convert_nic("web", {"pid": 1, **settings})).routes]
+    return [(each.to, each.via) for each in _request(convert_nic("web", {"pid": 1, **settings})).routes]
 
 
 def test_gateway_is_short_for_the_default_route():
@@ -41,7 +45,7 @@ def test_gateway_is_short_for_the_default_route():
 def test_routes_survive_the_stored_configuration():
     config = convert_config({"nics": {"web": {"pid": 1, "gateway": "10.0.0.254", "routes": [{"to": "10.1.0.0/16"}]}}})
     again = decode_config(encode_config(config))
-    assert nic_request(again.nics["web"]) == nic_request(config.nics["web"])
+    assert _request(again.nics["web"]) == _request(config.nics["web"])
     assert len(again.nics["web"].routes) == 2
 
 

@@ -116,8 +116,8 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
 
 
 def room(module: str) -> str:
-    """The folder of a module. A package's own names (vnic.Client) are its parent's."""
-    return module.rpartition(".")[0] or module
+    """The folder of a module; a folder within a room belongs to the room. A package's own names (vnic.Client) are its parent's."""
+    return ".".join(module.split(".")[:-1][:2]) or module
 
 
 def test_no_modules_import_each_other_in_a_circle():

@@ -27,8 +27,8 @@ from dataplane.ports.packet_port import PacketPort
 from tests.support.containers import Container
 from tests.support.veths import Station, quiet_container
 from vnic.device.agent import NamespaceAgent
+from vnic.device.kinds.veth import SLOTS_OF_A_BLOCK, Veth, VethRequest, blocks_of
 from vnic.device.tap import Offload
-from vnic.device.veth import SLOTS_OF_A_BLOCK, Veth, VethRequest, blocks_of
 
 ROOT = Path(__file__).parents[1]
 SLOT, PAGE, BLOCKS = 512, 4096, 2
@@ -334,7 +334,7 @@ class Wire:
         self.pool = pool
         self.container: Container = stack.enter_context(quiet_container())
         request = {"name": "eth0", "pid": self.container.pid, "mac": "02:00:00:00:00:02", **request}
-        self.veth: Veth = stack.enter_context(agent.open_veth(VethRequest(**request)))
+        self.veth: Veth = stack.enter_context(agent.open_nic(VethRequest(**request)))
         shape = {"slot_bytes": self.veth.slot_bytes, "block_bytes": self.veth.block_bytes}
         shape |= {"blocks": self.veth.blocks, "sending_blocks": self.veth.sending_blocks}
         self.port = PacketPort(
@@ -710,7 +710,7 @@ def test_killed_processes_leave_rings_that_go_on(agent, leak_check):
     or come once more; others come in order."""
     with ExitStack() as stack:
         container = stack.enter_context(quiet_container())
-        veth = stack.enter_context(agent.open_veth(VethRequest(name="eth0", pid=container.pid, mtu=9000)))
+        veth = stack.enter_context(agent.open_nic(VethRequest(name="eth0", pid=container.pid, mtu=9000)))
         station = Station(container)
         stack.callback(station.close)
         shape = {"slot_bytes": veth.slot_bytes, "block_bytes": veth.block_bytes, "mtu": 9000}

@@ -227,7 +227,7 @@ def test_other_users_are_not_told_why():
             assert turn_away(listener, "the reason", "another time")
             assert b'"message": "the reason"' in client.recv(4096)
         assert other.communicate(timeout=60)[0] == (
-            b'{"error": "org.vnic.Control.Failed", "parameters": {"message": "another time"}}\0'
+            b'{"error": "org.vnic.Control.Failed", "parameters": {"message": "another time", "code": "busy"}}\0'
         )
 
 

@@ -85,7 +85,7 @@ def test_a_tap_appears_as_asked_for(agent, make_container, user_namespace):
         name="eth0", pid=container.pid, queues=4, mac=MAC, mtu=9000, addresses=("10.0.0.2/24", "fd00::2/64"),
         routes=(Route("default", "10.0.0.1"), Route("fd01::/64", "fd00::1"), Route("10.9.0.0/16")),
     )  # fmt: skip
-    with agent.open_tap(request) as tap:
+    with agent.open_nic(request) as tap:
         seen = link(container, "eth0")
         assert (seen["address"], seen["mtu"], seen["ifindex"]) == (MAC, 9000, tap.ifindex)
         assert (tap.mac, tap.mtu, tap.name, tap.queues) == (MAC, 9000, "eth0", 4)
@@ -110,18 +110,18 @@ def test_the_kernel_grants_the_offloads_asked_for(agent, container):
         return set(re.findall(r"^\s*(tx-(?:checksum-ip-generic|tcp-segmentation|tcp6-segmentation|udp-segmentation)): on",
                               container.run("ethtool", "-k", "eth0"), re.MULTILINE))  # fmt: skip
 
-    with agent.open_tap(TapRequest(name="eth0", pid=container.pid)) as tap:
+    with agent.open_nic(TapRequest(name="eth0", pid=container.pid)) as tap:
         usual = Offload.CSUM | Offload.TSO4 | Offload.TSO6 | Offload.ECN
         assert tap.offloads & usual == usual
         assert ("tx-udp-segmentation" in features()) == bool(tap.offloads & Offload.USO)
         assert {"tx-checksum-ip-generic", "tx-tcp-segmentation", "tx-tcp6-segmentation"} <= features()
-    with agent.open_tap(TapRequest(name="eth0", pid=container.pid, offloads=0)) as tap:
+    with agent.open_nic(TapRequest(name="eth0", pid=container.pid, offloads=0)) as tap:
         assert tap.offloads == 0
         assert features() == set()
 
 
 def test_defaults_down_and_64_queues(agent, container):
-    with agent.open_tap(TapRequest(name="a" * 15, pid=container.pid, queues=64, up=False, mtu=65521)) as tap:
+    with agent.open_nic(TapRequest(name="a" * 15, pid=container.pid, queues=64, up=False, mtu=65521)) as tap:
         seen = link(container, "a" * 15)
         assert len(set(tap.fds)) == 64
         assert seen["linkinfo"]["info_data"]["numqueues"] == 64
@@ -129,13 +129,13 @@ def test_defaults_down_and_64_queues(agent, container):
         assert seen["address"] == tap.mac
         assert seen["mtu"] == tap.mtu == 65521
         assert seen["txqlen"] == QUEUE_PACKETS_LEAST  # of each queue
-    with agent.open_tap(TapRequest(name="eth0", pid=container.pid)):
+    with agent.open_nic(TapRequest(name="eth0", pid=container.pid)):
         assert link(container, "eth0")["txqlen"] == QUEUE_PACKETS
 
 
 def test_in_a_user_namespace_within_another(agent, make_container):
     container = make_container(nested=True)
-    with agent.open_tap(TapRequest(name="eth0", pid=container.pid, addresses=("10.0.0.2/24",))):
+    with agent.open_nic(TapRequest(name="eth0", pid=container.pid, addresses=("10.0.0.2/24",))):
         assert container.interfaces() == ["eth0"]
     assert container.interfaces() == []
 
@@ -148,9 +148,9 @@ from vnic.device.tap import TapRequest
 with NamespaceAgent.start() as agent:
     for user_namespace in (False, True):
         with Container(user_namespace=user_namespace) as container:
-            with agent.open_tap(TapRequest(name="eth0", pid=container.pid, addresses=("10.0.0.2/24",))) as tap:
+            with agent.open_nic(TapRequest(name="eth0", pid=container.pid, addresses=("10.0.0.2/24",))) as tap:
                 print(container.interfaces())
-    with agent.open_tap(TapRequest(name="here")) as tap:
+    with agent.open_nic(TapRequest(name="here")) as tap:
         print("here" in subprocess.run(["ip", "link"], capture_output=True, text=True).stdout)
 """
 
@@ -166,7 +166,7 @@ def test_from_within_a_user_namespace_of_our_own(leak_check):
 
 
 def test_by_netns_path_of_a_process(agent, container):
-    with agent.open_tap(TapRequest(name="eth0", netns=container.netns_path)) as tap:
+    with agent.open_nic(TapRequest(name="eth0", netns=container.netns_path)) as tap:
         assert container.interfaces() == ["eth0"]
         assert tap.namespace.pid == container.pid
 
@@ -182,7 +182,7 @@ def named_netns(leak_check):
 @pytest.mark.root
 @pytest.mark.parametrize("prefix", ["", "/run/netns/", "/var/run/netns/"])
 def test_by_netns_name_and_path(agent, named_netns, prefix):
-    with agent.open_tap(TapRequest(name="eth0", netns=prefix + named_netns)):
+    with agent.open_nic(TapRequest(name="eth0", netns=prefix + named_netns)):
         assert "eth0" in subprocess.run(["ip", "-n", named_netns, "link"], capture_output=True, text=True, check=True).stdout
     assert "eth0" not in subprocess.run(["ip", "-n", named_netns, "link"], capture_output=True, text=True, check=True).stdout
 
@@ -192,7 +192,7 @@ def test_by_netns_name_and_path(agent, named_netns, prefix):
 
 def test_frames_pass_both_ways(agent, container):
     """The test is 10.0.0.1: it answers the container's ARP request, then its ping."""
-    with agent.open_tap(TapRequest(name="eth0", pid=container.pid, queues=2, mac=MAC, addresses=("10.0.0.2/24",))) as tap:
+    with agent.open_nic(TapRequest(name="eth0", pid=container.pid, queues=2, mac=MAC, addresses=("10.0.0.2/24",))) as tap:
         ping = container.popen(["ping", "-c", "1", "-W", "5", "10.0.0.1"])
         request = read_frame(tap, lambda frame: frame[12:14] == b"\x08\x06")
         assert request[6:12] == bytes.fromhex(MAC.replace(":", ""))
@@ -211,7 +211,7 @@ def test_frames_pass_both_ways(agent, container):
 
 
 def test_what_its_queues_had_no_room_for(agent, container):
-    with agent.open_tap(TapRequest(name="eth0", pid=container.pid, addresses=("10.0.0.2/24",))) as tap:
+    with agent.open_nic(TapRequest(name="eth0", pid=container.pid, addresses=("10.0.0.2/24",))) as tap:
         container.run("ip", "neigh", "add", "10.0.0.1", "lladdr", "02:00:00:00:00:01", "dev", "eth0")
         before = tap.queue_drops()
         container.python(
@@ -228,7 +228,7 @@ def test_what_its_queues_had_no_room_for(agent, container):
 def test_a_gso_frame_travels_whole(agent, container):
     """20 kB sent over UDP with segmentation offload arrive as one frame, with GSO fields in the
     virtio-net header."""
-    with agent.open_tap(TapRequest(name="eth0", pid=container.pid, addresses=("10.0.0.2/24",))) as tap:
+    with agent.open_nic(TapRequest(name="eth0", pid=container.pid, addresses=("10.0.0.2/24",))) as tap:
         if not tap.offloads & Offload.USO:
             pytest.skip("this kernel has no UDP segmentation for TAPs (Linux 6.2 has)")
         container.run("ip", "neigh", "add", "10.0.0.1", "lladdr", "02:00:00:00:00:01", "dev", "eth0")
@@ -253,7 +253,7 @@ def test_a_gso_frame_travels_whole(agent, container):
 
 
 def test_live_changes(agent, container):
-    with agent.open_tap(TapRequest(name="eth0", pid=container.pid)) as tap:
+    with agent.open_nic(TapRequest(name="eth0", pid=container.pid)) as tap:
         tap.set_mtu(1400)
         tap.set_mac(MAC)
         assert (link(container, "eth0")["mtu"], link(container, "eth0")["address"]) == (1400, MAC) == (tap.mtu, tap.mac)
@@ -271,7 +271,7 @@ def test_live_changes(agent, container):
 
 
 def test_delete_though_somebody_holds_a_queue(agent, container):
-    tap = agent.open_tap(TapRequest(name="eth0", pid=container.pid))
+    tap = agent.open_nic(TapRequest(name="eth0", pid=container.pid))
     held = os.dup(tap.fds[0])
     tap.delete()
     assert container.interfaces() == []
@@ -279,7 +279,7 @@ def test_delete_though_somebody_holds_a_queue(agent, container):
 
 
 def test_an_interface_deleted_in_the_container_is_a_clear_error(agent, container):
-    with agent.open_tap(TapRequest(name="eth0", pid=container.pid)) as tap:
+    with agent.open_nic(TapRequest(name="eth0", pid=container.pid)) as tap:
         container.run("ip", "link", "del", "eth0")
         for use in (lambda: tap.set_up(True), tap.counters, lambda: tap.set_carrier(False), lambda: tap.set_mac(MAC)):
             with pytest.raises(PortError, match="gone from its network namespace; attach it again"):
@@ -292,12 +292,12 @@ def test_an_interface_deleted_in_the_container_is_a_clear_error(agent, container
 
 
 def test_a_name_that_is_taken(agent, container):
-    with agent.open_tap(TapRequest(name="eth0", pid=container.pid)):
+    with agent.open_nic(TapRequest(name="eth0", pid=container.pid)):
         with pytest.raises(ConfigError, match="tap eth0: the name is taken"):
-            agent.open_tap(TapRequest(name="eth0", pid=container.pid))
+            agent.open_nic(TapRequest(name="eth0", pid=container.pid))
         assert link(container, "eth0")["num_tx_queues"] == 1
         with pytest.raises(ConfigError, match="tap lo: the name is taken"):
-            agent.open_tap(TapRequest(name="lo", pid=container.pid))
+            agent.open_nic(TapRequest(name="lo", pid=container.pid))
     assert container.interfaces() == []
 
 
@@ -308,7 +308,7 @@ def test_nothing_stays_of_a_tap_that_failed_half_way(agent, container):
     ]
     for request, message in failing:
         with pytest.raises(ConfigError, match=message):
-            agent.open_tap(request)
+            agent.open_nic(request)
         assert container.interfaces() == []
 
 
@@ -316,7 +316,7 @@ def test_ipv6_switched_off_in_the_container(agent, container):
     container.run("sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6; "
                               "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6")  # fmt: skip
     with pytest.raises(ConfigError, match="IPv6 is switched off"):
-        agent.open_tap(TapRequest(name="eth0", pid=container.pid, addresses=("10.0.0.2/24", "fd00::2/64")))
+        agent.open_nic(TapRequest(name="eth0", pid=container.pid, addresses=("10.0.0.2/24", "fd00::2/64")))
     assert container.interfaces() == []
 
 
@@ -365,7 +365,7 @@ BAD = [
 @pytest.mark.parametrize(("change", "message"), BAD, ids=lambda value: str(value)[:40])
 def test_bad_requests_are_one_clear_line(agent, leak_check, change, message):
     with pytest.raises(ConfigError) as caught:
-        agent.open_tap(TapRequest(**({"name": "vnic0"} | change)))
+        agent.open_nic(TapRequest(**({"name": "vnic0"} | change)))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -402,7 +402,7 @@ from vnic.device.agent import NamespaceAgent
 from vnic.device.tap import TapRequest
 with NamespaceAgent.start() as agent:
     try:
-        agent.open_tap(TapRequest(name="vnic-try", pid=int(sys.argv[1]) if len(sys.argv) > 1 else None)).close()
+        agent.open_nic(TapRequest(name="vnic-try", pid=int(sys.argv[1]) if len(sys.argv) > 1 else None)).close()
     except ConfigError as error:
         print(error)
 """
@@ -489,7 +489,7 @@ def test_a_tap_of_one_queue_cannot_be_joined(agent, container):
     """Header size, flags and persistence belong to the whole interface: a process that attaches a
     queue could change them."""
     join = ["-c", JOIN]
-    with agent.open_tap(TapRequest(name="eth0", pid=container.pid)) as tap:
+    with agent.open_nic(TapRequest(name="eth0", pid=container.pid)) as tap:
         assert container.run(sys.executable, *join).split() == [str(errno.EBUSY), str(errno.EINVAL)]
         assert container.run("ls", "/sys/class/net/eth0/queues").split() == ["rx-0", "tx-0"]
         seen = link(container, "eth0")
@@ -497,7 +497,7 @@ def test_a_tap_of_one_queue_cannot_be_joined(agent, container):
         assert not seen["linkinfo"]["info_data"]["multi_queue"]
         assert tap.queues == 1
     # a multi-queue TAP has to permit it
-    with agent.open_tap(TapRequest(name="eth0", pid=container.pid, queues=2)) as tap:
+    with agent.open_nic(TapRequest(name="eth0", pid=container.pid, queues=2)) as tap:
         assert container.run(sys.executable, *join).split() == [str(errno.EINVAL), "joined"]
 
 
@@ -514,7 +514,7 @@ def receiving(tap: Tap) -> tuple[Engine, PortRx, MemoryPort]:
 def test_frames_that_cannot_be_read_are_counted(agent, container):
     """A virtio-net header of 1 MiB, as root of a container may set for a multi-queue TAP: no frame
     fits behind it."""
-    with agent.open_tap(TapRequest(name="eth0", pid=container.pid, addresses=("10.0.0.2/24",))) as tap:
+    with agent.open_nic(TapRequest(name="eth0", pid=container.pid, addresses=("10.0.0.2/24",))) as tap:
         container.run("ip", "neigh", "add", "10.0.0.9", "lladdr", "02:00:00:00:00:09", "dev", "eth0")
         engine, rx, out = receiving(tap)
         fcntl.ioctl(tap.fds[0], TUNSETVNETHDRSZ, struct.pack("i", 1 << 20))

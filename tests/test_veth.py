@@ -19,12 +19,11 @@ from dataplane.errors import ConfigError, PortError
 from dataplane.graph.port import TX_REASONS
 from tests.support import plain_user
 from tests.support.containers import IS_ROOT, Container
-from tests.support.veths import Station, quiet_container
+from tests.support.veths import Station, open_nic, quiet_container
 from vnic.device.agent import NamespaceAgent
+from vnic.device.kinds.veth import Veth, VethReport, VethRequest
 from vnic.device.namespaces import NetNamespace
 from vnic.device.tap import Offload, Route, check
-from vnic.device.veth import Veth, VethReport, VethRequest
-from vnic.device.veth_nic import VethNic
 
 MAC = "02:00:00:00:00:02"
 
@@ -72,7 +71,7 @@ def test_a_veth_appears_as_asked_for(agent, make_container, user_namespace):
         name="eth0", pid=container.pid, queues=4, mac=MAC, mtu=9000, addresses=("10.0.0.2/24", "fd00::2/64"),
         routes=(Route("default", "10.0.0.1"), Route("fd01::/64", "fd00::1"), Route("10.9.0.0/16")),
     )  # fmt: skip
-    with agent.open_veth(request) as veth:
+    with agent.open_nic(request) as veth:
         seen = link(container, "eth0")
         assert seen["linkinfo"]["info_kind"] == "veth"
         assert (seen["address"], seen["mtu"], seen["ifindex"], seen["ifalias"]) == (MAC, 9000, veth.ifindex, "vnic")
@@ -94,7 +93,7 @@ def test_a_veth_appears_as_asked_for(agent, make_container, user_namespace):
 
 def test_in_a_user_namespace_within_another(agent, make_container):
     container = make_container(nested=True)
-    with agent.open_veth(VethRequest(name="eth0", pid=container.pid, addresses=("10.0.0.2/24",))) as veth:
+    with agent.open_nic(VethRequest(name="eth0", pid=container.pid, addresses=("10.0.0.2/24",))) as veth:
         assert container.interfaces() == ["eth0"]
         veth.set_carrier(False)
         assert "NO-CARRIER" in link(container, "eth0")["flags"]
@@ -120,13 +119,13 @@ def test_the_container_leaves_to_the_device_what_is_asked_for(agent, container, 
         Offload.USO: "tx-udp-segmentation",
         Offload.ECN: "tx-tcp-ecn-segmentation",
     }
-    with agent.open_veth(VethRequest(name="eth0", pid=container.pid, offloads=int(offloads))) as veth:
+    with agent.open_nic(VethRequest(name="eth0", pid=container.pid, offloads=int(offloads))) as veth:
         assert veth.offloads | Offload.USO == offloads | Offload.USO
         assert features(container) == {name for offload, name in names.items() if offload & veth.offloads}
 
 
 def test_defaults_and_down(agent, container):
-    with agent.open_veth(VethRequest(name="a" * 15, pid=container.pid, up=False, mtu=65521)) as veth:
+    with agent.open_nic(VethRequest(name="a" * 15, pid=container.pid, up=False, mtu=65521)) as veth:
         seen = link(container, "a" * 15)
         assert "UP" not in seen["flags"]
         assert seen["address"] == veth.mac
@@ -138,7 +137,7 @@ def test_defaults_and_down(agent, container):
 def test_the_far_end_says_nothing(agent, container):
     """No IPv6 of its own, no answer to ARP, nothing when the link comes up."""
     container.run("sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/default/disable_ipv6")
-    with agent.open_veth(VethRequest(name="eth0", pid=container.pid, addresses=("10.0.0.2/24", "fd00::2/64"))) as veth:
+    with agent.open_nic(VethRequest(name="eth0", pid=container.pid, addresses=("10.0.0.2/24", "fd00::2/64"))) as veth:
         station = Station(container)
         veth.set_carrier(False)
         veth.set_carrier(True)
@@ -149,7 +148,7 @@ def test_the_far_end_says_nothing(agent, container):
 
 
 def test_by_netns_path_of_a_process(agent, container):
-    with agent.open_veth(VethRequest(name="eth0", netns=container.netns_path)) as veth:
+    with agent.open_nic(VethRequest(name="eth0", netns=container.netns_path)) as veth:
         assert container.interfaces() == ["eth0"]
         assert veth.namespace.pid == container.pid
 
@@ -158,7 +157,7 @@ def test_by_netns_path_of_a_process(agent, container):
 
 
 def test_live_changes(agent, container):
-    with agent.open_veth(VethRequest(name="eth0", pid=container.pid)) as veth:
+    with agent.open_nic(VethRequest(name="eth0", pid=container.pid)) as veth:
         veth.set_mtu(1400)
         veth.set_mac(MAC)
         assert (link(container, "eth0")["mtu"], link(container, "eth0")["address"]) == (1400, MAC) == (veth.mtu, veth.mac)
@@ -178,7 +177,7 @@ def test_live_changes(agent, container):
 
 
 def test_delete_though_somebody_holds_a_queue(agent, container):
-    veth = agent.open_veth(VethRequest(name="eth0", pid=container.pid))
+    veth = agent.open_nic(VethRequest(name="eth0", pid=container.pid))
     held = os.dup(veth.fds[0])
     veth.delete()
     assert container.interfaces() == []
@@ -189,7 +188,7 @@ def test_delete_though_somebody_holds_a_queue(agent, container):
 
 def test_an_interface_deleted_in_the_container(agent, container):
     """A watch tells, and every use is a clear error."""
-    with agent.open_veth(VethRequest(name="eth0", pid=container.pid)) as veth, veth.watch() as watch:
+    with agent.open_nic(VethRequest(name="eth0", pid=container.pid)) as veth, veth.watch() as watch:
         assert not watch.gone
         container.run("ip", "link", "add", "other", "type", "dummy", check=False)
         assert not watch.gone
@@ -224,7 +223,7 @@ def test_what_root_of_the_container_may_do_to_the_far_end(agent, make_container)
     """Take its own interface away, if the far namespace belongs to the container's user namespace; it does where a plain user's
     agent made it."""
     container = make_container(user_namespace=True)
-    with agent.open_veth(VethRequest(name="eth0", pid=container.pid)) as veth, veth.watch() as watch:
+    with agent.open_nic(VethRequest(name="eth0", pid=container.pid)) as veth, veth.watch() as watch:
         result = "refused" if IS_ROOT else "done"
         assert container.python(ATTACK).splitlines() == [f"set {result}", f"del {result}"]
         assert watch.gone != IS_ROOT and veth.present() == IS_ROOT
@@ -242,7 +241,7 @@ class Nobody:
 
 def test_another_process_goes_on_with_the_descriptors(agent, container):
     """As a supervisor keeps a NIC for the next worker: the interface stays while one of them has the descriptors."""
-    veth = agent.open_veth(VethRequest(name="eth0", pid=container.pid, queues=2))
+    veth = agent.open_nic(VethRequest(name="eth0", pid=container.pid, queues=2))
     report = veth.report()
     assert isinstance(report, VethReport)
     held = veth.let_go()
@@ -263,11 +262,10 @@ def test_another_process_goes_on_with_the_descriptors(agent, container):
 DAEMON = """
 import sys
 from vnic.device.agent import NamespaceAgent
-from dataplane.elements.rss import Rss
-from vnic.device.veth import VethRequest
-from vnic.device.veth_nic import VethNic
+from tests.support.veths import open_nic
+from vnic.device.kinds.veth import VethRequest
 agent = NamespaceAgent.start()
-nic = VethNic.open(agent, "eth0", 1, VethRequest(name="eth0", pid=int(sys.argv[1]), queues=2))
+nic = open_nic(agent, "eth0", 1, VethRequest(name="eth0", pid=int(sys.argv[1]), queues=2))
 print(agent.pid, flush=True)
 sys.stdin.read()
 """
@@ -289,7 +287,7 @@ def test_the_interface_goes_with_a_killed_process(container):
 
 def test_a_container_that_ends(agent, make_container):
     container = make_container()
-    veth = agent.open_veth(VethRequest(name="eth0", pid=container.pid))
+    veth = agent.open_nic(VethRequest(name="eth0", pid=container.pid))
     with veth.watch() as watch:
         container.close()
         assert watch.wait(60)
@@ -299,10 +297,10 @@ def test_a_container_that_ends(agent, make_container):
 
 def test_many_veths_leave_nothing(agent, container):
     def open_and_close() -> set[str]:
-        with agent.open_veth(VethRequest(name="eth0", pid=container.pid, queues=3)):
+        with agent.open_nic(VethRequest(name="eth0", pid=container.pid, queues=3)):
             pass
         with pytest.raises(ConfigError):
-            agent.open_veth(VethRequest(name="lo", pid=container.pid))
+            agent.open_nic(VethRequest(name="lo", pid=container.pid))
         return set(os.listdir(f"/proc/{agent.pid}/fd"))
 
     first = open_and_close()
@@ -314,7 +312,7 @@ def test_many_veths_leave_nothing(agent, container):
 
 
 def test_a_nic_over_a_veth(agent, container):
-    nic = VethNic.open(agent, "web", 3, VethRequest(name="eth0", pid=container.pid, mac=MAC, queues=2))
+    nic = open_nic(agent, "web", 3, VethRequest(name="eth0", pid=container.pid, mac=MAC, queues=2))
     status = nic.status()
     assert (status["interface"], status["mac"], status["mtu"], status["queues"]) == ("eth0", MAC, 1500, 2)
     assert {"csum", "tso4", "tso6"} <= set(status["offloads"])
@@ -334,10 +332,10 @@ def test_a_nic_over_a_veth(agent, container):
 
 def test_a_name_that_is_taken(agent, container):
     container.run("ip", "link", "add", "own", "type", "dummy", check=False)
-    with agent.open_veth(VethRequest(name="eth0", pid=container.pid)):
+    with agent.open_nic(VethRequest(name="eth0", pid=container.pid)):
         for name in {"lo", "eth0", *container.interfaces()}:
             with pytest.raises(ConfigError, match=f"veth {name}: the name is taken in that network namespace"):
-                agent.open_veth(VethRequest(name=name, pid=container.pid))
+                agent.open_nic(VethRequest(name=name, pid=container.pid))
 
 
 def test_nothing_stays_of_a_veth_that_failed_half_way(agent, container):
@@ -347,7 +345,7 @@ def test_nothing_stays_of_a_veth_that_failed_half_way(agent, container):
     ]
     for request, message in failing:
         with pytest.raises(ConfigError, match=message):
-            agent.open_veth(request)
+            agent.open_nic(request)
         assert container.interfaces() == []
 
 
@@ -381,10 +379,10 @@ def test_too_many_namespaces(make_container):
 HERE = """
 from dataplane.errors import ConfigError
 from vnic.device.agent import NamespaceAgent
-from vnic.device.veth import VethRequest
+from vnic.device.kinds.veth import VethRequest
 with NamespaceAgent.start() as agent:
     try:
-        agent.open_veth(VethRequest(name="eth0"))
+        agent.open_nic(VethRequest(name="eth0"))
     except ConfigError as error:
         print(error)
 """

@@ -121,7 +121,7 @@ cdef void unmap_ring(Ring *ring) noexcept:
 cdef class PacketPort(Port):
     """The device's side of a veth pair: rx_burst takes what the container sends, tx_burst delivers to it.
 
-    fds, sending: two sockets a queue pair, as `vnic.device.veth` opens them: one with a receive ring of `blocks` blocks, one with a
+    fds, sending: two sockets a queue pair, as `vnic.device.kinds.veth` opens them: one with a receive ring of `blocks` blocks, one with a
     transmit ring of `sending_blocks`; a block has `block_bytes`, and slots of `slot_bytes`. They stay the caller's, who closes them
     after the port. offloads: what the container's end was granted. Raises PortError for one that is not open, or whose ring is another.
 

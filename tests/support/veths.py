@@ -12,7 +12,12 @@ from contextlib import contextmanager
 
 import pytest
 
+from dataplane.elements.rss import Rss
 from tests.support.containers import IS_ROOT, Container
+from vnic.device.agent import NamespaceAgent
+from vnic.device.kinds.registry import interface_kind
+from vnic.device.nic import Nic
+from vnic.device.tap import TapRequest
 
 SOL_PACKET, PACKET_AUXDATA, PACKET_VNET_HDR, PACKET_IGNORE_OUTGOING, VLAN_VALID = 263, 8, 15, 23, 0x10
 OPEN_SOCKET = """
@@ -33,6 +38,13 @@ def quiet_container(*, user_namespace: bool = not IS_ROOT, nested: bool = False)
     with container:
         container.run("sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6")
         yield container
+
+
+def open_nic(agent: NamespaceAgent, name: str, number: int, request: TapRequest) -> Nic:
+    """A NIC over an interface that the agent makes."""
+    interface = agent.open_nic(request)
+    port = interface_kind(request.KIND).port(name, number, interface)
+    return Nic(name, interface, port, Rss(queues=request.queues))
 
 
 class Station:

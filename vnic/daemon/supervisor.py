@@ -42,9 +42,9 @@ from vnic.daemon.notify import ServiceManager
 from vnic.daemon.worker_process import WorkerProcess
 from vnic.device.agent import NamespaceAgent
 from vnic.device.descriptors import close_all, readable, system_error
+from vnic.device.kinds.registry import interface_kind
 from vnic.device.namespaces import NetNamespace, identity_of
-from vnic.device.tap import TapRequest
-from vnic.device.veth import Veth
+from vnic.device.tap import Tap, TapRequest
 from vnic.store import keeper
 
 PAUSE_FIRST_S, PAUSE_MOST_S = 0.1, 10.0
@@ -396,12 +396,12 @@ class Supervisor:
                 case keeper.Drop(key):
                     close_all(descriptors)
                     try:
-                        self._delete_veth(key)
+                        self._remove_interface(key)
                     except (VnicError, OSError) as error:  # it goes with its last descriptor, somewhat later
-                        log.warning("a veth is not deleted at once", key=key, why=str(error))
+                        log.warning("an interface is not removed at once", key=key, why=str(error))
                     self.store.drop(key)
-                case keeper.Open(nic, request):
-                    reply = self._open(nic, request, descriptors)
+                case keeper.Open(nic, kind, request):
+                    reply = self._open(nic, self._request(nic, kind, request, descriptors), descriptors)
                     answer = keeper.Opened(number=call.number)
                 case keeper.SetCarrier(nic, up):
                     close_all(descriptors)
@@ -415,6 +415,17 @@ class Supervisor:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             keeper.send(worker.calls, answer, reply, wait=False)
 
+    def _request(self, nic: str, kind: str, request: msgspec.Raw, container: list[int]) -> TapRequest:
+        """What a worker asks for, as its kind has it. Raises ConfigError, and then closes the container's descriptors."""
+        try:
+            return interface_kind(kind).decode_request(request)
+        except msgspec.MsgspecError as error:
+            close_all(container)
+            raise ConfigError(f"nic {nic}: {kind}: {error}") from None
+        except BaseException:
+            close_all(container)
+            raise
+
     def _open(self, nic: str, request: TapRequest, container: list[int]) -> list[int]:
         namespace = NetNamespace.passed(*container) if container else NetNamespace.find(request.pid, request.netns)
         if not self._host_interfaces and namespace.identity == identity_of("/proc/self/ns/net"):
@@ -427,10 +438,11 @@ class Supervisor:
         self.store.put(f"nic/{nic}", descriptors)
         return descriptors
 
-    def _veth(self, key: str) -> Veth | None:
-        """The veth that is kept under a key, with descriptors of its own; None where something else is, or nothing."""
+    def _by_agent(self, key: str) -> Tap | None:
+        """The interface that is stored under a key, with descriptors of its own; None where it does not need the agent, or something
+        else is stored, or nothing."""
         found = self.store.get(key) if key.startswith("nic/") else None
-        if not found or keeper.kept_document(found).veth is None:
+        if not found or not keeper.kept_kind(found).BY_AGENT:
             return None
         duplicates: list[int] = []
         try:
@@ -439,22 +451,22 @@ class Supervisor:
         except OSError:
             close_all(duplicates)
             raise
-        return keeper.kept_veth(duplicates, self._agent)
+        return keeper.kept_nic(duplicates, self._agent)
 
     def _set_carrier(self, nic: str, up: bool) -> None:
-        veth = self._veth(f"nic/{nic}")
-        if veth is None:
+        interface = self._by_agent(f"nic/{nic}")
+        if interface is None:
             raise VnicError(f"nic {nic}: its link is not the supervisor's to set")
         try:
-            veth.set_carrier(up)
+            interface.set_carrier(up)
         finally:
-            veth.release()
+            interface.release()
 
-    def _delete_veth(self, key: str) -> None:
-        """Deletes a veth at once: the kernel takes its time with a namespace whose last descriptor is closed."""
-        veth = self._veth(key)
-        if veth is not None:
-            veth.close()
+    def _remove_interface(self, key: str) -> None:
+        """Removes an interface at once of which the kernel takes its time when the last descriptor is closed."""
+        interface = self._by_agent(key)
+        if interface is not None:
+            interface.close()
 
     def _event(self, worker: WorkerProcess, data: bytes, descriptors: list[int], lost: VnicError | None) -> None:
         close_all(descriptors)

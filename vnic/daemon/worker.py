@@ -91,10 +91,10 @@ def make_runtime(
     config: Config, loop: asyncio.AbstractEventLoop, keeping: keeper.Keeper, start: keeper.Start
 ) -> RunnableRuntime:
     """The real one."""
-    from vnic.modules.devices import KeptTapDevices
+    from vnic.modules.devices import StoredDevices
     from vnic.runtime.runtime import Runtime
 
-    return Runtime(config, loop=loop, devices=KeptTapDevices(keeping), keeping=keeping, role=start.role)
+    return Runtime(config, loop=loop, devices=StoredDevices(keeping), keeping=keeping, role=start.role)
 
 
 def failure(error: BaseException) -> keeper.Failed:

@@ -8,7 +8,7 @@ exits. The exit of a failed child frees what it has created.
     daemon  --SOCK_SEQPACKET-->  agent  --fork-->  child: setns, work, answer on that socket, exit
 
 One request at a time. A message is JSON, at most MAX_MESSAGE_BYTES; a request carries the
-namespace's descriptor, the answer to TapRequest or VethRequest those of the queues. After the child's answer the
+namespace's descriptor, the answer to Create those of the interface. After the child's answer the
 agent sends `Done`: the child has exited and holds nothing any more. The agent ends when its socket
 closes, which happens with the daemon's end in any case. An agent that died or does not answer is
 replaced.
@@ -32,8 +32,9 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 
 from dataplane.errors import ConfigError, PortError, VnicError
-from vnic.device import link, sockets, veth
+from vnic.device import link, sockets
 from vnic.device.descriptors import close_all, readable, receive_with_descriptors, system_error
+from vnic.device.kinds.registry import interface_kind
 from vnic.device.namespaces import NetNamespace, enter
 from vnic.device.tap import (
     MAX_QUEUES,
@@ -42,18 +43,17 @@ from vnic.device.tap import (
     LinkChange,
     ReadCounters,
     Tap,
-    TapReport,
     TapRequest,
     Work,
     check,
 )
-from vnic.device.veth import Veth, VethReport, VethRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
 MAX_MESSAGE_BYTES = 65536
+NOTHING = msgspec.Raw(b"null")
 MAX_MESSAGE_FDS = 2 * MAX_QUEUES + 3  # of a veth: two sockets a queue, its far namespace, two netlink sockets
 CHILD_TIMEOUT_S = 5.0  # then the agent kills its child
 CALL_TIMEOUT_S = 8.0  # longer, so that the agent can still report that the child was killed
@@ -65,23 +65,30 @@ QUIET_S = (
 )
 
 
+class Create(msgspec.Struct, frozen=True, tag="create"):
+    """Asks for an interface of a kind. request: as the kind's REQUEST."""
+
+    kind: str
+    request: msgspec.Raw
+
+
 class Request(msgspec.Struct, frozen=True):
     """To the agent, with the namespace's descriptor. label: the namespace's name in error
     messages."""
 
     number: int
     label: str
-    work: Work | VethRequest
+    work: Work | Create
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, tag="answer"):
-    """From the child. error: one line; config: the error is a ConfigError."""
+    """From the child. error: one line; config: the error is a ConfigError. report: of an interface, as
+    its kind's REPORT."""
 
     number: int
     error: str | None = None
     config: bool = False
-    tap: TapReport | None = None
-    veth: VethReport | None = None
+    report: msgspec.Raw = NOTHING
     counters: dict[str, int] = {}
 
 
@@ -138,7 +145,7 @@ def serve(sock: socket.socket, *, warm_up: bool = True) -> None:
             return
         try:
             request = decoder.decode(data)
-            if link.needs_netlink(request.work):
+            if needs_netlink(request.work):
                 link.netlink()
             error = run_child(sock, request, fds[0])
         finally:
@@ -147,6 +154,14 @@ def serve(sock: socket.socket, *, warm_up: bool = True) -> None:
             send_message(sock, Done(request.number, error), [])
         except BrokenPipeError:  # the daemon has ended meanwhile
             return
+
+
+def needs_netlink(work: Work | Create) -> bool:
+    """Whether some work needs the netlink library."""
+    if not isinstance(work, Create):
+        return True
+    kind = interface_kind(work.kind)
+    return kind.needs_netlink(kind.decode_request(work.request))
 
 
 def identities(files: list[str]) -> list[tuple[int, ...]]:
@@ -223,12 +238,10 @@ def answer_to(request: Request, netns_fd: int) -> tuple[Answer, list[int]]:
     try:
         enter(netns_fd, request.label)
         match request.work:
-            case VethRequest() as work:  # first, since it is a TapRequest too
-                made, fds = veth.create(work)
-                return Answer(number=request.number, veth=made), fds
-            case TapRequest() as work:
-                report, fds = link.create(work)
-                return Answer(number=request.number, tap=report), fds
+            case Create() as work:
+                kind = interface_kind(work.kind)
+                report, fds = kind.create(kind.decode_request(work.request))
+                return Answer(number=request.number, report=msgspec.Raw(msgspec.json.encode(report))), fds
             case ReadCounters() as work:
                 return Answer(number=request.number, counters=link.counters(work)), []
             case FindSocket() as work:
@@ -251,7 +264,7 @@ class NamespaceAgent:
     """The daemon's handle of its agent. Calls may come from any thread; one runs at a time. If the
     agent died or did not answer, the next call starts another one.
 
-    `with NamespaceAgent.start() as agent: tap = agent.open_tap(TapRequest(name="eth0", pid=1234))`
+    `with NamespaceAgent.start() as agent: tap = agent.open_nic(TapRequest(name="eth0", pid=1234))`
     """
 
     def __init__(self, process: Popen[bytes], sock: socket.socket, prepare: Callable[[], None] | None = None) -> None:
@@ -302,7 +315,7 @@ class NamespaceAgent:
         """Whether the agent's process runs."""
         return self._socket.fileno() >= 0 and self._process.poll() is None
 
-    def open_nic(self, request: TapRequest | VethRequest, namespace: NetNamespace | None = None) -> Tap:
+    def open_nic(self, request: TapRequest, namespace: NetNamespace | None = None) -> Tap:
         """Creates an interface of the request's kind in its container, or in `namespace`, which the Tap then owns. On
         an error, nothing is left.
 
@@ -310,29 +323,20 @@ class NamespaceAgent:
         """
         try:
             check(request)
+            kind = interface_kind(request.KIND)
             namespace = namespace or NetNamespace.find(request.pid, request.netns)
-            answer, fds = self._call(namespace, request)
-            if isinstance(request, VethRequest) and answer.veth is not None:
-                return Veth(answer.veth, fds, namespace, self)
-            if not isinstance(request, VethRequest) and answer.tap is not None:
-                return Tap(answer.tap, fds, namespace, self)
-            close_all(fds)
-            what = "veth" if isinstance(request, VethRequest) else "TAP"
-            raise PortError(f"{request.KIND} {request.name}: the namespace agent's answer is no {what}; restart the daemon")
+            create = Create(request.KIND, msgspec.Raw(msgspec.json.encode(request)))
+            answer, fds = self._call(namespace, create)
+            if answer.report == NOTHING:
+                close_all(fds)
+                raise PortError(
+                    f"{request.KIND} {request.name}: the namespace agent's answer is no {request.KIND}; restart the daemon"
+                )
+            return kind.interface(kind.decode_report(answer.report), fds, namespace, self)
         except BaseException:
             if namespace is not None:
                 namespace.close()
             raise
-
-    def open_tap(self, request: TapRequest, namespace: NetNamespace | None = None) -> Tap:
-        """`open_nic` of a TAP."""
-        return self.open_nic(request, namespace)
-
-    def open_veth(self, request: VethRequest, namespace: NetNamespace | None = None) -> Veth:
-        """`open_nic` of a veth interface."""
-        veth = self.open_nic(request, namespace)
-        assert isinstance(veth, Veth)
-        return veth
 
     def run(self, namespace: NetNamespace, work: Work) -> dict[str, int]:
         """Does other work in a namespace; returns counters, if it reads any."""
@@ -340,7 +344,7 @@ class NamespaceAgent:
         close_all(fds)
         return answer.counters
 
-    def _call(self, namespace: NetNamespace, work: Work | VethRequest) -> tuple[Answer, list[int]]:
+    def _call(self, namespace: NetNamespace, work: Work | Create) -> tuple[Answer, list[int]]:
         with self._lock:
             if self._process.poll() is not None and self._socket.fileno() >= 0:
                 self._replace()

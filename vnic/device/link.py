@@ -31,7 +31,6 @@ from vnic.device.tap import (
     ReadCounters,
     TapReport,
     TapRequest,
-    Work,
     format_mac,
     parse_mac,
 )
@@ -68,12 +67,6 @@ def netlink() -> Any:
 def has_netlink() -> bool:
     """Whether the netlink library is loaded."""
     return "pyroute2" in sys.modules
-
-
-def needs_netlink(work: Work) -> bool:
-    """Whether some work needs the netlink library; root creates a TAP without addresses by ioctls
-    alone."""
-    return type(work) is not TapRequest or bool(work.addresses or work.routes) or os.geteuid() != 0
 
 
 def create(request: TapRequest) -> tuple[TapReport, list[int]]:

@@ -1,4 +1,4 @@
-"""The emulated NIC: a multi-queue TAP in the container, its port, and receive-side scaling."""
+"""A NIC over an interface of a network namespace: the interface, its port, and receive-side scaling."""
 
 from __future__ import annotations
 
@@ -7,45 +7,22 @@ from typing import Any
 from dataplane.elements.nic_tx import NicTx
 from dataplane.elements.rss import Rss
 from dataplane.graph.port import Port
-from dataplane.ports.tap_port import TapPort
-from vnic.device.agent import NamespaceAgent
 from vnic.device.namespaces import TargetWatch
-from vnic.device.tap import Offload, Tap, TapRequest
+from vnic.device.tap import Offload, Tap
 
 
 class Nic:
-    """A NIC: a TAP in a container on one side; on the other the elements: a PortRx over `port`, and
+    """A NIC: an interface in a container on one side; on the other the elements: a PortRx over `port`, and
     `tx`."""
 
-    def __init__(self, name: str, number: int, tap: Tap, rss: Rss) -> None:
-        self.name, self.tap, self.rss = name, tap, rss
-        self.port = self._make_port(number)
-        self.tx = NicTx(self.port, rss, name=f"{name}.tx")
+    def __init__(self, name: str, interface: Tap, port: Port, rss: Rss) -> None:
+        self.name, self.tap, self.port, self.rss = name, interface, port, rss
+        self.tx = NicTx(port, rss, name=f"{name}.tx")
 
-    def _make_port(self, number: int) -> Port:
-        """The port over the interface; of each kind its own."""
-        return TapPort(self.name, self.tap.fds, number=number, offloads=self.tap.offloads, mtu=self.tap.mtu)
-
-    @classmethod
-    def open(
-        cls,
-        agent: NamespaceAgent,
-        name: str,
-        number: int,
-        request: TapRequest,
-        *,
-        rss_key: bytes | None = None,
-        rss_table: list[int] | None = None,
-    ) -> Nic:
-        """Creates the interface in its container, and the NIC. On failure it removes the interface and raises
-        ConfigError or PortError."""
-        rss = Rss(rss_key, rss_table, queues=request.queues)
-        tap = agent.open_nic(request)
-        try:
-            return cls(name, number, tap, rss)
-        except BaseException:
-            tap.close()
-            raise
+    @property
+    def mac(self) -> str:
+        """The interface's address."""
+        return self.tap.mac
 
     def status(self) -> dict[str, Any]:
         """The NIC's state and settings, as a dict."""
@@ -67,6 +44,10 @@ class Nic:
         """One dict per queue pair."""
         return self.port.queue_statistics()
 
+    def queue_drops(self) -> int | None:
+        """Packets of the container that the queues had no room for; None where the kernel does not say."""
+        return self.tap.queue_drops()
+
     def watch(self) -> TargetWatch:
         """A watch that reports when the container is gone."""
         return self.tap.watch()
@@ -76,7 +57,7 @@ class Nic:
         self.tap.set_carrier(up)
 
     def close(self) -> None:
-        """Closes the TAP, which removes the interface. Only when no engine serves the port any
+        """Closes port and interface, which removes an interface that vnic made. Only when no engine serves the port any
         more."""
         self.port.close()
         self.tap.close()

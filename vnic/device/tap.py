@@ -140,7 +140,7 @@ class TapReport(msgspec.Struct, frozen=True, kw_only=True):
     link_events: bool = False
 
 
-Work = TapRequest | LinkChange | ReadCounters | FindSocket | DeleteLink
+Work = LinkChange | ReadCounters | FindSocket | DeleteLink
 
 
 # --- checking requests ----------------------------------------------------------------------------
@@ -361,11 +361,15 @@ class Tap:
             self.close()
 
     def close(self) -> None:
-        """Closes queues and namespace, which removes the interface unless another process holds a
-        queue. May be called twice.
+        """Removes the interface, unless another process holds a queue. May be called twice.
 
-        Waits for the kernel to remove the interface (milliseconds), like `ip link del`.
+        Waits for the kernel to remove it (milliseconds), like `ip link del`.
         """
+        self.release()
+
+    def release(self) -> None:
+        """Closes queues and namespace; the interface stays while another process holds them. May be
+        called twice."""
         for fd in self.let_go():
             os.close(fd)
         self.namespace.close()

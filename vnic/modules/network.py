@@ -30,10 +30,10 @@ from vnic.config.schema import LinkConfig, NicConfig, SwitchConfig, VlanConfig
 from vnic.config.topology import PORTS_MOST
 from vnic.config.written import written
 from vnic.device.descriptors import system_error
-from vnic.device.nic import Nic
+from vnic.device.kinds.contract import Device
 from vnic.modules.capture import LiveCapture
 from vnic.modules.captures import Captures
-from vnic.modules.devices import Device, Devices, Passed
+from vnic.modules.devices import Devices, Passed
 from vnic.modules.host import Host
 from vnic.modules.link_node import LinkNode
 from vnic.modules.module import Module
@@ -796,7 +796,7 @@ class Network(Module):
         """By NIC, of all if not told: packets of its container that its queues had no room for, as the kernel counts; None where it does
         not say."""
         attached = self.attached if chosen is None else chosen
-        return {name: each.nic.tap.queue_drops() for name, each in attached.items() if isinstance(each.nic, Nic)}
+        return {name: each.nic.queue_drops() for name, each in attached.items()}
 
     def accounts(self) -> dict[str, int]:
         memory = dict.fromkeys(self.attached, 0)

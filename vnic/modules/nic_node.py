@@ -10,7 +10,7 @@ from shaping.pool_share import PoolShare
 from shaping.shaper import Shaper
 from vnic.api.method import is_owner
 from vnic.config.schema import NicConfig
-from vnic.modules.devices import Device, Watch
+from vnic.device.kinds.contract import Device, Watch
 from vnic.modules.switch_port import SwitchPort
 from vnic.modules.way import Way
 
@@ -112,4 +112,4 @@ class NicNode:
         checked = self.config.spoof_check
         if checked is None:
             checked = not is_owner(self.config.owner)
-        return str(self.config.mac) if checked else None
+        return self.nic.mac if checked else None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from dataplane.capture.reader import CaptureReader
@@ -16,19 +15,7 @@ from dataplane.ports.pcap_source import PcapSource
 from dataplane.ports.side_source import SharedCapture, SideSource, Split
 from dataplane.wire.rewrite import Rewrite
 from vnic.config.schema import NicConfig
-from vnic.modules.devices import offloads_of
-
-
-class Forever:
-    """A watch on a target that always exists."""
-
-    why, deleted = "", False
-
-    def on_gone(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], object], /) -> None:
-        """Never calls back."""
-
-    def close(self) -> None:
-        """Nothing to do."""
+from vnic.device.kinds.contract import Forever, offloads_of
 
 
 class ReplayNic:
@@ -54,6 +41,13 @@ class ReplayNic:
         """One dict per queue: received from the capture, transmitted to the other."""
         pairs = zip(self.port.queue_statistics(), self.sink.queue_statistics(), strict=True)
         return [{key: received[key] + sent[key] for key in received} for received, sent in pairs]
+
+    @property
+    def mac(self) -> str:
+        return str(self.config.mac)
+
+    def queue_drops(self) -> None:
+        """Unknown: there is no container."""
 
     def close(self) -> None:
         self.port.close()
@@ -98,7 +92,7 @@ class ReplayDevices:
             interface,
             number=number,
             queues=queues,
-            offloads=offloads_of(config),
+            offloads=offloads_of(config.offloads),
             mtu=config.mtu,
         )
         nic = self.nics[config.name] = ReplayNic(config, number, source, sink)

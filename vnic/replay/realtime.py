@@ -20,9 +20,10 @@ from dataplane.graph.port import Port
 from dataplane.ports.pcap_source import PcapSource
 from dataplane.units import parse_rate
 from vnic.config.schema import Config, NicConfig
+from vnic.device.kinds.contract import Device
 from vnic.device.namespaces import TargetWatch
 from vnic.device.nic import Nic
-from vnic.modules.devices import Device, TapDevices
+from vnic.modules.devices import AgentDevices
 from vnic.replay.devices import ReplayDevices
 from vnic.replay.session import Capture
 from vnic.runtime.runtime import Runtime
@@ -93,8 +94,15 @@ class _LiveNic:
     def status(self) -> dict[str, Any]:
         return self.nic.status()
 
+    @property
+    def mac(self) -> str:
+        return self.nic.mac
+
     def queue_statistics(self) -> list[dict[str, int]]:
         return self.nic.queue_statistics()
+
+    def queue_drops(self) -> int | None:
+        return self.nic.queue_drops()
 
     def counted(self) -> int:
         """Packets received since this NIC was opened, by the container's kernel."""
@@ -133,7 +141,7 @@ class _Devices:
     """Opens NICs over captures where there is one, in containers elsewhere."""
 
     def __init__(self, readers: Mapping[str, CaptureReader]) -> None:
-        self.replayed, self.taps = ReplayDevices(readers, None, held=True), TapDevices()
+        self.replayed, self.taps = ReplayDevices(readers, None, held=True), AgentDevices()
         self.live: dict[str, _LiveNic] = {}
 
     def start(self) -> None:
@@ -142,7 +150,9 @@ class _Devices:
     def open(self, config: NicConfig, number: int, passed: object = None, /) -> Device:
         if config.name in self.replayed.readers:
             return self.replayed.open(config, number)
-        nic = self.live[config.name] = _LiveNic(self.taps.open(config, number))
+        opened = self.taps.open(config, number)
+        assert isinstance(opened, Nic)
+        nic = self.live[config.name] = _LiveNic(opened)
         return nic
 
     def forget(self, name: str) -> None:

@@ -21,12 +21,11 @@ from vnic.config.copies import own_config
 from vnic.config.schema import Config, LinkConfig, NicConfig
 from vnic.config.topology import NetworkError, check
 from vnic.config.written import written
-from vnic.modules.devices import Device
+from vnic.device.kinds.contract import Device
+from vnic.device.kinds.registry import kind_of
 from vnic.modules.host import Host
 from vnic.modules.network import Network
 
-# What can change while the NIC's interface stays as it is. Each is a key of the NIC, or begins with one.
-IN_PLACE = ("egress", "ingress", "vlan", "spoof_check", "malformed", "on", "engine")
 # Parts of a configuration that are the same from start to end.
 FIXED = ("engines", "spin", "pool", "switch", "metrics", "modules", "clients", "host_interfaces")
 
@@ -152,7 +151,8 @@ def _compare(kind: Any, before: dict[str, Any], after: dict[str, Any]) -> Iterat
             paths = [path for path in (*old, *(path for path in new if path not in old)) if old.get(path) != new.get(path)]
             fields = {path: (old.get(path), new.get(path)) for path in paths}
             if fields:
-                remade = kind == "nic" and any(path.partition(".")[0] not in IN_PLACE for path in fields)
+                live = kind_of(after[name].kind).LIVE if kind == "nic" else ()
+                remade = kind == "nic" and any(path.partition(".")[0] not in live for path in fields)
                 yield Change(kind, name, "change", fields, remade)
 
 

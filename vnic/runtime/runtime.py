@@ -25,7 +25,7 @@ from vnic.config.copies import own_config
 from vnic.config.schema import Config, ModuleConfig
 from vnic.modules.accounts import Accounts
 from vnic.modules.chain import module_class
-from vnic.modules.devices import Devices, TapDevices
+from vnic.modules.devices import AgentDevices, Devices
 from vnic.modules.engine_host import EngineHost
 from vnic.modules.module import Module
 from vnic.modules.network_methods import NetworkModule
@@ -97,7 +97,7 @@ class Runtime:
         wanted = {} if self.clock.virtual else config.groups
         self.groups = {name: make_group(name, each, tolerant=role != "first") for name, each in wanted.items()}
         self.hosted: list[EngineHost] = []
-        self.nics = NetworkModule(self, devices or TapDevices())
+        self.nics = NetworkModule(self, devices or AgentDevices())
         self.modules: list[Module] = [self.nics]
         self._users: dict[
             Module, tuple[ModuleConfig, list[EngineHost]]

@@ -6,7 +6,7 @@ worker, so that the next one - after a crash, or a newer one - finds them as the
     config          the configuration as it is now, with what was attached, rated and cut since it was loaded (JSON)
     version         of vnic when the first worker began, which is the supervisor's
     nic/NAME        an interface: document (KeptNic), its network namespace, a pidfd where it was asked for by process, and what its
-                    report says (TapReport, VethReport): its queues, and two netlink sockets of that namespace
+                    kind's report says: its queues, and netlink sockets of that namespace
     ring/NAME       a ring and its doorbell: of a NIC, or of LINK/SWITCH, a direction of a link
     segment/pool    the packet pool
     segment/table/SWITCH   the MAC table of a switch
@@ -36,9 +36,10 @@ import msgspec
 
 from dataplane.errors import ConfigError, PortError, VnicError
 from vnic.device.descriptors import close_all, receive_with_descriptors, system_error
+from vnic.device.kinds.contract import InterfaceKind
+from vnic.device.kinds.registry import interface_kind
 from vnic.device.namespaces import NetNamespace
-from vnic.device.tap import MAX_QUEUES, Agent, Tap, TapReport, TapRequest
-from vnic.device.veth import Veth, VethReport, VethRequest
+from vnic.device.tap import MAX_QUEUES, Agent, Tap, TapRequest
 
 MESSAGE_BYTES = 1 << 16
 # A veth's queues have two sockets each; besides, its far namespace, document, namespace, pidfd and netlink sockets. The kernel takes 253.
@@ -72,10 +73,11 @@ class Drop(_Numbered, frozen=True):
 
 class Open(_Numbered, frozen=True):
     """Make a NIC's interface in its container, keep it under nic/NAME, and hand it over (Opened). With descriptors, the container is
-    that of the first, a network namespace; the second is a pidfd."""
+    that of the first, a network namespace; the second is a pidfd. request: as the kind's REQUEST."""
 
     nic: str
-    request: TapRequest | VethRequest
+    kind: str
+    request: msgspec.Raw
 
 
 class SetCarrier(_Numbered, frozen=True):
@@ -177,13 +179,13 @@ decode_from_worker = msgspec.json.Decoder(FromWorker).decode
 
 
 class KeptNic(msgspec.Struct, frozen=True):
-    """The document of nic/NAME, with the report of its kind. `pid` or `path` is what the container was asked for by; neither: the
-    daemon's own namespace."""
+    """The document of nic/NAME. request: what was asked for; report: what another process needs besides the descriptors; both as the
+    kind says. `pid` or `path` is what the container was asked for by; neither: the daemon's own namespace."""
 
     label: str
-    request: TapRequest | VethRequest  # what was asked for
-    tap: TapReport | None = None
-    veth: VethReport | None = None
+    kind: str
+    request: msgspec.Raw
+    report: msgspec.Raw
     pid: int | None = None
     path: str | None = None
 
@@ -233,48 +235,55 @@ def read_document(descriptor: int) -> bytes:
     return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
 
 
-def nic_descriptors(tap: Tap, request: TapRequest | VethRequest) -> list[int]:
-    """What is kept under nic/NAME; the Tap and its namespace are closed, since the descriptors are the caller's now."""
-    namespace = tap.namespace
-    veth = tap.report() if isinstance(tap, Veth) else None
-    report = None if isinstance(tap, Veth) else tap.report()
+def nic_descriptors(interface: Tap, request: TapRequest) -> list[int]:
+    """What is kept under nic/NAME; the interface's handle and its namespace are closed, since the descriptors are the caller's now."""
+    namespace = interface.namespace
+    kept = KeptNic(
+        namespace.label,
+        interface.KIND,
+        msgspec.Raw(msgspec.json.encode(request)),
+        msgspec.Raw(msgspec.json.encode(interface.report())),
+        namespace.pid,
+        namespace.path,
+    )
     try:
-        document = write_document(
-            msgspec.json.encode(
-                KeptNic(namespace.label, request, tap=report, veth=veth, pid=namespace.pid, path=namespace.path)
-            )
-        )
+        document = write_document(msgspec.json.encode(kept))
     except BaseException:
-        tap.close()
+        interface.close()
         raise
-    descriptors = [document, namespace.fd, *([namespace.pidfd] if namespace.pidfd >= 0 else []), *tap.let_go()]
+    descriptors = [document, namespace.fd, *([namespace.pidfd] if namespace.pidfd >= 0 else []), *interface.let_go()]
     namespace.fd = namespace.pidfd = -1
     return descriptors
 
 
 def kept_document(descriptors: Sequence[int]) -> KeptNic:
-    """The document of what is kept under nic/NAME."""
-    return msgspec.json.decode(read_document(descriptors[0]), type=KeptNic)
+    """The document of what is kept under nic/NAME. Raises VnicError for that of another version of vnic."""
+    try:
+        return msgspec.json.decode(read_document(descriptors[0]), type=KeptNic)
+    except msgspec.MsgspecError:
+        raise VnicError("an interface was stored by another version of vnic; use `vnic down` and `vnic up`") from None
 
 
-def kept_veth(descriptors: Sequence[int], agent: Agent) -> Veth:
-    """`kept_nic` of a veth."""
-    found = kept_nic(descriptors, agent)
-    assert isinstance(found, Veth)
-    return found
+def kept_kind(descriptors: Sequence[int]) -> InterfaceKind:
+    """The kind of what is kept under nic/NAME. Raises VnicError."""
+    return interface_kind(kept_document(descriptors).kind)
+
+
+def kept_request(descriptors: Sequence[int]) -> TapRequest:
+    """What was asked for when the interface that is kept under nic/NAME was made. Raises VnicError."""
+    kept = kept_document(descriptors)
+    return interface_kind(kept.kind).decode_request(kept.request)
 
 
 def kept_nic(descriptors: Sequence[int], agent: Agent) -> Tap:
-    """The interface that is kept as `descriptors`, which are the Tap's from here on."""
+    """The interface that is kept as `descriptors`, which are its handle's from here on."""
     kept = kept_document(descriptors)
+    kind = interface_kind(kept.kind)
     document, namespace, *rest = descriptors
     os.close(document)
     pidfd = rest.pop(0) if kept.pid is not None else -1
     container = NetNamespace(namespace, kept.label, pid=kept.pid, pidfd=pidfd, path=kept.path)
-    if kept.veth is not None:
-        return Veth(kept.veth, rest, container, agent)
-    assert kept.tap is not None
-    return Tap(kept.tap, rest, container, agent)
+    return kind.interface(kind.decode_report(kept.report), rest, container, agent)
 
 
 class Store:
@@ -357,12 +366,12 @@ class Keeper:
         """Has the supervisor let go, and returns when it has. Raises VnicError."""
         self._call(Drop(key))
 
-    def open_nic(self, nic: str, request: TapRequest | VethRequest, container: Sequence[int] = ()) -> list[int]:
+    def open_nic(self, nic: str, request: TapRequest, container: Sequence[int] = ()) -> list[int]:
         """A new interface: descriptors as of nic/NAME. container: descriptors as Open says. Raises ConfigError, PortError."""
-        return self._call(Open(nic, request), container)
+        return self._call(Open(nic, request.KIND, msgspec.Raw(msgspec.json.encode(request))), container)
 
     def set_carrier(self, nic: str, up: bool) -> None:
-        """Raises or cuts the link of a NIC over a veth pair. Raises VnicError."""
+        """Raises or cuts the link of a NIC whose kind needs the agent for that. Raises VnicError."""
         self._call(SetCarrier(nic, up))
 
     def close(self) -> None:

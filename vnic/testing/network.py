@@ -12,7 +12,7 @@ from dataplane.engine.clock import Clock
 from dataplane.engine.virtual_time import VirtualTime
 from dataplane.ports.memory import Frame, MemoryPort
 from vnic.config.schema import NicConfig
-from vnic.replay.devices import Forever
+from vnic.device.kinds.contract import Forever
 from vnic.runtime.runtime import Runtime
 from vnic.testing.frames import Received, nanoseconds
 from vnic.testing.kit import UNACCOUNTED, AnyNetwork, Configuration, config_of
@@ -37,8 +37,15 @@ class _Nic:
     def status(self) -> dict[str, Any]:
         return {"interface": self.config.interface, "mac": self.config.mac, "mtu": self.config.mtu, "queues": self.port.queues}
 
+    @property
+    def mac(self) -> str:
+        return str(self.config.mac)
+
     def queue_statistics(self) -> list[dict[str, int]]:
         return self.port.queue_statistics()
+
+    def queue_drops(self) -> None:
+        """Unknown: there is no container."""
 
     def close(self) -> None:
         self.port.close()

@@ -30,10 +30,12 @@ from dataplane.errors import ConfigError, PortError
 from vnic.device import link, link_counters
 from vnic.device.descriptors import readable, system_error
 from vnic.device.features import set_offloads
+from vnic.device.kinds.contract import InterfaceKind
 from vnic.device.namespaces import CLONE_NEWNET, NetNamespace, unshare
 from vnic.device.tap import DeleteLink, LinkChange, Offload, Tap, TapReport, TapRequest, parse_mac
 
 if TYPE_CHECKING:
+    from dataplane.graph.port import Port
     from vnic.device.tap import Agent
 
 FAR_END = "far"  # the far end's name; its namespace has no other interface but lo
@@ -354,7 +356,7 @@ class Veth(Tap):
                 raise PortError(f"veth {self.name}: is closed")
             self._agent.run(self.far, DeleteLink(self.far_ifindex))
         finally:
-            self._close()
+            self.release()
 
     def close(self) -> None:
         """Closes queues and namespaces. May be called twice."""
@@ -362,16 +364,47 @@ class Veth(Tap):
             # A worker has no agent: it lets go, and whoever holds the interface too decides when it goes.
             with suppress(ConfigError, PortError):
                 self._agent.run(self.far, DeleteLink(self.far_ifindex))
-        self._close()
-
-    def release(self) -> None:
-        """Closes queues and namespaces; the interface stays while another process holds them."""
-        self._close()
-
-    def _close(self) -> None:
-        super().close()
+        self.release()
 
     def queue_drops(self) -> int | None:
         """Frames of the container that were lost on the way to the queues: at the interface, and for want of room in the rings."""
         drops = super().queue_drops()
         return None if drops is None else drops + self.ring_drops()
+
+
+# --- the kind ---------------------------------------------------------------------------------------------------------
+
+
+class VethKind(InterfaceKind):
+    """One end of a veth pair in the container; packet sockets at the other."""
+
+    NAME = "veth"
+    REQUEST, REPORT = VethRequest, VethReport
+    BY_AGENT = True
+
+    def create(self, request: TapRequest) -> tuple[VethReport, list[int]]:
+        assert isinstance(request, VethRequest)
+        return create(request)
+
+    def interface(self, report: TapReport, fds: Sequence[int], namespace: NetNamespace, agent: Agent) -> Veth:
+        assert isinstance(report, VethReport)
+        return Veth(report, fds, namespace, agent)
+
+    def port(self, name: str, number: int, interface: Tap) -> Port:
+        from dataplane.ports.packet_port import PacketPort
+
+        assert isinstance(interface, Veth)
+        port = PacketPort(
+            name,
+            interface.fds,
+            interface.sending,
+            slot_bytes=interface.slot_bytes,
+            block_bytes=interface.block_bytes,
+            blocks=interface.blocks,
+            sending_blocks=interface.sending_blocks,
+            number=number,
+            offloads=interface.offloads,
+            mtu=interface.mtu,
+        )
+        interface.ring_drops = port.ring_drops
+        return port

@@ -1,0 +1,31 @@
+"""The kinds of NICs by name."""
+
+from __future__ import annotations
+
+from dataplane.errors import ConfigError
+from vnic.device.kinds.contract import InterfaceKind, NicKind
+from vnic.device.kinds.tap import TapKind
+from vnic.device.kinds.veth import VethKind
+
+KINDS: dict[str, NicKind] = {
+    kind.NAME: kind
+    for kind in (
+        TapKind(),
+        VethKind(),
+    )
+}
+
+
+def kind_of(name: str) -> NicKind:
+    """The kind of that name. Raises ConfigError."""
+    if name not in KINDS:
+        raise ConfigError(f"kind {name!r}: there is none: expected one of {', '.join(KINDS)}")
+    return KINDS[name]
+
+
+def interface_kind(name: str) -> InterfaceKind:
+    """The kind of that name, of those whose NICs are interfaces. Raises ConfigError."""
+    kind = kind_of(name)
+    if not isinstance(kind, InterfaceKind):
+        raise ConfigError(f"kind {name!r}: its NICs are no interfaces")
+    return kind
