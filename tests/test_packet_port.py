@@ -27,7 +27,8 @@ from dataplane.ports.packet_port import PacketPort
 from tests.support.containers import Container
 from tests.support.veths import Station, quiet_container
 from vnic.device.agent import NamespaceAgent
-from vnic.device.kinds.veth import SLOTS_OF_A_BLOCK, Veth, VethRequest, blocks_of
+from vnic.device.kinds.veth import Veth, VethRequest
+from vnic.device.packet_sockets import SLOTS_OF_A_BLOCK, blocks_of
 from vnic.device.tap import Offload
 
 ROOT = Path(__file__).parents[1]

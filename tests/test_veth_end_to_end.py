@@ -8,7 +8,7 @@ from tests import test_end_to_end as taps
 from tests.support import plain_user
 from tests.support.containers import IS_ROOT
 from tests.test_end_to_end import *  # noqa: F403
-from vnic.device.kinds.veth import SLOTS_OF_A_BLOCK, blocks_of
+from vnic.device.packet_sockets import SLOTS_OF_A_BLOCK, blocks_of
 
 net = taps.net
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +21,14 @@ def attach() -> None:
     """Attach a NIC of a kind to a container; see `vnic attach tap --help`."""
 
 
-OPTIONS = (
+PLACE = (
     click.argument("name"),
     click.option("--pid", type=int, help="A process in the container."),
     click.option("--netns", type=click.Path(), help="Network namespace: path or `ip netns` name."),
     click.option("--interface", help="Name of the interface in the container.  [default: NAME]"),
     click.option("--queues", type=int, help="Queue pairs, 1 to 64.  [default: 1]"),
+)
+INTERFACE = (
     click.option("--mac", help="MAC address.  [default: made from NAME]"),
     click.option("--mtu", type=int, help="MTU, 68 to 65521.  [default: 1500]"),
     click.option(
@@ -40,6 +42,8 @@ OPTIONS = (
         metavar='"NETWORK [via ADDRESS]"',
         help="Route of the container; may be given several times.",
     ),
+)
+PORT = (
     click.option(
         "--engine", help="Number or name of the engine that processes its packets.  [default: the one with the fewest NICs]"
     ),
@@ -57,15 +61,17 @@ OPTIONS = (
 )
 
 
-def _with_options(function: F) -> F:
-    """The options of the commands that attach a NIC, which are the same for every kind."""
-    for option in reversed(OPTIONS):
-        function = option(function)
-    return function
+def _with(*options: Callable[[F], F]) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
 
 
 @attach.command()
-@_with_options
+@_with(*PLACE, *INTERFACE, *PORT)
 def tap(**options: Any) -> None:
     """Attach the NIC called NAME: a TAP interface, connected to a switch.
 
@@ -78,7 +84,7 @@ def tap(**options: Any) -> None:
 
 
 @attach.command()
-@_with_options
+@_with(*PLACE, *INTERFACE, *PORT)
 def veth(**options: Any) -> None:
     """Attach the NIC called NAME: a veth interface in a container, connected to a switch. It needs no
     /dev/net/tun.
@@ -89,16 +95,28 @@ def veth(**options: Any) -> None:
     _attach("veth", **options)
 
 
+@attach.command()
+@_with(*PLACE, *PORT)
+def packet(**options: Any) -> None:
+    """Attach the NIC called NAME: an interface that exists and stays as it is, connected to a switch. Without
+    --pid and --netns it is one of the host.
+
+    \b
+    vnic attach packet up --interface eth1
+    """
+    _attach("packet", **options)
+
+
 def _attach(kind: str, name: str, pid: int | None, netns: str | None, instance: str, **options: Any) -> None:
     from vnic.config.load import netns_path
 
-    if (pid is None) == (netns is None):
+    if (pid is None) == (netns is None) and not (kind == "packet" and pid is None):
         raise click.UsageError("which container? give --pid PID or --netns PATH")
     nic: dict[str, Any] = {"kind": kind, "pid": pid, "netns": None if netns is None else netns_path(netns, os.getcwd())}
     for key in ("interface", "queues", "mac", "mtu", "gateway", "owner", "spoof_check", "on"):
-        nic[key] = options[key]
-    nic["addresses"] = list(options["addresses"]) or None
-    nic["routes"] = [_route(text) for text in options["routes"]] or None
+        nic[key] = options.get(key)
+    nic["addresses"] = list(options.get("addresses", ())) or None
+    nic["routes"] = [_route(text) for text in options.get("routes", ())] or None
     nic |= nested(options)
     check_nic(name, nic)
     with connect(instance) as client:

@@ -37,6 +37,7 @@ from vnic.config.schema import (
     encode_scalar,
 )
 from vnic.config.topology import NetworkError, check
+from vnic.device.kinds.registry import KINDS, kind_of
 
 CONFIG_VERSION = 1
 DEPTH_MOST = 8  # nesting of branches
@@ -102,6 +103,7 @@ def convert_nic(
     if not isinstance(name, str) or len(name) > 32 or not re.fullmatch(NAME_PATTERN, name, re.ASCII):
         raise error_at(locate, path, f"invalid value {shown(name)}: expected {field_type(NicConfig, ('name',))[1]}")
     fields = mapping(data, NicConfig, path, locate)
+    _check_settings(fields, path, locate)
     chains: dict[str, list[ElementConfig]] = {}
     for direction in ("egress", "ingress"):
         if direction in fields:
@@ -111,12 +113,22 @@ def convert_nic(
     nic = convert({"name": name, **fields}, NicConfig, path, locate)
     for direction, chain in chains.items():
         getattr(nic, direction).elements = chain
-    if contained and nic.pid is None and nic.netns is None:
+    if contained and kind_of(nic.kind).needs_container and nic.pid is None and nic.netns is None:
         raise error_at(
-            locate, path, f"which container is it in? give pid: or netns:, or `vnic attach tap {name} --pid PID` later"
+            locate, path, f"which container is it in? give pid: or netns:, or `vnic attach {nic.kind} {name} --pid PID` later"
         )
     nic.where = locate(path)
     return nic
+
+
+def _check_settings(fields: Mapping[str, Any], path: Path, locate: Locate) -> None:
+    """Raises ConfigError for a setting that NICs of the kind do not have."""
+    name = fields.get("kind", "tap")
+    kind = KINDS.get(name) if isinstance(name, str) else None
+    for setting, value in fields.items():
+        if kind is None or value is None or setting not in NicConfig.__struct_fields__ or kind.takes(setting):
+            continue
+        raise error_at(locate, (*path, setting), f"is not a setting of NICs of kind {name}: {kind.WHY}")
 
 
 def _link(data: Any, path: Path, locate: Locate) -> LinkConfig:

@@ -518,7 +518,7 @@ class RouteConfig(_Strict):
 
 
 class NicConfig(_Strict):
-    """A NIC, and the container that it is attached to. One of `pid` and `netns` is required.
+    """A NIC, and the container that it is attached to. One of `pid` and `netns` is required, except where the kind says so.
 
     pid: A process in the container. The NIC is removed when this process ends.
     netns: Network namespace of the container, by path. A relative path begins at the file's directory.
@@ -526,6 +526,8 @@ class NicConfig(_Strict):
     kind: Kind of the interface. `tap`: an emulated NIC with its queues and offloads, for which vnic opens
         /dev/net/tun. `veth`: one end of a veth pair, which needs no /dev/net/tun and forwards short frames
         faster, but long TCP frames slower; its queues and statistics in the container are the kernel's.
+        `packet`: an interface that exists, and stays as it is; without `pid` and `netns` one of the host,
+        which needs `host_interfaces: true`.
     interface: Name of the interface in the container. Default: the NIC's name.
     queues: Queue pairs of the NIC.
     mac: MAC address of the interface. Default: a locally administered address derived from the NIC's name.
@@ -566,7 +568,7 @@ class NicConfig(_Strict):
         ]
         | None
     ) = None
-    kind: Annotated[Literal["tap", "veth"], Meta(description="tap or veth", examples=["veth"])] = "tap"
+    kind: Annotated[Literal["tap", "veth", "packet"], Meta(description="tap, veth or packet", examples=["veth"])] = "tap"
     interface: InterfaceName | None = None
     queues: Annotated[int, Meta(ge=1, le=QUEUES_MOST, description=f"1 to {QUEUES_MOST} queue pairs", examples=[4])] = 1
     mac: Annotated[Mac | None, Meta(description="a MAC address such as 02:00:00:00:00:01")] = None

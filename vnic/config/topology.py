@@ -28,7 +28,14 @@ def check(config: Config) -> None:
     """Raises NetworkError, one line."""
     switches = config.switches
     owners: dict[str, str] = {}
+    places: dict[Place, str] = {}
     for name, nic in config.nics.items():
+        place = (str(nic.pid), str(nic.netns), str(nic.interface))
+        if nic.kind == "packet" and place in places:  # each would forward to the other what arrives there
+            raise NetworkError(
+                ("nics", name, "interface"), f"{nic.interface} is that of NIC {places[place]}, too; take out one"
+            )
+        places[place] = name
         other = owners.setdefault(str(nic.mac), name)
         if other != name:
             raise NetworkError(("nics", name, "mac"), f"{nic.mac} is {other}'s already; choose another one")

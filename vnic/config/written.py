@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from vnic.config.schema import Config, ElementConfig, ModuleConfig, encode_scalar
+from vnic.config.schema import Config, ElementConfig, ModuleConfig, NicConfig, encode_scalar
+from vnic.device.kinds.registry import kind_of
 
 
 @cache
@@ -27,7 +28,10 @@ def written(value: Any) -> Any:
     if isinstance(value, ModuleConfig):
         return {"module": value.module, **value.arguments}
     if isinstance(value, msgspec.Struct):
-        items = {word: written(getattr(value, name)) for name, word in _shown_fields(type(value))}
+        kind = kind_of(value.kind) if isinstance(value, NicConfig) else None
+        items = {
+            word: written(getattr(value, name)) for name, word in _shown_fields(type(value)) if kind is None or kind.takes(name)
+        }
         return {name: item for name, item in items.items() if item is not None and item != [] and item != {}}
     if isinstance(value, list | tuple):
         return [written(each) for each in value]

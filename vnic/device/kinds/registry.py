@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataplane.errors import ConfigError
 from vnic.device.kinds.contract import InterfaceKind, NicKind
+from vnic.device.kinds.packet import PacketKind
 from vnic.device.kinds.tap import TapKind
 from vnic.device.kinds.veth import VethKind
 
@@ -12,6 +13,7 @@ KINDS: dict[str, NicKind] = {
     for kind in (
         TapKind(),
         VethKind(),
+        PacketKind(),
     )
 }
 

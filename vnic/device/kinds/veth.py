@@ -20,7 +20,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -32,6 +32,7 @@ from vnic.device.descriptors import readable, system_error
 from vnic.device.features import set_offloads
 from vnic.device.kinds.contract import InterfaceKind
 from vnic.device.namespaces import CLONE_NEWNET, NetNamespace, unshare
+from vnic.device.packet_sockets import RingReport, SocketInterface, open_queues, open_sending, ring_settings
 from vnic.device.tap import DeleteLink, LinkChange, Offload, Tap, TapReport, TapRequest, parse_mac
 
 if TYPE_CHECKING:
@@ -45,33 +46,12 @@ FAR_MTU = 65535  # the most a veth can have, so that the container's MTU alone l
 FAR_GSO_BYTES = 65536 + 64
 ALIAS = "vnic"  # of the container's end: how an interface that is about to go is told from another of its name
 
-SOL_PACKET = 263
-PACKET_RX_RING, PACKET_COPY_THRESH, PACKET_AUXDATA, PACKET_VERSION, PACKET_TX_RING, PACKET_LOSS = 5, 7, 8, 10, 13, 14
-PACKET_VNET_HDR, PACKET_FANOUT, PACKET_QDISC_BYPASS, PACKET_IGNORE_OUTGOING = 15, 18, 20, 23
-TPACKET_V2 = 1
-PACKET_FANOUT_HASH = 0
-FANOUT_ID = 1  # in a namespace of its own: there is no other group
-ETH_P_ALL = 0x0003
-SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 RTM_SETLINK, NLM_F_REQUEST = 19, 1
 IFLA_GSO_MAX_SIZE, IFLA_GSO_IPV4_MAX_SIZE = 41, 63
 REQUEST = struct.Struct("=IHHII BxHiII")  # nlmsghdr, ifinfomsg
 ATTRIBUTE = struct.Struct("=HHI")
 ADDR_GEN_NONE = 1  # IN6_ADDR_GEN_MODE_NONE
 
-# Frames that wait in a queue's ring, of all its queues together: what an engine that is halted for an upgrade, or kept from its CPU, must
-# not lose; as many as a TAP's queues have where the machine is busy.
-RING_FRAMES, RING_FRAMES_LEAST = 1024, 256
-# A slot holds the packet header (76 bytes) and a frame of an MTU of 1500 with two VLAN tags. Its size is an odd number of cache lines:
-# slots whose distance is a power of two would compete for a few sets of the caches.
-SLOT_BYTES = 1600
-BLOCK_BYTES = 65536  # the kernel allocates the ring in blocks; 40 slots each, and the rest is the port's own, see PacketPort
-SLOTS_OF_A_BLOCK = 40
-# Of a ring to transmit by. Frames leave it while the system call lasts, unless the container's kernel is late with them.
-SENDING_BLOCKS = 4
-# Of frames that are longer than a slot (GSO), per queue: 4 MB hold some 60, if root of the machine's user namespace asks; others get the
-# limit that net.core.rmem_max and wmem_max set.
-BUFFER_BYTES = 4 << 20
 GONE_TIMEOUT_S = 1.5  # how long an interface of the same name that is about to go is waited for; the kernel needs some 20 ms
 
 
@@ -82,16 +62,11 @@ class VethRequest(TapRequest, frozen=True, kw_only=True, forbid_unknown_fields=T
     KIND: ClassVar[str] = "veth"
 
 
-class VethReport(TapReport, frozen=True, kw_only=True):
-    """What a new veth interface is like. Behind the queues' sockets to receive from come those to transmit by, as many; then a
-    descriptor of the far namespace, and the netlink sockets as TapReport says. far_ifindex: the far end, in its namespace. The rest:
-    the queues' rings, as PacketPort takes them."""
+class VethReport(RingReport, frozen=True, kw_only=True):
+    """What a new veth interface is like. The kind adds a descriptor of the far namespace. far_ifindex: the far end, in its
+    namespace."""
 
     far_ifindex: int
-    slot_bytes: int
-    block_bytes: int
-    blocks: int
-    sending_blocks: int
 
 
 # --- in the agent's child, inside the container's network namespace ---------------------------------------------------
@@ -116,8 +91,8 @@ def create(request: VethRequest) -> tuple[VethReport, list[int]]:
                 try:
                     far = socket.if_nametoindex(FAR_END)
                     _prepare_far_end(far_ip, far, label)
-                    queues = [_open_queue(request.queues) for _ in range(request.queues)]
-                    sending = [_open_sending() for _ in range(request.queues)]
+                    queues = open_queues(FAR_END, request.queues, bypass=True)
+                    sending = [open_sending(FAR_END, bypass=True) for _ in range(request.queues)]
                     offloads = set_offloads(ioctls, request.name, _supported(queues[0], request.offloads))
                     near = _configure(near_ip, request, label)
                 except BaseException:
@@ -133,20 +108,12 @@ def create(request: VethRequest) -> tuple[VethReport, list[int]]:
             netlink=True,
             link_events=True,
             far_ifindex=far,
-            slot_bytes=SLOT_BYTES,
-            block_bytes=BLOCK_BYTES,
-            blocks=blocks_of(request.queues),
-            sending_blocks=SENDING_BLOCKS,
+            **ring_settings(request.queues),
         )
         far_namespace = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise PortError(f"{label}: cannot set it up: {system_error(error)}") from None
     return report, [*(each.detach() for each in (*queues, *sending)), far_namespace, netlink, events]
-
-
-def blocks_of(queues: int) -> int:
-    """Blocks of the ring of each of so many queues."""
-    return -(-max(RING_FRAMES // queues, RING_FRAMES_LEAST) // SLOTS_OF_A_BLOCK)
 
 
 def _enter_far_namespace(label: str) -> None:
@@ -223,42 +190,6 @@ def _lift_gso_limits(far: int) -> None:
         sock.send(message)
 
 
-def _open_queue(queues: int) -> socket.socket:
-    """A socket that receives what arrives at the far end into a ring, and transmits long frames there."""
-    # Protocol 0: it receives nothing before it is bound, so that a frame of another interface never gets in.
-    queue = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
-    _set_options(queue, PACKET_AUXDATA, PACKET_COPY_THRESH, PACKET_IGNORE_OUTGOING)
-    queue.setsockopt(SOL_PACKET, PACKET_RX_RING, _ring(blocks_of(queues)))
-    queue.bind((FAR_END, ETH_P_ALL))
-    if queues > 1:
-        queue.setsockopt(SOL_PACKET, PACKET_FANOUT, FANOUT_ID | PACKET_FANOUT_HASH << 16)
-    return queue
-
-
-def _open_sending() -> socket.socket:
-    """A socket that transmits the frames of a ring. It receives nothing, and so no error either when the far end goes down."""
-    sending = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
-    _set_options(sending, PACKET_LOSS)
-    sending.setsockopt(SOL_PACKET, PACKET_TX_RING, _ring(SENDING_BLOCKS))
-    sending.bind((FAR_END, 0))
-    return sending
-
-
-def _set_options(sock: socket.socket, *more: int) -> None:
-    sock.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V2)
-    for option in (PACKET_VNET_HDR, PACKET_QDISC_BYPASS, *more):
-        sock.setsockopt(SOL_PACKET, option, 1)
-    for forced, limited in ((SO_RCVBUFFORCE, socket.SO_RCVBUF), (SO_SNDBUFFORCE, socket.SO_SNDBUF)):
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, forced, BUFFER_BYTES)
-        except PermissionError:
-            sock.setsockopt(socket.SOL_SOCKET, limited, BUFFER_BYTES)
-
-
-def _ring(blocks: int) -> bytes:
-    return struct.pack("=IIII", BLOCK_BYTES, blocks, SLOT_BYTES, blocks * SLOTS_OF_A_BLOCK)
-
-
 def _supported(queue: socket.socket, wanted: int) -> int:
     """`wanted` without USO if the kernel's virtio-net header cannot express it (Linux before 6.2): it says so (EINVAL) of a frame
     that it would not deliver anyway, since the container's end is not up yet."""
@@ -288,15 +219,12 @@ def _configure(near_ip: Any, request: VethRequest, label: str) -> Any:
 # --- the handle -------------------------------------------------------------------------------------------------------
 
 
-class Veth(Tap):
+class Veth(SocketInterface):
     """A veth interface that is there, with the interface of a Tap. Close it, and the interface goes: at once where the agent can
     delete it, and else soon after the last process has closed the descriptors, since the kernel removes the far namespace in the
     background.
 
-    fds        one AF_PACKET socket a queue, each with a ring to receive from that is not mapped
-    sending    another one a queue, with a ring to transmit by
-    far        the far namespace, held open
-    ring_drops what the queues' rings had no room for; set by the port's owner, who alone can ask
+    far  the far namespace, held open
     """
 
     KIND = "veth"
@@ -304,36 +232,16 @@ class Veth(Tap):
     def __init__(self, report: VethReport, fds: Sequence[int], namespace: NetNamespace, agent: Agent) -> None:
         super().__init__(report, fds, namespace, agent)
         self.far_ifindex = report.far_ifindex
-        self.slot_bytes, self.block_bytes = report.slot_bytes, report.block_bytes
-        self.blocks, self.sending_blocks = report.blocks, report.sending_blocks
-        self.far = NetNamespace(self.fds.pop(), f"the far end of veth {self.name}")
-        self.sending = self.fds[len(self.fds) // 2 :]
-        del self.fds[len(self.sending) :]
-        self.ring_drops: Callable[[], int] = int
+        self.far = NetNamespace(self.extra.pop(), f"the far end of veth {self.name}")
 
     def report(self) -> VethReport:
         """What another process needs beside the descriptors of `let_go`."""
-        return VethReport(
-            **msgspec.structs.asdict(super().report()),
-            far_ifindex=self.far_ifindex,
-            slot_bytes=self.slot_bytes,
-            block_bytes=self.block_bytes,
-            blocks=self.blocks,
-            sending_blocks=self.sending_blocks,
-        )
-
-    def present(self) -> bool:
-        """Whether the interface is there: root of its container may delete it. True of a Veth that is closed."""
-        if self.closed:
-            return True
-        with socket.socket(fileno=os.dup(self.fds[0])) as queue:
-            return bool(queue.getsockname()[0])  # the far end's name; none when it is gone, and with it the container's end
+        return VethReport(**msgspec.structs.asdict(super().report()), far_ifindex=self.far_ifindex)
 
     def let_go(self) -> list[int]:
         """The descriptors in the order of VethReport; they are the caller's now, and the Veth is closed."""
         if not self.closed:
-            self.fds += [*self.sending, self.far.fd]
-            self.sending, self.far.fd = [], -1
+            self.extra, self.far.fd = [self.far.fd], -1
         return super().let_go()
 
     def set_carrier(self, on: bool) -> None:
@@ -391,20 +299,5 @@ class VethKind(InterfaceKind):
         return Veth(report, fds, namespace, agent)
 
     def port(self, name: str, number: int, interface: Tap) -> Port:
-        from dataplane.ports.packet_port import PacketPort
-
         assert isinstance(interface, Veth)
-        port = PacketPort(
-            name,
-            interface.fds,
-            interface.sending,
-            slot_bytes=interface.slot_bytes,
-            block_bytes=interface.block_bytes,
-            blocks=interface.blocks,
-            sending_blocks=interface.sending_blocks,
-            number=number,
-            offloads=interface.offloads,
-            mtu=interface.mtu,
-        )
-        interface.ring_drops = port.ring_drops
-        return port
+        return interface.make_port(name, number)
