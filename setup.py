@@ -89,7 +89,11 @@ def source(name: str) -> str:
 
 
 def extension(name: str) -> Extension:
-    headers = ["dataplane/vatomic.h", "dataplane/capture/formats.h", "dataplane/capture/preallocate.h"]
+    headers = [
+        "dataplane/vatomic.h",
+        "dataplane/capture/formats.h",
+        "dataplane/capture/preallocate.h",
+    ]
     return Extension(
         name,
         [source(name)],
@@ -108,7 +112,9 @@ def write_abi_header() -> None:
             if path != ABI_HEADER:
                 digest.update(f"{path.as_posix()}\0".encode() + path.read_bytes() + b"\0")
     text = f'/* Written by setup.py. */\n#define VNIC_ABI "{digest.hexdigest()[:16]}"\n'
-    if not ABI_HEADER.exists() or ABI_HEADER.read_text() != text:  # an unchanged file compiles nothing anew
+    if (
+        not ABI_HEADER.exists() or ABI_HEADER.read_text() != text
+    ):  # an unchanged file compiles nothing anew
         ABI_HEADER.write_text(text)
 
 
@@ -151,7 +157,12 @@ class BuildModules(build_ext):
             say(f"compiled {count} in {time.monotonic() - began_s:.0f} s")
 
     def _is_stale(self, each: Extension) -> bool:
-        return bool(self.force or newer_group([*each.sources, *each.depends], self.get_ext_fullpath(each.name), "newer"))
+        return bool(
+            self.force
+            or newer_group(
+                [*each.sources, *each.depends], self.get_ext_fullpath(each.name), "newer"
+            )
+        )
 
     def build_extension(self, ext: Extension) -> None:
         if ext.name in self._stale:
@@ -192,6 +203,9 @@ setup(
     long_description_content_type="text/markdown",
     options={"build_ext": {"parallel": CPUS}},
     cmdclass={"build_ext": BuildModules, "install_data": InstallData},
-    ext_modules=[extension(name) for name in [*MODULES, *(BENCH_MODULES if Path(source("bench.micro")).exists() else [])]],
+    ext_modules=[
+        extension(name)
+        for name in [*MODULES, *(BENCH_MODULES if Path(source("bench.micro")).exists() else [])]
+    ],
     data_files=[("share/man/man1", [])],
 )

@@ -31,7 +31,9 @@ class VnicError(Exception):
 
     default_code: ClassVar[str] = "failed"
 
-    def __init__(self, message: str = "", /, *rest: object, code: str = "", field: str = "") -> None:
+    def __init__(
+        self, message: str = "", /, *rest: object, code: str = "", field: str = ""
+    ) -> None:
         super().__init__(message, *rest)
         self.code, self.field = code or self.default_code, field
 
@@ -60,7 +62,11 @@ class CaptureError(ConfigError):
 def one_line(error: BaseException) -> str:
     """The message of an exception for users: vnic's own, or "unexpected", name and message for a
     bug."""
-    return " ".join(str(error).split())[:LINE_MOST] if isinstance(error, VnicError) else f"unexpected {named(error)}"
+    return (
+        " ".join(str(error).split())[:LINE_MOST]
+        if isinstance(error, VnicError)
+        else f"unexpected {named(error)}"
+    )
 
 
 def named(error: BaseException) -> str:

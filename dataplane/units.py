@@ -45,16 +45,22 @@ def _shown(value: object) -> str:
 
 def _parse(value: str | int, what: str, units: dict[str, int], example: str, whole: str) -> int:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise ConfigError(f"{what} {_shown(value)}: expected a number with a unit such as {example}")
+        raise ConfigError(
+            f"{what} {_shown(value)}: expected a number with a unit such as {example}"
+        )
     text = str(value)
     match = _QUANTITY.fullmatch(text) if len(text) <= _LONGEST else None
     if match is None:
-        raise ConfigError(f"{what} {_shown(value)}: expected a number with a unit such as {example}")
+        raise ConfigError(
+            f"{what} {_shown(value)}: expected a number with a unit such as {example}"
+        )
     number, unit = Fraction(match[1]), match[2].lower()
     if not unit:
         if number == 0:
             return 0
-        raise ConfigError(f"{what} {_shown(value)} has no unit: expected a number with one, such as {example}")
+        raise ConfigError(
+            f"{what} {_shown(value)} has no unit: expected a number with one, such as {example}"
+        )
     if unit not in units:
         raise ConfigError(f"{what} {_shown(value)}: {_unit_hint(match[1], match[2], what, units)}")
     quantity = number * units[unit]

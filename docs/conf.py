@@ -41,7 +41,11 @@ def commands() -> str:
 
     def add(command: click.Command, path: str, parent: click.Context | None) -> None:
         context = click.Context(
-            command, info_name=path.rpartition(" ")[2], parent=parent, terminal_width=96, max_content_width=96
+            command,
+            info_name=path.rpartition(" ")[2],
+            parent=parent,
+            terminal_width=96,
+            max_content_width=96,
         )
         lines.extend([f"## {path}", "", "```text", command.get_help(context), "```", ""])
         if isinstance(command, click.Group):

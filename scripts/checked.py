@@ -15,7 +15,17 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LEFT_OUT = {".git", ".venv", "build", "__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", "results"}
+LEFT_OUT = {
+    ".git",
+    ".venv",
+    "build",
+    "__pycache__",
+    ".pytest_cache",
+    ".mypy_cache",
+    ".ruff_cache",
+    ".hypothesis",
+    "results",
+}
 BUILT = {".so", ".pyc"}
 
 
@@ -23,7 +33,9 @@ def files(root: Path) -> dict[Path, os.stat_result]:
     """Every source file below `root`, by relative path."""
     found = {}
     for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if name not in LEFT_OUT and not name.endswith(".egg-info")]
+        folders[:] = [
+            name for name in folders if name not in LEFT_OUT and not name.endswith(".egg-info")
+        ]
         for name in names:
             path = Path(folder) / name
             if path.suffix not in BUILT and not path.is_symlink():
@@ -35,7 +47,10 @@ def mirror(source: Path, target: Path) -> None:
     """Makes `target` hold the sources of `source`: changed files copied with their times, files that are gone removed."""
     wanted, there = files(source), files(target)
     for path, status in wanted.items():
-        if path not in there or (there[path].st_mtime_ns, there[path].st_size) != (status.st_mtime_ns, status.st_size):
+        if path not in there or (there[path].st_mtime_ns, there[path].st_size) != (
+            status.st_mtime_ns,
+            status.st_size,
+        ):
             (target / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source / path, target / path)
     for path in there.keys() - wanted.keys():
@@ -49,8 +64,13 @@ def environment(kind: str, tree: Path) -> dict[str, str]:
     variables = {**os.environ, "VNIC_BUILD": kind, "PYTHONPATH": str(tree)}
     if kind == "asan":
         libraries = [
-            subprocess.run(["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
-            for name in ("libasan.so", "libstdc++.so.6")  # ASan finds what C++ throws with only where that is there before it
+            subprocess.run(
+                ["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for name in (
+                "libasan.so",
+                "libstdc++.so.6",
+            )  # ASan finds what C++ throws with only where that is there before it
         ]
         variables |= {
             # Python itself is not built with ASan, so its run-time library must be there before Python is.
@@ -72,14 +92,26 @@ def main(arguments: list[str]) -> int:
     mirror(ROOT, tree)
     print(f"vnic: compiling the {kind} build in build/{kind}", file=sys.stderr)
     build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-    status = subprocess.run(build, cwd=tree, env={**os.environ, "VNIC_BUILD": kind}, stdout=sys.stderr).returncode
+    status = subprocess.run(
+        build, cwd=tree, env={**os.environ, "VNIC_BUILD": kind}, stdout=sys.stderr
+    ).returncode
     if status or "--build-only" in rest:
         return status
     os.chdir(tree)
     # A slower build is not to be timed: each test gets three times its time, those that measure are left out, and as
     # nothing measures, files run side by side.
     wanted = "not timing and not again and not commands"
-    run = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", wanted, "--timeout", "900"]
+    run = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        wanted,
+        "--timeout",
+        "900",
+    ]
     run += ["-n", "logical", "--dist", "loadfile", "--max-worker-restart", "0", *rest]
     os.execvpe(run[0], run, environment(kind, tree))
 

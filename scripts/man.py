@@ -15,7 +15,10 @@ import click
 ROOT = Path(__file__).resolve().parent.parent
 
 FILES = [
-    ("/run/vnic, $XDG_RUNTIME_DIR/vnic", "Control sockets, locks and logs of root's instances, and of a plain user's."),
+    (
+        "/run/vnic, $XDG_RUNTIME_DIR/vnic",
+        "Control sockets, locks and logs of root's instances, and of a plain user's.",
+    ),
 ]
 
 
@@ -44,8 +47,15 @@ def definition(term: str, text: str) -> str:
 
 
 def options(context: click.Context, command: click.Command) -> list[str]:
-    records = [each.get_help_record(context) for each in command.get_params(context) if isinstance(each, click.Option)]
-    return [definition(" ".join(term.split()), " ".join(text.split())) for term, text in filter(None, records)]
+    records = [
+        each.get_help_record(context)
+        for each in command.get_params(context)
+        if isinstance(each, click.Option)
+    ]
+    return [
+        definition(" ".join(term.split()), " ".join(text.split()))
+        for term, text in filter(None, records)
+    ]
 
 
 def page(context: click.Context, command: click.Command, version: str, see: list[str]) -> str:
@@ -57,12 +67,20 @@ def page(context: click.Context, command: click.Command, version: str, see: list
     lines = [f'.TH {escape(name.upper())} 1 "" "vnic {version}" "vnic"']
     lines += section("NAME", [f"{escape(name)} \\- {escape(summary.rstrip('.'))}"])
     lines += section("SYNOPSIS", [f"\\fB{escape(context.command_path)}\\fR {escape(usage)}"])
-    lines += section("DESCRIPTION", [each.removeprefix(".PP\n") for each in paragraphs(command.help or "")])
+    lines += section(
+        "DESCRIPTION", [each.removeprefix(".PP\n") for each in paragraphs(command.help or "")]
+    )
     lines += section("OPTIONS", options(context, command))
     if isinstance(command, click.Group):
-        below = [(each, command.get_command(context, each)) for each in command.list_commands(context)]
+        below = [
+            (each, command.get_command(context, each)) for each in command.list_commands(context)
+        ]
         if context.parent is None:
-            found = [definition(f"{name}-{each}(1)", found.get_short_help_str(100)) for each, found in below if found]
+            found = [
+                definition(f"{name}-{each}(1)", found.get_short_help_str(100))
+                for each, found in below
+                if found
+            ]
             lines += section("COMMANDS", found)
             lines += section("FILES", [definition(*each) for each in FILES])
         for each, found in below if context.parent is not None else []:
@@ -90,7 +108,9 @@ def write(folder: Path, version: str) -> list[Path]:
     for name in COMMANDS:
         command = cli.get_command(root, name)
         assert command is not None
-        pages[f"vnic-{name}"] = page(click.Context(command, info_name=name, parent=root), command, version, ["vnic"])
+        pages[f"vnic-{name}"] = page(
+            click.Context(command, info_name=name, parent=root), command, version, ["vnic"]
+        )
     written = []
     for name, text in pages.items():
         written.append(folder / f"{name}.1")

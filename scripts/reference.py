@@ -82,7 +82,14 @@ def configuration() -> str:
             lines += [*about_struct(getattr(schema, struct)).splitlines(), ""]
         else:
             lines += [key.about, ""]
-        lines += ["```yaml", *key.example_yaml().splitlines(), "```", "", *table([by_path[each] for each in key.keys]), ""]
+        lines += [
+            "```yaml",
+            *key.example_yaml().splitlines(),
+            "```",
+            "",
+            *table([by_path[each] for each in key.keys]),
+            "",
+        ]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -155,7 +162,9 @@ def elements() -> str:
             lines.append("")
         lines += ["| counter | |", "|---|---|", "| `packets` | packets that came in |"]
         lines += [f"| `{name}` | {cell(text)} |" for name, text in each.counters.items()]
-        lines += [f"| `{name}` (drop reason) | {cell(text)} |" for name, text in each.drops.items()] + [""]
+        lines += [
+            f"| `{name}` (drop reason) | {cell(text)} |" for name, text in each.drops.items()
+        ] + [""]
         lines += ["| handler | | |", "|---|---|---|"]
         for name, handler in each.handlers.items():
             ways = " and ".join(way for way in ("read", "write") if handler[way])

@@ -17,7 +17,12 @@ class Shaper(Element):
     HANDLERS: ClassVar[Mapping[str, Handler]]
     burst_ns: int
     def __init__(
-        self, rate: str | int | None = None, queue: str | int = "100ms", burst: str | int = "250us", *, name: str | None = None
+        self,
+        rate: str | int | None = None,
+        queue: str | int = "100ms",
+        burst: str | int = "250us",
+        *,
+        name: str | None = None,
     ) -> None: ...
     @property
     def rate_bps(self) -> int: ...

@@ -176,7 +176,10 @@ NAMES = {
     302: "edk2 MM",
     303: "data for debugging",
     304: "DECT-2020 NR with TAP header",
-    **dict.fromkeys((*range(130, 138), 164, 167, 168, 174, *range(178, 182), 183, 194, 200), "Juniper Networks, private"),
+    **dict.fromkeys(
+        (*range(130, 138), 164, 167, 168, 174, *range(178, 182), 183, 194, 200),
+        "Juniper Networks, private",
+    ),
     **dict.fromkeys((232, 233, 234, 238), "Juniper Networks, private"),
     **dict.fromkeys(range(147, 163), "private use"),
 }

@@ -89,7 +89,11 @@ def unwrapped(annotation: Any) -> tuple[Any, str]:
             annotation = annotation.__origin__
             continue
         inner = [each for each in typing.get_args(annotation) if each is not type(None)]
-        if isinstance(annotation, type) or typing.get_origin(annotation) in (list, dict) or len(inner) != 1:
+        if (
+            isinstance(annotation, type)
+            or typing.get_origin(annotation) in (list, dict)
+            or len(inner) != 1
+        ):
             return annotation, description
         annotation = inner[0]
 
@@ -101,11 +105,15 @@ def field_type(struct: type[msgspec.Struct], steps: Path) -> tuple[Any, str]:
     for step in steps:
         if isinstance(step, int):
             # of "one or a list"
-            listed = next((each for each in typing.get_args(kind) if typing.get_origin(each) is list), kind)
+            listed = next(
+                (each for each in typing.get_args(kind) if typing.get_origin(each) is list), kind
+            )
             arguments = typing.get_args(listed)
             kind, description = unwrapped(arguments[-1] if arguments else Any)
         else:
-            hints = typing.get_type_hints(kind, include_extras=True) if isinstance(kind, type) else {}
+            hints = (
+                typing.get_type_hints(kind, include_extras=True) if isinstance(kind, type) else {}
+            )
             kind, description = unwrapped(hints.get(step, Any))
     return kind, description
 
@@ -120,7 +128,11 @@ def unknown_key(locate: Locate, path: Path, key: str, struct: Any) -> ConfigErro
 
 
 def _explain(
-    error: msgspec.ValidationError, data: Any, struct: type[msgspec.Struct], path: Path, locate: Locate
+    error: msgspec.ValidationError,
+    data: Any,
+    struct: type[msgspec.Struct],
+    path: Path,
+    locate: Locate,
 ) -> ConfigError:
     """Translates msgspec's error for users."""
     match = _AT.fullmatch(str(error))
@@ -131,7 +143,9 @@ def _explain(
         return unknown_key(locate, (*path, *steps), unknown[1], kind)
     if missing := re.fullmatch(r"Object missing required field `(.*)`", text):
         return error_at(
-            locate, (*path, *steps), f"has no {missing[1]}: expected {missing[1]}: {field_type(kind, (missing[1],))[1]}"
+            locate,
+            (*path, *steps),
+            f"has no {missing[1]}: expected {missing[1]}: {field_type(kind, (missing[1],))[1]}",
         )
     expected = _GIVEN.match(text)
     if expected is not None or text.startswith("Invalid enum value"):
@@ -139,7 +153,9 @@ def _explain(
         for step in steps:
             value = value[step]
         kinds = expected["wanted"].split(" | ") if expected is not None else []
-        wanted = description or " or ".join(_KINDS.get(each, each) for each in kinds if each != "null")
+        wanted = description or " or ".join(
+            _KINDS.get(each, each) for each in kinds if each != "null"
+        )
         return error_at(locate, (*path, *steps), f"invalid value {shown(value)}: expected {wanted}")
     return error_at(locate, (*path, *steps), text)
 

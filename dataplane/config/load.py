@@ -60,17 +60,26 @@ class _Builder:
             return [self.build(item, (*path, number)) for number, item in enumerate(node.value)]
         if isinstance(node, yaml.ScalarNode):
             return self.scalar(node)
-        raise self.fail(node, f"the tag {node.tag.replace(_TAG, '!!')[:40]!r} is not allowed: expected plain YAML without tags")
+        raise self.fail(
+            node,
+            f"the tag {node.tag.replace(_TAG, '!!')[:40]!r} is not allowed: expected plain YAML without tags",
+        )
 
     def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            if not isinstance(key_node, yaml.ScalarNode) or not key_node.value or len(key_node.value) > 128:
+            if (
+                not isinstance(key_node, yaml.ScalarNode)
+                or not key_node.value
+                or len(key_node.value) > 128
+            ):
                 raise self.fail(key_node, "a key must be a word")
             key = str(key_node.value)
             if key in result:
                 first = self.lines[(*path, key)]
-                raise self.fail(key_node, f"{key!r} is there already, in line {first}; remove one of them")
+                raise self.fail(
+                    key_node, f"{key!r} is there already, in line {first}; remove one of them"
+                )
             self.lines[(*path, key)] = key_node.start_mark.line + 1
             result[key] = self.build(value_node, (*path, key))
         return result
@@ -85,13 +94,22 @@ class _Builder:
             case "bool" if text.lower() in ("true", "false"):
                 return text.lower() == "true"
             case "int" | "float" if len(text) > _DIGITS_MOST:
-                raise self.fail(node, f"the number {text[:_DIGITS_MOST]}... is too long; put text in quotes")
+                raise self.fail(
+                    node, f"the number {text[:_DIGITS_MOST]}... is too long; put text in quotes"
+                )
             case "int" | "float" as kind:
                 try:
-                    return float(text) if kind == "float" else int(text, 16 if text.startswith("0x") else 10)
+                    return (
+                        float(text)
+                        if kind == "float"
+                        else int(text, 16 if text.startswith("0x") else 10)
+                    )
                 except ValueError:
                     pass
-        raise self.fail(node, f"the tag {node.tag.replace(_TAG, '!!')[:40]!r} is not allowed: expected plain YAML without tags")
+        raise self.fail(
+            node,
+            f"the tag {node.tag.replace(_TAG, '!!')[:40]!r} is not allowed: expected plain YAML without tags",
+        )
 
     def locate(self, path: Path) -> str:
         """FILE:LINE of the path, or of its nearest parent with a known line."""
@@ -128,5 +146,12 @@ class _Dumper(yaml.SafeDumper):
 
 def dump_yaml(data: Any, width: int = 100) -> str:
     """Plain data as YAML that `parse_yaml` reads."""
-    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=width, allow_unicode=True)
+    text: str = yaml.dump(
+        data,
+        Dumper=_Dumper,
+        sort_keys=False,
+        default_flow_style=None,
+        width=width,
+        allow_unicode=True,
+    )
     return text

@@ -10,7 +10,14 @@ import re
 from typing import Any, ClassVar, Self
 
 from dataplane.errors import ConfigError
-from dataplane.units import RATE_LEAST_BPS, RATE_MOST_BPS, format_rate, format_time, parse_rate, parse_time
+from dataplane.units import (
+    RATE_LEAST_BPS,
+    RATE_MOST_BPS,
+    format_rate,
+    format_time,
+    parse_rate,
+    parse_time,
+)
 
 RSS_KEY_BYTES = 40  # Toeplitz: two IPv6 addresses and two ports (36 bytes), and 32 bits more
 
@@ -117,9 +124,13 @@ class Mac(str):
     def __new__(cls, value: str) -> Self:
         text = value.lower() if isinstance(value, str) else ""
         if not re.fullmatch(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", text, re.ASCII):
-            raise SchemaError(f"{_shown(value)} is not a MAC address: expected six bytes such as 02:00:00:00:00:01")
+            raise SchemaError(
+                f"{_shown(value)} is not a MAC address: expected six bytes such as 02:00:00:00:00:01"
+            )
         if int(text[:2], 16) & 1:
-            raise SchemaError(f"{text} is a group address: a NIC's has an even first byte, such as 02:00:00:00:00:01")
+            raise SchemaError(
+                f"{text} is a group address: a NIC's has an even first byte, such as 02:00:00:00:00:01"
+            )
         if text == "00:00:00:00:00:00":
             raise SchemaError(f"{text} is nobody's address: expected one such as 02:00:00:00:00:01")
         return super().__new__(cls, text)
@@ -196,7 +207,9 @@ class Gateway(str):
                 f"{_shown(value)} is not a gateway: expected an IP address such as 10.0.0.254 or fd00::1"
             ) from None
         if address.is_multicast or address.is_unspecified or address.is_loopback:
-            raise SchemaError(f"{_shown(value)} cannot be a gateway: expected an address on the NIC's link such as 10.0.0.254")
+            raise SchemaError(
+                f"{_shown(value)} cannot be a gateway: expected an address on the NIC's link such as 10.0.0.254"
+            )
         return super().__new__(cls, str(address))
 
     @classmethod
@@ -211,7 +224,11 @@ class User(int):
     @classmethod
     def parse(cls, value: Any) -> Self:
         text = str(value)
-        if re.fullmatch(r"[0-9]{1,10}", text, re.ASCII) and int(text) < 2**32 - 1 and not isinstance(value, bool):
+        if (
+            re.fullmatch(r"[0-9]{1,10}", text, re.ASCII)
+            and int(text) < 2**32 - 1
+            and not isinstance(value, bool)
+        ):
             return cls(int(text))
         try:
             return cls(pwd.getpwnam(text).pw_uid)
@@ -229,8 +246,12 @@ class RssKey(bytes):
 
     @classmethod
     def parse(cls, value: Any) -> Self:
-        hint = f'expected {RSS_KEY_BYTES} bytes in hexadecimal, in quotes, such as "6d:5a:56:da:..."'
-        if not isinstance(value, str) or not re.fullmatch(r"[0-9a-fA-F]{2}(:?[0-9a-fA-F]{2})*", value, re.ASCII):
+        hint = (
+            f'expected {RSS_KEY_BYTES} bytes in hexadecimal, in quotes, such as "6d:5a:56:da:..."'
+        )
+        if not isinstance(value, str) or not re.fullmatch(
+            r"[0-9a-fA-F]{2}(:?[0-9a-fA-F]{2})*", value, re.ASCII
+        ):
             raise SchemaError(f"{_shown(value)} is no RSS key: {hint}")
         key = bytes.fromhex(value.replace(":", ""))
         if len(key) != RSS_KEY_BYTES:

@@ -10,14 +10,20 @@ class RuleTable:
     settings: list[dict[str, Any]]
     rules: list[Rule]
     gates: int
-    def __init__(self, rules: Iterable[Mapping[str, str | int]], default: int | None = None) -> None: ...
+    def __init__(
+        self, rules: Iterable[Mapping[str, str | int]], default: int | None = None
+    ) -> None: ...
     def hits(self) -> list[int]: ...
 
 @final
 class Classifier(Element):
     default: int | None
     def __init__(
-        self, rules: Iterable[Mapping[str, str | int]], default: int | None = None, *, name: str | None = None
+        self,
+        rules: Iterable[Mapping[str, str | int]],
+        default: int | None = None,
+        *,
+        name: str | None = None,
     ) -> None: ...
     @property
     def rules(self) -> list[Rule]: ...

@@ -63,7 +63,9 @@ class Rule(NamedTuple):
 def _number(value: object, low: int, high: int, words: Mapping[str, int] | None = None) -> int:
     """Reads an int, its decimal or 0x text, or one of `words`. Raises ValueError with what is
     expected."""
-    want = f"a number from {low} to {high}" + (f", or a name such as {', '.join(list(words)[:4])}" if words else "")
+    want = f"a number from {low} to {high}" + (
+        f", or a name such as {', '.join(list(words)[:4])}" if words else ""
+    )
     if isinstance(value, str):
         text = value.lower()
         if words and text in words:
@@ -87,7 +89,11 @@ def _prefix(value: object) -> Prefix:
         network = ipaddress.ip_network(value, strict=False)
     except ValueError:
         raise ValueError(want) from None
-    return Prefix(network.version, network.network_address.packed.ljust(16, b"\0"), network.netmask.packed.ljust(16, b"\0"))
+    return Prefix(
+        network.version,
+        network.network_address.packed.ljust(16, b"\0"),
+        network.netmask.packed.ljust(16, b"\0"),
+    )
 
 
 def _port_range(value: Any) -> PortRange:
@@ -126,15 +132,21 @@ def read_rule(number: int, settings: Any) -> Rule:
     """Reads one rule; its gate is by default its number. Raises ConfigError with the rule's number
     and the key."""
     if not isinstance(settings, Mapping):
-        raise ConfigError(f"classifier rule {number}: {_shown(settings)}: expected keys and values such as protocol: tcp")
+        raise ConfigError(
+            f"classifier rule {number}: {_shown(settings)}: expected keys and values such as protocol: tcp"
+        )
     fields: dict[str, Any] = {}
     for key, value in settings.items():
         if key not in READERS:
-            raise ConfigError(f"classifier rule {number}: unknown key {_shown(key)}: expected one of {', '.join(READERS)}")
+            raise ConfigError(
+                f"classifier rule {number}: unknown key {_shown(key)}: expected one of {', '.join(READERS)}"
+            )
         try:
             fields[key] = READERS[key](value)
         except ValueError as error:
-            raise ConfigError(f"classifier rule {number}: {key}: {_shown(value)}: expected {error}") from None
+            raise ConfigError(
+                f"classifier rule {number}: {key}: {_shown(value)}: expected {error}"
+            ) from None
     rule = Rule(**{"gate": number, **fields})
     if rule.source and rule.destination and rule.source.version != rule.destination.version:
         raise ConfigError(
@@ -143,7 +155,9 @@ def read_rule(number: int, settings: Any) -> Rule:
     for key in ("source_port", "destination_port"):
         if key in fields and rule.protocol is not None and rule.protocol not in WITH_PORTS:
             protocol = _shown(settings["protocol"])
-            raise ConfigError(f"classifier rule {number}: {key}: protocol {protocol} has no ports: expected tcp, udp or sctp")
+            raise ConfigError(
+                f"classifier rule {number}: {key}: protocol {protocol} has no ports: expected tcp, udp or sctp"
+            )
     return rule
 
 

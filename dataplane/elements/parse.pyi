@@ -7,5 +7,9 @@ from dataplane.wire.headers import PARSE_REASONS as PARSE_REASONS
 @final
 class Parse(Element):
     def __init__(
-        self, malformed: Literal["forward", "drop"] = "forward", *, port: Port | None = None, name: str | None = None
+        self,
+        malformed: Literal["forward", "drop"] = "forward",
+        *,
+        port: Port | None = None,
+        name: str | None = None,
     ) -> None: ...

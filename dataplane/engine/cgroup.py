@@ -63,7 +63,9 @@ class Cgroup:
         except OSError as error:
             raise self._refusal(error, 0) from None
         if version is None or not os.path.exists(self._file(MEMBERS[version])):
-            raise ConfigError(f"cgroup {self.path}: is not a cgroup: expected a directory with cgroup.threads or tasks in it")
+            raise ConfigError(
+                f"cgroup {self.path}: is not a cgroup: expected a directory with cgroup.threads or tasks in it"
+            )
         return version
 
     @property
@@ -153,7 +155,9 @@ class Cgroup:
                 text = f"does not exist; mkdir {self.path}"
             case errno.EROFS:
                 text = "is mounted read-only; mount its file system read-write"
-            case errno.EACCES | errno.EPERM if version and os.access(self._file(MEMBERS[version]), os.W_OK):
+            case errno.EACCES | errno.EPERM if version and os.access(
+                self._file(MEMBERS[version]), os.W_OK
+            ):
                 # v2 requires write access to cgroup.procs of the common ancestor, v1 that the
                 # thread belongs to the writer.
                 text = f"uid {uid} may not move threads from {_own_cgroup(self, version)} to it; delegate both to {uid}"
@@ -162,9 +166,7 @@ class Cgroup:
             case errno.EOPNOTSUPP if (kind := self._read("cgroup.type")).startswith("domain"):
                 text = f"is of type {kind!r}, which takes no single threads; echo threaded > {self._file('cgroup.type')}"
             case errno.EOPNOTSUPP:
-                text = (
-                    f"is in another domain than vnic, which is in {_own_cgroup(self, version)}; choose a cgroup below that one"
-                )
+                text = f"is in another domain than vnic, which is in {_own_cgroup(self, version)}; choose a cgroup below that one"
             case errno.ENOSPC:
                 text = "has a cpuset without CPUs or memory; set its cpuset.cpus and cpuset.mems"
             case _:
@@ -197,7 +199,10 @@ class Hierarchy:
 def _own_cgroup(of: Cgroup, version: int) -> str:
     """The directory of this process's cgroup in the hierarchy of `of`."""
     device = (os.major(of.hierarchy), os.minor(of.hierarchy))
-    return next((each.own for each in hierarchies() if each.device == device), f"its own of version {version}")
+    return next(
+        (each.own for each in hierarchies() if each.device == device),
+        f"its own of version {version}",
+    )
 
 
 def _plain(text: str) -> str:
@@ -222,7 +227,14 @@ def hierarchies() -> list[Hierarchy]:
     for fields in mounts:
         kind, _, options = fields[fields.index("-") + 1 :][:3]
         wanted = frozenset() if kind == "cgroup2" else frozenset(options.split(","))
-        key = next((each for each in paths if (not each if kind == "cgroup2" else each and each <= wanted)), None)
+        key = next(
+            (
+                each
+                for each in paths
+                if (not each if kind == "cgroup2" else each and each <= wanted)
+            ),
+            None,
+        )
         if kind not in ("cgroup", "cgroup2") or key is None:
             continue
         root, point = _plain(fields[3]), _plain(fields[4])
@@ -230,7 +242,11 @@ def hierarchies() -> list[Hierarchy]:
         # mount: then the mount's root is the nearest cgroup.
         below = os.path.relpath(paths[key], root)
         own = point if below.startswith("..") else os.path.normpath(os.path.join(point, below))
-        names = Cgroup(own)._read("cgroup.controllers").split() if kind == "cgroup2" else sorted(key)
+        names = (
+            Cgroup(own)._read("cgroup.controllers").split() if kind == "cgroup2" else sorted(key)
+        )
         major, _, minor = fields[2].partition(":")
-        found.append(Hierarchy(2 if kind == "cgroup2" else 1, tuple(names), own, (int(major), int(minor))))
+        found.append(
+            Hierarchy(2 if kind == "cgroup2" else 1, tuple(names), own, (int(major), int(minor)))
+        )
     return found

@@ -83,11 +83,15 @@ def read_handler(element: Element, name: str) -> Any:
         return _ENCODER.encode(method())
 
     try:
-        return msgspec.json.decode(take() if handler.shared or element.engine is None else element.engine.call(take))
+        return msgspec.json.decode(
+            take() if handler.shared or element.engine is None else element.engine.call(take)
+        )
     except VnicError:
         raise
     except Exception as error:  # a user's class may raise anything
-        raise VnicError(f"{element.name}: handler {name}: reading failed: {named(error)}") from error
+        raise VnicError(
+            f"{element.name}: handler {name}: reading failed: {named(error)}"
+        ) from error
 
 
 # -- writing -------------------------------------------------------------------------------------
@@ -123,7 +127,9 @@ def write_handler(
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: {_shown(value)}: expected plain data: {error}") from None
     engines = [_engine_of(copy, where) for copy in copies]
-    changes = [_prepare(copy, handler, where, value) for copy in (copies[:1] if handler.shared else copies)]
+    changes = [
+        _prepare(copy, handler, where, value) for copy in (copies[:1] if handler.shared else copies)
+    ]
     with ExitStack() as stack:
         for engine in engines if handler.mode is Mode.QUIESCING else ():
             if engine.runner is not None:
@@ -132,7 +138,11 @@ def write_handler(
                 halt(engine)
                 if engine.runner is not None:
                     raise VnicError(f"{where}: engine {engine.name} did not stop")
-        return _publish(engines, changes, where) if not handler.shared else _change_shared(changes[0], where)
+        return (
+            _publish(engines, changes, where)
+            if not handler.shared
+            else _change_shared(changes[0], where)
+        )
 
 
 def _engine_of(copy: Element, where: str) -> Engine:
@@ -141,7 +151,9 @@ def _engine_of(copy: Element, where: str) -> Engine:
     return copy.engine
 
 
-def _prepare(copy: Element, handler: Handler, where: str, value: object) -> Work | Callable[[], object]:
+def _prepare(
+    copy: Element, handler: Handler, where: str, value: object
+) -> Work | Callable[[], object]:
     assert handler.write is not None
     try:
         change = getattr(copy, handler.write)(value)
@@ -151,7 +163,9 @@ def _prepare(copy: Element, handler: Handler, where: str, value: object) -> Work
         raise ConfigError(f"{where}: invalid value {_shown(value)}: {named(error)}") from error
     if not callable(change) and (handler.shared or not isinstance(change, Work)):
         wanted = "a callable" if handler.shared else "a Work or a callable"
-        raise VnicError(f"{where}: {type(copy).__name__}.{handler.write} must return the change, {wanted}; it did not")
+        raise VnicError(
+            f"{where}: {type(copy).__name__}.{handler.write} must return the change, {wanted}; it did not"
+        )
     return change  # type: ignore[no-any-return]
 
 
@@ -170,7 +184,9 @@ def _publish(engines: list[Engine], changes: list[Work | Callable[[], object]], 
     failed: list[tuple[str, BaseException]] = []
     for engine, change in zip(engines, changes, strict=True):
         try:
-            done.append((engine.name, engine.post(change if isinstance(change, Work) else Call(change))))
+            done.append(
+                (engine.name, engine.post(change if isinstance(change, Work) else Call(change)))
+            )
         # an interrupt too: the other copies get the value before it is raised
         except BaseException as error:
             failed.append((engine.name, error))
@@ -180,7 +196,9 @@ def _publish(engines: list[Engine], changes: list[Work | Callable[[], object]], 
     if failed:
         rest = f"; it was made in {', '.join(name for name, _ in done)}" if done else ""
         names = ", ".join(name for name, _ in failed)
-        raise VnicError(f"{where}: the change failed in engine {names}: {named(failed[0][1])}{rest}") from failed[0][1]
+        raise VnicError(
+            f"{where}: the change failed in engine {names}: {named(failed[0][1])}{rest}"
+        ) from failed[0][1]
     return _result(done[0][1])
 
 

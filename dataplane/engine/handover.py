@@ -132,7 +132,9 @@ def save_engine(engine: Engine, marks: Marks | None = None) -> bytes:
     def has_changed(element: Element) -> bool:
         try:
             counted, state = known.get(element.name, (None, b""))
-            return counted != counts(element) or state != msgspec.msgpack.encode(element.save_state())
+            return counted != counts(element) or state != msgspec.msgpack.encode(
+                element.save_state()
+            )
         except Exception:
             return True  # _save_element raises the error
 
@@ -179,12 +181,21 @@ class Loading:
         strange = sorted(names - elements.keys())
         missing = [] if part else sorted(elements.keys() - names - loaded)
         if strange or missing:
-            what = [f"{_few(names)} {verb}" for names, verb in ((strange, "only there"), (missing, "only here")) if names]
+            what = [
+                f"{_few(names)} {verb}"
+                for names, verb in ((strange, "only there"), (missing, "only here"))
+                if names
+            ]
             raise VnicError(f"{where}: its state is of another graph: {', '.join(what)}")
-        pairs = [(elements[entry.name], *_upgrade(elements[entry.name], entry)) for entry in state.elements]
+        pairs = [
+            (elements[entry.name], *_upgrade(elements[entry.name], entry))
+            for entry in state.elements
+        ]
         _check_packets(engine.pool, pairs)
         if part and any(own.get("packets") for _, _, own in pairs):
-            raise VnicError(f"{where}: a part of its state has packets, which the other engine still moves")
+            raise VnicError(
+                f"{where}: a part of its state has packets, which the other engine still moves"
+            )
 
         def apply(work: StateWork) -> None:
             fresh = [(element, element.statistics(), _save(element)) for element, _, _ in pairs]
@@ -192,7 +203,9 @@ class Loading:
                 (statistics["packets"] or statistics["received"]) and element.name not in loaded
                 for element, statistics, _ in fresh
             ):
-                raise VnicError(f"{where}: has seen packets of its own; load the state into a new engine")
+                raise VnicError(
+                    f"{where}: has seen packets of its own; load the state into a new engine"
+                )
             touched = 0
             try:
                 for element, statistics, own in pairs:
@@ -223,7 +236,9 @@ def _printable() -> Iterator[None]:
     try:
         yield
     except VnicError as error:
-        raise VnicError("".join(each if each.isprintable() else "?" for each in str(error))) from error.__cause__
+        raise VnicError(
+            "".join(each if each.isprintable() else "?" for each in str(error))
+        ) from error.__cause__
 
 
 def forget_engine(engine: Engine) -> None:
@@ -286,15 +301,23 @@ def _save(element: Element) -> dict[str, Any]:
     VnicError."""
     kind = type(element)
     if not kind.MOVABLE:
-        raise VnicError(f"{element.name}: a {kind.__name__} cannot be handed over; take it out of the graph first")
+        raise VnicError(
+            f"{element.name}: a {kind.__name__} cannot be handed over; take it out of the graph first"
+        )
     try:
         state = element.save_state()
     except VnicError:
         raise
     except Exception as error:
         raise VnicError(f"{element.name}: save_state failed: {named(error)}") from error
-    if not isinstance(state, dict) or not _plain(state, 0) or not isinstance(state.get("packets", b""), bytes | list):
-        raise VnicError(f"{element.name}: save_state must return a dict of plain data (docs/state-format.md); it did not")
+    if (
+        not isinstance(state, dict)
+        or not _plain(state, 0)
+        or not isinstance(state.get("packets", b""), bytes | list)
+    ):
+        raise VnicError(
+            f"{element.name}: save_state must return a dict of plain data (docs/state-format.md); it did not"
+        )
     return state
 
 
@@ -310,7 +333,9 @@ def _plain(value: object, depth: int) -> bool:
         if set(map(type, value)) == {int}:  # the common case: packets
             return bool(min(value) >= -(1 << 63) and max(value) < 1 << 64)
         return all(_plain(each, depth + 1) for each in value)
-    return type(value) is dict and all(type(key) is str and _plain(each, depth + 1) for key, each in value.items())
+    return type(value) is dict and all(
+        type(key) is str and _plain(each, depth + 1) for key, each in value.items()
+    )
 
 
 # -- loading -------------------------------------------------------------------------------------
@@ -344,21 +369,28 @@ def _check_engine(engine: Engine, state: EngineState) -> None:
             f"{where}: its state was saved at {state.now_ns} ns by another clock than this one; both must run on one machine"
         )
     if state.pool != _identity(engine.pool):
-        raise VnicError(f"{where}: its state belongs to another pool of packets; both engines must share one")
+        raise VnicError(
+            f"{where}: its state belongs to another pool of packets; both engines must share one"
+        )
 
 
 def _upgrade(element: Element, entry: ElementState) -> tuple[dict[str, Any], dict[str, Any]]:
     """Statistics and state of an element, converted to its class's version."""
     kind = type(element)
     if entry.kind != kind.__name__:
-        raise VnicError(f"{element.name}: is a {kind.__name__} here, and a {entry.kind[:40]} in the state")
+        raise VnicError(
+            f"{element.name}: is a {kind.__name__} here, and a {entry.kind[:40]} in the state"
+        )
     if entry.version > kind.STATE_VERSION:
         raise VnicError(
             f"{element.name}: its state has version {entry.version}, this {kind.__name__} reads up to {kind.STATE_VERSION}; "
             "take one at least as new"
         )
     try:
-        changed: dict[str, Any] = {"statistics": msgspec.to_builtins(entry.statistics), "state": entry.state}
+        changed: dict[str, Any] = {
+            "statistics": msgspec.to_builtins(entry.statistics),
+            "state": entry.state,
+        }
         if entry.version == kind.STATE_VERSION:
             return changed["statistics"], entry.state
         for version in range(entry.version, kind.STATE_VERSION):
@@ -378,14 +410,22 @@ def _upgrade(element: Element, entry: ElementState) -> tuple[dict[str, Any], dic
         raise VnicError(f"{element.name}: its state is damaged: {named(error)}") from None
 
 
-def _check_packets(pool: PacketPool, pairs: list[tuple[Element, dict[str, Any], dict[str, Any]]]) -> None:
+def _check_packets(
+    pool: PacketPool, pairs: list[tuple[Element, dict[str, Any], dict[str, Any]]]
+) -> None:
     """Checks that every packet in the states is in the pool, in use, within its buffer, and listed
     once."""
-    owners = bytearray(4 * (pool.small_count + pool.large_count)) if any(own.get("packets") for _, _, own in pairs) else None
+    owners = (
+        bytearray(4 * (pool.small_count + pool.large_count))
+        if any(own.get("packets") for _, _, own in pairs)
+        else None
+    )
     for number, (element, statistics, own) in enumerate(pairs, 1):
         packets = _packed(element, own.get("packets", b""))
         if statistics["held"] > len(packets) // 4:
-            raise VnicError(f"{element.name}: its state holds {statistics['held']} packets and names {len(packets) // 4}")
+            raise VnicError(
+                f"{element.name}: its state holds {statistics['held']} packets and names {len(packets) // 4}"
+            )
         if owners is not None and (wrong := pool.check_held(packets, owners, number)) is not None:
             index, what = wrong
             if isinstance(what, int):
@@ -396,7 +436,9 @@ def _check_packets(pool: PacketPool, pairs: list[tuple[Element, dict[str, Any], 
 
 def _packed(element: Element, packets: object) -> bytes:
     """The packets of a state: packed, or a list of indices, as elements in Python may save them."""
-    if isinstance(packets, list) and all(type(index) is int and 0 <= index < 1 << 32 for index in packets):
+    if isinstance(packets, list) and all(
+        type(index) is int and 0 <= index < 1 << 32 for index in packets
+    ):
         return struct.pack(f"<{len(packets)}I", *packets)
     if not isinstance(packets, bytes) or len(packets) % 4:
         raise VnicError(f"{element.name}: `packets` of its state is not a list of packets")

@@ -16,7 +16,9 @@ def start(engine: Engine) -> EngineThread:
         raise VnicError(f"engine {engine.name}: has a virtual clock; use advance()")
     if engine.runner is not None:
         raise VnicError(f"engine {engine.name}: runs already")
-    thread = EngineThread(engine.name, [engine.cpu] if engine.cpu is not None else None, spin_ns=engine.spin_ns)
+    thread = EngineThread(
+        engine.name, [engine.cpu] if engine.cpu is not None else None, spin_ns=engine.spin_ns
+    )
     thread.start([engine])
     return thread
 

@@ -68,5 +68,7 @@ def handlers_of(kind: type) -> dict[str, Handler]:
             if not callable(getattr(kind, method, None)):
                 raise GraphError(f"{kind.__name__}: handler {name}: there is no method {method}")
         if handler.read is None and handler.write is None:
-            raise GraphError(f"{kind.__name__}: handler {name}: can neither be read nor written; name a method")
+            raise GraphError(
+                f"{kind.__name__}: handler {name}: can neither be read nor written; name a method"
+            )
     return found

@@ -56,7 +56,9 @@ class EngineGroup:
                     f"group {self.name}: cpu {cpu}: not usable here: expected some of {', '.join(map(str, usable))}"
                 )
         if settings.mode is Mode.DEDICATED and not cpus:
-            raise ConfigError(f"group {self.name}: dedicated needs CPUs of its own, such as cpus: [{usable[-1]}]")
+            raise ConfigError(
+                f"group {self.name}: dedicated needs CPUs of its own, such as cpus: [{usable[-1]}]"
+            )
 
     def _check_cpusets(self, settings: Settings) -> None:
         cpus = set(settings.cpus or ())
@@ -65,7 +67,9 @@ class EngineGroup:
             if left is None or cpus <= set(left):
                 continue
             cpu, some = min(cpus - set(left)), ", ".join(map(str, left))
-            raise ConfigError(f"group {self.name}: cpu {cpu}: not in the cpuset of {cgroup.path}: expected some of {some}")
+            raise ConfigError(
+                f"group {self.name}: cpu {cpu}: not in the cpuset of {cgroup.path}: expected some of {some}"
+            )
 
     def _check_cgroups(self, settings: Settings) -> None:
         by_hierarchy: dict[int, Cgroup] = {}
@@ -78,7 +82,9 @@ class EngineGroup:
             # joining the second cgroup would remove a thread from the first
             if other is not cgroup:
                 both = f"{other.path} and {cgroup.path}"
-                raise ConfigError(f"group {self.name}: cgroups {both} are of one hierarchy; choose one of them")
+                raise ConfigError(
+                    f"group {self.name}: cgroups {both} are of one hierarchy; choose one of them"
+                )
 
     @property
     def mode(self) -> Mode:
@@ -132,7 +138,9 @@ class EngineGroup:
         """Adds an engine, and runs it if the group runs. Raises ConfigError where the group is
         full, VnicError where a thread cannot be started; then the engine belongs to no group."""
         if len(self.engines) == ENGINES_MOST:
-            raise ConfigError(f"group {self.name}: has {ENGINES_MOST} engines, the most; put engine {engine.name} in another")
+            raise ConfigError(
+                f"group {self.name}: has {ENGINES_MOST} engines, the most; put engine {engine.name} in another"
+            )
         if self._crew is not None:
             self._crew.assign(engine)
         self.engines.append(engine)
@@ -195,7 +203,9 @@ class EngineGroup:
 
     def thread_of(self, engine: Engine) -> str | None:
         """The name of the thread that runs the engine now."""
-        return next((thread.name for thread in self.threads if engine.name in thread.engine_names), None)
+        return next(
+            (thread.name for thread in self.threads if engine.name in thread.engine_names), None
+        )
 
     def settle(self) -> None:
         """Brings the engines' CPU time accounts up to date."""
@@ -223,5 +233,7 @@ class EngineGroup:
         outside = [thread for thread in self.threads if thread.thread_id not in inside]
         why = None if self.threads else "no thread runs"
         if outside:
-            why = outside[0].refused.get(cgroup.path, f"thread {outside[0].name} was moved elsewhere")
+            why = outside[0].refused.get(
+                cgroup.path, f"thread {outside[0].name} was moved elsewhere"
+            )
         return {"path": cgroup.path, "cpu_ns": cgroup.cpu_ns(), "in_force": why is None, "why": why}

@@ -50,7 +50,9 @@ class Guarantee:
         if not PERIOD_LEAST_NS <= self.period_ns <= PERIOD_MOST_NS:
             raise ConfigError(f"guarantee: a period of {self.period_ns} ns: expected 100us to 1s")
         if not RUNTIME_LEAST_NS <= self.runtime_ns <= self.period_ns:
-            raise ConfigError(f"guarantee: a runtime of {self.runtime_ns} ns: expected 10us up to the period")
+            raise ConfigError(
+                f"guarantee: a runtime of {self.runtime_ns} ns: expected 10us up to the period"
+            )
 
     def apply(self, thread_id: int = 0) -> str:
         """Puts a thread of this process (0: the calling one) into the best permitted class; returns
@@ -62,7 +64,9 @@ class Guarantee:
         if self._deadline(thread_id):
             return "deadline"
         try:
-            os.sched_setscheduler(thread_id, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(PRIORITY))
+            os.sched_setscheduler(
+                thread_id, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(PRIORITY)
+            )
         except OSError:
             return "budget"
         return "rr"
@@ -71,9 +75,18 @@ class Guarantee:
         if _SCHED_SETATTR is None:
             return False
         attributes = _ATTRIBUTES.pack(
-            _ATTRIBUTES.size, _SCHED_DEADLINE, _FLAG_RESET_ON_FORK, 0, 0, self.runtime_ns, self.period_ns, self.period_ns
+            _ATTRIBUTES.size,
+            _SCHED_DEADLINE,
+            _FLAG_RESET_ON_FORK,
+            0,
+            0,
+            self.runtime_ns,
+            self.period_ns,
+            self.period_ns,
         )
-        return bool(ctypes.CDLL(None, use_errno=True).syscall(_SCHED_SETATTR, thread_id, attributes, 0) == 0)
+        return bool(
+            ctypes.CDLL(None, use_errno=True).syscall(_SCHED_SETATTR, thread_id, attributes, 0) == 0
+        )
 
 
 def permitted(cpus: list[int] | None = None) -> str:

@@ -67,10 +67,14 @@ class Crew:
     VnicError where a thread cannot be started; then none is left.
     """
 
-    def __init__(self, name: str, settings: Settings, engines: Iterable[Engine], runner: Runner) -> None:
+    def __init__(
+        self, name: str, settings: Settings, engines: Iterable[Engine], runner: Runner
+    ) -> None:
         self.settings, self._runner = settings, runner
         self.threads: list[EngineThread] = []
-        self.compactor = Compactor(slo_ns=settings.slo_ns) if settings.mode is Mode.COMPACTING else None
+        self.compactor = (
+            Compactor(slo_ns=settings.slo_ns) if settings.mode is Mode.COMPACTING else None
+        )
         # the thread of each engine, except when compacting
         self._own: dict[Engine, EngineThread] = {}
         cpus = settings.cpus or sorted(os.sched_getaffinity(0))
@@ -91,7 +95,14 @@ class Crew:
 
     def _hire(self, name: str, cpus: list[int] | None, spin_ns: int) -> EngineThread:
         guarantee, cgroups = self.settings.guarantee, self.settings.cgroups
-        thread = EngineThread(name, cpus, spin_ns=spin_ns, guarantee=guarantee, cgroups=cgroups, balancer=self.compactor)
+        thread = EngineThread(
+            name,
+            cpus,
+            spin_ns=spin_ns,
+            guarantee=guarantee,
+            cgroups=cgroups,
+            balancer=self.compactor,
+        )
         thread.start()
         self.threads.append(thread)
         return thread
@@ -125,7 +136,11 @@ class Crew:
     def reserve(self) -> None:
         """Takes the CPU guarantee for the threads; when spreading, only for threads whose engine
         runs. Guarantees in force stay."""
-        idle = {self._own[engine] for engine in self._own if engine.runner is None and self.settings.mode is Mode.SPREADING}
+        idle = {
+            self._own[engine]
+            for engine in self._own
+            if engine.runner is None and self.settings.mode is Mode.SPREADING
+        }
         for thread in self.threads:
             if thread not in idle:
                 thread.reserve()

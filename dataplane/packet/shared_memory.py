@@ -32,7 +32,9 @@ def create(name: str, size: int) -> tuple[int, mmap.mmap]:
         raise
 
 
-def attach(descriptor: int, what: str, magic: int, version: int, header_bytes: int) -> tuple[int, mmap.mmap]:
+def attach(
+    descriptor: int, what: str, magic: int, version: int, header_bytes: int
+) -> tuple[int, mmap.mmap]:
     """Maps the segment `descriptor`; returns a duplicate of the descriptor (the caller closes it)
     and the mapping.
 
@@ -42,18 +44,26 @@ def attach(descriptor: int, what: str, magic: int, version: int, header_bytes: i
     try:
         own = os.dup(descriptor)
     except (OSError, OverflowError) as error:
-        raise VnicError(f"{what}: descriptor {descriptor} cannot be used: {_reason(error)}") from None
+        raise VnicError(
+            f"{what}: descriptor {descriptor} cannot be used: {_reason(error)}"
+        ) from None
     try:
         # The seal first, then the size: from here on no process can truncate what is mapped.
         if not fcntl.fcntl(own, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
-            raise VnicError(f"{what}: descriptor {descriptor} is not sealed against shrinking; hand over one that vnic made")
+            raise VnicError(
+                f"{what}: descriptor {descriptor} is not sealed against shrinking; hand over one that vnic made"
+            )
         size = os.fstat(own).st_size
         if size < header_bytes:
-            raise VnicError(f"{what}: descriptor {descriptor} has {size} bytes; the header alone has {header_bytes}")
+            raise VnicError(
+                f"{what}: descriptor {descriptor} has {size} bytes; the header alone has {header_bytes}"
+            )
         mapping = mmap.mmap(own, size)
         found_magic, found_version = PREFIX.unpack_from(mapping)
         if found_magic != magic:
-            raise VnicError(f"{what}: descriptor {descriptor} holds something else; check which segment it is")
+            raise VnicError(
+                f"{what}: descriptor {descriptor} holds something else; check which segment it is"
+            )
         if found_version != version:
             raise VnicError(
                 f"{what}: has version {found_version}, this vnic knows {version}; start anew instead of taking it over"
@@ -62,7 +72,9 @@ def attach(descriptor: int, what: str, magic: int, version: int, header_bytes: i
     except BaseException as error:
         os.close(own)
         if isinstance(error, OSError):
-            raise VnicError(f"{what}: descriptor {descriptor} is no shared segment: {_reason(error)}") from None
+            raise VnicError(
+                f"{what}: descriptor {descriptor} is no shared segment: {_reason(error)}"
+            ) from None
         raise
 
 
@@ -82,7 +94,9 @@ def attach_doorbell(descriptor: int, what: str) -> int:
     except BaseException as error:
         os.close(own)
         if isinstance(error, OSError):
-            raise VnicError(f"{what}: doorbell {descriptor} cannot be examined: {_reason(error)}") from None
+            raise VnicError(
+                f"{what}: doorbell {descriptor} cannot be examined: {_reason(error)}"
+            ) from None
         raise
 
 

@@ -16,6 +16,14 @@ class Frame(NamedTuple):
 
 class MemoryPort(Port):
     mtu: int
-    def __init__(self, name: str, number: int = ..., queues: int = ..., offloads: int = ..., *, mtu: int = ...) -> None: ...
+    def __init__(
+        self,
+        name: str,
+        number: int = ...,
+        queues: int = ...,
+        offloads: int = ...,
+        *,
+        mtu: int = ...,
+    ) -> None: ...
     def inject(self, frames: Iterable[bytes | Frame], *, queue: int = ...) -> None: ...
     def take(self) -> list[Frame]: ...

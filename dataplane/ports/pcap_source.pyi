@@ -25,7 +25,14 @@ class PcapSource(Port):
     lead_ns: int
     rounds: int
     def start(
-        self, begin_ns: int, mode: str = "captured", factor: int = 1, divisor: int = 1, *, loops: int = 1, lead_ns: int = 0
+        self,
+        begin_ns: int,
+        mode: str = "captured",
+        factor: int = 1,
+        divisor: int = 1,
+        *,
+        loops: int = 1,
+        lead_ns: int = 0,
     ) -> None: ...
     @property
     def done(self) -> bool: ...

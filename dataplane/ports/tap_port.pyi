@@ -4,4 +4,12 @@ from dataplane.graph.port import Port
 
 class TapPort(Port):
     mtu: int
-    def __init__(self, name: str, fds: Iterable[int], *, number: int = 0, offloads: int = 0x1F, mtu: int = 1500) -> None: ...
+    def __init__(
+        self,
+        name: str,
+        fds: Iterable[int],
+        *,
+        number: int = 0,
+        offloads: int = 0x1F,
+        mtu: int = 1500,
+    ) -> None: ...

@@ -13,7 +13,9 @@ from contextlib import asynccontextmanager
 class Bucket:
     """A token bucket: `burst` at once, and `per_second` after that."""
 
-    def __init__(self, burst: int, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, burst: int, per_second: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._burst, self._per_second, self._clock = float(burst), per_second, clock
         self._tokens, self._filled = self._burst, clock()
 

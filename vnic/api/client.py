@@ -55,10 +55,14 @@ class Client:
             raise not_running(instance) from None
         except PermissionError:
             self._socket.close()
-            raise VnicError(f"instance {instance}: is another user's, who can list you under clients: in its file") from None
+            raise VnicError(
+                f"instance {instance}: is another user's, who can list you under clients: in its file"
+            ) from None
         except BlockingIOError:
             self._socket.close()
-            raise VnicError(f"instance {instance}: too many clients wait to be let in; try again") from None
+            raise VnicError(
+                f"instance {instance}: too many clients wait to be let in; try again"
+            ) from None
         except OSError as error:
             self._socket.close()
             raise VnicError(f"instance {instance}: cannot connect: {error.strerror}") from None
@@ -66,7 +70,9 @@ class Client:
             self._socket.close()
             raise
 
-    def call(self, method: str, /, *, passing: Sequence[int] = (), **parameters: Any) -> dict[str, Any]:
+    def call(
+        self, method: str, /, *, passing: Sequence[int] = (), **parameters: Any
+    ) -> dict[str, Any]:
         """Calls a method of org.vnic.Control, or of another interface by its full name; parameters
         that are None are left out. passing: descriptors to send with the call; they stay the
         caller's.
@@ -74,18 +80,27 @@ class Client:
         Raises ConfigError where the daemon reports an invalid request, VnicError for a failure.
         """
         given = {key: value for key, value in parameters.items() if value is not None}
-        request = {"method": method if "." in method else f"{INTERFACE}.{method}", "parameters": given}
+        request = {
+            "method": method if "." in method else f"{INTERFACE}.{method}",
+            "parameters": given,
+        }
         try:
             # a daemon that closed the connection may have sent the reason first
             with suppress(BrokenPipeError):
                 self._send(json.dumps(request).encode() + b"\0", passing)
             reply = json.loads(self._message())
         except TimeoutError:
-            raise VnicError(f"instance {self.instance}: no answer within {self._socket.gettimeout():g} s") from None
+            raise VnicError(
+                f"instance {self.instance}: no answer within {self._socket.gettimeout():g} s"
+            ) from None
         except OSError as error:
-            raise VnicError(f"instance {self.instance}: connection lost: {error.strerror}") from None
+            raise VnicError(
+                f"instance {self.instance}: connection lost: {error.strerror}"
+            ) from None
         except ValueError:
-            raise VnicError(f"instance {self.instance}: answers something that is not Varlink") from None
+            raise VnicError(
+                f"instance {self.instance}: answers something that is not Varlink"
+            ) from None
         return self._checked(method, reply)
 
     def _send(self, data: bytes, passing: Sequence[int]) -> None:
@@ -126,7 +141,9 @@ class Client:
                 if not reply.get("continues"):
                     return
         except OSError as error:
-            raise VnicError(f"instance {self.instance}: connection lost: {error.strerror}") from None
+            raise VnicError(
+                f"instance {self.instance}: connection lost: {error.strerror}"
+            ) from None
 
     def _message(self) -> bytes:
         while (end := self._rest.find(b"\0")) < 0:
@@ -158,11 +175,15 @@ class Client:
             if readable(process, 0 if failure is not None else ENDS_S):
                 return
             if os.geteuid() not in (0, self.uid):
-                raise failure or VnicError(f"instance {self.instance}: still there (pid {self.pid})")
+                raise failure or VnicError(
+                    f"instance {self.instance}: still there (pid {self.pid})"
+                )
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(process, signal.SIGTERM)
             if not readable(process, timeout_s):
-                raise VnicError(f"instance {self.instance}: still there after {timeout_s:g} s (pid {self.pid})")
+                raise VnicError(
+                    f"instance {self.instance}: still there after {timeout_s:g} s (pid {self.pid})"
+                )
         finally:
             if process is not None:
                 os.close(process)
@@ -179,7 +200,9 @@ class Client:
         except VnicError as error:
             return error
         except TimeoutError:
-            return VnicError(f"instance {self.instance}: still there after {timeout_s:g} s (pid {self.pid})")
+            return VnicError(
+                f"instance {self.instance}: still there after {timeout_s:g} s (pid {self.pid})"
+            )
         except OSError:
             pass  # the daemon has ended
         return None
@@ -190,5 +213,10 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()

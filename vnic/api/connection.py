@@ -40,7 +40,13 @@ class Connection:
     """A client's connection; owns the socket. begun, descriptors: those that a previous worker read
     but did not answer."""
 
-    def __init__(self, sock: socket.socket, session: Session, begun: bytes = b"", descriptors: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        session: Session,
+        begun: bytes = b"",
+        descriptors: Sequence[int] = (),
+    ) -> None:
         sock.setblocking(False)
         self.socket, self.session = sock, session
         # received, not answered: a partial request, or pipelined ones
@@ -95,12 +101,16 @@ class Connection:
             try:
                 data, found, lost = receive_with_descriptors(self.socket, PIECE, DESCRIPTORS_MOST)
             except BlockingIOError:
-                await self._ready(asyncio.get_running_loop().add_reader, asyncio.get_running_loop().remove_reader)
+                await self._ready(
+                    asyncio.get_running_loop().add_reader, asyncio.get_running_loop().remove_reader
+                )
                 continue
             self.buffer += data
             self._descriptors += [(self._taken + len(self.buffer), each) for each in found]
             if lost or len(self._descriptors) > self._most:
-                raise ErrorReply(f"{SERVICE}.InvalidParameter", parameter=f"more than {self._most} descriptors")
+                raise ErrorReply(
+                    f"{SERVICE}.InvalidParameter", parameter=f"more than {self._most} descriptors"
+                )
             return bool(data)
 
     def pause(self) -> None:

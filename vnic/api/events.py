@@ -57,7 +57,9 @@ class Bus:
 
     def emit(self, event: str, /, **fields: object) -> None:
         """Emits an event with the current time."""
-        self._loop.call_soon_threadsafe(self._deliver, {"event": event, "time": round(time.time(), 6), **fields})
+        self._loop.call_soon_threadsafe(
+            self._deliver, {"event": event, "time": round(time.time(), 6), **fields}
+        )
 
     def _deliver(self, event: Event) -> None:
         for listener in self._listeners:
@@ -81,14 +83,20 @@ def observe(status: dict[str, Any], stats: dict[str, Any]) -> dict[str, Any]:
     """The data that `differences` compares: engines' threads and overruns, drops by reason, those
     of elements and of NICs' full queues."""
     return {
-        "engines": {each["name"]: (each.get("thread"), each.get("overruns", 0)) for each in status["engines"]},
+        "engines": {
+            each["name"]: (each.get("thread"), each.get("overruns", 0))
+            for each in status["engines"]
+        },
         "drops": {
             ("element", element["name"], element.get("nic"), reason): count
             for engine in stats["engines"]
             for element in engine["elements"]
             for reason, count in element.get("dropped", {}).items()
         }
-        | {("nic", nic["name"], nic["name"], "queue_full"): nic["queue_drops"] or 0 for nic in stats["nics"]},
+        | {
+            ("nic", nic["name"], nic["name"], "queue_full"): nic["queue_drops"] or 0
+            for nic in stats["nics"]
+        },
     }
 
 
@@ -104,5 +112,15 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, 
     for key, count in now["drops"].items():
         if (rise := count - before["drops"].get(key, 0)) > 0:
             kind, name, nic, reason = key
-            found.append(("drops", {kind: name, **({"nic": nic} if nic else {}), "reason": reason, "packets": rise}))
+            found.append(
+                (
+                    "drops",
+                    {
+                        kind: name,
+                        **({"nic": nic} if nic else {}),
+                        "reason": reason,
+                        "packets": rise,
+                    },
+                )
+            )
     return found

@@ -138,7 +138,9 @@ error PermissionDenied ()
 def checked_instance(name: str) -> str:
     """Checks an instance's name, which becomes part of a path. Raises ConfigError."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}", name, re.ASCII):
-        raise ConfigError(f"instance {name[:40]!r}: expected a name of 1 to 32 letters, digits, '_', '.', '-'")
+        raise ConfigError(
+            f"instance {name[:40]!r}: expected a name of 1 to 32 letters, digits, '_', '.', '-'"
+        )
     return name
 
 
@@ -166,14 +168,20 @@ def runtime_directory(*, create: bool = False) -> str:
         status = os.lstat(path)
     except FileNotFoundError as error:
         if create:
-            raise VnicError(f"{path}: {error.strerror}; make its parent directory or set VNIC_RUNTIME_DIR") from None
+            raise VnicError(
+                f"{path}: {error.strerror}; make its parent directory or set VNIC_RUNTIME_DIR"
+            ) from None
         return path
     except OSError as error:
-        raise VnicError(f"{path}: {error.strerror}; set VNIC_RUNTIME_DIR to a directory of yours") from None
+        raise VnicError(
+            f"{path}: {error.strerror}; set VNIC_RUNTIME_DIR to a directory of yours"
+        ) from None
     # Other users may pass through it to the socket of an instance with clients (execute
     # permission), but not list or change it.
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != uid or status.st_mode & 0o066:
-        raise VnicError(f"{path}: is not a directory of yours alone; remove it, or chmod 700 it, or set VNIC_RUNTIME_DIR")
+        raise VnicError(
+            f"{path}: is not a directory of yours alone; remove it, or chmod 700 it, or set VNIC_RUNTIME_DIR"
+        )
     return path
 
 
@@ -208,7 +216,11 @@ def find_socket(instance: str) -> str:
     own = socket_path(instance)
     system = f"{SYSTEM_DIRECTORY}/{instance}.sock"
     # Only root can have created it: the directory is in root's.
-    if not os.path.exists(own) and not os.environ.get("VNIC_RUNTIME_DIR") and os.path.exists(system):
+    if (
+        not os.path.exists(own)
+        and not os.environ.get("VNIC_RUNTIME_DIR")
+        and os.path.exists(system)
+    ):
         return system
     return own
 

@@ -49,7 +49,9 @@ class Log:
         """error: logged with its traceback, for bugs."""
         self._log(logging.ERROR, event, fields, error)
 
-    def _log(self, level: int, event: str, fields: dict[str, Any], error: BaseException | None = None) -> None:
+    def _log(
+        self, level: int, event: str, fields: dict[str, Any], error: BaseException | None = None
+    ) -> None:
         if self._logger.isEnabledFor(level):
             given = {key: value for key, value in fields.items() if value is not None}
             self._logger.log(level, "%s", event, extra={"fields": given}, exc_info=error)
@@ -60,7 +62,9 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
     displace other lines from the log."""
     found: dict[str, Any] = getattr(record, "fields", {})
     return {
-        key: f"{value[:WORD_MOST]}..." if isinstance(value, str) and len(value) > WORD_MOST else value
+        key: f"{value[:WORD_MOST]}..."
+        if isinstance(value, str) and len(value) > WORD_MOST
+        else value
         for key, value in found.items()
     }
 
@@ -75,8 +79,16 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.fromtimestamp(record.created).isoformat(" ", "milliseconds")
         head = f"{when} {record.levelname}" if self._prefix is None else self._prefix
-        line = " ".join([head, record.getMessage(), *(f"{key}={_word(value)}" for key, value in _fields(record).items())])
-        return line if record.exc_info is None else f"{line}\n{self.formatException(record.exc_info)}"
+        line = " ".join(
+            [
+                head,
+                record.getMessage(),
+                *(f"{key}={_word(value)}" for key, value in _fields(record).items()),
+            ]
+        )
+        return (
+            line if record.exc_info is None else f"{line}\n{self.formatException(record.exc_info)}"
+        )
 
 
 class JsonFormatter(logging.Formatter):
@@ -84,7 +96,12 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.fromtimestamp(record.created, UTC).isoformat()
-        entry = {"time": when, "level": record.levelname.lower(), "event": record.getMessage(), **_fields(record)}
+        entry = {
+            "time": when,
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **_fields(record),
+        }
         if record.exc_info is not None:
             entry["traceback"] = self.formatException(record.exc_info)
         return json.dumps(entry, default=str)
@@ -142,14 +159,18 @@ class _Uncaught:
             return
         left_out, self._left_out = self._left_out or None, 0
         exception = None if error is None else f"{type(error).__name__}: {error}"
-        Log("vnic").error("uncaught exception", error=error, exception=exception, **fields, unreported=left_out)
+        Log("vnic").error(
+            "uncaught exception", error=error, exception=exception, **fields, unreported=left_out
+        )
 
     def install(self) -> None:
         def in_main(kind: object, error: BaseException, traceback: object) -> None:
             self.log(error)
 
         sys.excepthook = in_main
-        threading.excepthook = lambda args: self.log(args.exc_value, thread=None if args.thread is None else args.thread.name)
+        threading.excepthook = lambda args: self.log(
+            args.exc_value, thread=None if args.thread is None else args.thread.name
+        )
         sys.unraisablehook = lambda args: self.log(args.exc_value, where=repr(args.object))
 
 
@@ -157,7 +178,9 @@ def set_up(*, interactive: bool = False) -> None:
     """Sets up the log on standard error, in the format VNIC_LOG_FORMAT. interactive: a terminal."""
     handler = logging.StreamHandler(sys.stderr)
     as_json = os.environ.get(VARIABLE) == "json"
-    handler.setFormatter(JsonFormatter() if as_json else TextFormatter("vnic:" if interactive else None))
+    handler.setFormatter(
+        JsonFormatter() if as_json else TextFormatter("vnic:" if interactive else None)
+    )
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     _Uncaught().install()
     if as_json:

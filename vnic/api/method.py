@@ -107,7 +107,9 @@ class Caller:
         """The descriptor that a parameter means by its number, from 0; the method's own from here on. Raises VnicError."""
         found = self._descriptors[index] if 0 <= index < len(self._descriptors) else None
         if found is None:
-            raise VnicError(f"descriptor {index} did not come with the call; {len(self._descriptors)} did")
+            raise VnicError(
+                f"descriptor {index} did not come with the call; {len(self._descriptors)} did"
+            )
         self._descriptors[index] = None
         return found
 

@@ -84,7 +84,11 @@ class Methods:
     owner. shut_down: called after the reply to Shutdown."""
 
     def __init__(
-        self, modules: Sequence[Offers], version: str, shut_down: Callable[[], None], clients: Mapping[str, Any] | None = None
+        self,
+        modules: Sequence[Offers],
+        version: str,
+        shut_down: Callable[[], None],
+        clients: Mapping[str, Any] | None = None,
     ) -> None:
         self._version, self.shut_down = version, shut_down
         self._clients = clients or {}
@@ -109,7 +113,9 @@ class Methods:
         for method in module.methods():
             name = f"{module.interface}.{method.name}"
             if not module.interface or name in self._methods or name in found:
-                raise ConfigError(f"module {type(module).__name__}: method {name}: is another's already, or in no interface")
+                raise ConfigError(
+                    f"module {type(module).__name__}: method {name}: is another's already, or in no interface"
+                )
             found[name] = method
         self._methods |= found
         if module.interface:
@@ -135,7 +141,11 @@ class Methods:
         if method.kind == "read":
             return self._read(method, parameters, caller)
         about = {
-            **{word: getattr(parameters, word) for word in ABOUT if getattr(parameters, word, None) is not None},
+            **{
+                word: getattr(parameters, word)
+                for word in ABOUT
+                if getattr(parameters, word, None) is not None
+            },
             "uid": caller.session.uid,
             "pid": caller.session.pid,
         }
@@ -167,7 +177,10 @@ class Methods:
         """Logs a change. A client's lines are limited: the log keeps the newest lines only, and one
         client must not displace the others'. unlogged: number of lines left out before this one."""
         uid = session.uid
-        if not session.is_owner and self._lines.setdefault(uid, Bucket(LINES_AT_ONCE, LINES_A_SECOND)).take():
+        if (
+            not session.is_owner
+            and self._lines.setdefault(uid, Bucket(LINES_AT_ONCE, LINES_A_SECOND)).take()
+        ):
             self._unlogged[uid] = self._unlogged.get(uid, 0) + 1
             return
         log.info(event, **fields, unlogged=self._unlogged.pop(uid, None))
@@ -179,7 +192,11 @@ class Methods:
     def waits(self, call: Call) -> bool:
         """Whether a call is a change or task, and so waits for the end of an upgrade."""
         method = self._methods.get(call.method)
-        return method is not None and method.kind in ("change", "task") and method.name not in ("Shutdown", "Upgrade")
+        return (
+            method is not None
+            and method.kind in ("change", "task")
+            and method.name not in ("Shutdown", "Upgrade")
+        )
 
     def stream(self, call: Call, caller: Caller) -> AsyncIterator[dict[str, Any]] | None:
         """The replies to a call of a stream; None for other calls. Raises exceptions for
@@ -188,7 +205,9 @@ class Methods:
         if not call.more or method is None or method.kind != "stream":
             return None
         self._permitted(call, caller.session)
-        found: AsyncIterator[dict[str, Any]] = method.call(msgspec.convert(call.parameters, method.parameters), caller)
+        found: AsyncIterator[dict[str, Any]] = method.call(
+            msgspec.convert(call.parameters, method.parameters), caller
+        )
         return found
 
     def ended(self, session: Session) -> None:
@@ -207,7 +226,9 @@ class Methods:
                 raise ErrorReply(f"{SERVICE}.InterfaceNotFound", interface=interface)
             raise ErrorReply(f"{SERVICE}.MethodNotFound", method=call.method)
         if not method.clients and not session.is_owner:
-            raise NotPermittedError(f"{method.name}: is for the instance's owner, not for {session.who}")
+            raise NotPermittedError(
+                f"{method.name}: is for the instance's owner, not for {session.who}"
+            )
         return method
 
     def _read(self, method: Method, parameters: Parameters, caller: Caller) -> dict[str, Any]:
@@ -221,7 +242,13 @@ class Methods:
 
     def _info(self, _: Parameters, caller: Caller) -> dict[str, Any]:
         interfaces = list(self._descriptions)
-        return {"vendor": "vnic", "product": "vnic", "version": self._version, "url": "", "interfaces": interfaces}
+        return {
+            "vendor": "vnic",
+            "product": "vnic",
+            "version": self._version,
+            "url": "",
+            "interfaces": interfaces,
+        }
 
     def _description(self, parameters: _Interface, caller: Caller) -> dict[str, Any]:
         if parameters.interface not in self._descriptions:

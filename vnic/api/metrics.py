@@ -48,35 +48,61 @@ class Collector:
 
     def collect(self) -> Iterator[Metric]:
         """See https://prometheus.io/docs/practices/naming/."""
-        status, stats, charges = self._runtime.status(), self._runtime.stats(), self._runtime.charges()
-        build = GaugeMetricFamily("vnic_build_info", "1; its labels say which vnic runs.", labels=["version", "python"])
+        status, stats, charges = (
+            self._runtime.status(),
+            self._runtime.stats(),
+            self._runtime.charges(),
+        )
+        build = GaugeMetricFamily(
+            "vnic_build_info", "1; its labels say which vnic runs.", labels=["version", "python"]
+        )
         build.add_metric([self._process.get("version") or "unknown", platform.python_version()], 1)
         yield build
         restarts = (self._process.get("supervisor") or {}).get("restarts", 0)
         yield CounterMetricFamily(
-            "vnic_worker_restarts", "Workers that were replaced after they had ended by a failure.", restarts
+            "vnic_worker_restarts",
+            "Workers that were replaced after they had ended by a failure.",
+            restarts,
         )
-        yield GaugeMetricFamily("vnic_conserved", "1 while every packet is accounted for.", int(status["conserved"]))
+        yield GaugeMetricFamily(
+            "vnic_conserved", "1 while every packet is accounted for.", int(status["conserved"])
+        )
         yield from _queues(stats)
         yield from _elements(stats)
         yield from _shapers(stats)
         yield from _engines(status)
-        cpu = CounterMetricFamily("vnic_nic_cpu_seconds", "CPU time spent on behalf of a NIC.", labels=["nic"])
-        memory = GaugeMetricFamily("vnic_nic_memory_bytes", "Memory held on behalf of a NIC.", labels=["nic"])
+        cpu = CounterMetricFamily(
+            "vnic_nic_cpu_seconds", "CPU time spent on behalf of a NIC.", labels=["nic"]
+        )
+        memory = GaugeMetricFamily(
+            "vnic_nic_memory_bytes", "Memory held on behalf of a NIC.", labels=["nic"]
+        )
         for account in charges["accounts"]:
             cpu.add_metric([account["nic"]], account["cpu_ns"] / 1e9)
             memory.add_metric([account["nic"]], account["memory_bytes"])
         yield cpu
         yield memory
         yield from _links(status)
-        yield GaugeMetricFamily("vnic_pool_packets_in_use", "Packets that are not free.", status["pool"]["in_use"])
-        yield GaugeMetricFamily("vnic_switch_entries", "Addresses that the switch knows.", len(status["switch"]["entries"]))
+        yield GaugeMetricFamily(
+            "vnic_pool_packets_in_use", "Packets that are not free.", status["pool"]["in_use"]
+        )
+        yield GaugeMetricFamily(
+            "vnic_switch_entries",
+            "Addresses that the switch knows.",
+            len(status["switch"]["entries"]),
+        )
 
 
 def _links(status: dict[str, Any]) -> Iterator[Metric]:
     link = GaugeMetricFamily("vnic_nic_link_up", "1 while the link is up.", labels=["nic"])
-    rate = GaugeMetricFamily("vnic_nic_rate_limit_bps", "Rate limit in bit/s of wire bytes, where there is one.", labels=WAYS)
-    limit = GaugeMetricFamily("vnic_nic_queue_limit_bytes", "Wire bytes that may wait for a rate limit.", labels=WAYS)
+    rate = GaugeMetricFamily(
+        "vnic_nic_rate_limit_bps",
+        "Rate limit in bit/s of wire bytes, where there is one.",
+        labels=WAYS,
+    )
+    limit = GaugeMetricFamily(
+        "vnic_nic_queue_limit_bytes", "Wire bytes that may wait for a rate limit.", labels=WAYS
+    )
     for nic in status["nics"]:
         link.add_metric([nic["name"]], int(nic["link"] == "up"))
         for direction in ("egress", "ingress"):
@@ -99,12 +125,18 @@ def _queues(stats: dict[str, Any]) -> Iterator[Metric]:
     for way, verb in (("rx", "receive"), ("tx", "transmit")):
         for kind, what in KINDS:
             name = f"vnic_nic_{verb}_{kind}"
-            family = CounterMetricFamily(name, f"{what}; received is what the container sent.", labels=["nic", "queue"])
+            family = CounterMetricFamily(
+                name, f"{what}; received is what the container sent.", labels=["nic", "queue"]
+            )
             for nic in stats["nics"]:
                 for number, queue in enumerate(nic["queues"]):
                     family.add_metric([nic["name"], str(number)], queue[f"{way}_{kind}"])
             yield family
-    missed = CounterMetricFamily("vnic_nic_queue_drops", "Packets sent that the NIC's queues had no room for.", labels=["nic"])
+    missed = CounterMetricFamily(
+        "vnic_nic_queue_drops",
+        "Packets sent that the NIC's queues had no room for.",
+        labels=["nic"],
+    )
     for nic in stats["nics"]:
         if nic["queue_drops"] is not None:
             missed.add_metric([nic["name"]], nic["queue_drops"])
@@ -124,18 +156,32 @@ def _each_element(stats: dict[str, Any]) -> Iterator[tuple[list[str], dict[str, 
 
 def _elements(stats: dict[str, Any]) -> Iterator[Metric]:
     packets = CounterMetricFamily(
-        "vnic_element_packets", "Packets that entered an element, or that a source took from its port.", labels=ELEMENT
+        "vnic_element_packets",
+        "Packets that entered an element, or that a source took from its port.",
+        labels=ELEMENT,
     )
-    drops = CounterMetricFamily("vnic_element_dropped_packets", "Packets that an element dropped.", labels=[*ELEMENT, "reason"])
-    held = GaugeMetricFamily("vnic_element_held_packets", "Packets inside an element.", labels=ELEMENT)
+    drops = CounterMetricFamily(
+        "vnic_element_dropped_packets",
+        "Packets that an element dropped.",
+        labels=[*ELEMENT, "reason"],
+    )
+    held = GaugeMetricFamily(
+        "vnic_element_held_packets", "Packets inside an element.", labels=ELEMENT
+    )
     own = ["type", "counter"]
     events = CounterMetricFamily(
-        "vnic_element_events", "Counters of an element's class, see its text.", labels=[*ELEMENT, *own]
+        "vnic_element_events",
+        "Counters of an element's class, see its text.",
+        labels=[*ELEMENT, *own],
     )
     octets = CounterMetricFamily(
-        "vnic_element_bytes", "Counters of an element's class that count bytes.", labels=[*ELEMENT, *own]
+        "vnic_element_bytes",
+        "Counters of an element's class that count bytes.",
+        labels=[*ELEMENT, *own],
     )
-    matched = CounterMetricFamily("vnic_classifier_rule_packets", "Packets that a rule matched.", labels=[*ELEMENT, "rule"])
+    matched = CounterMetricFamily(
+        "vnic_classifier_rule_packets", "Packets that a rule matched.", labels=[*ELEMENT, "rule"]
+    )
     for labels, element in _each_element(stats):
         packets.add_metric(labels, element["packets"])
         held.add_metric(labels, element["held"])
@@ -154,23 +200,43 @@ def _shapers(stats: dict[str, Any]) -> Iterator[Metric]:
     """The counters of shaping.shaper.Shaper. The delay is a summary: its sum over its count is the
     mean."""
     delay = SummaryMetricFamily(
-        "vnic_shaper_delay_seconds", "Time that a packet spent in the queue of a shaper.", labels=ELEMENT
+        "vnic_shaper_delay_seconds",
+        "Time that a packet spent in the queue of a shaper.",
+        labels=ELEMENT,
     )
-    longest = GaugeMetricFamily("vnic_shaper_delay_max_seconds", "The longest of these times so far.", labels=ELEMENT)
-    sent = CounterMetricFamily("vnic_shaper_sent_bytes", "Wire bytes let go while there was a rate.", labels=ELEMENT)
-    delayed = CounterMetricFamily("vnic_shaper_delayed_packets", "Packets that had to wait.", labels=ELEMENT)
-    split = CounterMetricFamily("vnic_shaper_split_packets", "GSO frames that were cut into smaller ones.", labels=ELEMENT)
+    longest = GaugeMetricFamily(
+        "vnic_shaper_delay_max_seconds", "The longest of these times so far.", labels=ELEMENT
+    )
+    sent = CounterMetricFamily(
+        "vnic_shaper_sent_bytes", "Wire bytes let go while there was a rate.", labels=ELEMENT
+    )
+    delayed = CounterMetricFamily(
+        "vnic_shaper_delayed_packets", "Packets that had to wait.", labels=ELEMENT
+    )
+    split = CounterMetricFamily(
+        "vnic_shaper_split_packets", "GSO frames that were cut into smaller ones.", labels=ELEMENT
+    )
     queue = GaugeMetricFamily("vnic_shaper_queue_bytes", "Wire bytes that wait.", labels=ELEMENT)
-    packets = GaugeMetricFamily("vnic_shaper_queue_packets", "Packets that wait, a GSO frame as one.", labels=ELEMENT)
-    most = GaugeMetricFamily("vnic_shaper_queue_max_bytes", "The most wire bytes that waited at once so far.", labels=ELEMENT)
+    packets = GaugeMetricFamily(
+        "vnic_shaper_queue_packets", "Packets that wait, a GSO frame as one.", labels=ELEMENT
+    )
+    most = GaugeMetricFamily(
+        "vnic_shaper_queue_max_bytes",
+        "The most wire bytes that waited at once so far.",
+        labels=ELEMENT,
+    )
     limit = GaugeMetricFamily(
-        "vnic_shaper_queue_limit_bytes", "Wire bytes that may wait, where there is a rate.", labels=ELEMENT
+        "vnic_shaper_queue_limit_bytes",
+        "Wire bytes that may wait, where there is a rate.",
+        labels=ELEMENT,
     )
     for labels, element in _each_element(stats):
         if element["type"] != "Shaper":
             continue
         counters = element["counters"]
-        delay.add_metric(labels, counters["passed"] + counters["delayed"], counters["sojourn_ns"] / 1e9)
+        delay.add_metric(
+            labels, counters["passed"] + counters["delayed"], counters["sojourn_ns"] / 1e9
+        )
         longest.add_metric(labels, counters["sojourn_max_ns"] / 1e9)
         sent.add_metric(labels, counters["sent_bytes"])
         delayed.add_metric(labels, counters["delayed"])
@@ -210,7 +276,10 @@ def families_of(runtime: Readable, process: Mapping[str, Any]) -> list[dict[str,
             "name": family.name,
             "type": family.type,
             "help": family.documentation,
-            "samples": [{"name": each.name, "labels": each.labels, "value": each.value} for each in family.samples],
+            "samples": [
+                {"name": each.name, "labels": each.labels, "value": each.value}
+                for each in family.samples
+            ],
         }
         for family in Collector(runtime, process).collect()
     ]
@@ -234,7 +303,12 @@ async def serving(  # type: ignore[no-untyped-def]
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 head = await reader.readuntil(b"\r\n\r\n")
-                writer.write(_respond(head.split(b"\r\n", 1)[0], lambda: fresh.get(None, lambda: text_of(runtime, process))))
+                writer.write(
+                    _respond(
+                        head.split(b"\r\n", 1)[0],
+                        lambda: fresh.get(None, lambda: text_of(runtime, process)),
+                    )
+                )
                 await writer.drain()
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass
@@ -246,7 +320,9 @@ async def serving(  # type: ignore[no-untyped-def]
     try:
         if config.socket is not None:
             # Replaces an existing socket, such as the previous worker's, but no other file.
-            server = await asyncio.start_unix_server(answer, config.socket, limit=HEAD_MOST, backlog=BACKLOG)
+            server = await asyncio.start_unix_server(
+                answer, config.socket, limit=HEAD_MOST, backlog=BACKLOG
+            )
         else:
             host, _, port = str(config.listen).rpartition(":")
             if first:  # else two instances of a user would share the port (reuse_port)
@@ -254,10 +330,17 @@ async def serving(  # type: ignore[no-untyped-def]
                     pass
             # reuse_port: the previous worker may still listen for a moment.
             server = await asyncio.start_server(
-                answer, host.strip("[]"), int(port), limit=HEAD_MOST, backlog=BACKLOG, reuse_port=True
+                answer,
+                host.strip("[]"),
+                int(port),
+                limit=HEAD_MOST,
+                backlog=BACKLOG,
+                reuse_port=True,
             )
     except OSError as error:
-        raise VnicError(f"metrics: {config.socket or config.listen}: {error.strerror}; choose another place") from None
+        raise VnicError(
+            f"metrics: {config.socket or config.listen}: {error.strerror}; choose another place"
+        ) from None
     try:
         yield
     finally:
@@ -266,10 +349,12 @@ async def serving(  # type: ignore[no-untyped-def]
 
 def _respond(request: bytes, text: Callable[[], bytes]) -> bytes:
     words = request.split(b" ")
-    if len(words) != 3 or words[0] not in (b"GET", b"HEAD") or words[1].split(b"?")[0] != b"/metrics":
+    if (
+        len(words) != 3
+        or words[0] not in (b"GET", b"HEAD")
+        or words[1].split(b"?")[0] != b"/metrics"
+    ):
         return b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     body = text()
-    head = (
-        f"HTTP/1.1 200 OK\r\nContent-Type: {CONTENT_TYPE}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
-    )
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: {CONTENT_TYPE}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
     return head if words[0] == b"HEAD" else head + body

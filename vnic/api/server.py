@@ -60,7 +60,9 @@ class Server:
         except OSError:
             loop = asyncio.get_running_loop()
             loop.remove_reader(self._listener)
-            self._pause = loop.call_later(ACCEPT_PAUSE_S, loop.add_reader, self._listener, self._accept)
+            self._pause = loop.call_later(
+                ACCEPT_PAUSE_S, loop.add_reader, self._listener, self._accept
+            )
             return
         try:
             self._serve(sock)
@@ -68,7 +70,11 @@ class Server:
             sock.close()
 
     def _serve(
-        self, sock: socket.socket, begun: bytes = b"", descriptors: Sequence[int] = (), captures: Sequence[int] = ()
+        self,
+        sock: socket.socket,
+        begun: bytes = b"",
+        descriptors: Sequence[int] = (),
+        captures: Sequence[int] = (),
     ) -> None:
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         pid, uid, _ = struct.unpack("3i", credentials)
@@ -123,7 +129,11 @@ class Server:
         Leaves out clients whose reply is being sent, since another process cannot continue a
         partial message."""
         return [
-            Transfer(connection.socket.fileno(), *connection.unanswered(), sorted(connection.session.captures))
+            Transfer(
+                connection.socket.fileno(),
+                *connection.unanswered(),
+                sorted(connection.session.captures),
+            )
             for connection in self._connections
             if not connection.answering and connection.task is not asyncio.current_task()
         ]
@@ -138,7 +148,9 @@ class Server:
 
     def adopt(self, client: Transfer) -> None:
         """Serves a client of the previous worker."""
-        self._serve(socket.socket(fileno=client.descriptor), client.begun, client.came_with, client.captures)
+        self._serve(
+            socket.socket(fileno=client.descriptor), client.begun, client.came_with, client.captures
+        )
 
     # -- a connection ------------------------------------------------------------------------------
 
@@ -164,7 +176,9 @@ class Server:
         # The owner's clients are counted separately, so that others cannot use up their number.
         admitted = [each.session for each in self._connections if each.admitted]
         if sum(each.is_owner == session.is_owner for each in admitted) >= CLIENTS_MOST:
-            raise VnicError(f"{CLIENTS_MOST} clients are connected already; try again", code="limit")
+            raise VnicError(
+                f"{CLIENTS_MOST} clients are connected already; try again", code="limit"
+            )
         theirs = sum(each.uid == session.uid for each in admitted)
         if not session.is_owner and theirs >= CLIENTS_OF_A_USER_MOST:
             message = f"{session.who} has {CLIENTS_OF_A_USER_MOST} connections already; close some"
@@ -199,7 +213,10 @@ class Server:
         self, connection: Connection, call: Call, caller: Caller, received: tuple[bytes, list[int]]
     ) -> dict[str, Any]:
         """The reply to a call. A change waits for an upgrade's end and for its user's turn."""
-        uid, connection.waiting = connection.session.uid, received if self._methods.waits(call) else None
+        uid, connection.waiting = (
+            connection.session.uid,
+            received if self._methods.waits(call) else None,
+        )
         async with self._turns.turn(uid) if self._methods.takes_turns(call) else nullcontext():
             if connection.waiting is not None:
                 await self._changes.wait()
@@ -218,7 +235,13 @@ class Server:
         if call.method == f"{INTERFACE}.Shutdown":
             self._methods.shut_down()
 
-    async def _pour(self, connection: Connection, stream: AsyncIterator[dict[str, Any]], method: str, request: bytes) -> None:
+    async def _pour(
+        self,
+        connection: Connection,
+        stream: AsyncIterator[dict[str, Any]],
+        method: str,
+        request: bytes,
+    ) -> None:
         """Sends a stream's replies until the client disconnects or sends anything, which the
         protocol does not permit here."""
         connection.streaming = request + b"\0"

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from vnic.api.client import Client
 
 SIGNS = {"add": "+", "remove": "-", "change": "~"}
-dry_option = click.option("-n", "--dry-run", "dry", is_flag=True, help="Only show what would change.")
+dry_option = click.option(
+    "-n", "--dry-run", "dry", is_flag=True, help="Only show what would change."
+)
 
 
 @click.command()
@@ -46,7 +48,11 @@ def apply(file: str, dry: bool, instance: str, as_json: bool) -> None:
     _report(changes, as_json)
     if not as_json:
         done = "would be made" if dry else f"in {took_ms:.0f} ms"
-        click.echo(f"{file}: {plural(len(changes), 'change')} {done}" if changes else f"{file}: nothing to change")
+        click.echo(
+            f"{file}: {plural(len(changes), 'change')} {done}"
+            if changes
+            else f"{file}: nothing to change"
+        )
 
 
 @click.command()
@@ -120,7 +126,9 @@ def _send(client: Client, file: str, *, dry: bool) -> list[dict[str, Any]]:
     try:
         with os.fdopen(os.dup(descriptor), "wb") as document:
             document.write(encode_config(config))
-        changes: list[dict[str, Any]] = client.call("Apply", passing=[descriptor], document=0, dry=dry)["changes"]
+        changes: list[dict[str, Any]] = client.call(
+            "Apply", passing=[descriptor], document=0, dry=dry
+        )["changes"]
     finally:
         os.close(descriptor)
     return changes
@@ -132,7 +140,10 @@ def _report(changes: list[dict[str, Any]], as_json: bool) -> None:
         return
     for change in changes:
         head = f"{SIGNS[change['action']]} {change['kind']} {change['name']}"
-        fields = [f"{each['field']}: {_shown(each['before'])} -> {_shown(each['after'])}" for each in change["fields"]]
+        fields = [
+            f"{each['field']}: {_shown(each['before'])} -> {_shown(each['after'])}"
+            for each in change["fields"]
+        ]
         again = " (its interface is removed and made again)" if change["remade"] else ""
         click.echo(head + (f"  {', '.join(fields)}" if fields else "") + again)
 

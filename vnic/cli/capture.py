@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING
 import click
 
 from dataplane.errors import VnicError
-from vnic.cli.common import Seconds, completing, connect, instance_option, json_option, plural, print_json
+from vnic.cli.common import (
+    Seconds,
+    completing,
+    connect,
+    instance_option,
+    json_option,
+    plural,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -28,16 +36,41 @@ DURATION_MOST_S = 1e7  # four months: fits a timeout of poll(2), in ms
 
 @click.command(epilog="Exit status: 0 done, 1 packets were missed or writing failed, 2 wrong use.")
 @click.argument("point", shell_complete=completing("point"))
-@click.option("--write", "-w", "target", default="-", show_default=True, metavar="FILE|-", help="Where to; '-' is stdout.")
 @click.option(
-    "--snaplen", "-s", type=click.IntRange(1, 262144), default=262144, show_default=True, help="Bytes kept of a frame."
+    "--write",
+    "-w",
+    "target",
+    default="-",
+    show_default=True,
+    metavar="FILE|-",
+    help="Where to; '-' is stdout.",
+)
+@click.option(
+    "--snaplen",
+    "-s",
+    type=click.IntRange(1, 262144),
+    default=262144,
+    show_default=True,
+    help="Bytes kept of a frame.",
 )
 @click.option("--count", "-c", type=click.IntRange(1), help="Stop after so many packets.")
-@click.option("--duration", "-d", type=Seconds(0.001, DURATION_MOST_S), metavar="SECONDS", help="Stop after so long.")
+@click.option(
+    "--duration",
+    "-d",
+    type=Seconds(0.001, DURATION_MOST_S),
+    metavar="SECONDS",
+    help="Stop after so long.",
+)
 @instance_option
 @json_option
 def capture(
-    point: str, target: str, snaplen: int, count: int | None, duration: float | None, instance: str, as_json: bool
+    point: str,
+    target: str,
+    snaplen: int,
+    count: int | None,
+    duration: float | None,
+    instance: str,
+    as_json: bool,
 ) -> None:
     """Capture what passes POINT of a running vnic, as pcap with nanoseconds, until Ctrl-C.
 
@@ -51,7 +84,9 @@ def capture(
     vnic capture db -c 100 -s 128 -w - | wireshark -k -i -
     """
     if target == "-" and sys.stdout.isatty():
-        raise click.UsageError("a capture is not for a terminal; use -w FILE, or a pipe such as '| tcpdump -r -'")
+        raise click.UsageError(
+            "a capture is not for a terminal; use -w FILE, or a pipe such as '| tcpdump -r -'"
+        )
     if target == "-" and as_json:
         raise click.UsageError("--json and -w - both write to stdout")
     deadline = None if duration is None else time.monotonic() + duration
@@ -72,13 +107,28 @@ def capture(
         with ThreadPoolExecutor(1) as aside:
             stopping = aside.submit(client.call, "StopCapture", capture=number)
             with suppress(BrokenPipeError):
-                _copy(reading, (writing, target) if count is None else (null, os.devnull), None, None, None)
+                _copy(
+                    reading,
+                    (writing, target) if count is None else (null, os.devnull),
+                    None,
+                    None,
+                    None,
+                )
             result = stopping.result()
     missed, error = result.get("missed", 0), result.get("error")
     if as_json:
-        print_json({"point": point, "file": target, "captured": result.get("captured", 0), "missed": missed})
+        print_json(
+            {
+                "point": point,
+                "file": target,
+                "captured": result.get("captured", 0),
+                "missed": missed,
+            }
+        )
     else:
-        click.echo(f"{plural(result.get('captured', 0), 'packet')} captured, {missed} missed", err=True)
+        click.echo(
+            f"{plural(result.get('captured', 0), 'packet')} captured, {missed} missed", err=True
+        )
     if missed and not (count or error):
         raise click.exceptions.Exit(1)
 
@@ -117,7 +167,13 @@ def _stop_signal() -> Iterator[int]:
         os.close(writing)
 
 
-def _copy(reading: int, output: tuple[int, str], stop: int | None, count: int | None, deadline: float | None) -> None:
+def _copy(
+    reading: int,
+    output: tuple[int, str],
+    stop: int | None,
+    count: int | None,
+    deadline: float | None,
+) -> None:
     """Copies a pipe to a file (descriptor, name) until the pipe ends, `stop` is readable, `count`
     packets were written, or the deadline."""
     writing, name = output
@@ -143,7 +199,9 @@ def _copy(reading: int, output: tuple[int, str], stop: int | None, count: int | 
             except BrokenPipeError:
                 raise
             except OSError as error:
-                raise VnicError(f"cannot write {'standard output' if name == '-' else name}: {error.strerror}") from None
+                raise VnicError(
+                    f"cannot write {'standard output' if name == '-' else name}: {error.strerror}"
+                ) from None
         if packets is not None and packets.done == count and packets.whole:
             return
 

@@ -30,12 +30,18 @@ def doctor(as_json: bool) -> None:
     findings = examine()
     if as_json:
         print_json(
-            {"ok": all(each.ok or not each.needed for each in findings), "checks": [each.as_dict() for each in findings]}
+            {
+                "ok": all(each.ok or not each.needed for each in findings),
+                "checks": [each.as_dict() for each in findings],
+            }
         )
     else:
         for each in findings:
             mark = "ok  " if each.ok else "FAIL" if each.needed else "hint"
-            click.echo(f"{mark}  {each.name}: {each.found}" + ("" if each.ok or not each.remedy else f"\n      {each.remedy}"))
+            click.echo(
+                f"{mark}  {each.name}: {each.found}"
+                + ("" if each.ok or not each.remedy else f"\n      {each.remedy}")
+            )
     if any(each.needed and not each.ok for each in findings):
         raise click.exceptions.Exit(1)
 
@@ -60,7 +66,10 @@ config.add_command(show)
 @config.command()
 @click.argument("file", metavar="FILE.yaml", type=click.Path())
 @click.option(
-    "--for", "use", type=click.Choice(["replay", "containers"]), help="Check that the file fits this use; default: any."
+    "--for",
+    "use",
+    type=click.Choice(["replay", "containers"]),
+    help="Check that the file fits this use; default: any.",
 )
 @json_option
 def check(file: str, use: str | None, as_json: bool) -> None:
@@ -93,9 +102,13 @@ def check(file: str, use: str | None, as_json: bool) -> None:
     if as_json:
         print_json(msgspec.json.decode(msgspec.json.encode(found, enc_hook=encode_scalar)))
     else:
-        click.echo(f"{file}: valid; {plural(len(found.nics), 'NIC')} on {plural(len(found.engines), 'engine')}")
+        click.echo(
+            f"{file}: valid; {plural(len(found.nics), 'NIC')} on {plural(len(found.engines), 'engine')}"
+        )
         if lone and use is None:
-            click.echo(f"fits replay only: {', '.join(lone)} without pid: or netns:, which `vnic up` needs")
+            click.echo(
+                f"fits replay only: {', '.join(lone)} without pid: or netns:, which `vnic up` needs"
+            )
     for hint in _hints(found):
         click.echo(f"vnic: warning: {file}: {hint}", err=True)
 
@@ -111,7 +124,9 @@ def _hints(found: Config) -> list[str]:
             address = str(each).partition("/")[0]
             other = owners.setdefault(address, nic.name)
             if other != nic.name:
-                hints.append(f"{nic.name} and {other} have the same address {address}; choose different ones")
+                hints.append(
+                    f"{nic.name} and {other} have the same address {address}; choose different ones"
+                )
     return hints
 
 

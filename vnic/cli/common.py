@@ -36,7 +36,9 @@ def connect(instance: str) -> Client:
 class Seconds(click.FloatRange):
     """A number of seconds within bounds; rejects NaN."""
 
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> float:
         found: float = super().convert(value, parameter, context)
         if math.isnan(found):
             self.fail(f"{value} is not in the range {self._describe_range()}.", parameter, context)
@@ -60,9 +62,17 @@ def about(value: float, unit: str, *, base: str = "") -> str:
     the prefix of `value`."""
     prefixes = ["n", "u", "m", "", "k", "M", "G", "T"]
     place = prefixes.index(base)
-    while abs(value) >= 1000 and place + 1 < len(prefixes) and not (unit == "s" and prefixes[place] == ""):
+    while (
+        abs(value) >= 1000
+        and place + 1 < len(prefixes)
+        and not (unit == "s" and prefixes[place] == "")
+    ):
         value, place = value / 1000, place + 1
-    return f"{value:.4g} {prefixes[place]}{unit}" if abs(value) < 10000 else f"{value:.0f} {prefixes[place]}{unit}"
+    return (
+        f"{value:.4g} {prefixes[place]}{unit}"
+        if abs(value) < 10000
+        else f"{value:.0f} {prefixes[place]}{unit}"
+    )
 
 
 def print_json(value: Any) -> None:
@@ -120,7 +130,12 @@ def _names(what: str, context: click.Context) -> list[str]:
         return names if what == "nic" else names + list(client.call("Handlers")["elements"])
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "", file: IO[str] | None = None) -> None:
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    title: str = "",
+    file: IO[str] | None = None,
+) -> None:
     """Prints a table. A column whose name begins with > is aligned right. Words of a column's name
     are not broken."""
     import sys

@@ -71,14 +71,18 @@ class DemoContainer:
         self._channel.close()
 
 
-def _tcp(sender: DemoContainer, receiver: DemoContainer, seconds: float, settle: float) -> tuple[float, int]:
+def _tcp(
+    sender: DemoContainer, receiver: DemoContainer, seconds: float, settle: float
+) -> tuple[float, int]:
     """Goodput in bit/s of one TCP stream, and its MSS."""
     address = ADDRESSES[receiver.name]
     receiver.ask("receive", seconds=seconds, settle=settle)
     sender.ask("send", address=address, port=TCP_PORT)
     got, sent = receiver.answer(), sender.answer()
     if not got["seconds"]:
-        raise VnicError(f"TCP from {sender.name} to {receiver.name} ended before it could be measured")
+        raise VnicError(
+            f"TCP from {sender.name} to {receiver.name} ended before it could be measured"
+        )
     return got["bytes"] * 8 / got["seconds"], int(sent["mss"])
 
 
@@ -99,12 +103,16 @@ def _kind(progress: Progress) -> str:
     try:
         try_tun_device()
     except VnicError as error:
-        progress(f"{str(error).partition(':')[0].removesuffix(' is missing')} cannot be used: over veth pairs instead")
+        progress(
+            f"{str(error).partition(':')[0].removesuffix(' is missing')} cannot be used: over veth pairs instead"
+        )
         return "veth"
     return "tap"
 
 
-def run_demo(*, rate_bps: int, queues: int, seconds: float, spin: str, progress: Progress) -> dict[str, Any]:
+def run_demo(
+    *, rate_bps: int, queues: int, seconds: float, spin: str, progress: Progress
+) -> dict[str, Any]:
     """Runs the demo and returns its figures. Removes everything that it created, also on an
     exception or KeyboardInterrupt."""
     with ExitStack() as stack:
@@ -140,13 +148,19 @@ def run_demo(*, rate_bps: int, queues: int, seconds: float, spin: str, progress:
         shaped: dict[str, float] = {}
         for sender, receiver in ((left, right), (right, left)):
             progress(f"TCP {sender.name} -> {receiver.name}, unshaped, {seconds:g} s")
-            unshaped[f"{sender.name}-{receiver.name}"] = _tcp(sender, receiver, seconds, settle=0.3)[0]
+            unshaped[f"{sender.name}-{receiver.name}"] = _tcp(
+                sender, receiver, seconds, settle=0.3
+            )[0]
         for each in (left, right):
             runtime.nics.set_rate(each.name, egress_bps=rate_bps)
         mss = 0
         for sender, receiver in ((left, right), (right, left)):
-            progress(f"TCP {sender.name} -> {receiver.name}, {format_rate(rate_bps)} applied live, {seconds:g} s")
-            shaped[f"{sender.name}-{receiver.name}"], mss = _tcp(sender, receiver, seconds, settle=0.5)
+            progress(
+                f"TCP {sender.name} -> {receiver.name}, {format_rate(rate_bps)} applied live, {seconds:g} s"
+            )
+            shaped[f"{sender.name}-{receiver.name}"], mss = _tcp(
+                sender, receiver, seconds, settle=0.5
+            )
         # The limit counts layer-2 bits; the application receives MSS bytes of every full frame.
         expected_bps = rate_bps * mss / (MTU + ETHERNET_HEADER)
         shaped_bps = statistics.fmean(shaped.values())
@@ -155,7 +169,9 @@ def run_demo(*, rate_bps: int, queues: int, seconds: float, spin: str, progress:
         return {
             "kind": kind,
             "unshaped_gbps": round(statistics.fmean(unshaped.values()) / 1e9, 3),
-            "unshaped_gbps_by_direction": {way: round(bps / 1e9, 3) for way, bps in unshaped.items()},
+            "unshaped_gbps_by_direction": {
+                way: round(bps / 1e9, 3) for way, bps in unshaped.items()
+            },
             "rate": format_rate(rate_bps),
             "shaped_mbps": round(shaped_bps / 1e6, 3),
             "shaped_mbps_by_direction": {way: round(bps / 1e6, 3) for way, bps in shaped.items()},
@@ -165,7 +181,10 @@ def run_demo(*, rate_bps: int, queues: int, seconds: float, spin: str, progress:
             "queues": per_queue,
             "conserved": bool(status["conserved"]),
             "conservation": [
-                {term: engine[term] for term in ("name", "received", "generated", "transmitted", "dropped", "held")}
+                {
+                    term: engine[term]
+                    for term in ("name", "received", "generated", "transmitted", "dropped", "held")
+                }
                 for engine in status["engines"]
             ],
             "unprivileged": os.geteuid() != 0,

@@ -48,7 +48,10 @@ def _print_element(found: ElementDoc) -> None:
         click.echo("\n" + click.wrap_text(paragraph, 98, "  ", "  "))
     arguments = {name: each.text() for name, each in found.arguments.items()}
     ways = {(True, True): "read, write", (True, False): "read", (False, True): "write"}
-    handlers = {name: f"{each['help']} ({ways[each['read'], each['write']]})" for name, each in found.handlers.items()}
+    handlers = {
+        name: f"{each['help']} ({ways[each['read'], each['write']]})"
+        for name, each in found.handlers.items()
+    }
     for title, entries in (
         ("arguments", arguments),
         ("counters", {"packets": "packets that came in", **found.counters}),

@@ -15,7 +15,17 @@ from dataplane.graph.element import Element
 from dataplane.graph.handlers import handlers_of
 from vnic.modules.chain import BUILT_IN, element_class
 
-SECTIONS = ("Synopsis", "Ports", "Config", "Drops", "Counters", "Handlers", "Threads", "Cost", "Example")
+SECTIONS = (
+    "Synopsis",
+    "Ports",
+    "Config",
+    "Drops",
+    "Counters",
+    "Handlers",
+    "Threads",
+    "Cost",
+    "Example",
+)
 _SECTION = re.compile(rf"({'|'.join(SECTIONS)}): *(.*)")
 _ENTRY = re.compile(r"([a-z_0-9]+): (.*)")
 _SIGNATURE = re.compile(r"\w+\((.*)\)")
@@ -101,7 +111,9 @@ def _parameters(kind: type[Element]) -> dict[str, str | None]:
         arguments = [each.strip() for each in match[1].split(",")] if match else []
         # An argument of a class of ours ("Port port") is for code that builds a graph: YAML has no such value.
         given = [each for each in arguments if not re.match(r"[A-Z]\w* ", each)]
-        found = {name: default or None for name, _, default in (each.partition("=") for each in given)}
+        found = {
+            name: default or None for name, _, default in (each.partition("=") for each in given)
+        }
     else:
         found = {
             each.name: None if each.default is each.empty else repr(each.default)
@@ -134,7 +146,10 @@ def describe_element(reference: str, directory: str | None = None) -> ElementDoc
         summary=" ".join(paragraphs[0].split()) if paragraphs else "",
         about=[" ".join(each.split()) for each in paragraphs[1:]],
         ports=" ".join(" ".join(sections.get("Ports", [])).split()),
-        arguments={name: Argument(default, said["Config"].get(name, "")) for name, default in _parameters(kind).items()},
+        arguments={
+            name: Argument(default, said["Config"].get(name, ""))
+            for name, default in _parameters(kind).items()
+        },
         counters={name: said["Counters"].get(name, "") for name in kind.COUNTERS},
         drops={name: said["Drops"].get(name, "") for name in kind.DROP_REASONS},
         handlers={

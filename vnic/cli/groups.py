@@ -6,18 +6,43 @@ from typing import Any
 
 import click
 
-from vnic.cli.common import completing, connect, instance_option, json_option, plural, print_json, print_table
+from vnic.cli.common import (
+    completing,
+    connect,
+    instance_option,
+    json_option,
+    plural,
+    print_json,
+    print_table,
+)
 
 
 @click.command()
 @click.argument("name", shell_complete=completing("group"))
-@click.option("--mode", type=click.Choice(["dedicated", "spreading", "compacting"]), help="How its engines get CPU time.")
+@click.option(
+    "--mode",
+    type=click.Choice(["dedicated", "spreading", "compacting"]),
+    help="How its engines get CPU time.",
+)
 @click.option("--cpus", metavar="N,N...|any", help="CPUs that its threads may use.")
-@click.option("--guarantee", metavar="TIME/TIME|none", help="CPU time for each of its threads, in each period.")
+@click.option(
+    "--guarantee",
+    metavar="TIME/TIME|none",
+    help="CPU time for each of its threads, in each period.",
+)
 @click.option("--slo", metavar="TIME", help="Queueing delay to stay below when compacting.")
 @click.option("--spin", metavar="TIME", help="Time that an idle thread polls before it sleeps.")
-@click.option("--budget", metavar="TIME", help="Longest iteration of an engine; longer ones are counted; 0: no limit.")
-@click.option("--cgroup", multiple=True, metavar="PATH|none", help="Cgroup that its threads join; may be given several times.")
+@click.option(
+    "--budget",
+    metavar="TIME",
+    help="Longest iteration of an engine; longer ones are counted; 0: no limit.",
+)
+@click.option(
+    "--cgroup",
+    multiple=True,
+    metavar="PATH|none",
+    help="Cgroup that its threads join; may be given several times.",
+)
 @instance_option
 @json_option
 def group(
@@ -53,12 +78,16 @@ def group(
     if guarantee is not None:
         runtime, slash, period = guarantee.partition("/")
         if not slash and guarantee != "none":
-            raise click.UsageError(f"--guarantee {guarantee}: expected RUNTIME/PERIOD such as 200us/1ms, or none")
+            raise click.UsageError(
+                f"--guarantee {guarantee}: expected RUNTIME/PERIOD such as 200us/1ms, or none"
+            )
         settings["guarantee"] = {"runtime": runtime, "period": period} if slash else None
     if cgroup:
         settings["cgroup"] = None if cgroup == ("none",) else list(cgroup)
     if not settings:
-        raise click.UsageError("nothing to change; use --mode, --cpus, --guarantee, --slo, --spin, --budget or --cgroup")
+        raise click.UsageError(
+            "nothing to change; use --mode, --cpus, --guarantee, --slo, --spin, --budget or --cgroup"
+        )
     with connect(instance) as client:
         found = client.call("SetGroup", name=name, settings=settings)["group"]
     if as_json:
@@ -68,8 +97,12 @@ def group(
     for each in found.get("cgroups", ()):
         if not each["in_force"]:
             click.echo(f"not charged to its cgroup: {each['why']}")
-    if settings.get("guarantee") and {thread["scheduling"] for thread in found["threads"]} == {"budget"}:
-        click.echo("the guarantee is a bound only; see 'vnic doctor', and 'vnic upgrade' where the daemon started without one")
+    if settings.get("guarantee") and {thread["scheduling"] for thread in found["threads"]} == {
+        "budget"
+    }:
+        click.echo(
+            "the guarantee is a bound only; see 'vnic doctor', and 'vnic upgrade' where the daemon started without one"
+        )
 
 
 def _numbers(cpus: str) -> list[int]:
@@ -99,8 +132,14 @@ def accounts(instance: str, as_json: bool) -> None:
         print_json(found)
         return
     total = found["cpu_ns"] or 1
-    rows = [[each["nic"], each["cpu_ns"], each["memory_bytes"], each["packets_held"]] for each in found["accounts"]]
-    rows += [["(detached)", found["detached_cpu_ns"], None, None], ["(overhead)", found["overhead_ns"], None, None]]
+    rows = [
+        [each["nic"], each["cpu_ns"], each["memory_bytes"], each["packets_held"]]
+        for each in found["accounts"]
+    ]
+    rows += [
+        ["(detached)", found["detached_cpu_ns"], None, None],
+        ["(overhead)", found["overhead_ns"], None, None],
+    ]
     rows += [["(all)", found["cpu_ns"], None, None]]
     print_table(
         ["NIC", ">CPU s", ">share", ">bytes", ">packets held"],

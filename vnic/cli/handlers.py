@@ -7,7 +7,14 @@ from typing import Any
 
 import click
 
-from vnic.cli.common import completing, connect, instance_option, json_option, print_json, print_table
+from vnic.cli.common import (
+    completing,
+    connect,
+    instance_option,
+    json_option,
+    print_json,
+    print_table,
+)
 
 
 @click.command()
@@ -16,7 +23,9 @@ from vnic.cli.common import completing, connect, instance_option, json_option, p
 @click.argument("value", required=False)
 @instance_option
 @json_option
-def handler(element: str | None, handler: str | None, value: str | None, instance: str, as_json: bool) -> None:
+def handler(
+    element: str | None, handler: str | None, value: str | None, instance: str, as_json: bool
+) -> None:
     """List the handlers of all elements or of ELEMENT, read HANDLER, or write VALUE to it.
 
     VALUE is parsed as JSON if possible, else it is text. A write takes effect between two batches. While a live handler is written,
@@ -35,12 +44,20 @@ def handler(element: str | None, handler: str | None, value: str | None, instanc
         elif value is None:
             found = client.call("ReadHandler", element=element, handler=handler)["copies"]
         else:
-            found = client.call("WriteHandler", element=element, handler=handler, value=_value(value)).get("result")
+            found = client.call(
+                "WriteHandler", element=element, handler=handler, value=_value(value)
+            ).get("result")
     if as_json:
         print_json(found)
     elif element is None or handler is None:
         rows = [
-            [name, word, "".join(way for way in "rw" if each[{"r": "read", "w": "write"}[way]]), each["mode"], each["help"]]
+            [
+                name,
+                word,
+                "".join(way for way in "rw" if each[{"r": "read", "w": "write"}[way]]),
+                each["mode"],
+                each["help"],
+            ]
             for name, entry in found.items()
             for word, each in entry["handlers"].items()
         ]
@@ -66,4 +83,8 @@ def _no_number(text: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, indent=2 if isinstance(value, list | dict) else None)
+    return (
+        value
+        if isinstance(value, str)
+        else json.dumps(value, indent=2 if isinstance(value, list | dict) else None)
+    )

@@ -38,7 +38,11 @@ def settings(annotations: dict[str, str]) -> tuple[str, str, dict[str, Any]] | N
     without any. Raises ConfigError."""
     from vnic.cli.nics import nested
 
-    given = {key.removeprefix(PREFIX): value for key, value in annotations.items() if key.startswith(PREFIX)}
+    given = {
+        key.removeprefix(PREFIX): value
+        for key, value in annotations.items()
+        if key.startswith(PREFIX)
+    }
     if unknown := sorted(given.keys() - {*TEXTS, *NUMBERS, *OTHERS}):
         known = ", ".join(PREFIX + each for each in sorted((*TEXTS, *NUMBERS, *OTHERS)))
         raise ConfigError(f"annotation {PREFIX}{unknown[0]}: unknown: expected one of {known}")
@@ -69,7 +73,9 @@ def read_state(text: str) -> tuple[int, dict[str, str]]:
         if annotations is None:
             with open(Path(state["bundle"]) / "config.json") as file:
                 annotations = json.loads(file.read(STATE_MOST)).get("annotations") or {}
-        if type(pid) is not int or not all(isinstance(each, str) for pair in annotations.items() for each in pair):
+        if type(pid) is not int or not all(
+            isinstance(each, str) for pair in annotations.items() for each in pair
+        ):
             raise ValueError
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         raise ConfigError(
@@ -89,7 +95,9 @@ def find_runtime_directory() -> None:
             os.environ["XDG_RUNTIME_DIR"] = f"/run/user/{outside}"
 
 
-def attach_when_free(instance: str, name: str, nic: dict[str, Any], wait_s: float = FREED_S) -> None:
+def attach_when_free(
+    instance: str, name: str, nic: dict[str, Any], wait_s: float = FREED_S
+) -> None:
     """Attaches a NIC. When a container restarts, first waits until the ended container's NIC of
     that name is detached. Raises ConfigError, VnicError."""
     from vnic.api.client import Client
@@ -100,7 +108,11 @@ def attach_when_free(instance: str, name: str, nic: dict[str, Any], wait_s: floa
         with Client(instance) as client:
             attached = client.call("Status")["status"]["nics"]
             there = next((each for each in attached if each["name"] == name), None)
-            gone = there is not None and there.get("pid") is not None and not os.path.exists(f"/proc/{there['pid']}")
+            gone = (
+                there is not None
+                and there.get("pid") is not None
+                and not os.path.exists(f"/proc/{there['pid']}")
+            )
             if not gone or time.monotonic() > deadline_s:
                 attach_nic(client, name, nic)
                 return
@@ -122,7 +134,12 @@ def description() -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--print", "show", is_flag=True, help="Print the description of the hook that podman reads, and do nothing else.")
+@click.option(
+    "--print",
+    "show",
+    is_flag=True,
+    help="Print the description of the hook that podman reads, and do nothing else.",
+)
 def hook(show: bool) -> None:
     """Attach a container's NIC while a container runtime starts it: an OCI hook.
 

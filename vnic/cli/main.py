@@ -62,16 +62,22 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items() if line])
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in COMMANDS and not args[0].startswith("-"):
             import difflib
 
             close = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(COMMANDS)}"
+            hint = (
+                f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(COMMANDS)}"
+            )
             raise click.UsageError(f"unknown command {args[0]!r}; {hint}")
         return super().resolve_command(ctx, args)
 
-    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+    ) -> NoReturn:
         """Exit status: 0 done, 1 it failed while running, 2 the user's mistake, 130 interrupted."""
         extra["standalone_mode"] = False
         try:
@@ -92,7 +98,9 @@ class LazyGroup(click.Group):
         option."""
         path, command = "vnic", self
         for word in args:
-            if not isinstance(command, click.Group) or word not in command.list_commands(_NO_CONTEXT):
+            if not isinstance(command, click.Group) or word not in command.list_commands(
+                _NO_CONTEXT
+            ):
                 break
             path = f"{path} {word}"
             command = command.get_command(_NO_CONTEXT, word)  # type: ignore[assignment]
@@ -149,8 +157,18 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
         ctx.exit()
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version.")
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the version.",
+)
 def cli() -> None:
     """Software NICs for containers: switched, shaped and counted, without root.
 

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dataplane.errors import ConfigError
-from vnic.cli.common import F, about, completing, connect, instance_option, json_option, plural, print_json, shown_rate
+from vnic.cli.common import (
+    F,
+    about,
+    completing,
+    connect,
+    instance_option,
+    json_option,
+    plural,
+    print_json,
+    shown_rate,
+)
 
 if TYPE_CHECKING:
     from vnic.api.client import Client
@@ -32,7 +42,11 @@ INTERFACE = (
     click.option("--mac", help="MAC address.  [default: made from NAME]"),
     click.option("--mtu", type=int, help="MTU, 68 to 65521.  [default: 1500]"),
     click.option(
-        "--address", "addresses", multiple=True, metavar="ADDRESS/PREFIX", help="IP address; may be given several times."
+        "--address",
+        "addresses",
+        multiple=True,
+        metavar="ADDRESS/PREFIX",
+        help="IP address; may be given several times.",
     ),
     click.option("--gateway", metavar="ADDRESS", help="Gateway of the container's default route."),
     click.option(
@@ -45,7 +59,8 @@ INTERFACE = (
 )
 PORT = (
     click.option(
-        "--engine", help="Number or name of the engine that processes its packets.  [default: the one with the fewest NICs]"
+        "--engine",
+        help="Number or name of the engine that processes its packets.  [default: the one with the fewest NICs]",
     ),
     click.option("--on", metavar="SWITCH", help="Switch that it is on.  [default: the only one]"),
     click.option("--vlan", type=int, help="Make it an access port of this VLAN, 1 to 4094."),
@@ -54,9 +69,17 @@ PORT = (
         default=None,
         help="Drop frames from other MAC addresses.  [default: only of other users' NICs]",
     ),
-    click.option("--egress", metavar="RATE", help="Rate limit of what the container sends, such as 100mbit."),
-    click.option("--ingress", metavar="RATE", help="Rate limit of what the container receives, such as 100mbit."),
-    click.option("--owner", metavar="USER", help="User who may see it and set its link up and down."),
+    click.option(
+        "--egress", metavar="RATE", help="Rate limit of what the container sends, such as 100mbit."
+    ),
+    click.option(
+        "--ingress",
+        metavar="RATE",
+        help="Rate limit of what the container receives, such as 100mbit.",
+    ),
+    click.option(
+        "--owner", metavar="USER", help="User who may see it and set its link up and down."
+    ),
     instance_option,
 )
 
@@ -107,12 +130,18 @@ def packet(**options: Any) -> None:
     _attach("packet", **options)
 
 
-def _attach(kind: str, name: str, pid: int | None, netns: str | None, instance: str, **options: Any) -> None:
+def _attach(
+    kind: str, name: str, pid: int | None, netns: str | None, instance: str, **options: Any
+) -> None:
     from vnic.config.load import netns_path
 
     if (pid is None) == (netns is None) and not (kind == "packet" and pid is None):
         raise click.UsageError("which container? give --pid PID or --netns PATH")
-    nic: dict[str, Any] = {"kind": kind, "pid": pid, "netns": None if netns is None else netns_path(netns, os.getcwd())}
+    nic: dict[str, Any] = {
+        "kind": kind,
+        "pid": pid,
+        "netns": None if netns is None else netns_path(netns, os.getcwd()),
+    }
     for key in ("interface", "queues", "mac", "mtu", "gateway", "owner", "spoof_check", "on"):
         nic[key] = options.get(key)
     nic["addresses"] = list(options.get("addresses", ())) or None
@@ -152,7 +181,9 @@ def _route(text: str) -> dict[str, str]:
             return {"to": to}
         case [to, "via", via]:
             return {"to": to, "via": via}
-    raise click.UsageError(f"--route {text!r}: expected NETWORK or NETWORK via ADDRESS, such as '10.1.0.0/16 via 10.0.0.254'")
+    raise click.UsageError(
+        f"--route {text!r}: expected NETWORK or NETWORK via ADDRESS, such as '10.1.0.0/16 via 10.0.0.254'"
+    )
 
 
 def attach_nic(client: Client, name: str, nic: dict[str, Any]) -> dict[str, Any]:
@@ -164,7 +195,9 @@ def attach_nic(client: Client, name: str, nic: dict[str, Any]) -> dict[str, Any]
         passing = []
         # another user's vnic accepts only namespaces that this user can open
         if client.uid != os.geteuid():
-            container = stack.enter_context(NetNamespace.find(given.pop("pid", None), given.pop("netns", None)))
+            container = stack.enter_context(
+                NetNamespace.find(given.pop("pid", None), given.pop("netns", None))
+            )
             passing = [container.fd, *([container.pidfd] if container.pidfd >= 0 else [])]
         made: dict[str, Any] = client.call(
             "Attach",
@@ -192,8 +225,12 @@ def detach(name: str, instance: str) -> None:
 
 @click.command()
 @click.argument("name", shell_complete=completing("nic"))
-@click.option("--egress", metavar="RATE|none", help="Rate limit of packets that the container sends.")
-@click.option("--ingress", metavar="RATE|none", help="Rate limit of packets that the container receives.")
+@click.option(
+    "--egress", metavar="RATE|none", help="Rate limit of packets that the container sends."
+)
+@click.option(
+    "--ingress", metavar="RATE|none", help="Rate limit of packets that the container receives."
+)
 @instance_option
 @json_option
 def rate(name: str, egress: str | None, ingress: str | None, instance: str, as_json: bool) -> None:
@@ -207,7 +244,9 @@ def rate(name: str, egress: str | None, ingress: str | None, instance: str, as_j
     vnic rate web --egress none --ingress 2.5gbit
     vnic rate web
     """
-    given = {key: value for key, value in (("egress", egress), ("ingress", ingress)) if value is not None}
+    given = {
+        key: value for key, value in (("egress", egress), ("ingress", ingress)) if value is not None
+    }
     for direction, value in given.items():
         if value != "none":
             _check_rate(name, direction, value)
@@ -241,7 +280,11 @@ def _check_rate(name: str, direction: str, value: str) -> None:
 
 
 def _rates(nic: dict[str, Any]) -> dict[str, Any]:
-    keys = [f"{direction}_{what}" for direction in ("egress", "ingress") for what in ("bps", "queue_bytes")]
+    keys = [
+        f"{direction}_{what}"
+        for direction in ("egress", "ingress")
+        for what in ("bps", "queue_bytes")
+    ]
     return {"name": nic["name"], **{key: nic.get(key) or None for key in keys}}
 
 

@@ -43,14 +43,37 @@ def compare_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.command(epilog=EPILOG)
 @click.argument("captures", nargs=-1, metavar="[IN.pcap]...", type=click.Path())
 @click.option(
-    "--config", "-c", "config_file", required=True, metavar="FILE.yaml", type=click.Path(), help="Configuration of the network."
+    "--config",
+    "-c",
+    "config_file",
+    required=True,
+    metavar="FILE.yaml",
+    type=click.Path(),
+    help="Configuration of the network.",
 )
 @click.option("--output", "-o", metavar="OUT.pcapng", type=click.Path(),
               help="What the NICs transmit; '-' is stdout. NAME.pcap gives classic pcap.")  # fmt: skip
-@click.option("--port", "ports", multiple=True, metavar="NAME=IN.pcap", help="What the container of NIC NAME sends.")
+@click.option(
+    "--port",
+    "ports",
+    multiple=True,
+    metavar="NAME=IN.pcap",
+    help="What the container of NIC NAME sends.",
+)
 @click.option("--drops", is_flag=True, help="Write dropped packets, too, with reasons.")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of random numbers.")
-@click.option("--expect", metavar="GOLDEN.pcapng", type=click.Path(), help="Compare the output with this capture.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Seed of random numbers.",
+)
+@click.option(
+    "--expect",
+    metavar="GOLDEN.pcapng",
+    type=click.Path(),
+    help="Compare the output with this capture.",
+)
 @click.option("--realtime", "realtime", metavar="SCHEDULE", help="Send in real time into the other NICs' containers. SCHEDULE "
               "is captured, speed=FACTOR, pps=NUMBER, rate=RATE or asap.")  # fmt: skip
 @click.option(
@@ -90,7 +113,13 @@ def compare_options(function: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--align", is_flag=True, help="Let all captures begin at the same time.")
 @click.option("--each", is_flag=True, help="Replay each IN.pcap alone; so with a directory.")
-@click.option("--delay", metavar="TIME", default="0", callback=_tolerance, help="With --realtime: wait before sending.")
+@click.option(
+    "--delay",
+    metavar="TIME",
+    default="0",
+    callback=_tolerance,
+    help="With --realtime: wait before sending.",
+)
 @click.option("--wait", "listeners", multiple=True, metavar="NAME=WHAT", help="With --realtime: wait up to 60 s for a socket of NIC "
               "NAME's container: udp/PORT, tcp/PORT or packet (tcpdump).")  # fmt: skip
 @compare_options
@@ -150,7 +179,9 @@ def replay(
             "--drops": drops,
         }
         if unfit := [name for name, value in options.items() if value]:
-            raise click.UsageError(f"{unfit[0]} does not go with --each or a directory, which replay each capture on its own")
+            raise click.UsageError(
+                f"{unfit[0]} does not go with --each or a directory, which replay each capture on its own"
+            )
         _each(config, captures, plan, seed, as_json)
         return
     inputs = _inputs(config, captures, ports)
@@ -178,22 +209,43 @@ def replay(
     if expect is not None and (output is None or output == "-"):
         raise click.UsageError("--expect compares a file: use -o OUT.pcapng, too")
     for option, written in [("--output", output), *(("--report", report) for report in reports)]:
-        for what, read in [("--config", config_file), ("--expect", expect), *(("input", path) for path in inputs.values())]:
-            if written and read and os.path.exists(read) and os.path.exists(written) and os.path.samefile(read, written):
+        for what, read in [
+            ("--config", config_file),
+            ("--expect", expect),
+            *(("input", path) for path in inputs.values()),
+        ]:
+            if (
+                written
+                and read
+                and os.path.exists(read)
+                and os.path.exists(written)
+                and os.path.samefile(read, written)
+            ):
                 raise click.UsageError(f"{read} is both {option} and {what}; write to another file")
     if reports:
         from vnic.replay.report import check_report, write_report
 
         for report in reports:
             check_report(report)
-    result = _run(config, inputs, output, drops, seed, plan if not ports or side_rules else replace(plan, way="none"))
+    result = _run(
+        config,
+        inputs,
+        output,
+        drops,
+        seed,
+        plan if not ports or side_rules else replace(plan, way="none"),
+    )
     difference = None
     if expect is not None and output is not None:
         from vnic.replay.compare import compare
 
         difference = compare(output, expect, tolerance_ns=tolerance, ignore=ignore)
         result["expected"] = difference.as_dict()
-    about_it = {"command": shlex.join(["vnic", *sys.argv[1:]]), "configuration": config_file, "seed": seed}
+    about_it = {
+        "command": shlex.join(["vnic", *sys.argv[1:]]),
+        "configuration": config_file,
+        "seed": seed,
+    }
     for report in reports:
         write_report(report, result, about_it)
     if as_json:
@@ -209,14 +261,20 @@ def replay(
         click.echo(f"vnic: warning: {warning['text']}", err=True)
     for error in result["errors"]:
         click.echo(f"vnic: error: {error}; everything before it was used", err=True)
-    if result["errors"] or not result["conserved"] or (difference is not None and not difference.equal):
+    if (
+        result["errors"]
+        or not result["conserved"]
+        or (difference is not None and not difference.equal)
+    ):
         raise click.exceptions.Exit(1)
 
 
 def _inputs(config: Config, captures: tuple[str, ...], ports: tuple[str, ...]) -> dict[str, str]:
     names = list(config.nics)
     if len(captures) > len(names):
-        raise click.UsageError(f"{len(captures)} captures, but the configuration has {plural(len(names), 'NIC')}")
+        raise click.UsageError(
+            f"{len(captures)} captures, but the configuration has {plural(len(names), 'NIC')}"
+        )
     inputs: dict[str, str] = dict(zip(names, captures, strict=False))
     for port in ports:
         name, equals, path = port.partition("=")
@@ -238,7 +296,9 @@ class Plan:
     of_nics: bool
     align: bool
 
-    def sides(self, config: Config, inputs: dict[str, str], opened: dict[str, str | int], undo: ExitStack) -> tuple[Any, str]:
+    def sides(
+        self, config: Config, inputs: dict[str, str], opened: dict[str, str | int], undo: ExitStack
+    ) -> tuple[Any, str]:
         """(the sides of the only input, or None; a line about them). Replaces a pipe in `opened` by
         one that repeats the beginning that was read."""
         from vnic.replay import sides
@@ -249,7 +309,9 @@ class Plan:
             return sides.given(config, self.rules), ""
         if len(inputs) != 1 or self.way == "none" or len(config.nics) < 2:
             if self.way not in ("auto", "none"):
-                raise click.UsageError(f"--split {self.way} splits one capture among at least two NICs")
+                raise click.UsageError(
+                    f"--split {self.way} splits one capture among at least two NICs"
+                )
             return None, ""
         if self.way == "port":
             return sides.decide(config, sides.Seen({}, {}, True), "port")
@@ -269,11 +331,20 @@ class Plan:
 
 
 def _run(
-    config: Config, inputs: dict[str, str], output: str | None, drops: bool, seed: int, plan: Plan, *, quiet: bool = False
+    config: Config,
+    inputs: dict[str, str],
+    output: str | None,
+    drops: bool,
+    seed: int,
+    plan: Plan,
+    *,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     from vnic.replay.session import Replay
 
-    opened: dict[str, str | int] = {name: 0 if path == "-" else path for name, path in inputs.items()}
+    opened: dict[str, str | int] = {
+        name: 0 if path == "-" else path for name, path in inputs.items()
+    }
     target: str | int | None = sys.stdout.fileno() if output == "-" else output
     with ExitStack() as undo:
         found, line = plan.sides(config, inputs, opened, undo)
@@ -332,10 +403,18 @@ def _each(config: Config, paths: tuple[str, ...], plan: Plan, seed: int, as_json
         broken = bool(result["errors"]) or not result["conserved"]
         results.append({"file": path, "broken": broken, **result})
         lost = sum(result["dropped"].values())
-        why = ", ".join(f"{count} {key.rsplit(': ', 1)[1]}" for key, count in result["dropped"].items())
+        why = ", ".join(
+            f"{count} {key.rsplit(': ', 1)[1]}" for key, count in result["dropped"].items()
+        )
         notes = [*result["errors"], why, *([result["split"]] if result["split"] else [])]
         rows.append(
-            [path, result["received"], result["transmitted"], lost, "; ".join(note for note in notes if note) or "all came out"]
+            [
+                path,
+                result["received"],
+                result["transmitted"],
+                lost,
+                "; ".join(note for note in notes if note) or "all came out",
+            ]
         )
     if sys.stderr.isatty():
         click.echo(err=True)
@@ -343,7 +422,11 @@ def _each(config: Config, paths: tuple[str, ...], plan: Plan, seed: int, as_json
     if as_json:
         print_json(results)
     else:
-        print_table(["file", ">in", ">out", ">dropped", "why not more"], rows, f"{plural(len(files), 'capture')}, {bad} broken")
+        print_table(
+            ["file", ">in", ">out", ">dropped", "why not more"],
+            rows,
+            f"{plural(len(files), 'capture')}, {bad} broken",
+        )
         if any(each["warnings"] for each in results):
             count = sum(bool(each["warnings"]) for each in results)
             click.echo(f"vnic: warning: {plural(count, 'capture')} lost more than half of the packets; "
@@ -353,12 +436,20 @@ def _each(config: Config, paths: tuple[str, ...], plan: Plan, seed: int, as_json
 
 
 def _realtime(
-    config: Config, inputs: dict[str, str], schedule: str, loops: int, delay: int, listeners: tuple[str, ...], as_json: bool
+    config: Config,
+    inputs: dict[str, str],
+    schedule: str,
+    loops: int,
+    delay: int,
+    listeners: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     from vnic.replay.realtime import Listener, RealtimeReplay, Schedule
 
     awaited = [Listener.parse(each) for each in listeners]
-    with RealtimeReplay(config, inputs, Schedule.parse(schedule), loops=loops, delay_ns=delay) as session:
+    with RealtimeReplay(
+        config, inputs, Schedule.parse(schedule), loops=loops, delay_ns=delay
+    ) as session:
         if awaited:
             click.echo(f"vnic: waiting for {', '.join(map(str, awaited))} ...", err=True)
             session.wait(awaited)
@@ -373,9 +464,14 @@ def _realtime(
             late = [about(nic["lateness_ns"][key], "s", base="n") for key in ("p50", "p99", "max")]
             rows.append([nic["name"], nic["sent"], nic["counted"], *late])
         title = f"{plural(result['captured'], 'packet')} captured, {result['entered']} sent"
-        print_table(["NIC", ">sent", ">counted by its interface", ">late p50", ">p99", ">max"], rows, title)
+        print_table(
+            ["NIC", ">sent", ">counted by its interface", ">late p50", ">p99", ">max"], rows, title
+        )
         click.echo("delivered: " + ("yes, every packet" if result["delivered"] else "NO"))
-    for complaint in [*result["complaints"], *(f"{error}; everything before it was used" for error in result["errors"])]:
+    for complaint in [
+        *result["complaints"],
+        *(f"{error}; everything before it was used" for error in result["errors"]),
+    ]:
         click.echo(f"vnic: error: {complaint}", err=True)
     if not result["delivered"]:
         raise click.exceptions.Exit(1)
@@ -403,7 +499,16 @@ def _show(result: dict[str, Any], file: Any) -> None:
         rate = nic["transmitted_bytes"] * 8 / seconds if seconds else None
         rows.append([nic["name"], nic["received"], nic["transmitted"], about(nic["transmitted_bytes"], "B"),
                      None if rate is None else about(rate, "bit/s"), *delay])  # fmt: skip
-    columns = ["NIC", ">from container", ">to container", ">bytes", ">mean rate", ">delay p50", ">p99", ">max"]
+    columns = [
+        "NIC",
+        ">from container",
+        ">to container",
+        ">bytes",
+        ">mean rate",
+        ">delay p50",
+        ">p99",
+        ">max",
+    ]
     title = f"{plural(result['received'], 'packet')} in {about(result['duration_ns'], 's', base='n')} of virtual time"
     print_table(columns, rows, title, file=file)
     if result["dropped"]:
@@ -420,7 +525,10 @@ def _merged(classes: dict[int, dict[str, Any]]) -> list[str | None]:
     several."""
     if not classes:
         return [None, None, None]
-    return [about(max(each["delay_ns"][key] for each in classes.values()), "s", base="n") for key in ("p50", "p99", "max")]
+    return [
+        about(max(each["delay_ns"][key] for each in classes.values()), "s", base="n")
+        for key in ("p50", "p99", "max")
+    ]
 
 
 @click.command(epilog="Exit status: 0 equal, 1 different, 2 wrong use or no capture.")
@@ -430,7 +538,14 @@ def _merged(classes: dict[int, dict[str, Any]]) -> list[str | None]:
               "May be repeated.")  # fmt: skip
 @compare_options
 @json_option
-def diff(left: str, right: str, pairs: tuple[str, ...], tolerance: int, ignore: tuple[str, ...], as_json: bool) -> None:
+def diff(
+    left: str,
+    right: str,
+    pairs: tuple[str, ...],
+    tolerance: int,
+    ignore: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Compare two captures, packet by packet and interface by interface: A is what there is, B what is expected.
 
     One of them may be '-', standard input. Where each has packets of one interface only, these two are compared, however they are named.

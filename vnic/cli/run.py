@@ -19,9 +19,26 @@ TERMS = ("received", "generated", "transmitted", "dropped", "held")
 
 @click.command()
 @click.option("--rate", default="100mbit", show_default=True, help="Rate limit of the second half.")
-@click.option("--queues", type=click.IntRange(1, 64), default=2, show_default=True, help="Queue pairs of each NIC.")
-@click.option("--seconds", type=Seconds(0.2, 600), default=3.0, show_default=True, help="Duration of each measurement.")
-@click.option("--spin", default="0us", show_default=True, help="Time that the idle engine polls before it sleeps.")
+@click.option(
+    "--queues",
+    type=click.IntRange(1, 64),
+    default=2,
+    show_default=True,
+    help="Queue pairs of each NIC.",
+)
+@click.option(
+    "--seconds",
+    type=Seconds(0.2, 600),
+    default=3.0,
+    show_default=True,
+    help="Duration of each measurement.",
+)
+@click.option(
+    "--spin",
+    default="0us",
+    show_default=True,
+    help="Time that the idle engine polls before it sleeps.",
+)
 @json_option
 def demo(rate: str, queues: int, seconds: float, spin: str, as_json: bool) -> None:
     """Create two containers, connect them, and measure TCP in both directions: without a rate limit,
@@ -44,7 +61,9 @@ def demo(rate: str, queues: int, seconds: float, spin: str, as_json: bool) -> No
     def progress(text: str) -> None:
         click.echo(f"vnic: {text} ...", err=True)
 
-    result = run_demo(rate_bps=rate_bps, queues=queues, seconds=seconds, spin=spin, progress=progress)
+    result = run_demo(
+        rate_bps=rate_bps, queues=queues, seconds=seconds, spin=spin, progress=progress
+    )
     if as_json:
         print_json(result)
         return
@@ -57,23 +76,45 @@ def demo(rate: str, queues: int, seconds: float, spin: str, as_json: bool) -> No
         f"round trip    {result['rtt_us']['p50']} us p50, {result['rtt_us']['p99']} us p99 of a UDP datagram and its echo"
     )
     terms = {term: sum(engine[term] for engine in result["conservation"]) for term in TERMS}
-    click.echo("packets       {received} received + {generated} made by segmentation".format_map(terms))
-    click.echo("              = {transmitted} transmitted + {dropped} dropped + {held} held".format_map(terms))
+    click.echo(
+        "packets       {received} received + {generated} made by segmentation".format_map(terms)
+    )
+    click.echo(
+        "              = {transmitted} transmitted + {dropped} dropped + {held} held".format_map(
+            terms
+        )
+    )
     if not result["conserved"]:
         raise VnicError("packets are missing: the two sides differ")
 
 
 @click.command()
 @click.argument("file", metavar="FILE.yaml", type=click.Path())
-@click.option("-d", "--detach", is_flag=True, help="Run in the background with a log file; return once it is up.")
+@click.option(
+    "-d",
+    "--detach",
+    is_flag=True,
+    help="Run in the background with a log file; return once it is up.",
+)
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, envvar="VNIC_LOG_FORMAT",
     help="Format of the log, one line for each event.",
 )  # fmt: skip
-@click.option("--partial", is_flag=True, help="Come up without the NICs that cannot be attached, and say which.")
+@click.option(
+    "--partial",
+    is_flag=True,
+    help="Come up without the NICs that cannot be attached, and say which.",
+)
 @instance_option
 @click.option("--ready-descriptor", type=int, hidden=True)
-def up(file: str, detach: bool, log_format: str, partial: bool, instance: str, ready_descriptor: int | None) -> None:
+def up(
+    file: str,
+    detach: bool,
+    log_format: str,
+    partial: bool,
+    instance: str,
+    ready_descriptor: int | None,
+) -> None:
     """Run the configuration FILE.yaml (-: standard input) until Ctrl-C, SIGTERM or `vnic down`.
 
     If any part fails, nothing is started, unless --partial is given. Relative paths and the modules of
@@ -145,12 +186,24 @@ def _up_detached(file: str, instance: str, *, partial: bool) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
     with open(read_end) as answers, open(os.open(log, flags, 0o600), "wb") as output:
         # -P: a file in the current directory must not be imported in place of a module.
-        command = [sys.executable, "-P", "-m", "vnic.cli.main", "up", "-i", instance, "--ready-descriptor", str(write_end)]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "vnic.cli.main",
+            "up",
+            "-i",
+            instance,
+            "--ready-descriptor",
+            str(write_end),
+        ]
         environment = dict(os.environ)
         root = Path(__file__).resolve().parents[2]
         # a source tree, which the new interpreter would not find
         if not root.name.endswith("-packages"):
-            environment["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [environment.get("PYTHONPATH")])])
+            environment["PYTHONPATH"] = os.pathsep.join(
+                [str(root), *filter(None, [environment.get("PYTHONPATH")])]
+            )
         child = subprocess.Popen(
             [*command, *(["--partial"] if partial else []), "--", file],
             stdin=None if file == "-" else subprocess.DEVNULL,

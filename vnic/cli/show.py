@@ -31,7 +31,9 @@ def _limit(nic: dict[str, Any], direction: str) -> str | None:
     if not nic.get(f"{direction}_bps"):
         return None
     waiting = nic.get(f"{direction}_queue_bytes")
-    return shown_rate(nic[f"{direction}_bps"]) + ("" if waiting is None else f", {about(waiting, 'B')}")
+    return shown_rate(nic[f"{direction}_bps"]) + (
+        "" if waiting is None else f", {about(waiting, 'B')}"
+    )
 
 
 def _cpus(cpus: list[int] | None) -> str:
@@ -52,7 +54,12 @@ def _cgroups(groups: list[dict[str, Any]]) -> list[list[Any]]:
     """Rows: a group's cgroup, the CPU time that the kernel has charged to it, and whether all of
     the group's threads are in it."""
     return [
-        [group["name"], each["path"], None if (ns := each["cpu_ns"]) is None else f"{ns / 1e9:.2f}", each["why"] or "yes"]
+        [
+            group["name"],
+            each["path"],
+            None if (ns := each["cpu_ns"]) is None else f"{ns / 1e9:.2f}",
+            each["why"] or "yes",
+        ]
         for group in groups
         for each in group.get("cgroups", ())
     ]
@@ -88,20 +95,29 @@ def status(instance: str, as_json: bool) -> None:
         return
     entries = found.get("switch", {}).get("entries", [])
     worker = f", worker {found['pid']}" if "pid" in found else ""  # only the owner gets it
-    click.echo(f"instance {instance}{worker}, {plural(len(entries), 'address', 'addresses')} learned")
+    click.echo(
+        f"instance {instance}{worker}, {plural(len(entries), 'address', 'addresses')} learned"
+    )
     supervisor = found.get("supervisor") or {}
     if supervisor.get("version", found.get("version")) != found.get("version"):
         click.echo(
             f"the worker is vnic {found['version']}; supervisor and namespace agent remain {supervisor['version']} until `vnic down`"
         )
     if supervisor.get("restarts"):
-        click.echo(f"the worker was replaced {plural(supervisor['restarts'], 'time')}; the last one: {supervisor['last']}")
+        click.echo(
+            f"the worker was replaced {plural(supervisor['restarts'], 'time')}; the last one: {supervisor['last']}"
+        )
     for waiting in found.get("waiting", []):
         click.echo(f"WAITING: nic {waiting['name']}: {waiting['why']}")
     for lost in found.get("lost", []):
         click.echo(f"LOST: {lost['what']}: {lost['why']}")
     click.echo(
-        "packets: " + ("every one is accounted for" if found["conserved"] else "SOME ARE MISSING (see vnic status --json)")
+        "packets: "
+        + (
+            "every one is accounted for"
+            if found["conserved"]
+            else "SOME ARE MISSING (see vnic status --json)"
+        )
     )
     if found["engines"]:  # a client that is not the owner gets none
         print_table(
@@ -116,14 +132,24 @@ def status(instance: str, as_json: bool) -> None:
         print_table(
             ["group", "mode", "CPUs", "guarantee", ">threads"],
             [
-                [group["name"], group["mode"], _cpus(group["cpus"]), _guarantee(group), len(group["threads"])]
+                [
+                    group["name"],
+                    group["mode"],
+                    _cpus(group["cpus"]),
+                    _guarantee(group),
+                    len(group["threads"]),
+                ]
                 for group in found["groups"]
             ],
         )
     if rows := _cgroups(found.get("groups", [])):
         print_table(["group", "cgroup", ">CPU s", "in force"], rows)
     if found["nics"]:
-        switches = ["switch"] if len({nic.get("on") for nic in found["nics"]}) > 1 or found.get("links") else []
+        switches = (
+            ["switch"]
+            if len({nic.get("on") for nic in found["nics"]}) > 1 or found.get("links")
+            else []
+        )
         owned = ["owner"] if any(nic.get("owner") is not None for nic in found["nics"]) else []
         print_table(
             ["NIC", "interface", "container", "MAC", ">MTU", ">queues", "link", ">egress", ">ingress", "engine", *switches, *owned],
@@ -135,13 +161,18 @@ def status(instance: str, as_json: bool) -> None:
             ],
         )  # fmt: skip
     if found.get("links"):
-        print_table(["link", "switches", "VLANs", "limits", "engine"], [_link_row(link) for link in found["links"]])
+        print_table(
+            ["link", "switches", "VLANs", "limits", "engine"],
+            [_link_row(link) for link in found["links"]],
+        )
 
 
 def _link_row(link: dict[str, Any]) -> list[Any]:
     vlan = link["vlan"] or {}
     numbers = vlan.get("trunk") or [vlan.get("access") or 0]
-    limits = [f"to {end}: {shown_rate(way['bps'])}" for end, way in link["to"].items() if way["bps"]]
+    limits = [
+        f"to {end}: {shown_rate(way['bps'])}" for end, way in link["to"].items() if way["bps"]
+    ]
     return [
         link["name"],
         " -- ".join(link["ends"]),
@@ -231,7 +262,9 @@ def _event_line(event: dict[str, Any]) -> str:
     for direction in ("egress", "ingress"):
         if (key := f"{direction}_bps") in words:
             words[direction] = shown_rate(words.pop(key))
-    return f"{when} {event['event']:12} " + " ".join(f"{key}={value}" for key, value in words.items() if value is not None)
+    return f"{when} {event['event']:12} " + " ".join(
+        f"{key}={value}" for key, value in words.items() if value is not None
+    )
 
 
 QUEUE_COLUMNS = ("packets", "bytes", "wire_packets", "wire_bytes", "dropped")
@@ -248,15 +281,31 @@ def _show_stats(found: dict[str, Any]) -> None:
         columns = [f">{column.replace('_', ' ')}" for column in QUEUE_COLUMNS]
         print_table([">queue", "", *columns], rows, title=nic["name"])
         if drops := nic.get("queue_drops"):
-            click.echo(f"{nic['name']}: the container sent {plural(drops, 'packet')} that its queues had no room for")
+            click.echo(
+                f"{nic['name']}: the container sent {plural(drops, 'packet')} that its queues had no room for"
+            )
     for engine in found["engines"]:
         rows = []
         for element in engine["elements"]:
-            drops = [f"{count} {reason}" for reason, count in element.get("dropped", {}).items() if count]
+            drops = [
+                f"{count} {reason}" for reason, count in element.get("dropped", {}).items() if count
+            ]
             cells = [_cell(drops, 16), _cell(_counters(element), CELL)]
-            rows.append([element["name"], element.get("type"), element.get("packets", 0), element.get("held", 0), *cells])
+            rows.append(
+                [
+                    element["name"],
+                    element.get("type"),
+                    element.get("packets", 0),
+                    element.get("held", 0),
+                    *cells,
+                ]
+            )
         if rows:
-            print_table(["element", "type", ">packets", ">held", "dropped", "counters"], rows, title=f"engine {engine['name']}")
+            print_table(
+                ["element", "type", ">packets", ">held", "dropped", "counters"],
+                rows,
+                title=f"engine {engine['name']}",
+            )
 
 
 def _cell(words: list[str], columns: int) -> str:
@@ -267,13 +316,20 @@ def _counters(element: dict[str, Any]) -> list[str]:
     """An element's own counters as text; a shaper's with units and means."""
     counters = dict(element.get("counters", {}))
     found: list[str] = []
-    if element.get("type") == "Shaper" and {"sojourn_ns", "sojourn_max_ns", "queue_bytes"} <= counters.keys():
+    if (
+        element.get("type") == "Shaper"
+        and {"sojourn_ns", "sojourn_max_ns", "queue_bytes"} <= counters.keys()
+    ):
         packets = counters.get("passed", 0) + counters.get("delayed", 0)
-        total_ns, longest_ns, waiting = (counters.pop(key) for key in ("sojourn_ns", "sojourn_max_ns", "queue_bytes"))
+        total_ns, longest_ns, waiting = (
+            counters.pop(key) for key in ("sojourn_ns", "sojourn_max_ns", "queue_bytes")
+        )
         if (limit := element.get("queue_limit_bytes")) is not None:
             found.append(f"queue {waiting} of {limit} bytes")
         if longest_ns:
-            found.append(f"delay mean {total_ns / max(packets, 1) / 1e6:.3f} ms, max {longest_ns / 1e6:.3f} ms")
+            found.append(
+                f"delay mean {total_ns / max(packets, 1) / 1e6:.3f} ms, max {longest_ns / 1e6:.3f} ms"
+            )
     found = [f"{key} {value}" for key, value in counters.items() if value] + found
     return found + ([f"hits {' '.join(map(str, element['hits']))}"] if element.get("hits") else [])
 
@@ -299,11 +355,18 @@ def metrics(instance: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--elements", is_flag=True, help="Show the elements of each engine and their connections.")
+@click.option(
+    "--elements", is_flag=True, help="Show the elements of each engine and their connections."
+)
 @click.option("--dot", "style", flag_value="dot", help="Print it in Graphviz' language.")
 @click.option("--json", "style", flag_value="json", help="Print JSON.")
 @click.option("--text", "style", flag_value="text", default="text", hidden=True)
-@click.option("-o", "--output", type=click.Path(), help="Draw it into a file: .svg, .png or .pdf. Needs Graphviz.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(),
+    help="Draw it into a file: .svg, .png or .pdf. Needs Graphviz.",
+)
 @instance_option
 def graph(elements: bool, style: str, output: str | None, instance: str) -> None:
     """Show the network: switches, the NICs on them and the links between them, with what packets pass.
@@ -315,9 +378,13 @@ def graph(elements: bool, style: str, output: str | None, instance: str) -> None
     """
     suffix = "" if output is None else output.rpartition(".")[2].lower()
     if output is not None and suffix not in PICTURES:
-        raise click.UsageError(f"--output {output}: expected a name that ends in .{', .'.join(PICTURES)}")
+        raise click.UsageError(
+            f"--output {output}: expected a name that ends in .{', .'.join(PICTURES)}"
+        )
     with connect(instance) as client:
-        picture = client.call("Graph", format=style if output is None else "dot", elements=elements)["graph"]
+        picture = client.call(
+            "Graph", format=style if output is None else "dot", elements=elements
+        )["graph"]
     if output is None:
         click.echo(picture.rstrip("\n"))
     else:
@@ -330,7 +397,9 @@ def _draw(picture: str, output: str, kind: str) -> None:
 
     if (dot := shutil.which("dot")) is None:
         raise VnicError("drawing needs Graphviz: install the package graphviz, or use --dot")
-    done = subprocess.run([dot, f"-T{kind}", "-o", output], input=picture, text=True, capture_output=True, check=False)
+    done = subprocess.run(
+        [dot, f"-T{kind}", "-o", output], input=picture, text=True, capture_output=True, check=False
+    )
     if done.returncode:
         raise VnicError(f"{output}: cannot be drawn: {done.stderr.strip().splitlines()[-1]}")
 

@@ -11,7 +11,9 @@ from vnic.cli.common import connect, instance_option, json_option, print_json, p
 
 @click.command()
 @click.option(
-    "--python", type=click.Path(exists=True, dir_okay=False), help="Python with the version to run.  [default: the same]"
+    "--python",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Python with the version to run.  [default: the same]",
 )
 @instance_option
 @json_option
@@ -33,7 +35,9 @@ def upgrade(python: str | None, instance: str, as_json: bool) -> None:
     """
     with connect(instance) as client:
         before = client.call("Status")["status"].get("pid")
-        report = client.call("Upgrade", python=os.path.abspath(python) if python else None)["report"]
+        report = client.call("Upgrade", python=os.path.abspath(python) if python else None)[
+            "report"
+        ]
     with connect(instance) as client:
         after = client.call("Status")["status"].get("pid")
     report = {**report, "worker": {"before": before, "after": after}}
@@ -44,11 +48,24 @@ def upgrade(python: str | None, instance: str, as_json: bool) -> None:
     print_table(
         ["engine", ">blackout ms", ">state bytes", ">packets moved", ">packets lost"],
         [
-            [each["name"], f"{each['blackout_ms']:.2f}", each["state_bytes"], each["packets_moved"], each.get("packets_lost")]
+            [
+                each["name"],
+                f"{each['blackout_ms']:.2f}",
+                each["state_bytes"],
+                each["packets_moved"],
+                each.get("packets_lost"),
+            ]
             for each in report["engines"]
         ],
     )
     queues = {nic: drops for nic, drops in report.get("queue_drops", {}).items() if drops != 0}
-    where = ", ".join(f"{'unknown' if drops is None else drops} in {nic}'s queues" for nic, drops in queues.items())
-    click.echo(f"packets lost: {report.get('packets_lost', 'unknown')}" + (f" ({where})" if where else ""))
-    click.echo(f"worker {after} took over from {before}; it was prepared in {report['brownout_ms']:.0f} ms")
+    where = ", ".join(
+        f"{'unknown' if drops is None else drops} in {nic}'s queues"
+        for nic, drops in queues.items()
+    )
+    click.echo(
+        f"packets lost: {report.get('packets_lost', 'unknown')}" + (f" ({where})" if where else "")
+    )
+    click.echo(
+        f"worker {after} took over from {before}; it was prepared in {report['brownout_ms']:.0f} ms"
+    )

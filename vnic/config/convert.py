@@ -46,9 +46,17 @@ ELEMENTS_MOST = 256  # of one chain
 
 def _elements(data: Any, path: Path, locate: Locate, depth: int = 0) -> list[ElementConfig]:
     if not isinstance(data, list):
-        raise error_at(locate, path, f"invalid value {shown(data)}: expected a list of elements such as [{{element: Counter}}]")
+        raise error_at(
+            locate,
+            path,
+            f"invalid value {shown(data)}: expected a list of elements such as [{{element: Counter}}]",
+        )
     if depth > DEPTH_MOST or len(data) > ELEMENTS_MOST:
-        raise error_at(locate, path, f"too much: expected at most {ELEMENTS_MOST} elements and branches {DEPTH_MOST} deep")
+        raise error_at(
+            locate,
+            path,
+            f"too much: expected at most {ELEMENTS_MOST} elements and branches {DEPTH_MOST} deep",
+        )
     return [_element(each, (*path, number), locate, depth) for number, each in enumerate(data)]
 
 
@@ -56,7 +64,11 @@ def _element(data: Any, path: Path, locate: Locate, depth: int) -> ElementConfig
     if isinstance(data, str):
         data = {"element": data}  # [Counter] is short for [{element: Counter}]
     if not isinstance(data, Mapping):
-        raise error_at(locate, path, f"invalid value {shown(data)}: expected an element such as {{element: Counter}}")
+        raise error_at(
+            locate,
+            path,
+            f"invalid value {shown(data)}: expected an element such as {{element: Counter}}",
+        )
     fields = {key: data[key] for key in ("element", "name") if key in data}
     arguments = _arguments(data, ("element", "name", "branches"), path, locate)
     element = convert(fields, ElementConfig, path, locate)
@@ -69,18 +81,28 @@ def _element(data: Any, path: Path, locate: Locate, depth: int) -> ElementConfig
         )
     for gate, chain in branches.items():
         if not re.fullmatch(r"[0-9]{1,4}", str(gate), re.ASCII):
-            raise error_at(locate, (*path, "branches", gate), "is not an output: expected its number, such as 1")
+            raise error_at(
+                locate,
+                (*path, "branches", gate),
+                "is not an output: expected its number, such as 1",
+            )
         element.branches[int(gate)] = _elements(chain, (*path, "branches", gate), locate, depth + 1)
     element.arguments, element.where = arguments, locate(path)
     return element
 
 
-def _arguments(data: Mapping[Any, Any], ours: Sequence[str], path: Path, locate: Locate) -> dict[str, Any]:
+def _arguments(
+    data: Mapping[Any, Any], ours: Sequence[str], path: Path, locate: Locate
+) -> dict[str, Any]:
     """The items of `data` that are a constructor's arguments."""
     arguments = {key: value for key, value in data.items() if key not in ours}
     for key in arguments:
         if not isinstance(key, str) or not key.isidentifier():
-            raise error_at(locate, (*path, key), "is not a constructor argument: expected a word of letters, digits and '_'")
+            raise error_at(
+                locate,
+                (*path, key),
+                "is not a constructor argument: expected a word of letters, digits and '_'",
+            )
     return arguments
 
 
@@ -88,34 +110,59 @@ def _module(data: Any, path: Path, locate: Locate) -> ModuleConfig:
     if isinstance(data, str):
         data = {"module": data}
     if not isinstance(data, Mapping):
-        raise error_at(locate, path, f"invalid value {shown(data)}: expected a module such as {{module: echo:Echo}}")
-    module = convert({key: data[key] for key in ("module",) if key in data}, ModuleConfig, path, locate)
+        raise error_at(
+            locate,
+            path,
+            f"invalid value {shown(data)}: expected a module such as {{module: echo:Echo}}",
+        )
+    module = convert(
+        {key: data[key] for key in ("module",) if key in data}, ModuleConfig, path, locate
+    )
     module.arguments = _arguments(data, ("module",), path, locate)
     return module
 
 
 def convert_nic(
-    name: str, data: Any, path: Path | None = None, locate: Locate = lambda path: "", *, contained: bool = True
+    name: str,
+    data: Any,
+    path: Path | None = None,
+    locate: Locate = lambda path: "",
+    *,
+    contained: bool = True,
 ) -> NicConfig:
     """Converts a NIC from its mapping. path: where it is, default nics.NAME; contained: the mapping
     must name a container. Raises ConfigError, one line."""
     path = ("nics", name) if path is None else path
-    if not isinstance(name, str) or len(name) > 32 or not re.fullmatch(NAME_PATTERN, name, re.ASCII):
-        raise error_at(locate, path, f"invalid value {shown(name)}: expected {field_type(NicConfig, ('name',))[1]}")
+    if (
+        not isinstance(name, str)
+        or len(name) > 32
+        or not re.fullmatch(NAME_PATTERN, name, re.ASCII)
+    ):
+        raise error_at(
+            locate,
+            path,
+            f"invalid value {shown(name)}: expected {field_type(NicConfig, ('name',))[1]}",
+        )
     fields = mapping(data, NicConfig, path, locate)
     _check_settings(fields, path, locate)
     chains: dict[str, list[ElementConfig]] = {}
     for direction in ("egress", "ingress"):
         if direction in fields:
-            inner = fields[direction] = mapping(fields[direction], DirectionConfig, (*path, direction), locate)
+            inner = fields[direction] = mapping(
+                fields[direction], DirectionConfig, (*path, direction), locate
+            )
             if "elements" in inner:
-                chains[direction] = _elements(inner.pop("elements"), (*path, direction, "elements"), locate)
+                chains[direction] = _elements(
+                    inner.pop("elements"), (*path, direction, "elements"), locate
+                )
     nic = convert({"name": name, **fields}, NicConfig, path, locate)
     for direction, chain in chains.items():
         getattr(nic, direction).elements = chain
     if contained and kind_of(nic.kind).needs_container and nic.pid is None and nic.netns is None:
         raise error_at(
-            locate, path, f"which container is it in? give pid: or netns:, or `vnic attach {nic.kind} {name} --pid PID` later"
+            locate,
+            path,
+            f"which container is it in? give pid: or netns:, or `vnic attach {nic.kind} {name} --pid PID` later",
         )
     nic.where = locate(path)
     return nic
@@ -126,18 +173,31 @@ def _check_settings(fields: Mapping[str, Any], path: Path, locate: Locate) -> No
     name = fields.get("kind", "tap")
     kind = KINDS.get(name) if isinstance(name, str) else None
     for setting, value in fields.items():
-        if kind is None or value is None or setting not in NicConfig.__struct_fields__ or kind.takes(setting):
+        if (
+            kind is None
+            or value is None
+            or setting not in NicConfig.__struct_fields__
+            or kind.takes(setting)
+        ):
             continue
-        raise error_at(locate, (*path, setting), f"is not a setting of NICs of kind {name}: {kind.WHY}")
+        raise error_at(
+            locate, (*path, setting), f"is not a setting of NICs of kind {name}: {kind.WHY}"
+        )
 
 
 def _link(data: Any, path: Path, locate: Locate) -> LinkConfig:
     if isinstance(data, str):
         data = {"link": data}
     if not isinstance(data, Mapping):
-        raise error_at(locate, path, f"invalid value {shown(data)}: expected a link such as lan -- dmz")
+        raise error_at(
+            locate, path, f"invalid value {shown(data)}: expected a link such as lan -- dmz"
+        )
     fields = mapping(data, LinkConfig, path, locate)
-    chain = _elements(fields.pop("elements"), (*path, "elements"), locate) if "elements" in fields else []
+    chain = (
+        _elements(fields.pop("elements"), (*path, "elements"), locate)
+        if "elements" in fields
+        else []
+    )
     ways: dict[str, list[ElementConfig]] = {}
     if isinstance(fields.get("to"), Mapping):
         fields["to"] = dict(fields["to"])
@@ -150,7 +210,9 @@ def _link(data: Any, path: Path, locate: Locate) -> LinkConfig:
     link = convert(fields, LinkConfig, path, locate)
     if chain:
         for end in link.ends:
-            link.to.setdefault(end, DirectionConfig()).elements = _elements(data["elements"], (*path, "elements"), locate)
+            link.to.setdefault(end, DirectionConfig()).elements = _elements(
+                data["elements"], (*path, "elements"), locate
+            )
     for end, elements in ways.items():
         link.to[end].elements = elements
     link.where = locate(path)
@@ -180,7 +242,10 @@ def changed_group(name: str, group: GroupConfig, settings: Mapping[str, Any]) ->
     now = msgspec.json.decode(msgspec.json.encode(group, enc_hook=encode_scalar))
     merged = {**now, **mapping(settings, GroupConfig, path, lambda path: "")}
     return convert(
-        _group({key: value for key, value in merged.items() if value is not None}), GroupConfig, path, lambda path: ""
+        _group({key: value for key, value in merged.items() if value is not None}),
+        GroupConfig,
+        path,
+        lambda path: "",
     )
 
 
@@ -214,21 +279,35 @@ def decode_config(data: bytes) -> Config:
             )
         return _decode_config(stored.config)
     except msgspec.MsgspecError as error:
-        raise ConfigError(f"the configuration that was handed over cannot be read: {error}") from None
+        raise ConfigError(
+            f"the configuration that was handed over cannot be read: {error}"
+        ) from None
 
 
 def convert_config(
-    data: Any, locate: Locate = lambda path: "", directory: str | None = None, *, contained: bool = True
+    data: Any,
+    locate: Locate = lambda path: "",
+    directory: str | None = None,
+    *,
+    contained: bool = True,
 ) -> Config:
     """Converts a whole configuration. Raises ConfigError, one line."""
     fields = mapping(data, Config, (), locate)
     raw_nics = fields.pop("nics", None)
     if raw_nics is not None and not isinstance(raw_nics, Mapping):
-        raise error_at(locate, ("nics",), f"invalid value {shown(raw_nics)}: expected {field_type(Config, ('nics',))[1]}")
+        raise error_at(
+            locate,
+            ("nics",),
+            f"invalid value {shown(raw_nics)}: expected {field_type(Config, ('nics',))[1]}",
+        )
     engines = fields.get("engines")
     if isinstance(engines, int) and not isinstance(engines, bool):
         if not 1 <= engines <= 64:
-            raise error_at(locate, ("engines",), f"invalid value {engines}: expected {field_type(Config, ('engines',))[1]}")
+            raise error_at(
+                locate,
+                ("engines",),
+                f"invalid value {engines}: expected {field_type(Config, ('engines',))[1]}",
+            )
         fields["engines"] = [{} for _ in range(engines)]
     if isinstance(groups := fields.get("groups"), Mapping):
         fields["groups"] = {name: _group(group) for name, group in groups.items()}
@@ -238,19 +317,39 @@ def convert_config(
             # one by one first: msgspec does not say which value of a mapping is wrong
             for name, settings in each.items():
                 convert(mapping(settings, kind, (field, name), locate), kind, (field, name), locate)
-            fields[field] = {name: {} if settings is None else settings for name, settings in each.items()}
+            fields[field] = {
+                name: {} if settings is None else settings for name, settings in each.items()
+            }
     nodes, links = fields.pop("nodes", None) or {}, fields.pop("links", None) or []
     for field, given, form in (("nodes", nodes, Mapping), ("links", links, list)):
         if not isinstance(given, form) or (field == "links" and len(given) > LINKS_MOST):
-            raise error_at(locate, (field,), f"invalid value {shown(given)}: expected {field_type(Config, (field,))[1]}")
+            raise error_at(
+                locate,
+                (field,),
+                f"invalid value {shown(given)}: expected {field_type(Config, (field,))[1]}",
+            )
     modules = fields.pop("modules", None) or []
     if not isinstance(modules, list):
-        raise error_at(locate, ("modules",), f"invalid value {shown(modules)}: expected {field_type(Config, ('modules',))[1]}")
+        raise error_at(
+            locate,
+            ("modules",),
+            f"invalid value {shown(modules)}: expected {field_type(Config, ('modules',))[1]}",
+        )
     config = convert(fields, Config, (), locate)
-    config.modules = [_module(each, ("modules", number), locate) for number, each in enumerate(modules)]
+    config.modules = [
+        _module(each, ("modules", number), locate) for number, each in enumerate(modules)
+    ]
     for name, node in nodes.items():
-        if not isinstance(name, str) or len(name) > 32 or not re.fullmatch(NODE_PATTERN, name, re.ASCII):
-            raise error_at(locate, ("nodes", name), f"invalid name: expected {field_type(LinkConfig, ('name',))[1]}")
+        if (
+            not isinstance(name, str)
+            or len(name) > 32
+            or not re.fullmatch(NODE_PATTERN, name, re.ASCII)
+        ):
+            raise error_at(
+                locate,
+                ("nodes", name),
+                f"invalid name: expected {field_type(LinkConfig, ('name',))[1]}",
+            )
         config.nodes[name] = _node(node, ("nodes", name), locate)
     if config.nodes and "switch" in fields:
         text = "is the switch of a network without nodes; give these settings to one of nodes: {NAME: {switch: {...}}}"

@@ -46,15 +46,24 @@ def json_schema() -> dict[str, Any]:
         definition = definitions[kind.__name__]
         for hidden in kind.HIDDEN:
             definition["properties"].pop(hidden)
-        definition["required"] = [each for each in definition.get("required", ()) if each not in kind.HIDDEN]
+        definition["required"] = [
+            each for each in definition.get("required", ()) if each not in kind.HIDDEN
+        ]
     for struct in ("ElementConfig", "ModuleConfig"):
         definitions[struct]["additionalProperties"] = True  # the constructor's arguments
-    definitions["ElementConfig"]["properties"]["branches"]["propertyNames"] = {"pattern": "^[0-9]+$"}
-    definitions["Config"]["properties"]["nics"]["propertyNames"] = {"pattern": NAME_PATTERN, "maxLength": 32}
+    definitions["ElementConfig"]["properties"]["branches"]["propertyNames"] = {
+        "pattern": "^[0-9]+$"
+    }
+    definitions["Config"]["properties"]["nics"]["propertyNames"] = {
+        "pattern": NAME_PATTERN,
+        "maxLength": 32,
+    }
     # A text may stand for a link without settings, or for a node with the defaults.
     whole = definitions["Config"]["properties"]
     whole["links"]["items"] = {"anyOf": [{"type": "string"}, whole["links"]["items"]]}
-    whole["nodes"]["additionalProperties"] = {"anyOf": [{"const": "switch"}, whole["nodes"]["additionalProperties"]]}
+    whole["nodes"]["additionalProperties"] = {
+        "anyOf": [{"const": "switch"}, whole["nodes"]["additionalProperties"]]
+    }
     definitions["NicConfig"]["oneOf"] = [{"required": ["pid"]}, {"required": ["netns"]}]
     cgroups = definitions["GroupConfig"]["properties"]["cgroup"]
     definitions["GroupConfig"]["properties"]["cgroup"] = {
@@ -69,7 +78,11 @@ def json_schema() -> dict[str, Any]:
         "default": 1,
     }
     _describe(definitions)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "vnic configuration", **schema}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "vnic configuration",
+        **schema,
+    }
 
 
 def _describe(definitions: dict[str, Any]) -> None:

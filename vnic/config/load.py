@@ -14,7 +14,9 @@ from vnic.device.namespaces import NAMED_NETNS_DIR
 BYTES_MOST = 1 << 20
 
 
-def parse_config(text: str, name: str = "<text>", directory: str | None = None, *, contained: bool = True) -> Config:
+def parse_config(
+    text: str, name: str = "<text>", directory: str | None = None, *, contained: bool = True
+) -> Config:
     """A configuration from YAML text. name: for errors; directory: where module:Class and relative
     paths are found.
 

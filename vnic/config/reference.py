@@ -73,11 +73,18 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
             found.append(("bounds", f"{self.bounds['least']} to {self.bounds['greatest']}"))
         elif "greatest_length" in self.bounds:
             unit = "characters" if self.type == "text" else "entries"
-            found.append(("bounds", f"{self.bounds.get('least_length', 0)} to {self.bounds['greatest_length']} {unit}"))
+            found.append(
+                (
+                    "bounds",
+                    f"{self.bounds.get('least_length', 0)} to {self.bounds['greatest_length']} {unit}",
+                )
+            )
         if self.required:
             found.append(("default", "none: required"))
         elif self.default not in (None, [], {}):
-            found.append(("default", {True: "true", False: "false"}.get(self.default, self.default)))
+            found.append(
+                ("default", {True: "true", False: "false"}.get(self.default, self.default))
+            )
         return [(word, str(value)) for word, value in found]
 
     def example_yaml(self) -> str:
@@ -126,8 +133,17 @@ def _constraints(annotation: Any) -> dict[str, Any]:
         each = pending.pop()
         if hasattr(each, "__metadata__"):
             for meta in each.__metadata__:
-                words = {"ge": "least", "le": "greatest", "min_length": "least_length", "max_length": "greatest_length"}
-                found |= {word: value for name, word in words.items() if (value := getattr(meta, name, None)) is not None}
+                words = {
+                    "ge": "least",
+                    "le": "greatest",
+                    "min_length": "least_length",
+                    "max_length": "greatest_length",
+                }
+                found |= {
+                    word: value
+                    for name, word in words.items()
+                    if (value := getattr(meta, name, None)) is not None
+                }
             pending.append(each.__origin__)
         elif typing.get_origin(each) not in (list, dict) and typing.get_args(each):
             pending += typing.get_args(each)
@@ -171,7 +187,9 @@ def _default(field: msgspec.structs.FieldInfo, kind: Any) -> Any:
     value = field.default
     if field.default_factory is not msgspec.NODEFAULT:
         value = field.default_factory()
-    return None if value is msgspec.NODEFAULT else msgspec.to_builtins(value, enc_hook=encode_scalar)
+    return (
+        None if value is msgspec.NODEFAULT else msgspec.to_builtins(value, enc_hook=encode_scalar)
+    )
 
 
 def _example(annotation: Any, kind: Any, default: Any) -> Any:
@@ -189,7 +207,10 @@ def _example(annotation: Any, kind: Any, default: Any) -> Any:
 
 
 def _keys_below(
-    struct: type[msgspec.Struct], prefix: str, around: Callable[[Any], dict[str, Any]], whole: Any = None
+    struct: type[msgspec.Struct],
+    prefix: str,
+    around: Callable[[Any], dict[str, Any]],
+    whole: Any = None,
 ) -> list[Key]:
     """The keys of a struct. around: the document around a value of the struct; whole: an example of the struct."""
     hints, docs = typing.get_type_hints(struct, include_extras=True), field_docs(struct)
@@ -211,7 +232,11 @@ def _keys_below(
                 ".NAME": partial(_named, _NAMES.get(name, "")),
             }
             inside = partial(_within, around, name, wraps[step], _BESIDE.get(name, ({}, {})))
-            inner_example = example if step == "" else next(iter(example.values() if step == ".NAME" else example), None)
+            inner_example = (
+                example
+                if step == ""
+                else next(iter(example.values() if step == ".NAME" else example), None)
+            )
             below = _keys_below(inner, f"{prefix}{name}{step}.", inside, inner_example)
         depth = f"{prefix}{name}{step}.".count(".")
         with_others = isinstance(whole, dict) and name in whole  # a key may need others beside it
@@ -272,7 +297,17 @@ def find(text: str) -> Key:
         return found
     last = wanted.rpartition(".")[2]
     close = [each for each in keys if each.endswith(f".{wanted}")]
-    close = close or difflib.get_close_matches(wanted, keys, 1, 0.8) or difflib.get_close_matches(named, keys, 1, 0.8)
-    close = close or [each for each in keys if difflib.get_close_matches(last, [each.rpartition(".")[2]], 1, 0.7)]
-    hint = f"did you mean {' or '.join(close[:3])}?" if close else "`vnic config explain` lists the keys"
+    close = (
+        close
+        or difflib.get_close_matches(wanted, keys, 1, 0.8)
+        or difflib.get_close_matches(named, keys, 1, 0.8)
+    )
+    close = close or [
+        each for each in keys if difflib.get_close_matches(last, [each.rpartition(".")[2]], 1, 0.7)
+    ]
+    hint = (
+        f"did you mean {' or '.join(close[:3])}?"
+        if close
+        else "`vnic config explain` lists the keys"
+    )
     raise ConfigError(f"{shown(text)}: unknown key; {hint}")

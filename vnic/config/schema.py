@@ -125,7 +125,9 @@ class GuaranteeConfig(_Strict):
 
     def __post_init__(self) -> None:
         if self.runtime > self.period:
-            raise SchemaError(f"runtime {self.runtime} is more than the period: expected at most {self.period}")
+            raise SchemaError(
+                f"runtime {self.runtime} is more than the period: expected at most {self.period}"
+            )
 
 
 class GroupConfig(_Strict):
@@ -154,13 +156,18 @@ class GroupConfig(_Strict):
         Meta(description="a list of CPU numbers, such as [0, 1]", examples=[[0, 1]]),
     ] = None
     spin: Annotated[Spin | None, Meta(description="a time such as 20us, or 0")] = None
-    slo: Annotated[Slo, Meta(description="a time such as 50us")] = msgspec.field(default_factory=lambda: Slo("50us"))
+    slo: Annotated[Slo, Meta(description="a time such as 50us")] = msgspec.field(
+        default_factory=lambda: Slo("50us")
+    )
     budget: Annotated[TurnBudget, Meta(description="a time such as 1ms, or 0")] = msgspec.field(
         default_factory=lambda: TurnBudget("1ms")
     )
     guarantee: Annotated[
         GuaranteeConfig | None,
-        Meta(description="{runtime: 900us, period: 1ms}", examples=[{"runtime": "900us", "period": "1ms"}]),
+        Meta(
+            description="{runtime: 900us, period: 1ms}",
+            examples=[{"runtime": "900us", "period": "1ms"}],
+        ),
     ] = None
     # In a file one path may stand for a list of one. (Not a union here: msgspec 0.22 frees one of text with a pattern and a list wrongly.)
     cgroup: Annotated[
@@ -192,8 +199,13 @@ class EngineConfig(_Strict):
 
     name: Annotated[str, Meta(description="a name such as fast", examples=["fast"])] | None = None
     spin: Annotated[Spin | None, Meta(description="a time such as 20us, or 0")] = None
-    cpu: Annotated[int, Meta(ge=0, le=4095, description="the number of a CPU, from 0", examples=[1])] | None = None
-    group: Annotated[str, Meta(description="the name of an engine group", examples=["default"])] | None = None
+    cpu: (
+        Annotated[int, Meta(ge=0, le=4095, description="the number of a CPU, from 0", examples=[1])]
+        | None
+    ) = None
+    group: (
+        Annotated[str, Meta(description="the name of an engine group", examples=["default"])] | None
+    ) = None
 
 
 class ModuleConfig(_Strict):
@@ -223,12 +235,25 @@ class ClientConfig(_Strict):
 
     nics: Annotated[int, Meta(ge=0, le=1024, description="a number of NICs, 0 to 1024")] = 16
     vlans: (
-        Annotated[list[VlanId], Meta(min_length=1, description="a list of VLAN numbers, such as [10, 20]", examples=[[10, 20]])]
+        Annotated[
+            list[VlanId],
+            Meta(
+                min_length=1,
+                description="a list of VLAN numbers, such as [10, 20]",
+                examples=[[10, 20]],
+            ),
+        ]
         | None
     ) = None
-    rate: Annotated[Rate | None, Meta(description="a rate such as 1gbit", examples=["1gbit"])] = None
-    queues: Annotated[int, Meta(ge=1, le=QUEUES_MOST, description=f"a number of queue pairs, 1 to {QUEUES_MOST}")] = 4
-    group: Annotated[str, Meta(description="the name of an engine group", examples=["default"])] | None = None
+    rate: Annotated[Rate | None, Meta(description="a rate such as 1gbit", examples=["1gbit"])] = (
+        None
+    )
+    queues: Annotated[
+        int, Meta(ge=1, le=QUEUES_MOST, description=f"a number of queue pairs, 1 to {QUEUES_MOST}")
+    ] = 4
+    group: (
+        Annotated[str, Meta(description="the name of an engine group", examples=["default"])] | None
+    ) = None
     pool_percent: Annotated[
         int,
         Meta(ge=1, le=100, description="a percentage of the packet pool, 1 to 100"),
@@ -243,8 +268,12 @@ class PoolConfig(_Strict):
     large: Buffers of 68 KiB, for GSO frames and jumbo frames.
     """
 
-    small: Annotated[int, Meta(ge=64, le=1 << 20, description="a number of 2 KiB buffers, 64 to 1048576")] = 16384
-    large: Annotated[int, Meta(ge=16, le=1 << 16, description="a number of 68 KiB buffers, 16 to 65536")] = 1024
+    small: Annotated[
+        int, Meta(ge=64, le=1 << 20, description="a number of 2 KiB buffers, 64 to 1048576")
+    ] = 16384
+    large: Annotated[
+        int, Meta(ge=16, le=1 << 16, description="a number of 68 KiB buffers, 16 to 65536")
+    ] = 1024
 
 
 class SwitchConfig(_Strict):
@@ -254,8 +283,12 @@ class SwitchConfig(_Strict):
     table: Addresses that the table holds. Frames to addresses that do not fit are flooded.
     """
 
-    ageing: Annotated[Ageing, Meta(description="a time such as 300s")] = msgspec.field(default_factory=lambda: Ageing("300s"))
-    table: Annotated[int, Meta(ge=16, le=1 << 20, description="a number of addresses, 16 to 1048576")] = 4096
+    ageing: Annotated[Ageing, Meta(description="a time such as 300s")] = msgspec.field(
+        default_factory=lambda: Ageing("300s")
+    )
+    table: Annotated[
+        int, Meta(ge=16, le=1 << 20, description="a number of addresses, 16 to 1048576")
+    ] = 4096
 
 
 class NodeConfig(_Strict):
@@ -264,7 +297,9 @@ class NodeConfig(_Strict):
     switch: A learning switch with its settings; `{}` for the defaults.
     """
 
-    switch: Annotated[SwitchConfig, Meta(description="{ageing: 300s, table: 4096}", examples=[{"table": 16384}])]
+    switch: Annotated[
+        SwitchConfig, Meta(description="{ageing: 300s, table: 4096}", examples=[{"table": 16384}])
+    ]
 
 
 class VlanConfig(_Strict):
@@ -277,9 +312,10 @@ class VlanConfig(_Strict):
     """
 
     access: VlanId | None = None
-    trunk: Annotated[list[VlanId] | None, Meta(description="a list of VLAN numbers, such as [10, 20]", examples=[[10, 20]])] = (
-        None
-    )
+    trunk: Annotated[
+        list[VlanId] | None,
+        Meta(description="a list of VLAN numbers, such as [10, 20]", examples=[[10, 20]]),
+    ] = None
     native: VlanId | None = None
     untagged: Annotated[bool, Meta(description="true or false", examples=[True])] = False
 
@@ -306,9 +342,10 @@ class LinkVlanConfig(_Strict):
     native: ClassVar[None] = None
 
     access: VlanId | None = None
-    trunk: Annotated[list[VlanId] | None, Meta(description="a list of VLAN numbers, such as [10, 20]", examples=[[10, 20]])] = (
-        None
-    )
+    trunk: Annotated[
+        list[VlanId] | None,
+        Meta(description="a list of VLAN numbers, such as [10, 20]", examples=[[10, 20]]),
+    ] = None
     untagged: Annotated[bool, Meta(description="true or false", examples=[True])] = False
 
     def __post_init__(self) -> None:
@@ -334,7 +371,9 @@ class OffloadConfig(_Strict):
 
     def __post_init__(self) -> None:
         if not self.checksum and (self.tso or self.uso):
-            raise SchemaError("segmentation needs checksum offload: expected {checksum: false, tso: false, uso: false}")
+            raise SchemaError(
+                "segmentation needs checksum offload: expected {checksum: false, tso: false, uso: false}"
+            )
 
 
 class RssConfig(_Strict):
@@ -346,7 +385,11 @@ class RssConfig(_Strict):
     """
 
     key: Annotated[
-        RssKey | None, Meta(description=f"{RSS_KEY_BYTES} bytes in hexadecimal, in quotes", examples=["6d5a56da" * 10])
+        RssKey | None,
+        Meta(
+            description=f"{RSS_KEY_BYTES} bytes in hexadecimal, in quotes",
+            examples=["6d5a56da" * 10],
+        ),
     ] = None
     table: IndirectionTable | None = None
 
@@ -371,12 +414,19 @@ class ElementConfig(_Strict):
     HIDDEN = ("arguments", "where")
 
     element: Annotated[
-        str, Meta(description="a built-in element's name such as Counter, or module:Class", examples=["Counter"])
+        str,
+        Meta(
+            description="a built-in element's name such as Counter, or module:Class",
+            examples=["Counter"],
+        ),
     ]
     name: Name | None = None
     branches: Annotated[
         dict[int, list[ElementConfig]],
-        Meta(description="a mapping from output number to a list of elements", examples=[{0: ["Discard"]}]),
+        Meta(
+            description="a mapping from output number to a list of elements",
+            examples=[{0: ["Discard"]}],
+        ),
     ] = {}
     arguments: dict[str, Any] = {}  # the constructor's keyword arguments
     where: str = ""  # "FILE:LINE", for errors that show when the element is made
@@ -393,7 +443,10 @@ class DirectionConfig(_Strict):
         the way in behind the switch and before the shaper.
     """
 
-    rate: Annotated[Rate | None, Meta(description="a rate of layer-2 bits without preamble and FCS, such as 100mbit")] = None
+    rate: Annotated[
+        Rate | None,
+        Meta(description="a rate of layer-2 bits without preamble and FCS, such as 100mbit"),
+    ] = None
     queue: Annotated[QueueTime, Meta(description="a time such as 100ms")] = msgspec.field(
         default_factory=lambda: QueueTime("100ms")
     )
@@ -446,9 +499,15 @@ class LinkConfig(_Strict):
     name: LinkName | None = None
     vlan: Annotated[
         LinkVlanConfig | None,
-        Meta(description="{trunk: [10, 20]}, {access: 10} or {untagged: true}", examples=[{"trunk": [10, 20]}]),
+        Meta(
+            description="{trunk: [10, 20]}, {access: 10} or {untagged: true}",
+            examples=[{"trunk": [10, 20]}],
+        ),
     ] = None
-    rate: Annotated[Rate | None, Meta(description="a rate of layer-2 bits without preamble and FCS, such as 100mbit")] = None
+    rate: Annotated[
+        Rate | None,
+        Meta(description="a rate of layer-2 bits without preamble and FCS, such as 100mbit"),
+    ] = None
     queue: Annotated[QueueTime | None, Meta(description="a time such as 100ms")] = None
     elements: Annotated[
         list[ElementConfig],
@@ -464,7 +523,10 @@ class LinkConfig(_Strict):
             examples=[{"dmz": {"rate": "20mbit"}, "lan": {"rate": "100mbit"}}],
         ),
     ] = {}
-    engine: Annotated[int | str | None, Meta(description="an engine's number, from 0, or its name", examples=["e0"])] = None
+    engine: Annotated[
+        int | str | None,
+        Meta(description="an engine's number, from 0, or its name", examples=["e0"]),
+    ] = None
     where: str = ""  # "FILE:LINE", for errors that show when it is made
     # of its ports on the two switches, once it has them
     numbers: list[Annotated[int, Meta(ge=0, lt=1024)]] = []
@@ -476,13 +538,19 @@ class LinkConfig(_Strict):
             raise SchemaError(f"{self.link} leads from a switch to itself: expected two switches")
         self.name = self.name or f"{first}--{second}"[:LINK_NAME_MOST]
         if self.to and (self.rate is not None or self.queue is not None or self.elements):
-            raise SchemaError("has both to and settings of all directions: give rate, queue and elements in to alone")
+            raise SchemaError(
+                "has both to and settings of all directions: give rate, queue and elements in to alone"
+            )
         if stray := sorted(set(self.to) - {first, second}):
-            raise SchemaError(f"to: {stray[0]} is not a switch of the link: expected {first} or {second}")
+            raise SchemaError(
+                f"to: {stray[0]} is not a switch of the link: expected {first} or {second}"
+            )
         if self.rate is not None or self.queue is not None or self.elements:
             queue = {} if self.queue is None else {"queue": self.queue}
             for end in self.ends:
-                self.to[end] = DirectionConfig(rate=self.rate, elements=list(self.elements), **queue)
+                self.to[end] = DirectionConfig(
+                    rate=self.rate, elements=list(self.elements), **queue
+                )
             self.rate, self.queue, self.elements = None, None, []
         for end in self.ends if self.to else ():
             self.to.setdefault(end, DirectionConfig())
@@ -490,14 +558,18 @@ class LinkConfig(_Strict):
     @property
     def ends(self) -> tuple[str, str]:
         """The two switches."""
-        first, _, second = self.link.partition("--") if " -- " not in self.link else self.link.partition(" -- ")
+        first, _, second = (
+            self.link.partition("--") if " -- " not in self.link else self.link.partition(" -- ")
+        )
         return first.strip(), second.strip()
 
     @property
     def plain(self) -> bool:
         """Whether it has neither elements nor rates nor an engine, so that each engine passes its packets itself. One that had a rate
         keeps its engine when the rate is lifted while it runs."""
-        return self.engine is None and all(not way.elements and way.rate is None for way in self.to.values())
+        return self.engine is None and all(
+            not way.elements and way.rate is None for way in self.to.values()
+        )
 
 
 class RouteConfig(_Strict):
@@ -508,13 +580,19 @@ class RouteConfig(_Strict):
     """
 
     to: Annotated[Network, Meta(description="a network such as 10.1.0.0/16, or default")]
-    via: Annotated[Gateway | None, Meta(description="the address of a gateway, such as 10.0.0.254")] = None
+    via: Annotated[
+        Gateway | None, Meta(description="the address of a gateway, such as 10.0.0.254")
+    ] = None
 
     def __post_init__(self) -> None:
         if self.to == "default" and self.via is None:
-            raise SchemaError("the default route needs a gateway: expected {to: default, via: 10.0.0.254}")
+            raise SchemaError(
+                "the default route needs a gateway: expected {to: default, via: 10.0.0.254}"
+            )
         if self.to != "default" and self.via is not None and (":" in self.to) != (":" in self.via):
-            raise SchemaError(f"{self.to} via {self.via} mixes IPv4 and IPv6: expected both of one kind")
+            raise SchemaError(
+                f"{self.to} via {self.via} mixes IPv4 and IPv6: expected both of one kind"
+            )
 
 
 class NicConfig(_Strict):
@@ -554,7 +632,16 @@ class NicConfig(_Strict):
 
     name: Name
     pid: (
-        Annotated[int, Meta(ge=1, le=1 << 22, description="the number of a process in the container", examples=[4242])] | None
+        Annotated[
+            int,
+            Meta(
+                ge=1,
+                le=1 << 22,
+                description="the number of a process in the container",
+                examples=[4242],
+            ),
+        ]
+        | None
     ) = None
     netns: (
         Annotated[
@@ -568,11 +655,18 @@ class NicConfig(_Strict):
         ]
         | None
     ) = None
-    kind: Annotated[Literal["tap", "veth", "packet"], Meta(description="tap, veth or packet", examples=["veth"])] = "tap"
+    kind: Annotated[
+        Literal["tap", "veth", "packet"], Meta(description="tap, veth or packet", examples=["veth"])
+    ] = "tap"
     interface: InterfaceName | None = None
-    queues: Annotated[int, Meta(ge=1, le=QUEUES_MOST, description=f"1 to {QUEUES_MOST} queue pairs", examples=[4])] = 1
+    queues: Annotated[
+        int, Meta(ge=1, le=QUEUES_MOST, description=f"1 to {QUEUES_MOST} queue pairs", examples=[4])
+    ] = 1
     mac: Annotated[Mac | None, Meta(description="a MAC address such as 02:00:00:00:00:01")] = None
-    mtu: Annotated[int, Meta(ge=MTU_LEAST, le=MTU_MOST, description=f"an MTU of {MTU_LEAST} to {MTU_MOST} bytes")] = 1500
+    mtu: Annotated[
+        int,
+        Meta(ge=MTU_LEAST, le=MTU_MOST, description=f"an MTU of {MTU_LEAST} to {MTU_MOST} bytes"),
+    ] = 1500
     addresses: Annotated[
         list[Address],
         Meta(
@@ -581,7 +675,9 @@ class NicConfig(_Strict):
             examples=[["10.0.0.1/24", "fd00::1/64"]],
         ),
     ] = []
-    gateway: Annotated[Gateway | None, Meta(description="the address of a gateway, such as 10.0.0.254")] = None
+    gateway: Annotated[
+        Gateway | None, Meta(description="the address of a gateway, such as 10.0.0.254")
+    ] = None
     routes: Annotated[
         list[RouteConfig],
         Meta(
@@ -590,7 +686,10 @@ class NicConfig(_Strict):
             examples=[[{"to": "10.1.0.0/16", "via": "10.0.0.254"}]],
         ),
     ] = []
-    engine: Annotated[int | str | None, Meta(description="an engine's number, from 0, or its name", examples=["e0"])] = None
+    engine: Annotated[
+        int | str | None,
+        Meta(description="an engine's number, from 0, or its name", examples=["e0"]),
+    ] = None
     on: Annotated[str, Meta(description="the name of a switch", examples=["switch"])] | None = None
     vlan: Annotated[
         VlanConfig | None,
@@ -600,22 +699,32 @@ class NicConfig(_Strict):
         ),
     ] = None
     spoof_check: Annotated[bool | None, Meta(description="true or false", examples=[True])] = None
-    malformed: Annotated[Literal["forward", "drop"], Meta(description="forward or drop", examples=["drop"])] = "forward"
+    malformed: Annotated[
+        Literal["forward", "drop"], Meta(description="forward or drop", examples=["drop"])
+    ] = "forward"
     offloads: Annotated[
         OffloadConfig,
-        Meta(description="{checksum: true, tso: true, uso: true}", examples=[{"checksum": True, "tso": False, "uso": False}]),
+        Meta(
+            description="{checksum: true, tso: true, uso: true}",
+            examples=[{"checksum": True, "tso": False, "uso": False}],
+        ),
     ] = msgspec.field(default_factory=OffloadConfig)
-    rss: Annotated[RssConfig, Meta(description='{key: "6d:5a:...", table: [0, 1]}', examples=[{"table": [0, 0, 0, 0]}])] = (
-        msgspec.field(default_factory=RssConfig)
-    )
+    rss: Annotated[
+        RssConfig,
+        Meta(description='{key: "6d:5a:...", table: [0, 1]}', examples=[{"table": [0, 0, 0, 0]}]),
+    ] = msgspec.field(default_factory=RssConfig)
     egress: Annotated[
         DirectionConfig,
-        Meta(description="{rate: 100mbit, queue: 100ms, elements: [...]}", examples=[{"rate": "100mbit", "queue": "50ms"}]),
+        Meta(
+            description="{rate: 100mbit, queue: 100ms, elements: [...]}",
+            examples=[{"rate": "100mbit", "queue": "50ms"}],
+        ),
     ] = msgspec.field(default_factory=DirectionConfig)
     ingress: Annotated[
         DirectionConfig,
         Meta(
-            description="{rate: 100mbit, queue: 100ms, elements: [...]}", examples=[{"rate": "1gbit", "elements": ["Counter"]}]
+            description="{rate: 100mbit, queue: 100ms, elements: [...]}",
+            examples=[{"rate": "1gbit", "elements": ["Counter"]}],
         ),
     ] = msgspec.field(default_factory=DirectionConfig)
     owner: Annotated[
@@ -623,7 +732,9 @@ class NicConfig(_Strict):
         Meta(description="a user's name such as alice, or number", examples=[1000]),
     ] = None
     where: str = ""  # "FILE:LINE" or "", for errors that show when it is attached
-    number: Annotated[int, Meta(ge=0, lt=1024)] | None = None  # of its port on the switch, once it has one
+    number: Annotated[int, Meta(ge=0, lt=1024)] | None = (
+        None  # of its port on the switch, once it has one
+    )
     link_up: bool = True
     passed: bool = False  # a client passed its namespace as a descriptor
     waiting: str = ""  # why it is not attached, until a namespace appears at its path
@@ -644,7 +755,9 @@ class NicConfig(_Strict):
         if self.gateway is not None:
             self.routes = [*self.routes, RouteConfig(to=Network("default"), via=self.gateway)]
             self.gateway = None
-        destinations = [(route.to, route.to == "default" and ":" in str(route.via)) for route in self.routes]
+        destinations = [
+            (route.to, route.to == "default" and ":" in str(route.via)) for route in self.routes
+        ]
         if len(set(destinations)) != len(destinations):
             raise SchemaError("routes (or gateway) names a destination twice: list each once")
         if self.rss.table is not None and max(self.rss.table) >= self.queues:
@@ -667,13 +780,24 @@ class MetricsConfig(_Strict):
     """
 
     listen: (
-        Annotated[str, Meta(description='a loopback address and port, such as "127.0.0.1:9464"', examples=["127.0.0.1:9464"])]
+        Annotated[
+            str,
+            Meta(
+                description='a loopback address and port, such as "127.0.0.1:9464"',
+                examples=["127.0.0.1:9464"],
+            ),
+        ]
         | None
     ) = None
     socket: (
         Annotated[
             str,
-            Meta(min_length=1, max_length=107, description="a path for a Unix socket", examples=["/run/vnic/metrics.sock"]),
+            Meta(
+                min_length=1,
+                max_length=107,
+                description="a path for a Unix socket",
+                examples=["/run/vnic/metrics.sock"],
+            ),
         ]
         | None
     ) = None
@@ -729,20 +853,32 @@ class Config(_Strict):
             examples=[{"all": {"mode": "compacting"}}],
         ),
     ] = {}
-    spin: Annotated[Spin, Meta(description="a time such as 20us, or 0")] = msgspec.field(default_factory=lambda: Spin(0))
-    pool: Annotated[PoolConfig, Meta(description="{small: 16384, large: 1024}", examples=[{"small": 65536, "large": 4096}])] = (
-        msgspec.field(default_factory=PoolConfig)
+    spin: Annotated[Spin, Meta(description="a time such as 20us, or 0")] = msgspec.field(
+        default_factory=lambda: Spin(0)
     )
+    pool: Annotated[
+        PoolConfig,
+        Meta(description="{small: 16384, large: 1024}", examples=[{"small": 65536, "large": 4096}]),
+    ] = msgspec.field(default_factory=PoolConfig)
     switch: Annotated[
-        SwitchConfig, Meta(description="{ageing: 300s, table: 4096}", examples=[{"ageing": "60s", "table": 16384}])
+        SwitchConfig,
+        Meta(
+            description="{ageing: 300s, table: 4096}", examples=[{"ageing": "60s", "table": 16384}]
+        ),
     ] = msgspec.field(default_factory=SwitchConfig)
     metrics: Annotated[
         MetricsConfig | None,
-        Meta(description='{listen: "127.0.0.1:9464"} or {socket: PATH}', examples=[{"listen": "127.0.0.1:9464"}]),
+        Meta(
+            description='{listen: "127.0.0.1:9464"} or {socket: PATH}',
+            examples=[{"listen": "127.0.0.1:9464"}],
+        ),
     ] = None
     modules: Annotated[
         list[ModuleConfig],
-        Meta(description="a list of modules such as [{module: echo:Echo}]", examples=[[{"module": "echo:Echo"}]]),
+        Meta(
+            description="a list of modules such as [{module: echo:Echo}]",
+            examples=[[{"module": "echo:Echo"}]],
+        ),
     ] = []
     clients: Annotated[
         dict[str, ClientConfig],
@@ -753,7 +889,10 @@ class Config(_Strict):
     ] = {}
     nics: Annotated[
         dict[str, NicConfig],
-        Meta(description="a mapping from a NIC's name to its settings", examples=[{"web": {"netns": "/run/netns/web"}}]),
+        Meta(
+            description="a mapping from a NIC's name to its settings",
+            examples=[{"web": {"netns": "/run/netns/web"}}],
+        ),
     ] = {}
     nodes: Annotated[
         dict[NodeName, NodeConfig],
@@ -764,7 +903,11 @@ class Config(_Strict):
     ] = {}
     links: Annotated[
         list[LinkConfig],
-        Meta(max_length=LINKS_MOST, description="a list of links such as [lan -- dmz]", examples=[["lan -- dmz"]]),
+        Meta(
+            max_length=LINKS_MOST,
+            description="a list of links such as [lan -- dmz]",
+            examples=[["lan -- dmz"]],
+        ),
     ] = []
     host_interfaces: Annotated[bool, Meta(description="true or false", examples=[True])] = False
     directory: str | None = None  # of the file: where module:Class is looked for first
@@ -784,9 +927,13 @@ class Config(_Strict):
         for name, group in self.groups.items():
             self.check_group(name, group)
         for name, client in self.clients.items():
-            if client.group is not None and all(engine.group != client.group for engine in self.engines):
+            if client.group is not None and all(
+                engine.group != client.group for engine in self.engines
+            ):
                 known = ", ".join(dict.fromkeys(str(engine.group) for engine in self.engines))
-                raise SchemaError(f"clients: {name}: group {client.group} has no engine: expected one of {known}")
+                raise SchemaError(
+                    f"clients: {name}: group {client.group} has no engine: expected one of {known}"
+                )
         # By number from here on: a user who is deleted while this runs is no reason not to come up again.
         self.clients = {str(int(User.parse(name))): client for name, client in self.clients.items()}
         names = [engine.name for engine in self.engines]
@@ -796,7 +943,9 @@ class Config(_Strict):
     @property
     def switches(self) -> dict[str, SwitchConfig]:
         """The switches by name."""
-        return {name: node.switch for name, node in self.nodes.items()} or {IMPLIED_SWITCH: self.switch}
+        return {name: node.switch for name, node in self.nodes.items()} or {
+            IMPLIED_SWITCH: self.switch
+        }
 
     def switch_of(self, reference: str | None) -> str:
         """The name of the switch that `on:` means. Raises ConfigError."""
@@ -806,7 +955,9 @@ class Config(_Strict):
         if reference is None:
             raise SchemaError(f"is connected to no switch: expected on: {' or '.join(names)}")
         if reference not in names:
-            raise SchemaError(f"on: there is no switch {reference!r}: expected {' or '.join(names)}")
+            raise SchemaError(
+                f"on: there is no switch {reference!r}: expected {' or '.join(names)}"
+            )
         return reference
 
     def fill(self, group: GroupConfig) -> None:
@@ -817,7 +968,9 @@ class Config(_Strict):
         """Whether the group called `name` can be this one. Raises ConfigError."""
         for engine in self.engines:
             if engine.group == name and engine.cpu is not None and group.mode != "spreading":
-                raise SchemaError(f"engines: {engine.name}: cpu is for spreading groups: set cpus: of group {name} instead")
+                raise SchemaError(
+                    f"engines: {engine.name}: cpu is for spreading groups: set cpus: of group {name} instead"
+                )
 
     @property
     def guaranteed(self) -> bool:
@@ -828,7 +981,9 @@ class Config(_Strict):
         """The numbers of the engines where NICs of a user, or None's, are unless the instance's owner says otherwise."""
         grant = None if owner is None else self.clients.get(str(int(owner)))
         wanted = None if grant is None else grant.group
-        return [number for number, engine in enumerate(self.engines) if wanted in (None, engine.group)]
+        return [
+            number for number, engine in enumerate(self.engines) if wanted in (None, engine.group)
+        ]
 
     def engine_index(self, reference: int | str) -> int:
         """The number of the engine that `reference` (number or name) means. Raises ConfigError."""

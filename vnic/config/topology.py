@@ -31,14 +31,19 @@ def check(config: Config) -> None:
     places: dict[Place, str] = {}
     for name, nic in config.nics.items():
         place = (str(nic.pid), str(nic.netns), str(nic.interface))
-        if nic.kind == "packet" and place in places:  # each would forward to the other what arrives there
+        if (
+            nic.kind == "packet" and place in places
+        ):  # each would forward to the other what arrives there
             raise NetworkError(
-                ("nics", name, "interface"), f"{nic.interface} is that of NIC {places[place]}, too; take out one"
+                ("nics", name, "interface"),
+                f"{nic.interface} is that of NIC {places[place]}, too; take out one",
             )
         places[place] = name
         other = owners.setdefault(str(nic.mac), name)
         if other != name:
-            raise NetworkError(("nics", name, "mac"), f"{nic.mac} is {other}'s already; choose another one")
+            raise NetworkError(
+                ("nics", name, "mac"), f"{nic.mac} is {other}'s already; choose another one"
+            )
         if name in config.nodes:
             raise NetworkError(("nics", name), "is the name of a node, too; choose another one")
         try:
@@ -59,8 +64,15 @@ def check(config: Config) -> None:
             text = f"{link.name} is the name of link {first + 1}, too; give one of them name: OTHER"
             raise NetworkError(("links", number), text)
         if link.name in config.nodes or link.name in config.nics:
-            raise NetworkError(("links", number), f"{link.name} is the name of something else, too; give it name: OTHER")
-        if (nic_name := next((each for each in config.nics if each.startswith(f"{link.name}.")), None)) is not None:
+            raise NetworkError(
+                ("links", number),
+                f"{link.name} is the name of something else, too; give it name: OTHER",
+            )
+        if (
+            nic_name := next(
+                (each for each in config.nics if each.startswith(f"{link.name}.")), None
+            )
+        ) is not None:
             text = f"elements of {link.name} would begin like the name of NIC {nic_name}; give the link name: OTHER"
             raise NetworkError(("links", number), text)
         if link.engine is not None:

@@ -16,7 +16,11 @@ def _shown_fields(kind: type[msgspec.Struct]) -> list[tuple[str, str]]:
     """(name, word in a file) of the fields that a file may have. msgspec evaluates the annotations at
     each call, which took 95 % of an `apply` before this was cached."""
     hidden = getattr(kind, "HIDDEN", ())
-    return [(field.name, field.encode_name) for field in msgspec.structs.fields(kind) if field.name not in hidden]
+    return [
+        (field.name, field.encode_name)
+        for field in msgspec.structs.fields(kind)
+        if field.name not in hidden
+    ]
 
 
 def written(value: Any) -> Any:
@@ -24,15 +28,26 @@ def written(value: Any) -> Any:
     if isinstance(value, ElementConfig):
         branches = {gate: written(chain) for gate, chain in value.branches.items()}
         named = {} if value.name is None else {"name": value.name}
-        return {"element": value.element, **named, **value.arguments, **({"branches": branches} if branches else {})}
+        return {
+            "element": value.element,
+            **named,
+            **value.arguments,
+            **({"branches": branches} if branches else {}),
+        }
     if isinstance(value, ModuleConfig):
         return {"module": value.module, **value.arguments}
     if isinstance(value, msgspec.Struct):
         kind = kind_of(value.kind) if isinstance(value, NicConfig) else None
         items = {
-            word: written(getattr(value, name)) for name, word in _shown_fields(type(value)) if kind is None or kind.takes(name)
+            word: written(getattr(value, name))
+            for name, word in _shown_fields(type(value))
+            if kind is None or kind.takes(name)
         }
-        return {name: item for name, item in items.items() if item is not None and item != [] and item != {}}
+        return {
+            name: item
+            for name, item in items.items()
+            if item is not None and item != [] and item != {}
+        }
     if isinstance(value, list | tuple):
         return [written(each) for each in value]
     if isinstance(value, dict):
@@ -47,6 +62,8 @@ def written_config(config: Config) -> dict[str, Any]:
     found: dict[str, Any] = written(config)
     if config.nodes:
         del found["switch"]
-        found["nodes"] = {name: {"switch": written(switch)} for name, switch in config.switches.items()}
+        found["nodes"] = {
+            name: {"switch": written(switch)} for name, switch in config.switches.items()
+        }
     found["nics"] = {name: written(nic) for name, nic in config.nics.items() if not nic.passed}
     return found

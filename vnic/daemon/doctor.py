@@ -106,7 +106,9 @@ print(json.dumps(report))
 def _try_namespaces() -> dict[str, str | None]:
     """Features in a new user and network namespace: name -> None if it works, or the error."""
     try:
-        done = subprocess.run([sys.executable, "-I", "-c", _TRIAL], capture_output=True, timeout=TRIAL_S)
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", _TRIAL], capture_output=True, timeout=TRIAL_S
+        )
         report: dict[str, str | None] = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         return {"user": f"the trial failed: {error}"}
@@ -123,16 +125,28 @@ def _read(path: str) -> str:
 def _compiled() -> Finding:
     """Whether the compiled modules, found by their stubs, can be imported."""
     root = Path(__file__).resolve().parents[2]
-    stubs = sorted(stub for package in COMPILED_PACKAGES for stub in (root / package).rglob("*.pyi"))
+    stubs = sorted(
+        stub for package in COMPILED_PACKAGES for stub in (root / package).rglob("*.pyi")
+    )
     names = [".".join(stub.relative_to(root).with_suffix("").parts) for stub in stubs]
     remedy = "install vnic again, from a wheel for this Python and machine, or from the source with a C compiler"
     for name in names:
         try:
             importlib.import_module(name)
         except Exception as error:  # a module of another Python or version may raise anything
-            return Finding("compiled modules", False, True, f"{name} cannot be imported: {one_line(error)}", remedy)
+            return Finding(
+                "compiled modules",
+                False,
+                True,
+                f"{name} cannot be imported: {one_line(error)}",
+                remedy,
+            )
     return Finding(
-        "compiled modules", bool(names), True, f"all {len(names)} can be imported" if names else "none found", remedy
+        "compiled modules",
+        bool(names),
+        True,
+        f"all {len(names)} can be imported" if names else "none found",
+        remedy,
     )
 
 
@@ -141,7 +155,13 @@ def _kernel() -> Finding:
     number = re.match(r"(\d+)\.(\d+)", release)
     ok = number is not None and (int(number[1]), int(number[2])) >= KERNEL_LEAST
     least = ".".join(map(str, KERNEL_LEAST))
-    return Finding("kernel", ok, True, f"Linux {release}", f"vnic needs Linux {least} or newer: boot a newer kernel")
+    return Finding(
+        "kernel",
+        ok,
+        True,
+        f"Linux {release}",
+        f"vnic needs Linux {least} or newer: boot a newer kernel",
+    )
 
 
 def _tun(trial: dict[str, str | None]) -> Finding:
@@ -179,7 +199,13 @@ def _has_veth(trial: dict[str, str | None]) -> bool:
 def _veth(trial: dict[str, str | None]) -> Finding:
     problem = trial.get("veth", "see user namespaces above")
     found = "a pair can be made" if problem is None else f"none can be made: {problem}"
-    return Finding("veth", problem is None, False, found, "load the module (modprobe veth), or use NICs of kind tap")
+    return Finding(
+        "veth",
+        problem is None,
+        False,
+        found,
+        "load the module (modprobe veth), or use NICs of kind tap",
+    )
 
 
 def _tap(trial: dict[str, str | None]) -> list[Finding]:
@@ -191,14 +217,26 @@ def _tap(trial: dict[str, str | None]) -> list[Finding]:
         return [Finding("tap", False, True, "could not be tried", "see user namespaces above")]
     if trial["tap"] is not None:
         remedy = (
-            "see tun device above" if trial["tap"] != "Invalid argument" else "the kernel needs CONFIG_TUN with multi-queue"
+            "see tun device above"
+            if trial["tap"] != "Invalid argument"
+            else "the kernel needs CONFIG_TUN with multi-queue"
         )
         return [Finding("tap", False, needed, f"none can be made: {trial['tap']}", remedy)]
     findings = [Finding("tap", True, True, "multi-queue TAP with virtio-net header can be made")]
     tso, uso = trial.get("tso", "not tried"), trial.get("uso", "not tried")
-    findings.append(Finding("TSO", tso is None, False, f"not supported: {tso}" if tso else "supported", "TCP will be slower"))
+    findings.append(
+        Finding(
+            "TSO",
+            tso is None,
+            False,
+            f"not supported: {tso}" if tso else "supported",
+            "TCP will be slower",
+        )
+    )
     remedy = "needs Linux 6.2 or newer; UDP is segmented by the containers instead"
-    findings.append(Finding("USO", uso is None, False, f"not supported: {uso}" if uso else "supported", remedy))
+    findings.append(
+        Finding("USO", uso is None, False, f"not supported: {uso}" if uso else "supported", remedy)
+    )
     return findings
 
 
@@ -206,7 +244,13 @@ def _memfd() -> Finding:
     try:
         os.close(os.memfd_create("vnic-doctor", os.MFD_CLOEXEC))
     except OSError as error:
-        return Finding("memfd", False, True, f"cannot be made: {error.strerror}", "allow memfd_create in the seccomp profile")
+        return Finding(
+            "memfd",
+            False,
+            True,
+            f"cannot be made: {error.strerror}",
+            "allow memfd_create in the seccomp profile",
+        )
     return Finding("memfd", True, True, "can be made")
 
 
@@ -218,17 +262,33 @@ def _memory() -> Finding:
         used = _read("/sys/fs/cgroup/memory.current")
         free = min(free, (int(limit) - int(used or 0)) >> 20)
     # The default pool: 16,384 x 2 KiB and 1,024 x 68 KiB.
-    return Finding("memory", free >= 200, False, f"{free} MB available", "the default pool takes 100 MB; make pool: smaller")
+    return Finding(
+        "memory",
+        free >= 200,
+        False,
+        f"{free} MB available",
+        "the default pool takes 100 MB; make pool: smaller",
+    )
 
 
 def _cpus() -> list[Finding]:
     usable = len(os.sched_getaffinity(0))
-    findings = [Finding("CPUs", usable >= 2, False, f"{usable} usable", "an engine beside its containers wants two or more")]
+    findings = [
+        Finding(
+            "CPUs",
+            usable >= 2,
+            False,
+            f"{usable} usable",
+            "an engine beside its containers wants two or more",
+        )
+    ]
     words = _read("/sys/fs/cgroup/cpu.max").split()
     if len(words) == 2 and words[0].isdecimal() and words[1].isdecimal():
         share = int(words[0]) / int(words[1])
         remedy = "the limit stops an engine for milliseconds at a time, which shaping and latency will show: raise it"
-        findings.append(Finding("CPU limit", share >= usable, False, f"{share:g} CPUs by its cgroup", remedy))
+        findings.append(
+            Finding("CPU limit", share >= usable, False, f"{share:g} CPUs by its cgroup", remedy)
+        )
     else:
         findings.append(Finding("CPU limit", True, False, "none by its cgroup"))
     return findings
@@ -238,10 +298,18 @@ def _guarantee() -> Finding:
     """The kind of CPU guarantee that engines' threads can have, tried in a child process."""
     code = "from dataplane.groups.guarantee import permitted; print(permitted())"
     root = str(Path(__file__).resolve().parents[2])
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=TRIAL_S, cwd=root)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=TRIAL_S, cwd=root
+    )
     found = done.stdout.strip()
     remedy = "engines get no guarantee and keep to their budget by themselves; for more: CAP_SYS_NICE, or ulimit -r 1"
-    return Finding("CPU guarantee", found in ("deadline", "rr"), False, GUARANTEES.get(found, "could not be tried"), remedy)
+    return Finding(
+        "CPU guarantee",
+        found in ("deadline", "rr"),
+        False,
+        GUARANTEES.get(found, "could not be tried"),
+        remedy,
+    )
 
 
 def _cgroup_use(hierarchy: Hierarchy) -> str:
@@ -260,13 +328,28 @@ def _cgroups() -> Finding:
     ours = [
         each
         for each in useful
-        if os.access(each.own, os.W_OK | os.X_OK) and os.access(os.path.join(each.own, gates[each.version]), os.W_OK)
+        if os.access(each.own, os.W_OK | os.X_OK)
+        and os.access(os.path.join(each.own, gates[each.version]), os.W_OK)
     ]
     remedy = "engines are charged by vnic accounts all the same; for the kernel's charges, have a cgroup delegated to this user"
     if not useful:
-        return Finding("cgroups", False, False, "no hierarchy that charges or bounds CPU time is mounted", remedy)
-    shown = ", ".join(f"v{each.version} in {each.own} ({_cgroup_use(each)} CPU time)" for each in ours or useful)
-    return Finding("cgroups", bool(ours), False, f"{'can' if ours else 'none can'} be made and joined: {shown}", remedy)
+        return Finding(
+            "cgroups",
+            False,
+            False,
+            "no hierarchy that charges or bounds CPU time is mounted",
+            remedy,
+        )
+    shown = ", ".join(
+        f"v{each.version} in {each.own} ({_cgroup_use(each)} CPU time)" for each in ours or useful
+    )
+    return Finding(
+        "cgroups",
+        bool(ours),
+        False,
+        f"{'can' if ours else 'none can'} be made and joined: {shown}",
+        remedy,
+    )
 
 
 def _timer_slack() -> Finding:
@@ -279,7 +362,9 @@ def _timer_slack() -> Finding:
 def _descriptors() -> Finding:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     found = f"{soft} (at most {'unlimited' if hard == resource.RLIM_INFINITY else hard})"
-    return Finding("open files", soft >= DESCRIPTORS_LEAST, False, found, f"ulimit -n {DESCRIPTORS_LEAST}")
+    return Finding(
+        "open files", soft >= DESCRIPTORS_LEAST, False, found, f"ulimit -n {DESCRIPTORS_LEAST}"
+    )
 
 
 def _tools() -> Finding:
@@ -287,12 +372,25 @@ def _tools() -> Finding:
     missing = {tool: package for tool, package in wanted.items() if shutil.which(tool) is None}
     if not missing:
         return Finding("optional tools", True, False, ", ".join(wanted))
-    return Finding("optional tools", False, False, f"without {', '.join(missing)}", f"apt install {' '.join(missing.values())}")
+    return Finding(
+        "optional tools",
+        False,
+        False,
+        f"without {', '.join(missing)}",
+        f"apt install {' '.join(missing.values())}",
+    )
 
 
 def examine() -> list[Finding]:
     """Runs all checks, the required ones first."""
     trial = _try_namespaces()
-    checks: list[Callable[[], Finding]] = [_compiled, _kernel, lambda: _tun(trial), lambda: _user_namespaces(trial)]
-    findings = [check() for check in checks] + _tap(trial) + [_veth(trial), _memfd(), _memory(), *_cpus()]
+    checks: list[Callable[[], Finding]] = [
+        _compiled,
+        _kernel,
+        lambda: _tun(trial),
+        lambda: _user_namespaces(trial),
+    ]
+    findings = (
+        [check() for check in checks] + _tap(trial) + [_veth(trial), _memfd(), _memory(), *_cpus()]
+    )
     return findings + [_guarantee(), _cgroups(), _timer_slack(), _descriptors(), _tools()]

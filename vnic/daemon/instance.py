@@ -115,10 +115,17 @@ def turn_away(listener: socket.socket, why: str, why_for_others: str) -> bool:
             return False
         with client, suppress(OSError):
             client.setblocking(False)
-            _, uid, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            _, uid, _ = struct.unpack(
+                "3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            )
             message = why if uid in (0, os.geteuid()) else why_for_others
             client.send(
-                json.dumps({"error": f"{INTERFACE}.Failed", "parameters": {"message": message, "code": "busy"}}).encode()
+                json.dumps(
+                    {
+                        "error": f"{INTERFACE}.Failed",
+                        "parameters": {"message": message, "code": "busy"},
+                    }
+                ).encode()
                 + b"\0"
             )
     return True

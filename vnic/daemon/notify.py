@@ -21,7 +21,9 @@ class ServiceManager:
         self._send("READY=1", f"STATUS={status}")
 
     def reloading(self, status: str) -> None:
-        self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}", f"STATUS={status}")
+        self._send(
+            "RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}", f"STATUS={status}"
+        )
 
     def stopping(self) -> None:
         self._send("STOPPING=1", "STATUS=stopping")
@@ -35,6 +37,9 @@ class ServiceManager:
         # "@" stands for the NUL byte of an abstract address, unix(7).
         address = "\0" + self._path[1:] if self._path.startswith("@") else self._path
         text = "\n".join(" ".join(word.split("\n")) for word in words)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock, suppress(OSError):
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock,
+            suppress(OSError),
+        ):
             sock.setblocking(False)  # a manager that does not read must not hold the supervisor
             sock.sendto(text.encode(), address)

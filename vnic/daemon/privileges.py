@@ -62,7 +62,14 @@ from collections.abc import Iterable
 
 from dataplane.errors import VnicError
 
-CAP_SETPCAP, CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_SYS_NICE = 8, 12, 13, 19, 21, 23
+CAP_SETPCAP, CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_SYS_NICE = (
+    8,
+    12,
+    13,
+    19,
+    21,
+    23,
+)
 AGENT = (CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_ADMIN)
 # a child has no more than its parent
 SUPERVISOR = (*AGENT, CAP_SYS_PTRACE, CAP_SETPCAP, CAP_SYS_NICE)
@@ -100,6 +107,9 @@ def drop(keep: Iterable[int] = (), *, inherit: bool = False) -> None:
     # ones are always permitted and inheritable.
     low, high, passed = kept & 0xFFFFFFFF, kept >> 32, kept if inherit else 0
     masks = (low, low, passed & 0xFFFFFFFF, high, high, passed >> 32)
-    wanted = struct.pack("=6I", *(have & mask for have, mask in zip(struct.unpack("=6I", found.raw), masks, strict=True)))
+    wanted = struct.pack(
+        "=6I",
+        *(have & mask for have, mask in zip(struct.unpack("=6I", found.raw), masks, strict=True)),
+    )
     if _libc.capset(header, wanted):
         raise VnicError(f"privileges cannot be given up: {os.strerror(ctypes.get_errno())}")

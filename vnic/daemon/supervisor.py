@@ -54,7 +54,9 @@ START_TIMEOUT_S = 120.0  # a thousand NICs take 10 s on two busy CPUs
 STOP_TIMEOUT_S = 30.0
 PING_S = 2.0  # between two Pings
 MESSAGES_MOST = 1024  # taken from a worker before the other one's
-SILENT_S = 5.0  # without a Pong, until it is logged; the worker may only be slow, so it is not ended
+SILENT_S = (
+    5.0  # without a Pong, until it is logged; the worker may only be slow, so it is not ended
+)
 SILENT_STOP_S = 5.0  # for a worker to stop that had not answered before
 
 log = Log("vnic")
@@ -76,7 +78,9 @@ class Supervisor:
         self._host_interfaces = host_interfaces
         self._log = log_path(instance)
         self._python = ""  # of the last upgrade, and so of the next worker, also after a crash
-        self._python_before: str | None = None  # until a worker of that Python has come up outside an upgrade
+        self._python_before: str | None = (
+            None  # until a worker of that Python has come up outside an upgrade
+        )
         self.store = keeper.Store()
         self.worker: WorkerProcess | None = None
         self.successor: WorkerProcess | None = None
@@ -98,9 +102,16 @@ class Supervisor:
     def start_worker(self, role: str, python: str = "") -> WorkerProcess:
         """Starts a worker and sends it everything that is stored. Raises OSError."""
         capabilities = privileges.worker(guaranteed=keeper.GUARANTEED in self.store)
-        worker = WorkerProcess(python or self._python, self._module, self._listener, role, capabilities, self.store)
+        worker = WorkerProcess(
+            python or self._python, self._module, self._listener, role, capabilities, self.store
+        )
         try:
-            start = {"role": role, "instance": self.instance, "supervisor": os.getpid(), "restarts": self.restarts}
+            start = {
+                "role": role,
+                "instance": self.instance,
+                "supervisor": os.getpid(),
+                "restarts": self.restarts,
+            }
             worker.unsent.extend(keeper.Item(key) for key, _ in self.store.items())
             worker.tell(msgspec.convert({**start, "last": self.last}, keeper.Start))
         except BaseException:
@@ -117,7 +128,9 @@ class Supervisor:
                 try:
                     self.worker = self.start_worker("first")
                 except OSError as error:
-                    raise VnicError(f"the worker cannot be started: {system_error(error)}") from None
+                    raise VnicError(
+                        f"the worker cannot be started: {system_error(error)}"
+                    ) from None
                 while not self._finished(ready):
                     self._wait(woken)
             finally:
@@ -138,7 +151,9 @@ class Supervisor:
                 try:
                     self.worker = self.start_worker("crash")
                     self._start_at_s, self._turns_away = None, False
-                except OSError as error:  # no memory, perhaps, just after the last worker was killed for that
+                except (
+                    OSError
+                ) as error:  # no memory, perhaps, just after the last worker was killed for that
                     self._pause(f"it cannot be started: {error.strerror}")
             return False
         if worker.ready and self._announce:
@@ -153,7 +168,9 @@ class Supervisor:
         if successor is not None and successor.took_over_s is not None:
             # A worker that works sends HandedOver within seconds.
             if time.monotonic() - successor.took_over_s > STOP_TIMEOUT_S:
-                log.warning("worker killed", pid=worker.pid, why="it did not say that it handed over")
+                log.warning(
+                    "worker killed", pid=worker.pid, why="it did not say that it handed over"
+                )
                 worker.process.kill()
                 self._succeed()
         elif successor is not None and self._over(successor) and successor.took_over_s is None:
@@ -165,7 +182,10 @@ class Supervisor:
         """Closes the worker that has handed over once it has ended, which takes milliseconds."""
         if (leaving := self._leaving) is None:
             return
-        if leaving.process.poll() is not None or time.monotonic() - leaving.ready_s > STOP_TIMEOUT_S:
+        if (
+            leaving.process.poll() is not None
+            or time.monotonic() - leaving.ready_s > STOP_TIMEOUT_S
+        ):
             leaving.close()
             self._leaving = None
             if self.worker is not None and self.successor is None:
@@ -184,7 +204,9 @@ class Supervisor:
                 worker.tell(keeper.Ping())
         elif not worker.silent and now_s - worker.asked_s > SILENT_S:
             worker.silent = True
-            log.error("worker does not answer", pid=worker.pid, for_s=round(now_s - worker.asked_s, 1))
+            log.error(
+                "worker does not answer", pid=worker.pid, for_s=round(now_s - worker.asked_s, 1)
+            )
 
     def _over(self, worker: WorkerProcess) -> bool:
         """Whether a worker has ended; kills one that takes too long to come up or to stop."""
@@ -211,11 +233,17 @@ class Supervisor:
             if took_over and worker.failure is None:  # a failure: engines are on both sides
                 self._succeed()
                 return False
-        why, served_s, stopped = worker.why_ended(), time.monotonic() - worker.ready_s, worker.stopped
+        why, served_s, stopped = (
+            worker.why_ended(),
+            time.monotonic() - worker.ready_s,
+            worker.stopped,
+        )
         failure, was_ready = worker.failure, worker.ready
         worker.close()
         self.worker = None
-        if self.successor is not None:  # joined to the worker that has ended: engines may be on both sides
+        if (
+            self.successor is not None
+        ):  # joined to the worker that has ended: engines may be on both sides
             self._close_successor()
             self._manager.ready(f"upgrade failed: the worker ended: {why}")
         if not was_ready:
@@ -286,20 +314,27 @@ class Supervisor:
             selector.register(woken, selectors.EVENT_READ)
             for worker in filter(None, (self.worker, self.successor)):
                 selector.register(worker.pidfd, selectors.EVENT_READ)
-                selector.register(worker.events, selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.unsent else 0))
+                selector.register(
+                    worker.events,
+                    selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.unsent else 0),
+                )
                 if self._answers(worker):
                     selector.register(worker.calls, selectors.EVENT_READ)
             if self._leaving is not None:
                 selector.register(self._leaving.pidfd, selectors.EVENT_READ)
             if self._turns_away or self._worker_is_silent:
                 selector.register(self._listener, selectors.EVENT_READ)
-            timeout_s = 1.0 if self._start_at_s is None else max(0.0, self._start_at_s - time.monotonic())
+            timeout_s = (
+                1.0 if self._start_at_s is None else max(0.0, self._start_at_s - time.monotonic())
+            )
             selector.select(timeout_s)
         bound_log(self._log)
         with contextlib.suppress(BlockingIOError):
             for number in set(woken.recv(64)):
                 if number == signal.SIGHUP and not self._hangup_ends:
-                    log.info("SIGHUP ignored: 'vnic upgrade' replaces the program, commands change the configuration")
+                    log.info(
+                        "SIGHUP ignored: 'vnic upgrade' replaces the program, commands change the configuration"
+                    )
                 else:
                     self.stop()
         for worker in filter(None, (self.worker, self.successor)):
@@ -327,7 +362,11 @@ class Supervisor:
             f"{time.monotonic() - (self.worker.asked_s or 0.0):.0f} s; end the instance with 'vnic down', or kill the worker, "
             "which another one replaces then"
         )
-        if not turn_away(self._listener, why, f"instance {self.instance}: does not work at the moment; try again later"):
+        if not turn_away(
+            self._listener,
+            why,
+            f"instance {self.instance}: does not work at the moment; try again later",
+        ):
             self.worker.silent = False  # no file can be opened: tried again after the next Ping
             self.worker.asked_s = None
 
@@ -340,7 +379,9 @@ class Supervisor:
         )
         # Where no file can be opened, clients wait for the end of the pause: the loop would spin otherwise.
         self._turns_away = turn_away(
-            self._listener, why, f"instance {self.instance}: does not work at the moment; try again later"
+            self._listener,
+            why,
+            f"instance {self.instance}: does not work at the moment; try again later",
         )
 
     def _receive(self, worker: WorkerProcess) -> None:
@@ -349,7 +390,11 @@ class Supervisor:
         for sock, handle in ((worker.calls, self._answer), (worker.events, self._event)):
             for _ in range(MESSAGES_MOST):  # then the other worker: this one may send without end
                 # Closed, or no worker any more after its HandedOver.
-                if worker not in (self.worker, self.successor) or sock.fileno() < 0 or not readable(sock.fileno(), 0):
+                if (
+                    worker not in (self.worker, self.successor)
+                    or sock.fileno() < 0
+                    or not readable(sock.fileno(), 0)
+                ):
                     break
                 if sock is worker.calls and not self._answers(worker):
                     break
@@ -376,7 +421,9 @@ class Supervisor:
                 worker.process.kill()
                 break
 
-    def _answer(self, worker: WorkerProcess, data: bytes, descriptors: list[int], lost: VnicError | None) -> None:
+    def _answer(
+        self, worker: WorkerProcess, data: bytes, descriptors: list[int], lost: VnicError | None
+    ) -> None:
         try:
             call = keeper.decode_call(data)
         except BaseException:
@@ -389,7 +436,9 @@ class Supervisor:
                 raise lost
             if worker is not self.worker:
                 close_all(descriptors)
-                raise VnicError("what the other worker has cannot be changed before it is handed over")
+                raise VnicError(
+                    "what the other worker has cannot be changed before it is handed over"
+                )
             match call:
                 case keeper.Put(key):
                     self.store.put(key, descriptors)
@@ -397,11 +446,16 @@ class Supervisor:
                     close_all(descriptors)
                     try:
                         self._remove_interface(key)
-                    except (VnicError, OSError) as error:  # it goes with its last descriptor, somewhat later
+                    except (
+                        VnicError,
+                        OSError,
+                    ) as error:  # it goes with its last descriptor, somewhat later
                         log.warning("an interface is not removed at once", key=key, why=str(error))
                     self.store.drop(key)
                 case keeper.Open(nic, kind, request):
-                    reply = self._open(nic, self._request(nic, kind, request, descriptors), descriptors)
+                    reply = self._open(
+                        nic, self._request(nic, kind, request, descriptors), descriptors
+                    )
                     answer = keeper.Opened(number=call.number)
                 case keeper.SetCarrier(nic, up):
                     close_all(descriptors)
@@ -409,13 +463,19 @@ class Supervisor:
         except VnicError as error:
             answer = keeper.Refused(str(error), isinstance(error, ConfigError), number=call.number)
         except OSError as error:
-            answer = keeper.Refused(f"the supervisor has no room for it: {system_error(error)}", number=call.number)
+            answer = keeper.Refused(
+                f"the supervisor has no room for it: {system_error(error)}", number=call.number
+            )
         if worker.asked_s is not None and not worker.silent:
-            worker.asked_s = time.monotonic()  # it runs, and could not send a Pong while it waited for this
+            worker.asked_s = (
+                time.monotonic()
+            )  # it runs, and could not send a Pong while it waited for this
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             keeper.send(worker.calls, answer, reply, wait=False)
 
-    def _request(self, nic: str, kind: str, request: msgspec.Raw, container: list[int]) -> TapRequest:
+    def _request(
+        self, nic: str, kind: str, request: msgspec.Raw, container: list[int]
+    ) -> TapRequest:
         """What a worker asks for, as its kind has it. Raises ConfigError, and then closes the container's descriptors."""
         try:
             return interface_kind(kind).decode_request(request)
@@ -427,7 +487,11 @@ class Supervisor:
             raise
 
     def _open(self, nic: str, request: TapRequest, container: list[int]) -> list[int]:
-        namespace = NetNamespace.passed(*container) if container else NetNamespace.find(request.pid, request.netns)
+        namespace = (
+            NetNamespace.passed(*container)
+            if container
+            else NetNamespace.find(request.pid, request.netns)
+        )
         if not self._host_interfaces and namespace.identity == identity_of("/proc/self/ns/net"):
             namespace.close()
             raise ConfigError(
@@ -468,7 +532,9 @@ class Supervisor:
         if interface is not None:
             interface.close()
 
-    def _event(self, worker: WorkerProcess, data: bytes, descriptors: list[int], lost: VnicError | None) -> None:
+    def _event(
+        self, worker: WorkerProcess, data: bytes, descriptors: list[int], lost: VnicError | None
+    ) -> None:
         close_all(descriptors)
         match keeper.decode_from_worker(data):
             case keeper.Ready():
@@ -478,16 +544,28 @@ class Supervisor:
                 else:
                     self._python_before = None
                     if not self._announce:
-                        self._manager.status(f"up, worker {worker.pid}, after {self.restarts} restarts")
+                        self._manager.status(
+                            f"up, worker {worker.pid}, after {self.restarts} restarts"
+                        )
             case keeper.TookOver() if worker is self.successor:
                 if not worker.joined:
-                    raise VnicError("it said that it took over, and was not joined to the worker yet")
-                worker.took_over_s = worker.took_over_s or time.monotonic()  # counts once the worker confirms it, or has ended
-            case keeper.HandedOver() if worker is self.worker and self.successor is not None and self.successor.joined:
+                    raise VnicError(
+                        "it said that it took over, and was not joined to the worker yet"
+                    )
+                worker.took_over_s = (
+                    worker.took_over_s or time.monotonic()
+                )  # counts once the worker confirms it, or has ended
+            case keeper.HandedOver() if (
+                worker is self.worker and self.successor is not None and self.successor.joined
+            ):
                 self._succeed()
             case keeper.Pong() if worker.asked_s is not None:
                 if worker.silent:
-                    log.info("worker answers again", pid=worker.pid, after_s=round(time.monotonic() - worker.asked_s, 1))
+                    log.info(
+                        "worker answers again",
+                        pid=worker.pid,
+                        after_s=round(time.monotonic() - worker.asked_s, 1),
+                    )
                 worker.asked_s, worker.silent = None, False
             case keeper.Abandon() if worker is self.worker and self.successor is not None:
                 log.error("upgrade failed, the worker goes on", pid=worker.pid)
@@ -510,7 +588,11 @@ class Supervisor:
             self.successor = self.start_worker("successor", python)
             worker.prefer()
             self._manager.reloading("upgrade: the next worker starts")
-        except (OSError, ValueError, subprocess.SubprocessError) as error:  # no file, no path, no privileges
+        except (
+            OSError,
+            ValueError,
+            subprocess.SubprocessError,
+        ) as error:  # no file, no path, no privileges
             why = getattr(error, "strerror", None) or error
             worker.tell(keeper.Failed(f"{python or self._python or sys.executable}: {why}"))
 
@@ -573,7 +655,9 @@ def supervise(
                 if clients:
                     open_to_clients(instance)
                 listener.listen(BACKLOG)
-                supervisor = Supervisor(instance, listener, agent, module, host_interfaces=host_interfaces)
+                supervisor = Supervisor(
+                    instance, listener, agent, module, host_interfaces=host_interfaces
+                )
                 if guaranteed:
                     supervisor.store.put(keeper.GUARANTEED, [keeper.write_document(b"")])
                 supervisor.run(config, ready)

@@ -44,7 +44,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from dataplane.engine.handover import BYTES_MAX, Loading, Marks, forget_engine, load_engine, save_engine, save_parts
+from dataplane.engine.handover import (
+    BYTES_MAX,
+    Loading,
+    Marks,
+    forget_engine,
+    load_engine,
+    save_engine,
+    save_parts,
+)
 from dataplane.errors import VnicError, one_line
 from vnic.api.connection import Transfer
 from vnic.api.interface import DESCRIPTORS_MOST
@@ -132,10 +140,16 @@ class Channel:
         found: list[Transfer] = []
         with suppress(VnicError, OSError):
             while isinstance(begun := (message := self.receive()).get("client"), bytes):
-                mark, descriptors, _ = receive_with_descriptors(self._socket, 1, 1 + DESCRIPTORS_MOST)
+                mark, descriptors, _ = receive_with_descriptors(
+                    self._socket, 1, 1 + DESCRIPTORS_MOST
+                )
                 if mark != b"+" or not descriptors:
                     break
-                found.append(Transfer(descriptors[0], begun, descriptors[1:], list(message.get("captures", ()))))
+                found.append(
+                    Transfer(
+                        descriptors[0], begun, descriptors[1:], list(message.get("captures", ()))
+                    )
+                )
         return found
 
     def _exactly(self, count: int, *, begun: bool = True) -> bytes:
@@ -146,7 +160,9 @@ class Channel:
             try:
                 part = self._socket.recv(min(1 << 20, count - len(parts)))
             except OSError as error:
-                raise self._end(begun or parts)(f"the other worker does not answer: {error.strerror or error}") from None
+                raise self._end(begun or parts)(
+                    f"the other worker does not answer: {error.strerror or error}"
+                ) from None
             if not part:
                 raise self._end(begun or parts)("the other worker is gone")
             parts += part
@@ -184,7 +200,9 @@ def give(runtime: Runtime, channel: Channel) -> dict[str, Any]:
     moved: list[Engine] = []
     books, queues = drops_of(runtime.engines), runtime.nics.queue_drops()
     try:
-        engines = [_give(runtime.group_of(engine), engine, channel, moved) for engine in runtime.engines]
+        engines = [
+            _give(runtime.group_of(engine), engine, channel, moved) for engine in runtime.engines
+        ]
     except Torn:
         raise
     except BaseException:  # also a bug, here or in a user's element
@@ -202,11 +220,15 @@ def give(runtime: Runtime, channel: Channel) -> dict[str, Any]:
         "engines": engines,
         "blackout_ms": max(each["blackout_ms"] for each in engines),
         "queue_drops": drops,
-        "packets_lost": sum(filter(None, [*drops.values(), *(each["packets_lost"] for each in engines)])),
+        "packets_lost": sum(
+            filter(None, [*drops.values(), *(each["packets_lost"] for each in engines)])
+        ),
     }
 
 
-def _give(group: EngineGroup, engine: Engine, channel: Channel, moved: list[Engine]) -> dict[str, Any]:
+def _give(
+    group: EngineGroup, engine: Engine, channel: Channel, moved: list[Engine]
+) -> dict[str, Any]:
     marks: Marks = {}
     for part in save_parts(engine, marks):
         channel.send(engine=engine.name, part=part)
@@ -277,14 +299,18 @@ def take(runtime: Runtime, channel: Channel, document: bytes) -> None:
         try:
             message = channel.receive()
         except VnicError as error:
-            if failure is None and mine == set(engines):  # the old worker has ended, and nothing of it is needed
+            if failure is None and mine == set(
+                engines
+            ):  # the old worker has ended, and nothing of it is needed
                 return
             raise failure or error from None
         try:
             match message:
                 case {"config": str(digest)}:
                     if digest != _digest(document):
-                        raise VnicError("what is attached changed while the upgrade was prepared; try again")
+                        raise VnicError(
+                            "what is attached changed while the upgrade was prepared; try again"
+                        )
                     channel.send(ok=True)
                 case {"control": dict(control)}:
                     runtime.load_control(control)
@@ -296,7 +322,9 @@ def take(runtime: Runtime, channel: Channel, document: bytes) -> None:
                     loading[name].part(part)
                     channel.send(has=name)
                 case {"run": str(name)}:
-                    channel.send(mine=name)  # first: fails where the old worker has shut the socket down
+                    channel.send(
+                        mine=name
+                    )  # first: fails where the old worker has shut the socket down
                     mine.add(name)
                     runtime.group_of(engines[name]).resume(engines[name])
                     channel.send(running_ns=time.monotonic_ns())
@@ -309,9 +337,13 @@ def take(runtime: Runtime, channel: Channel, document: bytes) -> None:
                     return
                 case _:
                     raise VnicError(f"unexpected message {list(message)[:3]}")
-        except Exception as error:  # also a bug, here or in a user's element: engines must go back first
+        except (
+            Exception
+        ) as error:  # also a bug, here or in a user's element: engines must go back first
             failure = failure or VnicError(one_line(error))
-            channel.send(error=str(failure))  # and on, until the old worker has asked for its engines and closed the socket
+            channel.send(
+                error=str(failure)
+            )  # and on, until the old worker has asked for its engines and closed the socket
 
 
 def _give_back(group: EngineGroup, engine: Engine, channel: Channel) -> None:

@@ -30,7 +30,9 @@ def drops_of(engines: Iterable[Engine]) -> dict[str, Drops]:
     """The current drop counters of engines, by name."""
     found = {}
     for engine in engines:
-        ports = {element.name for element in engine.elements if isinstance(element, (PortRx, PortTx))}
+        ports = {
+            element.name for element in engine.elements if isinstance(element, (PortRx, PortTx))
+        }
         found[engine.name] = books = Drops({})
         for name, statistics in engine.snapshot():
             for reason, count in statistics["dropped"].items():
@@ -45,11 +47,18 @@ def engine_losses(before: Drops, after: Drops | None) -> dict[str, Any]:
     where there is no second one."""
     if after is None:
         return {"packets_lost": None, "dropped": {}}
-    rise = {reason: count - before.dropped.get(reason, 0) for reason, count in after.dropped.items()}
-    return {"packets_lost": after.lost - before.lost, "dropped": {reason: count for reason, count in rise.items() if count}}
+    rise = {
+        reason: count - before.dropped.get(reason, 0) for reason, count in after.dropped.items()
+    }
+    return {
+        "packets_lost": after.lost - before.lost,
+        "dropped": {reason: count for reason, count in rise.items() if count},
+    }
 
 
-def queue_losses(before: dict[str, int | None], after: dict[str, int | None]) -> dict[str, int | None]:
+def queue_losses(
+    before: dict[str, int | None], after: dict[str, int | None]
+) -> dict[str, int | None]:
     """By NIC, the packets that its full queues dropped between two readings; None where the kernel
     does not report it."""
     found: dict[str, int | None] = {}

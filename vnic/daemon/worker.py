@@ -49,7 +49,9 @@ if TYPE_CHECKING:
         def lose(self, module: Any, error: Exception, /) -> None: ...
         def close(self) -> None: ...
 
-    MakeRuntime = Callable[[Config, asyncio.AbstractEventLoop, keeper.Keeper, keeper.Start], RunnableRuntime]
+    MakeRuntime = Callable[
+        [Config, asyncio.AbstractEventLoop, keeper.Keeper, keeper.Start], RunnableRuntime
+    ]
 
 PR_SET_PDEATHSIG = 1
 BROWNOUT_S = 120.0
@@ -94,7 +96,9 @@ def make_runtime(
     from vnic.modules.devices import StoredDevices
     from vnic.runtime.runtime import Runtime
 
-    return Runtime(config, loop=loop, devices=StoredDevices(keeping), keeping=keeping, role=start.role)
+    return Runtime(
+        config, loop=loop, devices=StoredDevices(keeping), keeping=keeping, role=start.role
+    )
 
 
 def failure(error: BaseException) -> keeper.Failed:
@@ -107,13 +111,21 @@ def failure(error: BaseException) -> keeper.Failed:
 class Worker:
     """Serves a runtime until the supervisor or a client ends it."""
 
-    def __init__(self, calls: socket.socket, events: socket.socket, listener: socket.socket, make: MakeRuntime) -> None:
+    def __init__(
+        self,
+        calls: socket.socket,
+        events: socket.socket,
+        listener: socket.socket,
+        make: MakeRuntime,
+    ) -> None:
         self._events, self._listener, self._make = events, listener, make
         kept, self._start = _inherit(events)
         self._document = _read(kept.pop("config"))
         self._config = decode_config(self._document)
         # The first worker's version, which is the supervisor's and its agent's: no upgrade renews them.
-        self._first_version = _read(kept.pop("version")).decode() if "version" in kept else _version()
+        self._first_version = (
+            _read(kept.pop("version")).decode() if "version" in kept else _version()
+        )
         # The supervisor did before it started us, see the table in privileges.py; now none is passed on either. No thread is there yet.
         privileges.drop(privileges.worker(guaranteed=self._config.guaranteed))
         self._keeper = keeper.Keeper(calls, kept)
@@ -121,7 +133,9 @@ class Worker:
         if self._start.role == "first":
             self._keeper.put_document("version", self._first_version.encode())
         self._stop = asyncio.Event()
-        self._joined: asyncio.Future[socket.socket] | None = None  # to the other worker of an upgrade
+        self._joined: asyncio.Future[socket.socket] | None = (
+            None  # to the other worker of an upgrade
+        )
         self._gave_up = False  # every engine is the successor's
         self._clients: list[Transfer] = []  # of the worker before
         self._runtime: RunnableRuntime | None = None
@@ -167,9 +181,13 @@ class Worker:
             for client in self._clients:
                 server.adopt(client)
             if self._start.role == "successor":
-                self._real_runtime().nics.claim({number for client in self._clients for number in client.captures})
+                self._real_runtime().nics.claim(
+                    {number for client in self._clients for number in client.captures}
+                )
             await asyncio.sleep(0)  # they listen again
-            self._bus.emit("worker", pid=os.getpid(), role=self._start.role, last=self._start.last or None)
+            self._bus.emit(
+                "worker", pid=os.getpid(), role=self._start.role, last=self._start.last or None
+            )
             watching = loop.create_task(self._watch())
             self._up = True
             self.tell(keeper.TookOver() if self._start.role == "successor" else keeper.Ready())
@@ -223,7 +241,9 @@ class Worker:
                 runtime.lose(module, error)
         return methods
 
-    async def _serve_metrics(self, serving: contextlib.AsyncExitStack, runtime: RunnableRuntime) -> None:
+    async def _serve_metrics(
+        self, serving: contextlib.AsyncExitStack, runtime: RunnableRuntime
+    ) -> None:
         """The first worker does not come up without them: somebody reads why. Those that follow go on without, since whoever takes their
         place between two workers - any user may bind a port - must not take the network with it."""
         if (config := self._config.metrics) is None:
@@ -232,7 +252,9 @@ class Worker:
             from vnic.api import metrics
 
             process = {"version": _version(), "supervisor": self._supervisor_status()}
-            await serving.enter_async_context(metrics.serving(config, runtime, process, first=self._start.role == "first"))
+            await serving.enter_async_context(
+                metrics.serving(config, runtime, process, first=self._start.role == "first")
+            )
         except Exception as error:
             if self._start.role == "first":
                 raise
@@ -276,7 +298,9 @@ class Worker:
             self.tell(keeper.Failed(str(error)))
             os._exit(1)
         except TimeoutError:
-            raise VnicError(f"the new worker was not ready within {BROWNOUT_S:g} s; this one goes on") from None
+            raise VnicError(
+                f"the new worker was not ready within {BROWNOUT_S:g} s; this one goes on"
+            ) from None
         finally:
             self._joined = None
             if not self._gave_up:
@@ -364,7 +388,9 @@ def main(arguments: list[str], make: MakeRuntime = make_runtime) -> int:
     """Exit status 0: as asked; 1: it failed, and the supervisor knows why."""
     calls, events, listener, supervisor = map(int, arguments[:4])
     die_with(supervisor)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # until there is a loop to take it: the supervisor decides
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # until there is a loop to take it: the supervisor decides
     set_up()
     says = socket.socket(fileno=events)
 

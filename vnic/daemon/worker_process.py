@@ -18,7 +18,9 @@ import msgspec
 from vnic.daemon import privileges
 from vnic.store import keeper
 
-UNSENT_MOST = 1 << 15  # messages: all stored keys, and what a worker that does not read gets meanwhile
+UNSENT_MOST = (
+    1 << 15
+)  # messages: all stored keys, and what a worker that does not read gets meanwhile
 
 # Of the worker whose engines run, while another one loads, builds or ends beside it. At niceness 0, 36 upgrades
 # under 100,000 packets/s and a TCP stream on two CPUs lost 12,073 packets of 8.4 million; at -5, -12 and
@@ -52,12 +54,22 @@ class WorkerProcess:
             descriptors = (their_calls.fileno(), their_events.fileno(), listener.fileno())
             start = f"from {module} import main; main()"  # with less to load than -m
             self.process = subprocess.Popen(
-                [python or sys.executable, "-P", "-c", start, *map(str, descriptors), str(os.getpid()), role],
+                [
+                    python or sys.executable,
+                    "-P",
+                    "-c",
+                    start,
+                    *map(str, descriptors),
+                    str(os.getpid()),
+                    role,
+                ],
                 stdin=subprocess.DEVNULL,
                 pass_fds=descriptors,
                 process_group=0,  # Ctrl-C on the terminal goes to the supervisor, which stops the worker
                 env=environment(python),
-                preexec_fn=lambda: privileges.drop(capabilities, inherit=True),  # safe, since this process has one thread
+                preexec_fn=lambda: privileges.drop(
+                    capabilities, inherit=True
+                ),  # safe, since this process has one thread
             )
             undo.callback(self.process.wait)
             undo.callback(self.process.kill)
@@ -80,7 +92,9 @@ class WorkerProcess:
     def tell(self, message: msgspec.Struct, descriptors: Sequence[int] = ()) -> None:
         """Sends it now or, where there is no room, later; with descriptors, now or not at all."""
         if descriptors:
-            with contextlib.suppress(OSError):  # it has ended, or does not read: both are noticed elsewhere
+            with contextlib.suppress(
+                OSError
+            ):  # it has ended, or does not read: both are noticed elsewhere
                 keeper.send(self.events, message, descriptors, wait=False)
         elif len(self.unsent) < UNSENT_MOST or isinstance(message, keeper.Quit):
             self.unsent.append(message)
@@ -91,7 +105,9 @@ class WorkerProcess:
         try:
             while self.unsent:
                 message = self.unsent[0]
-                descriptors = self._store.get(message.key) if isinstance(message, keeper.Item) else []
+                descriptors = (
+                    self._store.get(message.key) if isinstance(message, keeper.Item) else []
+                )
                 if descriptors is not None:  # else it is no longer stored
                     keeper.send(self.events, message, descriptors, wait=False)
                 self.unsent.popleft()
@@ -101,7 +117,9 @@ class WorkerProcess:
             self.unsent.clear()  # it has ended, which the supervisor notices by its pidfd
         except OSError as error:
             self.unsent.clear()
-            self.failure = keeper.Failed(f"what is stored could not be sent to it: {error.strerror or error}")
+            self.failure = keeper.Failed(
+                f"what is stored could not be sent to it: {error.strerror or error}"
+            )
             self.process.kill()
 
     def prefer(self, preferred: bool = True) -> None:
@@ -151,7 +169,11 @@ def environment(python: str = "") -> dict[str, str]:
     """The environment of a worker. This process' Python ("") needs the source tree in PYTHONPATH, where vnic runs
     from one; another Python must find its own vnic, and so must not have the tree there."""
     root = Path(__file__).resolve().parents[2]
-    paths = [each for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each and Path(each).resolve() != root]
+    paths = [
+        each
+        for each in os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        if each and Path(each).resolve() != root
+    ]
     if not python and not root.name.endswith("-packages"):
         paths.insert(0, str(root))
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

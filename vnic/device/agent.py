@@ -54,7 +54,9 @@ if TYPE_CHECKING:
 
 MAX_MESSAGE_BYTES = 65536
 NOTHING = msgspec.Raw(b"null")
-MAX_MESSAGE_FDS = 2 * MAX_QUEUES + 3  # of a veth: two sockets a queue, its far namespace, two netlink sockets
+MAX_MESSAGE_FDS = (
+    2 * MAX_QUEUES + 3
+)  # of a veth: two sockets a queue, its far namespace, two netlink sockets
 CHILD_TIMEOUT_S = 5.0  # then the agent kills its child
 CALL_TIMEOUT_S = 8.0  # longer, so that the agent can still report that the child was killed
 STOP_TIMEOUT_S = 2.0
@@ -103,7 +105,9 @@ def send_message(sock: socket.socket, message: Request | Answer | Done, fds: lis
     """Sends one message, with descriptors; the receiver gets duplicates."""
     data = msgspec.json.encode(message)
     if len(data) > MAX_MESSAGE_BYTES:
-        raise ConfigError(f"a message of {len(data)} bytes to the namespace agent is too long; ask for less at once")
+        raise ConfigError(
+            f"a message of {len(data)} bytes to the namespace agent is too long; ask for less at once"
+        )
     socket.send_fds(sock, [data], fds)
 
 
@@ -112,7 +116,9 @@ def receive_message(sock: socket.socket) -> tuple[bytes, list[int]]:
     data, fds, lost = receive_with_descriptors(sock, MAX_MESSAGE_BYTES, MAX_MESSAGE_FDS)
     if lost:
         close_all(fds)
-        raise PortError("descriptors of the namespace agent got lost: too many open files; raise the limit (ulimit -n)")
+        raise PortError(
+            "descriptors of the namespace agent got lost: too many open files; raise the limit (ulimit -n)"
+        )
     return data, fds
 
 
@@ -128,7 +134,9 @@ def serve(sock: socket.socket, *, warm_up: bool = True) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     decoder = msgspec.json.Decoder(Request)
     ours = [__file__] + [
-        str(module.__file__) for name, module in sys.modules.items() if name.startswith(("vnic.", "dataplane."))
+        str(module.__file__)
+        for name, module in sys.modules.items()
+        if name.startswith(("vnic.", "dataplane."))
     ]
     code = identities(ours)
     while True:
@@ -180,7 +188,10 @@ def begin_anew(sock: socket.socket) -> None:
     """Executes the agent again in this process with the same socket, which unloads the netlink
     library. A request that arrives meanwhile waits in the socket."""
     sock.set_inheritable(True)
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "vnic.device.agent", str(sock.fileno()), "cold"])
+    os.execv(
+        sys.executable,
+        [sys.executable, "-P", "-m", "vnic.device.agent", str(sock.fileno()), "cold"],
+    )
 
 
 def run_child(sock: socket.socket, request: Request, netns_fd: int) -> str | None:
@@ -208,8 +219,15 @@ def report(error: BaseException) -> None:
     if os.environ.get("VNIC_LOG_FORMAT") != "json":
         traceback.print_exception(error)
         return
-    entry = {"time": datetime.now(UTC).isoformat(), "level": "error", "event": "namespace agent failed"}
-    entry |= {"exception": f"{type(error).__name__}: {error}", "traceback": "".join(traceback.format_exception(error))}
+    entry = {
+        "time": datetime.now(UTC).isoformat(),
+        "level": "error",
+        "event": "namespace agent failed",
+    }
+    entry |= {
+        "exception": f"{type(error).__name__}: {error}",
+        "traceback": "".join(traceback.format_exception(error)),
+    }
     os.write(2, msgspec.json.encode(entry) + b"\n")
 
 
@@ -241,18 +259,24 @@ def answer_to(request: Request, netns_fd: int) -> tuple[Answer, list[int]]:
             case Create() as work:
                 kind = interface_kind(work.kind)
                 report, fds = kind.create(kind.decode_request(work.request))
-                return Answer(number=request.number, report=msgspec.Raw(msgspec.json.encode(report))), fds
+                return Answer(
+                    number=request.number, report=msgspec.Raw(msgspec.json.encode(report))
+                ), fds
             case ReadCounters() as work:
                 return Answer(number=request.number, counters=link.counters(work)), []
             case FindSocket() as work:
-                return Answer(number=request.number, counters={"found": int(sockets.found(work))}), []
+                return Answer(
+                    number=request.number, counters={"found": int(sockets.found(work))}
+                ), []
             case LinkChange() as work:
                 link.change(work)
             case DeleteLink() as work:
                 link.delete(work)
         return Answer(number=request.number), []
     except VnicError as error:
-        return Answer(number=request.number, error=str(error), config=isinstance(error, ConfigError)), []
+        return Answer(
+            number=request.number, error=str(error), config=isinstance(error, ConfigError)
+        ), []
     except OSError as error:
         return Answer(number=request.number, error=f"{request.label}: {system_error(error)}"), []
 
@@ -267,7 +291,9 @@ class NamespaceAgent:
     `with NamespaceAgent.start() as agent: tap = agent.open_nic(TapRequest(name="eth0", pid=1234))`
     """
 
-    def __init__(self, process: Popen[bytes], sock: socket.socket, prepare: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, process: Popen[bytes], sock: socket.socket, prepare: Callable[[], None] | None = None
+    ) -> None:
         self._process, self._socket, self._prepare = process, sock, prepare
         self._lock = threading.Lock()
         self._number = 0
@@ -287,7 +313,9 @@ class NamespaceAgent:
         root = Path(__file__).resolve().parents[2]
         # vnic runs from a source tree, which the new interpreter would not find
         if not root.name.endswith("-packages"):
-            environment["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [environment.get("PYTHONPATH")])])
+            environment["PYTHONPATH"] = os.pathsep.join(
+                [str(root), *filter(None, [environment.get("PYTHONPATH")])]
+            )
         try:
             with theirs:
                 process = Popen(
@@ -350,7 +378,9 @@ class NamespaceAgent:
                 self._replace()
             self._number += 1
             try:
-                send_message(self._socket, Request(self._number, namespace.label, work), [namespace.fd])
+                send_message(
+                    self._socket, Request(self._number, namespace.label, work), [namespace.fd]
+                )
                 answer, fds = self._await(self._number)
             except TimeoutError:
                 self._kill()
@@ -371,7 +401,10 @@ class NamespaceAgent:
         """Waits for the answer to request `number` and for the end of its child, which holds
         duplicates of the descriptors: closing a Tap then removes its interface at once."""
         deadline = time.monotonic() + CALL_TIMEOUT_S
-        answer, fds = Answer(number=number, error="the namespace agent has not answered; restart the daemon"), list[int]()
+        answer, fds = (
+            Answer(number=number, error="the namespace agent has not answered; restart the daemon"),
+            list[int](),
+        )
         try:
             while time.monotonic() < deadline:
                 data, received = receive_message(self._socket)
@@ -419,7 +452,12 @@ class NamespaceAgent:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.stop()
 
 

@@ -15,12 +15,16 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 
-def receive_with_descriptors(sock: socket.socket, size: int, most: int) -> tuple[bytes, list[int], bool]:
+def receive_with_descriptors(
+    sock: socket.socket, size: int, most: int
+) -> tuple[bytes, list[int], bool]:
     """Receives up to `size` bytes and `most` descriptors. Returns the bytes (b"" at the end), the
     descriptors (close-on-exec; the caller closes them), and whether the kernel dropped some of
     either. Raises OSError."""
     found = array.array("i")
-    data, ancillary, flags, _ = sock.recvmsg(size, socket.CMSG_SPACE(most * found.itemsize), socket.MSG_CMSG_CLOEXEC)
+    data, ancillary, flags, _ = sock.recvmsg(
+        size, socket.CMSG_SPACE(most * found.itemsize), socket.MSG_CMSG_CLOEXEC
+    )
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             found.frombytes(content[: len(content) - len(content) % found.itemsize])

@@ -16,7 +16,14 @@ from contextlib import suppress
 
 from dataplane.errors import PortError
 
-IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE, IN_DELETE_SELF, IN_MOVE_SELF = 0x40, 0x80, 0x100, 0x200, 0x400, 0x800
+IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE, IN_DELETE_SELF, IN_MOVE_SELF = (
+    0x40,
+    0x80,
+    0x100,
+    0x200,
+    0x400,
+    0x800,
+)
 IN_UNMOUNT, IN_Q_OVERFLOW, IN_IGNORED = 0x2000, 0x4000, 0x8000
 # Entries created, deleted or moved; the directory itself deleted or moved.
 MASK = IN_MOVED_FROM | IN_MOVED_TO | IN_CREATE | IN_DELETE | IN_DELETE_SELF | IN_MOVE_SELF
@@ -72,11 +79,17 @@ class Directories:
             try:
                 if self._fd < 0:
                     self._start()
-                watch = DirectoryWatch(directory, name, os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+                watch = DirectoryWatch(
+                    directory, name, os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+                )
             except OSError as error:
                 self._stop_if_unused()
-                raise PortError(f"{directory}: cannot be watched: {error.strerror}; see {_LIMITS}") from None
-            watch.wd = _libc.inotify_add_watch(self._fd, os.fsencode(directory), ctypes.c_uint32(MASK))
+                raise PortError(
+                    f"{directory}: cannot be watched: {error.strerror}; see {_LIMITS}"
+                ) from None
+            watch.wd = _libc.inotify_add_watch(
+                self._fd, os.fsencode(directory), ctypes.c_uint32(MASK)
+            )
             if watch.wd < 0:
                 reason = os.strerror(ctypes.get_errno())
                 os.close(watch.descriptor)
@@ -106,7 +119,9 @@ class Directories:
             self._end = -1
             raise OSError(code, os.strerror(code))
         try:
-            threading.Thread(target=self._read, args=(self._fd, self._end), name="vnic-inotify", daemon=True).start()
+            threading.Thread(
+                target=self._read, args=(self._fd, self._end), name="vnic-inotify", daemon=True
+            ).start()
         except RuntimeError:
             os.close(self._fd)
             os.close(self._end)
@@ -143,7 +158,9 @@ class Directories:
             at += EVENT.size + length
             with self._lock:
                 concerned = (
-                    self._watches.get(wd, set()) if wd >= 0 else {each for some in self._watches.values() for each in some}
+                    self._watches.get(wd, set())
+                    if wd >= 0
+                    else {each for some in self._watches.values() for each in some}
                 )
                 for watch in tuple(concerned):
                     if mask & ALL_NAMES or watch.name in (ANY, name):

@@ -37,27 +37,44 @@ def set_offloads(sock: socket.socket, interface: str, wanted: int) -> int:
     interface: the kernel then cuts frames itself.
     """
     names = _names(sock, interface)
-    keep = {name for offload, name in OFFLOADS.items() if wanted & offload} | {"tx-generic-segmentation"}
+    keep = {name for offload, name in OFFLOADS.items() if wanted & offload} | {
+        "tx-generic-segmentation"
+    }
     valid, requested = [0] * _blocks(names), [0] * _blocks(names)
     for number, name in enumerate(names):
         if name.endswith("-segmentation") or name.startswith(("tx-checksum-", "tx-gso-")):
             valid[number // 32] |= 1 << number % 32
             requested[number // 32] |= (name in keep) << number % 32
     changeable = _features(sock, interface, len(valid))[0]
-    words = [word for block, change in enumerate(changeable) for word in (valid[block] & change, requested[block] & change)]
-    _ethtool(sock, interface, struct.pack(f"=II{len(words)}I", ETHTOOL_SFEATURES, len(valid), *words))
+    words = [
+        word
+        for block, change in enumerate(changeable)
+        for word in (valid[block] & change, requested[block] & change)
+    ]
+    _ethtool(
+        sock, interface, struct.pack(f"=II{len(words)}I", ETHTOOL_SFEATURES, len(valid), *words)
+    )
     active = _features(sock, interface, len(valid))[1]
     on = {name for number, name in enumerate(names) if active[number // 32] >> number % 32 & 1}
-    return int(sum(offload for offload, name in OFFLOADS.items() if wanted & offload and name in on))
+    return int(
+        sum(offload for offload, name in OFFLOADS.items() if wanted & offload and name in on)
+    )
 
 
 def _names(sock: socket.socket, interface: str) -> list[str]:
     """Names of the kernel's features; the position of a name is the number of its bit."""
-    answer = _ethtool(sock, interface, struct.pack("=IIQI", ETHTOOL_GSSET_INFO, 0, 1 << ETH_SS_FEATURES, 0))
+    answer = _ethtool(
+        sock, interface, struct.pack("=IIQI", ETHTOOL_GSSET_INFO, 0, 1 << ETH_SS_FEATURES, 0)
+    )
     count = min(struct.unpack_from("=16xI", answer)[0], FEATURES_MOST)
-    request = struct.pack("=III", ETHTOOL_GSTRINGS, ETH_SS_FEATURES, count) + bytes(count * NAME_BYTES)
+    request = struct.pack("=III", ETHTOOL_GSTRINGS, ETH_SS_FEATURES, count) + bytes(
+        count * NAME_BYTES
+    )
     answer = _ethtool(sock, interface, request)[12:]
-    return [answer[at : at + NAME_BYTES].split(b"\0")[0].decode() for at in range(0, count * NAME_BYTES, NAME_BYTES)]
+    return [
+        answer[at : at + NAME_BYTES].split(b"\0")[0].decode()
+        for at in range(0, count * NAME_BYTES, NAME_BYTES)
+    ]
 
 
 def _blocks(names: list[str]) -> int:
@@ -75,5 +92,7 @@ def _features(sock: socket.socket, interface: str, blocks: int) -> tuple[list[in
 def _ethtool(sock: socket.socket, interface: str, request: bytes) -> bytes:
     """The answer of an ethtool ioctl, which the kernel writes over the request."""
     data = array.array("B", request)
-    fcntl.ioctl(sock, SIOCETHTOOL, struct.pack("16sQ16x", interface.encode(), data.buffer_info()[0]))
+    fcntl.ioctl(
+        sock, SIOCETHTOOL, struct.pack("16sQ16x", interface.encode(), data.buffer_info()[0])
+    )
     return data.tobytes()

@@ -45,7 +45,14 @@ SIOCSIFTXQLEN = 0x8943
 # 2000, 4 % with 3000, 9 % with 4096. Set at creation, since a later change drops milliseconds of
 # packets: the kernel deactivates the queue meanwhile (dev_qdisc_change_tx_queue_len).
 QUEUE_PACKETS, QUEUE_PACKETS_LEAST = 2000, 1000
-TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN, TUN_F_USO4, TUN_F_USO6 = 0x01, 0x02, 0x04, 0x08, 0x20, 0x40
+TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN, TUN_F_USO4, TUN_F_USO6 = (
+    0x01,
+    0x02,
+    0x04,
+    0x08,
+    0x20,
+    0x40,
+)
 IFA_F_NODAD = 0x02  # no duplicate address detection: the address is usable at once
 
 _TUN_OFFLOADS = {
@@ -86,9 +93,13 @@ def create(request: TapRequest) -> tuple[TapReport, list[int]]:
     try:
         # IFF_TUN_EXCL: else our queues might be attached to an existing interface of the same user.
         queues = [pytun.TunTapDevice(request.name, flags | pytun.IFF_TUN_EXCL, TUN_DEVICE)]
-        queues += [pytun.TunTapDevice(request.name, flags, TUN_DEVICE) for _ in range(request.queues - 1)]
+        queues += [
+            pytun.TunTapDevice(request.name, flags, TUN_DEVICE) for _ in range(request.queues - 1)
+        ]
     except OSError as error:
-        raise creation_error(int(error.args[0]), label) from None  # pytun fills `errno` in some of its errors only
+        raise creation_error(
+            int(error.args[0]), label
+        ) from None  # pytun fills `errno` in some of its errors only
     first = queues[0]
     try:
         # Duplicates, since python-pytun closes its descriptors when it frees the object.
@@ -112,7 +123,13 @@ def create(request: TapRequest) -> tuple[TapReport, list[int]]:
             configure(ip, ifindex, request, label)
     mac = format_mac(first.hwaddr)
     report = TapReport(
-        name=request.name, ifindex=ifindex, mac=mac, mtu=first.mtu, offloads=offloads, netlink=True, link_events=True
+        name=request.name,
+        ifindex=ifindex,
+        mac=mac,
+        mtu=first.mtu,
+        offloads=offloads,
+        netlink=True,
+        link_events=True,
     )
     return report, fds
 
@@ -148,14 +165,18 @@ def try_tun_device() -> None:
 def creation_error(code: int, label: str) -> ConfigError | PortError:
     """What to say of an interface that the kernel did not make."""
     if code in (errno.EBUSY, errno.EEXIST):
-        return ConfigError(f"{label}: the name is taken in that network namespace; choose another or delete that interface")
+        return ConfigError(
+            f"{label}: the name is taken in that network namespace; choose another or delete that interface"
+        )
     if code == errno.EPERM:
         return ConfigError(
             f"{label}: not permitted to make interfaces in that network namespace; run vnic as root, or "
             "attach to a container that you started as the same user"
         )
     if code == errno.EINVAL:
-        return ConfigError(f"{label}: the kernel refuses the name or multi-queue interfaces; choose another name")
+        return ConfigError(
+            f"{label}: the kernel refuses the name or multi-queue interfaces; choose another name"
+        )
     return PortError(f"{label}: cannot make it: {system_error(OSError(code, os.strerror(code)))}")
 
 
@@ -183,7 +204,11 @@ def configure(ip: Any, ifindex: int, request: TapRequest, label: str) -> None:
     """Gives an interface its addresses and routes."""
     for text in request.addresses:
         address = ipaddress.ip_interface(text)
-        settings: dict[str, Any] = {"index": ifindex, "address": str(address.ip), "prefixlen": address.network.prefixlen}
+        settings: dict[str, Any] = {
+            "index": ifindex,
+            "address": str(address.ip),
+            "prefixlen": address.network.prefixlen,
+        }
         if address.version == 6:
             settings["flags"] = IFA_F_NODAD
         elif address.network.prefixlen < 31:
@@ -193,7 +218,9 @@ def configure(ip: Any, ifindex: int, request: TapRequest, label: str) -> None:
         settings = {"oif": ifindex}
         if route.via is not None:
             settings["gateway"] = route.via
-        version = ipaddress.ip_address(route.via).version if route.to == "default" and route.via else None
+        version = (
+            ipaddress.ip_address(route.via).version if route.to == "default" and route.via else None
+        )
         settings["dst"] = {4: "0.0.0.0/0", 6: "::/0", None: route.to}[version]
         settings["family"] = socket.AF_INET6 if ":" in settings["dst"] else socket.AF_INET
         call(f"{label}: route to {route.to}", lambda settings=settings: ip.route("add", **settings))
@@ -217,7 +244,9 @@ def call(label: str, request: Any) -> Any:
         return request()
     except NetlinkError as error:
         if error.code == errno.ENODEV:
-            raise PortError(f"{label}: the interface is gone from its network namespace; attach it again") from None
+            raise PortError(
+                f"{label}: the interface is gone from its network namespace; attach it again"
+            ) from None
         advice = _NETLINK_ADVICE.get(error.code)
         if advice is not None:
             raise ConfigError(f"{label}: {advice}") from None
@@ -241,7 +270,11 @@ def counters(work: ReadCounters) -> dict[str, int]:
     """The kernel's counters of an interface, as the container sees them: rx_packets, ..."""
     with netlink()() as ip:
         links = call(f"interface {work.ifindex}", lambda: ip.link("get", index=work.ifindex))
-        return {name: int(value) for name, value in links[0].get("stats64").items() if isinstance(value, int)}
+        return {
+            name: int(value)
+            for name, value in links[0].get("stats64").items()
+            if isinstance(value, int)
+        }
 
 
 def delete(work: DeleteLink) -> None:

@@ -32,7 +32,9 @@ def open_link_events() -> int:
     """Creates a non-blocking netlink socket in this process' network namespace, which becomes
     readable when an interface there is created, changed or deleted; needs no privilege. The caller
     closes it. Raises OSError."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE) as sock:
+    with socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
+    ) as sock:
         # The kernel's minimum: the content is not used, and a container may change a lot.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         sock.bind((0, RTMGRP_LINK))
@@ -45,7 +47,12 @@ def tx_dropped(netlink: int, ifindex: int) -> int | None:
     try:
         with socket.socket(fileno=os.dup(netlink)) as sock:
             sock.setblocking(False)
-            sock.sendto(REQUEST.pack(REQUEST.size, RTM_GETSTATS, NLM_F_REQUEST, 0, 0, 0, 0, 0, ifindex, STATS_LINK_64), (0, 0))
+            sock.sendto(
+                REQUEST.pack(
+                    REQUEST.size, RTM_GETSTATS, NLM_F_REQUEST, 0, 0, 0, 0, 0, ifindex, STATS_LINK_64
+                ),
+                (0, 0),
+            )
             answer = sock.recv(ANSWER_BYTES)
             if struct.unpack_from("=4xH", answer)[0] != RTM_NEWSTATS:
                 return None

@@ -96,7 +96,9 @@ def enter(netns_fd: int, label: str) -> None:
             os.close(owner)
         setns(netns_fd, CLONE_NEWNET)
     except PermissionError:
-        raise ConfigError(f"{label}: not permitted to enter its network namespace; {_who_may_enter()}") from None
+        raise ConfigError(
+            f"{label}: not permitted to enter its network namespace; {_who_may_enter()}"
+        ) from None
 
 
 def _who_may_enter() -> str:
@@ -113,7 +115,15 @@ class NetNamespace:
     as a context manager or `close()`.
     """
 
-    def __init__(self, fd: int, label: str, *, pid: int | None = None, pidfd: int = -1, path: str | None = None) -> None:
+    def __init__(
+        self,
+        fd: int,
+        label: str,
+        *,
+        pid: int | None = None,
+        pidfd: int = -1,
+        path: str | None = None,
+    ) -> None:
         self.fd, self.label, self.pid, self.pidfd, self.path = fd, label, pid, pidfd, path
         self.identity = identity_of(fd)
 
@@ -129,9 +139,14 @@ class NetNamespace:
         if pid is not None:
             return cls._of_pid(pid)
         if netns is None:
-            return cls(os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC), "our own network namespace")
+            return cls(
+                os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC),
+                "our own network namespace",
+            )
         if not netns or "\0" in netns:
-            raise ConfigError(f"netns {netns!r}: give a path like /run/netns/NAME, or a NAME made by `ip netns add`")
+            raise ConfigError(
+                f"netns {netns!r}: give a path like /run/netns/NAME, or a NAME made by `ip netns add`"
+            )
         path = _follow(os.path.abspath(netns if "/" in netns else f"{NAMED_NETNS_DIR}/{netns}"))
         in_proc = _PROC_NETNS.fullmatch(path)
         if in_proc:
@@ -147,9 +162,15 @@ class NetNamespace:
         closes them."""
         try:
             if extra or not is_network_namespace(fd):
-                raise ConfigError("the descriptor that was passed is not a network namespace; pass one of /proc/PID/ns/net")
+                raise ConfigError(
+                    "the descriptor that was passed is not a network namespace; pass one of /proc/PID/ns/net"
+                )
             pid = process_of(pidfd) if pidfd >= 0 else None
-            label = "the network namespace that was passed" if pid is None else f"the network namespace of pid {pid}, as passed"
+            label = (
+                "the network namespace that was passed"
+                if pid is None
+                else f"the network namespace of pid {pid}, as passed"
+            )
             return cls(fd, label, pid=pid, pidfd=pidfd)
         except BaseException:
             for each in (fd, pidfd, *extra):
@@ -160,7 +181,9 @@ class NetNamespace:
     @classmethod
     def _of_pid(cls, pid: int) -> NetNamespace:
         label = f"pid {pid}"
-        absent = ConfigError(f"{label}: no such process; give the pid of a process that runs in the container")
+        absent = ConfigError(
+            f"{label}: no such process; give the pid of a process that runs in the container"
+        )
         if not 0 < pid <= MAX_PID:
             raise absent
         try:
@@ -179,8 +202,12 @@ class NetNamespace:
                 if has_exited(pidfd, EXIT_TIMEOUT_MS if hidden else 0):
                     raise absent from None
                 if hidden or isinstance(error, PermissionError):
-                    raise ConfigError(f"{label}: not permitted to open its network namespace; {_who_may_enter()}") from None
-                raise PortError(f"{label}: cannot open its network namespace: {error.strerror}") from None
+                    raise ConfigError(
+                        f"{label}: not permitted to open its network namespace; {_who_may_enter()}"
+                    ) from None
+                raise PortError(
+                    f"{label}: cannot open its network namespace: {error.strerror}"
+                ) from None
             # If the process of the pidfd still runs, the pid was not reused in between.
             if has_exited(pidfd):
                 os.close(fd)
@@ -193,7 +220,9 @@ class NetNamespace:
     @classmethod
     def _at_path(cls, path: str) -> NetNamespace:
         label = f"netns {path}"
-        wrong = ConfigError(f"{label}: is not a network namespace; give /proc/PID/ns/net or a path made by `ip netns add`")
+        wrong = ConfigError(
+            f"{label}: is not a network namespace; give /proc/PID/ns/net or a path made by `ip netns add`"
+        )
         try:
             # Checked before it is opened, since opening a device or a FIFO could block or have side
             # effects.
@@ -201,7 +230,9 @@ class NetNamespace:
                 raise wrong
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         except (FileNotFoundError, NotADirectoryError):
-            raise ConfigError(f"{label}: no such file; `ip netns list` shows the names there are") from None
+            raise ConfigError(
+                f"{label}: no such file; `ip netns list` shows the names there are"
+            ) from None
         except PermissionError:
             raise ConfigError(f"{label}: not permitted to open it; {_who_may_enter()}") from None
         except OSError as error:
@@ -231,7 +262,12 @@ class NetNamespace:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def __del__(self) -> None:
@@ -272,7 +308,9 @@ def process_of(pidfd: int) -> int:
     except OSError:
         pid = 0
     if pid <= 0:
-        raise ConfigError("the descriptor that was passed with the namespace is that of no process that runs; pass a pidfd")
+        raise ConfigError(
+            "the descriptor that was passed with the namespace is that of no process that runs; pass a pidfd"
+        )
     return pid
 
 
@@ -322,7 +360,11 @@ class TargetWatch:
                 self._directory = watch_directory(self._path)
             if interface is not None and interface.link_events >= 0:
                 self._links = fcntl.fcntl(interface.link_events, fcntl.F_DUPFD_CLOEXEC, 0)
-            for each in (self._process, self._links, -1 if self._directory is None else self._directory.descriptor):
+            for each in (
+                self._process,
+                self._links,
+                -1 if self._directory is None else self._directory.descriptor,
+            ):
                 if each >= 0:
                     self._events.register(each, select.EPOLLIN)
         except BaseException:
@@ -418,12 +460,19 @@ class TargetWatch:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def __del__(self) -> None:
         if hasattr(self, "_events") and not self._events.closed:
-            warnings.warn(f"unclosed watch of {self.label}", ResourceWarning, stacklevel=2, source=self)
+            warnings.warn(
+                f"unclosed watch of {self.label}", ResourceWarning, stacklevel=2, source=self
+            )
             self.close()
 
 
@@ -442,7 +491,9 @@ class ReturnWatch:
         self._events = select.epoll()
         try:
             with suppress(OSError):  # without /proc: inotify alone
-                self._descriptors.append(os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC))
+                self._descriptors.append(
+                    os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+                )
                 self._events.register(self._descriptors[-1], select.EPOLLPRI)
             for directory in {_nearest_directory(path) for path in paths}:
                 with suppress(PortError):  # no inotify watch left: mounts are still reported

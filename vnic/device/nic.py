@@ -35,7 +35,11 @@ class Nic:
             "mac": self.tap.mac,
             "mtu": self.tap.mtu,
             "queues": self.port.queues,
-            "offloads": [str(flag.name).lower() for flag in Offload if flag & self.tap.offloads and flag is not Offload.ALL],
+            "offloads": [
+                str(flag.name).lower()
+                for flag in Offload
+                if flag & self.tap.offloads and flag is not Offload.ALL
+            ],
             "rx_packets": sum(queue["rx_packets"] for queue in self.port.queue_statistics()),
             "tx_packets": sum(queue["tx_packets"] for queue in self.port.queue_statistics()),
         }

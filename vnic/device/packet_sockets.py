@@ -23,7 +23,14 @@ if TYPE_CHECKING:
 
 SOL_PACKET = 263
 PACKET_ADD_MEMBERSHIP, PACKET_MR_PROMISC = 1, 1
-PACKET_RX_RING, PACKET_COPY_THRESH, PACKET_AUXDATA, PACKET_VERSION, PACKET_TX_RING, PACKET_LOSS = 5, 7, 8, 10, 13, 14
+PACKET_RX_RING, PACKET_COPY_THRESH, PACKET_AUXDATA, PACKET_VERSION, PACKET_TX_RING, PACKET_LOSS = (
+    5,
+    7,
+    8,
+    10,
+    13,
+    14,
+)
 PACKET_VNET_HDR, PACKET_FANOUT, PACKET_QDISC_BYPASS, PACKET_IGNORE_OUTGOING = 15, 18, 20, 23
 TPACKET_V2 = 1
 PACKET_FANOUT_HASH = 0
@@ -102,7 +109,9 @@ def open_sending(interface: str, *, bypass: bool) -> socket.socket:
 
 def receive_all(queue: socket.socket, ifindex: int) -> None:
     """Has an interface receive the frames for all addresses, as long as the socket is open. Raises OSError."""
-    queue.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP, struct.pack("=iHH8x", ifindex, PACKET_MR_PROMISC, 0))
+    queue.setsockopt(
+        SOL_PACKET, PACKET_ADD_MEMBERSHIP, struct.pack("=iHH8x", ifindex, PACKET_MR_PROMISC, 0)
+    )
 
 
 def _open_queue(interface: str, queues: int, *, bypass: bool) -> socket.socket:
@@ -118,7 +127,9 @@ def _open_queue(interface: str, queues: int, *, bypass: bool) -> socket.socket:
 
 def _drop_all(queue: socket.socket) -> None:
     program = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))  # BPF_RET of 0 bytes
-    queue.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", 1, ctypes.addressof(program)))
+    queue.setsockopt(
+        socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", 1, ctypes.addressof(program))
+    )
 
 
 def _set_options(sock: socket.socket, *more: int, bypass: bool) -> None:
@@ -148,7 +159,9 @@ class SocketInterface(Tap):
     ring_drops what the queues' rings had no room for; set by the port's owner, who alone can ask
     """
 
-    def __init__(self, report: RingReport, fds: Sequence[int], namespace: NetNamespace, agent: Agent) -> None:
+    def __init__(
+        self, report: RingReport, fds: Sequence[int], namespace: NetNamespace, agent: Agent
+    ) -> None:
         super().__init__(report, fds, namespace, agent)
         self.slot_bytes, self.block_bytes = report.slot_bytes, report.block_bytes
         self.blocks, self.sending_blocks = report.blocks, report.sending_blocks
@@ -172,7 +185,9 @@ class SocketInterface(Tap):
         if self.closed:
             return True
         with socket.socket(fileno=os.dup(self.fds[0])) as queue:
-            return bool(queue.getsockname()[0])  # the name of the interface that it is bound to; none when that is gone
+            return bool(
+                queue.getsockname()[0]
+            )  # the name of the interface that it is bound to; none when that is gone
 
     def let_go(self) -> list[int]:
         """The descriptors in the order of RingReport; they are the caller's now, and this is closed."""

@@ -66,7 +66,9 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     via: str | None = None
 
 
-class TapRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="open_tap"):
+class TapRequest(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="open_tap"
+):
     """A request for a TAP.
 
     name        interface name in the container, 1-15 bytes
@@ -151,24 +153,40 @@ def check(request: TapRequest) -> None:
     check_name(request.name, request.KIND)
     label = f"{request.KIND} {request.name}"
     if not 1 <= request.queues <= MAX_QUEUES:
-        raise ConfigError(f"{label}: queues: {request.queues} is out of range: expected 1 to {MAX_QUEUES}")
+        raise ConfigError(
+            f"{label}: queues: {request.queues} is out of range: expected 1 to {MAX_QUEUES}"
+        )
     if request.mac is not None:
         parse_mac(request.mac, label)
     check_mtu(request.mtu, label)
     if request.offloads & ~int(Offload.ALL):  # as int: a flag's complement has known bits only
-        raise ConfigError(f"{label}: offloads: {request.offloads:#x} has unknown bits: expected some of {int(Offload.ALL):#x}")
+        raise ConfigError(
+            f"{label}: offloads: {request.offloads:#x} has unknown bits: expected some of {int(Offload.ALL):#x}"
+        )
     if request.offloads & ~Offload.CSUM and not request.offloads & Offload.CSUM:
-        raise ConfigError(f"{label}: offloads: segmentation needs checksum offload too; add csum or drop the others")
+        raise ConfigError(
+            f"{label}: offloads: segmentation needs checksum offload too; add csum or drop the others"
+        )
     if len(request.addresses) > MAX_ADDRESSES or len(request.routes) > MAX_ROUTES:
-        raise ConfigError(f"{label}: too many addresses or routes; at most {MAX_ADDRESSES} and {MAX_ROUTES}")
+        raise ConfigError(
+            f"{label}: too many addresses or routes; at most {MAX_ADDRESSES} and {MAX_ROUTES}"
+        )
     for text in request.addresses:
-        address = _parse(ipaddress.ip_interface, text, f"{label}: addresses", "10.0.0.2/24 or fd00::2/64")
+        address = _parse(
+            ipaddress.ip_interface, text, f"{label}: addresses", "10.0.0.2/24 or fd00::2/64"
+        )
         if "/" not in text:
-            raise ConfigError(f"{label}: addresses: {text!r} has no prefix length: expected one, like /24 or /64")
+            raise ConfigError(
+                f"{label}: addresses: {text!r} has no prefix length: expected one, like /24 or /64"
+            )
         if address.version == 6 and request.mtu < MIN_MTU_IPV6:
-            raise ConfigError(f"{label}: mtu: {request.mtu} is too small for IPv6 ({text}): expected {MIN_MTU_IPV6} or more")
+            raise ConfigError(
+                f"{label}: mtu: {request.mtu} is too small for IPv6 ({text}): expected {MIN_MTU_IPV6} or more"
+            )
     if request.routes and not request.up:
-        raise ConfigError(f"{label}: routes: cannot be set while the interface is down; say up: true or leave them out")
+        raise ConfigError(
+            f"{label}: routes: cannot be set while the interface is down; say up: true or leave them out"
+        )
     for route in request.routes:
         _check_route(route, f"{label}: routes")
 
@@ -198,11 +216,17 @@ def parse_mac(text: str, label: str) -> bytes:
         if len(mac) != 6:
             raise ValueError
     except ValueError:
-        raise ConfigError(f"{label}: mac: {text!r} is not a MAC address: expected six bytes like 02:00:00:00:00:01") from None
+        raise ConfigError(
+            f"{label}: mac: {text!r} is not a MAC address: expected six bytes like 02:00:00:00:00:01"
+        ) from None
     if mac[0] & 1:
-        raise ConfigError(f"{label}: mac: {text} is a multicast address: expected an even first byte, like 02")
+        raise ConfigError(
+            f"{label}: mac: {text} is a multicast address: expected an even first byte, like 02"
+        )
     if not any(mac):
-        raise ConfigError(f"{label}: mac: {text} is all zero: expected an address like 02:00:00:00:00:01")
+        raise ConfigError(
+            f"{label}: mac: {text} is all zero: expected an address like 02:00:00:00:00:01"
+        )
     return mac
 
 
@@ -230,7 +254,9 @@ def _check_route(route: Route, label: str) -> None:
     if route.via is not None:
         via = _parse(ipaddress.ip_address, route.via, f"{label}: via", "10.0.0.1")
         if via.version != network.version:
-            raise ConfigError(f"{label}: {route.to} via {route.via} mixes IPv4 and IPv6: expected both of one kind")
+            raise ConfigError(
+                f"{label}: {route.to} via {route.via} mixes IPv4 and IPv6: expected both of one kind"
+            )
 
 
 # --- the handle -----------------------------------------------------------------------------------
@@ -259,8 +285,15 @@ class Tap:
 
     KIND: ClassVar[str] = "tap"  # in messages
 
-    def __init__(self, report: TapReport, fds: Sequence[int], namespace: NetNamespace, agent: Agent) -> None:
-        self.name, self.ifindex, self.mac, self.mtu = report.name, report.ifindex, report.mac, report.mtu
+    def __init__(
+        self, report: TapReport, fds: Sequence[int], namespace: NetNamespace, agent: Agent
+    ) -> None:
+        self.name, self.ifindex, self.mac, self.mtu = (
+            report.name,
+            report.ifindex,
+            report.mac,
+            report.mtu,
+        )
         self.offloads = report.offloads
         self.vnet_header_bytes = VNET_HEADER_BYTES
         self.fds = list(fds)
@@ -314,7 +347,10 @@ class Tap:
     def let_go(self) -> list[int]:
         """Passes the descriptors of queues and netlink sockets, in the order of TapReport, to the
         caller; the Tap is closed then."""
-        fds, self.fds = [*self.fds, *(each for each in (self.netlink, self.link_events) if each >= 0)], []
+        fds, self.fds = (
+            [*self.fds, *(each for each in (self.netlink, self.link_events) if each >= 0)],
+            [],
+        )
         self.netlink = self.link_events = -1
         return fds
 
@@ -394,10 +430,17 @@ class Tap:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def __del__(self) -> None:
         if getattr(self, "fds", None):
-            warnings.warn(f"unclosed {self.KIND} {self.name}", ResourceWarning, stacklevel=2, source=self)
+            warnings.warn(
+                f"unclosed {self.KIND} {self.name}", ResourceWarning, stacklevel=2, source=self
+            )
             self.close()

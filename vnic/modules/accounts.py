@@ -73,7 +73,13 @@ class Accounts:
                     memory[element.owner] += element.memory_bytes()
         return {
             "accounts": [
-                {"nic": nic, "cpu_ns": cpu[nic], "memory_bytes": memory[nic], "packets_held": held[nic]} for nic in nics
+                {
+                    "nic": nic,
+                    "cpu_ns": cpu[nic],
+                    "memory_bytes": memory[nic],
+                    "packets_held": held[nic],
+                }
+                for nic in nics
             ],
             "detached_cpu_ns": self.gone.get(NOBODY, 0),
             "overhead_ns": overhead,

@@ -57,7 +57,9 @@ class LiveCapture:
     fit into the buffer are counted and not captured.
     """
 
-    def __init__(self, home: SwitchHost, attached: NicNode, kept: KeptCapture, number: int, target: str) -> None:
+    def __init__(
+        self, home: SwitchHost, attached: NicNode, kept: KeptCapture, number: int, target: str
+    ) -> None:
         point, snaplen = kept.point, kept.snaplen
         name = attached.config.name
         elements = {element.name: element for element in home.engine.elements}
@@ -65,9 +67,13 @@ class LiveCapture:
         for each in wanted:
             if each not in elements or elements[each].owner != name:
                 known = ", ".join(points(attached, home.engine.elements))
-                raise ConfigError(f"capture: there is no point {point}; {name} has {known}", code="not-found")
+                raise ConfigError(
+                    f"capture: there is no point {point}; {name} has {known}", code="not-found"
+                )
         self.point, self.nic, self.home, self.kept = point, name, home, kept
-        self.file = CaptureFile(f"capture of {point}", target, snaplen=snaplen, clock=home.engine.clock)
+        self.file = CaptureFile(
+            f"capture of {point}", target, snaplen=snaplen, clock=home.engine.clock
+        )
         self.mirrors = [
             # Named by number: a successor's elements get the same names, whatever captures were
             # started and stopped here.
@@ -114,7 +120,9 @@ class LiveCapture:
         of the elements that have the names of those before. A mirror whose element is gone captures
         nothing more."""
         names = {element.name: element for element in elements}
-        self.mirrors = [(names.get(element.name, element), mirror) for element, mirror in self.mirrors]
+        self.mirrors = [
+            (names.get(element.name, element), mirror) for element, mirror in self.mirrors
+        ]
 
         def work() -> None:
             for element, mirror in list(self.mirrors):
@@ -145,7 +153,9 @@ class LiveCapture:
         return {
             "point": self.point,
             "captured": self.captured,
-            "missed": sum(each["mirror_overflow"] + each["mirror_failed"] for each in self._counters),
+            "missed": sum(
+                each["mirror_overflow"] + each["mirror_failed"] for each in self._counters
+            ),
             "error": error,
         }
 

@@ -24,7 +24,9 @@ CAPTURES_OF_A_USER_MOST = 4  # of a user other than the instance's owner
 class Captures:
     """Starts and ends captures. find: returns the NIC of a capture point, or raises ConfigError."""
 
-    def __init__(self, host: Host, homes: Sequence[SwitchHost], find: Callable[[str], NicNode]) -> None:
+    def __init__(
+        self, host: Host, homes: Sequence[SwitchHost], find: Callable[[str], NicNode]
+    ) -> None:
         self._host, self._homes, self._find = host, homes, find
         self._running: dict[int, LiveCapture] = {}
         # Of captures that ended with their NIC: the results, until their clients ask.
@@ -39,15 +41,20 @@ class Captures:
         Raises VnicError."""
         running = [each.kept for each in (*self._running.values(), *self._finishing.values())]
         if len(running) >= CAPTURES_MOST:
-            raise VnicError(f"{CAPTURES_MOST} captures run already; end one of them first", code="limit")
+            raise VnicError(
+                f"{CAPTURES_MOST} captures run already; end one of them first", code="limit"
+            )
         theirs = sum(each.uid == uid for each in running)
         if uid is not None and theirs >= CAPTURES_OF_A_USER_MOST:
             raise NotPermittedError(
-                f"capture: user {user_name(uid)} has {theirs} captures already; end one of them first", code="limit"
+                f"capture: user {user_name(uid)} has {theirs} captures already; end one of them first",
+                code="limit",
             )
         self.count += 1
         number, kept = self.count, KeptCapture(point, snaplen, uid)
-        capture = self._insert(number, kept, reopened(target) if isinstance(target, int) else target)
+        capture = self._insert(
+            number, kept, reopened(target) if isinstance(target, int) else target
+        )
         try:
             if self._host.keeping is not None:
                 kept.keep(self._host.keeping, number, capture.file.fileno())
@@ -93,7 +100,13 @@ class Captures:
         if self._host.keeping is not None:
             self._host.keeping.drop(f"capture/{number}")
         self._host.accounts.settle()
-        self._host.emit("capture", nic=capture.nic, point=capture.point, state="stopped", captured=capture.captured)
+        self._host.emit(
+            "capture",
+            nic=capture.nic,
+            point=capture.point,
+            state="stopped",
+            captured=capture.captured,
+        )
         return finished
 
     def end_with(self, *nics: str) -> None:

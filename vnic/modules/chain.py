@@ -48,7 +48,9 @@ def element_class(reference: str, directory: str | None = None) -> type[Element]
     target = BUILT_IN.get(reference, reference)
     if ":" not in target:
         known = sorted(BUILT_IN)
-        hint = did_you_mean(reference, known).replace("expected one of", "expected module:Class or one of")
+        hint = did_you_mean(reference, known).replace(
+            "expected one of", "expected module:Class or one of"
+        )
         raise ConfigError(f"element {reference}: unknown; {hint}")
     return _imported(target, "element", Element, directory)
 
@@ -112,7 +114,12 @@ class Chain:
             element.connect(gate, target)
 
 
-def build_chain(configs: list[ElementConfig], prefix: str, directory: str | None = None, before: Chain | None = None) -> Chain:
+def build_chain(
+    configs: list[ElementConfig],
+    prefix: str,
+    directory: str | None = None,
+    before: Chain | None = None,
+) -> Chain:
     """Builds the elements of `configs` in order; their names are `prefix` and the configured name
     (default: the class in lower case).
 
@@ -125,7 +132,12 @@ def build_chain(configs: list[ElementConfig], prefix: str, directory: str | None
 
 
 def _extend(
-    chain: Chain, configs: list[ElementConfig], prefix: str, directory: str | None, names: set[str], before: Chain
+    chain: Chain,
+    configs: list[ElementConfig],
+    prefix: str,
+    directory: str | None,
+    names: set[str],
+    before: Chain,
 ) -> None:
     for config in configs:
         element = _build_element(config, prefix, directory, names, before)
@@ -135,7 +147,14 @@ def _extend(
         for gate in range(len(element.outputs)):
             branch = Chain()
             branch.ends = [(element, gate)]
-            _extend(branch, config.branches.get(gate, []), f"{element.name}.{gate}", directory, names, before)
+            _extend(
+                branch,
+                config.branches.get(gate, []),
+                f"{element.name}.{gate}",
+                directory,
+                names,
+                before,
+            )
             chain.elements += branch.elements
             chain.configs |= branch.configs
             chain.edges += branch.edges
@@ -186,7 +205,9 @@ def _arguments_error(config: ElementConfig, error: TypeError) -> str:
     return f"{config.element} refuses its arguments: {text}"
 
 
-def _build_element(config: ElementConfig, prefix: str, directory: str | None, names: set[str], before: Chain) -> Element:
+def _build_element(
+    config: ElementConfig, prefix: str, directory: str | None, names: set[str], before: Chain
+) -> Element:
     found = _class_of(config, directory)
     base = f"{prefix}.{config.name or re.sub(r'(?<!^)(?=[A-Z])', '-', found.__name__).lower()}"
     name, number = base, 2
@@ -203,4 +224,6 @@ def _build_element(config: ElementConfig, prefix: str, directory: str | None, na
     except TypeError as error:
         raise _error_at(config, f"{name}: {_arguments_error(config, error)}") from error
     except Exception as error:  # a user's class may reject its arguments with any exception
-        raise _error_at(config, f"{name}: {config.element} refuses its arguments: {error}") from error
+        raise _error_at(
+            config, f"{name}: {config.element} refuses its arguments: {error}"
+        ) from error

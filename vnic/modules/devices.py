@@ -85,12 +85,16 @@ class _StoredOrigin:
     def interface(self, kind: InterfaceKind, request: TapRequest) -> Tap:
         descriptors = self._inherited(request)
         if descriptors is None and self._config.passed and self._passed is None:
-            raise PortError(f"nic {self._config.name}: its container was passed by a client, and is not kept; attach it again")
+            raise PortError(
+                f"nic {self._config.name}: its container was passed by a client, and is not kept; attach it again"
+            )
         if descriptors is None:
             try:
                 container = [each for each in self._passed or () if each >= 0]
                 descriptors = self._keeping.open_nic(self._config.name, request, container)
-            except VnicError:  # the supervisor may have it all the same: the answer got lost, or comes too late
+            except (
+                VnicError
+            ):  # the supervisor may have it all the same: the answer got lost, or comes too late
                 with suppress(VnicError):
                     self._keeping.drop(self._key)
                 raise
@@ -124,7 +128,9 @@ class StoredDevices:
         """Nothing: the supervisor runs already."""
 
     def open(self, config: NicConfig, number: int, passed: Passed | None = None, /) -> Device:
-        return kind_of(config.kind).open(config, number, _StoredOrigin(self._keeping, config, passed))
+        return kind_of(config.kind).open(
+            config, number, _StoredOrigin(self._keeping, config, passed)
+        )
 
     def forget(self, name: str) -> None:
         """The supervisor lets go of the NIC."""
@@ -136,4 +142,7 @@ class StoredDevices:
 
 def _differs(kept: TapRequest, wanted: TapRequest) -> bool:
     """Whether a kept interface is not the one that is wanted. Versions of vnic may differ in the offloads that they ask for."""
-    return type(kept) is not type(wanted) or msgspec.structs.replace(kept, offloads=wanted.offloads) != wanted
+    return (
+        type(kept) is not type(wanted)
+        or msgspec.structs.replace(kept, offloads=wanted.offloads) != wanted
+    )

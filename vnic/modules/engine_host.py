@@ -27,7 +27,9 @@ class _Pending:
         fresh = [element for element in fresh if element.engine is None]
         for element in fresh:
             if element.name in self._names:
-                raise GraphError(f"{element.name}: two elements of engine {self._engine.name} have this name")
+                raise GraphError(
+                    f"{element.name}: two elements of engine {self._engine.name} have this name"
+                )
         self._engine.prepare(fresh)
         for element in fresh:
             self._names.add(element.name)
@@ -59,10 +61,14 @@ class EngineHost:
         self.engine = engine
         self.sources: list[Source] = []
         self._pending: _Pending | None = None  # within at_once
-        self.charged: dict[str, int] = {}  # by owner: CPU time of elements that are gone, until the accounts take it
+        self.charged: dict[
+            str, int
+        ] = {}  # by owner: CPU time of elements that are gone, until the accounts take it
         self.retired = {"received": 0, "generated": 0, "transmitted": 0, "dropped": 0}
 
-    def load(self, sources: list[Source], fresh: Iterable[Element] = (), leaving: Iterable[Element] = ()) -> None:
+    def load(
+        self, sources: list[Source], fresh: Iterable[Element] = (), leaving: Iterable[Element] = ()
+    ) -> None:
         """Makes the engine run what hangs on `sources`; keeps the counts of what it no longer runs. fresh: elements
         that are new with it. leaving: elements that are no longer in the graph then, and whose names may be used
         again. Raises VnicError, OSError, and then nothing has changed."""

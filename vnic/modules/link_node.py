@@ -39,7 +39,10 @@ class LinkNode:
         self.name = str(config.name)
         first, second = config.ends
         home = None if config.plain else int(config.engine or 0)
-        self.ports = [SwitchPort(first, config.numbers[0], home), SwitchPort(second, config.numbers[1], home)]
+        self.ports = [
+            SwitchPort(first, config.numbers[0], home),
+            SwitchPort(second, config.numbers[1], home),
+        ]
         self.ways: dict[str, Way] = {}  # by the switch that it leads to
         self._sources: list[list[Source]] = [[] for _ in homes]  # by engine
         self._elements: list[list[Element]] = [[] for _ in homes]
@@ -73,19 +76,33 @@ class LinkNode:
         """One direction, in its home: elements, shaper, and the Link to the other switch."""
         name, before, home = f"{self.name}.{other.switch}", self._before, port.home
         assert home is not None
-        way = Way(self.config.to[other.switch], name, directory, None if before is None else before.ways[other.switch])
+        way = Way(
+            self.config.to[other.switch],
+            name,
+            directory,
+            None if before is None else before.ways[other.switch],
+        )
         self.ways[other.switch] = way
         sources: list[Source] = []
         if before is not None:
             port.ring = before.ports[number].ring
-            sources = [each for each in before.sources_in(home) if each.name in (f"{name}.link", f"{name}.ring.rx")]
+            sources = [
+                each
+                for each in before.sources_in(home)
+                if each.name in (f"{name}.link", f"{name}.ring.rx")
+            ]
         else:
             link = Link(other.number, name=f"{name}.link")
             link.connect(0, homes[home].switches[other.switch])
             sources.append(link)
             if len(homes) > 1:
                 port.ring = make_ring(f"{self.name}/{other.switch}")
-                sources.append(PortRx(RingPort(f"{name}.ring", port.number, port.ring, None), name=f"{name}.ring.rx"))
+                sources.append(
+                    PortRx(
+                        RingPort(f"{name}.ring", port.number, port.ring, None),
+                        name=f"{name}.ring.rx",
+                    )
+                )
         way.chain.join(sources[0])
         for rx in sources[1:]:
             self._edges.append((rx, way.head))
@@ -97,7 +114,9 @@ class LinkNode:
             port.lead(way.head, len(homes), name, None)
         else:
             entries = before.ports[number].entries
-            port.entries = [way.head if index == home else entry for index, entry in enumerate(entries)]
+            port.entries = [
+                way.head if index == home else entry for index, entry in enumerate(entries)
+            ]
         for index, entry in enumerate(port.entries):
             if index != home:
                 self._elements[index].append(entry)

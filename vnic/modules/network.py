@@ -152,7 +152,11 @@ class Network(Module):
 
     def names(self, owner: int | None = None) -> list[str]:
         """The NICs that are attached; of one user only, where `owner` is given."""
-        return [name for name, each in self.attached.items() if owner is None or each.config.owner == owner]
+        return [
+            name
+            for name, each in self.attached.items()
+            if owner is None or each.config.owner == owner
+        ]
 
     # -- attaching ---------------------------------------------------------------------------------------------------------
 
@@ -196,7 +200,11 @@ class Network(Module):
         self.config.nics[config.name] = config
         self.runtime.remember(undo)
         self.runtime.losses.found_again(f"nic {config.name}")
-        self.runtime.emit("attached", nic=config.name, engine=self.homes[self.attached[config.name].home].engine.name)
+        self.runtime.emit(
+            "attached",
+            nic=config.name,
+            engine=self.homes[self.attached[config.name].home].engine.name,
+        )
 
     def put_in(self, config: NicConfig, passed: Passed | None = None) -> dict[str, Any]:
         """Attaches a NIC that is, or is to be, one of the configuration. All or nothing, but for what
@@ -219,7 +227,10 @@ class Network(Module):
         if not self._started or self.runtime.closed:
             raise VnicError("the runtime does not run")
         if config.name in self.attached or config.name in self._opening:
-            raise ConfigError(f"nic {config.name}: is attached already; choose another name or detach it first", code="exists")
+            raise ConfigError(
+                f"nic {config.name}: is attached already; choose another name or detach it first",
+                code="exists",
+            )
         self._check_name(config)
         self.restrict(config)
         taken = {attached.number for attached in self.attached.values()}
@@ -237,7 +248,9 @@ class Network(Module):
         try:
             return self._devices.open(config, config.number, passed)
         except OSError as error:
-            raise VnicError(f"nic {config.name}: cannot be attached: {system_error(error)}") from None
+            raise VnicError(
+                f"nic {config.name}: cannot be attached: {system_error(error)}"
+            ) from None
 
     def open_device(self, config: NicConfig, passed: Passed | None = None) -> Device:
         """Makes the interface of a NIC that is reserved. Needs no lock. Raises VnicError, and then
@@ -265,8 +278,12 @@ class Network(Module):
                 number, home = config.number, self._opening[config.name][1]
                 assert number is not None
                 port = SwitchPort(self._switch(config), number, home)
-                port.ring = runtime.segments.ring(config.name, undo) if len(self.homes) > 1 else None
-                attached = NicNode(config, port, device, self.config.directory or None, engines=len(self.homes))
+                port.ring = (
+                    runtime.segments.ring(config.name, undo) if len(self.homes) > 1 else None
+                )
+                attached = NicNode(
+                    config, port, device, self.config.directory or None, engines=len(self.homes)
+                )
                 undo.callback(attached.watch.close)
                 self._plug_nic(attached, undo)
                 self.attached[config.name] = attached
@@ -277,7 +294,9 @@ class Network(Module):
                 undo.pop_all()
                 return self._status(attached)
         except OSError as error:
-            raise VnicError(f"nic {config.name}: cannot be attached: {system_error(error)}") from None
+            raise VnicError(
+                f"nic {config.name}: cannot be attached: {system_error(error)}"
+            ) from None
 
     def _switch(self, config: NicConfig) -> str:
         """The name of the switch that a NIC is connected to. It is in the NIC's configuration from here on."""
@@ -293,10 +312,16 @@ class Network(Module):
         used = {*taken, *(attached.number for attached in self.attached.values())}
         known = (*self.config.nics.values(), *(each for each, _ in self._opening.values()))
         used |= {nic.number for nic in known if nic.number is not None}
-        used.update(*(link.numbers for link in self.config.links), *(link.config.numbers for link in self.links.values()))
+        used.update(
+            *(link.numbers for link in self.config.links),
+            *(link.config.numbers for link in self.links.values()),
+        )
         number = next((n for n in range(PORTS_MOST) if n not in used), None)
         if number is None:
-            raise ConfigError(f"{what}: all {PORTS_MOST} ports of switches are taken, and no more fit", code="limit")
+            raise ConfigError(
+                f"{what}: all {PORTS_MOST} ports of switches are taken, and no more fit",
+                code="limit",
+            )
         return number
 
     def _check_name(self, config: NicConfig) -> None:
@@ -306,7 +331,8 @@ class Network(Module):
                 continue
             if f"{config.name}.".startswith(f"{name}.") or f"{name}.".startswith(f"{config.name}."):
                 raise ConfigError(
-                    f"nic {config.name}: begins like the name of another user's NIC; choose another name", code="exists"
+                    f"nic {config.name}: begins like the name of another user's NIC; choose another name",
+                    code="exists",
                 )
 
     def restrict(self, config: NicConfig) -> None:
@@ -323,19 +349,36 @@ class Network(Module):
     def _check_new(self, config: NicConfig, waiting: NicConfig | None) -> None:
         """Raises ConfigError for what only a NIC that comes later can get wrong. waiting: one of that name that waits."""
         if waiting is not None and waiting.owner != config.owner and not is_owner(config.owner):
-            raise ConfigError(f"nic {config.name}: the name is that of another user's NIC; choose another one", code="exists")
-        if config.name in self.config.nodes or any(config.name == link.name for link in self.config.links):
-            raise ConfigError(f"nic {config.name}: the name is that of a node or link; choose another one", code="exists")
+            raise ConfigError(
+                f"nic {config.name}: the name is that of another user's NIC; choose another one",
+                code="exists",
+            )
+        if config.name in self.config.nodes or any(
+            config.name == link.name for link in self.config.links
+        ):
+            raise ConfigError(
+                f"nic {config.name}: the name is that of a node or link; choose another one",
+                code="exists",
+            )
         if any(config.name.startswith(f"{link.name}.") for link in self.config.links):
-            raise ConfigError(f"nic {config.name}: begins like the elements of a link; choose another name", code="exists")
+            raise ConfigError(
+                f"nic {config.name}: begins like the elements of a link; choose another name",
+                code="exists",
+            )
         if self.runtime.is_client(config.name):
-            raise ConfigError(f"nic {config.name}: the name is that of a module's client; choose another one", code="exists")
+            raise ConfigError(
+                f"nic {config.name}: the name is that of a module's client; choose another one",
+                code="exists",
+            )
         # Frames to an address that two NICs have reach either of them, and the spoof check allows it to both.
         for other in self.config.nics.values():
             if other.mac == config.mac and other.name != config.name:
                 named = is_owner(config.owner) or other.owner == config.owner
                 whose = f"{other.name}'s" if named else "that of another user's NIC"
-                raise ConfigError(f"nic {config.name}: mac: {config.mac} is {whose} already; choose another one", code="exists")
+                raise ConfigError(
+                    f"nic {config.name}: mac: {config.mac} is {whose} already; choose another one",
+                    code="exists",
+                )
 
     def _home(self, config: NicConfig) -> int:
         if config.engine is not None:
@@ -379,7 +422,9 @@ class Network(Module):
                 gone = [thing for thing in things if thing.ports[0].home != index]
                 leaving = [element for thing in gone for element in thing.elements_in(index)]
                 sources = {source for thing in gone for source in thing.sources_in(index)}
-                each.load([source for source in each.sources if source not in sources], leaving=leaving)
+                each.load(
+                    [source for source in each.sources if source not in sources], leaving=leaving
+                )
             self._leaving += [thing for thing in things if thing.ports[0].home is not None]
 
     def _leave_homes(self, things: Sequence[NicNode | LinkNode]) -> None:
@@ -406,7 +451,9 @@ class Network(Module):
             with ExitStack() as undo:
                 for index, each in enumerate(self.homes):
                     elements = after.elements_in(index)
-                    leaving = [element for element in before.elements_in(index) if element not in elements]
+                    leaving = [
+                        element for element in before.elements_in(index) if element not in elements
+                    ]
                     undo.callback(each.abandon, elements)
                     each.load(list(each.sources), elements, leaving)
                 undo.pop_all()
@@ -448,7 +495,12 @@ class Network(Module):
             if not config.plain:
                 config.engine = self.config.engine_index(config.engine or 0)
             directory = self.config.directory or None
-            link = LinkNode(config, self.homes, directory, lambda target: self.runtime.segments.ring(target, undo))
+            link = LinkNode(
+                config,
+                self.homes,
+                directory,
+                lambda target: self.runtime.segments.ring(target, undo),
+            )
             self._plug(link, undo)
             self.links[link.name] = link
             undo.pop_all()
@@ -457,7 +509,13 @@ class Network(Module):
         """Gives a link other settings, between the same switches and in the same home. Raises VnicError, and then nothing has changed."""
         before = self.links[name]
         directory = self.config.directory or None
-        link = LinkNode(config, self.homes, directory, lambda target: self.runtime.segments.ring(target, ExitStack()), before)
+        link = LinkNode(
+            config,
+            self.homes,
+            directory,
+            lambda target: self.runtime.segments.ring(target, ExitStack()),
+            before,
+        )
         self._replace(before, link)
         self.links[name] = link
         for way in link.ways.values():
@@ -478,7 +536,9 @@ class Network(Module):
         settings stay, until its namespace is back. A NIC that waits does so no more."""
         with self.runtime.lock:
             self.runtime.check_open()
-            config = self.config.nics[name] if name in self.watching.waiting else self.get(name).config
+            config = (
+                self.config.nics[name] if name in self.watching.waiting else self.get(name).config
+            )
             before = config.waiting
 
             def keep() -> None:
@@ -493,7 +553,12 @@ class Network(Module):
             self.watching.look()
             said = {**({"why": why} if why else {}), **({"waits": True} if waits else {})}
             log.info("detached", nic=name, **said)
-            self.runtime.emit("detached", nic=name, **said, **({} if config.owner is None else {"owner": int(config.owner)}))
+            self.runtime.emit(
+                "detached",
+                nic=name,
+                **said,
+                **({} if config.owner is None else {"owner": int(config.owner)}),
+            )
 
     def take_out(self, *names: str) -> None:
         """Takes NICs out of the network and their interfaces out of the containers; drops and counts the frames on their way to them."""
@@ -521,7 +586,11 @@ class Network(Module):
         before = self.attached[name]
         if config.engine is not None and self.config.engine_index(config.engine) != before.home:
             self._move(before, config)
-        elif self._differs(before.config, config) or config.egress.elements or config.ingress.elements:
+        elif (
+            self._differs(before.config, config)
+            or config.egress.elements
+            or config.ingress.elements
+        ):
             self._rewire(before, config)
         else:
             for way, settings in ((before.egress, config.egress), (before.ingress, config.ingress)):
@@ -539,14 +608,24 @@ class Network(Module):
         return (
             before.malformed != after.malformed
             or self.attached[before.name].port.switch != self._switch(after)
-            or any((old.queue, written(old.elements)) != (new.queue, written(new.elements)) for old, new in ways)
+            or any(
+                (old.queue, written(old.elements)) != (new.queue, written(new.elements))
+                for old, new in ways
+            )
         )
 
     def _rewire(self, before: NicNode, config: NicConfig) -> None:
         """Builds a NIC anew around its device, with the elements that stay the same."""
         name, port = config.name, SwitchPort(self._switch(config), before.number, before.home)
         port.ring = before.port.ring
-        attached = NicNode(config, port, before.nic, self.config.directory or None, engines=len(self.homes), before=before)
+        attached = NicNode(
+            config,
+            port,
+            before.nic,
+            self.config.directory or None,
+            engines=len(self.homes),
+            before=before,
+        )
         if (share := self._shares.get(str(config.owner))) is not None:
             attached.join(share)
         attached.egress.chain.join(self.homes[attached.home].switches[port.switch])
@@ -574,7 +653,9 @@ class Network(Module):
             port = SwitchPort(self._switch(config), before.number, self._home(config))
             port.ring = before.port.ring
             directory = self.config.directory or None
-            attached = NicNode(config, port, before.nic, directory, engines=len(self.homes), watch=before.watch)
+            attached = NicNode(
+                config, port, before.nic, directory, engines=len(self.homes), watch=before.watch
+            )
             self._plug_nic(attached, undo)
             self.attached[config.name] = attached
             undo.pop_all()
@@ -615,7 +696,10 @@ class Network(Module):
                 f"nic {name}: is not attached; it waits for a network namespace at {self.config.nics[name].netns}"
             )
         if attached is None:
-            known = ", ".join(self.names(session.uid if session is not None and restricted else None)) or "none is"
+            known = (
+                ", ".join(self.names(session.uid if session is not None and restricted else None))
+                or "none is"
+            )
             raise ConfigError(f"nic {name}: is not attached; attached: {known}", code="not-found")
         if session is not None and restricted and attached.config.owner != session.uid:
             raise NotPermittedError(
@@ -638,7 +722,9 @@ class Network(Module):
                 for direction, rate in rates.items():
                     ways[direction].rate = rate
 
-            keep({direction: None if bps is None else Rate(bps) for direction, bps in limits.items()})
+            keep(
+                {direction: None if bps is None else Rate(bps) for direction, bps in limits.items()}
+            )
             self.runtime.remember(undo=lambda: keep(before))
             for direction, rate_bps in limits.items():
                 shapers[direction].set_rate(rate_bps)  # goes through the engine's mailbox by itself
@@ -685,7 +771,9 @@ class Network(Module):
 
     # -- captures ----------------------------------------------------------------------------------------------------------
 
-    def start_capture(self, point: str, target: str | int, snaplen: int = 262144, uid: int | None = None) -> int:
+    def start_capture(
+        self, point: str, target: str | int, snaplen: int = 262144, uid: int | None = None
+    ) -> int:
         """Copies what passes `point` (a NIC's name, or one of its elements') to a file or pipe, by
         path or descriptor, for user `uid` if not for the instance's owner; returns the capture's
         number."""
@@ -704,7 +792,10 @@ class Network(Module):
         if point in self.attached:
             return point
         elements = (element for engine in self.runtime.engines for element in engine.elements)
-        return next((element.owner or "" for element in elements if element.name == point), point.partition(".")[0])
+        return next(
+            (element.owner or "" for element in elements if element.name == point),
+            point.partition(".")[0],
+        )
 
     def stop_capture(self, number: int) -> Future[dict[str, Any]]:
         """Ends a capture; the future's result is how many packets it has and how many it missed."""
@@ -758,9 +849,16 @@ class Network(Module):
 
     def status(self) -> dict[str, Any]:
         names = {attached.number: attached.config.name for attached in self.attached.values()}
-        links = {number: link.name for link in self.links.values() for number in link.config.numbers}
+        links = {
+            number: link.name for link in self.links.values() for number in link.config.numbers
+        }
         entries = [
-            {**entry, "switch": switch, "nic": names.get(entry["port"]), "link": links.get(entry["port"])}
+            {
+                **entry,
+                "switch": switch,
+                "nic": names.get(entry["port"]),
+                "link": links.get(entry["port"]),
+            }
             for switch, table in self.tables.items()
             for entry in table.entries()
         ]
@@ -768,7 +866,10 @@ class Network(Module):
             "nics": [self._status(attached) for attached in self.attached.values()],
             "waiting": self.watching.status(),
             "links": [self._link_status(link) for link in self.links.values()],
-            "switch": {"capacity": sum(table.capacity for table in self.tables.values()), "entries": entries},
+            "switch": {
+                "capacity": sum(table.capacity for table in self.tables.values()),
+                "entries": entries,
+            },
         }
 
     def _link_status(self, link: LinkNode) -> dict[str, Any]:
@@ -779,7 +880,8 @@ class Network(Module):
             "vlan": None if link.config.vlan is None else msgspec.to_builtins(link.config.vlan),
             "engine": None if home is None else self.homes[home].engine.name,
             "to": {
-                end: {"bps": way.shaper.rate_bps, "queue_bytes": way.shaper.queue_limit_bytes} for end, way in link.ways.items()
+                end: {"bps": way.shaper.rate_bps, "queue_bytes": way.shaper.queue_limit_bytes}
+                for end, way in link.ways.items()
             },
         }
 
@@ -788,7 +890,11 @@ class Network(Module):
         chosen = {name: self.get(name)} if name is not None else self.attached
         drops = self.queue_drops(chosen)
         return [
-            {"name": each, "queues": attached.nic.queue_statistics(), "queue_drops": drops.get(each)}
+            {
+                "name": each,
+                "queues": attached.nic.queue_statistics(),
+                "queue_drops": drops.get(each),
+            }
             for each, attached in chosen.items()
         ]
 

@@ -98,9 +98,13 @@ class _Methods:
 
     async def attach(self, parameters: Attach, caller: Caller) -> dict[str, Any]:
         session, name, given = caller.session, parameters.name, parameters.netns
-        config = convert_nic(name, parameters.nic, (name,), contained=given is None and session.is_owner)
+        config = convert_nic(
+            name, parameters.nic, (name,), contained=given is None and session.is_owner
+        )
         if given is not None and (config.pid is not None or config.netns is not None):
-            raise ConfigError(f"nic {name}: has pid or netns, and came with a namespace's descriptor: choose one of them")
+            raise ConfigError(
+                f"nic {name}: has pid or netns, and came with a namespace's descriptor: choose one of them"
+            )
         if not session.is_owner:
             self._check_client(config, session, given is not None)
         if given is None:
@@ -127,22 +131,44 @@ class _Methods:
         name, instance = config.name, self._nics.config
         granted = instance.clients[str(session.uid)]
         if not given:
-            raise NotPermittedError(f"nic {name}: {session.who} passes the container's network namespace as a descriptor")
+            raise NotPermittedError(
+                f"nic {name}: {session.who} passes the container's network namespace as a descriptor"
+            )
         if len(self._nics.names(session.uid)) >= granted.nics:
-            raise NotPermittedError(f"nic {name}: {session.who} may have {granted.nics} NICs, and has them; {MORE}")
+            raise NotPermittedError(
+                f"nic {name}: {session.who} may have {granted.nics} NICs, and has them; {MORE}"
+            )
         if config.queues > granted.queues:
-            raise NotPermittedError(f"nic {name}: {session.who} may have {granted.queues} queues, not {config.queues}; {MORE}")
-        if config.engine is not None and instance.engine_index(config.engine) not in instance.engines_of(session.uid):
-            raise NotPermittedError(f"nic {name}: {session.who} may be in engines of group {granted.group} only; {MORE}")
+            raise NotPermittedError(
+                f"nic {name}: {session.who} may have {granted.queues} queues, not {config.queues}; {MORE}"
+            )
+        if config.engine is not None and instance.engine_index(
+            config.engine
+        ) not in instance.engines_of(session.uid):
+            raise NotPermittedError(
+                f"nic {name}: {session.who} may be in engines of group {granted.group} only; {MORE}"
+            )
         if config.egress.elements or config.ingress.elements:
-            raise NotPermittedError(f"nic {name}: elements run inside vnic; only its owner may load them")
+            raise NotPermittedError(
+                f"nic {name}: elements run inside vnic; only its owner may load them"
+            )
         if config.owner not in (None, session.uid):
-            raise NotPermittedError(f"nic {name}: {session.who} attaches NICs of {session.who} only; leave owner out")
+            raise NotPermittedError(
+                f"nic {name}: {session.who} attaches NICs of {session.who} only; leave owner out"
+            )
         if config.spoof_check is False:
-            raise NotPermittedError(f"nic {name}: spoof_check may be switched off by the instance's owner only; leave it out")
+            raise NotPermittedError(
+                f"nic {name}: spoof_check may be switched off by the instance's owner only; leave it out"
+            )
         if config.on is not None and config.on != granted.on:
-            may = f"on {granted.on} only" if granted.on is not None else "on the instance's only switch"
-            raise NotPermittedError(f"nic {name}: {session.who} may have NICs {may}, so leave `on` out; {MORE}")
+            may = (
+                f"on {granted.on} only"
+                if granted.on is not None
+                else "on the instance's only switch"
+            )
+            raise NotPermittedError(
+                f"nic {name}: {session.who} may have NICs {may}, so leave `on` out; {MORE}"
+            )
         config.owner = User(session.uid)
         self._check_vlan(config, session, granted.vlans)
         for way in (config.egress, config.ingress):
@@ -154,7 +180,9 @@ class _Methods:
         if vlan is None:  # what it gets then is within the grant, see Nics
             return
         wanted = {0} if vlan.untagged else {vlan.access, vlan.native, *(vlan.trunk or ())} - {None}
-        if not wanted <= set(granted or (0,)):  # without a grant: VLAN 0, which is the untagged frames
+        if not wanted <= set(
+            granted or (0,)
+        ):  # without a grant: VLAN 0, which is the untagged frames
             may = f"VLANs {', '.join(map(str, granted))} only" if granted else "no VLAN"
             raise NotPermittedError(f"nic {config.name}: {session.who} may be in {may}; {MORE}")
 
@@ -172,7 +200,9 @@ class _Methods:
     def set_rate(self, parameters: SetRate, caller: Caller) -> dict[str, Any]:
         session = caller.session
         given = {"egress_bps": parameters.egress, "ingress_bps": parameters.ingress}
-        limits = {direction: parse_limit(text) for direction, text in given.items() if text is not None}
+        limits = {
+            direction: parse_limit(text) for direction, text in given.items() if text is not None
+        }
         if not limits:
             raise ConfigError(f"{parameters.name}: no rate given: expected egress, ingress or both")
         config = self._nics.get(parameters.name, session).config
@@ -183,7 +213,9 @@ class _Methods:
                     f"nic {parameters.name}: its rates are set by the instance's owner, not by {session.who}"
                 )
             if most is not None and any(limit is None or limit > most for limit in limits.values()):
-                raise NotPermittedError(f"nic {parameters.name}: {session.who} may have at most {most}; {MORE}")
+                raise NotPermittedError(
+                    f"nic {parameters.name}: {session.who} may have at most {most}; {MORE}"
+                )
         return {"nic": self._nics.set_rate(parameters.name, **limits)}
 
     def set_link(self, parameters: SetLink, caller: Caller) -> dict[str, Any]:
@@ -200,14 +232,18 @@ class _Methods:
         session = caller.session
         self._nics.get(self._nics.nic_of(parameters.point), session)
         if not session.is_owner and parameters.path is not None:
-            raise NotPermittedError(f"capture: only the instance's owner has it write files; {session.who} leaves path out")
+            raise NotPermittedError(
+                f"capture: only the instance's owner has it write files; {session.who} leaves path out"
+            )
         if parameters.path is not None:
             number = self._nics.start_capture(parameters.point, parameters.path, parameters.snaplen)
             session.captures.add(number)
             return {"capture": number}
         reading, writing = os.pipe2(os.O_CLOEXEC)
         try:
-            with suppress(OSError):  # beyond what all pipes of a user may have together: it stays small
+            with suppress(
+                OSError
+            ):  # beyond what all pipes of a user may have together: it stays small
                 fcntl.fcntl(reading, F_SETPIPE_SZ, PIPE_BYTES)
             uid = None if session.is_owner else session.uid
             number = self._nics.start_capture(parameters.point, writing, parameters.snaplen, uid)
@@ -225,5 +261,7 @@ class _Methods:
             raise ConfigError(f"capture {parameters.capture}: is none of this connection's")
         captures.remove(parameters.capture)
         # A reader that takes nothing holds up nobody but himself.
-        result: dict[str, Any] = await asyncio.wrap_future(self._nics.stop_capture(parameters.capture))
+        result: dict[str, Any] = await asyncio.wrap_future(
+            self._nics.stop_capture(parameters.capture)
+        )
         return result

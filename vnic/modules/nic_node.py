@@ -44,24 +44,39 @@ class NicNode:
             self.parse = Parse(config.malformed, port=nic.port, name=f"{name}.parse")
         self.sources: list[Source] = [self.rx]
         # Connections besides those of the chains.
-        self.edges: list[tuple[Element, Element]] = [(self.rx, self.parse), (self.parse, self.egress.head)]
+        self.edges: list[tuple[Element, Element]] = [
+            (self.rx, self.parse),
+            (self.parse, self.egress.head),
+        ]
         if port.ring is not None:
             if before is not None:
                 self.sources.append(before.sources[1])
             else:
-                self.sources.append(PortRx(RingPort(f"{name}.ring", port.number, port.ring, None), name=f"{name}.ring.rx"))
+                self.sources.append(
+                    PortRx(
+                        RingPort(f"{name}.ring", port.number, port.ring, None),
+                        name=f"{name}.ring.rx",
+                    )
+                )
             self.edges.append((self.sources[1], self.ingress.head))
         for element, target in self.edges:
             if element.engine is None:
                 element.connect(0, target)
-        self.elements = [*self.sources, self.parse, *self.egress.chain.elements, *self.ingress.chain.elements, nic.tx]
+        self.elements = [
+            *self.sources,
+            self.parse,
+            *self.egress.chain.elements,
+            *self.ingress.chain.elements,
+            nic.tx,
+        ]
         for element in self.elements:
             element.owner = name
         if before is None:
             port.lead(self.ingress.head, engines, name, name)
         else:
             port.entries = [
-                self.ingress.head if index == port.home else entry for index, entry in enumerate(before.port.entries)
+                self.ingress.head if index == port.home else entry
+                for index, entry in enumerate(before.port.entries)
             ]
 
     @property

@@ -54,13 +54,21 @@ class SwitchHost(EngineHost):
 
     def add(self, sources: list[Source], fresh: Iterable[Element]) -> None:
         """As EngineHost.add. `unused` is in the graph while an output leads there, as in a new worker's."""
-        leads = any(each is self.unused for switch in self.switches.values() for each in switch.outputs)
+        leads = any(
+            each is self.unused for switch in self.switches.values() for each in switch.outputs
+        )
         if leads == (self.unused.engine is not None):
             super().add(sources, fresh)
         else:
             self.load(self.sources + sources, fresh)
 
-    def activate(self, switch: str, number: int, vlan: VlanConfig | LinkVlanConfig | None, source: str | None = None) -> None:
+    def activate(
+        self,
+        switch: str,
+        number: int,
+        vlan: VlanConfig | LinkVlanConfig | None,
+        source: str | None = None,
+    ) -> None:
         """Opens port `number` of a switch, or changes it, between two batches. source: the one address that it may send from."""
         found = self.switches[switch]
         settings: dict[str, Any] = {} if vlan is None else msgspec.structs.asdict(vlan)

@@ -28,6 +28,8 @@ class SwitchPort:
                 self.entries.append(entry)
                 continue
             assert self.ring is not None
-            transmit = PortTx(RingPort(f"{name}.ring", self.number, None, self.ring), name=f"{name}.ring.tx")
+            transmit = PortTx(
+                RingPort(f"{name}.ring", self.number, None, self.ring), name=f"{name}.ring.tx"
+            )
             transmit.owner = owner
             self.entries.append(transmit)

@@ -65,7 +65,9 @@ class Watching:
     @property
     def waiting(self) -> dict[str, NicConfig]:
         """NICs that wait for their namespaces, by name."""
-        return {name: config for name, config in self._runtime.config.nics.items() if config.waiting}
+        return {
+            name: config for name, config in self._runtime.config.nics.items() if config.waiting
+        }
 
     def over(self, attached: NicNode) -> None:
         """Watches a NIC's container from now on."""
@@ -124,10 +126,14 @@ class Watching:
                 return
             for attached, why in list(self._gone.items()):
                 name = attached.config.name
-                now = self._nics.attached.get(name)  # it may have got other elements since, around the same interface
+                now = self._nics.attached.get(
+                    name
+                )  # it may have got other elements since, around the same interface
                 if now is not None and now.watch is attached.watch:
                     try:
-                        self._nics.detach(name, why, waits=now.config.returns and not now.watch.deleted)
+                        self._nics.detach(
+                            name, why, waits=now.config.returns and not now.watch.deleted
+                        )
                     except VnicError as error:
                         log.warning("container gone, but not detached", nic=name, why=str(error))
                         continue
@@ -146,10 +152,14 @@ class Watching:
         try:
             self._nics.put_in(config)
         except VnicError as error:
-            if self._runtime.role == "successor" or (self._runtime.role == "first" and not self._runtime.config.partial):
+            if self._runtime.role == "successor" or (
+                self._runtime.role == "first" and not self._runtime.config.partial
+            ):
                 where = f" ({config.where})" if config.where else ""
                 kind = ConfigError if isinstance(error, ConfigError) else VnicError
-                raise kind(f"nic {config.name}{where}: {str(error).removeprefix(f'nic {config.name}: ')}") from None
+                raise kind(
+                    f"nic {config.name}{where}: {str(error).removeprefix(f'nic {config.name}: ')}"
+                ) from None
             self._nics.forget(config)
             if config.returns:
                 config.waiting = why or str(error)
@@ -166,7 +176,9 @@ class Watching:
                 "name": name,
                 "owner": None if config.owner is None else int(config.owner),
                 "netns": config.netns,
-                "why": "; not attached again: ".join(dict.fromkeys((config.waiting, self._refused.get(name, config.waiting)))),
+                "why": "; not attached again: ".join(
+                    dict.fromkeys((config.waiting, self._refused.get(name, config.waiting)))
+                ),
             }
             for name, config in self.waiting.items()
         ]

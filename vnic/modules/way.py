@@ -14,9 +14,13 @@ class Way:
     before: the same direction as it runs; elements that stay the same are taken over from it.
     """
 
-    def __init__(self, config: DirectionConfig, prefix: str, directory: str | None, before: Way | None = None) -> None:
+    def __init__(
+        self, config: DirectionConfig, prefix: str, directory: str | None, before: Way | None = None
+    ) -> None:
         self.config = config
-        self.chain: Chain = build_chain(config.elements, prefix, directory, None if before is None else before.chain)
+        self.chain: Chain = build_chain(
+            config.elements, prefix, directory, None if before is None else before.chain
+        )
         if before is not None and before.config.queue == config.queue:
             self.shaper: Shaper = before.shaper
         else:

@@ -66,7 +66,12 @@ class Difference:
 
     def first(self) -> Pair | None:
         """The earliest packet that is not as expected."""
-        pairs = [*self.changed[:1], *self.missing[:1], *self.extra[:1], *([self.first_late] if self.first_late else [])]
+        pairs = [
+            *self.changed[:1],
+            *self.missing[:1],
+            *self.extra[:1],
+            *([self.first_late] if self.first_late else []),
+        ]
         return min(pairs, key=Pair.at_ns, default=None)
 
     def as_dict(self) -> dict[str, Any]:
@@ -89,7 +94,9 @@ class Difference:
         """The result as text for users."""
         if self.equal:
             when = (
-                "times were ignored" if self.tolerance_ns >= ANY_TIME else f"instants differ by at most {self.deviation_ns} ns"
+                "times were ignored"
+                if self.tolerance_ns >= ANY_TIME
+                else f"instants differ by at most {self.deviation_ns} ns"
             )
             return "\n".join([f"equal: {self.packets} packets, {when}", *self.names])
         counts = [
@@ -120,7 +127,9 @@ def describe(pair: Pair) -> list[str]:
             *(f"    {line}" for line in differences(seen.data, None)),
         ]
     if pair.found.data == pair.expected.data:
-        return [f"{head}: comes {pair.found.time_ns - pair.expected.time_ns:+d} ns from its instant"]
+        return [
+            f"{head}: comes {pair.found.time_ns - pair.expected.time_ns:+d} ns from its instant"
+        ]
     return [head, *(f"    {line}" for line in differences(pair.found.data, pair.expected.data))]
 
 
@@ -131,7 +140,10 @@ class _Stream:
         self.name, self.result, self.key = name, result, key
         self.waiting: tuple[deque[Seen], deque[Seen]] = (deque(), deque())
         self.counts = [0, 0]
-        self.unmatched: tuple[dict[bytes, deque[Seen]], dict[bytes, deque[Seen]]] = (defaultdict(deque), defaultdict(deque))
+        self.unmatched: tuple[dict[bytes, deque[Seen]], dict[bytes, deque[Seen]]] = (
+            defaultdict(deque),
+            defaultdict(deque),
+        )
         self.open = [0, 0]
         # (found, expected) numbers of the matched packet last in `found`, and of the one last in
         # `expected`
@@ -188,11 +200,16 @@ class _Stream:
             for seen in self.waiting[side]:
                 self.seek(side, seen)
         found, expected = (
-            sorted((seen for each in self.unmatched[side].values() for seen in each), key=lambda seen: seen.number)
+            sorted(
+                (seen for each in self.unmatched[side].values() for seen in each),
+                key=lambda seen: seen.number,
+            )
             for side in (0, 1)
         )
         pairs = min(len(found), len(expected))
-        self.result.changed += [Pair(self.name, *each) for each in zip(found[:pairs], expected[:pairs], strict=True)]
+        self.result.changed += [
+            Pair(self.name, *each) for each in zip(found[:pairs], expected[:pairs], strict=True)
+        ]
         self.result.extra += [Pair(self.name, seen, None) for seen in found[pairs:]]
         self.result.missing += [Pair(self.name, None, seen) for seen in expected[pairs:]]
 
@@ -202,7 +219,9 @@ def _names(reader: CaptureReader, number: int) -> str:
     return reader.names[number] or str(number)
 
 
-def _both(left: CaptureReader, right: CaptureReader) -> Iterator[tuple[int, CaptureReader, tuple[int, bytes, int, int]]]:
+def _both(
+    left: CaptureReader, right: CaptureReader
+) -> Iterator[tuple[int, CaptureReader, tuple[int, bytes, int, int]]]:
     """Packets of both captures, merged by time."""
     heads = [next(left, None), next(right, None)]
     readers = (left, right)
@@ -277,6 +296,12 @@ def _compare(
             stream.finish()
         for each in (result.changed, result.missing, result.extra):
             each.sort(key=Pair.at_ns)
-        if names[0] and names[1] and {renamed.get(name, name) for name in names[0]} != set(names[1]):
-            result.names.append(f"interfaces are named differently: {', '.join(names[0])} / {', '.join(names[1])}")
+        if (
+            names[0]
+            and names[1]
+            and {renamed.get(name, name) for name in names[0]} != set(names[1])
+        ):
+            result.names.append(
+                f"interfaces are named differently: {', '.join(names[0])} / {', '.join(names[1])}"
+            )
         return result

@@ -21,7 +21,9 @@ from vnic.device.kinds.contract import Forever, offloads_of
 class ReplayNic:
     """A NIC that receives from `source` (None: nothing) and transmits into `sink`."""
 
-    def __init__(self, config: NicConfig, number: int, source: PcapSource | None, sink: PcapSink) -> None:
+    def __init__(
+        self, config: NicConfig, number: int, source: PcapSource | None, sink: PcapSink
+    ) -> None:
         self.config, self.source, self.sink = config, source, sink
         self.port = source or Port(config.name, number, config.queues)
         self.rss = Rss(config.rss.key, config.rss.table, queues=config.queues)
@@ -35,7 +37,12 @@ class ReplayNic:
 
     def status(self) -> dict[str, Any]:
         """The NIC's settings."""
-        return {"interface": self.config.interface, "mac": self.config.mac, "mtu": self.config.mtu, "queues": self.port.queues}
+        return {
+            "interface": self.config.interface,
+            "mac": self.config.mac,
+            "mtu": self.config.mtu,
+            "queues": self.port.queues,
+        }
 
     def queue_statistics(self) -> list[dict[str, int]]:
         """One dict per queue: received from the capture, transmitted to the other."""
@@ -75,7 +82,9 @@ class ReplayDevices:
     ) -> None:
         self.readers, self.writer, self.held = dict(readers), writer, held
         self.rewrite, self.macs, self.shifts = rewrite, macs, shifts or {}
-        self.shared = None if split is None else SharedCapture(next(iter(self.readers.values())), split)
+        self.shared = (
+            None if split is None else SharedCapture(next(iter(self.readers.values())), split)
+        )
         self.nics: dict[str, ReplayNic] = {}
 
     def start(self) -> None:
@@ -98,7 +107,9 @@ class ReplayDevices:
         nic = self.nics[config.name] = ReplayNic(config, number, source, sink)
         return nic
 
-    def _source(self, name: str, reader: CaptureReader | None, number: int, config: NicConfig) -> PcapSource | None:
+    def _source(
+        self, name: str, reader: CaptureReader | None, number: int, config: NicConfig
+    ) -> PcapSource | None:
         if self.shared is not None:
             reader = self.shared.reader
         if reader is None:

@@ -54,7 +54,9 @@ def _short(text: str) -> str:
 def differences(found: bytes, expected: bytes | None) -> list[str]:
     """Lines on how a frame differs from the expected one; with expected=None, on its content."""
     if expected is None:
-        return [f"{name:24} {_short(value)}" for name, value in fields(found)][:LINES_MOST] or [_short(found.hex(" "))]
+        return [f"{name:24} {_short(value)}" for name, value in fields(found)][:LINES_MOST] or [
+            _short(found.hex(" "))
+        ]
     lines: list[str] = []
     if len(found) != len(expected):
         lines.append(f"{'length':24} {len(found)}, expected {len(expected)} bytes")
@@ -66,7 +68,10 @@ def differences(found: bytes, expected: bytes | None) -> list[str]:
                 lines.append(f"{name:24} differs")
             else:
                 lines.append(f"{name:24} {mine}, expected {other}")
-    at = next((i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), min(len(found), len(expected)))
+    at = next(
+        (i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b),
+        min(len(found), len(expected)),
+    )
     window = slice(max(at - 4, 0), at + 12)
     lines.append(
         f"{'first byte that differs':24} {at}: .. {found[window].hex(' ')} .., expected .. {expected[window].hex(' ')} .."
@@ -81,7 +86,9 @@ def normaliser(ignore: Iterable[str]) -> Callable[[bytes], bytes]:
     for name in ignore:
         layer, dot, field = name.partition(".")
         if not dot:
-            raise ConfigError(f"--ignore {name}: expected Layer.field in scapy's names, such as IP.id, or time")
+            raise ConfigError(
+                f"--ignore {name}: expected Layer.field in scapy's names, such as IP.id, or time"
+            )
         wanted.setdefault(layer, set()).add(field)
     if not wanted:
         return lambda data: data
@@ -94,7 +101,9 @@ def normaliser(ignore: Iterable[str]) -> Callable[[bytes], bytes]:
         known = [each.name for each in getattr(found, "fields_desc", [])]
         for name in names:
             if name not in known:
-                what = f"{layer} has {', '.join(known)}" if known else f"scapy knows no layer {layer}"
+                what = (
+                    f"{layer} has {', '.join(known)}" if known else f"scapy knows no layer {layer}"
+                )
                 raise ConfigError(f"--ignore {layer}.{name}: no such field; {what}")
         # The layer's checksum covers the ignored fields, so it is ignored, too.
         classes[found] = names | {name for name in known if name in ("chksum", "cksum")}

@@ -57,7 +57,9 @@ class Schedule:
                     number = Fraction(value).limit_denominator(1_000_000)
                     if not 0 < number <= 10**9:
                         raise ValueError
-                    return cls("pps" if mode == "pps" else "captured", number.numerator, number.denominator)
+                    return cls(
+                        "pps" if mode == "pps" else "captured", number.numerator, number.denominator
+                    )
                 case "rate", True:
                     return cls("rate", parse_rate(value))
         except (ValueError, ZeroDivisionError):
@@ -129,7 +131,14 @@ class Listener:
         protocol, slash, port = what.partition("/")
         if nic and what == "packet":
             return cls(nic, what)
-        if nic and slash and protocol in ("udp", "tcp") and port.isascii() and port.isdecimal() and 1 <= int(port) <= 65535:
+        if (
+            nic
+            and slash
+            and protocol in ("udp", "tcp")
+            and port.isascii()
+            and port.isdecimal()
+            and 1 <= int(port) <= 65535
+        ):
             return cls(nic, protocol, int(port))
         raise ConfigError(f"--wait {text}: expected NAME=udp/PORT, NAME=tcp/PORT or NAME=packet")
 
@@ -171,18 +180,32 @@ class RealtimeReplay:
     """
 
     def __init__(
-        self, config: Config, inputs: Mapping[str, Capture], schedule: Schedule, *, loops: int = 1, delay_ns: int = 0
+        self,
+        config: Config,
+        inputs: Mapping[str, Capture],
+        schedule: Schedule,
+        *,
+        loops: int = 1,
+        delay_ns: int = 0,
     ) -> None:
         for name in inputs:
             if name not in config.nics:
-                raise ConfigError(f"port {name}: the configuration has no such NIC; it has {', '.join(config.nics)}")
-        lost = [nic.name for nic in config.nics.values() if nic.name not in inputs and nic.pid is None and nic.netns is None]
+                raise ConfigError(
+                    f"port {name}: the configuration has no such NIC; it has {', '.join(config.nics)}"
+                )
+        lost = [
+            nic.name
+            for nic in config.nics.values()
+            if nic.name not in inputs and nic.pid is None and nic.netns is None
+        ]
         if lost:
             raise ConfigError(
                 f"nic {lost[0]}: has neither a capture nor a container; use --port {lost[0]}=IN.pcap, pid: or netns:"
             )
         if len(inputs) == len(config.nics):
-            raise ConfigError("a replay in real time needs a NIC in a container: every one has a capture")
+            raise ConfigError(
+                "a replay in real time needs a NIC in a container: every one has a capture"
+            )
         self.schedule, self.loops = schedule, loops
         self.delay_ns = max(delay_ns, int(SETTLE_S * 1e9))
         self._begin_ns = 0
@@ -206,13 +229,17 @@ class RealtimeReplay:
         VnicError after `limit_s`."""
         for each in listeners:
             if each.nic not in self.devices.live:
-                raise ConfigError(f"--wait {each}: no such NIC in a container: expected one of {', '.join(self.devices.live)}")
+                raise ConfigError(
+                    f"--wait {each}: no such NIC in a container: expected one of {', '.join(self.devices.live)}"
+                )
         end_s = time.monotonic() + limit_s
         for each in listeners:
             # The kernel has no event for a socket that begins to listen.
             while not self.devices.live[each.nic].nic.tap.listens(each.protocol, each.port):
                 if time.monotonic() > end_s:
-                    raise VnicError(f"--wait {each}: no such socket in the container after {limit_s:g} s")
+                    raise VnicError(
+                        f"--wait {each}: no such socket in the container after {limit_s:g} s"
+                    )
                 time.sleep(LOOK_S)
 
     def run(self, progress: Callable[[int, int], None] | None = None) -> None:
@@ -227,16 +254,22 @@ class RealtimeReplay:
             time.sleep(STEP_S)
             if progress is not None:
                 done = sum(
-                    source.reader.size * (self.loops - 1 - source.rounds) + source.reader.position for source in self._sources
+                    source.reader.size * (self.loops - 1 - source.rounds) + source.reader.position
+                    for source in self._sources
                 )
                 progress(done, total)
         end = time.monotonic() + DRAIN_S
-        while any(engine["held"] for engine in self.runtime.status()["engines"]) and time.monotonic() < end:
+        while (
+            any(engine["held"] for engine in self.runtime.status()["engines"])
+            and time.monotonic() < end
+        ):
             time.sleep(STEP_S)
 
     def _start(self, source: PcapSource, begin_ns: int) -> None:
         plan = self.schedule
-        source.start(begin_ns, plan.mode, plan.factor, plan.divisor, loops=self.loops, lead_ns=LEAD_NS)
+        source.start(
+            begin_ns, plan.mode, plan.factor, plan.divisor, loops=self.loops, lead_ns=LEAD_NS
+        )
 
     def results(self) -> dict[str, Any]:
         """Proof of delivery: packets captured, entered, sent to each container, counted by its
@@ -246,7 +279,10 @@ class RealtimeReplay:
         nics: list[dict[str, Any]] = []
         span_ns = 0
         captured = sum(source.packets for source in self._sources)
-        entered = sum(nic.port.queue_statistics()[0]["rx_packets"] for nic in self.devices.replayed.nics.values())
+        entered = sum(
+            nic.port.queue_statistics()[0]["rx_packets"]
+            for nic in self.devices.replayed.nics.values()
+        )
         if entered != captured:
             lost = sum(source.queue_statistics()[0]["rx_dropped"] for source in self._sources)
             complaints.append(
@@ -266,15 +302,29 @@ class RealtimeReplay:
             counted = nic.counted()
             if meter["packets"]:
                 span_ns = max(span_ns, meter["last_ns"] - self._begin_ns)
-            nics.append({"name": name, "sent": sent, "refused": refused, "counted": counted, "lateness_ns": meter["delay_ns"]})
+            nics.append(
+                {
+                    "name": name,
+                    "sent": sent,
+                    "refused": refused,
+                    "counted": counted,
+                    "lateness_ns": meter["delay_ns"],
+                }
+            )
             if refused:
-                complaints.append(f"{name}: its interface refused {refused} of {sent + refused} packets")
+                complaints.append(
+                    f"{name}: its interface refused {refused} of {sent + refused} packets"
+                )
             if counted != sent:
-                complaints.append(f"{name}: {sent} packets sent, but its interface counted {counted} ({counted - sent:+d})")
+                complaints.append(
+                    f"{name}: {sent} packets sent, but its interface counted {counted} ({counted - sent:+d})"
+                )
         arrived = sum(nic["sent"] + nic["refused"] for nic in nics)
         if arrived < entered:
             why = ", ".join(f"{count} by {key}" for key, count in dropped.items()) or "still held"
-            complaints.append(f"{entered} packets entered the network, {arrived} reached a container: dropped {why}")
+            complaints.append(
+                f"{entered} packets entered the network, {arrived} reached a container: dropped {why}"
+            )
         errors = [source.error for source in self._sources if source.error]
         return {
             "captured": captured,

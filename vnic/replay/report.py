@@ -37,11 +37,15 @@ def check_report(path: str) -> str:
         try:
             import matplotlib  # noqa: F401
         except ImportError:
-            raise ConfigError(f"report {path}: plots need matplotlib: pip install 'vnic[report]'") from None
+            raise ConfigError(
+                f"report {path}: plots need matplotlib: pip install 'vnic[report]'"
+            ) from None
     return kind
 
 
-def write_report(path: str, result: Mapping[str, Any], about: Mapping[str, Any] | None = None) -> None:
+def write_report(
+    path: str, result: Mapping[str, Any], about: Mapping[str, Any] | None = None
+) -> None:
     """Writes the result of `Replay.results`, with rates over time. about: `command`,
     `configuration` and `seed`, which the report shows. Raises VnicError where that fails."""
     kind = check_report(path)
@@ -64,7 +68,11 @@ def origin_of(result: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, 
         version = metadata.version("vnic")
     except metadata.PackageNotFoundError:
         version = "unknown"
-    captures = [f"{nic['name']}={os.path.basename(nic['capture'])}" for nic in result["nics"] if nic["capture"]]
+    captures = [
+        f"{nic['name']}={os.path.basename(nic['capture'])}"
+        for nic in result["nics"]
+        if nic["capture"]
+    ]
     return {
         "captures": ", ".join(captures),
         **{label: str(value) for label, value in about.items()},
@@ -80,7 +88,11 @@ NO_DELAY_MS = 1.0  # the axis of delays that are all 0
 def policies(result: Mapping[str, Any], receiver: Mapping[str, Any]) -> list[tuple[str, int]]:
     """Rate limits on what a NIC's container receives, in bit/s by name: its own ingress limit, and
     the egress limits of the NICs that sent."""
-    found = [(f"limit {receiver['name']} ingress", receiver["ingress_bps"])] if receiver["ingress_bps"] else []
+    found = (
+        [(f"limit {receiver['name']} ingress", receiver["ingress_bps"])]
+        if receiver["ingress_bps"]
+        else []
+    )
     for nic in result["nics"]:
         if nic["name"] != receiver["name"] and nic["received"] and nic["egress_bps"]:
             found.append((f"limit {nic['name']} egress", nic["egress_bps"]))
@@ -92,7 +104,12 @@ def curve(axes: Any, series: Mapping[str, Any], start_ns: int, **style: Any) -> 
     start_s, step_s = (series["start_ns"] - start_ns) / 1e9, series["bin_ns"] / 1e9
     merge = max(-(-len(series["bps"]) // STEPS_MOST), 1)
     values = [sum(part) / merge / 1e6 for part in batched(series["bps"], merge)]
-    axes.stairs(values, [start_s + step_s * merge * i for i in range(len(values) + 1)], linewidth=1.2, **style)
+    axes.stairs(
+        values,
+        [start_s + step_s * merge * i for i in range(len(values) + 1)],
+        linewidth=1.2,
+        **style,
+    )
 
 
 def above(axes: Any, title: str) -> None:
@@ -101,7 +118,13 @@ def above(axes: Any, title: str) -> None:
     handles, _ = axes.get_legend_handles_labels()
     if handles:
         axes.legend(
-            fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, borderaxespad=0.2, handlelength=1.6
+            fontsize=8,
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=4,
+            frameon=False,
+            borderaxespad=0.2,
+            handlelength=1.6,
         )
 
 
@@ -116,14 +139,27 @@ def draw(result: Mapping[str, Any], origin: Mapping[str, str]) -> bytes:
     rows = len(nics) + bool(drops)
     figure = Figure(figsize=(11, 1.2 + 2.9 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    shown = [f"{label} {origin[label]}" for label in ("captures", "configuration", "seed", "vnic") if origin.get(label)]
-    figure.suptitle(textwrap.shorten("vnic replay: " + ", ".join(shown), 150), fontsize=9, x=0.01, ha="left")
+    shown = [
+        f"{label} {origin[label]}"
+        for label in ("captures", "configuration", "seed", "vnic")
+        if origin.get(label)
+    ]
+    figure.suptitle(
+        textwrap.shorten("vnic replay: " + ", ".join(shown), 150), fontsize=9, x=0.01, ha="left"
+    )
     panels = figure.subplots(rows, 2, squeeze=False, width_ratios=[3, 1])
     end_s = max(result["duration_ns"] / 1e9, 1e-6)
     for (rates, delays), nic in zip(panels, nics, strict=False):
         for number, series in nic["rates"].items():
-            curve(rates, series, result["start_ns"], label="received" if int(number) == 0 else f"received, class {number}")
-        for (name, bps), line in zip(policies(result, nic), itertools.cycle(LIMIT_STYLES), strict=False):
+            curve(
+                rates,
+                series,
+                result["start_ns"],
+                label="received" if int(number) == 0 else f"received, class {number}",
+            )
+        for (name, bps), line in zip(
+            policies(result, nic), itertools.cycle(LIMIT_STYLES), strict=False
+        ):
             rates.axhline(bps / 1e6, color="black", linestyle=line, linewidth=1, label=name)
         above(rates, f"{nic['name']}: what its container received")
         rates.set_ylabel("Mbit/s of layer 2")
@@ -144,7 +180,10 @@ def draw(result: Mapping[str, Any], origin: Mapping[str, str]) -> bytes:
 
 
 def draw_delays(axes: Any, nic: Mapping[str, Any]) -> None:
-    shown = {f"class {number}" if int(number) else "all": each["delay_ns"] for number, each in nic["classes"].items()}
+    shown = {
+        f"class {number}" if int(number) else "all": each["delay_ns"]
+        for number, each in nic["classes"].items()
+    }
     for offset, what in enumerate(("p50", "p99", "max")):
         places = [place + 0.27 * (offset - 1) for place in range(len(shown))]
         axes.bar(places, [each[what] / 1e6 for each in shown.values()], width=0.25, label=what)
@@ -152,7 +191,9 @@ def draw_delays(axes: Any, nic: Mapping[str, Any]) -> None:
     highest = max((each["max"] / 1e6 for each in shown.values()), default=0)
     axes.set_ylim(0, highest * 1.08 or NO_DELAY_MS)
     if not highest:
-        axes.text(0.5, 0.5, "no delay", transform=axes.transAxes, ha="center", fontsize=9, color="gray")
+        axes.text(
+            0.5, 0.5, "no delay", transform=axes.transAxes, ha="center", fontsize=9, color="gray"
+        )
     above(axes, "delay, ms")
 
 
@@ -168,16 +209,28 @@ def page(result: Mapping[str, Any], origin: Mapping[str, str], picture: bytes) -
     """A self-contained HTML file."""
 
     def cells(tag: str, values: list[object]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(str(value))}</{tag}>" for value in values) + "</tr>"
+        return (
+            "<tr>"
+            + "".join(f"<{tag}>{html.escape(str(value))}</{tag}>" for value in values)
+            + "</tr>"
+        )
 
     rows = []
     for nic in result["nics"]:
         for number, each in nic["classes"].items() or [("-", None)]:
-            delay = [f"{each['delay_ns'][key] / 1e6:.3f}" for key in ("p50", "p99", "max")] if each else ["-"] * 3
+            delay = (
+                [f"{each['delay_ns'][key] / 1e6:.3f}" for key in ("p50", "p99", "max")]
+                if each
+                else ["-"] * 3
+            )
             counts = [f"{each[what]:,}" for what in ("packets", "bytes")] if each else ["0", "0"]
             rows.append(cells("td", [nic["name"], f"{nic['received']:,}", number, *counts, *delay]))
-    drops = "".join(cells("td", [*key.rsplit(": ", 1), count]) for key, count in result["dropped"].items())
-    conserved = "every packet is accounted for" if result["conserved"] else "packets are unaccounted for"
+    drops = "".join(
+        cells("td", [*key.rsplit(": ", 1), count]) for key, count in result["dropped"].items()
+    )
+    conserved = (
+        "every packet is accounted for" if result["conserved"] else "packets are unaccounted for"
+    )
     errors = "".join(f'<p class="bad">{html.escape(error)}</p>' for error in result["errors"])
     image = base64.b64encode(picture).decode()
     head = cells(
@@ -193,7 +246,10 @@ def page(result: Mapping[str, Any], origin: Mapping[str, str], picture: bytes) -
             "delay max, ms",
         ],
     )
-    about = "".join(f"<tr><th>{html.escape(label)}</th><td>{html.escape(value)}</td></tr>" for label, value in origin.items())
+    about = "".join(
+        f"<tr><th>{html.escape(label)}</th><td>{html.escape(value)}</td></tr>"
+        for label, value in origin.items()
+    )
     title = html.escape(f"vnic replay of {origin['captures']}")
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head><body>

@@ -127,7 +127,9 @@ class Replay:
             raise ConfigError("a replay needs NICs: the configuration has none")
         for name in inputs:
             if name not in config.nics:
-                raise ConfigError(f"port {name}: the configuration has no such NIC; it has {', '.join(config.nics)}")
+                raise ConfigError(
+                    f"port {name}: the configuration has no such NIC; it has {', '.join(config.nics)}"
+                )
         self.config = config
         with ExitStack() as undo:
             readers: dict[str, CaptureReader] = {}
@@ -142,34 +144,53 @@ class Replay:
                 undo.callback(self._target.discard)
                 names = [*config.nics, *(["dropped"] if drops else [])]
                 try:
-                    self.writer = CaptureWriter(self._target.file, names, format=output_format or self._target.format)
+                    self.writer = CaptureWriter(
+                        self._target.file, names, format=output_format or self._target.format
+                    )
                 except PortError as error:
-                    raise PortError(str(error).replace(self._target.part or "\0", str(output))) from None
+                    raise PortError(
+                        str(error).replace(self._target.part or "\0", str(output))
+                    ) from None
                 undo.callback(self.writer.close)
             if split is not None and len(readers) != 1:
                 raise ConfigError("one capture is split, not several")
             macs = b"".join(nic.mac.packed for nic in config.nics.values() if nic.mac is not None)
             shifts = _shifts(readers) if align else {}
             self.devices = ReplayDevices(
-                readers, self.writer, split=split, rewrite=rewrite, macs=macs if macs_of_nics else b"", shifts=shifts
+                readers,
+                self.writer,
+                split=split,
+                rewrite=rewrite,
+                macs=macs if macs_of_nics else b"",
+                shifts=shifts,
             )
             self.clock = Clock(virtual=True)
             self.runtime = Runtime(config, devices=self.devices, clock=self.clock, seed=seed)
             undo.callback(self.runtime.close)
             self.runtime.start()
-            starts = [nic.source.first_ns for nic in self.devices.nics.values() if nic.source and nic.source.first_ns]
+            starts = [
+                nic.source.first_ns
+                for nic in self.devices.nics.values()
+                if nic.source and nic.source.first_ns
+            ]
             self.start_ns = min(starts, default=0)
             self.starts_apart_ns = max(starts, default=0) - self.start_ns
             self.clock.set(self.start_ns)
             engines = self.runtime.engines
             self.time = VirtualTime(engines)
-            self._recorder: DropRecorder | None = DropRecorder(self.writer if drops else None, len(config.nics), engines)
+            self._recorder: DropRecorder | None = DropRecorder(
+                self.writer if drops else None, len(config.nics), engines
+            )
             undo.pop_all()
 
     @staticmethod
     def _refuse_same(readers: Mapping[str, CaptureReader], output: Capture) -> None:
         for reader in readers.values():
-            both = not isinstance(output, int) and os.path.exists(reader.path) and os.path.exists(output)
+            both = (
+                not isinstance(output, int)
+                and os.path.exists(reader.path)
+                and os.path.exists(output)
+            )
             if both and os.path.samefile(reader.path, output):
                 raise ConfigError(f"{reader.path}: is both input and output; write to another file")
 
@@ -189,7 +210,9 @@ class Replay:
     @property
     def errors(self) -> list[str]:
         """Errors that ended a capture early; the packets before them were used."""
-        return [reader.error for reader in self.devices.readers.values() if reader.error is not None]
+        return [
+            reader.error for reader in self.devices.readers.values() if reader.error is not None
+        ]
 
     def results(self) -> dict[str, Any]:
         """Results: totals, per NIC and class, drops by reason, conservation."""

@@ -85,7 +85,9 @@ class Prefix:
         self.descriptor = descriptor
         self.beginning = os.memfd_create("vnic-capture")
         self._read = -1
-        while os.fstat(self.beginning).st_size < LOOK_BYTES and (part := os.read(descriptor, 1 << 16)):
+        while os.fstat(self.beginning).st_size < LOOK_BYTES and (
+            part := os.read(descriptor, 1 << 16)
+        ):
             os.write(self.beginning, part)
 
     def rest(self) -> int:
@@ -135,7 +137,11 @@ def _mac_text(mac: bytes) -> str:
 def _two(config: Config, ends: list[bytes], own: dict[bytes, int]) -> dict[bytes, int]:
     """Sides of ends: an end in `own` gets its NIC's side, the others the free sides in order of
     appearance."""
-    free = [number for number in range(len(config.nics)) if number not in {own[end] for end in ends if end in own}]
+    free = [
+        number
+        for number in range(len(config.nics))
+        if number not in {own[end] for end in ends if end in own}
+    ]
     return {end: own[end] if end in own else free.pop(0) for end in ends}
 
 
@@ -147,21 +153,31 @@ def decide(config: Config, seen: Seen, way: str) -> tuple[Sides | None, str]:
     send to each other; or every sender has an IP address of a NIC.
     """
     names = list(config.nics)
-    macs = {nic.mac.packed: number for number, nic in enumerate(config.nics.values()) if nic.mac is not None}
+    macs = {
+        nic.mac.packed: number
+        for number, nic in enumerate(config.nics.values())
+        if nic.mac is not None
+    }
     prefixes = _own_prefixes(config)
     if way == "port":
         if len(names) < 2:
             raise ConfigError("--split port needs two NICs: a client's and a server's")
         why = f"by port: {names[0]} sends what comes from the higher port and what has no ports, {names[1]} the rest"
         return Sides(Split(server=1, client=0, other=0), why), f"split {why}"
-    if way == "none" or len(names) < 2 or (way == "auto" and len(seen.macs) < 2 and len(seen.addresses) < 2):
+    if (
+        way == "none"
+        or len(names) < 2
+        or (way == "auto" and len(seen.macs) < 2 and len(seen.addresses) < 2)
+    ):
         return None, ""
     if way in ("auto", "mac"):
         senders = list(seen.macs)
         if len(senders) > 1 and all(mac in macs for mac in senders):
             return _by_mac(names, macs, "these are the NICs' MAC addresses")
         if len(senders) == 2 and (way == "mac" or (len(names) == 2 and _talk(seen.macs, senders))):
-            return _by_mac(names, _two(config, senders, macs), "two MAC addresses talk to each other")
+            return _by_mac(
+                names, _two(config, senders, macs), "two MAC addresses talk to each other"
+            )
         if way == "mac":
             if not 0 < len(senders) <= len(names):
                 raise ConfigError(
@@ -173,9 +189,13 @@ def decide(config: Config, seen: Seen, way: str) -> tuple[Sides | None, str]:
         why = "by address: every sender has one of the NICs' addresses"
         return Sides(Split(prefixes=prefixes), why), f"split {why}"
     alike = len(seen.macs) <= 1  # a capture of lo: MAC addresses distinguish nothing
-    if len(senders) == 2 and (way == "prefix" or (alike and len(names) == 2 and _talk(seen.addresses, senders))):
+    if len(senders) == 2 and (
+        way == "prefix" or (alike and len(names) == 2 and _talk(seen.addresses, senders))
+    ):
         sides = [(address, 8 * len(address), number) for number, address in enumerate(senders)]
-        texts = ", ".join(f"{names[number]} sends {ipaddress.ip_address(address)}" for address, _, number in sides)
+        texts = ", ".join(
+            f"{names[number]} sends {ipaddress.ip_address(address)}" for address, _, number in sides
+        )
         why = f"by address: {texts} (two addresses talk to each other)"
         return Sides(Split(prefixes=sides, other=0), why), f"split {why}"
     if way == "prefix":
@@ -185,13 +205,18 @@ def decide(config: Config, seen: Seen, way: str) -> tuple[Sides | None, str]:
     if len(seen.macs) < 2:
         return None, ""
     why = f"{len(seen.macs)} MAC addresses send, and which NIC each belongs to is not plain"
-    return None, f"not split: {why}; use --side NAME=MAC|PREFIX|PORT or --split mac|prefix|port, or --split none to be sure"
+    return (
+        None,
+        f"not split: {why}; use --side NAME=MAC|PREFIX|PORT or --split mac|prefix|port, or --split none to be sure",
+    )
 
 
 def _by_mac(names: list[str], sides: dict[bytes, int], why: str) -> tuple[Sides, str]:
     texts = ", ".join(f"{names[number]} sends {_mac_text(mac)}" for mac, number in sides.items())
     first = min(sides.values())
-    return Sides(Split(sides, other=first), f"by MAC: {texts} ({why})"), f"split by MAC: {texts} ({why})"
+    return Sides(
+        Split(sides, other=first), f"by MAC: {texts} ({why})"
+    ), f"split by MAC: {texts} ({why})"
 
 
 def _talk(ends: dict[bytes, set[bytes]], pair: list[bytes]) -> bool:
@@ -221,7 +246,9 @@ def given(config: Config, rules: Sequence[str]) -> Sides:
     for rule in rules:
         name, equals, values = rule.partition("=")
         if not equals or not values or name not in names:
-            raise ConfigError(f"--side {rule}: expected NAME=MAC|PREFIX|PORT|*, NAME one of {', '.join(names)}")
+            raise ConfigError(
+                f"--side {rule}: expected NAME=MAC|PREFIX|PORT|*, NAME one of {', '.join(names)}"
+            )
         side = names.index(name)
         for value in values.split(","):
             if value == "*":
@@ -231,7 +258,11 @@ def given(config: Config, rules: Sequence[str]) -> Sides:
             elif value.isdecimal() and int(value) < 65536:
                 ports[int(value)] = side
             else:
-                network = network_of(value, f"--side {rule}", "a MAC address, a prefix such as 10.0.0.0/24, a port or *")
+                network = network_of(
+                    value,
+                    f"--side {rule}",
+                    "a MAC address, a prefix such as 10.0.0.0/24, a port or *",
+                )
                 prefixes.append((network.network_address.packed, network.prefixlen, side))
     return Sides(Split(macs, prefixes, ports, other=other), "as --side says")
 
@@ -245,7 +276,9 @@ def network_of(
         raise ConfigError(f"{where}: {text!r}: expected {expected}") from None
 
 
-def rewrite_of(macs: Sequence[str], addresses: Sequence[str], vlans: Sequence[str]) -> tuple[Rewrite | None, bool]:
+def rewrite_of(
+    macs: Sequence[str], addresses: Sequence[str], vlans: Sequence[str]
+) -> tuple[Rewrite | None, bool]:
     """(the rewrite by --rewrite-mac, --rewrite-ip and --rewrite-vlan; whether the NICs' MAC
     addresses replace those of frames)"""
     of_nics = "nics" in macs
@@ -254,16 +287,22 @@ def rewrite_of(macs: Sequence[str], addresses: Sequence[str], vlans: Sequence[st
         old, _, new = rule.partition("=")
         if rule != "nics":
             if not _MAC.match(old) or not _MAC.match(new):
-                raise ConfigError(f"--rewrite-mac {rule}: expected OLD=NEW, two MAC addresses, or nics")
+                raise ConfigError(
+                    f"--rewrite-mac {rule}: expected OLD=NEW, two MAC addresses, or nics"
+                )
             pairs.append((_packed(old), _packed(new)))
     networks: list[tuple[bytes, bytes, int]] = []
     for rule in addresses:
         old, equals, new = rule.partition("=")
         if not equals:
-            raise ConfigError(f"--rewrite-ip {rule}: expected OLD=NEW, such as 10.0.0.0/24=192.168.1.0/24")
+            raise ConfigError(
+                f"--rewrite-ip {rule}: expected OLD=NEW, such as 10.0.0.0/24=192.168.1.0/24"
+            )
         left, right = (network_of(each, f"--rewrite-ip {rule}") for each in (old, new))
         if left.version != right.version or left.prefixlen != right.prefixlen:
-            raise ConfigError(f"--rewrite-ip {rule}: expected OLD=NEW, two prefixes of one kind and length")
+            raise ConfigError(
+                f"--rewrite-ip {rule}: expected OLD=NEW, two prefixes of one kind and length"
+            )
         networks.append((left.network_address.packed, right.network_address.packed, left.prefixlen))
     vlan: tuple[str, int] | None = None
     mapped: list[tuple[int, int]] = []
@@ -273,10 +312,14 @@ def rewrite_of(macs: Sequence[str], addresses: Sequence[str], vlans: Sequence[st
             vlan = ("remove", 0)
         elif word in ("add", "set") and value.isdecimal() and 1 <= int(value) <= 4094:
             vlan = (word, int(value))
-        elif word.isdecimal() and value.isdecimal() and int(word) <= 4094 and 1 <= int(value) <= 4094:
+        elif (
+            word.isdecimal() and value.isdecimal() and int(word) <= 4094 and 1 <= int(value) <= 4094
+        ):
             mapped.append((int(word), int(value)))
         else:
-            raise ConfigError(f"--rewrite-vlan {rule}: expected add=VID, set=VID, remove or OLD=NEW, numbers from 1 to 4094")
+            raise ConfigError(
+                f"--rewrite-vlan {rule}: expected add=VID, set=VID, remove or OLD=NEW, numbers from 1 to 4094"
+            )
     if not pairs and not networks and vlan is None and not mapped:
         return None, of_nics
     return Rewrite(pairs, networks, vlan, mapped), of_nics

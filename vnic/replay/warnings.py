@@ -25,9 +25,15 @@ REASONS: dict[str, tuple[str, str]] = {
         "--rewrite-mac nics, with --split prefix|port where both directions are in one file",
     ),
     "no_destination": ("no NIC may receive them", "more NICs, or `vlan:` of the NICs"),
-    "reserved_multicast": ("a switch does not forward these control frames (IEEE 802.1Q, 8.6.3)", "another capture"),
+    "reserved_multicast": (
+        "a switch does not forward these control frames (IEEE 802.1Q, 8.6.3)",
+        "another capture",
+    ),
     "queue_full": ("a shaper's queue was full", "a higher `rate:` or a longer `queue:`"),
-    "runt": ("they are shorter than an Ethernet header", "another capture: these are no Ethernet frames"),
+    "runt": (
+        "they are shorter than an Ethernet header",
+        "another capture: these are no Ethernet frames",
+    ),
 }
 
 
@@ -44,10 +50,15 @@ def drop_warnings(result: Mapping[str, Any], *, split: bool) -> list[dict[str, s
         reasons[reason] = reasons.get(reason, 0) + count
     parts = []
     if unassigned:
-        parts.append(f"{unassigned} are of no side: no rule fits them; use --side NAME=* for the rest")
+        parts.append(
+            f"{unassigned} are of no side: no rule fits them; use --side NAME=* for the rest"
+        )
     for reason, count in sorted(reasons.items(), key=lambda item: (-item[1], item[0])):
         if reason in Parse.COUNTERS:  # of malformed packets, and drop reasons of the same names
-            why, remedy = "their IP or transport header is malformed", "the setting `malformed`, or another capture"
+            why, remedy = (
+                "their IP or transport header is malformed",
+                "the setting `malformed`, or another capture",
+            )
         else:
             why, remedy = REASONS.get(reason, ("", ""))
         if reason == "hairpin" and split:
@@ -66,4 +77,7 @@ def drop_warnings(result: Mapping[str, Any], *, split: bool) -> list[dict[str, s
 def span_warning(apart_ns: int) -> dict[str, str]:
     """A warning that the captures' beginnings are far apart."""
     days = apart_ns / DAY_NS
-    return {"code": "starts_apart", "text": f"the captures begin {days:.1f} days apart; use --align to let all begin at once"}
+    return {
+        "code": "starts_apart",
+        "text": f"the captures begin {days:.1f} days apart; use --align to let all begin at once",
+    }

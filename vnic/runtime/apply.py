@@ -46,8 +46,17 @@ class Change:
 
     def as_dict(self) -> dict[str, Any]:
         """As the control API says it."""
-        fields = [{"field": path, "before": before, "after": after} for path, (before, after) in self.fields.items()]
-        return {"kind": self.kind, "name": self.name, "action": self.action, "remade": self.remade, "fields": fields}
+        fields = [
+            {"field": path, "before": before, "after": after}
+            for path, (before, after) in self.fields.items()
+        ]
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "action": self.action,
+            "remade": self.remade,
+            "fields": fields,
+        }
 
 
 def prepared(running: Config, wanted: Config, nics: Network) -> Config:
@@ -69,7 +78,9 @@ def prepared(running: Config, wanted: Config, nics: Network) -> Config:
             nic.number = None  # one from the history may be another's by now
             continue
         if now.passed:
-            raise ConfigError(f"nics.{name}: is the name of a NIC that a client attached; choose another one")
+            raise ConfigError(
+                f"nics.{name}: is the name of a NIC that a client attached; choose another one"
+            )
         nic.number, nic.link_up, nic.waiting = now.number, now.link_up, now.waiting
         if nic.engine is None:
             nic.engine = now.engine
@@ -117,13 +128,19 @@ def difference(running: Config, wanted: Config) -> list[Change]:
     for word in FIXED:
         before, after = written(getattr(running, word)), written(getattr(wanted, word))
         if word == "modules":  # they may change their own settings
-            before, after = ([each.module for each in config.modules] for config in (running, wanted))
+            before, after = (
+                [each.module for each in config.modules] for config in (running, wanted)
+            )
         if word == "switch" and not (running.nodes == wanted.nodes == {}):
             continue
         if before != after:
-            raise ConfigError(f"{word}: cannot change while vnic runs; use `vnic down` and `vnic up` for that")
+            raise ConfigError(
+                f"{word}: cannot change while vnic runs; use `vnic down` and `vnic up` for that"
+            )
     if list(running.groups) != list(wanted.groups):
-        raise ConfigError("groups: cannot come or go while vnic runs; use `vnic down` and `vnic up` for that")
+        raise ConfigError(
+            "groups: cannot come or go while vnic runs; use `vnic down` and `vnic up` for that"
+        )
     changes: list[Change] = []
     changes += _compare("group", running.groups, wanted.groups)
     changes += _compare("switch", running.switches, wanted.switches)
@@ -148,11 +165,17 @@ def _compare(kind: Any, before: dict[str, Any], after: dict[str, Any]) -> Iterat
             yield Change(kind, name, "add")
         elif before[name] is not after[name] and before[name] != after[name]:
             old, new = _flat(written(before[name])), _flat(written(after[name]))
-            paths = [path for path in (*old, *(path for path in new if path not in old)) if old.get(path) != new.get(path)]
+            paths = [
+                path
+                for path in (*old, *(path for path in new if path not in old))
+                if old.get(path) != new.get(path)
+            ]
             fields = {path: (old.get(path), new.get(path)) for path in paths}
             if fields:
                 live = kind_of(after[name].kind).LIVE if kind == "nic" else ()
-                remade = kind == "nic" and any(path.partition(".")[0] not in live for path in fields)
+                remade = kind == "nic" and any(
+                    path.partition(".")[0] not in live for path in fields
+                )
                 yield Change(kind, name, "change", fields, remade)
 
 
@@ -180,7 +203,10 @@ class Applying:
                 nic.where = wanted.nics[name].where
                 wanted.nics[name] = nic
         links = _links(runtime.config)
-        wanted.links = [link if ("link", link.name) in changed else links[str(link.name)] for link in wanted.links]
+        wanted.links = [
+            link if ("link", link.name) in changed else links[str(link.name)]
+            for link in wanted.links
+        ]
         self._before = copy.copy(runtime.config)
         again = self._made_again()
         self._new = [wanted.nics[name] for name in self._names("nic", "add") if name not in again]
@@ -230,7 +256,11 @@ class Applying:
         self._runtime.accounts.settle()
 
     def _names(self, kind: str, action: str) -> list[str]:
-        return [change.name for change in self._changes if (change.kind, change.action) == (kind, action)]
+        return [
+            change.name
+            for change in self._changes
+            if (change.kind, change.action) == (kind, action)
+        ]
 
     def _put(self, config: Config) -> None:
         """Makes the running configuration this one, in what an apply changes besides groups."""
@@ -240,7 +270,11 @@ class Applying:
     def _made_again(self) -> set[str]:
         """NICs whose interface takes the place of another one: it has to go first."""
         nics = self._before.nics
-        remade = {change.name for change in self._changes if change.remade and change.name in self._nics.attached}
+        remade = {
+            change.name
+            for change in self._changes
+            if change.remade and change.name in self._nics.attached
+        }
         going = {_place(nics[name]): name for name in (*self._names("nic", "remove"), *remade)}
         coming = {_place(self._wanted.nics[name]): name for name in self._names("nic", "add")}
         for place in going.keys() & coming.keys():
@@ -283,10 +317,17 @@ class Applying:
         for change in self._changes:
             if change.kind == "group":
                 words = {path.partition(".")[0] for path in change.fields}
-                was, will = written(config.groups[change.name]), written(self._wanted.groups[change.name])
-                undo.callback(self._runtime.change_group, change.name, {word: was.get(word) for word in words})
+                was, will = (
+                    written(config.groups[change.name]),
+                    written(self._wanted.groups[change.name]),
+                )
+                undo.callback(
+                    self._runtime.change_group, change.name, {word: was.get(word) for word in words}
+                )
                 self._runtime.change_group(change.name, {word: will.get(word) for word in words})
-        changed = [change for change in self._changes if change.action == "change" and not change.remade]
+        changed = [
+            change for change in self._changes if change.action == "change" and not change.remade
+        ]
         here = [each for each in changed if each.kind == "nic" and each.name in nics.attached]
         links = [each.name for each in changed if each.kind == "link"]
         moved = [name for name in links if _home(before[name]) != _home(after[name])]
@@ -300,7 +341,10 @@ class Applying:
         with nics.at_once():
             for change in [change for change in here if "engine" not in change.fields]:
                 self._change_nic(undo, change.name)
-            for name in (*(name for name in moved if name not in turned), *self._names("link", "remove")):
+            for name in (
+                *(name for name in moved if name not in turned),
+                *self._names("link", "remove"),
+            ):
                 nics.remove_link(name)
                 undo.callback(nics.add_link, before[name])
             for name in [name for name in links if name not in moved]:
@@ -315,7 +359,11 @@ class Applying:
         self._nics.change(name, self._wanted.nics[name])
 
     def _remove(self, gone: set[str]) -> None:
-        going = [name for name in self._names("nic", "remove") if name in self._nics.attached and name not in gone]
+        going = [
+            name
+            for name in self._names("nic", "remove")
+            if name in self._nics.attached and name not in gone
+        ]
         try:
             self._nics.take_out(*going)
         except VnicError as error:  # the network is the new one; what the supervisor keeps too long, the next worker drops

@@ -20,7 +20,10 @@ def _group_settings(config: GroupConfig) -> dict[str, tuple[str, Any]]:
         "cpus": ("cpus", config.cpus),
         "spin": ("spin_ns", int(config.spin or 0)),
         "slo": ("slo_ns", int(config.slo)),
-        "guarantee": ("guarantee", guarantee and Guarantee(int(guarantee.runtime), int(guarantee.period))),
+        "guarantee": (
+            "guarantee",
+            guarantee and Guarantee(int(guarantee.runtime), int(guarantee.period)),
+        ),
         "cgroup": ("cgroups", tuple(Cgroup(path) for path in config.cgroup)),
     }
 

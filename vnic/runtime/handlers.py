@@ -15,7 +15,13 @@ from typing import Any, Protocol
 from dataplane.config.convert import did_you_mean
 from dataplane.config.scalars import Rate
 from dataplane.engine.engine import Engine
-from dataplane.engine.handler_access import describe, find_handler, plain, read_handler, write_handler
+from dataplane.engine.handler_access import (
+    describe,
+    find_handler,
+    plain,
+    read_handler,
+    write_handler,
+)
 from dataplane.errors import ConfigError
 from dataplane.graph.element import Element
 from vnic.modules.engine_host import EngineHost
@@ -69,7 +75,10 @@ class Handlers:
         if find_handler(copies[0], handler).shared:
             return [{"engine": None, "value": read_handler(copies[0], handler)}]
         return [
-            {"engine": None if copy.engine is None else copy.engine.name, "value": read_handler(copy, handler)}
+            {
+                "engine": None if copy.engine is None else copy.engine.name,
+                "value": read_handler(copy, handler),
+            }
             for copy in copies
         ]
 
@@ -78,7 +87,10 @@ class Handlers:
         value in the NIC's configuration."""
         copies = self._copies(name)
         for nic, attached in self._nics.items():
-            for limit, shaper in (("egress_bps", attached.egress.shaper), ("ingress_bps", attached.ingress.shaper)):
+            for limit, shaper in (
+                ("egress_bps", attached.egress.shaper),
+                ("ingress_bps", attached.ingress.shaper),
+            ):
                 # a NIC's own limit has its own key in the configuration
                 if shaper is copies[0] and handler == "rate":
                     self._set_rate(nic, **{limit: shaper.prepare_rate(value).rate_bps or None})
@@ -94,16 +106,22 @@ class Handlers:
         copies = [element for element in self._all() if element.name == name]
         if not copies:
             known = list(dict.fromkeys(element.name for element in self._all()))
-            raise ConfigError(f"element {name}: there is none; {did_you_mean(name, known)}", code="not-found")
+            raise ConfigError(
+                f"element {name}: there is none; {did_you_mean(name, known)}", code="not-found"
+            )
         return copies
 
     def _keep(self, name: str, argument: str | None, value: object) -> None:
-        ways = [way for attached in self._nics.values() for way in (attached.egress, attached.ingress)]
+        ways = [
+            way for attached in self._nics.values() for way in (attached.egress, attached.ingress)
+        ]
         ways += [way for link in self._links.values() for way in link.ways.values()]
         for way in ways:
             config = way.chain.configs.get(name)
             if config is not None and argument is not None:
                 config.arguments = {**config.arguments, argument: plain(value)}
-            if way.shaper.name == name and argument == "rate":  # a link's own limit; a NIC's is set by set_rate
+            if (
+                way.shaper.name == name and argument == "rate"
+            ):  # a link's own limit; a NIC's is set by set_rate
                 bps = way.shaper.rate_bps
                 way.config.rate = Rate(bps) if bps else None

@@ -27,7 +27,9 @@ from vnic.runtime.apply import Change
 
 # PATH_MAX, limits.h: a longer one would not fit into a message to the supervisor either
 PATH_MOST = 4096
-DOCUMENT_MOST = 64 << 20  # bytes of a configuration, as it is handed over: more than a thousand NICs need
+DOCUMENT_MOST = (
+    64 << 20
+)  # bytes of a configuration, as it is handed over: more than a thousand NICs need
 
 
 class Stats(Parameters):
@@ -50,7 +52,10 @@ class Metrics(Parameters):
 class SetGroup(Parameters):
     name: str
     mode: Literal["dedicated", "spreading", "compacting"] | None = None
-    cpus: Annotated[list[Annotated[int, msgspec.Meta(ge=0, le=4095)]], msgspec.Meta(min_length=1)] | None = None
+    cpus: (
+        Annotated[list[Annotated[int, msgspec.Meta(ge=0, le=4095)]], msgspec.Meta(min_length=1)]
+        | None
+    ) = None
     settings: dict[str, Any] | None = None
 
 
@@ -89,7 +94,9 @@ def _read(descriptor: int) -> bytes:
     """A document that a client passed, whose descriptor is ours. Raises ConfigError."""
     try:
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > DOCUMENT_MOST:  # a pipe could keep control waiting
+        if (
+            not stat.S_ISREG(status.st_mode) or status.st_size > DOCUMENT_MOST
+        ):  # a pipe could keep control waiting
             raise ConfigError(f"document: expected a file of at most {DOCUMENT_MOST} bytes")
         return os.pread(descriptor, status.st_size, 0)
     except OSError as error:
@@ -121,11 +128,21 @@ class Instance:
         found = [
             Method("Status", self._status, cached=True, clients=True),
             Method("Stats", self._stats, Stats, cached=True, clients=True),
-            Method("Graph", lambda p, _: {"graph": self._runtime.graph(p.format, elements=p.elements)}, Graph),
+            Method(
+                "Graph",
+                lambda p, _: {"graph": self._runtime.graph(p.format, elements=p.elements)},
+                Graph,
+            ),
             Method("Accounts", self._accounts, cached=True, clients=True),
             Method("Metrics", self._metrics, Metrics, cached=True),
-            Method("Handlers", lambda p, _: {"elements": self._runtime.handlers(p.element)}, Handlers),
-            Method("ReadHandler", lambda p, _: {"copies": self._runtime.read_handler(p.element, p.handler)}, ReadHandler),
+            Method(
+                "Handlers", lambda p, _: {"elements": self._runtime.handlers(p.element)}, Handlers
+            ),
+            Method(
+                "ReadHandler",
+                lambda p, _: {"copies": self._runtime.read_handler(p.element, p.handler)},
+                ReadHandler,
+            ),
             Method("WriteHandler", self._write_handler, WriteHandler, "change"),
             Method("SetGroup", self._set_group, SetGroup, "change"),
             Method("Apply", self._apply, Apply, "change"),
@@ -135,7 +152,11 @@ class Instance:
             Method("Monitor", self._monitor, kind="stream", clients=True),
             Method("WatchStats", self._watch_stats, WatchStats, "stream", clients=True),
         ]
-        return found + ([Method("Upgrade", self._do_upgrade, Upgrade, "task")] if self._upgrade is not None else [])
+        return found + (
+            [Method("Upgrade", self._do_upgrade, Upgrade, "task")]
+            if self._upgrade is not None
+            else []
+        )
 
     def ended(self, session: Session) -> None:
         """A client's end has no effect here."""
@@ -196,7 +217,10 @@ class Instance:
         return {"accounts": accounts}
 
     def _metrics(self, parameters: Metrics, caller: Caller) -> dict[str, Any]:
-        from vnic.api.metrics import families_of, text_of  # imported on first use: it loads a library
+        from vnic.api.metrics import (
+            families_of,
+            text_of,
+        )  # imported on first use: it loads a library
 
         if parameters.format == "json":
             return {"families": families_of(self._runtime, self._process)}
@@ -206,9 +230,14 @@ class Instance:
 
     def _set_group(self, parameters: SetGroup, caller: Caller) -> dict[str, Any]:
         given = {"mode": parameters.mode, "cpus": parameters.cpus}
-        settings = {**(parameters.settings or {}), **{word: value for word, value in given.items() if value is not None}}
+        settings = {
+            **(parameters.settings or {}),
+            **{word: value for word, value in given.items() if value is not None},
+        }
         if not settings:
-            raise ConfigError(f"group {parameters.name}: nothing to change: expected mode, cpus or settings")
+            raise ConfigError(
+                f"group {parameters.name}: nothing to change: expected mode, cpus or settings"
+            )
         return {"group": self._runtime.set_group(parameters.name, settings)}
 
     async def _apply(self, parameters: Apply, caller: Caller) -> dict[str, Any]:
@@ -225,7 +254,11 @@ class Instance:
         return _changes(await self._runtime.aside(partial(self._runtime.undo, dry=parameters.dry)))
 
     def _write_handler(self, parameters: WriteHandler, caller: Caller) -> dict[str, Any]:
-        return {"result": self._runtime.write_handler(parameters.element, parameters.handler, parameters.value)}
+        return {
+            "result": self._runtime.write_handler(
+                parameters.element, parameters.handler, parameters.value
+            )
+        }
 
     async def _do_upgrade(self, parameters: Upgrade, caller: Caller) -> dict[str, Any]:
         assert self._upgrade is not None
@@ -252,11 +285,16 @@ class Instance:
         finally:
             self._bus.unsubscribe(listener)
 
-    async def _watch_stats(self, parameters: WatchStats, caller: Caller) -> AsyncIterator[dict[str, Any]]:
+    async def _watch_stats(
+        self, parameters: WatchStats, caller: Caller
+    ) -> AsyncIterator[dict[str, Any]]:
         due = time.monotonic()
         while True:
             self._check(parameters.name, caller.session)  # it may belong to another client by now
-            yield {"time": round(time.time(), 6), "stats": self._theirs(self._recent(parameters.name), caller.session)}
+            yield {
+                "time": round(time.time(), 6),
+                "stats": self._theirs(self._recent(parameters.name), caller.session),
+            }
             # missed intervals are skipped
             due = max(due + parameters.interval_ms / 1000, time.monotonic())
             await asyncio.sleep(due - time.monotonic())

@@ -6,15 +6,28 @@ from collections.abc import Iterable
 from typing import Any
 
 from dataplane.units import format_rate
-from vnic.config.schema import Config, DirectionConfig, LinkConfig, LinkVlanConfig, NicConfig, VlanConfig
+from vnic.config.schema import (
+    Config,
+    DirectionConfig,
+    LinkConfig,
+    LinkVlanConfig,
+    NicConfig,
+    VlanConfig,
+)
 
 
 def network_data(config: Config) -> dict[str, Any]:
     """Switches, NICs and links by name, with what a picture says of them."""
     return {
         "switches": {name: {"table": switch.table} for name, switch in config.switches.items()},
-        "nics": {name: {"on": nic.on, "details": nic_details(config, nic)} for name, nic in config.nics.items()},
-        "links": {str(link.name): {"ends": list(link.ends), "details": link_details(link)} for link in config.links},
+        "nics": {
+            name: {"on": nic.on, "details": nic_details(config, nic)}
+            for name, nic in config.nics.items()
+        },
+        "links": {
+            str(link.name): {"ends": list(link.ends), "details": link_details(link)}
+            for link in config.links
+        },
     }
 
 
@@ -42,7 +55,9 @@ def link_details(link: LinkConfig) -> list[str]:
 def way_details(way: DirectionConfig) -> list[str]:
     """Elements and rate of one direction, in the order in which packets meet them."""
     elements = " > ".join(each.element.rpartition(":")[2] for each in way.elements)
-    return [each for each in (elements, "" if way.rate is None else format_rate(int(way.rate))) if each]
+    return [
+        each for each in (elements, "" if way.rate is None else format_rate(int(way.rate))) if each
+    ]
 
 
 def vlan_details(vlan: VlanConfig | LinkVlanConfig | None) -> list[str]:
@@ -74,7 +89,11 @@ def network_text(config: Config) -> str:
     lines: list[str] = []
     for switch in data["switches"]:
         lines.append(switch)
-        rows = [("--", name, each["details"]) for name, each in data["nics"].items() if each["on"] == switch]
+        rows = [
+            ("--", name, each["details"])
+            for name, each in data["nics"].items()
+            if each["on"] == switch
+        ]
         for name, link in data["links"].items():
             if switch in link["ends"]:
                 [other] = [end for end in link["ends"] if end != switch]
@@ -92,13 +111,22 @@ def network_dot(config: Config) -> str:
     data = network_data(config)
 
     def quoted(*lines: str) -> str:
-        return '"' + "\\n".join(line.replace("\\", "\\\\").replace('"', '\\"') for line in lines) + '"'
+        return (
+            '"' + "\\n".join(line.replace("\\", "\\\\").replace('"', '\\"') for line in lines) + '"'
+        )
 
-    lines = ["graph vnic {", "  rankdir=LR;", '  node [shape=box, fontname="sans-serif"];', '  edge [fontname="sans-serif"];']
+    lines = [
+        "graph vnic {",
+        "  rankdir=LR;",
+        '  node [shape=box, fontname="sans-serif"];',
+        '  edge [fontname="sans-serif"];',
+    ]
     lines += [f"  {quoted(name)} [shape=box3d, style=bold];" for name in data["switches"]]
     for name, nic in data["nics"].items():
         lines.append(f"  {quoted(f'nic {name}')} [label={quoted(name)}];")
-        lines.append(f"  {quoted(f'nic {name}')} -- {quoted(nic['on'] or '')} [label={quoted(*nic['details'])}];")
+        lines.append(
+            f"  {quoted(f'nic {name}')} -- {quoted(nic['on'] or '')} [label={quoted(*nic['details'])}];"
+        )
     for name, link in data["links"].items():
         first, second = link["ends"]
         named = [] if name == f"{first}--{second}" else [name]

@@ -88,14 +88,18 @@ class Runtime:
         self.closed = self.upgrading = False
         self.clock = clock or Clock()
         self.losses = Losses(keeping)
-        self._changes = ThreadPoolExecutor(1, "vnic-changes")  # has no thread until the first change
+        self._changes = ThreadPoolExecutor(
+            1, "vnic-changes"
+        )  # has no thread until the first change
         self._history = History(keeping)
         self._stored = 0  # how often the configuration was stored
         self.segments = Segments(keeping, reset=role == "crash")
         self.pool = self.segments.pool(config.pool.small, config.pool.large)
         # In virtual time nothing has threads. A worker that takes over must not fail for a cgroup that has gone since.
         wanted = {} if self.clock.virtual else config.groups
-        self.groups = {name: make_group(name, each, tolerant=role != "first") for name, each in wanted.items()}
+        self.groups = {
+            name: make_group(name, each, tolerant=role != "first") for name, each in wanted.items()
+        }
         self.hosted: list[EngineHost] = []
         self.nics = NetworkModule(self, devices or AgentDevices())
         self.modules: list[Module] = [self.nics]
@@ -160,19 +164,34 @@ class Runtime:
     # -- what modules build on ---------------------------------------------------------------------------------------------
 
     def add_engine(
-        self, name: str, group: str | None = None, *, spin_ns: int = 0, cpu: int | None = None, make: Callable[[Engine], H]
+        self,
+        name: str,
+        group: str | None = None,
+        *,
+        spin_ns: int = 0,
+        cpu: int | None = None,
+        make: Callable[[Engine], H],
     ) -> H:
         """A new engine in a group (the first, by default), for a module's constructor; what hangs on `make`'s result is its graph. Raises
         ConfigError for a group that there is none of, and names that are taken."""
         group = group or next(iter(self.config.groups))
         if group not in self.config.groups:
             raise ConfigError(
-                f"engine {name}: group {group}: there is none; there are {', '.join(self.config.groups)}", code="not-found"
+                f"engine {name}: group {group}: there is none; there are {', '.join(self.config.groups)}",
+                code="not-found",
             )
         if any(each.engine.name == name for each in self.hosted):
             raise ConfigError(f"engine {name}: the name is taken; choose another")
         budget_ns = int(self.config.groups[group].budget)
-        engine = Engine(name, self.pool, clock=self.clock, spin_ns=spin_ns, cpu=cpu, seed=self._seed, budget_ns=budget_ns)
+        engine = Engine(
+            name,
+            self.pool,
+            clock=self.clock,
+            spin_ns=spin_ns,
+            cpu=cpu,
+            seed=self._seed,
+            budget_ns=budget_ns,
+        )
         hosted = make(engine)
         self.hosted.append(hosted)
         if self.groups:
@@ -192,7 +211,9 @@ class Runtime:
                 raise
             if (guaranteed := self.config.guaranteed) is not self._kept_guaranteed:
                 self._kept_guaranteed = guaranteed
-                self.keeping.put_document(GUARANTEED, b"") if guaranteed else self.keeping.drop(GUARANTEED)
+                self.keeping.put_document(GUARANTEED, b"") if guaranteed else self.keeping.drop(
+                    GUARANTEED
+                )
             self.nics.watching.changed()
 
     async def aside(self, change: Callable[[], T]) -> T:
@@ -240,7 +261,9 @@ class Runtime:
             module.start()
         except Exception as error:
             if module in self._users and not isinstance(error, VnicError):
-                error = VnicError(f"module {self._users[module][0].module}: does not start: {one_line(error)}")
+                error = VnicError(
+                    f"module {self._users[module][0].module}: does not start: {one_line(error)}"
+                )
             self.lose(module, error)
 
     def start_threads(self) -> None:
@@ -296,12 +319,19 @@ class Runtime:
         with self.lock:
             self.check_open()
             if name not in self.groups:
-                raise ConfigError(f"group {name}: there is none; there are {', '.join(self.groups)}", code="not-found")
+                raise ConfigError(
+                    f"group {name}: there is none; there are {', '.join(self.groups)}",
+                    code="not-found",
+                )
             self.change_group(name, settings)
             self.emit(
                 "group",
                 group=name,
-                **{"mode": self.config.groups[name].mode, "cpus": self.config.groups[name].cpus, **settings},
+                **{
+                    "mode": self.config.groups[name].mode,
+                    "cpus": self.config.groups[name].cpus,
+                    **settings,
+                },
             )
             return self.groups[name].status()
 
@@ -397,12 +427,19 @@ class Runtime:
                     before = encode_config(self.config)
                     if changes:
                         applying.run()
-                        self.emit("applied", changes=[f"{each.action} {each.kind} {each.name}" for each in changes[:32]])
+                        self.emit(
+                            "applied",
+                            changes=[
+                                f"{each.action} {each.kind} {each.name}" for each in changes[:32]
+                            ],
+                        )
                     return before, changes
             finally:
                 with self.lock:
                     applying.close()
-        raise VnicError("containers come and go too fast to apply a network; try again", code="busy")
+        raise VnicError(
+            "containers come and go too fast to apply a network; try again", code="busy"
+        )
 
     # -- upgrade -----------------------------------------------------------------------------------------------------------
 
@@ -437,7 +474,10 @@ class Runtime:
         return {
             "modules": {name: module.save() for name, module in self._by_name().items()},
             "gone": self.accounts.gone,
-            "engines": {each.engine.name: {"retired": each.retired, "charged": each.charged} for each in self.hosted},
+            "engines": {
+                each.engine.name: {"retired": each.retired, "charged": each.charged}
+                for each in self.hosted
+            },
         }
 
     def load_control(self, state: dict[str, Any]) -> None:
@@ -451,7 +491,9 @@ class Runtime:
             for each in self.hosted:
                 counts = state.get("engines", {}).get(each.engine.name, {})
                 each.retired.update({term: int(counts["retired"][term]) for term in each.retired})
-                each.charged = {str(name): int(ns) for name, ns in counts.get("charged", {}).items()}
+                each.charged = {
+                    str(name): int(ns) for name, ns in counts.get("charged", {}).items()
+                }
             self.accounts.settle()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise VnicError(f"what control counted cannot be read: {named(error)}") from None
@@ -461,7 +503,10 @@ class Runtime:
     def status(self) -> dict[str, Any]:
         """Engines, groups, pool and what modules add; `conserved` says whether every engine's packets add up."""
         with self.lock:
-            engines = [{**each.engine.status(), **each.conservation(), **self._place(each.engine)} for each in self.hosted]
+            engines = [
+                {**each.engine.status(), **each.conservation(), **self._place(each.engine)}
+                for each in self.hosted
+            ]
             found = {
                 "conserved": all(engine["conserved"] for engine in engines),
                 "engines": engines,
@@ -470,7 +515,11 @@ class Runtime:
             }
             for module in self.modules:
                 found |= module.status()
-            pool = {"small": self.pool.small_count, "large": self.pool.large_count, "in_use": self.pool.in_use}
+            pool = {
+                "small": self.pool.small_count,
+                "large": self.pool.large_count,
+                "in_use": self.pool.in_use,
+            }
             return {**found, "pool": pool}
 
     def _place(self, engine: Engine) -> dict[str, Any]:
@@ -507,7 +556,10 @@ class Runtime:
         """Counters of one NIC, or of everything: of the NIC, its queues, and its elements with their drops by reason."""
         with self.lock:
             nics = self.nics.statistics(name)
-            elements = {each: {element.name: element for element in each.engine.elements} for each in self.hosted}
+            elements = {
+                each: {element.name: element for element in each.engine.elements}
+                for each in self.hosted
+            }
             return {
                 "nics": nics,
                 "engines": [
@@ -523,7 +575,9 @@ class Runtime:
                 ],
             }
 
-    def graph(self, style: Literal["text", "dot", "json"] = "text", *, elements: bool = True) -> str:
+    def graph(
+        self, style: Literal["text", "dot", "json"] = "text", *, elements: bool = True
+    ) -> str:
         """A picture of what runs, of the elements of each engine or of the network: "text", "dot" for Graphviz, or "json"."""
         with self.lock:
             if not elements:

@@ -37,7 +37,10 @@ class History:
     def last(self) -> bytes:
         """The configuration before the last change. Raises ConfigError where there is none."""
         if not self._steps:
-            raise ConfigError("there is nothing to undo: no `vnic apply` has changed this instance", code="not-found")
+            raise ConfigError(
+                "there is nothing to undo: no `vnic apply` has changed this instance",
+                code="not-found",
+            )
         return self._steps[-1]
 
     def drop_last(self) -> None:
@@ -47,4 +50,6 @@ class History:
 
     def _keep(self) -> None:
         if self._keeping is not None:
-            self._keeping.put_document(KEY, msgspec.json.encode([msgspec.Raw(step) for step in self._steps]))
+            self._keeping.put_document(
+                KEY, msgspec.json.encode([msgspec.Raw(step) for step in self._steps])
+            )

@@ -190,19 +190,29 @@ class KeptNic(msgspec.Struct, frozen=True):
     path: str | None = None
 
 
-def send(sock: socket.socket, message: msgspec.Struct, descriptors: Sequence[int] = (), *, wait: bool = True) -> None:
+def send(
+    sock: socket.socket,
+    message: msgspec.Struct,
+    descriptors: Sequence[int] = (),
+    *,
+    wait: bool = True,
+) -> None:
     """One message; the receiver gets duplicates of the descriptors. Raises OSError: BlockingIOError where it has no room and we
     do not wait."""
     data = msgspec.json.encode(message)
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
-    sock.sendmsg([data], ancillary, 0 if wait else socket.MSG_DONTWAIT)  # send_fds takes flags and does not pass them on
+    sock.sendmsg(
+        [data], ancillary, 0 if wait else socket.MSG_DONTWAIT
+    )  # send_fds takes flags and does not pass them on
 
 
 class DescriptorsLostError(VnicError):
     """A message came without some of its descriptors, since its receiver has no room for more. `data`: the message."""
 
     def __init__(self, data: bytes) -> None:
-        super().__init__("descriptors got lost between supervisor and worker: too many open files; raise the limit (ulimit -n)")
+        super().__init__(
+            "descriptors got lost between supervisor and worker: too many open files; raise the limit (ulimit -n)"
+        )
         self.data = data
 
 
@@ -223,7 +233,11 @@ def write_document(content: bytes) -> int:
         view = memoryview(content)
         while view:
             view = view[os.write(descriptor, view) :]
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        fcntl.fcntl(
+            descriptor,
+            fcntl.F_ADD_SEALS,
+            fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW,
+        )
         return descriptor
     except BaseException:
         os.close(descriptor)
@@ -251,7 +265,12 @@ def nic_descriptors(interface: Tap, request: TapRequest) -> list[int]:
     except BaseException:
         interface.close()
         raise
-    descriptors = [document, namespace.fd, *([namespace.pidfd] if namespace.pidfd >= 0 else []), *interface.let_go()]
+    descriptors = [
+        document,
+        namespace.fd,
+        *([namespace.pidfd] if namespace.pidfd >= 0 else []),
+        *interface.let_go(),
+    ]
     namespace.fd = namespace.pidfd = -1
     return descriptors
 
@@ -261,7 +280,9 @@ def kept_document(descriptors: Sequence[int]) -> KeptNic:
     try:
         return msgspec.json.decode(read_document(descriptors[0]), type=KeptNic)
     except msgspec.MsgspecError:
-        raise VnicError("an interface was stored by another version of vnic; use `vnic down` and `vnic up`") from None
+        raise VnicError(
+            "an interface was stored by another version of vnic; use `vnic down` and `vnic up`"
+        ) from None
 
 
 def kept_kind(descriptors: Sequence[int]) -> InterfaceKind:
@@ -368,7 +389,9 @@ class Keeper:
 
     def open_nic(self, nic: str, request: TapRequest, container: Sequence[int] = ()) -> list[int]:
         """A new interface: descriptors as of nic/NAME. container: descriptors as Open says. Raises ConfigError, PortError."""
-        return self._call(Open(nic, request.KIND, msgspec.Raw(msgspec.json.encode(request))), container)
+        return self._call(
+            Open(nic, request.KIND, msgspec.Raw(msgspec.json.encode(request))), container
+        )
 
     def set_carrier(self, nic: str, up: bool) -> None:
         """Raises or cuts the link of a NIC whose kind needs the agent for that. Raises VnicError."""
@@ -386,12 +409,18 @@ class Keeper:
         try:
             with self._lock:
                 self._number += 1
-                send(self._calls, msgspec.structs.replace(message, number=self._number), descriptors)
+                send(
+                    self._calls, msgspec.structs.replace(message, number=self._number), descriptors
+                )
                 answer, received = self._await(self._number)
         except TimeoutError:
             raise VnicError(f"no answer from the supervisor for {CALL_TIMEOUT_S:g} s") from None
         except OSError as error:
-            gone = "the supervisor is gone" if isinstance(error, ConnectionError) else "the supervisor cannot be asked"
+            gone = (
+                "the supervisor is gone"
+                if isinstance(error, ConnectionError)
+                else "the supervisor cannot be asked"
+            )
             raise VnicError(f"{gone}: {system_error(error)}") from None
         if isinstance(answer, Refused):
             close_all(received)

@@ -46,9 +46,13 @@ def _frame(packet: Packet, what: str) -> bytes:
     zeros."""
     kinds = [each.__name__ for each in type(packet).__mro__]
     if not _is_packet(packet):
-        raise ConfigError(f"{what}: {type(packet).__name__} is not a packet: expected bytes or a scapy packet")
+        raise ConfigError(
+            f"{what}: {type(packet).__name__} is not a packet: expected bytes or a scapy packet"
+        )
     if hasattr(packet, "fields_desc") and not set(FRAMES) & set(kinds):
-        raise ConfigError(f"{what}: {kinds[0]} is no Ethernet frame; put Ether(...) / in front of it")
+        raise ConfigError(
+            f"{what}: {kinds[0]} is no Ethernet frame; put Ether(...) / in front of it"
+        )
     return bytes(packet)
 
 
@@ -70,7 +74,9 @@ def nanoseconds(time: str | int) -> int:
     try:
         return operator.index(time)
     except TypeError:
-        raise ConfigError(f'time {time!r}: expected text such as "500ms", or a whole number of nanoseconds') from None
+        raise ConfigError(
+            f'time {time!r}: expected text such as "500ms", or a whole number of nanoseconds'
+        ) from None
 
 
 def in_unit_of(time_ns: int, other_ns: int) -> str:

@@ -46,7 +46,9 @@ class Guarded:
             self._channel.close()
             os.close(self._log)
             if isinstance(error, OSError):
-                raise VnicError(f"the guardian of the network cannot be started: {system_error(error)}") from None
+                raise VnicError(
+                    f"the guardian of the network cannot be started: {system_error(error)}"
+                ) from None
             raise
         finally:
             if test >= 0:
@@ -60,7 +62,9 @@ class Guarded:
         with self._lock:
             self._send(method, passing or {}, parameters)
             try:
-                data, found, lost = receive_with_descriptors(self._channel, MESSAGE_MOST, DESCRIPTORS_MOST)
+                data, found, lost = receive_with_descriptors(
+                    self._channel, MESSAGE_MOST, DESCRIPTORS_MOST
+                )
             except OSError as error:
                 raise self._gone(error) from None
             except BaseException:  # Ctrl-C: its answer would be taken for that of the next call
@@ -68,7 +72,11 @@ class Guarded:
                 raise
         if not data or lost:
             close_all(found)
-            raise VnicError("descriptors got lost: too many open files; raise the limit (ulimit -n)") if data else self._gone()
+            raise (
+                VnicError("descriptors got lost: too many open files; raise the limit (ulimit -n)")
+                if data
+                else self._gone()
+            )
         answer = json.loads(data)
         if "error" in answer:
             kind = ConfigError if answer["config"] else VnicError

@@ -38,7 +38,13 @@ STOP_TIMEOUT_MS = 45_000  # longer than the supervisor waits for its worker
 
 # Of interfaces that come: nothing that the kernel sends by itself.
 QUIET = {"disable_ipv6": "1"}
-QUIET_WITH_IPV6 = {"disable_ipv6": "0", "accept_dad": "0", "accept_ra": "0", "addr_gen_mode": "1", "router_solicitations": "0"}
+QUIET_WITH_IPV6 = {
+    "disable_ipv6": "0",
+    "accept_dad": "0",
+    "accept_ra": "0",
+    "addr_gen_mode": "1",
+    "router_solicitations": "0",
+}
 
 Answer = tuple[dict[str, Any], list[int]]
 
@@ -48,7 +54,9 @@ class Guardian:
 
     def __init__(self, channel: socket.socket, test: int) -> None:
         self._channel, self._test = channel, test
-        self._containers: dict[str, tuple[int, int]] = {}  # process, and descriptor of its network namespace
+        self._containers: dict[
+            str, tuple[int, int]
+        ] = {}  # process, and descriptor of its network namespace
         self._programs: list[int] = []  # pidfds
         self._instance = ""
         self._supervisor = self._supervisor_pidfd = -1
@@ -110,7 +118,9 @@ class Guardian:
         self._instance = instance
         # SIGTERM: without the guardian it stops as after `vnic down`.
         self._supervisor = self._fork(
-            lambda: self._supervise(instance, document, writing), keep=[writing, document], at_end=signal.SIGTERM
+            lambda: self._supervise(instance, document, writing),
+            keep=[writing, document],
+            at_end=signal.SIGTERM,
         )
         os.close(writing)
         self._supervisor_pidfd = os.pidfd_open(self._supervisor)
@@ -157,7 +167,9 @@ class Guardian:
                     enter(namespace.fd, namespace.label)
                     found = packet_sockets(interface, queues)
             except OSError as error:
-                self._fail(VnicError(f"interface {interface}: cannot be tested: {system_error(error)}"))
+                self._fail(
+                    VnicError(f"interface {interface}: cannot be tested: {system_error(error)}")
+                )
             except VnicError as error:
                 self._fail(error)
             else:
@@ -218,7 +230,9 @@ class Guardian:
     def _fail(self, error: VnicError) -> None:
         self._answer(_described(error), [])
 
-    def _fork(self, run: Callable[[], None], *, keep: list[int], at_end: int = signal.SIGKILL) -> int:
+    def _fork(
+        self, run: Callable[[], None], *, keep: list[int], at_end: int = signal.SIGKILL
+    ) -> int:
         """Runs a function in a child that has standard streams and `keep` alone, and gets the signal `at_end` when the
         guardian ends."""
         guardian = os.getpid()
@@ -231,7 +245,9 @@ class Guardian:
                 os._exit(1)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            for each in sorted({int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, 2, *keep}):
+            for each in sorted(
+                {int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, 2, *keep}
+            ):
                 with suppress(OSError):
                     os.close(each)
             run()
@@ -272,12 +288,19 @@ class Guardian:
 def _set_defaults(settings: dict[str, str]) -> None:
     """Settings of interfaces that come to the network namespace that this process is in."""
     for setting, value in settings.items():
-        with suppress(OSError):  # a kernel without IPv6, or /proc/sys is read-only: the kernel sends some packets
+        with suppress(
+            OSError
+        ):  # a kernel without IPv6, or /proc/sys is read-only: the kernel sends some packets
             Path(f"/proc/sys/net/ipv6/conf/default/{setting}").write_text(value)
 
 
 def _described(error: VnicError) -> dict[str, Any]:
-    return {"error": str(error), "config": isinstance(error, ConfigError), "code": error.code, "field": error.field}
+    return {
+        "error": str(error),
+        "config": isinstance(error, ConfigError),
+        "code": error.code,
+        "field": error.field,
+    }
 
 
 def main() -> None:

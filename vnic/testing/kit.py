@@ -20,7 +20,9 @@ from vnic.replay.compare import Pair, Seen, describe
 from vnic.testing.frames import Packet, Received, frames_of, in_unit_of, nanoseconds
 
 Configuration = str | os.PathLike[str] | Config
-UNACCOUNTED = "packets are unaccounted for: received + generated = transmitted + dropped + held does not hold"
+UNACCOUNTED = (
+    "packets are unaccounted for: received + generated = transmitted + dropped + held does not hold"
+)
 
 
 def config_of(config: Configuration) -> Config:
@@ -58,7 +60,14 @@ class AnyNetwork(ABC):
 
     # -- sending -----------------------------------------------------------------------------------
 
-    def send(self, nic: str, packets: Packet | Iterable[Packet], *, at: str | int | None = None, gap: str | int = 0) -> None:
+    def send(
+        self,
+        nic: str,
+        packets: Packet | Iterable[Packet],
+        *,
+        at: str | int | None = None,
+        gap: str | int = 0,
+    ) -> None:
         """The container of `nic` sends one or several packets, `gap` apart, the first at `at`
         (default: now).
 
@@ -74,7 +83,9 @@ class AnyNetwork(ABC):
             self._push(instant, nic, frame)
             instant += gap_ns
 
-    def send_capture(self, nic: str, capture: str | os.PathLike[str], *, at: str | int | None = None) -> int:
+    def send_capture(
+        self, nic: str, capture: str | os.PathLike[str], *, at: str | int | None = None
+    ) -> int:
         """The container of `nic` sends a capture's packets, the first at `at` (default: now).
         Returns their number.
 
@@ -96,7 +107,9 @@ class AnyNetwork(ABC):
     def _instant(self, what: str, at: str | int | None) -> int:
         instant = self.now_ns if at is None else nanoseconds(at)
         if instant < self.now_ns:
-            raise ConfigError(f"{what}: {format_time(instant)} is past; it is {format_time(self.now_ns)} already")
+            raise ConfigError(
+                f"{what}: {format_time(instant)} is past; it is {format_time(self.now_ns)} already"
+            )
         return instant
 
     @abstractmethod
@@ -116,7 +129,9 @@ class AnyNetwork(ABC):
 
     def _nic_config(self, name: str) -> NicConfig:
         if name not in self.config.nics:
-            raise ConfigError(f"nic {name}: there is none; the configuration has {', '.join(self.config.nics)}")
+            raise ConfigError(
+                f"nic {name}: there is none; the configuration has {', '.join(self.config.nics)}"
+            )
         return self.config.nics[name]
 
     # -- time --------------------------------------------------------------------------------------
@@ -177,35 +192,56 @@ class AnyNetwork(ABC):
         the times `at`, if given. Removes the received packets, so that a test can go on."""
         __tracebackhide__ = True
         wanted = frames_of(packets, "assert_received")
-        instants = None if at is None else [nanoseconds(each) for each in ([at] if isinstance(at, str | int) else at)]
+        instants = (
+            None
+            if at is None
+            else [nanoseconds(each) for each in ([at] if isinstance(at, str | int) else at)]
+        )
         got = self.take(nic)
         for number, (mine, expected) in enumerate(zip(got, wanted, strict=False), 1):
             if mine.data != expected:
-                pair = Pair(nic, Seen(number, mine.time_ns, mine.data), Seen(number, mine.time_ns, expected))
+                pair = Pair(
+                    nic, Seen(number, mine.time_ns, mine.data), Seen(number, mine.time_ns, expected)
+                )
                 raise AssertionError("\n".join(describe(pair)))
         if len(got) != len(wanted):
-            raise AssertionError(f"{nic} received {len(got)} packets, expected {len(wanted)}{self._why(got, wanted, nic)}")
+            raise AssertionError(
+                f"{nic} received {len(got)} packets, expected {len(wanted)}{self._why(got, wanted, nic)}"
+            )
         if instants is not None:
             if len(instants) != len(got):
                 raise AssertionError(f"{len(instants)} instants for {len(got)} packets")
             for number, (mine, instant) in enumerate(zip(got, instants, strict=True), 1):
                 late_ns = mine.time_ns - instant
                 if abs(late_ns) > nanoseconds(tolerance):
-                    came, due, late = (in_unit_of(each, instant) for each in (mine.time_ns, instant, abs(late_ns)))
+                    came, due, late = (
+                        in_unit_of(each, instant) for each in (mine.time_ns, instant, abs(late_ns))
+                    )
                     side = "late" if late_ns > 0 else "early"
-                    raise AssertionError(f"{nic}, packet {number}: came at {came}, expected at {due} ({late} {side})")
+                    raise AssertionError(
+                        f"{nic}, packet {number}: came at {came}, expected at {due} ({late} {side})"
+                    )
 
     def _why(self, got: list[Received], wanted: list[bytes], nic: str) -> str:
         lines = [f"\ndropped: {key}: {count}" for key, count in self.drops().items()]
         if len(got) > len(wanted):
             extra = got[len(wanted)]
-            lines.append("\n" + "\n".join(describe(Pair(nic, Seen(len(wanted) + 1, extra.time_ns, extra.data), None))))
+            lines.append(
+                "\n"
+                + "\n".join(
+                    describe(Pair(nic, Seen(len(wanted) + 1, extra.time_ns, extra.data), None))
+                )
+            )
         return "".join(lines)
 
     def write(self, capture: str | os.PathLike[str]) -> None:
         """Writes all frames received so far into a pcapng file, one interface per NIC."""
         names = list(self._received)
-        lines = sorted((each.time_ns, number, each.data) for number, name in enumerate(names) for each in self._received[name])
+        lines = sorted(
+            (each.time_ns, number, each.data)
+            for number, name in enumerate(names)
+            for each in self._received[name]
+        )
         writer = CaptureWriter(capture, names)
         try:
             for time_ns, number, data in lines:

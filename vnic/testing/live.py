@@ -66,8 +66,12 @@ class Network(AnyNetwork):
         self._containers: dict[str, int] = {}
         self._namespaces: dict[str, int] = {}  # descriptors of those that were made
         self._stations: dict[str, Station] = {}
-        self._counted: dict[str, tuple[int, int]] = {}  # rx_packets and tx_packets before the station was there
-        self._coming: dict[str, list[Received]] = {name: [] for name in self.config.nics}  # not yet due by the clock
+        self._counted: dict[
+            str, tuple[int, int]
+        ] = {}  # rx_packets and tx_packets before the station was there
+        self._coming: dict[str, list[Received]] = {
+            name: [] for name in self.config.nics
+        }  # not yet due by the clock
         self._programs: list[subprocess.Popen[Any]] = []
         self._now_ns = self._began_ns = 0
         self._zero_ns = 0  # time.monotonic_ns() at the clock's 0, while it runs
@@ -104,7 +108,10 @@ class Network(AnyNetwork):
         What stays keeps its queues, tables, counters and containers. All or nothing. Raises ConfigError, VnicError."""
         wanted, made = self._with_containers(config_of(config))
         try:
-            with self._time(), _document(wanted) as document:  # what has arrived is read before an interface goes
+            with (
+                self._time(),
+                _document(wanted) as document,
+            ):  # what has arrived is read before an interface goes
                 changes = self.client.call("Apply", passing=[document], document=0)["changes"]
         except BaseException:
             self._remove_containers(made)
@@ -120,7 +127,11 @@ class Network(AnyNetwork):
         self._coming = {name: self._coming.get(name, []) for name in wanted.nics}
         self._open_stations([name for name in wanted.nics if name not in self._stations])
         self._remove_containers(
-            [name for name, pid in self._containers.items() if name not in wanted.nics or wanted.nics[name].pid != pid]
+            [
+                name
+                for name, pid in self._containers.items()
+                if name not in wanted.nics or wanted.nics[name].pid != pid
+            ]
         )
         return [f"{change['action']} {change['kind']} {change['name']}" for change in changes]
 
@@ -135,25 +146,40 @@ class Network(AnyNetwork):
         config = self._nic_config(nic)
         return config.netns if config.netns is not None else f"/proc/{config.pid}/ns/net"
 
-    def popen(self, nic: str, argv: Sequence[str], *, pass_fds: Sequence[int] = (), **options: Any) -> subprocess.Popen[Any]:
+    def popen(
+        self, nic: str, argv: Sequence[str], *, pass_fds: Sequence[int] = (), **options: Any
+    ) -> subprocess.Popen[Any]:
         """Starts a program in the network namespace of the container of `nic`. options: of subprocess.Popen. The program
         ends with the network, at the latest. Raises ConfigError, VnicError."""
         config = self._nic_config(nic)
         if isinstance(argv, str) or not argv:
-            raise ConfigError(f'argv {argv!r}: expected a program and its arguments such as ["ping", "-c", "1", "10.0.0.2"]')
+            raise ConfigError(
+                f'argv {argv!r}: expected a program and its arguments such as ["ping", "-c", "1", "10.0.0.2"]'
+            )
         self._programs = [each for each in self._programs if each.poll() is None]
         reading, writing = os.pipe2(os.O_CLOEXEC)
         try:
             with NetNamespace.find(config.pid, config.netns) as namespace:
                 program = subprocess.Popen(
                     # -I -S: nothing of the environment and no installed package, to start fast
-                    [sys.executable, "-I", "-S", "-c", LAUNCH, str(namespace.fd), str(writing), *argv],
+                    [
+                        sys.executable,
+                        "-I",
+                        "-S",
+                        "-c",
+                        LAUNCH,
+                        str(namespace.fd),
+                        str(writing),
+                        *argv,
+                    ],
                     pass_fds=[*pass_fds, namespace.fd, writing],
                     **options,
                 )
         except OSError as error:
             os.close(reading)
-            raise VnicError(f"nic {nic}: {argv[0]}: cannot be started: {system_error(error)}") from None
+            raise VnicError(
+                f"nic {nic}: {argv[0]}: cannot be started: {system_error(error)}"
+            ) from None
         except BaseException:
             os.close(reading)
             raise
@@ -181,7 +207,13 @@ class Network(AnyNetwork):
             os.close(pidfd)
 
     def exec(
-        self, nic: str, argv: Sequence[str], *, stdin: str | None = None, timeout: str | int | None = None, check: bool = True
+        self,
+        nic: str,
+        argv: Sequence[str],
+        *,
+        stdin: str | None = None,
+        timeout: str | int | None = None,
+        check: bool = True,
     ) -> subprocess.CompletedProcess[str]:
         """Runs a program in the network namespace of the container of `nic` to its end; time passes meanwhile. Returns
         its status and output, `stdout` and `stderr`. Raises VnicError where it takes longer than `timeout` or, with
@@ -189,13 +221,20 @@ class Network(AnyNetwork):
         limit_ns = None if timeout is None else nanoseconds(timeout)
         pipe = subprocess.PIPE
         process = self.popen(
-            nic, argv, text=True, stdin=subprocess.DEVNULL if stdin is None else pipe, stdout=pipe, stderr=pipe
+            nic,
+            argv,
+            text=True,
+            stdin=subprocess.DEVNULL if stdin is None else pipe,
+            stdout=pipe,
+            stderr=pipe,
         )
         with self._time(), process:
             end_ns = None if limit_ns is None else self._elapsed() + limit_ns
             while True:
                 try:
-                    output, errors = process.communicate(stdin, timeout=(READ_NS if self._sending else LOOK_NS) / 1e9)
+                    output, errors = process.communicate(
+                        stdin, timeout=(READ_NS if self._sending else LOOK_NS) / 1e9
+                    )
                     break
                 except subprocess.TimeoutExpired:
                     self._send_due(self._elapsed())
@@ -213,7 +252,9 @@ class Network(AnyNetwork):
         self._arrive()
         if check and process.returncode:
             said = (errors or output).strip().splitlines()
-            raise VnicError(f"nic {nic}: {' '.join(argv)}: status {process.returncode}{f': {said[-1]}' if said else ''}")
+            raise VnicError(
+                f"nic {nic}: {' '.join(argv)}: status {process.returncode}{f': {said[-1]}' if said else ''}"
+            )
         return subprocess.CompletedProcess(list(argv), process.returncode, output, errors)
 
     def log(self) -> str:
@@ -236,10 +277,14 @@ class Network(AnyNetwork):
                 if name in self._containers and ipv6:
                     self._call("allow_ipv6", name=name)
                 elif name not in self._containers:
-                    pid = self._containers[name] = self._call("container", name=name, ipv6=ipv6)[0]["pid"]
+                    pid = self._containers[name] = self._call("container", name=name, ipv6=ipv6)[0][
+                        "pid"
+                    ]
                     made.append(name)
                     with suppress(OSError):  # it has ended, and the next step says so
-                        self._namespaces[name] = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+                        self._namespaces[name] = os.open(
+                            f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC
+                        )
                 nic.pid = self._containers[name]
         except BaseException:
             self._remove_containers(made)
@@ -256,11 +301,17 @@ class Network(AnyNetwork):
     def _open_stations(self, names: list[str]) -> None:
         for name in names:
             nic = self.config.nics[name]
-            queues = nic.queues if nic.kind == "tap" else 1  # a veth's queues in the container are the kernel's
-            _, sockets = self._call("sockets", pid=nic.pid, netns=nic.netns, interface=nic.interface, queues=queues)
+            queues = (
+                nic.queues if nic.kind == "tap" else 1
+            )  # a veth's queues in the container are the kernel's
+            _, sockets = self._call(
+                "sockets", pid=nic.pid, netns=nic.netns, interface=nic.interface, queues=queues
+            )
             if len(sockets) != queues:
                 close_all(sockets)
-                raise VnicError(f"nic {name}: {len(sockets)} packet sockets came instead of {queues}")
+                raise VnicError(
+                    f"nic {name}: {len(sockets)} packet sockets came instead of {queues}"
+                )
             self._stations[name] = Station(name, sockets)
         self._count(names)
 
@@ -270,7 +321,10 @@ class Network(AnyNetwork):
         self._restarts = status["supervisor"]["restarts"]
         for nic in status["nics"]:
             if nic["name"] in names:
-                self._counted[nic["name"]] = nic["rx_packets"] + self._queue_drops(nic["name"]), nic["tx_packets"]
+                self._counted[nic["name"]] = (
+                    nic["rx_packets"] + self._queue_drops(nic["name"]),
+                    nic["tx_packets"],
+                )
 
     # -- sending -----------------------------------------------------------------------------------
 
@@ -279,7 +333,9 @@ class Network(AnyNetwork):
         for number, frame in enumerate(frames, 1):
             most = mtu + ETHERNET_BYTES + TAG_BYTES * (frame.data[12:14] == VLAN)
             if len(frame.data) < ETHERNET_BYTES:
-                raise ConfigError(f"send: packet {number}: {len(frame.data)} bytes: shorter than an Ethernet header")
+                raise ConfigError(
+                    f"send: packet {number}: {len(frame.data)} bytes: shorter than an Ethernet header"
+                )
             if not frame.gso_type and len(frame.data) > most:
                 raise ConfigError(
                     f"send: packet {number}: {len(frame.data)} bytes: nic {nic} with MTU {mtu} sends at most {most}"
@@ -356,7 +412,9 @@ class Network(AnyNetwork):
                 return f"nic {name} has not read {unread} packets"
             if (missing := nic["tx_packets"] - tx - found.arrived) > 0:
                 if not found.has_room:
-                    raise VnicError(f"nic {name}: there is no room for more received packets; take some, then go on")
+                    raise VnicError(
+                        f"nic {name}: there is no room for more received packets; take some, then go on"
+                    )
                 return f"nic {name} delivered {missing} packets that have not arrived"
         return ""
 
@@ -460,7 +518,11 @@ class Network(AnyNetwork):
             coming = self._coming[name]
             for arrival in station.receive():
                 least_ns = max(self._began_ns, coming[-1].time_ns if coming else 0)
-                coming.append(Received(max(arrival.real_ns - real_at_0_ns, least_ns), arrival.data, arrival.queue))
+                coming.append(
+                    Received(
+                        max(arrival.real_ns - real_at_0_ns, least_ns), arrival.data, arrival.queue
+                    )
+                )
 
     def _arrive(self) -> None:
         """Frames whose time has come are received."""
@@ -519,7 +581,9 @@ class Network(AnyNetwork):
 
     def __del__(self) -> None:
         if getattr(self, "_guarded", None) is not None:
-            warnings.warn(f"unclosed network {self.instance}", ResourceWarning, stacklevel=2, source=self)
+            warnings.warn(
+                f"unclosed network {self.instance}", ResourceWarning, stacklevel=2, source=self
+            )
             self._closed = True
             self._release()
 

@@ -26,7 +26,11 @@ class _Nic:
     def __init__(self, config: NicConfig, number: int) -> None:
         self.config = config
         self.port = MemoryPort(config.name, number, config.queues, 0, mtu=config.mtu)
-        self.tx = NicTx(self.port, Rss(config.rss.key, config.rss.table, queues=config.queues), name=f"{config.name}.tx")
+        self.tx = NicTx(
+            self.port,
+            Rss(config.rss.key, config.rss.table, queues=config.queues),
+            name=f"{config.name}.tx",
+        )
 
     def watch(self) -> Forever:
         return Forever()
@@ -35,7 +39,12 @@ class _Nic:
         """No effect: there is no container."""
 
     def status(self) -> dict[str, Any]:
-        return {"interface": self.config.interface, "mac": self.config.mac, "mtu": self.config.mtu, "queues": self.port.queues}
+        return {
+            "interface": self.config.interface,
+            "mac": self.config.mac,
+            "mtu": self.config.mtu,
+            "queues": self.port.queues,
+        }
 
     @property
     def mac(self) -> str:
@@ -139,7 +148,10 @@ class VirtualNetwork(AnyNetwork):
 
     def _collect(self) -> None:
         for name, nic in self._devices.nics.items():
-            self._received[name] += [Received(frame.time_ns - START_NS, frame.data, frame.queue) for frame in nic.port.take()]
+            self._received[name] += [
+                Received(frame.time_ns - START_NS, frame.data, frame.queue)
+                for frame in nic.port.take()
+            ]
 
     def _stats(self) -> dict[str, Any]:
         return self._runtime.stats()

@@ -50,4 +50,6 @@ def _of_queue(sock: socket.socket, queue: int) -> None:
         (0x06, 0, 0, 0),  # reject
     ]
     program = array.array("B", b"".join(struct.pack("=HBBI", *each) for each in code))
-    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", len(code), program.buffer_info()[0]))
+    sock.setsockopt(
+        socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", len(code), program.buffer_info()[0])
+    )

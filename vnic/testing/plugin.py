@@ -27,9 +27,15 @@ if TYPE_CHECKING:
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("vnic")
     group.addoption(
-        "--vnic-update-golden", action="store_true", help="write golden captures anew instead of comparing with them"
+        "--vnic-update-golden",
+        action="store_true",
+        help="write golden captures anew instead of comparing with them",
     )
-    group.addoption("--vnic-live", action="store_true", help="networks of vnic_network are real containers, in real time")
+    group.addoption(
+        "--vnic-live",
+        action="store_true",
+        help="networks of vnic_network are real containers, in real time",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -60,7 +66,12 @@ class Networks:
         return made
 
     def assert_golden(
-        self, network: AnyNetwork, golden: str | os.PathLike[str], *, tolerance: str | int = 0, ignore: tuple[str, ...] = ()
+        self,
+        network: AnyNetwork,
+        golden: str | os.PathLike[str],
+        *,
+        tolerance: str | int = 0,
+        ignore: tuple[str, ...] = (),
     ) -> None:
         """Fails unless all packets that the network's containers received, and their times, are as
         in the capture `golden`.
@@ -82,10 +93,15 @@ class Networks:
             mine = os.path.join(directory, path.name)
             network.write(mine)
             found = compare(
-                mine, path, tolerance_ns=parse_time(tolerance) if isinstance(tolerance, str) else tolerance, ignore=ignore
+                mine,
+                path,
+                tolerance_ns=parse_time(tolerance) if isinstance(tolerance, str) else tolerance,
+                ignore=ignore,
             )
         if not found.equal:
-            raise AssertionError(f"not as in {path.name}: {found.text()}\n(pytest --vnic-update-golden accepts it)")
+            raise AssertionError(
+                f"not as in {path.name}: {found.text()}\n(pytest --vnic-update-golden accepts it)"
+            )
 
     def close(self) -> None:
         """Closes all networks, and raises what the first failure was."""
@@ -98,7 +114,11 @@ class Networks:
 def vnic_network(request: pytest.FixtureRequest) -> Iterator[Networks]:
     """Makes networks, in virtual time or live; see `vnic.network`."""
     marker = request.node.get_closest_marker("vnic_live")
-    live = request.config.getoption("--vnic-live") if marker is None else _is_live(*marker.args, **marker.kwargs)
+    live = (
+        request.config.getoption("--vnic-live")
+        if marker is None
+        else _is_live(*marker.args, **marker.kwargs)
+    )
     networks = Networks(request.path.parent, request.config.getoption("--vnic-update-golden"), live)
     try:
         yield networks

@@ -14,7 +14,9 @@ from dataplane.graph.offload import split_frame
 from dataplane.ports.memory import Frame
 from vnic.device.descriptors import system_error
 
-HEADER = struct.Struct("=BBHHHH")  # struct virtio_net_hdr: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset
+HEADER = struct.Struct(
+    "=BBHHHH"
+)  # struct virtio_net_hdr: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset
 NEEDS_CSUM = 1
 SOL_PACKET, PACKET_STATISTICS, PACKET_AUXDATA, VLAN_VALID, VLAN_TPID_VALID = 263, 6, 8, 0x10, 0x40
 SO_TIMESTAMPNS = 35
@@ -52,7 +54,10 @@ def finished(header: bytes, frame: bytes, tag: bytes) -> list[bytes]:
         start += len(tag) if flags & NEEDS_CSUM else 0
     if gso_type:
         segments, _ = split_frame(frame, gso_type, gso_size, start, offset)
-        return [with_checksum(data, first, at) if more & NEEDS_CSUM else data for data, more, _, _, _, first, at in segments]
+        return [
+            with_checksum(data, first, at) if more & NEEDS_CSUM else data
+            for data, more, _, _, _, first, at in segments
+        ]
     if flags & NEEDS_CSUM and start + offset + 2 <= len(frame):
         return [with_checksum(frame, start, offset)]
     return [frame]
@@ -123,7 +128,9 @@ class Station:
                     elif (level, kind) == (SOL_PACKET, PACKET_AUXDATA):
                         status, _, _, _, _, tci, tpid = AUXDATA.unpack_from(content)
                         if status & VLAN_VALID:
-                            tag = struct.pack(">HH", tpid if status & VLAN_TPID_VALID else 0x8100, tci)
+                            tag = struct.pack(
+                                ">HH", tpid if status & VLAN_TPID_VALID else 0x8100, tci
+                            )
                 data = bytes(self._buffer[:length])
                 frames = finished(data[: HEADER.size], data[HEADER.size :], tag)
                 found += [Arrival(real_ns, queue, frame) for frame in frames]

@@ -94,7 +94,9 @@ class Watch(Protocol):
     def why(self) -> str: ...
     @property
     def deleted(self) -> bool: ...
-    def on_gone(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], object], /) -> None: ...
+    def on_gone(
+        self, loop: asyncio.AbstractEventLoop, callback: Callable[[], object], /
+    ) -> None: ...
     def close(self) -> None: ...
 
 
@@ -185,7 +187,10 @@ class InterfaceKind(NicKind):
             mac=str(settings.mac),
             mtu=settings.mtu,
             addresses=tuple(str(address) for address in settings.addresses),
-            routes=tuple(Route(str(route.to), None if route.via is None else str(route.via)) for route in settings.routes),
+            routes=tuple(
+                Route(str(route.to), None if route.via is None else str(route.via))
+                for route in settings.routes
+            ),
             offloads=offloads_of(settings.offloads),
         )
 
@@ -207,7 +212,9 @@ class InterfaceKind(NicKind):
         child. Raises ConfigError, PortError; on failure nothing is left once the child has exited."""
 
     @abstractmethod
-    def interface(self, report: TapReport, fds: Sequence[int], namespace: NetNamespace, agent: Agent) -> Tap:
+    def interface(
+        self, report: TapReport, fds: Sequence[int], namespace: NetNamespace, agent: Agent
+    ) -> Tap:
         """The handle of an interface that is there; it owns the descriptors and the namespace."""
 
     @abstractmethod

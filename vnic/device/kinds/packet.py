@@ -30,7 +30,17 @@ from vnic.device.packet_sockets import (
     receive_all,
     ring_settings,
 )
-from vnic.device.tap import ARPHRD_ETHER, FindSocket, Offload, ReadCounters, Tap, TapReport, TapRequest, Work, format_mac
+from vnic.device.tap import (
+    ARPHRD_ETHER,
+    FindSocket,
+    Offload,
+    ReadCounters,
+    Tap,
+    TapReport,
+    TapRequest,
+    Work,
+    format_mac,
+)
 
 if TYPE_CHECKING:
     from dataplane.graph.port import Port
@@ -41,7 +51,9 @@ SIOCGIFMTU, SIOCGIFHWADDR = 0x8921, 0x8927
 NAMES_MOST = 8  # interfaces that an error names
 
 
-class PacketRequest(TapRequest, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="open_packet"):
+class PacketRequest(
+    TapRequest, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="open_packet"
+):
     """An existing interface that is wanted: `name`, `pid` or `netns`, `queues` and `offloads` of TapRequest; the rest stays as it is
     there. `queues` are the NIC's queues, over which the kernel spreads the flows by hash."""
 
@@ -60,19 +72,28 @@ def create(request: PacketRequest) -> tuple[RingReport, list[int]]:
     except OSError:
         names = [name for _, name in socket.if_nameindex()]
         some = ", ".join(names[:NAMES_MOST]) + (", ..." if len(names) > NAMES_MOST else "")
-        raise ConfigError(f"{label}: there is no such interface in that network namespace: expected one of {some}") from None
+        raise ConfigError(
+            f"{label}: there is no such interface in that network namespace: expected one of {some}"
+        ) from None
     if request.queues > 1 and _kernel() < (6, 2):
         raise ConfigError(f"{label}: queues: more than one needs Linux 6.2 or newer")
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ioctls:
             address = fcntl.ioctl(ioctls, SIOCGIFHWADDR, struct.pack("32s", request.name.encode()))
-            (mtu,) = struct.unpack_from("i", fcntl.ioctl(ioctls, SIOCGIFMTU, struct.pack("32s", request.name.encode())), 16)
+            (mtu,) = struct.unpack_from(
+                "i", fcntl.ioctl(ioctls, SIOCGIFMTU, struct.pack("32s", request.name.encode())), 16
+            )
         if struct.unpack_from("H", address, 16)[0] != ARPHRD_ETHER:
-            raise ConfigError(f"{label}: is no Ethernet interface: expected one with a MAC address of its own")
+            raise ConfigError(
+                f"{label}: is no Ethernet interface: expected one with a MAC address of its own"
+            )
         queues = open_queues(request.name, request.queues, bypass=False)
         sending = [open_sending(request.name, bypass=False) for _ in range(request.queues)]
         receive_all(queues[0], ifindex)
-        fds = [each.detach() for each in (*queues, *sending)] + [link_counters.open_socket(), link_counters.open_link_events()]
+        fds = [each.detach() for each in (*queues, *sending)] + [
+            link_counters.open_socket(),
+            link_counters.open_link_events(),
+        ]
     except PermissionError:
         raise ConfigError(
             f"{label}: not permitted to open packet sockets in that network namespace; run vnic as root, or attach to a "
@@ -80,7 +101,9 @@ def create(request: PacketRequest) -> tuple[RingReport, list[int]]:
         ) from None
     except OSError as error:
         if error.errno == errno.ENODEV:
-            raise PortError(f"{label}: the interface is gone from its network namespace; attach it again") from None
+            raise PortError(
+                f"{label}: the interface is gone from its network namespace; attach it again"
+            ) from None
         raise PortError(f"{label}: cannot set it up: {system_error(error)}") from None
     report = RingReport(
         name=request.name,
@@ -169,7 +192,9 @@ class PacketKind(InterfaceKind):
         assert isinstance(request, PacketRequest)
         return create(request)
 
-    def interface(self, report: TapReport, fds: Sequence[int], namespace: NetNamespace, agent: Agent) -> PacketInterface:
+    def interface(
+        self, report: TapReport, fds: Sequence[int], namespace: NetNamespace, agent: Agent
+    ) -> PacketInterface:
         assert isinstance(report, RingReport)
         return PacketInterface(report, fds, namespace, agent)
 

@@ -28,10 +28,14 @@ class TapKind(InterfaceKind):
     def create(self, request: TapRequest) -> tuple[TapReport, list[int]]:
         return link.create(request)
 
-    def interface(self, report: TapReport, fds: Sequence[int], namespace: NetNamespace, agent: Agent) -> Tap:
+    def interface(
+        self, report: TapReport, fds: Sequence[int], namespace: NetNamespace, agent: Agent
+    ) -> Tap:
         return Tap(report, fds, namespace, agent)
 
     def port(self, name: str, number: int, interface: Tap) -> Port:
         from dataplane.ports.tap_port import TapPort
 
-        return TapPort(name, interface.fds, number=number, offloads=interface.offloads, mtu=interface.mtu)
+        return TapPort(
+            name, interface.fds, number=number, offloads=interface.offloads, mtu=interface.mtu
+        )

@@ -32,7 +32,13 @@ from vnic.device.descriptors import readable, system_error
 from vnic.device.features import set_offloads
 from vnic.device.kinds.contract import InterfaceKind
 from vnic.device.namespaces import CLONE_NEWNET, NetNamespace, unshare
-from vnic.device.packet_sockets import RingReport, SocketInterface, open_queues, open_sending, ring_settings
+from vnic.device.packet_sockets import (
+    RingReport,
+    SocketInterface,
+    open_queues,
+    open_sending,
+    ring_settings,
+)
 from vnic.device.tap import DeleteLink, LinkChange, Offload, Tap, TapReport, TapRequest, parse_mac
 
 if TYPE_CHECKING:
@@ -55,7 +61,9 @@ ADDR_GEN_NONE = 1  # IN6_ADDR_GEN_MODE_NONE
 GONE_TIMEOUT_S = 1.5  # how long an interface of the same name that is about to go is waited for; the kernel needs some 20 ms
 
 
-class VethRequest(TapRequest, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="open_veth"):
+class VethRequest(
+    TapRequest, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="open_veth"
+):
     """A veth interface that is wanted; the fields are those of TapRequest. `queues` are the NIC's queues, over which the kernel
     spreads the container's flows by hash; the container sees the queues that the kernel gives a veth."""
 
@@ -93,7 +101,9 @@ def create(request: VethRequest) -> tuple[VethReport, list[int]]:
                     _prepare_far_end(far_ip, far, label)
                     queues = open_queues(FAR_END, request.queues, bypass=True)
                     sending = [open_sending(FAR_END, bypass=True) for _ in range(request.queues)]
-                    offloads = set_offloads(ioctls, request.name, _supported(queues[0], request.offloads))
+                    offloads = set_offloads(
+                        ioctls, request.name, _supported(queues[0], request.offloads)
+                    )
                     near = _configure(near_ip, request, label)
                 except BaseException:
                     # At once: the kernel takes its time with a namespace that nothing holds any more.
@@ -113,7 +123,12 @@ def create(request: VethRequest) -> tuple[VethReport, list[int]]:
         far_namespace = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise PortError(f"{label}: cannot set it up: {system_error(error)}") from None
-    return report, [*(each.detach() for each in (*queues, *sending)), far_namespace, netlink, events]
+    return report, [
+        *(each.detach() for each in (*queues, *sending)),
+        far_namespace,
+        netlink,
+        events,
+    ]
 
 
 def _enter_far_namespace(label: str) -> None:
@@ -128,13 +143,17 @@ def _enter_far_namespace(label: str) -> None:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        raise ConfigError(f"{label}: too many network namespaces: raise user.max_net_namespaces (see namespaces(7))") from None
+        raise ConfigError(
+            f"{label}: too many network namespaces: raise user.max_net_namespaces (see namespaces(7))"
+        ) from None
     # Where /proc may not be written to, there is still the mode in which no link-local address is made, which _prepare_far_end sets.
     with suppress(OSError), open("/proc/sys/net/ipv6/conf/default/disable_ipv6", "w") as setting:
         setting.write("1")
 
 
-def _make_pair(far_ip: Any, near_ip: Any, container: int, request: VethRequest, events: int, label: str) -> None:
+def _make_pair(
+    far_ip: Any, near_ip: Any, container: int, request: VethRequest, events: int, label: str
+) -> None:
     """Makes the pair. An interface of the same name that vnic made is waited for, since it may be about to go: the kernel removes
     a namespace some time after its last descriptor was closed. events: tells when an interface of the container changes."""
     from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped,unused-ignore]
@@ -155,7 +174,9 @@ def _make_pair(far_ip: Any, near_ip: Any, container: int, request: VethRequest, 
             if error.code != errno.EEXIST:
                 raise link.creation_error(error.code, label) from None
         links = near_ip.link("dump", ifname=request.name)
-        ours = any(each.get("ifname") == request.name and each.get("ifalias") == ALIAS for each in links)
+        ours = any(
+            each.get("ifname") == request.name and each.get("ifalias") == ALIAS for each in links
+        )
         if not ours or not readable(events, max(deadline - time.monotonic(), 0)):
             raise link.creation_error(errno.EEXIST, label)
         _take(events)
@@ -179,10 +200,23 @@ def _prepare_far_end(far_ip: Any, far: int, label: str) -> None:
 def _lift_gso_limits(far: int) -> None:
     """Lets the far end take GSO frames of FAR_GSO_BYTES. A message of our own, since pyroute2 lacks IPv4's limit."""
     limits = b"".join(
-        ATTRIBUTE.pack(ATTRIBUTE.size, kind, FAR_GSO_BYTES) for kind in (IFLA_GSO_MAX_SIZE, IFLA_GSO_IPV4_MAX_SIZE)
+        ATTRIBUTE.pack(ATTRIBUTE.size, kind, FAR_GSO_BYTES)
+        for kind in (IFLA_GSO_MAX_SIZE, IFLA_GSO_IPV4_MAX_SIZE)
     )
     message = (
-        REQUEST.pack(REQUEST.size + len(limits), RTM_SETLINK, NLM_F_REQUEST, 0, 0, socket.AF_UNSPEC, 0, far, 0, 0) + limits
+        REQUEST.pack(
+            REQUEST.size + len(limits),
+            RTM_SETLINK,
+            NLM_F_REQUEST,
+            0,
+            0,
+            socket.AF_UNSPEC,
+            0,
+            far,
+            0,
+            0,
+        )
+        + limits
     )
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
         # Done before send returns. Linux before 6.3 has one limit and ignores the other; where neither can be lifted (before 5.19),
@@ -229,7 +263,9 @@ class Veth(SocketInterface):
 
     KIND = "veth"
 
-    def __init__(self, report: VethReport, fds: Sequence[int], namespace: NetNamespace, agent: Agent) -> None:
+    def __init__(
+        self, report: VethReport, fds: Sequence[int], namespace: NetNamespace, agent: Agent
+    ) -> None:
         super().__init__(report, fds, namespace, agent)
         self.far_ifindex = report.far_ifindex
         self.far = NetNamespace(self.extra.pop(), f"the far end of veth {self.name}")
@@ -294,7 +330,9 @@ class VethKind(InterfaceKind):
         assert isinstance(request, VethRequest)
         return create(request)
 
-    def interface(self, report: TapReport, fds: Sequence[int], namespace: NetNamespace, agent: Agent) -> Veth:
+    def interface(
+        self, report: TapReport, fds: Sequence[int], namespace: NetNamespace, agent: Agent
+    ) -> Veth:
         assert isinstance(report, VethReport)
         return Veth(report, fds, namespace, agent)
 
