@@ -124,7 +124,7 @@ cdef class CaptureWriter:
         content.data, content.captured = packet_data(ctx, index), p.length
         content.original = p.original_length if p.flags & PACKET_TRUNCATED else p.length
         content.trailer_bytes = p.trailer_bytes
-        if p.trailer_bytes:                  # pcapng options of the packet's source, see packet.pxd
+        if p.trailer_bytes:                  # pcapng options of the packet's source, see pool.pxd
             content.trailer = packet_buffer(ctx, index) + packet_capacity(ctx, index) - p.trailer_bytes
         return self.put(&content, interface, time_ns, comment, comment_bytes)
 

@@ -1,6 +1,6 @@
 """Engine: a single-threaded task that runs elements (Snap, section 2.2).
 
-One EngineThread at a time runs an engine, and may run others too (engine_thread.pxd). Fields that
+One EngineThread at a time runs an engine, and may run others too (thread.pxd). Fields that
 only this thread accesses need no lock; fields that other threads access are marked `shared`.
 """
 from cpython.ref cimport PyObject

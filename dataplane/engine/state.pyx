@@ -1,4 +1,4 @@
-"""StateWork. The contract is in engine_state.pxd."""
+"""StateWork. The contract is in state.pxd."""
 from libc.stdint cimport uint64_t
 from dataplane.graph.element cimport Counters, Element
 from dataplane.engine.engine cimport Engine

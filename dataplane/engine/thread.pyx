@@ -1,4 +1,4 @@
-"""EngineThread, the run loop. The contract is in engine_thread.pxd."""
+"""EngineThread, the run loop. The contract is in thread.pxd."""
 import os
 import threading
 

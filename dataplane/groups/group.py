@@ -1,4 +1,4 @@
-"""Engine groups: engines and the threads that run them (Snap, section 2.4). crew.py has the
+"""Engine groups: engines and the threads that run them (Snap, section 2.4). threads.py has the
 modes."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataplane.engine.thread import ENGINES_MOST, EngineThread
 from dataplane.errors import ConfigError, VnicError
 from dataplane.groups.compactor import Compactor
 from dataplane.groups.guarantee import Guarantee
-from dataplane.groups.threads import SLO_NS, Crew, Mode, Settings
+from dataplane.groups.threads import SLO_NS, GroupThreads, Mode, Settings
 
 
 class EngineGroup:
@@ -42,7 +42,7 @@ class EngineGroup:
         self.name = name
         self.settings = Settings(Mode(mode), cpus, spin_ns, slo_ns, guarantee, tuple(cgroups))
         self.engines: list[Engine] = []
-        self._crew: Crew | None = None  # None: not started
+        self._group_threads: GroupThreads | None = None  # None: not started
         self._check_cpus(self.settings)
         if not tolerant:
             self._check_cgroups(self.settings)
@@ -94,17 +94,17 @@ class EngineGroup:
     @property
     def threads(self) -> list[EngineThread]:
         """The running threads; none before `start`."""
-        return self._crew.threads if self._crew is not None else []
+        return self._group_threads.threads if self._group_threads is not None else []
 
     @property
     def compactor(self) -> Compactor | None:
         """The balancer that moves engines, while the group runs and compacts."""
-        return self._crew.compactor if self._crew is not None else None
+        return self._group_threads.compactor if self._group_threads is not None else None
 
     @property
     def alive(self) -> bool:
         """True while the group runs."""
-        return self._crew is not None and all(thread.alive for thread in self.threads)
+        return self._group_threads is not None and all(thread.alive for thread in self.threads)
 
     # -- life --------------------------------------------------------------------------------------
 
@@ -114,23 +114,23 @@ class EngineGroup:
         Raises VnicError where the group is running, or a thread cannot be started; then none is
         left.
         """
-        if self._crew is not None:
+        if self._group_threads is not None:
             raise VnicError(f"group {self.name}: runs already")
-        self._crew = Crew(self.name, self.settings, self.engines, self)
+        self._group_threads = GroupThreads(self.name, self.settings, self.engines, self)
         for engine in self.engines if run else ():
-            self._crew.run(engine)
-        self._crew.reserve()
+            self._group_threads.run(engine)
+        self._group_threads.reserve()
 
     def stop(self) -> None:
         """Ends the threads, each between two turns of its engines. Packets that engines hold stay
         held. May be called twice."""
-        if self._crew is None:
+        if self._group_threads is None:
             return
-        crew, self._crew = self._crew, None
+        old, self._group_threads = self._group_threads, None
         for engine in self.engines:
             if engine.runner is self:
-                crew.release(engine)
-        crew.stop()
+                old.release(engine)
+        old.stop()
 
     # -- engines -----------------------------------------------------------------------------------
 
@@ -141,32 +141,32 @@ class EngineGroup:
             raise ConfigError(
                 f"group {self.name}: has {ENGINES_MOST} engines, the most; put engine {engine.name} in another"
             )
-        if self._crew is not None:
-            self._crew.assign(engine)
+        if self._group_threads is not None:
+            self._group_threads.assign(engine)
         self.engines.append(engine)
         self.resume(engine)
 
     def remove(self, engine: Engine) -> None:
         """Stops an engine between two of its turns, while the others go on, and removes it."""
-        if self._crew is not None:
+        if self._group_threads is not None:
             if engine.runner is self:
-                self._crew.release(engine)
-            self._crew.dismiss(engine)
+                self._group_threads.release(engine)
+            self._group_threads.dismiss(engine)
         self.engines.remove(engine)
 
     def halt(self, engine: Engine) -> None:
         """Stops an engine between two of its turns, while the others go on; `resume` runs it again.
         Raises VnicError where a guarantee has to be given up and the replacing thread cannot be
         started; then the engine goes on."""
-        if engine.runner is self and self._crew is not None:
-            self._crew.halt(engine)
+        if engine.runner is self and self._group_threads is not None:
+            self._group_threads.halt(engine)
 
     def resume(self, engine: Engine) -> None:
         """Runs an engine that was halted. That allocates nothing, so it cannot fail for want of
         resources."""
-        if self._crew is not None and engine.runner is None:
-            self._crew.run(engine)
-            self._crew.reserve()
+        if self._group_threads is not None and engine.runner is None:
+            self._group_threads.run(engine)
+            self._group_threads.reserve()
 
     # -- settings ----------------------------------------------------------------------------------
 
@@ -180,21 +180,23 @@ class EngineGroup:
         if "cgroups" in settings:
             self._check_cgroups(wanted)
         self._check_cpusets(wanted)
-        if self._crew is not None and settings.keys() == {"slo_ns"}:  # needs no new threads
+        if self._group_threads is not None and settings.keys() == {
+            "slo_ns"
+        }:  # needs no new threads
             if self.compactor is not None:
                 self.compactor.slo_ns = wanted.slo_ns
-        elif self._crew is not None:
-            self._replace(self._crew, Crew(self.name, wanted, self.engines, self))
+        elif self._group_threads is not None:
+            self._replace(self._group_threads, GroupThreads(self.name, wanted, self.engines, self))
         self.settings = wanted
 
-    def _replace(self, old: Crew, new: Crew) -> None:
+    def _replace(self, old: GroupThreads, new: GroupThreads) -> None:
         """Moves the engines from old threads to new. Nothing in it can fail. Halted engines stay
         halted."""
         for engine in self.engines:
             if engine.runner is self:
                 old.release(engine)
                 new.run(engine)
-        self._crew = new
+        self._group_threads = new
         old.stop()
         # after the old threads ended: the kernel admits a guarantee only while bandwidth is left
         new.reserve()

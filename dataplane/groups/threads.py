@@ -9,7 +9,7 @@
 | compacting | one for all engines; more, up to one per CPU, while   | as spreading                |
 |            | an engine's packets wait longer than `slo`            |                             |
 
-Everything that can fail (descriptors, threads) is allocated when a crew is made, or before an
+Everything that can fail (descriptors, threads) is allocated when GroupThreads are made, or before an
 engine is assigned or halted. Running an engine allocates nothing, so a halted engine can always
 run again.
 """
@@ -60,7 +60,7 @@ class Settings:
     cgroups: tuple[Cgroup, ...] = ()
 
 
-class Crew:
+class GroupThreads:
     """Threads for `engines` of the group `name`; it runs none of them yet.
 
     runner: the object that the engines name as their runner, see EngineThread.take. Raises
@@ -146,7 +146,7 @@ class Crew:
                 thread.reserve()
 
     def release(self, engine: Engine) -> None:
-        """Stops an engine of this crew between two turns, while the others go on. Its thread stays,
+        """Stops an engine of these threads between two turns, while the others go on. Its thread stays,
         idle."""
         if self.compactor is None:
             engine.release()

@@ -1,5 +1,5 @@
 """The packet pool: a memfd with a header, the records and two classes of buffers. The contract is
-in packet.pxd."""
+in pool.pxd."""
 import os
 
 from libc.stdint cimport uint32_t, uint64_t

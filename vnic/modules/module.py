@@ -1,12 +1,14 @@
-"""Modules: what an instance consists of (Snap, section 2.3). A module registers methods of the control API, builds engines, loads them into
-engine groups, and sets things up for its clients, whose packets its engines then move.
+"""Modules: what an instance consists of (Snap, section 2.3). A module offers methods of the control API,
+builds engines, loads them into engine groups, and prepares them for its clients, whose packets the
+engines then move.
 
-    Runtime -+- Instance  the instance as a whole: status, statistics, groups, accounts, upgrade        (instance_module.py)
-             +- Nics      NICs in containers, on a learning switch                                     (nics.py)
-             `- yours     `modules:` in the configuration: module:Class, made beside the others
+    Runtime -+- Instance        the instance as a whole: status, groups, apply   (vnic/runtime/instance.py)
+             +- NetworkModule   NICs in containers, switches, links              (network_methods.py)
+             `- users' modules  `modules:` in the configuration: module:Class
 
-A module's methods run on the event loop's thread, one after the other. None runs on an engine's thread: to an engine control speaks through
-its mailbox.
+A module sees the instance as a Host (host.py). Its methods run on the event loop's thread, or on the
+thread of changes, one after the other; none runs on an engine's thread. Control reaches an engine
+through the engine's mailbox only.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
-"""The network: NICs, learning switches and the links between them, and the engines that serve them.
+"""The network: NICs, learning switches, the links between them, and the engines that serve them.
 
-Every NIC belongs to one engine, its home, which serves all its queues in both directions. Every engine has its own instance of each
-switch; all instances of a switch share one MAC table. Frames for a NIC of another engine go to its home by ring:
+Every NIC belongs to one engine, its home, which serves all its queues in both directions. Every engine
+has its own instance of each switch; all instances of a switch share one MAC table. A frame for a NIC of
+another engine reaches the NIC's home by a ring:
 
-    home:   TAP rx > parse > egress chain > egress shaper > switch > ingress chain > ingress shaper > TAP tx
-    others:                                                 switch > ring .. > (the same ingress chain)
+    home:   rx > parse > egress chain > egress shaper > switch > ingress chain > ingress shaper > tx
+    others:                                             switch > ring .. > (the same ingress chain)
 
-A link joins two switches (vnic.modules.LinkNode). Egress and ingress are the container's: what leaves it, what enters it.
+A link joins two switches (vnic.modules.link_node). Egress and ingress are the container's directions:
+what it sends, and what it receives.
 """
 
 from __future__ import annotations

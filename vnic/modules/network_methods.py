@@ -1,9 +1,12 @@
-"""Methods about NICs, and what of them is whose: a client who is not the instance's owner has what `clients:` of the configuration says.
+"""API methods about NICs, and what a client other than the instance's owner may do with them.
 
-What such a client sends is an attack until it is checked. The container must be his: whoever holds a descriptor of a network namespace may
-have opened it in /run/netns, which everybody can; so the user namespace that owns it must be one that he made. Elements run inside
-the worker and may be any Python, so they are the owner's alone. A capture goes to a pipe that we make: of a descriptor of the client's, he
-could switch O_NONBLOCK off under us, and a path would be opened with our rights.
+`clients:` of the configuration grants such a client what it may use. Its requests are untrusted:
+
+- The container must be the client's. Any user can open a network namespace in /run/netns, so a
+  descriptor of one proves nothing: the user namespace that owns it must be one that the client made.
+- Elements run inside the worker and may be any Python code, so only the owner loads them.
+- A capture goes to a pipe that vnic makes. With a descriptor of the client's, the client could clear
+  O_NONBLOCK while vnic writes; a path would be opened with vnic's rights.
 """
 
 from __future__ import annotations

@@ -63,9 +63,9 @@ def _counters(element: Element, statistics: dict[str, Any]) -> dict[str, Any]:
 class Runtime:
     """Runs a configuration. All methods may be called from any thread; none is called from an engine's.
 
-    loop: the event loop that watches the containers; a NIC whose container ends is detached from there. Without one nobody watches.
-    devices: what the NICs are made of; TAPs in containers by default. clock: a virtual one leaves the engines without threads, to be run
-    by VirtualTime.
+    loop: the event loop; containers are watched on it. None: they are not watched.
+    devices: opens the NICs; interfaces in containers by default. clock: with a virtual clock the
+    engines have no threads, and VirtualTime runs them.
     """
 
     def __init__(
@@ -142,8 +142,8 @@ class Runtime:
         return module
 
     def lose(self, module: Module, error: Exception) -> None:
-        """After a crash: goes on without a user's module. Raises the error where that is not so: at any other time there is somebody to
-        read it, and the NICs are ours, not to be done without."""
+        """After a crash: continues without a user's module that failed. Raises the error in any other
+        role, and for a module of vnic's own."""
         if self.role != "crash" or module not in self._users:
             raise error
         self._close(module)
@@ -153,7 +153,8 @@ class Runtime:
         self.remember()
 
     def _do_without(self, config: ModuleConfig, hosted: list[EngineHost], why: str) -> None:
-        """Also in the configuration: a successor must have the engines that we have."""
+        """Removes a user's module and its engines, also from the configuration: a successor must have the
+        same engines."""
         self.config.modules = [each for each in self.config.modules if each is not config]
         for each in hosted:
             self.group_of(each.engine).remove(each.engine)
@@ -172,8 +173,8 @@ class Runtime:
         cpu: int | None = None,
         make: Callable[[Engine], H],
     ) -> H:
-        """A new engine in a group (the first, by default), for a module's constructor; what hangs on `make`'s result is its graph. Raises
-        ConfigError for a group that there is none of, and names that are taken."""
+        """Makes an engine in a group (the first, by default), for a module's constructor. make: returns the
+        EngineHost of the engine. Raises ConfigError for an unknown group and for a name that is taken."""
         group = group or next(iter(self.config.groups))
         if group not in self.config.groups:
             raise ConfigError(
@@ -199,8 +200,9 @@ class Runtime:
         return hosted
 
     def remember(self, undo: Callable[[], object] | None = None) -> None:
-        """Has the supervisor keep the configuration as it is now: a worker after this one begins with it. So a change is written there
-        before it is made, wherever it can be. undo: takes it back, where it cannot be kept. Raises VnicError then."""
+        """Has the supervisor store the configuration as it is now: the next worker begins with it. So a
+        change is stored before it is made, where that is possible. undo: called if it cannot be stored.
+        Raises VnicError then."""
         self._stored += 1
         if self.keeping is not None and not self.closed:
             try:
@@ -227,7 +229,7 @@ class Runtime:
             raise
 
     def check_open(self) -> None:
-        """Raises VnicError while nothing may be changed."""
+        """Raises VnicError (code busy) during an upgrade, when nothing may be changed."""
         if self.upgrading:
             raise VnicError("an upgrade is under way; try again when it is over", code="busy")
 
@@ -239,9 +241,10 @@ class Runtime:
     # -- life --------------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Starts the engines, attaches the configured NICs, starts the other modules: all, or none and the error of the first that failed.
-        A successor only builds, see `start_threads`. Only the first worker undoes what a failure leaves half-made: what is there already
-        when another comes is not its own to take down, and it ends with what it made itself."""
+        """Starts the engines, attaches the configured NICs and starts the other modules: all, or none and the
+        error of the first that failed. A successor only builds its graph, see `start_threads`. After a
+        failure only the first worker closes everything: another worker's interfaces belong to the
+        instance, and what it made itself ends with its process."""
         with self.lock:
             self.nics.open()
             try:
@@ -267,7 +270,8 @@ class Runtime:
             self.lose(module, error)
 
     def start_threads(self) -> None:
-        """Starts the engines' threads, on the loop's thread. A successor's engines run once they have their state."""
+        """Starts the engines' threads; on the loop's thread. A successor's engines run only when they have
+        their state."""
         for group in self.groups.values():
             group.start(run=self.role != "successor")
         self.nics.watching.over_all()
@@ -288,7 +292,7 @@ class Runtime:
             self._changes.shutdown(wait=False)
 
     def _close(self, module: Module) -> None:
-        """A user's module that does not close must not keep the others from it, or hide why all is taken down."""
+        """Closes a module. An error of a user's module is logged, so that the others are closed, too."""
         try:
             module.close()
         except Exception as error:
@@ -444,8 +448,8 @@ class Runtime:
     # -- upgrade -----------------------------------------------------------------------------------------------------------
 
     def begin_upgrade(self) -> None:
-        """From here on nothing is attached, detached or set, until `end_upgrade`. What is kept is what runs, in the words of this version.
-        Raises VnicError where one is under way."""
+        """From now on nothing is attached, detached or set, until `end_upgrade`. Stores the configuration
+        once more, as this version writes it. Raises VnicError if an upgrade is under way."""
         with self.lock:
             self.check_open()
             self.remember()
@@ -462,7 +466,7 @@ class Runtime:
                     log.error("end_upgrade", error=error)
 
     def _by_name(self) -> dict[str, Module]:
-        """The modules by what the configuration calls them; the second of a class is "module:Class 2"."""
+        """The modules by their names in the configuration; the second of a class is "module:Class 2"."""
         found: dict[str, Module] = {"nics": self.nics}
         for module, (config, _) in self._users.items():
             same = sum(name.partition(" ")[0] == config.module for name in found)
@@ -470,7 +474,7 @@ class Runtime:
         return found
 
     def save_control(self) -> dict[str, Any]:
-        """What control itself counted, for the next worker."""
+        """What control has counted, for the next worker."""
         return {
             "modules": {name: module.save() for name, module in self._by_name().items()},
             "gone": self.accounts.gone,
@@ -481,7 +485,8 @@ class Runtime:
         }
 
     def load_control(self, state: dict[str, Any]) -> None:
-        """What `save_control` said. Members that this version does not know are left alone. Raises VnicError."""
+        """Takes over what `save_control` returned. Members that this version does not know are ignored.
+        Raises VnicError."""
         try:
             modules = self._by_name()
             for name, saved in state.get("modules", {}).items():
@@ -535,7 +540,7 @@ class Runtime:
             return self.accounts.collect()
 
     def _clients(self) -> dict[str, int]:
-        """Who is charged, and the bytes of memory that each has for itself."""
+        """The clients that are charged, with the bytes of memory of each."""
         found: dict[str, int] = {}
         for module in self.modules:
             try:

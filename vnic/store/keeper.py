@@ -1,7 +1,8 @@
-"""What the supervisor keeps for its worker, and how the two talk.
+"""What the supervisor stores for its workers, and the messages between them.
 
-Kept are descriptors by key: TAP queues, memory segments, documents (sealed in memfds, which the supervisor never reads). They survive the
-worker, so that the next one - after a crash, or a newer one - finds them as they were:
+It stores descriptors by key: TAP queues, memory segments, documents (sealed memfds, which the supervisor
+does not read). They survive the worker, so the next one - after a crash, or a newer one - finds
+them as they were:
 
     config          the configuration as it is now, with what was attached, rated and cut since it was loaded (JSON)
     version         of vnic when the first worker began, which is the supervisor's
@@ -54,19 +55,20 @@ class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True
 
 
 class _Numbered(_Message, frozen=True, kw_only=True):
-    """A call, or the answer to the call of that number: an answer that comes when its caller has given up is nobody else's."""
+    """A call, or the answer to the call of that number. A late answer, whose caller has given up, is not
+    taken for another call's."""
 
     number: int = 0
 
 
 class Put(_Numbered, frozen=True):
-    """Keep the descriptors under `key`, in the place of what is there."""
+    """Store the descriptors under `key`, in place of those that are there."""
 
     key: str
 
 
 class Drop(_Numbered, frozen=True):
-    """Let go of what is kept under `key`; answered when it is closed."""
+    """Close what is stored under `key`; answered when it is closed."""
 
     key: str
 
@@ -88,7 +90,7 @@ class SetCarrier(_Numbered, frozen=True):
 
 
 class Done(_Numbered, frozen=True):
-    """It is done."""
+    """The call has succeeded."""
 
 
 class Opened(_Numbered, frozen=True):
@@ -96,7 +98,7 @@ class Opened(_Numbered, frozen=True):
 
 
 class Refused(_Numbered, frozen=True):
-    """It is not done. `config`: because what was asked for cannot be."""
+    """The call has failed. config: because the request is wrong in itself (ConfigError)."""
 
     error: str
     config: bool = False
@@ -123,46 +125,46 @@ class HandOver(_Message, frozen=True):
 
 
 class Ping(_Message, frozen=True):
-    """Say Pong: your control runs."""
+    """The worker answers with Pong if its control runs."""
 
 
 class Quit(_Message, frozen=True):
-    """Take everything down and end."""
+    """Detach everything and end."""
 
 
 class Ready(_Message, frozen=True):
-    """From a worker: all is up. From a successor: all that can be made beforehand is made."""
+    """From a worker: everything is up. From a successor: everything that can be made beforehand is made."""
 
 
 class TookOver(_Message, frozen=True):
-    """From a successor: every engine is mine."""
+    """From a successor: it owns every engine."""
 
 
 class HandedOver(_Message, frozen=True):
-    """From an old worker: every engine is my successor's; I end."""
+    """From an old worker: its successor owns every engine, and it ends."""
 
 
 class Pong(_Message, frozen=True):
-    """From a worker: my control runs."""
+    """From a worker: its control runs."""
 
 
 class Abandon(_Message, frozen=True):
-    """From an old worker: end my successor, I go on."""
+    """From an old worker: its successor is to be ended; the old worker goes on."""
 
 
 class Failed(_Message, frozen=True):
-    """From a worker: I cannot come up. To an old worker: your successor cannot."""
+    """From a worker: it cannot come up. To an old worker: its successor cannot."""
 
     error: str
     config: bool = False
 
 
 class Stop(_Message, frozen=True):
-    """From a worker: a client asked for the end, and all is taken down."""
+    """From a worker: a client asked for the end, and everything is detached."""
 
 
 class Upgrade(_Message, frozen=True):
-    """From a worker: start my successor, with this Python ("": the same)."""
+    """From a worker: its successor is to be started, with this Python ("": the same)."""
 
     python: str = ""
 
