@@ -12,10 +12,11 @@ from dataplane.ports.memory import Frame
 from tests.wire_frames import UDP, Spec
 from vnic.config.load import parse_config
 from vnic.config.schema import DirectionConfig, ElementConfig, NicConfig
+from vnic.device.kinds.memory import MemoryKind
+from vnic.modules.devices import OneKind
 from vnic.modules.module import Module
 from vnic.runtime.runtime import Runtime
 from vnic.store.segments import RING_BYTES
-from vnic.testing.network import _Devices
 
 SMALL_BYTES, LARGE_BYTES = 2048 + 128, 69632 + 128  # a buffer and its record
 CAPTURE_BYTES = 8 << 20
@@ -38,7 +39,7 @@ class Broken(Module):
 
 class Running:
     def __init__(self, text=TEXT):
-        self.devices = _Devices()
+        self.devices = OneKind(MemoryKind())
         config = parse_config(text, "<test>", None, contained=False)
         self.runtime = Runtime(config, devices=self.devices, clock=Clock(virtual=True, start_ns=10**9))
         self.runtime.start()

@@ -10,20 +10,21 @@ from dataplane.errors import ConfigError, PortError, VnicError
 from vnic.api.method import Caller, Session
 from vnic.config.convert import convert_nic
 from vnic.config.load import parse_config
+from vnic.device.kinds.memory import MemoryKind
+from vnic.modules.devices import OneKind
 from vnic.modules.network_methods import Attach
 from vnic.runtime.instance import Apply, Instance
 from vnic.runtime.runtime import Runtime
-from vnic.testing.network import _Devices
 
 PATIENCE_S = 60
 OWNER = Session(0, 1)
 
 
-class SlowDevices(_Devices):
+class SlowDevices(OneKind):
     """Devices whose NIC `slow` is made when `go` is set. opening: it is being made."""
 
     def __init__(self):
-        super().__init__()
+        super().__init__(MemoryKind())
         self.opening, self.go, self.fails, self.forgotten = threading.Event(), threading.Event(), False, []
 
     def open(self, config, number, passed=None, /):

@@ -25,9 +25,10 @@ from vnic.config.convert import decode_config, encode_config
 from vnic.config.load import parse_config
 from vnic.config.schema import Config, NicConfig
 from vnic.daemon import upgrade
+from vnic.device.kinds.memory import MemoryKind
+from vnic.modules.devices import OneKind
 from vnic.modules.module import Module
 from vnic.runtime.runtime import Runtime
-from vnic.testing.network import _Devices
 
 TEXT = """
 engines: 2
@@ -86,7 +87,7 @@ def config() -> Config:
 
 class Running:
     def __init__(self, given: Config, **options: Any) -> None:
-        self.devices = _Devices()
+        self.devices = OneKind(MemoryKind())
         self.runtime = Runtime(given, devices=self.devices, **options)
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.runtime.emit = lambda event, /, **fields: self.events.append((event, fields))

@@ -65,3 +65,20 @@ def test_a_late_refusal_is_not_that_of_the_next_call(supervisor):
     keeper.send(ours, keeper.Refused("c is not there", number=3))
     with pytest.raises(PortError, match="c is not there"):
         keeping.drop("nic/c")
+
+
+def test_what_another_version_stored_is_one_line():
+    """A document of the form before kinds had names."""
+    descriptor, _ = document(b'{"label": "pid 1", "request": {"type": "open_tap", "name": "eth0"}, "tap": {}}')
+    with pytest.raises(VnicError, match="stored by another version of vnic; use `vnic down` and `vnic up`$"):
+        keeper.kept_kind([descriptor])
+    with pytest.raises(VnicError, match="stored by another version"):
+        keeper.kept_nic([descriptor], None)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+
+
+def test_a_kind_that_is_not_known_is_refused_by_name():
+    descriptor, _ = document(b'{"label": "pid 1", "kind": "warp", "request": {}, "report": {}}')
+    with pytest.raises(VnicError, match=r"kind 'warp': there is none: expected one of tap, veth, packet, capture$"):
+        keeper.kept_nic([descriptor], None)

@@ -25,7 +25,7 @@ def test_percentiles_and_rates(tmp_path, spread_ns):
     with Replay(parse_config("nics: {a: {egress: {rate: 50mbit, queue: 10s}}, b: {}}", contained=False), {"a": str(path)},
                 str(tmp_path / "out.pcap")) as session:  # fmt: skip
         session.run()
-        meter = session.devices.nics["b"].sink.meters[0]
+        meter = session.kind.nics["b"].sink.meters[0]
         summary, (start_ns, bin_ns, bps) = meter.summary(), meter.rate()
     from dataplane.capture.reader import CaptureReader
 

@@ -44,11 +44,11 @@ cdef class NicTx(PortTx):
         return {**PortTx.save_state(self), "rss_key": self.rss.key, "rss_table": self.rss.table}
 
     def load_state(self, dict state):
-        if set(state) != {"queues", "rss_key", "rss_table"}:
+        if set(state) - {"port"} != {"queues", "rss_key", "rss_table"}:
             raise VnicError(f"{self.name}: its state is not that of a NicTx")
         self.rss.set_key(state["rss_key"])
         self.rss.set_table(state["rss_table"])
-        PortTx.load_state(self, {"queues": state["queues"]})
+        PortTx.load_state(self, {key: state[key] for key in ("queues", "port") if key in state})
 
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
         cdef uint32_t i, queue

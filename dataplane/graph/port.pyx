@@ -68,6 +68,18 @@ cdef class Port:
     def close(self):
         """Frees what the port holds in the kernel. May be called twice."""
 
+    def save_state(self, direction):
+        """What another process needs to go on with one direction ("rx" or "tx"), besides the counters; plain data."""
+        return {}
+
+    def load_state(self, direction, dict state):
+        """Goes on as another process' port of this class, whose `save_state` this is. Raises VnicError."""
+        if state:
+            raise VnicError(f"port {self.name}: a {type(self).__name__} has no state")
+
+    def forget_state(self, direction):
+        """Another process goes on with one direction."""
+
     def load_statistics(self, direction, queues):
         """Sets the counters of one direction ("rx" or "tx"): of every queue pair a list of packets,
         bytes, dropped, and what segments are more on a wire, packets and bytes. Raises VnicError,
@@ -196,7 +208,7 @@ cdef class PortRx(Source):
 
     def save_state(self):
         """`queues`: of every queue pair [packets, bytes, dropped] of reception, and what segments
-        are more on a wire: packets, bytes."""
+        are more on a wire: packets, bytes. `port`: what the port adds, if it adds something."""
         return _save_queues(self.port, "rx")
 
     def load_state(self, dict state):
@@ -205,6 +217,7 @@ cdef class PortRx(Source):
     def forget_state(self):
         Element.forget_state(self)
         self.port.load_statistics("rx", [(0,) * 5] * self.port.queues)
+        self.port.forget_state("rx")
 
 
 def _save_queues(Port port, direction):
@@ -215,13 +228,16 @@ def _save_queues(Port port, direction):
         packets, octets, dropped, wire_packets, wire_bytes = (
             queue[f"{direction}_{what}"] for what in ("packets", "bytes", "dropped", "wire_packets", "wire_bytes"))
         queues.append([packets, octets, dropped, wire_packets - packets, wire_bytes - octets])
-    return {"queues": queues}
+    extra = port.save_state(direction)
+    return {"queues": queues, **({"port": extra} if extra else {})}
 
 
 def _load_queues(Port port, direction, state):
-    if set(state) != {"queues"} or not isinstance(state["queues"], list):
+    extra = state.get("port", {})
+    if set(state) - {"port"} != {"queues"} or not isinstance(state["queues"], list) or not isinstance(extra, dict):
         raise VnicError(f"port {port.name}: its state is not a list of queues")
     port.load_statistics(direction, state["queues"])
+    port.load_state(direction, extra)
 
 
 cdef inline uint64_t wake_ns(Port port) noexcept nogil:
@@ -259,6 +275,7 @@ cdef class PortTx(Element):
     def forget_state(self):
         Element.forget_state(self)
         self.port.load_statistics("tx", [(0,) * 5] * self.port.queues)
+        self.port.forget_state("tx")
 
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
         self.send(ctx, 0, batch)

@@ -12,7 +12,7 @@ from dataplane.graph.offload cimport LINK_HEADERS, OFFLOAD_ALL
 from dataplane.graph.port cimport Port
 
 from dataplane.capture.reader import CaptureReader as OpenReader
-from dataplane.errors import ConfigError
+from dataplane.errors import ConfigError, VnicError
 
 cdef extern from "capture/formats.h" nogil:
     uint64_t vnic_scale(uint64_t value, uint64_t factor, uint64_t divisor)
@@ -36,8 +36,6 @@ cdef class PcapSource(Port):
     with the packet if they fit behind the frame. reader: not shared. held: no packet is delivered
     before `start`.
     """
-
-    MOVABLE = False              # its position in the capture
 
     def __init__(self, str name, CaptureReader reader not None, uint32_t number=0, uint32_t queues=1, *, int64_t shift_ns=0,
                  bint held=False, uint32_t mtu=0):
@@ -73,6 +71,25 @@ cdef class PcapSource(Port):
         self.round_packets = 1
         if self.waiting:
             self.waiting, self.next_ns = False, begin_ns
+
+    def skip_until(self, uint64_t now_ns):
+        """Skips the packets that were due before an instant. Only while no engine serves the port, after `start`."""
+        with nogil:
+            while self.next_ns < now_ns:
+                self.advance()
+
+    def save_state(self, direction):
+        """`position`: packets of the capture before the next one."""
+        return {"position": self.sequence} if direction == "rx" else {}
+
+    def load_state(self, direction, dict state):
+        if direction != "rx":
+            return
+        position = state.get("position")
+        if set(state) != {"position"} or type(position) is not int or not 0 <= position < 1 << 63:
+            raise VnicError(f"port {self.name}: its state is not a position in a capture")
+        while self.next_ns != NEVER and self.sequence < <uint64_t>position:
+            self.advance()
 
     @property
     def done(self):

@@ -25,6 +25,7 @@ cdef class CaptureFile:
     cdef readonly str path
     cdef readonly uint32_t snaplen
     cdef readonly uint64_t capacity
+    cdef readonly bint pcapng
     cdef int64_t wall_offset_ns          # from the engine's clock to the time of day
     cdef ByteRing *ring
     cdef uint8_t *cells

@@ -23,7 +23,7 @@ from dataplane.vatomic cimport (va_exchange_u32, va_fence, va_load_acquire_u32,
                                 va_load_acquire_u64, va_load_relaxed_u32, va_store_relaxed_u32,
                                 va_store_release_u32, va_store_release_u64)
 
-from dataplane.errors import ConfigError, PortError
+from dataplane.errors import ConfigError, PortError, VnicError
 from dataplane.units import parse_size
 
 cdef extern from "<sys/file.h>" nogil:
@@ -43,6 +43,9 @@ cdef extern from "<poll.h>" nogil:
 # length), in the byte order of the machine.
 PCAP_MAGIC_NS = 0xA1B23C4D
 LINKTYPE_ETHERNET = 1
+# draft-ietf-opsawg-pcapng: a section header and one interface with times in nanoseconds
+PCAPNG_HEADER = struct.Struct("=IIIHHqI IIHHIHHB3xII")
+SECTION_BLOCK, BYTE_ORDER_MAGIC, INTERFACE_BLOCK, IF_TSRESOL = 0x0A0D0D0A, 0x1A2B3C4D, 1, 9
 SNAPLEN_MAX = 262144             # libpcap's maximum for Ethernet; more than any frame here
 BUFFER_MIN_BYTES = 1 << 19       # several records of the longest frame
 BUFFER_MAX_BYTES = 1 << 30
@@ -55,6 +58,8 @@ cdef inline uint64_t monotonic_ns() noexcept nogil:
 
 cdef enum:
     RECORD_BYTES = 16
+    BLOCK_BYTES = 28             # of a pcapng block with a packet, before the frame; the length again comes behind it
+    PACKET_BLOCK = 6
     FILE_CHUNK = 1 << 20         # bytes per write to a file
     # after POLLOUT a pipe has room for one page, so this write cannot block
     PIPE_CHUNK = 4096
@@ -64,7 +69,7 @@ cdef enum:
 
 @cython.final
 cdef class CaptureFile:
-    """A pcap file (nanoseconds, Ethernet) that an engine writes into.
+    """A pcap file (nanoseconds, Ethernet), or with `pcapng` one of that format, that an engine writes into.
 
     file: a path (created or truncated, mode 0600, since it has users' traffic; a named pipe must
     have a reader already) or the number of an open descriptor, which is duplicated. snaplen: bytes
@@ -74,33 +79,42 @@ cdef class CaptureFile:
     virtual clock. Raises PortError, ConfigError.
 
     Only one CaptureFile writes a file at a time: it has the lock (flock). A second one of the same
-    path accepts no packets until `take_over`; then it appends, once the first has closed the file.
+    path accepts no packets until `take_over`; then it appends, once the first has closed the file. resume: appends to what a
+    process that was killed left of it, without the record that it was writing.
     """
 
     def __cinit__(self, *args, **kwargs):
         self.descriptor = self.doorbell = -1
 
-    def __init__(self, str name, file, *, uint32_t snaplen=SNAPLEN_MAX, buffer="8mb", Clock clock=None):
+    def __init__(self, str name, file, *, uint32_t snaplen=SNAPLEN_MAX, buffer="8mb", Clock clock=None,
+                 bint pcapng=False, bint resume=False):
         if not 1 <= snaplen <= SNAPLEN_MAX:
             raise ConfigError(f"{name}: snaplen {snaplen}: expected 1 to {SNAPLEN_MAX} bytes")
         self.path = f"descriptor {file}" if isinstance(file, int) else os.fspath(file)
-        self.snaplen = snaplen
+        self.snaplen, self.pcapng = snaplen, pcapng
         self.capacity = _capacity(name, buffer)
         self.ring = <ByteRing *>calloc(1, sizeof(ByteRing))
         self.cells = <uint8_t *>malloc(self.capacity)
         if self.ring == NULL or self.cells == NULL:
             raise MemoryError(f"{name}: {self.capacity} bytes")
         self.doorbell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        header = struct.pack("=IHHIIII", PCAP_MAGIC_NS, 2, 4, 0, 0, snaplen, LINKTYPE_ETHERNET)
+        if pcapng:
+            header = PCAPNG_HEADER.pack(SECTION_BLOCK, 28, BYTE_ORDER_MAGIC, 1, 0, -1, 28,
+                                        INTERFACE_BLOCK, 32, LINKTYPE_ETHERNET, 0, snaplen, IF_TSRESOL, 1, 9, 0, 32)
+        else:
+            header = struct.pack("=IHHIIII", PCAP_MAGIC_NS, 2, 4, 0, 0, snaplen, LINKTYPE_ETHERNET)
         try:
             # O_NONBLOCK: a named pipe without a reader must not block control (ENXIO instead).
             self.descriptor = os.dup(file) if isinstance(file, int) else _open(file)
             self.may_block = not stat.S_ISREG(os.fstat(self.descriptor).st_mode)
             self.locked = self.begun = self._lock()
             if self.locked:
+                kept = 0
                 if not self.may_block and not isinstance(file, int):
-                    os.ftruncate(self.descriptor, 0)
-                os.write(self.descriptor, header)
+                    kept = whole_records(file, header) if resume else 0
+                    os.ftruncate(self.descriptor, kept)
+                if kept == 0:
+                    os.write(self.descriptor, header)
         except OSError as error:
             self._close_descriptors()
             why = "a pipe that nobody reads" if error.errno == error_numbers.ENXIO else os.strerror(error.errno)
@@ -173,19 +187,28 @@ cdef class CaptureFile:
         cdef uint64_t now_ns = ctx.now_ns + self.wall_offset_ns
         cdef uint64_t tail = self.ring.tail                # written by this thread only
         cdef uint32_t kept = p.length if p.length < self.snaplen else self.snaplen
-        cdef uint32_t record[4]
+        cdef uint32_t record[7]
+        cdef uint32_t head = BLOCK_BYTES if self.pcapng else RECORD_BYTES
+        cdef uint32_t pad = (-kept & 3) + 4 if self.pcapng else 0
         # Acquire: the writer has read the bytes it freed before we overwrite them.
-        if (RECORD_BYTES + kept > self.capacity - (tail - va_load_acquire_u64(&self.ring.head))
+        if (head + kept + pad > self.capacity - (tail - va_load_acquire_u64(&self.ring.head))
                 or va_load_relaxed_u32(&self.ring.failed) or not self.begun):
             return False
-        record[0] = <uint32_t>(now_ns // 1000000000)
-        record[1] = <uint32_t>(now_ns % 1000000000)
-        record[2] = kept
-        record[3] = p.length
-        self.put(tail, <const uint8_t *>record, RECORD_BYTES)
-        self.put(tail + RECORD_BYTES, packet_data(ctx, index), kept)
+        if self.pcapng:
+            record[0], record[1], record[2] = PACKET_BLOCK, head + kept + pad, 0
+            record[3], record[4] = <uint32_t>(now_ns >> 32), <uint32_t>now_ns
+            record[5], record[6] = kept, p.length
+        else:
+            record[0], record[1] = <uint32_t>(now_ns // 1000000000), <uint32_t>(now_ns % 1000000000)
+            record[2], record[3] = kept, p.length
+        self.put(tail, <const uint8_t *>record, head)
+        self.put(tail + head, packet_data(ctx, index), kept)
+        if self.pcapng:
+            record[0] = 0                # the padding, then the length again
+            self.put(tail + head + kept, <const uint8_t *>record, pad - 4)
+            self.put(tail + head + kept + pad - 4, <const uint8_t *>&record[1], 4)
         # release: the bytes before the tail
-        va_store_release_u64(&self.ring.tail, tail + RECORD_BYTES + kept)
+        va_store_release_u64(&self.ring.tail, tail + head + kept + pad)
         return True
 
     cdef void put(self, uint64_t at, const uint8_t *data, uint32_t count) noexcept nogil:
@@ -302,6 +325,26 @@ def _open(path):
         return os.open(path, flags | os.O_RDWR, 0o600)
 
 
+def whole_records(path, bytes header):
+    """Bytes at the beginning of a capture file of this machine that are the header and whole records; 0 where the header is another."""
+    pcapng = header.startswith(struct.pack("=I", SECTION_BLOCK))
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if file.read(len(header)) != header:
+                return 0
+            at = len(header)
+            while len(head := file.read(RECORD_BYTES)) == RECORD_BYTES:
+                length = struct.unpack_from("=I", head, 4 if pcapng else 8)[0] + (0 if pcapng else RECORD_BYTES)
+                if length < RECORD_BYTES or at + length > size:
+                    break
+                at += length
+                file.seek(at)
+            return at
+    except OSError:
+        return 0
+
+
 def _capacity(name, buffer):
     """Bytes of the ring, a power of two."""
     if isinstance(buffer, bool) or not isinstance(buffer, int):
@@ -320,14 +363,29 @@ cdef class PcapWriter(Port):
 
     Packets that do not fit into the ring stay with the sender (queue_full); after a failed write,
     all (io_error). file, snaplen, buffer, clock: see CaptureFile. `close` writes the ring's
-    content.
+    content. offloads: frames that need others are completed before (checksums, segments). When its engine is handed over, the other
+    process' port goes on with the file once this one has written what waits.
     """
 
-    MOVABLE = False              # it has unwritten packets
+    def __init__(self, str name, file, uint32_t number=0, *, uint32_t snaplen=SNAPLEN_MAX, buffer="8mb", Clock clock=None,
+                 uint32_t offloads=OFFLOAD_ALL, bint pcapng=False, bint resume=False):
+        super().__init__(name, number, 1, offloads)
+        self.capture = CaptureFile(name, file, snaplen=snaplen, buffer=buffer, clock=clock, pcapng=pcapng, resume=resume)
 
-    def __init__(self, str name, file, uint32_t number=0, *, uint32_t snaplen=SNAPLEN_MAX, buffer="8mb", Clock clock=None):
-        super().__init__(name, number, 1, OFFLOAD_ALL)
-        self.capture = CaptureFile(name, file, snaplen=snaplen, buffer=buffer, clock=clock)
+    def save_state(self, direction):
+        """`begun`: whether the file has its header and earlier records."""
+        return {"begun": self.capture.begun} if direction == "tx" else {}
+
+    def load_state(self, direction, dict state):
+        if direction != "tx":
+            return
+        if set(state) != {"begun"} or type(state["begun"]) is not bool:
+            raise VnicError(f"port {self.name}: its state is not that of a capture file")
+        self.capture.take_over(state["begun"])
+
+    def forget_state(self, direction):
+        if direction == "tx":
+            self.capture.close()
 
     def close(self):
         self.capture.close()

@@ -171,6 +171,8 @@ cdef class SideSource(PcapSource):
     for it, or of the other one where there are two.
     """
 
+    MOVABLE = False              # what the sides share
+
     def __init__(self, str name, CaptureReader reader not None, uint32_t number=0, uint32_t queues=1, *, bint held=False,
                  uint32_t mtu=0, SharedCapture shared=None, int side=0, Rewrite rewrite=None, bytes macs=b""):
         cdef const uint8_t[::1] octets = macs

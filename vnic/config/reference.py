@@ -96,7 +96,9 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
 _NAMES = {"nics": "web", "groups": "all", "clients": "1000", "nodes": "lan", "to": "dmz"}
 # What a key needs beside it in a document, and in each of its entries.
 _BESIDE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "links": ({"nodes": {"lan": {"switch": {}}, "dmz": {"switch": {}}}}, {"link": "lan -- dmz"})
+    "links": ({"nodes": {"lan": {"switch": {}}, "dmz": {"switch": {}}}}, {"link": "lan -- dmz"}),
+    "read": ({"kind": "capture"}, {}),
+    "write": ({"kind": "capture"}, {}),
 }
 
 

@@ -605,7 +605,8 @@ class NicConfig(_Strict):
         /dev/net/tun. `veth`: one end of a veth pair, which needs no /dev/net/tun and forwards short frames
         faster, but long TCP frames slower; its queues and statistics in the container are the kernel's.
         `packet`: an interface that exists, and stays as it is; without `pid` and `netns` one of the host,
-        which needs `host_interfaces: true`.
+        which needs `host_interfaces: true`. `capture`: capture files in place of a container, see `read` and
+        `write`.
     interface: Name of the interface in the container. Default: the NIC's name.
     queues: Queue pairs of the NIC.
     mac: MAC address of the interface. Default: a locally administered address derived from the NIC's name.
@@ -626,9 +627,13 @@ class NicConfig(_Strict):
     egress: Packets that the container sends.
     ingress: Packets that the container receives.
     owner: User who may see the NIC, capture its traffic and cut its link. Default: the instance's owner alone.
+    read: Of kind `capture`, the capture file (pcap or pcapng) whose frames the NIC sends, at their times from the
+        NIC's start on. A relative path begins at the file's directory.
+    write: Of kind `capture`, the file for the frames that the NIC receives: pcapng if its name ends so, else pcap.
+        A file that is there is overwritten.
     """
 
-    HIDDEN = ("name", "where", "number", "link_up", "passed", "waiting")
+    HIDDEN = ("name", "where", "number", "link_up", "passed", "waiting", "began_ns")
 
     name: Name
     pid: (
@@ -656,7 +661,8 @@ class NicConfig(_Strict):
         | None
     ) = None
     kind: Annotated[
-        Literal["tap", "veth", "packet"], Meta(description="tap, veth or packet", examples=["veth"])
+        Literal["tap", "veth", "packet", "capture"],
+        Meta(description="tap, veth, packet or capture", examples=["veth"]),
     ] = "tap"
     interface: InterfaceName | None = None
     queues: Annotated[
@@ -731,7 +737,32 @@ class NicConfig(_Strict):
         User | None,
         Meta(description="a user's name such as alice, or number", examples=[1000]),
     ] = None
+    read: (
+        Annotated[
+            str,
+            Meta(
+                min_length=1,
+                max_length=4095,
+                description="the path of a capture file",
+                examples=["in.pcap"],
+            ),
+        ]
+        | None
+    ) = None
+    write: (
+        Annotated[
+            str,
+            Meta(
+                min_length=1,
+                max_length=4095,
+                description="the path of a file",
+                examples=["out.pcapng"],
+            ),
+        ]
+        | None
+    ) = None
     where: str = ""  # "FILE:LINE" or "", for errors that show when it is attached
+    began_ns: int | None = None  # when it began to send what it reads, by the engines' clock
     number: Annotated[int, Meta(ge=0, lt=1024)] | None = (
         None  # of its port on the switch, once it has one
     )

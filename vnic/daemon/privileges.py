@@ -20,7 +20,7 @@ that an upgrade names, never has more than a worker's.
 
 Use of the capabilities: CAP_SYS_PTRACE opens /proc/PID/ns of other users' processes, CAP_SYS_ADMIN
 enters these namespaces, CAP_NET_ADMIN creates interfaces there, CAP_NET_RAW opens the packet sockets
-of NICs over veth pairs, CAP_SETPCAP lowers a child's
+of NICs of kind veth and packet, CAP_SETPCAP lowers a child's
 bounding set, CAP_SYS_NICE lets the kernel enforce a guarantee of CPU time and, in the supervisor,
 gives the running worker priority over one that loads (WorkerProcess.prefer). Without
 CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, file permissions hold for root, too: it must be permitted
@@ -32,8 +32,9 @@ the worker, whose messages are checked (keeper.py).
 
 Requests of a worker to the supervisor. An attacker who controls the worker can make the requests of
 an attach: a TAP in the network namespace of any process or path on the machine, with any addresses
-and routes; so it can change the networks of containers that have no NIC here. It cannot change the
-network of the host: the supervisor rejects an interface in its own network namespace, unless the
+and routes, or packet sockets at an interface there; so it can change the networks of containers that
+have no NIC here, and read and send their frames. It cannot change or read the network of the host:
+the supervisor rejects an interface in its own network namespace, unless the
 configuration at the instance's start allows that (`host_interfaces: true`, or a NIC of the file in
 that namespace; the worker cannot change this). The supervisor rejects all requests of a successor
 that has not taken over yet.

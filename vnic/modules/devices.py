@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -11,11 +12,13 @@ from dataplane.errors import PortError, VnicError
 from vnic.config.schema import NicConfig
 from vnic.device.agent import NamespaceAgent
 from vnic.device.descriptors import close_all
-from vnic.device.kinds.contract import Device, InterfaceKind
+from vnic.device.kinds.contract import Device, InterfaceKind, NicKind
 from vnic.device.kinds.registry import kind_of
 from vnic.device.namespaces import NetNamespace
 from vnic.device.tap import LinkChange, Tap, TapRequest, Work
 from vnic.store.keeper import Keeper, kept_nic, kept_request
+
+D = TypeVar("D", bound=Device)
 
 
 class Passed(NamedTuple):
@@ -36,9 +39,13 @@ class Devices(Protocol):
 
 
 class AgentDevices:
-    """NICs of a program without a supervisor: an agent of its own makes the interfaces."""
+    """NICs of a program without a supervisor: an agent of its own makes the interfaces. choose: the kind of a NIC; by default the
+    configured one."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, choose: Callable[[NicConfig], NicKind[Device]] = lambda config: kind_of(config.kind)
+    ) -> None:
+        self._choose = choose
         self._agent: NamespaceAgent | None = None
 
     def start(self) -> None:
@@ -47,7 +54,7 @@ class AgentDevices:
     def open(self, config: NicConfig, number: int, passed: Passed | None = None, /) -> Device:
         if passed is not None:
             raise PortError(f"nic {config.name}: a container is passed to a running instance only")
-        return kind_of(config.kind).open(config, number, self)
+        return self._choose(config).open(config, number, self)
 
     def interface(self, kind: InterfaceKind, request: TapRequest) -> Tap:
         """A new interface."""
@@ -138,6 +145,32 @@ class StoredDevices:
 
     def stop(self) -> None:
         """Nothing: the supervisor goes on."""
+
+
+class OneKind(Generic[D]):
+    """NICs that are all of one kind, whatever their settings say: of tests and replays. nics: those that are open, by name."""
+
+    def __init__(self, kind: NicKind[D]) -> None:
+        self._kind = kind
+        self.nics: dict[str, D] = {}
+
+    def start(self) -> None:
+        """Nothing to start."""
+
+    def open(self, config: NicConfig, number: int, passed: Passed | None = None, /) -> D:
+        nic = self.nics[config.name] = self._kind.open(config, number, self)
+        return nic
+
+    def interface(self, kind: InterfaceKind, request: TapRequest) -> Tap:
+        """Raises PortError: there is no agent."""
+        raise PortError(f"{request.KIND} {request.name}: there is no container to make it in")
+
+    def forget(self, name: str) -> None:
+        """The NIC is closed."""
+        self.nics.pop(name, None)
+
+    def stop(self) -> None:
+        """Nothing to stop."""
 
 
 def _differs(kept: TapRequest, wanted: TapRequest) -> bool:

@@ -26,6 +26,7 @@ from vnic.api.interface import DESCRIPTION, INTERFACE
 from vnic.api.method import Caller, Method, Named, NotPermittedError, Parameters, Reply, Session
 from vnic.config.convert import convert_nic
 from vnic.config.schema import NicConfig
+from vnic.device.kinds.registry import kind_of
 from vnic.device.namespaces import is_network_namespace, owner_of
 from vnic.modules.devices import Passed
 from vnic.modules.network import Network
@@ -104,6 +105,10 @@ class _Methods:
         config = convert_nic(
             name, parameters.nic, (name,), contained=given is None and session.is_owner
         )
+        if given is not None and not kind_of(config.kind).takes("netns"):
+            raise ConfigError(
+                f"nic {name}: a NIC of kind {config.kind} is in no container, and came with a namespace's descriptor"
+            )
         if given is not None and (config.pid is not None or config.netns is not None):
             raise ConfigError(
                 f"nic {name}: has pid or netns, and came with a namespace's descriptor: choose one of them"

@@ -19,12 +19,13 @@ from dataplane.graph.element import Element
 from dataplane.graph.port import Port
 from dataplane.ports.pcap_source import PcapSource
 from dataplane.units import parse_rate
-from vnic.config.schema import Config, NicConfig
-from vnic.device.kinds.contract import Device
+from vnic.config.schema import Config
+from vnic.device.kinds.contract import INTERFACE, NicKind, Origin, Settings
+from vnic.device.kinds.registry import interface_kind
 from vnic.device.namespaces import TargetWatch
 from vnic.device.nic import Nic
 from vnic.modules.devices import AgentDevices
-from vnic.replay.devices import ReplayDevices
+from vnic.replay.kind import ReplayKind
 from vnic.replay.session import Capture
 from vnic.runtime.runtime import Runtime
 
@@ -35,6 +36,7 @@ SETTLE_S = 0.3
 DRAIN_S = 5.0  # limit for shapers to send held packets after the last one
 STEP_S = 0.05
 WAIT_S, LOOK_S = 60.0, 0.02  # limit for a listener to appear; interval between checks
+MEASURED = ("tap", "veth")  # kinds whose interface counts what a container receives
 
 
 @dataclass(frozen=True)
@@ -146,29 +148,24 @@ class Listener:
         return f"{self.nic}={self.protocol}" + (f"/{self.port}" if self.port else "")
 
 
-class _Devices:
-    """Opens NICs over captures where there is one, in containers elsewhere."""
+class LiveKind(NicKind[_LiveNic]):
+    """NICs in containers, each of its configured kind, that are measured. nics: those that are open, by name."""
 
-    def __init__(self, readers: Mapping[str, CaptureReader]) -> None:
-        self.replayed, self.taps = ReplayDevices(readers, None, held=True), AgentDevices()
-        self.live: dict[str, _LiveNic] = {}
+    NAME = "live"
+    SETTINGS = INTERFACE
 
-    def start(self) -> None:
-        self.taps.start()
+    def __init__(self) -> None:
+        self.nics: dict[str, _LiveNic] = {}
 
-    def open(self, config: NicConfig, number: int, passed: object = None, /) -> Device:
-        if config.name in self.replayed.readers:
-            return self.replayed.open(config, number)
-        opened = self.taps.open(config, number)
-        assert isinstance(opened, Nic)
-        nic = self.live[config.name] = _LiveNic(opened)
+    def open(self, settings: Settings, number: int, origin: Origin) -> _LiveNic:
+        if settings.kind not in MEASURED:
+            raise ConfigError(
+                f"nic {settings.name}: kind: {settings.kind} tells no container's counts: expected {' or '.join(MEASURED)}"
+            )
+        nic = self.nics[settings.name] = _LiveNic(
+            interface_kind(settings.kind).open(settings, number, origin)
+        )
         return nic
-
-    def forget(self, name: str) -> None:
-        """Nothing to forget: no other process has the NIC."""
-
-    def stop(self) -> None:
-        self.taps.stop()
 
 
 class RealtimeReplay:
@@ -214,28 +211,32 @@ class RealtimeReplay:
             for name, capture in inputs.items():
                 readers[name] = CaptureReader(capture)
                 undo.callback(readers[name].close)
-            self.devices = _Devices(readers)
-            self.runtime = Runtime(config, devices=self.devices)
+            replayed, live = self.replayed, self.live = (
+                ReplayKind(readers, None, held=True),
+                LiveKind(),
+            )
+            devices = AgentDevices(lambda nic: replayed if nic.name in readers else live)
+            self.runtime = Runtime(config, devices=devices)
             undo.callback(self.runtime.close)
             self.runtime.start()
             undo.pop_all()
 
     @property
     def _sources(self) -> list[PcapSource]:
-        return [nic.source for nic in self.devices.replayed.nics.values() if nic.source is not None]
+        return [nic.source for nic in self.replayed.nics.values() if nic.source is not None]
 
     def wait(self, listeners: Sequence[Listener], limit_s: float = WAIT_S) -> None:
         """Returns once all listeners exist. Raises ConfigError for a NIC without a container,
         VnicError after `limit_s`."""
         for each in listeners:
-            if each.nic not in self.devices.live:
+            if each.nic not in self.live.nics:
                 raise ConfigError(
-                    f"--wait {each}: no such NIC in a container: expected one of {', '.join(self.devices.live)}"
+                    f"--wait {each}: no such NIC in a container: expected one of {', '.join(self.live.nics)}"
                 )
         end_s = time.monotonic() + limit_s
         for each in listeners:
             # The kernel has no event for a socket that begins to listen.
-            while not self.devices.live[each.nic].nic.tap.listens(each.protocol, each.port):
+            while not self.live.nics[each.nic].nic.tap.listens(each.protocol, each.port):
                 if time.monotonic() > end_s:
                     raise VnicError(
                         f"--wait {each}: no such socket in the container after {limit_s:g} s"
@@ -246,7 +247,7 @@ class RealtimeReplay:
         """Runs to the end: all packets are sent, and shapers hold none, or DRAIN_S have passed."""
         clock = Clock()
         begin_ns = self._begin_ns = clock.now_ns + self.delay_ns
-        for name, nic in self.devices.replayed.nics.items():
+        for name, nic in self.replayed.nics.items():
             if nic.source is not None:
                 self.runtime.nics.call_at(name, partial(self._start, nic.source, begin_ns))
         total = sum(source.reader.size for source in self._sources) * self.loops
@@ -280,8 +281,7 @@ class RealtimeReplay:
         span_ns = 0
         captured = sum(source.packets for source in self._sources)
         entered = sum(
-            nic.port.queue_statistics()[0]["rx_packets"]
-            for nic in self.devices.replayed.nics.values()
+            nic.port.queue_statistics()[0]["rx_packets"] for nic in self.replayed.nics.values()
         )
         if entered != captured:
             lost = sum(source.queue_statistics()[0]["rx_dropped"] for source in self._sources)
@@ -295,7 +295,7 @@ class RealtimeReplay:
             for reason, count in element["dropped"].items()
             if count
         }
-        for name, nic in self.devices.live.items():
+        for name, nic in self.live.nics.items():
             meter = nic.departures.meter.summary()
             sent = sum(queue["tx_packets"] for queue in nic.queue_statistics())
             refused = sum(queue["tx_dropped"] for queue in nic.queue_statistics())
@@ -341,7 +341,7 @@ class RealtimeReplay:
     def close(self) -> None:
         """Ends the replay. May be called twice."""
         self.runtime.close()
-        for reader in self.devices.replayed.readers.values():
+        for reader in self.replayed.readers.values():
             reader.close()
 
     def __enter__(self) -> RealtimeReplay:

@@ -17,7 +17,8 @@ from dataplane.ports.pcap_sink import DropRecorder
 from dataplane.ports.side_source import SideSource, Split
 from dataplane.wire.rewrite import Rewrite
 from vnic.config.schema import Config
-from vnic.replay.devices import ReplayDevices, ReplayNic
+from vnic.modules.devices import OneKind
+from vnic.replay.kind import ReplayKind, ReplayNic
 from vnic.replay.warnings import ABSURD_NS, drop_warnings, span_warning
 from vnic.runtime.runtime import Runtime
 
@@ -156,7 +157,7 @@ class Replay:
                 raise ConfigError("one capture is split, not several")
             macs = b"".join(nic.mac.packed for nic in config.nics.values() if nic.mac is not None)
             shifts = _shifts(readers) if align else {}
-            self.devices = ReplayDevices(
+            self.kind = ReplayKind(
                 readers,
                 self.writer,
                 split=split,
@@ -165,12 +166,12 @@ class Replay:
                 shifts=shifts,
             )
             self.clock = Clock(virtual=True)
-            self.runtime = Runtime(config, devices=self.devices, clock=self.clock, seed=seed)
+            self.runtime = Runtime(config, devices=OneKind(self.kind), clock=self.clock, seed=seed)
             undo.callback(self.runtime.close)
             self.runtime.start()
             starts = [
                 nic.source.first_ns
-                for nic in self.devices.nics.values()
+                for nic in self.kind.nics.values()
                 if nic.source and nic.source.first_ns
             ]
             self.start_ns = min(starts, default=0)
@@ -197,7 +198,7 @@ class Replay:
     def run(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Runs to the end. progress: called every SLICE packets with the captures' bytes read and
         their total (0: unknown)."""
-        readers = list(self.devices.readers.values())
+        readers = list(self.kind.readers.values())
         total = sum(reader.size for reader in readers)
         while self.time.run(SLICE):
             if progress is not None:
@@ -210,9 +211,7 @@ class Replay:
     @property
     def errors(self) -> list[str]:
         """Errors that ended a capture early; the packets before them were used."""
-        return [
-            reader.error for reader in self.devices.readers.values() if reader.error is not None
-        ]
+        return [reader.error for reader in self.kind.readers.values() if reader.error is not None]
 
     def results(self) -> dict[str, Any]:
         """Results: totals, per NIC and class, drops by reason, conservation."""
@@ -234,9 +233,9 @@ class Replay:
             if count
         }
         nics = []
-        shared = self.devices.shared
-        for name, nic in self.devices.nics.items():
-            reader = self.devices.readers.get(name) if shared is None else shared.reader
+        shared = self.kind.shared
+        for name, nic in self.kind.nics.items():
+            reader = self.kind.readers.get(name) if shared is None else shared.reader
             source = nic.source
             classes = {number: meter.summary() for number, meter in nic.sink.meters.items()}
             nics.append(
@@ -257,7 +256,7 @@ class Replay:
             )
         result: dict[str, Any] = {
             "conserved": status["conserved"],
-            "received": sum(reader.packets for reader in self.devices.readers.values()),
+            "received": sum(reader.packets for reader in self.kind.readers.values()),
             "transmitted": sum(nic["transmitted"] for nic in nics),
             "start_ns": self.start_ns,
             "duration_ns": self.clock.now_ns - self.start_ns,
@@ -283,7 +282,7 @@ class Replay:
             self._recorder.close()
             self._recorder = None
         self.runtime.close()
-        for reader in self.devices.readers.values():
+        for reader in self.kind.readers.values():
             reader.close()
         try:
             if self.writer is not None:

@@ -75,13 +75,16 @@ def prepared(running: Config, wanted: Config, nics: Network) -> Config:
     for name, nic in config.nics.items():
         now = running.nics.get(name)
         if now is None:
-            nic.number = None  # one from the history may be another's by now
+            nic.number = nic.began_ns = (
+                None  # one from the history: the number may be another's by now
+            )
             continue
         if now.passed:
             raise ConfigError(
                 f"nics.{name}: is the name of a NIC that a client attached; choose another one"
             )
         nic.number, nic.link_up, nic.waiting = now.number, now.link_up, now.waiting
+        nic.began_ns = now.began_ns if (nic.read, nic.write) == (now.read, now.write) else None
         if nic.engine is None:
             nic.engine = now.engine
         else:

@@ -48,6 +48,9 @@ DESCRIPTORS = 2 * MAX_QUEUES + 6
 GUARANTEED = "guaranteed"
 KEYS_MOST = 1 << 14  # bound on the keys that a faulty worker can create
 CALL_TIMEOUT_S = 30.0
+ANOTHER_VERSION = (
+    "an interface was stored by another version of vnic; use `vnic down` and `vnic up`"
+)
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -282,9 +285,7 @@ def kept_document(descriptors: Sequence[int]) -> KeptNic:
     try:
         return msgspec.json.decode(read_document(descriptors[0]), type=KeptNic)
     except msgspec.MsgspecError:
-        raise VnicError(
-            "an interface was stored by another version of vnic; use `vnic down` and `vnic up`"
-        ) from None
+        raise VnicError(ANOTHER_VERSION) from None
 
 
 def kept_kind(descriptors: Sequence[int]) -> InterfaceKind:
@@ -295,18 +296,29 @@ def kept_kind(descriptors: Sequence[int]) -> InterfaceKind:
 def kept_request(descriptors: Sequence[int]) -> TapRequest:
     """What was asked for when the interface that is kept under nic/NAME was made. Raises VnicError."""
     kept = kept_document(descriptors)
-    return interface_kind(kept.kind).decode_request(kept.request)
+    try:
+        return interface_kind(kept.kind).decode_request(kept.request)
+    except msgspec.MsgspecError:
+        raise VnicError(ANOTHER_VERSION) from None
 
 
 def kept_nic(descriptors: Sequence[int], agent: Agent) -> Tap:
-    """The interface that is kept as `descriptors`, which are its handle's from here on."""
-    kept = kept_document(descriptors)
-    kind = interface_kind(kept.kind)
+    """The interface that is kept as `descriptors`, which are its handle's from here on. Raises VnicError, and then closes them."""
+    try:
+        kept = kept_document(descriptors)
+        kind = interface_kind(kept.kind)
+        report = kind.decode_report(kept.report)
+    except msgspec.MsgspecError:
+        close_all(descriptors)
+        raise VnicError(ANOTHER_VERSION) from None
+    except BaseException:
+        close_all(descriptors)
+        raise
     document, namespace, *rest = descriptors
     os.close(document)
     pidfd = rest.pop(0) if kept.pid is not None else -1
     container = NetNamespace(namespace, kept.label, pid=kept.pid, pidfd=pidfd, path=kept.path)
-    return kind.interface(kind.decode_report(kept.report), rest, container, agent)
+    return kind.interface(report, rest, container, agent)
 
 
 class Store:

@@ -6,76 +6,16 @@ from __future__ import annotations
 import heapq
 from typing import Any
 
-from dataplane.elements.nic_tx import NicTx
-from dataplane.elements.rss import Rss
 from dataplane.engine.clock import Clock
 from dataplane.engine.virtual_time import VirtualTime
-from dataplane.ports.memory import Frame, MemoryPort
-from vnic.config.schema import NicConfig
-from vnic.device.kinds.contract import Forever
+from dataplane.ports.memory import Frame
+from vnic.device.kinds.memory import MemoryKind
+from vnic.modules.devices import OneKind
 from vnic.runtime.runtime import Runtime
 from vnic.testing.frames import Received, nanoseconds
 from vnic.testing.kit import UNACCOUNTED, AnyNetwork, Configuration, config_of
 
 START_NS = 10**9  # start of virtual time: greater than 0, so that earlier times exist
-
-
-class _Nic:
-    """A NIC; the test takes the place of its container."""
-
-    def __init__(self, config: NicConfig, number: int) -> None:
-        self.config = config
-        self.port = MemoryPort(config.name, number, config.queues, 0, mtu=config.mtu)
-        self.tx = NicTx(
-            self.port,
-            Rss(config.rss.key, config.rss.table, queues=config.queues),
-            name=f"{config.name}.tx",
-        )
-
-    def watch(self) -> Forever:
-        return Forever()
-
-    def set_carrier(self, up: bool) -> None:
-        """No effect: there is no container."""
-
-    def status(self) -> dict[str, Any]:
-        return {
-            "interface": self.config.interface,
-            "mac": self.config.mac,
-            "mtu": self.config.mtu,
-            "queues": self.port.queues,
-        }
-
-    @property
-    def mac(self) -> str:
-        return str(self.config.mac)
-
-    def queue_statistics(self) -> list[dict[str, int]]:
-        return self.port.queue_statistics()
-
-    def queue_drops(self) -> None:
-        """Unknown: there is no container."""
-
-    def close(self) -> None:
-        self.port.close()
-
-
-class _Devices:
-    def __init__(self) -> None:
-        self.nics: dict[str, _Nic] = {}
-
-    def start(self) -> None:
-        """Nothing to start."""
-
-    def open(self, config: NicConfig, number: int, passed: object = None, /) -> _Nic:
-        nic = self.nics[config.name] = _Nic(config, number)
-        return nic
-
-    def forget(self, name: str) -> None:
-        self.nics.pop(name, None)
-
-    def stop(self) -> None:
-        """Nothing to stop."""
 
 
 class VirtualNetwork(AnyNetwork):
@@ -95,7 +35,7 @@ class VirtualNetwork(AnyNetwork):
 
     def __init__(self, config: Configuration, *, seed: int = 0) -> None:
         super().__init__(config_of(config))
-        self._devices = _Devices()
+        self._devices = OneKind(MemoryKind())
         self._clock = Clock(virtual=True, start_ns=START_NS)
         self._runtime = Runtime(self.config, devices=self._devices, clock=self._clock, seed=seed)
         self._runtime.start()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -22,13 +22,15 @@ if TYPE_CHECKING:
     from dataplane.graph.element import Element
     from dataplane.graph.port import Port
     from vnic.device.namespaces import NetNamespace
+    from vnic.device.nic import Nic
 
 # Settings that belong to the port on the switch, and not to what is behind it. They change while the NIC stays as it is.
 LIVE = frozenset({"egress", "ingress", "vlan", "spoof_check", "malformed", "on", "engine"})
 # Of every kind.
-COMMON = LIVE | {"kind", "owner", "queues", "rss", "offloads"}
+COMMON = LIVE | {"kind", "owner"}
 CONTAINER = frozenset({"pid", "netns"})
-INTERFACE = CONTAINER | {"interface", "mac", "mtu", "addresses", "gateway", "routes"}
+QUEUES = frozenset({"queues", "rss", "offloads"})
+INTERFACE = CONTAINER | QUEUES | {"interface", "mac", "mtu", "addresses", "gateway", "routes"}
 
 
 class RouteSettings(Protocol):
@@ -66,6 +68,8 @@ class Settings(Protocol):
     @property
     def name(self) -> str: ...
     @property
+    def kind(self) -> str: ...
+    @property
     def pid(self) -> int | None: ...
     @property
     def netns(self) -> str | None: ...
@@ -85,6 +89,12 @@ class Settings(Protocol):
     def offloads(self) -> OffloadSettings: ...
     @property
     def rss(self) -> RssSettings: ...
+    @property
+    def read(self) -> str | None: ...
+    @property
+    def write(self) -> str | None: ...
+
+    began_ns: int | None
 
 
 class Watch(Protocol):
@@ -137,7 +147,10 @@ class Origin(Protocol):
         ...
 
 
-class NicKind(ABC):
+D = TypeVar("D", bound=Device, covariant=True)
+
+
+class NicKind(ABC, Generic[D]):
     """A kind of NICs.
 
     NAME      as in `kind: NAME`
@@ -161,11 +174,11 @@ class NicKind(ABC):
         return setting in COMMON or setting in self.SETTINGS
 
     @abstractmethod
-    def open(self, settings: Settings, number: int, origin: Origin) -> Device:
+    def open(self, settings: Settings, number: int, origin: Origin) -> D:
         """Opens a NIC as port `number` of its switch. All or nothing. Raises ConfigError, PortError."""
 
 
-class InterfaceKind(NicKind):
+class InterfaceKind(NicKind["Nic"]):
     """A kind whose NICs are interfaces of network namespaces.
 
     REQUEST, REPORT  what an interface is asked for by, and what another process needs besides its descriptors
@@ -173,6 +186,7 @@ class InterfaceKind(NicKind):
     """
 
     SETTINGS: ClassVar[frozenset[str]] = INTERFACE
+    WHY: ClassVar[str] = "its frames are those of an interface"
     REQUEST: ClassVar[type[TapRequest]]
     REPORT: ClassVar[type[TapReport]]
     BY_AGENT: ClassVar[bool] = False
@@ -221,7 +235,7 @@ class InterfaceKind(NicKind):
     def port(self, name: str, number: int, interface: Tap) -> Port:
         """The port over an interface. Raises PortError."""
 
-    def open(self, settings: Settings, number: int, origin: Origin) -> Device:
+    def open(self, settings: Settings, number: int, origin: Origin) -> Nic:
         from dataplane.elements.rss import Rss
         from vnic.device.nic import Nic
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from dataplane.errors import ConfigError
-from vnic.device.kinds.contract import InterfaceKind, NicKind
+from vnic.device.kinds.capture import CaptureKind
+from vnic.device.kinds.contract import Device, InterfaceKind, NicKind
 from vnic.device.kinds.packet import PacketKind
 from vnic.device.kinds.tap import TapKind
 from vnic.device.kinds.veth import VethKind
 
-KINDS: dict[str, NicKind] = {
+KINDS: dict[str, NicKind[Device]] = {
     kind.NAME: kind
     for kind in (
         TapKind(),
         VethKind(),
         PacketKind(),
+        CaptureKind(),
     )
 }
 
 
-def kind_of(name: str) -> NicKind:
+def kind_of(name: str) -> NicKind[Device]:
     """The kind of that name. Raises ConfigError."""
     if name not in KINDS:
         raise ConfigError(f"kind {name!r}: there is none: expected one of {', '.join(KINDS)}")

@@ -14,15 +14,14 @@ from dataplane.ports.pcap_sink import PcapSink
 from dataplane.ports.pcap_source import PcapSource
 from dataplane.ports.side_source import SharedCapture, SideSource, Split
 from dataplane.wire.rewrite import Rewrite
-from vnic.config.schema import NicConfig
-from vnic.device.kinds.contract import Forever, offloads_of
+from vnic.device.kinds.contract import INTERFACE, Forever, NicKind, Origin, Settings, offloads_of
 
 
 class ReplayNic:
     """A NIC that receives from `source` (None: nothing) and transmits into `sink`."""
 
     def __init__(
-        self, config: NicConfig, number: int, source: PcapSource | None, sink: PcapSink
+        self, config: Settings, number: int, source: PcapSource | None, sink: PcapSink
     ) -> None:
         self.config, self.source, self.sink = config, source, sink
         self.port = source or Port(config.name, number, config.queues)
@@ -60,14 +59,17 @@ class ReplayNic:
         self.port.close()
 
 
-class ReplayDevices:
-    """Opens NICs over `readers` (by NIC's name) and `writer`, whose interfaces have the NICs'
+class ReplayKind(NicKind[ReplayNic]):
+    """NICs over `readers` (by NIC's name) and `writer`, whose interfaces have the NICs'
     numbers.
 
     split: assigns the only reader's packets to the NICs by side. rewrite: changes to frames. macs:
     the NICs' MAC addresses, which replace those of frames. shifts: nanoseconds added to the times
-    of a NIC's packets.
+    of a NIC's packets. It takes the settings of a NIC with an interface, since it stands for one.
     """
+
+    NAME = "replay"
+    SETTINGS = INTERFACE
 
     def __init__(
         self,
@@ -85,12 +87,10 @@ class ReplayDevices:
         self.shared = (
             None if split is None else SharedCapture(next(iter(self.readers.values())), split)
         )
+
         self.nics: dict[str, ReplayNic] = {}
 
-    def start(self) -> None:
-        """Nothing to start."""
-
-    def open(self, config: NicConfig, number: int, passed: object = None, /) -> ReplayNic:
+    def open(self, config: Settings, number: int, origin: Origin) -> ReplayNic:
         reader = self.readers.get(config.name)
         queues = config.queues
         source = self._source(f"{config.name}.in", reader, number, config)
@@ -108,7 +108,7 @@ class ReplayDevices:
         return nic
 
     def _source(
-        self, name: str, reader: CaptureReader | None, number: int, config: NicConfig
+        self, name: str, reader: CaptureReader | None, number: int, config: Settings
     ) -> PcapSource | None:
         if self.shared is not None:
             reader = self.shared.reader
@@ -133,9 +133,3 @@ class ReplayDevices:
         )
         source.shift(shift)
         return source
-
-    def forget(self, name: str) -> None:
-        """Nothing to forget: no other process has the NIC."""
-
-    def stop(self) -> None:
-        """Nothing to stop."""

@@ -1,0 +1,67 @@
+"""NICs of kind `memory`: a program takes the place of the container, in tests. No configuration can name it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vnic.device.kinds.contract import INTERFACE, Forever, NicKind, Origin, Settings
+
+if TYPE_CHECKING:
+    from dataplane.graph.element import Element
+    from dataplane.ports.memory import MemoryPort
+
+
+class MemoryNic:
+    """A NIC whose frames `port.inject` brings, and `port.take` takes."""
+
+    def __init__(self, settings: Settings, port: MemoryPort, tx: Element) -> None:
+        self.settings, self.port, self.tx = settings, port, tx
+
+    @property
+    def mac(self) -> str:
+        """The configured address."""
+        return str(self.settings.mac)
+
+    def watch(self) -> Forever:
+        """There is no container that could go."""
+        return Forever()
+
+    def set_carrier(self, up: bool) -> None:
+        """No effect: there is no container."""
+
+    def status(self) -> dict[str, Any]:
+        """The NIC's settings."""
+        settings = self.settings
+        return {
+            "interface": settings.interface,
+            "mac": settings.mac,
+            "mtu": settings.mtu,
+            "queues": self.port.queues,
+        }
+
+    def queue_statistics(self) -> list[dict[str, int]]:
+        """One dict per queue pair."""
+        return self.port.queue_statistics()
+
+    def queue_drops(self) -> None:
+        """Unknown: there is no container."""
+
+    def close(self) -> None:
+        """Closes the port."""
+        self.port.close()
+
+
+class MemoryKind(NicKind[MemoryNic]):
+    """Frames from and to Python. It takes the settings of a NIC with an interface, since it stands for one."""
+
+    NAME = "memory"
+    SETTINGS = INTERFACE
+
+    def open(self, settings: Settings, number: int, origin: Origin) -> MemoryNic:
+        from dataplane.elements.nic_tx import NicTx
+        from dataplane.elements.rss import Rss
+        from dataplane.ports.memory import MemoryPort
+
+        rss = Rss(settings.rss.key, settings.rss.table, queues=settings.queues)
+        port = MemoryPort(settings.name, number, settings.queues, 0, mtu=settings.mtu)
+        return MemoryNic(settings, port, NicTx(port, rss, name=f"{settings.name}.tx"))
