@@ -54,9 +54,8 @@ START_TIMEOUT_S = 120.0  # a thousand NICs take 10 s on two busy CPUs
 STOP_TIMEOUT_S = 30.0
 PING_S = 2.0  # between two Pings
 MESSAGES_MOST = 1024  # taken from a worker before the other one's
-SILENT_S = (
-    5.0  # without a Pong, until it is logged; the worker may only be slow, so it is not ended
-)
+# without a Pong, until it is logged; the worker may only be slow, so it is not ended
+SILENT_S = 5.0
 SILENT_STOP_S = 5.0  # for a worker to stop that had not answered before
 
 log = Log("vnic")

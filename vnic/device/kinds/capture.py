@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from dataplane.ports.pcap_writer import PcapWriter
 
 
-BEGIN_NS = (
-    200_000_000  # from the start of a NIC to its first frame: the others of its file are up by then
-)
+# from the start of a NIC to its first frame: the others of its file are up by then
+BEGIN_NS = 200_000_000
 
 
 class CaptureNic:
