@@ -213,6 +213,7 @@ def test_what_a_user_was_granted_is_the_limit(net):
             ({"pid": box.pid}, "passes the container's network namespace as a descriptor"),
             ({"egress": {"elements": ["Counter"]}}, "elements run inside vnic"),
             ({"owner": 0}, "leave owner out"),
+            ({"kind": "capture", "read": "/etc/passwd"}, "a NIC of kind capture is in no container"),
         ]:
             says = net.code(ALICE, f"""
 import os
