@@ -26,9 +26,9 @@ def wait():
     select.select([], [], [])  # waits until it is killed
 
 
-def call(number, kind, **fields):
-    message = json.dumps({"type": kind, "number": number, **fields}).encode()
-    descriptors = [os.open("/dev/zero", os.O_RDONLY)] if kind == "Put" else []
+def call(number, what, **fields):
+    message = json.dumps({"type": what, "number": number, **fields}).encode()
+    descriptors = [os.open("/dev/zero", os.O_RDONLY)] if what == "Put" else []
     socket.send_fds(calls, [message], descriptors)
     for each in descriptors:
         os.close(each)
