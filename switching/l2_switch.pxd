@@ -88,5 +88,4 @@ cdef class L2Switch(Element):
     cdef uint32_t first_active(self, uint32_t number) noexcept nogil
     cdef uint32_t next_taker(self, uint32_t place, uint32_t ingress, uint32_t vlan) noexcept nogil
     cdef uint32_t copy_out(self, Context *ctx, uint32_t index, uint32_t ingress, uint32_t vlan, uint32_t at) noexcept nogil
-    cdef void look_at(self, Context *records) noexcept
     cdef void send(self, Context *ctx, uint32_t index, uint32_t out, Verdict verdict) noexcept nogil

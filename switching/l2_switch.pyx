@@ -8,8 +8,8 @@ from switching.mac_table cimport (LEARN_AGED, LEARN_KNOWN, LEARN_NEW, LEARN_REFU
                                   MacTable, Place, mac_key, mac_place)
 from dataplane.graph.flood_credit cimport flood_spend
 from dataplane.packet.pool cimport (BATCH_MAX, NO_PACKET, PACKET_PARSED, Batch, Context, Packet,
-                                    PacketPool, packet_copy, packet_data)
-from dataplane.packet.queue cimport queue_head, queue_indices, queue_length, queue_packed
+                                    packet_copy, packet_data)
+from dataplane.packet.queue cimport pool_records, queue_head, queue_indices, queue_length, queue_packed
 from dataplane.vatomic cimport va_load_relaxed_u32
 from dataplane.wire.headers cimport ETHERNET_BYTES, VLAN_BYTES, VLAN_ID_MASK, load_be16, store_be16
 
@@ -350,7 +350,7 @@ cdef class L2Switch(Element):
         cdef Floods *waiting
         cdef uint32_t i
         floods, packets = [], b""
-        self.look_at(&records)
+        pool_records(self.engine.pool, &records)
         for i in range(self.flooding_count):
             waiting = &self.floods[self.flooding[i]]
             floods.append([self.flooding[i], waiting.count])
@@ -368,7 +368,7 @@ cdef class L2Switch(Element):
         due = state["ageing_ns"]
         if due is not None and (type(due) is not int or not 0 <= due <= self.engine.clock.now_ns + self.tick_ns):
             raise VnicError(f"{self.name}: ageing is due at {due!r}: expected an instant up to {self.tick_ns} ns from now")
-        self.look_at(&records)
+        pool_records(self.engine.pool, &records)
         try:
             floods, packets = state["floods"], state["packets"]
             if len({port for port, _ in floods}) != len(floods) or sum(count for _, count in floods) * 4 != len(packets):
@@ -415,11 +415,6 @@ cdef class L2Switch(Element):
                 self.counters.held -= 1
                 self.drop(ctx, index, DROP_RELEASED)
         self.flooding_count = 0
-
-    cdef void look_at(self, Context *records) noexcept:
-        """The pool's records, without an engine's cache."""
-        memset(records, 0, sizeof(Context))
-        (<PacketPool>self.engine.pool).attach(records)
 
     def describe(self):
         return {"ports": self.active_count, "table": self.table.capacity}

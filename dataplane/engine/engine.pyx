@@ -170,24 +170,23 @@ cdef class Engine:
         """Adds `sources`, `elements` and what follows them to the graph, where a NIC or link comes to many: in constant time, since what
         is there already is not visited. Connections from there to what is new are the caller's to make, and must not close a
         cycle. Returns and raises as `load` does."""
-        cdef list fresh, found = [], added = list(sources)
+        cdef list fresh, unbound = [], added = list(sources)
         cdef ElementArrays arrays = self.arrays
         cdef Polling polling = self.polling
-        from_here = walk_new(added, elements, arrays.names)
-        for element in from_here:
+        fresh = walk_new(added, elements, arrays.names)
+        for element in fresh:
             if element.engine is None:
-                found.append(element)
+                unbound.append(element)
             elif element.engine is not self:
                 raise GraphError(f"{element.name}: runs in engine {element.engine.name} already")
-        names = {element.name for element in from_here}
-        if len(names) < len(from_here) or not arrays.names.keys().isdisjoint(names):
-            twice = next(each.name for each in from_here if each.name in arrays.names or
-                         sum(other.name == each.name for other in from_here) > 1)
+        names = {element.name for element in fresh}
+        if len(names) < len(fresh) or not arrays.names.keys().isdisjoint(names):
+            twice = next(each.name for each in fresh if each.name in arrays.names or
+                         sum(other.name == each.name for other in fresh) > 1)
             raise GraphError(f"{twice}: two elements of engine {self.name} have this name")
-        if not (polling.fits(added) and arrays.fits(from_here)):
+        if not (polling.fits(added) and arrays.fits(fresh)):
             return self.load(self.sources + added)
-        self.prepare(found)
-        fresh = from_here
+        self.prepare(unbound)
 
         def add():
             polling.append(added)
@@ -199,7 +198,7 @@ cdef class Engine:
             with self._reload:
                 self.call(add)
         except BaseException:
-            self.abandon(found)
+            self.abandon(unbound)
             raise
         return []
 

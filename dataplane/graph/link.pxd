@@ -25,6 +25,5 @@ cdef class Link(Source):
     cdef void take_up(self, Context *ctx) noexcept nogil
     cdef void enlist(self, Context *ctx) noexcept nogil
     cdef void unlist(self) noexcept nogil
-    cdef void look_at(self, Context *records) noexcept
 
 cdef void drain_links(Context *ctx) noexcept nogil

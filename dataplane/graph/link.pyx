@@ -1,10 +1,9 @@
 """Link. The contract is in link.pxd."""
 from cpython.ref cimport PyObject
 from libc.stdint cimport uint32_t
-from libc.string cimport memset
 from dataplane.graph.element cimport Element, Source
-from dataplane.packet.pool cimport BATCH_MAX, NO_PACKET, Batch, Context, PacketPool, batch_add
-from dataplane.packet.queue cimport queue_head, queue_indices, queue_length, queue_packed
+from dataplane.packet.pool cimport BATCH_MAX, NO_PACKET, Batch, Context, batch_add
+from dataplane.packet.queue cimport pool_records, queue_head, queue_indices, queue_length, queue_packed
 
 from dataplane.errors import VnicError
 from dataplane.packet.queue import with_packed_packets
@@ -119,14 +118,14 @@ cdef class Link(Source):
         """`packets`: what it holds, packed, oldest first. None but where the engine reached its bound on
         links."""
         cdef Context records
-        self.look_at(&records)
+        pool_records(self.engine.pool, &records)
         return {"packets": queue_packed(records.packets, self.head, <uint32_t>self.counters.held)}
 
     def load_state(self, dict state):
         cdef Context records
         cdef uint32_t head
         cdef bytes packets
-        self.look_at(&records)
+        pool_records(self.engine.pool, &records)
         try:
             packets = state["packets"]
             if len(state) != 1 or queue_length(packets) != self.counters.held:
@@ -136,11 +135,6 @@ cdef class Link(Source):
             raise VnicError(f"{self.name}: its state is not that of a Link: {error}") from None
         self.head = head
         self.tail = queue_indices(packets)[queue_length(packets) - 1] if packets else NO_PACKET
-
-    cdef void look_at(self, Context *records) noexcept:
-        """The pool's records, without an engine's cache."""
-        memset(records, 0, sizeof(Context))
-        (<PacketPool>self.engine.pool).attach(records)
 
     def forget_state(self):
         self.unlist()

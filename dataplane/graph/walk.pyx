@@ -10,17 +10,7 @@ def walk(sources):
     A path ends at a source that takes input (a Link), from which another begins. Raises GraphError for an unconnected output, a
     cycle, a start that is not a Source, or a Link that is not among `sources`.
     """
-    cdef list finished = []
-    cdef set done = set(), entered = set()
-    sources = list(sources)
-    for source in sources:
-        if not isinstance(source, Source):
-            raise GraphError(f"{source.name}: is no source, so a graph cannot begin with it")
-        visit(source, [], done, entered, finished, {})
-    for source in entered.difference(sources):
-        raise GraphError(f"{source.name}: packets are led to it, but it is not among the engine's sources")
-    finished.reverse()
-    return [each for each in finished if isinstance(each, Source)] + [each for each in finished if not isinstance(each, Source)]
+    return walk_new(sources, (), {})
 
 
 def walk_new(sources, elements, dict known):
@@ -28,6 +18,7 @@ def walk_new(sources, elements, dict known):
     as `walk` does; a cycle through known elements is not found."""
     cdef list finished = []
     cdef set done = set(), entered = set()
+    sources = list(sources)
     for source in sources:
         if not isinstance(source, Source):
             raise GraphError(f"{source.name}: is no source, so a graph cannot begin with it")

@@ -1,6 +1,9 @@
 """Queues of packets that are linked by Packet.next, as an element saves them: 32-bit indices, little endian."""
 from libc.stdint cimport uint32_t
-from dataplane.packet.pool cimport Packet
+from dataplane.packet.pool cimport Context, Packet, PacketPool
+
+# The records of a pool, for an element that looks at its packets outside a turn: no cache, no clock.
+cdef void pool_records(PacketPool pool, Context *records) noexcept
 
 cdef bytes queue_packed(const Packet *packets, uint32_t head, uint32_t count)
 

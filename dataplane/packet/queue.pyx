@@ -1,7 +1,13 @@
 """Packed queues. The contract is in queue.pxd."""
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint32_t
-from dataplane.packet.pool cimport NO_PACKET, Packet
+from libc.string cimport memset
+from dataplane.packet.pool cimport NO_PACKET, Context, Packet, PacketPool
+
+
+cdef void pool_records(PacketPool pool, Context *records) noexcept:
+    memset(records, 0, sizeof(Context))
+    pool.attach(records)
 
 
 cdef bytes queue_packed(const Packet *packets, uint32_t head, uint32_t count):

@@ -50,7 +50,6 @@ from vnic.device.tap import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
 MAX_MESSAGE_BYTES = 65536
 NOTHING = msgspec.Raw(b"null")
@@ -452,12 +451,7 @@ class NamespaceAgent:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.stop()
 
 

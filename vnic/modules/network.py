@@ -123,20 +123,13 @@ class Network(Module):
         with runtime.lock:
             runtime.check_open()
             self._check_waits(config)
+            self.restrict(config)
             self.reserve(config)
         try:
             device = self.open_device(config)
             with runtime.lock:
-                why = config.waiting
-                try:
-                    runtime.check_open()
-                    self._check_waits(config)
-                    config.waiting = ""
-                    status = self.enter(config, device)
-                except BaseException:
-                    config.waiting = why
-                    self.discard(config, device)
-                    raise
+                status = self._enter_late(config, device, lambda: self._check_waits(config))
+                why, config.waiting = config.waiting, ""
 
                 def undo() -> None:
                     config.waiting = why
@@ -179,12 +172,7 @@ class Network(Module):
         try:
             device = self.open_device(config, passed)
             with self.runtime.lock:
-                try:
-                    self.runtime.check_open()
-                    status = self.enter(config, device)
-                except BaseException:
-                    self.discard(config, device)
-                    raise
+                status = self._enter_late(config, device)
                 self._add(config, waiting)
                 return status
         finally:
@@ -212,6 +200,7 @@ class Network(Module):
         """Attaches a NIC that is, or is to be, one of the configuration. All or nothing, but for what
         the supervisor stores of it, see `forget`. Raises VnicError."""
         with self.runtime.lock:
+            self.restrict(config)
             self.reserve(config)
             try:
                 device = self._open(config, passed)
@@ -234,7 +223,6 @@ class Network(Module):
                 code="exists",
             )
         self._check_name(config)
-        self.restrict(config)
         taken = {attached.number for attached in self.attached.values()}
         # One that has had a number keeps it: the MAC table goes by numbers.
         if config.number is None or config.number in taken:
@@ -267,6 +255,18 @@ class Network(Module):
         """Removes the interface of a NIC that is in no graph."""
         device.close()
         self._devices.forget(config.name)
+
+    def _enter_late(
+        self, config: NicConfig, device: Device, check: Callable[[], object] = lambda: None
+    ) -> dict[str, Any]:
+        """`enter`, after the lock was free: checks once more. Raises VnicError, and then nothing is left of the device."""
+        try:
+            self.runtime.check_open()
+            check()
+            return self.enter(config, device)
+        except BaseException:
+            self.discard(config, device)
+            raise
 
     def enter(self, config: NicConfig, device: Device) -> dict[str, Any]:
         """Connects the device of a NIC that is reserved. Raises VnicError, and then it is in no graph;

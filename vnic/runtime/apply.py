@@ -211,8 +211,10 @@ class Applying:
             for link in wanted.links
         ]
         self._before = copy.copy(runtime.config)
-        again = self._made_again()
-        self._new = [wanted.nics[name] for name in self._names("nic", "add") if name not in again]
+        self._again = self._made_again()
+        self._new = [
+            wanted.nics[name] for name in self._names("nic", "add") if name not in self._again
+        ]
         self._reserved: list[NicConfig] = []
         self._devices: dict[str, Device] = {}  # of those, by name, until they are in the graph
 
@@ -248,14 +250,13 @@ class Applying:
             undo.callback(lambda: self._runtime.remember() if stored else None)
             undo.callback(self._put, self._before)
             self._put(self._wanted)
-            again = self._made_again()
             self._add(undo)
             self._runtime.remember()
             stored = True
-            self._remake(undo, again)
+            self._remake(undo, self._again)
             self._change(undo)
             undo.pop_all()
-        self._remove(again)
+        self._remove(self._again)
         self._runtime.accounts.settle()
 
     def _names(self, kind: str, action: str) -> list[str]:
