@@ -256,7 +256,23 @@ def networks(draw):
         }
         for name in draw(st.lists(st.sampled_from("abcd"), min_size=2, max_size=4, unique=True))
     }
-    return {"engines": 2, "nodes": {name: {"switch": {}} for name in switches}, "links": links, "nics": nics}
+    nodes = {name: {"switch": {}} for name in switches}
+    through = draw(st.sampled_from(switches))
+    senders = [name for name, nic in nics.items() if nic["on"] == through and draw(st.booleans())]
+    if senders:
+        rules = [{"protocol": "udp", "gate": 0}, {"protocol": "tcp", "gate": 1}]
+        nodes["split"] = {
+            "element": "Classifier",
+            "rules": rules,
+            "default": draw(st.integers(0, 1)),
+            "engine": draw(st.integers(0, 1)),
+        }
+        nodes["seen"] = {"element": "Counter", "engine": draw(st.integers(0, 1))}
+        links += [*(f"{name} -> split" for name in senders), f"split[1] -> {through}"]
+        links += draw(
+            st.sampled_from([[], ["split -> seen", f"seen -> {draw(st.sampled_from(sorted(nics)))}"], ["split -> seen"]])
+        )
+    return {"engines": 2, "nodes": nodes, "links": links, "nics": nics}
 
 
 @settings(max_examples=60, deadline=None)
@@ -295,6 +311,9 @@ def _connections(net: VirtualNetwork) -> set[tuple[str, str, str]]:
     ("{a: {egress: {rate: 1gbit, elements: [Counter]}}, b: }", 0),
     ("{a: {egress: {rate: 1gbit, elements: [Counter]}}, b: }", 1),
     ("{a: {malformed: drop}, b: {vlan: {access: 5}}}", 0),
+    ("{a: , b: }\nnodes: {s: Counter}\nlinks: [a -> s -> switch]", 0),
+    ("{a: , b: }\nnodes: {s: Counter}\nlinks: [a -> s -> switch]", 1),
+    ("{a: , b: , c: }\nnodes: {s: Counter}\nlinks: [c -> s -> a, b -> s]", 1),
 ])  # fmt: skip
 def test_a_graph_that_an_engine_refuses_at_last_leaves_the_old_network(monkeypatch, engines, wanted, which):
     """All steps are prepared, outputs are connected, and then an engine does not load its graph."""

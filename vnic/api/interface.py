@@ -34,7 +34,7 @@ method Attach(name: string, nic: object, netns: ?int, process: ?int) -> (nic: ob
 
 # Makes the network the one that a configuration describes: config is the content of a file as an object; or document is
 # the number of a descriptor that comes with the call, a file with what `vnic.config.convert.encode_config` returns.
-# dry: returns what would change. A change has kind (switch, link, nic, group), name, action (add, remove, change),
+# dry: returns what would change. A change has kind (switch, node, link, nic, group), name, action (add, remove, change),
 # fields with the values before and after, and remade where the NIC's interface is made again. All or nothing. For
 # the instance's owner.
 method Apply(config: ?object, document: ?int, dry: ?bool) -> (changes: []object)

@@ -88,13 +88,18 @@ def check(file: str, use: str | None, as_json: bool) -> None:
     from vnic.config.advice import queue_warnings
     from vnic.config.load import load_config
     from vnic.config.schema import encode_scalar
-    from vnic.modules.chain import check_chain, module_class
+    from vnic.modules.chain import check_chain, check_node, module_class
 
     found = load_config(file, contained=use == "containers")
     lone = [nic.name for nic in found.nics.values() if nic.pid is None and nic.netns is None]
     for nic in found.nics.values():
         for direction in (nic.egress, nic.ingress):
             check_chain(direction.elements, found.directory)
+    for link in found.links:
+        for way in link.to.values():
+            check_chain(way.elements, found.directory)
+    for name, node in found.elements.items():
+        check_node(name, node, found.hops, found.directory)
     for module in found.modules:
         module_class(module.module, found.directory)
     for warning in queue_warnings(found):

@@ -165,6 +165,25 @@ def status(instance: str, as_json: bool) -> None:
             ["link", "switches", "VLANs", "limits", "engine"],
             [_link_row(link) for link in found["links"]],
         )
+    if found.get("nodes"):
+        print_table(
+            ["node", "element", "engine", "one-way links"],
+            [
+                [
+                    node["name"],
+                    node["element"],
+                    node["engine"],
+                    ", ".join(hop for hop in found["hops"] if node["name"] in _ends(hop)) or None,
+                ]
+                for node in found["nodes"]
+            ],
+        )
+
+
+def _ends(hop: str) -> list[str]:
+    """The two ends of a one-way link such as `split[1] -> lan`."""
+    source, _, target = hop.partition(" -> ")
+    return [source.partition("[")[0], target]
 
 
 def _link_row(link: dict[str, Any]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,6 +30,7 @@ from vnic.config.schema import (
     DirectionConfig,
     ElementConfig,
     GroupConfig,
+    HopConfig,
     LinkConfig,
     ModuleConfig,
     NicConfig,
@@ -219,9 +221,46 @@ def _link(data: Any, path: Path, locate: Locate) -> LinkConfig:
     return link
 
 
+_STOP = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*?)(?:\[([0-9]{1,4})\])?", re.ASCII)
+
+
+def _hops(text: str, path: Path, locate: Locate) -> list[HopConfig]:
+    """The one-way links of a row such as `web -> split[1] -> lan`."""
+    stops = []
+    for word in re.split(r"\s*->\s*", text.strip()):
+        if (match := _STOP.fullmatch(word)) is None:
+            raise error_at(
+                locate,
+                path,
+                f"invalid value {shown(text)}: expected a row such as web -> split[1] -> lan",
+            )
+        stops.append((match[1], match[2]))
+    if stops[-1][1] is not None:
+        last, output = stops[-1]
+        raise error_at(
+            locate, path, f"{last}[{output}] leads nowhere: expected {last}[{output}] -> NODE"
+        )
+    where = locate(path)
+    return [
+        HopConfig(source=source, output=int(output or 0), target=target, where=where)
+        for (source, output), (target, _) in itertools.pairwise(stops)
+    ]
+
+
 def _node(data: Any, path: Path, locate: Locate) -> NodeConfig:
-    if isinstance(data, str):
-        data = {data: {}}  # lan: switch is short for lan: {switch: {}}
+    if isinstance(data, str):  # lan: switch is short for lan: {switch: {}}
+        data = {"switch": {}} if data == "switch" else {"element": data}
+    if isinstance(data, Mapping) and data.get("element") is not None:
+        ours = ("element", "engine")
+        arguments = _arguments(data, (*ours, "switch"), path, locate)
+        for word in ("name", "branches"):
+            if word in arguments:
+                text = "the node's name" if word == "name" else "one-way links such as x[1] -> y"
+                raise error_at(locate, (*path, word), f"an element's node has {text} instead")
+        fields = {key: value for key, value in data.items() if key not in arguments}
+        node = convert(fields, NodeConfig, path, locate)
+        node.arguments, node.where = arguments, locate(path)
+        return node
     fields = mapping(data, NodeConfig, path, locate)
     if "switch" in fields:
         fields["switch"] = mapping(fields["switch"], SwitchConfig, (*path, "switch"), locate)
@@ -351,10 +390,18 @@ def convert_config(
                 f"invalid name: expected {field_type(LinkConfig, ('name',))[1]}",
             )
         config.nodes[name] = _node(node, ("nodes", name), locate)
-    if config.nodes and "switch" in fields:
-        text = "is the switch of a network without nodes; give these settings to one of nodes: {NAME: {switch: {...}}}"
+    if not config.has_implied_switch and "switch" in fields:
+        text = "is the switch of a network whose nodes have none; give these settings to one of nodes: {NAME: {switch: {...}}}"
         raise error_at(locate, ("switch",), text)
-    config.links = [_link(each, ("links", number), locate) for number, each in enumerate(links)]
+    for number, each in enumerate(links):
+        row = each.get("link") if isinstance(each, Mapping) else each
+        if not (isinstance(row, str) and "->" in row):
+            config.links.append(_link(each, ("links", number), locate))
+            continue
+        if isinstance(each, Mapping) and len(each) > 1:
+            stray = next(str(key) for key in each if key != "link")
+            raise error_at(locate, ("links", number, stray), "one-way links have no settings")
+        config.hops += _hops(row, ("links", number), locate)
     config.directory = directory
     for name, nic_data in (raw_nics or {}).items():
         config.nics[name] = convert_nic(name, nic_data, ("nics", name), locate, contained=contained)

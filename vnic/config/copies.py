@@ -13,7 +13,8 @@ def own_config(config: Config) -> Config:
     config.nics = {name: own_nic(nic) for name, nic in config.nics.items()}
     config.groups = {name: copy.copy(group) for name, group in config.groups.items()}
     config.modules = [copy.copy(module) for module in config.modules]
-    config.nodes = dict(config.nodes)
+    config.nodes = {name: copy.copy(node) for name, node in config.nodes.items()}
+    config.hops = list(config.hops)
     config.links = [own_link(link) for link in config.links]
     return config
 

@@ -19,6 +19,7 @@ from vnic.config.schema import (
     LinkConfig,
     ModuleConfig,
     NicConfig,
+    NodeConfig,
     scalar_example,
 )
 
@@ -42,14 +43,15 @@ def json_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of a configuration file."""
     schema: dict[str, Any] = msgspec.json.schema(Config, schema_hook=_scalar_schema)
     definitions = schema["$defs"]
-    for kind in (Config, NicConfig, LinkConfig, ElementConfig, ModuleConfig):
+    for kind in (Config, NicConfig, NodeConfig, LinkConfig, ElementConfig, ModuleConfig):
         definition = definitions[kind.__name__]
         for hidden in kind.HIDDEN:
             definition["properties"].pop(hidden)
         definition["required"] = [
             each for each in definition.get("required", ()) if each not in kind.HIDDEN
         ]
-    for struct in ("ElementConfig", "ModuleConfig"):
+    del definitions["HopConfig"]
+    for struct in ("ElementConfig", "ModuleConfig", "NodeConfig"):
         definitions[struct]["additionalProperties"] = True  # the constructor's arguments
     definitions["ElementConfig"]["properties"]["branches"]["propertyNames"] = {
         "pattern": "^[0-9]+$"
@@ -62,7 +64,7 @@ def json_schema() -> dict[str, Any]:
     whole = definitions["Config"]["properties"]
     whole["links"]["items"] = {"anyOf": [{"type": "string"}, whole["links"]["items"]]}
     whole["nodes"]["additionalProperties"] = {
-        "anyOf": [{"const": "switch"}, whole["nodes"]["additionalProperties"]]
+        "anyOf": [{"type": "string"}, whole["nodes"]["additionalProperties"]]
     }
     definitions["NicConfig"]["oneOf"] = [{"required": ["pid"]}, {"required": ["netns"]}]
     cgroups = definitions["GroupConfig"]["properties"]["cgroup"]

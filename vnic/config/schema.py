@@ -292,14 +292,42 @@ class SwitchConfig(_Strict):
 
 
 class NodeConfig(_Strict):
-    """A node of the network, to which NICs and links are connected: a switch.
+    """A node of the network: a switch, or an element that one-way links lead packets through. All other keys
+    of an element's node are keyword arguments of the element's constructor.
+
+    A text stands for a node with the defaults: `lan: switch`, `seen: Counter`.
 
     switch: A learning switch with its settings; `{}` for the defaults.
+    element: Class of the element: a built-in one (`vnic element` lists them) or a Python class, whose
+        file is searched for beside the configuration file first.
+    engine: Engine that runs the element, by number or name. Default: the first.
     """
 
+    HIDDEN = ("arguments", "where")
+
     switch: Annotated[
-        SwitchConfig, Meta(description="{ageing: 300s, table: 4096}", examples=[{"table": 16384}])
-    ]
+        SwitchConfig | None,
+        Meta(description="{ageing: 300s, table: 4096}", examples=[{"table": 16384}]),
+    ] = None
+    element: Annotated[
+        str | None,
+        Meta(
+            description="a built-in element's name such as Counter, or module:Class",
+            examples=["Counter"],
+        ),
+    ] = None
+    engine: Annotated[
+        int | str | None,
+        Meta(description="an engine's number, from 0, or its name", examples=["e0"]),
+    ] = None
+    arguments: dict[str, Any] = {}  # the element's keyword arguments
+    where: str = ""  # "FILE:LINE", for errors that show when the element is made
+
+    def __post_init__(self) -> None:
+        if (self.switch is None) == (self.element is None):
+            raise SchemaError("needs either switch or element: {switch: {}} or {element: Counter}")
+        if self.switch is not None and (self.engine is not None or self.arguments):
+            raise SchemaError("is a switch, which every engine has: expected {switch: {...}} alone")
 
 
 class VlanConfig(_Strict):
@@ -469,9 +497,13 @@ class DirectionConfig(_Strict):
 
 
 class LinkConfig(_Strict):
-    """A link between two switches. Packets pass it in both directions.
+    """A link between two switches, whose packets pass it in both directions; or one-way links.
 
-    A text stands for a link without settings: `[lan -- dmz]` is `[{link: lan -- dmz}]`.
+    A text stands for a link without settings: `[lan -- dmz]` is `[{link: lan -- dmz}]`. A text with arrows
+    is a row of one-way links, such as `web -> split[1] -> seen -> lan`: what the container of NIC `web` sends
+    comes to the element `split`, and what leaves `split` by its output 1 (0 if not given) to the element
+    `seen` and then to the switch. A row begins at a NIC or an element and ends at an element, a switch, or a
+    NIC, whose container receives the packets. One-way links have no settings.
 
     link: The two switches, with ` -- ` between them. Several links must not make a loop for any VLAN.
     name: Name of the link in commands and counters. Default: the two names, so `lan--dmz`.
@@ -570,6 +602,27 @@ class LinkConfig(_Strict):
         return self.engine is None and all(
             not way.elements and way.rate is None for way in self.to.values()
         )
+
+
+class HopConfig(_Strict):
+    """A one-way link: packets that leave `source` by `output` come to `target`.
+
+    source: A NIC, for what its container sends, or a node that is an element.
+    output: Output of the element, from 0.
+    target: A node, or a NIC, for what its container receives.
+    """
+
+    HIDDEN = ("where",)
+
+    source: str
+    output: int
+    target: str
+    where: str = ""  # "FILE:LINE"
+
+    @property
+    def text(self) -> str:
+        """As it stands in a file."""
+        return f"{self.source}{f'[{self.output}]' if self.output else ''} -> {self.target}"
 
 
 class RouteConfig(_Strict):
@@ -860,13 +913,13 @@ class Config(_Strict):
     modules: Modules that extend the control API.
     clients: Other users of the machine who may attach containers to this instance, with their limits.
     nics: NICs by name.
-    nodes: Switches by name, for a network of several.
-    links: Links between switches.
+    nodes: Switches by name, for a network of several, and elements that one-way links lead packets through.
+    links: Links between switches, and one-way links between NICs, elements and switches.
     host_interfaces: Whether NICs may be attached in the network namespace that vnic runs in, the host's.
         A NIC of the file that is in that namespace allows it as well.
     """
 
-    HIDDEN = ("directory", "partial")
+    HIDDEN = ("directory", "partial", "hops")
 
     engines: Annotated[
         list[EngineConfig],
@@ -928,8 +981,10 @@ class Config(_Strict):
     nodes: Annotated[
         dict[NodeName, NodeConfig],
         Meta(
-            description="a mapping from a name to {switch: {}}",
-            examples=[{"lan": {"switch": {}}, "dmz": {"switch": {"table": 1024}}}],
+            description="a mapping from a name to {switch: {}} or {element: Counter}",
+            examples=[
+                {"seen": {"element": "Counter", "engine": "e0"}, "lan": {"switch": {"table": 1024}}}
+            ],
         ),
     ] = {}
     links: Annotated[
@@ -940,6 +995,7 @@ class Config(_Strict):
             examples=[["lan -- dmz"]],
         ),
     ] = []
+    hops: list[HopConfig] = []  # the one-way links of `links`
     host_interfaces: Annotated[bool, Meta(description="true or false", examples=[True])] = False
     directory: str | None = None  # of the file: where module:Class is looked for first
     partial: bool = False  # `vnic up --partial`: a NIC that cannot be attached at first does not keep the others from it
@@ -974,9 +1030,18 @@ class Config(_Strict):
     @property
     def switches(self) -> dict[str, SwitchConfig]:
         """The switches by name."""
-        return {name: node.switch for name, node in self.nodes.items()} or {
-            IMPLIED_SWITCH: self.switch
-        }
+        named = {name: node.switch for name, node in self.nodes.items() if node.switch is not None}
+        return named or {IMPLIED_SWITCH: self.switch}
+
+    @property
+    def elements(self) -> dict[str, NodeConfig]:
+        """The nodes that are elements, by name."""
+        return {name: node for name, node in self.nodes.items() if node.element is not None}
+
+    @property
+    def has_implied_switch(self) -> bool:
+        """Whether its switch is the one of `switch`, since no node is a switch."""
+        return all(node.switch is None for node in self.nodes.values())
 
     def switch_of(self, reference: str | None) -> str:
         """The name of the switch that `on:` means. Raises ConfigError."""

@@ -1,15 +1,19 @@
-"""The network that a configuration describes: which NIC is on which switch, and which links join switches.
+"""The network that a configuration describes: NICs on switches, links between switches, and one-way links
+through elements.
 
-`check` finds what cannot be built: names or MAC addresses that mean two things, switches that do not exist, and links that
-make a loop. A loop would repeat each broadcast for ever, since there is no spanning tree.
+`check` finds what cannot be built: names or MAC addresses that mean two things, nodes that do not exist, and
+links that make a loop. A loop of switches would repeat each broadcast for ever, since there is no spanning
+tree; a loop of elements would never end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 
+from dataplane.config.convert import did_you_mean
 from dataplane.errors import ConfigError
-from vnic.config.schema import Config, LinkConfig, LinkVlanConfig
+from vnic.config.schema import Config, HopConfig, LinkConfig, LinkVlanConfig
 
 PORTS_MOST = 1024  # of all switches together; switching.mac_table has the same bound
 VLANS = range(4095)  # 0: frames without a tag
@@ -84,6 +88,87 @@ def check(config: Config) -> None:
         text = f"{len(config.nics)} NICs and {len(config.links)} links need more than {PORTS_MOST} ports on switches"
         raise NetworkError(("links",) if config.links else ("nics",), text)
     _check_loops(config)
+    _check_elements(config)
+    _check_hops(config)
+
+
+def _check_elements(config: Config) -> None:
+    """Raises NetworkError for a node whose engine does not exist, or whose elements are named like a NIC's."""
+    for name, node in config.elements.items():
+        if node.engine is not None:
+            try:
+                config.engine_index(node.engine)
+            except ConfigError as error:
+                raise NetworkError(("nodes", name, "engine"), str(error)) from None
+    for nic_name in config.nics:
+        if (name := nic_name.partition(".")[0]) != nic_name and name in config.elements:
+            text = f"begins like the elements of node {name}; choose another name"
+            raise NetworkError(("nics", nic_name), text)
+
+
+def _check_hops(config: Config) -> None:
+    """Raises NetworkError for one-way links that cannot be."""
+    leads: dict[tuple[str, int], HopConfig] = {}
+    behind: dict[str, list[str]] = {}  # by NIC or element, the nodes and NICs it leads to
+    for hop in config.hops:
+        _check_ends(config, hop)
+        other = leads.setdefault((hop.source, hop.output), hop)
+        if other is not hop:
+            text = f"{hop.text}: there is {other.text} already; a packet can go one way only"
+            raise NetworkError(("links",), text)
+        behind.setdefault(hop.source, []).append(hop.target)
+    _check_circles(behind, config)
+    for name, nic in config.nics.items():
+        for switch in _reached(name, behind, config) & config.switches.keys():
+            # There is no port for its frames there.
+            if nic.on is not None and nic.on != switch:
+                text = (
+                    f"{name} leads to switch {switch}, but {name} is on {nic.on}; set on: {switch}"
+                )
+                raise NetworkError(("nics", name), text)
+
+
+def _check_ends(config: Config, hop: HopConfig) -> None:
+    known = [*config.nics, *config.elements]
+    if hop.source in config.switches:
+        text = f"{hop.source} is a switch: a one-way link begins at a NIC or an element"
+        raise NetworkError(("links",), f"{hop.text}: {text}")
+    if hop.source not in known:
+        text = f"there is no NIC or element {hop.source}; {did_you_mean(hop.source, known)}"
+        raise NetworkError(("links",), f"{hop.text}: {text}")
+    if hop.source in config.nics and hop.output:
+        raise NetworkError(("links",), f"{hop.text}: NIC {hop.source} has output 0 only")
+    if hop.target not in known and hop.target not in config.switches:
+        known += config.switches
+        text = f"there is no node or NIC {hop.target}; {did_you_mean(hop.target, known)}"
+        raise NetworkError(("links",), f"{hop.text}: {text}")
+
+
+def _check_circles(behind: dict[str, list[str]], config: Config) -> None:
+    """Raises NetworkError for a loop of elements. A path ends at a switch or NIC."""
+    inner = {
+        name: [target for target in targets if target in config.elements]
+        for name, targets in behind.items()
+        if name in config.elements
+    }
+    try:
+        TopologicalSorter(inner).prepare()
+    except CycleError as error:
+        path = " -> ".join(reversed(error.args[1]))
+        raise NetworkError(("links",), f"{path} is a loop; take out one of these") from None
+
+
+def _reached(name: str, behind: dict[str, list[str]], config: Config) -> set[str]:
+    """The nodes and NICs that what a NIC's container sends can come to by one-way links."""
+    found: set[str] = set()
+    pending = list(behind.get(name, ()))
+    while pending:
+        each = pending.pop()
+        if each not in found:
+            found.add(each)
+            if each in config.elements:  # what comes to a NIC goes to its container
+                pending += behind.get(each, ())
+    return found
 
 
 def _check_loops(config: Config) -> None:

@@ -7,7 +7,14 @@ from typing import Any
 
 import msgspec
 
-from vnic.config.schema import Config, ElementConfig, ModuleConfig, NicConfig, encode_scalar
+from vnic.config.schema import (
+    Config,
+    ElementConfig,
+    ModuleConfig,
+    NicConfig,
+    NodeConfig,
+    encode_scalar,
+)
 from vnic.device.kinds.registry import kind_of
 
 
@@ -34,6 +41,9 @@ def written(value: Any) -> Any:
             **value.arguments,
             **({"branches": branches} if branches else {}),
         }
+    if isinstance(value, NodeConfig) and value.element is not None:
+        engine = {} if value.engine is None else {"engine": value.engine}
+        return {"element": value.element, **engine, **value.arguments}
     if isinstance(value, ModuleConfig):
         return {"module": value.module, **value.arguments}
     if isinstance(value, msgspec.Struct):
@@ -60,10 +70,14 @@ def written(value: Any) -> Any:
 def written_config(config: Config) -> dict[str, Any]:
     """A whole configuration. NICs whose container a client passed are left out: no file can name it."""
     found: dict[str, Any] = written(config)
-    if config.nodes:
+    if not config.has_implied_switch:
         del found["switch"]
+    if config.nodes:  # also the empty settings of a switch
         found["nodes"] = {
-            name: {"switch": written(switch)} for name, switch in config.switches.items()
+            name: written(node) if node.switch is None else {"switch": written(node.switch)}
+            for name, node in config.nodes.items()
         }
+    if config.hops:
+        found["links"] = [*found.get("links", []), *(hop.text for hop in config.hops)]
     found["nics"] = {name: written(nic) for name, nic in config.nics.items() if not nic.passed}
     return found

@@ -6,14 +6,14 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 from dataplane.config.convert import did_you_mean
 from dataplane.errors import ConfigError, VnicError
 from dataplane.graph.element import Element
-from vnic.config.schema import ElementConfig
+from vnic.config.schema import ElementConfig, HopConfig, NodeConfig
 from vnic.modules.module import Module
 
 T = TypeVar("T")
@@ -176,6 +176,34 @@ def check_chain(configs: list[ElementConfig], directory: str | None = None) -> N
             check_chain(branch, directory)
 
 
+def check_node(
+    name: str, node: NodeConfig, hops: Iterable[HopConfig], directory: str | None = None
+) -> None:
+    """As `check_chain`, for a node that is an element and the one-way links that begin there."""
+    made = node_element(node)
+    check_chain([made], directory)
+    if made.element in BUILT_IN:
+        check_outputs(name, make_element(made, name, directory), hops)
+
+
+def node_element(node: NodeConfig) -> ElementConfig:
+    """The element that a node is."""
+    assert node.element is not None
+    return ElementConfig(element=node.element, arguments=node.arguments, where=node.where)
+
+
+def check_outputs(name: str, element: Element, hops: Iterable[HopConfig]) -> None:
+    """Raises ConfigError for a one-way link that begins at an output that the element has not."""
+    count = len(element.outputs)
+    for hop in hops:
+        if hop.source == name and hop.output >= count:
+            has = (
+                f"outputs 0 to {count - 1}" if count > 1 else "one output" if count else "no output"
+            )
+            text = f"{hop.text}: {name} has {has}"
+            raise ConfigError(f"{hop.where}: {text}" if hop.where else text)
+
+
 def _check_branches(config: ElementConfig, element: Element) -> None:
     if stray := sorted(set(config.branches) - set(range(len(element.outputs)))):
         text = f"{config.element}: branch {stray[0]}: the element has outputs 0 to {len(element.outputs) - 1}"
@@ -217,6 +245,12 @@ def _build_element(
     was = before.configs.get(name)
     if was is not None and (was.element, was.arguments) == (config.element, config.arguments):
         return next(element for element in before.elements if element.name == name)
+    return make_element(config, name, directory)
+
+
+def make_element(config: ElementConfig, name: str, directory: str | None) -> Element:
+    """The element that `config` describes, called `name`. Raises ConfigError."""
+    found = _class_of(config, directory)
     try:
         return found(**config.arguments, name=name)
     except VnicError as error:

@@ -7,13 +7,14 @@ another engine reaches the NIC's home by a ring:
     home:   rx > parse > egress chain > egress shaper > switch > ingress chain > ingress shaper > tx
     others:                                             switch > ring .. > (the same ingress chain)
 
-A link joins two switches (vnic.modules.link_node). Egress and ingress are the container's directions:
+A link joins two switches (vnic.modules.link_node). A one-way link leads what a NIC sends elsewhere than to
+its switch, through elements that several NICs share (vnic.modules.wiring). Egress and ingress are the container's directions:
 what it sends, and what it receives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -28,7 +29,7 @@ from switching.mac_table import MacTable
 from vnic.api.log import Log
 from vnic.api.method import NotPermittedError, Session, is_owner
 from vnic.config.copies import own_nic
-from vnic.config.schema import LinkConfig, NicConfig, SwitchConfig, VlanConfig
+from vnic.config.schema import HopConfig, LinkConfig, NicConfig, SwitchConfig, VlanConfig
 from vnic.config.topology import PORTS_MOST
 from vnic.config.written import written
 from vnic.device.descriptors import system_error
@@ -43,6 +44,7 @@ from vnic.modules.nic_node import NicNode
 from vnic.modules.switch_host import SwitchHost
 from vnic.modules.switch_port import SwitchPort
 from vnic.modules.watching import Watching
+from vnic.modules.wiring import Wiring
 from vnic.store.segments import RING_BYTES
 
 log = Log("vnic")
@@ -64,6 +66,8 @@ class Network(Module):
         self._opening: dict[str, tuple[NicConfig, int]] = {}
         self._gathering = False  # within at_once
         self._leaving: list[NicNode | LinkNode] = []  # unplugged within it
+        # Within it, once one-way links are to be put in place: NICs that leave.
+        self._unwired: set[str] | None = None
         self._stale: list[tuple[str, int]] = []  # ports closed within it: switch, number
         # What users' NICs may hold of the pool, by the user's number: however many NICs and shapers, in whichever engines.
         pool = runtime.pool.small_count, runtime.pool.large_count
@@ -84,6 +88,10 @@ class Network(Module):
             self.homes.append(home)
         for name, switch in config.switches.items():
             self.add_switch(name, switch)
+        self.wiring = Wiring(runtime, self.homes, self.attached)
+        for name, node in config.elements.items():
+            self.wiring.add(name, node)
+        self.wiring.set(config.hops)
 
     def open(self) -> None:
         """Gets the devices ready: before any thread is there, since TAPs of our own need a process that is small when it starts early."""
@@ -288,8 +296,10 @@ class Network(Module):
                 )
                 undo.callback(attached.watch.close)
                 self._plug_nic(attached, undo)
+                undo.callback(self.wire, [config.name])
                 self.attached[config.name] = attached
                 undo.callback(self.attached.pop, config.name)
+                self.wire()
                 if runtime.runs:
                     self.watching.over(attached)
                 config.engine = home
@@ -362,9 +372,10 @@ class Network(Module):
                 f"nic {config.name}: the name is that of a node or link; choose another one",
                 code="exists",
             )
-        if any(config.name.startswith(f"{link.name}.") for link in self.config.links):
+        others = [*self.config.elements, *(link.name for link in self.config.links)]
+        if any(config.name.startswith(f"{other}.") for other in others):
             raise ConfigError(
-                f"nic {config.name}: begins like the elements of a link; choose another name",
+                f"nic {config.name}: begins like the elements of a link or node; choose another name",
                 code="exists",
             )
         if self.runtime.is_client(config.name):
@@ -393,7 +404,7 @@ class Network(Module):
         """Connects a NIC that is in no graph."""
         if (share := self._shares.get(str(attached.config.owner))) is not None:
             attached.join(share)
-        attached.egress.chain.join(self.homes[attached.home].switches[attached.port.switch])
+        attached.egress.chain.join(self.wiring.behind(attached))
         self._plug(attached, undo)
 
     def _plug(self, thing: NicNode | LinkNode, undo: ExitStack) -> None:
@@ -488,6 +499,11 @@ class Network(Module):
         del self.tables[name]
         self.runtime.segments.drop_table(name)
 
+    def set_hops(self, hops: Sequence[HopConfig]) -> None:
+        """Makes these the one-way links. Raises VnicError."""
+        self.wiring.set(hops)
+        self.wire()
+
     def add_link(self, config: LinkConfig) -> None:
         """Joins two switches. All or nothing. Raises VnicError."""
         with ExitStack() as undo:
@@ -541,15 +557,18 @@ class Network(Module):
             config = (
                 self.config.nics[name] if name in self.watching.waiting else self.get(name).config
             )
-            before = config.waiting
+            before, hops = config.waiting, self.config.hops
 
             def keep() -> None:
                 self.config.nics[name], config.waiting = config, before
+                self.config.hops = hops
 
             config.waiting = why if waits else ""
             if not waits:
                 del self.config.nics[name]
+                self.config.hops = [hop for hop in hops if name not in (hop.source, hop.target)]
             self.runtime.remember(undo=keep)
+            self.wiring.set(self.config.hops)
             if name in self.attached:
                 self.take_out(name)
             self.watching.look()
@@ -570,7 +589,9 @@ class Network(Module):
         self.captures.end_with(*names)
         for attached in leaving:
             self.watching.end(attached)
-        self._unplug(leaving)
+        with self.at_once():
+            self.wire(names)
+            self._unplug(leaving)
         self.runtime.accounts.retire(*names)
         for attached in leaving:
             name = attached.config.name
@@ -630,9 +651,11 @@ class Network(Module):
         )
         if (share := self._shares.get(str(config.owner))) is not None:
             attached.join(share)
-        attached.egress.chain.join(self.homes[attached.home].switches[port.switch])
-        self._replace(before, attached, self.captures.of(name))
-        self.attached[name] = attached
+        attached.egress.chain.join(self.wiring.behind(attached))
+        with self.at_once():
+            self._replace(before, attached, self.captures.of(name))
+            self.attached[name] = attached
+            self.wire()
         if port.switch != before.port.switch:
             self._forget_port(before.port.switch, port.number)
 
@@ -640,6 +663,7 @@ class Network(Module):
         """Moves a NIC to another engine. What waits in its shapers is dropped and counted; its container sees nothing of it."""
         name = config.name
         self.captures.end_with(name)
+        self.wire([name])
         self._unplug([before])
         try:
             self._place(before, config)
@@ -661,6 +685,7 @@ class Network(Module):
             self._plug_nic(attached, undo)
             self.attached[config.name] = attached
             undo.pop_all()
+        self.wire()
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
@@ -671,7 +696,12 @@ class Network(Module):
             with ExitStack() as stack:
                 for home in self.homes:
                     stack.enter_context(home.at_once())
-                yield
+                try:
+                    yield
+                finally:
+                    if outermost and self._unwired is not None:
+                        without, self._unwired = self._unwired, None
+                        self.wiring.update(without)
         finally:
             if outermost:
                 self._gathering = False
@@ -681,6 +711,13 @@ class Network(Module):
                     self._leave_homes(leaving)
                 for switch, number in stale:
                     self._forget_port(switch, number)
+
+    def wire(self, without: Collection[str] = ()) -> None:
+        """Puts the one-way links in place. without: NICs that are about to leave."""
+        if self._gathering:
+            self._unwired = {*(self._unwired or ()), *without}
+        else:
+            self.wiring.update(without)
 
     def _forget_port(self, switch: str, number: int) -> None:
         """Forgets the addresses that were learned at a port, once no engine learns there any more."""
@@ -868,6 +905,15 @@ class Network(Module):
             "nics": [self._status(attached) for attached in self.attached.values()],
             "waiting": self.watching.status(),
             "links": [self._link_status(link) for link in self.links.values()],
+            "nodes": [
+                {
+                    "name": node.name,
+                    "element": node.config.element,
+                    "engine": self.homes[node.home].engine.name,
+                }
+                for node in self.wiring.nodes.values()
+            ],
+            "hops": [hop.text for hop in self.config.hops],
             "switch": {
                 "capacity": sum(table.capacity for table in self.tables.values()),
                 "entries": entries,

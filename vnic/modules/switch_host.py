@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -15,12 +16,29 @@ from vnic.config.schema import LinkVlanConfig, VlanConfig
 from vnic.modules.engine_host import EngineHost
 
 
+@dataclass
+class Wires:
+    """One-way links in an engine.
+
+    leads: by element and output, where it leads.
+    elements, sources: those of nodes.
+    """
+
+    leads: dict[tuple[Element, int], Element] = field(default_factory=dict)
+    elements: dict[Element, None] = field(default_factory=dict)
+    sources: list[Source] = field(default_factory=list)
+
+
 class SwitchHost(EngineHost):
-    """An engine of the network, with its instances of the switches."""
+    """An engine of the network, with its instances of the switches and its one-way links.
+
+    unused: where outputs lead that lead nowhere; it drops and counts.
+    """
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
         self.switches: dict[str, L2Switch] = {}
+        self.wires = Wires()
         self.unused = Discard(name=f"{engine.name}.unused")
 
     def connect(self, switch: str, number: int, target: Element) -> None:
@@ -56,7 +74,7 @@ class SwitchHost(EngineHost):
         """As EngineHost.add. `unused` is in the graph while an output leads there, as in a new worker's."""
         leads = any(
             each is self.unused for switch in self.switches.values() for each in switch.outputs
-        )
+        ) or any(each is self.unused for each in self.wires.leads.values())
         if leads == (self.unused.engine is not None):
             super().add(sources, fresh)
         else:

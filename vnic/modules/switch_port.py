@@ -23,13 +23,24 @@ class SwitchPort:
     def lead(self, entry: Element, engines: int, name: str, owner: str | None) -> None:
         """Makes `entries` of an element in the home engine, and of transmitters to its ring in the
         others. name: of the elements around the ring, NAME.ring."""
-        for index in range(engines):
-            if index == self.home:
-                self.entries.append(entry)
-                continue
-            assert self.ring is not None
-            transmit = PortTx(
-                RingPort(f"{name}.ring", self.number, None, self.ring), name=f"{name}.ring.tx"
-            )
-            transmit.owner = owner
-            self.entries.append(transmit)
+        assert self.home is not None
+        self.entries = ring_entries(entry, self.home, engines, self.ring, name, self.number)
+        for index, each in enumerate(self.entries):
+            if index != self.home:
+                each.owner = owner
+
+
+def ring_entries(
+    entry: Element, home: int, engines: int, ring: MpscRing | None, name: str, number: int
+) -> list[Element]:
+    """By engine, where packets for `entry`, which is in engine `home`, are led to: there itself, and in
+    the others a transmitter, NAME.ring.tx, to the ring that its home reads. number: of the port."""
+    found: list[Element] = []
+    for index in range(engines):
+        if index == home:
+            found.append(entry)
+            continue
+        assert ring is not None
+        port = RingPort(f"{name}.ring", number, None, ring)
+        found.append(PortTx(port, name=f"{name}.ring.tx"))
+    return found

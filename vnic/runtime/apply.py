@@ -18,7 +18,7 @@ from typing import Any, Literal
 from dataplane.errors import ConfigError, VnicError
 from vnic.api.log import Log
 from vnic.config.copies import own_config
-from vnic.config.schema import Config, LinkConfig, NicConfig
+from vnic.config.schema import Config, HopConfig, LinkConfig, NicConfig
 from vnic.config.topology import NetworkError, check
 from vnic.config.written import written
 from vnic.device.kinds.contract import Device
@@ -38,7 +38,7 @@ class Change:
     """A difference between two networks. fields: by path, the values before and after (None: none).
     remade: the NIC's interface is removed and made again."""
 
-    kind: Literal["switch", "link", "nic", "group"]
+    kind: Literal["switch", "node", "link", "nic", "group"]
     name: str
     action: Literal["add", "remove", "change"]
     fields: dict[str, tuple[Any, Any]] = field(default_factory=dict)
@@ -98,6 +98,11 @@ def prepared(running: Config, wanted: Config, nics: Network) -> Config:
             nic.on = config.switch_of(nic.on)
         except ConfigError as error:
             raise ConfigError(f"nics.{name}: {error}") from None
+    for name, node in config.elements.items():
+        same_node = running.elements.get(name)
+        if node.engine is None and same_node is not None:
+            node.engine = same_node.engine
+        node.engine = config.engine_index(node.engine or 0)
     links = {link.name: link for link in running.links}
     for link in config.links:
         same = links.get(link.name)
@@ -123,7 +128,9 @@ def _has_classes(config: Config) -> bool:
     pending = [element for way in ways for element in way.elements]
     for element in pending:
         pending += [each for branch in element.branches.values() for each in branch]
-    return bool(config.modules) or any(":" in element.element for element in pending)
+    classes = [element.element for element in pending]
+    classes += [node.element or "" for node in config.elements.values()]
+    return bool(config.modules) or any(":" in each for each in classes)
 
 
 def difference(running: Config, wanted: Config) -> list[Change]:
@@ -134,7 +141,7 @@ def difference(running: Config, wanted: Config) -> list[Change]:
             before, after = (
                 [each.module for each in config.modules] for config in (running, wanted)
             )
-        if word == "switch" and not (running.nodes == wanted.nodes == {}):
+        if word == "switch" and not (running.has_implied_switch and wanted.has_implied_switch):
             continue
         if before != after:
             raise ConfigError(
@@ -147,7 +154,9 @@ def difference(running: Config, wanted: Config) -> list[Change]:
     changes: list[Change] = []
     changes += _compare("group", running.groups, wanted.groups)
     changes += _compare("switch", running.switches, wanted.switches)
+    changes += _compare("node", running.elements, wanted.elements)
     changes += _compare("link", _links(running), _links(wanted))
+    changes += _compare("link", _hops(running), _hops(wanted))
     changes += _compare("nic", running.nics, wanted.nics)
     for change in changes:
         if change.kind == "switch" and change.action == "change":
@@ -158,6 +167,10 @@ def difference(running: Config, wanted: Config) -> list[Change]:
 
 def _links(config: Config) -> dict[str, LinkConfig]:
     return {str(link.name): link for link in config.links}
+
+
+def _hops(config: Config) -> dict[str, HopConfig]:
+    return {hop.text: hop for hop in config.hops}
 
 
 def _compare(kind: Any, before: dict[str, Any], after: dict[str, Any]) -> Iterator[Change]:
@@ -205,6 +218,10 @@ class Applying:
             if name in wanted.nics and ("nic", name) not in changed:
                 nic.where = wanted.nics[name].where
                 wanted.nics[name] = nic
+        for name, node in runtime.config.elements.items():
+            if name in wanted.nodes and ("node", name) not in changed:
+                node.where = wanted.nodes[name].where
+                wanted.nodes[name] = node
         links = _links(runtime.config)
         wanted.links = [
             link if ("link", link.name) in changed else links[str(link.name)]
@@ -268,7 +285,7 @@ class Applying:
 
     def _put(self, config: Config) -> None:
         """Makes the running configuration this one, in what an apply changes besides groups."""
-        for word in ("nics", "nodes", "links", "switch", "directory"):
+        for word in ("nics", "nodes", "links", "hops", "switch", "directory"):
             setattr(self._runtime.config, word, getattr(config, word))
 
     def _made_again(self) -> set[str]:
@@ -290,6 +307,15 @@ class Applying:
         for name in self._names("switch", "add"):
             nics.add_switch(name, self._wanted.switches[name])
             undo.callback(nics.remove_switch, name)
+        for name in self._names("node", "add"):
+            nics.wiring.add(name, self._wanted.elements[name])
+            undo.callback(nics.wiring.remove, name)
+        undo.callback(nics.set_hops, self._before.hops)
+        new = {*self._names("node", "add"), *(config.name for config in self._new)}
+        # Before the NICs: no packet of theirs must pass by the elements that it is to be led through.
+        nics.set_hops(
+            [*self._before.hops, *(hop for hop in self._wanted.hops if hop.source in new)]
+        )
         with nics.at_once():
             for config in self._new:
                 nics.enter(config, self._devices[config.name])
@@ -333,10 +359,14 @@ class Applying:
             change for change in self._changes if change.action == "change" and not change.remade
         ]
         here = [each for each in changed if each.kind == "nic" and each.name in nics.attached]
+        nodes = [each for each in changed if each.kind == "node"]
         links = [each.name for each in changed if each.kind == "link"]
         moved = [name for name in links if _home(before[name]) != _home(after[name])]
         for change in [change for change in here if "engine" in change.fields]:
             self._change_nic(undo, change.name)
+        for change in [change for change in nodes if "engine" in change.fields]:
+            undo.callback(nics.wiring.move, change.name, self._before.elements[change.name])
+            nics.wiring.move(change.name, self._wanted.elements[change.name])
         # A link that leads elsewhere now has elements of the same names in the same engine: the old ones go first.
         turned = [name for name in moved if before[name].ends != after[name].ends]
         for name in turned:
@@ -345,16 +375,22 @@ class Applying:
         with nics.at_once():
             for change in [change for change in here if "engine" not in change.fields]:
                 self._change_nic(undo, change.name)
+            for change in [change for change in nodes if "engine" not in change.fields]:
+                undo.callback(nics.wiring.replace, change.name, self._before.elements[change.name])
+                nics.wiring.replace(change.name, self._wanted.elements[change.name])
+            undo.callback(nics.set_hops, self._before.hops)
+            nics.set_hops(self._wanted.hops)
             for name in (
                 *(name for name in moved if name not in turned),
-                *self._names("link", "remove"),
+                *(name for name in self._names("link", "remove") if name in before),
             ):
                 nics.remove_link(name)
                 undo.callback(nics.add_link, before[name])
             for name in [name for name in links if name not in moved]:
                 undo.callback(nics.change_link, name, before[name])
                 nics.change_link(name, after[name])
-            for name in (*moved, *self._names("link", "add")):
+            added = [name for name in self._names("link", "add") if name in after]
+            for name in (*moved, *added):
                 nics.add_link(after[name])
                 undo.callback(nics.remove_link, name)
 
@@ -374,6 +410,8 @@ class Applying:
             log.warning("a NIC is gone, but the supervisor keeps its interface", why=str(error))
         for name in self._names("switch", "remove"):
             self._nics.remove_switch(name)
+        for name in self._names("node", "remove"):
+            self._nics.wiring.remove(name)
         self._nics.watching.look()
 
 

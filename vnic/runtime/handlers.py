@@ -24,6 +24,8 @@ from dataplane.engine.handler_access import (
 )
 from dataplane.errors import ConfigError
 from dataplane.graph.element import Element
+from vnic.config.schema import ElementConfig, NodeConfig
+from vnic.modules.element_node import ElementNode
 from vnic.modules.engine_host import EngineHost
 from vnic.modules.link_node import LinkNode
 from vnic.modules.nic_node import NicNode
@@ -48,12 +50,13 @@ class Handlers:
         hosted: Sequence[EngineHost],
         nics: Mapping[str, NicNode],
         links: Mapping[str, LinkNode],
+        nodes: Mapping[str, ElementNode],
         *,
         halt: Callable[[Engine], object],
         resume: Callable[[Engine], object],
         set_rate: SetRate,
     ) -> None:
-        self._hosted, self._nics, self._links = hosted, nics, links
+        self._hosted, self._nics, self._links, self._nodes = hosted, nics, links, nodes
         self._halt, self._resume, self._set_rate = halt, resume, set_rate
 
     def describe(self, name: str | None = None) -> dict[str, dict[str, Any]]:
@@ -84,7 +87,7 @@ class Handlers:
 
     def write(self, name: str, handler: str, value: Any) -> Any:
         """Writes a handler of all copies, see dataplane.engine.handler_access.write_handler, and stores the
-        value in the NIC's configuration."""
+        value in the configuration."""
         copies = self._copies(name)
         for nic, attached in self._nics.items():
             for limit, shaper in (
@@ -116,10 +119,14 @@ class Handlers:
             way for attached in self._nics.values() for way in (attached.egress, attached.ingress)
         ]
         ways += [way for link in self._links.values() for way in link.ways.values()]
-        for way in ways:
-            config = way.chain.configs.get(name)
+        configs: list[ElementConfig | NodeConfig | None] = [
+            way.chain.configs.get(name) for way in ways
+        ]
+        configs += [self._nodes[name].config] if name in self._nodes else []
+        for config in configs:
             if config is not None and argument is not None:
                 config.arguments = {**config.arguments, argument: plain(value)}
+        for way in ways:
             if (
                 way.shaper.name == name and argument == "rate"
             ):  # a link's own limit; a NIC's is set by set_rate

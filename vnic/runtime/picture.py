@@ -1,4 +1,5 @@
-"""Pictures of the network: switches, the NICs on them and the links between them, as text and for Graphviz."""
+"""Pictures of the network, as text and for Graphviz: switches, the NICs on them, the links between them,
+and the elements that one-way links lead through."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from vnic.config.schema import (
 
 
 def network_data(config: Config) -> dict[str, Any]:
-    """Switches, NICs and links by name, with what a picture says of them."""
+    """Switches, elements, NICs and links by name, with what a picture says of them; one-way links in order."""
     return {
         "switches": {name: {"table": switch.table} for name, switch in config.switches.items()},
         "nics": {
@@ -28,6 +29,11 @@ def network_data(config: Config) -> dict[str, Any]:
             str(link.name): {"ends": list(link.ends), "details": link_details(link)}
             for link in config.links
         },
+        "elements": {name: {"details": node_details(config, name)} for name in config.elements},
+        "hops": [
+            {"source": hop.source, "output": hop.output, "target": hop.target}
+            for hop in config.hops
+        ],
     }
 
 
@@ -40,6 +46,14 @@ def nic_details(config: Config, nic: NicConfig) -> list[str]:
     for way, direction in (("egress", nic.egress), ("ingress", nic.ingress)):
         found += [f"{way} {each}" for each in way_details(direction)]
     return found
+
+
+def node_details(config: Config, name: str) -> list[str]:
+    """What a picture says of an element: its class, and its engine where there are several."""
+    node = config.nodes[name]
+    engine = config.engines[config.engine_index(node.engine or 0)].name
+    found = [str(node.element).rpartition(":")[2]]
+    return found + ([] if len(config.engines) == 1 else [f"engine {engine}"])
 
 
 def link_details(link: LinkConfig) -> list[str]:
@@ -84,13 +98,13 @@ def _ranges(numbers: Iterable[int]) -> list[str]:
 
 
 def network_text(config: Config) -> str:
-    """A block for each switch: its NICs and its links, a line each."""
+    """A block for each switch: its NICs and its links, a line each; and for each element: where it leads."""
     data = network_data(config)
     lines: list[str] = []
     for switch in data["switches"]:
         lines.append(switch)
         rows = [
-            ("--", name, each["details"])
+            ("--", name, [*each["details"], *_ways_out(data, name)])
             for name, each in data["nics"].items()
             if each["on"] == switch
         ]
@@ -99,11 +113,30 @@ def network_text(config: Config) -> str:
                 [other] = [end for end in link["ends"] if end != switch]
                 named = [] if name == "--".join(link["ends"]) else [f"link {name}"]
                 rows.append(("==", other, named + link["details"]))
-        width = max((len(name) for _, name, _ in rows), default=0)
-        for number, (line, name, details) in enumerate(rows):
-            corner = "`" if number == len(rows) - 1 else "|"
-            lines.append(f"  {corner}{line} {name:<{width}}  {', '.join(details)}".rstrip())
+        lines += _rows(rows)
+    for name, element in data["elements"].items():
+        lines.append(f"{name}  {', '.join(element['details'])}")
+        ways = _ways_out(data, name)
+        lines += _rows([(way[:2], way[3:], []) for way in ways])
     return "\n".join(lines) + "\n"
+
+
+def _ways_out(data: dict[str, Any], name: str) -> list[str]:
+    """The one-way links that begin at a NIC or element, such as `-> lan` or `-> lan (output 1)`."""
+    hops = [hop for hop in data["hops"] if hop["source"] == name]
+    outputs = any(hop["output"] for hop in hops)
+    return [
+        f"-> {hop['target']}" + (f" (output {hop['output']})" if outputs else "") for hop in hops
+    ]
+
+
+def _rows(rows: list[tuple[str, str, list[str]]]) -> list[str]:
+    """Lines below a node. rows: kind of line, name, details."""
+    width = max((len(name) for _, name, _ in rows), default=0)
+    return [
+        f"  {'`' if number == len(rows) - 1 else '|'}{line} {name:<{width}}  {', '.join(details)}".rstrip()
+        for number, (line, name, details) in enumerate(rows)
+    ]
 
 
 def network_dot(config: Config) -> str:
@@ -132,4 +165,14 @@ def network_dot(config: Config) -> str:
         named = [] if name == f"{first}--{second}" else [name]
         label = quoted(*named, *link["details"])
         lines.append(f"  {quoted(first)} -- {quoted(second)} [style=bold, label={label}];")
+    for name, element in data["elements"].items():
+        lines.append(
+            f"  {quoted(name)} [shape=ellipse, label={quoted(name, *element['details'])}];"
+        )
+    for hop in data["hops"]:
+        ends = [
+            f"nic {end}" if end in data["nics"] else end for end in (hop["source"], hop["target"])
+        ]
+        label = quoted(str(hop["output"])) if hop["output"] else quoted()
+        lines.append(f"  {quoted(ends[0])} -- {quoted(ends[1])} [dir=forward, label={label}];")
     return "\n".join([*lines, "}"]) + "\n"

@@ -113,6 +113,7 @@ class Runtime:
             self.hosted,
             self.nics.attached,
             self.nics.links,
+            self.nics.wiring.nodes,
             halt=lambda engine: self.group_of(engine).halt(engine),
             resume=lambda engine: self.group_of(engine).resume(engine),
             set_rate=self.nics.set_rate,

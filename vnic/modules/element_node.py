@@ -1,0 +1,65 @@
+"""A node of the network that is an element."""
+
+from __future__ import annotations
+
+from dataplane.errors import ConfigError
+from dataplane.graph.element import Element, Source
+from dataplane.graph.port import PortRx
+from dataplane.packet.ring import MpscRing
+from dataplane.ports.ring_port import RingPort
+from vnic.config.schema import NodeConfig
+from vnic.modules.chain import make_element, node_element
+from vnic.modules.switch_port import ring_entries
+
+
+class ElementNode:
+    """An element of the configuration's nodes. It is in one engine, its home, since its state is in one
+    place; packets of other engines reach it by a ring.
+
+    entries: by engine, the element that packets for this node are led to.
+    before: the same node in the same home, whose ring is taken over, and whose element is if its class and
+    arguments are the same. Raises ConfigError.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: NodeConfig,
+        engines: int,
+        directory: str | None,
+        ring: MpscRing | None,
+        before: ElementNode | None = None,
+    ) -> None:
+        self.name, self.config, self.home, self.ring = name, config, int(config.engine or 0), ring
+        if before is not None and _same(before.config, config):
+            self.element: Element = before.element
+        else:
+            self.element = make_element(node_element(config), name, directory)
+            if isinstance(self.element, Source):
+                raise ConfigError(
+                    f"{config.where or name}: {config.element} is a source: expected an element that packets pass"
+                )
+        self.sources: list[Source] = []  # in its home
+        self.entries: list[Element]
+        if before is not None:
+            self.sources = before.sources
+            self.entries = [
+                self.element if index == self.home else entry
+                for index, entry in enumerate(before.entries)
+            ]
+            return
+        if ring is not None:
+            port = RingPort(f"{name}.ring", 0, ring, None)
+            self.sources.append(PortRx(port, name=f"{name}.ring.rx"))
+            self.sources[0].connect(0, self.element)
+        self.entries = ring_entries(self.element, self.home, engines, ring, name, 0)
+
+    @property
+    def senders(self) -> list[Element]:
+        """Its entries in other engines."""
+        return [entry for index, entry in enumerate(self.entries) if index != self.home]
+
+
+def _same(before: NodeConfig, after: NodeConfig) -> bool:
+    """Whether the element of `before`, whose arguments follow what handlers write, is that of `after`."""
+    return (before.element, before.arguments) == (after.element, after.arguments)
