@@ -7,6 +7,8 @@ from dataplane.packet.ring cimport Ring
 cdef class RingPort(Port):
     cdef readonly Ring ring_in  # the ring that this side consumes; None: it receives nothing
     cdef readonly Ring ring_out          # the ring that this side fills; None: it transmits nothing
+    cdef bint enters                     # packets come from outside the graph: they get this port's number
+    cdef uint32_t is_joined              # written by control, read by the engine
     cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil
     cdef uint32_t tx_burst(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil
     cdef bint arm(self) noexcept nogil

@@ -8,7 +8,18 @@ class RingPort(Port):
     ring_in: Ring | None
     ring_out: Ring | None
     def __init__(
-        self, name: str, number: int = 0, ring_in: Ring | None = None, ring_out: Ring | None = None
+        self,
+        name: str,
+        number: int = 0,
+        ring_in: Ring | None = None,
+        ring_out: Ring | None = None,
+        *,
+        offloads: int = ...,
+        enters: bool = False,
     ) -> None: ...
+    @property
+    def joined(self) -> bool: ...
+    @joined.setter
+    def joined(self, joined: bool) -> None: ...
     def descriptors(self) -> list[int]: ...
     def drain(self, engine: Engine) -> int: ...

@@ -1,11 +1,11 @@
 """RingPort. The contract is in ring_port.pxd."""
 from libc.stdint cimport uint32_t, uint64_t
 from dataplane.engine.engine cimport Engine
-from dataplane.packet.pool cimport BURST, Batch, Context, packet_free, packet_return_cache
+from dataplane.packet.pool cimport BURST, Batch, Context, Packet, packet_free, packet_return_cache
 from dataplane.graph.offload cimport OFFLOAD_ALL
 from dataplane.graph.port cimport TX_LINK_DOWN, TX_QUEUE_FULL, Port
 from dataplane.packet.ring cimport Ring
-from dataplane.vatomic cimport vnic_check
+from dataplane.vatomic cimport va_load_relaxed_u32, va_store_relaxed_u32, vnic_check
 
 from dataplane.errors import ConfigError
 
@@ -23,37 +23,55 @@ cdef class RingPort(Port):
     kept, so that a switch after the crossing learns the right port. Hence `number` does not mark
     packets; it only identifies the port in a graph.
 
+    enters: what this side receives comes from outside the graph, as from a module: it gets this port's
+    number, and no class or hash. offloads: those of the packets that the other side takes as they are.
+    `joined`: whether the other side is there. While it is not, what is transmitted is dropped (link_down),
+    so that no packets wait in a ring that no engine reads.
+
     When a ring is full, packets stay with the sender (queue_full). The ring's release/acquire pair
     makes frame and record visible to the consumer; the producer accesses neither after the push.
     """
 
-    def __init__(self, str name, uint32_t number=0, Ring ring_in=None, Ring ring_out=None):
-        super().__init__(name, number, 1, OFFLOAD_ALL)
+    def __init__(self, str name, uint32_t number=0, Ring ring_in=None, Ring ring_out=None, *,
+                 uint32_t offloads=OFFLOAD_ALL, bint enters=False):
+        super().__init__(name, number, 1, offloads)
         if ring_in is None and ring_out is None:
             raise ConfigError(f"port {name}: no ring; give ring_in, ring_out or both")
         if ring_in is ring_out:
             raise ConfigError(f"port {name}: ring_in and ring_out are the same ring; use LoopbackPort for that")
-        self.ring_in, self.ring_out = ring_in, ring_out
+        self.ring_in, self.ring_out, self.enters, self.is_joined = ring_in, ring_out, enters, 1
         self.needs_arm = self.wakes_only = True
+
+    @property
+    def joined(self):
+        return bool(va_load_relaxed_u32(&self.is_joined))
+
+    @joined.setter
+    def joined(self, bint joined):
+        va_store_relaxed_u32(&self.is_joined, joined)
 
     def descriptors(self):
         return [] if self.ring_in is None else [self.ring_in.doorbell]
 
     cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil:
         cdef uint32_t i, taken
+        cdef Packet *p
         if self.ring_in is None:
             return 0
         taken = self.ring_in.pop(&batch.index[batch.count], limit)
         for i in range(batch.count, batch.count + taken):
             vnic_check(batch.index[i] < ctx.total_count, "rings carry packets of this pool")
             self.stats[0].rx_bytes += ctx.packets[batch.index[i]].length
+            if self.enters:
+                p = &ctx.packets[batch.index[i]]
+                p.port, p.queue, p.mark, p.hash, p.timestamp_ns = self.number, 0, 0, 0, ctx.now_ns
         self.stats[0].rx_packets += taken
         batch.count += taken
         return taken
 
     cdef uint32_t tx_burst(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil:
         cdef uint32_t i, taken = 0
-        if self.ring_out is None:
+        if self.ring_out is None or not va_load_relaxed_u32(&self.is_joined):
             for i in range(batch.count):
                 ctx.packets[batch.index[i]].tx_status = TX_LINK_DOWN
         else:
@@ -70,11 +88,9 @@ cdef class RingPort(Port):
             self.ring_in.disarm()
 
     def drain(self, Engine engine not None):
-        """Frees the packets in `ring_in`, after the engines of both sides have stopped; returns how
-        many."""
-        if engine.running:
-            raise ConfigError(f"port {self.name}: engine {engine.name} still runs; stop it first")
-        return 0 if self.ring_in is None else free_all(engine.ctx, self.ring_in)
+        """Frees the packets in `ring_in`, on the thread of any engine of the pool; returns how many. Only
+        when no engine receives from this port any more."""
+        return 0 if self.ring_in is None else engine.call(lambda: free_all(engine.ctx, self.ring_in))
 
 
 cdef uint32_t push_batch(Context *ctx, Ring ring, Batch *batch, unsigned long long *pushed_bytes) noexcept nogil:

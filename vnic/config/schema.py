@@ -659,7 +659,7 @@ class NicConfig(_Strict):
         faster, but long TCP frames slower; its queues and statistics in the container are the kernel's.
         `packet`: an interface that exists, and stays as it is; without `pid` and `netns` one of the host,
         which needs `host_interfaces: true`. `capture`: capture files in place of a container, see `read` and
-        `write`.
+        `write`. `module`: an engine of one of `modules`, which sends and receives the NIC's frames.
     interface: Name of the interface in the container. Default: the NIC's name.
     queues: Queue pairs of the NIC.
     mac: MAC address of the interface. Default: a locally administered address derived from the NIC's name.
@@ -714,8 +714,8 @@ class NicConfig(_Strict):
         | None
     ) = None
     kind: Annotated[
-        Literal["tap", "veth", "packet", "capture"],
-        Meta(description="tap, veth, packet or capture", examples=["veth"]),
+        Literal["tap", "veth", "packet", "capture", "module"],
+        Meta(description="tap, veth, packet, capture or module", examples=["veth"]),
     ] = "tap"
     interface: InterfaceName | None = None
     queues: Annotated[

@@ -8,7 +8,7 @@ from dataplane.elements.nic_tx import NicTx
 from dataplane.elements.rss import Rss
 from dataplane.graph.port import Port
 from vnic.device.namespaces import TargetWatch
-from vnic.device.tap import Offload, Tap
+from vnic.device.tap import Tap, offload_names
 
 
 class Nic:
@@ -35,11 +35,7 @@ class Nic:
             "mac": self.tap.mac,
             "mtu": self.tap.mtu,
             "queues": self.port.queues,
-            "offloads": [
-                str(flag.name).lower()
-                for flag in Offload
-                if flag & self.tap.offloads and flag is not Offload.ALL
-            ],
+            "offloads": offload_names(self.tap.offloads),
             "rx_packets": sum(queue["rx_packets"] for queue in self.port.queue_statistics()),
             "tx_packets": sum(queue["tx_packets"] for queue in self.port.queue_statistics()),
         }

@@ -57,6 +57,13 @@ class Offload(enum.IntFlag):
     ALL = 0x1F
 
 
+def offload_names(offloads: int) -> list[str]:
+    """Offloads as status has them."""
+    return [
+        str(flag.name).lower() for flag in Offload if flag & offloads and flag is not Offload.ALL
+    ]
+
+
 class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A route in the container: `to` is a network in CIDR form or "default", `via` a gateway (None:
     on the link)."""

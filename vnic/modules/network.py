@@ -34,12 +34,14 @@ from vnic.config.topology import PORTS_MOST
 from vnic.config.written import written
 from vnic.device.descriptors import system_error
 from vnic.device.kinds.contract import Device
+from vnic.device.kinds.module import ModuleKind
 from vnic.modules.capture import LiveCapture
 from vnic.modules.captures import Captures
 from vnic.modules.devices import Devices, Passed
 from vnic.modules.host import Host
 from vnic.modules.link_node import LinkNode
 from vnic.modules.module import Module
+from vnic.modules.module_ports import ModulePorts
 from vnic.modules.nic_node import NicNode
 from vnic.modules.switch_host import SwitchHost
 from vnic.modules.switch_port import SwitchPort
@@ -61,6 +63,7 @@ class Network(Module):
         self.links: dict[str, LinkNode] = {}
         self.tables: dict[str, MacTable] = {}  # by switch
         self.watching = Watching(runtime, self)
+        self.ports = ModulePorts(runtime)
         self._started = False
         # NICs whose interfaces are being made, with the engines that will serve them.
         self._opening: dict[str, tuple[NicConfig, int]] = {}
@@ -244,6 +247,10 @@ class Network(Module):
     def _open(self, config: NicConfig, passed: Passed | None) -> Device:
         assert config.number is not None
         try:
+            if (
+                config.kind == ModuleKind.NAME
+            ):  # its rings are this process' own, as its modules are
+                return ModuleKind().open(config, config.number, self.ports)
             return self._devices.open(config, config.number, passed)
         except OSError as error:
             raise VnicError(

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from dataplane.elements.classifier import Classifier
 from dataplane.engine.clock import Clock
@@ -17,6 +17,7 @@ from dataplane.errors import ConfigError, VnicError, named, one_line
 from dataplane.graph.drawing import to_data, to_dot, to_text
 from dataplane.graph.element import Element, Source
 from dataplane.groups.group import EngineGroup
+from dataplane.ports.ring_port import RingPort
 from shaping.shaper import Shaper
 from vnic.api.events import Emit
 from vnic.api.log import Log
@@ -58,6 +59,13 @@ def _counters(element: Element, statistics: dict[str, Any]) -> dict[str, Any]:
     if isinstance(element, Classifier):
         found["hits"] = element.hits()
     return found
+
+
+class _Made(NamedTuple):
+    """What a module made in its constructor: engines, and its sides of NICs, by their names."""
+
+    hosted: list[EngineHost]
+    ports: set[str]
 
 
 class Runtime:
@@ -103,9 +111,7 @@ class Runtime:
         self.hosted: list[EngineHost] = []
         self.nics = NetworkModule(self, devices or AgentDevices())
         self.modules: list[Module] = [self.nics]
-        self._users: dict[
-            Module, tuple[ModuleConfig, list[EngineHost]]
-        ] = {}  # the users' modules, with the engines that they made
+        self._users: dict[Module, tuple[ModuleConfig, _Made]] = {}  # the users' modules
         for each in list(self.config.modules):
             self._add(each)
         self.accounts = Accounts(self.hosted, self._clients)
@@ -120,16 +126,19 @@ class Runtime:
         )
 
     def _add(self, config: ModuleConfig) -> None:
-        before = len(self.hosted)
+        before, taken = len(self.hosted), self.nics.ports.taken
         try:
             module = self._make(config)
         except VnicError as error:
             if self.role != "crash":
                 raise
-            self._do_without(config, self.hosted[before:], str(error))
+            self._do_without(config, self._made_since(before, taken), str(error))
         else:
             self.modules.append(module)
-            self._users[module] = config, self.hosted[before:]
+            self._users[module] = config, self._made_since(before, taken)
+
+    def _made_since(self, hosted: int, taken: set[str]) -> _Made:
+        return _Made(self.hosted[hosted:], self.nics.ports.taken - taken)
 
     def _make(self, config: ModuleConfig) -> Module:
         kind = module_class(config.module, self.config.directory)
@@ -148,19 +157,20 @@ class Runtime:
         if self.role != "crash" or module not in self._users:
             raise error
         self._close(module)
-        config, hosted = self._users.pop(module)
+        config, made = self._users.pop(module)
         self.modules.remove(module)
-        self._do_without(config, hosted, one_line(error))
+        self._do_without(config, made, one_line(error))
         self.remember()
 
-    def _do_without(self, config: ModuleConfig, hosted: list[EngineHost], why: str) -> None:
+    def _do_without(self, config: ModuleConfig, made: _Made, why: str) -> None:
         """Removes a user's module and its engines, also from the configuration: a successor must have the
         same engines."""
         self.config.modules = [each for each in self.config.modules if each is not config]
-        for each in hosted:
+        for each in made.hosted:
             self.group_of(each.engine).remove(each.engine)
             each.engine.close()  # what it holds is dropped
             self.hosted.remove(each)
+        self.nics.ports.give_back(made.ports)
         self.losses.add(f"module {config.module}", why)
 
     # -- what modules build on ---------------------------------------------------------------------------------------------
@@ -199,6 +209,11 @@ class Runtime:
         if self.groups:
             self.groups[group].add(engine)
         return hosted
+
+    def module_port(self, nic: str) -> RingPort:
+        """A module's side of the NIC of kind `module` of that name, for a module's constructor: what the
+        port receives was sent to the NIC. The NIC may come and go. Raises ConfigError."""
+        return self.nics.ports.take(nic)
 
     def remember(self, undo: Callable[[], object] | None = None) -> None:
         """Has the supervisor store the configuration as it is now: the next worker begins with it. So a

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataplane.errors import ConfigError
 from vnic.device.kinds.capture import CaptureKind
 from vnic.device.kinds.contract import Device, InterfaceKind, NicKind
+from vnic.device.kinds.module import ModuleKind
 from vnic.device.kinds.packet import PacketKind
 from vnic.device.kinds.tap import TapKind
 from vnic.device.kinds.veth import VethKind
@@ -16,6 +17,7 @@ KINDS: dict[str, NicKind[Device]] = {
         VethKind(),
         PacketKind(),
         CaptureKind(),
+        ModuleKind(),
     )
 }
 
