@@ -1,18 +1,21 @@
 """NICs of kind module: a module's engine is a port of the switch."""
 
 import json
+import shutil
+import subprocess
 from contextlib import suppress
 
 import pytest
 from scapy.layers.inet import ICMP, IP
 from scapy.layers.l2 import ARP, Ether
+from scapy.utils import wrpcap
 
 from dataplane.engine.virtual_time import VirtualTime
 from dataplane.errors import ConfigError
 from dataplane.graph.port import PortRx, PortTx
 from tests.support.containers import Container
 from tests.test_apply import element, frame, reached
-from tests.test_command import environment, ping, vnic  # noqa: F401 - a fixture
+from tests.test_command import TREE, VNIC, environment, ping, vnic  # noqa: F401 - a fixture
 from tests.test_supervisor import conserved, kill_worker, status
 from vnic.config.load import parse_config
 from vnic.config.written import written_config
@@ -182,3 +185,22 @@ def test_upgrade_and_crash(environment, tmp_path, leak_check):  # noqa: F811
         finally:
             with suppress(AssertionError):
                 vnic(environment, "down")
+
+
+def test_in_a_replay_the_module_answers(tmp_path):
+    """Captures are those of the other NICs, in the order of the file."""
+    wrpcap(str(tmp_path / "in.pcap"), [asked(id=number) for number in range(5)])
+    (tmp_path / "net.yaml").write_text(NET.format(engines=2).replace("examples.answering", "answering"))
+    shutil.copy(TREE / "examples/answering.py", tmp_path)
+    done = vnic_in(tmp_path, "replay", "in.pcap", "-c", "net.yaml", "-o", "out.pcapng", "--json")
+    assert [(nic["name"], nic["transmitted"]) for nic in json.loads(done)["nics"]] == [("web", 5), ("db", 0)]
+    refused = vnic_in(tmp_path, "replay", "--port", "beacon=in.pcap", "-c", "net.yaml", "-o", "out.pcapng", status=2)
+    assert "port beacon: its module sends for this NIC; others are web, db" in refused
+    done = vnic_in(tmp_path, "replay", "in.pcap", "-c", "net.yaml", "-o", "out.pcapng", "--split", "mac", "--json")
+    assert [(nic["name"], nic["transmitted"]) for nic in json.loads(done)["nics"]] == [("web", 5), ("db", 0)]
+
+
+def vnic_in(directory, *words, status=0):
+    done = subprocess.run([*VNIC, *words], cwd=directory, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr
+    return done.stdout + (done.stderr if status else "")

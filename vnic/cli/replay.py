@@ -270,7 +270,7 @@ def replay(
 
 
 def _inputs(config: Config, captures: tuple[str, ...], ports: tuple[str, ...]) -> dict[str, str]:
-    names = list(config.nics)
+    names = config.outer_nics
     if len(captures) > len(names):
         raise click.UsageError(
             f"{len(captures)} captures, but the configuration has {plural(len(names), 'NIC')}"
@@ -307,7 +307,7 @@ class Plan:
             if len(inputs) != 1:
                 raise click.UsageError("--side splits one capture")
             return sides.given(config, self.rules), ""
-        if len(inputs) != 1 or self.way == "none" or len(config.nics) < 2:
+        if len(inputs) != 1 or self.way == "none" or len(config.outer_nics) < 2:
             if self.way not in ("auto", "none"):
                 raise click.UsageError(
                     f"--split {self.way} splits one capture among at least two NICs"
@@ -386,7 +386,7 @@ def _each(config: Config, paths: tuple[str, ...], plan: Plan, seed: int, as_json
     files = _files(paths)
     if not files:
         raise click.UsageError("nothing to replay: no file there")
-    name = next(iter(config.nics), "")
+    name = next(iter(config.outer_nics), "")
     results: list[dict[str, Any]] = []
     rows: list[list[Any]] = []
     for number, path in enumerate(files, 1):

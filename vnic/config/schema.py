@@ -1039,6 +1039,11 @@ class Config(_Strict):
         return {name: node for name, node in self.nodes.items() if node.element is not None}
 
     @property
+    def outer_nics(self) -> list[str]:
+        """The NICs whose packets come from outside: those without a module behind them."""
+        return [name for name, nic in self.nics.items() if nic.kind != "module"]
+
+    @property
     def has_implied_switch(self) -> bool:
         """Whether its switch is the one of `switch`, since no node is a switch."""
         return all(node.switch is None for node in self.nodes.values())

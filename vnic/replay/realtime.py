@@ -27,6 +27,7 @@ from vnic.device.nic import Nic
 from vnic.modules.devices import AgentDevices
 from vnic.replay.kind import ReplayKind
 from vnic.replay.session import Capture
+from vnic.replay.sides import check_inputs
 from vnic.runtime.runtime import Runtime
 
 # the source polls from so long before a packet is due: the worst wake-up latency on an idle machine
@@ -185,21 +186,19 @@ class RealtimeReplay:
         loops: int = 1,
         delay_ns: int = 0,
     ) -> None:
-        for name in inputs:
-            if name not in config.nics:
-                raise ConfigError(
-                    f"port {name}: the configuration has no such NIC; it has {', '.join(config.nics)}"
-                )
+        check_inputs(config, inputs)
         lost = [
-            nic.name
-            for nic in config.nics.values()
-            if nic.name not in inputs and nic.pid is None and nic.netns is None
+            name
+            for name in config.outer_nics
+            if name not in inputs
+            and config.nics[name].pid is None
+            and config.nics[name].netns is None
         ]
         if lost:
             raise ConfigError(
                 f"nic {lost[0]}: has neither a capture nor a container; use --port {lost[0]}=IN.pcap, pid: or netns:"
             )
-        if len(inputs) == len(config.nics):
+        if len(inputs) == len(config.outer_nics):
             raise ConfigError(
                 "a replay in real time needs a NIC in a container: every one has a capture"
             )

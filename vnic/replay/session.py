@@ -19,6 +19,7 @@ from dataplane.wire.rewrite import Rewrite
 from vnic.config.schema import Config
 from vnic.modules.devices import OneKind
 from vnic.replay.kind import ReplayKind, ReplayNic
+from vnic.replay.sides import check_inputs
 from vnic.replay.warnings import ABSURD_NS, drop_warnings, span_warning
 from vnic.runtime.runtime import Runtime
 
@@ -124,13 +125,9 @@ class Replay:
         macs_of_nics: bool = False,
         align: bool = False,
     ) -> None:
-        if not config.nics:
+        if not config.outer_nics:
             raise ConfigError("a replay needs NICs: the configuration has none")
-        for name in inputs:
-            if name not in config.nics:
-                raise ConfigError(
-                    f"port {name}: the configuration has no such NIC; it has {', '.join(config.nics)}"
-                )
+        check_inputs(config, inputs)
         self.config = config
         with ExitStack() as undo:
             readers: dict[str, CaptureReader] = {}

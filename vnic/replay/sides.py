@@ -8,7 +8,7 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dataplane.capture.reader import CaptureReader
@@ -134,12 +134,18 @@ def _mac_text(mac: bytes) -> str:
     return mac.hex(":")
 
 
+def _outer(config: Config) -> list[int]:
+    """The numbers, by their order in the configuration, of NICs whose packets come from outside."""
+    outer = set(config.outer_nics)
+    return [number for number, name in enumerate(config.nics) if name in outer]
+
+
 def _two(config: Config, ends: list[bytes], own: dict[bytes, int]) -> dict[bytes, int]:
     """Sides of ends: an end in `own` gets its NIC's side, the others the free sides in order of
     appearance."""
     free = [
         number
-        for number in range(len(config.nics))
+        for number in _outer(config)
         if number not in {own[end] for end in ends if end in own}
     ]
     return {end: own[end] if end in own else free.pop(0) for end in ends}
@@ -152,21 +158,22 @@ def decide(config: Config, seen: Seen, way: str) -> tuple[Sides | None, str]:
     there are two NICs, and two MAC addresses (or, in a capture without them, two IP addresses) that
     send to each other; or every sender has an IP address of a NIC.
     """
-    names = list(config.nics)
+    names, outer = list(config.nics), _outer(config)
     macs = {
-        nic.mac.packed: number
-        for number, nic in enumerate(config.nics.values())
-        if nic.mac is not None
+        mac.packed: number
+        for number in outer
+        if (mac := config.nics[names[number]].mac) is not None
     }
     prefixes = _own_prefixes(config)
     if way == "port":
-        if len(names) < 2:
+        if len(outer) < 2:
             raise ConfigError("--split port needs two NICs: a client's and a server's")
-        why = f"by port: {names[0]} sends what comes from the higher port and what has no ports, {names[1]} the rest"
-        return Sides(Split(server=1, client=0, other=0), why), f"split {why}"
+        client, server = outer[:2]
+        why = f"by port: {names[client]} sends what comes from the higher port and what has no ports, {names[server]} the rest"
+        return Sides(Split(server=server, client=client, other=client), why), f"split {why}"
     if (
         way == "none"
-        or len(names) < 2
+        or len(outer) < 2
         or (way == "auto" and len(seen.macs) < 2 and len(seen.addresses) < 2)
     ):
         return None, ""
@@ -174,14 +181,14 @@ def decide(config: Config, seen: Seen, way: str) -> tuple[Sides | None, str]:
         senders = list(seen.macs)
         if len(senders) > 1 and all(mac in macs for mac in senders):
             return _by_mac(names, macs, "these are the NICs' MAC addresses")
-        if len(senders) == 2 and (way == "mac" or (len(names) == 2 and _talk(seen.macs, senders))):
+        if len(senders) == 2 and (way == "mac" or (len(outer) == 2 and _talk(seen.macs, senders))):
             return _by_mac(
                 names, _two(config, senders, macs), "two MAC addresses talk to each other"
             )
         if way == "mac":
-            if not 0 < len(senders) <= len(names):
+            if not 0 < len(senders) <= len(outer):
                 raise ConfigError(
-                    f"--split mac: {len(senders)} MAC addresses send, but there are {len(names)} NICs; use --side NAME=MAC"
+                    f"--split mac: {len(senders)} MAC addresses send, but there are {len(outer)} NICs; use --side NAME=MAC"
                 )
             return _by_mac(names, _two(config, senders, macs), "in order of appearance")
     senders = list(seen.addresses)
@@ -190,14 +197,17 @@ def decide(config: Config, seen: Seen, way: str) -> tuple[Sides | None, str]:
         return Sides(Split(prefixes=prefixes), why), f"split {why}"
     alike = len(seen.macs) <= 1  # a capture of lo: MAC addresses distinguish nothing
     if len(senders) == 2 and (
-        way == "prefix" or (alike and len(names) == 2 and _talk(seen.addresses, senders))
+        way == "prefix" or (alike and len(outer) == 2 and _talk(seen.addresses, senders))
     ):
-        sides = [(address, 8 * len(address), number) for number, address in enumerate(senders)]
+        sides = [
+            (address, 8 * len(address), number)
+            for number, address in zip(outer, senders, strict=False)
+        ]
         texts = ", ".join(
             f"{names[number]} sends {ipaddress.ip_address(address)}" for address, _, number in sides
         )
         why = f"by address: {texts} (two addresses talk to each other)"
-        return Sides(Split(prefixes=sides, other=0), why), f"split {why}"
+        return Sides(Split(prefixes=sides, other=outer[0]), why), f"split {why}"
     if way == "prefix":
         raise ConfigError(
             f"--split prefix: {len(senders)} addresses send and are not all addresses of NICs; use --side NAME=PREFIX"
@@ -227,6 +237,7 @@ def _own_prefixes(config: Config) -> list[tuple[bytes, int, int]]:
     return [
         (interface.ip.packed, interface.max_prefixlen, number)
         for number, nic in enumerate(config.nics.values())
+        if nic.kind != "module"
         for interface in (ipaddress.ip_interface(str(each)) for each in nic.addresses)
     ]
 
@@ -238,7 +249,7 @@ def _side(prefixes: Sequence[tuple[bytes, int, int]], address: bytes) -> int:
 def given(config: Config, rules: Sequence[str]) -> Sides:
     """Sides from --side NAME=RULE,RULE; a rule is a MAC address, an IP address or prefix, a port,
     or * for all other packets."""
-    names = list(config.nics)
+    names = config.outer_nics
     macs: dict[bytes, int] = {}
     prefixes: list[tuple[bytes, int, int]] = []
     ports: dict[int, int] = {}
@@ -249,7 +260,7 @@ def given(config: Config, rules: Sequence[str]) -> Sides:
             raise ConfigError(
                 f"--side {rule}: expected NAME=MAC|PREFIX|PORT|*, NAME one of {', '.join(names)}"
             )
-        side = names.index(name)
+        side = list(config.nics).index(name)
         for value in values.split(","):
             if value == "*":
                 other = side
@@ -265,6 +276,16 @@ def given(config: Config, rules: Sequence[str]) -> Sides:
                 )
                 prefixes.append((network.network_address.packed, network.prefixlen, side))
     return Sides(Split(macs, prefixes, ports, other=other), "as --side says")
+
+
+def check_inputs(config: Config, inputs: Iterable[str]) -> None:
+    """Raises ConfigError for a capture of a NIC that is not there, or that sends what its module does."""
+    for name in inputs:
+        if name not in config.outer_nics:
+            known = ", ".join(config.outer_nics)
+            if name in config.nics:
+                raise ConfigError(f"port {name}: its module sends for this NIC; others are {known}")
+            raise ConfigError(f"port {name}: the configuration has no such NIC; it has {known}")
 
 
 def network_of(
