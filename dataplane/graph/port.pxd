@@ -47,6 +47,7 @@ cdef class Port:
     cdef readonly uint32_t number  # Packet.port of what it receives; unique in a graph, below 65535
     cdef readonly uint32_t queues        # queue pairs
     cdef readonly uint32_t offloads      # OFFLOAD_*
+    cdef readonly uint32_t mtu           # of packets that it transmits; NO_MTU: any
     cdef readonly bint needs_arm         # arm and disarm are needed before and after every sleep
     # descriptors are doorbells, not rung while the consumer is awake: poll it whatever ppoll
     # reports

@@ -30,6 +30,7 @@ cdef class Port:
         if not 1 <= queues <= 64:
             raise ConfigError(f"port {name}: {queues} queue pairs: expected 1 to 64")
         self.name, self.number, self.queues, self.offloads = name, number, queues, offloads
+        self.mtu = NO_MTU
         self.next_ns = NEVER
         free(self.stats)
         self.stats = <QueueStats *>calloc(queues, sizeof(QueueStats))
@@ -67,6 +68,11 @@ cdef class Port:
 
     def close(self):
         """Frees what the port holds in the kernel. May be called twice."""
+
+    def change(self, *, uint32_t offloads, uint32_t mtu):
+        """Gives it other offloads and another MTU, from the next batch on. On the thread of the engine that
+        transmits by it."""
+        self.offloads, self.mtu = offloads, mtu
 
     def save_state(self, direction):
         """What another process needs to go on with one direction ("rx" or "tx"), besides the counters; plain data."""

@@ -7,7 +7,6 @@ cdef class MemoryPort(Port):
     cdef object _lock
     cdef list _incoming
     cdef uint32_t waiting
-    cdef readonly uint32_t mtu
     cdef int _doorbell
     cdef list transmitted
     cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil

@@ -15,7 +15,6 @@ class Frame(NamedTuple):
     time_ns: int = ...
 
 class MemoryPort(Port):
-    mtu: int
     def __init__(
         self,
         name: str,

@@ -29,7 +29,6 @@ cdef class PacketPort(Port):
     cdef Ring *_receiving                # one a queue
     cdef Ring *_sending                  # one a queue
     cdef list _descriptors
-    cdef readonly uint32_t mtu
     cdef uint32_t slot_bytes, block_bytes, block_slots
     cdef uint8_t *_sink                  # where frames go that no packet could be had for
     cdef void *_messages                 # MESSAGES headers of sendmmsg and their vectors

@@ -12,7 +12,6 @@ cdef enum:
 cdef class PcapSink(Port):
     cdef readonly CaptureWriter writer
     cdef readonly uint32_t interface
-    cdef readonly uint32_t mtu
     cdef list _kept
     # Meter, borrowed from _kept; NULL: no packet of that class yet
     cdef void *meters[CLASSES + 1]

@@ -10,7 +10,6 @@ from dataplane.graph.port import Port
 class PcapSink(Port):
     writer: CaptureWriter | None
     interface: int
-    mtu: int
     def __init__(
         self,
         name: str,

@@ -23,7 +23,6 @@ cdef class PcapSource(Port):
     # packets older than the one before, delivered right after it
     cdef readonly uint64_t out_of_order
     cdef readonly uint64_t too_long      # longer than any buffer, truncated to its size
-    cdef readonly uint32_t mtu
     cdef Record record                   # the next packet
     cdef int64_t shift_ns                # from the capture's time to the engine's
     cdef Schedule schedule

@@ -10,7 +10,6 @@ class PcapSource(Port):
     first_ns: int
     out_of_order: int
     too_long: int
-    mtu: int
     def __init__(
         self,
         name: str,

@@ -3,7 +3,6 @@ from collections.abc import Iterable
 from dataplane.graph.port import Port
 
 class TapPort(Port):
-    mtu: int
     def __init__(
         self,
         name: str,

@@ -44,7 +44,7 @@ def open_nic(agent: NamespaceAgent, name: str, number: int, request: TapRequest)
     """A NIC over an interface that the agent makes."""
     interface = agent.open_nic(request)
     port = interface_kind(request.KIND).port(name, number, interface)
-    return Nic(name, interface, port, Rss(queues=request.queues))
+    return Nic(name, interface, port, Rss(queues=request.queues), lambda settings: None)
 
 
 class Station:

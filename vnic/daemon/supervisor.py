@@ -456,6 +456,10 @@ class Supervisor:
                         nic, self._request(nic, kind, request, descriptors), descriptors
                     )
                     answer = keeper.Opened(number=call.number)
+                case keeper.Alter(nic, request):
+                    close_all(descriptors)
+                    reply = self._alter(nic, request)
+                    answer = keeper.Opened(number=call.number)
                 case keeper.SetCarrier(nic, up):
                     close_all(descriptors)
                     self._set_carrier(nic, up)
@@ -501,12 +505,35 @@ class Supervisor:
         self.store.put(f"nic/{nic}", descriptors)
         return descriptors
 
+    def _alter(self, nic: str, data: msgspec.Raw) -> list[int]:
+        found = self.store.get(f"nic/{nic}")
+        if not found:
+            raise VnicError(f"nic {nic}: has no interface that could change")
+        kind = keeper.kept_kind(found)
+        try:
+            request = kind.decode_request(data)
+        except msgspec.MsgspecError as error:
+            raise ConfigError(f"nic {nic}: {kind.NAME}: {error}") from None
+        interface = self._handle(found)
+        try:
+            kind.alter(interface, request)
+        except BaseException:
+            interface.release()
+            raise
+        descriptors = keeper.nic_descriptors(interface, request)
+        self.store.put(f"nic/{nic}", descriptors)
+        return descriptors
+
     def _by_agent(self, key: str) -> Tap | None:
         """The interface that is stored under a key, with descriptors of its own; None where it does not need the agent, or something
         else is stored, or nothing."""
         found = self.store.get(key) if key.startswith("nic/") else None
         if not found or not keeper.kept_kind(found).BY_AGENT:
             return None
+        return self._handle(found)
+
+    def _handle(self, found: list[int]) -> Tap:
+        """An interface that is stored, with descriptors of its own."""
         duplicates: list[int] = []
         try:
             for each in found:

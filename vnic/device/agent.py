@@ -268,7 +268,7 @@ def answer_to(request: Request, netns_fd: int) -> tuple[Answer, list[int]]:
                     number=request.number, counters={"found": int(sockets.found(work))}
                 ), []
             case LinkChange() as work:
-                link.change(work)
+                return Answer(number=request.number, counters=link.change(work)), []
             case DeleteLink() as work:
                 link.delete(work)
         return Answer(number=request.number), []

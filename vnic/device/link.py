@@ -23,20 +23,20 @@ import pytun  # loaded by the agent, so not in every child
 from dataplane.errors import ConfigError, PortError
 from vnic.device import link_counters
 from vnic.device.descriptors import system_error
+from vnic.device.features import set_offloads
 from vnic.device.tap import (
     VNET_HEADER_BYTES,
     DeleteLink,
     LinkChange,
-    Offload,
     ReadCounters,
     TapReport,
     TapRequest,
     format_mac,
     parse_mac,
+    set_tun_offloads,
 )
 
 TUN_DEVICE = "/dev/net/tun"
-TUNSETOFFLOAD = 0x4004_54D0
 TUNSETVNETHDRSZ = 0x4004_54D8
 SIOCSIFTXQLEN = 0x8943
 # txqueuelen of a TAP: at 100,000 packets/s, 2000 last 20 ms while the engine is halted for an
@@ -45,23 +45,7 @@ SIOCSIFTXQLEN = 0x8943
 # 2000, 4 % with 3000, 9 % with 4096. Set at creation, since a later change drops milliseconds of
 # packets: the kernel deactivates the queue meanwhile (dev_qdisc_change_tx_queue_len).
 QUEUE_PACKETS, QUEUE_PACKETS_LEAST = 2000, 1000
-TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN, TUN_F_USO4, TUN_F_USO6 = (
-    0x01,
-    0x02,
-    0x04,
-    0x08,
-    0x20,
-    0x40,
-)
 IFA_F_NODAD = 0x02  # no duplicate address detection: the address is usable at once
-
-_TUN_OFFLOADS = {
-    Offload.CSUM: TUN_F_CSUM,
-    Offload.TSO4: TUN_F_TSO4,
-    Offload.TSO6: TUN_F_TSO6,
-    Offload.USO: TUN_F_USO4 | TUN_F_USO6,  # the kernel takes both or neither
-    Offload.ECN: TUN_F_TSO_ECN,
-}
 
 
 def netlink() -> Any:
@@ -105,7 +89,7 @@ def create(request: TapRequest) -> tuple[TapReport, list[int]]:
         # Duplicates, since python-pytun closes its descriptors when it frees the object.
         fds = [os.dup(queue.fileno()) for queue in queues]
         fcntl.ioctl(fds[0], TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER_BYTES))
-        offloads = _set_offloads(fds[0], Offload(request.offloads))
+        offloads = set_tun_offloads(fds[0], request.offloads)
         for fd in fds:
             os.set_blocking(fd, False)
         if request.mac is not None:
@@ -180,26 +164,6 @@ def creation_error(code: int, label: str) -> ConfigError | PortError:
     return PortError(f"{label}: cannot make it: {system_error(OSError(code, os.strerror(code)))}")
 
 
-def _set_offloads(fd: int, wanted: Offload) -> int:
-    """Asks the kernel for offloads, without USO if it does not know that (Linux before 6.2).
-    Returns those granted."""
-
-    def ask(offloads: Offload) -> None:
-        mask = 0
-        for each in offloads:
-            mask |= _TUN_OFFLOADS[each]
-        fcntl.ioctl(fd, TUNSETOFFLOAD, mask)
-
-    try:
-        ask(wanted)
-    except OSError as error:
-        if error.errno != errno.EINVAL or not wanted & Offload.USO:
-            raise
-        wanted &= ~Offload.USO
-        ask(wanted)
-    return int(wanted)
-
-
 def configure(ip: Any, ifindex: int, request: TapRequest, label: str) -> None:
     """Gives an interface its addresses and routes."""
     for text in request.addresses:
@@ -253,8 +217,9 @@ def call(label: str, request: Any) -> Any:
         raise PortError(f"{label}: {os.strerror(error.code)}") from None
 
 
-def change(work: LinkChange) -> None:
-    """Changes an interface of this process' namespace."""
+def change(work: LinkChange) -> dict[str, int]:
+    """Changes an interface of this process' namespace; returns the offloads that it has now, if it is to
+    change them."""
     settings: dict[str, Any] = {"index": work.ifindex}
     if work.up is not None:
         settings["state"] = "up" if work.up else "down"
@@ -262,8 +227,14 @@ def change(work: LinkChange) -> None:
         settings["mtu"] = work.mtu
     if work.mac is not None:
         settings["address"] = work.mac
-    with netlink()() as ip:
-        call(f"interface {work.ifindex}", lambda: ip.link("set", **settings))
+    if len(settings) > 1:
+        with netlink()() as ip:
+            call(f"interface {work.ifindex}", lambda: ip.link("set", **settings))
+    if work.offloads is None:
+        return {}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ioctls:
+        interface = socket.if_indextoname(work.ifindex)
+        return {"offloads": set_offloads(ioctls, interface, work.offloads)}
 
 
 def counters(work: ReadCounters) -> dict[str, int]:

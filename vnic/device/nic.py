@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from dataplane.elements.nic_tx import NicTx
@@ -13,10 +15,18 @@ from vnic.device.tap import Tap, offload_names
 
 class Nic:
     """A NIC: an interface in a container on one side; on the other the elements: a PortRx over `port`, and
-    `tx`."""
+    `tx`. alter: makes the interface the one of other settings (vnic.device.kinds.contract.Settings)."""
 
-    def __init__(self, name: str, interface: Tap, port: Port, rss: Rss) -> None:
+    def __init__(
+        self,
+        name: str,
+        interface: Tap,
+        port: Port,
+        rss: Rss,
+        alter: Callable[[Any], object],
+    ) -> None:
         self.name, self.tap, self.port, self.rss = name, interface, port, rss
+        self._alter = alter
         self.tx = NicTx(port, rss, name=f"{name}.tx")
 
     @property
@@ -55,6 +65,11 @@ class Nic:
     def set_carrier(self, up: bool) -> None:
         """Sets the carrier that the container sees."""
         self.tap.set_carrier(up)
+
+    def change(self, settings: Any) -> Callable[[], object]:
+        """Gives the interface another MTU and other offloads; returns what is left to do for the port."""
+        self._alter(settings)
+        return partial(self.port.change, offloads=int(self.tap.offloads), mtu=self.tap.mtu)
 
     def close(self) -> None:
         """Closes port and interface, which removes an interface that vnic made. Only when no engine serves the port any

@@ -57,6 +57,34 @@ class Offload(enum.IntFlag):
     ALL = 0x1F
 
 
+TUNSETOFFLOAD = 0x4004_54D0
+TUN_OFFLOADS = {  # include/uapi/linux/if_tun.h
+    Offload.CSUM: 0x01,
+    Offload.TSO4: 0x02,
+    Offload.TSO6: 0x04,
+    Offload.USO: 0x20 | 0x40,  # IPv4 and IPv6: the kernel takes both or neither
+    Offload.ECN: 0x08,
+}
+
+
+def set_tun_offloads(fd: int, wanted: int) -> int:
+    """Asks for offloads of a TAP, by one of its queues; without USO if the kernel does not know that (Linux
+    before 6.2). Returns those granted. Raises OSError."""
+
+    def ask(offloads: int) -> None:
+        mask = sum(bits for offload, bits in TUN_OFFLOADS.items() if offloads & offload)
+        fcntl.ioctl(fd, TUNSETOFFLOAD, mask)
+
+    try:
+        ask(wanted)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not wanted & Offload.USO:
+            raise
+        wanted &= ~int(Offload.USO)
+        ask(wanted)
+    return wanted
+
+
 def offload_names(offloads: int) -> list[str]:
     """Offloads as status has them."""
     return [
@@ -112,6 +140,7 @@ class LinkChange(msgspec.Struct, frozen=True, kw_only=True, tag="change_link"):
     up: bool | None = None
     mtu: int | None = None
     mac: str | None = None
+    offloads: int | None = None
 
 
 class ReadCounters(msgspec.Struct, frozen=True, tag="read_counters"):
@@ -369,6 +398,15 @@ class Tap:
         check_mtu(mtu, f"{self.KIND} {self.name}")
         self._run(LinkChange(ifindex=self.ifindex, mtu=mtu))
         self.mtu = mtu
+
+    def set_offloads(self, offloads: int) -> None:
+        """Changes the offloads; `offloads` has those that the kernel granted."""
+        if self.closed:
+            raise PortError(f"{self.KIND} {self.name}: is closed")
+        try:
+            self.offloads = set_tun_offloads(self.fds[0], offloads)
+        except OSError as error:
+            raise PortError(f"{self.KIND} {self.name}: offloads: {error.strerror}") from None
 
     def set_carrier(self, on: bool) -> None:
         """Sets the carrier: the container sees the link (operational state) go up or down."""

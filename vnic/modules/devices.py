@@ -61,6 +61,10 @@ class AgentDevices:
         assert self._agent is not None
         return self._agent.open_nic(request)
 
+    def alter(self, kind: InterfaceKind, interface: Tap, request: TapRequest) -> None:
+        """Changes the interface."""
+        kind.alter(interface, request)
+
     def forget(self, name: str) -> None:
         """Nothing: no other process has the NIC."""
 
@@ -106,6 +110,13 @@ class _StoredOrigin:
                     self._keeping.drop(self._key)
                 raise
         return kept_nic(descriptors, _Elsewhere(self._keeping, self._config.name))
+
+    def alter(self, kind: InterfaceKind, interface: Tap, request: TapRequest) -> None:
+        """Has the supervisor change the interface, whose handle follows."""
+        descriptors = self._keeping.alter_nic(self._config.name, request)
+        altered = kept_nic(descriptors, _Elsewhere(self._keeping, self._config.name))
+        interface.mtu, interface.offloads = altered.mtu, altered.offloads
+        altered.release()
 
     def _inherited(self, request: TapRequest) -> list[int] | None:
         """The interface that the worker before left, if it is the one that is asked for; it died in between when it had stored new
@@ -164,6 +175,10 @@ class OneKind(Generic[D]):
     def interface(self, kind: InterfaceKind, request: TapRequest) -> Tap:
         """Raises PortError: there is no agent."""
         raise PortError(f"{request.KIND} {request.name}: there is no container to make it in")
+
+    def alter(self, kind: InterfaceKind, interface: Tap, request: TapRequest) -> None:
+        """Raises PortError: there is no agent."""
+        raise PortError(f"{request.KIND} {request.name}: there is no agent to change it")
 
     def forget(self, name: str) -> None:
         """The NIC is closed."""

@@ -33,8 +33,9 @@ from vnic.config.schema import HopConfig, LinkConfig, NicConfig, SwitchConfig, V
 from vnic.config.topology import PORTS_MOST
 from vnic.config.written import written
 from vnic.device.descriptors import system_error
-from vnic.device.kinds.contract import Device
+from vnic.device.kinds.contract import LIVE, Device
 from vnic.device.kinds.module import ModuleKind
+from vnic.device.kinds.registry import kind_of
 from vnic.modules.capture import LiveCapture
 from vnic.modules.captures import Captures
 from vnic.modules.devices import Devices, Passed
@@ -614,6 +615,25 @@ class Network(Module):
         """Gives a NIC other settings that its interface does not depend on. Elements that stay the same keep their packets and counts.
         Raises VnicError, and then nothing has changed."""
         before = self.attached[name]
+        with ExitStack() as undo:
+            own = kind_of(config.kind).LIVE - LIVE
+            if any(getattr(before.config, each) != getattr(config, each) for each in own):
+                undo.callback(self._alter, before, before.config)
+                self._alter(before, config)
+            self._change(before, config)
+            undo.pop_all()
+        after = self.attached[name]
+        config.number, config.engine = after.number, after.home
+        for way in (after.egress, after.ingress):
+            way.set_rate()
+
+    def _alter(self, attached: NicNode, config: NicConfig) -> None:
+        """Gives what is behind a NIC the settings of its kind alone, such as an MTU."""
+        port_too = attached.nic.change(config)
+        self.homes[attached.home].engine.call(port_too)
+
+    def _change(self, before: NicNode, config: NicConfig) -> None:
+        """Gives a NIC the settings that all kinds have."""
         if config.engine is not None and self.config.engine_index(config.engine) != before.home:
             self._move(before, config)
         elif (
@@ -627,10 +647,6 @@ class Network(Module):
                 way.config = settings
             before.config = config
             self._activate(before)
-        after = self.attached[name]
-        config.number, config.engine = after.number, after.home
-        for way in (after.egress, after.ingress):
-            way.set_rate()
 
     def _differs(self, before: NicConfig, after: NicConfig) -> bool:
         """Whether other elements, or other connections, are needed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from dataplane.capture.reader import CaptureReader
@@ -33,6 +33,10 @@ class ReplayNic:
 
     def set_carrier(self, up: bool) -> None:
         """No effect: there is no container."""
+
+    def change(self, settings: Settings) -> Callable[[], object]:
+        """There are no such settings."""
+        return lambda: None
 
     def status(self) -> dict[str, Any]:
         """The NIC's settings."""

@@ -96,6 +96,9 @@ class _LiveNic:
     def set_carrier(self, up: bool) -> None:
         self.nic.set_carrier(up)
 
+    def change(self, settings: Settings) -> Callable[[], object]:
+        return self.nic.change(settings)
+
     def status(self) -> dict[str, Any]:
         return self.nic.status()
 

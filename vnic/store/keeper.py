@@ -16,7 +16,7 @@ them as they were:
     losses          what workers after a crash had to go on without (JSON)
     capture/N       a live capture: document, and the file or pipe that it goes to
 
-Two SOCK_SEQPACKET pairs join them. On `calls` the worker asks and waits: Put, Drop, Open, SetCarrier, each answered by Done,
+Two SOCK_SEQPACKET pairs join them. On `calls` the worker asks and waits: Put, Drop, Open, Alter, SetCarrier, each answered by Done,
 Opened or Refused of the same number. The supervisor refuses them to a successor, which has taken nothing over yet. On `events` no
 message is answered: the supervisor sends the inventory (Item...) and Start, later HandOver, Failed, Quit, and a Ping now and then;
 a worker sends Ready, TookOver, HandedOver, Abandon, Failed, Stop, Upgrade, and Pong for each Ping. A message is a JSON object of at
@@ -90,6 +90,14 @@ class SetCarrier(_Numbered, frozen=True):
 
     nic: str
     up: bool
+
+
+class Alter(_Numbered, frozen=True):
+    """Give the interface of nic/NAME the settings of another request of its kind that are LIVE, and hand it
+    over (Opened) as it is then. What is stored is the new one."""
+
+    nic: str
+    request: msgspec.Raw
 
 
 class Done(_Numbered, frozen=True):
@@ -172,7 +180,7 @@ class Upgrade(_Message, frozen=True):
     python: str = ""
 
 
-Call = Put | Drop | Open | SetCarrier
+Call = Put | Drop | Open | Alter | SetCarrier
 Answer = Done | Opened | Refused
 ToWorker = Item | Start | HandOver | Failed | Ping | Quit
 FromWorker = Ready | TookOver | HandedOver | Abandon | Failed | Stop | Upgrade | Pong
@@ -406,6 +414,11 @@ class Keeper:
         return self._call(
             Open(nic, request.KIND, msgspec.Raw(msgspec.json.encode(request))), container
         )
+
+    def alter_nic(self, nic: str, request: TapRequest) -> list[int]:
+        """Gives a NIC's interface the settings of `request` that are LIVE; returns descriptors as of nic/NAME.
+        Raises ConfigError, PortError."""
+        return self._call(Alter(nic, msgspec.Raw(msgspec.json.encode(request))))
 
     def set_carrier(self, nic: str, up: bool) -> None:
         """Raises or cuts the link of a NIC whose kind needs the agent for that. Raises VnicError."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,10 @@ class CaptureNic:
 
     def set_carrier(self, up: bool) -> None:
         """No effect: the file goes on. The switch alone stops forwarding."""
+
+    def change(self, settings: Settings) -> Callable[[], object]:
+        """There are no such settings."""
+        return lambda: None
 
     def status(self) -> dict[str, Any]:
         """The NIC's state and settings, as a dict. read_error: why reading ended early."""

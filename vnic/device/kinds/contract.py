@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import msgspec
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 # Settings that belong to the port on the switch, and not to what is behind it. They change while the NIC stays as it is.
 LIVE = frozenset({"egress", "ingress", "vlan", "spoof_check", "malformed", "on", "engine"})
+# Those of an interface that is there.
+ALTERED = frozenset({"mtu", "offloads"})
 # Of every kind.
 COMMON = LIVE | {"kind", "owner"}
 CONTAINER = frozenset({"pid", "netns"})
@@ -133,6 +136,11 @@ class Device(Protocol):
     def mac(self) -> str: ...
     def watch(self) -> Watch: ...
     def set_carrier(self, up: bool) -> None: ...
+    def change(self, settings: Settings) -> Callable[[], object]:
+        """Gives its other end the settings that are LIVE of its kind alone; returns what is left to do for
+        its port, on the engine's thread. Raises ConfigError, PortError, and then nothing has changed."""
+        ...
+
     def status(self) -> dict[str, Any]: ...
     def queue_statistics(self) -> list[dict[str, int]]: ...
     def queue_drops(self) -> int | None: ...
@@ -144,6 +152,10 @@ class Origin(Protocol):
 
     def interface(self, kind: InterfaceKind, request: TapRequest) -> Tap:
         """The NIC's interface: the one that the supervisor stores, or one that is made. Raises ConfigError, PortError."""
+        ...
+
+    def alter(self, kind: InterfaceKind, interface: Tap, request: TapRequest) -> None:
+        """Makes the NIC's interface the one of `request`, see InterfaceKind.alter. Raises ConfigError, PortError."""
         ...
 
 
@@ -186,6 +198,7 @@ class InterfaceKind(NicKind["Nic"]):
     """
 
     SETTINGS: ClassVar[frozenset[str]] = INTERFACE
+    LIVE: ClassVar[frozenset[str]] = LIVE | ALTERED
     WHY: ClassVar[str] = "its frames are those of an interface"
     REQUEST: ClassVar[type[TapRequest]]
     REPORT: ClassVar[type[TapReport]]
@@ -231,6 +244,20 @@ class InterfaceKind(NicKind["Nic"]):
     ) -> Tap:
         """The handle of an interface that is there; it owns the descriptors and the namespace."""
 
+    def alter(self, interface: Tap, request: TapRequest) -> None:
+        """Gives an interface that is there the settings of `request` that are LIVE. Takes the agent. Raises
+        ConfigError, PortError, and then nothing has changed."""
+        mtu = interface.mtu
+        if request.mtu != mtu:
+            interface.set_mtu(request.mtu)
+        try:
+            if request.offloads != interface.offloads:
+                interface.set_offloads(request.offloads)
+        except BaseException:
+            if request.mtu != mtu:
+                interface.set_mtu(mtu)
+            raise
+
     @abstractmethod
     def port(self, name: str, number: int, interface: Tap) -> Port:
         """The port over an interface. Raises PortError."""
@@ -244,10 +271,16 @@ class InterfaceKind(NicKind["Nic"]):
         check(request)  # before anything is touched
         interface = origin.interface(self, request)
         try:
-            return Nic(settings.name, interface, self.port(settings.name, number, interface), rss)
+            port = self.port(settings.name, number, interface)
+            return Nic(settings.name, interface, port, rss, partial(self._alter, origin, interface))
         except BaseException:
             interface.release()
             raise
+
+    def _alter(self, origin: Origin, interface: Tap, settings: Settings) -> None:
+        request = self.request(settings)
+        check(request)
+        origin.alter(self, interface, request)
 
 
 def offloads_of(settings: OffloadSettings) -> Offload:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vnic.device.kinds.contract import INTERFACE, Forever, NicKind, Origin, Settings
@@ -28,6 +30,11 @@ class MemoryNic:
 
     def set_carrier(self, up: bool) -> None:
         """No effect: there is no container."""
+
+    def change(self, settings: Settings) -> Callable[[], object]:
+        """Gives the port another MTU."""
+        self.settings = settings
+        return partial(self.port.change, offloads=self.port.offloads, mtu=settings.mtu)
 
     def status(self) -> dict[str, Any]:
         """The NIC's settings."""

@@ -3,6 +3,7 @@ connected by ring pairs)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from vnic.device.kinds.contract import (
@@ -51,6 +52,10 @@ class ModuleNic:
 
     def set_carrier(self, up: bool) -> None:
         """No effect: the switch forwards nothing to a link that is cut."""
+
+    def change(self, settings: Settings) -> Callable[[], object]:
+        """There are no such settings."""
+        return lambda: None
 
     def status(self) -> dict[str, Any]:
         """The NIC's settings, and whether a module has the other side of its rings."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from dataplane.errors import ConfigError, PortError
 from vnic.device import link_counters
 from vnic.device.descriptors import system_error
-from vnic.device.kinds.contract import CONTAINER, QUEUES, InterfaceKind, Settings, offloads_of
+from vnic.device.kinds.contract import CONTAINER, LIVE, QUEUES, InterfaceKind, Settings, offloads_of
 from vnic.device.packet_sockets import (
     RingReport,
     SocketInterface,
@@ -169,6 +169,7 @@ class PacketKind(InterfaceKind):
     SETTINGS = CONTAINER | QUEUES | {"interface"}
     WHY = "the interface exists and keeps its own"
     REQUEST, REPORT = PacketRequest, RingReport
+    LIVE = LIVE
 
     @property
     def needs_container(self) -> bool:

@@ -287,6 +287,11 @@ class Veth(SocketInterface):
             raise PortError(f"veth {self.name}: is closed")
         self._agent.run(self.far, LinkChange(ifindex=self.far_ifindex, up=on))
 
+    def set_offloads(self, offloads: int) -> None:
+        """Changes the offloads of the container's end."""
+        granted = self._run(LinkChange(ifindex=self.ifindex, offloads=offloads))
+        self.offloads = granted["offloads"]
+
     def set_mac(self, mac: str) -> None:
         """Changes the MAC address live."""
         address = parse_mac(mac, f"veth {self.name}")
