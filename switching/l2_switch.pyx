@@ -206,13 +206,8 @@ cdef class L2Switch(Element):
     }
 
     def __init__(self, MacTable table not None, uint32_t ports=0, *, name=None):
-        self.table = table
-        memset(&self.places[0], 0, sizeof(self.places))
+        self.set_table(table)
         self.set_gates(ports)
-        # A sweep of the table takes a tenth of the ageing time: lookups see by themselves what has aged, this only clears it away.
-        cdef uint64_t sweep_ns = min(max(<uint64_t>table.ageing_ns // 10, SWEEP_MIN_NS), SWEEP_MAX_NS)
-        self.tick_ns = max(sweep_ns * AGEING_SLICE // table.header.slots, <uint64_t>1000000) if (
-            table.header.slots > AGEING_SLICE) else sweep_ns
 
     def __dealloc__(self):
         cdef int i
@@ -221,6 +216,19 @@ cdef class L2Switch(Element):
         free(self.floods)
 
     # -- control, on the engine's thread -----------------------------------------------------------------------------------
+
+    def set_table(self, MacTable table not None):
+        """Goes by another table from the next batch on."""
+        # A sweep of the table takes a tenth of the ageing time: lookups see by themselves what has aged,
+        # this only clears it away.
+        cdef uint64_t sweep_ns = min(max(<uint64_t>table.ageing_ns // 10, SWEEP_MIN_NS), SWEEP_MAX_NS)
+        self.tick_ns = sweep_ns
+        if table.header.slots > AGEING_SLICE:
+            self.tick_ns = max(sweep_ns * AGEING_SLICE // table.header.slots, <uint64_t>1000000)
+        self.table = table
+        memset(&self.places[0], 0, sizeof(self.places))          # places in the table before
+        if self.engine is not None and va_load_relaxed_u32(&table.header.count):
+            self.deadline_ns = <uint64_t>self.engine.clock.now_ns + self.tick_ns
 
     cpdef int set_gates(self, uint32_t count) except -1:
         """Resizes the outputs; ports whose gates go are deactivated."""

@@ -154,7 +154,7 @@ def _elements(net: VirtualNetwork) -> list[Element]:
         ("engines: 2\nnics: {a: , b: }", "engines: cannot change while vnic runs"),
         ("pool: {small: 128}\nnics: {a: }", "pool: cannot change while vnic runs"),
         ("groups: {x: {}}\nnics: {a: }", "cannot (come or go|change) while vnic runs"),
-        ("switch: {table: 64}\nnics: {a: }", "nodes.switch.switch.table|switch: cannot change"),
+        ("switch: {table: 64}\nnics: {a: , b: {egress: {elements: ['tests.test_apply:Refuses']}}}", "refuses to start"),
         ("nics: {a: , c: {egress: {elements: ['tests.test_apply:Refuses']}}}", "c.egress.refuses: refuses to start"),
         ("nics: {a: {egress: {elements: ['tests.test_apply:Refuses']}}, b: }", "a.egress.refuses: refuses to start"),
         (
@@ -223,6 +223,32 @@ def test_a_link_is_turned(engines):
         assert reached(net, "a", frame(1)) == "bc"
 
 
+def test_a_switch_gets_another_table_and_keeps_its_addresses(engines):
+    text = f"engines: {engines}\nnodes: {{{{lan: {{{{switch: {{{{table: {{}}, ageing: {{}}}}}}}}}}}}}}\nnics: {{{{a: , b: , c: }}}}"
+    with VirtualNetwork(text.format(64, "300s")) as net:
+        assert reached(net, "a", frame(1)) == "bc" and reached(net, "b", frame(2, 1)) == "a"
+        net.advance("20s")
+        for size, ageing in ((4096, "300s"), (32, "60s"), (64, "40s")):
+            assert net.apply(text.format(size, ageing)) == ["change switch lan"]
+            assert reached(net, "c", frame(3, 1)) == "a"  # nothing is flooded
+            assert net._runtime.nics.tables["lan"].capacity == size
+        net.advance("19s")
+        assert reached(net, "c", frame(3, 1)) == "a"
+        net.advance("1s")  # it has sent nothing for 40 s
+        assert reached(net, "c", frame(3, 1)) == "ab"
+        net.advance("100s")
+        assert len(net._runtime.nics.tables["lan"]) == 0  # removed, too
+        net._runtime.undo()
+        assert net._runtime.nics.tables["lan"].ageing_ns == 60_000_000_000
+
+
+def test_the_implied_switch_changes_too():
+    with VirtualNetwork("nics: {a: , b: }") as net:
+        assert net.apply("switch: {table: 64, ageing: 10s}\nnics: {a: , b: }") == ["change switch switch"]
+        assert net._runtime.nics.tables["switch"].capacity == 64
+        assert reached(net, "a", frame(1)) == "b"
+
+
 def test_values_of_handlers_are_kept_after_a_change():
     text = "nics: {{a: {{egress: {{elements: [{{element: Shaper, rate: 5mbit, name: lim}}]}}, vlan: {{access: {}}}}}, b: }}"
     with VirtualNetwork(text.format(5)) as net:
@@ -256,7 +282,7 @@ def networks(draw):
         }
         for name in draw(st.lists(st.sampled_from("abcd"), min_size=2, max_size=4, unique=True))
     }
-    nodes = {name: {"switch": {}} for name in switches}
+    nodes = {name: {"switch": {"table": draw(st.sampled_from([64, 4096]))}} for name in switches}
     through = draw(st.sampled_from(switches))
     senders = [name for name, nic in nics.items() if nic["on"] == through and draw(st.booleans())]
     if senders:

@@ -354,3 +354,20 @@ def test_two_engines_learn_in_one_table():
     for port in range(4):
         table.forget_port(port)
     assert consistent(table) == []
+
+
+@pytest.mark.parametrize(("first", "second"), [(64, 4096), (4096, 64), (1 << 14, 1 << 14)])
+def test_another_table_takes_the_entries_over(first, second):
+    before, after = MacTable(first), MacTable(second)
+    before.add_static("02:00:00:00:ff:ff", 3, 7)
+    for port in range(4):
+        before.learn_all(np.arange(port, first // 2, 4, dtype=np.uint64) + (2 << 40), port, 5, now_ns=port * SECOND_NS)
+    now_ns = 10 * SECOND_NS
+    refused = after.take_entries(before)
+    kept = after.entries(now_ns=now_ns)
+    assert len(after) == len(kept) == len(before) - refused
+    assert refused == 0 if first <= second else second // 2 < len(after) <= second  # each port has its share
+    entries = before.entries(now_ns=now_ns)
+    assert all(entry in entries for entry in kept) and after.take_entries(before) == refused  # again
+    assert [after.port_count(port) for port in range(4)] == [sum(entry["port"] == port for entry in kept) for port in range(4)]
+    assert after.repair() == 0

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -499,6 +500,16 @@ class Network(Module):
         self.tables[name] = self.runtime.segments.table(name, config.table, int(config.ageing))
         for home in self.homes:
             home.switches[name] = L2Switch(self.tables[name], name=name)
+
+    def change_switch(self, name: str, config: SwitchConfig) -> None:
+        """Gives a switch a table of another size or ageing time, with the entries of the one before. What an
+        engine learns in the old table until it has the new one is learnt again."""
+        table = self.runtime.segments.new_table(name, config.table, int(config.ageing))
+        table.take_entries(self.tables[name])
+        self.tables[name] = table
+        for home in self.homes:
+            switch = home.switches[name]
+            home.do(partial(switch.set_table, table))
 
     def remove_switch(self, name: str) -> None:
         """Removes a switch that nothing is connected to."""

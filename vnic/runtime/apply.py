@@ -27,7 +27,7 @@ from vnic.modules.host import Host
 from vnic.modules.network import Network
 
 # Parts of a configuration that are the same from start to end.
-FIXED = ("engines", "spin", "pool", "switch", "metrics", "modules", "clients", "host_interfaces")
+FIXED = ("engines", "spin", "pool", "metrics", "modules", "clients", "host_interfaces")
 
 
 log = Log("vnic")
@@ -141,8 +141,6 @@ def difference(running: Config, wanted: Config) -> list[Change]:
             before, after = (
                 [each.module for each in config.modules] for config in (running, wanted)
             )
-        if word == "switch" and not (running.has_implied_switch and wanted.has_implied_switch):
-            continue
         if before != after:
             raise ConfigError(
                 f"{word}: cannot change while vnic runs; use `vnic down` and `vnic up` for that"
@@ -158,10 +156,6 @@ def difference(running: Config, wanted: Config) -> list[Change]:
     changes += _compare("link", _links(running), _links(wanted))
     changes += _compare("link", _hops(running), _hops(wanted))
     changes += _compare("nic", running.nics, wanted.nics)
-    for change in changes:
-        if change.kind == "switch" and change.action == "change":
-            text = "cannot change while vnic runs; give the switch another name to replace it"
-            raise ConfigError(f"nodes.{change.name}.switch.{next(iter(change.fields))}: {text}")
     return changes
 
 
@@ -380,6 +374,9 @@ class Applying:
                 nics.wiring.replace(change.name, self._wanted.elements[change.name])
             undo.callback(nics.set_hops, self._before.hops)
             nics.set_hops(self._wanted.hops)
+            for name in self._names("switch", "change"):
+                undo.callback(nics.change_switch, name, self._before.switches[name])
+                nics.change_switch(name, self._wanted.switches[name])
             for name in (
                 *(name for name in moved if name not in turned),
                 *(name for name in self._names("link", "remove") if name in before),

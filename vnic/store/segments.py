@@ -52,6 +52,10 @@ class Segments:
                 return MacTable.from_descriptor(found[0], reset=self._reset)
             finally:
                 close_all(found)
+        return self.new_table(switch, capacity, ageing_ns)
+
+    def new_table(self, switch: str, capacity: int, ageing_ns: int) -> MacTable:
+        """An empty table for a switch, in the place of the one that is stored, if there is one."""
         table = MacTable(capacity, ageing_ns=ageing_ns)
         self._put(f"segment/table/{switch}", table.fd)
         return table
