@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench import frames, machine
-from bench.micro import Hop, Lane, Sink, Steer
+from bench.micro import Hop, Lane, Sink, Steer, measure_timers
 from dataplane.elements.counter import Counter
 from dataplane.elements.parse import Parse
 from dataplane.engine.clock import Clock
@@ -202,6 +202,13 @@ def _measure_rings(lane: Lane, repetitions: int, packets: int) -> list[Json]:
     return rows
 
 
+def _measure_timers(repetitions: int, turns: int) -> list[Json]:
+    """ns to set a timer anew, by the number of an engine's timers."""
+    return [
+        {"timers": count, **_spread([measure_timers(count, turns) for _ in range(repetitions)])} for count in (1, 100, 10_000)
+    ]
+
+
 def run(repetitions: int = REPETITIONS, packets: int = PACKETS) -> Json:
     """Measures every element: ns per packet (median, min, max) by batch size, less the empty loop,
     which is given separately."""
@@ -236,4 +243,11 @@ def run(repetitions: int = REPETITIONS, packets: int = PACKETS) -> Json:
         {"name": loop.name, "traffic": t, "batches": {str(b): _spread(times) for b, times in loop.raw_ns.items()}}
         for t, loop in empty.items()
     ]
-    return {"unit": "ns/packet", "repetitions": repetitions, "empty": loops, "elements": rows, "machine": machine.describe()}
+    return {
+        "unit": "ns/packet",
+        "repetitions": repetitions,
+        "empty": loops,
+        "elements": rows,
+        "timers": _measure_timers(repetitions, packets),
+        "machine": machine.describe(),
+    }

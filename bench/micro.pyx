@@ -6,6 +6,7 @@ from libc.string cimport memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from dataplane.abi cimport check_abi
 from dataplane.graph.element cimport Element
+from dataplane.graph.timers cimport Entry, Heap, timer_set
 from dataplane.packet.pool cimport (BATCH_MAX, NO_PACKET, VNET_NEEDS_CSUM, Batch, Context, Packet,
                                     PacketPool, packet_alloc, packet_data)
 from dataplane.packet.ring cimport Ring
@@ -165,3 +166,29 @@ cdef class Lane:
                 break
             packets[0] += batch
         return monotonic_ns() - start
+
+
+def measure_timers(uint32_t count, uint32_t turns):
+    """An engine's timers, `count` of them: `turns` times the earliest is set anew, to an instant up to a
+    million ns later. Returns ns for each."""
+    cdef Heap heap
+    cdef uint32_t *places = <uint32_t *>calloc(count, sizeof(uint32_t))
+    cdef uint32_t i, random = 1
+    cdef uint64_t start, took
+    heap.entries, heap.count, heap.room = <Entry *>calloc(count, sizeof(Entry)), 0, count
+    try:
+        if heap.entries == NULL or places == NULL:
+            raise MemoryError("timers")
+        with nogil:
+            for i in range(count):
+                random = random * 1664525 + 1013904223
+                timer_set(&heap, NULL, &places[i], random >> 12)
+            start = monotonic_ns()
+            for i in range(turns):
+                random = random * 1664525 + 1013904223
+                timer_set(&heap, NULL, heap.entries[0].place, heap.entries[0].deadline_ns + (random >> 12))
+            took = monotonic_ns() - start
+        return took / <double>turns
+    finally:
+        free(heap.entries)
+        free(places)

@@ -194,7 +194,9 @@ def test_every_element_is_measured_and_none_loses_packets(capsys: pytest.Capture
     rows = result["elements"]
     assert isinstance(rows, list) and all(set(row["batches"]) == {"1", "32", "256"} for row in rows)
     report.show_elements(Console(width=150), result)
-    assert "Shaper, enqueue + dequeue" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "Shaper, enqueue + dequeue" in shown and "a timer set anew, of 10000: " in shown
+    assert [row["timers"] for row in result["timers"]] == [1, 100, 10_000]
 
 
 def test_a_lane_notices_that_packets_are_lost() -> None:
