@@ -89,7 +89,9 @@ def show_elements(console: Console, result: Mapping[str, Any]) -> None:
     show_machine(console, result["machine"])
     console.print(table)
     for row in result["timers"]:
-        console.print(f"a timer set anew, of {row['timers']}: {row['ns']:.1f} ns [dim]({row['min']:.1f}-{row['max']:.1f})[/dim]")
+        console.print(
+            f"a timer set anew, of {row['timers']}: {row['ns']:.1f} ns [dim]({row['min']:.1f}-{row['max']:.1f})[/dim]"
+        )
 
 
 def show_rates(console: Console, result: Mapping[str, Any]) -> None:
