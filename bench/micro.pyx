@@ -173,7 +173,7 @@ def measure_timers(uint32_t count, uint32_t turns):
     million ns later. Returns ns for each."""
     cdef Heap heap
     cdef uint32_t *places = <uint32_t *>calloc(count, sizeof(uint32_t))
-    cdef uint32_t i, random = 1
+    cdef uint32_t i, _turn, random = 1
     cdef uint64_t start, took
     heap.entries, heap.count, heap.room = <Entry *>calloc(count, sizeof(Entry)), 0, count
     try:
@@ -184,7 +184,7 @@ def measure_timers(uint32_t count, uint32_t turns):
                 random = random * 1664525 + 1013904223
                 timer_set(&heap, NULL, &places[i], random >> 12)
             start = monotonic_ns()
-            for i in range(turns):
+            for _turn in range(turns):
                 random = random * 1664525 + 1013904223
                 timer_set(&heap, NULL, heap.entries[0].place, heap.entries[0].deadline_ns + (random >> 12))
             took = monotonic_ns() - start

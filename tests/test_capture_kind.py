@@ -167,3 +167,20 @@ def test_relative_paths_begin_at_the_file():
     shown = written_config(config)
     assert shown["nics"]["a"]["read"] == "/some/where/in.pcap"
     assert written_config(parse_config(json.dumps(shown))) == shown
+
+
+def test_attach_and_detach(environment, tmp_path, leak_check):  # noqa: F811
+    write(tmp_path / "in.pcap", 20, MS)
+    (tmp_path / "net.yaml").write_text("nics: {}")
+    vnic(environment, "up", "-d", str(tmp_path / "net.yaml"))
+    try:
+        vnic(environment, "attach", "capture", "b", "--write", str(tmp_path / "out.pcapng"))
+        said = vnic(environment, "attach", "capture", "a", "--read", str(tmp_path / "in.pcap"), "--egress", "1gbit")
+        assert said.startswith(f"a: {tmp_path}/in.pcap with ")
+        while counted(status(environment)["nics"], "b", "tx_packets") < 20:
+            pass
+        vnic(environment, "detach", "b")
+        assert numbers(tmp_path / "out.pcapng")[0] == list(range(20))
+        assert status(environment)["conserved"]
+    finally:
+        vnic(environment, "down")

@@ -130,17 +130,64 @@ def packet(**options: Any) -> None:
     _attach("packet", **options)
 
 
+@attach.command()
+@_with(
+    click.argument("name"),
+    click.option("--read", type=click.Path(), help="Capture file whose frames it sends."),
+    click.option("--write", type=click.Path(), help="File for the frames that it receives."),
+    *PORT,
+)
+def capture(read: str | None, write: str | None, **options: Any) -> None:
+    """Attach the NIC called NAME: capture files in place of a container, connected to a switch. What is read
+    is sent at its times from now on; the file that is written is overwritten.
+
+    \b
+    vnic attach capture load --read in.pcap
+    vnic attach capture sink --write out.pcapng
+    """
+    if read is None and write is None:
+        raise click.UsageError("which file? give --read FILE or --write FILE")
+    _attach("capture", read=_absolute(read), write=_absolute(write), **options)
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else os.path.abspath(path)
+
+
+@attach.command()
+@_with(
+    click.argument("name"),
+    click.option("--mac", help="MAC address.  [default: made from NAME]"),
+    *PORT,
+)
+def module(**options: Any) -> None:
+    """Attach the NIC called NAME: a port of the switch for an engine of one of the instance's modules.
+
+    \b
+    vnic attach module beacon
+    """
+    _attach("module", **options)
+
+
 def _attach(
-    kind: str, name: str, pid: int | None, netns: str | None, instance: str, **options: Any
+    kind: str,
+    name: str,
+    instance: str,
+    pid: int | None = None,
+    netns: str | None = None,
+    **options: Any,
 ) -> None:
     from vnic.config.load import netns_path
 
-    if (pid is None) == (netns is None) and not (kind == "packet" and pid is None):
+    inside = kind in ("tap", "veth") or (kind == "packet" and pid is not None)
+    if inside and (pid is None) == (netns is None):
         raise click.UsageError("which container? give --pid PID or --netns PATH")
     nic: dict[str, Any] = {
         "kind": kind,
         "pid": pid,
         "netns": None if netns is None else netns_path(netns, os.getcwd()),
+        "read": options.get("read"),
+        "write": options.get("write"),
     }
     for key in ("interface", "queues", "mac", "mtu", "gateway", "owner", "spoof_check", "on"):
         nic[key] = options.get(key)
@@ -151,7 +198,7 @@ def _attach(
     with connect(instance) as client:
         made = attach_nic(client, name, nic)
     click.echo(
-        f"{name}: {made.get('interface', name)} with {made.get('mac', 'its MAC')}, {plural(made.get('queues', 1), 'queue pair')}"
+        f"{name}: {made.get('interface') or kind} with {made.get('mac', 'its MAC')}, {plural(made.get('queues', 1), 'queue pair')}"
     )
 
 

@@ -55,7 +55,7 @@ class Finding:
 # Runs in a child: enters new namespaces and reports features that work there as a JSON object. A
 # script, so that the child has one thread and few modules; ctypes, as os.unshare needs Python 3.12.
 _TRIAL = r"""
-import ctypes, errno, fcntl, json, os, struct
+import ctypes, errno, fcntl, json, os, socket, struct
 NEWUSER, NEWNET = 0x10000000, 0x40000000
 TUNSETIFF, TUNSETOFFLOAD = 0x400454CA, 0x400454D0
 TAP, MULTI_QUEUE, NO_PI, VNET_HDR = 0x2, 0x100, 0x1000, 0x4000
@@ -99,6 +99,11 @@ if report["net"] is None:
         report["veth"] = None
     except Exception as error:
         report["veth"] = str(error)
+    try:
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close()
+        report["packet"] = None
+    except OSError as error:
+        report["packet"] = error.strerror
 print(json.dumps(report))
 """
 
@@ -193,7 +198,14 @@ def _user_namespaces(trial: dict[str, str | None]) -> Finding:
 
 def _has_veth(trial: dict[str, str | None]) -> bool:
     """Whether NICs of kind veth can do what TAPs cannot here."""
-    return trial.get("veth", "not tried") is None
+    return all(trial.get(each, "not tried") is None for each in ("veth", "packet"))
+
+
+def _packet(trial: dict[str, str | None]) -> Finding:
+    problem = trial.get("packet", "see user namespaces above")
+    found = "can be opened" if problem is None else f"cannot be opened: {problem}"
+    remedy = "NICs of kinds veth and packet need them: give vnic CAP_NET_RAW, allow socket(AF_PACKET), or use NICs of kind tap"
+    return Finding("packet sockets", problem is None, False, found, remedy)
 
 
 def _veth(trial: dict[str, str | None]) -> Finding:
@@ -391,6 +403,8 @@ def examine() -> list[Finding]:
         lambda: _user_namespaces(trial),
     ]
     findings = (
-        [check() for check in checks] + _tap(trial) + [_veth(trial), _memfd(), _memory(), *_cpus()]
+        [check() for check in checks]
+        + _tap(trial)
+        + [_veth(trial), _packet(trial), _memfd(), _memory(), *_cpus()]
     )
     return findings + [_guarantee(), _cgroups(), _timer_slack(), _descriptors(), _tools()]
