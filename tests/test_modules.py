@@ -3,6 +3,7 @@ after crash and upgrade."""
 
 import json
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 import varlink
@@ -185,4 +186,68 @@ def test_saved_states_are_matched_by_name():
 
 def test_a_method_is_one_module_s():
     with pytest.raises(ConfigError, match=r"method org.example.Twice.A: is another's already"):
-        Methods([Twice(None)], "0", lambda: None)
+        Methods([Twice(SimpleNamespace(module_name="twice"))], "0", lambda: None)
+
+
+KEEPS = '''
+import os
+from vnic.api.method import Method, Parameters
+from vnic.modules.module import Module
+
+class Keeps(Module):
+    """Keeps a memfd for its next worker, and tells which of its hooks were called."""
+
+    interface = "org.example.Keeps"
+    description = "interface org.example.Keeps\\n\\nmethod Tell() -> (content: string, hooks: []string, name: string)\\n"
+
+    def __init__(self, runtime):
+        super().__init__(runtime)
+        self.hooks, found = [], self.kept("note")
+        self.content = "new"
+        if found:
+            self.content = os.pread(found[0], 100, 0).decode()
+            os.close(found[0])
+
+    def methods(self):
+        return [Method("Tell", self._tell)]
+
+    def _tell(self, parameters, caller):
+        return {"content": self.content, "hooks": self.hooks, "name": self.name}
+
+    def open(self): self.hooks.append("open")
+    def watch(self): self.hooks.append("watch")
+    def claim(self, captures): self.hooks.append("claim")
+    def start(self):
+        self.hooks.append("start")
+        if self.runtime.role == "first":
+            note = os.memfd_create("note")
+            os.pwrite(note, b"kept", 0)
+            self.keep("note", note)
+            self.keep("other", note)
+            self.drop("other")
+            os.close(note)
+'''
+
+
+def test_hooks_and_descriptors_that_outlive_a_worker(environment, tmp_path, leak_check, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("VNIC_RUNTIME_DIR", str(tmp_path))
+    (tmp_path / "keeps.py").write_text(KEEPS)
+    (tmp_path / "net.yaml").write_text("modules: [{module: keeps:Keeps}]")
+
+    def tell():
+        with Client() as client:
+            return client.call("org.example.Keeps.Tell")
+
+    vnic(environment, "up", "-d", str(tmp_path / "net.yaml"))
+    try:
+        first = tell()
+        assert (first["content"], first["name"], sorted(first["hooks"])) == ("new", "keeps:Keeps", ["open", "start", "watch"])
+        vnic(environment, "upgrade")
+        after = tell()
+        assert after["content"] == "kept" and after["hooks"] == ["open", "start", "watch", "claim"]
+        kill_worker(environment)
+        after = tell()
+        assert after["content"] == "kept" and sorted(after["hooks"]) == ["open", "start", "watch"]
+    finally:
+        with suppress(AssertionError):
+            vnic(environment, "down")

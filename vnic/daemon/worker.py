@@ -181,7 +181,7 @@ class Worker:
             for client in self._clients:
                 server.adopt(client)
             if self._start.role == "successor":
-                self._real_runtime().nics.claim(
+                self._real_runtime().claim(
                     {number for client in self._clients for number in client.captures}
                 )
             await asyncio.sleep(0)  # they listen again
@@ -197,7 +197,7 @@ class Worker:
             watching.cancel()
         if self._gave_up:
             await server.close()
-            self._real_runtime().nics.let_go()
+            self._real_runtime().let_go()
             self.tell(keeper.HandedOver())
             os._exit(0)  # not in good order: that would take down what is another's now
         try:

@@ -30,6 +30,7 @@ class Host(Protocol):
     role     "first", "crash": the worker before this one died; "successor": it runs until this one takes over
     loop     the event loop of control; None: nothing is watched
     keeping  the supervisor's store; None: there is no supervisor
+    module_name  while a module is made: its name
     lock     held during each change
     """
 
@@ -37,6 +38,7 @@ class Host(Protocol):
     role: Literal["first", "crash", "successor"]
     loop: asyncio.AbstractEventLoop | None
     keeping: Keeper | None
+    module_name: str
     lock: threading.RLock
     closed: bool
     upgrading: bool

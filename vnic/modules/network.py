@@ -99,9 +99,12 @@ class Network(Module):
         self.wiring.set(config.hops)
 
     def open(self) -> None:
-        """Gets the devices ready: before any thread is there, since TAPs of our own need a process that is small when it starts early."""
+        """Before any thread, since the agent is a fork of this process, which is small then."""
         self._devices.start()
         self._started = True
+
+    def watch(self) -> None:
+        self.watching.over_all()
 
     def start(self) -> None:
         with self.at_once():
@@ -888,12 +891,10 @@ class Network(Module):
         self.watching.look()
 
     def claim(self, captures: set[int]) -> None:
-        """A successor has taken over, and its clients, with these captures, are connected to it."""
         self.captures.keep_only(captures)
         self.watching.claim()
 
     def let_go(self) -> None:
-        """A successor has taken over every engine."""
         self.captures.let_go()
 
     def save(self) -> dict[str, Any]:
@@ -1000,7 +1001,6 @@ class Network(Module):
         self.watching.close()
         self.take_out(*self.attached)
 
-    def stop_devices(self) -> None:
-        """After all engines."""
+    def closed(self) -> None:
         self.captures.close()
         self._devices.stop()

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from dataplane.elements.classifier import Classifier
@@ -28,7 +29,7 @@ from vnic.modules.accounts import Accounts
 from vnic.modules.chain import module_class
 from vnic.modules.devices import AgentDevices, Devices
 from vnic.modules.engine_host import EngineHost
-from vnic.modules.module import Module
+from vnic.modules.module import MODULE_KEYS, Module
 from vnic.modules.network_methods import NetworkModule
 from vnic.runtime.apply import Applying, Change, difference, prepared
 from vnic.runtime.groups import change_group, make_group
@@ -109,6 +110,7 @@ class Runtime:
             name: make_group(name, each, tolerant=role != "first") for name, each in wanted.items()
         }
         self.hosted: list[EngineHost] = []
+        self.module_name = "nics"
         self.nics = NetworkModule(self, devices or AgentDevices())
         self.modules: list[Module] = [self.nics]
         self._users: dict[Module, tuple[ModuleConfig, _Made]] = {}  # the users' modules
@@ -142,6 +144,8 @@ class Runtime:
 
     def _make(self, config: ModuleConfig) -> Module:
         kind = module_class(config.module, self.config.directory)
+        same = sum(each.module == config.module for each, _ in self._users.values())
+        self.module_name = f"{config.module} {same + 1}" if same else config.module
         try:
             module = kind(self, **config.arguments)
         except VnicError:
@@ -156,7 +160,7 @@ class Runtime:
         role, and for a module of vnic's own."""
         if self.role != "crash" or module not in self._users:
             raise error
-        self._close(module)
+        self._logged(module, "close", module.close)
         config, made = self._users.pop(module)
         self.modules.remove(module)
         self._do_without(config, made, one_line(error))
@@ -262,22 +266,26 @@ class Runtime:
         failure only the first worker closes everything: another worker's interfaces belong to the
         instance, and what it made itself ends with its process."""
         with self.lock:
-            self.nics.open()
+            for module in list(self.modules):
+                self._hook(module, module.open)
             try:
                 if self.role != "successor":
                     self.start_threads()
                 for module in list(self.modules):
-                    self._start(module)
+                    self._hook(module, module.start)
                 if self.role != "successor":
                     self.remember()
+                if self.role == "crash" and self.keeping is not None:
+                    self.keeping.drop_inherited(MODULE_KEYS)  # of modules that are no more
             except BaseException:
                 if self.role == "first":
                     self.close()
                 raise
 
-    def _start(self, module: Module) -> None:
+    def _hook(self, module: Module, hook: Callable[[], object]) -> None:
+        """Calls a hook of a module's start; after a crash, goes on without a user's module that fails."""
         try:
-            module.start()
+            hook()
         except Exception as error:
             if module in self._users and not isinstance(error, VnicError):
                 error = VnicError(
@@ -290,7 +298,18 @@ class Runtime:
         their state."""
         for group in self.groups.values():
             group.start(run=self.role != "successor")
-        self.nics.watching.over_all()
+        for module in list(self.modules):
+            self._hook(module, module.watch)
+
+    def claim(self, captures: set[int]) -> None:
+        """A successor has taken over, and clients with these captures are connected to it."""
+        for module in self.modules:
+            self._logged(module, "claim", partial(module.claim, captures))
+
+    def let_go(self) -> None:
+        """A successor has taken over, and this worker ends."""
+        for module in self.modules:
+            self._logged(module, "let_go", module.let_go)
 
     def close(self) -> None:
         """Detaches everything and ends engines and devices. May be called twice."""
@@ -299,22 +318,23 @@ class Runtime:
                 return
             self.closed, self.upgrading = True, False
             for module in reversed(self.modules):
-                self._close(module)
+                self._logged(module, "close", module.close)
             for group in self.groups.values():
                 group.stop()
             for each in self.hosted:
                 each.engine.close()
-            self.nics.stop_devices()
+            for module in reversed(self.modules):
+                self._logged(module, "closed", module.closed)
             self._changes.shutdown(wait=False)
 
-    def _close(self, module: Module) -> None:
-        """Closes a module. An error of a user's module is logged, so that the others are closed, too."""
+    def _logged(self, module: Module, name: str, hook: Callable[[], object]) -> None:
+        """Calls a hook of a module. An error of a user's module is logged, so that the others' turn comes, too."""
         try:
-            module.close()
+            hook()
         except Exception as error:
             if module not in self._users:
                 raise
-            log.error("close", error=error)
+            log.error(name, error=error)
 
     def __enter__(self) -> Runtime:
         return self
@@ -482,12 +502,7 @@ class Runtime:
                     log.error("end_upgrade", error=error)
 
     def _by_name(self) -> dict[str, Module]:
-        """The modules by their names in the configuration; the second of a class is "module:Class 2"."""
-        found: dict[str, Module] = {"nics": self.nics}
-        for module, (config, _) in self._users.items():
-            same = sum(name.partition(" ")[0] == config.module for name in found)
-            found[f"{config.module} {same + 1}" if same else config.module] = module
-        return found
+        return {module.name: module for module in self.modules}
 
     def save_control(self) -> dict[str, Any]:
         """What control has counted, for the next worker."""

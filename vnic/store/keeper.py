@@ -14,6 +14,7 @@ them as they were:
     history         configurations before the last changes by `apply`, for `vnic undo` (JSON)
     guaranteed      nothing, while a group has a guarantee of CPU time: what a worker needs a right for, before it is one (privileges.py)
     losses          what workers after a crash had to go on without (JSON)
+    module/NAME/KEY what a module stores for the next worker (Module.keep)
     capture/N       a live capture: document, and the file or pipe that it goes to
 
 Two SOCK_SEQPACKET pairs join them. On `calls` the worker asks and waits: Put, Drop, Open, Alter, SetCarrier, each answered by Done,
