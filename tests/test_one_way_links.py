@@ -177,6 +177,22 @@ def test_what_cannot_be_is_refused_in_one_line(text, says):
     assert "\n" not in str(caught.value)
 
 
+def test_bounds():
+    def row(length):
+        nodes = ", ".join(f"c{number}: Counter" for number in range(length))
+        return f"nics: {{a: }}\nnodes: {{{nodes}}}\nlinks: [a -> {' -> '.join(f'c{number}' for number in range(length))} -> switch]"
+
+    with VirtualNetwork(row(256)) as net:
+        net.send("a", frame(1))
+        net.run()
+        assert element(net, "c255").statistics()["packets"] == 1
+    with pytest.raises(ConfigError, match="links: 257 elements in a row: expected at most 256"):
+        parse_config(row(257), contained=False)
+    many = "".join(f"  - 'a -> {'s -> ' * 9}s'\n" for _ in range(410))
+    with pytest.raises(ConfigError, match="links: 4100 one-way links: expected at most 4096"):
+        parse_config(f"nics: {{a: }}\nnodes: {{s: Counter}}\nlinks:\n{many}", contained=False)
+
+
 def test_a_nic_leads_to_its_own_switch_only():
     text = "nodes: {l: switch, m: switch, s: Counter}\nnics: {a: {on: l}, b: {on: m}}\nlinks: [a -> s -> m]"
     with pytest.raises(ConfigError, match="a leads to switch m, but a is on l; set on: m"):

@@ -22,6 +22,7 @@ from dataplane.config.convert import (
 from dataplane.config.scalars import SchemaError
 from dataplane.errors import ConfigError
 from vnic.config.schema import (
+    HOPS_MOST,
     LINKS_MOST,
     NAME_PATTERN,
     NODE_PATTERN,
@@ -361,7 +362,9 @@ def convert_config(
             }
     nodes, links = fields.pop("nodes", None) or {}, fields.pop("links", None) or []
     for field, given, form in (("nodes", nodes, Mapping), ("links", links, list)):
-        if not isinstance(given, form) or (field == "links" and len(given) > LINKS_MOST):
+        if not isinstance(given, form) or (
+            field == "links" and len(given) > LINKS_MOST + HOPS_MOST
+        ):
             raise error_at(
                 locate,
                 (field,),
@@ -402,6 +405,12 @@ def convert_config(
             stray = next(str(key) for key in each if key != "link")
             raise error_at(locate, ("links", number, stray), "one-way links have no settings")
         config.hops += _hops(row, ("links", number), locate)
+    for what, count, most in (
+        ("links of switches", len(config.links), LINKS_MOST),
+        ("one-way links", len(config.hops), HOPS_MOST),
+    ):
+        if count > most:
+            raise error_at(locate, ("links",), f"{count} {what}: expected at most {most}")
     config.directory = directory
     for name, nic_data in (raw_nics or {}).items():
         config.nics[name] = convert_nic(name, nic_data, ("nics", name), locate, contained=contained)

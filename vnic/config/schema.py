@@ -44,6 +44,7 @@ MTU_LEAST, MTU_MOST = (
 QUEUES_MOST = 64
 ENGINES_MOST = 64
 LINKS_MOST = 512  # each has a port on two switches, and there are 1024 ports
+HOPS_MOST = 4096  # one-way links: some for each NIC
 ADDRESSES_MOST, ROUTES_MOST = 64, 256  # of a NIC; vnic.device.tap has the same bounds
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*(?!\n)$"
@@ -990,7 +991,7 @@ class Config(_Strict):
     links: Annotated[
         list[LinkConfig],
         Meta(
-            max_length=LINKS_MOST,
+            max_length=LINKS_MOST + HOPS_MOST,
             description="a list of links such as [lan -- dmz]",
             examples=[["lan -- dmz"]],
         ),

@@ -8,7 +8,7 @@ tree; a loop of elements would never end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 
 from dataplane.config.convert import did_you_mean
@@ -16,6 +16,7 @@ from dataplane.errors import ConfigError
 from vnic.config.schema import Config, HopConfig, LinkConfig, LinkVlanConfig
 
 PORTS_MOST = 1024  # of all switches together; switching.mac_table has the same bound
+ROW_MOST = 256  # elements that one-way links lead through one after the other; each is a C call within the last
 VLANS = range(4095)  # 0: frames without a tag
 Place = tuple[str | int, ...]
 
@@ -110,16 +111,19 @@ def _check_hops(config: Config) -> None:
     """Raises NetworkError for one-way links that cannot be."""
     leads: dict[tuple[str, int], HopConfig] = {}
     behind: dict[str, list[str]] = {}  # by NIC or element, the nodes and NICs it leads to
+    elements = config.elements
+    known = {**config.nics, **elements}
     for hop in config.hops:
-        _check_ends(config, hop)
+        _check_ends(config, known, hop)
         other = leads.setdefault((hop.source, hop.output), hop)
         if other is not hop:
             text = f"{hop.text}: there is {other.text} already; a packet can go one way only"
             raise NetworkError(("links",), text)
         behind.setdefault(hop.source, []).append(hop.target)
     _check_circles(behind, config)
-    for name, nic in config.nics.items():
-        for switch in _reached(name, behind, config) & config.switches.keys():
+    for name in behind.keys() & config.nics.keys():
+        nic = config.nics[name]
+        for switch in _reached(name, behind, elements) & config.switches.keys():
             # There is no port for its frames there.
             if nic.on is not None and nic.on != switch:
                 text = (
@@ -128,37 +132,45 @@ def _check_hops(config: Config) -> None:
                 raise NetworkError(("nics", name), text)
 
 
-def _check_ends(config: Config, hop: HopConfig) -> None:
-    known = [*config.nics, *config.elements]
+def _check_ends(config: Config, known: Mapping[str, object], hop: HopConfig) -> None:
+    """known: NICs and elements by name."""
     if hop.source in config.switches:
         text = f"{hop.source} is a switch: a one-way link begins at a NIC or an element"
         raise NetworkError(("links",), f"{hop.text}: {text}")
     if hop.source not in known:
-        text = f"there is no NIC or element {hop.source}; {did_you_mean(hop.source, known)}"
+        text = f"there is no NIC or element {hop.source}; {did_you_mean(hop.source, list(known))}"
         raise NetworkError(("links",), f"{hop.text}: {text}")
     if hop.source in config.nics and hop.output:
         raise NetworkError(("links",), f"{hop.text}: NIC {hop.source} has output 0 only")
     if hop.target not in known and hop.target not in config.switches:
-        known += config.switches
-        text = f"there is no node or NIC {hop.target}; {did_you_mean(hop.target, known)}"
+        ends = [*known, *config.switches]
+        text = f"there is no node or NIC {hop.target}; {did_you_mean(hop.target, ends)}"
         raise NetworkError(("links",), f"{hop.text}: {text}")
 
 
 def _check_circles(behind: dict[str, list[str]], config: Config) -> None:
-    """Raises NetworkError for a loop of elements. A path ends at a switch or NIC."""
+    """Raises NetworkError for a loop of elements, and for more in a row than an engine's stack is sure to
+    hold. A path ends at a switch or NIC."""
+    elements = config.elements
     inner = {
-        name: [target for target in targets if target in config.elements]
+        name: [target for target in targets if target in elements]
         for name, targets in behind.items()
-        if name in config.elements
+        if name in elements
     }
+    lengths: dict[str, int] = {}
     try:
-        TopologicalSorter(inner).prepare()
+        for name in TopologicalSorter(inner).static_order():
+            behind_it = (lengths[target] for target in inner.get(name, ()))
+            lengths[name] = 1 + max(behind_it, default=0)
     except CycleError as error:
         path = " -> ".join(reversed(error.args[1]))
         raise NetworkError(("links",), f"{path} is a loop; take out one of these") from None
+    if (longest := max(lengths.values(), default=0)) > ROW_MOST:
+        text = f"{longest} elements in a row: expected at most {ROW_MOST}"
+        raise NetworkError(("links",), text)
 
 
-def _reached(name: str, behind: dict[str, list[str]], config: Config) -> set[str]:
+def _reached(name: str, behind: dict[str, list[str]], elements: Mapping[str, object]) -> set[str]:
     """The nodes and NICs that what a NIC's container sends can come to by one-way links."""
     found: set[str] = set()
     pending = list(behind.get(name, ()))
@@ -166,7 +178,7 @@ def _reached(name: str, behind: dict[str, list[str]], config: Config) -> set[str
         each = pending.pop()
         if each not in found:
             found.add(each)
-            if each in config.elements:  # what comes to a NIC goes to its container
+            if each in elements:  # what comes to a NIC goes to its container
                 pending += behind.get(each, ())
     return found
 

@@ -165,7 +165,8 @@ def _put(host: SwitchHost, wires: Wires) -> None:
         for element, output, target in changes:
             element.connect(output, target)
 
-    others = [source for source in host.sources if source not in before.sources]
+    mine = set(before.sources)
+    others = [source for source in host.sources if source not in mine]
     with host.at_once():
         host.load([*others, *wires.sources], fresh, leaving)
         host.do(connect, {element for element, _, _ in changes})
