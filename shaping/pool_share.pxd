@@ -1,8 +1,9 @@
-"""PoolShare: bounds what several shapers together hold of a pool, in whichever engines they run.
+"""PoolShare: bounds the packets of a pool that several shapers hold together, also in different
+engines.
 
-Each shaper may hold one packet in any case, so that none starves, and also the frame that it is
-segmenting. Engines that check at the same moment may find the same room: the share may be exceeded
-by one batch for each further engine.
+Each shaper may always hold one packet, so that none starves, and the frame that it is segmenting.
+Engines that check at the same moment may find the same room, so the share may be exceeded by one
+batch per further engine.
 """
 from libc.stdint cimport uint32_t
 from dataplane.packet.pool cimport BATCH_MAX
@@ -27,7 +28,8 @@ cdef inline bint share_is_full(const Held *share, bint large) noexcept nogil:
 
 cdef inline uint32_t share_room(const Held *share) noexcept nogil:
     """Packets of either size for which there is room: at least 1, at most a batch."""
-    cdef uint32_t small = va_load_relaxed_u32(&share.small), large = va_load_relaxed_u32(&share.large)
+    cdef uint32_t small = va_load_relaxed_u32(&share.small), large = va_load_relaxed_u32(
+        &share.large)
     cdef uint32_t room = min(share.small_limit - small if small < share.small_limit else 0,
                              share.large_limit - large if large < share.large_limit else 0)
     return min(max(room, <uint32_t>1), <uint32_t>BATCH_MAX)

@@ -1,8 +1,9 @@
 """Shaper: a virtual-clock token bucket with a bounded queue.
 
-The virtual clock is the instant T at which the wire, were it as slow as the rate says, is done with what was sent so far. A packet may
-leave once now >= T; then T grows by bits / rate. T = next_ns + remainder / rate_bps, an exact fraction: nothing is ever rounded away,
-so no rate drifts, and a departure is the first whole nanosecond that is not before T.
+The virtual clock is the instant T at which a wire of the given rate would have finished all packets
+sent so far. A packet may leave once now >= T; then T grows by bits / rate. T = next_ns + remainder
+/ rate_bps is an exact fraction: nothing is rounded, so no rate drifts, and a packet departs at the
+first whole nanosecond that is not before T.
 """
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
@@ -11,29 +12,31 @@ from dataplane.packet.pool cimport Batch, Context, Packet
 from dataplane.graph.work cimport Work
 from shaping.pool_share cimport Held, PoolShare
 
-cdef struct Setting:             # what a rate means, worked out on control's side in Python's integers
+cdef struct Setting:             # derived from a rate by control, in Python's unbounded integers
     uint64_t rate_bps            # 0: unlimited
     uint64_t limit_bytes         # of the queue
-    uint32_t quantum_bytes       # wire bytes of 1 ms: a GSO frame worth more is split
+    uint32_t quantum_bytes       # wire bytes of 1 ms: longer GSO frames are split
 
 cdef class Shaper(Element):
     cdef Setting setting
-    cdef uint64_t next_ns        # T, whole nanoseconds
-    cdef uint64_t remainder      # T, the rest, in 1 / rate_bps nanoseconds; below rate_bps
+    cdef uint64_t next_ns        # whole nanoseconds of T
+    cdef uint64_t remainder      # fraction of T, in 1 / rate_bps nanoseconds; below rate_bps
     cdef uint64_t emptied_ns     # when the last packet left the queue
-    cdef readonly uint64_t burst_ns      # how far T may lie behind now when a packet finds the queue empty
+    cdef readonly uint64_t burst_ns      # how far T may lie behind a packet that finds no queue
     cdef object _queue_ns                # int, or None where the limit was given in bytes
     cdef object _queue_bytes
-    cdef uint32_t head           # the queue: linked through Packet.next, oldest first
+    cdef uint32_t head           # of the queue, linked by Packet.next, oldest first
     cdef uint32_t tail
-    cdef uint32_t small_held     # buffers of each size in the queue, and how many it may take of the pool
+    cdef uint32_t small_held     # buffers of each size in the queue
     cdef uint32_t large_held
-    cdef uint32_t small_limit
+    cdef uint32_t small_limit    # bounds on them
     cdef uint32_t large_limit
-    cdef Held *share             # what others hold, too, of a share of the pool; NULL: it has none
-    cdef PoolShare _share        # whose that is
-    cdef uint32_t split_index    # the frame at whose pieces the queue begins, when they did not fit one batch; else NO_PACKET
-    cdef uint32_t split_done     # bytes of its payload already cut
+    cdef Held *share             # counts shared with other shapers; NULL: none
+    cdef PoolShare _share        # the owner of `share`
+    # the frame that is being split into the pieces at the head of the queue, because they did not
+    # fit one batch; else NO_PACKET
+    cdef uint32_t split_index
+    cdef uint32_t split_done     # bytes of its payload already split off
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil
     cdef void tick(self, Context *ctx) noexcept nogil
 
@@ -44,9 +47,12 @@ cdef class Shaper(Element):
     cdef void enqueue_part(self, Context *ctx, uint32_t index) noexcept nogil
     cdef uint32_t dequeue(self, Context *ctx, uint32_t wire_bytes) noexcept nogil
     cdef void release_due(self, Context *ctx) noexcept nogil
-    cdef uint32_t segments_each(self, Context *ctx, uint32_t index, uint32_t wire_bytes) noexcept nogil
-    cdef bint split_head(self, Context *ctx, uint32_t segments_each, uint32_t wire_bytes) noexcept nogil
-    cdef bint begin_queue(self, uint64_t now_ns, const Packet *p, uint32_t wire_bytes) noexcept nogil
+    cdef uint32_t segments_each(self, Context *ctx, uint32_t index,
+                                uint32_t wire_bytes) noexcept nogil
+    cdef bint split_head(self, Context *ctx, uint32_t segments_each,
+                         uint32_t wire_bytes) noexcept nogil
+    cdef bint begin_queue(self, uint64_t now_ns, const Packet *p,
+                          uint32_t wire_bytes) noexcept nogil
 
     @cython.final
     cdef void end_idle(self, uint64_t now_ns) noexcept nogil
@@ -56,7 +62,7 @@ cdef class Shaper(Element):
     cdef void apply(self, const Setting *setting, uint64_t now_ns) noexcept nogil
 
 cdef class SetRate(Work):
-    # A change of rate on its way through the engine's mailbox: needs no GIL there.
+    # A change of rate as Work, which needs no GIL.
     cdef Shaper shaper
     cdef Setting setting
     cdef void run(self, Context *ctx) noexcept nogil

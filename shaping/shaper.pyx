@@ -14,17 +14,19 @@ from dataplane import units
 from dataplane.errors import ConfigError, VnicError
 from dataplane.graph.handlers import Handler
 from dataplane.packet.queue import with_packed_packets
-from dataplane.units import format_rate, format_size, format_time, parse_rate, parse_size, parse_time
+from dataplane.units import (format_rate, format_size, format_time, parse_rate, parse_size,
+                             parse_time)
 
-# 8 bits a byte, 10^9 ns a second: a packet of n bytes takes n * BYTE_COST / rate_bps ns. The most a frame can be worth (a GSO frame whose
-# segments have one byte each) is below 1.21e9 bytes, so n * BYTE_COST + remainder stays below 2^64 for every rate allowed.
+# 8 bits per byte, 10^9 ns per second: a packet of n bytes takes n * BYTE_COST / rate_bps ns. The
+# largest n, of a GSO frame with segments of one byte, is below 1.21e9, so n * BYTE_COST + remainder
+# stays below 2^64 for every permitted rate.
 cdef uint64_t BYTE_COST = 8 * 1000000000
 
 UNLIMITED = "none"
-QUANTUM_NS = 1_000_000           # a GSO frame worth more than this is split
+QUANTUM_NS = 1_000_000           # GSO frames that take longer are split
 
 cdef enum:
-    CATCH_UP_NS = 100000000      # the most lateness that is made up by packets which come after it
+    CATCH_UP_NS = 100000000      # bound on an engine's lateness that later packets may make up
 
 # DROP_REASONS
 cdef enum:
@@ -47,83 +49,91 @@ cdef enum:
 cdef class Shaper(Element):
     """Limits the rate; packets that exceed it wait in a bounded queue.
 
-    Each NIC has one for each direction (`egress: {rate: ...}`); a chain may have more, for some of
-    the packets.
+    Each NIC has one per direction (`egress: {rate: ...}`); a chain may have more, for some of the
+    packets.
 
     Synopsis:  a >> Shaper(rate="100mbit", queue="100ms", name="limit") >> b
     Ports:     1 input, 1 output; packets leave in order.
-    Config:    rate: A rate such as "100mbit" or a number of bit/s, 1 kbit/s to 10 Tbit/s. None, "none" or 0: no limit, batches pass
-                   at once. Bits of layer-2 frames count, without preamble and FCS; a GSO frame counts as its segments do.
-               queue: Packets that may wait, in bytes on the wire: as time at the current rate ("100ms", int ns) or as a size
-                   ("256kb"). An empty queue takes one packet of any length. Besides, at most a quarter of the packet
-                   pool's buffers of either size may wait, and together with other shapers of a share what the share
-                   allows (see `join`).
-               burst: Credit that the shaper gains while it is idle, as time at the current rate ("250us", int ns): a source that
-                   is a little late still gets its full rate. The longest burst of a punctual engine is `burst` and one frame
-                   (at most 1 ms, or one packet). Lateness of the engine is made up in full by packets that wait meanwhile, and
-                   up to 100 ms of it by packets that come at once when they leave the queue empty.
-    Drops:     queue_full: the queue was full when the packet came (tail drop); the cut-off end of a GSO frame counts as one
+    Config:    rate: A rate such as "100mbit" or a number of bit/s, 1 kbit/s to 10 Tbit/s. None,
+                   "none" or 0: no limit, batches pass at once. Bits of layer-2 frames count,
+                   without preamble and FCS; a GSO frame counts as its segments do.
+               queue: Bound on waiting packets, in bytes on the wire: as time at the current rate
+                   ("100ms", int ns) or as a size ("256kb"). An empty queue takes one packet of any
+                   length. At most a quarter of the packet pool's buffers of either size may wait,
+                   and all shapers of a share may hold only as many as it allows (see `join`).
+               burst: Credit that the shaper gains while it is idle, as time at the current rate
+                   ("250us", int ns): a source that is a little late still gets its full rate. The
+                   longest burst of a punctual engine is `burst` and one frame (at most 1 ms, or one
+                   packet). An engine's lateness is made up in full by packets that wait meanwhile,
+                   and up to 100 ms of it by packets that arrive immediately after these have
+                   emptied the queue.
+    Drops:     queue_full: the queue was full when the packet arrived (tail drop); the cut-off end
+                   of a GSO frame counts as one
                no_buffer: no buffer for a segment of a GSO frame
                released: packets that waited when the element was removed
     Counters:  passed: packets that left at once
                delayed: packets that waited
-               split: GSO frames that were cut
+               split: GSO frames that were split
                sent_bytes: bytes on the wire that left while there was a rate
                queue_bytes: bytes that wait now
-               queue_bytes_max: most bytes that ever waited
+               queue_bytes_max: maximum of queue_bytes
                sojourn_max_ns: longest wait
                sojourn_ns: sum of all waits; divide it by passed + delayed for the mean
-    Handlers:  counters; rate (read, write, live); queue (read). After a change of rate, packets
-               that wait stay in place, and the bits still owed for the last packet are paid at the
-               new rate. The rate "none" is no limit.
+    Handlers:  counters; rate (read, write, live); queue (read). A change of rate leaves waiting
+               packets in place, and the rest of the last packet's transmission time is converted to
+               the new rate. The rate "none" is no limit.
     Threads:   any one engine
     Cost:      see shaping/README.md
-    Example:   The container sends at 20 Mbit/s at most, and at most 10 ms of it wait.
+    Example:   The container sends at most 20 Mbit/s, of which at most 10 ms wait.
                nics:
                  web:
                    netns: /run/netns/web
                    egress: {elements: [{element: Shaper, rate: 20mbit, queue: 10ms, name: limit}]}
                  db: {netns: /run/netns/db}
 
-    A GSO frame worth more than 1 ms of the rate is cut, when its turn comes, into GSO frames of as
-    many segments as fit into 1 ms (at least one). Until then it stays one packet, so that a queue
-    holds few buffers, and a change of rate finds frames that are still whole.
+    A GSO frame that takes more than 1 ms at the rate is split, when it reaches the head of the
+    queue, into GSO frames of as many segments as fit into 1 ms (at least one). Until then it stays
+    one packet, so that a queue holds few buffers and a change of rate applies to whole frames.
 
-    The queue's bound counts segments, as if every GSO frame were cut before it is queued: of a
-    frame that does not fit, the first segments that do are queued and the others are dropped, as
-    Linux' tbf does. So a GSO frame makes no packet wait longer than the bound says, and TCP loses
-    the segments that exceed it, not the whole frame.
+    The queue's bound counts segments, as if GSO frames were segmented before they are queued: of a
+    frame that does not fit, the first segments that fit are queued and the others are dropped, as
+    Linux' tbf does. So a GSO frame makes no packet wait longer than the bound, and TCP loses only
+    the segments that exceed it.
 
-    The algorithm is the generic cell rate algorithm as virtual scheduling (ITU-T I.371, annex A), with a queue in place of a
-    policer's drop.
+    The algorithm is the generic cell rate algorithm in its virtual scheduling form (ITU-T I.371,
+    annex A), with a queue in place of a policer's drop.
     """
 
     DROP_REASONS = ("queue_full", "no_buffer", "released")
-    COUNTERS = ("passed", "delayed", "split", "sent_bytes", "queue_bytes", "queue_bytes_max", "sojourn_max_ns", "sojourn_ns")
+    COUNTERS = ("passed", "delayed", "split", "sent_bytes", "queue_bytes", "queue_bytes_max",
+                "sojourn_max_ns", "sojourn_ns")
     TICKS = True
     STATE_VERSION = 2
     UPGRADES = {1: with_packed_packets}
     HANDLERS = {
-        "rate": Handler(read="get_rate", write="prepare_rate", argument="rate", help="the rate, such as 10mbit; none: no limit"),
-        "queue": Handler(read="get_queue", help="packets and bytes that wait, and the limit in bytes"),
+        "rate": Handler(read="get_rate", write="prepare_rate", argument="rate",
+                        help="the rate, such as 10mbit; none: no limit"),
+        "queue": Handler(read="get_queue",
+                         help="packets and bytes that wait, and the limit in bytes"),
     }
 
     def __init__(self, rate=None, queue="100ms", burst="250us", *, name=None):
         self._queue_ns, self._queue_bytes = _queue_limit(self.name, queue)
         burst_ns = _nanoseconds(self.name, "burst", burst)
         if burst_ns > 1_000_000_000:
-            raise ConfigError(f"{self.name}: burst {burst!r} is longer than 1s; make it about what timers are late, such as 250us")
+            raise ConfigError(f"{self.name}: burst {burst!r} is longer than 1s; "
+                              "make it about what timers are late, such as 250us")
         self.burst_ns = burst_ns
         self.head = self.tail = self.split_index = NO_PACKET
         _work_out(self, &self.setting, _rate(self.name, rate))
 
     def initialize(self):
         cdef Engine engine = self.engine
-        # A queue in time can be many packets; it must leave the others of the pool to the rest of the graph.
+        # A queue bounded by time can be many packets: leave most of the pool to other elements.
         self.small_limit = max(engine.pool.small_count // 4, 1)
         self.large_limit = max(engine.pool.large_count // 4, 1)
 
-    # -- the packet path ---------------------------------------------------------------------------------------------------
+    # -- the packet path ---------------------------------------------------------------------------
 
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
         cdef uint32_t i
@@ -131,13 +141,14 @@ cdef class Shaper(Element):
             self.counters.extra[PASSED] += batch.count
             self.emit(ctx, 0, batch)
             return
-        if batch.count == 1 and self.head == NO_PACKET and self.pass_at_once(ctx, &ctx.packets[batch.index[0]]):
+        if (batch.count == 1 and self.head == NO_PACKET
+                and self.pass_at_once(ctx, &ctx.packets[batch.index[0]])):
             self.emit(ctx, 0, batch)
             return
-        self.release_due(ctx)                  # first: what is due makes room
+        self.release_due(ctx)                  # first, to make room
         for i in range(batch.count):
             if not self.enqueue(ctx, batch.index[i]):
-                self.release_due(ctx)          # the first of this very batch may be due
+                self.release_due(ctx)          # packets of this batch may be due already
                 if not self.enqueue(ctx, batch.index[i]):
                     self.enqueue_part(ctx, batch.index[i])
         self.release_due(ctx)
@@ -147,8 +158,9 @@ cdef class Shaper(Element):
 
     @cython.final
     cdef bint pass_at_once(self, Context *ctx, Packet *p) noexcept nogil:
-        """Counts a packet that comes alone to an empty queue and may leave at once, as `enqueue` and `dequeue` would: most packets of
-        a link that is not full. False, with nothing counted: it waits, or may have to be cut."""
+        """The fast path for a lone packet that finds the queue empty and may leave at once, as most
+        do on a link that is not full: counts it as `enqueue` and `dequeue` would. False, with
+        nothing counted: it must wait, or may have to be split."""
         cdef uint64_t cost
         cdef uint32_t wire_bytes
         if p.gso_type != GSO_NONE:
@@ -164,13 +176,14 @@ cdef class Shaper(Element):
         p.next = NO_PACKET
         self.counters.extra[PASSED] += 1
         self.counters.extra[SENT_BYTES] += wire_bytes
-        self.counters.extra[QUEUE_BYTES_MAX] = max(self.counters.extra[QUEUE_BYTES_MAX], <uint64_t>wire_bytes)
+        self.counters.extra[QUEUE_BYTES_MAX] = max(self.counters.extra[QUEUE_BYTES_MAX],
+                                                   <uint64_t>wire_bytes)
         if self.deadline_ns != NEVER:
             self.set_timer(ctx, NEVER)
         return True
 
     cdef bint enqueue(self, Context *ctx, uint32_t index) noexcept nogil:
-        """False: the queue is full."""
+        """Appends a packet to the queue; False: the queue is full."""
         cdef Packet *p = &ctx.packets[index]
         cdef uint32_t wire_bytes = packet_wire_bytes(p)
         cdef bint large = index >= ctx.small_count
@@ -179,14 +192,15 @@ cdef class Shaper(Element):
                 return False
             self.head = index
         elif (self.counters.extra[QUEUE_BYTES] + wire_bytes > self.setting.limit_bytes
-              or (self.large_held >= self.large_limit if large else self.small_held >= self.small_limit)
+              or (self.large_held >= self.large_limit if large
+                  else self.small_held >= self.small_limit)
               or (self.share != NULL and share_is_full(self.share, large))):
             return False
         else:
             ctx.packets[self.tail].next = index
         self.tail = index
         p.next = NO_PACKET
-        p.release_ns = ctx.now_ns              # when it came, until it goes
+        p.release_ns = ctx.now_ns              # time of arrival while it waits
         self.count_held(ctx, index, 1)
         self.counters.extra[QUEUE_BYTES] += wire_bytes
         if self.counters.extra[QUEUE_BYTES] > self.counters.extra[QUEUE_BYTES_MAX]:
@@ -194,13 +208,12 @@ cdef class Shaper(Element):
         return True
 
     cdef uint32_t segments_that_fit(self, const Packet *p) noexcept nogil:
-        """Of a GSO frame that the queue has no room for: how many segments of it the queue's bytes
-        have room for. An empty queue has room for one at least. 0: none, or the frame is none of
-        several segments."""
+        """How many segments of a GSO frame that does not fit the queue has bytes for; an empty
+        queue has room for at least one. 0: none, or not a GSO frame of several segments."""
         cdef uint32_t segment_bytes = <uint32_t>p.header_length + p.gso_size
         cdef uint64_t waiting = self.counters.extra[QUEUE_BYTES], count = 0
-        # Without Parse the offload fields have not been checked against the headers: such a frame
-        # is not cut.
+        # can_segment: without Parse the offload fields are not validated, so such a frame is not
+        # split
         if p.gso_type == GSO_NONE or not can_segment(p) or p.length - p.header_length <= p.gso_size:
             return 0
         if self.setting.limit_bytes > waiting:
@@ -210,13 +223,12 @@ cdef class Shaper(Element):
         return <uint32_t>min(count, <uint64_t>0xFFFFFFFF)
 
     cdef void enqueue_part(self, Context *ctx, uint32_t index) noexcept nogil:
-        """The queue is full for this packet: drops it, but for the first segments of a GSO frame,
-        as many as the queue has room for."""
+        """Drops a packet that does not fit, except for as many first segments of a GSO frame as the
+        queue has room for."""
         cdef Packet *p = &ctx.packets[index]
         cdef uint32_t count = self.segments_that_fit(p), done = 0, lost
         cdef Batch part
-        # All would fit by their bytes: then it is buffers of the pool that the queue may have no
-        # more of.
+        # if all segments would fit by their bytes, the bound on buffers was reached instead
         if count and <uint64_t>count * p.gso_size < p.length - p.header_length:
             part.count = 0
             lost = segment(ctx, index, count, &done, &part, 1)
@@ -226,9 +238,10 @@ cdef class Shaper(Element):
                 self.drop(ctx, part.index[0], QUEUE_FULL)
         self.drop(ctx, index, QUEUE_FULL)
 
-    cdef bint begin_queue(self, uint64_t now_ns, const Packet *p, uint32_t wire_bytes) noexcept nogil:
-        """A packet comes to an empty queue, which takes one of any length. False: a GSO frame
-        longer than the queue, see enqueue_part."""
+    cdef bint begin_queue(self, uint64_t now_ns, const Packet *p,
+                          uint32_t wire_bytes) noexcept nogil:
+        """Called for a packet that finds the queue empty, which takes one of any length. False: a
+        GSO frame longer than the queue, see enqueue_part."""
         if wire_bytes > self.setting.limit_bytes and self.segments_that_fit(p):
             return False
         self.end_idle(now_ns)
@@ -236,10 +249,12 @@ cdef class Shaper(Element):
 
     @cython.final
     cdef void end_idle(self, uint64_t now_ns) noexcept nogil:
-        """A packet comes to an empty queue: of the time that the wire stood idle, no more than the burst may be made up."""
+        """Called for a packet that finds the queue empty: limits the credit for the idle time to
+        the burst."""
         cdef uint64_t credit_ns = self.burst_ns, late_ns, idle_ns = now_ns - self.emptied_ns
-        # Unless the queue ran empty only because we were late: those whose packets we kept (TCP's acknowledgements come back at once)
-        # would have sent more in time. The sooner they do, the more of that lateness is still theirs.
+        # Except that a late engine may have emptied the queue: the senders of its packets (TCP
+        # waits for acknowledgements) would have sent more in time. They get the lateness as credit,
+        # less the time that they let pass since.
         if self.emptied_ns > self.next_ns:
             late_ns = min(self.emptied_ns - self.next_ns, <uint64_t>CATCH_UP_NS)
             if late_ns > idle_ns and late_ns - idle_ns > credit_ns:
@@ -260,7 +275,7 @@ cdef class Shaper(Element):
         self.small_held, self.large_held = small, large
 
     cdef uint32_t dequeue(self, Context *ctx, uint32_t wire_bytes) noexcept nogil:
-        """Takes the head out of the queue, which is not empty."""
+        """Removes and returns the head of the queue, which is not empty."""
         cdef uint32_t index = self.head
         cdef Packet *p = &ctx.packets[index]
         cdef uint64_t waited_ns = ctx.now_ns - p.release_ns
@@ -280,18 +295,19 @@ cdef class Shaper(Element):
         return index
 
     cdef void release_due(self, Context *ctx) noexcept nogil:
-        """Forwards everything whose time has come and sets the deadline to that of the next packet."""
+        """Forwards the packets that are due and sets the deadline for the next one."""
         cdef Batch out
         cdef uint64_t rate = self.setting.rate_bps, cost
         cdef uint32_t wire_bytes, each
         out.count = 0
         while self.head != NO_PACKET:
-            if rate and (ctx.now_ns < self.next_ns or (ctx.now_ns == self.next_ns and self.remainder)):
+            if rate and (ctx.now_ns < self.next_ns
+                         or (ctx.now_ns == self.next_ns and self.remainder)):
                 break                          # never early, not by a fraction of a nanosecond
             wire_bytes = packet_wire_bytes(&ctx.packets[self.head])
             each = self.segments_each(ctx, self.head, wire_bytes)
             if each and self.split_head(ctx, each, wire_bytes):
-                continue                       # another head, or the same with the next pieces before it
+                continue                       # the queue has another head now
             if out.count == BATCH_MAX:
                 self.emit(ctx, 0, &out)
                 out.count = 0
@@ -312,15 +328,17 @@ cdef class Shaper(Element):
         else:
             self.set_timer(ctx, self.next_ns + (1 if self.remainder else 0))
 
-    # -- splitting ---------------------------------------------------------------------------------------------------------
+    # -- splitting ---------------------------------------------------------------------------------
 
-    cdef uint32_t segments_each(self, Context *ctx, uint32_t index, uint32_t wire_bytes) noexcept nogil:
-        """Segments a piece of this frame may have; 0 where the frame goes whole."""
+    cdef uint32_t segments_each(self, Context *ctx, uint32_t index,
+                                uint32_t wire_bytes) noexcept nogil:
+        """Segments per piece of this frame; 0 if it is not to be split."""
         cdef const Packet *p = &ctx.packets[index]
         cdef uint32_t each, segment_bytes
         if wire_bytes <= self.setting.quantum_bytes and index != self.split_index:
             return 0
-        # Without Parse nobody has checked the offload fields against the headers: such a frame goes whole.
+        # can_segment: without Parse the offload fields are not validated, so such a frame is not
+        # split
         if p.gso_type == GSO_NONE or not can_segment(p):
             return 0
         segment_bytes = <uint32_t>p.header_length + p.gso_size
@@ -328,11 +346,13 @@ cdef class Shaper(Element):
         if each == 0:
             each = 1
         if index != self.split_index and p.length - p.header_length <= <uint64_t>each * p.gso_size:
-            return 0                           # one piece already
+            return 0
         return each
 
-    cdef bint split_head(self, Context *ctx, uint32_t segments_each, uint32_t wire_bytes) noexcept nogil:
-        """Puts pieces of the head, at most a batch of them, before it or in its place. False: it cannot be cut and goes whole."""
+    cdef bint split_head(self, Context *ctx, uint32_t segments_each,
+                         uint32_t wire_bytes) noexcept nogil:
+        """Inserts at most a batch of pieces of the head before it, or in its place once all are
+        cut. False: it cannot be split."""
         cdef uint32_t index = self.head, after = self.head, lost, i, done
         cdef Packet *p = &ctx.packets[index]
         cdef bint first = index != self.split_index
@@ -346,7 +366,7 @@ cdef class Shaper(Element):
             if self.split_done == done or pieces.count + lost == 0:
                 vnic_check(pieces.count == 0, "no pieces without progress")
                 return False
-            # From now on the first piece stands for the frame in the books; the frame is only a store of payload.
+            # from now on the counters have the pieces in place of the frame
             self.count_held(ctx, index, -1)
             self.counters.extra[QUEUE_BYTES] -= wire_bytes
             self.counters.extra[SPLIT] += 1
@@ -354,12 +374,13 @@ cdef class Shaper(Element):
         self.counters.generated += pieces.count + lost - (1 if first else 0)
         self.counters.drops[NO_BUFFER] += lost
         if self.split_done == done or self.split_done >= p.length - p.header_length:
-            after = p.next                     # used up (or stuck, which must not hold up the queue)
+            # finished, or no progress: that must not block the queue
+            after = p.next
             self.split_index = NO_PACKET
             if self.tail == index:
                 self.tail = pieces.index[pieces.count - 1] if pieces.count else NO_PACKET
         self.head = after
-        for i in range(pieces.count, 0, -1):   # last first: each links to what follows it
+        for i in range(pieces.count, 0, -1):   # backwards, since each links to its successor
             ctx.packets[pieces.index[i - 1]].next = self.head
             ctx.packets[pieces.index[i - 1]].release_ns = p.release_ns
             self.head = pieces.index[i - 1]
@@ -369,35 +390,37 @@ cdef class Shaper(Element):
             packet_free(ctx, index)
         return True
 
-    # -- control -----------------------------------------------------------------------------------------------------------
+    # -- control -----------------------------------------------------------------------------------
 
     cdef void apply(self, const Setting *setting, uint64_t now_ns) noexcept nogil:
-        """Another rate from now on. What the wire still owes of the packet before, in bits, is owed at the new rate."""
+        """Changes the rate now. The remaining bits of the last packet are sent at the new rate."""
         cdef uint64_t owed
         if self.setting.rate_bps == 0 or setting.rate_bps == 0:
             self.next_ns, self.remainder = now_ns, 0
         elif self.next_ns >= now_ns:
-            # In bits x 10^9; at most what one frame is worth, see BYTE_COST.
+            # in bits x 10^9; at most one frame's, see BYTE_COST
             owed = (self.next_ns - now_ns) * self.setting.rate_bps + self.remainder
             self.next_ns = now_ns + owed // setting.rate_bps
             self.remainder = owed % setting.rate_bps
         else:
-            # Late or idle: credit is time, and no more of it than the burst may be spent at another rate.
+            # late or idle: the credit is time, limited to the burst
             self.remainder = 0
             if now_ns - self.next_ns > self.burst_ns:
                 self.next_ns = now_ns - self.burst_ns
         self.setting = setting[0]
 
     def join(self, PoolShare share not None):
-        """From now on it holds no more packets than the others of the share leave. Raises ConfigError for a shaper that runs."""
+        """Makes the shaper count its packets in `share` and respect its bounds. Raises ConfigError
+        for a shaper that runs."""
         if self.engine is not None or self.share != NULL:
             raise ConfigError(f"{self.name}: runs already, or has a share; make a new one")
         self._share, self.share = share, &share.held
 
     def set_rate(self, rate):
-        """Changes the rate of a running element (any thread); None or 0 lifts the limit and lets go what waits, in order.
+        """Changes the rate of a running element, from any thread; None or 0 removes the limit and
+        forwards the waiting packets, in order.
 
-        Raises ConfigError for what is no rate, and then nothing has changed.
+        Raises ConfigError for an invalid rate, and then nothing has changed.
         """
         cdef SetRate work = self.prepare_rate(rate)
         if self.engine is None:
@@ -406,7 +429,8 @@ cdef class Shaper(Element):
             self.engine.post(work)
 
     def prepare_rate(self, rate):
-        """The Work that changes the rate, see `set_rate`. Raises ConfigError for what is no rate; nothing has changed."""
+        """The Work that changes the rate, see `set_rate`. Raises ConfigError for an invalid
+        rate."""
         cdef SetRate work = SetRate(self)
         _work_out(self, &work.setting, _rate(self.name, rate))
         return work
@@ -416,9 +440,10 @@ cdef class Shaper(Element):
         return format_rate(self.setting.rate_bps) if self.setting.rate_bps else UNLIMITED
 
     def get_queue(self):
-        """What waits: `packets`, `bytes` on the wire, and `limit_bytes`, how many may at the
-        current rate (None: no rate)."""
-        return {"packets": self.counters.held, "bytes": self.counters.extra[QUEUE_BYTES], "limit_bytes": self.queue_limit_bytes}
+        """The queue: `packets`, `bytes` on the wire, and their bound at the current rate,
+        `limit_bytes` (None: no rate)."""
+        return {"packets": self.counters.held, "bytes": self.counters.extra[QUEUE_BYTES],
+                "limit_bytes": self.queue_limit_bytes}
 
     @property
     def rate_bps(self):
@@ -427,12 +452,11 @@ cdef class Shaper(Element):
 
     @property
     def queue_limit_bytes(self):
-        """Wire bytes that may wait at the current rate; None while there is none, since nothing
-        waits then."""
+        """Wire bytes that may wait at the current rate; None without a rate, when nothing waits."""
         return self.setting.limit_bytes if self.setting.rate_bps else None
 
     def memory_bytes(self):
-        """Of the packets that wait, as much of the pool as they take; the frame that is being cut is one of them."""
+        """The pool's bytes that the waiting packets use, with the frame that is being split."""
         cdef Engine engine = self.engine
         cdef uint32_t cut = self.split_index       # read once: the engine may be running
         cdef uint64_t small = self.small_held, large = self.large_held
@@ -442,7 +466,8 @@ cdef class Shaper(Element):
         return packet_memory(small, large)
 
     def describe(self):
-        queue = format_time(self._queue_ns) if self._queue_bytes is None else format_size(self._queue_bytes)
+        queue = (format_time(self._queue_ns) if self._queue_bytes is None
+                 else format_size(self._queue_bytes))
         if self.setting.rate_bps == 0:
             return {"rate": "unlimited", "queue": queue}
         found = {"rate": format_rate(self.setting.rate_bps), "queue": queue}
@@ -451,20 +476,24 @@ cdef class Shaper(Element):
         return found
 
     def save_state(self):
-        """`rate_bps`; `next_ns` and `remainder`: the virtual clock (see shaper.pxd); `emptied_ns`; `packets`: the queue, packed, oldest
-        first, each with its arrival in Packet.release_ns; `split`: [index, bytes done] of the frame in the queue that is
-        being cut, or None. Queue limit and burst are configuration."""
+        """`rate_bps`; `next_ns` and `remainder`: the virtual clock (see shaper.pxd); `emptied_ns`;
+        `packets`: the queue, packed, oldest first, each with its arrival in Packet.release_ns;
+        `split`: [index, bytes done] of the frame in the queue that is being split, or None. Queue
+        limit and burst are configuration."""
         cdef Engine engine = self.engine
-        # The frame that is being cut is in the queue, and is not counted as held: its pieces are.
+        # the frame that is being split is in the queue, too, but only its pieces count as held
         cdef uint32_t count = self.small_held + self.large_held + (self.split_index != NO_PACKET)
         packets = b"" if engine is None else queue_packed(engine.ctx.packets, self.head, count)
-        return {"rate_bps": self.setting.rate_bps, "next_ns": self.next_ns, "remainder": self.remainder, "emptied_ns": self.emptied_ns,
-                "packets": packets, "split": None if self.split_index == NO_PACKET else [self.split_index, self.split_done]}
+        split = None if self.split_index == NO_PACKET else [self.split_index, self.split_done]
+        return {"rate_bps": self.setting.rate_bps, "next_ns": self.next_ns,
+                "remainder": self.remainder, "emptied_ns": self.emptied_ns, "packets": packets,
+                "split": split}
 
     def load_state(self, dict state):
         cdef Engine engine = self.engine
         cdef Context *ctx = engine.ctx
-        cdef uint64_t rate, next_ns, remainder, emptied_ns, now_ns = engine.clock.now_ns, waiting_bytes = 0
+        cdef uint64_t rate, next_ns, remainder, emptied_ns
+        cdef uint64_t now_ns = engine.clock.now_ns, waiting_bytes = 0
         cdef uint32_t i, index, head, split_index = NO_PACKET, split_done = 0
         cdef uint32_t small = 0, large = 0
         cdef bint found = False
@@ -474,7 +503,8 @@ cdef class Shaper(Element):
             if type(state["rate_bps"]) is not int:
                 raise ValueError("no rate")
             rate = _rate(self.name, state["rate_bps"])
-            next_ns, remainder, emptied_ns, packets = state["next_ns"], state["remainder"], state["emptied_ns"], state["packets"]
+            next_ns, remainder = state["next_ns"], state["remainder"]
+            emptied_ns, packets = state["emptied_ns"], state["packets"]
             if state["split"] is not None:
                 split_index, split_done = state["split"]
             if len(state) != 6:
@@ -482,24 +512,30 @@ cdef class Shaper(Element):
             head = queue_head(ctx.packets, ctx.total_count, packets)
         except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
             raise VnicError(f"{self.name}: its state is not that of a Shaper: {error}") from None
-        # What one frame may owe is below 2^64 (see BYTE_COST).
+        # one frame takes below 2^64 / rate, see BYTE_COST
         if emptied_ns > now_ns or remainder >= max(rate, <uint64_t>1) or (
-                next_ns > now_ns and (rate == 0 or next_ns - now_ns > 0xFFFFFFFFFFFFFFFFull // rate)):
-            raise VnicError(f"{self.name}: its clock says {next_ns} ns, which cannot be at {now_ns} ns and {rate} bit/s")
+                next_ns > now_ns and (rate == 0
+                                      or next_ns - now_ns > 0xFFFFFFFFFFFFFFFFull // rate)):
+            raise VnicError(f"{self.name}: its clock says {next_ns} ns, "
+                            f"which cannot be at {now_ns} ns and {rate} bit/s")
         indices = queue_indices(packets)
         for i in range(queue_length(packets)):
             index = indices[i]
-            if index == split_index:               # it is in the books as its pieces
+            if index == split_index:               # counted as its pieces
                 found = True
                 continue
             waiting_bytes += packet_wire_bytes(&ctx.packets[index])
             small += index < ctx.small_count
             large += index >= ctx.small_count
-        if split_index != NO_PACKET and (not found or not can_segment(&ctx.packets[split_index]) or split_done
-                                         >= ctx.packets[split_index].length - ctx.packets[split_index].header_length):
-            raise VnicError(f"{self.name}: packet {split_index} cannot be the one that is being cut")
+        if split_index != NO_PACKET and (
+                not found or not can_segment(&ctx.packets[split_index])
+                or split_done >= (ctx.packets[split_index].length
+                                  - ctx.packets[split_index].header_length)):
+            raise VnicError(f"{self.name}: packet {split_index} cannot be the one that is being "
+                            f"cut")
         if self.counters.held != small + large or self.counters.extra[QUEUE_BYTES] != waiting_bytes:
-            raise VnicError(f"{self.name}: {small + large} packets of {waiting_bytes} bytes wait, its counters say {self.counters.held} "
+            raise VnicError(f"{self.name}: {small + large} packets of {waiting_bytes} bytes wait, "
+                            f"its counters say {self.counters.held} "
                             f"of {self.counters.extra[QUEUE_BYTES]}")
         _work_out(self, &self.setting, rate)
         self.next_ns, self.remainder, self.emptied_ns = next_ns, remainder, emptied_ns
@@ -523,7 +559,8 @@ cdef class Shaper(Element):
         index = self.head
         while index != NO_PACKET:
             following = engine.ctx.packets[index].next
-            counted = index != self.split_index        # a frame being split is in the books as its pieces
+            # a frame being split is counted as its pieces
+            counted = index != self.split_index
             if counted:
                 self.count_held(engine.ctx, index, -1)
                 self.drop(engine.ctx, index, RELEASED)
@@ -536,14 +573,14 @@ cdef class Shaper(Element):
 
 
 cdef class SetRate(Work):
-    """A change of rate, run on the engine's thread."""
+    """A change of rate, made on the engine's thread."""
 
     def __init__(self, Shaper shaper):
         self.shaper = shaper
 
     @property
     def rate_bps(self):
-        """The rate that is to be, in bit/s; 0 means unlimited."""
+        """The new rate in bit/s; 0 means unlimited."""
         return self.setting.rate_bps
 
     cdef void run(self, Context *ctx) noexcept nogil:
@@ -552,13 +589,14 @@ cdef class SetRate(Work):
 
 
 cdef int _work_out(Shaper shaper, Setting *setting, rate_bps) except -1:
-    """What the rate means for the queue and for GSO frames, without overflow at any rate."""
+    """Fills `setting` for a rate, without overflow at any rate."""
     limit = shaper._queue_bytes
     if limit is None:
         limit = rate_bps * shaper._queue_ns // int(BYTE_COST)
     setting.rate_bps = rate_bps
-    setting.limit_bytes = min(limit, 1 << 62) if rate_bps else 1 << 62     # without a rate nothing waits
-    setting.quantum_bytes = min(rate_bps * QUANTUM_NS // int(BYTE_COST), 0xFFFFFFFF) if rate_bps else 0xFFFFFFFF
+    setting.limit_bytes = min(limit, 1 << 62) if rate_bps else 1 << 62     # no limit without a rate
+    setting.quantum_bytes = (min(rate_bps * QUANTUM_NS // int(BYTE_COST), 0xFFFFFFFF)
+                             if rate_bps else 0xFFFFFFFF)
     return 0
 
 
@@ -572,7 +610,8 @@ def _rate(name, rate):
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from None
     if rate != 0 and not units.RATE_LEAST_BPS <= rate <= units.RATE_MOST_BPS:
-        raise ConfigError(f"{name}: a rate of {rate} bit/s: expected 1kbit to 10tbit, or 0 for unlimited")
+        raise ConfigError(f"{name}: a rate of {rate} bit/s: "
+                          "expected 1kbit to 10tbit, or 0 for unlimited")
     return rate
 
 
@@ -588,7 +627,7 @@ def _nanoseconds(name, what, value):
 
 
 def _queue_limit(name, queue):
-    """(ns, None) or (None, bytes)."""
+    """The bound on the queue: (ns, None) or (None, bytes)."""
     if isinstance(queue, str) and queue.strip().lower().endswith(("b", "k", "m", "g")):
         try:
             return None, parse_size(queue)

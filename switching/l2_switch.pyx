@@ -9,7 +9,8 @@ from switching.mac_table cimport (LEARN_AGED, LEARN_KNOWN, LEARN_NEW, LEARN_REFU
 from dataplane.graph.flood_credit cimport flood_spend
 from dataplane.packet.pool cimport (BATCH_MAX, NO_PACKET, PACKET_PARSED, Batch, Context, Packet,
                                     packet_copy, packet_data)
-from dataplane.packet.queue cimport pool_records, queue_head, queue_indices, queue_length, queue_packed
+from dataplane.packet.queue cimport (pool_records, queue_head, queue_indices, queue_length,
+                                     queue_packed)
 from dataplane.vatomic cimport va_load_relaxed_u32
 from dataplane.wire.headers cimport ETHERNET_BYTES, VLAN_BYTES, VLAN_ID_MASK, load_be16, store_be16
 
@@ -39,25 +40,27 @@ cdef enum:                       # COUNTERS
     COUNT_FLOODED = 4
 
 cdef enum:
-    FLOOD = 0x10000              # no gate's number
-    ALL_SENT = 0x10000           # no port's number
+    FLOOD = 0x10000              # beyond all outputs
+    ALL_SENT = 0x10000           # beyond all ports
     NO_VLAN = -1                 # the port does not carry the frame
     TAGGED_BYTES = ETHERNET_BYTES + VLAN_BYTES
-    HEADROOM_KEPT = 16           # bytes before a frame that ports need for a virtio-net header
+    HEADROOM_KEPT = 16           # bytes before a frame, for a port's virtio-net header
     VLAN_MAX = 4094              # 4095 is reserved (802.1Q, table 9-2)
 
 cdef enum:
     NS_A_MS = 1000000
 
-cdef uint64_t MIX = 0x9E3779B97F4A7C15                   # 2^64 / golden ratio: its product's upper half depends on all bits
-cdef uint64_t GROUP = <uint64_t>1 << 40                  # the bit of an address that makes it a group's
-cdef uint64_t RESERVED = 0x0180C2000000                  # 01-80-C2-00-00-00 to -0F (802.1Q, table 8-1)
+# 2^64 / golden ratio: the upper half of a product depends on all bits
+cdef uint64_t MIX = 0x9E3779B97F4A7C15
+cdef uint64_t GROUP = <uint64_t>1 << 40                  # an address's group bit
+# 01-80-C2-00-00-00 to -0F (802.1Q, table 8-1)
+cdef uint64_t RESERVED = 0x0180C2000000
 cdef uint64_t SWEEP_MIN_NS = 1000000000
 cdef uint64_t SWEEP_MAX_NS = 30000000000
 
 
 cdef inline bint has_tag(const uint8_t *data) noexcept nogil:
-    """Whether the type says 802.1Q or 802.1ad."""
+    """Whether the frame has an 802.1Q or 802.1ad tag."""
     cdef uint16_t ethertype = load_be16(data + 12)
     return ethertype == 0x8100 or ethertype == 0x88A8
 
@@ -67,8 +70,9 @@ cdef inline bint carries(const SwitchPort *port, uint32_t vlan) noexcept nogil:
 
 
 cdef inline Place place_of(L2Switch self, uint64_t key, bint alone) noexcept nogil:
-    """The buckets of an address. Of a packet that is alone the hash costs more than the rest of the lookup, so the last ones are kept;
-    in a burst, whose packets' hashes are computed in parallel, keeping those of many addresses was measured 20 % slower."""
+    """The buckets of an address, cached for lone packets, where the hash costs more than the rest
+    of the lookup. In a burst, hashes are computed in parallel, and the cache was measured 20 %
+    slower."""
     cdef KnownPlace *known
     if not alone:
         return mac_place(self.table, key)
@@ -78,17 +82,18 @@ cdef inline Place place_of(L2Switch self, uint64_t key, bint alone) noexcept nog
     return known.place
 
 
-cdef inline bint learn(L2Switch self, Context *ctx, const Place *place, uint64_t key, uint32_t port, Flows *flows) noexcept nogil:
-    """Notes where an address was seen; False: there was no room."""
+cdef inline bint learn(L2Switch self, Context *ctx, const Place *place, uint64_t key, uint32_t port,
+                       Flows *flows) noexcept nogil:
+    """Learns a source address; False: the table refused it."""
     cdef int learned = self.table.learn(place, key, port, ctx.now_ns // NS_A_MS)
     if self.deadline_ns == NEVER:
-        self.set_timer(ctx, ctx.now_ns + self.tick_ns)   # there is something to age
+        self.set_timer(ctx, ctx.now_ns + self.tick_ns)   # the table is no longer empty
     if learned == LEARN_KNOWN:
         return True
     if learned == LEARN_REFUSED:
         self.counters.extra[COUNT_REFUSED] += 1
         return False
-    flows.valid = 0                                          # what was found for others may hold no longer
+    flows.valid = 0                                      # the change may affect cached verdicts
     if learned == LEARN_NEW or learned == LEARN_AGED:
         self.counters.extra[COUNT_LEARNED] += 1
         self.counters.extra[COUNT_AGED] += learned == LEARN_AGED
@@ -98,7 +103,7 @@ cdef inline bint learn(L2Switch self, Context *ctx, const Place *place, uint64_t
 
 
 cdef inline int unfit(L2Switch self, const Packet *p, const uint8_t *data) noexcept nogil:
-    """-1 - the reason for which a frame is dropped before its addresses are read; 0: none."""
+    """Checks that precede reading the addresses: -1 - drop reason, or 0."""
     if p.port >= MAX_PORTS or self.ports[p.port] == NULL:
         return -1 - DROP_UNKNOWN_PORT
     if p.length < TAGGED_BYTES and (p.length < ETHERNET_BYTES or has_tag(data)):
@@ -106,9 +111,11 @@ cdef inline int unfit(L2Switch self, const Packet *p, const uint8_t *data) noexc
     return 0
 
 
-cdef inline Verdict rule(L2Switch self, Context *ctx, const uint8_t *data, uint32_t ingress, Flows *flows, bint *refused,
+cdef inline Verdict rule(L2Switch self, Context *ctx, const uint8_t *data, uint32_t ingress,
+                         Flows *flows, bint *refused,
                          bint alone) noexcept nogil:
-    """See L2Switch.decide. alone: see `place_of`; a constant, so that each of the two is compiled by itself."""
+    """See L2Switch.decide. alone: see `place_of`; callers pass a constant, so that the compiler
+    makes a version for each."""
     cdef SwitchPort *port = self.ports[ingress]
     cdef uint64_t destination = mac_key(data, 0) >> 16, source = mac_key(data + 6, 0) >> 16
     cdef uint64_t source_key, destination_key
@@ -137,7 +144,9 @@ cdef inline Verdict rule(L2Switch self, Context *ctx, const uint8_t *data, uint3
         source_place = place_of(self, source_key, alone)
         refused[0] = not learn(self, ctx, &source_place, source_key, ingress, flows)
         flows.source_key, flows.source_port = 0 if refused[0] else source_key, ingress
-    out = -1 if destination & GROUP else self.table.lookup(&destination_place, destination_key, ctx.now_ns // NS_A_MS)
+    out = -1
+    if not destination & GROUP:
+        out = self.table.lookup(&destination_place, destination_key, ctx.now_ns // NS_A_MS)
     if out < 0:
         verdict.out, verdict.retag = FLOOD, 1
     elif <uint32_t>out == ingress:
@@ -151,58 +160,72 @@ cdef inline Verdict rule(L2Switch self, Context *ctx, const uint8_t *data, uint3
 
 @cython.final
 cdef class L2Switch(Element):
-    """Forwards by destination address, learns from source addresses, VLAN by VLAN; what it does not know it floods.
+    """Forwards by destination address and learns source addresses, per VLAN; floods frames to
+    unknown addresses.
 
-    Synopsis:  switch = L2Switch(MacTable(), 2); a.rx >> Parse() >> switch; switch[1] >> PortTx(b); switch.activate(1)
-    Ports:     any number in (Packet.port says where a packet came from), one gate a port, at most 1024. set_gates, connect, activate and
-               deactivate work while it runs, on its engine's thread. A frame never leaves through the port that it came from.
-    Config:    table; ports: gates to begin with; per port (`activate`): a trunk of all VLANs, a trunk of some with an optional native
-               VLAN, an access port, or a port that carries untagged frames only; and the one source address that it may send from
-    Counters:  learned, moved, aged, learn_refused (frames whose source the table had no room for, see MacTable), flooded (frames sent to
-               more than whom they are for)
-               Drops: unknown_port (not active), runt (shorter than its header and tag), bad_source (group or zero address),
-               reserved_multicast (01-80-C2-00-00-0X, which a bridge does not forward: 802.1Q, 8.6.3), vlan_filtered, hairpin (its
-               destination is where it came from), no_destination (no other active port carries it), no_buffer (a flooded copy, or no
-               headroom for a tag), spoofed (its source is not the port's only one), flood_limit (64 packets of its port,
-               or 256 in all, waited to be flooded), released (packets that waited so when the switch was removed)
-    Handlers:  counters; ports (read): each open port's VLANs; table (read): the addresses known; flush (write, live): forget addresses,
-               "all" that were learned, those learned at a port {"port": 3}, or one, also a static one, {"mac": "02:00:00:00:00:01",
-               "vlan": 10}, in all VLANs without vlan. table and flush are of the table that instances share: no engine waits for them.
-    Threads:   one engine an instance; instances share the table without locks
+    Synopsis:  switch = L2Switch(MacTable(), 2); a.rx >> Parse() >> switch;
+               switch[1] >> PortTx(b); switch.activate(1)
+    Ports:     any number of inputs (Packet.port is a packet's ingress port), one output per port,
+               at most 1024. set_gates, connect, activate and deactivate work while it runs, on its
+               engine's thread. A frame never leaves through its ingress port.
+    Config:    table; ports: initial number of ports; per port (`activate`): a trunk of all VLANs, a
+               trunk of some with an optional native VLAN, an access port, or a port for untagged
+               frames only; and the only permitted source address
+    Counters:  learned, moved, aged, learn_refused (frames whose source the table had no room for,
+               see MacTable), flooded (frames to a group or an unknown address)
+               Drops: unknown_port (not active), runt (shorter than its header and tag), bad_source
+               (group or zero address), reserved_multicast (01-80-C2-00-00-0X, which bridges do not
+               forward: 802.1Q, 8.6.3), vlan_filtered, hairpin (the destination is at the ingress
+               port), no_destination (no other active port carries its VLAN), no_buffer (for a
+               flooded copy, or no headroom for a tag), spoofed (not the port's permitted source
+               address), flood_limit (64 packets of its port, or 256 in all, were waiting to be
+               flooded), released (waiting to be flooded when the switch was removed)
+    Handlers:  counters; ports (read): each open port's VLANs; table (read): the known addresses;
+               flush (write, live): forget addresses: "all" learned ones, those learned at a port
+               {"port": 3}, or one, also a static one, {"mac": "02:00:00:00:00:01", "vlan": 10}, in
+               all VLANs without vlan. table and flush access the table that all instances share,
+               without waiting for an engine.
+    Threads:   one engine per instance; instances share the table without locks
     Cost:      see dataplane/README.md
 
-    The outer tag (type 8100 or 88A8) says the VLAN, what is behind it is payload. Tagged frames into an access port, or into one that
-    carries untagged frames only, are filtered. A priority tag (VLAN 0) is not, unless another tag follows it: where the switch takes the
-    first tag off, the second one would choose a VLAN. A trunk may send two tags. Out of an access port, or in a trunk's native VLAN,
-    frames have no tag; else they have one (pushed with type 8100 and priority 0; a priority tag becomes the VLAN's and keeps its
-    priority). A trunk of all VLANs without a native one passes frames as they are; its untagged frames are VLAN 0, which only ports of
-    its kind and ports without tags carry.
+    The outer tag (type 8100 or 88A8) selects the VLAN; everything behind it is payload. An access
+    port, or one for untagged frames only, filters tagged frames. It accepts a priority tag (VLAN 0)
+    unless another tag follows: after removal of the first tag, the second one would select a VLAN.
+    A trunk accepts two tags. Frames leave without a tag through an access port or in a trunk's
+    native VLAN, else with one (pushed with type 8100 and priority 0; a priority tag gets the VLAN
+    and keeps its priority). A trunk of all VLANs without a native one passes frames unchanged; its
+    untagged frames are VLAN 0, which only such trunks and ports without tags carry.
 
-    A port with a `source` (what Linux calls spoofchk on a virtual function) drops frames from other addresses before it learns from
-    them. Only the Ethernet source is compared: ARP and IP may still claim any address.
+    A port with a `source` (Linux's spoofchk of a virtual function) drops frames from other
+    addresses without learning them. Only the Ethernet source is compared: ARP and IP may still
+    claim any address.
 
-    Flooding costs a copy of the frame per further port of the VLAN. What an engine spends on copies is bounded
-    (flood_credit.pxd): a packet that is not sent to all ports by then waits and goes on in the next
-    iteration, in turn with those of other ports, so that one port's broadcasts do not hold up the packets of
-    others. At most 64 packets of a port wait so, and 256 in all.
+    Flooding copies the frame for each further port of the VLAN. flood_credit.pxd bounds an engine's
+    copies: a packet that exceeds the bound waits and continues in the next iteration, round-robin
+    with those of other ports, so that one port's broadcasts do not delay the packets of others. At
+    most 64 packets of a port wait, and 256 in all.
     """
 
     OUTPUTS = 0
-    DROP_REASONS = ("unknown_port", "runt", "bad_source", "reserved_multicast", "vlan_filtered", "hairpin", "no_destination",
-                    "no_buffer", "spoofed", "flood_limit", "released")
+    DROP_REASONS = ("unknown_port", "runt", "bad_source", "reserved_multicast", "vlan_filtered",
+                    "hairpin", "no_destination", "no_buffer", "spoofed", "flood_limit", "released")
     COUNTERS = ("learned", "moved", "aged", "learn_refused", "flooded")
     STATE_VERSION = 4
-    # A counter that is not named is 0; before version 3 no packet waited.
-    UPGRADES = {1: lambda entry: entry, 2: lambda entry: {**entry, "state": {**entry["state"], "packets": [], "floods": []}},
+    # Missing counters are 0; before version 3 no packet waited.
+    UPGRADES = {1: lambda entry: entry,
+                2: lambda entry: {**entry,
+                                  "state": {**entry["state"], "packets": [], "floods": []}},
                 3: with_packed_packets}
     TICKS = True
-    DEFERRABLE = True            # lookups see by themselves what has aged: an idle engine need not wake for it
+    DEFERRABLE = True            # lookups ignore aged entries: an idle engine need not wake to age
     HANDLERS = {
         "ports": Handler(read="get_ports", help="open ports and their VLANs"),
-        "table": Handler(read="get_table", shared=True, help="addresses known, by VLAN, with port and age"),
-        # Live: an entry goes by one atomic step, and a frame that an engine has in hand meanwhile may as well have come a moment later.
+        "table": Handler(read="get_table", shared=True,
+                         help="addresses known, by VLAN, with port and age"),
+        # live, since an entry is removed by a single atomic operation
         "flush": Handler(write="prepare_flush", shared=True,
-                         help='forget addresses: "all" (that were learned), {"port": 3}, or {"mac": "02:00:00:00:00:01", "vlan": 10}'),
+                         help='forget addresses: "all" (that were learned), {"port": 3}, '
+                              'or {"mac": "02:00:00:00:00:01", "vlan": 10}'),
     }
 
     def __init__(self, MacTable table not None, uint32_t ports=0, *, name=None):
@@ -215,13 +238,14 @@ cdef class L2Switch(Element):
             free(self.ports[i])
         free(self.floods)
 
-    # -- control, on the engine's thread -----------------------------------------------------------------------------------
+    # -- control, on the engine's thread -----------------------------------------------------------
 
     def set_table(self, MacTable table not None):
         """Goes by another table from the next batch on."""
-        # A sweep of the table takes a tenth of the ageing time: lookups see by themselves what has aged,
-        # this only clears it away.
-        cdef uint64_t sweep_ns = min(max(<uint64_t>table.ageing_ns // 10, SWEEP_MIN_NS), SWEEP_MAX_NS)
+        # A sweep of the table takes a tenth of the ageing time: lookups ignore aged entries, the
+        # sweep only frees their slots.
+        cdef uint64_t sweep_ns = min(max(<uint64_t>table.ageing_ns // 10, SWEEP_MIN_NS),
+                                     SWEEP_MAX_NS)
         self.tick_ns = sweep_ns
         if table.header.slots > AGEING_SLICE:
             self.tick_ns = max(sweep_ns * AGEING_SLICE // table.header.slots, <uint64_t>1000000)
@@ -231,7 +255,7 @@ cdef class L2Switch(Element):
             self.deadline_ns = <uint64_t>self.engine.clock.now_ns + self.tick_ns
 
     cpdef int set_gates(self, uint32_t count) except -1:
-        """Resizes the outputs; ports whose gates go are deactivated."""
+        """Changes the number of outputs; deactivates ports whose outputs are removed."""
         cdef int port
         if count > MAX_PORTS:
             raise ConfigError(f"{self.name}: {count} ports: expected at most {MAX_PORTS}")
@@ -239,19 +263,27 @@ cdef class L2Switch(Element):
             self.deactivate(port)
         return Element.set_gates(self, count)
 
-    def activate(self, uint32_t port, *, access=None, trunk=None, native=None, bint untagged=False, source=None):
-        """Opens a port, or changes an open one: a trunk of all VLANs (default), a trunk of those in `trunk`, its untagged frames being of
-        VLAN `native`, an access port of VLAN `access`, or (`untagged`) one that carries VLAN 0 alone. source: the only address that it may
-        send from, such as "02:00:00:00:00:01"; None: any. Raises ConfigError for a port without a gate, VLANs outside 1 to 4094 and what
-        is no address."""
+    def activate(self, uint32_t port, *, access=None, trunk=None, native=None, bint untagged=False,
+                 source=None):
+        """Opens a port, or changes an open one.
+
+        It becomes a trunk of all VLANs (default), a trunk of the VLANs in `trunk` with its untagged
+        frames in VLAN `native`, an access port of VLAN `access`, or with `untagged` a port for
+        untagged frames (VLAN 0) only. source: the only permitted source address, such as
+        "02:00:00:00:00:01"; None: any. Raises ConfigError for a port without an output, a VLAN
+        outside 1 to 4094 and an invalid address.
+        """
         cdef SwitchPort *state
         cdef uint32_t vlan, place
         if port >= self.gate_count:
-            raise ConfigError(f"{self.name}: port {port}: there is no such gate; it has {self.gate_count}")
+            raise ConfigError(f"{self.name}: port {port}: there is no such gate; "
+                              f"it has {self.gate_count}")
         if access is not None and (trunk is not None or native is not None):
-            raise ConfigError(f"{self.name}: port {port}: is either an access port or a trunk; give access alone, or trunk and native")
+            raise ConfigError(f"{self.name}: port {port}: is either an access port or a trunk; "
+                              "give access alone, or trunk and native")
         if untagged and (access is not None or trunk is not None or native is not None):
-            raise ConfigError(f"{self.name}: port {port}: untagged frames only are VLAN 0's; give untagged alone")
+            raise ConfigError(f"{self.name}: port {port}: untagged frames only are VLAN 0's; "
+                              "give untagged alone")
         cdef uint64_t only = 0 if source is None else <uint64_t>_key(source, 0) >> 16
         if untagged:
             vlans = []
@@ -261,7 +293,8 @@ cdef class L2Switch(Element):
             vlans = list(range(1, VLAN_MAX + 1) if trunk is None else trunk)
         for number in vlans + ([] if native is None else [native]):
             if type(number) is not int or not 1 <= number <= VLAN_MAX:
-                raise ConfigError(f"{self.name}: port {port}: VLAN {number!r}: expected 1 to {VLAN_MAX}")
+                raise ConfigError(f"{self.name}: port {port}: VLAN {number!r}: "
+                                  f"expected 1 to {VLAN_MAX}")
         state = self.ports[port]
         if state == NULL:
             state = <SwitchPort *>calloc(1, sizeof(SwitchPort))
@@ -269,7 +302,8 @@ cdef class L2Switch(Element):
                 raise MemoryError(f"{self.name}: port {port}")
             self.ports[port] = state
             place = self.active_count
-            while place and self.active[place - 1] > port:       # in order: a flood goes on by number
+            # sorted: a flood continues by number
+            while place and self.active[place - 1] > port:
                 self.active[place] = self.active[place - 1]
                 place -= 1
             self.active[place] = <uint16_t>port
@@ -283,8 +317,8 @@ cdef class L2Switch(Element):
             state.carries[vlan >> 3] |= <uint8_t>(1 << (vlan & 7))
 
     def deactivate(self, uint32_t port):
-        """Closes a port: nothing is taken from it or sent to it any more. Its addresses stay in the table (frames for them are dropped)
-        until `MacTable.forget_port`. A port that is not open stays so."""
+        """Closes a port, if it is open: drops all frames from it and to it. Its addresses stay in
+        the table until `MacTable.forget_port`."""
         cdef uint32_t i, kept = 0
         if port >= MAX_PORTS or self.ports[port] == NULL:
             return
@@ -298,13 +332,14 @@ cdef class L2Switch(Element):
 
     @property
     def active_ports(self):
-        """Numbers of the open ports, in the order of flooding."""
+        """Numbers of the open ports, in flooding order."""
         return [self.active[i] for i in range(self.active_count)]
 
     def get_ports(self):
-        """The open ports by number, each {"port", "access"}, {"port", "untagged": True} or {"port", "trunk", "native"}: VLANs as in
-        "1-4094" or "10,20-29". Without native (None), a trunk of all VLANs passes untagged frames as they are, another one refuses them.
-        "source", where it is there, is the only address that the port may send from."""
+        """The open ports by number, each {"port", "access"}, {"port", "untagged": True} or {"port",
+        "trunk", "native"}, with VLANs such as "1-4094" or "10,20-29". With native None, a trunk of
+        all VLANs passes untagged frames unchanged, other trunks filter them. An optional "source"
+        is the only permitted source address."""
         cdef SwitchPort *state
         found = []
         for number in sorted(self.active_ports):
@@ -314,46 +349,56 @@ cdef class L2Switch(Element):
             elif state.one_vlan:
                 found.append({"port": number, "untagged": True})
             else:
-                found.append({"port": number, "trunk": vlan_ranges(state), "native": state.native or None})
+                found.append({"port": number, "trunk": vlan_ranges(state),
+                              "native": state.native or None})
             if state.source:
                 found[len(found) - 1]["source"] = int(state.source).to_bytes(6, "big").hex(":")
         return found
 
     def get_table(self):
-        """See MacTable.entries. From any thread."""
+        """See MacTable.entries. Callable from any thread."""
         return self.table.entries(now_ns=None if self.engine is None else self.engine.clock.now_ns)
 
     def prepare_flush(self, which=None):
-        """What forgets addresses, see Handlers; it returns how many. Raises ConfigError."""
+        """A function that forgets addresses, see Handlers, and returns their number. Raises
+        ConfigError."""
         which = {} if which is None or which == "all" else which
-        if not isinstance(which, dict) or set(which) not in (set(), {"port"}, {"mac"}, {"mac", "vlan"}):
+        if not isinstance(which, dict) or set(which) not in (set(), {"port"}, {"mac"},
+                                                             {"mac", "vlan"}):
             raise ConfigError(f"{self.name}: flush: {str(which)[:60]!r}: expected all, "
                               '{"port": 3} or {"mac": "02:00:00:00:00:01", "vlan": 10}')
         port, vlan, mac = which.get("port"), which.get("vlan"), which.get("mac")
         for what, number, most in (("port", port, MAX_PORTS - 1), ("vlan", vlan, VLAN_MAX)):
             if what in which and (type(number) is not int or not 0 <= number <= most):
-                raise ConfigError(f"{self.name}: flush: {what} {str(number)[:60]!r}: expected 0 to {most}")
+                raise ConfigError(f"{self.name}: flush: {what} {str(number)[:60]!r}: "
+                                  f"expected 0 to {most}")
         if "mac" not in which:
             if port is not None and self.ports[<uint32_t>port] == NULL and not any(
                     entry["port"] == port for entry in self.get_table()):
-                open_ports = ", ".join(str(number) for number in range(MAX_PORTS) if self.ports[<uint32_t>number] != NULL)
-                raise ConfigError(f"{self.name}: flush: there is no port {port}; open ports: {open_ports or 'none'}")
+                open_ports = ", ".join(str(number) for number in range(MAX_PORTS)
+                                       if self.ports[<uint32_t>number] != NULL)
+                raise ConfigError(f"{self.name}: flush: there is no port {port}; "
+                                  f"open ports: {open_ports or 'none'}")
             return lambda: self.table.forget_learned(port)
-        _key(mac, vlan or 0)             # raises for what is no address
-        return lambda: sum(self.table.forget(mac, each) for each in (range(VLAN_MAX + 1) if vlan is None else [vlan]))
+        _key(mac, vlan or 0)             # raises for an invalid address
+        return lambda: sum(self.table.forget(mac, each)
+                           for each in (range(VLAN_MAX + 1) if vlan is None else [vlan]))
 
     def initialize(self):
-        self.floods_most = max(min(self.engine.pool.large_count // 4, <uint32_t>FLOODS_OF_ALL), <uint32_t>1)
-        if va_load_relaxed_u32(&self.table.header.count):      # a table that was taken over: nobody may learn anything new in it for long
+        self.floods_most = max(min(self.engine.pool.large_count // 4, <uint32_t>FLOODS_OF_ALL),
+                               <uint32_t>1)
+        # an inherited table must age even if no frame teaches a new address
+        if va_load_relaxed_u32(&self.table.header.count):
             self.deadline_ns = self.engine.clock.now_ns + self.tick_ns
 
     def companions(self):
         return (self.table,)
 
     def save_state(self):
-        """`ageing_ns`: when the next slice of the table is due for ageing, or None. `floods`: [ingress port, packets] of those whose
-        packets wait to be flooded, in the order of their turns; `packets`: these, packed, port by port. Ports are
-        configuration, addresses are in the table's segment."""
+        """`ageing_ns`: when the next slice of the table is due for ageing, or None. `floods`:
+        [ingress port, number of packets] for packets that wait to be flooded, in round-robin order;
+        `packets`: these packets, packed, port by port. Ports are configuration, addresses are in
+        the table's segment."""
         cdef Context records
         cdef Floods *waiting
         cdef uint32_t i
@@ -363,7 +408,8 @@ cdef class L2Switch(Element):
             waiting = &self.floods[self.flooding[i]]
             floods.append([self.flooding[i], waiting.count])
             packets += queue_packed(records.packets, waiting.head, waiting.count)
-        return {"ageing_ns": None if self.deadline_ns == NEVER else self.deadline_ns, "floods": floods, "packets": packets}
+        return {"ageing_ns": None if self.deadline_ns == NEVER else self.deadline_ns,
+                "floods": floods, "packets": packets}
 
     def load_state(self, dict state):
         cdef Context records
@@ -374,19 +420,24 @@ cdef class L2Switch(Element):
         if set(state) != {"ageing_ns", "floods", "packets"}:
             raise VnicError(f"{self.name}: its state is not that of an L2Switch")
         due = state["ageing_ns"]
-        if due is not None and (type(due) is not int or not 0 <= due <= self.engine.clock.now_ns + self.tick_ns):
-            raise VnicError(f"{self.name}: ageing is due at {due!r}: expected an instant up to {self.tick_ns} ns from now")
+        if due is not None and (type(due) is not int
+                                or not 0 <= due <= self.engine.clock.now_ns + self.tick_ns):
+            raise VnicError(f"{self.name}: ageing is due at {due!r}: "
+                            f"expected an instant up to {self.tick_ns} ns from now")
         pool_records(self.engine.pool, &records)
         try:
             floods, packets = state["floods"], state["packets"]
-            if len({port for port, _ in floods}) != len(floods) or sum(count for _, count in floods) * 4 != len(packets):
+            if (len({port for port, _ in floods}) != len(floods)
+                    or sum(count for _, count in floods) * 4 != len(packets)):
                 raise ValueError("ports do not fit packets")
             if self.counters.held != queue_length(packets):
-                raise ValueError(f"{queue_length(packets)} packets, and its counters say {self.counters.held}")
+                raise ValueError(f"{queue_length(packets)} packets, "
+                                 f"and its counters say {self.counters.held}")
             for port, count in floods:
                 if port >= MAX_PORTS or not 0 < count <= FLOODS_MOST:
                     raise ValueError(f"port {port}, {count} packets")
-                queue_head(records.packets, records.total_count, packets[4 * place:4 * (place + count)])
+                queue_head(records.packets, records.total_count,
+                           packets[4 * place:4 * (place + count)])
                 place += count
         except (IndexError, TypeError, ValueError, OverflowError) as error:
             raise VnicError(f"{self.name}: its state is not that of an L2Switch: {error}") from None
@@ -395,7 +446,8 @@ cdef class L2Switch(Element):
         place = self.flooding_count = 0
         indices = queue_indices(packets)
         for port, count in floods:
-            self.floods[port].head, self.floods[port].tail = indices[place], indices[place + count - 1]
+            self.floods[port].head = indices[place]
+            self.floods[port].tail = indices[place + count - 1]
             self.floods[port].count = count
             self.flooding[self.flooding_count] = <uint16_t>port
             self.flooding_count += 1
@@ -427,15 +479,16 @@ cdef class L2Switch(Element):
     def describe(self):
         return {"ports": self.active_count, "table": self.table.capacity}
 
-    # -- the packet path ---------------------------------------------------------------------------------------------------
+    # -- the packet path ---------------------------------------------------------------------------
 
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
         cdef Verdict verdicts[BATCH_MAX]
         cdef Verdict verdict
         cdef Flows flows
         cdef uint32_t i
-        cdef bint whole = True               # the batch goes through one gate as it is
-        if batch.count == 1:                 # nothing to share between packets: what wakes an engine, most instants of a replay
+        cdef bint whole = True               # the whole batch leaves unchanged through one output
+        # a lone packet needs no Flows: the packet that ends a sleep, most instants of a replay
+        if batch.count == 1:
             verdict = self.judge_alone(ctx, batch.index[0])
             if 0 <= verdict.out < FLOOD and not verdict.retag:
                 self.emit(ctx, <uint32_t>verdict.out, batch)
@@ -458,7 +511,7 @@ cdef class L2Switch(Element):
         self.flush(ctx)
 
     cdef Verdict judge_alone(self, Context *ctx, uint32_t index) noexcept nogil:
-        """As `judge`, of the only packet of a batch."""
+        """`judge` for the only packet of a batch."""
         cdef Packet *p = &ctx.packets[index]
         cdef const uint8_t *data = packet_data(ctx, index)
         cdef Flows flows
@@ -472,7 +525,7 @@ cdef class L2Switch(Element):
         return rule(self, ctx, data, p.port, &flows, &refused, True)
 
     cdef Verdict judge(self, Context *ctx, uint32_t index, Flows *flows) noexcept nogil:
-        """What is to be done with the packet; `flows` spares the work for one like a packet before."""
+        """The verdict on a packet, from `flows` if an earlier packet had the same headers."""
         cdef Packet *p = &ctx.packets[index]
         cdef const uint8_t *data = packet_data(ctx, index)
         cdef uint64_t words[2]
@@ -485,12 +538,15 @@ cdef class L2Switch(Element):
         if verdict.out < 0:
             return verdict
         if self.ports[p.port].one_vlan and has_tag(data):
-            # What follows the tag decides too, and `flows` does not see it: each frame by itself. Only a priority tag gets further.
+            # not cached: the verdict also depends on the bytes after the tag, which Flow.words
+            # lacks
             return self.decide(ctx, data, p.port, flows, &refused)
-        memcpy(words, data, 16)              # of a shorter frame the last two are stale, and decide nothing
+        # of a shorter frame the last two bytes are stale, but then no tag depends on them
+        memcpy(words, data, 16)
         number = <uint32_t>(((words[0] + 3 * words[1]) * MIX) >> 32) % FLOWS
         flow = &flows.flow[number]
-        if flows.valid >> number & 1 and words[0] == flow.words[0] and words[1] == flow.words[1] and p.port == flow.port:
+        if (flows.valid >> number & 1 and words[0] == flow.words[0] and words[1] == flow.words[1]
+                and p.port == flow.port):
             self.counters.extra[COUNT_REFUSED] += flow.refused
             return flow.verdict
         flow.refused = False
@@ -499,13 +555,16 @@ cdef class L2Switch(Element):
         flows.valid |= <uint32_t>1 << number
         return flow.verdict
 
-    cdef Verdict decide(self, Context *ctx, const uint8_t *data, uint32_t ingress, Flows *flows, bint *refused) noexcept nogil:
-        """The rules, in their order, for a frame of a burst. Learns the source."""
+    cdef Verdict decide(self, Context *ctx, const uint8_t *data, uint32_t ingress, Flows *flows,
+                        bint *refused) noexcept nogil:
+        """Applies the forwarding rules to a frame of a burst and learns its source."""
         return rule(self, ctx, data, ingress, flows, refused, False)
 
     cdef bint takes(self, uint32_t out, uint32_t vlan) noexcept nogil:
-        """Whether a frame of the VLAN may leave through a port (which comes from a table that others write, so it may not be ours)."""
-        return out < MAX_PORTS and self.ports[out] != NULL and self.gates[out] != NULL and carries(self.ports[out], vlan)
+        """Whether a frame of the VLAN may leave through a port. The number is untrusted: it may
+        come from the shared table."""
+        return (out < MAX_PORTS and self.ports[out] != NULL and self.gates[out] != NULL
+                and carries(self.ports[out], vlan))
 
     cdef void carry_out(self, Context *ctx, uint32_t index, Verdict verdict) noexcept nogil:
         if verdict.out < 0:
@@ -518,7 +577,8 @@ cdef class L2Switch(Element):
             self.send(ctx, index, <uint32_t>verdict.out, verdict)
 
     cdef void flood(self, Context *ctx, uint32_t index, Verdict verdict) noexcept nogil:
-        """To every other active port of the VLAN, as far as this iteration has room for copies; the rest waits for the next."""
+        """Sends a packet to every other active port of the VLAN, as far as this iteration's flood
+        budget lasts; then the packet waits for the next iteration."""
         cdef uint32_t ingress = ctx.packets[index].port, at = 0
         if (self.floods == NULL or self.floods[ingress].count == 0) and ctx.flood_budget:
             at = self.copy_out(ctx, index, ingress, verdict.vlan, 0)
@@ -528,15 +588,17 @@ cdef class L2Switch(Element):
                 or self.counters.held >= self.floods_most):
             self.drop(ctx, index, DROP_FLOOD_LIMIT)
             return
-        self.await_turn(ctx, index, ingress, verdict.vlan, at)
+        self.queue_flood(ctx, index, ingress, verdict.vlan, at)
 
     cdef bint make_floods(self) noexcept nogil:
         if self.floods == NULL:
             self.floods = <Floods *>calloc(MAX_PORTS, sizeof(Floods))
         return self.floods != NULL
 
-    cdef void await_turn(self, Context *ctx, uint32_t index, uint32_t ingress, uint32_t vlan, uint32_t at) noexcept nogil:
-        """Puts a packet behind those of its port that wait to be flooded. at: the port to go on with."""
+    cdef void queue_flood(self, Context *ctx, uint32_t index, uint32_t ingress, uint32_t vlan,
+                          uint32_t at) noexcept nogil:
+        """Appends a packet to its ingress port's queue of packets to be flooded. at: the port to
+        continue with."""
         cdef Floods *waiting = &self.floods[ingress]
         ctx.packets[index].next = NO_PACKET
         ctx.packets[index].release_ns = <uint64_t>vlan << 32 | at
@@ -552,22 +614,25 @@ cdef class L2Switch(Element):
         self.postpone(ctx)
 
     cdef void resume(self, Context *ctx) noexcept nogil:
-        """Goes on with what waits, as far as the iteration has room for copies: port by port, the first one of the next iteration being
-        the one behind that which was the last now."""
+        """Continues to flood waiting packets, as far as this iteration's flood budget lasts, in
+        round-robin order of their ingress ports."""
         cdef uint32_t i, ingress, index, at, left = self.flooding_count
         cdef Floods *waiting
         while left and ctx.flood_budget:
             ingress = self.flooding[0]
             waiting = &self.floods[ingress]
             index = waiting.head
-            waiting.head = ctx.packets[index].next               # before it goes: `send` may give it away
-            at = self.copy_out(ctx, index, ingress, ctx.packets[index].release_ns >> 32 & VLAN_ID_MASK,
+            # read before `send` may free the packet
+            waiting.head = ctx.packets[index].next
+            at = self.copy_out(ctx, index, ingress,
+                               ctx.packets[index].release_ns >> 32 & VLAN_ID_MASK,
                                <uint32_t>ctx.packets[index].release_ns)
             if at == ALL_SENT:
                 waiting.count -= 1
                 self.counters.held -= 1
             else:
-                ctx.packets[index].release_ns = ctx.packets[index].release_ns & <uint64_t>0xFFFFFFFF00000000 | at
+                ctx.packets[index].release_ns = (ctx.packets[index].release_ns
+                                                 & <uint64_t>0xFFFFFFFF00000000 | at)
                 waiting.head = index
             left -= waiting.count == 0
             for i in range(1, self.flooding_count):
@@ -585,7 +650,7 @@ cdef class L2Switch(Element):
             self.postpone(ctx)
 
     cdef uint32_t first_active(self, uint32_t number) noexcept nogil:
-        """Place in `active` of the first port whose number is not below."""
+        """Place in `active` of the first port with this or a higher number."""
         cdef uint32_t low = 0, high = self.active_count, middle
         while low < high:
             middle = (low + high) // 2
@@ -596,14 +661,17 @@ cdef class L2Switch(Element):
         return low
 
     cdef uint32_t next_taker(self, uint32_t place, uint32_t ingress, uint32_t vlan) noexcept nogil:
-        """The first place in `active`, from `place` on, whose port takes a flooded frame; active_count: none does."""
-        while place < self.active_count and (self.active[place] == ingress or not self.takes(self.active[place], vlan)):
+        """The first place in `active`, from `place` on, whose port takes a frame flooded from
+        `ingress`; active_count: none."""
+        while place < self.active_count and (self.active[place] == ingress
+                                             or not self.takes(self.active[place], vlan)):
             place += 1
         return place
 
-    cdef uint32_t copy_out(self, Context *ctx, uint32_t index, uint32_t ingress, uint32_t vlan, uint32_t at) noexcept nogil:
-        """Sends copies to the ports from number `at` on, a copy at least, and the packet itself to the last one. ALL_SENT, or the
-        number of the port to go on with in the next iteration."""
+    cdef uint32_t copy_out(self, Context *ctx, uint32_t index, uint32_t ingress, uint32_t vlan,
+                           uint32_t at) noexcept nogil:
+        """Sends copies to the ports from number `at` on, at least one, and the packet itself to the
+        last port. Returns ALL_SENT, or the port to continue with in the next iteration."""
         cdef uint32_t place = self.next_taker(self.first_active(at), ingress, vlan), following, copy
         cdef Verdict verdict
         verdict.out, verdict.vlan, verdict.retag = FLOOD, <uint16_t>vlan, 1
@@ -621,7 +689,7 @@ cdef class L2Switch(Element):
             if copy != NO_PACKET:
                 self.send(ctx, copy, self.active[place], verdict)
             else:
-                self.counters.drops[DROP_NO_BUFFER] += 1         # generated and lost: the law holds
+                self.counters.drops[DROP_NO_BUFFER] += 1         # counted as generated and dropped
             if self.staged_count >= STAGED_MOST:
                 self.flush(ctx)
             place = following
@@ -629,8 +697,9 @@ cdef class L2Switch(Element):
             if ctx.flood_budget == 0:
                 return self.active[place]
 
-    cdef void send(self, Context *ctx, uint32_t index, uint32_t out, Verdict verdict) noexcept nogil:
-        """Puts the packet aside for a port, tagged as that port wants it."""
+    cdef void send(self, Context *ctx, uint32_t index, uint32_t out,
+                   Verdict verdict) noexcept nogil:
+        """Stages the packet for a port, with or without a tag as the port requires."""
         if verdict.retag and not retag(ctx, index, self.ports[out], verdict.vlan):
             self.drop(ctx, index, DROP_NO_BUFFER)
             return
@@ -641,7 +710,7 @@ cdef class L2Switch(Element):
         self.stage(ctx, out, index)
 
     cdef void flush(self, Context *ctx) noexcept nogil:
-        """Element.flush for a thousand gates: looks only at those that something was put aside for."""
+        """Element.flush for many outputs: visits only those with staged packets."""
         cdef uint32_t i
         for i in range(self.touched_count):
             self.emit(ctx, self.touched[i], &self.staged[self.touched[i]])
@@ -650,17 +719,20 @@ cdef class L2Switch(Element):
 
     cdef void tick(self, Context *ctx) noexcept nogil:
         self.counters.extra[COUNT_AGED] += self.table.expire(AGEING_SLICE, ctx.now_ns // NS_A_MS)
-        self.deadline_ns = ctx.now_ns + self.tick_ns if va_load_relaxed_u32(&self.table.header.count) else NEVER
+        self.deadline_ns = NEVER
+        if va_load_relaxed_u32(&self.table.header.count):
+            self.deadline_ns = ctx.now_ns + self.tick_ns
 
 
 cdef str vlan_ranges(const SwitchPort *port):
-    """The VLANs that a port carries, as in "1-9,20"."""
+    """The VLANs that a port carries, such as "1-9,20"."""
     cdef uint32_t vlan = 1, first = 0
     cdef bint inside = False
     parts = []
     while vlan <= VLAN_MAX + 1:
-        if vlan & 7 == 0 and vlan + 7 <= VLAN_MAX and port.carries[vlan >> 3] == (0xFF if inside else 0):
-            vlan += 8                    # a byte at a time: a thousand trunks of all VLANs must not hold up the engine
+        if (vlan & 7 == 0 and vlan + 7 <= VLAN_MAX
+                and port.carries[vlan >> 3] == (0xFF if inside else 0)):
+            vlan += 8                    # a byte at once, to be fast for a thousand full trunks
             continue
         if (vlan <= VLAN_MAX and carries(port, vlan)) != inside:
             if inside:
@@ -670,26 +742,28 @@ cdef str vlan_ranges(const SwitchPort *port):
     return ",".join(parts)
 
 
-# -- tags ------------------------------------------------------------------------------------------------------------------
+# -- tags ------------------------------------------------------------------------------------------
 
 
 cdef inline int ingress_vlan(const uint8_t *data, const SwitchPort *port) noexcept nogil:
-    """The VLAN that the frame belongs to (802.1Q, 6.9.1), 0 for none; NO_VLAN: the port does not carry it."""
+    """The frame's VLAN (802.1Q, 6.9.1), 0 for none; NO_VLAN: the port does not carry it."""
     cdef uint32_t vlan = load_be16(data + 14) & VLAN_ID_MASK if has_tag(data) else 0
     if port.one_vlan and has_tag(data) and (vlan or has_tag(data + VLAN_BYTES)):
-        return NO_VLAN                       # the frame has 18 bytes, or it would have been a runt: a type follows its tag
+        # reads 18 bytes, which a tagged frame has (else a runt)
+        return NO_VLAN
     if vlan == 0:                            # untagged, or tagged with a priority only
         vlan = port.access if port.access else port.native
     return <int>vlan if carries(port, vlan) else NO_VLAN
 
 
 cdef bint retag(Context *ctx, uint32_t index, const SwitchPort *port, uint32_t vlan) noexcept nogil:
-    """Makes the frame's tag what the port wants of this VLAN. False: no headroom for one."""
+    """Adds, changes or removes the frame's tag as the port requires for this VLAN. False: no
+    headroom for a tag."""
     cdef Packet *p = &ctx.packets[index]
     cdef uint8_t *data = packet_data(ctx, index)
-    cdef bint tagged = has_tag(data)         # and whole, or the frame would have been a runt
+    cdef bint tagged = has_tag(data)         # a whole tag, since runts are dropped before
     if vlan == 0:
-        return True                          # between ports that take frames as they are
+        return True                          # between ports that pass frames unchanged
     if vlan == port.access or vlan == port.native:
         if tagged:
             pop_tag(ctx, index)
@@ -705,14 +779,14 @@ cdef bint retag(Context *ctx, uint32_t index, const SwitchPort *port, uint32_t v
 
 
 cdef inline uint16_t moved(uint16_t place, int bytes) noexcept nogil:
-    """A place that the sender gave, `bytes` further. Where no flag says that it counts, nothing has checked it: one before the type, and
-    one that 16 bits could no longer hold, is 0 (none) from here on."""
+    """An offset from the virtio-net header, moved by `bytes`. Unless a flag uses it, it is not
+    validated: one within the addresses or beyond 16 bits becomes 0 (none)."""
     cdef int there = place + bytes
     return <uint16_t>there if place >= ETHERNET_BYTES and there <= 0xFFFF else 0
 
 
 cdef void move_offsets(Packet *p, int bytes) noexcept nogil:
-    """What the record says of places behind the Ethernet addresses moves with them; 0 means that there is no such place."""
+    """Moves the record's offsets behind the Ethernet addresses by `bytes`; 0 (none) stays."""
     p.offset = <uint16_t>(p.offset - bytes)
     p.length += <uint32_t>bytes
     p.csum_start = moved(p.csum_start, bytes)
@@ -733,7 +807,7 @@ cdef void pop_tag(Context *ctx, uint32_t index) noexcept nogil:
     if p.flags & PACKET_PARSED and p.vlan_count:
         p.vlan_count -= 1
         p.vlan_tci = p.vlan_inner_tci
-        # Of three tags (two that came, one that we pushed) the record has no room for the last.
+        # the record has no room for the third tag of a frame with two and a pushed one
         p.vlan_inner_tci = load_be16(data + VLAN_BYTES + 18) if p.vlan_count > 1 else 0
 
 
@@ -745,6 +819,6 @@ cdef void push_tag(Context *ctx, uint32_t index, uint32_t vlan) noexcept nogil:
     store_be16(data + 14, <uint16_t>vlan)
     move_offsets(p, VLAN_BYTES)
     if p.flags & PACKET_PARSED:
-        p.vlan_count += 1                    # 3 for a frame that came with two; all offsets stay true
+        p.vlan_count += 1                    # 3 for a frame that had two; all offsets stay valid
         p.vlan_inner_tci = p.vlan_tci
         p.vlan_tci = <uint16_t>vlan

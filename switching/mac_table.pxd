@@ -1,10 +1,10 @@
 """MacTable: the forwarding database (IEEE 802.1Q, 8.8) of all VLANs, shared without locks.
 
-The switches of all engines share it. Layout of the segment (memfd; integers little endian, accessed
-with vatomic): MacTableHeader, then `slots` x MacSlot. A bucket is MAC_WAYS slots, one cache line.
-An address may be in any slot of the two buckets that its hash selects: two choices keep the buckets
-evenly filled, so that a table with twice as many slots as entries almost never rejects one for want
-of room. A lookup reads at most two cache lines.
+The switches of all engines share the table. Layout of the segment (memfd; integers little endian,
+accessed with vatomic): MacTableHeader, then `slots` x MacSlot. A bucket is MAC_WAYS slots, one
+cache line. An address may be in any slot of the two buckets that its hash selects: two choices keep
+the buckets evenly filled, so that a table with twice as many slots as entries almost never rejects
+one for want of room. A lookup reads at most two cache lines.
 
     key    mac << 16 | vlan << 1 | 1, or MAC_FREE
     value  0 (no entry), or port << 52 | static << 51 | present << 50 | check << 36
@@ -23,16 +23,16 @@ alone.
    entry's port.
  - A delayed writer has an old value; its exchange fails, since by now the slot's value is 0 or
    another entry's.
-Two engines may insert the same new address at the same time. Each looks again after its insert,
-with a full fence between (store, then load), so at least one of them sees both entries, and removes
-the one in the later slot. All this holds between processes as between threads. A process killed
-within an insert or a removal leaves a slot that no thread may use and counts that are too high by
-one; `repair` corrects both while nothing else uses the table.
+Two engines may insert the same new address at the same time. Each searches again after its insert,
+with a full fence between (store, then load), so at least one of them sees both entries and removes
+the one in the later slot. All this holds between processes, too. A process killed within an insert
+or a removal leaves a slot that no thread may use and counts that are too high by one; `repair`
+corrects both while nothing else uses the table.
 
 Hostile input: guests choose addresses. The hash is SipHash-1-3 with a random 128-bit key, so a
-guest cannot aim at a bucket, even by observing which frames are flooded. A port may have as many
-entries as the table has free places: one port that invents addresses gets half the table, n such
-ports leave 1/(n+1) to the others.
+guest cannot aim at a bucket, even by observing which frames are flooded. A port may have at most as
+many entries as the table has free places: one port that invents addresses gets half the table, n
+such ports leave 1/(n+1) to the others.
 """
 cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -129,14 +129,16 @@ cdef class MacTable:
     cdef uint32_t bucket_mask
     cdef uint64_t secret[2]
     cdef uint64_t ageing_ms
-    cdef uint64_t refresh_ms  # how old the time of an entry must be before it is written again
+    cdef uint64_t refresh_ms             # minimum age of an entry's time before it is updated
     cdef object _map
     cdef int map_existing(self, descriptor) except -1
     cdef void take_settings(self, const MacTableHeader *header) noexcept nogil
     cdef MacSlot *find(self, const Place *place, uint64_t key, uint64_t *value) noexcept nogil
     cdef int lookup(self, const Place *place, uint64_t key, uint64_t now_ms) noexcept nogil
-    cdef int learn(self, const Place *place, uint64_t key, uint32_t port, uint64_t now_ms) noexcept nogil
-    cdef int update(self, MacSlot *slot, uint64_t seen, uint64_t value, uint64_t now_ms) noexcept nogil
+    cdef int learn(self, const Place *place, uint64_t key, uint32_t port,
+                   uint64_t now_ms) noexcept nogil
+    cdef int update(self, MacSlot *slot, uint64_t seen, uint64_t value,
+                    uint64_t now_ms) noexcept nogil
     cdef int insert(self, const Place *place, uint64_t key, uint64_t value) noexcept nogil
     cdef bint settle(self, const Place *place, uint64_t key, MacSlot *mine) noexcept nogil
     cdef uint64_t entry_of(self, const Place *place, uint64_t key, MacSlot *slot) noexcept nogil
@@ -148,13 +150,14 @@ cdef class MacTable:
     cdef uint32_t expire(self, uint32_t budget, uint64_t now_ms) noexcept nogil
 
 cdef inline Place mac_place(MacTable table, uint64_t key) noexcept nogil:
-    """The buckets of an address. A function of its own, so that those of source and destination are
-    computed in parallel."""
+    """The buckets of an address. Separate from the lookup, so that the CPU hashes source and
+    destination in parallel."""
     cdef uint64_t hash = siphash13(table.secret, key)
     cdef uint32_t first = <uint32_t>hash & table.bucket_mask
     cdef Place place
     place.bucket[0] = &table.slots[<size_t>first * MAC_WAYS]
-    # An odd distance, so the two always differ.
-    place.bucket[1] = &table.slots[<size_t>(first ^ ((<uint32_t>(hash >> 24) & table.bucket_mask) | 1)) * MAC_WAYS]
+    # exclusive or with an odd number, so the two always differ
+    place.bucket[1] = &table.slots[<size_t>(first ^ ((<uint32_t>(hash >> 24) & table.bucket_mask)
+                                                     | 1)) * MAC_WAYS]
     place.check = (hash >> 50) << 36
     return place

@@ -24,7 +24,7 @@ cdef extern from *:              # constants for the C compiler
     uint64_t PRESENT "MAC_PRESENT"
     uint64_t STATIC "MAC_STATIC"
     uint64_t CHECK_MASK "MAC_CHECK_MASK"
-    # 795 days in ms: it may wrap, since no ageing time is near half of it
+    # 795 days in ms; it may wrap, since ageing times are far below half of it
     uint64_t TIME_MASK "MAC_TIME_MASK"
 cdef enum:
     TABLE_VERSION = 2
@@ -48,14 +48,15 @@ cdef class MacTable:
     """Learned and static addresses of all VLANs, shared by any number of L2Switch elements, in a
     segment (`fd`).
 
-    capacity: maximum number of entries, 16 to 2^20. ageing_ns: how long an address stays without
-    being seen, 1 s to 10^6 s; its time is updated at most once a second (or a tenth of the ageing
-    time, if that is less), so it may be removed that much early. per_port: maximum number of
-    entries of a port; besides, a port never has more entries than the table has free places (see
-    the contract). Raises ConfigError.
+    capacity: maximum number of entries, 16 to 2^20. ageing_ns: how long an unseen address stays, 1
+    s to 10^6 s; its time is updated at most once a second (or once in a tenth of the ageing time,
+    if that is less), so it may be removed that much early. per_port: maximum number of entries of a
+    port, which also never has more entries than the table has free places (see the contract).
+    Raises ConfigError.
     """
 
-    def __cinit__(self, uint32_t capacity=4096, uint64_t ageing_ns=300_000_000_000, per_port=None, *, descriptor=None,
+    def __cinit__(self, uint32_t capacity=4096, uint64_t ageing_ns=300_000_000_000, per_port=None,
+                  *, descriptor=None,
                   bint reset=False):
         self.fd = -1
         if descriptor is not None:
@@ -65,13 +66,16 @@ cdef class MacTable:
             return
         _check_limits(capacity, ageing_ns, capacity if per_port is None else per_port)
         self.slot_count = _slots(capacity)
-        self.fd, self._map = shared_memory.create("vnic-mac-table", sizeof(MacTableHeader) + self.slot_count * sizeof(MacSlot))
+        self.fd, self._map = shared_memory.create(
+            "vnic-mac-table", sizeof(MacTableHeader) + self.slot_count * sizeof(MacSlot))
         self.header = <MacTableHeader *>mapping_base(self._map)
-        self.header.version, self.header.capacity, self.header.slots = TABLE_VERSION, capacity, self.slot_count
+        self.header.version = TABLE_VERSION
+        self.header.capacity, self.header.slots = capacity, self.slot_count
         self.header.per_port = capacity if per_port is None else per_port
         self.header.ageing_ns = ageing_ns
         secret = os.urandom(16)
-        self.header.secret[0], self.header.secret[1] = int.from_bytes(secret[:8], "little"), int.from_bytes(secret[8:], "little")
+        self.header.secret[0] = int.from_bytes(secret[:8], "little")
+        self.header.secret[1] = int.from_bytes(secret[8:], "little")
         self.take_settings(self.header)
         self.header.magic = TABLE_MAGIC
 
@@ -80,23 +84,27 @@ cdef class MacTable:
         """Maps the table in an existing segment, which other users share; the caller keeps the
         descriptor.
 
-        reset: calls `repair`. The entries stay in any case. Raises VnicError, with nothing changed,
-        for a segment that this version of vnic could not have created.
+        reset: calls `repair`, which leaves the entries. Raises VnicError, with nothing changed, for
+        a segment that this version of vnic could not have created.
         """
         return cls(descriptor=descriptor, reset=reset)
 
     cdef int map_existing(self, descriptor) except -1:
         cdef MacTableHeader header
-        self.fd, self._map = shared_memory.attach(descriptor, "MAC table", TABLE_MAGIC, TABLE_VERSION, sizeof(MacTableHeader))
+        self.fd, self._map = shared_memory.attach(descriptor, "MAC table", TABLE_MAGIC,
+                                                  TABLE_VERSION,
+                                                  sizeof(MacTableHeader))
         self.header = <MacTableHeader *>mapping_base(self._map)
-        memcpy(&header, self.header, sizeof(header))  # read once: the checked values are those used
+        memcpy(&header, self.header, sizeof(header))  # read once, so that checked values are used
         try:
             _check_limits(header.capacity, header.ageing_ns, header.per_port)
         except ConfigError as error:
             raise VnicError(f"{error}; its header is damaged") from None
-        if header.slots != _slots(header.capacity) or <size_t>len(self._map) != sizeof(header) + header.slots * sizeof(MacSlot):
-            raise VnicError(f"MAC table: {header.capacity} entries in {header.slots} slots do not make a segment of "
-                            f"{len(self._map)} bytes; its header is damaged")
+        if (header.slots != _slots(header.capacity)
+                or <size_t>len(self._map) != sizeof(header) + header.slots * sizeof(MacSlot)):
+            raise VnicError(f"MAC table: {header.capacity} entries in {header.slots} slots "
+                            f"do not make a segment of {len(self._map)} bytes; "
+                            "its header is damaged")
         self.take_settings(&header)
         return 0
 
@@ -128,13 +136,14 @@ cdef class MacTable:
                 place = mac_place(self, key)
                 # A key without a value: killed while inserting or removing. No process of vnic
                 # writes the other cases.
-                if (not value & PRESENT or not _is_key(key) or value >> PORT_SHIFT >= MAX_PORTS or value & CHECK_MASK != place.check
+                if (not value & PRESENT or not _is_key(key) or value >> PORT_SHIFT >= MAX_PORTS
+                        or value & CHECK_MASK != place.check
                         or not (_holds(place.bucket[0], slot) or _holds(place.bucket[1], slot))):
                     slot.key = slot.value = 0
                     cleared += 1
-            # Two processes inserted the same address and were killed before `settle`: as there, the
-            # entry in the earlier slot stays, or a static one. Repeated until nothing changes,
-            # since the earlier one may have been removed.
+            # Two processes may have inserted the same address and been killed before `settle`: as
+            # there, the entry in the earlier slot stays, or a static one. Repeated until nothing
+            # changes, since the earlier one may be removed in the same pass.
             before = cleared + 1
             while before != cleared:
                 before = cleared
@@ -187,26 +196,31 @@ cdef class MacTable:
             return -1
         return <int>(value >> PORT_SHIFT)
 
-    cdef int learn(self, const Place *place, uint64_t key, uint32_t port, uint64_t now_ms) noexcept nogil:
+    cdef int learn(self, const Place *place, uint64_t key, uint32_t port,
+                   uint64_t now_ms) noexcept nogil:
         """Records that the address was seen at the port (below MAX_PORTS); returns LEARN_*."""
-        cdef uint64_t seen, value = <uint64_t>port << PORT_SHIFT | PRESENT | place.check | (now_ms & TIME_MASK)
+        cdef uint64_t seen
+        cdef uint64_t value = (<uint64_t>port << PORT_SHIFT | PRESENT | place.check
+                               | (now_ms & TIME_MASK))
         cdef MacSlot *slot = self.find(place, key, &seen)
         if slot == NULL:
             return self.insert(place, key, value)
         if seen >> PORT_SHIFT == port:
             if seen & STATIC or age_ms(seen, now_ms) < <int64_t>self.refresh_ms:
-                return LEARN_KNOWN  # the usual case: nothing is written
+                return LEARN_KNOWN  # the usual case, without a write
         elif seen & STATIC:
             return LEARN_REFUSED
         return self.update(slot, seen, value, now_ms)
 
-    cdef int update(self, MacSlot *slot, uint64_t seen, uint64_t value, uint64_t now_ms) noexcept nogil:
-        """Replaces the value `seen` of an entry: a new time, perhaps a new port."""
-        cdef uint32_t old_port = <uint32_t>(seen >> PORT_SHIFT), port = <uint32_t>(value >> PORT_SHIFT)
+    cdef int update(self, MacSlot *slot, uint64_t seen, uint64_t value,
+                    uint64_t now_ms) noexcept nogil:
+        """Replaces an entry's value `seen`, to change its time and perhaps its port."""
+        cdef uint32_t old_port = <uint32_t>(seen >> PORT_SHIFT)
+        cdef uint32_t port = <uint32_t>(value >> PORT_SHIFT)
         cdef bint was_aged = self.aged(seen, now_ms)
         if port != old_port and not self.admit(port, 0, value & STATIC != 0):
             return LEARN_REFUSED
-        # another engine updated it first: its value is as recent
+        # if another engine has updated it meanwhile, that value is as recent
         if not va_cas_u64(&slot.value, &seen, value):
             if port != old_port:
                 self.withdraw(port, 0)
@@ -234,37 +248,38 @@ cdef class MacTable:
             slot = place.bucket[turn if room[0] >= room[1] else 1 - turn]
             for i in range(MAC_WAYS):
                 seen = MAC_FREE
-                if va_load_relaxed_u64(&slot[i].key) != MAC_FREE or not va_cas_u64(&slot[i].key, &seen, key):
+                if (va_load_relaxed_u64(&slot[i].key) != MAC_FREE
+                        or not va_cas_u64(&slot[i].key, &seen, key)):
                     continue
-                # after the key: from here on it is an entry, and may be removed
+                # after the key: from here on it is an entry, which may be removed
                 va_store_release_u64(&slot[i].value, value)
                 return LEARN_NEW if self.settle(place, key, &slot[i]) else LEARN_KNOWN
         self.withdraw(port, 1)
         return LEARN_REFUSED
 
     cdef bint settle(self, const Place *place, uint64_t key, MacSlot *mine) noexcept nogil:
-        """After an insert: if another engine inserted the same address meanwhile, removes the entry
-        in the later slot (a static one stays). False: ours was removed."""
+        """After an insert: if another engine has inserted the same address meanwhile, removes the
+        entry in the later slot (a static one stays). False: this insert was removed."""
         cdef MacSlot *first = NULL
         cdef MacSlot *loser
         cdef uint64_t value
         cdef bint ours = True
         cdef int i
-        # our value before the others' are read, as in the other engine: at least one of the two
-        # sees both
+        # write our value before reading the others, as the other engine does: at least one of the
+        # two sees both
         va_fence()
         for i in range(2 * MAC_WAYS):
             loser = &place.bucket[i // MAC_WAYS][i % MAC_WAYS]
             value = self.entry_of(place, key, loser)
             if not value:
-                continue         # another address, or not yet stored: then its thread will see ours
+                continue         # another address, or not stored yet: then its thread will see ours
             if first == NULL:
                 first = loser
                 continue
             if value & STATIC:
                 first, loser = loser, first
                 value = self.entry_of(place, key, loser)
-            while value:         # again if it was refreshed or moved meanwhile, or both would stay
+            while value:         # retry if it was refreshed or moved meanwhile, or both would stay
                 if self.remove(loser, value):
                     ours = ours and loser != mine
                     break
@@ -272,10 +287,11 @@ cdef class MacTable:
         return ours
 
     cdef uint64_t entry_of(self, const Place *place, uint64_t key, MacSlot *slot) noexcept nogil:
-        """The value in a slot if it is the address's, else 0."""
-        # acquire: the key was stored before it, and is read after it
+        """The value in a slot if it belongs to the address, else 0."""
+        # acquire: the key was stored before the value, and is read after it
         cdef uint64_t value = va_load_acquire_u64(&slot.value)
-        if value & (CHECK_MASK | PRESENT) != (place.check | PRESENT) or va_load_relaxed_u64(&slot.key) != key:
+        if (value & (CHECK_MASK | PRESENT) != (place.check | PRESENT)
+                or va_load_relaxed_u64(&slot.key) != key):
             return 0
         return value
 
@@ -285,10 +301,12 @@ cdef class MacTable:
         adds, count in the share but are not limited by it."""
         # Add first, then compare: two engines cannot both take the last place.
         cdef uint32_t mine = va_add_u32(&self.header.port_count[port], 1)
-        cdef uint32_t total = va_add_u32(&self.header.count, entries) if entries else va_load_relaxed_u32(&self.header.count)
+        cdef uint32_t total = (va_add_u32(&self.header.count, entries) if entries
+                               else va_load_relaxed_u32(&self.header.count))
         cdef uint32_t capacity = self.header.capacity
-        # A port's first entry needs no other free place.
-        if total + entries <= capacity and (static or (mine < self.header.per_port and (mine == 0 or mine < capacity - total))):
+        # a port's first entry needs no further free place
+        if total + entries <= capacity and (static or (
+                mine < self.header.per_port and (mine == 0 or mine < capacity - total))):
             return True
         self.withdraw(port, entries)
         return False
@@ -303,7 +321,7 @@ cdef class MacTable:
         if not value & PRESENT or not va_cas_u64(&slot.value, &value, 0):
             return False
         self.withdraw(<uint32_t>(value >> PORT_SHIFT), 1)
-        va_store_release_u64(&slot.key, MAC_FREE)                # after the 0: see the contract
+        va_store_release_u64(&slot.key, MAC_FREE)                # after the 0, see the contract
         return True
 
     cdef bint aged(self, uint64_t value, uint64_t now_ms) noexcept nogil:
@@ -311,7 +329,7 @@ cdef class MacTable:
 
     cdef uint32_t expire(self, uint32_t budget, uint64_t now_ms) noexcept nogil:
         """Checks the next `budget` slots (all engines advance one cursor) and removes aged entries;
-        returns how many."""
+        returns their number."""
         cdef uint32_t slots = self.slot_count, removed = 0, first, i
         cdef uint64_t value
         cdef MacSlot *slot
@@ -338,11 +356,11 @@ cdef class MacTable:
 
     @property
     def ageing_ns(self):
-        """How long an address stays without being seen."""
+        """How long an unseen address stays."""
         return self.header.ageing_ns
 
     def __len__(self):
-        """Number of entries, with aged ones that are not removed yet."""
+        """Number of entries, including aged ones that are not removed yet."""
         return va_load_relaxed_u32(&self.header.count)
 
     def port_count(self, uint32_t port):
@@ -366,17 +384,19 @@ cdef class MacTable:
                 break
             if self.find(&place, key, &seen) != NULL and seen == value:
                 return
-        raise ConfigError(f"MAC table: no room for {mac} of VLAN {vlan} at port {port}; make the table larger")
+        raise ConfigError(f"MAC table: no room for {mac} of VLAN {vlan} at port {port}; "
+                          "make the table larger")
 
     def learn_all(self, const uint64_t[::1] macs, uint32_t port, uint32_t vlan=0, now_ns=None):
         """Learns addresses (48-bit numbers) at a port, as switches do from frames, without the GIL;
-        returns how many were rejected."""
+        returns the number of refused ones."""
         cdef uint64_t key, now_ms = (time.monotonic_ns() if now_ns is None else now_ns) // 1000000
         cdef uint32_t refused = 0
         cdef Py_ssize_t i
         cdef Place place
         if port >= MAX_PORTS or vlan > 4094:
-            raise ConfigError(f"MAC table: port {port}, VLAN {vlan}: expected a port below {MAX_PORTS} and VLAN 0 to 4094")
+            raise ConfigError(f"MAC table: port {port}, VLAN {vlan}: "
+                              f"expected a port below {MAX_PORTS} and VLAN 0 to 4094")
         with nogil:
             for i in range(macs.shape[0]):
                 key = macs[i] << 16 | vlan << 1 | 1
@@ -403,7 +423,7 @@ cdef class MacTable:
         return refused
 
     def forget(self, mac, uint32_t vlan=0):
-        """Removes an address of a VLAN, also a static one; True if it was there."""
+        """Removes an address of a VLAN, also a static one; returns whether it was in the table."""
         cdef uint64_t key = _key(mac, vlan), value
         cdef Place place = mac_place(self, key)
         cdef MacSlot *slot = self.find(&place, key, &value)
@@ -414,45 +434,49 @@ cdef class MacTable:
         return False
 
     def forget_port(self, uint32_t port):
-        """Removes all entries of a port, static ones too; returns how many. An engine that is still
-        processing frames of the port may learn them again: deactivate the port in every switch
-        first."""
+        """Removes all entries of a port, static ones too; returns their number. Deactivate the port
+        in every switch first, since an engine that still processes its frames may learn them
+        again."""
         return self.forget_where(port, True)
 
     def forget_learned(self, port=None):
-        """Removes all learned entries, or those of a port, while engines go on and learn again;
-        static ones stay. Returns how many."""
+        """Removes all learned entries, or those of a port; engines may learn them again meanwhile.
+        Static ones stay. Returns the number of removed entries."""
         return self.forget_where(-1 if port is None else port, False)
 
     cdef uint32_t forget_where(self, int64_t port, bint static) noexcept:
-        """port: -1 for all ports."""
+        """Removes entries of a port (-1: of all ports), with or without static ones."""
         cdef uint32_t i, removed = 0
         cdef uint64_t value
         with nogil:
             for i in range(self.slot_count):
                 value = va_load_relaxed_u64(&self.slots[i].value)  # relaxed: `remove` compares it
-                while value & PRESENT and (port < 0 or value >> PORT_SHIFT == <uint64_t>port) and (static or not value & STATIC):
+                while (value & PRESENT and (port < 0 or value >> PORT_SHIFT == <uint64_t>port)
+                       and (static or not value & STATIC)):
                     if self.remove(&self.slots[i], value):
                         removed += 1
                         break
-                    # again if a refresh came between
+                    # retry if the entry was refreshed meanwhile
                     value = va_load_relaxed_u64(&self.slots[i].value)
         return removed
 
     def entries(self, now_ns=None):
-        """All entries as dicts (mac, vlan, port, age_s, static), by VLAN and address. now_ns: time
-        of the engines' clock."""
-        cdef uint64_t key, value, now_ms = (time.monotonic_ns() if now_ns is None else now_ns) // 1000000
+        """All entries as dicts (mac, vlan, port, age_s, static), sorted by VLAN and address.
+        now_ns: time of the engines' clock."""
+        cdef uint64_t key, value
+        cdef uint64_t now_ms = (time.monotonic_ns() if now_ns is None else now_ns) // 1000000
         cdef uint32_t i
         found = []
         for i in range(self.slot_count):
             key = va_load_acquire_u64(&self.slots[i].key)
             value = va_load_acquire_u64(&self.slots[i].value)
-            if not key & 1 or not value & PRESENT or va_load_relaxed_u64(&self.slots[i].key) != key or self.aged(value, now_ms):
+            if (not key & 1 or not value & PRESENT
+                    or va_load_relaxed_u64(&self.slots[i].key) != key or self.aged(value, now_ms)):
                 continue
             static = bool(value & STATIC)
-            found.append({"mac": int(key >> 16).to_bytes(6, "big").hex(":"), "vlan": int(key >> 1 & 0xFFF),
-                          "port": int(value >> PORT_SHIFT), "age_s": None if static else age_ms(value, now_ms) / 1000.0,
+            found.append({"mac": int(key >> 16).to_bytes(6, "big").hex(":"),
+                          "vlan": int(key >> 1 & 0xFFF), "port": int(value >> PORT_SHIFT),
+                          "age_s": None if static else age_ms(value, now_ms) / 1000.0,
                           "static": static})
         return sorted(found, key=lambda entry: (entry["vlan"], entry["mac"]))
 
@@ -476,7 +500,8 @@ cdef uint32_t _slots(uint32_t capacity) noexcept nogil:
 
 def _check_limits(capacity, ageing_ns, per_port):
     if not CAPACITY_MIN <= capacity <= CAPACITY_MAX:
-        raise ConfigError(f"MAC table: capacity {capacity}: expected {CAPACITY_MIN} to {CAPACITY_MAX}")
+        raise ConfigError(f"MAC table: capacity {capacity}: "
+                          f"expected {CAPACITY_MIN} to {CAPACITY_MAX}")
     if not AGEING_MIN_NS <= ageing_ns <= AGEING_MAX_NS:
         raise ConfigError(f"MAC table: ageing {ageing_ns} ns: expected 1 s to 10^6 s")
     if not 1 <= per_port <= capacity:
@@ -496,5 +521,6 @@ def _key(mac, vlan):
     except ValueError:
         octets = b""
     if len(octets) != 6 or octets[0] & 1 or octets == bytes(6) or vlan > 4094:
-        raise ConfigError(f"MAC table: {mac!r} of VLAN {vlan}: expected a unicast address such as 02:00:00:00:00:01 and 0 to 4094")
+        raise ConfigError(f"MAC table: {mac!r} of VLAN {vlan}: "
+                          "expected a unicast address such as 02:00:00:00:00:01 and 0 to 4094")
     return int.from_bytes(octets, "big") << 16 | vlan << 1 | 1

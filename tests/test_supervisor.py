@@ -19,7 +19,7 @@ from tests.support import plain_user
 from tests.support.containers import IS_ROOT, Container
 from tests.test_command import VNIC, environment, gone_within, ping, processes_of, vnic, write_config  # noqa: F401 - a fixture
 from vnic.api.interface import BACKLOG
-from vnic.daemon.instance import turn_away
+from vnic.daemon.instance import refuse_clients
 from vnic.daemon.supervisor import STOP_TIMEOUT_S, Supervisor
 from vnic.daemon.worker_process import WorkerProcess
 from vnic.device.descriptors import readable
@@ -224,7 +224,7 @@ def test_other_users_are_not_told_why():
         assert readable(listener.fileno(), 60)
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(listener.getsockname())
-            assert turn_away(listener, "the reason", "another time")
+            assert refuse_clients(listener, "the reason", "another time")
             assert b'"message": "the reason"' in client.recv(4096)
         assert other.communicate(timeout=60)[0] == (
             b'{"error": "org.vnic.Control.Failed", "parameters": {"message": "another time", "code": "busy"}}\0'
@@ -242,7 +242,7 @@ def test_those_who_come_without_end_do_not_keep_it_from_its_work():
             return ours, ""
 
     crowd = Crowd()
-    assert turn_away(crowd, "the reason", "another time")
+    assert refuse_clients(crowd, "the reason", "another time")
     assert crowd.count == BACKLOG
 
 

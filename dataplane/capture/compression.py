@@ -45,7 +45,8 @@ def _library(name: str, what: str, path: str, command: str) -> Any:
     except ImportError:
         package = name.partition(".")[0]
         raise CaptureError(
-            f"{path}: is compressed by {what}: pip install {package}, or pipe it: {command} -dc FILE | vnic replay - ..."
+            f"{path}: is compressed by {what}: pip install {package}, "
+            f"or pipe it: {command} -dc FILE | vnic replay - ..."
         ) from None
 
 

@@ -77,7 +77,9 @@ cdef class CaptureReader:
     cdef int next_pcap(self, Record *record) noexcept nogil
     cdef int next_block(self, Record *record) noexcept nogil
     cdef int section(self, uint64_t offset) noexcept nogil
-    cdef int describe_interface(self, const uint8_t *body, uint32_t count, uint64_t offset) noexcept nogil
-    cdef int packet_block(self, Record *record, uint32_t kind, const uint8_t *body, uint32_t count, uint64_t offset) noexcept nogil
+    cdef int describe_interface(self, const uint8_t *body, uint32_t count,
+                                uint64_t offset) noexcept nogil
+    cdef int packet_block(self, Record *record, uint32_t kind, const uint8_t *body, uint32_t count,
+                          uint64_t offset) noexcept nogil
     cdef uint32_t u32(self, const uint8_t *at) noexcept nogil
     cdef uint32_t u16(self, const uint8_t *at) noexcept nogil

@@ -15,7 +15,8 @@ from dataplane.capture.signatures import describe as describe_content
 from dataplane.errors import CaptureError
 
 cdef extern from "capture/formats.h" nogil:
-    bint vnic_nanoseconds(uint64_t ticks, uint64_t ticks_a_second, int64_t offset_s, uint64_t *nanoseconds)
+    bint vnic_nanoseconds(uint64_t ticks, uint64_t ticks_a_second, int64_t offset_s,
+                          uint64_t *nanoseconds)
 
 cdef enum:
     ETHERNET = 1                         # link type
@@ -65,7 +66,8 @@ cdef class CaptureReader:
         self.path = f"descriptor {file}" if isinstance(file, int) else os.fspath(file)
         self.names = []
         try:
-            self.descriptor = os.dup(file) if isinstance(file, int) else os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            self.descriptor = (os.dup(file) if isinstance(file, int)
+                               else os.open(file, os.O_RDONLY | os.O_CLOEXEC))
             self.size = os.fstat(self.descriptor).st_size
         except OSError as error:
             raise CaptureError(f"{self.path}: {os.strerror(error.errno)}") from None
@@ -87,7 +89,8 @@ cdef class CaptureReader:
         if self.end == 0:
             raise CaptureError(f"{self.path}: is empty")
         if self.end < 8:
-            raise CaptureError(f"{self.path}: {self.end} bytes are not a capture: expected pcap or pcapng")
+            raise CaptureError(f"{self.path}: {self.end} bytes are not a capture: expected pcap or "
+                               f"pcapng")
         memcpy(&magic, self.window, 4)
         if magic == SECTION_HEADER:
             self.is_pcapng = True
@@ -114,7 +117,9 @@ cdef class CaptureReader:
     @property
     def error(self):
         """The error that ended the reading early, with file and offset, or None."""
-        return None if self.broken is None else f"{self.path}: offset {self.broken[1]}: {self.broken[0]}"
+        if self.broken is None:
+            return None
+        return f"{self.path}: offset {self.broken[1]}: {self.broken[0]}"
 
     @property
     def position(self):
@@ -130,11 +135,15 @@ cdef class CaptureReader:
             if number == MICROSECONDS or number == NANOSECONDS or number == MODIFIED:
                 break
         else:
-            raise CaptureError(f"{self.path}: {describe_content(self.window[:min(self.end, <uint32_t>PCAP_HEADER)])}")
+            header = self.window[:min(self.end, <uint32_t>PCAP_HEADER)]
+            raise CaptureError(f"{self.path}: {describe_content(header)}")
         if self.end < PCAP_HEADER:
-            raise CaptureError(f"{self.path}: the file's header ends at byte {self.end} of {PCAP_HEADER}")
+            raise CaptureError(f"{self.path}: the file's header ends at byte {self.end} of "
+                               f"{PCAP_HEADER}")
         if self.u16(self.window + 4) != 2:
-            raise CaptureError(f"{self.path}: pcap version {self.u16(self.window + 4)}.{self.u16(self.window + 6)}: expected 2.4")
+            raise CaptureError(f"{self.path}: pcap version "
+                               f"{self.u16(self.window + 4)}.{self.u16(self.window + 6)}: "
+                               f"expected 2.4")
         only.ticks_a_second = 1000000000 if number == NANOSECONDS else 1000000
         self.fraction_ns = <uint32_t>(1000000000 // only.ticks_a_second)
         only.snaplen = self.u32(self.window + 16)
@@ -146,7 +155,8 @@ cdef class CaptureReader:
         self.interface_count = 1
         self.names.append(None)
         if only.link_type != ETHERNET:
-            raise CaptureError(f"{self.path}: {describe_link_type(only.link_type)}: expected Ethernet")
+            raise CaptureError(f"{self.path}: {describe_link_type(only.link_type)}: expected "
+                               f"Ethernet")
         self.at = PCAP_HEADER
 
     def _first_packet(self):
@@ -176,7 +186,9 @@ cdef class CaptureReader:
         self.end -= self.at
         self.at = 0
         while self.end < wanted:
-            got = self.pull(self.window + self.end, min(<uint32_t>WINDOW_BYTES - self.end, max(wanted, <uint32_t>READ_BYTES)))
+            got = self.pull(self.window + self.end,
+                            min(<uint32_t>WINDOW_BYTES - self.end,
+                                max(wanted, <uint32_t>READ_BYTES)))
             if got <= 0:
                 self.ended = True
                 break
@@ -195,7 +207,8 @@ cdef class CaptureReader:
                     memcpy(target, <const char *><bytes>content, got)
                     return got
                 except Exception as error:       # each library has its own exceptions
-                    self.broken = (f"cannot be decompressed further: {error}", self.window_offset + self.end)
+                    self.broken = (f"cannot be decompressed further: {error}",
+                                   self.window_offset + self.end)
                     return -1
         while True:
             got = read(self.descriptor, target, count)
@@ -283,7 +296,8 @@ cdef class CaptureReader:
         if self.have(whole) < whole:
             return self.fail("the file ends within a packet", offset)
         head = self.window + self.at
-        record.time_ns = <uint64_t>self.u32(head) * 1000000000 + <uint64_t>self.u32(head + 4) * self.fraction_ns
+        record.time_ns = <uint64_t>self.u32(head) * 1000000000 + <uint64_t>self.u32(
+            head + 4) * self.fraction_ns
         record.offset = offset
         record.data = head + self.record_head
         record.captured = captured
@@ -350,7 +364,8 @@ cdef class CaptureReader:
         self.interface_count = 0
         return 2
 
-    cdef int describe_interface(self, const uint8_t *body, uint32_t count, uint64_t offset) noexcept nogil:
+    cdef int describe_interface(self, const uint8_t *body, uint32_t count,
+                                uint64_t offset) noexcept nogil:
         """An interface description (4.2)."""
         cdef Interface *grown
         cdef Interface *interface
@@ -363,7 +378,8 @@ cdef class CaptureReader:
         if self.interface_count == self.interface_room:
             if self.interface_room >= INTERFACES_MOST:
                 return self.fail("a section with more than 65536 interfaces", offset)
-            grown = <Interface *>realloc(self.interfaces, 2 * self.interface_room * sizeof(Interface))
+            grown = <Interface *>realloc(self.interfaces,
+                                         2 * self.interface_room * sizeof(Interface))
             if grown == NULL:
                 return self.fail("no memory for another interface", offset)
             self.interfaces = grown
@@ -387,8 +403,10 @@ cdef class CaptureReader:
             if code == IF_TSRESOL and length >= 1:
                 exponent = body[at] & 0x7F
                 if exponent > (63 if body[at] & 0x80 else 19):
-                    return self.fail("an interface counts time in steps too fine to represent", offset)
-                interface.ticks_a_second = <uint64_t>1 << exponent if body[at] & 0x80 else power_of_ten(exponent)
+                    return self.fail("an interface counts time in steps too fine to represent",
+                                     offset)
+                interface.ticks_a_second = (<uint64_t>1 << exponent if body[at] & 0x80
+                                            else power_of_ten(exponent))
             elif code == IF_TSOFFSET and length >= 8:
                 memcpy(&interface.offset_s, body + at, 8)
                 if self.swapped:
@@ -398,11 +416,13 @@ cdef class CaptureReader:
                 interface.fcs_bytes = body[at] if body[at] < 8 else body[at] // 8
             elif code == IF_NAME:
                 with gil:
-                    self.names[len(self.names) - 1] = body[at:at + length].rstrip(b"\0").decode(errors="replace")
+                    name = body[at:at + length].rstrip(b"\0")
+                    self.names[len(self.names) - 1] = name.decode(errors="replace")
             at += (length + 3) & ~<uint32_t>3
         return 2
 
-    cdef int packet_block(self, Record *record, uint32_t kind, const uint8_t *body, uint32_t count, uint64_t offset) noexcept nogil:
+    cdef int packet_block(self, Record *record, uint32_t kind, const uint8_t *body, uint32_t count,
+                          uint64_t offset) noexcept nogil:
         """Enhanced (4.3), simple (4.4) and obsolete (appendix) packet blocks."""
         cdef uint32_t fixed = 4 if kind == SIMPLE_PACKET else 20, number = 0, padded
         cdef Interface *interface
@@ -425,7 +445,8 @@ cdef class CaptureReader:
             record.time_ns = self.last_ns        # a simple packet block has no time stamp
         else:
             record.captured, record.original = self.u32(body + 12), self.u32(body + 16)
-            if not vnic_nanoseconds(<uint64_t>self.u32(body + 4) << 32 | self.u32(body + 8), interface.ticks_a_second,
+            if not vnic_nanoseconds(<uint64_t>self.u32(body + 4) << 32 | self.u32(body + 8),
+                                    interface.ticks_a_second,
                                     interface.offset_s, &record.time_ns):
                 return self.fail("a time stamp outside 1970 to 2262", offset)
         if record.captured > count - fixed or record.captured > CAPTURED_MOST:
@@ -458,7 +479,8 @@ cdef class CaptureReader:
             raise CaptureError(self.error)
         if got == 0:
             raise StopIteration
-        return record.time_ns, <bytes>record.data[:record.captured], record.original, record.interface
+        return (record.time_ns, <bytes>record.data[:record.captured], record.original,
+                record.interface)
 
 
 cdef extern from * nogil:

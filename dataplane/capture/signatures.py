@@ -29,9 +29,15 @@ def describe(head: bytes) -> str:
     """The error text for a file that begins with `head`."""
     for magic, name in CAPTURES:
         if head.startswith(magic):
-            return f"is {name}: expected pcap or pcapng; Wireshark's `editcap -F pcapng FILE NEW.pcapng` converts it"
+            return (
+                f"is {name}: expected pcap or pcapng; "
+                "Wireshark's `editcap -F pcapng FILE NEW.pcapng` converts it"
+            )
     for magic, text in OTHERS:
         if head.startswith(magic):
             return f"is {text}"
     begins = head[:4].hex(" ")
-    return f"begins with {begins}: not a capture: expected pcap or pcapng (Wireshark's editcap -F pcapng converts many others, such as ERF)"
+    return (
+        f"begins with {begins}: not a capture: expected pcap or pcapng "
+        "(Wireshark's editcap -F pcapng converts many others, such as ERF)"
+    )

@@ -10,10 +10,12 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from dataplane.packet.pool cimport Context
 
 cdef enum:
-    # Per write, from a multiple of it on: fits the second-level cache, and no page is written in two parts. Longer writes make
-    # the kernel look for longer runs of free memory, which costs ten times as much where there are none.
+    # Per write, at a multiple of it: fits the second-level cache, and no page is written in two
+    # parts. For longer writes the kernel searches longer runs of free memory, which costs ten times
+    # as much where there are none.
     FLUSH_BYTES = 131072
-    SPACE_FROM = 4194304         # shorter files are not worth allocating space ahead, see preallocate.h
+    # shorter files are not worth allocating space ahead, see preallocate.h
+    SPACE_FROM = 4194304
     SPACE_BYTES = 67108864       # at once
     INSTANT_MOST = 268435456     # bytes of one instant that are sorted; more are written in parts
 
@@ -45,15 +47,17 @@ cdef class CaptureWriter:
     cdef uint64_t room, used, instant_start
     cdef uint64_t written        # bytes written to the descriptor
     cdef uint64_t space_end      # where the space allocated ahead ends
-    cdef bint wants_space        # it makes writing cheaper
+    cdef bint wants_space        # the file system writes faster into space allocated ahead
     cdef uint64_t instant_ns
     cdef Pending *pending
     cdef uint32_t pending_count, pending_room
     cdef bint unordered
     cdef int failed              # errno; 0: no error
-    cdef bint write_packet(self, Context *ctx, uint32_t index, uint32_t interface, uint64_t time_ns, const char *comment,
+    cdef bint write_packet(self, Context *ctx, uint32_t index, uint32_t interface, uint64_t time_ns,
+                           const char *comment,
                            uint32_t comment_bytes) noexcept nogil
-    cdef bint put(self, const Content *content, uint32_t interface, uint64_t time_ns, const char *comment,
+    cdef bint put(self, const Content *content, uint32_t interface, uint64_t time_ns,
+                  const char *comment,
                   uint32_t comment_bytes) noexcept nogil
     cdef bint make_room(self, uint64_t bytes) noexcept nogil
     cdef void end_instant(self) noexcept nogil

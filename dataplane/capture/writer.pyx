@@ -9,7 +9,8 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, qsort, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset
 from posix.unistd cimport write
-from dataplane.packet.pool cimport PACKET_TRUNCATED, Context, Packet, packet_buffer, packet_capacity, packet_data
+from dataplane.packet.pool cimport (PACKET_TRUNCATED, Context, Packet, packet_buffer,
+                                    packet_capacity, packet_data)
 
 from dataplane.errors import ConfigError, PortError
 
@@ -63,10 +64,12 @@ cdef class CaptureWriter:
         self.pending = <Pending *>malloc(self.pending_room * sizeof(Pending))
         if self.buffer == NULL or self.pending == NULL:
             raise MemoryError(self.path)
-        head = self._section(names) if self.is_pcapng else struct.pack("=IHHIIII", PCAP_MAGIC_NS, 2, 4, 0, 0, SNAPLEN, ETHERNET)
+        head = self._section(names) if self.is_pcapng else struct.pack(
+            "=IHHIIII", PCAP_MAGIC_NS, 2, 4, 0, 0, SNAPLEN, ETHERNET)
         try:
             self.descriptor = (os.dup(file) if isinstance(file, int) else
-                               os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
+                               os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC,
+                                       0o600))
         except OSError as error:
             raise PortError(f"cannot write {self.path}: {os.strerror(error.errno)}") from None
         # Not of a descriptor that others hold, too: its offset may be anywhere.
@@ -84,7 +87,9 @@ cdef class CaptureWriter:
 
     def _section(self, names):
         application = _option(4, b"vnic")
-        blocks = [_block(0x0A0D0D0A, struct.pack("=IHHq", 0x1A2B3C4D, 1, 0, -1) + application + _option(0, b""))]
+        blocks = [_block(0x0A0D0D0A,
+                         struct.pack("=IHHq", 0x1A2B3C4D, 1, 0,
+                                     -1) + application + _option(0, b""))]
         for name in names:
             options = _option(2, name.encode()) + _option(9, b"\x09") + _option(0, b"")
             blocks.append(_block(1, struct.pack("=HHI", ETHERNET, 0, SNAPLEN) + options))
@@ -115,7 +120,8 @@ cdef class CaptureWriter:
                 os.close(self.descriptor)
                 self.descriptor = -1
 
-    cdef bint write_packet(self, Context *ctx, uint32_t index, uint32_t interface, uint64_t time_ns, const char *comment,
+    cdef bint write_packet(self, Context *ctx, uint32_t index, uint32_t interface, uint64_t time_ns,
+                           const char *comment,
                            uint32_t comment_bytes) noexcept nogil:
         """Copies the frame into a record of `interface` at `time_ns`; False after a failed write.
         The caller keeps the packet."""
@@ -125,19 +131,24 @@ cdef class CaptureWriter:
         content.original = p.original_length if p.flags & PACKET_TRUNCATED else p.length
         content.trailer_bytes = p.trailer_bytes
         if p.trailer_bytes:                  # pcapng options of the packet's source, see pool.pxd
-            content.trailer = packet_buffer(ctx, index) + packet_capacity(ctx, index) - p.trailer_bytes
+            content.trailer = packet_buffer(ctx,
+                                            index) + packet_capacity(ctx, index) - p.trailer_bytes
         return self.put(&content, interface, time_ns, comment, comment_bytes)
 
-    def write(self, uint32_t interface, uint64_t time_ns, const uint8_t[::1] data not None, *, original=None, str comment=""):
+    def write(self, uint32_t interface, uint64_t time_ns, const uint8_t[::1] data not None, *,
+              original=None, str comment=""):
         """Writes one frame, for tools and tests. Raises PortError after a failed write."""
         cdef Content content
         text = comment.encode()
-        content.data, content.captured = (&data[0] if data.shape[0] else NULL), <uint32_t>data.shape[0]
+        content.data, content.captured = (&data[0] if data.shape[0]
+                                          else NULL), <uint32_t>data.shape[0]
         content.original, content.trailer_bytes = original or content.captured, 0
-        if not self.put(&content, interface, time_ns, <const char *><bytes>text, <uint32_t>len(text)):
+        if not self.put(&content, interface, time_ns, <const char *><bytes>text,
+                        <uint32_t>len(text)):
             raise PortError(self.error or f"{self.path}: is closed")
 
-    cdef bint put(self, const Content *content, uint32_t interface, uint64_t time_ns, const char *comment,
+    cdef bint put(self, const Content *content, uint32_t interface, uint64_t time_ns,
+                  const char *comment,
                   uint32_t comment_bytes) noexcept nogil:
         cdef uint32_t kept = content.captured, padded = (kept + 3) & ~<uint32_t>3, bytes, fixed
         cdef uint32_t trailer = content.trailer_bytes if self.is_pcapng else 0
@@ -150,7 +161,8 @@ cdef class CaptureWriter:
             self.instant_ns = time_ns
         fixed = EPB_BYTES if self.is_pcapng else PCAP_RECORD
         bytes = fixed + padded + comment_padded + trailer + OVERHEAD
-        if ((self.used + bytes > self.room or self.pending_count == self.pending_room or self.failed or self.descriptor < 0)
+        if ((self.used + bytes > self.room or self.pending_count == self.pending_room or self.failed
+             or self.descriptor < 0)
                 and not self.make_room(bytes)):
             return False
         at = self.buffer + self.used
@@ -188,7 +200,8 @@ cdef class CaptureWriter:
             bytes = PCAP_RECORD + kept
         record.interface, record.start, record.bytes = interface, self.used, bytes
         record.order = self.pending_count
-        if record.order and (interface < self.pending[self.pending_count - 1].interface or comment_bytes):
+        if record.order and (interface < self.pending[self.pending_count - 1].interface
+                             or comment_bytes):
             self.unordered = True
         self.pending_count += 1
         self.used += bytes
@@ -197,7 +210,8 @@ cdef class CaptureWriter:
         return True
 
     cdef bint make_room(self, uint64_t bytes) noexcept nogil:
-        """For a record: writes earlier instants, then enlarges the buffer. False after a failure."""
+        """For a record: writes earlier instants, then enlarges the buffer. False after a
+        failure."""
         cdef void *grown
         if self.failed or self.descriptor < 0:
             return False
@@ -249,13 +263,16 @@ cdef class CaptureWriter:
         free(sorted)
 
     cdef void write_out(self, bint all) noexcept nogil:
-        """Writes the records before the current instant; all: also those behind the last multiple of FLUSH_BYTES."""
+        """Writes the records before the current instant; all: also those behind the last multiple
+        of FLUSH_BYTES."""
         cdef uint64_t done = 0, count = self.instant_start
         cdef ssize_t got
         cdef pollfd wait
         if not all:
-            count = max((self.written + count) & ~<uint64_t>(FLUSH_BYTES - 1), self.written) - self.written
-        if self.wants_space and self.written >= SPACE_FROM and self.written + count > self.space_end:
+            count = max((self.written + count) & ~<uint64_t>(FLUSH_BYTES - 1),
+                        self.written) - self.written
+        if (self.wants_space and self.written >= SPACE_FROM
+                and self.written + count > self.space_end):
             self.space_end = self.written + SPACE_BYTES
             # Where the disk is full, the write says so.
             self.wants_space = vnic_allocate(self.descriptor, self.written, SPACE_BYTES)

@@ -1,8 +1,7 @@
-"""Balancer: called by the threads of a group at intervals; may move engines between them, as
-dataplane/groups/compactor.pxd does."""
+"""Balancer: may move engines between the threads of a group, which call it at intervals.
+dataplane/groups/compactor.pxd is one."""
 from libc.stdint cimport uint64_t
 
 cdef class Balancer:
-    # Threads call it between two passes.
-    cdef uint64_t next_ns        # shared: when to call balance() next
+    cdef uint64_t next_ns        # shared: when to call balance() next, between two passes
     cdef void balance(self, uint64_t now_ns) noexcept nogil

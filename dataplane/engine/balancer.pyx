@@ -4,10 +4,10 @@ from dataplane.graph.element cimport NEVER
 
 
 cdef class Balancer:
-    """Moves no engine; base class of those that do."""
+    """Base class of balancers; this one moves no engine."""
 
     def __cinit__(self, *args, **kwargs):
         self.next_ns = NEVER
 
     cdef void balance(self, uint64_t now_ns) noexcept nogil:
-        """Any of the threads may call this, several at once: it must not block."""
+        """Must not block; several threads may call it at once."""

@@ -1,4 +1,4 @@
-"""Cgroups of engines' threads: the kernel charges a thread's CPU time to its cgroup and bounds it.
+"""Cgroups of engine threads: the kernel charges a thread's CPU time to its cgroup and bounds it.
 
 | version | a thread joins by writing  | CPU time                              | bounds            |
 |---------|----------------------------|---------------------------------------|-------------------|
@@ -64,7 +64,8 @@ class Cgroup:
             raise self._refusal(error, 0) from None
         if version is None or not os.path.exists(self._file(MEMBERS[version])):
             raise ConfigError(
-                f"cgroup {self.path}: is not a cgroup: expected a directory with cgroup.threads or tasks in it"
+                f"cgroup {self.path}: is not a cgroup: "
+                "expected a directory with cgroup.threads or tasks in it"
             )
         return version
 
@@ -118,16 +119,15 @@ class Cgroup:
             return frozenset()
 
     def cpu_ns(self) -> int | None:
-        """CPU time of all present and past members of it and of the cgroups below it, in
-        nanoseconds; None where the hierarchy does not account CPU time, or the cgroup is gone."""
+        """CPU time in nanoseconds of all present and past members, also of the cgroups below; None
+        where the hierarchy does not account CPU time, or the cgroup is gone."""
         if (usage := self._read("cpuacct.usage")).isdecimal():
             return int(usage)
         found = re.search(r"^usage_usec (\d+)$", self._read("cpu.stat"), re.MULTILINE | re.ASCII)
         return int(found[1]) * 1000 if found else None
 
     def cpus(self) -> list[int] | None:
-        """The CPUs that its threads may run on; None where its hierarchy has no cpuset
-        controller."""
+        """The CPUs that its threads may run on; None without a cpuset controller."""
         text = next((text for name in _CPU_LISTS if (text := self._read(name))), "")
         if not text:
             return None
@@ -160,23 +160,35 @@ class Cgroup:
             ):
                 # v2 requires write access to cgroup.procs of the common ancestor, v1 that the
                 # thread belongs to the writer.
-                text = f"uid {uid} may not move threads from {_own_cgroup(self, version)} to it; delegate both to {uid}"
+                text = (
+                    f"uid {uid} may not move threads from {_own_cgroup(self, version)} to it; "
+                    f"delegate both to {uid}"
+                )
             case errno.EACCES | errno.EPERM:
                 text = f"uid {uid} may not write to it; delegate it: chown -R {uid} {self.path}"
             case errno.EOPNOTSUPP if (kind := self._read("cgroup.type")).startswith("domain"):
-                text = f"is of type {kind!r}, which takes no single threads; echo threaded > {self._file('cgroup.type')}"
+                text = (
+                    f"is of type {kind!r}, which takes no single threads; "
+                    f"echo threaded > {self._file('cgroup.type')}"
+                )
             case errno.EOPNOTSUPP:
-                text = f"is in another domain than vnic, which is in {_own_cgroup(self, version)}; choose a cgroup below that one"
+                text = (
+                    f"is in another domain than vnic, which is in {_own_cgroup(self, version)}; "
+                    "choose a cgroup below that one"
+                )
             case errno.ENOSPC:
                 text = "has a cpuset without CPUs or memory; set its cpuset.cpus and cpuset.mems"
             case _:
-                text = f"cannot be joined: {error.strerror}; choose one that takes threads, see cgroups(7)"
+                text = (
+                    f"cannot be joined: {error.strerror}; "
+                    "choose one that takes threads, see cgroups(7)"
+                )
         return ConfigError(f"cgroup {self.path}: {text}")
 
 
 def join_all(cgroups: Iterable[Cgroup], thread_id: int) -> dict[str, str]:
-    """Makes a thread join all of them; returns the reason by path for each that failed. The thread
-    then stays in its cgroup: forwarding packets matters more than accounting."""
+    """Moves a thread into all the cgroups; returns {path: reason} for those that failed. The thread
+    runs all the same: forwarding packets matters more than accounting."""
     refused: dict[str, str] = {}
     for cgroup in cgroups:
         try:

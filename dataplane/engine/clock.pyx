@@ -6,8 +6,8 @@ from dataplane.errors import ConfigError
 
 
 cdef class Clock:
-    """Nanoseconds. `Clock()` is CLOCK_MONOTONIC; `Clock(virtual=True, start_ns=0)` changes only by
-    `set`."""
+    """A clock in nanoseconds. `Clock()` reads CLOCK_MONOTONIC; `Clock(virtual=True, start_ns=0)`
+    changes only by `set`."""
 
     def __init__(self, *, bint virtual=False, uint64_t start_ns=0):
         self.virtual = virtual
@@ -22,7 +22,7 @@ cdef class Clock:
 
     @property
     def now_ns(self):
-        """The time now, in nanoseconds."""
+        """The current time in nanoseconds."""
         return self.now()
 
     def set(self, uint64_t now_ns):
@@ -30,5 +30,6 @@ cdef class Clock:
         if not self.virtual:
             raise ConfigError("clock: the machine's clock cannot be set; make a virtual one")
         if now_ns < self.virtual_ns:
-            raise ConfigError(f"clock: {now_ns} ns lies before {self.virtual_ns} ns; time does not go back")
+            raise ConfigError(f"clock: {now_ns} ns lies before {self.virtual_ns} ns; time does not "
+                              f"go back")
         self.virtual_ns = now_ns

@@ -7,11 +7,11 @@ from dataplane.graph.timers cimport Entry, Heap, timer_set
 from dataplane.engine.warm_up cimport WarmUp
 
 cdef enum:
-    SPARE = 64                   # elements of some NICs
+    SPARE = 64                   # room for the elements of a few more NICs
 
 
 cdef class ElementArrays:
-    """Of `elements`. Raises MemoryError."""
+    """C arrays of `elements`. Raises MemoryError."""
 
     def __init__(self, elements):
         cdef uint32_t number, deferrable = 0, weighed = 0, spare
@@ -22,12 +22,13 @@ cdef class ElementArrays:
         self.names = {(<Element>each).name: each for each in self.elements}
         spare = SPARE + <uint32_t>len(self.elements) // 8
         for element in self.elements:
-            ticks = element.TICKS              # of an object: a port's receive side has timers if its port has
+            ticks = element.TICKS  # differs by object: a PortRx has a timer if its port has one
             if ticks:
                 timed.append(element)
                 deferrable += element.deferrable
             weighed += ticks or isinstance(element, Source)
-        self.member_room, self.timed_room = <uint32_t>len(self.elements) + spare, <uint32_t>len(timed) + spare
+        self.member_room, self.timed_room = <uint32_t>len(self.elements) + spare, <uint32_t>len(
+            timed) + spare
         self.weighed_most = weighed + spare
         self.members = <PyObject **>calloc(self.member_room, sizeof(PyObject *))
         self.timed = <PyObject **>calloc(self.timed_room, sizeof(PyObject *))
@@ -54,13 +55,16 @@ cdef class ElementArrays:
         free(self.timers.deferrable.entries)
 
     cdef bint fits(self, list fresh) except -1:
-        """Whether `append` has room for these elements, and what is prefetched need not change."""
-        cdef uint32_t count = <uint32_t>len(fresh)     # each may have a timer and a weight; both heaps have spare room for all
-        return (self.member_count + count <= self.member_room and self.timed_count + count <= self.timed_room
+        """Whether `append` has room for these elements and WarmUp covers them already."""
+        # each may have a timer and a weight; both heaps have spare room for all
+        cdef uint32_t count = <uint32_t>len(fresh)
+        return (self.member_count + count <= self.member_room
+                and self.timed_count + count <= self.timed_room
                 and self.weighed_room + count <= self.weighed_most and self.warm.covers(fresh))
 
     cdef int append(self, list fresh) except -1:
-        """Adds elements that `fits` has found to fit. On the engine's thread, between two batches."""
+        """Adds elements after `fits` returned True. Runs on the engine's thread, between two
+        batches."""
         cdef Element element
         for element in fresh:
             self.elements.append(element)
@@ -76,12 +80,13 @@ cdef class ElementArrays:
                 self.timed[self.timed_count] = <PyObject *>element
                 self.timed_count += 1
                 element.timer_place = 0
-                timer_set(&self.timers.deferrable if element.deferrable else &self.timers.waking, <void *>element,
+                timer_set(&self.timers.deferrable if element.deferrable else &self.timers.waking,
+                          <void *>element,
                           &element.timer_place, element.deadline_ns)
         return 0
 
     cdef void gather(self) noexcept nogil:
-        """When the arrays take the place of others: collects weights and timers."""
+        """Collects weights and timers after these arrays have replaced others."""
         cdef uint32_t i
         self.weighed_count = 0
         for i in range(self.member_count):
@@ -91,14 +96,16 @@ cdef class ElementArrays:
         self.gather_timers()
 
     cdef void gather_timers(self) noexcept nogil:
-        """Collects the timers anew: after work from control, which may have set any."""
+        """Rebuilds the timer heaps: after work from control, which may have set any timer."""
         cdef uint32_t i
         self.timers.waking.count = self.timers.deferrable.count = 0
         for i in range(self.timed_count):
             (<Element>self.timed[i]).timer_place = 0
         for i in range(self.timed_count):
-            timer_set(&self.timers.deferrable if (<Element>self.timed[i]).deferrable else &self.timers.waking,
-                      <void *>self.timed[i], &(<Element>self.timed[i]).timer_place, (<Element>self.timed[i]).deadline_ns)
+            timer_set(&self.timers.deferrable if (<Element>self.timed[i]).deferrable
+                      else &self.timers.waking,
+                      <void *>self.timed[i], &(<Element>self.timed[i]).timer_place, (
+                          <Element>self.timed[i]).deadline_ns)
 
 
 cdef int make_room(Heap *heap, uint32_t room) except -1:

@@ -1,4 +1,4 @@
-"""Engine: the graph, the mailbox, and one turn of work. The contract is in engine.pxd."""
+"""Engine: the graph, the mailbox, and one iteration. The contract is in engine.pxd."""
 import os
 import threading
 
@@ -31,11 +31,11 @@ cdef extern from "<pthread.h>" nogil:
 
 
 class MailboxFull(VnicError):
-    """The engine has not taken the last piece of work yet (the mailbox is one deep)."""
+    """The engine has not taken the last work yet; the mailbox holds one."""
 
 
 cdef enum:
-    # A poll that takes longer halves the source's bursts. A burst of 32 GSO frames of 64 KiB takes half of it.
+    # A longer poll halves the source's burst. 32 GSO frames of 64 KiB take half of this.
     LONG_NS = 1_000_000
 
 
@@ -46,8 +46,7 @@ cdef inline uint64_t cpu_ns() noexcept nogil:
     return <uint64_t>t.tv_sec * 1000000000 + <uint64_t>t.tv_nsec
 
 
-cdef inline void begin_anew(Element element) noexcept nogil:
-    """Sets counters and charges to 0."""
+cdef inline void reset_statistics(Element element) noexcept nogil:
     memset(&element.counters, 0, sizeof(Counters))
     element.weight_ns = element.charged_ns = 0
 
@@ -78,13 +77,15 @@ cdef class Snapshot(Work):
 
 
 cdef class Engine:
-    """A single-threaded, run-to-completion task: polls its sources, pushes each batch through the graph, runs timers.
+    """A single-threaded, run-to-completion task: polls its sources, pushes each batch through the
+    graph, runs timers.
 
-    A dataplane.groups.group.EngineGroup has threads that run it, or dataplane.engine.running.start
-    makes one for it alone, which polls for spin_ns without input before it sleeps and is pinned to `cpu`
-    (None: to none). budget_ns: an iteration that takes longer is counted as an overrun; 0: none is.
-    seed: of its elements' random streams (Element.seed). With a virtual clock there is no thread:
-    dataplane.engine.running.advance runs everything that is due, on the caller's.
+    The threads of a dataplane.groups.group.EngineGroup run it, or one thread of its own, started by
+    dataplane.engine.running.start. That thread polls for spin_ns without input before it sleeps,
+    and is pinned to `cpu` unless that is None. budget_ns: longer iterations are counted as
+    overruns; 0: none are. seed: of the elements' random streams (Element.seed). An engine with a
+    virtual clock has no thread: dataplane.engine.running.advance runs everything that is due on
+    the caller's thread.
     """
 
     def __cinit__(self, *args, **kwargs):
@@ -93,9 +94,11 @@ cdef class Engine:
         if self.ctx == NULL:
             raise MemoryError("engine")
 
-    def __init__(self, str name, PacketPool pool, *, Clock clock=None, uint64_t spin_ns=0, cpu=None, uint64_t seed=0,
+    def __init__(self, str name, PacketPool pool, *, Clock clock=None, uint64_t spin_ns=0, cpu=None,
+                 uint64_t seed=0,
                  uint64_t budget_ns=0):
-        self.name, self.pool, self.clock, self.spin_ns, self.cpu = name, pool, clock or Clock(), spin_ns, cpu
+        self.name, self.pool, self.clock = name, pool, clock or Clock()
+        self.spin_ns, self.cpu = spin_ns, cpu
         self.budget_ns, self.look = budget_ns, True
         self.mailbox_descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.done_descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -104,8 +107,8 @@ cdef class Engine:
         self.ctx.burst = BURST
         self.ctx.now_ns = self.clock.now()
         self.flood_credit.bytes, self.flood_credit.now_ns = FLOOD_MOST, self.ctx.now_ns
-        self._lock = threading.RLock()         # among posters; never taken by the engine
-        self._reload = threading.RLock()       # graph changes and snapshots exclude each other
+        self._lock = threading.RLock()         # serializes posters; the engine never takes it
+        self._reload = threading.RLock()       # serializes graph changes and snapshots
         self.put([], Polling([], self.mailbox_descriptor, -1), ElementArrays([]))
 
     def __dealloc__(self):
@@ -114,12 +117,15 @@ cdef class Engine:
             if descriptor >= 0:
                 os.close(descriptor)
 
-    # -- the graph ---------------------------------------------------------------------------------------------------------
+    # -- the graph ---------------------------------------------------------------------------------
 
     def load(self, sources):
-        """Takes the graph that hangs on `sources`: validates it, binds and initializes what is new. While the engine runs, this goes
-        through the mailbox. Returns the elements that left, with their statistics; an element that comes back counts from 0.
-        Raises GraphError, and then nothing has changed."""
+        """Replaces the graph by the one reachable from `sources`: validates it, binds and
+        initializes new elements, and swaps the graphs, through the mailbox while the engine runs.
+
+        Returns the removed elements with their statistics; an element that is added again counts
+        from 0. Raises GraphError, and then nothing has changed.
+        """
         cdef Element element
         cdef dict names = {}
         cdef list fresh = [], gone = []
@@ -136,7 +142,7 @@ cdef class Engine:
             raise GraphError(f"{twice}: two elements of engine {self.name} have this name")
         self.prepare(fresh)
         try:
-            # Made here, so that the swap takes no time from packets.
+            # built here, not in swap(), which delays packets
             polling, arrays = Polling(sources, self.mailbox_descriptor, -1), ElementArrays(elements)
         except BaseException:
             self.abandon(fresh)
@@ -144,32 +150,37 @@ cdef class Engine:
         for element in self.elements:
             if names.get(element.name) is not element:
                 gone.append(element)
-        before = self.polling, self.arrays     # freed by this thread
+        before = self.polling, self.arrays     # so that this thread frees them
 
         def swap():
             for each in gone:
                 each.release()
                 (<Element>each).timer_place = NO_PLACE
             self.put(sources, polling, arrays)
-            retired = [(each, {**each.statistics(), "charged_ns": (<Element>each).charged_ns}) for each in gone]
-            # From here on: where it is connected again, packets come to it before the next load.
+            removed = [(each, {**each.statistics(), "charged_ns": (<Element>each).charged_ns})
+                       for each in gone]
+            # Reset here, not at the next load: an element that is connected again may get packets
+            # before that.
             for each in gone:
-                begin_anew(<Element>each)
+                reset_statistics(<Element>each)
                 (<Element>each).left = True
-            return retired
+            return removed
 
         with self._reload:
-            retired = self.call(swap)
+            removed = self.call(swap)
         del before
         for element in gone:
             element.cleanup()
             element.bind(None)
-        return retired
+        return removed
 
     def extend(self, sources, elements=()):
-        """Adds `sources`, `elements` and what follows them to the graph, where a NIC or link comes to many: in constant time, since what
-        is there already is not visited. Connections from there to what is new are the caller's to make, and must not close a
-        cycle. Returns and raises as `load` does."""
+        """Adds `sources`, `elements` and the elements that they lead to, without visiting the
+        present graph, so that the time to add a NIC does not grow with the number of NICs.
+
+        The caller connects present elements to the new ones, without closing a cycle. Returns and
+        raises as `load` does.
+        """
         cdef list fresh, unbound = [], added = list(sources)
         cdef ElementArrays arrays = self.arrays
         cdef Polling polling = self.polling
@@ -203,13 +214,13 @@ cdef class Engine:
         return []
 
     def prepare(self, elements):
-        """Binds and initializes elements that are in no engine, as `load` does with what is new: for a `load` that follows later.
-        Raises what they raise, and then none is bound."""
+        """Binds and initializes elements that are in no engine, ahead of a `load`. Raises what
+        their `initialize` raises, and then none is bound."""
         bound = []
         try:
             for element in elements:
                 if not (<Element>element).left:
-                    begin_anew(<Element>element)
+                    reset_statistics(<Element>element)
                 (<Element>element).left = False
                 element.bind(self)
                 bound.append(element)
@@ -219,17 +230,17 @@ cdef class Engine:
             raise
 
     def abandon(self, elements):
-        """Takes `prepare` back, for elements that were not loaded."""
+        """Undoes `prepare` for elements that were not loaded."""
         for element in reversed(list(elements)):
             element.cleanup()
             element.bind(None)
 
     cdef void put(self, list sources, Polling polling, ElementArrays arrays):
-        """Puts a graph in place. Only while the engine is between two batches."""
+        """Swaps the graph. Only between two batches."""
         if self.polling is not None:
             self.polling.settle_down()
             self.failed_inputs += self.polling.failed_inputs
-        polling.descriptors[1].fd = self.wake_descriptor   # of the thread that runs it now
+        polling.descriptors[1].fd = self.wake_descriptor
         self.sources, self.elements = sources, arrays.elements
         self.polling, self.arrays = polling, arrays
         self.ctx.timers = <void *>&arrays.timers
@@ -237,16 +248,21 @@ cdef class Engine:
         self.look = True
 
     def take_up(self):
-        """After `load_state` of its elements: what they hold goes on in the next iteration. Only between two batches."""
+        """Schedules the packets that elements hold after `load_state`. Only between two batches."""
         cdef Element element
         for element in self.elements:
             element.take_up(self.ctx)
 
-    # -- control -----------------------------------------------------------------------------------------------------------
+    # -- control -----------------------------------------------------------------------------------
 
     def post(self, Work work, *, bint wait=True):
-        """Puts `work` into the mailbox and waits until the engine has run it; raises what it raised. With wait=False and the mailbox
-        taken: MailboxFull. An engine that nobody runs, and work that posts work, run it here."""
+        """Puts `work` into the mailbox, waits until the engine has run it, and returns its result
+        or raises its exception.
+
+        wait=False: raises MailboxFull instead of waiting for the mailbox. The calling thread runs
+        the work itself if no thread runs the engine, or if it is the engine's thread (work that
+        posts work).
+        """
         if va_load_relaxed_u64(&self.owner_id) == <uint64_t>pthread_self():
             self._run_here(work)
         else:
@@ -271,13 +287,16 @@ cdef class Engine:
 
     def _hand_over(self, Work work):
         cdef uint64_t one = 1
-        # The lock made us the only poster, so the slot is empty: the engine emptied it before it reported the last work done.
+        # This thread holds the lock, so the slot is empty: the engine empties it before it reports
+        # the last work done.
         va_store_release_ptr(&self.mailbox, <void *><PyObject *>work)
         with nogil:
-            va_fence()                       # the slot before the flag is read; pairs with the fence in EngineThread.sleep
+            # write the slot before reading the flag; pairs with the fence in EngineThread.sleep
+            va_fence()
             if va_load_relaxed_u32(&self.sleeping):
                 write(self.mailbox_descriptor, &one, 8)
-        # The work must not be freed while the engine may run it: this thread holds it and does not leave before it is done.
+        # This thread's reference keeps the work alive, so it must not return before the work is
+        # done, not even on an interrupt.
         interrupted = None
         while not work.finished():
             try:
@@ -292,33 +311,38 @@ cdef class Engine:
             raise interrupted
 
     def call(self, function):
-        """Runs a Python callable on the engine's thread between two batches; returns or raises what it does."""
+        """Runs a Python callable on the engine's thread between two batches; returns its result or
+        raises its exception."""
         return self.post(Call(function))
 
     def snapshot(self):
-        """Counters of all elements at one instant between two batches: list of (name, statistics)."""
+        """Counters of all elements at one instant between two batches: list of (name,
+        statistics)."""
         cdef Snapshot work
-        with self._reload:                   # the list of elements stays what it is meanwhile
+        with self._reload:                   # so that the list of elements does not change
             work = Snapshot(self)
             self.post(work)
             return [(element.name, counters_dict(type(element), &work.copies[i]))
                     for i, element in enumerate(self.elements)]
 
     def conservation(self):
-        """The terms of the law at one instant: received, generated, transmitted, dropped, held, and `conserved`."""
+        """The terms of the conservation law at one instant (received, generated, transmitted,
+        dropped, held), and whether it holds (`conserved`)."""
         terms = {"received": 0, "generated": 0, "transmitted": 0, "dropped": 0, "held": 0}
         for _, statistics in self.snapshot():
             for term in ("received", "generated", "transmitted", "held"):
                 terms[term] += statistics[term]
             terms["dropped"] += sum(statistics["dropped"].values())
-        terms["conserved"] = terms["received"] + terms["generated"] == terms["transmitted"] + terms["dropped"] + terms["held"]
+        entered = terms["received"] + terms["generated"]
+        terms["conserved"] = entered == terms["transmitted"] + terms["dropped"] + terms["held"]
         return terms
 
     def release(self):
-        """Takes the engine from whoever runs it, between two of its turns, and returns when it is free. The caller has seen to it that
-        nobody moves it meanwhile. Packets held stay held; `runner` may run it again."""
+        """Stops the engine between two iterations and returns when no thread owns it. The caller
+        makes sure that no balancer moves it meanwhile. Elements keep the packets that they hold;
+        the engine may be started again."""
         cdef uint64_t one = 1
-        with self._lock:                     # the done descriptor is ours, as for a post
+        with self._lock:                     # only its holder may read the done descriptor
             va_store_release_ptr(&self.destination, NULL)
             write(self.mailbox_descriptor, &one, 8)
             while va_load_acquire_ptr(&self.owner) != NULL and self.running:
@@ -333,25 +357,30 @@ cdef class Engine:
         return self.runner is not None and self.runner.alive
 
     def status(self):
-        """What the engine did so far, as a dict. Times in nanoseconds: of the clock, except cpu_ns."""
-        return {"name": self.name, "running": self.running, "cpu_ns": self.cpu_ns, "polls": self.polls, "busy_polls": self.busy_polls,
-                "busy_ns": self.busy_ns, "sleeps": self.sleeps, "works": self.works,
+        """The engine's counters as a dict. Nanoseconds are clock time, except cpu_ns."""
+        return {"name": self.name, "running": self.running, "cpu_ns": self.cpu_ns,
+                "polls": self.polls, "busy_polls": self.busy_polls, "busy_ns": self.busy_ns,
+                "sleeps": self.sleeps, "works": self.works,
                 "failed_inputs": self.failed_inputs + self.polling.failed_inputs,
-                "overruns": self.overruns, "longest_turn_ns": self.longest_turn_ns, "budget_ns": self.budget_ns}
+                "overruns": self.overruns, "longest_turn_ns": self.longest_turn_ns,
+                "budget_ns": self.budget_ns}
 
     def charges(self):
-        """CPU time in nanoseconds by the name of each element that causes any (a source, a timer), and `overhead` (polls without end,
-        control's work); the sum is cpu_ns. To the last settlement: see dataplane.engine.settle."""
-        return {**{element.name: (<Element>element).charged_ns for element in self.elements if (<Element>element).charged_ns},
+        """CPU time in nanoseconds by element name (sources and elements with timers), and
+        `overhead`: polls without packets and work from control. The sum is cpu_ns. As of the last
+        settlement, see dataplane.engine.settle."""
+        return {**{element.name: (<Element>element).charged_ns for element in self.elements
+                   if (<Element>element).charged_ns},
                 "overhead": self.overhead_ns}
 
     def stop(self):
-        """Ends the thread that runs it alone, between two turns. Packets held stay held. May be called twice."""
+        """Ends the engine's own thread between two iterations. Elements keep the packets that they
+        hold. May be called twice."""
         if self.runner is not None:
             self.runner.stop()
 
     def close(self):
-        """Stops, drops what is held, cleans every element up."""
+        """Stops the engine, drops the packets that it holds, and cleans up every element."""
         self.stop()
         for element in self.elements:
             element.release()
@@ -362,26 +391,27 @@ cdef class Engine:
         self.put([], Polling([], self.mailbox_descriptor, -1), ElementArrays([]))
         packet_return_cache(self.ctx)
 
-    # -- a turn ------------------------------------------------------------------------------------------------------------
+    # -- an iteration ------------------------------------------------------------------------------
 
     cdef void run_mailbox(self) noexcept nogil:
         cdef void *slot = va_load_acquire_ptr(&self.mailbox)
         cdef uint64_t one = 1, begin, took
         if slot == NULL:
             return
-        self.ctx.now_ns = begin = self.clock.now()     # may be as old as the last sleep was long
+        self.ctx.now_ns = begin = self.clock.now()  # the engine may have slept since the last one
         (<Work>slot).run(self.ctx)
-        self.arrays.gather_timers()                    # it may have set any
+        self.arrays.gather_timers()                 # the work may have set timers
         self.works += 1
-        va_store_release_ptr(&self.mailbox, NULL)   # empty before done: the next poster finds room
-        (<Work>slot).finish()                       # from here on the work may be freed
+        va_store_release_ptr(&self.mailbox, NULL)   # empty before done: the next poster needs it
+        (<Work>slot).finish()                       # from here on the poster may free the work
         write(self.done_descriptor, &one, 8)
         took = self.clock.now() - begin
         self.weight_ns += took
         self.control_weight_ns += took
 
     cdef uint32_t poll_source(self, PyObject *source) noexcept nogil:
-        """Polls a source, and charges it for the time until its packets have left; returns how many packets there were."""
+        """Polls a source and charges it for the time until its packets have left the graph; returns
+        the number of packets."""
         cdef uint64_t before = self.ctx.now_ns, took
         cdef uint32_t taken
         if (<Source>source).slow:
@@ -397,15 +427,16 @@ cdef class Engine:
         if taken:
             weigh(self.arrays, <Element>source, took)
         else:
-            self.vain_weight_ns += took
-        if (<Element>source).timer_place != NO_PLACE:   # of a port whose packets come by the clock
+            self.idle_weight_ns += took
+        if (<Element>source).timer_place != NO_PLACE:   # its port delivers packets at given times
             (<Element>source).set_timer(self.ctx, (<Element>source).deadline_ns)
         return taken
 
     cdef uint32_t poll_slow(self, PyObject *source) noexcept nogil:
-        """Polls a source one of whose polls took long: with shorter bursts where it takes that much CPU time, and was not merely kept
-        from the CPU. A frame that is flooded to a thousand ports takes a millisecond: control and the other sources wait for one of
-        them, not for 32."""
+        """Polls a source that once took longer than LONG_NS, and adapts its burst to the CPU time
+        that the poll takes; clock time would include preemption. Flooding a frame to a thousand
+        ports takes a millisecond: control and the other sources should wait for one such frame, not
+        for 32."""
         cdef uint64_t began = cpu_ns(), took
         cdef uint32_t taken, burst = self.ctx.burst
         if (<Source>source).burst < burst:
@@ -423,7 +454,7 @@ cdef class Engine:
         return taken
 
     cdef uint32_t poll_once(self) noexcept nogil:
-        """One round over the sources that may have input; returns how many packets there were."""
+        """Polls each source that may have input once; returns the number of packets."""
         cdef uint32_t i, got = 0
         self.ctx.backlog = 0
         self.ctx.now_ns = self.begin_ns = self.clock.now()
@@ -440,7 +471,7 @@ cdef class Engine:
         return got
 
     cdef void run_unfinished(self) noexcept nogil:
-        """Goes on with what elements postponed, each once."""
+        """Resumes each element that has postponed work, once."""
         cdef void *element = self.ctx.unfinished
         cdef void *following
         cdef uint64_t before
@@ -458,7 +489,7 @@ cdef class Engine:
             element = following
 
     cdef void run_due(self, Heap *heap) noexcept nogil:
-        """Ticks what is due at the start, each once."""
+        """Ticks each element whose timer is due now, once."""
         cdef PyObject **due = self.arrays.due
         cdef uint32_t i, count = 0
         cdef uint64_t before
@@ -468,7 +499,7 @@ cdef class Engine:
             timer_remove(heap, heap.entries[0].place)
         for i in range(count):
             if (<Element>due[i]).deadline_ns > self.ctx.now_ns:
-                continue                       # what ran before has moved it
+                continue                       # an earlier tick has set it anew
             (<Element>due[i]).tick(self.ctx)
             if self.ctx.links != NULL:
                 drain_links(self.ctx)
@@ -479,7 +510,8 @@ cdef class Engine:
             weigh(self.arrays, <Element>due[i], self.ctx.now_ns - before)
 
     cdef uint64_t run_timers(self) noexcept nogil:
-        """Ticks what is due; returns the next deadline that ends a sleep: a deferrable one does so in virtual time only."""
+        """Ticks due elements; returns the next deadline that ends a sleep. A deferrable timer ends
+        one in virtual time only."""
         cdef uint64_t deadline
         self.run_due(&self.arrays.timers.waking)
         self.run_due(&self.arrays.timers.deferrable)
@@ -488,8 +520,9 @@ cdef class Engine:
             deadline = min(deadline, timer_first(&self.arrays.timers.deferrable))
         return deadline
 
-    cdef uint32_t turn(self) noexcept nogil:
-        """Mailbox, sources, timers, each once. Returns packets that sources took; ctx.now_ns is the turn's end."""
+    cdef uint32_t iterate(self) noexcept nogil:
+        """Runs the mailbox, sources and timers once. Returns the number of packets that sources
+        delivered; ctx.now_ns is the end of the iteration."""
         cdef uint32_t got
         cdef uint64_t waited
         if va_load_acquire_ptr(&self.mailbox) != NULL:
@@ -503,28 +536,33 @@ cdef class Engine:
             self.run_unfinished()
         self.next_ns = self.run_timers()
         if self.ctx.unfinished != NULL:
-            # When there is credit for some copies again, and not before: no need to be awake until then.
-            self.next_ns = min(self.next_ns, self.begin_ns + (2 if self.ctx.flood_budget else 16 * FLOOD_PACKET * FLOOD_RATE))
+            # sleep until there is flood credit for some copies again
+            waited = 2 if self.ctx.flood_budget else 16 * FLOOD_PACKET * FLOOD_RATE
+            self.next_ns = min(self.next_ns, self.begin_ns + waited)
         if self.woken:
             self.woken = False
             self.clear_ns = self.begin_ns
         if got:
             self.rounds += 1
             self.busy_ns += self.ctx.now_ns - self.begin_ns
-            # What this turn found came after the last instant at which nothing waited: the oldest of it may have waited since.
+            # These packets arrived after the last instant at which the queues were empty, so none
+            # has waited longer than since then.
             waited = self.begin_ns - self.clear_ns
             if waited > self.delay_ns:
                 va_store_relaxed_u64(&self.delay_ns, waited)
         if not self.ctx.backlog:
             self.clear_ns = self.begin_ns
-        # A lone packet is followed by nothing, most times: ppoll looks at all queues at once, cheaper than a read from each.
-        self.more = got > 0 and (self.rounds > LONE_ROUNDS or not self.drained) or self.ctx.links != NULL
+        # After a lone packet the queues are mostly empty: one ppoll of all is cheaper than a read
+        # from each.
+        self.more = (got > 0 and (self.rounds > LONE_ROUNDS or not self.drained)
+                     or self.ctx.links != NULL)
         return got
 
-    # -- sleep: what an engine's thread does around its ppoll --------------------------------------------------------------
+    # -- sleep: called by the engine's thread before and after ppoll -------------------------------
 
     cdef void distribute(self, bint any) noexcept nogil:
-        """After a ppoll of the engine's descriptors: notes which sources have input, empties the mailbox's eventfd."""
+        """Evaluates a ppoll of the engine's descriptors: marks the sources with input, resets the
+        mailbox's eventfd. any: ppoll reported some descriptor."""
         cdef uint64_t value
         self.polling.after_sleep(any)
         if any and self.polling.descriptors[0].revents:
@@ -532,15 +570,16 @@ cdef class Engine:
             self.polling.descriptors[0].revents = 0
 
     cdef bint prepare_sleep(self) noexcept nogil:
-        """Arms the sources; True: something is there already, do not sleep. The caller has set `sleeping` and fenced."""
+        """Arms the sources; returns True if input or work is pending, so that the thread must not
+        sleep. The caller has set `sleeping`, then issued a fence."""
         cdef uint32_t i
         cdef bint pending = False
         for i in range(self.polling.armed_count):
             pending = (<Source>self.polling.armed[i]).arm() or pending
         return pending or va_load_acquire_ptr(&self.mailbox) != NULL or self.ctx.links != NULL
 
-    cdef void rouse(self) noexcept nogil:
-        """No longer asleep. By itself, of an engine that rests and is to have a turn: nothing is asked for ahead."""
+    cdef void end_sleep(self) noexcept nogil:
+        """Ends a sleep or rest without looking for input."""
         cdef uint32_t i
         va_store_relaxed_u32(&self.sleeping, 0)
         for i in range(self.polling.armed_count):
@@ -549,10 +588,11 @@ cdef class Engine:
         self.resting, self.woken = False, True
 
     cdef void wake(self, bint pending) noexcept nogil:
-        """After a sleep, or (pending) instead of one."""
-        self.rouse()
+        """Ends a sleep. pending: input or work was pending, so the thread has not slept."""
+        self.end_sleep()
         if pending:
-            self.polling.look()                # what the last ppoll said is older than that: without this, nobody would look
+            # there was no ppoll, so the sources with input are not known yet
+            self.polling.look()
         else:
             self.sleeps += 1
             self.arrays.warm.prefetch()
@@ -560,34 +600,40 @@ cdef class Engine:
                 va_prefetch(&self.ctx.packets[self.ctx.large_cache[self.ctx.large_cached - 1]])
             if self.ctx.small_cached:
                 va_prefetch(&self.ctx.packets[self.ctx.small_cache[self.ctx.small_cached - 1]])
-        # What woke us goes on its way before we look for more: half of a short round trip's time here is cold memory and system calls.
+        # Forward the packet that ended the sleep before looking for more: cold memory and system
+        # calls are half of a short round trip's time here.
         self.ctx.burst, self.look = 1, False
 
-    cdef void belong(self, void *thread, int wake_descriptor, uint64_t fair_ns) noexcept nogil:
-        """On the thread that runs the engine from now on."""
+    cdef void set_owner(self, void *thread, int wake_descriptor, uint64_t fair_ns) noexcept nogil:
+        """Called on `thread`, which runs the engine from now on."""
         self.wake_descriptor = self.polling.descriptors[1].fd = wake_descriptor
-        self.fair_ns, self.look = fair_ns, True               # packets may have come while nobody slept on its descriptors
+        # look: packets may have arrived while no thread polled the engine's descriptors
+        self.fair_ns, self.look = fair_ns, True
         va_store_relaxed_u64(&self.owner_id, <uint64_t>pthread_self())
         va_store_release_ptr(&self.owner, thread)
 
-    cdef void part(self, void *next_owner) noexcept nogil:
-        """On the thread that ran it until now: the last that it does with the engine."""
+    cdef void unset_owner(self, void *next_owner) noexcept nogil:
+        """Called on the thread that ran the engine until now, which must not use it afterwards."""
         self.wake_descriptor = self.polling.descriptors[1].fd = -1
         va_store_relaxed_u64(&self.owner_id, 0)
         va_store_release_ptr(&self.owner, next_owner)
 
-    # -- accounting --------------------------------------------------------------------------------------------------------
+    # -- accounting --------------------------------------------------------------------------------
 
     cdef void settle(self, double share, bint caused) noexcept nogil:
-        """Turns weights into CPU time: `share` nanoseconds of it for each of the clock. caused: who has packets pays for the polls in vain
-        that follow them, up to as much again, since the thread would be asleep otherwise. What is left is overhead."""
-        cdef uint64_t asked = self.weight_ns - self.vain_weight_ns - self.control_weight_ns
-        cdef uint64_t i, all_of_it = <uint64_t>(self.weight_ns * share), charged = 0
-        if caused and asked:
-            share += share * <double>min(self.vain_weight_ns, asked) / <double>asked
+        """Converts weights to CPU time, `share` nanoseconds per nanosecond of the clock.
+
+        caused: the thread sleeps when idle, so polls without packets are caused by the packets
+        before them. The elements with packets are charged for these polls too, up to doubling their
+        charge. The rest is overhead.
+        """
+        cdef uint64_t busy = self.weight_ns - self.idle_weight_ns - self.control_weight_ns
+        cdef uint64_t i, total = <uint64_t>(self.weight_ns * share), charged = 0
+        if caused and busy:
+            share += share * <double>min(self.idle_weight_ns, busy) / <double>busy
         for i in range(self.arrays.weighed_count):
             charged += charge(<Element>self.arrays.weighed[i], share)
         self.arrays.weighed_count = 0
-        self.cpu_ns += max(all_of_it, charged)
-        self.overhead_ns += max(all_of_it, charged) - charged
-        self.weight_ns = self.vain_weight_ns = self.control_weight_ns = 0
+        self.cpu_ns += max(total, charged)
+        self.overhead_ns += max(total, charged) - charged
+        self.weight_ns = self.idle_weight_ns = self.control_weight_ns = 0

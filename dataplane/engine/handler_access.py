@@ -79,7 +79,7 @@ def read_handler(element: Element, name: str) -> Any:
     method = getattr(element, handler.read)
 
     def take() -> bytes:
-        # encoded here: the method may return a list that the element goes on changing
+        # encoded here: the method may return a list that the element changes later
         return _ENCODER.encode(method())
 
     try:
@@ -108,15 +108,14 @@ def write_handler(
     """Writes a value to all copies of one element; returns the first change's result if that is
     plain data, else None.
 
-    halt, resume: stop an engine between two batches and let it go on (an EngineGroup's, for
-    example); used when quiescing, and only for engines that run. Every engine that was to be halted
-    is resumed in any case. Only one call at a time: with two, engines could end with different
-    values.
+    halt, resume: stop an engine between two batches and start it again (an EngineGroup's, for
+    example); used for quiescing handlers of running engines. Every engine for which `halt` was
+    called is resumed in any case. The caller serializes calls: with two at once, engines could end
+    with different values.
 
     Raises ConfigError for a handler that does not exist or cannot be written and for an invalid
-    value, and whatever `halt` raises; then nothing has changed. Raises VnicError, with the names of
-    the engines, where the change itself failed: the other engines are changed, since a half-made
-    change is worse.
+    value, and any exception of `halt`; then nothing has changed. Raises VnicError, with the names
+    of the engines, where the change itself failed; all other engines are changed nevertheless.
     """
     handler = find_handler(copies[0], name)
     where = f"{copies[0].name}: handler {name}"
@@ -133,7 +132,7 @@ def write_handler(
     with ExitStack() as stack:
         for engine in engines if handler.mode is Mode.QUIESCING else ():
             if engine.runner is not None:
-                # registered before the halt: a halt that fails half-way is undone too
+                # registered before the halt, so that a halt that fails half-way is undone too
                 stack.callback(resume, engine)
                 halt(engine)
                 if engine.runner is not None:
@@ -164,7 +163,8 @@ def _prepare(
     if not callable(change) and (handler.shared or not isinstance(change, Work)):
         wanted = "a callable" if handler.shared else "a Work or a callable"
         raise VnicError(
-            f"{where}: {type(copy).__name__}.{handler.write} must return the change, {wanted}; it did not"
+            f"{where}: {type(copy).__name__}.{handler.write} must return the change, "
+            f"{wanted}; it did not"
         )
     return change  # type: ignore[no-any-return]
 
@@ -179,7 +179,7 @@ def _change_shared(change: Work | Callable[[], object], where: str) -> Any:
 
 
 def _publish(engines: list[Engine], changes: list[Work | Callable[[], object]], where: str) -> Any:
-    """Makes the changes, each on its engine's thread, or here where no thread runs the engine."""
+    """Makes the changes, each on its engine's thread, or on this one if the engine is stopped."""
     done: list[tuple[str, object]] = []
     failed: list[tuple[str, BaseException]] = []
     for engine, change in zip(engines, changes, strict=True):
@@ -187,7 +187,7 @@ def _publish(engines: list[Engine], changes: list[Work | Callable[[], object]], 
             done.append(
                 (engine.name, engine.post(change if isinstance(change, Work) else Call(change)))
             )
-        # an interrupt too: the other copies get the value before it is raised
+        # also after an interrupt: the other copies get the value before it is raised
         except BaseException as error:
             failed.append((engine.name, error))
     for _, reason in failed:

@@ -34,13 +34,13 @@ PREFIX = struct.Struct("<8sI")  # magic, version of the format
 MAGIC = b"vnicengn"
 FORMAT_VERSION = 2
 # By version: the function that converts content of that version to the next.
-# Format 1 had the state of a random generator of the engine; streams are the elements' own since.
+# Format 1 had one random generator per engine; since then each element has its own stream.
 FORMAT_UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: lambda content: {key: value for key, value in content.items() if key != "random_state"}
 }
 BYTES_MAX = 1 << 28  # more than a state with as many packets as a pool may have
 DEPTH_MAX = 32
-PART_ELEMENTS = 8  # of save_parts: saving so many delays an engine's packets by 0.2 ms
+PART_ELEMENTS = 8  # per part of save_parts: saving them delays an engine's packets by 0.2 ms
 
 Marks = dict[str, tuple[Any, bytes]]
 
@@ -61,7 +61,7 @@ class Statistics(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ElementState(msgspec.Struct, forbid_unknown_fields=True):
-    """One element. kind: the name of its class; version: that of the class's state."""
+    """One element. kind: its class name; version: the class's STATE_VERSION."""
 
     name: str
     kind: str
@@ -99,12 +99,13 @@ _DECODER = msgspec.msgpack.Decoder(EngineState)
 
 
 def save_parts(engine: Engine, marks: Marks) -> Iterator[bytes]:
-    """The states of an engine's elements while it runs, a few at a time, each between two batches.
-    The last state has only those that have changed since, so idle NICs do not lengthen a hand-over.
+    """Saves the states of a running engine's elements, a few at a time, each between two batches.
+    save_engine then saves only those that have changed since, so idle NICs do not lengthen a
+    hand-over.
 
-    Leaves out elements that hold packets, and those in Python, whose states may be expensive to
-    save. marks: receives the data by which save_engine finds the elements that have changed. Raises
-    as save_engine.
+    Leaves out elements that hold packets, and Python elements, whose states may be expensive to
+    save. marks: filled with the data by which save_engine recognizes changed elements. Raises as
+    save_engine.
     """
     elements = [element for element in engine.elements if not isinstance(element, PyElement)]
     for first in range(0, len(elements), PART_ELEMENTS):
@@ -124,7 +125,7 @@ def save_parts(engine: Engine, marks: Marks) -> Iterator[bytes]:
 
 
 def save_engine(engine: Engine, marks: Marks | None = None) -> bytes:
-    """The state of an engine between two batches; does not change the engine. marks: from
+    """Returns the state of an engine between two batches; does not change the engine. marks: from
     save_parts; elements that have not changed since are left out. Raises VnicError, one line, for
     an element that cannot be handed over."""
     known = marks or {}
@@ -232,7 +233,7 @@ def load_engine(engine: Engine, data: bytes, *, again: bool = False) -> None:
 
 @contextmanager
 def _printable() -> Iterator[None]:
-    """Replaces unprintable characters in errors, which show names from perhaps damaged data."""
+    """Replaces unprintable characters in errors, which quote names from untrusted data."""
     try:
         yield
     except VnicError as error:
@@ -242,8 +243,8 @@ def _printable() -> Iterator[None]:
 
 
 def forget_engine(engine: Engine) -> None:
-    """Makes an engine that has stopped, and whose state another engine continues, give up its
-    packets without freeing them; returns its free packets to the pool. Afterwards only `close` and
+    """Makes a stopped engine, whose state another engine continues, forget its packets without
+    freeing them, and returns its free packets to the pool. Afterwards only `close` and
     `load_engine(again=True)` are allowed."""
     if engine.running:
         raise VnicError(f"engine {engine.name}: runs; stop it before another takes over")
@@ -297,12 +298,13 @@ def _save_element(element: Element) -> ElementState:
 
 
 def _save(element: Element) -> dict[str, Any]:
-    """The element's own state. An exception or a wrong result of a user's class becomes a
+    """The element's own state. Converts an exception or a wrong result of a user's class to
     VnicError."""
     kind = type(element)
     if not kind.MOVABLE:
         raise VnicError(
-            f"{element.name}: a {kind.__name__} cannot be handed over; take it out of the graph first"
+            f"{element.name}: a {kind.__name__} cannot be handed over; "
+            "take it out of the graph first"
         )
     try:
         state = element.save_state()
@@ -316,7 +318,8 @@ def _save(element: Element) -> dict[str, Any]:
         or not isinstance(state.get("packets", b""), bytes | list)
     ):
         raise VnicError(
-            f"{element.name}: save_state must return a dict of plain data (docs/state-format.md); it did not"
+            f"{element.name}: save_state must return a dict of plain data "
+            "(docs/state-format.md); it did not"
         )
     return state
 
@@ -347,7 +350,8 @@ def _decode(where: str, data: bytes) -> EngineState:
     version = PREFIX.unpack_from(data)[1]
     if version > FORMAT_VERSION:
         raise VnicError(
-            f"{where}: its state has format {version}, this vnic reads up to {FORMAT_VERSION}; take one at least as new"
+            f"{where}: its state has format {version}, this vnic reads up to {FORMAT_VERSION}; "
+            "take one at least as new"
         )
     try:
         if version == FORMAT_VERSION:
@@ -366,7 +370,8 @@ def _check_engine(engine: Engine, state: EngineState) -> None:
         raise VnicError(f"{where}: the state is that of engine {state.name[:40]}")
     if state.clock != _clock(engine) or state.now_ns > engine.clock.now_ns:
         raise VnicError(
-            f"{where}: its state was saved at {state.now_ns} ns by another clock than this one; both must run on one machine"
+            f"{where}: its state was saved at {state.now_ns} ns by another clock than this one; "
+            "both must run on one machine"
         )
     if state.pool != _identity(engine.pool):
         raise VnicError(
@@ -383,8 +388,8 @@ def _upgrade(element: Element, entry: ElementState) -> tuple[dict[str, Any], dic
         )
     if entry.version > kind.STATE_VERSION:
         raise VnicError(
-            f"{element.name}: its state has version {entry.version}, this {kind.__name__} reads up to {kind.STATE_VERSION}; "
-            "take one at least as new"
+            f"{element.name}: its state has version {entry.version}, "
+            f"this {kind.__name__} reads up to {kind.STATE_VERSION}; take one at least as new"
         )
     try:
         changed: dict[str, Any] = {
@@ -396,7 +401,8 @@ def _upgrade(element: Element, entry: ElementState) -> tuple[dict[str, Any], dic
         for version in range(entry.version, kind.STATE_VERSION):
             if version not in kind.UPGRADES:
                 raise VnicError(
-                    f"{element.name}: a {kind.__name__} has no way from version {version} of its state to {version + 1}"
+                    f"{element.name}: a {kind.__name__} has no way from version {version} "
+                    f"of its state to {version + 1}"
                 )
             changed = kind.UPGRADES[version](changed)
         statistics = msgspec.to_builtins(msgspec.convert(changed["statistics"], Statistics))
@@ -424,7 +430,8 @@ def _check_packets(
         packets = _packed(element, own.get("packets", b""))
         if statistics["held"] > len(packets) // 4:
             raise VnicError(
-                f"{element.name}: its state holds {statistics['held']} packets and names {len(packets) // 4}"
+                f"{element.name}: its state holds {statistics['held']} packets "
+                f"and names {len(packets) // 4}"
             )
         if owners is not None and (wrong := pool.check_held(packets, owners, number)) is not None:
             index, what = wrong
@@ -435,7 +442,7 @@ def _check_packets(
 
 
 def _packed(element: Element, packets: object) -> bytes:
-    """The packets of a state: packed, or a list of indices, as elements in Python may save them."""
+    """The packets of a state as packed indices; Python elements may save them as a list."""
     if isinstance(packets, list) and all(
         type(index) is int and 0 <= index < 1 << 32 for index in packets
     ):

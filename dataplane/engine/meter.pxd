@@ -1,11 +1,11 @@
-"""Meter: number, delays, and rate over time of packets, in constant memory."""
+"""Meter: counts packets and measures their delays and their rate over time, in constant memory."""
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 
 cdef enum:
     STEPS = 32                   # buckets per power of two: a percentile is exact to 1/32
     BUCKETS = 1952               # 61 powers of two above the first 32 ns
-    BINS = 2048                  # of the rate over time; when they are full, pairs are merged
+    BINS = 2048                  # of the rate over time; pairs are merged when all are in use
 
 cdef struct MeterState:
     uint64_t packets

@@ -24,11 +24,11 @@ cdef class Meter:
         free(self.state)
 
     cdef void note(self, uint64_t now_ns, uint64_t delay_ns, uint32_t bytes) noexcept nogil:
-        """Counts a packet of `bytes` that left at `now_ns`, `delay_ns` after it arrived."""
+        """Counts a packet of `bytes` that departed at `now_ns`, `delay_ns` after its arrival."""
         cdef MeterState *s = self.state
         if s.packets == 0:
             s.first_ns = s.bins_start_ns = now_ns
-        if now_ns >= s.bin_end_ns:           # no division for a packet of the same bin
+        if now_ns >= s.bin_end_ns:           # avoids a division for packets in the current bin
             while now_ns - s.bins_start_ns >= s.bin_ns * BINS:
                 self.halve()
             s.bin = <uint32_t>((now_ns - s.bins_start_ns) // s.bin_ns)
@@ -51,8 +51,7 @@ cdef class Meter:
         self.state.bin_ns *= 2
 
     def delay_ns(self, double fraction):
-        """The delay that `fraction` (0 to 1) of the packets did not exceed, in nanoseconds; 0
-        without packets."""
+        """The quantile `fraction` (0 to 1) of the delay in nanoseconds; 0 without packets."""
         cdef uint64_t wanted = <uint64_t>(fraction * self.state.packets + 0.999999999), seen = 0
         cdef uint32_t i
         for i in range(<uint32_t>BUCKETS):
@@ -64,8 +63,10 @@ cdef class Meter:
     def summary(self):
         """packets, bytes, first_ns, last_ns, and the delay's mean, p50, p99, max in nanoseconds."""
         cdef MeterState *s = self.state
-        return {"packets": s.packets, "bytes": s.bytes, "first_ns": s.first_ns, "last_ns": s.last_ns,
-                "delay_ns": {"mean": s.delay_sum_ns // s.packets if s.packets else 0, "p50": self.delay_ns(0.5),
+        return {"packets": s.packets, "bytes": s.bytes, "first_ns": s.first_ns,
+                "last_ns": s.last_ns,
+                "delay_ns": {"mean": s.delay_sum_ns // s.packets if s.packets else 0,
+                             "p50": self.delay_ns(0.5),
                              "p99": self.delay_ns(0.99), "max": s.delay_max_ns}}
 
     def rate(self):

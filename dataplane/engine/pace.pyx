@@ -1,19 +1,20 @@
-"""Pace: a thread that works in short steps with pauses between them, whatever code it runs.
+"""Pace: interrupts a thread by a timer signal so that it runs in short steps with pauses between.
 
 For work beside engines that must not delay their packets. A low priority is not enough: a thread of
-nice 19 keeps the CPU for a slice of up to 3 ms, and while it runs the CPU does not become idle, which
-is when the kernel pulls waiting threads to it. A thread of SCHED_IDLE is preempted at once, but starves
-where all CPUs are busy. Pauses need no privilege, leave the CPU idle often, and bound how much longer
-the work takes.
+nice 19 keeps the CPU for a slice of up to 3 ms, and while it runs the CPU does not become idle, so
+the kernel does not pull waiting threads to it. A thread of SCHED_IDLE is preempted at once, but
+starves where all CPUs are busy. Pauses need no privilege, leave the CPU idle often, and lengthen
+the work by a known factor.
 
-Sources: timer_create(2), SIGEV_THREAD_ID; signal-safety(7), which lists timer_settime and clock_nanosleep.
+Sources: timer_create(2), SIGEV_THREAD_ID; signal-safety(7), which lists timer_settime and
+clock_nanosleep.
 """
 import os
 
 from libc.errno cimport errno
 
-# For a worker that comes up beside one whose engines run. A third of one CPU: a TAP's queue holds
-# 20 ms of 100,000 packets/s, and the engines' threads get the CPU back after 0.5 ms.
+# For a worker that starts while another one's engines run: a third of one CPU. The engines' threads
+# get the CPU back after 0.5 ms; a TAP's queue holds 20 ms of 100,000 packets/s.
 STEP_NS, PAUSE_NS = 500_000, 1_000_000
 
 cdef extern from *:
@@ -37,7 +38,8 @@ cdef extern from *:
     {
         int before = errno;
         clock_nanosleep(CLOCK_MONOTONIC, 0, &vnic_pace_pause, NULL);
-        timer_settime(vnic_pace_timer, 0, &vnic_pace_step, NULL);   /* the next step begins when the thread runs again */
+        /* the next step begins when the thread runs again */
+        timer_settime(vnic_pace_timer, 0, &vnic_pace_step, NULL);
         errno = before;
     }
 
@@ -65,7 +67,7 @@ cdef extern from *:
 
     static void vnic_pace_stop(void)
     {
-        timer_delete(vnic_pace_timer);              /* a signal that is pending finds no timer, and pauses once more */
+        timer_delete(vnic_pace_timer);  /* a signal that is pending then causes one more pause */
     }
     """
     int vnic_pace_start(long step_ns, long pause_ns)
@@ -73,18 +75,20 @@ cdef extern from *:
 
 
 cdef class Pace:
-    """A context manager: the thread that enters it runs for `step_ns`, pauses for `pause_ns`, and so on until it leaves.
+    """A context manager: inside it, the thread alternately runs for `step_ns` and pauses for
+    `pause_ns`.
 
-    At most one in a process at a time; the process may not use SIGRTMAX for anything else. Both times are
-    above 0 and below 1 s, else ValueError. Raises OSError where the kernel has no timer left
-    (RLIMIT_SIGPENDING).
+    At most one in a process at a time; the process may not use SIGRTMAX for anything else. Raises
+    ValueError unless both times are above 0 and below 1 s, OSError where the kernel has no timer
+    left (RLIMIT_SIGPENDING).
     """
 
     cdef long step_ns, pause_ns
 
     def __init__(self, long step_ns, long pause_ns):
         if not (0 < step_ns < 1_000_000_000 and 0 < pause_ns < 1_000_000_000):
-            raise ValueError(f"pace: {step_ns} ns and {pause_ns} ns; expected times above 0 and below 1 s")
+            raise ValueError(f"pace: {step_ns} ns and {pause_ns} ns; "
+                             "expected times above 0 and below 1 s")
         self.step_ns, self.pause_ns = step_ns, pause_ns
 
     def __enter__(self):

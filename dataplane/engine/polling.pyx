@@ -31,24 +31,25 @@ cdef extern from "<unistd.h>" nogil:
     int close(int fd)
 
 cdef enum:
-    # Readable descriptors that are told of at once. The kernel reports the others first next time, so
-    # that all get their turn.
+    # Events taken per epoll_wait. The kernel reports the other descriptors first next time, so none
+    # starves.
     EVENTS_MOST = 64
 
 _generation = 0
 
 
 cdef enum:
-    SPARE = 64                   # sources and descriptors of some NICs
+    SPARE = 64                   # room for the sources and descriptors of a few more NICs
 
 
 cdef bint is_always(Source source, list own) except -1:
-    """Whether a source with these descriptors is polled in every turn."""
+    """Whether a source with these descriptors is polled in every iteration."""
     return not source.TAKES_INPUT and (not own or source.wakes_only() or source.TICKS)
 
 
 cdef class Polling:
-    """Of `sources`, with the eventfds of the engine's mailbox and of its thread (-1: none runs it). Raises VnicError, MemoryError."""
+    """The state of `sources`. The descriptors are the eventfds of the engine's mailbox and of its
+    thread (-1: not running). Raises VnicError, MemoryError."""
 
     def __cinit__(self, *args, **kwargs):
         self.epoll = -1
@@ -58,12 +59,14 @@ cdef class Polling:
         cdef uint32_t number, which
         self.sources, self.duplicates = list(sources), []
         descriptors = [source.poll_descriptors() for source in self.sources]
-        always = {source: None for source, own in zip(self.sources, descriptors) if is_always(source, own)}
+        always = {source: None for source, own in zip(self.sources, descriptors)
+                  if is_always(source, own)}
         armed = {source: None for source in self.sources if source.needs_arm()}
         total = sum(len(each) for each in descriptors)
         many = total > FEW_DESCRIPTORS
         spare = SPARE + len(self.sources) // 8
-        self.source_room, self.input_room = <uint32_t>(len(self.sources) + spare), <uint32_t>(total + spare)
+        self.source_room = <uint32_t>(len(self.sources) + spare)
+        self.input_room = <uint32_t>(total + spare)
         self.always = <PyObject **>calloc(self.source_room, sizeof(PyObject *))
         self.active = <PyObject **>calloc(self.source_room, sizeof(PyObject *))
         self.armed = <PyObject **>calloc(self.source_room, sizeof(PyObject *))
@@ -71,7 +74,9 @@ cdef class Polling:
         self.descriptors = <pollfd *>calloc(OWN_DESCRIPTORS + max(total, 1), sizeof(pollfd))
         if not (self.always and self.active and self.armed and self.inputs and self.descriptors):
             raise MemoryError("polling")
-        for source in self.sources:      # the engine may run it meanwhile: one store each, of the same value as before
+        # The engine may run a source meanwhile: each is a single store, of the value it has
+        # already.
+        for source in self.sources:
             (<Source>source).always = source in always
             (<Source>source).arms = source in armed and source not in always
         for number, source in enumerate(always):
@@ -85,7 +90,7 @@ cdef class Polling:
         self.set_descriptor(1, wake_descriptor)
         if many:
             self.epoll = epoll_create1(EPOLL_CLOEXEC)
-            many = self.epoll >= 0       # where no descriptor is left, the thread's ppoll has all
+            many = self.epoll >= 0       # if it failed for lack of descriptors, ppoll has all
         if many:
             self.set_descriptor(self.descriptor_count, self.epoll)
             self.descriptor_count += 1
@@ -93,7 +98,7 @@ cdef class Polling:
             for which, descriptor in enumerate(own):
                 self.add_input(source, which, descriptor, many)
         _generation += 1
-        self.generation = _generation << 20  # failures of inputs count in the low bits
+        self.generation = _generation << 20  # the low bits count failed inputs
 
     def __dealloc__(self):
         if self.epoll >= 0:
@@ -107,7 +112,7 @@ cdef class Polling:
         free(self.descriptors)
 
     cdef bint fits(self, list sources) except -1:
-        """Whether `append` has room for these sources: in an epoll instance only."""
+        """Whether `append` has room for these sources; only with an epoll instance."""
         cdef size_t count = 0
         for source in sources:
             count += len(source.poll_descriptors())
@@ -115,8 +120,8 @@ cdef class Polling:
                 and self.input_count + count <= self.input_room)
 
     cdef int append(self, list sources) except -1:
-        """Adds sources that `fits` has found to fit. On the engine's thread, between two batches. Raises VnicError, and then nothing has
-        changed."""
+        """Adds sources after `fits` returned True. Runs on the engine's thread, between two
+        batches. Raises VnicError, and then nothing has changed."""
         global _generation
         cdef Source source
         cdef uint32_t which, before = self.input_count, i
@@ -162,15 +167,17 @@ cdef class Polling:
                 self.duplicates.append(fd)
                 failed = epoll_ctl(self.epoll, EPOLL_CTL_ADD, fd, &event) < 0
             if failed:
-                raise VnicError(f"{source.name}: its descriptor {fd} cannot be watched: fs.epoll.max_user_watches may be too low")
+                raise VnicError(f"{source.name}: its descriptor {fd} cannot be watched: "
+                                "fs.epoll.max_user_watches may be too low")
         else:
             self.set_descriptor(self.descriptor_count, fd)
             self.descriptor_count += 1
-        input.source, input.which, input.fd, input.recovers = <PyObject *>source, which, fd, source.RECOVERS
+        input.source, input.which = <PyObject *>source, which
+        input.fd, input.recovers = fd, source.RECOVERS
         self.input_count += 1
         return 0
 
-    # -- on the engine's thread ------------------------------------------------------------------------------------------------
+    # -- on the engine's thread --------------------------------------------------------------------
 
     cdef void activate(self, Input *input) noexcept nogil:
         (<Source>input.source).set_ready(input.which, True)
@@ -180,7 +187,7 @@ cdef class Polling:
             self.active_count += 1
 
     cdef void settle_down(self) noexcept nogil:
-        """No source is active any more."""
+        """Makes all sources inactive."""
         cdef uint32_t i
         for i in range(self.active_count):
             (<Source>self.active[i]).active = False
@@ -188,7 +195,8 @@ cdef class Polling:
         self.active_count = 0
 
     cdef void fail(self, Input *input) noexcept nogil:
-        """Gives up an input whose interface is gone: a descriptor that is always ready would keep the engine awake."""
+        """Removes an input whose interface is gone: its descriptor, always ready, would keep the
+        engine awake."""
         cdef epoll_event event
         if self.epoll >= 0:
             epoll_ctl(self.epoll, EPOLL_CTL_DEL, input.fd, &event)
@@ -207,8 +215,9 @@ cdef class Polling:
                 self.activate(&self.inputs[events[i].data.u32])
 
     cdef void look(self) noexcept nogil:
-        """Finds the inputs that may be readable now, without waiting: all of them; beyond FEW_DESCRIPTORS those that are, and those
-        of sources that may have something without their descriptors' saying so, as `arm` reports."""
+        """Activates the inputs that may be readable now, without waiting: all of them, or with an
+        epoll instance those that it reports, and those of sources to be armed, which may have input
+        although no descriptor is readable."""
         cdef uint32_t i
         if self.epoll >= 0:
             self.settle_down()
@@ -218,7 +227,8 @@ cdef class Polling:
                 self.activate(&self.inputs[i])
 
     cdef void after_sleep(self, bint any) noexcept nogil:
-        """Finds the inputs that the thread's ppoll reported in `descriptors`; any: whether it reported anything."""
+        """Activates the inputs that the thread's ppoll reported in `descriptors`. any: it reported
+        some descriptor."""
         cdef uint32_t i
         cdef short events
         self.settle_down()

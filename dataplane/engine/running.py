@@ -1,5 +1,5 @@
-"""Runs one engine: on a thread of its own, or in virtual time. Several engines: dataplane.groups.group
-and dataplane.engine.virtual_time."""
+"""Runs one engine, on a thread of its own or in virtual time. For several engines see
+dataplane.groups.group and dataplane.engine.virtual_time."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from dataplane.errors import VnicError
 
 
 def start(engine: Engine) -> EngineThread:
-    """Starts a thread that runs the engine alone, until `engine.stop()`. Raises ConfigError for a CPU
-    that this process may not use, VnicError for an engine with a virtual clock or that runs already."""
+    """Starts a thread that runs only this engine, until `engine.stop()`. Raises ConfigError for a
+    CPU that this process may not use, VnicError for an engine that has a virtual clock or runs
+    already."""
     if engine.clock.virtual:
         raise VnicError(f"engine {engine.name}: has a virtual clock; use advance()")
     if engine.runner is not None:
@@ -24,6 +25,6 @@ def start(engine: Engine) -> EngineThread:
 
 
 def advance(engine: Engine, until_ns: int) -> int:
-    """Virtual time: runs what is due up to and including `until_ns`, and leaves the clock there.
-    Returns the number of packets that sources delivered."""
+    """Runs everything that is due up to and including `until_ns` in virtual time, and sets the
+    clock to `until_ns`. Returns the number of packets that sources delivered."""
     return VirtualTime([engine]).advance(until_ns)

@@ -1,4 +1,4 @@
-"""Settle: work that makes an engine's thread settle its accounts."""
+"""Settle: work by which an engine's thread updates its CPU time accounts."""
 from dataplane.engine.engine cimport Engine
 from dataplane.packet.pool cimport Context
 from dataplane.graph.work cimport Work

@@ -1,5 +1,4 @@
-"""settle: brings an engine's CPU time accounts up to date. Its thread does this once a millisecond
-by itself."""
+"""settle: updates an engine's CPU time accounts. Its thread also does so once a millisecond."""
 from dataplane.engine.engine cimport Engine
 from dataplane.engine.thread cimport EngineThread
 from dataplane.packet.pool cimport Context
@@ -7,7 +6,7 @@ from dataplane.graph.work cimport Work
 
 
 cdef class Settle(Work):
-    """Settles an engine's accounts on its thread."""
+    """Updates an engine's accounts on its thread."""
 
     def __init__(self, Engine engine):
         self.engine = engine
@@ -18,5 +17,5 @@ cdef class Settle(Work):
 
 
 def settle(Engine engine not None):
-    """Brings `engine.charges()` and `engine.cpu_ns` up to date."""
+    """Updates `engine.charges()` and `engine.cpu_ns`."""
     engine.post(Settle(engine))

@@ -1,4 +1,4 @@
-"""StateWork: gives the hand-over (dataplane/engine/handover.py) access to an engine's private state."""
+"""StateWork: gives dataplane/engine/handover.py access to an engine's private state."""
 from dataplane.packet.pool cimport Context
 from dataplane.graph.work cimport Work
 

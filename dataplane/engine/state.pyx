@@ -9,8 +9,8 @@ from dataplane.graph.work cimport Work
 cdef class StateWork(Work):
     """Calls function(self) on the engine's thread between two batches.
 
-    The function may set `return_cache` to return the engine's free packets to the pool. If it raises,
-    that has no effect.
+    The function may set `return_cache`: the engine's free packets return to the pool, unless it
+    raises.
     """
 
     def __init__(self, function):
@@ -38,13 +38,13 @@ def overhead_ns(Engine engine not None):
 
 
 def counts(Element element not None):
-    """An element's counters, as bytes to be compared, and its charge. Only between two batches."""
+    """An element's counters as bytes, for comparison, and its charge. Only between two batches."""
     return (<char *>&element.counters)[:sizeof(Counters)], element.charged_ns
 
 
 def set_charges(Engine engine not None, list elements, uint64_t overhead_ns, uint64_t cpu_ns):
-    """Sets the accounts to another engine's values: CPU time of the elements in [(element, ns)],
-    overhead, and total. Only between two batches."""
+    """Sets the CPU time accounts to another engine's values: elements as [(element, ns)], overhead,
+    and total. Only between two batches."""
     for element, charged in elements:
         (<Element?>element).charged_ns = charged
     engine.overhead_ns, engine.cpu_ns = overhead_ns, cpu_ns

@@ -1,4 +1,4 @@
-"""EngineThread: an OS thread that runs engines, turn by turn, and sleeps when none has work.
+"""EngineThread: an OS thread that runs the iterations of engines, and sleeps when none has work.
 
 After Snap, section 2.4. Engines arrive in the thread's inbox and leave when their `destination` is
 another thread; neither thread waits for the other.
@@ -11,7 +11,7 @@ from dataplane.engine.engine cimport Engine
 from dataplane.engine.polling cimport pollfd
 
 cpdef enum:
-    ENGINES_MOST = 64  # of a thread and of a group: compacting may bring all of them on one thread
+    ENGINES_MOST = 64  # per thread and group: compacting may put a whole group on one thread
 
 cdef void *UNDER_WAY             # engine.owner of an engine in an inbox
 
@@ -19,13 +19,13 @@ cdef class EngineThread:
     cdef readonly str name
     cdef readonly Clock clock
     cdef readonly object cpus            # list of CPUs that it may run on; None: any
-    # how long it polls while idle before it sleeps; NEVER: it never sleeps
+    # how long the thread polls while idle before it sleeps; NEVER: it does not sleep
     cdef readonly uint64_t spin_ns
     cdef readonly object guarantee       # dataplane.groups.guarantee.Guarantee or None
     cdef readonly tuple cgroups          # dataplane.engine.cgroup.Cgroups to join
     cdef readonly dict refused           # reason by path for each cgroup that it could not join
     cdef readonly int thread_id          # gettid(2); 0 before it runs
-    # class that the guarantee got: "deadline", "rr", "budget" or "none"
+    # how the guarantee is enforced: "deadline", "rr", "budget" or "none"
     cdef readonly str scheduling
     # interval at which resting engines are polled while others are busy
     cdef public uint64_t look_ns
@@ -40,23 +40,23 @@ cdef class EngineThread:
     cdef uint64_t gathered               # generation of the contents of `descriptors`
     cdef uint64_t pass_ns                # when the last sleep or pass ended
     cdef uint64_t looked_ns              # when all engines were last polled, or a sleep ended
-    cdef uint64_t fair_ns                # the least time among engines with work
+    cdef uint64_t fair_ns                # the lowest fair_ns of engines with work
     # Accounting.
     cdef int64_t cpu_clock               # clockid_t of the thread; -1: it does not run
     cdef uint64_t settled_cpu_ns, settled_at_ns, slept_ns
-    cdef uint64_t overhead_ns            # CPU time while it had no engine
-    # The budget of runtime_ns per period_ns, where the kernel does not enforce it; set by control;
-    # 0: none.
+    cdef uint64_t overhead_ns            # CPU time while the thread had no engine
+    # Budget of runtime_ns per period_ns where the kernel does not enforce it; control sets it; 0:
+    # none.
     cdef uint64_t runtime_ns, period_ns, window_ns, window_cpu_ns, window_slept_ns
-    cdef readonly uint64_t throttled     # how often the budget was spent
+    cdef readonly uint64_t throttled     # number of periods whose budget was spent
     cdef Balancer balancer
-    cdef object _thread, _kept, _error, _started
+    cdef object _thread, _references, _error, _started
     cdef uint64_t thread_cpu_ns(self) noexcept nogil
     cdef void accept(self, void *engine) noexcept nogil
     cdef void adopt(self) noexcept nogil
     cdef void give_away(self, uint32_t place) noexcept nogil
     cdef bint serve(self, Engine engine) noexcept nogil
-    cdef void judge(self, Engine engine, uint64_t took_ns) noexcept nogil
+    cdef void count_overrun(self, Engine engine, uint64_t took_ns) noexcept nogil
     cdef void settle(self) noexcept nogil
     cdef void throttle(self) noexcept nogil
     cdef void sleep(self, uint64_t deadline_ns) noexcept nogil

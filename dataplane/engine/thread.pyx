@@ -37,10 +37,9 @@ cdef enum:
     # reading a thread's CPU clock is a system call of 0.2 us: 0.02 % at this interval
     SETTLE_NS = 1_000_000
     # interval at which resting engines are polled while others are busy: a fifth of the default
-    # objective
+    # delay objective
     LOOK_NS = 10_000
-    # how far an engine's time may be ahead of the others'; less than a turn with 32 GSO frames
-    # takes
+    # how much more time than the others an engine may have had; less than 32 GSO frames take
     FAIR_NS = 20_000
 
 
@@ -52,30 +51,33 @@ cdef inline void look(Engine engine) noexcept nogil:
 
 
 cdef class EngineThread:
-    """Runs engines turn by turn and sleeps when none has work. Engines with work get equal shares
+    """Runs iterations of engines and sleeps when none has work. Engines with work get equal shares
     of the thread's time.
 
-    cpus: CPUs that it may run on. spin_ns: how long it polls while idle before it sleeps;
-    dataplane.engine.thread.ALWAYS: it never sleeps. guarantee: a dataplane.groups.guarantee.Guarantee of
-    CPU time, which `reserve` takes. cgroups: dataplane.engine.cgroup.Cgroups to join; `refused` has those
-    that failed. The threads of one `balancer` pass engines to each other. Raises VnicError where no
-    descriptor is available.
+    cpus: CPUs that the thread may run on. spin_ns: how long it polls while idle before it sleeps;
+    dataplane.engine.thread.ALWAYS: it does not sleep. guarantee: a
+    dataplane.groups.guarantee.Guarantee of CPU time, applied by `reserve`. cgroups:
+    dataplane.engine.cgroup.Cgroups to join; `refused` lists those that failed. The threads of one
+    `balancer` pass engines to each other. Raises VnicError where no descriptor is available.
     """
 
     def __cinit__(self, *args, **kwargs):
         self.wake_descriptor = -1
         self.cpu_clock = -1
 
-    def __init__(self, str name, cpus=None, *, uint64_t spin_ns=0, guarantee=None, cgroups=(), Balancer balancer=None):
-        self.name, self.cpus, self.spin_ns, self.guarantee, self.balancer = name, cpus, spin_ns, guarantee, balancer or Balancer()
+    def __init__(self, str name, cpus=None, *, uint64_t spin_ns=0, guarantee=None, cgroups=(),
+                 Balancer balancer=None):
+        self.name, self.cpus, self.spin_ns = name, cpus, spin_ns
+        self.guarantee, self.balancer = guarantee, balancer or Balancer()
         self.cgroups, self.refused, self.thread_id = tuple(cgroups), {}, 0
         self.clock = Clock()
         self.scheduling, self.look_ns = "none", LOOK_NS
-        self._kept = []
+        self._references = []
         try:
             self.wake_descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         except OSError as error:
-            raise VnicError(f"engine thread {name}: no descriptor for it: {error.strerror}; raise the limit, see ulimit -n") from None
+            raise VnicError(f"engine thread {name}: no descriptor for it: {error.strerror}; "
+                            "raise the limit, see ulimit -n") from None
 
     def __dealloc__(self):
         free(self.descriptors)
@@ -90,7 +92,8 @@ cdef class EngineThread:
         usable = os.sched_getaffinity(0)
         for cpu in self.cpus or ():
             if cpu not in usable:
-                raise ConfigError(f"engine {self.name}: cpu {cpu}: not usable here: expected one of {', '.join(map(str, sorted(usable)))}")
+                raise ConfigError(f"engine {self.name}: cpu {cpu}: not usable here: "
+                                  f"expected one of {', '.join(map(str, sorted(usable)))}")
         if self._thread is not None:
             raise VnicError(f"engine thread {self.name}: runs already")
         self.stopping = 0
@@ -99,28 +102,30 @@ cdef class EngineThread:
         try:
             thread.start()
         except RuntimeError as error:
-            raise VnicError(f"engine thread {self.name}: {error}; raise the limit, see ulimit -u and pids.max of its cgroup") from None
+            raise VnicError(f"engine thread {self.name}: {error}; "
+                            "raise the limit, see ulimit -u and pids.max of its cgroup") from None
         self._started.wait()
         if self._error is not None:
             thread.join()
-            raise VnicError(f"engine thread {self.name}: did not start: {self._error}") from self._error
+            raise VnicError(f"engine thread {self.name}: did not start: {self._error}"
+                            ) from self._error
         self._thread = thread
         for engine in engines:
             self.take(engine)
 
     def take(self, Engine engine not None, runner=None):
-        """Passes an engine that is not running to this thread. runner: the object that keeps the
-        engine referenced and answers `alive` for it; by default this thread."""
+        """Makes this thread run `engine`, which must not be running. runner: the object that holds
+        a reference to the engine and has `alive`; by default this thread."""
         if engine.runner is not None:
             raise VnicError(f"engine {engine.name}: runs already")
         if runner is None:
-            self._kept.append(engine)        # the C array only borrows its references
+            self._references.append(engine)  # the C array borrows its references
         engine.runner = runner or self
         va_store_release_ptr(&engine.destination, <void *>self)
         self.accept(<void *>engine)
 
     def stop(self):
-        """Ends the thread between two turns; its engines then have no runner. May be called
+        """Ends the thread between two iterations; its engines then have no runner. May be called
         twice."""
         cdef uint64_t one = 1
         cdef Engine engine
@@ -130,21 +135,21 @@ cdef class EngineThread:
         write(self.wake_descriptor, &one, 8)
         self._thread.join()
         self._thread = None
-        for engine in self._kept:
+        for engine in self._references:
             if engine.runner is self:
                 engine.runner = None
-        self._kept = []
+        self._references = []
 
     def reserve(self):
-        """Takes the guarantee of CPU time; `scheduling` names the class that was permitted. May be
-        called twice."""
+        """Applies the guarantee of CPU time; `scheduling` tells how it is enforced. May be called
+        twice."""
         if self.guarantee is None or self.scheduling != "none" or not self.alive:
             return
         self.scheduling = self.guarantee.apply(self.thread_id)
-        # the other classes do not bound the CPU time: throttle() does
+        # SCHED_DEADLINE bounds the CPU time itself; for the other classes throttle() does
         if self.scheduling != "deadline":
             self.period_ns = self.guarantee.period_ns
-            # release, last: a thread that reads it also reads the period
+            # stored last, with release: a thread that reads it also reads the period
             va_store_release_u64(&self.runtime_ns, self.guarantee.runtime_ns)
 
     @property
@@ -154,23 +159,24 @@ cdef class EngineThread:
 
     @property
     def engine_names(self):
-        """Names of the engines that it runs now."""
+        """Names of the engines that the thread runs now."""
         return [(<Engine>self.engines[i]).name for i in range(self.count)]
 
     @property
     def cpu_ns(self):
-        """CPU time of the thread until now; 0 when it does not run."""
+        """CPU time of the thread so far; 0 when it does not run."""
         return self.thread_cpu_ns()
 
     def status(self):
         """The thread's settings and state, as a dict."""
-        return {"name": self.name, "cpus": self.cpus, "engines": self.engine_names, "scheduling": self.scheduling,
-                "cpu_ns": self.thread_cpu_ns(), "overhead_ns": self.overhead_ns, "throttled": self.throttled}
+        return {"name": self.name, "cpus": self.cpus, "engines": self.engine_names,
+                "scheduling": self.scheduling, "cpu_ns": self.thread_cpu_ns(),
+                "overhead_ns": self.overhead_ns, "throttled": self.throttled}
 
     def _main(self):
         try:
             self._prepare()
-        except BaseException as error:             # `start` waits for it and raises it
+        except BaseException as error:             # `start` raises it
             self._error = error
             return
         finally:
@@ -188,12 +194,12 @@ cdef class EngineThread:
         if self.cpus is not None:
             try:
                 os.sched_setaffinity(0, self.cpus)
-            except OSError:  # the cgroup's cpuset has lost these CPUs since the group was checked
+            except OSError:  # the cpuset has lost these CPUs since the group was checked
                 self.cpus = sorted(os.sched_getaffinity(0))
         name = f"vnic-{self.name}".encode()
-        # for top and perf; the kernel keeps 15 bytes
+        # shown by top and perf; the kernel stores 15 bytes
         prctl(PR_SET_NAME, <unsigned long><const char *>name)
-        # nanoseconds; the default of 50 us would be most of a shaper's error
+        # 1 ns: the default of 50 us would be most of a shaper's error
         prctl(PR_SET_TIMERSLACK, 1)
         if pthread_getcpuclockid(pthread_self(), &clock) == 0:
             self.cpu_clock = clock
@@ -206,55 +212,53 @@ cdef class EngineThread:
             return <uint64_t>t.tv_sec * 1000000000 + <uint64_t>t.tv_nsec
         return 0
 
-    # -- engines arrive and leave ------------------------------------------------------------------
+    # -- moving engines between threads ------------------------------------------------------------
 
     cdef void accept(self, void *engine) noexcept nogil:
-        """Adds `engine`, which no thread runs, to this thread's inbox. Any thread may call this."""
+        """Adds `engine`, which no thread runs, to this thread's inbox. Callable from any thread."""
         cdef uint64_t one = 1
         cdef void *top = va_load_acquire_ptr(&self.inbox)
-        # not NULL: Engine.release, which waits for NULL, must not take it while it is in the inbox
+        # not NULL, since Engine.release waits for NULL: an engine in the inbox is not free
         va_store_release_ptr(&(<Engine>engine).owner, UNDER_WAY)
         va_store_release_ptr(&(<Engine>engine).next_engine, top)
-        # Release: the next owner sees what the last one wrote to the engine.
+        # Release: the next owner sees all that the last one wrote to the engine.
         while not va_cas_ptr(&self.inbox, &top, engine):
             va_store_release_ptr(&(<Engine>engine).next_engine, top)
-        va_fence()  # the inbox before `sleeping` is read; pairs with the fence in sleep()
+        va_fence()  # write the inbox before reading `sleeping`; pairs with the fence in sleep()
         if va_load_relaxed_u32(&self.sleeping):
             write(self.wake_descriptor, &one, 8)
 
     cdef void adopt(self) noexcept nogil:
-        """Takes the engines out of the inbox."""
+        """Takes over the engines in the inbox."""
         cdef void *engine = va_load_acquire_ptr(&self.inbox)
         cdef void *following
         while not va_cas_ptr(&self.inbox, &engine, NULL):
             pass
         while engine != NULL:
             following = (<Engine>engine).next_engine
-            # unreachable but by a bug, since a configuration has no more: the engine waits in the
-            # inbox
+            # only after a bug, since the configuration is bounded: the engine stays in the inbox
             if self.count == ENGINES_MOST:
                 self.accept(engine)
             else:
                 self.engines[self.count] = <PyObject *>engine
                 self.count += 1
-                (<Engine>engine).belong(<void *>self, self.wake_descriptor, self.fair_ns)
+                (<Engine>engine).set_owner(<void *>self, self.wake_descriptor, self.fair_ns)
             engine = following
 
     cdef void give_away(self, uint32_t place) noexcept nogil:
-        """Hands the engine at `place` to its destination. After the last line it belongs to another
-        thread."""
+        """Passes the engine at `place` to its destination thread, which owns it afterwards."""
         cdef void *engine = <void *>self.engines[place]
         cdef void *destination = va_load_acquire_ptr(&(<Engine>engine).destination)
         cdef uint64_t one = 1
         cdef int done = (<Engine>engine).done_descriptor
         cdef uint32_t i
         if (<Engine>engine).resting:
-            (<Engine>engine).rouse()
+            (<Engine>engine).end_sleep()
         self.settle()
         self.count -= 1
         for i in range(place, self.count):
             self.engines[i] = self.engines[i + 1]
-        (<Engine>engine).part(UNDER_WAY if destination != NULL else NULL)
+        (<Engine>engine).unset_owner(UNDER_WAY if destination != NULL else NULL)
         if destination != NULL:
             (<EngineThread>destination).accept(engine)
         else:
@@ -264,16 +268,16 @@ cdef class EngineThread:
 
     cdef void settle(self) noexcept nogil:
         """Distributes the CPU time since the last settlement over the engines' elements, in
-        proportion to their weights (the clock time that each took). So time that the kernel gave to
-        other threads is charged to no element, and the cost of sleeping and waking is charged to
-        the elements that caused it."""
+        proportion to their weights (the clock time that each took). So no element is charged for
+        time that the kernel gave to other threads, and the cost of sleeping and waking is charged
+        to the elements that caused it."""
         cdef uint64_t cpu = self.thread_cpu_ns(), weight = 0
         cdef uint32_t i
         cdef double share
         for i in range(self.count):
             weight += (<Engine>self.engines[i]).weight_ns
         if cpu <= self.settled_cpu_ns or (weight == 0 and self.count):
-            return                             # no CPU time to distribute, or no weights yet
+            return
         if weight == 0:
             self.overhead_ns += cpu - self.settled_cpu_ns
         else:
@@ -284,10 +288,10 @@ cdef class EngineThread:
         self.settled_at_ns = self.clock.now()
         self.slept_ns = 0
 
-    cdef void judge(self, Engine engine, uint64_t took_ns) noexcept nogil:
-        """Counts an overrun if a turn took longer than the engine's budget. The kernel may have run
-        other threads meanwhile: all time since the last settlement that this thread was neither on
-        a CPU nor asleep is attributed to this turn, so that only the engine's own time counts."""
+    cdef void count_overrun(self, Engine engine, uint64_t took_ns) noexcept nogil:
+        """Counts an overrun if an iteration took longer than the engine's budget. The kernel may
+        have run other threads meanwhile, so all time since the last settlement that this thread was
+        neither on a CPU nor asleep is subtracted from this iteration."""
         cdef uint64_t elapsed = engine.ctx.now_ns - self.settled_at_ns - self.slept_ns
         cdef uint64_t ran = self.thread_cpu_ns() - self.settled_cpu_ns
         cdef uint64_t waited = elapsed - ran if elapsed > ran else 0
@@ -298,18 +302,20 @@ cdef class EngineThread:
                 engine.longest_turn_ns = took_ns
 
     cdef void throttle(self) noexcept nogil:
-        """By the clock, runtime_ns of this period are spent. If the CPU clock agrees, sleeps until
-        the period ends."""
-        cdef uint64_t now = self.clock.now(), used = self.thread_cpu_ns() - self.window_cpu_ns, end = self.window_ns + self.period_ns
+        """Sleeps until the period ends if the thread has used runtime_ns of CPU time in it; by
+        clock time it has."""
+        cdef uint64_t now = self.clock.now(), used = self.thread_cpu_ns() - self.window_cpu_ns
+        cdef uint64_t end = self.window_ns + self.period_ns
         cdef pollfd wake
         cdef timespec timeout
         if now >= end:
             return
-        if used < self.runtime_ns:  # other threads had the CPU meanwhile: that counts as sleep
+        if used < self.runtime_ns:  # other threads had the CPU meanwhile: count that as sleep
             self.window_slept_ns = now - self.window_ns - used if now > self.window_ns + used else 0
             return
         self.throttled += 1
-        timeout.tv_sec, timeout.tv_nsec = <long>((end - now) // 1000000000), <long>((end - now) % 1000000000)
+        timeout.tv_sec = <long>((end - now) // 1000000000)
+        timeout.tv_nsec = <long>((end - now) % 1000000000)
         wake.fd, wake.events, wake.revents = self.wake_descriptor, POLLIN, 0
         va_store_relaxed_u32(&self.sleeping, 1)
         va_fence()                             # as in sleep()
@@ -323,25 +329,25 @@ cdef class EngineThread:
     # -- the loop ----------------------------------------------------------------------------------
 
     cdef bint serve(self, Engine engine) noexcept nogil:
-        """Runs a turn, unless the engine is ahead of its share while others have work. True: it
-        wants another turn."""
+        """Runs an iteration, unless the engine has had more than its share while others have work.
+        Returns True if the engine wants another iteration."""
         cdef uint64_t took
         if self.count > 1:
             if engine.more and engine.fair_ns > self.fair_ns + FAIR_NS:
                 return True
-            # time that an engine did not use is not credited to it
+            # unused time is not credited
             if engine.fair_ns < self.fair_ns:
                 engine.fair_ns = self.fair_ns
-        engine.turn()
+        engine.iterate()
         took = engine.ctx.now_ns - engine.begin_ns
         engine.fair_ns += took
         if engine.budget_ns and took > engine.budget_ns:
-            self.judge(engine, took)
+            self.count_overrun(engine, took)
         return engine.more
 
     cdef uint64_t one_pass(self, bint *more, bint *any) noexcept nogil:
-        """Runs each engine's turn; returns the next timer's deadline. more: an engine wants another
-        turn at once. any: an engine had packets."""
+        """Runs an iteration of each engine; returns the next timer's deadline. more: an engine
+        wants another iteration at once. any: an engine had packets."""
         cdef uint64_t deadline = NEVER, least = NEVER, polls
         cdef uint32_t i = 0
         more[0] = any[0] = False
@@ -352,7 +358,7 @@ cdef class EngineThread:
                         deadline = (<Engine>self.engines[i]).next_ns
                     i += 1
                     continue
-                (<Engine>self.engines[i]).rouse()
+                (<Engine>self.engines[i]).end_sleep()
             polls = (<Engine>self.engines[i]).busy_polls
             if self.serve(<Engine>self.engines[i]):
                 more[0] = True
@@ -370,13 +376,14 @@ cdef class EngineThread:
         return deadline
 
     cdef bint rests(self, Engine engine) noexcept nogil:
-        """True if a resting engine has nothing to do in this pass: it is not to poll, has no work
-        posted, no timer due, and stays on this thread."""
-        return (not engine.look and engine.next_ns > self.pass_ns and va_load_acquire_ptr(&engine.mailbox) == NULL
+        """True if a resting engine has nothing to do in this pass: no poll, no posted work, no due
+        timer, no move to another thread."""
+        return (not engine.look and engine.next_ns > self.pass_ns
+                and va_load_acquire_ptr(&engine.mailbox) == NULL
                 and va_load_acquire_ptr(&engine.destination) == <void *>self)
 
     cdef void sleep(self, uint64_t deadline_ns) noexcept nogil:
-        """Sleeps until input, mailbox, inbox or deadline, unless one of them is pending already."""
+        """Sleeps until input, work, a new engine or the deadline, unless one is pending already."""
         cdef timespec timeout
         cdef timespec *limit = NULL
         cdef pollfd *polled = self.descriptors
@@ -387,24 +394,24 @@ cdef class EngineThread:
         cdef pollfd own
         va_store_relaxed_u32(&self.sleeping, 1)
         for i in range(self.count):
-            # A resting engine has `sleeping` set already, and a post since then has written to its
-            # eventfd.
+            # a resting engine has `sleeping` set already, so a post has written to its eventfd
             if not (<Engine>self.engines[i]).resting:
                 va_store_relaxed_u32(&(<Engine>self.engines[i]).sleeping, 1)
             total += (<Engine>self.engines[i]).polling.descriptor_count
-        # the flags before mailboxes and inbox are read; pairs with the fences of posters and of
-        # accept()
+        # write the flags before reading mailboxes and inbox; pairs with the fences in
+        # Engine._hand_over and accept()
         va_fence()
         for i in range(self.count):
             if not (<Engine>self.engines[i]).resting:
                 pending = (<Engine>self.engines[i]).prepare_sleep() or pending
-        pending = pending or va_load_acquire_ptr(&self.inbox) != NULL or va_load_acquire_u32(&self.stopping)
+        pending = (pending or va_load_acquire_ptr(&self.inbox) != NULL
+                   or va_load_acquire_u32(&self.stopping))
         if self.count == 0:
             own.fd, own.events, own.revents = self.wake_descriptor, POLLIN, 0
             polled, total = &own, 1
         elif self.count == 1:                  # the common case: nothing to copy
             polled = (<Engine>self.engines[0]).polling.descriptors
-        # only after a change of the graph or of the engines; without memory the thread polls on
+        # only after the graphs or the engines have changed; without memory the thread keeps polling
         elif total > self.room:
             polled = <pollfd *>realloc(self.descriptors, total * sizeof(pollfd))
             pending = pending or polled == NULL
@@ -440,9 +447,10 @@ cdef class EngineThread:
         """Copies all engines' descriptors into one array, if they or the engines have changed."""
         cdef uint32_t i, at = 0, each
         cdef uint64_t generation = 1
-        # a hash that depends on the order: the same engines in other places give another number
+        # a hash of the engines, their order and their descriptors' generations
         for i in range(self.count):
-            generation = generation * 1000003 + (<Engine>self.engines[i]).polling.generation + <uint64_t><size_t>self.engines[i]
+            generation = (generation * 1000003 + (<Engine>self.engines[i]).polling.generation
+                          + <uint64_t><size_t>self.engines[i])
         if generation == self.gathered:
             return
         self.gathered = generation
@@ -453,8 +461,8 @@ cdef class EngineThread:
 
     cdef void scatter(self, const pollfd *out, bint any) noexcept nogil:
         """Wakes the engines with readable descriptors. The others rest, i.e. stay asleep: waking
-        one costs microseconds of cold memory, most of the cost of a lone packet when four engines
-        share a thread."""
+        one costs microseconds of cold memory, which is most of a lone packet's cost when four
+        engines share a thread."""
         cdef uint32_t i, k, at = 0, each
         cdef bint ready
         for i in range(self.count):
@@ -464,7 +472,8 @@ cdef class EngineThread:
                 for k in range(each):  # [1] is this thread's eventfd, the same for all engines
                     ready = ready or (out[at + k].revents != 0 and k != 1)
             if ready:
-                memcpy((<Engine>self.engines[i]).polling.descriptors, out + at, each * sizeof(pollfd))
+                memcpy((<Engine>self.engines[i]).polling.descriptors, out + at,
+                       each * sizeof(pollfd))
                 (<Engine>self.engines[i]).distribute(True)
                 (<Engine>self.engines[i]).wake(False)
             else:
@@ -473,7 +482,7 @@ cdef class EngineThread:
             at += each
 
     cdef uint64_t now(self) noexcept nogil:
-        """The end of the last turn in this pass, of any engine."""
+        """The end of the last iteration of any engine in this pass."""
         cdef uint32_t i
         cdef uint64_t latest = 0
         for i in range(self.count):
@@ -513,8 +522,8 @@ cdef class EngineThread:
             else:
                 self.sleep(deadline)
                 continue
-            # Resting engines may have received input: poll them soon, but not after each lone
-            # packet of another engine.
+            # Resting engines may have input: poll them soon, but not after each lone packet of
+            # another engine.
             if not more or now - self.looked_ns >= self.look_ns:
                 self.looked_ns = now
             for i in range(self.count):

@@ -15,7 +15,7 @@ cdef struct Polled:
     void *source                 # a Source, borrowed: the engines own it
     Context *ctx
     const uint64_t *deadline_ns  # the element's
-    bint scheduled               # its deadline tells when it has packets
+    bint scheduled               # has packets at its deadlines only
 
 cdef struct Timed:
     void *element
@@ -36,8 +36,8 @@ cdef class VirtualTime:
     cdef uint32_t ring_count
     cdef Timed *timed
     cdef uint32_t timed_count
-    cdef uint64_t timer_ns       # the next deadline of all timers; valid unless an element has set its own since
-    cdef list _kept              # owns what the arrays borrow
+    cdef uint64_t timer_ns       # the next deadline of all timers, until one is set
+    cdef list _references        # of the objects that the arrays borrow
     cdef void set_now(self) noexcept nogil
     cdef uint64_t cross(self) noexcept nogil
     cdef uint64_t instant(self) noexcept nogil

@@ -14,8 +14,8 @@ from dataplane.errors import VnicError
 
 @cython.final
 cdef class VirtualTime:
-    """Runs `engines`, which share one virtual clock and have loaded their graphs. A changed graph
-    needs a new VirtualTime.
+    """Runs `engines`, which share one virtual clock and have loaded their graphs. After a change of
+    a graph, make a new VirtualTime.
 
     Raises VnicError for an engine with the machine's clock.
     """
@@ -31,28 +31,34 @@ cdef class VirtualTime:
             if not engine.clock.virtual:
                 raise VnicError(f"engine {engine.name}: has the machine's clock; use start()")
             if engine.clock is not self.clock:
-                raise VnicError(f"engine {engine.name}: has another clock than engine {self.engines[0].name}")
-        polled = [(source, each) for each in self.engines for source in each.sources if not source.TAKES_INPUT]
+                raise VnicError(f"engine {engine.name}: "
+                                f"has another clock than engine {self.engines[0].name}")
+        polled = [(source, each) for each in self.engines for source in each.sources
+                  if not source.TAKES_INPUT]
         rings = [pair for pair in polled if isinstance(pair[0], PortRx) and pair[0].port.wakes_only]
         sources = sorted((pair for pair in polled if pair not in rings), key=_place)
         timed = sorted(((element, each) for each in self.engines for element in each.elements
-                        if element.TICKS and not isinstance(element, Source)), key=lambda pair: pair[0].name)
-        self._kept = [sources, rings, timed]
+                        if element.TICKS and not isinstance(element, Source)),
+                       key=lambda pair: pair[0].name)
+        self._references = [sources, rings, timed]
         self.contexts = <Context **>calloc(len(self.engines), sizeof(Context *))
         self.sources = <Polled *>calloc(len(sources) + 1, sizeof(Polled))
         self.rings = <Polled *>calloc(len(rings) + 1, sizeof(Polled))
         self.timed = <Timed *>calloc(len(timed) + 1, sizeof(Timed))
-        if self.contexts == NULL or self.sources == NULL or self.rings == NULL or self.timed == NULL:
+        if (self.contexts == NULL or self.sources == NULL or self.rings == NULL
+                or self.timed == NULL):
             raise MemoryError("virtual time")
         for i, engine in enumerate(self.engines):
             self.contexts[i] = engine.ctx
         for i, (source, engine) in enumerate(sources):
-            self.sources[i].source, self.sources[i].ctx, self.sources[i].scheduled = <void *>source, engine.ctx, source.TICKS
+            self.sources[i].source, self.sources[i].ctx = <void *>source, engine.ctx
+            self.sources[i].scheduled = source.TICKS
             self.sources[i].deadline_ns = &(<Element>self.sources[i].source).deadline_ns
         for i, (source, engine) in enumerate(rings):
             self.rings[i].source, self.rings[i].ctx = <void *>source, engine.ctx
         for i, (element, engine) in enumerate(timed):
-            self.timed[i].element, self.timed[i].ctx, self.timed[i].deferrable = <void *>element, engine.ctx, element.DEFERRABLE
+            self.timed[i].element, self.timed[i].ctx = <void *>element, engine.ctx
+            self.timed[i].deferrable = element.DEFERRABLE
             self.timed[i].deadline_ns = &(<Element>self.timed[i].element).deadline_ns
         self.context_count, self.source_count = <uint32_t>len(self.engines), <uint32_t>len(sources)
         self.ring_count, self.timed_count = <uint32_t>len(rings), <uint32_t>len(timed)
@@ -69,7 +75,7 @@ cdef class VirtualTime:
         delivered."""
         cdef uint64_t total = 0, deadline
         with nogil:
-            self.timer_ns = self.next_timer(False)       # control may have set any since the last call
+            self.timer_ns = self.next_timer(False)       # control may have set timers meanwhile
             while True:
                 total += self.instant()
                 deadline = min(self.next_source(), self.timer_ns)
@@ -82,12 +88,12 @@ cdef class VirtualTime:
         return total
 
     def run(self, uint64_t most):
-        """Runs until nothing is due any more, or sources have delivered `most` packets; returns
-        their number, 0 at the end. Deferrable timers (a table's ageing) run when due, but do not
-        keep the run going."""
+        """Runs until nothing is due any more, or sources have delivered `most` packets; returns the
+        number of packets, 0 at the end. Deferrable timers (a table's ageing) run when due, but do
+        not prolong the run."""
         cdef uint64_t total = 0, deadline
         with nogil:
-            self.timer_ns = self.next_timer(False)       # control may have set any since the last call
+            self.timer_ns = self.next_timer(False)       # control may have set timers meanwhile
             while total < most:
                 total += self.instant()
                 deadline = self.next_source()
@@ -103,11 +109,11 @@ cdef class VirtualTime:
         for i in range(self.context_count):
             self.contexts[i].now_ns = self.clock.virtual_ns
             self.contexts[i].burst = BURST
-            self.contexts[i].flood_budget = <uint64_t>-1   # in virtual time no packet waits for another's copies
+            self.contexts[i].flood_budget = <uint64_t>-1   # unlimited in virtual time
 
     cdef uint64_t cross(self) noexcept nogil:
-        """Delivers packets that wait in rings between engines, and those that follow from them;
-        returns how many."""
+        """Delivers the packets in rings between engines until all rings are empty; returns their
+        number."""
         cdef uint64_t total = 0
         cdef uint32_t i, got = self.ring_count
         while got:
@@ -119,7 +125,7 @@ cdef class VirtualTime:
         return total
 
     cdef uint64_t instant(self) noexcept nogil:
-        """Runs everything that is due now; returns how many packets sources delivered."""
+        """Runs everything that is due now; returns the number of packets that sources delivered."""
         cdef uint64_t total = 0, now = self.clock.virtual_ns
         cdef Polled *source
         cdef Polled *end = self.sources + self.source_count
@@ -144,7 +150,7 @@ cdef class VirtualTime:
                         again = again or not source.scheduled
                     again = again or (source.scheduled and source.deadline_ns[0] <= now)
                 source += 1
-            # Timers that no packet has set are not read again: there are several a NIC.
+            # Skipped unless a timer was set or is due: a NIC has several timers.
             if self.timers_changed() or self.timer_ns <= now:
                 again = self.run_timers(now) or again
         return total
@@ -161,7 +167,8 @@ cdef class VirtualTime:
         return changed
 
     cdef bint run_timers(self, uint64_t now_ns) noexcept nogil:
-        """Runs each timer that is due, once, and finds the next deadline; returns whether one is due again."""
+        """Runs each timer that is due, once, and finds the next deadline; returns whether one is
+        due again."""
         cdef uint32_t i
         cdef bint ticked = False, again = False
         self.timer_ns = NEVER
@@ -175,7 +182,7 @@ cdef class VirtualTime:
                 again = again or self.timed[i].deadline_ns[0] <= now_ns
             else:
                 self.timer_ns = min(self.timer_ns, self.timed[i].deadline_ns[0])
-        if ticked:                           # what it ran may have set any
+        if ticked:                           # a tick may have set other timers
             self.timer_ns = self.next_timer(False)
         return again
 
@@ -198,7 +205,8 @@ cdef class VirtualTime:
 
 
 cdef inline void drain_all(Context *ctx) noexcept nogil:
-    """Lets go what the links of an engine hold. What circulates there goes on at the next instant."""
+    """Forwards the packets in an engine's links. Packets that go in circles continue at the next
+    instant."""
     if ctx.links != NULL:
         drain_links(ctx)
 

@@ -2,13 +2,13 @@
 from libc.stdint cimport uint32_t
 
 cdef enum:
-    WARM_LINES = 768         # prefetching this number of cached lines takes some 300 ns
+    WARM_LINES = 768         # prefetching them takes some 300 ns if all are cached already
 
 cdef class WarmUp:
     cdef readonly uint32_t count
     cdef const char *lines[WARM_LINES]
-    cdef set seen                # classes
-    cdef bint many               # of the elements' objects none is prefetched
+    cdef set seen                # classes whose code is prefetched
+    cdef bint many               # prefetch code only, not the elements' objects
     cdef bint covers(self, list fresh) except -1
     cdef void add(self, const void *start, uint32_t bytes) noexcept
     cdef int add_element(self, object element, bint code_only) except -1

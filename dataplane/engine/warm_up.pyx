@@ -2,8 +2,8 @@
 
 After a sleep the data and code of the packets' path are not cached, nor are their address
 translations (a switch of address space flushes the TLB where the CPU does not tag its entries).
-Cache misses one after another cost more than the work of all elements; prefetched together they
-overlap. bench/README.md has the gain.
+Cache misses one after another cost more than the work of all elements; prefetches overlap.
+bench/README.md has the gain.
 """
 from cpython.ref cimport PyObject
 from libc.stdint cimport uint32_t, uint64_t
@@ -12,9 +12,9 @@ from dataplane.vatomic cimport va_prefetch
 
 cdef enum:
     LINE = 64                # bytes of a cache line
-    ELEMENTS_MOST = 128      # whose objects are prefetched
-    OBJECT_MOST = 512        # bytes of an object: the fields used per packet come first
-    CODE_FIRST = 640  # bytes of a class's first method: process of an element, rx_burst of a port
+    ELEMENTS_MOST = 128      # with more elements, only code is prefetched
+    OBJECT_MOST = 512        # bytes per object: the fields used per packet come first
+    CODE_FIRST = 640         # bytes of a class's first method (Element.process, Port.rx_burst)
     CODE_OTHER = 192         # bytes of each further method
     ELEMENT_METHODS = 6      # process to flush, see element.pxd
     PORT_METHODS = 2         # rx_burst and tx_burst, see port.pxd
@@ -24,8 +24,8 @@ cdef enum:
 
 
 cdef class WarmUp:
-    """The cache lines of elements, of the objects in their `Element.companions`, and of
-    their code. Of many elements the code only: most of them have nothing to do with the next packet."""
+    """The cache lines of elements, of the objects in their `Element.companions`, and of their code.
+    With many elements the code only: the next packet will not visit most of them."""
 
     def __init__(self, elements):
         self.many, self.seen = len(elements) > ELEMENTS_MOST, set()
@@ -36,7 +36,7 @@ cdef class WarmUp:
             self.add_element(element, self.many)
 
     cdef bint covers(self, list fresh) except -1:
-        """Whether what is prefetched is the same with these elements besides."""
+        """Whether adding these elements leaves the prefetched lines as they are."""
         if not self.many:
             return False
         for element in fresh:
@@ -71,7 +71,7 @@ cdef class WarmUp:
         self.add(<PyObject *>thing, min(<uint32_t>type(thing).__basicsize__, <uint32_t>OBJECT_MOST))
 
     cdef void add_methods(self, object thing, uint32_t methods) noexcept:
-        """Only for an Element or a Port: both have a vtable of at least `methods` methods."""
+        """Adds the code of the first `methods` entries of the vtable of an Element or a Port."""
         cdef void **table = (<void ***><PyObject *>thing)[VTABLE]
         cdef uint32_t i
         self.add(table, methods * sizeof(void *))

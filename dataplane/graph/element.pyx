@@ -14,10 +14,10 @@ from dataplane.abi import require_check
 from dataplane.errors import GraphError, VnicError, named
 from dataplane.graph.handlers import Handler
 
-np = None        # numpy, once there is a PyElement: a worker without one never loads it
+np = None        # numpy, loaded by the first PyElement: a worker without one saves the memory
 
 NEVER = 0xFFFFFFFFFFFFFFFF
-REPORT_S = 10.0              # a PyElement that fails for every batch is in the log so often, and not more
+REPORT_S = 10.0              # at most one log record per PyElement in this time
 
 log = logging.getLogger("vnic")
 
@@ -27,19 +27,29 @@ ctypedef unsigned char uchar
 cdef class Element:
     """Base of all elements.
 
-    A class says what it is in its attributes: OUTPUTS (number of gates), DROP_REASONS and COUNTERS (names, at most 16 each),
-    HANDLERS (name -> Handler: what control may read and write while it runs, besides its bases' own; see dataplane.graph.handlers), TICKS
-    (whether it has timers: overrides `tick`) and DEFERRABLE (whether they may wait until the engine is awake for another reason, as with
-    Linux's deferrable timers; virtual time runs all of them).
-    `owner`, an attribute, names the NIC or other client that an element works for: CPU time and memory are charged to it.
-    For a hand-over: STATE_VERSION of what `save_state` returns, UPGRADES (version -> function that makes of an entry of that version one
-    of the next; an entry is a dict of `statistics` and `state`) and MOVABLE (False: it cannot be handed over at all).
+    Class attributes describe an element:
+
+    OUTPUTS        number of outputs
+    DROP_REASONS   names, at most 16
+    COUNTERS       names, at most 16
+    HANDLERS       {name: Handler}, in addition to those of the base classes: what control may read
+                   and write while the element runs (dataplane.graph.handlers)
+    TICKS          True: it has a timer and overrides `tick`
+    DEFERRABLE     True: its timer may wait until the engine is awake for another reason, as Linux's
+                   deferrable timers do; in virtual time it does not wait
+    STATE_VERSION  version of the dict that `save_state` returns
+    UPGRADES       {version: function} that convert a saved entry, a dict of `statistics` and
+                   `state`, to the next version
+    MOVABLE        False: the element cannot be handed over
+
+    The attribute `owner` names the NIC or other client that is charged for its CPU time and memory.
     """
 
     OUTPUTS = 1
     DROP_REASONS = ()
     COUNTERS = ()
-    HANDLERS = {"counters": Handler(read="statistics", help="packets, drops by reason, and what else the element counts")}
+    HANDLERS = {"counters": Handler(
+        read="statistics", help="packets, drops by reason, and what else the element counts")}
     TICKS = False
     DEFERRABLE = False
     STATE_VERSION = 1
@@ -50,7 +60,8 @@ cdef class Element:
         cls = type(self)
         require_check(cls, Element)
         if len(cls.DROP_REASONS) > MAX_REASONS or len(cls.COUNTERS) > MAX_COUNTERS:
-            raise GraphError(f"{cls.__name__}: at most {MAX_REASONS} drop reasons and {MAX_COUNTERS} counters")
+            raise GraphError(f"{cls.__name__}: "
+                             f"at most {MAX_REASONS} drop reasons and {MAX_COUNTERS} counters")
         memset(&self.counters, 0, sizeof(Counters))
         self.deadline_ns, self.deferrable, self.timer_place = NEVER, bool(cls.DEFERRABLE), NO_PLACE
         self.outputs = []
@@ -65,10 +76,11 @@ cdef class Element:
         free(self.gates)
         free(self.staged)
 
-    # -- composition -------------------------------------------------------------------------------------------------------
+    # -- composition -------------------------------------------------------------------------------
 
     cpdef int set_gates(self, uint32_t count) except -1:
-        """Resizes the outputs, keeping the connections of the gates that stay. Never while the element is processing."""
+        """Changes the number of outputs; remaining outputs keep their connections. Must not be
+        called while the element processes a batch."""
         cdef PyObject **gates = <PyObject **>calloc(max(count, 1), sizeof(PyObject *))
         cdef Batch *staged = <Batch *>calloc(max(count, 1), sizeof(Batch))
         if gates == NULL or staged == NULL:
@@ -85,79 +97,88 @@ cdef class Element:
         return 0
 
     cpdef int connect(self, uint32_t gate, Element target) except -1:
-        """Connects output `gate` to `target`; replaces what was there."""
+        """Connects output `gate` to `target`, in place of its present connection."""
         if gate >= self.gate_count:
-            raise GraphError(f"{self.name}: has no gate {gate}; it has {self.gate_count} (0 to {<int>self.gate_count - 1})"
-                             if self.gate_count else f"{self.name}: has no outputs, so nothing can follow it")
+            raise GraphError(f"{self.name}: has no gate {gate}; "
+                             f"it has {self.gate_count} (0 to {<int>self.gate_count - 1})"
+                             if self.gate_count else
+                             f"{self.name}: has no outputs, so nothing can follow it")
         self.outputs[gate] = target
         self.gates[gate] = <PyObject *>target
         return 0
 
     def __rshift__(self, other):
-        """`a >> b`: gate 0 of a feeds b. See Path."""
+        """`a >> b` connects output 0 of a to b. See Path."""
         return Path(self, 0, self) >> other
 
     def __getitem__(self, gate):
-        """`a[1] >> b`: gate 1 of a feeds b."""
+        """`a[1] >> b` connects output 1 of a to b."""
         if not isinstance(gate, int) or not 0 <= gate < self.gate_count:
             raise GraphError(f"{self.name}: has no gate {gate!r}; it has {self.gate_count}")
         return Path(self, gate, self)
 
-    # Without this, Python would iterate an element through __getitem__, without end.
+    # without this, iterating an element would call __getitem__ without end
     __iter__ = None
 
     def __repr__(self):
         return f"<{type(self).__name__} {self.name}>"
 
     def rename(self, str name):
-        """Before the element runs only: names are unique in an engine."""
+        """Changes the name; only before the element is loaded into an engine, where names are
+        unique."""
         if self.engine is not None:
             raise GraphError(f"{self.name}: runs already and keeps its name")
         self.name = name
 
     def bind(self, engine):
-        """Called by the engine that takes the element (and with None by the one that gives it up)."""
+        """Called by an engine when it loads the element, and with None when it removes it."""
         if engine is not None and self.engine is not None and engine is not self.engine:
-            raise GraphError(f"{self.name}: runs in engine {self.engine.name} already; an element belongs to one engine")
+            raise GraphError(f"{self.name}: runs in engine {self.engine.name} already; "
+                             "an element belongs to one engine")
         self.engine = engine
 
-    # -- life: configure is __init__ ---------------------------------------------------------------------------------------
+    # -- lifecycle, after __init__ -----------------------------------------------------------------
 
     def initialize(self):
-        """Called once, before the first packet, when the graph stands: open files, build tables. Raise VnicError to refuse."""
+        """Called once, when the graph is complete and before the first packet: open files, build
+        tables. Raise VnicError to refuse."""
 
     def cleanup(self):
         """Called once, after the last packet, on control's thread: close what initialize opened."""
 
     def release(self):
-        """Called on the engine's thread before cleanup: packets still held are dropped (Shaper and other holders override)."""
+        """Called on the engine's thread before cleanup. Elements that hold packets override it to
+        drop them."""
 
     def memory_bytes(self):
-        """Bytes of memory that it holds for whom it works, as control's thread sees it now: the pool's buffers, its own."""
+        """Bytes of memory to charge to the owner: buffers of held packets, and the element's own.
+        Called on control's thread."""
         return 0
 
     def companions(self):
-        """Objects besides the element itself that its work on a packet touches: asked for ahead when an engine wakes."""
+        """Other objects that processing a packet touches; prefetched when the engine wakes."""
         return ()
 
-    # -- the packet path ---------------------------------------------------------------------------------------------------
+    # -- the packet path ---------------------------------------------------------------------------
 
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
-        """Takes the batch: every packet in it is this element's now."""
+        """Processes a batch, whose packets this element owns from now on."""
         self.emit(ctx, 0, batch)
 
     cdef void tick(self, Context *ctx) noexcept nogil:
-        """Runs when ctx.now_ns >= deadline_ns; sets deadline_ns anew."""
+        """Called once ctx.now_ns >= deadline_ns; sets the next deadline_ns."""
         self.deadline_ns = NEVER
 
     cdef void resume(self, Context *ctx) noexcept nogil:
-        """Goes on with the work that `postpone` left for the next iteration."""
+        """Continues the work for which `postpone` was called."""
 
     cdef void take_up(self, Context *ctx) noexcept nogil:
-        """After `load_state`, on the engine that goes on: puts the element into the engine's lists, if it holds packets."""
+        """Called after `load_state`, between two batches: enters an element that holds packets into
+        the engine's lists."""
 
     cdef void postpone(self, Context *ctx) noexcept nogil:
-        """Has the engine call `resume` in its next iteration, which comes at once: for work that would take too long in this one."""
+        """Makes the engine call `resume` in its next iteration, which it runs without sleeping: for
+        work that would take too long in this one."""
         if self.unfinished_in != NULL:
             return
         self.unfinished_in, self.next_unfinished = ctx, NULL
@@ -168,7 +189,7 @@ cdef class Element:
         ctx.last_unfinished = <void *>self
 
     cdef void finish_early(self) noexcept nogil:
-        """Takes back `postpone`."""
+        """Undoes `postpone`."""
         cdef Context *ctx = self.unfinished_in
         cdef void *each
         if ctx == NULL:
@@ -185,21 +206,22 @@ cdef class Element:
             ctx.last_unfinished = each
 
     cdef void set_timer(self, Context *ctx, uint64_t deadline_ns) noexcept nogil:
-        """Sets when `tick` is due: an instant of the engine's clock in nanoseconds, or NEVER."""
+        """Sets when `tick` is due, in nanoseconds of the engine's clock; NEVER: not at all."""
         cdef Timers *timers = <Timers *>ctx.timers
         self.deadline_ns = deadline_ns
         if timers != NULL:
             timers.changed = True
-            timer_set(&timers.deferrable if self.deferrable else &timers.waking, <void *>self, &self.timer_place, deadline_ns)
+            timer_set(&timers.deferrable if self.deferrable else &timers.waking, <void *>self,
+                      &self.timer_place, deadline_ns)
 
     cdef void push(self, Context *ctx, Batch *batch) noexcept nogil:
-        """Counts, then processes: how packets enter an element."""
+        """Passes a batch into the element: counts and processes it."""
         self.counters.packets += batch.count
         self.counters.batches += 1
         self.process(ctx, batch)
 
     cdef void stage(self, Context *ctx, uint32_t gate, uint32_t index) noexcept nogil:
-        """Puts one packet aside for a gate; `flush` forwards what was put aside. Order within a gate is kept."""
+        """Collects a packet for an output; `flush` forwards them, in the same order."""
         cdef Batch *staged = &self.staged[gate]
         if staged.count == BATCH_MAX:
             self.emit(ctx, gate, staged)
@@ -207,7 +229,7 @@ cdef class Element:
         batch_add(staged, index)
 
     cdef void flush(self, Context *ctx) noexcept nogil:
-        """Forwards all staged packets, gate 0 first."""
+        """Forwards all staged packets, output 0 first."""
         cdef uint32_t gate
         for gate in range(self.gate_count):
             if self.staged[gate].count:
@@ -230,53 +252,66 @@ cdef class Element:
         self.counters.drops[reason] += batch.count
         batch.count = 0
 
-    # -- what control reads ------------------------------------------------------------------------------------------------
+    # -- statistics --------------------------------------------------------------------------------
 
     def statistics(self):
-        """Counters now, as a dict: the terms of the law, `dropped` by reason, and `counters`, the class's own."""
+        """The counters as a dict: packets, batches, the terms of the conservation law (`dropped` by
+        reason), and `counters`, the class's own."""
         return counters_dict(type(self), &self.counters)
 
     cdef void copy_counters(self, Counters *to) noexcept nogil:
         to[0] = self.counters
 
     def seed(self, str purpose=""):
-        """The 64-bit key of one of the element's random streams (random_stream.pxd), or the seed of a random.Random: the same for the
-        same seed of the instance, name of the element and purpose. Raises VnicError for an element that is in no engine."""
+        """The 64-bit key of one of the element's random streams (random_stream.pxd), or the seed of
+        a random.Random. It depends only on the instance's seed, the element's name and the purpose.
+        Raises VnicError for an element that is in no engine."""
         if self.engine is None:
-            raise VnicError(f"{self.name}: is in no engine, so it has no seed yet; ask for it in initialize()")
+            raise VnicError(f"{self.name}: is in no engine, so it has no seed yet; "
+                            "ask for it in initialize()")
         words = f"{self.engine.seed}\0{self.name}\0{purpose}".encode()
         return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "little")
 
-    # -- hand-over to another engine, between two batches -------------------------------------------------------------------
+    # -- hand-over to another engine, between two batches ------------------------------------------
 
     def save_state(self):
-        """What the element knows besides its configuration and its counters, as a dict of plain data: None, bool, int, float, str, bytes,
-        and lists and dicts (with str keys) of them. Changes nothing: the element may go on. `packets`, where it is there, lists the
-        packets that the element holds; times are the engine's clock, CLOCK_MONOTONIC. Raise VnicError to refuse."""
+        """The element's state besides its configuration and counters, as a dict of plain data:
+        None, bool, int, float, str, bytes, and lists and dicts (with str keys) of them.
+
+        Must not change the element, which may continue to run. The optional key `packets` lists the
+        packets that the element holds; times are the engine's clock, CLOCK_MONOTONIC. Raise
+        VnicError to refuse.
+        """
         return {}
 
     def load_state(self, dict state):
-        """Takes over what `save_state` returned in another engine, at the same STATE_VERSION; counters have been taken over before. The
-        data may be damaged: raise VnicError for what cannot be. Must not write to packets or their records: until the other
-        engine has forgotten them, it may go on with them."""
+        """Loads the state that `save_state` returned in another engine, of this STATE_VERSION; the
+        counters are loaded already.
+
+        The data is untrusted: raise VnicError for invalid values. Must not write to packets or
+        their records: the other engine may still continue with them.
+        """
         if state:
-            raise VnicError(f"{self.name}: {type(self).__name__} has no state, and was given {', '.join(sorted(map(str, state)))[:80]}")
+            raise VnicError(f"{self.name}: {type(self).__name__} has no state, and was given "
+                            f"{', '.join(sorted(map(str, state)))[:80]}")
 
     def forget_state(self):
-        """Another engine has taken over: held packets are given up, not freed, and counters begin at 0."""
+        """Called when another engine has taken over: forgets held packets without freeing them, and
+        resets the counters."""
         memset(&self.counters, 0, sizeof(Counters))
         self.deadline_ns = NEVER
 
     def load_statistics(self, dict statistics):
-        """Sets the counters to what `statistics` returned in another engine. Counters that are not named are 0. Raises VnicError for one
-        that this class does not have, and then nothing has changed."""
+        """Sets the counters to another engine's `statistics`; missing drop reasons and COUNTERS are
+        0. Raises VnicError for one that this class does not have, and then nothing has changed."""
         cdef Counters c
         cls = type(self)
         memset(&c, 0, sizeof(c))
         for kind, names in (("dropped", cls.DROP_REASONS), ("counters", cls.COUNTERS)):
             strange = sorted(set(statistics[kind]) - set(names))
             if strange:
-                raise VnicError(f"{self.name}: {cls.__name__} does not count {', '.join(strange)[:80]} ({kind}); "
+                raise VnicError(f"{self.name}: {cls.__name__} does not count "
+                                f"{', '.join(strange)[:80]} ({kind}); "
                                 "its state is of another class")
         for i, reason in enumerate(cls.DROP_REASONS):
             c.drops[<uint32_t>i] = statistics["dropped"].get(reason, 0)
@@ -288,24 +323,26 @@ cdef class Element:
         self.counters = c
 
     def describe(self):
-        """Configuration worth showing in a picture of the graph, as a dict of short values."""
+        """The configuration to show in drawings of the graph, as a dict of short values."""
         return {}
 
 
 cdef dict counters_dict(object cls, const Counters *c):
     return {
-        "packets": c.packets, "batches": c.batches, "received": c.received, "generated": c.generated,
-        "transmitted": c.transmitted, "held": c.held,
+        "packets": c.packets, "batches": c.batches, "received": c.received,
+        "generated": c.generated, "transmitted": c.transmitted, "held": c.held,
         "dropped": {reason: c.drops[i] for i, reason in enumerate(cls.DROP_REASONS)},
         "counters": {counter: c.extra[i] for i, counter in enumerate(cls.COUNTERS)},
     }
 
 
 cdef class Source(Element):
-    """An element that the engine polls, and that a graph begins with. `poll` returns how much work it did; 0 lets the engine sleep.
+    """A start of the graph, polled by the engine. `poll` returns the number of packets; after 0 the
+    engine may sleep.
 
-    TAKES_INPUT: other elements may lead to it, as to a Link; then packets come by that alone, and the engine polls it when some came.
-    RECOVERS: an error of its descriptors passes, and `poll` takes it; without, the engine gives a descriptor up that has one.
+    TAKES_INPUT: other elements connect to it, as to a Link; its packets come from them alone, and
+    it is polled after it got some. RECOVERS: `poll` handles errors of its descriptors; otherwise
+    the engine stops watching a descriptor after an error.
     """
 
     TAKES_INPUT = False
@@ -318,38 +355,41 @@ cdef class Source(Element):
         return 0
 
     cpdef bint needs_arm(self):
-        """Whether arm and disarm do anything: asked when the engine takes the source."""
+        """Whether arm and disarm do anything; evaluated when the engine loads the source."""
         return False
 
     cdef bint arm(self) noexcept nogil:
-        """Before the engine sleeps: ask for a wake-up through the descriptors. True: there is input already, do not sleep."""
+        """Called before the engine sleeps: requests a wake-up through the descriptors. Returns True
+        if there is input already, so that the engine must not sleep."""
         return False
 
     cdef void disarm(self) noexcept nogil:
-        """After the engine slept."""
+        """Called after the engine slept."""
 
     cpdef list poll_descriptors(self):
-        """File descriptors whose readability means input, one a queue; empty for a source that only timers drive."""
+        """File descriptors, one per queue, that are readable when there is input; empty for a
+        source driven by its timer only."""
         return []
 
     cpdef bint wakes_only(self):
-        """Whether the descriptors only end a sleep, and say nothing of input while the engine is awake: such a source is polled in
-        every turn."""
+        """Whether the descriptors only end a sleep and do not signal input while the engine is
+        awake, so that the source is polled in every iteration."""
         return False
 
     cdef void set_ready(self, uint32_t which, bint ready) noexcept nogil:
-        """Descriptor number `which` is readable, or not."""
+        """Notes whether descriptor number `which` is readable."""
 
     cdef void clear_ready(self) noexcept nogil:
-        """No descriptor is readable, as far as is known."""
+        """Notes that no descriptor is known to be readable."""
 
 
 class BatchView:
-    """What a PyElement sees of a batch: columns as numpy arrays, frames as bytes, and the fate of each packet.
+    """A batch as a PyElement sees it: columns as numpy arrays, frames as bytes.
 
-    `len(batch)` packets. `batch.length`, `batch.source_port`, ... (every field of `dataplane.packet.pool.PACKET_DTYPE`) are copies of the
-    column, one value a packet; write a column back with `batch.set("mark", values)`. `batch.frame(i)` is a writable uint8 view of
-    packet i's bytes. What is neither dropped nor emitted goes on through gate 0.
+    `len(batch)` packets. `batch.length`, `batch.source_port`, ... (every field of
+    `dataplane.packet.pool.PACKET_DTYPE`) are copies of the column, one value per packet; write a
+    column back with `batch.set("mark", values)`. `batch.frame(i)` is a writable uint8 view of
+    packet i's bytes. Packets that are neither dropped nor emitted leave through output 0.
     """
 
     __slots__ = ("_indices", "_pool", "_fate", "_reasons", "_element")
@@ -358,7 +398,7 @@ class BatchView:
         self._element = element
         self._pool = pool
         self._indices = indices
-        self._fate = np.zeros(len(indices), np.int32)       # gate, or -1 - reason
+        self._fate = np.zeros(len(indices), np.int32)       # output, or -1 - drop reason
 
     def __len__(self):
         return len(self._indices)
@@ -375,15 +415,16 @@ class BatchView:
         return self.head(6)
 
     def set(self, column, values):
-        """Writes a column of the records; `values` is a scalar or one value a packet."""
+        """Writes a column of the records; `values` is a scalar or one value per packet."""
         self._pool.records[column][self._indices] = values
 
     def frame(self, i):
-        """Writable view of the bytes of packet i, as long as the frame. Valid until process returns."""
+        """Writable view of the bytes of frame i. Valid until process returns."""
         return self._pool.frame(int(self._indices[i]))
 
     def head(self, count):
-        """First `count` bytes of every frame as a uint8 array (packets, count); frames that are shorter are padded with 0."""
+        """First `count` bytes of every frame as a uint8 array (packets, count); shorter frames are
+        padded with 0."""
         out = np.zeros((len(self), count), np.uint8)
         for i in range(len(self)):
             frame = self.frame(i)[:count]
@@ -393,11 +434,13 @@ class BatchView:
     def _where(self, mask):
         mask = np.asarray(mask)
         if mask.dtype != np.bool_ or mask.shape != (len(self),):
-            raise ValueError(f"mask: expected {len(self)} booleans, got {mask.dtype} of shape {mask.shape}")
+            raise ValueError(f"mask: expected {len(self)} booleans, "
+                             f"got {mask.dtype} of shape {mask.shape}")
         return mask
 
     def drop(self, mask, reason=None):
-        """Drops the packets where `mask` is True, counted under `reason` (one of the class's DROP_REASONS; the first by default)."""
+        """Drops the packets where `mask` is True and counts them under `reason`, one of the class's
+        DROP_REASONS (by default the first after "exception")."""
         reasons = type(self._element).DROP_REASONS
         reason = reasons[1] if reason is None and len(reasons) > 1 else reason or reasons[0]
         if reason not in reasons:
@@ -407,38 +450,44 @@ class BatchView:
     def emit(self, mask, gate):
         """Sends the packets where `mask` is True through output `gate`."""
         if not 0 <= gate < len(self._element.outputs):
-            raise ValueError(f"no gate {gate}: {self._element.name} has {len(self._element.outputs)}")
+            raise ValueError(f"no gate {gate}: {self._element.name} has "
+                             f"{len(self._element.outputs)}")
         self._fate[self._where(mask)] = gate
 
 
 def report_failure(element, error):
-    """Logs that `element` raised `error`, unless it did so less than REPORT_S ago; what was left
-    out is counted in the next record."""
+    """Logs that `element` raised `error`, at most every REPORT_S; the next record has the number of
+    errors that were not logged."""
     now_s = time.monotonic()
     reported_s, left_out = getattr(element, "_reported", (None, 0))
     if reported_s is not None and now_s - reported_s < REPORT_S:
         element._reported = reported_s, left_out + 1
         return
     element._reported = now_s, 0
-    fields = {"element": element.name, "exception": named(error), **({"unreported": left_out} if left_out else {})}
+    fields = {"element": element.name, "exception": named(error),
+              **({"unreported": left_out} if left_out else {})}
     log.error("element failed", exc_info=error, extra={"fields": fields})
 
 
 cdef object checked_fates(PyElement element, object given, uint32_t count):
-    """A copy of the fates that an element's `process` left, one int a packet: a gate, or -1 - a drop reason. Raises ValueError."""
+    """A checked copy of BatchView._fate after `process`: one int per packet, an output or -1 - drop
+    reason. Raises ValueError."""
     fates = np.array(given, np.int32)
     reasons = len(type(element).DROP_REASONS)
-    if fates.shape != (count,) or count and (fates.min() < -reasons or fates.max() >= <int>element.gate_count):
-        raise ValueError(f"{element.name}: process left fates that are not one gate or drop reason for each of {count} packets")
+    if fates.shape != (count,) or count and (fates.min() < -reasons
+                                             or fates.max() >= <int>element.gate_count):
+        raise ValueError(f"{element.name}: process left fates that are not one gate or drop reason "
+                         f"for each of {count} packets")
     return fates
 
 
 cdef class PyElement(Element):
-    """Base of elements written in Python: a subclass defines `process(self, batch)`; `batch` is a BatchView.
+    """Base of elements written in Python: a subclass defines `process(self, batch)` with a
+    BatchView.
 
-    The call takes the GIL once a batch. DROP_REASONS of a subclass are extended by "exception". When `process` raises, its batch
-    is dropped for that reason and the engine continues; the error is kept in `last_error` and logged with its traceback, at most
-    every 10 s.
+    Takes the GIL once per batch. "exception" is prepended to a subclass's DROP_REASONS: when
+    `process` raises, the batch is dropped for that reason and the engine continues. The error is
+    stored in `last_error` and logged with its traceback, at most every 10 s.
 
     Drops:     exception: packets of a batch for which `process` raised an exception
                dropped: packets that `process` dropped without a reason of its own
@@ -464,9 +513,10 @@ cdef class PyElement(Element):
                 for i in range(batch.count):
                     indices[i] = batch.index[i]
                 view = BatchView(self, self.engine.pool, indices)
-                # The Python method of that name: the C one is this.
+                # the subclass's Python method; `self.process` would be this C method
                 getattr(<object>self, "process")(view)
-                # All fates are looked at before the first packet goes: from there on nothing raises, and each packet has one owner.
+                # All fates are checked before the first packet moves: nothing below raises, so that
+                # each packet has exactly one owner.
                 fates = checked_fates(self, view._fate, batch.count)
                 for i in range(batch.count):
                     fate = fates[i]
@@ -484,7 +534,7 @@ cdef class PyElement(Element):
 
 
 class Path:
-    """A path in a graph from `head` to output `gate` of `tail`; `>>` makes and extends it."""
+    """A path in a graph from `head` to output `gate` of `tail`, made and extended by `>>`."""
 
     def __init__(self, Element head, gate, Element tail):
         self.head, self.gate, self.tail = head, gate, tail
@@ -494,7 +544,8 @@ class Path:
         if not isinstance(head, Element):
             raise GraphError(f"{self.tail.name}: {other!r} cannot follow it: expected an element")
         if isinstance(head, Source) and not head.TAKES_INPUT:
-            raise GraphError(f"{head.name}: is a source and takes no input, so it cannot follow {self.tail.name}")
+            raise GraphError(f"{head.name}: is a source and takes no input, "
+                             f"so it cannot follow {self.tail.name}")
         self.tail.connect(self.gate, head)
         if isinstance(other, Path):
             return Path(self.head, other.gate, other.tail)

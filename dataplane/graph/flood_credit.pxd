@@ -1,40 +1,43 @@
-"""FloodCredit: what an engine may spend on copies of flooded packets, so that one port's broadcasts do not hold up the
-packets of others.
+"""FloodCredit: a token bucket that bounds an engine's copies of flooded packets, so that one port's
+broadcasts do not delay the packets of others.
 
-A copy costs its length and FLOOD_PACKET bytes. The engine earns FLOOD_RATE; what it has not spent it keeps, up
-to FLOOD_MOST, so that a broadcast to a thousand ports goes out at once. Of that, an iteration may spend
-FLOOD_BUDGET, so that it stays short. In virtual time there is no bound: the order of packets must not depend
-on it.
+A copy costs its length plus FLOOD_PACKET bytes. The bucket fills at FLOOD_RATE up to FLOOD_MOST,
+enough for a broadcast to a thousand ports at once. An iteration may spend at most FLOOD_BUDGET, so
+that it stays short. In virtual time there is no bound: the order of packets must not depend on it.
 
-The rate is what the kernel can take in besides: each copy enters its container by the softirq of the CPU that the
-engine runs on, so that unbounded copies fill that CPU's queue, and a neighbour's packet waits behind them. At 64
-bytes it allows 119,000 copies a second, at 1514 bytes 89,000 (1.1 Gbit/s), at 64 KiB 7,200 (3.8 Gbit/s).
+The rate leaves room for the kernel's work: each copy enters its container in a softirq on the
+engine's CPU, so unbounded copies would fill that CPU's queue, and other NICs' packets would wait
+behind them. The rate allows 119,000 copies/s of 64 bytes, 89,000 of 1514 bytes (1.1 Gbit/s), 7,200
+of 64 KiB (3.8 Gbit/s).
 """
 from libc.stdint cimport uint64_t
 from dataplane.packet.pool cimport Context
 
 cdef enum:
-    FLOOD_PACKET = 4096          # bytes' worth of work for each copy, whatever its length
-    FLOOD_BUDGET = 131072        # some 0.1 ms
-    FLOOD_MOST = 8388608
-    FLOOD_RATE = 2               # nanoseconds for a byte
+    FLOOD_PACKET = 4096          # a copy's constant cost, in bytes
+    FLOOD_BUDGET = 131072        # bytes per iteration: some 0.1 ms
+    FLOOD_MOST = 8388608         # bytes
+    FLOOD_RATE = 2               # nanoseconds per byte
 
 cdef struct FloodCredit:
-    uint64_t bytes               # that may be spent
-    uint64_t given               # of them, to the iteration that runs
-    uint64_t now_ns              # up to when it was earned
+    uint64_t bytes               # tokens in the bucket
+    uint64_t given               # the budget at the start of this iteration
+    uint64_t now_ns              # when the bucket was last filled
 
 
 cdef inline void flood_begin(FloodCredit *credit, Context *ctx) noexcept nogil:
-    """At the beginning of an iteration: takes off what the last one spent, and gives this one its budget."""
+    """Begins an iteration: subtracts what the last one spent, fills the bucket, and sets
+    ctx.flood_budget."""
     cdef uint64_t earned = (ctx.now_ns - credit.now_ns) // FLOOD_RATE
     credit.bytes -= credit.given - ctx.flood_budget
     credit.bytes = min(credit.bytes + min(earned, <uint64_t>FLOOD_MOST), <uint64_t>FLOOD_MOST)
     credit.now_ns = ctx.now_ns
-    credit.given = ctx.flood_budget = min(credit.bytes, <uint64_t>FLOOD_BUDGET) if credit.bytes > FLOOD_PACKET else 0
+    credit.given = ctx.flood_budget = (min(credit.bytes, <uint64_t>FLOOD_BUDGET)
+                                       if credit.bytes > FLOOD_PACKET else 0)
 
 
 cdef inline void flood_spend(Context *ctx, uint64_t length) noexcept nogil:
-    """Of a copy. The last one of an iteration may cost more than there is."""
+    """Spends the cost of a copy of `length` bytes. The last copy of an iteration may exceed the
+    budget."""
     cdef uint64_t cost = length + FLOOD_PACKET
     ctx.flood_budget = ctx.flood_budget - cost if ctx.flood_budget > cost else 0

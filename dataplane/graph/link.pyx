@@ -3,7 +3,8 @@ from cpython.ref cimport PyObject
 from libc.stdint cimport uint32_t
 from dataplane.graph.element cimport Element, Source
 from dataplane.packet.pool cimport BATCH_MAX, NO_PACKET, Batch, Context, batch_add
-from dataplane.packet.queue cimport pool_records, queue_head, queue_indices, queue_length, queue_packed
+from dataplane.packet.queue cimport (pool_records, queue_head, queue_indices, queue_length,
+                                     queue_packed)
 
 from dataplane.errors import VnicError
 from dataplane.packet.queue import with_packed_packets
@@ -14,12 +15,12 @@ cdef enum:                       # DROP_REASONS
 
 
 cdef class Link(Source):
-    """Ends an edge of the graph, and begins the next one in the same iteration of the engine.
+    """Queues packets for the element behind it until the engine has left the elements before it.
 
     Synopsis:  lan[2] >> Link(5, name="to-dmz") >> dmz; engine.load([..., link])
-    Ports:     1 input, 1 output; packets leave in order. It is one of the engine's sources: the graph
-               behind it hangs on it, so that two switches may lead to each other.
-    Config:    port: Packet.port of what leaves it, by which the switch behind it knows its port.
+    Ports:     1 input, 1 output; packets leave in order. It is one of the engine's sources, so that
+               two switches may lead to each other.
+    Config:    port: Packet.port of departing packets, the number of the next switch's port.
     Drops:     link_full: more than 4096 packets would have waited
                released: packets that waited when the link was removed
     Counters:  none
@@ -55,7 +56,7 @@ cdef class Link(Source):
         self.enlist(ctx)
 
     cdef uint32_t poll(self, Context *ctx) noexcept nogil:
-        """Sends on what it holds, a batch at most. They are no new packets: 0."""
+        """Forwards at most one batch. Returns 0, since these packets were counted before."""
         cdef Batch batch
         cdef uint32_t index
         batch.count = 0
@@ -73,7 +74,7 @@ cdef class Link(Source):
         self.enlist(ctx)
 
     cdef void enlist(self, Context *ctx) noexcept nogil:
-        """Puts it at the end of the engine's list, if it holds packets and is not there."""
+        """Appends the link to the engine's list, unless it is listed or empty."""
         if self.listed != NULL or self.head == NO_PACKET:
             return
         self.listed, self.next_listed = ctx, NULL
@@ -112,11 +113,11 @@ cdef class Link(Source):
     def describe(self):
         return {"port": self.port}
 
-    # -- hand-over ---------------------------------------------------------------------------------------
+    # -- hand-over ---------------------------------------------------------------------------------
 
     def save_state(self):
-        """`packets`: what it holds, packed, oldest first. None but where the engine reached its bound on
-        links."""
+        """`packets`: the held packets, packed, oldest first. There are some only where the engine
+        has reached DRAINS_MOST."""
         cdef Context records
         pool_records(self.engine.pool, &records)
         return {"packets": queue_packed(records.packets, self.head, <uint32_t>self.counters.held)}
@@ -129,7 +130,8 @@ cdef class Link(Source):
         try:
             packets = state["packets"]
             if len(state) != 1 or queue_length(packets) != self.counters.held:
-                raise ValueError(f"{queue_length(packets)} packets, and its counters say {self.counters.held}")
+                raise ValueError(f"{queue_length(packets)} packets, "
+                                 f"and its counters say {self.counters.held}")
             head = queue_head(records.packets, records.total_count, packets)
         except (KeyError, TypeError, ValueError) as error:
             raise VnicError(f"{self.name}: its state is not that of a Link: {error}") from None
@@ -143,7 +145,8 @@ cdef class Link(Source):
 
 
 cdef void drain_links(Context *ctx) noexcept nogil:
-    """Empties the engine's links, and those that they fill, in the order in which packets came to them."""
+    """Empties the engine's links, also those filled meanwhile, in the order in which they got
+    packets."""
     cdef uint32_t _
     cdef PyObject *link
     for _ in range(DRAINS_MOST):
@@ -153,4 +156,4 @@ cdef void drain_links(Context *ctx) noexcept nogil:
         ctx.links = (<Link>link).next_listed
         (<Link>link).listed = NULL
         (<Link>link).poll(ctx)
-        (<Link>link).enlist(ctx)             # a batch was not all of it
+        (<Link>link).enlist(ctx)             # it may hold more than a batch

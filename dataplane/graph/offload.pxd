@@ -6,10 +6,10 @@ Parse has filled the offsets and validated the virtio-net fields against the hea
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from dataplane.packet.pool cimport Batch, Context, Packet
 
-# What a port takes whole (offloads), by virtio feature name (virtio 1.2, 5.1.3). PortTx does in
-# software what a port lacks.
+# Offloads of a port, by virtio feature name (virtio 1.2, 5.1.3). PortTx performs missing ones in
+# software.
 cdef enum:
-    OFFLOAD_CSUM = 0x01      # frames with a partial checksum
+    OFFLOAD_CSUM = 0x01      # completes partial checksums
     OFFLOAD_TSO4 = 0x02
     OFFLOAD_TSO6 = 0x04
     OFFLOAD_USO = 0x08       # UDP segmentation, both address families
@@ -19,15 +19,17 @@ cdef enum:
 cdef enum:
     LINK_HEADERS = 22        # Ethernet header and two VLAN tags, which the MTU does not count
 
-cdef struct Cursor:  # position in a batch: one packet may become more segments than a batch holds
+# A position in a batch: one packet may become more segments than a batch holds.
+cdef struct Cursor:
     uint32_t packet          # index in the batch
-    uint32_t payload         # bytes of that packet's payload that are segmented already
+    uint32_t payload         # payload bytes of that packet that are segmented already
 
-# Moves packets from `batch`, beginning at the cursor, to `ready`, in a form that a port with
-# `offloads` takes, until the batch is finished (cursor.packet == batch.count) or `ready` is full. n
-# segments of a frame add n - 1 to *generated; a segment without a buffer, and a frame that cannot
-# be segmented, add 1 to *lost.
-cdef void complete_offloads(Context *ctx, const Batch *batch, Cursor *cursor, Batch *ready, uint32_t offloads,
+# Moves packets from `batch`, beginning at the cursor, to `ready`, with all offloads completed that
+# a port with `offloads` lacks, until the batch is finished (cursor.packet == batch.count) or
+# `ready` is full. A frame of n segments adds n - 1 to *generated; a segment without a buffer, or a
+# frame that cannot be segmented, adds 1 to *lost.
+cdef void complete_offloads(Context *ctx, const Batch *batch, Cursor *cursor, Batch *ready,
+                            uint32_t offloads,
                             uint64_t *generated, uint64_t *lost) noexcept nogil
 
 # Stores the checksum that VNET_NEEDS_CSUM asks for and clears the flag; False where csum_start and
@@ -38,14 +40,16 @@ cdef bint complete_checksum(Context *ctx, uint32_t index) noexcept nogil
 # more: smaller GSO frames). Starts at payload byte *done, appends to `out` until it has `most` or
 # the frame is finished, and advances *done. The caller keeps the frame; its payload has length -
 # header_length bytes. Returns how many segments (frames of `out`) are lost for want of a buffer.
-cdef uint32_t segment(Context *ctx, uint32_t index, uint32_t segments_each, uint32_t *done, Batch *out,
+cdef uint32_t segment(Context *ctx, uint32_t index, uint32_t segments_each, uint32_t *done,
+                      Batch *out,
                       uint32_t most=*) noexcept nogil
 
 # True if `segment` can cut the packet: a valid GSO frame that Parse has seen and no element has
 # changed since.
 cdef bint can_segment(const Packet *p) noexcept nogil
 
-# Makes of a captured TCP frame that is longer than `mtu` the GSO frame that it was: a host of that MTU gives such a frame to its NIC
-# to be segmented, and a capture shows it before (or, on the other side, after the segments were joined). False: the frame is no such
-# frame (with mtu 0 none is), and nothing has changed. Called before Parse, which validates the result as it does a guest's.
+# Restores the GSO metadata of a captured TCP frame longer than `mtu`: a host of that MTU leaves its
+# segmentation to the NIC, and captures show such a frame before segmentation (or after GRO).
+# Returns False, with nothing changed, for other frames, and for all if mtu is 0. Called before
+# Parse, which validates the result as it does a guest's.
 cdef bint restore_gso(uint8_t *data, Packet *p, uint32_t mtu) noexcept nogil

@@ -1,8 +1,8 @@
 """Software offloads. The contract is in offload.pxd.
 
-A segment's checksum field gets the sender's pseudo-header sum, adjusted to the segment's length, so
-it is right with an IPv6 routing header too. Segments are always written with a partial checksum
-(VNET_NEEDS_CSUM); complete_checksum completes it where the port needs that.
+A segment's checksum field gets the sender's pseudo-header sum, adjusted to the segment's length,
+which is also correct with an IPv6 routing header. Segments always have a partial checksum
+(VNET_NEEDS_CSUM); complete_checksum completes it where the port lacks the offload.
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -11,7 +11,8 @@ from dataplane.packet.pool cimport (BATCH_MAX, GSO_ECN, GSO_NONE, GSO_TCPV4, GSO
                                     PACKET_L4, PACKET_PARSED, VNET_NEEDS_CSUM, Batch, Context,
                                     Packet, PacketPool, batch_add, packet_alloc, packet_data,
                                     packet_free, packet_return_cache)
-from dataplane.wire.checksum cimport checksum_add, checksum_fold, checksum_pseudo, checksum_shift_length
+from dataplane.wire.checksum cimport (checksum_add, checksum_fold, checksum_pseudo,
+                                      checksum_shift_length)
 from dataplane.wire.headers cimport (GSO_TCP_SIZE_MIN, IPV6_BYTES, PARSE_OK, PROTOCOL_TCP,
                                      TCP_CHECKSUM_AT, TCP_CWR, TCP_FIN, TCP_PSH, check_offloads,
                                      is_above_link, load_be16, load_be32, parse_packet, store_be16,
@@ -19,7 +20,7 @@ from dataplane.wire.headers cimport (GSO_TCP_SIZE_MIN, IPV6_BYTES, PARSE_OK, PRO
 
 
 cdef inline uint32_t offloads_needed(const Packet *p) noexcept nogil:
-    """The offloads that a port needs to take this GSO frame whole (virtio 1.2, 5.1.3.1:
+    """The offloads that a port needs to take this GSO frame unsegmented (virtio 1.2, 5.1.3.1:
     segmentation includes the checksum)."""
     cdef uint8_t kind = p.gso_type & <uint8_t>~GSO_ECN
     cdef uint32_t needed = OFFLOAD_CSUM
@@ -35,45 +36,51 @@ cdef inline uint32_t offloads_needed(const Packet *p) noexcept nogil:
 
 
 cdef bint can_segment(const Packet *p) noexcept nogil:
-    """Parse checked all of this, but another element may have changed it since, and segment()
-    relies on it."""
+    """Checks what Parse has checked and segment() relies on: another element may have changed the
+    packet since."""
     return (p.flags & PACKET_PARSED and p.flags & PACKET_L4 and p.vnet_flags & VNET_NEEDS_CSUM
-            and offloads_needed(p) != <uint32_t>-1 and p.gso_size > 0 and p.csum_start == p.l4_offset
-            and p.l3_offset < p.l4_offset and <uint32_t>p.csum_start + p.csum_offset + 2 <= p.header_length
+            and offloads_needed(
+                p) != <uint32_t>-1 and p.gso_size > 0 and p.csum_start == p.l4_offset
+            and p.l3_offset < p.l4_offset
+            and <uint32_t>p.csum_start + p.csum_offset + 2 <= p.header_length
             and p.header_length < p.length)
 
 
-cdef void complete_offloads(Context *ctx, const Batch *batch, Cursor *cursor, Batch *ready, uint32_t offloads,
+cdef void complete_offloads(Context *ctx, const Batch *batch, Cursor *cursor, Batch *ready,
+                            uint32_t offloads,
                             uint64_t *generated, uint64_t *lost) noexcept nogil:
     cdef uint32_t index
     cdef Packet *p
     while cursor.packet < batch.count and ready.count < BATCH_MAX:
         index = batch.index[cursor.packet]
         p = &ctx.packets[index]
-        if p.gso_type == GSO_NONE and (not p.vnet_flags & VNET_NEEDS_CSUM or offloads & OFFLOAD_CSUM):
-            batch_add(ready, index)              # the most frequent case: nothing to do
+        if p.gso_type == GSO_NONE and (not p.vnet_flags & VNET_NEEDS_CSUM
+                                       or offloads & OFFLOAD_CSUM):
+            batch_add(ready, index)              # the most frequent case
         elif p.gso_type != GSO_NONE and not offloads_needed(p) & ~offloads:
-            batch_add(ready, index)              # the port takes it whole
+            batch_add(ready, index)              # the port segments it
         elif not complete_packet(ctx, index, cursor, ready, offloads, generated, lost):
-            return                               # `ready` is full, the frame not finished
+            return                               # `ready` is full before the frame is finished
         cursor.packet += 1
         cursor.payload = 0
 
 
-cdef bint complete_packet(Context *ctx, uint32_t index, Cursor *cursor, Batch *ready, uint32_t offloads, uint64_t *generated,
+cdef bint complete_packet(Context *ctx, uint32_t index, Cursor *cursor, Batch *ready,
+                          uint32_t offloads, uint64_t *generated,
                           uint64_t *lost) noexcept nogil:
-    """Does one packet's offloads in software; False when `ready` became full before the frame was
+    """Performs one packet's offloads in software; False if `ready` became full before the frame was
     finished."""
     cdef Packet *p = &ctx.packets[index]
     cdef uint32_t first = ready.count, before = cursor.payload, missing, i
     cdef bint sound = True
     cdef int reason
-    # a graph without Parse; parsing may show that the frame is a single segment
+    # in a graph without Parse; parsing may reveal that the frame is a single segment
     if not p.flags & PACKET_PARSED:
         reason = parse_packet(packet_data(ctx, index), p)
         sound = (check_offloads(p) if is_above_link(reason) else reason) == PARSE_OK
     if sound and p.gso_type == GSO_NONE:
-        if not p.vnet_flags & VNET_NEEDS_CSUM or offloads & OFFLOAD_CSUM or complete_checksum(ctx, index):
+        if (not p.vnet_flags & VNET_NEEDS_CSUM or offloads & OFFLOAD_CSUM
+                or complete_checksum(ctx, index)):
             batch_add(ready, index)
             return True
         sound = False
@@ -85,9 +92,9 @@ cdef bint complete_packet(Context *ctx, uint32_t index, Cursor *cursor, Batch *r
     lost[0] += missing
     generated[0] += ready.count - first + missing
     if before == 0:
-        generated[0] -= 1                        # the frame itself was counted as received
+        generated[0] -= 1                        # one segment replaces the frame
     if not offloads & OFFLOAD_CSUM:
-        for i in range(first, ready.count):      # while the segment is in the L1 cache
+        for i in range(first, ready.count):      # here, while the segments are in the L1 cache
             complete_checksum(ctx, ready.index[i])
     if cursor.payload < p.length - p.header_length:
         return False
@@ -99,7 +106,7 @@ cdef bint complete_checksum(Context *ctx, uint32_t index) noexcept nogil:
     cdef Packet *p = &ctx.packets[index]
     cdef uint8_t *data = packet_data(ctx, index)
     cdef uint16_t check
-    # Checked again: a graph may lack Parse, and an element may have shortened the frame.
+    # checked again: a graph may lack Parse, or an element may have shortened the frame
     if <uint32_t>p.csum_start + p.csum_offset + 2 > p.length:
         return False
     check = <uint16_t>~checksum_fold(checksum_add(0, data + p.csum_start, p.length - p.csum_start))
@@ -112,17 +119,18 @@ cdef bint complete_checksum(Context *ctx, uint32_t index) noexcept nogil:
     return True
 
 
-cdef uint32_t segment(Context *ctx, uint32_t index, uint32_t segments_each, uint32_t *done, Batch *out,
+cdef uint32_t segment(Context *ctx, uint32_t index, uint32_t segments_each, uint32_t *done,
+                      Batch *out,
                       uint32_t most=BATCH_MAX) noexcept nogil:
     cdef Packet *p = &ctx.packets[index]
     cdef uint32_t payload, chunk, bytes_each, copy, missing = 0
     cdef const uint8_t *data = packet_data(ctx, index)
     cdef uint8_t *cut
     if not can_segment(p):
-        done[0] = p.length                       # finished, for callers that loop until then
+        done[0] = p.length                       # ends the caller's loop
         return 1
     payload = p.length - p.header_length
-    # At most the whole frame: the product of two numbers from outside may exceed 32 bits.
+    # bounded by the payload, since the product of two untrusted numbers may exceed 32 bits
     bytes_each = <uint32_t>min(<uint64_t>max(segments_each, 1) * p.gso_size, payload)
     while done[0] < payload and out.count < most:
         chunk = min(bytes_each, payload - done[0])
@@ -139,15 +147,16 @@ cdef uint32_t segment(Context *ctx, uint32_t index, uint32_t segments_each, uint
     return missing
 
 
-cdef void finish_segment(const Packet *whole, Packet *p, uint8_t *data, uint32_t done, uint32_t chunk) noexcept nogil:
-    """Writes the record and headers of the segment with payload bytes `done` to `done + chunk` of
-    frame `whole`."""
+cdef void finish_segment(const Packet *whole, Packet *p, uint8_t *data, uint32_t done,
+                         uint32_t chunk) noexcept nogil:
+    """Writes the record and headers of the segment with bytes `done` to `done + chunk` of the
+    payload of frame `whole`."""
     cdef uint32_t length = whole.header_length + chunk
     cdef bint first = done == 0, last = done + chunk == whole.length - whole.header_length
     cdef uint8_t *l3 = data + whole.l3_offset
     cdef uint8_t *l4 = data + whole.l4_offset
     cdef uint16_t partial, check
-    p[0] = whole[0]  # time, port, queue, mark, hash and Parse's results are the frame's
+    p[0] = whole[0]  # inherits time, port, queue, mark, hash and Parse's results
     p.offset = HEADROOM
     p.next = NO_PACKET
     p.length = length
@@ -155,8 +164,9 @@ cdef void finish_segment(const Packet *whole, Packet *p, uint8_t *data, uint32_t
         p.gso_type = GSO_NONE
         p.header_length = p.gso_size = 0
     if whole.flags & PACKET_IPV4:
-        # Longer than the field can express (still a GSO frame): 0, as in Linux' BIG TCP.
-        store_be16(l3 + 2, <uint16_t>(length - whole.l3_offset) if length - whole.l3_offset <= 0xFFFF else 0)
+        # 0 if the length exceeds the field (still a GSO frame), as in Linux' BIG TCP
+        store_be16(l3 + 2, (<uint16_t>(length - whole.l3_offset)
+                            if length - whole.l3_offset <= 0xFFFF else 0))
         store_be16(l3 + 4, <uint16_t>(load_be16(l3 + 4) + done // whole.gso_size))
         memset(l3 + 10, 0, 2)
         check = <uint16_t>~checksum_fold(checksum_add(0, l3, (l3[0] & 0x0F) * 4))
@@ -169,13 +179,14 @@ cdef void finish_segment(const Packet *whole, Packet *p, uint8_t *data, uint32_t
         store_be16(l4 + 4, <uint16_t>(length - whole.l4_offset))
     else:
         store_be32(l4 + 4, load_be32(l4 + 4) + done)
-        if not last:                             # FIN and PSH refer to the end of the data
+        if not last:                             # FIN and PSH belong to the last segment
             l4[13] &= <uint8_t>~(TCP_FIN | TCP_PSH)
-        if not first:  # CWR is sent once, after the window was reduced (RFC 3168, 6.1.2)
+        if not first:                            # CWR is sent once (RFC 3168, 6.1.2)
             l4[13] &= <uint8_t>~TCP_CWR
             p.gso_type &= <uint8_t>~GSO_ECN
     memcpy(&partial, data + whole.csum_start + whole.csum_offset, 2)
-    partial = checksum_shift_length(partial, whole.length - whole.l4_offset, length - whole.l4_offset)
+    partial = checksum_shift_length(partial, whole.length - whole.l4_offset,
+                                    length - whole.l4_offset)
     memcpy(data + whole.csum_start + whole.csum_offset, &partial, 2)
 
 
@@ -185,7 +196,8 @@ cdef bint restore_gso(uint8_t *data, Packet *p, uint32_t mtu) noexcept nogil:
     if mtu == 0 or p.length <= mtu + LINK_HEADERS or parse_packet(data, p) != PARSE_OK:
         return False
     headers = <uint32_t>p.payload_offset - p.l3_offset
-    if p.ip_protocol != PROTOCOL_TCP or not p.flags & PACKET_L4 or p.flags & PACKET_FRAGMENT or mtu < headers + GSO_TCP_SIZE_MIN:
+    if (p.ip_protocol != PROTOCOL_TCP or not p.flags & PACKET_L4 or p.flags & PACKET_FRAGMENT
+            or mtu < headers + GSO_TCP_SIZE_MIN):
         return False
     p.gso_type = GSO_TCPV4 if p.flags & PACKET_IPV4 else GSO_TCPV6
     if data[p.l4_offset + 13] & TCP_CWR:
@@ -197,13 +209,15 @@ cdef bint restore_gso(uint8_t *data, Packet *p, uint32_t mtu) noexcept nogil:
         p.vnet_flags = p.gso_type = 0
         p.gso_size = p.header_length = p.csum_start = p.csum_offset = 0
         return False
-    # Segmenting needs the pseudo-header's sum in the field. Linux leaves it there; other captures may have anything.
+    # Segmentation needs the pseudo-header's sum in the field. Captures of Linux have it there,
+    # others may not.
     partial = checksum_fold(checksum_pseudo(p, p.length - p.l4_offset))
     memcpy(data + p.l4_offset + TCP_CHECKSUM_AT, &partial, 2)
     return True
 
 
-def split_frame(const uint8_t[::1] frame, int gso_type, int gso_size, int csum_start, int csum_offset, uint32_t segments_each=1,
+def split_frame(const uint8_t[::1] frame, int gso_type, int gso_size, int csum_start,
+                int csum_offset, uint32_t segments_each=1,
                 uint32_t buffers=9000):
     """Cuts one GSO frame with `segment`; for tests and tools.
 
@@ -233,17 +247,16 @@ def split_frame(const uint8_t[::1] frame, int gso_type, int gso_size, int csum_s
         lost += segment(&ctx, index, segments_each, &done, &out)
         for i in range(out.count):
             s = &ctx.packets[out.index[i]]
-            result.append((packet_data(&ctx, out.index[i])[:s.length], s.vnet_flags, s.gso_type, s.header_length, s.gso_size,
+            result.append((packet_data(&ctx, out.index[i])[:s.length], s.vnet_flags, s.gso_type,
+                           s.header_length, s.gso_size,
                            s.csum_start, s.csum_offset))
     packet_return_cache(&ctx)
     return result, lost
 
 
 def captured_frame(const uint8_t[::1] frame, uint32_t mtu):
-    """A captured frame as `restore_gso` makes it: (data, vnet_flags, gso_type, header_length, gso_size, csum_start, csum_offset).
-
-    One that no buffer holds stays as it is.
-    """
+    """A captured frame after `restore_gso`: (data, vnet_flags, gso_type, header_length, gso_size,
+    csum_start, csum_offset). A frame that exceeds the buffers is returned unchanged."""
     cdef Packet p
     cdef bytearray data = bytearray(frame)
     if len(data) > LARGE_FRAME:
@@ -251,4 +264,5 @@ def captured_frame(const uint8_t[::1] frame, uint32_t mtu):
     memset(&p, 0, sizeof(p))
     p.length = <uint32_t>len(data)
     restore_gso(<uint8_t *><char *>data, &p, mtu)
-    return bytes(data), p.vnet_flags, p.gso_type, p.header_length, p.gso_size, p.csum_start, p.csum_offset
+    return (bytes(data), p.vnet_flags, p.gso_type, p.header_length, p.gso_size, p.csum_start,
+            p.csum_offset)

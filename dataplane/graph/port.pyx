@@ -8,16 +8,18 @@ from dataplane.packet.pool cimport VNET_NEEDS_CSUM, Batch, Context
 
 from dataplane.errors import ConfigError, VnicError
 
-# Why a port did not transmit a packet; Packet.tx_status is an index into it. The order is that of the TX_ constants in port.pxd.
+# Why a port did not transmit a packet; indexed by Packet.tx_status, in the order of port.pxd's
+# TX_*.
 TX_REASONS = ("queue_full", "link_down", "rejected", "io_error", "no_buffer", "too_long")
 
 
 cdef class Port:
-    """Base of all ports: `number` marks what it receives, `queues` pairs of queues, `offloads` a mask of OFFLOAD_*.
+    """Base of all ports. number: Packet.port of received packets; queues: number of queue pairs;
+    offloads: a mask of OFFLOAD_*.
 
-    A subclass overrides rx_burst and tx_burst. A port is served by one engine at a time. MOVABLE: whether another process can go on with
-    a port of this class, so that nothing is lost when its engine is handed over. RECOVERS: whether an error of a descriptor passes, and
-    rx_burst takes it; without, an error means that the other side is gone.
+    A subclass overrides rx_burst and tx_burst. One engine at a time serves a port. MOVABLE: another
+    process can continue to use a port of this class after a hand-over. RECOVERS: rx_burst handles
+    errors of the descriptors; otherwise an error means that the peer is gone.
     """
 
     MOVABLE = True
@@ -40,34 +42,38 @@ cdef class Port:
     def __dealloc__(self):
         free(self.stats)
 
-    cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil:
-        """Appends up to `limit` received packets to the batch (which has room for them) and returns how many. Never blocks.
+    cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch,
+                           uint32_t limit) noexcept nogil:
+        """Appends up to `limit` received packets to the batch, which has room for them, and returns
+        their number. Never blocks.
 
-        The packets are the caller's. Each has timestamp_ns, port, queue, length and the virtio-net fields set.
+        The caller owns the packets. Each has timestamp_ns, port, queue, length and the virtio-net
+        fields set.
         """
         return 0
 
     cdef uint32_t tx_burst(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil:
-        """Takes what it can of the batch, in order, and returns how many. Never blocks.
+        """Transmits packets of the batch, in order, and returns their number. Never blocks.
 
-        Packets it took are gone. The others are left in the batch, order kept, each with the reason in tx_status: the caller's.
-        The port counts both in stats[queue].
+        Packets that it could not transmit stay in the batch, in order, with the reason in
+        tx_status; the caller owns them. The port counts both kinds in stats[queue].
         """
         return 0
 
     cdef bint arm(self) noexcept nogil:
-        """Consumer is about to sleep; True when there is input (do not sleep)."""
+        """Called before the consumer sleeps; returns True if there is input, so that it must not
+        sleep."""
         return False
 
     cdef void disarm(self) noexcept nogil:
-        """Consumer woke up."""
+        """Called after the consumer woke up."""
 
     def descriptors(self):
-        """What to ppoll for input, one a queue pair; empty for a port without (memory)."""
+        """File descriptors to ppoll for input, one per queue pair; empty for a port without any."""
         return []
 
     def close(self):
-        """Frees what the port holds in the kernel. May be called twice."""
+        """Frees the port's kernel resources. May be called twice."""
 
     def change(self, *, uint32_t offloads, uint32_t mtu):
         """Gives it other offloads and another MTU, from the next batch on. On the thread of the engine that
@@ -75,54 +81,62 @@ cdef class Port:
         self.offloads, self.mtu = offloads, mtu
 
     def save_state(self, direction):
-        """What another process needs to go on with one direction ("rx" or "tx"), besides the counters; plain data."""
+        """The state of one direction ("rx" or "tx") that another process needs to continue, without
+        counters, as plain data."""
         return {}
 
     def load_state(self, direction, dict state):
-        """Goes on as another process' port of this class, whose `save_state` this is. Raises VnicError."""
+        """Loads the `save_state` of another process's port of this class. Raises VnicError."""
         if state:
             raise VnicError(f"port {self.name}: a {type(self).__name__} has no state")
 
     def forget_state(self, direction):
-        """Another process goes on with one direction."""
+        """Called when another process has taken over one direction."""
 
     def load_statistics(self, direction, queues):
-        """Sets the counters of one direction ("rx" or "tx"): of every queue pair a list of packets,
-        bytes, dropped, and what segments are more on a wire, packets and bytes. Raises VnicError,
-        and then nothing has changed."""
+        """Sets the counters of one direction ("rx" or "tx"): for every queue pair a list of
+        packets, bytes, dropped, and the packets and bytes that a wire carries in addition
+        (QueueStats). Raises VnicError, and then nothing has changed."""
         cdef uint64_t packets, octets, dropped, more, more_octets
         try:
-            queues = [(packets, octets, dropped, more, more_octets) for packets, octets, dropped, more, more_octets in queues]
+            queues = [(packets, octets, dropped, more, more_octets)
+                      for packets, octets, dropped, more, more_octets in queues]
         except (TypeError, ValueError, OverflowError):
-            raise VnicError(f"port {self.name}: counters of a queue that are not five numbers") from None
+            raise VnicError(f"port {self.name}: "
+                            "counters of a queue that are not five numbers") from None
         if len(queues) != self.queues:
-            raise VnicError(f"port {self.name}: has {self.queues} queue pairs, its state {len(queues)}")
+            raise VnicError(f"port {self.name}: "
+                            f"has {self.queues} queue pairs, its state {len(queues)}")
         for q, (packets, octets, dropped, more, more_octets) in enumerate(queues):
             if direction == "rx":
-                self.stats[q].rx_packets, self.stats[q].rx_bytes, self.stats[q].rx_dropped = packets, octets, dropped
+                self.stats[q].rx_packets, self.stats[q].rx_bytes = packets, octets
+                self.stats[q].rx_dropped = dropped
                 self.stats[q].rx_more_packets, self.stats[q].rx_more_bytes = more, more_octets
             else:
-                self.stats[q].tx_packets, self.stats[q].tx_bytes, self.stats[q].tx_dropped = packets, octets, dropped
+                self.stats[q].tx_packets, self.stats[q].tx_bytes = packets, octets
+                self.stats[q].tx_dropped = dropped
                 self.stats[q].tx_more_packets, self.stats[q].tx_more_bytes = more, more_octets
 
     def queue_statistics(self):
-        """One dict a queue pair: of each direction (rx, tx) packets, bytes and dropped as the
-        kernel counts them, a GSO frame as one packet with one set of headers; and wire_packets,
-        wire_bytes: the frames that a wire would carry after segmentation."""
+        """One dict per queue pair. For each direction (rx, tx): packets, bytes and dropped as the
+        kernel counts them, a GSO frame as one packet; wire_packets, wire_bytes: the frames that a
+        wire would carry after segmentation."""
         cdef QueueStats *s
         found = []
         for q in range(self.queues):
             s = &self.stats[q]
             found.append({
                 "rx_packets": s.rx_packets, "rx_bytes": s.rx_bytes, "rx_dropped": s.rx_dropped,
-                "rx_wire_packets": s.rx_packets + s.rx_more_packets, "rx_wire_bytes": s.rx_bytes + s.rx_more_bytes,
+                "rx_wire_packets": s.rx_packets + s.rx_more_packets,
+                "rx_wire_bytes": s.rx_bytes + s.rx_more_bytes,
                 "tx_packets": s.tx_packets, "tx_bytes": s.tx_bytes, "tx_dropped": s.tx_dropped,
-                "tx_wire_packets": s.tx_packets + s.tx_more_packets, "tx_wire_bytes": s.tx_bytes + s.tx_more_bytes})
+                "tx_wire_packets": s.tx_packets + s.tx_more_packets,
+                "tx_wire_bytes": s.tx_bytes + s.tx_more_bytes})
         return found
 
 
 def _with_segments(entry):
-    """Version 2 of a port's state from version 1, which did not count segments."""
+    """Converts a port's state of version 1, which did not count segments, to version 2."""
     state = entry["state"]
     return {**entry, "state": {**state, "queues": [[*queue, 0, 0] for queue in state["queues"]]}}
 
@@ -130,8 +144,11 @@ def _with_segments(entry):
 cdef class PortRx(Source):
     """The receive side of a port as a source: polls all its queues, a burst each.
 
-    Drops: no_buffer (the pool was exhausted, the frame was read and lost), unreadable (the port could not read a frame, or not as one: a
-    TAP whose virtio-net header was changed from inside the container). Counters: none. Handlers: counters.
+    Drops:     no_buffer: the pool was exhausted, so the frame was read and lost
+               unreadable: the port could not read the frame, as after a change of a TAP's
+               virtio-net header from inside the container
+    Counters:  none
+    Handlers:  counters
     """
 
     OUTPUTS = 1
@@ -181,7 +198,7 @@ cdef class PortRx(Source):
         return self.port.RECOVERS
 
     cdef void tick(self, Context *ctx) noexcept nogil:
-        """Poll does the work; the deadline stays the port's."""
+        """Sets the next deadline; the engine polls the source as well."""
         self.deadline_ns = wake_ns(self.port)
 
     cpdef bint needs_arm(self):
@@ -213,8 +230,8 @@ cdef class PortRx(Source):
         return list(self.port.descriptors())
 
     def save_state(self):
-        """`queues`: of every queue pair [packets, bytes, dropped] of reception, and what segments
-        are more on a wire: packets, bytes. `port`: what the port adds, if it adds something."""
+        """`queues`: for every queue pair the numbers of `Port.load_statistics`, as received.
+        `port`: the port's own state, if it has any."""
         return _save_queues(self.port, "rx")
 
     def load_state(self, dict state):
@@ -228,11 +245,13 @@ cdef class PortRx(Source):
 
 def _save_queues(Port port, direction):
     if not type(port).MOVABLE:
-        raise VnicError(f"port {port.name}: a {type(port).__name__} cannot be handed over; take it out of the graph first")
+        raise VnicError(f"port {port.name}: a {type(port).__name__} cannot be handed over; "
+                        "take it out of the graph first")
     queues = []
     for queue in port.queue_statistics():
         packets, octets, dropped, wire_packets, wire_bytes = (
-            queue[f"{direction}_{what}"] for what in ("packets", "bytes", "dropped", "wire_packets", "wire_bytes"))
+            queue[f"{direction}_{what}"]
+            for what in ("packets", "bytes", "dropped", "wire_packets", "wire_bytes"))
         queues.append([packets, octets, dropped, wire_packets - packets, wire_bytes - octets])
     extra = port.save_state(direction)
     return {"queues": queues, **({"port": extra} if extra else {})}
@@ -240,23 +259,26 @@ def _save_queues(Port port, direction):
 
 def _load_queues(Port port, direction, state):
     extra = state.get("port", {})
-    if set(state) - {"port"} != {"queues"} or not isinstance(state["queues"], list) or not isinstance(extra, dict):
+    if (set(state) - {"port"} != {"queues"} or not isinstance(state["queues"], list)
+            or not isinstance(extra, dict)):
         raise VnicError(f"port {port.name}: its state is not a list of queues")
     port.load_statistics(direction, state["queues"])
     port.load_state(direction, extra)
 
 
 cdef inline uint64_t wake_ns(Port port) noexcept nogil:
-    """When to look at the port again: at NEVER, or a little before its next packet."""
+    """When to poll a scheduled port again: lead_ns before its next packet."""
     if port.next_ns == NEVER or port.next_ns < port.lead_ns:
         return port.next_ns
     return port.next_ns - port.lead_ns
 
 
 cdef class PortTx(Element):
-    """The transmit side of a port: does in software what the port lacks, then gives the batch to queue 0.
+    """The transmit side of a port: performs in software the offloads that the port lacks, then
+    transmits through queue 0.
 
-    Drops: TX_REASONS. Handlers: counters. A subclass that serves several queues overrides process and calls `send` with each queue's share.
+    Drops: TX_REASONS. Handlers: counters. A subclass for several queues overrides process and calls
+    `send` with each queue's packets.
     """
 
     OUTPUTS = 0
@@ -272,7 +294,7 @@ cdef class PortTx(Element):
         return (self.port,)
 
     def save_state(self):
-        """`queues`: as PortRx, of transmission."""
+        """`queues`, `port`: as PortRx, as transmitted."""
         return _save_queues(self.port, "tx")
 
     def load_state(self, dict state):
@@ -288,20 +310,24 @@ cdef class PortTx(Element):
 
     @cython.final
     cdef void send(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil:
-        """Completes offloads, transmits through one queue, drops by reason what the port left."""
+        """Completes offloads, transmits through one queue, and drops the packets that the port
+        refused."""
         cdef Batch ready
         cdef Cursor cursor
         cdef uint32_t i, offloaded = 0
         if self.port.offloads != OFFLOAD_ALL:
             for i in range(batch.count):
-                offloaded |= ctx.packets[batch.index[i]].gso_type | (ctx.packets[batch.index[i]].vnet_flags & VNET_NEEDS_CSUM)
+                offloaded |= (ctx.packets[batch.index[i]].gso_type
+                              | (ctx.packets[batch.index[i]].vnet_flags & VNET_NEEDS_CSUM))
         if offloaded == 0:
             self.transmit(ctx, queue, batch)
             return
         cursor.packet = cursor.payload = 0
-        while cursor.packet < batch.count:   # a GSO frame may become more segments than a batch holds: in rounds
+        # in rounds, since a GSO frame may become more segments than a batch holds
+        while cursor.packet < batch.count:
             ready.count = 0
-            complete_offloads(ctx, batch, &cursor, &ready, self.port.offloads, &self.counters.generated,
+            complete_offloads(ctx, batch, &cursor, &ready, self.port.offloads,
+                              &self.counters.generated,
                               &self.counters.drops[TX_NO_BUFFER])
             self.transmit(ctx, queue, &ready)
         batch.count = 0

@@ -1,14 +1,16 @@
-"""Timers of an engine's elements: a binary heap by deadline, so that a turn costs what is due, not what has a timer.
+"""Timers of an engine's elements: binary heaps by deadline, so that an iteration's cost depends on
+the timers that are due, not on those that are set.
 
-Two heaps: of timers that end a sleep, and of deferrable ones (`Element.DEFERRABLE`), which run when the
-engine is awake anyway. Only the engine's thread touches them. The room is made with the graph, for all
-elements that can have a timer: setting one never allocates.
+Two heaps: timers that end a sleep, and deferrable ones (`Element.DEFERRABLE`), which run when the
+engine is awake anyway. Only the engine's thread uses them. Loading a graph allocates room for all
+elements with TICKS, so setting a timer never allocates.
 """
 from libc.stdint cimport uint32_t, uint64_t
 
 cdef enum:
     NO_TIMER = 0                         # `place` of an element without an entry
-    NO_PLACE = 0xFFFFFFFF                # of an element for which the heap has no room: it is in no engine, or has no TICKS
+    # of an element without room: in no engine, or without TICKS
+    NO_PLACE = 0xFFFFFFFF
 
 cdef struct Entry:
     uint64_t deadline_ns
@@ -23,7 +25,7 @@ cdef struct Heap:
 cdef struct Timers:
     Heap waking
     Heap deferrable
-    bint changed                         # an element has set its timer since virtual time last cleared this
+    bint changed                         # a timer was set since virtual time cleared this
 
 
 cdef inline void _put(Heap *heap, uint32_t at, Entry entry) noexcept nogil:
@@ -32,7 +34,7 @@ cdef inline void _put(Heap *heap, uint32_t at, Entry entry) noexcept nogil:
 
 
 cdef inline void _rise(Heap *heap, uint32_t at, Entry entry) noexcept nogil:
-    """Puts `entry` at `at`, or nearer to the top in place of later ones."""
+    """Puts `entry` at `at` or, past parents with later deadlines, nearer to the root."""
     cdef uint32_t above
     while at > 0:
         above = (at - 1) // 2
@@ -44,13 +46,14 @@ cdef inline void _rise(Heap *heap, uint32_t at, Entry entry) noexcept nogil:
 
 
 cdef inline void _sink(Heap *heap, uint32_t at, Entry entry) noexcept nogil:
-    """Puts `entry` at `at`, or farther from the top in place of earlier ones."""
+    """Puts `entry` at `at` or, past children with earlier deadlines, farther from the root."""
     cdef uint32_t below
     while True:
         below = 2 * at + 1
         if below >= heap.count:
             break
-        if below + 1 < heap.count and heap.entries[below + 1].deadline_ns < heap.entries[below].deadline_ns:
+        if (below + 1 < heap.count
+                and heap.entries[below + 1].deadline_ns < heap.entries[below].deadline_ns):
             below += 1
         if entry.deadline_ns <= heap.entries[below].deadline_ns:
             break
@@ -75,8 +78,9 @@ cdef inline void timer_remove(Heap *heap, uint32_t *place) noexcept nogil:
         _sink(heap, at, last)
 
 
-cdef inline void timer_set(Heap *heap, void *element, uint32_t *place, uint64_t deadline_ns) noexcept nogil:
-    """Sets or moves the timer of an element; UINT64_MAX: it has none."""
+cdef inline void timer_set(Heap *heap, void *element, uint32_t *place,
+                           uint64_t deadline_ns) noexcept nogil:
+    """Sets or moves the timer of an element; UINT64_MAX removes it."""
     cdef Entry entry
     cdef uint32_t at
     if place[0] == NO_PLACE:
@@ -86,7 +90,7 @@ cdef inline void timer_set(Heap *heap, void *element, uint32_t *place, uint64_t 
         return
     entry.deadline_ns, entry.place, entry.element = deadline_ns, place, element
     if place[0] == NO_TIMER:
-        if heap.count == heap.room:      # unreachable: there is room for all that have a place
+        if heap.count == heap.room:      # unreachable: every element with a place has room
             return
         at = heap.count
         heap.count += 1
@@ -100,5 +104,5 @@ cdef inline void timer_set(Heap *heap, void *element, uint32_t *place, uint64_t 
 
 
 cdef inline uint64_t timer_first(const Heap *heap) noexcept nogil:
-    """The earliest deadline; UINT64_MAX where there is none."""
+    """The earliest deadline; UINT64_MAX if there is none."""
     return heap.entries[0].deadline_ns if heap.count else <uint64_t>-1

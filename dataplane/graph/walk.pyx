@@ -1,4 +1,5 @@
-"""walk: the elements of a graph in order. Compiled, since each change of a graph walks all of it."""
+"""walk: the elements of a graph in order. Compiled, since a change of the graph visits all of
+it."""
 from dataplane.graph.element cimport Element, Source
 
 from dataplane.errors import GraphError
@@ -7,15 +8,17 @@ from dataplane.errors import GraphError
 def walk(sources):
     """All elements reachable from `sources`, sources first, each before its successors.
 
-    A path ends at a source that takes input (a Link), from which another begins. Raises GraphError for an unconnected output, a
-    cycle, a start that is not a Source, or a Link that is not among `sources`.
+    A source that takes input (a Link) ends a path and begins another. Raises GraphError for an
+    unconnected output, a cycle, a start that is not a Source, or a Link that is not among
+    `sources`.
     """
     return walk_new(sources, (), {})
 
 
 def walk_new(sources, elements, dict known):
-    """Of `sources` and `elements`, and what follows them, the elements that are not `known` (by name), in the order of `walk`. Raises
-    as `walk` does; a cycle through known elements is not found."""
+    """The elements reachable from `sources` and `elements` that are not in `known` ({name:
+    element}), in the order of `walk`. Raises as `walk` does, except for a cycle through known
+    elements, which it does not find."""
     cdef list finished = []
     cdef set done = set(), entered = set()
     sources = list(sources)
@@ -27,18 +30,21 @@ def walk_new(sources, elements, dict known):
             visit(element, [], done, entered, finished, known)
     for source in entered.difference(sources):
         if not is_known(source, known):
-            raise GraphError(f"{source.name}: packets are led to it, but it is not among the engine's sources")
+            raise GraphError(f"{source.name}: packets are led to it, "
+                             "but it is not among the engine's sources")
     finished.reverse()
-    return [each for each in finished if isinstance(each, Source)] + [each for each in finished if not isinstance(each, Source)]
+    return ([each for each in finished if isinstance(each, Source)]
+            + [each for each in finished if not isinstance(each, Source)])
 
 
 cdef inline bint is_known(Element element, dict known) except -1:
     return known.get(element.name) is element
 
 
-# Not a function within `walk`: that would be in a cycle with what it uses, and all elements of a graph
-# that is gone would live until Python's cycle collector runs, with the descriptors of their rings.
-cdef int visit(Element element, list on_path, set done, set entered, list finished, dict known) except -1:
+# Not a closure in `walk`: its reference cycle would keep a removed graph's elements, and their
+# rings' descriptors, until Python's cycle collector runs.
+cdef int visit(Element element, list on_path, set done, set entered, list finished,
+               dict known) except -1:
     cdef Py_ssize_t gate
     if element in done:
         return 0
@@ -49,7 +55,8 @@ cdef int visit(Element element, list on_path, set done, set entered, list finish
     for gate in range(len(element.outputs)):
         target = element.outputs[gate]
         if target is None:
-            raise GraphError(f"{element.name}: gate {gate} leads nowhere; connect it, or end it in Discard()")
+            raise GraphError(f"{element.name}: gate {gate} leads nowhere; "
+                             "connect it, or end it in Discard()")
         if isinstance(target, Source):
             entered.add(target)
             continue

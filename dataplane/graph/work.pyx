@@ -18,8 +18,7 @@ cdef class Work:
     `Engine.post` returned."""
 
     cdef bint finished(self) noexcept nogil:
-        """For the poster: True after finish(). Acquire: the poster also sees what the work
-        wrote."""
+        """For the poster: True after finish(). Acquire: the poster also sees the work's writes."""
         return va_load_acquire_u32(&self.done) != 0
 
     cdef void finish(self) noexcept nogil:
@@ -31,9 +30,8 @@ cdef class Work:
 
 
 cdef class Call(Work):
-    """A Python callable as Work. It takes the GIL, so the engine waits for the interpreter (at
-    worst milliseconds): suitable for changes of the graph; frequent reads and writes should be Work
-    in Cython."""
+    """A Python callable as Work. It takes the GIL, so the engine may wait milliseconds for the
+    interpreter: for changes of the graph; frequent reads and writes should be Work in Cython."""
 
     def __init__(self, function):
         self._function = function

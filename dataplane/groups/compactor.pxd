@@ -1,8 +1,8 @@
 """Compactor: balances a group's engines over threads (Snap, section 2.4).
 
-All engines run on one thread while they meet their latency objective, on more threads when they
-do not. Loads and delays are read from variables that the engines' threads update; a move is one
-store into the engine's `destination`, which its thread reads between two turns. Neither blocks.
+All engines run on one thread while they meet their latency objective, on more threads when they do
+not. Loads and delays are read from variables that the engines' threads update; a move is one store
+into the engine's `destination`, which its thread reads between two iterations. Neither blocks.
 """
 from cpython.ref cimport PyObject
 from libc.stdint cimport uint32_t, uint64_t
@@ -28,7 +28,7 @@ cdef class Compactor(Balancer):
     cdef uint32_t thread_count
     cdef Member members[ENGINES_MOST]
     cdef uint32_t member_count
-    cdef uint32_t held  # shared: a lock, 1 during a check or while control changes the lists
+    cdef uint32_t held                   # shared: a lock, 1 during a check or a change by control
     cdef uint64_t looked_at_ns, moved_at_ns
     # the last check at which an engine was late on a thread that it shares
     cdef uint64_t late_at_ns
@@ -37,7 +37,7 @@ cdef class Compactor(Balancer):
     cdef int watch(self) except -1
     cdef void balance(self, uint64_t now_ns) noexcept nogil
     cdef bint measure(self, uint64_t now_ns) noexcept nogil
-    cdef void judge(self, Member *member, bint late, uint64_t now_ns) noexcept nogil
+    cdef void note_lateness(self, Member *member, bint late, uint64_t now_ns) noexcept nogil
     cdef void sum_up(self) noexcept nogil
     cdef void decide(self, uint64_t now_ns) noexcept nogil
     cdef void move(self, uint32_t member, uint32_t thread) noexcept nogil

@@ -15,13 +15,13 @@ from dataplane.errors import VnicError
 cdef enum:
     # consecutive late checks, as in Shenango: one may be an interrupt, two are a queue
     LATE_LOOKS = 2
-    # time without delay before engines are packed again: one hand-off too many costs less than two
-    # useless ones
+    # time without delay before engines are packed again: a superfluous hand-off between threads
+    # costs less than two useless moves
     CALM_NS = 50_000_000
     # checks after a move before the next one: the loads, smoothed over five checks, have to show
     # its effect
     SETTLED_LOOKS = 10
-    NOBODY = ENGINES_MOST
+    NONE_FOUND = ENGINES_MOST
 
 # share of a thread to pack engines up to: the rest lets their loads grow before they are late
 cdef double FULL = 0.7
@@ -76,7 +76,8 @@ cdef class Compactor(Balancer):
         if self.member_count == ENGINES_MOST:
             raise VnicError(f"compacting: {ENGINES_MOST} engines at most")
         self._engines.append(engine)
-        member.engine, member.busy_ns, member.load, member.late, member.late_at_ns = <PyObject *>engine, engine.busy_ns, 0.0, 0, 0
+        member.engine, member.busy_ns = <PyObject *>engine, engine.busy_ns
+        member.load, member.late, member.late_at_ns = 0.0, 0, 0
         self.member_count += 1
         self.watch()
 
@@ -98,7 +99,8 @@ cdef class Compactor(Balancer):
         """Number of moves by their reason, and each engine's load as a share of a CPU."""
         return {"slo_ns": self.slo_ns, "period_ns": self.period_ns, "scaled_out": self.scaled_out,
                 "migrated_back": self.migrated_back, "compacted": self.compacted,
-                "loads": {engine.name: round(self.members[i].load, 4) for i, engine in enumerate(self._engines)}}
+                "loads": {engine.name: round(self.members[i].load, 4)
+                          for i, engine in enumerate(self._engines)}}
 
     # -- a check ----------------------------------------------------------------------------------
 
@@ -110,14 +112,16 @@ cdef class Compactor(Balancer):
         number of the thread that each engine should go to.
         """
         cdef uint32_t i
-        if self._engines or self._threads or len(members) > ENGINES_MOST or not 0 < threads <= ENGINES_MOST:
-            raise VnicError(f"compacting: what is considered has no engines, at most {ENGINES_MOST} members, 1 to {ENGINES_MOST} threads")
+        if (self._engines or self._threads or len(members) > ENGINES_MOST
+                or not 0 < threads <= ENGINES_MOST):
+            raise VnicError(f"compacting: what is considered has no engines, "
+                            f"at most {ENGINES_MOST} members, 1 to {ENGINES_MOST} threads")
         if any(not 0 <= place < threads for place, _, _ in members):
             raise VnicError(f"compacting: members are on threads 0 to {threads - 1}")
         self.thread_count, self.member_count = threads, <uint32_t>len(members)
         for i, (place, load, late) in enumerate(members):
             self.members[i].place, self.members[i].load, self.members[i].moving = place, load, False
-            self.judge(&self.members[i], late, now_ns)
+            self.note_lateness(&self.members[i], late, now_ns)
         self.sum_up()
         self.decide(now_ns)
         return [self.members[i].goal for i in range(self.member_count)]
@@ -139,7 +143,7 @@ cdef class Compactor(Balancer):
 
     cdef bint measure(self, uint64_t now_ns) noexcept nogil:
         """Measures loads and delays since the last check. False: there was none, or it is too long
-        ago (all threads slept) for the averages to mean anything."""
+        ago (all threads slept) for meaningful averages."""
         cdef uint64_t elapsed = now_ns - self.looked_at_ns, busy, delay
         cdef uint32_t i, k
         cdef bint known = self.looked_at_ns != 0 and elapsed < 100 * self.period_ns
@@ -151,23 +155,24 @@ cdef class Compactor(Balancer):
         for i in range(self.member_count):
             member = &self.members[i]
             owner = va_load_acquire_ptr(&(<Engine>member.engine).owner)
-            member.moving = owner == NULL or va_load_acquire_ptr(&(<Engine>member.engine).destination) != owner
+            member.moving = (owner == NULL
+                             or va_load_acquire_ptr(&(<Engine>member.engine).destination) != owner)
             busy = va_load_relaxed_u64(&(<Engine>member.engine).busy_ns)
             part = <double>(busy - member.busy_ns) / <double>(elapsed if elapsed else 1)
             member.load += weight * ((part if part < 1.0 else 1.0) - member.load)
             member.busy_ns = busy
             delay = va_load_relaxed_u64(&(<Engine>member.engine).delay_ns)
-            # may race with the engine's thread and lose one maximum: the next check sees the next
+            # may race with the engine's thread and lose one maximum; the next check sees the next
             # one
             va_store_relaxed_u64(&(<Engine>member.engine).delay_ns, 0)
-            self.judge(member, delay > self.slo_ns and not member.moving, now_ns)
+            self.note_lateness(member, delay > self.slo_ns and not member.moving, now_ns)
             for k in range(self.thread_count):
                 if <void *>self.threads[k] == owner:
                     member.place = k
         self.sum_up()
         return known
 
-    cdef void judge(self, Member *member, bint late, uint64_t now_ns) noexcept nogil:
+    cdef void note_lateness(self, Member *member, bint late, uint64_t now_ns) noexcept nogil:
         member.late = member.late + 1 if late else 0
         if member.late >= LATE_LOOKS:
             member.late_at_ns = now_ns
@@ -185,12 +190,13 @@ cdef class Compactor(Balancer):
                 self.counts[self.members[i].place] += 1
 
     cdef void move(self, uint32_t member, uint32_t thread) noexcept nogil:
-        """Sets the engine's destination, which its thread reads between two turns; wakes that
+        """Sets the engine's destination, which its thread reads between two iterations; wakes that
         thread if it sleeps."""
         cdef uint64_t one = 1
         self.members[member].late = 0
-        va_store_release_ptr(&(<Engine>self.members[member].engine).destination, <void *>self.threads[thread])
-        va_fence()  # the destination before `sleeping` is read, as in Engine.post
+        va_store_release_ptr(&(<Engine>self.members[member].engine).destination,
+                             <void *>self.threads[thread])
+        va_fence()  # write the destination before reading `sleeping`, as in Engine.post
         if va_load_relaxed_u32(&(<Engine>self.members[member].engine).sleeping):
             write((<Engine>self.members[member].engine).mailbox_descriptor, &one, 8)
 
@@ -199,15 +205,17 @@ cdef class Compactor(Balancer):
         with the highest load come first. A late engine alone on its thread cannot be helped, and
         does not prevent packing."""
         cdef uint32_t i, worst
-        cdef uint64_t asked = 0                # bit mask of threads tried: there are at most 64
+        cdef uint64_t tried = 0                # bit mask of threads, at most 64
         while True:
-            worst = NOBODY
+            worst = NONE_FOUND
             for i in range(self.member_count):
-                if self.members[i].late >= LATE_LOOKS and not self.members[i].moving and self.counts[self.members[i].place] > 1 and (
-                        not asked >> self.members[i].place & 1) and (
-                        worst == NOBODY or self.loads[self.members[i].place] > self.loads[self.members[worst].place]):
+                if (self.members[i].late >= LATE_LOOKS and not self.members[i].moving
+                        and self.counts[self.members[i].place] > 1
+                        and not tried >> self.members[i].place & 1
+                        and (worst == NONE_FOUND or self.loads[self.members[i].place]
+                             > self.loads[self.members[worst].place])):
                     worst = i
-            if worst == NOBODY:
+            if worst == NONE_FOUND:
                 break
             self.late_at_ns = now_ns
             if now_ns - self.moved_at_ns < SETTLED_LOOKS * self.period_ns:
@@ -215,23 +223,25 @@ cdef class Compactor(Balancer):
             if self.scale_out(worst):
                 self.moved_at_ns = now_ns
                 break
-            asked |= <uint64_t>1 << self.members[worst].place
+            tried |= <uint64_t>1 << self.members[worst].place
         if now_ns - self.late_at_ns >= CALM_NS:
             self.compact(now_ns)
 
     cdef bint scale_out(self, uint32_t late) noexcept nogil:
         """Resolves a queue: moves the busiest engine of the late engine's thread, possibly the late
         one itself, to the thread with the lowest load. False: that would not help."""
-        cdef uint32_t i, k, source = self.members[late].place, chosen = late, target = NOBODY
+        cdef uint32_t i, k, source = self.members[late].place, chosen = late, target = NONE_FOUND
         for i in range(self.member_count):
-            if self.members[i].place == source and not self.members[i].moving and self.members[i].load > self.members[chosen].load:
+            if (self.members[i].place == source and not self.members[i].moving
+                    and self.members[i].load > self.members[chosen].load):
                 chosen = i
         for k in range(self.thread_count):
-            if k != source and (target == NOBODY or self.loads[k] < self.loads[target] or (
+            if k != source and (target == NONE_FOUND or self.loads[k] < self.loads[target] or (
                     self.loads[k] == self.loads[target] and self.counts[k] < self.counts[target])):
                 target = k
-        if target == NOBODY or (
-                self.counts[target] and self.loads[target] + self.members[chosen].load >= WORTHWHILE * self.loads[source]):
+        if target == NONE_FOUND or (
+                self.counts[target] and (self.loads[target] + self.members[chosen].load
+                                         >= WORTHWHILE * self.loads[source])):
             return False
         self.members[chosen].goal = target
         self.scaled_out += 1
@@ -242,8 +252,8 @@ cdef class Compactor(Balancer):
         the first thread first (first fit decreasing). Engines are moved only if that frees a
         thread: to the first thread, together on another one, or in exchange.
 
-        An engine that was late within CALM_NS keeps its thread to itself (it has it to itself,
-        since there is no packing otherwise): an engine added there would be moved away again.
+        An engine that was late within CALM_NS keeps its thread for itself (it is alone there, since
+        there is no packing otherwise): an engine added there would be moved away again.
         """
         cdef uint32_t order[ENGINES_MOST]
         cdef uint32_t goal[ENGINES_MOST]

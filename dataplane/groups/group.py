@@ -22,9 +22,9 @@ class EngineGroup:
     """A set of engines with a scheduling mode and CPUs. Only control calls its methods, one at a
     time; no engine's thread does.
 
-    The settings are those of dataplane.groups.threads.Settings. Raises ConfigError for invalid settings,
-    which include cgroups that threads could not join. With tolerant=True such a cgroup is reported
-    by `status` instead, as is one that rejects a thread later.
+    The settings are those of dataplane.groups.threads.Settings. Raises ConfigError for invalid
+    settings, which include cgroups that threads could not join. With tolerant=True such a cgroup is
+    reported by `status` instead, as is one that rejects a thread later.
     """
 
     def __init__(
@@ -53,7 +53,8 @@ class EngineGroup:
         for cpu in cpus or ():
             if cpu not in usable:
                 raise ConfigError(
-                    f"group {self.name}: cpu {cpu}: not usable here: expected some of {', '.join(map(str, usable))}"
+                    f"group {self.name}: cpu {cpu}: not usable here: "
+                    f"expected some of {', '.join(map(str, usable))}"
                 )
         if settings.mode is Mode.DEDICATED and not cpus:
             raise ConfigError(
@@ -68,7 +69,8 @@ class EngineGroup:
                 continue
             cpu, some = min(cpus - set(left)), ", ".join(map(str, left))
             raise ConfigError(
-                f"group {self.name}: cpu {cpu}: not in the cpuset of {cgroup.path}: expected some of {some}"
+                f"group {self.name}: cpu {cpu}: not in the cpuset of {cgroup.path}: "
+                f"expected some of {some}"
             )
 
     def _check_cgroups(self, settings: Settings) -> None:
@@ -106,7 +108,7 @@ class EngineGroup:
         """True while the group runs."""
         return self._group_threads is not None and all(thread.alive for thread in self.threads)
 
-    # -- life --------------------------------------------------------------------------------------
+    # -- lifecycle ---------------------------------------------------------------------------------
 
     def start(self, *, run: bool = True) -> None:
         """Starts the threads and runs the engines (run=False: runs none; `resume` runs each).
@@ -122,8 +124,8 @@ class EngineGroup:
         self._group_threads.reserve()
 
     def stop(self) -> None:
-        """Ends the threads, each between two turns of its engines. Packets that engines hold stay
-        held. May be called twice."""
+        """Ends the threads, each between two iterations. Engines keep the packets that they hold.
+        May be called twice."""
         if self._group_threads is None:
             return
         old, self._group_threads = self._group_threads, None
@@ -139,7 +141,8 @@ class EngineGroup:
         full, VnicError where a thread cannot be started; then the engine belongs to no group."""
         if len(self.engines) == ENGINES_MOST:
             raise ConfigError(
-                f"group {self.name}: has {ENGINES_MOST} engines, the most; put engine {engine.name} in another"
+                f"group {self.name}: has {ENGINES_MOST} engines, the most; "
+                f"put engine {engine.name} in another"
             )
         if self._group_threads is not None:
             self._group_threads.assign(engine)
@@ -147,7 +150,7 @@ class EngineGroup:
         self.resume(engine)
 
     def remove(self, engine: Engine) -> None:
-        """Stops an engine between two of its turns, while the others go on, and removes it."""
+        """Stops an engine between two iterations, while the others run, and removes it."""
         if self._group_threads is not None:
             if engine.runner is self:
                 self._group_threads.release(engine)
@@ -155,7 +158,7 @@ class EngineGroup:
         self.engines.remove(engine)
 
     def halt(self, engine: Engine) -> None:
-        """Stops an engine between two of its turns, while the others go on; `resume` runs it again.
+        """Stops an engine between two iterations, while the others run; `resume` runs it again.
         Raises VnicError where a guarantee has to be given up and the replacing thread cannot be
         started; then the engine goes on."""
         if engine.runner is self and self._group_threads is not None:
@@ -171,9 +174,9 @@ class EngineGroup:
     # -- settings ----------------------------------------------------------------------------------
 
     def change(self, **settings: Any) -> None:
-        """Changes settings (fields of dataplane.groups.threads.Settings) while packets flow: engines move to
-        new threads, each between two of its turns. Raises ConfigError, or VnicError where a thread
-        cannot be started; then nothing has changed."""
+        """Changes settings (fields of dataplane.groups.threads.Settings) while packets flow:
+        engines move to new threads, each between two iterations. Raises ConfigError, or VnicError
+        where a thread cannot be started; then nothing has changed."""
         wanted = replace(self.settings, **settings)
         self._check_cpus(wanted)
         # a present cgroup may have been removed since: `status` reports that
@@ -190,7 +193,7 @@ class EngineGroup:
         self.settings = wanted
 
     def _replace(self, old: GroupThreads, new: GroupThreads) -> None:
-        """Moves the engines from old threads to new. Nothing in it can fail. Halted engines stay
+        """Moves the engines from old threads to new ones, which cannot fail. Halted engines stay
         halted."""
         for engine in self.engines:
             if engine.runner is self:
@@ -210,7 +213,7 @@ class EngineGroup:
         )
 
     def settle(self) -> None:
-        """Brings the engines' CPU time accounts up to date."""
+        """Updates the engines' CPU time accounts."""
         for engine in self.engines:
             settle(engine)
 

@@ -9,8 +9,8 @@
 | compacting | one for all engines; more, up to one per CPU, while   | as spreading                |
 |            | an engine's packets wait longer than `slo`            |                             |
 
-Everything that can fail (descriptors, threads) is allocated when GroupThreads are made, or before an
-engine is assigned or halted. Running an engine allocates nothing, so a halted engine can always
+Everything that can fail (descriptors, threads) is allocated when GroupThreads are made, or before
+an engine is assigned or halted. Running an engine allocates nothing, so a halted engine can always
 run again.
 """
 
@@ -134,7 +134,7 @@ class GroupThreads:
         self.threads[0].take(engine, self._runner)
 
     def reserve(self) -> None:
-        """Takes the CPU guarantee for the threads; when spreading, only for threads whose engine
+        """Applies the CPU guarantee to the threads; when spreading, only to threads whose engine
         runs. Guarantees in force stay."""
         idle = {
             self._own[engine]
@@ -146,8 +146,8 @@ class GroupThreads:
                 thread.reserve()
 
     def release(self, engine: Engine) -> None:
-        """Stops an engine of these threads between two turns, while the others go on. Its thread stays,
-        idle."""
+        """Stops an engine of these threads between two iterations, while the others run. Its thread
+        stays, idle."""
         if self.compactor is None:
             engine.release()
             return

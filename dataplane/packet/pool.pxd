@@ -2,8 +2,8 @@
 
 A packet is a 32-bit index into a `PacketPool`. Indices below `small_count` have a 2 KiB buffer, the
 others a 68 KiB one (a GSO frame of 64 KiB stays one packet). The record of a packet is the C struct
-`Packet` below and the numpy dtype `dataplane.packet.pool.PACKET_DTYPE`, which is checked against the
-struct when it is made.
+`Packet` below and the numpy dtype `dataplane.packet.pool.PACKET_DTYPE`, which is checked against
+the struct when it is made.
 
 Several threads and processes may use one pool at the same time: they share only the two stacks of
 free packets, whose tops change by compare-and-exchange. A process that is killed damages neither
@@ -39,7 +39,7 @@ cdef enum:
     PACKET_L4 = 0x08         # both ports are valid (TCP, UDP, SCTP; not a later fragment)
     PACKET_FRAGMENT = 0x10   # IPv4/IPv6 fragment, first or later
     PACKET_TRUNCATED = 0x20  # a capture has fewer bytes than there were on the wire
-    PACKET_MALFORMED = 0x40  # an IP or transport header is wrong; what was valid before it is in the record
+    PACKET_MALFORMED = 0x40  # a malformed IP or transport header; the record has what precedes it
     PACKET_IN_USE = 0x8000   # set while allocated; the debug build aborts on a double free
 
 # struct virtio_net_hdr (virtio 1.2, 5.1.6), field values
@@ -59,7 +59,7 @@ cdef struct Packet:
     uint64_t timestamp_ns    # when rx_burst received it (engine's clock)
     uint64_t release_ns      # when a shaper releases it
     uint32_t length          # bytes of the frame with Ethernet header, without FCS
-    uint32_t next  # intrusive link: free list, or the queue of the element that holds the packet
+    uint32_t next            # link in a free list, or in the queue of the element that holds it
     uint32_t mark            # class, set by a classifier
     uint32_t hash            # RSS (Toeplitz) hash, 0 until computed
     uint16_t offset          # of the frame in its buffer
@@ -73,7 +73,7 @@ cdef struct Packet:
     uint16_t gso_size        # payload bytes of a segment
     uint16_t csum_start
     uint16_t csum_offset
-    uint16_t tx_status  # reason why a port did not transmit it: index into the port's TX_REASONS
+    uint16_t tx_status       # why a port did not transmit it: index into TX_REASONS
     uint32_t original_length # bytes on the wire, with PACKET_TRUNCATED
     # bytes at the end of the buffer with pcapng options of the packet's capture; usually 0
     uint16_t trailer_bytes
@@ -113,7 +113,8 @@ cdef struct PoolHeader:          # at the start of the segment; one cache line p
     uint64_t large_free
     uint8_t pad2[56]
 
-ctypedef void (*drop_hook)(void *who, Context *ctx, void *element, uint32_t index, uint32_t reason) noexcept nogil
+ctypedef void (*drop_hook)(void *who, Context *ctx, void *element, uint32_t index,
+                           uint32_t reason) noexcept nogil
 
 cdef struct Context:
     # The state that elements use while they run; private to one engine's thread.
@@ -131,22 +132,21 @@ cdef struct Context:
     # called for every packet that an element drops, before it is freed; NULL: none
     drop_hook on_drop
     void *on_drop_who
-    # packets that a source asks a port for: BURST, or 1 in the first turn after a sleep
+    # packets that a source asks a port for: BURST, or 1 in the first iteration after a sleep
     uint32_t burst
     void *timers                 # of the engine: struct Timers of timers.pxd; NULL: none
-    uint32_t backlog  # set by a source when a queue delivered a full burst: there may be more
+    uint32_t backlog             # set by a source when a queue delivered a full burst
     void *links                  # the first Link that holds packets, see link.pxd; NULL: none
     void *last_link
-    void *unfinished             # the first Element that has work left, see Element.postpone; NULL: none
+    void *unfinished             # the first Element with postponed work, see Element.postpone
     void *last_unfinished
-    # What copies of flooded packets may still cost in this iteration, see flood_credit.pxd
-    uint64_t flood_budget
+    uint64_t flood_budget        # bytes for copies of flooded packets, see flood_credit.pxd
 
 cdef class PacketPool:
     cdef readonly int fd                 # the memfd
     cdef readonly uint32_t small_count
     cdef readonly uint32_t large_count
-    cdef object _records                 # numpy array of PACKET_DTYPE over the segment, once it is asked for
+    cdef object _records                 # numpy array of PACKET_DTYPE over the segment, or None
     cdef object _map
     cdef uint8_t *_base
     cdef int map_existing(self, descriptor) except -1

@@ -17,14 +17,15 @@ cdef enum:
 cdef uint64_t POOL_MAGIC = 0x6c6f6f7063696e76   # "vnicpool", little endian
 
 _FIELDS = [
-    ("timestamp_ns", "u8"), ("release_ns", "u8"), ("length", "u4"), ("next", "u4"), ("mark", "u4"), ("hash", "u4"),
-    ("offset", "u2"), ("port", "u2"), ("queue", "u2"), ("flags", "u2"), ("vnet_flags", "u1"), ("gso_type", "u1"),
-    ("header_length", "u2"), ("gso_size", "u2"), ("csum_start", "u2"), ("csum_offset", "u2"), ("tx_status", "u2"),
-    ("original_length", "u4"), ("trailer_bytes", "u2"), ("reserved0", "u2"), ("reserved1", "u4"), ("l3_offset", "u2"),
-    ("l4_offset", "u2"), ("payload_offset", "u2"), ("ethertype", "u2"),
-    ("vlan_tci", "u2"), ("vlan_inner_tci", "u2"), ("vlan_count", "u1"), ("ip_protocol", "u1"), ("tos", "u1"), ("ttl", "u1"),
-    ("source_port", "u2"), ("destination_port", "u2"), ("reserved2", "u4"), ("source_address", "u1", (16,)),
-    ("destination_address", "u1", (16,)), ("reserved3", "u8"),
+    ("timestamp_ns", "u8"), ("release_ns", "u8"), ("length", "u4"), ("next", "u4"), ("mark", "u4"),
+    ("hash", "u4"), ("offset", "u2"), ("port", "u2"), ("queue", "u2"), ("flags", "u2"),
+    ("vnet_flags", "u1"), ("gso_type", "u1"), ("header_length", "u2"), ("gso_size", "u2"),
+    ("csum_start", "u2"), ("csum_offset", "u2"), ("tx_status", "u2"), ("original_length", "u4"),
+    ("trailer_bytes", "u2"), ("reserved0", "u2"), ("reserved1", "u4"), ("l3_offset", "u2"),
+    ("l4_offset", "u2"), ("payload_offset", "u2"), ("ethertype", "u2"), ("vlan_tci", "u2"),
+    ("vlan_inner_tci", "u2"), ("vlan_count", "u1"), ("ip_protocol", "u1"), ("tos", "u1"),
+    ("ttl", "u1"), ("source_port", "u2"), ("destination_port", "u2"), ("reserved2", "u4"),
+    ("source_address", "u1", (16,)), ("destination_address", "u1", (16,)), ("reserved3", "u8"),
 ]
 _dtype = None
 
@@ -35,22 +36,29 @@ cdef dict _c_layout():
     cdef char *base = <char *>&p
     return {
         "timestamp_ns": <char *>&p.timestamp_ns - base, "release_ns": <char *>&p.release_ns - base,
-        "length": <char *>&p.length - base, "next": <char *>&p.next - base, "mark": <char *>&p.mark - base,
-        "hash": <char *>&p.hash - base, "offset": <char *>&p.offset - base, "port": <char *>&p.port - base,
-        "queue": <char *>&p.queue - base, "flags": <char *>&p.flags - base, "vnet_flags": <char *>&p.vnet_flags - base,
-        "gso_type": <char *>&p.gso_type - base, "header_length": <char *>&p.header_length - base,
-        "gso_size": <char *>&p.gso_size - base, "csum_start": <char *>&p.csum_start - base,
-        "csum_offset": <char *>&p.csum_offset - base, "tx_status": <char *>&p.tx_status - base,
-        "original_length": <char *>&p.original_length - base, "trailer_bytes": <char *>&p.trailer_bytes - base,
-        "reserved0": <char *>&p.reserved0 - base, "reserved1": <char *>&p.reserved1 - base,
-        "l3_offset": <char *>&p.l3_offset - base,
-        "l4_offset": <char *>&p.l4_offset - base, "payload_offset": <char *>&p.payload_offset - base,
+        "length": <char *>&p.length - base, "next": <char *>&p.next - base,
+        "mark": <char *>&p.mark - base, "hash": <char *>&p.hash - base,
+        "offset": <char *>&p.offset - base, "port": <char *>&p.port - base,
+        "queue": <char *>&p.queue - base, "flags": <char *>&p.flags - base,
+        "vnet_flags": <char *>&p.vnet_flags - base, "gso_type": <char *>&p.gso_type - base,
+        "header_length": <char *>&p.header_length - base, "gso_size": <char *>&p.gso_size - base,
+        "csum_start": <char *>&p.csum_start - base, "csum_offset": <char *>&p.csum_offset - base,
+        "tx_status": <char *>&p.tx_status - base,
+        "original_length": <char *>&p.original_length - base,
+        "trailer_bytes": <char *>&p.trailer_bytes - base, "reserved0": <char *>&p.reserved0 - base,
+        "reserved1": <char *>&p.reserved1 - base, "l3_offset": <char *>&p.l3_offset - base,
+        "l4_offset": <char *>&p.l4_offset - base,
+        "payload_offset": <char *>&p.payload_offset - base,
         "ethertype": <char *>&p.ethertype - base, "vlan_tci": <char *>&p.vlan_tci - base,
-        "vlan_inner_tci": <char *>&p.vlan_inner_tci - base, "vlan_count": <char *>&p.vlan_count - base,
-        "ip_protocol": <char *>&p.ip_protocol - base, "tos": <char *>&p.tos - base, "ttl": <char *>&p.ttl - base,
-        "source_port": <char *>&p.source_port - base, "destination_port": <char *>&p.destination_port - base,
-        "reserved2": <char *>&p.reserved2 - base, "source_address": <char *>&p.source_address - base,
-        "destination_address": <char *>&p.destination_address - base, "reserved3": <char *>&p.reserved3 - base,
+        "vlan_inner_tci": <char *>&p.vlan_inner_tci - base,
+        "vlan_count": <char *>&p.vlan_count - base, "ip_protocol": <char *>&p.ip_protocol - base,
+        "tos": <char *>&p.tos - base, "ttl": <char *>&p.ttl - base,
+        "source_port": <char *>&p.source_port - base,
+        "destination_port": <char *>&p.destination_port - base,
+        "reserved2": <char *>&p.reserved2 - base,
+        "source_address": <char *>&p.source_address - base,
+        "destination_address": <char *>&p.destination_address - base,
+        "reserved3": <char *>&p.reserved3 - base,
     }
 
 
@@ -58,10 +66,12 @@ def check_layout(dtype):
     """Raises ImportError unless `dtype` and the C struct Packet have the same layout."""
     layout = _c_layout()
     if set(layout) != set(dtype.names) or dtype.itemsize != sizeof(Packet):
-        raise ImportError(f"Packet: C struct has {sizeof(Packet)} bytes, numpy dtype {dtype.itemsize}")
+        raise ImportError(f"Packet: C struct has {sizeof(Packet)} bytes, numpy dtype "
+                          f"{dtype.itemsize}")
     for name, offset in layout.items():
         if dtype.fields[name][1] != offset:
-            raise ImportError(f"Packet.{name}: offset {offset} in C, {dtype.fields[name][1]} in numpy")
+            raise ImportError(f"Packet.{name}: offset {offset} in C, {dtype.fields[name][1]} in "
+                              f"numpy")
 
 
 def __getattr__(name):
@@ -96,7 +106,8 @@ cdef class PacketPool:
     ValueError for counts below 1, OSError when the segment cannot be created.
     """
 
-    def __cinit__(self, uint32_t small=8192, uint32_t large=512, str name="vnic-pool", *, descriptor=None, bint reset=False):
+    def __cinit__(self, uint32_t small=8192, uint32_t large=512, str name="vnic-pool", *,
+                  descriptor=None, bint reset=False):
         self.fd = -1
         if descriptor is not None:
             self.map_existing(descriptor)
@@ -104,7 +115,8 @@ cdef class PacketPool:
                 self.free_all()
             return
         if small < 1 or large < 1 or small + large >= POOL_MOST:
-            raise ValueError(f"packet pool: small={small} and large={large} must be at least 1 and below 2^24 together")
+            raise ValueError(f"packet pool: small={small} and large={large} "
+                             "must be at least 1 and below 2^24 together")
         self.small_count, self.large_count = small, large
         self.fd, self._map = shared_memory.create(name, _pool_bytes(small, large))
         self.take_views()
@@ -128,17 +140,20 @@ cdef class PacketPool:
         return cls(descriptor=descriptor, reset=reset)
 
     cdef int map_existing(self, descriptor) except -1:
-        self.fd, self._map = shared_memory.attach(descriptor, "packet pool", POOL_MAGIC, POOL_VERSION, sizeof(PoolHeader))
+        self.fd, self._map = shared_memory.attach(descriptor, "packet pool", POOL_MAGIC,
+                                                  POOL_VERSION, sizeof(PoolHeader))
         # Read once: these numbers bound every later access, whatever another process writes there.
         cdef PoolHeader header
         memcpy(&header, mapping_base(self._map), sizeof(PoolHeader))
         if header.record_bytes != sizeof(Packet):
-            raise VnicError(f"packet pool: its records have {header.record_bytes} bytes, this vnic's {sizeof(Packet)}; start anew")
+            raise VnicError(f"packet pool: its records have {header.record_bytes} bytes, "
+                            f"this vnic's {sizeof(Packet)}; start anew")
         if (header.small_count < 1 or header.large_count < 1
                 or <uint64_t>header.small_count + header.large_count >= POOL_MOST
                 or len(self._map) != _pool_bytes(header.small_count, header.large_count)):
-            raise VnicError(f"packet pool: {header.small_count} small and {header.large_count} large buffers do not make a segment of "
-                            f"{len(self._map)} bytes; its header is damaged")
+            raise VnicError(f"packet pool: {header.small_count} small and {header.large_count} "
+                            f"large buffers do not make a segment of {len(self._map)} bytes; "
+                            "its header is damaged")
         self.small_count, self.large_count = header.small_count, header.large_count
         self.take_views()
         return 0
@@ -172,7 +187,8 @@ cdef class PacketPool:
         ctx.pool = <PoolHeader *>self._base
         ctx.packets = <Packet *>(self._base + sizeof(PoolHeader))
         ctx.small_base = self._base + buffers
-        ctx.large_base = ctx.small_base + (<size_t>self.small_count + (self.small_count & 1)) * SMALL_BYTES
+        ctx.large_base = ctx.small_base + (<size_t>self.small_count
+                                           + (self.small_count & 1)) * SMALL_BYTES
         ctx.small_count = self.small_count
         ctx.total_count = <uint32_t>total
         ctx.small_cached = 0
@@ -183,12 +199,14 @@ cdef class PacketPool:
         """The records of all packets as a numpy array of PACKET_DTYPE over the segment."""
         if self._records is None:
             import numpy
-            self._records = numpy.frombuffer(self._map, __getattr__("PACKET_DTYPE"), offset=sizeof(PoolHeader),
+            self._records = numpy.frombuffer(self._map, __getattr__("PACKET_DTYPE"),
+                                             offset=sizeof(PoolHeader),
                                              count=self.small_count + self.large_count)
         return self._records
 
     def damage(self, uint32_t index):
-        """What is wrong with packet `index` for an element that is to hold it: "is free", "does not fit its buffer", or ""."""
+        """Why no element may hold packet `index`: "is free", "does not fit its buffer", or "" if it
+        is valid."""
         if index >= self.small_count + self.large_count:
             raise IndexError(f"packet {index}: the pool has {self.small_count + self.large_count}")
         cdef Packet *p = <Packet *>(self._base + sizeof(PoolHeader)) + index
@@ -199,9 +217,10 @@ cdef class PacketPool:
         return "does not fit its buffer" if used > room else ""
 
     def check_held(self, bytes packets, bytearray owners, uint32_t owner):
-        """Checks packets, 32-bit indices, that an element is to hold, and notes `owner` (from 1) for each in `owners`, four bytes a packet
-        of the pool. Returns None, or (index, what is wrong with it): "is free", "is not in the pool", "does not fit its
-        buffer", or the number of its other owner."""
+        """Checks packets (32-bit indices) that an element is to hold, and stores `owner` (from 1)
+        for each in `owners`, which has four bytes per packet of the pool. Returns None, or (index,
+        reason): "is free", "is not in the pool", "does not fit its buffer", or the number of its
+        other owner."""
         cdef const uint32_t *indices = <const uint32_t *><const char *>packets
         cdef uint32_t *noted = <uint32_t *><char *>owners
         cdef size_t i
@@ -311,7 +330,8 @@ cdef void packet_return_cache(Context *ctx) noexcept nogil:
     cdef uint64_t seen
     cdef uint64_t *top
     for i in range(ctx.small_cached + ctx.large_cached):
-        index = ctx.small_cache[i] if i < ctx.small_cached else ctx.large_cache[i - ctx.small_cached]
+        index = (ctx.small_cache[i] if i < ctx.small_cached
+                 else ctx.large_cache[i - ctx.small_cached])
         top = &ctx.pool.small_free if i < ctx.small_cached else &ctx.pool.large_free
         seen = va_load_relaxed_u64(top)
         while True:
@@ -339,5 +359,6 @@ cdef uint32_t packet_copy(Context *ctx, uint32_t index) noexcept nogil:
             target.trailer_bytes = 0
         else:
             memcpy(packet_buffer(ctx, copy) + packet_capacity(ctx, copy) - source.trailer_bytes,
-                   packet_buffer(ctx, index) + packet_capacity(ctx, index) - source.trailer_bytes, source.trailer_bytes)
+                   packet_buffer(ctx, index) + packet_capacity(ctx, index) - source.trailer_bytes,
+                   source.trailer_bytes)
     return copy

@@ -34,7 +34,7 @@ cdef uint32_t queue_head(const Packet *packets, uint32_t total_count, bytes pack
 
 
 def with_packed_packets(entry):
-    """For UPGRADES: of an entry whose `packets` are a list, one with them packed."""
+    """For UPGRADES: packs an entry's `packets`, a list of indices."""
     state = entry["state"]
     packed = b"".join(index.to_bytes(4, "little") for index in state["packets"])
     return {**entry, "state": {**state, "packets": packed}}

@@ -1,7 +1,8 @@
 """Lock-free rings of packet indices in shared memory, with a doorbell for a sleeping consumer.
 
 Layout of a segment (integers little endian, accessed with vatomic):
-    RingHeader, then capacity x RingCell (MPSC) or capacity x uint32 (SPSC). Capacity is a power of two.
+    RingHeader, then capacity x RingCell (MPSC) or capacity x uint32 (SPSC)
+Capacity is a power of two.
 Producers and consumer may be threads or processes; the doorbell works across both. A producer that
 is killed between claiming a cell of an MPSC ring and filling it blocks the ring at that cell: then
 all users must end, and the next user resets the ring.

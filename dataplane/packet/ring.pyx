@@ -35,7 +35,8 @@ cdef class Ring:
     kind = 0
     cell_bytes = 4
 
-    def __cinit__(self, uint32_t capacity=1024, uint32_t start=0, *, descriptor=None, doorbell=None, bint reset=False):
+    def __cinit__(self, uint32_t capacity=1024, uint32_t start=0, *, descriptor=None, doorbell=None,
+                  bint reset=False):
         self.fd = self.doorbell = -1
         if descriptor is not None:
             self.map_existing(descriptor, doorbell)
@@ -46,7 +47,9 @@ cdef class Ring:
             return
         if not _is_capacity(capacity):
             raise ValueError(f"ring: capacity {capacity} is not a power of two from 2 to 1048576")
-        self.fd, self._map = shared_memory.create("vnic-ring", sizeof(RingHeader) + capacity * type(self).cell_bytes)
+        self.fd, self._map = shared_memory.create("vnic-ring",
+                                                  sizeof(RingHeader) + capacity * type(
+                                                      self).cell_bytes)
         self.doorbell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.take_views(capacity)
         self.header.version = RING_VERSION
@@ -68,13 +71,18 @@ cdef class Ring:
     cdef int map_existing(self, descriptor, doorbell) except -1:
         cdef RingHeader header
         kind = type(self).kind
-        self.fd, self._map = shared_memory.attach(descriptor, "ring", RING_MAGIC, RING_VERSION, sizeof(RingHeader))
+        self.fd, self._map = shared_memory.attach(descriptor, "ring", RING_MAGIC, RING_VERSION,
+                                                  sizeof(RingHeader))
         # Read once: the capacity bounds every later access, whatever another process writes there.
         memcpy(&header, mapping_base(self._map), sizeof(RingHeader))
         if header.kind != kind:
-            raise VnicError(f"ring: is of kind {header.kind}, not {kind} (1 SPSC, 2 MPSC); check which segment it is")
-        if not _is_capacity(header.capacity) or len(self._map) != sizeof(RingHeader) + header.capacity * type(self).cell_bytes:
-            raise VnicError(f"ring: {header.capacity} cells do not make a segment of {len(self._map)} bytes; its header is damaged")
+            raise VnicError(f"ring: is of kind {header.kind}, not {kind} (1 SPSC, 2 MPSC); "
+                            "check which segment it is")
+        if (not _is_capacity(header.capacity)
+                or len(self._map) != (sizeof(RingHeader)
+                                      + header.capacity * type(self).cell_bytes)):
+            raise VnicError(f"ring: {header.capacity} cells do not make a segment of "
+                            f"{len(self._map)} bytes; its header is damaged")
         self.doorbell = shared_memory.attach_doorbell(doorbell, "ring")
         self.take_views(header.capacity)
         return 0
@@ -84,14 +92,16 @@ cdef class Ring:
         others may use it at the same time. With a damaged ring `push` and `pop` would stay within
         the segment, but an MPSC producer might wait for its cell for ever."""
         cdef RingCell *cells = <RingCell *>self.cells
-        cdef uint32_t head = va_load_acquire_u32(&self.header.head), tail = va_load_acquire_u32(&self.header.tail)
+        cdef uint32_t head = va_load_acquire_u32(&self.header.head)
+        cdef uint32_t tail = va_load_acquire_u32(&self.header.tail)
         cdef uint32_t i, position, ahead
         # SPSC: the consumer may have advanced since head was read, so only an unchanged head proves
         # damage. MPSC: the consumer publishes its head after the cells it freed, so the ring may
         # seem to hold more than its capacity.
         if <int>(tail - head) < 0 or (type(self).kind == KIND_SPSC and tail - head > self.capacity
                                       and head == va_load_acquire_u32(&self.header.head)):
-            raise VnicError(f"ring: consumed {head}, produced {tail}, with {self.capacity} cells; its header is damaged")
+            raise VnicError(f"ring: consumed {head}, produced {tail}, with {self.capacity} cells; "
+                            "its header is damaged")
         for i in range(self.capacity if type(self).kind == KIND_MPSC else 0):
             # a tail that changes at every attempt proves that producers are running
             for _ in range(1000):
@@ -102,8 +112,9 @@ cdef class Ring:
                 if ahead == 0 or ahead == 1 or ahead == self.capacity:
                     break
                 if tail == va_load_acquire_u32(&self.header.tail):
-                    raise VnicError(f"ring: cell {position & self.mask} has the sequence number {<uint32_t>(ahead + position)} while "
-                                    f"{tail} is produced; it is damaged")
+                    raise VnicError(f"ring: cell {position & self.mask} has the sequence number "
+                                    f"{<uint32_t>(ahead + position)} while {tail} is produced; "
+                                    "it is damaged")
         return 0
 
     cdef int take_views(self, uint32_t capacity) except -1:
@@ -300,4 +311,5 @@ cdef class MpscRing(Ring):
 
     cdef bint empty(self) noexcept nogil:
         cdef RingCell *cells = <RingCell *>self.cells
-        return va_load_acquire_u32(&cells[self.header.head & self.mask].sequence) != self.header.head + 1
+        return (va_load_acquire_u32(&cells[self.header.head & self.mask].sequence)
+                != self.header.head + 1)

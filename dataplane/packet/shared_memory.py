@@ -1,7 +1,7 @@
 """Segments of shared memory: memfds of a fixed size, which another process maps from a descriptor.
 
-Every segment begins with a magic (8 bytes) and a version (32 bits, little endian); its owner defines
-the rest of the header.
+Every segment begins with a magic (8 bytes) and a version (32 bits, little endian); its owner
+defines the rest of the header.
 """
 
 from __future__ import annotations
@@ -51,12 +51,14 @@ def attach(
         # The seal first, then the size: from here on no process can truncate what is mapped.
         if not fcntl.fcntl(own, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
             raise VnicError(
-                f"{what}: descriptor {descriptor} is not sealed against shrinking; hand over one that vnic made"
+                f"{what}: descriptor {descriptor} is not sealed against shrinking; "
+                f"hand over one that vnic made"
             )
         size = os.fstat(own).st_size
         if size < header_bytes:
             raise VnicError(
-                f"{what}: descriptor {descriptor} has {size} bytes; the header alone has {header_bytes}"
+                f"{what}: descriptor {descriptor} has {size} bytes; "
+                f"the header alone has {header_bytes}"
             )
         mapping = mmap.mmap(own, size)
         found_magic, found_version = PREFIX.unpack_from(mapping)
@@ -66,7 +68,8 @@ def attach(
             )
         if found_version != version:
             raise VnicError(
-                f"{what}: has version {found_version}, this vnic knows {version}; start anew instead of taking it over"
+                f"{what}: has version {found_version}, this vnic knows {version}; "
+                f"start anew instead of taking it over"
             )
         return own, mapping
     except BaseException as error:
@@ -88,7 +91,8 @@ def attach_doorbell(descriptor: int, what: str) -> int:
     try:
         if os.readlink(f"/proc/self/fd/{own}") != "anon_inode:[eventfd]" or os.get_blocking(own):
             raise VnicError(
-                f"{what}: doorbell {descriptor} is not a non-blocking eventfd; hand over the one made with the ring"
+                f"{what}: doorbell {descriptor} is not a non-blocking eventfd; "
+                f"hand over the one made with the ring"
             )
         return own
     except BaseException as error:

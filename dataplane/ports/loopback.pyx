@@ -44,8 +44,10 @@ cdef class LoopbackPort(Port):
     def descriptors(self):
         return [ring.doorbell for ring in self.rings]
 
-    cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil:
-        cdef uint32_t i, taken = (<SpscRing>self._rings[queue]).pop(&batch.index[batch.count], limit)
+    cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch,
+                           uint32_t limit) noexcept nogil:
+        cdef uint32_t i, taken = (<SpscRing>self._rings[queue]).pop(
+            &batch.index[batch.count], limit)
         cdef Packet *p
         for i in range(batch.count, batch.count + taken):
             p = &ctx.packets[batch.index[i]]

@@ -5,7 +5,8 @@ from typing import NamedTuple
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from posix.unistd cimport read
-from dataplane.packet.pool cimport LARGE_FRAME, NO_PACKET, Batch, Context, Packet, batch_add, packet_alloc, packet_data, packet_free
+from dataplane.packet.pool cimport (LARGE_FRAME, NO_PACKET, Batch, Context, Packet, batch_add,
+                                    packet_alloc, packet_data, packet_free)
 from dataplane.graph.offload cimport OFFLOAD_ALL
 from dataplane.graph.port cimport NO_MTU, TX_TOO_LONG, Port, count_segments, fits_mtu
 from dataplane.vatomic cimport va_load_acquire_u32, va_store_release_u32
@@ -35,7 +36,8 @@ cdef class MemoryPort(Port):
     frames are dropped (too_long). Slow, since it needs the GIL; for tests and tools.
     """
 
-    def __init__(self, str name, uint32_t number=0, uint32_t queues=1, uint32_t offloads=OFFLOAD_ALL, *,
+    def __init__(self, str name, uint32_t number=0, uint32_t queues=1,
+                 uint32_t offloads=OFFLOAD_ALL, *,
                  uint32_t mtu=NO_MTU):
         import threading
         super().__init__(name, number, queues, offloads)
@@ -64,7 +66,8 @@ cdef class MemoryPort(Port):
         frames = [frame if isinstance(frame, Frame) else Frame(bytes(frame)) for frame in frames]
         for frame in frames:
             if len(frame.data) > LARGE_FRAME:
-                raise ConfigError(f"{self.name}: a frame of {len(frame.data)} bytes; the longest is {LARGE_FRAME}")
+                raise ConfigError(f"{self.name}: a frame of {len(frame.data)} bytes; the longest "
+                                  f"is {LARGE_FRAME}")
         with self._lock:
             self._incoming[queue].extend(frames)
             va_store_release_u32(&self.waiting, self.waiting + <uint32_t>len(frames))
@@ -79,7 +82,8 @@ cdef class MemoryPort(Port):
     cdef bint arm(self) noexcept nogil:
         return va_load_acquire_u32(&self.waiting) != 0
 
-    cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil:
+    cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch,
+                           uint32_t limit) noexcept nogil:
         cdef uint32_t done = 0, index
         cdef Packet *p
         cdef uint64_t value
@@ -99,8 +103,9 @@ cdef class MemoryPort(Port):
                 p = &ctx.packets[index]
                 p.timestamp_ns = ctx.now_ns
                 p.port, p.queue = self.number, queue
-                p.vnet_flags, p.gso_type, p.gso_size = frame.vnet_flags, frame.gso_type, frame.gso_size
-                p.header_length, p.csum_start, p.csum_offset = frame.header_length, frame.csum_start, frame.csum_offset
+                p.vnet_flags, p.gso_type = frame.vnet_flags, frame.gso_type
+                p.gso_size, p.header_length = frame.gso_size, frame.header_length
+                p.csum_start, p.csum_offset = frame.csum_start, frame.csum_offset
                 if len(frame.data):
                     data = frame.data
                     memcpy(packet_data(ctx, index), &data[0], len(frame.data))
@@ -122,11 +127,12 @@ cdef class MemoryPort(Port):
                     left += 1
                     continue
                 self.transmitted.append(Frame(
-                    packet_data(ctx, batch.index[i])[:p.length], p.vnet_flags, p.gso_type, p.header_length, p.gso_size,
-                    p.csum_start, p.csum_offset, queue, ctx.now_ns))
+                    packet_data(ctx, batch.index[i])[:p.length], p.vnet_flags, p.gso_type,
+                    p.header_length, p.gso_size, p.csum_start, p.csum_offset, queue, ctx.now_ns))
                 self.stats[queue].tx_packets += 1
                 self.stats[queue].tx_bytes += p.length
-                count_segments(p, &self.stats[queue].tx_more_packets, &self.stats[queue].tx_more_bytes)
+                count_segments(p, &self.stats[queue].tx_more_packets,
+                               &self.stats[queue].tx_more_bytes)
                 packet_free(ctx, batch.index[i])
                 done += 1
             self.stats[queue].tx_dropped += left

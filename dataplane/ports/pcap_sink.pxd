@@ -25,4 +25,5 @@ cdef class DropRecorder:
     cdef readonly dict meters            # "ELEMENT: REASON" -> Meter
     cdef dict _comments                  # (element, reason) -> comment, meter
     cdef list _engines
-    cdef void record(self, Context *ctx, void *element, uint32_t index, uint32_t reason) noexcept nogil
+    cdef void record(self, Context *ctx, void *element, uint32_t index,
+                     uint32_t reason) noexcept nogil

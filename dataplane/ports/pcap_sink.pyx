@@ -21,11 +21,13 @@ cdef class PcapSink(Port):
 
     MOVABLE = False              # it has meters
 
-    def __init__(self, str name, CaptureWriter writer, uint32_t interface=0, *, uint32_t number=0, uint32_t queues=1,
+    def __init__(self, str name, CaptureWriter writer, uint32_t interface=0, *, uint32_t number=0,
+                 uint32_t queues=1,
                  uint32_t offloads=0, uint32_t mtu=NO_MTU):
         super().__init__(name, number, queues, offloads)
         if writer is not None and interface >= writer.interfaces:
-            raise ConfigError(f"{name}: interface {interface}; {writer.path} has {writer.interfaces}, from 0")
+            raise ConfigError(f"{name}: interface {interface}; {writer.path} has "
+                              f"{writer.interfaces}, from 0")
         self.writer, self.interface, self.mtu = writer, interface, mtu
         self._kept = []
 
@@ -54,7 +56,8 @@ cdef class PcapSink(Port):
                 batch.index[left] = index
                 left += 1
                 continue
-            if self.writer is not None and not self.writer.write_packet(ctx, index, self.interface, ctx.now_ns, NULL, 0):
+            if self.writer is not None and not self.writer.write_packet(
+                    ctx, index, self.interface, ctx.now_ns, NULL, 0):
                 p.tx_status = TX_IO_ERROR
                 batch.index[left] = index
                 left += 1
@@ -98,20 +101,24 @@ cdef class DropRecorder:
             engine.ctx.on_drop_who = NULL
         self._engines = []
 
-    cdef void record(self, Context *ctx, void *element, uint32_t index, uint32_t reason) noexcept nogil:
+    cdef void record(self, Context *ctx, void *element, uint32_t index,
+                     uint32_t reason) noexcept nogil:
         cdef Packet *p = &ctx.packets[index]
         with gil:
             key = (<uint64_t>element, reason)
             if key not in self._comments:
                 dropper = <Element>element
                 name = f"{dropper.name}: {type(dropper).DROP_REASONS[reason]}"
-                self._comments[key] = f"dropped: {name}".encode(), self.meters.setdefault(name, Meter())
+                self._comments[key] = f"dropped: {name}".encode(), self.meters.setdefault(
+                    name, Meter())
             comment, meter = self._comments[key]
             (<Meter>meter).note(ctx.now_ns, ctx.now_ns - p.timestamp_ns, packet_wire_bytes(p))
             if self.writer is not None:
-                self.writer.write_packet(ctx, index, self.interface, ctx.now_ns, <const char *><bytes>comment,
+                self.writer.write_packet(ctx, index, self.interface, ctx.now_ns,
+                                         <const char *><bytes>comment,
                                          <uint32_t>len(comment))
 
 
-cdef void record_drop(void *who, Context *ctx, void *element, uint32_t index, uint32_t reason) noexcept nogil:
+cdef void record_drop(void *who, Context *ctx, void *element, uint32_t index,
+                      uint32_t reason) noexcept nogil:
     (<DropRecorder>who).record(ctx, element, index, reason)

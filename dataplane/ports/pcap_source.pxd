@@ -46,4 +46,5 @@ cdef class PcapSource(Port):
 
     @cython.final
     cdef uint32_t take(self, Context *ctx, uint32_t queue) noexcept nogil
-    cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil
+    cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch,
+                           uint32_t limit) noexcept nogil

@@ -37,7 +37,8 @@ cdef class PcapSource(Port):
     before `start`.
     """
 
-    def __init__(self, str name, CaptureReader reader not None, uint32_t number=0, uint32_t queues=1, *, int64_t shift_ns=0,
+    def __init__(self, str name, CaptureReader reader not None, uint32_t number=0,
+                 uint32_t queues=1, *, int64_t shift_ns=0,
                  bint held=False, uint32_t mtu=0):
         super().__init__(name, number, queues, OFFLOAD_ALL)
         self.reader = reader
@@ -52,7 +53,8 @@ cdef class PcapSource(Port):
         if held:
             self.next_ns = NEVER
 
-    def start(self, uint64_t begin_ns, str mode="captured", uint64_t factor=1, uint64_t divisor=1, *, uint32_t loops=1,
+    def start(self, uint64_t begin_ns, str mode="captured", uint64_t factor=1, uint64_t divisor=1,
+              *, uint32_t loops=1,
               uint64_t lead_ns=0):
         """Starts a held source; once, on the engine's thread. Packets are due by the engine's clock
         from `begin_ns` on.
@@ -63,7 +65,8 @@ cdef class PcapSource(Port):
         """
         if mode not in MODES or factor == 0 or divisor == 0 or loops == 0:
             raise ConfigError(f"{self.name}: schedule {mode} {factor}/{divisor}, {loops} loops")
-        self.schedule.mode, self.schedule.factor, self.schedule.divisor = MODES[mode], factor, divisor
+        self.schedule.mode = MODES[mode]
+        self.schedule.factor, self.schedule.divisor = factor, divisor
         self.lead_ns, self.rounds = lead_ns, loops - 1
         self.begin_ns = begin_ns
         self.sequence = self.sent_bits = 0
@@ -73,7 +76,8 @@ cdef class PcapSource(Port):
             self.waiting, self.next_ns = False, begin_ns
 
     def skip_until(self, uint64_t now_ns):
-        """Skips the packets that were due before an instant. Only while no engine serves the port, after `start`."""
+        """Skips the packets that were due before an instant. Only while no engine serves the port,
+        after `start`."""
         with nogil:
             while self.next_ns < now_ns:
                 self.advance()
@@ -129,12 +133,14 @@ cdef class PcapSource(Port):
     @cython.final
     cdef uint64_t instant(self) noexcept nogil:
         """When the next packet is due: computed from the beginning, so errors do not add up."""
-        cdef uint64_t since = self.record.time_ns - self.round_first_ns if self.record.time_ns > self.round_first_ns else 0
+        cdef uint64_t since = (self.record.time_ns - self.round_first_ns
+                               if self.record.time_ns > self.round_first_ns else 0)
         cdef uint64_t after = 0
         if self.schedule.mode == RECORDED:
             after = vnic_scale(since, self.schedule.divisor, self.schedule.factor)
         elif self.schedule.mode == PACKETS_A_SECOND:
-            after = vnic_scale(self.sequence, 1000000000 * self.schedule.divisor, self.schedule.factor)
+            after = vnic_scale(self.sequence, 1000000000 * self.schedule.divisor,
+                               self.schedule.factor)
         elif self.schedule.mode == BITS_A_SECOND:
             after = vnic_scale(self.sent_bits, 1000000000, self.schedule.factor)
         # At most the clock's end: a few bits a second and a few thousand packets exceed it.
@@ -183,7 +189,8 @@ cdef class PcapSource(Port):
             return NO_PACKET
         p = &ctx.packets[index]
         # when it was due
-        p.timestamp_ns = self.next_ns if self.begin_ns and self.schedule.mode != AT_ONCE else ctx.now_ns
+        p.timestamp_ns = (self.next_ns if self.begin_ns and self.schedule.mode != AT_ONCE
+                          else ctx.now_ns)
         p.port, p.queue = <uint16_t>self.number, <uint16_t>queue
         memcpy(packet_data(ctx, index), record.data, captured)
         if captured < record.original:
@@ -199,7 +206,8 @@ cdef class PcapSource(Port):
                 HEADROOM + captured + bytes <= packet_capacity(ctx, index)):
             bytes = whole_options(record.options, bytes)
             p.trailer_bytes = <uint16_t>bytes
-            memcpy(packet_buffer(ctx, index) + packet_capacity(ctx, index) - bytes, record.options, bytes)
+            memcpy(packet_buffer(ctx, index) + packet_capacity(ctx, index) - bytes, record.options,
+                   bytes)
         return index
 
     cdef void edit(self, Context *ctx, uint32_t index) noexcept nogil:
@@ -220,7 +228,8 @@ cdef class PcapSource(Port):
             self.stats[0].rx_more_bytes += p.original_length - p.length
         batch_add(batch, index)
 
-    cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil:
+    cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch,
+                           uint32_t limit) noexcept nogil:
         cdef uint32_t taken = 0, before = batch.count
         if queue:
             return 0

@@ -58,7 +58,8 @@ cdef inline uint64_t monotonic_ns() noexcept nogil:
 
 cdef enum:
     RECORD_BYTES = 16
-    BLOCK_BYTES = 28             # of a pcapng block with a packet, before the frame; the length again comes behind it
+    # of a pcapng block with a packet, before the frame; the length again comes behind it
+    BLOCK_BYTES = 28
     PACKET_BLOCK = 6
     FILE_CHUNK = 1 << 20         # bytes per write to a file
     # after POLLOUT a pipe has room for one page, so this write cannot block
@@ -69,7 +70,8 @@ cdef enum:
 
 @cython.final
 cdef class CaptureFile:
-    """A pcap file (nanoseconds, Ethernet), or with `pcapng` one of that format, that an engine writes into.
+    """A pcap file (nanoseconds, Ethernet), or with `pcapng` one of that format, that an engine
+    writes into.
 
     file: a path (created or truncated, mode 0600, since it has users' traffic; a named pipe must
     have a reader already) or the number of an open descriptor, which is duplicated. snaplen: bytes
@@ -79,14 +81,16 @@ cdef class CaptureFile:
     virtual clock. Raises PortError, ConfigError.
 
     Only one CaptureFile writes a file at a time: it has the lock (flock). A second one of the same
-    path accepts no packets until `take_over`; then it appends, once the first has closed the file. resume: appends to what a
-    process that was killed left of it, without the record that it was writing.
+    path accepts no packets until `take_over`; then it appends, once the first has closed the file.
+    resume: appends to what a process that was killed left of it, without the record that it was
+    writing.
     """
 
     def __cinit__(self, *args, **kwargs):
         self.descriptor = self.doorbell = -1
 
-    def __init__(self, str name, file, *, uint32_t snaplen=SNAPLEN_MAX, buffer="8mb", Clock clock=None,
+    def __init__(self, str name, file, *, uint32_t snaplen=SNAPLEN_MAX, buffer="8mb",
+                 Clock clock=None,
                  bint pcapng=False, bint resume=False):
         if not 1 <= snaplen <= SNAPLEN_MAX:
             raise ConfigError(f"{name}: snaplen {snaplen}: expected 1 to {SNAPLEN_MAX} bytes")
@@ -100,7 +104,8 @@ cdef class CaptureFile:
         self.doorbell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         if pcapng:
             header = PCAPNG_HEADER.pack(SECTION_BLOCK, 28, BYTE_ORDER_MAGIC, 1, 0, -1, 28,
-                                        INTERFACE_BLOCK, 32, LINKTYPE_ETHERNET, 0, snaplen, IF_TSRESOL, 1, 9, 0, 32)
+                                        INTERFACE_BLOCK, 32, LINKTYPE_ETHERNET, 0, snaplen,
+                                        IF_TSRESOL, 1, 9, 0, 32)
         else:
             header = struct.pack("=IHHIIII", PCAP_MAGIC_NS, 2, 4, 0, 0, snaplen, LINKTYPE_ETHERNET)
         try:
@@ -117,10 +122,12 @@ cdef class CaptureFile:
                     os.write(self.descriptor, header)
         except OSError as error:
             self._close_descriptors()
-            why = "a pipe that nobody reads" if error.errno == error_numbers.ENXIO else os.strerror(error.errno)
+            why = "a pipe that nobody reads" if error.errno == error_numbers.ENXIO else os.strerror(
+                error.errno)
             raise PortError(f"{name}: cannot write {self.path}: {why}") from None
         self.chunk_bytes = PIPE_CHUNK if self.may_block else FILE_CHUNK
-        self.wall_offset_ns = 0 if clock is not None and clock.virtual else time.time_ns() - (clock or Clock()).now_ns
+        self.wall_offset_ns = 0 if clock is not None and clock.virtual else time.time_ns() - (
+            clock or Clock()).now_ns
         self._thread = threading.Thread(target=self._main, name=f"vnic-capture-{name}", daemon=True)
         self._thread.start()
 
@@ -289,7 +296,8 @@ cdef class CaptureFile:
         va_store_relaxed_u32(&self.ring.sleeping, 1)
         # the flag before the tail is read; pairs with the fence in wake()
         va_fence()
-        if va_load_acquire_u64(&self.ring.tail) == self.ring.head and not va_load_acquire_u32(&self.ring.stopping):
+        if (va_load_acquire_u64(&self.ring.tail) == self.ring.head
+                and not va_load_acquire_u32(&self.ring.stopping)):
             poll(&bell, 1, -1)
         va_exchange_u32(&self.ring.sleeping, 0)
         read(self.doorbell, &value, 8)
@@ -326,7 +334,8 @@ def _open(path):
 
 
 def whole_records(path, bytes header):
-    """Bytes at the beginning of a capture file of this machine that are the header and whole records; 0 where the header is another."""
+    """Bytes at the beginning of a capture file of this machine that are the header and whole
+    records; 0 where the header is another."""
     pcapng = header.startswith(struct.pack("=I", SECTION_BLOCK))
     try:
         with open(path, "rb") as file:
@@ -335,7 +344,8 @@ def whole_records(path, bytes header):
                 return 0
             at = len(header)
             while len(head := file.read(RECORD_BYTES)) == RECORD_BYTES:
-                length = struct.unpack_from("=I", head, 4 if pcapng else 8)[0] + (0 if pcapng else RECORD_BYTES)
+                length = struct.unpack_from("=I", head, 4 if pcapng
+                                            else 8)[0] + (0 if pcapng else RECORD_BYTES)
                 if length < RECORD_BYTES or at + length > size:
                     break
                 at += length
@@ -363,14 +373,17 @@ cdef class PcapWriter(Port):
 
     Packets that do not fit into the ring stay with the sender (queue_full); after a failed write,
     all (io_error). file, snaplen, buffer, clock: see CaptureFile. `close` writes the ring's
-    content. offloads: frames that need others are completed before (checksums, segments). When its engine is handed over, the other
-    process' port goes on with the file once this one has written what waits.
+    content. offloads: frames that need others are completed before (checksums, segments). When its
+    engine is handed over, the other process' port goes on with the file once this one has written
+    what waits.
     """
 
-    def __init__(self, str name, file, uint32_t number=0, *, uint32_t snaplen=SNAPLEN_MAX, buffer="8mb", Clock clock=None,
+    def __init__(self, str name, file, uint32_t number=0, *, uint32_t snaplen=SNAPLEN_MAX,
+                 buffer="8mb", Clock clock=None,
                  uint32_t offloads=OFFLOAD_ALL, bint pcapng=False, bint resume=False):
         super().__init__(name, number, 1, offloads)
-        self.capture = CaptureFile(name, file, snaplen=snaplen, buffer=buffer, clock=clock, pcapng=pcapng, resume=resume)
+        self.capture = CaptureFile(name, file, snaplen=snaplen, buffer=buffer, clock=clock,
+                                   pcapng=pcapng, resume=resume)
 
     def save_state(self, direction):
         """`begun`: whether the file has its header and earlier records."""

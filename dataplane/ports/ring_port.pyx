@@ -38,8 +38,10 @@ cdef class RingPort(Port):
         if ring_in is None and ring_out is None:
             raise ConfigError(f"port {name}: no ring; give ring_in, ring_out or both")
         if ring_in is ring_out:
-            raise ConfigError(f"port {name}: ring_in and ring_out are the same ring; use LoopbackPort for that")
-        self.ring_in, self.ring_out, self.enters, self.is_joined = ring_in, ring_out, enters, 1
+            raise ConfigError(f"port {name}: ring_in and ring_out are the same ring; use "
+                              f"LoopbackPort for that")
+        self.ring_in, self.ring_out = ring_in, ring_out
+        self.enters, self.is_joined = enters, 1
         self.needs_arm = self.wakes_only = True
 
     @property
@@ -53,7 +55,8 @@ cdef class RingPort(Port):
     def descriptors(self):
         return [] if self.ring_in is None else [self.ring_in.doorbell]
 
-    cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil:
+    cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch,
+                           uint32_t limit) noexcept nogil:
         cdef uint32_t i, taken
         cdef Packet *p
         if self.ring_in is None:
@@ -75,7 +78,8 @@ cdef class RingPort(Port):
             for i in range(batch.count):
                 ctx.packets[batch.index[i]].tx_status = TX_LINK_DOWN
         else:
-            taken = push_batch(ctx, self.ring_out, batch, <unsigned long long *>&self.stats[0].tx_bytes)
+            taken = push_batch(ctx, self.ring_out, batch,
+                               <unsigned long long *>&self.stats[0].tx_bytes)
         self.stats[0].tx_packets += taken
         self.stats[0].tx_dropped += batch.count
         return taken
@@ -93,7 +97,8 @@ cdef class RingPort(Port):
         return 0 if self.ring_in is None else engine.call(lambda: free_all(engine.ctx, self.ring_in))
 
 
-cdef uint32_t push_batch(Context *ctx, Ring ring, Batch *batch, unsigned long long *pushed_bytes) noexcept nogil:
+cdef uint32_t push_batch(Context *ctx, Ring ring, Batch *batch,
+                         unsigned long long *pushed_bytes) noexcept nogil:
     cdef uint32_t i, pushed, left
     cdef uint64_t total = 0
     # Lengths first: once pushed, a packet belongs to the consumer, which may have freed it.

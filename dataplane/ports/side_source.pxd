@@ -45,4 +45,5 @@ cdef class SideSource(PcapSource):
     cdef uint32_t mac_count              # 0: MAC addresses are not changed
     cdef void advance(self) noexcept nogil
     cdef void edit(self, Context *ctx, uint32_t index) noexcept nogil
-    cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil
+    cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch,
+                           uint32_t limit) noexcept nogil

@@ -41,7 +41,8 @@ cdef class Split:
         if self.macs == NULL or self.mac_sides == NULL or self.prefixes == NULL:
             raise MemoryError("split")
         for mac, side in macs:
-            self.macs[self.mac_count], self.mac_sides[self.mac_count] = int.from_bytes(mac, "big"), side
+            self.macs[self.mac_count], self.mac_sides[self.mac_count] = int.from_bytes(
+                mac, "big"), side
             self.mac_count += 1
         for address, bits, side in sorted(prefixes, key=lambda rule: -rule[1]):
             octets = address
@@ -173,8 +174,10 @@ cdef class SideSource(PcapSource):
 
     MOVABLE = False              # what the sides share
 
-    def __init__(self, str name, CaptureReader reader not None, uint32_t number=0, uint32_t queues=1, *, bint held=False,
-                 uint32_t mtu=0, SharedCapture shared=None, int side=0, Rewrite rewrite=None, bytes macs=b""):
+    def __init__(self, str name, CaptureReader reader not None, uint32_t number=0,
+                 uint32_t queues=1, *, bint held=False,
+                 uint32_t mtu=0, SharedCapture shared=None, int side=0, Rewrite rewrite=None,
+                 bytes macs=b""):
         cdef const uint8_t[::1] octets = macs
         cdef uint32_t i
         self.shared, self.side = shared, side
@@ -228,7 +231,8 @@ cdef class SideSource(PcapSource):
         if p.flags & PACKET_TRUNCATED:
             p.original_length -= moved
 
-    cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil:
+    cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch,
+                           uint32_t limit) noexcept nogil:
         cdef uint32_t taken = 0, before = batch.count
         if self.shared is None:
             return PcapSource.rx_burst(self, ctx, queue, batch, limit)

@@ -13,5 +13,6 @@ cdef class TapPort(Port):
     cdef int *_fds                       # one per queue, non-blocking
     cdef list _descriptors
     cdef uint8_t *_sink                  # for frames for which the pool had no packet
-    cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil
+    cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch,
+                           uint32_t limit) noexcept nogil
     cdef uint32_t tx_burst(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil

@@ -24,8 +24,10 @@ cdef extern from *:
     /* glibc's read() and write() are cancellation points, which cost two atomic operations each in
      * a process with threads: 4 % of the engine's time at 64-byte frames. Engines are never
      * cancelled. */
-    static inline ssize_t tap_read(int fd, void *buffer, size_t bytes) { return syscall(SYS_read, fd, buffer, bytes); }
-    static inline ssize_t tap_write(int fd, const void *buffer, size_t bytes) { return syscall(SYS_write, fd, buffer, bytes); }
+    static inline ssize_t tap_read(int fd, void *buffer, size_t bytes)
+    { return syscall(SYS_read, fd, buffer, bytes); }
+    static inline ssize_t tap_write(int fd, const void *buffer, size_t bytes)
+    { return syscall(SYS_write, fd, buffer, bytes); }
     """
     ssize_t tap_read(int fd, void *buffer, size_t size) nogil
     ssize_t tap_write(int fd, const void *buffer, size_t size) nogil
@@ -39,7 +41,8 @@ cdef class TapPort(Port):
     accepted. Raises PortError for a descriptor that is not open.
     """
 
-    def __init__(self, str name, fds, *, uint32_t number=0, uint32_t offloads=OFFLOAD_ALL, uint32_t mtu=1500):
+    def __init__(self, str name, fds, *, uint32_t number=0, uint32_t offloads=OFFLOAD_ALL,
+                 uint32_t mtu=1500):
         fds = list(fds)
         super().__init__(name, number, len(fds), offloads)
         self.mtu = mtu
@@ -52,7 +55,8 @@ cdef class TapPort(Port):
             try:
                 os.set_blocking(fd, False)
             except OSError as error:
-                raise PortError(f"port {name}: queue {queue}: descriptor {fd}: {error.strerror}") from error
+                raise PortError(f"port {name}: queue {queue}: descriptor {fd}: "
+                                f"{error.strerror}") from error
             self._fds[queue] = fd
 
     def __dealloc__(self):
@@ -68,7 +72,8 @@ cdef class TapPort(Port):
             self._fds[queue] = -1
         self._descriptors = []
 
-    cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch, uint32_t limit) noexcept nogil:
+    cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch,
+                           uint32_t limit) noexcept nogil:
         # Every frame is read into a large packet, since its length is unknown before. A short one
         # is copied (cheaper than a second iovec), and the large packet, which is in the cache, is
         # used for the next read.
@@ -77,7 +82,8 @@ cdef class TapPort(Port):
         cdef uint8_t *target
         cdef ssize_t got
         while taken < limit:
-            target = (packet_buffer(ctx, spare) + HEADROOM - VNET_HEADER) if spare != NO_PACKET else self._sink
+            target = (packet_buffer(ctx, spare) + HEADROOM
+                      - VNET_HEADER) if spare != NO_PACKET else self._sink
             blank_header(target)
             got = tap_read(self._fds[queue], target, LARGE_FRAME + VNET_HEADER)
             if got < 0 and errno == EINTR:
@@ -105,7 +111,9 @@ cdef class TapPort(Port):
             if index == NO_PACKET:
                 self.stats[queue].rx_dropped += 1
             else:
-                receive(ctx, index, <VnetHeader *>(packet_buffer(ctx, index) + HEADROOM - VNET_HEADER), self.number, queue)
+                receive(ctx, index,
+                        <VnetHeader *>(packet_buffer(ctx, index) + HEADROOM
+                                       - VNET_HEADER), self.number, queue)
                 self.stats[queue].rx_packets += 1
                 self.stats[queue].rx_bytes += length
                 batch_add(batch, index)
@@ -143,7 +151,8 @@ cdef class TapPort(Port):
                 sent += 1
                 self.stats[queue].tx_packets += 1
                 self.stats[queue].tx_bytes += p.length
-                count_segments(p, &self.stats[queue].tx_more_packets, &self.stats[queue].tx_more_bytes)
+                count_segments(p, &self.stats[queue].tx_more_packets,
+                               &self.stats[queue].tx_more_bytes)
                 packet_free(ctx, index)
                 continue
             # A write to a TAP is the reception in the container: a frame that fails is lost, as on

@@ -55,7 +55,8 @@ class Client:
         except PermissionError:
             self._socket.close()
             raise VnicError(
-                f"instance {instance}: is another user's, who can list you under clients: in its file"
+                f"instance {instance}: is another user's, who can list you under clients: "
+                f"in its file"
             ) from None
         except BlockingIOError:
             self._socket.close()

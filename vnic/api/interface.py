@@ -186,7 +186,8 @@ def runtime_directory(*, create: bool = False) -> str:
     # permission), but not list or change it.
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != uid or status.st_mode & 0o066:
         raise VnicError(
-            f"{path}: is not a directory of yours alone; remove it, or chmod 700 it, or set VNIC_RUNTIME_DIR"
+            f"{path}: is not a directory of yours alone; "
+            f"remove it, or chmod 700 it, or set VNIC_RUNTIME_DIR"
         )
     return path
 
@@ -201,7 +202,8 @@ def open_to_clients(instance: str) -> None:
         directory = os.path.dirname(directory)
         if not os.stat(directory).st_mode & stat.S_IXOTH:
             raise ConfigError(
-                f"clients: other users cannot get past {directory}; set VNIC_RUNTIME_DIR to a directory elsewhere"
+                f"clients: other users cannot get past {directory}; "
+                f"set VNIC_RUNTIME_DIR to a directory elsewhere"
             )
     os.chmod(path, 0o666)
 

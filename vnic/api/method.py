@@ -1,6 +1,6 @@
-"""Methods of the control API, and who calls them.
+"""Methods of the control API, and their callers.
 
-A method runs on the event loop's thread; methods run one after the other. None runs on an engine's thread.
+Methods run one after the other on the event loop's thread, never on an engine's thread.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import msgspec
 
 from dataplane.errors import VnicError
 
-FRESH_S = 0.01  # what was read so long ago is as good as new: many who ask at once cost the engines one snapshot
-FRESH_TURNS = 10  # for readers without end: a tenth of control's time goes into them at most
-FRESH_MOST = 64  # answers kept meanwhile: names that clients make up shall not fill the memory
+# Replies younger than this are reused, so simultaneous callers cost the engines one snapshot.
+FRESH_S = 0.01
+FRESH_TURNS = 10  # bounds permanent readers to a tenth of control's time
+FRESH_MOST = 64  # bound on stored replies, whose names clients choose
 
 
 class NotPermittedError(VnicError):
@@ -28,7 +29,7 @@ class NotPermittedError(VnicError):
 
 
 class Parameters(msgspec.Struct, forbid_unknown_fields=True):
-    """What a method takes; most take nothing."""
+    """A method's parameters; by default none."""
 
 
 class Named(Parameters):
@@ -38,32 +39,32 @@ class Named(Parameters):
 
 
 class Fresh:
-    """Answers by what was asked, each good for FRESH_S, and for `turns` times what it took to make, from when it was made: the more there
-    is to read, and the more often somebody asks, the older it may be."""
+    """A cache of replies by request. A reply is valid for FRESH_S, or for `turns` times the time
+    that it took to make if that is longer, so that frequent expensive reads get older replies."""
 
     def __init__(self, turns: int = 1) -> None:
         self._turns = turns
-        self._kept: dict[object, tuple[float, Any]] = {}
+        self._replies: dict[object, tuple[float, Any]] = {}
 
-    def get(self, asked: object, make: Callable[[], Any]) -> Any:
-        """What is kept, or what `make` makes."""
+    def get(self, request: object, make: Callable[[], Any]) -> Any:
+        """The cached reply, or a new one from `make`."""
         begin = time.monotonic()
-        good_until, answer = self._kept.get(asked, (begin, None))
-        if begin >= good_until:
-            if len(self._kept) >= FRESH_MOST:
-                self._kept.clear()
-            answer = make()
+        valid_until, reply = self._replies.get(request, (begin, None))
+        if begin >= valid_until:
+            if len(self._replies) >= FRESH_MOST:
+                self._replies.clear()
+            reply = make()
             end = time.monotonic()
-            self._kept[asked] = end + max(FRESH_S, self._turns * (end - begin)), answer
-        return answer
+            self._replies[request] = end + max(FRESH_S, self._turns * (end - begin)), reply
+        return reply
 
     def clear(self) -> None:
-        """Nothing is good any more."""
-        self._kept.clear()
+        """Forgets all replies."""
+        self._replies.clear()
 
 
 def user_name(uid: int) -> str:
-    """A user as people know them: "alice (uid 1001)"."""
+    """A user for messages: "alice (uid 1001)"."""
     try:
         return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
     except KeyError:
@@ -71,13 +72,14 @@ def user_name(uid: int) -> str:
 
 
 def is_owner(uid: int | None) -> bool:
-    """Whether a user is the instance's owner, or root; also None, which a NIC has whose owner is not said."""
+    """Whether a user is the instance's owner or root. None, the owner of a NIC without `owner:`,
+    counts as the instance's owner."""
     return uid is None or uid in (0, os.geteuid())
 
 
 @dataclass
 class Session:
-    """A client's connection: who it is, and what ends with it. Two are never equal."""
+    """A client's connection: its user, and the captures that end with it. Compared by identity."""
 
     uid: int
     pid: int
@@ -88,7 +90,7 @@ class Session:
 
     @property
     def is_owner(self) -> bool:
-        """The instance's owner, or root: sees and changes everything."""
+        """Whether the client is the instance's owner or root, who see and change everything."""
         return is_owner(self.uid)
 
     @property
@@ -97,14 +99,16 @@ class Session:
 
 
 class Caller:
-    """Who calls a method, and the descriptors that came with the call. A method takes those that it keeps; the others are closed."""
+    """The session that calls a method, and the descriptors that came with the call. They are closed
+    after the call unless the method takes them."""
 
     def __init__(self, session: Session, descriptors: list[int] | None = None) -> None:
         self.session = session
         self._descriptors: list[int | None] = list(descriptors or ())
 
     def take(self, index: int) -> int:
-        """The descriptor that a parameter means by its number, from 0; the method's own from here on. Raises VnicError."""
+        """Takes the descriptor with a number, from 0, that a parameter has; the method closes it.
+        Raises VnicError."""
         found = self._descriptors[index] if 0 <= index < len(self._descriptors) else None
         if found is None:
             raise VnicError(
@@ -114,7 +118,7 @@ class Caller:
         return found
 
     def close(self) -> None:
-        """Closes what nobody took."""
+        """Closes the descriptors that the method did not take."""
         for descriptor in filter(None.__ne__, self._descriptors):
             assert descriptor is not None
             os.close(descriptor)
@@ -122,7 +126,7 @@ class Caller:
 
 
 class Reply(dict[str, Any]):
-    """A method's answer with descriptors, which are closed when they have gone out."""
+    """A method's reply with descriptors, which are closed after they were sent."""
 
     def __init__(self, parameters: dict[str, Any], descriptors: list[int]) -> None:
         super().__init__(parameters)
@@ -133,14 +137,14 @@ class Reply(dict[str, Any]):
 class Method:
     """A method of the control API. `call` takes parameters and a Caller.
 
-    read      returns the reply's parameters; `cached`: what it said may be some milliseconds old
-    change    the same, and is logged with who asked for it; one change is made after the other. `call`
-              may be a coroutine function: reads are answered meanwhile
-    task      a coroutine function as well, which does not keep changes waiting
+    read      returns the reply's parameters; `cached`: they may be some milliseconds old
+    change    the same; logged with its caller; changes run one after the other. `call` may be a
+              coroutine function: reads are answered meanwhile
+    task      a coroutine function, too, but changes do not wait for it
     stream    returns an asynchronous iterator over replies' parameters
 
-    clients: users other than the instance's owner may call it, see `clients:` in the configuration; it is then the method's part to look
-    at whose things it shows or changes.
+    clients: users other than the instance's owner may call it, see `clients:` in the configuration;
+    then the method must check the owner of everything that it shows or changes.
     """
 
     name: str

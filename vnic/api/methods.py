@@ -114,7 +114,8 @@ class Methods:
             name = f"{module.interface}.{method.name}"
             if not module.interface or name in self._methods or name in found:
                 raise ConfigError(
-                    f"module {type(module).__name__}: method {name}: is another's already, or in no interface"
+                    f"module {type(module).__name__}: method {name}: "
+                    f"is another's already, or in no interface"
                 )
             found[name] = method
         self._methods |= found
@@ -126,7 +127,8 @@ class Methods:
         """Raises NotPermittedError for a user who may not use this instance."""
         if not session.is_owner and str(session.uid) not in self._clients:
             raise NotPermittedError(
-                f"{session.who}: may not use this vnic; its owner can list the user under clients: in the configuration"
+                f"{session.who}: may not use this vnic; its owner can list the user under clients: "
+                f"in the configuration"
             )
 
     # -- a call ------------------------------------------------------------------------------------
@@ -168,7 +170,8 @@ class Methods:
         bucket = self._changes.setdefault(session.uid, Bucket(CHANGES_AT_ONCE, CHANGES_A_SECOND))
         if seconds := bucket.take():
             raise VnicError(
-                f"{session.who} may make {CHANGES_AT_ONCE} changes at once and {CHANGES_A_SECOND} a second after that; "
+                f"{session.who} may make {CHANGES_AT_ONCE} changes at once and {CHANGES_A_SECOND} "
+                f"a second after that; "
                 f"try again in {seconds:.1f} s",
                 code="limit",
             )

@@ -208,7 +208,7 @@ def _shapers(stats: dict[str, Any]) -> Iterator[Metric]:
         "vnic_shaper_delay_max_seconds", "The longest of these times so far.", labels=ELEMENT
     )
     sent = CounterMetricFamily(
-        "vnic_shaper_sent_bytes", "Wire bytes let go while there was a rate.", labels=ELEMENT
+        "vnic_shaper_sent_bytes", "Wire bytes sent while there was a rate.", labels=ELEMENT
     )
     delayed = CounterMetricFamily(
         "vnic_shaper_delayed_packets", "Packets that had to wait.", labels=ELEMENT
@@ -356,5 +356,8 @@ def _respond(request: bytes, text: Callable[[], bytes]) -> bytes:
     ):
         return b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     body = text()
-    head = f"HTTP/1.1 200 OK\r\nContent-Type: {CONTENT_TYPE}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+    head = (
+        f"HTTP/1.1 200 OK\r\nContent-Type: {CONTENT_TYPE}\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    ).encode()
     return head if words[0] == b"HEAD" else head + body

@@ -104,9 +104,9 @@ class Server:
     # -- connections of an upgrade -----------------------------------------------------------------
 
     async def hold(self, uid: int) -> None:
-        """An upgrade begins: waits for the change under way; later requests for changes wait for the
-        upgrade's end (Snap's brownout, section 4), and the worker that runs then answers them. uid: of
-        the user who asked for it."""
+        """Begins an upgrade: waits for the present change; later requests for changes wait for the
+        upgrade's end (Snap's brownout, section 4), and the worker that runs then answers them. uid:
+        of the user who requested it."""
         async with self._turns.turn(uid):
             self._changes.clear()
 

@@ -1,4 +1,5 @@
-"""`vnic apply`, `vnic undo`, and `vnic config diff` and `show`: the network of a running instance as a whole."""
+"""`vnic apply`, `vnic undo`, and `vnic config diff` and `show`: the network of a running instance
+as a whole."""
 
 from __future__ import annotations
 
@@ -28,9 +29,10 @@ dry_option = click.option(
 def apply(file: str, dry: bool, instance: str, as_json: bool) -> None:
     """Make a running network the one that FILE.yaml describes, while packets flow.
 
-    NICs, switches and links are added, changed and removed; what both have in common stays as it is,
-    with its queues, tables and counters. All or nothing: if any part fails, the network is as it was.
-    NICs that are not in FILE.yaml are removed, also those of `vnic attach`; only NICs of other users stay.
+    NICs, switches and links are added, changed and removed; what both have in common stays as it
+    is, with its queues, tables and counters. All or nothing: if any part fails, the network is as
+    it was. NICs that are not in FILE.yaml are removed, also those of `vnic attach`; only NICs of
+    other users stay.
 
     \b
     +  added      -  removed      ~  changed: setting: before -> after
@@ -60,8 +62,8 @@ def apply(file: str, dry: bool, instance: str, as_json: bool) -> None:
 @instance_option
 @json_option
 def undo(dry: bool, instance: str, as_json: bool) -> None:
-    """Go back to the network before the last `vnic apply`; repeated, to that before the one before, up
-    to 16. What was changed since by other commands is taken back, too.
+    """Go back to the network before the last `vnic apply`; repeated, to that before the one before,
+    up to 16. What was changed since by other commands is taken back, too.
 
     \b
     vnic undo
@@ -98,7 +100,8 @@ def diff(file: str, instance: str, as_json: bool) -> None:
 @json_option
 def show(instance: str, as_json: bool) -> None:
     """Print the configuration of a running network, as a file for `vnic apply`: as it is now, with
-    everything that was implied written out. NICs whose container was passed by a client are left out.
+    everything that was implied written out. NICs whose container was passed by a client are left
+    out.
 
     \b
     vnic config show > now.yaml

@@ -74,9 +74,9 @@ def capture(
 ) -> None:
     """Capture what passes POINT of a running vnic, as pcap with nanoseconds, until Ctrl-C.
 
-    POINT is a NIC (what its container sends and receives) or one of a NIC's elements (what enters it):
-    `vnic graph --elements` has their names. The network never waits for the capture: what the reader
-    does not take in time is counted as missed.
+    POINT is a NIC (what its container sends and receives) or one of a NIC's elements (what enters
+    it): `vnic graph --elements` has their names. The network never waits for the capture: what the
+    reader does not take in time is counted as missed.
 
     \b
     vnic capture web -w web.pcap

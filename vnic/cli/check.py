@@ -108,7 +108,8 @@ def check(file: str, use: str | None, as_json: bool) -> None:
         print_json(msgspec.json.decode(msgspec.json.encode(found, enc_hook=encode_scalar)))
     else:
         click.echo(
-            f"{file}: valid; {plural(len(found.nics), 'NIC')} on {plural(len(found.engines), 'engine')}"
+            f"{file}: valid; "
+            f"{plural(len(found.nics), 'NIC')} on {plural(len(found.engines), 'engine')}"
         )
         if lone and use is None:
             click.echo(
@@ -139,7 +140,8 @@ def _hints(found: Config) -> list[str]:
 @click.argument("key", required=False)
 @json_option
 def explain(key: str | None, as_json: bool) -> None:
-    """Explain KEY of a configuration file: what it does, what it accepts, its default and an example.
+    """Explain KEY of a configuration file: what it does, what it accepts, its default and an
+    example.
 
     Without KEY, list all keys. The name of a NIC, group or user may be left out of KEY.
 

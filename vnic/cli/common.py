@@ -18,7 +18,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def instance_option(function: F) -> F:
     return click.option(
-        "-i", "--instance", default="default", envvar="VNIC_INSTANCE", metavar="NAME", show_default=True, show_envvar=True,
+        "-i", "--instance", default="default", envvar="VNIC_INSTANCE", metavar="NAME",
+        show_default=True, show_envvar=True,
         help="Running instance to use.", shell_complete=completing("instance"),
     )(function)  # fmt: skip
 

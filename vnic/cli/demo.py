@@ -104,7 +104,8 @@ def _kind(progress: Progress) -> str:
         try_tun_device()
     except VnicError as error:
         progress(
-            f"{str(error).partition(':')[0].removesuffix(' is missing')} cannot be used: over veth pairs instead"
+            f"{str(error).partition(':')[0].removesuffix(' is missing')} cannot be used: "
+            "over veth pairs instead"
         )
         return "veth"
     return "tap"
@@ -156,7 +157,8 @@ def run_demo(
         mss = 0
         for sender, receiver in ((left, right), (right, left)):
             progress(
-                f"TCP {sender.name} -> {receiver.name}, {format_rate(rate_bps)} applied live, {seconds:g} s"
+                f"TCP {sender.name} -> {receiver.name}, {format_rate(rate_bps)} applied live, "
+                f"{seconds:g} s"
             )
             shaped[f"{sender.name}-{receiver.name}"], mss = _tcp(
                 sender, receiver, seconds, settle=0.5

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def element(name: str | None, as_json: bool) -> None:
     """List the built-in elements, or describe the element called NAME.
 
-    NAME is a built-in element or module:Class, whose file is searched for in the current directory first.
+    NAME is a built-in element or module:Class, whose file is searched for in the current directory
+    first.
 
     \b
     vnic element

@@ -1,6 +1,7 @@
 """What an element's class says of itself, for `vnic element` and docs/elements.md.
 
-The source is the class: its doc block (CONTRIBUTING.md, "An element"), COUNTERS, DROP_REASONS and HANDLERS.
+The source is the class: its doc block (CONTRIBUTING.md, "An element"), COUNTERS, DROP_REASONS and
+HANDLERS.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def _sections(text: str) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def _entries(lines: list[str]) -> dict[str, str]:
-    """`name: text` entries of a section; the lines of a text that goes on are indented."""
+    """`name: text` entries of a section; continuation lines of a text are indented."""
     found: dict[str, str] = {}
     entry = ""
     for line in lines:
@@ -102,14 +103,15 @@ def _entries(lines: list[str]) -> dict[str, str]:
 
 
 def _parameters(kind: type[Element]) -> dict[str, str | None]:
-    """The constructor's arguments and their defaults as Python writes them; without `name`, which the configuration gives."""
+    """The constructor's arguments and their defaults as Python writes them; without `name`, which
+    the configuration gives."""
     try:
         parameters = list(inspect.signature(kind).parameters.values())
     except ValueError:  # a compiled class: Cython writes the signature in front of the docstring
         first = (kind.__doc__ or "").partition("\n")[0]
         match = _SIGNATURE.fullmatch(first)
         arguments = [each.strip() for each in match[1].split(",")] if match else []
-        # An argument of a class of ours ("Port port") is for code that builds a graph: YAML has no such value.
+        # an argument of one of vnic's classes ("Port port") has no value in YAML
         given = [each for each in arguments if not re.match(r"[A-Z]\w* ", each)]
         found = {
             name: default or None for name, _, default in (each.partition("=") for each in given)
@@ -131,7 +133,8 @@ def _doc_block(kind: type[Element]) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def describe_element(reference: str, directory: str | None = None) -> ElementDoc:
-    """What the class that `reference` ("Counter", "module:Class") names says of itself. Raises ConfigError."""
+    """The documentation of the class `reference` ("Counter", "module:Class"). Raises
+    ConfigError."""
     kind = element_class(reference, directory)
     paragraphs, sections = _doc_block(kind)
     said: dict[str, dict[str, str]] = {"Config": {}, "Counters": {}, "Drops": {}}

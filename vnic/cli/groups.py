@@ -57,7 +57,8 @@ def group(
 ) -> None:
     """Change the engine group called NAME while packets flow.
 
-    Options have the names and units of the configuration file. Settings without an option stay; `any` and `none` remove one.
+    Options have the names and units of the configuration file. Settings without an option stay;
+    `any` and `none` remove one.
 
     \b
     dedicated   one thread for each CPU, which polls without sleeping
@@ -86,7 +87,8 @@ def group(
         settings["cgroup"] = None if cgroup == ("none",) else list(cgroup)
     if not settings:
         raise click.UsageError(
-            "nothing to change; use --mode, --cpus, --guarantee, --slo, --spin, --budget or --cgroup"
+            "nothing to change; "
+            "use --mode, --cpus, --guarantee, --slo, --spin, --budget or --cgroup"
         )
     with connect(instance) as client:
         found = client.call("SetGroup", name=name, settings=settings)["group"]
@@ -101,7 +103,8 @@ def group(
         "budget"
     }:
         click.echo(
-            "the guarantee is a bound only; see 'vnic doctor', and 'vnic upgrade' where the daemon started without one"
+            "the guarantee is a bound only; "
+            "see 'vnic doctor', and 'vnic upgrade' where the daemon started without one"
         )
 
 
@@ -116,11 +119,13 @@ def _numbers(cpus: str) -> list[int]:
 @instance_option
 @json_option
 def accounts(instance: str, as_json: bool) -> None:
-    """Show the CPU time and memory that each NIC is charged for, also in engines that several NICs share.
+    """Show the CPU time and memory that each NIC is charged for, also in engines that several NICs
+    share.
 
-    A NIC is charged for the packets that it sends, up to the queue of the receiving NIC, and for packets that wait in its shapers.
-    Overhead is CPU time that belongs to no NIC: polling without packets, control. The sum is the CPU time of the engines. Memory is
-    charged for packets that wait for the NIC, for its ring and for its captures.
+    A NIC is charged for the packets that it sends, up to the queue of the receiving NIC, and for
+    packets that wait in its shapers. Overhead is CPU time that belongs to no NIC: polling without
+    packets, control. The sum is the CPU time of the engines. Memory is charged for packets that
+    wait for the NIC, for its ring and for its captures.
 
     \b
     vnic accounts

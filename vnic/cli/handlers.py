@@ -28,8 +28,9 @@ def handler(
 ) -> None:
     """List the handlers of all elements or of ELEMENT, read HANDLER, or write VALUE to it.
 
-    VALUE is parsed as JSON if possible, else it is text. A write takes effect between two batches. While a live handler is written,
-    packets flow; for a quiescing handler, all engines that have a copy of the element stop until the change is made.
+    VALUE is parsed as JSON if possible, else it is text. A write takes effect between two batches.
+    While a live handler is written, packets flow; for a quiescing handler, all engines that have a
+    copy of the element stop until the change is made.
 
     \b
     vnic handler                                        list all

@@ -29,7 +29,7 @@ STATE_MOST = 1 << 20  # bytes of a state or a bundle's configuration
 TEXTS = ("interface", "mac", "owner")
 NUMBERS = ("queues", "mtu")
 OTHERS = ("nic", "instance", "addresses", "engine", "vlan", "egress", "ingress")
-# limit for the NIC of a container that just ended to be detached, which takes a loop's turn
+# time limit for the NIC of a container that just ended to be detached, an iteration of the loop
 FREED_S = 5.0
 
 
@@ -79,7 +79,8 @@ def read_state(text: str) -> tuple[int, dict[str, str]]:
             raise ValueError
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         raise ConfigError(
-            "standard input is no container's state: a container runtime runs this as a createRuntime hook"
+            "standard input is no container's state: "
+            "a container runtime runs this as a createRuntime hook"
         ) from None
     return pid, annotations
 
@@ -143,8 +144,9 @@ def description() -> dict[str, Any]:
 def hook(show: bool) -> None:
     """Attach a container's NIC while a container runtime starts it: an OCI hook.
 
-    podman runs it for containers with the annotation vnic.nic; the others say more about the NIC: vnic.instance, vnic.interface,
-    vnic.addresses (with commas between), vnic.egress, vnic.ingress, vnic.vlan, vnic.mac, vnic.mtu, vnic.queues, vnic.engine, vnic.owner.
+    podman runs it for containers with the annotation vnic.nic; the others say more about the NIC:
+    vnic.instance, vnic.interface, vnic.addresses (with commas between), vnic.egress, vnic.ingress,
+    vnic.vlan, vnic.mac, vnic.mtu, vnic.queues, vnic.engine, vnic.owner.
 
     \b
     vnic hook --print > /etc/containers/oci/hooks.d/vnic.json

@@ -1,4 +1,5 @@
-"""The `vnic` command. Commands are imported when they run, so that help, errors and completion answer at once."""
+"""The `vnic` command. Commands are imported when they run, so that help, errors and completion
+answer at once."""
 
 from __future__ import annotations
 
@@ -10,12 +11,13 @@ from typing import Any, NoReturn
 
 import click
 
-# numpy's BLAS starts a thread for every CPU, which spins for a while; nothing here multiplies matrices.
+# numpy's BLAS starts a thread for every CPU, which spins for a while; nothing here multiplies
+# matrices.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from dataplane.errors import ConfigError, VnicError, one_line  # noqa: E402 - may import numpy
 
-# name -> (module, one line of help): what `vnic --help` says without importing the module; "": it is not listed there
+# name -> (module, one line of help), so that `vnic --help` imports no module; "": not listed there
 COMMANDS = {
     "demo": ("vnic.cli.run", "Connect two containers and measure TCP between them."),
     "up": ("vnic.cli.run", "Run a configuration file."),
@@ -47,7 +49,8 @@ COMMANDS = {
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command when it is used, and the one place where errors become a line and an exit status."""
+    """A group that imports a command when it is used, and the one place where errors become a line
+    and an exit status."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -87,7 +90,8 @@ class LazyGroup(click.Group):
         except (KeyboardInterrupt, click.Abort):
             sys.exit(130)
         except BrokenPipeError:
-            # Whoever read our output had enough. Python flushes once more on its way out; let that go nowhere.
+            # The reader of the output has closed the pipe. Python flushes again at exit: redirect
+            # that to /dev/null.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             sys.exit(1)
         except Exception as error:
@@ -142,7 +146,8 @@ def fail(error: Exception, command: str = "vnic") -> NoReturn:
 
 
 def version() -> str:
-    """The distribution's version, or "unknown" where it runs from a tree that was never installed."""
+    """The distribution's version, or "unknown" where it runs from a tree that was never
+    installed."""
     from importlib import metadata
 
     try:

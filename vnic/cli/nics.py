@@ -60,7 +60,8 @@ INTERFACE = (
 PORT = (
     click.option(
         "--engine",
-        help="Number or name of the engine that processes its packets.  [default: the one with the fewest NICs]",
+        help="Number or name of the engine that processes its packets.  "
+        "[default: the one with the fewest NICs]",
     ),
     click.option("--on", metavar="SWITCH", help="Switch that it is on.  [default: the only one]"),
     click.option("--vlan", type=int, help="Make it an access port of this VLAN, 1 to 4094."),
@@ -109,8 +110,8 @@ def tap(**options: Any) -> None:
 @attach.command()
 @_with(*PLACE, *INTERFACE, *PORT)
 def veth(**options: Any) -> None:
-    """Attach the NIC called NAME: a veth interface in a container, connected to a switch. It needs no
-    /dev/net/tun.
+    """Attach the NIC called NAME: a veth interface in a container, connected to a switch. It needs
+    no /dev/net/tun.
 
     \b
     vnic attach veth web --pid 4242 --address 10.0.0.1/24
@@ -121,8 +122,8 @@ def veth(**options: Any) -> None:
 @attach.command()
 @_with(*PLACE, *PORT)
 def packet(**options: Any) -> None:
-    """Attach the NIC called NAME: an interface that exists and stays as it is, connected to a switch. Without
-    --pid and --netns it is one of the host.
+    """Attach the NIC called NAME: an interface that exists and stays as it is, connected to a
+    switch. Without --pid and --netns it is one of the host.
 
     \b
     vnic attach packet up --interface eth1
@@ -198,7 +199,9 @@ def _attach(
     with connect(instance) as client:
         made = attach_nic(client, name, nic)
     click.echo(
-        f"{name}: {made.get('interface') or kind} with {made.get('mac', 'its MAC')}, {plural(made.get('queues', 1), 'queue pair')}"
+        f"{name}: "
+        f"{made.get('interface') or kind} with {made.get('mac', 'its MAC')}, "
+        f"{plural(made.get('queues', 1), 'queue pair')}"
     )
 
 
@@ -229,7 +232,8 @@ def _route(text: str) -> dict[str, str]:
         case [to, "via", via]:
             return {"to": to, "via": via}
     raise click.UsageError(
-        f"--route {text!r}: expected NETWORK or NETWORK via ADDRESS, such as '10.1.0.0/16 via 10.0.0.254'"
+        f"--route {text!r}: "
+        f"expected NETWORK or NETWORK via ADDRESS, such as '10.1.0.0/16 via 10.0.0.254'"
     )
 
 
@@ -281,8 +285,8 @@ def detach(name: str, instance: str) -> None:
 @instance_option
 @json_option
 def rate(name: str, egress: str | None, ingress: str | None, instance: str, as_json: bool) -> None:
-    """Set rate limits of the NIC called NAME while packets flow; waiting packets stay. `none` removes
-    a limit. Without options, print the limits and the sizes of their queues.
+    """Set rate limits of the NIC called NAME while packets flow; waiting packets stay. `none`
+    removes a limit. Without options, print the limits and the sizes of their queues.
 
     A rate counts the bits of layer-2 frames, without preamble and FCS.
 
@@ -341,7 +345,8 @@ def _rates(nic: dict[str, Any]) -> dict[str, Any]:
 @click.option(
     "--spoof-check",
     type=click.Choice(["on", "off"]),
-    help="Whether frames whose source MAC address is not the NIC's are dropped; only the instance's owner may set it.",
+    help="Whether frames whose source MAC address is not the NIC's are dropped; "
+    "only the instance's owner may set it.",
 )
 @instance_option
 def link(name: str, state: str | None, spoof_check: str | None, instance: str) -> None:

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from vnic.replay.compare import Difference
 
 WAYS = ("auto", "mac", "prefix", "port", "none")
-EPILOG = "Exit status: 0 all well, 1 a capture broke off or --expect found a difference, 2 wrong use, configuration or capture."
+EPILOG = (
+    "Exit status: 0 all well, 1 a capture broke off or --expect found a difference, 2 wrong use, "
+    "configuration or capture."
+)
 
 
 def _tolerance(ctx: click.Context, parameter: click.Parameter, value: str) -> int:
@@ -34,10 +37,17 @@ def _tolerance(ctx: click.Context, parameter: click.Parameter, value: str) -> in
 
 def compare_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Options of both commands for the comparison of packets."""
-    function = click.option("--ignore", multiple=True, metavar="FIELD", help="Do not compare this field, such as IP.id, TCP.window, "
+    function = click.option("--ignore", multiple=True, metavar="FIELD",
+                            help="Do not compare this field, such as IP.id, TCP.window, "
                             "Ether.src, or time. May be repeated.")(function)  # fmt: skip
-    return click.option("--tolerance", default="0", callback=_tolerance, metavar="TIME", show_default=True,
-                        help="Largest difference between the times of two equal packets, such as 5us.")(function)  # fmt: skip
+    return click.option(
+        "--tolerance",
+        default="0",
+        callback=_tolerance,
+        metavar="TIME",
+        show_default=True,
+        help="Largest difference between the times of two equal packets, such as 5us.",
+    )(function)
 
 
 @click.command(epilog=EPILOG)
@@ -51,8 +61,13 @@ def compare_options(function: Callable[..., Any]) -> Callable[..., Any]:
     type=click.Path(),
     help="Configuration of the network.",
 )
-@click.option("--output", "-o", metavar="OUT.pcapng", type=click.Path(),
-              help="What the NICs transmit; '-' is stdout. NAME.pcap gives classic pcap.")  # fmt: skip
+@click.option(
+    "--output",
+    "-o",
+    metavar="OUT.pcapng",
+    type=click.Path(),
+    help="What the NICs transmit; '-' is stdout. NAME.pcap gives classic pcap.",
+)
 @click.option(
     "--port",
     "ports",
@@ -74,7 +89,8 @@ def compare_options(function: Callable[..., Any]) -> Callable[..., Any]:
     type=click.Path(),
     help="Compare the output with this capture.",
 )
-@click.option("--realtime", "realtime", metavar="SCHEDULE", help="Send in real time into the other NICs' containers. SCHEDULE "
+@click.option("--realtime", "realtime", metavar="SCHEDULE",
+              help="Send in real time into the other NICs' containers. SCHEDULE "
               "is captured, speed=FACTOR, pps=NUMBER, rate=RATE or asap.")  # fmt: skip
 @click.option(
     "--loop",
@@ -84,11 +100,14 @@ def compare_options(function: Callable[..., Any]) -> Callable[..., Any]:
     show_default=True,
     help="With --realtime: send the captures this many times.",
 )
-@click.option("--report", "reports", multiple=True, metavar="FILE.html|.png|.json", type=click.Path(),
+@click.option("--report", "reports", multiple=True, metavar="FILE.html|.png|.json",
+              type=click.Path(),
               help="Write a report. May be repeated.")  # fmt: skip
-@click.option("--split", "way", type=click.Choice(WAYS), default="auto", show_default=True, help="How to find the sender of each "
+@click.option("--split", "way", type=click.Choice(WAYS), default="auto", show_default=True,
+              help="How to find the sender of each "
               "packet of a capture of both directions; auto: where unambiguous.")  # fmt: skip
-@click.option("--side", "side_rules", multiple=True, metavar="NAME=RULE,...", help="NIC NAME sends what comes from this MAC address, "
+@click.option("--side", "side_rules", multiple=True, metavar="NAME=RULE,...",
+              help="NIC NAME sends what comes from this MAC address, "
               "prefix or port; * is the rest.")  # fmt: skip
 @click.option(
     "--rewrite-mac",
@@ -120,7 +139,8 @@ def compare_options(function: Callable[..., Any]) -> Callable[..., Any]:
     callback=_tolerance,
     help="With --realtime: wait before sending.",
 )
-@click.option("--wait", "listeners", multiple=True, metavar="NAME=WHAT", help="With --realtime: wait up to 60 s for a socket of NIC "
+@click.option("--wait", "listeners", multiple=True, metavar="NAME=WHAT",
+              help="With --realtime: wait up to 60 s for a socket of NIC "
               "NAME's container: udp/PORT, tcp/PORT or packet (tcpdump).")  # fmt: skip
 @compare_options
 @json_option
@@ -180,7 +200,8 @@ def replay(
         }
         if unfit := [name for name, value in options.items() if value]:
             raise click.UsageError(
-                f"{unfit[0]} does not go with --each or a directory, which replay each capture on its own"
+                f"{unfit[0]} does not go with --each or a directory, which replay each capture on "
+                "its own"
             )
         _each(config, captures, plan, seed, as_json)
         return
@@ -190,11 +211,13 @@ def replay(
     if realtime is not None:
         if output or expect or drops or reports:
             raise click.UsageError(
-                "--output, --expect, --drops and --report do not go with --realtime; `vnic capture` shows live traffic"
+                "--output, --expect, --drops and --report do not go with --realtime; "
+                "`vnic capture` shows live traffic"
             )
         if side_rules or rewrite is not None or of_nics or way != "auto":
             raise click.UsageError(
-                "--split, --side and --rewrite-... do not go with --realtime; write the result with -o and replay that"
+                "--split, --side and --rewrite-... do not go with --realtime; "
+                "write the result with -o and replay that"
             )
         _realtime(config, inputs, realtime, loops, delay, listeners, as_json)
         return
@@ -429,7 +452,8 @@ def _each(config: Config, paths: tuple[str, ...], plan: Plan, seed: int, as_json
         )
         if any(each["warnings"] for each in results):
             count = sum(bool(each["warnings"]) for each in results)
-            click.echo(f"vnic: warning: {plural(count, 'capture')} lost more than half of the packets; "
+            click.echo(f"vnic: warning: {plural(count, 'capture')} lost more than half of the "
+                       "packets; "
                        "replay one of them alone to see what to do", err=True)  # fmt: skip
     if bad:
         raise click.exceptions.Exit(1)
@@ -497,7 +521,8 @@ def _show(result: dict[str, Any], file: Any) -> None:
         delay = _merged(nic["classes"])
         seconds = result["duration_ns"] / 1e9
         rate = nic["transmitted_bytes"] * 8 / seconds if seconds else None
-        rows.append([nic["name"], nic["received"], nic["transmitted"], about(nic["transmitted_bytes"], "B"),
+        rows.append(
+            [nic["name"], nic["received"], nic["transmitted"], about(nic["transmitted_bytes"], "B"),
                      None if rate is None else about(rate, "bit/s"), *delay])  # fmt: skip
     columns = [
         "NIC",
@@ -509,13 +534,18 @@ def _show(result: dict[str, Any], file: Any) -> None:
         ">p99",
         ">max",
     ]
-    title = f"{plural(result['received'], 'packet')} in {about(result['duration_ns'], 's', base='n')} of virtual time"
+    title = (
+        f"{plural(result['received'], 'packet')} in {about(result['duration_ns'], 's', base='n')} "
+        "of virtual time"
+    )
     print_table(columns, rows, title, file=file)
     if result["dropped"]:
-        print_table(["dropped by", "reason", ">packets"], [[*key.rsplit(": ", 1), count] for key, count in result["dropped"].items()],
+        print_table(["dropped by", "reason", ">packets"],
+                    [[*key.rsplit(": ", 1), count] for key, count in result["dropped"].items()],
                     file=file)  # fmt: skip
     if result["malformed"]:
-        print_table(["malformed at", "reason", ">forwarded"], [[*key.rsplit(": ", 1), count] for key, count in result["malformed"].items()],
+        print_table(["malformed at", "reason", ">forwarded"],
+                    [[*key.rsplit(": ", 1), count] for key, count in result["malformed"].items()],
                     file=file)  # fmt: skip
     click.echo("conserved: " + ("yes" if result["conserved"] else "NO"), file=file)
 
@@ -534,7 +564,8 @@ def _merged(classes: dict[int, dict[str, Any]]) -> list[str | None]:
 @click.command(epilog="Exit status: 0 equal, 1 different, 2 wrong use or no capture.")
 @click.argument("left", metavar="A", type=click.Path())
 @click.argument("right", metavar="B", type=click.Path())
-@click.option("--interface", "pairs", multiple=True, metavar="A=B", help="Compare interface A of the first capture with B of the second. "
+@click.option("--interface", "pairs", multiple=True, metavar="A=B",
+              help="Compare interface A of the first capture with B of the second. "
               "May be repeated.")  # fmt: skip
 @compare_options
 @json_option
@@ -546,12 +577,14 @@ def diff(
     ignore: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Compare two captures, packet by packet and interface by interface: A is what there is, B what is expected.
+    """Compare two captures, packet by packet and interface by interface: A is what there is, B what
+    is expected.
 
-    One of them may be '-', standard input. Where each has packets of one interface only, these two are compared, however they are named.
+    One of them may be '-', standard input. Where each has packets of one interface only, these two
+    are compared, however they are named.
 
-    Says which packets are missing, extra, changed or in another order, how far instants differ, and shows the first that differs, field
-    by field.
+    Says which packets are missing, extra, changed or in another order, how far instants differ, and
+    shows the first that differs, field by field.
 
     \b
     vnic diff out.pcapng golden.pcapng

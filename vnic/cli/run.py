@@ -41,8 +41,8 @@ TERMS = ("received", "generated", "transmitted", "dropped", "held")
 )
 @json_option
 def demo(rate: str, queues: int, seconds: float, spin: str, as_json: bool) -> None:
-    """Create two containers, connect them, and measure TCP in both directions: without a rate limit,
-    then with one that is set while it runs.
+    """Create two containers, connect them, and measure TCP in both directions: without a rate
+    limit, then with one that is set while it runs.
 
     Prints measured and expected throughput, round-trip times, and what became of all packets. Needs
     no root and leaves nothing behind. Without /dev/net/tun it uses veth pairs, and says so.
@@ -70,10 +70,12 @@ def demo(rate: str, queues: int, seconds: float, spin: str, as_json: bool) -> No
     click.echo(f"unshaped      {result['unshaped_gbps']:.2f} Gbit/s of TCP payload")
     click.echo(f"shaped        {result['shaped_mbps']:.3f} Mbit/s of TCP payload at {rate}")
     click.echo(
-        f"expected      {result['expected_mbps']:.3f} Mbit/s, the rate without headers; measured {result['error_percent']:+.3f} %"
+        f"expected      {result['expected_mbps']:.3f} Mbit/s, the rate without headers; "
+        f"measured {result['error_percent']:+.3f} %"
     )
     click.echo(
-        f"round trip    {result['rtt_us']['p50']} us p50, {result['rtt_us']['p99']} us p99 of a UDP datagram and its echo"
+        f"round trip    {result['rtt_us']['p50']} us p50, {result['rtt_us']['p99']} us p99 of a "
+        "UDP datagram and its echo"
     )
     terms = {term: sum(engine[term] for engine in result["conservation"]) for term in TERMS}
     click.echo(
@@ -97,7 +99,8 @@ def demo(rate: str, queues: int, seconds: float, spin: str, as_json: bool) -> No
     help="Run in the background with a log file; return once it is up.",
 )
 @click.option(
-    "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, envvar="VNIC_LOG_FORMAT",
+    "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True,
+    envvar="VNIC_LOG_FORMAT",
     help="Format of the log, one line for each event.",
 )  # fmt: skip
 @click.option(
@@ -117,12 +120,12 @@ def up(
 ) -> None:
     """Run the configuration FILE.yaml (-: standard input) until Ctrl-C, SIGTERM or `vnic down`.
 
-    If any part fails, nothing is started, unless --partial is given. Relative paths and the modules of
-    module:Class are looked for in the directory of the file.
+    If any part fails, nothing is started, unless --partial is given. Relative paths and the modules
+    of module:Class are looked for in the directory of the file.
 
-    A NIC with `netns: PATH` is detached when the namespace at PATH vanishes, and attached again when
-    one appears there; until then `vnic status` lists it as waiting. With --partial it may wait from the
-    start.
+    A NIC with `netns: PATH` is detached when the namespace at PATH vanishes, and attached again
+    when one appears there; until then `vnic status` lists it as waiting. With --partial it may wait
+    from the start.
 
     \b
     vnic up net.yaml                  in the foreground

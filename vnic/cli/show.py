@@ -47,7 +47,8 @@ def _guarantee(group: dict[str, Any]) -> str | None:
     from dataplane.units import format_time
 
     runtime, period = (format_time(group["guarantee"][key]) for key in ("runtime_ns", "period_ns"))
-    return f"{runtime} of {period} ({', '.join(sorted({thread['scheduling'] for thread in group['threads']})) or 'none yet'})"
+    classes = sorted({thread["scheduling"] for thread in group["threads"]})
+    return f"{runtime} of {period} ({', '.join(classes) or 'none yet'})"
 
 
 def _cgroups(groups: list[dict[str, Any]]) -> list[list[Any]]:
@@ -79,8 +80,8 @@ def status(instance: str, as_json: bool) -> None:
 
     \b
     Engines: packets that came in and went out, were dropped, or are inside now (held); CPU time;
-    turns longer than the group's budget (overruns); the thread that runs the engine. Packets are
-    counted as the kernel does: a GSO frame is one.
+    iterations longer than the group's budget (overruns); the thread that runs the engine. Packets
+    are counted as the kernel does: a GSO frame is one.
     NICs: egress and ingress are the limits of what leaves and enters the container, each with the
     bytes that may wait for it: the queue's time at the rate.
 
@@ -101,11 +102,13 @@ def status(instance: str, as_json: bool) -> None:
     supervisor = found.get("supervisor") or {}
     if supervisor.get("version", found.get("version")) != found.get("version"):
         click.echo(
-            f"the worker is vnic {found['version']}; supervisor and namespace agent remain {supervisor['version']} until `vnic down`"
+            f"the worker is vnic {found['version']}; "
+            f"supervisor and namespace agent remain {supervisor['version']} until `vnic down`"
         )
     if supervisor.get("restarts"):
         click.echo(
-            f"the worker was replaced {plural(supervisor['restarts'], 'time')}; the last one: {supervisor['last']}"
+            f"the worker was replaced {plural(supervisor['restarts'], 'time')}; the last one: "
+            f"{supervisor['last']}"
         )
     for waiting in found.get("waiting", []):
         click.echo(f"WAITING: nic {waiting['name']}: {waiting['why']}")
@@ -121,10 +124,13 @@ def status(instance: str, as_json: bool) -> None:
     )
     if found["engines"]:  # a client that is not the owner gets none
         print_table(
-            ["engine", ">received", ">transmitted", ">dropped", ">held", ">CPU s", ">overruns", "group", "thread"],
+            ["engine", ">received", ">transmitted", ">dropped", ">held", ">CPU s", ">overruns",
+             "group", "thread"],
             [
-                [each["name"], each.get("received"), each.get("transmitted"), each.get("dropped"), each.get("held"),
-                 f"{each.get('cpu_ns', 0) / 1e9:.2f}", each.get("overruns"), each.get("group"), each.get("thread")]
+                [each["name"], each.get("received"), each.get("transmitted"), each.get("dropped"),
+                 each.get("held"),
+                 f"{each.get('cpu_ns', 0) / 1e9:.2f}", each.get("overruns"), each.get("group"),
+                 each.get("thread")]
                 for each in found["engines"]
             ],
         )  # fmt: skip
@@ -152,9 +158,11 @@ def status(instance: str, as_json: bool) -> None:
         )
         owned = ["owner"] if any(nic.get("owner") is not None for nic in found["nics"]) else []
         print_table(
-            ["NIC", "interface", "container", "MAC", ">MTU", ">queues", "link", ">egress", ">ingress", "engine", *switches, *owned],
+            ["NIC", "interface", "container", "MAC", ">MTU", ">queues", "link", ">egress",
+             ">ingress", "engine", *switches, *owned],
             [
-                [nic["name"], nic.get("interface"), _container(nic), nic.get("mac"), nic.get("mtu"), nic.get("queues"),
+                [nic["name"], nic.get("interface"), _container(nic), nic.get("mac"), nic.get("mtu"),
+                 nic.get("queues"),
                  nic.get("link"), _limit(nic, "egress"), _limit(nic, "ingress"), nic["engine"],
                  *([nic.get("on")] if switches else []), *([nic.get("owner")] if owned else [])]
                 for nic in found["nics"]
@@ -207,16 +215,20 @@ def _link_row(link: dict[str, Any]) -> list[Any]:
 @instance_option
 @json_option
 def stats(name: str | None, watch: str | None, instance: str, as_json: bool) -> None:
-    """Show counters of each queue and of each element, with drops by reason; of the NIC called NAME only, if given.
+    """Show counters of each queue and of each element, with drops by reason; of the NIC called NAME
+    only, if given.
 
     \b
     rx, tx        what the container sent; what it received
-    packets       as the kernel counts, like `ip -s link`: a GSO frame (TSO, USO) of many segments is one
-                  packet, and its bytes have the headers once
-    wire packets  after segmentation: every segment with its headers, as on a wire. Rates limit wire bytes.
-    held          packets inside an element now; a source's packets are those that it took from its port
-    counters      the element's own. Shaper: passed (did not wait), delayed, split (GSO frames cut); queue: wire
-                  bytes that wait, and the limit; delay of a packet in the queue, mean and longest so far
+    packets       as the kernel counts, like `ip -s link`: a GSO frame (TSO, USO) of many segments
+                  is one packet, and its bytes have the headers once
+    wire packets  after segmentation: every segment with its headers, as on a wire. Rates limit wire
+                  bytes.
+    held          packets inside an element now; a source's packets are those that it took from its
+                  port
+    counters      the element's own. Shaper: passed (did not wait), delayed, split (GSO frames cut);
+                  queue: wire bytes that wait, and the limit; delay of a packet in the queue, mean
+                  and longest so far
 
     With --json: {time, nics, engines}, with --watch one such object a line. Keys ending in _ns are
     nanoseconds.
@@ -256,8 +268,9 @@ def stats(name: str | None, watch: str | None, instance: str, as_json: bool) -> 
 @instance_option
 @json_option
 def monitor(instance: str, as_json: bool) -> None:
-    """Show events as they occur, until Ctrl-C: NICs attached and detached, changes of rates and links, captures, engines that move to
-    another thread or exceed their budget, the first of a series of drops, workers replaced.
+    """Show events as they occur, until Ctrl-C: NICs attached and detached, changes of rates and
+    links, captures, engines that move to another thread or exceed their budget, the first of a
+    series of drops, workers replaced.
 
     \b
     vnic monitor
@@ -301,7 +314,8 @@ def _show_stats(found: dict[str, Any]) -> None:
         print_table([">queue", "", *columns], rows, title=nic["name"])
         if drops := nic.get("queue_drops"):
             click.echo(
-                f"{nic['name']}: the container sent {plural(drops, 'packet')} that its queues had no room for"
+                f"{nic['name']}: "
+                f"the container sent {plural(drops, 'packet')} that its queues had no room for"
             )
     for engine in found["engines"]:
         rows = []
@@ -347,7 +361,8 @@ def _counters(element: dict[str, Any]) -> list[str]:
             found.append(f"queue {waiting} of {limit} bytes")
         if longest_ns:
             found.append(
-                f"delay mean {total_ns / max(packets, 1) / 1e6:.3f} ms, max {longest_ns / 1e6:.3f} ms"
+                f"delay mean {total_ns / max(packets, 1) / 1e6:.3f} ms, max {longest_ns / 1e6:.3f} "
+                f"ms"
             )
     found = [f"{key} {value}" for key, value in counters.items() if value] + found
     return found + ([f"hits {' '.join(map(str, element['hits']))}"] if element.get("hits") else [])
@@ -360,7 +375,8 @@ def metrics(instance: str, as_json: bool) -> None:
     """Show counters, gauges and accounts in Prometheus' text format. They are the numbers of
     `vnic stats --json`, in seconds, bytes and packets.
 
-    A running vnic serves the same over HTTP where its configuration says: metrics: {listen: "127.0.0.1:9464"}.
+    A running vnic serves the same over HTTP where its configuration says: metrics: {listen:
+    "127.0.0.1:9464"}.
 
     \b
     vnic metrics
@@ -388,7 +404,8 @@ def metrics(instance: str, as_json: bool) -> None:
 )
 @instance_option
 def graph(elements: bool, style: str, output: str | None, instance: str) -> None:
-    """Show the network: switches, the NICs on them and the links between them, with what packets pass.
+    """Show the network: switches, the NICs on them and the links between them, with what packets
+    pass.
 
     \b
     vnic graph

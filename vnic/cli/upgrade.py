@@ -20,11 +20,12 @@ from vnic.cli.common import connect, instance_option, json_option, print_json, p
 def upgrade(python: str | None, instance: str, as_json: bool) -> None:
     """Replace the running program by the version that is installed now, while packets flow.
 
-    A second worker is prepared beside the running one. Then each engine stops for some milliseconds and continues in the new worker with
-    its state and packets. Containers keep interfaces and connections. If anything fails, the old worker continues.
+    A second worker is prepared beside the running one. Then each engine stops for some milliseconds
+    and continues in the new worker with its state and packets. Containers keep interfaces and
+    connections. If anything fails, the old worker continues.
 
-    Packets count as lost if the queues of an interface or an engine had no room for them between the first engine's stop and the last
-    engine's start, by the counters of kernel and engines.
+    Packets count as lost if the queues of an interface or an engine had no room for them between
+    the first engine's stop and the last engine's start, by the counters of kernel and engines.
 
     The supervisor and its namespace agent, two small processes, are not replaced before `vnic down`.
 

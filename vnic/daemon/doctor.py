@@ -134,7 +134,10 @@ def _compiled() -> Finding:
         stub for package in COMPILED_PACKAGES for stub in (root / package).rglob("*.pyi")
     )
     names = [".".join(stub.relative_to(root).with_suffix("").parts) for stub in stubs]
-    remedy = "install vnic again, from a wheel for this Python and machine, or from the source with a C compiler"
+    remedy = (
+        "install vnic again, from a wheel for this Python and machine, "
+        "or from the source with a C compiler"
+    )
     for name in names:
         try:
             importlib.import_module(name)
@@ -190,9 +193,15 @@ def _user_namespaces(trial: dict[str, str | None]) -> Finding:
     elif _read("/proc/sys/kernel/unprivileged_userns_clone") == "0":
         remedy = "sudo sysctl kernel.unprivileged_userns_clone=1"
     elif _read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1":
-        remedy = "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0, or give vnic an AppArmor profile with userns"
+        remedy = (
+            "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0, "
+            "or give vnic an AppArmor profile with userns"
+        )
     elif os.path.exists("/.dockerenv") or os.path.exists("/run/.containerenv"):
-        remedy = "this is a container whose seccomp profile forbids them: --security-opt seccomp=unconfined, or run as root"
+        remedy = (
+            "this is a container whose seccomp profile forbids them: "
+            "--security-opt seccomp=unconfined, or run as root"
+        )
     return Finding("user namespaces", False, needed, f"cannot be made: {problem}", remedy)
 
 
@@ -297,7 +306,10 @@ def _cpus() -> list[Finding]:
     words = _read("/sys/fs/cgroup/cpu.max").split()
     if len(words) == 2 and words[0].isdecimal() and words[1].isdecimal():
         share = int(words[0]) / int(words[1])
-        remedy = "the limit stops an engine for milliseconds at a time, which shaping and latency will show: raise it"
+        remedy = (
+            "the limit stops an engine for milliseconds at a time, "
+            "which shaping and latency will show: raise it"
+        )
         findings.append(
             Finding("CPU limit", share >= usable, False, f"{share:g} CPUs by its cgroup", remedy)
         )
@@ -314,7 +326,10 @@ def _guarantee() -> Finding:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=TRIAL_S, cwd=root
     )
     found = done.stdout.strip()
-    remedy = "engines get no guarantee and keep to their budget by themselves; for more: CAP_SYS_NICE, or ulimit -r 1"
+    remedy = (
+        "engines get no guarantee and keep to their budget by themselves; for more: "
+        "CAP_SYS_NICE, or ulimit -r 1"
+    )
     return Finding(
         "CPU guarantee",
         found in ("deadline", "rr"),
@@ -343,7 +358,10 @@ def _cgroups() -> Finding:
         if os.access(each.own, os.W_OK | os.X_OK)
         and os.access(os.path.join(each.own, gates[each.version]), os.W_OK)
     ]
-    remedy = "engines are charged by vnic accounts all the same; for the kernel's charges, have a cgroup delegated to this user"
+    remedy = (
+        "engines are charged by vnic accounts all the same; "
+        "for the kernel's charges, have a cgroup delegated to this user"
+    )
     if not useful:
         return Finding(
             "cgroups",
@@ -367,7 +385,10 @@ def _cgroups() -> Finding:
 def _timer_slack() -> Finding:
     text = _read("/proc/self/timerslack_ns")
     slack_ns = int(text) if text.isdecimal() else 50_000
-    remedy = "a sleeping engine wakes that late: set a spin time, or start vnic from a shell with the default slack"
+    remedy = (
+        "a sleeping engine wakes that late: "
+        "set a spin time, or start vnic from a shell with the default slack"
+    )
     return Finding("timer slack", slack_ns <= 50_000, False, f"{slack_ns / 1000:g} us", remedy)
 
 

@@ -64,10 +64,13 @@ def instance_lock(instance: str) -> Iterator[None]:
         except OSError:
             pid = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "?"
             os.close(descriptor)
-            message = f"instance {instance} runs already (pid {pid}); stop it with 'vnic down' or choose --instance"
+            message = (
+                f"instance {instance} runs already (pid {pid}); "
+                "stop it with 'vnic down' or choose --instance"
+            )
             raise ConfigError(message) from None
-        # The previous holder may have removed the file between our open and our lock: then our lock
-        # is on a file without a name.
+        # The previous holder may have removed the file between open and lock: then the lock is on a
+        # file without a name.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 break
@@ -101,11 +104,11 @@ def listening(instance: str) -> Iterator[socket.socket]:
             os.unlink(path)
 
 
-def turn_away(listener: socket.socket, why: str, why_for_others: str) -> bool:
-    """Answers each waiting client with an error: `why` for the instance's owner and root,
-    `why_for_others` for other users. Nothing that clients send is read. At most as many as the
-    backlog holds per call, so that clients that reconnect cannot keep the caller here. Returns
-    False where no file can be opened."""
+def refuse_clients(listener: socket.socket, why: str, why_for_others: str) -> bool:
+    """Replies to each waiting client with an error: `why` for the instance's owner and root,
+    `why_for_others` for other users. Reads nothing from clients. Accepts at most BACKLOG clients
+    per call, so that clients that reconnect cannot block the caller. Returns False where no file
+    can be opened."""
     for _ in range(BACKLOG):
         try:
             client, _ = listener.accept()
@@ -132,9 +135,9 @@ def turn_away(listener: socket.socket, why: str, why_for_others: str) -> bool:
 
 
 @contextmanager
-def signals_only_ask() -> Iterator[None]:
-    """Blocks signals outside the supervisor's loop, which handles them as requests to stop, so that
-    no operation is interrupted."""
+def signals_deferred() -> Iterator[None]:
+    """Blocks SIGNALS except in the supervisor's loop, which handles them as requests to stop, so
+    that no operation is interrupted."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -148,8 +151,8 @@ def signals_only_ask() -> Iterator[None]:
 
 
 def hangup_ends() -> bool:
-    """Whether SIGHUP asks this process to end: it has a terminal that can hang up, and SIGHUP was
-    not ignored when it started."""
+    """Whether SIGHUP is a request to end: this process has a terminal that can hang up, and SIGHUP
+    was not ignored when it started."""
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup(1)
         return False
     try:

@@ -1,14 +1,15 @@
 """The first module of a worker's process: `main` of `python -P -c '...' CALLS EVENTS LISTENER
 SUPERVISOR ROLE`.
 
-A successor starts beside a worker whose engines need the CPUs, so it loads asyncio and compiled
-modules on otherwise idle CPU time, and later builds its graph in short steps (dataplane.engine.pace). This
-module itself imports very little, since that competes with the engines.
+A successor starts while another worker's engines need the CPUs, so it loads asyncio and compiled
+modules on otherwise idle CPU time, and later builds its graph in short steps
+(dataplane.engine.pace). This module itself imports very little, since that competes with the
+engines.
 """
 
 import os
 import sys
-import threading  # here, since it takes the thread that imports it for the main thread
+import threading  # here, since it treats the thread that imports it as the main thread
 import time
 
 # With SCHED_IDLE, a shorter pause is enough: any other thread that wakes up gets the CPU at once.
@@ -19,10 +20,12 @@ WATCH_S, IDLE_LEAST = 0.2, 0.05
 STARVED_NS = 200_000_000
 
 # A worker's modules, in an order in which each takes at most 15 ms of CPU time.
-MODULES = ("re", "traceback", "logging", "concurrent.futures", "socket", "ssl", "inspect", "asyncio.events",
-           "asyncio.base_events", "asyncio", "msgspec", "dataplane.graph.handlers", "dataplane.graph.element",
-           "dataplane.groups.group", "vnic.config.convert", "vnic.modules.chain", "vnic.modules.devices",
-           "vnic.modules.network", "vnic.runtime.runtime", "vnic.daemon.upgrade", "vnic.daemon.worker")  # fmt: skip
+MODULES = ("re", "traceback", "logging", "concurrent.futures", "socket", "ssl", "inspect",
+           "asyncio.events", "asyncio.base_events", "asyncio", "msgspec",
+           "dataplane.graph.handlers", "dataplane.graph.element", "dataplane.groups.group",
+           "vnic.config.convert", "vnic.modules.chain", "vnic.modules.devices",
+           "vnic.modules.network", "vnic.runtime.runtime", "vnic.daemon.upgrade",
+           "vnic.daemon.worker")  # fmt: skip
 
 
 def idle_share() -> float:
@@ -41,13 +44,13 @@ def idle_share() -> float:
 
 
 def load() -> None:
-    """Loads a worker's modules beside running engines.
+    """Loads a worker's modules while another worker's engines run.
 
-    Most of them on a thread with SCHED_IDLE. A normal thread, even in short steps, makes its CPU
-    look busy, so that the kernel leaves an engine and the receiver that it wakes on the other CPU:
-    at 100,000 packets/s on two CPUs that lost two to nine times as many packets, in three runs. A
-    thread cannot leave SCHED_IDLE without a privilege, so it ends, early if it gets too little CPU
-    time; the main thread loads the rest.
+    Most modules are loaded by a thread with SCHED_IDLE. A normal thread, even in short steps, makes
+    its CPU look busy, so that the kernel leaves an engine and the receiver that it wakes on the
+    other CPU: at 100,000 packets/s on two CPUs that lost two to nine times as many packets, in
+    three runs. A thread cannot leave SCHED_IDLE without a privilege, so it ends after the last
+    module, or early if it gets too little CPU time; the main thread loads the rest.
     """
     from dataplane.engine.pace import PAUSE_NS, STEP_NS, Pace
 

@@ -11,7 +11,7 @@ VARIABLE = "NOTIFY_SOCKET"
 
 
 class ServiceManager:
-    """The service manager that started this process; where there is none, nothing is sent."""
+    """The service manager that started this process. Without one, nothing is sent."""
 
     def __init__(self) -> None:
         """Removes the variable from the environment, so that children do not notify."""
@@ -41,5 +41,5 @@ class ServiceManager:
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock,
             suppress(OSError),
         ):
-            sock.setblocking(False)  # a manager that does not read must not hold the supervisor
+            sock.setblocking(False)  # a manager that does not read must not block the supervisor
             sock.sendto(text.encode(), address)

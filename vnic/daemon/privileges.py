@@ -19,12 +19,12 @@ get no more. Capabilities are dropped in the child before exec: the program, whi
 that an upgrade names, never has more than a worker's.
 
 Use of the capabilities: CAP_SYS_PTRACE opens /proc/PID/ns of other users' processes, CAP_SYS_ADMIN
-enters these namespaces, CAP_NET_ADMIN creates interfaces there, CAP_NET_RAW opens the packet sockets
-of NICs of kind veth and packet, CAP_SETPCAP lowers a child's
-bounding set, CAP_SYS_NICE lets the kernel enforce a guarantee of CPU time and, in the supervisor,
-gives the running worker priority over one that loads (WorkerProcess.prefer). Without
-CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, file permissions hold for root, too: it must be permitted
-to read the program and the files that the configuration names.
+enters these namespaces, CAP_NET_ADMIN creates interfaces there, CAP_NET_RAW opens the packet
+sockets of NICs of kind veth and packet, CAP_SETPCAP lowers a child's bounding set, CAP_SYS_NICE
+lets the kernel enforce a guarantee of CPU time and, in the supervisor, gives the running worker
+priority over one that loads (WorkerProcess.prefer). Without CAP_DAC_OVERRIDE and
+CAP_DAC_READ_SEARCH, file permissions hold for root, too: it must be permitted to read the program
+and the files that the configuration names.
 
 Packets, clients and users' elements reach only the worker. So the agent creates interfaces, the
 supervisor provides descriptors and memory, and these two communicate only with each other and with
@@ -32,12 +32,12 @@ the worker, whose messages are checked (keeper.py).
 
 Requests of a worker to the supervisor. An attacker who controls the worker can make the requests of
 an attach: a TAP in the network namespace of any process or path on the machine, with any addresses
-and routes, or packet sockets at an interface there; so it can change the networks of containers that
-have no NIC here, and read and send their frames. It cannot change or read the network of the host:
-the supervisor rejects an interface in its own network namespace, unless the
-configuration at the instance's start allows that (`host_interfaces: true`, or a NIC of the file in
-that namespace; the worker cannot change this). The supervisor rejects all requests of a successor
-that has not taken over yet.
+and routes, or packet sockets at an interface there; so it can change the networks of containers
+that have no NIC here, and read and send their frames. It cannot change or read the network of the
+host: the supervisor rejects an interface in its own network namespace, unless the configuration at
+the instance's start allows that (`host_interfaces: true`, or a NIC of the file in that namespace;
+the worker cannot change this). The supervisor rejects all requests of a successor that has not
+taken over yet.
 
 Remaining risk. Root's worker has no capabilities, but its user id is 0, and root owns most of a
 machine's files and settings: an attacker who controls the worker can read and write those, and so

@@ -1,9 +1,11 @@
-"""The supervisor: the small process of an instance that stores what must survive, and keeps a worker running.
+"""The supervisor: the small process of an instance that stores its persistent resources and
+restarts its worker.
 
-It holds the instance's lock, its listening control socket, and what keeper.py lists; it owns the namespace
-agent; it starts the worker and watches it. A worker that ends is replaced: at once, then after pauses that
-double up to PAUSE_MOST_S while workers keep ending. If the supervisor itself ends, the kernel ends worker and
-agent with it. It has one thread, and imports neither numpy nor compiled modules of vnic.
+It holds the instance's lock, its listening control socket, and the items listed in keeper.py, and
+starts the namespace agent and the worker. A worker that ends is replaced: at once, then after
+pauses that double up to PAUSE_MOST_S while workers keep ending. If the supervisor itself ends, the
+kernel ends worker and agent. It has one thread, and imports neither numpy nor compiled modules of
+vnic.
 
     vnic up = supervisor --calls, events--> worker (vnic.daemon.worker)
                    `------------------> agent (vnic.device.agent)
@@ -34,8 +36,8 @@ from vnic.daemon.instance import (
     instance_lock,
     listening,
     log_path,
-    signals_only_ask,
-    turn_away,
+    refuse_clients,
+    signals_deferred,
     wakeups,
 )
 from vnic.daemon.notify import ServiceManager
@@ -48,21 +50,21 @@ from vnic.device.tap import Tap, TapRequest
 from vnic.store import keeper
 
 PAUSE_FIRST_S, PAUSE_MOST_S = 0.1, 10.0
-PAUSE_TOLD_S = 1.0  # clients wait during a shorter pause, and get the reason during a longer one
-WELL_S = 3.0  # after a worker that served so long, the pauses begin at 0 again
+PAUSE_TOLD_S = 1.0  # clients wait during a shorter pause, and get an error during a longer one
+WELL_S = 3.0  # after a worker that ran this long, pauses begin at 0 again
 START_TIMEOUT_S = 120.0  # a thousand NICs take 10 s on two busy CPUs
 STOP_TIMEOUT_S = 30.0
 PING_S = 2.0  # between two Pings
-MESSAGES_MOST = 1024  # taken from a worker before the other one's
-# without a Pong, until it is logged; the worker may only be slow, so it is not ended
+MESSAGES_MOST = 1024  # messages from one worker before those from the other
+# time without a Pong until it is logged; the worker may only be slow, so it is not killed
 SILENT_S = 5.0
-SILENT_STOP_S = 5.0  # for a worker to stop that had not answered before
+SILENT_STOP_S = 5.0  # time limit to stop for a worker that did not answer before
 
 log = Log("vnic")
 
 
 class Supervisor:
-    """Runs an instance; `run` returns at its end. module: the worker's."""
+    """Runs an instance until its end. module: the worker's main module."""
 
     def __init__(
         self,
@@ -76,30 +78,29 @@ class Supervisor:
         self.instance, self._listener, self._agent, self._module = instance, listener, agent, module
         self._host_interfaces = host_interfaces
         self._log = log_path(instance)
-        self._python = ""  # of the last upgrade, and so of the next worker, also after a crash
-        self._python_before: str | None = (
-            None  # until a worker of that Python has come up outside an upgrade
-        )
+        self._python = ""  # interpreter of the next worker: the last upgrade's, also after a crash
+        # the interpreter before the last upgrade, until the new one has started a worker by itself
+        self._python_before: str | None = None
         self.store = keeper.Store()
         self.worker: WorkerProcess | None = None
         self.successor: WorkerProcess | None = None
-        self._leaving: WorkerProcess | None = None  # has handed over, and ends
+        self._leaving: WorkerProcess | None = None  # has handed over and is ending
         self._ping_at_s = 0.0
         self.restarts = 0
         self.last = ""  # why the last worker ended
         self._pause_s = 0.0
-        self._start_at_s: float | None = None  # of the next worker, after a pause
+        self._start_at_s: float | None = None  # when to start the next worker
         self._died_s = 0.0  # when the last worker ended
-        self._turns_away = False  # a pause is long: clients get the reason instead of waiting
+        self._refusing = False  # during a long pause, clients get an error instead of waiting
         self._asked_to_stop_s: float | None = None
         self._announce = True  # `ready` has not been called yet
         self._manager = ServiceManager()
         self._hangup_ends = hangup_ends()
 
-    # -- workers -----------------------------------------------------------------------------------------------------------
+    # -- workers -----------------------------------------------------------------------------------
 
     def start_worker(self, role: str, python: str = "") -> WorkerProcess:
-        """Starts a worker and sends it everything that is stored. Raises OSError."""
+        """Starts a worker and sends it all stored items. Raises OSError."""
         capabilities = privileges.worker(guaranteed=keeper.GUARANTEED in self.store)
         worker = WorkerProcess(
             python or self._python, self._module, self._listener, role, capabilities, self.store
@@ -119,8 +120,8 @@ class Supervisor:
         return worker
 
     def run(self, config: bytes, ready: Callable[[int], None]) -> None:
-        """Runs the instance until a signal, or a client's Shutdown. Calls `ready` with the worker's pid when
-        everything is up for the first time. Raises ConfigError, VnicError where it does not come up."""
+        """Runs the instance until a signal or a client's Shutdown. Calls `ready` with the worker's
+        pid once the first worker is up. Raises ConfigError, VnicError if it cannot be started."""
         self.store.put("config", [keeper.write_document(config)])
         with wakeups() as woken:
             try:
@@ -149,10 +150,8 @@ class Supervisor:
             if self._start_at_s is not None and time.monotonic() >= self._start_at_s:
                 try:
                     self.worker = self.start_worker("crash")
-                    self._start_at_s, self._turns_away = None, False
-                except (
-                    OSError
-                ) as error:  # no memory, perhaps, just after the last worker was killed for that
+                    self._start_at_s, self._refusing = None, False
+                except OSError as error:  # such as ENOMEM, after the OOM killer ended the last one
                     self._pause(f"it cannot be started: {error.strerror}")
             return False
         if worker.ready and self._announce:
@@ -165,7 +164,7 @@ class Supervisor:
             return False
         successor = self.successor
         if successor is not None and successor.took_over_s is not None:
-            # A worker that works sends HandedOver within seconds.
+            # a healthy worker sends HandedOver within seconds
             if time.monotonic() - successor.took_over_s > STOP_TIMEOUT_S:
                 log.warning(
                     "worker killed", pid=worker.pid, why="it did not say that it handed over"
@@ -178,7 +177,7 @@ class Supervisor:
         return False
 
     def _reap_leaving(self) -> None:
-        """Closes the worker that has handed over once it has ended, which takes milliseconds."""
+        """Closes the worker that has handed over, once it has ended, which takes milliseconds."""
         if (leaving := self._leaving) is None:
             return
         if (
@@ -191,10 +190,10 @@ class Supervisor:
                 self.worker.prefer(False)
 
     def _ping(self, worker: WorkerProcess) -> None:
-        """Sends a Ping every PING_S, and logs once that there is no Pong. A worker that is only slow is not
-        ended; clients that connect get an error, and `vnic down` does not wait for it."""
+        """Sends a Ping every PING_S, and logs once that there is no Pong. The worker may only be
+        slow, so it is not killed; clients get an error, and `vnic down` does not wait for it."""
         now_s = time.monotonic()
-        # During a hand-over and while it stops, a worker may not answer; both have time limits of their own.
+        # a worker may not answer while it hands over or stops; both have their own time limits
         if not worker.ready or self.successor is not None or self._asked_to_stop_s is not None:
             return
         if worker.asked_s is None:
@@ -208,7 +207,7 @@ class Supervisor:
             )
 
     def _over(self, worker: WorkerProcess) -> bool:
-        """Whether a worker has ended; kills one that takes too long to come up or to stop."""
+        """Whether a worker has ended; kills one that takes too long to start or to stop."""
         age_s = time.monotonic() - worker.began_s
         if worker.process.poll() is not None:
             self._receive(worker)  # its last messages
@@ -224,12 +223,12 @@ class Supervisor:
         return False
 
     def _replace(self, worker: WorkerProcess) -> bool:
-        """After the worker's end: its successor goes on, or the next worker starts after a pause. Returns True when
-        the instance has ended."""
+        """After the worker's end: its successor continues, or the next worker starts after a pause.
+        Returns True when the instance has ended."""
         if self.successor is not None:
             self._receive(self.successor)
             took_over = self.successor is not None and self.successor.took_over_s is not None
-            if took_over and worker.failure is None:  # a failure: engines are on both sides
+            if took_over and worker.failure is None:  # else both workers have engines
                 self._succeed()
                 return False
         why, served_s, stopped = (
@@ -240,9 +239,7 @@ class Supervisor:
         failure, was_ready = worker.failure, worker.ready
         worker.close()
         self.worker = None
-        if (
-            self.successor is not None
-        ):  # joined to the worker that has ended: engines may be on both sides
+        if self.successor is not None:  # both workers may have engines
             self._close_successor()
             self._manager.ready(f"upgrade failed: the worker ended: {why}")
         if not was_ready:
@@ -250,7 +247,7 @@ class Supervisor:
         if stopped or self._asked_to_stop_s is not None:
             self._asked_to_stop_s = self._asked_to_stop_s or time.monotonic()
             return True
-        if self._announce:  # it never came up
+        if self._announce:  # no worker has come up yet
             if failure is not None:
                 raise (ConfigError if failure.config else VnicError)(failure.error)
             raise VnicError(f"the worker ended while it came up: {why}")
@@ -258,15 +255,16 @@ class Supervisor:
         return False
 
     def _swap_pythons(self) -> None:
-        """After a worker that has not come up. Until one of the last upgrade's Python has come up by itself, the
-        next worker is of the Python before; and if that one cannot read what is stored, of the other again."""
+        """Selects the next worker's interpreter after one failed to start: alternately the last
+        upgrade's and the one before, whose version may be unable to read the stored items, until
+        a worker has started outside an upgrade."""
         if self._python_before is not None:
             self._python, self._python_before = self._python_before, self._python
             log.error("next worker is of another Python", python=self._python or sys.executable)
 
     def _pause(self, why: str, *, well: bool = False, pid: int | None = None) -> None:
-        """After a worker's end or failed start: logs why, and sets when the next one starts. well: it had served
-        for WELL_S."""
+        """After a worker's end or failed start: logs the reason and schedules the next start. well:
+        the worker had run for WELL_S."""
         self.restarts += 1
         self.last = why
         self._pause_s = 0.0 if well else min(max(2 * self._pause_s, PAUSE_FIRST_S), PAUSE_MOST_S)
@@ -274,12 +272,12 @@ class Supervisor:
             self._pause_s = 0.0
         self._died_s = time.monotonic()
         self._start_at_s = self._died_s + self._pause_s
-        self._turns_away = self._pause_s >= PAUSE_TOLD_S
+        self._refusing = self._pause_s >= PAUSE_TOLD_S
         log.error("worker ended", pid=pid, why=why, restarts=self.restarts, next_in_s=self._pause_s)
         self._manager.status(f"worker ended: {why}; the next one starts in {self._pause_s:g} s")
 
     def _close_successor(self) -> None:
-        """Ends the successor; the worker, where there still is one, is no longer preferred."""
+        """Ends the successor, and the preference of the worker if there is one."""
         assert self.successor is not None
         self.successor.close()
         self.successor = None
@@ -305,11 +303,11 @@ class Supervisor:
                 self._close_successor()
             self._tell_worker(keeper.Quit())
 
-    # -- messages ----------------------------------------------------------------------------------------------------------
+    # -- messages ----------------------------------------------------------------------------------
 
     def _wait(self, woken: socket.socket) -> None:
         """Waits for a message, a worker's end, a signal, or the end of a pause."""
-        with selectors.PollSelector() as selector:  # needs no descriptor: none may be left
+        with selectors.PollSelector() as selector:  # needs no descriptor: all may be in use
             selector.register(woken, selectors.EVENT_READ)
             for worker in filter(None, (self.worker, self.successor)):
                 selector.register(worker.pidfd, selectors.EVENT_READ)
@@ -321,7 +319,7 @@ class Supervisor:
                     selector.register(worker.calls, selectors.EVENT_READ)
             if self._leaving is not None:
                 selector.register(self._leaving.pidfd, selectors.EVENT_READ)
-            if self._turns_away or self._worker_is_silent:
+            if self._refusing or self._worker_is_silent:
                 selector.register(self._listener, selectors.EVENT_READ)
             timeout_s = (
                 1.0 if self._start_at_s is None else max(0.0, self._start_at_s - time.monotonic())
@@ -332,21 +330,22 @@ class Supervisor:
             for number in set(woken.recv(64)):
                 if number == signal.SIGHUP and not self._hangup_ends:
                     log.info(
-                        "SIGHUP ignored: 'vnic upgrade' replaces the program, commands change the configuration"
+                        "SIGHUP ignored: 'vnic upgrade' replaces the program, "
+                        "commands change the configuration"
                     )
                 else:
                     self.stop()
         for worker in filter(None, (self.worker, self.successor)):
             self._receive(worker)
             worker.send_on()
-        if self._turns_away:
+        if self._refusing:
             self._refuse_clients()
         elif self._worker_is_silent:
             self._refuse_for_silence()
 
     def _answers(self, worker: WorkerProcess) -> bool:
-        """Whether calls of a worker are taken. A successor that is joined to the worker may have taken over, and
-        TookOver may not have been read yet: until then its calls wait."""
+        """Whether to process a worker's calls. Those of a successor that is joined to the worker
+        wait until its TookOver was read."""
         return worker is not self.successor or not worker.joined
 
     @property
@@ -354,41 +353,44 @@ class Supervisor:
         return self.worker is not None and self.worker.silent and self.successor is None
 
     def _refuse_for_silence(self) -> None:
-        """Tells the clients that connect that the worker does not answer."""
+        """Refuses clients because the worker does not answer."""
         assert self.worker is not None
         why = (
-            f"instance {self.instance}: its worker (pid {self.worker.pid}) stands still, and has not answered for "
-            f"{time.monotonic() - (self.worker.asked_s or 0.0):.0f} s; end the instance with 'vnic down', or kill the worker, "
+            f"instance {self.instance}: its worker (pid {self.worker.pid}) stands still, "
+            f"and has not answered for {time.monotonic() - (self.worker.asked_s or 0.0):.0f} s; "
+            "end the instance with 'vnic down', or kill the worker, "
             "which another one replaces then"
         )
-        if not turn_away(
+        if not refuse_clients(
             self._listener,
             why,
             f"instance {self.instance}: does not work at the moment; try again later",
         ):
-            self.worker.silent = False  # no file can be opened: tried again after the next Ping
+            self.worker.silent = False  # no file can be opened: try again after the next Ping
             self.worker.asked_s = None
 
     def _refuse_clients(self) -> None:
-        """Tells the clients that connect why there is no worker."""
+        """Refuses clients because there is no worker."""
         now_s = time.monotonic()
         why = (
-            f"instance {self.instance}: its worker died {self.restarts} times, last {now_s - self._died_s:.0f} s ago ({self.last}); "
+            f"instance {self.instance}: its worker died {self.restarts} times, "
+            f"last {now_s - self._died_s:.0f} s ago ({self.last}); "
             f"next try in {max(0.0, self._died_s + self._pause_s - now_s):.0f} s"
         )
-        # Where no file can be opened, clients wait for the end of the pause: the loop would spin otherwise.
-        self._turns_away = turn_away(
+        # Where no file can be opened, clients wait for the end of the pause, or this loop would
+        # spin.
+        self._refusing = refuse_clients(
             self._listener,
             why,
             f"instance {self.instance}: does not work at the moment; try again later",
         )
 
     def _receive(self, worker: WorkerProcess) -> None:
-        """Handles every message that waits. A worker that sends an invalid one is ended. A call that fails for lack
-        of resources in this process is refused."""
+        """Handles all waiting messages. Kills a worker that sends an invalid one; refuses a call
+        that fails because this process lacks resources."""
         for sock, handle in ((worker.calls, self._answer), (worker.events, self._event)):
-            for _ in range(MESSAGES_MOST):  # then the other worker: this one may send without end
-                # Closed, or no worker any more after its HandedOver.
+            for _ in range(MESSAGES_MOST):  # bounded: a worker may send without end
+                # closed, or no longer a worker after its HandedOver
                 if (
                     worker not in (self.worker, self.successor)
                     or sock.fileno() < 0
@@ -400,7 +402,7 @@ class Supervisor:
                 lost: VnicError | None = None
                 try:
                     data, descriptors = keeper.receive(sock)
-                except ConnectionResetError:  # it ended without having read every message
+                except ConnectionResetError:  # it ended with unread messages
                     break
                 except keeper.DescriptorsLostError as error:
                     data, descriptors, lost = error.data, [], error
@@ -445,10 +447,8 @@ class Supervisor:
                     close_all(descriptors)
                     try:
                         self._remove_interface(key)
-                    except (
-                        VnicError,
-                        OSError,
-                    ) as error:  # it goes with its last descriptor, somewhat later
+                    except (VnicError, OSError) as error:
+                        # the kernel removes it somewhat after its last descriptor is closed
                         log.warning("an interface is not removed at once", key=key, why=str(error))
                     self.store.drop(key)
                 case keeper.Open(nic, kind, request):
@@ -470,16 +470,16 @@ class Supervisor:
                 f"the supervisor has no room for it: {system_error(error)}", number=call.number
             )
         if worker.asked_s is not None and not worker.silent:
-            worker.asked_s = (
-                time.monotonic()
-            )  # it runs, and could not send a Pong while it waited for this
+            # the worker waited for this answer, so it could not send a Pong
+            worker.asked_s = time.monotonic()
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             keeper.send(worker.calls, answer, reply, wait=False)
 
     def _request(
         self, nic: str, kind: str, request: msgspec.Raw, container: list[int]
     ) -> TapRequest:
-        """What a worker asks for, as its kind has it. Raises ConfigError, and then closes the container's descriptors."""
+        """Decodes a worker's request according to the NIC's kind. Raises ConfigError after closing
+        the container's descriptors."""
         try:
             return interface_kind(kind).decode_request(request)
         except msgspec.MsgspecError as error:
@@ -498,8 +498,9 @@ class Supervisor:
         if not self._host_interfaces and namespace.identity == identity_of("/proc/self/ns/net"):
             namespace.close()
             raise ConfigError(
-                f"nic {nic}: {namespace.label}: this is the network namespace that vnic itself runs in; to allow NICs there, "
-                "put 'host_interfaces: true' into the configuration file and start the instance again"
+                f"nic {nic}: {namespace.label}: this is the network namespace that vnic itself "
+                "runs in; to allow NICs there, put 'host_interfaces: true' into the configuration "
+                "file and start the instance again"
             )
         descriptors = keeper.nic_descriptors(self._agent.open_nic(request, namespace), request)
         self.store.put(f"nic/{nic}", descriptors)
@@ -525,8 +526,8 @@ class Supervisor:
         return descriptors
 
     def _by_agent(self, key: str) -> Tap | None:
-        """The interface that is stored under a key, with descriptors of its own; None where it does not need the agent, or something
-        else is stored, or nothing."""
+        """The interface stored under a key, with duplicates of its descriptors; None if no
+        interface that needs the agent is stored there."""
         found = self.store.get(key) if key.startswith("nic/") else None
         if not found or not keeper.kept_kind(found).BY_AGENT:
             return None
@@ -553,7 +554,8 @@ class Supervisor:
             interface.release()
 
     def _remove_interface(self, key: str) -> None:
-        """Removes an interface at once of which the kernel takes its time when the last descriptor is closed."""
+        """Removes an interface now, if the kernel would remove it only somewhat after its last
+        descriptor is closed."""
         interface = self._by_agent(key)
         if interface is not None:
             interface.close()
@@ -578,9 +580,8 @@ class Supervisor:
                     raise VnicError(
                         "it said that it took over, and was not joined to the worker yet"
                     )
-                worker.took_over_s = (
-                    worker.took_over_s or time.monotonic()
-                )  # counts once the worker confirms it, or has ended
+                # valid once the worker confirms it or has ended
+                worker.took_over_s = worker.took_over_s or time.monotonic()
             case keeper.HandedOver() if (
                 worker is self.worker and self.successor is not None and self.successor.joined
             ):
@@ -604,7 +605,7 @@ class Supervisor:
             case keeper.Upgrade(python):
                 self._upgrade(worker, python)
 
-    # -- upgrade -----------------------------------------------------------------------------------------------------------
+    # -- upgrade -----------------------------------------------------------------------------------
 
     def _upgrade(self, worker: WorkerProcess, python: str) -> None:
         if worker is not self.worker or self.successor is not None:
@@ -614,16 +615,13 @@ class Supervisor:
             self.successor = self.start_worker("successor", python)
             worker.prefer()
             self._manager.reloading("upgrade: the next worker starts")
-        except (
-            OSError,
-            ValueError,
-            subprocess.SubprocessError,
-        ) as error:  # no file, no path, no privileges
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            # no such file, not a path, no privileges
             why = getattr(error, "strerror", None) or error
             worker.tell(keeper.Failed(f"{python or self._python or sys.executable}: {why}"))
 
     def _introduce(self, successor: WorkerProcess) -> None:
-        """Joins the old worker and the new one by a socket; they hand over between themselves."""
+        """Connects the old and the new worker by a socket, over which they hand over."""
         try:
             ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         except OSError as error:
@@ -646,7 +644,7 @@ class Supervisor:
         self._manager.ready(f"up, worker {self.worker.pid}, upgraded")
         if self._leaving is not None:
             self._leaving.close()
-        # The new one counts as started now; the old one has STOP_TIMEOUT_S from now to end.
+        # start of the new one's run time, and of the old one's STOP_TIMEOUT_S
         self.worker.ready_s = old.ready_s = time.monotonic()
         self._leaving = old
         self._reap_leaving()
@@ -662,18 +660,19 @@ def supervise(
     guaranteed: bool = False,
     host_interfaces: bool = False,
 ) -> None:
-    """Runs an instance until SIGINT, SIGTERM, Shutdown or, on a terminal, SIGHUP. Gives up the privileges that
-    this does not need (privileges.py). Calls `ready` with the worker's pid when it is up, and tells a service manager (notify.py).
+    """Runs an instance until SIGINT, SIGTERM, Shutdown or, on a terminal, SIGHUP. Drops unneeded
+    privileges (privileges.py). When the worker is up, calls `ready` with its pid and notifies the
+    service manager (notify.py).
 
-    config           as vnic.config.convert.encode_config made it
+    config           from vnic.config.convert.encode_config
     clients          other users may connect
     guaranteed       a group has a guarantee of CPU time
-    host_interfaces  NICs may be in the network namespace that this process is in
+    host_interfaces  NICs may be in this process' network namespace
 
-    Raises ConfigError, VnicError where it does not come up.
+    Raises ConfigError, VnicError if the instance cannot be started.
     """
     allow_open_files()
-    with signals_only_ask(), instance_lock(instance):
+    with signals_deferred(), instance_lock(instance):
         privileges.drop(privileges.SUPERVISOR, inherit=True)
         agent = NamespaceAgent.start(lambda: privileges.drop(privileges.AGENT, inherit=True))
         try:

@@ -12,8 +12,8 @@ from vnic.device.namespaces import identity_of
 
 
 def run_instance(config: Config, instance: str, ready: Callable[[int], None]) -> None:
-    """Returns when the instance has ended. Calls `ready` with the worker's pid when it is up. Raises ConfigError,
-    VnicError where it does not come up."""
+    """Runs the instance until it ends. Calls `ready` with the worker's pid when it is up. Raises
+    ConfigError, VnicError if it cannot be started."""
     supervise(
         encode_config(config),
         instance,
@@ -25,7 +25,8 @@ def run_instance(config: Config, instance: str, ready: Callable[[int], None]) ->
 
 
 def _is_on_the_host(nic: NicConfig) -> bool:
-    """Whether a NIC of the file is in this process' network namespace, which permits NICs there."""
+    """Whether a NIC of the file is in this process' network namespace, which then permits NICs
+    there."""
     with contextlib.suppress(OSError):
         path = nic.netns if nic.pid is None else f"/proc/{nic.pid}/ns/net"
         return path is not None and identity_of(path) == identity_of("/proc/self/ns/net")

@@ -1,21 +1,24 @@
-"""Transparent upgrade: engines move from the old worker to the new one, one at a time, with their state and packets (Snap, section 4).
+"""Transparent upgrade: engines move from the old worker to the new one, one at a time, with their
+state and packets (Snap, section 4).
 
-Brownout. The supervisor has started the new worker from what it stores: the same TAPs, pool, MAC table and rings. The new worker builds
-everything and touches no packet; then the supervisor joins the two workers by a socket.
+Brownout. The supervisor starts the new worker with the stored TAPs, pool, MAC table and rings. The
+new worker builds its graph without touching a packet; then the supervisor connects the two workers
+by a socket.
 
-Blackout, engine by engine. The old worker sends the states of the engine's elements while it still runs, a few at a time. Then it halts
-the engine between two batches and sends the states of those that have changed since (docs/state-format.md). The new worker loads them and
-confirms that the engine is its own: that message is the engine's point of no return. Then it runs the engine, and the old one forgets it.
-Packets meanwhile wait in the TAPs' queues, the rings and, as indices, in the state: none is lost.
+Blackout, engine by engine. The old worker sends the states of the engine's elements while it still
+runs, a few at a time. Then it halts the engine between two batches and sends the states that have
+changed since (docs/state-format.md). The new worker loads them and confirms that it owns the
+engine: that message is the engine's point of no return. Then it runs the engine, and the old worker
+forgets it. Meanwhile packets wait in the TAPs' queues, in the rings and, as indices, in the state.
 
     old                                     new
     {"config": digest}                 -->
                                        <--  {"ok"}
     {"control": {...}}                 -->        control's own counters
                                        <--  {"done"}
-    {"engine": name, "part": bytes}    -->        some elements, while the engine runs; several of these
+    {"engine": name, "part": bytes}    -->        some elements, while the engine runs; repeated
                                        <--  {"has": name}
-    {"engine": name, "state": bytes}   -->        from the halted engine: the elements that have changed since
+    {"engine": name, "state": bytes}   -->        the changed elements of the halted engine
                                        <--  {"loaded": name}
     {"run": name}                      -->
                                        <--  {"mine": name}     the point of no return
@@ -23,14 +26,16 @@ Packets meanwhile wait in the TAPs' queues, the rings and, as indices, in the st
     ... the next engine ...
     {"over"}                           -->
                                        <--  {"books": {...}}   for the report: drops meanwhile
-    {"client": bytes}, descriptors    -->        for each client that waits; then {"clients": "all"}
+    {"client": bytes}, descriptors    -->        for each waiting client; then {"clients": "all"}
 
-The new worker may reply {"error": line} instead. {"back": name} from the old one asks for the state of an engine that was moved.
+The new worker may reply {"error": line} instead. By {"back": name} the old worker requests the
+state of a moved engine.
 
-A failure before "mine" has no consequences for the engine: the old worker still has all of it, and resumes it. If no "mine" comes, the
-old worker shuts the socket down first, so that a late one cannot be sent. Engines that were moved before come back by {"back"}, as long
-as the new worker answers. Where it does not - it has ended, hangs, or sends invalid messages - their packets and counters are lost with
-it, and both workers end, as in a crash (`Torn`).
+A failure before "mine" has no consequences for the engine: the old worker still owns it, and
+resumes it. If no "mine" arrives, the old worker first shuts down the socket, so that a late one
+cannot be sent. Engines that were moved before are moved back by {"back"}, if the new worker
+answers. If it has ended, hangs, or sends invalid messages, their packets and counters are lost, and
+both workers end, as in a crash (`Torn`).
 """
 
 from __future__ import annotations
@@ -71,7 +76,7 @@ T = TypeVar("T")
 
 
 class Torn(VnicError):
-    """The other worker is lost while each of the two has engines: neither can go on alone."""
+    """The other worker is lost while both have engines, so that neither can continue alone."""
 
 
 class Refused(VnicError):
@@ -79,18 +84,18 @@ class Refused(VnicError):
 
 
 class Silent(VnicError):
-    """The other worker sends nothing: it has ended, or hangs."""
+    """The other worker sends nothing: it has ended or hangs."""
 
 
 class Channel:
-    """Messages between the two workers: MessagePack maps, each after its length."""
+    """Messages between the two workers: MessagePack maps, each preceded by its length."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         sock.settimeout(STEP_TIMEOUT_S)
 
     def send(self, **message: Any) -> None:
-        """Raises VnicError where the other worker has ended or does not read."""
+        """Sends a message. Raises VnicError if the other worker has ended or does not read."""
         data = msgspec.msgpack.encode(message)
         try:
             self._socket.sendall(_LENGTH.pack(len(data)) + data)
@@ -98,7 +103,8 @@ class Channel:
             raise VnicError(f"the other worker is gone: {error.strerror or error}") from None
 
     def receive(self) -> dict[str, Any]:
-        """The next message. Raises VnicError: Refused for an error, Silent where none comes."""
+        """Returns the next message. Raises VnicError: Refused for an error message, Silent if no
+        message arrives."""
         data = self._exactly(*_LENGTH.unpack(self._exactly(_LENGTH.size, begun=False)))
         try:
             message = msgspec.msgpack.decode(data)
@@ -118,8 +124,8 @@ class Channel:
         return value
 
     def shut(self) -> bool:
-        """Shuts the socket down, so that the other worker can send nothing more. Returns whether everything that it
-        had sent was received."""
+        """Shuts down the socket, so that the other worker can send nothing more. Returns whether
+        everything that it had sent was received."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         try:
@@ -128,7 +134,7 @@ class Channel:
             return True
 
     def send_clients(self, clients: list[Transfer]) -> None:
-        """Passes control connections; any that cannot be passed end with this process."""
+        """Passes control connections; those that cannot be passed end with this process."""
         with suppress(VnicError, OSError):
             for descriptor, begun, came_with, captures in clients:
                 self.send(client=begun, captures=captures)
@@ -136,7 +142,8 @@ class Channel:
             self.send(clients="all")
 
     def receive_clients(self) -> list[Transfer]:
-        """The connections that `send_clients` passed, as far as they arrived; the caller closes their descriptors."""
+        """Receives the connections from `send_clients`, as far as they arrive; the caller closes
+        their descriptors."""
         found: list[Transfer] = []
         with suppress(VnicError, OSError):
             while isinstance(begun := (message := self.receive()).get("client"), bytes):
@@ -170,7 +177,7 @@ class Channel:
 
     @staticmethod
     def _end(begun: object) -> type[VnicError]:
-        """The error for an end within a message, or between two."""
+        """The error class for an end within a message (begun) or between two."""
         return VnicError if begun else Silent
 
     def close(self) -> None:
@@ -178,27 +185,30 @@ class Channel:
 
 
 def _digest(document: bytes) -> str:
-    """Of the configuration as the old worker stored it when the upgrade began (Runtime.begin_upgrade). Bytes are
-    compared, since another version would encode the same configuration differently."""
+    """Digest of the configuration that the old worker stored when the upgrade began
+    (Runtime.begin_upgrade). The stored bytes are compared, since another version may encode the
+    same configuration differently."""
     return hashlib.sha256(document).hexdigest()
 
 
-# -- the old worker ----------------------------------------------------------------------------------------------------------
+# -- the old worker --------------------------------------------------------------------------------
 
 
 def give(runtime: Runtime, channel: Channel) -> dict[str, Any]:
-    """Hands every engine over; returns the report. Raises what failed, and then everything runs here as before; or
-    Torn, and then this worker must end.
+    """Hands over every engine; returns the report. After an error, all engines run here as before;
+    after Torn, this worker must end.
 
-    {"engines": [{"name", "blackout_ms", "state_bytes", "packets_moved", "packets_lost", "dropped": {reason: n}}...],
-     "blackout_ms": the longest, "queue_drops": {nic: n}, "packets_lost": all known losses; see vnic.daemon.upgrade_losses}
+    {"engines": [{"name", "blackout_ms", "state_bytes", "packets_moved", "packets_lost",
+                  "dropped": {reason: n}}...],
+     "blackout_ms": the longest, "queue_drops": {nic: n},
+     "packets_lost": all known losses; see vnic.daemon.upgrade_losses}
     """
     channel.send(config=_digest(encode_config(runtime.config)))
     channel.receive()
     channel.send(control=runtime.save_control())
     channel.receive()
     moved: list[Engine] = []
-    books, queues = drops_of(runtime.engines), runtime.nics.queue_drops()
+    drops_before, queues = drops_of(runtime.engines), runtime.nics.queue_drops()
     try:
         engines = [
             _give(runtime.group_of(engine), engine, channel, moved) for engine in runtime.engines
@@ -208,13 +218,13 @@ def give(runtime: Runtime, channel: Channel) -> dict[str, Any]:
     except BaseException:  # also a bug, here or in a user's element
         _take_back(runtime, moved, channel)
         raise
-    books_there: dict[str, Drops] = {}
-    # The new worker has every engine: if it fails now, that is a crash.
+    drops_after: dict[str, Drops] = {}
+    # The new worker has all engines: if it fails now, that is a crash.
     with suppress(VnicError, msgspec.ValidationError):
         channel.send(over=True)
-        books_there = msgspec.convert(channel.expect("books", dict), dict[str, Drops])
+        drops_after = msgspec.convert(channel.expect("books", dict), dict[str, Drops])
     for each in engines:
-        each |= engine_losses(books[each["name"]], books_there.get(each["name"]))
+        each |= engine_losses(drops_before[each["name"]], drops_after.get(each["name"]))
     drops = queue_losses(queues, runtime.nics.queue_drops())
     return {
         "engines": engines,
@@ -259,7 +269,8 @@ def _give(
 
 
 def _await_mine(engine: Engine, channel: Channel) -> None:
-    """Returns when the engine is the new worker's. Raises VnicError where it never will be; Torn where that cannot be known."""
+    """Waits until the new worker owns the engine. Raises VnicError if it never will, Torn if that
+    cannot be known."""
     try:
         channel.expect("mine", str)
     except Refused:
@@ -273,7 +284,7 @@ def _await_mine(engine: Engine, channel: Channel) -> None:
 
 
 def _take_back(runtime: Runtime, moved: list[Engine], channel: Channel) -> None:
-    """After a failure: takes back the engines that were moved."""
+    """Moves engines back after a failure."""
     for engine in moved:
         try:
             channel.send(back=engine.name)
@@ -285,12 +296,13 @@ def _take_back(runtime: Runtime, moved: list[Engine], channel: Channel) -> None:
             raise Torn(f"engine {engine.name} cannot come back: {error}") from error
 
 
-# -- the new worker ----------------------------------------------------------------------------------------------------------
+# -- the new worker --------------------------------------------------------------------------------
 
 
 def take(runtime: Runtime, channel: Channel, document: bytes) -> None:
-    """Takes every engine over, and runs it. document: the configuration as it was stored when this worker started.
-    Raises VnicError on a failure; the old worker then has all engines, or has asked for those that were moved."""
+    """Takes over every engine and runs it. document: the configuration that was stored when this
+    worker started. Raises VnicError on a failure, when the old worker has all engines or has
+    requested those that were moved."""
     engines = {engine.name: engine for engine in runtime.engines}
     mine: set[str] = set()
     loading = {name: Loading(engine) for name, engine in engines.items()}
@@ -299,10 +311,8 @@ def take(runtime: Runtime, channel: Channel, document: bytes) -> None:
         try:
             message = channel.receive()
         except VnicError as error:
-            if failure is None and mine == set(
-                engines
-            ):  # the old worker has ended, and nothing of it is needed
-                return
+            if failure is None and mine == set(engines):
+                return  # the old worker has ended; nothing more is needed from it
             raise failure or error from None
         try:
             match message:
@@ -322,9 +332,8 @@ def take(runtime: Runtime, channel: Channel, document: bytes) -> None:
                     loading[name].part(part)
                     channel.send(has=name)
                 case {"run": str(name)}:
-                    channel.send(
-                        mine=name
-                    )  # first: fails where the old worker has shut the socket down
+                    # first, since it fails if the old worker has shut down the socket
+                    channel.send(mine=name)
                     mine.add(name)
                     runtime.group_of(engines[name]).resume(engines[name])
                     channel.send(running_ns=time.monotonic_ns())
@@ -332,18 +341,16 @@ def take(runtime: Runtime, channel: Channel, document: bytes) -> None:
                     _give_back(runtime.group_of(engines[name]), engines[name], channel)
                     mine.discard(name)
                 case {"over": True} if failure is None and mine == set(engines):
-                    with suppress(Exception):  # only a report: no reason to fail
+                    with suppress(Exception):  # only for the report
                         channel.send(books=drops_of(runtime.engines))
                     return
                 case _:
                     raise VnicError(f"unexpected message {list(message)[:3]}")
-        except (
-            Exception
-        ) as error:  # also a bug, here or in a user's element: engines must go back first
+        # also a bug, here or in a user's element: the engines must be moved back first
+        except Exception as error:
             failure = failure or VnicError(one_line(error))
-            channel.send(
-                error=str(failure)
-            )  # and on, until the old worker has asked for its engines and closed the socket
+            # continue, until the old worker has requested its engines and closed the socket
+            channel.send(error=str(failure))
 
 
 def _give_back(group: EngineGroup, engine: Engine, channel: Channel) -> None:

@@ -18,9 +18,8 @@ from dataplane.graph.port import PortRx, PortTx
 
 
 class Drops(msgspec.Struct):
-    """Packets that an engine dropped so far, by reason. lost: those for want of room, in a port's
-    full queue or the pool. (Drops of a shaper at its limit are not counted as lost: that is its
-    policy.)"""
+    """Packets that an engine dropped so far, by reason. lost: those dropped because a port's queue
+    was full or the pool empty, not those that a shaper drops at its limit."""
 
     dropped: dict[str, int]
     lost: int = 0
@@ -33,12 +32,12 @@ def drops_of(engines: Iterable[Engine]) -> dict[str, Drops]:
         ports = {
             element.name for element in engine.elements if isinstance(element, (PortRx, PortTx))
         }
-        found[engine.name] = books = Drops({})
+        found[engine.name] = drops = Drops({})
         for name, statistics in engine.snapshot():
             for reason, count in statistics["dropped"].items():
-                books.dropped[reason] = books.dropped.get(reason, 0) + count
+                drops.dropped[reason] = drops.dropped.get(reason, 0) + count
                 if reason == "no_buffer" or (reason == "queue_full" and name in ports):
-                    books.lost += count
+                    drops.lost += count
     return found
 
 

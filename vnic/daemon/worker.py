@@ -1,7 +1,8 @@
-"""The worker: the process that runs an instance's engines and answers its clients, started and watched by the supervisor.
+"""The worker: the process that runs an instance's engines and serves its clients.
 
-It is started by launch.py with three descriptors, the supervisor's pid and its role. It begins with what the supervisor kept
-(keeper.py): nothing but the configuration, or all that a worker before it left.
+The supervisor starts it by launch.py, with three descriptors, its own pid and the worker's role,
+and sends it the stored items (keeper.py): the configuration only, or everything that an earlier
+worker has stored.
 """
 
 from __future__ import annotations
@@ -61,38 +62,38 @@ log = Log("vnic")
 
 
 def die_with(supervisor: int) -> None:
-    """Has the kernel end this process when the supervisor ends, however it ends."""
+    """Makes the kernel kill this process when the supervisor ends in any way."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != supervisor:  # it ended before that
         os._exit(1)
 
 
 def _inherit(events: socket.socket) -> tuple[dict[str, list[int]], keeper.Start]:
-    """What the supervisor kept, and how to begin."""
-    kept: dict[str, list[int]] = {}
+    """Receives the stored items, by key, and the Start message."""
+    items: dict[str, list[int]] = {}
     while True:
         data, descriptors = keeper.receive(events)
         if not data:
             raise VnicError("the supervisor is gone")
         message = keeper.decode_to_worker(data)
         if isinstance(message, keeper.Start):
-            return kept, message
+            return items, message
         assert isinstance(message, keeper.Item)
-        kept[message.key] = descriptors
+        items[message.key] = descriptors
 
 
-def _read(kept: list[int]) -> bytes:
-    """The one document of what the supervisor kept, which is closed then."""
+def _read(item: list[int]) -> bytes:
+    """Reads an item that is a document, and closes it."""
     try:
-        return keeper.read_document(kept[0])
+        return keeper.read_document(item[0])
     finally:
-        close_all(kept)
+        close_all(item)
 
 
 def make_runtime(
     config: Config, loop: asyncio.AbstractEventLoop, keeping: keeper.Keeper, start: keeper.Start
 ) -> RunnableRuntime:
-    """The real one."""
+    """Makes the runtime of an instance."""
     from vnic.modules.devices import StoredDevices
     from vnic.runtime.runtime import Runtime
 
@@ -102,7 +103,7 @@ def make_runtime(
 
 
 def failure(error: BaseException) -> keeper.Failed:
-    """The last words of a worker."""
+    """The message by which a worker reports why it ends."""
     if not isinstance(error, VnicError) and os.environ.get("VNIC_DEBUG", "0") not in ("", "0"):
         log.error("worker failed", error=error)
     return keeper.Failed(one_line(error), isinstance(error, ConfigError))
@@ -119,39 +120,41 @@ class Worker:
         make: MakeRuntime,
     ) -> None:
         self._events, self._listener, self._make = events, listener, make
-        kept, self._start = _inherit(events)
-        self._document = _read(kept.pop("config"))
+        items, self._start = _inherit(events)
+        self._document = _read(items.pop("config"))
         self._config = decode_config(self._document)
-        # The first worker's version, which is the supervisor's and its agent's: no upgrade renews them.
+        # the first worker's version, also the supervisor's and agent's, which upgrades do not
+        # change
         self._first_version = (
-            _read(kept.pop("version")).decode() if "version" in kept else _version()
+            _read(items.pop("version")).decode() if "version" in items else _version()
         )
-        # The supervisor did before it started us, see the table in privileges.py; now none is passed on either. No thread is there yet.
+        # The supervisor dropped them already (privileges.py), except for inheritance. There is no
+        # other thread yet.
         privileges.drop(privileges.worker(guaranteed=self._config.guaranteed))
-        self._keeper = keeper.Keeper(calls, kept)
+        self._keeper = keeper.Keeper(calls, items)
         self._keeper.may_change = self._start.role != "successor"
         if self._start.role == "first":
             self._keeper.put_document("version", self._first_version.encode())
         self._stop = asyncio.Event()
-        self._joined: asyncio.Future[socket.socket] | None = (
-            None  # to the other worker of an upgrade
-        )
-        self._gave_up = False  # every engine is the successor's
-        self._clients: list[Transfer] = []  # of the worker before
+        # the socket to the other worker during an upgrade
+        self._joined: asyncio.Future[socket.socket] | None = None
+        self._handed_over = False  # the successor has all engines
+        self._clients: list[Transfer] = []  # from the worker before
         self._runtime: RunnableRuntime | None = None
-        self._up = False  # and said so
+        self._up = False  # the supervisor has been told that this worker is ready
 
     def tell(self, message: keeper.FromWorker) -> None:
-        """A word to the supervisor; where it is gone, the kernel ends us."""
+        """Sends a message to the supervisor; if that has ended, the kernel kills this process."""
         with contextlib.suppress(OSError):
             keeper.send(self._events, message)
 
     async def run(self) -> None:
-        """Comes up, says so, and returns when everything is taken down.
+        """Starts the runtime, reports that, and returns when it was closed in an orderly way.
 
-        Taken down it is when the supervisor or a client asks for that; and by the first worker that does not come up, since nobody has
-        anything of it yet. Any other failure leaves to the next worker, or to the one that still runs, what is kept: this process ends
-        on the spot then, as if it had been killed, since Python would free and close things on its way out.
+        That happens when the supervisor or a client requests it, or when the first worker fails to
+        start, whose resources no other process uses. After any other failure, the next worker or
+        the one that still runs needs these resources: then this process ends at once, as if it had
+        been killed, since Python's shutdown would free and close them.
         """
         try:
             await self._run()
@@ -166,7 +169,7 @@ class Worker:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         self._bus = Bus(loop)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the supervisor's to hear
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the supervisor handles it
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_reader(self._events, self._hear)
@@ -184,7 +187,7 @@ class Worker:
                 self._real_runtime().claim(
                     {number for client in self._clients for number in client.captures}
                 )
-            await asyncio.sleep(0)  # they listen again
+            await asyncio.sleep(0)  # lets the clients' event streams start again
             self._bus.emit(
                 "worker", pid=os.getpid(), role=self._start.role, last=self._start.last or None
             )
@@ -192,14 +195,14 @@ class Worker:
             self._up = True
             self.tell(keeper.TookOver() if self._start.role == "successor" else keeper.Ready())
             await self._stop.wait()
-            # Clients hang on until everything is gone: that is how `vnic down` knows.
+            # Clients stay connected until everything is closed: `vnic down` waits for that.
             loop.remove_reader(self._events)
             watching.cancel()
-        if self._gave_up:
+        if self._handed_over:
             await server.close()
             self._real_runtime().let_go()
             self.tell(keeper.HandedOver())
-            os._exit(0)  # not in good order: that would take down what is another's now
+            os._exit(0)  # an orderly shutdown would close resources that the successor uses
         try:
             runtime.close()
             await server.close()
@@ -207,16 +210,17 @@ class Worker:
             self.tell(keeper.Stop())
 
     async def _build(self, loop: asyncio.AbstractEventLoop) -> tuple[RunnableRuntime, Methods]:
-        """Makes and starts the runtime, and its methods. A successor does so in short steps, on a thread of its own: the engines
-        that run need the CPUs, and the event loop answers meanwhile."""
+        """Makes and starts the runtime and its methods. A successor does so in short steps, since
+        the running engines need the CPUs, and on a separate thread, so that the event loop answers
+        meanwhile."""
 
         def build() -> tuple[RunnableRuntime, Methods]:
             self._runtime = runtime = self._make(self._config, loop, self._keeper, self._start)
             runtime.emit = self._bus.emit
             runtime.start()
             self._keeper.close()
-            # The collector need not visit again what lives as long as the worker: with a thousand NICs that takes
-            # tens of ms, in an attach or, worse, while an engine stands still.
+            # Excludes objects that live as long as the worker from garbage collection: with a
+            # thousand NICs a collection takes tens of ms, perhaps while an engine is halted.
             gc.freeze()
             return runtime, self._offer(runtime)
 
@@ -230,7 +234,8 @@ class Worker:
             return await loop.run_in_executor(aside, build_aside)
 
     def _offer(self, runtime: RunnableRuntime) -> Methods:
-        """The methods of all modules. A successor looks at them before it takes over: so that a clash refuses the upgrade."""
+        """The methods of all modules. A successor collects them before it takes over, so that
+        conflicting names make the upgrade fail."""
         version = _version()
         instance = Instance(runtime, self._bus, version, self._supervisor_status(), self.upgrade)
         methods = Methods([instance], version, self._stop.set, self._config.clients)
@@ -244,8 +249,9 @@ class Worker:
     async def _serve_metrics(
         self, serving: contextlib.AsyncExitStack, runtime: RunnableRuntime
     ) -> None:
-        """The first worker does not come up without them: somebody reads why. Those that follow go on without, since whoever takes their
-        place between two workers - any user may bind a port - must not take the network with it."""
+        """Serves metrics. If that fails, the first worker does not start: its user sees the error.
+        Later workers continue without metrics, since any user may bind the port between two workers
+        and must not be able to end the network."""
         if (config := self._config.metrics) is None:
             return
         try:
@@ -258,14 +264,17 @@ class Worker:
         except Exception as error:
             if self._start.role == "first":
                 raise
-            why = f"{one_line(error).removeprefix('metrics: ')}; or end what is there, and 'vnic upgrade' tries again"
+            why = (
+                f"{one_line(error).removeprefix('metrics: ')}; "
+                "or end what is there, and 'vnic upgrade' tries again"
+            )
             self._real_runtime().losses.add("metrics", why, kept=False)
 
-    # -- upgrade -----------------------------------------------------------------------------------------------------------
+    # -- upgrade -----------------------------------------------------------------------------------
 
     async def upgrade(self, python: str) -> dict[str, Any]:
-        """Hands everything over to a new worker that runs in `python` ("": ours) and ends; returns the report. Raises VnicError, and then
-        this worker goes on as before."""
+        """Hands over everything to a new worker that runs in `python` ("": this one's), and ends;
+        returns the report. Raises VnicError, and then this worker continues as before."""
         from vnic.daemon import upgrade
 
         runtime, begin_ns = self._real_runtime(), time.monotonic_ns()
@@ -275,13 +284,13 @@ class Worker:
         try:
             runtime.begin_upgrade()
         except VnicError:
-            if not runtime.upgrading:  # by another client, meanwhile
+            if not runtime.upgrading:  # else another client has begun an upgrade meanwhile
                 self._server.release()
             raise
         try:
             self._joined = asyncio.get_running_loop().create_future()
             self.tell(keeper.Upgrade(python))
-            # The new worker's start and brownout: what it builds takes as long as our own start did.
+            # the new worker's start and brownout; it takes as long as this worker's start
             async with asyncio.timeout(BROWNOUT_S):
                 joined = await self._joined
             with joined as other:
@@ -290,7 +299,7 @@ class Worker:
                 self._server.pause()
                 channel = upgrade.Channel(other)
                 report = upgrade.give(runtime, channel)
-                self._gave_up = True
+                self._handed_over = True
                 channel.send_clients(self._server.idle())
                 self._server.let_go()
         except upgrade.Torn as error:
@@ -303,14 +312,14 @@ class Worker:
             ) from None
         finally:
             self._joined = None
-            if not self._gave_up:
+            if not self._handed_over:
                 self.tell(keeper.Abandon())
                 runtime.end_upgrade()
                 self._server.release()
                 self._server.resume()
                 self._server.stop_accepting()
                 await self._server.start(self._listener.dup())
-        asyncio.get_running_loop().call_soon(self._stop.set)  # once the client has its reply
+        asyncio.get_running_loop().call_soon(self._stop.set)  # after the reply to the client
         return {**report, "brownout_ms": round(brownout_ns / 1e6, 1), "pid": os.getpid()}
 
     def _real_runtime(self) -> Runtime:
@@ -335,7 +344,8 @@ class Worker:
         self._joined = None
 
     async def _watch(self) -> None:
-        """Emits what no call of ours tells: engines that move or overrun, drops that begin. Looks only while somebody listens."""
+        """Emits events about changes without a call: engines that move or overrun, drops that
+        begin. Polls for them only while a client listens."""
         before: dict[str, Any] = {}
         while True:
             await asyncio.sleep(WATCH_S)
@@ -385,22 +395,24 @@ def _version() -> str:
 
 
 def main(arguments: list[str], make: MakeRuntime = make_runtime) -> int:
-    """Exit status 0: as asked; 1: it failed, and the supervisor knows why."""
+    """Runs a worker. Exit status 0: ended on request; 1: failed, and the supervisor has the
+    reason."""
     calls, events, listener, supervisor = map(int, arguments[:4])
     die_with(supervisor)
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # until there is a loop to take it: the supervisor decides
+    # until the event loop handles it, the supervisor alone does
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     set_up()
-    says = socket.socket(fileno=events)
+    to_supervisor = socket.socket(fileno=events)
 
     async def run() -> None:
-        await Worker(socket.socket(fileno=calls), says, socket.socket(fileno=listener), make).run()
+        await Worker(
+            socket.socket(fileno=calls), to_supervisor, socket.socket(fileno=listener), make
+        ).run()
 
     try:
         asyncio.run(run())
     except Exception as error:
         with contextlib.suppress(OSError):
-            keeper.send(says, failure(error))
+            keeper.send(to_supervisor, failure(error))
         return 1
     return 0

@@ -18,20 +18,20 @@ import msgspec
 from vnic.daemon import privileges
 from vnic.store import keeper
 
-UNSENT_MOST = (
-    1 << 15
-)  # messages: all stored keys, and what a worker that does not read gets meanwhile
+# messages: all stored keys, and those for a worker that does not read for a while
+UNSENT_MOST = 1 << 15
 
-# Of the worker whose engines run, while another one loads, builds or ends beside it. At niceness 0, 36 upgrades
-# under 100,000 packets/s and a TCP stream on two CPUs lost 12,073 packets of 8.4 million; at -5, -12 and
-# -20, interleaved with these, none. -10 is what Open vSwitch gives its daemon. Not all the time: the thread
-# that receives a packet then waits longer for its CPU, and a UDP round trip took 110 us instead of 72.
+# Niceness of the worker whose engines run while another one loads, builds or ends. At niceness 0,
+# 36 upgrades under 100,000 packets/s and a TCP stream on two CPUs lost 12,073 packets of 8.4
+# million; at -5, -12 and -20, interleaved with these, none. Open vSwitch gives its daemon -10, too.
+# Not permanent: the thread that receives a packet then waits longer for its CPU, and a UDP round
+# trip took 110 us instead of 72.
 PREFERRED_NICE = -10
 
 
 class WorkerProcess:
-    """A worker as the supervisor sees it. store: the descriptors that it gets. Raises OSError where no other
-    process or file is possible."""
+    """A worker as the supervisor sees it. store: the descriptors to send to it. Raises OSError
+    where no process can be started or no file opened."""
 
     def __init__(
         self,
@@ -44,15 +44,15 @@ class WorkerProcess:
     ) -> None:
         self.python = python
         self._store = store or keeper.Store()
-        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as undo:
+        with contextlib.ExitStack() as workers_ends, contextlib.ExitStack() as undo:
             self.calls, their_calls = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(self.calls.close)
-            theirs.enter_context(their_calls)
+            workers_ends.enter_context(their_calls)
             self.events, their_events = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(self.events.close)
-            theirs.enter_context(their_events)
+            workers_ends.enter_context(their_events)
             descriptors = (their_calls.fileno(), their_events.fileno(), listener.fileno())
-            start = f"from {module} import main; main()"  # with less to load than -m
+            start = f"from {module} import main; main()"  # loads fewer modules than -m
             self.process = subprocess.Popen(
                 [
                     python or sys.executable,
@@ -65,24 +65,25 @@ class WorkerProcess:
                 ],
                 stdin=subprocess.DEVNULL,
                 pass_fds=descriptors,
-                process_group=0,  # Ctrl-C on the terminal goes to the supervisor, which stops the worker
+                # Ctrl-C on the terminal reaches only the supervisor, which stops the worker
+                process_group=0,
                 env=environment(python),
-                preexec_fn=lambda: privileges.drop(
-                    capabilities, inherit=True
-                ),  # safe, since this process has one thread
+                # safe, since this process has one thread
+                preexec_fn=lambda: privileges.drop(capabilities, inherit=True),
             )
             undo.callback(self.process.wait)
             undo.callback(self.process.kill)
             self.pidfd = os.pidfd_open(self.process.pid)
             undo.pop_all()
-        # The supervisor never waits for a worker to read: messages that find no room are sent later.
+        # Messages that do not fit the socket are sent later: the supervisor never waits for a
+        # worker.
         self.unsent: deque[msgspec.Struct] = deque()
         self.began_s = self.ready_s = time.monotonic()
         self.ready = self.stopped = False
-        self.joined = False  # a successor: to the worker before it
-        self.took_over_s: float | None = None  # when its TookOver came
+        self.joined = False  # a successor, with a socket to the worker before it
+        self.took_over_s: float | None = None  # when its TookOver arrived
         self.asked_s: float | None = None  # when the Ping was sent that has no Pong yet
-        self.silent = False  # the log says that it does not answer
+        self.silent = False  # it does not answer, and the log says so
         self.failure: keeper.Failed | None = None
 
     @property
@@ -90,18 +91,18 @@ class WorkerProcess:
         return self.process.pid
 
     def tell(self, message: msgspec.Struct, descriptors: Sequence[int] = ()) -> None:
-        """Sends it now or, where there is no room, later; with descriptors, now or not at all."""
+        """Sends a message, now or, if the socket is full, later; one with descriptors now or not at
+        all."""
         if descriptors:
-            with contextlib.suppress(
-                OSError
-            ):  # it has ended, or does not read: both are noticed elsewhere
+            # the worker has ended or does not read: both are detected elsewhere
+            with contextlib.suppress(OSError):
                 keeper.send(self.events, message, descriptors, wait=False)
         elif len(self.unsent) < UNSENT_MOST or isinstance(message, keeper.Quit):
             self.unsent.append(message)
             self.send_on()
 
     def send_on(self) -> None:
-        """Sends messages that wait, as far as there is room."""
+        """Sends waiting messages until the socket is full."""
         try:
             while self.unsent:
                 message = self.unsent[0]
@@ -114,7 +115,7 @@ class WorkerProcess:
         except BlockingIOError:
             pass
         except (BrokenPipeError, ConnectionResetError):
-            self.unsent.clear()  # it has ended, which the supervisor notices by its pidfd
+            self.unsent.clear()  # it has ended; the supervisor waits on its pidfd
         except OSError as error:
             self.unsent.clear()
             self.failure = keeper.Failed(
@@ -123,16 +124,16 @@ class WorkerProcess:
             self.process.kill()
 
     def prefer(self, preferred: bool = True) -> None:
-        """Gives every thread of the worker niceness PREFERRED_NICE, or this process' own again. Does
-        nothing where that is not permitted: it needs CAP_SYS_NICE or RLIMIT_NICE."""
-        if self.process.returncode is not None:  # its number may be another process' by now
+        """Gives every thread of the worker niceness PREFERRED_NICE, or this process' niceness
+        again. Does nothing where that is not permitted: it needs CAP_SYS_NICE or RLIMIT_NICE."""
+        if self.process.returncode is not None:  # its pid may belong to another process by now
             return
         own = os.getpriority(os.PRIO_PROCESS, 0)
         nice = min(PREFERRED_NICE, own) if preferred else own
         done: set[str] = set()
         with contextlib.suppress(OSError):  # not permitted, or the worker has ended
-            # A thread has the niceness of the one that started it, perhaps while this goes on; bounded, since a
-            # faulty worker may start threads without end.
+            # Repeated, since threads that start meanwhile inherit the old niceness; bounded, since
+            # a faulty worker may start threads without end.
             for _ in range(16):
                 threads = set(os.listdir(f"/proc/{self.pid}/task")) - done
                 if not threads:
@@ -143,7 +144,7 @@ class WorkerProcess:
                 done |= threads
 
     def why_ended(self) -> str:
-        """Why it ended; call it after its end."""
+        """Why the worker ended. Only after its end."""
         code = self.process.wait()
         if self.failure is not None:
             return self.failure.error
@@ -153,10 +154,13 @@ class WorkerProcess:
                 how = f"killed by {signal.Signals(-code).name}"
         if self.ready or not self.python:
             return how
-        return f"{self.python}: ended before it was a worker ({how}): is vnic installed there? the log has what it said"
+        return (
+            f"{self.python}: ended before it was a worker ({how}): "
+            "is vnic installed there? the log has what it said"
+        )
 
     def close(self) -> None:
-        """Kills it if it has not ended, and closes the sockets."""
+        """Kills the worker if it has not ended, and closes the sockets."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
@@ -166,8 +170,8 @@ class WorkerProcess:
 
 
 def environment(python: str = "") -> dict[str, str]:
-    """The environment of a worker. This process' Python ("") needs the source tree in PYTHONPATH, where vnic runs
-    from one; another Python must find its own vnic, and so must not have the tree there."""
+    """The environment of a worker. If vnic runs from a source tree, PYTHONPATH has that tree for
+    this process' Python (""), but not for another Python, which must import its own vnic."""
     root = Path(__file__).resolve().parents[2]
     paths = [
         each

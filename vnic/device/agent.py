@@ -83,8 +83,8 @@ class Request(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, tag="answer"):
-    """From the child. error: one line; config: the error is a ConfigError. report: of an interface, as
-    its kind's REPORT."""
+    """From the child. error: one line; config: the error is a ConfigError. report: of an interface,
+    as its kind's REPORT."""
 
     number: int
     error: str | None = None
@@ -105,7 +105,8 @@ def send_message(sock: socket.socket, message: Request | Answer | Done, fds: lis
     data = msgspec.json.encode(message)
     if len(data) > MAX_MESSAGE_BYTES:
         raise ConfigError(
-            f"a message of {len(data)} bytes to the namespace agent is too long; ask for less at once"
+            f"a message of {len(data)} bytes to the namespace agent is too long; "
+            f"ask for less at once"
         )
     socket.send_fds(sock, [data], fds)
 
@@ -116,7 +117,8 @@ def receive_message(sock: socket.socket) -> tuple[bytes, list[int]]:
     if lost:
         close_all(fds)
         raise PortError(
-            "descriptors of the namespace agent got lost: too many open files; raise the limit (ulimit -n)"
+            "descriptors of the namespace agent got lost: too many open files; "
+            "raise the limit (ulimit -n)"
         )
     return data, fds
 
@@ -246,7 +248,10 @@ def wait_for_child(pid: int, label: str) -> str | None:
         return None
     if late:
         return f"{label}: work in its namespaces took longer than {CHILD_TIMEOUT_S:g} s; try again"
-    return f"{label}: work in its namespaces failed unexpectedly (wait status {status}); see standard error"
+    return (
+        f"{label}: work in its namespaces failed unexpectedly (wait status {status}); "
+        "see standard error"
+    )
 
 
 def answer_to(request: Request, netns_fd: int) -> tuple[Answer, list[int]]:
@@ -343,8 +348,8 @@ class NamespaceAgent:
         return self._socket.fileno() >= 0 and self._process.poll() is None
 
     def open_nic(self, request: TapRequest, namespace: NetNamespace | None = None) -> Tap:
-        """Creates an interface of the request's kind in its container, or in `namespace`, which the Tap then owns. On
-        an error, nothing is left.
+        """Creates an interface of the request's kind in its container, or in `namespace`, which the
+        Tap then owns. On an error, nothing is left.
 
         Raises ConfigError for a request that is invalid or not permitted, PortError for a failure.
         """
@@ -357,7 +362,8 @@ class NamespaceAgent:
             if answer.report == NOTHING:
                 close_all(fds)
                 raise PortError(
-                    f"{request.KIND} {request.name}: the namespace agent's answer is no {request.KIND}; restart the daemon"
+                    f"{request.KIND} {request.name}: "
+                    f"the namespace agent's answer is no {request.KIND}; restart the daemon"
                 )
             return kind.interface(kind.decode_report(answer.report), fds, namespace, self)
         except BaseException:
@@ -384,12 +390,14 @@ class NamespaceAgent:
             except TimeoutError:
                 self._kill()
                 raise PortError(
-                    f"{namespace.label}: no answer from the namespace agent for {CALL_TIMEOUT_S:g} s; try again"
+                    f"{namespace.label}: "
+                    f"no answer from the namespace agent for {CALL_TIMEOUT_S:g} s; try again"
                 ) from None
             except OSError as error:
                 self._kill()
                 raise PortError(
-                    f"{namespace.label}: the namespace agent (pid {self.pid}) is gone: {error.strerror}; try again"
+                    f"{namespace.label}: the namespace agent (pid {self.pid}) is gone: "
+                    f"{error.strerror}; try again"
                 ) from None
         if answer.error is not None:
             close_all(fds)

@@ -1,6 +1,8 @@
-"""Offload features of an interface, as `ethtool -k` shows them: which kinds of unfinished frames its network stack hands over.
+"""Offload features of an interface (`ethtool -k`): which kinds of unfinished frames its network
+stack passes to the device.
 
-Sources: include/uapi/linux/ethtool.h (ETHTOOL_GFEATURES, ETHTOOL_SFEATURES), net/ethtool/common.c (the features' names).
+Sources: include/uapi/linux/ethtool.h (ETHTOOL_GFEATURES, ETHTOOL_SFEATURES), net/ethtool/common.c
+(the features' names).
 """
 
 from __future__ import annotations
@@ -29,12 +31,12 @@ OFFLOADS = {
 
 
 def set_offloads(sock: socket.socket, interface: str, wanted: int) -> int:
-    """Sets what an interface of the socket's network namespace leaves to the device: the `wanted` Offloads and nothing else.
-    Returns what the kernel granted. Raises OSError.
+    """Enables exactly the `wanted` Offloads of an interface of the socket's network namespace.
+    Returns those that the kernel granted. Raises OSError.
 
-    The virtio-net header describes the five Offloads only, so every other one goes: a frame whose SCTP checksum is missing, or that
-    is to be segmented within a tunnel, would arrive without a word about it. Software segmentation stays, since it ends before the
-    interface: the kernel then cuts frames itself.
+    The virtio-net header describes only the five Offloads, so every other one is disabled: it could
+    not express that a frame lacks its SCTP checksum or is to be segmented within a tunnel. Software
+    segmentation stays enabled: the kernel segments such frames before the interface.
     """
     names = _names(sock, interface)
     keep = {name for offload, name in OFFLOADS.items() if wanted & offload} | {

@@ -134,14 +134,17 @@ def try_tun_device() -> None:
         os.close(os.open(TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except PermissionError:
         raise ConfigError(
-            f"{TUN_DEVICE}: not permitted to open it: ask root for chmod 0666 {TUN_DEVICE} (what most "
-            "distributions have), or to give it to a group that you are in; a NIC of kind veth does without it"
+            f"{TUN_DEVICE}: not permitted to open it: "
+            f"ask root for chmod 0666 {TUN_DEVICE} (what most "
+            "distributions have), or to give it to a group that you are in; "
+            "a NIC of kind veth does without it"
         ) from None
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENXIO):
             raise PortError(f"{TUN_DEVICE}: cannot open it: {system_error(error)}") from None
         raise ConfigError(
-            f"{TUN_DEVICE} is missing: load the tun module (modprobe tun) or pass the device into the "
+            f"{TUN_DEVICE} is missing: "
+            f"load the tun module (modprobe tun) or pass the device into the "
             f"container (--device {TUN_DEVICE}); a NIC of kind veth does without it"
         ) from None
 
@@ -150,11 +153,13 @@ def creation_error(code: int, label: str) -> ConfigError | PortError:
     """What to say of an interface that the kernel did not make."""
     if code in (errno.EBUSY, errno.EEXIST):
         return ConfigError(
-            f"{label}: the name is taken in that network namespace; choose another or delete that interface"
+            f"{label}: the name is taken in that network namespace; "
+            f"choose another or delete that interface"
         )
     if code == errno.EPERM:
         return ConfigError(
-            f"{label}: not permitted to make interfaces in that network namespace; run vnic as root, or "
+            f"{label}: not permitted to make interfaces in that network namespace; "
+            f"run vnic as root, or "
             "attach to a container that you started as the same user"
         )
     if code == errno.EINVAL:
@@ -191,11 +196,15 @@ def configure(ip: Any, ifindex: int, request: TapRequest, label: str) -> None:
 
 
 _NETLINK_ADVICE = {
-    errno.EACCES: "IPv6 is switched off in that network namespace; set net.ipv6.conf.all.disable_ipv6=0 or leave IPv6 out",
-    errno.EPERM: "not permitted in that network namespace; run vnic as the user who started the container, or as root",
+    errno.EACCES: "IPv6 is switched off in that network namespace; "
+    "set net.ipv6.conf.all.disable_ipv6=0 or leave IPv6 out",
+    errno.EPERM: "not permitted in that network namespace; "
+    "run vnic as the user who started the container, or as root",
     errno.EEXIST: "it is there already; leave it out",
-    errno.ENETUNREACH: "no address reaches its gateway; give the interface an address in the gateway's network",
-    errno.EHOSTUNREACH: "no address reaches its gateway; give the interface an address in the gateway's network",
+    errno.ENETUNREACH: "no address reaches its gateway; "
+    "give the interface an address in the gateway's network",
+    errno.EHOSTUNREACH: "no address reaches its gateway; "
+    "give the interface an address in the gateway's network",
     errno.EINVAL: "the kernel finds it invalid; see that address, gateway and network fit together",
 }
 

@@ -103,7 +103,10 @@ def enter(netns_fd: int, label: str) -> None:
 def _who_may_enter() -> str:
     if os.geteuid() != 0:
         return "run vnic as the user who started the container, or as root"
-    return "the kernel refuses it to root here (CAP_SYS_PTRACE is missing, or a security module); give netns: its path instead"
+    return (
+        "the kernel refuses it to root here (CAP_SYS_PTRACE is missing, or a security module); "
+        "give netns: its path instead"
+    )
 
 
 class NetNamespace:
@@ -144,7 +147,8 @@ class NetNamespace:
             )
         if not netns or "\0" in netns:
             raise ConfigError(
-                f"netns {netns!r}: give a path like /run/netns/NAME, or a NAME made by `ip netns add`"
+                f"netns {netns!r}: "
+                f"give a path like /run/netns/NAME, or a NAME made by `ip netns add`"
             )
         path = _follow(os.path.abspath(netns if "/" in netns else f"{NAMED_NETNS_DIR}/{netns}"))
         in_proc = _PROC_NETNS.fullmatch(path)
@@ -162,7 +166,8 @@ class NetNamespace:
         try:
             if extra or not is_network_namespace(fd):
                 raise ConfigError(
-                    "the descriptor that was passed is not a network namespace; pass one of /proc/PID/ns/net"
+                    "the descriptor that was passed is not a network namespace; "
+                    "pass one of /proc/PID/ns/net"
                 )
             pid = process_of(pidfd) if pidfd >= 0 else None
             label = (
@@ -220,7 +225,8 @@ class NetNamespace:
     def _at_path(cls, path: str) -> NetNamespace:
         label = f"netns {path}"
         wrong = ConfigError(
-            f"{label}: is not a network namespace; give /proc/PID/ns/net or a path made by `ip netns add`"
+            f"{label}: is not a network namespace; "
+            f"give /proc/PID/ns/net or a path made by `ip netns add`"
         )
         try:
             # Checked before it is opened, since opening a device or a FIFO could block or have side
@@ -303,7 +309,8 @@ def process_of(pidfd: int) -> int:
         pid = 0
     if pid <= 0:
         raise ConfigError(
-            "the descriptor that was passed with the namespace is that of no process that runs; pass a pidfd"
+            "the descriptor that was passed with the namespace is that of no process that runs; "
+            "pass a pidfd"
         )
     return pid
 

@@ -1,4 +1,5 @@
-"""Makes a container of the calling process: namespaces of its own. Uses the standard library only, to load fast."""
+"""Makes a container of the calling process: namespaces of its own. Uses the standard library only,
+to load fast."""
 
 from __future__ import annotations
 

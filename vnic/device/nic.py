@@ -1,4 +1,5 @@
-"""A NIC over an interface of a network namespace: the interface, its port, and receive-side scaling."""
+"""A NIC over an interface of a network namespace: the interface, its port, and receive-side
+scaling."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ from vnic.device.tap import Tap, offload_names
 
 
 class Nic:
-    """A NIC: an interface in a container on one side; on the other the elements: a PortRx over `port`, and
-    `tx`. alter: makes the interface the one of other settings (vnic.device.kinds.contract.Settings)."""
+    """A NIC: an interface in a container, and the elements at its other side: a PortRx over `port`,
+    and `tx`. alter: changes the interface to other settings (vnic.device.kinds.contract.Settings)."""
 
     def __init__(
         self,
@@ -55,7 +56,8 @@ class Nic:
         return self.port.queue_statistics()
 
     def queue_drops(self) -> int | None:
-        """Packets of the container that the queues had no room for; None where the kernel does not say."""
+        """Packets of the container that the full queues dropped; None where the kernel does not
+        report them."""
         return self.tap.queue_drops()
 
     def watch(self) -> TargetWatch:
@@ -72,7 +74,7 @@ class Nic:
         return partial(self.port.change, offloads=int(self.tap.offloads), mtu=self.tap.mtu)
 
     def close(self) -> None:
-        """Closes port and interface, which removes an interface that vnic made. Only when no engine serves the port any
-        more."""
+        """Closes port and interface, which removes an interface that vnic made. Only when no engine
+        serves the port any more."""
         self.port.close()
         self.tap.close()

@@ -1,6 +1,7 @@
-"""AF_PACKET sockets at an interface, as `dataplane.ports.packet_port` takes them, and the handle of an interface that is served by them.
+"""AF_PACKET sockets at an interface, for `dataplane.ports.packet_port`, and the interface's handle.
 
-Sources: packet(7); net/packet/af_packet.c and Documentation/networking/packet_mmap.rst of Linux 6.18.
+Sources: packet(7); net/packet/af_packet.c and Documentation/networking/packet_mmap.rst of Linux
+6.18.
 """
 
 from __future__ import annotations
@@ -39,24 +40,28 @@ ETH_P_ALL = 0x0003
 SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 
-# Frames that wait in a queue's ring, of all its queues together: what an engine that is halted for an upgrade, or kept from its CPU, must
-# not lose; as many as a TAP's queues have where the machine is busy.
+# Slots of the receive rings of all queues of a NIC, and at least of each: frames that wait while an
+# engine is halted for an upgrade or waits for its CPU; as many as a TAP's queues have on a busy
+# machine.
 RING_FRAMES, RING_FRAMES_LEAST = 1024, 256
-# A slot holds the packet header (76 bytes) and a frame of an MTU of 1500 with two VLAN tags. Its size is an odd number of cache lines:
-# slots whose distance is a power of two would compete for a few sets of the caches.
+# A slot holds the packet header (76 bytes) and a frame of an MTU of 1500 with two VLAN tags. Its
+# size is an odd number of cache lines: slots at a power of two would compete for a few sets of the
+# caches.
 SLOT_BYTES = 1600
-BLOCK_BYTES = 65536  # the kernel allocates the ring in blocks; 40 slots each, and the rest is the port's own, see PacketPort
+# the kernel allocates a ring in blocks of 40 slots; PacketPort uses the rest of the last one
+BLOCK_BYTES = 65536
 SLOTS_OF_A_BLOCK = 40
-# Of a ring to transmit by. Frames leave it while the system call lasts, unless the interface is late with them.
+# of a transmit ring, which is mostly empty after each system call
 SENDING_BLOCKS = 4
-# Of frames that are longer than a slot (GSO), per queue: 4 MB hold some 60, if root of the machine's user namespace asks; others get the
-# limit that net.core.rmem_max and wmem_max set.
+# Socket buffer per queue for frames longer than a slot (GSO): 4 MB hold some 60. Only root of the
+# initial user namespace gets this size, others at most net.core.rmem_max and wmem_max.
 BUFFER_BYTES = 4 << 20
 
 
 class RingReport(TapReport, frozen=True, kw_only=True):
-    """An interface that is served by sockets. Behind the queues' sockets to receive from come those to transmit by, as many; then what
-    the kind adds, and the netlink sockets as TapReport says. The fields are those of the queues' rings, as PacketPort takes them."""
+    """The properties of an interface with packet sockets: the queues' rings, for PacketPort. The
+    descriptors are the queues' receiving sockets, as many transmitting ones, those that the kind
+    adds, and the netlink sockets of TapReport."""
 
     slot_bytes: int
     block_bytes: int
@@ -65,7 +70,7 @@ class RingReport(TapReport, frozen=True, kw_only=True):
 
 
 def ring_settings(queues: int) -> dict[str, int]:
-    """The fields of a RingReport, of an interface with so many queues."""
+    """The fields of a RingReport for a number of queues."""
     return {
         "slot_bytes": SLOT_BYTES,
         "block_bytes": BLOCK_BYTES,
@@ -75,16 +80,17 @@ def ring_settings(queues: int) -> dict[str, int]:
 
 
 def blocks_of(queues: int) -> int:
-    """Blocks of the ring of each of so many queues."""
+    """Blocks per receive ring for a number of queues."""
     return -(-max(RING_FRAMES // queues, RING_FRAMES_LEAST) // SLOTS_OF_A_BLOCK)
 
 
-# --- in the agent's child, inside the interface's network namespace ---------------------------------------------------
+# --- in the agent's child, inside the interface's network namespace -------------------------------
 
 
 def open_queues(interface: str, queues: int, *, bypass: bool) -> list[socket.socket]:
-    """Sockets that receive what arrives at an interface into rings, each its share of the flows, and transmit long frames there. They
-    see nothing that this machine sends out of the interface. bypass: transmit past the queueing discipline. Raises OSError."""
+    """Opens sockets that receive an interface's frames into rings, each a part of the flows, and
+    that transmit long frames. They do not receive the machine's own outgoing frames. bypass:
+    transmit past the queueing discipline. Raises OSError."""
     opened = [_open_queue(interface, queues, bypass=bypass) for _ in range(queues)]
     if queues > 1:
         kind = PACKET_FANOUT_HASH | PACKET_FANOUT_FLAG_IGNORE_OUTGOING
@@ -98,8 +104,8 @@ def open_queues(interface: str, queues: int, *, bypass: bool) -> list[socket.soc
 
 
 def open_sending(interface: str, *, bypass: bool) -> socket.socket:
-    """A socket that transmits the frames of a ring. It receives nothing, and so no error either when the interface goes down. Raises
-    OSError."""
+    """Opens a socket that transmits the frames of a ring. It receives nothing, so it has no pending
+    error when the interface goes down. Raises OSError."""
     sending = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
     _set_options(sending, PACKET_LOSS, bypass=bypass)
     sending.setsockopt(SOL_PACKET, PACKET_TX_RING, _ring(SENDING_BLOCKS))
@@ -108,18 +114,18 @@ def open_sending(interface: str, *, bypass: bool) -> socket.socket:
 
 
 def receive_all(queue: socket.socket, ifindex: int) -> None:
-    """Has an interface receive the frames for all addresses, as long as the socket is open. Raises OSError."""
+    """Puts an interface into promiscuous mode while the socket is open. Raises OSError."""
     queue.setsockopt(
         SOL_PACKET, PACKET_ADD_MEMBERSHIP, struct.pack("=iHH8x", ifindex, PACKET_MR_PROMISC, 0)
     )
 
 
 def _open_queue(interface: str, queues: int, *, bypass: bool) -> socket.socket:
-    # Protocol 0: it receives nothing before it is bound, so that a frame of another interface never gets in.
+    # protocol 0: receives nothing before it is bound, in particular no frame of another interface
     queue = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
     _set_options(queue, PACKET_AUXDATA, PACKET_COPY_THRESH, PACKET_IGNORE_OUTGOING, bypass=bypass)
     queue.setsockopt(SOL_PACKET, PACKET_RX_RING, _ring(blocks_of(queues)))
-    # Until all have their shares, since each of them would take every frame.
+    # until the fanout group is complete, since each socket would receive every frame
     _drop_all(queue)
     queue.bind((interface, ETH_P_ALL))
     return queue
@@ -147,16 +153,16 @@ def _ring(blocks: int) -> bytes:
     return struct.pack("=IIII", BLOCK_BYTES, blocks, SLOT_BYTES, blocks * SLOTS_OF_A_BLOCK)
 
 
-# --- the handle -------------------------------------------------------------------------------------------------------
+# --- the handle -----------------------------------------------------------------------------------
 
 
 class SocketInterface(Tap):
-    """An interface that is served by packet sockets, with the interface of a Tap.
+    """The handle of an interface with packet sockets, with the methods of a Tap.
 
-    fds        one socket a queue, each with a ring to receive from that is not mapped
-    sending    another one a queue, with a ring to transmit by
-    extra      what the kind adds
-    ring_drops what the queues' rings had no room for; set by the port's owner, who alone can ask
+    fds         one socket per queue, with a receive ring, which is not mapped
+    sending     one socket per queue, with a transmit ring
+    extra       descriptors that the kind adds
+    ring_drops  returns the frames dropped because a ring was full; set by `make_port`
     """
 
     def __init__(
@@ -171,7 +177,7 @@ class SocketInterface(Tap):
         self.ring_drops: Callable[[], int] = int
 
     def report(self) -> RingReport:
-        """What another process needs beside the descriptors of `let_go`."""
+        """The data that another process needs besides the descriptors of `let_go`."""
         return RingReport(
             **msgspec.structs.asdict(super().report()),
             slot_bytes=self.slot_bytes,
@@ -181,16 +187,17 @@ class SocketInterface(Tap):
         )
 
     def present(self) -> bool:
-        """Whether the interface is there: root of its container may delete it. True of one that is closed."""
+        """Whether the interface still exists: root of its container may delete it. True if
+        closed."""
         if self.closed:
             return True
         with socket.socket(fileno=os.dup(self.fds[0])) as queue:
-            return bool(
-                queue.getsockname()[0]
-            )  # the name of the interface that it is bound to; none when that is gone
+            # the name of the interface that the socket is bound to; empty when that is gone
+            return bool(queue.getsockname()[0])
 
     def let_go(self) -> list[int]:
-        """The descriptors in the order of RingReport; they are the caller's now, and this is closed."""
+        """Returns the descriptors in the order of RingReport, which the caller closes; the handle
+        is closed."""
         if not self.closed:
             self.fds += [*self.sending, *self.extra]
             self.sending, self.extra = [], []

@@ -196,11 +196,13 @@ def check(request: TapRequest) -> None:
     check_mtu(request.mtu, label)
     if request.offloads & ~int(Offload.ALL):  # as int: a flag's complement has known bits only
         raise ConfigError(
-            f"{label}: offloads: {request.offloads:#x} has unknown bits: expected some of {int(Offload.ALL):#x}"
+            f"{label}: offloads: {request.offloads:#x} has unknown bits: "
+            f"expected some of {int(Offload.ALL):#x}"
         )
     if request.offloads & ~Offload.CSUM and not request.offloads & Offload.CSUM:
         raise ConfigError(
-            f"{label}: offloads: segmentation needs checksum offload too; add csum or drop the others"
+            f"{label}: offloads: segmentation needs checksum offload too; "
+            f"add csum or drop the others"
         )
     if len(request.addresses) > MAX_ADDRESSES or len(request.routes) > MAX_ROUTES:
         raise ConfigError(
@@ -216,11 +218,13 @@ def check(request: TapRequest) -> None:
             )
         if address.version == 6 and request.mtu < MIN_MTU_IPV6:
             raise ConfigError(
-                f"{label}: mtu: {request.mtu} is too small for IPv6 ({text}): expected {MIN_MTU_IPV6} or more"
+                f"{label}: mtu: {request.mtu} is too small for IPv6 ({text}): "
+                f"expected {MIN_MTU_IPV6} or more"
             )
     if request.routes and not request.up:
         raise ConfigError(
-            f"{label}: routes: cannot be set while the interface is down; say up: true or leave them out"
+            f"{label}: routes: cannot be set while the interface is down; say up: "
+            f"true or leave them out"
         )
     for route in request.routes:
         _check_route(route, f"{label}: routes")
@@ -231,7 +235,8 @@ def check_name(name: str, kind: str = "tap") -> None:
     allowed = name.isascii() and name.isprintable() and not set(name) & set(" /:%")
     if not allowed or not 1 <= len(name) <= MAX_NAME_BYTES or name in (".", "..", "all", "default"):
         raise ConfigError(
-            f"{kind} {name!r}: no valid interface name: expected 1 to {MAX_NAME_BYTES} ASCII characters without space, / : %"
+            f"{kind} {name!r}: no valid interface name: "
+            f"expected 1 to {MAX_NAME_BYTES} ASCII characters without space, / : %"
         )
 
 
@@ -252,7 +257,8 @@ def parse_mac(text: str, label: str) -> bytes:
             raise ValueError
     except ValueError:
         raise ConfigError(
-            f"{label}: mac: {text!r} is not a MAC address: expected six bytes like 02:00:00:00:00:01"
+            f"{label}: mac: {text!r} is not a MAC address: "
+            f"expected six bytes like 02:00:00:00:00:01"
         ) from None
     if mac[0] & 1:
         raise ConfigError(
@@ -290,7 +296,8 @@ def _check_route(route: Route, label: str) -> None:
         via = _parse(ipaddress.ip_address, route.via, f"{label}: via", "10.0.0.1")
         if via.version != network.version:
             raise ConfigError(
-                f"{label}: {route.to} via {route.via} mixes IPv4 and IPv6: expected both of one kind"
+                f"{label}: {route.to} via {route.via} mixes IPv4 and IPv6: "
+                f"expected both of one kind"
             )
 
 
@@ -467,7 +474,8 @@ class Tap:
         except OSError as error:
             if error.errno == errno.EBADFD:
                 raise PortError(
-                    f"{self.KIND} {self.name}: the interface is gone from its network namespace; attach it again"
+                    f"{self.KIND} {self.name}: the interface is gone from its network namespace; "
+                    f"attach it again"
                 ) from None
             raise PortError(f"{self.KIND} {self.name}: {error.strerror}") from None
 

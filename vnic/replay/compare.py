@@ -106,7 +106,10 @@ class Difference:
             f"{self.reordered} reordered",
         ]
         if self.tolerance_ns < ANY_TIME:
-            late = f"{self.late} at another time (by up to {self.deviation_ns} ns; tolerance {self.tolerance_ns} ns)"
+            late = (
+                f"{self.late} at another time (by up to {self.deviation_ns} ns; "
+                f"tolerance {self.tolerance_ns} ns)"
+            )
             counts.append(late)
         lines = [f"different: {self.packets} packets are equal, {', '.join(counts)}", *self.names]
         first = self.first()
@@ -175,7 +178,8 @@ class _Stream:
         self.open[side] += 1
         if self.open[side] > UNMATCHED_MOST:
             raise ConfigError(
-                f"interface {self.name}: more than {UNMATCHED_MOST} packets differ; these captures are not of the same"
+                f"interface {self.name}: more than {UNMATCHED_MOST} packets differ; "
+                f"these captures are not of the same"
             )
 
     def match(self, found: Seen, expected: Seen) -> None:
@@ -259,7 +263,8 @@ def compare(
     except _SeveralInterfacesError:
         if isinstance(found, int) or isinstance(expected, int):
             raise ConfigError(
-                "the interfaces of the two captures are named differently, and there are several; use --interface A=B"
+                "the interfaces of the two captures are named differently, and there are several; "
+                "use --interface A=B"
             ) from None
         return _compare(found, expected, tolerance_ns, key, {}, single=False)
 

@@ -74,7 +74,8 @@ def differences(found: bytes, expected: bytes | None) -> list[str]:
     )
     window = slice(max(at - 4, 0), at + 12)
     lines.append(
-        f"{'first byte that differs':24} {at}: .. {found[window].hex(' ')} .., expected .. {expected[window].hex(' ')} .."
+        f"{'first byte that differs':24} {at}: "
+        f".. {found[window].hex(' ')} .., expected .. {expected[window].hex(' ')} .."
     )
     return lines[:LINES_MOST]
 

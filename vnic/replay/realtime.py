@@ -68,7 +68,8 @@ class Schedule:
         except (ValueError, ZeroDivisionError):
             pass
         raise ConfigError(
-            f"schedule {text!r}: expected captured, speed=FACTOR, pps=NUMBER, rate=RATE (such as 100mbit) or asap"
+            f"schedule {text!r}: "
+            f"expected captured, speed=FACTOR, pps=NUMBER, rate=RATE (such as 100mbit) or asap"
         )
 
 
@@ -153,7 +154,8 @@ class Listener:
 
 
 class LiveKind(NicKind[_LiveNic]):
-    """NICs in containers, each of its configured kind, that are measured. nics: those that are open, by name."""
+    """NICs in containers, each of its configured kind, that are measured. nics: those that are
+    open, by name."""
 
     NAME = "live"
     SETTINGS = INTERFACE
@@ -164,7 +166,8 @@ class LiveKind(NicKind[_LiveNic]):
     def open(self, settings: Settings, number: int, origin: Origin) -> _LiveNic:
         if settings.kind not in MEASURED:
             raise ConfigError(
-                f"nic {settings.name}: kind: {settings.kind} tells no container's counts: expected {' or '.join(MEASURED)}"
+                f"nic {settings.name}: kind: {settings.kind} tells no container's counts: "
+                f"expected {' or '.join(MEASURED)}"
             )
         nic = self.nics[settings.name] = _LiveNic(
             interface_kind(settings.kind).open(settings, number, origin)
@@ -199,7 +202,8 @@ class RealtimeReplay:
         ]
         if lost:
             raise ConfigError(
-                f"nic {lost[0]}: has neither a capture nor a container; use --port {lost[0]}=IN.pcap, pid: or netns:"
+                f"nic {lost[0]}: has neither a capture nor a container; "
+                f"use --port {lost[0]}=IN.pcap, pid: or netns:"
             )
         if len(inputs) == len(config.outer_nics):
             raise ConfigError(
@@ -233,7 +237,8 @@ class RealtimeReplay:
         for each in listeners:
             if each.nic not in self.live.nics:
                 raise ConfigError(
-                    f"--wait {each}: no such NIC in a container: expected one of {', '.join(self.live.nics)}"
+                    f"--wait {each}: no such NIC in a container: "
+                    f"expected one of {', '.join(self.live.nics)}"
                 )
         end_s = time.monotonic() + limit_s
         for each in listeners:
@@ -288,7 +293,8 @@ class RealtimeReplay:
         if entered != captured:
             lost = sum(source.queue_statistics()[0]["rx_dropped"] for source in self._sources)
             complaints.append(
-                f"{captured} packets captured, {entered} sent: {lost} found no buffer, {captured - entered - lost} were not due yet"
+                f"{captured} packets captured, {entered} sent: "
+                f"{lost} found no buffer, {captured - entered - lost} were not due yet"
             )
         dropped = {
             f"{element['name']}: {reason}": count
@@ -319,13 +325,16 @@ class RealtimeReplay:
                 )
             if counted != sent:
                 complaints.append(
-                    f"{name}: {sent} packets sent, but its interface counted {counted} ({counted - sent:+d})"
+                    f"{name}: "
+                    f"{sent} packets sent, but its interface counted {counted} "
+                    f"({counted - sent:+d})"
                 )
         arrived = sum(nic["sent"] + nic["refused"] for nic in nics)
         if arrived < entered:
             why = ", ".join(f"{count} by {key}" for key, count in dropped.items()) or "still held"
             complaints.append(
-                f"{entered} packets entered the network, {arrived} reached a container: dropped {why}"
+                f"{entered} packets entered the network, {arrived} reached a container: "
+                f"dropped {why}"
             )
         errors = [source.error for source in self._sources if source.error]
         return {

@@ -169,7 +169,10 @@ def decide(config: Config, seen: Seen, way: str) -> tuple[Sides | None, str]:
         if len(outer) < 2:
             raise ConfigError("--split port needs two NICs: a client's and a server's")
         client, server = outer[:2]
-        why = f"by port: {names[client]} sends what comes from the higher port and what has no ports, {names[server]} the rest"
+        why = (
+            f"by port: {names[client]} sends what comes from the higher port and what has no "
+            f"ports, {names[server]} the rest"
+        )
         return Sides(Split(server=server, client=client, other=client), why), f"split {why}"
     if (
         way == "none"
@@ -188,7 +191,9 @@ def decide(config: Config, seen: Seen, way: str) -> tuple[Sides | None, str]:
         if way == "mac":
             if not 0 < len(senders) <= len(outer):
                 raise ConfigError(
-                    f"--split mac: {len(senders)} MAC addresses send, but there are {len(outer)} NICs; use --side NAME=MAC"
+                    f"--split mac: "
+                    f"{len(senders)} MAC addresses send, but there are {len(outer)} NICs; "
+                    f"use --side NAME=MAC"
                 )
             return _by_mac(names, _two(config, senders, macs), "in order of appearance")
     senders = list(seen.addresses)
@@ -210,14 +215,16 @@ def decide(config: Config, seen: Seen, way: str) -> tuple[Sides | None, str]:
         return Sides(Split(prefixes=sides, other=outer[0]), why), f"split {why}"
     if way == "prefix":
         raise ConfigError(
-            f"--split prefix: {len(senders)} addresses send and are not all addresses of NICs; use --side NAME=PREFIX"
+            f"--split prefix: {len(senders)} addresses send and are not all addresses of NICs; "
+            f"use --side NAME=PREFIX"
         )
     if len(seen.macs) < 2:
         return None, ""
     why = f"{len(seen.macs)} MAC addresses send, and which NIC each belongs to is not plain"
     return (
         None,
-        f"not split: {why}; use --side NAME=MAC|PREFIX|PORT or --split mac|prefix|port, or --split none to be sure",
+        f"not split: {why}; "
+        f"use --side NAME=MAC|PREFIX|PORT or --split mac|prefix|port, or --split none to be sure",
     )
 
 
@@ -339,7 +346,8 @@ def rewrite_of(
             mapped.append((int(word), int(value)))
         else:
             raise ConfigError(
-                f"--rewrite-vlan {rule}: expected add=VID, set=VID, remove or OLD=NEW, numbers from 1 to 4094"
+                f"--rewrite-vlan {rule}: "
+                f"expected add=VID, set=VID, remove or OLD=NEW, numbers from 1 to 4094"
             )
     if not pairs and not networks and vlan is None and not mapped:
         return None, of_nics

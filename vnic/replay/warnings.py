@@ -14,8 +14,10 @@ ABSURD_NS = DAY_NS  # between the first packets of two captures: they are probab
 # reason -> (why, what to do)
 REASONS: dict[str, tuple[str, str]] = {
     "hairpin": (
-        "the switch would send them back to the NIC they came from, which holds for both directions of one capture",
-        "--split mac|prefix|port or --side NAME=MAC|PREFIX|PORT; for frames without MAC addresses --rewrite-mac nics, too",
+        "the switch would send them back to the NIC they came from, which holds for both "
+        "directions of one capture",
+        "--split mac|prefix|port or --side NAME=MAC|PREFIX|PORT; "
+        "for frames without MAC addresses --rewrite-mac nics, too",
     ),
     "no_buffer": ("the pool of packets had no room", "a lower rate or a shorter `queue:`"),
     "too_long": ("they are longer than the NIC's MTU allows", "a larger `mtu:`"),

@@ -1,5 +1,5 @@
-"""Configurations before the last changes by `apply`, for `vnic undo`. The supervisor stores them (keeper.py), so
-that they outlive a crash and an upgrade."""
+"""Configurations before the last changes by `apply`, for `vnic undo`. The supervisor stores them
+(keeper.py), so that they survive a crash and an upgrade."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ BYTES_MOST = 32 << 20
 
 
 class History:
-    """Encoded configurations, the newest last; those beyond STEPS_MOST or BYTES_MOST are forgotten, the oldest
-    first."""
+    """Encoded configurations, the newest last. The oldest are forgotten beyond STEPS_MOST or
+    BYTES_MOST."""
 
     def __init__(self, keeping: Keeper | None) -> None:
         self._keeping = keeping
@@ -32,7 +32,7 @@ class History:
         self._steps = [*self._steps, config][-STEPS_MOST:]
         while len(self._steps) > 1 and sum(map(len, self._steps)) > BYTES_MOST:
             del self._steps[0]
-        self._keep()
+        self._store()
 
     def last(self) -> bytes:
         """The configuration before the last change. Raises ConfigError where there is none."""
@@ -44,11 +44,11 @@ class History:
         return self._steps[-1]
 
     def drop_last(self) -> None:
-        """The last change is undone."""
+        """Removes the configuration before the last change, after `vnic undo`."""
         del self._steps[-1]
-        self._keep()
+        self._store()
 
-    def _keep(self) -> None:
+    def _store(self) -> None:
         if self._keeping is not None:
             self._keeping.put_document(
                 KEY, msgspec.json.encode([msgspec.Raw(step) for step in self._steps])

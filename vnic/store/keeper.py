@@ -1,27 +1,30 @@
 """What the supervisor stores for its workers, and the messages between them.
 
-It stores descriptors by key: TAP queues, memory segments, documents (sealed memfds, which the supervisor
-does not read). They survive the worker, so the next one - after a crash, or a newer one - finds
-them as they were:
+It stores descriptors by key: TAP queues, memory segments, documents (sealed memfds, which the
+supervisor does not read). They survive a worker, so that the next one, after a crash or in an
+upgrade, continues with them:
 
-    config          the configuration as it is now, with what was attached, rated and cut since it was loaded (JSON)
-    version         of vnic when the first worker began, which is the supervisor's
-    nic/NAME        an interface: document (KeptNic), its network namespace, a pidfd where it was asked for by process, and what its
-                    kind's report says: its queues, and netlink sockets of that namespace
+    config          the present configuration, with all changes since it was loaded (JSON)
+    version         vnic's version when the first worker started, which is the supervisor's
+    nic/NAME        an interface: document (KeptNic), its network namespace, a pidfd if the
+                    container was given by pid, then the descriptors of its kind's report: queues,
+                    and netlink sockets of that namespace
     ring/NAME       a ring and its doorbell: of a NIC, or of LINK/SWITCH, a direction of a link
     segment/pool    the packet pool
     segment/table/SWITCH   the MAC table of a switch
     history         configurations before the last changes by `apply`, for `vnic undo` (JSON)
-    guaranteed      nothing, while a group has a guarantee of CPU time: what a worker needs a right for, before it is one (privileges.py)
-    losses          what workers after a crash had to go on without (JSON)
-    module/NAME/KEY what a module stores for the next worker (Module.keep)
-    capture/N       a live capture: document, and the file or pipe that it goes to
+    guaranteed      an empty document while a group has a guarantee of CPU time: the supervisor sets
+                    a worker's capabilities before it starts (privileges.py)
+    losses          objects that workers lost in a crash (JSON)
+    module/NAME/KEY descriptors that a module stores for the next worker (Module.keep)
+    capture/N       a live capture: document, and its file or pipe
 
-Two SOCK_SEQPACKET pairs join them. On `calls` the worker asks and waits: Put, Drop, Open, Alter, SetCarrier, each answered by Done,
-Opened or Refused of the same number. The supervisor refuses them to a successor, which has taken nothing over yet. On `events` no
-message is answered: the supervisor sends the inventory (Item...) and Start, later HandOver, Failed, Quit, and a Ping now and then;
-a worker sends Ready, TookOver, HandedOver, Abandon, Failed, Stop, Upgrade, and Pong for each Ping. A message is a JSON object of at
-most MESSAGE_BYTES, with at most DESCRIPTORS descriptors.
+Two SOCK_SEQPACKET pairs connect them. On `calls` the worker sends Put, Drop, Open, Alter, SetCarrier
+and waits for the answer: Done, Opened or Refused with the same number. The supervisor refuses calls of
+a successor that has not taken over yet. Messages on `events` have no answers: the supervisor sends
+the stored items (Item...) and Start, later HandOver, Failed, Quit, and a Ping now and then; a
+worker sends Ready, TookOver, HandedOver, Abandon, Failed, Stop, Upgrade, and a Pong for each Ping.
+A message is a JSON object of at most MESSAGE_BYTES, with at most DESCRIPTORS descriptors.
 """
 
 from __future__ import annotations
@@ -44,7 +47,8 @@ from vnic.device.namespaces import NetNamespace
 from vnic.device.tap import MAX_QUEUES, Agent, Tap, TapRequest
 
 MESSAGE_BYTES = 1 << 16
-# A veth's queues have two sockets each; besides, its far namespace, document, namespace, pidfd and netlink sockets. The kernel takes 253.
+# Two sockets per queue of a veth, its far namespace, document, namespace, pidfd and netlink
+# sockets. The kernel permits 253.
 DESCRIPTORS = 2 * MAX_QUEUES + 6
 GUARANTEED = "guaranteed"
 KEYS_MOST = 1 << 14  # bound on the keys that a faulty worker can create
@@ -59,27 +63,28 @@ class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True
 
 
 class _Numbered(_Message, frozen=True, kw_only=True):
-    """A call, or the answer to the call of that number. A late answer, whose caller has given up, is not
-    taken for another call's."""
+    """A call, or the answer to the call with the same number. So a late answer, whose caller no
+    longer waits, is not mistaken for another call's."""
 
     number: int = 0
 
 
 class Put(_Numbered, frozen=True):
-    """Store the descriptors under `key`, in place of those that are there."""
+    """Store the descriptors under `key`, replacing those stored there."""
 
     key: str
 
 
 class Drop(_Numbered, frozen=True):
-    """Close what is stored under `key`; answered when it is closed."""
+    """Close the descriptors stored under `key`; answered afterwards."""
 
     key: str
 
 
 class Open(_Numbered, frozen=True):
-    """Make a NIC's interface in its container, keep it under nic/NAME, and hand it over (Opened). With descriptors, the container is
-    that of the first, a network namespace; the second is a pidfd. request: as the kind's REQUEST."""
+    """Make a NIC's interface in its container, store it under nic/NAME, and send it (Opened). The
+    optional descriptors are the container's network namespace and a pidfd. request: the kind's
+    REQUEST."""
 
     nic: str
     kind: str
@@ -87,7 +92,7 @@ class Open(_Numbered, frozen=True):
 
 
 class SetCarrier(_Numbered, frozen=True):
-    """Raise or cut the link of a NIC whose kind needs another process for that."""
+    """Set the link up or down of a NIC whose kind needs the agent for that."""
 
     nic: str
     up: bool
@@ -110,34 +115,35 @@ class Opened(_Numbered, frozen=True):
 
 
 class Refused(_Numbered, frozen=True):
-    """The call has failed. config: because the request is wrong in itself (ConfigError)."""
+    """The call has failed. config: because the request is invalid (ConfigError)."""
 
     error: str
     config: bool = False
 
 
 class Item(_Message, frozen=True):
-    """Of the inventory: what is kept under `key`."""
+    """The descriptors stored under `key`."""
 
     key: str
 
 
 class Start(_Message, frozen=True, kw_only=True):
-    """The inventory is complete; begin. first: nothing is kept but the configuration. crash: the worker before died. successor: it runs."""
+    """All items were sent; start. role first: only the configuration is stored; crash: the last
+    worker died; successor: the last worker still runs."""
 
     role: Literal["first", "crash", "successor"]
     instance: str
     supervisor: int
     restarts: int = 0
-    last: str = ""  # why the worker before ended
+    last: str = ""  # why the last worker ended
 
 
 class HandOver(_Message, frozen=True):
-    """To the old worker, with a socket: your successor stands ready at its other end."""
+    """To both workers of an upgrade: hand over through this socket."""
 
 
 class Ping(_Message, frozen=True):
-    """The worker answers with Pong if its control runs."""
+    """To a worker: answer with Pong. It does if its event loop runs."""
 
 
 class Quit(_Message, frozen=True):
@@ -145,7 +151,7 @@ class Quit(_Message, frozen=True):
 
 
 class Ready(_Message, frozen=True):
-    """From a worker: everything is up. From a successor: everything that can be made beforehand is made."""
+    """From a worker: everything is up. From a successor: it is prepared to take over."""
 
 
 class TookOver(_Message, frozen=True):
@@ -157,26 +163,26 @@ class HandedOver(_Message, frozen=True):
 
 
 class Pong(_Message, frozen=True):
-    """From a worker: its control runs."""
+    """From a worker: its event loop runs."""
 
 
 class Abandon(_Message, frozen=True):
-    """From an old worker: its successor is to be ended; the old worker goes on."""
+    """From an old worker: end the successor; the old worker continues."""
 
 
 class Failed(_Message, frozen=True):
-    """From a worker: it cannot come up. To an old worker: its successor cannot."""
+    """From a worker: it failed. To an old worker: its successor failed."""
 
     error: str
     config: bool = False
 
 
 class Stop(_Message, frozen=True):
-    """From a worker: a client asked for the end, and everything is detached."""
+    """From a worker: a client requested the instance's end, and everything is detached."""
 
 
 class Upgrade(_Message, frozen=True):
-    """From a worker: its successor is to be started, with this Python ("": the same)."""
+    """From a worker: start its successor with this Python ("": the same)."""
 
     python: str = ""
 
@@ -193,8 +199,9 @@ decode_from_worker = msgspec.json.Decoder(FromWorker).decode
 
 
 class KeptNic(msgspec.Struct, frozen=True):
-    """The document of nic/NAME. request: what was asked for; report: what another process needs besides the descriptors; both as the
-    kind says. `pid` or `path` is what the container was asked for by; neither: the daemon's own namespace."""
+    """The document of nic/NAME. request, report: the kind's REQUEST, and its REPORT, which another
+    process needs besides the descriptors. The container was given by `pid` or `path`; without both
+    it is the daemon's own namespace."""
 
     label: str
     kind: str
@@ -211,28 +218,29 @@ def send(
     *,
     wait: bool = True,
 ) -> None:
-    """One message; the receiver gets duplicates of the descriptors. Raises OSError: BlockingIOError where it has no room and we
-    do not wait."""
+    """Sends a message; the receiver gets duplicates of the descriptors. Raises OSError, with
+    wait=False also BlockingIOError if the socket is full."""
     data = msgspec.json.encode(message)
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
-    sock.sendmsg(
-        [data], ancillary, 0 if wait else socket.MSG_DONTWAIT
-    )  # send_fds takes flags and does not pass them on
+    # not socket.send_fds, which ignores its flags
+    sock.sendmsg([data], ancillary, 0 if wait else socket.MSG_DONTWAIT)
 
 
 class DescriptorsLostError(VnicError):
-    """A message came without some of its descriptors, since its receiver has no room for more. `data`: the message."""
+    """A message arrived without some of its descriptors, since its receiver cannot open more files.
+    `data`: the message."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(
-            "descriptors got lost between supervisor and worker: too many open files; raise the limit (ulimit -n)"
+            "descriptors got lost between supervisor and worker: too many open files; "
+            "raise the limit (ulimit -n)"
         )
         self.data = data
 
 
 def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
-    """One message and its descriptors, which are the caller's now; b"" when the other side is gone. Raises OSError,
-    DescriptorsLostError."""
+    """Receives a message and its descriptors, which the caller closes; b"" if the peer has ended.
+    Raises OSError, DescriptorsLostError."""
     data, found, lost = receive_with_descriptors(sock, MESSAGE_BYTES, DESCRIPTORS)
     if lost:
         close_all(found)
@@ -241,7 +249,7 @@ def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
 
 
 def write_document(content: bytes) -> int:
-    """A descriptor (the caller's) of a memfd that holds `content` and never changes."""
+    """Makes a sealed memfd with `content`; the caller closes the descriptor."""
     descriptor = os.memfd_create("vnic-document", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         view = memoryview(content)
@@ -259,12 +267,13 @@ def write_document(content: bytes) -> int:
 
 
 def read_document(descriptor: int) -> bytes:
-    """What `write_document` wrote."""
+    """The content of a document."""
     return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
 
 
 def nic_descriptors(interface: Tap, request: TapRequest) -> list[int]:
-    """What is kept under nic/NAME; the interface's handle and its namespace are closed, since the descriptors are the caller's now."""
+    """The descriptors to store under nic/NAME. The caller owns them; the interface's handle and its
+    namespace are closed."""
     namespace = interface.namespace
     kept = KeptNic(
         namespace.label,
@@ -290,7 +299,7 @@ def nic_descriptors(interface: Tap, request: TapRequest) -> list[int]:
 
 
 def kept_document(descriptors: Sequence[int]) -> KeptNic:
-    """The document of what is kept under nic/NAME. Raises VnicError for that of another version of vnic."""
+    """The document stored under nic/NAME. Raises VnicError for that of another version of vnic."""
     try:
         return msgspec.json.decode(read_document(descriptors[0]), type=KeptNic)
     except msgspec.MsgspecError:
@@ -298,12 +307,12 @@ def kept_document(descriptors: Sequence[int]) -> KeptNic:
 
 
 def kept_kind(descriptors: Sequence[int]) -> InterfaceKind:
-    """The kind of what is kept under nic/NAME. Raises VnicError."""
+    """The kind of the NIC stored under nic/NAME. Raises VnicError."""
     return interface_kind(kept_document(descriptors).kind)
 
 
 def kept_request(descriptors: Sequence[int]) -> TapRequest:
-    """What was asked for when the interface that is kept under nic/NAME was made. Raises VnicError."""
+    """The request for which the interface stored under nic/NAME was made. Raises VnicError."""
     kept = kept_document(descriptors)
     try:
         return interface_kind(kept.kind).decode_request(kept.request)
@@ -312,7 +321,8 @@ def kept_request(descriptors: Sequence[int]) -> TapRequest:
 
 
 def kept_nic(descriptors: Sequence[int], agent: Agent) -> Tap:
-    """The interface that is kept as `descriptors`, which are its handle's from here on. Raises VnicError, and then closes them."""
+    """The handle of a stored interface; it takes over `descriptors`. Raises VnicError after closing
+    them."""
     try:
         kept = kept_document(descriptors)
         kind = interface_kind(kept.kind)
@@ -331,13 +341,13 @@ def kept_nic(descriptors: Sequence[int], agent: Agent) -> Tap:
 
 
 class Store:
-    """Descriptors by key; the supervisor's."""
+    """The supervisor's descriptors by key."""
 
     def __init__(self) -> None:
         self._kept: dict[str, list[int]] = {}
 
     def put(self, key: str, descriptors: list[int]) -> None:
-        """Takes the descriptors over."""
+        """Stores the descriptors, which it owns from now on."""
         if key not in self._kept and len(self._kept) >= KEYS_MOST:
             close_all(descriptors)
             raise VnicError(f"the supervisor keeps {KEYS_MOST} things already")
@@ -345,18 +355,18 @@ class Store:
         close_all(old)
 
     def drop(self, key: str) -> None:
-        """Closes what is kept under `key`; nothing happens if that is nothing."""
+        """Closes the descriptors stored under `key`, if any."""
         close_all(self._kept.pop(key, []))
 
     def __contains__(self, key: str) -> bool:
         return key in self._kept
 
     def get(self, key: str) -> list[int] | None:
-        """What is kept under `key`, which stays the store's; None: nothing."""
+        """The descriptors stored under `key`, which the store still owns; None: none."""
         return self._kept.get(key)
 
     def items(self) -> list[tuple[str, list[int]]]:
-        """Everything, in the order in which it came."""
+        """All items, in the order in which they were first stored."""
         return list(self._kept.items())
 
     def close(self) -> None:
@@ -366,8 +376,8 @@ class Store:
 
 
 class Keeper:
-    """The worker's side: calls, from any thread, and what was inherited. may_change: what is kept is this worker's to change; not before
-    a successor has taken over."""
+    """The worker's side: calls, from any thread, and the inherited items. may_change: this worker
+    may change the store; False for a successor that has not taken over."""
 
     def __init__(self, calls: socket.socket, inherited: dict[str, list[int]] | None = None) -> None:
         self._calls = calls
@@ -378,25 +388,26 @@ class Keeper:
         self.may_change = True
 
     def take(self, key: str) -> list[int] | None:
-        """What the worker before left under `key`: descriptors, which are the caller's now; None where it left nothing."""
+        """Takes the descriptors that the last worker stored under `key`; the caller closes them.
+        None if there are none."""
         return self._inherited.pop(key, None)
 
     def inherited(self, prefix: str) -> list[str]:
-        """Keys of what the worker before left and nobody took yet, that begin so."""
+        """Keys with this prefix of inherited items that were not taken yet."""
         return [key for key in self._inherited if key.startswith(prefix)]
 
     def drop_inherited(self, *prefixes: str) -> None:
-        """Has the supervisor let go of what the worker before left and nobody took. Raises VnicError."""
+        """Removes inherited items that were not taken from the store. Raises VnicError."""
         for key in [key for prefix in prefixes for key in self.inherited(prefix)]:
             close_all(self.take(key) or [])
             self.drop(key)
 
     def put(self, key: str, descriptors: Sequence[int]) -> None:
-        """Has the supervisor keep duplicates. Raises VnicError."""
+        """Stores duplicates of the descriptors. Raises VnicError."""
         self._call(Put(key), descriptors)
 
     def put_document(self, key: str, content: bytes) -> None:
-        """Has the supervisor keep a document. Raises VnicError."""
+        """Stores a document. Raises VnicError."""
         try:
             descriptor = write_document(content)
         except OSError as error:
@@ -407,11 +418,12 @@ class Keeper:
             os.close(descriptor)
 
     def drop(self, key: str) -> None:
-        """Has the supervisor let go, and returns when it has. Raises VnicError."""
+        """Removes an item, and returns when it is closed. Raises VnicError."""
         self._call(Drop(key))
 
     def open_nic(self, nic: str, request: TapRequest, container: Sequence[int] = ()) -> list[int]:
-        """A new interface: descriptors as of nic/NAME. container: descriptors as Open says. Raises ConfigError, PortError."""
+        """Makes an interface; returns the descriptors of nic/NAME. container: the descriptors of
+        Open. Raises ConfigError, PortError."""
         return self._call(
             Open(nic, request.KIND, msgspec.Raw(msgspec.json.encode(request))), container
         )
@@ -422,11 +434,12 @@ class Keeper:
         return self._call(Alter(nic, msgspec.Raw(msgspec.json.encode(request))))
 
     def set_carrier(self, nic: str, up: bool) -> None:
-        """Raises or cuts the link of a NIC whose kind needs the agent for that. Raises VnicError."""
+        """Sets the link up or down of a NIC whose kind needs the agent for that. Raises
+        VnicError."""
         self._call(SetCarrier(nic, up))
 
     def close(self) -> None:
-        """Lets go of what was inherited and nobody took."""
+        """Closes the inherited items that were not taken."""
         for descriptors in self._inherited.values():
             close_all(descriptors)
         self._inherited = {}
@@ -456,7 +469,8 @@ class Keeper:
         return received
 
     def _await(self, number: int) -> tuple[Answer, list[int]]:
-        """The answer to call `number`. Those before it are too late for their callers."""
+        """Receives the answer to call `number`; discards earlier ones, whose callers no longer
+        wait."""
         while True:
             try:
                 data, received = receive(self._calls)

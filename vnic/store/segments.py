@@ -66,7 +66,8 @@ class Segments:
             self._keeping.drop(f"segment/table/{switch}")
 
     def ring(self, target: str, undo: ExitStack) -> MpscRing:
-        """The ring through which other engines send to a NIC, or to LINK/SWITCH: one direction of a link."""
+        """The ring through which other engines send to a NIC, or to LINK/SWITCH, a direction of a
+        link."""
         if (found := self._take(f"ring/{target}")) is not None:
             try:
                 return MpscRing.from_descriptor(*found, reset=self._reset)

@@ -1,5 +1,5 @@
-"""Networks for tests: `VirtualNetwork` in virtual time, `Network` in real time on real containers, and a pytest plugin
-(fixture `vnic_network`). Each name is imported when it is first used."""
+"""Networks for tests: `VirtualNetwork` in virtual time, `Network` in real time on real containers,
+and a pytest plugin (fixture `vnic_network`). Each name is imported when it is first used."""
 
 from __future__ import annotations
 

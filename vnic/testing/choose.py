@@ -6,8 +6,8 @@ from vnic.testing.kit import AnyNetwork, Configuration
 
 
 def network(config: Configuration, *, live: bool = False, seed: int = 0) -> AnyNetwork:
-    """The network of `config`: a `Network` where `live`, else a `VirtualNetwork`. seed: of its random numbers in
-    virtual time; a live network has others each time."""
+    """The network of `config`: a `Network` if `live`, else a `VirtualNetwork`. seed: of the random
+    numbers in virtual time; a live network is not reproducible."""
     if live:
         from vnic.testing.live import Network
 

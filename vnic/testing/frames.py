@@ -62,7 +62,8 @@ def frames_of(packets: Packet | Iterable[Packet], what: str) -> list[bytes]:
         return [_frame(packets, what)]
     if isinstance(packets, str) or not isinstance(packets, Iterable):
         raise ConfigError(
-            f"{what}: {type(packets).__name__} is not a packet: expected bytes, a scapy packet, or several of them"
+            f"{what}: {type(packets).__name__} is not a packet: "
+            f"expected bytes, a scapy packet, or several of them"
         )
     return [_frame(packet, f"{what}: packet {number}") for number, packet in enumerate(packets, 1)]
 

@@ -22,7 +22,8 @@ END_S = 60.0  # longer than the guardian waits for the instance
 
 
 class Guarded:
-    """A guardian's process, and what it made. Calls may come from any thread; one runs at a time."""
+    """A guardian's process and its resources. Calls may come from any thread; one runs at a
+    time."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -57,8 +58,8 @@ class Guarded:
     def call(
         self, method: str, passing: Mapping[str, int] | None = None, **parameters: Any
     ) -> tuple[dict[str, Any], list[int]]:
-        """Calls a method of the guardian with descriptors by parameter; returns its answer, with descriptors. Raises
-        ConfigError, VnicError."""
+        """Calls a method of the guardian with descriptors by parameter; returns its answer, with
+        descriptors. Raises ConfigError, VnicError."""
         with self._lock:
             self._send(method, passing or {}, parameters)
             try:
@@ -104,8 +105,8 @@ class Guarded:
         return os.pread(self._log, os.fstat(self._log).st_size, 0).decode(errors="replace")
 
     def close(self) -> bool:
-        """Ends the guardian, and returns when it has ended everything; False where it was killed, and could not. May be
-        called twice."""
+        """Ends the guardian; returns True when it has ended everything, False if it was killed
+        before. May be called twice."""
         if self._channel.fileno() >= 0:
             with suppress(OSError):
                 self._channel.shutdown(socket.SHUT_RDWR)
@@ -123,7 +124,8 @@ class Guarded:
         return self._process.returncode == 0
 
     def abandon(self) -> None:
-        """In a fork of the test's process: closes this process' descriptors; the network stays the test's."""
+        """In a fork of the test's process: closes this process' descriptors; the network stays the
+        test's."""
         self._channel.close()
         if self._log >= 0:
             os.close(self._log)

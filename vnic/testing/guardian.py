@@ -1,15 +1,17 @@
-"""The process beside a test that holds what a live network consists of, and removes it.
+"""The guardian: a process that owns the resources of a test's live network, and removes them.
 
     test --SOCK_SEQPACKET--> guardian --fork--> the instance's supervisor
-                                      `-------> a container: a process in namespaces of its own, for each NIC without one
+                                       `------> a container (a process in its own namespaces), for
+                                                each NIC without one
 
-It ends when the test closes the socket or the test's process is gone, killed or not; before that it ends the instance, the
-programs that the test started in containers, all other processes in its own containers, and these containers. It
-has one thread and a session of its own, so Ctrl-C on the terminal goes to the test alone. If the guardian itself is
-killed, the kernel ends supervisor and containers.
+It ends when the test closes the socket or the test's process ends in any way; before that it ends
+the instance, the programs that the test started in containers, all other processes in its own
+containers, and these containers. It has one thread, and its own session, so that Ctrl-C on the
+terminal reaches only the test. If the guardian itself is killed, the kernel ends supervisor and
+containers.
 
-Runs as `main` of `python -P -c '...' CHANNEL PIDFD`: a socket, and a pidfd of the test's process. A request and its
-answer are a JSON object each, with descriptors where a method says so.
+Runs as `main` of `python -P -c '...' CHANNEL PIDFD`: a socket, and a pidfd of the test's process. A
+request and its answer are a JSON object each, with descriptors where a method says so.
 """
 
 from __future__ import annotations
@@ -62,8 +64,8 @@ class Guardian:
         self._supervisor = self._supervisor_pidfd = -1
 
     def container(self, name: str, ipv6: bool) -> Answer:
-        """Makes a container. ipv6: its interface will have IPv6 addresses; it is switched off otherwise, since the
-        kernel would send packets."""
+        """Makes a container. ipv6: its interface will have IPv6 addresses; it is switched off
+        otherwise, since the kernel would send packets."""
         reading, writing = os.pipe()
         pid = self._fork(lambda: self._contain(name, ipv6, writing), keep=[writing])
         os.close(writing)
@@ -72,7 +74,8 @@ class Guardian:
         if said != "ready":
             os.waitpid(pid, 0)
             raise VnicError(
-                f"nic {name}: no container can be made for it: {said or 'its process ended'}; `vnic doctor` says why"
+                f"nic {name}: no container can be made for it: {said or 'its process ended'}; "
+                f"`vnic doctor` says why"
             )
         self._containers[name] = pid, os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         return {"pid": pid}, []
@@ -112,8 +115,8 @@ class Guardian:
         return {}, []
 
     def up(self, instance: str, document: int) -> Answer:
-        """Starts the instance of the configuration in `document`, a file that `encode_config` wrote; answers when it
-        is up."""
+        """Starts the instance of the configuration in `document`, a file that `encode_config`
+        wrote; answers when it is up."""
         reading, writing = os.pipe()
         self._instance = instance
         # SIGTERM: without the guardian it stops as after `vnic down`.
@@ -184,7 +187,7 @@ class Guardian:
             os.close(each)
         self._programs.append(os.dup(pidfd))
 
-    # -- the process -------------------------------------------------------------------------------------------------------
+    # -- the process -------------------------------------------------------------------------------
 
     def serve(self) -> None:
         """Answers requests until the test closes the channel, or is gone; then ends everything."""
@@ -233,8 +236,8 @@ class Guardian:
     def _fork(
         self, run: Callable[[], None], *, keep: list[int], at_end: int = signal.SIGKILL
     ) -> int:
-        """Runs a function in a child that has standard streams and `keep` alone, and gets the signal `at_end` when the
-        guardian ends."""
+        """Runs a function in a child that has standard streams and `keep` alone, and gets the
+        signal `at_end` when the guardian ends."""
         guardian = os.getpid()
         pid = os.fork()
         if pid:
@@ -256,7 +259,7 @@ class Guardian:
         finally:
             os._exit(0)
 
-    # -- the end -----------------------------------------------------------------------------------------------------------
+    # -- the end -----------------------------------------------------------------------------------
 
     def _end(self) -> None:
         """Ends everything that was started."""

@@ -35,8 +35,8 @@ def config_of(config: Configuration) -> Config:
 class AnyNetwork(ABC):
     """A network of which a test sends packets, lets time pass, and reads received packets.
 
-    live: whether its containers and times are real. Times are since the start, as "1ms" or nanoseconds, and pass in
-    `advance` and `run` alone, which send what `send` was given.
+    live: whether its containers and times are real. Times are since the start, as "1ms" or
+    nanoseconds, and pass in `advance` and `run` alone, which send what `send` was given.
     """
 
     live: ClassVar[bool]
@@ -55,8 +55,9 @@ class AnyNetwork(ABC):
 
     @abstractmethod
     def apply(self, config: Configuration) -> list[str]:
-        """Makes the network the one that `config` describes, as `vnic apply` does; returns what has changed, such as "add nic web".
-        What stays keeps its queues, tables and counters. All or nothing. Raises ConfigError, VnicError."""
+        """Changes the network to `config`, as `vnic apply` does; returns the changes, such as "add
+        nic web". Unchanged parts keep their queues, tables and counters. All or nothing. Raises
+        ConfigError, VnicError."""
 
     # -- sending -----------------------------------------------------------------------------------
 
@@ -206,7 +207,8 @@ class AnyNetwork(ABC):
                 raise AssertionError("\n".join(describe(pair)))
         if len(got) != len(wanted):
             raise AssertionError(
-                f"{nic} received {len(got)} packets, expected {len(wanted)}{self._why(got, wanted, nic)}"
+                f"{nic} received {len(got)} packets, expected "
+                f"{len(wanted)}{self._why(got, wanted, nic)}"
             )
         if instants is not None:
             if len(instants) != len(got):

@@ -1,6 +1,6 @@
-"""Runs a program inside a container's network namespace: `main` of `python -c '...' NETNS ERRORS PROGRAM...`, whose process
-becomes the program's. NETNS: a descriptor of the namespace. ERRORS: one of a pipe, which gets the reason where the
-program cannot be run, and is closed otherwise."""
+"""Executes a program inside a container's network namespace: `main` of `python -c '...' NETNS
+ERRORS PROGRAM...`. NETNS: a descriptor of the namespace. ERRORS: a descriptor of a pipe, which gets
+the reason if the program cannot be executed, and is closed otherwise."""
 
 from __future__ import annotations
 

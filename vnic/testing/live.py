@@ -1,4 +1,5 @@
-"""A configuration's network on this machine, for tests: a running instance, real containers, real time."""
+"""A configuration's network on this machine, for tests: a running instance, real containers, real
+time."""
 
 from __future__ import annotations
 
@@ -41,8 +42,9 @@ _numbers = itertools.count(1)
 
 
 class Network(AnyNetwork):
-    """The network of `config` (YAML text, the path of a YAML file, or a Config), on this machine: an instance of vnic, and for
-    each NIC without `pid` and `netns` a container, a network namespace that is removed at the end.
+    """The network of `config` (YAML text, the path of a YAML file, or a Config), on this machine:
+    an instance of vnic, and for each NIC without `pid` and `netns` a container, a network namespace
+    that is removed at the end.
 
         with vnic.Network("nics: {a: {egress: {rate: 10mbit}}, b: {}}") as net:
             net.send("a", Ether(...) / IP(...) / UDP(...), at="1ms")
@@ -50,12 +52,13 @@ class Network(AnyNetwork):
             net.assert_received("b", Ether(...) / IP(...) / UDP(...))
             net.exec("a", ["ip", "link"])
 
-    Its methods are those of VirtualNetwork. Times are of a clock that runs in `advance`, `run` and `exec` alone, at the
-    speed of real time. A plain user's containers are in user namespaces. Nothing is left on the machine after `close`, nor after the
-    end of this process, however it ends.
+    Its methods are those of VirtualNetwork. Times are of a clock that runs in `advance`, `run` and
+    `exec` alone, at the speed of real time. A plain user's containers are in user namespaces.
+    Nothing is left on the machine after `close`, nor after the end of this process, however it
+    ends.
 
-    instance: the name of the instance; default: one that no other has. client: a Client of it, another one where the
-    instance's worker was replaced after a crash.
+    instance: the name of the instance; by default a unique one. client: a Client of it; a new one
+    after the instance's worker was replaced after a crash.
     """
 
     live = True
@@ -104,8 +107,9 @@ class Network(AnyNetwork):
         return self._now_ns
 
     def apply(self, config: Configuration) -> list[str]:
-        """Makes the network the one that `config` describes, as `vnic apply` does; returns what has changed, such as "add nic web".
-        What stays keeps its queues, tables, counters and containers. All or nothing. Raises ConfigError, VnicError."""
+        """Changes the network to `config`, as `vnic apply` does; returns the changes, such as "add
+        nic web". Unchanged parts keep their queues, tables, counters and containers. All or
+        nothing. Raises ConfigError, VnicError."""
         wanted, made = self._with_containers(config_of(config))
         try:
             with (
@@ -149,12 +153,14 @@ class Network(AnyNetwork):
     def popen(
         self, nic: str, argv: Sequence[str], *, pass_fds: Sequence[int] = (), **options: Any
     ) -> subprocess.Popen[Any]:
-        """Starts a program in the network namespace of the container of `nic`. options: of subprocess.Popen. The program
-        ends with the network, at the latest. Raises ConfigError, VnicError."""
+        """Starts a program in the network namespace of the container of `nic`. options: of
+        subprocess.Popen. The program ends with the network, at the latest. Raises ConfigError,
+        VnicError."""
         config = self._nic_config(nic)
         if isinstance(argv, str) or not argv:
             raise ConfigError(
-                f'argv {argv!r}: expected a program and its arguments such as ["ping", "-c", "1", "10.0.0.2"]'
+                f"argv {argv!r}: "
+                f'expected a program and its arguments such as ["ping", "-c", "1", "10.0.0.2"]'
             )
         self._programs = [each for each in self._programs if each.poll() is None]
         reading, writing = os.pipe2(os.O_CLOEXEC)
@@ -215,9 +221,9 @@ class Network(AnyNetwork):
         timeout: str | int | None = None,
         check: bool = True,
     ) -> subprocess.CompletedProcess[str]:
-        """Runs a program in the network namespace of the container of `nic` to its end; time passes meanwhile. Returns
-        its status and output, `stdout` and `stderr`. Raises VnicError where it takes longer than `timeout` or, with
-        `check`, where its status is not 0."""
+        """Runs a program in the network namespace of the container of `nic` to its end; time passes
+        meanwhile. Returns its status and output, `stdout` and `stderr`. Raises VnicError where it
+        takes longer than `timeout` or, with `check`, where its status is not 0."""
         limit_ns = None if timeout is None else nanoseconds(timeout)
         pipe = subprocess.PIPE
         process = self.popen(
@@ -242,7 +248,8 @@ class Network(AnyNetwork):
                     if end_ns is not None and self._elapsed() >= end_ns:
                         process.kill()
                         raise VnicError(
-                            f"nic {nic}: {' '.join(argv)}: did not end within {format_time(limit_ns or 0)}"
+                            f"nic {nic}: {' '.join(argv)}: "
+                            f"did not end within {format_time(limit_ns or 0)}"
                         ) from None
                 except BaseException:
                     process.kill()
@@ -253,7 +260,8 @@ class Network(AnyNetwork):
         if check and process.returncode:
             said = (errors or output).strip().splitlines()
             raise VnicError(
-                f"nic {nic}: {' '.join(argv)}: status {process.returncode}{f': {said[-1]}' if said else ''}"
+                f"nic {nic}: {' '.join(argv)}: "
+                f"status {process.returncode}{f': {said[-1]}' if said else ''}"
             )
         return subprocess.CompletedProcess(list(argv), process.returncode, output, errors)
 
@@ -267,7 +275,8 @@ class Network(AnyNetwork):
         return self._guarded.call(method, **parameters)
 
     def _with_containers(self, config: Config) -> tuple[Config, list[str]]:
-        """A copy of a configuration in which each NIC has a container, and the names of those that were made."""
+        """A copy of a configuration in which each NIC has a container, and the names of those that
+        were made."""
         config, made = own_config(config), list[str]()
         try:
             for name, nic in config.nics.items():
@@ -334,11 +343,13 @@ class Network(AnyNetwork):
             most = mtu + ETHERNET_BYTES + TAG_BYTES * (frame.data[12:14] == VLAN)
             if len(frame.data) < ETHERNET_BYTES:
                 raise ConfigError(
-                    f"send: packet {number}: {len(frame.data)} bytes: shorter than an Ethernet header"
+                    f"send: packet {number}: {len(frame.data)} bytes: "
+                    f"shorter than an Ethernet header"
                 )
             if not frame.gso_type and len(frame.data) > most:
                 raise ConfigError(
-                    f"send: packet {number}: {len(frame.data)} bytes: nic {nic} with MTU {mtu} sends at most {most}"
+                    f"send: packet {number}: {len(frame.data)} bytes: "
+                    f"nic {nic} with MTU {mtu} sends at most {most}"
                 )
 
     def _send_due(self, until_ns: int) -> None:
@@ -354,8 +365,9 @@ class Network(AnyNetwork):
     # -- time --------------------------------------------------------------------------------------
 
     def advance(self, time: str | int) -> None:
-        """Waits until `time` has passed, and sends what is due meanwhile. Frames that arrive in this time are received when it
-        returns; frames in flight stay in flight, and arrive while the clock stands: at the instant where it stands."""
+        """Waits until `time` has passed, and sends the packets that are due meanwhile. Returns with
+        the frames received that arrived in this time. Frames in flight arrive while the clock
+        stands, and get its present time."""
         until_ns = self._now_ns + nanoseconds(time)
         with self._time():
             self._pass(until_ns)
@@ -363,10 +375,11 @@ class Network(AnyNetwork):
         self._arrive()
 
     def run(self, *, timeout: str | int = "60s") -> None:
-        """Sends every packet and waits until the network is idle: its NICs have read every frame that was sent, or count it as
-        dropped; no element holds a packet; all counters were the same in three readings one after the other; and every frame that was
-        delivered to a container is received. The time is that of the last packet then. Raises VnicError where the network is not
-        idle within `timeout` after the last packet was sent."""
+        """Sends every packet and waits until the network is idle: its NICs have read or counted as
+        dropped every sent frame, no element holds a packet, all counters were the same in three
+        successive readings, and every frame that was delivered to a container is received. The time
+        is then that of the last packet. Raises VnicError if the network is not idle within
+        `timeout` after the last packet was sent."""
         limit_ns = nanoseconds(timeout)
         with self._time():
             last_ns = max([self._now_ns, *(each[0] for each in self._sending)])
@@ -413,7 +426,8 @@ class Network(AnyNetwork):
             if (missing := nic["tx_packets"] - tx - found.arrived) > 0:
                 if not found.has_room:
                     raise VnicError(
-                        f"nic {name}: there is no room for more received packets; take some, then go on"
+                        f"nic {name}: there is no room for more received packets; "
+                        f"take some, then go on"
                     )
                 return f"nic {name} delivered {missing} packets that have not arrived"
         return ""
@@ -455,8 +469,8 @@ class Network(AnyNetwork):
         poll.poll(time_ns / 1e6)
 
     def _status(self, *, receive: bool = False) -> dict[str, Any]:
-        """What Status returns, of counters that were read after the call before: the instance reuses what is some
-        milliseconds old. receive: reads frames meanwhile."""
+        """The result of Status, with counters read after the last call: the instance reuses replies
+        that are some milliseconds old. receive: reads frames meanwhile."""
         while True:
             status: dict[str, Any] = self._read("Status")["status"]
             works = (status["pid"], *(engine["works"] for engine in status["engines"]))
@@ -474,7 +488,8 @@ class Network(AnyNetwork):
                 self._receive()
 
     def _read(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Calls a method that only reads; again by another connection where the worker was replaced."""
+        """Calls a method that only reads; again by another connection where the worker was
+        replaced."""
         try:
             return self.client.call(method, **parameters)
         except ConfigError:
@@ -494,13 +509,15 @@ class Network(AnyNetwork):
     # -- receiving ---------------------------------------------------------------------------------
 
     def received(self, nic: str) -> list[Received]:
-        """As of a VirtualNetwork. Raises VnicError, once, where frames were lost since more came than there is room for."""
+        """As of a VirtualNetwork. Raises VnicError, once, if frames were lost because more arrived
+        than there is room for."""
         self._nic_config(nic)
         station = self._stations.get(nic)
         if station is not None and station.lost:
             lost, station.lost = station.lost, 0
             raise VnicError(
-                f"nic {nic}: {lost} frames that arrived had no room; take what arrives more often, or send less at once"
+                f"nic {nic}: {lost} frames that arrived had no room; "
+                f"take what arrives more often, or send less at once"
             )
         return super().received(nic)
 
@@ -538,8 +555,9 @@ class Network(AnyNetwork):
     # -- the end -----------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Ends the programs, the instance and the containers that this network made; returns when all are gone. Raises AssertionError where
-        packets are unaccounted for, VnicError where the instance does not say. May be called twice."""
+        """Ends the programs, the instance and the containers that this network made; returns when
+        all are gone. Raises AssertionError where packets are unaccounted for, VnicError where the
+        instance does not say. May be called twice."""
         if self._closed:
             return
         self._closed = True

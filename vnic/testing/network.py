@@ -42,8 +42,9 @@ class VirtualNetwork(AnyNetwork):
         self._time = VirtualTime(self._runtime.engines)
 
     def apply(self, config: Configuration) -> list[str]:
-        """Makes the network the one that `config` describes, as `vnic apply` does; returns what has changed, such as "add nic web".
-        What stays keeps its queues, tables and counters. All or nothing. Raises ConfigError, VnicError."""
+        """Changes the network to `config`, as `vnic apply` does; returns the changes, such as "add
+        nic web". Unchanged parts keep their queues, tables and counters. All or nothing. Raises
+        ConfigError, VnicError."""
         self._collect()
         wanted = config_of(config)
         try:

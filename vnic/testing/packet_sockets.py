@@ -1,4 +1,5 @@
-"""Packet sockets on the interface of a container, opened inside it. Uses the standard library only, to load fast."""
+"""Packet sockets on the interface of a container, opened inside it. Uses the standard library only,
+to load fast."""
 
 from __future__ import annotations
 
@@ -14,8 +15,9 @@ SKF_AD_QUEUE = 0xFFFFF000 + 24  # linux/filter.h: the packet's queue, as the ker
 
 
 def packet_sockets(interface: str, queues: int) -> list[int]:
-    """Packet sockets on an interface of the network namespace that this process is in: one for each queue of the
-    NIC, which receives that queue's frames only. They have virtio-net headers and times of arrival. Raises OSError."""
+    """Packet sockets on an interface of the network namespace that this process is in: one for each
+    queue of the NIC, which receives that queue's frames only. They have virtio-net headers and
+    times of arrival. Raises OSError."""
     made: list[socket.socket] = []
     try:
         for queue in range(queues):
@@ -39,8 +41,8 @@ def packet_sockets(interface: str, queues: int) -> list[int]:
 
 
 def _of_queue(sock: socket.socket, queue: int) -> None:
-    """Has a packet socket receive frames of one queue only. The kernel counts queues from 1; 0 is a frame without one,
-    which the first socket gets."""
+    """Makes a packet socket receive frames of one queue only. The kernel counts queues from 1; 0 is
+    a frame without one, which the first socket gets."""
     wanted = (0, 1) if queue == 0 else (queue + 1, queue + 1)
     code = [
         (0x20, 0, 0, SKF_AD_QUEUE),  # load the queue

@@ -41,7 +41,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "vnic_live(live=True): networks of vnic_network are real containers, in real time; vnic_live(False): they are in "
+        "vnic_live(live=True): networks of vnic_network are real containers, in real time; "
+        "vnic_live(False): they are in "
         "virtual time, also with --vnic-live",
     )
 
@@ -55,8 +56,8 @@ class Networks:
         self.made: list[AnyNetwork] = []
 
     def __call__(self, config: Any, *, live: bool | None = None, **options: Any) -> AnyNetwork:
-        """The network of `config`. live: on real containers; default: as the option and the marker say. options: of
-        `vnic.network`."""
+        """The network of `config`. live: on real containers; default: as the option and the marker
+        say. options: of `vnic.network`."""
         from vnic.testing.choose import network
 
         if isinstance(config, str) and "\n" not in config and ":" not in config:

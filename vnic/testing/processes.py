@@ -14,8 +14,9 @@ EXIT_TIMEOUT_MS = 1000
 
 
 def end_processes(descriptors: Iterable[int], but: Set[int] = frozenset()) -> None:
-    """Ends the processes that are in any of these network namespaces, except those in `but`. Returns when they have
-    ended. The namespaces are given by descriptors: the kernel would reuse the number of one that is gone."""
+    """Ends the processes that are in any of these network namespaces, except those in `but`.
+    Returns when they have ended. The namespaces are given by descriptors, since the kernel may
+    reuse the inode number of a removed one."""
     namespaces = {identity_of(each) for each in descriptors}
     for _ in range(ROUNDS_MOST):
         found = [pid for pid in _processes() if pid not in but and _namespace(pid) in namespaces]

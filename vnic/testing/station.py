@@ -37,7 +37,7 @@ class Arrival(NamedTuple):
 
 
 def with_checksum(frame: bytes, start: int, offset: int) -> bytes:
-    """A frame whose checksum field at `start + offset` has the pseudo-header's sum: with the whole checksum, over
+    """Completes a frame's checksum at `start + offset`, which has the pseudo-header's sum, over
     everything from `start` on."""
     covered = frame[start:]
     # The ones' complement sum of 16-bit words is the number modulo 65535.
@@ -46,8 +46,8 @@ def with_checksum(frame: bytes, start: int, offset: int) -> bytes:
 
 
 def finished(header: bytes, frame: bytes, tag: bytes) -> list[bytes]:
-    """The frames of a frame from a packet socket, as a wire would have them: with its VLAN tag, in segments, with whole
-    checksums."""
+    """The frames that a wire would carry for a frame from a packet socket: with its VLAN tag,
+    segmented, with complete checksums."""
     flags, gso_type, _, gso_size, start, offset = HEADER.unpack(header)
     if tag:
         frame = frame[:MACS_BYTES] + tag + frame[MACS_BYTES:]
@@ -64,8 +64,8 @@ def finished(header: bytes, frame: bytes, tag: bytes) -> list[bytes]:
 
 
 class Station:
-    """Sends and receives frames on the interface of a NIC's container. It owns the descriptors of the packet sockets,
-    one a queue.
+    """Sends and receives frames on the interface of a NIC's container. It owns the descriptors of
+    the packet sockets, one per queue.
 
     sent      frames that the interface was given, and that it refused
     arrived   frames that came, a GSO frame counted once, also those that were lost
@@ -91,9 +91,10 @@ class Station:
         return [each.fileno() for each in self._sockets]
 
     def send(self, frame: Frame) -> None:
-        """Sends a frame as the container's stack would. Waits a moment where the interface has no room. Raises
-        VnicError."""
-        header = HEADER.pack(*(frame.vnet_flags, frame.gso_type, frame.header_length, frame.gso_size),
+        """Sends a frame as the container's stack would. Waits briefly if the interface's queue is
+        full. Raises VnicError."""
+        header = HEADER.pack(
+            *(frame.vnet_flags, frame.gso_type, frame.header_length, frame.gso_size),
                              *(frame.csum_start, frame.csum_offset))  # fmt: skip
         for _ in range(RETRIES):
             self.sent += 1

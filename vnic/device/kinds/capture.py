@@ -1,8 +1,10 @@
-"""NICs of kind `capture`: capture files in place of a container. The NIC sends the frames of one, each at its time from
-BEGIN_NS after the NIC's start on, and writes those that it receives to another.
+"""NICs of kind `capture`: capture files in place of a container. The NIC sends the frames of one,
+each at its time from BEGIN_NS after the NIC's start on, and writes those that it receives to
+another.
 
-The start is stored with the configuration, so that the next worker goes on where the last one was: during an upgrade with the next
-frame; after a crash with the frame that is due, as a sender that does not wait for vnic. What was written stays.
+The start is stored with the configuration, so that the next worker continues where the last one
+was: during an upgrade with the next frame; after a crash with the frame that is due, as a sender
+that does not wait for vnic. The written file is continued.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ BEGIN_NS = 200_000_000
 
 
 class CaptureNic:
-    """A NIC that receives from `source`, and transmits into `sink`; None: nothing, or what it receives is dropped."""
+    """A NIC that receives from `source`, and transmits into `sink`. None: it receives nothing, or
+    drops packets to transmit."""
 
     def __init__(
         self, settings: Settings, number: int, source: PcapSource | None, sink: PcapWriter | None
@@ -50,11 +53,11 @@ class CaptureNic:
         return str(self._settings.mac)
 
     def watch(self) -> Forever:
-        """There is no container that could go."""
+        """A watch that never reports, since there is no container."""
         return Forever()
 
     def set_carrier(self, up: bool) -> None:
-        """No effect: the file goes on. The switch alone stops forwarding."""
+        """No effect: the file continues. Only the switch stops forwarding."""
 
     def change(self, settings: Settings) -> Callable[[], object]:
         """There are no such settings."""
@@ -91,7 +94,7 @@ class CaptureNic:
         """Unknown: there is no container."""
 
     def close(self) -> None:
-        """Closes both files, once what waits is written."""
+        """Closes both files after writing the waiting packets."""
         self.port.close()
         if self._sink is not None:
             self._sink.close()
@@ -138,7 +141,8 @@ def _check(settings: Settings) -> None:
     label = f"nic {settings.name}"
     if settings.read is None and settings.write is None:
         raise ConfigError(
-            f"{label}: has neither read nor write: expected the path of a capture file in one of them"
+            f"{label}: has neither read nor write: "
+            f"expected the path of a capture file in one of them"
         )
     for word, path in (("read", settings.read), ("write", settings.write)):
         if path is not None and not os.path.isabs(path):
@@ -162,7 +166,8 @@ def _check(settings: Settings) -> None:
 
 
 def _source(settings: Settings, number: int, began_ns: int) -> PcapSource:
-    """The port that delivers the file's packets; one that began before goes on with the packet that is due now."""
+    """The port that delivers the file's packets; if it began in an earlier worker, from the packet
+    that is due now."""
     from dataplane.capture.reader import CaptureReader
     from dataplane.engine.clock import Clock
     from dataplane.ports.pcap_source import PcapSource

@@ -1,9 +1,9 @@
-"""The contract of a kind of NICs. docs/kinds.md says how to add one.
+"""The contract of a kind of NICs. docs/kinds.md tells how to add one.
 
-`NicKind` is what every kind is: which settings it takes and how its NIC is opened. `InterfaceKind` is for those whose NIC is an
-interface of a network namespace: how the interface is made there by the agent, and how another process rebuilds its handle from what
-the supervisor stores. Modules of kinds are loaded by the supervisor and the agent too, so they import compiled modules where they
-need them only.
+`NicKind` is the base of every kind: its settings, and how its NIC is opened. `InterfaceKind` is the
+base of kinds whose NIC is an interface in a network namespace: how the agent makes the interface,
+and how another process rebuilds its handle from the stored descriptors. The supervisor and the
+agent load the kinds' modules, too, so these import compiled modules only inside functions.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     from vnic.device.namespaces import NetNamespace
     from vnic.device.nic import Nic
 
-# Settings that belong to the port on the switch, and not to what is behind it. They change while the NIC stays as it is.
+# Settings of the port on the switch, not of the interface behind it: they change while the NIC
+# stays open.
 LIVE = frozenset({"egress", "ingress", "vlan", "spoof_check", "malformed", "on", "engine"})
-# Those of an interface that is there.
+# Settings of an existing interface.
 ALTERED = frozenset({"mtu", "offloads"})
-# Of every kind.
+# settings of every kind
 COMMON = LIVE | {"kind", "owner"}
 CONTAINER = frozenset({"pid", "netns"})
 QUEUES = frozenset({"queues", "rss", "offloads"})
@@ -37,7 +38,7 @@ INTERFACE = CONTAINER | QUEUES | {"interface", "mac", "mtu", "addresses", "gatew
 
 
 class RouteSettings(Protocol):
-    """A route, as a NIC's configuration has it."""
+    """A route in a NIC's configuration."""
 
     @property
     def to(self) -> str: ...
@@ -46,7 +47,7 @@ class RouteSettings(Protocol):
 
 
 class OffloadSettings(Protocol):
-    """Offloads, as a NIC's configuration has them."""
+    """Offloads in a NIC's configuration."""
 
     @property
     def checksum(self) -> bool: ...
@@ -57,7 +58,7 @@ class OffloadSettings(Protocol):
 
 
 class RssSettings(Protocol):
-    """Receive-side scaling, as a NIC's configuration has it."""
+    """Receive-side scaling in a NIC's configuration."""
 
     @property
     def key(self) -> bytes | None: ...
@@ -66,7 +67,7 @@ class RssSettings(Protocol):
 
 
 class Settings(Protocol):
-    """What kinds read of a NIC's configuration (`vnic.config.schema.NicConfig`)."""
+    """The part of a NIC's configuration (`vnic.config.schema.NicConfig`) that kinds read."""
 
     @property
     def name(self) -> str: ...
@@ -101,7 +102,8 @@ class Settings(Protocol):
 
 
 class Watch(Protocol):
-    """Reports that the other end of a NIC is gone, and why. deleted: the interface is gone, but not its container."""
+    """Reports that a NIC's container or interface is gone, and why. deleted: only the interface is
+    gone."""
 
     @property
     def why(self) -> str: ...
@@ -114,7 +116,7 @@ class Watch(Protocol):
 
 
 class Forever:
-    """A watch on an end that never goes."""
+    """A Watch that never reports."""
 
     why, deleted = "", False
 
@@ -126,7 +128,8 @@ class Forever:
 
 
 class Device(Protocol):
-    """An open NIC. port: engines receive from it. tx: the element that delivers to its other end. mac: its address."""
+    """An open NIC. port: receives the container's frames; tx: the element that transmits to it;
+    mac: the NIC's address."""
 
     @property
     def port(self) -> Port: ...
@@ -148,10 +151,11 @@ class Device(Protocol):
 
 
 class Origin(Protocol):
-    """Where a NIC comes from: an instance's store, which may have it already, or a program of its own."""
+    """Opens interfaces: from an instance's store, or newly made for a program without an
+    instance."""
 
     def interface(self, kind: InterfaceKind, request: TapRequest) -> Tap:
-        """The NIC's interface: the one that the supervisor stores, or one that is made. Raises ConfigError, PortError."""
+        """The NIC's interface: the stored one, or a new one. Raises ConfigError, PortError."""
         ...
 
     def alter(self, kind: InterfaceKind, interface: Tap, request: TapRequest) -> None:
@@ -165,10 +169,10 @@ D = TypeVar("D", bound=Device, covariant=True)
 class NicKind(ABC, Generic[D]):
     """A kind of NICs.
 
-    NAME      as in `kind: NAME`
-    SETTINGS  names of the settings that it takes, besides COMMON
-    WHY       why it takes no others, for the error about one
-    LIVE      settings that change while its NIC stays open; for others the NIC is made again
+    NAME      of the kind, in `kind: NAME`
+    SETTINGS  names of its settings, in addition to COMMON
+    WHY       why it has no others, for error messages
+    LIVE      settings that change while the NIC stays open; others need a new NIC
     """
 
     NAME: ClassVar[str]
@@ -178,23 +182,26 @@ class NicKind(ABC, Generic[D]):
 
     @property
     def needs_container(self) -> bool:
-        """Whether a NIC of the configuration has to name its container."""
+        """Whether a NIC's configuration must name its container."""
         return self.takes("pid")
 
     def takes(self, setting: str) -> bool:
-        """Whether a NIC of this kind has such a setting."""
+        """Whether NICs of this kind have the setting."""
         return setting in COMMON or setting in self.SETTINGS
 
     @abstractmethod
     def open(self, settings: Settings, number: int, origin: Origin) -> D:
-        """Opens a NIC as port `number` of its switch. All or nothing. Raises ConfigError, PortError."""
+        """Opens a NIC as port `number` of its switch. All or nothing. Raises ConfigError,
+        PortError."""
 
 
 class InterfaceKind(NicKind["Nic"]):
-    """A kind whose NICs are interfaces of network namespaces.
+    """A kind whose NICs are interfaces in network namespaces.
 
-    REQUEST, REPORT  what an interface is asked for by, and what another process needs besides its descriptors
-    BY_AGENT         setting its link and removing it at once take the agent; a worker asks the supervisor
+    REQUEST   class of the requests for an interface
+    REPORT    class of the data that another process needs besides the interface's descriptors
+    BY_AGENT  the agent is needed to set the link or to remove the interface at once; a worker asks
+              the supervisor
     """
 
     SETTINGS: ClassVar[frozenset[str]] = INTERFACE
@@ -205,7 +212,7 @@ class InterfaceKind(NicKind["Nic"]):
     BY_AGENT: ClassVar[bool] = False
 
     def request(self, settings: Settings) -> TapRequest:
-        """The interface that a NIC needs."""
+        """The request for a NIC's interface."""
         return self.REQUEST(
             name=str(settings.interface),
             pid=settings.pid,
@@ -222,27 +229,28 @@ class InterfaceKind(NicKind["Nic"]):
         )
 
     def decode_request(self, data: bytes | msgspec.Raw) -> TapRequest:
-        """A request from JSON. Raises msgspec.MsgspecError."""
+        """Decodes a request from JSON. Raises msgspec.MsgspecError."""
         return msgspec.json.decode(data, type=self.REQUEST)
 
     def decode_report(self, data: bytes | msgspec.Raw) -> TapReport:
-        """A report from JSON. Raises msgspec.MsgspecError."""
+        """Decodes a report from JSON. Raises msgspec.MsgspecError."""
         return msgspec.json.decode(data, type=self.REPORT)
 
     def needs_netlink(self, request: TapRequest) -> bool:
-        """Whether `create` needs the netlink library, which takes long to load."""
+        """Whether `create` needs the netlink library, which is slow to load."""
         return True
 
     @abstractmethod
     def create(self, request: TapRequest) -> tuple[TapReport, list[int]]:
-        """Makes the interface in this process' network namespace; returns its properties and descriptors. Runs in the agent's
-        child. Raises ConfigError, PortError; on failure nothing is left once the child has exited."""
+        """Makes the interface in this process' network namespace; returns its properties and
+        descriptors. Runs in the agent's child. Raises ConfigError, PortError; after a failure,
+        nothing is left once the child has exited."""
 
     @abstractmethod
     def interface(
         self, report: TapReport, fds: Sequence[int], namespace: NetNamespace, agent: Agent
     ) -> Tap:
-        """The handle of an interface that is there; it owns the descriptors and the namespace."""
+        """The handle of an existing interface; it owns the descriptors and the namespace."""
 
     def alter(self, interface: Tap, request: TapRequest) -> None:
         """Gives an interface that is there the settings of `request` that are LIVE. Takes the agent. Raises
@@ -268,7 +276,7 @@ class InterfaceKind(NicKind["Nic"]):
 
         rss = Rss(settings.rss.key, settings.rss.table, queues=settings.queues)
         request = self.request(settings)
-        check(request)  # before anything is touched
+        check(request)
         interface = origin.interface(self, request)
         try:
             port = self.port(settings.name, number, interface)
@@ -284,7 +292,7 @@ class InterfaceKind(NicKind["Nic"]):
 
 
 def offloads_of(settings: OffloadSettings) -> Offload:
-    """What a configuration says that the NIC takes over from the container's network stack."""
+    """The configured offloads as flags."""
     offloads = Offload(0)
     if settings.checksum:
         offloads |= Offload.CSUM

@@ -1,4 +1,4 @@
-"""NICs of kind `memory`: a program takes the place of the container, in tests. No configuration can name it."""
+"""NICs of kind `memory`: a test program in place of the container. Not for configurations."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class MemoryNic:
 
 
 class MemoryKind(NicKind[MemoryNic]):
-    """Frames from and to Python. It takes the settings of a NIC with an interface, since it stands for one."""
+    """Frames from and to Python. It accepts the settings of an interface, which it replaces."""
 
     NAME = "memory"
     SETTINGS = INTERFACE

@@ -1,8 +1,9 @@
-"""NICs of kind `packet`: an interface that is there already, such as the machine's uplink, served by packet sockets.
+"""NICs of kind `packet`: packet sockets at an existing interface, such as the machine's uplink.
 
-vnic receives what arrives at the interface, and what it transmits leaves the machine there; the interface's own network stack goes on
-as before and sees what arrives, too. vnic does not create, delete, rename or set the interface: it receives the frames for all
-addresses while its sockets are open, and transmits by the interface's queueing discipline, as the stack does.
+vnic receives the frames that arrive at the interface, and transmits through it. The host's network
+stack continues to use the interface and receives the same frames. vnic does not create, delete,
+rename or configure the interface; it puts it into promiscuous mode while its sockets are open, and
+transmits through its queueing discipline, as the stack does.
 
 Sources: packet(7), netdevice(7); net/packet/af_packet.c of Linux 6.18.
 """
@@ -54,18 +55,19 @@ NAMES_MOST = 8  # interfaces that an error names
 class PacketRequest(
     TapRequest, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="open_packet"
 ):
-    """An existing interface that is wanted: `name`, `pid` or `netns`, `queues` and `offloads` of TapRequest; the rest stays as it is
-    there. `queues` are the NIC's queues, over which the kernel spreads the flows by hash."""
+    """A request for an existing interface: `name`, `pid` or `netns`, `queues` and `offloads` of
+    TapRequest; its other fields are not used. The kernel spreads flows over the NIC's `queues` by
+    hash."""
 
     KIND = "packet"
 
 
-# --- in the agent's child, inside the interface's network namespace ---------------------------------------------------
+# --- in the agent's child, inside the interface's network namespace -------------------------------
 
 
 def create(request: PacketRequest) -> tuple[RingReport, list[int]]:
-    """Opens sockets at an interface of this process' network namespace: its properties, and the descriptors as RingReport says. Raises
-    ConfigError, PortError."""
+    """Opens sockets at an interface of this process' network namespace. Returns its properties, and
+    the descriptors in the order of RingReport. Raises ConfigError, PortError."""
     label = f"packet {request.name}"
     try:
         ifindex = socket.if_nametoindex(request.name)
@@ -96,8 +98,8 @@ def create(request: PacketRequest) -> tuple[RingReport, list[int]]:
         ]
     except PermissionError:
         raise ConfigError(
-            f"{label}: not permitted to open packet sockets in that network namespace; run vnic as root, or attach to a "
-            "container that you started as the same user"
+            f"{label}: not permitted to open packet sockets in that network namespace; "
+            "run vnic as root, or attach to a container that you started as the same user"
         ) from None
     except OSError as error:
         if error.errno == errno.ENODEV:
@@ -119,20 +121,21 @@ def create(request: PacketRequest) -> tuple[RingReport, list[int]]:
 
 
 def _kernel() -> tuple[int, ...]:
-    """The kernel's version: from 6.2 on a virtio-net header can say USO, and sockets that share flows can ignore outgoing frames."""
+    """The kernel's version. From 6.2 on, the virtio-net header supports USO, and sockets of a
+    fanout group can ignore outgoing frames."""
     return tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
 
 
-# --- the handle -------------------------------------------------------------------------------------------------------
+# --- the handle -----------------------------------------------------------------------------------
 
 
 class PacketInterface(SocketInterface):
-    """An interface that is not vnic's. Closing it closes the sockets; the interface stays as it is."""
+    """The handle of an interface that vnic does not own. Closing it only closes the sockets."""
 
     KIND = "packet"
 
     def set_carrier(self, on: bool) -> None:
-        """Nothing: the link is not vnic's to cut. The switch alone stops forwarding."""
+        """Does nothing, since vnic does not own the link. Only the switch stops forwarding."""
 
     def set_mac(self, mac: str) -> None:
         """Raises PortError."""
@@ -143,7 +146,7 @@ class PacketInterface(SocketInterface):
         raise self._refusal()
 
     def queue_drops(self) -> int:
-        """Frames that the queues' rings had no room for."""
+        """Frames dropped because a queue's ring was full."""
         return self.ring_drops()
 
     def delete(self) -> None:
@@ -159,7 +162,7 @@ class PacketInterface(SocketInterface):
         return super()._run(work)
 
 
-# --- the kind ---------------------------------------------------------------------------------------------------------
+# --- the kind -------------------------------------------------------------------------------------
 
 
 class PacketKind(InterfaceKind):
@@ -173,7 +176,8 @@ class PacketKind(InterfaceKind):
 
     @property
     def needs_container(self) -> bool:
-        """Not: without one, it is an interface of the host, for which `host_interfaces: true` is needed."""
+        """False: without a container, it is an interface of the host, for which `host_interfaces:
+        true` is needed."""
         return False
 
     def request(self, settings: Settings) -> PacketRequest:
@@ -186,7 +190,7 @@ class PacketKind(InterfaceKind):
         )
 
     def needs_netlink(self, request: TapRequest) -> bool:
-        """Not: ioctls tell what there is to know."""
+        """False: `create` uses ioctls only."""
         return False
 
     def create(self, request: TapRequest) -> tuple[RingReport, list[int]]:

@@ -1,4 +1,5 @@
-"""NICs of kind `tap`: the emulated NIC, a multi-queue TAP in the container (`vnic.device.tap`, `vnic.device.link`)."""
+"""NICs of kind `tap`: a multi-queue TAP in the container (`vnic.device.tap`,
+`vnic.device.link`)."""
 
 from __future__ import annotations
 

@@ -1,16 +1,18 @@
-"""NICs over veth pairs: what can be asked for, how a pair is made, and the handle of one that is there.
+"""NICs of kind `veth`: requests, how a veth pair is made, and the handle of an existing one.
 
-A NIC of this kind needs no /dev/net/tun. Its interface in the container is one end of a veth pair; the other, the far end, lies in
-a network namespace without a name, made for it beside the container's, and AF_PACKET sockets bound to the far end carry the frames
-(`dataplane.ports.packet_port`). The far namespace lives as long as its last descriptor: when the program closes them, or is killed, the
-kernel removes the namespace and with it both ends.
+A NIC of this kind needs no /dev/net/tun. Its interface in the container is one end of a veth pair.
+The far end is in a separate network namespace without a name, where AF_PACKET sockets receive and
+transmit its frames (`dataplane.ports.packet_port`). The far namespace exists as long as its last
+descriptor: when the program closes them, or is killed, the kernel removes the namespace and both
+ends.
 
-The far namespace belongs to the user namespace of the process that made it: where a plain user's agent had to enter the container's
-user namespace (`vnic.device.namespaces.enter`), to that one. Root of such a container may then change or delete the far end by
-netlink (IFLA_TARGET_NETNSID). The outcome is that of an interface that is deleted or down, since the sockets are out of its reach.
+The far namespace belongs to the user namespace of the process that made it: if a plain user's agent
+had to enter the container's user namespace (`vnic.device.namespaces.enter`), to that one. Then root
+of the container may change or delete the far end by netlink (IFLA_TARGET_NETNSID), with the same
+effect as a deleted or disabled interface; it cannot access the sockets.
 
-Sources: veth(4), packet(7), rtnetlink(7); drivers/net/veth.c, net/packet/af_packet.c and Documentation/networking/packet_mmap.rst of
-Linux 6.18.
+Sources: veth(4), packet(7), rtnetlink(7); drivers/net/veth.c, net/packet/af_packet.c and
+Documentation/networking/packet_mmap.rst of Linux 6.18.
 """
 
 from __future__ import annotations
@@ -46,11 +48,12 @@ if TYPE_CHECKING:
     from vnic.device.tap import Agent
 
 FAR_END = "far"  # the far end's name; its namespace has no other interface but lo
-FAR_MTU = 65535  # the most a veth can have, so that the container's MTU alone limits what it sends
-# With MAC header and VLAN tag, a frame of 65,535 bytes of IP is longer than the default of 65,536: the kernel would segment it in
-# software, and transmission that bypasses the queueing discipline drops what it had to segment.
+FAR_MTU = 65535  # a veth's maximum, so that only the container's MTU limits its frames
+# With MAC header and VLAN tag, a frame of 65,535 bytes of IP is longer than the default of 65,536:
+# the kernel would segment it in software, and drops such frames when the queueing discipline is
+# bypassed.
 FAR_GSO_BYTES = 65536 + 64
-ALIAS = "vnic"  # of the container's end: how an interface that is about to go is told from another of its name
+ALIAS = "vnic"  # of the container's end: identifies interfaces of vnic, some about to be removed
 
 RTM_SETLINK, NLM_F_REQUEST = 19, 1
 IFLA_GSO_MAX_SIZE, IFLA_GSO_IPV4_MAX_SIZE = 41, 63
@@ -58,37 +61,39 @@ REQUEST = struct.Struct("=IHHII BxHiII")  # nlmsghdr, ifinfomsg
 ATTRIBUTE = struct.Struct("=HHI")
 ADDR_GEN_NONE = 1  # IN6_ADDR_GEN_MODE_NONE
 
-GONE_TIMEOUT_S = 1.5  # how long an interface of the same name that is about to go is waited for; the kernel needs some 20 ms
+# how long to wait for the removal of an old interface of the same name; the kernel needs some 20 ms
+GONE_TIMEOUT_S = 1.5
 
 
 class VethRequest(
     TapRequest, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="open_veth"
 ):
-    """A veth interface that is wanted; the fields are those of TapRequest. `queues` are the NIC's queues, over which the kernel
-    spreads the container's flows by hash; the container sees the queues that the kernel gives a veth."""
+    """A request for a veth interface, with the fields of TapRequest. The kernel spreads the
+    container's flows over the NIC's `queues` by hash; the container sees a veth's own queues."""
 
     KIND: ClassVar[str] = "veth"
 
 
 class VethReport(RingReport, frozen=True, kw_only=True):
-    """What a new veth interface is like. The kind adds a descriptor of the far namespace. far_ifindex: the far end, in its
-    namespace."""
+    """The properties of a veth interface. The kind's extra descriptor is the far namespace.
+    far_ifindex: index of the far end there."""
 
     far_ifindex: int
 
 
-# --- in the agent's child, inside the container's network namespace ---------------------------------------------------
+# --- in the agent's child, inside the container's network namespace -------------------------------
 
 
 def create(request: VethRequest) -> tuple[VethReport, list[int]]:
-    """Makes a veth pair between the network namespace that we are in and a new one, where this process is afterwards: what the
-    container's end is like, and the descriptors as VethReport says. Raises ConfigError, PortError; on failure no interface is left.
+    """Makes a veth pair between the present network namespace and a new one, which this process is
+    in afterwards. Returns the properties of the container's end, and the descriptors in the order
+    of VethReport. Raises ConfigError, PortError; after a failure no interface is left.
 
-    The caller exits soon after, which closes what is not sent.
+    The caller exits soon afterwards, which closes other descriptors.
     """
     label = f"veth {request.name}"
     try:
-        # What belongs to the container's namespace is opened before this process leaves it.
+        # opened before this process leaves the container's namespace
         container = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         ioctls = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         netlink, events = link_counters.open_socket(), link_counters.open_link_events()
@@ -106,7 +111,7 @@ def create(request: VethRequest) -> tuple[VethReport, list[int]]:
                     )
                     near = _configure(near_ip, request, label)
                 except BaseException:
-                    # At once: the kernel takes its time with a namespace that nothing holds any more.
+                    # the kernel would remove it only some time after the namespace's last use
                     link.call(label, lambda: far_ip.link("del", ifname=FAR_END))
                     raise
         report = VethReport(
@@ -132,21 +137,25 @@ def create(request: VethRequest) -> tuple[VethReport, list[int]]:
 
 
 def _enter_far_namespace(label: str) -> None:
-    """Moves this process into a new network namespace, in which no interface speaks IPv6 by itself."""
+    """Moves this process into a new network namespace, in which no interface speaks IPv6 by
+    itself."""
     try:
         unshare(CLONE_NEWNET)
     except PermissionError:
         raise ConfigError(
-            f"{label}: not permitted to make a network namespace beside the container's; run vnic as root, or attach to a "
+            f"{label}: not permitted to make a network namespace beside the container's; "
+            f"run vnic as root, or attach to a "
             "container that you started as the same user"
         ) from None
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         raise ConfigError(
-            f"{label}: too many network namespaces: raise user.max_net_namespaces (see namespaces(7))"
+            f"{label}: too many network namespaces: "
+            f"raise user.max_net_namespaces (see namespaces(7))"
         ) from None
-    # Where /proc may not be written to, there is still the mode in which no link-local address is made, which _prepare_far_end sets.
+    # Where /proc may not be written to, there is still the mode in which no link-local address is
+    # made, which _prepare_far_end sets.
     with suppress(OSError), open("/proc/sys/net/ipv6/conf/default/disable_ipv6", "w") as setting:
         setting.write("1")
 
@@ -154,8 +163,9 @@ def _enter_far_namespace(label: str) -> None:
 def _make_pair(
     far_ip: Any, near_ip: Any, container: int, request: VethRequest, events: int, label: str
 ) -> None:
-    """Makes the pair. An interface of the same name that vnic made is waited for, since it may be about to go: the kernel removes
-    a namespace some time after its last descriptor was closed. events: tells when an interface of the container changes."""
+    """Makes the pair. An interface of the same name that vnic made is waited for, since it may be
+    about to go: the kernel removes a namespace some time after its last descriptor was closed.
+    events: tells when an interface of the container changes."""
     from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped,unused-ignore]
 
     near: dict[str, Any] = {"ifname": request.name, "mtu": request.mtu, "net_ns_fd": container}
@@ -169,7 +179,8 @@ def _make_pair(
         except NetlinkError as error:
             if error.code == errno.EOPNOTSUPP:
                 raise ConfigError(
-                    f"{label}: this kernel has no veth interfaces: load the module (modprobe veth), or use a TAP"
+                    f"{label}: this kernel has no veth interfaces: "
+                    "load the module (modprobe veth), or use a TAP"
                 ) from None
             if error.code != errno.EEXIST:
                 raise link.creation_error(error.code, label) from None
@@ -183,13 +194,14 @@ def _make_pair(
 
 
 def _take(events: int) -> None:
-    with suppress(OSError):  # there is no more, or more came than the socket has room for
+    with suppress(OSError):  # the socket is empty, or has overflowed
         while os.read(events, 4096):
             pass
 
 
 def _prepare_far_end(far_ip: Any, far: int, label: str) -> None:
-    """Brings the far end up, and keeps its kernel from sending anything itself: no IPv6 address, no ARP."""
+    """Sets the far end up, and keeps the kernel's stack from sending frames there: no IPv6 address,
+    no ARP."""
     no_address = {"attrs": [["AF_INET6", {"attrs": [["IFLA_INET6_ADDR_GEN_MODE", ADDR_GEN_NONE]]}]]}
     with suppress(ConfigError, PortError):  # a kernel without IPv6
         link.call(label, lambda: far_ip.link("set", index=far, IFLA_AF_SPEC=no_address))
@@ -198,7 +210,8 @@ def _prepare_far_end(far_ip: Any, far: int, label: str) -> None:
 
 
 def _lift_gso_limits(far: int) -> None:
-    """Lets the far end take GSO frames of FAR_GSO_BYTES. A message of our own, since pyroute2 lacks IPv4's limit."""
+    """Permits GSO frames of FAR_GSO_BYTES at the far end. Encodes the message here, since pyroute2
+    lacks IPv4's limit."""
     limits = b"".join(
         ATTRIBUTE.pack(ATTRIBUTE.size, kind, FAR_GSO_BYTES)
         for kind in (IFLA_GSO_MAX_SIZE, IFLA_GSO_IPV4_MAX_SIZE)
@@ -219,14 +232,15 @@ def _lift_gso_limits(far: int) -> None:
         + limits
     )
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
-        # Done before send returns. Linux before 6.3 has one limit and ignores the other; where neither can be lifted (before 5.19),
-        # frames that long are dropped (queue_full).
+        # The change is made before send returns. Linux before 6.3 has only one limit and ignores
+        # the other; before 5.19 neither can be changed, and such frames are dropped (queue_full).
         sock.send(message)
 
 
 def _supported(queue: socket.socket, wanted: int) -> int:
-    """`wanted` without USO if the kernel's virtio-net header cannot express it (Linux before 6.2): it says so (EINVAL) of a frame
-    that it would not deliver anyway, since the container's end is not up yet."""
+    """`wanted` without USO if the kernel's virtio-net header does not support it (Linux before
+    6.2). Tried with a frame that is not delivered, since the container's end is not up yet: the
+    kernel returns EINVAL."""
     if not wanted & Offload.USO:
         return wanted
     header = struct.pack("=BBHHHH", 1, 5, 42, 8, 34, 6)  # NEEDS_CSUM, GSO_UDP_L4
@@ -241,7 +255,7 @@ def _supported(queue: socket.socket, wanted: int) -> int:
 
 
 def _configure(near_ip: Any, request: VethRequest, label: str) -> Any:
-    """Configures the container's end; returns what the kernel says of it."""
+    """Configures the container's end; returns its netlink message."""
     index = link.call(label, lambda: near_ip.link("get", ifname=request.name))[0]["index"]
     link.call(label, lambda: near_ip.link("set", index=index, ifalias=ALIAS))
     if request.up:
@@ -250,13 +264,13 @@ def _configure(near_ip: Any, request: VethRequest, label: str) -> Any:
     return link.call(label, lambda: near_ip.link("get", index=index))[0]
 
 
-# --- the handle -------------------------------------------------------------------------------------------------------
+# --- the handle -----------------------------------------------------------------------------------
 
 
 class Veth(SocketInterface):
-    """A veth interface that is there, with the interface of a Tap. Close it, and the interface goes: at once where the agent can
-    delete it, and else soon after the last process has closed the descriptors, since the kernel removes the far namespace in the
-    background.
+    """The handle of a veth interface, with the methods of a Tap. `close` removes the interface: at
+    once if the agent can delete it, else soon after the last process has closed the descriptors,
+    since the kernel removes the far namespace in the background.
 
     far  the far namespace, held open
     """
@@ -271,18 +285,19 @@ class Veth(SocketInterface):
         self.far = NetNamespace(self.extra.pop(), f"the far end of veth {self.name}")
 
     def report(self) -> VethReport:
-        """What another process needs beside the descriptors of `let_go`."""
+        """The data that another process needs besides the descriptors of `let_go`."""
         return VethReport(**msgspec.structs.asdict(super().report()), far_ifindex=self.far_ifindex)
 
     def let_go(self) -> list[int]:
-        """The descriptors in the order of VethReport; they are the caller's now, and the Veth is closed."""
+        """Returns the descriptors in the order of VethReport, which the caller closes; the Veth is
+        closed."""
         if not self.closed:
             self.extra, self.far.fd = [self.far.fd], -1
         return super().let_go()
 
     def set_carrier(self, on: bool) -> None:
-        """Plugs or pulls the cable: the container sees the link go up or down, since the far end does. While it is down, the port
-        drops what it is to transmit (link_down)."""
+        """Sets the link up or down, by the far end's state. While it is down, the port drops the
+        packets to transmit (link_down)."""
         if self.closed:
             raise PortError(f"veth {self.name}: is closed")
         self._agent.run(self.far, LinkChange(ifindex=self.far_ifindex, up=on))
@@ -299,7 +314,7 @@ class Veth(SocketInterface):
         self.mac = address.hex(":")
 
     def delete(self) -> None:
-        """Removes the interface even if another process holds its queues too, and closes."""
+        """Removes the interface even if another process has its queues open, and closes."""
         try:
             if self.closed:
                 raise PortError(f"veth {self.name}: is closed")
@@ -310,22 +325,23 @@ class Veth(SocketInterface):
     def close(self) -> None:
         """Closes queues and namespaces. May be called twice."""
         if not self.closed:
-            # A worker has no agent: it lets go, and whoever holds the interface too decides when it goes.
+            # A worker has no agent: it only closes its descriptors; the interface stays while
+            # another process has them.
             with suppress(ConfigError, PortError):
                 self._agent.run(self.far, DeleteLink(self.far_ifindex))
         self.release()
 
     def queue_drops(self) -> int | None:
-        """Frames of the container that were lost on the way to the queues: at the interface, and for want of room in the rings."""
+        """Frames of the container that were dropped at the interface or because a ring was full."""
         drops = super().queue_drops()
         return None if drops is None else drops + self.ring_drops()
 
 
-# --- the kind ---------------------------------------------------------------------------------------------------------
+# --- the kind -------------------------------------------------------------------------------------
 
 
 class VethKind(InterfaceKind):
-    """One end of a veth pair in the container; packet sockets at the other."""
+    """One end of a veth pair in the container, packet sockets at the other."""
 
     NAME = "veth"
     REQUEST, REPORT = VethRequest, VethReport
