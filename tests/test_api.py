@@ -23,7 +23,7 @@ from vnic.api.client import Client
 from vnic.api.events import QUEUE_MOST, Bus
 from vnic.api.methods import Methods
 from vnic.api.server import Server
-from vnic.daemon.instance import instance_lock
+from vnic.daemon.instance import instance_lock, listening
 from vnic.runtime.instance import Instance
 
 TREE = Path(__file__).parents[1]
@@ -282,6 +282,38 @@ def test_an_empty_directory_does_not_outlive_the_instance(monkeypatch, tmp_path)
     with instance_lock("one"):
         pass
     assert os.listdir(tmp_path / "mine") == []
+
+
+def test_an_instance_removes_only_its_own_files(monkeypatch, tmp_path):
+    """A cleaner of old files removes the files of an instance, and another one of that name begins."""
+    monkeypatch.setenv("VNIC_RUNTIME_DIR", str(tmp_path / "mine"))
+    files = [tmp_path / "mine" / f"one.{kind}" for kind in ("lock", "sock")]
+    holder = """
+import sys
+from vnic.daemon.instance import instance_lock, listening
+with instance_lock("one"), listening("one") as listener:
+    listener.listen()
+    print("holds", flush=True)
+    sys.stdin.read()
+"""
+    with instance_lock("one"), listening("one"):
+        for each in files:
+            each.unlink()
+        command = [sys.executable, "-c", holder]
+        other = subprocess.Popen(command, cwd=TREE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert other.stdout.readline() == "holds\n"
+    assert all(each.exists() for each in files)
+    with pytest.raises(ConfigError, match=f"one runs already .pid {other.pid}"), instance_lock("one"):
+        pass
+    Client("one").close()  # its socket is there
+    assert other.communicate() == ("", None) and other.returncode == 0
+    assert not any(each.exists() for each in files)
+
+
+def test_an_instance_whose_files_are_gone_ends_all_the_same(monkeypatch, tmp_path):
+    monkeypatch.setenv("VNIC_RUNTIME_DIR", str(tmp_path / "mine"))
+    with instance_lock("one"), listening("one"):
+        shutil.rmtree(tmp_path / "mine")
 
 
 @pytest.fixture

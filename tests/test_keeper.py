@@ -9,16 +9,17 @@ import pytest
 from dataplane.errors import PortError, VnicError
 from vnic.device.tap import TapRequest
 from vnic.store import keeper
+from vnic.store.keeper import receive
 
 
 @pytest.fixture
-def supervisor():
-    """The supervisor's socket, and a Keeper at the other end, with a short timeout."""
+def supervisor(monkeypatch):
+    """The supervisor's socket, and a Keeper at the other end, with short timeouts."""
+    monkeypatch.setattr(keeper, "CALL_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(keeper, "SILENT_TIMEOUT_S", 0.04)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
-        keeping = keeper.Keeper(theirs)
-        theirs.settimeout(0.05)
-        yield ours, keeping
+        yield ours, keeper.Keeper(theirs)
 
 
 def document(content):
@@ -65,6 +66,20 @@ def test_a_late_refusal_is_not_that_of_the_next_call(supervisor):
     keeper.send(ours, keeper.Refused("c is not there", number=3))
     with pytest.raises(PortError, match="c is not there"):
         keeping.drop("nic/c")
+
+
+def test_a_silent_supervisor_is_waited_for_once(supervisor, monkeypatch):
+    ours, keeping = supervisor
+    limits_s = []
+    monkeypatch.setattr(keeper, "receive", lambda sock: limits_s.append(sock.gettimeout()) or receive(sock))
+    for _ in range(3):
+        with pytest.raises(VnicError, match=r"no answer from the supervisor for \S+ s"):
+            keeping.drop("nic/a")
+    keeper.send(ours, keeper.Refused("a is not there", number=4))
+    for says in ("a is not there", "no answer"):
+        with pytest.raises(VnicError, match=says):
+            keeping.drop("nic/a")
+    assert limits_s == [0.05, 0.04, 0.04, 0.04, 0.05]
 
 
 def test_what_another_version_stored_is_one_line():

@@ -133,6 +133,7 @@ def test_however_it_ends_the_network_goes_on(network, tmp_path, how):
 
 @pytest.mark.parametrize(("words", "status", "message"), [
     (["x", "-w", "f"], 2, "nic x: is not attached; attached: a, b"),
+    (["switch", "-w", "f"], 2, "nic switch: is not attached; attached: a, b"),
     (["a.nothing", "-w", "f"], 2, "capture: there is no point a.nothing; a has a, a."),
     (["a", "-w", "no/where"], 1, "cannot write no/where: No such file or directory"),
     (["a", "-w", "/dev/full"], 1, "cannot write /dev/full: No space left on device"),

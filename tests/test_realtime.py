@@ -18,8 +18,9 @@ from dataplane.errors import ConfigError, VnicError
 from dataplane.graph.port import PortRx, PortTx
 from dataplane.packet.pool import PacketPool
 from dataplane.ports.memory import MemoryPort
+from dataplane.ports.pcap_source import PcapSource
 from tests.support import plain_user
-from tests.support.capture_files import pcap
+from tests.support.capture_files import enhanced, interface, pcap, section
 from tests.support.containers import IS_ROOT, Container
 from tests.test_replay import START_NS, A, B, frame
 from vnic.replay.realtime import Schedule
@@ -156,6 +157,78 @@ def test_a_source_between_two_rounds_is_not_done(tmp_path, monkeypatch):
     assert len(sink.take()) == 9
     assert engine.conservation()["conserved"] and pool.in_use == 0
     engine.close()
+
+
+def played(path, loops, meanwhile=lambda: None):
+    """(source, packets that it delivered) of a capture that is played `loops` times; `meanwhile` is
+    called after the first packet."""
+    source = PcapSource("in", CaptureReader(str(path)), held=True)
+    source.start(1000, "pps", 1, loops=loops)  # one packet a second
+    pool, sink = PacketPool(64, 16), MemoryPort("out")
+    engine = Engine("e", pool, clock=Clock(virtual=True))
+    receiver = PortRx(source)
+    receiver >> PortTx(sink)
+    engine.load([receiver])
+    advance(engine, 1000)
+    meanwhile()
+    advance(engine, 10**12)
+    assert engine.conservation()["conserved"] and pool.in_use == 0
+    engine.close()
+    assert source.done
+    return source, len(sink.take())
+
+
+GOOD = section() + interface() + b"".join(enhanced(frame(B, A), n) for n in range(3))
+DAMAGED = enhanced(frame(B, A), 3)[:-1] + b"!"  # its two lengths differ
+
+
+@pytest.mark.parametrize("tail", [DAMAGED, DAMAGED[:20]], ids=["damaged", "cut"])
+def test_a_damaged_capture_is_not_played_again(tmp_path, tail):
+    path = tmp_path / "in.pcapng"
+    path.write_bytes(GOOD + tail)
+    source, delivered = played(path, 2**32 - 1)
+    assert delivered == source.packets == 3 and f"offset {len(GOOD)}" in source.error
+
+
+@pytest.mark.parametrize(("after", "says"), [
+    (None, "No such file or directory, at the start of another round"),
+    (section() + interface(), "has no packets, at the start of another round"),
+    (section() + interface() + DAMAGED, "a block's two lengths differ, at the start of another round"),
+    (b"nothing of the kind", "at the start of another round"),
+    (GOOD + DAMAGED, f"offset {len(GOOD)}"),
+], ids=["removed", "empty", "damaged", "other", "damaged later"])  # fmt: skip
+def test_a_capture_that_changes_between_two_rounds(tmp_path, after, says):
+    path = tmp_path / "in.pcapng"
+    path.write_bytes(GOOD)
+
+    def change():
+        path.unlink()  # what is open stays as it was
+        if after is not None:
+            path.write_bytes(after)
+
+    source, delivered = played(path, 1000, change)
+    assert says in source.error and source.error.startswith(str(path))
+    assert delivered == source.packets == (6 if after == GOOD + DAMAGED else 3)
+
+
+def test_a_capture_without_packets_is_done_at_once(tmp_path):
+    path = tmp_path / "in.pcapng"
+    path.write_bytes(section() + interface())
+    assert played(path, 1000)[1] == 0
+
+
+def test_rounds_of_a_capture_that_is_damaged_or_empty(place):
+    directory, _ = place
+    (directory / "damaged.pcapng").write_bytes(GOOD + DAMAGED)
+    (directory / "empty.pcapng").write_bytes(section() + interface())
+    words = ("-c", "net.yaml", "--realtime", "captured", "--loop", "1000000", "--json")
+    done = replay(directory, "damaged.pcapng", *words)
+    assert done.returncode == 1 and json.loads(done.stdout)["captured"] == 3
+    assert done.stderr == (
+        f"vnic: error: damaged.pcapng: offset {len(GOOD)}: a block's two lengths differ; everything before it was used\n"
+    )
+    done = replay(directory, "empty.pcapng", *words)
+    assert done.returncode == 0 and json.loads(done.stdout)["captured"] == 0
 
 
 def test_what_the_interface_does_not_take_is_said(place):

@@ -33,6 +33,7 @@ cdef class PcapSource(Port):
     cdef uint64_t round_first_ns, round_packets
     cdef readonly uint32_t rounds        # rounds after this one
     cdef uint64_t finished_packets       # of earlier rounds
+    cdef str failure                     # why a further round did not begin
     cdef void again(self) noexcept
 
     @cython.final

@@ -12,7 +12,7 @@ from dataplane.graph.offload cimport LINK_HEADERS, OFFLOAD_ALL
 from dataplane.graph.port cimport Port
 
 from dataplane.capture.reader import CaptureReader as OpenReader
-from dataplane.errors import ConfigError, VnicError
+from dataplane.errors import ConfigError, VnicError, one_line
 
 cdef extern from "capture/formats.h" nogil:
     uint64_t vnic_scale(uint64_t value, uint64_t factor, uint64_t divisor)
@@ -59,6 +59,8 @@ cdef class PcapSource(Port):
         """Starts a held source; once, on the engine's thread. Packets are due by the engine's clock
         from `begin_ns` on.
 
+        A capture without packets is done at once; one that ends with an error is not played again.
+
         mode: "captured" (factor / divisor times as fast), "pps" (factor / divisor packets a
         second), "rate" (factor bit/s), "asap". loops: how often the capture is played. lead_ns: how
         long before a packet the engine stops sleeping.
@@ -67,7 +69,8 @@ cdef class PcapSource(Port):
             raise ConfigError(f"{self.name}: schedule {mode} {factor}/{divisor}, {loops} loops")
         self.schedule.mode = MODES[mode]
         self.schedule.factor, self.schedule.divisor = factor, divisor
-        self.lead_ns, self.rounds = lead_ns, loops - 1
+        self.lead_ns = lead_ns
+        self.rounds = loops - 1 if self.waiting or self.next_ns != NEVER else 0
         self.begin_ns = begin_ns
         self.sequence = self.sent_bits = 0
         self.round_first_ns = self.record.time_ns
@@ -102,8 +105,8 @@ cdef class PcapSource(Port):
 
     @property
     def error(self):
-        """The error that ended the capture early, or None."""
-        return self.reader.error
+        """The error that ended the capture, or its rounds, early; or None."""
+        return self.failure or self.reader.error
 
     def close(self):
         self.reader.close()
@@ -150,10 +153,15 @@ cdef class PcapSource(Port):
         """Restarts the capture. With recorded times, the next round begins a mean gap after the
         last packet."""
         cdef uint64_t length = self.instant() - self.begin_ns
+        if self.reader.error is not None:
+            # Each further round would end at the same place.
+            self.rounds = 0
+            return
         try:
             reader = OpenReader(self.reader.path)
-        except Exception:
-            # the file was removed meanwhile; packets read so far were delivered
+        except Exception as error:
+            # The file was removed or replaced meanwhile. Packets read so far were delivered.
+            self.failure = f"{one_line(error)}, at the start of another round"
             self.rounds = 0
             return
         self.reader.close()
@@ -167,8 +175,10 @@ cdef class PcapSource(Port):
             self.next_ns = self.instant()
             # after next_ns, so that `done` stays False between rounds
             self.rounds -= 1
-        else:
-            self.rounds = 0
+            return
+        if self.reader.error is None:
+            self.failure = f"{self.reader.path}: has no packets, at the start of another round"
+        self.rounds = 0
 
     @property
     def packets(self):

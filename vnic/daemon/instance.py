@@ -46,6 +46,14 @@ def allow_open_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
+def _remove_own(path: str, own: os.stat_result) -> None:
+    """Removes the file at `path` if it is `own`. If the user or a cleaner of old files removed that,
+    another instance of the name may have begun since, and `path` is its file."""
+    with suppress(FileNotFoundError):
+        if os.path.samestat(own, os.lstat(path)):
+            os.unlink(path)
+
+
 @contextmanager
 def instance_lock(instance: str) -> Iterator[None]:
     """Locks the instance for this process. Raises ConfigError where another process has it.
@@ -80,7 +88,7 @@ def instance_lock(instance: str) -> Iterator[None]:
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
-        os.unlink(path)
+        _remove_own(path, os.fstat(descriptor))
         os.close(descriptor)
         if not os.environ.get("VNIC_RUNTIME_DIR"):  # a directory that the user chose stays
             with suppress(OSError):  # not empty: a log, or other instances
@@ -91,17 +99,16 @@ def instance_lock(instance: str) -> Iterator[None]:
 def listening(instance: str) -> Iterator[socket.socket]:
     """The instance's listening socket. The caller holds the instance's lock."""
     path = socket_path(instance, create=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as listener:
         with suppress(FileNotFoundError):
             os.unlink(path)
         listener.bind(path)
-        os.chmod(path, 0o600)  # users with write permission may connect
-        yield listener
-    finally:
-        listener.close()
-        with suppress(FileNotFoundError):
-            os.unlink(path)
+        bound = os.lstat(path)
+        try:
+            os.chmod(path, 0o600)  # users with write permission may connect
+            yield listener
+        finally:
+            _remove_own(path, bound)  # while it is open, so that no other file has its inode number
 
 
 def refuse_clients(listener: socket.socket, why: str, why_for_others: str) -> bool:

@@ -864,12 +864,13 @@ class Network(Module):
             self.runtime.keeping.drop_inherited("nic/", "ring/", "segment/table/", "capture/")
 
     def nic_of(self, point: str) -> str:
-        """The NIC of that name, or the owner of the element of that name."""
+        """The NIC of that name, or the owner of the element of that name; else the point's first part,
+        for the error that says so."""
         if point in self.attached:
             return point
         elements = (element for engine in self.runtime.engines for element in engine.elements)
         return next(
-            (element.owner or "" for element in elements if element.name == point),
+            (element.owner for element in elements if element.name == point and element.owner),
             point.partition(".")[0],
         )
 

@@ -34,6 +34,7 @@ import fcntl
 import os
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from typing import Literal
 
@@ -53,6 +54,9 @@ DESCRIPTORS = 2 * MAX_QUEUES + 6
 GUARANTEED = "guaranteed"
 KEYS_MOST = 1 << 14  # bound on the keys that a faulty worker can create
 CALL_TIMEOUT_S = 30.0
+# After a call without an answer, until the next answer: what a change undoes then is not waited for
+# as long again, so that its client, who waits 60 s, receives the error.
+SILENT_TIMEOUT_S = 1.0
 ANOTHER_VERSION = (
     "an interface was stored by another version of vnic; use `vnic down` and `vnic up`"
 )
@@ -381,7 +385,7 @@ class Keeper:
 
     def __init__(self, calls: socket.socket, inherited: dict[str, list[int]] | None = None) -> None:
         self._calls = calls
-        self._calls.settimeout(CALL_TIMEOUT_S)
+        self._silent_since_s: float | None = None  # when the first call without an answer was made
         self._lock = threading.Lock()
         self._number = 0
         self._inherited = inherited or {}
@@ -450,12 +454,17 @@ class Keeper:
         try:
             with self._lock:
                 self._number += 1
+                began_s, silent_s = time.monotonic(), self._silent_since_s
+                self._calls.settimeout(CALL_TIMEOUT_S if silent_s is None else SILENT_TIMEOUT_S)
                 send(
                     self._calls, msgspec.structs.replace(message, number=self._number), descriptors
                 )
                 answer, received = self._await(self._number)
+                self._silent_since_s = None
         except TimeoutError:
-            raise VnicError(f"no answer from the supervisor for {CALL_TIMEOUT_S:g} s") from None
+            self._silent_since_s = began_s if silent_s is None else silent_s
+            silent_for_s = time.monotonic() - self._silent_since_s
+            raise VnicError(f"no answer from the supervisor for {silent_for_s:.3g} s") from None
         except OSError as error:
             gone = (
                 "the supervisor is gone"
