@@ -16,7 +16,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dataplane.engine.pace import PAUSE_NS, STEP_NS, Pace
@@ -32,26 +32,12 @@ from vnic.runtime.instance import Instance
 from vnic.store import keeper
 
 if TYPE_CHECKING:
-    from typing import Protocol
-
     from vnic.api.connection import Transfer
-    from vnic.api.events import Emit
-    from vnic.api.methods import Offers
-    from vnic.api.metrics import Readable
     from vnic.config.schema import Config
     from vnic.runtime.runtime import Runtime
 
-    class RunnableRuntime(Readable, Protocol):
-        emit: Emit
-
-        @property
-        def modules(self) -> Sequence[Offers]: ...
-        def start(self) -> None: ...
-        def lose(self, module: Any, error: Exception, /) -> None: ...
-        def close(self) -> None: ...
-
     MakeRuntime = Callable[
-        [Config, asyncio.AbstractEventLoop, keeper.Keeper, keeper.Start], RunnableRuntime
+        [Config, asyncio.AbstractEventLoop, keeper.Keeper, keeper.Start], Runtime
     ]
 
 PR_SET_PDEATHSIG = 1
@@ -92,7 +78,7 @@ def _read(item: list[int]) -> bytes:
 
 def make_runtime(
     config: Config, loop: asyncio.AbstractEventLoop, keeping: keeper.Keeper, start: keeper.Start
-) -> RunnableRuntime:
+) -> Runtime:
     """Makes the runtime of an instance."""
     from vnic.modules.devices import StoredDevices
     from vnic.runtime.runtime import Runtime
@@ -140,7 +126,7 @@ class Worker:
         self._joined: asyncio.Future[socket.socket] | None = None
         self._handed_over = False  # the successor has all engines
         self._clients: list[Transfer] = []  # from the worker before
-        self._runtime: RunnableRuntime | None = None
+        self._runtime: Runtime | None = None
         self._up = False  # the supervisor has been told that this worker is ready
 
     def tell(self, message: keeper.FromWorker) -> None:
@@ -175,7 +161,7 @@ class Worker:
         loop.add_reader(self._events, self._hear)
         runtime, methods = await self._build(loop)
         if self._start.role == "successor":
-            self._real_runtime().start_threads()
+            self._running().start_threads()
             await self._take_over()
         async with contextlib.AsyncExitStack() as serving:
             await self._serve_metrics(serving, runtime)
@@ -184,7 +170,7 @@ class Worker:
             for client in self._clients:
                 server.adopt(client)
             if self._start.role == "successor":
-                self._real_runtime().claim(
+                self._running().claim(
                     {number for client in self._clients for number in client.captures}
                 )
             await asyncio.sleep(0)  # lets the clients' event streams start again
@@ -200,7 +186,7 @@ class Worker:
             watching.cancel()
         if self._handed_over:
             await server.close()
-            self._real_runtime().let_go()
+            self._running().let_go()
             self.tell(keeper.HandedOver())
             os._exit(0)  # an orderly shutdown would close resources that the successor uses
         try:
@@ -209,12 +195,12 @@ class Worker:
         finally:
             self.tell(keeper.Stop())
 
-    async def _build(self, loop: asyncio.AbstractEventLoop) -> tuple[RunnableRuntime, Methods]:
+    async def _build(self, loop: asyncio.AbstractEventLoop) -> tuple[Runtime, Methods]:
         """Makes and starts the runtime and its methods. A successor does so in short steps, since
         the running engines need the CPUs, and on a separate thread, so that the event loop answers
         meanwhile."""
 
-        def build() -> tuple[RunnableRuntime, Methods]:
+        def build() -> tuple[Runtime, Methods]:
             self._runtime = runtime = self._make(self._config, loop, self._keeper, self._start)
             runtime.emit = self._bus.emit
             runtime.start()
@@ -224,7 +210,7 @@ class Worker:
             gc.freeze()
             return runtime, self._offer(runtime)
 
-        def build_aside() -> tuple[RunnableRuntime, Methods]:
+        def build_aside() -> tuple[Runtime, Methods]:
             with Pace(STEP_NS, PAUSE_NS):
                 return build()
 
@@ -233,7 +219,7 @@ class Worker:
         with concurrent.futures.ThreadPoolExecutor(1) as aside:
             return await loop.run_in_executor(aside, build_aside)
 
-    def _offer(self, runtime: RunnableRuntime) -> Methods:
+    def _offer(self, runtime: Runtime) -> Methods:
         """The methods of all modules. A successor collects them before it takes over, so that
         conflicting names make the upgrade fail."""
         version = _version()
@@ -246,9 +232,7 @@ class Worker:
                 runtime.lose(module, error)
         return methods
 
-    async def _serve_metrics(
-        self, serving: contextlib.AsyncExitStack, runtime: RunnableRuntime
-    ) -> None:
+    async def _serve_metrics(self, serving: contextlib.AsyncExitStack, runtime: Runtime) -> None:
         """Serves metrics. If that fails, the first worker does not start: its user sees the error.
         Later workers continue without metrics, since any user may bind the port between two workers
         and must not be able to end the network."""
@@ -268,7 +252,7 @@ class Worker:
                 f"{one_line(error).removeprefix('metrics: ')}; "
                 "or end what is there, and 'vnic upgrade' tries again"
             )
-            self._real_runtime().losses.add("metrics", why, kept=False)
+            self._running().losses.add("metrics", why, kept=False)
 
     # -- upgrade -----------------------------------------------------------------------------------
 
@@ -277,7 +261,7 @@ class Worker:
         returns the report. Raises VnicError, and then this worker continues as before."""
         from vnic.daemon import upgrade
 
-        runtime, begin_ns = self._real_runtime(), time.monotonic_ns()
+        runtime, begin_ns = self._running(), time.monotonic_ns()
         runtime.check_open()
         await self._server.hold(os.geteuid())
         await runtime.nics.watching.returned()
@@ -322,11 +306,8 @@ class Worker:
         asyncio.get_running_loop().call_soon(self._stop.set)  # after the reply to the client
         return {**report, "brownout_ms": round(brownout_ns / 1e6, 1), "pid": os.getpid()}
 
-    def _real_runtime(self) -> Runtime:
-        from vnic.runtime.runtime import Runtime
-
-        if not isinstance(self._runtime, Runtime):
-            raise VnicError("this runtime cannot be handed over")
+    def _running(self) -> Runtime:
+        assert self._runtime is not None
         return self._runtime
 
     async def _take_over(self) -> None:
@@ -338,7 +319,7 @@ class Worker:
             joined = await self._joined
         with joined as other:
             channel = upgrade.Channel(other)
-            upgrade.take(self._real_runtime(), channel, self._document)
+            upgrade.take(self._running(), channel, self._document)
             self._clients = channel.receive_clients()
         self._keeper.may_change = True
         self._joined = None
