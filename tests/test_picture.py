@@ -6,6 +6,8 @@ import subprocess
 import pytest
 
 from tests.tools import need
+from vnic.config.load import parse_config
+from vnic.runtime.picture import network_dot, network_text
 from vnic.testing import VirtualNetwork
 
 CONFIG = """
@@ -58,3 +60,21 @@ def test_graphviz_reads_it(runtime):
     done = subprocess.run([program, "-Tplain"], input=dot, text=True, capture_output=True, check=True, timeout=60)
     assert sum(line.startswith("node ") for line in done.stdout.splitlines()) == 6
     assert sum(line.startswith("edge ") for line in done.stdout.splitlines()) == 5
+
+
+def test_one_way_links():
+    text = "nodes: {seen: Counter}\nlinks: [a -> seen -> switch, b -> c]\nnics: {a: {}, b: {}, c: {vlan: {access: 5}}}"
+    config = parse_config(text, contained=False)
+    for nic in config.nics.values():
+        nic.on = "switch"
+    assert network_text(config).splitlines() == [
+        "switch",
+        "  |-- a  -> seen",
+        "  |-- b  -> c",
+        "  `-- c  VLAN 5",
+        "seen  Counter",
+        "  `-> switch",
+    ]
+    dot = network_dot(config)
+    assert '"nic a" -- "switch" [dir=back, label=""];' in dot and '"nic c" -- "switch" [label="VLAN 5"];' in dot
+    assert '"nic b" -- "nic c" [dir=forward, label=""];' in dot and '"seen" -- "switch" [dir=forward, label=""];' in dot

@@ -157,9 +157,10 @@ def network_dot(config: Config) -> str:
     lines += [f"  {quoted(name)} [shape=box3d, style=bold];" for name in data["switches"]]
     for name, nic in data["nics"].items():
         lines.append(f"  {quoted(f'nic {name}')} [label={quoted(name)}];")
-        lines.append(
-            f"  {quoted(f'nic {name}')} -- {quoted(nic['on'] or '')} [label={quoted(*nic['details'])}];"
-        )
+        # A NIC whose packets are led elsewhere only receives from its switch.
+        arrow = "dir=back, " if any(hop["source"] == name for hop in data["hops"]) else ""
+        ends = f"{quoted(f'nic {name}')} -- {quoted(nic['on'] or '')}"
+        lines.append(f"  {ends} [{arrow}label={quoted(*nic['details'])}];")
     for name, link in data["links"].items():
         first, second = link["ends"]
         named = [] if name == f"{first}--{second}" else [name]
