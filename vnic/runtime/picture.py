@@ -159,8 +159,8 @@ def network_dot(config: Config) -> str:
         lines.append(f"  {quoted(f'nic {name}')} [label={quoted(name)}];")
         # A NIC whose packets are led elsewhere only receives from its switch.
         arrow = "dir=back, " if any(hop["source"] == name for hop in data["hops"]) else ""
-        ends = f"{quoted(f'nic {name}')} -- {quoted(nic['on'] or '')}"
-        lines.append(f"  {ends} [{arrow}label={quoted(*nic['details'])}];")
+        edge = f"{quoted(f'nic {name}')} -- {quoted(nic['on'] or '')}"
+        lines.append(f"  {edge} [{arrow}label={quoted(*nic['details'])}];")
     for name, link in data["links"].items():
         first, second = link["ends"]
         named = [] if name == f"{first}--{second}" else [name]
