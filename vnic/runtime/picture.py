@@ -100,11 +100,12 @@ def _ranges(numbers: Iterable[int]) -> list[str]:
 def network_text(config: Config) -> str:
     """A block for each switch: its NICs and its links, a line each; and for each element: where it leads."""
     data = network_data(config)
+    ways_out = _ways_out(data)
     lines: list[str] = []
     for switch in data["switches"]:
         lines.append(switch)
         rows = [
-            ("--", name, [*each["details"], *_ways_out(data, name)])
+            ("--", name, [*each["details"], *ways_out.get(name, ())])
             for name, each in data["nics"].items()
             if each["on"] == switch
         ]
@@ -116,18 +117,24 @@ def network_text(config: Config) -> str:
         lines += _rows(rows)
     for name, element in data["elements"].items():
         lines.append(f"{name}  {', '.join(element['details'])}")
-        ways = _ways_out(data, name)
-        lines += _rows([(way[:2], way[3:], []) for way in ways])
+        lines += _rows([(way[:2], way[3:], []) for way in ways_out.get(name, ())])
     return "\n".join(lines) + "\n"
 
 
-def _ways_out(data: dict[str, Any], name: str) -> list[str]:
-    """The one-way links that begin at a NIC or element, such as `-> lan` or `-> lan (output 1)`."""
-    hops = [hop for hop in data["hops"] if hop["source"] == name]
-    outputs = any(hop["output"] for hop in hops)
-    return [
-        f"-> {hop['target']}" + (f" (output {hop['output']})" if outputs else "") for hop in hops
-    ]
+def _ways_out(data: dict[str, Any]) -> dict[str, list[str]]:
+    """The one-way links by the NIC or element that they begin at, such as `-> lan` or
+    `-> lan (output 1)`."""
+    hops: dict[str, list[dict[str, Any]]] = {}
+    for hop in data["hops"]:
+        hops.setdefault(hop["source"], []).append(hop)
+    found = {}
+    for name, mine in hops.items():
+        outputs = any(hop["output"] for hop in mine)
+        found[name] = [
+            f"-> {hop['target']}" + (f" (output {hop['output']})" if outputs else "")
+            for hop in mine
+        ]
+    return found
 
 
 def _rows(rows: list[tuple[str, str, list[str]]]) -> list[str]:
@@ -155,10 +162,11 @@ def network_dot(config: Config) -> str:
         '  edge [fontname="sans-serif"];',
     ]
     lines += [f"  {quoted(name)} [shape=box3d, style=bold];" for name in data["switches"]]
+    senders = {hop["source"] for hop in data["hops"]}
     for name, nic in data["nics"].items():
         lines.append(f"  {quoted(f'nic {name}')} [label={quoted(name)}];")
         # A NIC whose packets are led elsewhere only receives from its switch.
-        arrow = "dir=back, " if any(hop["source"] == name for hop in data["hops"]) else ""
+        arrow = "dir=back, " if name in senders else ""
         edge = f"{quoted(f'nic {name}')} -- {quoted(nic['on'] or '')}"
         lines.append(f"  {edge} [{arrow}label={quoted(*nic['details'])}];")
     for name, link in data["links"].items():
