@@ -62,6 +62,8 @@ MODULES = [
     "dataplane.wire.checksum",
     "dataplane.wire.headers",
     "dataplane.wire.rewrite",
+    "shaping.marker",
+    "shaping.policer",
     "shaping.pool_share",
     "shaping.shaper",
     "dataplane.elements.nic_tx",

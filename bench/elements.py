@@ -17,6 +17,8 @@ from dataplane.engine.engine import Engine
 from dataplane.graph.element import BatchView, Element, PyElement
 from dataplane.packet.pool import PacketPool
 from dataplane.packet.ring import MpscRing, Ring, SpscRing
+from shaping.marker import Marker
+from shaping.policer import Policer
 from shaping.shaper import Shaper
 
 BATCHES = (1, 32, 256)
@@ -39,7 +41,7 @@ class PassThrough(PyElement):
         """Passes every packet on."""
 
 
-class Marker(PyElement):
+class MarkColumn(PyElement):
     """Reads a column, writes a column."""
 
     def process(self, batch: BatchView) -> None:
@@ -131,6 +133,14 @@ def _cases() -> list[Case]:
         cases += [Case("Counter", traffic, Counter), Case("Parse", traffic, Parse)]
     cases += [
         Case("Shaper, unlimited", "64 B", Shaper),
+        Case("Marker, DSCP", "64 B", lambda: Marker(dscp="ef")),
+        # Every packet conforms: the clock advances by the packets' time at the rate.
+        Case(
+            "Policer",
+            "64 B",
+            lambda: Policer(SHAPED_BPS),
+            step_ns_packet=len(frames.SMALL) * 8 * 1_000_000_000 // SHAPED_BPS,
+        ),
         # The clock advances by the packets' time at the rate: for each packet that enters, one
         # leaves, with QUEUED others before it.
         Case(
@@ -145,7 +155,7 @@ def _cases() -> list[Case]:
         *_classifier_cases(),
         *_mirror_cases(),
         Case("PyElement, empty process", "64 B", PassThrough, packets=2048),
-        Case("PyElement, reads and writes a column", "64 B", Marker, packets=2048),
+        Case("PyElement, reads and writes a column", "64 B", MarkColumn, packets=2048),
     ]
     return cases
 

@@ -1,9 +1,6 @@
 """Shaper: a virtual-clock token bucket with a bounded queue.
 
-The virtual clock is the instant T at which a wire of the given rate would have finished all packets
-sent so far. A packet may leave once now >= T; then T grows by bits / rate. T = next_ns + remainder
-/ rate_bps is an exact fraction: nothing is rounded, so no rate drifts, and a packet departs at the
-first whole nanosecond that is not before T.
+A packet departs at the first whole nanosecond at which its virtual clock lets it.
 """
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
@@ -11,6 +8,7 @@ from dataplane.graph.element cimport Element
 from dataplane.packet.pool cimport Batch, Context, Packet
 from dataplane.graph.work cimport Work
 from shaping.pool_share cimport Held, PoolShare
+from shaping.virtual_clock cimport VirtualClock
 
 cdef struct Setting:             # derived from a rate by control, in Python's unbounded integers
     uint64_t rate_bps            # 0: unlimited
@@ -19,8 +17,7 @@ cdef struct Setting:             # derived from a rate by control, in Python's u
 
 cdef class Shaper(Element):
     cdef Setting setting
-    cdef uint64_t next_ns        # whole nanoseconds of T
-    cdef uint64_t remainder      # fraction of T, in 1 / rate_bps nanoseconds; below rate_bps
+    cdef VirtualClock clock
     cdef uint64_t emptied_ns     # when the last packet left the queue
     cdef readonly uint64_t burst_ns      # how far T may lie behind a packet that finds no queue
     cdef object _queue_ns                # int, or None where the limit was given in bytes

@@ -9,20 +9,15 @@ from dataplane.packet.pool cimport (BATCH_MAX, GSO_NONE, NO_PACKET, Batch, Conte
 from dataplane.packet.queue cimport queue_head, queue_indices, queue_length, queue_packed
 from dataplane.vatomic cimport vnic_check
 from shaping.pool_share cimport PoolShare, share_count, share_is_full, share_room
+from shaping.virtual_clock cimport (BYTE_COST, clock_charge, clock_due_ns, clock_is_due,
+                                    clock_limit_credit, clock_set_rate)
 
-from dataplane import units
 from dataplane.errors import ConfigError, VnicError
 from dataplane.graph.handlers import Handler
 from dataplane.packet.queue import with_packed_packets
-from dataplane.units import (format_rate, format_size, format_time, parse_rate, parse_size,
-                             parse_time)
+from dataplane.units import format_rate, format_size, format_time
+from shaping.settings import UNLIMITED, nanoseconds_of, rate_of, time_or_size_of
 
-# 8 bits per byte, 10^9 ns per second: a packet of n bytes takes n * BYTE_COST / rate_bps ns. The
-# largest n, of a GSO frame with segments of one byte, is below 1.21e9, so n * BYTE_COST + remainder
-# stays below 2^64 for every permitted rate.
-cdef uint64_t BYTE_COST = 8 * 1000000000
-
-UNLIMITED = "none"
 QUANTUM_NS = 1_000_000           # GSO frames that take longer are split
 
 cdef enum:
@@ -118,14 +113,14 @@ cdef class Shaper(Element):
     }
 
     def __init__(self, rate=None, queue="100ms", burst="250us", *, name=None):
-        self._queue_ns, self._queue_bytes = _queue_limit(self.name, queue)
-        burst_ns = _nanoseconds(self.name, "burst", burst)
+        self._queue_ns, self._queue_bytes = time_or_size_of(self.name, "queue", queue)
+        burst_ns = nanoseconds_of(self.name, "burst", burst)
         if burst_ns > 1_000_000_000:
             raise ConfigError(f"{self.name}: burst {burst!r} is longer than 1s; "
                               "make it about what timers are late, such as 250us")
         self.burst_ns = burst_ns
         self.head = self.tail = self.split_index = NO_PACKET
-        _work_out(self, &self.setting, _rate(self.name, rate))
+        _work_out(self, &self.setting, rate_of(self.name, rate))
 
     def initialize(self):
         cdef Engine engine = self.engine
@@ -161,17 +156,14 @@ cdef class Shaper(Element):
         """The fast path for a lone packet that finds the queue empty and may leave at once, as most
         do on a link that is not full: counts it as `enqueue` and `dequeue` would. False, with
         nothing counted: it must wait, or may have to be split."""
-        cdef uint64_t cost
         cdef uint32_t wire_bytes
         if p.gso_type != GSO_NONE:
             return False
         self.end_idle(ctx.now_ns)
-        if ctx.now_ns < self.next_ns or (ctx.now_ns == self.next_ns and self.remainder):
+        if not clock_is_due(&self.clock, ctx.now_ns):
             return False
         wire_bytes = packet_wire_bytes(p)
-        cost = wire_bytes * BYTE_COST + self.remainder
-        self.next_ns += cost // self.setting.rate_bps
-        self.remainder = cost % self.setting.rate_bps
+        clock_charge(&self.clock, self.setting.rate_bps, wire_bytes)
         self.emptied_ns = p.release_ns = ctx.now_ns
         p.next = NO_PACKET
         self.counters.extra[PASSED] += 1
@@ -255,12 +247,11 @@ cdef class Shaper(Element):
         # Except that a late engine may have emptied the queue: the senders of its packets (TCP
         # waits for acknowledgements) would have sent more in time. They get the lateness as credit,
         # less the time that they let pass since.
-        if self.emptied_ns > self.next_ns:
-            late_ns = min(self.emptied_ns - self.next_ns, <uint64_t>CATCH_UP_NS)
+        if self.emptied_ns > self.clock.next_ns:
+            late_ns = min(self.emptied_ns - self.clock.next_ns, <uint64_t>CATCH_UP_NS)
             if late_ns > idle_ns and late_ns - idle_ns > credit_ns:
                 credit_ns = late_ns - idle_ns
-        if now_ns > credit_ns and self.next_ns < now_ns - credit_ns:
-            self.next_ns, self.remainder = now_ns - credit_ns, 0
+        clock_limit_credit(&self.clock, now_ns, credit_ns)
 
     cdef void count_held(self, Context *ctx, uint32_t index, int sign) noexcept nogil:
         self.counters.held += sign
@@ -297,13 +288,12 @@ cdef class Shaper(Element):
     cdef void release_due(self, Context *ctx) noexcept nogil:
         """Forwards the packets that are due and sets the deadline for the next one."""
         cdef Batch out
-        cdef uint64_t rate = self.setting.rate_bps, cost
+        cdef uint64_t rate = self.setting.rate_bps
         cdef uint32_t wire_bytes, each
         out.count = 0
         while self.head != NO_PACKET:
-            if rate and (ctx.now_ns < self.next_ns
-                         or (ctx.now_ns == self.next_ns and self.remainder)):
-                break                          # never early, not by a fraction of a nanosecond
+            if rate and not clock_is_due(&self.clock, ctx.now_ns):
+                break
             wire_bytes = packet_wire_bytes(&ctx.packets[self.head])
             each = self.segments_each(ctx, self.head, wire_bytes)
             if each and self.split_head(ctx, each, wire_bytes):
@@ -313,9 +303,7 @@ cdef class Shaper(Element):
                 out.count = 0
             batch_add(&out, self.dequeue(ctx, wire_bytes))
             if rate:
-                cost = wire_bytes * BYTE_COST + self.remainder
-                self.next_ns += cost // rate
-                self.remainder = cost % rate
+                clock_charge(&self.clock, rate, wire_bytes)
         self.set_deadline(ctx)
         self.emit(ctx, 0, &out)
 
@@ -326,7 +314,7 @@ cdef class Shaper(Element):
         elif self.setting.rate_bps == 0:
             self.set_timer(ctx, ctx.now_ns)
         else:
-            self.set_timer(ctx, self.next_ns + (1 if self.remainder else 0))
+            self.set_timer(ctx, clock_due_ns(&self.clock))
 
     # -- splitting ---------------------------------------------------------------------------------
 
@@ -393,20 +381,8 @@ cdef class Shaper(Element):
     # -- control -----------------------------------------------------------------------------------
 
     cdef void apply(self, const Setting *setting, uint64_t now_ns) noexcept nogil:
-        """Changes the rate now. The remaining bits of the last packet are sent at the new rate."""
-        cdef uint64_t owed
-        if self.setting.rate_bps == 0 or setting.rate_bps == 0:
-            self.next_ns, self.remainder = now_ns, 0
-        elif self.next_ns >= now_ns:
-            # in bits x 10^9; at most one frame's, see BYTE_COST
-            owed = (self.next_ns - now_ns) * self.setting.rate_bps + self.remainder
-            self.next_ns = now_ns + owed // setting.rate_bps
-            self.remainder = owed % setting.rate_bps
-        else:
-            # late or idle: the credit is time, limited to the burst
-            self.remainder = 0
-            if now_ns - self.next_ns > self.burst_ns:
-                self.next_ns = now_ns - self.burst_ns
+        """Changes the rate now."""
+        clock_set_rate(&self.clock, now_ns, self.setting.rate_bps, setting.rate_bps, self.burst_ns)
         self.setting = setting[0]
 
     def join(self, PoolShare share not None):
@@ -432,7 +408,7 @@ cdef class Shaper(Element):
         """The Work that changes the rate, see `set_rate`. Raises ConfigError for an invalid
         rate."""
         cdef SetRate work = SetRate(self)
-        _work_out(self, &work.setting, _rate(self.name, rate))
+        _work_out(self, &work.setting, rate_of(self.name, rate))
         return work
 
     def get_rate(self):
@@ -485,8 +461,8 @@ cdef class Shaper(Element):
         cdef uint32_t count = self.small_held + self.large_held + (self.split_index != NO_PACKET)
         packets = b"" if engine is None else queue_packed(engine.ctx.packets, self.head, count)
         split = None if self.split_index == NO_PACKET else [self.split_index, self.split_done]
-        return {"rate_bps": self.setting.rate_bps, "next_ns": self.next_ns,
-                "remainder": self.remainder, "emptied_ns": self.emptied_ns, "packets": packets,
+        return {"rate_bps": self.setting.rate_bps, "next_ns": self.clock.next_ns,
+                "remainder": self.clock.remainder, "emptied_ns": self.emptied_ns, "packets": packets,
                 "split": split}
 
     def load_state(self, dict state):
@@ -502,7 +478,7 @@ cdef class Shaper(Element):
         try:
             if type(state["rate_bps"]) is not int:
                 raise ValueError("no rate")
-            rate = _rate(self.name, state["rate_bps"])
+            rate = rate_of(self.name, state["rate_bps"])
             next_ns, remainder = state["next_ns"], state["remainder"]
             emptied_ns, packets = state["emptied_ns"], state["packets"]
             if state["split"] is not None:
@@ -538,7 +514,7 @@ cdef class Shaper(Element):
                             f"its counters say {self.counters.held} "
                             f"of {self.counters.extra[QUEUE_BYTES]}")
         _work_out(self, &self.setting, rate)
-        self.next_ns, self.remainder, self.emptied_ns = next_ns, remainder, emptied_ns
+        self.clock.next_ns, self.clock.remainder, self.emptied_ns = next_ns, remainder, emptied_ns
         self.head = head
         self.tail = indices[queue_length(packets) - 1] if packets else NO_PACKET
         self.set_held(small, large)
@@ -598,39 +574,3 @@ cdef int _work_out(Shaper shaper, Setting *setting, rate_bps) except -1:
     setting.quantum_bytes = (min(rate_bps * QUANTUM_NS // int(BYTE_COST), 0xFFFFFFFF)
                              if rate_bps else 0xFFFFFFFF)
     return 0
-
-
-def _rate(name, rate):
-    """bit/s; 0 for None and "none"."""
-    if rate is None or (isinstance(rate, str) and rate.strip().lower() == UNLIMITED):
-        return 0
-    if not isinstance(rate, int) or isinstance(rate, bool):
-        try:
-            rate = parse_rate(rate)
-        except ConfigError as error:
-            raise ConfigError(f"{name}: {error}") from None
-    if rate != 0 and not units.RATE_LEAST_BPS <= rate <= units.RATE_MOST_BPS:
-        raise ConfigError(f"{name}: a rate of {rate} bit/s: "
-                          "expected 1kbit to 10tbit, or 0 for unlimited")
-    return rate
-
-
-def _nanoseconds(name, what, value):
-    if isinstance(value, int) and not isinstance(value, bool):
-        if value < 0:
-            raise ConfigError(f"{name}: {what} of {value} ns: expected 0 or more")
-        return value
-    try:
-        return parse_time(value)
-    except ConfigError as error:
-        raise ConfigError(f"{name}: {what}: {error}") from None
-
-
-def _queue_limit(name, queue):
-    """The bound on the queue: (ns, None) or (None, bytes)."""
-    if isinstance(queue, str) and queue.strip().lower().endswith(("b", "k", "m", "g")):
-        try:
-            return None, parse_size(queue)
-        except ConfigError as error:
-            raise ConfigError(f"{name}: queue: {error}") from None
-    return _nanoseconds(name, "queue", queue), None

@@ -174,8 +174,10 @@ def test_the_constructor_takes_the_arguments_that_are_listed():
         "Classifier": ["rules", "default"],
         "Counter": [],
         "Discard": [],
+        "Marker": ["dscp", "ecn", "pcp", "mark"],
         "Mirror": ["file", "snaplen", "buffer"],
         "Parse": ["malformed"],
+        "Policer": ["rate", "burst", "exceed"],
         "Shaper": ["rate", "queue", "burst"],
     }
 
@@ -278,6 +280,23 @@ def test_the_example_of_shaper_limits(network):
     net = network(example_of("Shaper"))
     count, spread = sent(net, TCP, 80, 30)
     assert count == 30 and spread == at_rate(30, len(frame(TCP, 80)) * 8, 20e6)
+
+
+def test_the_example_of_policer_marks_the_excess(network):
+    net = network(example_of("Policer"))
+    count, lower_effort = 200, 1 << 2
+    net.send("web", [frame(UDP, 53)] * count)
+    net.run()
+    marks = [received.data[15] for received in net.take("db")]
+    conforming = 65536 // len(frame(UDP, 53)) + 1
+    assert marks == [0] * conforming + [lower_effort] * (count - conforming)
+
+
+def test_the_example_of_marker_marks(network):
+    net = network(example_of("Marker"))
+    net.send("web", [frame(UDP, 53), frame(TCP, 80)])
+    net.run()
+    assert [received.data[15] for received in net.take("db")] == [46 << 2] * 2
 
 
 def test_the_example_of_parse_passes_packets(network):

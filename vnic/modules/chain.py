@@ -23,8 +23,10 @@ BUILT_IN = {
     "Classifier": "dataplane.elements.classifier:Classifier",
     "Counter": "dataplane.elements.counter:Counter",
     "Discard": "dataplane.elements.counter:Discard",
+    "Marker": "shaping.marker:Marker",
     "Mirror": "dataplane.elements.mirror:Mirror",
     "Parse": "dataplane.elements.parse:Parse",
+    "Policer": "shaping.policer:Policer",
     "Shaper": "shaping.shaper:Shaper",
 }
 
