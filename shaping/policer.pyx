@@ -32,7 +32,7 @@ cdef enum:
 
 @cython.final
 cdef class Policer(Element):
-    """Lets packets pass up to a rate and burst; drops the excess, or leads it to another output.
+    """Lets packets pass up to a rate and burst; drops the excess or leads it to output 1.
 
     Nothing waits, so a policer adds no delay; but TCP through one reaches far less than the rate if
     the burst is shorter than its round trip. A Shaper lets the excess wait instead.
@@ -57,7 +57,7 @@ cdef class Policer(Element):
     Handlers:  counters; rate (read, write, live); burst (read)
     Threads:   any one engine
     Cost:      see shaping/README.md
-    Example:   What the container sends above 5 Mbit/s is marked as lower effort, and passes all the same.
+    Example:   What exceeds 5 Mbit/s is marked as lower effort, and passes all the same.
                nics:
                  web:
                    netns: /run/netns/web

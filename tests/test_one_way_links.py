@@ -9,6 +9,7 @@ from scapy.layers.l2 import Ether
 
 from dataplane.engine.virtual_time import VirtualTime
 from dataplane.errors import ConfigError, VnicError
+from dataplane.graph.element import Element
 from tests.support.containers import Container
 from tests.test_apply import element, frame, reached
 from tests.test_command import environment, ping, vnic  # noqa: F401 - a fixture
@@ -114,6 +115,30 @@ def test_an_element_moves_to_another_engine():
         net._runtime.undo()
         assert element(net, "split").engine.name == "e0"
         assert reached(net, "a", udp(1, 2)) == "c"
+
+
+@pytest.mark.parametrize("which", ["nodes", "moved"])
+def test_a_change_of_an_element_that_fails_is_undone(engines, which):
+    """Its successor has fewer outputs, or is in another engine and refuses to be made; the links of before are there again."""
+    three = SPLIT.replace("[{protocol: udp}]", "[{protocol: udp}, {protocol: tcp}]").replace("split[1]", "split[2]")
+    with VirtualNetwork(network(engines, three)) as net:
+        before = written_config(net._runtime.config)
+        assert reached(net, "a", udp(1, 2)) == "c" and reached(net, "a", frame(1)) == "bc"
+        element_class = "tests.test_one_way_links:RefusesToBeMade"
+        if which == "nodes":
+            wanted = network(engines, SPLIT.replace("seen: Counter", f"seen: '{element_class}'"))
+        else:
+            seen = f"seen: {{element: '{element_class}', engine: {engines - 1}}}"
+            wanted = network(engines, three.replace("seen: Counter", seen))
+        with pytest.raises(VnicError, match="refuses its arguments: not today"):
+            net.apply(wanted)
+        assert written_config(net._runtime.config) == before
+        assert reached(net, "a", udp(1, 2)) == "c" and reached(net, "a", frame(1)) == "bc"
+
+
+class RefusesToBeMade(Element):
+    def __init__(self, *, name=None):
+        raise RuntimeError("not today")
 
 
 def test_a_nic_that_is_detached_takes_its_links_along(engines):

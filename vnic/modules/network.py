@@ -30,7 +30,14 @@ from switching.mac_table import MacTable
 from vnic.api.log import Log
 from vnic.api.method import NotPermittedError, Session, is_owner
 from vnic.config.copies import own_nic
-from vnic.config.schema import HopConfig, LinkConfig, NicConfig, SwitchConfig, VlanConfig
+from vnic.config.schema import (
+    HopConfig,
+    LinkConfig,
+    NicConfig,
+    NodeConfig,
+    SwitchConfig,
+    VlanConfig,
+)
 from vnic.config.topology import PORTS_MOST
 from vnic.config.written import written
 from vnic.device.descriptors import system_error
@@ -95,7 +102,7 @@ class Network(Module):
             self.add_switch(name, switch)
         self.wiring = Wiring(runtime, self.homes, self.attached)
         for name, node in config.elements.items():
-            self.wiring.add(name, node)
+            self._add_node_first(name, node)
         self.wiring.set(config.hops)
 
     def open(self) -> None:
@@ -114,6 +121,17 @@ class Network(Module):
                 self._link_first(link)
         self._drop_inherited()
         self.captures.inherit()
+
+    def _add_node_first(self, name: str, config: NodeConfig) -> None:
+        """Makes an element of the configuration when this worker comes up. After a crash, the worker goes
+        on without one that fails: packets for it are dropped, not led past it."""
+        try:
+            self.wiring.add(name, config)
+        except VnicError as error:
+            if self.runtime.role != "crash":
+                raise
+            self.runtime.losses.add(f"node {name}", str(error))
+            del self.config.nodes[name]
 
     def _link_first(self, config: LinkConfig) -> None:
         """Makes a link of the configuration when this worker comes up. After a crash, the worker goes on without one that fails."""

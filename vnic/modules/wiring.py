@@ -59,7 +59,8 @@ class Wiring:
     def move(self, name: str, config: NodeConfig) -> None:
         """Makes the element of a node anew in another engine. Packets for it are dropped and counted
         meanwhile. Raises VnicError, and then there is no such node."""
-        self.remove(name)
+        if name in self.nodes:  # not where this undoes a move that has failed half way
+            self.remove(name)
         self.add(name, config)
         self.update()
 
@@ -79,8 +80,9 @@ class Wiring:
     def set(self, hops: Collection[HopConfig]) -> None:
         """Makes these the one-way links; for `update` to put in place. Raises ConfigError for an output that
         an element has not, and then nothing has changed."""
-        for name, node in self.nodes.items():
-            check_outputs(name, node.element, hops)
+        for hop in hops:
+            if (node := self.nodes.get(hop.source)) is not None:
+                check_outputs(hop.source, node.element, [hop])
         self._hops = {(hop.source, hop.output): hop.target for hop in hops}
 
     def behind(self, nic: NicNode, without: Collection[str] = ()) -> Element:

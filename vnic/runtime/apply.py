@@ -369,10 +369,11 @@ class Applying:
         with nics.at_once():
             for change in [change for change in here if "engine" not in change.fields]:
                 self._change_nic(undo, change.name)
+            # Undone last: an element of before may have outputs that its successor lacks.
+            undo.callback(nics.set_hops, self._before.hops)
             for change in [change for change in nodes if "engine" not in change.fields]:
                 undo.callback(nics.wiring.replace, change.name, self._before.elements[change.name])
                 nics.wiring.replace(change.name, self._wanted.elements[change.name])
-            undo.callback(nics.set_hops, self._before.hops)
             nics.set_hops(self._wanted.hops)
             for name in self._names("switch", "change"):
                 undo.callback(nics.change_switch, name, self._before.switches[name])
