@@ -75,7 +75,8 @@ BENCH_MODULES = ["bench.micro"]
 
 BUILD = os.environ.get("VNIC_BUILD", "release")
 FLAGS = {
-    "release": ["-O3", "-g1"],
+    # Aligned: where functions and loops happen to lie was measured to make a replay up to 10 % slower.
+    "release": ["-O3", "-g1", "-falign-functions=64", "-falign-loops=32"],
     "debug": ["-O1", "-g", "-DVNIC_DEBUG"],
     "asan": ["-O1", "-g", "-DVNIC_DEBUG", "-fno-omit-frame-pointer", "-fsanitize=address"],
 }

@@ -297,5 +297,48 @@ def test_upgrade_and_crash(environment, tmp_path, leak_check):  # noqa: F811
                 vnic(environment, "down")
 
 
+FAILS = """
+import os
+from dataplane.errors import VnicError
+from dataplane.graph.element import PyElement
+
+class Guard(PyElement):
+    def __init__(self, broken, *, name=None):
+        if os.path.exists(broken):
+            raise VnicError("the guard is broken")
+
+    def process(self, batch):
+        pass
+"""
+
+
+def test_after_a_crash_packets_for_a_node_that_is_lost_are_dropped(environment, tmp_path, leak_check):  # noqa: F811
+    """They are not led past it."""
+    (tmp_path / "fails.py").write_text(FAILS)
+    with Container() as a, Container() as b:
+        config = {
+            "nics": {name: {**nic, "engine": 0} for name, nic in an_engine_each(a=a, b=b).items()},
+            "nodes": {"guard": {"element": "fails:Guard", "broken": str(tmp_path / "broken")}},
+            "links": ["a -> guard -> switch"],
+        }
+        (tmp_path / "net.yaml").write_text(json.dumps(config))
+        vnic(environment, "up", "-d", str(tmp_path / "net.yaml"))
+        try:
+            ping(a, "10.99.0.2")
+            (tmp_path / "broken").touch()
+            kill_worker(environment)
+            a.run("ping", "-c", "1", "-W", "1", "10.99.0.2", check=False)
+            stats = json.loads(vnic(environment, "stats", "--json"))
+            dropped = {
+                each["name"]: each["dropped"].get("discarded", 0) for engine in stats["engines"] for each in engine["elements"]
+            }
+            assert dropped["e0.unused"] > 0 and dropped["b.tx"] == 0
+            assert "node guard" in vnic(environment, "status") and "the guard is broken" in vnic(environment, "status")
+            assert conserved(environment)
+        finally:
+            with suppress(AssertionError):
+                vnic(environment, "down")
+
+
 def _received(stats, name):
     return sum(each["counters"]["bytes"] for engine in stats["engines"] for each in engine["elements"] if each["name"] == name)
