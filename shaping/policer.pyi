@@ -8,7 +8,6 @@ from dataplane.graph.handlers import Handler
 from dataplane.graph.work import Work
 
 BURST_MOST_BYTES: int
-UNLIMITED: str
 
 @final
 class Policer(Element):

@@ -7,13 +7,12 @@ from dataplane.graph.offload cimport can_segment, segment
 from dataplane.graph.work cimport Work
 from dataplane.packet.pool cimport (GSO_NONE, NO_PACKET, Batch, Context, Packet, packet_free,
                                     packet_wire_bytes)
-from shaping.virtual_clock cimport (BYTE_COST, clock_charge, clock_is_due, clock_limit_credit,
-                                    clock_set_rate)
+from shaping.virtual_clock cimport (BYTE_COST, clock_charge, clock_is_due, clock_is_possible,
+                                    clock_limit_credit, clock_set_rate)
 
 from dataplane.errors import ConfigError, VnicError
 from dataplane.graph.handlers import Handler
-from dataplane.units import format_rate, format_size, format_time
-from shaping.settings import UNLIMITED, rate_of, time_or_size_of
+from shaping.settings import rate_of, rate_text, time_or_size_of, time_or_size_text
 
 BURST_MOST_BYTES = 1 << 30       # burst_ns * rate_bps stays below 2^63
 
@@ -180,7 +179,7 @@ cdef class Policer(Element):
 
     def get_rate(self):
         """The rate as text: "10mbit", or "none"."""
-        return format_rate(self.setting.rate_bps) if self.setting.rate_bps else UNLIMITED
+        return rate_text(self.setting.rate_bps)
 
     def get_burst(self):
         """The burst in bytes on the wire; None without a rate."""
@@ -198,9 +197,8 @@ cdef class Policer(Element):
     def describe(self):
         if self.setting.rate_bps == 0:
             return {"rate": "unlimited"}
-        burst = (format_time(self._burst_ns) if self._burst_bytes is None
-                 else format_size(self._burst_bytes))
-        return {"rate": format_rate(self.setting.rate_bps), "burst": burst}
+        return {"rate": rate_text(self.setting.rate_bps),
+                "burst": time_or_size_text(self._burst_ns, self._burst_bytes)}
 
     def save_state(self):
         """`rate_bps`; `next_ns` and `remainder`: the virtual clock (virtual_clock.pxd)."""
@@ -217,10 +215,7 @@ cdef class Policer(Element):
             next_ns, remainder = state["next_ns"], state["remainder"]
         except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
             raise VnicError(f"{self.name}: its state is not that of a Policer: {error}") from None
-        # one frame takes below 2^64 / rate, see BYTE_COST
-        if remainder >= max(rate, <uint64_t>1) or (
-                next_ns > now_ns and (rate == 0
-                                      or next_ns - now_ns > 0xFFFFFFFFFFFFFFFFull // rate)):
+        if not clock_is_possible(next_ns, remainder, rate, now_ns):
             raise VnicError(f"{self.name}: its clock says {next_ns} ns, "
                             f"which cannot be at {now_ns} ns and {rate} bit/s")
         _work_out(self, &self.setting, rate)

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataplane import units
 from dataplane.errors import ConfigError
-from dataplane.units import parse_rate, parse_size, parse_time
+from dataplane.units import (
+    format_rate,
+    format_size,
+    format_time,
+    parse_rate,
+    parse_size,
+    parse_time,
+)
 
 UNLIMITED = "none"
 
@@ -23,6 +30,11 @@ def rate_of(name: str, rate: str | int | None) -> int:
             f"{name}: a rate of {rate} bit/s: expected 1kbit to 10tbit, or 0 for unlimited"
         )
     return rate
+
+
+def rate_text(rate_bps: int) -> str:
+    """A rate of `rate_of` as text."""
+    return format_rate(rate_bps) if rate_bps else UNLIMITED
 
 
 def nanoseconds_of(name: str, what: str, value: str | int) -> int:
@@ -45,3 +57,8 @@ def time_or_size_of(name: str, what: str, value: str | int) -> tuple[int | None,
         except ConfigError as error:
             raise ConfigError(f"{name}: {what}: {error}") from None
     return nanoseconds_of(name, what, value), None
+
+
+def time_or_size_text(ns: int | None, size: int | None) -> str:
+    """A bound of `time_or_size_of` as text."""
+    return format_time(ns or 0) if size is None else format_size(size)

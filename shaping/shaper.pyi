@@ -9,7 +9,6 @@ from dataplane.graph.work import Work
 from shaping.pool_share import PoolShare
 
 QUANTUM_NS: int
-UNLIMITED: str
 
 class Shaper(Element):
     DROP_REASONS: ClassVar[tuple[str, ...]]

@@ -10,13 +10,14 @@ from dataplane.packet.queue cimport queue_head, queue_indices, queue_length, que
 from dataplane.vatomic cimport vnic_check
 from shaping.pool_share cimport PoolShare, share_count, share_is_full, share_room
 from shaping.virtual_clock cimport (BYTE_COST, clock_charge, clock_due_ns, clock_is_due,
-                                    clock_limit_credit, clock_set_rate)
+                                    clock_is_possible, clock_limit_credit, clock_set_rate)
 
 from dataplane.errors import ConfigError, VnicError
 from dataplane.graph.handlers import Handler
 from dataplane.packet.queue import with_packed_packets
-from dataplane.units import format_rate, format_size, format_time
-from shaping.settings import UNLIMITED, nanoseconds_of, rate_of, time_or_size_of
+from dataplane.units import format_rate, format_size
+from shaping.settings import (nanoseconds_of, rate_of, rate_text, time_or_size_of,
+                              time_or_size_text)
 
 QUANTUM_NS = 1_000_000           # GSO frames that take longer are split
 
@@ -413,7 +414,7 @@ cdef class Shaper(Element):
 
     def get_rate(self):
         """The rate as text: "10mbit", or "none"."""
-        return format_rate(self.setting.rate_bps) if self.setting.rate_bps else UNLIMITED
+        return rate_text(self.setting.rate_bps)
 
     def get_queue(self):
         """The queue: `packets`, `bytes` on the wire, and their bound at the current rate,
@@ -442,8 +443,7 @@ cdef class Shaper(Element):
         return packet_memory(small, large)
 
     def describe(self):
-        queue = (format_time(self._queue_ns) if self._queue_bytes is None
-                 else format_size(self._queue_bytes))
+        queue = time_or_size_text(self._queue_ns, self._queue_bytes)
         if self.setting.rate_bps == 0:
             return {"rate": "unlimited", "queue": queue}
         found = {"rate": format_rate(self.setting.rate_bps), "queue": queue}
@@ -488,10 +488,7 @@ cdef class Shaper(Element):
             head = queue_head(ctx.packets, ctx.total_count, packets)
         except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
             raise VnicError(f"{self.name}: its state is not that of a Shaper: {error}") from None
-        # one frame takes below 2^64 / rate, see BYTE_COST
-        if emptied_ns > now_ns or remainder >= max(rate, <uint64_t>1) or (
-                next_ns > now_ns and (rate == 0
-                                      or next_ns - now_ns > 0xFFFFFFFFFFFFFFFFull // rate)):
+        if emptied_ns > now_ns or not clock_is_possible(next_ns, remainder, rate, now_ns):
             raise VnicError(f"{self.name}: its clock says {next_ns} ns, "
                             f"which cannot be at {now_ns} ns and {rate} bit/s")
         indices = queue_indices(packets)

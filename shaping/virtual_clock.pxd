@@ -56,3 +56,12 @@ cdef inline void clock_set_rate(VirtualClock *clock, uint64_t now_ns, uint64_t o
         clock.remainder = 0
         if now_ns - clock.next_ns > credit_ns:
             clock.next_ns = now_ns - credit_ns
+
+cdef inline bint clock_is_possible(uint64_t next_ns, uint64_t remainder, uint64_t rate_bps,
+                                   uint64_t now_ns) noexcept nogil:
+    """Whether a clock that was handed over can be one of this rate now."""
+    # one frame takes below 2^64 / rate, see BYTE_COST
+    if next_ns > now_ns and (rate_bps == 0
+                             or next_ns - now_ns > <uint64_t>0xFFFFFFFFFFFFFFFF // rate_bps):
+        return False
+    return remainder < (rate_bps if rate_bps else 1)

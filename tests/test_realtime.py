@@ -131,6 +131,15 @@ def test_rounds_follow_each_other(place):
     assert result["span_ns"] >= 499 * 200_000  # a mean gap between two rounds
 
 
+def receiving(source):
+    """An engine that receives from `source`, and the port to which it transmits."""
+    engine, sink = Engine("e", PacketPool(64, 16), clock=Clock(virtual=True)), MemoryPort("out")
+    receiver = PortRx(source)
+    receiver >> PortTx(sink)
+    engine.load([receiver])
+    return engine, sink
+
+
 def test_a_source_between_two_rounds_is_not_done(tmp_path, monkeypatch):
     """A replay in real time reads `done` from another thread while the engine's thread opens the
     capture again."""
@@ -147,15 +156,11 @@ def test_a_source_between_two_rounds_is_not_done(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pcap_source, "OpenReader", reopen)
     source.start(1000, loops=3)
-    pool, sink = PacketPool(64, 16), MemoryPort("out")
-    engine = Engine("e", pool, clock=Clock(virtual=True))
-    receiver = PortRx(source)
-    receiver >> PortTx(sink)
-    engine.load([receiver])
+    engine, sink = receiving(source)
     advance(engine, 10_000)
     assert seen == [False, False] and source.done and source.packets == 9
     assert len(sink.take()) == 9
-    assert engine.conservation()["conserved"] and pool.in_use == 0
+    assert engine.conservation()["conserved"] and engine.pool.in_use == 0
     engine.close()
 
 
@@ -164,15 +169,11 @@ def played(path, loops, meanwhile=lambda: None):
     called after the first packet."""
     source = PcapSource("in", CaptureReader(str(path)), held=True)
     source.start(1000, "pps", 1, loops=loops)  # one packet a second
-    pool, sink = PacketPool(64, 16), MemoryPort("out")
-    engine = Engine("e", pool, clock=Clock(virtual=True))
-    receiver = PortRx(source)
-    receiver >> PortTx(sink)
-    engine.load([receiver])
+    engine, sink = receiving(source)
     advance(engine, 1000)
     meanwhile()
     advance(engine, 10**12)
-    assert engine.conservation()["conserved"] and pool.in_use == 0
+    assert engine.conservation()["conserved"] and engine.pool.in_use == 0
     engine.close()
     assert source.done
     return source, len(sink.take())

@@ -185,7 +185,10 @@ def check_node(
     made = node_element(node)
     check_chain([made], directory)
     if made.element in BUILT_IN:
-        check_outputs(name, make_element(made, name, directory), hops)
+        element = make_element(made, name, directory)
+        for hop in hops:
+            if hop.source == name:
+                check_output(hop, element)
 
 
 def node_element(node: NodeConfig) -> ElementConfig:
@@ -194,16 +197,13 @@ def node_element(node: NodeConfig) -> ElementConfig:
     return ElementConfig(element=node.element, arguments=node.arguments, where=node.where)
 
 
-def check_outputs(name: str, element: Element, hops: Iterable[HopConfig]) -> None:
-    """Raises ConfigError for a one-way link that begins at an output that the element has not."""
+def check_output(hop: HopConfig, element: Element) -> None:
+    """Raises ConfigError for a one-way link that begins at an output that its element has not."""
     count = len(element.outputs)
-    for hop in hops:
-        if hop.source == name and hop.output >= count:
-            has = (
-                f"outputs 0 to {count - 1}" if count > 1 else "one output" if count else "no output"
-            )
-            text = f"{hop.text}: {name} has {has}"
-            raise ConfigError(f"{hop.where}: {text}" if hop.where else text)
+    if hop.output >= count:
+        has = f"outputs 0 to {count - 1}" if count > 1 else "one output" if count else "no output"
+        text = f"{hop.text}: {hop.source} has {has}"
+        raise ConfigError(f"{hop.where}: {text}" if hop.where else text)
 
 
 def _check_branches(config: ElementConfig, element: Element) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataplane.errors import ConfigError
 from dataplane.graph.element import Element, Source
-from dataplane.graph.port import PortRx
 from dataplane.packet.ring import MpscRing
-from dataplane.ports.ring_port import RingPort
 from vnic.config.schema import NodeConfig
 from vnic.modules.chain import make_element, node_element
-from vnic.modules.switch_port import ring_entries
+from vnic.modules.switch_port import ring_entries, ring_source, with_entry
 
 
 class ElementNode:
@@ -43,14 +41,10 @@ class ElementNode:
         self.entries: list[Element]
         if before is not None:
             self.sources = before.sources
-            self.entries = [
-                self.element if index == self.home else entry
-                for index, entry in enumerate(before.entries)
-            ]
+            self.entries = with_entry(before.entries, self.home, self.element)
             return
         if ring is not None:
-            port = RingPort(f"{name}.ring", 0, ring, None)
-            self.sources.append(PortRx(port, name=f"{name}.ring.rx"))
+            self.sources.append(ring_source(ring, name, 0))
             self.sources[0].connect(0, self.element)
         self.entries = ring_entries(self.element, self.home, engines, ring, name, 0)
 

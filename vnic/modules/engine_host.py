@@ -9,6 +9,7 @@ from typing import Any
 from dataplane.engine.engine import Engine
 from dataplane.errors import GraphError
 from dataplane.graph.element import Element, Source
+from dataplane.packet.ring import MpscRing
 from vnic.modules.accounts import NOBODY
 
 
@@ -144,6 +145,11 @@ class EngineHost:
         else:
             self._pending.changes.append(change)
             self._pending.touched.update(dict.fromkeys(touches))
+
+    def receive_all(self, ring: MpscRing | None) -> None:
+        """Returns when the engine, if it runs, has received what is in a ring that nothing fills any more."""
+        while ring is not None and len(ring) and self.engine.running:
+            self.engine.call(lambda: None)
 
     def conservation(self) -> dict[str, Any]:
         """The terms of the law, from the engine's first packet on."""

@@ -6,12 +6,10 @@ from collections.abc import Callable
 
 from dataplane.graph.element import Element, Source
 from dataplane.graph.link import Link
-from dataplane.graph.port import PortRx
 from dataplane.packet.ring import MpscRing
-from dataplane.ports.ring_port import RingPort
 from vnic.config.schema import LinkConfig
 from vnic.modules.switch_host import SwitchHost
-from vnic.modules.switch_port import SwitchPort
+from vnic.modules.switch_port import SwitchPort, ring_source, with_entry
 from vnic.modules.way import Way
 
 
@@ -97,12 +95,7 @@ class LinkNode:
             sources.append(link)
             if len(homes) > 1:
                 port.ring = make_ring(f"{self.name}/{other.switch}")
-                sources.append(
-                    PortRx(
-                        RingPort(f"{name}.ring", port.number, port.ring, None),
-                        name=f"{name}.ring.rx",
-                    )
-                )
+                sources.append(ring_source(port.ring, name, port.number))
         way.chain.join(sources[0])
         for rx in sources[1:]:
             self._edges.append((rx, way.head))
@@ -113,10 +106,7 @@ class LinkNode:
         if before is None:
             port.lead(way.head, len(homes), name, None)
         else:
-            entries = before.ports[number].entries
-            port.entries = [
-                way.head if index == home else entry for index, entry in enumerate(entries)
-            ]
+            port.entries = with_entry(before.ports[number].entries, home, way.head)
         for index, entry in enumerate(port.entries):
             if index != home:
                 self._elements[index].append(entry)

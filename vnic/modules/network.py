@@ -34,7 +34,6 @@ from vnic.config.schema import (
     HopConfig,
     LinkConfig,
     NicConfig,
-    NodeConfig,
     SwitchConfig,
     VlanConfig,
 )
@@ -102,7 +101,8 @@ class Network(Module):
             self.add_switch(name, switch)
         self.wiring = Wiring(runtime, self.homes, self.attached)
         for name, node in config.elements.items():
-            self._add_node_first(name, node)
+            if not self._made_first(f"node {name}", partial(self.wiring.add, name, node)):
+                del self.config.nodes[name]  # packets for it are dropped, not led past it
         self.wiring.set(config.hops)
 
     def open(self) -> None:
@@ -118,30 +118,22 @@ class Network(Module):
             for nic in list(self.config.nics.values()):
                 self.watching.attach_first(nic)
             for link in list(self.config.links):
-                self._link_first(link)
+                if not self._made_first(f"link {link.name}", partial(self.add_link, link)):
+                    self.config.links.remove(link)
         self._drop_inherited()
         self.captures.inherit()
 
-    def _add_node_first(self, name: str, config: NodeConfig) -> None:
-        """Makes an element of the configuration when this worker comes up. After a crash, the worker goes
-        on without one that fails: packets for it are dropped, not led past it."""
+    def _made_first(self, what: str, make: Callable[[], object]) -> bool:
+        """Makes a link or node of the configuration when this worker comes up; whether it is there. After a
+        crash, the worker goes on without one that fails."""
         try:
-            self.wiring.add(name, config)
+            make()
         except VnicError as error:
             if self.runtime.role != "crash":
                 raise
-            self.runtime.losses.add(f"node {name}", str(error))
-            del self.config.nodes[name]
-
-    def _link_first(self, config: LinkConfig) -> None:
-        """Makes a link of the configuration when this worker comes up. After a crash, the worker goes on without one that fails."""
-        try:
-            self.add_link(config)
-        except VnicError as error:
-            if self.runtime.role != "crash":
-                raise
-            self.runtime.losses.add(f"link {config.name}", str(error))
-            self.config.links.remove(config)
+            self.runtime.losses.add(what, str(error))
+            return False
+        return True
 
     def forget(self, config: NicConfig) -> None:
         """Drops what is kept of a NIC of the configuration that cannot be attached."""
@@ -474,9 +466,7 @@ class Network(Module):
         """Takes what no engine's switch leads to any more out of its home. What is in the rings leaves through the home first."""
         for port in (port for thing in things for port in thing.ports):
             assert port.home is not None
-            engine = self.homes[port.home].engine
-            while port.ring is not None and len(port.ring) and engine.running:
-                engine.call(lambda: None)
+            self.homes[port.home].receive_all(port.ring)
         with self.at_once():
             for index, each in enumerate(self.homes):
                 if sources := {source for thing in things for source in thing.sources_in(index)}:

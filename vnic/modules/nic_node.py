@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataplane.elements.parse import Parse
 from dataplane.graph.element import Element, Source
 from dataplane.graph.port import PortRx
-from dataplane.ports.ring_port import RingPort
 from shaping.pool_share import PoolShare
 from shaping.shaper import Shaper
 from vnic.api.method import is_owner
 from vnic.config.schema import NicConfig
 from vnic.device.kinds.contract import Device, Watch
-from vnic.modules.switch_port import SwitchPort
+from vnic.modules.switch_port import SwitchPort, ring_source, with_entry
 from vnic.modules.way import Way
 
 
@@ -52,12 +51,7 @@ class NicNode:
             if before is not None:
                 self.sources.append(before.sources[1])
             else:
-                self.sources.append(
-                    PortRx(
-                        RingPort(f"{name}.ring", port.number, port.ring, None),
-                        name=f"{name}.ring.rx",
-                    )
-                )
+                self.sources.append(ring_source(port.ring, name, port.number))
             self.edges.append((self.sources[1], self.ingress.head))
         for element, target in self.edges:
             if element.engine is None:
@@ -74,10 +68,7 @@ class NicNode:
         if before is None:
             port.lead(self.ingress.head, engines, name, name)
         else:
-            port.entries = [
-                self.ingress.head if index == port.home else entry
-                for index, entry in enumerate(before.port.entries)
-            ]
+            port.entries = with_entry(before.port.entries, port.home, self.ingress.head)
 
     @property
     def ports(self) -> list[SwitchPort]:

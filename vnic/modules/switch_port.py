@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from dataplane.graph.element import Element
-from dataplane.graph.port import PortTx
+from dataplane.graph.port import PortRx, PortTx
 from dataplane.packet.ring import MpscRing
 from dataplane.ports.ring_port import RingPort
 
@@ -44,3 +46,13 @@ def ring_entries(
         port = RingPort(f"{name}.ring", number, None, ring)
         found.append(PortTx(port, name=f"{name}.ring.tx"))
     return found
+
+
+def ring_source(ring: MpscRing, name: str, number: int) -> PortRx:
+    """What reads, in the home engine, the ring that the transmitters of `ring_entries` fill."""
+    return PortRx(RingPort(f"{name}.ring", number, ring, None), name=f"{name}.ring.rx")
+
+
+def with_entry(entries: Iterable[Element], home: int | None, entry: Element) -> list[Element]:
+    """`entries` with another one in the home engine."""
+    return [entry if index == home else each for index, each in enumerate(entries)]

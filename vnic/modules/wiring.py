@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 from dataplane.graph.element import Element
 from vnic.config.schema import HopConfig, NodeConfig
-from vnic.modules.chain import check_outputs
+from vnic.modules.chain import check_output
 from vnic.modules.element_node import ElementNode
 from vnic.modules.host import Host
 from vnic.modules.nic_node import NicNode
@@ -66,11 +66,10 @@ class Wiring:
 
     def remove(self, name: str) -> None:
         """Removes a node. What is in its ring passes it first."""
-        node, engine = self.nodes[name], self._homes[self.nodes[name].home].engine
+        node = self.nodes[name]
         self._closing.add(name)
         self.update()
-        while node.ring is not None and len(node.ring) and engine.running:
-            engine.call(lambda: None)
+        self._homes[node.home].receive_all(node.ring)
         del self.nodes[name]
         self._closing.discard(name)
         self.update()
@@ -82,7 +81,7 @@ class Wiring:
         an element has not, and then nothing has changed."""
         for hop in hops:
             if (node := self.nodes.get(hop.source)) is not None:
-                check_outputs(hop.source, node.element, [hop])
+                check_output(hop, node.element)
         self._hops = {(hop.source, hop.output): hop.target for hop in hops}
 
     def behind(self, nic: NicNode, without: Collection[str] = ()) -> Element:

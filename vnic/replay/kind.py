@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from dataplane.capture.reader import CaptureReader
@@ -14,36 +14,33 @@ from dataplane.ports.pcap_sink import PcapSink
 from dataplane.ports.pcap_source import PcapSource
 from dataplane.ports.side_source import SharedCapture, SideSource, Split
 from dataplane.wire.rewrite import Rewrite
-from vnic.device.kinds.contract import INTERFACE, Forever, NicKind, Origin, Settings, offloads_of
+from vnic.device.kinds.contract import (
+    INTERFACE,
+    NicKind,
+    Origin,
+    Settings,
+    UncontainedNic,
+    offloads_of,
+)
 
 
-class ReplayNic:
+class ReplayNic(UncontainedNic):
     """A NIC that receives from `source` (None: nothing) and transmits into `sink`."""
 
     def __init__(
         self, config: Settings, number: int, source: PcapSource | None, sink: PcapSink
     ) -> None:
-        self.config, self.source, self.sink = config, source, sink
-        self.port = source or Port(config.name, number, config.queues)
+        super().__init__(config, source or Port(config.name, number, config.queues))
+        self.source, self.sink = source, sink
         self.rss = Rss(config.rss.key, config.rss.table, queues=config.queues)
         self.tx = NicTx(sink, self.rss, name=f"{config.name}.tx")
-
-    def watch(self) -> Forever:
-        return Forever()
-
-    def set_carrier(self, up: bool) -> None:
-        """No effect: there is no container."""
-
-    def change(self, settings: Settings) -> Callable[[], object]:
-        """There are no such settings."""
-        return lambda: None
 
     def status(self) -> dict[str, Any]:
         """The NIC's settings."""
         return {
-            "interface": self.config.interface,
-            "mac": self.config.mac,
-            "mtu": self.config.mtu,
+            "interface": self.settings.interface,
+            "mac": self.settings.mac,
+            "mtu": self.settings.mtu,
             "queues": self.port.queues,
         }
 
@@ -51,16 +48,6 @@ class ReplayNic:
         """One dict per queue: received from the capture, transmitted to the other."""
         pairs = zip(self.port.queue_statistics(), self.sink.queue_statistics(), strict=True)
         return [{key: received[key] + sent[key] for key in received} for received, sent in pairs]
-
-    @property
-    def mac(self) -> str:
-        return str(self.config.mac)
-
-    def queue_drops(self) -> None:
-        """Unknown: there is no container."""
-
-    def close(self) -> None:
-        self.port.close()
 
 
 class ReplayKind(NicKind[ReplayNic]):

@@ -241,10 +241,11 @@ def _talk(ends: dict[bytes, set[bytes]], pair: list[bytes]) -> bool:
 
 
 def _own_prefixes(config: Config) -> list[tuple[bytes, int, int]]:
+    outer = set(_outer(config))
     return [
         (interface.ip.packed, interface.max_prefixlen, number)
         for number, nic in enumerate(config.nics.values())
-        if nic.kind != "module"
+        if number in outer
         for interface in (ipaddress.ip_interface(str(each)) for each in nic.addresses)
     ]
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from dataplane.errors import ConfigError
-from vnic.device.kinds.contract import Forever, NicKind, Origin, Settings
+from vnic.device.kinds.contract import NicKind, Origin, Settings, UncontainedNic
 
 if TYPE_CHECKING:
     from dataplane.graph.element import Element
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 BEGIN_NS = 200_000_000
 
 
-class CaptureNic:
+class CaptureNic(UncontainedNic):
     """A NIC that receives from `source`, and transmits into `sink`. None: it receives nothing, or
     drops packets to transmit."""
 
@@ -40,32 +39,16 @@ class CaptureNic:
         from dataplane.elements.rss import Rss
         from dataplane.graph.port import Port
 
-        self._settings, self._source, self._sink = settings, source, sink
-        self.port: Port = source or Port(settings.name, number)
+        super().__init__(settings, source or Port(settings.name, number))
+        self._source, self._sink = source, sink
         name = f"{settings.name}.tx"
         self.tx: Element = (
             Discard(name=name) if sink is None else NicTx(sink, Rss(queues=1), name=name)
         )
 
-    @property
-    def mac(self) -> str:
-        """The configured address."""
-        return str(self._settings.mac)
-
-    def watch(self) -> Forever:
-        """A watch that never reports, since there is no container."""
-        return Forever()
-
-    def set_carrier(self, up: bool) -> None:
-        """No effect: the file continues. Only the switch stops forwarding."""
-
-    def change(self, settings: Settings) -> Callable[[], object]:
-        """There are no such settings."""
-        return lambda: None
-
     def status(self) -> dict[str, Any]:
         """The NIC's state and settings, as a dict. read_error: why reading ended early."""
-        settings = self._settings
+        settings = self.settings
         return {
             "kind": "capture",
             "interface": settings.read or settings.write,
@@ -90,12 +73,9 @@ class CaptureNic:
             counted = {key: counted[key] + sent[key] for key in counted}
         return [counted]
 
-    def queue_drops(self) -> None:
-        """Unknown: there is no container."""
-
     def close(self) -> None:
         """Closes both files after writing the waiting packets."""
-        self.port.close()
+        super().close()
         if self._sink is not None:
             self._sink.close()
 

@@ -150,6 +150,41 @@ class Device(Protocol):
     def close(self) -> None: ...
 
 
+class UncontainedNic:
+    """Base of NICs whose other end is no interface of a container: files, a program, a module.
+    Nothing there can go, lose its carrier or take other settings."""
+
+    def __init__(self, settings: Settings, port: Port) -> None:
+        self.settings, self.port = settings, port
+
+    @property
+    def mac(self) -> str:
+        """The configured address."""
+        return str(self.settings.mac)
+
+    def watch(self) -> Forever:
+        """A watch that never reports."""
+        return Forever()
+
+    def set_carrier(self, up: bool) -> None:
+        """No effect: only the switch stops forwarding."""
+
+    def change(self, settings: Settings) -> Callable[[], object]:
+        """There are no such settings."""
+        return lambda: None
+
+    def queue_statistics(self) -> list[dict[str, int]]:
+        """One dict per queue pair."""
+        return self.port.queue_statistics()
+
+    def queue_drops(self) -> None:
+        """Unknown: no kernel counts them."""
+
+    def close(self) -> None:
+        """Closes the port."""
+        self.port.close()
+
+
 class Origin(Protocol):
     """Opens interfaces: from an instance's store, or newly made for a program without an
     instance."""

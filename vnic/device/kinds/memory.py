@@ -6,30 +6,21 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from vnic.device.kinds.contract import INTERFACE, Forever, NicKind, Origin, Settings
+from vnic.device.kinds.contract import INTERFACE, NicKind, Origin, Settings, UncontainedNic
 
 if TYPE_CHECKING:
     from dataplane.graph.element import Element
     from dataplane.ports.memory import MemoryPort
 
 
-class MemoryNic:
+class MemoryNic(UncontainedNic):
     """A NIC whose frames `port.inject` brings, and `port.take` takes."""
 
+    port: MemoryPort
+
     def __init__(self, settings: Settings, port: MemoryPort, tx: Element) -> None:
-        self.settings, self.port, self.tx = settings, port, tx
-
-    @property
-    def mac(self) -> str:
-        """The configured address."""
-        return str(self.settings.mac)
-
-    def watch(self) -> Forever:
-        """There is no container that could go."""
-        return Forever()
-
-    def set_carrier(self, up: bool) -> None:
-        """No effect: there is no container."""
+        super().__init__(settings, port)
+        self.tx = tx
 
     def change(self, settings: Settings) -> Callable[[], object]:
         """Gives the port another MTU."""
@@ -45,17 +36,6 @@ class MemoryNic:
             "mtu": settings.mtu,
             "queues": self.port.queues,
         }
-
-    def queue_statistics(self) -> list[dict[str, int]]:
-        """One dict per queue pair."""
-        return self.port.queue_statistics()
-
-    def queue_drops(self) -> None:
-        """Unknown: there is no container."""
-
-    def close(self) -> None:
-        """Closes the port."""
-        self.port.close()
 
 
 class MemoryKind(NicKind[MemoryNic]):

@@ -3,14 +3,13 @@ connected by ring pairs)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from vnic.device.kinds.contract import (
-    Forever,
     NicKind,
     Origin,
     Settings,
+    UncontainedNic,
     offloads_of,
 )
 from vnic.device.tap import offload_names
@@ -33,29 +32,16 @@ class ModuleOrigin(Protocol):
     def closed(self, nic: str) -> None: ...
 
 
-class ModuleNic:
+class ModuleNic(UncontainedNic):
     """A NIC whose frames a module's engine sends and receives, over a pair of rings."""
+
+    port: RingPort
 
     def __init__(
         self, settings: Settings, port: RingPort, tx: Element, origin: ModuleOrigin
     ) -> None:
-        self.settings, self.port, self.tx, self._origin = settings, port, tx, origin
-
-    @property
-    def mac(self) -> str:
-        """The configured address."""
-        return str(self.settings.mac)
-
-    def watch(self) -> Forever:
-        """A module is there as long as the instance."""
-        return Forever()
-
-    def set_carrier(self, up: bool) -> None:
-        """No effect: the switch forwards nothing to a link that is cut."""
-
-    def change(self, settings: Settings) -> Callable[[], object]:
-        """There are no such settings."""
-        return lambda: None
+        super().__init__(settings, port)
+        self.tx, self._origin = tx, origin
 
     def status(self) -> dict[str, Any]:
         """The NIC's settings, and whether a module has the other side of its rings."""
@@ -74,16 +60,9 @@ class ModuleNic:
             "tx_packets": sum(queue["tx_packets"] for queue in queues),
         }
 
-    def queue_statistics(self) -> list[dict[str, int]]:
-        """One dict per queue pair."""
-        return self.port.queue_statistics()
-
-    def queue_drops(self) -> None:
-        """Unknown: the module's transmitter counts what the ring had no room for."""
-
     def close(self) -> None:
         """Frees what the module has sent since. Only when no engine serves the port any more."""
-        self.port.close()
+        super().close()
         self._origin.closed(self.settings.name)
 
 
