@@ -16,6 +16,7 @@ import click
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from dataplane.errors import ConfigError, VnicError, one_line  # noqa: E402 - may import numpy
+from vnic.device.descriptors import system_error  # noqa: E402 - as above
 
 # name -> (module, one line of help), so that `vnic --help` imports no module; "": not listed there
 COMMANDS = {
@@ -124,8 +125,11 @@ def explain(error: Exception, command: str = "vnic") -> tuple[str, int]:
             message, status = error.format_message(), 2
         case ConfigError():
             message, status = str(error), 2
-        case VnicError() | OSError():
+        case VnicError():
             message, status = str(error), 1
+        case OSError():
+            place = f"{error.filename}: " if error.filename is not None else ""
+            message, status = place + system_error(error), 1
         case _:
             message, status = f"{one_line(error)}; VNIC_DEBUG=1 shows where", 1
     return " ".join(message.split()), status

@@ -152,7 +152,7 @@ class Supervisor:
                     self.worker = self.start_worker("crash")
                     self._start_at_s, self._refusing = None, False
                 except OSError as error:  # such as ENOMEM, after the OOM killer ended the last one
-                    self._pause(f"it cannot be started: {error.strerror}")
+                    self._pause(f"it cannot be started: {system_error(error)}")
             return False
         if worker.ready and self._announce:
             self._announce = False
@@ -625,7 +625,7 @@ class Supervisor:
         try:
             ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         except OSError as error:
-            self._end_successor(f"it cannot be joined to the worker: {error.strerror}")
+            self._end_successor(f"it cannot be joined to the worker: {system_error(error)}")
             return
         with ends[0], ends[1]:
             successor.joined = True

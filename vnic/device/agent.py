@@ -334,7 +334,9 @@ class NamespaceAgent:
                 )
         except OSError as error:
             ours.close()
-            raise PortError(f"the namespace agent cannot be started: {error}") from None
+            raise PortError(
+                f"the namespace agent cannot be started: {system_error(error)}"
+            ) from None
         return cls(process, ours, prepare)
 
     @property

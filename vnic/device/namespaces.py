@@ -23,7 +23,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol, Self
 
 from dataplane.errors import ConfigError, PortError
-from vnic.device.descriptors import close_all, readable
+from vnic.device.descriptors import close_all, readable, system_error
 from vnic.device.directories import DirectoryWatch, watch_directory, watch_entries
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ class NetNamespace:
             # the last two: a thread's id, not a process'
             if error.errno in (errno.ESRCH, errno.EINVAL, errno.ENOENT):
                 raise absent from None
-            raise PortError(f"{label}: cannot be watched: {error.strerror}") from None
+            raise PortError(f"{label}: cannot be watched: {system_error(error)}") from None
         try:
             try:
                 fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -210,7 +210,7 @@ class NetNamespace:
                         f"{label}: not permitted to open its network namespace; {_who_may_enter()}"
                     ) from None
                 raise PortError(
-                    f"{label}: cannot open its network namespace: {error.strerror}"
+                    f"{label}: cannot open its network namespace: {system_error(error)}"
                 ) from None
             # If the process of the pidfd still runs, the pid was not reused in between.
             if has_exited(pidfd):
@@ -241,7 +241,7 @@ class NetNamespace:
         except PermissionError:
             raise ConfigError(f"{label}: not permitted to open it; {_who_may_enter()}") from None
         except OSError as error:
-            raise ConfigError(f"{label}: cannot open it: {error.strerror}") from None
+            raise ConfigError(f"{label}: cannot open it: {system_error(error)}") from None
         try:
             if not is_network_namespace(fd):
                 raise wrong

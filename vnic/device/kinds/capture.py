@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from dataplane.errors import ConfigError
+from vnic.device.descriptors import system_error
 from vnic.device.kinds.contract import NicKind, Origin, Settings, UncontainedNic
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def _check(settings: Settings) -> None:
     try:
         found = os.stat(settings.read)
     except OSError as error:
-        raise ConfigError(f"{label}: read: {settings.read}: {error.strerror}") from None
+        raise ConfigError(f"{label}: read: {settings.read}: {system_error(error)}") from None
     if not stat.S_ISREG(found.st_mode):  # opening a pipe could block
         raise ConfigError(
             f"{label}: read: {settings.read} is not a file: expected a pcap or pcapng file"
