@@ -16,7 +16,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.modified import newer_group
 
-from distutils.command.install_data import install_data  # isort: skip  # setuptools, imported before, brings it
+# setuptools, imported before, brings it
+from distutils.command.install_data import install_data  # isort: skip
 
 # What a wheel holds. bench.micro is compiled in the source tree only, see BuildModules.
 MODULES = [
@@ -75,7 +76,8 @@ BENCH_MODULES = ["bench.micro"]
 
 BUILD = os.environ.get("VNIC_BUILD", "release")
 FLAGS = {
-    # Aligned: where functions and loops happen to lie was measured to make a replay up to 10 % slower.
+    # Aligned, because a replay was measured to be up to 10 % slower or faster with where functions
+    # and loops happen to lie.
     "release": ["-O3", "-g1", "-falign-functions=64", "-falign-loops=32"],
     "debug": ["-O1", "-g", "-DVNIC_DEBUG"],
     "asan": ["-O1", "-g", "-DVNIC_DEBUG", "-fno-omit-frame-pointer", "-fsanitize=address"],
@@ -108,7 +110,8 @@ def extension(name: str) -> Extension:
 
 
 def write_abi_header() -> None:
-    """Writes dataplane/abi.h: the fingerprint of every declaration that compiled code outside the package may rely on."""
+    """Writes dataplane/abi.h: the fingerprint of every declaration that compiled code outside the
+    package may rely on."""
     digest = hashlib.sha256()
     for package in ("dataplane", "shaping", "switching"):
         for path in sorted(each for kind in ("*.pxd", "*.h") for each in Path(package).rglob(kind)):
@@ -122,12 +125,14 @@ def write_abi_header() -> None:
 
 
 class BuildModules(build_ext):
-    """Translates and compiles the modules, and says on standard error how far it is: a full build takes minutes."""
+    """Translates and compiles the modules, and says on standard error how far it is: a full build
+    takes minutes."""
 
     def finalize_options(self) -> None:
         super().finalize_options()
         if not self.inplace:
-            # The bench measures the source tree. In a wheel it would be a top-level package with a common name.
+            # The bench measures the source tree. In a wheel it would be a top-level package with a
+            # common name.
             self.extensions = [each for each in self.extensions if each.name not in BENCH_MODULES]
 
     def build_extensions(self) -> None:
@@ -192,7 +197,8 @@ def say(text: str) -> None:
 
 
 def description() -> str:
-    """The README for a package page, where links to files of the source tree lead nowhere: their text stays."""
+    """The README for a package page, where links to files of the source tree lead nowhere: their
+    text stays."""
     return re.sub(r"\[([^\]]+)\]\((?![a-z]+:|#)[^)]*\)", r"\1", Path("README.md").read_text())
 
 

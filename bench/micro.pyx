@@ -126,7 +126,8 @@ cdef class Lane:
             raise RuntimeError(f"{element.name}: the lane ran dry after {packets} packets")
         return ns / <double>packets
 
-    cdef uint64_t turns(self, Element element, uint32_t count, uint32_t batch, uint64_t step_ns, uint64_t *packets) noexcept nogil:
+    cdef uint64_t turns(self, Element element, uint32_t count, uint32_t batch, uint64_t step_ns,
+                        uint64_t *packets) noexcept nogil:
         cdef Batch out
         cdef Fifo *fifo = &self.fifo
         cdef uint32_t _turn, i
@@ -155,7 +156,8 @@ cdef class Lane:
             raise RuntimeError(f"the ring lost packets after {packets}")
         return ns / <double>packets
 
-    cdef uint64_t ring_turns(self, Ring ring, uint32_t count, uint32_t batch, uint64_t *packets) noexcept nogil:
+    cdef uint64_t ring_turns(self, Ring ring, uint32_t count, uint32_t batch,
+                             uint64_t *packets) noexcept nogil:
         cdef uint32_t values[BATCH_MAX]
         cdef uint32_t _turn, i
         cdef uint64_t start = monotonic_ns()
@@ -169,8 +171,8 @@ cdef class Lane:
 
 
 def measure_timers(uint32_t count, uint32_t turns):
-    """An engine's timers, `count` of them: `turns` times the earliest is set anew, to an instant up to a
-    million ns later. Returns ns for each."""
+    """An engine's timers, `count` of them: `turns` times the earliest is set anew, to an instant up
+    to a million ns later. Returns ns for each."""
     cdef Heap heap
     cdef uint32_t *places = <uint32_t *>calloc(count, sizeof(uint32_t))
     cdef uint32_t i, _turn, random = 1
@@ -186,7 +188,8 @@ def measure_timers(uint32_t count, uint32_t turns):
             start = monotonic_ns()
             for _turn in range(turns):
                 random = random * 1664525 + 1013904223
-                timer_set(&heap, NULL, heap.entries[0].place, heap.entries[0].deadline_ns + (random >> 12))
+                timer_set(&heap, NULL, heap.entries[0].place,
+                          heap.entries[0].deadline_ns + (random >> 12))
             took = monotonic_ns() - start
         return took / <double>turns
     finally:

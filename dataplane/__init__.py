@@ -2,5 +2,6 @@
 
 
 def get_include() -> str:
-    """Directory of the C headers that compiled elements outside this package include: for `include_dirs` in their setup.py."""
+    """Directory of the C headers that compiled elements outside this package include: for
+    `include_dirs` in their setup.py."""
     return __path__[0]

@@ -3,4 +3,5 @@
 ABI: str
 
 def require_check(cls: type, root: type) -> None:
-    """Raises TypeError where `cls` or a base of it is compiled, not ours, and its module did not call check_abi."""
+    """Raises TypeError if `cls` or one of its bases is compiled, is not part of this package, and
+    its module did not call check_abi."""

@@ -77,7 +77,10 @@ def _unit_hint(number: str, unit: str, what: str, units: dict[str, int]) -> str:
     if what == "rate":
         prefix = word[:-3] if word.endswith(("bps", "b/s")) else None
         if prefix in ("", "k", "m", "g", "t"):
-            return f"{unit} is ambiguous (bytes a second in tc, bits elsewhere); write {number}{prefix}bit for bits a second"
+            return (
+                f"{unit} is ambiguous (bytes a second in tc, bits elsewhere); write "
+                f"{number}{prefix}bit for bits a second"
+            )
         if word in ("k", "m", "g", "t", "kb", "mb", "gb", "tb"):
             return f"{unit} is no unit of rate; write {number}{word[0]}bit for bits a second"
     elif what == "size" and word.endswith("bit"):

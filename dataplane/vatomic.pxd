@@ -1,4 +1,5 @@
-"""Atomics on plain integers in shared memory, and the debug build's invariant check (see vatomic.h)."""
+"""Atomics on plain integers in shared memory, and the debug build's invariant check (see
+vatomic.h)."""
 from libc.stdint cimport uint32_t, uint64_t
 
 cdef extern from "vatomic.h" nogil:

@@ -1,4 +1,5 @@
-"""The web site: `make docs` builds it of the Markdown files of the whole tree, so that their links work here and on GitHub."""
+"""The web site: `make docs` builds it of the Markdown files of the whole tree, so that their links
+work here and on GitHub."""
 
 import os
 import sys

@@ -2,7 +2,8 @@
 
 usage: checked.py debug|asan [--build-only] [pytest's arguments]
 
-The copy (build/debug, build/asan) keeps the release build as it is; only what changed is copied and compiled again.
+The copy (build/debug, build/asan) keeps the release build as it is; only what changed is copied and
+compiled again.
 debug: our invariants (vnic_check), bounds of memoryviews. asan: the same under AddressSanitizer.
 """
 
@@ -44,7 +45,8 @@ def files(root: Path) -> dict[Path, os.stat_result]:
 
 
 def mirror(source: Path, target: Path) -> None:
-    """Makes `target` hold the sources of `source`: changed files copied with their times, files that are gone removed."""
+    """Makes `target` hold the sources of `source`: changed files copied with their times, files
+    that are gone removed."""
     wanted, there = files(source), files(target)
     for path, status in wanted.items():
         if path not in there or (there[path].st_mtime_ns, there[path].st_size) != (
@@ -60,7 +62,8 @@ def mirror(source: Path, target: Path) -> None:
 
 
 def environment(kind: str, tree: Path) -> dict[str, str]:
-    """What the build and the tests run with. PYTHONPATH comes before .venv's own path to the release build."""
+    """What the build and the tests run with. PYTHONPATH comes before .venv's own path to the
+    release build."""
     variables = {**os.environ, "VNIC_BUILD": kind, "PYTHONPATH": str(tree)}
     if kind == "asan":
         libraries = [
@@ -73,11 +76,14 @@ def environment(kind: str, tree: Path) -> dict[str, str]:
             )  # ASan finds what C++ throws with only where that is there before it
         ]
         variables |= {
-            # Python itself is not built with ASan, so its run-time library must be there before Python is.
+            # Python itself is not built with ASan, so its run-time library must be there before
+            # Python is.
             "LD_PRELOAD": ":".join(str(Path(library).resolve()) for library in libraries),
-            # Python's own small-object allocator would hide every object in big blocks that ASan sees as one.
+            # Python's own small-object allocator would hide every object in big blocks that ASan
+            # sees as one.
             "PYTHONMALLOC": "malloc",
-            # Leaks: CPython leaves types, interned strings and modules to the end of the process, and each would be reported.
+            # Leaks: CPython leaves types, interned strings and modules to the end of the process,
+            # and each would be reported.
             "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:strict_string_checks=1",
         }
     return variables
@@ -98,8 +104,8 @@ def main(arguments: list[str]) -> int:
     if status or "--build-only" in rest:
         return status
     os.chdir(tree)
-    # A slower build is not to be timed: each test gets three times its time, those that measure are left out, and as
-    # nothing measures, files run side by side.
+    # A slower build is not to be timed: each test gets three times its time, those that measure are
+    # left out, and as nothing measures, files run side by side.
     wanted = "not timing and not again and not commands"
     run = [
         sys.executable,

@@ -23,13 +23,15 @@ FILES = [
 
 
 def escape(text: str) -> str:
-    """Text as roff prints it: no backslash, and no dot or quote at the begin of a line, means anything else."""
+    """Text as roff prints it: no backslash, and no dot or quote at the begin of a line, means
+    anything else."""
     text = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq").replace("`", "\\(ga")
     return "\n".join(f"\\&{line}" if line.startswith(".") else line for line in text.splitlines())
 
 
 def paragraphs(text: str) -> Iterator[str]:
-    """The paragraphs of a help text. One that begins with \\b, as click has it, is printed as it stands."""
+    """The paragraphs of a help text. One that begins with \\b, as click has it, is printed as it
+    stands."""
     for paragraph in inspect.cleandoc(text).split("\n\n"):
         verbatim, _, rest = paragraph.partition("\b\n")
         if rest and not verbatim.strip():

@@ -29,8 +29,8 @@ cdef class Marker(Element):
 
     Synopsis:  policer[1] >> Marker(dscp="af13") >> b
     Ports:     1 input, 1 output; every packet goes on.
-    Config:    dscp: Differentiated services codepoint (RFC 2474), a name such as "ef", "af41", "cs1" or
-                   "be", or 0 to 63.
+    Config:    dscp: Differentiated services codepoint (RFC 2474), a name such as "ef", "af41",
+                   "cs1" or "be", or 0 to 63.
                ecn: "not-ect", "ect0", "ect1" or "ce". CE is set on ECN-capable packets (ECT) only.
                pcp: Priority in the outer VLAN tag (IEEE 802.1Q), 0 to 7. A NIC's packets have a tag
                    where its container sends them with one, and on the way to a trunk.

@@ -37,8 +37,8 @@ cdef class Policer(Element):
     the burst is shorter than its round trip. A Shaper lets the excess wait instead.
 
     Synopsis:  a >> Policer(rate="100mbit", burst="50ms", name="police") >> b
-    Ports:     1 input; output 0: packets that conform. With exceed: output also output 1: the others,
-               to be marked, counted or led elsewhere.
+    Ports:     1 input; output 0: packets that conform. With exceed: output also output 1: the
+               others, to be marked, counted or led elsewhere.
     Config:    rate: A rate such as "100mbit" or a number of bit/s, 1 kbit/s to 10 Tbit/s. None,
                    "none" or 0: every packet conforms. Bits of layer-2 frames count, without
                    preamble and FCS; a GSO frame counts as its segments do.
@@ -46,8 +46,8 @@ cdef class Policer(Element):
                    current rate ("100ms", int ns) or as a size ("256kb"), at most 1 GiB. A packet of
                    any length conforms if no earlier packet has used the burst up.
                exceed: "drop", or "output" for output 1.
-    Drops:     exceeded: packets that exceed rate and burst; the cut-off end of a GSO frame counts as
-                   one
+    Drops:     exceeded: packets that exceed rate and burst; the cut-off end of a GSO frame counts
+                   as one
                no_buffer: no buffer for a part of a GSO frame
     Counters:  conforming: packets that left by output 0
                excess: packets that did not conform, dropped or not
@@ -132,8 +132,8 @@ cdef class Policer(Element):
         return <uint32_t>min(count, <uint64_t>0xFFFFFFFF)
 
     cdef uint32_t take_part(self, Context *ctx, uint32_t index, uint32_t count) noexcept nogil:
-        """Cuts a GSO frame behind its first `count` segments, and returns these as a packet; the rest
-        exceeds. NO_PACKET: there is no buffer."""
+        """Cuts a GSO frame behind its first `count` segments, and returns these as a packet; the
+        rest exceeds. NO_PACKET: there is no buffer."""
         cdef Batch first, rest
         cdef uint32_t done = 0, lost
         first.count = rest.count = 0
@@ -238,8 +238,8 @@ cdef int _work_out(Policer policer, PolicerSetting *setting, rate_bps) except -1
     if rate_bps and burst_ns is None:
         burst_ns = policer._burst_bytes * int(BYTE_COST) // rate_bps
     if rate_bps and burst_ns * rate_bps > BURST_MOST_BYTES * int(BYTE_COST):
-        raise ConfigError(f"{policer.name}: burst of {burst_ns * rate_bps // int(BYTE_COST)} bytes: "
-                          "expected at most 1gb")
+        raise ConfigError(f"{policer.name}: burst of {burst_ns * rate_bps // int(BYTE_COST)} "
+                          "bytes: expected at most 1gb")
     setting.rate_bps = rate_bps
     setting.burst_ns = burst_ns if rate_bps else 0
     return 0

@@ -50,7 +50,8 @@ def nanoseconds_of(name: str, what: str, value: str | int) -> int:
 
 
 def time_or_size_of(name: str, what: str, value: str | int) -> tuple[int | None, int | None]:
-    """A bound on bytes: (ns, None) where it is a time at the rate, or (None, bytes). Raises ConfigError."""
+    """A bound on bytes: (ns, None) where it is a time at the rate, or (None, bytes). Raises
+    ConfigError."""
     if isinstance(value, str) and value.strip().lower().endswith(("b", "k", "m", "g")):
         try:
             return None, parse_size(value)

@@ -462,8 +462,8 @@ cdef class Shaper(Element):
         packets = b"" if engine is None else queue_packed(engine.ctx.packets, self.head, count)
         split = None if self.split_index == NO_PACKET else [self.split_index, self.split_done]
         return {"rate_bps": self.setting.rate_bps, "next_ns": self.clock.next_ns,
-                "remainder": self.clock.remainder, "emptied_ns": self.emptied_ns, "packets": packets,
-                "split": split}
+                "remainder": self.clock.remainder, "emptied_ns": self.emptied_ns,
+                "packets": packets, "split": split}
 
     def load_state(self, dict state):
         cdef Engine engine = self.engine

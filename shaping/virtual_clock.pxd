@@ -42,8 +42,8 @@ cdef inline uint64_t clock_due_ns(const VirtualClock *clock) noexcept nogil:
 
 cdef inline void clock_set_rate(VirtualClock *clock, uint64_t now_ns, uint64_t old_bps,
                                 uint64_t new_bps, uint64_t credit_ns) noexcept nogil:
-    """The rate changes now (0: none). The remaining bits of the last packet are sent at the new rate;
-    a credit is time, and stays as long as `credit_ns` allows."""
+    """The rate changes now (0: none). The remaining bits of the last packet are sent at the new
+    rate; a credit is time, and stays as long as `credit_ns` allows."""
     cdef uint64_t owed
     if old_bps == 0 or new_bps == 0:
         clock.next_ns, clock.remainder = now_ns, 0

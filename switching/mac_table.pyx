@@ -405,8 +405,8 @@ cdef class MacTable:
         return refused
 
     def take_entries(self, MacTable other not None):
-        """Takes over the entries of another table, with their times, as far as there is room; returns how
-        many there was none for. Other engines may use the other table meanwhile."""
+        """Copies the entries of another table, with their times, as far as there is room; returns
+        the number of entries that did not fit. Other engines may use the other table meanwhile."""
         cdef uint64_t key, value, seen
         cdef uint32_t i, refused = 0
         cdef Place place
@@ -415,11 +415,13 @@ cdef class MacTable:
                 key = va_load_acquire_u64(&other.slots[i].key)
                 value = va_load_acquire_u64(&other.slots[i].value)
                 # as in `find`: the key once more, since the entry may have been removed in between
-                if not value & PRESENT or not _is_key(key) or va_load_relaxed_u64(&other.slots[i].key) != key:
+                if (not value & PRESENT or not _is_key(key)
+                        or va_load_relaxed_u64(&other.slots[i].key) != key):
                     continue
                 place = mac_place(self, key)
                 if self.find(&place, key, &seen) == NULL:
-                    refused += self.insert(&place, key, value & ~<uint64_t>CHECK_MASK | place.check) == LEARN_REFUSED
+                    value = value & ~<uint64_t>CHECK_MASK | place.check
+                    refused += self.insert(&place, key, value) == LEARN_REFUSED
         return refused
 
     def forget(self, mac, uint32_t vlan=0):

@@ -1,4 +1,5 @@
-"""vnic: software NICs for containers. `import vnic` costs nothing: each name is imported when it is first used.
+"""vnic: software NICs for containers. `import vnic` costs nothing: each name is imported when it is
+first used.
 
 Client          a connection to a running instance (docs/python.md)
 VirtualNetwork  a network in virtual time, for tests

@@ -1,8 +1,8 @@
 """Converts untyped data (a YAML file, an API request) to structs.
 
-Errors give place and reason: msgspec checks the types, and is called piece by piece, so that the path
-in its error leads to the value and, by `Locate`, to the line. A struct may have HIDDEN: names of
-fields that a file may not set.
+Errors give place and reason: msgspec checks the types, and is called piece by piece, so that the
+path in its error leads to the value and, by `Locate`, to the line. A struct may have HIDDEN: names
+of fields that a file may not set.
 """
 
 from __future__ import annotations
@@ -176,7 +176,8 @@ def mapping(data: Any, struct: Any, path: Path, locate: Locate) -> dict[str, Any
         raise error_at(
             locate,
             path,
-            f"invalid value {shown(data)}: expected a mapping with keys such as {', '.join(known_keys(struct)[:3])}",
+            f"invalid value {shown(data)}: expected a mapping with keys such as "
+            f"{', '.join(known_keys(struct)[:3])}",
         )
     for key in data:
         if key in struct.HIDDEN:

@@ -62,7 +62,8 @@ class _Builder:
             return self.scalar(node)
         raise self.fail(
             node,
-            f"the tag {node.tag.replace(_TAG, '!!')[:40]!r} is not allowed: expected plain YAML without tags",
+            f"the tag {node.tag.replace(_TAG, '!!')[:40]!r} is not allowed: expected plain YAML "
+            "without tags",
         )
 
     def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
@@ -108,7 +109,8 @@ class _Builder:
                     pass
         raise self.fail(
             node,
-            f"the tag {node.tag.replace(_TAG, '!!')[:40]!r} is not allowed: expected plain YAML without tags",
+            f"the tag {node.tag.replace(_TAG, '!!')[:40]!r} is not allowed: expected plain YAML "
+            "without tags",
         )
 
     def locate(self, path: Path) -> str:

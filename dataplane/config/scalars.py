@@ -40,7 +40,8 @@ class Rate(int):
         bps = parse_rate(value) if isinstance(value, str) else value
         if not cls.LEAST <= bps <= cls.MOST:
             raise SchemaError(
-                f"rate {format_rate(max(bps, 0))} is out of range: expected {format_rate(cls.LEAST)} to {format_rate(cls.MOST)}"
+                f"rate {format_rate(max(bps, 0))} is out of range: expected "
+                f"{format_rate(cls.LEAST)} to {format_rate(cls.MOST)}"
             )
         return super().__new__(cls, bps)
 
@@ -101,7 +102,7 @@ class Slo(Duration):
 
 
 class TurnBudget(Duration):
-    """Upper bound of an engine's turn."""
+    """Upper bound of an iteration of an engine."""
 
     WHAT, MOST = "budget", 10**9
 
@@ -125,11 +126,13 @@ class Mac(str):
         text = value.lower() if isinstance(value, str) else ""
         if not re.fullmatch(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", text, re.ASCII):
             raise SchemaError(
-                f"{_shown(value)} is not a MAC address: expected six bytes such as 02:00:00:00:00:01"
+                f"{_shown(value)} is not a MAC address: expected six bytes such as "
+                "02:00:00:00:00:01"
             )
         if int(text[:2], 16) & 1:
             raise SchemaError(
-                f"{text} is a group address: a NIC's has an even first byte, such as 02:00:00:00:00:01"
+                f"{text} is a group address: a NIC's has an even first byte, such as "
+                "02:00:00:00:00:01"
             )
         if text == "00:00:00:00:00:00":
             raise SchemaError(f"{text} is nobody's address: expected one such as 02:00:00:00:00:01")
@@ -162,7 +165,8 @@ class Address(str):
             interface = ipaddress.ip_interface(value)
         except ValueError:
             raise SchemaError(
-                f"{_shown(value)} is not an address: expected address/prefix such as 10.0.0.1/24 or fd00::1/64"
+                f"{_shown(value)} is not an address: expected address/prefix such as 10.0.0.1/24 "
+                "or fd00::1/64"
             ) from None
         if interface.is_multicast or interface.is_unspecified or "%" in value:
             raise SchemaError(f"{_shown(value)} cannot be an interface's own address")
@@ -185,7 +189,8 @@ class Network(str):
             network = ipaddress.ip_network(value)
         except ValueError:
             raise SchemaError(
-                f"{_shown(value)} is not a network: expected address/prefix without host bits such as 10.1.0.0/16, or default"
+                f"{_shown(value)} is not a network: expected address/prefix without host bits such "
+                "as 10.1.0.0/16, or default"
             ) from None
         return super().__new__(cls, str(network))
 
@@ -204,11 +209,13 @@ class Gateway(str):
             address = ipaddress.ip_address(value)
         except ValueError:
             raise SchemaError(
-                f"{_shown(value)} is not a gateway: expected an IP address such as 10.0.0.254 or fd00::1"
+                f"{_shown(value)} is not a gateway: expected an IP address such as 10.0.0.254 or "
+                "fd00::1"
             ) from None
         if address.is_multicast or address.is_unspecified or address.is_loopback:
             raise SchemaError(
-                f"{_shown(value)} cannot be a gateway: expected an address on the NIC's link such as 10.0.0.254"
+                f"{_shown(value)} cannot be a gateway: expected an address on the NIC's link such "
+                "as 10.0.0.254"
             )
         return super().__new__(cls, str(address))
 
@@ -234,7 +241,8 @@ class User(int):
             return cls(pwd.getpwnam(text).pw_uid)
         except (KeyError, ValueError):
             raise SchemaError(
-                f"{_shown(value)} is not an user of this machine: expected a name such as alice, or a number"
+                f"{_shown(value)} is not an user of this machine: expected a name such as alice, "
+                "or a number"
             ) from None
 
     def __str__(self) -> str:
@@ -263,5 +271,6 @@ class RssKey(bytes):
 
 
 SCALARS: tuple[Any, ...] = (
-    Rate, Spin, Ageing, QueueTime, Slo, TurnBudget, CpuTime, CpuPeriod, Mac, Address, Network, Gateway, RssKey, User,
+    Rate, Spin, Ageing, QueueTime, Slo, TurnBudget, CpuTime, CpuPeriod,
+    Mac, Address, Network, Gateway, RssKey, User,
 )  # fmt: skip

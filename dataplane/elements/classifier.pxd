@@ -1,4 +1,4 @@
-"""Classifier: sends each packet to the gate of the first rule that it matches."""
+"""Classifier: sends each packet to the output of the first rule that it matches."""
 from cpython.ref cimport PyObject
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from dataplane.graph.element cimport Element
@@ -33,14 +33,15 @@ cdef inline uint64_t packet_key(const Packet *p) noexcept nogil:
     cdef uint64_t vlan = p.vlan_tci & VLAN_ID_MASK if p.vlan_count else 0
     if p.flags & (PACKET_IPV4 | PACKET_IPV6):
         flags |= KEY_IP
-    return flags << 48 | <uint64_t>p.ip_protocol << 40 | <uint64_t>(p.tos >> 2) << 32 | vlan << 16 | p.port
+    return (flags << 48 | <uint64_t>p.ip_protocol << 40 | <uint64_t>(p.tos >> 2) << 32
+            | vlan << 16 | p.port)
 
 cdef class RuleTable:
     # Rules as configured, and compiled. Only the hits change; a classifier's table is replaced
     # whole.
     cdef readonly list settings          # the rules as the configuration gives them, copied
     cdef readonly list rules             # the same as classifier_rules.Rule
-    cdef readonly uint32_t gates         # number of gates that the rules and the default need
+    cdef readonly uint32_t gates         # number of outputs that the rules and the default need
     cdef uint32_t default_gate
     cdef Match *matches                  # one per rule
     cdef uint32_t match_count

@@ -5,7 +5,8 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 from dataplane.graph.element cimport Element
-from dataplane.packet.pool cimport BATCH_MAX, PACKET_IPV4, PACKET_IPV6, PACKET_L4, PACKET_PARSED, Batch, Context, Packet
+from dataplane.packet.pool cimport (BATCH_MAX, PACKET_IPV4, PACKET_IPV6, PACKET_L4, PACKET_PARSED,
+                                    Batch, Context, Packet)
 from dataplane.vatomic cimport va_load_acquire_ptr, va_store_release_ptr
 from dataplane.graph.work cimport Work
 
@@ -19,7 +20,8 @@ cdef enum:
     UNPARSED = 2
 
 
-cdef inline bint matches_packet(const Match *m, const Packet *p, uint64_t key, const uint64_t *source,
+cdef inline bint matches_packet(const Match *m, const Packet *p, uint64_t key,
+                                const uint64_t *source,
                                 const uint64_t *destination) noexcept nogil:
     # The key decides most rules; ports below `low` wrap around, so that one comparison tests both
     # ends.
@@ -62,7 +64,8 @@ cdef class RuleTable:
 cdef class Classifier(Element):
     """Sends each packet to the output of the first rule that it matches.
 
-    Synopsis:  split = Classifier([{"protocol": "tcp", "destination": "10.0.0.0/8", "destination_port": "80-90"},
+    Synopsis:  split = Classifier([{"protocol": "tcp", "destination": "10.0.0.0/8",
+                                    "destination_port": "80-90"},
                                    {"dscp": "ef"}])
                split[0] >> web;  split[1] >> voice;  split[2] >> rest
     Ports:     1 input. Rule i leads to output i unless it names another one. Packets that match no
@@ -105,8 +108,10 @@ cdef class Classifier(Element):
     DROP_REASONS = ()
     COUNTERS = ("matched", "unmatched", "unparsed")
     HANDLERS = {
-        "rules": Handler(read="get_rules", write="prepare_rules", argument="rules", help="the rules, a list as in the configuration"),
-        "hits": Handler(read="hits", help="packets that each rule matched since the rules were set"),
+        "rules": Handler(read="get_rules", write="prepare_rules", argument="rules",
+                         help="the rules, a list as in the configuration"),
+        "hits": Handler(read="hits",
+                        help="packets that each rule matched since the rules were set"),
     }
 
     def __cinit__(self, *args, **kwargs):
@@ -163,8 +168,9 @@ cdef class Classifier(Element):
         ConfigError with nothing changed."""
         cdef RuleTable table = RuleTable(rules, self.default)
         if table.gates != self.gate_count:
-            raise ConfigError(f"{self.name}: with these rules it would have {table.gates} outputs, and {self.gate_count} are connected; "
-                              f"expected the highest gate: or default: to be {<int>self.gate_count - 1}")
+            raise ConfigError(f"{self.name}: with these rules it would have {table.gates} outputs, "
+                              f"and {self.gate_count} are connected; expected the highest gate: or "
+                              f"default: to be {<int>self.gate_count - 1}")
         return SetRules(self, table)
 
     def hits(self):
@@ -198,7 +204,7 @@ cdef class Classifier(Element):
             self.matches[i].hits = 0
 
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
-        # Flushes only the gates used: there may be a thousand, and checking each costs a cache
+        # Flushes only the outputs used: there may be a thousand, and checking each costs a cache
         # line.
         cdef uint32_t used[BATCH_MAX]
         cdef uint32_t i, gate, used_count = 0
@@ -214,7 +220,7 @@ cdef class Classifier(Element):
             self.staged[used[i]].count = 0
 
     cdef uint32_t classify(self, Packet *p) noexcept nogil:
-        """The gate of a packet; counts, and sets its mark."""
+        """The output of a packet; counts the packet and sets its mark."""
         cdef uint64_t source[2]
         cdef uint64_t destination[2]
         cdef uint64_t key
@@ -280,9 +286,11 @@ cdef int compile_rule(Match *m, object rule) except -1:
     if 6 in (source.version, destination.version):
         flags |= PACKET_IPV6
     m.key_mask, m.key_value = mask | flags << 48, value | flags << 48
-    source_port, destination_port = rule.source_port or PortRange(), rule.destination_port or PortRange()
+    source_port = rule.source_port or PortRange()
+    destination_port = rule.destination_port or PortRange()
     m.source_port_low, m.source_port_span = source_port.low, source_port.high - source_port.low
-    m.destination_port_low, m.destination_port_span = destination_port.low, destination_port.high - destination_port.low
+    m.destination_port_low = destination_port.low
+    m.destination_port_span = destination_port.high - destination_port.low
     view = source.mask + source.value + destination.mask + destination.value
     memcpy(m.source_mask, &view[0], 16)
     memcpy(m.source_value, &view[16], 16)

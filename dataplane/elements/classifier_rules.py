@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 from dataplane.errors import ConfigError
 
 MAX_RULES = 1024
-MAX_GATES = 1025  # a gate per rule, and one for packets that match no rule
+MAX_GATES = 1025  # an output per rule, and one for packets that match no rule
 
 # IANA protocol numbers by their usual names.
 PROTOCOLS = {
-    "icmp": 1, "igmp": 2, "ipip": 4, "tcp": 6, "udp": 17, "dccp": 33, "ipv6": 41, "rsvp": 46, "gre": 47, "esp": 50, "ah": 51,
-    "icmpv6": 58, "eigrp": 88, "ospf": 89, "pim": 103, "vrrp": 112, "l2tp": 115, "sctp": 132, "udplite": 136,
+    "icmp": 1, "igmp": 2, "ipip": 4, "tcp": 6, "udp": 17, "dccp": 33, "ipv6": 41, "rsvp": 46,
+    "gre": 47, "esp": 50, "ah": 51, "icmpv6": 58, "eigrp": 88, "ospf": 89, "pim": 103, "vrrp": 112,
+    "l2tp": 115, "sctp": 132, "udplite": 136,
 }  # fmt: skip
 WITH_PORTS = (6, 17, 132)  # protocols whose ports Parse reads
 
@@ -129,17 +130,19 @@ def _shown(value: object) -> str:
 
 
 def read_rule(number: int, settings: Any) -> Rule:
-    """Reads one rule; its gate is by default its number. Raises ConfigError with the rule's number
-    and the key."""
+    """Reads one rule; its output is by default its number. Raises ConfigError with the rule's
+    number and the key."""
     if not isinstance(settings, Mapping):
         raise ConfigError(
-            f"classifier rule {number}: {_shown(settings)}: expected keys and values such as protocol: tcp"
+            f"classifier rule {number}: {_shown(settings)}: expected keys and values such as "
+            "protocol: tcp"
         )
     fields: dict[str, Any] = {}
     for key, value in settings.items():
         if key not in READERS:
             raise ConfigError(
-                f"classifier rule {number}: unknown key {_shown(key)}: expected one of {', '.join(READERS)}"
+                f"classifier rule {number}: unknown key {_shown(key)}: expected one of "
+                f"{', '.join(READERS)}"
             )
         try:
             fields[key] = READERS[key](value)
@@ -150,13 +153,15 @@ def read_rule(number: int, settings: Any) -> Rule:
     rule = Rule(**{"gate": number, **fields})
     if rule.source and rule.destination and rule.source.version != rule.destination.version:
         raise ConfigError(
-            f"classifier rule {number}: source and destination: one is IPv4, one IPv6: expected the same for both"
+            f"classifier rule {number}: source and destination: one is IPv4, one IPv6: expected "
+            "the same for both"
         )
     for key in ("source_port", "destination_port"):
         if key in fields and rule.protocol is not None and rule.protocol not in WITH_PORTS:
             protocol = _shown(settings["protocol"])
             raise ConfigError(
-                f"classifier rule {number}: {key}: protocol {protocol} has no ports: expected tcp, udp or sctp"
+                f"classifier rule {number}: {key}: protocol {protocol} has no ports: expected tcp, "
+                "udp or sctp"
             )
     return rule
 
@@ -169,8 +174,8 @@ def list_rules(rules: Any) -> list[Any]:
 
 
 def read_rules(rules: Any, default: Any = None) -> tuple[list[Rule], int, int]:
-    """Reads all rules; returns them, the gate of packets that match none (by default an additional
-    last one), and the number of gates. Raises ConfigError."""
+    """Reads all rules; returns them, the output of packets that match none (by default an
+    additional last one), and the number of outputs. Raises ConfigError."""
     rules = list_rules(rules)
     if len(rules) > MAX_RULES:
         raise ConfigError(f"classifier: {len(rules)} rules: expected at most {MAX_RULES}")

@@ -9,7 +9,7 @@ from dataplane.packet.pool cimport BATCH_MAX, Batch, Context, packet_wire_bytes
 
 @cython.final
 cdef class Departures(Element):
-    """Measures how long after its timestamp_ns each packet was processed by all that follows.
+    """Measures the time from a packet's timestamp_ns until the next elements have processed it.
 
     Synopsis:  ... >> Departures() >> nic.tx
     Ports:     1 in, 1 out

@@ -60,15 +60,19 @@ cdef class Mirror(Element):
             self.snaplen = snaplen
             return
         if not isinstance(file, (str, int, os.PathLike)) or isinstance(file, bool) or file == "":
-            raise ConfigError(f"{self.name}: file {file!r}: expected a path or the number of an open descriptor")
-        if not isinstance(snaplen, int) or isinstance(snaplen, bool) or not 1 <= snaplen <= SNAPLEN_MAX:
-            raise ConfigError(f"{self.name}: snaplen {snaplen!r}: expected 1 to {SNAPLEN_MAX} bytes")
+            raise ConfigError(f"{self.name}: file {file!r}: expected a path or the number of an "
+                              "open descriptor")
+        if (not isinstance(snaplen, int) or isinstance(snaplen, bool)
+                or not 1 <= snaplen <= SNAPLEN_MAX):
+            raise ConfigError(f"{self.name}: snaplen {snaplen!r}: expected 1 to {SNAPLEN_MAX} "
+                              "bytes")
         self.file, self.snaplen, self.buffer = file, snaplen, _capacity(self.name, buffer)
 
     def initialize(self):
         cdef Engine engine = self.engine
         if self.capture is None:
-            self.capture = CaptureFile(self.name, self.file, snaplen=self.snaplen, buffer=self.buffer, clock=engine.clock)
+            self.capture = CaptureFile(self.name, self.file, snaplen=self.snaplen,
+                                       buffer=self.buffer, clock=engine.clock)
 
     def cleanup(self):
         if self.capture is not None and self.capture is not self.file:
@@ -82,7 +86,8 @@ cdef class Mirror(Element):
         """`begun`: whether the file has its header and earlier records; then the new engine's
         mirror appends."""
         if isinstance(self.file, int):
-            raise VnicError(f"{self.name}: a capture into an open file cannot be handed over; end it first")
+            raise VnicError(f"{self.name}: a capture into an open file cannot be handed over; end "
+                            "it first")
         return {"begun": self.capture is not None and self.capture.begun}
 
     def load_state(self, dict state):
@@ -111,9 +116,10 @@ cdef class Mirror(Element):
 
     @property
     def error(self):
-        """Why writing ended early; None: it did not."""
+        """The reason why writing ended early, or None."""
         return None if self.capture is None else self.capture.error
 
     def describe(self):
-        file = self.capture.path if self.capture is not None and self.capture is self.file else str(self.file)
+        file = (self.capture.path if self.capture is not None and self.capture is self.file
+                else str(self.file))
         return {"file": file, **({} if self.snaplen == SNAPLEN_MAX else {"snaplen": self.snaplen})}

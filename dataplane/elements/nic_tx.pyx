@@ -25,7 +25,8 @@ cdef class NicTx(PortTx):
 
     def __init__(self, Port port not None, Rss rss not None, *, name=None):
         if rss.queues > port.queues:
-            raise ConfigError(f"{port.name}: RSS over {rss.queues} queues, but the port has {port.queues}")
+            raise ConfigError(f"{port.name}: RSS over {rss.queues} queues, but the port has "
+                              f"{port.queues}")
         super().__init__(port, name=name)
         self.rss = rss
         free(self.shares)

@@ -6,7 +6,8 @@ from dataplane.graph.port cimport Port, QueueStats
 
 cdef class Parse(Element):
     cdef bint forwards                   # malformed="forward"
-    cdef Port port                       # the port of these packets, whose segments are counted here; or None
+    # the port of these packets, whose segments are counted here; or None
+    cdef Port port
     cdef QueueStats *stats               # the port's
     cdef uint32_t queues
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil

@@ -22,7 +22,8 @@ cdef class Rss:
     # contribution[position][byte's value]. 36 KiB; an IPv4 packet reads from the first 12.
     cdef uint32_t contribution[RSS_INPUT][256]
     cdef uint32_t hash_packet(self, Context *ctx, uint32_t index) noexcept nogil
-    cdef uint32_t hash_bytes(self, uint32_t position, const uint8_t *data, uint32_t count) noexcept nogil
+    cdef uint32_t hash_bytes(self, uint32_t position, const uint8_t *data,
+                             uint32_t count) noexcept nogil
 
     cdef inline uint32_t queue_of(self, uint32_t hash) noexcept nogil:
         """The queue for a hash; always below `queues`."""

@@ -4,7 +4,8 @@ import ipaddress
 cimport cython
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
-from dataplane.packet.pool cimport PACKET_FRAGMENT, PACKET_IPV4, PACKET_IPV6, PACKET_L4, Context, Packet, PacketPool
+from dataplane.packet.pool cimport (PACKET_FRAGMENT, PACKET_IPV4, PACKET_IPV6, PACKET_L4, Context,
+                                    Packet, PacketPool)
 
 from dataplane.errors import ConfigError
 
@@ -12,7 +13,8 @@ from dataplane.errors import ConfigError
 # runs reproducible. A sender that knows the key can aim flows at one queue of a NIC that it may
 # send to anyway; where that matters, set another key. A key that repeats two bytes steers both
 # directions of a flow to one queue.
-DEFAULT_KEY = bytes.fromhex("6d5a56da255b0ec24167253d43a38fb0d0ca2bcbae7b30b477cb2da38030f20c6a42b73bbeac01fa")
+DEFAULT_KEY = bytes.fromhex("6d5a56da255b0ec24167253d43a38fb0d0ca2bcb"
+                            "ae7b30b477cb2da38030f20c6a42b73bbeac01fa")
 DEFAULT_TABLE_SIZE = 128
 
 
@@ -64,7 +66,8 @@ cdef class Rss:
         p.hash = hash
         return hash
 
-    cdef uint32_t hash_bytes(self, uint32_t position, const uint8_t *data, uint32_t count) noexcept nogil:
+    cdef uint32_t hash_bytes(self, uint32_t position, const uint8_t *data,
+                             uint32_t count) noexcept nogil:
         """The contribution of `count` input bytes, beginning at `position`, to the hash."""
         cdef uint32_t i, hash = 0
         for i in range(count):
@@ -97,8 +100,9 @@ cdef class Rss:
                 bit = 0
                 while not (value >> bit) & 1:
                     bit += 1
-                self.contribution[position][value] = (self.contribution[position][value & (value - 1)]
-                                                      ^ <uint32_t>(window >> (bit + 1)))
+                self.contribution[position][value] = (
+                    self.contribution[position][value & (value - 1)]
+                    ^ <uint32_t>(window >> (bit + 1)))
         self.key = key
 
     def set_table(self, table):
@@ -107,12 +111,15 @@ cdef class Rss:
         try:
             entries = list(table)
         except TypeError:
-            raise ConfigError(f"RSS: an indirection table of {type(table).__name__}: expected a list of queue numbers") from None
+            raise ConfigError(f"RSS: an indirection table of {type(table).__name__}: expected a "
+                              "list of queue numbers") from None
         if not 1 <= len(entries) <= RSS_TABLE_MAX or len(entries) & (len(entries) - 1):
-            raise ConfigError(f"RSS: an indirection table of {len(entries)} entries: expected a power of two up to {RSS_TABLE_MAX}")
+            raise ConfigError(f"RSS: an indirection table of {len(entries)} entries: expected a "
+                              f"power of two up to {RSS_TABLE_MAX}")
         for entry in entries:
             if type(entry) is not int or not 0 <= entry < self.queues:
-                raise ConfigError(f"RSS: the indirection table names queue {entry!r}; there are {self.queues} (0 to {self.queues - 1})")
+                raise ConfigError(f"RSS: the indirection table names queue {entry!r}; there are "
+                                  f"{self.queues} (0 to {self.queues - 1})")
         for i, queue in enumerate(entries):
             self.indirection[i] = <uint16_t>queue
         self.table_mask = <uint32_t>len(entries) - 1
@@ -135,8 +142,10 @@ cdef class Rss:
             if type(port) is not int or not 0 <= port <= 65535:
                 raise ConfigError(f"RSS: port {port!r}: expected 0 to 65535")
         if ends[0].version != ends[1].version or len(ports) == 1:
-            raise ConfigError(f"RSS: {source} to {destination}: expected two addresses of one family, and two ports or none")
-        data = b"".join(end.packed for end in ends) + b"".join(port.to_bytes(2, "big") for port in ports)
+            raise ConfigError(f"RSS: {source} to {destination}: expected two addresses of one "
+                              "family, and two ports or none")
+        data = (b"".join(end.packed for end in ends)
+                + b"".join(port.to_bytes(2, "big") for port in ports))
         return self.hash_bytes(0, data, <uint32_t>len(data))
 
     def hash_parsed(self, PacketPool pool not None, uint32_t index):

@@ -76,8 +76,8 @@ cdef class Port:
         """Frees the port's kernel resources. May be called twice."""
 
     def change(self, *, uint32_t offloads, uint32_t mtu):
-        """Gives it other offloads and another MTU, from the next batch on. On the thread of the engine that
-        transmits by it."""
+        """Sets other offloads and another MTU, which apply from the next batch on. Must be called
+        on the thread of the engine that transmits through the port."""
         self.offloads, self.mtu = offloads, mtu
 
     def save_state(self, direction):

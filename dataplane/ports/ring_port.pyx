@@ -23,10 +23,10 @@ cdef class RingPort(Port):
     kept, so that a switch after the crossing learns the right port. Hence `number` does not mark
     packets; it only identifies the port in a graph.
 
-    enters: what this side receives comes from outside the graph, as from a module: it gets this port's
-    number, and no class or hash. offloads: those of the packets that the other side takes as they are.
-    `joined`: whether the other side is there. While it is not, what is transmitted is dropped (link_down),
-    so that no packets wait in a ring that no engine reads.
+    enters: the packets that this side receives come from outside the graph, such as from a module,
+    and get this port's number, and no class or hash. offloads: those that the other side accepts.
+    `joined`: whether the other side exists. While it does not, transmitted packets are dropped
+    (link_down), so that no packets wait in a ring that no engine reads.
 
     When a ring is full, packets stay with the sender (queue_full). The ring's release/acquire pair
     makes frame and record visible to the consumer; the producer accesses neither after the push.
@@ -92,9 +92,11 @@ cdef class RingPort(Port):
             self.ring_in.disarm()
 
     def drain(self, Engine engine not None):
-        """Frees the packets in `ring_in`, on the thread of any engine of the pool; returns how many. Only
-        when no engine receives from this port any more."""
-        return 0 if self.ring_in is None else engine.call(lambda: free_all(engine.ctx, self.ring_in))
+        """Frees the packets in `ring_in`, on the thread of any engine of the pool; returns their
+        number. Must be called only when no engine receives from this port any more."""
+        if self.ring_in is None:
+            return 0
+        return engine.call(lambda: free_all(engine.ctx, self.ring_in))
 
 
 cdef uint32_t push_batch(Context *ctx, Ring ring, Batch *batch,

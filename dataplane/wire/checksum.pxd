@@ -13,7 +13,8 @@ from libc.string cimport memcpy
 from dataplane.packet.pool cimport PACKET_IPV4, Packet
 from dataplane.wire.headers cimport htonl
 
-cdef inline uint64_t checksum_add(uint64_t running, const uint8_t *data, size_t length) noexcept nogil:
+cdef inline uint64_t checksum_add(uint64_t running, const uint8_t *data,
+                                  size_t length) noexcept nogil:
     """Adds `length` bytes at any address. Only the last piece of a sum may have an odd length."""
     cdef size_t i, words = length >> 2
     cdef uint32_t word
@@ -47,7 +48,8 @@ cdef inline uint64_t checksum_pseudo(const Packet *p, uint32_t transport_bytes) 
     running = checksum_add(running, p.destination_address, 4 if p.flags & PACKET_IPV4 else 16)
     return running + htonl(p.ip_protocol) + htonl(transport_bytes)
 
-cdef inline uint16_t checksum_shift_length(uint16_t partial, uint32_t old_bytes, uint32_t new_bytes) noexcept nogil:
+cdef inline uint16_t checksum_shift_length(uint16_t partial, uint32_t old_bytes,
+                                           uint32_t new_bytes) noexcept nogil:
     """Adjusts a folded pseudo-header sum to another length: subtracting the old length is adding
     its complement (RFC 1624)."""
     return checksum_fold(<uint64_t>partial + <uint32_t>~htonl(old_bytes) + htonl(new_bytes))

@@ -19,4 +19,5 @@ def internet_checksum(const uint8_t[::1] data, uint32_t start=0):
 def shift_length(int partial, uint32_t old_bytes, uint32_t new_bytes):
     """Adjusts a folded pseudo-header sum (in network byte order) to another transport length."""
     raw = int.from_bytes(partial.to_bytes(2, "big"), sys.byteorder)
-    return int.from_bytes(int(checksum_shift_length(raw, old_bytes, new_bytes)).to_bytes(2, sys.byteorder), "big")
+    shifted = int(checksum_shift_length(raw, old_bytes, new_bytes))
+    return int.from_bytes(shifted.to_bytes(2, sys.byteorder), "big")

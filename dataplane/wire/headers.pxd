@@ -1,10 +1,13 @@
-"""Headers of frames: layouts, big-endian loads, and the one function that reads a frame, `parse_packet`.
+"""Headers of frames: layouts, big-endian loads, and the one function that reads a frame,
+`parse_packet`.
 
-Frames come from guests and captures: every offset is compared with the frame's length before it is read, every walk has an end.
-Sources: IEEE 802.3 and 802.1Q, RFC 791 (IPv4), 8200 (IPv6), 4302 (AH), 9293 (TCP), 768 (UDP), 9260 (SCTP), 792 and 4443 (ICMP);
-virtio 1.2, 5.1.6 (virtio-net header).
+Frames come from guests and captures: every offset is compared with the frame's length before it is
+read, and every loop is bounded.
+Sources: IEEE 802.3 and 802.1Q, RFC 791 (IPv4), 8200 (IPv6), 4302 (AH), 9293 (TCP), 768 (UDP), 9260
+(SCTP), 792 and 4443 (ICMP); virtio 1.2, 5.1.6 (virtio-net header).
 
-Not checked here, since a NIC leaves it to the hosts: the IPv4 header checksum, the UDP length, checksums of payloads.
+Not checked here, since a NIC leaves it to the hosts: the IPv4 header checksum, the UDP length,
+checksums of payloads.
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
@@ -55,35 +58,40 @@ cdef enum:
     IPV6_FRAGMENT_OFFSET = 0xFFF8
     IPV6_MORE_FRAGMENTS = 0x0001
 
-    TCP_CHECKSUM_AT = 16         # in the header; what csum_offset says for TCP
+    TCP_CHECKSUM_AT = 16         # in the header; the csum_offset of TCP
     UDP_CHECKSUM_AT = 6
     TCP_FIN = 0x01               # bits of the 14th byte of the TCP header
     TCP_PSH = 0x08
     TCP_CWR = 0x80
 
     MAX_VLAN_TAGS = 2
-    # Real packets carry at most four or five, and the sender chooses how many steps each packet costs. 24 of the longest (2048
-    # bytes each) also end below 65,536, so that offsets fit their 16 bits in every frame that a buffer holds.
+    # Real packets carry at most four or five; the bound limits the work for a packet, which the
+    # sender chooses. 24 of the longest (2048 bytes each) also end below 65,536, so that offsets fit
+    # their 16 bits in every frame that a buffer holds.
     MAX_EXTENSION_HEADERS = 24
 
-    # Limits on GSO frames: what one frame may cost whoever must segment it.
-    #  - headers are copied into every segment: 512 bytes hold two tags, IPv6, 390 bytes of extensions, TCP with all options;
-    #  - Linux' smallest MSS is 48 bytes, options included, so at least 8 bytes of payload (tcp_min_snd_mss);
-    #  - 2048 segments hold a 64 KiB frame at that MSS with the timestamp option (65,535 / 36 = 1820);
+    # Limits on GSO frames, which bound the cost of segmenting one frame:
+    #  - headers are copied into every segment: 512 bytes hold two tags, IPv6, 390 bytes of
+    #    extensions, TCP with all options;
+    #  - Linux' smallest MSS is 48 bytes, options included, so at least 8 bytes of payload
+    #    (tcp_min_snd_mss);
+    #  - 2048 segments hold a 64 KiB frame at that MSS with the timestamp option
+    #    (65,535 / 36 = 1820);
     #  - Linux refuses a UDP frame of more than 128 segments (UDP_MAX_SEGMENTS).
     GSO_HEADERS_MAX = 512
     GSO_TCP_SIZE_MIN = 8
     GSO_TCP_SEGMENTS_MAX = 2048
     GSO_UDP_SEGMENTS_MAX = 128
 
-# What parse_packet returns. Parse's DROP_REASONS are the same, less PARSE_OK, in this order.
+# Results of parse_packet. Parse's DROP_REASONS are the same without PARSE_OK, in this order.
 cdef enum:
     PARSE_OK = 0
     PARSE_RUNT = 1               # shorter than its Ethernet header and VLAN tags
-    # The next five say what is wrong above layer 2. Such a frame can be forwarded: see `parse_packet`.
+    # The next five are errors above layer 2. Such a frame can be forwarded: see `parse_packet`.
     PARSE_IPV4_HEADER = 2        # version, IHL, or cut
     PARSE_IPV4_LENGTH = 3        # total length shorter than the header or longer than the frame
-    PARSE_IPV6_HEADER = 4        # version, cut, extension headers cut or more than MAX_EXTENSION_HEADERS
+    # version, cut, extension headers cut or more than MAX_EXTENSION_HEADERS
+    PARSE_IPV6_HEADER = 4
     PARSE_IPV6_LENGTH = 5
     PARSE_L4_HEADER = 6          # TCP, UDP, SCTP, ICMP cut; TCP data offset
     PARSE_BAD_GSO = 7
@@ -112,17 +120,21 @@ cdef inline void store_be32(uint8_t *at, uint32_t value) noexcept nogil:
     memcpy(at, &value, 4)
 
 cdef inline bint is_vlan_ethertype(uint16_t ethertype) noexcept nogil:
-    return ethertype == ETHERTYPE_VLAN or ethertype == ETHERTYPE_PROVIDER or ethertype == ETHERTYPE_QINQ
+    return (ethertype == ETHERTYPE_VLAN or ethertype == ETHERTYPE_PROVIDER
+            or ethertype == ETHERTYPE_QINQ)
 
 cdef inline int unless_cut(const Packet *p, int reason) noexcept nogil:
-    """`reason`, but PARSE_OK for a frame of which the capture kept only the beginning: what lacks was on the wire."""
+    """`reason`, but PARSE_OK for a frame of which the capture has only the beginning: the missing
+    bytes were on the wire."""
     return PARSE_OK if p.flags & PACKET_TRUNCATED else reason
 
 cdef inline int parse_link(const uint8_t *data, Packet *p) noexcept nogil:
-    """Ethernet and up to two VLAN tags; a third stays in `ethertype`, and what is behind it is not looked at."""
+    """Ethernet and up to two VLAN tags; a third tag stays in `ethertype`, and the bytes behind it
+    are not read."""
     cdef uint32_t at = ETHERNET_BYTES
     if p.length < ETHERNET_BYTES:
-        return PARSE_RUNT            # also where a capture cut it: without addresses nobody can do anything with it
+        # also if a capture cut it: a frame without addresses cannot be switched
+        return PARSE_RUNT
     p.ethertype = load_be16(data + 12)
     while is_vlan_ethertype(p.ethertype) and p.vlan_count < MAX_VLAN_TAGS:
         if at + VLAN_BYTES > p.length:
@@ -139,11 +151,12 @@ cdef inline int parse_link(const uint8_t *data, Packet *p) noexcept nogil:
     return PARSE_OK
 
 cdef inline bint length_is_true(const Packet *p, uint32_t said, uint32_t present) noexcept nogil:
-    """Whether a length that an IP header says fits the bytes present. Less is right (Ethernet padding), more is wrong.
+    """Whether the length field of an IP header fits the bytes present. A smaller value is valid
+    (Ethernet padding), a larger one is not.
 
-    0 means the length of the frame: so say frames that were captured before the NIC segmented them (TSO), and those that are
-    longer than the field can say (Linux' BIG TCP). A GSO frame has no padding, and segmenting takes the frame's length for the
-    packet's: they must agree.
+    0 means the length of the frame. It occurs in frames that were captured before the NIC segmented
+    them (TSO), and in those that are longer than the field can express (Linux' BIG TCP). A GSO
+    frame has no padding, and segmenting takes the frame's length for the packet's: they must agree.
     """
     if said == 0:
         return True
@@ -152,7 +165,8 @@ cdef inline bint length_is_true(const Packet *p, uint32_t said, uint32_t present
     return said <= present or p.flags & PACKET_TRUNCATED
 
 cdef inline int parse_ipv4(const uint8_t *data, Packet *p, uint32_t *end) noexcept nogil:
-    """The IPv4 header; *end becomes the frame offset behind the packet. After PARSE_IPV4_LENGTH the header itself is valid."""
+    """The IPv4 header; *end becomes the frame offset behind the packet. After PARSE_IPV4_LENGTH the
+    header itself is valid."""
     cdef const uint8_t *header = data + p.l3_offset
     cdef uint32_t rest = p.length - p.l3_offset, header_bytes, total
     cdef uint16_t fragment
@@ -171,7 +185,7 @@ cdef inline int parse_ipv4(const uint8_t *data, Packet *p, uint32_t *end) noexce
         total = rest
     if total < header_bytes:
         reason = PARSE_IPV4_LENGTH
-        total = header_bytes         # what follows the header belongs to no packet
+        total = header_bytes         # the bytes behind the header belong to no packet
     fragment = load_be16(header + 6)
     p.flags |= PACKET_IPV4
     p.tos = header[1]
@@ -190,11 +204,13 @@ cdef inline int parse_ipv4(const uint8_t *data, Packet *p, uint32_t *end) noexce
 cdef inline int parse_ipv6(const uint8_t *data, Packet *p, uint32_t *end) noexcept nogil:
     """The IPv6 header and its extension headers; *end becomes the frame offset behind the packet.
 
-    Once the fixed header is valid, a reason is about its length field or about an extension header. A packet whose chain was
-    not followed to its end has no l4_offset; its ip_protocol and payload_offset are those of the header that was not followed.
+    Once the fixed header is valid, a reason is about its length field or about an extension header.
+    A packet whose chain was not followed to its end has no l4_offset; its ip_protocol and
+    payload_offset are those of the header that was not followed.
     """
     cdef const uint8_t *header = data + p.l3_offset
-    cdef uint32_t rest = p.length - p.l3_offset, at = p.l3_offset + IPV6_BYTES, said, extensions = 0, step
+    cdef uint32_t rest = p.length - p.l3_offset, at = p.l3_offset + IPV6_BYTES
+    cdef uint32_t said, extensions = 0, step
     cdef uint16_t fragment = 0
     cdef uint8_t protocol
     cdef int reason = PARSE_OK
@@ -207,7 +223,8 @@ cdef inline int parse_ipv6(const uint8_t *data, Packet *p, uint32_t *end) noexce
     if not length_is_true(p, said, rest - IPV6_BYTES):
         reason = PARSE_IPV6_LENGTH
     if p.gso_type != GSO_NONE and said == 0 and protocol == PROTOCOL_HOP_BY_HOP:
-        reason = PARSE_IPV6_LENGTH   # a jumbo payload option (RFC 2675), which must not be repeated in segments
+        # a jumbo payload option (RFC 2675), which must not be repeated in segments
+        reason = PARSE_IPV6_LENGTH
     end[0] = p.length
     if p.gso_type == GSO_NONE and said and said < rest - IPV6_BYTES:
         end[0] = at + said
@@ -217,7 +234,7 @@ cdef inline int parse_ipv6(const uint8_t *data, Packet *p, uint32_t *end) noexce
     memcpy(p.source_address, header + 8, 16)
     memcpy(p.destination_address, header + 24, 16)
     while is_extension(protocol):
-        # Every one of them has at least 8 bytes. Only the fragment header says nothing of its length, which is 8.
+        # Each has at least 8 bytes. Only the fragment header has no length field; its length is 8.
         if extensions == MAX_EXTENSION_HEADERS:
             return stop_ipv6(p, protocol, at, PARSE_IPV6_HEADER, reason)
         if at + 8 > end[0]:
@@ -236,7 +253,7 @@ cdef inline int parse_ipv6(const uint8_t *data, Packet *p, uint32_t *end) noexce
         protocol = data[at]
         at += step
         if fragment & IPV6_FRAGMENT_OFFSET:
-            break                    # a later fragment: what follows is not the beginning of a header
+            break                    # a later fragment: no header begins behind it
     p.ip_protocol = protocol
     p.payload_offset = <uint16_t>at
     if not fragment & IPV6_FRAGMENT_OFFSET:
@@ -244,17 +261,20 @@ cdef inline int parse_ipv6(const uint8_t *data, Packet *p, uint32_t *end) noexce
     return reason
 
 cdef inline bint is_extension(uint8_t protocol) noexcept nogil:
-    return (protocol == PROTOCOL_HOP_BY_HOP or protocol == PROTOCOL_ROUTING or protocol == PROTOCOL_DESTINATION
-            or protocol == PROTOCOL_FRAGMENT or protocol == PROTOCOL_AH)
+    return (protocol == PROTOCOL_HOP_BY_HOP or protocol == PROTOCOL_ROUTING
+            or protocol == PROTOCOL_DESTINATION or protocol == PROTOCOL_FRAGMENT
+            or protocol == PROTOCOL_AH)
 
-cdef inline int stop_ipv6(Packet *p, uint8_t protocol, uint32_t at, int reason, int earlier) noexcept nogil:
-    """Notes the extension header at which the walk ends early. Returns the first reason there was."""
+cdef inline int stop_ipv6(Packet *p, uint8_t protocol, uint32_t at, int reason,
+                          int earlier) noexcept nogil:
+    """Records the extension header at which parsing ends early. Returns the first reason."""
     p.ip_protocol = protocol
     p.payload_offset = <uint16_t>at
     return reason if earlier == PARSE_OK else earlier
 
 cdef inline int parse_transport(const uint8_t *data, Packet *p, uint32_t end) noexcept nogil:
-    """TCP, UDP, SCTP and ICMP at l4_offset, in a packet that ends at frame offset `end`. Other protocols are payload."""
+    """TCP, UDP, SCTP and ICMP at l4_offset, in a packet that ends at frame offset `end`. Other
+    protocols are payload."""
     cdef const uint8_t *header = data + p.l4_offset
     cdef uint32_t present = end - p.l4_offset, need
     cdef bint has_ports = True
@@ -276,15 +296,17 @@ cdef inline int parse_transport(const uint8_t *data, Packet *p, uint32_t end) no
     if p.ip_protocol == PROTOCOL_TCP and present >= TCP_BYTES:
         need = (header[12] >> 4) * 4
         if need < TCP_BYTES:
-            need = TCP_BYTES         # the fixed part is there, and stays out of the payload
+            need = TCP_BYTES         # the fixed part is present, and is not payload
             reason = PARSE_L4_HEADER
     if has_ports and present >= PORTS_BYTES:
         p.source_port = load_be16(header)
         p.destination_port = load_be16(header + 2)
         p.flags |= PACKET_L4
     if need > present:
-        p.payload_offset = <uint16_t>end     # headers are short, so a cut one ends early in the frame
-        # The first of several IPv4 fragments may be as short as 8 bytes (RFC 791); over IPv6 it holds all headers (RFC 8200, 4.5).
+        # headers are short, so a cut one ends early in the frame
+        p.payload_offset = <uint16_t>end
+        # The first of several IPv4 fragments may be as short as 8 bytes (RFC 791); over IPv6 it
+        # holds all headers (RFC 8200, 4.5).
         if p.flags & (PACKET_FRAGMENT | PACKET_IPV4) == PACKET_FRAGMENT | PACKET_IPV4:
             return PARSE_OK
         return unless_cut(p, PARSE_L4_HEADER)
@@ -292,7 +314,8 @@ cdef inline int parse_transport(const uint8_t *data, Packet *p, uint32_t end) no
     return reason
 
 cdef inline int check_gso(Packet *p) noexcept nogil:
-    """Whether the GSO fields fit the headers; sets header_length, which a guest may say wrong (for Linux it is a hint)."""
+    """Whether the GSO fields fit the headers; sets header_length, whose value from the guest may be
+    wrong (for Linux it is a hint)."""
     cdef uint8_t kind = p.gso_type & <uint8_t>~GSO_ECN
     cdef bint tcp = kind == GSO_TCPV4 or kind == GSO_TCPV6
     cdef uint16_t version = PACKET_IPV4 | PACKET_IPV6
@@ -301,8 +324,9 @@ cdef inline int check_gso(Packet *p) noexcept nogil:
         version = PACKET_IPV4 if kind == GSO_TCPV4 else PACKET_IPV6
     if not tcp and p.gso_type != GSO_UDP_L4:     # UFO was not negotiated; ECN is TCP's
         return PARSE_BAD_GSO
-    # Segments repeat the headers, so all of them must have been understood.
-    if not p.flags & version or not p.flags & PACKET_L4 or p.flags & (PACKET_FRAGMENT | PACKET_TRUNCATED | PACKET_MALFORMED):
+    # Segments repeat the headers, so all of them must have been parsed.
+    if (not p.flags & version or not p.flags & PACKET_L4
+            or p.flags & (PACKET_FRAGMENT | PACKET_TRUNCATED | PACKET_MALFORMED)):
         return PARSE_BAD_GSO
     if p.ip_protocol != (PROTOCOL_TCP if tcp else PROTOCOL_UDP):
         return PARSE_BAD_GSO
@@ -319,15 +343,18 @@ cdef inline int check_gso(Packet *p) noexcept nogil:
         return PARSE_OK
     if payload > p.gso_size * <uint32_t>(GSO_TCP_SEGMENTS_MAX if tcp else GSO_UDP_SEGMENTS_MAX):
         return PARSE_BAD_GSO
-    if <uint32_t>p.payload_offset - p.l3_offset + p.gso_size > 0xFFFF:   # a segment's length must fit its IP header
+    # a segment's length must fit its IP header
+    if <uint32_t>p.payload_offset - p.l3_offset + p.gso_size > 0xFFFF:
         return PARSE_BAD_GSO
     p.header_length = p.payload_offset
     return PARSE_OK
 
 cdef inline bint checksum_place_is_sound(const Packet *p) noexcept nogil:
-    """Whether the checksum would be stored where one belongs. It is stored after switch and classifier have judged the frame: into a VLAN
-    tag, an address or a port, it would make of it another frame than the one they let pass."""
-    cdef uint32_t place = <uint32_t>p.csum_start + p.csum_offset     # the fields are the guest's and may be 65,535 each
+    """Whether the checksum would be stored in a checksum field. It is stored after switch and
+    classifier have processed the frame: stored into a VLAN tag, an address or a port, it would turn
+    the frame into one that they have not checked."""
+    # the fields are the guest's and may be 65,535 each
+    cdef uint32_t place = <uint32_t>p.csum_start + p.csum_offset
     if p.csum_start < p.l3_offset or place + 2 > p.length:
         return False
     if not p.flags & (PACKET_IPV4 | PACKET_IPV6):
@@ -338,10 +365,12 @@ cdef inline bint checksum_place_is_sound(const Packet *p) noexcept nogil:
         return True
     if p.ip_protocol == PROTOCOL_UDP and place == <uint32_t>p.l4_offset + UDP_CHECKSUM_AT:
         return True
-    return not p.flags & PACKET_L4 or place >= p.payload_offset      # of what the packet carries: a tunnel's inner checksum
+    # in the payload: a tunnel's inner checksum
+    return not p.flags & PACKET_L4 or place >= p.payload_offset
 
 cdef inline int check_offloads(Packet *p) noexcept nogil:
-    """Validates the virtio-net fields against what the headers were found to be; clears those that mean nothing."""
+    """Validates the virtio-net fields against the parsed headers; clears the fields that are not in
+    use."""
     if p.gso_type != GSO_NONE:
         return check_gso(p)                      # demands the protocol's own checksum
     if p.vnet_flags & VNET_NEEDS_CSUM and not checksum_place_is_sound(p):
@@ -353,9 +382,10 @@ cdef inline int parse_headers(const uint8_t *data, Packet *p) noexcept nogil:
     cdef char *start = <char *>&p.l3_offset
     cdef uint32_t end = 0
     cdef int reason, second
-    # Records are reused: nothing of the last packet may show through.
+    # Records are reused: clear all fields of the previous packet.
     memset(start, 0, <size_t>(<char *>(p + 1) - start))
-    p.flags = (p.flags & <uint16_t>~(PACKET_IPV4 | PACKET_IPV6 | PACKET_L4 | PACKET_FRAGMENT | PACKET_MALFORMED)) | PACKET_PARSED
+    p.flags = (p.flags & <uint16_t>~(PACKET_IPV4 | PACKET_IPV6 | PACKET_L4 | PACKET_FRAGMENT
+                                     | PACKET_MALFORMED)) | PACKET_PARSED
     reason = parse_link(data, p)
     if reason != PARSE_OK:
         return reason
@@ -374,13 +404,15 @@ cdef inline int parse_headers(const uint8_t *data, Packet *p) noexcept nogil:
     return reason
 
 cdef inline int parse_packet(const uint8_t *data, Packet *p) noexcept nogil:
-    """Reads the frame at `data` (p.length bytes) into the record's second cache line and validates its virtio-net fields.
+    """Reads the frame at `data` (p.length bytes) into the record's second cache line and validates
+    its virtio-net fields.
 
-    Returns PARSE_OK or the reason why the frame is malformed. After a reason above layer 2 (`is_above_link`) the packet is marked
-    PACKET_MALFORMED, the record has what was valid up to there, and the virtio-net fields are still to be checked
-    (check_offloads); after the others the record is not to be used. l4_offset is set for every IP packet but later fragments
-    and those whose headers end before it; payload_offset is behind the last header that was understood. Both lie within the
-    frame.
+    Returns PARSE_OK or the reason why the frame is malformed. After a reason above layer 2
+    (`is_above_link`) the packet is marked PACKET_MALFORMED, the record has the fields that were
+    valid up to there, and the virtio-net fields are still to be checked (check_offloads); after the
+    other reasons the record must not be used. l4_offset is set for every IP packet but later
+    fragments and those whose headers end before it; payload_offset is behind the last header that
+    was parsed. Both lie within the frame.
     """
     cdef int reason = parse_headers(data, p)
     if reason != PARSE_OK:

@@ -1,4 +1,5 @@
-"""Rewrite: other addresses and tags in a frame, in place, with checksums kept right by the difference (RFC 1624)."""
+"""Rewrite: replaces addresses and tags of a frame in place, and updates its checksums incrementally
+(RFC 1624)."""
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef enum:
@@ -26,6 +27,7 @@ cdef class Rewrite:
     cdef int32_t tag(self, uint8_t *data, uint32_t length) noexcept nogil
     cdef void map_mac(self, uint8_t *at) noexcept nogil
     cdef uint64_t map_address(self, uint8_t *at, uint32_t bytes) noexcept nogil
-    cdef void arp(self, uint8_t *header, uint32_t rest, const uint8_t *source, const uint8_t *destination) noexcept nogil
+    cdef void arp(self, uint8_t *header, uint32_t rest, const uint8_t *source,
+                  const uint8_t *destination) noexcept nogil
     cdef void ipv4(self, uint8_t *header, uint32_t rest) noexcept nogil
     cdef void ipv6(self, uint8_t *header, uint32_t rest) noexcept nogil

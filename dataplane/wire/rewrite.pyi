@@ -1,4 +1,4 @@
-"""Python face of dataplane.wire.rewrite."""
+"""Type stub of dataplane.wire.rewrite."""
 
 from collections.abc import Sequence
 

@@ -24,13 +24,17 @@ cdef uint8_t[6] NO_MAC = [0, 0, 0, 0, 0, 0]
 
 
 cdef class Rewrite:
-    """What to change in frames. macs: (old, new), six bytes each. addresses: (old, new, prefix length), 4 or 16 bytes each; the first
-    rule that fits an address decides, and the bits behind the prefix stay. vlan: ("remove", 0), ("set", VID) or ("add", VID). vlan_map:
-    (old VID, new VID) of the outermost tag.
+    """Replaces addresses and VLAN tags of frames.
 
-    Source and destination are changed alike; ARP's addresses, too. Addresses within payloads (ICMP errors, neighbour discovery, DNS)
-    stay. Checksums of IPv4, TCP, UDP and ICMPv6 change by the difference of the addresses: right ones stay right, wrong ones wrong. A
-    UDP checksum of 0 (none) stays. Later fragments have no transport header. What a capture cut off is not there to be changed.
+    macs: (old, new), six bytes each. addresses: (old, new, prefix length), 4 or 16 bytes each; the
+    first rule that fits an address decides, and the bits behind the prefix stay. vlan: ("remove",
+    0), ("set", VID) or ("add", VID). vlan_map: (old VID, new VID) of the outermost tag.
+
+    Source and destination addresses are replaced alike, and so are those in ARP. Addresses within
+    payloads (ICMP errors, neighbour discovery, DNS) stay. Checksums of IPv4, TCP, UDP and ICMPv6
+    are updated by the difference of the addresses: correct ones stay correct, wrong ones stay
+    wrong. A UDP checksum of 0 (none) stays. Later fragments have no transport header. Fields that a
+    capture cut off are skipped.
     """
 
     def __cinit__(self, *args, **kwargs):
@@ -48,13 +52,15 @@ cdef class Rewrite:
             raise MemoryError("rewrite")
         for old, new in macs:
             if len(old) != MAC_BYTES or len(new) != MAC_BYTES:
-                raise ConfigError(f"rewrite: a MAC address of {len(old)} and {len(new)} bytes: expected 6")
+                raise ConfigError(f"rewrite: a MAC address of {len(old)} and {len(new)} bytes: "
+                                  "expected 6")
             self.macs[2 * self.mac_count] = int.from_bytes(old, "big")
             self.macs[2 * self.mac_count + 1] = int.from_bytes(new, "big")
             self.mac_count += 1
         for old, new, prefix in addresses:
             if len(old) != len(new) or len(old) not in (4, 16) or not 0 <= prefix <= 8 * len(old):
-                raise ConfigError(f"rewrite: addresses of {len(old)} and {len(new)} bytes with a prefix of {prefix} bits")
+                raise ConfigError(f"rewrite: addresses of {len(old)} and {len(new)} bytes with a "
+                                  f"prefix of {prefix} bits")
             rule = &self.addresses[self.address_count]
             old_bytes, new_bytes, bits = old, new, prefix
             rule.bytes = <uint32_t>len(old)
@@ -84,20 +90,23 @@ cdef class Rewrite:
         free(self.vlan_map)
 
     def apply(self, bytes frame not None, bytes source=None, bytes destination=None):
-        """A changed copy, for tests and tools. source, destination: MAC addresses that replace the frame's."""
+        """A changed copy, for tests and tools. source, destination: MAC addresses that replace the
+        frame's."""
         cdef bytearray room = bytearray(VLAN_BYTES) + frame
         cdef uint8_t[::1] view = room
         cdef uint32_t length = <uint32_t>len(frame)
         cdef int32_t moved = 0
         if length:
-            moved = self.frame(&view[VLAN_BYTES], length, NULL if source is None else <const uint8_t *>source,
+            moved = self.frame(&view[VLAN_BYTES], length,
+                               NULL if source is None else <const uint8_t *>source,
                                NULL if destination is None else <const uint8_t *>destination)
         return bytes(room[VLAN_BYTES + moved:])
 
     cdef int32_t frame(self, uint8_t *data, uint32_t length, const uint8_t *source,
                        const uint8_t *destination) noexcept nogil:
-        """Changes the frame; returns by how many bytes its start moved: -4 where a tag was added (the caller has 4 bytes before it), 4
-        where one was removed. source, destination: MAC addresses for this frame, or NULL; a group address stays."""
+        """Changes the frame; returns by how many bytes its start moved: -4 where a tag was added
+        (the caller has 4 bytes before it), 4 where one was removed. source, destination: MAC
+        addresses for this frame, or NULL; a group address stays."""
         cdef uint32_t at = ETHERNET_BYTES
         cdef uint16_t ethertype
         if length < ETHERNET_BYTES:
@@ -109,7 +118,8 @@ cdef class Rewrite:
         if destination != NULL and not data[0] & 1:
             memcpy(data, destination, MAC_BYTES)
         ethertype = load_be16(data + 12)
-        while is_vlan_ethertype(ethertype) and at + VLAN_BYTES <= length:     # ends: `at` grows with each tag
+        # ends: `at` grows with each tag
+        while is_vlan_ethertype(ethertype) and at + VLAN_BYTES <= length:
             ethertype = load_be16(data + at + 2)
             at += VLAN_BYTES
         if ethertype == ETHERTYPE_IPV4:
@@ -121,12 +131,14 @@ cdef class Rewrite:
         return self.tag(data, length)
 
     cdef int32_t tag(self, uint8_t *data, uint32_t length) noexcept nogil:
-        """The outermost VLAN tag; returns how far the frame's start moved."""
-        cdef bint tagged = is_vlan_ethertype(load_be16(data + 12)) and length >= ETHERNET_BYTES + VLAN_BYTES
+        """Changes the outermost VLAN tag; returns how far the frame's start moved."""
+        cdef bint tagged = (is_vlan_ethertype(load_be16(data + 12))
+                            and length >= ETHERNET_BYTES + VLAN_BYTES)
         cdef uint16_t tci
         if tagged and self.vlan_map != NULL:
             tci = load_be16(data + 14)
-            store_be16(data + 14, (tci & <uint16_t>~VLAN_ID_MASK) | self.vlan_map[tci & VLAN_ID_MASK])
+            store_be16(data + 14,
+                       (tci & <uint16_t>~VLAN_ID_MASK) | self.vlan_map[tci & VLAN_ID_MASK])
         if self.vlan_mode == VLAN_REMOVE and tagged:
             memmove(data + VLAN_BYTES, data, 2 * MAC_BYTES)
             return VLAN_BYTES
@@ -154,7 +166,8 @@ cdef class Rewrite:
                 return
 
     cdef uint64_t map_address(self, uint8_t *at, uint32_t bytes) noexcept nogil:
-        """Changes an address; returns what that adds to a sum over it: the new words and the complements of the old (RFC 1624, 3)."""
+        """Replaces an address; returns the increment of a checksum over it: the new words and the
+        complements of the old ones (RFC 1624, 3)."""
         cdef uint8_t complement[16]
         cdef AddressRule *rule
         cdef uint32_t i, j
@@ -173,7 +186,8 @@ cdef class Rewrite:
             return checksum_add(checksum_add(0, complement, bytes), at, bytes)
         return 0
 
-    cdef void arp(self, uint8_t *header, uint32_t rest, const uint8_t *source, const uint8_t *destination) noexcept nogil:
+    cdef void arp(self, uint8_t *header, uint32_t rest, const uint8_t *source,
+                  const uint8_t *destination) noexcept nogil:
         if rest < ARP_BYTES or load_be16(header) != 1 or load_be16(header + 2) != ETHERTYPE_IPV4:
             return
         if header[4] != MAC_BYTES or header[5] != 4:
@@ -200,7 +214,8 @@ cdef class Rewrite:
             return
         update(header + 10, added)
         header_bytes = (header[0] & 0x0F) * 4
-        if header_bytes < IPV4_BYTES or header_bytes > rest or load_be16(header + 6) & IPV4_FRAGMENT_OFFSET:
+        if (header_bytes < IPV4_BYTES or header_bytes > rest
+                or load_be16(header + 6) & IPV4_FRAGMENT_OFFSET):
             return
         transport(header + header_bytes, rest - header_bytes, header[9], added)
 
@@ -217,7 +232,7 @@ cdef class Rewrite:
         if of_source == 0 and of_destination == 0:
             return
         protocol = header[6]
-        # Each step goes on by at least 8 bytes, so the frame's length bounds the walk.
+        # Each step advances by at least 8 bytes, so the frame's length bounds the loop.
         while at + 8 <= rest:
             if protocol == PROTOCOL_FRAGMENT:
                 if load_be16(header + at + 2) & IPV6_FRAGMENT_OFFSET:
@@ -227,8 +242,10 @@ cdef class Rewrite:
             elif protocol == PROTOCOL_AH:
                 protocol = header[at]
                 at += (header[at + 1] + 2) * 4
-            elif protocol == PROTOCOL_ROUTING or protocol == PROTOCOL_HOP_BY_HOP or protocol == PROTOCOL_DESTINATION:
-                # While segments are left, the pseudo-header has the final destination, which is in the routing header (RFC 8200, 8.1).
+            elif (protocol == PROTOCOL_ROUTING or protocol == PROTOCOL_HOP_BY_HOP
+                  or protocol == PROTOCOL_DESTINATION):
+                # While segments are left, the pseudo-header has the final destination, which is in
+                # the routing header (RFC 8200, 8.1).
                 if protocol == PROTOCOL_ROUTING and header[at + 3] != 0:
                     of_destination = 0
                 protocol = header[at]
@@ -247,8 +264,10 @@ cdef void update(uint8_t *checksum, uint64_t added) noexcept nogil:
     memcpy(checksum, &value, 2)
 
 
-cdef void transport(uint8_t *header, uint32_t rest, uint8_t protocol, uint64_t added) noexcept nogil:
-    """The checksum of a transport header whose pseudo-header changed. Where the capture cut it off, nothing."""
+cdef void transport(uint8_t *header, uint32_t rest, uint8_t protocol,
+                    uint64_t added) noexcept nogil:
+    """Updates the checksum of a transport header whose pseudo-header changed, unless a capture cut
+    it off."""
     cdef uint32_t at
     if added == 0:
         return

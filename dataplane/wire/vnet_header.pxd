@@ -1,10 +1,10 @@
-"""The virtio-net header without num_buffers, as TAPs and packet sockets have it before a frame (virtio 1.2, 5.1.6), in
-native byte order: the legacy header."""
+"""The virtio-net header without num_buffers, as TAPs and packet sockets have it before a frame
+(virtio 1.2, 5.1.6), in native byte order: the legacy header."""
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from dataplane.packet.pool cimport Context, Packet
 
 cdef enum:
-    VNET_HEADER = 10         # its bytes
+    VNET_HEADER = 10         # in bytes
 
 cdef struct VnetHeader:
     uint8_t flags
@@ -15,8 +15,10 @@ cdef struct VnetHeader:
     uint16_t csum_offset
 
 
-cdef inline void receive(Context *ctx, uint32_t index, const VnetHeader *header, uint32_t number, uint32_t queue) noexcept nogil:
-    """Fills the record of a frame. What the header says is, or follows from, the guest's word: Parse checks it."""
+cdef inline void receive(Context *ctx, uint32_t index, const VnetHeader *header, uint32_t number,
+                         uint32_t queue) noexcept nogil:
+    """Fills the record of a frame. The header's fields come from the guest and are untrusted until
+    Parse has checked them."""
     cdef Packet *p = &ctx.packets[index]
     p.timestamp_ns = ctx.now_ns
     p.port = <uint16_t>number
@@ -29,7 +31,8 @@ cdef inline void receive(Context *ctx, uint32_t index, const VnetHeader *header,
     p.csum_offset = header.csum_offset
 
 
-cdef inline void write_header(VnetHeader *header, const Packet *p, uint16_t header_length) noexcept nogil:
+cdef inline void write_header(VnetHeader *header, const Packet *p,
+                              uint16_t header_length) noexcept nogil:
     header.flags = p.vnet_flags
     header.gso_type = p.gso_type
     header.header_length = header_length

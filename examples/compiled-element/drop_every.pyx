@@ -22,7 +22,8 @@ cdef class DropEvery(Element):
     """
 
     DROP_REASONS = ("every_nth",)
-    HANDLERS = {"n": Handler(read="get_n", write="prepare_n", argument="n", help="every which packet is dropped, 1 or more")}
+    HANDLERS = {"n": Handler(read="get_n", write="prepare_n", argument="n",
+                             help="every which packet is dropped, 1 or more")}
 
     cdef uint64_t n
     cdef uint64_t seen

@@ -23,40 +23,43 @@ DESCRIPTORS_MOST = 16  # received with a client's calls and not used yet
 REPLY_MOST = 64 * 1024 * 1024
 
 DESCRIPTION = """\
-# Controls a running vnic. Clients other than the instance's owner see and change their own NICs only. Rates are text
-# such as "100mbit" (layer-2 bits a second), or "none".
+# Controls a running vnic. Clients other than the instance's owner see and change their own NICs
+# only. Rates are text such as "100mbit" (layer-2 bits a second), or "none".
 interface org.vnic.Control
 
-# Attaches a NIC to a container and connects it to the switch. nic: the settings of a NIC as in the configuration file.
-# netns and process are numbers, from 0, of descriptors that come with the call: the container's network namespace,
-# instead of pid or netns in nic, and a pidfd of a process at whose end the NIC is detached.
+# Attaches a NIC to a container and connects it to the switch. nic: the settings of a NIC as in the
+# configuration file. netns and process are numbers, from 0, of descriptors that come with the call:
+# the container's network namespace, instead of pid or netns in nic, and a pidfd of a process at
+# whose end the NIC is detached.
 method Attach(name: string, nic: object, netns: ?int, process: ?int) -> (nic: object)
 
-# Makes the network the one that a configuration describes: config is the content of a file as an object; or document is
-# the number of a descriptor that comes with the call, a file with what `vnic.config.convert.encode_config` returns.
-# dry: returns what would change. A change has kind (switch, node, link, nic, group), name, action (add, remove, change),
-# fields with the values before and after, and remade where the NIC's interface is made again. All or nothing. For
-# the instance's owner.
+# Makes the network the one that a configuration describes: config is the content of a file as an
+# object; or document is the number of a descriptor that comes with the call, a file with what
+# `vnic.config.convert.encode_config` returns. dry: returns what would change. A change has kind
+# (switch, node, link, nic, group), name, action (add, remove, change), fields with the values
+# before and after, and remade where the NIC's interface is made again. All or nothing. For the
+# instance's owner.
 method Apply(config: ?object, document: ?int, dry: ?bool) -> (changes: []object)
 
 # Goes back to the network before the last Apply that was not undone. For the instance's owner.
 method Undo(dry: ?bool) -> (changes: []object)
 
-# The configuration as it runs, in the words of a file, with what was implied written out. For the instance's owner.
+# The configuration as it runs, in the words of a file, with what was implied written out. For the
+# instance's owner.
 method GetConfig() -> (config: object)
 
 # Detaches a NIC.
 method Detach(name: string) -> ()
 
-# Engines, NICs and switches; NICs that wait for their network namespaces, with the reasons; whether every packet is
-# accounted for.
+# Engines, NICs and switches; NICs that wait for their network namespaces, with the reasons; whether
+# every packet is accounted for.
 method Status() -> (status: object)
 
 # Counters of one NIC, or of everything: per queue, and per element with drops by reason.
 method Stats(name: ?string) -> (stats: object)
 
-# A drawing of the running graph: text, dot (Graphviz) or json; of the elements of each engine, or of switches, NICs
-# and links.
+# A drawing of the running graph: text, dot (Graphviz) or json; of the elements of each engine, or
+# of switches, NICs and links.
 method Graph(format: ?string, elements: ?bool) -> (graph: string)
 
 # Sets the rate of one or both directions of a NIC; one that is not given stays.
@@ -71,16 +74,18 @@ method ReadHandler(element: string, handler: string) -> (copies: []object)
 # Writes a handler of all copies of an element, or of none.
 method WriteHandler(element: string, handler: string, value: ?object) -> (result: ?object)
 
-# Changes an engine group while packets flow: its scheduling mode (dedicated, spreading, compacting), its CPUs;
-# settings: other keys of a group in the configuration file, null to remove one.
+# Changes an engine group while packets flow: its scheduling mode (dedicated, spreading,
+# compacting), its CPUs; settings: other keys of a group in the configuration file, null to remove
+# one.
 method SetGroup(name: string, mode: ?string, cpus: ?[]int, settings: ?object) -> (group: object)
 
-# CPU time and memory by NIC, and overhead, which is charged to no NIC. The sum is the engines' CPU time.
+# CPU time and memory by NIC, and overhead, which is charged to no NIC. The sum is the engines' CPU
+# time.
 method Accounts() -> (accounts: object)
 
-# Replaces the worker by a new one, of the version that is installed now or that the given Python has, while packets
-# flow. The report has blackout, bytes of state, packets moved and packets lost of each engine, and the packets that each
-# NIC's queues dropped meanwhile.
+# Replaces the worker by a new one, of the version that is installed now or that the given Python
+# has, while packets flow. The report has blackout, bytes of state, packets moved and packets lost
+# of each engine, and the packets that each NIC's queues dropped meanwhile.
 method Upgrade(python: ?string) -> (report: object)
 
 # Counters, gauges and accounts for Prometheus: its text format, or as families with format json.
@@ -89,21 +94,23 @@ method Metrics(format: ?string) -> (text: ?string, families: ?[]object)
 # Raises or cuts a NIC's link.
 method SetLink(name: string, up: bool) -> ()
 
-# on: drops frames that a NIC's container sends from another MAC address than the NIC's. For the instance's owner.
+# on: drops frames that a NIC's container sends from another MAC address than the NIC's. For the
+# instance's owner.
 method SetSpoofCheck(name: string, on: bool) -> (nic: object)
 
-# Captures the packets that pass a point (a NIC, or one of its elements by name) as pcap, until StopCapture or the end of
-# this connection: into a pipe, whose reading end comes with the reply (descriptor is its number), or to the file or
-# named pipe at path, which the daemon opens.
+# Captures the packets that pass a point (a NIC, or one of its elements by name) as pcap, until
+# StopCapture or the end of this connection: into a pipe, whose reading end comes with the reply
+# (descriptor is its number), or to the file or named pipe at path, which the daemon opens.
 method StartCapture(point: string, path: ?string, snaplen: ?int) -> (capture: int, descriptor: ?int)
 
-# Ends a capture of this connection. captured: packets in it; missed: packets for which the buffer had no room.
+# Ends a capture of this connection. captured: packets in it; missed: packets for which the buffer
+# had no room.
 method StopCapture(capture: int) -> (point: string, captured: int, missed: int, error: ?string)
 
-# Events as they happen; call with "more". An event has a name (attached, detached, rate, link, group, applied, capture,
-# engine-moved, overrun, drops, worker), a time (seconds since 1970), and fields that depend on the name; detached has
-# why, and waits if the NIC is attached again when its namespace returns. lost: events before it that were dropped
-# since the client was too slow.
+# Events as they happen; call with "more". An event has a name (attached, detached, rate, link,
+# group, applied, capture, engine-moved, overrun, drops, worker), a time (seconds since 1970), and
+# fields that depend on the name; detached has why, and waits if the NIC is attached again when its
+# namespace returns. lost: events before it that were dropped since the client was too slow.
 method Monitor() -> (event: object)
 
 # Stats repeatedly; call with "more". interval_ms is at least 10.
@@ -112,8 +119,9 @@ method WatchStats(name: ?string, interval_ms: ?int) -> (time: float, stats: obje
 # Detaches everything and ends the daemon; the connection closes at the end.
 method Shutdown() -> ()
 
-# Errors have a message for people, on one line, and a code for programs that does not change between versions: busy, exists,
-# failed, invalid, limit, not-found, not-permitted, port. field is the part of the request that is wrong, such as nics.web.mtu.
+# Errors have a message for people, on one line, and a code for programs that does not change
+# between versions: busy, exists, failed, invalid, limit, not-found, not-permitted, port. field is
+# the part of the request that is wrong, such as nics.web.mtu.
 
 # The request cannot be met as it is: wrong value, unknown name.
 error InvalidConfig (message: string, code: string, field: ?string)
@@ -138,7 +146,7 @@ error MethodNotImplemented (method: string)
 error ExpectedMore ()
 error InvalidParameter (parameter: string)
 error PermissionDenied ()
-"""
+"""  # noqa: E501
 
 
 def checked_instance(name: str) -> str:

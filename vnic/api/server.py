@@ -250,7 +250,9 @@ class Server:
         try:
             while True:
                 connection.answering = False
-                item: asyncio.Task[dict[str, Any]] = loop.create_task(anext(stream))  # type: ignore[arg-type]
+                item: asyncio.Task[dict[str, Any]] = loop.create_task(
+                    anext(stream)  # type: ignore[arg-type]
+                )
                 try:
                     done, _ = await asyncio.wait((item, end), return_when=asyncio.FIRST_COMPLETED)
                 finally:

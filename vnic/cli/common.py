@@ -150,7 +150,12 @@ def print_table(
     for column in columns:
         name, justify = column.removeprefix(">"), "right" if column.startswith(">") else "left"
         longest = max(map(len, name.split()), default=1)
-        table.add_column(name, justify=justify, overflow="fold", min_width=longest)  # type: ignore[arg-type]
+        table.add_column(
+            name,
+            justify=justify,  # type: ignore[arg-type]
+            overflow="fold",
+            min_width=longest,
+        )
     for row in rows:
         table.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
     # No folding of rows in a pipe, for programs that read them.

@@ -68,7 +68,7 @@ def group(
     \b
     vnic group default --mode compacting --slo 80us
     vnic group default --mode dedicated --cpus 2,3
-    vnic group default --guarantee 200us/1ms       200 us of CPU time in each millisecond, and no more
+    vnic group default --guarantee 200us/1ms     200 us of CPU time in each millisecond, and no more
     vnic group default --guarantee none --cpus any
     """
     settings: dict[str, Any] = {word: time for word, time in times.items() if time is not None}

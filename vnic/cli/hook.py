@@ -150,7 +150,8 @@ def hook(show: bool) -> None:
 
     \b
     vnic hook --print > /etc/containers/oci/hooks.d/vnic.json
-    podman run --network none --annotation vnic.nic=web --annotation vnic.addresses=10.0.0.1/24 IMAGE
+    podman run --network none --annotation vnic.nic=web \\
+        --annotation vnic.addresses=10.0.0.1/24 IMAGE
     """
     if show:
         print_json(description())

@@ -139,8 +139,8 @@ def packet(**options: Any) -> None:
     *PORT,
 )
 def capture(read: str | None, write: str | None, **options: Any) -> None:
-    """Attach the NIC called NAME: capture files in place of a container, connected to a switch. What is read
-    is sent at its times from now on; the file that is written is overwritten.
+    """Attach the NIC called NAME: capture files in place of a container, connected to a switch.
+    What is read is sent at its times from now on; the file that is written is overwritten.
 
     \b
     vnic attach capture load --read in.pcap
@@ -162,7 +162,8 @@ def _absolute(path: str | None) -> str | None:
     *PORT,
 )
 def module(**options: Any) -> None:
-    """Attach the NIC called NAME: a port of the switch for an engine of one of the instance's modules.
+    """Attach the NIC called NAME: a port of the switch for an engine of one of the instance's
+    modules.
 
     \b
     vnic attach module beacon

@@ -177,7 +177,7 @@ def replay(
     \b
     vnic replay web.pcap --config net.yaml -o out.pcapng
     vnic replay --port web=a.pcap --port db=b.pcap -c net.yaml -o out.pcapng --drops
-    vnic replay web.pcap -c net.yaml -o o.pcapng --expect golden.pcapng --tolerance 5us --ignore IP.id
+    vnic replay web.pcap -c net.yaml -o o.pcapng --expect ok.pcapng --tolerance 5us --ignore IP.id
     vnic replay web.pcap -c net.yaml --realtime captured --loop 3    # the other NICs are containers
     vnic replay web.pcap -c net.yaml --realtime asap --wait db=udp/5001
     vnic replay both.pcap -c net.yaml --side web=10.0.0.1 --side 'db=*' --rewrite-mac nics

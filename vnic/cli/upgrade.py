@@ -27,10 +27,11 @@ def upgrade(python: str | None, instance: str, as_json: bool) -> None:
     Packets count as lost if the queues of an interface or an engine had no room for them between
     the first engine's stop and the last engine's start, by the counters of kernel and engines.
 
-    The supervisor and its namespace agent, two small processes, are not replaced before `vnic down`.
+    The supervisor and its namespace agent, two small processes, are not replaced before
+    `vnic down`.
 
     \b
-    pip install --upgrade vnic-0.2.0-cp311-cp311-linux_x86_64.whl && vnic upgrade     a wheel, its URL, or a source tree
+    pip install --upgrade ./vnic && vnic upgrade     a source tree, or a wheel or its URL
     vnic upgrade --python /opt/vnic-2/bin/python     use this Python from now on, also after a crash
     vnic upgrade --json
     """

@@ -1,4 +1,5 @@
-"""Converts untyped data (a YAML file, an API request) to the configuration's structs, whole and in parts."""
+"""Converts untyped data (a YAML file, an API request) to the configuration's structs, whole and in
+parts."""
 
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ def _elements(data: Any, path: Path, locate: Locate, depth: int = 0) -> list[Ele
         raise error_at(
             locate,
             path,
-            f"invalid value {shown(data)}: expected a list of elements such as [{{element: Counter}}]",
+            f"invalid value {shown(data)}: "
+            "expected a list of elements such as [{element: Counter}]",
         )
     if depth > DEPTH_MOST or len(data) > ELEMENTS_MOST:
         raise error_at(
@@ -80,7 +82,8 @@ def _element(data: Any, path: Path, locate: Locate, depth: int) -> ElementConfig
         raise error_at(
             locate,
             (*path, "branches"),
-            f"invalid value {shown(branches)}: expected {{OUTPUT: [elements]}} such as {{1: [Discard]}}",
+            f"invalid value {shown(branches)}: "
+            "expected {OUTPUT: [elements]} such as {1: [Discard]}",
         )
     for gate, chain in branches.items():
         if not re.fullmatch(r"[0-9]{1,4}", str(gate), re.ASCII):
@@ -165,7 +168,8 @@ def convert_nic(
         raise error_at(
             locate,
             path,
-            f"which container is it in? give pid: or netns:, or `vnic attach {nic.kind} {name} --pid PID` later",
+            "which container is it in? give pid: or netns:, "
+            f"or `vnic attach {nic.kind} {name} --pid PID` later",
         )
     nic.where = locate(path)
     return nic
@@ -290,32 +294,34 @@ def changed_group(name: str, group: GroupConfig, settings: Mapping[str, Any]) ->
 
 
 class _Stored(msgspec.Struct):
-    """An encoded configuration. version: of its form, raised where an older vnic would read it wrong."""
+    """An encoded configuration. version: the version of its format, raised when an older vnic would
+    misread it."""
 
     config: msgspec.Raw
     version: int
 
 
 def encode_config(config: Config) -> bytes:
-    """A configuration as JSON, with what the loader filled in and its version: for another process of
-    the same instance, perhaps of another version of vnic."""
+    """Encodes a configuration, with the fields that the loader filled in and the format's version,
+    as JSON: for another process of the same instance, which may run another version of vnic."""
     content = msgspec.json.encode(config, enc_hook=encode_scalar)
     return msgspec.json.encode(_Stored(msgspec.Raw(content), CONFIG_VERSION))
 
 
-# Created on import: this takes milliseconds, which a successor spends in the short steps of its imports.
+# Created on import, since it takes milliseconds: a successor does its imports in short steps.
 _decode_config = msgspec.json.Decoder(Config, dec_hook=decode_scalar).decode
 _decode_stored = msgspec.json.Decoder(_Stored).decode
 
 
 def decode_config(data: bytes) -> Config:
-    """Reads what `encode_config` wrote. Raises ConfigError."""
+    """Decodes the output of `encode_config`. Raises ConfigError."""
     try:
         stored = _decode_stored(data)
         if stored.version != CONFIG_VERSION:
             raise ConfigError(
-                f"the configuration that was handed over is of version {stored.version}, and this vnic reads "
-                f"{CONFIG_VERSION}: upgrade to a version that reads it, or use `vnic down` and `vnic up`"
+                f"the configuration that was handed over is of version {stored.version}, "
+                f"and this vnic reads {CONFIG_VERSION}: "
+                "upgrade to a version that reads it, or use `vnic down` and `vnic up`"
             )
         return _decode_config(stored.config)
     except msgspec.MsgspecError as error:
@@ -394,7 +400,10 @@ def convert_config(
             )
         config.nodes[name] = _node(node, ("nodes", name), locate)
     if not config.has_implied_switch and "switch" in fields:
-        text = "is the switch of a network whose nodes have none; give these settings to one of nodes: {NAME: {switch: {...}}}"
+        text = (
+            "is the switch of a network whose nodes have none; give these settings to one of "
+            "nodes: {NAME: {switch: {...}}}"
+        )
         raise error_at(locate, ("switch",), text)
     for number, each in enumerate(links):
         row = each.get("link") if isinstance(each, Mapping) else each

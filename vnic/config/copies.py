@@ -1,4 +1,4 @@
-"""Copies of configurations whose settings may change while what they describe runs."""
+"""Copies of configurations, whose settings may change while the network runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vnic.config.schema import Config, ElementConfig, LinkConfig, NicConfig
 
 
 def own_config(config: Config) -> Config:
-    """A copy that follows what runs."""
+    """A copy that is changed along with the running network."""
     config = copy.copy(config)
     config.nics = {name: own_nic(nic) for name, nic in config.nics.items()}
     config.groups = {name: copy.copy(group) for name, group in config.groups.items()}

@@ -25,8 +25,11 @@ from vnic.config.schema import (
 
 
 def _scalar_schema(kind: type) -> dict[str, Any]:
-    patterns = {Rate: r"^\s*[0-9.]+\s*[kKmMgGtT]?i?[bB][iI][tT]\s*$", Mac: "^[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}$",
-                RssKey: "^[0-9a-fA-F]{2}(:?[0-9a-fA-F]{2}){39}$"}  # fmt: skip
+    patterns = {
+        Rate: r"^\s*[0-9.]+\s*[kKmMgGtT]?i?[bB][iI][tT]\s*$",
+        Mac: "^[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}$",
+        RssKey: "^[0-9a-fA-F]{2}(:?[0-9a-fA-F]{2}){39}$",
+    }
     schema: dict[str, Any] = {"type": "string"}
     if kind is User:
         schema = {"type": ["string", "integer"], "description": "a user's name or number"}

@@ -35,15 +35,15 @@ def parse_config(
 
 
 def netns_path(netns: str, directory: str) -> str:
-    """The path of a network namespace as a user writes it: a path, relative to `directory`, or a name
-    of `ip netns`. It is a path from here on, so that it can be watched."""
+    """The path of a network namespace as a user writes it: a path, relative to `directory`, or a
+    name of `ip netns`. It is a path from here on, so that it can be watched."""
     path = os.path.join(directory, netns)
     return path if "/" in netns or os.path.exists(path) else os.path.join(NAMED_NETNS_DIR, netns)
 
 
 def load_config(path: str | os.PathLike[str], *, contained: bool = True) -> Config:
-    """A configuration from a YAML file, or from standard input for "-". Raises ConfigError: FILE:LINE:
-    path: what is wrong; what is expected."""
+    """A configuration from a YAML file, or from standard input for "-". Raises ConfigError, whose
+    text is "FILE:LINE: path: error: expected values"."""
     name = os.fspath(path)
     try:
         if name == "-":

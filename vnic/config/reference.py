@@ -1,6 +1,8 @@
-"""The configuration reference, made of the schema: `vnic config explain` and docs/configuration.md print it.
+"""The configuration reference, generated from the schema: `vnic config explain` and
+docs/configuration.md print it.
 
-What a key does comes from the docstring of its struct, what it accepts and examples from its type; see schema.py.
+The docstring of a struct describes its keys; their types give the accepted values and examples; see
+schema.py.
 """
 
 from __future__ import annotations
@@ -39,14 +41,14 @@ _ENTRY = re.compile(r"([a-z_]+): (.*)")
 class Key(msgspec.Struct, frozen=True, kw_only=True):
     """A key of the configuration.
 
-    path      where it stands; NAME is a name that the user chooses, [] an entry of a list
+    path      its path; NAME is a name that the user chooses, [] an entry of a list
     type      the kind of its value
-    accepts   the values in the words that an error has for them
-    bounds    least and greatest value or length, as far as there are any
-    default   as YAML has it; None where there is none or the description says it
-    about     what it does
+    accepts   the accepted values, in the words of the error messages
+    bounds    least and greatest value or length, if there are any
+    default   in YAML; None: there is none, or the description states it
+    about     its description
     example   a value
-    document  a file with this value
+    document  an example file with this value
     keys      the keys below it
     """
 
@@ -63,11 +65,11 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def plain_path(self) -> str:
-        """The path without names and list entries: how users ask for it."""
+        """The path without names and list entries, as users name it."""
         return _plain(self.path)
 
     def facts(self) -> list[tuple[str, str]]:
-        """What there is to say of its values in a word each: (word, value)."""
+        """Facts about its values: (word, value)."""
         found = [("type", self.type), ("accepts", self.accepts)]
         if "least" in self.bounds:
             found.append(("bounds", f"{self.bounds['least']} to {self.bounds['greatest']}"))
@@ -76,7 +78,8 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
             found.append(
                 (
                     "bounds",
-                    f"{self.bounds.get('least_length', 0)} to {self.bounds['greatest_length']} {unit}",
+                    f"{self.bounds.get('least_length', 0)} to {self.bounds['greatest_length']} "
+                    f"{unit}",
                 )
             )
         if self.required:
@@ -88,13 +91,14 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
         return [(word, str(value)) for word, value in found]
 
     def example_yaml(self) -> str:
-        """The example as it stands in a file, below the keys that lead to it."""
+        """The example as in a file, below its parent keys."""
         return dump_yaml(self.document, width=90).strip()
 
 
-# Names that examples have for what a user names. A client is named by a user's number, which every machine has.
+# Example names for objects that the user names. A client is named by a user's number, which exists
+# on every machine.
 _NAMES = {"nics": "web", "groups": "all", "clients": "1000", "nodes": "lan", "to": "dmz"}
-# What a key needs beside it in a document, and in each of its entries.
+# Keys that an example needs beside a key, and in each of the key's entries.
 _BESIDE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "links": ({"nodes": {"lan": {"switch": {}}, "dmz": {"switch": {}}}}, {"link": "lan -- dmz"}),
     "read": ({"kind": "capture"}, {}),
@@ -107,7 +111,7 @@ def _plain(path: str) -> str:
 
 
 def field_docs(struct: type[msgspec.Struct]) -> dict[str, str]:
-    """What the docstring of a struct says of its fields."""
+    """The descriptions of a struct's fields, from its docstring."""
     found: dict[str, str] = {}
     entry = ""
     for line in inspect.cleandoc(struct.__doc__ or "").splitlines():
@@ -122,7 +126,8 @@ def field_docs(struct: type[msgspec.Struct]) -> dict[str, str]:
 
 
 def about_struct(struct: type[msgspec.Struct]) -> str:
-    """What the docstring of a struct says of the whole, as one paragraph a paragraph."""
+    """The description of a struct as a whole, from its docstring; each paragraph becomes one
+    line."""
     paragraphs = inspect.cleandoc(struct.__doc__ or "").split("\n\n")
     return "\n\n".join(" ".join(each.split()) for each in paragraphs if not _ENTRY.match(each))
 
@@ -159,7 +164,10 @@ def _type_word(kind: Any) -> str:
     if origin is list:
         return f"list of {_type_word(unwrapped(arguments[0])[0])}"
     if origin is dict:
-        return f"mapping from {'number' if arguments[0] is int else 'name'} to {_type_word(unwrapped(arguments[1])[0])}"
+        return (
+            f"mapping from {'number' if arguments[0] is int else 'name'} to "
+            f"{_type_word(unwrapped(arguments[1])[0])}"
+        )
     if origin is typing.Literal:
         return "one of " + ", ".join(map(str, arguments))
     if arguments:
@@ -172,7 +180,7 @@ def _type_word(kind: Any) -> str:
 
 
 def _struct_in(kind: Any) -> tuple[type[msgspec.Struct] | None, str]:
-    """The struct that a value of this kind has inside, and what stands between: ".NAME", "[]" or nothing."""
+    """The struct inside a value of this kind, and the path step to it: ".NAME", "[]" or ""."""
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         return kind, ""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -214,7 +222,8 @@ def _keys_below(
     around: Callable[[Any], dict[str, Any]],
     whole: Any = None,
 ) -> list[Key]:
-    """The keys of a struct. around: the document around a value of the struct; whole: an example of the struct."""
+    """The keys of a struct. around: returns the document around a value of the struct; whole: an
+    example of the struct."""
     hints, docs = typing.get_type_hints(struct, include_extras=True), field_docs(struct)
     found: list[Key] = []
     for field in msgspec.structs.fields(struct):
@@ -284,16 +293,18 @@ def _named(name: str, value: Any) -> dict[str, Any]:
 
 
 def reference() -> list[Key]:
-    """All keys of a configuration file, those of a mapping behind the mapping's own."""
+    """All keys of a configuration file, each mapping's key before the keys inside it."""
     return _keys_below(Config, "", _as_is)
 
 
 def find(text: str) -> Key:
-    """The key that a user means: nics.egress.rate, nics.web.egress.rate, engines[0].cpu. Raises ConfigError."""
+    """The key that a user means: nics.egress.rate, nics.web.egress.rate, engines[0].cpu. Raises
+    ConfigError."""
     keys = {each.plain_path: each for each in reference()}
     wanted = _plain(re.sub(r"\[\d*\]", "", text.strip().strip(".")))
     first, _, rest = wanted.partition(".")
-    # Behind nics, groups, clients and nodes comes a name that the user has chosen, or the key at once.
+    # After nics, groups, clients and nodes comes a name that the user has chosen, or a key
+    # directly.
     named = f"{first}.{rest.partition('.')[2]}" if first in _NAMES else wanted
     if found := keys.get(wanted) or keys.get(named.rstrip(".")):
         return found

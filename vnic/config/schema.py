@@ -4,8 +4,8 @@ Values are parsed where they enter (`convert.py`): a rate in these structs is in
 nanoseconds, a MAC address in lower case. Code that builds a struct uses the same types:
 `NicConfig(name="web", pid=42, egress=DirectionConfig(rate=Rate("1mbit")))`.
 
-Each field is described in two places. The docstring of its struct says what the field does, one entry
-a field. The `description` of its type says which values are accepted; an error quotes it.
+Each field is described in two places. The docstring of its struct says what the field does, one
+entry a field. The `description` of its type says which values are accepted; an error quotes it.
 `reference.py` makes the configuration reference and the descriptions in the JSON Schema of both.
 """
 
@@ -37,10 +37,9 @@ from dataplane.config.scalars import (
     User,
 )
 
-MTU_LEAST, MTU_MOST = (
-    68,
-    65521,
-)  # RFC 791's least IPv4 MTU; 65,535 bytes of a frame less an Ethernet header (Linux' ETH_MAX_MTU for TAP)
+# RFC 791's least IPv4 MTU; 65,535 bytes of a frame less an Ethernet header (Linux' ETH_MAX_MTU for
+# TAP)
+MTU_LEAST, MTU_MOST = 68, 65521
 QUEUES_MOST = 64
 ENGINES_MOST = 64
 LINKS_MOST = 512  # each has a port on two switches, and there are 1024 ports
@@ -136,16 +135,20 @@ class GroupConfig(_Strict):
 
     mode: Scheduling mode. `spreading` gives each engine a thread of its own that sleeps when idle;
         `compacting` packs the engines onto as few threads as keep the queueing delay below `slo`;
-        `dedicated` runs them on threads that poll without sleeping, one pinned to each CPU of `cpus`.
-    cpus: CPUs that the threads of the group may run on. Default: all CPUs of the process. A dedicated
-        group needs it.
-    spin: Time that an idle thread polls before it sleeps. Default: the value of the top-level `spin`.
-    slo: Queueing delay that a compacting group keeps its engines below by moving them to other threads.
-    budget: Longest duration of one iteration of an engine; longer ones are counted as overruns. 0: no limit.
-    guarantee: CPU time for each thread of the group. The kernel enforces it (SCHED_DEADLINE or SCHED_RR)
-        where it permits that; elsewhere it is an upper bound only. Default: no guarantee.
-    cgroup: Cgroups that the threads of the group join, so that the kernel charges and limits their CPU
-        time. The cgroups must exist already.
+        `dedicated` runs them on threads that poll without sleeping, one pinned to each CPU of
+        `cpus`.
+    cpus: CPUs that the threads of the group may run on. Default: all CPUs of the process. A
+        dedicated group needs it.
+    spin: Time that an idle thread polls before it sleeps. Default: the value of the top-level
+        `spin`.
+    slo: Queueing delay that a compacting group keeps its engines below by moving them to other
+        threads.
+    budget: Longest duration of one iteration of an engine; longer ones are counted as overruns. 0:
+        no limit.
+    guarantee: CPU time for each thread of the group. The kernel enforces it (SCHED_DEADLINE or
+        SCHED_RR) where it permits that; elsewhere it is an upper bound only. Default: no guarantee.
+    cgroup: Cgroups that the threads of the group join, so that the kernel charges and limits their
+        CPU time. The cgroups must exist already.
     """
 
     mode: Annotated[
@@ -170,7 +173,8 @@ class GroupConfig(_Strict):
             examples=[{"runtime": "900us", "period": "1ms"}],
         ),
     ] = None
-    # In a file one path may stand for a list of one. (Not a union here: msgspec 0.22 frees one of text with a pattern and a list wrongly.)
+    # A file may give one path in place of a list. (Not a union type here: msgspec 0.22 frees a
+    # union of a str with a pattern and a list incorrectly.)
     cgroup: Annotated[
         list[CgroupPath],
         Meta(
@@ -191,10 +195,11 @@ class GroupConfig(_Strict):
 class EngineConfig(_Strict):
     """An engine: a task that runs elements on a thread of its group.
 
-    name: Name of the engine in commands and counters. Default: `e` and the engine's number, so `e0`.
+    name: Name of the engine in commands and counters. Default: `e` and the engine's number, so
+        `e0`.
     spin: Time that the engine's thread polls before it sleeps. Default: the `spin` of its group.
-    cpu: CPU that the engine's thread is bound to. Only for engines of a spreading group; other groups
-        have `cpus`. Default: any CPU of the group.
+    cpu: CPU that the engine's thread is bound to. Only for engines of a spreading group; other
+        groups have `cpus`. Default: any CPU of the group.
     group: Engine group that the engine belongs to. Default: the first entry of `groups`.
     """
 
@@ -210,9 +215,11 @@ class EngineConfig(_Strict):
 
 
 class ModuleConfig(_Strict):
-    """A module that extends the control API; all other keys are keyword arguments of its constructor.
+    """A module that extends the control API; all other keys are keyword arguments of its
+    constructor.
 
-    module: Python class of the module. Its file is searched for beside the configuration file first.
+    module: Python class of the module. Its file is searched for beside the configuration file
+        first.
     """
 
     HIDDEN = ("arguments",)
@@ -225,13 +232,15 @@ class ClientConfig(_Strict):
     """Limits for a user who may attach containers to this instance besides its owner.
 
     nics: Number of NICs that the user may attach.
-    vlans: VLANs that the user's NICs may belong to; a NIC without `vlan` is an access port of the first.
-        Default: the user may set no `vlan`.
+    vlans: VLANs that the user's NICs may belong to; a NIC without `vlan` is an access port of the
+        first. Default: the user may set no `vlan`.
     rate: Upper limit of each rate of the user's NICs. Default: no limit.
     queues: Queue pairs that each NIC of the user may have.
     group: Engine group whose engines serve the user's NICs. Default: all groups.
-    pool_percent: Share of the packet pool that may wait in the shapers of all of the user's NICs together.
-    on: Switch that the user's NICs are connected to. Default: the only switch; required where there are several.
+    pool_percent: Share of the packet pool that may wait in the shapers of all of the user's NICs
+        together.
+    on: Switch that the user's NICs are connected to. Default: the only switch; required where there
+        are several.
     """
 
     nics: Annotated[int, Meta(ge=0, le=1024, description="a number of NICs, 0 to 1024")] = 16
@@ -293,14 +302,14 @@ class SwitchConfig(_Strict):
 
 
 class NodeConfig(_Strict):
-    """A node of the network: a switch, or an element that one-way links lead packets through. All other keys
-    of an element's node are keyword arguments of the element's constructor.
+    """A node of the network: a switch, or an element that one-way links lead packets through. All
+    other keys of an element's node are keyword arguments of the element's constructor.
 
     A text stands for a node with the defaults: `lan: switch`, `seen: Counter`.
 
     switch: A learning switch with its settings; `{}` for the defaults.
-    element: Class of the element: a built-in one (`vnic element` lists them) or a Python class, whose
-        file is searched for beside the configuration file first.
+    element: Class of the element: a built-in one (`vnic element` lists them) or a Python class,
+        whose file is searched for beside the configuration file first.
     engine: Engine that runs the element, by number or name. Default: the first.
     """
 
@@ -332,7 +341,8 @@ class NodeConfig(_Strict):
 
 
 class VlanConfig(_Strict):
-    """VLAN membership of a NIC: an access port of one VLAN, a trunk of several, or a port of untagged frames.
+    """VLAN membership of a NIC: an access port of one VLAN, a trunk of several, or a port of
+    untagged frames.
 
     access: VLAN of an access port: the container sends and receives untagged frames.
     trunk: VLANs of a trunk port: the container sends and receives tagged frames.
@@ -351,7 +361,8 @@ class VlanConfig(_Strict):
     def __post_init__(self) -> None:
         if (self.access is not None) + (self.trunk is not None) + self.untagged != 1:
             raise SchemaError(
-                "needs exactly one of access, trunk and untagged: {access: 10}, {trunk: [10, 20]} or {untagged: true}"
+                "needs exactly one of access, trunk and untagged: {access: 10}, {trunk: [10, 20]} "
+                "or {untagged: true}"
             )
         if self.native is not None and self.trunk is None:
             raise SchemaError("native belongs to a trunk: expected {trunk: [10, 20], native: 1}")
@@ -367,7 +378,8 @@ class LinkVlanConfig(_Strict):
     untagged: Untagged and priority-tagged frames (VLAN 0) only.
     """
 
-    # A frame whose only tag is taken off on the way would be of the VLAN that its sender wrote behind that tag.
+    # No native VLAN: a frame whose outer tag is removed on the link would belong to the VLAN of a
+    # second tag that its sender wrote behind it.
     native: ClassVar[None] = None
 
     access: VlanId | None = None
@@ -380,7 +392,8 @@ class LinkVlanConfig(_Strict):
     def __post_init__(self) -> None:
         if (self.access is not None) + (self.trunk is not None) + self.untagged != 1:
             raise SchemaError(
-                "needs exactly one of access, trunk and untagged: {access: 10}, {trunk: [10, 20]} or {untagged: true}"
+                "needs exactly one of access, trunk and untagged: {access: 10}, {trunk: [10, 20]} "
+                "or {untagged: true}"
             )
         if self.trunk is not None and (not self.trunk or len(set(self.trunk)) != len(self.trunk)):
             raise SchemaError("trunk is empty or names a VLAN twice: expected {trunk: [10, 20]}")
@@ -389,7 +402,8 @@ class LinkVlanConfig(_Strict):
 class OffloadConfig(_Strict):
     """Work that the container's network stack leaves to the NIC.
 
-    checksum: Checksum offload: packets may come without their TCP or UDP checksum. Segmentation needs it.
+    checksum: Checksum offload: packets may come without their TCP or UDP checksum. Segmentation
+        needs it.
     tso: TCP segmentation offload (IPv4 and IPv6): the container sends frames of up to 64 KB.
     uso: UDP segmentation offload, which needs Linux 6.2 or newer; ignored by older kernels.
     """
@@ -401,16 +415,18 @@ class OffloadConfig(_Strict):
     def __post_init__(self) -> None:
         if not self.checksum and (self.tso or self.uso):
             raise SchemaError(
-                "segmentation needs checksum offload: expected {checksum: false, tso: false, uso: false}"
+                "segmentation needs checksum offload: "
+                "expected {checksum: false, tso: false, uso: false}"
             )
 
 
 class RssConfig(_Strict):
     """Receive-side scaling: how flows are distributed over the queues of the NIC.
 
-    key: Key of the Toeplitz hash. Default: a fixed key, so that the distribution is the same on each run.
-    table: Indirection table: the low bits of a flow's hash select an entry, which is the flow's queue.
-        Default: 128 entries that name the queues in turn.
+    key: Key of the Toeplitz hash. Default: a fixed key, so that the distribution is the same on
+        each run.
+    table: Indirection table: the low bits of a flow's hash select an entry, which is the flow's
+        queue. Default: 128 entries that name the queues in turn.
     """
 
     key: Annotated[
@@ -432,12 +448,12 @@ class ElementConfig(_Strict):
 
     A text stands for an element without arguments: `[Counter]` is `[{element: Counter}]`.
 
-    element: Class of the element: a built-in one (`vnic element` lists them) or a Python class, whose
-        file is searched for beside the configuration file first.
+    element: Class of the element: a built-in one (`vnic element` lists them) or a Python class,
+        whose file is searched for beside the configuration file first.
     name: Name of the element, appended to the names of NIC and direction, as in `web.egress.limit`.
         Default: the class in lower case. A number is appended where the name occurs twice.
-    branches: Elements behind each output, by the output's number. All branches rejoin at the element
-        that follows in the chain, or at the NIC's shaper.
+    branches: Elements behind each output, by the output's number. All branches rejoin at the
+        element that follows in the chain, or at the NIC's shaper.
     """
 
     HIDDEN = ("arguments", "where")
@@ -465,11 +481,11 @@ class DirectionConfig(_Strict):
     """Processing of packets in one direction.
 
     rate: Rate limit: bits of layer-2 frames without preamble and FCS, a second. Default: no limit.
-    queue: Longest time that a packet may wait for the rate. The bytes of that time at the rate are the
-        queue's bound, segments of GSO frames counted one by one; an empty queue takes one frame of any
-        length, and further packets are dropped.
-    elements: Chain of elements that packets pass: on the way out before the shaper and the switch, on
-        the way in behind the switch and before the shaper.
+    queue: Longest time that a packet may wait for the rate. The bytes of that time at the rate are
+        the queue's bound, segments of GSO frames counted one by one; an empty queue takes one frame
+        of any length, and further packets are dropped.
+    elements: Chain of elements that packets pass: on the way out before the shaper and the switch,
+        on the way in behind the switch and before the shaper.
     """
 
     rate: Annotated[
@@ -500,22 +516,25 @@ class DirectionConfig(_Strict):
 class LinkConfig(_Strict):
     """A link between two switches, whose packets pass it in both directions; or one-way links.
 
-    A text stands for a link without settings: `[lan -- dmz]` is `[{link: lan -- dmz}]`. A text with arrows
-    is a row of one-way links, such as `web -> split[1] -> seen -> lan`: what the container of NIC `web` sends
-    comes to the element `split`, and what leaves `split` by its output 1 (0 if not given) to the element
-    `seen` and then to the switch. A row begins at a NIC or an element and ends at an element, a switch, or a
-    NIC, whose container receives the packets. One-way links have no settings.
+    A text stands for a link without settings: `[lan -- dmz]` is `[{link: lan -- dmz}]`. A text with
+    arrows is a row of one-way links, such as `web -> split[1] -> seen -> lan`: packets from the
+    container of NIC `web` go to the element `split`; packets that leave `split` by its output 1 (0
+    if not given) go to the element `seen` and then to the switch. A row begins at a NIC or an
+    element and ends at an element, a switch, or a NIC, whose container receives the packets.
+    One-way links have no settings.
 
-    link: The two switches, with ` -- ` between them. Several links must not make a loop for any VLAN.
+    link: The two switches, with ` -- ` between them. Several links must not make a loop for any
+        VLAN.
     name: Name of the link in commands and counters. Default: the two names, so `lan--dmz`.
     vlan: VLANs that the link carries, as a port of both switches. Default: all frames, as they are.
     rate: Rate limit of each direction. Default: no limit.
     queue: Longest time that a packet may wait for the rate, see `nics.egress.queue`.
     elements: Chain of elements that packets pass before the rate limit, in each direction.
-    to: Settings of one direction, by the name of the switch that it leads to; for a link whose directions
-        differ. Excludes `rate`, `queue` and `elements`.
-    engine: Engine that runs the elements and rate limits of the link, by number or name. Default: the first.
-        A link without either needs no engine of its own: each engine passes its packets itself.
+    to: Settings of one direction, by the name of the switch that it leads to; for a link whose
+        directions differ. Excludes `rate`, `queue` and `elements`.
+    engine: Engine that runs the elements and rate limits of the link, by number or name. Default:
+        the first. A link without either needs no engine of its own: each engine forwards its
+        packets itself.
     """
 
     HIDDEN = ("where", "numbers")
@@ -561,7 +580,7 @@ class LinkConfig(_Strict):
         Meta(description="an engine's number, from 0, or its name", examples=["e0"]),
     ] = None
     where: str = ""  # "FILE:LINE", for errors that show when it is made
-    # of its ports on the two switches, once it has them
+    # numbers of its ports on the two switches, once assigned
     numbers: list[Annotated[int, Meta(ge=0, lt=1024)]] = []
 
     def __post_init__(self) -> None:
@@ -572,7 +591,8 @@ class LinkConfig(_Strict):
         self.name = self.name or f"{first}--{second}"[:LINK_NAME_MOST]
         if self.to and (self.rate is not None or self.queue is not None or self.elements):
             raise SchemaError(
-                "has both to and settings of all directions: give rate, queue and elements in to alone"
+                "has both to and settings of all directions: "
+                "give rate, queue and elements in to alone"
             )
         if stray := sorted(set(self.to) - {first, second}):
             raise SchemaError(
@@ -598,19 +618,19 @@ class LinkConfig(_Strict):
 
     @property
     def plain(self) -> bool:
-        """Whether it has neither elements nor rates nor an engine, so that each engine passes its packets itself. One that had a rate
-        keeps its engine when the rate is lifted while it runs."""
+        """Whether it has neither elements nor rates nor an engine, so that each engine forwards its
+        packets itself. A link whose rate is removed while it runs keeps its engine."""
         return self.engine is None and all(
             not way.elements and way.rate is None for way in self.to.values()
         )
 
 
 class HopConfig(_Strict):
-    """A one-way link: packets that leave `source` by `output` come to `target`.
+    """A one-way link: packets that leave `source` by `output` go to `target`.
 
-    source: A NIC, for what its container sends, or a node that is an element.
+    source: A NIC, for packets that its container sends, or a node that is an element.
     output: Output of the element, from 0.
-    target: A node, or a NIC, for what its container receives.
+    target: A node, or a NIC, for packets that its container receives.
     """
 
     HIDDEN = ("where",)
@@ -622,7 +642,7 @@ class HopConfig(_Strict):
 
     @property
     def text(self) -> str:
-        """As it stands in a file."""
+        """The link in the form of a file."""
         return f"{self.source}{f'[{self.output}]' if self.output else ''} -> {self.target}"
 
 
@@ -630,7 +650,8 @@ class RouteConfig(_Strict):
     """A route of the container through its NIC, as `ip route add` takes it.
 
     to: Destination network, or `default` for all destinations that no other route covers.
-    via: Address of the gateway. Default: the destination is on the link. The default route needs a gateway.
+    via: Address of the gateway. Default: the destination is on the link. The default route needs a
+        gateway.
     """
 
     to: Annotated[Network, Meta(description="a network such as 10.1.0.0/16, or default")]
@@ -650,41 +671,47 @@ class RouteConfig(_Strict):
 
 
 class NicConfig(_Strict):
-    """A NIC, and the container that it is attached to. One of `pid` and `netns` is required, except where the kind says so.
+    """A NIC, and the container that it is attached to. One of `pid` and `netns` is required, except
+    for kinds that need no container.
 
     pid: A process in the container. The NIC is removed when this process ends.
-    netns: Network namespace of the container, by path. A relative path begins at the file's directory.
-        The NIC is removed when the path is deleted or replaced.
-    kind: Kind of the interface. `tap`: an emulated NIC with its queues and offloads, for which vnic opens
-        /dev/net/tun. `veth`: one end of a veth pair, which needs no /dev/net/tun and forwards short frames
-        faster, but long TCP frames slower; its queues and statistics in the container are the kernel's.
-        `packet`: an interface that exists, and stays as it is; without `pid` and `netns` one of the host,
-        which needs `host_interfaces: true`. `capture`: capture files in place of a container, see `read` and
-        `write`. `module`: an engine of one of `modules`, which sends and receives the NIC's frames.
+    netns: Network namespace of the container, by path. A relative path begins at the file's
+        directory. The NIC is removed when the path is deleted or replaced.
+    kind: Kind of the interface. `tap`: an emulated NIC with its queues and offloads, for which vnic
+        opens /dev/net/tun. `veth`: one end of a veth pair, which needs no /dev/net/tun and forwards
+        short frames faster, but long TCP frames slower; its queues and statistics in the container
+        are the kernel's. `packet`: an existing interface, which vnic does not change; without `pid`
+        and `netns` one of the host, which needs `host_interfaces: true`. `capture`: capture files
+        in place of a container, see `read` and `write`. `module`: an engine of one of `modules`,
+        which sends and receives the NIC's frames.
     interface: Name of the interface in the container. Default: the NIC's name.
     queues: Queue pairs of the NIC.
-    mac: MAC address of the interface. Default: a locally administered address derived from the NIC's name.
+    mac: MAC address of the interface. Default: a locally administered address derived from the
+        NIC's name.
     mtu: MTU of the interface: bytes of a packet without the Ethernet header.
     addresses: IP addresses of the interface, each with its prefix length.
     gateway: Gateway of the container's default route; short for a route with `to: default`.
     routes: Routes that are set in the container once the addresses are.
     engine: Engine that serves the NIC, by number or name. Default: the engine with the fewest NICs.
-    on: Switch that the NIC is connected to. Default: the only switch; required where there are several.
-    vlan: VLANs of the switch port. Default: frames pass as they are, with or without tags; for a client's
-        NIC the first VLAN that the client was granted, or untagged frames only.
-    spoof_check: Whether frames with another source MAC address than the NIC's are dropped. Default: true for a
-        client's NIC, false for others.
-    malformed: Fate of packets of the container whose IP or transport header is malformed: a switch forwards by
-        MAC address whatever is above. They are counted in both cases.
+    on: Switch that the NIC is connected to. Default: the only switch; required where there are
+        several.
+    vlan: VLANs of the switch port. Default: frames pass as they are, with or without tags; for a
+        client's NIC the first VLAN that the client was granted, or untagged frames only.
+    spoof_check: Whether frames with another source MAC address than the NIC's are dropped. Default:
+        true for a client's NIC, false for others.
+    malformed: Treatment of packets of the container whose IP or transport header is malformed:
+        `forward` forwards them by MAC address, as a switch does; `drop` drops them. They are
+        counted in both cases.
     offloads: Offloads that the NIC offers to the container.
     rss: Distribution of flows over the queues.
     egress: Packets that the container sends.
     ingress: Packets that the container receives.
-    owner: User who may see the NIC, capture its traffic and cut its link. Default: the instance's owner alone.
-    read: Of kind `capture`, the capture file (pcap or pcapng) whose frames the NIC sends, at their times from the
-        NIC's start on. A relative path begins at the file's directory.
-    write: Of kind `capture`, the file for the frames that the NIC receives: pcapng if its name ends so, else pcap.
-        A file that is there is overwritten.
+    owner: User who may see the NIC, capture its traffic and cut its link. Default: the instance's
+        owner alone.
+    read: Of kind `capture`, the capture file (pcap or pcapng) whose frames the NIC sends, at their
+        times from the NIC's start on. A relative path begins at the file's directory.
+    write: Of kind `capture`, the file for the frames that the NIC receives: pcapng if its name ends
+        so, else pcap. A file that is there is overwritten.
     """
 
     HIDDEN = ("name", "where", "number", "link_up", "passed", "waiting", "began_ns")
@@ -816,7 +843,7 @@ class NicConfig(_Strict):
         | None
     ) = None
     where: str = ""  # "FILE:LINE" or "", for errors that show when it is attached
-    began_ns: int | None = None  # when it began to send what it reads, by the engines' clock
+    began_ns: int | None = None  # when it began to send the frames of `read`, by the engines' clock
     number: Annotated[int, Meta(ge=0, lt=1024)] | None = (
         None  # of its port on the switch, once it has one
     )
@@ -830,7 +857,8 @@ class NicConfig(_Strict):
         if self.interface is None:
             if len(self.name) > 15:
                 raise SchemaError(
-                    f"the name {self.name} is too long for an interface: expected interface: NAME of at most 15 characters"
+                    f"the name {self.name} is too long for an interface: expected interface: NAME "
+                    "of at most 15 characters"
                 )
             self.interface = self.name
         if self.mac is None:
@@ -847,13 +875,15 @@ class NicConfig(_Strict):
             raise SchemaError("routes (or gateway) names a destination twice: list each once")
         if self.rss.table is not None and max(self.rss.table) >= self.queues:
             raise SchemaError(
-                f"rss.table names queue {max(self.rss.table)}, but there are {self.queues} (0 to {self.queues - 1})"
+                f"rss.table names queue {max(self.rss.table)}, "
+                f"but there are {self.queues} (0 to {self.queues - 1})"
             )
 
     @property
     def returns(self) -> bool:
-        """Whether it is attached again when its namespace comes back: one of the file whose namespace has a name. The number of
-        a process may be another's by then, and what was attached live is attached by whoever did that."""
+        """Whether the NIC is attached again when its namespace returns: only a NIC of the file
+        whose namespace has a name. A process number may belong to another process by then, and a
+        NIC that a client attached is attached again by the client."""
         return bool(self.where) and self.netns is not None and not self.netns.startswith("/proc/")
 
 
@@ -898,7 +928,8 @@ class MetricsConfig(_Strict):
                 fits = False
             if not fits:
                 raise SchemaError(
-                    f"{self.listen} is not a loopback address and port: expected one such as 127.0.0.1:9464 or [::1]:9464"
+                    f"{self.listen} is not a loopback address and port: expected one such as "
+                    "127.0.0.1:9464 or [::1]:9464"
                 )
 
 
@@ -909,15 +940,18 @@ class Config(_Strict):
     groups: Engine groups by name. Default: one spreading group called `default`.
     spin: Time that idle threads poll before they sleep: shorter round trips for more CPU time.
     pool: Size of the packet pool.
-    switch: Settings of the switch that all NICs are connected to, unless `nodes` has others; it is called `switch`.
+    switch: Settings of the switch that all NICs are connected to, unless `nodes` has others; it is
+        called `switch`.
     metrics: Where metrics for Prometheus are served. Default: nowhere; `vnic metrics` prints them.
     modules: Modules that extend the control API.
-    clients: Other users of the machine who may attach containers to this instance, with their limits.
+    clients: Other users of the machine who may attach containers to this instance, with their
+        limits.
     nics: NICs by name.
-    nodes: Switches by name, for a network of several, and elements that one-way links lead packets through.
+    nodes: Switches by name, for a network of several, and elements that one-way links lead packets
+        through.
     links: Links between switches, and one-way links between NICs, elements and switches.
-    host_interfaces: Whether NICs may be attached in the network namespace that vnic runs in, the host's.
-        A NIC of the file that is in that namespace allows it as well.
+    host_interfaces: Whether NICs may be attached in the network namespace that vnic runs in, the
+        host's. A NIC of the file that is in that namespace allows it as well.
     """
 
     HIDDEN = ("directory", "partial", "hops")
@@ -934,7 +968,9 @@ class Config(_Strict):
     groups: Annotated[
         dict[Name, GroupConfig],
         Meta(
-            description="a mapping from a group's name to its settings, such as {all: {mode: compacting}}",
+            description=(
+                "a mapping from a group's name to its settings, such as {all: {mode: compacting}}"
+            ),
             examples=[{"all": {"mode": "compacting"}}],
         ),
     ] = {}
@@ -968,7 +1004,10 @@ class Config(_Strict):
     clients: Annotated[
         dict[str, ClientConfig],
         Meta(
-            description="a mapping from a user's name or number to limits, such as {alice: {nics: 4, vlans: [10]}}",
+            description=(
+                "a mapping from a user's name or number to limits, such as {alice: {nics: 4, "
+                "vlans: [10]}}"
+            ),
             examples=[{"1000": {"nics": 4, "vlans": [10]}}],
         ),
     ] = {}
@@ -999,7 +1038,8 @@ class Config(_Strict):
     hops: list[HopConfig] = []  # the one-way links of `links`
     host_interfaces: Annotated[bool, Meta(description="true or false", examples=[True])] = False
     directory: str | None = None  # of the file: where module:Class is looked for first
-    partial: bool = False  # `vnic up --partial`: a NIC that cannot be attached at first does not keep the others from it
+    # `vnic up --partial`: a NIC that cannot be attached at the start does not prevent the others
+    partial: bool = False
 
     def __post_init__(self) -> None:
         self.groups = self.groups or {"default": GroupConfig()}
@@ -1010,7 +1050,8 @@ class Config(_Strict):
             engine.group = engine.group or next(iter(self.groups))
             if engine.group not in self.groups:
                 raise SchemaError(
-                    f"engines: {engine.name} is in group {engine.group}: expected one of {', '.join(self.groups)}"
+                    f"engines: {engine.name} is in group {engine.group}: expected one of "
+                    f"{', '.join(self.groups)}"
                 )
         for name, group in self.groups.items():
             self.check_group(name, group)
@@ -1022,7 +1063,7 @@ class Config(_Strict):
                 raise SchemaError(
                     f"clients: {name}: group {client.group} has no engine: expected one of {known}"
                 )
-        # By number from here on: a user who is deleted while this runs is no reason not to come up again.
+        # By number from here on, so that the instance can start again after a user was deleted.
         self.clients = {str(int(User.parse(name))): client for name, client in self.clients.items()}
         names = [engine.name for engine in self.engines]
         if len(set(names)) != len(names):
@@ -1063,24 +1104,27 @@ class Config(_Strict):
         return reference
 
     def fill(self, group: GroupConfig) -> None:
-        """Gives a group what it has of the whole where it says nothing."""
+        """Fills in the settings that the group takes from the top level by default."""
         group.spin = self.spin if group.spin is None else group.spin
 
     def check_group(self, name: str, group: GroupConfig) -> None:
-        """Whether the group called `name` can be this one. Raises ConfigError."""
+        """Checks the settings of the group called `name` against its engines. Raises
+        ConfigError."""
         for engine in self.engines:
             if engine.group == name and engine.cpu is not None and group.mode != "spreading":
                 raise SchemaError(
-                    f"engines: {engine.name}: cpu is for spreading groups: set cpus: of group {name} instead"
+                    f"engines: {engine.name}: cpu is for spreading groups: set cpus: of group "
+                    f"{name} instead"
                 )
 
     @property
     def guaranteed(self) -> bool:
-        """Whether a group has a guarantee of CPU time, which takes a right (privileges.py)."""
+        """Whether a group has a guarantee of CPU time, which needs a capability (privileges.py)."""
         return any(group.guarantee is not None for group in self.groups.values())
 
     def engines_of(self, owner: int | None) -> list[int]:
-        """The numbers of the engines where NICs of a user, or None's, are unless the instance's owner says otherwise."""
+        """The numbers of the engines that serve the NICs of a user (None: no user), unless the
+        instance's owner chooses another one."""
         grant = None if owner is None else self.clients.get(str(int(owner)))
         wanted = None if grant is None else grant.group
         return [
@@ -1100,7 +1144,7 @@ class Config(_Strict):
 
 
 def encode_scalar(value: Any) -> Any:
-    """msgspec's enc_hook: the scalars above print back as they were written."""
+    """msgspec's enc_hook: prints scalars in the form in which a file has them."""
     if isinstance(value, SCALARS):
         return str(value)
     raise NotImplementedError(type(value).__name__)
@@ -1123,5 +1167,6 @@ _EXAMPLES: dict[Any, str] = {
 
 
 def scalar_example(kind: Any) -> str | None:
-    """A value of a scalar, as it stands in a file; None for what is no scalar or has no example of its own."""
+    """An example of a scalar, as in a file; None for other types and for scalars without an
+    example."""
     return _EXAMPLES.get(kind)

@@ -1,9 +1,9 @@
-"""The network that a configuration describes: NICs on switches, links between switches, and one-way links
-through elements.
+"""The network that a configuration describes: NICs on switches, links between switches, and one-way
+links through elements.
 
-`check` finds what cannot be built: names or MAC addresses that mean two things, nodes that do not exist, and
-links that make a loop. A loop of switches would repeat each broadcast for ever, since there is no spanning
-tree; a loop of elements would never end.
+`check` rejects networks that cannot be built: names or MAC addresses used twice, nodes that do not
+exist, and links that form a loop. A loop of switches would repeat each broadcast for ever, since
+there is no spanning tree; a loop of elements would never end.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from dataplane.errors import ConfigError
 from vnic.config.schema import Config, HopConfig, LinkConfig, LinkVlanConfig
 
 PORTS_MOST = 1024  # of all switches together; switching.mac_table has the same bound
-ROW_MOST = 256  # elements that one-way links lead through one after the other; each is a C call within the last
+# Elements that one-way links lead through in a row: each adds a nested C call.
+ROW_MOST = 256
 VLANS = range(4095)  # 0: frames without a tag
 Place = tuple[str | int, ...]
 
 
 class NetworkError(ConfigError):
-    """A network that cannot be. place: where the configuration says so."""
+    """A network that cannot be built. place: the path of the cause in the configuration."""
 
     def __init__(self, place: Place, text: str) -> None:
         super().__init__(text)
@@ -30,15 +31,14 @@ class NetworkError(ConfigError):
 
 
 def check(config: Config) -> None:
-    """Raises NetworkError, one line."""
+    """Raises NetworkError, with one line of text, for a network that cannot be built."""
     switches = config.switches
     owners: dict[str, str] = {}
     places: dict[Place, str] = {}
     for name, nic in config.nics.items():
         place = (str(nic.pid), str(nic.netns), str(nic.interface))
-        if (
-            nic.kind == "packet" and place in places
-        ):  # each would forward to the other what arrives there
+        # each NIC would forward to the other the frames that arrive there
+        if nic.kind == "packet" and place in places:
             raise NetworkError(
                 ("nics", name, "interface"),
                 f"{nic.interface} is that of NIC {places[place]}, too; take out one",
@@ -78,7 +78,10 @@ def check(config: Config) -> None:
                 (each for each in config.nics if each.startswith(f"{link.name}.")), None
             )
         ) is not None:
-            text = f"elements of {link.name} would begin like the name of NIC {nic_name}; give the link name: OTHER"
+            text = (
+                f"elements of {link.name} would begin like the name of NIC {nic_name}; give the "
+                "link name: OTHER"
+            )
             raise NetworkError(("links", number), text)
         if link.engine is not None:
             try:
@@ -86,7 +89,10 @@ def check(config: Config) -> None:
             except ConfigError as error:
                 raise NetworkError(("links", number, "engine"), str(error)) from None
     if len(config.nics) + 2 * len(config.links) > PORTS_MOST:
-        text = f"{len(config.nics)} NICs and {len(config.links)} links need more than {PORTS_MOST} ports on switches"
+        text = (
+            f"{len(config.nics)} NICs and {len(config.links)} links need more than {PORTS_MOST} "
+            "ports on switches"
+        )
         raise NetworkError(("links",) if config.links else ("nics",), text)
     _check_loops(config)
     _check_elements(config)
@@ -94,7 +100,8 @@ def check(config: Config) -> None:
 
 
 def _check_elements(config: Config) -> None:
-    """Raises NetworkError for a node whose engine does not exist, or whose elements are named like a NIC's."""
+    """Raises NetworkError for a node whose engine does not exist, or whose elements are named like
+    a NIC's."""
     for name, node in config.elements.items():
         if node.engine is not None:
             try:
@@ -108,7 +115,7 @@ def _check_elements(config: Config) -> None:
 
 
 def _check_hops(config: Config) -> None:
-    """Raises NetworkError for one-way links that cannot be."""
+    """Raises NetworkError for one-way links that cannot be built."""
     leads: dict[tuple[str, int], HopConfig] = {}
     behind: dict[str, list[str]] = {}  # by NIC or element, the nodes and NICs it leads to
     elements = config.elements
@@ -124,7 +131,7 @@ def _check_hops(config: Config) -> None:
     for name in behind.keys() & config.nics.keys():
         nic = config.nics[name]
         for switch in _reached(name, behind, elements) & config.switches.keys():
-            # There is no port for its frames there.
+            # The switch has no port for its frames.
             if nic.on is not None and nic.on != switch:
                 text = (
                     f"{name} leads to switch {switch}, but {name} is on {nic.on}; set on: {switch}"
@@ -149,8 +156,8 @@ def _check_ends(config: Config, known: Mapping[str, object], hop: HopConfig) -> 
 
 
 def _check_circles(behind: dict[str, list[str]], config: Config) -> None:
-    """Raises NetworkError for a loop of elements, and for more in a row than an engine's stack is sure to
-    hold. A path ends at a switch or NIC."""
+    """Raises NetworkError for a loop of elements, and for more elements in a row than an engine's
+    stack can certainly hold. A path ends at a switch or NIC."""
     elements = config.elements
     inner = {
         name: [target for target in targets if target in elements]
@@ -171,14 +178,14 @@ def _check_circles(behind: dict[str, list[str]], config: Config) -> None:
 
 
 def _reached(name: str, behind: dict[str, list[str]], elements: Mapping[str, object]) -> set[str]:
-    """The nodes and NICs that what a NIC's container sends can come to by one-way links."""
+    """The nodes and NICs that packets from a NIC's container can reach over one-way links."""
     found: set[str] = set()
     pending = list(behind.get(name, ()))
     while pending:
         each = pending.pop()
         if each not in found:
             found.add(each)
-            if each in elements:  # what comes to a NIC goes to its container
+            if each in elements:  # a NIC passes packets to its container
                 pending += behind.get(each, ())
     return found
 
@@ -193,7 +200,10 @@ def _check_loops(config: Config) -> None:
             if _root(joined, first) == _root(joined, second):
                 path = " -- ".join(_path(neighbours, first, second))
                 of_vlan = f" in VLAN {vlan}" if config.links[number].vlan is not None else ""
-                text = f"{first} -- {second} closes a loop{of_vlan}: {path} are joined already; take out one of these links"
+                text = (
+                    f"{first} -- {second} closes a loop{of_vlan}: {path} are joined already; take "
+                    "out one of these links"
+                )
                 raise NetworkError(("links", number), text)
             joined[_root(joined, first)] = _root(joined, second)
             neighbours.setdefault(first, []).append(second)
@@ -201,7 +211,8 @@ def _check_loops(config: Config) -> None:
 
 
 def _classes(links: list[LinkConfig]) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """Of VLANs that the same links carry one each, with these links: VLANs are thousands, such classes few."""
+    """One VLAN of each set of VLANs that the same links carry, and the numbers of these links:
+    there may be thousands of VLANs, but few such sets."""
     everywhere = tuple(number for number, link in enumerate(links) if link.vlan is None)
     carried: dict[int, list[int]] = {}
     for number, link in enumerate(links):

@@ -1,4 +1,5 @@
-"""A running configuration in the words of a file, with what was implied written out: `vnic config show`."""
+"""The running configuration in the form of a file, with implied settings written out: `vnic config
+show`."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ from vnic.device.kinds.registry import kind_of
 
 @cache
 def _shown_fields(kind: type[msgspec.Struct]) -> list[tuple[str, str]]:
-    """(name, word in a file) of the fields that a file may have. msgspec evaluates the annotations at
-    each call, which took 95 % of an `apply` before this was cached."""
+    """(name, key in a file) of the fields that a file may have. msgspec evaluates the annotations
+    at each call, which took 95 % of an `apply` before this was cached."""
     hidden = getattr(kind, "HIDDEN", ())
     return [
         (field.name, field.encode_name)
@@ -68,7 +69,8 @@ def written(value: Any) -> Any:
 
 
 def written_config(config: Config) -> dict[str, Any]:
-    """A whole configuration. NICs whose container a client passed are left out: no file can name it."""
+    """A whole configuration. NICs whose container a client passed are left out: a file cannot name
+    such a container."""
     found: dict[str, Any] = written(config)
     if not config.has_implied_switch:
         del found["switch"]

@@ -72,7 +72,8 @@ try:
     try:
         unshare(NEWUSER)
         report["user"] = None
-        for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+        for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"),
+                           ("gid_map", f"0 {gid} 1")):
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
     except OSError as error:
@@ -83,7 +84,8 @@ try:
     flags = TAP | MULTI_QUEUE | NO_PI | VNET_HDR
     fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH22x", b"vnicdoctor", flags))
     report["tap"] = None
-    for name, bits in (("tso", CSUM | TSO4 | TSO6 | ECN), ("uso", CSUM | TSO4 | TSO6 | USO4 | USO6)):
+    for name, bits in (("tso", CSUM | TSO4 | TSO6 | ECN),
+                       ("uso", CSUM | TSO4 | TSO6 | USO4 | USO6)):
         try:
             fcntl.ioctl(tun, TUNSETOFFLOAD, bits)
             report[name] = None
@@ -213,7 +215,10 @@ def _has_veth(trial: dict[str, str | None]) -> bool:
 def _packet(trial: dict[str, str | None]) -> Finding:
     problem = trial.get("packet", "see user namespaces above")
     found = "can be opened" if problem is None else f"cannot be opened: {problem}"
-    remedy = "NICs of kinds veth and packet need them: give vnic CAP_NET_RAW, allow socket(AF_PACKET), or use NICs of kind tap"
+    remedy = (
+        "NICs of kinds veth and packet need them: give vnic CAP_NET_RAW, allow socket(AF_PACKET), "
+        "or use NICs of kind tap"
+    )
     return Finding("packet sockets", problem is None, False, found, remedy)
 
 

@@ -47,8 +47,8 @@ def allow_open_files() -> None:
 
 
 def _remove_own(path: str, own: os.stat_result) -> None:
-    """Removes the file at `path` if it is `own`. If the user or a cleaner of old files removed that,
-    another instance of the name may have begun since, and `path` is its file."""
+    """Removes the file at `path` if it is `own`. If the user or a cleaner of old files removed
+    that, another instance of the name may have begun since, and `path` is its file."""
     with suppress(FileNotFoundError):
         if os.path.samestat(own, os.lstat(path)):
             os.unlink(path)

@@ -211,7 +211,9 @@ _NETLINK_ADVICE = {
 
 def call(label: str, request: Any) -> Any:
     """The answer to a netlink request. Raises ConfigError where advice is known, else PortError."""
-    from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped,unused-ignore]
+    from pyroute2.netlink.exceptions import (  # type: ignore[import-untyped,unused-ignore]
+        NetlinkError,
+    )
 
     try:
         return request()
@@ -227,8 +229,8 @@ def call(label: str, request: Any) -> Any:
 
 
 def change(work: LinkChange) -> dict[str, int]:
-    """Changes an interface of this process' namespace; returns the offloads that it has now, if it is to
-    change them."""
+    """Changes an interface of this process' namespace; returns the offloads that it has now, if it
+    is to change them."""
     settings: dict[str, Any] = {"index": work.ifindex}
     if work.up is not None:
         settings["state"] = "up" if work.up else "down"

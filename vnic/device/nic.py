@@ -16,7 +16,8 @@ from vnic.device.tap import Tap, offload_names
 
 class Nic:
     """A NIC: an interface in a container, and the elements at its other side: a PortRx over `port`,
-    and `tx`. alter: changes the interface to other settings (vnic.device.kinds.contract.Settings)."""
+    and `tx`. alter: changes the interface to other settings
+    (vnic.device.kinds.contract.Settings)."""
 
     def __init__(
         self,
@@ -69,7 +70,8 @@ class Nic:
         self.tap.set_carrier(up)
 
     def change(self, settings: Any) -> Callable[[], object]:
-        """Gives the interface another MTU and other offloads; returns what is left to do for the port."""
+        """Gives the interface another MTU and other offloads; returns what is left to do for the
+        port."""
         self._alter(settings)
         return partial(self.port.change, offloads=int(self.tap.offloads), mtu=self.tap.mtu)
 

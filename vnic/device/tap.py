@@ -68,8 +68,8 @@ TUN_OFFLOADS = {  # include/uapi/linux/if_tun.h
 
 
 def set_tun_offloads(fd: int, wanted: int) -> int:
-    """Asks for offloads of a TAP, by one of its queues; without USO if the kernel does not know that (Linux
-    before 6.2). Returns those granted. Raises OSError."""
+    """Asks for offloads of a TAP, by one of its queues; without USO if the kernel does not know
+    that (Linux before 6.2). Returns those granted. Raises OSError."""
 
     def ask(offloads: int) -> None:
         mask = sum(bits for offload, bits in TUN_OFFLOADS.items() if offloads & offload)

@@ -1,12 +1,12 @@
 """Accounts: CPU time and memory, charged to the NIC (or a module's client) for which they are used
 (Snap, section 2.5).
 
-An engine charges its work to the source or timer that caused it (dataplane/engine/engine.pyx): a NIC's
-receive side, its rings, its shapers. The NIC is their `owner`, also in an engine that many NICs
-share. So the sender is charged for its packets up to the queue of the other NIC, and the receiver
-for packets that wait in its shaper; both for the check for new packets before the thread sleeps.
-Busy polling and control's work have no owner and are `overhead`. Charges and overhead together are
-the CPU time of the engines' threads.
+An engine charges its work to the source or timer that caused it (dataplane/engine/engine.pyx): a
+NIC's receive side, its rings, its shapers. The NIC is their `owner`, also in an engine that many
+NICs share. So the sender is charged for its packets up to the queue of the other NIC, and the
+receiver for packets that wait in its shaper; both for the check for new packets before the thread
+sleeps. Busy polling and control's work have no owner and are `overhead`. Charges and overhead
+together are the CPU time of the engines' threads.
 
 A NIC is charged for memory that no other NIC can use meanwhile: whole buffers and records of
 packets in its shapers and in the ring in front of it; the ring itself; buffers of captures.

@@ -116,9 +116,9 @@ class LiveCapture:
             before.connect(gate, follower)
 
     def follow(self, elements: list[Element]) -> None:
-        """After `remove`, when other elements take the place of those around it: puts the mirrors in front
-        of the elements that have the names of those before. A mirror whose element is gone captures
-        nothing more."""
+        """After `remove`, when other elements take the place of those around it: puts the mirrors
+        in front of the elements that have the names of those before. A mirror whose element is gone
+        captures nothing more."""
         names = {element.name: element for element in elements}
         self.mirrors = [
             (names.get(element.name, element), mirror) for element, mirror in self.mirrors

@@ -47,7 +47,8 @@ class Captures:
         theirs = sum(each.uid == uid for each in running)
         if uid is not None and theirs >= CAPTURES_OF_A_USER_MOST:
             raise NotPermittedError(
-                f"capture: user {user_name(uid)} has {theirs} captures already; end one of them first",
+                f"capture: user {user_name(uid)} has {theirs} captures already; end one of them "
+                "first",
                 code="limit",
             )
         self.count += 1

@@ -111,7 +111,8 @@ class Chain:
         self.ends = []
 
     def connect(self) -> None:
-        """Makes all connections of the chain, on the thread of the engine that runs its elements."""
+        """Makes all connections of the chain, on the thread of the engine that runs its
+        elements."""
         for element, gate, target in self.edges:
             element.connect(gate, target)
 
@@ -125,7 +126,8 @@ def build_chain(
     """Builds the elements of `configs` in order; their names are `prefix` and the configured name
     (default: the class in lower case).
 
-    An element with several gates may have branches, gate -> chain; all rejoin at the next element.
+    An element with several outputs may have branches, output -> chain; all rejoin at the next
+    element.
     before: a chain whose elements are taken over where name and configuration are the same.
     """
     chain = Chain()
@@ -192,13 +194,14 @@ def check_node(
 
 
 def node_element(node: NodeConfig) -> ElementConfig:
-    """The element that a node is."""
+    """The element of a node."""
     assert node.element is not None
     return ElementConfig(element=node.element, arguments=node.arguments, where=node.where)
 
 
 def check_output(hop: HopConfig, element: Element) -> None:
-    """Raises ConfigError for a one-way link that begins at an output that its element has not."""
+    """Raises ConfigError for a one-way link that begins at an output that its element does not
+    have."""
     count = len(element.outputs)
     if hop.output >= count:
         has = f"outputs 0 to {count - 1}" if count > 1 else "one output" if count else "no output"
@@ -208,7 +211,10 @@ def check_output(hop: HopConfig, element: Element) -> None:
 
 def _check_branches(config: ElementConfig, element: Element) -> None:
     if stray := sorted(set(config.branches) - set(range(len(element.outputs)))):
-        text = f"{config.element}: branch {stray[0]}: the element has outputs 0 to {len(element.outputs) - 1}"
+        text = (
+            f"{config.element}: branch {stray[0]}: the element has outputs 0 to "
+            f"{len(element.outputs) - 1}"
+        )
         raise _error_at(config, text)
 
 
@@ -224,7 +230,7 @@ def _class_of(config: ElementConfig, directory: str | None) -> type[Element]:
 
 
 def _arguments_error(config: ElementConfig, error: TypeError) -> str:
-    """What is wrong with the arguments of a constructor, without Python's words for it."""
+    """The error in the arguments of a constructor, in the words of the configuration."""
     text, remedy = str(error), f"`vnic element {config.element}` lists them"
     if unknown := re.search(r"unexpected keyword argument '(\w+)'", text):
         return f"{config.element} has no argument {unknown[1]!r}; {remedy}"

@@ -1,4 +1,5 @@
-"""Opens NICs, each of its kind: of an instance, whose supervisor stores them; of a program of its own; or all of one kind."""
+"""Opens NICs by their kinds: for an instance, whose supervisor stores them; for a program without a
+supervisor; or all with one kind."""
 
 from __future__ import annotations
 
@@ -22,15 +23,17 @@ D = TypeVar("D", bound=Device)
 
 
 class Passed(NamedTuple):
-    """A container as a client passed it: descriptors of its network namespace and of a process whose end is the container's (-1: none)."""
+    """A container that a client passed: descriptors of its network namespace and of a process with
+    which the container ends (-1: none)."""
 
     netns: int
     process: int = -1
 
 
 class Devices(Protocol):
-    """Opens NICs. `start` comes first, before any thread; `stop` last, also without `start`. `forget`: nothing is stored any more of a
-    NIC that is closed, or that could not be opened."""
+    """Opens NICs. `start` is called first, before any thread starts; `stop` last, also without
+    `start`. `forget` deletes the stored state of a NIC that is closed, or that could not be
+    opened."""
 
     def start(self) -> None: ...
     def open(self, config: NicConfig, number: int, passed: Passed | None = None, /) -> Device: ...
@@ -39,8 +42,8 @@ class Devices(Protocol):
 
 
 class AgentDevices:
-    """NICs of a program without a supervisor: an agent of its own makes the interfaces. choose: the kind of a NIC; by default the
-    configured one."""
+    """NICs of a program without a supervisor: an agent of its own makes the interfaces. choose:
+    returns the kind of a NIC; by default the configured one."""
 
     def __init__(
         self, choose: Callable[[NicConfig], NicKind[Device]] = lambda config: kind_of(config.kind)
@@ -66,7 +69,7 @@ class AgentDevices:
         kind.alter(interface, request)
 
     def forget(self, name: str) -> None:
-        """Nothing: no other process has the NIC."""
+        """No effect: no other process stores the NIC."""
 
     def stop(self) -> None:
         if self._agent is not None:
@@ -74,7 +77,8 @@ class AgentDevices:
 
 
 class _Elsewhere:
-    """The agent of a NIC in a worker: the supervisor's, as far as a worker may use it."""
+    """The agent of a NIC in a worker: passes on to the supervisor the requests that a worker may
+    make."""
 
     def __init__(self, keeping: Keeper, nic: str) -> None:
         self._keeping, self._nic = keeping, nic
@@ -87,7 +91,8 @@ class _Elsewhere:
 
 
 class _StoredOrigin:
-    """Where a NIC of an instance comes from: what the worker before left of it, or the supervisor."""
+    """The origin of a NIC of an instance: the interface that the previous worker left, or a new one
+    from the supervisor."""
 
     def __init__(self, keeping: Keeper, config: NicConfig, passed: Passed | None) -> None:
         self._keeping, self._config, self._passed = keeping, config, passed
@@ -97,30 +102,31 @@ class _StoredOrigin:
         descriptors = self._inherited(request)
         if descriptors is None and self._config.passed and self._passed is None:
             raise PortError(
-                f"nic {self._config.name}: its container was passed by a client, and is not kept; attach it again"
+                f"nic {self._config.name}: its container was passed by a client, and is not kept; "
+                "attach it again"
             )
         if descriptors is None:
             try:
                 container = [each for each in self._passed or () if each >= 0]
                 descriptors = self._keeping.open_nic(self._config.name, request, container)
-            except (
-                VnicError
-            ):  # the supervisor may have it all the same: the answer got lost, or comes too late
+            except VnicError:
+                # the supervisor may store it all the same: its reply was lost, or came too late
                 with suppress(VnicError):
                     self._keeping.drop(self._key)
                 raise
         return kept_nic(descriptors, _Elsewhere(self._keeping, self._config.name))
 
     def alter(self, kind: InterfaceKind, interface: Tap, request: TapRequest) -> None:
-        """Has the supervisor change the interface, whose handle follows."""
+        """Has the supervisor change the interface, and updates its handle."""
         descriptors = self._keeping.alter_nic(self._config.name, request)
         altered = kept_nic(descriptors, _Elsewhere(self._keeping, self._config.name))
         interface.mtu, interface.offloads = altered.mtu, altered.offloads
         altered.release()
 
     def _inherited(self, request: TapRequest) -> list[int] | None:
-        """The interface that the worker before left, if it is the one that is asked for; it died in between when it had stored new
-        settings, and not yet removed the interface of the old ones."""
+        """The interface that the previous worker left, if it fits the request. It does not if that
+        worker died after it had stored new settings and before it had removed the interface with
+        the old ones."""
         descriptors = self._keeping.take(self._key)
         if descriptors is None:
             return None
@@ -136,14 +142,14 @@ class _StoredOrigin:
 
 
 class StoredDevices:
-    """NICs of an instance. The supervisor makes and stores their interfaces, so closing a NIC leaves its interface, and `forget` ends
-    it."""
+    """NICs of an instance. The supervisor makes and stores their interfaces, so closing a NIC
+    leaves its interface, and `forget` removes it."""
 
     def __init__(self, keeping: Keeper) -> None:
         self._keeping = keeping
 
     def start(self) -> None:
-        """Nothing: the supervisor runs already."""
+        """No effect: the supervisor runs already."""
 
     def open(self, config: NicConfig, number: int, passed: Passed | None = None, /) -> Device:
         return kind_of(config.kind).open(
@@ -151,22 +157,23 @@ class StoredDevices:
         )
 
     def forget(self, name: str) -> None:
-        """The supervisor lets go of the NIC."""
+        """Has the supervisor remove the NIC."""
         self._keeping.drop(f"nic/{name}")
 
     def stop(self) -> None:
-        """Nothing: the supervisor goes on."""
+        """No effect: the supervisor continues."""
 
 
 class OneKind(Generic[D]):
-    """NICs that are all of one kind, whatever their settings say: of tests and replays. nics: those that are open, by name."""
+    """NICs that are all of one kind, regardless of their settings: for tests and replays. nics: the
+    open ones, by name."""
 
     def __init__(self, kind: NicKind[D]) -> None:
         self._kind = kind
         self.nics: dict[str, D] = {}
 
     def start(self) -> None:
-        """Nothing to start."""
+        """No effect: there is nothing to start."""
 
     def open(self, config: NicConfig, number: int, passed: Passed | None = None, /) -> D:
         nic = self.nics[config.name] = self._kind.open(config, number, self)
@@ -181,15 +188,16 @@ class OneKind(Generic[D]):
         raise PortError(f"{request.KIND} {request.name}: there is no agent to change it")
 
     def forget(self, name: str) -> None:
-        """The NIC is closed."""
+        """Removes a closed NIC from `nics`."""
         self.nics.pop(name, None)
 
     def stop(self) -> None:
-        """Nothing to stop."""
+        """No effect: there is nothing to stop."""
 
 
 def _differs(kept: TapRequest, wanted: TapRequest) -> bool:
-    """Whether a kept interface is not the one that is wanted. Versions of vnic may differ in the offloads that they ask for."""
+    """Whether a stored interface differs from the wanted one. Offloads are not compared, since
+    versions of vnic may request different ones."""
     return (
         type(kept) is not type(wanted)
         or msgspec.structs.replace(kept, offloads=wanted.offloads) != wanted

@@ -11,12 +11,12 @@ from vnic.modules.switch_port import ring_entries, ring_source, with_entry
 
 
 class ElementNode:
-    """An element of the configuration's nodes. It is in one engine, its home, since its state is in one
-    place; packets of other engines reach it by a ring.
+    """An element of the configuration's nodes. It runs in one engine, its home, since its state
+    exists once; packets of other engines reach it over a ring.
 
-    entries: by engine, the element that packets for this node are led to.
-    before: the same node in the same home, whose ring is taken over, and whose element is if its class and
-    arguments are the same. Raises ConfigError.
+    entries: by engine, the element that packets for this node are sent to.
+    before: the running node, in the same home; its ring is taken over, and its element too if class
+    and arguments are the same. Raises ConfigError.
     """
 
     def __init__(
@@ -35,7 +35,8 @@ class ElementNode:
             self.element = make_element(node_element(config), name, directory)
             if isinstance(self.element, Source):
                 raise ConfigError(
-                    f"{config.where or name}: {config.element} is a source: expected an element that packets pass"
+                    f"{config.where or name}: {config.element} is a source: expected an element "
+                    "that packets pass"
                 )
         self.sources: list[Source] = []  # in its home
         self.entries: list[Element]
@@ -55,5 +56,6 @@ class ElementNode:
 
 
 def _same(before: NodeConfig, after: NodeConfig) -> bool:
-    """Whether the element of `before`, whose arguments follow what handlers write, is that of `after`."""
+    """Whether `before`, whose arguments are updated by writes to handlers, describes the same
+    element as `after`."""
     return (before.element, before.arguments) == (after.element, after.arguments)

@@ -1,4 +1,5 @@
-"""An engine that a module has built: changes of its graph, and the counts of what it no longer runs."""
+"""An engine that a module has built: changes of its graph, and the counts of elements that it no
+longer runs."""
 
 from __future__ import annotations
 
@@ -14,13 +15,15 @@ from vnic.modules.accounts import NOBODY
 
 
 class _Pending:
-    """What `EngineHost.at_once` postpones: changes of the graph, and whether to load it. prepared: new elements by name."""
+    """The changes of the graph that `EngineHost.at_once` postpones, and whether to load it.
+    prepared: new elements by name."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._names = {element.name for element in engine.elements}
         self.changes: list[Callable[[], object]] = []
-        self.touched: dict[Element, None] = {}  # whose outputs the changes may lead elsewhere
+        # elements whose outputs the changes may connect elsewhere
+        self.touched: dict[Element, None] = {}
         self.load = False
         self.prepared: dict[str, Element] = {}
 
@@ -56,23 +59,23 @@ def _restore(outputs: dict[Element, list[Element | None]]) -> None:
 
 
 class EngineHost:
-    """An engine that a module has built, with the counts of what it no longer runs."""
+    """An engine that a module has built, with the counts of elements that it no longer runs."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.sources: list[Source] = []
         self._pending: _Pending | None = None  # within at_once
-        self.charged: dict[
-            str, int
-        ] = {}  # by owner: CPU time of elements that are gone, until the accounts take it
+        # by owner: CPU time of elements that are gone, until the accounts take it
+        self.charged: dict[str, int] = {}
         self.retired = {"received": 0, "generated": 0, "transmitted": 0, "dropped": 0}
 
     def load(
         self, sources: list[Source], fresh: Iterable[Element] = (), leaving: Iterable[Element] = ()
     ) -> None:
-        """Makes the engine run what hangs on `sources`; keeps the counts of what it no longer runs. fresh: elements
-        that are new with it. leaving: elements that are no longer in the graph then, and whose names may be used
-        again. Raises VnicError, OSError, and then nothing has changed."""
+        """Makes the engine run the graph that begins at `sources`; keeps the counts of elements
+        that it no longer runs. fresh: elements that are new in this graph. leaving: elements that
+        leave the graph, whose names may then be used again. Raises VnicError, OSError, and then
+        nothing has changed."""
         before = self.sources
         if self._pending is not None:
             self._pending.leave(leaving)
@@ -88,8 +91,8 @@ class EngineHost:
         self._retire(left)
 
     def add(self, sources: list[Source], fresh: Iterable[Element]) -> None:
-        """Makes the engine run what hangs on `sources` and the elements `fresh`, besides what it runs; in
-        constant time. Raises as `load`."""
+        """Makes the engine run, in addition, the graph that begins at `sources` and the elements
+        `fresh`; in constant time. Raises as `load`."""
         if self._pending is not None:
             self.load(self.sources + sources, fresh)
             return
@@ -106,16 +109,16 @@ class EngineHost:
             self.retired["dropped"] += sum(statistics["dropped"].values())
 
     def abandon(self, fresh: Iterable[Element]) -> None:
-        """Takes back that `fresh` were prepared by a `load` that is postponed."""
+        """Undoes the preparation of `fresh` by a postponed `load`."""
         if self._pending is not None:
             self._pending.abandon(fresh)
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Postpones what is done to the graph to the end of a `with`: first all changes, in one call on
-        the engine's thread, then one load. A load visits every element of the engine, so that one for
-        each NIC would make the start with many NICs quadratic. New elements are bound and initialized
-        at once, so that an error is that of the NIC whose they are."""
+        """Postpones changes of the graph to the end of a `with`: first all changes, in one call on
+        the engine's thread, then one load. A load visits every element of the engine, so that one
+        load for each NIC would make the start with many NICs quadratic. New elements are bound and
+        initialized immediately, so that an error belongs to the NIC that owns them."""
         if self._pending is not None:
             yield
             return
@@ -138,8 +141,8 @@ class EngineHost:
                     raise
 
     def do(self, change: Callable[[], object], touches: Iterable[Element] = ()) -> None:
-        """Makes a change on the engine's thread between two batches. touches: the elements whose outputs it
-        may lead elsewhere."""
+        """Makes a change on the engine's thread between two batches. touches: the elements whose
+        outputs it may connect elsewhere."""
         if self._pending is None:
             self.engine.call(change)
         else:
@@ -147,12 +150,13 @@ class EngineHost:
             self._pending.touched.update(dict.fromkeys(touches))
 
     def receive_all(self, ring: MpscRing | None) -> None:
-        """Returns when the engine, if it runs, has received what is in a ring that nothing fills any more."""
+        """Waits until the engine, if it runs, has received all packets of a ring that nothing fills
+        any more."""
         while ring is not None and len(ring) and self.engine.running:
             self.engine.call(lambda: None)
 
     def conservation(self) -> dict[str, Any]:
-        """The terms of the law, from the engine's first packet on."""
+        """The terms of the conservation law, from the engine's first packet on."""
         terms = self.engine.conservation()
         for term, value in self.retired.items():
             terms[term] += value

@@ -1,4 +1,4 @@
-"""What a module sees of the instance that it is part of."""
+"""The interface of an instance for its modules."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ H = TypeVar("H", bound=EngineHost)
 
 
 class Host(Protocol):
-    """The instance, as its modules see it; vnic.runtime.runtime.Runtime is one.
+    """The interface of an instance for its modules; vnic.runtime.runtime.Runtime implements it.
 
     config   the configuration as it runs now; `remember` stores it
-    role     "first", "crash": the worker before this one died; "successor": it runs until this one takes over
+    role     "first"; "crash": the previous worker died; "successor": the previous worker runs until
+             this one takes over
     loop     the event loop of control; None: nothing is watched
     keeping  the supervisor's store; None: there is no supervisor
     module_name  while a module is made: its name

@@ -14,12 +14,12 @@ from vnic.modules.way import Way
 
 
 class LinkNode:
-    """A link in the running network: a port on each of its switches. What leaves a switch by one of them
-    enters the other switch by a dataplane.graph.link.Link.
+    """A link in the running network: a port on each of its switches. Packets that leave a switch by
+    its port enter the other switch through a dataplane.graph.link.Link.
 
-    A plain link is in each engine. One with elements or rates is in one engine, its home, which has the
-    queues; rings then lead from the other engines to it, one for each direction.
-    before: the same link as it runs in the same home; elements that stay the same are taken over.
+    A plain link exists in each engine. A link with elements or rates runs in one engine, its home,
+    which has the queues; packets of other engines reach it over rings, one for each direction.
+    before: the running link, in the same home; unchanged elements are taken over from it.
     """
 
     is_up = True
@@ -59,7 +59,8 @@ class LinkNode:
         self._before = None
 
     def _directions(self) -> list[tuple[SwitchPort, SwitchPort]]:
-        """Pairs of the port by which frames leave a switch, and the one by which they enter the other."""
+        """Pairs of the port by which frames leave a switch, and the one by which they enter the
+        other."""
         return [(self.ports[0], self.ports[1]), (self.ports[1], self.ports[0])]
 
     def _lead(
@@ -71,7 +72,7 @@ class LinkNode:
         directory: str | None,
         make_ring: Callable[[str], MpscRing],
     ) -> None:
-        """One direction, in its home: elements, shaper, and the Link to the other switch."""
+        """Builds one direction in its home: elements, shaper, and the Link to the other switch."""
         name, before, home = f"{self.name}.{other.switch}", self._before, port.home
         assert home is not None
         way = Way(
@@ -123,5 +124,5 @@ class LinkNode:
         return self._elements[engine]
 
     def sources_in(self, engine: int) -> list[Source]:
-        """Of them, those that the graph begins with."""
+        """Those of its elements that the graph of an engine begins with."""
         return self._sources[engine]

@@ -13,7 +13,8 @@ from vnic.modules.host import Host
 
 @dataclass
 class _Pair:
-    """from_module, to_module: the rings. nic, module: the ports at their two sides, once they are there."""
+    """from_module, to_module: the rings. nic, module: the ports at their two sides, once they
+    exist."""
 
     from_module: MpscRing
     to_module: MpscRing
@@ -21,14 +22,15 @@ class _Pair:
     module: RingPort | None = None
 
     def join(self) -> None:
-        """Lets each side transmit while the other is there; what it transmits meanwhile is dropped."""
+        """Lets each side transmit while the other exists; packets that it transmits otherwise are
+        dropped."""
         for side, other in ((self.nic, self.module), (self.module, self.nic)):
             if side is not None:
                 side.joined = other is not None
 
 
 class ModulePorts:
-    """The ring pairs by the names of their NICs. A pair lasts as long as one of its sides."""
+    """The ring pairs by the names of their NICs. A pair exists as long as one of its sides."""
 
     def __init__(self, runtime: Host) -> None:
         self._runtime = runtime
@@ -40,19 +42,20 @@ class ModulePorts:
         return pair.from_module, pair.to_module
 
     def opened(self, nic: str, port: RingPort) -> None:
-        """The NIC's side is `port`."""
+        """Makes `port` the NIC's side."""
         self._pair(nic).nic = port
         self._pair(nic).join()
 
     def closed(self, nic: str) -> None:
-        """The NIC is in no graph any more. Frees what its module has sent since."""
+        """Removes the NIC's side, once the NIC is in no graph; frees the packets that its module
+        has sent since."""
         pair = self._pairs[nic]
         port, pair.nic = pair.nic, None
         self._close(nic, port)
 
     def take(self, nic: str) -> RingPort:
-        """A module's side of a NIC: what the port receives was sent to the NIC. Raises ConfigError where
-        another module has it."""
+        """A module's side of a NIC: the port receives the packets that were sent to the NIC. Raises
+        ConfigError if another module has it."""
         pair = self._pair(nic)
         if pair.module is not None:
             raise ConfigError(
@@ -64,11 +67,11 @@ class ModulePorts:
 
     @property
     def taken(self) -> set[str]:
-        """The NICs of which a module has the other side, whether they are there or not."""
+        """The names of the NICs whose other side a module has, whether the NICs exist or not."""
         return {nic for nic, pair in self._pairs.items() if pair.module is not None}
 
     def give_back(self, nics: set[str]) -> None:
-        """The module behind these NICs is gone, and its engines run no more."""
+        """Removes the module's sides of these NICs, once its engines no longer run."""
         for nic in nics:
             pair = self._pairs[nic]
             port, pair.module = pair.module, None
@@ -85,12 +88,12 @@ class ModulePorts:
         return self._pairs[nic]
 
     def _close(self, nic: str, port: RingPort | None) -> None:
-        """Frees the packets on their way to a side that is gone."""
+        """Frees the packets on their way to a removed side."""
         pair = self._pairs[nic]
         pair.join()
         if port is None or self._runtime.closed:
             return
-        for engine in self._runtime.engines:  # from here on none pushes a batch into the ring
+        for engine in self._runtime.engines:  # from here on no engine pushes a batch into the ring
             engine.call(lambda: None)
         port.drain(self._runtime.engines[0])
         if pair.nic is pair.module is None:

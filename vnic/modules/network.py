@@ -1,15 +1,15 @@
 """The network: NICs, learning switches, the links between them, and the engines that serve them.
 
-Every NIC belongs to one engine, its home, which serves all its queues in both directions. Every engine
-has its own instance of each switch; all instances of a switch share one MAC table. A frame for a NIC of
-another engine reaches the NIC's home by a ring:
+Every NIC belongs to one engine, its home, which serves all its queues in both directions. Every
+engine has its own instance of each switch; all instances of a switch share one MAC table. A frame
+for a NIC of another engine reaches the NIC's home by a ring:
 
     home:   rx > parse > egress chain > egress shaper > switch > ingress chain > ingress shaper > tx
     others:                                             switch > ring .. > (the same ingress chain)
 
-A link joins two switches (vnic.modules.link_node). A one-way link leads what a NIC sends elsewhere than to
-its switch, through elements that several NICs share (vnic.modules.wiring). Egress and ingress are the container's directions:
-what it sends, and what it receives.
+A link joins two switches (vnic.modules.link_node). A one-way link sends the packets of a NIC to
+another node than its switch, through elements that several NICs share (vnic.modules.wiring). Egress
+and ingress are the container's directions: egress packets are those that it sends.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ class Network(Module):
         # Within it, once one-way links are to be put in place: NICs that leave.
         self._unwired: set[str] | None = None
         self._stale: list[tuple[str, int]] = []  # ports closed within it: switch, number
-        # What users' NICs may hold of the pool, by the user's number: however many NICs and shapers, in whichever engines.
+        # The part of the pool that a user's NICs may hold, by the user's number: all NICs and
+        # shapers of the user in all engines together.
         pool = runtime.pool.small_count, runtime.pool.large_count
         self._shares = {
             uid: PoolShare(*(max(count * client.pool_percent // 100, 1) for count in pool))
@@ -106,7 +107,8 @@ class Network(Module):
         self.wiring.set(config.hops)
 
     def open(self) -> None:
-        """Before any thread, since the agent is a fork of this process, which is small then."""
+        """Starts the agent, before any thread: it is a fork of this process, which is small
+        then."""
         self._devices.start()
         self._started = True
 
@@ -124,8 +126,8 @@ class Network(Module):
         self.captures.inherit()
 
     def _made_first(self, what: str, make: Callable[[], object]) -> bool:
-        """Makes a link or node of the configuration when this worker comes up; whether it is there. After a
-        crash, the worker goes on without one that fails."""
+        """Makes a link or node of the configuration when this worker comes up; returns whether it
+        exists. After a crash, the worker goes on without one that fails."""
         try:
             make()
         except VnicError as error:
@@ -136,15 +138,15 @@ class Network(Module):
         return True
 
     def forget(self, config: NicConfig) -> None:
-        """Drops what is kept of a NIC of the configuration that cannot be attached."""
+        """Deletes the stored state of a NIC of the configuration that cannot be attached."""
         if config.number is not None:
             self.tables[self._switch(config)].forget_port(config.number)
         self._devices.forget(config.name)
         self.runtime.segments.drop_ring(config.name)
 
     def bring_back(self, config: NicConfig) -> None:
-        """Attaches a NIC that waits, as it was; on any thread, see `attach`. Raises VnicError, and then it
-        waits on."""
+        """Attaches a waiting NIC again, with its settings; on any thread, see `attach`. Raises
+        VnicError, and then the NIC continues to wait."""
         runtime = self.runtime
         with runtime.lock:
             runtime.check_open()
@@ -172,19 +174,19 @@ class Network(Module):
             raise VnicError(f"nic {config.name}: waits no more")
 
     def names(self, owner: int | None = None) -> list[str]:
-        """The NICs that are attached; of one user only, where `owner` is given."""
+        """The names of the attached NICs; only those of user `owner`, if given."""
         return [
             name
             for name, each in self.attached.items()
             if owner is None or each.config.owner == owner
         ]
 
-    # -- attaching ---------------------------------------------------------------------------------------------------------
+    # -- attaching ---------------------------------------------------------------------------------
 
     def attach(self, config: NicConfig, passed: Passed | None = None) -> dict[str, Any]:
         """Puts a NIC into its container (or that of a namespace which a client passed) and into the
-        graph while traffic runs; returns its status. All or nothing. May be called on any thread: the
-        lock is free while the interface is made, which a container can delay."""
+        graph while traffic runs; returns its status. All or nothing. May be called on any thread:
+        the lock is free while the interface is made, which a container can delay."""
         with self.runtime.lock:
             self.runtime.check_open()
             config = own_nic(config)
@@ -205,8 +207,8 @@ class Network(Module):
             self.free(config)
 
     def _add(self, config: NicConfig, waiting: NicConfig | None) -> None:
-        """Stores a NIC that has been attached in the configuration. Raises VnicError, and then it is
-        detached again."""
+        """Stores a NIC that has been attached in the configuration. Raises VnicError, and then it
+        is detached again."""
 
         def undo() -> None:
             self.take_out(self.config.nics.pop(config.name).name)
@@ -223,8 +225,8 @@ class Network(Module):
         )
 
     def put_in(self, config: NicConfig, passed: Passed | None = None) -> dict[str, Any]:
-        """Attaches a NIC that is, or is to be, one of the configuration. All or nothing, but for what
-        the supervisor stores of it, see `forget`. Raises VnicError."""
+        """Attaches a NIC that is, or will be, in the configuration. All or nothing, except for the
+        state that the supervisor stores, see `forget`. Raises VnicError."""
         with self.runtime.lock:
             self.restrict(config)
             self.reserve(config)
@@ -239,8 +241,8 @@ class Network(Module):
                 self.free(config)
 
     def reserve(self, config: NicConfig) -> None:
-        """Checks a NIC that is to be attached and reserves its name, number and engine until `free`.
-        Raises VnicError."""
+        """Checks a NIC that is to be attached and reserves its name, number and engine until
+        `free`. Raises VnicError."""
         if not self._started or self.runtime.closed:
             raise VnicError("the runtime does not run")
         if config.name in self.attached or config.name in self._opening:
@@ -250,21 +252,19 @@ class Network(Module):
             )
         self._check_name(config)
         taken = {attached.number for attached in self.attached.values()}
-        # One that has had a number keeps it: the MAC table goes by numbers.
+        # A NIC that has had a number keeps it, since the MAC table refers to ports by number.
         if config.number is None or config.number in taken:
             config.number = self._free_number(f"nic {config.name}")
         self._opening[config.name] = config, self._home(config)
 
     def free(self, config: NicConfig) -> None:
-        """Ends what `reserve` began."""
+        """Ends the reservation that `reserve` made."""
         self._opening.pop(config.name, None)
 
     def _open(self, config: NicConfig, passed: Passed | None) -> Device:
         assert config.number is not None
         try:
-            if (
-                config.kind == ModuleKind.NAME
-            ):  # its rings are this process' own, as its modules are
+            if config.kind == ModuleKind.NAME:  # its rings belong to this process, like its modules
                 return ModuleKind().open(config, config.number, self.ports)
             return self._devices.open(config, config.number, passed)
         except OSError as error:
@@ -273,8 +273,8 @@ class Network(Module):
             ) from None
 
     def open_device(self, config: NicConfig, passed: Passed | None = None) -> Device:
-        """Makes the interface of a NIC that is reserved. Needs no lock. Raises VnicError, and then
-        nothing is left of it."""
+        """Makes the interface of a reserved NIC. Needs no lock. Raises VnicError, and then the
+        interface does not exist."""
         try:
             return self._open(config, passed)
         except BaseException:
@@ -289,7 +289,8 @@ class Network(Module):
     def _enter_late(
         self, config: NicConfig, device: Device, check: Callable[[], object] = lambda: None
     ) -> dict[str, Any]:
-        """`enter`, after the lock was free: checks once more. Raises VnicError, and then nothing is left of the device."""
+        """Calls `enter` after the lock was free, and so checks again first. Raises VnicError, and
+        then the device has been removed."""
         try:
             self.runtime.check_open()
             check()
@@ -299,8 +300,8 @@ class Network(Module):
             raise
 
     def enter(self, config: NicConfig, device: Device) -> dict[str, Any]:
-        """Connects the device of a NIC that is reserved. Raises VnicError, and then it is in no graph;
-        the device is the caller's to close."""
+        """Connects the device of a reserved NIC. Raises VnicError, and then the NIC is in no graph;
+        the caller closes the device."""
         runtime = self.runtime
         try:
             with runtime.lock, ExitStack() as undo:
@@ -333,7 +334,7 @@ class Network(Module):
             ) from None
 
     def _switch(self, config: NicConfig) -> str:
-        """The name of the switch that a NIC is connected to. It is in the NIC's configuration from here on."""
+        """The name of the switch that a NIC is connected to; sets it in the NIC's configuration."""
         try:
             if config.on not in self.tables:
                 config.on = self.config.switch_of(config.on)
@@ -342,7 +343,7 @@ class Network(Module):
             raise ConfigError(f"nic {config.name}: {error}") from None
 
     def _free_number(self, what: str, taken: Iterable[int] = ()) -> int:
-        """A number for a port, unlike those of all NICs, also of those that wait, and links."""
+        """A port number that no NIC (attached or waiting) and no link uses."""
         used = {*taken, *(attached.number for attached in self.attached.values())}
         known = (*self.config.nics.values(), *(each for each, _ in self._opening.values()))
         used |= {nic.number for nic in known if nic.number is not None}
@@ -359,18 +360,22 @@ class Network(Module):
         return number
 
     def _check_name(self, config: NicConfig) -> None:
-        """Elements are known by their NIC's name: one user's must not look like another's, as those of prod.egress and prod would."""
+        """Checks that a NIC's name does not begin like another user's: the names of elements begin
+        with their NIC's, and those of prod.egress and prod could not be told apart. Raises
+        ConfigError."""
         for name, other in self.config.nics.items():  # with those that wait
             if name == config.name or other.owner == config.owner:
                 continue
             if f"{config.name}.".startswith(f"{name}.") or f"{name}.".startswith(f"{config.name}."):
                 raise ConfigError(
-                    f"nic {config.name}: begins like the name of another user's NIC; choose another name",
+                    f"nic {config.name}: begins like the name of another user's NIC; choose "
+                    "another name",
                     code="exists",
                 )
 
     def restrict(self, config: NicConfig) -> None:
-        """A client's NIC is on the switch that is granted, and in the VLANs: without `vlan:` in the first, and without a grant in none."""
+        """Puts a client's NIC on the granted switch and, if it has no `vlan:`, into the first
+        granted VLAN; without a granted VLAN it may exchange untagged frames only."""
         if is_owner(config.owner):
             return
         grant = self.config.clients.get(str(config.owner))
@@ -381,7 +386,8 @@ class Network(Module):
             config.vlan = VlanConfig(access=granted[0]) if granted else VlanConfig(untagged=True)
 
     def _check_new(self, config: NicConfig, waiting: NicConfig | None) -> None:
-        """Raises ConfigError for what only a NIC that comes later can get wrong. waiting: one of that name that waits."""
+        """Raises ConfigError for conflicts that only a NIC attached at run time can have. waiting:
+        the waiting NIC of that name."""
         if waiting is not None and waiting.owner != config.owner and not is_owner(config.owner):
             raise ConfigError(
                 f"nic {config.name}: the name is that of another user's NIC; choose another one",
@@ -397,7 +403,8 @@ class Network(Module):
         others = [*self.config.elements, *(link.name for link in self.config.links)]
         if any(config.name.startswith(f"{other}.") for other in others):
             raise ConfigError(
-                f"nic {config.name}: begins like the elements of a link or node; choose another name",
+                f"nic {config.name}: begins like the elements of a link or node; choose another "
+                "name",
                 code="exists",
             )
         if self.runtime.is_client(config.name):
@@ -405,7 +412,8 @@ class Network(Module):
                 f"nic {config.name}: the name is that of a module's client; choose another one",
                 code="exists",
             )
-        # Frames to an address that two NICs have reach either of them, and the spoof check allows it to both.
+        # Frames to an address that two NICs have reach either of them, and the spoof check allows
+        # it to both.
         for other in self.config.nics.values():
             if other.mac == config.mac and other.name != config.name:
                 named = is_owner(config.owner) or other.owner == config.owner
@@ -430,8 +438,9 @@ class Network(Module):
         self._plug(attached, undo)
 
     def _plug(self, thing: NicNode | LinkNode, undo: ExitStack) -> None:
-        """Leads every engine's output to a NIC or link, then opens its ports: no frame meets a half-built graph. Where the changes are
-        postponed (`SwitchHost.at_once`) ports open before the load; no source runs until then."""
+        """Connects the outputs of every engine's switches to a NIC or link, then opens its ports,
+        so that no frame enters a half-built graph. Where the changes are postponed
+        (`SwitchHost.at_once`), ports open before the load; no source runs until then."""
         for index, each in enumerate(self.homes):
             undo.callback(each.load, list(each.sources))
             elements = thing.elements_in(index)
@@ -447,7 +456,8 @@ class Network(Module):
                     each.activate(port.switch, port.number, thing.config.vlan, thing.source)
 
     def _unplug(self, things: Sequence[NicNode | LinkNode]) -> None:
-        """Takes NICs and links out of the graph; frames that are on their way to them are dropped and counted."""
+        """Removes NICs and links from the graph; frames on their way to them are dropped and
+        counted."""
         with self.at_once():
             for index, each in enumerate(self.homes):
                 for thing in things:
@@ -463,7 +473,8 @@ class Network(Module):
             self._leaving += [thing for thing in things if thing.ports[0].home is not None]
 
     def _leave_homes(self, things: Sequence[NicNode | LinkNode]) -> None:
-        """Takes what no engine's switch leads to any more out of its home. What is in the rings leaves through the home first."""
+        """Removes NICs and links that no switch output leads to any more from their home engines,
+        after these have processed the packets in the rings."""
         for port in (port for thing in things for port in thing.ports):
             assert port.home is not None
             self.homes[port.home].receive_all(port.ring)
@@ -478,8 +489,9 @@ class Network(Module):
         after: NicNode | LinkNode,
         captures: Sequence[LiveCapture] = (),
     ) -> None:
-        """Puts a NIC or link in the place of the same one with other settings, between two batches of each engine. captures: those that
-        go on behind the elements that now have the names of their points."""
+        """Replaces a NIC or link by one with other settings, between two batches of each engine.
+        captures: the running ones, which continue at the elements that now have the names of their
+        points."""
         with self.at_once():
             with ExitStack() as undo:
                 for index, each in enumerate(self.homes):
@@ -504,17 +516,19 @@ class Network(Module):
                 capture.follow(after.elements_in(self.homes.index(capture.home)))
             self._activate(after)
 
-    # -- switches and links ------------------------------------------------------------------------------------------------
+    # -- switches and links ------------------------------------------------------------------------
 
     def add_switch(self, name: str, config: SwitchConfig) -> None:
-        """Makes a switch, with an instance in every engine. It is in their graphs when something is connected to it."""
+        """Makes a switch, with an instance in every engine. The instances join the graphs when
+        something is connected to them."""
         self.tables[name] = self.runtime.segments.table(name, config.table, int(config.ageing))
         for home in self.homes:
             home.switches[name] = L2Switch(self.tables[name], name=name)
 
     def change_switch(self, name: str, config: SwitchConfig) -> None:
-        """Gives a switch a table of another size or ageing time, with the entries of the one before. What an
-        engine learns in the old table until it has the new one is learnt again."""
+        """Replaces a switch's table by one of another size or ageing time, with the old entries.
+        Addresses that an engine learns in the old table until it has the new one are learned
+        again."""
         table = self.runtime.segments.new_table(name, config.table, int(config.ageing))
         table.take_entries(self.tables[name])
         self.tables[name] = table
@@ -554,7 +568,8 @@ class Network(Module):
             undo.pop_all()
 
     def change_link(self, name: str, config: LinkConfig) -> None:
-        """Gives a link other settings, between the same switches and in the same home. Raises VnicError, and then nothing has changed."""
+        """Changes the settings of a link, between the same switches and in the same home. Raises
+        VnicError, and then nothing has changed."""
         before = self.links[name]
         directory = self.config.directory or None
         link = LinkNode(
@@ -570,7 +585,7 @@ class Network(Module):
             way.set_rate()
 
     def remove_link(self, name: str) -> None:
-        """Takes a link out of the network; what it holds is dropped and counted."""
+        """Removes a link; the packets that it holds are dropped and counted."""
         link = self.links.pop(name)
         self._unplug([link])
         for port in link.ports:
@@ -580,8 +595,9 @@ class Network(Module):
                 self.runtime.segments.drop_ring(f"{name}/{other.switch}")
 
     def detach(self, name: str, why: str = "", *, waits: bool = False) -> None:
-        """Takes a NIC out of the graph and its interface out of the container; frames under way to it are dropped and counted. waits: its
-        settings stay, until its namespace is back. A NIC that waits does so no more."""
+        """Removes a NIC from the graph and its interface from the container; frames on their way to
+        it are dropped and counted. waits: its settings stay, and it is attached again when its
+        namespace returns. A waiting NIC stops waiting."""
         with self.runtime.lock:
             self.runtime.check_open()
             config = (
@@ -612,7 +628,8 @@ class Network(Module):
             )
 
     def take_out(self, *names: str) -> None:
-        """Takes NICs out of the network and their interfaces out of the containers; drops and counts the frames on their way to them."""
+        """Removes NICs from the network and their interfaces from the containers; drops and counts
+        the frames on their way to them."""
         if not names:
             return
         leaving = [self.attached[name] for name in names]
@@ -634,8 +651,8 @@ class Network(Module):
                 self.runtime.segments.drop_ring(attached.config.name)
 
     def change(self, name: str, config: NicConfig) -> None:
-        """Gives a NIC other settings that its interface does not depend on. Elements that stay the same keep their packets and counts.
-        Raises VnicError, and then nothing has changed."""
+        """Changes settings of a NIC that its interface does not depend on. Unchanged elements keep
+        their packets and counts. Raises VnicError, and then nothing has changed."""
         before = self.attached[name]
         with ExitStack() as undo:
             own = kind_of(config.kind).LIVE - LIVE
@@ -650,12 +667,12 @@ class Network(Module):
             way.set_rate()
 
     def _alter(self, attached: NicNode, config: NicConfig) -> None:
-        """Gives what is behind a NIC the settings of its kind alone, such as an MTU."""
+        """Applies the settings that only NICs of this kind can change live, such as an MTU."""
         port_too = attached.nic.change(config)
         self.homes[attached.home].engine.call(port_too)
 
     def _change(self, before: NicNode, config: NicConfig) -> None:
-        """Gives a NIC the settings that all kinds have."""
+        """Applies the settings that NICs of all kinds can change live."""
         if config.engine is not None and self.config.engine_index(config.engine) != before.home:
             self._move(before, config)
         elif (
@@ -683,7 +700,7 @@ class Network(Module):
         )
 
     def _rewire(self, before: NicNode, config: NicConfig) -> None:
-        """Builds a NIC anew around its device, with the elements that stay the same."""
+        """Rebuilds a NIC around its device; unchanged elements are taken over."""
         name, port = config.name, SwitchPort(self._switch(config), before.number, before.home)
         port.ring = before.port.ring
         attached = NicNode(
@@ -705,7 +722,8 @@ class Network(Module):
             self._forget_port(before.port.switch, port.number)
 
     def _move(self, before: NicNode, config: NicConfig) -> None:
-        """Moves a NIC to another engine. What waits in its shapers is dropped and counted; its container sees nothing of it."""
+        """Moves a NIC to another engine. The packets in its shapers are dropped and counted; its
+        container sees no change."""
         name = config.name
         self.captures.end_with(name)
         self.wire([name])
@@ -734,8 +752,8 @@ class Network(Module):
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Changes every engine's graph once, at the end of a `with`, between two batches; within another such `with`, at the end of
-        that."""
+        """Changes every engine's graph once, at the end of a `with`, between two batches; within
+        another such `with`, at the end of that."""
         outermost, self._gathering = not self._gathering, True
         try:
             with ExitStack() as stack:
@@ -765,19 +783,22 @@ class Network(Module):
             self.wiring.update(without)
 
     def _forget_port(self, switch: str, number: int) -> None:
-        """Forgets the addresses that were learned at a port, once no engine learns there any more."""
+        """Forgets the addresses that were learned at a port, once no engine learns there any
+        more."""
         if self._gathering:
             self._stale.append((switch, number))
         elif switch in self.tables:
             self.tables[switch].forget_port(number)
 
     def get(self, name: str, session: Session | None = None) -> NicNode:
-        """A NIC that is attached; for `session` only one that is its user's. Raises ConfigError, NotPermittedError."""
+        """An attached NIC; for `session` only one of its user. Raises ConfigError,
+        NotPermittedError."""
         restricted = session is not None and not session.is_owner
         attached = self.attached.get(name)
         if attached is None and not restricted and name in self.watching.waiting:
             raise ConfigError(
-                f"nic {name}: is not attached; it waits for a network namespace at {self.config.nics[name].netns}"
+                f"nic {name}: is not attached; it waits for a network namespace at "
+                f"{self.config.nics[name].netns}"
             )
         if attached is None:
             known = (
@@ -787,14 +808,16 @@ class Network(Module):
             raise ConfigError(f"nic {name}: is not attached; attached: {known}", code="not-found")
         if session is not None and restricted and attached.config.owner != session.uid:
             raise NotPermittedError(
-                f"nic {name}: is not {session.who}'s; only its owner and the instance's may see and change it"
+                f"nic {name}: is not {session.who}'s; only its owner and the instance's may see "
+                "and change it"
             )
         return attached
 
-    # -- settings ----------------------------------------------------------------------------------------------------------
+    # -- settings ----------------------------------------------------------------------------------
 
     def set_rate(self, name: str, /, **limits: int | None) -> dict[str, Any]:
-        """Sets egress_bps and/or ingress_bps of a NIC at once, in bit/s of layer-2 frames; None lifts a limit."""
+        """Sets egress_bps and/or ingress_bps of a NIC at once, in bit/s of layer-2 frames; None
+        lifts a limit."""
         with self.runtime.lock:
             self.runtime.check_open()
             attached = self.get(name)
@@ -816,7 +839,8 @@ class Network(Module):
             return self._status(attached)
 
     def set_link(self, name: str, up: bool) -> dict[str, Any]:
-        """Raises or cuts the link: the container sees its carrier come and go, frames for it are no longer forwarded."""
+        """Raises or cuts the link: sets the carrier that the container sees, and forwards frames
+        for the NIC or stops that."""
         with self.runtime.lock:
             self.runtime.check_open()
             attached = self.get(name)
@@ -833,7 +857,8 @@ class Network(Module):
             return self._status(attached)
 
     def set_spoof_check(self, name: str, on: bool) -> dict[str, Any]:
-        """Drops what a NIC's container sends from another MAC address than the NIC's, or no longer; from the next batch on."""
+        """Switches the spoof check on or off from the next batch on: it drops frames that a NIC's
+        container sends from another MAC address than the NIC's."""
         with self.runtime.lock:
             self.runtime.check_open()
             attached = self.get(name)
@@ -843,7 +868,7 @@ class Network(Module):
             return self._status(attached)
 
     def _activate(self, thing: NicNode | LinkNode) -> None:
-        """Brings the open ports of a NIC or link to what its configuration says."""
+        """Applies the configuration of a NIC or link to its open ports."""
         for each in self.homes if thing.is_up else []:
             for port in thing.ports:
                 each.activate(port.switch, port.number, thing.config.vlan, thing.source)
@@ -853,27 +878,27 @@ class Network(Module):
         with self.runtime.lock:
             self.homes[self.get(name).home].engine.call(function)
 
-    # -- captures ----------------------------------------------------------------------------------------------------------
+    # -- captures ----------------------------------------------------------------------------------
 
     def start_capture(
         self, point: str, target: str | int, snaplen: int = 262144, uid: int | None = None
     ) -> int:
-        """Copies what passes `point` (a NIC's name, or one of its elements') to a file or pipe, by
-        path or descriptor, for user `uid` if not for the instance's owner; returns the capture's
-        number."""
+        """Copies the packets that pass `point` (a NIC's name, or one of its elements') to a file or
+        pipe, by path or descriptor, for user `uid` if not for the instance's owner; returns the
+        capture's number."""
         with self.runtime.lock:
             self.runtime.check_open()
             return self.captures.start(point, target, snaplen, uid)
 
     def _drop_inherited(self) -> None:
-        """After a crash: drops what is stored of NICs that the previous worker died attaching or
-        detaching, and its captures, whose clients are gone."""
+        """After a crash: deletes the stored state of NICs that the previous worker was attaching or
+        detaching when it died, and of its captures, whose clients have disconnected."""
         if self.runtime.keeping is not None and self.runtime.role == "crash":
             self.runtime.keeping.drop_inherited("nic/", "ring/", "segment/table/", "capture/")
 
     def nic_of(self, point: str) -> str:
-        """The NIC of that name, or the owner of the element of that name; else the point's first part,
-        for the error that says so."""
+        """The NIC of that name, or the owner of the element of that name; else the point's first
+        part, for the error message."""
         if point in self.attached:
             return point
         elements = (element for engine in self.runtime.engines for element in engine.elements)
@@ -883,7 +908,7 @@ class Network(Module):
         )
 
     def stop_capture(self, number: int) -> Future[dict[str, Any]]:
-        """Ends a capture; the future's result is how many packets it has and how many it missed."""
+        """Ends a capture; the future's result has the numbers of packets captured and missed."""
         with self.runtime.lock:
             self.runtime.check_open()
             return self.captures.end(number)
@@ -892,7 +917,7 @@ class Network(Module):
         with self.runtime.lock:
             self.captures.client_gone(session)
 
-    # -- upgrade -----------------------------------------------------------------------------------------------------------
+    # -- upgrade -----------------------------------------------------------------------------------
 
     def end_upgrade(self) -> None:
         self.captures.upgrade_failed()
@@ -912,7 +937,7 @@ class Network(Module):
     def load(self, state: dict[str, Any]) -> None:
         self.captures.count = int(state.get("captured", 0))
 
-    # -- what control reads ------------------------------------------------------------------------------------------------
+    # -- status and counters -----------------------------------------------------------------------
 
     def _status(self, attached: NicNode) -> dict[str, Any]:
         return {
@@ -978,7 +1003,8 @@ class Network(Module):
         }
 
     def statistics(self, name: str | None = None) -> list[dict[str, Any]]:
-        """Of one NIC or all: its queues' counters, and what did not get into its queues."""
+        """Of one NIC or all: the counters of its queues, and the packets that its queues
+        dropped."""
         chosen = {name: self.get(name)} if name is not None else self.attached
         drops = self.queue_drops(chosen)
         return [
@@ -991,8 +1017,8 @@ class Network(Module):
         ]
 
     def queue_drops(self, chosen: dict[str, NicNode] | None = None) -> dict[str, int | None]:
-        """By NIC, of all if not told: packets of its container that its queues had no room for, as the kernel counts; None where it does
-        not say."""
+        """By NIC (by default of all): packets of its container that its queues had no room for, as
+        the kernel counts them; None if it does not count them."""
         attached = self.attached if chosen is None else chosen
         return {name: each.nic.queue_drops() for name, each in attached.items()}
 

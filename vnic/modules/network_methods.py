@@ -3,10 +3,11 @@
 `clients:` of the configuration grants such a client what it may use. Its requests are untrusted:
 
 - The container must be the client's. Any user can open a network namespace in /run/netns, so a
-  descriptor of one proves nothing: the user namespace that owns it must be one that the client made.
+  descriptor of one proves nothing: the user namespace that owns it must be one that the client
+  made.
 - Elements run inside the worker and may be any Python code, so only the owner loads them.
-- A capture goes to a pipe that vnic makes. With a descriptor of the client's, the client could clear
-  O_NONBLOCK while vnic writes; a path would be opened with vnic's rights.
+- A capture goes to a pipe that vnic makes. With a descriptor of the client's, the client could
+  clear O_NONBLOCK while vnic writes; a path would be opened with vnic's rights.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class _Methods:
     def __init__(self, network: Network) -> None:
         self._nics = network
 
-    # -- attaching ---------------------------------------------------------------------------------------------------------
+    # -- attaching ---------------------------------------------------------------------------------
 
     async def attach(self, parameters: Attach, caller: Caller) -> dict[str, Any]:
         session, name, given = caller.session, parameters.name, parameters.netns
@@ -107,11 +108,13 @@ class _Methods:
         )
         if given is not None and not kind_of(config.kind).takes("netns"):
             raise ConfigError(
-                f"nic {name}: a NIC of kind {config.kind} is in no container, and came with a namespace's descriptor"
+                f"nic {name}: a NIC of kind {config.kind} is in no container, and came with a "
+                "namespace's descriptor"
             )
         if given is not None and (config.pid is not None or config.netns is not None):
             raise ConfigError(
-                f"nic {name}: has pid or netns, and came with a namespace's descriptor: choose one of them"
+                f"nic {name}: has pid or netns, and came with a namespace's descriptor: choose one "
+                "of them"
             )
         if not session.is_owner:
             self._check_client(config, session, given is not None)
@@ -124,7 +127,8 @@ class _Methods:
                 raise ConfigError(f"nic {name}: descriptor {given} is not a network namespace")
             if not session.is_owner and owner_of(netns) != session.uid:
                 raise NotPermittedError(
-                    f"nic {name}: the network namespace belongs to a user namespace that {session.who} did not make"
+                    f"nic {name}: the network namespace belongs to a user namespace that "
+                    f"{session.who} did not make"
                 )
             if parameters.process is not None:
                 process = caller.take(parameters.process)
@@ -135,12 +139,14 @@ class _Methods:
         return await self._nics.runtime.aside(lambda: self._nics.attach(config, passed))
 
     def _check_client(self, config: NicConfig, session: Session, given: bool) -> None:
-        """Whether somebody else's NIC is within what `clients:` grants; completes it. Raises ConfigError, NotPermittedError."""
+        """Checks the NIC of a client other than the instance's owner against its grant in
+        `clients:`, and completes it. Raises ConfigError, NotPermittedError."""
         name, instance = config.name, self._nics.config
         granted = instance.clients[str(session.uid)]
         if not given:
             raise NotPermittedError(
-                f"nic {name}: {session.who} passes the container's network namespace as a descriptor"
+                f"nic {name}: {session.who} passes the container's network namespace as a "
+                "descriptor"
             )
         if len(self._nics.names(session.uid)) >= granted.nics:
             raise NotPermittedError(
@@ -148,7 +154,8 @@ class _Methods:
             )
         if config.queues > granted.queues:
             raise NotPermittedError(
-                f"nic {name}: {session.who} may have {granted.queues} queues, not {config.queues}; {MORE}"
+                f"nic {name}: {session.who} may have {granted.queues} queues, not {config.queues}; "
+                f"{MORE}"
             )
         if config.engine is not None and instance.engine_index(
             config.engine
@@ -166,7 +173,8 @@ class _Methods:
             )
         if config.spoof_check is False:
             raise NotPermittedError(
-                f"nic {name}: spoof_check may be switched off by the instance's owner only; leave it out"
+                f"nic {name}: spoof_check may be switched off by the instance's owner only; leave "
+                "it out"
             )
         if config.on is not None and config.on != granted.on:
             may = (
@@ -185,12 +193,11 @@ class _Methods:
 
     def _check_vlan(self, config: NicConfig, session: Session, granted: list[int] | None) -> None:
         vlan = config.vlan
-        if vlan is None:  # what it gets then is within the grant, see Nics
+        if vlan is None:  # `Network.restrict` chooses one within the grant
             return
         wanted = {0} if vlan.untagged else {vlan.access, vlan.native, *(vlan.trunk or ())} - {None}
-        if not wanted <= set(
-            granted or (0,)
-        ):  # without a grant: VLAN 0, which is the untagged frames
+        # without a grant: VLAN 0, which is the untagged frames
+        if not wanted <= set(granted or (0,)):
             may = f"VLANs {', '.join(map(str, granted))} only" if granted else "no VLAN"
             raise NotPermittedError(f"nic {config.name}: {session.who} may be in {may}; {MORE}")
 
@@ -198,12 +205,13 @@ class _Methods:
         session = caller.session
         if not session.is_owner and not self._nics.get(parameters.name, session).config.passed:
             raise NotPermittedError(
-                f"nic {parameters.name}: it was attached by the instance's owner; {session.who} may cut its link"
+                f"nic {parameters.name}: it was attached by the instance's owner; {session.who} "
+                "may cut its link"
             )
         self._nics.detach(parameters.name, f"detached by {session.who}")
         return {}
 
-    # -- settings ----------------------------------------------------------------------------------------------------------
+    # -- settings ----------------------------------------------------------------------------------
 
     def set_rate(self, parameters: SetRate, caller: Caller) -> dict[str, Any]:
         session = caller.session
@@ -218,7 +226,8 @@ class _Methods:
             most = self._nics.config.clients[str(session.uid)].rate
             if not config.passed:
                 raise NotPermittedError(
-                    f"nic {parameters.name}: its rates are set by the instance's owner, not by {session.who}"
+                    f"nic {parameters.name}: its rates are set by the instance's owner, not by "
+                    f"{session.who}"
                 )
             if most is not None and any(limit is None or limit > most for limit in limits.values()):
                 raise NotPermittedError(
@@ -234,14 +243,15 @@ class _Methods:
     def set_spoof_check(self, parameters: SetSpoofCheck, caller: Caller) -> dict[str, Any]:
         return {"nic": self._nics.set_spoof_check(parameters.name, parameters.on)}
 
-    # -- captures ----------------------------------------------------------------------------------------------------------
+    # -- captures ----------------------------------------------------------------------------------
 
     def start_capture(self, parameters: StartCapture, caller: Caller) -> dict[str, Any]:
         session = caller.session
         self._nics.get(self._nics.nic_of(parameters.point), session)
         if not session.is_owner and parameters.path is not None:
             raise NotPermittedError(
-                f"capture: only the instance's owner has it write files; {session.who} leaves path out"
+                f"capture: only the instance's owner has it write files; {session.who} leaves path "
+                "out"
             )
         if parameters.path is not None:
             number = self._nics.start_capture(parameters.point, parameters.path, parameters.snaplen)
@@ -249,9 +259,8 @@ class _Methods:
             return {"capture": number}
         reading, writing = os.pipe2(os.O_CLOEXEC)
         try:
-            with suppress(
-                OSError
-            ):  # beyond what all pipes of a user may have together: it stays small
+            # fails beyond the limit of all pipes of a user together: the pipe stays small
+            with suppress(OSError):
                 fcntl.fcntl(reading, F_SETPIPE_SZ, PIPE_BYTES)
             uid = None if session.is_owner else session.uid
             number = self._nics.start_capture(parameters.point, writing, parameters.snaplen, uid)
@@ -268,7 +277,7 @@ class _Methods:
         if parameters.capture not in captures:
             raise ConfigError(f"capture {parameters.capture}: is none of this connection's")
         captures.remove(parameters.capture)
-        # A reader that takes nothing holds up nobody but himself.
+        # A client that does not read its pipe delays only itself.
         result: dict[str, Any] = await asyncio.wrap_future(
             self._nics.stop_capture(parameters.capture)
         )

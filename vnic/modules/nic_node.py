@@ -15,8 +15,9 @@ from vnic.modules.way import Way
 
 
 class NicNode:
-    """A NIC in the running network: the device and its elements. before: the same NIC as it runs, whose
-    device, ring and unchanged elements are taken over. watch: over its container, where there is one already."""
+    """A NIC in the running network: the device and its elements. before: the running NIC, whose
+    device, ring and unchanged elements are taken over. watch: the watch over its container, if
+    there is one already."""
 
     def __init__(
         self,
@@ -72,7 +73,7 @@ class NicNode:
 
     @property
     def ports(self) -> list[SwitchPort]:
-        """Its port, as of a link."""
+        """Its only port; a link has two."""
         return [self.port]
 
     @property
@@ -85,7 +86,7 @@ class NicNode:
         return self.elements if engine == self.home else [self.port.entries[engine]]
 
     def sources_in(self, engine: int) -> list[Source]:
-        """Of them, those that the graph begins with."""
+        """Those of its elements that the graph of an engine begins with."""
         return self.sources if engine == self.home else []
 
     def connect(self) -> None:
@@ -97,7 +98,7 @@ class NicNode:
 
     @property
     def number(self) -> int:
-        """Of its port; also what its packets have in Packet.port."""
+        """The number of its port, which is also the Packet.port of its packets."""
         return self.port.number
 
     @property
@@ -107,7 +108,8 @@ class NicNode:
         return self.port.home
 
     def join(self, share: PoolShare) -> None:
-        """Before it runs: its shapers hold no more packets than the others of the share leave."""
+        """Adds its shapers to a share of the pool before they run; together, the shapers of a share
+        hold no more packets than it allows."""
         for element in self.elements:
             if isinstance(element, Shaper) and element.engine is None:
                 element.join(share)

@@ -20,7 +20,7 @@ from vnic.modules.engine_host import EngineHost
 class Wires:
     """One-way links in an engine.
 
-    leads: by element and output, where it leads.
+    leads: the targets, by element and output.
     elements, sources: those of nodes.
     """
 
@@ -32,7 +32,7 @@ class Wires:
 class SwitchHost(EngineHost):
     """An engine of the network, with its instances of the switches and its one-way links.
 
-    unused: where outputs lead that lead nowhere; it drops and counts.
+    unused: the target of unconnected outputs; it drops and counts packets.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -42,7 +42,7 @@ class SwitchHost(EngineHost):
         self.unused = Discard(name=f"{engine.name}.unused")
 
     def connect(self, switch: str, number: int, target: Element) -> None:
-        """Leads output `number` of a switch to `target`, between two batches."""
+        """Connects output `number` of a switch to `target`, between two batches."""
         found = self.switches[switch]
 
         def work() -> None:
@@ -56,13 +56,14 @@ class SwitchHost(EngineHost):
         self.do(work, [found])
 
     def disconnect(self, switch: str, number: int) -> None:
-        """Leads output `number` of a switch nowhere, between two batches. The last outputs go, when none of them leads anywhere: a new
-        worker has outputs up to the last that is used, and must find the same elements for an upgrade."""
+        """Disconnects output `number` of a switch, between two batches. Unconnected outputs at the
+        end are removed: a new worker has outputs up to the last connected one, and an upgrade needs
+        the same elements in both workers."""
         found = self.switches[switch]
 
         def work() -> None:
             count = len(found.outputs)
-            if number < count:  # else an engine refused its graph with that output, and it is gone
+            if number < count:  # else the engine rejected the graph with that output
                 found.connect(number, self.unused)
             while count and found.outputs[count - 1] is self.unused:
                 count -= 1
@@ -71,7 +72,8 @@ class SwitchHost(EngineHost):
         self.do(work, [found])
 
     def add(self, sources: list[Source], fresh: Iterable[Element]) -> None:
-        """As EngineHost.add. `unused` is in the graph while an output leads there, as in a new worker's."""
+        """As EngineHost.add. `unused` is in the graph while an output leads there, as in a new
+        worker's."""
         leads = any(
             each is self.unused for switch in self.switches.values() for each in switch.outputs
         ) or any(each is self.unused for each in self.wires.leads.values())
@@ -87,7 +89,8 @@ class SwitchHost(EngineHost):
         vlan: VlanConfig | LinkVlanConfig | None,
         source: str | None = None,
     ) -> None:
-        """Opens port `number` of a switch, or changes it, between two batches. source: the one address that it may send from."""
+        """Opens port `number` of a switch, or changes it, between two batches. source: the one MAC
+        address that frames may come from."""
         found = self.switches[switch]
         settings: dict[str, Any] = {} if vlan is None else msgspec.structs.asdict(vlan)
         self.do(lambda: found.activate(number, **settings, source=source))

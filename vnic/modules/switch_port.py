@@ -11,7 +11,7 @@ from dataplane.ports.ring_port import RingPort
 
 
 class SwitchPort:
-    """A port of a switch, in every engine: where frames go that leave the switch by it.
+    """A port of a switch: in every engine, the target of frames that leave the switch by it.
 
     switch, number: which port. home: the number of the engine that has `entry`; frames of other
     engines reach it by a ring. home None: `entries` has an element for each engine.
@@ -35,8 +35,8 @@ class SwitchPort:
 def ring_entries(
     entry: Element, home: int, engines: int, ring: MpscRing | None, name: str, number: int
 ) -> list[Element]:
-    """By engine, where packets for `entry`, which is in engine `home`, are led to: there itself, and in
-    the others a transmitter, NAME.ring.tx, to the ring that its home reads. number: of the port."""
+    """The targets of packets for `entry`, by engine: in engine `home` the entry itself, and in the
+    others a transmitter, NAME.ring.tx, to the ring that `home` reads. number: of the port."""
     found: list[Element] = []
     for index in range(engines):
         if index == home:

@@ -126,9 +126,8 @@ class Watching:
                 return
             for attached, why in list(self._gone.items()):
                 name = attached.config.name
-                now = self._nics.attached.get(
-                    name
-                )  # it may have got other elements since, around the same interface
+                # it may have got other elements since, around the same interface
+                now = self._nics.attached.get(name)
                 if now is not None and now.watch is attached.watch:
                     try:
                         self._nics.detach(

@@ -9,9 +9,10 @@ from vnic.modules.chain import Chain, build_chain
 
 
 class Way:
-    """One direction of a NIC or link: the elements of its configuration, a shaper, and what follows.
+    """One direction of a NIC or link: the elements of its configuration, a shaper, and what
+    follows.
 
-    before: the same direction as it runs; elements that stay the same are taken over from it.
+    before: the running direction; unchanged elements are taken over from it.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""One-way links in the running network: where NICs and elements of `nodes` lead."""
+"""One-way links in the running network, from NICs and elements of `nodes` to their targets."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from vnic.modules.switch_host import SwitchHost, Wires
 class Wiring:
     """The one-way links of a network, and the nodes that are elements.
 
-    A node is in its engine's graph while something leads to it. An output without a link, or whose link
-    leads to a NIC that is not attached, drops and counts what comes: it leads to the engine's `unused`.
+    A node is in its engine's graph while something leads to it. An output without a link, or whose
+    link leads to a NIC that is not attached, drops and counts its packets: it is connected to the
+    engine's `unused`.
     """
 
     def __init__(
@@ -27,8 +28,8 @@ class Wiring:
         self._runtime, self._homes, self._attached = runtime, homes, attached
         self.nodes: dict[str, ElementNode] = {}
         self._hops: dict[tuple[str, int], str] = {}  # by source and output, the target
-        self._closing: set[str] = set()  # nodes to which nothing is led any more
-        self._led: set[str] = set()  # NICs that lead elsewhere than to their switch
+        self._closing: set[str] = set()  # nodes that no packets are sent to any more
+        self._led: set[str] = set()  # NICs whose packets go elsewhere than to their switch
         self._any = False  # whether there were any at the last update
 
     def add(self, name: str, config: NodeConfig) -> None:
@@ -43,29 +44,29 @@ class Wiring:
         self.nodes[name] = self._closed(node)
 
     def replace(self, name: str, config: NodeConfig) -> None:
-        """Makes the element of a node with other settings, in the same engine; for `update` to put in the
-        place of the one before. Raises VnicError, and then nothing has changed."""
+        """Makes the element of a node with other settings, in the same engine; `update` then
+        replaces the old one by it. Raises VnicError, and then nothing has changed."""
         before, directory = self.nodes[name], self._runtime.config.directory or None
         engines = len(self._homes)
         node = ElementNode(name, config, engines, directory, before.ring, before)
         self.nodes[name] = node if node.element is before.element else self._closed(node)
 
     def _closed(self, node: ElementNode) -> ElementNode:
-        """`node`, of which no output leads anywhere yet."""
+        """Connects all outputs of `node` to `unused`; returns `node`."""
         for output in range(len(node.element.outputs)):
             node.element.connect(output, self._homes[node.home].unused)
         return node
 
     def move(self, name: str, config: NodeConfig) -> None:
-        """Makes the element of a node anew in another engine. Packets for it are dropped and counted
-        meanwhile. Raises VnicError, and then there is no such node."""
+        """Makes the element of a node again in another engine. Packets for it are dropped and
+        counted meanwhile. Raises VnicError, and then there is no such node."""
         if name in self.nodes:  # not where this undoes a move that has failed half way
             self.remove(name)
         self.add(name, config)
         self.update()
 
     def remove(self, name: str) -> None:
-        """Removes a node. What is in its ring passes it first."""
+        """Removes a node, after it has processed the packets in its ring."""
         node = self.nodes[name]
         self._closing.add(name)
         self.update()
@@ -77,22 +78,23 @@ class Wiring:
             self._runtime.segments.drop_ring(name)
 
     def set(self, hops: Collection[HopConfig]) -> None:
-        """Makes these the one-way links; for `update` to put in place. Raises ConfigError for an output that
-        an element has not, and then nothing has changed."""
+        """Sets the one-way links, which `update` puts in place. Raises ConfigError for an output
+        that an element does not have, and then nothing has changed."""
         for hop in hops:
             if (node := self.nodes.get(hop.source)) is not None:
                 check_output(hop, node.element)
         self._hops = {(hop.source, hop.output): hop.target for hop in hops}
 
     def behind(self, nic: NicNode, without: Collection[str] = ()) -> Element:
-        """Where what a NIC's container sends is led to: its switch, if no one-way link says otherwise."""
+        """The target of the packets that a NIC's container sends: its switch, unless a one-way link
+        leads elsewhere."""
         target = self._hops.get((nic.config.name, 0))
         if target is None:
             return self._homes[nic.home].switches[nic.port.switch]
         return self._entry(target, nic.home, without)
 
     def _entry(self, target: str, engine: int, without: Collection[str]) -> Element:
-        """What packets in an engine for a node or NIC are led to."""
+        """The target of the packets in an engine for a node or NIC."""
         if (node := self.nodes.get(target)) is not None and target not in self._closing:
             return node.entries[engine]
         if target in self._attached and target not in without:
@@ -102,8 +104,8 @@ class Wiring:
         return found
 
     def update(self, without: Collection[str] = ()) -> None:
-        """Makes every engine's graph what nodes and links say, between two batches. without: NICs that are
-        about to leave."""
+        """Brings every engine's graph in line with nodes and links, between two batches. without:
+        NICs that are about to leave."""
         if not (self.nodes or self._hops or self._any):
             return
         for host, wires in zip(self._homes, self._wanted(without), strict=True):
@@ -113,7 +115,7 @@ class Wiring:
         self._any = bool(self.nodes or self._hops)
 
     def _wanted(self, without: Collection[str]) -> list[Wires]:
-        """By engine."""
+        """The one-way links of each engine as they should be."""
         found = [Wires() for _ in self._homes]
         for name in dict.fromkeys((*(source for source, _ in self._hops), *self._led)):
             if name in self._attached and name not in without:
@@ -135,7 +137,8 @@ class Wiring:
         return found
 
     def _reached(self, without: Collection[str]) -> list[ElementNode]:
-        """The nodes that are in a graph: those with a ring, and those to which an attached NIC's packets come."""
+        """The nodes that are in a graph: those with a ring, and those that packets of attached NICs
+        reach."""
         pending = [node.name for node in self.nodes.values() if node.ring is not None]
         for (source, _), target in self._hops.items():
             if source in self._attached and source not in without:

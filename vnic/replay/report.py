@@ -202,7 +202,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto
 table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: right }
 th:first-child, td:first-child { text-align: left } img { max-width: 100% } .bad { color: #b00020 }
 .about th, .about td { text-align: left; font-weight: normal } .about th { color: #777 }
-"""
+"""  # noqa: E501
 
 
 def page(result: Mapping[str, Any], origin: Mapping[str, str], picture: bytes) -> str:
@@ -265,4 +265,4 @@ as Classifier gave the packet; 0: none did. - : the container received nothing.<
 <h2>Dropped</h2>
 <table>{cells("th", ["element", "reason", "packets"])}{drops or cells("td", ["nothing", "", 0])}</table>
 </body></html>
-"""
+"""  # noqa: E501

@@ -287,7 +287,8 @@ def given(config: Config, rules: Sequence[str]) -> Sides:
 
 
 def check_inputs(config: Config, inputs: Iterable[str]) -> None:
-    """Raises ConfigError for a capture of a NIC that is not there, or that sends what its module does."""
+    """Raises ConfigError for a capture of a NIC that is not there, or that sends what its module
+    does."""
     for name in inputs:
         if name not in config.outer_nics:
             known = ", ".join(config.outer_nics)

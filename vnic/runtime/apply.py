@@ -1,10 +1,11 @@
-"""`apply`: makes a running network the one that a configuration describes, by what is different.
+"""`apply`: changes a running network to the one that a configuration describes, by their
+difference.
 
-What both have stays as it is, with its queues, tables and counters. The others are added, changed or
-removed in an order in which each step can be undone until the last: new NICs first, whose interfaces may
-fail; then the configuration is stored, so that a worker after a crash begins with the new one; then what
-must be made again, what changes in place, and at last what goes. A failure undoes the steps so far and
-stores the old configuration.
+Parts that both have stay as they are, with their queues, tables and counters. The other parts are
+added, changed or removed in an order in which each step can be undone until the last. First new
+NICs are made, since their interfaces may fail; then the configuration is stored, so that a worker
+after a crash begins with the new one; then parts are made again, parts change in place, and at last
+parts are removed. A failure undoes the steps so far and stores the old configuration.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from vnic.device.kinds.registry import kind_of
 from vnic.modules.host import Host
 from vnic.modules.network import Network
 
-# Parts of a configuration that are the same from start to end.
+# Parts of a configuration that cannot change while vnic runs.
 FIXED = ("engines", "spin", "pool", "metrics", "modules", "clients", "host_interfaces")
 
 
@@ -45,7 +46,7 @@ class Change:
     remade: bool = False
 
     def as_dict(self) -> dict[str, Any]:
-        """As the control API says it."""
+        """The change in the form of the control API."""
         fields = [
             {"field": path, "before": before, "after": after}
             for path, (before, after) in self.fields.items()
@@ -60,24 +61,24 @@ class Change:
 
 
 def prepared(running: Config, wanted: Config, nics: Network) -> Config:
-    """A copy of `wanted` with what only the running network knows: numbers of ports, engines that were chosen,
-    which NICs wait, and the NICs whose container a client passed. Raises ConfigError for a network that
-    cannot be."""
+    """A copy of `wanted`, completed from the running network: numbers of ports, engines that were
+    chosen, waiting NICs, and the NICs whose container a client passed. Raises ConfigError for a
+    network that cannot be built."""
     config = own_config(wanted)
     config.partial = running.partial
     if config.directory is None or not _has_classes(running):
         config.directory = config.directory or running.directory
     elif config.directory != running.directory:
         raise ConfigError(
-            f"the elements and modules of this instance are in {running.directory}, and the file is in {config.directory}: "
+            f"the elements and modules of this instance are in {running.directory}, and the file "
+            f"is in {config.directory}: "
             "apply a file in the same directory"
         )
     for name, nic in config.nics.items():
         now = running.nics.get(name)
         if now is None:
-            nic.number = nic.began_ns = (
-                None  # one from the history: the number may be another's by now
-            )
+            # `wanted` may be from the history: its number may be another NIC's by now
+            nic.number = nic.began_ns = None
             continue
         if now.passed:
             raise ConfigError(
@@ -134,10 +135,11 @@ def _has_classes(config: Config) -> bool:
 
 
 def difference(running: Config, wanted: Config) -> list[Change]:
-    """What is to be added, changed and removed. Raises ConfigError for what cannot change while vnic runs."""
+    """The changes from `running` to `wanted`. Raises ConfigError for a part that cannot change
+    while vnic runs."""
     for word in FIXED:
         before, after = written(getattr(running, word)), written(getattr(wanted, word))
-        if word == "modules":  # they may change their own settings
+        if word == "modules":  # modules may change their own settings
             before, after = (
                 [each.module for each in config.modules] for config in (running, wanted)
             )
@@ -201,13 +203,14 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class Applying:
-    """One `apply`: `runtime`'s configuration becomes `wanted`, which `prepared` returned, by `changes`."""
+    """One `apply`: `runtime`'s configuration becomes `wanted`, which `prepared` returned, by
+    `changes`."""
 
     def __init__(self, runtime: Host, nics: Network, wanted: Config, changes: list[Change]) -> None:
         self._runtime, self._nics, self._wanted = runtime, nics, wanted
         self._changes = changes
         changed = {(change.kind, change.name) for change in changes}
-        # What does not change keeps its own object, which what runs refers to.
+        # Unchanged parts keep their objects, which the running network refers to.
         for name, nic in runtime.config.nics.items():
             if name in wanted.nics and ("nic", name) not in changed:
                 nic.where = wanted.nics[name].where
@@ -230,7 +233,8 @@ class Applying:
         self._devices: dict[str, Device] = {}  # of those, by name, until they are in the graph
 
     def reserve(self) -> None:
-        """Before `open`: reserves the names, numbers and engines of the new NICs. Raises VnicError."""
+        """Before `open`: reserves the names, numbers and engines of the new NICs. Raises
+        VnicError."""
         self._put(self._wanted)
         try:
             for config in self._new:
@@ -241,8 +245,8 @@ class Applying:
             self._put(self._before)
 
     def open(self) -> None:
-        """Makes the interfaces of the new NICs, which containers can delay: without the runtime's lock.
-        Raises VnicError."""
+        """Makes the interfaces of the new NICs, which containers can delay: without the runtime's
+        lock. Raises VnicError."""
         for config in self._reserved:
             self._devices[config.name] = self._nics.open_device(config)
 
@@ -254,7 +258,7 @@ class Applying:
                 self._nics.discard(config, device)
 
     def run(self) -> None:
-        """After `open`: all, or nothing and the error."""
+        """Makes the changes, after `open`: all of them, or none and raises the error."""
         stored = False
         with ExitStack() as undo:
             undo.callback(self._runtime.accounts.settle)
@@ -278,12 +282,13 @@ class Applying:
         ]
 
     def _put(self, config: Config) -> None:
-        """Makes the running configuration this one, in what an apply changes besides groups."""
+        """Replaces the parts of the running configuration that an apply changes, except groups."""
         for word in ("nics", "nodes", "links", "hops", "switch", "directory"):
             setattr(self._runtime.config, word, getattr(config, word))
 
     def _made_again(self) -> set[str]:
-        """NICs whose interface takes the place of another one: it has to go first."""
+        """NICs whose interface is made again or takes the place of another one, which has to be
+        removed first."""
         nics = self._before.nics
         remade = {
             change.name
@@ -306,7 +311,8 @@ class Applying:
             undo.callback(nics.wiring.remove, name)
         undo.callback(nics.set_hops, self._before.hops)
         new = {*self._names("node", "add"), *(config.name for config in self._new)}
-        # Before the NICs: no packet of theirs must pass by the elements that it is to be led through.
+        # Before the NICs, so that none of their packets bypasses the elements of their one-way
+        # links.
         nics.set_hops(
             [*self._before.hops, *(hop for hop in self._wanted.hops if hop.source in new)]
         )
@@ -335,7 +341,8 @@ class Applying:
         undo.callback(self._nics.take_out, name)
 
     def _change(self, undo: ExitStack) -> None:
-        """Changes groups; moves NICs to other engines; then all else in one step of each engine."""
+        """Changes groups; moves NICs to other engines; then makes all other changes in one step of
+        each engine."""
         nics, config = self._nics, self._runtime.config
         before, after = _links(self._before), _links(self._wanted)
         for change in self._changes:
@@ -361,7 +368,8 @@ class Applying:
         for change in [change for change in nodes if "engine" in change.fields]:
             undo.callback(nics.wiring.move, change.name, self._before.elements[change.name])
             nics.wiring.move(change.name, self._wanted.elements[change.name])
-        # A link that leads elsewhere now has elements of the same names in the same engine: the old ones go first.
+        # A link with other ends has elements of the same names in the same engine: the old ones are
+        # removed first.
         turned = [name for name in moved if before[name].ends != after[name].ends]
         for name in turned:
             nics.remove_link(name)
@@ -369,7 +377,7 @@ class Applying:
         with nics.at_once():
             for change in [change for change in here if "engine" not in change.fields]:
                 self._change_nic(undo, change.name)
-            # Undone last: an element of before may have outputs that its successor lacks.
+            # Undone last: an old element may have outputs that the new one lacks.
             undo.callback(nics.set_hops, self._before.hops)
             for change in [change for change in nodes if "engine" not in change.fields]:
                 undo.callback(nics.wiring.replace, change.name, self._before.elements[change.name])
@@ -404,7 +412,8 @@ class Applying:
         ]
         try:
             self._nics.take_out(*going)
-        except VnicError as error:  # the network is the new one; what the supervisor keeps too long, the next worker drops
+        except VnicError as error:
+            # the new network runs; the next worker drops interfaces that are stored too long
             log.warning("a NIC is gone, but the supervisor keeps its interface", why=str(error))
         for name in self._names("switch", "remove"):
             self._nics.remove_switch(name)
@@ -414,7 +423,7 @@ class Applying:
 
 
 def _home(link: LinkConfig) -> tuple[Any, ...]:
-    """What decides where a link's elements are."""
+    """The settings that decide in which engine a link's elements are."""
     return link.ends, None if link.plain else link.engine
 
 

@@ -1,4 +1,4 @@
-"""Engine groups as their configuration says."""
+"""Makes and changes engine groups by their configuration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vnic.config.schema import GroupConfig
 
 
 def _group_settings(config: GroupConfig) -> dict[str, tuple[str, Any]]:
-    """By the configuration's words: names and values of dataplane.groups.threads.Settings."""
+    """Names and values of dataplane.groups.threads.Settings, by the configuration's keys."""
     guarantee = config.guarantee
     return {
         "mode": ("mode", Mode(config.mode)),
@@ -29,12 +29,14 @@ def _group_settings(config: GroupConfig) -> dict[str, tuple[str, Any]]:
 
 
 def make_group(name: str, config: GroupConfig, *, tolerant: bool = False) -> EngineGroup:
-    """An engine group as its configuration says. tolerant: a cgroup that is gone does not matter, see EngineGroup. Raises ConfigError."""
+    """An engine group by its configuration. tolerant: a missing cgroup is not an error, see
+    EngineGroup. Raises ConfigError."""
     return EngineGroup(name, **dict(_group_settings(config).values()), tolerant=tolerant)
 
 
 def change_group(group: EngineGroup, config: GroupConfig, words: Iterable[str]) -> None:
-    """Makes a group what its configuration says under `words`. Raises what EngineGroup.change does, and then nothing has changed."""
+    """Applies the keys `words` of its configuration to a group. Raises as EngineGroup.change does,
+    and then nothing has changed."""
     settings = _group_settings(config)
     if changes := dict(settings[word] for word in words if word in settings):
         group.change(**changes)

@@ -3,8 +3,8 @@
 Most elements exist once, in the home engine of their NIC. The switch has a copy in every engine,
 under one name.
 
-A value written to an element of the configuration is stored there, as the constructor's argument that
-the handler names, so that a worker after a crash, or a successor, builds the element with it.
+A value written to an element of the configuration is stored there, as the constructor's argument
+that the handler names, so that a worker after a crash, or a successor, builds the element with it.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Handlers:
 
     def describe(self, name: str | None = None) -> dict[str, dict[str, Any]]:
         """Describes all elements, or one: {element: {"type", "engines": names, "handlers": see
-        dataplane.engine.handler_access.describe}}, in the order of the graphs. Raises ConfigError for an unknown
-        element."""
+        dataplane.engine.handler_access.describe}}, in the order of the graphs. Raises ConfigError
+        for an unknown element."""
         found: dict[str, dict[str, Any]] = {}
         for element in self._copies(name) if name is not None else self._all():
             assert element.engine is not None
@@ -86,8 +86,8 @@ class Handlers:
         ]
 
     def write(self, name: str, handler: str, value: Any) -> Any:
-        """Writes a handler of all copies, see dataplane.engine.handler_access.write_handler, and stores the
-        value in the configuration."""
+        """Writes a handler of all copies, see dataplane.engine.handler_access.write_handler, and
+        stores the value in the configuration."""
         copies = self._copies(name)
         for nic, attached in self._nics.items():
             for limit, shaper in (
@@ -127,8 +127,7 @@ class Handlers:
             if config is not None and argument is not None:
                 config.arguments = {**config.arguments, argument: plain(value)}
         for way in ways:
-            if (
-                way.shaper.name == name and argument == "rate"
-            ):  # a link's own limit; a NIC's is set by set_rate
+            # a link's own limit; a NIC's is set by set_rate
+            if way.shaper.name == name and argument == "rate":
                 bps = way.shaper.rate_bps
                 way.config.rate = Rate(bps) if bps else None

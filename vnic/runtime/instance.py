@@ -27,9 +27,8 @@ from vnic.runtime.apply import Change
 
 # PATH_MAX, limits.h: a longer one would not fit into a message to the supervisor either
 PATH_MOST = 4096
-DOCUMENT_MOST = (
-    64 << 20
-)  # bytes of a configuration, as it is handed over: more than a thousand NICs need
+# bytes of a configuration, as it is handed over: more than a thousand NICs need
+DOCUMENT_MOST = 64 << 20
 
 
 class Stats(Parameters):
@@ -91,12 +90,11 @@ def _changes(changes: list[Change]) -> dict[str, Any]:
 
 
 def _read(descriptor: int) -> bytes:
-    """A document that a client passed, whose descriptor is ours. Raises ConfigError."""
+    """Reads a document that a client passed, and closes its descriptor. Raises ConfigError."""
     try:
         status = os.fstat(descriptor)
-        if (
-            not stat.S_ISREG(status.st_mode) or status.st_size > DOCUMENT_MOST
-        ):  # a pipe could keep control waiting
+        # a pipe could keep control waiting
+        if not stat.S_ISREG(status.st_mode) or status.st_size > DOCUMENT_MOST:
             raise ConfigError(f"document: expected a file of at most {DOCUMENT_MOST} bytes")
         return os.pread(descriptor, status.st_size, 0)
     except OSError as error:
@@ -165,7 +163,7 @@ class Instance:
         """The names of the NICs that a client may see; None: all."""
         return None if session.is_owner else set(self._runtime.nics.names(session.uid))
 
-    # -- what is read ------------------------------------------------------------------------------
+    # -- methods that read -------------------------------------------------------------------------
 
     def _status(self, _: Parameters, caller: Caller) -> dict[str, Any]:
         status = {**self._process, **self._runtime.status()}
@@ -217,16 +215,14 @@ class Instance:
         return {"accounts": accounts}
 
     def _metrics(self, parameters: Metrics, caller: Caller) -> dict[str, Any]:
-        from vnic.api.metrics import (
-            families_of,
-            text_of,
-        )  # imported on first use: it loads a library
+        # imported on first use: it loads a library
+        from vnic.api.metrics import families_of, text_of
 
         if parameters.format == "json":
             return {"families": families_of(self._runtime, self._process)}
         return {"text": text_of(self._runtime, self._process).decode()}
 
-    # -- what is changed ---------------------------------------------------------------------------
+    # -- methods that change -----------------------------------------------------------------------
 
     def _set_group(self, parameters: SetGroup, caller: Caller) -> dict[str, Any]:
         given = {"mode": parameters.mode, "cpus": parameters.cpus}

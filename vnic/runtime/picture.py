@@ -1,5 +1,5 @@
-"""Pictures of the network, as text and for Graphviz: switches, the NICs on them, the links between them,
-and the elements that one-way links lead through."""
+"""Pictures of the network, as text and for Graphviz: switches, the NICs on them, the links between
+them, and the elements that one-way links lead through."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from vnic.config.schema import (
 
 
 def network_data(config: Config) -> dict[str, Any]:
-    """Switches, elements, NICs and links by name, with what a picture says of them; one-way links in order."""
+    """Switches, elements, NICs and links by name, with the details that a picture shows; one-way
+    links in order."""
     return {
         "switches": {name: {"table": switch.table} for name, switch in config.switches.items()},
         "nics": {
@@ -38,7 +39,8 @@ def network_data(config: Config) -> dict[str, Any]:
 
 
 def nic_details(config: Config, nic: NicConfig) -> list[str]:
-    """What a picture says of a NIC: where it is and what its packets pass."""
+    """The details of a NIC in a picture: its engine and VLANs, and the elements and rates of both
+    directions."""
     engine = None if nic.engine is None else config.engines[config.engine_index(nic.engine)].name
     found = ["waits for its namespace"] if nic.waiting else [] if nic.link_up else ["link down"]
     found += [] if engine is None or len(config.engines) == 1 else [f"engine {engine}"]
@@ -49,7 +51,7 @@ def nic_details(config: Config, nic: NicConfig) -> list[str]:
 
 
 def node_details(config: Config, name: str) -> list[str]:
-    """What a picture says of an element: its class, and its engine where there are several."""
+    """The details of an element in a picture: its class, and its engine where there are several."""
     node = config.nodes[name]
     engine = config.engines[config.engine_index(node.engine or 0)].name
     found = [str(node.element).rpartition(":")[2]]
@@ -57,7 +59,7 @@ def node_details(config: Config, name: str) -> list[str]:
 
 
 def link_details(link: LinkConfig) -> list[str]:
-    """What a picture says of a link."""
+    """The details of a link in a picture."""
     ways = {end: way_details(way) for end, way in link.to.items()}
     if len({tuple(each) for each in ways.values()}) == 1:
         found = next(iter(ways.values()))
@@ -98,7 +100,8 @@ def _ranges(numbers: Iterable[int]) -> list[str]:
 
 
 def network_text(config: Config) -> str:
-    """A block for each switch: its NICs and its links, a line each; and for each element: where it leads."""
+    """A block for each switch, with a line for each of its NICs and links, and a block for each
+    element, with a line for each of its one-way links."""
     data = network_data(config)
     ways_out = _ways_out(data)
     lines: list[str] = []
@@ -141,7 +144,10 @@ def _rows(rows: list[tuple[str, str, list[str]]]) -> list[str]:
     """Lines below a node. rows: kind of line, name, details."""
     width = max((len(name) for _, name, _ in rows), default=0)
     return [
-        f"  {'`' if number == len(rows) - 1 else '|'}{line} {name:<{width}}  {', '.join(details)}".rstrip()
+        (
+            f"  {'`' if number == len(rows) - 1 else '|'}"
+            f"{line} {name:<{width}}  {', '.join(details)}"
+        ).rstrip()
         for number, (line, name, details) in enumerate(rows)
     ]
 

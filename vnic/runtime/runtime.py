@@ -1,4 +1,5 @@
-"""The runtime: modules, the engines that they build, and the groups that give these CPU time, as one running whole."""
+"""The runtime of an instance: its modules, the engines that they build, and the groups that give
+these CPU time."""
 
 from __future__ import annotations
 
@@ -49,9 +50,9 @@ log = Log("vnic")
 
 
 def _counters(element: Element, statistics: dict[str, Any]) -> dict[str, Any]:
-    """What `stats` says of an element. `packets`: those that entered, or that a source took;
-    besides, the bound of a shaper's queue at its rate, and the packets that each rule of a
-    classifier matched."""
+    """The counters of an element in `stats`. `packets`: those that entered, or that a source took;
+    also the bound of a shaper's queue at its rate, and the packets that each rule of a classifier
+    matched."""
     found = {"type": type(element).__name__, **statistics}
     if isinstance(element, Source):
         found["packets"] = statistics["received"]
@@ -63,14 +64,16 @@ def _counters(element: Element, statistics: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Made(NamedTuple):
-    """What a module made in its constructor: engines, and its sides of NICs, by their names."""
+    """The engines that a module made in its constructor, and the names of the NICs whose module
+    side it took."""
 
     hosted: list[EngineHost]
     ports: set[str]
 
 
 class Runtime:
-    """Runs a configuration. All methods may be called from any thread; none is called from an engine's.
+    """Runs a configuration. All methods may be called from any thread; none is called from an
+    engine's.
 
     loop: the event loop; containers are watched on it. None: they are not watched.
     devices: opens the NICs; interfaces in containers by default. clock: with a virtual clock the
@@ -88,7 +91,7 @@ class Runtime:
         keeping: Keeper | None = None,
         role: Literal["first", "crash", "successor"] = "first",
     ) -> None:
-        self.emit: Emit = lambda event, /, **fields: None  # whoever runs this may listen
+        self.emit: Emit = lambda event, /, **fields: None  # replaced where events are wanted
         self.config = own_config(config)
         self.role, self.loop, self._seed = role, loop, seed
         self.keeping = keeping
@@ -97,14 +100,14 @@ class Runtime:
         self.closed = self.upgrading = False
         self.clock = clock or Clock()
         self.losses = Losses(keeping)
-        self._changes = ThreadPoolExecutor(
-            1, "vnic-changes"
-        )  # has no thread until the first change
+        # has no thread until the first change
+        self._changes = ThreadPoolExecutor(1, "vnic-changes")
         self._history = History(keeping)
         self._stored = 0  # how often the configuration was stored
         self.segments = Segments(keeping, reset=role == "crash")
         self.pool = self.segments.pool(config.pool.small, config.pool.large)
-        # In virtual time nothing has threads. A worker that takes over must not fail for a cgroup that has gone since.
+        # In virtual time there are no threads. A worker that takes over must not fail because a
+        # cgroup has been removed since.
         wanted = {} if self.clock.virtual else config.groups
         self.groups = {
             name: make_group(name, each, tolerant=role != "first") for name, each in wanted.items()
@@ -150,14 +153,14 @@ class Runtime:
             module = kind(self, **config.arguments)
         except VnicError:
             raise
-        except Exception as error:  # a user's module may refuse its settings with anything
+        except Exception as error:  # a user's module may raise any exception
             raise ConfigError(f"module {config.module}: refuses its arguments: {error}") from error
-        config.arguments = module.settings  # what it changes there is remembered
+        config.arguments = module.settings  # its changes there are stored
         return module
 
     def lose(self, module: Module, error: Exception) -> None:
-        """After a crash: continues without a user's module that failed. Raises the error in any other
-        role, and for a module of vnic's own."""
+        """After a crash: continues without a user's module that failed. Raises the error in any
+        other role, and for a module of vnic's own."""
         if self.role != "crash" or module not in self._users:
             raise error
         self._logged(module, "close", module.close)
@@ -167,17 +170,17 @@ class Runtime:
         self.remember()
 
     def _do_without(self, config: ModuleConfig, made: _Made, why: str) -> None:
-        """Removes a user's module and its engines, also from the configuration: a successor must have the
-        same engines."""
+        """Removes a user's module and its engines, also from the configuration: a successor must
+        have the same engines."""
         self.config.modules = [each for each in self.config.modules if each is not config]
         for each in made.hosted:
             self.group_of(each.engine).remove(each.engine)
-            each.engine.close()  # what it holds is dropped
+            each.engine.close()  # packets that it holds are dropped
             self.hosted.remove(each)
         self.nics.ports.give_back(made.ports)
         self.losses.add(f"module {config.module}", why)
 
-    # -- what modules build on ---------------------------------------------------------------------------------------------
+    # -- what modules build on ---------------------------------------------------------------------
 
     def add_engine(
         self,
@@ -188,12 +191,14 @@ class Runtime:
         cpu: int | None = None,
         make: Callable[[Engine], H],
     ) -> H:
-        """Makes an engine in a group (the first, by default), for a module's constructor. make: returns the
-        EngineHost of the engine. Raises ConfigError for an unknown group and for a name that is taken."""
+        """Makes an engine in a group (the first, by default), for a module's constructor. make:
+        returns the EngineHost of the engine. Raises ConfigError for an unknown group and for a name
+        that is taken."""
         group = group or next(iter(self.config.groups))
         if group not in self.config.groups:
             raise ConfigError(
-                f"engine {name}: group {group}: there is none; there are {', '.join(self.config.groups)}",
+                f"engine {name}: group {group}: there is none; there are "
+                f"{', '.join(self.config.groups)}",
                 code="not-found",
             )
         if any(each.engine.name == name for each in self.hosted):
@@ -215,14 +220,15 @@ class Runtime:
         return hosted
 
     def module_port(self, nic: str) -> RingPort:
-        """A module's side of the NIC of kind `module` of that name, for a module's constructor: what the
-        port receives was sent to the NIC. The NIC may come and go. Raises ConfigError."""
+        """A module's side of the NIC of kind `module` of that name, for a module's constructor: the
+        port receives the packets that were sent to the NIC. The NIC may come and go. Raises
+        ConfigError."""
         return self.nics.ports.take(nic)
 
     def remember(self, undo: Callable[[], object] | None = None) -> None:
-        """Has the supervisor store the configuration as it is now: the next worker begins with it. So a
-        change is stored before it is made, where that is possible. undo: called if it cannot be stored.
-        Raises VnicError then."""
+        """Has the supervisor store the configuration as it is now, with which the next worker
+        begins. A change is stored before it is made, where that is possible. undo: called if it
+        cannot be stored. Raises VnicError then."""
         self._stored += 1
         if self.keeping is not None and not self.closed:
             try:
@@ -255,16 +261,16 @@ class Runtime:
 
     @property
     def runs(self) -> bool:
-        """Whether the engines are this worker's to run: a successor's are not before it takes over."""
+        """Whether this worker runs its engines: a successor does not before it takes over."""
         return self.role != "successor" or all(group.alive for group in self.groups.values())
 
-    # -- life --------------------------------------------------------------------------------------------------------------
+    # -- life --------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Starts the engines, attaches the configured NICs and starts the other modules: all, or none and the
-        error of the first that failed. A successor only builds its graph, see `start_threads`. After a
-        failure only the first worker closes everything: another worker's interfaces belong to the
-        instance, and what it made itself ends with its process."""
+        """Starts the engines, attaches the configured NICs and starts the other modules: all, or
+        none and the error of the first that failed. A successor only builds its graph, see
+        `start_threads`. After a failure only the first worker closes everything: another worker's
+        interfaces belong to the instance, and what it made itself ends with its process."""
         with self.lock:
             for module in list(self.modules):
                 self._hook(module, module.open)
@@ -276,14 +282,15 @@ class Runtime:
                 if self.role != "successor":
                     self.remember()
                 if self.role == "crash" and self.keeping is not None:
-                    self.keeping.drop_inherited(MODULE_KEYS)  # of modules that are no more
+                    self.keeping.drop_inherited(MODULE_KEYS)  # of modules that no longer exist
             except BaseException:
                 if self.role == "first":
                     self.close()
                 raise
 
     def _hook(self, module: Module, hook: Callable[[], object]) -> None:
-        """Calls a hook of a module's start; after a crash, goes on without a user's module that fails."""
+        """Calls a hook of a module's start; after a crash, continues without a user's module that
+        fails."""
         try:
             hook()
         except Exception as error:
@@ -294,20 +301,21 @@ class Runtime:
             self.lose(module, error)
 
     def start_threads(self) -> None:
-        """Starts the engines' threads; on the loop's thread. A successor's engines run only when they have
-        their state."""
+        """Starts the engines' threads; on the loop's thread. A successor's engines run only when
+        they have their state."""
         for group in self.groups.values():
             group.start(run=self.role != "successor")
         for module in list(self.modules):
             self._hook(module, module.watch)
 
     def claim(self, captures: set[int]) -> None:
-        """A successor has taken over, and clients with these captures are connected to it."""
+        """Calls the modules' `claim` when this successor has taken over: clients with these
+        captures are connected to it."""
         for module in self.modules:
             self._logged(module, "claim", partial(module.claim, captures))
 
     def let_go(self) -> None:
-        """A successor has taken over, and this worker ends."""
+        """Calls the modules' `let_go` when a successor has taken over and this worker ends."""
         for module in self.modules:
             self._logged(module, "let_go", module.let_go)
 
@@ -328,7 +336,8 @@ class Runtime:
             self._changes.shutdown(wait=False)
 
     def _logged(self, module: Module, name: str, hook: Callable[[], object]) -> None:
-        """Calls a hook of a module. An error of a user's module is logged, so that the others' turn comes, too."""
+        """Calls a hook of a module. An error of a user's module is logged, so that the hooks of the
+        others still run."""
         try:
             hook()
         except Exception as error:
@@ -344,18 +353,19 @@ class Runtime:
 
     @property
     def engines(self) -> list[Engine]:
-        """In the order in which modules made them."""
+        """The engines, in the order in which modules made them."""
         return [each.engine for each in self.hosted]
 
-    # -- groups ------------------------------------------------------------------------------------------------------------
+    # -- groups ------------------------------------------------------------------------------------
 
     def group_of(self, engine: Engine) -> EngineGroup:
         """The group that the engine is in."""
         return next(group for group in self.groups.values() if engine in group.engines)
 
     def set_group(self, name: str, settings: dict[str, Any]) -> dict[str, Any]:
-        """Changes settings of a group while packets flow: as they stand below its name in a file, None for one that does not stand there.
-        Returns its status. Raises ConfigError, VnicError, and then nothing has changed."""
+        """Changes settings of a group while packets flow: given as below its name in a file; None
+        removes one. Returns its status. Raises ConfigError, VnicError, and then nothing has
+        changed."""
         with self.lock:
             self.check_open()
             if name not in self.groups:
@@ -376,7 +386,7 @@ class Runtime:
             return self.groups[name].status()
 
     def change_group(self, name: str, settings: dict[str, Any]) -> None:
-        """As `set_group`, of a group that is there."""
+        """As `set_group`, for a group that exists."""
         with self.lock:
             wanted = changed_group(name, self.config.groups[name], settings)
             self.config.fill(wanted)
@@ -394,20 +404,21 @@ class Runtime:
                 self.remember()
                 raise
 
-    # -- handlers: see vnic.runtime.handlers -------------------------------------------------------------------------------
+    # -- handlers: see vnic.runtime.handlers -------------------------------------------------------
 
     def handlers(self, element: str | None = None) -> dict[str, dict[str, Any]]:
-        """What elements, or one of that name, can be asked and told."""
+        """The handlers of all elements, or of one: see Handlers.describe."""
         with self.lock:
             return self._handlers.describe(element)
 
     def read_handler(self, element: str, handler: str) -> list[dict[str, Any]]:
-        """What the handler reads: [{"engine", "value"}] of each copy of the element."""
+        """Reads a handler: [{"engine", "value"}] of each copy of the element."""
         with self.lock:
             return self._handlers.read(element, handler)
 
     def write_handler(self, element: str, handler: str, value: object) -> Any:
-        """Writes a handler of all copies of the element, or of none; returns what the change returned."""
+        """Writes a handler of all copies of the element, or of none; returns what the change
+        returned."""
         with self.lock:
             self.check_open()
             result = self._handlers.write(element, handler, value)
@@ -415,17 +426,17 @@ class Runtime:
             self.emit("handler", element=element, handler=handler)
             return result
 
-    # -- the whole network: see vnic.runtime.apply ---------------------------------------------------------------------
+    # -- the whole network: see vnic.runtime.apply -------------------------------------------------
 
     def compare(self, wanted: Config) -> list[Change]:
-        """What `apply` would change. Raises ConfigError."""
+        """The changes that `apply` would make. Raises ConfigError."""
         with self.lock:
             return difference(self.config, prepared(self.config, wanted, self.nics))
 
     def apply(self, wanted: Config) -> list[Change]:
-        """Makes the network the one that is wanted while packets flow; returns what has changed. All or
-        nothing. Raises VnicError. May be called on any thread; the lock is free while the interfaces of
-        new NICs are made."""
+        """Changes the network to the wanted one while packets flow; returns the changes. All or
+        nothing. Raises VnicError. May be called on any thread; the lock is free while the
+        interfaces of new NICs are made."""
         before, changes = self._apply(wanted)
         if changes:
             with self.lock:
@@ -436,10 +447,11 @@ class Runtime:
         return changes
 
     def undo(self, *, dry: bool = False) -> list[Change]:
-        """Goes back to the network before the last `apply` that is not undone. Raises VnicError where there is none."""
+        """Goes back to the network before the last `apply` that was not undone. Raises VnicError if
+        there is none."""
         with self.lock:
             before = decode_config(self._history.last())
-            # What clients attach and detach themselves is as it is now.
+            # NICs that clients attach and detach themselves stay as they are now.
             before.nics = {name: nic for name, nic in before.nics.items() if not nic.passed}
         if dry:
             return self.compare(before)
@@ -449,7 +461,7 @@ class Runtime:
         return changes
 
     def _apply(self, wanted: Config) -> tuple[bytes, list[Change]]:
-        """The configuration as it was before, and the changes."""
+        """Makes the changes; returns the encoded configuration from before, and the changes."""
         for _ in range(APPLY_TRIES):
             with self.lock:
                 self.check_open()
@@ -462,7 +474,7 @@ class Runtime:
                 applying.open()
                 with self.lock:
                     self.check_open()
-                    if stored != self._stored:  # meanwhile, a container has gone or returned
+                    if stored != self._stored:  # meanwhile, a container has ended or returned
                         continue
                     before = encode_config(self.config)
                     if changes:
@@ -481,31 +493,33 @@ class Runtime:
             "containers come and go too fast to apply a network; try again", code="busy"
         )
 
-    # -- upgrade -----------------------------------------------------------------------------------------------------------
+    # -- upgrade -----------------------------------------------------------------------------------
 
     def begin_upgrade(self) -> None:
-        """From now on nothing is attached, detached or set, until `end_upgrade`. Stores the configuration
-        once more, as this version writes it. Raises VnicError if an upgrade is under way."""
+        """From now on nothing is attached, detached or set, until `end_upgrade`. Stores the
+        configuration once more, as this version writes it. Raises VnicError if an upgrade is under
+        way."""
         with self.lock:
             self.check_open()
             self.remember()
             self.upgrading = True
 
     def end_upgrade(self) -> None:
-        """The upgrade failed: this worker goes on."""
+        """Allows changes again: the upgrade failed, and this worker continues."""
         with self.lock:
             self.upgrading = False
             for module in self.modules:
                 try:
                     module.end_upgrade()
-                except Exception as error:  # a user's, or a supervisor that is ending: the others' turn all the same
+                except Exception as error:
+                    # of a user's module, or since the supervisor ends: call the others all the same
                     log.error("end_upgrade", error=error)
 
     def _by_name(self) -> dict[str, Module]:
         return {module.name: module for module in self.modules}
 
     def save_control(self) -> dict[str, Any]:
-        """What control has counted, for the next worker."""
+        """The counts and the modules' states that control keeps, for the next worker."""
         return {
             "modules": {name: module.save() for name, module in self._by_name().items()},
             "gone": self.accounts.gone,
@@ -516,7 +530,7 @@ class Runtime:
         }
 
     def load_control(self, state: dict[str, Any]) -> None:
-        """Takes over what `save_control` returned. Members that this version does not know are ignored.
+        """Loads a result of `save_control`. Members that this version does not know are ignored.
         Raises VnicError."""
         try:
             modules = self._by_name()
@@ -534,10 +548,11 @@ class Runtime:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise VnicError(f"what control counted cannot be read: {named(error)}") from None
 
-    # -- what control reads ------------------------------------------------------------------------------------------------
+    # -- status and counters -----------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
-        """Engines, groups, pool and what modules add; `conserved` says whether every engine's packets add up."""
+        """Engines, groups, pool and the modules' parts; `conserved`: whether the conservation law
+        holds in every engine."""
         with self.lock:
             engines = [
                 {**each.engine.status(), **each.conservation(), **self._place(each.engine)}
@@ -559,7 +574,7 @@ class Runtime:
             return {**found, "pool": pool}
 
     def _place(self, engine: Engine) -> dict[str, Any]:
-        """Of an engine: its group, and the thread that runs it now."""
+        """The group of an engine, and the thread that runs it now."""
         group = next((group for group in self.groups.values() if engine in group.engines), None)
         return {} if group is None else {"group": group.name, "thread": group.thread_of(engine)}
 
@@ -576,20 +591,22 @@ class Runtime:
         for module in self.modules:
             try:
                 found |= module.accounts()
-            except Exception as error:  # a user's: no reason to leave the others' books open, or a NIC half detached
+            except Exception as error:
+                # of a user's module: must leave neither other accounts open nor a NIC half detached
                 log.error("accounts", error=error)
         return found
 
     def is_client(self, name: str) -> bool:
         """Whether a user's module has a client of that name."""
         for module in self._users:
-            with suppress(Exception):  # the module's own
+            with suppress(Exception):  # raised by the user's module
                 if name in module.accounts():
                     return True
         return False
 
     def stats(self, name: str | None = None) -> dict[str, Any]:
-        """Counters of one NIC, or of everything: of the NIC, its queues, and its elements with their drops by reason."""
+        """Counters of one NIC, or of everything: of NICs, their queues, and elements with their
+        drops by reason."""
         with self.lock:
             nics = self.nics.statistics(name)
             elements = {
@@ -614,7 +631,8 @@ class Runtime:
     def graph(
         self, style: Literal["text", "dot", "json"] = "text", *, elements: bool = True
     ) -> str:
-        """A picture of what runs, of the elements of each engine or of the network: "text", "dot" for Graphviz, or "json"."""
+        """A picture of the elements of each engine, or of the network: "text", "dot" for Graphviz,
+        or "json"."""
         with self.lock:
             if not elements:
                 draw = {"text": network_text, "dot": network_dot}.get(style)

@@ -19,12 +19,13 @@ upgrade, continues with them:
     module/NAME/KEY descriptors that a module stores for the next worker (Module.keep)
     capture/N       a live capture: document, and its file or pipe
 
-Two SOCK_SEQPACKET pairs connect them. On `calls` the worker sends Put, Drop, Open, Alter, SetCarrier
-and waits for the answer: Done, Opened or Refused with the same number. The supervisor refuses calls of
-a successor that has not taken over yet. Messages on `events` have no answers: the supervisor sends
-the stored items (Item...) and Start, later HandOver, Failed, Quit, and a Ping now and then; a
-worker sends Ready, TookOver, HandedOver, Abandon, Failed, Stop, Upgrade, and a Pong for each Ping.
-A message is a JSON object of at most MESSAGE_BYTES, with at most DESCRIPTORS descriptors.
+Two SOCK_SEQPACKET pairs connect them. On `calls` the worker sends Put, Drop, Open, Alter,
+SetCarrier and waits for the answer: Done, Opened or Refused with the same number. The supervisor
+refuses calls of a successor that has not taken over yet. Messages on `events` have no answers: the
+supervisor sends the stored items (Item...) and Start, later HandOver, Failed, Quit, and a Ping now
+and then; a worker sends Ready, TookOver, HandedOver, Abandon, Failed, Stop, Upgrade, and a Pong for
+each Ping. A message is a JSON object of at most MESSAGE_BYTES, with at most DESCRIPTORS
+descriptors.
 """
 
 from __future__ import annotations
@@ -103,8 +104,8 @@ class SetCarrier(_Numbered, frozen=True):
 
 
 class Alter(_Numbered, frozen=True):
-    """Give the interface of nic/NAME the settings of another request of its kind that are LIVE, and hand it
-    over (Opened) as it is then. What is stored is the new one."""
+    """Give the interface of nic/NAME the settings of another request of its kind that are LIVE, and
+    hand it over (Opened) as it is then. What is stored is the new one."""
 
     nic: str
     request: msgspec.Raw
@@ -433,8 +434,8 @@ class Keeper:
         )
 
     def alter_nic(self, nic: str, request: TapRequest) -> list[int]:
-        """Gives a NIC's interface the settings of `request` that are LIVE; returns descriptors as of nic/NAME.
-        Raises ConfigError, PortError."""
+        """Gives a NIC's interface the settings of `request` that are LIVE; returns descriptors as
+        of nic/NAME. Raises ConfigError, PortError."""
         return self._call(Alter(nic, msgspec.Raw(msgspec.json.encode(request))))
 
     def set_carrier(self, nic: str, up: bool) -> None:

@@ -140,8 +140,9 @@ class Device(Protocol):
     def watch(self) -> Watch: ...
     def set_carrier(self, up: bool) -> None: ...
     def change(self, settings: Settings) -> Callable[[], object]:
-        """Gives its other end the settings that are LIVE of its kind alone; returns what is left to do for
-        its port, on the engine's thread. Raises ConfigError, PortError, and then nothing has changed."""
+        """Gives its other end the settings that are LIVE of its kind alone; returns what is left to
+        do for its port, on the engine's thread. Raises ConfigError, PortError, and then nothing has
+        changed."""
         ...
 
     def status(self) -> dict[str, Any]: ...
@@ -194,7 +195,8 @@ class Origin(Protocol):
         ...
 
     def alter(self, kind: InterfaceKind, interface: Tap, request: TapRequest) -> None:
-        """Makes the NIC's interface the one of `request`, see InterfaceKind.alter. Raises ConfigError, PortError."""
+        """Makes the NIC's interface the one of `request`, see InterfaceKind.alter. Raises
+        ConfigError, PortError."""
         ...
 
 
@@ -288,8 +290,8 @@ class InterfaceKind(NicKind["Nic"]):
         """The handle of an existing interface; it owns the descriptors and the namespace."""
 
     def alter(self, interface: Tap, request: TapRequest) -> None:
-        """Gives an interface that is there the settings of `request` that are LIVE. Takes the agent. Raises
-        ConfigError, PortError, and then nothing has changed."""
+        """Gives an interface that is there the settings of `request` that are LIVE. Takes the
+        agent. Raises ConfigError, PortError, and then nothing has changed."""
         mtu = interface.mtu
         if request.mtu != mtu:
             interface.set_mtu(request.mtu)

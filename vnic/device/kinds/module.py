@@ -1,5 +1,5 @@
-"""NICs of kind `module`: a module's engine in place of a container (Snap, section 2.2: engines that are
-connected by ring pairs)."""
+"""NICs of kind `module`: a module's engine in place of a container (Snap, section 2.2: engines that
+are connected by ring pairs)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class ModuleOrigin(Protocol):
-    """What has the rings between NICs and modules. `opened`: the NIC's side is there. `closed`: it is gone."""
+    """What has the rings between NICs and modules. `opened`: the NIC's side is there. `closed`: it
+    is gone."""
 
     def rings(self, nic: str) -> tuple[MpscRing, MpscRing]:
         """The ring that the NIC receives from, and the one that it transmits to."""
@@ -67,7 +68,8 @@ class ModuleNic(UncontainedNic):
 
 
 class ModuleKind(NicKind[ModuleNic]):
-    """A module's engine: the module calls `runtime.module_port(NAME)` for its side. docs/modules.md."""
+    """A module's engine: the module calls `runtime.module_port(NAME)` for its side.
+    docs/modules.md."""
 
     NAME = "module"
     SETTINGS = frozenset({"mac", "offloads"})

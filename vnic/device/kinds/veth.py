@@ -166,7 +166,9 @@ def _make_pair(
     """Makes the pair. An interface of the same name that vnic made is waited for, since it may be
     about to go: the kernel removes a namespace some time after its last descriptor was closed.
     events: tells when an interface of the container changes."""
-    from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped,unused-ignore]
+    from pyroute2.netlink.exceptions import (  # type: ignore[import-untyped,unused-ignore]
+        NetlinkError,
+    )
 
     near: dict[str, Any] = {"ifname": request.name, "mtu": request.mtu, "net_ns_fd": container}
     if request.mac is not None:
