@@ -63,6 +63,7 @@ MODULES = [
     "dataplane.wire.checksum",
     "dataplane.wire.headers",
     "dataplane.wire.rewrite",
+    "shaping.delay_line",
     "shaping.marker",
     "shaping.policer",
     "shaping.pool_share",
