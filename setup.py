@@ -64,6 +64,7 @@ MODULES = [
     "dataplane.wire.headers",
     "dataplane.wire.rewrite",
     "shaping.delay_line",
+    "shaping.impairment",
     "shaping.marker",
     "shaping.policer",
     "shaping.pool_share",

@@ -17,6 +17,7 @@ from dataplane.engine.engine import Engine
 from dataplane.graph.element import BatchView, Element, PyElement
 from dataplane.packet.pool import PacketPool
 from dataplane.packet.ring import MpscRing, Ring, SpscRing
+from shaping.impairment import Impairment
 from shaping.marker import Marker
 from shaping.policer import Policer
 from shaping.shaper import Shaper
@@ -148,6 +149,14 @@ def _cases() -> list[Case]:
             "64 B",
             lambda: Shaper(rate=SHAPED_BPS),
             step_ns_packet=len(frames.SMALL) * 8 * 1_000_000_000 // SHAPED_BPS,
+            queued=QUEUED,
+        ),
+        Case("Impairment, loss", "64 B", lambda: Impairment(loss="1%")),
+        Case(
+            "Impairment, delay and jitter",
+            "64 B",
+            lambda: Impairment(delay={"mean": QUEUED * 1000, "jitter": 100_000, "shape": "normal"}),
+            step_ns_packet=1000,
             queued=QUEUED,
         ),
         Case("RSS hash and queue", "64 B", Steer),

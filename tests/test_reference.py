@@ -174,6 +174,7 @@ def test_the_constructor_takes_the_arguments_that_are_listed():
         "Classifier": ["rules", "default"],
         "Counter": [],
         "Discard": [],
+        "Impairment": ["loss", "duplicate", "corrupt", "reorder", "delay"],
         "Marker": ["dscp", "ecn", "pcp", "mark"],
         "Mirror": ["file", "snaplen", "buffer"],
         "Parse": ["malformed"],
@@ -290,6 +291,17 @@ def test_the_example_of_policer_marks_the_excess(network):
     marks = [received.data[15] for received in net.take("db")]
     conforming = 65536 // len(frame(UDP, 53)) + 1
     assert marks == [0] * conforming + [lower_effort] * (count - conforming)
+
+
+def test_the_example_of_impairment_delays_and_loses(network):
+    net = network(example_of("Impairment"))
+    count = 2000
+    net.send("web", [frame(UDP, 53)] * count)
+    net.run()
+    received = net.take("db")
+    # five standard deviations
+    assert abs(count - len(received) - count * 0.01) < 5 * (count * 0.01) ** 0.5
+    assert {each.time_ns for each in received} == {300_000_000}
 
 
 def test_the_example_of_marker_marks(network):

@@ -23,6 +23,7 @@ BUILT_IN = {
     "Classifier": "dataplane.elements.classifier:Classifier",
     "Counter": "dataplane.elements.counter:Counter",
     "Discard": "dataplane.elements.counter:Discard",
+    "Impairment": "shaping.impairment:Impairment",
     "Marker": "shaping.marker:Marker",
     "Mirror": "dataplane.elements.mirror:Mirror",
     "Parse": "dataplane.elements.parse:Parse",
