@@ -22,7 +22,7 @@ cdef class Lane:
     cdef Context *ctx
     cdef Fifo fifo
     cdef uint64_t turns(self, Element element, uint32_t count, uint32_t batch, uint64_t step_ns,
-                        uint64_t *packets) noexcept nogil
+                        bint loses, uint64_t *packets) noexcept nogil
     cdef uint64_t ring_turns(self, Ring ring, uint32_t count, uint32_t batch,
                              uint64_t *packets) noexcept nogil
 

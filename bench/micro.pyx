@@ -8,7 +8,7 @@ from dataplane.abi cimport check_abi
 from dataplane.graph.element cimport Element
 from dataplane.graph.timers cimport Entry, Heap, timer_set
 from dataplane.packet.pool cimport (BATCH_MAX, NO_PACKET, VNET_NEEDS_CSUM, Batch, Context, Packet,
-                                    PacketPool, packet_alloc, packet_data)
+                                    PacketPool, packet_alloc, packet_copy, packet_data)
 from dataplane.packet.ring cimport Ring
 from dataplane.elements.rss cimport Rss
 
@@ -110,9 +110,11 @@ cdef class Lane:
         """Packets in the lane; the others are held by the element, or lost."""
         return self.fifo.last - self.fifo.first
 
-    def measure(self, Element element, uint32_t turns, uint32_t batch, uint64_t step_ns=0):
+    def measure(self, Element element, uint32_t turns, uint32_t batch, uint64_t step_ns=0,
+                bint loses=False):
         """Pushes `turns` batches into the element; each turn advances the clock by step_ns, and the
-        element's timer runs when due.
+        element's timer runs when due. loses: packets that the element drops are replaced, which
+        is part of the measured time.
 
         Returns ns per packet. Raises RuntimeError when the lane runs empty: the element lost
         packets, or holds more than the lane has.
@@ -121,16 +123,16 @@ cdef class Lane:
         if not 1 <= batch <= BATCH_MAX:
             raise ValueError(f"batch of {batch}: expected 1 to {BATCH_MAX}")
         with nogil:
-            ns = self.turns(element, turns, batch, step_ns, &packets)
+            ns = self.turns(element, turns, batch, step_ns, loses, &packets)
         if packets != <uint64_t>turns * batch:
             raise RuntimeError(f"{element.name}: the lane ran dry after {packets} packets")
         return ns / <double>packets
 
     cdef uint64_t turns(self, Element element, uint32_t count, uint32_t batch, uint64_t step_ns,
-                        uint64_t *packets) noexcept nogil:
+                        bint loses, uint64_t *packets) noexcept nogil:
         cdef Batch out
         cdef Fifo *fifo = &self.fifo
-        cdef uint32_t _turn, i
+        cdef uint32_t _turn, i, whole = fifo.last - fifo.first
         cdef uint64_t start = monotonic_ns()
         for _turn in range(count):
             if fifo.last - fifo.first < batch:
@@ -144,6 +146,8 @@ cdef class Lane:
             element.push(self.ctx, &out)
             if self.ctx.now_ns >= element.deadline_ns:
                 element.tick(self.ctx)
+            while loses and fifo.last - fifo.first < whole:
+                fifo_put(fifo, packet_copy(self.ctx, fifo.indices[fifo.first & fifo.mask]))
         return monotonic_ns() - start
 
     def measure_ring(self, Ring ring, uint32_t turns, uint32_t batch):

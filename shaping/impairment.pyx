@@ -1,19 +1,20 @@
 """Impairment. The contract is in impairment.pxd."""
 cimport cython
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
-from libc.math cimport M_PI, cos, erfc, floor, log, pow, sqrt
+from libc.math cimport cbrt, erfc, floor, sqrt
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 from dataplane.engine.engine cimport Engine
 from dataplane.graph.element cimport NEVER, Element
 from dataplane.graph.offload cimport can_segment, complete_checksum, segment
-from dataplane.graph.random_stream cimport random_below, random_unit
+from dataplane.graph.random_stream cimport random_below, random_next
 from dataplane.graph.work cimport Work
 from dataplane.packet.pool cimport (BATCH_MAX, GSO_NONE, NO_PACKET, PACKET_L4, VNET_DATA_VALID,
                                     VNET_NEEDS_CSUM, Batch, Context, Packet, batch_add,
                                     packet_copy, packet_data, packet_free, packet_memory)
 from dataplane.packet.queue cimport queue_head, queue_indices, queue_length, queue_packed
 from dataplane.wire.headers cimport PROTOCOL_TCP, TCP_CHECKSUM_AT, load_be16, store_be16
+from shaping.normal cimport normal_score
 from shaping.loss_chain cimport NO_EVENT, ChainSetting, LossChain, chain_next, chain_start
 
 from dataplane.errors import ConfigError, VnicError
@@ -429,22 +430,22 @@ cdef class Impairment(Element):
         autoregressive process of order 1, so each delay has the distribution asked for, and the
         scores of neighbours the correlation (a Gaussian copula)."""
         cdef DelaySetting *setting = &self.delay
-        cdef double u, z, jitter
+        cdef double u, z = 0.0, jitter
         if setting.jitter_ns == 0.0:
             return setting.mean_ns
-        # Box and Muller; 1 - u: in (0, 1]
-        u = random_unit(&self.delays)
-        z = sqrt(-2.0 * log(1.0 - u)) * cos(2.0 * M_PI * random_unit(&self.delays))
-        z = self.z = setting.correlation * self.z + setting.rest * z
+        # in (0, 1): the middles of 2^53 intervals
+        u = (<double>(random_next(&self.delays) >> 11) + 0.5) * (1.0 / 9007199254740992.0)
+        if setting.correlation > 0.0 or setting.shape == SHAPE_NORMAL:
+            z = setting.correlation * self.z + setting.rest * normal_score(u)
+            self.z = z
+            if setting.shape != SHAPE_NORMAL:
+                u = 0.5 * erfc(-z * sqrt(0.5))   # the normal distribution function
         if setting.shape == SHAPE_NORMAL:
             jitter = z
+        elif setting.shape == SHAPE_UNIFORM:
+            jitter = 2.0 * u - 1.0
         else:
-            u = 0.5 * erfc(-z * sqrt(0.5))       # the normal distribution function
-            if setting.shape == SHAPE_UNIFORM:
-                jitter = 2.0 * u - 1.0
-            else:
-                u = max(1.0 - u, 1e-18)
-                jitter = (pow(u, -1.0 / 3.0) - PARETO_MEAN) / PARETO_DEVIATION
+            jitter = (1.0 / cbrt(max(1.0 - u, 1e-18)) - PARETO_MEAN) / PARETO_DEVIATION
         jitter = floor(setting.jitter_ns * min(jitter, JITTER_MOST) + 0.5)
         jitter += <double>setting.mean_ns
         return <uint64_t>jitter if jitter > 0.0 else 0

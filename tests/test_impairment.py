@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import statistics
 from collections.abc import Iterator
 from typing import Any
 
@@ -251,10 +252,10 @@ def test_every_departure_is_that_of_the_reference(mean, jitter, shape, correlati
         bench.inject([numbered(number)], now)
         delay = float(mean)
         if jitter:
-            e = math.sqrt(-2 * math.log(1 - stream.unit()))
-            z = rho * z + math.sqrt(1 - rho * rho) * e * math.cos(2 * math.pi * stream.unit())
-            u = 0.5 * math.erfc(-z * math.sqrt(0.5))
-            score = {"normal": z, "uniform": 2 * u - 1, "pareto": (max(1 - u, 1e-18) ** (-1 / 3) - 1.5) / math.sqrt(0.75)}[
+            u = ((stream.word() >> 11) + 0.5) / (1 << 53)
+            z = rho * z + math.sqrt(1 - rho * rho) * statistics.NormalDist().inv_cdf(u)
+            u = 0.5 * math.erfc(-z * math.sqrt(0.5)) if rho else u
+            score = {"normal": z, "uniform": 2 * u - 1, "pareto": (1 / math.cbrt(max(1 - u, 1e-18)) - 1.5) / math.sqrt(0.75)}[
                 shape
             ]
             delay += math.floor(jitter * min(score, 20) + 0.5)
