@@ -63,6 +63,7 @@ class Rig:
 
 TCP4 = Spec(payload=b"x", tos=46 << 2 | 1).build()
 UDP6 = Spec(version=6, protocol=UDP, tags=[(0x8100, 0x600A)], source_port=5353, destination_port=53).build()
+FROM_81 = TCP4[:6] + bytes.fromhex("020000000081") + TCP4[12:]
 LATER = Spec(fragment=3, payload=b"later fragment: no ports").build()
 
 
@@ -113,6 +114,12 @@ LATER = Spec(fragment=3, payload=b"later fragment: no ports").build()
         ({"vlan": 0}, UDP6, False),
         ({"port": 0}, TCP4, True),
         ({"port": 7}, TCP4, False),
+        ({"source_mac": "02:00:00:00:00:81"}, FROM_81, True),
+        ({"source_mac": "02:00:00:00:00:81"}, TCP4, False),
+        ({"source_mac": "02:00:00:00:00:01"}, FROM_81, False),
+        ({"source_mac": "02:00:00:00:00:81", "protocol": "TCP"}, FROM_81, True),
+        ({"source_mac": "02:00:00:00:00:81", "protocol": "udp"}, FROM_81, False),
+        ({"source_mac": "00:00:00:00:00:00"}, ARP, True),
         ({"protocol": "tcp", "destination": "10.0.0.0/8", "destination_port": "80-90", "dscp": 46}, TCP4, True),
         ({"protocol": "tcp", "destination": "10.0.0.0/8", "destination_port": "80-90", "dscp": 45}, TCP4, False),
     ],
@@ -213,9 +220,12 @@ def slow_match(rule, found, port):
             return False
         if key == "port" and value != port:
             return False
+        if key == "source_mac" and found["source_mac"] != value:
+            return False
     return True
 
 
+MACS = ["00:00:00:00:00:00", "02:00:00:00:00:01", "02:00:00:00:00:81"]
 some_ports = st.integers(0, 4)
 ranges = st.tuples(some_ports, some_ports).map(lambda pair: f"{min(pair)}-{max(pair)}")
 prefixes = {
@@ -236,6 +246,7 @@ def rule_dicts(draw):
                 "dscp": st.integers(0, 2),
                 "vlan": st.integers(0, 2),
                 "port": st.sampled_from([0, 7]),
+                "source_mac": st.sampled_from(MACS),
                 **draw(
                     st.sampled_from(
                         [
@@ -249,10 +260,15 @@ def rule_dicts(draw):
     )
 
 
+def with_source(frame, mac):
+    return frame[:6] + bytes.fromhex(mac.replace(":", "")) + frame[12:]
+
+
 packets = st.builds(
-    lambda version, source, destination, **rest: Spec(
-        version=version, source=bytes([10, 0, 0, source]), destination=bytes([10, 0, 0, destination]), **rest
-    ).build(),
+    lambda version, source, destination, mac, **rest: with_source(
+        Spec(version=version, source=bytes([10, 0, 0, source]), destination=bytes([10, 0, 0, destination]), **rest).build(), mac
+    ),
+    mac=st.sampled_from(MACS),
     version=st.sampled_from([4, 6]),
     source=st.integers(0, 3),
     destination=st.integers(0, 3),
@@ -275,7 +291,7 @@ def test_twin(rules, frames, port):
     classifier = Classifier(rules)
     want = [[] for _ in range(len(rules) + 1)]
     for frame in frames:
-        found = reference(frame)[1]
+        found = {**reference(frame)[1], "source_mac": frame[6:12].hex(":")}
         want[next((i for i, rule in enumerate(rules) if slow_match(rule, found, port)), len(rules))].append(frame)
     assert Rig(classifier).send(frames, port) == want
     assert classifier.hits() == [len(each) for each in want[:-1]]
@@ -328,6 +344,9 @@ def test_rules_as_yaml_gives_them():
         ),
         ({"dscp": 64}, "rule 1: dscp: 64: expected a number from 0 to 63"),
         ({"dscp": "af14"}, "dscp"),
+        ({"source_mac": "02:00"}, "rule 1: source_mac: '02:00': expected a MAC address such as 02:00:00:00:00:01"),
+        ({"source_mac": "02:00:00:00:00:01\n"}, "source_mac"),
+        ({"source_mac": 2}, "source_mac"),
         ({"vlan": 4095}, "rule 1: vlan: 4095: expected a number from 0 to 4094"),
         ({"port": 65535}, "port"),
         ({"gate": 1025}, "gate"),

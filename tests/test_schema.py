@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dataplane.config.load import BYTES_MOST
 from dataplane.config.scalars import Mac, Rate
 from dataplane.errors import ConfigError
 from vnic.config.convert import convert_config, convert_nic, decode_config, encode_config
 from vnic.config.json_schema import json_schema
-from vnic.config.load import BYTES_MOST, load_config, parse_config
+from vnic.config.load import load_config, parse_config
 from vnic.config.schema import Config, DirectionConfig, NicConfig, encode_scalar
 
 FULL = """

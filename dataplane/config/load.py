@@ -7,7 +7,9 @@ keys must be unique, tags are rejected. Scalars are those of YAML 1.2's core sch
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from typing import Any
 
 import yaml
@@ -15,6 +17,7 @@ import yaml
 from dataplane.config.convert import Locate, Path
 from dataplane.errors import ConfigError
 
+BYTES_MOST = 1 << 20
 NODES_MOST = 50_000
 DEPTH_MOST = 40
 _DIGITS_MOST = 30  # of a number; Python's int() would take quadratic time for long ones
@@ -119,6 +122,29 @@ class _Builder:
             if path[:length] in self.lines:
                 return f"{self.name}:{self.lines[path[:length]]}"
         return self.name
+
+
+def read_text(path: str | os.PathLike[str]) -> tuple[str, str]:
+    """(text, name for errors) of a file, or of standard input for "-". Raises ConfigError."""
+    name = os.fspath(path)
+    if "\0" in name:
+        raise ConfigError(f"{name!r} is not a path: it has a zero byte")
+    try:
+        if name == "-":
+            name = "<stdin>"
+            content = sys.stdin.buffer.read(BYTES_MOST + 1)
+        else:
+            with open(name, "rb") as file:
+                content = file.read(BYTES_MOST + 1)
+    except OSError as error:
+        raise ConfigError(f"{name}: {error.strerror}") from None
+    if len(content) > BYTES_MOST:
+        raise ConfigError(f"{name}: too large: expected at most {BYTES_MOST} bytes")
+    try:
+        return content.decode("utf-8"), name
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{name}:{line}: is not UTF-8 text") from None
 
 
 def parse_yaml(text: str, name: str) -> tuple[Any, Locate]:

@@ -1,6 +1,7 @@
 """Classifier: sends each packet to the output of the first rule that it matches."""
 from cpython.ref cimport PyObject
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 from dataplane.graph.element cimport Element
 from dataplane.packet.pool cimport PACKET_IPV4, PACKET_IPV6, PACKET_L4, Batch, Context, Packet
 from dataplane.wire.headers cimport VLAN_ID_MASK
@@ -21,6 +22,8 @@ cdef struct Match:  # a compiled rule: masks and ranges of absent conditions mat
     uint64_t source_value[2]
     uint64_t destination_mask[2]
     uint64_t destination_value[2]
+    uint64_t mac_mask                    # over the source MAC address, see source_mac
+    uint64_t mac_value
     uint64_t hits
     uint32_t mark_mask                   # bits of Packet.mark to keep
     uint32_t mark_value
@@ -36,6 +39,12 @@ cdef inline uint64_t packet_key(const Packet *p) noexcept nogil:
     return (flags << 48 | <uint64_t>p.ip_protocol << 40 | <uint64_t>(p.tos >> 2) << 32
             | vlan << 16 | p.port)
 
+cdef inline uint64_t source_mac(const uint8_t *frame) noexcept nogil:
+    """The source MAC address, as it is in memory."""
+    cdef uint64_t mac = 0
+    memcpy(&mac, frame + 6, 6)
+    return mac
+
 cdef class RuleTable:
     # Rules as configured, and compiled. Only the hits change; a classifier's table is replaced
     # whole.
@@ -45,16 +54,18 @@ cdef class RuleTable:
     cdef uint32_t default_gate
     cdef Match *matches                  # one per rule
     cdef uint32_t match_count
+    cdef bint has_macs                   # whether a rule has a MAC address
 
 cdef class Classifier(Element):
     # Fields of `table` for the packets' path: private to the engine's thread.
     cdef Match *matches
     cdef uint32_t match_count
     cdef uint32_t default_gate
+    cdef bint has_macs
     cdef PyObject *table  # shared: the RuleTable, an owned reference, written by `install` only
     cdef readonly object default         # as configured
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil
-    cdef uint32_t classify(self, Packet *p) noexcept nogil
+    cdef uint32_t classify(self, Context *ctx, uint32_t index) noexcept nogil
     cdef PyObject *install(self, PyObject *table) noexcept nogil
     cdef RuleTable current(self)
 

@@ -6,7 +6,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 from dataplane.graph.element cimport Element
 from dataplane.packet.pool cimport (BATCH_MAX, PACKET_IPV4, PACKET_IPV6, PACKET_L4, PACKET_PARSED,
-                                    Batch, Context, Packet)
+                                    Batch, Context, Packet, packet_data)
 from dataplane.vatomic cimport va_load_acquire_ptr, va_store_release_ptr
 from dataplane.graph.work cimport Work
 
@@ -21,8 +21,8 @@ cdef enum:
 
 
 cdef inline bint matches_packet(const Match *m, const Packet *p, uint64_t key,
-                                const uint64_t *source,
-                                const uint64_t *destination) noexcept nogil:
+                                const uint64_t *source, const uint64_t *destination,
+                                uint64_t mac) noexcept nogil:
     # The key decides most rules; ports below `low` wrap around, so that one comparison tests both
     # ends.
     if key & m.key_mask != m.key_value:
@@ -33,7 +33,8 @@ cdef inline bint matches_packet(const Match *m, const Packet *p, uint64_t key,
     return not ((source[0] & m.source_mask[0]) ^ m.source_value[0]
                 | (source[1] & m.source_mask[1]) ^ m.source_value[1]
                 | (destination[0] & m.destination_mask[0]) ^ m.destination_value[0]
-                | (destination[1] & m.destination_mask[1]) ^ m.destination_value[1])
+                | (destination[1] & m.destination_mask[1]) ^ m.destination_value[1]
+                | (mac & m.mac_mask) ^ m.mac_value)
 
 
 @cython.final
@@ -48,9 +49,10 @@ cdef class RuleTable:
         self.matches = <Match *>calloc(len(self.rules) + 1, sizeof(Match))
         if self.matches == NULL:
             raise MemoryError(f"classifier: {len(self.rules)} rules")
-        self.match_count = <uint32_t>len(self.rules)
+        self.match_count, self.has_macs = <uint32_t>len(self.rules), False
         for number, rule in enumerate(self.rules):
             compile_rule(&self.matches[<uint32_t>number], rule)
+            self.has_macs = self.has_macs or rule.source_mac is not None
 
     def __dealloc__(self):
         free(self.matches)
@@ -77,9 +79,9 @@ cdef class Classifier(Element):
                    and later fragments of a packet have no ports and match no such rule); dscp (0 to
                    63, or a name such as ef, cs1 or af11); vlan (the number in the outer tag, 0 for
                    frames without a tag or with a priority tag); port (the number of the port that
-                   received the packet). Actions: gate (the output, by default the rule's own
-                   number); mark (sets the packet's mark to 0 to 4294967295, for elements that read
-                   it).
+                   received the packet); source_mac (a MAC address). Actions: gate (the output, by
+                   default the rule's own number); mark (sets the packet's mark to 0 to 4294967295,
+                   for elements that read it).
                default: The output of packets that match no rule. Default: an output of their own,
                    behind those of the rules.
     Counters:  matched: packets that matched a rule
@@ -141,6 +143,7 @@ cdef class Classifier(Element):
         cdef PyObject *old = self.table
         self.matches, self.match_count = (<RuleTable>table).matches, (<RuleTable>table).match_count
         self.default_gate = (<RuleTable>table).default_gate
+        self.has_macs = (<RuleTable>table).has_macs
         # Release: control, which reads the pointer, sees the table's contents. The engine goes on
         # to count in it.
         va_store_release_ptr(<void **>&self.table, table)
@@ -209,7 +212,7 @@ cdef class Classifier(Element):
         cdef uint32_t used[BATCH_MAX]
         cdef uint32_t i, gate, used_count = 0
         for i in range(batch.count):
-            gate = self.classify(&ctx.packets[batch.index[i]])
+            gate = self.classify(ctx, batch.index[i])
             if self.staged[gate].count == 0:
                 used[used_count] = gate
                 used_count += 1
@@ -219,13 +222,14 @@ cdef class Classifier(Element):
             self.emit(ctx, used[i], &self.staged[used[i]])
             self.staged[used[i]].count = 0
 
-    cdef uint32_t classify(self, Packet *p) noexcept nogil:
+    cdef uint32_t classify(self, Context *ctx, uint32_t index) noexcept nogil:
         """The output of a packet; counts the packet and sets its mark."""
         cdef uint64_t source[2]
         cdef uint64_t destination[2]
-        cdef uint64_t key
+        cdef uint64_t key, mac
         cdef uint32_t i
         cdef Match *m
+        cdef Packet *p = &ctx.packets[index]
         # not parsed: the second cache line is left from another packet
         if not p.flags & PACKET_PARSED:
             self.counters.extra[UNPARSED] += 1
@@ -233,9 +237,11 @@ cdef class Classifier(Element):
         key = packet_key(p)
         memcpy(source, p.source_address, 16)
         memcpy(destination, p.destination_address, 16)
+        # The frame is read for such rules only. Parse leaves no frame shorter than its addresses.
+        mac = source_mac(packet_data(ctx, index)) if self.has_macs else 0
         for i in range(self.match_count):
             m = &self.matches[i]
-            if matches_packet(m, p, key, source, destination):
+            if matches_packet(m, p, key, source, destination, mac):
                 m.hits += 1
                 p.mark = p.mark & m.mark_mask | m.mark_value
                 self.counters.extra[MATCHED] += 1
@@ -291,6 +297,11 @@ cdef int compile_rule(Match *m, object rule) except -1:
     m.source_port_low, m.source_port_span = source_port.low, source_port.high - source_port.low
     m.destination_port_low = destination_port.low
     m.destination_port_span = destination_port.high - destination_port.low
+    m.mac_mask = m.mac_value = 0
+    if rule.source_mac is not None:
+        memcpy(&m.mac_mask, <const char *>b"\xff\xff\xff\xff\xff\xff", 6)
+        view = rule.source_mac
+        memcpy(&m.mac_value, &view[0], 6)
     view = source.mask + source.value + destination.mask + destination.value
     memcpy(m.source_mask, &view[0], 16)
     memcpy(m.source_value, &view[16], 16)

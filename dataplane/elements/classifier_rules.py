@@ -30,6 +30,7 @@ DSCP = {
 
 
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]+")
+_MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 
 
 class Prefix(NamedTuple):
@@ -55,6 +56,7 @@ class Rule(NamedTuple):
     dscp: int | None = None
     vlan: int | None = None
     port: int | None = None
+    source_mac: bytes | None = None
     source: Prefix | None = None
     destination: Prefix | None = None
     source_port: PortRange | None = None
@@ -97,6 +99,12 @@ def _prefix(value: object) -> Prefix:
     )
 
 
+def _mac(value: object) -> bytes:
+    if not isinstance(value, str) or not _MAC.fullmatch(value):
+        raise ValueError("a MAC address such as 02:00:00:00:00:01")
+    return bytes.fromhex(value.replace(":", ""))
+
+
 def _port_range(value: Any) -> PortRange:
     want = "a port or a range such as 80 or 80-90, from 0 to 65535, the lower one first"
     first, dash, last = value.partition("-") if isinstance(value, str) else (value, "", "")
@@ -119,6 +127,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "dscp": lambda value: _number(value, 0, 63, DSCP),
     "vlan": lambda value: _number(value, 0, 4094),
     "port": lambda value: _number(value, 0, 65534),
+    "source_mac": _mac,
     "gate": lambda value: _number(value, 0, MAX_GATES - 1),
     "mark": lambda value: _number(value, 0, 2**32 - 1),
 }

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 
-from dataplane.config.load import parse_yaml
-from dataplane.errors import ConfigError
+from dataplane.config.load import parse_yaml, read_text
 from vnic.config.convert import convert_config
 from vnic.config.schema import Config
 from vnic.device.namespaces import NAMED_NETNS_DIR
-
-BYTES_MOST = 1 << 20
 
 
 def parse_config(
@@ -44,22 +40,6 @@ def netns_path(netns: str, directory: str) -> str:
 def load_config(path: str | os.PathLike[str], *, contained: bool = True) -> Config:
     """A configuration from a YAML file, or from standard input for "-". Raises ConfigError, whose
     text is "FILE:LINE: path: error: expected values"."""
-    name = os.fspath(path)
-    try:
-        if name == "-":
-            name = "<stdin>"
-            content = sys.stdin.buffer.read(BYTES_MOST + 1)
-        else:
-            with open(name, "rb") as file:
-                content = file.read(BYTES_MOST + 1)
-    except OSError as error:
-        raise ConfigError(f"{name}: {error.strerror}") from None
-    if len(content) > BYTES_MOST:
-        raise ConfigError(f"{name}: too large: expected at most {BYTES_MOST} bytes")
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{name}:{line}: is not UTF-8 text") from None
+    text, name = read_text(path)
     directory = os.getcwd() if name == "<stdin>" else os.path.dirname(os.path.abspath(name))
     return parse_config(text, name, directory, contained=contained)

@@ -35,7 +35,7 @@ _WORDS: dict[Any, str] = {
     int: "whole number",
     str: "text",
 }
-_ENTRY = re.compile(r"([a-z_]+): (.*)")
+_ENTRY = re.compile(r"([a-z_][a-z0-9_]*): (.*)")
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):

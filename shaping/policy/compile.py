@@ -1,0 +1,208 @@
+"""Compiles a policy to elements: entries of `elements:` in a configuration, as plain data.
+
+Each line becomes at most two elements: a Link, where it has a rate, and an Impairment, where it has
+anything else. A constant delay behind a rate belongs to the Link.
+
+    web -> any     web's egress
+    any -> web     web's ingress
+    web -> db      db's ingress, before what db receives from any NIC: a Classifier by the sender's
+                   MAC address, with the pair's elements in the branch
+    lan--dmz       the link's two directions
+
+Names depend on the place only, and a setting that is there has its element even when it is 0. So
+the elements of a policy whose numbers change are the same, and can be kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, NamedTuple
+
+from dataplane.errors import ConfigError
+from dataplane.units import format_time
+from shaping.policy.keys import ANY
+from shaping.policy.load import Policy
+from shaping.policy.network import Network
+from shaping.policy.places import Line, Place, Plan, plan_of
+from shaping.policy.scalars import QueueLength, Share
+from shaping.policy.schema import (
+    CorruptConfig,
+    DelayConfig,
+    LossConfig,
+    OverheadConfig,
+    QueueConfig,
+    ReorderConfig,
+)
+
+LINE_NAME, NAME, PAIRS_NAME = "shape-line", "shape", "shape-pairs"
+NAME_MOST = 32  # characters of an element's name
+EGRESS, INGRESS = "egress", "ingress"
+FRAME_BYTES = 1514  # a full Ethernet frame without FCS
+QUEUE_DEFAULT, QUEUE_DEFAULT_PACKETS = QueueLength("100ms"), 10
+
+ElementEntry = dict[str, Any]
+
+
+class Chain(NamedTuple):
+    """A chain of elements: of a NIC (direction: egress or ingress) or of a link (direction: the
+    end that it leads to)."""
+
+    owner: str
+    direction: str
+    of_link: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.owner}.{self.direction}"
+
+
+def compile_policy(policy: Policy, network: Network) -> dict[Chain, list[ElementEntry]]:
+    """The elements of each chain, in the order in which packets pass them. Raises ConfigError for
+    the first error that `check_policy` finds in the policy itself."""
+    plan = plan_of(policy, network)
+    for finding in plan.findings:
+        if finding.kind == "error":
+            raise ConfigError(": ".join(each for each in (finding.where, finding.text) if each))
+    return compile_plan(plan, network)
+
+
+def compile_plan(plan: Plan, network: Network) -> dict[Chain, list[ElementEntry]]:
+    chains: dict[Chain, list[ElementEntry]] = {}
+    pairs: dict[str, list[Line]] = {}
+    for line in plan.lines.values():
+        if line.place.is_pair:
+            pairs.setdefault(line.place.target, []).append(line)
+        elif entries := elements_of(line):
+            chains[chain_of_place(line.place)] = entries
+    for target, lines in pairs.items():
+        if (entry := _pairs(lines, network)) is not None:
+            chains.setdefault(Chain(target, INGRESS), []).insert(0, entry)
+    return chains
+
+
+def chain_of_place(place: Place) -> Chain:
+    """The chain that a place's elements are in."""
+    if place.link:
+        return Chain(place.link, place.target, True)
+    if place.target == ANY:
+        return Chain(place.source, EGRESS)
+    return Chain(place.target, INGRESS)
+
+
+def elements_of(line: Line) -> list[ElementEntry]:
+    """The elements of one line."""
+    entries: list[ElementEntry] = []
+    delay = line.delay
+    source = line.place.source if line.place.is_pair else ""
+    if line.rate:
+        link: ElementEntry = {"element": "Link", "name": element_name(LINE_NAME, source)}
+        link["rate"] = str(line.value("rate"))
+        link["queue"] = _queue(queue_of(line))
+        overhead: OverheadConfig | None = line.value("overhead")
+        if overhead is not None:
+            link["overhead"] = _overhead(overhead)
+        if delay is not None and delay.jitter is None:
+            link["delay"] = str(delay.mean)
+            delay = None
+        entries.append(link)
+    impairment: ElementEntry = {}
+    if (loss := line.loss) is not None:
+        impairment["loss"] = _loss(loss)
+    if (duplicate := line.value("duplicate")) is not None:
+        impairment["duplicate"] = str(duplicate)
+    if (corrupt := line.value("corrupt")) is not None:
+        impairment["corrupt"] = _corrupt(corrupt)
+    if (reorder := line.value("reorder")) is not None:
+        impairment["reorder"] = _reorder(reorder)
+    if delay is not None:
+        impairment["delay"] = _delay(delay)
+    if impairment:
+        entries.append({"element": "Impairment", "name": element_name(NAME, source), **impairment})
+    return entries
+
+
+def element_name(name: str, source: str) -> str:
+    """The name of an element, for a pair with the name of the NIC that sends; of a long one, its
+    beginning and a digest."""
+    if not source:
+        return name
+    whole = f"{name}-from-{source}"
+    if len(whole) <= NAME_MOST:
+        return whole
+    digest = hashlib.sha256(source.encode()).hexdigest()[:8]
+    return f"{whole[: NAME_MOST - len(digest) - 1]}.{digest}"
+
+
+def queue_of(line: Line) -> QueueConfig:
+    """The queue in front of a line's rate, which is not 0."""
+    given: QueueConfig | None = line.value("queue")
+    if given is not None:
+        return given
+    if line.rate * QUEUE_DEFAULT < QUEUE_DEFAULT_PACKETS * FRAME_BYTES * 8 * 10**9:
+        return QueueConfig(packets=QUEUE_DEFAULT_PACKETS)
+    return QueueConfig(time=QUEUE_DEFAULT)
+
+
+def _pairs(lines: list[Line], network: Network) -> ElementEntry | None:
+    """The Classifier of the pairs that lead to one NIC."""
+    shaped = [(line, entries) for line in lines if (entries := elements_of(line))]
+    if not shaped:
+        return None
+    return {
+        "element": "Classifier",
+        "name": PAIRS_NAME,
+        "rules": [{"source_mac": network.nics[line.place.source]} for line, _ in shaped],
+        "branches": {number: entries for number, (_, entries) in enumerate(shaped)},
+    }
+
+
+def _queue(queue: QueueConfig) -> str | dict[str, int]:
+    if queue.packets is not None:
+        return {"packets": queue.packets}
+    return str(queue.time if queue.time is not None else queue.size)
+
+
+def _overhead(overhead: OverheadConfig) -> str | dict[str, Any]:
+    if overhead.keyword is not None:
+        return overhead.keyword
+    number, minimum, cell = overhead.numbers
+    return {"bytes": number, "minimum": minimum, "cell": cell}
+
+
+def _loss(loss: LossConfig) -> str | dict[str, Any]:
+    given = {
+        name: value
+        for name in loss.MODELS[loss.model]
+        if (value := getattr(loss, name)) is not None
+    }
+    if list(given) == ["share"]:
+        return str(loss.share)
+    entry: dict[str, Any] = {name: str(value) for name, value in given.items()}
+    if loss.burst is not None:
+        entry["burst"] = int(loss.burst) if loss.burst.is_integer() else loss.burst
+    return entry
+
+
+def _corrupt(corrupt: CorruptConfig) -> str | dict[str, str]:
+    if (corrupt.part, corrupt.checksum) == ("any", "keep"):
+        return str(corrupt.share)
+    return {"share": str(corrupt.share), "part": corrupt.part, "checksum": corrupt.checksum}
+
+
+def _reorder(reorder: ReorderConfig) -> dict[str, Any]:
+    return {
+        "share": str(reorder.share),
+        "by": reorder.by,
+        "within": format_time(reorder.within),
+    }
+
+
+def _delay(delay: DelayConfig) -> str | dict[str, str]:
+    if delay.jitter is None:
+        return str(delay.mean)
+    return {
+        "mean": str(delay.mean),
+        "jitter": str(delay.jitter),
+        "shape": delay.shape,
+        "correlation": str(delay.correlation or Share(0)),
+        "order": delay.order,
+    }

@@ -1,0 +1,265 @@
+"""Policy files: YAML to `Policy`, with line numbers for errors."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from dataplane.config.convert import (
+    Locate,
+    Path,
+    convert,
+    did_you_mean,
+    error_at,
+    field_type,
+    known_keys,
+    mapping,
+    shown,
+)
+from dataplane.config.load import parse_yaml, read_text
+from dataplane.config.scalars import SchemaError
+from dataplane.errors import ConfigError
+from shaping.policy.keys import LinkKey, parse_key
+from shaping.policy.presets import PRESETS
+from shaping.policy.scalars import LineTime, QueueLength, QueueSize, Share
+from shaping.policy.schema import LINKS_MOST, LineConfig, PolicyConfig
+
+# Words of other tools and what to write here.
+_OTHER_WORDS = {
+    "latency": "could mean one way or there and back: write delay: (one way) or rtt: (both)",
+    "ping": "write rtt: (there and back)",
+    "jitter": "belongs to the delay: write delay: {mean: 40ms, jitter: 10ms}",
+    "distribution": "belongs to the delay: write delay: {mean: 40ms, jitter: 10ms, shape: normal}",
+    "correlation": "belongs to a setting: write loss: {share: 1%, correlation: 25%}",
+    "limit": "is the longest queue: write queue: 100ms, or {packets: 100}",
+    "bandwidth": "write rate: 10mbit",
+    "bw": "write rate: 10mbit",
+    "down": "has a key of its own: write any -> NAME: {rate: 10mbit}",
+    "up": "has a key of its own: write NAME -> any: {rate: 10mbit}",
+    "duplication": "write duplicate: 0.1%",
+    "corruption": "write corrupt: 0.1%",
+    "reordering": "write reorder: {share: 1%, by: 3}",
+    "gap": "write reorder: {share: 1%, by: 3}",
+}
+
+
+class Entry(NamedTuple):
+    """One entry of `links`.
+
+    where      "FILE:LINE" of the entry
+    lines      "FILE:LINE" of each of its settings
+    """
+
+    key: LinkKey
+    settings: LineConfig
+    where: str
+    lines: dict[str, str]
+
+
+class Policy(NamedTuple):
+    """A policy as read: its entries in the order of the file.
+
+    name       of the file, for findings
+    config     the same as typed structs
+    """
+
+    name: str
+    config: PolicyConfig
+    entries: list[Entry]
+
+    @property
+    def seed(self) -> int | None:
+        return self.config.seed
+
+
+def parse_policy(text: str, name: str = "<text>") -> Policy:
+    """A policy from YAML text; name: for errors. Raises ConfigError, whose text is "FILE:LINE:
+    path: error: expected values"."""
+    data, locate = parse_yaml(text, name)
+    return convert_policy(data, locate, name)
+
+
+def convert_policy(data: Any, locate: Locate = lambda path: "", name: str = "") -> Policy:
+    """A policy from untyped data. Raises ConfigError."""
+    fields = mapping(data, PolicyConfig, (), locate)
+    links = fields.pop("links", None)
+    if "version" not in fields:
+        raise error_at(locate, (), "has no version: expected version: 1")
+    config = convert(fields, PolicyConfig, (), locate)
+    if links is None:
+        links = {}
+    if not isinstance(links, Mapping) or len(links) > LINKS_MOST:
+        what = shown(links) if not isinstance(links, Mapping) else f"of {len(links)} entries"
+        raise error_at(
+            locate,
+            ("links",),
+            f"invalid value {what}: expected at most {LINKS_MOST} entries in a mapping such as "
+            "{web <-> db: {rate: 10mbit}}",
+        )
+    entries = [_entry(key, value, locate) for key, value in links.items()]
+    config.links = {str(key): entry.settings for key, entry in zip(links, entries, strict=True)}
+    return Policy(name, config, entries)
+
+
+def load_policy(path: str | os.PathLike[str]) -> Policy:
+    """A policy from a YAML file, or from standard input for "-". Raises ConfigError."""
+    text, name = read_text(path)
+    return parse_policy(text, name)
+
+
+def _entry(key: Any, data: Any, locate: Locate) -> Entry:
+    path: Path = ("links", key)
+    try:
+        place = parse_key(str(key))
+    except ConfigError as error:
+        raise error_at(locate, path, str(error)) from None
+    if not isinstance(data, Mapping) or not data:
+        what = shown(data) if data or not isinstance(data, Mapping) else "without settings"
+        raise error_at(
+            locate,
+            path,
+            f"invalid value {what}: expected settings such as {{rate: 10mbit, delay: 20ms}}",
+        )
+    settings = dict(data)
+    for word, value in settings.items():
+        _check_word(word, (*path, word), locate)
+        if value is None:
+            raise error_at(
+                locate,
+                (*path, word),
+                f"has no value: expected {field_type(LineConfig, (word,))[1]}",
+            )
+        settings[word] = _expanded(word, value, (*path, word), locate)
+    line = convert(settings, LineConfig, path, locate)
+    _check_entry(place, line, path, locate)
+    lines = {str(word): locate((*path, word)) for word in settings}
+    return Entry(place, line, locate(path), lines)
+
+
+def _check_word(word: Any, path: Path, locate: Locate) -> None:
+    known = known_keys(LineConfig)
+    if word in known:
+        return
+    hint = _OTHER_WORDS.get(str(word).lower())
+    if hint is None:
+        hint = f"unknown key; {did_you_mean(str(word), known)}"
+    raise error_at(locate, path, hint)
+
+
+def _expanded(word: str, value: Any, path: Path, locate: Locate) -> Any:
+    """A setting's mapping in place of the text that stands for it."""
+    if word not in _SHORT:
+        return value
+    if isinstance(value, Mapping):
+        if word == "delay" and "latency" in value:
+            raise error_at(locate, (*path, "latency"), "write mean: (one way)")
+        return dict(value)
+    if isinstance(value, list):
+        raise error_at(
+            locate,
+            path,
+            f"invalid value a list: expected {field_type(LineConfig, (word,))[1]}",
+        )
+    try:
+        return _SHORT[word](value)
+    except ConfigError as error:
+        raise error_at(locate, path, str(error)) from None
+
+
+def _share(value: Any) -> dict[str, Any]:
+    Share.parse(value)
+    return {"share": value}
+
+
+def _delay(value: Any) -> dict[str, Any]:
+    LineTime.parse(value)
+    return {"mean": value}
+
+
+def _overhead(value: Any) -> dict[str, Any]:
+    if not isinstance(value, str):
+        raise SchemaError(
+            f"invalid value {shown(value)}: expected a keyword such as docsis, or "
+            "{bytes: 18, minimum: 64}"
+        )
+    return {"keyword": value}
+
+
+def _queue(value: Any) -> dict[str, Any]:
+    """A time or a size; its unit decides."""
+    text = str(value).strip().lower()
+    if isinstance(value, bool) or text.replace(".", "", 1).isdigit():
+        raise SchemaError(
+            f"queue {shown(value)} has no unit: expected a time such as 100ms, a size such as "
+            "64kb, or {packets: 100}"
+        )
+    if re.fullmatch(r"[0-9.]{1,20}\s*m", text, re.ASCII):
+        number = text[:-1].rstrip()
+        raise SchemaError(
+            f"queue {shown(value)} could mean bytes or milliseconds: write {number}mb or {number}ms"
+        )
+    try:
+        if text.endswith(("b", "k", "g")):
+            QueueSize.parse(value)
+            return {"size": value}
+        QueueLength.parse(value)
+        return {"time": value}
+    except SchemaError:
+        raise
+    except ConfigError as error:
+        raise SchemaError(f"queue: {error}") from None
+
+
+_SHORT = {
+    "loss": _share,
+    "corrupt": _share,
+    "reorder": _share,
+    "delay": _delay,
+    "queue": _queue,
+    "overhead": _overhead,
+}
+
+
+def _check_entry(key: LinkKey, line: LineConfig, path: Path, locate: Locate) -> None:
+    """Raises ConfigError for settings that do not go together."""
+    if line.rtt is not None and line.delay is not None:
+        raise error_at(
+            locate,
+            (*path, "rtt"),
+            f"has delay, too: expected one of them; rtt: {line.rtt} is half of it each way",
+        )
+    if line.rtt is not None and not key.both_ways:
+        raise error_at(
+            locate,
+            (*path, "rtt"),
+            f"is there and back, and {key} is one way: write delay:, or rtt: for {_both(key)}",
+        )
+    if line.preset is not None and line.preset not in PRESETS:
+        raise error_at(
+            locate,
+            (*path, "preset"),
+            f"there is no preset {shown(line.preset)}; {did_you_mean(line.preset, list(PRESETS))}",
+        )
+
+
+def _both(key: LinkKey) -> str:
+    """The key of both ways of a one-way key."""
+    if "any" in (key.first, key.second):
+        return key.second if key.first == "any" else key.first
+    return f"{key.first} <-> {key.second}"
+
+
+def encode_scalar(value: Any) -> Any:
+    """msgspec's enc_hook: prints scalars in the form in which a file has them."""
+    if hasattr(type(value), "parse"):
+        return str(value)
+    raise NotImplementedError(type(value).__name__)
+
+
+def policy_data(policy: Policy) -> Any:
+    """The policy as plain data, in the form of a file, with what was short written out."""
+    return msgspec.to_builtins(policy.config, enc_hook=encode_scalar)

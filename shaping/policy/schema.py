@@ -1,0 +1,415 @@
+"""The schema of policy files as typed structs.
+
+Each field is described in two places, as in the configuration's schema: the docstring of its struct
+says what the field does, and the `description` of its type which values are accepted.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import msgspec
+from msgspec import Meta
+
+from dataplane.config.scalars import SchemaError
+from shaping.policy.scalars import (
+    HoldTime,
+    LineRate,
+    LineTime,
+    QueueLength,
+    QueueSize,
+    Share,
+)
+
+POLICY_VERSION = 1
+LINKS_MOST = 4096
+SEED_MOST = 2**63 - 1
+
+# What CAKE's keywords add to an IP packet: (bytes, least bytes on the line, cells).
+OVERHEADS: dict[str, tuple[int, int, str]] = {
+    "raw": (0, 0, "none"),
+    "conservative": (48, 0, "atm"),
+    "ethernet": (38, 84, "none"),
+    "ether-vlan": (42, 84, "none"),
+    "docsis": (18, 64, "none"),
+    "pppoe-ptm": (30, 0, "ptm"),
+    "bridged-ptm": (22, 0, "ptm"),
+    "pppoa-vcmux": (10, 0, "atm"),
+    "pppoa-llc": (14, 0, "atm"),
+    "pppoe-vcmux": (32, 0, "atm"),
+    "pppoe-llcsnap": (40, 0, "atm"),
+    "bridged-vcmux": (24, 0, "atm"),
+    "bridged-llcsnap": (32, 0, "atm"),
+    "ipoa-vcmux": (8, 0, "atm"),
+    "ipoa-llcsnap": (16, 0, "atm"),
+}
+
+_SHARE = Meta(description="a share of packets from 0% to 100%, such as 1%", examples=["1%"])
+_CORRELATION = Meta(description="a correlation from 0% to 99%, such as 25%", examples=["25%"])
+CORRELATION_MOST = Share("99%")  # with 100% nothing ever changes
+
+
+class _Strict(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    HIDDEN: ClassVar[tuple[str, ...]] = ()  # fields that the loader fills and a file may not
+
+
+class LossConfig(_Strict):
+    """Packets that are lost, by one of four models.
+
+    A text stands for independent losses: `1%` is `{share: 1%}`. With `share` alone losses are
+    independent; with `burst` or `correlation` they come in bursts (Gilbert's model). `to_bad` and
+    `to_good` make Gilbert and Elliott's model, `p13` and what goes with it the 4-state model.
+
+    share: Share of all packets that are lost in the long run.
+    burst: Mean number of packets that are lost in a row.
+    correlation: Correlation between the losses of one packet and the next.
+    to_bad: Probability to go from the good state to the bad one, for each packet.
+    to_good: Probability to go from the bad state to the good one.
+    bad: Share of packets that are lost in the bad state. Default: 100%.
+    good: Share of packets that are lost in the good state. Default: 0%.
+    p13: Probability that a burst begins, in the state without losses.
+    p31: Probability that a burst ends. Default: 100% less `p13`.
+    p32: Probability that packets pass within a burst. Default: 0%.
+    p23: Probability that losses go on within a burst. Default: 100%.
+    p14: Probability of a single loss outside of bursts. Default: 0%.
+    """
+
+    share: Annotated[Share | None, _SHARE] = None
+    burst: (
+        Annotated[
+            float,
+            Meta(ge=1, le=1e6, description="a number of packets from 1, such as 4", examples=[4]),
+        ]
+        | None
+    ) = None
+    correlation: Annotated[Share | None, _CORRELATION] = None
+    to_bad: Annotated[Share | None, _SHARE] = None
+    to_good: Annotated[Share | None, _SHARE] = None
+    bad: Annotated[Share | None, _SHARE] = None
+    good: Annotated[Share | None, _SHARE] = None
+    p13: Annotated[Share | None, _SHARE] = None
+    p31: Annotated[Share | None, _SHARE] = None
+    p32: Annotated[Share | None, _SHARE] = None
+    p23: Annotated[Share | None, _SHARE] = None
+    p14: Annotated[Share | None, _SHARE] = None
+
+    MODELS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "share": ("share", "burst", "correlation"),
+        "to_bad": ("to_bad", "to_good", "bad", "good"),
+        "p13": ("p13", "p31", "p32", "p23", "p14"),
+    }
+
+    @property
+    def model(self) -> str:
+        """The first key of its model: share, to_bad or p13."""
+        return next(model for model in self.MODELS if getattr(self, model) is not None)
+
+    def __post_init__(self) -> None:
+        given = [name for name in self.__struct_fields__ if getattr(self, name) is not None]
+        models = {
+            model: [name for name in names if name in given] for model, names in self.MODELS.items()
+        }
+        used = [model for model, names in models.items() if names]
+        if len(used) != 1:
+            what = "has no model" if not used else f"mixes models ({', '.join(given)})"
+            raise SchemaError(
+                f"{what}: expected 1%, {{share: 1%, burst: 4}}, {{to_bad: 1%, to_good: 25%}} or "
+                "{p13: 1%, p31: 25%}"
+            )
+        if used[0] not in given:
+            raise SchemaError(f"{given[0]} without {used[0]}: expected {used[0]}, too")
+        {
+            "share": self._check_share,
+            "to_bad": self._check_states,
+            "p13": self._check_four_states,
+        }[used[0]]()
+
+    def _check_share(self) -> None:
+        share = self.share or Share(0)
+        if self.burst is not None and self.correlation is not None:
+            raise SchemaError("has both burst and correlation: expected one of them")
+        if self.correlation is not None and self.correlation > CORRELATION_MOST:
+            raise SchemaError(
+                f"correlation {self.correlation}: expected at most {CORRELATION_MOST}"
+            )
+        if self.burst is not None and float(share) > self.burst / (self.burst + 1):
+            raise SchemaError(
+                f"bursts of {self.burst:g} with one packet between them lose "
+                f"{100 * self.burst / (self.burst + 1):.4g}%: expected share to be at most that"
+            )
+
+    def _check_states(self) -> None:
+        if self.to_good is None:
+            raise SchemaError("to_bad without to_good: expected to_good, such as 25%")
+        if self.to_bad and not self.to_good:
+            raise SchemaError("to_good 0% never leaves the bad state: expected more than 0%")
+        self.bad = Share(1) if self.bad is None else self.bad
+        self.good = Share(0) if self.good is None else self.good
+
+    def _check_four_states(self) -> None:
+        assert self.p13 is not None
+        self.p31 = Share(1 - self.p13) if self.p31 is None else self.p31
+        self.p32 = Share(0) if self.p32 is None else self.p32
+        self.p23 = Share(1) if self.p23 is None else self.p23
+        self.p14 = Share(0) if self.p14 is None else self.p14
+        for first, second, together in (
+            ("p13", "p14", self.p13 + self.p14),
+            ("p31", "p32", self.p31 + self.p32),
+        ):
+            if together > 1:
+                raise SchemaError(f"{first} and {second} are more than 100% together: lower one")
+        if self.p13 and not self.p31:
+            raise SchemaError("p31 0% never ends a burst: expected more than 0%")
+        if self.p32 and not self.p23:
+            raise SchemaError("p23 0% never leaves state 2: expected more than 0%, or p32: 0%")
+
+
+class DelayConfig(_Strict):
+    """Delay of packets, from the line's end on: waiting for the rate comes on top.
+
+    A text stands for a constant delay: `40ms` is `{mean: 40ms}`.
+
+    mean: Mean delay in one direction.
+    jitter: Variation of the delay: with shape `uniform` the delay is at most this much shorter or
+        longer, with the others it is the standard deviation. Default: the delay is
+        constant.
+    shape: Distribution of the delay.
+    correlation: Correlation between the delays of one packet and the next. Default: 0%.
+    order: Whether packets stay in order (`keep`), or a packet with a short delay overtakes others
+        (`any`).
+    """
+
+    mean: Annotated[LineTime, Meta(description="a time such as 40ms", examples=["40ms"])]
+    jitter: Annotated[
+        LineTime | None, Meta(description="a time such as 10ms", examples=["10ms"])
+    ] = None
+    shape: Annotated[
+        Literal["uniform", "normal", "pareto"],
+        Meta(description="uniform, normal or pareto"),
+    ] = "uniform"
+    correlation: Annotated[Share | None, _CORRELATION] = None
+    order: Annotated[Literal["keep", "any"], Meta(description="keep or any")] = "keep"
+
+    def __post_init__(self) -> None:
+        if (self.correlation or 0) > CORRELATION_MOST:
+            raise SchemaError(
+                f"correlation {self.correlation}: expected at most {CORRELATION_MOST}"
+            )
+        if self.jitter is None and (
+            self.shape != "uniform" or self.correlation is not None or self.order != "keep"
+        ):
+            raise SchemaError(
+                "has shape, correlation or order, and no jitter: expected jitter, such as 10ms"
+            )
+
+    @property
+    def longest(self) -> int:
+        """The mean and the jitter."""
+        return self.mean + (self.jitter or 0)
+
+
+class CorruptConfig(_Strict):
+    """Packets in which bits are changed.
+
+    A text stands for a share: `0.1%` is `{share: 0.1%}`.
+
+    share: Share of packets that are changed.
+    part: Part of the packet in which bits are changed.
+    checksum: Whether the packet's checksums stay as they are (`keep`), so that the receiver
+        discards the packet, or are made valid (`mend`), so that the change reaches the application.
+    """
+
+    share: Annotated[Share, _SHARE]
+    part: Annotated[
+        Literal["any", "header", "payload"], Meta(description="any, header or payload")
+    ] = "any"
+    checksum: Annotated[Literal["keep", "mend"], Meta(description="keep or mend")] = "keep"
+
+
+class ReorderConfig(_Strict):
+    """Packets that others overtake.
+
+    A text stands for a share: `1%` is `{share: 1%}`.
+
+    share: Share of packets that are held back.
+    by: Number of packets that overtake a packet that is held back.
+    within: Longest time that it waits for them.
+    """
+
+    share: Annotated[Share, _SHARE]
+    by: Annotated[int, Meta(ge=1, le=1024, description="a number of packets, 1 to 1024")] = 1
+    within: Annotated[HoldTime, Meta(description="a time such as 100ms")] = msgspec.field(
+        default_factory=lambda: HoldTime("100ms")
+    )
+
+
+class QueueConfig(_Strict):
+    """The longest queue in front of a line. Packets for which it has no place are dropped.
+
+    A text stands for a time or a size: `100ms` is `{time: 100ms}`, `64kb` is `{size: 64kb}`.
+
+    time: Longest time that a packet may wait for the rate.
+    size: Bytes that may wait.
+    packets: Packets that may wait, segments of GSO frames counted one by one.
+    """
+
+    time: Annotated[
+        QueueLength | None, Meta(description="a time such as 100ms", examples=["100ms"])
+    ] = None
+    size: Annotated[QueueSize | None, Meta(description="a size such as 64kb")] = None
+    packets: (
+        Annotated[int, Meta(ge=1, le=1 << 20, description="a number of packets, 1 to 1048576")]
+        | None
+    ) = None
+
+    def __post_init__(self) -> None:
+        if sum(each is not None for each in (self.time, self.size, self.packets)) != 1:
+            raise SchemaError("expected one of time, size and packets, such as {packets: 100}")
+
+
+class OverheadConfig(_Strict):
+    """What a line adds to each IP packet in place of the Ethernet header.
+
+    A text stands for one of CAKE's keywords, such as `docsis`.
+
+    keyword: One of CAKE's keywords. Excludes the others.
+    bytes: Bytes that are added to each IP packet.
+    minimum: Least number of bytes that a packet takes on the line.
+    cell: Cells that the line divides packets into: 48 bytes in cells of 53 (`atm`), or 65 bytes for
+        each 64 (`ptm`).
+    """
+
+    keyword: Annotated[
+        str | None,
+        Meta(description=f"one of {', '.join(OVERHEADS)}", examples=["docsis"]),
+    ] = None
+    bytes: (
+        Annotated[int, Meta(ge=-64, le=256, description="a number of bytes, -64 to 256")] | None
+    ) = None
+    minimum: Annotated[int, Meta(ge=0, le=256, description="a number of bytes, 0 to 256")] = 0
+    cell: Annotated[Literal["atm", "ptm", "none"], Meta(description="atm, ptm or none")] = "none"
+
+    def __post_init__(self) -> None:
+        if self.keyword is not None:
+            if self.keyword not in OVERHEADS:
+                raise SchemaError(
+                    f"unknown keyword {self.keyword[:40]!r}: expected one of "
+                    f"{', '.join(OVERHEADS)}, or {{bytes: 18, minimum: 64}}"
+                )
+            if (self.bytes, self.minimum, self.cell) != (None, 0, "none"):
+                raise SchemaError("has both keyword and bytes, minimum or cell: expected one form")
+        elif self.bytes is None:
+            raise SchemaError("has no bytes: expected a number of bytes, such as 18")
+
+    @property
+    def numbers(self) -> tuple[int, int, str]:
+        """(bytes, minimum, cell)"""
+        if self.keyword is not None:
+            return OVERHEADS[self.keyword]
+        return self.bytes or 0, self.minimum, self.cell
+
+
+class LineConfig(_Strict):
+    """The line in one direction or both: settings of one entry of `links`.
+
+    preset: Known line whose rate, delay and loss are taken where the entry has none of its own.
+    rate: Rate of the line: bits of layer-2 frames without preamble and FCS, or what `overhead`
+        says. `none` removes the rate of an earlier entry.
+    queue: Longest queue in front of the line. Default: 100ms, or 10 packets where these take
+        longer.
+    overhead: What the line adds to each packet, counted against the rate.
+    delay: Delay in one direction; of an entry for both ways, in each of them.
+    rtt: Delay there and back together, half in each direction. For entries for both ways.
+    loss: Packets that are lost.
+    duplicate: Share of packets that arrive twice.
+    corrupt: Packets in which bits are changed.
+    reorder: Packets that others overtake.
+    """
+
+    preset: Annotated[
+        str | None,
+        Meta(description="the name of a preset, such as wpt-3g", examples=["wpt-3g"]),
+    ] = None
+    rate: Annotated[
+        LineRate | None, Meta(description="a rate such as 10mbit, or none", examples=["10mbit"])
+    ] = None
+    queue: Annotated[
+        QueueConfig | None,
+        Meta(description="100ms, 64kb or {packets: 100}", examples=[{"packets": 100}]),
+    ] = None
+    overhead: Annotated[
+        OverheadConfig | None,
+        Meta(
+            description="one of CAKE's keywords such as docsis, or {bytes: 18, minimum: 64}",
+            examples=[{"bytes": 18, "minimum": 64}],
+        ),
+    ] = None
+    delay: Annotated[
+        DelayConfig | None,
+        Meta(
+            description="a time such as 40ms, or {mean: 40ms, jitter: 10ms}",
+            examples=[{"mean": "40ms", "jitter": "10ms"}],
+        ),
+    ] = None
+    rtt: Annotated[LineTime | None, Meta(description="a time such as 40ms", examples=["40ms"])] = (
+        None
+    )
+    loss: Annotated[
+        LossConfig | None,
+        Meta(
+            description="a share such as 1%, or {share: 1%, burst: 4}",
+            examples=[{"share": "1%", "burst": 4}],
+        ),
+    ] = None
+    duplicate: Annotated[Share | None, _SHARE] = None
+    corrupt: Annotated[
+        CorruptConfig | None,
+        Meta(
+            description="a share such as 0.1%, or {share: 0.1%, part: payload}",
+            examples=[{"share": "0.1%"}],
+        ),
+    ] = None
+    reorder: Annotated[
+        ReorderConfig | None,
+        Meta(
+            description="a share such as 1%, or {share: 1%, by: 3}",
+            examples=[{"share": "1%", "by": 3}],
+        ),
+    ] = None
+
+
+class PolicyConfig(_Strict):
+    """A policy: how the lines between NICs behave.
+
+    version: Version of the file's form.
+    seed: Number from which all random choices follow: the same seed makes the same choices.
+        Default: one is chosen.
+    links: Lines by where they are. A key is `web -> db` (from one NIC to another), `web <-> db`
+        (both ways), `web -> any` (all that NIC web sends), `any -> web` (all that it receives),
+        `web` (both), the name of a link of the network (both ways), or `lan--dmz -> dmz` (one way
+        of it). Of two entries for the same place and setting, the later one counts.
+    """
+
+    version: Annotated[
+        int, Meta(ge=POLICY_VERSION, le=POLICY_VERSION, description=f"{POLICY_VERSION}")
+    ]
+    seed: (
+        Annotated[
+            int,
+            Meta(
+                ge=0,
+                le=SEED_MOST,
+                description=f"a whole number from 0 to {SEED_MOST}",
+                examples=[1],
+            ),
+        ]
+        | None
+    ) = None
+    links: Annotated[
+        dict[str, LineConfig],
+        Meta(
+            description="a mapping from a place such as web -> db to settings such as {rate: "
+            "10mbit}",
+            examples=[{"web <-> db": {"rate": "10mbit"}}],
+        ),
+    ] = {}
