@@ -212,6 +212,7 @@ def test_the_json_schema_describes_every_key():
     assert schema["$ref"] == "#/$defs/Config"
     assert set(definitions["Config"]["properties"]) == {
         "engines", "groups", "metrics", "spin", "pool", "switch", "modules", "clients", "host_interfaces", "nics", "nodes", "links",
+        "shape",
     }  # fmt: skip
     assert definitions["NicConfig"]["additionalProperties"] is False
     assert "name" not in definitions["NicConfig"]["properties"] and "where" not in definitions["ElementConfig"]["properties"]

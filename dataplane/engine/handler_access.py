@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -142,6 +143,40 @@ def write_handler(
             if not handler.shared
             else _change_shared(changes[0], where)
         )
+
+
+def prepare_arguments(
+    element: Element, before: Mapping[str, object], after: Mapping[str, object]
+) -> list[Callable[[], object]] | None:
+    """How an element that was built with the arguments `before` becomes one with `after` while it
+    runs: calls of which each changes one argument; None where it has to be built anew. An argument
+    that goes is written as None. Raises ConfigError for an invalid value."""
+    writers = {
+        each.argument: each
+        for each in handlers_of(type(element)).values()
+        if each.argument is not None and each.write is not None and each.mode is Mode.LIVE
+    }
+    changed = [
+        name
+        for name in {**before, **after}
+        if name not in before or name not in after or before[name] != after[name]
+    ]
+    if not changed:
+        return []
+    if element.engine is None or not writers.keys() >= set(changed):
+        return None
+    calls: list[Callable[[], object]] = []
+    for name in changed:
+        where = f"{element.name}: {name}"
+        try:
+            change = _prepare(element, writers[name], where, after.get(name))
+        except VnicError:
+            if name in after:
+                raise
+            return None
+        work = change if isinstance(change, Work) else Call(change)
+        calls.append(partial(element.engine.post, work))
+    return calls
 
 
 def _engine_of(copy: Element, where: str) -> Engine:

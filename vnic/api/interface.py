@@ -44,6 +44,15 @@ method Apply(config: ?object, document: ?int, dry: ?bool) -> (changes: []object)
 # Goes back to the network before the last Apply that was not undone. For the instance's owner.
 method Undo(dry: ?bool) -> (changes: []object)
 
+# Makes an object in the form of a policy file the network's policy of shaping (null: none), and
+# returns the changes, as Apply does. for_ms: after how many milliseconds it ends by itself (null:
+# never). dry: only returns what would change. For the instance's owner.
+method Shape(policy: ?object, for_ms: ?int, dry: ?bool) -> (changes: []object)
+
+# Gives a policy that ends by itself this many milliseconds more, from now on. For the instance's
+# owner.
+method RenewShape(for_ms: int) -> ()
+
 # The configuration as it runs, in the words of a file, with what was implied written out. For the
 # instance's owner.
 method GetConfig() -> (config: object)

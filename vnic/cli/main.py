@@ -26,6 +26,7 @@ COMMANDS = {
     "upgrade": ("vnic.cli.upgrade", "Replace the running program without interrupting traffic."),
     "apply": ("vnic.cli.apply", "Change a running network to what a file describes."),
     "undo": ("vnic.cli.apply", "Go back to the network before the last apply."),
+    "shape": ("vnic.cli.shape", "Give a running network rates, delays and losses."),
     "attach": ("vnic.cli.nics", "Attach a NIC to a container."),
     "detach": ("vnic.cli.nics", "Detach a NIC."),
     "rate": ("vnic.cli.nics", "Set or remove a NIC's rate limits."),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -22,6 +22,7 @@ from dataplane.config.convert import (
 )
 from dataplane.config.scalars import SchemaError
 from dataplane.errors import ConfigError
+from vnic.config.elements import arguments_of, convert_elements
 from vnic.config.schema import (
     HOPS_MOST,
     LINKS_MOST,
@@ -40,76 +41,11 @@ from vnic.config.schema import (
     SwitchConfig,
     encode_scalar,
 )
+from vnic.config.shape import set_policy
 from vnic.config.topology import NetworkError, check
 from vnic.device.kinds.registry import KINDS, kind_of
 
 CONFIG_VERSION = 1
-DEPTH_MOST = 8  # nesting of branches
-ELEMENTS_MOST = 256  # of one chain
-
-
-def _elements(data: Any, path: Path, locate: Locate, depth: int = 0) -> list[ElementConfig]:
-    if not isinstance(data, list):
-        raise error_at(
-            locate,
-            path,
-            f"invalid value {shown(data)}: "
-            "expected a list of elements such as [{element: Counter}]",
-        )
-    if depth > DEPTH_MOST or len(data) > ELEMENTS_MOST:
-        raise error_at(
-            locate,
-            path,
-            f"too much: expected at most {ELEMENTS_MOST} elements and branches {DEPTH_MOST} deep",
-        )
-    return [_element(each, (*path, number), locate, depth) for number, each in enumerate(data)]
-
-
-def _element(data: Any, path: Path, locate: Locate, depth: int) -> ElementConfig:
-    if isinstance(data, str):
-        data = {"element": data}  # [Counter] is short for [{element: Counter}]
-    if not isinstance(data, Mapping):
-        raise error_at(
-            locate,
-            path,
-            f"invalid value {shown(data)}: expected an element such as {{element: Counter}}",
-        )
-    fields = {key: data[key] for key in ("element", "name") if key in data}
-    arguments = _arguments(data, ("element", "name", "branches"), path, locate)
-    element = convert(fields, ElementConfig, path, locate)
-    branches = data.get("branches", {})
-    if not isinstance(branches, Mapping):
-        raise error_at(
-            locate,
-            (*path, "branches"),
-            f"invalid value {shown(branches)}: "
-            "expected {OUTPUT: [elements]} such as {1: [Discard]}",
-        )
-    for gate, chain in branches.items():
-        if not re.fullmatch(r"[0-9]{1,4}", str(gate), re.ASCII):
-            raise error_at(
-                locate,
-                (*path, "branches", gate),
-                "is not an output: expected its number, such as 1",
-            )
-        element.branches[int(gate)] = _elements(chain, (*path, "branches", gate), locate, depth + 1)
-    element.arguments, element.where = arguments, locate(path)
-    return element
-
-
-def _arguments(
-    data: Mapping[Any, Any], ours: Sequence[str], path: Path, locate: Locate
-) -> dict[str, Any]:
-    """The items of `data` that are a constructor's arguments."""
-    arguments = {key: value for key, value in data.items() if key not in ours}
-    for key in arguments:
-        if not isinstance(key, str) or not key.isidentifier():
-            raise error_at(
-                locate,
-                (*path, key),
-                "is not a constructor argument: expected a word of letters, digits and '_'",
-            )
-    return arguments
 
 
 def _module(data: Any, path: Path, locate: Locate) -> ModuleConfig:
@@ -124,7 +60,7 @@ def _module(data: Any, path: Path, locate: Locate) -> ModuleConfig:
     module = convert(
         {key: data[key] for key in ("module",) if key in data}, ModuleConfig, path, locate
     )
-    module.arguments = _arguments(data, ("module",), path, locate)
+    module.arguments = arguments_of(data, ("module",), path, locate)
     return module
 
 
@@ -158,7 +94,7 @@ def convert_nic(
                 fields[direction], DirectionConfig, (*path, direction), locate
             )
             if "elements" in inner:
-                chains[direction] = _elements(
+                chains[direction] = convert_elements(
                     inner.pop("elements"), (*path, direction, "elements"), locate
                 )
     nic = convert({"name": name, **fields}, NicConfig, path, locate)
@@ -201,7 +137,7 @@ def _link(data: Any, path: Path, locate: Locate) -> LinkConfig:
         )
     fields = mapping(data, LinkConfig, path, locate)
     chain = (
-        _elements(fields.pop("elements"), (*path, "elements"), locate)
+        convert_elements(fields.pop("elements"), (*path, "elements"), locate)
         if "elements" in fields
         else []
     )
@@ -211,13 +147,15 @@ def _link(data: Any, path: Path, locate: Locate) -> LinkConfig:
         for end, way in fields["to"].items():
             inner = fields["to"][end] = mapping(way, DirectionConfig, (*path, "to", end), locate)
             if "elements" in inner:
-                ways[end] = _elements(inner.pop("elements"), (*path, "to", end, "elements"), locate)
+                ways[end] = convert_elements(
+                    inner.pop("elements"), (*path, "to", end, "elements"), locate
+                )
     if chain and fields.get("to"):
         raise error_at(locate, path, "has both to and elements: give elements in to alone")
     link = convert(fields, LinkConfig, path, locate)
     if chain:
         for end in link.ends:
-            link.to.setdefault(end, DirectionConfig()).elements = _elements(
+            link.to.setdefault(end, DirectionConfig()).elements = convert_elements(
                 data["elements"], (*path, "elements"), locate
             )
     for end, elements in ways.items():
@@ -257,7 +195,7 @@ def _node(data: Any, path: Path, locate: Locate) -> NodeConfig:
         data = {"switch": {}} if data == "switch" else {"element": data}
     if isinstance(data, Mapping) and data.get("element") is not None:
         ours = ("element", "engine")
-        arguments = _arguments(data, (*ours, "switch"), path, locate)
+        arguments = arguments_of(data, (*ours, "switch"), path, locate)
         for word in ("name", "branches"):
             if word in arguments:
                 text = "the node's name" if word == "name" else "one-way links such as x[1] -> y"
@@ -429,6 +367,9 @@ def convert_config(
                 config.engine_index(nic.engine)
             except SchemaError as error:
                 raise error_at(locate, ("nics", name, "engine"), str(error)) from None
+    if (policy := config.shape) is not None:
+        config.shape = None
+        set_policy(config, policy, locate)
     try:
         check(config)
     except NetworkError as error:

@@ -34,6 +34,7 @@ _WORDS: dict[Any, str] = {
     bool: "true or false",
     int: "whole number",
     str: "text",
+    Any: "setting",
 }
 _ENTRY = re.compile(r"([a-z_][a-z0-9_]*): (.*)")
 

@@ -456,7 +456,7 @@ class ElementConfig(_Strict):
         element that follows in the chain, or at the NIC's shaper.
     """
 
-    HIDDEN = ("arguments", "where")
+    HIDDEN = ("arguments", "where", "shapes")
 
     element: Annotated[
         str,
@@ -475,6 +475,7 @@ class ElementConfig(_Strict):
     ] = {}
     arguments: dict[str, Any] = {}  # the constructor's keyword arguments
     where: str = ""  # "FILE:LINE", for errors that show when the element is made
+    shapes: bool = False  # it belongs to the policy of `shape`
 
 
 class DirectionConfig(_Strict):
@@ -950,11 +951,12 @@ class Config(_Strict):
     nodes: Switches by name, for a network of several, and elements that one-way links lead packets
         through.
     links: Links between switches, and one-way links between NICs, elements and switches.
+    shape: Policy of shaping: rates, delays and losses of NICs, pairs of NICs and links.
     host_interfaces: Whether NICs may be attached in the network namespace that vnic runs in, the
         host's. A NIC of the file that is in that namespace allows it as well.
     """
 
-    HIDDEN = ("directory", "partial", "hops")
+    HIDDEN = ("directory", "partial", "hops", "shape_until_ns")
 
     engines: Annotated[
         list[EngineConfig],
@@ -1036,6 +1038,14 @@ class Config(_Strict):
         ),
     ] = []
     hops: list[HopConfig] = []  # the one-way links of `links`
+    shape: Annotated[
+        dict[str, Any] | None,
+        Meta(
+            description="a policy such as {links: {web <-> db: {delay: 20ms, loss: 1%}}}",
+            examples=[{"seed": 42, "links": {}}],
+        ),
+    ] = None
+    shape_until_ns: int | None = None  # CLOCK_BOOTTIME; None: as long as the instance runs
     host_interfaces: Annotated[bool, Meta(description="true or false", examples=[True])] = False
     directory: str | None = None  # of the file: where module:Class is looked for first
     # `vnic up --partial`: a NIC that cannot be attached at the start does not prevent the others

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from vnic.config.copies import own_config
 from vnic.config.schema import (
     Config,
     ElementConfig,
@@ -16,6 +17,7 @@ from vnic.config.schema import (
     NodeConfig,
     encode_scalar,
 )
+from vnic.config.shape import take_out
 from vnic.device.kinds.registry import kind_of
 
 
@@ -71,6 +73,10 @@ def written(value: Any) -> Any:
 def written_config(config: Config) -> dict[str, Any]:
     """A whole configuration. NICs whose container a client passed are left out: a file cannot name
     such a container."""
+    if config.shape is not None:  # its elements follow from it
+        shape, config = config.shape, own_config(config)
+        take_out(config)
+        config.shape = shape
     found: dict[str, Any] = written(config)
     if not config.has_implied_switch:
         del found["switch"]

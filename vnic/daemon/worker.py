@@ -329,7 +329,8 @@ class Worker:
         begin. Polls for them only while a client listens."""
         before: dict[str, Any] = {}
         while True:
-            await asyncio.sleep(WATCH_S)
+            await asyncio.sleep(self._rest_s())
+            await self._end_shape()
             if not self._bus.heard:
                 before = {}
                 continue
@@ -338,6 +339,23 @@ class Worker:
             for event, fields in differences(before, now) if before else ():
                 self._bus.emit(event, **fields)
             before = now
+
+    def _rest_s(self) -> float:
+        """Until the next look, or the end of the policy of shaping."""
+        left_ns = None if self._runtime is None else self._runtime.shape_left_ns()
+        return WATCH_S if left_ns is None else min(max(left_ns / 1e9, 0.001), WATCH_S)
+
+    async def _end_shape(self) -> None:
+        """Ends the policy of shaping when its time is over."""
+        runtime = self._runtime
+        left_ns = None if runtime is None else runtime.shape_left_ns()
+        if runtime is None or left_ns is None or left_ns > 0:
+            return
+        try:
+            if await runtime.aside(runtime.end_shape):
+                log.info("the policy of shaping has ended, as it was to")
+        except VnicError as error:
+            log.error("the policy of shaping cannot be ended; tried again", why=str(error))
 
     def _supervisor_status(self) -> dict[str, Any]:
         start = self._start

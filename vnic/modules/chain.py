@@ -6,11 +6,12 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 from dataplane.config.convert import did_you_mean
+from dataplane.engine.handler_access import prepare_arguments
 from dataplane.errors import ConfigError, VnicError
 from dataplane.graph.element import Element
 from vnic.config.schema import ElementConfig, HopConfig, NodeConfig
@@ -82,7 +83,8 @@ def _imported(reference: str, what: str, kind: type[T], directory: str | None) -
 class Chain:
     """Elements in a row. head: the first element; ends: the open outputs (element, output) of the
     last; configs: by element name, the configuration that it was built from; edges: all connections
-    (element, output, target).
+    (element, output, target); changes: those of arguments of elements that were taken over, for
+    `settle`.
 
     Elements that no engine runs are connected at once. Elements that run, taken over from a chain
     before (see `build_chain`), are connected by `connect`, between two batches.
@@ -94,6 +96,7 @@ class Chain:
         self.elements: list[Element] = []
         self.configs: dict[str, ElementConfig] = {}
         self.edges: list[tuple[Element, int, Element]] = []
+        self.changes: list[Callable[[], object]] = []
 
     def append(self, element: Element) -> None:
         """Connects every open output to `element`, whose outputs are then the open ones."""
@@ -117,6 +120,12 @@ class Chain:
         for element, gate, target in self.edges:
             element.connect(gate, target)
 
+    def settle(self) -> None:
+        """Gives elements that were taken over the arguments of their new configuration."""
+        changes, self.changes = self.changes, []
+        for change in changes:
+            change()
+
 
 def build_chain(
     configs: list[ElementConfig],
@@ -129,7 +138,8 @@ def build_chain(
 
     An element with several outputs may have branches, output -> chain; all rejoin at the next
     element.
-    before: a chain whose elements are taken over where name and configuration are the same.
+    before: a chain whose elements are taken over where name and class are the same, and the
+    arguments are, too, or can change while the element runs (see `Chain.settle`).
     """
     chain = Chain()
     _extend(chain, configs, prefix, directory, set(), before or Chain())
@@ -145,8 +155,9 @@ def _extend(
     before: Chain,
 ) -> None:
     for config in configs:
-        element = _build_element(config, prefix, directory, names, before)
+        element, changes = _build_element(config, prefix, directory, names, before)
         chain.append(element)
+        chain.changes += changes
         chain.configs[element.name] = config
         ends: list[tuple[Element, int]] = []
         for gate in range(len(element.outputs)):
@@ -163,6 +174,7 @@ def _extend(
             chain.elements += branch.elements
             chain.configs |= branch.configs
             chain.edges += branch.edges
+            chain.changes += branch.changes
             ends += branch.ends
         _check_branches(config, element)
         chain.ends = ends
@@ -173,7 +185,7 @@ def check_chain(configs: list[ElementConfig], directory: str | None = None) -> N
     user's constructors: built-in elements are made, and the classes of others are only imported."""
     for config in configs:
         if config.element in BUILT_IN:
-            element = _build_element(config, "check", directory, set(), Chain())
+            element, _ = _build_element(config, "check", directory, set(), Chain())
             _check_branches(config, element)
         else:
             _class_of(config, directory)
@@ -244,7 +256,8 @@ def _arguments_error(config: ElementConfig, error: TypeError) -> str:
 
 def _build_element(
     config: ElementConfig, prefix: str, directory: str | None, names: set[str], before: Chain
-) -> Element:
+) -> tuple[Element, list[Callable[[], object]]]:
+    """The element, and the changes that give one that was taken over its arguments."""
     found = _class_of(config, directory)
     base = f"{prefix}.{config.name or re.sub(r'(?<!^)(?=[A-Z])', '-', found.__name__).lower()}"
     name, number = base, 2
@@ -252,9 +265,15 @@ def _build_element(
         name, number = f"{base}-{number}", number + 1
     names.add(name)
     was = before.configs.get(name)
-    if was is not None and (was.element, was.arguments) == (config.element, config.arguments):
-        return next(element for element in before.elements if element.name == name)
-    return make_element(config, name, directory)
+    if was is not None and was.element == config.element:
+        element = next(element for element in before.elements if element.name == name)
+        try:
+            changes = prepare_arguments(element, was.arguments, config.arguments)
+        except VnicError as error:
+            raise _error_at(config, str(error)) from error
+        if changes is not None:
+            return element, changes
+    return make_element(config, name, directory), []
 
 
 def make_element(config: ElementConfig, name: str, directory: str | None) -> Element:

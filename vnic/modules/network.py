@@ -582,7 +582,7 @@ class Network(Module):
         self._replace(before, link)
         self.links[name] = link
         for way in link.ways.values():
-            way.set_rate()
+            way.settle()
 
     def remove_link(self, name: str) -> None:
         """Removes a link; the packets that it holds are dropped and counted."""
@@ -664,7 +664,7 @@ class Network(Module):
         after = self.attached[name]
         config.number, config.engine = after.number, after.home
         for way in (after.egress, after.ingress):
-            way.set_rate()
+            way.settle()
 
     def _alter(self, attached: NicNode, config: NicConfig) -> None:
         """Applies the settings that only NICs of this kind can change live, such as an MTU."""

@@ -28,8 +28,9 @@ class Way:
             self.shaper = Shaper(config.rate, int(config.queue), name=f"{prefix}.rate")
         self.chain.append(self.shaper)
 
-    def set_rate(self) -> None:
-        """Gives a shaper that was taken over the rate of the configuration."""
+    def settle(self) -> None:
+        """Gives elements that were taken over the settings of the configuration."""
+        self.chain.settle()
         if self.shaper.rate_bps != int(self.config.rate or 0):
             self.shaper.set_rate(self.config.rate)
 

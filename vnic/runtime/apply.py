@@ -28,6 +28,7 @@ from vnic.modules.host import Host
 from vnic.modules.network import Network
 
 # Parts of a configuration that cannot change while vnic runs.
+SHAPE = ("shape", "shape_until_ns")
 FIXED = ("engines", "spin", "pool", "metrics", "modules", "clients", "host_interfaces")
 
 
@@ -39,7 +40,7 @@ class Change:
     """A difference between two networks. fields: by path, the values before and after (None: none).
     remade: the NIC's interface is removed and made again."""
 
-    kind: Literal["switch", "node", "link", "nic", "group"]
+    kind: Literal["shape", "switch", "node", "link", "nic", "group"]
     name: str
     action: Literal["add", "remove", "change"]
     fields: dict[str, tuple[Any, Any]] = field(default_factory=dict)
@@ -151,7 +152,7 @@ def difference(running: Config, wanted: Config) -> list[Change]:
         raise ConfigError(
             "groups: cannot come or go while vnic runs; use `vnic down` and `vnic up` for that"
         )
-    changes: list[Change] = []
+    changes = list(_compare_policies(running, wanted))
     changes += _compare("group", running.groups, wanted.groups)
     changes += _compare("switch", running.switches, wanted.switches)
     changes += _compare("node", running.elements, wanted.elements)
@@ -159,6 +160,22 @@ def difference(running: Config, wanted: Config) -> list[Change]:
     changes += _compare("link", _hops(running), _hops(wanted))
     changes += _compare("nic", running.nics, wanted.nics)
     return changes
+
+
+def _compare_policies(running: Config, wanted: Config) -> Iterator[Change]:
+    """The policy's own difference; that of the elements which follow from it is the NICs' and
+    links'."""
+    before, after = (
+        {} if config.shape is None else _flat({**config.shape, "until": config.shape_until_ns})
+        for config in (running, wanted)
+    )
+    paths = [*before, *(path for path in after if path not in before)]
+    fields = {path: (before.get(path), after.get(path)) for path in paths}
+    fields = {path: pair for path, pair in fields.items() if pair[0] != pair[1]}
+    if fields:
+        yield Change(
+            "shape", "policy", "add" if not before else "change" if after else "remove", fields
+        )
 
 
 def _links(config: Config) -> dict[str, LinkConfig]:
@@ -283,7 +300,7 @@ class Applying:
 
     def _put(self, config: Config) -> None:
         """Replaces the parts of the running configuration that an apply changes, except groups."""
-        for word in ("nics", "nodes", "links", "hops", "switch", "directory"):
+        for word in ("nics", "nodes", "links", "hops", "switch", "directory", *SHAPE):
             setattr(self._runtime.config, word, getattr(config, word))
 
     def _made_again(self) -> set[str]:

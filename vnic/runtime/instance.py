@@ -29,6 +29,7 @@ from vnic.runtime.apply import Change
 PATH_MOST = 4096
 # bytes of a configuration, as it is handed over: more than a thousand NICs need
 DOCUMENT_MOST = 64 << 20
+LEASE_MOST_MS = 366 * 24 * 3600 * 1000
 
 
 class Stats(Parameters):
@@ -66,6 +67,16 @@ class Apply(Parameters):
 
 class Undo(Parameters):
     dry: bool = False
+
+
+class Shape(Parameters):
+    policy: dict[str, Any] | None = None
+    for_ms: Annotated[int, msgspec.Meta(ge=1, le=LEASE_MOST_MS)] | None = None
+    dry: bool = False
+
+
+class RenewShape(Parameters):
+    for_ms: Annotated[int, msgspec.Meta(ge=1, le=LEASE_MOST_MS)]
 
 
 class Handlers(Parameters):
@@ -145,6 +156,8 @@ class Instance:
             Method("SetGroup", self._set_group, SetGroup, "change"),
             Method("Apply", self._apply, Apply, "change"),
             Method("Undo", self._undo, Undo, "change"),
+            Method("Shape", self._shape, Shape, "change"),
+            Method("RenewShape", self._renew_shape, RenewShape, "change"),
             Method("GetConfig", lambda p, _: {"config": written_config(self._runtime.config)}),
             Method("Shutdown", lambda p, _: {}, kind="change"),
             Method("Monitor", self._monitor, kind="stream", clients=True),
@@ -248,6 +261,15 @@ class Instance:
 
     async def _undo(self, parameters: Undo, caller: Caller) -> dict[str, Any]:
         return _changes(await self._runtime.aside(partial(self._runtime.undo, dry=parameters.dry)))
+
+    async def _shape(self, parameters: Shape, caller: Caller) -> dict[str, Any]:
+        for_ns = None if parameters.for_ms is None else parameters.for_ms * 1_000_000
+        work = partial(self._runtime.shape, parameters.policy, for_ns, dry=parameters.dry)
+        return _changes(await self._runtime.aside(work))
+
+    def _renew_shape(self, parameters: RenewShape, caller: Caller) -> dict[str, Any]:
+        self._runtime.renew_shape(parameters.for_ms * 1_000_000)
+        return {}
 
     def _write_handler(self, parameters: WriteHandler, caller: Caller) -> dict[str, Any]:
         return {

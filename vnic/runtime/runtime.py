@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -26,6 +27,7 @@ from vnic.api.log import Log
 from vnic.config.convert import changed_group, decode_config, encode_config
 from vnic.config.copies import own_config
 from vnic.config.schema import Config, ModuleConfig
+from vnic.config.shape import set_policy, take_out
 from vnic.modules.accounts import Accounts
 from vnic.modules.chain import module_class
 from vnic.modules.devices import AgentDevices, Devices
@@ -45,6 +47,12 @@ T = TypeVar("T")
 H = TypeVar("H", bound=EngineHost)
 
 APPLY_TRIES = 8
+
+
+def shape_clock_ns() -> int:
+    """The clock of a policy's end: it goes on while the machine sleeps."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
 
 log = Log("vnic")
 
@@ -453,12 +461,61 @@ class Runtime:
             before = decode_config(self._history.last())
             # NICs that clients attach and detach themselves stay as they are now.
             before.nics = {name: nic for name, nic in before.nics.items() if not nic.passed}
+            if before.shape_until_ns is not None:  # its time would be another one
+                take_out(before)
+                before.shape_until_ns = None
         if dry:
             return self.compare(before)
         changes = self._apply(before)[1]
         with self.lock:
             self._history.drop_last()
         return changes
+
+    # -- the policy of shaping: see vnic.config.shape ----------------------------------------------
+
+    def shape(self, policy: Any, for_ns: int | None = None, *, dry: bool = False) -> list[Change]:
+        """Makes `policy` (plain data, see shaping.policy; None: none) the policy of the running
+        network, as `apply` does. for_ns: how long it stays; None: as long as the network. Raises
+        VnicError, and then nothing has changed."""
+        with self.lock:
+            wanted = own_config(self.config)
+            # the others are in the running network only, see `prepared`
+            wanted.nics = {name: nic for name, nic in wanted.nics.items() if not nic.passed}
+            set_policy(wanted, policy)
+            wanted.shape_until_ns = None
+            if policy is not None and for_ns is not None:
+                wanted.shape_until_ns = shape_clock_ns() + for_ns
+        return self.compare(wanted) if dry else self.apply(wanted)
+
+    def renew_shape(self, for_ns: int) -> None:
+        """Gives the policy another `for_ns` from now on. Raises VnicError where there is no
+        policy, or one without an end."""
+        with self.lock:
+            self.check_open()
+            if self.config.shape is None or self.config.shape_until_ns is None:
+                raise VnicError("there is no policy with an end", code="not-found")
+            before = self.config.shape_until_ns
+            self.config.shape_until_ns = shape_clock_ns() + for_ns
+
+            def undo() -> None:
+                self.config.shape_until_ns = before
+
+            self.remember(undo)
+
+    def end_shape(self) -> bool:
+        """Ends the policy if its time is over; returns whether it did. Raises VnicError."""
+        with self.lock:
+            left_ns = self.shape_left_ns()
+            if left_ns is None or left_ns > 0 or self.upgrading:
+                return False
+        self.shape(None)
+        return True
+
+    def shape_left_ns(self) -> int | None:
+        """How long the policy stays; at most 0: its time is over. None: it has no end, or there is
+        none."""
+        until_ns = self.config.shape_until_ns
+        return None if until_ns is None else until_ns - shape_clock_ns()
 
     def _apply(self, wanted: Config) -> tuple[bytes, list[Change]]:
         """Makes the changes; returns the encoded configuration from before, and the changes."""

@@ -14,12 +14,14 @@ from dataplane.errors import ConfigError
 from dataplane.graph.offload import captured_frame
 from dataplane.ports.memory import Frame
 from dataplane.units import format_time
+from shaping.policy.load import load_policy, parse_policy, policy_data
 from vnic.config.load import load_config, parse_config
 from vnic.config.schema import Config, NicConfig
 from vnic.replay.compare import Pair, Seen, describe
 from vnic.testing.frames import Packet, Received, frames_of, in_unit_of, nanoseconds
 
 Configuration = str | os.PathLike[str] | Config
+Shaping = str | os.PathLike[str] | dict[str, Any] | None
 UNACCOUNTED = (
     "packets are unaccounted for: received + generated = transmitted + dropped + held does not hold"
 )
@@ -30,6 +32,17 @@ def config_of(config: Configuration) -> Config:
     if isinstance(config, str) and ("\n" in config or ":" in config):
         return parse_config(config, "<test>", os.getcwd(), contained=False)
     return config if isinstance(config, Config) else load_config(config, contained=False)
+
+
+def policy_of(policy: Shaping) -> dict[str, Any] | None:
+    """A policy as plain data, from YAML text, the path of a YAML file, or as it is."""
+    if policy is None or isinstance(policy, dict):
+        return policy
+    if isinstance(policy, str) and ("\n" in policy or ":" in policy):
+        found = parse_policy(policy, "<test>")
+    else:
+        found = load_policy(policy)
+    return policy_data(found)  # type: ignore[no-any-return]
 
 
 class AnyNetwork(ABC):
@@ -58,6 +71,12 @@ class AnyNetwork(ABC):
         """Changes the network to `config`, as `vnic apply` does; returns the changes, such as "add
         nic web". Unchanged parts keep their queues, tables and counters. All or nothing. Raises
         ConfigError, VnicError."""
+
+    @abstractmethod
+    def shape(self, policy: Shaping) -> list[str]:
+        """Makes `policy` (YAML text, the path of a YAML file, or plain data; None: none) the policy
+        of shaping, as `vnic shape apply` does; returns the changes. Raises ConfigError,
+        VnicError."""
 
     # -- sending -----------------------------------------------------------------------------------
 

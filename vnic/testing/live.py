@@ -27,7 +27,14 @@ from vnic.device.descriptors import close_all, system_error
 from vnic.device.namespaces import NetNamespace
 from vnic.testing.frames import Received, nanoseconds
 from vnic.testing.guarded import Guarded
-from vnic.testing.kit import UNACCOUNTED, AnyNetwork, Configuration, config_of
+from vnic.testing.kit import (
+    UNACCOUNTED,
+    AnyNetwork,
+    Configuration,
+    Shaping,
+    config_of,
+    policy_of,
+)
 from vnic.testing.processes import end_processes
 from vnic.testing.station import Station
 
@@ -105,6 +112,14 @@ class Network(AnyNetwork):
     def now_ns(self) -> int:
         """Time since the start, of the network's clock."""
         return self._now_ns
+
+    def shape(self, policy: Shaping) -> list[str]:
+        """Makes `policy` (YAML text, the path of a YAML file, or plain data; None: none) the policy
+        of shaping, as `vnic shape apply` does; returns the changes. Raises ConfigError,
+        VnicError."""
+        with self._time():
+            changes = self.client.call("Shape", policy=policy_of(policy))["changes"]
+        return [f"{each['action']} {each['kind']} {each['name']}" for each in changes]
 
     def apply(self, config: Configuration) -> list[str]:
         """Changes the network to `config`, as `vnic apply` does; returns the changes, such as "add

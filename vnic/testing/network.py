@@ -13,7 +13,14 @@ from vnic.device.kinds.memory import MemoryKind
 from vnic.modules.devices import OneKind
 from vnic.runtime.runtime import Runtime
 from vnic.testing.frames import Received, nanoseconds
-from vnic.testing.kit import UNACCOUNTED, AnyNetwork, Configuration, config_of
+from vnic.testing.kit import (
+    UNACCOUNTED,
+    AnyNetwork,
+    Configuration,
+    Shaping,
+    config_of,
+    policy_of,
+)
 
 START_NS = 10**9  # start of virtual time: greater than 0, so that earlier times exist
 
@@ -52,6 +59,17 @@ class VirtualNetwork(AnyNetwork):
         finally:
             self._time = VirtualTime(self._runtime.engines)
         self._changed(wanted)
+        return [f"{change.action} {change.kind} {change.name}" for change in changes]
+
+    def shape(self, policy: Shaping) -> list[str]:
+        """Makes `policy` (YAML text, the path of a YAML file, or plain data; None: none) the policy
+        of shaping, as `vnic shape apply` does; returns the changes. Raises ConfigError,
+        VnicError."""
+        self._collect()
+        try:
+            changes = self._runtime.shape(policy_of(policy))
+        finally:
+            self._time = VirtualTime(self._runtime.engines)
         return [f"{change.action} {change.kind} {change.name}" for change in changes]
 
     @property
