@@ -92,6 +92,42 @@ def test_it_waits_for_a_listener(place, what):
         held.communicate("\n")
 
 
+# A packet socket with a ring of one block, which the kernel hands over when it is full or a second
+# old: prints the packets of the block, or 0 if the interface went before.
+RING = """
+import mmap, select, socket, struct
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+s.setsockopt(263, 10, 2)  # PACKET_VERSION, TPACKET_V3
+s.setsockopt(263, 5, struct.pack("7I", 1 << 20, 1, 2048, 512, 1000, 0, 0))  # PACKET_RX_RING
+block = mmap.mmap(s.fileno(), 1 << 20)
+s.bind(("eth0", 0x0800))
+events = select.poll()
+events.register(s)
+print("open", flush=True)
+while True:
+    status, packets = struct.unpack_from("II", block, 8)
+    if status & 1 or any(event & select.POLLERR for _, event in events.poll()):
+        break
+print(packets if status & 1 else 0)
+"""
+
+
+def test_a_ring_has_its_packets_before_the_interface_goes(place):
+    directory, container = place
+    packets = [(START_NS + n, frame(B, A, 200, n)) for n in range(100)]
+    (directory / "in.pcap").write_bytes(pcap(packets, nanoseconds=True))
+    command = [sys.executable, "-m", "vnic.cli.main", "replay", "in.pcap", "-c", "net.yaml", "--realtime", "asap"]
+    with subprocess.Popen(
+        [*command, "--wait", "b=packet"], cwd=directory, env={**os.environ, "PYTHONPATH": str(TREE)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as waiting:  # fmt: skip
+        assert waiting.stderr.readline() == "vnic: waiting for b=packet ...\n"
+        ring = container.popen([sys.executable, "-c", RING])
+        out, error = waiting.communicate(timeout=100)
+        assert waiting.returncode == 0, error
+        assert ring.communicate(timeout=100)[0] == "open\n100\n", out
+
+
 def test_a_listener_that_does_not_come(place):
     from vnic.config.load import load_config
     from vnic.replay.realtime import Listener, RealtimeReplay

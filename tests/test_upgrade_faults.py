@@ -321,6 +321,37 @@ def test_the_word_is_said_in_time_or_not_at_all(late, monkeypatch):
     theirs.close()
 
 
+@pytest.mark.parametrize(
+    ("sent", "why"),
+    [
+        (b"", "does not answer"),  # between two messages
+        (b"\x10", "does not answer"),  # within a length
+        (b"\x10\0\0\0half", "does not answer"),  # within a message
+        (b"\xff\xff\xff\xff", "without end"),
+    ],
+)
+def test_after_a_missing_message_nothing_is_waited_for(sent, why, monkeypatch):
+    """What follows could be the rest of the missing message, so that engines are not asked back
+    over such a channel, which would take another timeout."""
+    monkeypatch.setattr("vnic.daemon.upgrade.STEP_TIMEOUT_S", 0.01)
+    near, far = socket.socketpair()
+    ours = Channel(near)
+    near.setblocking(False)
+    far.sendall(sent)
+    with pytest.raises(VnicError, match=why):
+        ours.receive()
+    far.sendall(b"\x80" * 5000)  # the rest, if it was a message
+    with pytest.raises(VnicError, match=why):
+        ours.receive()
+    with pytest.raises(VnicError, match=why):
+        ours.send(back="e0")
+    far.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        far.recv(1)
+    ours.close()
+    far.close()
+
+
 @pytest.mark.again
 @pytest.mark.root
 @pytest.mark.timeout(1920)

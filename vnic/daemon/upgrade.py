@@ -88,23 +88,29 @@ class Silent(VnicError):
 
 
 class Channel:
-    """Messages between the two workers: MessagePack maps, each preceded by its length."""
+    """Messages between the two workers: MessagePack maps, each preceded by its length.
+
+    An end, a timeout or an impossible length breaks the channel: a later message could not be told
+    from the rest of the missing one. Then every call fails at once."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
+        self._broken: str | None = None  # why
         sock.settimeout(STEP_TIMEOUT_S)
 
     def send(self, **message: Any) -> None:
         """Sends a message. Raises VnicError if the other worker has ended or does not read."""
+        self._check()
         data = msgspec.msgpack.encode(message)
         try:
             self._socket.sendall(_LENGTH.pack(len(data)) + data)
         except OSError as error:
-            raise VnicError(f"the other worker is gone: {error.strerror or error}") from None
+            raise self._end(True, f"the other worker is gone: {error.strerror or error}") from None
 
     def receive(self) -> dict[str, Any]:
         """Returns the next message. Raises VnicError: Refused for an error message, Silent if no
         message arrives."""
+        self._check()
         data = self._exactly(*_LENGTH.unpack(self._exactly(_LENGTH.size, begun=False)))
         try:
             message = msgspec.msgpack.decode(data)
@@ -161,24 +167,28 @@ class Channel:
 
     def _exactly(self, count: int, *, begun: bool = True) -> bytes:
         if count > BYTES_MAX + 4096:
-            raise VnicError("the other worker sent a message without end")
+            raise self._end(True, "the other worker sent a message without end")
         parts = bytearray()
         while len(parts) < count:
             try:
                 part = self._socket.recv(min(1 << 20, count - len(parts)))
             except OSError as error:
-                raise self._end(begun or parts)(
-                    f"the other worker does not answer: {error.strerror or error}"
-                ) from None
+                why = f"the other worker does not answer: {error.strerror or error}"
+                raise self._end(begun or parts, why) from None
             if not part:
-                raise self._end(begun or parts)("the other worker is gone")
+                raise self._end(begun or parts, "the other worker is gone")
             parts += part
         return bytes(parts)
 
-    @staticmethod
-    def _end(begun: object) -> type[VnicError]:
-        """The error class for an end within a message (begun) or between two."""
-        return VnicError if begun else Silent
+    def _check(self) -> None:
+        if self._broken is not None:
+            raise VnicError(self._broken)
+
+    def _end(self, begun: object, why: str) -> VnicError:
+        """Breaks the channel; returns the error for an end within a message (begun) or between
+        two."""
+        self._broken = why
+        return VnicError(why) if begun else Silent(why)
 
     def close(self) -> None:
         self._socket.close()

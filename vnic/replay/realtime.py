@@ -36,6 +36,9 @@ LEAD_NS = 300_000
 SETTLE_S = 0.3
 DRAIN_S = 5.0  # limit for shapers to send held packets after the last one
 STEP_S = 0.05
+# from the last packet to the end, where a packet socket is open: tcpdump's ring delivers a block
+# that is not full after a second, and its packets are lost if the interface goes first
+LINGER_S = 1.2
 WAIT_S, LOOK_S = 60.0, 0.02  # limit for a listener to appear; interval between checks
 MEASURED = ("tap", "veth")  # kinds whose interface counts what a container receives
 
@@ -117,6 +120,13 @@ class _LiveNic:
         """Packets received since this NIC was opened, by the container's kernel."""
         self.after = self.nic.tap.counters()
         return self.after["rx_packets"] - self.before["rx_packets"]
+
+    def has_packet_socket(self) -> bool:
+        """Whether a packet socket is open in the container; False if the container has ended."""
+        try:
+            return self.nic.tap.listens("packet")
+        except VnicError:
+            return False
 
     def close(self) -> None:
         self.nic.close()
@@ -251,7 +261,8 @@ class RealtimeReplay:
                 time.sleep(LOOK_S)
 
     def run(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Runs to the end: all packets are sent, and shapers hold none, or DRAIN_S have passed."""
+        """Runs to the end: all packets are sent, and shapers hold none, or DRAIN_S have passed;
+        then packet sockets had LINGER_S to deliver."""
         clock = Clock()
         begin_ns = self._begin_ns = clock.now_ns + self.delay_ns
         for name, nic in self.replayed.nics.items():
@@ -272,6 +283,8 @@ class RealtimeReplay:
             and time.monotonic() < end
         ):
             time.sleep(STEP_S)
+        if any(nic.has_packet_socket() for nic in self.live.nics.values()):
+            time.sleep(LINGER_S)
 
     def _start(self, source: PcapSource, begin_ns: int) -> None:
         plan = self.schedule
