@@ -65,6 +65,8 @@ MODULES = [
     "dataplane.wire.rewrite",
     "shaping.delay_line",
     "shaping.impairment",
+    "shaping.framing",
+    "shaping.link",
     "shaping.marker",
     "shaping.policer",
     "shaping.pool_share",

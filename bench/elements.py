@@ -18,6 +18,7 @@ from dataplane.graph.element import BatchView, Element, PyElement
 from dataplane.packet.pool import PacketPool
 from dataplane.packet.ring import MpscRing, Ring, SpscRing
 from shaping.impairment import Impairment
+from shaping.link import Link
 from shaping.marker import Marker
 from shaping.policer import Policer
 from shaping.shaper import Shaper
@@ -159,6 +160,20 @@ def _cases() -> list[Case]:
             "64 B",
             lambda: Impairment(delay={"mean": QUEUED * 1000, "jitter": 10_000, "shape": "normal"}),
             step_ns_packet=1000,
+            queued=QUEUED,
+        ),
+        Case(
+            "Link, enqueue + dequeue",
+            "64 B",
+            lambda: Link(rate=SHAPED_BPS),
+            step_ns_packet=len(frames.SMALL) * 8 * 1_000_000_000 // SHAPED_BPS,
+            queued=QUEUED,
+        ),
+        Case(
+            "Link, ATM cells, on the line for 20 us",
+            "64 B",
+            lambda: Link(rate=SHAPED_BPS, overhead="pppoa-llc", delay="20us"),
+            step_ns_packet=2 * 53 * 8 * 1_000_000_000 // SHAPED_BPS,
             queued=QUEUED,
         ),
         Case("RSS hash and queue", "64 B", Steer),

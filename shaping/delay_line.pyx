@@ -31,6 +31,7 @@ cdef class DelayLine:
         self.head = self.tail = NO_PACKET
         self.small = self.large = 0
         self.shift = SHIFT_LEAST
+        self.taken = 0
         memset(self.occupied, 0, sizeof(self.occupied))
 
     cdef uint64_t due_ns(self, const Context *ctx) noexcept nogil:
@@ -89,15 +90,24 @@ cdef class DelayLine:
         if self.head == NO_PACKET:
             self.tail = NO_PACKET
             self.shift = SHIFT_LEAST             # the next packets may lie closer together
+            self.taken = 0
+        elif self.shift > SHIFT_LEAST:
+            self.taken += 1
+            if self.taken > self.small + self.large:
+                self.narrow(ctx.packets)
         return index
 
-    cdef void adopt(self, const Packet *packets, uint32_t small_count, const uint32_t *indices,
+    cdef bint adopt(self, const Packet *packets, uint32_t small_count, const uint32_t *indices,
                     uint32_t count) noexcept nogil:
         """Takes packets that are linked and sorted already, without a write to their records: the
-        engine that had them may still continue. The line must be empty."""
+        engine that had them may still continue. The line must be empty. False, with nothing
+        changed: they are not sorted."""
         cdef uint32_t i
         if count == 0:
-            return
+            return True
+        for i in range(1, count):
+            if packets[indices[i]].release_ns < packets[indices[i - 1]].release_ns:
+                return False
         self.head, self.tail = indices[0], indices[count - 1]
         for i in range(count):
             if indices[i] < small_count:
@@ -105,12 +115,12 @@ cdef class DelayLine:
             else:
                 self.large += 1
         self.index_all(packets, packets[self.head].release_ns, packets[self.tail].release_ns)
+        return True
 
     cdef void index_all(self, const Packet *packets, uint64_t first_ns,
                         uint64_t last_ns) noexcept nogil:
-        """Indexes all packets anew, with slots so wide that both times lie within SLOTS - 1. Each
-        call widens the slots, so that n packets cost at most n * 54 steps until the line is
-        empty."""
+        """Indexes all packets anew, with slots at least so wide that both times lie within
+        SLOTS - 1."""
         cdef uint32_t index = self.head
         while (last_ns >> self.shift) - (first_ns >> self.shift) >= SLOTS - 1:
             self.shift += 1
@@ -118,6 +128,19 @@ cdef class DelayLine:
         while index != NO_PACKET:
             self.note_last(index, packets[index].release_ns)
             index = packets[index].next
+
+    cdef void narrow(self, const Packet *packets) noexcept nogil:
+        """Makes the slots narrower where the packets fit half of them; called at most once for as
+        many packets taken as are left, so that it costs each a few steps."""
+        cdef uint64_t first_ns = packets[self.head].release_ns
+        cdef uint64_t last_ns = packets[self.tail].release_ns
+        cdef uint32_t shift = self.shift
+        self.taken = 0
+        while shift > SHIFT_LEAST and (last_ns - first_ns) >> (shift - 1) < SLOTS // 2:
+            shift -= 1
+        if shift < self.shift:
+            self.shift = shift
+            self.index_all(packets, first_ns, last_ns)
 
     cdef void note_last(self, uint32_t index, uint64_t release_ns) noexcept nogil:
         cdef uint32_t slot = <uint32_t>(release_ns >> self.shift) % SLOTS
@@ -132,15 +155,15 @@ cdef class DelayLine:
         cdef uint32_t slot = <uint32_t>(release_ns >> self.shift) % SLOTS, previous, following
         if release_ns < head_ns:
             return NO_PACKET
-        previous = NO_PACKET if slot == first else self.last[self.last_below(slot, first)]
+        previous = NO_PACKET if slot == first else self.last[self.last_below(slot)]
         following = self.head if previous == NO_PACKET else ctx.packets[previous].next
         while ctx.packets[following].release_ns <= release_ns:
             previous, following = following, ctx.packets[following].next
         return previous
 
-    cdef uint32_t last_below(self, uint32_t slot, uint32_t first) noexcept nogil:
-        """The last occupied slot before `slot`, going back to `first`, which is occupied; the slots
-        are a circle."""
+    cdef uint32_t last_below(self, uint32_t slot) noexcept nogil:
+        """The last occupied slot before `slot` in the circle of slots; there must be one, such as
+        the first packet's."""
         cdef uint32_t at = (slot + SLOTS - 1) % SLOTS, word = at // 64
         cdef uint64_t bits = self.occupied[word] & (<uint64_t>-1 >> (63 - at % 64))
         while bits == 0:

@@ -590,16 +590,15 @@ cdef class Impairment(Element):
                            packets[4 * (count - late + i):4 * (count - late + i + 1)])
             queue_head(ctx.packets, ctx.total_count, packets[:4 * (count - late)])
             indices = queue_indices(packets)
-            for i in range(1, count - late):
-                if (ctx.packets[indices[i]].release_ns
-                        < ctx.packets[indices[i - 1]].release_ns):
-                    raise ValueError(f"packet {indices[i]} is not in order")
         except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
             raise VnicError(f"{self.name}: its state is not that of an Impairment: "
                             f"{error}") from None
         if self.counters.held != count:
             raise VnicError(f"{self.name}: {count} packets wait, its counters say "
                             f"{self.counters.held}")
+        self.line.clear()
+        if not self.line.adopt(ctx.packets, ctx.small_count, indices, count - late):
+            raise VnicError(f"{self.name}: its delayed packets are not in order")
         for i in range(<uint32_t>SETTINGS):
             self.keep(i, settings[NAMES[i]])
         self.details, self.delay = details, delay
@@ -611,8 +610,6 @@ cdef class Impairment(Element):
             self.events[i].setting, self.events[i].chain = chains[i], found[i]
             self.events[i].at = at[i]
             self.next_at = min(self.next_at, at[i])
-        self.line.clear()
-        self.line.adopt(ctx.packets, ctx.small_count, indices, count - late)
         self.late_count = late
         for i in range(late):
             self.late[i], self.late_at[i] = indices[count - late + i], late_at[i]

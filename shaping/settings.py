@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from dataplane import units
 from dataplane.errors import ConfigError
 from dataplane.units import (
@@ -14,6 +17,8 @@ from dataplane.units import (
 )
 
 UNLIMITED = "none"
+DELAY_MOST_NS = 3600 * 10**9
+PACKETS_MOST = 1 << 24
 
 
 def rate_of(name: str, rate: str | int | None) -> int:
@@ -47,6 +52,26 @@ def nanoseconds_of(name: str, what: str, value: str | int) -> int:
         return parse_time(value)
     except ConfigError as error:
         raise ConfigError(f"{name}: {what}: {error}") from None
+
+
+def delay_of(name: str, what: str, value: str | int) -> int:
+    """A delay in nanoseconds, at most an hour. Raises ConfigError."""
+    delay = nanoseconds_of(name, what, value)
+    if delay > DELAY_MOST_NS:
+        raise ConfigError(f"{name}: {what} of {value}: expected at most 1h")
+    return delay
+
+
+def packets_of(name: str, queue: str | int | Mapping[str, Any]) -> int | None:
+    """The number of a bound {packets: N}; None for a bound in other units. Raises ConfigError."""
+    if not isinstance(queue, Mapping):
+        return None
+    packets = queue.get("packets")
+    if set(queue) != {"packets"} or type(packets) is not int or not 1 <= packets <= PACKETS_MOST:
+        raise ConfigError(
+            f"{name}: queue {dict(queue)}: expected a time, a size or packets: 1 to {PACKETS_MOST}"
+        )
+    return packets
 
 
 def time_or_size_of(name: str, what: str, value: str | int) -> tuple[int | None, int | None]:

@@ -1,6 +1,6 @@
 """Shaper. The contract is in shaper.pxd."""
 cimport cython
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from dataplane.graph.element cimport NEVER, Element
 from dataplane.engine.engine cimport Engine
 from dataplane.graph.offload cimport can_segment, segment
@@ -8,6 +8,7 @@ from dataplane.packet.pool cimport (BATCH_MAX, GSO_NONE, NO_PACKET, Batch, Conte
                                     batch_add, packet_free, packet_memory, packet_wire_bytes)
 from dataplane.packet.queue cimport queue_head, queue_indices, queue_length, queue_packed
 from dataplane.vatomic cimport vnic_check
+from shaping.framing cimport Load, framed_bytes, packet_load
 from shaping.pool_share cimport PoolShare, share_count, share_is_full, share_room
 from shaping.virtual_clock cimport (BYTE_COST, clock_charge, clock_due_ns, clock_is_due,
                                     clock_is_possible, clock_limit_credit, clock_set_rate)
@@ -115,13 +116,14 @@ cdef class Shaper(Element):
 
     def __init__(self, rate=None, queue="100ms", burst="250us", *, name=None):
         self._queue_ns, self._queue_bytes = time_or_size_of(self.name, "queue", queue)
+        self._queue_segments = 1 << 62
         burst_ns = nanoseconds_of(self.name, "burst", burst)
         if burst_ns > 1_000_000_000:
             raise ConfigError(f"{self.name}: burst {burst!r} is longer than 1s; "
                               "make it about what timers are late, such as 250us")
         self.burst_ns = burst_ns
         self.head = self.tail = self.split_index = NO_PACKET
-        _work_out(self, &self.setting, rate_of(self.name, rate))
+        work_out(self, &self.setting, rate_of(self.name, rate))
 
     def initialize(self):
         cdef Engine engine = self.engine
@@ -132,15 +134,23 @@ cdef class Shaper(Element):
     # -- the packet path ---------------------------------------------------------------------------
 
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
-        cdef uint32_t i
         if self.setting.rate_bps == 0 and self.head == NO_PACKET:
             self.counters.extra[PASSED] += batch.count
             self.emit(ctx, 0, batch)
             return
         if (batch.count == 1 and self.head == NO_PACKET
                 and self.pass_at_once(ctx, &ctx.packets[batch.index[0]])):
+            if self.deadline_ns != NEVER:
+                self.set_timer(ctx, NEVER)
             self.emit(ctx, 0, batch)
             return
+        self.enqueue_batch(ctx, batch)
+
+    cdef void tick(self, Context *ctx) noexcept nogil:
+        self.release_due(ctx)
+
+    cdef void enqueue_batch(self, Context *ctx, Batch *batch) noexcept nogil:
+        cdef uint32_t i
         self.release_due(ctx)                  # first, to make room
         for i in range(batch.count):
             if not self.enqueue(ctx, batch.index[i]):
@@ -149,42 +159,39 @@ cdef class Shaper(Element):
                     self.enqueue_part(ctx, batch.index[i])
         self.release_due(ctx)
 
-    cdef void tick(self, Context *ctx) noexcept nogil:
-        self.release_due(ctx)
-
     @cython.final
     cdef bint pass_at_once(self, Context *ctx, Packet *p) noexcept nogil:
         """The fast path for a lone packet that finds the queue empty and may leave at once, as most
         do on a link that is not full: counts it as `enqueue` and `dequeue` would. False, with
         nothing counted: it must wait, or may have to be split."""
-        cdef uint32_t wire_bytes
+        cdef uint32_t line_bytes
         if p.gso_type != GSO_NONE:
             return False
         self.end_idle(ctx.now_ns)
         if not clock_is_due(&self.clock, ctx.now_ns):
             return False
-        wire_bytes = packet_wire_bytes(p)
-        clock_charge(&self.clock, self.setting.rate_bps, wire_bytes)
+        line_bytes = <uint32_t>framed_bytes(&self.framing, packet_wire_bytes(p))
+        clock_charge(&self.clock, self.setting.rate_bps, line_bytes)
         self.emptied_ns = p.release_ns = ctx.now_ns
         p.next = NO_PACKET
         self.counters.extra[PASSED] += 1
-        self.counters.extra[SENT_BYTES] += wire_bytes
+        self.counters.extra[SENT_BYTES] += line_bytes
         self.counters.extra[QUEUE_BYTES_MAX] = max(self.counters.extra[QUEUE_BYTES_MAX],
-                                                   <uint64_t>wire_bytes)
-        if self.deadline_ns != NEVER:
-            self.set_timer(ctx, NEVER)
+                                                   <uint64_t>line_bytes)
         return True
 
+    @cython.final
     cdef bint enqueue(self, Context *ctx, uint32_t index) noexcept nogil:
         """Appends a packet to the queue; False: the queue is full."""
         cdef Packet *p = &ctx.packets[index]
-        cdef uint32_t wire_bytes = packet_wire_bytes(p)
+        cdef Load load = packet_load(&self.framing, p)
         cdef bint large = index >= ctx.small_count
         if self.head == NO_PACKET:
-            if not self.begin_queue(ctx.now_ns, p, wire_bytes):
+            if not self.begin_queue(ctx.now_ns, p, load):
                 return False
             self.head = index
-        elif (self.counters.extra[QUEUE_BYTES] + wire_bytes > self.setting.limit_bytes
+        elif (self.counters.extra[QUEUE_BYTES] + load.bytes > self.setting.limit_bytes
+              or self.queue_segments + load.segments > self.setting.limit_segments
               or (self.large_held >= self.large_limit if large
                   else self.small_held >= self.small_limit)
               or (self.share != NULL and share_is_full(self.share, large))):
@@ -195,15 +202,18 @@ cdef class Shaper(Element):
         p.next = NO_PACKET
         p.release_ns = ctx.now_ns              # time of arrival while it waits
         self.count_held(ctx, index, 1)
-        self.counters.extra[QUEUE_BYTES] += wire_bytes
+        self.counters.extra[QUEUE_BYTES] += load.bytes
+        self.queue_segments += load.segments
         if self.counters.extra[QUEUE_BYTES] > self.counters.extra[QUEUE_BYTES_MAX]:
             self.counters.extra[QUEUE_BYTES_MAX] = self.counters.extra[QUEUE_BYTES]
         return True
 
+    @cython.final
     cdef uint32_t segments_that_fit(self, const Packet *p) noexcept nogil:
         """How many segments of a GSO frame that does not fit the queue has bytes for; an empty
         queue has room for at least one. 0: none, or not a GSO frame of several segments."""
-        cdef uint32_t segment_bytes = <uint32_t>p.header_length + p.gso_size
+        cdef uint64_t segment_bytes = framed_bytes(&self.framing,
+                                                   <uint32_t>p.header_length + p.gso_size)
         cdef uint64_t waiting = self.counters.extra[QUEUE_BYTES], count = 0
         # can_segment: without Parse the offload fields are not validated, so such a frame is not
         # split
@@ -211,10 +221,14 @@ cdef class Shaper(Element):
             return 0
         if self.setting.limit_bytes > waiting:
             count = (self.setting.limit_bytes - waiting) // segment_bytes
+        if self.framing.counts:
+            count = min(count, (self.setting.limit_segments - self.queue_segments
+                                if self.setting.limit_segments > self.queue_segments else 0))
         if count == 0 and self.head == NO_PACKET:
             count = 1
         return <uint32_t>min(count, <uint64_t>0xFFFFFFFF)
 
+    @cython.final
     cdef void enqueue_part(self, Context *ctx, uint32_t index) noexcept nogil:
         """Drops a packet that does not fit, except for as many first segments of a GSO frame as the
         queue has room for."""
@@ -231,11 +245,12 @@ cdef class Shaper(Element):
                 self.drop(ctx, part.index[0], QUEUE_FULL)
         self.drop(ctx, index, QUEUE_FULL)
 
-    cdef bint begin_queue(self, uint64_t now_ns, const Packet *p,
-                          uint32_t wire_bytes) noexcept nogil:
+    @cython.final
+    cdef bint begin_queue(self, uint64_t now_ns, const Packet *p, Load load) noexcept nogil:
         """Called for a packet that finds the queue empty, which takes one of any length. False: a
         GSO frame longer than the queue, see enqueue_part."""
-        if wire_bytes > self.setting.limit_bytes and self.segments_that_fit(p):
+        if ((load.bytes > self.setting.limit_bytes or load.segments > self.setting.limit_segments)
+                and self.segments_that_fit(p)):
             return False
         self.end_idle(now_ns)
         return True
@@ -248,12 +263,13 @@ cdef class Shaper(Element):
         # Except that a late engine may have emptied the queue: the senders of its packets (TCP
         # waits for acknowledgements) would have sent more in time. They get the lateness as credit,
         # less the time that they let pass since.
-        if self.emptied_ns > self.clock.next_ns:
-            late_ns = min(self.emptied_ns - self.clock.next_ns, <uint64_t>CATCH_UP_NS)
+        if self.emptied_ns > clock_due_ns(&self.clock):
+            late_ns = min(self.emptied_ns - clock_due_ns(&self.clock), <uint64_t>CATCH_UP_NS)
             if late_ns > idle_ns and late_ns - idle_ns > credit_ns:
                 credit_ns = late_ns - idle_ns
         clock_limit_credit(&self.clock, now_ns, credit_ns)
 
+    @cython.final
     cdef void count_held(self, Context *ctx, uint32_t index, int sign) noexcept nogil:
         self.counters.held += sign
         if index < ctx.small_count:
@@ -261,12 +277,14 @@ cdef class Shaper(Element):
         else:
             self.set_held(self.small_held, self.large_held + sign)
 
+    @cython.final
     cdef void set_held(self, uint32_t small, uint32_t large) noexcept nogil:
         if self.share != NULL:
             share_count(self.share, small - self.small_held, large - self.large_held)
         self.small_held, self.large_held = small, large
 
-    cdef uint32_t dequeue(self, Context *ctx, uint32_t wire_bytes) noexcept nogil:
+    @cython.final
+    cdef uint32_t dequeue(self, Context *ctx, Load load) noexcept nogil:
         """Removes and returns the head of the queue, which is not empty."""
         cdef uint32_t index = self.head
         cdef Packet *p = &ctx.packets[index]
@@ -278,33 +296,48 @@ cdef class Shaper(Element):
         p.next = NO_PACKET
         p.release_ns = ctx.now_ns
         self.count_held(ctx, index, -1)
-        self.counters.extra[QUEUE_BYTES] -= wire_bytes
-        self.counters.extra[SENT_BYTES] += wire_bytes
+        self.counters.extra[QUEUE_BYTES] -= load.bytes
+        self.queue_segments -= load.segments
+        self.counters.extra[SENT_BYTES] += load.bytes
         self.counters.extra[DELAYED if waited_ns else PASSED] += 1
         self.counters.extra[SOJOURN_NS] += waited_ns
         if waited_ns > self.counters.extra[SOJOURN_MAX_NS]:
             self.counters.extra[SOJOURN_MAX_NS] = waited_ns
         return index
 
-    cdef void release_due(self, Context *ctx) noexcept nogil:
-        """Forwards the packets that are due and sets the deadline for the next one."""
-        cdef Batch out
+    @cython.final
+    cdef uint32_t take_due(self, Context *ctx) noexcept nogil:
+        """Removes and returns the first packet if its turn has come, and charges the clock for it;
+        splits it before if it is too long. NO_PACKET: none is due."""
         cdef uint64_t rate = self.setting.rate_bps
-        cdef uint32_t wire_bytes, each
-        out.count = 0
+        cdef uint32_t index, each
+        cdef Load load
         while self.head != NO_PACKET:
             if rate and not clock_is_due(&self.clock, ctx.now_ns):
                 break
-            wire_bytes = packet_wire_bytes(&ctx.packets[self.head])
-            each = self.segments_each(ctx, self.head, wire_bytes)
-            if each and self.split_head(ctx, each, wire_bytes):
+            load = packet_load(&self.framing, &ctx.packets[self.head])
+            each = self.segments_each(ctx, self.head, load.bytes)
+            if each and self.split_head(ctx, each, load):
                 continue                       # the queue has another head now
+            index = self.dequeue(ctx, load)
+            if rate:
+                clock_charge(&self.clock, rate, load.bytes)
+            return index
+        return NO_PACKET
+
+    cdef void release_due(self, Context *ctx) noexcept nogil:
+        """Forwards the packets that are due and sets the deadline for the next one."""
+        cdef Batch out
+        cdef uint32_t index
+        out.count = 0
+        while True:
+            index = self.take_due(ctx)
+            if index == NO_PACKET:
+                break
             if out.count == BATCH_MAX:
                 self.emit(ctx, 0, &out)
                 out.count = 0
-            batch_add(&out, self.dequeue(ctx, wire_bytes))
-            if rate:
-                clock_charge(&self.clock, rate, wire_bytes)
+            batch_add(&out, index)
         self.set_deadline(ctx)
         self.emit(ctx, 0, &out)
 
@@ -319,32 +352,34 @@ cdef class Shaper(Element):
 
     # -- splitting ---------------------------------------------------------------------------------
 
+    @cython.final
     cdef uint32_t segments_each(self, Context *ctx, uint32_t index,
-                                uint32_t wire_bytes) noexcept nogil:
+                                uint32_t line_bytes) noexcept nogil:
         """Segments per piece of this frame; 0 if it is not to be split."""
         cdef const Packet *p = &ctx.packets[index]
-        cdef uint32_t each, segment_bytes
-        if wire_bytes <= self.setting.quantum_bytes and index != self.split_index:
+        cdef uint32_t each
+        if line_bytes <= self.setting.quantum_bytes and index != self.split_index:
             return 0
         # can_segment: without Parse the offload fields are not validated, so such a frame is not
         # split
         if p.gso_type == GSO_NONE or not can_segment(p):
             return 0
-        segment_bytes = <uint32_t>p.header_length + p.gso_size
-        each = self.setting.quantum_bytes // segment_bytes
+        each = <uint32_t>(self.setting.quantum_bytes // framed_bytes(
+            &self.framing, <uint32_t>p.header_length + p.gso_size))
         if each == 0:
             each = 1
         if index != self.split_index and p.length - p.header_length <= <uint64_t>each * p.gso_size:
             return 0
         return each
 
-    cdef bint split_head(self, Context *ctx, uint32_t segments_each,
-                         uint32_t wire_bytes) noexcept nogil:
+    @cython.final
+    cdef bint split_head(self, Context *ctx, uint32_t segments_each, Load load) noexcept nogil:
         """Inserts at most a batch of pieces of the head before it, or in its place once all are
         cut. False: it cannot be split."""
         cdef uint32_t index = self.head, after = self.head, lost, i, done
         cdef Packet *p = &ctx.packets[index]
         cdef bint first = index != self.split_index
+        cdef Load piece
         cdef Batch pieces
         pieces.count = 0
         done = 0 if first else self.split_done
@@ -357,7 +392,8 @@ cdef class Shaper(Element):
                 return False
             # from now on the counters have the pieces in place of the frame
             self.count_held(ctx, index, -1)
-            self.counters.extra[QUEUE_BYTES] -= wire_bytes
+            self.counters.extra[QUEUE_BYTES] -= load.bytes
+            self.queue_segments -= load.segments
             self.counters.extra[SPLIT] += 1
             self.split_index = index
         self.counters.generated += pieces.count + lost - (1 if first else 0)
@@ -374,16 +410,19 @@ cdef class Shaper(Element):
             ctx.packets[pieces.index[i - 1]].release_ns = p.release_ns
             self.head = pieces.index[i - 1]
             self.count_held(ctx, self.head, 1)
-            self.counters.extra[QUEUE_BYTES] += packet_wire_bytes(&ctx.packets[self.head])
+            piece = packet_load(&self.framing, &ctx.packets[self.head])
+            self.counters.extra[QUEUE_BYTES] += piece.bytes
+            self.queue_segments += piece.segments
         if self.split_index == NO_PACKET:
             packet_free(ctx, index)
         return True
 
     # -- control -----------------------------------------------------------------------------------
 
-    cdef void apply(self, const Setting *setting, uint64_t now_ns) noexcept nogil:
+    cdef void apply(self, const Setting *setting, Context *ctx) noexcept nogil:
         """Changes the rate now."""
-        clock_set_rate(&self.clock, now_ns, self.setting.rate_bps, setting.rate_bps, self.burst_ns)
+        clock_set_rate(&self.clock, ctx.now_ns, self.setting.rate_bps, setting.rate_bps,
+                       self.burst_ns)
         self.setting = setting[0]
 
     def join(self, PoolShare share not None):
@@ -409,7 +448,7 @@ cdef class Shaper(Element):
         """The Work that changes the rate, see `set_rate`. Raises ConfigError for an invalid
         rate."""
         cdef SetRate work = SetRate(self)
-        _work_out(self, &work.setting, rate_of(self.name, rate))
+        work_out(self, &work.setting, rate_of(self.name, rate))
         return work
 
     def get_rate(self):
@@ -419,7 +458,8 @@ cdef class Shaper(Element):
     def get_queue(self):
         """The queue: `packets`, `bytes` on the wire, and their bound at the current rate,
         `limit_bytes` (None: no rate)."""
-        return {"packets": self.counters.held, "bytes": self.counters.extra[QUEUE_BYTES],
+        return {"packets": self.small_held + self.large_held,
+                "bytes": self.counters.extra[QUEUE_BYTES],
                 "limit_bytes": self.queue_limit_bytes}
 
     @property
@@ -429,8 +469,11 @@ cdef class Shaper(Element):
 
     @property
     def queue_limit_bytes(self):
-        """Wire bytes that may wait at the current rate; None without a rate, when nothing waits."""
-        return self.setting.limit_bytes if self.setting.rate_bps else None
+        """Wire bytes that may wait at the current rate; None without a rate, when nothing waits,
+        and where packets are limited instead."""
+        if self.setting.rate_bps == 0 or (self._queue_ns is None and self._queue_bytes is None):
+            return None
+        return self.setting.limit_bytes
 
     def memory_bytes(self):
         """The pool's bytes that the waiting packets use, with the frame that is being split."""
@@ -447,7 +490,7 @@ cdef class Shaper(Element):
         if self.setting.rate_bps == 0:
             return {"rate": "unlimited", "queue": queue}
         found = {"rate": format_rate(self.setting.rate_bps), "queue": queue}
-        if self._queue_bytes is None:
+        if self._queue_ns is not None:
             found["queue_limit"] = format_size(self.setting.limit_bytes)
         return found
 
@@ -466,13 +509,20 @@ cdef class Shaper(Element):
                 "packets": packets, "split": split}
 
     def load_state(self, dict state):
+        self.load_queue(state, 0)
+
+    cdef load_queue(self, dict state, uint64_t others):
+        """Takes over a queue from `state`, see save_state; besides its packets, the counters have
+        `others` as held."""
         cdef Engine engine = self.engine
         cdef Context *ctx = engine.ctx
         cdef uint64_t rate, next_ns, remainder, emptied_ns
         cdef uint64_t now_ns = engine.clock.now_ns, waiting_bytes = 0
         cdef uint32_t i, index, head, split_index = NO_PACKET, split_done = 0
         cdef uint32_t small = 0, large = 0
+        cdef uint64_t segments = 0
         cdef bint found = False
+        cdef Load load
         cdef bytes packets
         cdef const uint32_t *indices
         try:
@@ -487,7 +537,8 @@ cdef class Shaper(Element):
                 raise ValueError("more than a shaper's")
             head = queue_head(ctx.packets, ctx.total_count, packets)
         except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
-            raise VnicError(f"{self.name}: its state is not that of a Shaper: {error}") from None
+            raise VnicError(f"{self.name}: its state is not that of a {type(self).__name__}: "
+                            f"{error}") from None
         if emptied_ns > now_ns or not clock_is_possible(next_ns, remainder, rate, now_ns):
             raise VnicError(f"{self.name}: its clock says {next_ns} ns, "
                             f"which cannot be at {now_ns} ns and {rate} bit/s")
@@ -497,7 +548,9 @@ cdef class Shaper(Element):
             if index == split_index:               # counted as its pieces
                 found = True
                 continue
-            waiting_bytes += packet_wire_bytes(&ctx.packets[index])
+            load = packet_load(&self.framing, &ctx.packets[index])
+            waiting_bytes += load.bytes
+            segments += load.segments
             small += index < ctx.small_count
             large += index >= ctx.small_count
         if split_index != NO_PACKET and (
@@ -506,15 +559,17 @@ cdef class Shaper(Element):
                                   - ctx.packets[split_index].header_length)):
             raise VnicError(f"{self.name}: packet {split_index} cannot be the one that is being "
                             f"cut")
-        if self.counters.held != small + large or self.counters.extra[QUEUE_BYTES] != waiting_bytes:
+        if (self.counters.held != others + small + large
+                or self.counters.extra[QUEUE_BYTES] != waiting_bytes):
             raise VnicError(f"{self.name}: {small + large} packets of {waiting_bytes} bytes wait, "
-                            f"its counters say {self.counters.held} "
+                            f"its counters say {<int64_t>(self.counters.held - others)} "
                             f"of {self.counters.extra[QUEUE_BYTES]}")
-        _work_out(self, &self.setting, rate)
+        work_out(self, &self.setting, rate)
         self.clock.next_ns, self.clock.remainder, self.emptied_ns = next_ns, remainder, emptied_ns
         self.head = head
         self.tail = indices[queue_length(packets) - 1] if packets else NO_PACKET
         self.set_held(small, large)
+        self.queue_segments = segments
         self.split_index, self.split_done = split_index, split_done
         self.set_deadline(ctx)
 
@@ -522,6 +577,7 @@ cdef class Shaper(Element):
         Element.forget_state(self)
         self.head = self.tail = self.split_index = NO_PACKET
         self.set_held(0, 0)
+        self.queue_segments = 0
 
     def release(self):
         cdef Engine engine = self.engine
@@ -541,7 +597,7 @@ cdef class Shaper(Element):
                 packet_free(engine.ctx, index)
             index = following
         self.head = self.tail = self.split_index = NO_PACKET
-        self.counters.extra[QUEUE_BYTES] = 0
+        self.counters.extra[QUEUE_BYTES] = self.queue_segments = 0
         self.deadline_ns = NEVER
 
 
@@ -557,17 +613,19 @@ cdef class SetRate(Work):
         return self.setting.rate_bps
 
     cdef void run(self, Context *ctx) noexcept nogil:
-        self.shaper.apply(&self.setting, ctx.now_ns)
+        self.shaper.apply(&self.setting, ctx)
         self.shaper.set_deadline(ctx)
 
 
-cdef int _work_out(Shaper shaper, Setting *setting, rate_bps) except -1:
+cdef int work_out(Shaper shaper, Setting *setting, rate_bps) except -1:
     """Fills `setting` for a rate, without overflow at any rate."""
     limit = shaper._queue_bytes
-    if limit is None:
+    if shaper._queue_ns is not None:
         limit = rate_bps * shaper._queue_ns // int(BYTE_COST)
     setting.rate_bps = rate_bps
-    setting.limit_bytes = min(limit, 1 << 62) if rate_bps else 1 << 62     # no limit without a rate
+    # no limit without a rate
+    setting.limit_bytes = 1 << 62 if limit is None or not rate_bps else min(limit, 1 << 62)
+    setting.limit_segments = shaper._queue_segments if rate_bps else 1 << 62
     setting.quantum_bytes = (min(rate_bps * QUANTUM_NS // int(BYTE_COST), 0xFFFFFFFF)
                              if rate_bps else 0xFFFFFFFF)
     return 0

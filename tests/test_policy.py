@@ -79,7 +79,7 @@ links:
     assert (lab.delay.correlation, lab.delay.order) == (Share("30%"), "any")
     assert (lab.corrupt.share, lab.corrupt.part, lab.corrupt.checksum) == (Share("0.1%"), "payload", "mend")
     assert (lab.reorder.share, lab.reorder.by, lab.reorder.within) == (Share("0.5%"), 3, 50_000_000)
-    assert (lab.rate, lab.queue.size, lab.overhead.numbers) == (10**7, 65536, (18, 64, "atm"))
+    assert (lab.rate, lab.queue.size, lab.overhead.added) == (10**7, 65536, (4, 64, "atm"))
     assert parse_policy(dump_yaml(policy_data(read))).config == read.config
 
 
@@ -230,12 +230,12 @@ WRONG = [  # (setting, the message behind "p.yaml:3: links.web -> db.")
     ("overhead: 18", "overhead: invalid value 18: expected a keyword such as docsis, or {bytes: 18, minimum: 64}"),
     (
         "overhead: docsiz",
-        "overhead: unknown keyword 'docsiz': expected one of raw, conservative, ethernet, ether-vlan, docsis, pppoe-ptm, "
+        "overhead: unknown keyword 'docsiz': expected one of raw, ethernet, docsis, pppoe-ptm, "
         "bridged-ptm, pppoa-vcmux, pppoa-llc, pppoe-vcmux, pppoe-llcsnap, bridged-vcmux, bridged-llcsnap, ipoa-vcmux, "
-        "ipoa-llcsnap, or {bytes: 18, minimum: 64}",
+        "ipoa-llcsnap, conservative, ether-vlan, or {bytes: 18, minimum: 64}",
     ),
     ("overhead: {minimum: 64}", "overhead: has no bytes: expected a number of bytes, such as 18"),
-    ("overhead: {bytes: 1000}", "overhead.bytes: invalid value 1000: expected a number of bytes, -64 to 256"),
+    ("overhead: {bytes: 1000}", "overhead.bytes: invalid value 1000: expected a number of bytes, -50 to 256"),
     ("overhead: {bytes: 1, cell: sdh}", "overhead.cell: invalid value 'sdh': expected atm, ptm or none"),
     ("overhead: {keyword: docsis, bytes: 1}", "overhead: has both keyword and bytes, minimum or cell: expected one form"),
     ("latency: 40ms", "latency: could mean one way or there and back: write delay: (one way) or rtt: (both)"),
@@ -715,7 +715,7 @@ def test_jitter_is_the_impairments():
         "name": "shape-line",
         "rate": "10mbit",
         "queue": "100ms",
-        "overhead": {"bytes": 18, "minimum": 0, "cell": "none"},
+        "overhead": {"bytes": 4, "minimum": 0, "cell": "none"},
     }
     assert impairment == {
         "element": "Impairment",

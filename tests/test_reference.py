@@ -175,6 +175,7 @@ def test_the_constructor_takes_the_arguments_that_are_listed():
         "Counter": [],
         "Discard": [],
         "Impairment": ["loss", "duplicate", "corrupt", "reorder", "delay"],
+        "Link": ["rate", "queue", "overhead", "delay"],
         "Marker": ["dscp", "ecn", "pcp", "mark"],
         "Mirror": ["file", "snaplen", "buffer"],
         "Parse": ["malformed"],
@@ -281,6 +282,17 @@ def test_the_example_of_shaper_limits(network):
     net = network(example_of("Shaper"))
     count, spread = sent(net, TCP, 80, 30)
     assert count == 30 and spread == at_rate(30, len(frame(TCP, 80)) * 8, 20e6)
+
+
+def test_the_example_of_link_is_a_line(network):
+    net = network(example_of("Link"))
+    count, length = 30, len(frame(TCP, 80)) + 16  # pppoe-ptm
+    on_line = length + -(-length // 64)
+    net.send("web", [frame(TCP, 80)] * count)
+    begun = net.now_ns
+    net.run()
+    times = [received.time_ns - begun for received in net.take("db")]
+    assert times == [15_000_000 + on_line * 800 * n for n in range(1, count + 1)]
 
 
 def test_the_example_of_policer_marks_the_excess(network):

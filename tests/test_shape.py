@@ -126,3 +126,21 @@ def test_links_of_a_network():
         assert delays(net, "a", 1, "b", 2) == [7_000_000] * 10 and delays(net, "b", 2, "a", 1) == [0] * 10
         net.shape(None)
         assert delays(net, "a", 1, "b", 2) == [0] * 10
+
+
+def test_a_line_with_a_rate(net):
+    """Each packet leaves when its last bit has been sent, and arrives 5 ms later."""
+    net.shape("version: 1\nlinks: {web -> any: {rate: 1mbit, queue: {packets: 4}, delay: 5ms}}")
+    begin = net.now_ns
+    net.send("web", [frame(1, 2, 125)] * 10)  # 1 ms each
+    net.run()
+    # one is being sent, four wait
+    assert [each.time_ns - begin for each in net.take("db")] == [6_000_000 + n * 1_000_000 for n in range(5)]
+    assert net.drops() == {"web.egress.shape-line: queue_full": 5}
+    net.send("web", [frame(1, 2, 125)] * 3)
+    net.advance("500us")
+    changed = net.now_ns
+    net.shape("version: 1\nlinks: {web -> any: {rate: 2mbit, queue: {packets: 4}, delay: 5ms}}")
+    net.run()
+    # half of the first one is left, which takes a quarter of a millisecond now
+    assert [each.time_ns - changed for each in net.take("db")] == [5_250_000, 5_750_000, 6_250_000]

@@ -164,8 +164,7 @@ def _queue(queue: QueueConfig) -> str | dict[str, int]:
 def _overhead(overhead: OverheadConfig) -> str | dict[str, Any]:
     if overhead.keyword is not None:
         return overhead.keyword
-    number, minimum, cell = overhead.numbers
-    return {"bytes": number, "minimum": minimum, "cell": cell}
+    return overhead.added._asdict()
 
 
 def _loss(loss: LossConfig) -> str | dict[str, Any]:

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from dataplane.config.scalars import SchemaError
+from shaping.overhead import ETHERNET_HEADER, KEYWORDS, VLAN, Overhead, overhead_of
 from shaping.policy.scalars import (
     HoldTime,
     LineRate,
@@ -25,24 +26,7 @@ POLICY_VERSION = 1
 LINKS_MOST = 4096
 SEED_MOST = 2**63 - 1
 
-# What CAKE's keywords add to an IP packet: (bytes, least bytes on the line, cells).
-OVERHEADS: dict[str, tuple[int, int, str]] = {
-    "raw": (0, 0, "none"),
-    "conservative": (48, 0, "atm"),
-    "ethernet": (38, 84, "none"),
-    "ether-vlan": (42, 84, "none"),
-    "docsis": (18, 64, "none"),
-    "pppoe-ptm": (30, 0, "ptm"),
-    "bridged-ptm": (22, 0, "ptm"),
-    "pppoa-vcmux": (10, 0, "atm"),
-    "pppoa-llc": (14, 0, "atm"),
-    "pppoe-vcmux": (32, 0, "atm"),
-    "pppoe-llcsnap": (40, 0, "atm"),
-    "bridged-vcmux": (24, 0, "atm"),
-    "bridged-llcsnap": (32, 0, "atm"),
-    "ipoa-vcmux": (8, 0, "atm"),
-    "ipoa-llcsnap": (16, 0, "atm"),
-}
+OVERHEADS = ("raw", *KEYWORDS, VLAN)
 
 _SHARE = Meta(description="a share of packets from 0% to 100%, such as 1%", examples=["1%"])
 _CORRELATION = Meta(description="a correlation from 0% to 99%, such as 25%", examples=["25%"])
@@ -284,7 +268,7 @@ class OverheadConfig(_Strict):
         Meta(description=f"one of {', '.join(OVERHEADS)}", examples=["docsis"]),
     ] = None
     bytes: (
-        Annotated[int, Meta(ge=-64, le=256, description="a number of bytes, -64 to 256")] | None
+        Annotated[int, Meta(ge=-50, le=256, description="a number of bytes, -50 to 256")] | None
     ) = None
     minimum: Annotated[int, Meta(ge=0, le=256, description="a number of bytes, 0 to 256")] = 0
     cell: Annotated[Literal["atm", "ptm", "none"], Meta(description="atm, ptm or none")] = "none"
@@ -302,11 +286,11 @@ class OverheadConfig(_Strict):
             raise SchemaError("has no bytes: expected a number of bytes, such as 18")
 
     @property
-    def numbers(self) -> tuple[int, int, str]:
-        """(bytes, minimum, cell)"""
+    def added(self) -> Overhead:
+        """What is added to a layer-2 frame."""
         if self.keyword is not None:
-            return OVERHEADS[self.keyword]
-        return self.bytes or 0, self.minimum, self.cell
+            return overhead_of("overhead", self.keyword)
+        return Overhead((self.bytes or 0) - ETHERNET_HEADER, self.minimum, self.cell)
 
 
 class LineConfig(_Strict):

@@ -187,7 +187,7 @@ def _elements(stats: dict[str, Any]) -> Iterator[Metric]:
         held.add_metric(labels, element["held"])
         for reason, count in element["dropped"].items():
             drops.add_metric([*labels, reason], count)
-        if element["type"] != "Shaper":  # see _shapers
+        if "sojourn_ns" not in element["counters"]:  # see _shapers
             for counter, count in element["counters"].items():
                 family = octets if counter.endswith("bytes") else events
                 family.add_metric([*labels, element["type"], counter], count)
@@ -197,8 +197,8 @@ def _elements(stats: dict[str, Any]) -> Iterator[Metric]:
 
 
 def _shapers(stats: dict[str, Any]) -> Iterator[Metric]:
-    """The counters of shaping.shaper.Shaper. The delay is a summary: its sum over its count is the
-    mean."""
+    """The counters of shaping.shaper.Shaper, and of Link, which is one. The delay is a summary: its
+    sum over its count is the mean."""
     delay = SummaryMetricFamily(
         "vnic_shaper_delay_seconds",
         "Time that a packet spent in the queue of a shaper.",
@@ -230,10 +230,14 @@ def _shapers(stats: dict[str, Any]) -> Iterator[Metric]:
         "Wire bytes that may wait, where there is a rate.",
         labels=ELEMENT,
     )
+    line = GaugeMetricFamily(
+        "vnic_link_line_packets", "Packets on a line or being sent on it.", labels=ELEMENT
+    )
     for labels, element in _each_element(stats):
-        if element["type"] != "Shaper":
-            continue
         counters = element["counters"]
+        if "sojourn_ns" not in counters:
+            continue
+        on_line = counters.get("line_packets", 0)
         delay.add_metric(
             labels, counters["passed"] + counters["delayed"], counters["sojourn_ns"] / 1e9
         )
@@ -242,11 +246,13 @@ def _shapers(stats: dict[str, Any]) -> Iterator[Metric]:
         delayed.add_metric(labels, counters["delayed"])
         split.add_metric(labels, counters["split"])
         queue.add_metric(labels, counters["queue_bytes"])
-        packets.add_metric(labels, element["held"])
+        packets.add_metric(labels, element["held"] - on_line)
+        if "line_packets" in counters:
+            line.add_metric(labels, on_line)
         most.add_metric(labels, counters["queue_bytes_max"])
         if element["queue_limit_bytes"] is not None:
             limit.add_metric(labels, element["queue_limit_bytes"])
-    yield from (delay, longest, sent, delayed, split, queue, packets, most, limit)
+    yield from (delay, longest, sent, delayed, split, queue, packets, most, limit, line)
 
 
 def _engines(status: dict[str, Any]) -> Iterator[Metric]:

@@ -226,9 +226,9 @@ def stats(name: str | None, watch: str | None, instance: str, as_json: bool) -> 
                   bytes.
     held          packets inside an element now; a source's packets are those that it took from its
                   port
-    counters      the element's own. Shaper: passed (did not wait), delayed, split (GSO frames cut);
-                  queue: wire bytes that wait, and the limit; delay of a packet in the queue, mean
-                  and longest so far
+    counters      the element's own. Shaper, Link: passed (did not wait), delayed, split (GSO frames
+                  cut); queue: wire bytes that wait, and the limit; delay of a packet in the queue,
+                  mean and longest so far
 
     With --json: {time, nics, engines}, with --watch one such object a line. Keys ending in _ns are
     nanoseconds.
@@ -346,13 +346,10 @@ def _cell(words: list[str], columns: int) -> str:
 
 
 def _counters(element: dict[str, Any]) -> list[str]:
-    """An element's own counters as text; a shaper's with units and means."""
+    """An element's own counters as text; those of a shaper or line with units and means."""
     counters = dict(element.get("counters", {}))
     found: list[str] = []
-    if (
-        element.get("type") == "Shaper"
-        and {"sojourn_ns", "sojourn_max_ns", "queue_bytes"} <= counters.keys()
-    ):
+    if {"sojourn_ns", "sojourn_max_ns", "queue_bytes"} <= counters.keys():
         packets = counters.get("passed", 0) + counters.get("delayed", 0)
         total_ns, longest_ns, waiting = (
             counters.pop(key) for key in ("sojourn_ns", "sojourn_max_ns", "queue_bytes")

@@ -25,6 +25,7 @@ BUILT_IN = {
     "Counter": "dataplane.elements.counter:Counter",
     "Discard": "dataplane.elements.counter:Discard",
     "Impairment": "shaping.impairment:Impairment",
+    "Link": "shaping.link:Link",
     "Marker": "shaping.marker:Marker",
     "Mirror": "dataplane.elements.mirror:Mirror",
     "Parse": "dataplane.elements.parse:Parse",

@@ -31,6 +31,10 @@ REASONS: dict[str, tuple[str, str]] = {
         "a switch does not forward these control frames (IEEE 802.1Q, 8.6.3)",
         "another capture",
     ),
+    "delay_line_full": (
+        "a quarter of the pool of packets was on a link's line",
+        "a larger `pool:`",
+    ),
     "queue_full": ("a shaper's queue was full", "a higher `rate:` or a longer `queue:`"),
     "runt": (
         "they are shorter than an Ethernet header",
