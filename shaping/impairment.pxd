@@ -57,6 +57,7 @@ cdef class Impairment(Element):
     cdef uint64_t late_at[LATE_MOST]
     cdef uint32_t late_count
     cdef uint32_t small_limit, large_limit       # buffers in the line, by size
+    cdef object _seed            # int; None: the instance's
     cdef PyObject *values[SETTINGS]              # the settings as they were given, owned
     cdef void keep(self, uint32_t which, value)
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil

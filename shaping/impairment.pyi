@@ -24,6 +24,7 @@ class Impairment(Element):
         corrupt: Value = None,
         reorder: Value = None,
         delay: Value = None,
+        seed: int | None = None,
         *,
         name: str | None = None,
     ) -> None: ...

@@ -17,6 +17,7 @@ from dataplane.wire.headers cimport PROTOCOL_TCP, TCP_CHECKSUM_AT, load_be16, st
 from shaping.normal cimport normal_score
 from shaping.loss_chain cimport NO_EVENT, ChainSetting, LossChain, chain_next, chain_start
 
+from dataplane.config.convert import shown
 from dataplane.errors import ConfigError, VnicError
 from dataplane.graph.handlers import Handler
 from shaping.impairment_settings import (PARTS, SHAPES, chain_of, corruption_of, delay_of,
@@ -99,6 +100,7 @@ cdef class Impairment(Element):
                    correlation: between the delays of one packet and the next. order: with keep, a
                    packet waits for those before it; with any, a later one may overtake it. A GSO
                    frame has one delay.
+               seed: Number that the random numbers follow from, in place of the instance's seed.
     Drops:     loss: lost, as asked
                line_full: the packets that are delayed would have more than a quarter of the pool's
                    buffers of a size: make the pool larger, or the delay shorter
@@ -125,8 +127,8 @@ cdef class Impairment(Element):
                    egress: {elements: [{element: Impairment, delay: 300ms, loss: 1%}]}
                  db: {netns: /run/netns/db}
 
-    The random numbers of each setting depend on the instance's seed, the element's name and the
-    number of the packet on the wire alone (loss_chain.pxd), so the same packets are lost with and
+    The random numbers of each setting depend on the seed, the element's name and the number of the
+    packet on the wire alone (loss_chain.pxd), so the same packets are lost with and
     without GSO, in batches of any size, on any engine, and after an upgrade.
     """
 
@@ -154,9 +156,12 @@ cdef class Impairment(Element):
             Py_INCREF(None)
             self.values[i] = <PyObject *>None
 
-    def __init__(self, loss=None, duplicate=None, corrupt=None, reorder=None, delay=None, *,
-                 name=None):
+    def __init__(self, loss=None, duplicate=None, corrupt=None, reorder=None, delay=None, seed=None,
+                 *, name=None):
         cdef uint32_t i
+        if seed is not None and (type(seed) is not int or not 0 <= seed < 1 << 63):
+            raise ConfigError(f"{self.name}: seed {shown(seed)}: expected 0 to 2^63 - 1")
+        self._seed = seed
         self.line = DelayLine()
         for i, value in enumerate((loss, duplicate, corrupt, reorder)):
             _fill_event(self, i, value, &self.events[i].setting, &self.details)
@@ -181,10 +186,11 @@ cdef class Impairment(Element):
         cdef Engine engine = self.engine
         cdef uint32_t which
         for which in range(<uint32_t>EVENTS):
-            self.events[which].chain.stream.key = self.seed(NAMES[which])
+            self.events[which].chain.stream.key = self.seed(NAMES[which], self._seed)
             self.events[which].chain.stream.count = 0
             self.begin_event(which, &self.events[which].setting)
-        self.bits.key, self.delays.key = self.seed("bit"), self.seed("delay")
+        self.bits.key = self.seed("bit", self._seed)
+        self.delays.key = self.seed("delay", self._seed)
         # A long delay can be many packets: leave most of the pool to other elements.
         self.small_limit = max(engine.pool.small_count // 4, 1)
         self.large_limit = max(engine.pool.large_count // 4, 1)

@@ -83,11 +83,11 @@ def hit_below(chain: Chain | None, key: int, count: int) -> set[int]:
 class Bench:
     """a >> parse >> impairment >> b, which takes no GSO frames."""
 
-    def __init__(self, pool: PacketPool | None = None, *, seed: int = 1, **config: Any) -> None:
+    def __init__(self, pool: PacketPool | None = None, *, seed: int = 1, own: int | None = None, **config: Any) -> None:
         self.pool = pool or PacketPool(small=8192, large=256)
         self.engine = Engine("e0", self.pool, clock=Clock(virtual=True, start_ns=START_NS), seed=seed)
         self.a, self.b = MemoryPort("a", 0), MemoryPort("b", 1, 1, 0)
-        self.impairment = Impairment(**config, name="bad")
+        self.impairment = Impairment(**config, seed=own, name="bad")
         rx = PortRx(self.a)
         rx >> Parse() >> self.impairment >> PortTx(self.b)
         self.engine.load([rx])
@@ -506,3 +506,17 @@ def test_wrong_settings_are_one_line(config, says):
     with pytest.raises(ConfigError, match=says) as caught:
         Impairment(**config, name="bad")
     assert "\n" not in str(caught.value) and str(caught.value).startswith("bad: ")
+
+
+def test_a_seed_of_its_own():
+    """The same packets are lost in instances of different seeds."""
+    lost = []
+    for instance, own in ((1, 7), (2, 7), (1, None)):
+        bench = Bench(seed=instance, loss="20%", own=own)
+        bench.inject([numbered(n) for n in range(200)])
+        lost.append([number_of(data) for data in bench.taken()])
+        bench.close()
+    assert lost[0] == lost[1] != lost[2]
+    for wrong in (-1, 1.5, True, 1 << 63, "x"):
+        with pytest.raises(ConfigError, match="expected 0 to"):
+            Impairment(seed=wrong)

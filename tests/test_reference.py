@@ -174,7 +174,7 @@ def test_the_constructor_takes_the_arguments_that_are_listed():
         "Classifier": ["rules", "default"],
         "Counter": [],
         "Discard": [],
-        "Impairment": ["loss", "duplicate", "corrupt", "reorder", "delay"],
+        "Impairment": ["loss", "duplicate", "corrupt", "reorder", "delay", "seed"],
         "Link": ["rate", "queue", "overhead", "delay"],
         "Marker": ["dscp", "ecn", "pcp", "mark"],
         "Mirror": ["file", "snaplen", "buffer"],

@@ -262,14 +262,14 @@ cdef class Element:
     cdef void copy_counters(self, Counters *to) noexcept nogil:
         to[0] = self.counters
 
-    def seed(self, str purpose=""):
+    def seed(self, str purpose="", of=None):
         """The 64-bit key of one of the element's random streams (random_stream.pxd), or the seed of
-        a random.Random. It depends only on the instance's seed, the element's name and the purpose.
-        Raises VnicError for an element that is in no engine."""
+        a random.Random. It depends only on the instance's seed (or on the int `of` instead of it),
+        the element's name and the purpose. Raises VnicError for an element that is in no engine."""
         if self.engine is None:
             raise VnicError(f"{self.name}: is in no engine, so it has no seed yet; "
                             "ask for it in initialize()")
-        words = f"{self.engine.seed}\0{self.name}\0{purpose}".encode()
+        words = f"{self.engine.seed if of is None else of}\0{self.name}\0{purpose}".encode()
         return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "little")
 
     # -- hand-over to another engine, between two batches ------------------------------------------

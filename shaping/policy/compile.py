@@ -62,10 +62,12 @@ def compile_policy(policy: Policy, network: Network) -> dict[Chain, list[Element
     for finding in plan.findings:
         if finding.kind == "error":
             raise ConfigError(": ".join(each for each in (finding.where, finding.text) if each))
-    return compile_plan(plan, network)
+    return compile_plan(plan, network, policy.seed)
 
 
-def compile_plan(plan: Plan, network: Network) -> dict[Chain, list[ElementEntry]]:
+def compile_plan(
+    plan: Plan, network: Network, seed: int | None = None
+) -> dict[Chain, list[ElementEntry]]:
     chains: dict[Chain, list[ElementEntry]] = {}
     pairs: dict[str, list[Line]] = {}
     for line in plan.lines.values():
@@ -76,7 +78,18 @@ def compile_plan(plan: Plan, network: Network) -> dict[Chain, list[ElementEntry]
     for target, lines in pairs.items():
         if (entry := _pairs(lines, network)) is not None:
             chains.setdefault(Chain(target, INGRESS), []).insert(0, entry)
+    if seed is not None:
+        for entries in chains.values():
+            _seed(entries, seed)
     return chains
+
+
+def _seed(entries: list[ElementEntry], seed: int) -> None:
+    for entry in entries:
+        if entry["element"] == "Impairment":
+            entry["seed"] = seed
+        for branch in entry.get("branches", {}).values():
+            _seed(branch, seed)
 
 
 def chain_of_place(place: Place) -> Chain:
