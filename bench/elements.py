@@ -31,6 +31,8 @@ PACKETS = 128 * 1024  # of one repetition: about a millisecond
 LANE_PACKETS = 512
 SHAPED_BPS = 1_000_000_000
 QUEUED = 128
+LINE_QUEUED = 32
+DELAYED, DELAYED_PACKETS = "64 B, delayed", 1024  # for elements that hold a whole batch
 ADDRESSES = 1000
 
 Json = dict[str, object]
@@ -69,6 +71,7 @@ TRAFFIC: dict[str, tuple[list[bytes], tuple[int, int, int, int, int] | None]] = 
     "64 B": ([frames.SMALL], None),
     "1500 B": ([frames.FULL], None),
     "64 KB GSO": ([frames.LARGE], frames.LARGE_GSO),
+    DELAYED: ([frames.SMALL], None),
     "64 B, 1000 MACs": (frames.many_destinations(ADDRESSES), None),
 }
 
@@ -154,27 +157,27 @@ def _cases() -> list[Case]:
             queued=QUEUED,
         ),
         Case("Impairment, 1 % loss", "64 B", lambda: Impairment(loss="1%"), loses=True),
-        # Packets wait for one another: some 170 are delayed at a time.
+        # Packets wait for one another: some 45 are delayed at a time.
         Case(
             "Impairment, delay and jitter",
-            "64 B",
-            lambda: Impairment(delay={"mean": QUEUED * 1000, "jitter": 10_000, "shape": "normal"}),
+            DELAYED,
+            lambda: Impairment(delay={"mean": LINE_QUEUED * 1000, "jitter": 4_000, "shape": "normal"}),
             step_ns_packet=1000,
-            queued=QUEUED,
+            queued=LINE_QUEUED,
         ),
         Case(
             "Link, enqueue + dequeue",
-            "64 B",
+            DELAYED,
             lambda: Link(rate=SHAPED_BPS),
             step_ns_packet=len(frames.SMALL) * 8 * 1_000_000_000 // SHAPED_BPS,
-            queued=QUEUED,
+            queued=LINE_QUEUED,
         ),
         Case(
             "Link, ATM cells, on the line for 20 us",
-            "64 B",
+            DELAYED,
             lambda: Link(rate=SHAPED_BPS, overhead="pppoa-llc", delay="20us"),
             step_ns_packet=2 * 53 * 8 * 1_000_000_000 // SHAPED_BPS,
-            queued=QUEUED,
+            queued=LINE_QUEUED,
         ),
         Case("RSS hash and queue", "64 B", Steer),
         *_switch_cases(),
@@ -198,7 +201,8 @@ class Bench:
     def lane(self, traffic: str) -> Lane:
         if traffic not in self.lanes:
             made, gso = TRAFFIC[traffic]
-            self.lanes[traffic] = Lane(self.pool, made, max(LANE_PACKETS // len(made), 1), gso)
+            packets = DELAYED_PACKETS if traffic == DELAYED else LANE_PACKETS
+            self.lanes[traffic] = Lane(self.pool, made, max(packets // len(made), 1), gso)
             self.sinks[traffic] = Sink(self.lanes[traffic])
             self.push_once(traffic, self.ready(Case("Parse", traffic, Parse)))
         return self.lanes[traffic]

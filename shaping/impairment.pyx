@@ -1,7 +1,7 @@
 """Impairment. The contract is in impairment.pxd."""
 cimport cython
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
-from libc.math cimport cbrt, erfc, floor, sqrt
+from libc.math cimport cbrt, erfc, sqrt
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 from dataplane.engine.engine cimport Engine
@@ -452,9 +452,8 @@ cdef class Impairment(Element):
             jitter = 2.0 * u - 1.0
         else:
             jitter = (1.0 / cbrt(max(1.0 - u, 1e-18)) - PARETO_MEAN) / PARETO_DEVIATION
-        jitter = floor(setting.jitter_ns * min(jitter, JITTER_MOST) + 0.5)
-        jitter += <double>setting.mean_ns
-        return <uint64_t>jitter if jitter > 0.0 else 0
+        jitter = setting.jitter_ns * min(jitter, JITTER_MOST) + <double>setting.mean_ns + 0.5
+        return <uint64_t>jitter if jitter > 0.0 else 0           # rounded, without a call of libm
 
     cdef void forward(self, Context *ctx, uint32_t index, Batch *out) noexcept nogil:
         if out.count == BATCH_MAX:

@@ -29,10 +29,11 @@ cdef extern from *:
 
     static inline double vnic_polynomial(const double *factors, double x)
     {
-        double sum = factors[0];
-        for (int i = 1; i < 8; i++)
-            sum = sum * x + factors[i];
-        return sum;
+        /* Estrin's scheme: a chain of three products instead of seven */
+        const double *f = factors;
+        const double x2 = x * x, x4 = x2 * x2;
+        return ((f[0] * x + f[1]) * x2 + (f[2] * x + f[3])) * x4
+               + ((f[4] * x + f[5]) * x2 + (f[6] * x + f[7]));
     }
 
     static inline double vnic_normal_score(double p)

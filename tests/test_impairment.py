@@ -258,7 +258,7 @@ def test_every_departure_is_that_of_the_reference(mean, jitter, shape, correlati
             score = {"normal": z, "uniform": 2 * u - 1, "pareto": (1 / math.cbrt(max(1 - u, 1e-18)) - 1.5) / math.sqrt(0.75)}[
                 shape
             ]
-            delay += math.floor(jitter * min(score, 20) + 0.5)
+            delay = jitter * min(score, 20) + mean + 0.5
         leaves = now + int(max(delay, 0))
         if order == "keep":
             last = leaves = max(leaves, last)
