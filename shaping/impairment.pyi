@@ -8,7 +8,7 @@ from dataplane.graph.handlers import Handler
 from dataplane.graph.work import Work
 from shaping.impairment_settings import PARTS as PARTS
 from shaping.impairment_settings import SHAPES as SHAPES
-from shaping.impairment_settings import Value
+from shaping.loss_model import Value
 
 NAMES: tuple[str, ...]
 

@@ -20,8 +20,8 @@ from shaping.loss_chain cimport NO_EVENT, ChainSetting, LossChain, chain_next, c
 from dataplane.config.convert import shown
 from dataplane.errors import ConfigError, VnicError
 from dataplane.graph.handlers import Handler
-from shaping.impairment_settings import (PARTS, SHAPES, chain_of, corruption_of, delay_of,
-                                         random_chain, reordering_of, share_of)
+from shaping.impairment_settings import PARTS, SHAPES, corruption_of, delay_of, reordering_of
+from shaping.loss_model import chain_of, random_chain, share_of
 
 cdef enum:                       # PARTS
     PART_ANY = 0

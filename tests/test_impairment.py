@@ -23,7 +23,7 @@ from dataplane.graph.port import PortRx, PortTx
 from dataplane.packet.pool import PacketPool
 from dataplane.ports.memory import Frame, MemoryPort
 from shaping.impairment import Impairment
-from shaping.impairment_settings import Chain, chain_of, loss_share
+from shaping.loss_model import Chain, chain_of
 from tests.test_random import splitmix64
 from tests.wire_frames import Spec, checksum
 
@@ -179,7 +179,7 @@ def test_shares_are_those_of_the_closed_forms(model):
     for first in range(0, count, 5000):
         bench.inject([numbered(n) for n in range(first, first + 5000)])
         lost += 5000 - len(bench.b.take())
-    share = loss_share(chain)
+    share = chain.share
     stay = max((row[i] for i, row in enumerate(chain.moves) if row[i] < 1), default=0)
     deviation = math.sqrt(share * (1 - share) / count * (1 + stay) / (1 - stay))
     assert abs(lost / count - share) <= 5 * deviation + 2 / count  # the chain begins in its first state
@@ -198,7 +198,7 @@ def test_shares_are_those_of_the_closed_forms(model):
     ],
 )
 def test_loss_shares_of_published_models(model, share):
-    assert loss_share(chain_of("", model)) == pytest.approx(share, abs=5e-6)
+    assert chain_of("", model).share == pytest.approx(share, abs=5e-6)
 
 
 def test_bursts_have_the_length_asked_for():

@@ -18,7 +18,6 @@ from shaping.policy.check import POOL_SMALL, bdp_packets, check_policy, line_byt
 from shaping.policy.compile import Chain, compile_policy, element_name
 from shaping.policy.keys import parse_key
 from shaping.policy.load import convert_policy, load_policy, parse_policy, policy_data
-from shaping.policy.losses import chain_of
 from shaping.policy.network import Network
 from shaping.policy.places import Place, plan_of, setting_text
 from shaping.policy.presets import PRESETS
@@ -667,7 +666,7 @@ LOSSES = [  # (loss, share, packets in a row)
 
 @pytest.mark.parametrize(("loss", "share", "burst"), LOSSES)
 def test_the_share_and_the_bursts_of_a_model(loss, share, burst):
-    chain = chain_of(line(f"{{loss: {loss}}}").loss)
+    chain = line(f"{{loss: {loss}}}").loss.chain
     assert chain.share == pytest.approx(share, rel=1e-4 if "p32" in loss else 1e-12)
     assert sum(chain.long_run) == pytest.approx(1) and all(sum(row) == pytest.approx(1) for row in chain.moves)
     if burst is not None:
@@ -677,19 +676,19 @@ def test_the_share_and_the_bursts_of_a_model(loss, share, burst):
 @pytest.mark.parametrize("loss", [loss for loss, _, _ in LOSSES])
 def test_the_closed_forms_are_those_of_the_chain(loss):
     """The long run is what the moves lead to: one more packet changes nothing."""
-    chain = chain_of(line(f"{{loss: {loss}}}").loss)
-    states = range(len(chain.lost))
+    chain = line(f"{{loss: {loss}}}").loss.chain
+    states = range(len(chain.loss))
     for to in states:
         assert sum(chain.long_run[i] * chain.moves[i][to] for i in states) == pytest.approx(chain.long_run[to], abs=1e-12)
 
 
 def test_a_chain_does_what_its_numbers_say():
     rng = random.Random(7)
-    chain = chain_of(line("{loss: {p13: 1%, p31: 20%, p32: 10%, p23: 30%, p14: 0.5%}}").loss)
+    chain = line("{loss: {p13: 1%, p31: 20%, p32: 10%, p23: 30%, p14: 0.5%}}").loss.chain
     state, lost, bursts, before, count = 0, 0, 0, False, 200_000
     for _ in range(count):
         state = rng.choices(range(4), chain.moves[state])[0]
-        now = rng.random() < chain.lost[state]
+        now = rng.random() < chain.loss[state]
         lost, bursts, before = lost + now, bursts + (now and not before), now
     assert lost / count == pytest.approx(chain.share, rel=0.1)
     assert lost / bursts == pytest.approx(chain.mean_burst, rel=0.1)

@@ -13,7 +13,6 @@ from shaping.policy.compile import FRAME_BYTES, elements_of, queue_of
 from shaping.policy.findings import Finding
 from shaping.policy.keys import ANY
 from shaping.policy.load import Policy
-from shaping.policy.losses import chain_of
 from shaping.policy.network import Network
 from shaping.policy.places import Line, Place, Plan, plan_of
 from shaping.policy.presets import PRESETS
@@ -119,7 +118,7 @@ def arriving_rate(line: Line, plan: Plan) -> int:
 def lost_share(line: Line) -> float:
     """The share of packets that the line loses, those included that arrive damaged and that a
     receiver discards."""
-    share = chain_of(line.loss).share if line.loss is not None else 0.0
+    share = line.loss.chain.share if line.loss is not None else 0.0
     corrupt = line.value("corrupt")
     if corrupt is not None and corrupt.checksum == "keep":
         share = 1 - (1 - share) * (1 - float(corrupt.share))
@@ -128,7 +127,7 @@ def lost_share(line: Line) -> float:
 
 def loss_events(line: Line) -> float:
     """Bursts of losses for each packet: TCP reacts once to a burst."""
-    events = chain_of(line.loss).bursts if line.loss is not None else 0.0
+    events = line.loss.chain.bursts if line.loss is not None else 0.0
     corrupt = line.value("corrupt")
     if corrupt is not None and corrupt.checksum == "keep":
         events += float(corrupt.share) * (1 - events)
@@ -233,7 +232,7 @@ def _delay(line: Line, plan: Plan, pool_small: int) -> Iterator[Finding]:
 
 def _loss(line: Line) -> Iterator[Finding]:
     loss = line.loss
-    if loss is None or not (chain := chain_of(loss)).share:
+    if loss is None or not (chain := loss.chain).share:
         return
     where = line.settings["loss"].where
     if chain.share > 1 - 1e-12:

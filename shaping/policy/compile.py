@@ -28,7 +28,6 @@ from shaping.policy.scalars import QueueLength, Share
 from shaping.policy.schema import (
     CorruptConfig,
     DelayConfig,
-    LossConfig,
     OverheadConfig,
     QueueConfig,
     ReorderConfig,
@@ -119,7 +118,7 @@ def elements_of(line: Line) -> list[ElementEntry]:
         entries.append(link)
     impairment: ElementEntry = {}
     if (loss := line.loss) is not None:
-        impairment["loss"] = _loss(loss)
+        impairment["loss"] = loss.entry
     if (duplicate := line.value("duplicate")) is not None:
         impairment["duplicate"] = str(duplicate)
     if (corrupt := line.value("corrupt")) is not None:
@@ -178,20 +177,6 @@ def _overhead(overhead: OverheadConfig) -> str | dict[str, Any]:
     if overhead.keyword is not None:
         return overhead.keyword
     return overhead.added._asdict()
-
-
-def _loss(loss: LossConfig) -> str | dict[str, Any]:
-    given = {
-        name: value
-        for name in loss.MODELS[loss.model]
-        if (value := getattr(loss, name)) is not None
-    }
-    if list(given) == ["share"]:
-        return str(loss.share)
-    entry: dict[str, Any] = {name: str(value) for name, value in given.items()}
-    if loss.burst is not None:
-        entry["burst"] = int(loss.burst) if loss.burst.is_integer() else loss.burst
-    return entry
 
 
 def _corrupt(corrupt: CorruptConfig) -> str | dict[str, str]:

@@ -6,12 +6,13 @@ says what the field does, and the `description` of its type which values are acc
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
 
 from dataplane.config.scalars import SchemaError
+from shaping.loss_model import Chain, chain_of
 from shaping.overhead import ETHERNET_HEADER, KEYWORDS, VLAN, Overhead, overhead_of
 from shaping.policy.scalars import (
     HoldTime,
@@ -82,6 +83,26 @@ class LossConfig(_Strict):
         "to_bad": ("to_bad", "to_good", "bad", "good"),
         "p13": ("p13", "p31", "p32", "p23", "p14"),
     }
+
+    @property
+    def entry(self) -> str | dict[str, Any]:
+        """The setting in the form of an Impairment's argument."""
+        given = {
+            name: value
+            for name in self.MODELS[self.model]
+            if (value := getattr(self, name)) is not None
+        }
+        if list(given) == ["share"]:
+            return str(self.share)
+        entry: dict[str, Any] = {name: str(value) for name, value in given.items()}
+        if self.burst is not None:
+            entry["burst"] = int(self.burst) if self.burst.is_integer() else self.burst
+        return entry
+
+    @property
+    def chain(self) -> Chain:
+        """What it does to packets."""
+        return chain_of("loss", self.entry) or Chain((0.0,), ((1.0,),))
 
     @property
     def model(self) -> str:

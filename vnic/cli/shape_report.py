@@ -7,7 +7,6 @@ from typing import Any
 
 from shaping.policy.compile import LINE_NAME, NAME, chain_of_place, element_name
 from shaping.policy.load import convert_policy
-from shaping.policy.losses import chain_of
 from shaping.policy.network import Network
 from shaping.policy.places import Line, plan_of
 from vnic.cli.common import plural
@@ -75,7 +74,7 @@ def measured(
 def _judge_loss(line: Line, packets: int, lost: int) -> list[str]:
     """A loss outside of the bounds that its model allows with a probability of 1 - 10^-6."""
     assert line.loss is not None
-    chain = chain_of(line.loss)
+    chain = line.loss.chain
     burst = max(chain.mean_burst, 1.0)
     if math.isinf(burst):
         bound = 1.0
