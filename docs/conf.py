@@ -18,6 +18,7 @@ include_patterns = [
     "bench/README.md",
     "dataplane/README.md",
     "examples/README.md",
+    "examples/shaping/README.md",
     "shaping/README.md",
     "vnic/README.md",
 ]
