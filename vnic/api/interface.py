@@ -46,8 +46,9 @@ method Undo(dry: ?bool) -> (changes: []object)
 
 # Makes an object in the form of a policy file the network's policy of shaping (null: none), and
 # returns the changes, as Apply does. for_ms: after how many milliseconds it ends by itself (null:
-# never). dry: only returns what would change. For the instance's owner.
-method Shape(policy: ?object, for_ms: ?int, dry: ?bool) -> (changes: []object)
+# never, or with keeps_end when the policy before was to end). dry: only returns what would change.
+# For the instance's owner.
+method Shape(policy: ?object, for_ms: ?int, keeps_end: ?bool, dry: ?bool) -> (changes: []object)
 
 # Gives a policy that ends by itself this many milliseconds more, from now on. For the instance's
 # owner.

@@ -158,7 +158,7 @@ def apply(
     policy = load_policy(file)
     lease_ns = int(LEASE_S * 1e9) if command else for_ns
     with connect(instance) as client:
-        _refuse(policy, _network(client.call("GetConfig")["config"]))
+        _refuse(policy, client.call("GetConfig")["config"])
         changes = _send(client, policy_data(policy), lease_ns, dry=dry)
         _report(file, changes, dry, as_json)
         if command and not dry:
@@ -254,8 +254,8 @@ def set_line(
         entry = {name: value for name, value in entry.items() if value is not None}
         data["links"] = {**lines, **({line: entry} if entry else {})}
         policy = convert_policy(data)
-        _refuse(policy, _network(running))
-        changes = _send(client, policy_data(policy), for_ns, dry=dry)
+        _refuse(policy, running)
+        changes = _send(client, policy_data(policy), for_ns, keeps_end=True, dry=dry)
     _report(line, changes, dry, as_json)
 
 
@@ -331,12 +331,12 @@ def _network(config: dict[str, Any]) -> Network:
     return Network({name: nic["mac"] for name, nic in config["nics"].items()}, links)
 
 
-def _refuse(policy: Policy, network: Network) -> None:
+def _refuse(policy: Policy, running: dict[str, Any]) -> None:
     """Raises ConfigError for a policy that cannot be applied; prints warnings."""
     from dataplane.errors import ConfigError
     from shaping.policy.check import check_policy
 
-    found = check_policy(policy, network)
+    found = check_policy(policy, _network(running), running["pool"]["small"])
     for finding in found:
         if finding.kind == "error":
             raise ConfigError(": ".join(each for each in (finding.where, finding.text) if each))
@@ -348,11 +348,12 @@ def _print_findings(findings: list[Finding], *, err: bool = False) -> None:
         click.echo(str(finding), err=err)
 
 
-def _send(client: Client, policy: Any, lease_ns: int | None, *, dry: bool) -> list[dict[str, Any]]:
+def _send(
+    client: Client, policy: Any, lease_ns: int | None, *, keeps_end: bool = False, dry: bool
+) -> list[dict[str, Any]]:
     for_ms = None if lease_ns is None else max(lease_ns // 1_000_000, 1)
-    changes: list[dict[str, Any]] = client.call("Shape", policy=policy, for_ms=for_ms, dry=dry)[
-        "changes"
-    ]
+    answer = client.call("Shape", policy=policy, for_ms=for_ms, keeps_end=keeps_end, dry=dry)
+    changes: list[dict[str, Any]] = answer["changes"]
     return changes
 
 

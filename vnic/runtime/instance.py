@@ -72,6 +72,7 @@ class Undo(Parameters):
 class Shape(Parameters):
     policy: dict[str, Any] | None = None
     for_ms: Annotated[int, msgspec.Meta(ge=1, le=LEASE_MOST_MS)] | None = None
+    keeps_end: bool = False
     dry: bool = False
 
 
@@ -264,7 +265,13 @@ class Instance:
 
     async def _shape(self, parameters: Shape, caller: Caller) -> dict[str, Any]:
         for_ns = None if parameters.for_ms is None else parameters.for_ms * 1_000_000
-        work = partial(self._runtime.shape, parameters.policy, for_ns, dry=parameters.dry)
+        work = partial(
+            self._runtime.shape,
+            parameters.policy,
+            for_ns,
+            keeps_end=parameters.keeps_end,
+            dry=parameters.dry,
+        )
         return _changes(await self._runtime.aside(work))
 
     def _renew_shape(self, parameters: RenewShape, caller: Caller) -> dict[str, Any]:

@@ -473,16 +473,24 @@ class Runtime:
 
     # -- the policy of shaping: see vnic.config.shape ----------------------------------------------
 
-    def shape(self, policy: Any, for_ns: int | None = None, *, dry: bool = False) -> list[Change]:
+    def shape(
+        self,
+        policy: Any,
+        for_ns: int | None = None,
+        *,
+        keeps_end: bool = False,
+        dry: bool = False,
+    ) -> list[Change]:
         """Makes `policy` (plain data, see shaping.policy; None: none) the policy of the running
-        network, as `apply` does. for_ns: how long it stays; None: as long as the network. Raises
-        VnicError, and then nothing has changed."""
+        network, as `apply` does. for_ns: how long it stays; None: as long as the network, or with
+        keeps_end as long as the policy before. Raises VnicError, and then nothing has changed."""
         with self.lock:
             wanted = own_config(self.config)
             # the others are in the running network only, see `prepared`
             wanted.nics = {name: nic for name, nic in wanted.nics.items() if not nic.passed}
             set_policy(wanted, policy)
-            wanted.shape_until_ns = None
+            if policy is None or not keeps_end:
+                wanted.shape_until_ns = None
             if policy is not None and for_ns is not None:
                 wanted.shape_until_ns = shape_clock_ns() + for_ns
         return self.compare(wanted) if dry else self.apply(wanted)
