@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -153,7 +154,7 @@ def test_a_killed_command_takes_its_policy_along(shaped):
     process = while_running(shaped, "sleep", "60")
     try:
         poll(lambda: len(shaped.lines()) == 2, "the policy is applied")
-        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(process.pid, signal.SIGKILL)
         process.wait(60)
         poll(lambda: shaped.lines() == [], "the policy ends")
