@@ -128,8 +128,8 @@ cdef class Impairment(Element):
                  db: {netns: /run/netns/db}
 
     The random numbers of each setting depend on the seed, the element's name and the number of the
-    packet on the wire alone (loss_chain.pxd), so the same packets are lost with and
-    without GSO, in batches of any size, on any engine, and after an upgrade.
+    packet on the wire alone (loss_chain.pxd), so the same packets are lost with and without GSO, in
+    batches of any size, on any engine, and after an upgrade.
     """
 
     DROP_REASONS = ("loss", "line_full", "no_buffer", "released")
@@ -254,7 +254,7 @@ cdef class Impairment(Element):
         """Cuts the segments to which something happens out of a GSO frame; what lies between them
         stays whole."""
         cdef Packet *p = &ctx.packets[index]
-        cdef uint32_t payload = p.length - p.header_length, done = 0, before, run, lost
+        cdef uint32_t payload = p.length - p.header_length, done = 0, before, run, lost, went
         cdef bint hit
         cdef Batch piece
         self.counters.extra[SPLIT] += 1
@@ -268,9 +268,10 @@ cdef class Impairment(Element):
             lost = segment(ctx, index, run, &done, &piece, 1)
             self.counters.generated += piece.count + lost
             self.counters.drops[NO_BUFFER] += lost
+            went = (done - before + p.gso_size - 1) // p.gso_size
             if lost or done == before:
                 # there is no memory: what would have happened to the lost segments is skipped
-                self.skip_to(self.position + (done - before + p.gso_size - 1) // p.gso_size)
+                self.skip_to(self.position + went)
                 if piece.count:
                     self.deliver(ctx, piece.index[0], out)
                 if done == before:
@@ -278,7 +279,7 @@ cdef class Impairment(Element):
             elif hit:
                 self.happen(ctx, piece.index[0], out)
             else:
-                self.position += (done - before + p.gso_size - 1) // p.gso_size
+                self.position += went
                 self.deliver(ctx, piece.index[0], out)
             if self.position >= self.next_at:
                 self.find_next(ctx, out)

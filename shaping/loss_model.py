@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 
 from dataplane.config.convert import shown
 from dataplane.errors import ConfigError
@@ -30,7 +31,7 @@ class Chain:
     loss: tuple[float, ...]
     moves: tuple[tuple[float, ...], ...]
 
-    @property
+    @cached_property
     def long_run(self) -> tuple[float, ...]:
         """By state, the share of packets for which the chain is in it, in the long run."""
         size = range(len(self.loss))

@@ -13,17 +13,11 @@ import pytest
 
 from tests.support.containers import Container
 from tests.test_command import TREE, VNIC, environment, ping, vnic  # noqa: F401 - a fixture
-from tests.test_supervisor import conserved, kill_worker
+from tests.test_handlers_traffic import until
+from tests.test_supervisor import kill_worker
+from tests.test_watching import running
 
 POLICY = "version: 1\nlinks:\n  a <-> b: {rtt: 60ms}\n"
-
-
-def poll(condition, what, seconds=60.0):
-    """Waits until `condition` holds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds} s: {what}"
-        time.sleep(0.02)
 
 
 class Shaped:
@@ -33,12 +27,6 @@ class Shaped:
         self.environment, self.a, self.b = environment, a, b
         self.policy = directory / "slow.yaml"
         self.policy.write_text(POLICY)
-        self.file = directory / "net.yaml"
-        nics = {
-            name: {"pid": each.pid, "interface": "eth0", "addresses": [f"10.99.0.{n}/24"]}
-            for n, (name, each) in enumerate((("a", a), ("b", b)), 1)
-        }
-        self.file.write_text(json.dumps({"nics": nics}))
 
     def shape(self, *words, status=0):
         return vnic(self.environment, "shape", *words, status=status)
@@ -59,15 +47,13 @@ class Shaped:
 @pytest.fixture
 def shaped(environment, tmp_path, leak_check):  # noqa: F811
     with Container() as a, Container() as b:
-        made = Shaped(environment, tmp_path, a, b)
-        vnic(environment, "up", "-d", str(made.file))
-        try:
+        nics = {
+            name: {"pid": each.pid, "interface": "eth0", "addresses": [f"10.99.0.{n}/24"]}
+            for n, (name, each) in enumerate((("a", a), ("b", b)), 1)
+        }
+        with running(environment, tmp_path, nics):
             ping(a, "10.99.0.2")
-            yield made
-            assert conserved(environment)
-        finally:
-            with suppress(AssertionError):
-                vnic(environment, "down")
+            yield Shaped(environment, tmp_path, a, b)
 
 
 def test_a_policy_is_applied_shown_and_cleared(shaped):
@@ -116,7 +102,7 @@ def test_a_policy_ends_by_itself_also_after_a_crash(shaped):
     kill_worker(shaped.environment)
     lines = shaped.lines()  # the new worker has the policy, and its end
     assert len(lines) == 2 or time.monotonic() - begin >= lasts_s
-    poll(lambda: shaped.lines() == [], "the policy ends", 60)
+    until(lambda: shaped.lines() == [])
     assert time.monotonic() - begin >= lasts_s
     assert shaped.elements() == [] and shaped.rtt_ms() < 30
 
@@ -153,11 +139,11 @@ def test_a_killed_command_takes_its_policy_along(shaped):
     children: list[str] = []
     process = while_running(shaped, "sleep", "60")
     try:
-        poll(lambda: len(shaped.lines()) == 2, "the policy is applied")
+        until(lambda: len(shaped.lines()) == 2)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(process.pid, signal.SIGKILL)
         process.wait(60)
-        poll(lambda: shaped.lines() == [], "the policy ends")
+        until(lambda: shaped.lines() == [])
         assert shaped.elements() == []
     finally:
         process.kill()

@@ -18,8 +18,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any, NamedTuple
 
-from dataplane.errors import ConfigError
 from dataplane.units import format_time
+from shaping.policy.findings import refuse
 from shaping.policy.keys import ANY
 from shaping.policy.load import Policy
 from shaping.policy.network import Network
@@ -58,9 +58,7 @@ def compile_policy(policy: Policy, network: Network) -> dict[Chain, list[Element
     """The elements of each chain, in the order in which packets pass them. Raises ConfigError for
     the first error that `check_policy` finds in the policy itself."""
     plan = plan_of(policy, network)
-    for finding in plan.findings:
-        if finding.kind == "error":
-            raise ConfigError(": ".join(each for each in (finding.where, finding.text) if each))
+    refuse(plan.findings)
     return compile_plan(plan, network, policy.seed)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
+
+from dataplane.errors import ConfigError
 
 Kind = Literal["error", "warning", "note"]
 
@@ -21,3 +24,10 @@ class Finding(NamedTuple):
 
     def __str__(self) -> str:
         return ": ".join(part for part in (self.where, self.kind, self.text) if part)
+
+
+def refuse(findings: Iterable[Finding]) -> None:
+    """Raises ConfigError for the first error among the findings."""
+    for finding in findings:
+        if finding.kind == "error":
+            raise ConfigError(": ".join(each for each in (finding.where, finding.text) if each))

@@ -320,26 +320,19 @@ def presets(name: str | None, as_json: bool) -> None:
 
 def _network(config: dict[str, Any]) -> Network:
     """The names of a running network, from its configuration."""
-    from shaping.policy.network import Network
+    from vnic.config.convert import convert_config
+    from vnic.config.shape import network_of
 
-    links = {}
-    for link in config.get("links", []):
-        if not isinstance(link, dict):
-            continue  # a one-way link
-        first, _, second = link["link"].partition(" -- ")
-        links[link.get("name", f"{first}--{second}")] = (first, second)
-    return Network({name: nic["mac"] for name, nic in config["nics"].items()}, links)
+    return network_of(convert_config({**config, "shape": None}, contained=False))
 
 
 def _refuse(policy: Policy, running: dict[str, Any]) -> None:
     """Raises ConfigError for a policy that cannot be applied; prints warnings."""
-    from dataplane.errors import ConfigError
     from shaping.policy.check import check_policy
+    from shaping.policy.findings import refuse
 
     found = check_policy(policy, _network(running), running["pool"]["small"])
-    for finding in found:
-        if finding.kind == "error":
-            raise ConfigError(": ".join(each for each in (finding.where, finding.text) if each))
+    refuse(found)
     _print_findings([each for each in found if each.kind == "warning"], err=True)
 
 

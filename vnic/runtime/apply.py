@@ -46,6 +46,9 @@ class Change:
     fields: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     remade: bool = False
 
+    def __str__(self) -> str:
+        return f"{self.action} {self.kind} {self.name}"
+
     def as_dict(self) -> dict[str, Any]:
         """The change in the form of the control API."""
         fields = [

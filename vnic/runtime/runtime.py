@@ -546,9 +546,7 @@ class Runtime:
                         applying.run()
                         self.emit(
                             "applied",
-                            changes=[
-                                f"{each.action} {each.kind} {each.name}" for each in changes[:32]
-                            ],
+                            changes=[str(each) for each in changes[:32]],
                         )
                     return before, changes
             finally:

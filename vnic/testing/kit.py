@@ -27,9 +27,14 @@ UNACCOUNTED = (
 )
 
 
+def _is_yaml(text: str) -> bool:
+    """Whether it is YAML text, and not a path."""
+    return "\n" in text or ":" in text
+
+
 def config_of(config: Configuration) -> Config:
     """A configuration from YAML text, the path of a YAML file, or as it is."""
-    if isinstance(config, str) and ("\n" in config or ":" in config):
+    if isinstance(config, str) and _is_yaml(config):
         return parse_config(config, "<test>", os.getcwd(), contained=False)
     return config if isinstance(config, Config) else load_config(config, contained=False)
 
@@ -38,7 +43,7 @@ def policy_of(policy: Shaping) -> dict[str, Any] | None:
     """A policy as plain data, from YAML text, the path of a YAML file, or as it is."""
     if policy is None or isinstance(policy, dict):
         return policy
-    if isinstance(policy, str) and ("\n" in policy or ":" in policy):
+    if isinstance(policy, str) and _is_yaml(policy):
         found = parse_policy(policy, "<test>")
     else:
         found = load_policy(policy)

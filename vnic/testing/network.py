@@ -59,7 +59,7 @@ class VirtualNetwork(AnyNetwork):
         finally:
             self._time = VirtualTime(self._runtime.engines)
         self._changed(wanted)
-        return [f"{change.action} {change.kind} {change.name}" for change in changes]
+        return [str(change) for change in changes]
 
     def shape(self, policy: Shaping) -> list[str]:
         """Makes `policy` (YAML text, the path of a YAML file, or plain data; None: none) the policy
@@ -70,7 +70,7 @@ class VirtualNetwork(AnyNetwork):
             changes = self._runtime.shape(policy_of(policy))
         finally:
             self._time = VirtualTime(self._runtime.engines)
-        return [f"{change.action} {change.kind} {change.name}" for change in changes]
+        return [str(change) for change in changes]
 
     @property
     def now_ns(self) -> int:
