@@ -10,8 +10,8 @@ from dataplane.packet.queue cimport queue_head, queue_indices, queue_length, que
 from dataplane.vatomic cimport vnic_check
 from shaping.framing cimport Load, framed_bytes, packet_load
 from shaping.pool_share cimport PoolShare, share_count, share_is_full, share_room
-from shaping.virtual_clock cimport (BYTE_COST, clock_charge, clock_due_ns, clock_is_due,
-                                    clock_is_possible, clock_limit_credit, clock_set_rate)
+from shaping.virtual_clock cimport (BYTE_COST, clock_charge, clock_due_ns, clock_end_idle,
+                                    clock_is_due, clock_is_possible, clock_set_rate)
 
 from dataplane.errors import ConfigError, VnicError
 from dataplane.graph.handlers import Handler
@@ -21,9 +21,6 @@ from shaping.settings import (nanoseconds_of, rate_of, rate_text, time_or_size_o
                               time_or_size_text)
 
 QUANTUM_NS = 1_000_000           # GSO frames that take longer are split
-
-cdef enum:
-    CATCH_UP_NS = 100000000      # bound on an engine's lateness that later packets may make up
 
 # DROP_REASONS
 cdef enum:
@@ -257,17 +254,8 @@ cdef class Shaper(Element):
 
     @cython.final
     cdef void end_idle(self, uint64_t now_ns) noexcept nogil:
-        """Called for a packet that finds the queue empty: limits the credit for the idle time to
-        the burst."""
-        cdef uint64_t credit_ns = self.burst_ns, late_ns, idle_ns = now_ns - self.emptied_ns
-        # Except that a late engine may have emptied the queue: the senders of its packets (TCP
-        # waits for acknowledgements) would have sent more in time. They get the lateness as credit,
-        # less the time that they let pass since.
-        if self.emptied_ns > clock_due_ns(&self.clock):
-            late_ns = min(self.emptied_ns - clock_due_ns(&self.clock), <uint64_t>CATCH_UP_NS)
-            if late_ns > idle_ns and late_ns - idle_ns > credit_ns:
-                credit_ns = late_ns - idle_ns
-        clock_limit_credit(&self.clock, now_ns, credit_ns)
+        """Called for a packet that finds the queue empty."""
+        clock_end_idle(&self.clock, now_ns, self.emptied_ns, self.burst_ns)
 
     @cython.final
     cdef void count_held(self, Context *ctx, uint32_t index, int sign) noexcept nogil:

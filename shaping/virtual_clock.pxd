@@ -16,8 +16,11 @@ cdef struct VirtualClock:
 cdef extern from *:
     """
     #define VNIC_BYTE_COST 8000000000ULL
+    #define VNIC_CATCH_UP_NS 100000000ULL
     """
     const uint64_t BYTE_COST "VNIC_BYTE_COST"
+    # bound on an engine's lateness that later packets may make up
+    const uint64_t CATCH_UP_NS "VNIC_CATCH_UP_NS"
 
 cdef inline bint clock_is_due(const VirtualClock *clock, uint64_t now_ns) noexcept nogil:
     """Whether a packet may leave: never early, not by a fraction of a nanosecond."""
@@ -39,6 +42,23 @@ cdef inline void clock_limit_credit(VirtualClock *clock, uint64_t now_ns,
 cdef inline uint64_t clock_due_ns(const VirtualClock *clock) noexcept nogil:
     """The first whole nanosecond at which a packet may leave."""
     return clock.next_ns + (1 if clock.remainder else 0)
+
+cdef inline void clock_end_idle(VirtualClock *clock, uint64_t now_ns, uint64_t emptied_ns,
+                                uint64_t burst_ns) noexcept nogil:
+    """Called for a packet that finds nothing waiting, after the last one left at `emptied_ns`:
+    limits the credit for the idle time to the burst.
+
+    Except that a late engine may have sent that last one: the senders of its packets (TCP waits for
+    acknowledgements) would have sent more in time. They get the lateness as credit, less the time
+    that they let pass since.
+    """
+    cdef uint64_t credit_ns = burst_ns, due_ns = clock_due_ns(clock)
+    cdef uint64_t late_ns, idle_ns = now_ns - emptied_ns
+    if emptied_ns > due_ns:
+        late_ns = min(emptied_ns - due_ns, CATCH_UP_NS)
+        if late_ns > idle_ns and late_ns - idle_ns > credit_ns:
+            credit_ns = late_ns - idle_ns
+    clock_limit_credit(clock, now_ns, credit_ns)
 
 cdef inline void clock_set_rate(VirtualClock *clock, uint64_t now_ns, uint64_t old_bps,
                                 uint64_t new_bps, uint64_t credit_ns) noexcept nogil:

@@ -1,0 +1,295 @@
+"""The classes of a Scheduler as users write them: a tree of mappings to a list of `ClassSetting`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from dataplane.config.convert import did_you_mean, shown
+from dataplane.errors import ConfigError
+from dataplane.units import format_rate
+from shaping.settings import (
+    nanoseconds_of,
+    packets_of,
+    rate_of,
+    time_or_size_of,
+)
+
+CLASSES_MOST = 4096
+DEPTH_MOST = 8
+PRIORITIES, PRIORITY_DEFAULT = 8, 4
+WEIGHT_MOST = 10_000
+MARK_MOST = 65_535
+FLOWS_MOST = 65_536
+QUANTUM_LEAST, QUANTUM_MOST = 64, 65_536
+FULL_FRAME = 1514
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}", re.ASCII)
+
+TARGET_NS, INTERVAL_NS = 5_000_000, 100_000_000
+TARGET_MOST_NS = 10**12
+DISCIPLINES = ("fifo", "codel", "fq", "fq_codel")
+_TREE_KEYS = ("rate", "default", "tree")
+_CLASS_KEYS = ("guarantee", "ceiling", "weight", "priority", "latency", "mark", "queue", "tree")
+_QUEUE_KEYS = ("discipline", "target", "interval", "ecn", "flows", "quantum", "time", "size",
+               "packets")  # fmt: skip
+_CODEL_KEYS, _FAIR_KEYS = ("target", "interval", "ecn"), ("flows", "quantum")
+
+
+class QueueSettings(NamedTuple):
+    """How packets of a leaf wait. limit_ns: as time at the ceiling; of the limits, one is set.
+    target_ns: None: 5 ms, or longer at a rate at which a frame takes longer."""
+
+    discipline: str
+    target_ns: int | None = None
+    interval_ns: int | None = None
+    ecn: bool = True
+    flows: int = 1024
+    quantum: int = FULL_FRAME
+    limit_ns: int | None = None
+    limit_bytes: int | None = None
+    limit_packets: int | None = None
+
+    @property
+    def aqm(self) -> bool:
+        return self.discipline in ("codel", "fq_codel")
+
+    @property
+    def fair(self) -> bool:
+        return self.discipline in ("fq", "fq_codel")
+
+    def codel_ns(self, rate_bps: int) -> tuple[int, int]:
+        """Target and interval of CoDel at a rate in bit/s (0: none). At a low rate the target is
+        the time of 1.5 full frames, since one that is being sent makes the next one wait."""
+        least = FULL_FRAME * 8 * 3 * 10**9 // (2 * rate_bps) if rate_bps else 0
+        target = max(TARGET_NS, least) if self.target_ns is None else self.target_ns
+        interval = self.interval_ns
+        if interval is None:
+            interval = max(INTERVAL_NS, 2 * target)
+        return target, interval
+
+    def limits(self, rate_bps: int) -> tuple[int, int]:
+        """Bounds on bytes and on packets at a rate in bit/s (0: none)."""
+        size = packets = 1 << 62
+        if self.limit_packets is not None:
+            packets = self.limit_packets
+        elif self.limit_bytes is not None:
+            size = self.limit_bytes
+        elif rate_bps:
+            size = min(rate_bps * (self.limit_ns or 0) // (8 * 10**9), size)
+        return size, packets
+
+
+class ClassSetting(NamedTuple):
+    """One class. parent: index in the list; of the root -1. ceiling_bps: its own, 0: none.
+    effective_bps: the least ceiling of it and its ancestors; 0: none. queue: None in an inner
+    class. mark: of packets for this leaf; None: none have it."""
+
+    path: str
+    parent: int
+    guarantee_bps: int = 0
+    ceiling_bps: int = 0
+    effective_bps: int = 0
+    weight: int = 1
+    priority: int = PRIORITY_DEFAULT
+    latency_ns: int = 0
+    mark: int | None = None
+    queue: QueueSettings | None = None
+
+
+class TreeSetting(NamedTuple):
+    """classes: parents before their children; [0] is the root. default: index of the leaf for
+    packets that no other leaf has."""
+
+    classes: list[ClassSetting]
+    default: int
+
+
+def read_tree(name: str, data: Any) -> TreeSetting:
+    """The classes of `classes`, as Scheduler documents it. name: for errors. Raises ConfigError."""
+    fields = _mapping(name, data, _TREE_KEYS, "{rate: 10mbit, default: rest, tree: {rest: {}}}")
+    rate = rate_of(f"{name}: rate", fields.get("rate"))
+    found = [ClassSetting("", -1, ceiling_bps=rate, effective_bps=rate)]
+    _children(name, fields.get("tree"), 0, 1, found)
+    found = _with_sums(name, found)
+    return TreeSetting(found, _default(name, fields.get("default"), found))
+
+
+def _default(name: str, default: Any, found: list[ClassSetting]) -> int:
+    leaves = {each.path: number for number, each in enumerate(found) if each.queue is not None}
+    if default is None:
+        raise ConfigError(
+            f"{name}: has no default: expected the class of packets that no other class has, such "
+            f"as default: {next(iter(leaves))}"
+        )
+    if default not in leaves:
+        raise ConfigError(
+            f"{name}: default {shown(default)}: there is no such class without classes of its "
+            f"own; {did_you_mean(str(default), list(leaves)[:64])}"
+        )
+    return leaves[default]
+
+
+def _mapping(name: str, data: Any, known: tuple[str, ...], example: str) -> Mapping[str, Any]:
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{name}: {shown(data)}: expected a mapping such as {example}")
+    for key in data:
+        if key not in known:
+            raise ConfigError(f"{name}: unknown key {shown(key)}; {did_you_mean(str(key), known)}")
+    return data
+
+
+def _children(
+    name: str, data: Any, parent: int, depth: int, found: list[ClassSetting]
+) -> None:
+    if not isinstance(data, Mapping) or not data:
+        what = f"tree {shown(data)}" if data is not None else "has no tree"
+        raise ConfigError(f"{name}: {what}: expected classes such as {{gold: {{}}, rest: {{}}}}")
+    if depth > DEPTH_MOST:
+        raise ConfigError(f"{name}: more than {DEPTH_MOST} levels: expected fewer")
+    for key, each in data.items():
+        if not isinstance(key, str) or not NAME.fullmatch(key):
+            raise ConfigError(
+                f"{name}: class {shown(key)}: expected a name of letters, digits, '_', '.' and "
+                "'-', at most 32"
+            )
+        if len(found) > CLASSES_MOST:
+            raise ConfigError(f"{name}: more than {CLASSES_MOST} classes: expected fewer")
+        above = found[parent]
+        path = f"{above.path}/{key}" if above.path else key
+        _read_class(f"{name}: {path}", {} if each is None else each, path, parent, depth, found)
+
+
+def _read_class(
+    name: str, data: Any, path: str, parent: int, depth: int, found: list[ClassSetting]
+) -> None:
+    fields = _mapping(name, data, _CLASS_KEYS, "{guarantee: 2mbit, weight: 3}")
+    above = found[parent]
+    guarantee = rate_of(f"{name}: guarantee", fields.get("guarantee"))
+    ceiling = rate_of(f"{name}: ceiling", fields.get("ceiling"))
+    if ceiling and guarantee > ceiling:
+        raise ConfigError(
+            f"{name}: guarantee {fields['guarantee']} is more than ceiling {fields['ceiling']}"
+        )
+    latency = nanoseconds_of(name, "latency", fields.get("latency", 0))
+    if latency and not guarantee:
+        raise ConfigError(f"{name}: latency without guarantee: expected guarantee, such as 2mbit")
+    if latency > TARGET_MOST_NS:
+        raise ConfigError(f"{name}: latency {fields['latency']}: expected at most 1000s")
+    effective = above.effective_bps
+    if ceiling and (not effective or ceiling < effective):
+        effective = ceiling
+    else:
+        ceiling = 0  # it never decides
+    inner = "tree" in fields
+    if latency and inner:
+        raise ConfigError(f"{name}: has latency and tree: expected latency in a class of its tree")
+    if inner and ("queue" in fields or "mark" in fields):
+        what = "queue" if "queue" in fields else "mark"
+        raise ConfigError(f"{name}: has {what} and tree: packets wait in the classes of its tree")
+    number = len(found)
+    found.append(
+        ClassSetting(
+            path, parent, guarantee, ceiling, effective,
+            _whole(name, "weight", fields.get("weight", 1), 1, WEIGHT_MOST),
+            _whole(name, "priority", fields.get("priority", PRIORITY_DEFAULT), 0, PRIORITIES - 1),
+            latency,
+            None if "mark" not in fields else _whole(name, "mark", fields["mark"], 0, MARK_MOST),
+            None if inner else queue_settings(name, fields.get("queue", "fifo")),
+        )
+    )  # fmt: skip
+    if inner:
+        _children(name.rsplit(":", 1)[0], fields["tree"], number, depth + 1, found)
+
+
+def _whole(name: str, what: str, value: Any, least: int, most: int) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise ConfigError(f"{name}: {what} {shown(value)}: expected a number, {least} to {most}")
+    return value
+
+
+def _with_sums(name: str, found: list[ClassSetting]) -> list[ClassSetting]:
+    """The classes, those without a guarantee of their own guaranteed what their classes are
+    together. Raises ConfigError where classes are guaranteed more than there is."""
+    sums = [0] * len(found)
+    done = list(found)
+    for number in range(len(found) - 1, -1, -1):
+        each, total = found[number], sums[number]
+        given = each.effective_bps if number == 0 else each.guarantee_bps
+        if number and not given:
+            given = total
+            if each.effective_bps and total > each.effective_bps:
+                given = each.effective_bps
+            done[number] = each._replace(guarantee_bps=given)
+        if given and total > given:
+            what = f"{each.path}: its" if each.path else "a"
+            raise ConfigError(
+                f"{name}: {what} rate of {format_rate(given)} is less than the "
+                f"{format_rate(total)} that its classes are guaranteed together: lower them"
+            )
+        if number:
+            sums[each.parent] += done[number].guarantee_bps
+    return done
+
+
+def queue_settings(name: str, data: Any) -> QueueSettings:
+    """The `queue` of a class. Raises ConfigError."""
+    fields = {"discipline": data} if isinstance(data, str) else data
+    fields = _mapping(f"{name}: queue", fields, _QUEUE_KEYS, "{discipline: fq_codel}")
+    discipline = fields.get("discipline", "fifo")
+    if discipline not in DISCIPLINES:
+        raise ConfigError(
+            f"{name}: queue {shown(discipline)}: unknown; "
+            f"{did_you_mean(str(discipline), DISCIPLINES)}"
+        )
+    found = QueueSettings(discipline)
+    for keys, used, kind in ((_CODEL_KEYS, found.aqm, "codel"), (_FAIR_KEYS, found.fair, "fq")):
+        for key in keys:
+            if key in fields and not used:
+                raise ConfigError(
+                    f"{name}: queue: {key} has no effect on {discipline}: expected {kind} or "
+                    "fq_codel, or no such key"
+                )
+    times = {key: _time(name, key, fields.get(key)) for key in ("target", "interval")}
+    ecn = fields.get("ecn", True)
+    if type(ecn) is not bool:
+        raise ConfigError(f"{name}: queue: ecn {shown(ecn)}: expected yes or no")
+    flows = _whole(name, "queue: flows", fields.get("flows", found.flows), 1, FLOWS_MOST)
+    if flows & (flows - 1):
+        raise ConfigError(f"{name}: queue: flows {flows}: expected a power of 2, such as 1024")
+    quantum = _whole(
+        name, "queue: quantum", fields.get("quantum", FULL_FRAME), QUANTUM_LEAST, QUANTUM_MOST
+    )
+    return found._replace(
+        target_ns=times["target"], interval_ns=times["interval"], ecn=ecn,
+        flows=flows if found.fair else 1, quantum=quantum, **_limit(name, discipline, fields),
+    )  # fmt: skip
+
+
+def _time(name: str, key: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    found = nanoseconds_of(name, f"queue: {key}", value)
+    if not 1000 <= found <= TARGET_MOST_NS:
+        raise ConfigError(f"{name}: queue: {key} {shown(value)}: expected 1us to 1000s")
+    return found
+
+
+def _limit(name: str, discipline: str, fields: Mapping[str, Any]) -> dict[str, int | None]:
+    given = {key: fields[key] for key in ("time", "size", "packets") if key in fields}
+    if len(given) > 1:
+        raise ConfigError(f"{name}: queue: has {' and '.join(given)}: expected one of them")
+    if "packets" in given:
+        return {"limit_packets": packets_of(name, given)}
+    if given:
+        key, value = given.popitem()
+        limit_ns, size = time_or_size_of(name, f"queue: {key}", value)
+        if (size is None) != (key == "time"):
+            raise ConfigError(
+                f"{name}: queue: {key} {shown(value)}: expected a {key} such as "
+                f"{'100ms' if key == 'time' else '64kb'}"
+            )
+        return {"limit_ns": limit_ns, "limit_bytes": size}
+    # what Linux' disciplines of these names have
+    packets = {"codel": 1000, "fq": 10_240, "fq_codel": 10_240}.get(discipline)
+    return {"limit_packets": packets} if packets else {"limit_ns": 100_000_000}
