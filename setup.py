@@ -64,6 +64,7 @@ MODULES = [
     "dataplane.wire.headers",
     "dataplane.wire.rewrite",
     "shaping.class_queue",
+    "shaping.class_tree",
     "shaping.delay_line",
     "shaping.impairment",
     "shaping.framing",

@@ -1,4 +1,4 @@
-"""A binary heap of classes by key, for Scheduler: the least key first, equal keys in any order.
+"""A binary heap of classes by key, for Scheduler: the least key first, of equal ones the first class.
 
 Keys are compared modulo 2^64, so that ever-growing ones never end; those in one heap must be within
 2^63 of each other. A class knows its place, so that it can be moved and removed.
@@ -18,14 +18,15 @@ cdef inline void _put(ClassHeap *heap, uint32_t at, HeapEntry entry) noexcept no
     heap.entries[at] = entry
     entry.place[0] = at + 1
 
-cdef inline bint _before(uint64_t a, uint64_t b) noexcept nogil:
-    return <int64_t>(a - b) < 0
+cdef inline bint _before(const HeapEntry *a, const HeapEntry *b) noexcept nogil:
+    cdef int64_t ahead = <int64_t>(a.key - b.key)
+    return ahead < 0 or (ahead == 0 and a.which < b.which)
 
 cdef inline void _rise(ClassHeap *heap, uint32_t at, HeapEntry entry) noexcept nogil:
     cdef uint32_t above
     while at > 0:
         above = (at - 1) // 2
-        if not _before(entry.key, heap.entries[above].key):
+        if not _before(&entry, &heap.entries[above]):
             break
         _put(heap, at, heap.entries[above])
         at = above
@@ -37,9 +38,9 @@ cdef inline void _sink(ClassHeap *heap, uint32_t at, HeapEntry entry) noexcept n
         below = 2 * at + 1
         if below >= heap.count:
             break
-        if below + 1 < heap.count and _before(heap.entries[below + 1].key, heap.entries[below].key):
+        if below + 1 < heap.count and _before(&heap.entries[below + 1], &heap.entries[below]):
             below += 1
-        if not _before(heap.entries[below].key, entry.key):
+        if not _before(&heap.entries[below], &entry):
             break
         _put(heap, at, heap.entries[below])
         at = below
@@ -64,7 +65,7 @@ cdef inline void heap_remove(ClassHeap *heap, uint32_t *place) noexcept nogil:
     if at == heap.count:
         return
     last = heap.entries[heap.count]
-    if at > 0 and _before(last.key, heap.entries[(at - 1) // 2].key):
+    if at > 0 and _before(&last, &heap.entries[(at - 1) // 2]):
         _rise(heap, at, last)
     else:
         _sink(heap, at, last)

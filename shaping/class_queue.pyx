@@ -79,6 +79,7 @@ cdef void append(ClassQueue *queue, Flow *flow, Outlet *outlet, uint32_t index,
     cdef Packet *p = &outlet.ctx.packets[index]
     if flow.packets == 0:
         flow.head = index
+        codel_empty(&flow.codel)             # the line found it empty since
     else:
         outlet.ctx.packets[flow.tail].next = index
     flow.tail = index
@@ -220,12 +221,8 @@ cdef uint32_t queue_take(ClassQueue *queue, Outlet *outlet, uint32_t quantum_byt
         queue.counts.sent_bytes += load.bytes
         queue.counts.sojourn_ns += waited_ns
         queue.counts.sojourn_max_ns = max(queue.counts.sojourn_max_ns, waited_ns)
-        break
-    else:
-        index = NO_PACKET
-    if queue.packets == 0:
-        rest(queue)
-    return index
+        return index
+    return NO_PACKET
 
 
 cdef Flow *next_flow(ClassQueue *queue) noexcept nogil:
@@ -246,25 +243,10 @@ cdef Flow *next_flow(ClassQueue *queue) noexcept nogil:
             # it has sent all, and has waited a turn for more
             list_pop(queue, flows)
             flow.list = LIST_NONE
-            codel_empty(&flow.codel)
             continue
         list_pop(queue, flows)
         flow.list = LIST_OLD
         list_append(queue, &queue.old_flows, number)
-
-
-cdef void rest(ClassQueue *queue) noexcept nogil:
-    """Called when the queue has become empty: no flow waits for its turn any more."""
-    codel_empty(&queue.flows[0].codel)
-    end_list(queue, &queue.new_flows)
-    end_list(queue, &queue.old_flows)
-
-
-cdef void end_list(ClassQueue *queue, FlowList *flows) noexcept nogil:
-    while flows.head:
-        queue.flows[flows.head - 1].list = LIST_NONE
-        codel_empty(&queue.flows[flows.head - 1].codel)
-        list_pop(queue, flows)
 
 
 cdef uint32_t flow_take(ClassQueue *queue, Flow *flow, Outlet *outlet, uint32_t quantum_bytes,
@@ -338,7 +320,6 @@ cdef void queue_release(ClassQueue *queue, Outlet *outlet) noexcept nogil:
     for number in range(queue.setting.flow_count):
         while queue.flows[number].packets:
             drop_head(queue, &queue.flows[number], outlet, RELEASED)
-    rest(queue)
 
 
 cdef void queue_move(ClassQueue *queue, ClassQueue *source, Outlet *outlet) noexcept nogil:
@@ -365,7 +346,6 @@ cdef void queue_move(ClassQueue *queue, ClassQueue *source, Outlet *outlet) noex
                 queue.flows[goal].list = LIST_NEW
                 queue.flows[goal].deficit = queue.setting.quantum
                 list_append(queue, &queue.new_flows, goal)
-    rest(source)
 
 
 cdef void queue_restore(ClassQueue *queue, Outlet *outlet, uint32_t number) noexcept nogil:

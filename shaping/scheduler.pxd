@@ -11,62 +11,10 @@ from libc.stdint cimport uint32_t, uint64_t
 from dataplane.graph.element cimport Element
 from dataplane.graph.work cimport Work
 from dataplane.packet.pool cimport Batch, Context, Packet
-from shaping.class_heap cimport ClassHeap, HeapEntry
 from shaping.class_queue cimport ClassQueue, Flow, Outlet
+from shaping.class_tree cimport ClassTree, Tree
 from shaping.framing cimport Load
 from shaping.pool_share cimport Held, PoolShare
-from shaping.virtual_clock cimport VirtualClock
-
-cdef enum:
-    DEPTH_MOST = 9               # levels, with the root
-
-cdef struct Band:                # the children of a class that have one priority
-    uint32_t priority
-    uint64_t tag                 # start tag of the last excess service: virtual time
-    ClassHeap green              # those that offer and have a guarantee, by when it is due
-    ClassHeap excess             # all that offer, by start tag
-
-cdef struct TreeClass:
-    # settings
-    uint64_t id                  # of the path: which class of another tree is the same
-    uint32_t parent
-    bint leaf
-    uint64_t guarantee_bps       # 0: none
-    uint64_t ceiling_bps         # its own; 0: none
-    uint64_t credit_ns           # of the guarantee after a pause
-    uint64_t cost                # of a byte in tags: the inverse of the weight
-    uint32_t quantum_bytes       # longer GSO frames are cut, bytes on the line
-    Band *band                   # of the parent: the one that it is in
-    Band *bands                  # of its children, by priority
-    uint32_t band_count
-    # state
-    VirtualClock guarantee
-    VirtualClock ceiling
-    uint64_t tag
-    uint64_t emptied_ns          # when it ceased to have anything to send
-    uint64_t excess_bytes        # sent beyond the guarantee
-    uint32_t offering            # children that offer
-    uint32_t green_place         # 1 + place in each heap; 0: not there
-    uint32_t excess_place
-    uint32_t parked_place
-    ClassQueue queue             # of a leaf
-
-cdef struct Tree:
-    TreeClass *classes           # parents before children; [0] is the root
-    uint32_t count
-    Band *bands
-    HeapEntry *entries           # of all heaps
-    ClassHeap parked             # classes that wait for their ceiling, by when it is due
-    uint32_t *leaves             # by mark; 0: none has it
-    uint32_t mark_count
-    uint32_t default_leaf
-
-cdef class ClassTree:
-    # Classes as configured, and compiled. The engine's thread owns the tree that is installed.
-    cdef readonly object setting         # class_settings.TreeSetting
-    cdef readonly object given           # as the configuration has it, copied
-    cdef Tree tree
-    cdef int build(self) except -1
 
 cdef class Scheduler(Element):
     cdef Tree *tree                      # that of `installed`
@@ -94,6 +42,7 @@ cdef class Scheduler(Element):
     cdef void settle(self, Context *ctx, uint32_t which, bint green,
                      const Load *load) noexcept nogil
     cdef void begin(self, Context *ctx, uint32_t which, uint64_t at_ns) noexcept nogil
+    cdef void go_on(self, Context *ctx) noexcept nogil
     cdef void join_heaps(self, uint32_t which) noexcept nogil
     cdef void leave_heaps(self, uint32_t which) noexcept nogil
     cdef void withdraw(self, Context *ctx, uint32_t which) noexcept nogil

@@ -1,45 +1,28 @@
-"""Scheduler. The contract is in scheduler.pxd; class_settings.py reads the classes."""
+"""Scheduler. The contract is in scheduler.pxd."""
 cimport cython
 from cpython.ref cimport Py_INCREF, Py_XDECREF, PyObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from dataplane.engine.engine cimport Engine
 from dataplane.graph.element cimport NEVER, Element
-from dataplane.graph.offload cimport can_segment
 from dataplane.graph.work cimport Work
 from dataplane.packet.pool cimport (BATCH_MAX, GSO_NONE, NO_PACKET, Batch, Context, Packet,
                                     batch_add, packet_memory, packet_wire_bytes)
-from dataplane.packet.queue cimport queue_head, queue_indices, queue_length, queue_packed
 from dataplane.vatomic cimport va_load_acquire_ptr, va_store_release_ptr
-from shaping.class_heap cimport heap_add, heap_move, heap_remove
-from shaping.class_queue cimport (LIST_NONE, LIST_OLD, OVER_MEMORY, ClassQueue, Flow,
-                                  QueueSetting, queue_add, queue_move, queue_release,
+from shaping.class_heap cimport ClassHeap, heap_add, heap_move, heap_remove
+from shaping.class_queue cimport (OVER_MEMORY, Flow, queue_add, queue_move, queue_release,
                                   queue_relieve, queue_restore, queue_take)
-from shaping.codel cimport PENDING_KEEP
+from shaping.class_tree cimport (LEVELS_MOST, ClassTree, Packed, Tree, TreeClass, class_row,
+                                 load_class, read_flow, saved_class, saved_flow, take_over_tree)
 from shaping.framing cimport Load, framed_bytes
 from shaping.pool_share cimport PoolShare, share_count, share_is_full
-from shaping.virtual_clock cimport (BYTE_COST, VirtualClock, clock_charge, clock_due_ns,
-                                    clock_end_idle, clock_is_due, clock_is_possible,
-                                    clock_limit_credit, clock_set_rate)
+from shaping.virtual_clock cimport (clock_charge, clock_due_ns, clock_end_idle, clock_is_due,
+                                    clock_limit_credit)
 
-import copy
-import hashlib
-
-from dataplane.config.convert import shown
 from dataplane.errors import ConfigError, VnicError
 from dataplane.graph.handlers import Handler
-from shaping.class_settings import read_tree
 from shaping.overhead import CELLS, overhead_of, overhead_text
 from shaping.settings import nanoseconds_of, rate_text
-
-# A GSO frame is forwarded in pieces of 1 ms at the class's least ceiling, and of at most so many
-# bytes on the line: more would let one packet with tiny segments take the turns of many.
-QUANTUM_NS = 1_000_000
-QUANTUM_MOST_BYTES = 131_072
-# Of a weight of 1, tags per byte. A frame's bytes on the line are below 1.5e9, so tags that are
-# compared differ by less than 2^63; the least weight is rounded to 1e-5.
-TAG_COST = 1_048_576_000
 
 # COUNTERS
 cdef enum:
@@ -52,121 +35,6 @@ cdef enum:
     SOJOURN_MAX_NS = 6
     SOJOURN_NS = 7
     UNCLASSIFIED = 8
-
-
-@cython.final
-cdef class ClassTree:
-    """The classes of a Scheduler, checked and compiled; Scheduler documents `given`. Raises
-    ConfigError."""
-
-    def __cinit__(self, *args, **kwargs):
-        memset(&self.tree, 0, sizeof(Tree))
-
-    def __init__(self, str name, given, uint64_t burst_ns):
-        self.given = copy.deepcopy(given)
-        self.setting = read_tree(name, self.given)
-        self.build()
-        compile_tree(self, burst_ns)
-
-    def __dealloc__(self):
-        cdef uint32_t i
-        if self.tree.classes != NULL:
-            for i in range(self.tree.count):
-                free(self.tree.classes[i].queue.flows)
-        free(self.tree.classes)
-        free(self.tree.bands)
-        free(self.tree.entries)
-        free(self.tree.leaves)
-
-    cdef int build(self) except -1:
-        """Allocates the arrays. Flows are touched, and take memory, when packets use them."""
-        cdef Tree *tree = &self.tree
-        cdef uint32_t i, flows
-        classes = self.setting.classes
-        tree.count = <uint32_t>len(classes)
-        bands = len({(each.parent, each.priority) for each in classes[1:]})
-        marks = [each.mark for each in classes if each.mark is not None]
-        tree.mark_count = max(marks, default=-1) + 1
-        tree.default_leaf = self.setting.default
-        tree.classes = <TreeClass *>calloc(tree.count, sizeof(TreeClass))
-        tree.bands = <Band *>calloc(bands, sizeof(Band))
-        # each class is in three heaps at most
-        tree.entries = <HeapEntry *>calloc(<size_t>3 * tree.count, sizeof(HeapEntry))
-        tree.leaves = <uint32_t *>calloc(tree.mark_count + 1, sizeof(uint32_t))
-        if NULL in (tree.classes, tree.bands, tree.entries, tree.leaves):
-            raise MemoryError(f"{tree.count} classes")
-        for i, each in enumerate(classes):
-            if each.queue is None:
-                continue
-            flows = each.queue.flows
-            tree.classes[i].leaf = True
-            tree.classes[i].queue.setting.flow_count = flows
-            tree.classes[i].queue.flows = <Flow *>calloc(flows, sizeof(Flow))
-            if tree.classes[i].queue.flows == NULL:
-                raise MemoryError(f"{flows} flows")
-        return 0
-
-
-cdef int compile_tree(ClassTree made, uint64_t burst_ns) except -1:
-    """Fills the arrays with the settings."""
-    cdef Tree *tree = &made.tree
-    cdef TreeClass *c
-    cdef Band *band
-    cdef HeapEntry *entries = tree.entries
-    cdef uint32_t i, next_band = 0
-    classes = made.setting.classes
-    children = [{} for _ in classes]             # of each class, by priority
-    for number, each in enumerate(classes):
-        if number:
-            children[each.parent].setdefault(each.priority, []).append(number)
-    tree.parked.entries = entries
-    entries += tree.count
-    for i, each in enumerate(classes):
-        c = &tree.classes[i]
-        c.id = int.from_bytes(hashlib.blake2b(each.path.encode(), digest_size=8).digest(), "little")
-        c.parent = max(each.parent, 0)
-        c.guarantee_bps, c.ceiling_bps = each.guarantee_bps, each.ceiling_bps
-        c.credit_ns = _credit_ns(each, burst_ns)
-        c.cost = TAG_COST // each.weight
-        c.quantum_bytes = QUANTUM_MOST_BYTES
-        if each.effective_bps:
-            c.quantum_bytes = min(each.effective_bps * QUANTUM_NS // int(BYTE_COST),
-                                  QUANTUM_MOST_BYTES)
-        c.bands, c.band_count = &tree.bands[next_band], <uint32_t>len(children[i])
-        for priority, numbers in sorted(children[i].items()):
-            band = &tree.bands[next_band]
-            next_band += 1
-            band.priority = priority
-            band.green.entries, band.excess.entries = entries, entries + <size_t>len(numbers)
-            entries += <size_t>(2 * len(numbers))
-            for number in numbers:
-                tree.classes[<uint32_t>number].band = band
-        if each.mark is not None:
-            if tree.leaves[<uint32_t>each.mark]:
-                other = classes[tree.leaves[<uint32_t>each.mark]].path
-                raise ConfigError(f"classes {other} and {each.path} both have mark {each.mark}: "
-                                  "expected a mark of its own for each")
-            tree.leaves[<uint32_t>each.mark] = i
-        if each.queue is not None:
-            _compile_queue(&c.queue.setting, each.queue, each.effective_bps)
-    return 0
-
-
-def _credit_ns(each, burst_ns):
-    """Of a class's guarantee: the burst, or what lets it send at its ceiling for the time
-    `latency`."""
-    if not each.latency_ns:
-        return burst_ns
-    faster = each.effective_bps or each.guarantee_bps
-    return burst_ns + each.latency_ns * (faster - each.guarantee_bps) // each.guarantee_bps
-
-
-cdef int _compile_queue(QueueSetting *setting, queue, rate_bps) except -1:
-    setting.aqm, setting.fair, setting.quantum = queue.aqm, queue.fair, queue.quantum
-    setting.codel.target_ns, setting.codel.interval_ns = queue.codel_ns(rate_bps)
-    setting.codel.ecn = queue.ecn
-    setting.limit_bytes, setting.limit_segments = queue.limits(rate_bps)
-    return 0
 
 
 @cython.final
@@ -454,8 +322,8 @@ cdef class Scheduler(Element):
 
     cdef uint32_t serve(self, Context *ctx, Load *load) noexcept nogil:
         """Finds the class whose turn it is, and takes its next packet."""
-        cdef uint32_t path[DEPTH_MOST]
-        cdef bint green[DEPTH_MOST]
+        cdef uint32_t path[LEVELS_MOST]
+        cdef bint green[LEVELS_MOST]
         cdef uint32_t depth = 0, which = 0, i, index
         cdef TreeClass *c
         while not self.tree.classes[which].leaf:
@@ -528,6 +396,32 @@ cdef class Scheduler(Element):
         c = &self.tree.classes[0]
         if c.ceiling_bps and self.leaving.packets == 0:
             clock_end_idle(&c.ceiling, at_ns, c.emptied_ns, self.burst_ns)
+
+    cdef void go_on(self, Context *ctx) noexcept nogil:
+        """Puts the classes that have packets into the heaps of a tree in which none is yet, with
+        the clocks that they have."""
+        cdef TreeClass *c
+        cdef uint32_t i, which
+        for i in range(1, self.tree.count):
+            c = &self.tree.classes[i]
+            if not c.leaf or c.queue.packets == 0:
+                continue
+            which = i
+            while which:
+                c = &self.tree.classes[which]
+                if c.parked_place:
+                    break
+                if c.ceiling_bps and not clock_is_due(&c.ceiling, ctx.now_ns):
+                    heap_add(&self.tree.parked, which, &c.parked_place, clock_due_ns(&c.ceiling))
+                    break
+                self.join_heaps(which)
+                which = c.parent
+                if self.tree.classes[which].offering > 1:
+                    break
+        for i in range(1, self.tree.count):    # a state may call parked what has no packets
+            c = &self.tree.classes[i]
+            if c.parked_place and (c.queue.packets if c.leaf else c.offering) == 0:
+                heap_remove(&self.tree.parked, &c.parked_place)
 
     cdef void join_heaps(self, uint32_t which) noexcept nogil:
         cdef TreeClass *c = &self.tree.classes[which]
@@ -605,20 +499,15 @@ cdef class Scheduler(Element):
         the caller. Runs on the engine's thread."""
         cdef Tree *old = self.tree
         cdef Tree *tree = &(<ClassTree>installed).tree
-        cdef uint32_t i, was
-        for i in range(tree.count):
-            was = find_class(old, tree.classes[i].id, i)
-            if was != NO_CLASS:
-                take_over(&tree.classes[i], &old.classes[was], &self.outlet, self.burst_ns)
+        cdef uint32_t i
+        take_over_tree(tree, old, &self.outlet, self.burst_ns)
         for i in range(old.count):
             if old.classes[i].leaf and old.classes[i].queue.packets:
                 queue_move(&self.leaving, &old.classes[i].queue, &self.outlet)
         self.tree = tree
         # Release: control, which reads the pointer, sees the tree's contents.
         va_store_release_ptr(<void **>&self.installed, installed)
-        for i in range(1, tree.count):
-            if tree.classes[i].leaf and tree.classes[i].queue.packets:
-                self.begin(ctx, i, ctx.now_ns)
+        self.go_on(ctx)
         self.release_due(ctx)
 
     def join(self, PoolShare share not None):
@@ -642,7 +531,7 @@ cdef class Scheduler(Element):
         of what sent packets waited) and `sojourn_max_ns`, `marked` (CE), `dropped` by reason. Of a
         class with a tree, the sums of its classes."""
         cdef ClassTree installed = self.current()
-        rows = [class_row(&installed.tree.classes[<uint32_t>number], each)
+        rows = [class_row(&installed.tree.classes[<uint32_t>number], each.path)
                 for number, each in enumerate(installed.setting.classes)]
         for number in range(len(rows) - 1, 0, -1):
             add_row(rows[installed.setting.classes[number].parent], rows[number])
@@ -661,36 +550,48 @@ cdef class Scheduler(Element):
 
     def save_state(self):
         """`classes`: of each class by path `clocks` ([next_ns, remainder] of guarantee and ceiling),
-        `ahead` (its tag, from the virtual time of its band on), `emptied_ns`, `excess_bytes`; of a
-        leaf `counts` (in the order of ClassCounts) and `flows`, those in which packets wait, in the
-        order of their turns: [number, list, deficit, bytes of its head that are sent, the fields of
-        Codel, its packets packed]. `leaving`: packets of classes that are gone, as one flow, or
-        None. The classes are configuration."""
+        `parked` (it waits for its ceiling), `ahead` (its tag, from the virtual time of its band on), `emptied_ns`, `excess_bytes`; of a
+        leaf `counts` (in the order of ClassCounts) and `flows`, those that have a turn, in the order
+        of their turns: [number, list, deficit, bytes of its head that are sent, the fields of
+        Codel, number of packets]. `leaving`: packets of classes that are gone, as one flow, or
+        None. `packets`: all that wait, packed, flow by flow in this order. The classes are
+        configuration."""
         cdef ClassTree installed = self.current()
         cdef Context *ctx = self.outlet.ctx
+        packed = []
         classes = {
-            each.path: saved_class(&installed.tree.classes[<uint32_t>number], ctx)
+            each.path: saved_class(&installed.tree.classes[<uint32_t>number], ctx, packed)
             for number, each in enumerate(installed.setting.classes)
         }
-        leaving = saved_flow(0, &self.leaving_flow, ctx) if self.leaving.packets else None
-        return {"classes": classes, "leaving": leaving}
+        leaving = None
+        if self.leaving.packets:
+            leaving = saved_flow(0, &self.leaving_flow, ctx, packed)
+        return {"classes": classes, "leaving": leaving, "packets": b"".join(packed)}
 
     def load_state(self, dict state):
         cdef Engine engine = self.engine
         cdef Context *ctx = engine.ctx
-        cdef Tree *tree = self.tree
         cdef uint32_t i
         cdef uint64_t now_ns = engine.clock.now_ns
+        cdef Packed packed
+        self.reset()
         settings = self.current().setting.classes
         try:
-            if (set(state) != {"classes", "leaving"}
+            packed = Packed(state["packets"])
+            if (set(state) != {"classes", "leaving", "packets"}
                     or set(state["classes"]) != {each.path for each in settings}):
                 raise ValueError("other classes")
             for i, each in enumerate(settings):
-                load_class(&tree.classes[i], state["classes"][each.path], ctx, &self.outlet, now_ns)
+                load_class(&self.tree.classes[i], state["classes"][each.path], packed, &self.outlet,
+                           now_ns)
+                if i and state["classes"][each.path]["parked"] is True:
+                    heap_add(&self.tree.parked, i, &self.tree.classes[i].parked_place,
+                             clock_due_ns(&self.tree.classes[i].ceiling))
             if state["leaving"] is not None:
-                read_flow(&self.leaving_flow, state["leaving"], ctx)
+                read_flow(&self.leaving_flow, state["leaving"], packed, ctx)
                 queue_restore(&self.leaving, &self.outlet, 0)
+            if packed.at != len(packed.packets):
+                raise ValueError("packets of no flow")
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise VnicError(f"{self.name}: its state is not that of a Scheduler: {error}") from None
         if (self.counters.held != self.outlet.small + self.outlet.large
@@ -698,17 +599,18 @@ cdef class Scheduler(Element):
             raise VnicError(f"{self.name}: {self.outlet.small + self.outlet.large} packets of "
                             f"{self.outlet.bytes} bytes wait, its counters say "
                             f"{self.counters.held} of {self.counters.extra[QUEUE_BYTES]}")
-        for i in range(1, tree.count):
-            if tree.classes[i].leaf and tree.classes[i].queue.packets:
-                self.begin(ctx, i, now_ns)
+        self.go_on(ctx)
         self.settle_share()
         self.set_deadline(ctx)
 
     def forget_state(self):
-        """The classes go on with empty queues."""
+        Element.forget_state(self)
+        self.reset()
+
+    def reset(self):
+        """Forgets all that waits and all that was sent, without freeing packets."""
         cdef ClassTree fresh = ClassTree(self.name, self.current().given, self.burst_ns)
         cdef PyObject *old = self.installed
-        Element.forget_state(self)
         Py_INCREF(fresh)
         self.installed, self.tree = <PyObject *>fresh, &fresh.tree
         Py_XDECREF(old)
@@ -750,64 +652,6 @@ cdef class SetClasses(Work):
         self.tree = old
 
 
-# -- classes of two trees --------------------------------------------------------------------------
-
-cdef enum:
-    NO_CLASS = 0xFFFFFFFF
-
-
-cdef uint32_t find_class(const Tree *tree, uint64_t id, uint32_t near) noexcept nogil:
-    """The class of this path. Most are where they were, or a little before or behind."""
-    cdef uint32_t i, step
-    for step in range(tree.count + near + 1):
-        i = near + step
-        if i < tree.count and tree.classes[i].id == id:
-            return i
-        i = near - step                        # wraps around below 0
-        if i < tree.count and tree.classes[i].id == id:
-            return i
-    return NO_CLASS
-
-
-cdef void take_over(TreeClass *c, TreeClass *old, Outlet *outlet, uint64_t burst_ns) noexcept nogil:
-    """Gives a class the clocks and packets that it had in another tree."""
-    cdef uint64_t now_ns = outlet.ctx.now_ns
-    c.guarantee, c.ceiling, c.emptied_ns = old.guarantee, old.ceiling, old.emptied_ns
-    if c.guarantee_bps != old.guarantee_bps:   # else the fraction of a nanosecond stays, too
-        clock_set_rate(&c.guarantee, now_ns, old.guarantee_bps, c.guarantee_bps, c.credit_ns)
-    if c.ceiling_bps != old.ceiling_bps:
-        clock_set_rate(&c.ceiling, now_ns, old.ceiling_bps, c.ceiling_bps, burst_ns)
-    c.excess_bytes = old.excess_bytes
-    if old.band != NULL and <int64_t>(old.tag - old.band.tag) > 0:
-        c.tag = old.tag - old.band.tag         # what it is ahead; virtual time begins at 0
-    if not c.leaf or not old.leaf:
-        return
-    c.queue.counts = old.queue.counts
-    if (c.queue.setting.flow_count == old.queue.setting.flow_count
-            and c.queue.setting.fair == old.queue.setting.fair):
-        # the flows as they are, with deficits and CoDel's state
-        c.queue.flows, old.queue.flows = old.queue.flows, c.queue.flows
-        c.queue.new_flows, c.queue.old_flows = old.queue.new_flows, old.queue.old_flows
-        c.queue.packets, c.queue.bytes = old.queue.packets, old.queue.bytes
-        c.queue.segments = old.queue.segments
-        old.queue.packets = 0
-        old.queue.bytes = old.queue.segments = 0
-        old.queue.new_flows.head = old.queue.old_flows.head = 0
-    else:
-        queue_move(&c.queue, &old.queue, outlet)
-
-
-cdef dict class_row(const TreeClass *c, each):
-    cdef const ClassQueue *queue = &c.queue
-    return {"path": each.path, "sent_packets": queue.counts.sent_packets,
-            "sent_bytes": queue.counts.sent_bytes, "excess_bytes": c.excess_bytes,
-            "waiting_packets": queue.packets, "waiting_bytes": queue.bytes,
-            "sojourn_ns": queue.counts.sojourn_ns, "sojourn_max_ns": queue.counts.sojourn_max_ns,
-            "marked": queue.counts.marked,
-            "dropped": {"queue_full": queue.counts.full, "codel": queue.counts.codel,
-                        "over_memory": queue.counts.memory}}
-
-
 def add_row(to, row):
     """Adds a class's numbers to its parent's; what is beyond the guarantee is the parent's own."""
     for key, value in row.items():
@@ -818,98 +662,3 @@ def add_row(to, row):
             to[key] = max(to[key], value)
         elif key not in ("path", "excess_bytes"):
             to[key] += value
-
-
-# -- saved state -----------------------------------------------------------------------------------
-
-
-cdef dict saved_class(const TreeClass *c, const Context *ctx):
-    cdef const ClassQueue *queue = &c.queue
-    cdef uint32_t i, number
-    found = {"clocks": [[c.guarantee.next_ns, c.guarantee.remainder],
-                        [c.ceiling.next_ns, c.ceiling.remainder]],
-             "ahead": 0, "emptied_ns": c.emptied_ns, "excess_bytes": c.excess_bytes}
-    if c.band != NULL and <int64_t>(c.tag - c.band.tag) > 0:
-        found["ahead"] = c.tag - c.band.tag
-    if not c.leaf:
-        return found
-    flows = []
-    if not queue.setting.fair:
-        if queue.packets:
-            flows.append(saved_flow(0, &queue.flows[0], ctx))
-    else:
-        for i in (queue.new_flows.head, queue.old_flows.head):
-            number = i
-            while number:
-                if queue.flows[number - 1].packets:
-                    flows.append(saved_flow(number - 1, &queue.flows[number - 1], ctx))
-                number = queue.flows[number - 1].next
-    counts = queue.counts
-    found["counts"] = [counts.sent_packets, counts.sent_bytes, counts.sojourn_ns,
-                       counts.sojourn_max_ns, counts.marked, counts.full, counts.codel,
-                       counts.memory]
-    found["flows"] = flows
-    return found
-
-
-cdef list saved_flow(uint32_t number, const Flow *flow, const Context *ctx):
-    codel = [flow.codel.above_ns, flow.codel.drop_ns, flow.codel.count, flow.codel.last_count,
-             flow.codel.dropping, flow.codel.pending]
-    packets = queue_packed(ctx.packets, flow.head, flow.packets)
-    return [number, flow.list, flow.deficit, flow.done, codel, packets]
-
-
-cdef int load_class(TreeClass *c, dict saved, Context *ctx, Outlet *outlet,
-                    uint64_t now_ns) except -1:
-    """Gives a class its saved clocks and flows. Raises ValueError and the like."""
-    cdef Flow flow
-    cdef uint32_t number
-    read_clock(&c.guarantee, saved["clocks"][0], c.guarantee_bps, now_ns)
-    read_clock(&c.ceiling, saved["clocks"][1], c.ceiling_bps, now_ns)
-    c.tag, c.emptied_ns, c.excess_bytes = saved["ahead"], saved["emptied_ns"], saved["excess_bytes"]
-    if c.emptied_ns > now_ns or c.tag >> 62:
-        raise ValueError("times of the future")
-    if not c.leaf:
-        return 0
-    (c.queue.counts.sent_packets, c.queue.counts.sent_bytes, c.queue.counts.sojourn_ns,
-     c.queue.counts.sojourn_max_ns, c.queue.counts.marked, c.queue.counts.full,
-     c.queue.counts.codel, c.queue.counts.memory) = saved["counts"]
-    for each in saved["flows"]:
-        number = each[0]
-        if number >= c.queue.setting.flow_count or c.queue.flows[number].packets:
-            raise ValueError(f"flow {number} twice, or of another queue")
-        read_flow(&flow, each, ctx)
-        if (flow.list != LIST_NONE) != c.queue.setting.fair:
-            raise ValueError(f"flow {number} is of another discipline")
-        c.queue.flows[number] = flow
-        queue_restore(&c.queue, outlet, number)
-    return 0
-
-
-cdef int read_clock(VirtualClock *clock, list saved, uint64_t rate_bps,
-                    uint64_t now_ns) except -1:
-    clock.next_ns, clock.remainder = saved
-    if not clock_is_possible(clock.next_ns, clock.remainder, rate_bps, now_ns):
-        raise ValueError(f"a clock says {clock.next_ns} ns, which cannot be at {now_ns} ns and "
-                         f"{rate_bps} bit/s")
-    return 0
-
-
-cdef int read_flow(Flow *flow, list saved, Context *ctx) except -1:
-    """A flow in which packets wait."""
-    cdef const Packet *p
-    cdef bytes packets
-    memset(flow, 0, sizeof(Flow))
-    _, flow.list, flow.deficit, flow.done, codel, packets = saved
-    (flow.codel.above_ns, flow.codel.drop_ns, flow.codel.count, flow.codel.last_count,
-     flow.codel.dropping, flow.codel.pending) = codel
-    flow.head = queue_head(ctx.packets, ctx.total_count, packets)
-    flow.packets = queue_length(packets)
-    if (flow.packets == 0 or flow.list > LIST_OLD or flow.codel.pending > PENDING_KEEP
-            or (flow.codel.dropping and flow.codel.count == 0)):
-        raise ValueError("a flow that cannot be")
-    p = &ctx.packets[flow.head]
-    if flow.done and (not can_segment(p) or flow.done >= p.length - p.header_length
-                      or flow.done % p.gso_size):
-        raise ValueError(f"packet {flow.head} cannot be the one that is being cut")
-    return 0

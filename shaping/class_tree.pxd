@@ -1,0 +1,82 @@
+"""ClassTree: the classes of a Scheduler in C arrays, and what is saved of them."""
+from libc.stdint cimport uint32_t, uint64_t
+from dataplane.packet.pool cimport Context
+from shaping.class_heap cimport ClassHeap, HeapEntry
+from shaping.class_queue cimport ClassQueue, Flow, Outlet
+from shaping.virtual_clock cimport VirtualClock
+
+cdef enum:
+    LEVELS_MOST = 9              # with the root
+    NO_CLASS = 0xFFFFFFFF
+
+cdef struct Band:                # the children of a class that have one priority
+    uint32_t priority
+    uint64_t tag                 # start tag of the last excess service: virtual time
+    ClassHeap green              # those that offer and have a guarantee, by when it is due
+    ClassHeap excess             # all that offer, by start tag
+
+cdef struct TreeClass:
+    # settings
+    uint64_t id                  # of the path: which class of another tree is the same
+    uint32_t parent
+    bint leaf
+    uint64_t guarantee_bps       # 0: none
+    uint64_t ceiling_bps         # its own; 0: none
+    uint64_t credit_ns           # of the guarantee after a pause
+    uint64_t cost                # of a byte in tags: the inverse of the weight
+    uint32_t quantum_bytes       # longer GSO frames are cut, bytes on the line
+    Band *band                   # of the parent: the one that it is in
+    Band *bands                  # of its children, by priority
+    uint32_t band_count
+    # state
+    VirtualClock guarantee
+    VirtualClock ceiling
+    uint64_t tag
+    uint64_t emptied_ns          # when it ceased to have anything to send
+    uint64_t excess_bytes        # sent beyond the guarantee
+    uint32_t offering            # children that offer
+    uint32_t green_place         # 1 + place in each heap; 0: not there
+    uint32_t excess_place
+    uint32_t parked_place
+    ClassQueue queue             # of a leaf
+
+cdef struct Tree:
+    TreeClass *classes           # parents before children; [0] is the root
+    uint32_t count
+    Band *bands
+    HeapEntry *entries           # of all heaps
+    ClassHeap parked             # classes that wait for their ceiling, by when it is due
+    uint32_t *leaves             # by mark; 0: none has it
+    uint32_t mark_count
+    uint32_t default_leaf
+
+cdef class ClassTree:
+    # Classes as configured, and compiled. The engine's thread owns the tree that is installed.
+    cdef readonly object setting         # class_settings.TreeSetting
+    cdef readonly object given           # as the configuration has it, copied
+    cdef Tree tree
+    cdef int build(self) except -1
+
+# Gives the classes of one tree what those of the same path have in another one: clocks, what waits,
+# what was counted. What is left there are packets of classes that are gone.
+cdef void take_over_tree(Tree *tree, Tree *old, Outlet *outlet, uint64_t burst_ns) noexcept nogil
+
+# What a class has sent, dropped and holds, by name.
+cdef dict class_row(const TreeClass *c, path)
+
+# The state of a class, see Scheduler.save_state; appends the packets of its flows to `packed`.
+cdef dict saved_class(const TreeClass *c, const Context *ctx, list packed)
+
+cdef list saved_flow(uint32_t number, const Flow *flow, const Context *ctx, list packed)
+
+cdef class Packed:
+    # The packets of a saved state, which its flows take one after the other.
+    cdef readonly bytes packets
+    cdef readonly Py_ssize_t at
+    cdef bytes take(self, uint32_t count)
+
+# The opposite of `saved_class` and `saved_flow`. Raise ValueError and the like.
+cdef int load_class(TreeClass *c, dict saved, Packed packed, Outlet *outlet,
+                    uint64_t now_ns) except -1
+
+cdef int read_flow(Flow *flow, list saved, Packed packed, Context *ctx) except -1

@@ -1,0 +1,313 @@
+"""ClassTree. The contract is in class_tree.pxd; class_settings.py reads the classes."""
+cimport cython
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+from dataplane.graph.offload cimport can_segment
+from dataplane.packet.pool cimport Context, Packet
+from dataplane.packet.queue cimport queue_head, queue_length, queue_packed
+from shaping.class_queue cimport (LIST_NONE, LIST_OLD, ClassQueue, Flow, Outlet, QueueSetting,
+                                  queue_move, queue_restore)
+from shaping.codel cimport PENDING_KEEP
+from shaping.virtual_clock cimport BYTE_COST, VirtualClock, clock_is_possible, clock_set_rate
+
+import copy
+import hashlib
+
+from dataplane.errors import ConfigError
+from shaping.class_settings import read_tree
+
+# A GSO frame is forwarded in pieces of 1 ms at the class's least ceiling, and of at most so many
+# bytes on the line: more would let one packet with tiny segments take the turns of many.
+QUANTUM_NS = 1_000_000
+QUANTUM_MOST_BYTES = 131_072
+# Of a weight of 1, tags per byte. A frame's bytes on the line are below 1.5e9, so tags that are
+# compared differ by less than 2^63; the least weight is rounded to 1e-5.
+TAG_COST = 1_048_576_000
+
+
+@cython.final
+cdef class ClassTree:
+    """The classes of a Scheduler, checked and compiled; Scheduler documents `given`. Raises
+    ConfigError."""
+
+    def __cinit__(self, *args, **kwargs):
+        memset(&self.tree, 0, sizeof(Tree))
+
+    def __init__(self, str name, given, uint64_t burst_ns):
+        self.given = copy.deepcopy(given)
+        self.setting = read_tree(name, self.given)
+        self.build()
+        compile_tree(self, burst_ns)
+
+    def __dealloc__(self):
+        cdef uint32_t i
+        if self.tree.classes != NULL:
+            for i in range(self.tree.count):
+                free(self.tree.classes[i].queue.flows)
+        free(self.tree.classes)
+        free(self.tree.bands)
+        free(self.tree.entries)
+        free(self.tree.leaves)
+
+    cdef int build(self) except -1:
+        """Allocates the arrays. Flows are touched, and take memory, when packets use them."""
+        cdef Tree *tree = &self.tree
+        cdef uint32_t i, flows
+        classes = self.setting.classes
+        tree.count = <uint32_t>len(classes)
+        bands = len({(each.parent, each.priority) for each in classes[1:]})
+        marks = [each.mark for each in classes if each.mark is not None]
+        tree.mark_count = max(marks, default=-1) + 1
+        tree.default_leaf = self.setting.default
+        tree.classes = <TreeClass *>calloc(tree.count, sizeof(TreeClass))
+        tree.bands = <Band *>calloc(bands, sizeof(Band))
+        # each class is in three heaps at most
+        tree.entries = <HeapEntry *>calloc(<size_t>3 * tree.count, sizeof(HeapEntry))
+        tree.leaves = <uint32_t *>calloc(tree.mark_count + 1, sizeof(uint32_t))
+        if NULL in (tree.classes, tree.bands, tree.entries, tree.leaves):
+            raise MemoryError(f"{tree.count} classes")
+        for i, each in enumerate(classes):
+            if each.queue is None:
+                continue
+            flows = each.queue.flows
+            tree.classes[i].leaf = True
+            tree.classes[i].queue.setting.flow_count = flows
+            tree.classes[i].queue.flows = <Flow *>calloc(flows, sizeof(Flow))
+            if tree.classes[i].queue.flows == NULL:
+                raise MemoryError(f"{flows} flows")
+        return 0
+
+
+cdef int compile_tree(ClassTree made, uint64_t burst_ns) except -1:
+    """Fills the arrays with the settings."""
+    cdef Tree *tree = &made.tree
+    cdef TreeClass *c
+    cdef Band *band
+    cdef HeapEntry *entries = tree.entries
+    cdef uint32_t i, next_band = 0
+    classes = made.setting.classes
+    children = [{} for _ in classes]             # of each class, by priority
+    for number, each in enumerate(classes):
+        if number:
+            children[each.parent].setdefault(each.priority, []).append(number)
+    tree.parked.entries = entries
+    entries += tree.count
+    for i, each in enumerate(classes):
+        c = &tree.classes[i]
+        c.id = int.from_bytes(hashlib.blake2b(each.path.encode(), digest_size=8).digest(), "little")
+        c.parent = max(each.parent, 0)
+        c.guarantee_bps, c.ceiling_bps = each.guarantee_bps, each.ceiling_bps
+        c.credit_ns = _credit_ns(each, burst_ns)
+        c.cost = TAG_COST // each.weight
+        c.quantum_bytes = QUANTUM_MOST_BYTES
+        if each.effective_bps:
+            c.quantum_bytes = min(each.effective_bps * QUANTUM_NS // int(BYTE_COST),
+                                  QUANTUM_MOST_BYTES)
+        c.bands, c.band_count = &tree.bands[next_band], <uint32_t>len(children[i])
+        for priority, numbers in sorted(children[i].items()):
+            band = &tree.bands[next_band]
+            next_band += 1
+            band.priority = priority
+            band.green.entries, band.excess.entries = entries, entries + <size_t>len(numbers)
+            entries += <size_t>(2 * len(numbers))
+            for number in numbers:
+                tree.classes[<uint32_t>number].band = band
+        if each.mark is not None:
+            if tree.leaves[<uint32_t>each.mark]:
+                other = classes[tree.leaves[<uint32_t>each.mark]].path
+                raise ConfigError(f"classes {other} and {each.path} both have mark {each.mark}: "
+                                  "expected a mark of its own for each")
+            tree.leaves[<uint32_t>each.mark] = i
+        if each.queue is not None:
+            _compile_queue(&c.queue.setting, each.queue, each.effective_bps)
+    return 0
+
+
+def _credit_ns(each, burst_ns):
+    """Of a class's guarantee: the burst, or what lets it send at its ceiling for the time
+    `latency`."""
+    if not each.latency_ns:
+        return burst_ns
+    faster = each.effective_bps or each.guarantee_bps
+    return burst_ns + each.latency_ns * (faster - each.guarantee_bps) // each.guarantee_bps
+
+
+cdef int _compile_queue(QueueSetting *setting, queue, rate_bps) except -1:
+    setting.aqm, setting.fair, setting.quantum = queue.aqm, queue.fair, queue.quantum
+    setting.codel.target_ns, setting.codel.interval_ns = queue.codel_ns(rate_bps)
+    setting.codel.ecn = queue.ecn
+    setting.limit_bytes, setting.limit_segments = queue.limits(rate_bps)
+    return 0
+
+
+# -- classes of two trees --------------------------------------------------------------------------
+
+
+cdef void take_over_tree(Tree *tree, Tree *old, Outlet *outlet, uint64_t burst_ns) noexcept nogil:
+    cdef uint32_t i, was
+    for i in range(tree.count):
+        was = find_class(old, tree.classes[i].id, i)
+        if was != NO_CLASS:
+            take_over(&tree.classes[i], &old.classes[was], outlet, burst_ns)
+
+
+cdef uint32_t find_class(const Tree *tree, uint64_t id, uint32_t near) noexcept nogil:
+    """The class of this path. Most are where they were, or a little before or behind."""
+    cdef uint32_t i, step
+    for step in range(tree.count + near + 1):
+        i = near + step
+        if i < tree.count and tree.classes[i].id == id:
+            return i
+        i = near - step                        # wraps around below 0
+        if i < tree.count and tree.classes[i].id == id:
+            return i
+    return NO_CLASS
+
+
+cdef void take_over(TreeClass *c, TreeClass *old, Outlet *outlet, uint64_t burst_ns) noexcept nogil:
+    """Gives a class the clocks and packets that it had in another tree."""
+    cdef uint64_t now_ns = outlet.ctx.now_ns
+    c.guarantee, c.ceiling, c.emptied_ns = old.guarantee, old.ceiling, old.emptied_ns
+    if c.guarantee_bps != old.guarantee_bps:   # else the fraction of a nanosecond stays, too
+        clock_set_rate(&c.guarantee, now_ns, old.guarantee_bps, c.guarantee_bps, c.credit_ns)
+    if c.ceiling_bps != old.ceiling_bps:
+        clock_set_rate(&c.ceiling, now_ns, old.ceiling_bps, c.ceiling_bps, burst_ns)
+    c.excess_bytes = old.excess_bytes
+    if old.band != NULL and <int64_t>(old.tag - old.band.tag) > 0:
+        c.tag = old.tag - old.band.tag         # what it is ahead; virtual time begins at 0
+    if not c.leaf or not old.leaf:
+        return
+    c.queue.counts = old.queue.counts
+    if (c.queue.setting.flow_count == old.queue.setting.flow_count
+            and c.queue.setting.fair == old.queue.setting.fair):
+        # the flows as they are, with deficits and CoDel's state
+        c.queue.flows, old.queue.flows = old.queue.flows, c.queue.flows
+        c.queue.new_flows, c.queue.old_flows = old.queue.new_flows, old.queue.old_flows
+        c.queue.packets, c.queue.bytes = old.queue.packets, old.queue.bytes
+        c.queue.segments = old.queue.segments
+        old.queue.packets = 0
+        old.queue.bytes = old.queue.segments = 0
+        old.queue.new_flows.head = old.queue.old_flows.head = 0
+    else:
+        queue_move(&c.queue, &old.queue, outlet)
+
+
+cdef dict class_row(const TreeClass *c, path):
+    cdef const ClassQueue *queue = &c.queue
+    return {"path": path, "sent_packets": queue.counts.sent_packets,
+            "sent_bytes": queue.counts.sent_bytes, "excess_bytes": c.excess_bytes,
+            "waiting_packets": queue.packets, "waiting_bytes": queue.bytes,
+            "sojourn_ns": queue.counts.sojourn_ns, "sojourn_max_ns": queue.counts.sojourn_max_ns,
+            "marked": queue.counts.marked,
+            "dropped": {"queue_full": queue.counts.full, "codel": queue.counts.codel,
+                        "over_memory": queue.counts.memory}}
+
+
+# -- saved state -----------------------------------------------------------------------------------
+
+
+cdef dict saved_class(const TreeClass *c, const Context *ctx, list packed):
+    cdef const ClassQueue *queue = &c.queue
+    cdef uint32_t i, number
+    found = {"clocks": [[c.guarantee.next_ns, c.guarantee.remainder],
+                        [c.ceiling.next_ns, c.ceiling.remainder]],
+             "parked": c.parked_place != 0, "ahead": 0, "emptied_ns": c.emptied_ns, "excess_bytes": c.excess_bytes}
+    if c.band != NULL and <int64_t>(c.tag - c.band.tag) > 0:
+        found["ahead"] = c.tag - c.band.tag
+    if not c.leaf:
+        return found
+    flows = []
+    if not queue.setting.fair:
+        if queue.packets:
+            flows.append(saved_flow(0, &queue.flows[0], ctx, packed))
+    else:
+        for i in (queue.new_flows.head, queue.old_flows.head):
+            number = i
+            while number:
+                flows.append(saved_flow(number - 1, &queue.flows[number - 1], ctx, packed))
+                number = queue.flows[number - 1].next
+    counts = queue.counts
+    found["counts"] = [counts.sent_packets, counts.sent_bytes, counts.sojourn_ns,
+                       counts.sojourn_max_ns, counts.marked, counts.full, counts.codel,
+                       counts.memory]
+    found["flows"] = flows
+    return found
+
+
+cdef list saved_flow(uint32_t number, const Flow *flow, const Context *ctx, list packed):
+    codel = [flow.codel.above_ns, flow.codel.drop_ns, flow.codel.count, flow.codel.last_count,
+             flow.codel.dropping, flow.codel.pending]
+    packed.append(queue_packed(ctx.packets, flow.head, flow.packets))
+    return [number, flow.list, flow.deficit, flow.done, codel, flow.packets]
+
+
+@cython.final
+cdef class Packed:
+    """The packets of a saved state, which its flows take one after the other."""
+
+    def __init__(self, bytes packets not None):
+        self.packets = packets
+
+    cdef bytes take(self, uint32_t count):
+        cdef bytes found = self.packets[self.at:self.at + 4 * <Py_ssize_t>count]
+        if queue_length(found) != count:
+            raise ValueError(f"a flow of {count} packets, which are not there")
+        self.at += 4 * <Py_ssize_t>count
+        return found
+
+
+cdef int load_class(TreeClass *c, dict saved, Packed packed, Outlet *outlet,
+                    uint64_t now_ns) except -1:
+    """Gives a class its saved clocks and flows. Raises ValueError and the like."""
+    cdef Flow flow
+    cdef uint32_t number
+    read_clock(&c.guarantee, saved["clocks"][0], c.guarantee_bps, now_ns)
+    read_clock(&c.ceiling, saved["clocks"][1], c.ceiling_bps, now_ns)
+    c.tag, c.emptied_ns, c.excess_bytes = saved["ahead"], saved["emptied_ns"], saved["excess_bytes"]
+    if c.emptied_ns > now_ns or c.tag >> 62:
+        raise ValueError("times of the future")
+    if not c.leaf:
+        return 0
+    (c.queue.counts.sent_packets, c.queue.counts.sent_bytes, c.queue.counts.sojourn_ns,
+     c.queue.counts.sojourn_max_ns, c.queue.counts.marked, c.queue.counts.full,
+     c.queue.counts.codel, c.queue.counts.memory) = saved["counts"]
+    for each in saved["flows"]:
+        number = each[0]
+        if (number >= c.queue.setting.flow_count or c.queue.flows[number].packets
+                or c.queue.flows[number].list != LIST_NONE):
+            raise ValueError(f"flow {number} twice, or of another queue")
+        read_flow(&flow, each, packed, outlet.ctx)
+        if (flow.list != LIST_NONE) != c.queue.setting.fair:
+            raise ValueError(f"flow {number} is of another discipline")
+        c.queue.flows[number] = flow
+        queue_restore(&c.queue, outlet, number)
+    return 0
+
+
+cdef int read_clock(VirtualClock *clock, list saved, uint64_t rate_bps,
+                    uint64_t now_ns) except -1:
+    clock.next_ns, clock.remainder = saved
+    if not clock_is_possible(clock.next_ns, clock.remainder, rate_bps, now_ns):
+        raise ValueError(f"a clock says {clock.next_ns} ns, which cannot be at {now_ns} ns and "
+                         f"{rate_bps} bit/s")
+    return 0
+
+
+cdef int read_flow(Flow *flow, list saved, Packed packed, Context *ctx) except -1:
+    cdef const Packet *p
+    memset(flow, 0, sizeof(Flow))
+    _, flow.list, flow.deficit, flow.done, codel, flow.packets = saved
+    (flow.codel.above_ns, flow.codel.drop_ns, flow.codel.count, flow.codel.last_count,
+     flow.codel.dropping, flow.codel.pending) = codel
+    flow.head = queue_head(ctx.packets, ctx.total_count, packed.take(flow.packets))
+    if (flow.list > LIST_OLD or flow.codel.pending > PENDING_KEEP
+            or (flow.codel.dropping and flow.codel.count == 0)):
+        raise ValueError("a flow that cannot be")
+    if flow.done == 0:
+        return 0
+    p = &ctx.packets[flow.head]
+    if flow.packets == 0 or (not can_segment(p) or flow.done >= p.length - p.header_length
+                      or flow.done % p.gso_size):
+        raise ValueError(f"packet {flow.head} cannot be the one that is being cut")
+    return 0
