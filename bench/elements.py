@@ -21,6 +21,7 @@ from shaping.impairment import Impairment
 from shaping.link import Link
 from shaping.marker import Marker
 from shaping.policer import Policer
+from shaping.scheduler import Scheduler
 from shaping.shaper import Shaper
 
 BATCHES = (1, 32, 256)
@@ -133,6 +134,25 @@ def _mirror_cases() -> list[Case]:
     return [Case("Mirror", traffic, build, packets=count) for traffic, count in packets.items()]
 
 
+def _scheduler_cases() -> list[Case]:
+    """For each packet that enters, one leaves, with LINE_QUEUED others before it."""
+
+    def build(count: int, queue: str) -> Element:
+        tree: dict[str, Any] = {f"c{i}": {"mark": i, "guarantee": "1mbit", "queue": queue} for i in range(1, count)}
+        return Scheduler({"rate": SHAPED_BPS, "default": "rest", "tree": {**tree, "rest": {"queue": queue}}})
+
+    return [
+        Case(
+            f"Scheduler, {count} {'class' if count == 1 else 'classes'}, {queue}",
+            DELAYED,
+            lambda count=count, queue=queue: build(count, queue),  # type: ignore[misc]
+            step_ns_packet=len(frames.SMALL) * 8 * 1_000_000_000 // SHAPED_BPS,
+            queued=LINE_QUEUED,
+        )
+        for count, queue in ((1, "fifo"), (1000, "fifo"), (1, "fq_codel"))
+    ]
+
+
 def _cases() -> list[Case]:
     cases = [Case("hop (element that only forwards)", "64 B", Hop)]
     for traffic in ("64 B", "1500 B", "64 KB GSO"):
@@ -179,6 +199,7 @@ def _cases() -> list[Case]:
             step_ns_packet=2 * 53 * 8 * 1_000_000_000 // SHAPED_BPS,
             queued=LINE_QUEUED,
         ),
+        *_scheduler_cases(),
         Case("RSS hash and queue", "64 B", Steer),
         *_switch_cases(),
         *_classifier_cases(),

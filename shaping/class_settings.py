@@ -1,4 +1,5 @@
-"""The classes of a Scheduler as users write them: a tree of mappings to a list of `ClassSetting`."""
+"""The classes of a Scheduler as users write them: a tree of mappings, to a list of
+`ClassSetting`."""
 
 from __future__ import annotations
 
@@ -139,9 +140,7 @@ def _mapping(name: str, data: Any, known: tuple[str, ...], example: str) -> Mapp
     return data
 
 
-def _children(
-    name: str, data: Any, parent: int, depth: int, found: list[ClassSetting]
-) -> None:
+def _children(name: str, data: Any, parent: int, depth: int, found: list[ClassSetting]) -> None:
     if not isinstance(data, Mapping) or not data:
         what = f"tree {shown(data)}" if data is not None else "has no tree"
         raise ConfigError(f"{name}: {what}: expected classes such as {{gold: {{}}, rest: {{}}}}")
@@ -260,9 +259,10 @@ def queue_settings(name: str, data: Any) -> QueueSettings:
     quantum = _whole(
         name, "queue: quantum", fields.get("quantum", FULL_FRAME), QUANTUM_LEAST, QUANTUM_MOST
     )
-    return found._replace(
-        target_ns=times["target"], interval_ns=times["interval"], ecn=ecn,
-        flows=flows if found.fair else 1, quantum=quantum, **_limit(name, discipline, fields),
+    limit_ns, limit_bytes, limit_packets = _limit(name, discipline, fields)
+    return QueueSettings(
+        discipline, times["target"], times["interval"], ecn, flows if found.fair else 1, quantum,
+        limit_ns, limit_bytes, limit_packets,
     )  # fmt: skip
 
 
@@ -275,12 +275,15 @@ def _time(name: str, key: str, value: Any) -> int | None:
     return found
 
 
-def _limit(name: str, discipline: str, fields: Mapping[str, Any]) -> dict[str, int | None]:
+def _limit(
+    name: str, discipline: str, fields: Mapping[str, Any]
+) -> tuple[int | None, int | None, int | None]:
+    """The bound as time, bytes or packets."""
     given = {key: fields[key] for key in ("time", "size", "packets") if key in fields}
     if len(given) > 1:
         raise ConfigError(f"{name}: queue: has {' and '.join(given)}: expected one of them")
     if "packets" in given:
-        return {"limit_packets": packets_of(name, given)}
+        return None, None, packets_of(name, given)
     if given:
         key, value = given.popitem()
         limit_ns, size = time_or_size_of(name, f"queue: {key}", value)
@@ -289,7 +292,7 @@ def _limit(name: str, discipline: str, fields: Mapping[str, Any]) -> dict[str, i
                 f"{name}: queue: {key} {shown(value)}: expected a {key} such as "
                 f"{'100ms' if key == 'time' else '64kb'}"
             )
-        return {"limit_ns": limit_ns, "limit_bytes": size}
+        return limit_ns, size, None
     # what Linux' disciplines of these names have
     packets = {"codel": 1000, "fq": 10_240, "fq_codel": 10_240}.get(discipline)
-    return {"limit_packets": packets} if packets else {"limit_ns": 100_000_000}
+    return (None, None, packets) if packets else (100_000_000, None, None)

@@ -61,6 +61,9 @@ cdef class ClassTree:
 # what was counted. What is left there are packets of classes that are gone.
 cdef void take_over_tree(Tree *tree, Tree *old, Outlet *outlet, uint64_t burst_ns) noexcept nogil
 
+# Whether a leaf of one tree is none of the other.
+cdef bint has_new_leaf(const Tree *tree, const Tree *old) noexcept nogil
+
 # What a class has sent, dropped and holds, by name.
 cdef dict class_row(const TreeClass *c, path)
 

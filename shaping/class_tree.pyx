@@ -152,6 +152,16 @@ cdef void take_over_tree(Tree *tree, Tree *old, Outlet *outlet, uint64_t burst_n
             take_over(&tree.classes[i], &old.classes[was], outlet, burst_ns)
 
 
+cdef bint has_new_leaf(const Tree *tree, const Tree *old) noexcept nogil:
+    cdef uint32_t i, was
+    for i in range(tree.count):
+        if tree.classes[i].leaf:
+            was = find_class(old, tree.classes[i].id, i)
+            if was == NO_CLASS or not old.classes[was].leaf:
+                return True
+    return False
+
+
 cdef uint32_t find_class(const Tree *tree, uint64_t id, uint32_t near) noexcept nogil:
     """The class of this path. Most are where they were, or a little before or behind."""
     cdef uint32_t i, step

@@ -13,7 +13,8 @@ from shaping.class_heap cimport ClassHeap, heap_add, heap_move, heap_remove
 from shaping.class_queue cimport (OVER_MEMORY, Flow, queue_add, queue_move, queue_release,
                                   queue_relieve, queue_restore, queue_take)
 from shaping.class_tree cimport (LEVELS_MOST, ClassTree, Packed, Tree, TreeClass, class_row,
-                                 load_class, read_flow, saved_class, saved_flow, take_over_tree)
+                                 has_new_leaf, load_class, read_flow, saved_class, saved_flow,
+                                 take_over_tree)
 from shaping.framing cimport Load, framed_bytes
 from shaping.pool_share cimport PoolShare, share_count, share_is_full
 from shaping.virtual_clock cimport (clock_charge, clock_due_ns, clock_end_idle, clock_is_due,
@@ -84,9 +85,9 @@ cdef class Scheduler(Element):
                sojourn_ns: sum of all waits; divide it by passed + delayed for the mean
                unclassified: packets for the default class, without a mark of a class
     Handlers:  counters; classes (read): of each class what it sent, dropped and holds; tree (read,
-               write, live): `classes`, as configured. A change keeps what waits, in order: classes
-               of the same path keep their packets and their place, and those of a class that is
-               gone leave first.
+               write, live): `classes`, as configured. A change keeps what waits: classes of the same
+               path keep their packets and their place; packets of a class that is gone, and where a
+               class is new those of the default class, leave first, so that flows stay in order.
     Threads:   any one engine
     Cost:      see shaping/README.md
     Example:   Voice is served first, up to 5 Mbit/s; the rest shares what is left by flow.
@@ -500,6 +501,9 @@ cdef class Scheduler(Element):
         cdef Tree *old = self.tree
         cdef Tree *tree = &(<ClassTree>installed).tree
         cdef uint32_t i
+        # A flow of a class that is new was in the default class, and must stay in order.
+        if has_new_leaf(tree, old):
+            queue_move(&self.leaving, &old.classes[old.default_leaf].queue, &self.outlet)
         take_over_tree(tree, old, &self.outlet, self.burst_ns)
         for i in range(old.count):
             if old.classes[i].leaf and old.classes[i].queue.packets:

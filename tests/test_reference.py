@@ -180,6 +180,7 @@ def test_the_constructor_takes_the_arguments_that_are_listed():
         "Mirror": ["file", "snaplen", "buffer"],
         "Parse": ["malformed"],
         "Policer": ["rate", "burst", "exceed"],
+        "Scheduler": ["classes", "overhead", "burst"],
         "Shaper": ["rate", "queue", "burst"],
     }
 
@@ -293,6 +294,17 @@ def test_the_example_of_link_is_a_line(network):
     net.run()
     times = [received.time_ns - begun for received in net.take("db")]
     assert times == [15_000_000 + on_line * 800 * n for n in range(1, count + 1)]
+
+
+def test_the_example_of_scheduler_lets_voice_first(network):
+    net = network(example_of("Scheduler"))
+    voice = bytearray(frame(UDP, 53))
+    voice[15] = 46 << 2
+    net.send("web", [*[frame(TCP, 80)] * 30, bytes(voice)])
+    net.run()
+    marks = [received.data[15] for received in net.take("db")]
+    # those before it left at once, since they are within the burst
+    assert marks.index(46 << 2) == 625 // len(frame(TCP, 80)) + 1 and len(marks) == 31
 
 
 def test_the_example_of_policer_marks_the_excess(network):

@@ -8,15 +8,17 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from dataplane.errors import ConfigError
 from dataplane.units import format_time
-from shaping.policy.compile import FRAME_BYTES, elements_of, queue_of
+from shaping.policy.classes import ClassEntry, check_classes
+from shaping.policy.compile import FRAME_BYTES, class_chain, elements_of, queue_of
 from shaping.policy.findings import Finding
 from shaping.policy.keys import ANY
 from shaping.policy.load import Policy
 from shaping.policy.network import Network
+from shaping.policy.overhead_schema import OverheadConfig
 from shaping.policy.places import Line, Place, Plan, plan_of
 from shaping.policy.presets import PRESETS
-from shaping.policy.schema import OverheadConfig
 
 POOL_SMALL = 16384  # small buffers, by default
 POOL_MOST = 1 << 20
@@ -42,11 +44,22 @@ def check_policy(policy: Policy, network: Network, pool_small: int = POOL_SMALL)
             *_loss(line),
             *_reorder(line),
         ]
+    for entry in policy.classes:
+        found += _classes(entry, network)
     found += _whole_pool(plan, pool_small)
     for first, second in _routes(plan):
         found += _route(plan, first, second)
     order = ("error", "warning", "note")
     return sorted(found, key=lambda finding: order.index(finding.kind))
+
+
+def _classes(entry: ClassEntry, network: Network) -> Iterator[Finding]:
+    try:
+        class_chain(entry, network)
+    except ConfigError as error:
+        yield Finding("error", entry.where, str(error))
+        return
+    yield from check_classes(entry, network)
 
 
 # -- numbers ---------------------------------------------------------------------------------------

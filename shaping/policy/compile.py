@@ -9,6 +9,8 @@ anything else. A constant delay behind a rate belongs to the Link.
                    MAC address, with the pair's elements in the branch
     lan--dmz       the link's two directions
 
+Classes become a Classifier and a Scheduler, in front of the lines of their place.
+
 Names depend on the place only, and a setting that is there has its element even when it is 0. So
 the elements of a policy whose numbers change are the same, and can be kept.
 """
@@ -18,17 +20,21 @@ from __future__ import annotations
 import hashlib
 from typing import Any, NamedTuple
 
+from dataplane.config.convert import did_you_mean
+from dataplane.errors import ConfigError
 from dataplane.units import format_time
+from shaping.policy.classes import EXAMPLES as CLASS_PLACES
+from shaping.policy.classes import ClassEntry, element_entries, place_key
 from shaping.policy.findings import refuse
-from shaping.policy.keys import ANY
+from shaping.policy.keys import ANY, LinkKey
 from shaping.policy.load import Policy
 from shaping.policy.network import Network
-from shaping.policy.places import Line, Place, Plan, plan_of
+from shaping.policy.overhead_schema import OverheadConfig
+from shaping.policy.places import Line, Place, Plan, places_of, plan_of
 from shaping.policy.scalars import QueueLength, Share
 from shaping.policy.schema import (
     CorruptConfig,
     DelayConfig,
-    OverheadConfig,
     QueueConfig,
     ReorderConfig,
 )
@@ -59,7 +65,29 @@ def compile_policy(policy: Policy, network: Network) -> dict[Chain, list[Element
     the first error that `check_policy` finds in the policy itself."""
     plan = plan_of(policy, network)
     refuse(plan.findings)
-    return compile_plan(plan, network, policy.seed)
+    chains = compile_plan(plan, network, policy.seed)
+    for entry in policy.classes:
+        chain = class_chain(entry, network)
+        entries = chains.setdefault(chain, [])
+        # in front of the line that the packets take, and behind those that they come from
+        at = bool(entries) and entries[0].get("name") == PAIRS_NAME
+        entries[at:at] = element_entries(entry, network)
+    return chains
+
+
+def class_chain(entry: ClassEntry, network: Network) -> Chain:
+    """The chain that the classes of an entry are in. Raises ConfigError."""
+    key = place_key(entry.key)
+    if isinstance(key, LinkKey):
+        [(place, _)] = places_of(key, network)
+        if not place.link:
+            raise ConfigError(f"{entry.key}: is a pair of NICs: expected {CLASS_PLACES}")
+        return chain_of_place(place)
+    nic, way = key
+    if nic not in network.nics:
+        hint = did_you_mean(nic, list(network.nics)) if network.nics else "there are none"
+        raise ConfigError(f"{entry.key}: there is no NIC {nic}; {hint}")
+    return Chain(nic, way)
 
 
 def compile_plan(

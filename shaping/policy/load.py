@@ -23,6 +23,7 @@ from dataplane.config.convert import (
 from dataplane.config.load import parse_yaml, read_text
 from dataplane.config.scalars import SchemaError
 from dataplane.errors import ConfigError
+from shaping.policy.classes import ClassEntry, read_classes
 from shaping.policy.keys import LinkKey, parse_key
 from shaping.policy.presets import PRESETS
 from shaping.policy.scalars import LineTime, QueueLength, QueueSize, Share
@@ -65,11 +66,13 @@ class Policy(NamedTuple):
 
     name       of the file, for findings
     config     the same as typed structs
+    classes    entries of `classes`
     """
 
     name: str
     config: PolicyConfig
     entries: list[Entry]
+    classes: list[ClassEntry]
 
     @property
     def seed(self) -> int | None:
@@ -86,7 +89,7 @@ def parse_policy(text: str, name: str = "<text>") -> Policy:
 def convert_policy(data: Any, locate: Locate = lambda path: "", name: str = "") -> Policy:
     """A policy from untyped data. Raises ConfigError."""
     fields = mapping(data, PolicyConfig, (), locate)
-    links = fields.pop("links", None)
+    links, classes = fields.pop("links", None), fields.pop("classes", None)
     if "version" not in fields:
         raise error_at(locate, (), "has no version: expected version: 1")
     config = convert(fields, PolicyConfig, (), locate)
@@ -102,7 +105,9 @@ def convert_policy(data: Any, locate: Locate = lambda path: "", name: str = "") 
         )
     entries = [_entry(key, value, locate) for key, value in links.items()]
     config.links = {str(key): entry.settings for key, entry in zip(links, entries, strict=True)}
-    return Policy(name, config, entries)
+    class_entries = read_classes(classes, locate)
+    config.classes = {entry.key: entry.config for entry in class_entries}
+    return Policy(name, config, entries, class_entries)
 
 
 def load_policy(path: str | os.PathLike[str]) -> Policy:

@@ -13,7 +13,8 @@ from msgspec import Meta
 
 from dataplane.config.scalars import SchemaError
 from shaping.loss_model import Chain, chain_of
-from shaping.overhead import ETHERNET_HEADER, KEYWORDS, VLAN, Overhead, overhead_of
+from shaping.policy.class_schema import ClassesConfig
+from shaping.policy.overhead_schema import OverheadConfig
 from shaping.policy.scalars import (
     HoldTime,
     LineRate,
@@ -22,20 +23,15 @@ from shaping.policy.scalars import (
     QueueSize,
     Share,
 )
+from shaping.policy.strict import Strict as _Strict
 
 POLICY_VERSION = 1
 LINKS_MOST = 4096
 SEED_MOST = 2**63 - 1
 
-OVERHEADS = ("raw", *KEYWORDS, VLAN)
-
 _SHARE = Meta(description="a share of packets from 0% to 100%, such as 1%", examples=["1%"])
 _CORRELATION = Meta(description="a correlation from 0% to 99%, such as 25%", examples=["25%"])
 CORRELATION_MOST = Share("99%")  # with 100% nothing ever changes
-
-
-class _Strict(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    HIDDEN: ClassVar[tuple[str, ...]] = ()  # fields that the loader fills and a file may not
 
 
 class LossConfig(_Strict):
@@ -272,48 +268,6 @@ class QueueConfig(_Strict):
             raise SchemaError("expected one of time, size and packets, such as {packets: 100}")
 
 
-class OverheadConfig(_Strict):
-    """What a line adds to each IP packet in place of the Ethernet header.
-
-    A text stands for one of CAKE's keywords, such as `docsis`.
-
-    keyword: One of CAKE's keywords. Excludes the others.
-    bytes: Bytes that are added to each IP packet.
-    minimum: Least number of bytes that a packet takes on the line.
-    cell: Cells that the line divides packets into: 48 bytes in cells of 53 (`atm`), or 65 bytes for
-        each 64 (`ptm`).
-    """
-
-    keyword: Annotated[
-        str | None,
-        Meta(description=f"one of {', '.join(OVERHEADS)}", examples=["docsis"]),
-    ] = None
-    bytes: (
-        Annotated[int, Meta(ge=-50, le=256, description="a number of bytes, -50 to 256")] | None
-    ) = None
-    minimum: Annotated[int, Meta(ge=0, le=256, description="a number of bytes, 0 to 256")] = 0
-    cell: Annotated[Literal["atm", "ptm", "none"], Meta(description="atm, ptm or none")] = "none"
-
-    def __post_init__(self) -> None:
-        if self.keyword is not None:
-            if self.keyword not in OVERHEADS:
-                raise SchemaError(
-                    f"unknown keyword {self.keyword[:40]!r}: expected one of "
-                    f"{', '.join(OVERHEADS)}, or {{bytes: 18, minimum: 64}}"
-                )
-            if (self.bytes, self.minimum, self.cell) != (None, 0, "none"):
-                raise SchemaError("has both keyword and bytes, minimum or cell: expected one form")
-        elif self.bytes is None:
-            raise SchemaError("has no bytes: expected a number of bytes, such as 18")
-
-    @property
-    def added(self) -> Overhead:
-        """What is added to a layer-2 frame."""
-        if self.keyword is not None:
-            return overhead_of("overhead", self.keyword)
-        return Overhead((self.bytes or 0) - ETHERNET_HEADER, self.minimum, self.cell)
-
-
 class LineConfig(_Strict):
     """The line in one direction or both: settings of one entry of `links`.
 
@@ -389,6 +343,8 @@ class PolicyConfig(_Strict):
     version: Version of the file's form.
     seed: Number from which all random choices follow: the same seed makes the same choices.
         Default: one is chosen.
+    classes: Classes of packets by where they share a rate. A key is `web.egress` (what NIC web
+        sends), `web.ingress` (what it receives), or `lan--dmz -> dmz` (one way of a link).
     links: Lines by where they are. A key is `web -> db` (from one NIC to another), `web <-> db`
         (both ways), `web -> any` (all that NIC web sends), `any -> web` (all that it receives),
         `web` (both), the name of a link of the network (both ways), or `lan--dmz -> dmz` (one way
@@ -416,5 +372,12 @@ class PolicyConfig(_Strict):
             description="a mapping from a place such as web -> db to settings such as {rate: "
             "10mbit}",
             examples=[{"web <-> db": {"rate": "10mbit"}}],
+        ),
+    ] = {}
+    classes: Annotated[
+        dict[str, ClassesConfig],
+        Meta(
+            description="a mapping from a place such as web.egress to classes",
+            examples=[{"web.egress": {"rate": "10mbit", "default": "rest", "tree": {"rest": {}}}}],
         ),
     ] = {}

@@ -250,7 +250,7 @@ def _shapers(stats: dict[str, Any]) -> Iterator[Metric]:
         if "line_packets" in counters:
             line.add_metric(labels, on_line)
         most.add_metric(labels, counters["queue_bytes_max"])
-        if element["queue_limit_bytes"] is not None:
+        if element.get("queue_limit_bytes") is not None:
             limit.add_metric(labels, element["queue_limit_bytes"])
     yield from (delay, longest, sent, delayed, split, queue, packets, most, limit, line)
 

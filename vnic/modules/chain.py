@@ -30,6 +30,7 @@ BUILT_IN = {
     "Mirror": "dataplane.elements.mirror:Mirror",
     "Parse": "dataplane.elements.parse:Parse",
     "Policer": "shaping.policer:Policer",
+    "Scheduler": "shaping.scheduler:Scheduler",
     "Shaper": "shaping.shaper:Shaper",
 }
 

@@ -1,0 +1,26 @@
+"""Type stub of shaping.class_tree."""
+
+from collections.abc import Mapping
+from typing import Any, final
+
+from shaping.class_settings import TreeSetting
+
+QUANTUM_NS: int
+QUANTUM_MOST_BYTES: int
+TAG_COST: int
+
+@final
+class ClassTree:
+    @property
+    def setting(self) -> TreeSetting: ...
+    @property
+    def given(self) -> Mapping[str, Any]: ...
+    def __init__(self, name: str, given: Mapping[str, Any], burst_ns: int) -> None: ...
+
+@final
+class Packed:
+    @property
+    def packets(self) -> bytes: ...
+    @property
+    def at(self) -> int: ...
+    def __init__(self, packets: bytes) -> None: ...

@@ -1,0 +1,309 @@
+"""The classes of a policy: read from a file, and compiled to a Classifier and a Scheduler.
+
+The Classifier sets each packet's mark, and the Scheduler puts it into the leaf with this mark.
+Marks follow from the paths of classes, so that those of other classes stay when one is added.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from dataplane.config.convert import Locate, Path, convert, did_you_mean, error_at, shown
+from dataplane.elements.classifier_rules import MAX_RULES
+from dataplane.errors import ConfigError
+from shaping.class_settings import (
+    CLASSES_MOST,
+    DEPTH_MOST,
+    MARK_MOST,
+    NAME,
+    PRIORITY_DEFAULT,
+    TreeSetting,
+    read_tree,
+)
+from shaping.policy.class_schema import ClassConfig, ClassesConfig, MatchConfig
+from shaping.policy.findings import Finding
+from shaping.policy.keys import ANY, ONE, LinkKey, parse_key
+from shaping.policy.network import Network
+
+SPLIT_NAME, SCHEDULER_NAME = "shape-split", "shape-classes"
+WAYS = ("egress", "ingress")
+EXAMPLES = "web.egress, web.ingress, or one way of a link such as lan--dmz -> dmz"
+PLACES_MOST = 1024
+NUMBERS = ("guarantee", "ceiling", "weight", "priority", "latency")
+
+
+class ClassEntry(NamedTuple):
+    """One entry of `classes`. where: "FILE:LINE"."""
+
+    key: str
+    config: ClassesConfig
+    where: str
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def read_classes(data: Any, locate: Locate) -> list[ClassEntry]:
+    """The section `classes`. Raises ConfigError."""
+    path: Path = ("classes",)
+    if data is None:
+        return []
+    if not isinstance(data, Mapping) or len(data) > PLACES_MOST:
+        what = shown(data) if not isinstance(data, Mapping) else f"of {len(data)} entries"
+        raise error_at(
+            locate, path, f"invalid value {what}: expected at most {PLACES_MOST} places such as "
+            "{web.egress: {rate: 10mbit, default: rest, tree: {rest: {}}}}",
+        )  # fmt: skip
+    return [_entry(str(key), value, (*path, key), locate) for key, value in data.items()]
+
+
+def _entry(key: str, data: Any, path: Path, locate: Locate) -> ClassEntry:
+    try:
+        place_key(key)
+    except ConfigError as error:
+        raise error_at(locate, path, str(error)) from None
+    if not isinstance(data, Mapping):
+        raise error_at(
+            locate, path,
+            f"invalid value {shown(data)}: expected {{rate: 10mbit, default: rest, tree: {{...}}}}",
+        )  # fmt: skip
+    fields = dict(data)
+    if isinstance(fields.get("overhead"), str):
+        fields["overhead"] = {"keyword": fields["overhead"]}
+    tree = _tree(fields.pop("tree", None), (*path, "tree"), locate, 1, [0])
+    config = convert({**fields, "tree": {}}, ClassesConfig, path, locate)
+    config.tree = tree
+    entry = ClassEntry(key, config, locate(path))
+    try:
+        tree_setting(entry)
+    except ConfigError as error:
+        raise error_at(locate, path, str(error).removeprefix("classes: ")) from None
+    return entry
+
+
+def _tree(
+    data: Any, path: Path, locate: Locate, depth: int, count: list[int]
+) -> dict[str, ClassConfig]:
+    """Classes by name, converted one by one so that errors have their place. count: of all classes
+    so far; bounded, as is the depth, since a file may refer to itself."""
+    if not isinstance(data, Mapping) or not data:
+        what = shown(data) if data is None or not isinstance(data, Mapping) else "without classes"
+        raise error_at(
+            locate,
+            path,
+            f"invalid value {what}: expected classes such as {{gold: {{}}, rest: {{}}}}",
+        )
+    if depth > DEPTH_MOST:
+        raise error_at(locate, path, f"more than {DEPTH_MOST} levels of classes: expected fewer")
+    count[0] += len(data)
+    if count[0] > CLASSES_MOST:
+        raise error_at(locate, path, f"more than {CLASSES_MOST} classes: expected fewer")
+    found: dict[str, ClassConfig] = {}
+    for name, each in data.items():
+        here = (*path, name)
+        if not NAME.fullmatch(str(name)):
+            raise error_at(
+                locate, here,
+                "is not a class: expected a name of letters, digits, '_', '.' and '-', at most 32",
+            )  # fmt: skip
+        if each is None:
+            each = {}
+        if not isinstance(each, Mapping):
+            raise error_at(
+                locate, here,
+                f"invalid value {shown(each)}: expected settings such as {{guarantee: 2mbit}}",
+            )  # fmt: skip
+        fields = dict(each)
+        if isinstance(fields.get("match"), Mapping):
+            fields["match"] = [fields["match"]]
+        if isinstance(fields.get("queue"), str):
+            fields["queue"] = {"discipline": fields["queue"]}
+        tree = None
+        if "tree" in fields:
+            tree = _tree(fields.pop("tree"), (*here, "tree"), locate, depth + 1, count)
+        found[str(name)] = convert(fields, ClassConfig, here, locate)
+        found[str(name)].tree = tree or {}
+    return found
+
+
+def place_key(key: str) -> tuple[str, str] | LinkKey:
+    """(NIC, "egress" or "ingress"), or one way of a link. Raises ConfigError."""
+    nic, _, way = key.rpartition(".")
+    if way in WAYS and nic:
+        return nic, way
+    found = parse_key(key)
+    if found.arrow != ONE:
+        raise ConfigError(f"is both ways: expected {EXAMPLES}")
+    if ANY in (found.first, found.second):
+        way, nic = ("egress", found.first) if found.second == ANY else ("ingress", found.second)
+        return nic, way
+    return found
+
+
+# -- compiling -------------------------------------------------------------------------------------
+
+
+class Leaf(NamedTuple):
+    """A leaf class: its path, mark, and the rules that lead to it."""
+
+    path: str
+    mark: int
+    rules: list[dict[str, Any]]
+
+
+def element_entries(entry: ClassEntry, network: Network) -> list[dict[str, Any]]:
+    """The elements of one place. Raises ConfigError."""
+    leaves = leaves_of(entry.config, network)
+    rules = [{**rule, "mark": leaf.mark, "gate": 0} for leaf in leaves for rule in leaf.rules]
+    scheduler: dict[str, Any] = {"element": "Scheduler", "name": SCHEDULER_NAME}
+    scheduler["classes"] = tree_entry(entry.config, {leaf.path: leaf.mark for leaf in leaves})
+    if entry.config.overhead is not None:
+        keyword = entry.config.overhead.keyword
+        scheduler["overhead"] = keyword or entry.config.overhead.added._asdict()
+    split = {"element": "Classifier", "name": SPLIT_NAME, "rules": rules, "default": 0}
+    return [split, scheduler]
+
+
+def tree_entry(config: ClassesConfig, marks: Mapping[str, int]) -> dict[str, Any]:
+    """The `classes` of a Scheduler. marks: of leaves, by path; others get none."""
+    return {
+        "rate": str(config.rate),
+        "default": config.default,
+        "tree": _tree_entry(config.tree, "", marks),
+    }
+
+
+def _tree_entry(
+    tree: Mapping[str, ClassConfig], above: str, marks: Mapping[str, int]
+) -> dict[str, Any]:
+    found = {}
+    for name, each in tree.items():
+        path = f"{above}{name}"
+        entry: dict[str, Any] = {}
+        for key in NUMBERS:
+            value = getattr(each, key)
+            if value is not None and (key, value) not in DEFAULTS:
+                entry[key] = value if type(value) is int else str(value)
+        if path in marks:
+            entry["mark"] = marks[path]
+        if each.queue is not None:
+            entry["queue"] = each.queue.entry
+        if each.tree:
+            entry["tree"] = _tree_entry(each.tree, f"{path}/", marks)
+        found[name] = entry
+    return found
+
+
+DEFAULTS = (("weight", 1), ("priority", PRIORITY_DEFAULT))
+
+
+def tree_setting(entry: ClassEntry) -> TreeSetting:
+    """The classes as the Scheduler reads them. Raises ConfigError."""
+    return read_tree("classes", tree_entry(entry.config, {}))
+
+
+def leaves_of(config: ClassesConfig, network: Network) -> list[Leaf]:
+    """All leaves, in the order in which they are tried. Raises ConfigError."""
+    found = list(_leaves(config.tree, "", None, network))
+    taken: dict[int, str] = {}
+    leaves = []
+    for path, rules in found:
+        leaves.append(Leaf(path, _mark(path, taken), rules))
+    if sum(len(leaf.rules) for leaf in leaves) > MAX_RULES:
+        raise ConfigError(f"more than {MAX_RULES} matches: expected fewer")
+    return leaves
+
+
+def _leaves(
+    tree: Mapping[str, ClassConfig],
+    above: str,
+    outer: list[dict[str, Any]] | None,
+    network: Network,
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Leaves with their rules; outer: one of these holds for all, None: no condition. Those without
+    a match are tried last: they get what their siblings leave."""
+    for name, each in sorted(tree.items(), key=lambda item: not item[1].match):
+        path = f"{above}{name}"
+        rules = outer
+        if each.match:
+            own = [_conditions(path, match, network) for match in each.match]
+            rules = own if outer is None else [_both(path, a, b) for a in outer for b in own]
+        if each.tree:
+            yield from _leaves(each.tree, f"{path}/", rules, network)
+        else:
+            yield path, list(rules or [])
+
+
+def _both(path: str, first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    for key in first.keys() & second.keys():
+        if first[key] != second[key]:
+            raise ConfigError(
+                f"{path}: its {key} and that of its parent exclude each other: expected one of them"
+            )
+    return {**first, **second}
+
+
+def _conditions(path: str, match: MatchConfig, network: Network) -> dict[str, Any]:
+    conditions = match.conditions
+    if match.sender is None:
+        return conditions
+    if match.sender not in network.nics:
+        hint = did_you_mean(match.sender, list(network.nics)) if network.nics else "there are none"
+        raise ConfigError(f"{path}: there is no NIC {match.sender}; {hint}")
+    if "source_mac" in conditions:
+        raise ConfigError(f"{path}: has sender and source_mac: expected one of them")
+    return {**conditions, "source_mac": network.nics[match.sender]}
+
+
+def _mark(path: str, taken: dict[int, str]) -> int:
+    """A mark for a path, 1 to MARK_MOST, the same for the same path unless another one has it."""
+    digest = hashlib.blake2b(path.encode(), digest_size=4).digest()
+    mark = int.from_bytes(digest, "little") % MARK_MOST + 1
+    while mark in taken:
+        mark = mark % MARK_MOST + 1
+    taken[mark] = path
+    return mark
+
+
+# -- what it means ---------------------------------------------------------------------------------
+
+
+def check_classes(entry: ClassEntry, network: Network) -> Iterator[Finding]:
+    """What one place's classes come to."""
+    try:
+        leaves = leaves_of(entry.config, network)
+    except ConfigError as error:
+        yield Finding("error", entry.where, f"{entry.key}: {error}")
+        return
+    matched = {leaf.path for leaf in leaves if leaf.rules}
+    seen: list[dict[str, Any]] = []
+    for leaf in leaves:
+        if leaf.path != entry.config.default and leaf.path not in matched:
+            yield Finding(
+                "warning", entry.where,
+                f"{entry.key}: {leaf.path} gets no packets: expected match, or default: "
+                f"{leaf.path}",
+            )  # fmt: skip
+        for rule in leaf.rules:
+            if any(earlier.items() <= rule.items() for earlier in seen):
+                yield Finding(
+                    "warning", entry.where,
+                    f"{entry.key}: {leaf.path}: a class before it has all packets of one match",
+                )  # fmt: skip
+        seen += leaf.rules
+    setting = tree_setting(entry)
+    for each in setting.classes[1:]:
+        if each.queue is None:
+            continue
+        size, packets = each.queue.limits(each.effective_bps)
+        if each.queue.aqm or not each.effective_bps:
+            continue
+        longest = min(size, packets * 1514) * 8 / each.effective_bps
+        if longest > 1:
+            yield Finding(
+                "warning", entry.where,
+                f"{entry.key}: {each.path}: packets wait up to {longest:.3g}s for the rate: "
+                "expected a shorter queue, or fq_codel",
+            )  # fmt: skip
