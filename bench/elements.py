@@ -139,7 +139,7 @@ def _scheduler_cases() -> list[Case]:
 
     def build(count: int, queue: str) -> Element:
         tree: dict[str, Any] = {f"c{i}": {"mark": i, "guarantee": "1mbit", "queue": queue} for i in range(1, count)}
-        return Scheduler({"rate": SHAPED_BPS, "default": "rest", "tree": {**tree, "rest": {"queue": queue}}})
+        return Scheduler({"rate": SHAPED_BPS, "default": "rest", "tree": {**tree, "rest": {"queue": queue}}}, burst=0)
 
     return [
         Case(

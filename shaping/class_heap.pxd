@@ -1,4 +1,5 @@
-"""A binary heap of classes by key, for Scheduler: the least key first, of equal ones the first class.
+"""A binary heap of classes by key, for Scheduler: the least key first, of equal ones the first
+class.
 
 Keys are compared modulo 2^64, so that ever-growing ones never end; those in one heap must be within
 2^63 of each other. A class knows its place, so that it can be moved and removed.

@@ -94,8 +94,9 @@ cdef struct Outlet:              # what a queue needs of the element that it bel
 # frame, of several flows packets from the head of the longest one.
 cdef void queue_add(ClassQueue *queue, Outlet *outlet, uint32_t index) noexcept nogil
 
-# Removes and returns the next packet, with its load and its arrival in Packet.release_ns; NO_PACKET:
-# none is left. Cuts GSO frames longer than `quantum_bytes` on the line. CoDel may drop others before.
+# Removes and returns the next packet, with its load, and its arrival in Packet.release_ns;
+# NO_PACKET: none is left. Cuts GSO frames longer than `quantum_bytes` on the line. CoDel may drop
+# others before.
 cdef uint32_t queue_take(ClassQueue *queue, Outlet *outlet, uint32_t quantum_bytes,
                          Load *load) noexcept nogil
 

@@ -4,7 +4,7 @@ from libc.string cimport memcpy
 from dataplane.graph.element cimport Element
 from dataplane.graph.offload cimport can_segment, segment
 from dataplane.packet.pool cimport (GSO_NONE, NO_PACKET, PACKET_IPV4, PACKET_IPV6, PACKET_PARSED,
-                                    Batch, Context, Packet, packet_data, packet_free)
+                                    Batch, Packet, packet_data, packet_free)
 from dataplane.wire.tos cimport ECN_CE, is_ecn_capable, set_tos
 from shaping.codel cimport CODEL_DROP, CODEL_KEEP, CODEL_MARK, codel_empty, codel_verdict
 from shaping.framing cimport Load, framed_bytes, packet_load
@@ -350,10 +350,10 @@ cdef void queue_move(ClassQueue *queue, ClassQueue *source, Outlet *outlet) noex
 
 cdef void queue_restore(ClassQueue *queue, Outlet *outlet, uint32_t number) noexcept nogil:
     cdef Flow *flow = &queue.flows[number]
-    cdef uint32_t first = flow.head, done = flow.done, i
+    cdef uint32_t first = flow.head, done = flow.done, _i
     cdef Load load
     flow.bytes = 0
-    for i in range(flow.packets):
+    for _i in range(flow.packets):
         load = head_load(flow, outlet)
         account(queue, flow, outlet, load, 1)
         queue.packets += 1

@@ -222,7 +222,8 @@ cdef dict saved_class(const TreeClass *c, const Context *ctx, list packed):
     cdef uint32_t i, number
     found = {"clocks": [[c.guarantee.next_ns, c.guarantee.remainder],
                         [c.ceiling.next_ns, c.ceiling.remainder]],
-             "parked": c.parked_place != 0, "ahead": 0, "emptied_ns": c.emptied_ns, "excess_bytes": c.excess_bytes}
+             "parked": c.parked_place != 0, "ahead": 0, "emptied_ns": c.emptied_ns,
+             "excess_bytes": c.excess_bytes}
     if c.band != NULL and <int64_t>(c.tag - c.band.tag) > 0:
         found["ahead"] = c.tag - c.band.tag
     if not c.leaf:
@@ -317,7 +318,7 @@ cdef int read_flow(Flow *flow, list saved, Packed packed, Context *ctx) except -
     if flow.done == 0:
         return 0
     p = &ctx.packets[flow.head]
-    if flow.packets == 0 or (not can_segment(p) or flow.done >= p.length - p.header_length
-                      or flow.done % p.gso_size):
+    if (flow.packets == 0 or not can_segment(p) or flow.done >= p.length - p.header_length
+            or flow.done % p.gso_size):
         raise ValueError(f"packet {flow.head} cannot be the one that is being cut")
     return 0

@@ -1,10 +1,10 @@
 """Scheduler: shares a rate among a tree of classes.
 
 At each class the decision is made among its children that have something to send and whose ceiling
-lets them (they `offer`): first those within their guarantee, by priority, the longest overdue first;
-then, by priority, whatever is left over in the proportion of weights (start-time fair queueing:
-Goyal, Vin, Cheng, SIGCOMM 1996). So a packet costs a few steps in each level's heaps, whatever the
-number of classes that are configured.
+lets them (they `offer`): first those within their guarantee, by priority, the longest overdue
+first; then, by priority, whatever is left over in the proportion of weights (start-time fair
+queueing: Goyal, Vin, Cheng, SIGCOMM 1996). So a packet costs a few steps in each level's heaps,
+whatever the number of classes that are configured.
 """
 from cpython.ref cimport PyObject
 from libc.stdint cimport uint32_t, uint64_t
