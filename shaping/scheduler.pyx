@@ -163,6 +163,7 @@ cdef class Scheduler(Element):
 
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
         cdef uint32_t i, passed = 0
+        self.outlet.ctx = ctx
         # Most packets find nothing waiting, and the rate not used up.
         while (passed < batch.count and self.counters.held == 0
                and self.pass_at_once(ctx, batch.index[passed])):
@@ -180,6 +181,7 @@ cdef class Scheduler(Element):
         self.settle_share()
 
     cdef void tick(self, Context *ctx) noexcept nogil:
+        self.outlet.ctx = ctx
         self.release_due(ctx)
         self.settle_share()
 
@@ -553,13 +555,13 @@ cdef class Scheduler(Element):
     # -- state -------------------------------------------------------------------------------------
 
     def save_state(self):
-        """`classes`: of each class by path `clocks` ([next_ns, remainder] of guarantee and ceiling),
-        `parked` (it waits for its ceiling), `ahead` (its tag, from the virtual time of its band on), `emptied_ns`, `excess_bytes`; of a
-        leaf `counts` (in the order of ClassCounts) and `flows`, those that have a turn, in the order
-        of their turns: [number, list, deficit, bytes of its head that are sent, the fields of
-        Codel, number of packets]. `leaving`: packets of classes that are gone, as one flow, or
-        None. `packets`: all that wait, packed, flow by flow in this order. The classes are
-        configuration."""
+        """`classes`: of each class by path `clocks` ([next_ns, remainder] of guarantee and
+        ceiling), `parked` (it waits for its ceiling), `ahead` (its tag, from the virtual time of
+        its band on), `emptied_ns`, `excess_bytes`; of a leaf `counts` (in the order of ClassCounts)
+        and `flows`, those that have a turn, in the order of their turns: [number, list, deficit,
+        bytes of its head that are sent, the fields of Codel, number of packets]. `leaving`: packets
+        of classes that are gone, as one flow, or None. `packets`: all that wait, packed, flow by
+        flow in this order. The classes are configuration."""
         cdef ClassTree installed = self.current()
         cdef Context *ctx = self.outlet.ctx
         packed = []
