@@ -33,7 +33,7 @@ LANE_PACKETS = 512
 SHAPED_BPS = 1_000_000_000
 QUEUED = 128
 LINE_QUEUED = 32
-DELAYED, DELAYED_PACKETS = "64 B, delayed", 1024  # for elements that hold a whole batch
+DELAYED, DELAYED_PACKETS = "64 B, delayed", 4096  # for elements that hold a whole batch
 ADDRESSES = 1000
 
 Json = dict[str, object]

@@ -85,8 +85,8 @@ cdef class Scheduler(Element):
                sojourn_ns: sum of all waits; divide it by passed + delayed for the mean
                unclassified: packets for the default class, without a mark of a class
     Handlers:  counters; classes (read): of each class what it sent, dropped and holds; tree (read,
-               write, live): `classes`, as configured. A change keeps what waits: classes of the same
-               path keep their packets and their place; packets of a class that is gone, and where a
+               write, live): `classes`, as configured. A change keeps what waits: classes of the
+               same path keep their packets and their place; packets of a class that is gone, and where a
                class is new those of the default class, leave first, so that flows stay in order.
     Threads:   any one engine
     Cost:      see shaping/README.md

@@ -1,4 +1,4 @@
-"""The DSCP and ECN fields of an IP header: IPv4's TOS, IPv6's traffic class (RFC 2474, RFC 3168)."""
+"""The DSCP and ECN fields of an IP header: IPv4's TOS, IPv6's traffic class (RFC 2474, 3168)."""
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from dataplane.packet.pool cimport PACKET_IPV4, PACKET_IPV6, Packet
 from dataplane.wire.headers cimport load_be16, store_be16
