@@ -86,8 +86,9 @@ cdef class Scheduler(Element):
                unclassified: packets for the default class, without a mark of a class
     Handlers:  counters; classes (read): of each class what it sent, dropped and holds; tree (read,
                write, live): `classes`, as configured. A change keeps what waits: classes of the
-               same path keep their packets and their place; packets of a class that is gone, and where a
-               class is new those of the default class, leave first, so that flows stay in order.
+               same path keep their packets and their place; packets of a class that is gone, and
+               where a class is new those of the default class, leave first, so that flows stay in
+               order.
     Threads:   any one engine
     Cost:      see shaping/README.md
     Example:   Voice is served first, up to 5 Mbit/s; the rest shares what is left by flow.

@@ -9,6 +9,7 @@ import pytest
 
 from shaping.policy.check import check_policy
 from shaping.policy.load import load_policy
+from tests.wire_frames import UDP, Spec
 from vnic.config.load import load_config
 from vnic.config.shape import network_of
 from vnic.testing import VirtualNetwork
@@ -126,3 +127,45 @@ def test_one_way(lab):
     made = lab("one-way.yaml")
     assert len(made.sent("client", "server", 20)[0]) == 20
     assert made.sent("server", "client", 20)[0] == []
+
+
+def ip_frame(made: Lab, source: str, target: str, *, tos: int = 0, port: int = 1, size: int = 1000) -> bytes:
+    addresses = {"client": bytes([10, 0, 0, 1]), "server": bytes([10, 0, 0, 2])}
+    spec = Spec(
+        protocol=UDP, tos=tos, source_port=port, source=addresses[source], destination=addresses[target],
+        payload=bytes(size - 42),
+    )  # fmt: skip
+    return made.mac[target] + made.mac[source] + bytes(spec.frame().data)[12:]
+
+
+def test_upload_and_calls(lab):
+    made = lab("upload-and-calls.yaml")
+    work, backup, call = (ip_frame(made, "client", "server", tos=tos) for tos in (0, 8 << 2, 46 << 2))
+    made.net.send("client", [backup] * 50 + [work] * 50 + [call] * 5)
+    made.net.run()
+    order = [each.data[15] >> 2 for each in made.net.take("server")]
+    assert len(order) == 105
+    assert max(n for n, dscp in enumerate(order) if dscp == 46) < 20  # within their ceiling, before all others
+    # work has 6 of 9.5 Mbit/s, and 8 of 9 of what is left
+    half = order[: order.index(0) + 56]
+    assert half.count(0) > 4 * half.count(8)
+
+
+def test_tenants(lab):
+    made = lab("tenants.yaml")
+    gold, others = ip_frame(made, "server", "client"), bytearray(ip_frame(made, "server", "client"))
+    others[33] = 99  # another destination
+    made.net.send("server", [bytes(others)] * 100 + [gold] * 100)
+    made.net.run()
+    found = [each.data[33] for each in made.net.take("client")]
+    half = found[:80]
+    assert len(found) == 200 and half.count(1) >= 3 * half.count(99)
+
+
+def test_noisy_neighbour(lab):
+    made = lab("noisy-neighbour.yaml")
+    flows = [ip_frame(made, "server", "client", port=port) for port in range(1, 41)]
+    made.net.send("server", flows * 5 + [ip_frame(made, "server", "client", port=999, size=100)])
+    made.net.run()
+    ports = [int.from_bytes(each.data[34:36], "big") for each in made.net.take("client")]
+    assert ports.index(999) <= 2 * 40 + 1  # two packets a turn; 200 came before it

@@ -1,0 +1,117 @@
+"""What was measured of the classes of a running policy, for `vnic shape show`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from dataplane.units import format_rate
+from shaping.class_settings import ClassSetting
+from shaping.policy.classes import SCHEDULER_NAME, tree_setting
+from shaping.policy.compile import class_chain
+from shaping.policy.load import convert_policy
+from shaping.policy.network import Network
+from vnic.cli.common import plural
+
+if TYPE_CHECKING:
+    from vnic.api.client import Client
+
+NEAR = 0.02  # of a rate that is measured over a second or so: packets are not fractions
+
+Table = dict[str, dict[str, Any]]
+
+
+def class_tables(client: Client, policy: dict[str, Any], network: Network) -> dict[str, Table]:
+    """Of each place of `classes`: what each class has sent, dropped and holds, by path. Places
+    whose Scheduler is gone are left out."""
+    found: dict[str, Table] = {}
+    names = client.call("Handlers")["elements"] if policy.get("classes") else {}
+    for entry in convert_policy(policy).classes:
+        chain = f"{class_chain(entry, network)}."
+        for name in names:
+            if name.startswith(chain) and name.endswith(f".{SCHEDULER_NAME}"):
+                copies = client.call("ReadHandler", element=name, handler="classes")["copies"]
+                found[entry.key] = _summed(copies)
+    return found
+
+
+def _summed(copies: list[list[dict[str, Any]]]) -> Table:
+    """The rows of all engines that have a copy of the Scheduler, added up."""
+    table: Table = {}
+    for rows in copies:
+        for row in rows:
+            known = table.setdefault(row["path"], {})
+            for key, value in row.items():
+                if isinstance(value, int):
+                    together = max if key == "sojourn_max_ns" else int.__add__
+                    known[key] = together(known.get(key, 0), value)
+                elif isinstance(value, dict):
+                    dropped = known.setdefault(key, dict.fromkeys(value, 0))
+                    for reason, count in value.items():
+                        dropped[reason] += count
+    return table
+
+
+def class_rows(
+    policy: dict[str, Any], before: dict[str, Table], after: dict[str, Table], took_s: float
+) -> Iterator[dict[str, Any]]:
+    """The rows of `vnic shape show`, as those of lines."""
+    for entry in convert_policy(policy).classes:
+        table, earlier = after.get(entry.key), before.get(entry.key, {})
+        for each in tree_setting(entry).classes:
+            row: dict[str, Any] = {
+                "line": f"{entry.key}/{each.path}" if each.path else entry.key,
+                "asked": asked(each), "packets": None, "rate_bps": None, "lost": None,
+                "delay_ms": None, "kept": "no: its elements are gone; apply the policy again",
+            }  # fmt: skip
+            if table is not None and each.path in table:
+                _measure(row, each, table[each.path], earlier.get(each.path), took_s)
+            yield row
+
+
+def asked(each: ClassSetting) -> str:
+    """What a class is promised, in words of a policy file."""
+    if each.parent < 0:
+        return f"rate {format_rate(each.ceiling_bps)}"
+    said = []
+    if each.guarantee_bps:
+        said.append(f"guarantee {format_rate(each.guarantee_bps)}")
+    if each.ceiling_bps:
+        said.append(f"ceiling {format_rate(each.ceiling_bps)}")
+    if each.weight != 1:
+        said.append(f"weight {each.weight}")
+    said.append(f"priority {each.priority}")
+    if each.queue is not None:
+        said.append(each.queue.discipline)
+    return ", ".join(said)
+
+
+def _measure(
+    row: dict[str, Any],
+    each: ClassSetting,
+    now: dict[str, Any],
+    earlier: dict[str, Any] | None,
+    took_s: float,
+) -> None:
+    dropped = sum(now["dropped"].values())
+    row["packets"] = now["sent_packets"] + dropped + now["waiting_packets"]
+    row["kept"] = "yes" if row["packets"] else "no packets yet"
+    if now["sent_packets"]:
+        row["delay_ms"] = now["sojourn_ns"] / now["sent_packets"] / 1e6
+    if dropped:
+        row["lost"] = 100 * dropped / row["packets"]
+    if earlier is None or not row["packets"]:
+        return
+    row["rate_bps"] = rate = (now["sent_bytes"] - earlier["sent_bytes"]) * 8 / took_s
+    reasons = []
+    if each.effective_bps and rate > each.effective_bps * (1 + NEAR) + 12_000 / took_s:
+        reasons.append(f"more than {format_rate(each.effective_bps)}")
+    # a class gets its guarantee while it has packets; only one that always had some can tell
+    busy = earlier["waiting_packets"] and now["waiting_packets"]
+    if busy and rate < each.guarantee_bps * (1 - NEAR) - 12_000 / took_s:
+        reasons.append(f"less than {format_rate(each.guarantee_bps)}")
+    if now["dropped"]["over_memory"]:
+        count = plural(now["dropped"]["over_memory"], "packet")
+        reasons.append(f"{count} dropped for lack of memory; a larger `pool:` helps")
+    if reasons:
+        row["kept"] = f"no: {'; '.join(reasons)}"
