@@ -31,6 +31,7 @@ BUILT_IN = {
     "Parse": "dataplane.elements.parse:Parse",
     "Policer": "shaping.policer:Policer",
     "Shaper": "shaping.shaper:Shaper",
+    "TraceLink": "shaping.trace_link:TraceLink",
 }
 
 
