@@ -20,7 +20,7 @@ cdef struct Position:
 
 cdef class Schedule:
     cdef readonly str digest     # of its content
-    cdef readonly uint64_t mean_bps
+    cdef readonly uint64_t mean_bps  # at least 1
     cdef readonly uint64_t period_ns
     cdef readonly uint32_t count
     cdef object _arrays          # the owner of the pointers of subclasses

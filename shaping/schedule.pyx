@@ -59,7 +59,7 @@ cdef class Opportunities(Schedule):
         self.digest, self._arrays = digest, at_ms
         self.at_ms, self.count = &at_ms[0], <uint32_t>len(at_ms)
         self.period_ns = <uint64_t>self.at_ms[self.count - 1] * MS
-        self.mean_bps = int(self.count) * OPPORTUNITY_BYTES * 8 * 10**9 // self.period_ns
+        self.mean_bps = max(int(self.count) * OPPORTUNITY_BYTES * 8 * 10**9 // self.period_ns, 1)
 
     cdef void begin(self, Position *at, uint64_t now_ns, bint loop) noexcept nogil:
         at.base_ns, at.index, at.left, at.loop = now_ns, 0, OPPORTUNITY_BYTES, loop
@@ -152,7 +152,7 @@ cdef class RateSteps(Schedule):
 
     def __init__(self, str digest not None, const uint64_t[::1] until_ns not None,
                  const uint64_t[::1] rate_bps not None):
-        cdef object cost = 0
+        cost = 0                         # in Python's unbounded integers
         cdef uint64_t before_ns = 0
         cdef uint32_t i
         if len(until_ns) == 0 or len(until_ns) != len(rate_bps):
@@ -170,7 +170,7 @@ cdef class RateSteps(Schedule):
         if cost == 0:
             raise ValueError("all rates are 0")
         self.period_ns = before_ns
-        self.mean_bps = cost // before_ns
+        self.mean_bps = max(cost // before_ns, 1)
         self.period_cost = cost if cost < 1 << 64 else 0
 
     cdef void begin(self, Position *at, uint64_t now_ns, bint loop) noexcept nogil:

@@ -56,7 +56,7 @@ class Trace:
 
     @cached_property
     def mean_bps(self) -> int:
-        """The mean rate; of opportunities, as if each was used."""
+        """The mean rate, at least 1; of opportunities, as if each was used."""
         raise NotImplementedError
 
     @cached_property
@@ -75,8 +75,9 @@ class Trace:
         """SHA-256 of the content, in hexadecimal digits."""
         return hashlib.sha256(self.KIND.encode() + b"\n" + self._content()).hexdigest()
 
-    def pack(self) -> str:
-        """The packed form; `unpack` reads it. Raises ConfigError where it is too long."""
+    @cached_property
+    def packed(self) -> str:
+        """The packed form, which `unpack` reads. Raises ConfigError where it is too long."""
         data = base64.b64encode(zlib.compress(self._packed(), 9)).decode()
         if len(data) > PACKED_MOST:
             raise ConfigError(f"a trace of {len(data)} bytes: expected at most {PACKED_MOST}")
@@ -119,7 +120,7 @@ class OpportunityTrace(Trace):
     def _packed(self) -> bytes:
         """Each opportunity's time since the one before as bytes: 255 for each whole 255 ms, then
         the rest."""
-        gaps: NDArray[np.int64] = np.diff(self.times_ms.astype(np.int64), prepend=0)
+        gaps: NDArray[np.int64] = np.diff(self.times_ms, prepend=np.int64(0))
         ends = np.cumsum(gaps // _LONG + 1) - 1
         packed = np.full(int(ends[-1]) + 1, _LONG, dtype=np.uint8)
         packed[ends] = gaps % _LONG
@@ -136,7 +137,7 @@ class OpportunityTrace(Trace):
 
     @cached_property
     def mean_bps(self) -> int:
-        return self.times_ms.size * OPPORTUNITY_BYTES * 8 * SECOND // self.duration_ns
+        return max(self.times_ms.size * OPPORTUNITY_BYTES * 8 * SECOND // self.duration_ns, 1)
 
     @cached_property
     def longest_outage_ns(self) -> int:
@@ -215,7 +216,7 @@ class RateTrace(Trace):
         before, bits = 0, 0
         for end, rate in self.steps:
             bits, before = bits + (end - before) * rate, end
-        return bits // self.duration_ns
+        return max(bits // self.duration_ns, 1)
 
     @cached_property
     def longest_outage_ns(self) -> int:
@@ -279,10 +280,14 @@ def unpack(text: str) -> Trace:
             raise ConfigError("the packed trace is cut off or too long")
     except (binascii.Error, ValueError, zlib.error):
         raise ConfigError("the packed trace is damaged") from None
+    trace: Trace
     if kind == OpportunityTrace.KIND:
         gaps = np.frombuffer(packed, dtype=np.uint8)
-        return OpportunityTrace(np.cumsum(gaps, dtype=np.int64)[gaps != _LONG])
-    if kind == RateTrace.KIND and packed and len(packed) % 16 == 0:
+        trace = OpportunityTrace(np.cumsum(gaps, dtype=np.int64)[gaps != _LONG])
+    elif kind == RateTrace.KIND and packed and len(packed) % 16 == 0:
         ends, rates = np.frombuffer(packed, dtype="<u8").reshape(2, -1).tolist()
-        return RateTrace(zip(ends, rates, strict=True))
-    raise ConfigError("the packed trace is of an unknown kind")
+        trace = RateTrace(zip(ends, rates, strict=True))
+    else:
+        raise ConfigError("the packed trace is of an unknown kind")
+    trace.packed = text  # to pack it again takes a hundred times as long
+    return trace

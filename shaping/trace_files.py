@@ -194,7 +194,7 @@ def _one_by_one(lines: list[bytes], number: int, last: int, name: str) -> NDArra
             raise _error(name, place, f"{value} ms: {_large()}")
         if value < last:
             raise _error(
-                name, place, f"{value} ms is before the line before it, {last} ms: put the lines in order"
+                name, place, f"{value} ms, after {last} ms in a line before: put the lines in order"
             )
         times.append(value)
         last = value
@@ -220,7 +220,7 @@ def _rates(parts: Iterable[tuple[int, list[bytes]]], name: str) -> RateTrace:
                 raise _error(
                     name,
                     place,
-                    f"{time_ns / 1e9:.9g} s is before the line before it, {end / 1e9:.9g} s: "
+                    f"{time_ns / 1e9:.9g} s, after {end / 1e9:.9g} s in the line before: "
                     "put the lines in order",
                 )
             if place > 1:

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 from dataplane.config.convert import did_you_mean, shown
 from dataplane.errors import ConfigError
 from dataplane.units import RATE_LEAST_BPS, RATE_MOST_BPS, format_time, parse_rate, parse_time
-from shaping.settings import packets_of, time_or_size_of
+from shaping.overhead import MAHIMAHI_BYTES
+from shaping.settings import loop_of, packets_of, time_or_size_of
 from shaping.trace import STEPS_MOST, OpportunityTrace, RateTrace, Trace, unpack
 
-MAHIMAHI_OVERHEAD = {"bytes": -10}  # of a frame: without Ethernet's 14, with the 4 of mm-link
-RATES_OVERHEAD = "none"
 _KEYS = ("file", "loop", "steps", "digest", "data")
 _STEP_KEYS = ("for", "at", "rate")
 
@@ -42,12 +41,11 @@ def trace_setting(name: str, value: object) -> TraceSetting:
         if key not in _KEYS:
             hint = did_you_mean(str(key), _KEYS)
             raise ConfigError(f"{name}: trace: unknown key {shown(key)}; {hint}")
-    loop, file = value.get("loop", True), value.get("file")
-    if type(loop) is not bool:
-        raise ConfigError(f"{name}: trace: loop {shown(loop)}: expected yes or no")
+    file = value.get("file")
     if file is not None and not isinstance(file, str):
         raise ConfigError(f"{name}: trace: file {shown(file)}: expected a path")
     try:
+        loop = loop_of(value.get("loop", True))
         if "steps" in value:
             if len(value.keys() - {"steps", "loop"}):
                 raise ConfigError("has steps and a file: expected one of them")
@@ -143,7 +141,7 @@ def _rate(value: Any) -> int:
 
 def overhead_for(trace: Trace) -> str | Mapping[str, Any]:
     """The overhead of a line that plays the trace, where none is given."""
-    return MAHIMAHI_OVERHEAD if isinstance(trace, OpportunityTrace) else RATES_OVERHEAD
+    return {"bytes": MAHIMAHI_BYTES} if isinstance(trace, OpportunityTrace) else "none"
 
 
 def queue_of(name: str, queue: Any) -> Any:

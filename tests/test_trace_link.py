@@ -140,7 +140,7 @@ arrivals = st.one_of(
 )  # fmt: skip
 def test_every_departure_is_mahimahis(times, packets, delay, loop, events):
     """Departures and drops, with frames that share opportunities, GSO frames and hand-overs."""
-    trace = {"data": OpportunityTrace(times).pack(), "loop": loop}
+    trace = {"data": OpportunityTrace(times).packed, "loop": loop}
     bench, twin = TraceBench(trace=trace, queue={"packets": packets}, delay=delay), Mahimahi(times, packets, START_NS, loop)
     now = START_NS
     for gap, (kind, value) in events:
@@ -209,7 +209,7 @@ def steps_of(lengths: list[tuple[int, int]]) -> list[tuple[int, int]]:
 )  # fmt: skip
 def test_every_departure_is_that_of_the_rates(lengths, loop, delay, events):
     steps = steps_of(lengths)
-    bench = TraceBench(trace={"data": RateTrace(steps).pack(), "loop": loop}, queue="100mb", delay=delay)
+    bench = TraceBench(trace={"data": RateTrace(steps).packed, "loop": loop}, queue="100mb", delay=delay)
     twin, expected = Steps(steps, START_NS, loop), []
     now = START_NS
     for gap, (kind, value) in events:
@@ -301,7 +301,7 @@ def test_one_opportunity_each_millisecond_is_12_mbit(gap_ms, leaves):
 
 
 def test_without_a_loop_packets_wait_at_the_end():
-    bench = TraceBench(trace={"data": opportunities(2, 4).pack(), "loop": False}, queue={"packets": 2})
+    bench = TraceBench(trace={"data": opportunities(2, 4).packed, "loop": False}, queue={"packets": 2})
     bench.inject(*[bytes(FULL)] * 4)
     assert leaving(bench) == [(2.0, FULL), (4.0, FULL)] and bench.dropped("queue_full") == 2
     bench.inject(*[bytes(FULL)] * 3)
@@ -382,7 +382,7 @@ def test_a_packet_goes_on_by_the_new_trace_with_what_it_has_left():
     bench = TraceBench(trace=opportunities(1, 1000))
     bench.inject(bytes(2010), bytes(FULL))  # 2000 bytes: 496 are left after 1 ms
     bench.advance(START_NS + 3 * MS)
-    change(bench, {"data": opportunities(5).pack(), "loop": True, "file": "other.up"})
+    change(bench, {"data": opportunities(5).packed, "loop": True, "file": "other.up"})
     assert bench.link.get_trace()["file"] == "other.up"
     # at 8 ms 496 bytes and 1008 of the next packet, at 13 ms the rest
     assert leaving(bench) == [(8.0, 2010), (13.0, FULL)]
@@ -393,7 +393,7 @@ def test_what_is_sent_already_keeps_its_time():
     bench = TraceBench(trace=opportunities(1), delay="50ms")
     bench.inject(*[bytes(FULL)] * 3)
     bench.advance(START_NS + 2 * MS)
-    change(bench, {"data": opportunities(100).pack()})
+    change(bench, {"data": opportunities(100).packed})
     assert leaving(bench) == [(51.0, FULL), (52.0, FULL), (152.0, FULL)]
     bench.close()
 
@@ -412,7 +412,7 @@ def test_a_trace_that_ends_before_the_packet_does_lets_it_go():
     bench = TraceBench(trace=opportunities(1, 1000))
     bench.inject(bytes(8010))
     bench.advance(START_NS + 2 * MS)
-    change(bench, {"data": opportunities(1, 2).pack(), "loop": False})
+    change(bench, {"data": opportunities(1, 2).packed, "loop": False})
     assert leaving(bench) == [(2.0, 8010)]
     bench.close()
 
@@ -431,8 +431,8 @@ def test_another_kind_of_trace_needs_an_overhead():
 
 def test_only_trace_and_delay_change_live():
     bench = TraceBench(trace=opportunities(1))
-    before = {"trace": {"data": opportunities(1).pack()}, "delay": "1ms"}
-    after = {"trace": {"data": opportunities(2).pack()}, "delay": "2ms"}
+    before = {"trace": {"data": opportunities(1).packed}, "delay": "1ms"}
+    after = {"trace": {"data": opportunities(2).packed}, "delay": "2ms"}
     assert len(prepare_arguments(bench.link, before, after)) == 2
     assert prepare_arguments(bench.link, before, {**before, "queue": {"packets": 5}}) is None
     assert read_handler(bench.link, "rate") == "12.032mbit"
@@ -514,7 +514,7 @@ def test_a_damaged_position_among_rates_is_refused(damage):
 
 # -- hostile ---------------------------------------------------------------------------------------
 
-PACKED = opportunities(1, 5).pack()
+PACKED = opportunities(1, 5).packed
 
 
 @pytest.mark.parametrize(("config", "says"), [
@@ -525,7 +525,7 @@ PACKED = opportunities(1, 5).pack()
     ({"trace": {}}, "nothing has not been read"),
     ({"trace": {"file": "/etc/shadow"}}, "'/etc/shadow' has not been read"),
     ({"trace": {"file": 5, "data": PACKED}}, "file 5: expected a path"),
-    ({"trace": {"data": PACKED, "loop": "yes"}}, "loop 'yes': expected yes or no"),
+    ({"trace": {"data": PACKED, "loop": "on"}}, "loop 'on': expected yes or no"),
     ({"trace": {"data": PACKED, "lop": True}}, "unknown key 'lop'; did you mean 'loop'"),
     ({"trace": {"data": PACKED, "digest": "00"}}, "its data is of another trace than its digest"),
     ({"trace": {"data": PACKED, "steps": []}}, "has steps and a file"),
