@@ -40,6 +40,7 @@ class Trace:
 
     KIND: ClassVar[str]
     duration_ns: int
+    entries: int  # opportunities, or steps
 
     def _content(self) -> bytes:
         raise NotImplementedError
@@ -113,6 +114,7 @@ class OpportunityTrace(Trace):
         self.times_ms: NDArray[np.uint32] = np.ascontiguousarray(given, dtype=np.uint32)
         self.times_ms.flags.writeable = False
         self.duration_ns = int(self.times_ms[-1]) * MS
+        self.entries = self.times_ms.size
 
     def _content(self) -> bytes:
         return self.times_ms.astype("<u4").tobytes()
@@ -184,7 +186,7 @@ class RateTrace(Trace):
         if not any(rates):
             raise ConfigError("no rates above 0")
         self.steps = list(zip(ends, rates, strict=True))
-        self.duration_ns = before
+        self.duration_ns, self.entries = before, len(ends)
 
     def _arrays(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         ends, rates = zip(*self.steps, strict=True)

@@ -70,7 +70,7 @@ def read_trace(
     try:
         with open(name, "rb") as file:
             head = file.peek(4)[:4]
-            if form == "pcap" or (form == "auto" and head in _CAPTURES):
+            if form == "pcap" or (form == "auto" and head.startswith(_CAPTURES)):
                 pass
             elif not head:
                 raise ConfigError(f"{name}: is empty: expected a trace")
@@ -116,8 +116,8 @@ def _not(line: bytes) -> str:
     """What a line is that is none of a trace."""
     if not line.strip():
         return "an empty line: remove it"
-    text = line[:24].decode("latin-1").strip()
-    return f"{shown(text)}{'...' if len(line) > 24 else ''} is no line of a trace"
+    text = line[:12].decode("latin-1").strip()
+    return f"{shown(text)}{'...' if len(line) > 12 else ''} is no line of a trace"
 
 
 def _recognised(
@@ -125,7 +125,7 @@ def _recognised(
 ) -> tuple[Iterator[tuple[int, list[bytes]]], Format]:
     """The lines again, and their format by the number of columns in the first one."""
     first = next(lines)
-    columns = len(first[1][0].split())
+    columns = len(first[1][0].split())  # there is a line, since the file is not empty
 
     def again() -> Iterator[tuple[int, list[bytes]]]:
         yield first
@@ -261,7 +261,7 @@ def _arrivals(name: str, every: int | None, keep: Keep | None) -> OpportunityTra
     first: int | None = None
     owed = 0
     try:
-        for time_ns, data, _, original in reader:
+        for time_ns, data, original, _ in reader:
             if keep is not None and not keep(data):
                 continue
             first = time_ns if first is None else first

@@ -321,7 +321,9 @@ def test_without_a_loop_the_last_rate_stays():
 
 
 def test_a_rate_changes_within_a_packet():
-    bench = TraceBench(trace=[{"for": "4ms", "rate": "1mbit"}, {"for": "6ms", "rate": "0bit"}, {"for": "10ms", "rate": "2mbit"}])
+    bench = TraceBench(
+        trace=[{"for": "4ms", "rate": "1mbit"}, {"for": "6ms", "rate": "0bit"}, {"for": "10ms", "rate": "2mbit"}]
+    )
     bench.inject(bytes(1250))  # 4 ms at 1 Mbit/s, none for 6 ms, 3 ms at 2 Mbit/s
     assert leaving(bench) == [(13.0, 1250)]
     bench.close()
@@ -564,7 +566,9 @@ def test_wrong_configuration_is_one_line(config, says):
     assert "\n" not in str(error.value) and str(error.value).startswith("line: ")
 
 
-@pytest.mark.parametrize("trace", [opportunities(86_400_000), RateTrace([(MS, 1000), (86400 * SECOND, 0)])], ids=["times", "rates"])
+@pytest.mark.parametrize(
+    "trace", [opportunities(86_400_000), RateTrace([(MS, 1000), (86400 * SECOND, 0)])], ids=["times", "rates"]
+)
 def test_a_frame_that_would_take_years_does_not_stop_the_engine(trace: Trace):
     """The largest frame and the slowest line: it waits until the element is removed."""
     frame, _ = gso_frame(1, 60_000, 1)

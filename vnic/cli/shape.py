@@ -19,6 +19,7 @@ from vnic.cli.common import (
     print_json,
     print_table,
 )
+from vnic.cli.shape_trace import trace
 
 if TYPE_CHECKING:
     from shaping.policy.findings import Finding
@@ -50,6 +51,9 @@ def shape() -> None:
         web <-> db: {rtt: 40ms, loss: 1%}
         web -> any: {rate: 10mbit, queue: 50ms}
     """
+
+
+shape.add_command(trace)
 
 
 class Time(click.ParamType[int]):
