@@ -183,9 +183,9 @@ def _trace(line: Line) -> Iterator[Finding]:
         return
     trace, setting = line.trace, line.settings["trace"]
     text = (
-        f"{line.place}: {setting} has {rate_text(trace.mean_bps)} on average, "
-        f"{time_text(trace.duration_ns)} long, and nothing for {time_text(trace.longest_outage_ns)}"
-        " at most"
+        f"{line.place}: trace {setting}: {rate_text(trace.mean_bps)} on average, "
+        f"{time_text(trace.duration_ns)} long, nothing for {time_text(trace.longest_outage_ns)} "
+        "at most"
     )
     yield Finding("note", setting.where, text)
     if not setting.value.loop and trace.KIND == "opportunities":
@@ -196,12 +196,12 @@ def _trace(line: Line) -> Iterator[Finding]:
 def _queue(line: Line, pool_small: int) -> Iterator[Finding]:
     if not line.rate:
         return
-    rate = line.settings["rate" if line.trace is None else "trace"]
-    setting = line.settings.get("queue") or rate
+    name = "rate" if line.trace is None else "trace"
+    setting = line.settings.get("queue") or line.settings[name]
     waits, packets = queue_ns(line), queue_packets(line)
-    text = f"{line.place}: a packet waits at most {time_text(waits)} for {setting_text(rate.value)}"
-    if line.trace is not None:
-        text += f", behind {packets} packets"
+    why = setting_text(line.value(name)) if line.trace is None else f"{packets} packets before it"
+    text = f"{line.place}: a packet waits at most {time_text(waits)} for {why}"
+    # An outage makes packets wait with any queue.
     if waits > QUEUE_LONG_NS and (line.trace is None or waits > 2 * line.trace.longest_outage_ns):
         text += ": TCP fills such a queue, and round trips get as long; lower queue"
         yield Finding("warning", setting.where, text)
