@@ -22,6 +22,8 @@ from shaping.link import Link
 from shaping.marker import Marker
 from shaping.policer import Policer
 from shaping.shaper import Shaper
+from shaping.trace import OpportunityTrace
+from shaping.trace_link import TraceLink
 
 BATCHES = (1, 32, 256)
 # Short and many: a median is robust against other load of a shared machine.
@@ -177,6 +179,13 @@ def _cases() -> list[Case]:
             DELAYED,
             lambda: Link(rate=SHAPED_BPS, overhead="pppoa-llc", delay="20us"),
             step_ns_packet=2 * 53 * 8 * 1_000_000_000 // SHAPED_BPS,
+            queued=LINE_QUEUED,
+        ),
+        Case(
+            "TraceLink, an opportunity each ms",
+            DELAYED,
+            lambda: TraceLink(OpportunityTrace(range(1, 10_001))),
+            step_ns_packet=40_000,  # 25 of the 30 packets that an opportunity takes
             queued=LINE_QUEUED,
         ),
         Case("RSS hash and queue", "64 B", Steer),

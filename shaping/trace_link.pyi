@@ -9,6 +9,7 @@ from shaping.schedule import Schedule
 from shaping.trace import Trace
 
 NOMINAL_BPS: int
+QUEUE: Mapping[str, int]
 
 class TraceLink(Link):
     HANDLERS: ClassVar[Mapping[str, Handler]]
@@ -16,7 +17,7 @@ class TraceLink(Link):
     def __init__(
         self,
         trace: Trace | Sequence[Mapping[str, Any]] | Mapping[str, Any],
-        queue: str | Mapping[str, int] = ...,
+        queue: str | Mapping[str, int] | None = None,
         overhead: str | Mapping[str, Any] | None = None,
         delay: str | int = 0,
         *,

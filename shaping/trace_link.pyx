@@ -19,6 +19,7 @@ from shaping.trace_setting import overhead_for, queue_of, trace_setting
 # For Shaper's code, to which a rate of 0 is no limit. The least one, so that the clock of a state
 # may lie 213 days ahead.
 NOMINAL_BPS = 1000
+QUEUE = {"packets": 1000}
 
 
 cdef class TraceLink(Link):
@@ -37,9 +38,9 @@ cdef class TraceLink(Link):
                    A trace begins when the element is put in place, and begins again at its end.
                    With `loop: no` opportunities end, and packets wait until the element is removed;
                    of steps, the last rate stays.
-               queue: Bound on packets that wait, as a number ({packets: 1000}), where each segment
-                   of a GSO frame counts, or as a size on the line ("256kb"). A time is none, since
-                   the rate varies. An empty queue takes one packet of any length. At most a quarter
+               queue: Bound on packets that wait, as a number, where each segment of a GSO frame
+                   counts, or as a size on the line ("256kb"). A time is none, since the rate
+                   varies. Default: {packets: 1000}. An empty queue takes one packet of any length. At most a quarter
                    of the packet pool's buffers of either size may wait, and as many be on the line.
                overhead: What a packet takes of the line, as for a Link. Default: of opportunities,
                    {bytes: -10}: the IP packet and 4 bytes, as Mahimahi counts, so that a packet of
@@ -99,12 +100,13 @@ cdef class TraceLink(Link):
                          help="the trace and how far it has been played"),
     }
 
-    def __init__(self, trace, queue={"packets": 1000}, overhead=None, delay=0, *, name=None):
+    def __init__(self, trace, queue=None, overhead=None, delay=0, *, name=None):
         setting = trace_setting(self.name, trace)
         self.default_overhead = overhead is None
         if overhead is None:
             overhead = overhead_for(setting.trace)
-        Link.__init__(self, None, queue_of(self.name, queue), overhead, delay)
+        queue = QUEUE if queue is None else queue_of(self.name, queue)
+        Link.__init__(self, None, queue, overhead, delay)
         self.framing.counts = True
         self.schedule, self.label = setting.trace.schedule(), setting.label
         self.schedule.begin(&self.position, 0, setting.loop)

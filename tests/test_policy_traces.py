@@ -258,9 +258,10 @@ def test_a_configuration_has_traces_of_policy_and_elements(lte):
 
 
 def test_an_element_of_a_client_opens_no_file():
+    element = {"element": "TraceLink", "trace": {"file": "/etc/shadow"}}
+    config = convert_config({"nics": {"web": {"egress": {"elements": [element]}}}}, contained=False)
     with pytest.raises(ConfigError, match="'/etc/shadow' has not been read"):
-        VirtualNetwork(convert_config({"nics": {"web": {"egress": {"elements": [{"element": "TraceLink", "trace": {"file": "/etc/shadow"}}]}}}},
-                                      contained=False))  # fmt: skip
+        VirtualNetwork(config)
 
 
 def test_a_stored_configuration_has_each_content_once(lte):

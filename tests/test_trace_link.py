@@ -556,6 +556,7 @@ PACKED = opportunities(1, 5).packed
     ({"trace": [{"at": "0s"}, {"at": "1s", "rate": "5mbit"}, {"at": "2s"}]}, "step 1 has no rate, and is not the end"),
     ({"queue": "100ms"}, "queue '100ms': the rate varies, so a time is no bound"),
     ({"queue": 5}, "queue 5: the rate varies"),
+    ({"queue": "50"}, "queue"),
     ({"queue": {"packets": 0}}, "expected a time, a size or packets"),
     ({"overhead": "adsl"}, "overhead 'adsl': unknown"),
     ({"delay": "2h"}, "delay of 2h: expected at most 1h"),
