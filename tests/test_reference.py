@@ -181,6 +181,7 @@ def test_the_constructor_takes_the_arguments_that_are_listed():
         "Parse": ["malformed"],
         "Policer": ["rate", "burst", "exceed"],
         "Shaper": ["rate", "queue", "burst"],
+        "TraceLink": ["trace", "queue", "overhead", "delay"],
     }
 
 
@@ -293,6 +294,17 @@ def test_the_example_of_link_is_a_line(network):
     net.run()
     times = [received.time_ns - begun for received in net.take("db")]
     assert times == [15_000_000 + on_line * 800 * n for n in range(1, count + 1)]
+
+
+def test_the_example_of_tracelink_has_an_outage(network):
+    net = network(example_of("TraceLink"))
+    net.advance("27997ms")  # 3 ms before the outage of 2 s
+    begun, each_ns = net.now_ns, len(frame(TCP, 80)) * 8 * 50
+    net.send("web", [frame(TCP, 80)] * 100)
+    net.run()
+    times = [received.time_ns - begun - 30_000_000 for received in net.take("db")]
+    sent_ns = [each_ns * n for n in range(1, 101)]
+    assert times == [at if at <= 3_000_000 else at + 2_000_000_000 for at in sent_ns] and times[0] < 3_000_000
 
 
 def test_the_example_of_policer_marks_the_excess(network):

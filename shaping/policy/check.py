@@ -184,9 +184,10 @@ def _trace(line: Line) -> Iterator[Finding]:
     trace, setting = line.trace, line.settings["trace"]
     text = (
         f"{line.place}: trace {setting}: {rate_text(trace.mean_bps)} on average, "
-        f"{time_text(trace.duration_ns)} long, nothing for {time_text(trace.longest_outage_ns)} "
-        "at most"
+        f"{time_text(trace.duration_ns)} long"
     )
+    if trace.longest_outage_ns:
+        text += f", nothing for {time_text(trace.longest_outage_ns)} at most"
     yield Finding("note", setting.where, text)
     if not setting.value.loop and trace.KIND == "opportunities":
         text = f"{line.place}: nothing passes after {time_text(trace.duration_ns)}: loop is no"
