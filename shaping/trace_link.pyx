@@ -40,8 +40,9 @@ cdef class TraceLink(Link):
                    of steps, the last rate stays.
                queue: Bound on packets that wait, as a number, where each segment of a GSO frame
                    counts, or as a size on the line ("256kb"). A time is none, since the rate
-                   varies. Default: {packets: 1000}. An empty queue takes one packet of any length. At most a quarter
-                   of the packet pool's buffers of either size may wait, and as many be on the line.
+                   varies. Default: {packets: 1000}. An empty queue takes one packet of any length.
+                   At most a quarter of the packet pool's buffers of either size may wait, and as
+                   many be on the line.
                overhead: What a packet takes of the line, as for a Link. Default: of opportunities,
                    {bytes: -10}: the IP packet and 4 bytes, as Mahimahi counts, so that a packet of
                    1500 bytes takes one opportunity; of rates, none: bits of layer-2 frames.

@@ -23,6 +23,7 @@ from shaping.trace_files import mahimahi_text
 from tests.test_command import environment, vnic  # noqa: F401 - a fixture
 from tests.test_shape_live import Shaped, shaped  # noqa: F401 - a fixture
 from tests.test_supervisor import kill_worker
+from vnic.api.client import Client
 from vnic.config.convert import convert_config, decode_config, encode_config
 from vnic.config.load import load_config, parse_config
 from vnic.config.written import written_config
@@ -323,5 +324,12 @@ def test_a_trace_survives_its_file_a_crash_and_an_upgrade(shaped: Shaped, tmp_pa
     assert asked() == [("a -> any", "trace steps")] and trace()[0] == "steps"
     vnic(shaped.environment, "undo")
     assert asked() == expected and trace() == before
+    (directory / "fast.up").write_text("1\n")
+    shaped.shape("set", "b -> any", f"trace={directory / 'fast.up'}", "delay=1ms")
+    assert asked() == [*expected, ("b -> any", f"trace {directory / 'fast.up'}, delay 1ms")]
+    with Client(str(tmp_path / "default.sock")) as client, open(path) as file:
+        for both, says in (({"a": 1}, "expected either policy or document"), (None, "document: ")):
+            with pytest.raises(ConfigError, match=says):
+                client.call("Shape", policy=both, passing=[file.fileno()], document=0)
     shaped.shape("clear")
     assert shaped.elements() == []

@@ -14,8 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataplane.engine.engine import Engine
 from dataplane.engine.handler_access import prepare_arguments, read_handler, write_handler
+from dataplane.engine.running import start
 from dataplane.errors import ConfigError, VnicError
+from dataplane.graph.port import PortRx, PortTx
+from dataplane.packet.pool import PacketPool
+from dataplane.ports.memory import MemoryPort
 from shaping.trace import OPPORTUNITY_BYTES, OpportunityTrace, RateTrace, Trace
 from shaping.trace_link import TraceLink
 from tests.test_shaping_link import HEADERS, MBIT, MS, SECOND, START_NS, Bench, Frame, gso_frame
@@ -447,6 +452,31 @@ def test_only_trace_and_delay_change_live():
     bench.inject(bytes(FULL))
     assert leaving(bench) == [(5.0, FULL)]
     bench.close()
+
+
+def test_a_trace_changes_while_a_thread_runs():
+    pool = PacketPool()
+    engine = Engine("e0", pool)
+    a, b = MemoryPort("a", 0), MemoryPort("b", 1)
+    link, rx = TraceLink(opportunities(3_600_000), name="link"), PortRx(a)
+    rx >> link >> PortTx(b)
+    engine.load([rx])
+    start(engine)
+    try:
+        a.inject([number.to_bytes(4, "big") + bytes(996) for number in range(50)])
+        while link.statistics()["held"] < 50:
+            engine.call(lambda: None)
+        write_handler([link], "trace", {"data": opportunities(1).packed}, halt=str, resume=str)
+        got = []
+        while len(got) < 50:
+            got += b.take()
+            engine.call(lambda: None)
+    finally:
+        engine.stop()
+    assert [frame.data[:4] for frame in got] == [number.to_bytes(4, "big") for number in range(50)]
+    assert engine.conservation()["conserved"]
+    engine.close()
+    assert pool.in_use == 0
 
 
 # -- state -----------------------------------------------------------------------------------------
