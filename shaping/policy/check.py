@@ -126,7 +126,7 @@ def arriving_rate(line: Line, plan: Plan) -> int:
     if not line.rate and line.place.is_pair:
         line = plan.lines.get(Place(line.place.source, ANY), line)
     if line.trace is not None:
-        return math.ceil(float(line.trace.bits_each_second().max()))
+        return line.trace.busiest_bps
     return line.rate
 
 

@@ -76,7 +76,7 @@ class Policy(NamedTuple):
     name: str
     config: PolicyConfig
     entries: list[Entry]
-    traces: Mapping[str, Trace] = {}  # noqa: RUF012 - of a tuple, never changed
+    traces: Mapping[str, Trace]
 
     @property
     def seed(self) -> int | None:

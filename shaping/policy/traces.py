@@ -63,6 +63,15 @@ def unpack_traces(
     lines: Mapping[str, LineConfig], packed: Mapping[str, str], locate: Locate
 ) -> dict[str, Trace]:
     """The traces that lines refer to, by digest. Raises ConfigError."""
+    digests = {line.trace.digest for line in lines.values() if line.trace is not None}
+    size = sum(len(text) for digest, text in packed.items() if digest in digests)
+    if len(digests) > TRACES_MOST or size > PACKED_MOST:
+        raise error_at(
+            locate,
+            ("links",),
+            f"{len(digests)} traces of {size} bytes: expected at most {TRACES_MOST} and "
+            f"{PACKED_MOST} bytes",
+        )
     found: dict[str, Trace] = {}
     for key, line in lines.items():
         if line.trace is None or line.trace.steps is not None or line.trace.digest in found:
@@ -86,14 +95,6 @@ def unpack_traces(
         except ConfigError as error:
             raise error_at(locate, ("traces", digest), str(error)) from None
         found[digest] = trace
-    size = sum(len(packed[digest]) for digest in found)
-    if len(found) > TRACES_MOST or size > PACKED_MOST:
-        raise error_at(
-            locate,
-            ("links",),
-            f"{len(found)} traces of {size} bytes: expected at most {TRACES_MOST} and "
-            f"{PACKED_MOST} bytes",
-        )
     return found
 
 

@@ -202,7 +202,7 @@ def _facts(file: str, found: Trace) -> dict[str, Any]:
         "entries": found.entries,
         "duration_s": found.duration_ns / 1e9,
         "mean_bps": found.mean_bps,
-        "busiest_bps": round(float(found.bits_each_second().max())),
+        "busiest_bps": found.busiest_bps,
         "longest_outage_s": found.longest_outage_ns / 1e9,
         "digest": found.digest,
     }

@@ -17,7 +17,7 @@ from shaping.policy.traces import read_traces
 from vnic.config.copies import own_config
 from vnic.config.schema import Config, ElementConfig
 
-ELEMENT = "TraceLink"
+ELEMENTS = ("TraceLink", "shaping.trace_link:TraceLink")
 
 
 def read_files(data: Any, locate: Locate, directory: str) -> Any:
@@ -44,7 +44,7 @@ def _elements_read(data: Any, path: Path, locate: Locate, directory: str) -> Any
         ]
     if not isinstance(data, Mapping):
         return data
-    if data.get("element") == ELEMENT:
+    if data.get("element") in ELEMENTS:
         trace = data.get("trace")
         given = trace if isinstance(trace, Mapping) else {"file": trace}
         file = given.get("file")
