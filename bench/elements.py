@@ -23,6 +23,8 @@ from shaping.marker import Marker
 from shaping.policer import Policer
 from shaping.scheduler import Scheduler
 from shaping.shaper import Shaper
+from shaping.trace import OpportunityTrace
+from shaping.trace_link import TraceLink
 
 BATCHES = (1, 32, 256)
 # Short and many: a median is robust against other load of a shared machine.
@@ -200,6 +202,13 @@ def _cases() -> list[Case]:
             queued=LINE_QUEUED,
         ),
         *_scheduler_cases(),
+        Case(
+            "TraceLink, an opportunity each ms",
+            DELAYED,
+            lambda: TraceLink(OpportunityTrace(range(1, 10_001))),
+            step_ns_packet=40_000,  # 25 of the 30 packets that an opportunity takes
+            queued=LINE_QUEUED,
+        ),
         Case("RSS hash and queue", "64 B", Steer),
         *_switch_cases(),
         *_classifier_cases(),

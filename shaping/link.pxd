@@ -27,8 +27,7 @@ cdef class Link(Shaper):
     cdef void release_due(self, Context *ctx) noexcept nogil
     cdef void set_deadline(self, Context *ctx) noexcept nogil
     cdef void apply(self, const Setting *setting, Context *ctx) noexcept nogil
-
-    @cython.final
+    # Overridden by TraceLink.
     cdef void start_due(self, Context *ctx) noexcept nogil
 
     @cython.final

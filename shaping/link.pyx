@@ -146,7 +146,6 @@ cdef class Link(Shaper):
         self.start_due(ctx)
         self.send_due(ctx)
 
-    @cython.final
     cdef void start_due(self, Context *ctx) noexcept nogil:
         cdef uint32_t index
         while True:

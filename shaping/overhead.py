@@ -11,6 +11,8 @@ from dataplane.errors import ConfigError
 ETHERNET_HEADER = 14  # keywords count from the IP packet, which begins behind it
 VLAN_TAG = 4
 CELLS = ("none", "atm", "ptm")  # in the order of CELL_* of framing.pxd
+# What Mahimahi's mm-link counts of a frame: without Ethernet's header, with its own of 4 bytes.
+MAHIMAHI_BYTES = 4 - ETHERNET_HEADER
 BYTES_LEAST, BYTES_MOST, MINIMUM_MOST = -64, 256, 256
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dataplane import units
+from dataplane.config.convert import shown
 from dataplane.errors import ConfigError
 from dataplane.units import (
     format_rate,
@@ -88,3 +89,12 @@ def time_or_size_of(name: str, what: str, value: str | int) -> tuple[int | None,
 def time_or_size_text(ns: int | None, size: int | None) -> str:
     """A bound of `time_or_size_of` as text."""
     return format_time(ns or 0) if size is None else format_size(size)
+
+
+def loop_of(value: object) -> bool:
+    """Whether a trace begins again; yes and no are text in YAML 1.2. Raises ConfigError."""
+    if isinstance(value, bool):
+        return value
+    if value in ("yes", "no"):
+        return value == "yes"
+    raise ConfigError(f"loop {shown(value)}: expected yes or no")

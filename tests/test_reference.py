@@ -182,6 +182,7 @@ def test_the_constructor_takes_the_arguments_that_are_listed():
         "Policer": ["rate", "burst", "exceed"],
         "Scheduler": ["classes", "overhead", "burst"],
         "Shaper": ["rate", "queue", "burst"],
+        "TraceLink": ["trace", "queue", "overhead", "delay"],
     }
 
 
@@ -305,6 +306,17 @@ def test_the_example_of_scheduler_lets_voice_first(network):
     marks = [received.data[15] for received in net.take("db")]
     # those before it left at once, since they are within the burst
     assert marks.index(46 << 2) == 625 // len(frame(TCP, 80)) + 1 and len(marks) == 31
+
+
+def test_the_example_of_tracelink_has_an_outage(network):
+    net = network(example_of("TraceLink"))
+    net.advance("27997ms")  # 3 ms before the outage of 2 s
+    begun, each_ns = net.now_ns, len(frame(TCP, 80)) * 8 * 50
+    net.send("web", [frame(TCP, 80)] * 100)
+    net.run()
+    times = [received.time_ns - begun - 30_000_000 for received in net.take("db")]
+    sent_ns = [each_ns * n for n in range(1, 101)]
+    assert times == [at if at <= 3_000_000 else at + 2_000_000_000 for at in sent_ns] and times[0] < 3_000_000
 
 
 def test_the_example_of_policer_marks_the_excess(network):

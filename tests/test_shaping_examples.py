@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from examples.shaping.lte_trace import opportunities
 from shaping.policy.check import check_policy
 from shaping.policy.load import load_policy
+from tests.test_trace_link import Mahimahi
 from tests.wire_frames import UDP, Spec
 from vnic.config.load import load_config
 from vnic.config.shape import network_of
@@ -78,6 +80,29 @@ def test_page_over_3g(lab):
     received, _, _ = made.sent("server", "client", 20, 0)
     gaps = {b.time_ns - a.time_ns for a, b in itertools.pairwise(received)}
     assert gaps == {1_000_000}  # 200 bytes at 1.6 Mbit/s
+
+
+def test_the_synthetic_trace_is_that_of_its_program():
+    assert (EXAMPLES / "lte.down").read_text().split() == [str(at) for at in opportunities()]
+
+
+def test_video_over_lte(lab):
+    """What arrives, and when, is what Mahimahi's queue would let pass; the other way the rate drops to
+    a quarter after 15 s."""
+    made = lab("video-over-lte.yaml")
+    twin, begin = Mahimahi(opportunities(), 100, made.net.now_ns, True), made.net.now_ns
+    for n in range(8 * COUNT):
+        twin.arrive(begin + n * 1_000_000, [200])
+    twin.run(begin + 60 * 10**9, idle=False)
+    found, delays, numbers = made.sent("server", "client", 8 * COUNT, 1)
+    assert [each.time_ns - 30_000_000 for each in found] == [at for at, _ in twin.left]
+    assert twin.drops == 8 * COUNT - len(found) > 500 and numbers == sorted(numbers)
+    assert max(delays) > 900 + 30  # across the outage
+    made = lab("video-over-lte.yaml")
+    made.net.advance("14s")
+    _, delays, _ = made.sent("client", "server", 800, 2)
+    assert delays[:400] == pytest.approx([30 + 200 * 8e3 / 4e6] * 400)
+    assert delays[-250:] == pytest.approx([30 + 200 * 8e3 / 1e6] * 250)
 
 
 def test_satellite(lab):

@@ -37,6 +37,8 @@ HEADERS = Spec(payload=b"x").payload_offset
 class Bench:
     """a >> Parse >> link >> b in virtual time."""
 
+    element = Link
+
     def __init__(self, *, small: int = 8192, large: int = 512, parsed: bool = True, **config: object) -> None:
         self.pool = PacketPool(small=small, large=large)
         self.config, self.parsed = config, parsed
@@ -46,7 +48,7 @@ class Bench:
     def build(self, now_ns: int) -> None:
         self.engine = Engine("e0", self.pool, clock=Clock(virtual=True, start_ns=now_ns))
         self.a, self.b = MemoryPort("a", 0), MemoryPort("b", 1)
-        self.link = Link(name="link", **self.config)
+        self.link = self.element(name="link", **self.config)
         rx = PortRx(self.a)
         (rx >> Parse(name="parse") if self.parsed else rx) >> self.link >> PortTx(self.b)
         self.engine.load([rx])
@@ -67,6 +69,11 @@ class Bench:
         """Frames that arrive now."""
         self.a.inject(list(frames))
         self.advance(self.engine.clock.now_ns)
+
+    def inject_at(self, at_ns: int, *frames: object) -> None:
+        """Frames that arrive at an instant, behind what leaves until then."""
+        self.advance(at_ns)
+        self.inject(*frames)
 
     def take(self) -> list[tuple[int, int]]:
         """(time, length) of what has left since the last call."""

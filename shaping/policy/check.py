@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from dataplane.errors import ConfigError
 from dataplane.units import format_time
+from shaping.overhead import MAHIMAHI_BYTES
 from shaping.policy.classes import ClassEntry, check_classes
 from shaping.policy.compile import FRAME_BYTES, class_chain, elements_of, queue_of
 from shaping.policy.findings import Finding
@@ -17,7 +18,7 @@ from shaping.policy.keys import ANY
 from shaping.policy.load import Policy
 from shaping.policy.network import Network
 from shaping.policy.overhead_schema import OverheadConfig
-from shaping.policy.places import Line, Place, Plan, plan_of
+from shaping.policy.places import Line, Place, Plan, plan_of, setting_text
 from shaping.policy.presets import PRESETS
 
 POOL_SMALL = 16384  # small buffers, by default
@@ -39,6 +40,7 @@ def check_policy(policy: Policy, network: Network, pool_small: int = POOL_SMALL)
     found = [*plan.findings, *_names(policy, network), *_presets(policy)]
     for line in plan.lines.values():
         found += [
+            *_trace(line),
             *_queue(line, pool_small),
             *_delay(line, plan, pool_small),
             *_loss(line),
@@ -97,12 +99,22 @@ def line_bytes(frame: int, overhead: OverheadConfig | None) -> int:
     return length + -(-length // 64) if cell == "ptm" else length
 
 
+def full_packet_bytes(line: Line) -> int:
+    """Bytes that a full packet takes on a line with a rate."""
+    overhead: OverheadConfig | None = line.value("overhead")
+    if overhead is None and line.trace is not None and line.trace.KIND == "opportunities":
+        return FRAME_BYTES + MAHIMAHI_BYTES
+    return line_bytes(FRAME_BYTES, overhead)
+
+
 def queue_ns(line: Line) -> int:
     """The longest time that a packet waits for the line's rate, which is not 0."""
     queue = queue_of(line)
     if queue.time is not None:
         return queue.time
-    size = queue.size or (queue.packets or 0) * line_bytes(FRAME_BYTES, line.value("overhead"))
+    size = queue.size or (queue.packets or 0) * full_packet_bytes(line)
+    if line.trace is not None:
+        return line.trace.longest_wait_ns(size)
     return math.ceil(size * 8 * 10**9 / line.rate)
 
 
@@ -111,6 +123,8 @@ def queue_packets(line: Line) -> int:
     queue = queue_of(line)
     if queue.packets is not None:
         return queue.packets
+    if queue.size is not None:
+        return -(-queue.size // full_packet_bytes(line))
     return math.ceil(queue_ns(line) * line.rate / 8 / 10**9 / FRAME_BYTES)
 
 
@@ -121,11 +135,12 @@ def bdp_packets(rate: int, delay_ns: int) -> int:
 
 def arriving_rate(line: Line, plan: Plan) -> int:
     """The rate at which packets reach the line's delay at most: its own, or that of the sender; 0:
-    no limit."""
-    if line.rate or not line.place.is_pair:
-        return line.rate
-    before = plan.lines.get(Place(line.place.source, ANY))
-    return before.rate if before is not None else 0
+    no limit. Of a trace, that of its busiest second."""
+    if not line.rate and line.place.is_pair:
+        line = plan.lines.get(Place(line.place.source, ANY), line)
+    if line.trace is not None:
+        return line.trace.busiest_bps
+    return line.rate
 
 
 def lost_share(line: Line) -> float:
@@ -176,13 +191,32 @@ def _presets(policy: Policy) -> Iterator[Finding]:
         yield Finding("note", entry.lines["preset"], text)
 
 
+def _trace(line: Line) -> Iterator[Finding]:
+    if line.trace is None:
+        return
+    trace, setting = line.trace, line.settings["trace"]
+    text = (
+        f"{line.place}: trace {setting}: {rate_text(trace.mean_bps)} on average, "
+        f"{time_text(trace.duration_ns)} long"
+    )
+    if trace.longest_outage_ns:
+        text += f", nothing for {time_text(trace.longest_outage_ns)} at most"
+    yield Finding("note", setting.where, text)
+    if not setting.value.loop and trace.KIND == "opportunities":
+        text = f"{line.place}: nothing passes after {time_text(trace.duration_ns)}: loop is no"
+        yield Finding("warning", setting.where, text)
+
+
 def _queue(line: Line, pool_small: int) -> Iterator[Finding]:
     if not line.rate:
         return
-    setting = line.settings.get("queue") or line.settings["rate"]
+    name = "rate" if line.trace is None else "trace"
+    setting = line.settings.get("queue") or line.settings[name]
     waits, packets = queue_ns(line), queue_packets(line)
-    text = f"{line.place}: a packet waits at most {time_text(waits)} for {line.value('rate')}"
-    if waits > QUEUE_LONG_NS:
+    why = setting_text(line.value(name)) if line.trace is None else f"{packets} packets before it"
+    text = f"{line.place}: a packet waits at most {time_text(waits)} for {why}"
+    # An outage makes packets wait with any queue.
+    if waits > QUEUE_LONG_NS and (line.trace is None or waits > 2 * line.trace.longest_outage_ns):
         text += ": TCP fills such a queue, and round trips get as long; lower queue"
         yield Finding("warning", setting.where, text)
     else:
@@ -309,7 +343,7 @@ def forecast(lines: Iterable[Line]) -> Forecast:
     rate, delay, arrives, whole = math.inf, 0, 1.0, 1.0
     for line in lines:
         if line.rate:
-            share = SEGMENT_BYTES / line_bytes(FRAME_BYTES, line.value("overhead"))
+            share = SEGMENT_BYTES / full_packet_bytes(line)
             rate = min(rate, line.rate * share)
         if line.delay is not None:
             delay += line.delay.mean

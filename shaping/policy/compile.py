@@ -1,7 +1,8 @@
 """Compiles a policy to elements: entries of `elements:` in a configuration, as plain data.
 
-Each line becomes at most two elements: a Link, where it has a rate, and an Impairment, where it has
-anything else. A constant delay behind a rate belongs to the Link.
+Each line becomes at most two elements: a Link, where it has a rate, or a TraceLink, where it has a
+trace, and an Impairment, where it has anything else. A constant delay behind a rate belongs to the
+Link.
 
     web -> any     web's egress
     any -> web     web's ingress
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 from dataplane.config.convert import did_you_mean
 from dataplane.errors import ConfigError
 from dataplane.units import format_time
+from shaping.overhead import MAHIMAHI_BYTES
 from shaping.policy.classes import EXAMPLES as CLASS_PLACES
 from shaping.policy.classes import ClassEntry, element_entries, place_key
 from shaping.policy.findings import refuse
@@ -38,12 +40,14 @@ from shaping.policy.schema import (
     QueueConfig,
     ReorderConfig,
 )
+from shaping.policy.traces import element_trace
 
 LINE_NAME, NAME, PAIRS_NAME = "shape-line", "shape", "shape-pairs"
 NAME_MOST = 32  # characters of an element's name
 EGRESS, INGRESS = "egress", "ingress"
 FRAME_BYTES = 1514  # a full Ethernet frame without FCS
 QUEUE_DEFAULT, QUEUE_DEFAULT_PACKETS = QueueLength("100ms"), 10
+QUEUE_TRACE_PACKETS = 1000  # of interfaces of Linux, and of netem
 
 ElementEntry = dict[str, Any]
 
@@ -133,7 +137,15 @@ def elements_of(line: Line) -> list[ElementEntry]:
     source = line.place.source if line.place.is_pair else ""
     if line.rate:
         link: ElementEntry = {"element": "Link", "name": element_name(LINE_NAME, source)}
-        link["rate"] = str(line.value("rate"))
+        if line.trace is not None:
+            link["element"] = "TraceLink"
+            link["trace"] = element_trace(line.value("trace"), line.trace)
+            # explicit, since an element does not change it while it runs
+            link["overhead"] = (
+                {"bytes": MAHIMAHI_BYTES} if line.trace.KIND == "opportunities" else "none"
+            )
+        else:
+            link["rate"] = str(line.value("rate"))
         link["queue"] = _queue(queue_of(line))
         overhead: OverheadConfig | None = line.value("overhead")
         if overhead is not None:
@@ -175,6 +187,8 @@ def queue_of(line: Line) -> QueueConfig:
     given: QueueConfig | None = line.value("queue")
     if given is not None:
         return given
+    if line.trace is not None:
+        return QueueConfig(packets=QUEUE_TRACE_PACKETS)
     if line.rate * QUEUE_DEFAULT < QUEUE_DEFAULT_PACKETS * FRAME_BYTES * 8 * 10**9:
         return QueueConfig(packets=QUEUE_DEFAULT_PACKETS)
     return QueueConfig(time=QUEUE_DEFAULT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -28,6 +28,11 @@ from shaping.policy.keys import LinkKey, parse_key
 from shaping.policy.presets import PRESETS
 from shaping.policy.scalars import LineTime, QueueLength, QueueSize, Share
 from shaping.policy.schema import LINKS_MOST, LineConfig, PolicyConfig
+from shaping.policy.traces import read_traces, unpack_traces
+from shaping.settings import loop_of
+
+if TYPE_CHECKING:
+    from shaping.trace import Trace
 
 # Words of other tools and what to write here.
 _OTHER_WORDS = {
@@ -67,23 +72,26 @@ class Policy(NamedTuple):
     name       of the file, for findings
     config     the same as typed structs
     classes    entries of `classes`
+    traces     of files, by digest
     """
 
     name: str
     config: PolicyConfig
     entries: list[Entry]
     classes: list[ClassEntry]
+    traces: Mapping[str, Trace]
 
     @property
     def seed(self) -> int | None:
         return self.config.seed
 
 
-def parse_policy(text: str, name: str = "<text>") -> Policy:
-    """A policy from YAML text; name: for errors. Raises ConfigError, whose text is "FILE:LINE:
-    path: error: expected values"."""
+def parse_policy(text: str, name: str = "<text>", directory: str | None = None) -> Policy:
+    """A policy from YAML text; name: for errors; directory: where relative paths of traces begin,
+    by default the present one. Raises ConfigError, whose text is "FILE:LINE: path: error: expected
+    values"."""
     data, locate = parse_yaml(text, name)
-    return convert_policy(data, locate, name)
+    return convert_policy(read_traces(data, locate, directory or os.getcwd()), locate, name)
 
 
 def convert_policy(data: Any, locate: Locate = lambda path: "", name: str = "") -> Policy:
@@ -107,13 +115,15 @@ def convert_policy(data: Any, locate: Locate = lambda path: "", name: str = "") 
     config.links = {str(key): entry.settings for key, entry in zip(links, entries, strict=True)}
     class_entries = read_classes(classes, locate)
     config.classes = {entry.key: entry.config for entry in class_entries}
-    return Policy(name, config, entries, class_entries)
+    traces = unpack_traces(config.links, config.traces, locate)
+    config.traces = {digest: config.traces[digest] for digest in traces}
+    return Policy(name, config, entries, class_entries, traces)
 
 
 def load_policy(path: str | os.PathLike[str]) -> Policy:
     """A policy from a YAML file, or from standard input for "-". Raises ConfigError."""
     text, name = read_text(path)
-    return parse_policy(text, name)
+    return parse_policy(text, name, None if name == "<stdin>" else os.path.dirname(name))
 
 
 def _entry(key: Any, data: Any, locate: Locate) -> Entry:
@@ -160,10 +170,14 @@ def _expanded(word: str, value: Any, path: Path, locate: Locate) -> Any:
     if word not in _SHORT:
         return value
     if isinstance(value, Mapping):
+        if word == "trace" and "loop" in value:
+            value = {**value, "loop": _loop(value["loop"], (*path, "loop"), locate)}
         if word == "delay" and "latency" in value:
             raise error_at(locate, (*path, "latency"), "write mean: (one way)")
         return dict(value)
     if isinstance(value, list):
+        if word == "trace":
+            return {"steps": value}
         raise error_at(
             locate,
             path,
@@ -183,6 +197,22 @@ def _share(value: Any) -> dict[str, Any]:
 def _delay(value: Any) -> dict[str, Any]:
     LineTime.parse(value)
     return {"mean": value}
+
+
+def _loop(value: Any, path: Path, locate: Locate) -> bool:
+    try:
+        return loop_of(value)
+    except ConfigError as error:
+        raise error_at(locate, path, str(error)) from None
+
+
+def _trace(value: Any) -> dict[str, Any]:
+    if not isinstance(value, str) or not value:
+        raise SchemaError(
+            f"invalid value {shown(value)}: expected a file such as lte.up, or steps such as "
+            "[{for: 10s, rate: 5mbit}]"
+        )
+    return {"file": value}
 
 
 def _overhead(value: Any) -> dict[str, Any]:
@@ -226,11 +256,23 @@ _SHORT = {
     "delay": _delay,
     "queue": _queue,
     "overhead": _overhead,
+    "trace": _trace,
 }
 
 
 def _check_entry(key: LinkKey, line: LineConfig, path: Path, locate: Locate) -> None:
     """Raises ConfigError for settings that do not go together."""
+    if line.rate is not None and line.trace is not None:
+        raise error_at(
+            locate, (*path, "trace"), "has rate, too: expected one of them; a trace is the rate"
+        )
+    if line.trace is not None and line.queue is not None and line.queue.time is not None:
+        raise error_at(
+            locate,
+            (*path, "queue"),
+            f"{line.queue.time} is no bound where the rate varies: expected {{packets: 1000}} or "
+            "a size such as 256kb",
+        )
     if line.rtt is not None and line.delay is not None:
         raise error_at(
             locate,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -22,10 +22,24 @@ from shaping.policy.load import Entry, Policy
 from shaping.policy.network import Network
 from shaping.policy.presets import PRESETS, halves
 from shaping.policy.scalars import LineRate
-from shaping.policy.schema import DelayConfig, LossConfig
+from shaping.policy.schema import DelayConfig, LossConfig, TraceConfig
+from shaping.policy.traces import trace_of, trace_text
+
+if TYPE_CHECKING:
+    from shaping.trace import Trace
 
 ERRORS_MOST = 20  # unknown names that are reported: a suggestion for each takes time
-SETTINGS = ("rate", "queue", "overhead", "delay", "loss", "duplicate", "corrupt", "reorder")
+SETTINGS = (
+    "rate",
+    "trace",
+    "queue",
+    "overhead",
+    "delay",
+    "loss",
+    "duplicate",
+    "corrupt",
+    "reorder",
+)
 
 
 class Place(NamedTuple):
@@ -60,11 +74,13 @@ class Setting(NamedTuple):
 
 @dataclass
 class Line:
-    """What happens in one direction of one place. where: the entry that is named first."""
+    """What happens in one direction of one place. where: the entry that is named first; trace: the
+    content of its setting."""
 
     place: Place
     where: str
     settings: dict[str, Setting] = field(default_factory=dict)
+    trace: Trace | None = None
 
     def value(self, setting: str) -> Any:
         """None: not set."""
@@ -72,8 +88,8 @@ class Line:
 
     @property
     def rate(self) -> int:
-        """bit/s; 0: no limit."""
-        return int(self.value("rate") or 0)
+        """bit/s, of a trace on average; 0: no limit."""
+        return self.trace.mean_bps if self.trace is not None else int(self.value("rate") or 0)
 
     @property
     def delay(self) -> DelayConfig | None:
@@ -95,6 +111,8 @@ class Plan(NamedTuple):
 
 def setting_text(value: Any) -> str:
     """A setting as in a file, in its shortest form."""
+    if isinstance(value, TraceConfig):
+        return trace_text(value)
     if not isinstance(value, msgspec.Struct):
         return f"{value:g}" if isinstance(value, float) else str(value)
     given = {}
@@ -166,6 +184,8 @@ def plan_of(policy: Policy, network: Network) -> Plan:
                 plan.findings.extend(_overridden(line, settings))
                 line.settings.update(settings)
     for line in plan.lines.values():
+        if (config := line.value("trace")) is not None:
+            line.trace = trace_of(config, policy.traces)
         plan.findings.extend(_without_rate(line))
     plan.findings.extend(_too_many(plan.lines))
     return plan
@@ -182,7 +202,7 @@ def _settings(
         down, up = preset.delays
         rate, delay = (preset.up, up) if as_up else (preset.down, down)
         loss = preset.loss if as_up or not preset.one_way else None
-        if rate:
+        if rate and line.trace is None:
             yield "rate", Setting(rate, where, origin)
         if delay:
             yield "delay", Setting(DelayConfig(mean=delay), where, origin)
@@ -197,6 +217,11 @@ def _settings(
 
 
 def _overridden(line: Line, settings: dict[str, Setting]) -> Iterator[Finding]:
+    for name, other in (("rate", "trace"), ("trace", "rate")):  # either is the line's rate
+        if name in settings and (old := line.settings.pop(other, None)) is not None:
+            new, at = settings[name], f" of {old.where}" if old.where else ""
+            text = f"{line.place}: {name} {new} overrides {other} {old}{at}"
+            yield Finding("note", new.where, text)
     for name, new in settings.items():
         old = line.settings.get(name)
         if old is not None and old.value != new.value:
@@ -217,7 +242,14 @@ def _too_many(lines: dict[Place, Line]) -> Iterator[Finding]:
 
 
 def _without_rate(line: Line) -> Iterator[Finding]:
-    """A queue and an overhead mean nothing without a rate."""
+    """A queue and an overhead mean nothing without a rate, and a time none with a trace."""
+    queue = line.settings.get("queue")
+    if line.trace is not None and queue is not None and queue.value.time is not None:
+        text = (
+            f"{line.place}: queue {queue} is no bound where the rate varies: expected {{packets: "
+            "1000} or a size such as 256kb"
+        )
+        yield Finding("error", queue.where, text)
     for name in ("queue", "overhead"):
         setting = line.settings.get(name)
         if setting is None or line.rate:

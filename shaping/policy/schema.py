@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from dataplane.config.scalars import SchemaError
+from dataplane.errors import ConfigError
 from shaping.loss_model import Chain, chain_of
 from shaping.policy.class_schema import ClassesConfig
 from shaping.policy.overhead_schema import OverheadConfig
@@ -268,14 +269,64 @@ class QueueConfig(_Strict):
             raise SchemaError("expected one of time, size and packets, such as {packets: 100}")
 
 
+class TraceConfig(_Strict):
+    """The course of a line's rate.
+
+    A text stands for a file: `lte.up` is `{file: lte.up}`. A list stands for steps.
+
+    file: File with a trace, in a format of `vnic shape trace import`. A relative path begins at the
+        directory of the policy. The file is read once, when the policy is.
+    loop: Whether the trace begins again at its end. Otherwise opportunities end, and of rates the
+        last one stays.
+    steps: Rates that each hold for a time, `{for: 10s, rate: 5mbit}`, or from a time on, `{at: 10s,
+        rate: 5mbit}`; then the last one is the end, `{at: 30s}`. `0bit` is no rate at all.
+    digest: SHA-256 of the content that was read from `file`, which is in `traces`.
+    """
+
+    file: (
+        Annotated[
+            str,
+            Meta(min_length=1, max_length=4096, description="a path", examples=["lte.up"]),
+        ]
+        | None
+    ) = None
+    loop: bool = True
+    steps: (
+        Annotated[
+            list[Any],
+            Meta(
+                description="a list of steps such as {for: 10s, rate: 5mbit}",
+                examples=[[{"for": "10s", "rate": "5mbit"}]],
+            ),
+        ]
+        | None
+    ) = None
+    digest: (
+        Annotated[str, Meta(pattern="^[0-9a-f]{64}$", description="64 hexadecimal digits")] | None
+    ) = None
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.file is None and self.digest is None):
+            raise SchemaError("expected a file or steps, such as [{for: 10s, rate: 5mbit}]")
+        if self.steps is not None:
+            from shaping.trace_setting import trace_of_steps  # loads numpy
+
+            try:
+                trace_of_steps(self.steps, self.loop)
+            except ConfigError as error:
+                raise SchemaError(str(error)) from None
+
+
 class LineConfig(_Strict):
     """The line in one direction or both: settings of one entry of `links`.
 
     preset: Known line whose rate, delay and loss are taken where the entry has none of its own.
     rate: Rate of the line: bits of layer-2 frames without preamble and FCS, or what `overhead`
         says. `none` removes the rate of an earlier entry.
+    trace: Rate of the line that varies with time, in place of `rate`: opportunities of a Mahimahi
+        trace, or rates.
     queue: Longest queue in front of the line. Default: 100ms, or 10 packets where these take
-        longer.
+        longer; of a trace 1000 packets.
     overhead: What the line adds to each packet, counted against the rate.
     delay: Delay in one direction; of an entry for both ways, in each of them.
     rtt: Delay there and back together, half in each direction. For entries for both ways.
@@ -291,6 +342,13 @@ class LineConfig(_Strict):
     ] = None
     rate: Annotated[
         LineRate | None, Meta(description="a rate such as 10mbit, or none", examples=["10mbit"])
+    ] = None
+    trace: Annotated[
+        TraceConfig | None,
+        Meta(
+            description="a file such as lte.up, or steps [{for: 10s, rate: 5mbit}, ...]",
+            examples=[[{"for": "28s", "rate": "20mbit"}, {"for": "2s", "rate": "0bit"}]],
+        ),
     ] = None
     queue: Annotated[
         QueueConfig | None,
@@ -349,6 +407,8 @@ class PolicyConfig(_Strict):
         (both ways), `web -> any` (all that NIC web sends), `any -> web` (all that it receives),
         `web` (both), the name of a link of the network (both ways), or `lan--dmz -> dmz` (one way
         of it). Of two entries for the same place and setting, the later one counts.
+    traces: Contents of the traces' files by their digests, packed. vnic puts them here when it
+        reads a policy, so that a policy that runs does not need the files.
     """
 
     version: Annotated[
@@ -380,4 +440,8 @@ class PolicyConfig(_Strict):
             description="a mapping from a place such as web.egress to classes",
             examples=[{"web.egress": {"rate": "10mbit", "default": "rest", "tree": {"rest": {}}}}],
         ),
+    ] = {}
+    traces: Annotated[
+        dict[str, str],
+        Meta(description="a mapping from digests to packed traces, which vnic makes"),
     ] = {}

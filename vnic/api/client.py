@@ -13,7 +13,14 @@ from contextlib import suppress
 from typing import Any, Self
 
 from dataplane.errors import ConfigError, VnicError
-from vnic.api.interface import DESCRIPTORS_MOST, INTERFACE, REPLY_MOST, find_socket, not_running
+from vnic.api.interface import (
+    DESCRIPTORS_MOST,
+    INTERFACE,
+    REPLY_MOST,
+    REQUEST_MOST,
+    find_socket,
+    not_running,
+)
 from vnic.device.descriptors import readable, receive_with_descriptors
 
 # the daemon answers one request after the other, and attaching a NIC may take seconds
@@ -102,6 +109,19 @@ class Client:
                 f"instance {self.instance}: answers something that is not Varlink"
             ) from None
         return self._checked(method, reply)
+
+    def shape(self, policy: Any, **parameters: Any) -> dict[str, Any]:
+        """Calls Shape; a policy that is too long for a request, with traces, goes in a document."""
+        content = json.dumps(policy).encode()
+        if len(content) <= REQUEST_MOST // 2:
+            return self.call("Shape", policy=policy, **parameters)
+        descriptor = os.memfd_create("vnic-policy", os.MFD_CLOEXEC)
+        try:
+            with os.fdopen(os.dup(descriptor), "wb") as document:
+                document.write(content)
+            return self.call("Shape", passing=[descriptor], document=0, **parameters)
+        finally:
+            os.close(descriptor)
 
     def _send(self, data: bytes, passing: Sequence[int]) -> None:
         if passing:

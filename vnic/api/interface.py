@@ -45,10 +45,13 @@ method Apply(config: ?object, document: ?int, dry: ?bool) -> (changes: []object)
 method Undo(dry: ?bool) -> (changes: []object)
 
 # Makes an object in the form of a policy file the network's policy of shaping (null: none), and
-# returns the changes, as Apply does. for_ms: after how many milliseconds it ends by itself (null:
-# never, or with keeps_end when the policy before was to end). dry: only returns what would change.
-# For the instance's owner.
-method Shape(policy: ?object, for_ms: ?int, keeps_end: ?bool, dry: ?bool) -> (changes: []object)
+# returns the changes, as Apply does. Traces are part of it by their contents, as `vnic shape apply`
+# puts them there; document is the number of a descriptor that comes with the call, a file with the
+# object as JSON, for one that is too long for a request. for_ms: after how many milliseconds it
+# ends by itself (null: never, or with keeps_end when the policy before was to end). dry: only
+# returns what would change. For the instance's owner.
+method Shape(policy: ?object, document: ?int, for_ms: ?int, keeps_end: ?bool, dry: ?bool)
+    -> (changes: []object)
 
 # Gives a policy that ends by itself this many milliseconds more, from now on. For the instance's
 # owner.

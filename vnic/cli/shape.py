@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
@@ -18,6 +19,7 @@ from vnic.cli.common import (
     print_json,
     print_table,
 )
+from vnic.cli.shape_trace import trace
 
 if TYPE_CHECKING:
     from shaping.policy.findings import Finding
@@ -49,6 +51,9 @@ def shape() -> None:
         web <-> db: {rtt: 40ms, loss: 1%}
         web -> any: {rate: 10mbit, queue: 50ms}
     """
+
+
+shape.add_command(trace)
 
 
 class Time(click.ParamType[int]):
@@ -238,6 +243,7 @@ def set_line(
     """
     from dataplane.config.load import parse_yaml
     from shaping.policy.load import convert_policy, policy_data
+    from shaping.policy.traces import read_traces
 
     changed: dict[str, Any] = {}
     for each in settings:
@@ -253,7 +259,7 @@ def set_line(
         entry = {**(lines.pop(line, None) or {}), **changed}
         entry = {name: value for name, value in entry.items() if value is not None}
         data["links"] = {**lines, **({line: entry} if entry else {})}
-        policy = convert_policy(data)
+        policy = convert_policy(read_traces(data, lambda path: "", os.getcwd()))
         _refuse(policy, running)
         changes = _send(client, policy_data(policy), for_ns, keeps_end=True, dry=dry)
     _report(line, changes, dry, as_json)
@@ -345,7 +351,7 @@ def _send(
     client: Client, policy: Any, lease_ns: int | None, *, keeps_end: bool = False, dry: bool
 ) -> list[dict[str, Any]]:
     for_ms = None if lease_ns is None else max(lease_ns // 1_000_000, 1)
-    answer = client.call("Shape", policy=policy, for_ms=for_ms, keeps_end=keeps_end, dry=dry)
+    answer = client.shape(policy, for_ms=for_ms, keeps_end=keeps_end, dry=dry)
     changes: list[dict[str, Any]] = answer["changes"]
     return changes
 

@@ -43,6 +43,7 @@ from vnic.config.schema import (
 )
 from vnic.config.shape import set_policy
 from vnic.config.topology import NetworkError, check
+from vnic.config.traces import give_contents, without_contents
 from vnic.device.kinds.registry import KINDS, kind_of
 
 CONFIG_VERSION = 1
@@ -242,7 +243,7 @@ class _Stored(msgspec.Struct):
 def encode_config(config: Config) -> bytes:
     """Encodes a configuration, with the fields that the loader filled in and the format's version,
     as JSON: for another process of the same instance, which may run another version of vnic."""
-    content = msgspec.json.encode(config, enc_hook=encode_scalar)
+    content = msgspec.json.encode(without_contents(config), enc_hook=encode_scalar)
     return msgspec.json.encode(_Stored(msgspec.Raw(content), CONFIG_VERSION))
 
 
@@ -261,11 +262,13 @@ def decode_config(data: bytes) -> Config:
                 f"and this vnic reads {CONFIG_VERSION}: "
                 "upgrade to a version that reads it, or use `vnic down` and `vnic up`"
             )
-        return _decode_config(stored.config)
+        config = _decode_config(stored.config)
     except msgspec.MsgspecError as error:
         raise ConfigError(
             f"the configuration that was handed over cannot be read: {error}"
         ) from None
+    give_contents(config)
+    return config
 
 
 def convert_config(

@@ -7,6 +7,7 @@ import os
 from dataplane.config.load import parse_yaml, read_text
 from vnic.config.convert import convert_config
 from vnic.config.schema import Config
+from vnic.config.traces import read_files
 from vnic.device.namespaces import NAMED_NETNS_DIR
 
 
@@ -19,6 +20,7 @@ def parse_config(
     contained=False: NICs need no container (in a replay).
     """
     data, locate = parse_yaml(text, name)
+    data = read_files(data, locate, directory or os.getcwd())
     config = convert_config(data, locate, directory, contained=contained)
     for nic in config.nics.values():
         if nic.netns is not None:

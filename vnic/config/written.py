@@ -18,6 +18,7 @@ from vnic.config.schema import (
     encode_scalar,
 )
 from vnic.config.shape import take_out
+from vnic.config.traces import bare
 from vnic.device.kinds.registry import kind_of
 
 
@@ -41,7 +42,7 @@ def written(value: Any) -> Any:
         return {
             "element": value.element,
             **named,
-            **value.arguments,
+            **bare(value),
             **({"branches": branches} if branches else {}),
         }
     if isinstance(value, NodeConfig) and value.element is not None:

@@ -32,6 +32,7 @@ BUILT_IN = {
     "Policer": "shaping.policer:Policer",
     "Scheduler": "shaping.scheduler:Scheduler",
     "Shaper": "shaping.shaper:Shaper",
+    "TraceLink": "shaping.trace_link:TraceLink",
 }
 
 

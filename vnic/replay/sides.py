@@ -40,7 +40,8 @@ class Seen:
     whole: bool  # the whole capture was read
 
 
-def _ip(data: bytes) -> tuple[bytes, bytes] | None:
+def ip_addresses(data: bytes) -> tuple[bytes, bytes] | None:
+    """Source and destination of the IP packet in a frame, with any VLAN tags before it."""
     at, kind = 12, data[12:14]
     while kind in (b"\x81\x00", b"\x88\xa8", b"\x91\x00"):
         at += 4
@@ -68,7 +69,7 @@ def look(capture: str | int) -> Seen:
             target, source = data[:6], data[6:12]
             if not source[0] & 1:
                 seen.macs.setdefault(source, set()).add(target)
-            if (pair := _ip(data)) is not None:
+            if (pair := ip_addresses(data)) is not None:
                 seen.addresses.setdefault(pair[0], set()).add(pair[1])
     except CaptureError:
         pass

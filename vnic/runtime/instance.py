@@ -71,6 +71,7 @@ class Undo(Parameters):
 
 class Shape(Parameters):
     policy: dict[str, Any] | None = None
+    document: int | None = None
     for_ms: Annotated[int, msgspec.Meta(ge=1, le=LEASE_MOST_MS)] | None = None
     keeps_end: bool = False
     dry: bool = False
@@ -113,6 +114,14 @@ def _read(descriptor: int) -> bytes:
         raise ConfigError(f"document: cannot be read: {system_error(error)}") from None
     finally:
         os.close(descriptor)
+
+
+def _decoded(document: bytes) -> Any:
+    """The JSON object of a document. Raises ConfigError."""
+    try:
+        return msgspec.json.decode(document, type=dict[str, Any])
+    except msgspec.MsgspecError as error:
+        raise ConfigError(f"document: {error}") from None
 
 
 class Instance:
@@ -265,9 +274,14 @@ class Instance:
 
     async def _shape(self, parameters: Shape, caller: Caller) -> dict[str, Any]:
         for_ns = None if parameters.for_ms is None else parameters.for_ms * 1_000_000
+        policy = parameters.policy
+        if parameters.document is not None:
+            if policy is not None:
+                raise ConfigError("expected either policy or document")
+            policy = _decoded(_read(caller.take(parameters.document)))
         work = partial(
             self._runtime.shape,
-            parameters.policy,
+            policy,
             for_ns,
             keeps_end=parameters.keeps_end,
             dry=parameters.dry,

@@ -118,7 +118,7 @@ class Network(AnyNetwork):
         of shaping, as `vnic shape apply` does; returns the changes. Raises ConfigError,
         VnicError."""
         with self._time():
-            changes = self.client.call("Shape", policy=policy_of(policy))["changes"]
+            changes = self.client.shape(policy_of(policy))["changes"]
         return [f"{each['action']} {each['kind']} {each['name']}" for each in changes]
 
     def apply(self, config: Configuration) -> list[str]:
