@@ -24,6 +24,7 @@ import msgspec
 
 from dataplane.config.scalars import Rate
 from dataplane.errors import ConfigError, VnicError
+from dataplane.graph.element import Source
 from shaping.pool_share import PoolShare
 from switching.l2_switch import L2Switch
 from switching.mac_table import MacTable
@@ -58,6 +59,11 @@ from vnic.modules.wiring import Wiring
 from vnic.store.segments import RING_BYTES
 
 log = Log("vnic")
+
+
+def _polled(thing: NicNode | LinkNode, engine: int) -> list[Source]:
+    """The sources in an engine that deliver packets by themselves, once they are in its graph."""
+    return [source for source in thing.sources_in(engine) if not source.TAKES_INPUT]
 
 
 class Network(Module):
@@ -439,21 +445,28 @@ class Network(Module):
 
     def _plug(self, thing: NicNode | LinkNode, undo: ExitStack) -> None:
         """Connects the outputs of every engine's switches to a NIC or link, then opens its ports,
-        so that no frame enters a half-built graph. Where the changes are postponed
-        (`SwitchHost.at_once`), ports open before the load; no source runs until then."""
+        then starts its sources, so that no frame enters a half-built graph or comes from a closed
+        port. Where the changes are postponed (`SwitchHost.at_once`), ports open before the load; no
+        source runs until then."""
         for index, each in enumerate(self.homes):
             undo.callback(each.load, list(each.sources))
-            elements = thing.elements_in(index)
+            elements, polled = thing.elements_in(index), _polled(thing, index)
             undo.callback(each.abandon, elements)
             for port in thing.ports:
                 undo.callback(each.disconnect, port.switch, port.number)
                 each.connect(port.switch, port.number, port.entries[index])
-            each.add(thing.sources_in(index), elements)
+            each.add(
+                [source for source in thing.sources_in(index) if source not in polled],
+                [element for element in elements if element not in polled],
+            )
         for each in self.homes:
             for port in thing.ports:
                 undo.callback(each.deactivate, port.switch, port.number)
                 if thing.is_up:
                     each.activate(port.switch, port.number, thing.config.vlan, thing.source)
+        for index, each in enumerate(self.homes):
+            if polled := _polled(thing, index):
+                each.add(polled, polled)
 
     def _unplug(self, things: Sequence[NicNode | LinkNode]) -> None:
         """Removes NICs and links from the graph; frames on their way to them are dropped and
