@@ -16,6 +16,7 @@ the elements of a policy whose numbers change are the same, and can be kept.
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Any, NamedTuple
 
 from dataplane.units import format_time
@@ -140,6 +141,14 @@ def element_name(name: str, source: str) -> str:
         return whole
     digest = hashlib.sha256(source.encode()).hexdigest()[:8]
     return f"{whole[: NAME_MOST - len(digest) - 1]}.{digest}"
+
+
+_OF_POLICY = re.compile(r".+\.shape(?:-line|-pairs)?(?:\.\d+\.shape(?:-line)?-from-.+)?")
+
+
+def is_of_policy(name: str) -> bool:
+    """Whether an element of a running network has a name that `compile_policy` gives."""
+    return _OF_POLICY.fullmatch(name) is not None
 
 
 def queue_of(line: Line) -> QueueConfig:

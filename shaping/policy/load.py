@@ -23,7 +23,7 @@ from dataplane.config.convert import (
 from dataplane.config.load import parse_yaml, read_text
 from dataplane.config.scalars import SchemaError
 from dataplane.errors import ConfigError
-from shaping.policy.keys import LinkKey, parse_key
+from shaping.policy.keys import ANY, LinkKey, parse_key
 from shaping.policy.presets import PRESETS
 from shaping.policy.scalars import LineTime, QueueLength, QueueSize, Share
 from shaping.policy.schema import LINKS_MOST, LineConfig, PolicyConfig
@@ -109,6 +109,12 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
     """A policy from a YAML file, or from standard input for "-". Raises ConfigError."""
     text, name = read_text(path)
     return parse_policy(text, name)
+
+
+def names_in(policy: Any) -> set[str]:
+    """The names of NICs and links in a policy's plain data (None: none). Raises ConfigError."""
+    keys = [] if policy is None else [parse_key(key) for key in policy.get("links", {})]
+    return {name for key in keys for name in (key.first, key.second) if name} - {ANY}
 
 
 def _entry(key: Any, data: Any, locate: Locate) -> Entry:

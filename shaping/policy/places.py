@@ -110,8 +110,11 @@ def setting_text(value: Any) -> str:
 
 def places_of(key: LinkKey, network: Network) -> list[tuple[Place, bool]]:
     """The places of a key, each with whether it leads away from the user of the line: the NIC of
-    the key, or the name that stands first. Raises ConfigError for unknown names."""
+    the key, or the name that stands first; none where one of its NICs is absent. Raises ConfigError
+    for unknown names."""
     first, _, second = key
+    if network.lacks(first) or network.lacks(second):
+        return []
     if first in network.links and first not in network.nics:
         near, far = network.links[first]
         if not second:
@@ -159,6 +162,9 @@ def plan_of(policy: Policy, network: Network) -> Plan:
             if sum(finding.kind == "error" for finding in plan.findings) == ERRORS_MOST:
                 break
             continue
+        if not places:
+            text = f"{entry.key}: is not attached; the line begins when it is"
+            plan.findings.append(Finding("warning", entry.where, text))
         for place, upward in places:
             settings = dict(_settings(entry, place, upward, len(places) > 1))
             if settings:

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from shaping.policy.compile import LINE_NAME, NAME, chain_of_place, element_name
+from shaping.policy.keys import parse_key
 from shaping.policy.load import convert_policy
 from shaping.policy.network import Network
 from shaping.policy.places import Line, plan_of
@@ -14,6 +15,25 @@ from vnic.cli.common import plural
 
 def lines_of(shape: dict[str, Any], network: Network) -> list[Line]:
     return list(plan_of(convert_policy(shape), network).lines.values())
+
+
+def waiting(shape: dict[str, Any], network: Network) -> list[dict[str, Any]]:
+    """Rows of `vnic shape show` for lines whose NICs are not attached."""
+    rows = []
+    for key in shape.get("links", {}):
+        parsed = parse_key(key)
+        missing = [name for name in (parsed.first, parsed.second) if network.lacks(name)]
+        if missing:
+            rows.append(row_of(key, "", f"waits: {' and '.join(missing)} not attached"))
+    return rows
+
+
+def row_of(line: str, asked: str, kept: str) -> dict[str, Any]:
+    """A line of `vnic shape show`, before anything is measured."""
+    return {
+        "line": line, "asked": asked,
+        "packets": None, "rate_bps": None, "lost": None, "delay_ms": None, "kept": kept,
+    }  # fmt: skip
 
 
 def measured(
@@ -38,11 +58,8 @@ def measured(
         )
 
     rated, impaired = find(LINE_NAME), find(NAME)
-    row: dict[str, Any] = {
-        "line": str(line.place),
-        "asked": ", ".join(f"{name} {setting}" for name, setting in line.settings.items()),
-        "packets": None, "rate_bps": None, "lost": None, "delay_ms": None, "kept": "yes",
-    }  # fmt: skip
+    asked = ", ".join(f"{name} {setting}" for name, setting in line.settings.items())
+    row = row_of(str(line.place), asked, "yes")
     reasons: list[str] = []
     for element in (rated, impaired):
         if element is None:

@@ -38,6 +38,7 @@ from vnic.config.schema import (
     SwitchConfig,
     VlanConfig,
 )
+from vnic.config.shape import is_shaped, shape_nic
 from vnic.config.topology import PORTS_MOST
 from vnic.config.written import written
 from vnic.device.descriptors import system_error
@@ -192,7 +193,8 @@ class Network(Module):
     def attach(self, config: NicConfig, passed: Passed | None = None) -> dict[str, Any]:
         """Puts a NIC into its container (or that of a namespace which a client passed) and into the
         graph while traffic runs; returns its status. All or nothing. May be called on any thread:
-        the lock is free while the interface is made, which a container can delay."""
+        the lock is free while the interface is made, which a container can delay. The running
+        policy of shaping is the NIC's from its first packet on."""
         with self.runtime.lock:
             self.runtime.check_open()
             config = own_nic(config)
@@ -200,6 +202,7 @@ class Network(Module):
             self._check_new(config, waiting)
             config.passed = passed is not None
             config.number = config.number if waiting is None else waiting.number
+            shape_nic(self.config, config)
             self.restrict(config)
             self._switch(config)
             self.reserve(config)
@@ -208,9 +211,19 @@ class Network(Module):
             with self.runtime.lock:
                 status = self._enter_late(config, device)
                 self._add(config, waiting)
-                return status
         finally:
             self.free(config)
+        if is_shaped(self.config, config):
+            self._renew_policy(config.name)
+        return status
+
+    def _renew_policy(self, name: str) -> None:
+        """After an attach: the elements of lines that lead from the NIC are other NICs', and the
+        policy may have changed meanwhile."""
+        try:
+            self.runtime.renew_policy()
+        except VnicError as error:
+            log.warning("attached, but the policy lacks it", nic=name, why=str(error))
 
     def _add(self, config: NicConfig, waiting: NicConfig | None) -> None:
         """Stores a NIC that has been attached in the configuration. Raises VnicError, and then it

@@ -24,12 +24,13 @@ from vnic.config.convert import convert_config, decode_config
 from vnic.config.written import written_config
 from vnic.device.descriptors import system_error
 from vnic.runtime.apply import Change
+from vnic.runtime.policy_life import Author
+from vnic.runtime.policy_methods import PolicyMethods
 
 # PATH_MAX, limits.h: a longer one would not fit into a message to the supervisor either
 PATH_MOST = 4096
 # bytes of a configuration, as it is handed over: more than a thousand NICs need
 DOCUMENT_MOST = 64 << 20
-LEASE_MOST_MS = 366 * 24 * 3600 * 1000
 
 
 class Stats(Parameters):
@@ -67,17 +68,6 @@ class Apply(Parameters):
 
 class Undo(Parameters):
     dry: bool = False
-
-
-class Shape(Parameters):
-    policy: dict[str, Any] | None = None
-    for_ms: Annotated[int, msgspec.Meta(ge=1, le=LEASE_MOST_MS)] | None = None
-    keeps_end: bool = False
-    dry: bool = False
-
-
-class RenewShape(Parameters):
-    for_ms: Annotated[int, msgspec.Meta(ge=1, le=LEASE_MOST_MS)]
 
 
 class Handlers(Parameters):
@@ -132,6 +122,7 @@ class Instance:
     ) -> None:
         self._runtime, self._bus, self._upgrade = runtime, bus, upgrade
         self._process = {"pid": os.getpid(), "version": version, "supervisor": supervisor}
+        self._policy = PolicyMethods(runtime)
         self._fresh = Fresh(FRESH_TURNS)
 
     def methods(self) -> list[Method]:
@@ -157,8 +148,7 @@ class Instance:
             Method("SetGroup", self._set_group, SetGroup, "change"),
             Method("Apply", self._apply, Apply, "change"),
             Method("Undo", self._undo, Undo, "change"),
-            Method("Shape", self._shape, Shape, "change"),
-            Method("RenewShape", self._renew_shape, RenewShape, "change"),
+            *self._policy.methods(),
             Method("GetConfig", lambda p, _: {"config": written_config(self._runtime.config)}),
             Method("Shutdown", lambda p, _: {}, kind="change"),
             Method("Monitor", self._monitor, kind="stream", clients=True),
@@ -171,7 +161,7 @@ class Instance:
         )
 
     def ended(self, session: Session) -> None:
-        """A client's end has no effect here."""
+        self._policy.ended(session)
 
     def _visible(self, session: Session) -> set[str] | None:
         """The names of the NICs that a client may see; None: all."""
@@ -257,26 +247,18 @@ class Instance:
             wanted = convert_config(parameters.config)
         else:
             wanted = decode_config(_read(caller.take(parameters.document)))
-        work = self._runtime.compare if parameters.dry else self._runtime.apply
-        return _changes(await self._runtime.aside(partial(work, wanted)))
+        runtime, author = self._runtime, Author(caller.session.uid, "vnic apply")
+        work = (
+            partial(runtime.compare, wanted)
+            if parameters.dry
+            else partial(runtime.apply, wanted, author)
+        )
+        return _changes(await runtime.aside(work))
 
     async def _undo(self, parameters: Undo, caller: Caller) -> dict[str, Any]:
-        return _changes(await self._runtime.aside(partial(self._runtime.undo, dry=parameters.dry)))
-
-    async def _shape(self, parameters: Shape, caller: Caller) -> dict[str, Any]:
-        for_ns = None if parameters.for_ms is None else parameters.for_ms * 1_000_000
-        work = partial(
-            self._runtime.shape,
-            parameters.policy,
-            for_ns,
-            keeps_end=parameters.keeps_end,
-            dry=parameters.dry,
-        )
-        return _changes(await self._runtime.aside(work))
-
-    def _renew_shape(self, parameters: RenewShape, caller: Caller) -> dict[str, Any]:
-        self._runtime.renew_shape(parameters.for_ms * 1_000_000)
-        return {}
+        author = Author(caller.session.uid, "vnic undo")
+        undo = partial(self._runtime.undo, author, dry=parameters.dry)
+        return _changes(await self._runtime.aside(undo))
 
     def _write_handler(self, parameters: WriteHandler, caller: Caller) -> dict[str, Any]:
         return {

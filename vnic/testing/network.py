@@ -67,7 +67,7 @@ class VirtualNetwork(AnyNetwork):
         VnicError."""
         self._collect()
         try:
-            changes = self._runtime.shape(policy_of(policy))
+            changes = self._runtime.policy.apply(policy_of(policy))
         finally:
             self._time = VirtualTime(self._runtime.engines)
         return [str(change) for change in changes]
