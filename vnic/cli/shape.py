@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dataplane.errors import VnicError
 from vnic.cli import shape_life
 from vnic.cli.common import (
     Time,
@@ -163,7 +164,7 @@ def apply(
         if command:
             raise click.exceptions.Exit(_run_while(hold, words))
         if not hold.wait():
-            raise click.ClickException(f"{file}: the policy has ended, or another one replaced it")
+            raise VnicError(f"{file}: the policy has ended, or another one replaced it")
 
 
 @shape.command()
