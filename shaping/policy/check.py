@@ -16,6 +16,7 @@ from shaping.policy.load import Policy
 from shaping.policy.network import Network
 from shaping.policy.places import Line, Place, Plan, plan_of
 from shaping.policy.presets import PRESETS
+from shaping.policy.scenario import Scenario, meaning, scenario_of, step_name
 from shaping.policy.schema import OverheadConfig
 
 POOL_SMALL = 16384  # small buffers, by default
@@ -25,6 +26,7 @@ SEGMENT_BYTES = 1448  # payload of a full TCP segment with timestamps
 HEADER_BYTES = 14
 MATHIS = 1.22  # Mathis et al. (1997): rate = 1.22 MSS / (RTT sqrt(p))
 QUEUE_LONG_NS = 10**9
+STEPS_FORETOLD = 100  # of a scenario: each is looked at with all lines that it changes
 REORDER_AS_LOSS = 3  # duplicate ACKs that TCP takes for a loss
 
 
@@ -34,6 +36,7 @@ def check_policy(policy: Policy, network: Network, pool_small: int = POOL_SMALL)
     pool_small: the number of small buffers in the packet pool.
     """
     plan = plan_of(policy, network)
+    scenario = scenario_of(policy, plan, network)
     found = [*plan.findings, *_names(policy, network), *_presets(policy)]
     for line in plan.lines.values():
         found += [
@@ -42,11 +45,24 @@ def check_policy(policy: Policy, network: Network, pool_small: int = POOL_SMALL)
             *_loss(line),
             *_reorder(line),
         ]
+    if scenario is not None:
+        found += [*meaning(scenario), *_steps(scenario, plan, pool_small)]
     found += _whole_pool(plan, pool_small)
     for first, second in _routes(plan):
         found += _route(plan, first, second)
     order = ("error", "warning", "note")
     return sorted(found, key=lambda finding: order.index(finding.kind))
+
+
+def _steps(scenario: Scenario, plan: Plan, pool_small: int) -> Iterator[Finding]:
+    """What is wrong with what lines become."""
+    said: set[str] = set()
+    for step in scenario.steps[:STEPS_FORETOLD]:
+        for line in scenario.lines_at(step.at_ns + step.lasts_ns) if step.entries else []:
+            for each in (*_queue(line, pool_small), *_delay(line, plan, pool_small)):
+                if each.kind != "note" and each.text not in said:
+                    said.add(each.text)
+                    yield Finding(each.kind, step.where, f"{step_name(step)}: {each.text}")
 
 
 # -- numbers ---------------------------------------------------------------------------------------

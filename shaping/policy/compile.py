@@ -26,6 +26,7 @@ from shaping.policy.load import Policy
 from shaping.policy.network import Network
 from shaping.policy.places import Line, Place, Plan, plan_of
 from shaping.policy.scalars import QueueLength, Share
+from shaping.policy.scenario import Scenario, scenario_of
 from shaping.policy.schema import (
     CorruptConfig,
     DelayConfig,
@@ -59,6 +60,7 @@ def compile_policy(policy: Policy, network: Network) -> dict[Chain, list[Element
     """The elements of each chain, in the order in which packets pass them. Raises ConfigError for
     the first error that `check_policy` finds in the policy itself."""
     plan = plan_of(policy, network)
+    scenario_of(policy, plan, network)
     refuse(plan.findings)
     return compile_plan(plan, network, policy.seed)
 
@@ -104,14 +106,14 @@ def elements_of(line: Line) -> list[ElementEntry]:
     entries: list[ElementEntry] = []
     delay = line.delay
     source = line.place.source if line.place.is_pair else ""
-    if line.rate:
+    if line.rate or "rate" in line.variants:
         link: ElementEntry = {"element": "Link", "name": element_name(LINE_NAME, source)}
         link["rate"] = str(line.value("rate"))
         link["queue"] = _queue(queue_of(line))
         overhead: OverheadConfig | None = line.value("overhead")
         if overhead is not None:
             link["overhead"] = _overhead(overhead)
-        if delay is not None and delay.jitter is None:
+        if delay is not None and not line.jitters:
             link["delay"] = str(delay.mean)
             delay = None
         entries.append(link)
@@ -129,6 +131,26 @@ def elements_of(line: Line) -> list[ElementEntry]:
     if impairment:
         entries.append({"element": "Impairment", "name": element_name(NAME, source), **impairment})
     return entries
+
+
+class Argument(NamedTuple):
+    """An argument of an element: `element` is the name that it has in its chain."""
+
+    chain: Chain
+    element: str
+    name: str
+
+
+def arguments_at(scenario: Scenario, elapsed_ns: int) -> dict[Argument, Any]:
+    """The arguments of a policy's elements that its scenario changes, as they are `elapsed_ns`
+    after its beginning."""
+    return {
+        Argument(chain_of_place(line.place), entry["name"], setting): entry[setting]
+        for line in scenario.lines_at(elapsed_ns)
+        for entry in elements_of(line)
+        for setting in line.variants
+        if setting in entry
+    }
 
 
 def element_name(name: str, source: str) -> str:
@@ -152,11 +174,13 @@ def is_of_policy(name: str) -> bool:
 
 
 def queue_of(line: Line) -> QueueConfig:
-    """The queue in front of a line's rate, which is not 0."""
+    """The queue in front of a line's rate."""
     given: QueueConfig | None = line.value("queue")
     if given is not None:
         return given
-    if line.rate * QUEUE_DEFAULT < QUEUE_DEFAULT_PACKETS * FRAME_BYTES * 8 * 10**9:
+    # The queue does not change with a scenario's rates: the first one counts.
+    rate = next(filter(None, line.variants.get("rate", [line.rate])), 0)
+    if rate * QUEUE_DEFAULT < QUEUE_DEFAULT_PACKETS * FRAME_BYTES * 8 * 10**9:
         return QueueConfig(packets=QUEUE_DEFAULT_PACKETS)
     return QueueConfig(time=QUEUE_DEFAULT)
 

@@ -27,6 +27,7 @@ from shaping.policy.keys import ANY, LinkKey, parse_key
 from shaping.policy.presets import PRESETS
 from shaping.policy.scalars import LineTime, QueueLength, QueueSize, Share
 from shaping.policy.schema import LINKS_MOST, LineConfig, PolicyConfig
+from shaping.policy.steps import Entry, Step, convert_steps, names_of_steps
 
 # Words of other tools and what to write here.
 _OTHER_WORDS = {
@@ -47,21 +48,8 @@ _OTHER_WORDS = {
 }
 
 
-class Entry(NamedTuple):
-    """One entry of `links`.
-
-    where      "FILE:LINE" of the entry
-    lines      "FILE:LINE" of each of its settings
-    """
-
-    key: LinkKey
-    settings: LineConfig
-    where: str
-    lines: dict[str, str]
-
-
 class Policy(NamedTuple):
-    """A policy as read: its entries in the order of the file.
+    """A policy as read: its entries and steps in the order of the file.
 
     name       of the file, for findings
     config     the same as typed structs
@@ -70,6 +58,7 @@ class Policy(NamedTuple):
     name: str
     config: PolicyConfig
     entries: list[Entry]
+    steps: list[Step]
 
     @property
     def seed(self) -> int | None:
@@ -86,7 +75,7 @@ def parse_policy(text: str, name: str = "<text>") -> Policy:
 def convert_policy(data: Any, locate: Locate = lambda path: "", name: str = "") -> Policy:
     """A policy from untyped data. Raises ConfigError."""
     fields = mapping(data, PolicyConfig, (), locate)
-    links = fields.pop("links", None)
+    links, scenario = fields.pop("links", None), fields.pop("scenario", None)
     if "version" not in fields:
         raise error_at(locate, (), "has no version: expected version: 1")
     config = convert(fields, PolicyConfig, (), locate)
@@ -100,9 +89,10 @@ def convert_policy(data: Any, locate: Locate = lambda path: "", name: str = "") 
             f"invalid value {what}: expected at most {LINKS_MOST} entries in a mapping such as "
             "{web <-> db: {rate: 10mbit}}",
         )
-    entries = [_entry(key, value, locate) for key, value in links.items()]
+    entries = [_entry(key, value, ("links", key), locate) for key, value in links.items()]
     config.links = {str(key): entry.settings for key, entry in zip(links, entries, strict=True)}
-    return Policy(name, config, entries)
+    steps, config.scenario = convert_steps(scenario, locate, _entry)
+    return Policy(name, config, entries, steps)
 
 
 def load_policy(path: str | os.PathLike[str]) -> Policy:
@@ -113,12 +103,14 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
 
 def names_in(policy: Any) -> set[str]:
     """The names of NICs and links in a policy's plain data (None: none). Raises ConfigError."""
-    keys = [] if policy is None else [parse_key(key) for key in policy.get("links", {})]
-    return {name for key in keys for name in (key.first, key.second) if name} - {ANY}
+    if policy is None:
+        return set()
+    keys = [parse_key(key) for key in policy.get("links", {})]
+    names = {name for key in keys for name in (key.first, key.second)}
+    return (names | names_of_steps(policy.get("scenario"))) - {ANY, ""}
 
 
-def _entry(key: Any, data: Any, locate: Locate) -> Entry:
-    path: Path = ("links", key)
+def _entry(key: Any, data: Any, path: Path, locate: Locate) -> Entry:
     try:
         place = parse_key(str(key))
     except ConfigError as error:

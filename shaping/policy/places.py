@@ -8,6 +8,7 @@ and `any -> db`, in this order.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,11 +19,12 @@ from dataplane.elements.classifier_rules import MAX_RULES
 from dataplane.errors import ConfigError
 from shaping.policy.findings import Finding
 from shaping.policy.keys import ANY, LinkKey
-from shaping.policy.load import Entry, Policy
+from shaping.policy.load import Policy
 from shaping.policy.network import Network
 from shaping.policy.presets import PRESETS, halves
 from shaping.policy.scalars import LineRate
 from shaping.policy.schema import DelayConfig, LossConfig
+from shaping.policy.steps import Entry
 
 ERRORS_MOST = 20  # unknown names that are reported: a suggestion for each takes time
 SETTINGS = ("rate", "queue", "overhead", "delay", "loss", "duplicate", "corrupt", "reorder")
@@ -60,11 +62,13 @@ class Setting(NamedTuple):
 
 @dataclass
 class Line:
-    """What happens in one direction of one place. where: the entry that is named first."""
+    """What happens in one direction of one place. where: the entry that is named first. variants:
+    of a setting that a scenario changes, the values that it has, the one at the beginning first."""
 
     place: Place
     where: str
     settings: dict[str, Setting] = field(default_factory=dict)
+    variants: dict[str, list[Any]] = field(default_factory=dict)
 
     def value(self, setting: str) -> Any:
         """None: not set."""
@@ -79,6 +83,12 @@ class Line:
     def delay(self) -> DelayConfig | None:
         found: DelayConfig | None = self.value("delay")
         return found
+
+    @property
+    def jitters(self) -> bool:
+        """Whether its delay ever varies."""
+        delays: list[DelayConfig] = self.variants.get("delay", [*filter(None, [self.delay])])
+        return any(delay.jitter is not None for delay in delays)
 
     @property
     def loss(self) -> LossConfig | None:
@@ -166,21 +176,27 @@ def plan_of(policy: Policy, network: Network) -> Plan:
             text = f"{entry.key}: is not attached; the line begins when it is"
             plan.findings.append(Finding("warning", entry.where, text))
         for place, upward in places:
-            settings = dict(_settings(entry, place, upward, len(places) > 1))
+            settings = settings_of(entry, place, upward, len(places) > 1)
             if settings:
                 line = plan.lines.setdefault(place, Line(place, entry.where))
                 plan.findings.extend(_overridden(line, settings))
                 line.settings.update(settings)
+    rated_later = _rated_later(policy, network)
     for line in plan.lines.values():
-        plan.findings.extend(_without_rate(line))
+        if line.place not in rated_later:
+            plan.findings.extend(_without_rate(line))
     plan.findings.extend(_too_many(plan.lines))
     return plan
+
+
+def settings_of(entry: Entry, place: Place, upward: bool, both: bool) -> dict[str, Setting]:
+    """The settings of an entry for one of its places. both: the entry is for both ways."""
+    return dict(_settings(entry, place, upward, both))
 
 
 def _settings(
     entry: Entry, place: Place, upward: bool, both: bool
 ) -> Iterator[tuple[str, Setting]]:
-    """The settings of an entry for one of its places. both: the entry is for both ways."""
     line = entry.settings
     if line.preset is not None:
         preset, where, origin = PRESETS[line.preset], entry.lines["preset"], f"preset {line.preset}"
@@ -220,6 +236,16 @@ def _too_many(lines: dict[Place, Line]) -> Iterator[Finding]:
             if counts[place.target] == MAX_RULES + 1:
                 text = f"{place}: more than {MAX_RULES} lines lead to {place.target}: remove some"
                 yield Finding("error", line.where, text)
+
+
+def _rated_later(policy: Policy, network: Network) -> set[Place]:
+    """The places that a step of the scenario gives a rate."""
+    found: set[Place] = set()
+    for entry in (entry for step in policy.steps for entry in step.entries):
+        if entry.settings.rate or entry.settings.preset:
+            with suppress(ConfigError):  # an error of the step
+                found |= {place for place, _ in places_of(entry.key, network)}
+    return found
 
 
 def _without_rate(line: Line) -> Iterator[Finding]:
