@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import msgspec
@@ -73,6 +73,10 @@ class Line:
     def value(self, setting: str) -> Any:
         """None: not set."""
         return self.settings[setting].value if setting in self.settings else None
+
+    def with_settings(self, settings: dict[str, Setting]) -> Line:
+        """The line with these settings in place of its own."""
+        return replace(self, settings={**self.settings, **settings})
 
     @property
     def rate(self) -> int:

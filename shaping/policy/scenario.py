@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import msgspec
@@ -163,10 +163,7 @@ class Scenario:
         found: dict[Place, dict[str, Setting]] = {}
         for (place, name), value in self.values_at(elapsed_ns).items():
             found.setdefault(place, {})[name] = Setting(value, self.lines[place].where)
-        return [
-            replace(self.lines[place], settings={**self.lines[place].settings, **settings})
-            for place, settings in found.items()
-        ]
+        return [self.lines[place].with_settings(settings) for place, settings in found.items()]
 
 
 def scenario_of(policy: Policy, plan: Plan, network: Network) -> Scenario | None:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from dataplane.config.convert import Locate, Path, convert, error_at, field_type, mapping, shown
+from dataplane.config.convert import (
+    Locate,
+    Path,
+    convert,
+    error_at,
+    field_type,
+    known_keys,
+    mapping,
+    shown,
+    unknown_key,
+)
 from dataplane.units import format_time
 from shaping.policy.keys import LinkKey, parse_key
 from shaping.policy.schema import STEPS_MOST, LineConfig, PolicyConfig, StepConfig
@@ -85,6 +95,9 @@ def convert_steps(
 def _step(data: Any, number: int, locate: Locate, make_entry: MakeEntry) -> tuple[Step, StepConfig]:
     path: Path = ("scenario", number)
     fields = mapping(data, StepConfig, path, locate)
+    for key in fields:
+        if key not in known_keys(StepConfig):
+            raise unknown_key(locate, path, str(key), StepConfig)
     if fields.get("repeat") is True:
         fields["repeat"] = "yes"
     given = [kind for kind in KINDS if kind in fields]

@@ -200,15 +200,21 @@ def show(over_ns: int, instance: str, as_json: bool) -> None:
         after = _elements(client)
         took_s = time.monotonic() - begin
     network, _ = _network(status)
+    scenario = status["scenario"]
+    lines = lines_of(policy, network, 0 if scenario is None else scenario["elapsed_ns"])
     rows = [
-        *(measured(line, before, after, took_s) for line in lines_of(policy, network)),
+        *(measured(line, before, after, took_s) for line in lines),
         *waiting(policy, network),
     ]
     if as_json:
-        ends = {key: status[key] for key in ("generation", "ends_in_ms", "withdrawn_in_ms", "held")}
-        print_json({"seed": policy.get("seed"), **ends, "lines": rows})
+        given = ("generation", "ends_in_ms", "withdrawn_in_ms", "held", "scenario")
+        print_json({
+            "seed": policy.get("seed"), **{key: status[key] for key in given}, "lines": rows
+        })  # fmt: skip
         return
     click.echo("; ".join([f"generation {status['generation']}", *shape_life.ending_texts(status)]))
+    if scenario is not None:
+        click.echo(shape_life.scenario_text(scenario))
     print_table(
         ["line", "asked for", ">packets", ">rate now", ">lost", ">mean delay", "kept?"],
         [

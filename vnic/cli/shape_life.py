@@ -196,6 +196,17 @@ def ending_texts(status: dict[str, Any]) -> list[str]:
     return texts
 
 
+def scenario_text(scenario: dict[str, Any]) -> str:
+    """Which step of a scenario is in effect."""
+    step, of = scenario["step"], scenario["steps"]
+    now = f"step {step} of {of}: {scenario['what']}" if step else f"before step 1 of {of}"
+    since = f"{span(scenario['elapsed_ns'] // 1_000_000)} since it began"
+    again = f", round {scenario['round']}" if scenario["round"] > 1 else ""
+    left_ms = scenario["next_in_ms"]
+    following = "nothing more" if left_ms is None else f"next change in {span(left_ms)}"
+    return f"scenario: {now}; {since}{again}; {following}"
+
+
 def span(time_ms: int) -> str:
     """A time for people, such as "4m 10s"."""
     if time_ms < 60_000:

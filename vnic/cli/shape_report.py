@@ -10,11 +10,19 @@ from shaping.policy.keys import parse_key
 from shaping.policy.load import convert_policy
 from shaping.policy.network import Network
 from shaping.policy.places import Line, plan_of
+from shaping.policy.scenario import scenario_of
 from vnic.cli.common import plural
 
 
-def lines_of(shape: dict[str, Any], network: Network) -> list[Line]:
-    return list(plan_of(convert_policy(shape), network).lines.values())
+def lines_of(shape: dict[str, Any], network: Network, elapsed_ns: int = 0) -> list[Line]:
+    """The lines of a policy, `elapsed_ns` after its scenario began."""
+    policy = convert_policy(shape)
+    plan = plan_of(policy, network)
+    scenario = scenario_of(policy, plan, network)
+    if scenario is None:
+        return list(plan.lines.values())
+    now = {line.place: line for line in scenario.lines_at(elapsed_ns)}
+    return [now.get(line.place, line) for line in plan.lines.values()]
 
 
 def waiting(shape: dict[str, Any], network: Network) -> list[dict[str, Any]]:
@@ -78,7 +86,8 @@ def measured(
             row["delay_ms"] = counters["delay_ns"] / counters["delayed"] / 1e6
         if line.loss is not None and counters["wire_packets"]:
             row["lost"] = 100 * counters["lost"] / counters["wire_packets"]
-            reasons += _judge_loss(line, counters["wire_packets"], counters["lost"])
+            if "loss" not in line.variants:  # else its packets had several shares
+                reasons += _judge_loss(line, counters["wire_packets"], counters["lost"])
     if rated is None and impaired is None:
         reasons.append("its elements are gone, perhaps with an earlier NIC; apply the policy again")
     if reasons:

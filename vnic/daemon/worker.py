@@ -285,6 +285,7 @@ class Worker:
                 self._server.stop_accepting()
                 self._server.pause()
                 channel = upgrade.Channel(other)
+                runtime.policy.scenario.pause()
                 report = upgrade.give(runtime, channel)
                 self._handed_over = True
                 channel.send_clients(self._server.idle())

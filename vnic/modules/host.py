@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeVar
 
 from dataplane.engine.clock import Clock
 from dataplane.engine.engine import Engine
+from dataplane.graph.element import Element
 from dataplane.packet.pool import PacketPool
 from dataplane.ports.ring_port import RingPort
 from vnic.api.events import Emit
@@ -64,6 +65,7 @@ class Host(Protocol):
     def check_open(self) -> None: ...
     def change_group(self, name: str, settings: dict[str, Any]) -> None: ...
     def renew_policy(self) -> None: ...
+    def settle_policy(self, chains: Mapping[str, Sequence[Element]]) -> None: ...
     def is_client(self, name: str) -> bool: ...
     def aside(self, change: Callable[[], T]) -> Awaitable[T]: ...
     @property

@@ -112,6 +112,11 @@ class LinkNode:
             if index != home:
                 self._elements[index].append(entry)
 
+    @property
+    def chains(self) -> dict[str, list[Element]]:
+        """The elements of its directions, by the names that theirs begin with."""
+        return {f"{self.name}.{end}": way.chain.elements for end, way in self.ways.items()}
+
     def connect(self) -> None:
         """Makes all connections, on the engine's thread."""
         for element, target in self._edges:

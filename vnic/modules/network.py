@@ -472,6 +472,7 @@ class Network(Module):
                 [source for source in thing.sources_in(index) if source not in polled],
                 [element for element in elements if element not in polled],
             )
+        self.runtime.settle_policy(thing.chains)
         for each in self.homes:
             for port in thing.ports:
                 undo.callback(each.deactivate, port.switch, port.number)
@@ -528,6 +529,7 @@ class Network(Module):
                     undo.callback(each.abandon, elements)
                     each.load(list(each.sources), elements, leaving)
                 undo.pop_all()
+            self.runtime.settle_policy(after.chains)
             for capture in captures:
                 capture.home.do(capture.remove)
             for index, each in enumerate(self.homes):

@@ -77,6 +77,12 @@ class NicNode:
         return [self.port]
 
     @property
+    def chains(self) -> dict[str, list[Element]]:
+        """The elements of its directions, by the names that theirs begin with."""
+        ways = {"egress": self.egress, "ingress": self.ingress}
+        return {f"{self.config.name}.{name}": way.chain.elements for name, way in ways.items()}
+
+    @property
     def is_up(self) -> bool:
         """Whether its port is open."""
         return self.config.link_up

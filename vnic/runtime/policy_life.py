@@ -27,8 +27,8 @@ from vnic.config.copies import own_config
 from vnic.config.policy_term import HIDDEN_FIELDS, PolicyTerm, policy_clock_ns
 from vnic.config.schema import Config
 from vnic.config.shape import set_policy
-from vnic.modules.host import Host
 from vnic.runtime.apply import Change
+from vnic.runtime.scenario import ScenarioRunner, Stage
 from vnic.store.policies import Generation, Policies
 
 # After a crash, the time for a command to connect to the new worker and go on holding its policy.
@@ -63,7 +63,7 @@ class Wish:
     keeps_end: bool = False
 
 
-class Changes(Host, Protocol):
+class Changes(Stage, Protocol):
     """The part of a runtime that changes its network."""
 
     def compare(self, wanted: Config) -> list[Change]: ...
@@ -80,12 +80,14 @@ class Changes(Host, Protocol):
 class PolicyLife:
     """The policy of a runtime. All methods may be called from any thread.
 
-    woken: called when the time until the policy's end may have changed.
+    scenario: that of the policy, if it has one. woken: called when the time until the policy's end
+    may have changed.
     """
 
     def __init__(self, runtime: Changes) -> None:
         self._runtime = runtime
         self._kept = Policies(runtime.keeping)
+        self.scenario = ScenarioRunner(runtime)
         self._holders: Counter[int] = Counter()  # connections, by the generation that they hold
         # until then, a command may come back and hold its policy
         self._grace_ns = policy_clock_ns() + RETURN_NS
@@ -201,6 +203,7 @@ class PolicyLife:
         policy whose end came while there was no worker, and notes a policy of the file."""
         config = self._runtime.config
         if self._runtime.role == "successor":
+            self.scenario.set(config, checked=True)
             return
         self._kept.forget_from(config.shape_term.generation + 1)
         if (why := self._why_over()) is not None:
@@ -212,26 +215,41 @@ class PolicyLife:
         elif config.shape is not None and config.shape_term.generation == 0:
             author = Author(os.geteuid(), "up")
             config.shape_term = self._note(config, author, {}, None)
+        self.scenario.set(config, checked=self._runtime.role == "crash")
+
+    def begin_scenario(self, at_ns: int) -> None:
+        """Lets the scenario begin at an instant of the engines' clock, such as a replay's first
+        packet."""
+        with self._runtime.lock:
+            config = self._runtime.config
+            if config.shape is not None:
+                config.shape_term = msgspec.structs.replace(config.shape_term, began_ns=at_ns)
+                self.scenario.set(config, checked=True)
+                self.scenario.sync()
 
     @contextmanager
     def changing(
         self, wanted: Config, changes: list[Change], author: Author, restored: int | None
     ) -> Iterator[None]:
         """Around the change of the network to `wanted`, with the runtime's lock: notes another
-        policy, and forgets it where the change fails."""
+        policy, and forgets it where the change fails; and lets its scenario begin."""
         change = next((each for each in changes if each.kind == "shape"), None)
-        if change is None:
-            yield
-            return
-        term = wanted.shape_term = self._note(wanted, author, change.fields, restored)
+        if change is not None:
+            wanted.shape_term = self._note(wanted, author, change.fields, restored)
         try:
+            self.scenario.set(wanted)
             yield
         except BaseException:
-            self._kept.forget_from(term.generation)
+            if change is not None:
+                self._kept.forget_from(wanted.shape_term.generation)
+            self.scenario.set(self._runtime.config, checked=True)
+            self.scenario.sync()
             raise
-        if term.held is not None:
-            self._grace_ns = policy_clock_ns() + RETURN_NS
-        self.woken()
+        self.scenario.sync()
+        if change is not None:
+            if wanted.shape_term.held is not None:
+                self._grace_ns = policy_clock_ns() + RETURN_NS
+            self.woken()
 
     def _note(
         self,
@@ -351,6 +369,7 @@ class PolicyLife:
 
     def claim(self, held: Iterable[int]) -> None:
         """A successor has taken over, with connections that hold policies."""
+        self.scenario.resume()
         self._holders.update(held)
         self._grace_ns = policy_clock_ns() + RETURN_NS
         self.woken()
@@ -385,6 +404,7 @@ class PolicyLife:
             "back": term.back,
             "held": term.held is not None,
             "holds": self._holds(),
+            "scenario": self.scenario.status(),
         }
 
     def generations(self) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -340,6 +340,7 @@ class Runtime:
                 each.engine.close()
             for module in reversed(self.modules):
                 self._logged(module, "closed", module.closed)
+            self.policy.scenario.close()
             self._changes.shutdown(wait=False)
 
     def _logged(self, module: Module, name: str, hook: Callable[[], object]) -> None:
@@ -512,6 +513,11 @@ class Runtime:
         VnicError."""
         self.policy.renew()
 
+    def settle_policy(self, chains: Mapping[str, Sequence[Element]]) -> None:
+        """Gives elements that are made, by their chain's name, what the policy's scenario has made
+        of their settings. Raises VnicError."""
+        self.policy.scenario.settle(chains)
+
     def _note(self, before: bytes) -> None:
         try:
             self._history.add(before)
@@ -533,6 +539,7 @@ class Runtime:
         """Allows changes again: the upgrade failed, and this worker continues."""
         with self.lock:
             self.upgrading = False
+            self.policy.scenario.resume()
             for module in self.modules:
                 try:
                     module.end_upgrade()
