@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dataplane.capture.reader import CaptureReader
 from dataplane.capture.writer import CaptureWriter
-from dataplane.errors import ConfigError
+from dataplane.errors import ConfigError, VnicError
 from shaping.policy.check import check_policy
 from shaping.policy.compile import arguments_at, compile_policy
 from shaping.policy.load import convert_policy, parse_policy, policy_data
@@ -23,6 +23,7 @@ from vnic.config.convert import convert_nic
 from vnic.config.load import parse_config
 from vnic.config.shape import set_policy
 from vnic.replay.session import Replay
+from vnic.runtime import scenario as running
 from vnic.testing import VirtualNetwork
 
 MS, S = 10**6, 10**9
@@ -370,7 +371,9 @@ def test_a_scenario_begins_when_its_policy_is_applied(net):  # noqa: F811
     assert delay() == "5ms"
     net.shape(policy.replace("loss: 1%", "loss: 2%"))
     assert delay() == "1ms"
-    net.shape("version: 1\nlinks: {web -> any: {delay: 1ms}}")
+    net.advance("1s")
+    net.shape("version: 1\nlinks: {web -> any: {delay: 1ms}}")  # what the scenario has changed goes with it
+    assert delay() == "1ms"
     net.advance("10s")
     assert delay() == "1ms"
 
@@ -398,6 +401,43 @@ def test_other_changes_leave_a_scenario_where_it_is(net):  # noqa: F811
     assert delay() == "5ms"
     status = life.status()["scenario"]
     assert (status["elapsed_ns"], status["step"], status["next_in_ms"]) == (2 * S, 1, 1000)
+
+
+def test_a_change_that_fails_leaves_a_scenario_where_it_is(net, monkeypatch):  # noqa: F811
+    policy = steps("{at: 1s, set: {web -> any: {delay: 5ms}}}", links="{web -> any: {delay: 1ms}}")
+    net.shape(policy)
+    net.advance("1s")
+
+    def refuses(undo=None):
+        raise VnicError("cannot be stored")
+
+    monkeypatch.setattr(net._runtime, "remember", refuses)
+    with pytest.raises(VnicError, match="cannot be stored"):
+        net.shape(policy.replace("5ms", "9ms").replace("1ms", "2ms"))
+    monkeypatch.undo()
+    assert net._runtime.read_handler("web.egress.shape", "delay")[0]["value"] == "5ms"
+    assert net._runtime.policy.status()["scenario"]["step"] == 1
+    net.advance("5s")
+    assert net._runtime.read_handler("web.egress.shape", "delay")[0]["value"] == "5ms"
+
+
+def test_a_step_that_fails_is_tried_again(net, monkeypatch):  # noqa: F811
+    net.shape(steps("{at: 1s, set: {web -> any: {delay: 5ms, loss: 100%}}}"))
+    write, refused = running.write_handler, []
+
+    def once(elements, name, value, **options):
+        if name == "delay" and not refused:
+            refused.append(value)
+            raise VnicError("the engine is busy")
+        return write(elements, name, value, **options)
+
+    monkeypatch.setattr(running, "write_handler", once)
+    net.advance("1s")
+    read = net._runtime.read_handler
+    assert refused == ["5ms"] and read("web.egress.shape", "loss")[0]["value"] == "100%"
+    assert read("web.egress.shape", "delay")[0]["value"] == "0ns"
+    net.advance("1s")
+    assert read("web.egress.shape", "delay")[0]["value"] == "5ms"
 
 
 def test_a_value_that_an_element_refuses_is_refused_at_once(net):  # noqa: F811

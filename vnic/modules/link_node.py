@@ -8,6 +8,7 @@ from dataplane.graph.element import Element, Source
 from dataplane.graph.link import Link
 from dataplane.packet.ring import MpscRing
 from vnic.config.schema import LinkConfig
+from vnic.modules.chain import Chain
 from vnic.modules.switch_host import SwitchHost
 from vnic.modules.switch_port import SwitchPort, ring_source, with_entry
 from vnic.modules.way import Way
@@ -113,9 +114,9 @@ class LinkNode:
                 self._elements[index].append(entry)
 
     @property
-    def chains(self) -> dict[str, list[Element]]:
-        """The elements of its directions, by the names that theirs begin with."""
-        return {f"{self.name}.{end}": way.chain.elements for end, way in self.ways.items()}
+    def chains(self) -> dict[str, Chain]:
+        """The chains of its directions, by the names that their elements' begin with."""
+        return {f"{self.name}.{end}": way.chain for end, way in self.ways.items()}
 
     def connect(self) -> None:
         """Makes all connections, on the engine's thread."""

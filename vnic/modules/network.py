@@ -468,11 +468,12 @@ class Network(Module):
             for port in thing.ports:
                 undo.callback(each.disconnect, port.switch, port.number)
                 each.connect(port.switch, port.number, port.entries[index])
-            each.add(
+            add = each.add_ahead if polled else each.add
+            add(
                 [source for source in thing.sources_in(index) if source not in polled],
                 [element for element in elements if element not in polled],
             )
-        self.runtime.settle_policy(thing.chains)
+        self._settle_policy(thing)
         for each in self.homes:
             for port in thing.ports:
                 undo.callback(each.deactivate, port.switch, port.number)
@@ -481,6 +482,12 @@ class Network(Module):
         for index, each in enumerate(self.homes):
             if polled := _polled(thing, index):
                 each.add(polled, polled)
+
+    def _settle_policy(self, thing: NicNode | LinkNode) -> None:
+        """Before packets reach them: gives elements of the policy what its scenario has made of
+        their settings."""
+        chains = {name: chain.elements for name, chain in thing.chains.items()}
+        self.runtime.settle_policy(chains)
 
     def _unplug(self, things: Sequence[NicNode | LinkNode]) -> None:
         """Removes NICs and links from the graph; frames on their way to them are dropped and
@@ -529,7 +536,7 @@ class Network(Module):
                     undo.callback(each.abandon, elements)
                     each.load(list(each.sources), elements, leaving)
                 undo.pop_all()
-            self.runtime.settle_policy(after.chains)
+            self._settle_policy(after)
             for capture in captures:
                 capture.home.do(capture.remove)
             for index, each in enumerate(self.homes):

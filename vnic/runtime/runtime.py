@@ -311,6 +311,7 @@ class Runtime:
         they have their state."""
         for group in self.groups.values():
             group.start(run=self.role != "successor")
+        self.policy.scenario.sync()
         for module in list(self.modules):
             self._hook(module, module.watch)
 
@@ -515,7 +516,7 @@ class Runtime:
 
     def settle_policy(self, chains: Mapping[str, Sequence[Element]]) -> None:
         """Gives elements that are made, by their chain's name, what the policy's scenario has made
-        of their settings. Raises VnicError."""
+        of their settings."""
         self.policy.scenario.settle(chains)
 
     def _note(self, before: bytes) -> None:

@@ -28,7 +28,7 @@ from shaping.policy.scenario import Scenario, scenario_of, step_text
 from vnic.api.log import Log
 from vnic.config.elements import convert_elements
 from vnic.config.schema import Config
-from vnic.modules.chain import check_chain
+from vnic.modules.chain import Chain, check_chain
 from vnic.modules.host import Host
 from vnic.modules.network import Network as Nics
 
@@ -62,6 +62,7 @@ class ScenarioRunner:
         self._runtime = runtime
         self._play: _Play | None = None
         self._values: dict[Argument, Any] = {}  # as they were written last
+        self._left: set[Argument] = set()  # of the scenario before, until `sync`
         self._step = 0  # the number of the step that was told last
         self.due_ns: int | None = None  # when something changes next, by the engines' clock
         self.paused = runtime.role == "successor"
@@ -75,6 +76,7 @@ class ScenarioRunner:
         values. checked: it has been running. Raises ConfigError, and then nothing has changed."""
         policy, now = config.shape, self._play
         if policy is None or not policy.get("scenario"):
+            self._left |= self._values.keys()
             self._play, self._values, self.due_ns = None, {}, None
             return
         began_ns = config.shape_term.began_ns
@@ -85,8 +87,10 @@ class ScenarioRunner:
         chains: dict[str, list[Argument]] = {}
         for argument in arguments_at(scenario, 0):
             chains.setdefault(str(argument.chain), []).append(argument)
+        before = self._values.keys()
         self._play = _Play(policy, began_ns, scenario, chains)
         self._look()
+        self._left = (self._left | before) - self._values.keys()
 
     @property
     def elapsed_ns(self) -> int:
@@ -111,44 +115,56 @@ class ScenarioRunner:
     # -- writing -----------------------------------------------------------------------------------
 
     def sync(self) -> None:
-        """Gives all elements the values of the moment, whatever they have."""
-        if self._play is None or self.paused:
+        """Gives all elements the values of the moment, whatever they have, and what another
+        scenario has changed the values of the configuration."""
+        if self.paused:
+            return
+        left, self._left = self._left, set()
+        for argument in left:
+            chain = self._chain(argument)
+            if chain is not None and (element := _find(chain.elements, argument)) is not None:
+                arguments = chain.configs[element.name].arguments
+                self._put(element, argument, arguments.get(argument.name))
+        if self._play is None:
             return
         self._look()
-        self.settle({name: self._chain(name) for name in self._play.chains})
+        self.settle({
+            name: chain.elements
+            for name, arguments in self._play.chains.items()
+            if (chain := self._chain(arguments[0])) is not None
+        })  # fmt: skip
         self._wake()
 
     def settle(self, chains: Mapping[str, Sequence[Element]]) -> None:
         """Gives elements, by their chain's name, the values of the moment."""
-        play = self._play
-        if play is None or self.paused:
+        if self._play is None or self.paused:
             return
-        for name, chain in chains.items():
-            for argument in play.chains.get(name, ()):
-                element, value = _find(chain, argument), self._values[argument]
-                if element is not None and read_handler(element, argument.name) != value:
-                    _write(element, argument, value)
+        for name, elements in chains.items():
+            for argument in self._play.chains.get(name, ()):
+                if argument in self._values:  # else it is tried again
+                    self._put(_find(elements, argument), argument, self._values[argument])
 
     def step(self) -> None:
         """Makes the changes that are due."""
-        play, before = self._play, self._values
-        if play is None or self.paused:
+        before = self._values
+        if self._play is None or self.paused:
             return
         self._look()
-        failed = []
-        for argument, value in self._values.items():
-            if before.get(argument) == value:
-                continue
-            if (element := _find(self._chain(str(argument.chain)), argument)) is None:
-                continue
-            try:
-                _write(element, argument, value)
-            except VnicError as error:
-                failed.append(argument)
-                log.error("step of a scenario", element=element.name, why=str(error))
-        for argument in failed:
-            del self._values[argument]
-        if failed:
+        for argument, value in list(self._values.items()):
+            if before.get(argument) != value and (chain := self._chain(argument)) is not None:
+                self._put(_find(chain.elements, argument), argument, value)
+
+    def _put(self, element: Element | None, argument: Argument, value: Any) -> None:
+        """Writes a handler of an element that exists, unless it has the value. What cannot be
+        written now is tried again."""
+        if element is None:
+            return
+        try:
+            if read_handler(element, argument.name) != value:
+                write_handler([element], argument.name, value, halt=_never, resume=_never)
+        except VnicError as error:
+            log.error("scenario", element=element.name, why=str(error))
+            self._values.pop(argument, None)
             retry_ns = self._runtime.clock.now_ns + RETRY_NS
             self.due_ns = retry_ns if self.due_ns is None else min(self.due_ns, retry_ns)
 
@@ -164,12 +180,12 @@ class ScenarioRunner:
             self._runtime.emit("step", step=number, what=step_text(at.step))
         self._step = number
 
-    def _chain(self, name: str) -> Sequence[Element]:
-        """The elements of the chain of that name in the running network; none: its NIC is not
+    def _chain(self, argument: Argument) -> Chain | None:
+        """The chain of an argument's element in the running network; None: its NIC is not
         attached."""
-        owner, nics = name.rpartition(".")[0], self._runtime.nics
-        node = nics.attached.get(owner) or nics.links.get(owner)
-        return () if node is None else node.chains.get(name, ())
+        owner, nics = argument.chain.owner, self._runtime.nics
+        node = nics.links.get(owner) if argument.chain.of_link else nics.attached.get(owner)
+        return None if node is None else node.chains.get(str(argument.chain))
 
     # -- the thread --------------------------------------------------------------------------------
 
@@ -239,15 +255,10 @@ def _check(scenario: Scenario) -> None:
                 check_chain(convert_elements(entries, ("shape", str(line.place)), lambda path: ""))
 
 
-def _find(chain: Sequence[Element], argument: Argument) -> Element | None:
+def _find(elements: Sequence[Element], argument: Argument) -> Element | None:
     ending = f".{argument.element}"
-    return next((each for each in chain if each.name.endswith(ending)), None)
-
-
-def _write(element: Element, argument: Argument, value: Any) -> None:
-    """Writes a live handler; no engine is halted for it."""
-    write_handler([element], argument.name, value, halt=_never, resume=_never)
+    return next((each for each in elements if each.name.endswith(ending)), None)
 
 
 def _never(engine: object) -> None:
-    raise AssertionError("a handler of a scenario halts engines")
+    raise AssertionError("a live handler halts no engine")
