@@ -396,3 +396,13 @@ def test_what_is_not_attached_is_no_error_in_the_running_policy(instance):
     instance.life.apply(None)
     with pytest.raises(ConfigError, match="there is no NIC or link dbx"):
         instance.life.apply({"version": 1, "links": {"web -> dbx": {"delay": "1ms"}}})
+
+
+def test_a_nic_that_waited_has_the_policy_that_came_meanwhile(instance):
+    instance.runtime.nics.detach("db", "its container has ended", waits=True)
+    instance.life.apply({**pair(), "scenario": [{"at": "0s", "set": {"web -> db": {"loss": "7%"}}}]})
+    assert names(instance) == ["web.ingress.shape-pairs", "web.ingress.shape-pairs.0.shape-from-db"]
+    instance.runtime.nics.bring_back(instance.runtime.config.nics["db"])
+    assert len(names(instance)) == 6
+    name = "db.ingress.shape-pairs.0.shape-from-web"
+    assert instance.runtime.read_handler(name, "loss")[0]["value"] == "7%"

@@ -144,9 +144,9 @@ method StartCapture(point: string, path: ?string, snaplen: ?int) -> (capture: in
 method StopCapture(capture: int) -> (point: string, captured: int, missed: int, error: ?string)
 
 # Events as they happen; call with "more". An event has a name (attached, detached, rate, link,
-# group, applied, capture, engine-moved, overrun, drops, worker), a time (seconds since 1970), and
-# fields that depend on the name; detached has why, and waits if the NIC is attached again when its
-# namespace returns. lost: events before it that were dropped since the client was too slow.
+# group, applied, step, capture, engine-moved, overrun, drops, worker), a time (seconds since 1970),
+# and fields that depend on the name; detached has why, and waits if the NIC is attached again when
+# its namespace returns. lost: events before it that were dropped since the client was too slow.
 method Monitor() -> (event: object)
 
 # Stats repeatedly; call with "more". interval_ms is at least 10.

@@ -89,8 +89,8 @@ def measured(
             if "loss" not in line.variants:  # else its packets had several shares
                 reasons += _judge_loss(line, counters["wire_packets"], counters["lost"])
     if rated is None and impaired is None:
-        reasons.append("its elements are gone, perhaps with an earlier NIC; apply the policy again")
-    if reasons:
+        row["kept"] = f"waits: {chain_of_place(line.place).owner} not attached"
+    elif reasons:
         row["kept"] = f"no: {'; '.join(reasons)}"
     elif not row["packets"]:
         row["kept"] = "no packets yet"
