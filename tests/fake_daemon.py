@@ -86,10 +86,18 @@ class FakeNics:
         self._get(name)["link"] = "up" if up else "down"
 
 
+class FakePolicy:
+    """No policy of shaping."""
+
+    def left_ns(self) -> int | None:
+        return None
+
+
 class FakeRuntime:
     emit: Any = None
 
     def __init__(self, config: Any, **_: Any) -> None:
+        self.policy = FakePolicy()
         self.nics = FakeNics(config)
         self.modules = [self.nics]
 

@@ -194,3 +194,26 @@ def test_noisy_neighbour(lab):
     made.net.run()
     ports = [int.from_bytes(each.data[34:36], "big") for each in made.net.take("client")]
     assert ports.index(999) <= 2 * 40 + 1  # two packets a turn; 200 came before it
+
+
+def test_failover_flap(lab):
+    made = lab("failover-flap.yaml")
+    start = made.net.now_ns
+    _, delays, numbers = made.sent("client", "server", 6500, 10)
+    assert set(numbers) & set(range(2000, 2200)) == set()  # nothing for two seconds
+    lost = set(range(6500)) - set(numbers) - set(range(2000, 2200))
+    assert 3 < len(lost) < 50 and all(2200 <= n < 4000 for n in lost)
+    fast, slow = round(5 + 200 * 8e3 / 50e6, 6), round(45 + 200 * 8e3 / 4e6, 6)
+
+    def came(begin, end):
+        return {round(delay, 6) for n, delay in zip(numbers, delays, strict=True) if begin <= n < end}
+
+    assert came(0, 2000) == came(4510, 6000) == came(6000, 6500) == {fast}
+    assert came(2200, 4000) == {slow}
+    back = sorted(came(4000, 4500))  # in 50 parts
+    assert len(back) == 50 and back[-1] == slow and fast < back[0] < fast + 1
+    # the other direction, in the second minute; the delay comes before the line that is down
+    begin_ms = (made.net.now_ns - start) / 1e6
+    _, _, numbers = made.sent("server", "client", 2000, 10)
+    missing = set(range(2000)) - set(numbers)
+    assert {n for n in range(2000) if 80_000 <= begin_ms + 10 * n < 81_950} <= missing and len(missing) < 210

@@ -22,7 +22,7 @@ from dataplane.vatomic cimport (va_fence, va_load_acquire_ptr, va_load_relaxed_u
 from dataplane.graph.work cimport Work, await_readable
 
 from dataplane.errors import GraphError, VnicError
-from dataplane.graph.walk import walk, walk_new
+from dataplane.graph.walk import walk_new
 from dataplane.graph.work import Call
 
 cdef extern from "<pthread.h>" nogil:
@@ -119,9 +119,10 @@ cdef class Engine:
 
     # -- the graph ---------------------------------------------------------------------------------
 
-    def load(self, sources):
+    def load(self, sources, also=()):
         """Replaces the graph by the one reachable from `sources`: validates it, binds and
         initializes new elements, and swaps the graphs, through the mailbox while the engine runs.
+        also: elements that no source leads to yet.
 
         Returns the removed elements with their statistics; an element that is added again counts
         from 0. Raises GraphError, and then nothing has changed.
@@ -130,7 +131,7 @@ cdef class Engine:
         cdef dict names = {}
         cdef list fresh = [], gone = []
         sources = list(sources)
-        elements = walk(sources)
+        elements = walk_new(sources, also, {})
         for element in elements:
             if element.engine is None:
                 fresh.append(element)

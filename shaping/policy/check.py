@@ -20,6 +20,7 @@ from shaping.policy.network import Network
 from shaping.policy.overhead_schema import OverheadConfig
 from shaping.policy.places import Line, Place, Plan, plan_of, setting_text
 from shaping.policy.presets import PRESETS
+from shaping.policy.scenario import Scenario, meaning, scenario_of, step_name
 
 POOL_SMALL = 16384  # small buffers, by default
 POOL_MOST = 1 << 20
@@ -28,6 +29,7 @@ SEGMENT_BYTES = 1448  # payload of a full TCP segment with timestamps
 HEADER_BYTES = 14
 MATHIS = 1.22  # Mathis et al. (1997): rate = 1.22 MSS / (RTT sqrt(p))
 QUEUE_LONG_NS = 10**9
+STEPS_FORETOLD = 100  # of a scenario: each is looked at with all lines that it changes
 REORDER_AS_LOSS = 3  # duplicate ACKs that TCP takes for a loss
 
 
@@ -37,6 +39,7 @@ def check_policy(policy: Policy, network: Network, pool_small: int = POOL_SMALL)
     pool_small: the number of small buffers in the packet pool.
     """
     plan = plan_of(policy, network)
+    scenario = scenario_of(policy, plan, network)
     found = [*plan.findings, *_names(policy, network), *_presets(policy)]
     for line in plan.lines.values():
         found += [
@@ -48,6 +51,8 @@ def check_policy(policy: Policy, network: Network, pool_small: int = POOL_SMALL)
         ]
     for entry in policy.classes:
         found += _classes(entry, network)
+    if scenario is not None:
+        found += [*meaning(scenario), *_steps(scenario, plan, pool_small)]
     found += _whole_pool(plan, pool_small)
     for first, second in _routes(plan):
         found += _route(plan, first, second)
@@ -57,11 +62,23 @@ def check_policy(policy: Policy, network: Network, pool_small: int = POOL_SMALL)
 
 def _classes(entry: ClassEntry, network: Network) -> Iterator[Finding]:
     try:
-        class_chain(entry, network)
+        if network.lacks(class_chain(entry, network).owner):
+            return
     except ConfigError as error:
         yield Finding("error", entry.where, str(error))
         return
     yield from check_classes(entry, network)
+
+
+def _steps(scenario: Scenario, plan: Plan, pool_small: int) -> Iterator[Finding]:
+    """What is wrong with what lines become."""
+    said: set[str] = set()
+    for step in scenario.steps[:STEPS_FORETOLD]:
+        for line in scenario.lines_at(step.at_ns + step.lasts_ns) if step.entries else []:
+            for each in (*_queue(line, pool_small), *_delay(line, plan, pool_small)):
+                if each.kind != "note" and each.text not in said:
+                    said.add(each.text)
+                    yield Finding(each.kind, step.where, f"{step_name(step)}: {each.text}")
 
 
 # -- numbers ---------------------------------------------------------------------------------------

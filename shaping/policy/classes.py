@@ -6,6 +6,7 @@ Marks follow from the paths of classes, so that those of other classes stay when
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -142,6 +143,33 @@ def place_key(key: str) -> tuple[str, str] | LinkKey:
     return found
 
 
+def names_of_classes(classes: Mapping[str, Any] | None) -> set[str]:
+    """The names of NICs and links in the plain data of `classes`, whose keys are right."""
+    keys = [place_key(key) for key in classes or {}]
+    return {key.first if isinstance(key, LinkKey) else key[0] for key in keys}
+
+
+def change_class(
+    classes: Mapping[str, Any], place: str, path: str, changed: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The plain data of `classes` with settings of one class changed, None: taken away. path: of
+    the class in its place, "" for all of them together. Raises ConfigError."""
+    found = copy.deepcopy(dict(classes))
+    entry = found[place]
+    for name in path.split("/") if path else []:
+        tree = entry.get("tree") or {}
+        if name not in tree:
+            hint = did_you_mean(name, list(tree)) if tree else "it has no classes"
+            raise ConfigError(f"{place}/{path}: there is no class {name}; {hint}")
+        entry = tree[name]
+    for key, value in changed.items():
+        if value is None:
+            entry.pop(key, None)
+        else:
+            entry[key] = value
+    return found
+
+
 # -- compiling -------------------------------------------------------------------------------------
 
 
@@ -228,7 +256,11 @@ def _leaves(
         path = f"{above}{name}"
         rules = outer
         if each.match:
-            own = [_conditions(path, match, network) for match in each.match]
+            own = [
+                _conditions(path, match, network)
+                for match in each.match
+                if match.sender is None or not network.lacks(match.sender)
+            ]
             rules = own if outer is None else [_both(path, a, b) for a in outer for b in own]
         if each.tree:
             yield from _leaves(each.tree, f"{path}/", rules, network)

@@ -19,6 +19,7 @@ the elements of a policy whose numbers change are the same, and can be kept.
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Any, NamedTuple
 
 from dataplane.config.convert import did_you_mean
@@ -34,6 +35,7 @@ from shaping.policy.network import Network
 from shaping.policy.overhead_schema import OverheadConfig
 from shaping.policy.places import Line, Place, Plan, places_of, plan_of
 from shaping.policy.scalars import QueueLength, Share
+from shaping.policy.scenario import Scenario, scenario_of
 from shaping.policy.schema import (
     CorruptConfig,
     DelayConfig,
@@ -68,10 +70,13 @@ def compile_policy(policy: Policy, network: Network) -> dict[Chain, list[Element
     """The elements of each chain, in the order in which packets pass them. Raises ConfigError for
     the first error that `check_policy` finds in the policy itself."""
     plan = plan_of(policy, network)
+    scenario_of(policy, plan, network)
     refuse(plan.findings)
     chains = compile_plan(plan, network, policy.seed)
     for entry in policy.classes:
         chain = class_chain(entry, network)
+        if network.lacks(chain.owner):
+            continue
         entries = chains.setdefault(chain, [])
         # in front of the line that the packets take, and behind those that they come from
         at = bool(entries) and entries[0].get("name") == PAIRS_NAME
@@ -83,12 +88,14 @@ def class_chain(entry: ClassEntry, network: Network) -> Chain:
     """The chain that the classes of an entry are in. Raises ConfigError."""
     key = place_key(entry.key)
     if isinstance(key, LinkKey):
+        if network.lacks(key.first):
+            return Chain(key.first, key.second, True)
         [(place, _)] = places_of(key, network)
         if not place.link:
             raise ConfigError(f"{entry.key}: is a pair of NICs: expected {CLASS_PLACES}")
         return chain_of_place(place)
     nic, way = key
-    if nic not in network.nics:
+    if nic not in network.nics and not network.lacks(nic):
         hint = did_you_mean(nic, list(network.nics)) if network.nics else "there are none"
         raise ConfigError(f"{entry.key}: there is no NIC {nic}; {hint}")
     return Chain(nic, way)
@@ -135,7 +142,7 @@ def elements_of(line: Line) -> list[ElementEntry]:
     entries: list[ElementEntry] = []
     delay = line.delay
     source = line.place.source if line.place.is_pair else ""
-    if line.rate:
+    if line.rate or "rate" in line.variants:
         link: ElementEntry = {"element": "Link", "name": element_name(LINE_NAME, source)}
         if line.trace is not None:
             link["element"] = "TraceLink"
@@ -150,7 +157,7 @@ def elements_of(line: Line) -> list[ElementEntry]:
         overhead: OverheadConfig | None = line.value("overhead")
         if overhead is not None:
             link["overhead"] = _overhead(overhead)
-        if delay is not None and delay.jitter is None:
+        if delay is not None and not line.jitters:
             link["delay"] = str(delay.mean)
             delay = None
         entries.append(link)
@@ -170,6 +177,26 @@ def elements_of(line: Line) -> list[ElementEntry]:
     return entries
 
 
+class Argument(NamedTuple):
+    """An argument of an element: `element` is the name that it has in its chain."""
+
+    chain: Chain
+    element: str
+    name: str
+
+
+def arguments_at(scenario: Scenario, elapsed_ns: int) -> dict[Argument, Any]:
+    """The arguments of a policy's elements that its scenario changes, as they are `elapsed_ns`
+    after its beginning."""
+    return {
+        Argument(chain_of_place(line.place), entry["name"], setting): entry[setting]
+        for line in scenario.lines_at(elapsed_ns)
+        for entry in elements_of(line)
+        for setting in line.variants
+        if setting in entry
+    }
+
+
 def element_name(name: str, source: str) -> str:
     """The name of an element, for a pair with the name of the NIC that sends; of a long one, its
     beginning and a digest."""
@@ -182,14 +209,26 @@ def element_name(name: str, source: str) -> str:
     return f"{whole[: NAME_MOST - len(digest) - 1]}.{digest}"
 
 
+_OF_POLICY = re.compile(
+    r".+\.shape(?:-line|-pairs|-split|-classes)?(?:\.\d+\.shape(?:-line)?-from-.+)?"
+)
+
+
+def is_of_policy(name: str) -> bool:
+    """Whether an element of a running network has a name that `compile_policy` gives."""
+    return _OF_POLICY.fullmatch(name) is not None
+
+
 def queue_of(line: Line) -> QueueConfig:
-    """The queue in front of a line's rate, which is not 0."""
+    """The queue in front of a line's rate."""
     given: QueueConfig | None = line.value("queue")
     if given is not None:
         return given
     if line.trace is not None:
         return QueueConfig(packets=QUEUE_TRACE_PACKETS)
-    if line.rate * QUEUE_DEFAULT < QUEUE_DEFAULT_PACKETS * FRAME_BYTES * 8 * 10**9:
+    # The queue does not change with a scenario's rates: the first one counts.
+    rate = next(filter(None, line.variants.get("rate", [line.rate])), 0)
+    if rate * QUEUE_DEFAULT < QUEUE_DEFAULT_PACKETS * FRAME_BYTES * 8 * 10**9:
         return QueueConfig(packets=QUEUE_DEFAULT_PACKETS)
     return QueueConfig(time=QUEUE_DEFAULT)
 

@@ -23,11 +23,12 @@ from dataplane.config.convert import (
 from dataplane.config.load import parse_yaml, read_text
 from dataplane.config.scalars import SchemaError
 from dataplane.errors import ConfigError
-from shaping.policy.classes import ClassEntry, read_classes
-from shaping.policy.keys import LinkKey, parse_key
+from shaping.policy.classes import ClassEntry, names_of_classes, read_classes
+from shaping.policy.keys import ANY, LinkKey, parse_key
 from shaping.policy.presets import PRESETS
 from shaping.policy.scalars import LineTime, QueueLength, QueueSize, Share
 from shaping.policy.schema import LINKS_MOST, LineConfig, PolicyConfig
+from shaping.policy.steps import Entry, Step, convert_steps, names_of_steps
 from shaping.policy.traces import read_traces, unpack_traces
 from shaping.settings import loop_of
 
@@ -53,21 +54,8 @@ _OTHER_WORDS = {
 }
 
 
-class Entry(NamedTuple):
-    """One entry of `links`.
-
-    where      "FILE:LINE" of the entry
-    lines      "FILE:LINE" of each of its settings
-    """
-
-    key: LinkKey
-    settings: LineConfig
-    where: str
-    lines: dict[str, str]
-
-
 class Policy(NamedTuple):
-    """A policy as read: its entries in the order of the file.
+    """A policy as read: its entries and steps in the order of the file.
 
     name       of the file, for findings
     config     the same as typed structs
@@ -80,6 +68,7 @@ class Policy(NamedTuple):
     entries: list[Entry]
     classes: list[ClassEntry]
     traces: Mapping[str, Trace]
+    steps: list[Step]
 
     @property
     def seed(self) -> int | None:
@@ -98,6 +87,7 @@ def convert_policy(data: Any, locate: Locate = lambda path: "", name: str = "") 
     """A policy from untyped data. Raises ConfigError."""
     fields = mapping(data, PolicyConfig, (), locate)
     links, classes = fields.pop("links", None), fields.pop("classes", None)
+    scenario = fields.pop("scenario", None)
     if "version" not in fields:
         raise error_at(locate, (), "has no version: expected version: 1")
     config = convert(fields, PolicyConfig, (), locate)
@@ -111,13 +101,14 @@ def convert_policy(data: Any, locate: Locate = lambda path: "", name: str = "") 
             f"invalid value {what}: expected at most {LINKS_MOST} entries in a mapping such as "
             "{web <-> db: {rate: 10mbit}}",
         )
-    entries = [_entry(key, value, locate) for key, value in links.items()]
+    entries = [_entry(key, value, ("links", key), locate) for key, value in links.items()]
     config.links = {str(key): entry.settings for key, entry in zip(links, entries, strict=True)}
     class_entries = read_classes(classes, locate)
     config.classes = {entry.key: entry.config for entry in class_entries}
     traces = unpack_traces(config.links, config.traces, locate)
     config.traces = {digest: config.traces[digest] for digest in traces}
-    return Policy(name, config, entries, class_entries, traces)
+    steps, config.scenario = convert_steps(scenario, locate, _entry)
+    return Policy(name, config, entries, class_entries, traces, steps)
 
 
 def load_policy(path: str | os.PathLike[str]) -> Policy:
@@ -126,8 +117,17 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
     return parse_policy(text, name, None if name == "<stdin>" else os.path.dirname(name))
 
 
-def _entry(key: Any, data: Any, locate: Locate) -> Entry:
-    path: Path = ("links", key)
+def names_in(policy: Any) -> set[str]:
+    """The names of NICs and links in a policy's plain data (None: none). Raises ConfigError."""
+    if policy is None:
+        return set()
+    keys = [parse_key(key) for key in policy.get("links", {})]
+    names = {name for key in keys for name in (key.first, key.second)}
+    names |= names_of_classes(policy.get("classes"))
+    return (names | names_of_steps(policy.get("scenario"))) - {ANY, ""}
+
+
+def _entry(key: Any, data: Any, path: Path, locate: Locate) -> Entry:
     try:
         place = parse_key(str(key))
     except ConfigError as error:

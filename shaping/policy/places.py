@@ -8,7 +8,8 @@ and `any -> db`, in this order.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -18,11 +19,12 @@ from dataplane.elements.classifier_rules import MAX_RULES
 from dataplane.errors import ConfigError
 from shaping.policy.findings import Finding
 from shaping.policy.keys import ANY, LinkKey
-from shaping.policy.load import Entry, Policy
+from shaping.policy.load import Policy
 from shaping.policy.network import Network
 from shaping.policy.presets import PRESETS, halves
 from shaping.policy.scalars import LineRate
 from shaping.policy.schema import DelayConfig, LossConfig, TraceConfig
+from shaping.policy.steps import Entry
 from shaping.policy.traces import trace_of, trace_text
 
 if TYPE_CHECKING:
@@ -74,17 +76,23 @@ class Setting(NamedTuple):
 
 @dataclass
 class Line:
-    """What happens in one direction of one place. where: the entry that is named first; trace: the
-    content of its setting."""
+    """What happens in one direction of one place. where: the entry that is named first. trace: the
+    content of its setting. variants: of a setting that a scenario changes, the values that it has,
+    the one at the beginning first."""
 
     place: Place
     where: str
     settings: dict[str, Setting] = field(default_factory=dict)
     trace: Trace | None = None
+    variants: dict[str, list[Any]] = field(default_factory=dict)
 
     def value(self, setting: str) -> Any:
         """None: not set."""
         return self.settings[setting].value if setting in self.settings else None
+
+    def with_settings(self, settings: dict[str, Setting]) -> Line:
+        """The line with these settings in place of its own."""
+        return replace(self, settings={**self.settings, **settings})
 
     @property
     def rate(self) -> int:
@@ -95,6 +103,12 @@ class Line:
     def delay(self) -> DelayConfig | None:
         found: DelayConfig | None = self.value("delay")
         return found
+
+    @property
+    def jitters(self) -> bool:
+        """Whether its delay ever varies."""
+        delays: list[DelayConfig] = self.variants.get("delay", [*filter(None, [self.delay])])
+        return any(delay.jitter is not None for delay in delays)
 
     @property
     def loss(self) -> LossConfig | None:
@@ -128,8 +142,11 @@ def setting_text(value: Any) -> str:
 
 def places_of(key: LinkKey, network: Network) -> list[tuple[Place, bool]]:
     """The places of a key, each with whether it leads away from the user of the line: the NIC of
-    the key, or the name that stands first. Raises ConfigError for unknown names."""
+    the key, or the name that stands first; none where one of its NICs is absent. Raises ConfigError
+    for unknown names."""
     first, _, second = key
+    if network.lacks(first) or network.lacks(second):
+        return []
     if first in network.links and first not in network.nics:
         near, far = network.links[first]
         if not second:
@@ -177,24 +194,33 @@ def plan_of(policy: Policy, network: Network) -> Plan:
             if sum(finding.kind == "error" for finding in plan.findings) == ERRORS_MOST:
                 break
             continue
+        if not places:
+            text = f"{entry.key}: is not attached; the line begins when it is"
+            plan.findings.append(Finding("warning", entry.where, text))
         for place, upward in places:
-            settings = dict(_settings(entry, place, upward, len(places) > 1))
+            settings = settings_of(entry, place, upward, len(places) > 1)
             if settings:
                 line = plan.lines.setdefault(place, Line(place, entry.where))
                 plan.findings.extend(_overridden(line, settings))
                 line.settings.update(settings)
+    rated_later = _rated_later(policy, network)
     for line in plan.lines.values():
         if (config := line.value("trace")) is not None:
             line.trace = trace_of(config, policy.traces)
-        plan.findings.extend(_without_rate(line))
+        if line.place not in rated_later:
+            plan.findings.extend(_without_rate(line))
     plan.findings.extend(_too_many(plan.lines))
     return plan
+
+
+def settings_of(entry: Entry, place: Place, upward: bool, both: bool) -> dict[str, Setting]:
+    """The settings of an entry for one of its places. both: the entry is for both ways."""
+    return dict(_settings(entry, place, upward, both))
 
 
 def _settings(
     entry: Entry, place: Place, upward: bool, both: bool
 ) -> Iterator[tuple[str, Setting]]:
-    """The settings of an entry for one of its places. both: the entry is for both ways."""
     line = entry.settings
     if line.preset is not None:
         preset, where, origin = PRESETS[line.preset], entry.lines["preset"], f"preset {line.preset}"
@@ -239,6 +265,16 @@ def _too_many(lines: dict[Place, Line]) -> Iterator[Finding]:
             if counts[place.target] == MAX_RULES + 1:
                 text = f"{place}: more than {MAX_RULES} lines lead to {place.target}: remove some"
                 yield Finding("error", line.where, text)
+
+
+def _rated_later(policy: Policy, network: Network) -> set[Place]:
+    """The places that a step of the scenario gives a rate."""
+    found: set[Place] = set()
+    for entry in (entry for step in policy.steps for entry in step.entries):
+        if entry.settings.rate or entry.settings.preset:
+            with suppress(ConfigError):  # an error of the step
+                found |= {place for place, _ in places_of(entry.key, network)}
+    return found
 
 
 def _without_rate(line: Line) -> Iterator[Finding]:

@@ -152,6 +152,19 @@ class LineTime(Duration):
             raise SchemaError(str(error).replace("250us", "40ms")) from None
 
 
+class StepTime(LineTime):
+    """A time in a scenario, up to a week."""
+
+    WHAT, MOST = "time", 7 * 24 * 3600 * 10**9
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        if number := _plain_number(value):
+            text = decimal_text(number)
+            raise SchemaError(f"time {_shown(text)} has no unit: write {text}s or {text}ms")
+        return super().parse(value)
+
+
 class HoldTime(LineTime):
     """How long a packet that is to be reordered waits for others at most."""
 

@@ -15,6 +15,7 @@ from dataplane.config.scalars import SchemaError
 from dataplane.errors import ConfigError
 from shaping.loss_model import Chain, chain_of
 from shaping.policy.class_schema import ClassesConfig
+from shaping.policy.keys import NAME_MOST
 from shaping.policy.overhead_schema import OverheadConfig
 from shaping.policy.scalars import (
     HoldTime,
@@ -23,11 +24,13 @@ from shaping.policy.scalars import (
     QueueLength,
     QueueSize,
     Share,
+    StepTime,
 )
 from shaping.policy.strict import Strict as _Strict
 
 POLICY_VERSION = 1
 LINKS_MOST = 4096
+STEPS_MOST = 1000
 SEED_MOST = 2**63 - 1
 
 _SHARE = Meta(description="a share of packets from 0% to 100%, such as 1%", examples=["1%"])
@@ -395,6 +398,41 @@ class LineConfig(_Strict):
     ] = None
 
 
+_PLACES = Meta(
+    description="a mapping from a place such as web -> db to settings such as {loss: 5%}",
+    examples=[{"web -> db": {"loss": "5%"}}],
+)
+
+
+class StepConfig(_Strict):
+    """A step of a scenario. It has `at` and one of `set`, `ramp` with `over`, `link` with `down`,
+    and `repeat`.
+
+    at: Time of the step, from when the policy was applied on.
+    set: Settings that lines have from then on, with keys and settings as in `links`; those that
+        can change while packets flow.
+    ramp: Settings that lines reach in equal parts every 100 ms, from what they are.
+    over: Time after which a ramp has reached them.
+    link: NIC or link on which nothing passes, in either direction.
+    down: How long nothing passes.
+    repeat: The scenario begins again, with what `links` says. Only in the last step.
+    """
+
+    at: Annotated[StepTime, Meta(description="a time such as 10s", examples=["10s"])]
+    set: Annotated[dict[str, LineConfig] | None, _PLACES] = None
+    ramp: Annotated[dict[str, LineConfig] | None, _PLACES] = None
+    over: Annotated[StepTime | None, Meta(description="a time such as 5s", examples=["5s"])] = None
+    link: (
+        Annotated[
+            str,
+            Meta(max_length=NAME_MOST, description="the name of a NIC or link", examples=["web"]),
+        ]
+        | None
+    ) = None
+    down: Annotated[StepTime | None, Meta(description="a time such as 2s", examples=["2s"])] = None
+    repeat: Annotated[Literal["yes"] | None, Meta(description="yes", examples=["yes"])] = None
+
+
 class PolicyConfig(_Strict):
     """A policy: how the lines between NICs behave.
 
@@ -409,6 +447,7 @@ class PolicyConfig(_Strict):
         of it). Of two entries for the same place and setting, the later one counts.
     traces: Contents of the traces' files by their digests, packed. vnic puts them here when it
         reads a policy, so that a policy that runs does not need the files.
+    scenario: Timed changes, in the order of their times.
     """
 
     version: Annotated[
@@ -445,3 +484,12 @@ class PolicyConfig(_Strict):
         dict[str, str],
         Meta(description="a mapping from digests to packed traces, which vnic makes"),
     ] = {}
+    scenario: Annotated[
+        list[StepConfig],
+        Meta(
+            max_length=STEPS_MOST,
+            description=f"a list of at most {STEPS_MOST} steps such as "
+            "[{at: 10s, set: {web -> db: {loss: 5%}}}]",
+            examples=[[{"at": "20s", "link": "web", "down": "2s"}]],
+        ),
+    ] = []

@@ -34,6 +34,7 @@ class Transfer(NamedTuple):
     begun: bytes  # bytes read but not answered
     came_with: list[int]  # descriptors received with those
     captures: list[int]  # numbers of the captures that end with the connection
+    policy: int | None = None  # the generation of the policy of shaping that it holds
 
 
 class Connection:
@@ -78,8 +79,9 @@ class Connection:
                 raise ErrorReply(f"{SERVICE}.InvalidParameter", parameter="message")
             if looked and deadline is None:
                 deadline = loop.time() + REQUEST_S  # also for a client that sends single bytes
-            # A client that captures may send nothing for hours.
-            patience = None if self.session.captures else IDLE_S
+            # A client that captures or holds a policy may send nothing for hours.
+            holds = self.session.captures or self.session.policy is not None
+            patience = None if holds else IDLE_S
             left = patience if deadline is None else max(deadline - loop.time(), 0.0)
             # Not wait_for: Python 3.11's loses a cancellation that comes together with bytes.
             async with asyncio.timeout(left):

@@ -45,17 +45,43 @@ method Apply(config: ?object, document: ?int, dry: ?bool) -> (changes: []object)
 method Undo(dry: ?bool) -> (changes: []object)
 
 # Makes an object in the form of a policy file the network's policy of shaping (null: none), and
-# returns the changes, as Apply does. Traces are part of it by their contents, as `vnic shape apply`
-# puts them there; document is the number of a descriptor that comes with the call, a file with the
-# object as JSON, for one that is too long for a request. for_ms: after how many milliseconds it
-# ends by itself (null: never, or with keeps_end when the policy before was to end). dry: only
-# returns what would change. For the instance's owner.
-method Shape(policy: ?object, document: ?int, for_ms: ?int, keeps_end: ?bool, dry: ?bool)
-    -> (changes: []object)
-
-# Gives a policy that ends by itself this many milliseconds more, from now on. For the instance's
+# returns the changes, as Apply does, and the number of the policy's generation. Traces are part of
+# it by their contents, as `vnic shape apply` puts them there; document is the number of a
+# descriptor that comes with the call, a file with the object as JSON, for one that is too long for
+# a request. for_ms: after how many milliseconds it ends by itself (null: never). confirm_ms: after
+# how many it makes room for the policy before, unless ConfirmShape is called. hold: it ends with
+# this connection, see HoldShape; held is the generation that the connection holds. keeps_end: it
+# ends as the policy before was to, unless the others say otherwise, and its scenario goes on.
+# about: what the log of generations says. dry: only returns what would change. For the instance's
 # owner.
-method RenewShape(for_ms: int) -> ()
+method Shape(
+  policy: ?object, document: ?int, for_ms: ?int, confirm_ms: ?int, hold: ?bool, keeps_end: ?bool,
+  about: ?string, dry: ?bool
+) -> (changes: []object, generation: int, held: ?int)
+
+# Makes an earlier generation's policy the policy again (null: the one before), as a new generation.
+# What both have stays. It ends when it was to end, or after for_ms. For the instance's owner.
+method UndoShape(
+  generation: ?int, for_ms: ?int, dry: ?bool
+) -> (changes: []object, generation: int)
+
+# Makes a policy stay that waits to be confirmed. For the instance's owner.
+method ConfirmShape() -> (generation: int)
+
+# This connection holds a policy that was applied with hold, by the number that was in held; after
+# a crash of the worker, within five seconds. hold false: it holds it no more, and the policy has
+# ended when the reply comes. For the instance's owner.
+method HoldShape(generation: int, hold: ?bool) -> ()
+
+# The last 32 generations of the policy, the oldest first: generation, at (seconds since 1970), uid
+# (null: vnic itself), what, until, unconfirmed, held, empty, of (the generation that it restored),
+# changes (the first ones, as text). generation: only that one, with its policy. For the instance's
+# owner.
+method ShapeLog(generation: ?int) -> (generations: []object)
+
+# The policy, its generation and when it ends (ends_in_ms, withdrawn_in_ms, held); network: the
+# names that it may have. For the instance's owner.
+method ShapeStatus() -> (status: object)
 
 # The configuration as it runs, in the words of a file, with what was implied written out. For the
 # instance's owner.
@@ -121,9 +147,9 @@ method StartCapture(point: string, path: ?string, snaplen: ?int) -> (capture: in
 method StopCapture(capture: int) -> (point: string, captured: int, missed: int, error: ?string)
 
 # Events as they happen; call with "more". An event has a name (attached, detached, rate, link,
-# group, applied, capture, engine-moved, overrun, drops, worker), a time (seconds since 1970), and
-# fields that depend on the name; detached has why, and waits if the NIC is attached again when its
-# namespace returns. lost: events before it that were dropped since the client was too slow.
+# group, applied, step, capture, engine-moved, overrun, drops, worker), a time (seconds since 1970),
+# and fields that depend on the name; detached has why, and waits if the NIC is attached again when
+# its namespace returns. lost: events before it that were dropped since the client was too slow.
 method Monitor() -> (event: object)
 
 # Stats repeatedly; call with "more". interval_ms is at least 10.

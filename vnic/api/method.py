@@ -79,11 +79,13 @@ def is_owner(uid: int | None) -> bool:
 
 @dataclass
 class Session:
-    """A client's connection: its user, and the captures that end with it. Compared by identity."""
+    """A client's connection: its user, and what ends with it: captures, and the policy of shaping
+    that it holds, by its generation. Compared by identity."""
 
     uid: int
     pid: int
     captures: set[int] = field(default_factory=set)
+    policy: int | None = None
 
     __hash__ = object.__hash__
     __eq__ = object.__eq__

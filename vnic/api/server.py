@@ -75,10 +75,11 @@ class Server:
         begun: bytes = b"",
         descriptors: Sequence[int] = (),
         captures: Sequence[int] = (),
+        policy: int | None = None,
     ) -> None:
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         pid, uid, _ = struct.unpack("3i", credentials)
-        connection = Connection(sock, Session(uid, pid, set(captures)), begun, descriptors)
+        connection = Connection(sock, Session(uid, pid, set(captures), policy), begun, descriptors)
         self._connections.add(connection)
         connection.task = asyncio.get_running_loop().create_task(self._connected(connection))
         self._tasks.add(connection.task)
@@ -133,6 +134,7 @@ class Server:
                 connection.socket.fileno(),
                 *connection.unanswered(),
                 sorted(connection.session.captures),
+                connection.session.policy,
             )
             for connection in self._connections
             if not connection.answering and connection.task is not asyncio.current_task()
@@ -149,7 +151,11 @@ class Server:
     def adopt(self, client: Transfer) -> None:
         """Serves a client of the previous worker."""
         self._serve(
-            socket.socket(fileno=client.descriptor), client.begun, client.came_with, client.captures
+            socket.socket(fileno=client.descriptor),
+            client.begun,
+            client.came_with,
+            client.captures,
+            client.policy,
         )
 
     # -- a connection ------------------------------------------------------------------------------

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dataplane.errors import VnicError
+from vnic.cli import shape_life
 from vnic.cli.common import (
+    Time,
     about,
     connect,
     instance_option,
     json_option,
-    plural,
     print_json,
     print_table,
 )
@@ -26,9 +28,6 @@ if TYPE_CHECKING:
     from shaping.policy.load import Policy
     from shaping.policy.network import Network
     from vnic.api.client import Client
-
-LEASE_S = 5.0  # of --while: how long a policy outlives a command that was killed
-RENEW_S = 1.0
 
 
 @click.group()
@@ -56,36 +55,16 @@ def shape() -> None:
 shape.add_command(trace)
 
 
-class Time(click.ParamType[int]):
-    """A time such as 30s, in ns."""
-
-    name = "TIME"
-
-    def convert(
-        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
-    ) -> int:
-        from dataplane.errors import ConfigError
-        from dataplane.units import parse_time
-
-        try:
-            found = value if isinstance(value, int) else parse_time(value)
-        except ConfigError as error:
-            self.fail(str(error), parameter, context)
-        if not 10**6 <= found <= 366 * 24 * 3600 * 10**9:
-            self.fail(f"{value}: expected 1ms to 8784h", parameter, context)
-        return found
-
-
 @shape.command()
 @click.argument("file", metavar="FILE.yaml", type=click.Path())
 @click.option(
-    "-c", "--config", "network", type=click.Path(), metavar="NET.yaml",
+    "-c", "--config", "config_file", type=click.Path(), metavar="NET.yaml",
     help="The network that the policy is for. Default: the running one.",
 )  # fmt: skip
 @click.option("--strict", is_flag=True, help="Treat warnings as errors.")
 @instance_option
 @json_option
-def check(file: str, network: str | None, strict: bool, instance: str, as_json: bool) -> None:
+def check(file: str, config_file: str | None, strict: bool, instance: str, as_json: bool) -> None:
     """Check a policy, and say what it would mean: delays and losses in total, queues, what TCP
     would reach, and whether the packet pool is large enough.
 
@@ -100,15 +79,15 @@ def check(file: str, network: str | None, strict: bool, instance: str, as_json: 
     from vnic.config.shape import network_of
 
     policy = load_policy(file)
-    if network is not None:
+    if config_file is not None:
         from vnic.config.load import load_config
 
-        config = load_config(network, contained=False)
+        config = load_config(config_file, contained=False)
         found = check_policy(policy, network_of(config), config.pool.small)
     else:
         with connect(instance) as client:
-            running = client.call("GetConfig")["config"]
-        found = check_policy(policy, _network(running), running["pool"]["small"])
+            network, pool = _network(client.call("ShapeStatus")["status"])
+        found = check_policy(policy, network, pool)
     wrong = any(each.kind == "error" or (strict and each.kind == "warning") for each in found)
     if as_json:
         print_json({"ok": not wrong, "findings": [each._asdict() for each in found]})
@@ -126,6 +105,14 @@ def check(file: str, network: str | None, strict: bool, instance: str, as_json: 
     "--while", "command", is_flag=True,
     help="Keep the policy while the command after -- runs.",
 )  # fmt: skip
+@click.option(
+    "--until-disconnect", "held", is_flag=True,
+    help="Keep the policy until this command ends, or is killed.",
+)  # fmt: skip
+@click.option(
+    "--confirm", "confirm_ns", type=Time(),
+    help="Go back to the policy before after this time, unless `vnic shape confirm` comes.",
+)  # fmt: skip
 @click.option("-n", "--dry-run", "dry", is_flag=True, help="Only show what would change.")
 @click.argument("words", metavar="[-- COMMAND...]", nargs=-1, type=click.UNPROCESSED)
 @instance_option
@@ -134,6 +121,8 @@ def apply(
     file: str,
     for_ns: int | None,
     command: bool,
+    held: bool,
+    confirm_ns: int | None,
     dry: bool,
     words: tuple[str, ...],
     instance: str,
@@ -142,12 +131,14 @@ def apply(
     """Make FILE.yaml the policy of the running network, in place of the one before.
 
     What both policies have stays as it is: packets that wait go on waiting, and a number that
-    differs changes while packets flow. With --for or --while the policy ends by itself, also when
-    this command or vnic's worker is killed. `vnic undo` goes back to the policy before.
+    differs changes while packets flow. With --for, --while or --until-disconnect the policy ends by
+    itself, and with --confirm it makes room for the one before, also when this command or vnic's
+    worker is killed. `vnic shape undo` goes back to the policy before.
 
     \b
     vnic shape apply slow.yaml
     vnic shape apply slow.yaml --for 10m
+    vnic shape apply slow.yaml --confirm 1m
     vnic shape apply slow.yaml --while -- pytest tests/
     """
     from shaping.policy.load import load_policy, policy_data
@@ -158,16 +149,27 @@ def apply(
             if command
             else "a command is given with --while, such as --while -- pytest"
         )
-    if command and for_ns is not None:
-        raise click.UsageError("--for and --while exclude each other")
-    policy = load_policy(file)
-    lease_ns = int(LEASE_S * 1e9) if command else for_ns
+    given = {"--for": for_ns is not None, "--while": command, "--until-disconnect": held}
+    if [*given.values()].count(True) > 1:
+        named = " and ".join(name for name, is_given in given.items() if is_given)
+        raise click.UsageError(f"{named} exclude each other")
+    if confirm_ns is not None and (command or held):
+        raise click.UsageError("--confirm excludes --while and --until-disconnect")
+    policy, held = load_policy(file), (command or held) and not dry
     with connect(instance) as client:
-        _refuse(policy, client.call("GetConfig")["config"])
-        changes = _send(client, policy_data(policy), lease_ns, dry=dry)
-        _report(file, changes, dry, as_json)
-        if command and not dry:
-            raise click.exceptions.Exit(_run_while(client, words))
+        _refuse(policy, client.call("ShapeStatus")["status"])
+        answer = _send(
+            client, policy_data(policy), for_ns, confirm_ns=confirm_ns, hold=held,
+            about=f"apply {file}", dry=dry,
+        )  # fmt: skip
+        shape_life.report(file, answer, instance, dry=dry, as_json=as_json)
+        if not held:
+            return
+        hold = shape_life.Hold(client, instance, answer["held"])
+        if command:
+            raise click.exceptions.Exit(_run_while(hold, words))
+        if not hold.wait():
+            raise VnicError(f"{file}: the policy has ended, or another one replaced it")
 
 
 @shape.command()
@@ -184,25 +186,42 @@ def show(over_ns: int, instance: str, as_json: bool) -> None:
     vnic shape show
     vnic shape show --over 5s --json
     """
-    from vnic.cli.shape_report import lines_of, measured
+    from vnic.cli.shape_classes import class_rows, class_tables
+    from vnic.cli.shape_report import lines_of, measured, waiting
 
     with connect(instance) as client:
-        config = client.call("GetConfig")["config"]
-        if "shape" not in config:
-            print_json({"lines": []}) if as_json else click.echo("no policy")
+        status = client.call("ShapeStatus")["status"]
+        if (policy := status["policy"]) is None:
+            left = _left(client)
+            if as_json:
+                print_json({"generation": status["generation"], "lines": [], "left": left})
+            else:
+                click.echo(
+                    f"no policy, but there is still {', '.join(left)}" if left else "no policy"
+                )
             return
-        before = _elements(client)
+        network, _ = _network(status)
+        before, classes_before = _elements(client), class_tables(client, policy, network)
         begin = time.monotonic()
         time.sleep(over_ns / 1e9)
-        after = _elements(client)
+        after, classes_after = _elements(client), class_tables(client, policy, network)
         took_s = time.monotonic() - begin
+    scenario = status["scenario"]
+    lines = lines_of(policy, network, 0 if scenario is None else scenario["elapsed_ns"])
     rows = [
-        measured(line, before, after, took_s)
-        for line in lines_of(config["shape"], _network(config))
+        *class_rows(policy, network, classes_before, classes_after, took_s),
+        *(measured(line, before, after, took_s) for line in lines),
+        *waiting(policy, network),
     ]
     if as_json:
-        print_json({"seed": config["shape"].get("seed"), "lines": rows})
+        given = ("generation", "ends_in_ms", "withdrawn_in_ms", "held", "scenario")
+        print_json({
+            "seed": policy.get("seed"), **{key: status[key] for key in given}, "lines": rows
+        })  # fmt: skip
         return
+    click.echo("; ".join([f"generation {status['generation']}", *shape_life.ending_texts(status)]))
+    if scenario is not None:
+        click.echo(shape_life.scenario_text(scenario))
     print_table(
         ["line", "asked for", ">packets", ">rate now", ">lost", ">mean delay", "kept?"],
         [
@@ -233,15 +252,17 @@ def set_line(
     instance: str,
     as_json: bool,
 ) -> None:
-    """Change settings of one line of the running policy; all others stay. A value of nothing takes
-    a setting away.
+    """Change settings of one line or class of the running policy; all others stay. A value of
+    nothing takes a setting away.
 
     \b
     vnic shape set 'web -> db' loss=1% delay=20ms
     vnic shape set 'web <-> db' loss=
     vnic shape set web rate=10mbit --for 30s
+    vnic shape set web.egress/gold guarantee=5mbit
     """
     from dataplane.config.load import parse_yaml
+    from shaping.policy.classes import change_class
     from shaping.policy.load import convert_policy, policy_data
     from shaping.policy.traces import read_traces
 
@@ -252,17 +273,22 @@ def set_line(
             raise click.UsageError(f"{each}: expected SETTING=VALUE, such as loss=1%")
         changed[name] = parse_yaml(text, each)[0] if text else None
     with connect(instance) as client:
-        running = client.call("GetConfig")["config"]
-        data = dict(running.get("shape") or {"version": 1})
-        lines = dict(data.get("links") or {})
-        # The last entry counts: this one moves there.
-        entry = {**(lines.pop(line, None) or {}), **changed}
-        entry = {name: value for name, value in entry.items() if value is not None}
-        data["links"] = {**lines, **({line: entry} if entry else {})}
+        status = client.call("ShapeStatus")["status"]
+        data = dict(status["policy"] or {"version": 1})
+        place, _, path = line.partition("/")
+        if place in (data.get("classes") or {}):
+            data["classes"] = change_class(data["classes"], place, path, changed)
+        else:
+            lines = dict(data.get("links") or {})
+            # The last entry counts: this one moves there.
+            entry = {**(lines.pop(line, None) or {}), **changed}
+            entry = {name: value for name, value in entry.items() if value is not None}
+            data["links"] = {**lines, **({line: entry} if entry else {})}
         policy = convert_policy(read_traces(data, lambda path: "", os.getcwd()))
-        _refuse(policy, running)
-        changes = _send(client, policy_data(policy), for_ns, keeps_end=True, dry=dry)
-    _report(line, changes, dry, as_json)
+        _refuse(policy, status)
+        about = " ".join(("set", line, *settings))
+        answer = _send(client, policy_data(policy), for_ns, keeps_end=True, about=about, dry=dry)
+    shape_life.report(line, answer, instance, dry=dry, as_json=as_json)
 
 
 @shape.command()
@@ -276,14 +302,14 @@ def clear(instance: str, as_json: bool) -> None:
     vnic shape clear
     """
     with connect(instance) as client:
-        changes = _send(client, None, None, dry=False)
-        left = [name for name in _elements(client) if ".shape" in name]
+        answer = _send(client, None, None, about="clear", dry=False)
+        left = _left(client)
     if left:
         raise click.ClickException(f"left behind: {', '.join(left[:8])}; see `vnic graph`")
     if as_json:
-        print_json({"changes": changes})
+        print_json({key: answer[key] for key in ("changes", "generation")})
     else:
-        click.echo("the policy is gone" if changes else "no policy")
+        click.echo("the policy is gone" if answer["changes"] else "no policy")
 
 
 @shape.command()
@@ -324,20 +350,21 @@ def presets(name: str | None, as_json: bool) -> None:
 # -- the running policy ----------------------------------------------------------------------------
 
 
-def _network(config: dict[str, Any]) -> Network:
-    """The names of a running network, from its configuration."""
-    from vnic.config.convert import convert_config
-    from vnic.config.shape import network_of
+def _network(status: dict[str, Any]) -> tuple[Network, int]:
+    """The names of a running network, and its pool's small buffers."""
+    from shaping.policy.network import Network
 
-    return network_of(convert_config({**config, "shape": None}, contained=False))
+    found = status["network"]
+    links = {name: (first, second) for name, (first, second) in found["links"].items()}
+    return Network(found["nics"], links, frozenset(found["absent"])), found["pool"]
 
 
-def _refuse(policy: Policy, running: dict[str, Any]) -> None:
+def _refuse(policy: Policy, status: dict[str, Any]) -> None:
     """Raises ConfigError for a policy that cannot be applied; prints warnings."""
     from shaping.policy.check import check_policy
     from shaping.policy.findings import refuse
 
-    found = check_policy(policy, _network(running), running["pool"]["small"])
+    found = check_policy(policy, *_network(status))
     refuse(found)
     _print_findings([each for each in found if each.kind == "warning"], err=True)
 
@@ -348,56 +375,61 @@ def _print_findings(findings: list[Finding], *, err: bool = False) -> None:
 
 
 def _send(
-    client: Client, policy: Any, lease_ns: int | None, *, keeps_end: bool = False, dry: bool
-) -> list[dict[str, Any]]:
-    for_ms = None if lease_ns is None else max(lease_ns // 1_000_000, 1)
-    answer = client.shape(policy, for_ms=for_ms, keeps_end=keeps_end, dry=dry)
-    changes: list[dict[str, Any]] = answer["changes"]
-    return changes
+    client: Client,
+    policy: Any,
+    lease_ns: int | None,
+    *,
+    confirm_ns: int | None = None,
+    about: str = "",
+    hold: bool = False,
+    keeps_end: bool = False,
+    dry: bool,
+) -> dict[str, Any]:
+    for_ms, confirm_ms = (
+        None if each is None else max(each // 1_000_000, 1) for each in (lease_ns, confirm_ns)
+    )
+    return client.shape(
+        policy, for_ms=for_ms, confirm_ms=confirm_ms, hold=hold, keeps_end=keeps_end,
+        about=about[:200], dry=dry,
+    )  # fmt: skip
 
 
-def _report(what: str, changes: list[dict[str, Any]], dry: bool, as_json: bool) -> None:
-    if as_json:
-        print_json({"changes": changes})
-        return
-    fields = [each for change in changes if change["kind"] == "shape" for each in change["fields"]]
-    fields = [each for each in fields if each["field"] not in ("until", "version")]
-    for each in fields:
-        before, after = each["before"], each["after"]
-        sign = "+" if before is None else "-" if after is None else "~"
-        was = "" if before is None else f"{before} -> "
-        click.echo(f"{sign} {each['field'].removeprefix('links.')}: {was}{after or 'none'}")
-    done = f"{plural(len(fields), 'change')} {'would be made' if dry else 'made'}"
-    click.echo(f"{what}: {done if changes else 'nothing to change'}")
-
-
-def _run_while(client: Client, words: tuple[str, ...]) -> int:
-    """Runs a command, and keeps the policy meanwhile; returns the command's exit status. The
-    policy is renewed for a few seconds each time, so that it ends soon when this process is
-    killed."""
+def _run_while(hold: shape_life.Hold, words: tuple[str, ...]) -> int:
+    """Runs a command, and keeps the policy meanwhile; returns the command's exit status."""
     try:
         process = subprocess.Popen(words)
     except OSError as error:
-        _send(client, None, None, dry=False)
+        hold.end()
         raise click.UsageError(f"{words[0]}: cannot be run: {error.strerror}") from None
     try:
         while True:
             try:
-                status = process.wait(RENEW_S)
+                status = process.wait(shape_life.LOOK_S)
                 break
             except subprocess.TimeoutExpired:
-                client.call("RenewShape", for_ms=int(LEASE_S * 1000))
+                hold.is_there()
             except KeyboardInterrupt:  # the terminal sends it to the command, too
                 continue
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             process.wait()
-        _send(client, None, None, dry=False)
+        hold.end()
     return status if status >= 0 else 128 - status
+
+
+def _left(client: Client) -> list[str]:
+    """Elements of a policy in the running network, where there should be none."""
+    from shaping.policy.compile import is_of_policy
+
+    return [name for name in _elements(client) if is_of_policy(name)][:8]
 
 
 def _elements(client: Client) -> dict[str, dict[str, Any]]:
     """Counters of all elements by name."""
     stats = client.call("Stats")["stats"]
     return {each["name"]: each for engine in stats["engines"] for each in engine["elements"]}
+
+
+for each in shape_life.COMMANDS:
+    shape.add_command(each)

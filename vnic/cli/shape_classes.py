@@ -12,11 +12,13 @@ from shaping.policy.compile import class_chain
 from shaping.policy.load import convert_policy
 from shaping.policy.network import Network
 from vnic.cli.common import plural
+from vnic.cli.shape_report import row_of
 
 if TYPE_CHECKING:
     from vnic.api.client import Client
 
 NEAR = 0.02  # of a rate that is measured over a second or so: packets are not fractions
+GONE = "no: its elements are gone; apply the policy again"
 
 Table = dict[str, dict[str, Any]]
 
@@ -35,11 +37,11 @@ def class_tables(client: Client, policy: dict[str, Any], network: Network) -> di
     return found
 
 
-def _summed(copies: list[list[dict[str, Any]]]) -> Table:
+def _summed(copies: list[dict[str, Any]]) -> Table:
     """The rows of all engines that have a copy of the Scheduler, added up."""
     table: Table = {}
-    for rows in copies:
-        for row in rows:
+    for copy in copies:
+        for row in copy["value"]:
             known = table.setdefault(row["path"], {})
             for key, value in row.items():
                 if isinstance(value, int):
@@ -53,17 +55,19 @@ def _summed(copies: list[list[dict[str, Any]]]) -> Table:
 
 
 def class_rows(
-    policy: dict[str, Any], before: dict[str, Table], after: dict[str, Table], took_s: float
+    policy: dict[str, Any],
+    network: Network,
+    before: dict[str, Table],
+    after: dict[str, Table],
+    took_s: float,
 ) -> Iterator[dict[str, Any]]:
     """The rows of `vnic shape show`, as those of lines."""
     for entry in convert_policy(policy).classes:
         table, earlier = after.get(entry.key), before.get(entry.key, {})
         for each in tree_setting(entry).classes:
-            row: dict[str, Any] = {
-                "line": f"{entry.key}/{each.path}" if each.path else entry.key,
-                "asked": asked(each), "packets": None, "rate_bps": None, "lost": None,
-                "delay_ms": None, "kept": "no: its elements are gone; apply the policy again",
-            }  # fmt: skip
+            owner = class_chain(entry, network).owner
+            why = f"waits: {owner} not attached" if network.lacks(owner) else GONE
+            row = row_of(f"{entry.key}/{each.path}" if each.path else entry.key, asked(each), why)
             if table is not None and each.path in table:
                 _measure(row, each, table[each.path], earlier.get(each.path), took_s)
             yield row

@@ -6,14 +6,42 @@ import math
 from typing import Any
 
 from shaping.policy.compile import LINE_NAME, NAME, chain_of_place, element_name
+from shaping.policy.keys import parse_key
 from shaping.policy.load import convert_policy
 from shaping.policy.network import Network
 from shaping.policy.places import Line, plan_of
+from shaping.policy.scenario import scenario_of
 from vnic.cli.common import plural
 
 
-def lines_of(shape: dict[str, Any], network: Network) -> list[Line]:
-    return list(plan_of(convert_policy(shape), network).lines.values())
+def lines_of(shape: dict[str, Any], network: Network, elapsed_ns: int = 0) -> list[Line]:
+    """The lines of a policy, `elapsed_ns` after its scenario began."""
+    policy = convert_policy(shape)
+    plan = plan_of(policy, network)
+    scenario = scenario_of(policy, plan, network)
+    if scenario is None:
+        return list(plan.lines.values())
+    now = {line.place: line for line in scenario.lines_at(elapsed_ns)}
+    return [now.get(line.place, line) for line in plan.lines.values()]
+
+
+def waiting(shape: dict[str, Any], network: Network) -> list[dict[str, Any]]:
+    """Rows of `vnic shape show` for lines whose NICs are not attached."""
+    rows = []
+    for key in shape.get("links", {}):
+        parsed = parse_key(key)
+        missing = [name for name in (parsed.first, parsed.second) if network.lacks(name)]
+        if missing:
+            rows.append(row_of(key, "", f"waits: {' and '.join(missing)} not attached"))
+    return rows
+
+
+def row_of(line: str, asked: str, kept: str) -> dict[str, Any]:
+    """A line of `vnic shape show`, before anything is measured."""
+    return {
+        "line": line, "asked": asked,
+        "packets": None, "rate_bps": None, "lost": None, "delay_ms": None, "kept": kept,
+    }  # fmt: skip
 
 
 def measured(
@@ -38,11 +66,8 @@ def measured(
         )
 
     rated, impaired = find(LINE_NAME), find(NAME)
-    row: dict[str, Any] = {
-        "line": str(line.place),
-        "asked": ", ".join(f"{name} {setting}" for name, setting in line.settings.items()),
-        "packets": None, "rate_bps": None, "lost": None, "delay_ms": None, "kept": "yes",
-    }  # fmt: skip
+    asked = ", ".join(f"{name} {setting}" for name, setting in line.settings.items())
+    row = row_of(str(line.place), asked, "yes")
     reasons: list[str] = []
     for element in (rated, impaired):
         if element is None:
@@ -61,10 +86,11 @@ def measured(
             row["delay_ms"] = counters["delay_ns"] / counters["delayed"] / 1e6
         if line.loss is not None and counters["wire_packets"]:
             row["lost"] = 100 * counters["lost"] / counters["wire_packets"]
-            reasons += _judge_loss(line, counters["wire_packets"], counters["lost"])
+            if "loss" not in line.variants:  # else its packets had several shares
+                reasons += _judge_loss(line, counters["wire_packets"], counters["lost"])
     if rated is None and impaired is None:
-        reasons.append("its elements are gone, perhaps with an earlier NIC; apply the policy again")
-    if reasons:
+        row["kept"] = f"waits: {chain_of_place(line.place).owner} not attached"
+    elif reasons:
         row["kept"] = f"no: {'; '.join(reasons)}"
     elif not row["packets"]:
         row["kept"] = "no packets yet"

@@ -53,7 +53,8 @@ def json_schema() -> dict[str, Any]:
         definition["required"] = [
             each for each in definition.get("required", ()) if each not in kind.HIDDEN
         ]
-    del definitions["HopConfig"]
+    for name in ("HopConfig", "PolicyTerm"):  # of hidden fields
+        del definitions[name]
     for struct in ("ElementConfig", "ModuleConfig", "NodeConfig"):
         definitions[struct]["additionalProperties"] = True  # the constructor's arguments
     definitions["ElementConfig"]["properties"]["branches"]["propertyNames"] = {

@@ -36,6 +36,7 @@ from dataplane.config.scalars import (
     TurnBudget,
     User,
 )
+from vnic.config.policy_term import PolicyTerm
 
 # RFC 791's least IPv4 MTU; 65,535 bytes of a frame less an Ethernet header (Linux' ETH_MAX_MTU for
 # TAP)
@@ -956,7 +957,7 @@ class Config(_Strict):
         host's. A NIC of the file that is in that namespace allows it as well.
     """
 
-    HIDDEN = ("directory", "partial", "hops", "shape_until_ns")
+    HIDDEN = ("directory", "partial", "hops", "shape_term")
 
     engines: Annotated[
         list[EngineConfig],
@@ -1045,7 +1046,7 @@ class Config(_Strict):
             examples=[{"seed": 42, "links": {}}],
         ),
     ] = None
-    shape_until_ns: int | None = None  # CLOCK_BOOTTIME; None: as long as the instance runs
+    shape_term: PolicyTerm = PolicyTerm()  # until when `shape` is the policy
     host_interfaces: Annotated[bool, Meta(description="true or false", examples=[True])] = False
     directory: str | None = None  # of the file: where module:Class is looked for first
     # `vnic up --partial`: a NIC that cannot be attached at the start does not prevent the others

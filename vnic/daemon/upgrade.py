@@ -142,8 +142,8 @@ class Channel:
     def send_clients(self, clients: list[Transfer]) -> None:
         """Passes control connections; those that cannot be passed end with this process."""
         with suppress(VnicError, OSError):
-            for descriptor, begun, came_with, captures in clients:
-                self.send(client=begun, captures=captures)
+            for descriptor, begun, came_with, captures, policy in clients:
+                self.send(client=begun, captures=captures, policy=policy)
                 socket.send_fds(self._socket, [b"+"], [descriptor, *came_with])
             self.send(clients="all")
 
@@ -158,11 +158,8 @@ class Channel:
                 )
                 if mark != b"+" or not descriptors:
                     break
-                found.append(
-                    Transfer(
-                        descriptors[0], begun, descriptors[1:], list(message.get("captures", ()))
-                    )
-                )
+                captures, policy = list(message.get("captures", ())), message.get("policy")
+                found.append(Transfer(descriptors[0], begun, descriptors[1:], captures, policy))
         return found
 
     def _exactly(self, count: int, *, begun: bool = True) -> bytes:

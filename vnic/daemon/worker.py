@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 PR_SET_PDEATHSIG = 1
 BROWNOUT_S = 120.0
 WATCH_S = 1.0
+RETRY_S = 0.01
 
 log = Log("vnic")
 
@@ -122,6 +123,7 @@ class Worker:
         if self._start.role == "first":
             self._keeper.put_document("version", self._first_version.encode())
         self._stop = asyncio.Event()
+        self._look = asyncio.Event()  # the end of the policy of shaping may have come
         # the socket to the other worker during an upgrade
         self._joined: asyncio.Future[socket.socket] | None = None
         self._handed_over = False  # the successor has all engines
@@ -171,7 +173,8 @@ class Worker:
                 server.adopt(client)
             if self._start.role == "successor":
                 self._running().claim(
-                    {number for client in self._clients for number in client.captures}
+                    {number for client in self._clients for number in client.captures},
+                    [each.policy for each in self._clients if each.policy is not None],
                 )
             await asyncio.sleep(0)  # lets the clients' event streams start again
             self._bus.emit(
@@ -282,6 +285,7 @@ class Worker:
                 self._server.stop_accepting()
                 self._server.pause()
                 channel = upgrade.Channel(other)
+                runtime.policy.scenario.pause()
                 report = upgrade.give(runtime, channel)
                 self._handed_over = True
                 channel.send_clients(self._server.idle())
@@ -328,9 +332,13 @@ class Worker:
         """Emits events about changes without a call: engines that move or overrun, drops that
         begin. Polls for them only while a client listens."""
         before: dict[str, Any] = {}
+        policy, loop = self._running().policy, asyncio.get_running_loop()
+        policy.woken = lambda: loop.call_soon_threadsafe(self._look.set)
         while True:
-            await asyncio.sleep(self._rest_s())
-            await self._end_shape()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._look.wait(), self._rest_s())
+            self._look.clear()
+            await self._end_policy()
             if not self._bus.heard:
                 before = {}
                 continue
@@ -342,18 +350,19 @@ class Worker:
 
     def _rest_s(self) -> float:
         """Until the next look, or the end of the policy of shaping."""
-        left_ns = None if self._runtime is None else self._runtime.shape_left_ns()
-        return WATCH_S if left_ns is None else min(max(left_ns / 1e9, 0.001), WATCH_S)
+        left_ns = self._running().policy.left_ns()
+        # one whose end has come and could not be made is tried again
+        return WATCH_S if left_ns is None else min(max(left_ns / 1e9, RETRY_S), WATCH_S)
 
-    async def _end_shape(self) -> None:
-        """Ends the policy of shaping when its time is over."""
-        runtime = self._runtime
-        left_ns = None if runtime is None else runtime.shape_left_ns()
-        if runtime is None or left_ns is None or left_ns > 0:
+    async def _end_policy(self) -> None:
+        """Ends the policy of shaping when its end has come."""
+        runtime = self._running()
+        left_ns = runtime.policy.left_ns()
+        if left_ns is None or left_ns > 0:
             return
         try:
-            if await runtime.aside(runtime.end_shape):
-                log.info("the policy of shaping has ended, as it was to")
+            if (why := await runtime.aside(runtime.policy.end)) is not None:
+                log.info("policy of shaping", why=why)
         except VnicError as error:
             log.error("the policy of shaping cannot be ended; tried again", why=str(error))
 

@@ -8,6 +8,7 @@ from dataplane.graph.element import Element, Source
 from dataplane.graph.link import Link
 from dataplane.packet.ring import MpscRing
 from vnic.config.schema import LinkConfig
+from vnic.modules.chain import Chain
 from vnic.modules.switch_host import SwitchHost
 from vnic.modules.switch_port import SwitchPort, ring_source, with_entry
 from vnic.modules.way import Way
@@ -111,6 +112,11 @@ class LinkNode:
         for index, entry in enumerate(port.entries):
             if index != home:
                 self._elements[index].append(entry)
+
+    @property
+    def chains(self) -> dict[str, Chain]:
+        """The chains of its directions, by the names that their elements' begin with."""
+        return {f"{self.name}.{end}": way.chain for end, way in self.ways.items()}
 
     def connect(self) -> None:
         """Makes all connections, on the engine's thread."""

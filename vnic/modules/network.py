@@ -24,6 +24,7 @@ import msgspec
 
 from dataplane.config.scalars import Rate
 from dataplane.errors import ConfigError, VnicError
+from dataplane.graph.element import Source
 from shaping.pool_share import PoolShare
 from switching.l2_switch import L2Switch
 from switching.mac_table import MacTable
@@ -37,6 +38,7 @@ from vnic.config.schema import (
     SwitchConfig,
     VlanConfig,
 )
+from vnic.config.shape import is_shaped, shape_nic
 from vnic.config.topology import PORTS_MOST
 from vnic.config.written import written
 from vnic.device.descriptors import system_error
@@ -58,6 +60,11 @@ from vnic.modules.wiring import Wiring
 from vnic.store.segments import RING_BYTES
 
 log = Log("vnic")
+
+
+def _polled(thing: NicNode | LinkNode, engine: int) -> list[Source]:
+    """The sources in an engine that deliver packets by themselves, once they are in its graph."""
+    return [source for source in thing.sources_in(engine) if not source.TAKES_INPUT]
 
 
 class Network(Module):
@@ -186,7 +193,8 @@ class Network(Module):
     def attach(self, config: NicConfig, passed: Passed | None = None) -> dict[str, Any]:
         """Puts a NIC into its container (or that of a namespace which a client passed) and into the
         graph while traffic runs; returns its status. All or nothing. May be called on any thread:
-        the lock is free while the interface is made, which a container can delay."""
+        the lock is free while the interface is made, which a container can delay. The running
+        policy of shaping is the NIC's from its first packet on."""
         with self.runtime.lock:
             self.runtime.check_open()
             config = own_nic(config)
@@ -194,6 +202,7 @@ class Network(Module):
             self._check_new(config, waiting)
             config.passed = passed is not None
             config.number = config.number if waiting is None else waiting.number
+            shape_nic(self.config, config)
             self.restrict(config)
             self._switch(config)
             self.reserve(config)
@@ -202,9 +211,19 @@ class Network(Module):
             with self.runtime.lock:
                 status = self._enter_late(config, device)
                 self._add(config, waiting)
-                return status
         finally:
             self.free(config)
+        if is_shaped(self.config, config):
+            self._renew_policy(config.name)
+        return status
+
+    def _renew_policy(self, name: str) -> None:
+        """After an attach: the elements of lines that lead from the NIC are other NICs', and the
+        policy may have changed meanwhile."""
+        try:
+            self.runtime.renew_policy()
+        except VnicError as error:
+            log.warning("attached, but the policy lacks it", nic=name, why=str(error))
 
     def _add(self, config: NicConfig, waiting: NicConfig | None) -> None:
         """Stores a NIC that has been attached in the configuration. Raises VnicError, and then it
@@ -439,21 +458,36 @@ class Network(Module):
 
     def _plug(self, thing: NicNode | LinkNode, undo: ExitStack) -> None:
         """Connects the outputs of every engine's switches to a NIC or link, then opens its ports,
-        so that no frame enters a half-built graph. Where the changes are postponed
-        (`SwitchHost.at_once`), ports open before the load; no source runs until then."""
+        then starts its sources, so that no frame enters a half-built graph or comes from a closed
+        port. Where the changes are postponed (`SwitchHost.at_once`), ports open before the load; no
+        source runs until then."""
         for index, each in enumerate(self.homes):
             undo.callback(each.load, list(each.sources))
-            elements = thing.elements_in(index)
+            elements, polled = thing.elements_in(index), _polled(thing, index)
             undo.callback(each.abandon, elements)
             for port in thing.ports:
                 undo.callback(each.disconnect, port.switch, port.number)
                 each.connect(port.switch, port.number, port.entries[index])
-            each.add(thing.sources_in(index), elements)
+            add = each.add_ahead if polled else each.add
+            add(
+                [source for source in thing.sources_in(index) if source not in polled],
+                [element for element in elements if element not in polled],
+            )
+        self._settle_policy(thing)
         for each in self.homes:
             for port in thing.ports:
                 undo.callback(each.deactivate, port.switch, port.number)
                 if thing.is_up:
                     each.activate(port.switch, port.number, thing.config.vlan, thing.source)
+        for index, each in enumerate(self.homes):
+            if polled := _polled(thing, index):
+                each.add(polled, polled)
+
+    def _settle_policy(self, thing: NicNode | LinkNode) -> None:
+        """Before packets reach them: gives elements of the policy what its scenario has made of
+        their settings."""
+        chains = {name: chain.elements for name, chain in thing.chains.items()}
+        self.runtime.settle_policy(chains)
 
     def _unplug(self, things: Sequence[NicNode | LinkNode]) -> None:
         """Removes NICs and links from the graph; frames on their way to them are dropped and
@@ -502,6 +536,7 @@ class Network(Module):
                     undo.callback(each.abandon, elements)
                     each.load(list(each.sources), elements, leaving)
                 undo.pop_all()
+            self._settle_policy(after)
             for capture in captures:
                 capture.home.do(capture.remove)
             for index, each in enumerate(self.homes):

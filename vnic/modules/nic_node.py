@@ -11,6 +11,7 @@ from shaping.shaper import Shaper
 from vnic.api.method import is_owner
 from vnic.config.schema import NicConfig
 from vnic.device.kinds.contract import Device, Watch
+from vnic.modules.chain import Chain
 from vnic.modules.switch_port import SwitchPort, ring_source, with_entry
 from vnic.modules.way import Way
 
@@ -76,6 +77,12 @@ class NicNode:
     def ports(self) -> list[SwitchPort]:
         """Its only port; a link has two."""
         return [self.port]
+
+    @property
+    def chains(self) -> dict[str, Chain]:
+        """The chains of its directions, by the names that their elements' begin with."""
+        ways = {"egress": self.egress, "ingress": self.ingress}
+        return {f"{self.config.name}.{name}": way.chain for name, way in ways.items()}
 
     @property
     def is_up(self) -> bool:

@@ -82,6 +82,14 @@ class SwitchHost(EngineHost):
         else:
             self.load(self.sources + sources, fresh)
 
+    def add_ahead(self, sources: list[Source], fresh: Iterable[Element]) -> None:
+        """As `add`, of elements that packets reach once `add` has added other sources; the engine
+        has them until then, too."""
+        fresh = list(fresh)
+        super().add(sources, fresh)
+        if any(element.engine is None for element in fresh):
+            self._retire(self.engine.load(self.sources, fresh))
+
     def activate(
         self,
         switch: str,

@@ -265,6 +265,7 @@ class RealtimeReplay:
         then packet sockets had LINGER_S to deliver."""
         clock = Clock()
         begin_ns = self._begin_ns = clock.now_ns + self.delay_ns
+        self.runtime.policy.begin_scenario(begin_ns)
         for name, nic in self.replayed.nics.items():
             if nic.source is not None:
                 self.runtime.nics.call_at(name, partial(self._start, nic.source, begin_ns))

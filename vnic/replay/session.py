@@ -11,7 +11,6 @@ from dataplane.capture.reader import CaptureReader
 from dataplane.capture.writer import CaptureWriter, format_of
 from dataplane.engine.clock import Clock
 from dataplane.engine.meter import Meter
-from dataplane.engine.virtual_time import VirtualTime
 from dataplane.errors import CaptureError, ConfigError, PortError
 from dataplane.ports.pcap_sink import DropRecorder
 from dataplane.ports.side_source import SideSource, Split
@@ -22,6 +21,7 @@ from vnic.replay.kind import ReplayKind, ReplayNic
 from vnic.replay.sides import check_inputs
 from vnic.replay.warnings import ABSURD_NS, drop_warnings, span_warning
 from vnic.runtime.runtime import Runtime
+from vnic.runtime.stepped_time import SteppedTime
 
 SLICE = 200_000  # packets between two reports of progress and checks for Ctrl-C: about 40 ms
 
@@ -174,8 +174,9 @@ class Replay:
             self.start_ns = min(starts, default=0)
             self.starts_apart_ns = max(starts, default=0) - self.start_ns
             self.clock.set(self.start_ns)
+            self.runtime.policy.begin_scenario(self.start_ns)
             engines = self.runtime.engines
-            self.time = VirtualTime(engines)
+            self.time = SteppedTime(self.runtime)
             self._recorder: DropRecorder | None = DropRecorder(
                 self.writer if drops else None, len(config.nics), engines
             )

@@ -16,7 +16,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
+
 from dataplane.errors import ConfigError, VnicError
+from shaping.policy.difference import differences, flat_policy
 from vnic.api.log import Log
 from vnic.config.copies import own_config
 from vnic.config.schema import Config, HopConfig, LinkConfig, NicConfig
@@ -28,7 +31,7 @@ from vnic.modules.host import Host
 from vnic.modules.network import Network
 
 # Parts of a configuration that cannot change while vnic runs.
-SHAPE = ("shape", "shape_until_ns")
+SHAPE = ("shape", "shape_term")
 FIXED = ("engines", "spin", "pool", "metrics", "modules", "clients", "host_interfaces")
 
 
@@ -70,6 +73,9 @@ def prepared(running: Config, wanted: Config, nics: Network) -> Config:
     network that cannot be built."""
     config = own_config(wanted)
     config.partial = running.partial
+    term = running.shape_term
+    if config.shape == running.shape and config.shape_term.began_ns is None:  # it goes on
+        config.shape_term = msgspec.structs.replace(config.shape_term, began_ns=term.began_ns)
     if config.directory is None or not _has_classes(running):
         config.directory = config.directory or running.directory
     elif config.directory != running.directory:
@@ -168,20 +174,20 @@ def difference(running: Config, wanted: Config) -> list[Change]:
 def _compare_policies(running: Config, wanted: Config) -> Iterator[Change]:
     """The policy's own difference; that of the elements which follow from it is the NICs' and
     links'."""
-    before, after = (
-        {}
-        if config.shape is None
-        # without the contents of traces, which the digests of lines stand for
-        else _flat({**config.shape, "traces": None, "until": config.shape_until_ns})
-        for config in (running, wanted)
-    )
-    paths = [*before, *(path for path in after if path not in before)]
-    fields = {path: (before.get(path), after.get(path)) for path in paths}
-    fields = {path: pair for path, pair in fields.items() if pair[0] != pair[1]}
+    before, after = _policy_fields(running), _policy_fields(wanted)
+    fields = {path: (was, will) for path, was, will in differences(before, after)}
     if fields:
         yield Change(
             "shape", "policy", "add" if not before else "change" if after else "remove", fields
         )
+
+
+def _policy_fields(config: Config) -> dict[str, Any]:
+    if config.shape is None:
+        return {}
+    # without the contents of traces, which the digests of lines stand for
+    shape = {**config.shape, "traces": {}}
+    return {**flat_policy(shape), **config.shape_term.fields("scenario" in config.shape)}
 
 
 def _links(config: Config) -> dict[str, LinkConfig]:

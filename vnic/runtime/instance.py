@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import stat
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
@@ -22,14 +21,13 @@ from vnic.api.interface import DESCRIPTION, INTERFACE
 from vnic.api.method import FRESH_TURNS, Caller, Fresh, Method, Parameters, Session
 from vnic.config.convert import convert_config, decode_config
 from vnic.config.written import written_config
-from vnic.device.descriptors import system_error
 from vnic.runtime.apply import Change
+from vnic.runtime.documents import read_document
+from vnic.runtime.policy_life import Author
+from vnic.runtime.policy_methods import PolicyMethods
 
 # PATH_MAX, limits.h: a longer one would not fit into a message to the supervisor either
 PATH_MOST = 4096
-# bytes of a configuration, as it is handed over: more than a thousand NICs need
-DOCUMENT_MOST = 64 << 20
-LEASE_MOST_MS = 366 * 24 * 3600 * 1000
 
 
 class Stats(Parameters):
@@ -69,18 +67,6 @@ class Undo(Parameters):
     dry: bool = False
 
 
-class Shape(Parameters):
-    policy: dict[str, Any] | None = None
-    document: int | None = None
-    for_ms: Annotated[int, msgspec.Meta(ge=1, le=LEASE_MOST_MS)] | None = None
-    keeps_end: bool = False
-    dry: bool = False
-
-
-class RenewShape(Parameters):
-    for_ms: Annotated[int, msgspec.Meta(ge=1, le=LEASE_MOST_MS)]
-
-
 class Handlers(Parameters):
     element: str | None = None
 
@@ -102,28 +88,6 @@ def _changes(changes: list[Change]) -> dict[str, Any]:
     return {"changes": [change.as_dict() for change in changes]}
 
 
-def _read(descriptor: int) -> bytes:
-    """Reads a document that a client passed, and closes its descriptor. Raises ConfigError."""
-    try:
-        status = os.fstat(descriptor)
-        # a pipe could keep control waiting
-        if not stat.S_ISREG(status.st_mode) or status.st_size > DOCUMENT_MOST:
-            raise ConfigError(f"document: expected a file of at most {DOCUMENT_MOST} bytes")
-        return os.pread(descriptor, status.st_size, 0)
-    except OSError as error:
-        raise ConfigError(f"document: cannot be read: {system_error(error)}") from None
-    finally:
-        os.close(descriptor)
-
-
-def _decoded(document: bytes) -> Any:
-    """The JSON object of a document. Raises ConfigError."""
-    try:
-        return msgspec.json.decode(document, type=dict[str, Any])
-    except msgspec.MsgspecError as error:
-        raise ConfigError(f"document: {error}") from None
-
-
 class Instance:
     """Methods over a runtime (vnic.runtime.runtime.Runtime). version: of vnic in this process;
     supervisor: what Status shows of it; upgrade: replaces this process."""
@@ -141,6 +105,7 @@ class Instance:
     ) -> None:
         self._runtime, self._bus, self._upgrade = runtime, bus, upgrade
         self._process = {"pid": os.getpid(), "version": version, "supervisor": supervisor}
+        self._policy = PolicyMethods(runtime)
         self._fresh = Fresh(FRESH_TURNS)
 
     def methods(self) -> list[Method]:
@@ -166,8 +131,7 @@ class Instance:
             Method("SetGroup", self._set_group, SetGroup, "change"),
             Method("Apply", self._apply, Apply, "change"),
             Method("Undo", self._undo, Undo, "change"),
-            Method("Shape", self._shape, Shape, "change"),
-            Method("RenewShape", self._renew_shape, RenewShape, "change"),
+            *self._policy.methods(),
             Method("GetConfig", lambda p, _: {"config": written_config(self._runtime.config)}),
             Method("Shutdown", lambda p, _: {}, kind="change"),
             Method("Monitor", self._monitor, kind="stream", clients=True),
@@ -180,7 +144,7 @@ class Instance:
         )
 
     def ended(self, session: Session) -> None:
-        """A client's end has no effect here."""
+        self._policy.ended(session)
 
     def _visible(self, session: Session) -> set[str] | None:
         """The names of the NICs that a client may see; None: all."""
@@ -265,32 +229,19 @@ class Instance:
         if parameters.document is None:
             wanted = convert_config(parameters.config)
         else:
-            wanted = decode_config(_read(caller.take(parameters.document)))
-        work = self._runtime.compare if parameters.dry else self._runtime.apply
-        return _changes(await self._runtime.aside(partial(work, wanted)))
+            wanted = decode_config(read_document(caller.take(parameters.document)))
+        runtime, author = self._runtime, Author(caller.session.uid, "vnic apply")
+        work = (
+            partial(runtime.compare, wanted)
+            if parameters.dry
+            else partial(runtime.apply, wanted, author)
+        )
+        return _changes(await runtime.aside(work))
 
     async def _undo(self, parameters: Undo, caller: Caller) -> dict[str, Any]:
-        return _changes(await self._runtime.aside(partial(self._runtime.undo, dry=parameters.dry)))
-
-    async def _shape(self, parameters: Shape, caller: Caller) -> dict[str, Any]:
-        for_ns = None if parameters.for_ms is None else parameters.for_ms * 1_000_000
-        policy = parameters.policy
-        if parameters.document is not None:
-            if policy is not None:
-                raise ConfigError("expected either policy or document")
-            policy = _decoded(_read(caller.take(parameters.document)))
-        work = partial(
-            self._runtime.shape,
-            policy,
-            for_ns,
-            keeps_end=parameters.keeps_end,
-            dry=parameters.dry,
-        )
-        return _changes(await self._runtime.aside(work))
-
-    def _renew_shape(self, parameters: RenewShape, caller: Caller) -> dict[str, Any]:
-        self._runtime.renew_shape(parameters.for_ms * 1_000_000)
-        return {}
+        author = Author(caller.session.uid, "vnic undo")
+        undo = partial(self._runtime.undo, author, dry=parameters.dry)
+        return _changes(await self._runtime.aside(undo))
 
     def _write_handler(self, parameters: WriteHandler, caller: Caller) -> dict[str, Any]:
         return {

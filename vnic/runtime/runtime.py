@@ -6,8 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -26,8 +25,9 @@ from vnic.api.events import Emit
 from vnic.api.log import Log
 from vnic.config.convert import changed_group, decode_config, encode_config
 from vnic.config.copies import own_config
+from vnic.config.policy_term import PolicyTerm
 from vnic.config.schema import Config, ModuleConfig
-from vnic.config.shape import set_policy, take_out
+from vnic.config.shape import take_out
 from vnic.modules.accounts import Accounts
 from vnic.modules.chain import module_class
 from vnic.modules.devices import AgentDevices, Devices
@@ -38,6 +38,7 @@ from vnic.runtime.apply import Applying, Change, difference, prepared
 from vnic.runtime.groups import change_group, make_group
 from vnic.runtime.handlers import Handlers
 from vnic.runtime.picture import network_data, network_dot, network_text
+from vnic.runtime.policy_life import Author, PolicyLife
 from vnic.store.history import History
 from vnic.store.keeper import GUARANTEED, Keeper
 from vnic.store.losses import Losses
@@ -47,11 +48,6 @@ T = TypeVar("T")
 H = TypeVar("H", bound=EngineHost)
 
 APPLY_TRIES = 8
-
-
-def shape_clock_ns() -> int:
-    """The clock of a policy's end: it goes on while the machine sleeps."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 log = Log("vnic")
@@ -112,6 +108,8 @@ class Runtime:
         self._changes = ThreadPoolExecutor(1, "vnic-changes")
         self._history = History(keeping)
         self._stored = 0  # how often the configuration was stored
+        self.policy = PolicyLife(self)
+        self.policy.begin()
         self.segments = Segments(keeping, reset=role == "crash")
         self.pool = self.segments.pool(config.pool.small, config.pool.large)
         # In virtual time there are no threads. A worker that takes over must not fail because a
@@ -313,12 +311,14 @@ class Runtime:
         they have their state."""
         for group in self.groups.values():
             group.start(run=self.role != "successor")
+        self.policy.scenario.sync()
         for module in list(self.modules):
             self._hook(module, module.watch)
 
-    def claim(self, captures: set[int]) -> None:
+    def claim(self, captures: set[int], policies: Iterable[int] = ()) -> None:
         """Calls the modules' `claim` when this successor has taken over: clients with these
-        captures are connected to it."""
+        captures, and that hold these policies, are connected to it."""
+        self.policy.claim(policies)
         for module in self.modules:
             self._logged(module, "claim", partial(module.claim, captures))
 
@@ -341,6 +341,7 @@ class Runtime:
                 each.engine.close()
             for module in reversed(self.modules):
                 self._logged(module, "closed", module.closed)
+            self.policy.scenario.close()
             self._changes.shutdown(wait=False)
 
     def _logged(self, module: Module, name: str, hook: Callable[[], object]) -> None:
@@ -441,97 +442,46 @@ class Runtime:
         with self.lock:
             return difference(self.config, prepared(self.config, wanted, self.nics))
 
-    def apply(self, wanted: Config) -> list[Change]:
+    def apply(self, wanted: Config, author: Author | None = None) -> list[Change]:
         """Changes the network to the wanted one while packets flow; returns the changes. All or
         nothing. Raises VnicError. May be called on any thread; the lock is free while the
         interfaces of new NICs are made."""
-        before, changes = self._apply(wanted)
-        if changes:
-            with self.lock:
-                try:
-                    self._history.add(before)
-                except VnicError as error:
-                    log.warning("applied, but cannot be undone", why=str(error))
-        return changes
+        return self.change(wanted, author, undoable=True)
 
-    def undo(self, *, dry: bool = False) -> list[Change]:
+    def undo(self, author: Author | None = None, *, dry: bool = False) -> list[Change]:
         """Goes back to the network before the last `apply` that was not undone. Raises VnicError if
         there is none."""
         with self.lock:
             before = decode_config(self._history.last())
             # NICs that clients attach and detach themselves stay as they are now.
             before.nics = {name: nic for name, nic in before.nics.items() if not nic.passed}
-            if before.shape_until_ns is not None:  # its time would be another one
+            if before.shape_term.ends:  # its time would be another one
                 take_out(before)
-                before.shape_until_ns = None
+            before.shape_term = PolicyTerm()
         if dry:
             return self.compare(before)
-        changes = self._apply(before)[1]
+        changes = self.change(before, author)
         with self.lock:
             self._history.drop_last()
         return changes
 
-    # -- the policy of shaping: see vnic.config.shape ----------------------------------------------
-
-    def shape(
+    def change(
         self,
-        policy: Any,
-        for_ns: int | None = None,
+        wanted: Config,
+        author: Author | None = None,
         *,
-        keeps_end: bool = False,
-        dry: bool = False,
+        restored: int | None = None,
+        undoable: bool = False,
     ) -> list[Change]:
-        """Makes `policy` (plain data, see shaping.policy; None: none) the policy of the running
-        network, as `apply` does. for_ns: how long it stays; None: as long as the network, or with
-        keeps_end as long as the policy before. Raises VnicError, and then nothing has changed."""
-        with self.lock:
-            wanted = own_config(self.config)
-            # the others are in the running network only, see `prepared`
-            wanted.nics = {name: nic for name, nic in wanted.nics.items() if not nic.passed}
-            set_policy(wanted, policy)
-            if policy is None or not keeps_end:
-                wanted.shape_until_ns = None
-            if policy is not None and for_ns is not None:
-                wanted.shape_until_ns = shape_clock_ns() + for_ns
-        return self.compare(wanted) if dry else self.apply(wanted)
-
-    def renew_shape(self, for_ns: int) -> None:
-        """Gives the policy another `for_ns` from now on. Raises VnicError where there is no
-        policy, or one without an end."""
-        with self.lock:
-            self.check_open()
-            if self.config.shape is None or self.config.shape_until_ns is None:
-                raise VnicError("there is no policy with an end", code="not-found")
-            before = self.config.shape_until_ns
-            self.config.shape_until_ns = shape_clock_ns() + for_ns
-
-            def undo() -> None:
-                self.config.shape_until_ns = before
-
-            self.remember(undo)
-
-    def end_shape(self) -> bool:
-        """Ends the policy if its time is over; returns whether it did. Raises VnicError."""
-        with self.lock:
-            left_ns = self.shape_left_ns()
-            if left_ns is None or left_ns > 0 or self.upgrading:
-                return False
-        self.shape(None)
-        return True
-
-    def shape_left_ns(self) -> int | None:
-        """How long the policy stays; at most 0: its time is over. None: it has no end, or there is
-        none."""
-        until_ns = self.config.shape_until_ns
-        return None if until_ns is None else until_ns - shape_clock_ns()
-
-    def _apply(self, wanted: Config) -> tuple[bytes, list[Change]]:
-        """Makes the changes; returns the encoded configuration from before, and the changes."""
+        """Changes the network, as `apply`. restored: the generation that another policy restores.
+        undoable: `undo` leads back."""
         for _ in range(APPLY_TRIES):
             with self.lock:
                 self.check_open()
                 ready = prepared(self.config, wanted, self.nics)
                 changes = difference(self.config, ready)
+                if not any(each.kind == "shape" for each in changes):
+                    ready.shape_term = self.config.shape_term
                 applying, stored = Applying(self, self.nics, ready, changes), self._stored
             try:
                 with self.lock:
@@ -543,18 +493,37 @@ class Runtime:
                         continue
                     before = encode_config(self.config)
                     if changes:
-                        applying.run()
+                        with self.policy.changing(ready, changes, author or Author(), restored):
+                            applying.run()
                         self.emit(
                             "applied",
                             changes=[str(each) for each in changes[:32]],
                         )
-                    return before, changes
+                    if changes and undoable:
+                        self._note(before)
+                    return changes
             finally:
                 with self.lock:
                     applying.close()
         raise VnicError(
             "containers come and go too fast to apply a network; try again", code="busy"
         )
+
+    def renew_policy(self) -> None:
+        """Gives the network the elements of its policy of shaping where they are missing. Raises
+        VnicError."""
+        self.policy.renew()
+
+    def settle_policy(self, chains: Mapping[str, Sequence[Element]]) -> None:
+        """Gives elements that are made, by their chain's name, what the policy's scenario has made
+        of their settings."""
+        self.policy.scenario.settle(chains)
+
+    def _note(self, before: bytes) -> None:
+        try:
+            self._history.add(before)
+        except VnicError as error:
+            log.warning("applied, but cannot be undone", why=str(error))
 
     # -- upgrade -----------------------------------------------------------------------------------
 
@@ -571,6 +540,7 @@ class Runtime:
         """Allows changes again: the upgrade failed, and this worker continues."""
         with self.lock:
             self.upgrading = False
+            self.policy.scenario.resume()
             for module in self.modules:
                 try:
                     module.end_upgrade()

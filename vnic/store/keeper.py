@@ -13,6 +13,7 @@ upgrade, continues with them:
     segment/pool    the packet pool
     segment/table/SWITCH   the MAC table of a switch
     history         configurations before the last changes by `apply`, for `vnic undo` (JSON)
+    policies        the last generations of the policy of shaping, for `vnic shape undo` (JSON)
     guaranteed      an empty document while a group has a guarantee of CPU time: the supervisor sets
                     a worker's capabilities before it starts (privileges.py)
     losses          objects that workers lost in a crash (JSON)

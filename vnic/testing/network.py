@@ -7,11 +7,11 @@ import heapq
 from typing import Any
 
 from dataplane.engine.clock import Clock
-from dataplane.engine.virtual_time import VirtualTime
 from dataplane.ports.memory import Frame
 from vnic.device.kinds.memory import MemoryKind
 from vnic.modules.devices import OneKind
 from vnic.runtime.runtime import Runtime
+from vnic.runtime.stepped_time import SteppedTime
 from vnic.testing.frames import Received, nanoseconds
 from vnic.testing.kit import (
     UNACCOUNTED,
@@ -46,7 +46,7 @@ class VirtualNetwork(AnyNetwork):
         self._clock = Clock(virtual=True, start_ns=START_NS)
         self._runtime = Runtime(self.config, devices=self._devices, clock=self._clock, seed=seed)
         self._runtime.start()
-        self._time = VirtualTime(self._runtime.engines)
+        self._time = SteppedTime(self._runtime)
 
     def apply(self, config: Configuration) -> list[str]:
         """Changes the network to `config`, as `vnic apply` does; returns the changes, such as "add
@@ -57,7 +57,7 @@ class VirtualNetwork(AnyNetwork):
         try:
             changes = self._runtime.apply(wanted)
         finally:
-            self._time = VirtualTime(self._runtime.engines)
+            self._time = SteppedTime(self._runtime)
         self._changed(wanted)
         return [str(change) for change in changes]
 
@@ -67,9 +67,9 @@ class VirtualNetwork(AnyNetwork):
         VnicError."""
         self._collect()
         try:
-            changes = self._runtime.shape(policy_of(policy))
+            changes = self._runtime.policy.apply(policy_of(policy))
         finally:
-            self._time = VirtualTime(self._runtime.engines)
+            self._time = SteppedTime(self._runtime)
         return [str(change) for change in changes]
 
     @property

@@ -1,0 +1,38 @@
+"""Differences between two policies, setting by setting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+Difference = tuple[str, Any, Any]  # path, value before, value after; None: none
+
+
+def flat_policy(policy: Any) -> dict[str, Any]:
+    """The settings of a policy (plain data; None: none) by path, such as `links.web -> db.rate`."""
+    return {} if policy is None else dict(_flat(policy, ""))
+
+
+def _flat(value: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, item in value.items():
+        if isinstance(item, dict):
+            yield from _flat(item, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", item
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> list[Difference]:
+    """Between two results of `flat_policy`, in the order of the paths."""
+    paths = [*before, *(path for path in after if path not in before)]
+    pairs = ((path, before.get(path), after.get(path)) for path in paths)
+    return [(path, was, will) for path, was, will in pairs if was != will]
+
+
+def difference_texts(found: Iterable[Difference]) -> list[str]:
+    """One line for each, such as "~ web -> db.rate: 10mbit -> 5mbit"."""
+    texts = []
+    for path, was, will in found:
+        sign = "+" if was is None else "-" if will is None else "~"
+        before = "" if was is None else f"{was} -> "
+        texts.append(f"{sign} {path.removeprefix('links.')}: {before}{will or 'none'}")
+    return texts

@@ -1,0 +1,316 @@
+"""Scenarios: what the settings of a policy's lines are at each moment.
+
+A scenario changes settings that have handlers, while packets flow. Which elements a line has does
+not depend on the moment: a setting that a step gives is there from the beginning, at 0 if `links`
+does not have it. So the elements of a policy are the same at all times, and only their arguments
+differ (shaping.policy.compile.arguments_at).
+
+A ramp changes its values in equal parts every RAMP_NS, the last of them at its end. A link that is
+down loses all packets that come to it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import msgspec
+
+from dataplane.config.scalars import SchemaError
+from dataplane.errors import ConfigError
+from dataplane.units import format_time
+from shaping.policy.findings import Finding
+from shaping.policy.keys import LinkKey
+from shaping.policy.load import Policy
+from shaping.policy.network import Network
+from shaping.policy.places import (
+    ERRORS_MOST,
+    Line,
+    Place,
+    Plan,
+    Setting,
+    places_of,
+    setting_text,
+    settings_of,
+)
+from shaping.policy.scalars import LineRate, LineTime, Share
+from shaping.policy.schema import CorruptConfig, DelayConfig, LossConfig, ReorderConfig
+from shaping.policy.steps import Entry, Step
+
+RAMP_NS = 100_000_000
+CHANGES_MOST = 10_000  # of settings, by all steps together: each is kept and looked at
+SHARE_DIGITS = 12  # of a ramp's shares, so that their text stays short
+
+Values = dict[tuple[Place, str], Any]  # by place and setting
+
+_NOTHING: dict[str, Any] = {
+    "rate": LineRate(0),
+    "delay": DelayConfig(mean=LineTime(0)),
+    "loss": LossConfig(share=Share(0)),
+    "duplicate": Share(0),
+    "corrupt": CorruptConfig(share=Share(0)),
+    "reorder": ReorderConfig(share=Share(0)),
+}
+_ALL_LOST = LossConfig(share=Share(1))
+
+
+class Segment(NamedTuple):
+    """A setting from `at_ns` on: a ramp from `first` to `last` within `over_ns`, then `last`."""
+
+    at_ns: int
+    first: Any
+    last: Any
+    over_ns: int = 0
+
+    def value(self, now_ns: int) -> Any:
+        passed_ns = now_ns - self.at_ns
+        if passed_ns >= self.over_ns:
+            return self.last
+        passed_ns -= passed_ns % RAMP_NS
+        return between(self.first, self.last, passed_ns, self.over_ns) if passed_ns else self.first
+
+
+@dataclass
+class Track:
+    """One setting of one place: `base` until the first segment."""
+
+    base: Any
+    segments: list[Segment] = field(default_factory=list)
+    times: list[int] = field(default_factory=list)
+
+    def add(self, segment: Segment) -> None:
+        """Appends a segment that begins at or after the last one's beginning."""
+        self.segments.append(segment)
+        self.times.append(segment.at_ns)
+
+    def value(self, now_ns: int) -> Any:
+        place = bisect_right(self.times, now_ns)
+        return self.segments[place - 1].value(now_ns) if place else self.base
+
+
+class Position(NamedTuple):
+    """A moment of a scenario. round_: how often it has begun again; step: the last step that has
+    begun, None: none has; next_ns: until something changes, None: nothing will."""
+
+    round_: int
+    now_ns: int
+    step: Step | None
+    next_ns: int | None
+
+
+class Scenario:
+    """The changes of a plan's lines. steps: those of the file; period_ns: of `repeat`."""
+
+    def __init__(self, steps: list[Step], lines: dict[Place, Line]) -> None:
+        self.steps, self.lines = steps, lines
+        last = steps[-1] if steps else None
+        self.period_ns = last.at_ns if last is not None and last.kind == "repeat" else None
+        self.tracks: dict[tuple[Place, str], Track] = {}
+        self.before: dict[int, list[str]] = {}  # by step: what its settings were, as text
+        self._downs: dict[Place, list[tuple[int, int]]] = {}
+        self._ramps: list[tuple[int, int]] = []  # from, to
+        self._instants: set[int] = set()
+        self._sorted: list[int] = []
+
+    def close_down(self, place: Place, from_ns: int, to_ns: int) -> None:
+        """Nothing passes a place in that time."""
+        self._downs.setdefault(place, []).append((from_ns, to_ns))
+        self._instants |= {from_ns, to_ns}
+
+    def change(self, key: tuple[Place, str], segment: Segment) -> None:
+        self.tracks[key].add(segment)
+        self._instants.add(segment.at_ns)
+        if segment.over_ns:
+            self._ramps.append((segment.at_ns, segment.at_ns + segment.over_ns))
+            self._instants.add(segment.at_ns + segment.over_ns)
+
+    def finish(self) -> None:
+        """After the last change."""
+        self._sorted = sorted(self._instants)
+        self._ramps = sorted(set(self._ramps))
+
+    def position(self, elapsed_ns: int) -> Position:
+        """The moment `elapsed_ns` after the beginning."""
+        round_, now_ns = 0, elapsed_ns
+        if self.period_ns is not None:
+            round_, now_ns = divmod(elapsed_ns, self.period_ns)
+        begun = bisect_right(self.steps, now_ns, key=lambda step: step.at_ns)
+        following = bisect_right(self._sorted, now_ns)
+        instants = self._sorted[following : following + 1]
+        instants += [] if self.period_ns is None else [self.period_ns]
+        for begin_ns, end_ns in self._ramps:
+            if begin_ns > now_ns:
+                break
+            if now_ns < end_ns:
+                parts = (now_ns - begin_ns) // RAMP_NS + 1
+                instants.append(min(begin_ns + parts * RAMP_NS, end_ns))
+        next_ns = min(instants) - now_ns if instants else None
+        return Position(round_, now_ns, self.steps[begun - 1] if begun else None, next_ns)
+
+    def values_at(self, elapsed_ns: int) -> Values:
+        """All settings that the scenario changes, as they are then."""
+        now_ns = elapsed_ns if self.period_ns is None else elapsed_ns % self.period_ns
+        values = {key: track.value(now_ns) for key, track in self.tracks.items()}
+        for place, spans in self._downs.items():
+            if any(from_ns <= now_ns < to_ns for from_ns, to_ns in spans):
+                values[place, "loss"] = _ALL_LOST
+        return values
+
+    def lines_at(self, elapsed_ns: int) -> list[Line]:
+        """The lines that it changes, with their settings then."""
+        found: dict[Place, dict[str, Setting]] = {}
+        for (place, name), value in self.values_at(elapsed_ns).items():
+            found.setdefault(place, {})[name] = Setting(value, self.lines[place].where)
+        return [self.lines[place].with_settings(settings) for place, settings in found.items()]
+
+
+def scenario_of(policy: Policy, plan: Plan, network: Network) -> Scenario | None:
+    """The scenario of a policy whose `plan` has its lines; None: it has none. Adds to the plan the
+    settings that only steps have, and the errors of the steps."""
+    if not policy.steps:
+        return None
+    scenario = Scenario(policy.steps, plan.lines)
+    changes = 0
+    for step in policy.steps:
+        for found in _changes(step, plan, network):
+            if sum(finding.kind == "error" for finding in plan.findings) >= ERRORS_MOST:
+                return scenario
+            changes += 1
+            if changes > CHANGES_MOST:
+                text = f"more than {CHANGES_MOST} settings change: write fewer steps or places"
+                plan.findings.append(Finding("error", step.where, f"{step_name(step)}: {text}"))
+                return scenario
+            _add(scenario, plan, step, *found)
+        plan.findings.extend(_cut_off(scenario, step))
+    scenario.finish()
+    return scenario
+
+
+def _changes(
+    step: Step, plan: Plan, network: Network
+) -> Iterator[tuple[Place, str, Setting | None]]:
+    """The places and settings of a step; of a link that is down, loss without a value."""
+    keys: list[tuple[LinkKey, Entry | None]] = [(entry.key, entry) for entry in step.entries]
+    if step.kind == "link":
+        keys = [(LinkKey(step.link), None)]
+    for key, entry in keys:
+        where = step.where if entry is None else entry.where
+        try:
+            places = places_of(key, network)
+        except ConfigError as error:
+            plan.findings.append(Finding("error", where, f"{step_name(step)}: {key}: {error}"))
+            continue
+        for place, upward in places:
+            if entry is None:
+                yield place, "loss", None
+                continue
+            for name, setting in settings_of(entry, place, upward, len(places) > 1).items():
+                yield place, name, setting
+
+
+def _add(
+    scenario: Scenario, plan: Plan, step: Step, place: Place, name: str, setting: Setting | None
+) -> None:
+    """Adds one change of a step to the scenario, and the setting to the plan."""
+    line = plan.lines.setdefault(place, Line(place, step.where))
+    line.settings.setdefault(name, Setting(_NOTHING[name], step.where))
+    variants = line.variants.setdefault(name, [line.settings[name].value])
+    key = (place, name)
+    track = scenario.tracks.setdefault(key, Track(line.settings[name].value))
+    if setting is None:
+        variants.append(_ALL_LOST)
+        scenario.close_down(place, step.at_ns, step.at_ns + step.lasts_ns)
+        return
+    first = track.value(step.at_ns)
+    if first != setting.value:
+        was = f"{place} {name} {setting_text(first)}"
+        scenario.before.setdefault(step.number, []).append(was)
+    if step.kind == "ramp" and (why := _no_ramp(first, setting.value)) is not None:
+        text = f"{step_name(step)}: {place}: {name}: {why}"
+        plan.findings.append(Finding("error", setting.where, text))
+        return
+    variants.append(setting.value)
+    scenario.change(key, Segment(step.at_ns, first, setting.value, step.lasts_ns))
+
+
+def _cut_off(scenario: Scenario, step: Step) -> Iterator[Finding]:
+    end_ns = scenario.period_ns
+    if end_ns is not None and step.kind != "repeat" and step.at_ns + step.lasts_ns > end_ns:
+        text = f"goes on when the scenario begins again at {format_time(end_ns)}, and is cut off"
+        yield Finding("warning", step.where, f"{step_name(step)}: {text}")
+
+
+# -- ramps -----------------------------------------------------------------------------------------
+
+
+def _no_ramp(first: Any, last: Any) -> str | None:
+    """Why there is no ramp between two values; None: there is."""
+    wanted = f"cannot go from {setting_text(first)} to {setting_text(last)} in parts"
+    if isinstance(last, LineRate):
+        return None if first and last else f"{wanted}, since none is no number: use set"
+    if isinstance(last, LossConfig) and first.model != last.model:
+        return f"{wanted}, since the models differ: use set"
+    try:
+        for part in (0, 1):
+            between(first, last, part, 1)
+    except SchemaError as error:
+        return f"{wanted}: {error}"
+    return None
+
+
+def between(first: Any, last: Any, part: int, whole: int) -> Any:
+    """The value after `part` of `whole` on the way from `first` to `last`. Numbers change in
+    proportion; all else, and what `first` does not have, is as in `last`."""
+    if isinstance(last, msgspec.Struct):
+        mixed = {
+            name: between(getattr(first, name), getattr(last, name), part, whole)
+            for name in last.__struct_fields__
+        }
+        return type(last)(**mixed)
+    if part >= whole or first is None or isinstance(last, str) or last is None:
+        return last
+    if isinstance(last, Share):
+        return Share(round(first + (last - first) * part / whole, SHARE_DIGITS))
+    if isinstance(last, float):
+        return first + (last - first) * part / whole
+    return type(last)(first + _rounded((last - first) * part, whole))
+
+
+def _rounded(dividend: int, divisor: int) -> int:
+    return (2 * dividend + divisor) // (2 * divisor)
+
+
+# -- texts -----------------------------------------------------------------------------------------
+
+
+def step_name(step: Step) -> str:
+    """A step in findings."""
+    return f"step {step.number} (at {format_time(step.at_ns)})"
+
+
+def step_text(step: Step) -> str:
+    """What a step does."""
+    if step.kind == "repeat":
+        return "again from the start"
+    if step.kind == "link":
+        return f"{step.link}: nothing passes for {format_time(step.lasts_ns)}"
+    texts = []
+    for entry in step.entries:
+        values = ", ".join(
+            f"{name} {setting_text(value)}"
+            for name in entry.lines
+            if (value := getattr(entry.settings, name)) is not None
+        )
+        texts.append(f"{entry.key}: {values}")
+    over = f" over {format_time(step.lasts_ns)}" if step.lasts_ns else ""
+    return "; ".join(texts) + over
+
+
+def meaning(scenario: Scenario) -> Iterator[Finding]:
+    """What each step means, for `vnic shape check`."""
+    for step in scenario.steps:
+        was = scenario.before.get(step.number, [])
+        before = f" (before: {', '.join(was[:4])}{', ...' if len(was) > 4 else ''})" if was else ""
+        yield Finding("note", step.where, f"{step_name(step)}: {step_text(step)}{before}")

@@ -1,0 +1,162 @@
+"""The steps of a policy's scenario: untyped data to `Step`, with line numbers for errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+from dataplane.config.convert import (
+    Locate,
+    Path,
+    convert,
+    error_at,
+    field_type,
+    known_keys,
+    mapping,
+    shown,
+    unknown_key,
+)
+from dataplane.units import format_time
+from shaping.policy.keys import LinkKey, parse_key
+from shaping.policy.schema import STEPS_MOST, LineConfig, PolicyConfig, StepConfig
+
+# Settings that have handlers: they change while packets flow. The others belong to `links`.
+LIVE = ("rate", "delay", "loss", "duplicate", "corrupt", "reorder")
+FIXED = ("queue", "overhead")
+REPEAT_LEAST_NS = 100_000_000  # between two rounds: a scenario must not keep control busy
+SPAN_LEAST_NS = 1_000_000  # of a ramp, or of a link that is down
+
+KINDS: dict[str, str | None] = {"set": None, "ramp": "over", "link": "down", "repeat": None}
+
+
+class Entry(NamedTuple):
+    """Settings for one key, in `links` or in a step.
+
+    where      "FILE:LINE" of the entry
+    lines      "FILE:LINE" of each of its settings
+    """
+
+    key: LinkKey
+    settings: LineConfig
+    where: str
+    lines: dict[str, str]
+
+
+MakeEntry = Callable[[Any, Any, Path, Locate], Entry]  # key, settings, path
+
+
+class Step(NamedTuple):
+    """One step.
+
+    number     in the file, from 1
+    entries    of set and ramp
+    link       the name that is down
+    lasts_ns   of a ramp, or of a link that is down
+    """
+
+    number: int
+    at_ns: int
+    kind: Literal["set", "ramp", "link", "repeat"]
+    where: str
+    entries: list[Entry] = []
+    link: str = ""
+    lasts_ns: int = 0
+
+
+def convert_steps(
+    data: Any, locate: Locate, make_entry: MakeEntry
+) -> tuple[list[Step], list[StepConfig]]:
+    """The steps, and the same as typed structs. Raises ConfigError."""
+    if data is None:
+        return [], []
+    if not isinstance(data, list) or len(data) > STEPS_MOST:
+        what = shown(data) if not isinstance(data, list) else f"of {len(data)} steps"
+        wanted = field_type(PolicyConfig, ("scenario",))[1]
+        raise error_at(locate, ("scenario",), f"invalid value {what}: expected {wanted}")
+    steps: list[Step] = []
+    configs: list[StepConfig] = []
+    for number, each in enumerate(data):
+        step, config = _step(each, number, locate, make_entry)
+        if steps and steps[-1].kind == "repeat":
+            text = "is behind repeat, with which a scenario ends: expected no further step"
+            raise error_at(locate, ("scenario", number), text)
+        if steps and step.at_ns < steps[-1].at_ns:
+            raise error_at(
+                locate,
+                ("scenario", number, "at"),
+                f"{format_time(step.at_ns)} is before the step at {format_time(steps[-1].at_ns)}: "
+                "expected times that do not decrease",
+            )
+        steps.append(step)
+        configs.append(config)
+    return steps, configs
+
+
+def _step(data: Any, number: int, locate: Locate, make_entry: MakeEntry) -> tuple[Step, StepConfig]:
+    path: Path = ("scenario", number)
+    fields = mapping(data, StepConfig, path, locate)
+    for key in fields:
+        if key not in known_keys(StepConfig):
+            raise unknown_key(locate, path, str(key), StepConfig)
+    if fields.get("repeat") is True:
+        fields["repeat"] = "yes"
+    given = [kind for kind in KINDS if kind in fields]
+    if len(given) != 1:
+        what = f"has {' and '.join(given)}" if given else "does nothing"
+        raise error_at(locate, path, f"{what}: expected one of {', '.join(KINDS)}, and at")
+    kind: Any = given[0]
+    entries: list[Entry] = []
+    if kind in ("set", "ramp"):
+        entries = _entries(fields.pop(kind), (*path, kind), locate, make_entry, kind)
+    config = convert(fields, StepConfig, path, locate)
+    for other, span in KINDS.items():
+        if span is None or (other == kind) == (getattr(config, span) is not None):
+            continue
+        if other == kind:
+            wanted = field_type(StepConfig, (span,))[1]
+            raise error_at(locate, path, f"{kind} has no {span}: expected {span}: {wanted}")
+        raise error_at(locate, (*path, span), f"belongs to {other}, and this is {kind}")
+    span = KINDS[kind]
+    lasts_ns = 0 if span is None else int(getattr(config, span))
+    if span is not None and lasts_ns < SPAN_LEAST_NS:
+        text = f"{format_time(lasts_ns)}: expected at least {format_time(SPAN_LEAST_NS)}"
+        raise error_at(locate, (*path, span), text)
+    if kind == "repeat" and config.at < REPEAT_LEAST_NS:
+        text = f"repeat at {config.at}: expected at least {format_time(REPEAT_LEAST_NS)}"
+        raise error_at(locate, (*path, "at"), text)
+    if entries:
+        setattr(config, kind, {str(each.key): each.settings for each in entries})
+    step = Step(
+        number + 1, int(config.at), kind, locate(path), entries, config.link or "", lasts_ns
+    )
+    return step, config
+
+
+def _entries(
+    data: Any, path: Path, locate: Locate, make_entry: MakeEntry, kind: str
+) -> list[Entry]:
+    """The entries of set or ramp."""
+    if not isinstance(data, Mapping) or not data:
+        wanted = field_type(StepConfig, (kind,))[1]
+        raise error_at(locate, path, f"invalid value {shown(data)}: expected {wanted}")
+    entries = [make_entry(key, value, (*path, key), locate) for key, value in data.items()]
+    for (key, value), entry in zip(data.items(), entries, strict=True):
+        for word in FIXED:
+            if word in value:
+                raise error_at(
+                    locate,
+                    (*path, key, word),
+                    f"cannot change while packets flow: write it in links: {entry.key}",
+                )
+    return entries
+
+
+def names_of_steps(data: Any) -> set[str]:
+    """The names of NICs and links in a scenario's plain data. Raises ConfigError."""
+    names: set[str] = set()
+    for step in data or []:
+        names |= {step["link"]} if "link" in step else set()
+        for key in (*step.get("set", ()), *step.get("ramp", ())):
+            parsed = parse_key(key)
+            names |= {parsed.first, parsed.second}
+    return names
