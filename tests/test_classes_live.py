@@ -1,5 +1,6 @@
 """Classes of a policy on a running instance: voice beside a flood, what `vnic shape show` says, changes live."""
 
+import json
 import sys
 
 import pytest
@@ -65,7 +66,7 @@ def test_voice_passes_a_flood(shaped):
         assert len(voice) == 5
         # 200 packets of 1042 bytes are 416 ms at 4 Mbit/s; voice waits for one of them
         assert min(voice) < 50 and all(each > 200 for each in bulk)
-        found = rows(shaped)
+        found = {each["line"]: each for each in json.loads(shaped.shape("show", "--json"))["lines"]}
         assert found["a.egress/voice"]["kept"] == "yes" and found["a.egress"]["kept"] == "yes"
         assert found["a.egress/bulk"]["asked"] == "priority 4, fifo"
         assert "~ classes.a.egress.rate: 4mbit -> 8mbit" in shaped.shape("set", "a.egress", "rate=8mbit")

@@ -17,6 +17,7 @@ from vnic.cli.shape_report import row_of
 if TYPE_CHECKING:
     from vnic.api.client import Client
 
+JUDGED_S = 0.2  # over less, the time of reading counts
 NEAR = 0.02  # of a rate that is measured over a second or so: packets are not fractions
 GONE = "no: its elements are gone; apply the policy again"
 
@@ -108,11 +109,11 @@ def _measure(
         return
     row["rate_bps"] = rate = (now["sent_bytes"] - earlier["sent_bytes"]) * 8 / took_s
     reasons = []
-    if each.effective_bps and rate > each.effective_bps * (1 + NEAR) + 12_000 / took_s:
+    if took_s >= JUDGED_S and each.effective_bps and rate > each.effective_bps * (1 + NEAR) + 12_000 / took_s:
         reasons.append(f"more than {format_rate(each.effective_bps)}")
     # a class gets its guarantee while it has packets; only one that always had some can tell
     busy = earlier["waiting_packets"] and now["waiting_packets"]
-    if busy and rate < each.guarantee_bps * (1 - NEAR) - 12_000 / took_s:
+    if took_s >= JUDGED_S and busy and rate < each.guarantee_bps * (1 - NEAR) - 12_000 / took_s:
         reasons.append(f"less than {format_rate(each.guarantee_bps)}")
     if now["dropped"]["over_memory"]:
         count = plural(now["dropped"]["over_memory"], "packet")
