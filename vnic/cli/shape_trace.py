@@ -69,6 +69,10 @@ def trace() -> None:
     mahimahi      a number of milliseconds a line: an opportunity of 1504 bytes each
     seconds-mbit  two numbers a line: the rate since the line before, as Pensieve uses it
     pcap          pcap or pcapng, also compressed: each packet is an opportunity
+
+    \b
+    vnic shape trace show lte.up
+    vnic shape trace import bus.txt -o bus.down
     """
 
 
