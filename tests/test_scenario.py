@@ -13,6 +13,7 @@ from dataplane.capture.writer import CaptureWriter
 from dataplane.errors import ConfigError, VnicError
 from shaping.policy.check import check_policy
 from shaping.policy.compile import arguments_at, compile_policy
+from shaping.policy.difference import difference_texts, differences, flat_policy
 from shaping.policy.load import convert_policy, parse_policy, policy_data
 from shaping.policy.network import Network
 from shaping.policy.places import plan_of
@@ -140,6 +141,21 @@ def test_a_scenario_survives_being_written_out():
     assert policy_data(convert_policy(data)) == data and len(data["scenario"]) == 4
 
 
+def test_differences_of_two_scenarios():
+    before, after = (flat_policy(policy_data(parse_policy(text, "x"))) for text in (
+        EXAMPLE, EXAMPLE.replace("5%", "6%").replace("  - {at: 60s, repeat: yes}\n", "").replace("100mbit", "90mbit")))  # fmt: skip
+    assert difference_texts(differences(before, after)) == [
+        "~ web -> any.rate: 100mbit -> 90mbit",
+        "- scenario {at: 10s, set: {web -> db: {loss: {share: 5%}}}}",
+        "- scenario {at: 60s, repeat: yes}",
+        "+ scenario {at: 10s, set: {web -> db: {loss: {share: 6%}}}}",
+    ]
+    once = flat_policy({"scenario": [{"at": "1s", "link": "a", "down": "1s"}]})
+    thrice = flat_policy({"scenario": [{"at": "1s", "link": "a", "down": "1s"}] * 3})
+    assert difference_texts(differences(once, thrice)) == ["+ scenario {at: 1s, link: a, down: 1s} (2 times)"]
+    assert difference_texts(differences(once, once)) == []
+
+
 def test_check_tells_what_each_step_means():
     found = [str(each) for each in check_policy(parse_policy(EXAMPLE, "x.yaml"), NAMES) if "step" in each.text]
     assert found == [
@@ -168,8 +184,8 @@ def test_the_example():
     assert [at(found, 30 + n / 10)[line] for n in (1, 25, 49, 50)] == ["98.2mbit", "55mbit", "11.8mbit", "10mbit"]
     assert at(found, 30.199999999)[line] == "98.2mbit" and at(found, 59)[line] == "10mbit"
     position = found.position(30 * S + 250 * MS)
-    assert (position.step.number, position.round_, position.next_ns) == (3, 0, 50 * MS)
-    assert found.position(185 * S).round_ == 3
+    assert (position.step.number, position.rounds, position.next_ns) == (3, 0, 50 * MS)
+    assert found.position(185 * S).rounds == 3
 
 
 def test_all_numbers_of_a_ramp():
@@ -309,6 +325,19 @@ def test_a_step_is_made_at_its_nanosecond(net):  # noqa: F811
     assert [each.time_ns - begin for each in net.take("db")] == [offset + late[offset] for offset in late]
     assert net.drops() == {"web.egress.shape: loss": 3}
     assert net.now_ns < begin + 7 * S  # steps do not prolong a run
+
+
+def test_a_rate_comes_and_goes(net):  # noqa: F811
+    """Packets that wait for a rate that goes leave at once."""
+    net.shape(steps("{at: 1s, set: {web -> any: {rate: 1mbit}}}", "{at: 2s, set: {web -> any: {rate: none}}}",
+                    links="{web -> any: {delay: 3ms}}"))  # fmt: skip
+    begin = net.now_ns
+    for at_ns in (0, S, 2 * S - 5 * MS):
+        net.send("web", [frame(1, 2, 1250)] * 3, at=begin + at_ns)  # 10 ms each at 1 Mbit/s
+    net.run()
+    assert [each.time_ns - begin for each in net.take("db")] == [
+        *[3 * MS] * 3, *[S + n * 10 * MS + 3 * MS for n in (1, 2, 3)], *[2 * S + 3 * MS] * 3]  # fmt: skip
+    assert net.drops() == {}
 
 
 def test_a_ramp_in_virtual_time(net):  # noqa: F811

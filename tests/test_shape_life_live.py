@@ -135,7 +135,7 @@ def test_a_held_policy_survives_a_crash_and_an_upgrade(shaped):  # noqa: F811
         with Client(shaped.environment["VNIC_RUNTIME_DIR"] + "/default.sock") as client:
             begin = time.monotonic()
             while time.monotonic() - begin < 7:
-                assert client.call("ShapeStatus")["status"]["policy"] is not None
+                assert client.call("ShapeStatus", whole=True)["status"]["policy"] is not None
         assert process.poll() is None
         process.kill()
         until(lambda: shaped.lines() == [])
@@ -177,7 +177,7 @@ def test_nothing_is_left_after_a_hundred_rounds(shaped):  # noqa: F811
                 client.call("Shape", policy=policy(number + 1), keeps_end=True)
                 client.call("Shape", policy=None)
         with Client(path) as client:
-            until(lambda: client.call("ShapeStatus")["status"]["policy"] is None)  # noqa: B023
+            until(lambda: client.call("ShapeStatus", whole=True)["status"]["policy"] is None)  # noqa: B023
     until(lambda: shaped.lines() == [])
     assert shown(shaped)["left"] == [] and shaped.elements() == []
     assert len(json.loads(shaped.shape("log", "--json"))["generations"]) == GENERATIONS_MOST

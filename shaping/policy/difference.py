@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -9,8 +10,21 @@ Difference = tuple[str, Any, Any]  # path, value before, value after; None: none
 
 
 def flat_policy(policy: Any) -> dict[str, Any]:
-    """The settings of a policy (plain data; None: none) by path, such as `links.web -> db.rate`."""
-    return {} if policy is None else dict(_flat(policy, ""))
+    """The settings of a policy (plain data; None: none) by path, such as `links.web -> db.rate`.
+    Steps of a scenario are compared as a whole: each is a path, with the number of such steps."""
+    if policy is None:
+        return {}
+    steps = Counter(f"scenario {_in_file(step)}" for step in policy.get("scenario", []))
+    rest = {name: value for name, value in policy.items() if name != "scenario"}
+    return {**dict(_flat(rest, "")), **steps}
+
+
+def _in_file(value: Any) -> str:
+    """Plain data as a file has it."""
+    if isinstance(value, dict):
+        items = ", ".join(f"{name}: {_in_file(each)}" for name, each in value.items())
+        return f"{{{items}}}"
+    return str(value)
 
 
 def _flat(value: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -33,6 +47,11 @@ def difference_texts(found: Iterable[Difference]) -> list[str]:
     texts = []
     for path, was, will in found:
         sign = "+" if was is None else "-" if will is None else "~"
+        if path.startswith("scenario "):
+            count = abs((will or 0) - (was or 0))
+            times = f" ({count} times)" if count > 1 else ""
+            texts.append(f"{'+' if (will or 0) > (was or 0) else '-'} {path}{times}")
+            continue
         before = "" if was is None else f"{was} -> "
         texts.append(f"{sign} {path.removeprefix('links.')}: {before}{will or 'none'}")
     return texts

@@ -91,10 +91,10 @@ class Track:
 
 
 class Position(NamedTuple):
-    """A moment of a scenario. round_: how often it has begun again; step: the last step that has
+    """A moment of a scenario. rounds: how often it has begun again; step: the last step that has
     begun, None: none has; next_ns: until something changes, None: nothing will."""
 
-    round_: int
+    rounds: int
     now_ns: int
     step: Step | None
     next_ns: int | None
@@ -133,9 +133,9 @@ class Scenario:
 
     def position(self, elapsed_ns: int) -> Position:
         """The moment `elapsed_ns` after the beginning."""
-        round_, now_ns = 0, elapsed_ns
+        rounds, now_ns = 0, elapsed_ns
         if self.period_ns is not None:
-            round_, now_ns = divmod(elapsed_ns, self.period_ns)
+            rounds, now_ns = divmod(elapsed_ns, self.period_ns)
         begun = bisect_right(self.steps, now_ns, key=lambda step: step.at_ns)
         following = bisect_right(self._sorted, now_ns)
         instants = self._sorted[following : following + 1]
@@ -147,7 +147,7 @@ class Scenario:
                 parts = (now_ns - begin_ns) // RAMP_NS + 1
                 instants.append(min(begin_ns + parts * RAMP_NS, end_ns))
         next_ns = min(instants) - now_ns if instants else None
-        return Position(round_, now_ns, self.steps[begun - 1] if begun else None, next_ns)
+        return Position(rounds, now_ns, self.steps[begun - 1] if begun else None, next_ns)
 
     def values_at(self, elapsed_ns: int) -> Values:
         """All settings that the scenario changes, as they are then."""
@@ -174,9 +174,9 @@ def scenario_of(policy: Policy, plan: Plan, network: Network) -> Scenario | None
     scenario = Scenario(policy.steps, plan.lines)
     changes = 0
     for step in policy.steps:
+        if sum(finding.kind == "error" for finding in plan.findings) >= ERRORS_MOST:
+            return scenario
         for found in _changes(step, plan, network):
-            if sum(finding.kind == "error" for finding in plan.findings) >= ERRORS_MOST:
-                return scenario
             changes += 1
             if changes > CHANGES_MOST:
                 text = f"more than {CHANGES_MOST} settings change: write fewer steps or places"

@@ -79,9 +79,9 @@ method HoldShape(generation: int, hold: ?bool) -> ()
 # owner.
 method ShapeLog(generation: ?int) -> (generations: []object)
 
-# The policy, its generation and when it ends (ends_in_ms, withdrawn_in_ms, held); network: the
-# names that it may have. For the instance's owner.
-method ShapeStatus() -> (status: object)
+# The policy's generation, when it ends (ends_in_ms, withdrawn_in_ms, held), and where its scenario
+# is. whole: also the policy, and the names that it may have (network). For the instance's owner.
+method ShapeStatus(whole: ?bool) -> (status: object)
 
 # The configuration as it runs, in the words of a file, with what was implied written out. For the
 # instance's owner.

@@ -86,7 +86,7 @@ def check(file: str, config_file: str | None, strict: bool, instance: str, as_js
         found = check_policy(policy, network_of(config), config.pool.small)
     else:
         with connect(instance) as client:
-            network, pool = _network(client.call("ShapeStatus")["status"])
+            network, pool = _network(client.call("ShapeStatus", whole=True)["status"])
         found = check_policy(policy, network, pool)
     wrong = any(each.kind == "error" or (strict and each.kind == "warning") for each in found)
     if as_json:
@@ -157,7 +157,7 @@ def apply(
         raise click.UsageError("--confirm excludes --while and --until-disconnect")
     policy, held = load_policy(file), (command or held) and not dry
     with connect(instance) as client:
-        _refuse(policy, client.call("ShapeStatus")["status"])
+        _refuse(policy, client.call("ShapeStatus", whole=True)["status"])
         answer = _send(
             client, policy_data(policy), for_ns, confirm_ns=confirm_ns, hold=held,
             about=f"apply {file}", dry=dry,
@@ -190,7 +190,7 @@ def show(over_ns: int, instance: str, as_json: bool) -> None:
     from vnic.cli.shape_report import lines_of, measured, waiting
 
     with connect(instance) as client:
-        status = client.call("ShapeStatus")["status"]
+        status = client.call("ShapeStatus", whole=True)["status"]
         if (policy := status["policy"]) is None:
             left = _left(client)
             if as_json:
@@ -273,7 +273,7 @@ def set_line(
             raise click.UsageError(f"{each}: expected SETTING=VALUE, such as loss=1%")
         changed[name] = parse_yaml(text, each)[0] if text else None
     with connect(instance) as client:
-        status = client.call("ShapeStatus")["status"]
+        status = client.call("ShapeStatus", whole=True)["status"]
         data = dict(status["policy"] or {"version": 1})
         place, _, path = line.partition("/")
         if place in (data.get("classes") or {}):

@@ -48,7 +48,7 @@ def diff(before: str, after: str | None, instance: str, as_json: bool) -> None:
 
     if after is None:
         with connect(instance) as client:
-            running = client.call("ShapeStatus")["status"]["policy"]
+            running = client.call("ShapeStatus", whole=True)["status"]["policy"]
         policies = [running, _policy(before, instance)]
     else:
         policies = [_policy(before, instance), _policy(after, instance)]
@@ -187,8 +187,8 @@ def ending_texts(status: dict[str, Any]) -> list[str]:
     """When the running policy ends."""
     texts = []
     if (left_ms := status["withdrawn_in_ms"]) is not None:
-        back = f"generation {status['back']} returns" if status["back"] else "no policy follows"
-        texts.append(f"withdrawn in {span(left_ms)} unless `vnic shape confirm` comes; then {back}")
+        back = "no policy" if status["back"] is None else f"generation {status['back']} again"
+        texts.append(f"withdrawn in {span(left_ms)} unless `vnic shape confirm` comes: then {back}")
     if (left_ms := status["ends_in_ms"]) is not None:
         texts.append(f"ends in {span(left_ms)}")
     if status["held"]:

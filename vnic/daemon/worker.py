@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 PR_SET_PDEATHSIG = 1
 BROWNOUT_S = 120.0
 WATCH_S = 1.0
-RETRY_S = 0.01
+RETRY_S = 0.25
 
 log = Log("vnic")
 
@@ -351,8 +351,10 @@ class Worker:
     def _rest_s(self) -> float:
         """Until the next look, or the end of the policy of shaping."""
         left_ns = self._running().policy.left_ns()
-        # one whose end has come and could not be made is tried again
-        return WATCH_S if left_ns is None else min(max(left_ns / 1e9, RETRY_S), WATCH_S)
+        if left_ns is None:
+            return WATCH_S
+        # at most 0: its end could not be made, and is tried again
+        return min(left_ns / 1e9, WATCH_S) if left_ns > 0 else RETRY_S
 
     async def _end_policy(self) -> None:
         """Ends the policy of shaping when its end has come."""

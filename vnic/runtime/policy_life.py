@@ -153,24 +153,10 @@ class PolicyLife:
         have stays. It ends when it was to end. Raises VnicError."""
         with self._runtime.lock:
             number = self._kept.before(self.term.generation) if number is None else number
-            if number == 0:
-                return self.apply(None, wish, author, of=0, dry=dry)
-            found = self._kept.get(number)
-            left_ns = None
-            if found.data is not None and wish.for_ns is None:
-                if found.term.held is not None:
-                    raise ConfigError(
-                        f"generation {number}: was a command's; give a time, such as --for 10m"
-                    )
-                if found.term.until_ns is not None:
-                    left_ns = found.term.until_ns - policy_clock_ns()
-                    if left_ns <= 0:
-                        raise ConfigError(
-                            f"generation {number}: its time is over; give another one, such as "
-                            "--for 10m"
-                        )
-            wish = Wish(for_ns=left_ns if wish.for_ns is None else wish.for_ns)
-        return self.apply(found.data, wish, author, of=number, dry=dry)
+            policy, for_ns = None, wish.for_ns
+            if number > 0 and not (found := self._kept.get(number)).is_empty:
+                policy, for_ns = found.data, _left_ns(found) if for_ns is None else for_ns
+        return self.apply(policy, Wish(for_ns=for_ns), author, of=number, dry=dry)
 
     def confirm(self) -> int:
         """Makes a policy stay that waits to be confirmed; returns its generation. Raises
@@ -188,7 +174,10 @@ class PolicyLife:
 
             runtime.remember(undo)
             if (found := self._kept.find(before.generation)) is not None:
-                self._kept.replace(msgspec.structs.replace(found, term=self.term))
+                try:
+                    self._kept.replace(msgspec.structs.replace(found, term=self.term))
+                except VnicError as error:
+                    log.warning("a policy is confirmed, but not in the log", why=str(error))
         self.woken()
         return before.generation
 
@@ -331,7 +320,7 @@ class PolicyLife:
     def _following(self, why: str) -> tuple[Any, PolicyTerm]:
         """What follows the policy at its end, with its term: none, or the one before."""
         found = self._kept.find(self.term.back) if why is NOT_CONFIRMED else None
-        if found is None or found.data is None:
+        if found is None or found.is_empty:
             return None, PolicyTerm()
         term = msgspec.structs.replace(found.term, confirm_ns=None, back=0)
         over = term.until_ns is not None and policy_clock_ns() >= term.until_ns
@@ -390,18 +379,17 @@ class PolicyLife:
 
     def status(self) -> dict[str, Any]:
         """The policy that runs: generation, and when it ends."""
-        term = self.term
-        now_ns = policy_clock_ns()
+        term, now_ns = self.term, policy_clock_ns()
+        back = self._kept.find(term.back)
 
         def left_ms(at_ns: int | None) -> int | None:
             return None if at_ns is None else max(at_ns - now_ns, 0) // 1_000_000
 
         return {
             "generation": term.generation,
-            "policy": self._runtime.config.shape is not None,
             "ends_in_ms": left_ms(term.until_ns),
             "withdrawn_in_ms": left_ms(term.confirm_ns),
-            "back": term.back,
+            "back": None if back is None or back.is_empty else back.number,
             "held": term.held is not None,
             "holds": self._holds(),
             "scenario": self.scenario.status(),
@@ -427,10 +415,27 @@ class PolicyLife:
             "until": None if left_s is None else round(time.time() + left_s, 3),
             "unconfirmed": each.term.confirm_ns is not None,
             "held": each.term.held is not None,
-            "empty": bytes(each.policy) == b"null",
+            "empty": each.is_empty,
             "of": each.of,
             "changes": each.changes,
         }
+
+
+def _left_ns(generation: Generation) -> int | None:
+    """How long a generation's policy is still to stay, where it is restored; None: for ever. Raises
+    ConfigError where its end has come, or cannot be known."""
+    if generation.term.held is not None:
+        raise ConfigError(
+            f"generation {generation.number}: was a command's; give a time, such as --for 10m"
+        )
+    if generation.term.until_ns is None:
+        return None
+    left_ns = generation.term.until_ns - policy_clock_ns()
+    if left_ns <= 0:
+        raise ConfigError(
+            f"generation {generation.number}: its time is over; give another one, such as --for 10m"
+        )
+    return left_ns
 
 
 def _shown(fields: dict[str, tuple[Any, Any]]) -> list[str]:

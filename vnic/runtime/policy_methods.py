@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from dataplane.errors import ConfigError
+from dataplane.errors import ConfigError, VnicError
 from vnic.api.method import Caller, Method, Parameters, Session
 from vnic.config.shape import network_of
 from vnic.runtime.apply import Change
@@ -47,6 +47,10 @@ class ShapeLog(Parameters):
     generation: _Number | None = None
 
 
+class ShapeStatus(Parameters):
+    whole: bool = False
+
+
 def _ns(time_ms: int | None) -> int | None:
     return None if time_ms is None else time_ms * 1_000_000
 
@@ -64,7 +68,7 @@ class PolicyMethods:
             Method("ConfirmShape", self._confirm, kind="change"),
             Method("HoldShape", self._hold, HoldShape, "change"),
             Method("ShapeLog", self._log, ShapeLog),
-            Method("ShapeStatus", self._status),
+            Method("ShapeStatus", self._status, ShapeStatus),
         ]
 
     def ended(self, session: Session) -> None:
@@ -93,8 +97,10 @@ class PolicyMethods:
         change = partial(life.apply, policy, wish, author, dry=given.dry)
         reply = self._reply(await self._runtime.aside(change))
         if given.hold and not given.dry:
-            self._take_hold(life.term.held, caller.session)
-            reply["held"] = caller.session.policy
+            if (held := life.term.held) is None:
+                raise VnicError("another policy has replaced it already")
+            self._take_hold(held, caller.session)
+            reply["held"] = held
         return reply
 
     async def _undo(self, parameters: UndoShape, caller: Caller) -> dict[str, Any]:
@@ -130,7 +136,10 @@ class PolicyMethods:
             return {"generations": [life.generation(parameters.generation)]}
         return {"generations": life.generations()}
 
-    def _status(self, _: Parameters, caller: Caller) -> dict[str, Any]:
+    def _status(self, parameters: ShapeStatus, caller: Caller) -> dict[str, Any]:
+        status = self._runtime.policy.status()
+        if not parameters.whole:
+            return {"status": status}
         config = self._runtime.config
         network = network_of(config, (config.shape,))
         known = {
@@ -139,5 +148,4 @@ class PolicyMethods:
             "absent": sorted(name for name in network.absent if network.lacks(name)),
             "pool": self._runtime.pool.small_count,
         }
-        status = {**self._runtime.policy.status(), "policy": config.shape, "network": known}
-        return {"status": status}
+        return {"status": {**status, "policy": config.shape, "network": known}}

@@ -105,7 +105,7 @@ class ScenarioRunner:
         at = self._play.scenario.position(self.elapsed_ns)
         return {
             "elapsed_ns": self.elapsed_ns,
-            "round": at.round_ + 1,
+            "round": at.rounds + 1,
             "step": None if at.step is None else at.step.number,
             "what": None if at.step is None else step_text(at.step),
             "steps": len(self._play.scenario.steps),

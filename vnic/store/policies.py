@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from dataplane.errors import ConfigError
+from dataplane.errors import ConfigError, VnicError
+from vnic.api.log import Log
 from vnic.config.policy_term import PolicyTerm
 from vnic.store.keeper import Keeper, read_document
 
@@ -16,6 +17,8 @@ KEY = "policies"
 GENERATIONS_MOST = 32
 # A policy of 4096 lines has about half a megabyte. The newest is kept whatever it has.
 BYTES_MOST = 32 << 20
+
+log = Log("vnic")
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -26,7 +29,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     uid      the user who did it; None: vnic itself, as when a policy's time was over
     what     the command or the reason, for people
     changes  the first differences from the generation before, for people
-    of       the generation that was restored by it; None: none was
+    of       the generation that was restored by it; None: none was; 0: no policy
     """
 
     number: int
@@ -41,6 +44,11 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def data(self) -> Any:
         return msgspec.json.decode(self.policy)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there was no policy."""
+        return bytes(self.policy) == b"null"
 
 
 class Policies:
@@ -108,11 +116,14 @@ class Policies:
             self._put({**self._kept, generation.number: generation})
 
     def forget_from(self, number: int) -> None:
-        """Removes the generations from `number` on, which have not become the policy. Raises
-        VnicError."""
+        """Removes the generations from `number` on, which have not become the policy."""
         kept = {each: found for each, found in self._kept.items() if each < number}
         if len(kept) < len(self._kept):
-            self._put(kept)
+            try:
+                self._put(kept)
+            except VnicError as error:  # the next one is stored without them
+                self._kept = kept
+                log.warning("policies", why=str(error))
 
     def _put(self, kept: dict[int, Generation]) -> None:
         before, self._kept = self._kept, kept
