@@ -1,0 +1,30 @@
+"""Reads tc(8): a script of commands, what `tc show` prints, or what `tc -j show` prints."""
+
+from __future__ import annotations
+
+import re
+
+from shaping.imports.form import Draft, Names
+from shaping.imports.notes import Notes
+from shaping.imports.tc_json import read_json
+from shaping.imports.tc_policy import draft_of
+from shaping.imports.tc_script import read_script
+from shaping.imports.tc_show import read_show
+
+_SHOWN = re.compile(
+    r"\s*(?:qdisc \S+ [0-9a-fA-F]*:|class \S+ [0-9a-fA-F]*:[0-9a-fA-F]* |filter (?!add|rep|ch|del))",
+    re.ASCII,
+)
+
+
+def read_tc(text: str, name: str, names: Names) -> Draft:
+    """The policy for a text of tc. Raises ConfigError."""
+    notes = names.notes
+    begin = text.lstrip()[:200]
+    if begin[:1] in ("[", "{"):
+        devices = read_json(text, name, notes)
+    elif _SHOWN.match(begin):
+        devices = read_show(text, name, notes)
+    else:
+        devices = read_script(text, name, notes)
+    return draft_of(devices, names, notes)
