@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dataplane.errors import ConfigError
-from dataplane.units import format_size, format_time
-from shaping.imports.notes import Notes, quoted
+from dataplane.units import format_size, format_time, parse_time
+from shaping.imports.notes import Notes, quoted, unsupported
 from shaping.imports.quantities import (
     microseconds_of,
     rate_of,
@@ -22,6 +22,9 @@ from shaping.imports.quantities import (
 )
 from shaping.imports.words import Words
 
+# What a queue of a policy can have.
+BOUNDS = {"packets": (1, 1 << 20), "flows": (1, 1 << 16), "quantum": (64, 1 << 16)}
+HOUR_NS = 3600 * 10**9
 PRIO_MAX = 15  # priorities of the kernel are 0 to 15
 
 
@@ -40,6 +43,14 @@ class Leaf:
         """The `queue` of a leaf."""
         for each in self.left_out:
             notes.note(where, f"{kind} {each}: left out")
+        for name, (least, most) in BOUNDS.items():
+            if name in self.settings and not least <= self.settings[name] <= most:
+                raise unsupported(
+                    f"{kind} {name} {self.settings[name]}", f"expected {least} to {most}"
+                )
+        for name in ("target", "interval"):
+            if name in self.settings and not 1000 <= parse_time(self.settings[name]) <= HOUR_NS:
+                raise unsupported(f"{kind} {name} {self.settings[name]}", "expected 1us to 1h")
         if kind == "sfq":
             notes.note(where, "sfq: becomes fq, which tells flows by addresses, protocol and ports")
         if not self.settings:
@@ -103,7 +114,7 @@ def _codel(words: Words, shown: bool) -> Leaf:
         name = words.option((), ("limit", "target", "interval", "ecn", "noecn", "ce_threshold"))
         _codel_option(leaf, words, name, shown=shown)
     if shown:
-        leaf.settings.setdefault("ecn", "no")
+        leaf.settings.setdefault("ecn", False)
     return leaf
 
 
@@ -114,7 +125,7 @@ def _codel_option(leaf: Leaf, words: Words, name: str, *, shown: bool) -> None:
         time = microseconds_of(f"{words.what} {name}", words.value(name))
         leaf.settings[name] = format_time(time)
     elif name in ("ecn", "noecn"):
-        leaf.settings["ecn"] = "yes" if name == "ecn" else "no"
+        leaf.settings["ecn"] = name == "ecn"
     else:
         microseconds_of(f"{words.what} {name}", words.value(name))
         leaf.left_out.append(name)
@@ -127,7 +138,8 @@ def _fq_codel(words: Words, shown: bool) -> Leaf:
     while words:
         name = words.option((), known)
         if name in ("flows", "quantum"):
-            leaf.settings[name] = whole_of(f"fq_codel {name}", words.value(name))
+            number = whole_of(f"fq_codel {name}", words.value(name))
+            leaf.settings[name] = number if name == "quantum" else _power_of_two(number, leaf)
         elif name == "memory_limit":
             if size_of("fq_codel memory_limit", words.value(name)) != 32 << 20:  # the default
                 leaf.left_out.append(name)
@@ -144,8 +156,16 @@ def _fq_codel(words: Words, shown: bool) -> Leaf:
         else:
             _codel_option(leaf, words, name, shown=shown)
     if shown:
-        leaf.settings.setdefault("ecn", "no")
+        leaf.settings.setdefault("ecn", False)
     return leaf
+
+
+def _power_of_two(flows: int, leaf: Leaf) -> int:
+    """The next number of flows that a queue can have."""
+    found = 1 << max(flows - 1, 0).bit_length()
+    if found != flows:
+        leaf.left_out.append(f"flows {flows}, which become {found}")
+    return found
 
 
 def _fq(words: Words, shown: bool) -> Leaf:

@@ -131,7 +131,7 @@ def _loss(words: Words, found: Netem, name: str, *, shown: bool) -> None:
     words.once(found.loss or found.state or found.gemodel, name)
     word = words.value(name)
     if word == "state":
-        names = ("p13", "p31", "p32", "p23", "p14")
+        names: tuple[str, ...] = ("p13", "p31", "p32", "p23", "p14")
         p13 = _probability(words, "p13", shown=shown)
         found.state = _rest(words, names, (p13, 1 - p13, NO, Fraction(1), NO), shown=shown)
     elif word == "gemodel":
@@ -354,7 +354,7 @@ def _losses(netem: Netem, found: Settings, where: str, notes: Notes) -> None:
     elif netem.loss:
         found["loss"] = str(Share(netem.loss))
     elif netem.state:
-        names = ("p13", "p31", "p32", "p23", "p14")
+        names: tuple[str, ...] = ("p13", "p31", "p32", "p23", "p14")
         found["loss"] = _model("state", dict(zip(names, netem.state, strict=True)))
     elif netem.gemodel:
         names = ("to_bad", "to_good", "bad", "good")

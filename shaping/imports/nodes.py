@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dataplane.elements.classifier_rules import MAX_RULES
+from dataplane.units import format_rate
 from shaping.imports.filters import IPV4_ANY, IPV6_ANY, Rule
 from shaping.imports.notes import Notes, Unsupported, unsupported
 from shaping.imports.tc_objects import Device, Filter, Qdisc, id_text
@@ -39,10 +40,47 @@ class Node:
     queue: Any = None
 
     def leaves(self) -> Iterator[Node]:
+        """In the order in which a policy tries them: those without rules, and classes with classes
+        of their own, after the others."""
         if not self.children:
             yield self
-        for each in self.children:
-            yield from each.leaves()
+        yield from leaves_of(self.children)
+
+
+def leaves_of(nodes: list[Node]) -> Iterator[Node]:
+    for each in sorted(nodes, key=lambda each: not each.rules):
+        yield from each.leaves()
+
+
+def fit(nodes: list[Node], rate: int, notes: Notes) -> None:
+    """Makes guarantees fit: a class is guaranteed what its classes are together, as in htb, and all
+    together the rate that there is."""
+    _raise(nodes)
+    _lower(nodes, rate, notes)
+
+
+def _raise(nodes: list[Node]) -> None:
+    for each in nodes:
+        if each.children:
+            _raise(each.children)
+            each.guarantee = max(each.guarantee, sum(below.guarantee for below in each.children))
+
+
+def _lower(nodes: list[Node], rate: int, notes: Notes) -> None:
+    for each in nodes:
+        each.guarantee = min(each.guarantee, each.ceiling or rate, rate)
+    total = sum(each.guarantee for each in nodes)
+    if total > rate:
+        notes.warn(
+            nodes[0].where,
+            f"guarantees of {format_rate(total)} together: there are {format_rate(rate)}, and they "
+            "are lowered in proportion; htb sends more than its rate",
+        )
+    for each in nodes:
+        if total > rate:
+            each.guarantee = each.guarantee * rate // total
+        if each.children:
+            _lower(each.children, each.guarantee, notes)
 
 
 def give_rules(
@@ -56,7 +94,7 @@ class _Giving:
     def __init__(self, device: Device, leaves: dict[int, Node], notes: Notes) -> None:
         self.device, self.leaves, self.notes = device, leaves, notes
         self.number = 0  # of the filter
-        self.merges = 0
+        self.merges = self.rules = 0
 
     def give(self, qdisc: Qdisc, default: Node | None) -> Node | None:
         filters = self.device.filters_of(qdisc.handle)
@@ -113,10 +151,11 @@ class _Giving:
             return None
         if rules == [{}]:
             return leaf
-        if len(leaf.rules) + len(rules) > MAX_RULES:
-            raise unsupported(f"class {leaf.name}", f"more than {MAX_RULES} filters lead to it")
+        if self.rules + len(rules) > MAX_RULES:
+            raise unsupported("more filters", f"expected at most {MAX_RULES} for a tree")
         new = [rule for rule in rules if rule not in leaf.rules]
         leaf.rules += new
+        self.rules += len(new)
         leaf.order += [self.number] * len(new)
         return None
 
@@ -185,7 +224,7 @@ def _first(node: Node) -> int:
 def _wrong(nodes: list[Node]) -> tuple[Node, Node] | None:
     """Two leaves of which the first has a rule that a filter to the second comes before, and both
     may match the same packet."""
-    leaves = [leaf for node in nodes for leaf in node.leaves()]
+    leaves = list(leaves_of(nodes))
     ordered = [(number, rule, leaf) for leaf in leaves
                for rule, number in zip(leaf.rules, leaf.order, strict=True)]  # fmt: skip
     numbers = [number for number, _, _ in ordered]

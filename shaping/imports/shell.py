@@ -23,7 +23,7 @@ _REDIRECT = re.compile(r"(?:(?<=\s)\d|&)?(?:>>?|<)(?:&\d|\s*[\w./-]+)", re.ASCII
 _SEPARATORS = {";", "&&", "||", "&"}
 _CONTROL = {"if", "then", "else", "elif", "fi", "for", "while", "until", "do", "done", "case",
             "esac", "function", "select", "{", "}", "source", "."}  # fmt: skip
-_LABEL = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
+LABEL = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.ASCII)
 
 
@@ -84,7 +84,7 @@ def _without_comment(line: str) -> tuple[str, str]:
     if match is None or (set(line[: match.start()]) & set("\"'")):
         return line, ""
     comment = match[1].strip()
-    return line[: match.start()], comment if _LABEL.fullmatch(comment) else ""
+    return line[: match.start()], comment if LABEL.fullmatch(comment) else ""
 
 
 def _split(line: str, where: str) -> list[list[str]]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 
 from shaping.imports.form import Draft, Names
-from shaping.imports.notes import Notes
 from shaping.imports.tc_json import read_json
 from shaping.imports.tc_policy import draft_of
 from shaping.imports.tc_script import read_script
 from shaping.imports.tc_show import read_show
 
 _SHOWN = re.compile(
-    r"\s*(?:qdisc \S+ [0-9a-fA-F]*:|class \S+ [0-9a-fA-F]*:[0-9a-fA-F]* |filter (?!add|rep|ch|del))",
+    r"\s*(?:qdisc \S+ [0-9a-f]*:|class \S+ [0-9a-f]*:[0-9a-f]* |filter (?!add|rep|ch|del))",
     re.ASCII,
 )
 

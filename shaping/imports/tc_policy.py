@@ -300,7 +300,8 @@ class _Root:
                 )  # fmt: skip
             self.draft.add_line(line_key(self.nic, self.direction), line, where)
             return
-        if isinstance(qdisc.options, Prio):
+        band = (classid & 0xFFFF) - 1
+        if isinstance(qdisc.options, Prio) and band in qdisc.options.priomap:
             self.notes.note(
                 where, "prio priomap: leads packets of some TOS to a band, too: left out"
             )

@@ -7,6 +7,7 @@ file. Semantics of htb are those of net/sched/sch_htb.c of Linux 6.18.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from dataplane.units import RATE_LEAST_BPS, format_rate, format_time
 from shaping.imports.classful import HfscClass, HtbClass, HtbQdisc, Prio
 from shaping.imports.form import Settings
 from shaping.imports.leaves import LEAVES, Leaf
-from shaping.imports.nodes import Node, give_rules, in_order
+from shaping.imports.nodes import Node, fit, give_rules, in_order
 from shaping.imports.notes import Notes, Unsupported, unsupported
 from shaping.imports.overheads import overhead_setting
 from shaping.imports.quantities import line_rate
@@ -25,6 +26,9 @@ DEPTH_MOST = 8  # of htb
 PRIORITY_MOST = 7
 QUANTUM_LEAST, QUANTUM_MOST = 1000, 200_000  # that htb computes from a rate
 WEIGHT_MOST = 1000
+CLASSES_MOST = 4096  # of a policy's tree
+NAME_MOST = 32
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*", re.ASCII)
 DIRECT = "direct"  # the leaf for what htb does not shape
 
 
@@ -35,6 +39,8 @@ def tree_of(device: Device, qdisc: Qdisc, notes: Notes) -> Settings:
     known = sum(each >> 16 == qdisc.handle >> 16 for each in device.classes)
     if not tops:
         raise unsupported(qdisc.kind, "it has no classes, so that nothing is shaped")
+    if known > CLASSES_MOST:
+        raise unsupported(f"{known} classes", f"expected at most {CLASSES_MOST}")
     if sum(1 for top in tops for _ in _all(top)) != known:
         raise ConfigError(
             f"{qdisc.kind}: a class has a parent that is not there: import all classes"
@@ -64,7 +70,9 @@ def _node(device: Device, each: TcClass, qdisc: Qdisc, notes: Notes, depth: int)
 
 
 def _name(each: TcClass) -> str:
-    return each.name or f"class-{each.classid & 0xFFFF:x}"
+    if len(each.name) <= NAME_MOST and _NAME.fullmatch(each.name):
+        return each.name
+    return f"class-{each.classid & 0xFFFF:x}"
 
 
 def _htb_node(each: TcClass, options: HtbClass, qdisc: Qdisc, notes: Notes) -> Node:
@@ -151,6 +159,7 @@ def whole_tree(
 ) -> Settings:
     """The plain data of a tree."""
     nodes = in_order(nodes, notes)
+    fit(nodes, rate, notes)
     _priorities(nodes, notes)
     found: Settings = {"rate": line_rate("rate", rate)}
     overhead = overhead_setting("overhead", *size)
@@ -190,13 +199,6 @@ def _data(
     found: Settings = {}
     weights = _weights([each.weight for each in nodes])
     same_priority = len({each.priority for each in nodes}) == 1
-    total = sum(each.guarantee for each in nodes)
-    if total > ceiling:
-        notes.warn(
-            nodes[0].where,
-            f"guarantees of {format_rate(total)} together exceed the {format_rate(ceiling)} that "
-            "there are: they cannot all be kept; lower some",
-        )
     for each, weight in zip(nodes, weights, strict=True):
         name = each.name
         if name in found:
@@ -216,7 +218,7 @@ def _data(
             entry["weight"] = weight
         if not same_priority:
             entry["priority"] = each.priority
-        if each.latency:
+        if each.latency and not each.children and each.guarantee >= RATE_LEAST_BPS:
             entry["latency"] = format_time(each.latency)
         if each.queue is not None:
             entry["queue"] = each.queue
