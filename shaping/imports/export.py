@@ -80,8 +80,9 @@ def export_tc(
     if policy.seed is not None:
         script.cannot(f"seed {policy.seed}: netem has a seed from Linux 6.6 on, and draws others")
     trees = {
-        way: Tree(f"{nic}.{way}", classes[f"{nic}.{way}"], script.cannot)
-        for way in ("egress", "ingress") if f"{nic}.{way}" in classes
+        way: Tree(key, classes[key], network.nics, script.cannot)
+        for way, other in (("egress", f"{nic} -> {ANY}"), ("ingress", f"{ANY} -> {nic}"))
+        for key in (f"{nic}.{way}", other) if key in classes
     }  # fmt: skip
     pairs = [line for place, line in plan.lines.items() if place.is_pair and place.source == nic]
     out, back = (plan.lines.get(each) for each in (Place(nic, ANY), Place(ANY, nic)))
@@ -130,7 +131,7 @@ class _Way:
 
     def write(self, line: Line | None, tree: Tree | None, pairs: list[Line]) -> None:
         if line is not None:
-            self.line(line, without_rate=tree is not None)
+            self.line(line, without_rate=tree is not None, without_queue=bool(pairs))
         if tree is not None:
             self.handle += 1
             where = self.parent if self.parent == "root" else f"parent {self.parent}"
@@ -142,8 +143,8 @@ class _Way:
         elif pairs:
             self.pairs(pairs)
 
-    def line(self, line: Line, *, without_rate: bool = False) -> None:
-        """netem and tbf for a line."""
+    def line(self, line: Line, *, without_rate: bool = False, without_queue: bool = False) -> None:
+        """netem and tbf for a line. without_queue: what follows has queues of its own."""
         if words := netem_words(line, self.script):
             self.add(f"netem {words}")
         if line.rate and without_rate:
@@ -151,7 +152,11 @@ class _Way:
         elif line.rate:
             before, words, packets = tbf_words(line, self.script)
             self.add(f"tbf {words}", before)
-            if packets is not None:
+            if without_queue:
+                self.script.cannot(
+                    f"{line.place}: queue: below tbf are the queues of lines to single NICs"
+                )
+            elif packets is not None:
                 self.add(f"pfifo limit {packets}")
 
     def pairs(self, pairs: list[Line]) -> None:
@@ -285,7 +290,7 @@ def tbf_words(line: Line, script: Script) -> tuple[str, str, int | None]:
     if queue.time is not None:
         words += ["latency", _latency(queue.time)]
     else:
-        limit = queue.size if queue.size is not None else (queue.packets or 0) * FRAME_BYTES
+        limit = int(queue.size) if queue.size is not None else (queue.packets or 0) * FRAME_BYTES
         words += ["limit", f"{limit}b"]
     return before, " ".join([*words, *more]), queue.packets
 

@@ -13,21 +13,25 @@ from dataplane.errors import ConfigError
 from dataplane.units import format_rate, parse_rate, parse_size, parse_time
 from shaping.imports.shell import LABEL
 from shaping.overhead import ETHERNET_HEADER, Overhead, overhead_of
+from shaping.settings import UNLIMITED
 
 CLASSES_MOST = 60_000  # minor numbers are 16 bits
 DEPTH_MOST = 7  # below the class for the whole; htb has 8 levels
 FILTERS_MOST = 65_000  # preferences are 16 bits
 FRAME_BYTES = 1514
+FAST_BPS = 10**12  # in place of no limit
 PRIORITY = 4  # of a class that has none
 DISCIPLINES = ("fifo", "codel", "fq", "fq_codel", "cake")
 
 
 class Tree:
-    """One entry of `classes`. name: its key; cannot: takes a line about what tc cannot say. Raises
-    ConfigError."""
+    """One entry of `classes`. name: its key; nics: MAC addresses; cannot: takes a line about what tc
+    cannot say. Raises ConfigError."""
 
-    def __init__(self, name: str, data: Any, cannot: Callable[[str], None]) -> None:
-        self.name, self.cannot = name, cannot
+    def __init__(
+        self, name: str, data: Any, nics: Mapping[str, str], cannot: Callable[[str], None]
+    ) -> None:
+        self.name, self.nics, self.cannot = name, nics, cannot
         self.data = _mapping(data, name)
         self.rate = _rate(self.data.get("rate"), f"{name}.rate")
         self.minors = itertools.count(0x10)
@@ -52,6 +56,8 @@ class Tree:
         self.add_class(self.handle, top, self.rate, self.rate, "")
         self.children(_mapping(self.data.get("tree"), f"{self.name}.tree"), top, self.rate, "", 1,
                       None)  # fmt: skip
+        for path, rules in self.rules_of(_mapping(self.data["tree"], self.name), "", None):
+            self.match(rules, f"{self.name}: {path}", f"{self.handle}{self.paths[path]:x}")
         default = self.data.get("default")
         if default not in self.paths:
             raise ConfigError(
@@ -120,7 +126,6 @@ class Tree:
             self.add_class(parent, classid, guarantee, own, more)
             if "latency" in entry:
                 self.cannot(f"{what}.latency: htb has no delay of its own for a class")
-            self.match(entry.get("match"), what, classid)
             if inner:
                 self.children(_mapping(inner, what), classid, own, path, depth + 1, mine)
             else:
@@ -203,12 +208,38 @@ class Tree:
 
     # -- filters -----------------------------------------------------------------------------------
 
-    def match(self, value: Any, what: str, classid: str) -> None:
-        if value is None:
-            return
-        rules = value if isinstance(value, list) else [value]
-        for number, each in enumerate(rules):
-            rule = _mapping(each, f"{what}.match")
+    def rules_of(
+        self, tree: dict[str, Any], above: str, outer: list[dict[str, Any]] | None
+    ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        """The rules of each leaf, in the order in which leaves are tried: those without a match
+        last, which have what their parent has and their siblings have not."""
+        for name, each in sorted(tree.items(), key=lambda item: not item[1].get("match")):
+            path = f"{above}/{name}" if above else name
+            rules = outer
+            if match := each.get("match"):
+                own = [
+                    self.conditions(path, rule)
+                    for rule in (match if isinstance(match, list) else [match])
+                ]
+                rules = own if outer is None else [{**a, **b} for a in outer for b in own]
+                if len(rules) > FILTERS_MOST:
+                    raise ConfigError(f"{self.name}: {path}: too many matches: expected fewer")
+            if inner := each.get("tree"):
+                yield from self.rules_of(inner, path, rules)
+            else:
+                yield path, rules or []
+
+    def conditions(self, path: str, rule: Any) -> dict[str, Any]:
+        found = _mapping(rule, f"{self.name}: {path}: match")
+        sender = found.pop("sender", None)
+        if sender is not None:
+            if sender not in self.nics:
+                raise ConfigError(f"{self.name}: {path}: there is no NIC {shown(sender)}")
+            found["source_mac"] = self.nics[sender]
+        return found
+
+    def match(self, rules: list[dict[str, Any]], what: str, classid: str) -> None:
+        for number, rule in enumerate(rules):
             read_rule(number, rule)
             if left := rule.keys() & {"vlan", "port", "mark", "gate"}:
                 self.cannot(f"{what}.match: {', '.join(sorted(left))}: u32 does not know it")
@@ -280,6 +311,8 @@ def _mapping(value: Any, what: str) -> dict[str, Any]:
 
 
 def _rate(value: Any, what: str) -> int:
+    if value == UNLIMITED:
+        return FAST_BPS
     try:
         return parse_rate(value)
     except ConfigError as error:
