@@ -104,6 +104,21 @@ def export_tc(
     return script
 
 
+def nics_of(policy: Policy, classes: dict[str, Any], network: Network) -> list[str]:
+    """The NICs that a policy says something about, in the order of the file."""
+    plan = plan_of(policy, network)
+    refuse(plan.findings)
+    found: dict[str, None] = {}
+    for place in plan.lines:
+        if not place.link:
+            found[place.target if place.source == ANY else place.source] = None
+    for nic in network.nics:
+        keys = (f"{nic}.egress", f"{nic}.ingress", f"{nic} -> {ANY}", f"{ANY} -> {nic}")
+        if any(key in classes for key in keys):
+            found[nic] = None
+    return list(found)
+
+
 def _others(plan: Plan, nic: str, script: Script) -> None:
     for place in plan.lines:
         if place.link:

@@ -25,7 +25,7 @@ DISCIPLINES = ("fifo", "codel", "fq", "fq_codel", "cake")
 
 
 class Tree:
-    """One entry of `classes`. name: its key; nics: MAC addresses; cannot: takes a line about what tc
+    """One entry of `classes`. name: its key; nics: MAC addresses; cannot: takes a line on what tc
     cannot say. Raises ConfigError."""
 
     def __init__(

@@ -1,4 +1,5 @@
-"""`vnic shape`: policies of shaping: check, apply, show, set, clear, presets."""
+"""`vnic shape`: policies of shaping: check, apply, show, set, clear, presets; import and tc are in
+shape_import.py."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from vnic.cli.common import (
     print_json,
     print_table,
 )
+from vnic.cli.shape_import import import_policy, tc
 
 if TYPE_CHECKING:
     from shaping.policy.findings import Finding
@@ -49,6 +51,10 @@ def shape() -> None:
         web <-> db: {rtt: 40ms, loss: 1%}
         web -> any: {rate: 10mbit, queue: 50ms}
     """
+
+
+shape.add_command(import_policy)
+shape.add_command(tc)
 
 
 class Time(click.ParamType[int]):
