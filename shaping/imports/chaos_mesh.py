@@ -126,7 +126,9 @@ class _Reader:
                     continue
                 there, back = f"{source} -> {target}", f"{target} -> {source}"
                 both = source if target == ANY else f"{source} <-> {target}"
-                found_places.append({"to": there, "from": back, "both": both}[direction])
+                found_places.append(
+                    there if direction == "to" else back if direction == "from" else both
+                )
         return found_places
 
     def nics(self, selector: Any, steps: tuple[str, ...], name: str) -> list[str]:

@@ -9,6 +9,7 @@ from shaping.imports.notes import Unsupported, unsupported
 from shaping.imports.peers import (
     command_lines,
     kilobits,
+    located,
     milliseconds,
     options_of,
     put,
@@ -37,9 +38,7 @@ def read_comcast(text: str, name: str, names: Names) -> Draft:
         except Unsupported as error:
             draft.notes.refuse(where, error)
         except ConfigError as error:
-            raise ConfigError(
-                str(error) if str(error).startswith(where) else f"{where}: {error}"
-            ) from None
+            raise located(where, error) from None
     return draft
 
 

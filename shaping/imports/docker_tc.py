@@ -13,7 +13,7 @@ from dataplane.errors import ConfigError
 from shaping.imports.form import EGRESS, Draft, Names, line_key
 from shaping.imports.netem import Netem
 from shaping.imports.notes import Unsupported, quoted
-from shaping.imports.peers import documents, number_text, put, share
+from shaping.imports.peers import documents, located, number_text, put, share
 from shaping.imports.quantities import rate_of, time_of
 from shaping.imports.shell import commands_of
 
@@ -34,10 +34,7 @@ def read_docker_tc(text: str, name: str, names: Names) -> Draft:
         except Unsupported as error:
             draft.notes.refuse(where, error)
         except ConfigError as error:
-            text_of = str(error)
-            raise ConfigError(
-                text_of if text_of.startswith(where) else f"{where}: {text_of}"
-            ) from None
+            raise located(where, error) from None
     return draft
 
 

@@ -12,6 +12,7 @@ from shaping.imports.peers import (
     Options,
     command_lines,
     duration,
+    located,
     milliseconds,
     options_of,
     put,
@@ -57,9 +58,7 @@ def read_pumba(text: str, name: str, names: Names) -> Draft:
         except Unsupported as error:
             draft.notes.refuse(where, error)
         except ConfigError as error:
-            raise ConfigError(
-                str(error) if str(error).startswith(where) else f"{where}: {error}"
-            ) from None
+            raise located(where, error) from None
     return draft
 
 
@@ -86,7 +85,8 @@ def _command(where: str, words: list[str], names: Names, draft: Draft) -> None:
         netem = _netem(kind, options.options, where, draft)
         others = [each for each in common.options.get("target", "").split(",") if each]
         direction = EGRESS
-        left = [each for each in ("egress-port", "ingress-port") if each in common.options]
+        known = ["egress-port", "ingress-port"]
+        left = [each for each in known if each in common.options]
     else:
         common, _, words = _split(where, words, _IPTABLES, ("loss",))
         options = options_of(where, words, _IPTABLES_LOSS, {})

@@ -15,6 +15,7 @@ from shaping.imports.netem import Netem
 from shaping.imports.notes import Unsupported, quoted, unsupported
 from shaping.imports.peers import (
     command_lines,
+    located,
     milliseconds,
     number_text,
     options_of,
@@ -107,16 +108,14 @@ def _line(
         other = _other(conditions, direction, where, names)
         netem, rate = _values(settings, where)
         draft.notes.note(
-            where, "tcconfig calls delay and loss round trip, and applies them in one direction, as "
-            "here"
-        )  # fmt: skip
+            where,
+            "tcconfig calls delay and loss round trip, and applies them in one direction, as here",
+        )
         put(draft, line_key(nic, direction, other), netem, rate, where)
     except Unsupported as error:
         draft.notes.refuse(where, error)
     except ConfigError as error:
-        raise ConfigError(
-            f"{where}: {error}".replace(f"{where}: {where}: ", f"{where}: ")
-        ) from None
+        raise located(where, error) from None
 
 
 def _other(conditions: dict[str, str], direction: str, where: str, names: Names) -> str:

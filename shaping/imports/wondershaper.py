@@ -13,7 +13,7 @@ from dataplane.errors import ConfigError
 from dataplane.units import format_rate
 from shaping.imports.form import EGRESS, INGRESS, Draft, Names, Settings, line_key
 from shaping.imports.notes import Unsupported, quoted
-from shaping.imports.peers import command_lines, kilobits, options_of, same_names
+from shaping.imports.peers import command_lines, kilobits, located, options_of, same_names
 from shaping.imports.quantities import line_rate
 
 _VALUED = same_names("a", "d", "u", "f")
@@ -86,19 +86,17 @@ def _shape(where: str, given: dict[str, Any], names: Names, draft: Draft) -> Non
     except Unsupported as error:
         draft.notes.refuse(where, error)
     except ConfigError as error:
-        raise ConfigError(
-            str(error) if str(error).startswith(where) else f"{where}: {error}"
-        ) from None
+        raise located(where, error) from None
 
 
 def _classes(up: int, given: dict[str, Any]) -> Settings:
     rules: dict[str, list[Settings]] = {"interactive": [{"dscp": 4}, {"protocol": "icmp"}],
                                         "low": []}  # fmt: skip
-    for key, (leaf, condition) in _LISTS.items():
+    for key, (name, condition) in _LISTS.items():
         items = given.get(key) or []
         if not isinstance(items, list) or len(items) > ITEMS_MOST:
             raise ConfigError(f"{key}: expected a list such as (80 443)")
-        rules[leaf] += [{condition: each} for each in items]
+        rules[name] += [{condition: each} for each in items]
 
     def leaf(name: str, share: int, ceiling: int, priority: int) -> Settings:
         found: Settings = {}
