@@ -103,8 +103,8 @@ class _Reader:
         sources = self.nics(spec.get("selector"), steps, "selector")
         targets: list[str] = []
         if spec.get("target") is not None:
-            target = self.part(spec["target"], *steps, "target")
-            targets += self.nics(target.get("selector"), (*steps, "target"), "selector")
+            aimed = self.part(spec["target"], *steps, "target")
+            targets += self.nics(aimed.get("selector"), (*steps, "target"), "selector")
         external = spec.get("externalTargets") or []
         if not isinstance(external, list):
             raise self.error("expected a list", *steps, "externalTargets")

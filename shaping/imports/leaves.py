@@ -85,6 +85,12 @@ def _bfifo(words: Words, shown: bool) -> Leaf:
     return _fifo(words, shown=shown, bytes_counted=True)
 
 
+def _pfifo_fast(words: Words, shown: bool) -> Leaf:
+    if not shown and words:
+        raise ConfigError(f"pfifo_fast: unknown word {quoted(words.next)}: expected nothing more")
+    return Leaf("fifo")
+
+
 def _sfq(words: Words, shown: bool) -> Leaf:
     leaf = Leaf("fq")
     numbers = ("divisor", "flows", "depth", "redflowlimit", "max", "burst")
@@ -182,7 +188,7 @@ def _fq(words: Words, shown: bool) -> Leaf:
             leaf.settings["packets"] = _packets(words, name, shown=shown)
         elif name in ("quantum", "initial_quantum"):
             text = words.value(name)
-            size = size_of(what, text) if shown else whole_of(what, text)
+            size = size_of(what, text) if shown else whole_of(what, text, most=2**31 - 1)
             if name == "quantum":
                 leaf.settings["quantum"] = size
             elif not shown:
@@ -198,7 +204,7 @@ def _fq(words: Words, shown: bool) -> Leaf:
         elif name in (*times, "timer_slack"):
             text = words.value(name)
             if not shown:
-                (time_of if name == "timer_slack" else microseconds_of)(what, text)
+                time_of(what, f"{text}ns" if text.isdigit() else text)
                 leaf.left_out.append(name)
         elif name == "bands":
             _fq_bands(words)
@@ -299,7 +305,7 @@ def _cake(words: Words, shown: bool) -> Leaf:
 Parser = Callable[[Words, bool], Leaf]
 LEAVES: dict[str, Parser] = {
     "pfifo": _pfifo, "bfifo": _bfifo, "sfq": _sfq, "codel": _codel, "fq_codel": _fq_codel,
-    "fq": _fq, "cake": _cake,
+    "fq": _fq, "cake": _cake, "pfifo_fast": _pfifo_fast,
 }  # fmt: skip
 
 

@@ -16,14 +16,29 @@ _SHOWN = re.compile(
 )
 
 
+_CLASS = re.compile(r"class \S+ [0-9a-f]*:[0-9a-f]* ", re.ASCII)
+
+
 def read_tc(text: str, name: str, names: Names) -> Draft:
     """The policy for a text of tc. Raises ConfigError."""
     notes = names.notes
     begin = text.lstrip()[:200]
     if begin[:1] in ("[", "{"):
-        devices = read_json(text, name, notes)
+        # tc -j class show prints text in many versions
+        lines = text.split("\n")
+        is_text = [bool(_CLASS.match(line)) for line in lines]
+        parts = [
+            "\n".join(
+                line if flag is wanted else "" for line, flag in zip(lines, is_text, strict=True)
+            )
+            for wanted in (False, True)
+        ]
+        devices = read_json(parts[0], name, notes)
+        if any(is_text):
+            read_show(parts[1], name, notes, devices)
     elif _SHOWN.match(begin):
         devices = read_show(text, name, notes)
     else:
-        devices = read_script(text, name, notes)
+        return draft_of(read_script(text, name, notes), names, notes)
+    devices.join_unnamed()
     return draft_of(devices, names, notes)

@@ -361,8 +361,7 @@ def _action(found: Filter, words: Words, name: str) -> None:
         name = words.value("gact")
     if name in _GACTS:
         found.verdict = found.verdict or _GACTS[name]
-        return
-    if name == "mirred":
+    elif name == "mirred":
         direction, verb = words.value(name), words.value(name)
         if not words.skip("dev"):
             raise ConfigError("action mirred: expected egress redirect dev NAME")
@@ -378,8 +377,8 @@ def _action(found: Filter, words: Words, name: str) -> None:
         _police(found, words)
     else:
         raise unsupported(f"action {quoted(name)}", "expected mirred, police, drop or pass")
-    if words.skip("index"):
-        whole_of("action index", words.value("index"))
+    while words.next in ("index", "cookie"):
+        words.value(words.take())
 
 
 def _police(found: Filter, words: Words) -> None:

@@ -38,7 +38,7 @@ NAME_MOST = 64  # characters of a device's name
 def values_of(text: str, name: str) -> list[Any]:
     """The JSON values of a text, one after the other. Raises ConfigError."""
     found: list[Any] = []
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(object_pairs_hook=_pairs)
     at = 0
     while at < len(text):
         if text[at].isspace():
@@ -52,6 +52,17 @@ def values_of(text: str, name: str) -> list[Any]:
         except RecursionError:
             raise ConfigError(f"{name}: no JSON of tc: too deep") from None
         found.append(value)
+    return found
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; tc prints the keys of a u32 filter as one key several times."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key == "match" and key in found:
+            before = found[key] if isinstance(found[key], list) else [found[key]]
+            value = [*before, value]
+        found[key] = value
     return found
 
 
@@ -267,6 +278,8 @@ def _filter(
             words += [key, str(value)]
     words += _actions(options.get("actions", []))
     filter_options(found, Words(words, kind), shown=True)
+    if parent == HOOKS << 16 or (not parent and (found.redirect or found.police)):
+        found.parent = INGRESS_HOOK
     devices.of(_text(each, "dev", "")[:NAME_MOST]).add_filter("add", found)
 
 

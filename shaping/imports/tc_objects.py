@@ -295,7 +295,10 @@ class Device:
 
     def filters_of(self, parent: int) -> list[Filter]:
         """In the order in which the kernel tries them."""
-        return sorted(self.filters.get(parent, ()), key=lambda each: each.pref)
+        found = list(self.filters.get(parent, ()))
+        if self.root is not None and parent == self.root.handle and parent:
+            found += self.filters.get(0, ())  # of a listing that leaves the parent out
+        return sorted(found, key=lambda each: each.pref)
 
 
 class Devices(dict[str, Device]):
@@ -309,3 +312,23 @@ class Devices(dict[str, Device]):
         if name not in self:
             self[name] = Device(name, self.checked)
         return self[name]
+
+    def join_unnamed(self) -> None:
+        """Gives what has no name, as `tc class show dev eth0` prints it, to the one device that
+        has a name and is no target of another's ingress. Nothing happens where there are several,
+        or none."""
+        unnamed = self.get("")
+        targets = {each.redirect for device in self.values()
+                   for each in device.filters.get(INGRESS_HOOK, ())}  # fmt: skip
+        named = [name for name in self if name and name not in targets]
+        if unnamed is None or len(named) != 1:
+            return
+        device = self[named[0]]
+        for qdisc in unnamed.qdiscs.values():
+            device.qdiscs.setdefault(qdisc.parent, qdisc)
+            device.handles.setdefault(qdisc.handle, qdisc)
+        for each in unnamed.classes.values():
+            device.add_class("replace", each)
+        for parent, filters in unnamed.filters.items():
+            device.filters.setdefault(parent, []).extend(filters)
+        del self[""]

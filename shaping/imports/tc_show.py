@@ -40,9 +40,9 @@ _FLOWER_KEY = re.compile(r"\s+(?P<key>[a-z_]+) (?P<value>\S+)\s*", re.ASCII)
 _GACT = re.compile(r"gact action (?P<verdict>\w+)", re.ASCII)
 
 
-def read_show(text: str, name: str, notes: Notes) -> Devices:
-    """Raises ConfigError."""
-    devices = Devices(checked=False)
+def read_show(text: str, name: str, notes: Notes, devices: Devices | None = None) -> Devices:
+    """devices: those that other outputs have told of. Raises ConfigError."""
+    devices = Devices(checked=False) if devices is None else devices
     block: list[str] = []
     begin = 0
     for number, line in enumerate(text.split("\n"), 1):
@@ -169,6 +169,9 @@ def _filter(block: list[str], where: str, devices: Devices) -> None:
         options = _after_handle(rest)
     options += _actions(block[1:])
     filter_options(found, Words(options, kind), shown=True)
+    # tc filter show dev DEV parent ffff: leaves the parent out
+    if place.parent == HOOKS << 16 or (not place.parent and (found.redirect or found.police)):
+        found.parent = INGRESS_HOOK
     place.device.add_filter("add", found)
 
 
