@@ -25,13 +25,14 @@ from shaping.policy.keys import ANY
 from shaping.policy.load import Policy
 from shaping.policy.network import Network
 from shaping.policy.places import Line, Place, Plan, plan_of
-from shaping.policy.scalars import decimal_text
+from shaping.policy.scalars import QueueSize, decimal_text
 from shaping.policy.schema import DelayConfig, LossConfig
 
 DEVICE_MOST = 15  # characters of an interface's name in Linux
 BANDS_MOST = 16  # of prio
 PACKETS_MOST = 1_000_000
 FAST_BPS = 10**10  # where packets come at an unknown rate
+DECIMALS = 12  # of a percentage, as in a policy
 BURST_NS = 10**6  # a burst of tbf, at its rate; and two frames at least
 
 
@@ -202,7 +203,7 @@ class _Way:
 
 
 def percent(share: Fraction | float) -> str:
-    return f"{decimal_text(Fraction(share) * 100)}%"
+    return f"{decimal_text(round(Fraction(share) * 100, DECIMALS))}%"
 
 
 def netem_words(line: Line, script: Script) -> str:
@@ -306,7 +307,7 @@ def tbf_words(line: Line, script: Script) -> tuple[str, str, int | None]:
         words += ["latency", _latency(queue.time)]
     else:
         limit = int(queue.size) if queue.size is not None else (queue.packets or 0) * FRAME_BYTES
-        words += ["limit", f"{limit}b"]
+        words += ["limit", f"{min(limit, QueueSize.MOST)}b"]
     return before, " ".join([*words, *more]), queue.packets
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -114,7 +115,8 @@ class Tree:
             own = _rate(entry.get("ceiling"), f"{what}.ceiling") if "ceiling" in entry else ceiling
             more = ""
             if different:
-                more += f" quantum {round(_weight(entry, what) / least * FRAME_BYTES)}"
+                # whole multiples, so that the proportion is exact
+                more += f" quantum {round(_weight(entry, what) * math.ceil(FRAME_BYTES / least))}"
             mine = self.priority(entry, what, priority)
             if mine is None and self.ranked:
                 mine = PRIORITY

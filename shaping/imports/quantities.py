@@ -80,7 +80,8 @@ def burst_of(what: str, text: str) -> int:
 
 def percent_of(what: str, text: str) -> Fraction:
     """A share, 0 to 1, of a number with or without %."""
-    share = _quantity(what, text, {"": 1, "%": 1}, "1%") / 100
+    # A policy has twelve decimals of a percentage, tc's 32 bits tell nine.
+    share = round(_quantity(what, text, {"": 1, "%": 1}, "1%") / 100, 14)
     if share > 1:
         raise ConfigError(f"{what} {quoted(text)}: expected 0% to 100%")
     return share

@@ -26,16 +26,11 @@ def read_tc(text: str, name: str, names: Names) -> Draft:
     if begin[:1] in ("[", "{"):
         # tc -j class show prints text in many versions
         lines = text.split("\n")
-        is_text = [bool(_CLASS.match(line)) for line in lines]
-        parts = [
-            "\n".join(
-                line if flag is wanted else "" for line, flag in zip(lines, is_text, strict=True)
-            )
-            for wanted in (False, True)
-        ]
-        devices = read_json(parts[0], name, notes)
-        if any(is_text):
-            read_show(parts[1], name, notes, devices)
+        classes = [line if _CLASS.match(line) else "" for line in lines]
+        others = ["" if found else line for line, found in zip(lines, classes, strict=True)]
+        devices = read_json("\n".join(others), name, notes)
+        if any(classes):
+            read_show("\n".join(classes), name, notes, devices)
     elif _SHOWN.match(begin):
         devices = read_show(text, name, notes)
     else:

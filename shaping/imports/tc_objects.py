@@ -320,7 +320,8 @@ class Devices(dict[str, Device]):
         unnamed = self.get("")
         targets = {each.redirect for device in self.values()
                    for each in device.filters.get(INGRESS_HOOK, ())}  # fmt: skip
-        named = [name for name in self if name and name not in targets]
+        named = [name for name, device in self.items() if name and device.qdiscs
+                 and name not in targets]  # fmt: skip
         if unnamed is None or len(named) != 1:
             return
         device = self[named[0]]

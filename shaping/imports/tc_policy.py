@@ -269,7 +269,10 @@ class _Root:
                     self.netem(below, line)
                 elif below.kind == "tbf":
                     self.tbf(below, line)
-                elif below.kind not in LEAVES:
+                elif isinstance(below.options, Leaf):
+                    if below.options.discipline == "fifo" and "rate" in line:
+                        line["queue"] = _fifo(below.options, line)
+                else:
                     raise unsupported(f"{below.kind} in a class", "expected netem, tbf or a queue")
                 below = self.device.child(below)
             each = self.device.classes.get(classid)

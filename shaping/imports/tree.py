@@ -233,8 +233,8 @@ def _weights(quanta: list[int]) -> list[int]:
     divisor = math.gcd(*quanta)
     weights = [each // divisor for each in quanta]
     if max(weights) > WEIGHT_MOST:
-        least = min(quanta)
-        weights = [min(max(round(each / least), 1), WEIGHT_MOST) for each in quanta]
+        weights = [max(round(each * WEIGHT_MOST / max(quanta)), 1) for each in quanta]
+        weights = [each // math.gcd(*weights) for each in weights]
     return weights
 
 
@@ -285,6 +285,7 @@ def queue_of(qdisc: Qdisc, notes: Notes) -> Any:
 
 # -- prio ------------------------------------------------------------------------------------------
 
+BEHIND_FILTERS = 1 << 20  # the number of a rule that is tried when no filter matches
 # Priority of the kernel for the two bits of TOS that ask for delay and throughput
 # (net/ipv4/route.c, ip_tos2prio).
 _TOS_PRIORITY = {0: 0, 1: 2, 2: 6, 3: 4}
@@ -305,7 +306,9 @@ def band_nodes(device: Device, qdisc: Qdisc, notes: Notes) -> tuple[list[Node], 
     for bits, priority in _TOS_PRIORITY.items():
         band = bands[prio.priomap[priority]]
         if band is not default:
-            band.rules += [{"dscp": each} for each in range(64) if each >> 1 & 3 == bits]
+            marks = [{"dscp": each} for each in range(64) if each >> 1 & 3 == bits]
+            band.rules += marks
+            band.order += [BEHIND_FILTERS] * len(marks)
     notes.note(
         qdisc.where, "prio priomap: becomes rules of DSCP; sockets' own priorities are left out"
     )
