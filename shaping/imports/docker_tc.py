@@ -19,7 +19,7 @@ from shaping.imports.shell import commands_of
 
 PREFIX = "com.docker-tc."
 QUEUE = "50ms"  # docker-tc gives tbf this latency
-_LABEL = re.compile(rf"\s*[-\"']*\s*{re.escape(PREFIX)}\w+\s*[=:]", re.ASCII)
+_LABEL = re.compile(rf"\s*[-\"']*\s*{re.escape(PREFIX)}\w+", re.ASCII)
 
 
 def read_docker_tc(text: str, name: str, names: Names) -> Draft:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -62,8 +63,12 @@ def options_of(
             before = found.options.get(valued[key])
             found.options[valued[key]] = value if before is None else f"{before},{value}"
         else:
-            known = ", ".join(f"--{each}" for each in [*valued, *flags] if len(each) > 1)
-            raise ConfigError(f"{where}: unknown option {quoted(word)}: expected one of {known}")
+            known = [each for each in [*valued, *flags] if len(each) > 1] or [*valued, *flags]
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = (
+                f"did you mean --{close[0]}?" if close else f"expected options such as --{known[0]}"
+            )
+            raise ConfigError(f"{where}: unknown option {quoted(word)}: {hint}")
     return found
 
 
