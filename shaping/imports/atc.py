@@ -16,13 +16,17 @@ from shaping.imports.peers import kilobits, milliseconds, number_text, put, shar
 from shaping.imports.quantities import whole_of
 from shaping.imports.tc_json import values_of
 
+PROFILES_MOST = 64
 _PARTS = {"rate", "delay", "loss", "corruption", "reorder", "iptables_options"}
 
 
 def read_atc(text: str, name: str, names: Names) -> Draft:
     """Raises ConfigError."""
     draft = Draft(notes=names.notes)
-    for value in values_of(text, name):
+    values = values_of(text, name)
+    if len(values) > PROFILES_MOST:
+        raise ConfigError(f"{name}: more than {PROFILES_MOST} profiles: expected one")
+    for value in values:
         content = value.get("content", value) if isinstance(value, Mapping) else None
         if not isinstance(content, Mapping) or not content.keys() & {"up", "down"}:
             raise ConfigError(f"{name}: expected a profile of ATC, with up and down")

@@ -24,15 +24,17 @@ READERS: dict[str, Callable[[str, str, Names], Draft]] = {
 
 # In this order: the first that matches the beginning of a text is it.
 _SIGNS = (
-    ("chaos-mesh", re.compile(r"^\s*kind:\s*[\"']?(?:NetworkChaos|Schedule)", re.MULTILINE)),
+    ("chaos-mesh", re.compile(r"^[ \t]*kind:[ \t]*[\"']?(?:NetworkChaos|Schedule)", re.MULTILINE)),
     ("docker-tc", re.compile(r"com\.docker-tc\.")),
     ("atc", re.compile(r"\A\s*\{.*\"(?:up|down)\"\s*:\s*\{", re.DOTALL)),
     ("tcconfig", re.compile(r"\A\s*\{.*\"(?:outgoing|incoming)\"\s*:\s*\{", re.DOTALL)),
-    ("wondershaper", re.compile(r"^\s*(?:IFACE|DSPEED|USPEED)=", re.MULTILINE)),
+    ("wondershaper", re.compile(r"^[ \t]*(?:IFACE|DSPEED|USPEED)=", re.MULTILINE)),
     ("tc", re.compile(r"\A\s*\[|^(?:qdisc|class|filter) ", re.MULTILINE)),
 )
 _PROGRAM = re.compile(
-    r"^(?:[+$#]\s+)?(?:sudo\s+)?(?:\S*/)?(tcset|comcast|pumba|wondershaper|tc)\s", re.MULTILINE
+    r"^(?:[+$#][ \t]{1,8})?(?:sudo[ \t]{1,8})?(?:\S{0,256}/)?"
+    r"(tcset|comcast|pumba|wondershaper|tc)\s",
+    re.MULTILINE,
 )
 _LOOK_AT = 1 << 16  # characters
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from dataplane.config.load import parse_yaml
+from dataplane.config.load import BYTES_MOST, parse_yaml
 from dataplane.errors import ConfigError
 from shaping.imports.form import Draft, Settings
 from shaping.imports.netem import Netem, line_of
@@ -15,6 +15,7 @@ from shaping.imports.notes import quoted
 from shaping.imports.quantities import TIMES, line_rate, percent_of, time_of
 from shaping.imports.shell import commands_of
 
+COMMANDS_MOST = 10_000  # each makes a line
 DOCUMENTS_MOST = 64  # of a YAML file
 _BARE = re.compile(r"\d{1,12}(?:\.\d{0,9})?", re.ASCII)
 
@@ -30,7 +31,9 @@ class Options(NamedTuple):
 def command_lines(text: str, name: str, program: str) -> Iterator[tuple[str, list[str]]]:
     """("FILE:LINE", the words behind the program) of each call of it. Raises ConfigError for
     another command."""
-    for command in commands_of(text, name):
+    for number, command in enumerate(commands_of(text, name)):
+        if number == COMMANDS_MOST:
+            raise ConfigError(f"{name}: more than {COMMANDS_MOST} commands: expected fewer")
         if command.words[0].rpartition("/")[2] != program:
             raise ConfigError(
                 f"{command.where}: {quoted(command.words[0])}: expected commands of {program}"
@@ -141,6 +144,8 @@ def put(draft: Draft, place: str, netem: Netem, rate: int, where: str) -> None:
 
 def documents(text: str, name: str) -> Iterator[tuple[Any, Any]]:
     """(value, its Locate) of each document of a YAML file. Raises ConfigError."""
+    if len(text) > BYTES_MOST:
+        raise ConfigError(f"{name}: too large: expected at most {BYTES_MOST} bytes")
     lines = text.split("\n")
     starts = [0, *(number for number, line in enumerate(lines) if re.match(r"---\s*(?:#|$)", line))]
     if len(starts) > DOCUMENTS_MOST:

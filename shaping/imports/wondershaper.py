@@ -28,7 +28,7 @@ ITEMS_MOST = 1000
 def read_wondershaper(text: str, name: str, names: Names) -> Draft:
     """Raises ConfigError."""
     draft = Draft(notes=names.notes)
-    if re.search(r"^\s*(IFACE|DSPEED|USPEED)=", text, re.MULTILINE | re.ASCII):
+    if re.search(r"^[ \t]*(?:IFACE|DSPEED|USPEED)=", text, re.MULTILINE | re.ASCII):
         _shape(name, _file(text, name), names, draft)
         return draft
     for where, words in command_lines(text, name, "wondershaper"):
