@@ -124,7 +124,7 @@ class _Builder:
         return self.name
 
 
-def read_text(path: str | os.PathLike[str]) -> tuple[str, str]:
+def read_text(path: str | os.PathLike[str], bytes_most: int = BYTES_MOST) -> tuple[str, str]:
     """(text, name for errors) of a file, or of standard input for "-". Raises ConfigError."""
     name = os.fspath(path)
     if "\0" in name:
@@ -132,14 +132,14 @@ def read_text(path: str | os.PathLike[str]) -> tuple[str, str]:
     try:
         if name == "-":
             name = "<stdin>"
-            content = sys.stdin.buffer.read(BYTES_MOST + 1)
+            content = sys.stdin.buffer.read(bytes_most + 1)
         else:
             with open(name, "rb") as file:
-                content = file.read(BYTES_MOST + 1)
+                content = file.read(bytes_most + 1)
     except OSError as error:
         raise ConfigError(f"{name}: {error.strerror}") from None
-    if len(content) > BYTES_MOST:
-        raise ConfigError(f"{name}: too large: expected at most {BYTES_MOST} bytes")
+    if len(content) > bytes_most:
+        raise ConfigError(f"{name}: too large: expected at most {bytes_most} bytes")
     try:
         return content.decode("utf-8"), name
     except UnicodeDecodeError as error:

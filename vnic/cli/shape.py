@@ -1,4 +1,5 @@
-"""`vnic shape`: policies of shaping: check, apply, show, set, clear, presets."""
+"""`vnic shape`: policies of shaping: check, apply, show, set, clear, presets; import and tc are in
+shape_import.py."""
 
 from __future__ import annotations
 
@@ -21,6 +22,7 @@ from vnic.cli.common import (
     print_json,
     print_table,
 )
+from vnic.cli.shape_import import import_policy, tc
 from vnic.cli.shape_trace import trace
 
 if TYPE_CHECKING:
@@ -53,6 +55,8 @@ def shape() -> None:
 
 
 shape.add_command(trace)
+shape.add_command(import_policy)
+shape.add_command(tc)
 
 
 @shape.command()

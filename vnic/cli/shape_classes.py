@@ -109,7 +109,11 @@ def _measure(
         return
     row["rate_bps"] = rate = (now["sent_bytes"] - earlier["sent_bytes"]) * 8 / took_s
     reasons = []
-    if took_s >= JUDGED_S and each.effective_bps and rate > each.effective_bps * (1 + NEAR) + 12_000 / took_s:
+    if (
+        took_s >= JUDGED_S
+        and each.effective_bps
+        and rate > each.effective_bps * (1 + NEAR) + 12_000 / took_s
+    ):
         reasons.append(f"more than {format_rate(each.effective_bps)}")
     # a class gets its guarantee while it has packets; only one that always had some can tell
     busy = earlier["waiting_packets"] and now["waiting_packets"]
