@@ -337,7 +337,6 @@ LEAF_QUEUES = st.sampled_from([
     None, "fq_codel", "codel", "fq", {"discipline": "fifo", "packets": 7}, {"discipline": "fifo", "size": "10kb"},
     {"discipline": "codel", "target": "4ms", "interval": "90ms", "ecn": True, "packets": 50},
     {"discipline": "fq_codel", "flows": 64, "quantum": 300, "packets": 99}, {"discipline": "fq", "quantum": 4000, "packets": 5},
-    {"discipline": "cake", "hosts": "source", "rtt": "30ms"},
 ])  # fmt: skip
 
 
@@ -530,7 +529,6 @@ classes:
       a: {queue: {discipline: fq_codel, target: 4ms, interval: 80ms, ecn: false, flows: 64, quantum: 300, packets: 99}}
       b: {queue: {discipline: codel, target: 4ms, interval: 80ms, ecn: true, packets: 99}}
       c: {queue: {discipline: fq, quantum: 3000, packets: 99}}
-      d: {queue: {discipline: cake, rtt: 50ms, hosts: both}}
       e: {match: [{source: '2001:db8::/32', protocol: udp, destination_port: 80-90}, {source_port: 7}]}
 """
 
@@ -555,4 +553,4 @@ def test_tc_reads_every_word(machine, policy):
         done = subprocess.run(machine.container.command(words), capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0 or any(each in done.stderr for each in LACKS), (command, done.stderr)
         run += 1
-    assert run >= 5
+    assert run >= 4

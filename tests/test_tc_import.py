@@ -602,8 +602,8 @@ LEAVES = [
     ("fq_codel target 2000", {"discipline": "fq_codel", "target": "2ms"}),
     ("fq_codel flows 300", {"discipline": "fq_codel", "flows": 512}),
     ("fq limit 3000 quantum 9000 maxrate 10mbit nopacing", {"discipline": "fq", "packets": 3000, "quantum": 9000}),
-    ("cake besteffort rtt 20ms dual-dsthost", {"discipline": "cake", "rtt": "20ms", "hosts": "destination"}),
-    ("cake satellite triple-isolate", {"discipline": "cake", "rtt": "1s", "hosts": "both"}),
+    ("cake besteffort rtt 20ms dual-dsthost", {"discipline": "fq_codel", "target": "1ms", "interval": "20ms"}),
+    ("cake satellite triple-isolate", {"discipline": "fq_codel", "target": "50ms", "interval": "1s"}),
 ]  # fmt: skip
 
 
@@ -615,7 +615,7 @@ def test_the_queue_of_a_leaf(qdisc, queue):
 
 def test_cake_at_the_root():
     assert classes_of("tc qdisc add dev eth0 root cake bandwidth 20mbit docsis ether-vlan") == {
-        "rate": "20mbit", "overhead": {"bytes": 22, "minimum": 64}, "default": "all", "tree": {"all": {"queue": "cake"}}}  # fmt: skip
+        "rate": "20mbit", "overhead": {"bytes": 22, "minimum": 64}, "default": "all", "tree": {"all": {"queue": "fq_codel"}}}  # fmt: skip
 
 
 def test_a_queue_below_tbf():

@@ -22,7 +22,7 @@ FILTERS_MOST = 65_000  # preferences are 16 bits
 FRAME_BYTES = 1514
 FAST_BPS = 10**12  # in place of no limit
 PRIORITY = 4  # of a class that has none
-DISCIPLINES = ("fifo", "codel", "fq", "fq_codel", "cake")
+DISCIPLINES = ("fifo", "codel", "fq", "fq_codel")
 
 
 class Tree:
@@ -156,9 +156,7 @@ class Tree:
             raise ConfigError(
                 f"{what}: {shown(discipline)}: expected one of {', '.join(DISCIPLINES)}"
             )
-        words = {"fifo": self.fifo, "cake": self.cake}.get(discipline, self.aqm)(
-            queue, what, ceiling
-        )
+        words = (self.fifo if discipline == "fifo" else self.aqm)(queue, what, ceiling)
         handle = f"handle {0x8000 | minor:x}: " if minor < 0x7FF0 else ""
         self.lines.append(
             f"tc qdisc add dev {self.device} parent {classid} {handle}{' '.join(words)}"
@@ -189,23 +187,6 @@ class Tree:
                 words += [names[name], str(_whole(value, f"{what}.{name}"))]
             elif name != "discipline":
                 self.cannot(f"{what}.{name}: {words[0]} of tc has none")
-        return words
-
-    def cake(self, queue: dict[str, Any], what: str, ceiling: int) -> list[str]:
-        words = ["cake", "unlimited", "besteffort"]
-        for name, value in queue.items():
-            if name == "rtt":
-                words += ["rtt", f"{max(parse_time(value) // 1000, 1)}us"]
-            elif name == "hosts":
-                kinds = {"source": "dual-srchost", "destination": "dual-dsthost",
-                         "both": "triple-isolate"}  # fmt: skip
-                if value not in kinds:
-                    raise ConfigError(f"{what}.hosts: {shown(value)}: expected {', '.join(kinds)}")
-                words.append(kinds[value])
-            elif name != "discipline":
-                self.cannot(f"{what}.{name}: cake of tc has none")
-        if "hosts" not in queue:
-            words.append("flows")
         return words
 
     # -- filters -----------------------------------------------------------------------------------

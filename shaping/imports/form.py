@@ -80,8 +80,8 @@ class Draft:
         return text
 
     def check(self) -> None:
-        """Raises ConfigError where the lines are not valid in a policy."""
-        convert_policy({name: each for name, each in self.data.items() if name != "classes"})
+        """Raises ConfigError where it is no valid policy."""
+        convert_policy(self.data)
 
 
 class Names:

@@ -51,11 +51,24 @@ class Leaf:
         for name in ("target", "interval"):
             if name in self.settings and not 1000 <= parse_time(self.settings[name]) <= HOUR_NS:
                 raise unsupported(f"{kind} {name} {self.settings[name]}", "expected 1us to 1h")
+        if self.discipline == "cake":
+            return self._of_cake(where, notes)
         if kind == "sfq":
             notes.note(where, "sfq: becomes fq, which tells flows by addresses, protocol and ports")
         if not self.settings:
             return self.discipline
         return {"discipline": self.discipline, **self.settings}
+
+    def _of_cake(self, where: str, notes: Notes) -> str | dict[str, Any]:
+        """What FQ-CoDel has of cake: queues of flows, and CoDel for the round trip."""
+        hosts = ", and hosts are not told apart" if "hosts" in self.settings else ""
+        notes.note(where, f"cake: becomes fq_codel without cake's tins{hosts}")
+        if "rtt" not in self.settings:
+            return "fq_codel"
+        rtt_ns = parse_time(self.settings["rtt"])
+        # tc-cake(8): the target is a twentieth of the round trip
+        target = format_time(max(rtt_ns // 20, 1000))
+        return {"discipline": "fq_codel", "target": target, "interval": format_time(rtt_ns)}
 
 
 def _packets(words: Words, name: str, *, shown: bool, least: int = 0) -> int:
