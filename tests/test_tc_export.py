@@ -196,6 +196,12 @@ def test_classes():
     ]
 
 
+def test_classes_of_a_running_policy_have_their_overhead_as_a_mapping():
+    for overhead in ("docsis", "{keyword: docsis}", "{bytes: 18, minimum: 64}"):
+        text = f"classes: {{web.egress: {{rate: 1mbit, overhead: {overhead}, default: a, tree: {{a: {{}}}}}}}}"
+        assert commands(text)[1].endswith("rate 1mbit ceil 1mbit overhead 4 mpu 64")
+
+
 @pytest.mark.parametrize(
     ("tree", "says"),
     [

@@ -84,6 +84,8 @@ class Tree:
         value = self.data.get("overhead")
         if value is None:
             return Overhead()
+        if isinstance(value, Mapping) and "keyword" in value:  # as a running policy has it
+            value = value["keyword"]
         if isinstance(value, Mapping):
             found = overhead_of(f"{self.name}.overhead", value)
             return found._replace(bytes=found.bytes - ETHERNET_HEADER)
