@@ -1,22 +1,23 @@
 """FlowClocks: a virtual clock for each of many flows, by the flow's hash.
 
 A flow whose clock is not ahead of now is as one that was never seen, so only flows that are being
-paced need a clock. The clocks are a set-associative table, four in a cache line, as in CAKE: a flow
-has any clock of its line that is not ahead of now. Where all four are, it shares one of them, always
-the same one, so that its packets stay in order; and until that one is idle, for it may have packets
-of this flow.
+paced need a clock. The clocks are a set-associative table of eight ways, as CAKE's: a flow gets the
+first clock of its set that is not ahead of now, so that nearly all are in the set's first cache line.
+Where all eight are, the flow shares one of them, always the same one, so that its packets stay in
+order; and until that one is idle, for it may have packets of this flow. With clocks for four times
+the flows that are paced at once, one flow of ten thousand has to share.
 """
 from libc.stdint cimport uint32_t, uint64_t
 from dataplane.vatomic cimport va_prefetch
 from shaping.virtual_clock cimport VirtualClock
 
 cdef enum:
-    WAYS = 4                     # clocks in a set: one cache line
+    WAYS = 8                     # clocks in a set: two cache lines
     # A clock's second word: tag << 45 | shared << 44 | remainder. A remainder is below the rate,
     # and RATE_MOST_BPS, 10^13, is below 2^44.
     REMAINDER_BITS = 44
     TAG_SHIFT = 45
-    WAY_SHIFT = 43               # two bits of the hash that neither the tag nor the set has
+    WAY_SHIFT = 42               # three bits of the hash that neither the tag nor the set has
 
 cdef struct FlowClock:
     uint64_t next_ns             # as VirtualClock's; 0, 0: free
@@ -25,7 +26,7 @@ cdef struct FlowClock:
 cdef class FlowClocks:
     cdef readonly uint32_t count         # clocks
     cdef uint64_t set_mask
-    cdef FlowClock *clocks               # aligned to a cache line
+    cdef FlowClock *clocks               # aligned to two cache lines
     cdef void *_memory
     cdef FlowClock *find(self, uint64_t hash, uint64_t now_ns, bint *shared) noexcept nogil
     cdef uint32_t busy_of(self, uint32_t first, uint32_t end, uint64_t now_ns) noexcept nogil

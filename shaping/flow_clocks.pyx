@@ -6,7 +6,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 cdef enum:
-    LINE_BYTES = 64
+    SET_BYTES = 128              # WAYS * sizeof(FlowClock)
 
 cdef packed struct SavedClock:       # of `packed`, little endian
     uint32_t number
@@ -25,12 +25,11 @@ cdef class FlowClocks:
             sets *= 2
         free(self._memory)
         # calloc, so that pages are allocated once flows use them
-        self._memory = calloc(<size_t>sets * WAYS + LINE_BYTES // sizeof(FlowClock),
-                              sizeof(FlowClock))
+        self._memory = calloc(<size_t>(sets + 1) * WAYS, sizeof(FlowClock))
         if self._memory == NULL:
             raise MemoryError(f"{count} flows")
         start = <uintptr_t>self._memory
-        start += (LINE_BYTES - start % LINE_BYTES) % LINE_BYTES
+        start += (SET_BYTES - start % SET_BYTES) % SET_BYTES
         self.clocks, self.count, self.set_mask = <FlowClock *>start, sets * WAYS, sets - 1
 
     def __dealloc__(self):
