@@ -7,6 +7,7 @@ Where all eight are, the flow shares one of them, always the same one, so that i
 order; and until that one is idle, for it may have packets of this flow. With clocks for four times
 the flows that are paced at once, one flow of ten thousand has to share.
 """
+cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 from dataplane.vatomic cimport va_prefetch
 from shaping.virtual_clock cimport VirtualClock
@@ -26,13 +27,28 @@ cdef struct FlowClock:
 cdef class FlowClocks:
     cdef readonly uint32_t count         # clocks
     cdef uint64_t set_mask
-    cdef FlowClock *clocks               # aligned to two cache lines
+    cdef FlowClock *clocks               # aligned to a huge page, so to a set's two cache lines
     cdef void *_memory
-    cdef FlowClock *find(self, uint64_t hash, uint64_t now_ns, bint *shared) noexcept nogil
+    cdef size_t _bytes
+    cdef void unmap(self) noexcept nogil
+    cdef void touch(self) noexcept nogil
+    cdef FlowClock *claim(self, uint64_t hash, uint64_t now_ns, bint *shared) noexcept nogil
     cdef uint32_t busy_of(self, uint32_t first, uint32_t end, uint64_t now_ns) noexcept nogil
     cdef bytes packed(self, uint64_t now_ns)
     cdef bint adopt(self, bytes packed, uint64_t most_ns) noexcept
     cdef void clear(self) noexcept nogil
+
+    @cython.final
+    cdef inline FlowClock *find(self, uint64_t hash, uint64_t now_ns, bint *shared) noexcept nogil:
+        """The clock of the flow with this hash. Packets that were due by `now_ns` must have left.
+        shared: set to whether another flow may have the clock, too, for want of a free one."""
+        cdef FlowClock *flows = &self.clocks[(hash & self.set_mask) * WAYS]
+        cdef uint32_t way
+        shared[0] = False
+        for way in range(<uint32_t>WAYS // 2):
+            if flows[way].word >> TAG_SHIFT == hash >> TAG_SHIFT:
+                return &flows[way]
+        return self.claim(hash, now_ns, shared)
 
 cdef inline uint64_t flow_remainder(const FlowClock *flow) noexcept nogil:
     return flow.word & ((<uint64_t>1 << REMAINDER_BITS) - 1)
@@ -54,3 +70,4 @@ cdef inline void flow_store(FlowClock *flow, const VirtualClock *clock) noexcept
 
 cdef inline void flow_prefetch(FlowClocks clocks, uint64_t hash) noexcept nogil:
     va_prefetch(&clocks.clocks[(hash & clocks.set_mask) * WAYS])
+    va_prefetch(&clocks.clocks[(hash & clocks.set_mask) * WAYS + WAYS // 2])

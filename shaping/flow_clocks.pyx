@@ -2,11 +2,17 @@
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint32_t, uint64_t, uintptr_t
-from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+cdef extern from "<sys/mman.h>" nogil:
+    enum: PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MADV_HUGEPAGE
+    void *MAP_FAILED
+    void *mmap(void *at, size_t length, int protection, int flags, int fd, long offset)
+    int munmap(void *at, size_t length)
+    int madvise(void *at, size_t length, int advice)
+
 cdef enum:
-    SET_BYTES = 128              # WAYS * sizeof(FlowClock)
+    HUGE_BYTES = 2097152         # of a huge page
 
 cdef packed struct SavedClock:       # of `packed`, little endian
     uint32_t number
@@ -23,26 +29,37 @@ cdef class FlowClocks:
         cdef uintptr_t start
         while sets * WAYS < count:
             sets *= 2
-        free(self._memory)
-        # calloc, so that pages are allocated once flows use them
-        self._memory = calloc(<size_t>(sets + 1) * WAYS, sizeof(FlowClock))
-        if self._memory == NULL:
+        self.count, self.set_mask = sets * WAYS, sets - 1
+        self.unmap()
+        self._bytes = <size_t>self.count * sizeof(FlowClock) + HUGE_BYTES
+        self._memory = mmap(NULL, self._bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+                            -1, 0)
+        if self._memory == MAP_FAILED:
+            self._memory = NULL
             raise MemoryError(f"{count} flows")
-        start = <uintptr_t>self._memory
-        start += (SET_BYTES - start % SET_BYTES) % SET_BYTES
-        self.clocks, self.count, self.set_mask = <FlowClock *>start, sets * WAYS, sets - 1
+        start = <uintptr_t>self._memory + HUGE_BYTES - 1
+        self.clocks = <FlowClock *>(start - start % HUGE_BYTES)
 
     def __dealloc__(self):
-        free(self._memory)
+        self.unmap()
 
-    cdef FlowClock *find(self, uint64_t hash, uint64_t now_ns, bint *shared) noexcept nogil:
-        """The clock of the flow with this hash. Packets that were due by `now_ns` must have left.
-        shared: set to whether another flow may have the clock, too, for want of a free one."""
+    cdef void unmap(self) noexcept nogil:
+        if self._memory != NULL:
+            munmap(self._memory, self._bytes)
+            self._memory = NULL
+
+    cdef void touch(self) noexcept nogil:
+        """Allocates the pages, before there are packets; huge ones, where the kernel has some,
+        since each packet may need another page of a large table."""
+        madvise(self.clocks, <size_t>self.count * sizeof(FlowClock), MADV_HUGEPAGE)
+        self.clear()
+
+    cdef FlowClock *claim(self, uint64_t hash, uint64_t now_ns, bint *shared) noexcept nogil:
+        """`find` for a flow that has no clock in the first cache line."""
         cdef FlowClock *flows = &self.clocks[(hash & self.set_mask) * WAYS]
         cdef FlowClock *common
         cdef uint32_t way
-        shared[0] = False
-        for way in range(<uint32_t>WAYS):
+        for way in range(<uint32_t>WAYS // 2, <uint32_t>WAYS):
             if flows[way].word >> TAG_SHIFT == hash >> TAG_SHIFT:
                 return &flows[way]
         common = &flows[hash >> WAY_SHIFT & (WAYS - 1)]

@@ -47,19 +47,8 @@ cdef class Pacer(Element):
     cdef PoolShare _share        # the owner of `share`
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil
     cdef void tick(self, Context *ctx) noexcept nogil
-    cdef bint admit(self, Context *ctx, uint32_t index, uint64_t key, uint32_t stage,
-                    Batch *out) noexcept nogil
-    cdef bint passes(self, Context *ctx, uint32_t index, uint64_t key,
-                     uint32_t stage) noexcept nogil
-    cdef bint passes_flow(self, Context *ctx, uint32_t index, uint64_t key) noexcept nogil
-    cdef bint reserve(self, Context *ctx, uint32_t index, uint32_t stage, uint64_t rate_bps,
-                      VirtualClock *clock, uint64_t *last_ns) noexcept nogil
-    cdef bint is_full(self, const Context *ctx, uint32_t index) noexcept nogil
-    cdef void hold(self, Context *ctx, uint32_t index, uint64_t release_ns) noexcept nogil
-    cdef uint32_t take(self, Context *ctx) noexcept nogil
     cdef void collect_due(self, Context *ctx, Batch *out) noexcept nogil
     cdef void cut(self, Context *ctx, uint32_t index, Batch *out) noexcept nogil
-    cdef void forward(self, Context *ctx, uint32_t index, Batch *out) noexcept nogil
     cdef void finish(self, Context *ctx, Batch *out) noexcept nogil
 
 cdef class SetPacerRate(Work):

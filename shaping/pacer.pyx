@@ -102,7 +102,7 @@ cdef class Pacer(Element):
     Counters:  passed: packets that left at once
                delayed: packets that waited
                split: GSO frames that were split
-               sent_bytes: bytes on the wire that left
+               sent_bytes: bytes on the wire that left while there was a rate
                delay_ns: sum of all waits; divide it by passed + delayed for the mean
                delay_max_ns: longest wait for a policy
                shared: packets of flows that shared a clock with another flow, since all of theirs
@@ -172,6 +172,7 @@ cdef class Pacer(Element):
     def initialize(self):
         cdef Engine engine = self.engine
         self.keys.first, self.keys.second = self.seed("flows"), self.seed("flows, second")
+        self.flows.touch()
         # Packets that wait can be many: leave most of the pool to other elements.
         self.small_limit = max(engine.pool.small_count // 4, 1)
         self.large_limit = max(engine.pool.large_count // 4, 1)
@@ -184,6 +185,10 @@ cdef class Pacer(Element):
         cdef uint32_t i
         cdef Batch out
         cdef Packet *p
+        if not (self.whole.rate_bps or self.flow_bps or self.marks.count or self.wheel.levels):
+            self.counters.extra[PASSED] += batch.count
+            self.emit(ctx, 0, batch)
+            return
         out.count = 0
         self.collect_due(ctx, &out)              # first: what is due precedes what comes now
         if self.per != PER_ALL:
@@ -196,7 +201,7 @@ cdef class Pacer(Element):
                 flow_prefetch(self.flows, keys[i])
         held = self.counters.held
         for i in range(batch.count):
-            passed += self.admit(ctx, batch.index[i], keys[i] if self.per != PER_ALL else 0, FIRST,
+            passed += admit(self, ctx, batch.index[i], keys[i] if self.per != PER_ALL else 0, FIRST,
                                  &out)
         self.counters.extra[PASSED] += passed
         self.counters.extra[DELAYED] += self.counters.held - held
@@ -211,7 +216,7 @@ cdef class Pacer(Element):
 
     cdef void finish(self, Context *ctx, Batch *out) noexcept nogil:
         """Sets the timer and forwards the batch."""
-        cdef uint64_t due_ns = self.wheel.due_ns()
+        cdef uint64_t due_ns = self.wheel.due_ns
         if due_ns != self.deadline_ns:
             self.set_timer(ctx, due_ns)
         self.emit(ctx, 0, out)
@@ -219,137 +224,13 @@ cdef class Pacer(Element):
     cdef void collect_due(self, Context *ctx, Batch *out) noexcept nogil:
         """Takes what is due out of the wheel, and leads it on."""
         cdef uint32_t index, word
-        while self.wheel.due_ns() <= ctx.now_ns:
-            index = self.take(ctx)
+        while self.wheel.due_ns <= ctx.now_ns:
+            index = take(self, ctx)
             word = ctx.packets[index].held_word
             if word & HELD_CUT:
                 self.cut(ctx, index, out)
             else:
-                self.admit(ctx, index, 0, STAGES if word & HELD_SECOND else SECOND, out)
-
-    cdef bint admit(self, Context *ctx, uint32_t index, uint64_t key, uint32_t stage,
-                    Batch *out) noexcept nogil:
-        """Leads a packet past its policies from `stage` on. True: it is forwarded; False: it waits,
-        or is dropped."""
-        while stage < STAGES:
-            if not self.passes(ctx, index, key, stage):
-                return False
-            stage += 1
-        self.forward(ctx, index, out)
-        return True
-
-    cdef bint passes(self, Context *ctx, uint32_t index, uint64_t key,
-                     uint32_t stage) noexcept nogil:
-        """Whether the policy of a stage lets a packet pass at once. False: it waits, or is
-        dropped."""
-        cdef Policy *policy = NULL
-        cdef uint64_t rate_bps
-        if stage == FIRST and self.per == PER_FLOW:
-            return self.passes_flow(ctx, index, key)
-        if stage == FIRST or self.per == PER_FLOW:
-            if self.marks.count:
-                policy = mark_policy(&self.marks, ctx.packets[index].mark)
-            if policy != NULL and policy.kept and clock_is_due(&policy.clock, ctx.now_ns):
-                policy = NULL
-            if policy == NULL and self.per == PER_MARK:
-                return self.passes_flow(ctx, index, key)
-        elif self.per == PER_ALL:
-            policy = &self.whole
-        if policy == NULL:
-            return True
-        rate_bps = policy.rate_bps
-        if rate_bps == 0:
-            if clock_is_due(&policy.clock, ctx.now_ns):
-                return True
-            rate_bps = RATE_MOST_BPS             # behind those that wait since there was a rate
-        return self.reserve(ctx, index, stage, rate_bps, &policy.clock, &policy.last_ns)
-
-    cdef bint passes_flow(self, Context *ctx, uint32_t index, uint64_t key) noexcept nogil:
-        """`passes` for the rate of each flow, or mark."""
-        cdef uint64_t rate_bps = self.flow_bps, last_ns
-        cdef FlowClock *flow
-        cdef VirtualClock clock
-        cdef bint shared, passes
-        if rate_bps == 0 and self.wheel.levels == 0:
-            return True
-        flow = self.flows.find(key, ctx.now_ns, &shared)
-        if rate_bps == 0:
-            if flow_is_idle(flow, ctx.now_ns):
-                return True
-            rate_bps = RATE_MOST_BPS             # as in `passes`
-        self.counters.extra[SHARED] += shared
-        clock = flow_load(flow, rate_bps)
-        passes = self.reserve(ctx, index, FIRST, rate_bps, &clock, &last_ns)
-        flow_store(flow, &clock)
-        return passes
-
-    cdef bint reserve(self, Context *ctx, uint32_t index, uint32_t stage, uint64_t rate_bps,
-                      VirtualClock *clock, uint64_t *last_ns) noexcept nogil:
-        """Takes a packet's turn of a policy's clock, and charges it. True: its turn is now; False:
-        it waits in the wheel, or is dropped, without a charge."""
-        cdef Packet *p = &ctx.packets[index]
-        cdef uint32_t wire_bytes = packet_wire_bytes(p)
-        cdef uint64_t release_ns = ctx.now_ns, each
-        # can_segment: without Parse the offload fields are not validated, so such a frame is not cut
-        cdef bint cuts = (p.gso_type != GSO_NONE
-                          and <uint64_t>wire_bytes * QUANTUM_FACTOR > rate_bps
-                          and p.length > <uint32_t>p.header_length + p.gso_size and can_segment(p))
-        if clock_is_due(clock, ctx.now_ns):
-            clock.next_ns, clock.remainder = ctx.now_ns, 0
-        else:
-            release_ns = clock_due_ns(clock)
-            if release_ns - ctx.now_ns > self.horizon_ns:
-                if not self.at_horizon:
-                    self.drop(ctx, index, BEYOND_HORIZON)
-                    return False
-                self.counters.extra[AT_HORIZON] += 1
-                release_ns = ctx.now_ns + self.horizon_ns
-                clock.next_ns, clock.remainder = release_ns, 0
-        if (release_ns > ctx.now_ns or cuts) and self.is_full(ctx, index):
-            self.drop(ctx, index, QUEUE_FULL)
-            return False
-        clock_charge(clock, rate_bps, wire_bytes)
-        last_ns[0] = release_ns
-        if release_ns == ctx.now_ns and not cuts:
-            return True
-        p.held_word = HELD_SECOND if stage == SECOND else 0
-        if cuts:
-            # its pieces keep their times, also when the rate changes
-            last_ns[0] = clock.next_ns
-            p.held_ns = clock_due_ns(clock)
-            each = rate_bps // QUANTUM_FACTOR // (<uint64_t>p.header_length + p.gso_size)
-            each = min(max(each, <uint64_t>1), <uint64_t>HELD_EACH_MOST)
-            p.held_word |= HELD_CUT | <uint32_t>each << HELD_EACH_SHIFT
-        self.counters.extra[DELAY_NS] += release_ns - ctx.now_ns
-        if release_ns - ctx.now_ns > self.counters.extra[DELAY_MAX_NS]:
-            self.counters.extra[DELAY_MAX_NS] = release_ns - ctx.now_ns
-        self.hold(ctx, index, release_ns)
-        return False
-
-    cdef bint is_full(self, const Context *ctx, uint32_t index) noexcept nogil:
-        """Whether there is no place for a packet; there is always one for the first."""
-        cdef bint large = index >= ctx.small_count
-        if self.counters.held == 0:
-            return False
-        return ((self.wheel.large >= self.large_limit if large
-                 else self.wheel.small >= self.small_limit)
-                or (self.share != NULL and share_is_full(self.share, large)))
-
-    cdef void hold(self, Context *ctx, uint32_t index, uint64_t release_ns) noexcept nogil:
-        cdef bint large = index >= ctx.small_count
-        self.counters.held += 1
-        if self.share != NULL:
-            share_count(self.share, 0 if large else 1, 1 if large else 0)
-        self.wheel.put(ctx, index, release_ns)
-
-    cdef uint32_t take(self, Context *ctx) noexcept nogil:
-        """Removes and returns the first packet of the wheel, which there must be."""
-        cdef uint32_t index = self.wheel.take(ctx)
-        cdef bint large = index >= ctx.small_count
-        self.counters.held -= 1
-        if self.share != NULL:
-            share_count(self.share, 0 if large else -1, -1 if large else 0)
-        return index
+                admit(self, ctx, index, 0, STAGES if word & HELD_SECOND else SECOND, out)
 
     cdef void cut(self, Context *ctx, uint32_t index, Batch *out) noexcept nogil:
         """Cuts the next piece off a GSO frame whose turn has come, and leads it on; the rest waits
@@ -373,17 +254,10 @@ cdef class Pacer(Element):
             left_bytes = segmented_bytes(p, payload - begun)
             cut_bytes = segmented_bytes(p, done - begun)
             p.held_word = word | done
-            self.hold(ctx, index, p.release_ns + vnic_share_of(p.held_ns - p.release_ns, cut_bytes,
+            hold(self, ctx, index, p.release_ns + vnic_share_of(p.held_ns - p.release_ns, cut_bytes,
                                                                left_bytes))
         if piece.count:
-            self.admit(ctx, piece.index[0], 0, STAGES if word & HELD_SECOND else SECOND, out)
-
-    cdef void forward(self, Context *ctx, uint32_t index, Batch *out) noexcept nogil:
-        self.counters.extra[SENT_BYTES] += packet_wire_bytes(&ctx.packets[index])
-        if out.count == BATCH_MAX:
-            self.emit(ctx, 0, out)
-            out.count = 0
-        batch_add(out, index)
+            admit(self, ctx, piece.index[0], 0, STAGES if word & HELD_SECOND else SECOND, out)
 
     # -- control -----------------------------------------------------------------------------------
 
@@ -520,7 +394,7 @@ cdef class Pacer(Element):
             self.flow_bps = rate_bps
         if self.share != NULL:
             share_count(self.share, self.wheel.small, self.wheel.large)
-        self.set_timer(ctx, self.wheel.due_ns())
+        self.set_timer(ctx, self.wheel.due_ns)
 
     def _check_packets(self, bytes packets):
         """Raises ValueError for packets that cannot be those of a wheel."""
@@ -551,8 +425,151 @@ cdef class Pacer(Element):
         if engine is None:
             return
         while self.wheel.levels:
-            self.drop(engine.ctx, self.take(engine.ctx), RELEASED)
+            self.drop(engine.ctx, take(self, engine.ctx), RELEASED)
         self.deadline_ns = NEVER
+
+
+# -- policies --------------------------------------------------------------------------------------
+# Functions, since the compiler makes them inline, which methods are not: a tenth of a packet's cost.
+
+
+cdef inline bint admit(Pacer pacer, Context *ctx, uint32_t index, uint64_t key, uint32_t stage,
+                       Batch *out) noexcept nogil:
+    """Leads a packet past its policies from `stage` on. True: it is forwarded; False: it waits, or
+    is dropped."""
+    while stage < STAGES:
+        if not passes(pacer, ctx, index, key, stage):
+            return False
+        stage += 1
+    forward(pacer, ctx, index, out)
+    return True
+
+
+cdef inline bint passes(Pacer pacer, Context *ctx, uint32_t index, uint64_t key,
+                        uint32_t stage) noexcept nogil:
+    """Whether the policy of a stage lets a packet pass at once. False: it waits, or is dropped."""
+    cdef Policy *policy = NULL
+    cdef uint64_t rate_bps
+    if stage == FIRST and pacer.per == PER_FLOW:
+        return passes_flow(pacer, ctx, index, key)
+    if stage == FIRST or pacer.per == PER_FLOW:
+        if pacer.marks.count:
+            policy = mark_policy(&pacer.marks, ctx.packets[index].mark)
+        if policy != NULL and policy.kept and clock_is_due(&policy.clock, ctx.now_ns):
+            policy = NULL
+        if policy == NULL and pacer.per == PER_MARK:
+            return passes_flow(pacer, ctx, index, key)
+    elif pacer.per == PER_ALL:
+        policy = &pacer.whole
+    if policy == NULL:
+        return True
+    rate_bps = policy.rate_bps
+    if rate_bps == 0:
+        if clock_is_due(&policy.clock, ctx.now_ns):
+            return True
+        rate_bps = RATE_MOST_BPS             # behind those that wait since there was a rate
+    return reserve(pacer, ctx, index, stage, rate_bps, &policy.clock, &policy.last_ns)
+
+
+cdef inline bint passes_flow(Pacer pacer, Context *ctx, uint32_t index, uint64_t key) noexcept nogil:
+    """`passes` for the rate of each flow, or mark."""
+    cdef uint64_t rate_bps = pacer.flow_bps, last_ns
+    cdef FlowClock *flow
+    cdef VirtualClock clock
+    cdef bint shared, passes
+    if rate_bps == 0 and pacer.wheel.levels == 0:
+        return True
+    flow = pacer.flows.find(key, ctx.now_ns, &shared)
+    if rate_bps == 0:
+        if flow_is_idle(flow, ctx.now_ns):
+            return True
+        rate_bps = RATE_MOST_BPS             # as in `passes`
+    pacer.counters.extra[SHARED] += shared
+    clock = flow_load(flow, rate_bps)
+    passes = reserve(pacer, ctx, index, FIRST, rate_bps, &clock, &last_ns)
+    flow_store(flow, &clock)
+    return passes
+
+
+cdef inline bint reserve(Pacer pacer, Context *ctx, uint32_t index, uint32_t stage,
+                         uint64_t rate_bps, VirtualClock *clock, uint64_t *last_ns) noexcept nogil:
+    """Takes a packet's turn of a policy's clock, and charges the clock. True: the turn is now;
+    False: the packet waits in the wheel, or is dropped, without a charge."""
+    cdef Packet *p = &ctx.packets[index]
+    cdef uint32_t wire_bytes = packet_wire_bytes(p)
+    cdef uint64_t release_ns = ctx.now_ns, each
+    # can_segment: without Parse the offload fields are not validated, so such a frame is not cut
+    cdef bint cuts = (p.gso_type != GSO_NONE
+                      and <uint64_t>wire_bytes * QUANTUM_FACTOR > rate_bps
+                      and p.length > <uint32_t>p.header_length + p.gso_size and can_segment(p))
+    if clock_is_due(clock, ctx.now_ns):
+        clock.next_ns, clock.remainder = ctx.now_ns, 0
+    else:
+        release_ns = clock_due_ns(clock)
+        if release_ns - ctx.now_ns > pacer.horizon_ns:
+            if not pacer.at_horizon:
+                pacer.drop(ctx, index, BEYOND_HORIZON)
+                return False
+            pacer.counters.extra[AT_HORIZON] += 1
+            release_ns = ctx.now_ns + pacer.horizon_ns
+            clock.next_ns, clock.remainder = release_ns, 0
+    if (release_ns > ctx.now_ns or cuts) and is_full(pacer, ctx, index):
+        pacer.drop(ctx, index, QUEUE_FULL)
+        return False
+    clock_charge(clock, rate_bps, wire_bytes)
+    last_ns[0] = release_ns
+    if release_ns == ctx.now_ns and not cuts:
+        return True
+    p.held_word = HELD_SECOND if stage == SECOND else 0
+    if cuts:
+        # its pieces keep their times, also when the rate changes
+        last_ns[0] = clock.next_ns
+        p.held_ns = clock_due_ns(clock)
+        each = rate_bps // QUANTUM_FACTOR // (<uint64_t>p.header_length + p.gso_size)
+        each = min(max(each, <uint64_t>1), <uint64_t>HELD_EACH_MOST)
+        p.held_word |= HELD_CUT | <uint32_t>each << HELD_EACH_SHIFT
+    pacer.counters.extra[DELAY_NS] += release_ns - ctx.now_ns
+    if release_ns - ctx.now_ns > pacer.counters.extra[DELAY_MAX_NS]:
+        pacer.counters.extra[DELAY_MAX_NS] = release_ns - ctx.now_ns
+    hold(pacer, ctx, index, release_ns)
+    return False
+
+
+cdef inline bint is_full(Pacer pacer, const Context *ctx, uint32_t index) noexcept nogil:
+    """Whether there is no place for a packet; there is always one for the first."""
+    cdef bint large = index >= ctx.small_count
+    if pacer.counters.held == 0:
+        return False
+    return ((pacer.wheel.large >= pacer.large_limit if large
+             else pacer.wheel.small >= pacer.small_limit)
+            or (pacer.share != NULL and share_is_full(pacer.share, large)))
+
+
+cdef inline void hold(Pacer pacer, Context *ctx, uint32_t index,
+                      uint64_t release_ns) noexcept nogil:
+    cdef bint large = index >= ctx.small_count
+    pacer.counters.held += 1
+    if pacer.share != NULL:
+        share_count(pacer.share, 0 if large else 1, 1 if large else 0)
+    pacer.wheel.put(ctx, index, release_ns)
+
+
+cdef inline uint32_t take(Pacer pacer, Context *ctx) noexcept nogil:
+    """Removes and returns the first packet of the wheel, which there must be."""
+    cdef uint32_t index = pacer.wheel.take(ctx)
+    cdef bint large = index >= ctx.small_count
+    pacer.counters.held -= 1
+    if pacer.share != NULL:
+        share_count(pacer.share, 0 if large else -1, -1 if large else 0)
+    return index
+
+
+cdef inline void forward(Pacer pacer, Context *ctx, uint32_t index, Batch *out) noexcept nogil:
+    pacer.counters.extra[SENT_BYTES] += packet_wire_bytes(&ctx.packets[index])
+    if out.count == BATCH_MAX:
+        pacer.emit(ctx, 0, out)
+        out.count = 0
+    batch_add(out, index)
 
 
 cdef class SetPacerRate(Work):

@@ -176,7 +176,8 @@ def test_every_departure_is_that_of_the_reference(per, rate, rates, horizon, exc
     reference.run_until(2**62)
     assert bench.departures() == reference.out
     assert bench.count("horizon") == len(reference.dropped)
-    assert bench.count("sent_bytes") == sum(arrivals[number][3] for _, number in reference.out)
+    limited = bool(rate or rates)
+    assert bench.count("sent_bytes") == limited * sum(arrivals[number][3] for _, number in reference.out)
     assert bench.pacer.statistics()["held"] == 0 and bench.count("shared") == 0
     bench.close()
 

@@ -20,12 +20,12 @@ cdef class TwinWheel:
         self.wheel.put(&self.records, index, release_ns)
 
     def take(self):
-        due_ns = self.wheel.due_ns()
+        due_ns = self.wheel.due_ns
         return due_ns, self.wheel.take(&self.records)
 
     @property
     def due_ns(self):
-        return self.wheel.due_ns()
+        return self.wheel.due_ns
 
     @property
     def counts(self):
