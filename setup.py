@@ -63,7 +63,6 @@ MODULES = [
     "dataplane.wire.checksum",
     "dataplane.wire.headers",
     "dataplane.wire.rewrite",
-    "shaping.delay_line",
     "shaping.flow_clocks",
     "shaping.impairment",
     "shaping.framing",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench import frames, machine
-from bench.micro import Hop, Lane, Sink, Steer, measure_timers
+from bench.micro import Flows, Hop, Lane, Sink, Steer, measure_timers
 from dataplane.elements.counter import Counter
 from dataplane.elements.parse import Parse
 from dataplane.engine.clock import Clock
@@ -17,9 +17,12 @@ from dataplane.engine.engine import Engine
 from dataplane.graph.element import BatchView, Element, PyElement
 from dataplane.packet.pool import PacketPool
 from dataplane.packet.ring import MpscRing, Ring, SpscRing
+from dataplane.units import RATE_MOST_BPS
 from shaping.impairment import Impairment
 from shaping.link import Link
 from shaping.marker import Marker
+from shaping.pacer import Pacer
+from shaping.pacer_settings import FLOWS_MOST
 from shaping.policer import Policer
 from shaping.shaper import Shaper
 
@@ -32,8 +35,9 @@ LANE_PACKETS = 512
 SHAPED_BPS = 1_000_000_000
 QUEUED = 128
 LINE_QUEUED = 32
-DELAYED, DELAYED_PACKETS = "64 B, delayed", 1024  # for elements that hold a whole batch
+DELAYED, DELAYED_PACKETS = "64 B, delayed", 1536  # for elements that hold a whole batch
 ADDRESSES = 1000
+FLOWS = (1, 1000, 1_000_000)
 
 Json = dict[str, object]
 
@@ -179,6 +183,13 @@ def _cases() -> list[Case]:
             step_ns_packet=2 * 53 * 8 * 1_000_000_000 // SHAPED_BPS,
             queued=LINE_QUEUED,
         ),
+        Case(
+            "Pacer, enqueue + dequeue",
+            DELAYED,
+            lambda: Pacer(rate=SHAPED_BPS),
+            step_ns_packet=len(frames.SMALL) * 8 * 1_000_000_000 // SHAPED_BPS,
+            queued=LINE_QUEUED,
+        ),
         Case("RSS hash and queue", "64 B", Steer),
         *_switch_cases(),
         *_classifier_cases(),
@@ -213,9 +224,12 @@ class Bench:
 
     def ready(self, case: Case) -> Element:
         """The case's element, connected to the lane's sink and initialised."""
-        element = case.build()
+        return self.connect(case.build(), case.traffic)
+
+    def connect(self, element: Element, traffic: str) -> Element:
+        """Connects an element to the lane's sink, and initialises it."""
         for gate in range(len(element.outputs)):
-            element.connect(gate, self.sinks[case.traffic])
+            element.connect(gate, self.sinks[traffic])
         element.bind(self.engine)
         element.initialize()
         return element
@@ -240,6 +254,29 @@ def _measure_rings(lane: Lane, repetitions: int, packets: int) -> list[Json]:
             {"name": f"{kind.__name__}, push + pop", "traffic": "-", "batches": {str(b): _spread(t) for b, t in times.items()}}
         )
     return rows
+
+
+def _measure_flows(bench: Bench, repetitions: int, packets: int) -> list[Json]:
+    """ns per packet of a Pacer at batches of 32, by the number of flows that come in turn: each packet
+    needs the clock of its flow, and waits for a rate that all have in common."""
+    lane, step = bench.lane(DELAYED), len(frames.SMALL) * 8 * 1_000_000_000 // SHAPED_BPS
+    turns = max(packets // 32, 1)
+    heads: list[tuple[Flows, Flows]] = []
+    for count in FLOWS:
+        pacer = Pacer(RATE_MOST_BPS, per="flow", rates={0: SHAPED_BPS}, flows=min(4 * count, FLOWS_MOST))
+        bench.connect(pacer, DELAYED)
+        heads.append((Flows(count), Flows(count)))
+        for head, last in zip(heads[-1], (pacer, bench.sinks[DELAYED]), strict=True):
+            head.connect(0, last)
+        lane.measure(heads[-1][0], max(count // 32, turns), 32, step * 32)
+    times: list[list[float]] = [[] for _ in FLOWS]
+    for _ in range(repetitions):
+        for (paced, empty), row in zip(heads, times, strict=True):
+            lane.measure(paced, 1, 32, step * 32)  # what waits since its last turn
+            row.append(lane.measure(paced, turns, 32, step * 32) - lane.measure(empty, turns, 32, step * 32))
+    for paced, _ in heads:
+        paced.outputs[0].release()
+    return [{"flows": count, **_spread(row)} for count, row in zip(FLOWS, times, strict=True)]
 
 
 def _measure_timers(repetitions: int, turns: int) -> list[Json]:
@@ -270,6 +307,7 @@ def run(repetitions: int = REPETITIONS, packets: int = PACKETS) -> Json:
                 bench.repeat(loop, bench.sinks[traffic], batch)
             for case, element in zip(cases, elements, strict=True):
                 bench.repeat(case, element, batch)
+    flows = _measure_flows(bench, repetitions, packets)
     for element in elements:
         element.release()
         element.cleanup()
@@ -288,6 +326,7 @@ def run(repetitions: int = REPETITIONS, packets: int = PACKETS) -> Json:
         "repetitions": repetitions,
         "empty": loops,
         "elements": rows,
+        "flows": flows,
         "timers": _measure_timers(repetitions, packets),
         "machine": machine.describe(),
     }

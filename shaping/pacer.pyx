@@ -185,7 +185,8 @@ cdef class Pacer(Element):
         cdef uint32_t i
         cdef Batch out
         cdef Packet *p
-        if not (self.whole.rate_bps or self.flow_bps or self.marks.count or self.wheel.levels):
+        if not (self.whole.rate_bps or self.flow_bps or self.marks.count
+                or not self.wheel.is_empty()):
             self.counters.extra[PASSED] += batch.count
             self.emit(ctx, 0, batch)
             return
@@ -327,8 +328,8 @@ cdef class Pacer(Element):
     def save_state(self):
         """`rate_bps`; `clock`: [next_ns, remainder, last_ns] of the policy of all packets; `marks`:
         [mark, rate_bps or None, next_ns, remainder, last_ns] of each mark, None: it has no rate any
-        more; `flows`: packed clocks of flows, see flow_clocks.pyx; `packets`: the wheel's, in its
-        order; `base_ns`: that of the wheel. Packets have their release time in Packet.release_ns,
+        more; `flows`: packed clocks of flows, see flow_clocks.pyx; `wheel`, `packets`: see
+        TimingWheel.packed. Packets have their release time in Packet.release_ns,
         and Packet.held_word and held_ns as in pacer.pxd."""
         cdef Engine engine = self.engine
         cdef uint32_t i
@@ -339,28 +340,29 @@ cdef class Pacer(Element):
             if self.marks.entries[i].used:
                 marks.append([self.marks.entries[i].mark, None if policy.kept else policy.rate_bps,
                               policy.clock.next_ns, policy.clock.remainder, policy.last_ns])
+        wheel, packets = [0, 0], b""
+        if engine is not None:
+            wheel, packets = self.wheel.packed(engine.ctx.packets)
         return {"rate_bps": self.rate_bps,
                 "clock": [self.whole.clock.next_ns, self.whole.clock.remainder,
                           self.whole.last_ns],
                 "marks": marks,
                 "flows": b"" if engine is None else self.flows.packed(engine.clock.now_ns),
-                "packets": b"" if engine is None else self.wheel.packed(engine.ctx.packets),
-                "base_ns": self.wheel.base_ns}
+                "wheel": wheel, "packets": packets}
 
     def load_state(self, dict state):
         cdef Engine engine = self.engine
         cdef Context *ctx = engine.ctx
-        cdef uint64_t now_ns = engine.clock.now_ns, base_ns
+        cdef uint64_t now_ns = engine.clock.now_ns
         cdef bytes packets, flows
+        cdef TimingWheel wheel = TimingWheel()
         cdef MarkTable marks
         cdef Policy whole
         cdef Policy *policy
         try:
             if len(state) != 6 or type(state["rate_bps"]) is not int:
                 raise ValueError("other members")
-            base_ns, packets, flows = state["base_ns"], state["packets"], state["flows"]
-            if base_ns > now_ns and packets:
-                raise ValueError(f"its wheel stands at {base_ns} ns")
+            packets, flows = state["packets"], state["flows"]
             rate_bps = rate_of(self.name, state["rate_bps"])
             clocks = {mark: (rate, clock) for mark, rate, *clock in state["marks"]}
             if len(clocks) > 2 * int(MARKS_MOST):
@@ -378,18 +380,16 @@ cdef class Pacer(Element):
                 policy = mark_policy(&marks, mark)
                 _fill_policy(policy, clock, now_ns + self.horizon_ns)
             self._check_packets(packets)
+            wheel.adopt(ctx.packets, ctx.small_count, ctx.total_count, now_ns,
+                        (state["wheel"], packets))
             if not self.flows.adopt(flows, now_ns + self.horizon_ns + AHEAD_MOST_NS):
                 raise ValueError("clocks of another table")
-            self.wheel.clear()
-            if not self.wheel.adopt(ctx.packets, ctx.small_count, ctx.total_count, base_ns,
-                                    packets):
-                raise ValueError("its packets are not linked as in its wheel")
         except (TypeError, ValueError, OverflowError) as error:
             mark_table_free(&marks)
             raise VnicError(f"{self.name}: its state is not that of a Pacer: {error}") from None
         # as of a Shaper, the rates that were in use replace the configuration's
         mark_table_free(&self.marks)
-        self.marks, self.whole = marks, whole
+        self.marks, self.whole, self.wheel = marks, whole, wheel
         if self.per != PER_ALL:
             self.flow_bps = rate_bps
         if self.share != NULL:
@@ -424,7 +424,7 @@ cdef class Pacer(Element):
         cdef Engine engine = self.engine
         if engine is None:
             return
-        while self.wheel.levels:
+        while not self.wheel.is_empty():
             self.drop(engine.ctx, take(self, engine.ctx), RELEASED)
         self.deadline_ns = NEVER
 
@@ -477,7 +477,7 @@ cdef inline bint passes_flow(Pacer pacer, Context *ctx, uint32_t index, uint64_t
     cdef FlowClock *flow
     cdef VirtualClock clock
     cdef bint shared, passes
-    if rate_bps == 0 and pacer.wheel.levels == 0:
+    if rate_bps == 0 and pacer.wheel.is_empty():
         return True
     flow = pacer.flows.find(key, ctx.now_ns, &shared)
     if rate_bps == 0:

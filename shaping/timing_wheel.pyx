@@ -15,20 +15,21 @@ cdef class TimingWheel:
 
     cdef void clear(self) noexcept nogil:
         """Forgets all packets, without a change of their records."""
-        self.base_ns = 0
+        self.due_ns, self.last_ns, self.base_ns = <uint64_t>-1, 0, 0
+        self.head = self.tail = NO_PACKET
         self.levels = self.small = self.large = 0
         memset(self.occupied, 0, sizeof(self.occupied))
         self.find_first()
 
     cdef uint32_t take_of_several(self, Packet *packets) noexcept nogil:
-        """Removes and returns the first packet of the first slot, which has several, of different
-        times."""
+        """Removes and returns the first packet of the wheel's first slot, which has several, and of
+        different times."""
         cdef Slot *slot = &self.slots[self.first_level][self.first_number]
-        cdef uint32_t index = slot.head, before = NO_PACKET, previous = NO_PACKET, first, _i
+        cdef uint32_t index = slot.head, previous = NO_PACKET
+        cdef uint32_t first = NO_PACKET, before = NO_PACKET, _i
         cdef uint64_t rest_ns = <uint64_t>-1
-        first = NO_PACKET
         for _i in range(<uint32_t>FEW):
-            if packets[index].release_ns == self.due_ns and first == NO_PACKET:
+            if first == NO_PACKET and packets[index].release_ns == self.first_ns:
                 first, before = index, previous
             elif packets[index].release_ns < rest_ns:
                 rest_ns = packets[index].release_ns
@@ -36,43 +37,41 @@ cdef class TimingWheel:
             if index == NO_PACKET:
                 break
         else:
-            self.base_ns = self.due_ns       # the first packet is due, so none is put before it
+            self.base_ns = self.first_ns     # the first packet is due, so none is put before it
             self.spread(packets)
-            slot = &self.slots[self.first_level][self.first_number]
-            first = slot.head
-            if first != slot.tail:
-                slot.head = packets[first].next
-            else:
-                self.empty_first()
-                self.find_first()
-            return first
-        # base_ns stays: in front of this slot
+            return self.take_of_wheel(packets)
+        # base_ns stays in front of the slot
         if before == NO_PACKET:
             slot.head = packets[first].next
         else:
             packets[before].next = packets[first].next
         if slot.tail == first:
             slot.tail = before
-        self.due_ns = slot.first_ns = rest_ns
+        self.first_ns = slot.first_ns = rest_ns
         return first
 
     cdef void spread(self, Packet *packets) noexcept nogil:
-        """Moves the packets of the first slot to the levels below; the first ones are then on the
-        lowest level."""
+        """Moves the packets of the wheel's first slot to the levels below; its first ones are then
+        on the lowest level."""
         cdef uint32_t index = self.slots[self.first_level][self.first_number].head, following
         self.empty_first()
-        self.due_ns = <uint64_t>-1
+        self.first_ns = <uint64_t>-1
         while index != NO_PACKET:
             following = packets[index].next
+            packets[index].next = NO_PACKET
             self.link(packets, index, packets[index].release_ns)
             index = following
 
     # -- state -------------------------------------------------------------------------------------
 
-    cdef bytes packed(self, const Packet *packets):
-        """The packets slot by slot, as 32-bit indices (see queue.pxd), for `adopt`."""
-        cdef uint32_t level, number, index, count
-        found = []
+    cdef tuple packed(self, const Packet *packets):
+        """[packets of the list, base_ns], and the packets, those of the list and then slot by slot,
+        as 32-bit indices (see queue.pxd)."""
+        cdef uint32_t level, number, count = 0, index = self.head
+        while index != NO_PACKET:
+            count, index = count + 1, packets[index].next
+        listed = count
+        found = [queue_packed(packets, self.head, count)]
         for level in range(<uint32_t>LEVELS):
             for number in range(<uint32_t>SLOTS):
                 if not self.occupied[level][number // 64] >> number % 64 & 1:
@@ -81,46 +80,75 @@ cdef class TimingWheel:
                 while index != self.slots[level][number].tail:
                     count, index = count + 1, packets[index].next
                 found.append(queue_packed(packets, self.slots[level][number].head, count))
-        return b"".join(found)
+        return [listed, self.base_ns], b"".join(found)
 
     cdef bint adopt(self, const Packet *packets, uint32_t small_count, uint32_t total_count,
-                    uint64_t base_ns, bytes packed) noexcept:
-        """Takes the packets of another wheel as they are linked, without a write to their records:
-        the engine that had them may still continue. The wheel must be empty. False, with nothing
-        changed: `packed` and `base_ns` are not those of a wheel over these records."""
-        cdef const uint32_t *indices = queue_indices(packed)
-        cdef uint32_t i, index, level, number, count = queue_length(packed)
-        cdef bint sound = True
-        cdef uint64_t bit
+                    uint64_t now_ns, tuple packed) except -1:
+        """Takes the packets of another wheel, `packed`, as they are linked, without a write to their
+        records: the engine that had them may still continue. The wheel must be empty. Raises
+        ValueError, TypeError or OverflowError, with nothing changed, where they are not those of a
+        wheel over these records at this time."""
+        cdef bytes indices
+        cdef uint32_t listed, count
+        cdef uint64_t base_ns
+        (listed, base_ns), indices = packed
+        count = queue_length(indices)
+        if len(indices) % sizeof(uint32_t) or listed > count or (listed < count
+                                                                 and base_ns > now_ns):
+            raise ValueError(f"{len(indices)} bytes are no wheel at {base_ns} ns")
+        self.base_ns = base_ns
+        if not self.adopt_all(packets, small_count, total_count, queue_indices(indices), listed,
+                              count):
+            self.clear()
+            raise ValueError("packets are not linked as in a wheel")
+        return True
+
+    cdef bint adopt_all(self, const Packet *packets, uint32_t small_count, uint32_t total_count,
+                        const uint32_t *indices, uint32_t listed, uint32_t count) noexcept:
+        cdef uint32_t i, index, level, number
+        cdef uint64_t release_ns
+        cdef bint begins
         cdef Slot *slot
         cdef Slot *before = NULL
-        self.base_ns = base_ns
         for i in range(count):
             index = indices[i]
-            sound = index < total_count and packets[index].release_ns >= base_ns
-            if not sound:
-                break
-            level = level_of(packets[index].release_ns, base_ns)
-            number = <uint32_t>(packets[index].release_ns >> (level * DIGIT_BITS)) & DIGIT_MASK
-            slot, bit = &self.slots[level][number], <uint64_t>1 << number % 64
-            if slot == before:
-                sound = packets[slot.tail].next == index
-                slot.first_ns = min(slot.first_ns, packets[index].release_ns)
+            if index >= total_count:
+                return False
+            release_ns = packets[index].release_ns
+            begins = i == 0 or i == listed
+            if i < listed:
+                if release_ns < self.last_ns:
+                    return False
+                if begins:
+                    self.head = index
+                self.tail = index
             else:
-                sound = (not self.occupied[level][number // 64] & bit
-                         and (before == NULL or packets[before.tail].next == NO_PACKET))
-                self.occupied[level][number // 64] |= bit
-                self.levels |= <uint32_t>1 << level
-                slot.head, slot.first_ns = index, packets[index].release_ns
-            if not sound:
-                break
-            slot.tail, before = index, slot
+                if release_ns < self.base_ns:
+                    return False
+                level = level_of(release_ns, self.base_ns)
+                number = number_of(release_ns, level)
+                slot = &self.slots[level][number]
+                begins = slot != before
+                if begins:
+                    if self.occupied[level][number // 64] >> number % 64 & 1:
+                        return False
+                    self.occupied[level][number // 64] |= <uint64_t>1 << number % 64
+                    self.levels |= <uint32_t>1 << level
+                    slot.head, slot.first_ns = index, release_ns
+                slot.first_ns = min(slot.first_ns, release_ns)
+                slot.tail, before = index, slot
+            # each follows the one before it, or begins a list behind the end of another
+            if i and packets[indices[i - 1]].next != (NO_PACKET if begins else index):
+                return False
+            self.last_ns = max(self.last_ns, release_ns)
             if index < small_count:
                 self.small += 1
             else:
                 self.large += 1
-        if not sound or (before != NULL and packets[before.tail].next != NO_PACKET):
-            self.clear()
+        if count and packets[indices[count - 1]].next != NO_PACKET:
             return False
         self.find_first()
+        self.due_ns = self.first_ns
+        if self.head != NO_PACKET:
+            self.due_ns = min(self.due_ns, packets[self.head].release_ns)
         return True

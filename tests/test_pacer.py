@@ -632,8 +632,8 @@ def test_rates_that_were_changed_are_handed_over():
         {"clock": [0, 0, 1]}, {"marks": [[1, 10, 0, 0, 0]]}, {"marks": [[-1, 1000, 0, 0, 0]]}, {"marks": 1},
         {"marks": [[1, 1000, 0, 1000, 0]]}, {"marks": [[n, None, 0, 0, 0] for n in range(1025)]},
         {"flows": b"x"}, {"flows": bytes(20) * 100}, {"flows": (99).to_bytes(4, "little") + bytes(16)},
-        {"flows": bytes(4) + b"\xff" * 8 + bytes(8)}, {"packets": b"xyz"}, {"packets": b""}, {"base_ns": -1},
-        {"base_ns": START_NS + 1}, {"other": 1},
+        {"flows": bytes(4) + b"\xff" * 8 + bytes(8)}, {"packets": b"xyz"}, {"packets": b""}, {"wheel": 1},
+        {"wheel": [0, START_NS + 1]}, {"wheel": [4, 0]}, {"other": 1},
     ],
 )  # fmt: skip
 def test_a_state_that_cannot_be_is_refused(wrong):

@@ -82,11 +82,11 @@ def test_packets_leave_in_the_order_of_their_times(twin, start, steps):
                 assert wheel.take() == taken
                 free.append(taken[1])
         elif step == "adopt":
-            packed, base = wheel.packed, wheel.base_ns
+            packed = wheel.packed
             wheel.clear()
             assert wheel.due_ns == NEVER
             wheel = twin()
-            assert wheel.adopt(base, packed)
+            wheel.adopt(now, packed)
         else:
             for _ in range(min(value, len(reference.packets))):
                 if reference.packets[0][0] >= 1 << 63:
@@ -135,20 +135,31 @@ def test_a_packet_may_be_put_for_a_time_that_is_past(twin):
 
 
 def test_a_state_that_is_not_of_these_packets_is_refused(twin):
-    wheel = twin()
-    for number, at in enumerate([10**6, 10**6, 10**6 + 5, 10**9]):
-        wheel.put(number, at, 1000)
-    packed, base = wheel.packed, wheel.base_ns
+    wheel, now = twin(), 1000
+    for number, at in enumerate([10**9, 2 * 10**9, 10**6, 10**6, 10**6 + 5, 10**8]):
+        wheel.put(number, at, now)
+    (listed, base), packets = packed = wheel.packed
+    assert listed == 2 and struct.unpack("<6I", packets) == (0, 1, 2, 3, 4, 5)
     wheel.clear()
-    swapped = struct.pack("<4I", 1, 0, 2, 3)
-    gap = struct.pack("<3I", 0, 1, 3)
-    strange = struct.pack("<I", SMALL + LARGE)
-    for wrong in (swapped, gap, packed[:-4] + strange, packed + packed[:4]):
-        assert not wheel.adopt(base, wrong)
+
+    def indices(*numbers: int) -> bytes:
+        return struct.pack(f"<{len(numbers)}I", *numbers)
+
+    for wrong in (
+        ([listed, base], indices(0, 1, 3, 2, 4, 5)), ([listed, base], indices(1, 0, 2, 3, 4, 5)),
+        ([listed, base], indices(0, 1, 2, 3, 5)), ([listed, base], indices(0, 1, 2, 3, 4, 5, 2)),
+        ([listed, base], indices(0, 1, 2, 3, 4, SMALL + LARGE)), ([listed, base], packets[:-1]),
+        ([1, base], packets), ([3, base], packets), ([7, base], packets), ([listed, now + 1], packets),
+        ([listed, 10**6 + 1], packets), ([-1, base], packets), ([listed, "0"], packets), ([listed], packets),
+        ([listed, base], "packets"),
+    ):  # fmt: skip
+        with pytest.raises((ValueError, TypeError, OverflowError)):
+            wheel.adopt(now, wrong)
         assert wheel.due_ns == NEVER and wheel.counts == (0, 0)
-    assert not wheel.adopt(10**6 + 1, packed)  # a packet is due before
-    wheel.write_release(2, 10**9)
-    assert not wheel.adopt(base, packed)  # another slot
-    wheel.write_release(2, 10**6 + 5)
-    assert wheel.adopt(base, packed)
-    assert [wheel.take()[1] for _ in range(4)] == [0, 1, 2, 3]
+    for number, release in ((4, 10**8), (1, 10**8), (2, 500)):
+        before = wheel.write_release(number, release)
+        with pytest.raises(ValueError, match="packets are not linked as in a wheel"):
+            wheel.adopt(now, packed)
+        wheel.write_release(number, before)
+    wheel.adopt(now, packed)
+    assert [wheel.take()[1] for _ in range(6)] == [2, 3, 4, 5, 0, 1]

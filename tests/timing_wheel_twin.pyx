@@ -32,19 +32,17 @@ cdef class TwinWheel:
         return self.wheel.small, self.wheel.large
 
     @property
-    def base_ns(self):
-        return self.wheel.base_ns
-
-    @property
     def packed(self):
         return self.wheel.packed(self.records.packets)
 
-    def adopt(self, uint64_t base_ns, bytes packed):
-        return self.wheel.adopt(self.records.packets, self.records.small_count,
-                                self.records.total_count, base_ns, packed)
+    def adopt(self, uint64_t now_ns, tuple packed):
+        self.wheel.adopt(self.records.packets, self.records.small_count, self.records.total_count,
+                         now_ns, packed)
 
     def write_release(self, uint32_t index, uint64_t release_ns):
+        before = self.records.packets[index].release_ns
         self.records.packets[index].release_ns = release_ns
+        return before
 
     def clear(self):
         self.wheel.clear()
