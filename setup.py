@@ -94,6 +94,7 @@ if BUILD not in FLAGS:
 CHECKED = BUILD != "release"
 CPUS = os.cpu_count() or 1
 ABI_HEADER = Path("dataplane/abi.h")
+WITH_ABI = ["dataplane.abi", *BENCH_MODULES]  # what includes it
 
 
 def source(name: str) -> str:
@@ -110,7 +111,7 @@ def extension(name: str) -> Extension:
         name,
         [source(name)],
         include_dirs=["dataplane"],
-        depends=[*headers, str(ABI_HEADER)] if name == "dataplane.abi" else headers,
+        depends=[*headers, str(ABI_HEADER)] if name in WITH_ABI else headers,
         extra_compile_args=[*FLAGS[BUILD], "-Wall", "-Wno-unused-function", "-fno-strict-aliasing"],
         extra_link_args=["-fsanitize=address"] if BUILD == "asan" else [],
     )

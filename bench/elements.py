@@ -261,12 +261,11 @@ def _measure_flows(bench: Bench, repetitions: int, packets: int) -> list[Json]:
     needs the clock of its flow, and waits for a rate that all have in common."""
     lane, step = bench.lane(DELAYED), len(frames.SMALL) * 8 * 1_000_000_000 // SHAPED_BPS
     turns = max(packets // 32, 1)
+    pacers = [Pacer(RATE_MOST_BPS, per="flow", rates={0: SHAPED_BPS}, flows=min(4 * count, FLOWS_MOST)) for count in FLOWS]
     heads: list[tuple[Flows, Flows]] = []
-    for count in FLOWS:
-        pacer = Pacer(RATE_MOST_BPS, per="flow", rates={0: SHAPED_BPS}, flows=min(4 * count, FLOWS_MOST))
-        bench.connect(pacer, DELAYED)
+    for count, pacer in zip(FLOWS, pacers, strict=True):
         heads.append((Flows(count), Flows(count)))
-        for head, last in zip(heads[-1], (pacer, bench.sinks[DELAYED]), strict=True):
+        for head, last in zip(heads[-1], (bench.connect(pacer, DELAYED), bench.sinks[DELAYED]), strict=True):
             head.connect(0, last)
         lane.measure(heads[-1][0], max(count // 32, turns), 32, step * 32)
     times: list[list[float]] = [[] for _ in FLOWS]
@@ -274,8 +273,8 @@ def _measure_flows(bench: Bench, repetitions: int, packets: int) -> list[Json]:
         for (paced, empty), row in zip(heads, times, strict=True):
             lane.measure(paced, 1, 32, step * 32)  # what waits since its last turn
             row.append(lane.measure(paced, turns, 32, step * 32) - lane.measure(empty, turns, 32, step * 32))
-    for paced, _ in heads:
-        paced.outputs[0].release()
+    for pacer in pacers:
+        pacer.release()
     return [{"flows": count, **_spread(row)} for count, row in zip(FLOWS, times, strict=True)]
 
 

@@ -1,7 +1,7 @@
 """Hashes of flows, keyed so that a sender cannot choose flows that fall together.
 
-Each step is the product of two keyed words, its halves combined (as in wyhash); a flow of IPv4 takes
-one step for the addresses and one for the rest.
+Each step is the product of two keyed words, its halves combined (as in wyhash); a flow of IPv4
+takes one step for the addresses and one for the rest.
 """
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
@@ -19,7 +19,7 @@ cdef inline uint64_t flow_hash(const Packet *p, const FlowKeys *keys) noexcept n
     one carries them; all that is not IP is one flow."""
     cdef uint64_t[2] source, destination
     cdef uint64_t rest = p.ip_protocol, hash
-    # Only Parse sets these flags: of a packet that was not parsed, the second cache line is not read.
+    # Only Parse sets these flags: without it the second cache line is not read.
     if p.flags & PACKET_IPV4:
         memcpy(&source[0], p.source_address, 4)
         memcpy(<char *>&source[0] + 4, p.destination_address, 4)

@@ -181,7 +181,7 @@ cdef class Pacer(Element):
 
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
         cdef uint64_t[BATCH_MAX] keys
-        cdef uint64_t held, passed = 0
+        cdef uint64_t key = 0, held, passed = 0
         cdef uint32_t i
         cdef Batch out
         cdef Packet *p
@@ -202,8 +202,9 @@ cdef class Pacer(Element):
                 flow_prefetch(self.flows, keys[i])
         held = self.counters.held
         for i in range(batch.count):
-            passed += admit(self, ctx, batch.index[i], keys[i] if self.per != PER_ALL else 0, FIRST,
-                                 &out)
+            if self.per != PER_ALL:
+                key = keys[i]
+            passed += admit(self, ctx, batch.index[i], key, FIRST, &out)
         self.counters.extra[PASSED] += passed
         self.counters.extra[DELAYED] += self.counters.held - held
         self.collect_due(ctx, &out)              # GSO frames whose first piece is due at once
@@ -255,8 +256,8 @@ cdef class Pacer(Element):
             left_bytes = segmented_bytes(p, payload - begun)
             cut_bytes = segmented_bytes(p, done - begun)
             p.held_word = word | done
-            hold(self, ctx, index, p.release_ns + vnic_share_of(p.held_ns - p.release_ns, cut_bytes,
-                                                               left_bytes))
+            hold(self, ctx, index, p.release_ns
+                 + vnic_share_of(p.held_ns - p.release_ns, cut_bytes, left_bytes))
         if piece.count:
             admit(self, ctx, piece.index[0], 0, STAGES if word & HELD_SECOND else SECOND, out)
 
@@ -403,8 +404,8 @@ cdef class Pacer(Element):
         cdef const uint32_t *indices = queue_indices(packets)
         cdef uint32_t i
         if len(packets) % sizeof(uint32_t) or self.counters.held != queue_length(packets):
-            raise ValueError(f"{len(packets)} bytes are no list of the {self.counters.held} packets "
-                             "that wait")
+            raise ValueError(f"{len(packets)} bytes are no list of the {self.counters.held} "
+                             "packets that wait")
         for i in range(queue_length(packets)):
             if indices[i] >= engine.ctx.total_count:
                 raise ValueError(f"packet {indices[i]} is not in the pool")
@@ -430,7 +431,7 @@ cdef class Pacer(Element):
 
 
 # -- policies --------------------------------------------------------------------------------------
-# Functions, since the compiler makes them inline, which methods are not: a tenth of a packet's cost.
+# Functions, which the compiler makes inline, and not methods: a tenth of a packet's cost.
 
 
 cdef inline bint admit(Pacer pacer, Context *ctx, uint32_t index, uint64_t key, uint32_t stage,
@@ -471,7 +472,8 @@ cdef inline bint passes(Pacer pacer, Context *ctx, uint32_t index, uint64_t key,
     return reserve(pacer, ctx, index, stage, rate_bps, &policy.clock, &policy.last_ns)
 
 
-cdef inline bint passes_flow(Pacer pacer, Context *ctx, uint32_t index, uint64_t key) noexcept nogil:
+cdef inline bint passes_flow(Pacer pacer, Context *ctx, uint32_t index,
+                             uint64_t key) noexcept nogil:
     """`passes` for the rate of each flow, or mark."""
     cdef uint64_t rate_bps = pacer.flow_bps, last_ns
     cdef FlowClock *flow
@@ -637,8 +639,8 @@ cdef class SetMarkRates(Work):
 
 
 cdef inline void policy_set_rate(Policy *policy, uint64_t rate_bps, uint64_t now_ns) noexcept nogil:
-    """Changes the rate; none that waits is overtaken. What is left of the last packet's time, of one
-    that is not cut, is converted to the new rate."""
+    """Changes the rate; packets that wait are not overtaken. What is left of the last one's time,
+    unless it is cut, is converted to the new rate."""
     cdef uint64_t from_ns = max(now_ns, policy.last_ns)
     if policy.rate_bps and rate_bps and policy.clock.next_ns >= from_ns:
         clock_set_rate(&policy.clock, from_ns, policy.rate_bps, rate_bps, 0)

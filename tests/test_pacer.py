@@ -38,7 +38,9 @@ RATE_MOST = 10**13
 class Bench:
     """a >> parse >> marks >> pacer >> b, in virtual time."""
 
-    def __init__(self, pool: PacketPool | None = None, *, small: int = 8192, large: int = 256, seed: int = 1, **config: Any) -> None:
+    def __init__(
+        self, pool: PacketPool | None = None, *, small: int = 8192, large: int = 256, seed: int = 1, **config: Any
+    ) -> None:
         self.pool = pool or PacketPool(small=small, large=large)
         self.engine = Engine("e0", self.pool, clock=Clock(virtual=True, start_ns=START_NS), seed=seed)
         self.a, self.b = MemoryPort("a", 0), MemoryPort("b", 1)
@@ -190,7 +192,9 @@ def test_backlogged_flows_leave_by_the_closed_form():
     advance(bench.engine, START_NS + 10**9)
     times = {number: at for at, number in bench.departures()}
     assert times == {
-        flow * each + i: START_NS + math.ceil(Fraction(i * size * 8 * 10**9, rate)) for flow in range(flows) for i in range(each)
+        flow * each + i: START_NS + math.ceil(Fraction(i * size * 8 * 10**9, rate))
+        for flow in range(flows)
+        for i in range(each)
     }
     assert bench.count("passed") == flows and bench.count("delayed") == flows * (each - 1)
     assert bench.count("delay_max_ns") == max(times.values()) - START_NS
@@ -205,7 +209,7 @@ def test_no_policy_lets_more_pass_than_its_rate(per, arrivals, marks_rate):
     one, at most rate * (t - s) bits: the law of the generic cell rate algorithm without a burst.
     A time is a whole nanosecond, so the interval may be up to one longer."""
     rate = 10**6
-    rates = {mark: marks_rate for mark in (1, 2)} if marks_rate else None
+    rates = dict.fromkeys((1, 2), marks_rate) if marks_rate else None
     bench = Bench(rate=rate, per=per, rates=rates, horizon="1h")
     now = START_NS
     for number, (gap, flow, mark, size) in enumerate(arrivals):
@@ -356,7 +360,9 @@ def test_the_last_byte_leaves_at_the_same_time_with_and_without_gso(rate, frames
         for number, (gap, flow, segments) in enumerate(frames):
             now += gap
             spec = Spec(protocol=UDP, source_port=1024 + flow, payload=bytes(1000 * segments), destination_port=80)
-            sent: list[Frame | bytes] = [spec.frame(1000)] if gso and segments > 1 else [each.build() for each in spec.segments(1000)]
+            sent: list[Frame | bytes] = (
+                [spec.frame(1000)] if gso and segments > 1 else [each.build() for each in spec.segments(1000)]
+            )
             bench.inject([*sent, numbered(number, flow=flow, size=60)], now)
         advance(bench.engine, 2**61)
         out = bench.b.take()
@@ -563,7 +569,9 @@ def test_changes_neither_lose_nor_reorder(per, changes):
                 number += 1
         now += gap
         bench.inject(frames, now)
-        bench.write(handler, rate if handler == "rate" else {1: "none" if rate is None else rate, **({2: rate} if rate else {})})
+        bench.write(
+            handler, rate if handler == "rate" else {1: "none" if rate is None else rate, **({2: rate} if rate else {})}
+        )
         assert bench.engine.conservation()["conserved"]
     advance(bench.engine, 2**62)
     order: dict[Any, list[int]] = defaultdict(list)
@@ -650,7 +658,11 @@ def test_a_frame_that_cannot_be_cut_is_refused():
     bench = Bench(rate="2mbit", per="flow")
     bench.inject([Spec(payload=bytes(5000)).frame(700), numbered(1, size=60)])
     state = bench.pacer.save_state()
-    [index] = [each for each in range(bench.pool.small_count, bench.pool.small_count + bench.pool.large_count) if bench.pool.records[each]["flags"]]
+    [index] = [
+        each
+        for each in range(bench.pool.small_count, bench.pool.small_count + bench.pool.large_count)
+        if bench.pool.records[each]["flags"]
+    ]
     record = bench.pool.records[index]
     for field, value in (("gso_size", 0), ("held_ns", 0), ("held_word", record["held_word"] | 0x1FFFF)):
         before = record[field].copy()
@@ -679,7 +691,7 @@ def test_a_frame_that_cannot_be_cut_is_refused():
         ({"flows": 1 << 23}, "expected a number, 1 to 4194304"),
         ({"flows": "many"}, "flows 'many': expected a number"),
         ({"rates": "1mbit"}, r"rates '1mbit': expected at most 1024 marks with their rates, such as \{1: 10mbit\}"),
-        ({"rates": {n: "1mbit" for n in range(1025)}}, "rates of 1025 marks: expected at most 1024"),
+        ({"rates": dict.fromkeys(range(1025), "1mbit")}, "rates of 1025 marks: expected at most 1024"),
         ({"rates": {-1: "1mbit"}}, "mark -1: expected a number from 0 to 4294967295"),
         ({"rates": {"gold": "1mbit"}}, "mark 'gold': expected a number"),
         ({"rates": {"9" * 5000: "1mbit"}}, "expected a number from 0"),
@@ -695,7 +707,7 @@ def test_settings_that_are_refused(config, message):
 
 
 def test_what_it_describes():
-    pacer = Pacer("10mbit", per="mark", rates={n: "1mbit" for n in range(6)}, horizon="10ms", exceed="pace", flows=1000)
+    pacer = Pacer("10mbit", per="mark", rates=dict.fromkeys(range(6), "1mbit"), horizon="10ms", exceed="pace", flows=1000)
     described = pacer.describe()
     assert {key: described[key] for key in ("rate", "per", "horizon", "exceed")} == {
         "rate": "10mbit", "per": "mark", "horizon": "10ms", "exceed": "pace",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataplane.elements.parse import Parse
 from dataplane.graph.element import Element, Source
 from dataplane.graph.port import PortRx
+from shaping.pacer import Pacer
 from shaping.pool_share import PoolShare
 from shaping.shaper import Shaper
 from vnic.api.method import is_owner
@@ -111,7 +112,7 @@ class NicNode:
         """Adds its shapers to a share of the pool before they run; together, the shapers of a share
         hold no more packets than it allows."""
         for element in self.elements:
-            if isinstance(element, Shaper) and element.engine is None:
+            if isinstance(element, Shaper | Pacer) and element.engine is None:
                 element.join(share)
 
     @property
