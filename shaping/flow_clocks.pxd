@@ -2,10 +2,10 @@
 
 A flow whose clock is not ahead of now is as one that was never seen, so only flows that are being
 paced need a clock. The clocks are a set-associative table of eight ways, as CAKE's: a flow gets the
-first clock of its set that is not ahead of now, so that nearly all are in the set's first cache line.
-Where all eight are, the flow shares one of them, always the same one, so that its packets stay in
-order; and until that one is idle, for it may have packets of this flow. With clocks for four times
-the flows that are paced at once, one flow of ten thousand has to share.
+first clock of its set that is not ahead of now, so that nearly all are in the set's first cache
+line. Where all eight are, the flow shares one of them, always the same one, so that its packets
+stay in order; and until that one is idle, for it may have packets of this flow. With clocks for
+four times the flows that are paced at once, one flow of ten thousand has to share.
 """
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t

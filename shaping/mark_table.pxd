@@ -8,8 +8,7 @@ cdef enum:
 cdef struct Policy:              # a rate that packets have in common
     VirtualClock clock
     uint64_t rate_bps            # 0: no limit
-    # when the packet is sent that the clock was charged for last; of one that is cut, when its end is
-    uint64_t last_ns
+    uint64_t last_ns             # when the last packet is sent; of one that is cut, its end
     bint kept                    # its mark has no rate any more; kept while its packets wait
 
 cdef struct MarkEntry:

@@ -23,8 +23,8 @@ cdef enum:
     STAGES = 2
 
 # Packet.held_word of a packet in the wheel: whether it waits for SECOND, whether it is a GSO frame
-# that is being cut, into pieces of how many segments, and how many bytes of its payload are cut off.
-# Packet.held_ns of such a frame: when its last byte will have been sent.
+# that is being cut, into pieces of how many segments, and how many bytes of its payload are cut
+# off. Packet.held_ns of such a frame: when its last byte will have been sent.
 cdef enum:
     HELD_SECOND = 0x80000000
     HELD_CUT = 0x40000000

@@ -73,8 +73,8 @@ cdef class Pacer(Element):
     """Limits the rates of many flows, or of classes of packets, in one element.
 
     Each packet gets its release time when it comes, and waits for it in a timing wheel that all
-    flows have in common: ten thousand flows cost no more than one. A Shaper limits one rate with one
-    queue.
+    flows have in common: ten thousand flows cost no more than one. A Shaper limits one rate with
+    one queue.
 
     Synopsis:  a >> Pacer(rate="5mbit", per="flow", name="pace") >> b
     Ports:     1 input, 1 output; packets of the same policies leave in order.
@@ -108,10 +108,10 @@ cdef class Pacer(Element):
                shared: packets of flows that shared a clock with another flow, since all of theirs
                    were taken: make `flows` larger
                at_horizon: packets that left at the horizon, with exceed: pace
-    Handlers:  counters; rate, rates (read, write, live); flows (read): the number of clocks, and how
-               many of them flows wait for now (of more than 65536, estimated from as many). A change
-               of rate applies to packets that come after it; those that wait keep their times, and
-               none overtakes them.
+    Handlers:  counters; rate, rates (read, write, live); flows (read): the number of clocks, and
+               how many of them flows wait for now (of more than 65536, estimated from as many). A
+               change of rate applies to packets that come after it; those that wait keep their
+               times, and are not overtaken.
     Threads:   any one engine
     Cost:      see shaping/README.md
     Example:   Each connection of the container sends at most 2 Mbit/s.
@@ -123,18 +123,18 @@ cdef class Pacer(Element):
 
     A packet has at most two policies, and waits for them one after the other: its flow's before its
     mark's, or its mark's before that of all packets. Each policy's clock is exact: the packet that
-    finds it at T goes on at the first whole nanosecond from T on, or at once, and the clock advances
-    to T + length / rate. There is no burst.
+    finds it at T goes on at the first whole nanosecond from T on, or at once, and the clock
+    advances to T + length / rate. There is no burst.
 
-    A GSO frame that takes more than 1 ms at the rate of a policy is cut, while it waits for it, into
-    pieces of at most 1 ms (at least one segment), which go on at the times of their first bytes. The
-    rest stays one packet.
+    A GSO frame that takes more than 1 ms at the rate of a policy is cut, while it waits for it,
+    into pieces of at most 1 ms (at least one segment), which go on at the times of their first
+    bytes. The rest stays one packet.
 
     The algorithm is Carousel's (SIGCOMM'17, section 4): one time-indexed queue, into which a packet
-    goes with the latest of its policies' times, and a horizon. Differences: a release time is exact,
-    not that of its slot; and a policy's clock is charged once the packet has reached it, not while
-    it still waits for another one, so that a slow flow does not use up its class's rate ahead of
-    time.
+    goes with the time that its policy gives it, and a horizon. Differences: a release time is
+    exact, not that of its slot; and of two policies the second one's clock is charged once the
+    packet has passed the first one, not on arrival, so that a slow flow does not use up its class's
+    rate ahead of time.
     """
 
     DROP_REASONS = ("horizon", "queue_full", "no_buffer", "released")

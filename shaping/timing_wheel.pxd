@@ -1,20 +1,20 @@
-"""TimingWheel: held packets in the order of their release times, in constant time for each, whatever
-the times.
+"""TimingWheel: held packets in the order of their release times, in constant time for each,
+whatever the times.
 
-The timing wheel of Carousel (SIGCOMM'17, section 4), made hierarchical (Varghese and Lauck, SOSP'87,
-scheme 7), with bitmaps of the occupied slots (Eiffel, NSDI'19). A slot is an index and rounds
-nothing: a release time is a number of eight digits of eight bits, and a packet is in the slot of its
-first digit that differs from `base_ns`, on the level of that digit. So the packets of a slot of the
-lowest level have the same release time. Of a higher level, the first slot's packets are compared
-where they are few, as nearly always, and else moved to lower levels, each at most once for each
-level.
+The timing wheel of Carousel (SIGCOMM'17, section 4), made hierarchical (Varghese and Lauck,
+SOSP'87, scheme 7), with bitmaps of the occupied slots (Eiffel, NSDI'19). A slot is an index and
+rounds nothing: a release time is a number of eight digits of eight bits, and a packet is in the
+slot of its first digit that differs from `base_ns`, on the level of that digit. So the packets of a
+slot of the lowest level have the same release time. Of a higher level, the first slot's packets are
+compared where they are few, as nearly always, and else moved to lower levels, each at most once for
+each level.
 
-A slot is a list linked by Packet.next, in the order in which packets were put. Packets with the same
-release time leave in that order.
+A slot is a list linked by Packet.next, in the order in which packets were put. Packets with the
+same release time leave in that order.
 
-A packet that is released after all others, as most are where all wait alike, goes into a list beside
-the wheel instead. The first packet is that of the list or that of the wheel; of the same release
-time, the list's, since a packet is only put into the wheel when a later one is in the list.
+A packet that is released after all others, as most are where all wait alike, goes into a list
+beside the wheel instead. The first packet is that of the list or that of the wheel; of the same
+release time, the list's, since a packet is only put into the wheel when a later one is in the list.
 """
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
@@ -100,8 +100,8 @@ cdef class TimingWheel:
     @cython.final
     cdef inline void link(self, Packet *packets, uint32_t index,
                           uint64_t release_ns) noexcept nogil:
-        """Appends a packet to the slot of its release time. Without a branch for whether the slot has
-        one, which no CPU could predict."""
+        """Appends a packet to the slot of its release time. Without a branch for whether the slot
+        has one, which no CPU could predict."""
         cdef uint32_t level = level_of(release_ns, self.base_ns)
         cdef uint32_t number = number_of(release_ns, level)
         cdef uint64_t *word = &self.occupied[level][number // 64]

@@ -84,8 +84,8 @@ cdef class TimingWheel:
 
     cdef bint adopt(self, const Packet *packets, uint32_t small_count, uint32_t total_count,
                     uint64_t now_ns, tuple packed) except -1:
-        """Takes the packets of another wheel, `packed`, as they are linked, without a write to their
-        records: the engine that had them may still continue. The wheel must be empty. Raises
+        """Takes the packets of another wheel, `packed`, as they are linked, without a write to
+        their records: the engine that had them may still continue. The wheel must be empty. Raises
         ValueError, TypeError or OverflowError, with nothing changed, where they are not those of a
         wheel over these records at this time."""
         cdef bytes indices
