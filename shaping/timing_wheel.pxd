@@ -14,7 +14,8 @@ same release time leave in that order.
 
 A packet that is released after all others, as most are where all wait alike, goes into a list
 beside the wheel instead. The first packet is that of the list or that of the wheel; of the same
-release time, the list's, since a packet is only put into the wheel when a later one is in the list.
+release time, the list's, since a packet goes into the wheel only after a later one has gone into
+the list.
 """
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
