@@ -17,6 +17,7 @@ from shaping.policy.network import Network
 from shaping.policy.places import Line, Place, Plan, plan_of
 from shaping.policy.presets import PRESETS
 from shaping.policy.schema import OverheadConfig
+from shaping.policy.share_notes import share_notes
 
 POOL_SMALL = 16384  # small buffers, by default
 POOL_MOST = 1 << 20
@@ -34,7 +35,12 @@ def check_policy(policy: Policy, network: Network, pool_small: int = POOL_SMALL)
     pool_small: the number of small buffers in the packet pool.
     """
     plan = plan_of(policy, network)
-    found = [*plan.findings, *_names(policy, network), *_presets(policy)]
+    found = [
+        *plan.findings,
+        *_names(policy, network),
+        *_presets(policy),
+        *share_notes(plan, policy),
+    ]
     for line in plan.lines.values():
         found += [
             *_queue(line, pool_small),

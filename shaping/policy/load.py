@@ -27,6 +27,7 @@ from shaping.policy.keys import LinkKey, parse_key
 from shaping.policy.presets import PRESETS
 from shaping.policy.scalars import LineTime, QueueLength, QueueSize, Share
 from shaping.policy.schema import LINKS_MOST, LineConfig, PolicyConfig
+from shaping.policy.share_load import read_shares
 
 # Words of other tools and what to write here.
 _OTHER_WORDS = {
@@ -65,11 +66,13 @@ class Policy(NamedTuple):
 
     name       of the file, for findings
     config     the same as typed structs
+    share_lines  "FILE:LINE" of each entry of `shares`
     """
 
     name: str
     config: PolicyConfig
     entries: list[Entry]
+    share_lines: dict[str, str] = {}
 
     @property
     def seed(self) -> int | None:
@@ -86,7 +89,7 @@ def parse_policy(text: str, name: str = "<text>") -> Policy:
 def convert_policy(data: Any, locate: Locate = lambda path: "", name: str = "") -> Policy:
     """A policy from untyped data. Raises ConfigError."""
     fields = mapping(data, PolicyConfig, (), locate)
-    links = fields.pop("links", None)
+    links, shares = fields.pop("links", None), fields.pop("shares", None)
     if "version" not in fields:
         raise error_at(locate, (), "has no version: expected version: 1")
     config = convert(fields, PolicyConfig, (), locate)
@@ -102,7 +105,8 @@ def convert_policy(data: Any, locate: Locate = lambda path: "", name: str = "") 
         )
     entries = [_entry(key, value, locate) for key, value in links.items()]
     config.links = {str(key): entry.settings for key, entry in zip(links, entries, strict=True)}
-    return Policy(name, config, entries)
+    config.shares = read_shares(shares, locate)
+    return Policy(name, config, entries, {each: locate(("shares", each)) for each in config.shares})
 
 
 def load_policy(path: str | os.PathLike[str]) -> Policy:

@@ -22,6 +22,7 @@ from shaping.policy.scalars import (
     QueueSize,
     Share,
 )
+from shaping.policy.share_schema import ShareConfig
 
 POLICY_VERSION = 1
 LINKS_MOST = 4096
@@ -393,6 +394,8 @@ class PolicyConfig(_Strict):
         (both ways), `web -> any` (all that NIC web sends), `any -> web` (all that it receives),
         `web` (both), the name of a link of the network (both ways), or `lan--dmz -> dmz` (one way
         of it). Of two entries for the same place and setting, the later one counts.
+    shares: Capacities that several NICs share, by name: what each NIC may send follows from
+        weights, levels and what the others send, and changes with it several times a second.
     """
 
     version: Annotated[
@@ -416,5 +419,13 @@ class PolicyConfig(_Strict):
             description="a mapping from a place such as web -> db to settings such as {rate: "
             "10mbit}",
             examples=[{"web <-> db": {"rate": "10mbit"}}],
+        ),
+    ] = {}
+    shares: Annotated[
+        dict[str, ShareConfig],
+        Meta(
+            description="a mapping from a name to a capacity and the NICs that share it, such as "
+            "{uplink: {capacity: 35gbit, web: {weight: 2}, db: {weight: 1}}}",
+            examples=[{"uplink": {"capacity": "35gbit", "web": {"weight": 2}}}],
         ),
     ] = {}

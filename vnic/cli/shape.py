@@ -179,7 +179,7 @@ def show(over_ns: int, instance: str, as_json: bool) -> None:
     vnic shape show
     vnic shape show --over 5s --json
     """
-    from vnic.cli.shape_report import lines_of, measured
+    from vnic.cli.shape_report import lines_of, measured, share_rows
 
     with connect(instance) as client:
         config = client.call("GetConfig")["config"]
@@ -191,12 +191,13 @@ def show(over_ns: int, instance: str, as_json: bool) -> None:
         time.sleep(over_ns / 1e9)
         after = _elements(client)
         took_s = time.monotonic() - begin
+        shares = client.call("Status")["status"].get("shares", [])
     rows = [
         measured(line, before, after, took_s)
         for line in lines_of(config["shape"], _network(config))
     ]
     if as_json:
-        print_json({"seed": config["shape"].get("seed"), "lines": rows})
+        print_json({"seed": config["shape"].get("seed"), "lines": rows, "shares": shares})
         return
     print_table(
         ["line", "asked for", ">packets", ">rate now", ">lost", ">mean delay", "kept?"],
@@ -211,6 +212,9 @@ def show(over_ns: int, instance: str, as_json: bool) -> None:
             for row in rows
         ],
     )  # fmt: skip
+    if shares:
+        click.echo()
+        print_table(["share", ">capacity", "NIC", ">may send", ">wants"], share_rows(shares))
 
 
 @shape.command(name="set")

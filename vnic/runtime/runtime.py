@@ -38,6 +38,7 @@ from vnic.runtime.apply import Applying, Change, difference, prepared
 from vnic.runtime.groups import change_group, make_group
 from vnic.runtime.handlers import Handlers
 from vnic.runtime.picture import network_data, network_dot, network_text
+from vnic.runtime.shares import Shares
 from vnic.store.history import History
 from vnic.store.keeper import GUARANTEED, Keeper
 from vnic.store.losses import Losses
@@ -127,6 +128,7 @@ class Runtime:
         self._users: dict[Module, tuple[ModuleConfig, _Made]] = {}  # the users' modules
         for each in list(self.config.modules):
             self._add(each)
+        self.shares = Shares(self, self.nics.attached)
         self.accounts = Accounts(self.hosted, self._clients)
         self._handlers = Handlers(
             self.hosted,
@@ -291,6 +293,7 @@ class Runtime:
                     self.remember()
                 if self.role == "crash" and self.keeping is not None:
                     self.keeping.drop_inherited(MODULE_KEYS)  # of modules that no longer exist
+                self.shares.renew()
             except BaseException:
                 if self.role == "first":
                     self.close()
@@ -342,6 +345,7 @@ class Runtime:
             for module in reversed(self.modules):
                 self._logged(module, "closed", module.closed)
             self._changes.shutdown(wait=False)
+        self.shares.close()
 
     def _logged(self, module: Module, name: str, hook: Callable[[], object]) -> None:
         """Calls a hook of a module. An error of a user's module is logged, so that the hooks of the
@@ -544,6 +548,7 @@ class Runtime:
                     before = encode_config(self.config)
                     if changes:
                         applying.run()
+                        self.shares.renew()
                         self.emit(
                             "applied",
                             changes=[str(each) for each in changes[:32]],
@@ -634,6 +639,8 @@ class Runtime:
                 "large": self.pool.large_count,
                 "in_use": self.pool.in_use,
             }
+            if shares := self.shares.status():
+                found["shares"] = shares
             return {**found, "pool": pool}
 
     def _place(self, engine: Engine) -> dict[str, Any]:
