@@ -25,7 +25,7 @@ from shaping.policy.load import convert_policy, parse_policy, policy_data
 from shaping.policy.network import Network
 from shaping.policy.places import Place, plan_of
 from shaping.policy.share_notes import function_points
-from shaping.shares.allocator import Allocator, Sample, allocate
+from shaping.shares.allocator import Allocator, Sample
 from shaping.shares.function import BandwidthFunction, Piece, Point
 from shaping.shares.uplink import EXACT_MOST, LEAST_BPS, Uplink, all_busy, make_uplink
 from vnic.runtime.shares import LineOfNic
@@ -121,6 +121,15 @@ def test_bounds_on_files():
         convert_policy({"version": 1, "shares": {str(n): {} for n in range(65)}})
     with pytest.raises(ConfigError, match="shares: invalid value 5: expected at most 64 entries"):
         convert_policy({"version": 1, "shares": 5})
+    pieces = [{"weight": 1, "upto": f"{n}mbit"} for n in range(1, 17)]
+    crowd = {f"n{n}": pieces for n in range(1025)}
+    with pytest.raises(
+        ConfigError, match="shares.up: 1025 groups with 16400 pieces so far: expected at most 4096 groups and 16384"
+    ):
+        convert_policy({"version": 1, "shares": {"up": {"capacity": "1tbit", "groups": crowd}}})
+    halves = {name: {"capacity": "1tbit", "groups": {f"{name}{n}": {"weight": 1} for n in range(2100)}} for name in "ab"}
+    with pytest.raises(ConfigError, match="shares.b: 4200 groups with 4200 pieces so far"):
+        convert_policy({"version": 1, "shares": halves})
     twice = {name: {"capacity": "1gbit", "web": {"weight": 1}} for name in ("a", "b")}
     with pytest.raises(ConfigError, match="shares.b.web: has a share of a already"):
         convert_policy({"version": 1, "shares": twice})
@@ -305,19 +314,17 @@ class Uplinked:
                 name: (link.statistics()["counters"]["sent_bytes"] - before[name]) * 8 / self.PERIOD_NS * 1000
                 for name, link in self.links.items()
             }
-            allocate(self.allocator, self.engine.clock.now_ns, {name: self.watched(link) for name, link in self.links.items()})
+            self.step()
         return self.used
 
-    def watched(self, link: Link) -> LineOfNic:
-        """An enforcer; all rates together are noted after each change."""
-        uplinked = self
-
-        class Watched(LineOfNic):
-            def set_rate(self, rate_bps: int) -> None:
-                super().set_rate(rate_bps)
-                uplinked.most = max(uplinked.most, sum(uplinked.rates().values()))
-
-        return Watched(link)
+    def step(self) -> None:
+        """Measures and sets; all rates together are noted after each change."""
+        enforcers = {name: LineOfNic(link) for name, link in self.links.items()}
+        samples = {name: each.sample() for name, each in enforcers.items()}
+        assert None not in samples.values()
+        for name, rate in self.allocator.step(self.engine.clock.now_ns, samples):  # type: ignore[arg-type]
+            enforcers[name].set_rate(rate)
+            self.most = max(self.most, sum(self.rates().values()))
 
     def close(self) -> None:
         assert self.most <= self.uplink.capacity_bps

@@ -12,8 +12,10 @@ from dataplane.config.convert import Locate, Path, convert, did_you_mean, error_
 from shaping.policy.scalars import LineRate
 from shaping.policy.share_schema import BEST_EFFORT, PieceConfig, ShareConfig
 
-# Bounds on hostile files: what they allow together is computed in well under a second.
-SHARES_MOST, GROUPS_MOST, LEVELS_MOST, PIECES_MOST = 64, 4096, 8, 16
+# Bounds on hostile files: what they allow is computed in about a second. Groups and pieces are
+# those of all shares together.
+SHARES_MOST, GROUPS_MOST, PIECES_MOST = 64, 4096, 16384
+LEVELS_MOST, PIECES_OF_LEVEL_MOST = 8, 16
 CAPACITY_LEAST = LineRate("100kbit")  # for each group
 EXAMPLE = "{uplink: {capacity: 35gbit, web: {weight: 2}, db: {weight: 1}}}"
 PIECES_EXAMPLE = "[{weight: 20, upto: 10gbit}, {weight: 5}]"
@@ -31,14 +33,24 @@ def read_shares(data: Any, locate: Locate) -> dict[str, ShareConfig]:
         what = f"of {len(data)} entries" if isinstance(data, Mapping) else shown(data)
         text = f"invalid value {what}: expected at most {SHARES_MOST} entries, such as {EXAMPLE}"
         raise error_at(locate, path, text)
-    found = {str(name): _share(value, (*path, name), locate) for name, value in data.items()}
+    found: dict[str, ShareConfig] = {}
     homes: dict[str, str] = {}
-    for name, share in found.items():
+    pieces = 0
+    for name, value in data.items():
+        name = str(name)
+        found[name] = share = _share(value, (*path, name), locate)
         for group in share.groups:
             if group in homes:
                 text = f"has a share of {homes[group]} already: expected one share of a NIC"
                 raise error_at(locate, (*path, name, group), text)
             homes[group] = name
+            pieces += sum(map(len, share.groups[group].values()))
+        if len(homes) > GROUPS_MOST or pieces > PIECES_MOST:
+            text = (
+                f"{len(homes)} groups with {pieces} pieces so far: expected at most {GROUPS_MOST} "
+            )
+            text += f"groups and {PIECES_MOST} pieces in all shares"
+            raise error_at(locate, (*path, name), text)
     return found
 
 
@@ -113,9 +125,10 @@ def _group(
 
 def _pieces(data: Any, last: bool, path: Path, locate: Locate) -> list[PieceConfig]:
     given = [data] if isinstance(data, Mapping) else data
-    if not isinstance(given, list) or not 1 <= len(given) <= PIECES_MOST:
+    if not isinstance(given, list) or not 1 <= len(given) <= PIECES_OF_LEVEL_MOST:
         what = f"of {len(given)} pieces" if isinstance(given, list) else shown(data)
-        text = f"invalid value {what}: expected 1 to {PIECES_MOST} pieces, such as {PIECES_EXAMPLE}"
+        text = f"invalid value {what}: expected 1 to {PIECES_OF_LEVEL_MOST} pieces, such as "
+        text += PIECES_EXAMPLE
         raise error_at(locate, path, text)
     found = [convert(each, PieceConfig, (*path, at), locate) for at, each in enumerate(given)]
     before = 0

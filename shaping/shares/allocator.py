@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from shaping.shares.demand import Demand
 from shaping.shares.uplink import Uplink
@@ -22,16 +22,6 @@ class Sample(NamedTuple):
     sent_bytes: int
     dropped: int
     waits: bool
-
-
-class Enforcer(Protocol):
-    """What limits a group: an element on the line of a NIC, or a class of a scheduler."""
-
-    def sample(self) -> Sample | None:
-        """None: it does not run now."""
-
-    def set_rate(self, rate_bps: int) -> None:
-        """Returns when the rate holds. Raises VnicError where it does not run any more."""
 
 
 class _Group:
@@ -105,15 +95,3 @@ def _changes(
         (group, wanted[group])
         for group in sorted(changed, key=lambda group: wanted[group] - before[group])
     ]
-
-
-def allocate(allocator: Allocator, now_ns: int, enforcers: Mapping[str, Enforcer]) -> None:
-    """Measures the groups, and sets their rates. Raises VnicError where one cannot be set; then
-    none of the later ones is."""
-    samples = {
-        group: sample
-        for group, enforcer in enforcers.items()
-        if (sample := enforcer.sample()) is not None
-    }
-    for group, rate_bps in allocator.step(now_ns, samples):
-        enforcers[group].set_rate(rate_bps)

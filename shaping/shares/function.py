@@ -39,6 +39,9 @@ class Piece(NamedTuple):
     weight: Number
     upto: Number | None = None
 
+    def as_floats(self) -> Piece:
+        return Piece(float(self.weight), None if self.upto is None else float(self.upto))
+
 
 class Level(NamedTuple):
     """A level: its name, and the fair share at which it ends; None: the last one, without an
@@ -112,6 +115,9 @@ class BandwidthFunction:
         return BandwidthFunction((*kept, end) if share else (Point(0, 0),))
 
     def as_floats(self) -> BandwidthFunction:
+        """The function in floats; the function itself if it is."""
+        if isinstance(self.slope, float) and isinstance(self.points[-1].bandwidth, float):
+            return self
         points = tuple(Point(float(share), float(bandwidth)) for share, bandwidth in self.points)
         return BandwidthFunction(points, float(self.slope))
 

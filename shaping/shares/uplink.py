@@ -52,8 +52,9 @@ class Uplink:
         wanted: dict[str, BandwidthFunction] = {}
         for group, function in self.functions.items():
             demand = demands[group]
-            capped = function if math.isinf(demand) else function.capped(int(demand))
-            wanted[group] = capped if exact else capped.as_floats()
+            if not exact:
+                function = function.as_floats()
+            wanted[group] = function if math.isinf(demand) else function.capped(int(demand))
         left: Number = self.capacity_bps if exact else self.capacity_bps * (1 - 1e-9)
         found: dict[str, Number] = {}
         while True:
@@ -97,9 +98,16 @@ def make_uplink(
     levels: Sequence[str],
     limits: Mapping[str, int],
 ) -> Uplink:
-    """groups: the pieces of each group by level. limits: of groups that have one besides."""
-    ends = level_ends((dict(each) for each in groups.values()), levels)
-    functions = {group: of_levels(dict(pieces), ends) for group, pieces in groups.items()}
+    """groups: the pieces of each group by level. limits: of groups that have one besides. Of more
+    than EXACT_MOST groups the functions are in floats."""
+    given = {group: dict(pieces) for group, pieces in groups.items()}
+    if len(groups) > EXACT_MOST:
+        given = {
+            group: {level: [each.as_floats() for each in own] for level, own in pieces.items()}
+            for group, pieces in given.items()
+        }
+    ends = level_ends(given.values(), levels)
+    functions = {group: of_levels(pieces, ends) for group, pieces in given.items()}
     return Uplink(
         int(capacity_bps),
         {

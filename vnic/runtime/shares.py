@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ from shaping.link import Link
 from shaping.policy.compile import LINE_NAME
 from shaping.policy.load import convert_policy
 from shaping.policy.places import plan_of
-from shaping.shares.allocator import Allocator, Sample, allocate
+from shaping.shares.allocator import Allocator, Sample
 from shaping.shares.uplink import Uplink
 from vnic.api.log import Log
 from vnic.config.schema import Config
@@ -39,6 +40,17 @@ class Host(Protocol):
 
     @property
     def runs(self) -> bool: ...
+
+
+class Enforcer(Protocol):
+    """What limits a group of a share: the line of a NIC; a class of a scheduler could be
+    another."""
+
+    def sample(self) -> Sample | None:
+        """What it says of the group; None: it does not run now."""
+
+    def set_rate(self, rate_bps: int) -> None:
+        """Returns when the rate holds. Raises VnicError where it does not run any more."""
 
 
 class LineOfNic:
@@ -93,29 +105,57 @@ class Shares:
             self._thread.start()
 
     def step(self) -> None:
-        """Measures, and sets the rates."""
+        """Measures, and sets the rates. The lock is free while they are computed."""
         with self._host.lock:
-            if self._host.closed or self._host.upgrading or not self._host.runs:
-                return
-            for name, allocator in self._allocators.items():
-                lines = {group: self._line(group) for group in allocator.uplink.functions}
-                enforcers = {group: line for group, line in lines.items() if line is not None}
-                try:
-                    allocate(allocator, self._host.clock.now_ns, enforcers)
-                except VnicError as error:  # an engine that ends; the next step finds what is left
-                    log.warning("a share was not set", share=name, why=str(error))
+            now_ns, allocators = self._host.clock.now_ns, list(self._allocators.items())
+            samples = [self._samples(allocator) for _, allocator in allocators]
+        for (name, allocator), found in zip(allocators, samples, strict=True):
+            changes = allocator.step(now_ns, found)
+            with self._host.lock:
+                if self._allocators.get(name) is allocator and self._may_change():
+                    self._set(name, changes)
 
-    def _line(self, nic: str) -> LineOfNic | None:
-        node = self._attached.get(nic)
+    def _may_change(self) -> bool:
+        return self._host.runs and not (self._host.closed or self._host.upgrading)
+
+    def _samples(self, allocator: Allocator) -> dict[str, Sample]:
+        """What the lines of the groups say, of those that run."""
+        found: dict[str, Sample] = {}
+        for group in allocator.uplink.functions if self._may_change() else ():
+            enforcer = self._enforcer(group)
+            if enforcer is not None and (sample := enforcer.sample()) is not None:
+                found[group] = sample
+        return found
+
+    def _set(self, name: str, changes: list[tuple[str, int]]) -> None:
+        """Sets rates, one after the other. What a NIC that is gone by now could have stays unused
+        until the next step."""
+        try:
+            for group, rate_bps in changes:
+                enforcer = self._enforcer(group)
+                if enforcer is not None:
+                    enforcer.set_rate(rate_bps)
+        except VnicError as error:  # an engine that ends
+            log.warning("a share was not set", share=name, why=str(error))
+
+    def _enforcer(self, group: str) -> Enforcer | None:
+        node = self._attached.get(group)
         for element in () if node is None else node.egress.chain.elements:
             if isinstance(element, Link) and element.name.endswith(f".{LINE_NAME}"):
                 return LineOfNic(element)
         return None
 
     def _run(self) -> None:
-        while not self._stop.wait(PERIOD_S):
-            if self._allocators:
-                self.step()
+        rest_s = PERIOD_S
+        while not self._stop.wait(rest_s):
+            with self._host.lock:
+                if not self._allocators:
+                    self._thread = None
+                    return
+            begin = time.thread_time()
+            self.step()
+            # of many groups it takes longer: a twentieth of a CPU's time is enough
+            rest_s = max(PERIOD_S, 20 * (time.thread_time() - begin))
 
     def status(self) -> list[dict[str, Any]]:
         """Of each share its capacity, and of its groups the rate, and the demand (None: all that
@@ -124,8 +164,8 @@ class Shares:
         for name, allocator in self._allocators.items():
             groups = []
             for group in allocator.uplink.functions:
-                line = self._line(group)
-                sample = None if line is None else line.sample()
+                enforcer = self._enforcer(group)
+                sample = None if enforcer is None else enforcer.sample()
                 demand = allocator.demands.get(group)
                 groups.append({
                     "name": group,
@@ -140,5 +180,6 @@ class Shares:
     def close(self) -> None:
         """Ends the thread. The caller does not hold the lock."""
         self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
+        thread = self._thread
+        if thread is not None:
+            thread.join()
