@@ -366,11 +366,13 @@ cdef class Pacer(Element):
             packets, flows = state["packets"], state["flows"]
             rate_bps = rate_of(self.name, state["rate_bps"])
             clocks = {mark: (rate, clock) for mark, rate, *clock in state["marks"]}
-            if len(clocks) > 2 * int(MARKS_MOST):
+            if len(clocks) > 3 * int(MARKS_MOST):
                 raise ValueError(f"{len(clocks)} marks")
             rates = rates_of(self.name, {mark: rate for mark, (rate, _) in clocks.items()
                                          if rate is not None})
-            kept = rates_of(self.name, {mark: 0 for mark in clocks if mark not in rates})
+            kept = [mark for mark in clocks if mark not in rates]
+            if not all(type(mark) is int and 0 <= mark <= 0xFFFFFFFF for mark in kept):
+                raise ValueError("a mark is not a number")
             whole.rate_bps, whole.kept = rate_bps if self.per == PER_ALL else 0, False
             _fill_policy(&whole, state["clock"], now_ns + self.horizon_ns)
             mark_table_fill(&marks, rates, kept)
@@ -606,6 +608,9 @@ cdef class SetMarkRates(Work):
             if entry.used and (entry.policy.rate_bps
                                or not clock_is_due(&entry.policy.clock, now_ns)):
                 kept.append(entry.mark)
+        if len(kept) > 2 * int(MARKS_MOST):
+            raise ConfigError(f"{pacer.name}: packets of {len(kept)} marks wait by earlier rates; "
+                              "try again when some have left")
         mark_table_free(&self.marks)
         mark_table_fill(&self.marks, rates, kept)
 

@@ -50,6 +50,7 @@ cdef struct Slot:                # valid where `occupied` says so
 
 cdef class TimingWheel:
     cdef uint64_t due_ns         # the first packet's release time, or NEVER: there is none
+    cdef uint64_t taken_ns       # the release time of the last packet taken
     cdef uint64_t last_ns        # the latest release time
     cdef uint32_t head, tail     # of the list, NO_PACKET: it is empty
     cdef uint32_t small, large   # packets by the size of their buffers
@@ -75,8 +76,8 @@ cdef class TimingWheel:
     @cython.final
     cdef inline void put(self, Context *ctx, uint32_t index, uint64_t release_ns) noexcept nogil:
         """Puts a packet behind those that are released at `release_ns` or before. `release_ns` must
-        not be before that of the last packet taken; nor, since there was none, before both
-        ctx.now_ns and the first packet put then."""
+        not be before that of the last packet taken, but may be past: of packets that are due, each
+        can be put back for a time after its own."""
         ctx.packets[index].release_ns = release_ns
         ctx.packets[index].next = NO_PACKET
         if index < ctx.small_count:
@@ -85,7 +86,7 @@ cdef class TimingWheel:
             self.large += 1
         if release_ns < self.last_ns and not self.is_empty():
             if self.levels == 0:
-                self.base_ns = min(ctx.now_ns, release_ns)
+                self.base_ns = self.taken_ns
             vnic_check(release_ns >= self.base_ns, "a packet is not released before the last one")
             self.link(ctx.packets, index, release_ns)
             self.due_ns = min(self.due_ns, release_ns)
@@ -124,6 +125,7 @@ cdef class TimingWheel:
         """Removes and returns the first packet, which there must be, and which is due."""
         cdef uint32_t index = self.head
         vnic_check(not self.is_empty(), "the wheel has a packet")
+        self.taken_ns = self.due_ns
         if index != NO_PACKET and ctx.packets[index].release_ns == self.due_ns:
             self.head = ctx.packets[index].next
         else:

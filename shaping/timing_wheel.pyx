@@ -15,7 +15,7 @@ cdef class TimingWheel:
 
     cdef void clear(self) noexcept nogil:
         """Forgets all packets, without a change of their records."""
-        self.due_ns, self.last_ns, self.base_ns = <uint64_t>-1, 0, 0
+        self.due_ns, self.taken_ns, self.last_ns, self.base_ns = <uint64_t>-1, 0, 0, 0
         self.head = self.tail = NO_PACKET
         self.levels = self.small = self.large = 0
         memset(self.occupied, 0, sizeof(self.occupied))

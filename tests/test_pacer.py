@@ -415,6 +415,46 @@ def test_a_late_engine_catches_up_in_order():
     bench.close()
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    rate=st.sampled_from([10**6, 7 * 10**6, 10**8]),
+    marks_rate=st.sampled_from([None, 5 * 10**6]),
+    steps=st.lists(
+        st.tuples(st.integers(0, 3 * 10**7), st.lists(st.tuples(st.integers(0, 4), st.integers(1, 9)), max_size=6)),
+        min_size=1,
+        max_size=15,
+    ),
+)
+def test_a_late_engine_neither_loses_nor_reorders(rate, marks_rate, steps):
+    """The clock jumps; what was due in between leaves late, and each flow's packets in order."""
+    rates = {1: marks_rate} if marks_rate else None
+    bench = Bench(rate=rate, per="flow", rates=rates, horizon="1h", large=2048)
+    now, number, flow_of = START_NS, 0, []
+    for gap, arriving in steps:
+        now += gap
+        bench.engine.clock.set(now)
+        for flow, segments in arriving:
+            payload = b"".join((number + n).to_bytes(4, "big") + bytes(996) for n in range(segments))
+            port = MARKED_PORT + 1 if flow % 2 else 80
+            spec = Spec(protocol=UDP, source_port=1024 + flow, destination_port=port, payload=payload)
+            bench.a.inject([spec.frame(1000) if segments > 1 else spec.build()])
+            flow_of += [flow] * segments
+            number += segments
+        advance(bench.engine, now)
+        assert bench.engine.conservation()["conserved"]
+    bench.engine.clock.set(now + 10**8)
+    advance(bench.engine, now + 10**8)
+    advance(bench.engine, 2**61)
+    order: dict[int, list[int]] = defaultdict(list)
+    for frame in bench.b.take():
+        for at in range(42, len(frame.data), frame.gso_size or len(frame.data)):
+            found = int.from_bytes(frame.data[at : at + 4], "big")
+            order[flow_of[found]].append(found)
+    assert sum(map(len, order.values())) == number
+    assert all(numbers == sorted(numbers) for numbers in order.values())
+    bench.close()
+
+
 def test_pieces_without_a_buffer_are_counted():
     """The only large buffer is the frame's; of its pieces, the last one alone fits a small one, and does
     not wait for the others' times."""
@@ -538,6 +578,16 @@ def test_the_rates_of_marks_change_live():
     bench.close()
 
 
+def test_marks_that_lost_their_rates_are_bounded():
+    bench = Bench(rates=dict.fromkeys(range(1024), "1kbit"), horizon="1h")
+    for first in (1024, 2048):
+        bench.write("rates", dict.fromkeys(range(first, first + 1024), "1kbit"))
+    bench.write("rates", {})  # all of them may have packets that wait
+    bench.write("rates", dict.fromkeys(range(1024), "1kbit"))
+    assert len(read_handler(bench.pacer, "rates")) == 1024
+    bench.close()
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     per=st.sampled_from(["all", "mark", "flow"]),
@@ -638,7 +688,7 @@ def test_rates_that_were_changed_are_handed_over():
     [
         {"rate_bps": 1}, {"rate_bps": None}, {"clock": [0, 0]}, {"clock": [2**64 - 1, 0, 0]}, {"clock": [0, 10**13, 0]},
         {"clock": [0, 0, 1]}, {"marks": [[1, 10, 0, 0, 0]]}, {"marks": [[-1, 1000, 0, 0, 0]]}, {"marks": 1},
-        {"marks": [[1, 1000, 0, 1000, 0]]}, {"marks": [[n, None, 0, 0, 0] for n in range(1025)]},
+        {"marks": [[1, 1000, 0, 1000, 0]]}, {"marks": [[n, None, 0, 0, 0] for n in range(3073)]}, {"marks": [["1", None, 0, 0, 0]]},
         {"flows": b"x"}, {"flows": bytes(20) * 100}, {"flows": (99).to_bytes(4, "little") + bytes(16)},
         {"flows": bytes(4) + b"\xff" * 8 + bytes(8)}, {"packets": b"xyz"}, {"packets": b""}, {"wheel": 1},
         {"wheel": [0, START_NS + 1]}, {"wheel": [4, 0]}, {"other": 1},

@@ -59,6 +59,7 @@ steps = st.lists(
         st.tuples(st.just("take"), st.integers(1, 6)),
         st.tuples(st.just("pass"), st.integers(0, 1 << 22)),
         st.tuples(st.just("adopt"), st.just(0)),
+        st.tuples(st.just("late"), st.integers(0, 1 << 18)),
     ),
     max_size=200,
 )
@@ -81,6 +82,20 @@ def test_packets_leave_in_the_order_of_their_times(twin, start, steps):
                 taken = reference.take()
                 assert wheel.take() == taken
                 free.append(taken[1])
+        elif step == "late":
+            # a late engine puts some of what it takes back, for times that may be past
+            now += value
+            number = 0
+            while reference.packets and reference.packets[0][0] <= now:
+                taken = reference.take()
+                assert wheel.take() == taken
+                number += 1
+                if number % 3 and number < 60:
+                    at = taken[0] + value * number % 5003
+                    wheel.put(taken[1], at, now)
+                    reference.put(taken[1], at)
+                else:
+                    free.append(taken[1])
         elif step == "adopt":
             packed = wheel.packed
             wheel.clear()
@@ -132,6 +147,21 @@ def test_a_packet_may_be_put_for_a_time_that_is_past(twin):
     assert [wheel.take() for _ in range(4)] == [(1010, 1), (1015, 0), (1020, 2), (1030, 3)]
     wheel.put(0, 4000, 5000)
     assert wheel.take() == (4000, 0)
+
+
+def test_several_packets_may_be_put_for_times_that_are_past(twin):
+    """The later ones of them earlier than the first one, though the wheel began with that."""
+    wheel, now = twin(), 0x4000
+    for number, at in enumerate((0x400, 0x401, 0x402, 0x9000)):  # the last one keeps what follows out of the list
+        wheel.put(number, at, 0x300)
+    assert wheel.take() == (0x400, 0)
+    wheel.put(0, 0x50A, now)
+    assert wheel.take() == (0x401, 1)
+    wheel.put(1, 0x406, now)
+    assert wheel.take() == (0x402, 2)
+    assert wheel.take() == (0x406, 1)
+    wheel.put(1, 0x40A, now)
+    assert [wheel.take() for _ in range(3)] == [(0x40A, 1), (0x50A, 0), (0x9000, 3)]
 
 
 def test_a_state_that_is_not_of_these_packets_is_refused(twin):
