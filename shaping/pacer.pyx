@@ -124,7 +124,8 @@ cdef class Pacer(Element):
     A packet has at most two policies, and waits for them one after the other: its flow's before its
     mark's, or its mark's before that of all packets. Each policy's clock is exact: the packet that
     finds it at T goes on at the first whole nanosecond from T on, or at once, and the clock
-    advances to T + length / rate. There is no burst.
+    advances to T + length / rate. There is no burst. A late engine changes no times but those of
+    the packets that it should have sent already.
 
     A GSO frame that takes more than 1 ms at the rate of a policy is cut, while it waits for it,
     into pieces of at most 1 ms (at least one segment), which go on at the times of their first
@@ -204,7 +205,7 @@ cdef class Pacer(Element):
         for i in range(batch.count):
             if self.per != PER_ALL:
                 key = keys[i]
-            passed += admit(self, ctx, batch.index[i], key, FIRST, &out)
+            passed += admit(self, ctx, batch.index[i], key, FIRST, ctx.now_ns, &out)
         self.counters.extra[PASSED] += passed
         self.counters.extra[DELAYED] += self.counters.held - held
         self.collect_due(ctx, &out)              # GSO frames whose first piece is due at once
@@ -224,15 +225,18 @@ cdef class Pacer(Element):
         self.emit(ctx, 0, out)
 
     cdef void collect_due(self, Context *ctx, Batch *out) noexcept nogil:
-        """Takes what is due out of the wheel, and leads it on."""
+        """Takes what is due out of the wheel, and leads it on at the time at which it was due: a
+        late engine changes neither the order nor later times."""
+        cdef uint64_t due_ns = self.wheel.due_ns
         cdef uint32_t index, word
-        while self.wheel.due_ns <= ctx.now_ns:
+        while due_ns <= ctx.now_ns:
             index = take(self, ctx)
             word = ctx.packets[index].held_word
             if word & HELD_CUT:
                 self.cut(ctx, index, out)
             else:
-                admit(self, ctx, index, 0, STAGES if word & HELD_SECOND else SECOND, out)
+                admit(self, ctx, index, 0, STAGES if word & HELD_SECOND else SECOND, due_ns, out)
+            due_ns = self.wheel.due_ns
 
     cdef void cut(self, Context *ctx, uint32_t index, Batch *out) noexcept nogil:
         """Cuts the next piece off a GSO frame whose turn has come, and leads it on; the rest waits
@@ -240,7 +244,7 @@ cdef class Pacer(Element):
         cdef Packet *p = &ctx.packets[index]
         cdef uint32_t payload = p.length - p.header_length, begun = p.held_word & HELD_BYTES
         cdef uint32_t word = p.held_word - begun, done = begun, lost
-        cdef uint64_t left_bytes, cut_bytes
+        cdef uint64_t due_ns = p.release_ns, left_bytes, cut_bytes
         cdef Batch piece
         piece.count = 0
         lost = segment(ctx, index, word >> HELD_EACH_SHIFT & HELD_EACH_MOST, &done, &piece, 1)
@@ -256,10 +260,11 @@ cdef class Pacer(Element):
             left_bytes = segmented_bytes(p, payload - begun)
             cut_bytes = segmented_bytes(p, done - begun)
             p.held_word = word | done
-            hold(self, ctx, index, p.release_ns
-                 + vnic_share_of(p.held_ns - p.release_ns, cut_bytes, left_bytes))
+            hold(self, ctx, index,
+                 due_ns + vnic_share_of(p.held_ns - due_ns, cut_bytes, left_bytes))
         if piece.count:
-            admit(self, ctx, piece.index[0], 0, STAGES if word & HELD_SECOND else SECOND, out)
+            admit(self, ctx, piece.index[0], 0, STAGES if word & HELD_SECOND else SECOND, due_ns,
+                  out)
 
     # -- control -----------------------------------------------------------------------------------
 
@@ -437,19 +442,19 @@ cdef class Pacer(Element):
 
 
 cdef inline bint admit(Pacer pacer, Context *ctx, uint32_t index, uint64_t key, uint32_t stage,
-                       Batch *out) noexcept nogil:
-    """Leads a packet past its policies from `stage` on. True: it is forwarded; False: it waits, or
-    is dropped."""
+                       uint64_t at_ns, Batch *out) noexcept nogil:
+    """Leads a packet past its policies from `stage` on, which it reaches at `at_ns`. True: it is
+    forwarded; False: it waits, or is dropped."""
     while stage < STAGES:
-        if not passes(pacer, ctx, index, key, stage):
+        if not passes(pacer, ctx, index, key, stage, at_ns):
             return False
         stage += 1
     forward(pacer, ctx, index, out)
     return True
 
 
-cdef inline bint passes(Pacer pacer, Context *ctx, uint32_t index, uint64_t key,
-                        uint32_t stage) noexcept nogil:
+cdef inline bint passes(Pacer pacer, Context *ctx, uint32_t index, uint64_t key, uint32_t stage,
+                        uint64_t at_ns) noexcept nogil:
     """Whether the policy of a stage lets a packet pass at once. False: it waits, or is dropped."""
     cdef Policy *policy = NULL
     cdef uint64_t rate_bps
@@ -458,7 +463,7 @@ cdef inline bint passes(Pacer pacer, Context *ctx, uint32_t index, uint64_t key,
     if stage == FIRST or pacer.per == PER_FLOW:
         if pacer.marks.count:
             policy = mark_policy(&pacer.marks, ctx.packets[index].mark)
-        if policy != NULL and policy.kept and clock_is_due(&policy.clock, ctx.now_ns):
+        if policy != NULL and policy.kept and clock_is_due(&policy.clock, at_ns):
             policy = NULL
         if policy == NULL and pacer.per == PER_MARK:
             return passes_flow(pacer, ctx, index, key)
@@ -468,10 +473,10 @@ cdef inline bint passes(Pacer pacer, Context *ctx, uint32_t index, uint64_t key,
         return True
     rate_bps = policy.rate_bps
     if rate_bps == 0:
-        if clock_is_due(&policy.clock, ctx.now_ns):
+        if clock_is_due(&policy.clock, at_ns):
             return True
         rate_bps = RATE_MOST_BPS             # behind those that wait since there was a rate
-    return reserve(pacer, ctx, index, stage, rate_bps, &policy.clock, &policy.last_ns)
+    return reserve(pacer, ctx, index, stage, at_ns, rate_bps, &policy.clock, &policy.last_ns)
 
 
 cdef inline bint passes_flow(Pacer pacer, Context *ctx, uint32_t index,
@@ -490,39 +495,41 @@ cdef inline bint passes_flow(Pacer pacer, Context *ctx, uint32_t index,
         rate_bps = RATE_MOST_BPS             # as in `passes`
     pacer.counters.extra[SHARED] += shared
     clock = flow_load(flow, rate_bps)
-    passes = reserve(pacer, ctx, index, FIRST, rate_bps, &clock, &last_ns)
+    passes = reserve(pacer, ctx, index, FIRST, ctx.now_ns, rate_bps, &clock, &last_ns)
     flow_store(flow, &clock)
     return passes
 
 
 cdef inline bint reserve(Pacer pacer, Context *ctx, uint32_t index, uint32_t stage,
-                         uint64_t rate_bps, VirtualClock *clock, uint64_t *last_ns) noexcept nogil:
-    """Takes a packet's turn of a policy's clock, and charges the clock. True: the turn is now;
-    False: the packet waits in the wheel, or is dropped, without a charge."""
+                         uint64_t at_ns, uint64_t rate_bps, VirtualClock *clock,
+                         uint64_t *last_ns) noexcept nogil:
+    """Takes a packet's turn of a policy's clock, which it reaches at `at_ns`, and charges the
+    clock. True: the turn is then; False: the packet waits in the wheel, or is dropped, without a
+    charge."""
     cdef Packet *p = &ctx.packets[index]
     cdef uint32_t wire_bytes = packet_wire_bytes(p)
-    cdef uint64_t release_ns = ctx.now_ns, each
+    cdef uint64_t release_ns = at_ns, each
     # can_segment: without Parse the offload fields are not validated, so such a frame is not cut
     cdef bint cuts = (p.gso_type != GSO_NONE
                       and <uint64_t>wire_bytes * QUANTUM_FACTOR > rate_bps
                       and p.length > <uint32_t>p.header_length + p.gso_size and can_segment(p))
-    if clock_is_due(clock, ctx.now_ns):
-        clock.next_ns, clock.remainder = ctx.now_ns, 0
+    if clock_is_due(clock, at_ns):
+        clock.next_ns, clock.remainder = at_ns, 0
     else:
         release_ns = clock_due_ns(clock)
-        if release_ns - ctx.now_ns > pacer.horizon_ns:
+        if release_ns - at_ns > pacer.horizon_ns:
             if not pacer.at_horizon:
                 pacer.drop(ctx, index, BEYOND_HORIZON)
                 return False
             pacer.counters.extra[AT_HORIZON] += 1
-            release_ns = ctx.now_ns + pacer.horizon_ns
+            release_ns = at_ns + pacer.horizon_ns
             clock.next_ns, clock.remainder = release_ns, 0
-    if (release_ns > ctx.now_ns or cuts) and is_full(pacer, ctx, index):
+    if (release_ns > at_ns or cuts) and is_full(pacer, ctx, index):
         pacer.drop(ctx, index, QUEUE_FULL)
         return False
     clock_charge(clock, rate_bps, wire_bytes)
     last_ns[0] = release_ns
-    if release_ns == ctx.now_ns and not cuts:
+    if release_ns == at_ns and not cuts:
         return True
     p.held_word = HELD_SECOND if stage == SECOND else 0
     if cuts:
@@ -532,9 +539,9 @@ cdef inline bint reserve(Pacer pacer, Context *ctx, uint32_t index, uint32_t sta
         each = rate_bps // QUANTUM_FACTOR // (<uint64_t>p.header_length + p.gso_size)
         each = min(max(each, <uint64_t>1), <uint64_t>HELD_EACH_MOST)
         p.held_word |= HELD_CUT | <uint32_t>each << HELD_EACH_SHIFT
-    pacer.counters.extra[DELAY_NS] += release_ns - ctx.now_ns
-    if release_ns - ctx.now_ns > pacer.counters.extra[DELAY_MAX_NS]:
-        pacer.counters.extra[DELAY_MAX_NS] = release_ns - ctx.now_ns
+    pacer.counters.extra[DELAY_NS] += release_ns - at_ns
+    if release_ns - at_ns > pacer.counters.extra[DELAY_MAX_NS]:
+        pacer.counters.extra[DELAY_MAX_NS] = release_ns - at_ns
     hold(pacer, ctx, index, release_ns)
     return False
 

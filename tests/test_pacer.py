@@ -184,6 +184,33 @@ def test_every_departure_is_that_of_the_reference(per, rate, rates, horizon, exc
     bench.close()
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    per=st.sampled_from(["all", "mark", "flow"]),
+    rate=st.sampled_from([10**5, 10**7, 10**9]),
+    rates=st.dictionaries(st.integers(1, 3), st.sampled_from([10**5, 10**7])),
+    arrivals=packets,
+)
+def test_lateness_changes_neither_the_order_nor_later_times(per, rate, rates, arrivals):
+    """The engine runs when packets come, and not in between: what was due leaves then, all else at its time."""
+    bench = Bench(rate=rate, per=per, rates=rates, horizon="1h")
+    reference = Reference(3600 * 10**9, "drop")
+    now, runs = START_NS, []
+    for number, (gap, flow, mark, size) in enumerate(arrivals):
+        now += gap
+        runs.append(now)
+        reference.run_until(now)
+        reference.arrive(now, number, (size, policies(per, rate, rates, flow, mark)))
+        bench.engine.clock.set(now)
+        bench.a.inject([numbered(number, flow=flow, mark=mark, size=size)])
+        advance(bench.engine, now)
+    advance(bench.engine, 2**62)
+    reference.run_until(2**62)
+    late = [(next((run for run in runs if run >= at), at), number) for at, number in reference.out]
+    assert bench.departures() == late
+    bench.close()
+
+
 def test_backlogged_flows_leave_by_the_closed_form():
     """Each of ten flows at its rate, whatever the others do; to the nanosecond."""
     rate, size, flows, each = 7_777_777, 1514, 10, 40
