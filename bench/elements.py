@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench import frames, machine
-from bench.micro import Hop, Lane, Sink, Steer, measure_timers
+from bench.micro import Flows, Hop, Lane, Sink, Steer, measure_timers
 from dataplane.elements.counter import Counter
 from dataplane.elements.parse import Parse
 from dataplane.engine.clock import Clock
@@ -17,9 +17,12 @@ from dataplane.engine.engine import Engine
 from dataplane.graph.element import BatchView, Element, PyElement
 from dataplane.packet.pool import PacketPool
 from dataplane.packet.ring import MpscRing, Ring, SpscRing
+from dataplane.units import RATE_MOST_BPS
 from shaping.impairment import Impairment
 from shaping.link import Link
 from shaping.marker import Marker
+from shaping.pacer import Pacer
+from shaping.pacer_settings import FLOWS_MOST
 from shaping.policer import Policer
 from shaping.scheduler import Scheduler
 from shaping.shaper import Shaper
@@ -37,6 +40,7 @@ QUEUED = 128
 LINE_QUEUED = 32
 DELAYED, DELAYED_PACKETS = "64 B, delayed", 4096  # for elements that hold a whole batch
 ADDRESSES = 1000
+FLOWS = (1, 1000, 1_000_000)
 
 Json = dict[str, object]
 
@@ -209,6 +213,13 @@ def _cases() -> list[Case]:
             step_ns_packet=40_000,  # 25 of the 30 packets that an opportunity takes
             queued=LINE_QUEUED,
         ),
+        Case(
+            "Pacer, enqueue + dequeue",
+            DELAYED,
+            lambda: Pacer(rate=SHAPED_BPS),
+            step_ns_packet=len(frames.SMALL) * 8 * 1_000_000_000 // SHAPED_BPS,
+            queued=LINE_QUEUED,
+        ),
         Case("RSS hash and queue", "64 B", Steer),
         *_switch_cases(),
         *_classifier_cases(),
@@ -243,9 +254,12 @@ class Bench:
 
     def ready(self, case: Case) -> Element:
         """The case's element, connected to the lane's sink and initialised."""
-        element = case.build()
+        return self.connect(case.build(), case.traffic)
+
+    def connect(self, element: Element, traffic: str) -> Element:
+        """Connects an element to the lane's sink, and initialises it."""
         for gate in range(len(element.outputs)):
-            element.connect(gate, self.sinks[case.traffic])
+            element.connect(gate, self.sinks[traffic])
         element.bind(self.engine)
         element.initialize()
         return element
@@ -270,6 +284,28 @@ def _measure_rings(lane: Lane, repetitions: int, packets: int) -> list[Json]:
             {"name": f"{kind.__name__}, push + pop", "traffic": "-", "batches": {str(b): _spread(t) for b, t in times.items()}}
         )
     return rows
+
+
+def _measure_flows(bench: Bench, repetitions: int, packets: int) -> list[Json]:
+    """ns per packet of a Pacer at batches of 32, by the number of flows that come in turn: each packet
+    needs the clock of its flow, and waits for a rate that all have in common."""
+    lane, step = bench.lane(DELAYED), len(frames.SMALL) * 8 * 1_000_000_000 // SHAPED_BPS
+    turns = max(packets // 32, 1)
+    pacers = [Pacer(RATE_MOST_BPS, per="flow", rates={0: SHAPED_BPS}, flows=min(4 * count, FLOWS_MOST)) for count in FLOWS]
+    heads: list[tuple[Flows, Flows]] = []
+    for count, pacer in zip(FLOWS, pacers, strict=True):
+        heads.append((Flows(count), Flows(count)))
+        for head, last in zip(heads[-1], (bench.connect(pacer, DELAYED), bench.sinks[DELAYED]), strict=True):
+            head.connect(0, last)
+        lane.measure(heads[-1][0], max(count // 32, turns), 32, step * 32)
+    times: list[list[float]] = [[] for _ in FLOWS]
+    for _ in range(repetitions):
+        for (paced, empty), row in zip(heads, times, strict=True):
+            lane.measure(paced, 1, 32, step * 32)  # what waits since its last turn
+            row.append(lane.measure(paced, turns, 32, step * 32) - lane.measure(empty, turns, 32, step * 32))
+    for pacer in pacers:
+        pacer.release()
+    return [{"flows": count, **_spread(row)} for count, row in zip(FLOWS, times, strict=True)]
 
 
 def _measure_timers(repetitions: int, turns: int) -> list[Json]:
@@ -300,6 +336,7 @@ def run(repetitions: int = REPETITIONS, packets: int = PACKETS) -> Json:
                 bench.repeat(loop, bench.sinks[traffic], batch)
             for case, element in zip(cases, elements, strict=True):
                 bench.repeat(case, element, batch)
+    flows = _measure_flows(bench, repetitions, packets)
     for element in elements:
         element.release()
         element.cleanup()
@@ -318,6 +355,7 @@ def run(repetitions: int = REPETITIONS, packets: int = PACKETS) -> Json:
         "repetitions": repetitions,
         "empty": loops,
         "elements": rows,
+        "flows": flows,
         "timers": _measure_timers(repetitions, packets),
         "machine": machine.describe(),
     }

@@ -34,6 +34,11 @@ cdef class Sink(Element):
 cdef class Hop(Element):
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil
 
+cdef class Flows(Element):
+    cdef uint32_t count
+    cdef uint64_t number
+    cdef void process(self, Context *ctx, Batch *batch) noexcept nogil
+
 cdef class Steer(Element):
     cdef Rss rss
     cdef uint64_t chosen  # sum of the queues: so that the compiler cannot remove the lookup

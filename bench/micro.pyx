@@ -51,6 +51,22 @@ cdef class Hop(Element):
 
 
 @cython.final
+cdef class Flows(Element):
+    """Makes the packets, which must be parsed, of `count` flows in turn, in a scattered order."""
+
+    def __init__(self, uint32_t count, *, name=None):
+        self.count = count
+
+    cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
+        cdef uint32_t i, flow
+        for i in range(batch.count):
+            flow = <uint32_t>(self.number * <uint64_t>2654435761 % self.count)    # a prime
+            self.number += 1
+            memcpy(ctx.packets[batch.index[i]].source_address, &flow, sizeof(flow))
+        self.emit(ctx, 0, batch)
+
+
+@cython.final
 cdef class Steer(Element):
     """Hashes each packet and looks up its queue, as NicTx does before it transmits; forwards all
     packets to one output."""

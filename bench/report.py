@@ -88,6 +88,10 @@ def show_elements(console: Console, result: Mapping[str, Any]) -> None:
         table.add_section()
     show_machine(console, result["machine"])
     console.print(table)
+    for row in result["flows"]:
+        console.print(
+            f"Pacer, 32 packets, {row['flows']} flows: {row['ns']:.1f} ns [dim]({row['min']:.1f}-{row['max']:.1f})[/dim]"
+        )
     for row in result["timers"]:
         console.print(
             f"a timer set anew, of {row['timers']}: {row['ns']:.1f} ns [dim]({row['min']:.1f}-{row['max']:.1f})[/dim]"

@@ -5,7 +5,7 @@ from dataplane.graph.element cimport Element
 from dataplane.graph.random_stream cimport RandomStream
 from dataplane.graph.work cimport Work
 from dataplane.packet.pool cimport Batch, Context
-from shaping.delay_line cimport DelayLine
+from shaping.timing_wheel cimport TimingWheel
 from shaping.loss_chain cimport ChainSetting, LossChain
 
 cdef enum:                       # events, each with a chain and a random stream of its own
@@ -51,7 +51,7 @@ cdef class Impairment(Element):
     cdef RandomStream delays
     cdef double z                # the last packet's normal score, for correlated jitter
     cdef uint64_t last_ns        # the last release time
-    cdef DelayLine line
+    cdef TimingWheel line
     # packets that others overtake, oldest first; each leaves once `position` reaches its late_at
     cdef uint32_t late[LATE_MOST]
     cdef uint64_t late_at[LATE_MOST]

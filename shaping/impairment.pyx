@@ -16,6 +16,7 @@ from dataplane.packet.queue cimport queue_head, queue_indices, queue_length, que
 from dataplane.wire.headers cimport PROTOCOL_TCP, TCP_CHECKSUM_AT, load_be16, store_be16
 from shaping.normal cimport normal_score
 from shaping.loss_chain cimport NO_EVENT, ChainSetting, LossChain, chain_next, chain_start
+from shaping.timing_wheel cimport TimingWheel
 
 from dataplane.config.convert import shown
 from dataplane.errors import ConfigError, VnicError
@@ -136,7 +137,7 @@ cdef class Impairment(Element):
     COUNTERS = ("wire_packets", "lost", "duplicated", "corrupted", "reordered", "delayed", "split",
                 "delay_ns", "delay_max_ns")
     TICKS = True
-    STATE_VERSION = 1
+    STATE_VERSION = 2
     HANDLERS = {
         "loss": Handler(read="get_loss", write="prepare_loss", argument="loss",
                         help='share of packets lost, such as 1%, or {"share": "1%", "burst": 4}'),
@@ -162,7 +163,7 @@ cdef class Impairment(Element):
         if seed is not None and (type(seed) is not int or not 0 <= seed < 1 << 63):
             raise ConfigError(f"{self.name}: seed {shown(seed)}: expected 0 to 2^63 - 1")
         self._seed = seed
-        self.line = DelayLine()
+        self.line = TimingWheel()
         for i, value in enumerate((loss, duplicate, corrupt, reorder)):
             _fill_event(self, i, value, &self.events[i].setting, &self.details)
             self.events[i].at = NO_EVENT
@@ -200,7 +201,7 @@ cdef class Impairment(Element):
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
         cdef Batch out
         cdef uint32_t i, total = 0
-        if not self.delay.active and self.line.head == NO_PACKET:
+        if not self.delay.active and self.line.is_empty():
             for i in range(batch.count):
                 total += wire_packets(&ctx.packets[batch.index[i]])
             if self.position + total <= self.next_at:        # nothing happens to this batch
@@ -230,7 +231,7 @@ cdef class Impairment(Element):
         self.emit(ctx, 0, out)
 
     cdef void set_deadline(self, Context *ctx) noexcept nogil:
-        cdef uint64_t deadline = self.line.due_ns(ctx)
+        cdef uint64_t deadline = self.line.due_ns
         if self.late_count:
             deadline = min(deadline, ctx.packets[self.late[0]].release_ns)
         if deadline != self.deadline_ns:
@@ -410,7 +411,7 @@ cdef class Impairment(Element):
     cdef void deliver(self, Context *ctx, uint32_t index, Batch *out) noexcept nogil:
         """Forwards the packet, now or after its delay."""
         cdef uint64_t release_ns = ctx.now_ns
-        if not self.delay.active and (self.line.head == NO_PACKET or not self.delay.keep_order):
+        if not self.delay.active and (self.line.is_empty() or not self.delay.keep_order):
             self.forward(ctx, index, out)
             return
         if self.delay.active:
@@ -464,7 +465,7 @@ cdef class Impairment(Element):
 
     cdef void release_due(self, Context *ctx, Batch *out) noexcept nogil:
         """Forwards what is due: delayed packets, and late ones that too few others overtook."""
-        while self.line.due_ns(ctx) <= ctx.now_ns:
+        while self.line.due_ns <= ctx.now_ns:
             self.counters.held -= 1
             self.forward(ctx, self.line.take(ctx), out)
         while self.late_count and ctx.packets[self.late[0]].release_ns <= ctx.now_ns:
@@ -536,8 +537,8 @@ cdef class Impairment(Element):
         """`settings`, which handlers may have changed; `position`; `events`: [next packet, lost,
         state, packets left in it, numbers drawn] for loss, duplicate, corrupt and reorder; `bits`,
         `delays`: numbers drawn; `z`, `last_ns`: of the last delay; `late`: the numbers of the
-        packets that release the late ones; `packets`: the delayed packets in the order of their
-        release times, then the late ones, packed."""
+        packets that release the late ones; `wheel`, `packets`: the delayed packets, see
+        TimingWheel.packed, and then the late ones."""
         cdef Engine engine = self.engine
         cdef uint32_t which
         cdef Event *event
@@ -546,17 +547,16 @@ cdef class Impairment(Element):
             event = &self.events[which]
             events.append([event.at, bool(event.chain.lost), event.chain.state, event.chain.left,
                            event.chain.stream.count])
-        packets = b""
+        wheel, packets = [0, 0], b""
         if engine is not None:
-            packets = queue_packed(engine.ctx.packets, self.line.head,
-                                   self.line.small + self.line.large)
+            wheel, packets = self.line.packed(engine.ctx.packets)
             for which in range(self.late_count):
                 packets += queue_packed(engine.ctx.packets, self.late[which], 1)
         return {"settings": self._given(), "position": self.position, "events": events,
                 "bits": self.bits.count, "delays": self.delays.count, "z": self.z,
                 "last_ns": self.last_ns,
                 "late": [self.late_at[which] for which in range(self.late_count)],
-                "packets": packets}
+                "wheel": wheel, "packets": packets}
 
     def load_state(self, dict state):
         cdef Engine engine = self.engine
@@ -571,13 +571,14 @@ cdef class Impairment(Element):
         cdef double z
         cdef uint32_t i, count, late
         cdef bytes packets
+        cdef TimingWheel line
         cdef const uint32_t *indices
         try:
             settings, events, packets = state["settings"], state["events"], state["packets"]
             position, last_ns, z = state["position"], state["last_ns"], state["z"]
-            bits, delays = state["bits"], state["delays"]
+            bits, delays, wheel = state["bits"], state["delays"], state["wheel"]
             late = <uint32_t>len(state["late"])
-            if len(state) != 9 or tuple(settings) != NAMES or len(events) != EVENTS:
+            if len(state) != 10 or tuple(settings) != NAMES or len(events) != EVENTS:
                 raise ValueError("other members")
             for i in range(<uint32_t>EVENTS):
                 _fill_event(self, i, settings[NAMES[i]], &chains[i], &details)
@@ -594,7 +595,6 @@ cdef class Impairment(Element):
                 late_at[i] = state["late"][i]
                 queue_head(ctx.packets, ctx.total_count,
                            packets[4 * (count - late + i):4 * (count - late + i + 1)])
-            queue_head(ctx.packets, ctx.total_count, packets[:4 * (count - late)])
             indices = queue_indices(packets)
         except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
             raise VnicError(f"{self.name}: its state is not that of an Impairment: "
@@ -602,12 +602,15 @@ cdef class Impairment(Element):
         if self.counters.held != count:
             raise VnicError(f"{self.name}: {count} packets wait, its counters say "
                             f"{self.counters.held}")
-        self.line.clear()
-        if not self.line.adopt(ctx.packets, ctx.small_count, indices, count - late):
-            raise VnicError(f"{self.name}: its delayed packets are not in order")
+        line = TimingWheel()
+        try:
+            line.adopt(ctx.packets, ctx.small_count, ctx.total_count, engine.clock.now_ns,
+                       (wheel, packets[:4 * (count - late)]))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise VnicError(f"{self.name}: its delayed packets: {error}") from None
         for i in range(<uint32_t>SETTINGS):
             self.keep(i, settings[NAMES[i]])
-        self.details, self.delay = details, delay
+        self.details, self.delay, self.line = details, delay, line
         self.position, self.last_ns, self.z = position, last_ns, z
         self.bits.count, self.delays.count = bits, delays
         self.next_at = NO_EVENT
@@ -632,7 +635,7 @@ cdef class Impairment(Element):
         cdef uint32_t i
         if engine is None:
             return
-        while self.line.head != NO_PACKET:
+        while not self.line.is_empty():
             self.counters.held -= 1
             self.drop(engine.ctx, self.line.take(engine.ctx), RELEASED)
         for i in range(self.late_count):

@@ -2,7 +2,7 @@
 
 It is a Shaper whose packets leave when their last bit has been sent, and then take the delay: a
 packet whose turn has come leaves the queue for the line, a list in the order of release times. The
-order of a line never changes, so a plain list does; DelayLine is for delays that differ.
+order of a line never changes, so a plain list does; TimingWheel is for delays that differ.
 """
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t

@@ -197,6 +197,7 @@ def test_every_element_is_measured_and_none_loses_packets(capsys: pytest.Capture
     shown = capsys.readouterr().out
     assert "Shaper, enqueue + dequeue" in shown and "a timer set anew, of 10000: " in shown
     assert [row["timers"] for row in result["timers"]] == [1, 100, 10_000]
+    assert [row["flows"] for row in result["flows"]] == [1, 1000, 1_000_000]
 
 
 def test_a_lane_notices_that_packets_are_lost() -> None:

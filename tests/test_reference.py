@@ -178,6 +178,7 @@ def test_the_constructor_takes_the_arguments_that_are_listed():
         "Link": ["rate", "queue", "overhead", "delay"],
         "Marker": ["dscp", "ecn", "pcp", "mark"],
         "Mirror": ["file", "snaplen", "buffer"],
+        "Pacer": ["rate", "per", "rates", "horizon", "exceed", "flows"],
         "Parse": ["malformed"],
         "Policer": ["rate", "burst", "exceed"],
         "Scheduler": ["classes", "overhead", "burst"],
@@ -338,6 +339,16 @@ def test_the_example_of_impairment_delays_and_loses(network):
     # five standard deviations
     assert abs(count - len(received) - count * 0.01) < 5 * (count * 0.01) ** 0.5
     assert {each.time_ns for each in received} == {300_000_000}
+
+
+def test_the_example_of_pacer_limits_each_connection(network):
+    net = network(example_of("Pacer"))
+    count, length = 12, len(frame(UDP, 53))
+    begun = net.now_ns
+    net.send("web", [frame(UDP, port) for _ in range(count) for port in (53, 54)])
+    net.run()
+    times = [received.time_ns - begun for received in net.take("db")]
+    assert times == [n * length * 4000 for n in range(count) for _ in range(2)]
 
 
 def test_the_example_of_marker_marks(network):

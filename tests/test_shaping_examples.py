@@ -148,6 +148,14 @@ def test_unordered(lab):
     assert 5 < len(late) < 45 and set(numbers) == set(range(COUNT))
 
 
+def test_shared_uplink(lab):
+    made = lab("shared-uplink.yaml")
+    for source, target, rate in (("server", "client", 15e6), ("client", "server", 5e6)):
+        received, _, _ = made.sent(source, target, 50, 0)
+        gaps = [b.time_ns - a.time_ns for a, b in itertools.pairwise(received)]
+        assert gaps == pytest.approx([200 * 8e9 / rate] * 49, abs=1)
+
+
 def test_one_way(lab):
     made = lab("one-way.yaml")
     assert len(made.sent("client", "server", 20)[0]) == 20

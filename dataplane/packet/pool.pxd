@@ -78,7 +78,7 @@ cdef struct Packet:
     # bytes at the end of the buffer with pcapng options of the packet's capture; usually 0
     uint16_t trailer_bytes
     uint16_t reserved0
-    uint32_t reserved1
+    uint32_t held_word       # for the element that holds the packet, as held_ns
     # Second cache line: results of Parse.
     uint16_t l3_offset       # of the network header, from the frame's start
     uint16_t l4_offset       # of the transport header; 0 where there is none
@@ -95,7 +95,7 @@ cdef struct Packet:
     uint32_t reserved2
     uint8_t source_address[16]       # network byte order; IPv4 in the first 4 bytes, the rest 0
     uint8_t destination_address[16]
-    uint64_t reserved3
+    uint64_t held_ns
 
 cdef struct Batch:
     uint32_t count

@@ -21,11 +21,11 @@ _FIELDS = [
     ("hash", "u4"), ("offset", "u2"), ("port", "u2"), ("queue", "u2"), ("flags", "u2"),
     ("vnet_flags", "u1"), ("gso_type", "u1"), ("header_length", "u2"), ("gso_size", "u2"),
     ("csum_start", "u2"), ("csum_offset", "u2"), ("tx_status", "u2"), ("original_length", "u4"),
-    ("trailer_bytes", "u2"), ("reserved0", "u2"), ("reserved1", "u4"), ("l3_offset", "u2"),
+    ("trailer_bytes", "u2"), ("reserved0", "u2"), ("held_word", "u4"), ("l3_offset", "u2"),
     ("l4_offset", "u2"), ("payload_offset", "u2"), ("ethertype", "u2"), ("vlan_tci", "u2"),
     ("vlan_inner_tci", "u2"), ("vlan_count", "u1"), ("ip_protocol", "u1"), ("tos", "u1"),
     ("ttl", "u1"), ("source_port", "u2"), ("destination_port", "u2"), ("reserved2", "u4"),
-    ("source_address", "u1", (16,)), ("destination_address", "u1", (16,)), ("reserved3", "u8"),
+    ("source_address", "u1", (16,)), ("destination_address", "u1", (16,)), ("held_ns", "u8"),
 ]
 _dtype = None
 
@@ -46,7 +46,7 @@ cdef dict _c_layout():
         "tx_status": <char *>&p.tx_status - base,
         "original_length": <char *>&p.original_length - base,
         "trailer_bytes": <char *>&p.trailer_bytes - base, "reserved0": <char *>&p.reserved0 - base,
-        "reserved1": <char *>&p.reserved1 - base, "l3_offset": <char *>&p.l3_offset - base,
+        "held_word": <char *>&p.held_word - base, "l3_offset": <char *>&p.l3_offset - base,
         "l4_offset": <char *>&p.l4_offset - base,
         "payload_offset": <char *>&p.payload_offset - base,
         "ethertype": <char *>&p.ethertype - base, "vlan_tci": <char *>&p.vlan_tci - base,
@@ -58,7 +58,7 @@ cdef dict _c_layout():
         "reserved2": <char *>&p.reserved2 - base,
         "source_address": <char *>&p.source_address - base,
         "destination_address": <char *>&p.destination_address - base,
-        "reserved3": <char *>&p.reserved3 - base,
+        "held_ns": <char *>&p.held_ns - base,
     }
 
 

@@ -21,6 +21,7 @@ from shaping.policy.overhead_schema import OverheadConfig
 from shaping.policy.places import Line, Place, Plan, plan_of, setting_text
 from shaping.policy.presets import PRESETS
 from shaping.policy.scenario import Scenario, meaning, scenario_of, step_name
+from shaping.policy.share_notes import share_notes
 
 POOL_SMALL = 16384  # small buffers, by default
 POOL_MOST = 1 << 20
@@ -40,7 +41,12 @@ def check_policy(policy: Policy, network: Network, pool_small: int = POOL_SMALL)
     """
     plan = plan_of(policy, network)
     scenario = scenario_of(policy, plan, network)
-    found = [*plan.findings, *_names(policy, network), *_presets(policy)]
+    found = [
+        *plan.findings,
+        *_names(policy, network),
+        *_presets(policy),
+        *share_notes(plan, policy),
+    ]
     for line in plan.lines.values():
         found += [
             *_trace(line),

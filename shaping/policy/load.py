@@ -28,6 +28,7 @@ from shaping.policy.keys import ANY, LinkKey, parse_key
 from shaping.policy.presets import PRESETS
 from shaping.policy.scalars import LineTime, QueueLength, QueueSize, Share
 from shaping.policy.schema import LINKS_MOST, LineConfig, PolicyConfig
+from shaping.policy.share_load import read_shares
 from shaping.policy.steps import Entry, Step, convert_steps, names_of_steps
 from shaping.policy.traces import read_traces, unpack_traces
 from shaping.settings import loop_of
@@ -61,6 +62,7 @@ class Policy(NamedTuple):
     config     the same as typed structs
     classes    entries of `classes`
     traces     of files, by digest
+    share_lines  "FILE:LINE" of each entry of `shares`
     """
 
     name: str
@@ -69,6 +71,7 @@ class Policy(NamedTuple):
     classes: list[ClassEntry]
     traces: Mapping[str, Trace]
     steps: list[Step]
+    share_lines: dict[str, str] = {}
 
     @property
     def seed(self) -> int | None:
@@ -87,7 +90,7 @@ def convert_policy(data: Any, locate: Locate = lambda path: "", name: str = "") 
     """A policy from untyped data. Raises ConfigError."""
     fields = mapping(data, PolicyConfig, (), locate)
     links, classes = fields.pop("links", None), fields.pop("classes", None)
-    scenario = fields.pop("scenario", None)
+    scenario, shares = fields.pop("scenario", None), fields.pop("shares", None)
     if "version" not in fields:
         raise error_at(locate, (), "has no version: expected version: 1")
     config = convert(fields, PolicyConfig, (), locate)
@@ -108,7 +111,9 @@ def convert_policy(data: Any, locate: Locate = lambda path: "", name: str = "") 
     traces = unpack_traces(config.links, config.traces, locate)
     config.traces = {digest: config.traces[digest] for digest in traces}
     steps, config.scenario = convert_steps(scenario, locate, _entry)
-    return Policy(name, config, entries, class_entries, traces, steps)
+    config.shares = read_shares(shares, locate)
+    share_lines = {each: locate(("shares", each)) for each in config.shares}
+    return Policy(name, config, entries, class_entries, traces, steps, share_lines)
 
 
 def load_policy(path: str | os.PathLike[str]) -> Policy:
@@ -124,6 +129,8 @@ def names_in(policy: Any) -> set[str]:
     keys = [parse_key(key) for key in policy.get("links", {})]
     names = {name for key in keys for name in (key.first, key.second)}
     names |= names_of_classes(policy.get("classes"))
+    for share in (policy.get("shares") or {}).values():
+        names |= set(share.get("groups", {}))
     return (names | names_of_steps(policy.get("scenario"))) - {ANY, ""}
 
 

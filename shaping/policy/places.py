@@ -24,8 +24,10 @@ from shaping.policy.network import Network
 from shaping.policy.presets import PRESETS, halves
 from shaping.policy.scalars import LineRate
 from shaping.policy.schema import DelayConfig, LossConfig, TraceConfig
+from shaping.policy.share_schema import ShareConfig
 from shaping.policy.steps import Entry
 from shaping.policy.traces import trace_of, trace_text
+from shaping.shares.uplink import Uplink, all_busy, make_uplink
 
 if TYPE_CHECKING:
     from shaping.trace import Trace
@@ -117,10 +119,12 @@ class Line:
 
 
 class Plan(NamedTuple):
-    """lines: by place, in the order of the file; findings: errors, and what is overridden."""
+    """lines: by place, in the order of the file; findings: errors, and what is overridden; uplinks:
+    capacities that are shared, by name."""
 
     lines: dict[Place, Line]
     findings: list[Finding]
+    uplinks: dict[str, Uplink]
 
 
 def setting_text(value: Any) -> str:
@@ -185,7 +189,7 @@ def _unknown(name: str, key: LinkKey, network: Network) -> str:
 
 def plan_of(policy: Policy, network: Network) -> Plan:
     """The policy's lines in this network."""
-    plan = Plan({}, [])
+    plan = Plan({}, [], {})
     for entry in policy.entries:
         try:
             places = places_of(entry.key, network)
@@ -204,6 +208,8 @@ def plan_of(policy: Policy, network: Network) -> Plan:
                 plan.findings.extend(_overridden(line, settings))
                 line.settings.update(settings)
     rated_later = _rated_later(policy, network)
+    for name, share in policy.config.shares.items():
+        plan.findings.extend(_share(plan, name, share, network, policy.share_lines.get(name, "")))
     for line in plan.lines.values():
         if (config := line.value("trace")) is not None:
             line.trace = trace_of(config, policy.traces)
@@ -240,6 +246,37 @@ def _settings(
     for name in SETTINGS:
         if (value := getattr(line, name)) is not None:
             yield name, Setting(value, entry.lines[name])
+
+
+def _share(
+    plan: Plan, name: str, share: ShareConfig, network: Network, where: str
+) -> Iterator[Finding]:
+    """Adds a share. Its NICs send over their lines `NIC -> any`, whose rates change with what the
+    others send; a line begins with its rate for when all send as much as they may. A rate that the
+    line has by itself bounds it."""
+    groups = [group for group in share.groups if not network.lacks(group)]
+    strange = [group for group in groups if group not in network.nics]
+    for group in strange[:ERRORS_MOST]:
+        hint = did_you_mean(group, list(network.nics)) if network.nics else "the network has none"
+        if "/" in group or "." in group:
+            hint = "expected the name of a NIC, as only NICs can have shares"
+        yield Finding("error", where, f"shares.{name}: there is no NIC {group}; {hint}")
+    if strange:
+        return
+    if not groups:
+        return
+    lines = {group: plan.lines.get(Place(group, ANY)) for group in groups}
+    uplink = plan.uplinks[name] = make_uplink(
+        share.capacity,
+        {group: share.pieces(group) for group in groups},
+        share.levels,
+        {group: line.rate for group, line in lines.items() if line is not None and line.rate},
+    )
+    for group, rate in uplink.rates(all_busy(groups)).items():
+        line = plan.lines.setdefault(Place(group, ANY), Line(Place(group, ANY), where))
+        # in four digits, downwards: the allocator will not leave it so anyway
+        rate -= rate % 10 ** max(len(str(rate)) - 4, 0)
+        line.settings["rate"] = Setting(LineRate(rate), where, f"share of {name}")
 
 
 def _overridden(line: Line, settings: dict[str, Setting]) -> Iterator[Finding]:

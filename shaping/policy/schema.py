@@ -26,6 +26,7 @@ from shaping.policy.scalars import (
     Share,
     StepTime,
 )
+from shaping.policy.share_schema import ShareConfig
 from shaping.policy.strict import Strict as _Strict
 
 POLICY_VERSION = 1
@@ -448,6 +449,8 @@ class PolicyConfig(_Strict):
     traces: Contents of the traces' files by their digests, packed. vnic puts them here when it
         reads a policy, so that a policy that runs does not need the files.
     scenario: Timed changes, in the order of their times.
+    shares: Capacities that several NICs share, by name: what each NIC may send follows from
+        weights, levels and what the others send, and changes with it several times a second.
     """
 
     version: Annotated[
@@ -493,3 +496,11 @@ class PolicyConfig(_Strict):
             examples=[[{"at": "20s", "link": "web", "down": "2s"}]],
         ),
     ] = []
+    shares: Annotated[
+        dict[str, ShareConfig],
+        Meta(
+            description="a mapping from a name to a capacity and the NICs that share it, such as "
+            "{uplink: {capacity: 35gbit, web: {weight: 2}, db: {weight: 1}}}",
+            examples=[{"uplink": {"capacity": "35gbit", "web": {"weight": 2}}}],
+        ),
+    ] = {}

@@ -191,7 +191,7 @@ def show(over_ns: int, instance: str, as_json: bool) -> None:
     vnic shape show --over 5s --json
     """
     from vnic.cli.shape_classes import class_rows, class_tables
-    from vnic.cli.shape_report import lines_of, measured, waiting
+    from vnic.cli.shape_report import lines_of, measured, share_rows, waiting
 
     with connect(instance) as client:
         status = client.call("ShapeStatus", whole=True)["status"]
@@ -210,6 +210,7 @@ def show(over_ns: int, instance: str, as_json: bool) -> None:
         time.sleep(over_ns / 1e9)
         after, classes_after = _elements(client), class_tables(client, policy, network)
         took_s = time.monotonic() - begin
+        shares = client.call("Status")["status"].get("shares", [])
     scenario = status["scenario"]
     lines = lines_of(policy, network, 0 if scenario is None else scenario["elapsed_ns"])
     rows = [
@@ -220,7 +221,8 @@ def show(over_ns: int, instance: str, as_json: bool) -> None:
     if as_json:
         given = ("generation", "ends_in_ms", "withdrawn_in_ms", "held", "scenario")
         print_json({
-            "seed": policy.get("seed"), **{key: status[key] for key in given}, "lines": rows
+            "seed": policy.get("seed"), **{key: status[key] for key in given}, "lines": rows,
+            "shares": shares,
         })  # fmt: skip
         return
     click.echo("; ".join([f"generation {status['generation']}", *shape_life.ending_texts(status)]))
@@ -239,6 +241,9 @@ def show(over_ns: int, instance: str, as_json: bool) -> None:
             for row in rows
         ],
     )  # fmt: skip
+    if shares:
+        click.echo()
+        print_table(["share", ">capacity", "NIC", ">may send", ">wants"], share_rows(shares))
 
 
 @shape.command(name="set")

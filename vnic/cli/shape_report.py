@@ -11,7 +11,7 @@ from shaping.policy.load import convert_policy
 from shaping.policy.network import Network
 from shaping.policy.places import Line, plan_of
 from shaping.policy.scenario import scenario_of
-from vnic.cli.common import plural
+from vnic.cli.common import about, plural
 
 
 def lines_of(shape: dict[str, Any], network: Network, elapsed_ns: int = 0) -> list[Line]:
@@ -111,3 +111,17 @@ def _judge_loss(line: Line, packets: int, lost: int) -> list[str]:
     if abs(lost - wanted) <= bound:
         return []
     return [f"{100 * lost / packets:.3g} % lost, expected {100 * chain.share:.3g} %"]
+
+
+def share_rows(shares: list[dict[str, Any]]) -> list[list[Any]]:
+    """The rows of `vnic shape show` about shares: what each NIC may send now, and what it seems to
+    want."""
+    return [
+        [
+            share["name"], about(share["capacity_bps"], "bit/s"), group["name"],
+            None if group["rate_bps"] is None else about(group["rate_bps"], "bit/s"),
+            "more" if group["demand_bps"] is None else about(group["demand_bps"], "bit/s"),
+        ]
+        for share in shares
+        for group in share["groups"]
+    ]  # fmt: skip

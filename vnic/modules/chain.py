@@ -28,6 +28,7 @@ BUILT_IN = {
     "Link": "shaping.link:Link",
     "Marker": "shaping.marker:Marker",
     "Mirror": "dataplane.elements.mirror:Mirror",
+    "Pacer": "shaping.pacer:Pacer",
     "Parse": "dataplane.elements.parse:Parse",
     "Policer": "shaping.policer:Policer",
     "Scheduler": "shaping.scheduler:Scheduler",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataplane.elements.parse import Parse
 from dataplane.graph.element import Element, Source
 from dataplane.graph.port import PortRx
+from shaping.pacer import Pacer
 from shaping.pool_share import PoolShare
 from shaping.scheduler import Scheduler
 from shaping.shaper import Shaper
@@ -119,7 +120,7 @@ class NicNode:
         """Adds its shapers to a share of the pool before they run; together, the shapers of a share
         hold no more packets than it allows."""
         for element in self.elements:
-            if isinstance(element, (Shaper, Scheduler)) and element.engine is None:
+            if isinstance(element, Shaper | Scheduler | Pacer) and element.engine is None:
                 element.join(share)
 
     @property

@@ -36,6 +36,10 @@ REASONS: dict[str, tuple[str, str]] = {
         "a larger `pool:`",
     ),
     "queue_full": ("a shaper's queue was full", "a higher `rate:` or a longer `queue:`"),
+    "horizon": (
+        "they would have waited longer than a pacer's horizon",
+        "a higher `rate:` or a longer `horizon:`",
+    ),
     "runt": (
         "they are shorter than an Ethernet header",
         "another capture: these are no Ethernet frames",

@@ -39,6 +39,7 @@ from vnic.runtime.groups import change_group, make_group
 from vnic.runtime.handlers import Handlers
 from vnic.runtime.picture import network_data, network_dot, network_text
 from vnic.runtime.policy_life import Author, PolicyLife
+from vnic.runtime.shares import Shares
 from vnic.store.history import History
 from vnic.store.keeper import GUARANTEED, Keeper
 from vnic.store.losses import Losses
@@ -125,6 +126,7 @@ class Runtime:
         self._users: dict[Module, tuple[ModuleConfig, _Made]] = {}  # the users' modules
         for each in list(self.config.modules):
             self._add(each)
+        self.shares = Shares(self, self.nics.attached)
         self.accounts = Accounts(self.hosted, self._clients)
         self._handlers = Handlers(
             self.hosted,
@@ -289,6 +291,7 @@ class Runtime:
                     self.remember()
                 if self.role == "crash" and self.keeping is not None:
                     self.keeping.drop_inherited(MODULE_KEYS)  # of modules that no longer exist
+                self.shares.renew()
             except BaseException:
                 if self.role == "first":
                     self.close()
@@ -343,6 +346,7 @@ class Runtime:
                 self._logged(module, "closed", module.closed)
             self.policy.scenario.close()
             self._changes.shutdown(wait=False)
+        self.shares.close()
 
     def _logged(self, module: Module, name: str, hook: Callable[[], object]) -> None:
         """Calls a hook of a module. An error of a user's module is logged, so that the hooks of the
@@ -495,6 +499,7 @@ class Runtime:
                     if changes:
                         with self.policy.changing(ready, changes, author or Author(), restored):
                             applying.run()
+                        self.shares.renew()
                         self.emit(
                             "applied",
                             changes=[str(each) for each in changes[:32]],
@@ -604,6 +609,8 @@ class Runtime:
                 "large": self.pool.large_count,
                 "in_use": self.pool.in_use,
             }
+            if shares := self.shares.status():
+                found["shares"] = shares
             return {**found, "pool": pool}
 
     def _place(self, engine: Engine) -> dict[str, Any]:

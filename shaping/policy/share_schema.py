@@ -1,0 +1,65 @@
+"""The schema of `shares` in policy files."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from shaping.policy.scalars import LineRate
+from shaping.shares.function import Piece
+
+BEST_EFFORT = "best_effort"
+
+
+class PieceConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """A part of what a group gets in a level.
+
+    weight: Share that the group gets of what all groups of the level can have, in relation to the
+        weights of the others.
+    upto: Rate up to which the weight applies; the next piece goes on from there. Default: without a
+        bound, which only the last piece of the last level can be.
+    """
+
+    weight: Annotated[float, Meta(ge=1e-3, le=1e6, description="a number from 0.001 to 1000000")]
+    upto: Annotated[LineRate | None, Meta(description="a rate such as 10gbit")] = None
+
+    @property
+    def piece(self) -> Piece:
+        """The piece in exact numbers."""
+        return Piece(Fraction(repr(self.weight)), None if self.upto is None else int(self.upto))
+
+
+class ShareConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """A capacity that several NICs share: what each may send is computed from the others' demand.
+
+    capacity: Rate that all groups together do not exceed.
+    levels: Names of levels in the order of their priority: of a level nothing is given while a
+        group lacks some of the one before. Default: one level, best_effort.
+    groups: What each group has in each level, by the name of the NIC that sends.
+    """
+
+    capacity: Annotated[LineRate, Meta(description="a rate such as 35gbit", examples=["35gbit"])]
+    levels: Annotated[
+        list[str],
+        Meta(
+            description="a list of names such as [guaranteed, best_effort]",
+            examples=[["guaranteed", "best_effort"]],
+        ),
+    ] = msgspec.field(default_factory=lambda: [BEST_EFFORT])
+    groups: Annotated[
+        dict[str, dict[str, list[PieceConfig]]],
+        Meta(
+            description="a mapping from a NIC to levels with pieces, such as {web: {best_effort: "
+            "[{weight: 20, upto: 10gbit}, {weight: 5}]}}",
+            examples=[{"web": {BEST_EFFORT: [{"weight": 1}]}}],
+        ),
+    ] = {}
+
+    def pieces(self, group: str) -> dict[str, list[Piece]]:
+        """What a group has in each level, in exact numbers."""
+        return {
+            level: [each.piece for each in pieces] for level, pieces in self.groups[group].items()
+        }

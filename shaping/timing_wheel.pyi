@@ -1,0 +1,7 @@
+"""Type stub of shaping.timing_wheel."""
+
+from typing import final
+
+@final
+class TimingWheel:
+    def __init__(self) -> None: ...

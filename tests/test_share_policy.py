@@ -1,0 +1,440 @@
+"""Shares in policy files: what is read, what it means, and what the allocator makes of it in virtual time."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataplane.engine.clock import Clock
+from dataplane.engine.engine import Engine
+from dataplane.engine.running import advance
+from dataplane.errors import ConfigError
+from dataplane.graph.port import PortRx, PortTx
+from dataplane.packet.pool import PacketPool
+from dataplane.ports.memory import MemoryPort
+from shaping.link import Link
+from shaping.policy.check import check_policy
+from shaping.policy.compile import compile_policy
+from shaping.policy.keys import ANY
+from shaping.policy.load import convert_policy, parse_policy, policy_data
+from shaping.policy.network import Network
+from shaping.policy.places import Place, plan_of
+from shaping.policy.share_notes import function_points
+from shaping.shares.allocator import Allocator, Sample
+from shaping.shares.function import BandwidthFunction, Piece, Point
+from shaping.shares.uplink import EXACT_MOST, LEAST_BPS, Uplink, all_busy, make_uplink
+from vnic.runtime.shares import LineOfNic
+from vnic.testing import VirtualNetwork
+
+NETWORK = Network({name: f"02:00:00:00:00:0{n}" for n, name in enumerate(("fg1", "fg2", "web", "db"), 1)}, {})
+TABLE_1 = """version: 1
+shares:
+  uplink:
+    capacity: 25mbit
+    levels: [guaranteed, best_effort]
+    fg1: {best_effort: [{weight: 20, upto: 10mbit}, {weight: 5}]}
+    fg2: {guaranteed: [{weight: 10, upto: 10mbit}], best_effort: {weight: 10}}
+"""
+MBIT = 10**6
+
+
+def shares(text):
+    return parse_policy(f"version: 1\nshares:\n  up: {text}\n", "p.yaml")
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def test_shares_are_read_and_printed_in_full():
+    read = parse_policy(TABLE_1, "p.yaml")
+    assert policy_data(read)["shares"] == {
+        "uplink": {
+            "capacity": "25mbit",
+            "levels": ["guaranteed", "best_effort"],
+            "groups": {
+                "fg1": {"best_effort": [{"weight": 20.0, "upto": "10mbit"}, {"weight": 5.0}]},
+                "fg2": {"guaranteed": [{"weight": 10.0, "upto": "10mbit"}], "best_effort": [{"weight": 10.0}]},
+            },
+        }
+    }
+    again = convert_policy(policy_data(read))
+    assert policy_data(again) == policy_data(read) and again.config == read.config
+    assert read.share_lines == {"uplink": "p.yaml:3"}
+
+
+@pytest.mark.parametrize("text", ["{weight: 2}", "[{weight: 2}]", "{best_effort: {weight: 2}}", "{best_effort: [{weight: 2}]}"])
+def test_one_level_needs_no_name(text):
+    read = shares(f"{{capacity: 1gbit, web: {text}, groups: {{db: {{weight: 1}}}}}}")
+    groups = read.config.shares["up"].groups
+    assert groups["web"] == {"best_effort": groups["web"]["best_effort"]} and groups["web"]["best_effort"][0].weight == 2
+    assert list(groups) == ["web", "db"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("5", "p.yaml:3: shares.up: invalid value 5: expected a mapping such as {uplink: {capacity: 35gbit"),
+        ("{web: {weight: 1}}", "p.yaml:3: shares.up: has no capacity: expected capacity: a rate such as 35gbit"),
+        ("{capacity: none, web: {weight: 1}}", "p.yaml:3: shares.up.capacity: none cannot be divided: expected a rate"),
+        ("{capacity: 5, web: {weight: 1}}", "p.yaml:3: shares.up.capacity: rate '5' has no unit"),
+        ("{capacity: 5mbps, web: {weight: 1}}", "p.yaml:3: shares.up.capacity: rate '5mbps' could mean bits"),
+        ("{capacity: 1gbit}", "p.yaml:3: shares.up: has 0 groups: expected 1 to 4096, such as web: {weight: 2}"),
+        ("{capacity: 150kbit, a: {weight: 1}, b: {weight: 1}}", "150kbit is too little for 2 groups: expected 100kbit or more"),
+        ("{capacity: 1gbit, levels: [], web: {weight: 1}}", "p.yaml:3: shares.up.levels: expected 1 to 8 different names"),
+        ("{capacity: 1gbit, levels: [a, a], web: {weight: 1}}", "p.yaml:3: shares.up.levels: expected 1 to 8 different names"),
+        ("{capacity: 1gbit, levels: [weight], web: {}}", "shares.up.levels: invalid value 'weight': expected a name"),
+        ("{capacity: 1gbit, levels: ['A B'], web: {}}", "shares.up.levels: invalid value 'A B': expected a name"),
+        ("{capacity: 1gbit, levels: 7, web: {weight: 1}}", "shares.up.levels: invalid value 7: expected a list of names"),
+        ("{capacity: 1gbit, groups: 7}", "shares.up.groups: invalid value 7: expected a mapping"),
+        ("{capacity: 1gbit, web: {weight: 1}, groups: {web: {weight: 1}}}", "shares.up.web: is in groups, too"),
+        ("{capacity: 1gbit, web: {}}", "p.yaml:3: shares.up.web: invalid value without levels: expected levels, such as {best_effort: ["),
+        ("{capacity: 1gbit, web: 5}", "shares.up.web: invalid value 5: expected levels"),
+        ("{capacity: 1gbit, web: {best_efort: {weight: 1}}}", "shares.up.web.best_efort: unknown level; did you mean 'best_effort'?"),
+        ("{capacity: 1gbit, web: {best_effort: []}}", "shares.up.web.best_effort: invalid value of 0 pieces: expected 1 to 16 pieces"),
+        ("{capacity: 1gbit, web: {best_effort: 5}}", "shares.up.web.best_effort: invalid value 5: expected 1 to 16 pieces"),
+        ("{capacity: 1gbit, web: {best_effort: [5]}}", "shares.up.web.best_effort[0]: invalid value 5: expected a mapping"),
+        ("{capacity: 1gbit, web: {weight: 0}}", "shares.up.web.best_effort[0].weight:"),
+        ("{capacity: 1gbit, web: {weight: 1, upto: 5}}", "shares.up.web.best_effort[0].upto: rate '5' has no unit"),
+        ("{capacity: 1gbit, web: {weight: 1, up: 5}}", "shares.up.web.best_effort[0].up: unknown key; did you mean 'upto'?"),
+        ("{capacity: 1gbit, web: [{weight: 1}, {weight: 2}]}", "shares.up.web.best_effort[0]: has no upto, which only the last"),
+        ("{capacity: 1gbit, web: [{weight: 1, upto: 5mbit}, {weight: 2, upto: 5mbit}]}", "upto 5mbit is not more than in the piece before"),
+        ("{capacity: 1gbit, levels: [a, b], web: {a: {weight: 1}}}", "shares.up.web.a[0]: has no upto"),
+        ("{capacity: 1gbit, levels: [a, b], web: {weight: 1}}", "shares.up.web.weight: unknown level; expected one of a, b"),
+    ],
+)  # fmt: skip
+def test_a_wrong_share_is_refused_with_one_line(text, message):
+    with pytest.raises(ConfigError) as raised:
+        shares(text)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_bounds_on_files():
+    many = ", ".join(f"n{n}: {{weight: 1}}" for n in range(4097))
+    with pytest.raises(ConfigError, match="has 4097 groups: expected 1 to 4096"):
+        shares(f"{{capacity: 10tbit, {many}}}")
+    with pytest.raises(ConfigError, match="shares: invalid value of 65 entries: expected at most 64"):
+        convert_policy({"version": 1, "shares": {str(n): {} for n in range(65)}})
+    with pytest.raises(ConfigError, match="shares: invalid value 5: expected at most 64 entries"):
+        convert_policy({"version": 1, "shares": 5})
+    pieces = [{"weight": 1, "upto": f"{n}mbit"} for n in range(1, 17)]
+    crowd = {f"n{n}": pieces for n in range(1025)}
+    with pytest.raises(
+        ConfigError, match="shares.up: 1025 groups with 16400 pieces so far: expected at most 4096 groups and 16384"
+    ):
+        convert_policy({"version": 1, "shares": {"up": {"capacity": "1tbit", "groups": crowd}}})
+    halves = {name: {"capacity": "1tbit", "groups": {f"{name}{n}": {"weight": 1} for n in range(2100)}} for name in "ab"}
+    with pytest.raises(ConfigError, match="shares.b: 4200 groups with 4200 pieces so far"):
+        convert_policy({"version": 1, "shares": halves})
+    twice = {name: {"capacity": "1gbit", "web": {"weight": 1}} for name in ("a", "b")}
+    with pytest.raises(ConfigError, match="shares.b.web: has a share of a already"):
+        convert_policy({"version": 1, "shares": twice})
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    data=st.recursive(
+        st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.just("1gbit")),
+        lambda inner: st.one_of(
+            st.lists(inner, max_size=3),
+            st.dictionaries(
+                st.sampled_from(["capacity", "levels", "groups", "web", "weight", "upto", "best_effort", "x"]),
+                inner,
+                max_size=4,
+            ),
+        ),
+        max_leaves=12,
+    )
+)
+def test_whatever_data_comes_is_taken_or_refused(data):
+    try:
+        convert_policy({"version": 1, "shares": {"up": data}})
+    except ConfigError as error:
+        assert "\n" not in str(error)
+
+
+# -- plans -----------------------------------------------------------------------------------------
+
+
+def test_what_a_share_means():
+    found = [str(each) for each in check_policy(parse_policy(TABLE_1, "p.yaml"), NETWORK)]
+    assert "p.yaml:3: note: shares.uplink: fg1: 10mbit when all send; gets 0 at 0, 0 at 1, 10mbit at 1.5 and more" in found
+    assert "p.yaml:3: note: shares.uplink: fg2: 15mbit when all send; gets 0 at 0, 10mbit at 1 and more" in found
+    points = function_points(plan_of(parse_policy(TABLE_1), NETWORK), "uplink")
+    assert points["fg1"] == [(0, 0), (1, 0), (1.5, 10e6), (1.875, 11.875e6)]
+    assert points["total"] == [(0, 0), (1, 10e6), (1.5, 25e6), (1.875, 30.625e6)]
+    with pytest.raises(KeyError):
+        function_points(plan_of(parse_policy(TABLE_1), NETWORK), "nothing")
+
+
+def test_each_nic_of_a_share_has_a_line_with_its_rate():
+    compiled = compile_policy(parse_policy(TABLE_1), NETWORK)
+    assert {
+        str(chain): [(each["element"], each["name"], each["rate"]) for each in entries] for chain, entries in compiled.items()
+    } == {
+        "fg1.egress": [("Link", "shape-line", "10mbit")],
+        "fg2.egress": [("Link", "shape-line", "15mbit")],
+    }
+
+
+def test_a_rate_of_the_line_is_a_bound_on_the_share():
+    plan = plan_of(
+        parse_policy(f"{TABLE_1}links:\n  fg1 -> any: {{rate: 4mbit, queue: 20ms}}\n  fg2: {{delay: 5ms}}\n"), NETWORK
+    )
+    assert not [each for each in plan.findings if each.kind == "error"]
+    assert {group: plan.lines[Place(group, ANY)].rate for group in ("fg1", "fg2")} == {"fg1": 4 * MBIT, "fg2": 21 * MBIT}
+    assert plan.uplinks["uplink"].functions["fg1"].limit == 4 * MBIT
+
+
+def test_unknown_nics_are_named():
+    def errors(text):
+        return [str(each) for each in check_policy(shares(text), NETWORK) if each.kind == "error"]
+
+    assert errors("{capacity: 1gbit, webb: {weight: 1}, db: {weight: 1}}") == [
+        "p.yaml:3: error: shares.up: there is no NIC webb; did you mean 'web'?"
+    ]
+    assert "as only NICs can have shares" in errors("{capacity: 1gbit, web.egress/gold: {weight: 1}}")[0]
+    many = ", ".join(f"n{n}: {{weight: 1}}" for n in range(100))
+    assert len(errors(f"{{capacity: 1gbit, {many}}}")) == 20
+
+
+def test_a_group_that_gets_nothing_is_warned_of():
+    found = check_policy(
+        shares("{capacity: 10mbit, levels: [high, low], web: {high: {weight: 1, upto: 20mbit}}, db: {low: {weight: 1}}}"),
+        NETWORK,
+    )
+    [warning] = [str(each) for each in found if each.kind == "warning" and "db" in each.text and "queue" not in each.text]
+    assert "shares.up: db: gets only 50kbit while the others send as much as they may: move it to a higher level" in warning
+
+
+# -- uplinks ---------------------------------------------------------------------------------------
+
+
+def uplink(capacity, **functions):
+    return Uplink(int(capacity), functions)
+
+
+def table_1(capacity):
+    read = plan_of(parse_policy(TABLE_1), NETWORK).uplinks["uplink"]
+    return Uplink(capacity, read.functions)
+
+
+@pytest.mark.parametrize(
+    ("capacity", "fg1", "fg2"), [(10, 0.05, 9.95), (25, 10, 15), (32.5, 12.5, 20), (35, 15, 20), (70, 30, 40)]
+)
+def test_the_rates_of_table_1(capacity, fg1, fg2):
+    """With demands of 15 and 20: figure 4. A group that gets nothing has a two hundredth; what nobody wants is divided,
+    too."""
+    rates = table_1(int(capacity * MBIT)).rates({"fg1": 15e6, "fg2": 20e6})
+    assert rates == {"fg1": fg1 * MBIT, "fg2": fg2 * MBIT}
+
+
+some_functions = st.lists(st.tuples(st.integers(1, 1000), st.integers(1, 10**9), st.booleans()), min_size=1, max_size=8)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    made=some_functions,
+    capacity=st.integers(10**6, 10**10),
+    wanted=st.lists(st.one_of(st.just(math.inf), st.integers(0, 10**10)), min_size=8, max_size=8),
+    copies=st.sampled_from([1, 20]),
+)
+def test_rates_never_exceed_the_capacity(made, capacity, wanted, copies):
+    """Nor is any of it left while a group wants more; in fractions, and in floats (with many groups)."""
+    groups = {
+        f"g{n}.{copy}": {"best_effort": [Piece(weight, upto), *([] if bounded else [Piece(1)])]}
+        for n, (weight, upto, bounded) in enumerate(made)
+        for copy in range(copies)
+    }
+    up = make_uplink(capacity, groups, ["best_effort"], {})
+    demands = {name: float(wanted[int(name[1:].split(".")[0])]) for name in groups}
+    rates = up.rates(demands)
+    assert sum(rates.values()) <= capacity
+    assert all(rate >= min(up.least_of(name), up.functions[name].limit) for name, rate in rates.items())
+    assert all(rate <= max(up.functions[name].limit, LEAST_BPS) for name, rate in rates.items())
+    possible = sum(min(demands[name], up.functions[name].limit) for name in groups)
+    slack = len(groups) + capacity * (0 if len(groups) <= EXACT_MOST else 1e-8)
+    assert sum(rates.values()) >= min(possible, capacity) - slack
+
+
+def test_a_bound_below_the_least_is_kept():
+    one = BandwidthFunction((Point(0, 0),), Fraction(1))
+    rates = uplink(10**9, slow=one.capped(10_000), fast=one).rates({"slow": math.inf, "fast": math.inf})
+    assert rates == {"slow": 10_000, "fast": 10**9 - 10_000}
+
+
+# -- the allocator ---------------------------------------------------------------------------------
+
+
+class Uplinked:
+    """NICs that send over Links of one uplink, in virtual time; the rates are set every 100 ms."""
+
+    PERIOD_NS = 100_000_000
+
+    def __init__(self, up: Uplink) -> None:
+        self.pool = PacketPool(small=16384, large=16)
+        self.engine = Engine("e0", self.pool, clock=Clock(virtual=True, start_ns=10**9))
+        self.uplink, self.allocator = up, Allocator(up)
+        self.ports = {name: MemoryPort(name, number) for number, name in enumerate(up.functions)}
+        begin = up.rates(all_busy(up.functions))
+        self.links = {name: Link(begin[name], queue="50ms", name=f"{name}.egress.shape-line") for name in up.functions}
+        sources = []
+        for name, port in self.ports.items():
+            rx = PortRx(port)
+            rx >> self.links[name] >> PortTx(MemoryPort(f"{name}.out"))
+            sources.append(rx)
+        self.engine.load(sources)
+        self.used: dict[str, float] = {}
+        self.most = 0
+
+    def rates(self) -> dict[str, int]:
+        return {name: link.rate_bps for name, link in self.links.items()}
+
+    def run(self, periods: int, **offered_bps: float) -> dict[str, float]:
+        """Offers packets of 1250 bytes at these rates, evenly; returns what was sent in the last period, in Mbit/s."""
+        for _ in range(periods):
+            before = {name: link.statistics()["counters"]["sent_bytes"] for name, link in self.links.items()}
+            begin = self.engine.clock.now_ns
+            arrivals = sorted(
+                (begin + int(k * 10_000 * 10**9 / bps), name)
+                for name, bps in offered_bps.items()
+                for k in range(int(self.PERIOD_NS * bps / 10**13))
+            )
+            for at, group in itertools.groupby(arrivals, key=lambda each: each[0]):
+                advance(self.engine, at)
+                for _, name in group:
+                    self.ports[name].inject([bytes(1250)])
+                advance(self.engine, at)
+            advance(self.engine, begin + self.PERIOD_NS)
+            self.used = {
+                name: (link.statistics()["counters"]["sent_bytes"] - before[name]) * 8 / self.PERIOD_NS * 1000
+                for name, link in self.links.items()
+            }
+            self.step()
+        return self.used
+
+    def step(self) -> None:
+        """Measures and sets; all rates together are noted after each change."""
+        enforcers = {name: LineOfNic(link) for name, link in self.links.items()}
+        samples = {name: each.sample() for name, each in enforcers.items()}
+        assert None not in samples.values()
+        for name, rate in self.allocator.step(self.engine.clock.now_ns, samples):  # type: ignore[arg-type]
+            enforcers[name].set_rate(rate)
+            self.most = max(self.most, sum(self.rates().values()))
+
+    def close(self) -> None:
+        assert self.most <= self.uplink.capacity_bps
+        assert self.engine.conservation()["conserved"]
+        self.engine.close()
+        assert self.pool.in_use == 0
+
+
+def test_rates_follow_the_demands():
+    net = Uplinked(table_1(25 * MBIT))
+    assert net.rates() == {"fg1": 10 * MBIT, "fg2": 15 * MBIT}
+    # figure 4: at 25 Mbit/s the first gets 10 and the second 15 of the 15 and 20 that they want
+    assert net.run(5, fg1=15e6, fg2=20e6) == pytest.approx({"fg1": 10, "fg2": 15}, rel=0.02)
+    # the second one wants 5 only: the first one may have the rest as soon as that is seen
+    net.run(15, fg1=15e6, fg2=5e6)
+    assert net.run(1, fg1=15e6, fg2=5e6) == pytest.approx({"fg1": 15, "fg2": 5}, rel=0.02)
+    # and has to give it back at once
+    net.run(1, fg1=15e6, fg2=20e6)
+    assert net.run(1, fg1=15e6, fg2=20e6) == pytest.approx({"fg1": 10, "fg2": 15}, rel=0.05)
+    net.close()
+
+
+def test_an_idle_uplink_leaves_room_to_begin():
+    net = Uplinked(table_1(100 * MBIT))
+    net.run(20)
+    assert sum(net.rates().values()) == pytest.approx(100 * MBIT, rel=0.02)
+    assert net.run(1, fg2=40e6)["fg2"] == pytest.approx(40, rel=0.05)
+    net.run(3, fg2=90e6)
+    assert net.run(1, fg2=90e6)["fg2"] == pytest.approx(90, rel=0.05)
+    net.close()
+
+
+def test_a_level_goes_before_the_next_one():
+    """The first group wants all of its guarantee; the best effort of the other one gets what is left."""
+    levels = {"fg1": {"low": [Piece(1)]}, "fg2": {"high": [Piece(1, 20 * MBIT)], "low": [Piece(1)]}}
+    net = Uplinked(make_uplink(20 * MBIT, levels, ["high", "low"], {}))
+    used = net.run(5, fg1=30e6, fg2=30e6)
+    assert used == pytest.approx({"fg1": 0.1, "fg2": 19.9}, abs=0.1)
+    net.run(15, fg1=30e6, fg2=4e6)
+    assert net.run(1, fg1=30e6, fg2=4e6) == pytest.approx({"fg1": 15.6, "fg2": 4}, abs=0.3)
+    net.close()
+
+
+@settings(max_examples=15, deadline=None)
+@given(offers=st.lists(st.lists(st.sampled_from([0, 1e6, 7e6, 30e6]), min_size=4, max_size=4), min_size=1, max_size=12))
+def test_the_sum_of_rates_never_exceeds_the_capacity(offers):
+    groups = {f"g{n}": {"best_effort": [Piece(n + 1)]} for n in range(4)}
+    net = Uplinked(make_uplink(20 * MBIT, groups, ["best_effort"], {}))
+    for offered in offers:
+        net.run(2, **{f"g{n}": bps for n, bps in enumerate(offered) if bps})
+        assert sum(net.rates().values()) <= 20 * MBIT
+    net.close()
+
+
+def test_a_nic_that_is_gone_leaves_its_share_to_the_others():
+    allocator = Allocator(table_1(25 * MBIT))
+    both = {"fg1": Sample(10 * MBIT, 0, 0, True), "fg2": Sample(15 * MBIT, 0, 0, True)}
+    assert allocator.step(1, both) == []
+    assert allocator.step(2, {"fg1": both["fg1"]}) == [("fg1", 25 * MBIT)]
+    assert allocator.step(3, {}) == []
+    # when it is back, what it may send is taken from the others first
+    back = {"fg1": Sample(25 * MBIT, 0, 0, True), "fg2": Sample(0, 0, 0, False)}
+    assert allocator.step(4, back) == [("fg2", 15 * MBIT), ("fg1", 10 * MBIT)]
+
+
+def test_small_differences_are_left_as_they_are():
+    allocator = Allocator(table_1(25 * MBIT))
+    near = {"fg1": Sample(9_950_000, 0, 0, True), "fg2": Sample(15 * MBIT, 0, 0, True)}
+    assert allocator.step(1, near) == []
+    over = {"fg1": Sample(9_950_000, 0, 0, True), "fg2": Sample(15_100_000, 0, 0, True)}
+    assert allocator.step(2, over) == [("fg2", 15 * MBIT)]
+
+
+def test_a_counter_that_begins_anew_is_no_usage():
+    allocator = Allocator(table_1(25 * MBIT))
+    for at, sent in ((1, 10**9), (2, 0)):
+        allocator.step(at * 10**8, {"fg1": Sample(10 * MBIT, sent, 0, False), "fg2": Sample(15 * MBIT, sent, 0, False)})
+        assert allocator.demands == {"fg1": math.inf, "fg2": math.inf}
+
+
+# -- a network -------------------------------------------------------------------------------------
+
+
+def frame(source: int, target: int) -> bytes:
+    return bytes([2, 0, 0, 0, 0, target, 2, 0, 0, 0, 0, source]) + b"\x88\xb5" + bytes(1236)
+
+
+def test_shares_of_a_running_network():
+    """In virtual time the rates are those for when all send, until a step is made by hand."""
+    net = VirtualNetwork("nics: {fg1: {mac: '02:00:00:00:00:01'}, fg2: {mac: '02:00:00:00:00:02'}}")
+    assert net._runtime.status().get("shares") is None
+    net.shape(TABLE_1)
+    handlers = net._runtime.handlers()
+    assert {"fg1.egress.shape-line", "fg2.egress.shape-line"} <= set(handlers)
+
+    def rate(nic):
+        return net._runtime.read_handler(f"{nic}.egress.shape-line", "rate")[0]["value"]
+
+    assert (rate("fg1"), rate("fg2")) == ("10mbit", "15mbit")
+    for _ in range(15):
+        net.send("fg1", [frame(1, 2)] * 150, gap="666us")
+        net.run()
+        net._runtime.shares.step()
+    [share] = net._runtime.status()["shares"]
+    assert (share["name"], share["capacity_bps"]) == ("uplink", 25 * MBIT)
+    assert sum(group["rate_bps"] for group in share["groups"]) <= 25 * MBIT
+    assert {group["name"]: group["rate_bps"] > 15 * MBIT for group in share["groups"]} == {"fg1": True, "fg2": False}
+    before = rate("fg1")
+    net.shape(TABLE_1 + "links: {fg2 -> any: {delay: 1ms}}\n")  # another line: the rates stay
+    assert rate("fg1") == before
+    net.shape(None)
+    assert net._runtime.status().get("shares") is None
+    net.close()
