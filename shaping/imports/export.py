@@ -33,6 +33,7 @@ BANDS_MOST = 16  # of prio
 PACKETS_MOST = 1_000_000
 FAST_BPS = 10**10  # where packets come at an unknown rate
 DECIMALS = 12  # of a percentage, as in a policy
+SAID = ("rate", "queue", "overhead", "delay", "loss", "duplicate", "corrupt", "reorder")
 BURST_NS = 10**6  # a burst of tbf, at its rate; and two frames at least
 
 
@@ -161,6 +162,8 @@ class _Way:
 
     def line(self, line: Line, *, without_rate: bool = False, without_queue: bool = False) -> None:
         """netem and tbf for a line. without_queue: what follows has queues of its own."""
+        if unknown := line.settings.keys() - set(SAID):
+            self.script.cannot(f"{line.place}: {', '.join(sorted(unknown))}: tc has none: left out")
         if words := netem_words(line, self.script):
             self.add(f"netem {words}")
         if line.rate and without_rate:
