@@ -336,7 +336,8 @@ class Worker:
         policy.woken = lambda: loop.call_soon_threadsafe(self._look.set)
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._look.wait(), self._rest_s())
+                async with asyncio.timeout(self._rest_s()):
+                    await self._look.wait()
             self._look.clear()
             await self._end_policy()
             if not self._bus.heard:

@@ -116,12 +116,13 @@ class PolicyLife:
             wanted = self._copy()
             set_policy(wanted, policy, spared=(wanted.shape, *([] if of is None else [policy])))
             wanted.shape_term = PolicyTerm() if policy is None else self._new_term(wish)
-        if dry:
-            return runtime.compare(wanted)
-        return runtime.change(wanted, author, restored=of, undoable=True)
+            if dry:
+                return runtime.compare(wanted)
+            return runtime.change(wanted, author, restored=of, undoable=True)
 
     def _copy(self) -> Config:
-        """A copy of the running configuration, to be changed."""
+        """A copy of the running configuration, to be changed before the lock is free: so nothing
+        else changes meanwhile. A policy makes no interfaces, which could take long."""
         wanted = own_config(self._runtime.config)
         # the others are in the running network only, see `prepared`
         wanted.nics = {name: nic for name, nic in wanted.nics.items() if not nic.passed}
@@ -302,7 +303,7 @@ class PolicyLife:
             restored = self.term.back if policy is not None else None
             wanted = self._copy()
             self._put(wanted, policy, term)
-        runtime.change(wanted, Author(None, why), restored=restored)
+            runtime.change(wanted, Author(None, why), restored=restored)
         return why
 
     @staticmethod
@@ -373,7 +374,7 @@ class PolicyLife:
                 return
             wanted = self._copy()
             set_policy(wanted, wanted.shape, spared=(wanted.shape,))
-        self._runtime.change(wanted)
+            self._runtime.change(wanted)
 
     # -- what is told ------------------------------------------------------------------------------
 
