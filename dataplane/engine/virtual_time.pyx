@@ -87,9 +87,17 @@ cdef class VirtualTime:
                 self.clock.virtual_ns = until_ns
         return total
 
-    def run(self, uint64_t most):
-        """Runs until nothing is due any more, or sources have delivered `most` packets; returns the
-        number of packets, 0 at the end. Deferrable timers (a table's ageing) run when due, but do
+    @property
+    def due_ns(self):
+        """The instant of what is due next, now or later; None: nothing is. Deferrable timers are
+        left out, see `run`."""
+        cdef uint64_t deadline = min(self.next_source(), self.next_timer(True))
+        return None if deadline == NEVER else max(deadline, self.clock.virtual_ns)
+
+    def run(self, uint64_t most, uint64_t until_ns=NEVER):
+        """Runs until nothing is due any more, or nothing until `until_ns`, or sources have
+        delivered `most` packets; returns the number of packets. The clock stands at the last
+        instant at which anything was due. Deferrable timers (a table's ageing) run when due, but do
         not prolong the run."""
         cdef uint64_t total = 0, deadline
         with nogil:
@@ -100,6 +108,8 @@ cdef class VirtualTime:
                 if deadline == NEVER and self.next_timer(True) == NEVER:
                     break
                 deadline = min(deadline, self.timer_ns)
+                if deadline > until_ns:
+                    break
                 if deadline > self.clock.virtual_ns:
                     self.clock.virtual_ns = deadline
         return total
