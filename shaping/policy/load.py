@@ -24,7 +24,7 @@ from dataplane.config.load import parse_yaml, read_text
 from dataplane.config.scalars import SchemaError
 from dataplane.errors import ConfigError
 from shaping.policy.keys import LinkKey, parse_key
-from shaping.policy.presets import PRESETS
+from shaping.policy.presets import PRESETS, no_preset
 from shaping.policy.scalars import LineTime, QueueLength, QueueSize, Share
 from shaping.policy.schema import LINKS_MOST, LineConfig, PolicyConfig
 
@@ -242,7 +242,7 @@ def _check_entry(key: LinkKey, line: LineConfig, path: Path, locate: Locate) -> 
         raise error_at(
             locate,
             (*path, "preset"),
-            f"there is no preset {shown(line.preset)}; {did_you_mean(line.preset, list(PRESETS))}",
+            no_preset(line.preset),
         )
 
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 WAYS = ("auto", "mac", "prefix", "port", "none")
 EPILOG = (
-    "Exit status: 0 all well, 1 a capture broke off, --expect found a difference or a policy's "
-    "promise was broken, 2 wrong use, configuration or capture."
+    "Exit status: 0 all well, 1 a capture broke off, --expect differs or a promise of the policy "
+    "is broken, 2 wrong use or input."
 )
 
 
@@ -38,8 +38,8 @@ def _tolerance(ctx: click.Context, parameter: click.Parameter, value: str) -> in
 def compare_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Options of both commands for the comparison of packets."""
     function = click.option("--ignore", multiple=True, metavar="FIELD",
-                            help="Do not compare this field, such as IP.id, TCP.window, "
-                            "Ether.src, or time. May be repeated.")(function)  # fmt: skip
+                            help="Do not compare this field, such as IP.id, Ether.src or "
+                            "time. May be repeated.")(function)  # fmt: skip
     return click.option(
         "--tolerance",
         default="0",
@@ -66,7 +66,7 @@ def compare_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "policy_file",
     metavar="POLICY.yaml",
     type=click.Path(),
-    help="Policy of shaping, in place of the configuration's own; see `vnic shape`.",
+    help="Policy of shaping, see `vnic shape`.",
 )
 @click.option(
     "--output",
@@ -187,9 +187,8 @@ def replay(
     vnic replay --port web=a.pcap --port db=b.pcap -c net.yaml -o out.pcapng --drops
     vnic replay web.pcap -c net.yaml -o o.pcapng --expect ok.pcapng --tolerance 5us --ignore IP.id
     vnic replay web.pcap -c net.yaml --realtime captured --loop 3    # the other NICs are containers
-    vnic replay web.pcap -c net.yaml --realtime asap --wait db=udp/5001
-    vnic replay both.pcap -c net.yaml --side web=10.0.0.1 --side 'db=*' --rewrite-mac nics
     vnic replay web.pcap -c net.yaml --shape slow.yaml               # rates, delays, losses
+    vnic replay both.pcap -c net.yaml --side web=10.0.0.1 --side 'db=*' --rewrite-mac nics
     vnic replay captures/ -c net.yaml --json                         # every file on its own
     """
     from vnic.config.load import load_config

@@ -10,7 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 from dataplane.config.convert import Locate, Path
-from shaping.policy.compile import EGRESS, compile_policy
+from shaping.policy.check import check_policy
+from shaping.policy.compile import EGRESS, Chain, ElementEntry, compile_policy
+from shaping.policy.findings import refuse
 from shaping.policy.load import Policy, convert_policy, policy_data
 from shaping.policy.network import Network
 from shaping.policy.schema import POLICY_VERSION
@@ -22,7 +24,7 @@ def set_policy(config: Config, data: Any, locate: Locate = lambda path: "") -> N
     """Makes `data` the policy of a configuration, in place of the one that it has; None: none.
     Raises ConfigError, and then nothing has changed."""
     policy = None if data is None else read_policy(data, locate)
-    chains = {} if policy is None else compile_policy(policy, network_of(config))
+    chains = {} if policy is None else _compile(policy, config)
     made = {
         chain: convert_elements(entries, ("shape", chain.owner), lambda path: "")
         for chain, entries in chains.items()
@@ -41,6 +43,13 @@ def set_policy(config: Config, data: Any, locate: Locate = lambda path: "") -> N
             way = getattr(config.nics[chain.owner], chain.direction)
         before = chain.of_link or chain.direction == EGRESS
         way.elements = [*way.elements, *elements] if before else [*elements, *way.elements]
+
+
+def _compile(policy: Policy, config: Config) -> dict[Chain, list[ElementEntry]]:
+    """Raises ConfigError also for a delay that the packet pool has no room for."""
+    network = network_of(config)
+    refuse(check_policy(policy, network, config.pool.small))
+    return compile_policy(policy, network)
 
 
 def read_policy(data: Any, locate: Locate = lambda path: "") -> Policy:
