@@ -118,6 +118,23 @@ def elements(as_json: bool) -> None:
 
 
 @main.command()
+@click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True, help="Rounds over all contestants.")
+@click.option("--seconds", type=click.FloatRange(1, 60), default=5, show_default=True, help="How long each is measured.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the tables.")
+def shaping(rounds: int, seconds: float, as_json: bool) -> None:
+    """Rates of 1, 10 and 1000 lines and delays, live, beside the kernel's tbf and htb; what a packet costs. Needs root."""
+    from bench import shaping as bench_shaping
+
+    _need_root()
+    result = bench_shaping.run_shaping(rounds, seconds)
+    report.save("shaping", result)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        bench_shaping.show(_console(), result)
+
+
+@main.command()
 @click.option("--rates", default="10mbit,100mbit,1gbit", show_default=True, help="Rates to ask for, separated by commas.")
 @click.option("--seconds", type=click.FloatRange(1, 60), default=5, show_default=True, help="How long each is measured.")
 @click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True)
