@@ -8,11 +8,13 @@ together always have the same rate, TOTAL_BPS, so that one line and a thousand l
 import json
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +36,8 @@ GROUP = 32  # lines for which one Classifier tries its rules
 SETTLE_NS, WINDOW_NS, STEP_NS = 500_000_000, 100_000_000, 10_000_000
 LINES = (1, 10, 1000)
 DELAY_MS, DELAY_PPS, DELAY_BYTES = 20, 1000, 200
+NAP_S = 0.0005
+STALLS = ("stall_percent", "stall_p99_percent")
 ERRORS = ("rate_error_percent", "window_error_percent", "window_error_p99_percent")
 RECORD = np.dtype([("arrived", "u8"), ("sent", "u8"), ("line", "u4"), ("bytes", "u4")])
 ROOT = Path(__file__).parents[1]
@@ -232,13 +236,49 @@ def _error(bits: Any, time_ns: Any, rate_bps: int) -> Any:
     return (bits * 1e9 / time_ns / rate_bps - 1) * 100
 
 
+class Stalls:
+    """How long the machine lets a process of this priority wait that is ready to run, during a `with`. A path in user space is
+    late by as much, whatever it does."""
+
+    def __init__(self) -> None:
+        self._late_s: list[tuple[float, float]] = []
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        before_s = time.monotonic()
+        while not self._ended.is_set():
+            time.sleep(NAP_S)
+            now_s = time.monotonic()
+            self._late_s.append((now_s, now_s - before_s - NAP_S))
+            before_s = now_s
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def as_json(self) -> Json:
+        """The longest wait, and the one that 99 % of windows of 100 ms do not exceed, in percent of such a window."""
+        late = np.array(self._late_s)
+        windows = ((late[:, 0] - late[0, 0]) * 1e9 // WINDOW_NS).astype(int)
+        most = np.zeros(windows[-1] + 1)
+        np.maximum.at(most, windows, late[:, 1])
+        percent = most * 1e9 / WINDOW_NS * 100
+        return {"stall_percent": float(percent.max()), "stall_p99_percent": float(np.quantile(percent, 0.99))}
+
+
 def measure_rate(contestant: Lines, seconds: float) -> Json:
     with Space() as space:
         contestant.up(space)
         pps = TOTAL_BPS * OVERLOAD / 8 / FRAME_BYTES
         total = seconds + SETTLE_NS / 1e9 + 0.3
-        found = arrivals(space, contestant.lines, FRAME_BYTES, pps, total)
-        return rate_errors(found, contestant.lines, contestant.rate_bps, seconds)
+        with Stalls() as stalls:
+            found = arrivals(space, contestant.lines, FRAME_BYTES, pps, total)
+        return {**rate_errors(found, contestant.lines, contestant.rate_bps, seconds), **stalls.as_json()}
 
 
 def measure_delay(delay_ms: int, seconds: float) -> Json:
@@ -319,7 +359,7 @@ def summarise(lives: dict[str, Measured]) -> Json:
     def of(contestant: str) -> Json:
         mine = {name.split()[1]: each for name, each in lives.items() if name.startswith(f"{contestant} ") and each.samples}
         return {
-            **{key: {count: each.median(key) for count, each in mine.items()} for key in ERRORS},
+            **{key: {count: each.median(key) for count, each in mine.items()} for key in (*ERRORS, *STALLS)},
             "worst_round": {key: {count: each.worst(key) for count, each in mine.items()} for key in ERRORS},
         }
 
