@@ -118,6 +118,55 @@ def elements(as_json: bool) -> None:
 
 
 @main.command()
+@click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True, help="Rounds over all contestants.")
+@click.option("--seconds", type=click.FloatRange(1, 60), default=5, show_default=True, help="How long each is measured.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the tables.")
+def shaping(rounds: int, seconds: float, as_json: bool) -> None:
+    """Rates of 1, 10 and 1000 lines and delays, live, beside the kernel's tbf and htb; what a packet costs. Needs root."""
+    from bench import shaping as bench_shaping
+
+    _need_root()
+    result = bench_shaping.run_shaping(rounds, seconds)
+    report.save("shaping", result)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        bench_shaping.show(_console(), result)
+
+
+@main.command()
+@click.option(
+    "--only", "subjects", multiple=True, metavar="SUBJECT", help="Only this subject, such as losses. May be repeated."
+)
+@click.option(
+    "--no-live", "live", is_flag=True, flag_value=False, default=True, help="Only what takes virtual time, as any user."
+)
+@click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True, help="Rounds of live measurements.")
+@click.option("--seconds", type=click.FloatRange(1, 60), default=5, show_default=True, help="Of each live measurement.")
+@click.option(
+    "--packets",
+    type=click.IntRange(100_000, 10**7),
+    default=1_000_000,
+    show_default=True,
+    help="For statistics of losses and delays.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a summary.")
+def truth(subjects: tuple[str, ...], live: bool, rounds: int, seconds: float, packets: int, as_json: bool) -> None:
+    """Every promise of shaping, expected and measured, as a page and as JSON. Exit status 1 where one is broken."""
+    from bench import truth as bench_truth
+    from bench.promises import Run
+
+    result = bench_truth.run_all(bench_truth.chosen(subjects, live), Run(rounds, seconds, packets))
+    paths = bench_truth.save(result)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        bench_truth.show(result, paths)
+    if result["counts"]["broken"]:
+        sys.exit(1)
+
+
+@main.command()
 @click.option("--rates", default="10mbit,100mbit,1gbit", show_default=True, help="Rates to ask for, separated by commas.")
 @click.option("--seconds", type=click.FloatRange(1, 60), default=5, show_default=True, help="How long each is measured.")
 @click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True)

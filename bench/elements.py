@@ -4,7 +4,7 @@ calls."""
 import importlib
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -315,10 +315,10 @@ def _measure_timers(repetitions: int, turns: int) -> list[Json]:
     ]
 
 
-def run(repetitions: int = REPETITIONS, packets: int = PACKETS) -> Json:
+def run(repetitions: int = REPETITIONS, packets: int = PACKETS, only: Collection[str] | None = None) -> Json:
     """Measures every element: ns per packet (median, min, max) by batch size, less the empty loop,
-    which is given separately."""
-    bench, cases = Bench(), _cases()
+    which is given separately. only: the names of the cases; None: all."""
+    bench, cases = Bench(), [case for case in _cases() if only is None or case.name in only]
     for case in cases:
         case.packets = min(case.packets, packets)
     empty = {traffic: Case("empty loop (source, sink)", traffic, Hop, packets) for traffic in TRAFFIC}

@@ -12,7 +12,7 @@ from bench.interrupts import held
 
 HERE = Path(__file__).parent
 BIN = HERE / "bin"
-PROBES = ("bare", "stream", "blast", "pingpong", "sequence")
+PROBES = ("bare", "stream", "blast", "pingpong", "sequence", "lines")
 
 
 def compile_probes() -> None:

@@ -18,7 +18,8 @@ from functools import cached_property
 from dataplane.config.convert import shown
 from dataplane.errors import ConfigError
 
-_PERCENT = re.compile(r"\s*(\d{1,3}(?:\.\d{0,12})?|\.\d{1,12})\s*%\s*", re.ASCII)
+# As many digits as a policy's shares have: each of them can be applied.
+_PERCENT = re.compile(r"\s*(\d{1,3}(?:\.\d{0,20})?|\.\d{1,20})\s*%\s*", re.ASCII)
 
 Value = str | int | Mapping[str, str | int] | None  # of a setting
 
@@ -174,6 +175,6 @@ def _four_states(what: str, value: Mapping[str, str | int]) -> Chain | None:
 
 def _number(what: str, value: object) -> Fraction:
     text = str(value).strip()
-    if isinstance(value, bool) or not re.fullmatch(r"\d{1,7}(\.\d{1,9})?", text, re.ASCII):
+    if isinstance(value, bool) or not re.fullmatch(r"\d{1,7}(\.\d{1,20})?", text, re.ASCII):
         raise ConfigError(f"{what} {shown(value)}: expected a number, such as 4")
     return Fraction(text)

@@ -23,6 +23,13 @@ class Overhead(NamedTuple):
     minimum: int = 0
     cell: str = "none"
 
+    def on_line(self, frame_bytes: int) -> int:
+        """Bytes on the line of a layer-2 frame."""
+        length = max(frame_bytes + self.bytes, self.minimum, 1)
+        if self.cell == "atm":
+            return -(-length // 48) * 53
+        return length + -(-length // 64) if self.cell == "ptm" else length
+
 
 # Bytes that the line sends with each IP packet, least length, cells: see tc-cake(8).
 KEYWORDS = {

@@ -8,12 +8,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
-from bench import contestants, faults, machine, probes, report, tap, veth
+from bench import contestants, faults, machine, probes, report, shaping, tap, veth
 from bench.errors import BenchError
 from bench.space import NETNS, PREFIX, Space
+from vnic.config.load import parse_config
+from vnic.replay.session import Replay
 
 ROOT = Path(__file__).parents[1]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes network namespaces")
@@ -217,6 +220,63 @@ def test_ping_is_read_as_it_prints() -> None:
     assert 0 < measured["p50_us"] <= measured["p99_us"] < 1e6
     with pytest.raises(BenchError, match="ping failed"):
         probes.ping("/nowhere", "127.0.0.1", 1, 2)
+
+
+def records_of(*lines: list[tuple[int, int]]) -> "shaping.Records":
+    """lines: (ns of arrival, bytes) of each line's frames."""
+    found = [(10**18 + at, 0, number, size) for number, frames in enumerate(lines) for at, size in frames]
+    return np.array(found, dtype=shaping.RECORD)
+
+
+def test_errors_of_rates_are_those_of_the_line_that_is_furthest_off() -> None:
+    exact = [(n * 1_000_000, 1250) for n in range(1600)]  # 10 Mbit/s
+    slow = [(n * 1_010_000, 1250) for n in range(1600)]
+    found = shaping.rate_errors(records_of(exact), 1, 10_000_000, 1)
+    assert all(abs(found[key]) < 1e-6 for key in shaping.ERRORS)
+    found = shaping.rate_errors(records_of(exact, slow), 2, 10_000_000, 1)
+    assert all(abs(found[key]) == pytest.approx(0.990, abs=0.001) for key in shaping.ERRORS)
+    assert found["rate_error_percent"] < 0
+    # 25 ms of silence, made up afterwards, are up to 25 % of a window and nothing of the whole
+    stalled = [(725_000_000 if 700_000_000 <= at < 725_000_000 else at, size) for at, size in exact]
+    found = shaping.rate_errors(records_of(stalled), 1, 10_000_000, 1)
+    assert abs(found["rate_error_percent"]) < 1e-6 and 14 < found["window_error_percent"] < 26
+    # frames of different lengths, and a window that no frame begins or ends with
+    mixed, at = [], 0
+    for n in range(3000):
+        size = 100 + n * 37 % 1400
+        at += size * 800
+        mixed.append((at, size))
+    found = shaping.rate_errors(records_of(mixed), 1, 10_000_000, 1)
+    assert all(abs(found[key]) < 1e-3 for key in shaping.ERRORS)
+    with pytest.raises(BenchError, match="line 0 ended"):
+        shaping.rate_errors(records_of(exact), 1, 10_000_000, 2)
+    with pytest.raises(BenchError, match="of line 1 only 0 frames came"):
+        shaping.rate_errors(records_of(exact), 2, 10_000_000, 1)
+
+
+@pytest.mark.parametrize("lines", [1, 10, 33, 1000])
+def test_networks_with_many_lines_are_configurations(lines: int) -> None:
+    text = shaping.VnicLines(lines).shaped().replace("ENDA", "netns: /run/netns/a, interface: t0") + "  b: {}\n"
+    with Replay(parse_config(text, contained=False), {}) as session:
+        links = [each for engine in session.runtime.engines for each in engine.elements if type(each).__name__ == "Link"]
+        assert len(links) == lines and {each.rate_bps for each in links} == {shaping.TOTAL_BPS // lines}
+
+
+@needs_root
+def test_shaping_is_measured_beside_the_kernel(capsys: pytest.CaptureFixture[str]) -> None:
+    """That it runs and what it prints; the figures depend on the machine."""
+    lives = shaping.measure_lives(1, 0.2, (1, 3))
+    found = shaping.summarise(lives)
+    assert found["failures"] == [] and set(found["rate_error_percent"]) == set(found["window_error_percent"]) == {"1", "3"}
+    assert found["delay_error_us"]["p50"] <= found["delay_error_us"]["p99"] and found["path_us"]["p50"] > 0
+    assert found.keys() >= {"delay_error_us", "path_us", "worst_round"}
+    cost = shaping.costs(repetitions=1)
+    assert cost["ns_per_packet"].keys() >= {"policer", "marker", "shaper", "link", "impairment_loss", "impairment_jitter"}
+    assert None not in cost["ns_per_packet"].values()
+    rates = {str(n): 1 for n in (1, 3)}
+    result = {**found, **cost, "rates_bps": rates, "rounds": 1, "seconds": 0.2, "machine": machine.describe()}
+    shaping.show(Console(width=150), result)
+    assert "ns_per_packet: policer" in capsys.readouterr().out
 
 
 @needs_root

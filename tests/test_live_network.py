@@ -79,6 +79,29 @@ def test_a_shaper_keeps_its_rate(network):
     assert net.now_ns >= 609_000_000
 
 
+def test_promises_are_measured(network):
+    """A rate, a delay and a loss: exact in virtual time, live as far as a busy machine goes."""
+    net = network(f"nics: {PAIR}")
+    net.send("b", frame(A, B))  # the switch knows b
+    net.run()
+    net.take("a")
+    net.shape("version: 1\nseed: 3\nlinks: {a -> b: {rate: 1mbit, queue: 2s, delay: 50ms, loss: 20%}, b -> a: {delay: 50ms}}")
+    net.send("a", [frame(B, A, 1250, n) for n in range(100)], at="10ms")
+    net.send("b", [frame(A, B, 60, n) for n in range(20)], at="10ms", gap="5ms")
+    net.run()
+    net.assert_loss("a -> b", "20%")
+    # the packets that are lost have had their time: 1 s for 100
+    net.assert_rate("a -> b", "1mbit", within="40%")
+    net.assert_delay("b -> a", mean="50ms", p50="50ms", most="50ms", within=LATE if net.live else None)
+    assert min(net.measured("b -> a").delays_ns) >= 50_000_000
+    with pytest.raises(AssertionError, match="a -> b: loss: asked 90%, measured .*\n  policy: a -> b: rate 1mbit, "):
+        net.assert_loss("a -> b", "90%")
+    net.shape(None)
+    net.send("a", frame(B, A, 99))
+    net.run()
+    net.assert_delay("a -> b", mean=0, within=LATE if net.live else None)
+
+
 def test_time_passes_in_advance_alone(network):
     net = network(SHAPED)
     net.send("a", [frame(B, A, 1250, n) for n in range(3)], at="1ms")

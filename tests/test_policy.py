@@ -174,7 +174,7 @@ WRONG = [  # (setting, the message behind "p.yaml:3: links.web -> db.")
     ("corrupt: 1e-7/bit", "corrupt: share '1e-7/bit': expected 0% to 100%, such as 1%"),
     ("corrupt: {share: 1%, part: tail}", "corrupt.part: invalid value 'tail': expected any, header or payload"),
     ("corrupt: {part: any}", "corrupt: has no share: expected share: a share of packets from 0% to 100%, such as 1%"),
-    ("reorder: {share: 1%, by: 0}", "reorder.by: invalid value 0: expected a number of packets, 1 to 1024"),
+    ("reorder: {share: 1%, by: 0}", "reorder.by: invalid value 0: expected a number of packets, 1 to 64"),
     (
         "reorder: {share: 1%, within: 100}",
         "reorder.within: within '100' has no unit (ns or us in tc, depending on its version, ms elsewhere): "
@@ -738,7 +738,7 @@ def test_jitter_is_the_impairments():
         ("loss: {p13: 1%}", {"loss": {"p13": "1%", "p31": "99%", "p32": "0%", "p23": "100%", "p14": "0%"}}),
         ("duplicate: 0.1%", {"duplicate": "0.1%"}),
         ("corrupt: 0.1%", {"corrupt": "0.1%"}),
-        ("corrupt: {share: 0.1%, checksum: mend}", {"corrupt": {"share": "0.1%", "part": "any", "checksum": "mend"}}),
+        ("corrupt: {share: 0.1%, checksum: mend}", {"corrupt": {"share": "0.1%", "part": "payload", "checksum": "mend"}}),
         ("reorder: 1%", {"reorder": {"share": "1%", "by": 1, "within": "100ms"}}),
         ("delay: 40ms", {"delay": "40ms"}),
         ("delay: 0", {"delay": "0ns"}),

@@ -92,6 +92,16 @@ def test_what_is_wrong_changes_nothing(shaped):
         assert done.returncode == 2 and says in done.stdout + done.stderr
         assert "Traceback" not in done.stdout + done.stderr
     assert "expected SETTING=VALUE" in shaped.shape("set", "a -> b", "loss", status=2)
+    for value in ("[" * 1000, "\x01", "*a", "!!python/name:os.system x", "{share: 1%, burst: .nan}", "1%\nrate: 1mbit"):
+        said = shaped.shape("set", "a -> b", f"loss={value}", status=2)
+        assert len(said.splitlines()) == 1 and len(said) < 300 and said.rstrip("\n").isprintable()
+    for words in (
+        ("apply", "/dev/zero"), ("apply", "."), ("apply", "absent.yaml"), ("apply", str(shaped.policy), "--for", "0s"),
+        ("apply", str(shaped.policy), "--for", "9999999h"), ("apply", str(shaped.policy), "--while"),
+        ("set", "a -> a", "loss=1%"), ("set", "a -> x", "loss=1%"), ("set", "*", "loss=1%"), ("set", "a -> b", "loss=1%", "--for", "nan"),
+        ("set", "a -> b", "rate=10gbit", "delay=10s"),
+    ):  # fmt: skip
+        assert len(shaped.shape(*words, status=2).splitlines()) == 1
     assert [each["asked"] for each in shaped.lines()] == [each["asked"] for each in before]
 
 

@@ -20,6 +20,7 @@ from dataplane.errors import ConfigError
 Path = tuple[str | int, ...]
 Locate = Callable[[Path], str]  # path -> "FILE:LINE", or "" where there is no file
 S = TypeVar("S", bound=msgspec.Struct)
+NAMED_MOST = 40  # words that an error lists: there can be as many NICs as a network has
 
 
 _AT = re.compile(r"(?P<text>.*?)(?: - at (?:`key` in )?`\$(?P<path>[^`]*)`)?", re.DOTALL)
@@ -64,9 +65,12 @@ def error_at(locate: Locate, path: Path, text: str) -> ConfigError:
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """A suggestion for an unknown word: the nearest known one, or all of them."""
+    """A suggestion for an unknown word: the nearest known one, or all of them, if they are few."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
+    if close:
+        return f"did you mean {close[0]!r}?"
+    more = f", and {len(known) - NAMED_MOST} more" if len(known) > NAMED_MOST else ""
+    return f"expected one of {', '.join(known[:NAMED_MOST])}{more}"
 
 
 def decode_scalar(kind: Any, value: Any) -> Any:

@@ -113,13 +113,7 @@ def time_text(time_ns: float) -> str:
 def line_bytes(frame: int, overhead: OverheadConfig | None) -> int:
     """Bytes that a frame takes on a line: the frame itself without `overhead`; with it the IP
     packet and what the line adds, in cells."""
-    if overhead is None:
-        return frame
-    added, minimum, cell = overhead.added
-    length = max(frame + added, minimum)
-    if cell == "atm":
-        return -(-length // 48) * 53
-    return length + -(-length // 64) if cell == "ptm" else length
+    return frame if overhead is None else overhead.added.on_line(frame)
 
 
 def full_packet_bytes(line: Line) -> int:

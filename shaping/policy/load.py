@@ -25,7 +25,7 @@ from dataplane.config.scalars import SchemaError
 from dataplane.errors import ConfigError
 from shaping.policy.classes import ClassEntry, names_of_classes, read_classes
 from shaping.policy.keys import ANY, LinkKey, parse_key
-from shaping.policy.presets import PRESETS
+from shaping.policy.presets import PRESETS, no_preset
 from shaping.policy.scalars import LineTime, QueueLength, QueueSize, Share
 from shaping.policy.schema import LINKS_MOST, LineConfig, PolicyConfig
 from shaping.policy.share_load import read_shares
@@ -296,7 +296,7 @@ def _check_entry(key: LinkKey, line: LineConfig, path: Path, locate: Locate) -> 
         raise error_at(
             locate,
             (*path, "preset"),
-            f"there is no preset {shown(line.preset)}; {did_you_mean(line.preset, list(PRESETS))}",
+            no_preset(line.preset),
         )
 
 

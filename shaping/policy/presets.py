@@ -7,9 +7,11 @@ easily halved or doubled.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from dataplane.config.convert import shown
 from shaping.policy.scalars import LineRate, LineTime, Share
 
 WEBPAGETEST = "WebPageTest's connectivity profiles"
@@ -59,6 +61,13 @@ class Preset:
         if self.one_way:
             return f"delay: {up}"
         return f"delay: {up} each way" if up == down else f"delay: {down} down, {up} up"
+
+
+def no_preset(name: str) -> str:
+    """An error for a name that no preset has."""
+    close = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.6)
+    hint = f"did you mean {close[0]!r}?" if close else "`vnic shape presets` lists them"
+    return f"there is no preset {shown(name)}; {hint}"
 
 
 def halves(rtt: LineTime) -> tuple[LineTime, LineTime]:

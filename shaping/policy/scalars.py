@@ -106,12 +106,7 @@ class LineRate(int):
     def parse(cls, value: Any) -> Self:
         if value == UNLIMITED:
             return cls(0)
-        if (number := _plain_number(value)) is not None:
-            if number == 0:
-                raise SchemaError(
-                    f"rate 0 could mean no limit or nothing at all: write {UNLIMITED}, or loss: "
-                    "100%"
-                )
+        if number := _plain_number(value):
             text = decimal_text(number)
             raise SchemaError(
                 f"rate {_shown(text)} has no unit (bit/s in tc, Mbit/s elsewhere): write "
@@ -124,7 +119,13 @@ class LineRate(int):
                 f"rate {_shown(value)} could mean bits (as elsewhere) or bytes (as in tc): write "
                 f"{decimal_text(number)}{unit}bit or {decimal_text(number * 8)}{unit}bit"
             )
-        return cls(parse_rate(value))
+        rate = parse_rate(value)
+        if rate == 0:
+            raise SchemaError(
+                f"rate {value!s:.40} could mean no limit or nothing at all: write {UNLIMITED}, "
+                "or loss: 100%"
+            )
+        return cls(rate)
 
     def __str__(self) -> str:
         return format_rate(self) if self else UNLIMITED

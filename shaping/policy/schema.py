@@ -6,6 +6,7 @@ says what the field does, and the `description` of its type which values are acc
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -13,6 +14,7 @@ from msgspec import Meta
 
 from dataplane.config.scalars import SchemaError
 from dataplane.errors import ConfigError
+from shaping.impairment_settings import BY_MOST
 from shaping.loss_model import Chain, chain_of
 from shaping.policy.class_schema import ClassesConfig
 from shaping.policy.keys import NAME_MOST
@@ -138,11 +140,13 @@ class LossConfig(_Strict):
             raise SchemaError(
                 f"correlation {self.correlation}: expected at most {CORRELATION_MOST}"
             )
-        if self.burst is not None and float(share) > self.burst / (self.burst + 1):
-            raise SchemaError(
-                f"bursts of {self.burst:g} with one packet between them lose "
-                f"{100 * self.burst / (self.burst + 1):.4g}%: expected share to be at most that"
-            )
+        if self.burst is not None:
+            most = 1 - 1 / (Fraction(str(self.burst)) + 1)
+            if share > most:
+                raise SchemaError(
+                    f"bursts of {self.burst:g} with one packet between them lose "
+                    f"{100 * float(most):.4g}%: expected share to be at most that"
+                )
 
     def _check_states(self) -> None:
         if self.to_good is None:
@@ -220,7 +224,7 @@ class CorruptConfig(_Strict):
     A text stands for a share: `0.1%` is `{share: 0.1%}`.
 
     share: Share of packets that are changed.
-    part: Part of the packet in which bits are changed.
+    part: Part of the packet in which bits are changed; with `checksum: mend` the payload.
     checksum: Whether the packet's checksums stay as they are (`keep`), so that the receiver
         discards the packet, or are made valid (`mend`), so that the change reaches the application.
     """
@@ -230,6 +234,15 @@ class CorruptConfig(_Strict):
         Literal["any", "header", "payload"], Meta(description="any, header or payload")
     ] = "any"
     checksum: Annotated[Literal["keep", "mend"], Meta(description="keep or mend")] = "keep"
+
+    def __post_init__(self) -> None:
+        if self.checksum == "mend":
+            if self.part == "header":
+                raise SchemaError(
+                    "checksum mend with part header: expected part: payload, whose checksums alone "
+                    "can be made valid"
+                )
+            self.part = "payload"
 
 
 class ReorderConfig(_Strict):
@@ -243,7 +256,9 @@ class ReorderConfig(_Strict):
     """
 
     share: Annotated[Share, _SHARE]
-    by: Annotated[int, Meta(ge=1, le=1024, description="a number of packets, 1 to 1024")] = 1
+    by: Annotated[
+        int, Meta(ge=1, le=BY_MOST, description=f"a number of packets, 1 to {BY_MOST}")
+    ] = 1
     within: Annotated[HoldTime, Meta(description="a time such as 100ms")] = msgspec.field(
         default_factory=lambda: HoldTime("100ms")
     )

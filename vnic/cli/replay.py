@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 WAYS = ("auto", "mac", "prefix", "port", "none")
 EPILOG = (
-    "Exit status: 0 all well, 1 a capture broke off or --expect found a difference, 2 wrong use, "
-    "configuration or capture."
+    "Exit status: 0 all well, 1 a capture broke off, --expect differs or a promise of the policy "
+    "is broken, 2 wrong use or input."
 )
 
 
@@ -38,8 +38,8 @@ def _tolerance(ctx: click.Context, parameter: click.Parameter, value: str) -> in
 def compare_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Options of both commands for the comparison of packets."""
     function = click.option("--ignore", multiple=True, metavar="FIELD",
-                            help="Do not compare this field, such as IP.id, TCP.window, "
-                            "Ether.src, or time. May be repeated.")(function)  # fmt: skip
+                            help="Do not compare this field, such as IP.id, Ether.src or "
+                            "time. May be repeated.")(function)  # fmt: skip
     return click.option(
         "--tolerance",
         default="0",
@@ -60,6 +60,13 @@ def compare_options(function: Callable[..., Any]) -> Callable[..., Any]:
     metavar="FILE.yaml",
     type=click.Path(),
     help="Configuration of the network.",
+)
+@click.option(
+    "--shape",
+    "policy_file",
+    metavar="POLICY.yaml",
+    type=click.Path(),
+    help="Policy of shaping, see `vnic shape`.",
 )
 @click.option(
     "--output",
@@ -147,6 +154,7 @@ def compare_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def replay(
     captures: tuple[str, ...],
     config_file: str,
+    policy_file: str | None,
     output: str | None,
     ports: tuple[str, ...],
     drops: bool,
@@ -179,7 +187,7 @@ def replay(
     vnic replay --port web=a.pcap --port db=b.pcap -c net.yaml -o out.pcapng --drops
     vnic replay web.pcap -c net.yaml -o o.pcapng --expect ok.pcapng --tolerance 5us --ignore IP.id
     vnic replay web.pcap -c net.yaml --realtime captured --loop 3    # the other NICs are containers
-    vnic replay web.pcap -c net.yaml --realtime asap --wait db=udp/5001
+    vnic replay web.pcap -c net.yaml --shape slow.yaml               # rates, delays, losses
     vnic replay both.pcap -c net.yaml --side web=10.0.0.1 --side 'db=*' --rewrite-mac nics
     vnic replay captures/ -c net.yaml --json                         # every file on its own
     """
@@ -187,6 +195,8 @@ def replay(
     from vnic.replay.sides import rewrite_of
 
     config = load_config(config_file, contained=False)
+    if policy_file is not None:
+        _shape(config, policy_file)
     rewrite, of_nics = rewrite_of(rewrite_macs, rewrite_ips, rewrite_vlans)
     plan = Plan(way, side_rules, rewrite, of_nics, align)
     if each or any(os.path.isdir(path) for path in captures):
@@ -234,6 +244,7 @@ def replay(
     for option, written in [("--output", output), *(("--report", report) for report in reports)]:
         for what, read in [
             ("--config", config_file),
+            ("--shape", policy_file),
             ("--expect", expect),
             *(("input", path) for path in inputs.values()),
         ]:
@@ -267,6 +278,7 @@ def replay(
     about_it = {
         "command": shlex.join(["vnic", *sys.argv[1:]]),
         "configuration": config_file,
+        **({} if policy_file is None else {"policy": policy_file}),
         "seed": seed,
     }
     for report in reports:
@@ -288,8 +300,25 @@ def replay(
         result["errors"]
         or not result["conserved"]
         or (difference is not None and not difference.equal)
+        or not result.get("shape", {"kept": True})["kept"]
     ):
         raise click.exceptions.Exit(1)
+
+
+def _shape(config: Config, file: str) -> None:
+    """Makes a policy file the configuration's policy. Raises ConfigError; prints warnings."""
+    from shaping.policy.check import check_policy
+    from shaping.policy.findings import refuse
+    from shaping.policy.load import load_policy, policy_data
+    from vnic.config.shape import network_of, set_policy
+
+    policy = load_policy(file)
+    found = check_policy(policy, network_of(config), config.pool.small)
+    refuse(found)
+    for each in found:
+        if each.kind == "warning":
+            click.echo(str(each), err=True)
+    set_policy(config, policy_data(policy))
 
 
 def _inputs(config: Config, captures: tuple[str, ...], ports: tuple[str, ...]) -> dict[str, str]:
@@ -423,13 +452,19 @@ def _each(config: Config, paths: tuple[str, ...], plan: Plan, seed: int, as_json
             continue
         for nic in result["nics"]:
             nic.pop("rates")
-        broken = bool(result["errors"]) or not result["conserved"]
+        kept = result.get("shape", {"kept": True})["kept"]
+        broken = bool(result["errors"]) or not result["conserved"] or not kept
         results.append({"file": path, "broken": broken, **result})
         lost = sum(result["dropped"].values())
         why = ", ".join(
             f"{count} {key.rsplit(': ', 1)[1]}" for key, count in result["dropped"].items()
         )
-        notes = [*result["errors"], why, *([result["split"]] if result["split"] else [])]
+        notes = [
+            *result["errors"],
+            why,
+            *([] if kept else ["a promise of the policy is broken"]),
+            *([result["split"]] if result["split"] else []),
+        ]
         rows.append(
             [
                 path,
@@ -547,7 +582,49 @@ def _show(result: dict[str, Any], file: Any) -> None:
         print_table(["malformed at", "reason", ">forwarded"],
                     [[*key.rsplit(": ", 1), count] for key, count in result["malformed"].items()],
                     file=file)  # fmt: skip
+    if "shape" in result:
+        _show_promises(result["shape"], file)
     click.echo("conserved: " + ("yes" if result["conserved"] else "NO"), file=file)
+
+
+def _show_promises(found: dict[str, Any], file: Any) -> None:
+    """The lines of the policy: what was asked for, what was measured, whether it was kept."""
+    print_table(
+        ["line", "asked for", ">packets", ">mean rate", ">waited", ">delay", ">lost", ">dropped",
+         "kept?"],
+        [
+            [
+                line["line"],
+                ", ".join(f"{name} {each}" for name, each in line["asked"].items()),
+                line["packets"],
+                about(line["rate"]["mean_bps"], "bit/s")
+                if line["rate"] and line["rate"]["mean_bps"] is not None
+                else None,
+                line["queue"] and about(line["queue"]["mean_ns"], "s", base="n"),
+                line["delay"] and about(line["delay"]["mean_ns"], "s", base="n"),
+                f"{100 * line['shares']['loss']['share']:.3g} %"
+                if "loss" in line["shares"]
+                else None,
+                sum(count for reason, count in line["dropped"].items() if reason != "loss"),
+                "yes" if line["kept"] else f"no: {'; '.join(line['why'])}",
+            ]
+            for line in found["lines"]
+        ],
+        file=file,
+    )  # fmt: skip
+    if found["classes"]:
+        print_table(
+            ["element", "class", ">packets", ">mean rate", ">waited at most", ">dropped"],
+            [
+                [
+                    row["element"], row["path"] or "all", row["sent_packets"],
+                    None if row["mean_bps"] is None else about(row["mean_bps"], "bit/s"),
+                    about(row["sojourn_max_ns"], "s", base="n"), sum(row["dropped"].values()),
+                ]
+                for row in found["classes"]
+            ],
+            file=file,
+        )  # fmt: skip
 
 
 def _merged(classes: dict[int, dict[str, Any]]) -> list[str | None]:

@@ -270,6 +270,7 @@ def set_line(
     vnic shape set web rate=10mbit --for 30s
     vnic shape set web.egress/gold guarantee=5mbit
     """
+    from dataplane.config.convert import path_text
     from dataplane.config.load import parse_yaml
     from shaping.policy.classes import change_class
     from shaping.policy.load import convert_policy, policy_data
@@ -280,7 +281,7 @@ def set_line(
         name, equals, text = each.partition("=")
         if not equals or not name:
             raise click.UsageError(f"{each}: expected SETTING=VALUE, such as loss=1%")
-        changed[name] = parse_yaml(text, each)[0] if text else None
+        changed[name] = parse_yaml(text, path_text((each,)))[0] if text else None
     with connect(instance) as client:
         status = client.call("ShapeStatus", whole=True)["status"]
         data = dict(status["policy"] or {"version": 1})
@@ -331,11 +332,10 @@ def presets(name: str | None, as_json: bool) -> None:
     vnic shape presets
     vnic shape presets wpt-3g
     """
-    from dataplane.config.convert import did_you_mean
-    from shaping.policy.presets import PRESETS
+    from shaping.policy.presets import PRESETS, no_preset
 
     if name is not None and name not in PRESETS:
-        raise click.UsageError(f"there is no preset {name}; {did_you_mean(name, list(PRESETS))}")
+        raise click.UsageError(no_preset(name))
     found = [each for each in PRESETS.values() if name in (None, each.name)]
     if as_json:
         print_json({

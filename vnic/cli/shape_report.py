@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
+from shaping.loss_bounds import loss_bounds
 from shaping.policy.compile import LINE_NAME, NAME, chain_of_place, element_name
 from shaping.policy.keys import parse_key
 from shaping.policy.load import convert_policy
@@ -101,14 +101,8 @@ def _judge_loss(line: Line, packets: int, lost: int) -> list[str]:
     """A loss outside of the bounds that its model allows with a probability of 1 - 10^-6."""
     assert line.loss is not None
     chain = line.loss.chain
-    burst = max(chain.mean_burst, 1.0)
-    if math.isinf(burst):
-        bound = 1.0
-    else:
-        deviation = math.sqrt(packets * chain.share * (1 - chain.share) * (2 * burst - 1))
-        bound = 4.9 * deviation + 2 * burst
-    wanted = packets * chain.share
-    if abs(lost - wanted) <= bound:
+    least, most = loss_bounds(chain, packets)
+    if least <= lost <= most:
         return []
     return [f"{100 * lost / packets:.3g} % lost, expected {100 * chain.share:.3g} %"]
 

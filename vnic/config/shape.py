@@ -12,7 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 from dataplane.config.convert import Locate, Path
+from shaping.policy.check import check_policy
 from shaping.policy.compile import EGRESS, Chain, ElementEntry, compile_policy
+from shaping.policy.findings import refuse
 from shaping.policy.load import Policy, convert_policy, names_in, policy_data
 from shaping.policy.network import Network
 from shaping.policy.schema import POLICY_VERSION
@@ -31,7 +33,7 @@ def set_policy(
     spared: policies that have been running; names that the network no longer has are no error where
     one of them has them. Raises ConfigError, and then nothing has changed."""
     policy = None if data is None else read_policy(data, locate)
-    chains = {} if policy is None else compile_policy(policy, network_of(config, spared))
+    chains = {} if policy is None else _compile(policy, config, spared)
     made = {chain: _elements(chain, entries) for chain, entries in chains.items()}
     take_out(config)
     config.shape = None if policy is None else policy_data(policy)
@@ -57,6 +59,15 @@ def _elements(chain: Chain, entries: list[ElementEntry]) -> list[ElementConfig]:
 def _put_in(way: DirectionConfig, chain: Chain, elements: list[ElementConfig]) -> None:
     after = chain.of_link or chain.direction == EGRESS
     way.elements = [*way.elements, *elements] if after else [*elements, *way.elements]
+
+
+def _compile(
+    policy: Policy, config: Config, spared: Iterable[Any]
+) -> dict[Chain, list[ElementEntry]]:
+    """Raises ConfigError also for a delay that the packet pool has no room for."""
+    network = network_of(config, spared)
+    refuse(check_policy(policy, network, config.pool.small))
+    return compile_policy(policy, network)
 
 
 def read_policy(data: Any, locate: Locate = lambda path: "") -> Policy:

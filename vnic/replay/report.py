@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from importlib import metadata
 from typing import Any
@@ -205,16 +205,45 @@ th:first-child, td:first-child { text-align: left } img { max-width: 100% } .bad
 """  # noqa: E501
 
 
+def cells(tag: str, values: Sequence[object]) -> str:
+    """A row of a table."""
+    return (
+        "<tr>" + "".join(f"<{tag}>{html.escape(str(value))}</{tag}>" for value in values) + "</tr>"
+    )
+
+
+def promises(found: Mapping[str, Any]) -> str:
+    """The lines of a policy as a part of the page."""
+    rows = []
+    for line in found["lines"]:
+        asked = ", ".join(f"{name} {each}" for name, each in line["asked"].items())
+        rate, queue, delay, loss = (
+            line["rate"], line["queue"], line["delay"], line["shares"].get("loss")
+        )  # fmt: skip
+        measured = [
+            f"{line['packets']:,}",
+            f"{rate['mean_bps'] / 1e6:.4g}" if rate and rate["mean_bps"] is not None else "-",
+            f"{rate['most_bps'] / 1e6:.4g}" if rate else "-",
+            f"{queue['max_ns'] / 1e6:.3f}" if queue else "-",
+            f"{delay['mean_ns'] / 1e6:.3f}" if delay else "-",
+            f"{100 * loss['share']:.4g}" if loss else "-",
+            ", ".join(f"{count:,} {reason}" for reason, count in line["dropped"].items()) or "-",
+            "kept" if line["kept"] else f"broken: {'; '.join(line['why'])}",
+        ]
+        rows.append(cells("td", [line["line"], asked, *measured]))
+    head = cells(
+        "th",
+        ["line", "asked for", "packets", "mean Mbit/s", "most Mbit/s in 100 ms",
+         "waited at most, ms", "mean delay, ms", "lost, %", "dropped", "promise"],
+    )  # fmt: skip
+    return f"""<h2>Policy</h2>
+<table>{head}{"".join(rows)}</table>
+<p>Mean rates are those of the whole replay, in which there may have been few packets. Packets wait
+for the rate; the delay comes behind it.</p>"""
+
+
 def page(result: Mapping[str, Any], origin: Mapping[str, str], picture: bytes) -> str:
     """A self-contained HTML file."""
-
-    def cells(tag: str, values: list[object]) -> str:
-        return (
-            "<tr>"
-            + "".join(f"<{tag}>{html.escape(str(value))}</{tag}>" for value in values)
-            + "</tr>"
-        )
-
     rows = []
     for nic in result["nics"]:
         for number, each in nic["classes"].items() or [("-", None)]:
@@ -262,6 +291,7 @@ def page(result: Mapping[str, Any], origin: Mapping[str, str], picture: bytes) -
 <p>Sent is what the NIC's container sent, from its capture; received is what it got. Bytes are those of layer 2, without
 preamble and FCS. The delay is the time between the two. The class is the mark that an element such
 as Classifier gave the packet; 0: none did. - : the container received nothing.</p>
+{promises(result["shape"]) if "shape" in result else ""}
 <h2>Dropped</h2>
 <table>{cells("th", ["element", "reason", "packets"])}{drops or cells("td", ["nothing", "", 0])}</table>
 </body></html>

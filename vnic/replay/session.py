@@ -18,6 +18,7 @@ from dataplane.wire.rewrite import Rewrite
 from vnic.config.schema import Config
 from vnic.modules.devices import OneKind
 from vnic.replay.kind import ReplayKind, ReplayNic
+from vnic.replay.promises import Promises
 from vnic.replay.sides import check_inputs
 from vnic.replay.warnings import ABSURD_NS, drop_warnings, span_warning
 from vnic.runtime.runtime import Runtime
@@ -177,6 +178,9 @@ class Replay:
             self.runtime.policy.begin_scenario(self.start_ns)
             engines = self.runtime.engines
             self.time = SteppedTime(self.runtime)
+            self._promises = (
+                None if config.shape is None else Promises(config, engines, self.start_ns)
+            )
             self._recorder: DropRecorder | None = DropRecorder(
                 self.writer if drops else None, len(config.nics), engines
             )
@@ -198,13 +202,23 @@ class Replay:
         their total (0: unknown)."""
         readers = list(self.kind.readers.values())
         total = sum(reader.size for reader in readers)
-        while self.time.run(SLICE):
+        while self._run_slice():
             if progress is not None:
                 progress(sum(reader.position for reader in readers), total)
         if self.writer is not None:
             self.writer.flush()
             if self._target is not None:
                 self._target.complete = True
+
+    def _run_slice(self) -> bool:
+        """Runs for SLICE packets; with a policy only to the end of a window of its rates. False:
+        nothing is left."""
+        if self._promises is None:
+            return self.time.run(SLICE) > 0
+        due_ns = self.time.due_ns()
+        if due_ns is not None:
+            self.time.run(SLICE, self._promises.window_until(due_ns))
+        return due_ns is not None
 
     @property
     def errors(self) -> list[str]:
@@ -268,6 +282,8 @@ class Replay:
         }
         if shared is not None:
             result["unassigned"] = shared.unassigned
+        if self._promises is not None:
+            result["shape"] = self._promises.results(self.clock.now_ns)
         result["warnings"] = drop_warnings(result, split=shared is not None)
         if self.starts_apart_ns > ABSURD_NS:
             result["warnings"].append(span_warning(self.starts_apart_ns))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataplane.engine.virtual_time import VirtualTime
 from vnic.runtime.runtime import Runtime
 
+FOREVER = 2**64 - 1
+
 
 class SteppedTime:
     """As VirtualTime, for the engines of a runtime. A step is made at its instant, before any
@@ -22,14 +24,19 @@ class SteppedTime:
             total += self._to(step_ns)
         return total + self._time.advance(until_ns)
 
-    def run(self, most: int) -> int:
-        """Runs until nothing is due any more, or sources have delivered `most` packets; see
-        VirtualTime.run."""
+    def due_ns(self) -> int | None:
+        """See VirtualTime.due_ns: a step alone is not due."""
+        due_ns = self._time.due_ns()
+        return None if due_ns is None else max(due_ns, self._time.clock.now_ns)
+
+    def run(self, most: int, until_ns: int = FOREVER) -> int:
+        """Runs until nothing is due any more, at least not up to and including `until_ns`, or
+        sources have delivered `most` packets; see VirtualTime.run."""
         total = 0
         while total < most:
             step_ns = self._scenario.due_ns
-            if step_ns is None:
-                return total + self._time.run(most - total)
+            if step_ns is None or step_ns > until_ns:
+                return total + self._time.run(most - total, until_ns)
             if step_ns > self._time.clock.now_ns:
                 total += self._time.run(most - total, step_ns - 1)
                 if total >= most or self._time.due_ns() is None:

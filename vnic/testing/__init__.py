@@ -9,12 +9,14 @@ if TYPE_CHECKING:
     from vnic.testing.frames import Received
     from vnic.testing.kit import AnyNetwork
     from vnic.testing.live import Network
+    from vnic.testing.measure import Measured
     from vnic.testing.network import VirtualNetwork
 
-__all__ = ["AnyNetwork", "Network", "Received", "VirtualNetwork"]
+__all__ = ["AnyNetwork", "Measured", "Network", "Received", "VirtualNetwork"]
 
 _MODULES = {
     "AnyNetwork": "vnic.testing.kit",
+    "Measured": "vnic.testing.measure",
     "Network": "vnic.testing.live",
     "Received": "vnic.testing.frames",
     "VirtualNetwork": "vnic.testing.network",

@@ -14,11 +14,16 @@ from dataplane.errors import ConfigError
 from dataplane.graph.offload import captured_frame
 from dataplane.ports.memory import Frame
 from dataplane.units import format_time
+from shaping.policy.check import lines_between
 from shaping.policy.load import load_policy, parse_policy, policy_data
+from shaping.policy.places import Place, plan_of
 from vnic.config.load import load_config, parse_config
 from vnic.config.schema import Config, NicConfig
+from vnic.config.shape import network_of, read_policy
 from vnic.replay.compare import Pair, Seen, describe
 from vnic.testing.frames import Packet, Received, frames_of, in_unit_of, nanoseconds
+from vnic.testing.measure import Journal, Measured
+from vnic.testing.promises import check_delay, check_loss, check_rate
 
 Configuration = str | os.PathLike[str] | Config
 Shaping = str | os.PathLike[str] | dict[str, Any] | None
@@ -65,6 +70,8 @@ class AnyNetwork(ABC):
         self._sent = 0
         self._received: dict[str, list[Received]] = {name: [] for name in config.nics}
         self._closed = False
+        self._policy: Any = config.shape
+        self._journal = Journal(config)
 
     @property
     @abstractmethod
@@ -149,8 +156,14 @@ class AnyNetwork(ABC):
         """The network is the one of `config` now."""
         self.config = config
         self._received = {name: self._received.get(name, []) for name in config.nics}
+        self._shaped(config.shape)
         self._sending = [each for each in self._sending if each[2] in config.nics]
         heapq.heapify(self._sending)
+
+    def _shaped(self, policy: Any) -> None:
+        """`policy`, plain data, is the policy of shaping now."""
+        self._policy = policy
+        self._journal.changed(self.config, self.now_ns)
 
     def _nic_config(self, name: str) -> NicConfig:
         if name not in self.config.nics:
@@ -186,6 +199,7 @@ class AnyNetwork(ABC):
         """As `received`, and removes them: the next call returns later frames only."""
         taken = self.received(nic)
         self._received[nic] = []
+        self._journal.forget(nic)
         return taken
 
     def drops(self) -> dict[str, int]:
@@ -259,6 +273,91 @@ class AnyNetwork(ABC):
                 )
             )
         return "".join(lines)
+
+    # -- promises ----------------------------------------------------------------------------------
+
+    def measured(self, place: str) -> Measured:
+        """The packets of a place, one direction such as `web -> db`, `web -> any` or `lan--dmz ->
+        dmz`, and which of them arrived, when.
+
+        Those count that `send` and `send_capture` sent since the last `shape`, `apply`, and `take`
+        or `assert_received` of their receiver, to the MAC address of a NIC. They are told by their
+        bytes. Raises ConfigError.
+        """
+        return self._journal.measured(place, self._received)
+
+    def assert_rate(
+        self,
+        place: str,
+        rate: str,
+        *,
+        within: str | int | None = None,
+        window: str | int | None = None,
+        after: str | int = 0,
+        overhead: str | dict[str, Any] = "none",
+    ) -> None:
+        """Fails unless the packets of a place (see `measured`) arrived at `rate`, such as
+        "10mbit", from the first to the last: the sender has to send that much.
+
+        within: the share by which it may differ, such as "1%"; by default it is exact in virtual
+        time, to the nanosecond in which a packet leaves, and 1 % live. window: it holds in each
+        window of this time, too, to one packet. after: time at the begin that does not count.
+        overhead: what the line adds to each packet, as in a policy. Raises AssertionError,
+        ConfigError.
+        """
+        __tracebackhide__ = True
+        found = self.measured(place)
+        check_rate(
+            found, rate, within=within, window=window, after=after, overhead=overhead,
+            live=self.live, hints=self._hints(found.place),
+        )  # fmt: skip
+
+    def assert_delay(
+        self,
+        place: str,
+        *,
+        mean: str | int | None = None,
+        p50: str | int | None = None,
+        p99: str | int | None = None,
+        most: str | int | None = None,
+        within: str | int | None = None,
+    ) -> None:
+        """Fails unless the packets of a place (see `measured`) had these delays, from sending to
+        receiving, all that waited included.
+
+        mean; p50, p99: the delay that half, and 99 % of the packets do not exceed; most: none is
+        longer. within: by how much they may differ; by default 0 in virtual time, 2 ms live. Raises
+        AssertionError, ConfigError.
+        """
+        __tracebackhide__ = True
+        found = self.measured(place)
+        check_delay(
+            found, asked={"mean": mean, "p50": p50, "p99": p99, "most": most}, within=within,
+            live=self.live, hints=self._hints(found.place),
+        )  # fmt: skip
+
+    def assert_loss(self, place: str, share: Any, *, confidence: float = 0.999999) -> None:
+        """Fails unless as many packets of a place (see `measured`) did not arrive as the model
+        allows: a share such as "1%", or a mapping as a policy's `loss`, such as {"share": "1%",
+        "burst": 4}.
+
+        confidence: a line that keeps its promise fails in at most the rest of all cases, half of
+        them with too few losses. In virtual time the case is a function of the seed, so a test that
+        passes always passes. A share of 0% or 100% is exact. Raises AssertionError, ConfigError.
+        """
+        __tracebackhide__ = True
+        found = self.measured(place)
+        check_loss(found, share, confidence=confidence, hints=self._hints(found.place))
+
+    def _hints(self, place: Place) -> list[str]:
+        """What the policy says of the packets of a place, and what was dropped anywhere so far."""
+        hints = []
+        if self._policy is not None:
+            plan = plan_of(read_policy(self._policy), network_of(self.config))
+            for line in lines_between(plan, place):
+                settings = ", ".join(f"{name} {each}" for name, each in line.settings.items())
+                hints.append(f"policy: {line.place}: {settings}")
+        return hints + [f"dropped: {key}: {count}" for key, count in self.drops().items()]
 
     def write(self, capture: str | os.PathLike[str]) -> None:
         """Writes all frames received so far into a pcapng file, one interface per NIC."""

@@ -117,8 +117,10 @@ class Network(AnyNetwork):
         """Makes `policy` (YAML text, the path of a YAML file, or plain data; None: none) the policy
         of shaping, as `vnic shape apply` does; returns the changes. Raises ConfigError,
         VnicError."""
+        data = policy_of(policy)
         with self._time():
-            changes = self.client.shape(policy_of(policy))["changes"]
+            changes = self.client.shape(data)["changes"]
+        self._shaped(data)
         return [f"{each['action']} {each['kind']} {each['name']}" for each in changes]
 
     def apply(self, config: Configuration) -> list[str]:
@@ -372,6 +374,7 @@ class Network(AnyNetwork):
         burst = 0
         while self._sending and self._sending[0][0] <= until_ns:
             _, _, nic, frame = heapq.heappop(self._sending)
+            self._journal.note(self._elapsed(), nic, frame)
             self._stations[nic].send(frame)
             burst += 1
             if burst % 32 == 0:

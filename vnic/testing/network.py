@@ -67,9 +67,11 @@ class VirtualNetwork(AnyNetwork):
         VnicError."""
         self._collect()
         try:
-            changes = self._runtime.policy.apply(policy_of(policy))
+            data = policy_of(policy)
+            changes = self._runtime.policy.apply(data)
         finally:
             self._time = SteppedTime(self._runtime)
+        self._shaped(data)
         return [str(change) for change in changes]
 
     @property
@@ -100,6 +102,7 @@ class VirtualNetwork(AnyNetwork):
                 self._clock.set(START_NS + instant)
             while self._sending and self._sending[0][0] == instant:
                 _, _, nic, frame = heapq.heappop(self._sending)
+                self._journal.note(instant, nic, frame)
                 self._devices.nics[nic].port.inject([frame])
             self._time.advance(START_NS + instant)
         self._time.advance(START_NS + until_ns)
