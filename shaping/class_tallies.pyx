@@ -38,7 +38,7 @@ def tree_of(Scheduler scheduler not None):
     return scheduler.current()
 
 
-def class_tallies(ClassTree tree not None, list counts not None):
+def class_tallies(ClassTree tree not None, counts):
     """Of each class of a tree: its path ("" is all classes), and a Tally
     with a column for each of `counts`: the names of counts in `Scheduler.get_classes`, as a tuple
     where a column adds up several. Of a class with a tree, the sums of its classes. Raises

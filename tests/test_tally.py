@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
+import struct
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from dataplane.engine.engine import Engine
 from dataplane.engine.running import advance
 from dataplane.errors import GraphError
 from dataplane.graph.port import PortRx, PortTx
-from dataplane.graph.tally import Tally, take_changes
+from dataplane.graph.tally import Steps, Tally, TallyTable
 from dataplane.packet.pool import PacketPool
 from dataplane.ports.memory import MemoryPort
 from shaping.class_tallies import class_tallies, has_classes, tree_of
@@ -40,7 +41,7 @@ def bench():
 
 
 def test_sums_are_those_of_elements_and_ports(bench):
-    engine, a, b, counter, link = bench
+    engine, a, _, counter, link = bench
     tally = Tally(7)
     tally.add(0, counter, "packets")
     tally.add(0, link, "packets")
@@ -95,7 +96,7 @@ def test_what_cannot_be_added_is_one_line(bench, add, says):
 class Counted:
     """Ports whose counters a test sets."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, levels: int = 0) -> None:
         self.ports = [MemoryPort(f"p{n}", n) for n in range(count)]
         self.tallies = []
         for port in self.ports:
@@ -103,16 +104,15 @@ class Counted:
             tally.add_port(0, port, "rx_packets")
             tally.add_port(1, port, "rx_bytes")
             self.tallies.append(tally)
-        self.sums = np.zeros((count, 2), np.uint64)
-        self.rows, self.changes = np.zeros(count, np.uint32), np.zeros((count, 2), np.uint64)
+        self.table = TallyTable([10 + n for n in range(count)], self.tallies, 2, levels)
 
     def set(self, values: list[tuple[int, int]]) -> None:
         for port, (packets, octets) in zip(self.ports, values, strict=True):
             port.load_statistics("rx", [[packets, octets, 0, 0, 0]])
 
-    def take(self, levels: int) -> list[tuple[int, list[int]]]:
-        found = take_changes(self.tallies, self.sums, self.rows, self.changes, levels)
-        return [(int(self.rows[n]), self.changes[n].tolist()) for n in range(found)]
+
+def unpacked(records: bytes) -> list[tuple[int, ...]]:
+    return list(struct.iter_unpack("=3Q", records))
 
 
 values = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2**64 - 1)), min_size=3, max_size=3)
@@ -120,36 +120,74 @@ values = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2**64 - 1)), min_s
 
 @settings(deadline=None)
 @given(st.lists(values, max_size=5), st.integers(0, 3))
-def test_changes_are_what_has_been_counted_since(steps, levels):
-    counted, before = Counted(3), [(0, 0)] * 3
+def test_records_are_what_has_been_counted_since(steps, levels):
+    counted, before = Counted(3, levels), [(0, 0)] * 3
     for step in steps:
         counted.set(step)
         expected = []
         for row, (now, was) in enumerate(zip(step, before, strict=True)):
             change = [
-                each if levels >> column & 1 or each < was[column] else each - was[column]
-                for column, each in enumerate(now)
+                each if levels >> column & 1 or each < was[column] else each - was[column] for column, each in enumerate(now)
             ]
             level = any(levels >> column & 1 and each for column, each in enumerate(now))
             if now != was or level:
-                expected.append((row, change))
-        assert counted.take(levels) == expected
-        assert counted.sums.tolist() == [list(each) for each in step]
+                expected.append((10 + row, *change))
+        assert unpacked(counted.table.take()) == expected
         before = step
 
 
-def test_arrays_of_another_size_are_refused():
+def test_a_table_goes_on_where_another_ended_or_begins_anew():
     counted = Counted(3)
-    for sums, rows, changes in (
-        (np.zeros((2, 2), np.uint64), counted.rows, counted.changes),
-        (counted.sums, np.zeros(2, np.uint32), counted.changes),
-        (counted.sums, counted.rows, np.zeros((3, 3), np.uint64)),
-        (np.zeros((3, 1), np.uint64), counted.rows, np.zeros((3, 1), np.uint64)),
+    counted.set([(1, 10), (2, 20), (3, 30)])
+    counted.table.take()
+    counted.set([(2, 20), (4, 40), (6, 60)])
+    other = TallyTable([7, 8], [counted.tallies[2], counted.tallies[1]], 2)
+    other.go_on(0, counted.table, 2)
+    other.begin(1)
+    assert unpacked(other.take()) == [(7, 3, 30)]
+    counted.set([(2, 20), (5, 50), (6, 60)])
+    assert unpacked(other.take()) == [(8, 1, 10)]
+
+
+records = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2**40), st.integers(0, 2**40)), max_size=6)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), records), max_size=6), st.sets(st.integers(0, 4)), st.integers(0, 3))
+def test_steps_add_up_records(samples, ids, levels):
+    steps = Steps(3, 2, levels=levels, ids=ids, most=15)
+    expected: dict[int, list[list[int]]] = {}
+    for step, rows in samples:
+        steps.add(step, b"".join(struct.pack("=3Q", *row) for row in rows))
+        for id, *numbers in rows:
+            if id in ids:
+                sums = expected.setdefault(id, [[0, 0, 0], [0, 0, 0]])
+                for column, number in enumerate(numbers):
+                    was = sums[column][step]
+                    sums[column][step] = max(was, number) if levels >> column & 1 else was + number
+    for id in range(6):
+        assert [steps.column(id, column) for column in range(2)] == expected.get(id, [[], []])
+
+
+def test_what_does_not_fit_is_refused():
+    counted = Counted(2)
+    for make in (
+        lambda: TallyTable([1], counted.tallies, 2),
+        lambda: TallyTable([1, 2], counted.tallies, 3),
+        lambda: TallyTable([1, 2], counted.tallies, 33),
+        lambda: counted.table.begin(2),
+        lambda: counted.table.go_on(2, counted.table, 0),
+        lambda: counted.table.go_on(0, counted.table, 2),
+        lambda: counted.table.go_on(0, TallyTable([], [], 3), 0),
+        lambda: Steps(1, 0, ids=(), most=1),
+        lambda: Steps(1, 2, ids=(), most=1).add(0, bytes(23)),
+        lambda: Steps(1, 2, ids=(), most=1).add(1, bytes(24)),
+        lambda: Steps(1, 2, ids=(0, 1), most=1).add(0, bytes(24) + struct.pack("=3Q", 1, 0, 0)),
     ):
         with pytest.raises(GraphError):
-            take_changes(counted.tallies, sums, rows, changes)
+            make()
     with pytest.raises(TypeError):
-        take_changes([None], counted.sums, counted.rows, counted.changes)
+        TallyTable([1], [None], 2)
 
 
 TREE = {

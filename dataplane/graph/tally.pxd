@@ -23,3 +23,21 @@ cdef class Tally:
     cdef list owners             # of the counters: they stay in memory as long as the Tally
     cdef void load(self, uint64_t *sums) noexcept nogil
     cdef int append(self, uint32_t column, const uint64_t *counter) except -1
+
+cdef class TallyTable:
+    cdef list ids
+    cdef list tallies
+    cdef readonly uint32_t columns
+    cdef uint32_t levels
+    cdef uint64_t *sums          # by tally and column, when they were read last
+
+cdef class Steps:
+    cdef uint32_t count
+    cdef uint32_t columns
+    cdef uint32_t levels
+    cdef uint64_t most
+    cdef uint64_t room           # places in sums
+    cdef frozenset ids
+    cdef dict places             # by id
+    cdef uint64_t *sums          # by place, step and column
+    cdef uint64_t place_of(self, uint64_t which) except? 0xFFFFFFFFFFFFFFFF

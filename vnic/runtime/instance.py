@@ -24,6 +24,7 @@ from vnic.config.convert import convert_config, decode_config
 from vnic.config.written import written_config
 from vnic.device.descriptors import system_error
 from vnic.runtime.apply import Change
+from vnic.runtime.history_method import history_method
 
 # PATH_MAX, limits.h: a longer one would not fit into a message to the supervisor either
 PATH_MOST = 4096
@@ -145,6 +146,7 @@ class Instance:
             ),
             Method("Accounts", self._accounts, cached=True, clients=True),
             Method("Metrics", self._metrics, Metrics, cached=True),
+            history_method(self._runtime),
             Method(
                 "Handlers", lambda p, _: {"elements": self._runtime.handlers(p.element)}, Handlers
             ),
