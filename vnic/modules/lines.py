@@ -28,6 +28,15 @@ class RunningLine(NamedTuple):
         return str(self.line.place)
 
     @property
+    def rate_bps(self) -> int:
+        """0: it has none."""
+        return self.line.rate
+
+    @property
+    def element_names(self) -> list[str]:
+        return [element.name for element in self.elements]
+
+    @property
     def asked(self) -> str:
         """Its settings, in the words of a policy."""
         return ", ".join(f"{name} {setting}" for name, setting in self.line.settings.items())
