@@ -105,8 +105,8 @@ method Metrics(format: ?string) -> (text: ?string, families: ?[]object)
 # those with these names (of a class, with those below it). last_ms: of this time only; step_ms:
 # samples are added up to steps of this length. begin, times: when the first step began and each one
 # ended, in seconds since 1970. A series has kind (nic, line, class), name, way of a NIC (egress:
-# what its container sends; ingress), asked of a line, ended if it is gone, and, unless nothing
-# happened, lists with a number for each step:
+# what its container sends; ingress), asked and rate_bps of a line, ended if it is gone, and, unless
+# nothing happened, lists with a number for each step:
 #   packets, bytes: on the wire, sent or received by a NIC, delivered by a line, sent by a class
 #   drops; queue_bytes: the most that waited at the samples of the step
 #   sojourn_ns: waits in queues, summed over the sojourn_packets that left them

@@ -18,6 +18,7 @@ from vnic.cli.common import (
     print_json,
     print_table,
 )
+from vnic.cli.shape_plot import plot
 
 if TYPE_CHECKING:
     from shaping.policy.findings import Finding
@@ -49,6 +50,9 @@ def shape() -> None:
         web <-> db: {rtt: 40ms, loss: 1%}
         web -> any: {rate: 10mbit, queue: 50ms}
     """
+
+
+shape.add_command(plot)
 
 
 class Time(click.ParamType[int]):

@@ -50,8 +50,8 @@ COLUMNS_OF: dict[Kind, tuple[str, ...]] = {
 @dataclass(eq=False)
 class Series:
     """kind, name, way: what it is of; way: "egress" or "ingress" of a NIC, else "". of: what its
-    counters belong to; a series whose `of` stays goes on as it is. asked: a line's settings. owner:
-    the NIC that it belongs to, or None."""
+    counters belong to; a series whose `of` stays goes on as it is. asked, rate_bps: a line's
+    settings, and its rate, or 0."""
 
     kind: Kind
     name: str
@@ -59,7 +59,7 @@ class Series:
     of: object
     tally: Tally
     asked: str = ""
-    owner: str | None = None
+    rate_bps: int = 0
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -84,6 +84,8 @@ class Series:
             found["way"] = self.way
         if self.asked:
             found["asked"] = self.asked
+        if self.rate_bps:
+            found["rate_bps"] = self.rate_bps
         return found
 
 
@@ -98,8 +100,8 @@ def series_of_nic(nic: NicNode) -> list[Series]:
     for tally, way in ((received, nic.egress), (transmitted, nic.ingress)):
         _queues(tally, way)
     return [
-        Series("nic", name, "egress", nic, received, owner=name),
-        Series("nic", name, "ingress", nic, transmitted, owner=name),
+        Series("nic", name, "egress", nic, received),
+        Series("nic", name, "ingress", nic, transmitted),
     ]
 
 
@@ -138,7 +140,9 @@ def series_of_line(running: RunningLine) -> Series:
     for last in running.elements[-1:]:
         tally.add(NUMBER["packets"], last, "delivered_packets")
         tally.add(NUMBER["bytes"], last, "delivered_bytes")
-    return Series("line", running.name, "", (*running.elements,), tally, asked=running.asked)
+    return Series(
+        "line", running.name, "", (*running.elements,), tally, running.asked, running.rate_bps
+    )
 
 
 CLASS_COUNTS: dict[str, str | tuple[str, ...]] = {
@@ -156,7 +160,7 @@ def series_of_classes(element: Element, name: str, tree: object) -> list[Series]
     """A series for all classes of an element, called `name`, and one for each: `name/path`."""
     counts = [CLASS_COUNTS.get(column, ()) for column in COLUMNS]
     return [
-        Series("class", f"{name}/{path}" if path else name, "", tree, tally, owner=element.owner)
+        Series("class", f"{name}/{path}" if path else name, "", tree, tally)
         for path, tally in class_tallies(tree, counts)
     ]
 
