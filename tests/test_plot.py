@@ -161,9 +161,9 @@ def test_a_chart_of_one_curve():
     lines = text.splitlines()
     assert lines[0] == "web -> any  rate 10mbit"
     assert lines[1:7] == [
-        "rate    10 Mbit/s│         ███",
-        "                 │      ▃▃▃███",
+        "rate    10 Mbit/s│      ▃▃▃███",
         "                 │▆▆▆   ██████",
+        "                 │███   ██████",
         "                 │███   ██████",
         "                 │███   ██████",
         "                0│███   ██████",
