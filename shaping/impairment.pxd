@@ -75,6 +75,7 @@ cdef class Impairment(Element):
     cdef void forward(self, Context *ctx, uint32_t index, Batch *out) noexcept nogil
     cdef void release_late(self, Context *ctx, Batch *out) noexcept nogil
     cdef void finish(self, Context *ctx, Batch *out) noexcept nogil
+    cdef void leave(self, Context *ctx, Batch *out) noexcept nogil
     cdef void set_deadline(self, Context *ctx) noexcept nogil
     cdef void release_due(self, Context *ctx, Batch *out) noexcept nogil
     cdef void begin_event(self, uint32_t which, const ChainSetting *setting) noexcept nogil

@@ -6,14 +6,16 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 from dataplane.engine.engine cimport Engine
 from dataplane.graph.element cimport NEVER, Element
-from dataplane.graph.offload cimport can_segment, complete_checksum, segment
+from dataplane.graph.offload cimport complete_checksum, segment
 from dataplane.graph.random_stream cimport random_below, random_next
 from dataplane.graph.work cimport Work
-from dataplane.packet.pool cimport (BATCH_MAX, GSO_NONE, NO_PACKET, PACKET_L4, VNET_DATA_VALID,
+from dataplane.packet.pool cimport (BATCH_MAX, NO_PACKET, PACKET_L4, VNET_DATA_VALID,
                                     VNET_NEEDS_CSUM, Batch, Context, Packet, batch_add,
-                                    packet_copy, packet_data, packet_free, packet_memory)
+                                    packet_copy, packet_data, packet_free, packet_memory,
+                                    packet_wire_bytes)
 from dataplane.packet.queue cimport queue_head, queue_indices, queue_length, queue_packed
 from dataplane.wire.headers cimport PROTOCOL_TCP, TCP_CHECKSUM_AT, load_be16, store_be16
+from shaping.delivered cimport count_delivered, wire_packets
 from shaping.normal cimport normal_score
 from shaping.loss_chain cimport NO_EVENT, ChainSetting, LossChain, chain_next, chain_start
 from shaping.timing_wheel cimport TimingWheel
@@ -54,22 +56,14 @@ cdef enum:                       # COUNTERS
     SPLIT = 6
     DELAY_NS = 7
     DELAY_MAX_NS = 8
+    DELIVERED_PACKETS = 9
+    DELIVERED_BYTES = 10
 
 NAMES = ("loss", "duplicate", "corrupt", "reorder", "delay")     # of settings and streams
 # A Pareto distribution with the exponent 3 and the minimum 1 has this mean and standard deviation.
 cdef double PARETO_MEAN = 1.5
 cdef double PARETO_DEVIATION = 0.8660254037844386
 cdef double JITTER_MOST = 20.0   # deviations from the mean: the distribution's tail has no end
-
-
-cdef inline uint32_t wire_packets(const Packet *p) noexcept nogil:
-    """Packets that this one is on a wire: the segments of a GSO frame."""
-    if p.gso_type == GSO_NONE or p.gso_size == 0 or p.length <= p.header_length:
-        return 1
-    # without Parse the offload fields are not validated, so such a frame is not split
-    if not can_segment(p):
-        return 1
-    return (p.length - p.header_length + p.gso_size - 1) // p.gso_size
 
 
 @cython.final
@@ -116,6 +110,8 @@ cdef class Impairment(Element):
                split: GSO frames that were split
                delay_ns: sum of all delays of `delayed` packets
                delay_max_ns: longest delay
+               delivered_packets: packets on the wire that left
+               delivered_bytes: their bytes
     Handlers:  counters; loss, duplicate, corrupt, reorder, delay (read, write, live): the settings.
                A change of one leaves the others' random numbers as they are, and packets that wait
                leave when they were to leave.
@@ -135,7 +131,7 @@ cdef class Impairment(Element):
 
     DROP_REASONS = ("loss", "line_full", "no_buffer", "released")
     COUNTERS = ("wire_packets", "lost", "duplicated", "corrupted", "reordered", "delayed", "split",
-                "delay_ns", "delay_max_ns")
+                "delay_ns", "delay_max_ns", "delivered_packets", "delivered_bytes")
     TICKS = True
     STATE_VERSION = 2
     HANDLERS = {
@@ -201,12 +197,16 @@ cdef class Impairment(Element):
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
         cdef Batch out
         cdef uint32_t i, total = 0
+        cdef uint64_t octets = 0
         if not self.delay.active and self.line.is_empty():
             for i in range(batch.count):
                 total += wire_packets(&ctx.packets[batch.index[i]])
+                octets += packet_wire_bytes(&ctx.packets[batch.index[i]])
             if self.position + total <= self.next_at:        # nothing happens to this batch
                 self.position += total
                 self.counters.extra[WIRE_PACKETS] += total
+                self.counters.extra[DELIVERED_PACKETS] += total
+                self.counters.extra[DELIVERED_BYTES] += octets
                 self.emit(ctx, 0, batch)
                 if self.position >= self.next_at:
                     out.count = 0
@@ -228,6 +228,13 @@ cdef class Impairment(Element):
     cdef void finish(self, Context *ctx, Batch *out) noexcept nogil:
         """Sets the timer and forwards the batch."""
         self.set_deadline(ctx)
+        self.leave(ctx, out)
+
+    cdef void leave(self, Context *ctx, Batch *out) noexcept nogil:
+        cdef uint32_t i
+        for i in range(out.count):
+            count_delivered(&ctx.packets[out.index[i]], &self.counters.extra[DELIVERED_PACKETS],
+                            &self.counters.extra[DELIVERED_BYTES])
         self.emit(ctx, 0, out)
 
     cdef void set_deadline(self, Context *ctx) noexcept nogil:
@@ -459,7 +466,7 @@ cdef class Impairment(Element):
 
     cdef void forward(self, Context *ctx, uint32_t index, Batch *out) noexcept nogil:
         if out.count == BATCH_MAX:
-            self.emit(ctx, 0, out)
+            self.leave(ctx, out)
             out.count = 0
         batch_add(out, index)
 

@@ -37,6 +37,9 @@ cdef class Link(Shaper):
     cdef void send_due(self, Context *ctx) noexcept nogil
 
     @cython.final
+    cdef void leave(self, Context *ctx, Batch *out) noexcept nogil
+
+    @cython.final
     cdef void note_lateness(self, uint64_t now_ns) noexcept nogil
 
     @cython.final

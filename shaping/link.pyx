@@ -7,6 +7,7 @@ from dataplane.graph.work cimport Work
 from dataplane.packet.pool cimport (BATCH_MAX, NO_PACKET, Batch, Context, Packet, batch_add,
                                     packet_memory)
 from dataplane.packet.queue cimport queue_head, queue_indices, queue_length, queue_packed
+from shaping.delivered cimport count_delivered
 from shaping.pool_share cimport share_count
 from shaping.shaper cimport Setting, Shaper, work_out
 from shaping.virtual_clock cimport clock_due_ns, clock_is_due
@@ -25,6 +26,8 @@ cdef enum:
     PASSED = 0
     LINE_PACKETS = 8
     LINE_PACKETS_MAX = 9
+    DELIVERED_PACKETS = 10
+    DELIVERED_BYTES = 11
 
 
 cdef class Link(Shaper):
@@ -63,6 +66,8 @@ cdef class Link(Shaper):
                sojourn_ns: sum of all waits; divide it by passed + delayed for the mean
                line_packets: packets on the line now, or being sent
                line_packets_max: maximum of line_packets
+               delivered_packets: packets on a wire that left, a GSO frame as its segments
+               delivered_bytes: their bytes, without the overhead
     Handlers:  counters; rate, delay (read, write, live); queue (read). A change loses and reorders
                nothing. It applies to waiting packets and to the one that is being sent; packets
                whose last bit has been sent keep their times, and later ones never overtake them.
@@ -101,7 +106,8 @@ cdef class Link(Shaper):
     """
 
     DROP_REASONS = (*Shaper.DROP_REASONS, "delay_line_full")
-    COUNTERS = (*Shaper.COUNTERS, "line_packets", "line_packets_max")
+    COUNTERS = (*Shaper.COUNTERS, "line_packets", "line_packets_max", "delivered_packets",
+                "delivered_bytes")
     STATE_VERSION = 1
     UPGRADES = {}
     HANDLERS = {
@@ -132,7 +138,7 @@ cdef class Link(Shaper):
             if self.setting.rate_bps == 0:
                 if self.delay_ns == 0 and self.line_head == NO_PACKET:
                     self.counters.extra[PASSED] += batch.count
-                    self.emit(ctx, 0, batch)
+                    self.leave(ctx, batch)
                     return
             elif batch.count == 1 and self.pass_at_once(ctx, &ctx.packets[batch.index[0]]):
                 self.put(ctx, batch.index[0])
@@ -189,7 +195,7 @@ cdef class Link(Shaper):
             if p.release_ns > ctx.now_ns:
                 break
             if out.count == BATCH_MAX:
-                self.emit(ctx, 0, &out)
+                self.leave(ctx, &out)
                 out.count = 0
             self.line_head = p.next
             p.next = NO_PACKET
@@ -198,7 +204,15 @@ cdef class Link(Shaper):
         if out.count and self.line_head == NO_PACKET and self.head == NO_PACKET:
             self.note_lateness(ctx.now_ns)
         self.set_deadline(ctx)
-        self.emit(ctx, 0, &out)
+        self.leave(ctx, &out)
+
+    @cython.final
+    cdef void leave(self, Context *ctx, Batch *out) noexcept nogil:
+        cdef uint32_t i
+        for i in range(out.count):
+            count_delivered(&ctx.packets[out.index[i]], &self.counters.extra[DELIVERED_PACKETS],
+                            &self.counters.extra[DELIVERED_BYTES])
+        self.emit(ctx, 0, out)
 
     @cython.final
     cdef void note_lateness(self, uint64_t now_ns) noexcept nogil:

@@ -100,6 +100,7 @@ class FakeRuntime:
         self.policy = FakePolicy()
         self.nics = FakeNics(config)
         self.modules = [self.nics]
+        self.recorder = types.SimpleNamespace(take=lambda now_ns: None, rest_ns=lambda now_ns: 10**9)
 
     def start(self) -> None:
         for nic in self.nics.config.nics.values():

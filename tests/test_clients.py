@@ -157,6 +157,8 @@ def test_what_is_another_s_is_refused_by_name(net):
         stats = json.loads(net.as_user(BOB, "stats", "--json"))
         assert {element["name"].split(".")[0] for each in stats["engines"] for element in each["elements"]} == {"bobs"}
         assert {each["nic"] for each in json.loads(net.as_user(BOB, "accounts", "--json"))["accounts"]} == {"bobs"}
+        history = net.code(BOB, 'print(json.dumps([each["name"] for each in vnic.call("History")["series"]]))')
+        assert set(history) == {"bobs"}
         for words in (["graph"], ["metrics"], ["group", "default", "--mode", "compacting"], ["upgrade"], ["down"]):
             assert f"is for the instance's owner, not for user uid {BOB}" in net.as_user(BOB, *words, status=1)
         assert "attached: bobs" in net.as_user(BOB, "detach", "nobody", status=2)

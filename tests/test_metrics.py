@@ -132,6 +132,65 @@ def test_a_nic_counts_packets_and_bytes_on_a_wire_beside_the_kernel_s(busy):
     assert b["tx_wire_bytes"] == b["tx_bytes"] == sent["sent_bytes"]
 
 
+SHAPED = """
+version: 1
+links:
+  a -> any: {rate: 2mbit, queue: {packets: 5}, delay: 5ms, loss: 10%, duplicate: 20%, corrupt: 30%, reorder: 10%}
+  a -> b: {delay: {mean: 20ms, jitter: 5ms}}
+  b -> any: {rate: 3mbit}
+"""
+
+
+def test_lines_of_the_policy_by_name():
+    """Every number of a line is its elements' in `stats`."""
+    with VirtualNetwork(NETWORK.replace("egress:", "mac: '02:00:00:00:00:0a'\n    egress:", 1)) as net:
+        runtime = net._runtime
+        assert not [
+            name for name, _ in parsed(text_of(runtime, PROCESS).decode()) if "_line_" in name and "vnic_link" not in name
+        ]
+        net.shape(SHAPED)
+        for number in range(40):
+            net.send("a", bytes.fromhex("ffffffffffff02000000000a88b5") + bytes(186), at=net.now_ns + number * 300_000)
+        net.run()
+        stats = {each["name"]: each for engine in runtime.stats()["engines"] for each in engine["elements"]}
+        found = parsed(text_of(runtime, PROCESS).decode())
+        lines = {(name, labels): value for (name, labels), value in found.items() if name.startswith("vnic_line_")}
+    link, shape = stats["a.egress.shape-line"], stats["a.egress.shape"]
+    pair, other = stats["b.ingress.shape-pairs.0.shape-from-a"], stats["b.egress.shape-line"]
+    expected = {}
+
+    def put(name, value, line, **labels):
+        expected[f"vnic_line_{name}", tuple(sorted({**labels, "line": line}.items()))] = value
+
+    for line, queued, impaired, rate in (
+        ("a -> any", link, shape, 2e6),
+        ("a -> b", None, pair, None),
+        ("b -> any", other, None, 3e6),
+    ):
+        last = (impaired or queued)["counters"]
+        put("packets_total", last["delivered_packets"], line)
+        put("bytes_total", last["delivered_bytes"], line)
+        if queued:
+            put("rate_bps", rate, line)
+            put("sent_bytes_total", queued["counters"]["sent_bytes"], line)
+            put("queue_seconds_sum", queued["counters"]["sojourn_ns"] / 1e9, line)
+            put("queue_seconds_count", queued["counters"]["passed"] + queued["counters"]["delayed"], line)
+        if impaired:
+            for counter in ("lost", "duplicated", "corrupted", "reordered"):
+                put(f"{counter}_packets_total", impaired["counters"][counter], line)
+            put("delay_seconds_sum", impaired["counters"]["delay_ns"] / 1e9, line)
+            put("delay_seconds_count", impaired["counters"]["delayed"], line)
+        reasons = {reason for element in (queued, impaired) if element for reason in element["dropped"]} - {"loss"}
+        for reason in reasons:
+            drops = sum(element["dropped"].get(reason, 0) for element in (queued, impaired) if element)
+            put("dropped_packets_total", drops, line, reason=reason)
+    assert lines == expected
+    assert found["vnic_line_dropped_packets_total", (("line", "a -> any"), ("reason", "queue_full"))] > 0
+    for counter in ("lost", "duplicated", "corrupted", "reordered"):
+        assert found[f"vnic_line_{counter}_packets_total", (("line", "a -> any"),)] > 0
+    assert found["vnic_line_delay_seconds_sum", (("line", "a -> b"),)] > 0
+
+
 def test_metrics_of_the_process_and_of_limits(busy):
     found = parsed(text_of(busy, PROCESS).decode())
     (build,) = (key for key in found if key[0] == "vnic_build_info")
@@ -185,7 +244,8 @@ def test_the_dashboard_and_the_page_name_metrics_and_labels_that_are_there(busy)
     assert set(re.findall(r"\bvnic_\w+", page)) <= there
     named = {name.replace("transmit", "receive") for name in re.findall(r"\bvnic_\w+", page)}
     missing = {name for name in there if name.startswith("vnic_") and not name.endswith(("_sum", "_count"))} - named
-    assert {name for name in missing if "transmit" not in name} <= {"vnic_shaper_delay_seconds", *SHORTENED}
+    summaries = {"vnic_shaper_delay_seconds", "vnic_line_delay_seconds", "vnic_line_queue_seconds"}
+    assert {name for name in missing if "transmit" not in name} <= {*summaries, *SHORTENED}
 
 
 SHORTENED = {  # on the page: ..._bytes_total

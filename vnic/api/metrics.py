@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Metric, generate_latest
@@ -31,12 +31,24 @@ BACKLOG = 32  # waiting connections; asyncio also accepts up to so many at once
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
+class RunningLine(Protocol):
+    """A line of the policy of shaping, and its elements in the order in which packets pass."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def rate_bps(self) -> int: ...
+    @property
+    def element_names(self) -> Sequence[str]: ...
+
+
 class Readable(Protocol):
     """The part of vnic.runtime.runtime.Runtime that metrics read."""
 
     def status(self) -> dict[str, Any]: ...
     def stats(self, name: str | None = None, /) -> dict[str, Any]: ...
     def charges(self) -> dict[str, Any]: ...
+    def lines(self) -> Sequence[RunningLine]: ...
 
 
 class Collector:
@@ -70,6 +82,7 @@ class Collector:
         yield from _queues(stats)
         yield from _elements(stats)
         yield from _shapers(stats)
+        yield from _lines(self._runtime.lines(), stats)
         yield from _engines(status)
         cpu = CounterMetricFamily(
             "vnic_nic_cpu_seconds", "CPU time spent on behalf of a NIC.", labels=["nic"]
@@ -253,6 +266,72 @@ def _shapers(stats: dict[str, Any]) -> Iterator[Metric]:
         if element.get("queue_limit_bytes") is not None:
             limit.add_metric(labels, element["queue_limit_bytes"])
     yield from (delay, longest, sent, delayed, split, queue, packets, most, limit, line)
+
+
+LINE = ["line"]
+LINE_COUNTERS = (  # of a line: the counter of its elements, the name, what it counts
+    ("sent_bytes", "sent_bytes", "Bytes that the rate of a line counts, with its overhead."),
+    ("lost", "lost_packets", "Packets that a line lost, as asked."),
+    ("duplicated", "duplicated_packets", "Copies that a line made, as asked."),
+    ("corrupted", "corrupted_packets", "Packets that a line corrupted, as asked."),
+    ("reordered", "reordered_packets", "Packets that others overtook, as asked."),
+)
+
+
+def _lines(lines: Sequence[RunningLine], stats: dict[str, Any]) -> Iterator[Metric]:
+    """The lines of the policy of shaping: the counters of their elements, of which the last one
+    delivers."""
+    elements = {element["name"]: element for _, element in _each_element(stats)}
+    found = [
+        (line, mine)
+        for line in lines
+        if (mine := [elements[name] for name in line.element_names if name in elements])
+    ]
+    packets = CounterMetricFamily(
+        "vnic_line_packets", "Packets on a wire that a line delivered.", labels=LINE
+    )
+    octets = CounterMetricFamily("vnic_line_bytes", "Their layer-2 bytes.", labels=LINE)
+    drops = CounterMetricFamily(
+        "vnic_line_dropped_packets",
+        "Packets that a line dropped, for other reasons than that it was to lose them.",
+        labels=[*LINE, "reason"],
+    )
+    rate = GaugeMetricFamily("vnic_line_rate_bps", "The rate asked for, in bit/s.", labels=LINE)
+    queue = SummaryMetricFamily(
+        "vnic_line_queue_seconds", "Time that packets waited for a line's rate.", labels=LINE
+    )
+    delay = SummaryMetricFamily(
+        "vnic_line_delay_seconds",
+        "Delays of a line, but not a constant one behind a rate.",
+        labels=LINE,
+    )
+    for line, mine in found:
+        last = mine[-1]["counters"]
+        packets.add_metric([line.name], last.get("delivered_packets", mine[-1]["packets"]))
+        octets.add_metric([line.name], last.get("delivered_bytes", 0))
+        if line.rate_bps:
+            rate.add_metric([line.name], line.rate_bps)
+        reasons: dict[str, int] = {}
+        for element in mine:
+            for reason, count in element["dropped"].items():
+                reasons[reason] = reasons.get(reason, 0) + count
+            counters = element["counters"]
+            if "sojourn_ns" in counters:
+                count = counters["passed"] + counters["delayed"]
+                queue.add_metric([line.name], count, counters["sojourn_ns"] / 1e9)
+            if "delay_ns" in counters:
+                delay.add_metric([line.name], counters["delayed"], counters["delay_ns"] / 1e9)
+        for reason, count in reasons.items():
+            if reason != "loss":
+                drops.add_metric([line.name, reason], count)
+    yield from (packets, octets, drops, rate, queue, delay)
+    for counter, name, text in LINE_COUNTERS:
+        family = CounterMetricFamily(f"vnic_line_{name}", text, labels=LINE)
+        for line, mine in found:
+            for element in mine:
+                if counter in element["counters"]:
+                    family.add_metric([line.name], element["counters"][counter])
+        yield family
 
 
 def _engines(status: dict[str, Any]) -> Iterator[Metric]:

@@ -23,6 +23,7 @@ from vnic.cli.common import (
     print_table,
 )
 from vnic.cli.shape_import import import_policy, tc
+from vnic.cli.shape_plot import plot
 from vnic.cli.shape_trace import trace
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def shape() -> None:
 shape.add_command(trace)
 shape.add_command(import_policy)
 shape.add_command(tc)
+shape.add_command(plot)
 
 
 @shape.command()

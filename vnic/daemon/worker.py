@@ -44,6 +44,7 @@ PR_SET_PDEATHSIG = 1
 BROWNOUT_S = 120.0
 WATCH_S = 1.0
 RETRY_S = 0.25
+RECORD_LEAST_S, RECORD_RETRY_S = 0.01, 60.0
 
 log = Log("vnic")
 
@@ -181,12 +182,14 @@ class Worker:
                 "worker", pid=os.getpid(), role=self._start.role, last=self._start.last or None
             )
             watching = loop.create_task(self._watch())
+            recording = loop.create_task(self._record())
             self._up = True
             self.tell(keeper.TookOver() if self._start.role == "successor" else keeper.Ready())
             await self._stop.wait()
             # Clients stay connected until everything is closed: `vnic down` waits for that.
             loop.remove_reader(self._events)
             watching.cancel()
+            recording.cancel()
         if self._handed_over:
             await server.close()
             self._running().let_go()
@@ -348,6 +351,21 @@ class Worker:
             for event, fields in differences(before, now) if before else ():
                 self._bus.emit(event, **fields)
             before = now
+
+    async def _record(self) -> None:
+        """Records the network, whether anyone asks or not: what a question is about has happened
+        before it. Each sample has its time, so that one which is late is none the worse."""
+        recorder = self._running().recorder
+        while True:
+            try:
+                if recorder.rest_ns(time.monotonic_ns()) <= 0:
+                    recorder.take(time.monotonic_ns())
+                await asyncio.sleep(
+                    max(recorder.rest_ns(time.monotonic_ns()) / 1e9, RECORD_LEAST_S)
+                )
+            except Exception as error:  # a bug must not end the record, nor fill the log
+                log.error("recording", error=error)
+                await asyncio.sleep(RECORD_RETRY_S)
 
     def _rest_s(self) -> float:
         """Until the next look, or the end of the policy of shaping."""

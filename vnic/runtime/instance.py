@@ -23,6 +23,7 @@ from vnic.config.convert import convert_config, decode_config
 from vnic.config.written import written_config
 from vnic.runtime.apply import Change
 from vnic.runtime.documents import read_document
+from vnic.runtime.history_method import history_method
 from vnic.runtime.policy_life import Author
 from vnic.runtime.policy_methods import PolicyMethods
 
@@ -119,6 +120,7 @@ class Instance:
             ),
             Method("Accounts", self._accounts, cached=True, clients=True),
             Method("Metrics", self._metrics, Metrics, cached=True),
+            history_method(self._runtime),
             Method(
                 "Handlers", lambda p, _: {"elements": self._runtime.handlers(p.element)}, Handlers
             ),

@@ -32,6 +32,7 @@ from vnic.modules.accounts import Accounts
 from vnic.modules.chain import module_class
 from vnic.modules.devices import AgentDevices, Devices
 from vnic.modules.engine_host import EngineHost
+from vnic.modules.lines import RunningLine, running_lines
 from vnic.modules.module import MODULE_KEYS, Module
 from vnic.modules.network_methods import NetworkModule
 from vnic.runtime.apply import Applying, Change, difference, prepared
@@ -39,6 +40,7 @@ from vnic.runtime.groups import change_group, make_group
 from vnic.runtime.handlers import Handlers
 from vnic.runtime.picture import network_data, network_dot, network_text
 from vnic.runtime.policy_life import Author, PolicyLife
+from vnic.runtime.recorder import Recorder
 from vnic.runtime.shares import Shares
 from vnic.store.history import History
 from vnic.store.keeper import GUARANTEED, Keeper
@@ -137,6 +139,8 @@ class Runtime:
             resume=lambda engine: self.group_of(engine).resume(engine),
             set_rate=self.nics.set_rate,
         )
+        self.recorder = Recorder(self)
+        self._lines: tuple[int, list[RunningLine]] = -1, []
 
     def _add(self, config: ModuleConfig) -> None:
         before, taken = len(self.hosted), self.nics.ports.taken
@@ -261,6 +265,20 @@ class Runtime:
         except asyncio.CancelledError:
             await asyncio.wait([running])
             raise
+
+    @property
+    def changes(self) -> int:
+        """How often the network has changed: what was derived from it is out of date when this
+        is."""
+        return self._stored
+
+    def lines(self) -> list[RunningLine]:
+        """The lines of the running policy, with their elements."""
+        with self.lock:
+            if self._lines[0] != self._stored:
+                found = running_lines(self.config, self.nics.attached, self.nics.links)
+                self._lines = self._stored, found
+            return self._lines[1]
 
     def check_open(self) -> None:
         """Raises VnicError (code busy) during an upgrade, when nothing may be changed."""

@@ -1,0 +1,73 @@
+"""The lines of the running policy, and the elements of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from dataplane.graph.element import Element
+from shaping.policy.compile import chain_of_place, elements_of
+from shaping.policy.load import convert_policy
+from shaping.policy.places import Line, plan_of
+from vnic.config.schema import Config
+from vnic.config.shape import network_of
+from vnic.modules.link_node import LinkNode
+from vnic.modules.nic_node import NicNode
+from vnic.modules.way import Way
+
+
+class RunningLine(NamedTuple):
+    """A line and its elements, in the order in which packets pass them; empty: its NICs have been
+    attached anew without them."""
+
+    line: Line
+    elements: list[Element]
+
+    @property
+    def name(self) -> str:
+        return str(self.line.place)
+
+    @property
+    def rate_bps(self) -> int:
+        """0: it has none."""
+        return self.line.rate
+
+    @property
+    def element_names(self) -> list[str]:
+        return [element.name for element in self.elements]
+
+    @property
+    def asked(self) -> str:
+        """Its settings, in the words of a policy."""
+        return ", ".join(f"{name} {setting}" for name, setting in self.line.settings.items())
+
+
+def running_lines(
+    config: Config, nics: Mapping[str, NicNode], links: Mapping[str, LinkNode]
+) -> list[RunningLine]:
+    """The lines of the policy that a configuration has, in the order of its file."""
+    if config.shape is None:
+        return []
+    found = []
+    for line in plan_of(convert_policy(config.shape), network_of(config)).lines.values():
+        chain = chain_of_place(line.place)
+        if chain.of_link:
+            way = links[chain.owner].ways.get(chain.direction) if chain.owner in links else None
+        else:
+            nic = nics.get(chain.owner)
+            way = None if nic is None else getattr(nic, chain.direction)
+        names = [str(entry["name"]) for entry in elements_of(line)]
+        found.append(RunningLine(line, [] if way is None else _of_policy(way, names)))
+    return found
+
+
+def _of_policy(way: Way, names: list[str]) -> list[Element]:
+    """The policy's elements of these names in one direction: a user's element in the same chain may
+    have such a name, too."""
+    mine = {
+        config.name: name
+        for name, config in way.chain.configs.items()
+        if config.shapes and config.name in names
+    }
+    elements = {element.name: element for element in way.chain.elements}
+    return [elements[mine[name]] for name in names if name in mine]
