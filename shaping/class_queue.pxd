@@ -13,6 +13,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from dataplane.graph.element cimport Counters, Element
 from dataplane.packet.pool cimport Context, Packet
 from shaping.codel cimport Codel, CodelSetting
+from shaping.flow_hash cimport FlowKeys
 from shaping.framing cimport Framing, Load
 
 cdef enum:
@@ -84,7 +85,7 @@ cdef struct Outlet:              # what a queue needs of the element that it bel
     PyObject *element            # Element, borrowed: drops packets
     Counters *counters           # its counters of what is held, made and lost
     Framing framing              # counts segments
-    uint64_t salt                # of the hash that tells flows apart
+    FlowKeys keys                # of the hash that tells flows apart
     uint64_t bytes               # on the line, of what waits in all queues
     uint32_t small               # buffers of each size in all queues
     uint32_t large
@@ -112,5 +113,3 @@ cdef void queue_move(ClassQueue *queue, ClassQueue *source, Outlet *outlet) noex
 # Counts what waits in a flow that was saved (head, packets, done and list are set) and puts it into
 # its list. `held` has its packets already.
 cdef void queue_restore(ClassQueue *queue, Outlet *outlet, uint32_t number) noexcept nogil
-
-cdef uint64_t flow_hash(const Packet *p, uint64_t salt) noexcept nogil

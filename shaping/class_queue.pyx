@@ -1,12 +1,11 @@
 """ClassQueue. The contract is in class_queue.pxd."""
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memcpy
 from dataplane.graph.element cimport Element
 from dataplane.graph.offload cimport can_segment, segment
-from dataplane.packet.pool cimport (GSO_NONE, NO_PACKET, PACKET_IPV4, PACKET_IPV6, PACKET_PARSED,
-                                    Batch, Packet, packet_data, packet_free)
+from dataplane.packet.pool cimport (GSO_NONE, NO_PACKET, Batch, Packet, packet_data, packet_free)
 from dataplane.wire.tos cimport ECN_CE, is_ecn_capable, set_tos
 from shaping.codel cimport CODEL_DROP, CODEL_KEEP, CODEL_MARK, codel_empty, codel_verdict
+from shaping.flow_hash cimport flow_hash
 from shaping.framing cimport Load, framed_bytes, packet_load
 
 cdef enum:
@@ -14,30 +13,6 @@ cdef enum:
 
 
 # -- flows -----------------------------------------------------------------------------------------
-
-
-cdef inline uint64_t mixed(uint64_t x) noexcept nogil:
-    """A bijection of 64 bits in which each input bit changes about half of the output bits (the
-    finalizer of SplitMix64)."""
-    x = (x ^ (x >> 30)) * <uint64_t>0xBF58476D1CE4E5B9
-    x = (x ^ (x >> 27)) * <uint64_t>0x94D049BB133111EB
-    return x ^ (x >> 31)
-
-
-cdef uint64_t flow_hash(const Packet *p, uint64_t salt) noexcept nogil:
-    """Of addresses, ports and protocol, so that a sender that knows the salt is needed to find
-    flows that collide; of other frames than IP, of the ingress port."""
-    cdef uint64_t words[4]
-    cdef uint64_t sum = salt ^ (<uint64_t>p.source_port << 48 | <uint64_t>p.destination_port << 32
-                                | p.ip_protocol)
-    if not p.flags & PACKET_PARSED or not p.flags & (PACKET_IPV4 | PACKET_IPV6):
-        return mixed(salt ^ (<uint64_t>p.port + 1))
-    memcpy(&words[0], p.source_address, 16)
-    memcpy(&words[2], p.destination_address, 16)
-    sum = mixed(sum ^ words[0]) + words[2]
-    if p.flags & PACKET_IPV6:
-        sum = mixed(sum ^ words[1]) + words[3]
-    return mixed(sum)
 
 
 cdef inline void list_append(ClassQueue *queue, FlowList *to, uint32_t number) noexcept nogil:
@@ -133,7 +108,7 @@ cdef void queue_add(ClassQueue *queue, Outlet *outlet, uint32_t index) noexcept 
     cdef uint32_t number = 0
     p.release_ns = outlet.ctx.now_ns         # time of arrival while it waits
     if queue.setting.fair:
-        number = flow_hash(p, outlet.salt) & (queue.setting.flow_count - 1)
+        number = flow_hash(p, &outlet.keys) & (queue.setting.flow_count - 1)
         flow = &queue.flows[number]
     elif (queue.packets and (queue.bytes + load.bytes > queue.setting.limit_bytes
                              or queue.segments + load.segments > queue.setting.limit_segments)
@@ -339,7 +314,7 @@ cdef void queue_move(ClassQueue *queue, ClassQueue *source, Outlet *outlet) noex
                 unlink(source, flow, outlet)
             goal = 0
             if queue.setting.fair:
-                goal = <uint32_t>flow_hash(&outlet.ctx.packets[index], outlet.salt)
+                goal = <uint32_t>flow_hash(&outlet.ctx.packets[index], &outlet.keys)
                 goal &= queue.setting.flow_count - 1
             append(queue, &queue.flows[goal], outlet, index, load)
             if queue.setting.fair and queue.flows[goal].list == LIST_NONE:

@@ -3,7 +3,8 @@ cimport cython
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from dataplane.graph.element cimport Element
 from dataplane.packet.pool cimport (PACKET_IPV4, PACKET_IPV6, Batch, Context, Packet, packet_data)
-from dataplane.wire.headers cimport ETHERNET_BYTES, load_be16, store_be16
+from dataplane.wire.headers cimport ETHERNET_BYTES, store_be16
+from dataplane.wire.tos cimport ECN_BITS, set_tos
 
 from dataplane.config.convert import shown
 from dataplane.elements.classifier_rules import DSCP
@@ -14,10 +15,6 @@ cdef enum:
     MARKED = 0
     UNMARKED = 1
     NOT_ECT = 2
-
-cdef enum:
-    ECN_BITS = 0x03
-    CHECKSUM_AT = 10             # in the IPv4 header
 
 # Codepoints of the ECN field (RFC 3168, section 5)
 ECN = {"not-ect": 0, "ect1": 1, "ect0": 2, "ce": 3}
@@ -97,9 +94,7 @@ cdef class Marker(Element):
 
     cdef bint set_tos_of(self, uint8_t *data, Packet *p) noexcept nogil:
         """False: the packet has no IP header. Parse has found the whole header within the frame."""
-        cdef uint8_t *header = data + p.l3_offset
         cdef uint8_t keep = self.keep_tos, tos = self.set_tos
-        cdef uint32_t before, after, running
         if not p.flags & (PACKET_IPV4 | PACKET_IPV6):
             return False
         if self.capable_only and not p.tos & ECN_BITS:
@@ -108,21 +103,7 @@ cdef class Marker(Element):
             tos &= <uint8_t>~ECN_BITS
             if keep == 0xFF:
                 return True
-        tos |= p.tos & keep
-        if p.flags & PACKET_IPV4:
-            # Read and written as one word: reading a word of which a byte was just written stalls.
-            before = load_be16(header)
-            after = (before & 0xFF00) | tos
-            # RFC 1624, equation 3: HC' = ~(~HC + ~m + m')
-            running = (<uint16_t>~load_be16(header + CHECKSUM_AT) + <uint16_t>~before + after)
-            running = (running & 0xFFFF) + (running >> 16)
-            running = (running & 0xFFFF) + (running >> 16)
-            store_be16(header, <uint16_t>after)
-            store_be16(header + CHECKSUM_AT, <uint16_t>~running)
-        else:
-            before = load_be16(header)
-            store_be16(header, <uint16_t>((before & 0xF00F) | tos << 4))
-        p.tos = tos
+        set_tos(data, p, tos | (p.tos & keep))
         return True
 
     cdef bint set_pcp_of(self, uint8_t *data, Packet *p) noexcept nogil:

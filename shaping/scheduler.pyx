@@ -158,7 +158,8 @@ cdef class Scheduler(Element):
         self.large_limit = max(engine.pool.large_count // 4, 1)
         self.outlet.ctx, self.outlet.element = engine.ctx, <PyObject *>self
         self.outlet.counters = &self.counters
-        self.outlet.salt = self.seed("flow")
+        self.outlet.keys.first = self.seed("flows")
+        self.outlet.keys.second = self.seed("more flows")
 
     # -- arrival -----------------------------------------------------------------------------------
 
