@@ -303,6 +303,12 @@ def test_values_against_a_reference(made, moments):
                 name,
                 now_ms,
             )
+        # what changes between two moments is told
+        for earlier_ms in moments:
+            if earlier_ms <= now_ms:
+                told = found.places_changing(earlier_ms * MS, now_ms * MS)
+                past = found.values_at(earlier_ms * MS)
+                assert {key[0] for key, value in found.values_at(now_ms * MS).items() if past[key] != value} <= {*told}
         # nothing changes before the next instant
         next_ns = found.position(now_ms * MS).next_ns
         for later_ns in (now_ms * MS + 7,) if next_ns is None else (now_ms * MS + next_ns - 1, now_ms * MS + next_ns // 2):
@@ -467,6 +473,20 @@ def test_a_step_that_fails_is_tried_again(net, monkeypatch):  # noqa: F811
     assert read("web.egress.shape", "delay")[0]["value"] == "0ns"
     net.advance("1s")
     assert read("web.egress.shape", "delay")[0]["value"] == "5ms"
+
+
+def test_a_step_costs_what_it_changes():
+    """Not what the scenario has: of 4000 lines, the one that changes is looked at."""
+    every = {f"n{n} -> any": {"delay": "1ms"} for n in range(4000)}
+    policy = {"version": 1, "scenario": [
+        {"at": "1s", "set": every}, {"at": "2s", "ramp": {"n7 -> any": {"delay": "9ms"}}, "over": "1s"}]}  # fmt: skip
+    network = Network({f"n{n}": "" for n in range(4000)})
+    found = scenario_of(convert_policy(policy), plan := plan_of(convert_policy(policy), network), network)
+    assert plan.findings == [] and len(found.values_at(S)) == 4000
+    assert len({*found.places_changing(0, S)}) == 4000
+    (place,) = found.places_changing(2 * S, 2 * S + 100 * MS)
+    assert place.source == "n7" and len(found.values_at(2 * S + 100 * MS, [place])) == 1
+    assert [*found.places_changing(S, 2 * S - 1)] == [*found.places_changing(3 * S, 9 * S)] == []
 
 
 def test_a_value_that_an_element_refuses_is_refused_at_once(net):  # noqa: F811

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from dataplane.config.convert import did_you_mean
@@ -185,12 +186,14 @@ class Argument(NamedTuple):
     name: str
 
 
-def arguments_at(scenario: Scenario, elapsed_ns: int) -> dict[Argument, Any]:
-    """The arguments of a policy's elements that its scenario changes, as they are `elapsed_ns`
-    after its beginning."""
+def arguments_at(
+    scenario: Scenario, elapsed_ns: int, places: Iterable[Place] | None = None
+) -> dict[Argument, Any]:
+    """The arguments of a policy's elements that its scenario changes, of all places or of some, as
+    they are `elapsed_ns` after its beginning."""
     return {
         Argument(chain_of_place(line.place), entry["name"], setting): entry[setting]
-        for line in scenario.lines_at(elapsed_ns)
+        for line in scenario.lines_at(elapsed_ns, places)
         for entry in elements_of(line)
         for setting in line.variants
         if setting in entry

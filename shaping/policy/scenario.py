@@ -12,7 +12,7 @@ down loses all packets that come to it.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -107,40 +107,43 @@ class Scenario:
         self.steps, self.lines = steps, lines
         last = steps[-1] if steps else None
         self.period_ns = last.at_ns if last is not None and last.kind == "repeat" else None
-        self.tracks: dict[tuple[Place, str], Track] = {}
+        self.tracks: dict[Place, dict[str, Track]] = {}
         self.before: dict[int, list[str]] = {}  # by step: what its settings were, as text
         self._downs: dict[Place, list[tuple[int, int]]] = {}
-        self._ramps: list[tuple[int, int]] = []  # from, to
-        self._instants: set[int] = set()
-        self._sorted: list[int] = []
+        self._ramps: list[tuple[int, int, Place]] = []  # from, to; by `from`
+        self._instants: list[tuple[int, Place]] = []  # of changes that are no ramps
 
     def close_down(self, place: Place, from_ns: int, to_ns: int) -> None:
         """Nothing passes a place in that time."""
         self._downs.setdefault(place, []).append((from_ns, to_ns))
-        self._instants |= {from_ns, to_ns}
+        self._instants += [(from_ns, place), (to_ns, place)]
 
-    def change(self, key: tuple[Place, str], segment: Segment) -> None:
-        self.tracks[key].add(segment)
-        self._instants.add(segment.at_ns)
+    def change(self, place: Place, name: str, segment: Segment) -> None:
+        """Changes one setting; segments come in the order of their times."""
+        self.tracks[place][name].add(segment)
+        end_ns = segment.at_ns + segment.over_ns
+        self._instants += [(segment.at_ns, place), (end_ns, place)]
         if segment.over_ns:
-            self._ramps.append((segment.at_ns, segment.at_ns + segment.over_ns))
-            self._instants.add(segment.at_ns + segment.over_ns)
+            self._ramps.append((segment.at_ns, end_ns, place))
 
     def finish(self) -> None:
         """After the last change."""
-        self._sorted = sorted(self._instants)
-        self._ramps = sorted(set(self._ramps))
+        self._instants.sort()
+        self._ramps.sort()
+
+    def _now_ns(self, elapsed_ns: int) -> int:
+        """The time within its round."""
+        return elapsed_ns if self.period_ns is None else elapsed_ns % self.period_ns
 
     def position(self, elapsed_ns: int) -> Position:
         """The moment `elapsed_ns` after the beginning."""
-        rounds, now_ns = 0, elapsed_ns
-        if self.period_ns is not None:
-            rounds, now_ns = divmod(elapsed_ns, self.period_ns)
+        now_ns = self._now_ns(elapsed_ns)
+        rounds = 0 if self.period_ns is None else elapsed_ns // self.period_ns
         begun = bisect_right(self.steps, now_ns, key=lambda step: step.at_ns)
-        following = bisect_right(self._sorted, now_ns)
-        instants = self._sorted[following : following + 1]
+        following = bisect_right(self._instants, now_ns, key=lambda each: each[0])
+        instants = [instant for instant, _ in self._instants[following : following + 1]]
         instants += [] if self.period_ns is None else [self.period_ns]
-        for begin_ns, end_ns in self._ramps:
+        for begin_ns, end_ns, _ in self._ramps:
             if begin_ns > now_ns:
                 break
             if now_ns < end_ns:
@@ -149,19 +152,39 @@ class Scenario:
         next_ns = min(instants) - now_ns if instants else None
         return Position(rounds, now_ns, self.steps[begun - 1] if begun else None, next_ns)
 
-    def values_at(self, elapsed_ns: int) -> Values:
-        """All settings that the scenario changes, as they are then."""
-        now_ns = elapsed_ns if self.period_ns is None else elapsed_ns % self.period_ns
-        values = {key: track.value(now_ns) for key, track in self.tracks.items()}
-        for place, spans in self._downs.items():
-            if any(from_ns <= now_ns < to_ns for from_ns, to_ns in spans):
+    def places_changing(self, from_ns: int, to_ns: int) -> Iterable[Place]:
+        """The places that may have changed after `from_ns` and up to `to_ns`, both since the
+        beginning: a step costs what it changes, not what the scenario has."""
+        if self.period_ns is not None and from_ns // self.period_ns != to_ns // self.period_ns:
+            return self.tracks
+        from_ns, to_ns = self._now_ns(from_ns), self._now_ns(to_ns)
+        first, last = (
+            bisect_right(self._instants, each, key=lambda each: each[0])
+            for each in (from_ns, to_ns)
+        )
+        found = {place for _, place in self._instants[first:last]}
+        for begin_ns, end_ns, place in self._ramps:
+            if begin_ns > to_ns:
+                break
+            if end_ns > from_ns:
+                found.add(place)
+        return found
+
+    def values_at(self, elapsed_ns: int, places: Iterable[Place] | None = None) -> Values:
+        """The settings that the scenario changes, of all places or of some, as they are then."""
+        now_ns = self._now_ns(elapsed_ns)
+        values: Values = {}
+        for place in self.tracks if places is None else places:
+            for name, track in self.tracks[place].items():
+                values[place, name] = track.value(now_ns)
+            if any(from_ns <= now_ns < to_ns for from_ns, to_ns in self._downs.get(place, ())):
                 values[place, "loss"] = _ALL_LOST
         return values
 
-    def lines_at(self, elapsed_ns: int) -> list[Line]:
-        """The lines that it changes, with their settings then."""
+    def lines_at(self, elapsed_ns: int, places: Iterable[Place] | None = None) -> list[Line]:
+        """The lines that it changes, or some of them, with their settings then."""
         found: dict[Place, dict[str, Setting]] = {}
-        for (place, name), value in self.values_at(elapsed_ns).items():
+        for (place, name), value in self.values_at(elapsed_ns, places).items():
             found.setdefault(place, {})[name] = Setting(value, self.lines[place].where)
         return [self.lines[place].with_settings(settings) for place, settings in found.items()]
 
@@ -217,8 +240,8 @@ def _add(
     line = plan.lines.setdefault(place, Line(place, step.where))
     line.settings.setdefault(name, Setting(_NOTHING[name], step.where))
     variants = line.variants.setdefault(name, [line.settings[name].value])
-    key = (place, name)
-    track = scenario.tracks.setdefault(key, Track(line.settings[name].value))
+    tracks = scenario.tracks.setdefault(place, {})
+    track = tracks.setdefault(name, Track(line.settings[name].value))
     if setting is None:
         variants.append(_ALL_LOST)
         scenario.close_down(place, step.at_ns, step.at_ns + step.lasts_ns)
@@ -232,7 +255,7 @@ def _add(
         plan.findings.append(Finding("error", setting.where, text))
         return
     variants.append(setting.value)
-    scenario.change(key, Segment(step.at_ns, first, setting.value, step.lasts_ns))
+    scenario.change(place, name, Segment(step.at_ns, first, setting.value, step.lasts_ns))
 
 
 def _cut_off(scenario: Scenario, step: Step) -> Iterator[Finding]:

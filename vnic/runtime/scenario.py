@@ -61,7 +61,9 @@ class ScenarioRunner:
     def __init__(self, runtime: Stage) -> None:
         self._runtime = runtime
         self._play: _Play | None = None
-        self._values: dict[Argument, Any] = {}  # as they were written last
+        self._values: dict[Argument, Any] = {}  # at the last look
+        self._looked_ns = 0  # since the beginning
+        self._failed: set[Argument] = set()  # whose values could not be written
         self._left: set[Argument] = set()  # of the scenario before, until `sync`
         self._step = 0  # the number of the step that was told last
         self.due_ns: int | None = None  # when something changes next, by the engines' clock
@@ -75,6 +77,7 @@ class ScenarioRunner:
         """Makes the scenario of a configuration's policy the one that runs; `sync` then writes its
         values. checked: it has been running. Raises ConfigError, and then nothing has changed."""
         policy, now = config.shape, self._play
+        self._failed.clear()
         if policy is None or not policy.get("scenario"):
             self._left |= self._values.keys()
             self._play, self._values, self.due_ns = None, {}, None
@@ -141,18 +144,16 @@ class ScenarioRunner:
             return
         for name, elements in chains.items():
             for argument in self._play.chains.get(name, ()):
-                if argument in self._values:  # else it is tried again
-                    self._put(_find(elements, argument), argument, self._values[argument])
+                self._put(_find(elements, argument), argument, self._values[argument])
 
     def step(self) -> None:
         """Makes the changes that are due."""
-        before = self._values
         if self._play is None or self.paused:
             return
-        self._look()
-        for argument, value in list(self._values.items()):
-            if before.get(argument) != value and (chain := self._chain(argument)) is not None:
-                self._put(_find(chain.elements, argument), argument, value)
+        failed, self._failed = self._failed, set()
+        for argument in {*self._look(self._looked_ns), *failed}:
+            if (chain := self._chain(argument)) is not None:
+                self._put(_find(chain.elements, argument), argument, self._values[argument])
 
     def _put(self, element: Element | None, argument: Argument, value: Any) -> None:
         """Writes a handler of an element that exists, unless it has the value. What cannot be
@@ -164,21 +165,32 @@ class ScenarioRunner:
                 write_handler([element], argument.name, value, halt=_never, resume=_never)
         except VnicError as error:
             log.error("scenario", element=element.name, why=str(error))
-            self._values.pop(argument, None)
+            self._failed.add(argument)
             retry_ns = self._runtime.clock.now_ns + RETRY_NS
             self.due_ns = retry_ns if self.due_ns is None else min(self.due_ns, retry_ns)
 
-    def _look(self) -> None:
-        """Finds the values of the moment, and when they change next."""
+    def _look(self, since_ns: int | None = None) -> list[Argument]:
+        """Finds the values of the moment, and when they change next; returns the arguments whose
+        values are others. since_ns: the moment of the last look, where only what has changed since
+        then is looked at."""
         play, elapsed_ns = self._play, self.elapsed_ns
         assert play is not None
-        self._values = arguments_at(play.scenario, elapsed_ns)
-        at = play.scenario.position(elapsed_ns)
+        scenario, before = play.scenario, self._values
+        if since_ns is None:
+            self._values = now = arguments_at(scenario, elapsed_ns)
+        else:
+            places = scenario.places_changing(since_ns, elapsed_ns)
+            now = arguments_at(scenario, elapsed_ns, places)
+        changed = [argument for argument, value in now.items() if before.get(argument) != value]
+        self._values |= now
+        self._looked_ns = elapsed_ns
+        at = scenario.position(elapsed_ns)
         self.due_ns = None if at.next_ns is None else play.began_ns + elapsed_ns + at.next_ns
         number = 0 if at.step is None else at.step.number
         if number != self._step and at.step is not None and not self.paused:
             self._runtime.emit("step", step=number, what=step_text(at.step))
         self._step = number
+        return changed
 
     def _chain(self, argument: Argument) -> Chain | None:
         """The chain of an argument's element in the running network; None: its NIC is not
