@@ -87,18 +87,10 @@ cdef class VirtualTime:
                 self.clock.virtual_ns = until_ns
         return total
 
-    @property
-    def due_ns(self):
-        """The instant of what is due next, now or later; None: nothing is. Deferrable timers are
-        left out, see `run`."""
-        cdef uint64_t deadline = min(self.next_source(), self.next_timer(True))
-        return None if deadline == NEVER else max(deadline, self.clock.virtual_ns)
-
     def run(self, uint64_t most, uint64_t until_ns=NEVER):
-        """Runs until nothing is due any more, or nothing until `until_ns`, or sources have
-        delivered `most` packets; returns the number of packets. The clock stands at the last
-        instant at which anything was due. Deferrable timers (a table's ageing) run when due, but do
-        not prolong the run."""
+        """Runs until nothing is due any more, at least not up to and including `until_ns`, or
+        sources have delivered `most` packets; returns the number of packets, 0 at the end.
+        Deferrable timers (a table's ageing) run when due, but do not prolong the run."""
         cdef uint64_t total = 0, deadline
         with nogil:
             self.timer_ns = self.next_timer(False)       # control may have set timers meanwhile
@@ -113,6 +105,12 @@ cdef class VirtualTime:
                 if deadline > self.clock.virtual_ns:
                     self.clock.virtual_ns = deadline
         return total
+
+    def due_ns(self):
+        """After a run, the next instant at which something is due, deferrable timers apart; None:
+        nothing is."""
+        cdef uint64_t deadline = min(self.next_source(), self.next_timer(True))
+        return None if deadline == NEVER else deadline
 
     cdef void set_now(self) noexcept nogil:
         cdef uint32_t i

@@ -214,7 +214,7 @@ class Replay:
         nothing is left."""
         if self._promises is None:
             return self.time.run(SLICE) > 0
-        due_ns = self.time.due_ns
+        due_ns = self.time.due_ns()
         if due_ns is not None:
             self.time.run(SLICE, self._promises.window_until(due_ns))
         return due_ns is not None
