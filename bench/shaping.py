@@ -53,14 +53,15 @@ COSTS = {
     "link": "Link, enqueue + dequeue",
     "impairment_loss": "Impairment, 1 % loss",
     "impairment_jitter": "Impairment, delay and jitter",
-    "scheduler_fifo": "Scheduler, fifo",
-    "scheduler_fq_codel": "Scheduler, fq_codel",
-    "pacer": "Pacer",
+    "scheduler_fifo": "Scheduler, 1 class, fifo",
+    "scheduler_fq_codel": "Scheduler, 1 class, fq_codel",
+    "pacer": "Pacer, enqueue + dequeue",
 }
-# Cases with 10,000 flows and with one: what a packet costs is to be the same.
+# Cases with many classes or flows and with one: what a packet costs is to be the same.
 FLOWS = {
-    "scheduler_fq_codel": ("Scheduler, fq_codel, 10000 flows", "Scheduler, fq_codel"),
-    "pacer": ("Pacer, 10000 flows", "Pacer"),
+    "scheduler_classes": ("Scheduler, 1000 classes, fifo", "Scheduler, 1 class, fifo"),
+    "scheduler_fq_codel": ("Scheduler, 10000 flows, fq_codel", "Scheduler, 1 class, fq_codel"),
+    "pacer": ("Pacer, 10000 flows", "Pacer, enqueue + dequeue"),
 }
 
 

@@ -1,5 +1,5 @@
 """Marker: sets DSCP, ECN and VLAN priority of packets, and their class."""
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 from dataplane.graph.element cimport Element
 from dataplane.packet.pool cimport Batch, Context, Packet
 
@@ -12,5 +12,7 @@ cdef class Marker(Element):
     cdef int64_t mark            # Packet.mark; -1: stays
     cdef object _settings
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil
+    cdef uint32_t mark_tos(self, Context *ctx, Batch *batch) noexcept nogil
+    cdef uint32_t mark_all(self, Context *ctx, Batch *batch) noexcept nogil
     cdef bint set_tos_of(self, uint8_t *data, Packet *p) noexcept nogil
     cdef bint set_pcp_of(self, uint8_t *data, Packet *p) noexcept nogil

@@ -4,6 +4,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from dataplane.graph.element cimport Element
 from dataplane.packet.pool cimport (PACKET_IPV4, PACKET_IPV6, Batch, Context, Packet, packet_data)
 from dataplane.wire.headers cimport ETHERNET_BYTES, store_be16
+from dataplane.vatomic cimport va_prefetch
 from dataplane.wire.tos cimport ECN_BITS, set_tos
 
 from dataplane.config.convert import shown
@@ -15,6 +16,11 @@ cdef enum:
     MARKED = 0
     UNMARKED = 1
     NOT_ECT = 2
+
+cdef enum:
+    # Frames are fetched so many packets before they are marked; 2 was the best of 0, 2, 4, 8 and a
+    # whole batch where frames are in the second-level cache.
+    LOOK_AHEAD = 2
 
 # Codepoints of the ECN field (RFC 3168, section 5)
 ECN = {"not-ect": 0, "ect1": 1, "ect0": 2, "ce": 3}
@@ -75,7 +81,34 @@ cdef class Marker(Element):
         return self._settings
 
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
-        cdef uint32_t i
+        cdef uint32_t unmarked
+        if self.marks_tos and self.pcp < 0 and self.mark < 0 and not self.capable_only:
+            unmarked = self.mark_tos(ctx, batch)
+        else:
+            unmarked = self.mark_all(ctx, batch)
+        self.counters.extra[MARKED] += batch.count - unmarked
+        self.counters.extra[UNMARKED] += unmarked
+        self.emit(ctx, 0, batch)
+
+    cdef uint32_t mark_tos(self, Context *ctx, Batch *batch) noexcept nogil:
+        """Most markers set the TOS byte alone: a loop without the other settings takes two thirds
+        of the time. Returns the number of packets without an IP header."""
+        cdef uint8_t keep = self.keep_tos, tos = self.set_tos
+        cdef uint32_t i, unmarked = 0
+        cdef Packet *p
+        for i in range(batch.count):
+            if i + LOOK_AHEAD < batch.count:
+                va_prefetch(packet_data(ctx, batch.index[i + LOOK_AHEAD]) + ETHERNET_BYTES)
+            p = &ctx.packets[batch.index[i]]
+            if p.flags & (PACKET_IPV4 | PACKET_IPV6):
+                set_tos(packet_data(ctx, batch.index[i]), p, tos | (p.tos & keep))
+            else:
+                unmarked += 1
+        return unmarked
+
+    cdef uint32_t mark_all(self, Context *ctx, Batch *batch) noexcept nogil:
+        """Marks by all settings. Returns the number of packets without a header of theirs."""
+        cdef uint32_t i, unmarked = 0
         cdef Packet *p
         cdef uint8_t *data
         cdef bint done
@@ -89,8 +122,8 @@ cdef class Marker(Element):
                 done = self.set_pcp_of(data, p) and done
             if self.mark >= 0:
                 p.mark = <uint32_t>self.mark
-            self.counters.extra[MARKED if done else UNMARKED] += 1
-        self.emit(ctx, 0, batch)
+            unmarked += not done
+        return unmarked
 
     cdef bint set_tos_of(self, uint8_t *data, Packet *p) noexcept nogil:
         """False: the packet has no IP header. Parse has found the whole header within the frame."""

@@ -1,5 +1,6 @@
 """The DSCP and ECN fields of an IP header: IPv4's TOS, IPv6's traffic class (RFC 2474, 3168)."""
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t
+from libc.string cimport memcpy
 from dataplane.packet.pool cimport PACKET_IPV4, PACKET_IPV6, Packet
 from dataplane.wire.headers cimport load_be16, store_be16
 
@@ -16,16 +17,18 @@ cdef inline void set_tos(uint8_t *data, Packet *p, uint8_t tos) noexcept nogil:
     """Replaces the field of a frame in which Parse has found an IP header. The IPv4 checksum is
     updated by the difference (RFC 1624): a wrong one stays wrong."""
     cdef uint8_t *header = data + p.l3_offset
-    cdef uint32_t before = load_be16(header), after, running
+    cdef uint16_t sum
+    cdef uint32_t running
     if p.flags & PACKET_IPV4:
-        # Read and written as one word: reading a word of which a byte was just written stalls.
-        after = (before & 0xFF00) | tos
-        # RFC 1624, equation 3: HC' = ~(~HC + ~m + m')
-        running = (<uint16_t>~load_be16(header + IPV4_CHECKSUM_AT) + <uint16_t>~before + after)
+        # RFC 1624, equation 3: HC' = ~(~HC + ~m + m'). The sum is the same in either byte order
+        # (RFC 1071, 2.B), so no word is swapped; in this machine's, the TOS is the high byte of its
+        # word, and only the difference of that byte counts.
+        memcpy(&sum, header + IPV4_CHECKSUM_AT, 2)
+        running = (sum ^ 0xFFFF) + 0xFFFF + (((<int32_t>tos) - header[1]) << 8)
         running = (running & 0xFFFF) + (running >> 16)
-        running = (running & 0xFFFF) + (running >> 16)
-        store_be16(header, <uint16_t>after)
-        store_be16(header + IPV4_CHECKSUM_AT, <uint16_t>~running)
+        sum = <uint16_t>~(running + (running >> 16))
+        memcpy(header + IPV4_CHECKSUM_AT, &sum, 2)
+        header[1] = tos
     else:
-        store_be16(header, <uint16_t>((before & 0xF00F) | <uint32_t>tos << 4))
+        store_be16(header, <uint16_t>((load_be16(header) & 0xF00F) | <uint32_t>tos << 4))
     p.tos = tos
