@@ -82,8 +82,10 @@ def test_rows_are_sorted_within_their_kind(sort):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "-"), (0, "0"), (7, "7"), (0.5, "0.5"), (0.016, "0.02"), (0.001, "0"), (1.25, "1.25"), (999, "999"), (999.6, "1k"), (1234, "1.23k"), (9_984_000, "9.98M"),
-     (123e9, "123G"), (5e15, "5e+03T")],
+    [
+        (None, "-"), (0, "0"), (7, "7"), (0.5, "0.5"), (0.016, "0.02"), (0.001, "0"), (1.25, "1.25"),
+        (999, "999"), (999.6, "1k"), (1234, "1.23k"), (9_984_000, "9.98M"), (123e9, "123G"), (5e15, "5e+03T"),
+    ],
 )  # fmt: skip
 def test_numbers_are_short(value, text):
     assert short(value) == text
@@ -173,14 +175,14 @@ def test_a_rate_is_typed_for_a_line_or_a_nic():
 def test_a_screen_of_80_by_24():
     view = View(rows=list(ROWS), clock="10:00:00", instance="lab")
     lines = text_of(view.draw(80, 24)).splitlines()
-    assert lines[0] == "vnic top, lab  10:00:00  2 NICs  2 lines  1 classes  by rate"
+    assert lines[0] == "vnic top, lab  10:00:00  by rate  2 lines  1 classes  2 NICs"
     assert lines[1].split() == ["LINE", "*BIT/S", "ASKED", "PKT/S", "QUEUE", "DELAY", "DROP/S", "last", "60", "s"]
     assert lines[2].split() == ["web", "->", "db", "9M", "10M", "900", "20k", "12ms", "3", "▁▄█"]
     assert lines[3].split() == ["db", "->", "any", "1M", "-", "90", "0", "50us", "0"]
     assert lines[9].split()[:8] == ["web", "9M", "1M", "1k", "5", "1.5s", "0", "█"]
     assert lines[-1] == KEYS and len(lines) == 24
     view.paused, view.filter, view.reverse = True, "w", True
-    assert "by rate, reversed  filter 'w'  PAUSED" in text_of(view.draw(80, 24))
+    assert "PAUSED  by rate, reversed  filter 'w'  2 lines" in text_of(view.draw(80, 24))
     view.press("?")
     assert HELP[0] in text_of(view.draw(80, 24)) and all(len(line) <= 79 for line in HELP)
     view.press("x")
@@ -253,6 +255,7 @@ class Terminal:
 
     def __init__(self, directory: Path, columns: int = 80, lines: int = 24) -> None:
         self._words = [need("tmux"), "-S", str(directory / "tmux"), "-f", "/dev/null"]
+        self._runs = 0
         self.do("new-session", "-d", "-x", str(columns), "-y", str(lines), "-s", "t", "env PS1=ready: sh")
         until(lambda: "ready:" in self.shown())
 
@@ -267,7 +270,8 @@ class Terminal:
 
     def run(self, command: str, **environment: str) -> None:
         words = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
-        self.press("-l", f"clear; stty -g >before; {words} {command}; echo ended $?; stty -g >after")
+        self._runs += 1
+        self.press("-l", f"clear; stty -g >before; {words} {command}; echo end {self._runs}: $?; stty -g >after")
         self.press("Enter")
 
     def ask(self, what: str) -> str:
@@ -275,7 +279,7 @@ class Terminal:
 
     def ended(self, status: int) -> None:
         """The command has ended so, and the terminal is as before."""
-        until(lambda: f"ended {status}" in self.shown())
+        until(lambda: f"end {self._runs}: {status}\n" in self.shown())
         assert self.ask("#{alternate_on} #{cursor_flag} #{keypad_flag}") == "0 1 0"
 
     def close(self) -> None:

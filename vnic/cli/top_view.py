@@ -11,6 +11,7 @@ from vnic.cli.top_rows import KINDS, SORTS, Row, ordered
 
 VIEWS = ("all", *KINDS)
 TITLES = {"line": "LINE", "class": "CLASS", "nic": "NIC"}
+COUNTED = {"line": "lines", "class": "classes", "nic": "NICs"}
 LEAST = 30, 6  # columns and lines that there is a table in
 NAME, PAST = 18, 10  # columns of a name; of the least sparkline
 COLUMNS = (  # name, columns
@@ -183,12 +184,11 @@ class View:
 
     def _title(self, width: int) -> Line:
         count = {kind: sum(row.kind == kind for row in self.rows) for kind in KINDS}
-        parts = [f"vnic top, {self.instance}", self.clock, f"{count['nic']} NICs"]
-        parts += [f"{count['line']} lines"] if count["line"] else []
-        parts += [f"{count['class']} classes"] if count["class"] else []
+        parts = [f"vnic top, {self.instance}", self.clock]
+        parts += ["PAUSED"] if self.paused else []
         parts.append(f"by {self.sort}{', reversed' if self.reverse else ''}")
         parts += [f"filter {self.filter!r}"] if self.filter else []
-        parts += ["PAUSED"] if self.paused else []
+        parts += [f"{count[kind]} {COUNTED[kind]}" for kind in KINDS if count[kind]]
         return [Part("  ".join(filter(None, parts))[:width], "bold")]
 
     def _status(self, width: int) -> Line:
