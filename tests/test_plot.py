@@ -168,7 +168,7 @@ def test_a_chart_of_one_curve():
         "                 │███   ██████",
         "                0│███   ██████",
     ]
-    assert lines[12] == "                0│▁▁▁···▃▃▃███"
+    assert lines[12] == "                0│▁▁▁···▂▂▂███"
     assert len(lines) == 20 and "lost" not in text
     silent = draw_text(Curves(BOUNDS, [curve(rate_bps=[0.0] * 4, delay_ms=[None] * 4, drops=[0.0] * 4)]), 80)
     assert len(silent.splitlines()) == 5  # one row each where nothing is above 0

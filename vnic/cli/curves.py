@@ -71,8 +71,10 @@ def _curve(series: dict[str, Any], seconds: list[float]) -> Curve:
     def each_second(name: str) -> list[float]:
         return [count / long for count, long in zip(column(name), seconds, strict=True)]
 
-    # what the rate of a line counts is what it can be compared with
-    octets = "sent_bytes" if series.get("rate_bps") else "bytes"
+    # What the rate of a line counts is what it can be compared with. Before it had one, or where it
+    # has none, it has bytes only.
+    sent = series.get("sent_bytes") or column("bytes")
+    octets = [each or plain for each, plain in zip(sent, column("bytes"), strict=True)]
     waits = zip(column("sojourn_ns"), column("sojourn_packets"), strict=True)
     return Curve(
         name=series["name"],
@@ -81,13 +83,13 @@ def _curve(series: dict[str, Any], seconds: list[float]) -> Curve:
         asked=series.get("asked", ""),
         limit_bps=series.get("rate_bps"),
         ended=series.get("ended"),
-        rate_bps=[8 * each for each in each_second(octets)],
+        rate_bps=[8 * each / long for each, long in zip(octets, seconds, strict=True)],
         packets=each_second("packets"),
         queue_bytes=column("queue_bytes"),
         delay_ms=[ns / packets / 1e6 if packets else None for ns, packets in waits],
         drops=each_second("drops"),
         lost=each_second("lost"),
-        octets=sum(column(octets)),
+        octets=sum(octets),
     )
 
 

@@ -36,6 +36,7 @@ COMMANDS = {
     "accounts": ("vnic.cli.groups", "Show CPU time and memory by NIC."),
     "group": ("vnic.cli.groups", "Change how an engine group gets CPU time."),
     "handler": ("vnic.cli.handlers", "Read or write element handlers."),
+    "top": ("vnic.cli.top", "Watch rates, queues and drops live."),
     "monitor": ("vnic.cli.show", "Show events as they occur."),
     "metrics": ("vnic.cli.show", "Show metrics for Prometheus."),
     "capture": ("vnic.cli.capture", "Capture packets at a NIC or an element."),

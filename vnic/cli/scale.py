@@ -45,7 +45,7 @@ def scale_to(most: float, unit: str, *, ticks: int = 4, prefixes: bool = True) -
 def time_ticks(begin: float, end: float, most: int) -> list[float]:
     """Whole seconds between two times, evenly spaced, at most `most` of them."""
     for step in (1, 2, 5, 10, 15, 20, 30, 60):
-        first = math.ceil(begin / step) * step
+        first = -(-math.ceil(begin) // step) * step
         found = [float(each) for each in range(first, math.floor(end) + 1, step)]
         if len(found) <= most:
             return found
