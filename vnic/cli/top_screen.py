@@ -141,7 +141,9 @@ class Screen:
     def _look_at_setting(self) -> None:
         if self._setting is not None and self._setting.poll() is not None:
             said = self._setting.communicate()[0].strip().splitlines()
-            self._view.message = said[-1] if said else "done"
+            # what changed, or the error; not the generation, which comes behind
+            told = [each for each in said if not each.startswith("generation ")]
+            self._view.message = told[-1] if told else "done"
             self._setting = None
             if not self._view.paused:
                 self._ask()
