@@ -49,6 +49,7 @@ cdef struct Tree:
     uint32_t *leaves             # by mark; 0: none has it
     uint32_t mark_count
     uint32_t default_leaf
+    uint64_t piece_ns            # time that the longest piece of a class takes at the tree's rate
 
 cdef class ClassTree:
     # Classes as configured, and compiled. The engine's thread owns the tree that is installed.

@@ -7,6 +7,7 @@ from shaping.class_settings import TreeSetting
 
 QUANTUM_NS: int
 QUANTUM_MOST_BYTES: int
+FRAME_BYTES: int
 TAG_COST: int
 
 @final

@@ -21,6 +21,7 @@ from shaping.class_settings import read_tree
 # bytes on the line: more would let one packet with tiny segments take the turns of many.
 QUANTUM_NS = 1_000_000
 QUANTUM_MOST_BYTES = 131_072
+FRAME_BYTES = 1600               # a full frame of MTU 1500 on most lines
 # Of a weight of 1, tags per byte. A frame's bytes on the line are below 1.5e9, so tags that are
 # compared differ by less than 2^63; the least weight is rounded to 1e-5.
 TAG_COST = 1_048_576_000
@@ -93,6 +94,8 @@ cdef int compile_tree(ClassTree made, uint64_t burst_ns) except -1:
             children[each.parent].setdefault(each.priority, []).append(number)
     tree.parked.entries = entries
     entries += tree.count
+    rate = classes[0].effective_bps
+    tree.piece_ns = max(QUANTUM_NS, FRAME_BYTES * int(BYTE_COST) // rate) if rate else QUANTUM_NS
     for i, each in enumerate(classes):
         c = &tree.classes[i]
         c.id = int.from_bytes(hashlib.blake2b(each.path.encode(), digest_size=8).digest(), "little")

@@ -39,8 +39,8 @@ cdef class Scheduler(Element):
     cdef void release_due(self, Context *ctx) noexcept nogil
     cdef uint32_t take(self, Context *ctx, Load *load) noexcept nogil
     cdef uint32_t serve(self, Context *ctx, Load *load) noexcept nogil
-    cdef void settle(self, Context *ctx, uint32_t which, bint green,
-                     const Load *load) noexcept nogil
+    cdef void settle(self, Context *ctx, uint32_t which, bint green, const Load *load,
+                     uint64_t credit_ns) noexcept nogil
     cdef void begin(self, Context *ctx, uint32_t which, uint64_t at_ns) noexcept nogil
     cdef void go_on(self, Context *ctx) noexcept nogil
     cdef void join_heaps(self, uint32_t which) noexcept nogil

@@ -329,10 +329,12 @@ cdef class Scheduler(Element):
         """Finds the class whose turn it is, and takes its next packet."""
         cdef uint32_t path[LEVELS_MOST]
         cdef bint green[LEVELS_MOST]
-        cdef uint32_t depth = 0, which = 0, i, index
+        cdef uint32_t depth = 0, which = 0, i, index, turns = 1
+        cdef uint64_t credit_ns
         cdef TreeClass *c
         while not self.tree.classes[which].leaf:
             c = &self.tree.classes[which]
+            turns += c.offering
             green[depth] = False
             for i in range(c.band_count):
                 if c.bands[i].green.count and (
@@ -348,20 +350,30 @@ cdef class Scheduler(Element):
             depth += 1
         c = &self.tree.classes[which]
         index = queue_take(&c.queue, &self.outlet, c.quantum_bytes, load)
+        # A class that is due waits for a piece of each other one, as no piece is interrupted, and
+        # makes up for that. Where others have more than their turn, because of their priority or
+        # their guarantee, it makes up for no more: else it would exceed its ceiling for as long as
+        # it waited.
+        credit_ns = self.burst_ns + turns * self.tree.piece_ns
         while depth:                           # leaf first: what it does decides for its parents
             depth -= 1
-            self.settle(ctx, path[depth], green[depth], load if index != NO_PACKET else NULL)
+            self.settle(ctx, path[depth], green[depth], load if index != NO_PACKET else NULL,
+                        credit_ns)
         if self.tree.classes[0].offering == 0:
             self.tree.classes[0].emptied_ns = ctx.now_ns
         return index
 
-    cdef void settle(self, Context *ctx, uint32_t which, bint green,
-                     const Load *load) noexcept nogil:
+    cdef void settle(self, Context *ctx, uint32_t which, bint green, const Load *load,
+                     uint64_t credit_ns) noexcept nogil:
         """Charges a class for a packet that was sent (NULL: none was) and moves it in, or out of,
-        its parent's heaps."""
+        its parent's heaps. credit_ns: how far its ceiling's clock may lie behind the tree's, which
+        says when the packet's turn was, also where the engine is late."""
         cdef TreeClass *c = &self.tree.classes[which]
+        cdef TreeClass *root = &self.tree.classes[0]
         if load != NULL:
             if c.ceiling_bps:
+                clock_limit_credit(&c.ceiling, clock_due_ns(&root.ceiling) if root.ceiling_bps
+                                   else ctx.now_ns, credit_ns)
                 clock_charge(&c.ceiling, c.ceiling_bps, load.bytes)
             if green:
                 clock_charge(&c.guarantee, c.guarantee_bps, load.bytes)

@@ -301,6 +301,27 @@ def test_a_ceiling_is_exact_to_the_nanosecond():
     bench.close()
 
 
+@pytest.mark.parametrize("priority", [0, 4])
+def test_a_class_that_waited_for_others_does_not_exceed_its_ceiling_afterwards(priority):
+    """It has had next to nothing for a second, while another one had its priority or guarantee."""
+    first = leaf(2, priority=0) if priority == 0 else leaf(2, guarantee="9.5mbit")
+    bench = Bench({"rate": "10mbit", "default": "held", "tree": {"held": leaf(1, ceiling="5mbit"), "first": first}})
+    bench.inject(*[packet(1, 1000)] * 900)
+    for _ in range(100):
+        bench.inject(*[packet(2, 1000)] * 12)
+        bench.advance(bench.engine.clock.now_ns + 10 * MS)
+    before = Tally(mark_of(data) for _, data in bench.take())
+    assert before[1] < 100 < 1000 < before[2]
+    bench.advance(bench.engine.clock.now_ns + 200 * MS)  # what is left of the other one goes
+    bench.take()
+    begin = bench.engine.clock.now_ns
+    bench.advance(begin + 200 * MS)
+    times = [time for time, _ in bench.take()]
+    assert len(times) == 125 and times[-1] - times[0] == 124 * 8_000_000_000 // 5_000_000 * 1000
+    bench.advance(2**62)
+    bench.close()
+
+
 def test_voice_waits_for_one_packet_only():
     classes = {"rate": "10mbit", "default": "bulk", "tree": {
         "voice": leaf(1, guarantee="1mbit", priority=0), "bulk": {"queue": {"packets": 1000}}}}  # fmt: skip
