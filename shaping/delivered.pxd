@@ -1,7 +1,7 @@
 """What an element of a line delivers, as a wire would carry it: a GSO frame as its segments."""
 from libc.stdint cimport uint32_t, uint64_t
 from dataplane.graph.offload cimport can_segment
-from dataplane.packet.pool cimport GSO_NONE, Packet, packet_wire_bytes
+from dataplane.packet.pool cimport GSO_NONE, Batch, Context, Packet, packet_wire_bytes
 
 cdef inline uint32_t wire_packets(const Packet *p) noexcept nogil:
     """Packets that this one is on a wire: the segments of a GSO frame."""
@@ -12,7 +12,10 @@ cdef inline uint32_t wire_packets(const Packet *p) noexcept nogil:
         return 1
     return (p.length - p.header_length + p.gso_size - 1) // p.gso_size
 
-cdef inline void count_delivered(const Packet *p, uint64_t *packets,
+cdef inline void count_delivered(const Context *ctx, const Batch *batch, uint64_t *packets,
                                  uint64_t *octets) noexcept nogil:
-    packets[0] += wire_packets(p)
-    octets[0] += packet_wire_bytes(p)
+    """Adds the packets and bytes of a batch that leaves."""
+    cdef uint32_t i
+    for i in range(batch.count):
+        packets[0] += wire_packets(&ctx.packets[batch.index[i]])
+        octets[0] += packet_wire_bytes(&ctx.packets[batch.index[i]])

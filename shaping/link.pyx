@@ -208,10 +208,8 @@ cdef class Link(Shaper):
 
     @cython.final
     cdef void leave(self, Context *ctx, Batch *out) noexcept nogil:
-        cdef uint32_t i
-        for i in range(out.count):
-            count_delivered(&ctx.packets[out.index[i]], &self.counters.extra[DELIVERED_PACKETS],
-                            &self.counters.extra[DELIVERED_BYTES])
+        count_delivered(ctx, out, &self.counters.extra[DELIVERED_PACKETS],
+                        &self.counters.extra[DELIVERED_BYTES])
         self.emit(ctx, 0, out)
 
     @cython.final

@@ -32,7 +32,7 @@ cdef class Scheduler(Element):
     cdef PoolShare _share                # the owner of `share`
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil
     cdef void tick(self, Context *ctx) noexcept nogil
-    cdef uint32_t leaf_of(self, const Packet *p) noexcept nogil
+    cdef inline uint32_t marked_leaf(self, const Packet *p) noexcept nogil
     cdef bint pass_at_once(self, Context *ctx, uint32_t index) noexcept nogil
     cdef void enqueue(self, Context *ctx, uint32_t index) noexcept nogil
     cdef void relieve(self, Context *ctx) noexcept nogil

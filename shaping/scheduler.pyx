@@ -187,27 +187,21 @@ cdef class Scheduler(Element):
         self.release_due(ctx)
         self.settle_share()
 
-    cdef uint32_t leaf_of(self, const Packet *p) noexcept nogil:
-        cdef uint32_t leaf = 0
-        if p.mark < self.tree.mark_count:
-            leaf = self.tree.leaves[p.mark]
-        if leaf == 0:                          # the root is no leaf
-            self.counters.extra[UNCLASSIFIED] += 1
-            return self.tree.default_leaf
-        return leaf
+    cdef inline uint32_t marked_leaf(self, const Packet *p) noexcept nogil:
+        """The leaf with the packet's mark; 0, the root, which is no leaf: there is none."""
+        return self.tree.leaves[p.mark] if p.mark < self.tree.mark_count else 0
 
     cdef bint pass_at_once(self, Context *ctx, uint32_t index) noexcept nogil:
         """The fast path for a packet that finds nothing waiting and may leave at once. Counts it as
         enqueue and dequeue would, except that nothing is left over to be shared by weight. False,
         with nothing counted: it must wait, or may have to be split."""
         cdef Packet *p = &ctx.packets[index]
-        cdef uint32_t which, leaf, bytes
+        cdef uint32_t which, marked, leaf, bytes
         cdef TreeClass *c
         if p.gso_type != GSO_NONE:
             return False
-        leaf = which = (self.tree.leaves[p.mark] if p.mark < self.tree.mark_count else 0)
-        if leaf == 0:
-            leaf = which = self.tree.default_leaf
+        marked = self.marked_leaf(p)
+        leaf = which = marked if marked else self.tree.default_leaf
         while True:
             c = &self.tree.classes[which]
             if c.ceiling_bps:
@@ -218,7 +212,7 @@ cdef class Scheduler(Element):
                 break
             which = c.parent
         bytes = <uint32_t>framed_bytes(&self.outlet.framing, packet_wire_bytes(p))
-        self.leaf_of(p)                        # counts it
+        self.counters.extra[UNCLASSIFIED] += marked == 0
         which = leaf
         while True:
             c = &self.tree.classes[which]
@@ -248,9 +242,13 @@ cdef class Scheduler(Element):
         return True
 
     cdef void enqueue(self, Context *ctx, uint32_t index) noexcept nogil:
-        cdef uint32_t leaf = self.leaf_of(&ctx.packets[index])
-        cdef TreeClass *c = &self.tree.classes[leaf]
+        cdef uint32_t leaf = self.marked_leaf(&ctx.packets[index])
+        cdef TreeClass *c
         cdef bint empty, large = index >= ctx.small_count
+        if leaf == 0:
+            self.counters.extra[UNCLASSIFIED] += 1
+            leaf = self.tree.default_leaf
+        c = &self.tree.classes[leaf]
         if self.counters.held and ((self.outlet.large >= self.large_limit if large
                                     else self.outlet.small >= self.small_limit)
                                    or (self.share != NULL and share_is_full(self.share, large))):
