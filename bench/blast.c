@@ -6,15 +6,11 @@
  * an unused IP address, so that the receiving stack drops them early and does not reply. The result
  * is the receiving interface's rx_packets over SECONDS, after a warm-up of 200 ms.
  * Prints {"mpps": ..., "sent_mpps": ..., "seconds": ...}. */
-#include "common.h"
+#include "interface.h"
 #include <arpa/inet.h>
-#include <linux/if_ether.h>
 #include <linux/if_packet.h>
-#include <net/if.h>
 #include <netinet/ip.h>
 #include <netinet/udp.h>
-#include <sys/ioctl.h>
-#include <sys/socket.h>
 
 enum { FRAMES = 64, FRAME = 60, WARM_UP_MS = 200, TICK_NS = 50000 };
 
@@ -26,17 +22,6 @@ static uint16_t ones_complement(const void *data, size_t bytes)
         sum += word[i];
     sum = (sum >> 16) + (sum & 0xffff);
     return (uint16_t)~(sum + (sum >> 16));
-}
-
-static void read_mac(const char *interface, uint8_t *mac)
-{
-    struct ifreq ask = { 0 };
-    snprintf(ask.ifr_name, IFNAMSIZ, "%s", interface);
-    int s = socket(AF_INET, SOCK_DGRAM, 0);
-    if (s < 0 || ioctl(s, SIOCGIFHWADDR, &ask))
-        die(interface);
-    memcpy(mac, ask.ifr_hwaddr.sa_data, ETH_ALEN);
-    close(s);
 }
 
 /* rx_packets of `interface` from /proc/net/dev, opened in the receiver's namespace. */

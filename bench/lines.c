@@ -9,17 +9,13 @@
  * which is in the frame, in ns of CLOCK_REALTIME (both unsigned 64 bits), the line and the length
  * (both unsigned 32 bits).
  * Prints {"sent": ..., "refused": ..., "received": ..., "missed": ...}; missed: for want of room in the receiver. */
-#include "common.h"
+#include "interface.h"
 #include <arpa/inet.h>
-#include <linux/if_ether.h>
 #include <linux/if_packet.h>
-#include <net/if.h>
 #include <netinet/ip.h>
 #include <netinet/udp.h>
 #include <pthread.h>
-#include <sys/ioctl.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
 
 enum {
     FIRST_PORT = 5000, PRIORITY = 0x10001, LINES_MOST = 4096, FRAME_MOST = 1514, MESSAGES = 64, TICK_NS = 50000,
@@ -39,17 +35,6 @@ static uint64_t real_ns(void)
     struct timespec t;
     clock_gettime(CLOCK_REALTIME, &t);
     return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
-}
-
-static void read_mac(const char *interface, uint8_t *mac)
-{
-    struct ifreq ask = { 0 };
-    snprintf(ask.ifr_name, IFNAMSIZ, "%s", interface);
-    int s = socket(AF_INET, SOCK_DGRAM, 0);
-    if (s < 0 || ioctl(s, SIOCGIFHWADDR, &ask))
-        die(interface);
-    memcpy(mac, ask.ifr_hwaddr.sa_data, ETH_ALEN);
-    close(s);
 }
 
 static void open_receiver(const char *interface)

@@ -21,7 +21,7 @@ def compile_probes() -> None:
     if not shutil.which("gcc"):
         raise BenchError("gcc is not installed: the probes are C programs (apt-get install gcc libc6-dev)")
     BIN.mkdir(exist_ok=True)
-    newest_header = (HERE / "common.h").stat().st_mtime
+    newest_header = max(header.stat().st_mtime for header in HERE.glob("*.h"))
     for name in PROBES:
         source, binary = HERE / f"{name}.c", BIN / name
         if binary.exists() and binary.stat().st_mtime > max(source.stat().st_mtime, newest_header):
