@@ -6,6 +6,7 @@ from typing import Any, ClassVar, final
 from dataplane.graph.element import Element
 from dataplane.graph.handlers import Handler
 from dataplane.graph.work import Work
+from shaping.class_rows import add_row as add_row
 from shaping.class_tree import ClassTree
 from shaping.overhead import CELLS as CELLS
 from shaping.pool_share import PoolShare
@@ -40,5 +41,3 @@ class Scheduler(Element):
 
 class SetClasses(Work):
     def __init__(self, scheduler: Scheduler, tree: ClassTree) -> None: ...
-
-def add_row(to: dict[str, Any], row: dict[str, Any]) -> None: ...

@@ -22,6 +22,7 @@ from shaping.virtual_clock cimport (clock_charge, clock_due_ns, clock_end_idle, 
 
 from dataplane.errors import ConfigError, VnicError
 from dataplane.graph.handlers import Handler
+from shaping.class_rows import add_row
 from shaping.overhead import CELLS, overhead_of, overhead_text
 from shaping.settings import nanoseconds_of, rate_text
 
@@ -552,7 +553,9 @@ cdef class Scheduler(Element):
         rows = [class_row(&installed.tree.classes[<uint32_t>number], each.path)
                 for number, each in enumerate(installed.setting.classes)]
         for number in range(len(rows) - 1, 0, -1):
-            add_row(rows[installed.setting.classes[number].parent], rows[number])
+            # what is beyond the guarantee is a parent's own
+            add_row(rows[installed.setting.classes[number].parent], rows[number],
+                    ("path", "excess_bytes"))
         return rows
 
     def memory_bytes(self):
@@ -668,15 +671,3 @@ cdef class SetClasses(Work):
         cdef PyObject *old = self.scheduler.installed
         self.scheduler.replace(ctx, self.tree)
         self.tree = old
-
-
-def add_row(to, row):
-    """Adds a class's numbers to its parent's; what is beyond the guarantee is the parent's own."""
-    for key, value in row.items():
-        if key == "dropped":
-            for reason, count in value.items():
-                to[key][reason] += count
-        elif key == "sojourn_max_ns":
-            to[key] = max(to[key], value)
-        elif key not in ("path", "excess_bytes"):
-            to[key] += value

@@ -17,7 +17,7 @@ from shaping.class_settings import (
     QUANTUM_MOST,
     WEIGHT_MOST,
 )
-from shaping.policy.overhead_schema import OverheadConfig
+from shaping.policy.overhead_schema import OVERHEAD_META, OverheadConfig
 from shaping.policy.scalars import LineRate, LineTime, QueueLength, QueueSize
 from shaping.policy.strict import Strict
 
@@ -200,10 +200,4 @@ class ClassesConfig(Strict):
         dict[str, ClassConfig],
         Meta(description="a mapping from names to classes", examples=[{"rest": {}}]),
     ]
-    overhead: Annotated[
-        OverheadConfig | None,
-        Meta(
-            description="one of CAKE's keywords such as docsis, or {bytes: 18, minimum: 64}",
-            examples=[{"bytes": 18, "minimum": 64}],
-        ),
-    ] = None
+    overhead: Annotated[OverheadConfig | None, OVERHEAD_META] = None

@@ -11,6 +11,10 @@ from shaping.overhead import ETHERNET_HEADER, KEYWORDS, VLAN, Overhead, overhead
 from shaping.policy.strict import Strict
 
 OVERHEADS = ("raw", *KEYWORDS, VLAN)
+OVERHEAD_META = Meta(
+    description="one of CAKE's keywords such as docsis, or {bytes: 18, minimum: 64}",
+    examples=[{"bytes": 18, "minimum": 64}],
+)
 
 
 class OverheadConfig(Strict):

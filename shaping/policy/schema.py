@@ -18,7 +18,7 @@ from shaping.impairment_settings import BY_MOST
 from shaping.loss_model import Chain, chain_of
 from shaping.policy.class_schema import ClassesConfig
 from shaping.policy.keys import NAME_MOST
-from shaping.policy.overhead_schema import OverheadConfig
+from shaping.policy.overhead_schema import OVERHEAD_META, OverheadConfig
 from shaping.policy.scalars import (
     HoldTime,
     LineRate,
@@ -373,13 +373,7 @@ class LineConfig(_Strict):
         QueueConfig | None,
         Meta(description="100ms, 64kb or {packets: 100}", examples=[{"packets": 100}]),
     ] = None
-    overhead: Annotated[
-        OverheadConfig | None,
-        Meta(
-            description="one of CAKE's keywords such as docsis, or {bytes: 18, minimum: 64}",
-            examples=[{"bytes": 18, "minimum": 64}],
-        ),
-    ] = None
+    overhead: Annotated[OverheadConfig | None, OVERHEAD_META] = None
     delay: Annotated[
         DelayConfig | None,
         Meta(

@@ -207,10 +207,12 @@ def show(over_ns: int, instance: str, as_json: bool) -> None:
                 )
             return
         network, _ = _network(status)
-        before, classes_before = _elements(client), class_tables(client, policy, network)
+        before = _elements(client)
+        classes_before = class_tables(client, policy, network, before)
         begin = time.monotonic()
         time.sleep(over_ns / 1e9)
-        after, classes_after = _elements(client), class_tables(client, policy, network)
+        after = _elements(client)
+        classes_after = class_tables(client, policy, network, after)
         took_s = time.monotonic() - begin
         shares = client.call("Status")["status"].get("shares", [])
     scenario = status["scenario"]

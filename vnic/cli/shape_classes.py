@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from dataplane.units import format_rate
+from shaping.class_rows import add_row
 from shaping.class_settings import ClassSetting
 from shaping.policy.classes import SCHEDULER_NAME, tree_setting
 from shaping.policy.compile import class_chain
@@ -24,11 +25,12 @@ GONE = "no: its elements are gone; apply the policy again"
 Table = dict[str, dict[str, Any]]
 
 
-def class_tables(client: Client, policy: dict[str, Any], network: Network) -> dict[str, Table]:
-    """Of each place of `classes`: what each class has sent, dropped and holds, by path. Places
-    whose Scheduler is gone are left out."""
+def class_tables(
+    client: Client, policy: dict[str, Any], network: Network, names: Iterable[str]
+) -> dict[str, Table]:
+    """Of each place of `classes`: what each class has sent, dropped and holds, by path. names: of
+    all elements. Places whose Scheduler is gone are left out."""
     found: dict[str, Table] = {}
-    names = client.call("Handlers")["elements"] if policy.get("classes") else {}
     for entry in convert_policy(policy).classes:
         chain = f"{class_chain(entry, network)}."
         for name in names:
@@ -43,15 +45,10 @@ def _summed(copies: list[dict[str, Any]]) -> Table:
     table: Table = {}
     for copy in copies:
         for row in copy["value"]:
-            known = table.setdefault(row["path"], {})
-            for key, value in row.items():
-                if isinstance(value, int):
-                    together = max if key == "sojourn_max_ns" else int.__add__
-                    known[key] = together(known.get(key, 0), value)
-                elif isinstance(value, dict):
-                    dropped = known.setdefault(key, dict.fromkeys(value, 0))
-                    for reason, count in value.items():
-                        dropped[reason] += count
+            if (known := table.get(row["path"])) is None:
+                table[row["path"]] = row
+            else:
+                add_row(known, row)
     return table
 
 
