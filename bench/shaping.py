@@ -27,6 +27,7 @@ from bench.space import Space, sweep
 from bench.tap import Json, rotate, rounded, say
 
 TOTAL_BPS = 400_000_000
+TREE_BPS = 1_000_000_000  # of a tree of classes whose ceilings are together TOTAL_BPS
 OVERLOAD = 1.15  # what is sent, as a multiple of the rates
 FRAME_BYTES = 1514
 FIRST_PORT = 5000  # of lines.c
@@ -111,6 +112,31 @@ class VnicLines(Lines):
         return start_vnic(space, self.shaped())
 
 
+class VnicClasses(Lines):
+    """vnic: one Scheduler, with a class for each line that its ceiling holds."""
+
+    name, what = "vnic-classes", "vnic: Scheduler, one class a line"
+
+    def shaped(self) -> str:
+        queue = {"discipline": "fifo", "packets": self.queue_packets}
+        rate = f"{self.rate_bps}bit"
+        tree: dict[str, Any] = {
+            f"c{line}": {
+                "match": {"protocol": "udp", "destination_port": FIRST_PORT + line},
+                "guarantee": rate,
+                "ceiling": rate,
+                "queue": queue,
+            }
+            for line in range(self.lines)
+        }
+        whole = {"rate": f"{TREE_BPS}bit", "default": "rest", "tree": {**tree, "rest": {}}}
+        policy = json.dumps({"classes": {"a.egress": whole}})
+        return f"pool: {{small: 65536}}\nshape: {policy}\nnics:\n  a: {{ENDA}}\n"
+
+    def up(self, space: Space) -> subprocess.Popen[bytes]:
+        return start_vnic(space, self.shaped())
+
+
 def _classifier(name: str, ports: Sequence[str], branches: dict[int, Any]) -> dict[str, Any]:
     rules = [{"protocol": "udp", "destination_port": port} for port in ports]
     return {"element": "Classifier", "name": name, "rules": rules, "branches": branches}
@@ -179,7 +205,8 @@ class Htb(KernelLines):
             yield f"qdisc add dev t0 parent 1:{line:x} pfifo limit {self.queue_packets}"
 
 
-CONTESTANTS: tuple[Callable[[int], Lines], ...] = (VnicLines, Tbf, Htb)
+CONTESTANTS: tuple[Callable[[int], Lines], ...] = (VnicLines, VnicClasses, Tbf, Htb)
+OTHERS = ("vnic-classes", "tbf", "htb")
 ONE_LINE = ("tbf",)  # a qdisc without classes
 
 
@@ -369,9 +396,9 @@ def summarise(lives: dict[str, Measured]) -> Json:
         found["delay_error_us"] = {key: delay.median(key) for key in ("p50", "p99", "least")}
         path = lives["delay 0"]
         found["path_us"] = {key: path.median(key) for key in ("p50", "p99", "least")}
-    for peer in ("tbf", "htb"):
-        if any(name.startswith(f"{peer} ") for name in lives):
-            found[peer] = of(peer)
+    for other in OTHERS:
+        if any(name.startswith(f"{other} ") for name in lives):
+            found[other.replace("-", "_")] = of(other)
     found["failures"] = [f"{name}: {each}" for name, one in lives.items() for each in one.failures]
     return found
 
@@ -403,7 +430,8 @@ def show(console: Any, result: Json) -> None:
     table.add_column("")
     for count in counts:
         table.add_column(f"{count} lines", justify="right", no_wrap=True)
-    for name, one in (("vnic", result), ("tbf", result.get("tbf")), ("htb", result.get("htb"))):
+    for name in ("vnic", *OTHERS):
+        one = result if name == "vnic" else result.get(name.replace("-", "_"))
         if isinstance(one, dict):
             figures = [[one[key].get(count) for key in ERRORS] for count in counts]
             table.add_row(

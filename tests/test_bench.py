@@ -262,6 +262,14 @@ def test_networks_with_many_lines_are_configurations(lines: int) -> None:
         assert len(links) == lines and {each.rate_bps for each in links} == {shaping.TOTAL_BPS // lines}
 
 
+@pytest.mark.parametrize("lines", [1, 1000])
+def test_networks_with_many_classes_are_configurations(lines: int) -> None:
+    text = shaping.VnicClasses(lines).shaped().replace("ENDA", "netns: /run/netns/a, interface: t0") + "  b: {}\n"
+    with Replay(parse_config(text, contained=False), {}) as session:
+        [found] = [each for engine in session.runtime.engines for each in engine.elements if type(each).__name__ == "Scheduler"]
+        assert len(found.get_classes()) == lines + 2
+
+
 @needs_root
 def test_shaping_is_measured_beside_the_kernel(capsys: pytest.CaptureFixture[str]) -> None:
     """That it runs and what it prints; the figures depend on the machine."""
@@ -269,7 +277,7 @@ def test_shaping_is_measured_beside_the_kernel(capsys: pytest.CaptureFixture[str
     found = shaping.summarise(lives)
     assert found["failures"] == [] and set(found["rate_error_percent"]) == set(found["window_error_percent"]) == {"1", "3"}
     assert found["delay_error_us"]["p50"] <= found["delay_error_us"]["p99"] and found["path_us"]["p50"] > 0
-    assert found.keys() >= {"delay_error_us", "path_us", "worst_round"}
+    assert found.keys() >= {"delay_error_us", "path_us", "worst_round", "vnic_classes"}
     cost = shaping.costs(repetitions=1)
     assert cost["ns_per_packet"].keys() >= {"policer", "marker", "shaper", "link", "impairment_loss", "impairment_jitter"}
     assert None not in cost["ns_per_packet"].values()

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shaping.policy.kept import WINDOW_NS, RateWindows, element_names, judge
+from shaping.class_settings import ClassSetting
+from shaping.policy.kept import WINDOW_NS, RateWindows, judge
+from shaping.policy.kept_classes import ClassWindows
 from shaping.policy.load import parse_policy
 from shaping.policy.network import Network
 from shaping.policy.places import Line, plan_of
 from tests.support.capture_files import pcap
 from tests.test_replay import START_NS, A, B, frame
 from tests.test_replay_command import vnic
+from tests.wire_frames import Spec
 from vnic.config.load import parse_config
 from vnic.replay.session import Replay
 
@@ -219,20 +223,142 @@ def test_a_packet_that_waits_too_long():
     assert judge(line_of("{rate: 8mbit, queue: {packets: 5}}"), [counted], 10**9, None).why == []
 
 
-def test_names_are_those_of_a_running_network():
-    nics = {name: f"02:00:00:00:00:{n:02x}" for n, name in enumerate(("a", "b", "c", "d" * 32), 1)}
-    policy = parse_policy(
-        f"version: 1\nlinks:\n  a: {{rate: 1mbit, loss: 1%}}\n  b <-> c: {{delay: 1ms}}\n  {'d' * 32} -> c: {{rate: 1mbit}}\n"
+# -- rates that vary, and classes ------------------------------------------------------------------
+
+
+def replayed(tmp_path, policy: str, packets: list[tuple[int, bytes]]) -> dict[str, Any]:
+    """What a replay through a policy, without its version, says of it."""
+    (tmp_path / "in.pcap").write_bytes(pcap(packets, nanoseconds=True))
+    section = "shape:\n" + "".join(f"  {line}\n" for line in policy.splitlines())
+    with Replay(parse_config(NET + section, contained=False), {"a": tmp_path / "in.pcap"}) as session:
+        session.run()
+        found = session.results()
+    assert found["conserved"]
+    return found["shape"]
+
+
+def steady(count: int, gap_ns: int, size: int = 1250) -> list[tuple[int, bytes]]:
+    return [(START_NS + n * gap_ns, frame(B, A, size, n)) for n in range(count)]
+
+
+def test_a_scenario_changes_what_is_measured(tmp_path):
+    policy = (
+        "seed: 1\nlinks: {a -> b: {rate: 10mbit, loss: 0%, delay: {mean: 1ms, jitter: 1ms}}}\n"
+        "scenario: [{at: 1s, set: {a -> b: {rate: 2mbit, loss: 50%, delay: {mean: 9ms, jitter: 1ms}}}}]"
     )
-    lines = plan_of(policy, Network(nics)).lines.values()
-    text = (
-        "nics: {"
-        + ", ".join(f"{name}: {{mac: '{mac}', interface: e}}" for name, mac in nics.items())
-        + "}\nshape:\n  links:\n    "
+    found = replayed(tmp_path, policy, steady(2000, 1_000_000))
+    [line] = found["lines"]
+    assert found["kept"] and line["kept"], line
+    assert line["shares"]["loss"].keys() == {"packets", "share"} and line["shares"]["loss"]["packets"] > 50
+    assert line["rate"] == {"mean_bps": line["rate"]["mean_bps"]}  # there is no one rate to judge it by
+
+
+def test_a_trace_is_measured(tmp_path):
+    policy = "links: {a -> b: {trace: [{for: 500ms, rate: 10mbit}, {for: 500ms, rate: 1mbit}], loss: 1%}}"
+    found = replayed(tmp_path, policy, steady(2000, 1_000_000))
+    [line] = found["lines"]
+    assert found["kept"] and line["packets"] == 2000 and line["rate"]["mean_bps"] > 4e6
+
+
+CLASSES = """classes:
+  a.egress:
+    rate: 10mbit
+    default: rest
+    tree:
+      voice: {match: {protocol: udp, destination_port: 5000}, guarantee: 1mbit, ceiling: 2mbit, priority: 0}
+      gold: {guarantee: 6mbit, tree: {one: {match: {destination_port: 5001}, weight: 3},
+             two: {match: {destination_port: 5002}, guarantee: 2mbit}}}
+      rest: {queue: fq_codel}
+"""
+
+
+def udp(port: int, number: int, size: int) -> bytes:
+    whole = Spec(protocol=17, destination_port=port, identification=number, payload=bytes(size - 42)).build()
+    return B + A + whole[12:]
+
+
+def test_classes_are_measured(tmp_path):
+    packets = [
+        (START_NS + n * 400_000, udp(port, n, 1000))
+        for n in range(6000)
+        for port in (5000, 5001, 5002, 5003)
+        if n % 4 == port - 5000
+    ]
+    found = replayed(tmp_path, CLASSES, packets)
+    rows = {row["class"]: row for row in found["classes"]}
+    assert found["kept"], [row["why"] for row in rows.values()]
+    assert set(rows) == {f"a.egress{path}" for path in ("", "/voice", "/gold", "/gold/one", "/gold/two", "/rest")}
+    assert rows["a.egress"]["asked"] == {"rate": "10mbit"} and rows["a.egress"]["most_bps"] <= 10.2e6
+    # all of them want 5 Mbit/s: the voice is held to its ceiling, and two get their guarantee at least
+    voice = rows["a.egress/voice"]
+    assert voice["asked"]["ceiling"] == "2mbit" and 1.9e6 <= voice["most_bps"] <= 2.1e6
+    assert rows["a.egress/gold/two"]["busy_windows"] > 10 and rows["a.egress/gold/two"]["least_busy_bps"] >= 1.9e6
+    assert (
+        sum(rows[f"a.egress/{name}"]["sent_packets"] for name in ("voice", "gold", "rest")) == rows["a.egress"]["sent_packets"]
     )
-    text += f"a: {{rate: 1mbit, loss: 1%}}\n    b <-> c: {{delay: 1ms}}\n    {'d' * 32} -> c: {{rate: 1mbit}}\n"
-    with Replay(parse_config(text, contained=False), {}) as session:
-        running = {element.name for engine in session.runtime.engines for element in engine.elements}
-    names = element_names(lines)
-    assert sum(len(each) for each in names.values()) == 7
-    assert {each for found in names.values() for each in found} <= running
+
+
+def test_classes_without_a_rate_of_their_own(tmp_path):
+    policy = "classes: {a.egress: {rate: none, default: rest, tree: {x: {match: {destination_port: 5000}, ceiling: 1mbit}, rest: {}}}}"
+    found = replayed(tmp_path, policy, [(START_NS + n * 1_000_000, udp(5000 + n % 2, n, 1000)) for n in range(1000)])
+    rows = {row["class"]: row for row in found["classes"]}
+    assert found["kept"] and rows["a.egress/x"]["most_bps"] <= 1.1e6 < rows["a.egress/rest"]["most_bps"]
+
+
+def test_classes_in_tables_and_reports(place):
+    pytest.importorskip("matplotlib")
+    (place / "slow.yaml").write_text("version: 1\n" + CLASSES)
+    done = vnic(place, "replay", "in.pcap", "-c", "net.yaml", "--shape", "slow.yaml", "--report", "o.html")
+    assert done.returncode == 0, done.stderr
+    assert "a.egress/gold/one" in done.stdout and "guarantee 6mbit" in done.stdout
+    assert "<td>a.egress/gold/one</td>" in (place / "o.html").read_text()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    ports=st.lists(st.integers(5000, 5003), min_size=1, max_size=12),
+    gap_ns=st.sampled_from([50_000, 400_000, 3_000_000]),
+    sizes=st.lists(st.integers(60, 1514), min_size=1, max_size=5),
+    guarantee=st.sampled_from(["100kbit", "4mbit"]),
+    queue=st.sampled_from(["fifo", "fq", "codel", "fq_codel"]),
+)
+def test_working_classes_are_never_taken_for_broken(tmp_path_factory, ports, gap_ns, sizes, guarantee, queue):
+    policy = (
+        "classes:\n  a.egress: {rate: 10mbit, default: rest, tree: {"
+        f"x: {{match: {{destination_port: 5000}}, guarantee: {guarantee}, ceiling: 5mbit, queue: {queue}}}, "
+        "y: {priority: 0, tree: {one: {match: {destination_port: 5001}, weight: 5}, two: {match: {destination_port: 5002}}}}, "
+        "rest: {guarantee: 1mbit}}}"
+    )
+    packets = [(START_NS + n * gap_ns, udp(ports[n % len(ports)], n, max(sizes[n % len(sizes)], 60))) for n in range(1500)]
+    found = replayed(tmp_path_factory.mktemp("c"), policy, packets)
+    assert found["kept"], [row["why"] for row in found["classes"]]
+
+
+def class_windows(*steps: tuple[int, int, int]) -> ClassWindows:
+    """Of a class with a guarantee of 4 Mbit/s and a ceiling of 8: 50,000 and 100,000 bytes a window. steps: bytes and packets
+    sent, packets waiting at the end."""
+    made = ClassWindows(ClassSetting("x", 0, guarantee_bps=4_000_000, effective_bps=8_000_000), 1500, 0)
+    sent = packets = 0
+    for n, (more, count, waiting) in enumerate(steps):
+        sent, packets = sent + more, packets + count
+        made.note(n * WINDOW_NS, {"sent_bytes": sent, "sent_packets": packets, "dropped": {}, "waiting_packets": waiting}, 1)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("steps", "why"),
+    [
+        ([(100_000, 80, 90), (47_000, 40, 50)], []),
+        ([(101_751, 80, 0)], ["8.14mbit in the 100ms from 0ns on, expected at most 8mbit"]),
+        (
+            [(10, 1, 90), (46_999, 40, 50)],
+            ["3.76mbit in the 100ms from 100ms on, expected with packets waiting at least 4mbit"],
+        ),
+        ([(10, 1, 30), (30_000, 30, 50)], []),  # it may have had no packet for a while
+    ],
+)
+def test_windows_of_classes(steps, why):
+    assert list(class_windows(*steps).why.values()) == why
+    row = {"sent_bytes": 1, "sent_packets": 1, "dropped": {"over_memory": 2}, "waiting_packets": 0, "path": "x"}
+    judged = class_windows(*steps).judged("a.egress/x", row, 10**9)
+    assert judged["why"] == [*why, "2 packets dropped: over_memory: a larger pool: helps"] and not judged["kept"]

@@ -84,11 +84,13 @@ def _lives() -> list[Promise]:
     )
     for lines in LINES:
         for key, bound, what in kinds:
-            for contestant in ("vnic", *PEERS):
+            for contestant in ("vnic", "vnic-classes", *PEERS):
                 if lines > 1 and contestant in ONE_LINE:
                     continue
-                name = "" if contestant == "vnic" else f"beside it, {contestant}: "
-                label = f"{name}{lines} line{'s' if lines > 1 else ''}, live, {what}"
+                name = f"beside it, {contestant}: " if contestant in PEERS else ""
+                kind = "class" if contestant == "vnic-classes" else "line"
+                several = ("es" if kind == "class" else "s") if lines > 1 else ""
+                label = f"{name}{lines} {kind}{several}, live, {what}"
                 found.append(Promise(SUBJECT, label, partial(_live, contestant, lines, key, bound), live=True))
     return found
 

@@ -17,8 +17,8 @@ from typing import Any
 from shaping.loss_bounds import loss_bounds
 from shaping.loss_model import Chain, random_chain
 from shaping.policy.check import line_bytes, percent_text, queue_ns, rate_text, time_text
-from shaping.policy.compile import PAIRS_NAME, chain_of_place, elements_of, queue_of
-from shaping.policy.places import Line, Place
+from shaping.policy.compile import queue_of
+from shaping.policy.places import Line
 
 WINDOW_NS = 100_000_000
 QUANTUM_NS = 1_000_000  # a longer GSO frame is sent in pieces
@@ -26,23 +26,14 @@ QUANTUM_NS = 1_000_000  # a longer GSO frame is sent in pieces
 NO_MEMORY = ("line_full", "delay_line_full", "no_buffer")
 DEVIATIONS = 4.9  # of a normal distribution: 10^-6
 
+RATED = ("Link", "TraceLink")
+
 Counted = Mapping[str, Any]  # an element in Stats: type, counters, dropped
 
 
-def element_names(lines: Iterable[Line]) -> dict[Place, list[str]]:
-    """The names of each line's elements in a running network, see compile.py. lines: all of a
-    plan."""
-    numbers: dict[str, int] = {}
-    found = {}
-    for line in lines:
-        entries, within = elements_of(line), ""
-        if entries and line.place.is_pair:
-            number = numbers.get(line.place.target, 0)
-            numbers[line.place.target] = number + 1
-            within = f"{PAIRS_NAME}.{number}."
-        chain = chain_of_place(line.place)
-        found[line.place] = [f"{chain}.{within}{entry['name']}" for entry in entries]
-    return found
+def steady_rate(line: Line) -> int:
+    """The rate that a line has all the time; 0: none, or it varies, by a trace or a scenario."""
+    return 0 if line.trace is not None or "rate" in line.variants else line.rate
 
 
 @dataclass
@@ -67,7 +58,8 @@ class RateWindows:
 
     @classmethod
     def of(cls, line: Line, frame_bytes: int) -> RateWindows:
-        """frame_bytes: of the longest frame that is not a GSO frame."""
+        """Of a line with a steady rate. frame_bytes: of the longest frame that is not a GSO
+        frame."""
         longest = line_bytes(frame_bytes, line.value("overhead"))
         return cls(line.rate, max(longest, line.rate * QUANTUM_NS // (8 * 10**9)))
 
@@ -133,7 +125,7 @@ def judge(
         for reason, count in element["dropped"].items():
             if count:
                 kept.dropped[reason] = kept.dropped.get(reason, 0) + count
-        if element["type"] == "Link":
+        if element["type"] in RATED:
             _judge_rate(kept, element["counters"], took_ns, windows)
             kept.packets = max(kept.packets, element["packets"])
         else:
@@ -168,10 +160,11 @@ def _judge_rate(
         "mean_ns": counters["sojourn_ns"] // packets,
         "max_ns": counters["sojourn_max_ns"],
     }
-    # One packet is being sent when the queue is full. A queue of packets has no bound in time.
-    longest = windows.longest_bytes if windows is not None else line_bytes(1518, None)
-    bound = queue_ns(line) + math.ceil(longest * 8 * 10**9 / line.rate)
-    if queue_of(line).packets is None and counters["sojourn_max_ns"] > bound:
+    if windows is None or queue_of(line).packets is not None:
+        return  # a queue of packets has no bound in time
+    # One packet is being sent when the queue is full.
+    bound = queue_ns(line) + math.ceil(windows.longest_bytes * 8 * 10**9 / line.rate)
+    if counters["sojourn_max_ns"] > bound:
         kept.why.append(
             f"a packet waited {time_text(counters['sojourn_max_ns'])} for the rate, expected at "
             f"most {time_text(bound)}"
@@ -197,6 +190,10 @@ def _judge_shares(kept: Kept, counters: Mapping[str, int]) -> None:
         asked.append(("reorder", "reordered", random_chain(reorder.share), False))
     for name, counter, chain, exact in asked:
         count = counters[counter]
+        if name in line.variants:  # its packets had several shares
+            share = count / packets if packets else 0.0
+            kept.shares[name] = {"packets": count, "share": share}
+            continue
         least, most = loss_bounds(chain, packets)
         least = least if exact else 0
         share = count / packets if packets else 0.0
@@ -211,10 +208,12 @@ def _judge_shares(kept: Kept, counters: Mapping[str, int]) -> None:
 
 def _judge_delay(kept: Kept, counters: Mapping[str, int]) -> None:
     delay, count = kept.line.delay, counters["delayed"]
-    if delay is None or not count or (kept.line.rate and delay.jitter is None):
+    if delay is None or not count:
         return
     mean, longest = counters["delay_ns"] / count, counters["delay_max_ns"]
     kept.delay = {"mean_ns": mean, "max_ns": longest}
+    if "delay" in kept.line.variants:
+        return
     jitter = delay.jitter or 0
     if not jitter:
         if (mean, longest) != (delay.mean, delay.mean):

@@ -614,12 +614,16 @@ def _show_promises(found: dict[str, Any], file: Any) -> None:
     )  # fmt: skip
     if found["classes"]:
         print_table(
-            ["element", "class", ">packets", ">mean rate", ">waited at most", ">dropped"],
+            ["class", "asked for", ">packets", ">mean rate", ">waited at most", ">dropped",
+             "kept?"],
             [
                 [
-                    row["element"], row["path"] or "all", row["sent_packets"],
+                    row["class"],
+                    ", ".join(f"{name} {each}" for name, each in row["asked"].items()),
+                    row["sent_packets"],
                     None if row["mean_bps"] is None else about(row["mean_bps"], "bit/s"),
                     about(row["sojourn_max_ns"], "s", base="n"), sum(row["dropped"].values()),
+                    "yes" if row["kept"] else f"no: {'; '.join(row['why'])}",
                 ]
                 for row in found["classes"]
             ],

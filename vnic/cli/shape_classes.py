@@ -10,6 +10,7 @@ from shaping.class_rows import add_row
 from shaping.class_settings import ClassSetting
 from shaping.policy.classes import SCHEDULER_NAME, tree_setting
 from shaping.policy.compile import class_chain
+from shaping.policy.kept_classes import asked_of
 from shaping.policy.load import convert_policy
 from shaping.policy.network import Network
 from vnic.cli.common import plural
@@ -73,19 +74,9 @@ def class_rows(
 
 def asked(each: ClassSetting) -> str:
     """What a class is promised, in words of a policy file."""
-    if each.parent < 0:
-        return f"rate {format_rate(each.ceiling_bps)}"
-    said = []
-    if each.guarantee_bps:
-        said.append(f"guarantee {format_rate(each.guarantee_bps)}")
-    if each.ceiling_bps:
-        said.append(f"ceiling {format_rate(each.ceiling_bps)}")
-    if each.weight != 1:
-        said.append(f"weight {each.weight}")
-    said.append(f"priority {each.priority}")
-    if each.queue is not None:
-        said.append(each.queue.discipline)
-    return ", ".join(said)
+    return ", ".join(
+        value if name == "queue" else f"{name} {value}" for name, value in asked_of(each).items()
+    )
 
 
 def _measure(

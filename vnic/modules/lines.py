@@ -9,6 +9,7 @@ from dataplane.graph.element import Element
 from shaping.policy.compile import chain_of_place, elements_of
 from shaping.policy.load import convert_policy
 from shaping.policy.places import Line, plan_of
+from shaping.policy.scenario import scenario_of
 from vnic.config.schema import Config
 from vnic.config.shape import network_of
 from vnic.modules.link_node import LinkNode
@@ -49,7 +50,10 @@ def running_lines(
     if config.shape is None:
         return []
     found = []
-    for line in plan_of(convert_policy(config.shape), network_of(config)).lines.values():
+    policy, network = convert_policy(config.shape), network_of(config)
+    plan = plan_of(policy, network)
+    scenario_of(policy, plan, network)  # lines have elements for what a scenario sets later
+    for line in plan.lines.values():
         chain = chain_of_place(line.place)
         if chain.of_link:
             way = links[chain.owner].ways.get(chain.direction) if chain.owner in links else None

@@ -238,8 +238,33 @@ def promises(found: Mapping[str, Any]) -> str:
     )  # fmt: skip
     return f"""<h2>Policy</h2>
 <table>{head}{"".join(rows)}</table>
+{classes(found["classes"]) if found["classes"] else ""}
 <p>Mean rates are those of the whole replay, in which there may have been few packets. Packets wait
 for the rate; the delay comes behind it.</p>"""
+
+
+def classes(found: Sequence[Mapping[str, Any]]) -> str:
+    """The classes of a policy as a table."""
+    rows = [
+        cells("td", [
+            each["class"],
+            ", ".join(f"{name} {value}" for name, value in each["asked"].items()),
+            f"{each['sent_packets']:,}",
+            "-" if each["mean_bps"] is None else f"{each['mean_bps'] / 1e6:.4g}",
+            f"{each['most_bps'] / 1e6:.4g}",
+            f"{each['sojourn_max_ns'] / 1e6:.3f}",
+            ", ".join(f"{count:,} {reason}" for reason, count in each["dropped"].items() if count)
+            or "-",
+            "kept" if each["kept"] else f"broken: {'; '.join(each['why'])}",
+        ])
+        for each in found
+    ]  # fmt: skip
+    head = cells(
+        "th",
+        ["class", "asked for", "packets", "mean Mbit/s", "most Mbit/s in 100 ms",
+         "waited at most, ms", "dropped", "promise"],
+    )  # fmt: skip
+    return f"<table>{head}{''.join(rows)}</table>"
 
 
 def page(result: Mapping[str, Any], origin: Mapping[str, str], picture: bytes) -> str:

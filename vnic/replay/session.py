@@ -179,7 +179,14 @@ class Replay:
             engines = self.runtime.engines
             self.time = SteppedTime(self.runtime)
             self._promises = (
-                None if config.shape is None else Promises(config, engines, self.start_ns)
+                None
+                if config.shape is None
+                else Promises(
+                    config,
+                    self.runtime.lines(),
+                    [element for engine in engines for element in engine.elements],
+                    self.start_ns,
+                )
             )
             self._recorder: DropRecorder | None = DropRecorder(
                 self.writer if drops else None, len(config.nics), engines
