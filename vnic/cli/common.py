@@ -46,6 +46,26 @@ class Seconds(click.FloatRange):
         return found
 
 
+class Time(click.ParamType[int]):
+    """A time such as 30s, in ns."""
+
+    name = "TIME"
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> int:
+        from dataplane.errors import ConfigError
+        from dataplane.units import parse_time
+
+        try:
+            found = value if isinstance(value, int) else parse_time(value)
+        except ConfigError as error:
+            self.fail(str(error), parameter, context)
+        if not 10**6 <= found <= 366 * 24 * 3600 * 10**9:
+            self.fail(f"{value}: expected 1ms to 8784h", parameter, context)
+        return found
+
+
 def plural(count: int, noun: str, several: str | None = None) -> str:
     """1 packet, 2 packets; several: an irregular plural."""
     return f"{count} {noun}" if count == 1 else f"{count} {several or f'{noun}s'}"

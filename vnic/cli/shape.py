@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import time
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from vnic.cli.common import (
-    about,
+    Time,
     connect,
     instance_option,
     json_option,
@@ -19,6 +18,7 @@ from vnic.cli.common import (
     print_table,
 )
 from vnic.cli.shape_plot import plot
+from vnic.cli.shape_show import elements_by_name, show
 
 if TYPE_CHECKING:
     from shaping.policy.findings import Finding
@@ -52,27 +52,8 @@ def shape() -> None:
     """
 
 
+shape.add_command(show)
 shape.add_command(plot)
-
-
-class Time(click.ParamType[int]):
-    """A time such as 30s, in ns."""
-
-    name = "TIME"
-
-    def convert(
-        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
-    ) -> int:
-        from dataplane.errors import ConfigError
-        from dataplane.units import parse_time
-
-        try:
-            found = value if isinstance(value, int) else parse_time(value)
-        except ConfigError as error:
-            self.fail(str(error), parameter, context)
-        if not 10**6 <= found <= 366 * 24 * 3600 * 10**9:
-            self.fail(f"{value}: expected 1ms to 8784h", parameter, context)
-        return found
 
 
 @shape.command()
@@ -169,54 +150,6 @@ def apply(
             raise click.exceptions.Exit(_run_while(client, words))
 
 
-@shape.command()
-@click.option(
-    "--over", "over_ns", type=Time(), default="1s", show_default=True, metavar="TIME",
-    help="Measure rates over this time.",
-)  # fmt: skip
-@instance_option
-@json_option
-def show(over_ns: int, instance: str, as_json: bool) -> None:
-    """Show the running policy: what was asked for, what was measured, and whether it is kept.
-
-    \b
-    vnic shape show
-    vnic shape show --over 5s --json
-    """
-    from vnic.cli.shape_report import lines_of, measured
-
-    with connect(instance) as client:
-        config = client.call("GetConfig")["config"]
-        if "shape" not in config:
-            print_json({"lines": []}) if as_json else click.echo("no policy")
-            return
-        before = _elements(client)
-        begin = time.monotonic()
-        time.sleep(over_ns / 1e9)
-        after = _elements(client)
-        took_s = time.monotonic() - begin
-    rows = [
-        measured(line, before, after, took_s)
-        for line in lines_of(config["shape"], _network(config))
-    ]
-    if as_json:
-        print_json({"seed": config["shape"].get("seed"), "lines": rows})
-        return
-    print_table(
-        ["line", "asked for", ">packets", ">rate now", ">lost", ">mean delay", "kept?"],
-        [
-            [
-                row["line"], row["asked"], row["packets"],
-                None if row["rate_bps"] is None else about(row["rate_bps"], "bit/s"),
-                None if row["lost"] is None else f"{row['lost']:.3g} %",
-                None if row["delay_ms"] is None else f"{row['delay_ms']:.3f} ms",
-                row["kept"],
-            ]
-            for row in rows
-        ],
-    )  # fmt: skip
-
-
 @shape.command(name="set")
 @click.argument("line", metavar="LINE")
 @click.argument("settings", metavar="SETTING=VALUE...", nargs=-1, required=True)
@@ -275,7 +208,7 @@ def clear(instance: str, as_json: bool) -> None:
     """
     with connect(instance) as client:
         changes = _send(client, None, None, dry=False)
-        left = [name for name in _elements(client) if ".shape" in name]
+        left = [name for name in elements_by_name(client) if ".shape" in name]
     if left:
         raise click.ClickException(f"left behind: {', '.join(left[:8])}; see `vnic graph`")
     if as_json:
@@ -324,10 +257,9 @@ def presets(name: str | None, as_json: bool) -> None:
 
 def _network(config: dict[str, Any]) -> Network:
     """The names of a running network, from its configuration."""
-    from vnic.config.convert import convert_config
-    from vnic.config.shape import network_of
+    from vnic.cli.shape_report import running_network
 
-    return network_of(convert_config({**config, "shape": None}, contained=False))
+    return running_network(config)
 
 
 def _refuse(policy: Policy, running: dict[str, Any]) -> None:
@@ -393,9 +325,3 @@ def _run_while(client: Client, words: tuple[str, ...]) -> int:
             process.wait()
         _send(client, None, None, dry=False)
     return status if status >= 0 else 128 - status
-
-
-def _elements(client: Client) -> dict[str, dict[str, Any]]:
-    """Counters of all elements by name."""
-    stats = client.call("Stats")["stats"]
-    return {each["name"]: each for engine in stats["engines"] for each in engine["elements"]}

@@ -5,15 +5,23 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from shaping.loss_model import Chain
 from shaping.policy.compile import LINE_NAME, NAME, chain_of_place, element_name
 from shaping.policy.load import convert_policy
 from shaping.policy.network import Network
 from shaping.policy.places import Line, plan_of
 from vnic.cli.common import plural
+from vnic.config.convert import convert_config
+from vnic.config.shape import network_of
 
 
 def lines_of(shape: dict[str, Any], network: Network) -> list[Line]:
     return list(plan_of(convert_policy(shape), network).lines.values())
+
+
+def running_network(config: dict[str, Any]) -> Network:
+    """The names of a running network, from its configuration."""
+    return network_of(convert_config({**config, "shape": None}, contained=False))
 
 
 def measured(
@@ -75,6 +83,16 @@ def _judge_loss(line: Line, packets: int, lost: int) -> list[str]:
     """A loss outside of the bounds that its model allows with a probability of 1 - 10^-6."""
     assert line.loss is not None
     chain = line.loss.chain
+    least, most = loss_bounds(chain, packets)
+    if least <= lost <= most:
+        return []
+    return [f"{100 * lost / packets:.3g} % lost, expected {100 * chain.share:.3g} %"]
+
+
+def loss_bounds(chain: Chain | None, packets: int) -> tuple[float, float]:
+    """(least, most) losses among a number of packets, by the model; None: none."""
+    if chain is None:
+        return 0.0, 0.0
     burst = max(chain.mean_burst, 1.0)
     if math.isinf(burst):
         bound = 1.0
@@ -82,6 +100,4 @@ def _judge_loss(line: Line, packets: int, lost: int) -> list[str]:
         deviation = math.sqrt(packets * chain.share * (1 - chain.share) * (2 * burst - 1))
         bound = 4.9 * deviation + 2 * burst
     wanted = packets * chain.share
-    if abs(lost - wanted) <= bound:
-        return []
-    return [f"{100 * lost / packets:.3g} % lost, expected {100 * chain.share:.3g} %"]
+    return wanted - bound, wanted + bound

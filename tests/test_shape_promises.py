@@ -1,0 +1,274 @@
+"""`vnic shape show --promises` and `--watch`: what is kept, what is broken, and why."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shaping.policy.load import convert_policy
+from shaping.policy.places import plan_of
+from tests.test_plot import FakeClient
+from tests.test_recorder import NICS, Recorded, frame
+from vnic.cli import shape_show
+from vnic.cli.main import cli
+from vnic.cli.shape_promises import Measured, Promise, judged, promises_of
+from vnic.config.shape import network_of
+
+FREE = NICS.replace(", egress: {rate: 1mbit, queue: 20ms}", "")
+
+
+class Shaped(Recorded):
+    """A network whose lines have a policy; the FakeClient answers History, GetConfig and Stats."""
+
+    def __init__(self, links: str) -> None:
+        super().__init__(FREE)
+        self.shape(links)
+        self.go_on()
+
+    def shape(self, links: str) -> None:
+        self.net.shape(f"version: 1\nlinks: {links}")
+
+    def send(self, count: int, gap: str, source: str = "web", size: int = 600) -> None:
+        sender, target = {"web": (1, 2), "db": (2, 1)}[source]
+        self.net.send(source, [frame(sender, target, size)] * count, gap=gap)
+
+    def promises(self) -> dict[tuple[str, str], Promise]:
+        config = self.net._runtime.config
+        lines = list(plan_of(convert_policy(config.shape), network_of(config)).lines.values())
+        return {(each.line, each.promise): each for each in promises_of(FakeClient(self.recorder), lines)}
+
+    def close(self) -> None:
+        self.net.run()
+        self.net.close()
+
+
+@pytest.fixture
+def shaped():
+    made: list[Shaped] = []
+
+    def make(links: str) -> Shaped:
+        made.append(Shaped(links))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def test_a_rate_with_packets_waiting_and_without(shaped):
+    net = shaped("{web -> any: {rate: 1mbit, queue: 100ms}, db -> any: {rate: 1mbit}}")
+    found = net.promises()["web -> any", "rate"]
+    assert found.kept is None and found.reason == "no packets yet" and found.asked == "1mbit"
+    net.send(1000, "3ms")  # 1.6 Mbit/s
+    net.send(100, "30ms", "db")
+    net.go_on(29)
+    found = net.promises()
+    busy, idle = found["web -> any", "rate"], found["db -> any", "rate"]
+    assert busy.kept and busy.measured in ("1 Mbit/s", "1.001 Mbit/s") and busy.reason.startswith("packets waited 9")
+    assert idle.kept and idle.measured == "160 kbit/s" and idle.reason == "the sender sends less"
+
+
+def test_delays_losses_and_order(shaped):
+    net = shaped("{web -> db: {delay: {mean: 20ms, jitter: 5ms}, loss: {share: 10%, burst: 2}, duplicate: 5%, corrupt: 5%},"
+                 " db -> any: {delay: 7ms, reorder: 10%}}")  # fmt: skip
+    net.send(4000, "1ms")
+    net.send(400, "1ms", "db")
+    net.go_on(42)
+    found = net.promises()
+    assert [promise for line, promise in found if line == "web -> db"] == ["delay", "loss", "duplicate", "corrupt", "order"]
+    assert all(each.kept for each in found.values()), found
+    assert found["db -> any", "delay"].measured == "7 ms on average" and found["db -> any", "delay"].reason == "400 packets"
+    loss = found["web -> db", "loss"]
+    assert 8 < float(loss.measured.split()[0]) < 12 and loss.reason.endswith("of 4000 packets")
+    order = found["web -> db", "order"]
+    assert (order.asked, order.measured, order.reason) == ("keep", "0 overtaken", "each packet waits for those before it")
+
+
+def test_a_new_setting_is_judged_from_then_on(shaped):
+    net = shaped("{web -> db: {delay: 20ms, loss: 0%}}")
+    net.send(100, "1ms")
+    net.go_on(3)
+    assert net.promises()["web -> db", "delay"].measured == "20 ms on average"
+    net.shape("{web -> db: {delay: 2ms, loss: 100%}}")
+    found = net.promises()["web -> db", "delay"]
+    assert found.kept is None and found.reason == "no packets yet"
+    net.go_on()
+    net.send(100, "1ms")
+    net.go_on(3)
+    assert net.promises()["web -> db", "loss"].measured == "100 %"
+    net.shape("{web -> db: {delay: 2ms, loss: 0%}}")
+    net.send(10, "1ms")  # within the sample in which the setting changed: not judged
+    net.go_on()
+    assert net.promises()["web -> db", "delay"].kept is None
+    net.send(20, "1ms")
+    net.go_on()
+    found = net.promises()
+    assert found["web -> db", "delay"].measured == "2 ms on average" and found["web -> db", "loss"].reason == "0 of 20 packets"
+
+
+def test_a_pool_that_is_too_small_breaks_promises(shaped):
+    net = shaped("{web -> db: {delay: 5s}}")
+    for _ in range(5):
+        net.send(1000, "100us", size=100)
+        net.go_on()
+    found = net.promises()["web -> db", "delay"]
+    assert not found.kept and found.reason == "904 packets dropped for want of buffers: a larger pool: helps"
+
+
+def test_a_constant_delay_behind_a_rate(shaped):
+    net = shaped("{web -> any: {rate: 10mbit, delay: 5ms}}")
+    assert net.promises()["web -> any", "delay"].kept is None
+    net.send(3, "1ms")
+    net.go_on()
+    found = net.promises()["web -> any", "delay"]
+    assert found.kept and found.measured == "-" and found.reason == "each packet takes it behind the rate"
+
+
+# -- broken ones, of made-up records ---------------------------------------------------------------
+
+
+def one(links: str, promise: str, seconds: float = 0.1, since: float = 0.0, **columns: list[int]) -> Promise:
+    config = convert_policy({"version": 1, "links": {"web -> db": links}})
+    from shaping.policy.network import Network
+
+    network = Network({"web": "02:00:00:00:00:01", "db": "02:00:00:00:00:02"})
+    [line] = plan_of(config, network).lines.values()
+    count = max(map(len, columns.values()))
+    bounds = [seconds * number for number in range(count + 1)]
+    measured = Measured({"since": since, **columns}, bounds)
+    return next(each for each in judged(line, measured) if each.promise == promise)
+
+
+def test_a_rate_that_is_exceeded_or_not_reached():
+    rate: Any = {"rate": "8mbit"}  # 100 kB in a sample
+    found = one(rate, "rate", sent_bytes=[100_000] * 9 + [120_000], queue_bytes=[0] * 10)
+    assert found.kept is False and found.reason == "9.6 Mbit/s in 100 ms"
+    assert one(rate, "rate", sent_bytes=[103_000] * 10, queue_bytes=[0] * 10).kept
+    found = one(rate, "rate", sent_bytes=[90_000] * 10, queue_bytes=[5000] * 10)
+    assert found.kept is False and found.reason == "packets waited for 0.9 s, and 7.2 Mbit/s was sent"
+    assert one(rate, "rate", sent_bytes=[90_000] * 10, queue_bytes=[5000, 0] * 5).kept
+    assert one(rate, "rate", sent_bytes=[100_000] * 10, queue_bytes=[5000] * 10).reason == "packets waited 90 % of the time"
+
+
+def test_shares_outside_of_their_bounds():
+    loss: Any = {"loss": "1%"}
+    assert one(loss, "loss", arrived=[100_000], lost=[1000]).kept
+    for lost, kept in ((0, False), (800, False), (1200, False), (950, True)):
+        found = one(loss, "loss", arrived=[100_000], lost=[lost])
+        assert found.kept is kept
+        assert kept or found.reason.startswith(f"{lost} of 100000 packets, expected 8")
+    assert one({"loss": "0%"}, "loss", arrived=[10], lost=[0]).kept
+    assert not one({"loss": "0%"}, "loss", arrived=[10], lost=[1]).kept
+    corrupt: Any = {"corrupt": "10%"}
+    assert one(corrupt, "corrupt", arrived=[10_000], corrupted=[0]).kept
+    assert not one(corrupt, "corrupt", arrived=[10_000], corrupted=[1200]).kept
+    assert not one({"duplicate": "10%"}, "duplicate", arrived=[10_000], duplicated=[0]).kept
+
+
+def test_delays_outside_of_their_bounds():
+    assert one({"delay": "1ms"}, "delay", delay_ns=[2_000_000], delay_packets=[2]).kept
+    assert not one({"delay": "1ms"}, "delay", delay_ns=[2_000_100], delay_packets=[2]).kept
+    jitter: Any = {"delay": {"mean": "10ms", "jitter": "2ms", "order": "any"}}
+    assert one(jitter, "delay", delay_ns=[10_010_000 * 10_000], delay_packets=[10_000]).kept
+    for mean in (9_900_000, 10_100_000):
+        found = one(jitter, "delay", delay_ns=[mean * 10_000], delay_packets=[10_000])
+        assert found.kept is False and found.reason.startswith("expected 10ms within 0.05")
+    kept: Any = {"delay": {"mean": "10ms", "jitter": "2ms"}}
+    found = one(kept, "delay", delay_ns=[11_000_000 * 10_000], delay_packets=[10_000])
+    assert found.kept and "longer" in found.reason
+    found = one(jitter, "order", delay_ns=[10**7], delay_packets=[1])
+    assert (found.asked, found.kept, found.reason) == ("any", True, "packets may overtake each other")
+
+
+def test_a_line_that_is_not_recorded_yet():
+    found = one({"loss": "1%"}, "loss", arrived=[])
+    assert found.kept is None and found.reason == "no packets yet"
+    config = convert_policy({"version": 1, "links": {"web -> db": {"loss": "1%"}}})
+    from shaping.policy.network import Network
+
+    [line] = plan_of(config, Network({"web": "02:00:00:00:00:01", "db": "02:00:00:00:00:02"})).lines.values()
+    [found] = judged(line, Measured(None, []))
+    assert found.kept is None and found.reason == "nothing is recorded of it yet"
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 10**6), max_size=20), st.floats(0, 3))
+def test_samples_before_a_change_do_not_count(counts, since):
+    bounds = [0.1 * number for number in range(len(counts) + 1)]
+    measured = Measured({"since": since, "lost": counts}, bounds)
+    expected = [each for each, begin in zip(counts, bounds, strict=False) if begin >= since - 1e-3]
+    assert measured.column("lost") == expected and measured.sum("lost") == sum(expected)
+    assert measured.seconds == pytest.approx(0.1 * len(expected))
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+class Client(FakeClient):
+    """Also answers GetConfig and Stats. `turns` looks at the counters, and Ctrl-C is pressed."""
+
+    def __init__(self, net: Shaped, turns: int = 100) -> None:
+        super().__init__(net.recorder)
+        self.net, self.turns = net, turns
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        from vnic.config.written import written_config
+
+        if method == "GetConfig":
+            return {"config": written_config(self.net.net._runtime.config)}
+        self.turns -= 1
+        if self.turns < 0:
+            raise KeyboardInterrupt
+        if method == "Stats":
+            self.net.send(10, "1ms")
+            self.net.net.advance("20ms")
+            return {"stats": self.net.net._runtime.stats()}
+        return super().call(method, **parameters)
+
+
+def show(monkeypatch, client: Client, *words: str) -> Any:
+    monkeypatch.setattr(shape_show, "connect", lambda instance: client)
+    return CliRunner().invoke(cli, ["shape", "show", *words])
+
+
+def test_show_once_and_again_and_again(shaped, monkeypatch):
+    net = shaped("{web -> any: {rate: 10mbit, delay: 5ms}}")
+    once = show(monkeypatch, Client(net), "--over", "1ms", "--json")
+    assert once.exit_code == 0
+    [line] = json.loads(once.output)["lines"]
+    assert line["line"] == "web -> any" and line["kept"] == "yes" and line["packets"] > 0
+    done = show(monkeypatch, Client(net, turns=4), "--watch", "1ms", "--json")
+    assert done.exit_code == 0
+    lines = [json.loads(each) for each in done.output.splitlines()]
+    assert len(lines) == 3 and all(each["time"] and each["lines"][0]["packets"] for each in lines)
+    text = show(monkeypatch, Client(net, turns=3), "--watch", "1ms")
+    assert text.output.count("kept?") == 2 and "\033" not in text.output
+    net.net.shape(None)
+    assert show(monkeypatch, Client(net), "--over", "1ms").output == "no policy\n"
+    assert show(monkeypatch, Client(net), "--promises").output == "no policy\n"
+    assert json.loads(show(monkeypatch, Client(net), "--over", "1ms", "--json").output) == {"lines": []}
+
+
+def test_show_promises(shaped, monkeypatch):
+    net = shaped("{web -> any: {rate: 10mbit, delay: 5ms, loss: 50%}}")
+    net.send(50, "1ms")
+    net.go_on()
+    found = json.loads(show(monkeypatch, Client(net), "--promises", "--json").output)
+    assert [(each["promise"], each["asked"], each["kept"]) for each in found["promises"]] == [
+        ("rate", "10mbit", True), ("delay", "5ms", True), ("loss", "50%", True),
+    ]  # fmt: skip
+    text = show(monkeypatch, Client(net), "--promises").output
+    assert text.count("web -> any") == 1 and "yes" in text and "of 50 packets" in text
+    again = show(monkeypatch, Client(net, turns=2), "--promises", "--watch", "1ms", "--json")
+    assert len(again.output.splitlines()) == 2
+
+
+@pytest.mark.parametrize("words", [["--watch", "5"], ["--over", "0s"], ["--watch", "1us"]])
+def test_mistakes_are_one_line(words):
+    done = CliRunner().invoke(cli, ["shape", "show", *words])
+    assert done.exit_code == 2 and done.stderr.count("\n") == 1
