@@ -91,7 +91,7 @@ def _judge_loss(line: Line, packets: int, lost: int) -> list[str]:
 
 def loss_bounds(chain: Chain | None, packets: int) -> tuple[float, float]:
     """(least, most) losses among a number of packets, by the model; None: none."""
-    if chain is None:
+    if chain is None or not chain.share:
         return 0.0, 0.0
     burst = max(chain.mean_burst, 1.0)
     if math.isinf(burst):
