@@ -65,6 +65,13 @@ def test_a_policy_is_applied_shown_and_cleared(shaped):
     lines = shaped.lines()
     assert [(each["line"], each["kept"]) for each in lines] == [("a -> b", "yes"), ("b -> a", "yes")]
     assert all(29.9 < each["delay_ms"] < 30.1 and each["packets"] >= 3 for each in lines)
+    promises = json.loads(shaped.shape("show", "--promises", "--json"))["promises"]
+    assert [(each["line"], each["promise"], each["kept"]) for each in promises] == [
+        ("a -> b", "delay", True), ("b -> a", "delay", True),
+    ]  # fmt: skip
+    [plotted] = json.loads(shaped.shape("plot", "a -> b", "--json"))["curves"]
+    assert plotted["asked"] == "delay 30ms (rtt 60ms)" and sum(plotted["packets"]) > 0
+    assert "a -> b" in vnic(shaped.environment, "top", "--once")
     assert "~" in shaped.shape("set", "a <-> b", "rtt=20ms")
     assert 20 <= shaped.rtt_ms() < 50
     shaped.shape("set", "a -> b", "delay=40ms", "loss=0%")
