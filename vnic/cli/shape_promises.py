@@ -6,9 +6,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from dataplane.errors import ConfigError
 from dataplane.units import format_time
 from shaping.loss_model import Chain, random_chain
 from shaping.policy.compile import FRAME_BYTES
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from vnic.api.client import Client
 
 QUANTUM_S = 0.001  # a GSO frame that takes longer is sent in pieces
-LATE_S = 0.002  # by which a sample's time may differ from that of its counters
-BUSY_S = 0.5  # a queue that is never empty for so long shows what its rate is
+# By which a busy machine delays a sample, or an engine, which then makes up for it.
+LATE_S = 0.1
+WINDOW_S = 1.0  # in which a rate is judged, besides all the time
+BUSY_S = 1.0  # a queue that is never empty for so long shows what its rate is
 SLOW = 0.01  # of the rate: what may be missing then
 DEVIATIONS = 4.9  # of a normal distribution: one in a million kept promises is taken for broken
 RECORD_MS, SAMPLE_MS = 60_000, 100
-# of the CPU's clock and of rounding: a constant delay is exact to the nanosecond
-EXACT_NS = 1
+EXACT_NS = 1  # of rounding: a constant delay is exact to the nanosecond
 
 
 @dataclass
@@ -73,18 +74,20 @@ class Measured:
 
 def promises_of(client: Client, lines: Sequence[Line]) -> list[Promise]:
     """Raises VnicError."""
-    names = sorted({str(line.place) for line in lines})
-    # one after the other, so that no answer is too long
     found: list[Promise] = []
-    recorded: dict[str, Measured] = {}
-    for name in names:
-        answer = client.call("History", names=[name], last_ms=RECORD_MS, step_ms=SAMPLE_MS)
-        bounds = [answer["begin"], *answer["times"]] if answer["times"] else []
-        [series] = [each for each in answer["series"] if each["kind"] == "line"][:1] or [None]
-        recorded[name] = Measured(series, bounds)
-    for line in lines:
-        found += judged(line, recorded[str(line.place)])
+    for line in lines:  # one after the other, so that no answer is too long
+        found += judged(line, _recorded(client, str(line.place)))
     return found
+
+
+def _recorded(client: Client, name: str) -> Measured:
+    try:
+        answer = client.call("History", names=[name], last_ms=RECORD_MS, step_ms=SAMPLE_MS)
+    except ConfigError:  # a change is under way
+        return Measured(None, [])
+    bounds = [answer["begin"], *answer["times"]] if answer["times"] else []
+    lines = [each for each in answer["series"] if each["kind"] == "line"]
+    return Measured(lines[0] if lines else None, bounds)
 
 
 def judged(line: Line, measured: Measured) -> Iterator[Promise]:
@@ -128,25 +131,21 @@ def _rate(line: Line, measured: Measured) -> Promise:
     if not sum(sent) or measured.seconds <= 0:
         return _unmeasured(found, measured)
     allowed = line.rate / 8
-    longest = max(FRAME_BYTES * 2, allowed * QUANTUM_S) + allowed * LATE_S
+    longest = max(FRAME_BYTES * 2, allowed * QUANTUM_S)
     found.measured = about(8 * sum(sent) / measured.seconds, "bit/s")
-    found.kept, busy_s = True, 0.0
+    found.kept, busy_s, bounds = True, 0.0, measured.bounds
     for begin, end in _busy(waiting):
-        took_s = measured.bounds[end] - measured.bounds[begin]
-        if took_s < BUSY_S:
-            continue
+        took_s, run = bounds[end] - bounds[begin], sum(sent[begin:end])
         busy_s += took_s
-        run = sum(sent[begin:end])
-        if run < allowed * took_s * (1 - SLOW) - longest:
+        if took_s >= BUSY_S and run < allowed * (took_s - LATE_S) * (1 - SLOW) - longest:
             found.kept = False
             rate = about(8 * run / took_s, "bit/s")
             found.reason = f"packets waited for {took_s:.3g} s, and {rate} was sent"
-    for count, (begin_s, end_s) in zip(sent, pairwise(measured.bounds), strict=False):
-        most = allowed * (end_s - begin_s) + longest
-        if count > most:
+    for begin, end in ((0, len(sent)), *_windows(bounds)):
+        took_s, count = bounds[end] - bounds[begin], sum(sent[begin:end])
+        if count > allowed * (took_s + LATE_S) + longest:
             found.kept = False
-            took_ms = 1000 * (end_s - begin_s)
-            found.reason = f"{about(8 * count / (end_s - begin_s), 'bit/s')} in {took_ms:.0f} ms"
+            found.reason = f"{about(8 * count / took_s, 'bit/s')} in {took_s:.3g} s"
     if found.kept:
         share = busy_s / measured.seconds
         found.reason = (
@@ -155,6 +154,15 @@ def _rate(line: Line, measured: Measured) -> Promise:
             else "the sender sends less"
         )
     return found
+
+
+def _windows(bounds: Sequence[float]) -> Iterator[tuple[int, int]]:
+    """Samples that follow each other for WINDOW_S or some more."""
+    begin = 0
+    for at, end in enumerate(bounds):
+        if end - bounds[begin] >= WINDOW_S * 0.99:
+            yield begin, at
+            begin = at
 
 
 def _busy(waiting: Sequence[int]) -> Iterator[tuple[int, int]]:
