@@ -11,11 +11,10 @@ from dataplane.graph.random_stream cimport random_below, random_next
 from dataplane.graph.work cimport Work
 from dataplane.packet.pool cimport (BATCH_MAX, NO_PACKET, PACKET_L4, VNET_DATA_VALID,
                                     VNET_NEEDS_CSUM, Batch, Context, Packet, batch_add,
-                                    packet_copy, packet_data, packet_free, packet_memory,
-                                    packet_wire_bytes)
+                                    packet_copy, packet_data, packet_free, packet_memory)
 from dataplane.packet.queue cimport queue_head, queue_indices, queue_length, queue_packed
 from dataplane.wire.headers cimport PROTOCOL_TCP, TCP_CHECKSUM_AT, load_be16, store_be16
-from shaping.delivered cimport count_delivered, wire_packets
+from shaping.delivered cimport Delivered, batch_on_wire, wire_packets
 from shaping.normal cimport normal_score
 from shaping.loss_chain cimport NO_EVENT, ChainSetting, LossChain, chain_next, chain_start
 
@@ -195,17 +194,15 @@ cdef class Impairment(Element):
 
     cdef void process(self, Context *ctx, Batch *batch) noexcept nogil:
         cdef Batch out
-        cdef uint32_t i, total = 0
-        cdef uint64_t octets = 0
+        cdef Delivered total
+        cdef uint32_t i
         if not self.delay.active and self.line.head == NO_PACKET:
-            for i in range(batch.count):
-                total += wire_packets(&ctx.packets[batch.index[i]])
-                octets += packet_wire_bytes(&ctx.packets[batch.index[i]])
-            if self.position + total <= self.next_at:        # nothing happens to this batch
-                self.position += total
-                self.counters.extra[WIRE_PACKETS] += total
-                self.counters.extra[DELIVERED_PACKETS] += total
-                self.counters.extra[DELIVERED_BYTES] += octets
+            total = batch_on_wire(ctx, batch)
+            if self.position + total.packets <= self.next_at:    # nothing happens to this batch
+                self.position += total.packets
+                self.counters.extra[WIRE_PACKETS] += total.packets
+                self.counters.extra[DELIVERED_PACKETS] += total.packets
+                self.counters.extra[DELIVERED_BYTES] += total.bytes
                 self.emit(ctx, 0, batch)
                 if self.position >= self.next_at:
                     out.count = 0
@@ -230,10 +227,9 @@ cdef class Impairment(Element):
         self.leave(ctx, out)
 
     cdef void leave(self, Context *ctx, Batch *out) noexcept nogil:
-        cdef uint32_t i
-        for i in range(out.count):
-            count_delivered(&ctx.packets[out.index[i]], &self.counters.extra[DELIVERED_PACKETS],
-                            &self.counters.extra[DELIVERED_BYTES])
+        cdef Delivered total = batch_on_wire(ctx, out)
+        self.counters.extra[DELIVERED_PACKETS] += total.packets
+        self.counters.extra[DELIVERED_BYTES] += total.bytes
         self.emit(ctx, 0, out)
 
     cdef void set_deadline(self, Context *ctx) noexcept nogil:

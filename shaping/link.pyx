@@ -7,7 +7,7 @@ from dataplane.graph.work cimport Work
 from dataplane.packet.pool cimport (BATCH_MAX, NO_PACKET, Batch, Context, Packet, batch_add,
                                     packet_memory)
 from dataplane.packet.queue cimport queue_head, queue_indices, queue_length, queue_packed
-from shaping.delivered cimport count_delivered
+from shaping.delivered cimport Delivered, batch_on_wire
 from shaping.pool_share cimport share_count
 from shaping.shaper cimport Setting, Shaper, work_out
 from shaping.virtual_clock cimport clock_due_ns, clock_is_due
@@ -209,10 +209,9 @@ cdef class Link(Shaper):
 
     @cython.final
     cdef void leave(self, Context *ctx, Batch *out) noexcept nogil:
-        cdef uint32_t i
-        for i in range(out.count):
-            count_delivered(&ctx.packets[out.index[i]], &self.counters.extra[DELIVERED_PACKETS],
-                            &self.counters.extra[DELIVERED_BYTES])
+        cdef Delivered total = batch_on_wire(ctx, out)
+        self.counters.extra[DELIVERED_PACKETS] += total.packets
+        self.counters.extra[DELIVERED_BYTES] += total.bytes
         self.emit(ctx, 0, out)
 
     @cython.final

@@ -58,7 +58,8 @@ COLUMNS_OF: dict[Kind, tuple[str, ...]] = {
 class Series:
     """kind, name, way: what it is of; way: "egress" or "ingress" of a NIC, else "". of: what its
     counters belong to; a series whose `of` stays goes on as it is. asked, rate_bps: a line's
-    settings, and its rate, or 0; since_ns: the end of the sample in which it got them."""
+    settings, and its rate, or 0; since_ns: from when on samples have no other settings'
+    counts."""
 
     kind: Kind
     name: str

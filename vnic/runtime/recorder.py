@@ -112,6 +112,14 @@ class Recorder:
             since_ns = self._samples[0].begin_ns if self._samples else now_ns
             self._gone = {number: each for number, each in self._gone.items() if each[1] > since_ns}
 
+    def _note_since(self, line: Series, was: Series | None, now_ns: int) -> None:
+        if was is None:  # its elements count from now on
+            line.since_ns = self._last_ns or now_ns
+        elif line.asked == was.asked and was.since_ns is not None:
+            line.since_ns = was.since_ns
+        else:
+            self._changed.append(line)
+
     def _settle(self, now_ns: int) -> None:
         """The sample in which lines got their settings is complete."""
         for series in self._changed:
@@ -166,10 +174,8 @@ class Recorder:
         self._changed.clear()
         for place, (number, each) in enumerate(series.items()):
             was = self._series.get(number)
-            if each.kind == "line" and was is not None and each.asked == was.asked:
-                each.since_ns = was.since_ns
-            if each.kind == "line" and each.since_ns is None:
-                self._changed.append(each)
+            if each.kind == "line":
+                self._note_since(each, was, now_ns)
             if was is None:
                 # What is new has counted from 0; a successor's elements have counted before.
                 if first:
