@@ -52,6 +52,10 @@ def test_voice_passes_a_flood(shaped):  # noqa: F811
         found = {each["line"]: each for each in json.loads(shaped.shape("show", "--json"))["lines"]}
         assert found["a.egress/voice"]["kept"] == "yes" and found["a.egress"]["kept"] == "yes"
         assert found["a.egress/bulk"]["asked"] == "priority 4, fifo"
+        promises = {(each["line"], each["promise"]): each for each in shaped.promises()}
+        ceiling, guarantee = promises["a.egress", "ceiling"], promises["a.egress/voice", "guarantee"]
+        assert ceiling["kept"] and ceiling["asked"] == "4mbit" and ceiling["reason"].startswith("packets waited")
+        assert guarantee["kept"] and guarantee["asked"] == "500kbit"
         assert "~ classes.a.egress.rate: 4mbit -> 8mbit" in shaped.shape("set", "a.egress", "rate=8mbit")
         assert "classes.a.egress.tree.voice.guarantee" in shaped.shape("set", "a.egress/voice", "guarantee=1mbit")
         assert "there is no class voize; did you mean 'voice'?" in shaped.shape("set", "a.egress/voize", "weight=2", status=2)

@@ -34,6 +34,9 @@ class Shaped:
     def lines(self):
         return json.loads(self.shape("show", "--over", "1ms", "--json"))["lines"]
 
+    def promises(self):
+        return json.loads(self.shape("show", "--promises", "--json"))["promises"]
+
     def elements(self):
         handlers = json.loads(vnic(self.environment, "handler", "--json"))
         return [name for name in json.dumps(handlers).split('"') if ".shape" in name]
@@ -65,6 +68,15 @@ def test_a_policy_is_applied_shown_and_cleared(shaped):
     lines = shaped.lines()
     assert [(each["line"], each["kept"]) for each in lines] == [("a -> b", "yes"), ("b -> a", "yes")]
     assert all(29.9 < each["delay_ms"] < 30.1 and each["packets"] >= 3 for each in lines)
+    until(
+        lambda: (
+            [(each["line"], each["promise"], each["kept"]) for each in shaped.promises()]
+            == [("a -> b", "delay", True), ("b -> a", "delay", True)]
+        )
+    )
+    [plotted] = json.loads(shaped.shape("plot", "a -> b", "--json"))["curves"]
+    assert plotted["asked"] == "delay 30ms (rtt 60ms)" and sum(plotted["packets"]) > 0
+    assert "a -> b" in vnic(shaped.environment, "top", "--once")
     assert "~" in shaped.shape("set", "a <-> b", "rtt=20ms")
     assert 20 <= shaped.rtt_ms() < 50
     shaped.shape("set", "a -> b", "delay=40ms", "loss=0%")

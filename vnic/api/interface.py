@@ -133,14 +133,16 @@ method Metrics(format: ?string) -> (text: ?string, families: ?[]object)
 # The last minute, recorded in samples of 100 ms: of NICs, lines of the policy and classes, or of
 # those with these names (of a class, with those below it). last_ms: of this time only; step_ms:
 # samples are added up to steps of this length. begin, times: when the first step began and each one
-# ended, in seconds since 1970. A series has kind (nic, line, class), name, way of a NIC (egress:
-# what its container sends; ingress), asked and rate_bps of a line, ended if it is gone, and, unless
-# nothing happened, lists with a number for each step:
+# ended, in seconds since 1970. A series has kind (nic, line, class), name; of a NIC way (egress:
+# what its container sends; ingress); of a line asked and rate_bps; of lines and classes since, when
+# their settings were the last to change; ended if it is gone. Unless nothing happened, it has lists
+# with a number for each step:
 #   packets, bytes: on the wire, sent or received by a NIC, delivered by a line, sent by a class
 #   drops; queue_bytes: the most that waited at the samples of the step
 #   sojourn_ns: waits in queues, summed over the sojourn_packets that left them
-#   of a line: sent_bytes (what its rate counts), lost, duplicated, corrupted, delay_ns (delays,
-#   summed over delay_packets; constant ones behind a rate are in neither); of a class: marked
+#   of a line: no_memory (drops for want of buffers), sent_bytes (what its rate counts), lost,
+#   duplicated, corrupted and reordered packets of those that arrived; delay_ns (delays, summed over
+#   delay_packets; constant ones behind a rate are in neither); of a class: marked
 method History(
   names: ?[]string, last_ms: ?int, step_ms: ?int
 ) -> (begin: ?float, times: []float, series: []object)

@@ -113,7 +113,8 @@ COMPLETION_S = 0.5  # time limit for the daemon's answer
 
 def completing(what: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
     """For shell_complete: names in the running instance: "nic", "element", "handler", "group",
-    "point" (NICs and elements) or "instance". On errors, silently none."""
+    "point" (NICs and elements), "series" (NICs, lines and classes) or "instance". On errors,
+    silently none."""
 
     def complete(context: click.Context, _: click.Parameter, typed: str) -> list[str]:
         found: list[str] = []
@@ -144,6 +145,9 @@ def _names(what: str, context: click.Context) -> list[str]:
             return list(client.call("Handlers", element=element)["elements"][element]["handlers"])
         if what == "element":
             return list(client.call("Handlers")["elements"])
+        if what == "series":
+            found = client.call("History", last_ms=100)["series"]
+            return list(dict.fromkeys(each["name"] for each in found))
         status = client.call("Status")["status"]
         if what == "group":
             return [group["name"] for group in status["groups"]]

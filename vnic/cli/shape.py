@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,21 +14,21 @@ from dataplane.errors import VnicError
 from vnic.cli import shape_life
 from vnic.cli.common import (
     Time,
-    about,
     connect,
     instance_option,
     json_option,
     print_json,
     print_table,
 )
+from vnic.cli.running_policy import left_behind, running_network
 from vnic.cli.shape_import import import_policy, tc
 from vnic.cli.shape_plot import plot
+from vnic.cli.shape_show import show
 from vnic.cli.shape_trace import trace
 
 if TYPE_CHECKING:
     from shaping.policy.findings import Finding
     from shaping.policy.load import Policy
-    from shaping.policy.network import Network
     from vnic.api.client import Client
 
 
@@ -59,6 +58,7 @@ shape.add_command(trace)
 shape.add_command(import_policy)
 shape.add_command(tc)
 shape.add_command(plot)
+shape.add_command(show)
 
 
 @shape.command()
@@ -92,7 +92,7 @@ def check(file: str, config_file: str | None, strict: bool, instance: str, as_js
         found = check_policy(policy, network_of(config), config.pool.small)
     else:
         with connect(instance) as client:
-            network, pool = _network(client.call("ShapeStatus", whole=True)["status"])
+            network, pool = running_network(client.call("ShapeStatus", whole=True)["status"])
         found = check_policy(policy, network, pool)
     wrong = any(each.kind == "error" or (strict and each.kind == "warning") for each in found)
     if as_json:
@@ -178,78 +178,6 @@ def apply(
             raise VnicError(f"{file}: the policy has ended, or another one replaced it")
 
 
-@shape.command()
-@click.option(
-    "--over", "over_ns", type=Time(), default="1s", show_default=True, metavar="TIME",
-    help="Measure rates over this time.",
-)  # fmt: skip
-@instance_option
-@json_option
-def show(over_ns: int, instance: str, as_json: bool) -> None:
-    """Show the running policy: what was asked for, what was measured, and whether it is kept.
-
-    \b
-    vnic shape show
-    vnic shape show --over 5s --json
-    """
-    from vnic.cli.shape_classes import class_rows, class_tables
-    from vnic.cli.shape_report import lines_of, measured, share_rows, waiting
-
-    with connect(instance) as client:
-        status = client.call("ShapeStatus", whole=True)["status"]
-        if (policy := status["policy"]) is None:
-            left = _left(client)
-            if as_json:
-                print_json({"generation": status["generation"], "lines": [], "left": left})
-            else:
-                click.echo(
-                    f"no policy, but there is still {', '.join(left)}" if left else "no policy"
-                )
-            return
-        network, _ = _network(status)
-        before = _elements(client)
-        classes_before = class_tables(client, policy, network, before)
-        begin = time.monotonic()
-        time.sleep(over_ns / 1e9)
-        after = _elements(client)
-        classes_after = class_tables(client, policy, network, after)
-        took_s = time.monotonic() - begin
-        shares = client.call("Status")["status"].get("shares", [])
-    scenario = status["scenario"]
-    lines = lines_of(policy, network, 0 if scenario is None else scenario["elapsed_ns"])
-    rows = [
-        *class_rows(policy, network, classes_before, classes_after, took_s),
-        *(measured(line, before, after, took_s) for line in lines),
-        *waiting(policy, network),
-    ]
-    if as_json:
-        given = ("generation", "ends_in_ms", "withdrawn_in_ms", "held", "scenario")
-        print_json({
-            "seed": policy.get("seed"), **{key: status[key] for key in given}, "lines": rows,
-            "shares": shares,
-        })  # fmt: skip
-        return
-    click.echo("; ".join([f"generation {status['generation']}", *shape_life.ending_texts(status)]))
-    if scenario is not None:
-        click.echo(shape_life.scenario_text(scenario))
-    print_table(
-        ["line", "asked for", ">packets", ">rate now", ">lost", ">mean delay", "kept?"],
-        [
-            [
-                row["line"], row["asked"], row["packets"],
-                None if row["rate_bps"] is None else about(row["rate_bps"], "bit/s"),
-                None if row["lost"] is None else f"{row['lost']:.3g} %",
-                None if row["delay_ms"] is None else f"{row['delay_ms']:.3f} ms",
-                row["kept"],
-            ]
-            for row in rows
-        ],
-    )  # fmt: skip
-    if shares:
-        click.echo()
-        print_table(["share", ">capacity", "NIC", ">may send", ">wants"], share_rows(shares))
-
-
 @shape.command(name="set")
 @click.argument("line", metavar="LINE")
 @click.argument("settings", metavar="SETTING=VALUE...", nargs=-1, required=True)
@@ -317,7 +245,7 @@ def clear(instance: str, as_json: bool) -> None:
     """
     with connect(instance) as client:
         answer = _send(client, None, None, about="clear", dry=False)
-        left = _left(client)
+        left = left_behind(client)
     if left:
         raise click.ClickException(f"left behind: {', '.join(left[:8])}; see `vnic graph`")
     if as_json:
@@ -363,21 +291,12 @@ def presets(name: str | None, as_json: bool) -> None:
 # -- the running policy ----------------------------------------------------------------------------
 
 
-def _network(status: dict[str, Any]) -> tuple[Network, int]:
-    """The names of a running network, and its pool's small buffers."""
-    from shaping.policy.network import Network
-
-    found = status["network"]
-    links = {name: (first, second) for name, (first, second) in found["links"].items()}
-    return Network(found["nics"], links, frozenset(found["absent"])), found["pool"]
-
-
 def _refuse(policy: Policy, status: dict[str, Any]) -> None:
     """Raises ConfigError for a policy that cannot be applied; prints warnings."""
     from shaping.policy.check import check_policy
     from shaping.policy.findings import refuse
 
-    found = check_policy(policy, *_network(status))
+    found = check_policy(policy, *running_network(status))
     refuse(found)
     _print_findings([each for each in found if each.kind == "warning"], err=True)
 
@@ -429,19 +348,6 @@ def _run_while(hold: shape_life.Hold, words: tuple[str, ...]) -> int:
             process.wait()
         hold.end()
     return status if status >= 0 else 128 - status
-
-
-def _left(client: Client) -> list[str]:
-    """Elements of a policy in the running network, where there should be none."""
-    from shaping.policy.compile import is_of_policy
-
-    return [name for name in _elements(client) if is_of_policy(name)][:8]
-
-
-def _elements(client: Client) -> dict[str, dict[str, Any]]:
-    """Counters of all elements by name."""
-    stats = client.call("Stats")["stats"]
-    return {each["name"]: each for engine in stats["engines"] for each in engine["elements"]}
 
 
 for each in shape_life.COMMANDS:

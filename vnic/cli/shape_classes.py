@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dataplane.units import format_rate
 from shaping.class_rows import add_row
 from shaping.class_settings import ClassSetting
-from shaping.policy.classes import SCHEDULER_NAME, tree_setting
+from shaping.policy.classes import SCHEDULER_NAME, ClassEntry, tree_setting
 from shaping.policy.compile import class_chain
 from shaping.policy.kept_classes import asked_of
 from shaping.policy.load import convert_policy
@@ -66,10 +66,24 @@ def class_rows(
         for each in tree_setting(entry).classes:
             owner = class_chain(entry, network).owner
             why = f"waits: {owner} not attached" if network.lacks(owner) else GONE
-            row = row_of(f"{entry.key}/{each.path}" if each.path else entry.key, asked(each), why)
+            row = row_of(name_of(entry, each), asked(each), why)
             if table is not None and each.path in table:
                 _measure(row, each, table[each.path], earlier.get(each.path), took_s)
             yield row
+
+
+def name_of(entry: ClassEntry, each: ClassSetting) -> str:
+    """What a class is called: that of the root is its place."""
+    return f"{entry.key}/{each.path}" if each.path else entry.key
+
+
+def classes_by_name(policy: dict[str, Any]) -> dict[str, ClassSetting]:
+    """The classes of a policy, by the names of `History`."""
+    return {
+        name_of(entry, each): each
+        for entry in convert_policy(policy).classes
+        for each in tree_setting(entry).classes
+    }
 
 
 def asked(each: ClassSetting) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dataplane.errors import ConfigError, VnicError
-from vnic.cli.common import connect, instance_option, json_option, print_json
+from vnic.cli.common import completing, connect, instance_option, json_option, print_json
 
 if TYPE_CHECKING:
     from vnic.api.client import Client
@@ -30,7 +30,9 @@ CONVERTERS = {
 
 
 @click.command()
-@click.argument("name", metavar="[NIC|LINE|CLASS]", required=False)
+@click.argument(
+    "name", metavar="[NIC|LINE|CLASS]", required=False, shell_complete=completing("series")
+)
 @click.option(
     "--last", metavar="TIME", default="60s", show_default=True,
     help="Show this time, 1s to 60s.",

@@ -22,17 +22,24 @@ from vnic.modules.way import Way
 # queue_bytes     that wait now
 # sojourn_ns      time in queues, summed over the sojourn_packets that left them
 COMMON = ("packets", "bytes", "drops", "queue_bytes", "sojourn_ns", "sojourn_packets")
+# no_memory       of the drops, those for want of the packet pool's buffers
 # sent_bytes      of a line with a rate: what its rate counts
-# lost, duplicated, corrupted  packets to which that happened, as asked
+# arrived         packets that were to be lost, duplicated and so on; lost, duplicated, corrupted,
+#                 reordered: those to which it happened, as asked
 # delay_ns        delays, summed over delay_packets; a constant one behind a rate is in neither
 OF_LINES = (
+    "no_memory",
     "sent_bytes",
+    "arrived",
     "lost",
     "duplicated",
     "corrupted",
+    "reordered",
     "delay_ns",
     "delay_packets",
 )
+NO_MEMORY = ("line_full", "delay_line_full", "no_buffer")  # reasons for drops
+COUNTERS = {"arrived": "wire_packets", "delay_packets": "delayed"}  # of elements, by column
 # marked          packets marked with CE
 OF_CLASSES = ("marked",)
 COLUMNS = (*COMMON, *OF_LINES, *OF_CLASSES)
@@ -51,7 +58,8 @@ COLUMNS_OF: dict[Kind, tuple[str, ...]] = {
 class Series:
     """kind, name, way: what it is of; way: "egress" or "ingress" of a NIC, else "". of: what its
     counters belong to; a series whose `of` stays goes on as it is. asked, rate_bps: a line's
-    settings, and its rate, or 0."""
+    settings, and its rate, or 0; since_ns: of a line or class, from when on samples have no other
+    settings' counts."""
 
     kind: Kind
     name: str
@@ -60,6 +68,7 @@ class Series:
     tally: Tally
     asked: str = ""
     rate_bps: int = 0
+    since_ns: int | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -129,14 +138,18 @@ def series_of_line(running: RunningLine) -> Series:
     tally = Tally(len(COLUMNS))
     for element in running.elements:
         tally.add(NUMBER["drops"], element, "dropped", but=("loss",))
-        for column in ("queue_bytes", "sojourn_ns", *OF_LINES[:-1]):
-            if column in element.COUNTERS:
-                tally.add(NUMBER[column], element, column)
+        others = [reason for reason in element.DROP_REASONS if reason not in NO_MEMORY]
+        tally.add(NUMBER["no_memory"], element, "dropped", but=others)
+        for column in ("queue_bytes", "sojourn_ns", *OF_LINES):
+            counter = COUNTERS.get(column, column)
+            # a queue counts what it delayed, too
+            if counter in element.COUNTERS and (
+                counter != "delayed" or "delay_ns" in element.COUNTERS
+            ):
+                tally.add(NUMBER[column], element, counter)
         if "sojourn_ns" in element.COUNTERS:
             tally.add(NUMBER["sojourn_packets"], element, "passed")
             tally.add(NUMBER["sojourn_packets"], element, "delayed")
-        elif "delay_ns" in element.COUNTERS:
-            tally.add(NUMBER["delay_packets"], element, "delayed")
     for last in running.elements[-1:]:
         tally.add(NUMBER["packets"], last, "delivered_packets")
         tally.add(NUMBER["bytes"], last, "delivered_bytes")

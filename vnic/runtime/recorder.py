@@ -78,6 +78,7 @@ class Recorder:
         ] = {}  # by number, those that are sampled, in the order of rows
         self._gone: dict[int, tuple[Series, int]] = {}  # by number, with when it was sampled last
         self._next_number = 0
+        self._changed: list[Series] = []  # lines, classes with new settings since the last sample
         self._classes: list[tuple[Classes, object]] = []  # with the trees that are sampled
         self._samples: deque[_Sample] = deque()
         self._bytes = 0  # of all samples
@@ -97,10 +98,12 @@ class Recorder:
         records = self._table.take()
         begin_ns, self._last_ns = self._last_ns, now_ns
         if begin_ns is None:  # what was counted before the first sample
+            self._settle(now_ns)
             return
         if records:
             self._busy_ns = now_ns
         self._samples.append(_Sample(begin_ns, now_ns, records))
+        self._settle(now_ns)
         self._bytes += len(records)
         oldest_ns = now_ns - SAMPLES * PERIOD_NS
         while self._bytes > BYTES_MOST or self._samples[0].end_ns <= oldest_ns:
@@ -108,6 +111,21 @@ class Recorder:
         if self._gone:
             since_ns = self._samples[0].begin_ns if self._samples else now_ns
             self._gone = {number: each for number, each in self._gone.items() if each[1] > since_ns}
+
+    def _note_since(self, new: Series, was: Series | None, now_ns: int) -> None:
+        if was is None:  # its elements count from now on
+            new.since_ns = self._last_ns or now_ns
+        # A class shares with the others of its tree: their settings count, too.
+        elif new.asked == was.asked and (new.kind == "line" or new.of is was.of):
+            new.since_ns = was.since_ns
+        if new.since_ns is None:
+            self._changed.append(new)
+
+    def _settle(self, now_ns: int) -> None:
+        """The sample in which lines and classes got their settings is complete."""
+        for series in self._changed:
+            series.since_ns = now_ns
+        self._changed.clear()
 
     def rest_ns(self, now_ns: int) -> int:
         """How long after `now_ns` the next sample is due; at most 0: it is."""
@@ -154,8 +172,11 @@ class Recorder:
         }
         self._gone = {number: each for number, each in gone.items() if number not in series}
         table = self._table_of(series)
+        self._changed.clear()
         for place, (number, each) in enumerate(series.items()):
             was = self._series.get(number)
+            if each.kind != "nic":
+                self._note_since(each, was, now_ns)
             if was is None:
                 # What is new has counted from 0; a successor's elements have counted before.
                 if first:
@@ -229,7 +250,7 @@ class Recorder:
             "series": [
                 {
                     **series.head(),
-                    **self._ended(number, offset_ns),
+                    **self._times(number, series, offset_ns),
                     **_columns(series, number, sums),
                 }
                 for number, series in chosen.items()
@@ -257,10 +278,14 @@ class Recorder:
             if not wanted.isdisjoint(series.names)
         }
 
-    def _ended(self, number: int, offset_ns: int) -> dict[str, float]:
-        if number not in self._gone:
-            return {}
-        return {"ended": _seconds(self._gone[number][1] + offset_ns)}
+    def _times(self, number: int, series: Series, offset_ns: int) -> dict[str, float]:
+        found = {}
+        if series.kind != "nic":
+            since_ns = series.since_ns or self._last_ns or 0
+            found["since"] = _seconds(since_ns + offset_ns)
+        if number in self._gone:
+            found["ended"] = _seconds(self._gone[number][1] + offset_ns)
+        return found
 
 
 def _ways(nics: Mapping[str, NicNode], links: Mapping[str, LinkNode]) -> Iterator[tuple[str, Way]]:
