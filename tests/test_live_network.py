@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from scapy.packet import Raw
 from scapy.utils import wrpcap
 
 import vnic
+from dataplane.ports.memory import Frame
 from tests.support.containers import IS_ROOT
 from tests.test_replay import A, B, C, frame
 from tests.test_testing import pytest_in
@@ -302,6 +304,36 @@ def test_containers_of_ones_own(make_container):
         net.run()
         assert frame(A, B) in [each.data for each in net.take("a")]
     assert container.interfaces() == []
+
+
+def test_a_stalled_engine_costs_no_frames():
+    with Network(f"nics: {PAIR}") as net:
+        worker = net.client.call("Status")["status"]["pid"]
+        packets = [frame(B, A, 60, n) for n in range(5000)]  # more than any queue holds
+        net.send("a", packets)
+        os.kill(worker, signal.SIGSTOP)
+        waker = threading.Timer(0.3, os.kill, (worker, signal.SIGCONT))
+        waker.start()
+        try:
+            net.run()
+        finally:
+            waker.join()
+        net.assert_received("b", packets)
+
+
+def test_frames_that_a_queue_dropped_are_named():
+    with Network(f"nics: {PAIR}") as net:
+        worker = net.client.call("Status")["status"]["pid"]
+        packets = [frame(B, A, 60, n) for n in range(3000)]
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            for each in packets:  # not by the network's own hand, which would wait
+                net._stations["a"].send(Frame(each))
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        net.run()
+        with pytest.raises(AssertionError, match="expected 3000\ndropped: a: \\d+ frames that found its queues full"):
+            net.assert_received("b", packets)
 
 
 def test_what_cannot_be_sent():

@@ -264,6 +264,11 @@ class AnyNetwork(ABC):
 
     def _why(self, got: list[Received], wanted: list[bytes], nic: str) -> str:
         lines = [f"\ndropped: {key}: {count}" for key, count in self.drops().items()]
+        lines += [
+            f"\ndropped: {each['name']}: {each['queue_drops']} frames that found its queues full"
+            for each in self._stats()["nics"]
+            if each["queue_drops"]
+        ]
         if len(got) > len(wanted):
             extra = got[len(wanted)]
             lines.append(

@@ -25,6 +25,7 @@ from vnic.config.copies import own_config
 from vnic.config.schema import Config
 from vnic.device.descriptors import close_all, system_error
 from vnic.device.namespaces import NetNamespace
+from vnic.device.packet_sockets import RING_FRAMES_LEAST
 from vnic.testing.frames import Received, nanoseconds
 from vnic.testing.guarded import Guarded
 from vnic.testing.kit import (
@@ -41,10 +42,15 @@ from vnic.testing.station import Station
 ROOT = str(Path(__file__).resolve().parents[2])
 LAUNCH = f"import sys; sys.path.insert(0, {ROOT!r}); from vnic.testing.launch import main; main()"
 ETHERNET_BYTES, TAG_BYTES, VLAN = 14, 4, b"\x81\x00"
+# A GSO frame takes as much of a queue as so many others: the socket buffer of a plain user's packet
+# socket holds three of them.
+GSO_WEIGHT = RING_FRAMES_LEAST // 2
 EQUAL_READINGS = 3  # of an idle network's counters
 READ_NS = 3_000_000  # between two readings
 LOOK_NS = 50_000_000  # received frames are read at least so often, for want of room in the sockets
 SLEEP_NS = 2_000_000  # shorter waits are precise, and read no frames
+# An engine that has read nothing for so long is halted or stopped by the test, and sending goes on.
+STALLED_NS = 1_000_000_000
 _numbers = itertools.count(1)
 
 
@@ -370,8 +376,9 @@ class Network(AnyNetwork):
                 )
 
     def _send_due(self, until_ns: int) -> None:
-        """Sends what is due until then."""
-        burst = 0
+        """Sends what is due until then, no faster than the NICs read: the kernel drops a frame that
+        a NIC's queues have no room for, and does not say so to the sender."""
+        burst, unread = 0, dict.fromkeys(self._stations, 0)
         while self._sending and self._sending[0][0] <= until_ns:
             _, _, nic, frame = heapq.heappop(self._sending)
             self._journal.note(self._elapsed(), nic, frame)
@@ -379,6 +386,20 @@ class Network(AnyNetwork):
             burst += 1
             if burst % 32 == 0:
                 self._receive()
+            unread[nic] += GSO_WEIGHT if frame.gso_type else 1
+            if unread[nic] >= RING_FRAMES_LEAST:
+                self._await_reading(nic)
+                unread[nic] = 0
+
+    def _await_reading(self, nic: str) -> None:
+        """Waits until a NIC has read every frame that was sent, or its engine stalls."""
+        end_ns = self._elapsed() + STALLED_NS
+        while self._elapsed() < end_ns:
+            status = self._status(receive=True)
+            if self._replaced(status) or not any(
+                self._unread(each) for each in status["nics"] if each["name"] == nic
+            ):
+                return
 
     # -- time --------------------------------------------------------------------------------------
 
@@ -426,7 +447,7 @@ class Network(AnyNetwork):
 
     def _in_flight(self, status: dict[str, Any]) -> str:
         """Why the network is not idle; "" where it is."""
-        if status["supervisor"]["restarts"] != self._restarts:  # counters of another worker
+        if self._replaced(status):
             for station in self._stations.values():
                 station.sent = station.arrived = 0
             self._count(list(self._stations))
@@ -437,10 +458,9 @@ class Network(AnyNetwork):
             name = nic["name"]
             if name not in self._stations:
                 continue
-            found, (rx, tx) = self._stations[name], self._counted[name]
-            unread = rx + found.sent - nic["rx_packets"]
-            if unread > 0 and (unread := unread - self._queue_drops(name)) > 0:
+            if unread := self._unread(nic):
                 return f"nic {name} has not read {unread} packets"
+            found, (_, tx) = self._stations[name], self._counted[name]
             if (missing := nic["tx_packets"] - tx - found.arrived) > 0:
                 if not found.has_room:
                     raise VnicError(
@@ -449,6 +469,18 @@ class Network(AnyNetwork):
                     )
                 return f"nic {name} delivered {missing} packets that have not arrived"
         return ""
+
+    def _replaced(self, status: dict[str, Any]) -> bool:
+        """Whether the counters are those of another worker."""
+        restarts: int = status["supervisor"]["restarts"]
+        return restarts != self._restarts
+
+    def _unread(self, nic: dict[str, Any]) -> int:
+        """Frames that the container of a NIC, a row of Status, has sent and the NIC has neither
+        read nor lost."""
+        name = nic["name"]
+        unread: int = self._counted[name][0] + self._stations[name].sent - nic["rx_packets"]
+        return max(unread - self._queue_drops(name), 0) if unread > 0 else 0
 
     @contextmanager
     def _time(self) -> Iterator[None]:
