@@ -1,5 +1,5 @@
 """MarkTable. The contract is in mark_table.pxd."""
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 
@@ -10,7 +10,7 @@ cdef int mark_table_fill(MarkTable *table, dict rates, object kept) except -1:
     cdef MarkTable made
     others = [mark for mark in kept if mark not in rates]
     made.count = <uint32_t>(len(rates) + len(others))
-    while (1 << bits) < 2 * made.count:
+    while (<uint64_t>1 << bits) < 2 * <uint64_t>made.count:
         bits += 1
     made.shift, made.mask = 64 - bits, (<uint32_t>1 << bits) - 1
     made.entries = <MarkEntry *>calloc(<size_t>1 << bits, sizeof(MarkEntry))
