@@ -277,7 +277,7 @@ def test_shaping_is_measured_beside_the_kernel(capsys: pytest.CaptureFixture[str
     found = shaping.summarise(lives)
     assert found["failures"] == [] and set(found["rate_error_percent"]) == set(found["window_error_percent"]) == {"1", "3"}
     assert found["delay_error_us"]["p50"] <= found["delay_error_us"]["p99"] and found["path_us"]["p50"] > 0
-    assert found.keys() >= {"delay_error_us", "path_us", "worst_round", "vnic_classes"}
+    assert found.keys() >= {"delay_error_us", "path_us", "worst_round", "vnic_guaranteed", "vnic_classes"}
     cost = shaping.costs(repetitions=1)
     assert cost["ns_per_packet"].keys() >= {"policer", "marker", "shaper", "link", "impairment_loss", "impairment_jitter"}
     assert None not in cost["ns_per_packet"].values()
