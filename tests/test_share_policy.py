@@ -21,7 +21,7 @@ from shaping.link import Link
 from shaping.policy.check import check_policy
 from shaping.policy.compile import compile_policy
 from shaping.policy.keys import ANY
-from shaping.policy.load import convert_policy, parse_policy, policy_data
+from shaping.policy.load import convert_policy, names_in, parse_policy, policy_data
 from shaping.policy.network import Network
 from shaping.policy.places import Place, plan_of
 from shaping.policy.share_notes import function_points
@@ -84,7 +84,7 @@ def test_one_level_needs_no_name(text):
         ("{capacity: 5, web: {weight: 1}}", "p.yaml:3: shares.up.capacity: rate '5' has no unit"),
         ("{capacity: 5mbps, web: {weight: 1}}", "p.yaml:3: shares.up.capacity: rate '5mbps' could mean bits"),
         ("{capacity: 1gbit}", "p.yaml:3: shares.up: has 0 groups: expected 1 to 4096, such as web: {weight: 2}"),
-        ("{capacity: 150kbit, a: {weight: 1}, b: {weight: 1}}", "150kbit is too little for 2 groups: expected 100kbit or more"),
+        ("{capacity: 150kbit, a: {weight: 1}, b: {weight: 1}}", "150kbit is too little for 2 NICs: expected 100kbit or more"),
         ("{capacity: 1gbit, levels: [], web: {weight: 1}}", "p.yaml:3: shares.up.levels: expected 1 to 8 different names"),
         ("{capacity: 1gbit, levels: [a, a], web: {weight: 1}}", "p.yaml:3: shares.up.levels: expected 1 to 8 different names"),
         ("{capacity: 1gbit, levels: [weight], web: {}}", "shares.up.levels: invalid value 'weight': expected a name"),
@@ -92,7 +92,7 @@ def test_one_level_needs_no_name(text):
         ("{capacity: 1gbit, levels: 7, web: {weight: 1}}", "shares.up.levels: invalid value 7: expected a list of names"),
         ("{capacity: 1gbit, groups: 7}", "shares.up.groups: invalid value 7: expected a mapping"),
         ("{capacity: 1gbit, web: {weight: 1}, groups: {web: {weight: 1}}}", "shares.up.web: is in groups, too"),
-        ("{capacity: 1gbit, web: {}}", "p.yaml:3: shares.up.web: invalid value without levels: expected levels, such as {best_effort: ["),
+        ("{capacity: 1gbit, web: {}}", "p.yaml:3: shares.up.web: invalid value without weight or levels: expected levels, such as {"),
         ("{capacity: 1gbit, web: 5}", "shares.up.web: invalid value 5: expected levels"),
         ("{capacity: 1gbit, web: {best_efort: {weight: 1}}}", "shares.up.web.best_efort: unknown level; did you mean 'best_effort'?"),
         ("{capacity: 1gbit, web: {best_effort: []}}", "shares.up.web.best_effort: invalid value of 0 pieces: expected 1 to 16 pieces"),
@@ -124,11 +124,11 @@ def test_bounds_on_files():
     pieces = [{"weight": 1, "upto": f"{n}mbit"} for n in range(1, 17)]
     crowd = {f"n{n}": pieces for n in range(1025)}
     with pytest.raises(
-        ConfigError, match="shares.up: 1025 groups with 16400 pieces so far: expected at most 4096 groups and 16384"
+        ConfigError, match="shares.up: 1025 NICs with 16400 pieces so far: expected at most 4096 NICs and 16384"
     ):
         convert_policy({"version": 1, "shares": {"up": {"capacity": "1tbit", "groups": crowd}}})
     halves = {name: {"capacity": "1tbit", "groups": {f"{name}{n}": {"weight": 1} for n in range(2100)}} for name in "ab"}
-    with pytest.raises(ConfigError, match="shares.b: 4200 groups with 4200 pieces so far"):
+    with pytest.raises(ConfigError, match="shares.b: 4200 NICs with 4200 pieces so far"):
         convert_policy({"version": 1, "shares": halves})
     twice = {name: {"capacity": "1gbit", "web": {"weight": 1}} for name in ("a", "b")}
     with pytest.raises(ConfigError, match="shares.b.web: has a share of a already"):
@@ -267,6 +267,137 @@ def test_a_bound_below_the_least_is_kept():
     assert rates == {"slow": 10_000, "fast": 10**9 - 10_000}
 
 
+# -- groups of several NICs ------------------------------------------------------------------------
+
+SEARCH = "{capacity: 40mbit, search: {weight: 3, of: {web: {weight: 2}, db: {}}}, fg1: {weight: 1}}"
+
+
+def test_a_group_of_nics_is_read_and_means_what_it_says():
+    read = shares(SEARCH)
+    assert policy_data(read)["shares"]["up"] == {
+        "capacity": "40mbit",
+        "levels": ["best_effort"],
+        "groups": {"search": {"best_effort": [{"weight": 3.0}]}, "fg1": {"best_effort": [{"weight": 1.0}]}},
+        "members": {"search": {"web": {"best_effort": [{"weight": 2.0}]}, "db": {"best_effort": [{"weight": 1.0}]}}},
+    }
+    assert convert_policy(policy_data(read)).config == read.config and names_in(policy_data(read)) == {"web", "db", "fg1"}
+    found = [str(each).partition("note: ")[2] for each in check_policy(read, NETWORK) if "shares.up" in each.text]
+    assert found == [
+        "shares.up: search: 30mbit when all send; gets 0 at 0 and more",
+        "shares.up: search: web: 20mbit when all send; gets of what search gets 0 at 0 and more",
+        "shares.up: search: db: 10mbit when all send; gets of what search gets 0 at 0 and more",
+        "shares.up: fg1: 10mbit when all send; gets 0 at 0 and more",
+    ]
+    assert set(function_points(plan_of(read, NETWORK), "up")) == {"search", "fg1", "total"}
+
+
+@pytest.mark.parametrize(
+    ("demands", "expected"),
+    [
+        ({}, {"web": 20, "db": 10, "fg1": 10}),
+        ({"web": 2}, {"web": 2, "db": 28, "fg1": 10}),  # what web does not want is db's before fg1's
+        ({"fg1": 1}, {"web": 26, "db": 13, "fg1": 1}),
+        ({"web": 2, "db": 3}, {"web": 2, "db": 3, "fg1": 35}),
+    ],
+)
+def test_a_group_divides_what_it_gets(demands, expected):
+    up = plan_of(shares(SEARCH), NETWORK).uplinks["up"]
+    assert up.groups == {"web": "search", "db": "search"}
+    rates = up.rates({**all_busy(up.leaves), **{name: mbit * 1e6 for name, mbit in demands.items()}})
+    assert {name: round(rate / MBIT, 3) for name, rate in rates.items()} == expected
+
+
+def test_figure_8_in_a_policy():
+    """The groups of BwE's figure 8 under the site's function: cf1 and cf2 at the fair shares 7.5, 10, 12.5 and 15 of
+    their own, where together they have 30, 40, 47.5 and 50."""
+    site = "[{weight: 1.5, upto: 20mbit}, {weight: 0.333333, upto: 50mbit}, {weight: 0.2, upto: 100mbit}]"
+    cf1, cf2 = "[{weight: 2, upto: 20mbit}, {weight: 1, upto: 25mbit}]", "{weight: 2, upto: 25mbit}"
+    text = f"{{capacity: CAP, site: {{best_effort: {site}, of: {{web: {cf1}, db: {cf2}}}}}}}"
+    for capacity, web, db in ((30, 15, 15), (40, 20, 20), (47.5, 22.5, 25), (50, 25, 25)):
+        up = plan_of(shares(text.replace("CAP", f"{capacity}mbit")), NETWORK).uplinks["up"]
+        rates = up.rates(all_busy(up.leaves))
+        assert rates["web"] == pytest.approx(web * MBIT, abs=2) and rates["db"] == pytest.approx(db * MBIT, abs=2), capacity
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    inner=st.lists(some_functions, min_size=1, max_size=4),
+    outer=some_functions,
+    capacity=st.integers(10**6, 10**10),
+    data=st.data(),
+)
+def test_groups_of_nics_never_exceed_what_they_have(inner, outer, capacity, data):
+    def pieces(weight, upto, bounded):
+        return {"best_effort": [Piece(weight, upto), *([] if bounded else [Piece(1)])]}
+
+    groups = {f"g{n}": pieces(*outer[n % len(outer)]) for n in range(len(inner))}
+    members = {f"g{n}": {f"g{n}.{k}": pieces(*each) for k, each in enumerate(own)} for n, own in enumerate(inner)}
+    up = make_uplink(capacity, {**groups, "alone": pieces(1, 1, False)}, ["best_effort"], {}, members)
+    wants = st.one_of(st.just(math.inf), st.integers(0, 10**10))
+    demands = {leaf: float(data.draw(wants)) for leaf in up.leaves}
+    rates = up.rates(demands)
+    assert rates.keys() == up.leaves.keys() and sum(rates.values()) <= capacity
+    for group, own in up.members.items():
+        least = sum(up.least_of(leaf) for leaf in own)
+        assert sum(rates[leaf] for leaf in own) <= up.functions[group].limit + least + len(own)
+    if all(demand == math.inf for demand in demands.values()):
+        # what `alone` has no bound for is left by nothing but the least of others
+        assert sum(rates.values()) >= capacity - len(rates) - sum(map(up.least_of, rates))
+
+
+def test_many_nics_in_a_group_take_no_longer_than_alone():
+    """Work, not time: how often a function is asked."""
+    calls = []
+
+    class Counted(BandwidthFunction):
+        def __call__(self, share):
+            calls.append(share)
+            return super().__call__(share)
+
+    counts = {}
+    for count in (100, 1000):
+        calls.clear()
+        one = Counted((Point(0, 0),), Fraction(1))
+        up = Uplink(10**12, {"s": one}, {"s": {f"n{n}": one for n in range(count)}})
+        rates = up.rates({f"n{n}": 10**6 + n for n in range(count)})
+        assert len(rates) == count
+        counts[count] = len(calls)
+    assert counts[1000] <= 12 * counts[100] + 1000
+
+
+def test_a_group_whose_nics_are_gone_leaves_its_part_to_others():
+    up = plan_of(shares(SEARCH), NETWORK).uplinks["up"]
+    assert up.only({"web", "fg1"}).rates(all_busy(["web", "fg1"])) == {"web": 30 * MBIT, "fg1": 10 * MBIT}
+    assert up.only({"fg1"}).rates(all_busy(["fg1"])) == {"fg1": 40 * MBIT}
+    assert up.only(()).functions == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "{capacity: 1gbit, s: {weight: 1, of: {}}}",
+            "shares.up.s.of: invalid value of 0 NICs: expected 1 to 4096 NICs such as",
+        ),
+        ("{capacity: 1gbit, s: {weight: 1, of: 5}}", "shares.up.s.of: invalid value 5: expected 1 to 4096 NICs such as"),
+        ("{capacity: 1gbit, s: {of: {web: {}}}}", "shares.up.s: invalid value without weight or levels"),
+        ("{capacity: 1gbit, s: {weight: 1, of: {web: {}}}, web: {weight: 1}}", "shares.up.web: has a share of up already"),
+        ("{capacity: 1gbit, s: {weight: 1, of: {web: {weight: 0}}}}", "shares.up.s.of.web.best_effort[0].weight: "),
+        (
+            "{capacity: 1gbit, s: {weight: 1}, members: {t: {web: {}}}}",
+            "shares.up.members.t: there is no group t: expected one of s",
+        ),
+        ("{capacity: 1gbit, s: {weight: 1}, members: 7}", "shares.up.members: invalid value 7: expected a mapping"),
+        ("{capacity: 1gbit, s: {weight: 1, of: {web: {}}}, members: {s: {db: {}}}}", "shares.up.s.of: is in members, too"),
+        ("{capacity: 300kbit, s: {weight: 1, of: {web: {}, db: {}, fg1: {}, fg2: {}}}}", "300kbit is too little for 4 NICs"),
+    ],
+)
+def test_a_wrong_group_is_refused_with_one_line(text, message):
+    with pytest.raises(ConfigError) as found:
+        shares(text)
+    assert message in str(found.value) and "\n" not in str(found.value)
+
+
 # -- the allocator ---------------------------------------------------------------------------------
 
 
@@ -279,9 +410,9 @@ class Uplinked:
         self.pool = PacketPool(small=16384, large=16)
         self.engine = Engine("e0", self.pool, clock=Clock(virtual=True, start_ns=10**9))
         self.uplink, self.allocator = up, Allocator(up)
-        self.ports = {name: MemoryPort(name, number) for number, name in enumerate(up.functions)}
-        begin = up.rates(all_busy(up.functions))
-        self.links = {name: Link(begin[name], queue="50ms", name=f"{name}.egress.shape-line") for name in up.functions}
+        self.ports = {name: MemoryPort(name, number) for number, name in enumerate(up.leaves)}
+        begin = up.rates(all_busy(up.leaves))
+        self.links = {name: Link(begin[name], queue="50ms", name=f"{name}.egress.shape-line") for name in up.leaves}
         sources = []
         for name, port in self.ports.items():
             rx = PortRx(port)

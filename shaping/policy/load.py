@@ -130,7 +130,9 @@ def names_in(policy: Any) -> set[str]:
     names = {name for key in keys for name in (key.first, key.second)}
     names |= names_of_classes(policy.get("classes"))
     for share in (policy.get("shares") or {}).values():
-        names |= set(share.get("groups", {}))
+        members = share.get("members") or {}
+        names |= set(share.get("groups", {})) - set(members)
+        names |= {nic for inner in members.values() for nic in inner}
     return (names | names_of_steps(policy.get("scenario"))) - {ANY, ""}
 
 

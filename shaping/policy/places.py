@@ -24,7 +24,7 @@ from shaping.policy.network import Network
 from shaping.policy.presets import PRESETS, halves
 from shaping.policy.scalars import LineRate
 from shaping.policy.schema import DelayConfig, LossConfig, TraceConfig
-from shaping.policy.share_schema import ShareConfig
+from shaping.policy.share_schema import ShareConfig, exact_pieces
 from shaping.policy.steps import Entry
 from shaping.policy.traces import trace_of, trace_text
 from shaping.shares.uplink import Uplink, all_busy, make_uplink
@@ -254,26 +254,28 @@ def _share(
     """Adds a share. Its NICs send over their lines `NIC -> any`, whose rates change with what the
     others send; a line begins with its rate for when all send as much as they may. A rate that the
     line has by itself bounds it."""
-    groups = [group for group in share.groups if not network.lacks(group)]
-    strange = [group for group in groups if group not in network.nics]
-    for group in strange[:ERRORS_MOST]:
-        hint = did_you_mean(group, list(network.nics)) if network.nics else "the network has none"
-        if "/" in group or "." in group:
+    present = [nic for nic in share.nics if not network.lacks(nic)]
+    strange = [nic for nic in present if nic not in network.nics]
+    for nic in strange[:ERRORS_MOST]:
+        hint = did_you_mean(nic, list(network.nics)) if network.nics else "the network has none"
+        if "/" in nic or "." in nic:
             hint = "expected the name of a NIC, as only NICs can have shares"
-        yield Finding("error", where, f"shares.{name}: there is no NIC {group}; {hint}")
-    if strange:
+        yield Finding("error", where, f"shares.{name}: there is no NIC {nic}; {hint}")
+    if strange or not present:
         return
-    if not groups:
-        return
-    lines = {group: plan.lines.get(Place(group, ANY)) for group in groups}
+    lines = {nic: plan.lines.get(Place(nic, ANY)) for nic in present}
     uplink = plan.uplinks[name] = make_uplink(
         share.capacity,
-        {group: share.pieces(group) for group in groups},
+        {group: exact_pieces(pieces) for group, pieces in share.groups.items()},
         share.levels,
-        {group: line.rate for group, line in lines.items() if line is not None and line.rate},
-    )
-    for group, rate in uplink.rates(all_busy(groups)).items():
-        line = plan.lines.setdefault(Place(group, ANY), Line(Place(group, ANY), where))
+        {nic: line.rate for nic, line in lines.items() if line is not None and line.rate},
+        {
+            group: {nic: exact_pieces(pieces) for nic, pieces in inner.items()}
+            for group, inner in share.members.items()
+        },
+    ).only(present)
+    for nic, rate in uplink.rates(all_busy(present)).items():
+        line = plan.lines.setdefault(Place(nic, ANY), Line(Place(nic, ANY), where))
         # in four digits, downwards: the allocator will not leave it so anyway
         rate -= rate % 10 ** max(len(str(rate)) - 4, 0)
         line.settings["rate"] = Setting(LineRate(rate), where, f"share of {name}")

@@ -1,6 +1,7 @@
 """Reads `shares` of a policy file. Short forms are written out: groups beside `capacity` and
-`levels` instead of in `groups`, one piece instead of a list of pieces, and the pieces of the only
-level without its name."""
+`levels` instead of in `groups`, the NICs of a group of several in its `of` instead of in `members`,
+one piece instead of a list of pieces, the pieces of the only level without its name, and a NIC in
+`of` without pieces, which has a weight of 1 in the last level."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ EXAMPLE = "{uplink: {capacity: 35gbit, web: {weight: 2}, db: {weight: 1}}}"
 PIECES_EXAMPLE = "[{weight: 20, upto: 10gbit}, {weight: 5}]"
 
 _LEVEL = re.compile(r"[a-z][a-z0-9_-]{0,31}", re.ASCII)
-_OWN = ("capacity", "levels", "groups")
+_OWN = ("capacity", "levels", "groups", "members")
 
 
 def read_shares(data: Any, locate: Locate) -> dict[str, ShareConfig]:
@@ -39,17 +40,16 @@ def read_shares(data: Any, locate: Locate) -> dict[str, ShareConfig]:
     for name, value in data.items():
         name = str(name)
         found[name] = share = _share(value, (*path, name), locate)
-        for group in share.groups:
-            if group in homes:
-                text = f"has a share of {homes[group]} already: expected one share of a NIC"
-                raise error_at(locate, (*path, name, group), text)
-            homes[group] = name
-            pieces += sum(map(len, share.groups[group].values()))
+        for nic in share.nics:
+            if nic in homes:
+                text = f"has a share of {homes[nic]} already: expected one share of a NIC"
+                raise error_at(locate, (*path, name, nic), text)
+            homes[nic] = name
+        for each in (share.groups, *share.members.values()):
+            pieces += sum(len(own) for levels in each.values() for own in levels.values())
         if len(homes) > GROUPS_MOST or pieces > PIECES_MOST:
-            text = (
-                f"{len(homes)} groups with {pieces} pieces so far: expected at most {GROUPS_MOST} "
-            )
-            text += f"groups and {PIECES_MOST} pieces in all shares"
+            text = f"{len(homes)} NICs with {pieces} pieces so far: expected at most {GROUPS_MOST} "
+            text += f"NICs and {PIECES_MOST} pieces in all shares"
             raise error_at(locate, (*path, name), text)
     return found
 
@@ -59,7 +59,8 @@ def _share(data: Any, path: Path, locate: Locate) -> ShareConfig:
         text = f"invalid value {shown(data)}: expected a mapping such as {EXAMPLE}"
         raise error_at(locate, path, text)
     own = {key: data[key] for key in _OWN[:2] if key in data}
-    share = convert({**own, "groups": {}}, ShareConfig, path, locate)
+    share = convert(own, ShareConfig, path, locate)
+    share.groups, share.members = {}, {}
     if not share.capacity:
         raise error_at(locate, (*path, "capacity"), "none cannot be divided: expected a rate")
     _check_levels(share.levels, (*path, "levels"), locate)
@@ -67,13 +68,51 @@ def _share(data: Any, path: Path, locate: Locate) -> ShareConfig:
     if not groups or len(groups) > GROUPS_MOST:
         text = f"has {len(groups)} groups: expected 1 to {GROUPS_MOST}, such as web: {{weight: 2}}"
         raise error_at(locate, path, text)
-    if share.capacity < len(groups) * CAPACITY_LEAST:
-        text = f"{share.capacity} is too little for {len(groups)} groups: expected "
+    members = dict(_given_members(data, path, locate))
+    for name, (value, at) in groups.items():
+        if isinstance(value, Mapping) and "of" in value:
+            if name in members:
+                raise error_at(locate, (*at, "of"), "is in members, too: expected one of them")
+            members[name] = value["of"], (*at, "of")
+            value = {key: each for key, each in value.items() if key != "of"}
+        share.groups[name] = _group(value, share.levels, at, locate)
+    for name, (value, at) in members.items():
+        share.members[name] = _members(name, value, share, at, locate)
+    if (count := len(share.nics)) > GROUPS_MOST or share.capacity < count * CAPACITY_LEAST:
+        text = f"{share.capacity} is too little for {count} NICs: expected "
         text += f"{CAPACITY_LEAST} or more for each"
         raise error_at(locate, (*path, "capacity"), text)
-    for name, (value, at) in groups.items():
-        share.groups[name] = _group(value, share.levels, at, locate)
     return share
+
+
+def _given_members(
+    data: Mapping[Any, Any], path: Path, locate: Locate
+) -> Iterator[tuple[str, tuple[Any, Path]]]:
+    """(group, (its members, their path)) of each group in `members`."""
+    given, at = data.get("members", {}), (*path, "members")
+    if not isinstance(given, Mapping):
+        text = f"invalid value {shown(given)}: expected a mapping such as {{search: {{web: {{}}}}}}"
+        raise error_at(locate, at, text)
+    for name, value in given.items():
+        yield str(name), (value, (*at, name))
+
+
+def _members(
+    group: str, data: Any, share: ShareConfig, path: Path, locate: Locate
+) -> dict[str, dict[str, list[PieceConfig]]]:
+    """The NICs of a group of several."""
+    if group not in share.groups:
+        text = f"there is no group {group}: expected one of {', '.join(share.groups)}"
+        raise error_at(locate, path, text)
+    if not isinstance(data, Mapping) or not 1 <= len(data) <= GROUPS_MOST:
+        what = f"of {len(data)} NICs" if isinstance(data, Mapping) else shown(data)
+        text = f"invalid value {what}: expected 1 to {GROUPS_MOST} NICs such as "
+        raise error_at(locate, path, f"{text}{{web: {{weight: 2}}, db: {{}}}}")
+    weight = {share.levels[-1]: {"weight": 1}}
+    return {
+        str(nic): _group(value or weight, share.levels, (*path, nic), locate)
+        for nic, value in data.items()
+    }
 
 
 def _groups(data: Mapping[Any, Any], path: Path, locate: Locate) -> Iterator[tuple[str, Any]]:
@@ -109,7 +148,7 @@ def _group(
     ):
         data = {levels[0]: data}
     if not isinstance(data, Mapping) or not data:
-        what = shown(data) if data else "without levels"
+        what = shown(data) if data else "without weight or levels"
         text = f"invalid value {what}: expected levels, such as {{{levels[-1]}: {PIECES_EXAMPLE}}}"
         raise error_at(locate, path, text)
     for level in data:

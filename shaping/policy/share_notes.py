@@ -8,20 +8,28 @@ from shaping.policy.findings import Finding
 from shaping.policy.keys import ANY
 from shaping.policy.load import Policy
 from shaping.policy.places import Place, Plan
+from shaping.policy.scalars import LineRate
 from shaping.shares.function import BandwidthFunction
 
 
 def share_notes(plan: Plan, policy: Policy) -> Iterator[Finding]:
     for name, uplink in plan.uplinks.items():
         where = policy.share_lines.get(name, "")
+        rates = {nic: plan.lines[Place(nic, ANY)].value("rate") for nic in uplink.leaves}
         for group, function in uplink.functions.items():
-            rate = plan.lines[Place(group, ANY)].value("rate")
             points = points_text(function, uplink.unit)
+            members = uplink.members.get(group, {})
+            rate = LineRate(sum(rates[nic] for nic in members)) if members else rates[group]
             text = f"shares.{name}: {group}: {rate} when all send; gets {points}"
             yield Finding("note", where, text)
+            for nic, inner in members.items():
+                text = f"shares.{name}: {group}: {nic}: {rates[nic]} when all send; gets of what "
+                text += f"{group} gets {points_text(inner, uplink.unit)}"
+                yield Finding("note", where, text)
+        for nic, rate in rates.items():
             if rate <= uplink.least_bps:
                 text = (
-                    f"shares.{name}: {group}: gets only {rate} while the others send as much as "
+                    f"shares.{name}: {nic}: gets only {rate} while the others send as much as "
                     "they may: move it to a higher level, or bound the others there (upto)"
                 )
                 yield Finding("warning", where, text)

@@ -34,11 +34,14 @@ class PieceConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit
 
 class ShareConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """A capacity that several NICs share: what each may send is computed from the others' demand.
+    A group of several NICs is written with `of`: {weight: 3, of: {web: {weight: 2}, db: {}}}.
 
     capacity: Rate that all groups together do not exceed.
     levels: Names of levels in the order of their priority: of a level nothing is given while a
         group lacks some of the one before. Default: one level, best_effort.
-    groups: What each group has in each level, by the name of the NIC that sends.
+    groups: What each group has in each level, by the name of the NIC that sends, or of several NICs
+        that divide what the group gets.
+    members: The NICs of each group of several, and by what they divide it, as groups do.
     """
 
     capacity: Annotated[LineRate, Meta(description="a rate such as 35gbit", examples=["35gbit"])]
@@ -52,14 +55,27 @@ class ShareConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit
     groups: Annotated[
         dict[str, dict[str, list[PieceConfig]]],
         Meta(
-            description="a mapping from a NIC to levels with pieces, such as {web: {best_effort: "
-            "[{weight: 20, upto: 10gbit}, {weight: 5}]}}",
+            description="a mapping from a NIC or a group to levels with pieces, such as {web: "
+            "{best_effort: [{weight: 20, upto: 10gbit}, {weight: 5}]}}",
             examples=[{"web": {BEST_EFFORT: [{"weight": 1}]}}],
         ),
     ] = {}
+    members: Annotated[
+        dict[str, dict[str, dict[str, list[PieceConfig]]]],
+        Meta(
+            description="a mapping from a group to its NICs, such as {search: {web: {best_effort: "
+            "[{weight: 2}]}, cache: {best_effort: [{weight: 1}]}}}",
+            examples=[{"search": {"web": {BEST_EFFORT: [{"weight": 2}]}}}],
+        ),
+    ] = {}
 
-    def pieces(self, group: str) -> dict[str, list[Piece]]:
-        """What a group has in each level, in exact numbers."""
-        return {
-            level: [each.piece for each in pieces] for level, pieces in self.groups[group].items()
-        }
+    @property
+    def nics(self) -> list[str]:
+        """The NICs that share the capacity."""
+        alone = [group for group in self.groups if group not in self.members]
+        return alone + [nic for inner in self.members.values() for nic in inner]
+
+
+def exact_pieces(levels: dict[str, list[PieceConfig]]) -> dict[str, list[Piece]]:
+    """Pieces by level, in exact numbers."""
+    return {level: [each.piece for each in pieces] for level, pieces in levels.items()}

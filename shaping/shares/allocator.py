@@ -50,12 +50,12 @@ class _Group:
 
 
 class Allocator:
-    """The groups of an uplink and their demands."""
+    """The leaves of an uplink, here called groups, and their demands."""
 
     def __init__(self, uplink: Uplink) -> None:
         self.uplink = uplink
         self.demands: dict[str, float] = {}
-        self._groups = {group: _Group(uplink.least_bps) for group in uplink.functions}
+        self._groups = {group: _Group(uplink.least_bps) for group in uplink.leaves}
 
     def step(self, now_ns: int, samples: Mapping[str, Sample]) -> list[tuple[str, int]]:
         """The rates that change, (group, bit/s), in the order in which they are to be set, each
@@ -67,10 +67,7 @@ class Allocator:
         }
         for group in self._groups.keys() - samples.keys():
             self._groups[group].before = None
-        present = Uplink(
-            self.uplink.capacity_bps,
-            {group: self.uplink.functions[group] for group in self._groups if group in samples},
-        )
+        present = self.uplink.only(samples.keys())
         if not present.functions:
             return []
         return _changes(

@@ -112,7 +112,8 @@ def share_rows(shares: list[dict[str, Any]]) -> list[list[Any]]:
     want."""
     return [
         [
-            share["name"], about(share["capacity_bps"], "bit/s"), group["name"],
+            share["name"], about(share["capacity_bps"], "bit/s"),
+            f"{group['name']} ({group['group']})" if "group" in group else group["name"],
             None if group["rate_bps"] is None else about(group["rate_bps"], "bit/s"),
             "more" if group["demand_bps"] is None else about(group["demand_bps"], "bit/s"),
         ]

@@ -92,7 +92,7 @@ class Shares:
         if config.shape is not None and config.shape.get("shares"):
             policy, network = convert_policy(config.shape), network_of(config)
             # also those of NICs that were detached since: the others' shares stay
-            named = {group for share in policy.config.shares.values() for group in share.groups}
+            named = {nic for share in policy.config.shares.values() for nic in share.nics}
             nics = {**dict.fromkeys(named, ""), **network.nics}
             uplinks = plan_of(policy, replace(network, nics=nics)).uplinks
         before, self._allocators = self._allocators, {}
@@ -121,7 +121,7 @@ class Shares:
     def _samples(self, allocator: Allocator) -> dict[str, Sample]:
         """What the lines of the groups say, of those that run."""
         found: dict[str, Sample] = {}
-        for group in allocator.uplink.functions if self._may_change() else ():
+        for group in allocator.uplink.leaves if self._may_change() else ():
             enforcer = self._enforcer(group)
             if enforcer is not None and (sample := enforcer.sample()) is not None:
                 found[group] = sample
@@ -163,12 +163,14 @@ class Shares:
         found = []
         for name, allocator in self._allocators.items():
             groups = []
-            for group in allocator.uplink.functions:
+            for group in allocator.uplink.leaves:
                 enforcer = self._enforcer(group)
                 sample = None if enforcer is None else enforcer.sample()
                 demand = allocator.demands.get(group)
+                of = allocator.uplink.groups.get(group)
                 groups.append({
                     "name": group,
+                    **({} if of is None else {"group": of}),
                     "rate_bps": None if sample is None else sample.rate_bps,
                     "demand_bps": None if demand is None or math.isinf(demand) else int(demand),
                 })  # fmt: skip
