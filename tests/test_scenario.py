@@ -81,7 +81,7 @@ def at(found, seconds):
         ("{at: 5s, set: {web: {overhead: docsis}}}", "overhead: cannot change while packets flow"),
         ("{at: 5s, set: {web: {rate: 5mbps}}}", "write 5mbit or 40mbit"),
         ("{at: 5s, set: {any: {loss: 1%}}}", "names no NIC"),
-        ("{at: 5s, set: {web.egress/gold: {rate: 1mbit}}}", "is not a place"),
+        ("{at: 5s, set: {web.egress/gold: {rate: 1mbit}}}", "is a class, and steps change lines only"),
         ("{at: 5s, ramp: {web: {delay: 1s}}}", "ramp has no over: expected over: a time such as 5s"),
         ("{at: 5s, ramp: {web: {delay: 1s}}, over: 1ns}", "1ns: expected at least 1ms"),
         ("{at: 5s, link: web}", "link has no down"),

@@ -371,9 +371,9 @@ def forecast(lines: Iterable[Line]) -> Forecast:
 
 def lines_between(plan: Plan, place: Place) -> list[Line]:
     """The lines that a packet passes on its way, in order."""
-    places = [place]
+    places = [place, place.whole] if place.part else [place]
     if place.is_pair:
-        places = [Place(place.source, ANY), place, Place(ANY, place.target)]
+        places = [Place(place.source, ANY), *places, Place(ANY, place.target)]
     return [plan.lines[each] for each in places if each in plan.lines]
 
 
@@ -414,10 +414,12 @@ def _route(plan: Plan, first: Place, second: Place) -> Iterator[Finding]:
 
 def _route_name(place: Place) -> str:
     if place.link:
-        return place.link
-    if place.is_pair:
-        return f"{place.source} <-> {place.target}"
-    return place.source if place.target == ANY else place.target
+        name = place.link
+    elif place.is_pair:
+        name = f"{place.source} <-> {place.target}"
+    else:
+        name = place.source if place.target == ANY else place.target
+    return f"{name}/{place.part}" if place.part else name
 
 
 def _throughput(place: Place, way: Forecast, rtt: int, where: str) -> Iterator[Finding]:

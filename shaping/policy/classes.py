@@ -135,8 +135,9 @@ def place_key(key: str) -> tuple[str, str] | LinkKey:
     if way in WAYS and nic:
         return nic, way
     found = parse_key(key)
-    if found.arrow != ONE:
-        raise ConfigError(f"is both ways: expected {EXAMPLES}")
+    if found.arrow != ONE or found.part:
+        why = "is a part" if found.part else "is both ways"
+        raise ConfigError(f"{why}: expected {EXAMPLES}")
     if ANY in (found.first, found.second):
         way, nic = ("egress", found.first) if found.second == ANY else ("ingress", found.second)
         return nic, way
@@ -257,7 +258,7 @@ def _leaves(
         rules = outer
         if each.match:
             own = [
-                _conditions(path, match, network)
+                conditions_of(path, match, network)
                 for match in each.match
                 if match.sender is None or not network.lacks(match.sender)
             ]
@@ -277,7 +278,8 @@ def _both(path: str, first: dict[str, Any], second: dict[str, Any]) -> dict[str,
     return {**first, **second}
 
 
-def _conditions(path: str, match: MatchConfig, network: Network) -> dict[str, Any]:
+def conditions_of(path: str, match: MatchConfig, network: Network) -> dict[str, Any]:
+    """A match as the conditions of a Classifier's rule. path: for errors. Raises ConfigError."""
     conditions = match.conditions
     if match.sender is None:
         return conditions

@@ -9,6 +9,8 @@ Link.
     web -> db      db's ingress, before what db receives from any NIC: a Classifier by the sender's
                    MAC address, with the pair's elements in the branch
     lan--dmz       the link's two directions
+    web -> db/dns  in front of those of web -> db: a Classifier by the parts' matches, with each
+                   part's elements in a branch
 
 Classes become a Classifier and a Scheduler, in front of the lines of their place.
 
@@ -45,7 +47,7 @@ from shaping.policy.schema import (
 )
 from shaping.policy.traces import element_trace
 
-LINE_NAME, NAME, PAIRS_NAME = "shape-line", "shape", "shape-pairs"
+LINE_NAME, NAME, PAIRS_NAME, PARTS_NAME = "shape-line", "shape", "shape-pairs", "shape-parts"
 NAME_MOST = 32  # characters of an element's name
 EGRESS, INGRESS = "egress", "ingress"
 FRAME_BYTES = 1514  # a full Ethernet frame without FCS
@@ -106,15 +108,15 @@ def compile_plan(
     plan: Plan, network: Network, seed: int | None = None
 ) -> dict[Chain, list[ElementEntry]]:
     chains: dict[Chain, list[ElementEntry]] = {}
-    pairs: dict[str, list[Line]] = {}
-    for line in plan.lines.values():
-        if line.place.is_pair:
-            pairs.setdefault(line.place.target, []).append(line)
-        elif entries := elements_of(line):
-            chains[chain_of_place(line.place)] = entries
-    for target, lines in pairs.items():
-        if (entry := _pairs(lines, network)) is not None:
-            chains.setdefault(Chain(target, INGRESS), []).insert(0, entry)
+    pairs: dict[str, dict[str, list[ElementEntry]]] = {}
+    for place, lines in by_place(plan.lines.values()).items():
+        if entries := _entries(lines):
+            if place.is_pair:
+                pairs.setdefault(place.target, {})[place.source] = entries
+            else:
+                chains[chain_of_place(place)] = entries
+    for target, branches in pairs.items():
+        chains.setdefault(Chain(target, INGRESS), []).insert(0, _pairs(branches, network))
     if seed is not None:
         for entries in chains.values():
             _seed(entries, seed)
@@ -138,13 +140,30 @@ def chain_of_place(place: Place) -> Chain:
     return Chain(place.target, INGRESS)
 
 
+def _entries(lines: list[Line]) -> list[ElementEntry]:
+    """The elements of one place: of its parts, in the order of the file, and of all its packets."""
+    entries = [each for line in lines if not line.place.part for each in elements_of(line)]
+    parts = [(line, made) for line in lines if line.place.part and (made := elements_of(line))]
+    if not parts:
+        return entries
+    place = parts[0][0].place
+    rules = [{**each, "gate": n} for n, (line, _) in enumerate(parts) for each in line.matches]
+    split = {
+        "element": "Classifier",
+        "name": name_at(PARTS_NAME, place.whole),
+        "rules": rules,
+        "default": len(parts),
+        "branches": {number: made for number, (_, made) in enumerate(parts)},
+    }
+    return [split, *entries]
+
+
 def elements_of(line: Line) -> list[ElementEntry]:
     """The elements of one line."""
     entries: list[ElementEntry] = []
     delay = line.delay
-    source = line.place.source if line.place.is_pair else ""
     if line.rate or "rate" in line.variants:
-        link: ElementEntry = {"element": "Link", "name": element_name(LINE_NAME, source)}
+        link: ElementEntry = {"element": "Link", "name": name_at(LINE_NAME, line.place)}
         if line.trace is not None:
             link["element"] = "TraceLink"
             link["trace"] = element_trace(line.value("trace"), line.trace)
@@ -174,8 +193,16 @@ def elements_of(line: Line) -> list[ElementEntry]:
     if delay is not None:
         impairment["delay"] = _delay(delay)
     if impairment:
-        entries.append({"element": "Impairment", "name": element_name(NAME, source), **impairment})
+        entries.append({"element": "Impairment", "name": name_at(NAME, line.place), **impairment})
     return entries
+
+
+def by_place(lines: Iterable[Line]) -> dict[Place, list[Line]]:
+    """Lines of the same packets or of parts of them, by their place."""
+    found: dict[Place, list[Line]] = {}
+    for line in lines:
+        found.setdefault(line.place.whole, []).append(line)
+    return found
 
 
 class Argument(NamedTuple):
@@ -200,20 +227,25 @@ def arguments_at(
     }
 
 
-def element_name(name: str, source: str) -> str:
-    """The name of an element, for a pair with the name of the NIC that sends; of a long one, its
-    beginning and a digest."""
-    if not source:
+def name_at(name: str, place: Place) -> str:
+    """The name of a place's element in its chain."""
+    return element_name(name, place.source if place.is_pair else "", place.part)
+
+
+def element_name(name: str, source: str, part: str = "") -> str:
+    """The name of an element, for a pair with the name of the NIC that sends; of a long one and of
+    a part, its beginning and a digest."""
+    if not source and not part:
         return name
-    whole = f"{name}-from-{source}"
-    if len(whole) <= NAME_MOST:
+    whole = f"{name}-of-{part}" if part else f"{name}-from-{source}"
+    if len(whole) <= NAME_MOST and not part:
         return whole
-    digest = hashlib.sha256(source.encode()).hexdigest()[:8]
+    digest = hashlib.sha256((f"{source}/{part}" if part else source).encode()).hexdigest()[:8]
     return f"{whole[: NAME_MOST - len(digest) - 1]}.{digest}"
 
 
 _OF_POLICY = re.compile(
-    r".+\.shape(?:-line|-pairs|-split|-classes)?(?:\.\d+\.shape(?:-line)?-from-.+)?"
+    r".+\.shape(?:-line|-pairs|-parts|-split|-classes)?(?:\.\d+\.shape(?:-line|-parts)?-(?:from|of)-.+)?"
 )
 
 
@@ -236,16 +268,13 @@ def queue_of(line: Line) -> QueueConfig:
     return QueueConfig(time=QUEUE_DEFAULT)
 
 
-def _pairs(lines: list[Line], network: Network) -> ElementEntry | None:
-    """The Classifier of the pairs that lead to one NIC."""
-    shaped = [(line, entries) for line in lines if (entries := elements_of(line))]
-    if not shaped:
-        return None
+def _pairs(branches: dict[str, list[ElementEntry]], network: Network) -> ElementEntry:
+    """The Classifier of the pairs that lead to one NIC. branches: by the NIC that sends."""
     return {
         "element": "Classifier",
         "name": PAIRS_NAME,
-        "rules": [{"source_mac": network.nics[line.place.source]} for line, _ in shaped],
-        "branches": {number: entries for number, (_, entries) in enumerate(shaped)},
+        "rules": [{"source_mac": network.nics[source]} for source in branches],
+        "branches": dict(enumerate(branches.values())),
     }
 
 

@@ -10,26 +10,30 @@ from dataplane.errors import ConfigError
 ANY = "any"
 BOTH, ONE = "<->", "->"
 EXAMPLES = "web -> db, web <-> db, web -> any, any -> web, web, or a link such as lan--dmz"
+PART_MOST = 32  # characters of a part's name
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
-_KEY = re.compile(rf"({_NAME})(?:\s+(<->|->)\s+({_NAME}))?", re.ASCII)
+_KEY = re.compile(rf"({_NAME})(?:\s+(<->|->)\s+({_NAME}))?(?:\s*/\s*({_NAME}))?", re.ASCII)
 _ARROW = re.compile(r"\s*(<-+>|<-+|-+>|<=>|=>|<=|→|↔|←)\s*")
 NAME_MOST = 66  # characters of a link's name; a NIC's has 32
 
 
 class LinkKey(NamedTuple):
-    """first, arrow, second: `web -> db`; arrow and second are "" where there is one name only."""
+    """first, arrow, second: `web -> db`; arrow and second are "" where there is one name only.
+    part: the name of a part of these packets, as in `web -> db/dns`; "": all of them."""
 
     first: str
     arrow: str = ""
     second: str = ""
+    part: str = ""
 
     @property
     def both_ways(self) -> bool:
         return self.arrow != ONE
 
     def __str__(self) -> str:
-        return f"{self.first} {self.arrow} {self.second}" if self.arrow else self.first
+        whole = f"{self.first} {self.arrow} {self.second}" if self.arrow else self.first
+        return f"{whole}/{self.part}" if self.part else whole
 
 
 def parse_key(text: str) -> LinkKey:
@@ -37,9 +41,11 @@ def parse_key(text: str) -> LinkKey:
     match = _KEY.fullmatch(text.strip())
     if match is None:
         raise ConfigError(f"is not a place: {_hint(text)}")
-    key = LinkKey(match[1], match[2] or "", match[3] or "")
+    key = LinkKey(match[1], match[2] or "", match[3] or "", match[4] or "")
     if len(key.first) > NAME_MOST or len(key.second) > NAME_MOST:
         raise ConfigError(f"a name is longer than {NAME_MOST} characters: expected {EXAMPLES}")
+    if len(key.part) > PART_MOST:
+        raise ConfigError(f"the part's name is longer than {PART_MOST} characters: expected less")
     if ANY in (key.first, key.second):
         other = key.second if key.first == ANY else key.first
         if other in (ANY, ""):

@@ -105,6 +105,8 @@ def convert_policy(data: Any, locate: Locate = lambda path: "", name: str = "") 
             "{web <-> db: {rate: 10mbit}}",
         )
     entries = [_entry(key, value, ("links", key), locate) for key, value in links.items()]
+    for key, entry in zip(links, entries, strict=True):
+        _check_part(entry, ("links", key), locate)
     config.links = {str(key): entry.settings for key, entry in zip(links, entries, strict=True)}
     class_entries = read_classes(classes, locate)
     config.classes = {entry.key: entry.config for entry in class_entries}
@@ -128,6 +130,8 @@ def names_in(policy: Any) -> set[str]:
         return set()
     keys = [parse_key(key) for key in policy.get("links", {})]
     names = {name for key in keys for name in (key.first, key.second)}
+    for entry in policy.get("links", {}).values():
+        names |= {match["sender"] for match in entry.get("match") or () if match.get("sender")}
     names |= names_of_classes(policy.get("classes"))
     for share in (policy.get("shares") or {}).values():
         members = share.get("members") or {}
@@ -164,6 +168,25 @@ def _entry(key: Any, data: Any, path: Path, locate: Locate) -> Entry:
     return Entry(place, line, locate(path), lines)
 
 
+def _check_part(entry: Entry, path: Path, locate: Locate) -> None:
+    """A part has a match, and nothing else has one."""
+    matches, key = entry.settings.match, entry.key
+    if key.part and matches is None:
+        text = f"has no match: expected the packets of {key.part}, such as match: {{dscp: ef}}"
+        raise error_at(locate, path, text)
+    if not key.part and matches is not None:
+        text = f"is of a part of the line: give it a name, such as {key}/calls"
+        raise error_at(locate, (*path, "match"), text)
+    if not entry.lines.keys() - {"match"}:
+        text = "has no settings besides match: expected some, such as loss: 5%"
+        raise error_at(locate, path, text)
+    for match in matches or ():
+        if key.both_ways and (match.sender or match.source_mac):
+            given = "sender" if match.sender else "source_mac"
+            text = f"{given} is of one way: expected a key of one way, such as web -> db/calls"
+            raise error_at(locate, (*path, "match"), text)
+
+
 def _check_word(word: Any, path: Path, locate: Locate) -> None:
     known = known_keys(LineConfig)
     if word in known:
@@ -176,6 +199,8 @@ def _check_word(word: Any, path: Path, locate: Locate) -> None:
 
 def _expanded(word: str, value: Any, path: Path, locate: Locate) -> Any:
     """A setting's mapping in place of the text that stands for it."""
+    if word == "match" and isinstance(value, Mapping):
+        return [value]
     if word not in _SHORT:
         return value
     if isinstance(value, Mapping):

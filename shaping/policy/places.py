@@ -17,6 +17,7 @@ import msgspec
 from dataplane.config.convert import did_you_mean
 from dataplane.elements.classifier_rules import MAX_RULES
 from dataplane.errors import ConfigError
+from shaping.policy.classes import conditions_of
 from shaping.policy.findings import Finding
 from shaping.policy.keys import ANY, LinkKey
 from shaping.policy.load import Policy
@@ -47,11 +48,13 @@ SETTINGS = (
 
 
 class Place(NamedTuple):
-    """A direction: from NIC to NIC, either of them "any"; or of a link, between its two ends."""
+    """A direction: from NIC to NIC, either of them "any"; or of a link, between its two ends. part:
+    of a part of its packets; "": of all."""
 
     source: str
     target: str
     link: str = ""
+    part: str = ""
 
     @property
     def is_pair(self) -> bool:
@@ -59,10 +62,16 @@ class Place(NamedTuple):
 
     @property
     def opposite(self) -> Place:
-        return Place(self.target, self.source, self.link)
+        return Place(self.target, self.source, self.link, self.part)
+
+    @property
+    def whole(self) -> Place:
+        """The place that it is a part of; of others, itself."""
+        return self._replace(part="")
 
     def __str__(self) -> str:
-        return f"{self.link or self.source} -> {self.target}"
+        whole = f"{self.link or self.source} -> {self.target}"
+        return f"{whole}/{self.part}" if self.part else whole
 
 
 class Setting(NamedTuple):
@@ -78,13 +87,14 @@ class Setting(NamedTuple):
 
 @dataclass
 class Line:
-    """What happens in one direction of one place. where: the entry that is named first. trace: the
-    content of its setting. variants: of a setting that a scenario changes, the values that it has,
-    the one at the beginning first."""
+    """What happens in one direction of one place. where: the entry that is named first. matches:
+    the conditions of a part, of which one holds. trace: the content of its setting. variants: of a
+    setting that a scenario changes, the values that it has, the one at the beginning first."""
 
     place: Place
     where: str
     settings: dict[str, Setting] = field(default_factory=dict)
+    matches: list[dict[str, Any]] = field(default_factory=list)
     trace: Trace | None = None
     variants: dict[str, list[Any]] = field(default_factory=dict)
 
@@ -148,7 +158,12 @@ def places_of(key: LinkKey, network: Network) -> list[tuple[Place, bool]]:
     """The places of a key, each with whether it leads away from the user of the line: the NIC of
     the key, or the name that stands first; none where one of its NICs is absent. Raises ConfigError
     for unknown names."""
-    first, _, second = key
+    found = _whole_places(key, network)
+    return [(place._replace(part=key.part), upward) for place, upward in found]
+
+
+def _whole_places(key: LinkKey, network: Network) -> list[tuple[Place, bool]]:
+    first, second = key.first, key.second
     if network.lacks(first) or network.lacks(second):
         return []
     if first in network.links and first not in network.nics:
@@ -207,6 +222,9 @@ def plan_of(policy: Policy, network: Network) -> Plan:
                 line = plan.lines.setdefault(place, Line(place, entry.where))
                 plan.findings.extend(_overridden(line, settings))
                 line.settings.update(settings)
+                plan.findings.extend(
+                    _matches(line, entry, network, mirrored=_mirrored(entry, upward))
+                )
     rated_later = _rated_later(policy, network)
     for name, share in policy.config.shares.items():
         plan.findings.extend(_share(plan, name, share, network, policy.share_lines.get(name, "")))
@@ -217,6 +235,34 @@ def plan_of(policy: Policy, network: Network) -> Plan:
             plan.findings.extend(_without_rate(line))
     plan.findings.extend(_too_many(plan.lines))
     return plan
+
+
+def _mirrored(entry: Entry, upward: bool) -> bool:
+    """Whether a place of an entry for both ways is the way back: of a NIC alone, what it receives;
+    else from the second name to the first."""
+    return entry.key.both_ways and not upward
+
+
+_MIRROR = {
+    "source": "destination",
+    "destination": "source",
+    "source_port": "destination_port",
+    "destination_port": "source_port",
+}
+
+
+def _matches(line: Line, entry: Entry, network: Network, *, mirrored: bool) -> Iterator[Finding]:
+    """Gives a part's line its conditions. mirrored: with source and destination exchanged."""
+    matches = [each for each in entry.settings.match or () if not network.lacks(each.sender or "")]
+    try:
+        found = [conditions_of(str(entry.key), each, network) for each in matches]
+    except ConfigError as error:
+        yield Finding("error", entry.where, str(error))
+        return
+    line.matches = [
+        {_MIRROR.get(name, name) if mirrored else name: value for name, value in each.items()}
+        for each in found
+    ]
 
 
 def settings_of(entry: Entry, place: Place, upward: bool, both: bool) -> dict[str, Setting]:
@@ -296,14 +342,23 @@ def _overridden(line: Line, settings: dict[str, Setting]) -> Iterator[Finding]:
 
 
 def _too_many(lines: dict[Place, Line]) -> Iterator[Finding]:
-    """Senders to one NIC are told apart by the rules of one Classifier."""
-    counts: dict[str, int] = {}
+    """Senders to one NIC are told apart by the rules of one Classifier, and so are the parts of one
+    place."""
+    senders: dict[str, set[str]] = {}
+    rules: dict[Place, int] = {}
     for place, line in lines.items():
         if place.is_pair:
-            counts[place.target] = counts.get(place.target, 0) + 1
-            if counts[place.target] == MAX_RULES + 1:
+            known = senders.setdefault(place.target, set())
+            if len(known) == MAX_RULES and place.source not in known:
                 text = f"{place}: more than {MAX_RULES} lines lead to {place.target}: remove some"
                 yield Finding("error", line.where, text)
+                return
+            known.add(place.source)
+        before = rules.get(place.whole, 0)
+        rules[place.whole] = before + len(line.matches)
+        if before <= MAX_RULES < rules[place.whole]:
+            text = f"{place.whole}: its parts have more than {MAX_RULES} matches: remove some"
+            yield Finding("error", line.where, text)
 
 
 def _rated_later(policy: Policy, network: Network) -> set[Place]:

@@ -226,6 +226,10 @@ def _changes(
             plan.findings.append(Finding("error", where, f"{step_name(step)}: {key}: {error}"))
             continue
         for place, upward in places:
+            if place.part and place not in plan.lines:
+                text = f"there is no part {place} in links, where its match is: expected one"
+                plan.findings.append(Finding("error", where, f"{step_name(step)}: {text}"))
+                continue
             if entry is None:
                 yield place, "loss", None
                 continue

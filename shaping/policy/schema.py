@@ -16,7 +16,7 @@ from dataplane.config.scalars import SchemaError
 from dataplane.errors import ConfigError
 from shaping.impairment_settings import BY_MOST
 from shaping.loss_model import Chain, chain_of
-from shaping.policy.class_schema import ClassesConfig
+from shaping.policy.class_schema import ClassesConfig, MatchConfig
 from shaping.policy.keys import NAME_MOST
 from shaping.policy.overhead_schema import OVERHEAD_META, OverheadConfig
 from shaping.policy.scalars import (
@@ -33,6 +33,7 @@ from shaping.policy.strict import Strict as _Strict
 
 POLICY_VERSION = 1
 LINKS_MOST = 4096
+MATCHES_MOST = 64  # of one part
 STEPS_MOST = 1000
 SEED_MOST = 2**63 - 1
 
@@ -339,6 +340,8 @@ class TraceConfig(_Strict):
 class LineConfig(_Strict):
     """The line in one direction or both: settings of one entry of `links`.
 
+    match: Packets of a part of the line, by their headers; one of the matches holds. For entries of
+        parts, such as `web -> db/dns`.
     preset: Known line whose rate, delay and loss are taken where the entry has none of its own.
     rate: Rate of the line: bits of layer-2 frames without preamble and FCS, or what `overhead`
         says. `none` removes the rate of an earlier entry.
@@ -355,6 +358,19 @@ class LineConfig(_Strict):
     reorder: Packets that others overtake.
     """
 
+    match: (
+        Annotated[
+            list[MatchConfig],
+            Meta(
+                description="conditions such as {protocol: udp, destination_port: 53}, or a list "
+                "of them of which one holds",
+                examples=[[{"protocol": "udp", "destination_port": 53}]],
+                min_length=1,
+                max_length=MATCHES_MOST,
+            ),
+        ]
+        | None
+    ) = None
     preset: Annotated[
         str | None,
         Meta(description="the name of a preset, such as wpt-3g", examples=["wpt-3g"]),

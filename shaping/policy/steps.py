@@ -22,7 +22,8 @@ from shaping.policy.schema import STEPS_MOST, LineConfig, PolicyConfig, StepConf
 
 # Settings that have handlers: they change while packets flow. The others belong to `links`.
 LIVE = ("rate", "delay", "loss", "duplicate", "corrupt", "reorder")
-FIXED = ("queue", "overhead")
+FIXED = ("match", "queue", "overhead")
+CLASS_WAYS = (".egress", ".ingress")  # as in web.egress/gold
 REPEAT_LEAST_NS = 100_000_000  # between two rounds: a scenario must not keep control busy
 SPAN_LEAST_NS = 1_000_000  # of a ramp, or of a link that is down
 
@@ -141,6 +142,9 @@ def _entries(
         raise error_at(locate, path, f"invalid value {shown(data)}: expected {wanted}")
     entries = [make_entry(key, value, (*path, key), locate) for key, value in data.items()]
     for (key, value), entry in zip(data.items(), entries, strict=True):
+        if entry.key.part and not entry.key.arrow and entry.key.first.endswith(CLASS_WAYS):
+            text = "is a class, and steps change lines only: expected a line such as web -> db"
+            raise error_at(locate, (*path, key), text)
         for word in FIXED:
             if word in value:
                 raise error_at(

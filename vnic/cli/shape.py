@@ -218,7 +218,7 @@ def set_line(
         status = client.call("ShapeStatus", whole=True)["status"]
         data = dict(status["policy"] or {"version": 1})
         place, _, path = line.partition("/")
-        if place in (data.get("classes") or {}):
+        if line not in (data.get("links") or {}) and place in (data.get("classes") or {}):
             data["classes"] = change_class(data["classes"], place, path, changed)
         else:
             lines = dict(data.get("links") or {})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from shaping.loss_bounds import loss_bounds
-from shaping.policy.compile import LINE_NAME, NAME, chain_of_place, element_name
+from shaping.policy.compile import LINE_NAME, NAME, chain_of_place, name_at
 from shaping.policy.keys import parse_key
 from shaping.policy.load import convert_policy
 from shaping.policy.network import Network
@@ -51,11 +51,10 @@ def measured(
     took_s: float,
 ) -> dict[str, Any]:
     """A line of `vnic shape show`."""
-    source = line.place.source if line.place.is_pair else ""
     prefix = f"{chain_of_place(line.place)}."
 
     def find(name: str) -> dict[str, Any] | None:
-        ending = f".{element_name(name, source)}"
+        ending = f".{name_at(name, line.place)}"
         return next(
             (
                 each

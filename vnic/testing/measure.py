@@ -185,6 +185,10 @@ def place_of(text: str, config: Config) -> Place:
         places = places_of(key, network_of(config))
     except ConfigError as error:
         raise ConfigError(f"place {text!r}: {error}") from None
+    if key.part:
+        raise ConfigError(
+            f"place {text!r}: is a part, which is not measured by itself: expected all"
+        )
     if len(places) > 1:
         ways = " or ".join(str(place) for place, _ in places)
         raise ConfigError(f"place {text!r}: has two directions: expected {ways}")
