@@ -24,6 +24,8 @@ def _in_file(value: Any) -> str:
     if isinstance(value, dict):
         items = ", ".join(f"{name}: {_in_file(each)}" for name, each in value.items())
         return f"{{{items}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_in_file, value))}]"
     return str(value)
 
 
@@ -52,6 +54,7 @@ def difference_texts(found: Iterable[Difference]) -> list[str]:
             times = f" ({count} times)" if count > 1 else ""
             texts.append(f"{'+' if (will or 0) > (was or 0) else '-'} {path}{times}")
             continue
-        before = "" if was is None else f"{was} -> "
-        texts.append(f"{sign} {path.removeprefix('links.')}: {before}{will or 'none'}")
+        before = "" if was is None else f"{_in_file(was)} -> "
+        text = "none" if will is None else _in_file(will)
+        texts.append(f"{sign} {path.removeprefix('links.')}: {before}{text}")
     return texts

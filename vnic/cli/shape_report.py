@@ -6,6 +6,7 @@ from typing import Any
 
 from shaping.loss_bounds import loss_bounds
 from shaping.policy.compile import LINE_NAME, NAME, chain_of_place, name_at
+from shaping.policy.kept import NO_MEMORY
 from shaping.policy.keys import parse_key
 from shaping.policy.load import convert_policy
 from shaping.policy.network import Network
@@ -68,13 +69,18 @@ def measured(
     asked = ", ".join(f"{name} {setting}" for name, setting in line.settings.items())
     row = row_of(str(line.place), asked, "yes")
     reasons: list[str] = []
+    full: list[str] = []  # a queue that is full drops, as asked
     for element in (rated, impaired):
         if element is None:
             continue
         row["packets"] = element["counters"].get("wire_packets", element["packets"])
         for reason, count in element["dropped"].items():
             if count and reason not in ("loss", "released"):
-                reasons.append(f"{plural(count, 'packet')} dropped: {reason}")
+                text = f"{plural(count, 'packet')} dropped: {reason}"
+                if reason in NO_MEMORY:
+                    reasons.append(f"{text}: a larger pool: helps")
+                else:
+                    full.append(text)
     if rated is not None:
         sent = rated["counters"]["sent_bytes"]
         earlier = before.get(rated["name"], {"counters": {"sent_bytes": sent}})
@@ -93,6 +99,8 @@ def measured(
         row["kept"] = f"no: {'; '.join(reasons)}"
     elif not row["packets"]:
         row["kept"] = "no packets yet"
+    elif full:
+        row["kept"] = f"yes; {'; '.join(full)}"
     return row
 
 

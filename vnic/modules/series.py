@@ -11,6 +11,7 @@ from dataplane.graph.element import Element
 from dataplane.graph.port import Port
 from dataplane.graph.tally import Tally
 from shaping.class_tallies import class_tallies, has_classes, tree_of
+from shaping.policy.kept import NO_MEMORY
 from vnic.modules.lines import RunningLine
 from vnic.modules.nic_node import NicNode
 from vnic.modules.way import Way
@@ -38,7 +39,6 @@ OF_LINES = (
     "delay_ns",
     "delay_packets",
 )
-NO_MEMORY = ("line_full", "delay_line_full", "no_buffer")  # reasons for drops
 COUNTERS = {"arrived": "wire_packets", "delay_packets": "delayed"}  # of elements, by column
 # marked          packets marked with CE
 OF_CLASSES = ("marked",)
