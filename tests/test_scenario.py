@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from dataplane.capture.reader import CaptureReader
 from dataplane.capture.writer import CaptureWriter
 from dataplane.errors import ConfigError, VnicError
+from shaping.class_settings import PRIORITY_DEFAULT
 from shaping.policy.check import check_policy
 from shaping.policy.compile import arguments_at, compile_policy
 from shaping.policy.difference import difference_texts, differences, flat_policy
@@ -57,7 +58,9 @@ def steps(*lines, links="{}"):
 
 def at(found, seconds):
     """The arguments of elements that changed, then."""
-    return {f"{key.chain}.{key.element}.{key.name}": value for key, value in arguments_at(found, round(seconds * S)).items()}
+    return {
+        f"{key.chain}.{key.element}.{key.name}": value for key, value in arguments_at(found, NAMES, round(seconds * S)).items()
+    }
 
 
 # -- what is refused -------------------------------------------------------------------------------
@@ -67,7 +70,7 @@ def at(found, seconds):
     ("line", "says"),
     [
         ("5", "3: scenario[0]: invalid value 5: expected a mapping"),
-        ("{at: 5s}", "does nothing: expected one of set, ramp, link, repeat, and at"),
+        ("{at: 5s}", "does nothing: expected one of set, ramp, classes, link, repeat, and at"),
         ("{set: {web: {loss: 1%}}}", "has no at: expected at: a time such as 10s"),
         ("{at: 5, link: web, down: 1s}", "time '5' has no unit: write 5s or 5ms"),
         ("{at: -5s, link: web, down: 1s}", "time '-5s': expected a number with a unit"),
@@ -487,6 +490,114 @@ def test_a_step_costs_what_it_changes():
     (place,) = found.places_changing(2 * S, 2 * S + 100 * MS)
     assert place.source == "n7" and len(found.values_at(2 * S + 100 * MS, [place])) == 1
     assert [*found.places_changing(S, 2 * S - 1)] == [*found.places_changing(3 * S, 9 * S)] == []
+
+
+CLASSES = """version: 1
+classes:
+  web.egress:
+    rate: 8mbit
+    default: rest
+    tree:
+      gold: {match: {destination_port: 9}, guarantee: 1mbit, ceiling: 4mbit, weight: 3}
+      rest: {tree: {a: {match: {dscp: ef}}, b: {}}}
+scenario:
+"""
+
+
+def test_classes_change_with_time():
+    text = CLASSES.replace("default: rest", "default: rest/b")
+    found = scenario(text + "  - {at: 1s, classes: {web.egress/gold: {guarantee: 2mbit, weight: 5}, web.egress/rest/a: {priority: 0}}}\n"
+                     "  - {at: 2s, classes: {web.egress: {rate: 4mbit}}, over: 1s}\n  - {at: 9s, repeat: yes}\n")  # fmt: skip
+    [name] = at(found, 0)
+    assert name == "web.egress.shape-classes.classes"
+
+    def tree(seconds):
+        whole = at(found, seconds)[name]
+        gold, inner = whole["tree"]["gold"], whole["tree"]["rest"]["tree"]["a"]
+        return whole["rate"], gold["guarantee"], gold["ceiling"], gold["weight"], inner.get("priority")
+
+    assert tree(0) == tree(0.999) == ("8mbit", "1mbit", "4mbit", 3, None)
+    assert tree(1) == tree(2) == ("8mbit", "2mbit", "4mbit", 5, 0)
+    assert [tree(2 + n / 10)[0] for n in (1, 2, 5, 9, 10)] == ["7.6mbit", "7.2mbit", "6mbit", "4.4mbit", "4mbit"]
+    assert tree(8.9)[0] == "4mbit" and tree(9) == tree(0)
+    assert {*found.places_changing(0, S)} == {"web.egress"} and not {*found.places_changing(3 * S, 8 * S)}
+    assert found.position(2 * S + 1).next_ns == 100 * MS - 1
+    before = found.before
+    assert before[1] == [
+        "web.egress/gold guarantee 1mbit",
+        "web.egress/gold weight 3",
+        f"web.egress/rest/a priority {PRIORITY_DEFAULT}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{at: 1s, classes: {web.egress/gold: {queue: fifo}}}", "classes.web.egress/gold.queue: unknown key"),
+        (
+            "{at: 1s, classes: {web.egress/gold: {rate: 1mbit}}}",
+            "rate: is of all classes of a place: expected ceiling or guarantee",
+        ),
+        (
+            "{at: 1s, classes: {web.egress: {weight: 2}}}",
+            "weight: is of one class: expected a key such as web.egress/gold, or rate",
+        ),
+        ("{at: 1s, classes: {web.egress/gold: {}}}", "expected numbers such as {guarantee: 5mbit}"),
+        ("{at: 1s, classes: {}}", "expected a mapping from a class"),
+        ("{at: 1s, classes: {web.egress/gold: {weight: 0}}}", "weight"),
+        ("{at: 1s, classes: {web.egress/gold: {guarantee: 5}}}", "has no unit"),
+        ("{at: 1s, classes: {web.egress/gold: {weight: 2}}, over: 1ns}", "1ns: expected at least 1ms"),
+        ("{at: 1s, classes: {web.egress/gold: {weight: 2}}, down: 1s}", "down: belongs to link, and this is classes"),
+        ("{at: 1s, classes: {web.egress/gold: {weight: 2}}, set: {web: {loss: 1%}}}", "has set and classes"),
+    ],
+)
+def test_a_step_of_classes_that_is_wrong(line, says):
+    with pytest.raises(ConfigError) as caught:
+        parse_policy(CLASSES.replace("default: rest", "default: rest/b") + f"  - {line}\n", "x.yaml")
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{at: 1s, classes: {db.egress/gold: {weight: 2}}}", "step 1 (at 1s): db.egress/gold: there is no db.egress in classes; did"),
+        ("{at: 1s, classes: {web.egress/golf: {weight: 2}}}", "web.egress/golf: there is no such class"),
+        ("{at: 1s, classes: {web.egress/rest: {guarantee: 2mbit}}, over: 1s}", "guarantee: is no number to begin with: use a step"),
+        ("{at: 1s, classes: {web.egress/gold: {priority: 1}}, over: 1s}", "priority: does not change in parts"),
+        ("{at: 1s, classes: {web.egress/gold: {guarantee: 9mbit}}}", "scenario: web.egress, 1s after the beginning: "),
+        ("{at: 1s, classes: {web.egress: {rate: 500kbit}}, over: 2s}", "scenario: web.egress, 3s after the beginning: "),
+    ],
+)  # fmt: skip
+def test_classes_that_do_not_fit(line, says):
+    policy = parse_policy(CLASSES.replace("default: rest", "default: rest/b") + f"  - {line}\n", "x.yaml")
+    errors = [str(each) for each in check_policy(policy, NAMES) if each.kind == "error"]
+    assert len(errors) == 1 and says in errors[0], errors
+
+
+def test_a_class_gets_its_numbers_while_packets_flow():
+    """A ceiling falls to a half for one second; nothing that waits is lost or overtaken."""
+    with VirtualNetwork(
+        "nics: {web: {mac: '02:00:00:00:00:01'}, db: {mac: '02:00:00:00:00:02'}, cam: {mac: '02:00:00:00:00:03'}}"
+    ) as own:
+        own.send("db", frame(2, 1))
+        own.run()
+        own.take("web")
+        own.shape("version: 1\nclasses:\n  web.egress:\n    rate: 8mbit\n    default: all\n"
+                  "    tree: {all: {ceiling: 4mbit, queue: {packets: 5000}}}\n"
+                  "scenario:\n  - {at: 1s, classes: {web.egress/all: {ceiling: 2mbit}}}\n"
+                  "  - {at: 2s, classes: {web.egress/all: {ceiling: 4mbit}}}\n")  # fmt: skip
+        begin = own.now_ns
+        packets = [frame(1, 2, 1000)[:-4] + n.to_bytes(4, "big") for n in range(1500)]
+        own.send("web", packets)
+        own.run()
+        got = own.take("db")
+        assert [each.data for each in got] == packets and own.drops() == {}
+        counts = [0] * 4
+        for each in got:
+            counts[min((each.time_ns - begin) // S, 3)] += 1
+        assert counts[:3] == pytest.approx([500, 250, 500], abs=2)
+        assert own._runtime.read_handler("web.egress.shape-classes", "tree")[0]["value"]["tree"]["all"]["ceiling"] == "4mbit"
+        own.shape(None)
 
 
 def test_a_value_that_an_element_refuses_is_refused_at_once(net):  # noqa: F811

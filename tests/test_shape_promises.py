@@ -43,7 +43,7 @@ class Shaped(Recorded):
     def promises(self) -> dict[tuple[str, str], Promise]:
         config = self.net._runtime.config
         lines = list(plan_of(convert_policy(config.shape), network_of(config)).lines.values())
-        found = promises_of(FakeClient(self.recorder), lines, classes_by_name(config.shape))
+        found = promises_of(FakeClient(self.recorder), lines, classes_by_name(convert_policy(config.shape).classes))
         return {(each.line, each.promise): each for each in found}
 
     def close(self) -> None:

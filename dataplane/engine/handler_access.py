@@ -145,17 +145,23 @@ def write_handler(
         )
 
 
+def live_handlers(element: Element) -> dict[str, str]:
+    """The live handlers of an element that write one of its arguments: names by argument."""
+    return {
+        each.argument: name
+        for name, each in handlers_of(type(element)).items()
+        if each.argument is not None and each.write is not None and each.mode is Mode.LIVE
+    }
+
+
 def prepare_arguments(
     element: Element, before: Mapping[str, object], after: Mapping[str, object]
 ) -> list[Callable[[], object]] | None:
     """How an element that was built with the arguments `before` becomes one with `after` while it
     runs: calls of which each changes one argument; None where it has to be built anew. An argument
     that goes is written as None. Raises ConfigError for an invalid value."""
-    writers = {
-        each.argument: each
-        for each in handlers_of(type(element)).values()
-        if each.argument is not None and each.write is not None and each.mode is Mode.LIVE
-    }
+    handlers = handlers_of(type(element))
+    writers = {argument: handlers[name] for argument, name in live_handlers(element).items()}
     changed = [
         name
         for name in {**before, **after}

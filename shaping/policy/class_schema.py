@@ -185,6 +185,39 @@ class ClassConfig(Strict):
     ] = {}
 
 
+class ClassStepConfig(Strict):
+    """Numbers of a class that a step of a scenario changes.
+
+    rate: Of a place without the name of a class: what all its classes share.
+    guarantee: As in `classes`.
+    ceiling: As in `classes`.
+    weight: As in `classes`.
+    priority: As in `classes`.
+    latency: As in `classes`.
+    """
+
+    rate: Annotated[LineRate | None, _RATE] = None
+    guarantee: Annotated[LineRate | None, _RATE] = None
+    ceiling: Annotated[LineRate | None, _RATE] = None
+    weight: (
+        Annotated[int, Meta(ge=1, le=WEIGHT_MOST, description=f"a number from 1 to {WEIGHT_MOST}")]
+        | None
+    ) = None
+    priority: (
+        Annotated[
+            int, Meta(ge=0, le=PRIORITIES - 1, description=f"a number from 0 to {PRIORITIES - 1}")
+        ]
+        | None
+    ) = None
+    latency: Annotated[LineTime | None, _TIME] = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The numbers that it has, by name."""
+        values = {name: getattr(self, name) for name in self.__struct_fields__}
+        return {name: value for name, value in values.items() if value is not None}
+
+
 class ClassesConfig(Strict):
     """A rate that is shared by classes.
 

@@ -171,6 +171,26 @@ def change_class(
     return found
 
 
+def class_at(entry: ClassEntry, path: str) -> ClassesConfig | ClassConfig | None:
+    """A class of an entry by its path, "": the entry's own settings; None: there is none."""
+    found: ClassesConfig | ClassConfig = entry.config
+    for name in path.split("/") if path else ():
+        if name not in found.tree:
+            return None
+        found = found.tree[name]
+    return found
+
+
+def with_numbers(entry: ClassEntry, numbers: Mapping[tuple[str, str], Any]) -> ClassEntry:
+    """The entry with other numbers. numbers: by the path of a class and the number's name; None:
+    the class has none."""
+    config = copy.deepcopy(entry.config)
+    changed = entry._replace(config=config)
+    for (path, name), value in numbers.items():
+        setattr(class_at(changed, path), name, value)
+    return changed
+
+
 # -- compiling -------------------------------------------------------------------------------------
 
 

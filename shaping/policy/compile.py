@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 from dataplane.config.convert import did_you_mean
@@ -30,7 +30,7 @@ from dataplane.errors import ConfigError
 from dataplane.units import format_time
 from shaping.overhead import MAHIMAHI_BYTES
 from shaping.policy.classes import EXAMPLES as CLASS_PLACES
-from shaping.policy.classes import ClassEntry, element_entries, place_key
+from shaping.policy.classes import SCHEDULER_NAME, ClassEntry, element_entries, place_key
 from shaping.policy.findings import refuse
 from shaping.policy.keys import ANY, LinkKey
 from shaping.policy.load import Policy
@@ -38,7 +38,7 @@ from shaping.policy.network import Network
 from shaping.policy.overhead_schema import OverheadConfig
 from shaping.policy.places import Line, Place, Plan, places_of, plan_of
 from shaping.policy.scalars import QueueLength, Share
-from shaping.policy.scenario import Scenario, scenario_of
+from shaping.policy.scenario import Scenario, Where, scenario_of
 from shaping.policy.schema import (
     CorruptConfig,
     DelayConfig,
@@ -214,11 +214,19 @@ class Argument(NamedTuple):
 
 
 def arguments_at(
-    scenario: Scenario, elapsed_ns: int, places: Iterable[Place] | None = None
+    scenario: Scenario,
+    network: Network,
+    elapsed_ns: int,
+    places: Collection[Where] | None = None,
 ) -> dict[Argument, Any]:
     """The arguments of a policy's elements that its scenario changes, of all places or of some, as
     they are `elapsed_ns` after its beginning."""
-    return {
+    trees = {
+        Argument(class_chain(entry, network), SCHEDULER_NAME, "classes"): scheduler["classes"]
+        for entry in scenario.classes_at(elapsed_ns, places)
+        for scheduler in element_entries(entry, network)[1:]
+    }
+    return trees | {
         Argument(chain_of_place(line.place), entry["name"], setting): entry[setting]
         for line in scenario.lines_at(elapsed_ns, places)
         for entry in elements_of(line)

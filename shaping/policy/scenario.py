@@ -6,21 +6,24 @@ does not have it. So the elements of a policy are the same at all times, and onl
 differ (shaping.policy.compile.arguments_at).
 
 A ramp changes its values in equal parts every RAMP_NS, the last of them at its end. A link that is
-down loses all packets that come to it.
+down loses all packets that come to it. Numbers of classes change in the same way: the tree of a
+place is one argument of its Scheduler.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import msgspec
 
+from dataplane.config.convert import did_you_mean
 from dataplane.config.scalars import SchemaError
 from dataplane.errors import ConfigError
 from dataplane.units import format_time
+from shaping.policy.classes import ClassEntry, class_at, tree_setting, with_numbers
 from shaping.policy.findings import Finding
 from shaping.policy.keys import LinkKey
 from shaping.policy.load import Policy
@@ -37,6 +40,7 @@ from shaping.policy.places import (
 )
 from shaping.policy.scalars import LineRate, LineTime, Share
 from shaping.policy.schema import CorruptConfig, DelayConfig, LossConfig, ReorderConfig
+from shaping.policy.steps import ClassEntry as ClassStep
 from shaping.policy.steps import Entry, Step
 
 RAMP_NS = 100_000_000
@@ -44,6 +48,7 @@ CHANGES_MOST = 10_000  # of settings, by all steps together: each is kept and lo
 SHARE_DIGITS = 12  # of a ramp's shares, so that their text stays short
 
 Values = dict[tuple[Place, str], Any]  # by place and setting
+Where = Place | str  # of lines, or a key of `classes`
 
 _NOTHING: dict[str, Any] = {
     "rate": LineRate(0),
@@ -101,17 +106,22 @@ class Position(NamedTuple):
 
 
 class Scenario:
-    """The changes of a plan's lines. steps: those of the file; period_ns: of `repeat`."""
+    """The changes of a plan's lines and classes. steps: those of the file; classes: by their key;
+    period_ns: of `repeat`."""
 
-    def __init__(self, steps: list[Step], lines: dict[Place, Line]) -> None:
-        self.steps, self.lines = steps, lines
+    def __init__(
+        self, steps: list[Step], lines: dict[Place, Line], classes: dict[str, ClassEntry]
+    ) -> None:
+        self.steps, self.lines, self.classes = steps, lines, classes
         last = steps[-1] if steps else None
         self.period_ns = last.at_ns if last is not None and last.kind == "repeat" else None
         self.tracks: dict[Place, dict[str, Track]] = {}
+        # of numbers of classes, by the key of `classes`, the path and the number's name
+        self.class_tracks: dict[str, dict[tuple[str, str], Track]] = {}
         self.before: dict[int, list[str]] = {}  # by step: what its settings were, as text
         self._downs: dict[Place, list[tuple[int, int]]] = {}
-        self._ramps: list[tuple[int, int, Place]] = []  # from, to; by `from`
-        self._instants: list[tuple[int, Place]] = []  # of changes that are no ramps
+        self._ramps: list[tuple[int, int, Where]] = []  # from, to; by `from`
+        self._instants: list[tuple[int, Where]] = []  # of changes that are no ramps
 
     def close_down(self, place: Place, from_ns: int, to_ns: int) -> None:
         """Nothing passes a place in that time."""
@@ -121,15 +131,27 @@ class Scenario:
     def change(self, place: Place, name: str, segment: Segment) -> None:
         """Changes one setting; segments come in the order of their times."""
         self.tracks[place][name].add(segment)
+        self._note(place, segment)
+
+    def change_class(self, place: str, path: str, name: str, segment: Segment) -> None:
+        """Changes one number of a class."""
+        self.class_tracks[place][path, name].add(segment)
+        self._note(place, segment)
+
+    def _note(self, where: Where, segment: Segment) -> None:
         end_ns = segment.at_ns + segment.over_ns
-        self._instants += [(segment.at_ns, place), (end_ns, place)]
+        self._instants += [(segment.at_ns, where), (end_ns, where)]
         if segment.over_ns:
-            self._ramps.append((segment.at_ns, end_ns, place))
+            self._ramps.append((segment.at_ns, end_ns, where))
 
     def finish(self) -> None:
         """After the last change."""
-        self._instants.sort()
-        self._ramps.sort()
+        self._instants.sort(key=lambda each: each[0])
+        self._ramps.sort(key=lambda each: each[0])
+
+    def instants_of(self, where: Where) -> list[int]:
+        """When something of a place changes, or ends to."""
+        return sorted({at_ns for at_ns, each in self._instants if each == where})
 
     def _now_ns(self, elapsed_ns: int) -> int:
         """The time within its round."""
@@ -152,11 +174,11 @@ class Scenario:
         next_ns = min(instants) - now_ns if instants else None
         return Position(rounds, now_ns, self.steps[begun - 1] if begun else None, next_ns)
 
-    def places_changing(self, from_ns: int, to_ns: int) -> Iterable[Place]:
+    def places_changing(self, from_ns: int, to_ns: int) -> Collection[Where]:
         """The places that may have changed after `from_ns` and up to `to_ns`, both since the
         beginning: a step costs what it changes, not what the scenario has."""
         if self.period_ns is not None and from_ns // self.period_ns != to_ns // self.period_ns:
-            return self.tracks
+            return {*self.tracks, *self.class_tracks}
         from_ns, to_ns = self._now_ns(from_ns), self._now_ns(to_ns)
         first, last = (
             bisect_right(self._instants, each, key=lambda each: each[0])
@@ -170,18 +192,33 @@ class Scenario:
                 found.add(place)
         return found
 
-    def values_at(self, elapsed_ns: int, places: Iterable[Place] | None = None) -> Values:
-        """The settings that the scenario changes, of all places or of some, as they are then."""
+    def values_at(self, elapsed_ns: int, places: Collection[Where] | None = None) -> Values:
+        """The settings of lines that the scenario changes, of all places or of some, as they are
+        then."""
         now_ns = self._now_ns(elapsed_ns)
         values: Values = {}
-        for place in self.tracks if places is None else places:
+        for place in self.tracks if places is None else self.tracks.keys() & places:
             for name, track in self.tracks[place].items():
                 values[place, name] = track.value(now_ns)
             if any(from_ns <= now_ns < to_ns for from_ns, to_ns in self._downs.get(place, ())):
                 values[place, "loss"] = _ALL_LOST
         return values
 
-    def lines_at(self, elapsed_ns: int, places: Iterable[Place] | None = None) -> list[Line]:
+    def classes_at(
+        self, elapsed_ns: int, places: Collection[Where] | None = None
+    ) -> list[ClassEntry]:
+        """The classes that it changes, or some of them, with their numbers then."""
+        now_ns = self._now_ns(elapsed_ns)
+        chosen = [each for each in self.class_tracks if places is None or each in places]
+        return [
+            with_numbers(
+                self.classes[place],
+                {at: track.value(now_ns) for at, track in self.class_tracks[place].items()},
+            )
+            for place in chosen
+        ]
+
+    def lines_at(self, elapsed_ns: int, places: Collection[Where] | None = None) -> list[Line]:
         """The lines that it changes, or some of them, with their settings then."""
         found: dict[Place, dict[str, Setting]] = {}
         for (place, name), value in self.values_at(elapsed_ns, places).items():
@@ -194,7 +231,8 @@ def scenario_of(policy: Policy, plan: Plan, network: Network) -> Scenario | None
     settings that only steps have, and the errors of the steps."""
     if not policy.steps:
         return None
-    scenario = Scenario(policy.steps, plan.lines)
+    classes = {entry.key: entry for entry in policy.classes}
+    scenario = Scenario(policy.steps, plan.lines, classes)
     changes = 0
     for step in policy.steps:
         if sum(finding.kind == "error" for finding in plan.findings) >= ERRORS_MOST:
@@ -206,8 +244,11 @@ def scenario_of(policy: Policy, plan: Plan, network: Network) -> Scenario | None
                 plan.findings.append(Finding("error", step.where, f"{step_name(step)}: {text}"))
                 return scenario
             _add(scenario, plan, step, *found)
+        for entry in step.classes:
+            plan.findings.extend(_add_class(scenario, step, entry))
         plan.findings.extend(_cut_off(scenario, step))
     scenario.finish()
+    plan.findings.extend(_wrong_trees(scenario))
     return scenario
 
 
@@ -260,6 +301,55 @@ def _add(
         return
     variants.append(setting.value)
     scenario.change(place, name, Segment(step.at_ns, first, setting.value, step.lasts_ns))
+
+
+def _add_class(scenario: Scenario, step: Step, entry: ClassStep) -> Iterator[Finding]:
+    """Adds the changes of one class to the scenario."""
+    known = scenario.classes.get(entry.place)
+    name = f"{step_name(step)}: {entry.name}"
+    if known is None:
+        text = f"{name}: there is no {entry.place} in classes"
+        hint = (
+            did_you_mean(entry.place, list(scenario.classes))
+            if scenario.classes
+            else "it is not there"
+        )
+        yield Finding("error", entry.where, f"{text}; {hint}")
+        return
+    config = class_at(known, entry.path)
+    if config is None:
+        yield Finding("error", entry.where, f"{name}: there is no such class")
+        return
+    for number, value in entry.numbers.items():
+        tracks = scenario.class_tracks.setdefault(entry.place, {})
+        base = getattr(config, number)
+        track = tracks.setdefault((entry.path, number), Track(base))
+        first = track.value(step.at_ns)
+        if first != value:
+            was = f"{entry.name} {number} {'none' if first is None else setting_text(first)}"
+            scenario.before.setdefault(step.number, []).append(was)
+        if step.lasts_ns and (first is None or number == "priority"):
+            why = "is no number to begin with" if first is None else "does not change in parts"
+            text = f"{name}: {number}: {why}: use a step without over"
+            yield Finding("error", entry.where, text)
+            return
+        segment = Segment(step.at_ns, first, value, step.lasts_ns)
+        scenario.change_class(entry.place, entry.path, number, segment)
+
+
+def _wrong_trees(scenario: Scenario) -> Iterator[Finding]:
+    """Trees that cannot be, such as with guarantees beyond those of their parent. Between two
+    instants all numbers change in proportion, so what holds at both holds between them."""
+    for place in scenario.class_tracks:
+        for at_ns in scenario.instants_of(place):
+            [entry] = scenario.classes_at(at_ns, [place])
+            try:
+                tree_setting(entry)
+            except ConfigError as error:
+                text = str(error).removeprefix("classes: ")
+                moment = f"{place}, {format_time(at_ns)} after the beginning"
+                yield Finding("error", entry.where, f"scenario: {moment}: {text}")
+                break
 
 
 def _cut_off(scenario: Scenario, step: Step) -> Iterator[Finding]:
@@ -323,7 +413,10 @@ def step_text(step: Step) -> str:
         return "again from the start"
     if step.kind == "link":
         return f"{step.link}: nothing passes for {format_time(step.lasts_ns)}"
-    texts = []
+    texts = [
+        f"{entry.name}: {', '.join(f'{name} {value}' for name, value in entry.numbers.items())}"
+        for entry in step.classes
+    ]
     for entry in step.entries:
         values = ", ".join(
             f"{name} {setting_text(value)}"

@@ -16,7 +16,7 @@ from dataplane.config.scalars import SchemaError
 from dataplane.errors import ConfigError
 from shaping.impairment_settings import BY_MOST
 from shaping.loss_model import Chain, chain_of
-from shaping.policy.class_schema import ClassesConfig, MatchConfig
+from shaping.policy.class_schema import ClassesConfig, ClassStepConfig, MatchConfig
 from shaping.policy.keys import NAME_MOST
 from shaping.policy.overhead_schema import OVERHEAD_META, OverheadConfig
 from shaping.policy.scalars import (
@@ -431,13 +431,15 @@ _PLACES = Meta(
 
 
 class StepConfig(_Strict):
-    """A step of a scenario. It has `at` and one of `set`, `ramp` with `over`, `link` with `down`,
-    and `repeat`.
+    """A step of a scenario. It has `at` and one of `set`, `ramp` with `over`, `classes`, `link`
+    with `down`, and `repeat`.
 
     at: Time of the step, from when the policy was applied on.
     set: Settings that lines have from then on, with keys and settings as in `links`; those that
         can change while packets flow.
     ramp: Settings that lines reach in equal parts every 100 ms, from what they are.
+    classes: Numbers that classes have from then on, or with `over` reach in equal parts. A key is a
+        place of `classes`, and behind a slash the class, such as `web.egress/gold`.
     over: Time after which a ramp has reached them.
     link: NIC or link on which nothing passes, in either direction.
     down: How long nothing passes.
@@ -447,6 +449,14 @@ class StepConfig(_Strict):
     at: Annotated[StepTime, Meta(description="a time such as 10s", examples=["10s"])]
     set: Annotated[dict[str, LineConfig] | None, _PLACES] = None
     ramp: Annotated[dict[str, LineConfig] | None, _PLACES] = None
+    classes: Annotated[
+        dict[str, ClassStepConfig] | None,
+        Meta(
+            description="a mapping from a class such as web.egress/gold to numbers such as "
+            "{guarantee: 5mbit}",
+            examples=[{"web.egress/gold": {"guarantee": "5mbit"}}],
+        ),
+    ] = None
     over: Annotated[StepTime | None, Meta(description="a time such as 5s", examples=["5s"])] = None
     link: (
         Annotated[

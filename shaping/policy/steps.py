@@ -17,6 +17,7 @@ from dataplane.config.convert import (
     unknown_key,
 )
 from dataplane.units import format_time
+from shaping.policy.class_schema import ClassStepConfig
 from shaping.policy.keys import LinkKey, parse_key
 from shaping.policy.schema import STEPS_MOST, LineConfig, PolicyConfig, StepConfig
 
@@ -27,7 +28,9 @@ CLASS_WAYS = (".egress", ".ingress")  # as in web.egress/gold
 REPEAT_LEAST_NS = 100_000_000  # between two rounds: a scenario must not keep control busy
 SPAN_LEAST_NS = 1_000_000  # of a ramp, or of a link that is down
 
-KINDS: dict[str, str | None] = {"set": None, "ramp": "over", "link": "down", "repeat": None}
+KINDS: dict[str, str | None] = {
+    "set": None, "ramp": "over", "classes": None, "link": "down", "repeat": None,
+}  # fmt: skip
 
 
 class Entry(NamedTuple):
@@ -46,22 +49,42 @@ class Entry(NamedTuple):
 MakeEntry = Callable[[Any, Any, Path, Locate], Entry]  # key, settings, path
 
 
+class ClassEntry(NamedTuple):
+    """Numbers for one class in a step.
+
+    place      a key of `classes`
+    path       of the class; "": all of them
+    where      "FILE:LINE" of the entry
+    """
+
+    place: str
+    path: str
+    numbers: dict[str, Any]
+    where: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.place}/{self.path}" if self.path else self.place
+
+
 class Step(NamedTuple):
     """One step.
 
     number     in the file, from 1
     entries    of set and ramp
     link       the name that is down
-    lasts_ns   of a ramp, or of a link that is down
+    lasts_ns   of a ramp, also of classes, or of a link that is down
+    classes    of classes
     """
 
     number: int
     at_ns: int
-    kind: Literal["set", "ramp", "link", "repeat"]
+    kind: Literal["set", "ramp", "classes", "link", "repeat"]
     where: str
     entries: list[Entry] = []
     link: str = ""
     lasts_ns: int = 0
+    classes: list[ClassEntry] = []
 
 
 def convert_steps(
@@ -109,15 +132,20 @@ def _step(data: Any, number: int, locate: Locate, make_entry: MakeEntry) -> tupl
     entries: list[Entry] = []
     if kind in ("set", "ramp"):
         entries = _entries(fields.pop(kind), (*path, kind), locate, make_entry, kind)
+    classes: dict[str, tuple[ClassEntry, ClassStepConfig]] = {}
+    if kind == "classes":
+        classes = _classes(fields.pop(kind), (*path, kind), locate)
     config = convert(fields, StepConfig, path, locate)
     for other, span in KINDS.items():
+        if kind == "classes" and span == "over":  # may be there
+            continue
         if span is None or (other == kind) == (getattr(config, span) is not None):
             continue
         if other == kind:
             wanted = field_type(StepConfig, (span,))[1]
             raise error_at(locate, path, f"{kind} has no {span}: expected {span}: {wanted}")
         raise error_at(locate, (*path, span), f"belongs to {other}, and this is {kind}")
-    span = KINDS[kind]
+    span = "over" if kind == "classes" and config.over is not None else KINDS[kind]
     lasts_ns = 0 if span is None else int(getattr(config, span))
     if span is not None and lasts_ns < SPAN_LEAST_NS:
         text = f"{format_time(lasts_ns)}: expected at least {format_time(SPAN_LEAST_NS)}"
@@ -127,9 +155,12 @@ def _step(data: Any, number: int, locate: Locate, make_entry: MakeEntry) -> tupl
         raise error_at(locate, (*path, "at"), text)
     if entries:
         setattr(config, kind, {str(each.key): each.settings for each in entries})
+    if classes:
+        config.classes = {name: numbers for name, (_, numbers) in classes.items()}
     step = Step(
-        number + 1, int(config.at), kind, locate(path), entries, config.link or "", lasts_ns
-    )
+        number + 1, int(config.at), kind, locate(path), entries, config.link or "", lasts_ns,
+        [entry for entry, _ in classes.values()],
+    )  # fmt: skip
     return step, config
 
 
@@ -153,6 +184,32 @@ def _entries(
                     f"cannot change while packets flow: write it in links: {entry.key}",
                 )
     return entries
+
+
+def _classes(
+    data: Any, path: Path, locate: Locate
+) -> dict[str, tuple[ClassEntry, ClassStepConfig]]:
+    """The entries of classes, by their names."""
+    if not isinstance(data, Mapping) or not data:
+        wanted = field_type(StepConfig, ("classes",))[1]
+        raise error_at(locate, path, f"invalid value {shown(data)}: expected {wanted}")
+    found = {}
+    for key, value in data.items():
+        here = (*path, key)
+        place, _, inner = (each.strip() for each in str(key).partition("/"))
+        if not isinstance(value, Mapping) or not value:
+            text = f"invalid value {shown(value)}: expected numbers such as {{guarantee: 5mbit}}"
+            raise error_at(locate, here, text)
+        numbers = convert(value, ClassStepConfig, here, locate)
+        if inner and numbers.rate is not None:
+            text = "is of all classes of a place: expected ceiling or guarantee"
+            raise error_at(locate, (*here, "rate"), text)
+        if not inner and (other := next((each for each in numbers.given if each != "rate"), None)):
+            text = f"is of one class: expected a key such as {place}/gold, or rate"
+            raise error_at(locate, (*here, other), text)
+        entry = ClassEntry(place, inner, numbers.given, locate(here))
+        found[entry.name] = entry, numbers
+    return found
 
 
 def names_of_steps(data: Any) -> set[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from dataplane.units import format_rate
@@ -11,7 +11,6 @@ from shaping.class_settings import ClassSetting
 from shaping.policy.classes import SCHEDULER_NAME, ClassEntry, tree_setting
 from shaping.policy.compile import class_chain
 from shaping.policy.kept_classes import asked_of
-from shaping.policy.load import convert_policy
 from shaping.policy.network import Network
 from vnic.cli.common import plural
 from vnic.cli.shape_report import row_of
@@ -27,12 +26,12 @@ Table = dict[str, dict[str, Any]]
 
 
 def class_tables(
-    client: Client, policy: dict[str, Any], network: Network, names: Iterable[str]
+    client: Client, entries: Iterable[ClassEntry], network: Network, names: Collection[str]
 ) -> dict[str, Table]:
     """Of each place of `classes`: what each class has sent, dropped and holds, by path. names: of
     all elements. Places whose Scheduler is gone are left out."""
     found: dict[str, Table] = {}
-    for entry in convert_policy(policy).classes:
+    for entry in entries:
         chain = f"{class_chain(entry, network)}."
         for name in names:
             if name.startswith(chain) and name.endswith(f".{SCHEDULER_NAME}"):
@@ -54,14 +53,14 @@ def _summed(copies: list[dict[str, Any]]) -> Table:
 
 
 def class_rows(
-    policy: dict[str, Any],
+    entries: Iterable[ClassEntry],
     network: Network,
     before: dict[str, Table],
     after: dict[str, Table],
     took_s: float,
 ) -> Iterator[dict[str, Any]]:
     """The rows of `vnic shape show`, as those of lines."""
-    for entry in convert_policy(policy).classes:
+    for entry in entries:
         table, earlier = after.get(entry.key), before.get(entry.key, {})
         for each in tree_setting(entry).classes:
             owner = class_chain(entry, network).owner
@@ -77,13 +76,9 @@ def name_of(entry: ClassEntry, each: ClassSetting) -> str:
     return f"{entry.key}/{each.path}" if each.path else entry.key
 
 
-def classes_by_name(policy: dict[str, Any]) -> dict[str, ClassSetting]:
-    """The classes of a policy, by the names of `History`."""
-    return {
-        name_of(entry, each): each
-        for entry in convert_policy(policy).classes
-        for each in tree_setting(entry).classes
-    }
+def classes_by_name(entries: Iterable[ClassEntry]) -> dict[str, ClassSetting]:
+    """The classes of places, by the names of `History`."""
+    return {name_of(entry, each): each for entry in entries for each in tree_setting(entry).classes}
 
 
 def asked(each: ClassSetting) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from shaping.loss_bounds import loss_bounds
+from shaping.policy.classes import ClassEntry
 from shaping.policy.compile import LINE_NAME, NAME, chain_of_place, name_at
 from shaping.policy.kept import NO_MEMORY
 from shaping.policy.keys import parse_key
@@ -15,15 +16,26 @@ from shaping.policy.scenario import scenario_of
 from vnic.cli.common import about, plural
 
 
-def lines_of(shape: dict[str, Any], network: Network, elapsed_ns: int = 0) -> list[Line]:
-    """The lines of a policy, `elapsed_ns` after its scenario began."""
+class Asked(NamedTuple):
+    """What a policy asks for at a moment."""
+
+    lines: list[Line]
+    classes: list[ClassEntry]
+
+
+def asked_at(shape: dict[str, Any], network: Network, elapsed_ns: int = 0) -> Asked:
+    """The lines and classes of a policy, `elapsed_ns` after its scenario began."""
     policy = convert_policy(shape)
     plan = plan_of(policy, network)
     scenario = scenario_of(policy, plan, network)
     if scenario is None:
-        return list(plan.lines.values())
+        return Asked(list(plan.lines.values()), policy.classes)
     now = {line.place: line for line in scenario.lines_at(elapsed_ns)}
-    return [now.get(line.place, line) for line in plan.lines.values()]
+    classes = {entry.key: entry for entry in scenario.classes_at(elapsed_ns)}
+    return Asked(
+        [now.get(line.place, line) for line in plan.lines.values()],
+        [classes.get(entry.key, entry) for entry in policy.classes],
+    )
 
 
 def waiting(shape: dict[str, Any], network: Network) -> list[dict[str, Any]]:

@@ -22,6 +22,8 @@ from vnic.cli.common import (
 from vnic.cli.running_policy import elements_by_name, left_behind, running_network
 
 if TYPE_CHECKING:
+    from shaping.policy.classes import ClassEntry
+    from shaping.policy.network import Network
     from vnic.api.client import Client
     from vnic.cli.shape_classes import Table
 
@@ -81,14 +83,14 @@ def show(over_ns: int, watch_ns: int | None, promises: bool, instance: str, as_j
 def _promises(client: Client) -> Found:
     from vnic.cli.shape_classes import classes_by_name
     from vnic.cli.shape_promises import promises_of
-    from vnic.cli.shape_report import lines_of
+    from vnic.cli.shape_report import asked_at
 
     status = client.call("ShapeStatus", whole=True)["status"]
     if status["policy"] is None:
         return _nothing(client, status, "promises")
     network, scenario = running_network(status)[0], status["scenario"]
-    lines = lines_of(status["policy"], network, 0 if scenario is None else scenario["elapsed_ns"])
-    found = promises_of(client, lines, classes_by_name(status["policy"]))
+    asked = asked_at(status["policy"], network, 0 if scenario is None else scenario["elapsed_ns"])
+    found = promises_of(client, asked.lines, classes_by_name(asked.classes))
     return {
         "seed": status["policy"].get("seed"), **{key: status[key] for key in GIVEN},
         "promises": [each.as_dict() for each in found],
@@ -114,7 +116,7 @@ class _Measuring:
         """What was measured since the last call; since now at the first one, and where the policy
         was changed."""
         from vnic.cli.shape_classes import class_rows
-        from vnic.cli.shape_report import lines_of, measured, waiting
+        from vnic.cli.shape_report import asked_at, measured, waiting
 
         status = self._client.call("ShapeStatus", whole=True)["status"]
         if (policy := status["policy"]) is None:
@@ -123,29 +125,29 @@ class _Measuring:
         network, _ = running_network(status)
         if status["generation"] != self._generation:
             self._generation = status["generation"]
-            self._read(policy, network)
+            self._read(asked_at(policy, network).classes, network)
         time.sleep(wait_ns / 1e9)
         elements, classes, read_s = self._elements, self._classes, self._read_s
-        self._read(policy, network)
-        took_s = self._read_s - read_s
         scenario = status["scenario"]
-        lines = lines_of(policy, network, 0 if scenario is None else scenario["elapsed_ns"])
+        asked = asked_at(policy, network, 0 if scenario is None else scenario["elapsed_ns"])
+        self._read(asked.classes, network)
+        took_s = self._read_s - read_s
         return {
             "seed": policy.get("seed"),
             **{key: status[key] for key in GIVEN},
             "lines": [
-                *class_rows(policy, network, classes, self._classes, took_s),
-                *(measured(line, elements, self._elements, took_s) for line in lines),
+                *class_rows(asked.classes, network, classes, self._classes, took_s),
+                *(measured(line, elements, self._elements, took_s) for line in asked.lines),
                 *waiting(policy, network),
             ],
             "shares": self._client.call("Status")["status"].get("shares", []),
         }
 
-    def _read(self, policy: Any, network: Any) -> None:
+    def _read(self, classes: list[ClassEntry], network: Network) -> None:
         from vnic.cli.shape_classes import class_tables
 
         self._elements, self._read_s = elements_by_name(self._client), time.monotonic()
-        self._classes = class_tables(self._client, policy, network, self._elements)
+        self._classes = class_tables(self._client, classes, network, self._elements)
 
 
 def _print(found: Found) -> None:

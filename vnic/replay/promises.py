@@ -43,13 +43,16 @@ class Promises:
             for each in lines
         ]
         network, schedulers = network_of(config), {}
+        # of classes that a scenario changes, numbers are not judged by those of the beginning
+        changed = {each.place for step in policy.steps for each in step.classes}
         for element in elements:
             if isinstance(element, Scheduler):
                 schedulers[element.name] = element
         self._classes = [
             _Classes(entry, scheduler, frame)
             for entry in policy.classes
-            if (scheduler := _of_policy(schedulers, f"{class_chain(entry, network)}."))
+            if entry.key not in changed
+            and (scheduler := _of_policy(schedulers, f"{class_chain(entry, network)}."))
         ]
 
     def window_until(self, due_ns: int) -> int:

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from dataplane.engine.handler_access import read_handler, write_handler
+from dataplane.engine.handler_access import live_handlers, read_handler, write_handler
 from dataplane.errors import VnicError
 from dataplane.graph.element import Element
 from shaping.policy.compile import Argument, arguments_at, elements_of
@@ -44,11 +44,13 @@ class Stage(Host, Protocol):
 
 
 class _Play(NamedTuple):
-    """A scenario that runs. chains: the arguments that it changes, by the chain's name."""
+    """A scenario that runs. network: its names; chains: the arguments that it changes, by the
+    chain's name."""
 
     policy: Any
     began_ns: int
     scenario: Scenario
+    network: Network
     chains: dict[str, list[Argument]]
 
 
@@ -84,14 +86,14 @@ class ScenarioRunner:
             return
         began_ns = config.shape_term.began_ns
         assert began_ns is not None
-        scenario = _scenario(config)
+        scenario, network = _scenario(config)
         if not checked and (now is None or now.policy != policy):
             _check(scenario)
         chains: dict[str, list[Argument]] = {}
-        for argument in arguments_at(scenario, 0):
+        for argument in arguments_at(scenario, network, 0):
             chains.setdefault(str(argument.chain), []).append(argument)
         before = self._values.keys()
-        self._play = _Play(policy, began_ns, scenario, chains)
+        self._play = _Play(policy, began_ns, scenario, network, chains)
         self._look()
         self._left = (self._left | before) - self._values.keys()
 
@@ -161,8 +163,9 @@ class ScenarioRunner:
         if element is None:
             return
         try:
-            if read_handler(element, argument.name) != value:
-                write_handler([element], argument.name, value, halt=_never, resume=_never)
+            handler = live_handlers(element)[argument.name]
+            if read_handler(element, handler) != value:
+                write_handler([element], handler, value, halt=_never, resume=_never)
         except VnicError as error:
             log.error("scenario", element=element.name, why=str(error))
             self._failed.add(argument)
@@ -177,10 +180,10 @@ class ScenarioRunner:
         assert play is not None
         scenario, before = play.scenario, self._values
         if since_ns is None:
-            self._values = now = arguments_at(scenario, elapsed_ns)
+            self._values = now = arguments_at(scenario, play.network, elapsed_ns)
         else:
             places = scenario.places_changing(since_ns, elapsed_ns)
-            now = arguments_at(scenario, elapsed_ns, places)
+            now = arguments_at(scenario, play.network, elapsed_ns, places)
         changed = [argument for argument, value in now.items() if before.get(argument) != value]
         self._values |= now
         self._looked_ns = elapsed_ns
@@ -244,9 +247,9 @@ class ScenarioRunner:
         return (due_ns - self._runtime.clock.now_ns) / 1e9
 
 
-def _scenario(config: Config) -> Scenario:
-    """The scenario of a configuration's policy. Names that the network lacks are those of NICs that
-    are not attached."""
+def _scenario(config: Config) -> tuple[Scenario, Network]:
+    """The scenario of a configuration's policy, and the network that it is for. Names that the
+    network lacks are those of NICs that are not attached."""
     policy = convert_policy(config.shape)
     links = {str(link.name): link.ends for link in config.links}
     names = names_in(config.shape) - links.keys()
@@ -255,7 +258,7 @@ def _scenario(config: Config) -> Scenario:
     scenario = scenario_of(policy, plan, network)
     refuse(plan.findings)
     assert scenario is not None
-    return scenario
+    return scenario, network
 
 
 def _check(scenario: Scenario) -> None:
