@@ -131,7 +131,7 @@ def names_in(policy: Any) -> set[str]:
     keys = [parse_key(key) for key in policy.get("links", {})]
     names = {name for key in keys for name in (key.first, key.second)}
     for entry in policy.get("links", {}).values():
-        names |= {match["sender"] for match in entry.get("match") or () if match.get("sender")}
+        names |= {match["sender"] for match in entry.get("match", ()) if "sender" in match}
     names |= names_of_classes(policy.get("classes"))
     for share in (policy.get("shares") or {}).values():
         members = share.get("members") or {}
