@@ -244,7 +244,9 @@ def element_name(name: str, source: str, part: str = "") -> str:
     return f"{whole[: NAME_MOST - len(digest) - 1]}.{digest}"
 
 
+_OF_POLICY = re.compile(
     r".+\.shape(?:-line|-pairs|-parts|-split|-classes)?(?:\.shape(?:-line|-parts)?-(?:from|of)-.+)?"
+)
 
 
 def is_of_policy(name: str) -> bool:

@@ -22,7 +22,7 @@ from dataplane.config.scalars import SchemaError
 from dataplane.errors import ConfigError
 from dataplane.units import format_time
 from shaping.policy.findings import Finding
-from shaping.policy.keys import LinkKey
+from shaping.policy.keys import ANY, LinkKey
 from shaping.policy.load import Policy
 from shaping.policy.network import Network
 from shaping.policy.places import (
@@ -242,6 +242,10 @@ def _add(
 ) -> None:
     """Adds one change of a step to the scenario, and the setting to the plan."""
     line = plan.lines.setdefault(place, Line(place, step.where))
+    if setting is not None and name == "rate" and (why := _other_rate(line, plan)) is not None:
+        text = f"{step_name(step)}: {place}: rate: {why}"
+        plan.findings.append(Finding("error", setting.where, text))
+        return
     line.settings.setdefault(name, Setting(_NOTHING[name], step.where))
     variants = line.variants.setdefault(name, [line.settings[name].value])
     tracks = scenario.tracks.setdefault(place, {})
@@ -260,6 +264,16 @@ def _add(
         return
     variants.append(setting.value)
     scenario.change(place, name, Segment(step.at_ns, first, setting.value, step.lasts_ns))
+
+
+def _other_rate(line: Line, plan: Plan) -> str | None:
+    """What sets the rate of a line besides steps; None: nothing does."""
+    if "trace" in line.settings:
+        return "the line has a trace, which is its rate: expected one of them"
+    for name, uplink in plan.uplinks.items():
+        if line.place.target == ANY and line.place.source in uplink.functions:
+            return f"the share of {name} sets it again and again: expected it in links, as a bound"
+    return None
 
 
 def _cut_off(scenario: Scenario, step: Step) -> Iterator[Finding]:
