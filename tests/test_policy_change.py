@@ -72,7 +72,7 @@ def test_an_entry_is_told_by_its_names():
     ("line", "changed", "says"),
     [
         ("web -> nosuch", {"loss": None}, "'web -> nosuch': there is no NIC or link nosuch"),
-        ("web -> db", {"bogus": None}, "web -> db.bogus: unknown key; expected one of preset"),
+        ("web -> db", {"bogus": None}, "web -> db.bogus: unknown key; expected one of match, preset"),
         ("web -> db", {"latency": None}, "write delay: (one way) or rtt: (both)"),
         ("db <-> web", {"loss": None}, "db <-> web: has no loss: web <-> db has one for the same packets"),
         ("web->db", {"loss": "1%"}, "'web->db': is not a place: write web -> db"),
