@@ -69,6 +69,14 @@ def one_line(error: BaseException) -> str:
     )
 
 
+def printable(text: str) -> str:
+    """Text without characters that a terminal takes for commands, or that change the order of what
+    is read: they are written as in Python."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
 def named(error: BaseException) -> str:
     """The name and message of a foreign exception, on one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:FOREIGN_MOST]

@@ -11,6 +11,7 @@ from dataplane.config.convert import did_you_mean, shown
 from dataplane.errors import ConfigError
 from dataplane.units import format_rate
 from shaping.settings import (
+    flag_of,
     nanoseconds_of,
     packets_of,
     rate_of,
@@ -23,6 +24,7 @@ PRIORITIES, PRIORITY_DEFAULT = 8, 4
 WEIGHT_MOST = 10_000
 MARK_MOST = 65_535
 FLOWS_MOST = 65_536
+FLOWS_ALL_MOST = 1 << 22  # of all queues of a tree, as by default of the most classes: 400 MB
 QUANTUM_LEAST, QUANTUM_MOST = 64, 65_536
 FULL_FRAME = 1514
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}", re.ASCII)
@@ -113,6 +115,11 @@ def read_tree(name: str, data: Any) -> TreeSetting:
     found = [ClassSetting("", -1, ceiling_bps=rate, effective_bps=rate)]
     _children(name, fields.get("tree"), 0, 1, found)
     found = _with_sums(name, found)
+    flows = sum(each.queue.flows for each in found if each.queue is not None)
+    if flows > FLOWS_ALL_MOST:
+        raise ConfigError(
+            f"{name}: its queues have {flows} flows together: expected at most {FLOWS_ALL_MOST}"
+        )
     return TreeSetting(found, _default(name, fields.get("default"), found))
 
 
@@ -250,9 +257,7 @@ def queue_settings(name: str, data: Any) -> QueueSettings:
                     "fq_codel, or no such key"
                 )
     times = {key: _time(name, key, fields.get(key)) for key in ("target", "interval")}
-    ecn = fields.get("ecn", True)
-    if type(ecn) is not bool:
-        raise ConfigError(f"{name}: queue: ecn {shown(ecn)}: expected yes or no")
+    ecn = flag_of(f"{name}: queue: ecn", fields.get("ecn", True))
     flows = _whole(name, "queue: flows", fields.get("flows", found.flows), 1, FLOWS_MOST)
     if flows & (flows - 1):
         raise ConfigError(f"{name}: queue: flows {flows}: expected a power of 2, such as 1024")

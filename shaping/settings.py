@@ -91,10 +91,15 @@ def time_or_size_text(ns: int | None, size: int | None) -> str:
     return format_time(ns or 0) if size is None else format_size(size)
 
 
-def loop_of(value: object) -> bool:
-    """Whether a trace begins again; yes and no are text in YAML 1.2. Raises ConfigError."""
+def flag_of(what: str, value: object) -> bool:
+    """yes or no, which are text in YAML 1.2, or true or false. Raises ConfigError."""
     if isinstance(value, bool):
         return value
     if value in ("yes", "no"):
         return value == "yes"
-    raise ConfigError(f"loop {shown(value)}: expected yes or no")
+    raise ConfigError(f"{what} {shown(value)}: expected yes or no")
+
+
+def loop_of(value: object) -> bool:
+    """Whether a trace begins again. Raises ConfigError."""
+    return flag_of("loop", value)

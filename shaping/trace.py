@@ -40,6 +40,7 @@ class Trace:
     """The course of a rate over a period. Base of OpportunityTrace and RateTrace."""
 
     KIND: ClassVar[str]
+    ENTRY_BYTES: ClassVar[int]  # of memory, about
     duration_ns: int
     entries: int  # opportunities, or steps
 
@@ -115,6 +116,7 @@ class OpportunityTrace(Trace):
     """
 
     KIND = "opportunities"
+    ENTRY_BYTES = 4
 
     def __init__(self, times_ms: Iterable[int] | NDArray[np.integer]) -> None:
         given = np.asarray(times_ms if hasattr(times_ms, "__len__") else list(times_ms))
@@ -178,6 +180,7 @@ class RateTrace(Trace):
     """
 
     KIND = "rates"
+    ENTRY_BYTES = 160
 
     def __init__(self, steps: Iterable[tuple[int, int]]) -> None:
         ends: list[int] = []

@@ -368,3 +368,21 @@ def test_a_graph_that_an_engine_refuses_at_last_leaves_the_old_network(monkeypat
             assert len(calls) <= which  # it took fewer loads
         monkeypatch.setattr(EngineHost, "load", load)
         assert net.apply(f"engines: {engines}\nnics: {wanted}") == []
+
+
+def test_a_classifier_gets_another_rule_and_branch():
+    """The element behind another output stays, and packets take no way of others."""
+
+    def text(rules: str, branches: str) -> str:
+        return f"nics: {{a: {{egress: {{elements: [{{element: Classifier, name: s, rules: {rules}, branches: {branches}}}]}}}}, b: }}"
+
+    slow, other = "[{element: Link, rate: none, delay: 1s, name: slow}]", "[{element: Counter, name: other}]"
+    with VirtualNetwork(text("[{source_mac: '02:00:00:00:00:01'}]", f"{{0: {slow}}}")) as net:
+        net.send("a", [frame(1)] * 5)
+        net.advance("1ms")
+        net.apply(text("[{source_mac: '02:00:00:00:00:01'}, {source_mac: '02:00:00:00:00:02'}]", f"{{0: {slow}, 1: {other}}}"))
+        net.send("a", [frame(2, size=70)] * 3)
+        net.run()
+        assert [len(each.data) for each in net.take("b")] == [70] * 3 + [60] * 5
+        with pytest.raises(ConfigError, match="colour"):
+            net.apply(text("[{colour: red}, {vlan: 5}, {vlan: 6}]", f"{{0: {slow}, 1: {other}}}"))

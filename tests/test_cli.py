@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from dataplane.engine.cgroup import Hierarchy
-from dataplane.errors import VnicError
+from dataplane.errors import ConfigError, VnicError
 from vnic.cli import capture, show
 from vnic.cli.main import COMMANDS, cli
 from vnic.daemon import doctor
@@ -464,3 +464,17 @@ def test_doctor_says_what_is_missing(monkeypatch):
     assert result.exit_code == 1
     assert "FAIL  kernel: Linux 4.19.0\n      vnic needs Linux 5.10 or newer" in result.stdout
     assert "FAIL  tap: no network namespace can be made" in result.stdout
+
+
+def test_what_others_say_gives_a_terminal_no_commands(capsys):
+    from vnic.cli.common import print_table
+    from vnic.cli.main import explain
+
+    evil = "a\x1b[31mb\u202ec"
+    assert explain(ConfigError(f"{evil}\nd")) == ("a\\x1b[31mb\\u202ec d", 2)
+    print_table(["name"], [[evil], ["two\nlines"]])
+    assert (
+        "a\\x1b[31mb\\u202ec" in (printed := capsys.readouterr().out)
+        and "\x1b" not in printed
+        and "lines\n" in printed.replace(" ", "")
+    )

@@ -98,3 +98,28 @@ def test_configurations_are_valid(path):
     for kind, block in FENCE.findall(path.read_text()):
         if kind == "yaml" and re.search(r"^(nics|groups|engines|pool|switch|metrics|modules|clients)\b", block, re.MULTILINE):
             parse_config(block, page_name(path), contained=False)
+
+
+TIMED = re.compile(r"--(?:for|confirm|over|watch|last|delay) ([0-9][^\s`,)]*)")
+
+
+def commands_below(command: click.Command):
+    yield command
+    if isinstance(command, click.Group):
+        for name in command.list_commands(click.Context(command)):
+            yield from commands_below(command.get_command(click.Context(command), name))
+
+
+def test_the_times_of_examples_are_accepted():
+    """Those of pages, of files of examples, and of the commands' help."""
+    from vnic.cli.common import Time
+
+    files = [*PAGES, *ROOT.glob("examples/**/*.yaml")]
+    texts = [path.read_text() for path in files] + [each.help or "" for each in commands_below(cli)]
+    found = {time for text in texts for time in TIMED.findall(text)}
+    assert {"10m", "1m", "5s"} <= found
+    for time in found:
+        assert Time().convert(time, None, None) > 0
+    assert Time().convert("1.5m", None, None) == 90 * 10**9
+    with pytest.raises(click.UsageError, match="expected a number with a unit such as 30s or 10m"):
+        Time().convert("ten", None, None)

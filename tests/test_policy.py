@@ -567,7 +567,7 @@ def test_a_queue_needs_a_rate():
     with pytest.raises(ConfigError) as error:
         elements("web -> db: {queue: 50ms}")
     assert str(error.value) == "p.yaml:3: web -> db: queue without rate: add the line's rate, such as rate: 10mbit"
-    assert findings("web -> db: {rate: 10mbit, overhead: docsis}", "web  -> db: {rate: none}")[0] == (
+    assert findings("web -> db: {rate: 10mbit, overhead: docsis}", "web <-> db: {rate: none}")[0] == (
         "p.yaml:3: warning: web -> db: overhead has no effect, since rate is none"
     )
     assert elements("web -> db: {queue: 50ms}", "web <-> db: {rate: 10mbit}").keys() == {"db.ingress", "web.ingress"}

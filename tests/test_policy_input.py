@@ -18,6 +18,18 @@ from vnic.testing import VirtualNetwork
 
 NET = "nics: {a: {}, b: {}, c: {}}"
 ENTRY = "version: 1\nlinks:\n  a -> b: "
+TREE = "version: 1\nclasses:\n  a.egress: {rate: 1mbit, default: y, tree: {y: {}, x: {match: "
+# A thousand matches in each of three levels would be 10^9 rules.
+CROSSED = (
+    "version: 1\nclasses:\n  a.egress: {rate: 1mbit, default: y, tree: {y: {}, x: "
+    + "".join(
+        f"{{match: [{', '.join(f'{{{key}: {n}}}' for n in range(1000))}], tree: {{x: "
+        for key in ("source_port", "vlan", "destination_port")
+    )
+    + "{}"
+    + "}}" * 3
+    + "}}"
+)
 
 
 def refused(text: str, network: Network | None = None) -> str:
@@ -63,10 +75,42 @@ def refused(text: str, network: Network | None = None) -> str:
         (ENTRY + "{reorder: {share: 1%, by: 65}}", "expected a number of packets, 1 to 64"),
         (ENTRY + "{loss: {share: 66.66666666666666666667%, burst: 2}}", "expected share to be at most that"),
         (ENTRY + "{rate: 10gbit, delay: 10s}", "the largest pool has"),
+        (ENTRY + "{loss: 1%}\n  a  ->  b: {loss: 1%}", "p.yaml:4: links.a -> b: is there twice, at p.yaml:3"),
+        (f"version: 1\nlinks:\n  '{'-' * 120}': {{loss: 1%}}", "is not a place"),
+        (ENTRY + '{trace: "x\\e[31m"}', "links.a -> b.trace: file 'x\\x1b[31m': expected characters that can be printed"),
+        ("version: 1\nclasses:\n  \"a\\e[31m\\nb.egress\": {rate: 1mbit, default: x, tree: {x: {}}}", "invalid name 'a\\x1b[31m\\nb'"),
+        ("version: 1\nclasses:\n  a -> b.egress: {rate: 1mbit, default: x, tree: {x: {}}}", "invalid name 'a -> b'"),
+        ("version: 1\nclasses:\n  a.egress: {rate: 1mbit, default: x, tree: {x: {}}}\n  a -> any: {rate: 1mbit, default: x, tree: {x: {}}}",
+         "p.yaml:4: classes.a -> any: is the place of a.egress, too"),
+        (TREE + '{sender: "\\e[31m"}}}}', "sender: invalid name '\\x1b[31m'"),
+        (TREE + f"{{sender: {'x' * 100_000}}}}}}}}}", "sender: invalid name 'xxx"),
+        (TREE + f"{{source: {'x' * 100_000}}}}}}}}}", "source 'xxx"),
+        (TREE + "{dscp: ef}, queue: {discipline: codel, ecn: maybe}}}}", "queue.ecn: ecn 'maybe': expected yes or no"),
+        ("version: 1\nclasses:\n  a.egress: {rate: 1mbit, default: c0, tree: {"
+         + ", ".join(f"c{n}: {{queue: {{discipline: fq, flows: 65536}}}}" for n in range(65)) + "}}",
+         "its queues have 4259840 flows together: expected at most 4194304"),
+        (CROSSED, "more than 1024 matches, each of a class with each of the classes around it"),
+        ('version: 1\nshares: {"u\\e[31m": {capacity: 1gbit, a: {weight: 1}}}', "is not a share: expected letters"),
+        ('version: 1\nshares: {u: {capacity: 1gbit, "a\\e[31m": {weight: 1}}}', "invalid name 'a\\x1b[31m'"),
+        ("version: 1\nlinks: {a -> any: {trace: [{for: 1s, rate: 1mbit}]}}\nshares: {u: {capacity: 1gbit, a: {weight: 1}}}",
+         "p.yaml:2: error: a -> any: has a trace, and share u sets its rate: remove one of them"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_one_clear_line(text, says):
     assert says in refused(text)
+
+
+@pytest.mark.parametrize(("written", "means"), [("yes", True), ("no", False), ("true", True), ("false", False)])
+def test_yes_and_no_are_flags(written, means):
+    policy = parse_policy(TREE + f"{{dscp: ef}}, queue: {{discipline: codel, ecn: {written}}}}}}}}}", "p.yaml")
+    assert policy.classes[0].config.tree["x"].queue.ecn is means
+
+
+def test_many_classes_without_packets_are_a_few_warnings():
+    tree = ", ".join(f"c{n}: {{}}" for n in range(4096))
+    policy = parse_policy(f"version: 1\nclasses:\n  a.egress: {{rate: 1mbit, default: c0, tree: {{{tree}}}}}", "p.yaml")
+    found = [each.text for each in check_policy(policy, Network({"a": ""}))]
+    assert len(found) == 21 and found[-1] == "a.egress: 4075 more classes get no packets"
 
 
 def test_an_unknown_name_in_a_large_network_is_one_short_line():

@@ -157,10 +157,10 @@ def test_elements_of_parts():
     assert len(set(names)) == len(names) and all(len(each) <= 32 for each in names)
     assert names[2].startswith("shape-of-dns.") and names[3].startswith("shape-line-of-voice.")
     for name in names[2:]:
-        assert is_of_policy(f"db.ingress.shape-pairs.0.{split['name']}.1.{name}"), name
+        assert is_of_policy(f"db.ingress.shape-pairs.{split['name']}.{name}"), name
     [split] = chains[Chain("web", "egress")]
     assert split["name"] == "shape-parts"
-    assert is_of_policy(f"web.egress.shape-parts.0.{split['branches'][0][0]['name']}")
+    assert is_of_policy(f"web.egress.shape-parts.{split['branches'][0][0]['name']}")
     again = compile_policy(policy(f"web -> db/dns: {{{DNS}, loss: 5%}}"), NETWORK)
     assert again[Chain("db", "ingress")][0]["branches"][0][0]["branches"][0][0]["name"] == names[2]
 

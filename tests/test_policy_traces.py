@@ -18,7 +18,7 @@ from shaping.policy.load import convert_policy, load_policy, parse_policy, polic
 from shaping.policy.network import Network
 from shaping.policy.places import Place, plan_of
 from shaping.policy.traces import TRACES_MOST
-from shaping.trace import OpportunityTrace
+from shaping.trace import OpportunityTrace, RateTrace
 from shaping.trace_files import mahimahi_text
 from tests.test_command import environment, vnic  # noqa: F401 - a fixture
 from tests.test_shape_live import Shaped, shaped  # noqa: F401 - a fixture
@@ -113,7 +113,7 @@ def test_steps_need_no_file():
     ("{trace: bad.up}", "p.yaml:3: links.web -> any.trace: .*bad.up:2: 1 ms, after 5 ms"),
     ("{trace: {file: bad.up}}", "p.yaml:3: links.web -> any.trace: .*bad.up:2: "),
     ("{trace: .}", "p.yaml:3: .*Is a directory"),
-    ('{trace: "a\\0b"}', "p.yaml:3: .*zero byte"),
+    ('{trace: "a\\0b"}', "p.yaml:3: .*characters that can be printed"),
     ("{trace: lte.up, rate: 5mbit}", "links.web -> any.trace: has rate, too: expected one of them"),
     ("{trace: lte.up, queue: 100ms}", "links.web -> any.queue: 100ms is no bound where the rate varies"),
     ("{trace: 5}", "links.web -> any.trace: invalid value 5: expected a file such as lte.up, or steps"),
@@ -160,6 +160,28 @@ def test_the_number_of_traces_is_bounded():
     links = {f"n{number}": {"trace": {"digest": each.digest}} for number, each in enumerate(traces)}
     with pytest.raises(ConfigError, match=f"{TRACES_MOST + 1} traces of .* bytes: expected at most"):
         convert_policy({"version": 1, "links": links, "traces": {each.digest: each.packed for each in traces}})
+
+
+@pytest.mark.parametrize("kind", ["opportunities", "rates"])
+def test_the_memory_of_traces_is_bounded(kind):
+    """A packed trace of 5 KB can be one of 16 MB."""
+    if kind == "opportunities":
+        traces = [OpportunityTrace(np.append(np.zeros(3_999_999, dtype=np.int64), last)) for last in range(1, 6)]
+    else:
+        traces = [RateTrace((n * 1000, 1000 + n % 2 + more) for n in range(1, 100_001)) for more in range(5)]
+    links = {f"n{number}": {"trace": {"digest": each.digest}} for number, each in enumerate(traces)}
+    packed = {each.digest: each.packed for each in traces}
+    with pytest.raises(ConfigError, match="with this trace, all take [0-9]+ MiB of memory: expected at most 64"):
+        convert_policy({"version": 1, "links": links, "traces": packed})
+    convert_policy({"version": 1, "links": dict(list(links.items())[:4]), "traces": packed})
+
+
+def test_the_memory_of_files_of_traces_is_bounded(tmp_path):
+    for number in range(1, 6):
+        (tmp_path / f"{number}.up").write_bytes(b"0\n" * 3_999_999 + b"%d\n" % number)
+    links = "".join(f"  n{number} -> any: {{trace: {number}.up}}\n" for number in range(1, 6))
+    with pytest.raises(ConfigError, match="p.yaml:7: links.n5 -> any.trace: with this trace, all take 76 MiB"):
+        parse_policy(f"version: 1\nlinks:\n{links}", str(tmp_path / "p.yaml"), str(tmp_path))
 
 
 # -- places and what check foretells ---------------------------------------------------------------

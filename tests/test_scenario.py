@@ -82,6 +82,12 @@ def at(found, seconds):
         ("{at: 5s, set: {web: {}}}", "without settings"),
         ("{at: 5s, set: {web: {queue: 5ms}}}", "queue: cannot change while packets flow: write it in links: web"),
         ("{at: 5s, set: {web: {overhead: docsis}}}", "overhead: cannot change while packets flow"),
+        ("{at: 5s, set: {web: {trace: [{for: 1s, rate: 1mbit}]}}}", "trace: cannot change while packets flow"),
+        ("{at: 5s, set: {web -> any: {loss: 1%}, web  ->  any: {delay: 1s}}}", "set.web -> any: is there twice"),
+        ("{at: 5s, link: any, down: 1s}", "link: invalid name 'any': expected the name of a NIC or link"),
+        ("{at: 5s, link: '', down: 1s}", "link: invalid name ''"),
+        ("{at: 5s, link: web -> db, down: 1s}", "link: invalid name 'web -> db'"),
+        ('{at: 5s, link: "w\\e[31m", down: 1s}', "link: invalid name 'w\\x1b[31m'"),
         ("{at: 5s, set: {web: {rate: 5mbps}}}", "write 5mbit or 40mbit"),
         ("{at: 5s, set: {any: {loss: 1%}}}", "names no NIC"),
         ("{at: 5s, set: {web.egress/gold: {rate: 1mbit}}}", "is a class, and steps change lines only"),
@@ -125,6 +131,22 @@ def test_a_step_that_cannot_be_made(line, says):
     if "under way" not in says:
         with pytest.raises(ConfigError, match="x.yaml:"):
             compile_policy(parse_policy(text, "x.yaml"), NAMES)
+
+
+@pytest.mark.parametrize(
+    ("rest", "says"),
+    [
+        ("links: {db -> any: {trace: [{for: 1s, rate: 1mbit}]}}", "the line has a trace, which is its rate"),
+        ("shares: {up: {capacity: 10mbit, db: {weight: 1}}}", "the share of up sets it again and again"),
+    ],
+)
+@pytest.mark.parametrize(
+    "step", ["set: {db -> any: {rate: 2mbit}}", "ramp: {db: {rate: 2mbit}}, over: 1s", "set: {db: {preset: wpt-3g}}"]
+)
+def test_a_rate_that_something_else_sets(rest, says, step):
+    policy = parse_policy(f"version: 1\n{rest}\nscenario:\n  - {{at: 1s, {step}}}\n", "x.yaml")
+    found = [each for each in check_policy(policy, NAMES) if each.kind == "error"]
+    assert says in found[0].text and found[0].where == "x.yaml:4"
 
 
 def test_bounds():
@@ -420,7 +442,7 @@ def test_other_changes_leave_a_scenario_where_it_is(net):  # noqa: F811
     policy = steps("{at: 1s, set: {web -> db: {delay: 5ms}}}", "{at: 3s, set: {web -> db: {delay: 7ms}}}")
     net.shape(policy)
     net.advance("2s")
-    life, name = net._runtime.policy, "db.ingress.shape-pairs.0.shape-from-web"
+    life, name = net._runtime.policy, "db.ingress.shape-pairs.shape-from-web"
 
     def delay():
         return net._runtime.read_handler(name, "delay")[0]["value"]

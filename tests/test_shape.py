@@ -21,7 +21,7 @@ def frame(source: int, target: int, size: int = 100) -> bytes:
 @pytest.fixture
 def net():
     made = VirtualNetwork(
-        "nics: {web: {mac: '02:00:00:00:00:01'}, db: {mac: '02:00:00:00:00:02'}, cam: {mac: '02:00:00:00:00:03'}}"
+        "nics: {web: {mac: '02:00:00:00:00:01'}, db: {mac: '02:00:00:00:00:02'}, cam: {mac: '02:00:00:00:00:03'}, a: {}}"
     )
     # the switch knows all addresses
     for nic, number in (("web", 1), ("db", 2), ("cam", 3)):
@@ -72,6 +72,27 @@ def test_a_number_changes_while_packets_wait(net):
     assert times == [19_000_000] * 6
     assert net.drops() == {}
     assert delays(net, "web", 1, "db", 2) == [2_000_000] * 10
+
+
+def test_pairs_come_and_go_while_packets_of_another_wait(net):
+    """Another sender's line to the same NIC takes nothing of the line that stays, wherever it stands in the file."""
+    lines = {"web": "web -> db: {delay: 20ms, loss: 0%}", "cam": "cam -> db: {delay: 3ms}", "a": "a -> db: {delay: 1ms}"}
+    total = 0
+    for number, names in enumerate(
+        (["web"], ["cam", "web"], ["web", "cam"], ["a", "cam", "web"], ["a", "web"], ["cam", "web"])
+    ):
+        net.shape("version: 1\nseed: 1\nlinks: {" + ", ".join(lines[name] for name in names) + "}")
+        begin = net.now_ns
+        net.send("web", [frame(1, 2, 100 + number)] * 5)
+        net.send("cam", [frame(3, 2, 200 + number)] * 5)
+        net.advance("10ms")
+        total += 5
+        stats = {each["name"]: each for engine in net._stats()["engines"] for each in engine["elements"]}
+        assert stats["db.ingress.shape-pairs.shape-from-web"]["counters"]["wire_packets"] == total
+        own = 3_000_000 if "cam" in names else 0
+        assert [each.time_ns - begin for each in net.received("db") if len(each.data) == 200 + number] == [own] * 5
+    net.run()
+    assert len(net.take("db")) == 2 * total and net.drops() == {}
 
 
 def test_the_same_numbers_with_another_loss(net):

@@ -197,7 +197,8 @@ def test_unknown_nics_are_named():
     assert errors("{capacity: 1gbit, webb: {weight: 1}, db: {weight: 1}}") == [
         "p.yaml:3: error: shares.up: there is no NIC webb; did you mean 'web'?"
     ]
-    assert "as only NICs can have shares" in errors("{capacity: 1gbit, web.egress/gold: {weight: 1}}")[0]
+    with pytest.raises(ConfigError, match="invalid name 'web.egress/gold': expected the name of a NIC or of a group of NICs"):
+        shares("{capacity: 1gbit, web.egress/gold: {weight: 1}}")
     many = ", ".join(f"n{n}: {{weight: 1}}" for n in range(100))
     assert len(errors(f"{{capacity: 1gbit, {many}}}")) == 20
 

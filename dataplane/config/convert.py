@@ -8,6 +8,7 @@ of fields that a file may not set.
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -123,9 +124,11 @@ def field_type(struct: type[msgspec.Struct], steps: Path) -> tuple[Any, str]:
     return kind, description
 
 
-def known_keys(struct: Any) -> list[str]:
+@functools.cache  # msgspec evaluates all annotations each time
+def known_keys(struct: Any) -> tuple[str, ...]:
     hidden = getattr(struct, "HIDDEN", ())
-    return [each.encode_name for each in msgspec.structs.fields(struct) if each.name not in hidden]
+    fields = msgspec.structs.fields(struct)
+    return tuple(each.encode_name for each in fields if each.name not in hidden)
 
 
 def unknown_key(locate: Locate, path: Path, key: str, struct: Any) -> ConfigError:

@@ -6,8 +6,10 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
+from dataplane.config.convert import shown
 from dataplane.config.scalars import SchemaError
 from dataplane.elements.classifier_rules import READERS
+from dataplane.errors import ConfigError
 from shaping.class_settings import (
     DISCIPLINES,
     FLOWS_MOST,
@@ -17,6 +19,7 @@ from shaping.class_settings import (
     QUANTUM_MOST,
     WEIGHT_MOST,
 )
+from shaping.policy.keys import parse_name
 from shaping.policy.overhead_schema import OVERHEAD_META, OverheadConfig
 from shaping.policy.scalars import LineRate, LineTime, QueueLength, QueueSize
 from shaping.policy.strict import Strict
@@ -66,11 +69,16 @@ class MatchConfig(Strict):
     def __post_init__(self) -> None:
         if not self.conditions and self.sender is None:
             raise SchemaError("matches nothing: expected conditions such as {dscp: ef}")
+        if self.sender is not None:
+            try:
+                parse_name(self.sender, "the name of a NIC, such as web")
+            except ConfigError as error:
+                raise SchemaError(f"sender: {error}") from None
         for key, value in self.conditions.items():
             try:
                 READERS[key](value)
             except ValueError as error:
-                raise SchemaError(f"{key} {value!r}: expected {error}") from None
+                raise SchemaError(f"{key} {shown(value)}: expected {error}") from None
 
     @property
     def conditions(self) -> dict[str, Any]:

@@ -25,13 +25,19 @@ from shaping.class_settings import (
 )
 from shaping.policy.class_schema import ClassConfig, ClassesConfig, MatchConfig
 from shaping.policy.findings import Finding
-from shaping.policy.keys import ANY, ONE, LinkKey, parse_key
+from shaping.policy.keys import ANY, ONE, LinkKey, parse_key, parse_name
 from shaping.policy.network import Network
+from shaping.settings import flag_of
 
 SPLIT_NAME, SCHEDULER_NAME = "shape-split", "shape-classes"
 WAYS = ("egress", "ingress")
 EXAMPLES = "web.egress, web.ingress, or one way of a link such as lan--dmz -> dmz"
 PLACES_MOST = 1024
+TOO_MANY = (
+    f"more than {MAX_RULES} matches, each of a class with each of the classes around it: expected "
+    "fewer"
+)
+UNUSED_MOST = 20  # classes without packets that are named
 NUMBERS = ("guarantee", "ceiling", "weight", "priority", "latency")
 
 
@@ -57,7 +63,15 @@ def read_classes(data: Any, locate: Locate) -> list[ClassEntry]:
             locate, path, f"invalid value {what}: expected at most {PLACES_MOST} places such as "
             "{web.egress: {rate: 10mbit, default: rest, tree: {rest: {}}}}",
         )  # fmt: skip
-    return [_entry(str(key), value, (*path, key), locate) for key, value in data.items()]
+    found: dict[tuple[str, str] | LinkKey, ClassEntry] = {}
+    for key, value in data.items():
+        entry = _entry(str(key), value, (*path, key), locate)
+        place = place_key(entry.key)
+        if place in found:
+            text = f"is the place of {found[place].key}, too: expected one tree of classes for it"
+            raise error_at(locate, (*path, key), text)
+        found[place] = entry
+    return list(found.values())
 
 
 def _entry(key: str, data: Any, path: Path, locate: Locate) -> ClassEntry:
@@ -121,6 +135,11 @@ def _tree(
             fields["match"] = [fields["match"]]
         if isinstance(fields.get("queue"), str):
             fields["queue"] = {"discipline": fields["queue"]}
+        if isinstance(queue := fields.get("queue"), Mapping) and "ecn" in queue:
+            try:
+                fields["queue"] = {**queue, "ecn": flag_of("ecn", queue["ecn"])}
+            except ConfigError as error:
+                raise error_at(locate, (*here, "queue", "ecn"), str(error)) from None
         tree = None
         if "tree" in fields:
             tree = _tree(fields.pop("tree"), (*here, "tree"), locate, depth + 1, count)
@@ -133,7 +152,7 @@ def place_key(key: str) -> tuple[str, str] | LinkKey:
     """(NIC, "egress" or "ingress"), or one way of a link. Raises ConfigError."""
     nic, _, way = key.rpartition(".")
     if way in WAYS and nic:
-        return nic, way
+        return parse_name(nic, EXAMPLES), way
     found = parse_key(key)
     if found.arrow != ONE or found.part:
         why = "is a part" if found.part else "is both ways"
@@ -148,27 +167,6 @@ def names_of_classes(classes: Mapping[str, Any] | None) -> set[str]:
     """The names of NICs and links in the plain data of `classes`, whose keys are right."""
     keys = [place_key(key) for key in classes or {}]
     return {key.first if isinstance(key, LinkKey) else key[0] for key in keys}
-
-
-def change_class(
-    classes: Mapping[str, Any], place: str, path: str, changed: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The plain data of `classes` with settings of one class changed, None: taken away. path: of
-    the class in its place, "" for all of them together. Raises ConfigError."""
-    found = copy.deepcopy(dict(classes))
-    entry = found[place]
-    for name in path.split("/") if path else []:
-        tree = entry.get("tree") or {}
-        if name not in tree:
-            hint = did_you_mean(name, list(tree)) if tree else "it has no classes"
-            raise ConfigError(f"{place}/{path}: there is no class {name}; {hint}")
-        entry = tree[name]
-    for key, value in changed.items():
-        if value is None:
-            entry.pop(key, None)
-        else:
-            entry[key] = value
-    return found
 
 
 def class_at(entry: ClassEntry, path: str) -> ClassesConfig | ClassConfig | None:
@@ -255,13 +253,14 @@ def tree_setting(entry: ClassEntry) -> TreeSetting:
 
 def leaves_of(config: ClassesConfig, network: Network) -> list[Leaf]:
     """All leaves, in the order in which they are tried. Raises ConfigError."""
-    found = list(_leaves(config.tree, "", None, network))
     taken: dict[int, str] = {}
-    leaves = []
-    for path, rules in found:
+    leaves: list[Leaf] = []
+    count = 0
+    for path, rules in _leaves(config.tree, "", None, network):
+        count += len(rules)
+        if count > MAX_RULES:
+            raise ConfigError(TOO_MANY)
         leaves.append(Leaf(path, _mark(path, taken), rules))
-    if sum(len(leaf.rules) for leaf in leaves) > MAX_RULES:
-        raise ConfigError(f"more than {MAX_RULES} matches: expected fewer")
     return leaves
 
 
@@ -282,6 +281,10 @@ def _leaves(
                 for match in each.match
                 if match.sender is None or not network.lacks(match.sender)
             ]
+            # Each of a class's matches with each of its parent's: with eight levels, a small file
+            # could ask for more than there is memory.
+            if outer is not None and len(outer) * len(own) > MAX_RULES:
+                raise ConfigError(f"{path}: {TOO_MANY}")
             rules = own if outer is None else [_both(path, a, b) for a in outer for b in own]
         if each.tree:
             yield from _leaves(each.tree, f"{path}/", rules, network)
@@ -332,14 +335,15 @@ def check_classes(entry: ClassEntry, network: Network) -> Iterator[Finding]:
         yield Finding("error", entry.where, f"{entry.key}: {error}")
         return
     matched = {leaf.path for leaf in leaves if leaf.rules}
+    unused = [each.path for each in leaves if each.path not in {entry.config.default, *matched}]
+    for path in unused[:UNUSED_MOST]:
+        text = f"{entry.key}: {path} gets no packets: expected match, or default: {path}"
+        yield Finding("warning", entry.where, text)
+    if len(unused) > UNUSED_MOST:
+        text = f"{entry.key}: {len(unused) - UNUSED_MOST} more classes get no packets"
+        yield Finding("warning", entry.where, text)
     seen: list[dict[str, Any]] = []
     for leaf in leaves:
-        if leaf.path != entry.config.default and leaf.path not in matched:
-            yield Finding(
-                "warning", entry.where,
-                f"{entry.key}: {leaf.path} gets no packets: expected match, or default: "
-                f"{leaf.path}",
-            )  # fmt: skip
         for rule in leaf.rules:
             if any(earlier.items() <= rule.items() for earlier in seen):
                 yield Finding(

@@ -253,7 +253,7 @@ def element_name(name: str, source: str, part: str = "") -> str:
 
 
 _OF_POLICY = re.compile(
-    r".+\.shape(?:-line|-pairs|-parts|-split|-classes)?(?:\.\d+\.shape(?:-line|-parts)?-(?:from|of)-.+)?"
+    r".+\.shape(?:-line|-pairs|-parts|-split|-classes)?(?:\.shape(?:-line|-parts)?-(?:from|of)-.+)?"
 )
 
 

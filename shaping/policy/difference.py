@@ -26,7 +26,7 @@ def _in_file(value: Any) -> str:
         return f"{{{items}}}"
     if isinstance(value, list):
         return f"[{', '.join(map(_in_file, value))}]"
-    return str(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _flat(value: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

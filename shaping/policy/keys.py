@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from dataplane.config.convert import shown
 from dataplane.errors import ConfigError
 
 ANY = "any"
@@ -16,6 +17,7 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 _KEY = re.compile(rf"({_NAME})(?:\s+(<->|->)\s+({_NAME}))?(?:\s*/\s*({_NAME}))?", re.ASCII)
 _ARROW = re.compile(r"\s*(<-+>|<-+|-+>|<=>|=>|<=|→|↔|←)\s*")
 NAME_MOST = 66  # characters of a link's name; a NIC's has 32
+TEXT_MOST = 2 * NAME_MOST + 64  # of a key: what is longer is not searched for what it could mean
 
 
 class LinkKey(NamedTuple):
@@ -38,6 +40,8 @@ class LinkKey(NamedTuple):
 
 def parse_key(text: str) -> LinkKey:
     """Raises ConfigError."""
+    if len(text) > TEXT_MOST:
+        raise ConfigError(f"is longer than {TEXT_MOST} characters: expected {EXAMPLES}")
     match = _KEY.fullmatch(text.strip())
     if match is None:
         raise ConfigError(f"is not a place: {_hint(text)}")
@@ -55,6 +59,13 @@ def parse_key(text: str) -> LinkKey:
     if key.first == key.second:
         raise ConfigError(f"leads from {key.first} to itself: expected two NICs")
     return key
+
+
+def parse_name(text: str, examples: str = "the name of a NIC or link, such as web") -> str:
+    """One name, which is not looked up. Raises ConfigError."""
+    if not re.fullmatch(_NAME, text, re.ASCII) or len(text) > NAME_MOST or text == ANY:
+        raise ConfigError(f"invalid name {shown(text)}: expected {examples}")
+    return text
 
 
 def _hint(text: str) -> str:

@@ -29,7 +29,7 @@ from shaping.policy.presets import PRESETS, no_preset
 from shaping.policy.scalars import LineTime, QueueLength, QueueSize, Share
 from shaping.policy.schema import LINKS_MOST, LineConfig, PolicyConfig
 from shaping.policy.share_load import read_shares
-from shaping.policy.steps import Entry, Step, convert_steps, names_of_steps
+from shaping.policy.steps import Entry, Step, check_keys, convert_steps, names_of_steps
 from shaping.policy.traces import read_traces, unpack_traces
 from shaping.settings import loop_of
 
@@ -105,9 +105,10 @@ def convert_policy(data: Any, locate: Locate = lambda path: "", name: str = "") 
             "{web <-> db: {rate: 10mbit}}",
         )
     entries = [_entry(key, value, ("links", key), locate) for key, value in links.items()]
+    check_keys(entries, ("links",), locate)
     for key, entry in zip(links, entries, strict=True):
         _check_part(entry, ("links", key), locate)
-    config.links = {str(key): entry.settings for key, entry in zip(links, entries, strict=True)}
+    config.links = {str(entry.key): entry.settings for entry in entries}
     class_entries = read_classes(classes, locate)
     config.classes = {entry.key: entry.config for entry in class_entries}
     traces = unpack_traces(config.links, config.traces, locate)
@@ -154,7 +155,7 @@ def _entry(key: Any, data: Any, path: Path, locate: Locate) -> Entry:
         )
     settings = dict(data)
     for word, value in settings.items():
-        _check_word(word, (*path, word), locate)
+        check_word(word, (*path, word), locate)
         if value is None:
             raise error_at(
                 locate,
@@ -187,7 +188,8 @@ def _check_part(entry: Entry, path: Path, locate: Locate) -> None:
             raise error_at(locate, (*path, "match"), text)
 
 
-def _check_word(word: Any, path: Path, locate: Locate) -> None:
+def check_word(word: Any, path: Path, locate: Locate) -> None:
+    """Raises ConfigError for a word that is no setting of a line, with what to write instead."""
     known = known_keys(LineConfig)
     if word in known:
         return

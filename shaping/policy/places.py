@@ -310,6 +310,12 @@ def _share(
     if strange or not present:
         return
     lines = {nic: plan.lines.get(Place(nic, ANY)) for nic in present}
+    traced = [line for line in lines.values() if line is not None and "trace" in line.settings]
+    for line in traced[:ERRORS_MOST]:
+        text = f"{line.place}: has a trace, and share {name} sets its rate: remove one of them"
+        yield Finding("error", line.settings["trace"].where, text)
+    if traced:
+        return
     uplink = plan.uplinks[name] = make_uplink(
         share.capacity,
         {group: exact_pieces(pieces) for group, pieces in share.groups.items()},

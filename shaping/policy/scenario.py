@@ -25,7 +25,7 @@ from dataplane.errors import ConfigError
 from dataplane.units import format_time
 from shaping.policy.classes import ClassEntry, class_at, tree_setting, with_numbers
 from shaping.policy.findings import Finding
-from shaping.policy.keys import LinkKey
+from shaping.policy.keys import ANY, LinkKey
 from shaping.policy.load import Policy
 from shaping.policy.network import Network
 from shaping.policy.places import (
@@ -283,6 +283,10 @@ def _add(
 ) -> None:
     """Adds one change of a step to the scenario, and the setting to the plan."""
     line = plan.lines.setdefault(place, Line(place, step.where))
+    if setting is not None and name == "rate" and (why := _other_rate(line, plan)) is not None:
+        text = f"{step_name(step)}: {place}: rate: {why}"
+        plan.findings.append(Finding("error", setting.where, text))
+        return
     line.settings.setdefault(name, Setting(_NOTHING[name], step.where))
     variants = line.variants.setdefault(name, [line.settings[name].value])
     tracks = scenario.tracks.setdefault(place, {})
@@ -350,6 +354,16 @@ def _wrong_trees(scenario: Scenario) -> Iterator[Finding]:
                 moment = f"{place}, {format_time(at_ns)} after the beginning"
                 yield Finding("error", entry.where, f"scenario: {moment}: {text}")
                 break
+
+
+def _other_rate(line: Line, plan: Plan) -> str | None:
+    """What sets the rate of a line besides steps; None: nothing does."""
+    if "trace" in line.settings:
+        return "the line has a trace, which is its rate: expected one of them"
+    for name, uplink in plan.uplinks.items():
+        if line.place in [Place(nic, ANY) for nic in uplink.leaves]:
+            return f"the share of {name} sets it again and again: expected it in links, as a bound"
+    return None
 
 
 def _cut_off(scenario: Scenario, step: Step) -> Iterator[Finding]:

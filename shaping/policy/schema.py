@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
+from dataplane.config.convert import shown
 from dataplane.config.scalars import SchemaError
 from dataplane.errors import ConfigError
 from shaping.impairment_settings import BY_MOST
@@ -328,6 +329,9 @@ class TraceConfig(_Strict):
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.file is None and self.digest is None):
             raise SchemaError("expected a file or steps, such as [{for: 10s, rate: 5mbit}]")
+        if self.file is not None and not self.file.isprintable():
+            # terminals of others show it
+            raise SchemaError(f"file {shown(self.file)}: expected characters that can be printed")
         if self.steps is not None:
             from shaping.trace_setting import trace_of_steps  # loads numpy
 

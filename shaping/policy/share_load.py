@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dataplane.config.convert import Locate, Path, convert, did_you_mean, error_at, shown
+from dataplane.errors import ConfigError
+from shaping.policy.keys import parse_name
 from shaping.policy.scalars import LineRate
 from shaping.policy.share_schema import BEST_EFFORT, PieceConfig, ShareConfig
 
@@ -21,6 +23,7 @@ CAPACITY_LEAST = LineRate("100kbit")  # for each group
 EXAMPLE = "{uplink: {capacity: 35gbit, web: {weight: 2}, db: {weight: 1}}}"
 PIECES_EXAMPLE = "[{weight: 20, upto: 10gbit}, {weight: 5}]"
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}", re.ASCII)
 _LEVEL = re.compile(r"[a-z][a-z0-9_-]{0,31}", re.ASCII)
 _OWN = ("capacity", "levels", "groups", "members")
 
@@ -39,6 +42,9 @@ def read_shares(data: Any, locate: Locate) -> dict[str, ShareConfig]:
     pieces = 0
     for name, value in data.items():
         name = str(name)
+        if not _NAME.fullmatch(name):
+            text = "is not a share: expected letters, digits, '_', '.' and '-', at most 32"
+            raise error_at(locate, (*path, name), text)
         found[name] = share = _share(value, (*path, name), locate)
         for nic in share.nics:
             if nic in homes:
@@ -70,6 +76,7 @@ def _share(data: Any, path: Path, locate: Locate) -> ShareConfig:
         raise error_at(locate, path, text)
     members = dict(_given_members(data, path, locate))
     for name, (value, at) in groups.items():
+        _check_name(name, "the name of a NIC or of a group of NICs", at, locate)
         if isinstance(value, Mapping) and "of" in value:
             if name in members:
                 raise error_at(locate, (*at, "of"), "is in members, too: expected one of them")
@@ -109,10 +116,19 @@ def _members(
         text = f"invalid value {what}: expected 1 to {GROUPS_MOST} NICs such as "
         raise error_at(locate, path, f"{text}{{web: {{weight: 2}}, db: {{}}}}")
     weight = {share.levels[-1]: {"weight": 1}}
+    for nic in data:
+        _check_name(str(nic), "the name of a NIC", (*path, nic), locate)
     return {
         str(nic): _group(value or weight, share.levels, (*path, nic), locate)
         for nic, value in data.items()
     }
+
+
+def _check_name(name: str, wanted: str, path: Path, locate: Locate) -> None:
+    try:
+        parse_name(name, wanted)
+    except ConfigError as error:
+        raise error_at(locate, path, str(error)) from None
 
 
 def _groups(data: Mapping[Any, Any], path: Path, locate: Locate) -> Iterator[tuple[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from dataplane.config.convert import (
@@ -16,14 +17,15 @@ from dataplane.config.convert import (
     shown,
     unknown_key,
 )
+from dataplane.errors import ConfigError
 from dataplane.units import format_time
 from shaping.policy.class_schema import ClassStepConfig
-from shaping.policy.keys import LinkKey, parse_key
+from shaping.policy.keys import LinkKey, parse_key, parse_name
 from shaping.policy.schema import STEPS_MOST, LineConfig, PolicyConfig, StepConfig
 
 # Settings that have handlers: they change while packets flow. The others belong to `links`.
 LIVE = ("rate", "delay", "loss", "duplicate", "corrupt", "reorder")
-FIXED = ("match", "queue", "overhead")
+FIXED = ("match", "trace", "queue", "overhead")
 CLASS_WAYS = (".egress", ".ingress")  # as in web.egress/gold
 REPEAT_LEAST_NS = 100_000_000  # between two rounds: a scenario must not keep control busy
 SPAN_LEAST_NS = 1_000_000  # of a ramp, or of a link that is down
@@ -136,6 +138,11 @@ def _step(data: Any, number: int, locate: Locate, make_entry: MakeEntry) -> tupl
     if kind == "classes":
         classes = _classes(fields.pop(kind), (*path, kind), locate)
     config = convert(fields, StepConfig, path, locate)
+    if config.link is not None:
+        try:
+            parse_name(config.link)
+        except ConfigError as error:
+            raise error_at(locate, (*path, "link"), str(error)) from None
     for other, span in KINDS.items():
         if kind == "classes" and span == "over":  # may be there
             continue
@@ -183,6 +190,7 @@ def _entries(
                     (*path, key, word),
                     f"cannot change while packets flow: write it in links: {entry.key}",
                 )
+    check_keys(entries, path, locate)
     return entries
 
 
@@ -210,6 +218,20 @@ def _classes(
         entry = ClassEntry(place, inner, numbers.given, locate(here))
         found[entry.name] = entry, numbers
     return found
+
+
+def check_keys(entries: list[Entry], path: Path, locate: Locate) -> None:
+    """Raises ConfigError for two entries of one key, which only their spaces tell apart."""
+    seen: dict[LinkKey, Entry] = {}
+    for entry in entries:
+        if (first := seen.setdefault(entry.key, entry)) is not entry:
+            at = f", at {first.where}" if first.where else ""
+            text = f"is there twice{at}: expected all settings in one entry"
+            raise error_at(partial(_where, entry), (*path, str(entry.key)), text)
+
+
+def _where(entry: Entry, path: Path) -> str:
+    return entry.where
 
 
 def names_of_steps(data: Any) -> set[str]:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 # Bounds on what a policy makes its instance store with each change; a large public trace takes
 # 0.2 MB.
 TRACES_MOST, PACKED_MOST = 256, 16 << 20
+# Bound on the memory of all of them: a packed trace of 5 KB can be one of 16 MB. It is that of 20
+# of the longest public traces, or of 400,000 rates.
+MEMORY_MOST = 64 << 20
 
 
 def read_traces(data: Any, locate: Locate, directory: str) -> Any:
@@ -32,13 +35,20 @@ def read_traces(data: Any, locate: Locate, directory: str) -> Any:
     found: dict[str, Any] = {}
     packed: dict[str, str] = {}
     known: dict[str, Trace] = {}
+    memory = 0
     for key, line in links.items():
         if isinstance(line, Mapping) and (file := _unread(line.get("trace"))) is not None:
             from shaping.trace_files import read_trace
 
+            if not file.isprintable():
+                text = f"file {shown(file)}: expected characters that can be printed"
+                raise error_at(locate, ("links", key, "trace"), text)
             path = os.path.join(directory, file)
             try:
-                trace = known[path] = known.get(path) or read_trace(path)
+                if path not in known:
+                    known[path] = read_trace(path)
+                    memory = _with(memory, known[path])
+                trace = known[path]
                 packed[trace.digest] = trace.packed
             except ConfigError as error:
                 raise error_at(locate, ("links", key, "trace"), str(error)) from None
@@ -73,6 +83,7 @@ def unpack_traces(
             f"{PACKED_MOST} bytes",
         )
     found: dict[str, Trace] = {}
+    memory = 0
     for key, line in lines.items():
         if line.trace is None or line.trace.steps is not None or line.trace.digest in found:
             continue
@@ -92,10 +103,22 @@ def unpack_traces(
             trace = unpack(packed[digest])
             if trace.digest != digest:
                 raise ConfigError("is of another content than its digest")
+            memory = _with(memory, trace)
         except ConfigError as error:
             raise error_at(locate, ("traces", digest), str(error)) from None
         found[digest] = trace
     return found
+
+
+def _with(memory: int, trace: Trace) -> int:
+    """The memory of the traces so far and of this one. Raises ConfigError."""
+    memory += trace.entries * trace.ENTRY_BYTES
+    if memory > MEMORY_MOST:
+        raise ConfigError(
+            f"with this trace, all take {memory >> 20} MiB of memory: expected at most "
+            f"{MEMORY_MOST >> 20}"
+        )
+    return memory
 
 
 def trace_of(config: TraceConfig, unpacked: Mapping[str, Trace]) -> Trace:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from dataplane.errors import printable
 
 if TYPE_CHECKING:
     from vnic.api.client import Client
@@ -47,7 +50,7 @@ class Seconds(click.FloatRange):
 
 
 class Time(click.ParamType[int]):
-    """A time such as 30s, in ns."""
+    """A time such as 30s or 10m, in ns."""
 
     name = "TIME"
 
@@ -58,9 +61,11 @@ class Time(click.ParamType[int]):
         from dataplane.units import parse_time
 
         try:
-            found = value if isinstance(value, int) else parse_time(value)
+            # m: minutes, as elsewhere on the command line; elsewhere in vnic it could be bytes
+            words = f"{value}in" if re.fullmatch(r"\s*[0-9.]+\s*m", str(value)) else value
+            found = value if isinstance(value, int) else parse_time(words)
         except ConfigError as error:
-            self.fail(str(error), parameter, context)
+            self.fail(str(error).replace("250us", "30s or 10m"), parameter, context)
         if not 10**6 <= found <= 366 * 24 * 3600 * 10**9:
             self.fail(f"{value}: expected 1ms to 8784h", parameter, context)
         return found
@@ -155,6 +160,11 @@ def _names(what: str, context: click.Context) -> list[str]:
         return names if what == "nic" else names + list(client.call("Handlers")["elements"])
 
 
+def _cell(cell: Any) -> str:
+    """What clients and files say goes to terminals of others."""
+    return "\n".join(map(printable, str(cell).split("\n")))
+
+
 def print_table(
     columns: Sequence[str],
     rows: Iterable[Sequence[Any]],
@@ -181,6 +191,6 @@ def print_table(
             min_width=longest,
         )
     for row in rows:
-        table.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
+        table.add_row(*(Text("-" if cell is None else _cell(cell)) for cell in row))
     # No folding of rows in a pipe, for programs that read them.
     Console(file=file, width=None if (file or sys.stdout).isatty() else 10_000).print(table)

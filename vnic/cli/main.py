@@ -15,7 +15,7 @@ import click
 # matrices.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from dataplane.errors import ConfigError, VnicError, one_line  # noqa: E402 - may import numpy
+from dataplane.errors import ConfigError, VnicError, one_line, printable  # noqa: E402 - may import numpy
 from vnic.device.descriptors import system_error  # noqa: E402 - as above
 
 # name -> (module, one line of help), so that `vnic --help` imports no module; "": not listed there
@@ -134,7 +134,7 @@ def explain(error: Exception, command: str = "vnic") -> tuple[str, int]:
             message, status = place + system_error(error), 1
         case _:
             message, status = f"{one_line(error)}; VNIC_DEBUG=1 shows where", 1
-    return " ".join(message.split()), status
+    return printable(" ".join(message.split())), status
 
 
 def fail(error: Exception, command: str = "vnic") -> NoReturn:

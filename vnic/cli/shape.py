@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dataplane.errors import VnicError
+from dataplane.errors import VnicError, printable
 from vnic.cli import shape_life
 from vnic.cli.common import (
     Time,
@@ -204,7 +204,7 @@ def set_line(
     """
     from dataplane.config.convert import path_text
     from dataplane.config.load import parse_yaml
-    from shaping.policy.classes import change_class
+    from shaping.policy.change import change_class, change_line
     from shaping.policy.load import convert_policy, policy_data
     from shaping.policy.traces import read_traces
 
@@ -216,16 +216,13 @@ def set_line(
         changed[name] = parse_yaml(text, path_text((each,)))[0] if text else None
     with connect(instance) as client:
         status = client.call("ShapeStatus", whole=True)["status"]
-        data = dict(status["policy"] or {"version": 1})
-        place, _, path = line.partition("/")
-        if line not in (data.get("links") or {}) and place in (data.get("classes") or {}):
-            data["classes"] = change_class(data["classes"], place, path, changed)
+        data = status["policy"] or {"version": 1}
+        place = line.partition("/")[0]
+        is_class = place in (data.get("classes") or {}) or place.endswith((".egress", ".ingress"))
+        if is_class and line not in (data.get("links") or {}):
+            data = change_class(data, line, changed)
         else:
-            lines = dict(data.get("links") or {})
-            # The last entry counts: this one moves there.
-            entry = {**(lines.pop(line, None) or {}), **changed}
-            entry = {name: value for name, value in entry.items() if value is not None}
-            data["links"] = {**lines, **({line: entry} if entry else {})}
+            data = change_line(data, line, changed, running_network(status)[0])
         policy = convert_policy(read_traces(data, lambda path: "", os.getcwd()))
         _refuse(policy, status)
         about = " ".join(("set", line, *settings))
@@ -303,7 +300,7 @@ def _refuse(policy: Policy, status: dict[str, Any]) -> None:
 
 def _print_findings(findings: list[Finding], *, err: bool = False) -> None:
     for finding in findings:
-        click.echo(str(finding), err=err)
+        click.echo(printable(str(finding)), err=err)
 
 
 def _send(

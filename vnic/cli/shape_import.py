@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dataplane.errors import printable
 from vnic.cli.common import connect, instance_option, json_option, plural, print_json
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ def _import(
         print_json({"ok": True, "policy": draft.data, "findings": _findings(draft)})
         return
     for finding in draft.notes.findings:
-        click.echo(str(finding), err=True)
+        click.echo(printable(str(finding)), err=True)
     if draft.empty:
         click.echo(f"{name}: nothing to shape", err=True)
     if output is None:
@@ -222,7 +223,7 @@ def _refuse(name: str, refused: list[Finding], draft: Draft, as_json: bool) -> N
         print_json({"ok": False, "policy": None, "findings": _findings(draft)})
     else:
         for finding in refused[:REFUSED_SHOWN]:
-            click.echo(str(finding), err=True)
+            click.echo(printable(str(finding)), err=True)
         if len(refused) > REFUSED_SHOWN:
             click.echo(f"and {len(refused) - REFUSED_SHOWN} more", err=True)
         click.echo(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dataplane.errors import VnicError
+from dataplane.errors import VnicError, printable
 from vnic.cli.common import (
     Time,
     connect,
@@ -62,7 +62,7 @@ def diff(before: str, after: str | None, instance: str, as_json: bool) -> None:
         })  # fmt: skip
         return
     for text in difference_texts(found):
-        click.echo(text)
+        click.echo(printable(text))
     if not found:
         click.echo("no difference")
 
@@ -173,7 +173,7 @@ def report(what: str, answer: dict[str, Any], instance: str, *, dry: bool, as_js
         if each["field"] not in HIDDEN_FIELDS
     ]
     for text in difference_texts(found):
-        click.echo(text)
+        click.echo(printable(text))
     if not changes:
         click.echo(f"{what}: nothing to change")
     elif dry:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -35,6 +35,9 @@ BUILT_IN = {
     "Shaper": "shaping.shaper:Shaper",
     "TraceLink": "shaping.trace_link:TraceLink",
 }
+
+# Elements that lead packets to outputs by rules and hold none: to build one anew loses nothing.
+OF_RULES = ("Classifier",)
 
 
 @contextmanager
@@ -141,7 +144,8 @@ def build_chain(
     (default: the class in lower case).
 
     An element with several outputs may have branches, output -> chain; all rejoin at the next
-    element.
+    element. The number of the output is a part of the names of a branch's elements, but of those of
+    a policy, whose own names are unique: they stay when another pair of NICs takes the output.
     before: a chain whose elements are taken over where name and class are the same, and the
     arguments are, too, or can change while the element runs (see `Chain.settle`).
     """
@@ -170,7 +174,7 @@ def _extend(
             _extend(
                 branch,
                 config.branches.get(gate, []),
-                f"{element.name}.{gate}",
+                element.name if config.shapes else f"{element.name}.{gate}",
                 directory,
                 names,
                 before,
@@ -269,15 +273,36 @@ def _build_element(
         name, number = f"{base}-{number}", number + 1
     names.add(name)
     was = before.configs.get(name)
-    if was is not None and was.element == config.element:
+    if was is not None and was.element == config.element and not _turns(was, config):
         element = next(element for element in before.elements if element.name == name)
         try:
             changes = prepare_arguments(element, was.arguments, config.arguments)
         except VnicError as error:
-            raise _error_at(config, str(error)) from error
+            if config.element not in OF_RULES:
+                raise _error_at(config, str(error)) from error
+            changes = None  # with these rules it has other outputs, unless they are wrong
         if changes is not None:
             return element, changes
     return make_element(config, name, directory), []
+
+
+def _turns(was: ElementConfig, config: ElementConfig) -> bool:
+    """Whether an element of OF_RULES has other rules and other branches. Rules are changed after
+    connections: in between, packets would take the ways of others, so a new element takes its
+    place."""
+    return (
+        config.element in OF_RULES
+        and was.arguments != config.arguments
+        and _names(was.branches) != _names(config.branches)
+    )
+
+
+def _names(branches: Mapping[int, list[ElementConfig]]) -> dict[int, list[tuple[str, str | None]]]:
+    return {
+        gate: [(each.element, each.name) for each in branch]
+        for gate, branch in branches.items()
+        if branch
+    }
 
 
 def make_element(config: ElementConfig, name: str, directory: str | None) -> Element:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from dataplane.errors import ConfigError, VnicError
+from dataplane.errors import ConfigError, VnicError, printable
 from vnic.api.method import Caller, Method, Parameters, Session
 from vnic.config.shape import network_of
 from vnic.runtime.apply import Change
@@ -93,7 +93,7 @@ class PolicyMethods:
         if given.hold and given.confirm_ms is not None:
             raise ConfigError("hold and confirm_ms exclude each other")
         wish = Wish(_ns(given.for_ms), _ns(given.confirm_ms), given.hold, given.keeps_end)
-        author = Author(caller.session.uid, given.about)
+        author = Author(caller.session.uid, printable(given.about))
         change = partial(life.apply, policy, wish, author, dry=given.dry)
         reply = self._reply(await self._runtime.aside(change))
         if given.hold and not given.dry:
