@@ -3,7 +3,7 @@ longer runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -148,6 +148,12 @@ class EngineHost:
         else:
             self._pending.changes.append(change)
             self._pending.touched.update(dict.fromkeys(touches))
+
+    def drain(self, leaving: Sequence[Element]) -> None:
+        """Before others take their place: lets elements forward what they hold. leaving: in the
+        order in which packets pass them, so that each gets what those before it had."""
+        if leaving:
+            self.do(lambda: [element.drain() for element in leaving])
 
     def receive_all(self, ring: MpscRing | None) -> None:
         """Waits until the engine, if it runs, has received all packets of a ring that nothing fills

@@ -24,7 +24,7 @@ import msgspec
 
 from dataplane.config.scalars import Rate
 from dataplane.errors import ConfigError, VnicError
-from dataplane.graph.element import Source
+from dataplane.graph.element import Element, Source
 from shaping.pool_share import PoolShare
 from switching.l2_switch import L2Switch
 from switching.mac_table import MacTable
@@ -527,6 +527,7 @@ class Network(Module):
         captures: the running ones, which continue at the elements that now have the names of their
         points."""
         with self.at_once():
+            gone: list[list[Element]] = []
             with ExitStack() as undo:
                 for index, each in enumerate(self.homes):
                     elements = after.elements_in(index)
@@ -535,7 +536,10 @@ class Network(Module):
                     ]
                     undo.callback(each.abandon, elements)
                     each.load(list(each.sources), elements, leaving)
+                    gone.append(leaving)
                 undo.pop_all()
+            for each, leaving in zip(self.homes, gone, strict=True):
+                each.drain(leaving)
             self._settle_policy(after)
             for capture in captures:
                 capture.home.do(capture.remove)
