@@ -177,9 +177,11 @@ def _apply(instance: Loaded, data: Json, about: str) -> None:
 def policies(rounds: int) -> Json:
     """Applies `rounds` different policies, and undoes each. Raises BenchError."""
     described = machine.describe()
+    changes: list[tuple[int, str]] = []  # when they began, and what they were
 
     def act(instance: Loaded, number: int) -> Json:
         if number == (rounds + 1) // 2:
+            changes.append((time.monotonic_ns(), "apply base"))
             _apply(instance, BASE, "base")
         kind = KINDS[number % len(KINDS)]
         data = kind(number // len(KINDS))
@@ -191,15 +193,13 @@ def policies(rounds: int) -> Json:
         undo_ns = time.monotonic_ns()
         instance.ask("UndoShape")
         end_ns = time.monotonic_ns()
+        what = f"{kind.__name__.strip('_')} on {'base' if running else 'nothing'}"
+        changes.extend([(begin_ns, f"apply {what}"), (undo_ns, f"undo {what}")])
         if instance.ask("ShapeStatus", whole=True)["status"]["policy"] != running:
             raise BenchError(f"round {number + 1}: the policy was not undone")
         return {
-            "kind": kind.__name__.strip("_"),
-            "on": "policy" if running else "nothing",
             "apply_ms": rounded((applied_ns - begin_ns) / 1e6),
             "undo_ms": rounded((end_ns - undo_ns) / 1e6),
-            "begin_ns": begin_ns,
-            "undo_ns": undo_ns,
         }
 
     began_ns = time.monotonic_ns()
@@ -208,7 +208,7 @@ def policies(rounds: int) -> Json:
         "rounds": rounds,
         "applied_and_undone_a_minute": round(rounds * 60e9 / (time.monotonic_ns() - began_ns)),
         **traffic(load),
-        "jumps": _jumps(load, reports),
+        "jumps": _jumps(load, changes),
         # Packets that the kernel dropped, since an engine did not read the queue of the datagrams'
         # TAP soon enough.
         "sender_queue_drops": queue_drops(stats, "a0") - queue_drops(before[1], "a0"),
@@ -224,17 +224,11 @@ def policies(rounds: int) -> Json:
     }
 
 
-def _jumps(load: Json, reports: list[Json]) -> Json:
+def _jumps(load: Json, changes: list[tuple[int, str]]) -> Json:
     """After which changes datagrams came that were not the next."""
     found: Counter[str] = Counter()
     for at_ns, number, expected in load["jumps"]:
         what = "late" if number < expected else "lost or overtaken"
-        changes = [
-            (begin_ns, f"{way} {report['kind']} on {report['on']}")
-            for report in reports
-            for begin_ns, way in ((report["begin_ns"], "apply"), (report["undo_ns"], "undo"))
-            if begin_ns <= at_ns <= begin_ns + SETTLE_NS
-        ]
-        found[f"{what} after {max(changes)[1] if changes else 'no change'}"] += 1
+        made = [change for change in changes if change[0] <= at_ns <= change[0] + SETTLE_NS]
+        found[f"{what} after {max(made)[1] if made else 'no change'}"] += 1
     return dict(found)
-
