@@ -21,7 +21,7 @@ from vnic.testing.measure import on_the_wire
 SEED, COUNT, MSS = 42, 1320, 1460
 SEGMENTS = 44  # of a GSO frame of nearly 64 KB
 MODELS = {"random": "5%", "bursts": "{share: 5%, burst: 4}", "four states": "{p13: 5%, p31: 20%, p32: 10%, p23: 30%, p14: 2%}"}
-NAME = "db.ingress.shape-pairs.0.shape-from-web"
+NAME = "db.ingress.shape-pairs.shape-from-web"
 START_NS = 10**18
 
 

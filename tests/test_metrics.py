@@ -156,7 +156,7 @@ def test_lines_of_the_policy_by_name():
         found = parsed(text_of(runtime, PROCESS).decode())
         lines = {(name, labels): value for (name, labels), value in found.items() if name.startswith("vnic_line_")}
     link, shape = stats["a.egress.shape-line"], stats["a.egress.shape"]
-    pair, other = stats["b.ingress.shape-pairs.0.shape-from-a"], stats["b.egress.shape-line"]
+    pair, other = stats["b.ingress.shape-pairs.shape-from-a"], stats["b.egress.shape-line"]
     expected = {}
 
     def put(name, value, line, **labels):

@@ -401,8 +401,8 @@ def test_what_is_not_attached_is_no_error_in_the_running_policy(instance):
 def test_a_nic_that_waited_has_the_policy_that_came_meanwhile(instance):
     instance.runtime.nics.detach("db", "its container has ended", waits=True)
     instance.life.apply({**pair(), "scenario": [{"at": "0s", "set": {"web -> db": {"loss": "7%"}}}]})
-    assert names(instance) == ["web.ingress.shape-pairs", "web.ingress.shape-pairs.0.shape-from-db"]
+    assert names(instance) == ["web.ingress.shape-pairs", "web.ingress.shape-pairs.shape-from-db"]
     instance.runtime.nics.bring_back(instance.runtime.config.nics["db"])
     assert len(names(instance)) == 6
-    name = "db.ingress.shape-pairs.0.shape-from-web"
+    name = "db.ingress.shape-pairs.shape-from-web"
     assert instance.runtime.read_handler(name, "loss")[0]["value"] == "7%"

@@ -193,7 +193,7 @@ def test_losses_within_their_bounds(net, share):
     net.run()
     net.assert_loss("web -> db", share)
     found = net.measured("web -> db")
-    assert 0 < len(found.lost) == 4000 - len(found.arrived) == net.drops()["db.ingress.shape-pairs.0.shape-from-web: loss"]
+    assert 0 < len(found.lost) == 4000 - len(found.arrived) == net.drops()["db.ingress.shape-pairs.shape-from-web: loss"]
     for wrong in ("1%", "10%", "0%"):
         with pytest.raises(AssertionError, match=r"loss: asked .*%, measured .*% \(.* of 4000 packets\), bound"):
             net.assert_loss("web -> db", wrong)
@@ -210,7 +210,7 @@ def test_why_a_loss_is_not_kept(net):
     assert why[0].endswith("packets arrived more than once")
     assert why[1:] == [
         "  policy: web -> db: rate 1mbit, queue {packets: 4}, duplicate 50%",
-        "  dropped: db.ingress.shape-pairs.0.shape-line-from-web: queue_full: 15",
+        "  dropped: db.ingress.shape-pairs.shape-line-from-web: queue_full: 15",
     ]
 
 

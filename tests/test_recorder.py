@@ -121,7 +121,7 @@ def test_the_sums_are_those_of_the_counters(recorded):
         assert total(all_of_web, column) == line["counters"][column] > 0
     assert total(all_of_web, "sojourn_packets") == line["counters"]["passed"] + line["counters"]["delayed"]
     assert total(all_of_web, "drops") == line["dropped"]["queue_full"] > 0
-    pair = elements["db.ingress.shape-pairs.0.shape-from-web"]["counters"]
+    pair = elements["db.ingress.shape-pairs.shape-from-web"]["counters"]
     assert total(to_db, "delay_ns") == pair["delay_ns"] and total(to_db, "delay_packets") == pair["delayed"]
     assert total(to_db, "packets") == pair["delivered_packets"] and total(to_db, "corrupted") == pair["corrupted"] > 0
     assert total(found["web", "egress"], "drops") == line["dropped"]["queue_full"]  # but not what is lost as asked

@@ -417,7 +417,7 @@ def test_other_changes_leave_a_scenario_where_it_is(net):  # noqa: F811
     policy = steps("{at: 1s, set: {web -> db: {delay: 5ms}}}", "{at: 3s, set: {web -> db: {delay: 7ms}}}")
     net.shape(policy)
     net.advance("2s")
-    life, name = net._runtime.policy, "db.ingress.shape-pairs.0.shape-from-web"
+    life, name = net._runtime.policy, "db.ingress.shape-pairs.shape-from-web"
 
     def delay():
         return net._runtime.read_handler(name, "delay")[0]["value"]

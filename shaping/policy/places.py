@@ -149,7 +149,9 @@ def places_of(key: LinkKey, network: Network) -> list[tuple[Place, bool]]:
     the key, or the name that stands first; none where one of its NICs is absent. Raises ConfigError
     for unknown names."""
     first, _, second = key
-    if network.lacks(first) or network.lacks(second):
+    # the end of a link is a switch, which is no name that could be absent
+    is_end = second in network.links.get(first, ())
+    if network.lacks(first) or (network.lacks(second) and not is_end):
         return []
     if first in network.links and first not in network.nics:
         near, far = network.links[first]

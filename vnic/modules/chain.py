@@ -7,7 +7,7 @@ import importlib
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from dataplane.config.convert import did_you_mean
@@ -167,10 +167,12 @@ def _extend(
         for gate in range(len(element.outputs)):
             branch = Chain()
             branch.ends = [(element, gate)]
+            # What a policy puts into branches has names that say what for: the numbers of the
+            # outputs are others after a change, and the elements are to be the same.
             _extend(
                 branch,
                 config.branches.get(gate, []),
-                f"{element.name}.{gate}",
+                element.name if config.shapes else f"{element.name}.{gate}",
                 directory,
                 names,
                 before,
@@ -271,12 +273,12 @@ def _build_element(
     was = before.configs.get(name)
     if was is not None and was.element == config.element:
         element = next(element for element in before.elements if element.name == name)
-        try:
+        # A new element may accept what one that runs refuses, such as a Classifier with another
+        # number of outputs; or it says what is wrong.
+        with suppress(VnicError):
             changes = prepare_arguments(element, was.arguments, config.arguments)
-        except VnicError as error:
-            raise _error_at(config, str(error)) from error
-        if changes is not None:
-            return element, changes
+            if changes is not None:
+                return element, changes
     return make_element(config, name, directory), []
 
 

@@ -129,8 +129,17 @@ class EngineHost:
         finally:
             self._pending = None
             outputs = {element: list(element.outputs) for element in pending.touched}
+            failures: list[Exception] = []
+
+            def make() -> None:
+                for change in pending.changes:
+                    try:
+                        change()
+                    except Exception as error:  # a user's element may refuse a setting
+                        failures.append(error)
+
             if pending.changes:
-                self.do(lambda: [change() for change in pending.changes])
+                self.do(make)
             if pending.load:
                 after, self.sources = self.sources, before
                 try:
@@ -139,6 +148,8 @@ class EngineHost:
                     self.do(lambda: _restore(outputs))
                     pending.abandon(list(pending.prepared.values()))
                     raise
+            if failures:  # not before, so that the graph is whole, and can be changed back
+                raise failures[0]
 
     def do(self, change: Callable[[], object], touches: Iterable[Element] = ()) -> None:
         """Makes a change on the engine's thread between two batches. touches: the elements whose

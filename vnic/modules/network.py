@@ -546,6 +546,11 @@ class Network(Module):
             for index, each in enumerate(self.homes):
                 if after.sources_in(index):
                     each.do(after.connect, after.elements_in(index))
+                if index == after.ports[0].home:
+                    # Between the same two batches: a packet is to meet all of the new settings, or
+                    # none. With the classes of one policy, and the rules of another, it would go
+                    # into a class in which others of its flow do not wait.
+                    each.do(after.settle)
                 for port, old in zip(after.ports, before.ports, strict=True):
                     if port.switch != old.switch:
                         each.deactivate(old.switch, old.number)
@@ -620,13 +625,14 @@ class Network(Module):
         )
         self._replace(before, link)
         self.links[name] = link
-        for way in link.ways.values():
-            way.settle()
 
     def remove_link(self, name: str) -> None:
-        """Removes a link; the packets that it holds are dropped and counted."""
+        """Removes a link; the packets that it holds go on to the switch that it leads to."""
         link = self.links.pop(name)
-        self._unplug([link])
+        with self.at_once():
+            for index, each in enumerate(self.homes):
+                each.drain(link.holders_in(index))
+            self._unplug([link])
         for port in link.ports:
             self._forget_port(port.switch, port.number)
             if port.ring is not None:
@@ -702,8 +708,6 @@ class Network(Module):
             undo.pop_all()
         after = self.attached[name]
         config.number, config.engine = after.number, after.home
-        for way in (after.egress, after.ingress):
-            way.settle()
 
     def _alter(self, attached: NicNode, config: NicConfig) -> None:
         """Applies the settings that only NICs of this kind can change live, such as an MTU."""
@@ -724,6 +728,7 @@ class Network(Module):
             for way, settings in ((before.egress, config.egress), (before.ingress, config.ingress)):
                 way.config = settings
             before.config = config
+            before.settle()
             self._activate(before)
 
     def _differs(self, before: NicConfig, after: NicConfig) -> bool:
