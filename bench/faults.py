@@ -55,7 +55,7 @@ def crash(rounds: int) -> Json:
             pass
         return {"begin_ns": begin_ns, "end_ns": time.monotonic_ns(), "restarts": after["supervisor"]["restarts"]}
 
-    reports, load, *_, (status, _) = run_rounds(rounds, CRASH_PAUSE_S, act)
+    reports, load, status, _ = run_rounds(rounds, CRASH_PAUSE_S, act)
     gaps = [_gap_after(load, report["begin_ns"], report["end_ns"] + 1_000_000_000) for report in reports]
     return {
         "rounds": rounds,
@@ -92,7 +92,7 @@ def upgrade(rounds: int) -> Json:
                 "packets_moved": moved, "state_bytes": size, "lost": report["packets_lost"], "engines": report["engines"],
                 "queue_drops": drops}  # fmt: skip
 
-    reports, load, *_, (status, _) = run_rounds(rounds, PAUSE_S, act)
+    reports, load, status, _ = run_rounds(rounds, PAUSE_S, act)
     gaps = [_gap_after(load, report["begin_ns"], report["end_ns"]) for report in reports]
     whole_ms = (reports[-1]["end_ns"] - reports[0]["begin_ns"]) / 1e6
     upgrades_ms = sum(report["end_ns"] - report["begin_ns"] for report in reports) / 1e6
@@ -162,7 +162,7 @@ def apply(rounds: int) -> Json:
             raise BenchError(f"change {number + 1} was not made, or not undone")
         return {"apply_ms": rounded((middle_ns - begin_ns) / 1e6), "undo_ms": rounded((end_ns - middle_ns) / 1e6)}
 
-    reports, load, *_, (status, _) = run_rounds(rounds, (0.02, 0.1), act)
+    reports, load, status, _ = run_rounds(rounds, (0.02, 0.1), act)
     return {
         "rounds": rounds,
         **traffic(load),

@@ -1,3 +1,5 @@
 """placeholder"""
+
+
 def leases(rounds: int):
     raise NotImplementedError

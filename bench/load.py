@@ -56,17 +56,13 @@ class Loaded(Instance):
 
 
 class Rounds(NamedTuple):
-    """What was found: the report of each round, the load's report, status and statistics before the
-    first round and after the last one."""
+    """What was found: the report of each round, the load's report, the last status and
+    statistics."""
 
     reports: list[Json]
     load: Json
-    before: tuple[Json, Json]
-    after: tuple[Json, Json]
-
-    @property
-    def status(self) -> Json:
-        return self.after[0]
+    status: Json
+    stats: Json
 
 
 def run_rounds(rounds: int, pause_s: tuple[float, float], act: Callable[[Loaded, int], Json]) -> Rounds:
@@ -78,14 +74,14 @@ def run_rounds(rounds: int, pause_s: tuple[float, float], act: Callable[[Loaded,
         instance = Loaded(space)
         try:
             time.sleep(1.0)  # the TCP stream opens its window
-            reports, before = [], (instance.status(), instance.stats())
+            reports = []
             for number in range(rounds):
                 reports.append(act(instance, number))
                 figures = {key: value for key, value in reports[-1].items() if key.endswith("ms") or key == "restarts"}
                 say(f"round {number + 1}/{rounds} " + " ".join(f"{key}={value}" for key, value in figures.items()))
                 time.sleep(random.uniform(*pause_s))
-            after = instance.status(), instance.stats()
-            return Rounds(reports, instance.finish(), before, after)
+            status, stats = instance.status(), instance.stats()
+            return Rounds(reports, instance.finish(), status, stats)
         finally:
             instance.close()
 
@@ -94,7 +90,11 @@ def traffic(load: Json) -> Json:
     """What the load's report says of packets. lost: without those that the receiver's own socket
     lost."""
     same = ("overrun", "reordered", "resets", "damaged", "sent", "tcp_retransmitted", "tcp_reordered")
-    return {"lost": load["lost"] - load["overrun"], **{key: load[key] for key in same}, "tcp_gbytes": rounded(load["tcp_bytes"] / 1e9)}
+    return {
+        "lost": load["lost"] - load["overrun"],
+        **{key: load[key] for key in same},
+        "tcp_gbytes": rounded(load["tcp_bytes"] / 1e9),
+    }
 
 
 def quantiles(values: Iterable[float]) -> Json:

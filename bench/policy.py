@@ -17,7 +17,7 @@ from collections.abc import Callable
 from bench import machine
 from bench.errors import BenchError
 from bench.instance import Json
-from bench.load import Loaded, queue_drops, quantiles, run_rounds, traffic
+from bench.load import Loaded, quantiles, queue_drops, run_rounds, traffic
 from bench.tap import rounded
 from shaping.policy.load import load_policy, policy_data
 from vnic.api.client import Client
@@ -27,13 +27,18 @@ PAUSE_S = (0.02, 0.1)
 SETTLE_NS = 200_000_000  # after a change, what is lost or late is still its effect
 
 BASE: Json = {
-    "links": {"a0 <-> b0": {"rate": "1gbit", "delay": "2ms"}, "a1 -> any": {"rate": "200mbit", "queue": "200ms"}},
+    "links": {"a0 <-> b0": {"rate": "1gbit", "delay": "2ms"}},
     "classes": {
+        "a1.egress": {
+            "rate": "500mbit",
+            "default": "rest",
+            "tree": {"tcp": {"match": {"protocol": "tcp"}, "ceiling": "200mbit", "queue": {"time": "300ms"}}, "rest": {}},
+        },
         "b0.ingress": {
             "rate": "2gbit",
             "default": "rest",
             "tree": {"numbers": {"match": {"protocol": "udp"}, "guarantee": "500mbit"}, "rest": {}},
-        }
+        },
     },
 }
 
@@ -84,6 +89,7 @@ def _classes(n: int) -> Json:
     """The datagrams in a class, or in that of all others; the TCP stream waits in a class."""
     queue = ("fifo", "fq", {"discipline": "fq_codel", "target": "100ms"})[n % 3]
     match = [{"protocol": "udp"}, {"destination_port": 1}][n % 2]
+    tcp = {"match": {"protocol": "tcp"}, "queue": {"time": "300ms"}}
     return {
         "classes": {
             "a0.egress": {
@@ -94,13 +100,17 @@ def _classes(n: int) -> Json:
             "a1.egress": {
                 "rate": f"{220 + n}mbit",
                 "default": "rest",
-                "tree": {
-                    "group": {"guarantee": "100mbit", "tree": {"tcp": {"match": {"protocol": "tcp"}, "queue": {"time": "300ms"}}, "udp": {}}},
-                    "rest": {"ceiling": "100mbit"},
-                },
+                "tree": {"group": {"guarantee": "100mbit", "tree": {"tcp": tcp, "udp": {}}}, "rest": {"ceiling": "100mbit"}},
             },
         }
     }
+
+
+def _one_class(n: int) -> Json:
+    """For all that was in several."""
+    rest = {"rest": {"queue": {"time": "300ms"}}}
+    rates = {"a0": f"{1000 + n}mbit", "a1": f"{230 + n}mbit"}
+    return {"classes": {f"{name}.egress": {"rate": rate, "default": "rest", "tree": rest} for name, rate in rates.items()}}
 
 
 def _classes_and_lines(n: int) -> Json:
@@ -151,7 +161,7 @@ def _shares(n: int) -> Json:
 
 
 KINDS: tuple[Callable[[int], Json], ...] = (
-    _rates, _delays, _jitter, _rates_and_delays, _losses, _classes, _classes_and_lines, _steps, _opportunities,
+    _rates, _delays, _jitter, _rates_and_delays, _losses, _classes, _one_class, _classes_and_lines, _steps, _opportunities,
     _scenario, _shares,
 )  # fmt: skip
 
@@ -203,18 +213,18 @@ def policies(rounds: int) -> Json:
         }
 
     began_ns = time.monotonic_ns()
-    reports, load, before, (status, stats) = run_rounds(rounds, PAUSE_S, act)
+    reports, load, status, stats = run_rounds(rounds, PAUSE_S, act)
     return {
         "rounds": rounds,
         "applied_and_undone_a_minute": round(rounds * 60e9 / (time.monotonic_ns() - began_ns)),
         **traffic(load),
         "jumps": _jumps(load, changes),
-        # Packets that the kernel dropped, since an engine did not read the queue of the datagrams'
-        # TAP soon enough.
-        "sender_queue_drops": queue_drops(stats, "a0") - queue_drops(before[1], "a0"),
-        # Packets that the engines dropped for any reason, by the NICs that they serve.
-        "dropped": {f"a{index}, b{index}": each["dropped"] - before[0]["engines"][index]["dropped"]
-                    for index, each in enumerate(status["engines"])},
+        # Of those lost: packets that the kernel dropped, since an engine did not read the queue of
+        # the datagrams' TAP soon enough; and those that their engine dropped for any reason.
+        "sender_queue_drops": (queue_lost := queue_drops(stats, "a0")),
+        "dropped": (dropped := status["engines"][0]["dropped"]),
+        "unexplained": load["lost"] - load["overrun"] - queue_lost - dropped,
+        "tcp_dropped": status["engines"][1]["dropped"],
         "apply_ms": quantiles(report["apply_ms"] for report in reports),
         "undo_ms": quantiles(report["undo_ms"] for report in reports),
         "restarts": status["supervisor"]["restarts"],

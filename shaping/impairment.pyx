@@ -639,6 +639,8 @@ cdef class Impairment(Element):
         cdef Engine engine = self.engine
         cdef Batch out
         cdef uint32_t i
+        if engine is None:
+            return
         out.count = 0
         while not self.line.is_empty():
             self.counters.held -= 1

@@ -394,6 +394,8 @@ cdef class Link(Shaper):
     def drain(self):
         cdef Engine engine = self.engine
         cdef uint32_t index = self.line_head
+        if engine is None:
+            return
         while index != NO_PACKET:
             engine.ctx.packets[index].release_ns = engine.ctx.now_ns
             index = engine.ctx.packets[index].next

@@ -432,6 +432,8 @@ cdef class Pacer(Element):
         cdef Engine engine = self.engine
         cdef uint32_t index, word
         cdef Batch out
+        if engine is None:
+            return
         out.count = 0
         while not self.wheel.is_empty():
             index = take(self, engine.ctx)

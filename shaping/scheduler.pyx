@@ -644,11 +644,13 @@ cdef class Scheduler(Element):
 
     def drain(self):
         cdef Engine engine = self.engine
-        cdef Context *ctx = engine.ctx
+        cdef Context *ctx
         cdef Batch out
         cdef Load load
         cdef uint32_t i, index
-        self.outlet.ctx = ctx
+        if engine is None:
+            return
+        ctx = self.outlet.ctx = engine.ctx
         for i in range(self.tree.count):
             if self.tree.classes[i].leaf and self.tree.classes[i].queue.packets:
                 queue_move(&self.leaving, &self.tree.classes[i].queue, &self.outlet)

@@ -570,6 +570,8 @@ cdef class Shaper(Element):
     def drain(self):
         cdef Engine engine = self.engine
         cdef Setting setting = self.setting
+        if engine is None:
+            return
         work_out(self, &self.setting, 0)           # without a rate, all is due
         Shaper.release_due(self, engine.ctx)
         self.setting = setting

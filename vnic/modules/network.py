@@ -626,15 +626,17 @@ class Network(Module):
         self._replace(before, link)
         self.links[name] = link
 
-    def remove_link(self, name: str) -> None:
-        """Removes a link; the packets that it holds go on to the switch that it leads to."""
+    def remove_link(self, name: str, *, forgets: bool = True) -> None:
+        """Removes a link; the packets that it holds go on to the switch that it leads to. forgets:
+        the switches forget the addresses behind it; False: it is added again between them."""
         link = self.links.pop(name)
         with self.at_once():
             for index, each in enumerate(self.homes):
                 each.drain(link.holders_in(index))
             self._unplug([link])
         for port in link.ports:
-            self._forget_port(port.switch, port.number)
+            if forgets:
+                self._forget_port(port.switch, port.number)
             if port.ring is not None:
                 other = next(each for each in link.ports if each is not port)
                 self.runtime.segments.drop_ring(f"{name}/{other.switch}")
