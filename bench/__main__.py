@@ -245,17 +245,18 @@ def control(rounds: int, seconds: float, as_json: bool) -> None:
         bench_control.show(_console(), result)
 
 
-def _faults(kind: str, rounds: int, as_json: bool, title: str) -> None:
-    from bench import faults
+def _rounds(kind: str, rounds: int, as_json: bool, title: str) -> None:
+    from bench import faults, policy
 
     _need_root()
-    result = {"crash": faults.crash, "upgrade": faults.upgrade, "apply": faults.apply}[kind](rounds)
+    runs = {"crash": faults.crash, "upgrade": faults.upgrade, "apply": faults.apply, "policy": policy.policies}
+    result = runs[kind](rounds)
     path = report.save(kind, result)
-    plot = faults.plot(result, path.with_suffix(".png"), title)
+    plot = report.plot_series(result, path.with_suffix(".png"), title)
     if as_json:
         print(json.dumps(result))
     else:
-        faults.show(_console(), result, title)
+        report.show_figures(_console(), result, title)
         print(f"plot: {plot}")
 
 
@@ -264,7 +265,7 @@ def _faults(kind: str, rounds: int, as_json: bool, title: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 def crash(rounds: int, as_json: bool) -> None:
     """The worker killed with SIGKILL under 100,000 datagrams a second and a TCP stream. Needs root."""
-    _faults("crash", rounds, as_json, "Silence at the receiver after kill -9 of the worker")
+    _rounds("crash", rounds, as_json, "Silence at the receiver after kill -9 of the worker")
 
 
 @main.command()
@@ -272,7 +273,7 @@ def crash(rounds: int, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 def upgrade(rounds: int, as_json: bool) -> None:
     """`vnic upgrade` under 100,000 datagrams a second and a TCP stream. Needs root."""
-    _faults("upgrade", rounds, as_json, "Longest blackout of an engine in each upgrade")
+    _rounds("upgrade", rounds, as_json, "Longest blackout of an engine in each upgrade")
 
 
 @main.command()
@@ -280,7 +281,15 @@ def upgrade(rounds: int, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 def apply(rounds: int, as_json: bool) -> None:
     """Loss while a running network becomes another one and is changed back, many times, each time another. Needs root."""
-    _faults("apply", rounds, as_json, f"`vnic apply` and `vnic undo`, {rounds} times under load")
+    _rounds("apply", rounds, as_json, f"`vnic apply` and `vnic undo`, {rounds} times under load")
+
+
+@main.command()
+@click.option("--rounds", type=click.IntRange(1, 1000), default=100, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+def policy(rounds: int, as_json: bool) -> None:
+    """Loss while policies of shaping that lose nothing themselves are applied and undone. Needs root."""
+    _rounds("policy", rounds, as_json, f"`vnic shape apply` and `undo`, {rounds} times under load")
 
 
 @main.command()

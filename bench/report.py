@@ -1,5 +1,6 @@
 """Results as tables for users and as JSON files under bench/results/."""
 
+import contextlib
 import datetime
 import json
 from collections.abc import Mapping
@@ -126,3 +127,36 @@ def show_replay(console: Console, result: Mapping[str, Any]) -> None:
         table.add_row(name, f"{result[key]:.4g} [dim]({low:.4g}-{high:.4g})[/dim]", "-" if rss is None else f"{rss:.0f}")
     console.print(table)
     console.print(f"vnic / scapy: {result['vs_scapy']:.0f}; written to {result['output']}", highlight=False)
+
+
+def show_figures(console: Console, result: Mapping[str, Any], title: str) -> None:
+    """A table of a result's figures by name."""
+    show_machine(console, result["machine"])
+    table = Table(title=title)
+    table.add_column("")
+    table.add_column("", justify="right")
+    for key, value in result.items():
+        if key in ("machine", "series_ms"):
+            continue
+        text = ", ".join(f"{name} {each}" for name, each in value.items()) if isinstance(value, dict) else str(value)
+        table.add_row(key, text)
+    console.print(table)
+
+
+def plot_series(result: Mapping[str, Any], path: Path, title: str) -> Path:
+    """A plot of each round's gap, blackout or change."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(9, 3.6), layout="constrained")
+    axis.bar(range(1, len(result["series_ms"]) + 1), result["series_ms"])
+    axis.set_xlabel("round")
+    axis.set_ylabel("ms")
+    axis.set_title(title)
+    axis.grid(alpha=0.3, axis="y")
+    with contextlib.closing(path.open("wb")) as file:
+        figure.savefig(file, dpi=110)
+    pyplot.close(figure)
+    return path

@@ -3,14 +3,20 @@
  * usage: sequence SENDER_NETNS RECEIVER_NETNS ADDRESS PPS SECONDS [TCP_ADDRESS]
  * Sends PPS datagrams of 22 bytes (64-byte frames) a second: all that are due at once, at least
  * TICK_NS apart; when more than ARREARS_NS late, the sender skips the datagrams due. With
- * TCP_ADDRESS, also sends a stream of increasing 64-bit numbers to that address. Everything ends
- * after SECONDS, or at SIGTERM.
+ * TCP_ADDRESS, also sends a stream of increasing 64-bit numbers to that address, with at most
+ * SEND_ROOM bytes on their way: so few that no queue of a path with a rate is ever full, and each
+ * segment that is lost or overtaken is the path's fault. Everything ends after SECONDS, or at
+ * SIGTERM.
  * Prints {"sent", "received", "lost", "reordered", "overrun" (lost in the receiver's own socket),
  * "resets" (of the stream), "damaged" (numbers of it that were not the next), "tcp_bytes",
- * "longest_ms", "gaps": [[at_ns, ms, lost], ...]}: gaps of at least GAP_NS at the receiver, with
- * the CLOCK_MONOTONIC time of their end. */
+ * "tcp_retransmitted" (segments, whether lost or only late), "tcp_reordered" (segments that arrived
+ * out of order), "longest_ms", "gaps": [[at_ns, ms, lost], ...], "jumps": [[at_ns, number, expected],
+ * ...]}: gaps of at least GAP_NS at the receiver, with the CLOCK_MONOTONIC time of their end, and
+ * datagrams that were not the next: a higher number where some are lost or late, a lower one where
+ * it is late itself. */
 #include "common.h"
 #include <arpa/inet.h>
+#include <linux/tcp.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <stdatomic.h>
@@ -18,7 +24,8 @@
 #include <sys/socket.h>
 #include <sys/wait.h>
 
-enum { PAYLOAD = 22, BURST = 64, TICK_NS = 50000, GAP_NS = 2000000, ARREARS_NS = 5000000, GAPS = 4096, QUIET_MS = 500, CHUNK = 8192 };
+enum { PAYLOAD = 22, BURST = 64, TICK_NS = 50000, GAP_NS = 2000000, ARREARS_NS = 5000000, GAPS = 4096, JUMPS = 4096,
+       QUIET_MS = 500, RESOLVE_MS = 200, CHUNK = 8192, SEND_ROOM = 1 << 19 };
 
 static atomic_int over;
 
@@ -29,7 +36,7 @@ static void on_term(int number)
 }
 
 static struct {
-    uint64_t sent, resets, damaged, tcp_bytes, ending;
+    uint64_t sent, resets, damaged, tcp_bytes, ending, retransmitted, reordered;
 } volatile *shared; /* by processes: the sender and the stream enter other namespaces */
 
 static void send_numbers(const struct sockaddr_in *to, double pps, uint64_t end)
@@ -47,6 +54,11 @@ static void send_numbers(const struct sockaddr_in *to, double pps, uint64_t end)
     if (s < 0 || connect(s, (const struct sockaddr *)to, sizeof *to))
         die("sender");
     prctl(PR_SET_TIMERSLACK, 1);
+    /* The kernel lets datagrams overtake those that waited for the address' resolution: this one, which
+     * is shorter than a number, makes it look before. */
+    struct timespec resolve = { 0, RESOLVE_MS * 1000000 };
+    send(s, payloads, 1, 0);
+    nanosleep(&resolve, NULL);
     uint64_t began = now_ns(), number = 0, now;
     while (!over && (now = now_ns()) < end) {
         uint64_t due = (uint64_t)(pps * (double)(now - began) / 1e9);
@@ -74,11 +86,21 @@ static void send_numbers(const struct sockaddr_in *to, double pps, uint64_t end)
     _exit(0);
 }
 
+static struct tcp_info tcp_state(int s)
+{
+    struct tcp_info info;
+    socklen_t length = sizeof info;
+    memset(&info, 0, sizeof info); /* an older kernel knows less of it */
+    getsockopt(s, IPPROTO_TCP, TCP_INFO, &info, &length);
+    return info;
+}
+
 static void stream_out(const struct sockaddr_in *to)
 {
     static uint64_t chunk[CHUNK];
     uint64_t number = 0;
-    int s = socket(AF_INET, SOCK_STREAM, 0);
+    int s = socket(AF_INET, SOCK_STREAM, 0), room = SEND_ROOM;
+    setsockopt(s, SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
     if (s < 0 || connect(s, (const struct sockaddr *)to, sizeof *to)) {
         shared->resets++;
         _exit(1);
@@ -95,6 +117,7 @@ static void stream_out(const struct sockaddr_in *to)
             }
             done += (size_t)n;
         }
+        shared->retransmitted = tcp_state(s).tcpi_total_retrans;
     }
     _exit(0);
 }
@@ -123,6 +146,7 @@ static void stream_in(int listener)
         }
         rest = have - at;
         memmove(chunk, chunk + at, rest);
+        shared->reordered = tcp_state(s).tcpi_rcv_ooopack;
     }
     _exit(0);
 }
@@ -180,10 +204,11 @@ int main(int argc, char **argv)
 
     static uint8_t data[BURST][64], control[BURST][64];
     static double gaps[GAPS][3];
+    static uint64_t jumps[JUMPS][3];
     struct mmsghdr messages[BURST];
     struct iovec parts[BURST];
     uint64_t received = 0, highest = 0, reordered = 0, overrun = 0, last = 0, longest = 0;
-    int gap_count = 0, told = 0;
+    int gap_count = 0, jump_count = 0, told = 0;
     struct pollfd ready = { s, POLLIN, 0 };
     while (poll(&ready, 1, QUIET_MS) != 0 || (!over && now_ns() < end)) {
         /* packets in flight still arrive; the loop ends when QUIET_MS pass without any */
@@ -201,7 +226,14 @@ int main(int argc, char **argv)
         int n = recvmmsg(s, messages, BURST, MSG_DONTWAIT, NULL);
         uint64_t now = now_ns(), number, before = highest;
         for (int i = 0; i < n; i++) {
+            if (messages[i].msg_len < sizeof number)
+                continue;
             memcpy(&number, data[i], sizeof number);
+            if (received && number != highest + 1 && jump_count < JUMPS) {
+                jumps[jump_count][0] = now;
+                jumps[jump_count][1] = number;
+                jumps[jump_count++][2] = highest + 1;
+            }
             if (received++ && number <= highest)
                 reordered++;
             else
@@ -213,7 +245,7 @@ int main(int argc, char **argv)
                 overrun = lost;
             }
         }
-        if (n > 0) {
+        if (n > 0 && received) {
             if (last && now - last > longest)
                 longest = now - last;
             memcpy(&number, data[0], sizeof number);
@@ -232,11 +264,16 @@ int main(int argc, char **argv)
         waitpid(children[i], NULL, 0);
     uint64_t sent = shared->sent;
     printf("{\"sent\": %llu, \"received\": %llu, \"lost\": %lld, \"reordered\": %llu, \"overrun\": %llu, \"resets\": %llu, \"damaged\": %llu,"
-           " \"tcp_bytes\": %llu, \"longest_ms\": %.3f, \"gaps\": [", (unsigned long long)sent, (unsigned long long)received,
+           " \"tcp_bytes\": %llu, \"tcp_retransmitted\": %llu, \"tcp_reordered\": %llu, \"longest_ms\": %.3f, \"gaps\": [", (unsigned long long)sent, (unsigned long long)received,
            (long long)(sent - received), (unsigned long long)reordered, (unsigned long long)overrun, (unsigned long long)shared->resets,
-           (unsigned long long)shared->damaged, (unsigned long long)shared->tcp_bytes, (double)longest / 1e6);
+           (unsigned long long)shared->damaged, (unsigned long long)shared->tcp_bytes, (unsigned long long)shared->retransmitted,
+           (unsigned long long)shared->reordered, (double)longest / 1e6);
     for (int i = 0; i < gap_count; i++)
         printf("%s[%.0f, %.3f, %.0f]", i ? ", " : "", gaps[i][0], gaps[i][1], gaps[i][2]);
+    printf("], \"jumps\": [");
+    for (int i = 0; i < jump_count; i++)
+        printf("%s[%llu, %llu, %llu]", i ? ", " : "", (unsigned long long)jumps[i][0], (unsigned long long)jumps[i][1],
+               (unsigned long long)jumps[i][2]);
     printf("]}\n");
     return 0;
 }

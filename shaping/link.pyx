@@ -391,6 +391,18 @@ cdef class Link(Shaper):
         self.line_head = self.line_tail = self.sending = NO_PACKET
         self.line_small = self.line_large = 0
 
+    def drain(self):
+        cdef Engine engine = self.engine
+        cdef uint32_t index = self.line_head
+        if engine is None:
+            return
+        while index != NO_PACKET:
+            engine.ctx.packets[index].release_ns = engine.ctx.now_ns
+            index = engine.ctx.packets[index].next
+        self.sending = NO_PACKET
+        self.send_due(engine.ctx)
+        Shaper.drain(self)
+
     def release(self):
         cdef Engine engine = self.engine
         cdef uint32_t index

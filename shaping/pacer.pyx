@@ -428,6 +428,25 @@ cdef class Pacer(Element):
             share_count(self.share, -self.wheel.small, -self.wheel.large)
         self.wheel.clear()
 
+    def drain(self):
+        cdef Engine engine = self.engine
+        cdef uint32_t index, word
+        cdef Batch out
+        if engine is None:
+            return
+        out.count = 0
+        while not self.wheel.is_empty():
+            index = take(self, engine.ctx)
+            word = engine.ctx.packets[index].held_word
+            if word & HELD_CUT and word & HELD_BYTES:
+                # what is left of the frame, as one piece, and past the policy that may follow
+                engine.ctx.packets[index].held_word = (
+                    word & HELD_BYTES | HELD_CUT | HELD_SECOND | HELD_EACH_MOST << HELD_EACH_SHIFT)
+                self.cut(engine.ctx, index, &out)
+            else:
+                forward(self, engine.ctx, index, &out)
+        self.finish(engine.ctx, &out)
+
     def release(self):
         cdef Engine engine = self.engine
         if engine is None:

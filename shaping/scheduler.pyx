@@ -642,6 +642,35 @@ cdef class Scheduler(Element):
         self.leaving.bytes = self.leaving.segments = 0
         self.settle_share()
 
+    def drain(self):
+        cdef Engine engine = self.engine
+        cdef Context *ctx
+        cdef Batch out
+        cdef Load load
+        cdef uint32_t i, index
+        if engine is None:
+            return
+        ctx = self.outlet.ctx = engine.ctx
+        for i in range(self.tree.count):
+            if self.tree.classes[i].leaf and self.tree.classes[i].queue.packets:
+                queue_move(&self.leaving, &self.tree.classes[i].queue, &self.outlet)
+                self.withdraw(ctx, i)
+        out.count = 0
+        while self.leaving.packets:
+            index = queue_take(&self.leaving, &self.outlet, 0xFFFFFFFF, &load)
+            if index == NO_PACKET:
+                continue                           # there was no buffer for a part of a frame
+            self.counters.extra[SENT_BYTES] += load.bytes
+            self.counters.extra[DELAYED] += 1
+            if out.count == BATCH_MAX:
+                self.emit(ctx, 0, &out)
+                out.count = 0
+            batch_add(&out, index)
+        self.counters.extra[QUEUE_BYTES] = self.outlet.bytes
+        self.settle_share()
+        self.set_deadline(ctx)
+        self.emit(ctx, 0, &out)
+
     def release(self):
         cdef uint32_t i
         if self.engine is None:

@@ -567,6 +567,15 @@ cdef class Shaper(Element):
         self.set_held(0, 0)
         self.queue_segments = 0
 
+    def drain(self):
+        cdef Engine engine = self.engine
+        cdef Setting setting = self.setting
+        if engine is None:
+            return
+        work_out(self, &self.setting, 0)           # without a rate, all is due
+        Shaper.release_due(self, engine.ctx)
+        self.setting = setting
+
     def release(self):
         cdef Engine engine = self.engine
         cdef uint32_t index, following

@@ -146,6 +146,11 @@ cdef class Element:
     def cleanup(self):
         """Called once, after the last packet, on control's thread: close what initialize opened."""
 
+    def drain(self):
+        """Called on the engine's thread, between two batches, before other elements take this one's
+        place. Elements that hold packets override it to forward them at once, in their order: then
+        none is lost or overtaken by those that go past the element from now on."""
+
     def release(self):
         """Called on the engine's thread before cleanup. Elements that hold packets override it to
         drop them."""

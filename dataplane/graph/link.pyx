@@ -100,6 +100,12 @@ cdef class Link(Source):
         if ctx.last_link == <void *>self:
             ctx.last_link = each
 
+    def drain(self):
+        cdef Context *ctx = self.listed
+        self.unlist()
+        while ctx != NULL and self.head != NO_PACKET:
+            self.poll(ctx)
+
     def release(self):
         cdef Context *ctx = self.listed
         cdef uint32_t index

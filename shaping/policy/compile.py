@@ -93,7 +93,10 @@ def class_chain(entry: ClassEntry, network: Network) -> Chain:
     if isinstance(key, LinkKey):
         if network.lacks(key.first):
             return Chain(key.first, key.second, True)
-        [(place, _)] = places_of(key, network)
+        places = places_of(key, network)
+        if not places:
+            raise ConfigError(f"{entry.key}: {key.first} does not lead to {key.second} any more")
+        [(place, _)] = places
         if not place.link:
             raise ConfigError(f"{entry.key}: is a pair of NICs: expected {CLASS_PLACES}")
         return chain_of_place(place)

@@ -164,7 +164,9 @@ def places_of(key: LinkKey, network: Network) -> list[tuple[Place, bool]]:
 
 def _whole_places(key: LinkKey, network: Network) -> list[tuple[Place, bool]]:
     first, second = key.first, key.second
-    if network.lacks(first) or network.lacks(second):
+    # the end of a link is a switch, which is no name that could be absent
+    is_end = second in network.links.get(first, ())
+    if network.lacks(first) or (network.lacks(second) and not is_end):
         return []
     if first in network.links and first not in network.nics:
         near, far = network.links[first]

@@ -7,7 +7,7 @@ import importlib
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from dataplane.config.convert import did_you_mean
@@ -171,6 +171,8 @@ def _extend(
         for gate in range(len(element.outputs)):
             branch = Chain()
             branch.ends = [(element, gate)]
+            # What a policy puts into branches has names that say what for: the numbers of the
+            # outputs are others after a change, and the elements are to be the same.
             _extend(
                 branch,
                 config.branches.get(gate, []),
@@ -275,14 +277,12 @@ def _build_element(
     was = before.configs.get(name)
     if was is not None and was.element == config.element and not _turns(was, config):
         element = next(element for element in before.elements if element.name == name)
-        try:
+        # A new element may accept what one that runs refuses, such as a Classifier with another
+        # number of outputs; or it says what is wrong.
+        with suppress(VnicError):
             changes = prepare_arguments(element, was.arguments, config.arguments)
-        except VnicError as error:
-            if config.element not in OF_RULES:
-                raise _error_at(config, str(error)) from error
-            changes = None  # with these rules it has other outputs, unless they are wrong
-        if changes is not None:
-            return element, changes
+            if changes is not None:
+                return element, changes
     return make_element(config, name, directory), []
 
 

@@ -3,7 +3,7 @@ longer runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -129,8 +129,17 @@ class EngineHost:
         finally:
             self._pending = None
             outputs = {element: list(element.outputs) for element in pending.touched}
+            failures: list[Exception] = []
+
+            def make() -> None:
+                for change in pending.changes:
+                    try:
+                        change()
+                    except Exception as error:  # a user's element may refuse a setting
+                        failures.append(error)
+
             if pending.changes:
-                self.do(lambda: [change() for change in pending.changes])
+                self.do(make)
             if pending.load:
                 after, self.sources = self.sources, before
                 try:
@@ -139,6 +148,8 @@ class EngineHost:
                     self.do(lambda: _restore(outputs))
                     pending.abandon(list(pending.prepared.values()))
                     raise
+            if failures:  # not before, so that the graph is whole, and can be changed back
+                raise failures[0]
 
     def do(self, change: Callable[[], object], touches: Iterable[Element] = ()) -> None:
         """Makes a change on the engine's thread between two batches. touches: the elements whose
@@ -148,6 +159,17 @@ class EngineHost:
         else:
             self._pending.changes.append(change)
             self._pending.touched.update(dict.fromkeys(touches))
+
+    def drain(self, leaving: Sequence[Element]) -> None:
+        """Before others take their place: lets elements forward what they hold. leaving: in the
+        order in which packets pass them, so that each gets what those before it had."""
+        if leaving:
+
+            def drain() -> None:
+                for element in leaving:
+                    element.drain()
+
+            self.do(drain)
 
     def receive_all(self, ring: MpscRing | None) -> None:
         """Waits until the engine, if it runs, has received all packets of a ring that nothing fills

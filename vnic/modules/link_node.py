@@ -125,9 +125,20 @@ class LinkNode:
         for way in self.ways.values():
             way.chain.connect()
 
+    def settle(self) -> None:
+        """Gives elements that were taken over the settings of the configuration."""
+        for way in self.ways.values():
+            way.settle()
+
     def elements_in(self, engine: int) -> list[Element]:
         """Its elements in the graph of an engine."""
         return self._elements[engine]
+
+    def holders_in(self, engine: int) -> list[Element]:
+        """Those that may hold packets, in the order in which packets pass them: the sources of a
+        link are behind its chains."""
+        sources = self._sources[engine]
+        return [*(each for each in self._elements[engine] if each not in sources), *sources]
 
     def sources_in(self, engine: int) -> list[Source]:
         """Those of its elements that the graph of an engine begins with."""

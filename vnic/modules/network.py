@@ -24,7 +24,7 @@ import msgspec
 
 from dataplane.config.scalars import Rate
 from dataplane.errors import ConfigError, VnicError
-from dataplane.graph.element import Source
+from dataplane.graph.element import Element, Source
 from shaping.pool_share import PoolShare
 from switching.l2_switch import L2Switch
 from switching.mac_table import MacTable
@@ -527,6 +527,7 @@ class Network(Module):
         captures: the running ones, which continue at the elements that now have the names of their
         points."""
         with self.at_once():
+            gone: list[list[Element]] = []
             with ExitStack() as undo:
                 for index, each in enumerate(self.homes):
                     elements = after.elements_in(index)
@@ -535,13 +536,21 @@ class Network(Module):
                     ]
                     undo.callback(each.abandon, elements)
                     each.load(list(each.sources), elements, leaving)
+                    gone.append(leaving)
                 undo.pop_all()
+            for each, leaving in zip(self.homes, gone, strict=True):
+                each.drain(leaving)
             self._settle_policy(after)
             for capture in captures:
                 capture.home.do(capture.remove)
             for index, each in enumerate(self.homes):
                 if after.sources_in(index):
                     each.do(after.connect, after.elements_in(index))
+                if index == after.ports[0].home:
+                    # Between the same two batches: a packet is to meet all of the new settings, or
+                    # none. With the classes of one policy, and the rules of another, it would go
+                    # into a class in which others of its flow do not wait.
+                    each.do(after.settle)
                 for port, old in zip(after.ports, before.ports, strict=True):
                     if port.switch != old.switch:
                         each.deactivate(old.switch, old.number)
@@ -616,15 +625,18 @@ class Network(Module):
         )
         self._replace(before, link)
         self.links[name] = link
-        for way in link.ways.values():
-            way.settle()
 
-    def remove_link(self, name: str) -> None:
-        """Removes a link; the packets that it holds are dropped and counted."""
+    def remove_link(self, name: str, *, forgets: bool = True) -> None:
+        """Removes a link; the packets that it holds go on to the switch that it leads to. forgets:
+        the switches forget the addresses behind it; False: it is added again between them."""
         link = self.links.pop(name)
-        self._unplug([link])
+        with self.at_once():
+            for index, each in enumerate(self.homes):
+                each.drain(link.holders_in(index))
+            self._unplug([link])
         for port in link.ports:
-            self._forget_port(port.switch, port.number)
+            if forgets:
+                self._forget_port(port.switch, port.number)
             if port.ring is not None:
                 other = next(each for each in link.ports if each is not port)
                 self.runtime.segments.drop_ring(f"{name}/{other.switch}")
@@ -698,8 +710,6 @@ class Network(Module):
             undo.pop_all()
         after = self.attached[name]
         config.number, config.engine = after.number, after.home
-        for way in (after.egress, after.ingress):
-            way.settle()
 
     def _alter(self, attached: NicNode, config: NicConfig) -> None:
         """Applies the settings that only NICs of this kind can change live, such as an MTU."""
@@ -720,6 +730,7 @@ class Network(Module):
             for way, settings in ((before.egress, config.egress), (before.ingress, config.ingress)):
                 way.config = settings
             before.config = config
+            before.settle()
             self._activate(before)
 
     def _differs(self, before: NicConfig, after: NicConfig) -> bool:

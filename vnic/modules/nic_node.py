@@ -105,6 +105,11 @@ class NicNode:
         for way in (self.egress, self.ingress):
             way.chain.connect()
 
+    def settle(self) -> None:
+        """Gives elements that were taken over the settings of the configuration."""
+        for way in (self.egress, self.ingress):
+            way.settle()
+
     @property
     def number(self) -> int:
         """The number of its port, which is also the Packet.port of its packets."""

@@ -419,7 +419,7 @@ class Applying:
                 *(name for name in moved if name not in turned),
                 *(name for name in self._names("link", "remove") if name in before),
             ):
-                nics.remove_link(name)
+                nics.remove_link(name, forgets=name not in moved)
                 undo.callback(nics.add_link, before[name])
             for name in [name for name in links if name not in moved]:
                 undo.callback(nics.change_link, name, before[name])
