@@ -335,9 +335,8 @@ def _rtt(name: str, fields: Mapping[str, Any]) -> int:
 def _hosts(name: str, fields: Mapping[str, Any]) -> str:
     hosts = fields.get("hosts", "both")
     if not isinstance(hosts, str) or hosts not in HOSTS:
-        raise ConfigError(
-            f"{name}: queue: hosts {shown(hosts)}: unknown; {did_you_mean(str(hosts), tuple(HOSTS))}"
-        )
+        known = did_you_mean(str(hosts), tuple(HOSTS))
+        raise ConfigError(f"{name}: queue: hosts {shown(hosts)}: unknown; {known}")
     return hosts
 
 

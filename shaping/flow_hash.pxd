@@ -3,7 +3,7 @@
 Each step is the product of two keyed words, its halves combined (as in wyhash); a flow of IPv4
 takes one step for the addresses and one for the rest.
 """
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 from dataplane.graph.random_stream cimport vnic_high_product
 from dataplane.packet.pool cimport (PACKET_FRAGMENT, PACKET_IPV4, PACKET_IPV6, PACKET_L4, Packet)
@@ -39,19 +39,17 @@ cdef inline uint64_t host_hash(const Packet *p, bint destination,
                                const FlowKeys *keys) noexcept nogil:
     """The hash of the address that sends the packet, or to which it goes; one as a source is
     another host than as a destination. All that is not IP has one host."""
-    cdef const uint8_t *address = p.source_address
     cdef uint64_t first = keys.second if destination else keys.first
     cdef uint64_t second = keys.first if destination else keys.second
+    cdef size_t size = 4 if p.flags & PACKET_IPV4 else 16
     cdef uint64_t[2] words
-    if destination:
-        address = p.destination_address
-    words[0] = words[1] = 0
-    if p.flags & PACKET_IPV4:
-        memcpy(words, address, 4)
-    elif p.flags & PACKET_IPV6:
-        memcpy(words, address, 16)
-    else:
+    if not p.flags & (PACKET_IPV4 | PACKET_IPV6):
         return first
+    words[0] = words[1] = 0
+    if destination:
+        memcpy(words, p.destination_address, size)
+    else:
+        memcpy(words, p.source_address, size)
     return flow_step(flow_step(words[0] ^ first, words[1] ^ second) ^ first, second)
 
 cdef inline uint64_t number_hash(uint64_t number, const FlowKeys *keys) noexcept nogil:
