@@ -4,7 +4,7 @@ from dataplane.packet.pool cimport Context
 from shaping.class_queue cimport ClassQueue, Outlet
 from shaping.flow_turns cimport Flow
 
-# The state of a leaf's queue, see Scheduler.save_state; appends the packets of its flows to `packed`.
+# The state of a leaf, see Scheduler.save_state; appends the packets of its flows to `packed`.
 cdef dict saved_queue(const ClassQueue *queue, const Context *ctx, list packed)
 
 # Of a single flow without an AQM.

@@ -591,18 +591,20 @@ def test_of_a_frame_that_does_not_fit_the_first_segments_are_queued():
 BEFORE = {"rate": "10mbit", "default": "rest", "tree": {
     "a": {"mark": 1, "queue": "fq_codel", "guarantee": "2mbit"},
     "b": {"ceiling": "4mbit", "tree": {"c": {"mark": 2, "weight": 2}, "d": {"mark": 3, "queue": "codel"}}},
+    "e": {"mark": 5, "queue": {"discipline": "cake", "rtt": "5ms", "size": "40kb"}},
     "rest": {"queue": {"discipline": "fq", "packets": 500}},
 }}  # fmt: skip
 AFTER = {"rate": "20mbit", "default": "rest", "tree": {
     "rest": {"queue": "fifo", "weight": 5},
-    "a": {"mark": 1, "queue": "fq_codel", "guarantee": "9mbit", "priority": 1},
+    "a": {"mark": 1, "queue": {"discipline": "cake", "flows": 1024}, "guarantee": "9mbit", "priority": 1},
     "b": {"tree": {"c": {"mark": 2, "queue": "fq"}}},
+    "e": {"mark": 5, "queue": {"discipline": "cake", "rtt": "2ms", "size": "30kb"}},
 }}  # fmt: skip
 
 events = st.lists(
     st.one_of(
-        st.tuples(st.just("packets"), st.integers(1, 4), st.integers(1, 40), st.integers(100, 1500)),
-        st.tuples(st.just("gso"), st.integers(1, 4), st.integers(2, 40)),
+        st.tuples(st.just("packets"), st.integers(1, 5), st.integers(1, 40), st.integers(100, 1500)),
+        st.tuples(st.just("gso"), st.integers(1, 5), st.integers(2, 40)),
         st.tuples(st.just("wait"), st.integers(0, 30 * MS)),
         st.tuples(st.just("upgrade")),
         st.tuples(st.just("change")),
