@@ -13,7 +13,7 @@ from shaping.flow_hash cimport flow_hash, host_hash
 from shaping.flow_turns cimport (LIST_NONE, Flow, FlowAqm, FlowTurns, turns_begin, turns_charge,
                                  turns_next, turns_restore, turns_set_host)
 from shaping.framing cimport Load, framed_bytes, packet_load
-from shaping.ways cimport WAY_USED, ways_claim
+from shaping.ways cimport WAY_KEPT, WAY_USED, ways_claim
 
 cdef enum:
     FULL_FRAME = 1514            # a queue of at most one such packet is no standing one
@@ -25,24 +25,21 @@ cdef enum:
 cdef inline uint32_t flow_of(ClassQueue *queue, Outlet *outlet, const Packet *p) noexcept nogil:
     """The number of the packet's flow."""
     cdef uint64_t hash = flow_hash(p, &outlet.keys)
-    cdef uint32_t number
-    cdef bint known
-    if queue.turns.ways.tags == NULL:
+    cdef uint32_t number, was
+    if queue.turns.ways.words == NULL:
         return <uint32_t>hash & (queue.setting.flow_count - 1)
-    number = ways_claim(&queue.turns.ways, hash, &known)
-    if queue.turns.ways.states[number] < WAY_USED:
-        admit(&queue.turns, outlet, p, number, known)
+    number = ways_claim(&queue.turns.ways, hash, &was)
+    if was < WAY_USED:
+        admit(&queue.turns, outlet, p, number, was == WAY_KEPT)
     return number
 
 
 cdef void admit(FlowTurns *turns, Outlet *outlet, const Packet *p, uint32_t number,
-                bint known) noexcept nogil:
-    """A flow begins that has a number of its own; `known` before."""
-    cdef Flow *flow = &turns.flows[number]
+                bint kept) noexcept nogil:
+    """A flow begins. kept: with the AQM's state that it had."""
     cdef uint32_t side
-    turns.ways.states[number] = WAY_USED
-    if not known:
-        memset(&flow.aqm, 0, sizeof(FlowAqm))
+    if not kept:
+        memset(&turns.flows[number].aqm, 0, sizeof(FlowAqm))
     for side in range(turns.sides):
         turns_set_host(turns, number, side, host_hash(p, turns.first_side + side, &outlet.keys))
 

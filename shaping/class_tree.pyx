@@ -1,6 +1,6 @@
 """ClassTree. The contract is in class_tree.pxd; class_settings.py reads the classes."""
 cimport cython
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from dataplane.packet.pool cimport Context
@@ -15,6 +15,9 @@ import hashlib
 
 from dataplane.errors import ConfigError
 from shaping.class_settings import read_tree
+
+cdef enum:
+    CACHE_LINE = 64
 
 # A GSO frame is forwarded in pieces of 1 ms at the class's least ceiling, and of at most so many
 # bytes on the line: more would let one packet with tiny segments take the turns of many.
@@ -78,35 +81,42 @@ cdef class ClassTree:
 cdef int build_queue(ClassQueue *queue, settings) except -1:
     """Allocates the flows of a leaf, and what finds them."""
     cdef FlowTurns *turns = &queue.turns
-    cdef uint32_t flows = settings.flows, hosts = flows * <uint32_t>len(settings.sides)
+    cdef uint32_t flows = settings.flows, sides = <uint32_t>len(settings.sides)
     queue.setting.flow_count = flows
-    turns.flows = <Flow *>calloc(flows, sizeof(Flow))
-    queue.longest.entries = <HeapEntry *>calloc(flows, sizeof(HeapEntry))
-    failed = NULL in (turns.flows, queue.longest.entries)
+    turns.flows = <Flow *>zeroed(flows, sizeof(Flow))
+    queue.longest.entries = <HeapEntry *>zeroed(flows, sizeof(HeapEntry))
     if settings.is_cake:
-        turns.sides, turns.first_side = len(settings.sides), min(settings.sides, default=0)
-        turns.ways.count, turns.host_ways.count = flows, hosts
-        turns.ways.tags = <uint64_t *>calloc(flows, sizeof(uint64_t))
-        turns.ways.states = <uint8_t *>calloc(flows, sizeof(uint8_t))
-        failed = failed or NULL in (turns.ways.tags, turns.ways.states)
-    if turns.sides:
-        turns.hosts = <Host *>calloc(hosts, sizeof(Host))
-        turns.host_ways.tags = <uint64_t *>calloc(hosts, sizeof(uint64_t))
-        turns.host_ways.states = <uint8_t *>calloc(hosts, sizeof(uint8_t))
-        failed = failed or NULL in (turns.hosts, turns.host_ways.tags, turns.host_ways.states)
-    if failed:
-        raise MemoryError(f"{flows} flows")
+        turns.ways.words, turns.ways.count = <uint64_t *>zeroed(flows, sizeof(uint64_t)), flows
+    if sides:
+        turns.sides, turns.first_side = sides, min(settings.sides)
+        turns.host_ways.count = sides * flows
+        turns.host_ways.words = <uint64_t *>zeroed(turns.host_ways.count, sizeof(uint64_t))
+        turns.hosts = <Host *>zeroed(turns.host_ways.count, sizeof(Host))
     return 0
 
 
+cdef void *zeroed(uint32_t count, size_t size) except NULL:
+    """A zeroed array, aligned to a cache line; the bytes before it say how far."""
+    cdef char *memory = <char *>calloc(count + 2 * CACHE_LINE // size + 1, size)
+    cdef size_t shift
+    if memory == NULL:
+        raise MemoryError(f"{count} flows")
+    shift = CACHE_LINE + (CACHE_LINE - <uintptr_t>memory % CACHE_LINE) % CACHE_LINE
+    (<size_t *>(memory + shift) - 1)[0] = shift
+    return memory + shift
+
+
+cdef void release_zeroed(void *array) noexcept:
+    if array != NULL:
+        free(<char *>array - (<size_t *>array - 1)[0])
+
+
 cdef void free_queue(ClassQueue *queue) noexcept:
-    free(queue.turns.flows)
-    free(queue.turns.ways.tags)
-    free(queue.turns.ways.states)
-    free(queue.turns.hosts)
-    free(queue.turns.host_ways.tags)
-    free(queue.turns.host_ways.states)
-    free(queue.longest.entries)
+    release_zeroed(queue.turns.flows)
+    release_zeroed(queue.turns.ways.words)
+    release_zeroed(queue.turns.hosts)
+    release_zeroed(queue.turns.host_ways.words)
+    release_zeroed(queue.longest.entries)
 
 
 cdef int compile_tree(ClassTree made, uint64_t burst_ns) except -1:
@@ -241,7 +251,7 @@ cdef bint has_same_flows(const ClassQueue *queue, const ClassQueue *old) noexcep
     """Whether packets belong to the same flows of both queues, and these to the same hosts."""
     return (queue.setting.flow_count == old.setting.flow_count
             and queue.setting.fair == old.setting.fair
-            and (queue.turns.ways.tags == NULL) == (old.turns.ways.tags == NULL)
+            and (queue.turns.ways.words == NULL) == (old.turns.ways.words == NULL)
             and queue.turns.sides == old.turns.sides
             and queue.turns.first_side == old.turns.first_side)
 

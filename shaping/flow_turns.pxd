@@ -13,7 +13,7 @@ square root of the number of flows.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from shaping.cobalt cimport Cobalt, cobalt_rests
 from shaping.codel cimport Codel
-from shaping.ways cimport WAY_FREE, WAY_KEPT, WAY_USED, Ways, ways_claim
+from shaping.ways cimport WAY_FREE, WAY_KEPT, Ways, way_hash, way_set, ways_claim
 
 cdef enum:
     SIDES = 2                    # of a flow: its source and its destination
@@ -46,18 +46,20 @@ cdef struct FlowList:            # each 1 + the number of a flow, or of a host; 
     uint32_t head
     uint32_t tail
 
-cdef struct Host:                # all zero: none
+cdef enum:
+    LAST_HOST = 0xFFFFFFFF
+
+cdef struct Host:                # all zero: none; 32 bytes, in one cache line
     int64_t deficit              # 1/65536 bytes that its flows may still send in this turn
     FlowList flows               # those that queue, and stand here
     uint32_t listed              # how many these are
     uint32_t busy                # flows that queue, and have this host
     uint32_t users               # flows of any list that have this host
-    uint32_t next
-    uint8_t waiting              # it is in the list of hosts
+    uint32_t next                # in the list of hosts: 1 + its number, or LAST_HOST; 0: not there
 
 cdef struct FlowTurns:
     Flow *flows
-    Ways ways                    # of flows; no tags: a flow's number is its hash's last bits
+    Ways ways                    # of flows; no words: a flow's number is its hash's last bits
     FlowList new_flows
     FlowList old_flows           # without hosts
     Host *hosts                  # NULL: flows have turns without regard to their hosts
@@ -81,15 +83,17 @@ cdef inline void host_append(FlowTurns *turns, uint32_t number) noexcept nogil:
     else:
         turns.hosts[to.tail - 1].next = number + 1
     to.tail = number + 1
-    turns.hosts[number].next = 0
+    turns.hosts[number].next = LAST_HOST
+
+cdef inline void host_pop(FlowTurns *turns) noexcept nogil:
+    cdef Host *host = &turns.hosts[turns.waiting_hosts.head - 1]
+    turns.waiting_hosts.head = 0 if host.next == LAST_HOST else host.next
+    host.next = 0
 
 cdef inline void turns_set_host(FlowTurns *turns, uint32_t number, uint32_t side,
                                 uint64_t hash) noexcept nogil:
     """Gives a flow that is about to begin one of its hosts, by the host's hash."""
-    cdef bint _known
-    cdef uint32_t host = ways_claim(&turns.host_ways, hash, &_known)
-    if turns.host_ways.states[host] < WAY_USED:
-        turns.host_ways.states[host] = WAY_USED
+    cdef uint32_t _was, host = ways_claim(&turns.host_ways, hash, &_was)
     turns.hosts[host].users += 1
     turns.flows[number].hosts[side] = host
 
@@ -126,13 +130,13 @@ cdef inline void turns_queue(FlowTurns *turns, uint32_t number, uint32_t quantum
     host = &turns.hosts[flow.turn]
     flow_append(turns, &host.flows, number)
     host.listed += 1
-    if not host.waiting:
-        host.waiting, host.deficit = True, host_quantum(host, quantum)
+    if host.next == 0:
+        host.deficit = host_quantum(host, quantum)
         host_append(turns, flow.turn)
 
 cdef inline void free_host(FlowTurns *turns, uint32_t number) noexcept nogil:
-    if turns.hosts[number].users == 0 and not turns.hosts[number].waiting:
-        turns.host_ways.states[number] = WAY_FREE
+    if turns.hosts[number].users == 0 and turns.hosts[number].next == 0:
+        way_set(&turns.host_ways, number, 0, WAY_FREE)
 
 cdef inline void turns_end(FlowTurns *turns, uint32_t number) noexcept nogil:
     """A flow that is in no list any more has nothing to send."""
@@ -145,8 +149,9 @@ cdef inline void turns_end(FlowTurns *turns, uint32_t number) noexcept nogil:
         host.users -= 1
         free_host(turns, flow.hosts[side])
     flow.list = LIST_NONE
-    if turns.ways.tags != NULL:
-        turns.ways.states[number] = WAY_FREE if cobalt_rests(&flow.aqm.cobalt) else WAY_KEPT
+    if turns.ways.words != NULL:
+        way_set(&turns.ways, number, way_hash(&turns.ways, number),
+                WAY_FREE if cobalt_rests(&flow.aqm.cobalt) else WAY_KEPT)
 
 cdef inline uint32_t next_host(FlowTurns *turns, uint32_t quantum) noexcept nogil:
     """The host whose turn it is; at least one has flows. As of flows: what it has sent too much it
@@ -158,12 +163,11 @@ cdef inline uint32_t next_host(FlowTurns *turns, uint32_t quantum) noexcept nogi
         host = &turns.hosts[number]
         if host.deficit > 0 and host.listed:
             return number
-        turns.waiting_hosts.head = host.next
+        host_pop(turns)
         if host.deficit <= 0:
             host.deficit += host_quantum(host, quantum)
             host_append(turns, number)
         else:
-            host.waiting = False
             free_host(turns, number)
 
 cdef inline uint32_t turns_next(FlowTurns *turns, uint32_t quantum) noexcept nogil:

@@ -1,6 +1,6 @@
 """The saved state of a class's queue. The contract is in queue_state.pxd."""
 cimport cython
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 from dataplane.graph.offload cimport can_segment
 from dataplane.packet.pool cimport Context, Packet
@@ -8,8 +8,9 @@ from dataplane.packet.queue cimport queue_head, queue_length, queue_packed
 from shaping.class_queue cimport AQM_COBALT, ClassQueue, Outlet, queue_restore
 from shaping.cobalt cimport Cobalt, cobalt_rests
 from shaping.codel cimport PENDING_KEEP, Codel
-from shaping.flow_turns cimport (LIST_NONE, LIST_OLD, Flow, FlowTurns, Host, host_append)
-from shaping.ways cimport WAY_FREE, WAY_KEPT, WAY_SHARED, WAY_USED, WAYS, Ways
+from shaping.flow_turns cimport LAST_HOST, LIST_NONE, LIST_OLD, Flow, FlowTurns, host_append
+from shaping.ways cimport (WAY_FREE, WAY_KEPT, WAY_SHARED, WAY_USED, WAYS, Ways, way_hash, way_set,
+                           way_state)
 
 
 # -- saving ----------------------------------------------------------------------------------------
@@ -21,8 +22,8 @@ cdef dict saved_queue(const ClassQueue *queue, const Context *ctx, list packed):
     flows = []
     for number in [0] if queue.packets and not queue.setting.fair else flows_in_turn(turns):
         found = saved_flow(number, &turns.flows[number], queue.setting.aqm, ctx, packed)
-        if turns.ways.tags != NULL:
-            found += [turns.ways.tags[number], turns.ways.states[number] == WAY_SHARED,
+        if turns.ways.words != NULL:
+            found += [way_hash(&turns.ways, number), way_state(&turns.ways, number) == WAY_SHARED,
                       [turns.flows[number].hosts[side] for side in range(turns.sides)],
                       turns.flows[number].turn]
         flows.append(found)
@@ -31,10 +32,10 @@ cdef dict saved_queue(const ClassQueue *queue, const Context *ctx, list packed):
                         counts.sojourn_max_ns, counts.marked, counts.full, counts.codel,
                         counts.memory, counts.blue],
              "flows": flows}
-    if turns.ways.tags != NULL:
+    if turns.ways.words != NULL:
         saved["kept"] = [
-            [number, turns.ways.tags[number], saved_cobalt(&turns.flows[number].aqm.cobalt)]
-            for number in range(turns.ways.count) if turns.ways.states[number] == WAY_KEPT
+            [number, way_hash(&turns.ways, number), saved_cobalt(&turns.flows[number].aqm.cobalt)]
+            for number in range(turns.ways.count) if way_state(&turns.ways, number) == WAY_KEPT
         ]
         saved["hosts"] = saved_hosts(turns)
     return saved
@@ -42,11 +43,9 @@ cdef dict saved_queue(const ClassQueue *queue, const Context *ctx, list packed):
 
 cdef list flows_in_turn(const FlowTurns *turns):
     """The numbers of the flows that are in a list, in the order of their turns."""
-    cdef uint32_t host = turns.waiting_hosts.head, number
+    cdef uint32_t number
     heads = [turns.new_flows.head, turns.old_flows.head]
-    while host:
-        heads.append(turns.hosts[host - 1].flows.head)
-        host = turns.hosts[host - 1].next
+    heads += [turns.hosts[<uint32_t>host].flows.head for host in waiting_hosts(turns)]
     found = []
     for head in heads:
         number = head
@@ -58,16 +57,23 @@ cdef list flows_in_turn(const FlowTurns *turns):
 
 cdef list saved_hosts(const FlowTurns *turns):
     """The hosts that are in use, first those that wait for a turn, in the order of their turns."""
-    cdef uint32_t number = turns.waiting_hosts.head
-    numbers = []
-    while number:
-        numbers.append(number - 1)
-        number = turns.hosts[number - 1].next
+    cdef uint32_t number
+    numbers = waiting_hosts(turns)
     for number in range(turns.host_ways.count):
-        if turns.host_ways.states[number] != WAY_FREE and not turns.hosts[number].waiting:
+        if way_state(&turns.host_ways, number) != WAY_FREE and turns.hosts[number].next == 0:
             numbers.append(number)
-    return [[number, turns.host_ways.tags[number], turns.hosts[number].deficit,
-             bool(turns.hosts[number].waiting)] for number in numbers]
+    return [[number, way_hash(&turns.host_ways, number), turns.hosts[number].deficit,
+             turns.hosts[number].next != 0] for number in numbers]
+
+
+cdef list waiting_hosts(const FlowTurns *turns):
+    """The numbers of the hosts that wait for a turn, in the order of their turns."""
+    cdef uint32_t number = turns.waiting_hosts.head
+    found = []
+    while number and number != LAST_HOST:
+        found.append(number - 1)
+        number = turns.hosts[number - 1].next
+    return found
 
 
 cdef list saved_flow(uint32_t number, const Flow *flow, uint32_t aqm, const Context *ctx,
@@ -112,10 +118,10 @@ cdef int load_queue(ClassQueue *queue, dict saved, Packed packed, Outlet *outlet
     (queue.counts.sent_packets, queue.counts.sent_bytes, queue.counts.sojourn_ns,
      queue.counts.sojourn_max_ns, queue.counts.marked, queue.counts.full, queue.counts.codel,
      queue.counts.memory, queue.counts.blue) = saved["counts"]
-    if turns.ways.tags != NULL:
+    if turns.ways.words != NULL:
         load_hosts(turns, saved["hosts"])
-        for number, tag, cobalt in saved["kept"]:
-            claim_saved(&turns.ways, number, tag, WAY_KEPT)
+        for number, hash, cobalt in saved["kept"]:
+            claim_saved(&turns.ways, number, hash, WAY_KEPT)
             read_cobalt(&turns.flows[number].aqm.cobalt, cobalt)
             if cobalt_rests(&turns.flows[number].aqm.cobalt):
                 raise ValueError(f"flow {number} is kept for nothing")
@@ -127,36 +133,34 @@ cdef int load_queue(ClassQueue *queue, dict saved, Packed packed, Outlet *outlet
         read_flow(&flow, each[:6], queue.setting.aqm, packed, outlet.ctx)
         if (flow.list != LIST_NONE) != queue.setting.fair:
             raise ValueError(f"flow {number} is of another discipline")
-        if turns.ways.tags != NULL:
-            _, _, _, _, _, _, tag, shared, hosts, flow.turn = each
-            claim_saved(&turns.ways, number, tag, WAY_SHARED if shared else WAY_USED)
+        if turns.ways.words != NULL:
+            _, _, _, _, _, _, hash, shared, hosts, flow.turn = each
+            claim_saved(&turns.ways, number, hash, WAY_SHARED if shared else WAY_USED)
             read_flow_hosts(turns, &flow, hosts)
         turns.flows[number] = flow
         queue_restore(queue, outlet, number)
     for number in range(turns.host_ways.count):
-        if (turns.host_ways.states[number] != WAY_FREE and turns.hosts[number].users == 0
-                and not turns.hosts[number].waiting):
+        if (way_state(&turns.host_ways, number) != WAY_FREE and turns.hosts[number].users == 0
+                and turns.hosts[number].next == 0):
             raise ValueError(f"host {number} of no flow")
     return 0
 
 
-cdef int claim_saved(Ways *ways, uint32_t number, uint64_t tag, uint8_t state) except -1:
+cdef int claim_saved(Ways *ways, uint32_t number, uint64_t hash, uint32_t state) except -1:
     """Gives a hash the number that it had."""
-    if (number >= ways.count or ways.states[number] != WAY_FREE
-            or (<uint32_t>tag & (ways.count - 1)) // WAYS != number // WAYS):
+    if (number >= ways.count or way_state(ways, number) != WAY_FREE
+            or (<uint32_t>hash & (ways.count - 1)) // WAYS != number // WAYS):
         raise ValueError(f"number {number} is of another hash")
-    ways.tags[number], ways.states[number] = tag, state
+    way_set(ways, number, hash, state)
     return 0
 
 
 cdef int load_hosts(FlowTurns *turns, list saved) except -1:
-    cdef Host *host
     cdef uint32_t number
-    for number, tag, deficit, waiting in saved:
-        claim_saved(&turns.host_ways, number, tag, WAY_USED)
-        host = &turns.hosts[number]
-        host.deficit, host.waiting = deficit, bool(waiting)
-        if host.waiting:
+    for number, hash, deficit, waiting in saved:
+        claim_saved(&turns.host_ways, number, hash, WAY_USED)
+        turns.hosts[number].deficit = deficit
+        if waiting:
             host_append(turns, number)
     return 0
 
@@ -166,11 +170,11 @@ cdef int read_flow_hosts(FlowTurns *turns, Flow *flow, list hosts) except -1:
     if <uint32_t>len(hosts) != turns.sides:
         raise ValueError("a flow of other hosts")
     for side, number in enumerate(hosts):
-        if number >= turns.host_ways.count or turns.host_ways.states[number] == WAY_FREE:
+        if number >= turns.host_ways.count or way_state(&turns.host_ways, number) == WAY_FREE:
             raise ValueError(f"a flow of host {number}, which is not there")
         flow.hosts[side] = number
     if flow.list == LIST_OLD and turns.sides and (
-            flow.turn not in hosts or not turns.hosts[flow.turn].waiting):
+            flow.turn not in hosts or turns.hosts[flow.turn].next == 0):
         raise ValueError(f"a flow waits for host {flow.turn}, which does not")
     return 0
 
