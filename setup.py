@@ -76,6 +76,7 @@ MODULES = [
     "shaping.pacer",
     "shaping.policer",
     "shaping.pool_share",
+    "shaping.queue_state",
     "shaping.scheduler",
     "shaping.schedule",
     "shaping.shaper",

@@ -40,7 +40,7 @@ QUEUED = 128
 LINE_QUEUED = 32
 DELAYED, DELAYED_PACKETS = "64 B, delayed", 4096  # for elements that hold a whole batch
 ADDRESSES = 1000
-FLOWS = (1, 1000, 1_000_000)
+FLOWS = {"Pacer": (1, 1000, 1_000_000), "Scheduler, cake": (1, 1000, 10_000)}
 
 Json = dict[str, object]
 
@@ -155,7 +155,7 @@ def _scheduler_cases() -> list[Case]:
             step_ns_packet=len(frames.SMALL) * 8 * 1_000_000_000 // SHAPED_BPS,
             queued=LINE_QUEUED,
         )
-        for count, queue in ((1, "fifo"), (1000, "fifo"), (1, "fq_codel"))
+        for count, queue in ((1, "fifo"), (1000, "fifo"), (1, "fq_codel"), (1, "cake"))
     ]
 
 
@@ -286,26 +286,39 @@ def _measure_rings(lane: Lane, repetitions: int, packets: int) -> list[Json]:
     return rows
 
 
-def _measure_flows(bench: Bench, repetitions: int, packets: int) -> list[Json]:
-    """ns per packet of a Pacer at batches of 32, by the number of flows that come in turn: each packet
-    needs the clock of its flow, and waits for a rate that all have in common."""
-    lane, step = bench.lane(DELAYED), len(frames.SMALL) * 8 * 1_000_000_000 // SHAPED_BPS
+def _of_flows(name: str, count: int) -> Element:
+    """An element for `count` flows whose packets wait for a rate that all have in common."""
+    if name == "Pacer":
+        return Pacer(RATE_MOST_BPS, per="flow", rates={0: SHAPED_BPS}, flows=min(4 * count, FLOWS_MOST))
+    queue = {"discipline": "cake", "flows": 65536}
+    return Scheduler({"rate": SHAPED_BPS, "default": "all", "tree": {"all": {"queue": queue}}}, burst=0)
+
+
+def _measure_flows(repetitions: int, packets: int) -> list[Json]:
+    """ns per packet at batches of 32, by the number of flows that come in turn, behind LINE_QUEUED
+    others: each packet needs the state of its flow, with cake that of its hosts, too. Each case has a
+    clock of its own, since while others are measured no packet may become late."""
+    step = len(frames.SMALL) * 8 * 1_000_000_000 // SHAPED_BPS * 32
     turns = max(packets // 32, 1)
-    pacers = [Pacer(RATE_MOST_BPS, per="flow", rates={0: SHAPED_BPS}, flows=min(4 * count, FLOWS_MOST)) for count in FLOWS]
+    cases = [(name, count, Bench()) for name, counts in FLOWS.items() for count in counts]
     heads: list[tuple[Flows, Flows]] = []
-    for count, pacer in zip(FLOWS, pacers, strict=True):
+    made = [_of_flows(name, count) for name, count, _ in cases]
+    for (_, count, bench), element in zip(cases, made, strict=True):
+        lane = bench.lane(DELAYED)
         heads.append((Flows(count), Flows(count)))
-        for head, last in zip(heads[-1], (bench.connect(pacer, DELAYED), bench.sinks[DELAYED]), strict=True):
+        for head, last in zip(heads[-1], (bench.connect(element, DELAYED), bench.sinks[DELAYED]), strict=True):
             head.connect(0, last)
-        lane.measure(heads[-1][0], max(count // 32, turns), 32, step * 32)
-    times: list[list[float]] = [[] for _ in FLOWS]
+        lane.measure(heads[-1][0], LINE_QUEUED // 32, 32)
+        lane.measure(heads[-1][0], max(count // 32, turns), 32, step)
+    times: list[list[float]] = [[] for _ in cases]
     for _ in range(repetitions):
-        for (paced, empty), row in zip(heads, times, strict=True):
-            lane.measure(paced, 1, 32, step * 32)  # what waits since its last turn
-            row.append(lane.measure(paced, turns, 32, step * 32) - lane.measure(empty, turns, 32, step * 32))
-    for pacer in pacers:
-        pacer.release()
-    return [{"flows": count, **_spread(row)} for count, row in zip(FLOWS, times, strict=True)]
+        for (_, _, bench), (filled, empty), row in zip(cases, heads, times, strict=True):
+            lane = bench.lanes[DELAYED]
+            busy = lane.measure(filled, turns, 32, step)
+            row.append(busy - lane.measure(empty, turns, 32))
+    for element in made:
+        element.release()
+    return [{"name": name, "flows": count, **_spread(row)} for (name, count, _), row in zip(cases, times, strict=True)]
 
 
 def _measure_timers(repetitions: int, turns: int) -> list[Json]:
@@ -336,7 +349,7 @@ def run(repetitions: int = REPETITIONS, packets: int = PACKETS, only: Collection
                 bench.repeat(loop, bench.sinks[traffic], batch)
             for case, element in zip(cases, elements, strict=True):
                 bench.repeat(case, element, batch)
-    flows = _measure_flows(bench, repetitions, packets)
+    flows = _measure_flows(repetitions, packets)
     for element in elements:
         element.release()
         element.cleanup()

@@ -91,7 +91,8 @@ def show_elements(console: Console, result: Mapping[str, Any]) -> None:
     console.print(table)
     for row in result["flows"]:
         console.print(
-            f"Pacer, 32 packets, {row['flows']} flows: {row['ns']:.1f} ns [dim]({row['min']:.1f}-{row['max']:.1f})[/dim]"
+            f"{row['name']}, 32 packets, {row['flows']} flows: {row['ns']:.1f} ns "
+            f"[dim]({row['min']:.1f}-{row['max']:.1f})[/dim]"
         )
     for row in result["timers"]:
         console.print(

@@ -1,5 +1,5 @@
 """A binary heap of classes by key, for Scheduler: the least key first, of equal ones the first
-class.
+class; and of a queue's flows.
 
 Keys are compared modulo 2^64, so that ever-growing ones never end; those in one heap must be within
 2^63 of each other. A class knows its place, so that it can be moved and removed.
@@ -76,3 +76,13 @@ cdef inline void heap_move(ClassHeap *heap, uint32_t *place, uint64_t key) noexc
     cdef HeapEntry entry = heap.entries[place[0] - 1]
     entry.key = key
     _sink(heap, place[0] - 1, entry)
+
+cdef inline void heap_change(ClassHeap *heap, uint32_t *place, uint64_t key) noexcept nogil:
+    """Gives a class of the heap another key."""
+    cdef uint32_t at = place[0] - 1
+    cdef HeapEntry entry = heap.entries[at]
+    entry.key = key
+    if at > 0 and _before(&entry, &heap.entries[(at - 1) // 2]):
+        _rise(heap, at, entry)
+    else:
+        _sink(heap, at, entry)

@@ -4,22 +4,26 @@
     codel      one flow, with CoDel
     fq         flows by hash, served in turns by deficit round robin, new flows first
     fq_codel   the same, with CoDel in each flow (RFC 8290)
+    cake       flows found by a set-associative hash, turns of hosts before turns of flows, with
+               COBALT in each flow
 
 A GSO frame stays one packet until its turn comes. Then pieces are cut off its front as they are
 sent, so that it never needs more than one buffer at a time besides its own.
 """
 from cpython.ref cimport PyObject
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from dataplane.graph.element cimport Counters, Element
-from dataplane.packet.pool cimport Context, Packet
-from shaping.codel cimport Codel, CodelSetting
+from libc.stdint cimport uint32_t, uint64_t
+from dataplane.graph.element cimport Counters
+from dataplane.graph.random_stream cimport RandomStream
+from dataplane.packet.pool cimport Context
+from shaping.class_heap cimport ClassHeap
+from shaping.codel cimport CodelSetting
 from shaping.flow_hash cimport FlowKeys
+from shaping.flow_turns cimport FlowTurns
 from shaping.framing cimport Framing, Load
 
 cdef enum:
     FLOWS_MOST = 65536
-    # of a queue that is over its bound, packets that the longest flow loses at once: the search for
-    # it then costs little for each (RFC 8290, 4.1)
+    # of a queue that is over its bound, packets that the longest flow loses at once (RFC 8290, 4.1)
     DROP_BATCH = 64
 
 # DROP_REASONS of the element that has the queue
@@ -29,30 +33,16 @@ cdef enum:
     OVER_MEMORY = 2
     NO_BUFFER = 3
     RELEASED = 4
+    BLUE_DROPPED = 5
 
-# Flow.list
+# QueueSetting.aqm
 cdef enum:
-    LIST_NONE = 0
-    LIST_NEW = 1
-    LIST_OLD = 2
-
-cdef struct Flow:                # all zero: idle
-    uint32_t head                # of its packets, linked by Packet.next, where there are any
-    uint32_t tail
-    uint32_t packets
-    uint32_t done                # payload bytes of the head that were cut off and sent
-    uint64_t bytes               # on the line, of what waits
-    int64_t deficit              # bytes that it may still send in this turn
-    uint32_t next                # in the list: 1 + its number; 0: the last one
-    uint8_t list
-    Codel codel
-
-cdef struct FlowList:            # each 1 + the flow's number; 0: empty
-    uint32_t head
-    uint32_t tail
+    AQM_NONE = 0
+    AQM_CODEL = 1
+    AQM_COBALT = 2
 
 cdef struct QueueSetting:
-    bint aqm                     # CoDel
+    uint32_t aqm
     bint fair                    # several flows
     CodelSetting codel
     uint32_t flow_count          # a power of 2
@@ -69,12 +59,12 @@ cdef struct ClassCounts:
     uint64_t full                # dropped: queue_full
     uint64_t codel               # dropped: codel
     uint64_t memory              # dropped: over_memory
+    uint64_t blue                # dropped: blue
 
 cdef struct ClassQueue:
     QueueSetting setting
-    Flow *flows
-    FlowList new_flows
-    FlowList old_flows
+    FlowTurns turns
+    ClassHeap longest            # flows with packets, the longest first, once the queue was full
     uint32_t packets             # that wait
     uint64_t bytes               # on the line
     uint64_t segments
@@ -86,6 +76,7 @@ cdef struct Outlet:              # what a queue needs of the element that it bel
     Counters *counters           # its counters of what is held, made and lost
     Framing framing              # counts segments
     FlowKeys keys                # of the hash that tells flows apart
+    RandomStream blue            # BLUE's draws
     uint64_t bytes               # on the line, of what waits in all queues
     uint32_t small               # buffers of each size in all queues
     uint32_t large
@@ -101,7 +92,8 @@ cdef void queue_add(ClassQueue *queue, Outlet *outlet, uint32_t index) noexcept 
 cdef uint32_t queue_take(ClassQueue *queue, Outlet *outlet, uint32_t quantum_bytes,
                          Load *load) noexcept nogil
 
-# Drops at most DROP_BATCH packets, and half of what waits, from the head of the longest flow.
+# Drops packets from the head of the longest flow: at most DROP_BATCH, and half of what waits there;
+# of a queue with COBALT that is full, one.
 cdef void queue_relieve(ClassQueue *queue, Outlet *outlet, uint32_t reason) noexcept nogil
 
 # Drops all packets that wait, as released.
@@ -110,6 +102,6 @@ cdef void queue_release(ClassQueue *queue, Outlet *outlet) noexcept nogil
 # Moves all that waits from one queue to the end of another; the packets of a flow stay in order.
 cdef void queue_move(ClassQueue *queue, ClassQueue *source, Outlet *outlet) noexcept nogil
 
-# Counts what waits in a flow that was saved (head, packets, done and list are set) and puts it into
-# its list. `held` has its packets already.
+# Counts what waits in a flow that was saved (head, packets, done, list and hosts are set) and puts
+# it into its list. `held` has its packets already.
 cdef void queue_restore(ClassQueue *queue, Outlet *outlet, uint32_t number) noexcept nogil

@@ -1,12 +1,19 @@
 """ClassQueue. The contract is in class_queue.pxd."""
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memset
 from dataplane.graph.element cimport Element
 from dataplane.graph.offload cimport can_segment, segment
 from dataplane.packet.pool cimport (GSO_NONE, NO_PACKET, Batch, Packet, packet_data, packet_free)
 from dataplane.wire.tos cimport ECN_CE, is_ecn_capable, set_tos
+from shaping.class_heap cimport heap_add, heap_change, heap_remove
+from shaping.cobalt cimport (COBALT_BLUE, cobalt_emptied, cobalt_overflowed, cobalt_verdict,
+                             cobalt_wake)
 from shaping.codel cimport CODEL_DROP, CODEL_KEEP, CODEL_MARK, codel_empty, codel_verdict
-from shaping.flow_hash cimport flow_hash
+from shaping.flow_hash cimport flow_hash, host_hash
+from shaping.flow_turns cimport (LIST_NONE, Flow, FlowAqm, FlowTurns, turns_begin, turns_charge,
+                                 turns_next, turns_restore, turns_set_host)
 from shaping.framing cimport Load, framed_bytes, packet_load
+from shaping.ways cimport WAY_KEPT, WAY_USED, ways_claim
 
 cdef enum:
     FULL_FRAME = 1514            # a queue of at most one such packet is no standing one
@@ -15,17 +22,37 @@ cdef enum:
 # -- flows -----------------------------------------------------------------------------------------
 
 
-cdef inline void list_append(ClassQueue *queue, FlowList *to, uint32_t number) noexcept nogil:
-    if to.head == 0:
-        to.head = number + 1
+cdef inline uint32_t flow_of(ClassQueue *queue, Outlet *outlet, const Packet *p) noexcept nogil:
+    """The number of the packet's flow."""
+    cdef uint64_t hash = flow_hash(p, &outlet.keys)
+    cdef uint32_t number, was
+    if queue.turns.ways.words == NULL:
+        return <uint32_t>hash & (queue.setting.flow_count - 1)
+    number = ways_claim(&queue.turns.ways, hash, &was)
+    if was < WAY_USED:
+        admit(&queue.turns, outlet, p, number, was == WAY_KEPT)
+    return number
+
+
+cdef void admit(FlowTurns *turns, Outlet *outlet, const Packet *p, uint32_t number,
+                bint kept) noexcept nogil:
+    """A flow begins. kept: with the AQM's state that it had."""
+    cdef uint32_t side
+    if not kept:
+        memset(&turns.flows[number].aqm, 0, sizeof(FlowAqm))
+    for side in range(turns.sides):
+        turns_set_host(turns, number, side, host_hash(p, turns.first_side + side, &outlet.keys))
+
+
+cdef inline void rank(ClassQueue *queue, Flow *flow) noexcept nogil:
+    """Moves a flow whose bytes have changed in the heap of the longest ones."""
+    if flow.bytes == 0:
+        heap_remove(&queue.longest, &flow.place)
+    elif flow.place == 0:
+        heap_add(&queue.longest, <uint32_t>(flow - queue.turns.flows), &flow.place,
+                 <uint64_t>0 - flow.bytes)
     else:
-        queue.flows[to.tail - 1].next = number + 1
-    to.tail = number + 1
-    queue.flows[number].next = 0
-
-
-cdef inline void list_pop(ClassQueue *queue, FlowList *of) noexcept nogil:
-    of.head = queue.flows[of.head - 1].next
+        heap_change(&queue.longest, &flow.place, <uint64_t>0 - flow.bytes)
 
 
 cdef inline void account(ClassQueue *queue, Flow *flow, Outlet *outlet, Load load,
@@ -36,6 +63,8 @@ cdef inline void account(ClassQueue *queue, Flow *flow, Outlet *outlet, Load loa
     queue.bytes += size
     outlet.bytes += size
     queue.segments += sign * <int64_t>load.segments
+    if queue.longest.count:
+        rank(queue, flow)
 
 
 cdef inline void count_packet(ClassQueue *queue, Flow *flow, Outlet *outlet, uint32_t index,
@@ -54,7 +83,10 @@ cdef void append(ClassQueue *queue, Flow *flow, Outlet *outlet, uint32_t index,
     cdef Packet *p = &outlet.ctx.packets[index]
     if flow.packets == 0:
         flow.head = index
-        codel_empty(&flow.codel)             # the line found it empty since
+        if queue.setting.aqm == AQM_COBALT:
+            cobalt_wake(&flow.aqm.cobalt, &queue.setting.codel, outlet.ctx.now_ns)
+        else:
+            codel_empty(&flow.aqm.codel)     # the line found it empty since
     else:
         outlet.ctx.packets[flow.tail].next = index
     flow.tail = index
@@ -104,27 +136,30 @@ cdef void drop_head(ClassQueue *queue, Flow *flow, Outlet *outlet, uint32_t reas
 cdef void queue_add(ClassQueue *queue, Outlet *outlet, uint32_t index) noexcept nogil:
     cdef Packet *p = &outlet.ctx.packets[index]
     cdef Load load = packet_load(&outlet.framing, p)
-    cdef Flow *flow = queue.flows
-    cdef uint32_t number = 0
     p.release_ns = outlet.ctx.now_ns         # time of arrival while it waits
     if queue.setting.fair:
-        number = flow_hash(p, &outlet.keys) & (queue.setting.flow_count - 1)
-        flow = &queue.flows[number]
-    elif (queue.packets and (queue.bytes + load.bytes > queue.setting.limit_bytes
-                             or queue.segments + load.segments > queue.setting.limit_segments)
-          or load.bytes > queue.setting.limit_bytes
-          or load.segments > queue.setting.limit_segments):
+        add_to_flow(queue, outlet, index, load)
+        while queue.packets > 1 and is_over(queue, 0, 0):
+            queue_relieve(queue, outlet, QUEUE_FULL)
+    elif is_over(queue, load.bytes, load.segments):
         add_part(queue, outlet, index, load)
-        return
+    else:
+        append(queue, queue.turns.flows, outlet, index, load)
+
+
+cdef inline bint is_over(const ClassQueue *queue, uint32_t bytes, uint32_t segments) noexcept nogil:
+    """Whether the queue exceeds its bounds with so much more in it."""
+    return (queue.bytes + bytes > queue.setting.limit_bytes
+            or queue.segments + segments > queue.setting.limit_segments)
+
+
+cdef void add_to_flow(ClassQueue *queue, Outlet *outlet, uint32_t index, Load load) noexcept nogil:
+    """Appends a packet to its flow, of a queue of several."""
+    cdef uint32_t number = flow_of(queue, outlet, &outlet.ctx.packets[index])
+    cdef Flow *flow = &queue.turns.flows[number]
     append(queue, flow, outlet, index, load)
-    if not queue.setting.fair:
-        return
     if flow.list == LIST_NONE:
-        flow.list, flow.deficit = LIST_NEW, queue.setting.quantum
-        list_append(queue, &queue.new_flows, number)
-    if (queue.packets > 1 and (queue.bytes > queue.setting.limit_bytes
-                               or queue.segments > queue.setting.limit_segments)):
-        queue_relieve(queue, outlet, QUEUE_FULL)
+        turns_begin(&queue.turns, number, queue.setting.quantum)
 
 
 cdef void add_part(ClassQueue *queue, Outlet *outlet, uint32_t index, Load load) noexcept nogil:
@@ -134,8 +169,7 @@ cdef void add_part(ClassQueue *queue, Outlet *outlet, uint32_t index, Load load)
     cdef uint64_t count = 0, each
     cdef uint32_t done = 0, lost
     cdef Batch part
-    # can_segment: without Parse the offload fields are not validated
-    if p.gso_type != GSO_NONE and can_segment(p):
+    if is_cuttable(p):
         each = framed_bytes(&outlet.framing, <uint32_t>p.header_length + p.gso_size)
         if queue.setting.limit_bytes > queue.bytes and (queue.setting.limit_segments
                                                         > queue.segments):
@@ -144,7 +178,7 @@ cdef void add_part(ClassQueue *queue, Outlet *outlet, uint32_t index, Load load)
         if count == 0 and queue.packets == 0:
             count = 1
     elif queue.packets == 0:
-        append(queue, queue.flows, outlet, index, load)
+        append(queue, queue.turns.flows, outlet, index, load)
         return
     if count and count * p.gso_size < p.length - p.header_length:
         part.count = 0
@@ -152,28 +186,42 @@ cdef void add_part(ClassQueue *queue, Outlet *outlet, uint32_t index, Load load)
         outlet.counters.generated += part.count + lost
         outlet.counters.drops[NO_BUFFER] += lost
         if part.count:
-            append(queue, queue.flows, outlet, part.index[0],
+            append(queue, queue.turns.flows, outlet, part.index[0],
                    packet_load(&outlet.framing, &outlet.ctx.packets[part.index[0]]))
     queue.counts.full += 1
     (<Element>outlet.element).drop(outlet.ctx, index, QUEUE_FULL)
 
 
 cdef void queue_relieve(ClassQueue *queue, Outlet *outlet, uint32_t reason) noexcept nogil:
-    cdef Flow *longest = queue.flows
-    cdef uint64_t left
-    cdef uint32_t number, dropped = 0
-    for number in range(queue.setting.flow_count):
-        if queue.flows[number].bytes > longest.bytes:
-            longest = &queue.flows[number]
-    left = longest.bytes // 2
-    while dropped < DROP_BATCH and longest.packets and (dropped == 0 or longest.bytes > left):
-        drop_head(queue, longest, outlet, reason)
+    cdef Flow *flow = longest_flow(queue)
+    cdef uint64_t left = flow.bytes // 2
+    cdef uint32_t dropped = 0, most = DROP_BATCH
+    if queue.setting.aqm == AQM_COBALT and reason == QUEUE_FULL:
+        most = 1
+    while dropped < most and flow.packets and (dropped == 0 or flow.bytes > left):
+        drop_head(queue, flow, outlet, reason)
         dropped += 1
-    longest.codel.count += dropped           # RFC 8290, 4.1: it is not controlled well enough
+    if queue.setting.aqm == AQM_COBALT:
+        cobalt_overflowed(&flow.aqm.cobalt, &queue.setting.codel, outlet.ctx.now_ns)
+    else:
+        flow.aqm.codel.count += dropped      # RFC 8290, 4.1: it is not controlled well enough
     if reason == QUEUE_FULL:
         queue.counts.full += dropped
     else:
         queue.counts.memory += dropped
+
+
+cdef Flow *longest_flow(ClassQueue *queue) noexcept nogil:
+    """The flow of which the most bytes wait. A queue that was full keeps its flows in order until
+    it is empty: a search among all flows at each overflow would be as dear as there are many."""
+    cdef uint32_t number
+    if not queue.setting.fair:
+        return queue.turns.flows
+    if queue.longest.count == 0:
+        for number in range(queue.setting.flow_count):
+            if queue.turns.flows[number].packets:
+                rank(queue, &queue.turns.flows[number])
+    return &queue.turns.flows[queue.longest.entries[0].which]
 
 
 # -- departure -------------------------------------------------------------------------------------
@@ -181,16 +229,19 @@ cdef void queue_relieve(ClassQueue *queue, Outlet *outlet, uint32_t reason) noex
 
 cdef uint32_t queue_take(ClassQueue *queue, Outlet *outlet, uint32_t quantum_bytes,
                          Load *load) noexcept nogil:
-    cdef Flow *flow = queue.flows
+    cdef Flow *flow = queue.turns.flows
     cdef uint32_t index
     cdef uint64_t waited_ns
     while queue.packets:
         if queue.setting.fair:
-            flow = next_flow(queue)
+            flow = &queue.turns.flows[turns_next(&queue.turns, queue.setting.quantum)]
         index = flow_take(queue, flow, outlet, quantum_bytes, load)
+        if flow.packets == 0 and queue.setting.aqm == AQM_COBALT:
+            cobalt_emptied(&flow.aqm.cobalt, &queue.setting.codel, outlet.ctx.now_ns)
         if index == NO_PACKET:
             continue
-        flow.deficit -= load.bytes
+        if queue.setting.fair:
+            turns_charge(&queue.turns, flow, load.bytes)
         waited_ns = outlet.ctx.now_ns - outlet.ctx.packets[index].release_ns
         queue.counts.sent_packets += 1
         queue.counts.sent_bytes += load.bytes
@@ -200,64 +251,67 @@ cdef uint32_t queue_take(ClassQueue *queue, Outlet *outlet, uint32_t quantum_byt
     return NO_PACKET
 
 
-cdef Flow *next_flow(ClassQueue *queue) noexcept nogil:
-    """The flow whose turn it is, of a queue that is not empty: deficit round robin over the new
-    flows first (RFC 8290, 4.2)."""
-    cdef FlowList *flows
-    cdef Flow *flow
-    cdef uint32_t number
-    while True:
-        flows = &queue.new_flows if queue.new_flows.head else &queue.old_flows
-        number = flows.head - 1
-        flow = &queue.flows[number]
-        if flow.deficit > 0 and flow.packets:
-            return flow
-        if flow.deficit <= 0:
-            flow.deficit += queue.setting.quantum
-        elif flow.list == LIST_OLD or queue.old_flows.head == 0:
-            # it has sent all, and has waited a turn for more
-            list_pop(queue, flows)
-            flow.list = LIST_NONE
-            continue
-        list_pop(queue, flows)
-        flow.list = LIST_OLD
-        list_append(queue, &queue.old_flows, number)
-
-
 cdef uint32_t flow_take(ClassQueue *queue, Flow *flow, Outlet *outlet, uint32_t quantum_bytes,
                         Load *load) noexcept nogil:
-    """The next packet of a flow that CoDel does not drop; NO_PACKET: there is none, or no buffer
+    """The next packet of a flow that its AQM does not drop; NO_PACKET: there is none, or no buffer
     for it."""
-    cdef uint32_t index
-    cdef Packet *p
-    cdef int verdict = CODEL_KEEP
+    cdef uint32_t index, most
+    cdef int verdict
     while flow.packets:
-        p = &outlet.ctx.packets[flow.head]
-        if queue.setting.aqm:
-            verdict = codel_verdict(&flow.codel, &queue.setting.codel, outlet.ctx.now_ns,
-                                    outlet.ctx.now_ns - p.release_ns,
-                                    queue.bytes <= FULL_FRAME, is_ecn_capable(p))
         load[0] = head_load(flow, outlet)
-        if p.gso_type != GSO_NONE and (flow.done or load.bytes > quantum_bytes
-                                       or verdict != CODEL_KEEP) and can_segment(p):
-            index = cut(queue, flow, outlet, quantum_bytes if verdict == CODEL_KEEP else 1, load)
+        verdict = verdict_of(queue, flow, outlet, load)
+        # verdicts are for single segments
+        most = quantum_bytes if verdict == CODEL_KEEP and not is_flood(queue, flow) else 1
+        if (flow.done or load.bytes > most) and is_cuttable(&outlet.ctx.packets[flow.head]):
+            index = cut(queue, flow, outlet, most, load)
             if index == NO_PACKET:
                 return NO_PACKET
         else:
             index = flow.head
             account(queue, flow, outlet, load[0], -1)
             unlink(queue, flow, outlet)
-        if verdict == CODEL_DROP:
-            queue.counts.codel += 1
-            (<Element>outlet.element).drop(outlet.ctx, index, CODEL_DROPPED)
-            continue
+        if verdict == CODEL_KEEP:
+            return index
         if verdict == CODEL_MARK:
             set_tos(packet_data(outlet.ctx, index), &outlet.ctx.packets[index],
                     outlet.ctx.packets[index].tos | ECN_CE)
             queue.counts.marked += 1
-        return index
-    codel_empty(&flow.codel)
+            return index
+        queue.counts.codel += verdict == CODEL_DROP
+        queue.counts.blue += verdict == COBALT_BLUE
+        (<Element>outlet.element).drop(outlet.ctx, index, BLUE_DROPPED if verdict == COBALT_BLUE
+                                       else CODEL_DROPPED)
+    codel_empty(&flow.aqm.codel)             # COBALT drops no last packet
     return NO_PACKET
+
+
+cdef inline bint is_flood(const ClassQueue *queue, const Flow *flow) noexcept nogil:
+    """Whether BLUE drops packets of the flow."""
+    return queue.setting.aqm == AQM_COBALT and flow.aqm.cobalt.chance != 0
+
+
+cdef inline bint is_cuttable(const Packet *p) noexcept nogil:
+    # can_segment: without Parse the offload fields are not validated
+    return p.gso_type != GSO_NONE and can_segment(p)
+
+
+cdef inline int verdict_of(ClassQueue *queue, Flow *flow, Outlet *outlet,
+                           const Load *load) noexcept nogil:
+    """What the AQM says of the head of a flow."""
+    cdef const Packet *p = &outlet.ctx.packets[flow.head]
+    cdef uint64_t now_ns = outlet.ctx.now_ns
+    cdef int verdict = CODEL_KEEP
+    if queue.setting.aqm == AQM_CODEL:
+        verdict = codel_verdict(&flow.aqm.codel, &queue.setting.codel, now_ns,
+                                now_ns - p.release_ns, queue.bytes <= FULL_FRAME,
+                                is_ecn_capable(p))
+    elif queue.setting.aqm == AQM_COBALT:
+        verdict = cobalt_verdict(&flow.aqm.cobalt, &queue.setting.codel, now_ns,
+                                 now_ns - p.release_ns, is_ecn_capable(p), &outlet.blue)
+        if verdict != CODEL_MARK and flow.packets == 1 and (load.segments == 1
+                                                            or not is_cuttable(p)):
+            verdict = CODEL_KEEP             # the last one of a flow is not dropped
+    return verdict
 
 
 cdef uint32_t cut(ClassQueue *queue, Flow *flow, Outlet *outlet, uint32_t most_bytes,
@@ -293,16 +347,16 @@ cdef uint32_t cut(ClassQueue *queue, Flow *flow, Outlet *outlet, uint32_t most_b
 cdef void queue_release(ClassQueue *queue, Outlet *outlet) noexcept nogil:
     cdef uint32_t number
     for number in range(queue.setting.flow_count):
-        while queue.flows[number].packets:
-            drop_head(queue, &queue.flows[number], outlet, RELEASED)
+        while queue.turns.flows[number].packets:
+            drop_head(queue, &queue.turns.flows[number], outlet, RELEASED)
 
 
 cdef void queue_move(ClassQueue *queue, ClassQueue *source, Outlet *outlet) noexcept nogil:
     cdef Flow *flow
     cdef Load load
-    cdef uint32_t number, index, goal
+    cdef uint32_t number, index
     for number in range(source.setting.flow_count):
-        flow = &source.flows[number]
+        flow = &source.turns.flows[number]
         while flow.packets:
             if flow.done:                    # only the head of a flow can be sent in part
                 index = cut(source, flow, outlet, <uint32_t>0xFFFFFFFF, &load)
@@ -312,19 +366,14 @@ cdef void queue_move(ClassQueue *queue, ClassQueue *source, Outlet *outlet) noex
                 index, load = flow.head, head_load(flow, outlet)
                 account(source, flow, outlet, load, -1)
                 unlink(source, flow, outlet)
-            goal = 0
             if queue.setting.fair:
-                goal = <uint32_t>flow_hash(&outlet.ctx.packets[index], &outlet.keys)
-                goal &= queue.setting.flow_count - 1
-            append(queue, &queue.flows[goal], outlet, index, load)
-            if queue.setting.fair and queue.flows[goal].list == LIST_NONE:
-                queue.flows[goal].list = LIST_NEW
-                queue.flows[goal].deficit = queue.setting.quantum
-                list_append(queue, &queue.new_flows, goal)
+                add_to_flow(queue, outlet, index, load)
+            else:
+                append(queue, queue.turns.flows, outlet, index, load)
 
 
 cdef void queue_restore(ClassQueue *queue, Outlet *outlet, uint32_t number) noexcept nogil:
-    cdef Flow *flow = &queue.flows[number]
+    cdef Flow *flow = &queue.turns.flows[number]
     cdef uint32_t first = flow.head, done = flow.done, _i
     cdef Load load
     flow.bytes = 0
@@ -339,4 +388,4 @@ cdef void queue_restore(ClassQueue *queue, Outlet *outlet, uint32_t number) noex
         flow.tail, flow.head, flow.done = flow.head, outlet.ctx.packets[flow.head].next, 0
     flow.head, flow.done = first, done
     if flow.list != LIST_NONE:
-        list_append(queue, &queue.new_flows if flow.list == LIST_NEW else &queue.old_flows, number)
+        turns_restore(&queue.turns, number)

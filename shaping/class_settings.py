@@ -31,45 +31,82 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}", re.ASCII)
 
 TARGET_NS, INTERVAL_NS = 5_000_000, 100_000_000
 TARGET_MOST_NS = 10**12
-DISCIPLINES = ("fifo", "codel", "fq", "fq_codel")
+RTT_NS, RTT_LEAST_NS, RTT_MOST_NS = 100_000_000, 20_000, 3600 * 10**9
+DISCIPLINES = ("fifo", "codel", "fq", "fq_codel", "cake")
+HOSTS = {"none": (), "source": (0,), "destination": (1,), "both": (0, 1)}  # sides of a flow
+WAYS = 8
+# of a queue of cake, as in Linux
+CAKE_BYTES_LEAST, CAKE_BYTES_MOST = 4 << 20, 10_240 * FULL_FRAME
+CAKE_FLOWS, CAKE_QUANTUM_LEAST = 4096, 300
 _TREE_KEYS = ("rate", "default", "tree")
 _CLASS_KEYS = ("guarantee", "ceiling", "weight", "priority", "latency", "mark", "queue", "tree")
-_QUEUE_KEYS = ("discipline", "target", "interval", "ecn", "flows", "quantum", "time", "size",
-               "packets")  # fmt: skip
-_CODEL_KEYS, _FAIR_KEYS = ("target", "interval", "ecn"), ("flows", "quantum")
+_QUEUE_KEYS = ("discipline", "target", "interval", "ecn", "flows", "quantum", "rtt", "hosts",
+               "time", "size", "packets")  # fmt: skip
+# of keys that not all have
+_KEY_OF = {
+    "target": ("codel", "fq_codel"), "interval": ("codel", "fq_codel"),
+    "ecn": ("codel", "fq_codel", "cake"),
+    "flows": ("fq", "fq_codel", "cake"), "quantum": ("fq", "fq_codel", "cake"),
+    "rtt": ("cake",), "hosts": ("cake",),
+}  # fmt: skip
 
 
 class QueueSettings(NamedTuple):
-    """How packets of a leaf wait. limit_ns: as time at the ceiling; of the limits, one is set.
-    target_ns: None: 5 ms, or longer at a rate at which a frame takes longer."""
+    """How packets of a leaf wait. limit_ns: as time at the ceiling; of the limits, at most one is
+    set: without one the bound of cake follows from rtt_ns, of its flows. target_ns: None: 5 ms, or
+    longer at a rate at which a frame takes longer. quantum: None: of cake, by the rate. sides: of a
+    flow, whose hosts share equally; 0 is the source."""
 
     discipline: str
     target_ns: int | None = None
     interval_ns: int | None = None
     ecn: bool = True
     flows: int = 1024
-    quantum: int = FULL_FRAME
+    quantum: int | None = None
     limit_ns: int | None = None
     limit_bytes: int | None = None
     limit_packets: int | None = None
+    rtt_ns: int = RTT_NS
+    sides: tuple[int, ...] = ()
 
     @property
     def aqm(self) -> bool:
-        return self.discipline in ("codel", "fq_codel")
+        return self.discipline in ("codel", "fq_codel", "cake")
 
     @property
     def fair(self) -> bool:
-        return self.discipline in ("fq", "fq_codel")
+        return self.discipline in ("fq", "fq_codel", "cake")
+
+    @property
+    def is_cake(self) -> bool:
+        return self.discipline == "cake"
 
     def codel_ns(self, rate_bps: int) -> tuple[int, int]:
         """Target and interval of CoDel at a rate in bit/s (0: none). At a low rate the target is
-        the time of 1.5 full frames, since one that is being sent makes the next one wait."""
-        least = FULL_FRAME * 8 * 3 * 10**9 // (2 * rate_bps) if rate_bps else 0
-        target = max(TARGET_NS, least) if self.target_ns is None else self.target_ns
+        the time of 1.5 full frames, since one that is being sent makes the next one wait. CAKE's
+        follow from the round trip, as in Linux."""
+        wanted = self.rtt_ns // 20 if self.is_cake else TARGET_NS
+        target = max(wanted, _frames_ns(3, rate_bps) // 2)
+        if self.target_ns is not None:
+            target = self.target_ns
         interval = self.interval_ns
-        if interval is None:
+        if self.is_cake:
+            interval = max(self.rtt_ns + target - wanted, 2 * target)
+        elif interval is None:
             interval = max(INTERVAL_NS, 2 * target)
         return target, interval
+
+    def long_ns(self, rate_bps: int) -> int:
+        """The wait above which COBALT finds a queue too long: the target, or 4 full frames."""
+        return max(self.codel_ns(rate_bps)[0], _frames_ns(4, rate_bps))
+
+    def quantum_bytes(self, rate_bps: int) -> int:
+        """Bytes that a flow sends in its turn. CAKE's are fewer where a frame takes long."""
+        if self.quantum is not None:
+            return self.quantum
+        if self.is_cake and rate_bps:
+            return min(max(rate_bps // (8 * 4096), CAKE_QUANTUM_LEAST), FULL_FRAME)
+        return FULL_FRAME
 
     def limits(self, rate_bps: int) -> tuple[int, int]:
         """Bounds on bytes and on packets at a rate in bit/s (0: none)."""
@@ -78,9 +115,19 @@ class QueueSettings(NamedTuple):
             packets = self.limit_packets
         elif self.limit_bytes is not None:
             size = self.limit_bytes
-        elif rate_bps:
-            size = min(rate_bps * (self.limit_ns or 0) // (8 * 10**9), size)
+        elif self.limit_ns is not None:
+            if rate_bps:
+                size = min(rate_bps * self.limit_ns // (8 * 10**9), size)
+        elif self.is_cake:
+            size = CAKE_BYTES_MOST
+            if rate_bps:
+                size = min(max(4 * rate_bps * self.rtt_ns // (8 * 10**9), CAKE_BYTES_LEAST), size)
         return size, packets
+
+
+def _frames_ns(count: int, rate_bps: int) -> int:
+    """Time of full frames at a rate; 0: there is none."""
+    return count * FULL_FRAME * 8 * 10**9 // rate_bps if rate_bps else 0
 
 
 class ClassSetting(NamedTuple):
@@ -248,27 +295,54 @@ def queue_settings(name: str, data: Any) -> QueueSettings:
             f"{name}: queue {shown(discipline)}: unknown; "
             f"{did_you_mean(str(discipline), DISCIPLINES)}"
         )
+    for key, users in _KEY_OF.items():
+        if key in fields and discipline not in users:
+            raise ConfigError(
+                f"{name}: queue: {key} has no effect on {discipline}: expected "
+                f"{' or '.join(users)}, or no such key"
+            )
     found = QueueSettings(discipline)
-    for keys, used, kind in ((_CODEL_KEYS, found.aqm, "codel"), (_FAIR_KEYS, found.fair, "fq")):
-        for key in keys:
-            if key in fields and not used:
-                raise ConfigError(
-                    f"{name}: queue: {key} has no effect on {discipline}: expected {kind} or "
-                    "fq_codel, or no such key"
-                )
     times = {key: _time(name, key, fields.get(key)) for key in ("target", "interval")}
     ecn = flag_of(f"{name}: queue: ecn", fields.get("ecn", True))
-    flows = _whole(name, "queue: flows", fields.get("flows", found.flows), 1, FLOWS_MOST)
+    limit_ns, limit_bytes, limit_packets = _limit(name, discipline, fields)
+    return found._replace(
+        target_ns=times["target"], interval_ns=times["interval"], ecn=ecn,
+        flows=_flows(name, found, fields), quantum=_quantum(name, fields), limit_ns=limit_ns,
+        limit_bytes=limit_bytes, limit_packets=limit_packets, rtt_ns=_rtt(name, fields),
+        sides=HOSTS[_hosts(name, fields)] if found.is_cake else (),
+    )  # fmt: skip
+
+
+def _flows(name: str, found: QueueSettings, fields: Mapping[str, Any]) -> int:
+    if not found.fair:
+        return 1
+    # a set of CAKE's table has WAYS flows
+    usual, least = (CAKE_FLOWS, WAYS) if found.is_cake else (found.flows, 1)
+    flows = _whole(name, "queue: flows", fields.get("flows", usual), least, FLOWS_MOST)
     if flows & (flows - 1):
         raise ConfigError(f"{name}: queue: flows {flows}: expected a power of 2, such as 1024")
-    quantum = _whole(
-        name, "queue: quantum", fields.get("quantum", FULL_FRAME), QUANTUM_LEAST, QUANTUM_MOST
-    )
-    limit_ns, limit_bytes, limit_packets = _limit(name, discipline, fields)
-    return QueueSettings(
-        discipline, times["target"], times["interval"], ecn, flows if found.fair else 1, quantum,
-        limit_ns, limit_bytes, limit_packets,
-    )  # fmt: skip
+    return flows
+
+
+def _quantum(name: str, fields: Mapping[str, Any]) -> int | None:
+    if "quantum" not in fields:
+        return None
+    return _whole(name, "queue: quantum", fields["quantum"], QUANTUM_LEAST, QUANTUM_MOST)
+
+
+def _rtt(name: str, fields: Mapping[str, Any]) -> int:
+    rtt = nanoseconds_of(name, "queue: rtt", fields.get("rtt", RTT_NS))
+    if not RTT_LEAST_NS <= rtt <= RTT_MOST_NS:
+        raise ConfigError(f"{name}: queue: rtt {shown(fields['rtt'])}: expected 20us to 1h")
+    return rtt
+
+
+def _hosts(name: str, fields: Mapping[str, Any]) -> str:
+    hosts = fields.get("hosts", "both")
+    if not isinstance(hosts, str) or hosts not in HOSTS:
+        known = did_you_mean(str(hosts), tuple(HOSTS))
+        raise ConfigError(f"{name}: queue: hosts {shown(hosts)}: unknown; {known}")
+    return hosts
 
 
 def _time(name: str, key: str, value: Any) -> int | None:
@@ -298,6 +372,8 @@ def _limit(
                 f"{'100ms' if key == 'time' else '64kb'}"
             )
         return limit_ns, size, None
+    if discipline == "cake":
+        return None, None, None
     # what Linux' disciplines of these names have
     packets = {"codel": 1000, "fq": 10_240, "fq_codel": 10_240}.get(discipline)
     return (None, None, packets) if packets else (100_000_000, None, None)

@@ -25,6 +25,8 @@ cdef const uint64_t *count_of(const ClassQueue *queue, str name):
         return &queue.counts.codel
     if name == "over_memory":
         return &queue.counts.memory
+    if name == "blue":
+        return &queue.counts.blue
     raise GraphError(f"a class does not count {name}")
 
 

@@ -2,7 +2,8 @@
 from libc.stdint cimport uint32_t, uint64_t
 from dataplane.packet.pool cimport Context
 from shaping.class_heap cimport ClassHeap, HeapEntry
-from shaping.class_queue cimport ClassQueue, Flow, Outlet
+from shaping.class_queue cimport ClassQueue, Outlet
+from shaping.queue_state cimport Packed
 from shaping.virtual_clock cimport VirtualClock
 
 cdef enum:
@@ -71,16 +72,6 @@ cdef dict class_row(const TreeClass *c, path)
 # The state of a class, see Scheduler.save_state; appends the packets of its flows to `packed`.
 cdef dict saved_class(const TreeClass *c, const Context *ctx, list packed)
 
-cdef list saved_flow(uint32_t number, const Flow *flow, const Context *ctx, list packed)
-
-cdef class Packed:
-    # The packets of a saved state, which its flows take one after the other.
-    cdef readonly bytes packets
-    cdef readonly Py_ssize_t at
-    cdef bytes take(self, uint32_t count)
-
-# The opposite of `saved_class` and `saved_flow`. Raise ValueError and the like.
+# The opposite of `saved_class`. Raises ValueError and the like.
 cdef int load_class(TreeClass *c, dict saved, Packed packed, Outlet *outlet,
                     uint64_t now_ns) except -1
-
-cdef int read_flow(Flow *flow, list saved, Packed packed, Context *ctx) except -1

@@ -1,14 +1,13 @@
 """ClassTree. The contract is in class_tree.pxd; class_settings.py reads the classes."""
 cimport cython
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
-from dataplane.graph.offload cimport can_segment
-from dataplane.packet.pool cimport Context, Packet
-from dataplane.packet.queue cimport queue_head, queue_length, queue_packed
-from shaping.class_queue cimport (LIST_NONE, LIST_OLD, ClassQueue, Flow, Outlet, QueueSetting,
-                                  queue_move, queue_restore)
-from shaping.codel cimport PENDING_KEEP
+from dataplane.packet.pool cimport Context
+from shaping.class_queue cimport (AQM_CODEL, AQM_COBALT, AQM_NONE, ClassQueue, Outlet,
+                                  QueueSetting, queue_move)
+from shaping.flow_turns cimport Flow, FlowTurns, Host
+from shaping.queue_state cimport Packed, load_queue, saved_queue
 from shaping.virtual_clock cimport BYTE_COST, VirtualClock, clock_is_possible, clock_set_rate
 
 import copy
@@ -16,6 +15,9 @@ import hashlib
 
 from dataplane.errors import ConfigError
 from shaping.class_settings import read_tree
+
+cdef enum:
+    CACHE_LINE = 64
 
 # A GSO frame is forwarded in pieces of 1 ms at the class's least ceiling, and of at most so many
 # bytes on the line: more would let one packet with tiny segments take the turns of many.
@@ -45,7 +47,7 @@ cdef class ClassTree:
         cdef uint32_t i
         if self.tree.classes != NULL:
             for i in range(self.tree.count):
-                free(self.tree.classes[i].queue.flows)
+                free_queue(&self.tree.classes[i].queue)
         free(self.tree.classes)
         free(self.tree.bands)
         free(self.tree.entries)
@@ -54,7 +56,7 @@ cdef class ClassTree:
     cdef int build(self) except -1:
         """Allocates the arrays. Flows are touched, and take memory, when packets use them."""
         cdef Tree *tree = &self.tree
-        cdef uint32_t i, flows
+        cdef uint32_t i
         classes = self.setting.classes
         tree.count = <uint32_t>len(classes)
         bands = len({(each.parent, each.priority) for each in classes[1:]})
@@ -71,13 +73,50 @@ cdef class ClassTree:
         for i, each in enumerate(classes):
             if each.queue is None:
                 continue
-            flows = each.queue.flows
             tree.classes[i].leaf = True
-            tree.classes[i].queue.setting.flow_count = flows
-            tree.classes[i].queue.flows = <Flow *>calloc(flows, sizeof(Flow))
-            if tree.classes[i].queue.flows == NULL:
-                raise MemoryError(f"{flows} flows")
+            build_queue(&tree.classes[i].queue, each.queue)
         return 0
+
+
+cdef int build_queue(ClassQueue *queue, settings) except -1:
+    """Allocates the flows of a leaf, and what finds them."""
+    cdef FlowTurns *turns = &queue.turns
+    cdef uint32_t flows = settings.flows, sides = <uint32_t>len(settings.sides)
+    queue.setting.flow_count = flows
+    turns.flows = <Flow *>zeroed(flows, sizeof(Flow))
+    queue.longest.entries = <HeapEntry *>zeroed(flows, sizeof(HeapEntry))
+    if settings.is_cake:
+        turns.ways.words, turns.ways.count = <uint64_t *>zeroed(flows, sizeof(uint64_t)), flows
+    if sides:
+        turns.sides, turns.first_side = sides, min(settings.sides)
+        turns.host_ways.count = sides * flows
+        turns.host_ways.words = <uint64_t *>zeroed(turns.host_ways.count, sizeof(uint64_t))
+        turns.hosts = <Host *>zeroed(turns.host_ways.count, sizeof(Host))
+    return 0
+
+
+cdef void *zeroed(uint32_t count, size_t size) except NULL:
+    """A zeroed array, aligned to a cache line; the bytes before it say how far."""
+    cdef char *memory = <char *>calloc(count + 2 * CACHE_LINE // size + 1, size)
+    cdef size_t shift
+    if memory == NULL:
+        raise MemoryError(f"{count} flows")
+    shift = CACHE_LINE + (CACHE_LINE - <uintptr_t>memory % CACHE_LINE) % CACHE_LINE
+    (<size_t *>(memory + shift) - 1)[0] = shift
+    return memory + shift
+
+
+cdef void release_zeroed(void *array) noexcept:
+    if array != NULL:
+        free(<char *>array - (<size_t *>array - 1)[0])
+
+
+cdef void free_queue(ClassQueue *queue) noexcept:
+    release_zeroed(queue.turns.flows)
+    release_zeroed(queue.turns.ways.words)
+    release_zeroed(queue.turns.hosts)
+    release_zeroed(queue.turns.host_ways.words)
+    release_zeroed(queue.longest.entries)
 
 
 cdef int compile_tree(ClassTree made, uint64_t burst_ns) except -1:
@@ -137,8 +176,12 @@ def _credit_ns(each, burst_ns):
 
 
 cdef int _compile_queue(QueueSetting *setting, queue, rate_bps) except -1:
-    setting.aqm, setting.fair, setting.quantum = queue.aqm, queue.fair, queue.quantum
+    setting.aqm, setting.fair = AQM_NONE, queue.fair
+    if queue.aqm:
+        setting.aqm = AQM_COBALT if queue.is_cake else AQM_CODEL
+    setting.quantum = queue.quantum_bytes(rate_bps)
     setting.codel.target_ns, setting.codel.interval_ns = queue.codel_ns(rate_bps)
+    setting.codel.long_ns = queue.long_ns(rate_bps)
     setting.codel.ecn = queue.ecn
     setting.limit_bytes, setting.limit_segments = queue.limits(rate_bps)
     return 0
@@ -192,18 +235,25 @@ cdef void take_over(TreeClass *c, TreeClass *old, Outlet *outlet, uint64_t burst
     if not c.leaf or not old.leaf:
         return
     c.queue.counts = old.queue.counts
-    if (c.queue.setting.flow_count == old.queue.setting.flow_count
-            and c.queue.setting.fair == old.queue.setting.fair):
-        # the flows as they are, with deficits and CoDel's state
-        c.queue.flows, old.queue.flows = old.queue.flows, c.queue.flows
-        c.queue.new_flows, c.queue.old_flows = old.queue.new_flows, old.queue.old_flows
+    if has_same_flows(&c.queue, &old.queue):
+        # as they are, with deficits and the AQM's state
+        c.queue.turns, old.queue.turns = old.queue.turns, c.queue.turns
+        c.queue.longest, old.queue.longest = old.queue.longest, c.queue.longest
         c.queue.packets, c.queue.bytes = old.queue.packets, old.queue.bytes
         c.queue.segments = old.queue.segments
         old.queue.packets = 0
         old.queue.bytes = old.queue.segments = 0
-        old.queue.new_flows.head = old.queue.old_flows.head = 0
     else:
         queue_move(&c.queue, &old.queue, outlet)
+
+
+cdef bint has_same_flows(const ClassQueue *queue, const ClassQueue *old) noexcept nogil:
+    """Whether packets belong to the same flows of both queues, and these to the same hosts."""
+    return (queue.setting.flow_count == old.setting.flow_count
+            and queue.setting.fair == old.setting.fair
+            and (queue.turns.ways.words == NULL) == (old.turns.ways.words == NULL)
+            and queue.turns.sides == old.turns.sides
+            and queue.turns.first_side == old.turns.first_side)
 
 
 cdef dict class_row(const TreeClass *c, path):
@@ -214,15 +264,13 @@ cdef dict class_row(const TreeClass *c, path):
             "sojourn_ns": queue.counts.sojourn_ns, "sojourn_max_ns": queue.counts.sojourn_max_ns,
             "marked": queue.counts.marked,
             "dropped": {"queue_full": queue.counts.full, "codel": queue.counts.codel,
-                        "over_memory": queue.counts.memory}}
+                        "over_memory": queue.counts.memory, "blue": queue.counts.blue}}
 
 
 # -- saved state -----------------------------------------------------------------------------------
 
 
 cdef dict saved_class(const TreeClass *c, const Context *ctx, list packed):
-    cdef const ClassQueue *queue = &c.queue
-    cdef uint32_t i, number
     found = {"clocks": [[c.guarantee.next_ns, c.guarantee.remainder],
                         [c.ceiling.next_ns, c.ceiling.remainder]],
              "parked": c.parked_place != 0, "ahead": 0, "emptied_ns": c.emptied_ns,
@@ -231,51 +279,13 @@ cdef dict saved_class(const TreeClass *c, const Context *ctx, list packed):
         found["ahead"] = c.tag - c.band.tag
     if not c.leaf:
         return found
-    flows = []
-    if not queue.setting.fair:
-        if queue.packets:
-            flows.append(saved_flow(0, &queue.flows[0], ctx, packed))
-    else:
-        for i in (queue.new_flows.head, queue.old_flows.head):
-            number = i
-            while number:
-                flows.append(saved_flow(number - 1, &queue.flows[number - 1], ctx, packed))
-                number = queue.flows[number - 1].next
-    counts = queue.counts
-    found["counts"] = [counts.sent_packets, counts.sent_bytes, counts.sojourn_ns,
-                       counts.sojourn_max_ns, counts.marked, counts.full, counts.codel,
-                       counts.memory]
-    found["flows"] = flows
+    found.update(saved_queue(&c.queue, ctx, packed))
     return found
-
-
-cdef list saved_flow(uint32_t number, const Flow *flow, const Context *ctx, list packed):
-    codel = [flow.codel.above_ns, flow.codel.drop_ns, flow.codel.count, flow.codel.last_count,
-             flow.codel.dropping, flow.codel.pending]
-    packed.append(queue_packed(ctx.packets, flow.head, flow.packets))
-    return [number, flow.list, flow.deficit, flow.done, codel, flow.packets]
-
-
-@cython.final
-cdef class Packed:
-    """The packets of a saved state, which its flows take one after the other."""
-
-    def __init__(self, bytes packets not None):
-        self.packets = packets
-
-    cdef bytes take(self, uint32_t count):
-        cdef bytes found = self.packets[self.at:self.at + 4 * <Py_ssize_t>count]
-        if queue_length(found) != count:
-            raise ValueError(f"a flow of {count} packets, which are not there")
-        self.at += 4 * <Py_ssize_t>count
-        return found
 
 
 cdef int load_class(TreeClass *c, dict saved, Packed packed, Outlet *outlet,
                     uint64_t now_ns) except -1:
     """Gives a class its saved clocks and flows. Raises ValueError and the like."""
-    cdef Flow flow
-    cdef uint32_t number
     read_clock(&c.guarantee, saved["clocks"][0], c.guarantee_bps, now_ns)
     read_clock(&c.ceiling, saved["clocks"][1], c.ceiling_bps, now_ns)
     c.tag, c.emptied_ns, c.excess_bytes = saved["ahead"], saved["emptied_ns"], saved["excess_bytes"]
@@ -283,19 +293,7 @@ cdef int load_class(TreeClass *c, dict saved, Packed packed, Outlet *outlet,
         raise ValueError("times of the future")
     if not c.leaf:
         return 0
-    (c.queue.counts.sent_packets, c.queue.counts.sent_bytes, c.queue.counts.sojourn_ns,
-     c.queue.counts.sojourn_max_ns, c.queue.counts.marked, c.queue.counts.full,
-     c.queue.counts.codel, c.queue.counts.memory) = saved["counts"]
-    for each in saved["flows"]:
-        number = each[0]
-        if (number >= c.queue.setting.flow_count or c.queue.flows[number].packets
-                or c.queue.flows[number].list != LIST_NONE):
-            raise ValueError(f"flow {number} twice, or of another queue")
-        read_flow(&flow, each, packed, outlet.ctx)
-        if (flow.list != LIST_NONE) != c.queue.setting.fair:
-            raise ValueError(f"flow {number} is of another discipline")
-        c.queue.flows[number] = flow
-        queue_restore(&c.queue, outlet, number)
+    load_queue(&c.queue, saved, packed, outlet)
     return 0
 
 
@@ -305,23 +303,4 @@ cdef int read_clock(VirtualClock *clock, list saved, uint64_t rate_bps,
     if not clock_is_possible(clock.next_ns, clock.remainder, rate_bps, now_ns):
         raise ValueError(f"a clock says {clock.next_ns} ns, which cannot be at {now_ns} ns and "
                          f"{rate_bps} bit/s")
-    return 0
-
-
-cdef int read_flow(Flow *flow, list saved, Packed packed, Context *ctx) except -1:
-    cdef const Packet *p
-    memset(flow, 0, sizeof(Flow))
-    _, flow.list, flow.deficit, flow.done, codel, flow.packets = saved
-    (flow.codel.above_ns, flow.codel.drop_ns, flow.codel.count, flow.codel.last_count,
-     flow.codel.dropping, flow.codel.pending) = codel
-    flow.head = queue_head(ctx.packets, ctx.total_count, packed.take(flow.packets))
-    if (flow.list > LIST_OLD or flow.codel.pending > PENDING_KEEP
-            or (flow.codel.dropping and flow.codel.count == 0)):
-        raise ValueError("a flow that cannot be")
-    if flow.done == 0:
-        return 0
-    p = &ctx.packets[flow.head]
-    if (flow.packets == 0 or not can_segment(p) or flow.done >= p.length - p.header_length
-            or flow.done % p.gso_size):
-        raise ValueError(f"packet {flow.head} cannot be the one that is being cut")
     return 0

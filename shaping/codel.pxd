@@ -24,6 +24,7 @@ cdef struct CodelSetting:
     uint64_t target_ns           # sojourn that is accepted
     uint64_t interval_ns         # how long it may be exceeded
     bint ecn                     # marks ECN-capable packets in place of drops
+    uint64_t long_ns             # of COBALT: the sojourn above which it is too long
 
 cdef struct Codel:               # all zero: the queue is good
     uint64_t above_ns            # when the sojourn will have exceeded the target for an interval; 0

@@ -11,8 +11,9 @@ from libc.stdint cimport uint32_t, uint64_t
 from dataplane.graph.element cimport Element
 from dataplane.graph.work cimport Work
 from dataplane.packet.pool cimport Batch, Context, Packet
-from shaping.class_queue cimport ClassQueue, Flow, Outlet
+from shaping.class_queue cimport ClassQueue, Outlet
 from shaping.class_tree cimport ClassTree, Tree
+from shaping.flow_turns cimport Flow
 from shaping.framing cimport Load
 from shaping.pool_share cimport Held, PoolShare
 

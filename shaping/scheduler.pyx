@@ -10,13 +10,14 @@ from dataplane.packet.pool cimport (BATCH_MAX, GSO_NONE, NO_PACKET, Batch, Conte
                                     batch_add, packet_memory, packet_wire_bytes)
 from dataplane.vatomic cimport va_load_acquire_ptr, va_store_release_ptr
 from shaping.class_heap cimport ClassHeap, heap_add, heap_move, heap_remove
-from shaping.class_queue cimport (OVER_MEMORY, Flow, queue_add, queue_move, queue_release,
+from shaping.class_queue cimport (AQM_NONE, OVER_MEMORY, queue_add, queue_move, queue_release,
                                   queue_relieve, queue_restore, queue_take)
-from shaping.class_tree cimport (LEVELS_MOST, ClassTree, Packed, Tree, TreeClass, class_row,
-                                 has_new_leaf, load_class, read_flow, saved_class, saved_flow,
-                                 take_over_tree)
+from shaping.class_tree cimport (LEVELS_MOST, ClassTree, Tree, TreeClass, class_row, has_new_leaf,
+                                 load_class, saved_class, take_over_tree)
+from shaping.flow_turns cimport Flow
 from shaping.framing cimport Load, framed_bytes
 from shaping.pool_share cimport PoolShare, share_count, share_is_full
+from shaping.queue_state cimport Packed, read_flow, saved_flow
 from shaping.virtual_clock cimport (clock_charge, clock_due_ns, clock_end_idle, clock_is_due,
                                     clock_limit_credit)
 
@@ -37,6 +38,15 @@ cdef enum:
     SOJOURN_MAX_NS = 6
     SOJOURN_NS = 7
     UNCLASSIFIED = 8
+
+
+def _with_blue(entry):
+    """For UPGRADES: version 1 knew no cake."""
+    state = entry["state"]
+    for saved in state["classes"].values():
+        if "counts" in saved:
+            saved["counts"] = [*saved["counts"], 0]
+    return {**entry, "state": {**state, "blue": 0}}
 
 
 @cython.final
@@ -60,18 +70,23 @@ cdef class Scheduler(Element):
                    latency: how long it may send at its ceiling after a pause before it has used up
                    its guarantee, such as "5ms". Default: 250us at the guarantee.
                    mark: Packet.mark of its packets, 0 to 65535, set by a Classifier.
-                   queue: fifo, codel, fq, fq_codel, or a mapping of discipline and: time, size or
-                   packets (the bound; default: 100ms at the ceiling for fifo, 1000 packets for
-                   codel, 10240 for fq and fq_codel); target and interval of CoDel (default: 5ms, or
-                   1.5 frames at the ceiling where that is longer, and 100ms); ecn (whether CoDel
-                   marks ECN-capable packets in place of drops, default: yes); flows (a power of 2,
-                   default: 1024) and quantum (bytes that a flow sends in its turn, default: 1514).
-                   Default: fifo.
+                   queue: fifo, codel, fq, fq_codel, cake, or a mapping of discipline and: time,
+                   size or packets (the bound; default: 100ms at the ceiling for fifo, 1000 packets
+                   for codel, 10240 for fq and fq_codel, four round trips at the ceiling for cake,
+                   4 MiB to 15.5 MB); target and interval of CoDel (default: 5ms, or 1.5 frames at
+                   the ceiling where that is longer, and 100ms); ecn (whether CoDel marks
+                   ECN-capable packets in place of drops, default: yes); flows (a power of 2,
+                   default: 1024, of cake: 4096) and quantum (bytes that a flow sends in its turn,
+                   default: 1514, of cake below 50mbit less, down to 300); of cake: rtt (round trip
+                   of its flows, of which the target is a 20th, default: 100ms) and hosts (none,
+                   source, destination or both: what is shared equally before flows share, default:
+                   both). Default: fifo.
                    tree: its own classes; then it has neither mark nor queue nor latency.
                overhead: What the line adds to each frame, as for a Link.
                burst: Credit of the rate and of ceilings after a pause, as time ("250us", int ns).
     Drops:     queue_full: the class's queue was full; of several flows, packets of the longest one
                codel: CoDel found that the queue had been too long for too long
+               blue: of cake: the flow had filled the queue, and went on
                over_memory: all classes together held as many buffers as they may, a quarter of the
                    pool's of either size; packets of the longest queue
                no_buffer: no buffer for a segment of a GSO frame
@@ -119,11 +134,12 @@ cdef class Scheduler(Element):
     a Shaper; CoDel drops or marks single segments.
     """
 
-    DROP_REASONS = ("queue_full", "codel", "over_memory", "no_buffer", "released")
+    DROP_REASONS = ("queue_full", "codel", "over_memory", "no_buffer", "released", "blue")
     COUNTERS = ("passed", "delayed", "split", "sent_bytes", "queue_bytes", "queue_bytes_max",
                 "sojourn_max_ns", "sojourn_ns", "unclassified")
     TICKS = True
-    STATE_VERSION = 1
+    STATE_VERSION = 2
+    UPGRADES = {1: _with_blue}
     HANDLERS = {
         "classes": Handler(read="get_classes",
                            help="of each class: packets and bytes sent, dropped and waiting"),
@@ -144,7 +160,7 @@ cdef class Scheduler(Element):
         self.outlet.framing.cell = CELLS.index(self._overhead.cell)
         self.leaving.setting.flow_count = 1
         self.leaving.setting.limit_bytes = self.leaving.setting.limit_segments = 1 << 62
-        self.leaving.flows = &self.leaving_flow
+        self.leaving.turns.flows = &self.leaving_flow
         tree = ClassTree(self.name, classes, self.burst_ns)
         Py_XDECREF(self.installed)
         Py_INCREF(tree)
@@ -161,6 +177,7 @@ cdef class Scheduler(Element):
         self.outlet.counters = &self.counters
         self.outlet.keys.first = self.seed("flows")
         self.outlet.keys.second = self.seed("more flows")
+        self.outlet.blue.key = self.seed("blue")
 
     # -- arrival -----------------------------------------------------------------------------------
 
@@ -574,8 +591,12 @@ cdef class Scheduler(Element):
         ceiling), `parked` (it waits for its ceiling), `ahead` (its tag, from the virtual time of
         its band on), `emptied_ns`, `excess_bytes`; of a leaf `counts` (in the order of ClassCounts)
         and `flows`, those that have a turn, in the order of their turns: [number, list, deficit,
-        bytes of its head that are sent, the fields of Codel, number of packets]. `leaving`: packets
-        of classes that are gone, as one flow, or None. `packets`: all that wait, packed, flow by
+        bytes of its head that are sent, the fields of Codel or Cobalt, number of packets]. Of cake
+        these go on with [..., hash, whether it is shared, numbers of its hosts, the one in whose
+        list it is], and there are `hosts`, first those that wait for their turn, in that order:
+        [number, hash, deficit, whether it waits], and `kept`, of flows that are in no list
+        [number, hash, the fields of Cobalt]. `leaving`: packets of classes that are gone, as one
+        flow, or None. `blue`: numbers drawn for BLUE. `packets`: all that wait, packed, flow by
         flow in this order. The classes are configuration."""
         cdef ClassTree installed = self.current()
         cdef Context *ctx = self.outlet.ctx
@@ -586,8 +607,9 @@ cdef class Scheduler(Element):
         }
         leaving = None
         if self.leaving.packets:
-            leaving = saved_flow(0, &self.leaving_flow, ctx, packed)
-        return {"classes": classes, "leaving": leaving, "packets": b"".join(packed)}
+            leaving = saved_flow(0, &self.leaving_flow, AQM_NONE, ctx, packed)
+        return {"classes": classes, "leaving": leaving, "blue": self.outlet.blue.count,
+                "packets": b"".join(packed)}
 
     def load_state(self, dict state):
         cdef Engine engine = self.engine
@@ -599,7 +621,7 @@ cdef class Scheduler(Element):
         settings = self.current().setting.classes
         try:
             packed = Packed(state["packets"])
-            if (set(state) != {"classes", "leaving", "packets"}
+            if (set(state) != {"classes", "leaving", "blue", "packets"}
                     or set(state["classes"]) != {each.path for each in settings}):
                 raise ValueError("other classes")
             for i, each in enumerate(settings):
@@ -609,10 +631,11 @@ cdef class Scheduler(Element):
                     heap_add(&self.tree.parked, i, &self.tree.classes[i].parked_place,
                              clock_due_ns(&self.tree.classes[i].ceiling))
             if state["leaving"] is not None:
-                read_flow(&self.leaving_flow, state["leaving"], packed, ctx)
+                read_flow(&self.leaving_flow, state["leaving"], AQM_NONE, packed, ctx)
                 queue_restore(&self.leaving, &self.outlet, 0)
             if packed.at != len(packed.packets):
                 raise ValueError("packets of no flow")
+            self.outlet.blue.count = state["blue"]
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise VnicError(f"{self.name}: its state is not that of a Scheduler: {error}") from None
         if (self.counters.held != self.outlet.small + self.outlet.large
@@ -636,7 +659,7 @@ cdef class Scheduler(Element):
         self.installed, self.tree = <PyObject *>fresh, &fresh.tree
         Py_XDECREF(old)
         self.outlet.small = self.outlet.large = 0
-        self.outlet.bytes = 0
+        self.outlet.bytes = self.outlet.blue.count = 0
         memset(&self.leaving_flow, 0, sizeof(Flow))
         self.leaving.packets = 0
         self.leaving.bytes = self.leaving.segments = 0

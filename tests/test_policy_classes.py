@@ -63,6 +63,15 @@ def test_a_policy_is_read_back_from_its_data():
     assert compile_policy(convert_policy(data), NETWORK) == compile_policy(parse_policy(OFFICE), NETWORK)
 
 
+def test_a_class_with_cake():
+    text = HEAD + "      a: {queue: {discipline: cake, rtt: 20ms, hosts: source, ecn: false}}\n"
+    queue = {"discipline": "cake", "rtt": "20ms", "hosts": "source", "ecn": False}
+    assert compiled(text)["web.egress"][-1]["classes"]["tree"]["a"]["queue"] == queue
+    assert compiled(HEAD + "      a: {queue: cake}\n")["web.egress"][-1]["classes"]["tree"]["a"]["queue"] == {
+        "discipline": "cake"
+    }
+
+
 def test_marks_stay_when_a_class_is_added():
     more = OFFICE.replace("      bulk:", "      aaa: {match: {vlan: 7}}\n      bulk:")
     before = compiled(OFFICE)["web.egress"][1]["classes"]["tree"]
@@ -110,6 +119,21 @@ HEAD = "version: 1\nclasses:\n  web.egress:\n    rate: 10mbit\n    default: a\n 
     (HEAD + "      a: {weight: 1.5}\n", None),
     (HEAD + "      a: {weight: -1}\n", None),
     (HEAD + "      a: {queue: red}\n", None),
+    (HEAD + "      a:\n        queue: {discipline: cake, hosts: dual}\n",
+     "x.yaml:8: classes.web.egress.tree.a.queue.hosts: invalid value 'dual': expected one of none, source, destination, both"),
+    (HEAD + "      a:\n        queue: {discipline: cake, rtt: 19us}\n",
+     "x.yaml:8: classes.web.egress.tree.a.queue.rtt: rtt 19us is out of range: expected 20us to 3600s"),
+    (HEAD + "      a:\n        queue: {discipline: cake, rtt: 61min}\n",
+     "x.yaml:8: classes.web.egress.tree.a.queue.rtt: rtt 3660s is out of range: expected 20us to 3600s"),
+    (HEAD + "      a:\n        queue: {discipline: cake, rtt: 100}\n",
+     "x.yaml:8: classes.web.egress.tree.a.queue.rtt: rtt '100' has no unit (ns or us in tc, depending on its version, "
+     "ms elsewhere): write 100us or 100ms"),
+    (HEAD + "      a: {queue: {discipline: cake, target: 5ms}}\n",
+     "x.yaml:3: classes.web.egress: a: queue: target has no effect on cake: expected codel or fq_codel, or no such key"),
+    (HEAD + "      a: {queue: {discipline: fq_codel, hosts: source}}\n",
+     "x.yaml:3: classes.web.egress: a: queue: hosts has no effect on fq_codel: expected cake, or no such key"),
+    (HEAD + "      a: {queue: {discipline: cake, flows: 4}}\n",
+     "x.yaml:3: classes.web.egress: a: queue: flows 4: expected a number, 8 to 65536"),
     (HEAD + "      a: {queue: {discipline: fifo, target: 5ms}}\n", None),
     (HEAD + "      a: {queue: fifo, tree: {b: {}}}\n", None),
     (HEAD + "      b: {}\n", None),

@@ -196,6 +196,21 @@ def test_classes():
     ]
 
 
+def test_cake_of_a_class():
+    tree = "{a: {queue: {discipline: cake, rtt: 30ms, hosts: source, size: 64kb, ecn: true}}, b: {queue: cake}, " \
+        "c: {queue: {discipline: cake, quantum: 300, ecn: false, packets: 7}}}"  # fmt: skip
+    script = export(f"classes: {{web.egress: {{rate: 1mbit, default: a, tree: {tree}}}}}")
+    assert [line.split(": ", 1)[1] for line in script.text.splitlines() if " cake " in line and "qdisc" in line] == [
+        "cake besteffort dual-srchost rtt 30000us memlimit 65536b",
+        "cake besteffort triple-isolate",
+        "cake besteffort triple-isolate",
+    ]
+    said = [line for line in script.text.splitlines() if line.startswith("#") and "cake of tc" in line]
+    assert [line.split(".tree.")[1] for line in said] == [
+        f"c.queue.{name}: cake of tc has none" for name in ("quantum", "ecn", "packets")
+    ]
+
+
 def test_classes_of_a_running_policy_have_their_overhead_as_a_mapping():
     for overhead in ("docsis", "{keyword: docsis}", "{bytes: 18, minimum: 64}"):
         text = f"classes: {{web.egress: {{rate: 1mbit, overhead: {overhead}, default: a, tree: {{a: {{}}}}}}}}"
@@ -215,6 +230,7 @@ def test_classes_of_a_running_policy_have_their_overhead_as_a_mapping():
         ("{a: 5}", "5: expected a mapping"),
         ("{b: {}}", "default: 'a': expected the path of a leaf such as b"),
         ("[]", "a list: expected a mapping"),
+        ("{a: {queue: {discipline: cake, hosts: {}}}}", "a mapping: expected one of none, source, destination, both"),
         ("{a: {queue: {discipline: fifo, packets: -1}}}", "-1: expected a whole number"),
         ("{a: " + "{tree: {a: " * 9 + "{}" + "}}" * 9 + "}", "more than 7 levels"),
     ],
@@ -343,6 +359,7 @@ LEAF_QUEUES = st.sampled_from([
     None, "fq_codel", "codel", "fq", {"discipline": "fifo", "packets": 7}, {"discipline": "fifo", "size": "10kb"},
     {"discipline": "codel", "target": "4ms", "interval": "90ms", "ecn": True, "packets": 50},
     {"discipline": "fq_codel", "flows": 64, "quantum": 300, "packets": 99}, {"discipline": "fq", "quantum": 4000, "packets": 5},
+    "cake", {"discipline": "cake", "hosts": "source", "rtt": "30ms"}, {"discipline": "cake", "hosts": "none", "size": "1mb"},
 ])  # fmt: skip
 
 

@@ -602,8 +602,11 @@ LEAVES = [
     ("fq_codel target 2000", {"discipline": "fq_codel", "target": "2ms"}),
     ("fq_codel flows 300", {"discipline": "fq_codel", "flows": 512}),
     ("fq limit 3000 quantum 9000 maxrate 10mbit nopacing", {"discipline": "fq", "packets": 3000, "quantum": 9000}),
-    ("cake besteffort rtt 20ms dual-dsthost", {"discipline": "fq_codel", "target": "1ms", "interval": "20ms"}),
-    ("cake satellite triple-isolate", {"discipline": "fq_codel", "target": "50ms", "interval": "1s"}),
+    ("cake", "cake"),
+    ("cake besteffort rtt 20ms dual-dsthost", {"discipline": "cake", "rtt": "20ms", "hosts": "destination"}),
+    ("cake satellite triple-isolate", {"discipline": "cake", "rtt": "1s"}),
+    ("cake flows rtt 100ms", {"discipline": "cake", "hosts": "none"}),
+    ("cake datacentre dual-srchost memlimit 2mb", {"discipline": "cake", "rtt": "100us", "hosts": "source", "size": "2mb"}),
 ]  # fmt: skip
 
 
@@ -615,7 +618,34 @@ def test_the_queue_of_a_leaf(qdisc, queue):
 
 def test_cake_at_the_root():
     assert classes_of("tc qdisc add dev eth0 root cake bandwidth 20mbit docsis ether-vlan") == {
-        "rate": "20mbit", "overhead": {"bytes": 22, "minimum": 64}, "default": "all", "tree": {"all": {"queue": "fq_codel"}}}  # fmt: skip
+        "rate": "20mbit", "overhead": {"bytes": 22, "minimum": 64}, "default": "all", "tree": {"all": {"queue": "cake"}}}  # fmt: skip
+
+
+CAKE_NOTES = [
+    ("besteffort", []),
+    ("", ["cake diffserv3: its tins: left out"]),
+    ("diffserv4", ["cake diffserv4: its tins: left out"]),
+    ("besteffort srchost", ["cake srchost, in place of hosts: source and their flows: left out"]),
+    ("besteffort flowblind", ["cake flowblind, in place of hosts: none and their flows: left out"]),
+    ("besteffort nat wash ack-filter", ["cake nat: left out", "cake wash: left out", "cake ack-filter: left out"]),
+    ("besteffort autorate-ingress fwmark 0xff", ["cake autorate-ingress: left out", "cake fwmark: left out"]),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), CAKE_NOTES)
+def test_what_is_not_kept_of_cake_is_said(options, said):
+    *_, notes = read(f"tc qdisc add dev eth0 root cake bandwidth 20mbit {options}")
+    assert [each.split(": ", 2)[2] if each.startswith("tc.sh:") else each for each in notes if "cake" in each] == said, notes
+
+
+@pytest.mark.parametrize(("options", "error"), [
+    ("rtt 10us", "cake rtt 10us: not supported: expected 20us to 1h"),
+    ("rtt 3601s", "cake rtt 3601s: not supported: expected 20us to 1h"),
+    ("memlimit 10b", "cake memlimit 10b: not supported: a queue is 64b to 1gb"),
+])  # fmt: skip
+def test_what_cake_cannot_be_here(options, error):
+    *_, notes = read(f"tc qdisc add dev eth0 root cake bandwidth 20mbit besteffort {options}")
+    assert [each for each in notes if error in each], notes
 
 
 def test_a_queue_below_tbf():

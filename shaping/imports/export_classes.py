@@ -12,6 +12,7 @@ from dataplane.config.convert import shown
 from dataplane.elements.classifier_rules import DSCP, PROTOCOLS, read_rule
 from dataplane.errors import ConfigError
 from dataplane.units import format_rate, parse_rate, parse_size, parse_time
+from shaping.class_settings import DISCIPLINES
 from shaping.imports.shell import LABEL
 from shaping.overhead import ETHERNET_HEADER, Overhead, overhead_of
 from shaping.settings import UNLIMITED
@@ -22,7 +23,8 @@ FILTERS_MOST = 65_000  # preferences are 16 bits
 FRAME_BYTES = 1514
 FAST_BPS = 10**12  # in place of no limit
 PRIORITY = 4  # of a class that has none
-DISCIPLINES = ("fifo", "codel", "fq", "fq_codel")
+CAKE_HOSTS = {"none": "flows", "source": "dual-srchost", "destination": "dual-dsthost",
+              "both": "triple-isolate"}  # fmt: skip
 
 
 class Tree:
@@ -158,7 +160,8 @@ class Tree:
             raise ConfigError(
                 f"{what}: {shown(discipline)}: expected one of {', '.join(DISCIPLINES)}"
             )
-        words = (self.fifo if discipline == "fifo" else self.aqm)(queue, what, ceiling)
+        write = {"fifo": self.fifo, "cake": self.cake}.get(str(discipline), self.aqm)
+        words = write(queue, what, ceiling)
         handle = f"handle {0x8000 | minor:x}: " if minor < 0x7FF0 else ""
         self.lines.append(
             f"tc qdisc add dev {self.device} parent {classid} {handle}{' '.join(words)}"
@@ -189,6 +192,25 @@ class Tree:
                 words += [names[name], str(_whole(value, f"{what}.{name}"))]
             elif name != "discipline":
                 self.cannot(f"{what}.{name}: {words[0]} of tc has none")
+        return words
+
+    def cake(self, queue: dict[str, Any], what: str, ceiling: int) -> list[str]:
+        """cake without a rate of its own and tins; it has no bound in packets, and always marks."""
+        hosts = queue.get("hosts", "both")
+        if not isinstance(hosts, str) or hosts not in CAKE_HOSTS:
+            raise ConfigError(
+                f"{what}.hosts: {shown(hosts)}: expected one of {', '.join(CAKE_HOSTS)}"
+            )
+        words = ["cake", "besteffort", CAKE_HOSTS[hosts]]
+        for name, value in queue.items():
+            if name == "rtt":
+                words += ["rtt", f"{max(parse_time(value) // 1000, 1)}us"]
+            elif name == "size":
+                words += ["memlimit", f"{parse_size(value)}b"]
+            elif name not in ("discipline", "hosts") and not (
+                name == "ecn" and value in ("yes", True)
+            ):
+                self.cannot(f"{what}.{name}: cake of tc has none")
         return words
 
     # -- filters -----------------------------------------------------------------------------------

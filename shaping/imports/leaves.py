@@ -1,18 +1,18 @@
 """Queues without classes - pfifo, bfifo, sfq, codel, fq_codel, fq, cake - as `queue` of a leaf.
 
-Each kind has a parser that reads the options as tc does, and makes a Leaf: what a policy says, and
-what it cannot say.
+Each kind has a parser that reads the options as tc does, and makes a Leaf. That of cake is in
+cake.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
 
 from dataplane.errors import ConfigError
-from dataplane.units import format_size, format_time, parse_time
-from shaping.imports.notes import Notes, quoted, unsupported
+from dataplane.units import format_size, format_time
+from shaping.imports.cake import parse_cake
+from shaping.imports.leaf import Leaf
+from shaping.imports.notes import quoted
 from shaping.imports.quantities import (
     microseconds_of,
     rate_of,
@@ -22,53 +22,7 @@ from shaping.imports.quantities import (
 )
 from shaping.imports.words import Words
 
-# What a queue of a policy can have.
-BOUNDS = {"packets": (1, 1 << 20), "flows": (1, 1 << 16), "quantum": (64, 1 << 16)}
-HOUR_NS = 3600 * 10**9
 PRIO_MAX = 15  # priorities of the kernel are 0 to 15
-
-
-@dataclass
-class Leaf:
-    """settings: of `queue`, without the discipline; left_out: options without a counterpart; rate
-    and overhead (bytes, least length, cells): cake's."""
-
-    discipline: str
-    settings: dict[str, Any] = field(default_factory=dict)
-    left_out: list[str] = field(default_factory=list)
-    rate: int = 0
-    overhead: tuple[int, int, str] | None = None
-
-    def queue(self, kind: str, where: str, notes: Notes) -> str | dict[str, Any]:
-        """The `queue` of a leaf."""
-        for each in self.left_out:
-            notes.note(where, f"{kind} {each}: left out")
-        for name, (least, most) in BOUNDS.items():
-            if name in self.settings and not least <= self.settings[name] <= most:
-                raise unsupported(
-                    f"{kind} {name} {self.settings[name]}", f"expected {least} to {most}"
-                )
-        for name in ("target", "interval"):
-            if name in self.settings and not 1000 <= parse_time(self.settings[name]) <= HOUR_NS:
-                raise unsupported(f"{kind} {name} {self.settings[name]}", "expected 1us to 1h")
-        if self.discipline == "cake":
-            return self._of_cake(where, notes)
-        if kind == "sfq":
-            notes.note(where, "sfq: becomes fq, which tells flows by addresses, protocol and ports")
-        if not self.settings:
-            return self.discipline
-        return {"discipline": self.discipline, **self.settings}
-
-    def _of_cake(self, where: str, notes: Notes) -> str | dict[str, Any]:
-        """What FQ-CoDel has of cake: queues of flows, and CoDel for the round trip."""
-        hosts = ", and hosts are not told apart" if "hosts" in self.settings else ""
-        notes.note(where, f"cake: becomes fq_codel without cake's tins{hosts}")
-        if "rtt" not in self.settings:
-            return "fq_codel"
-        rtt_ns = parse_time(self.settings["rtt"])
-        # tc-cake(8): the target is a twentieth of the round trip
-        target = format_time(max(rtt_ns // 20, 1000))
-        return {"discipline": "fq_codel", "target": target, "interval": format_time(rtt_ns)}
 
 
 def _packets(words: Words, name: str, *, shown: bool, least: int = 0) -> int:
@@ -238,87 +192,10 @@ def _fq_bands(words: Words) -> None:
         whole_of("fq priomap", words.value("priomap"), most=2)
 
 
-_CAKE_RTT = {"datacentre": "100us", "lan": "1ms", "metro": "10ms", "regional": "30ms",
-             "internet": "100ms", "oceanic": "300ms", "satellite": "1s",
-             "interplanetary": "1h"}  # fmt: skip
-_CAKE_HOSTS = {"dual-srchost": "source", "dual-dsthost": "destination", "triple-isolate": "both"}
-_CAKE_TINS = ("precedence", "diffserv8", "diffserv4", "diffserv", "diffserv3")
-_CAKE_FLOWS = ("flowblind", "srchost", "dsthost", "hosts", "flows")
-_CAKE_LEFT_OUT = ("wash", "nat", "ack-filter", "ack-filter-aggressive", "ingress",
-                  "autorate-ingress", "no-split-gso")  # fmt: skip
-_CAKE_NOTHING = ("besteffort", "nowash", "nonat", "no-ack-filter", "split-gso", "egress",
-                 "via-ethernet", "nowash")  # fmt: skip
-# Bytes that each keyword adds to an IP packet, least length, cells: see tc-cake(8).
-_CAKE_LINES = {
-    "conservative": (48, None, "atm"), "ipoa-vcmux": (8, None, "atm"),
-    "ipoa-llcsnap": (16, None, "atm"), "bridged-vcmux": (24, None, "atm"),
-    "bridged-llcsnap": (32, None, "atm"), "pppoa-vcmux": (10, None, "atm"),
-    "pppoa-llc": (14, None, "atm"), "pppoe-vcmux": (32, None, "atm"),
-    "pppoe-llcsnap": (40, None, "atm"), "pppoe-ptm": (30, None, "ptm"),
-    "bridged-ptm": (22, None, "ptm"), "ethernet": (38, 84, None), "ether-vlan": (4, None, None),
-    "docsis": (18, 64, ""),
-}  # fmt: skip
-
-
-def _cake(words: Words, shown: bool) -> Leaf:
-    leaf = Leaf("cake")
-    added, minimum, cell, has_overhead = 0, 0, "", False
-    known = ("bandwidth", "unlimited", "rtt", "ptm", "atm", "noatm", "raw", "overhead", "mpu",
-             "memlimit", "fwmark", *_CAKE_RTT, *_CAKE_HOSTS, *_CAKE_TINS, *_CAKE_FLOWS,
-             *_CAKE_LEFT_OUT, *_CAKE_NOTHING, *_CAKE_LINES)  # fmt: skip
-    preset = ""
-    while words:
-        name = words.option((), known)
-        if name == "bandwidth":
-            text = words.value(name)
-            leaf.rate = 0 if shown and text == "unlimited" else rate_of("cake bandwidth", text)
-        elif name == "unlimited":
-            leaf.rate = 0
-        elif name == "rtt":
-            rtt = microseconds_of("cake rtt", words.value(name))
-            leaf.settings["rtt"] = format_time(rtt)
-        elif name in _CAKE_RTT:
-            words.once(preset, name)
-            preset, leaf.settings["rtt"] = name, _CAKE_RTT[name]
-        elif name in _CAKE_HOSTS:
-            leaf.settings["hosts"] = _CAKE_HOSTS[name]
-        elif name in _CAKE_FLOWS:
-            leaf.left_out.append(name)
-            leaf.settings.pop("hosts", None)
-        elif name in _CAKE_TINS:
-            # three tins are the default of tc, and a listing always has them
-            leaf.left_out += [f"{name}: its tins"]
-        elif name in _CAKE_LEFT_OUT:
-            leaf.left_out.append(name)
-        elif name in _CAKE_LINES:
-            more, least, cells = _CAKE_LINES[name]
-            added, minimum = added + more, minimum if least is None else least
-            cell, has_overhead = cell if cells is None else cells, True
-        elif name == "raw":
-            added, cell, has_overhead = 0, "", False
-        elif name in ("ptm", "atm", "noatm"):
-            cell = "" if name == "noatm" else name
-        elif name == "overhead":
-            added, has_overhead = whole_of("cake overhead", words.value(name), -64, 256), True
-        elif name == "mpu":
-            minimum = whole_of("cake mpu", words.value(name), most=256)
-        elif name == "memlimit":
-            size_of("cake memlimit", words.value(name))
-            leaf.left_out += [] if shown else [name]
-        elif name == "fwmark":
-            whole_of("cake fwmark", words.value(name))
-            leaf.left_out.append(name)
-    if shown and not (added or minimum or cell):
-        has_overhead = False
-    if has_overhead or cell or minimum:
-        leaf.overhead = (added - 14 if has_overhead else 0, minimum, cell)
-    return leaf
-
-
 Parser = Callable[[Words, bool], Leaf]
 LEAVES: dict[str, Parser] = {
     "pfifo": _pfifo, "bfifo": _bfifo, "sfq": _sfq, "codel": _codel, "fq_codel": _fq_codel,
-    "fq": _fq, "cake": _cake, "pfifo_fast": _pfifo_fast,
+    "fq": _fq, "cake": parse_cake, "pfifo_fast": _pfifo_fast,
 }  # fmt: skip
 
 

@@ -16,7 +16,8 @@ from dataplane.units import format_rate, format_size, format_time
 from shaping.imports.classful import HtbClass, HtbQdisc, Prio, Tbf
 from shaping.imports.filters import IPV4_ANY, IPV6_ANY, Rule
 from shaping.imports.form import Draft, Names, Settings, line_key, opposite
-from shaping.imports.leaves import LEAVES, Leaf
+from shaping.imports.leaf import Leaf
+from shaping.imports.leaves import LEAVES
 from shaping.imports.netem import Netem, line_of, seed_of
 from shaping.imports.nodes import Node
 from shaping.imports.notes import Notes, Unsupported, unsupported

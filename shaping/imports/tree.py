@@ -15,7 +15,8 @@ from dataplane.errors import ConfigError
 from dataplane.units import RATE_LEAST_BPS, format_rate, format_time
 from shaping.imports.classful import HfscClass, HtbClass, HtbQdisc, Prio
 from shaping.imports.form import Settings
-from shaping.imports.leaves import LEAVES, Leaf
+from shaping.imports.leaf import Leaf
+from shaping.imports.leaves import LEAVES
 from shaping.imports.nodes import Node, fit, give_rules, in_order
 from shaping.imports.notes import Notes, Unsupported, unsupported
 from shaping.imports.overheads import overhead_setting

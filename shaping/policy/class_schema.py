@@ -13,6 +13,7 @@ from dataplane.errors import ConfigError
 from shaping.class_settings import (
     DISCIPLINES,
     FLOWS_MOST,
+    HOSTS,
     PRIORITIES,
     PRIORITY_DEFAULT,
     QUANTUM_LEAST,
@@ -21,7 +22,7 @@ from shaping.class_settings import (
 )
 from shaping.policy.keys import parse_name
 from shaping.policy.overhead_schema import OVERHEAD_META, OverheadConfig
-from shaping.policy.scalars import LineRate, LineTime, QueueLength, QueueSize
+from shaping.policy.scalars import LineRate, LineTime, QueueLength, QueueSize, RoundTrip
 from shaping.policy.strict import Strict
 
 _RATE = Meta(description="a rate such as 10mbit", examples=["10mbit"])
@@ -101,16 +102,21 @@ class ClassQueueConfig(Strict):
         take longer.
     interval: Time for which it may be exceeded. Default: 100ms.
     ecn: Whether CoDel marks packets of senders that know ECN, in place of dropping them.
-    flows: Number of queues that flows are spread over, a power of 2.
-    quantum: Bytes that a flow sends in its turn.
+    flows: Number of queues that flows are spread over, a power of 2. Default: 1024, of `cake` 4096.
+    quantum: Bytes that a flow sends in its turn. Default: 1514, of `cake` fewer below 50mbit.
+    rtt: Of `cake`: round trip of the flows. A 20th of it is the wait that is accepted, and it is
+        the time for which that may be exceeded. Default: 100ms.
+    hosts: Of `cake`: hosts that share equally, whatever the number of their flows: those that send
+        (`source`), those that receive (`destination`), `both`, or `none`: flows share equally.
+        Default: `both`.
     time: Longest time that a packet may wait at the ceiling.
     size: Bytes that may wait.
     packets: Packets that may wait. Default: a time of 100ms for `fifo`, 1000 for `codel`, 10240
-        with flows.
+        with flows, a size of four round trips at the ceiling, 4 MiB to 15.5 MB, for `cake`.
     """
 
     discipline: Annotated[
-        Literal["fifo", "codel", "fq", "fq_codel"],
+        Literal["fifo", "codel", "fq", "fq_codel", "cake"],
         Meta(description=f"one of {', '.join(DISCIPLINES)}", examples=["fq_codel"]),
     ] = "fifo"
     target: Annotated[LineTime | None, _TIME] = None
@@ -134,6 +140,11 @@ class ClassQueueConfig(Strict):
         ]
         | None
     ) = None
+    rtt: Annotated[RoundTrip | None, Meta(description="a time such as 100ms")] = None
+    hosts: Annotated[
+        Literal["none", "source", "destination", "both"] | None,
+        Meta(description=f"one of {', '.join(HOSTS)}"),
+    ] = None
     time: Annotated[QueueLength | None, Meta(description="a time such as 100ms")] = None
     size: Annotated[QueueSize | None, Meta(description="a size such as 64kb")] = None
     packets: (

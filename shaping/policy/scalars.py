@@ -23,6 +23,7 @@ from dataplane.units import (
     parse_size,
     parse_time,
 )
+from shaping.class_settings import RTT_LEAST_NS
 from shaping.settings import UNLIMITED
 
 _SHOWN_MOST = 40  # characters of a value that an error quotes
@@ -170,6 +171,12 @@ class HoldTime(LineTime):
     """How long a packet that is to be reordered waits for others at most."""
 
     WHAT, LEAST, MOST = "within", 1_000, 60 * 10**9
+
+
+class RoundTrip(LineTime):
+    """The round trip of the flows of a queue."""
+
+    WHAT, LEAST = "rtt", RTT_LEAST_NS
 
 
 class QueueLength(Duration):

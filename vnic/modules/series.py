@@ -161,7 +161,7 @@ def series_of_line(running: RunningLine) -> Series:
 CLASS_COUNTS: dict[str, str | tuple[str, ...]] = {
     "packets": "sent_packets",
     "bytes": "sent_bytes",
-    "drops": ("queue_full", "codel", "over_memory"),
+    "drops": ("queue_full", "codel", "over_memory", "blue"),
     "queue_bytes": "waiting_bytes",
     "sojourn_ns": "sojourn_ns",
     "sojourn_packets": "sent_packets",
