@@ -28,6 +28,7 @@ BUSY_S = 1.0  # a queue that is never empty for so long shows what its rate is
 SLOW = 0.01  # of the rate: what may be missing then
 DEVIATIONS = 4.9  # of a normal distribution: one in a million kept promises is taken for broken
 RECORD_MS, SAMPLE_MS = 60_000, 100
+VARYING = {"trace": "rate", "order": "delay"}  # settings on which promises depend
 EXACT_NS = 1  # of rounding: a constant delay is exact to the nanosecond
 
 
@@ -98,8 +99,12 @@ def _recorded(client: Client, name: str, kind: str) -> Measured:
 
 
 def judged(line: Line, measured: Measured) -> Iterator[Promise]:
-    """The promises of one line."""
+    """The promises of one line. Of a setting that varies, what was recorded is said and not judged:
+    samples do not tell which value packets had."""
     for number, promise in enumerate(_promises(line, measured)):
+        setting = VARYING.get(promise.promise, promise.promise)
+        if promise.kept is not None and (why := line.varies(setting)):
+            promise.kept, promise.reason = None, why
         if number == 0 and (count := measured.sum("no_memory")):
             promise.kept = False
             promise.reason = (
@@ -145,7 +150,8 @@ def judged_class(name: str, setting: ClassSetting, measured: Measured) -> Iterat
 
 
 def _rate(line: Line, measured: Measured) -> Promise:
-    found = Promise(str(line.place), "rate", _asked(line, "rate"))
+    setting = "rate" if line.trace is None else "trace"
+    found = Promise(str(line.place), setting, _asked(line, setting))
     return _judge_rate(found, measured, measured.column("sent_bytes"), line.rate, line.rate)
 
 
