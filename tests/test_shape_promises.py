@@ -21,6 +21,7 @@ from vnic.cli.shape_classes import classes_by_name
 from vnic.cli.shape_promises import Measured, Promise, judged, judged_class, promises_of
 from vnic.cli.shape_report import lines_of
 from vnic.config.shape import network_of
+from vnic.modules.lines import policy_elements
 from vnic.runtime.policy_methods import PolicyMethods, ShapeStatus
 
 FREE = NICS.replace(", egress: {rate: 1mbit, queue: 20ms}", "")
@@ -383,3 +384,18 @@ def test_a_rate_of_a_share_is_not_judged(shaped):
         net.go_on()
     found = net.promises()["web -> any", "rate"]
     assert found.kept is None and found.reason == "it changes with what the others of the share send"
+
+
+def test_nothing_is_left_of_a_policy_though_a_user_s_element_has_such_a_name(shaped):
+    net = shaped("{web -> db: {delay: 1ms}, web -> any: {rate: 1mbit}}")
+    net.net.apply(FREE.replace("web: {", "web: {egress: {elements: [{element: Counter, name: shape}]}, "))
+    methods = PolicyMethods(net.net._runtime)
+    assert methods._status(ShapeStatus(whole=True), None)["status"]["left"] == []
+    assert policy_elements(net.net._runtime.nics.attached, {}) == []
+    net.shape("{web -> db: {delay: 1ms}}")
+    assert policy_elements(net.net._runtime.nics.attached, {}) == [
+        "db.ingress.shape-pairs",
+        "db.ingress.shape-pairs.shape-from-web",
+    ]
+    net.net.shape(None)
+    assert methods._status(ShapeStatus(whole=True), None)["status"]["left"] == []

@@ -21,7 +21,6 @@ the elements of a policy whose numbers change are the same, and can be kept.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -242,16 +241,6 @@ def element_name(name: str, source: str, part: str = "") -> str:
         return whole
     digest = hashlib.sha256((f"{source}/{part}" if part else source).encode()).hexdigest()[:8]
     return f"{whole[: NAME_MOST - len(digest) - 1]}.{digest}"
-
-
-_OF_POLICY = re.compile(
-    r".+\.shape(?:-line|-pairs|-parts|-split|-classes)?(?:\.shape(?:-line|-parts)?-(?:from|of)-.+)?"
-)
-
-
-def is_of_policy(name: str) -> bool:
-    """Whether an element of a running network has a name that `compile_policy` gives."""
-    return _OF_POLICY.fullmatch(name) is not None
 
 
 def queue_of(line: Line) -> QueueConfig:
