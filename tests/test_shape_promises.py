@@ -399,3 +399,20 @@ def test_nothing_is_left_of_a_policy_though_a_user_s_element_has_such_a_name(sha
     ]
     net.net.shape(None)
     assert methods._status(ShapeStatus(whole=True), None)["status"]["left"] == []
+
+
+def test_promises_of_many_lines_are_asked_for_together(shaped):
+    net = shaped("{}")
+    net.net.shape(
+        "version: 1\nclasses:\n  web.egress: {rate: 100mbit, default: c0, tree: {"
+        + ", ".join(f"c{n}: {{guarantee: 100kbit}}" for n in range(300)) + "}}"
+    )  # fmt: skip
+    net.go_on()
+    net.send(20, "1ms")
+    net.go_on()
+    client = FakeClient(net.recorder)
+    config = net.net._runtime.config
+    found = promises_of(client, [], classes_by_name(config.shape))
+    assert len(client.calls) == 5 and len(found) == 601
+    ceiling = next(each for each in found if (each.line, each.promise) == ("web.egress", "ceiling"))
+    assert ceiling.kept and ceiling.measured != "-"

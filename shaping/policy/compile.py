@@ -231,6 +231,14 @@ def name_at(name: str, place: Place) -> str:
     return element_name(name, place.source if place.is_pair else "", place.part)
 
 
+def full_name(name: str, place: Place) -> str:
+    """The name of a place's element in a running network."""
+    above = [str(chain_of_place(place))]
+    above += [PAIRS_NAME] if place.is_pair else []
+    above += [name_at(PARTS_NAME, place.whole)] if place.part else []
+    return ".".join([*above, name_at(name, place)])
+
+
 def element_name(name: str, source: str, part: str = "") -> str:
     """The name of an element, for a pair with the name of the NIC that sends; of a long one and of
     a part, its beginning and a digest."""
