@@ -35,6 +35,11 @@ class Chain:
     @cached_property
     def long_run(self) -> tuple[float, ...]:
         """By state, the share of packets for which the chain is in it, in the long run."""
+        if len(self.loss) == 1:
+            return (1.0,)
+        if len(self.loss) == 2:
+            there, back = self.moves[0][1], self.moves[1][0]
+            return (back / (there + back), there / (there + back)) if there + back else (1.0, 0.0)
         size = range(len(self.loss))
         # A chain that always changes its state would alternate for ever; half of each step, with
         # rest for the other half, has the same shares.

@@ -35,7 +35,9 @@ class FakeClient:
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self.calls.append(parameters)
         names, last, step = (parameters.get(key) for key in ("names", "last_ms", "step_ms"))
-        return self.recorder.answer(names, last_ns=(last or 60_000) * 10**6, step_ns=(step or 100) * 10**6)
+        return self.recorder.answer(
+            names, last_ns=(last or 60_000) * 10**6, step_ns=(step or 100) * 10**6, alone=parameters.get("alone", False)
+        )
 
     def __enter__(self) -> FakeClient:
         return self

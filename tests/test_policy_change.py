@@ -138,8 +138,8 @@ def test_a_class_is_changed():
     ("name", "changed", "says"),
     [
         ("db.egress/a", {"weight": 2}, "there are no classes of 'db.egress'; did you mean 'web.egress'?"),
-        ("web.egress/x", {"weight": 2}, "'web.egress/x': there is no class 'x'; expected one of a, b"),
-        ("web.egress/a/x", {"weight": 2}, "there is no class 'x'; it has no classes"),
+        ("web.egress/x", {"weight": 2}, "'web.egress/x': there is no class x; expected one of a, b"),
+        ("web.egress/a/x", {"weight": 2}, "there is no class x; it has no classes"),
         ("web.egress/a", {"bogus": None}, "web.egress/a.bogus: unknown key; expected one of match"),
         ("web.egress", {"wait": None}, "web.egress.wait: unknown key; expected one of rate, default"),
     ],

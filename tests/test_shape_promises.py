@@ -19,7 +19,9 @@ from vnic.cli import shape_show
 from vnic.cli.main import cli
 from vnic.cli.shape_classes import classes_by_name
 from vnic.cli.shape_promises import Measured, Promise, judged, judged_class, promises_of
+from vnic.cli.shape_report import asked_at
 from vnic.config.shape import network_of
+from vnic.modules.lines import policy_elements
 from vnic.runtime.policy_methods import PolicyMethods, ShapeStatus
 
 FREE = NICS.replace(", egress: {rate: 1mbit, queue: 20ms}", "")
@@ -42,8 +44,8 @@ class Shaped(Recorded):
 
     def promises(self) -> dict[tuple[str, str], Promise]:
         config = self.net._runtime.config
-        lines = list(plan_of(convert_policy(config.shape), network_of(config)).lines.values())
-        found = promises_of(FakeClient(self.recorder), lines, classes_by_name(convert_policy(config.shape).classes))
+        asked = asked_at(config.shape, network_of(config), self.net.now_ns)
+        found = promises_of(FakeClient(self.recorder), asked.lines, classes_by_name(asked.classes))
         return {(each.line, each.promise): each for each in found}
 
     def close(self) -> None:
@@ -337,3 +339,80 @@ def test_show_promises(shaped, monkeypatch):
 def test_mistakes_are_one_line(words):
     done = CliRunner().invoke(cli, ["shape", "show", *words])
     assert done.exit_code == 2 and done.stderr.count("\n") == 1
+
+
+# -- what varies -----------------------------------------------------------------------------------
+
+
+def test_what_a_scenario_changes_is_measured_and_not_judged(shaped):
+    """Samples before the step have the value before it."""
+    net = shaped("{}")
+    net.net.shape(
+        "version: 1\nlinks: {web -> any: {rate: 10mbit, delay: 1ms, loss: 0%}, db -> any: {delay: 1ms, loss: 0%}}\n"
+        "scenario:\n- {at: 1500ms, set: {web -> any: {rate: 1mbit}}}\n- {at: 1500ms, set: {db: {loss: 50%, delay: 4ms}}}"
+    )
+    net.go_on()
+    net.send(500, "4ms", size=1000)  # 2 Mbit/s
+    net.send(500, "4ms", source="db")
+    for _ in range(25):
+        net.go_on()
+    found = net.promises()
+    assert {key: each.reason for key, each in found.items() if each.kept is None} == dict.fromkeys(
+        [("web -> any", "rate"), ("db -> any", "delay"), ("db -> any", "loss"), ("any -> db", "delay"), ("any -> db", "loss")],
+        "the scenario changes it",
+    )
+    assert found["web -> any", "rate"].measured.endswith("Mbit/s") and found["web -> any", "delay"].kept
+    assert [each["rate_bps"] for each in net.recorder.answer(["web -> any"])["series"]] == [10**6]  # as it is now
+
+
+def test_a_trace_has_no_rate_to_judge(shaped):
+    net = shaped("{web -> any: {trace: [{for: 1s, rate: 2mbit}, {for: 1s, rate: 0.5mbit}], delay: 1ms}}")
+    net.send(500, "4ms", size=1000)
+    for _ in range(20):
+        net.go_on()
+    found = net.promises()
+    assert found["web -> any", "trace"].kept is None and found["web -> any", "trace"].reason == "it is that of the trace"
+    assert found["web -> any", "trace"].asked == "steps" and found["web -> any", "delay"].kept
+
+
+def test_a_rate_of_a_share_is_not_judged(shaped):
+    net = shaped("{}")
+    net.net.shape("version: 1\nshares: {up: {capacity: 2mbit, web: {weight: 1}, db: {weight: 1}}}")
+    net.go_on()
+    net.send(200, "4ms", size=1000)
+    for _ in range(8):
+        net.go_on()
+    found = net.promises()["web -> any", "rate"]
+    assert found.kept is None and found.reason == "it changes with what the others of the share send"
+
+
+def test_nothing_is_left_of_a_policy_though_a_user_s_element_has_such_a_name(shaped):
+    net = shaped("{web -> db: {delay: 1ms}, web -> any: {rate: 1mbit}}")
+    net.net.apply(FREE.replace("web: {", "web: {egress: {elements: [{element: Counter, name: shape}]}, "))
+    methods = PolicyMethods(net.net._runtime)
+    assert methods._status(ShapeStatus(whole=True), None)["status"]["left"] == []
+    assert policy_elements(net.net._runtime.nics.attached, {}) == []
+    net.shape("{web -> db: {delay: 1ms}}")
+    assert policy_elements(net.net._runtime.nics.attached, {}) == [
+        "db.ingress.shape-pairs",
+        "db.ingress.shape-pairs.shape-from-web",
+    ]
+    net.net.shape(None)
+    assert methods._status(ShapeStatus(whole=True), None)["status"]["left"] == []
+
+
+def test_promises_of_many_lines_are_asked_for_together(shaped):
+    net = shaped("{}")
+    net.net.shape(
+        "version: 1\nclasses:\n  web.egress: {rate: 100mbit, default: c0, tree: {"
+        + ", ".join(f"c{n}: {{guarantee: 100kbit}}" for n in range(300)) + "}}"
+    )  # fmt: skip
+    net.go_on()
+    net.send(20, "1ms")
+    net.go_on()
+    client = FakeClient(net.recorder)
+    config = net.net._runtime.config
+    found = promises_of(client, [], classes_by_name(config.shape))
+    assert len(client.calls) == 5 and len(found) == 601
+    ceiling = next(each for each in found if (each.line, each.promise) == ("web.egress", "ceiling"))
+    assert ceiling.kept and ceiling.measured != "-"

@@ -103,7 +103,7 @@ def change_class(policy: Data, text: str, changed: Changed) -> Data:
         tree = entry.get("tree") or {}
         if name not in tree:
             hint = did_you_mean(name, list(tree)) if tree else "it has no classes"
-            raise ConfigError(f"{text[:80]!r}: there is no class {name[:40]!r}; {hint}")
+            raise ConfigError(f"{text[:80]!r}: there is no class {name[:40]}; {hint}")
         entry = tree[name]
     known = known_keys(ClassConfig if path else ClassesConfig)
     for key, value in changed.items():

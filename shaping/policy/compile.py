@@ -21,7 +21,6 @@ the elements of a policy whose numbers change are the same, and can be kept.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
@@ -243,6 +242,14 @@ def name_at(name: str, place: Place) -> str:
     return element_name(name, place.source if place.is_pair else "", place.part)
 
 
+def full_name(name: str, place: Place) -> str:
+    """The name of a place's element in a running network."""
+    above = [str(chain_of_place(place))]
+    above += [PAIRS_NAME] if place.is_pair else []
+    above += [name_at(PARTS_NAME, place.whole)] if place.part else []
+    return ".".join([*above, name_at(name, place)])
+
+
 def element_name(name: str, source: str, part: str = "") -> str:
     """The name of an element, for a pair with the name of the NIC that sends; of a long one and of
     a part, its beginning and a digest."""
@@ -253,16 +260,6 @@ def element_name(name: str, source: str, part: str = "") -> str:
         return whole
     digest = hashlib.sha256((f"{source}/{part}" if part else source).encode()).hexdigest()[:8]
     return f"{whole[: NAME_MOST - len(digest) - 1]}.{digest}"
-
-
-_OF_POLICY = re.compile(
-    r".+\.shape(?:-line|-pairs|-parts|-split|-classes)?(?:\.shape(?:-line|-parts)?-(?:from|of)-.+)?"
-)
-
-
-def is_of_policy(name: str) -> bool:
-    """Whether an element of a running network has a name that `compile_policy` gives."""
-    return _OF_POLICY.fullmatch(name) is not None
 
 
 def queue_of(line: Line) -> QueueConfig:

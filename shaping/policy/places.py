@@ -33,6 +33,7 @@ from shaping.shares.uplink import Uplink, all_busy, make_uplink
 if TYPE_CHECKING:
     from shaping.trace import Trace
 
+OF_SHARE = "share of"  # begins an origin
 ERRORS_MOST = 20  # unknown names that are reported: a suggestion for each takes time
 SETTINGS = (
     "rate",
@@ -81,6 +82,10 @@ class Setting(NamedTuple):
     where: str
     origin: str = ""
 
+    @property
+    def of_share(self) -> bool:
+        return self.origin.startswith(OF_SHARE)
+
     def __str__(self) -> str:
         return setting_text(self.value) + (f" ({self.origin})" if self.origin else "")
 
@@ -121,6 +126,16 @@ class Line:
         """Whether its delay ever varies."""
         delays: list[DelayConfig] = self.variants.get("delay", [*filter(None, [self.delay])])
         return any(delay.jitter is not None for delay in delays)
+
+    def varies(self, setting: str) -> str:
+        """Why a setting does not have the same value all the time; "": it has."""
+        if setting in self.variants:
+            return "the scenario changes it"
+        if setting == "rate" and self.trace is not None:
+            return "it is that of the trace"
+        if setting == "rate" and "rate" in self.settings and self.settings["rate"].of_share:
+            return "it changes with what the others of the share send"
+        return ""
 
     @property
     def loss(self) -> LossConfig | None:
@@ -332,7 +347,7 @@ def _share(
         line = plan.lines.setdefault(Place(nic, ANY), Line(Place(nic, ANY), where))
         # in four digits, downwards: the allocator will not leave it so anyway
         rate -= rate % 10 ** max(len(str(rate)) - 4, 0)
-        line.settings["rate"] = Setting(LineRate(rate), where, f"share of {name}")
+        line.settings["rate"] = Setting(LineRate(rate), where, f"{OF_SHARE} {name}")
 
 
 def _overridden(line: Line, settings: dict[str, Setting]) -> Iterator[Finding]:

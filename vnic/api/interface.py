@@ -143,8 +143,9 @@ method Metrics(format: ?string) -> (text: ?string, families: ?[]object)
 #   of a line: no_memory (drops for want of buffers), sent_bytes (what its rate counts), lost,
 #   duplicated, corrupted and reordered packets of those that arrived; delay_ns (delays, summed over
 #   delay_packets; constant ones behind a rate are in neither); of a class: marked
+# A class stands for those below it, too, unless `alone`.
 method History(
-  names: ?[]string, last_ms: ?int, step_ms: ?int
+  names: ?[]string, last_ms: ?int, step_ms: ?int, alone: ?bool
 ) -> (begin: ?float, times: []float, series: []object)
 
 # Raises or cuts a NIC's link.

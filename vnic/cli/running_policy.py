@@ -18,13 +18,6 @@ def running_network(status: dict[str, Any]) -> tuple[Network, int]:
     return Network(found["nics"], links, frozenset(found["absent"])), found["pool"]
 
 
-def left_behind(client: Client) -> list[str]:
-    """Elements of a policy in the running network, where there should be none."""
-    from shaping.policy.compile import is_of_policy
-
-    return [name for name in elements_by_name(client) if is_of_policy(name)][:8]
-
-
 def elements_by_name(client: Client) -> dict[str, dict[str, Any]]:
     """Counters of all elements by name."""
     stats = client.call("Stats")["stats"]

@@ -20,7 +20,7 @@ from vnic.cli.common import (
     print_json,
     print_table,
 )
-from vnic.cli.running_policy import left_behind, running_network
+from vnic.cli.running_policy import running_network
 from vnic.cli.shape_import import import_policy, tc
 from vnic.cli.shape_plot import plot
 from vnic.cli.shape_show import show
@@ -242,9 +242,9 @@ def clear(instance: str, as_json: bool) -> None:
     """
     with connect(instance) as client:
         answer = _send(client, None, None, about="clear", dry=False)
-        left = left_behind(client)
+        left = client.call("ShapeStatus", whole=True)["status"]["left"]
     if left:
-        raise click.ClickException(f"left behind: {', '.join(left[:8])}; see `vnic graph`")
+        raise click.ClickException(f"left behind: {', '.join(left)}; see `vnic graph`")
     if as_json:
         print_json({key: answer[key] for key in ("changes", "generation")})
     else:

@@ -28,6 +28,8 @@ BUSY_S = 1.0  # a queue that is never empty for so long shows what its rate is
 SLOW = 0.01  # of the rate: what may be missing then
 DEVIATIONS = 4.9  # of a normal distribution: one in a million kept promises is taken for broken
 RECORD_MS, SAMPLE_MS = 60_000, 100
+VARYING = {"trace": "rate", "order": "delay"}  # settings on which promises depend
+AT_ONCE = 64  # series that are asked for: an answer has at most 100,000 numbers of a kind
 EXACT_NS = 1  # of rounding: a constant delay is exact to the nanosecond
 
 
@@ -78,28 +80,48 @@ def promises_of(
     client: Client, lines: Sequence[Line], classes: Mapping[str, ClassSetting] | None = None
 ) -> list[Promise]:
     """classes: by name, such as web.egress/gold. Raises VnicError."""
+    classes = classes or {}
+    of_classes = _recorded(client, list(classes), "class")
+    of_lines = _recorded(client, [str(line.place) for line in lines], "line")
     found: list[Promise] = []
-    # one after the other, so that no answer is too long
-    for name, setting in (classes or {}).items():
-        found += judged_class(name, setting, _recorded(client, name, "class"))
+    for name, setting in classes.items():
+        found += judged_class(name, setting, of_classes[name])
     for line in lines:
-        found += judged(line, _recorded(client, str(line.place), "line"))
+        found += judged(line, of_lines[str(line.place)])
     return found
 
 
-def _recorded(client: Client, name: str, kind: str) -> Measured:
-    try:
-        answer = client.call("History", names=[name], last_ms=RECORD_MS, step_ms=SAMPLE_MS)
-    except ConfigError:  # a change is under way
-        return Measured(None, [])
-    bounds = [answer["begin"], *answer["times"]] if answer["times"] else []
-    chosen = [each for each in answer["series"] if (each["kind"], each["name"]) == (kind, name)]
-    return Measured(chosen[0] if chosen else None, bounds)
+def _recorded(client: Client, names: list[str], kind: str) -> dict[str, Measured]:
+    """By name. Some are asked for at once, so that no answer is too long, and none is asked of an
+    instance with a thousand lines a thousand times."""
+    found = {name: Measured(None, []) for name in names}
+    for at in range(0, len(names), AT_ONCE):
+        asked = names[at : at + AT_ONCE]
+        try:
+            answer = client.call(
+                "History", names=asked, last_ms=RECORD_MS, step_ms=SAMPLE_MS, alone=True
+            )
+        except ConfigError:  # a change is under way: some are there
+            if len(asked) > 1:
+                for name in asked:
+                    found |= _recorded(client, [name], kind)
+            continue
+        bounds = [answer["begin"], *answer["times"]] if answer["times"] else []
+        for each in answer["series"]:
+            if (
+                each["kind"] == kind and not found[each["name"]].is_known
+            ):  # then those that are gone
+                found[each["name"]] = Measured(each, bounds)
+    return found
 
 
 def judged(line: Line, measured: Measured) -> Iterator[Promise]:
-    """The promises of one line."""
+    """The promises of one line. Of a setting that varies, what was recorded is said and not judged:
+    samples do not tell which value packets had."""
     for number, promise in enumerate(_promises(line, measured)):
+        setting = VARYING.get(promise.promise, promise.promise)
+        if promise.kept is not None and (why := line.varies(setting)):
+            promise.kept, promise.reason = None, why
         if number == 0 and (count := measured.sum("no_memory")):
             promise.kept = False
             promise.reason = (
@@ -145,7 +167,8 @@ def judged_class(name: str, setting: ClassSetting, measured: Measured) -> Iterat
 
 
 def _rate(line: Line, measured: Measured) -> Promise:
-    found = Promise(str(line.place), "rate", _asked(line, "rate"))
+    setting = "rate" if line.trace is None else "trace"
+    found = Promise(str(line.place), setting, _asked(line, setting))
     return _judge_rate(found, measured, measured.column("sent_bytes"), line.rate, line.rate)
 
 

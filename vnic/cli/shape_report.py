@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from shaping.loss_bounds import loss_bounds
 from shaping.policy.classes import ClassEntry
-from shaping.policy.compile import LINE_NAME, NAME, chain_of_place, name_at
+from shaping.policy.compile import LINE_NAME, NAME, chain_of_place, full_name
 from shaping.policy.kept import NO_MEMORY
 from shaping.policy.keys import parse_key
 from shaping.policy.load import convert_policy
@@ -64,20 +64,7 @@ def measured(
     took_s: float,
 ) -> dict[str, Any]:
     """A line of `vnic shape show`."""
-    prefix = f"{chain_of_place(line.place)}."
-
-    def find(name: str) -> dict[str, Any] | None:
-        ending = f".{name_at(name, line.place)}"
-        return next(
-            (
-                each
-                for full, each in after.items()
-                if full.startswith(prefix) and full.endswith(ending)
-            ),
-            None,
-        )
-
-    rated, impaired = find(LINE_NAME), find(NAME)
+    rated, impaired = (after.get(full_name(name, line.place)) for name in (LINE_NAME, NAME))
     asked = ", ".join(f"{name} {setting}" for name, setting in line.settings.items())
     row = row_of(str(line.place), asked, "yes")
     reasons: list[str] = []

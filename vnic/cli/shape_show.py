@@ -19,7 +19,7 @@ from vnic.cli.common import (
     print_line,
     print_table,
 )
-from vnic.cli.running_policy import elements_by_name, left_behind, running_network
+from vnic.cli.running_policy import elements_by_name, running_network
 
 if TYPE_CHECKING:
     from shaping.policy.classes import ClassEntry
@@ -87,7 +87,7 @@ def _promises(client: Client) -> Found:
 
     status = client.call("ShapeStatus", whole=True)["status"]
     if status["policy"] is None:
-        return _nothing(client, status, "promises")
+        return _nothing(status, "promises")
     network, scenario = running_network(status)[0], status["scenario"]
     asked = asked_at(status["policy"], network, 0 if scenario is None else scenario["elapsed_ns"])
     found = promises_of(client, asked.lines, classes_by_name(asked.classes))
@@ -97,9 +97,9 @@ def _promises(client: Client) -> Found:
     }  # fmt: skip
 
 
-def _nothing(client: Client, status: Found, what: str) -> Found:
+def _nothing(status: Found, what: str) -> Found:
     """What is said where there is no policy."""
-    return {"generation": status["generation"], what: [], "left": left_behind(client)}
+    return {"generation": status["generation"], what: [], "left": status["left"]}
 
 
 class _Measuring:
@@ -121,7 +121,7 @@ class _Measuring:
         status = self._client.call("ShapeStatus", whole=True)["status"]
         if (policy := status["policy"]) is None:
             self._generation = None
-            return _nothing(self._client, status, "lines")
+            return _nothing(status, "lines")
         network, _ = running_network(status)
         if status["generation"] != self._generation:
             self._generation = status["generation"]

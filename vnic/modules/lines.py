@@ -65,6 +65,13 @@ def running_lines(
     return found
 
 
+def policy_elements(nics: Mapping[str, NicNode], links: Mapping[str, LinkNode]) -> list[str]:
+    """The names of the elements of a policy in the running network."""
+    ways = [way for nic in nics.values() for way in (nic.egress, nic.ingress)]
+    ways += [way for link in links.values() for way in link.ways.values()]
+    return [name for way in ways for name, config in way.chain.configs.items() if config.shapes]
+
+
 def _of_policy(way: Way, names: list[str]) -> list[Element]:
     """The policy's elements of these names in one direction: a user's element in the same chain may
     have such a name, too."""

@@ -11,6 +11,7 @@ from dataplane.graph.element import Element
 from dataplane.graph.port import Port
 from dataplane.graph.tally import Tally
 from shaping.class_tallies import class_tallies, has_classes, tree_of
+from shaping.link import Link
 from shaping.policy.kept import NO_MEMORY
 from vnic.modules.lines import RunningLine
 from vnic.modules.nic_node import NicNode
@@ -84,7 +85,7 @@ class Series:
 
     def ended(self) -> Series:
         """The same, without what it is of, which then need not stay in memory."""
-        return replace(self, of=None, tally=Tally(len(COLUMNS)))
+        return replace(self, of=None, tally=Tally(len(COLUMNS)), rate_bps=self.rate_now())
 
     def head(self) -> dict[str, Any]:
         """What it is, for an answer."""
@@ -93,9 +94,15 @@ class Series:
             found["way"] = self.way
         if self.asked:
             found["asked"] = self.asked
-        if self.rate_bps:
-            found["rate_bps"] = self.rate_bps
+        if rate_bps := self.rate_now():
+            found["rate_bps"] = rate_bps
         return found
+
+    def rate_now(self) -> int:
+        """A line's rate: that of its element, which a scenario or a share changes; 0: none."""
+        if self.kind != "line" or not isinstance(self.of, tuple):
+            return self.rate_bps
+        return next((int(each.rate_bps) for each in self.of if isinstance(each, Link)), 0)
 
 
 def series_of_nic(nic: NicNode) -> list[Series]:

@@ -22,6 +22,7 @@ class History(Parameters):
     names: Annotated[list[str], msgspec.Meta(max_length=NAMES_MOST)] | None = None
     last_ms: Span = MOST_MS
     step_ms: Span = PERIOD_MS
+    alone: bool = False
 
 
 def history_method(runtime: Any) -> Method:
@@ -41,6 +42,7 @@ def history_method(runtime: Any) -> Method:
             last_ns=parameters.last_ms * 1_000_000,
             step_ns=parameters.step_ms * 1_000_000,
             visible=visible,
+            alone=parameters.alone,
             offset_ns=time.time_ns() - time.monotonic_ns(),
         )
 

@@ -10,11 +10,13 @@ import msgspec
 from dataplane.errors import ConfigError, VnicError, printable
 from vnic.api.method import Caller, Method, Parameters, Session
 from vnic.config.shape import network_of
+from vnic.modules.lines import policy_elements
 from vnic.runtime.apply import Change
 from vnic.runtime.documents import decode_document, read_document
 from vnic.runtime.policy_life import Author, Wish
 
 LEASE_MOST_MS = 366 * 24 * 3600 * 1000
+LEFT_MOST = 8  # names of elements that should not be there
 ABOUT_MOST = 200  # characters of what a generation says about itself
 
 _Time = Annotated[int, msgspec.Meta(ge=1, le=LEASE_MOST_MS)] | None
@@ -148,4 +150,8 @@ class PolicyMethods:
             "absent": sorted(name for name in network.absent if network.lacks(name)),
             "pool": self._runtime.pool.small_count,
         }
-        return {"status": {**status, "policy": config.shape, "network": known}}
+        # so that a command can say that nothing is left of a policy that has ended
+        nics = self._runtime.nics
+        left = policy_elements(nics.attached, nics.links) if config.shape is None else []
+        whole = {"policy": config.shape, "network": known, "left": left[:LEFT_MOST]}
+        return {"status": {**status, **whole}}

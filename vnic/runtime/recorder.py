@@ -212,6 +212,7 @@ class Recorder:
         last_ns: int = SAMPLES * PERIOD_NS,
         step_ns: int = PERIOD_NS,
         visible: Callable[[Series], bool] = lambda series: True,
+        alone: bool = False,
         offset_ns: int = 0,
     ) -> dict[str, Any]:
         """What was recorded in the last `last_ns`, in steps of at least `step_ns`: `begin`, and the
@@ -219,12 +220,13 @@ class Recorder:
         `series`, each with a list for each of its columns, or with none where nothing happened.
 
         The last step ends with the last sample. names: of NICs, lines and classes; a class stands
-        for those below it. Raises ConfigError for an unknown name, and for too long an answer.
+        for those below it, unless `alone`. Raises ConfigError for an unknown name, and for too long
+        an answer.
         """
         end_ns = self._last_ns or 0
         if self._last_ns is not None:
             self._list(end_ns)  # the network may have changed since the last sample
-        chosen = self._chosen(names, visible)
+        chosen = self._chosen(names, visible, alone)
         # Samples are some milliseconds early or late: half a period more, and each is in its step.
         ages = [end_ns - each.end_ns + PERIOD_NS // 2 for each in self._samples]
         samples = [
@@ -258,7 +260,7 @@ class Recorder:
         }
 
     def _chosen(
-        self, names: Collection[str] | None, visible: Callable[[Series], bool]
+        self, names: Collection[str] | None, visible: Callable[[Series], bool], alone: bool
     ) -> dict[int, Series]:
         """By number. Raises ConfigError for a name that nothing has."""
         every = {**self._series, **{number: series for number, (series, _) in self._gone.items()}}
@@ -275,7 +277,7 @@ class Recorder:
         return {
             number: series
             for number, series in every.items()
-            if not wanted.isdisjoint(series.names)
+            if (series.name in wanted if alone else not wanted.isdisjoint(series.names))
         }
 
     def _times(self, number: int, series: Series, offset_ns: int) -> dict[str, float]:
