@@ -87,7 +87,8 @@ cdef class Link(Shaper):
     length / rate; the packet leaves at the first whole nanosecond from t(n) + delay on. t(n) is an
     exact fraction, so no rate drifts. There is no burst: a packet that finds the line free takes
     its full time. Only what an engine is late is made up, as by a Shaper: in full by packets that
-    wait meanwhile, and up to 100 ms by those that arrive immediately after these.
+    wait meanwhile, and up to 100 ms by those that arrive immediately after these; each takes
+    the whole delay all the same.
 
     Overhead keywords are those of tc-cake(8), which count what the line sends with each IP packet.
     Here they replace the Ethernet header, so 14 bytes less are added to a layer-2 frame; VLAN tags
@@ -164,7 +165,10 @@ cdef class Link(Shaper):
     cdef void put(self, Context *ctx, uint32_t index) noexcept nogil:
         """Appends a packet to the line, whose transmission the clock has been charged for."""
         cdef Packet *p = &ctx.packets[index]
-        cdef uint64_t sent_ns = clock_due_ns(&self.clock) if self.setting.rate_bps else ctx.now_ns
+        # A packet may have been sent, by the clock, before it came: it makes up what the engine is
+        # late. It gets no part of the delay for that: no packet is faster than the line.
+        cdef uint64_t sent_ns = (max(clock_due_ns(&self.clock), self.arrived_ns)
+                                 if self.setting.rate_bps else ctx.now_ns)
         if self.line_head == NO_PACKET:
             self.line_head = index
         elif (self.line_large >= self.large_limit if index >= ctx.small_count

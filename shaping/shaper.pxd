@@ -22,6 +22,7 @@ cdef class Shaper(Element):
     cdef Framing framing         # what a line adds; Shaper: nothing
     cdef VirtualClock clock
     cdef uint64_t emptied_ns     # when the last packet left the queue
+    cdef uint64_t arrived_ns     # when the packet that left last had come
     cdef readonly uint64_t burst_ns      # how far T may lie behind a packet that finds no queue
     # the limit: int, or None; the others are None, and segments 2^62, where one is given
     cdef object _queue_ns

@@ -169,7 +169,7 @@ cdef class Shaper(Element):
             return False
         line_bytes = <uint32_t>framed_bytes(&self.framing, packet_wire_bytes(p))
         clock_charge(&self.clock, self.setting.rate_bps, line_bytes)
-        self.emptied_ns = p.release_ns = ctx.now_ns
+        self.emptied_ns = self.arrived_ns = p.release_ns = ctx.now_ns
         p.next = NO_PACKET
         self.counters.extra[PASSED] += 1
         self.counters.extra[SENT_BYTES] += line_bytes
@@ -282,7 +282,7 @@ cdef class Shaper(Element):
             self.tail = NO_PACKET
             self.emptied_ns = ctx.now_ns
         p.next = NO_PACKET
-        p.release_ns = ctx.now_ns
+        self.arrived_ns, p.release_ns = p.release_ns, ctx.now_ns
         self.count_held(ctx, index, -1)
         self.counters.extra[QUEUE_BYTES] -= load.bytes
         self.queue_segments -= load.segments

@@ -213,7 +213,7 @@ def test_check_says_what_a_trace_comes_to():
     # 100 packets of 1514 bytes at 20 Mbit/s, and the outage
     assert "p:3: note: web -> any: a packet waits at most 2.06s for 100 packets before it" in said
     assert any("34 packets are under way at 20mbit" in each for each in said)  # of the busiest second
-    assert any("one TCP connection reaches about 17.9mbit of payload, by the rate" in each for each in said)
+    assert any("one TCP connection reaches 6.96mbit to 17.9mbit of payload, by the rate" in each for each in said)
     said = findings(f"web -> any: {{trace: {STEPS}}}")
     assert any(
         "warning" in each and "waits at most" in each for each in findings("web -> any: {trace: [{for: 1s, rate: 1mbit}]}")

@@ -412,7 +412,7 @@ def test_promises_of_many_lines_are_asked_for_together(shaped):
     net.go_on()
     client = FakeClient(net.recorder)
     config = net.net._runtime.config
-    found = promises_of(client, [], classes_by_name(config.shape))
+    found = promises_of(client, [], classes_by_name(convert_policy(config.shape).classes))
     assert len(client.calls) == 5 and len(found) == 601
     ceiling = next(each for each in found if (each.line, each.promise) == ("web.egress", "ceiling"))
     assert ceiling.kept and ceiling.measured != "-"

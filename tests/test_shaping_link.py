@@ -384,6 +384,24 @@ def test_lateness_is_made_up_by_what_comes_soon_after(idle_ms, made_up):
     bench.close()
 
 
+@pytest.mark.parametrize("idle_ms", [0, 10])
+def test_what_makes_up_lateness_takes_the_whole_delay(idle_ms):
+    """Packets that come after a late engine are sent in its lateness, by the clock before they came."""
+    bench = Bench(rate=10 * MBIT, queue="1mb", delay="20ms")
+    bench.inject(*[bytes(1250)] * 11)
+    late = START_NS + 60 * MS
+    bench.engine.clock.set(late)
+    bench.advance(late)
+    assert len(bench.take()) == 11
+    bench.inject_at(late + idle_ms * MS, *[bytes(1250)] * 60)
+    bench.advance(late + SECOND)
+    came = late + idle_ms * MS
+    at_once = 49 - idle_ms  # the last bit of the 11 was due after 11 ms
+    later = [came + (n + 1) * MS for n in range(60 - at_once)]
+    assert [at - 20 * MS for at, _ in bench.take()] == [came] * at_once + later
+    bench.close()
+
+
 def test_lateness_beyond_100_ms_is_lost():
     bench = Bench(rate=10 * MBIT, queue="1mb")
     bench.inject(bytes(1250))

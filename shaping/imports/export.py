@@ -18,8 +18,8 @@ from shaping.imports.export_classes import Tree
 from shaping.imports.netem import PARETO_DEVIATION, PARETO_MEAN
 from shaping.imports.notes import Notes, quoted
 from shaping.overhead import Overhead
-from shaping.policy.check import bdp_packets
 from shaping.policy.compile import FRAME_BYTES, queue_of
+from shaping.policy.figures import bdp_packets
 from shaping.policy.findings import refuse
 from shaping.policy.keys import ANY
 from shaping.policy.load import Policy

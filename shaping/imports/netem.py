@@ -24,7 +24,7 @@ from shaping.imports.quantities import (
     whole_of,
 )
 from shaping.imports.words import Words
-from shaping.policy.check import rate_text, time_text
+from shaping.policy.figures import rate_text, time_text
 from shaping.policy.scalars import LineTime, Share
 from shaping.policy.schema import CORRELATION_MOST, SEED_MOST, LossConfig
 

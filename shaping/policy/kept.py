@@ -16,8 +16,8 @@ from typing import Any
 
 from shaping.loss_bounds import loss_bounds
 from shaping.loss_model import Chain, random_chain
-from shaping.policy.check import line_bytes, percent_text, queue_ns, rate_text, time_text
 from shaping.policy.compile import queue_of
+from shaping.policy.figures import line_bytes, percent_text, queue_ns, rate_text, time_text
 from shaping.policy.places import Line
 
 WINDOW_NS = 100_000_000

@@ -17,7 +17,7 @@ from typing import Any
 from dataplane.units import format_rate
 from shaping import settings
 from shaping.class_settings import ClassSetting
-from shaping.policy.check import rate_text, time_text
+from shaping.policy.figures import rate_text, time_text
 from shaping.policy.kept import QUANTUM_NS, WINDOW_NS
 
 PIECE_MOST_BYTES = 131_072  # of a GSO frame that a Scheduler sends

@@ -71,8 +71,8 @@ shape.add_command(show)
 @instance_option
 @json_option
 def check(file: str, config_file: str | None, strict: bool, instance: str, as_json: bool) -> None:
-    """Check a policy, and say what it would mean: delays and losses in total, queues, what TCP
-    would reach, and whether the packet pool is large enough.
+    """Check a policy, and say what it would mean: delays and losses in total, queues, bounds on
+    what TCP would reach and on its round trips, and whether the packet pool is large enough.
 
     Exit status: 0 it can be applied, 2 it cannot.
 
@@ -80,7 +80,7 @@ def check(file: str, config_file: str | None, strict: bool, instance: str, as_js
     vnic shape check slow.yaml
     vnic shape check slow.yaml -c net.yaml
     """
-    from shaping.policy.check import check_policy
+    from shaping.policy.check import check_policy, foretell
     from shaping.policy.load import load_policy
     from vnic.config.shape import network_of
 
@@ -89,14 +89,20 @@ def check(file: str, config_file: str | None, strict: bool, instance: str, as_js
         from vnic.config.load import load_config
 
         config = load_config(config_file, contained=False)
-        found = check_policy(policy, network_of(config), config.pool.small)
+        network, pool = network_of(config), config.pool.small
     else:
         with connect(instance) as client:
             network, pool = running_network(client.call("ShapeStatus", whole=True)["status"])
-        found = check_policy(policy, network, pool)
+    found = check_policy(policy, network, pool)
     wrong = any(each.kind == "error" or (strict and each.kind == "warning") for each in found)
     if as_json:
-        print_json({"ok": not wrong, "findings": [each._asdict() for each in found]})
+        print_json(
+            {
+                "ok": not wrong,
+                "findings": [each._asdict() for each in found],
+                "forecasts": [each._asdict() for each in foretell(policy, network)],
+            }
+        )
     else:
         _print_findings(found)
         click.echo(f"{file}: {'cannot be applied' if wrong else 'can be applied'}")

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from dataplane.graph.element import Element
-from shaping.policy.check import line_bytes
 from shaping.policy.classes import SCHEDULER_NAME, ClassEntry, tree_setting
 from shaping.policy.compile import class_chain
+from shaping.policy.figures import line_bytes
 from shaping.policy.kept import WINDOW_NS, RateWindows, judge, steady_rate
 from shaping.policy.kept_classes import windows_of
 from shaping.scheduler import Scheduler

@@ -14,7 +14,7 @@ from dataplane.errors import ConfigError
 from dataplane.graph.offload import captured_frame
 from dataplane.ports.memory import Frame
 from dataplane.units import format_time
-from shaping.policy.check import lines_between
+from shaping.policy.forecast import lines_between
 from shaping.policy.load import load_policy, parse_policy, policy_data
 from shaping.policy.places import Place, plan_of
 from vnic.config.load import load_config, parse_config

@@ -14,7 +14,7 @@ from dataplane.errors import ConfigError
 from dataplane.units import format_time
 from shaping.loss_model import chain_of
 from shaping.overhead import Overhead, overhead_of
-from shaping.policy.check import time_text
+from shaping.policy.figures import time_text
 from shaping.policy.scalars import LineRate, Share
 from vnic.testing.frames import in_unit_of, nanoseconds
 from vnic.testing.measure import Measured, Sample
