@@ -333,20 +333,19 @@ def _run_while(hold: shape_life.Hold, words: tuple[str, ...]) -> int:
     except OSError as error:
         hold.end()
         raise click.UsageError(f"{words[0]}: cannot be run: {error.strerror}") from None
-    try:
-        while True:
-            try:
-                status = process.wait(shape_life.LOOK_S)
-                break
-            except subprocess.TimeoutExpired:
-                hold.is_there()
-            except KeyboardInterrupt:  # the terminal sends it to the command, too
-                continue
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
-        hold.end()
+    with shape_life.interrupts():  # the terminal sends Ctrl-C to the command, too
+        try:
+            while True:
+                try:
+                    status = process.wait(shape_life.LOOK_S)
+                    break
+                except subprocess.TimeoutExpired:
+                    hold.is_there()
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                process.wait()
+            hold.end()
     return status if status >= 0 else 128 - status
 
 

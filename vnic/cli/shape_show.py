@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vnic.cli.shape_classes import Table
 
 Found = dict[str, Any]
-GIVEN = ("generation", "ends_in_ms", "withdrawn_in_ms", "held", "scenario")
+GIVEN = ("generation", "ends_in_ms", "withdrawn_in_ms", "back", "held", "scenario")
 
 
 @click.command()
