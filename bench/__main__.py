@@ -259,6 +259,9 @@ def _rounds(kind: str, rounds: int, as_json: bool, title: str) -> None:
     else:
         report.show_figures(_console(), result, title)
         print(f"plot: {plot}")
+    # what no machine excuses, however busy
+    if any(result.get(each) for each in ("unexplained", "beyond_bound", "early", "show_disagreed", "leftovers")):
+        sys.exit(1)
 
 
 @main.command()

@@ -1,7 +1,7 @@
 """Leases of policies of shaping: that a policy ends when it says, whatever is killed, and leaves nothing.
 
 Each round starts `vnic shape apply` with one of ENDS, and kills one of VICTIMS with SIGKILL at a
-random instant: while the command starts, while the policy runs, or after its end. The bench asks
+random instant: about when the policy is applied, while it runs, or after its end. The bench asks
 the instance every few milliseconds what its policy is, and so sees when it ends. Then `vnic shape
 show` has to agree, and after `vnic shape clear` nothing of the policy may be left: no element, no
 part of the configuration, no file in the runtime directory, and no lease among what the supervisor
@@ -29,6 +29,7 @@ import os
 import random
 import select
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -53,8 +54,8 @@ ENDS = ("--for", "--while", "--until-disconnect", "--confirm")
 VICTIMS = ("worker", "supervisor", "command")
 SEED = 1
 LASTS_S = (0.3, 2.0)
-STARTS_S = 0.7  # about what a command needs until its policy runs
-EARLY = 0.25  # share of kills while the command starts
+STARTS_S = 0.5  # what the first command needs until its policy runs; then the median so far counts
+EARLY, AROUND = 0.3, (0.6, 1.1)  # share of kills about when the policy is applied; parts of that time
 ASK_S = 0.003
 RETURN_S = 5.0  # vnic.runtime.policy_life.RETURN_NS
 WELL_S = 3.2  # after so long the supervisor replaces a worker at once
@@ -139,14 +140,15 @@ class Bench:
         self.instance, self.rng = Instance(space, CONFIG.format(a=space.path(space.a), b=space.path(space.b))), rng
         self.asking = Asking()
         self.problems: list[str] = []
+        self.starts_s: list[float] = []  # from the command's begin until its policy was seen
         self.counts: Counter[str] = Counter()
-        self.before = self._traces()
+        self.before = self.traces()
 
     # -- a round -----------------------------------------------------------------------------------
 
     def round(self, number: int, end: str, victim: str) -> Outcome:
         """Raises BenchError."""
-        file, data = self._write(number)
+        file, data = self.write(number)
         based = end == "--confirm" and self.rng.random() < 0.5
         if based:
             self.instance.ask("Shape", policy=BASE, about="base")
@@ -163,10 +165,10 @@ class Bench:
             self.asking.close()
             if self.instance.ask("ShapeLog")["generations"]:
                 self.problem(f"round {number}: a new instance has generations")
-        self._check(number, BASE if based and victim != "supervisor" else None)
+        self.check(number, BASE if based and victim != "supervisor" else None)
         return outcome
 
-    def _write(self, number: int) -> tuple[Path, Json]:
+    def write(self, number: int) -> tuple[Path, Json]:
         """A policy that differs from those of other rounds, and its plain data."""
         file = self.instance.space.directory / "policy.yaml"
         file.write_text(json.dumps({"version": 1, "links": {"a0 <-> b0": {"delay": f"{number + 2}ms", "loss": "1%"}}}))
@@ -185,7 +187,7 @@ class Bench:
         self.problems.append(text)
         say(text)
 
-    def _check(self, number: int, policy: Json | None) -> None:
+    def check(self, number: int, policy: Json | None) -> None:
         """After the end of a round's policy: that the one before runs, if there was one, and that
         nothing is left once that is cleared."""
         shown = json.loads(self._vnic("shape", "show", "--over", "1ms", "--json"))
@@ -194,13 +196,13 @@ class Bench:
             self.problem(f"round {number}: vnic shape show has {lines} {shown.get('left')}")
             self.counts["disagreements"] += 1
         self._vnic("shape", "clear")
-        found = self._traces()
+        found = self.traces()
         for what, before in self.before.items():
             if more := found[what] - before:
                 self.problem(f"round {number}: left behind: {what} {sorted(more)}")
                 self.counts["leftovers"] += len(more)
 
-    def _traces(self) -> dict[str, set[str]]:
+    def traces(self) -> dict[str, set[str]]:
         """All in which a policy could be left behind."""
         return {
             "elements": {each["name"] for engine in self.instance.stats()["engines"] for each in engine["elements"]},
@@ -254,7 +256,8 @@ class Run:
         self.lasts_s = rng.uniform(*LASTS_S)
         early = rng.random() < EARLY
         # when the victim is killed: after the command began, or after its policy was seen
-        self.kill_after_s = rng.uniform(0, STARTS_S if early else 1.1 * self.lasts_s)
+        starts_s = statistics.median(bench.starts_s) if bench.starts_s else STARTS_S
+        self.kill_after_s = rng.uniform(*AROUND) * starts_s if early else rng.uniform(0, 1.1 * self.lasts_s)
         self.kill_ns = time.monotonic_ns() + int(self.kill_after_s * NS) if early else 0
         self.killed_ns = self.released_ns = self.seen_ns = self.back_ns = 0
         self.end_ns: int | None = None  # when the instance says that it ends
@@ -269,6 +272,7 @@ class Run:
             "--while": ["--while", "--", "sleep", f"{self.lasts_s:.3f}"],
         }[end]
         command = [sys.executable, "-m", "vnic.cli.main", "shape", "apply", str(file), *words]
+        self.began_ns = time.monotonic_ns()
         self.process = bench.instance.space.start(command, PYTHONPATH=str(ROOT))
 
     def watch(self) -> Outcome:
@@ -307,6 +311,8 @@ class Run:
         """The policy runs."""
         if not self.seen_ns:
             self.seen_ns = now_ns
+            if not self.killed_ns:
+                self.bench.starts_s.append((now_ns - self.began_ns) / NS)
             if not self.kill_ns:
                 self.kill_ns = now_ns + int(self.kill_after_s * NS)
         left_ms = status["ends_in_ms" if self.end == "--for" else "withdrawn_in_ms"]

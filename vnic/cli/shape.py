@@ -237,8 +237,7 @@ def set_line(
 @instance_option
 @json_option
 def clear(instance: str, as_json: bool) -> None:
-    """End the running policy. Packets that wait because of it are dropped, and counted; nothing
-    else of it is left.
+    """End the running policy. Packets that wait because of it leave at once; nothing of it is left.
 
     \b
     vnic shape clear
