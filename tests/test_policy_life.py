@@ -411,7 +411,7 @@ def test_a_nic_that_waited_has_the_policy_that_came_meanwhile(instance):
     assert instance.runtime.read_handler(name, "loss")[0]["value"] == "7%"
 
 
-def test_whatever_hinders_its_end_a_policy_is_ended_later(capfd):
+def test_whatever_hinders_its_end_a_policy_is_ended_later(caplog):
     """A worker that stopped to look would keep it for ever."""
 
     class Policy:
@@ -430,4 +430,4 @@ def test_whatever_hinders_its_end_a_policy_is_ended_later(capfd):
     worker = Worker.__new__(Worker)
     worker._runtime = Runtime()
     asyncio.run(worker._end_policy())
-    assert "tried again" in "".join(capfd.readouterr()) and worker._rest_s() == RETRY_S
+    assert "tried again" in caplog.text and worker._rest_s() == RETRY_S

@@ -164,7 +164,12 @@ class EngineHost:
         """Before others take their place: lets elements forward what they hold. leaving: in the
         order in which packets pass them, so that each gets what those before it had."""
         if leaving:
-            self.do(lambda: [element.drain() for element in leaving])
+
+            def drain() -> None:
+                for element in leaving:
+                    element.drain()
+
+            self.do(drain)
 
     def receive_all(self, ring: MpscRing | None) -> None:
         """Waits until the engine, if it runs, has received all packets of a ring that nothing fills
