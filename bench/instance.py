@@ -22,7 +22,9 @@ class Instance:
 
     def __init__(self, space: Space, config: str) -> None:
         self.space = space
-        os.environ["VNIC_RUNTIME_DIR"] = str(space.directory)  # for the client in this process too
+        self.runtime_directory = space.directory / "run"
+        self.runtime_directory.mkdir(mode=0o700)
+        os.environ["VNIC_RUNTIME_DIR"] = str(self.runtime_directory)  # for the client in this process too
         self._addresses = config.count("addresses:")
         self._file = space.directory / "vnic.yaml"
         self._file.write_text(config)

@@ -139,9 +139,17 @@ def show_figures(console: Console, result: Mapping[str, Any], title: str) -> Non
     for key, value in result.items():
         if key in ("machine", "series_ms"):
             continue
-        text = ", ".join(f"{name} {each}" for name, each in value.items()) if isinstance(value, dict) else str(value)
-        table.add_row(key, text)
+        for name, each in _figures(key, value):
+            text = ", ".join(f"{word} {figure}" for word, figure in each.items()) if isinstance(each, dict) else str(each)
+            table.add_row(name, text)
     console.print(table)
+
+
+def _figures(key: str, value: Any) -> list[tuple[str, Any]]:
+    """A figure, or those of each kind."""
+    if isinstance(value, dict) and value and all(isinstance(each, dict) for each in value.values()):
+        return [(f"{key}, {name}", each) for name, each in value.items()]
+    return [(key, value)]
 
 
 def plot_series(result: Mapping[str, Any], path: Path, title: str) -> Path:

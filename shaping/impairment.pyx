@@ -100,7 +100,7 @@ cdef class Impairment(Element):
                line_full: the packets that are delayed would have more than a quarter of the pool's
                    buffers of a size: make the pool larger, or the delay shorter
                no_buffer: no buffer for a copy, or a segment of a GSO frame
-               released: packets that waited when the element was removed
+               released: packets that waited when its NIC was removed
     Counters:  wire_packets: packets on the wire that came
                lost: packets lost
                duplicated: copies made

@@ -98,7 +98,7 @@ cdef class Pacer(Element):
                queue_full: packets for which a quarter of the pool's buffers of a size waited, or
                    what the share allows (see `join`)
                no_buffer: no buffer for a piece of a GSO frame
-               released: packets that waited when the element was removed
+               released: packets that waited when its NIC was removed
     Counters:  passed: packets that left at once
                delayed: packets that waited
                split: GSO frames that were split

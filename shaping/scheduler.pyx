@@ -90,7 +90,7 @@ cdef class Scheduler(Element):
                over_memory: all classes together held as many buffers as they may, a quarter of the
                    pool's of either size; packets of the longest queue
                no_buffer: no buffer for a segment of a GSO frame
-               released: packets that waited when the element was removed
+               released: packets that waited when its NIC was removed
     Counters:  passed: packets that left at once
                delayed: packets that waited
                split: GSO frames that were split

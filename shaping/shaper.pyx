@@ -64,7 +64,7 @@ cdef class Shaper(Element):
     Drops:     queue_full: the queue was full when the packet arrived (tail drop); the cut-off end
                    of a GSO frame counts as one
                no_buffer: no buffer for a segment of a GSO frame
-               released: packets that waited when the element was removed
+               released: packets that waited when its NIC was removed
     Counters:  passed: packets that left at once
                delayed: packets that waited
                split: GSO frames that were split

@@ -50,7 +50,7 @@ cdef class TraceLink(Link):
     Drops:     queue_full: the queue was full when the packet arrived (tail drop); the cut-off end
                    of a GSO frame counts as one
                no_buffer: no buffer for a segment of a GSO frame
-               released: packets that the element held when it was removed
+               released: packets that the element held when its NIC was removed
                delay_line_full: a quarter of the pool was on the line when the packet's transmission
                    began; a larger `pool:` helps
     Counters:  passed: packets whose transmission began at once

@@ -1,6 +1,7 @@
 """The bench itself: probes compile, figures are computed correctly. Nothing is measured."""
 
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bench import contestants, faults, machine, probes, report, shaping, tap, veth
+from bench import contestants, faults, leases, machine, policy, probes, report, shaping, tap, veth
 from bench.errors import BenchError
 from bench.space import NETNS, PREFIX, Space
 from vnic.config.load import parse_config
@@ -297,3 +298,37 @@ def test_networks_are_applied_and_undone_under_load() -> None:
     assert result["rounds"] == len(result["series_ms"]) == 5
     assert result["conserved"] and result["restarts"] == 0 and result["damaged"] == 0 and result["resets"] == 0
     assert result["sent"] > 1000 and result["tcp_gbytes"] > 0
+
+
+@needs_root
+def test_policies_are_applied_and_undone_under_load(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two of each kind. Packets that the kernel drops depend on the machine; what vnic drops or reorders does not."""
+    result = policy.policies(2 * len(policy.KINDS))
+    assert result["dropped"] == result["reordered"] == result["damaged"] == result["resets"] == result["restarts"] == 0
+    assert result["conserved"] and result["sent"] > 1000 and result["tcp_gbytes"] > 0
+    report.show_figures(Console(width=150), result, "policies")
+    assert "sender_queue_drops" in capsys.readouterr().out
+
+
+@needs_root
+def test_policies_end_whatever_is_killed(capsys: pytest.CaptureFixture[str]) -> None:
+    """That all end and leave nothing; how late depends on the machine."""
+    result = leases.leases(4)
+    assert (result["problems"], result["early"], result["show_disagreed"], result["leftovers"]) == ([], 0, 0, 0)
+    assert sum(result["ended"].values()) == sum(result["killed"].values()) == 4
+    report.show_figures(Console(width=150), result, "leases")
+    assert "late_ms" in capsys.readouterr().out
+
+
+@needs_root
+def test_what_is_left_of_a_policy_is_found() -> None:
+    with Space() as space:
+        bench = leases.Bench(space, random.Random(1))
+        _, data = bench.write(1)
+        bench.instance.ask("Shape", policy=data, for_ms=10**8)
+        found = bench.traces()
+        assert "b0.ingress.shape-pairs.shape-from-a0" in found["elements"] - bench.before["elements"]
+        assert {each.split()[0] for each in found["leases"]} == {"shape", "shape_term", "policy", "term"}
+        assert found["configuration"] != bench.before["configuration"]
+        bench.check(1, None)
+        assert bench.counts["leftovers"] == 0 and bench.counts["disagreements"] == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 
 import msgspec
@@ -11,6 +13,7 @@ from dataplane.engine.clock import Clock
 from dataplane.errors import ConfigError, VnicError
 from vnic.config.convert import convert_nic, decode_config
 from vnic.config.load import parse_config
+from vnic.daemon.worker import RETRY_S, Worker
 from vnic.device.kinds.memory import MemoryKind
 from vnic.modules.devices import OneKind
 from vnic.runtime import policy_life
@@ -406,3 +409,25 @@ def test_a_nic_that_waited_has_the_policy_that_came_meanwhile(instance):
     assert len(names(instance)) == 6
     name = "db.ingress.shape-pairs.shape-from-web"
     assert instance.runtime.read_handler(name, "loss")[0]["value"] == "7%"
+
+
+def test_whatever_hinders_its_end_a_policy_is_ended_later(caplog):
+    """A worker that stopped to look would keep it for ever."""
+
+    class Policy:
+        def left_ns(self):
+            return 0
+
+        def end(self):
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    class Runtime:
+        policy = Policy()
+
+        async def aside(self, call):
+            return call()
+
+    worker = Worker.__new__(Worker)
+    worker._runtime = Runtime()
+    asyncio.run(worker._end_policy())
+    assert "tried again" in caplog.text and worker._rest_s() == RETRY_S

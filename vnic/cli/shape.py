@@ -240,8 +240,7 @@ def set_line(
 @instance_option
 @json_option
 def clear(instance: str, as_json: bool) -> None:
-    """End the running policy. Packets that wait because of it are dropped, and counted; nothing
-    else of it is left.
+    """End the running policy. Packets that wait because of it leave at once; nothing of it is left.
 
     \b
     vnic shape clear
@@ -336,20 +335,19 @@ def _run_while(hold: shape_life.Hold, words: tuple[str, ...]) -> int:
     except OSError as error:
         hold.end()
         raise click.UsageError(f"{words[0]}: cannot be run: {error.strerror}") from None
-    try:
-        while True:
-            try:
-                status = process.wait(shape_life.LOOK_S)
-                break
-            except subprocess.TimeoutExpired:
-                hold.is_there()
-            except KeyboardInterrupt:  # the terminal sends it to the command, too
-                continue
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
-        hold.end()
+    with shape_life.interrupts():  # the terminal sends Ctrl-C to the command, too
+        try:
+            while True:
+                try:
+                    status = process.wait(shape_life.LOOK_S)
+                    break
+                except subprocess.TimeoutExpired:
+                    hold.is_there()
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                process.wait()
+            hold.end()
     return status if status >= 0 else 128 - status
 
 

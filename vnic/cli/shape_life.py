@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import signal
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -252,12 +255,24 @@ def _until(generation: dict[str, Any]) -> str | None:
 # -- holding a policy ------------------------------------------------------------------------------
 
 
+@contextmanager
+def interrupts() -> Iterator[threading.Event]:
+    """While it lasts, Ctrl-C sets the event, and leaves no call of the API without its reply."""
+    event = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class Hold:
     """The policy that this command has applied; it ends with `client`'s connection, which is made
     again after a crash of the worker."""
 
     def __init__(self, client: Client, instance: str, generation: int) -> None:
         self._client, self._instance, self._generation = client, instance, generation
+        self._daemon = client.pid
 
     def is_there(self) -> bool:
         """Whether the policy is still there. Raises VnicError where there is no instance any
@@ -273,6 +288,10 @@ class Hold:
         while True:
             try:
                 self._client = connect(self._instance)
+                if self._client.pid != self._daemon:
+                    # another instance by now, whose generations have the same numbers
+                    self._client.close()
+                    return False
                 self._client.call("HoldShape", generation=self._generation)
                 return True
             except VnicError as error:
@@ -286,16 +305,17 @@ class Hold:
     def wait(self) -> bool:
         """Waits for Ctrl-C, and then ends the policy. False: it had ended, or another one has
         replaced it."""
-        try:
+        with interrupts() as interrupted:
             while self.is_there():
-                time.sleep(LOOK_S)
-        except KeyboardInterrupt:
-            self.end()
-            return True
+                if interrupted.wait(LOOK_S):
+                    self.end()
+                    return True
         return False
 
     def end(self) -> None:
         """Ends the policy; returns when it has ended."""
-        if self.is_there():
-            self._client.call("HoldShape", generation=self._generation, hold=False)
+        while self.is_there():
+            with suppress(VnicError):  # the worker is killed meanwhile: the next one is asked
+                self._client.call("HoldShape", generation=self._generation, hold=False)
+                break
         self._client.close()

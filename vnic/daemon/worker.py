@@ -346,8 +346,12 @@ class Worker:
             if not self._bus.heard:
                 before = {}
                 continue
-            assert self._runtime is not None
-            now = observe(self._runtime.status(), self._runtime.stats())
+            runtime = self._running()
+            try:
+                now = observe(runtime.status(), runtime.stats())
+            except Exception as error:  # a user's element: this loop has to end policies, too
+                log.error("changes without a call", error=error)
+                continue
             for event, fields in differences(before, now) if before else ():
                 self._bus.emit(event, **fields)
             before = now
@@ -384,8 +388,9 @@ class Worker:
         try:
             if (why := await runtime.aside(runtime.policy.end)) is not None:
                 log.info("policy of shaping", why=why)
-        except VnicError as error:
-            log.error("the policy of shaping cannot be ended; tried again", why=str(error))
+        except Exception as error:  # whatever it is: a policy must not stay for ever
+            why = one_line(error)
+            log.error("the policy of shaping cannot be ended; tried again", why=why)
 
     def _supervisor_status(self) -> dict[str, Any]:
         start = self._start
