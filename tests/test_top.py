@@ -167,6 +167,10 @@ def test_a_rate_is_typed_for_a_line_or_a_nic():
     for keys in ((), ("down", "j", "j")):
         view = pressed(*keys, "e")
         assert view.mode == "" and "select a line or a NIC first" in view.message
+    # a selected row that the filter, or the view, hides is not changed
+    for keys in (("/", *"nowhere", "enter"), ("tab", "tab")):
+        view = pressed("down", *keys, "e")
+        assert view.mode == "" and "select a line or a NIC first" in view.message
 
 
 # -- the picture -----------------------------------------------------------------------------------

@@ -135,7 +135,8 @@ class View:
         return name if kind == "line" else f"{name} -> any"
 
     def _begin_rate(self) -> None:
-        kind = (self.selected or ("",))[0]
+        shown = {row.key for row in self.shown()}  # what a filter hides is not meant
+        kind = self.selected[0] if self.selected in shown and self.selected is not None else ""
         if kind in ("line", "nic"):
             self.mode, self.typed = "rate", ""
         else:
