@@ -20,6 +20,7 @@ from shaping.imports.form import EGRESS, NAME, Draft, Settings, line_key
 from shaping.imports.notes import Notes, Unsupported, unsupported
 from shaping.imports.rules import ALL, EVERYTHING, REST, disjoint, numbers_of, part_name
 from shaping.policy.keys import ANY, PART_MOST
+from shaping.policy.schema import MATCHES_MOST
 from shaping.settings import UNLIMITED
 
 COMPARED_MOST = 100_000  # pairs of rules; beyond these, rules are taken to share packets
@@ -211,7 +212,9 @@ def _add(
             error = unsupported(what, f"expected at most {MAX_RULES}")
             draft.notes.refuse(selections[0].where, error)
             return
-    lines = Counter(at for at, _ in matches)
+    lines: Counter[int] = Counter()
+    for (at, _), match in matches.items():
+        lines[at] += -(-len(match) // MATCHES_MOST)
     for (at, place), match in matches.items():
         selection, key = selections[at], line_key(nic, direction, place)
         where, settings = selection.where, selection.settings
@@ -220,11 +223,13 @@ def _add(
             draft.notes.warn(where, f"rate {rate}: of several lines together; here each has it")
         if place in whole:
             draft.add_line(key, settings, where)
-        else:
+            continue
+        for begin in range(0, len(match), MATCHES_MOST):
+            some = match[begin : begin + MATCHES_MOST]
             name = selection.name
             if len(name) > PART_MOST or not NAME.fullmatch(name):
-                name = _name(groups[at, place], match)
-            draft.add_part(key, name, match, settings or NOTHING, where)
+                name = _name(groups[at, place], some)
+            draft.add_part(key, name, some, settings or NOTHING, where)
 
 
 def _match(rules: list[Rule]) -> list[Rule]:

@@ -87,16 +87,17 @@ def _command(where: str, words: list[str], names: Names, draft: Draft) -> None:
     first, family, words = _split(where, words, _GLOBAL, ("netem", "iptables"))
     if "random" in first.options:
         draft.notes.warn(where, "--random: left out: the line is for all containers")
+    both: Rule = {}
     if family == "netem":
         common, kind, words = _split(where, words, _NETEM, tuple(_COMMANDS))
         options = options_of(where, words, _COMMANDS[kind], {})
         netem = _netem(kind, options.options, where, draft)
-        direction, filters, both = EGRESS, _NETEM_FILTERS, {}
+        direction, filters = EGRESS, _NETEM_FILTERS
     else:
         common, _, words = _split(where, words, _IPTABLES, ("loss",))
         options = options_of(where, words, _IPTABLES_LOSS, {})
         netem = _iptables(options.options, where, draft)
-        direction, filters, both = INGRESS, _IPTABLES_FILTERS, {}
+        direction, filters = INGRESS, _IPTABLES_FILTERS
         if (protocol := common.options.get("protocol", "any")) != "any":
             both["protocol"] = condition("protocol", "protocol", protocol)
     rules: list[Rule] = [

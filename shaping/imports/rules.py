@@ -19,6 +19,7 @@ ALL: list[list[Rule]] = [[{}], [{"destination": IPV4_ANY}], [{"destination": IPV
 # A part has a match: frames without a VLAN tag, and those of IP in VLANs.
 EVERYTHING: list[Rule] = [{"vlan": 0}, {"destination": IPV4_ANY}, {"destination": IPV6_ANY}]
 REST = "rest"  # the name of the part for what no other part has
+_OF_FAMILY = {"source", "destination", "source_mac", "destination_mac", "vlan"}
 _DIGEST = 6  # hexadecimal digits at the end of a name that is too long
 _WORDS = {
     "protocol": "", "vlan": "vlan-", "dscp": "dscp-", "source": "from-", "destination": "",
@@ -76,7 +77,7 @@ def _without_ports(first: Numbers, second: Numbers) -> bool:
 def note_families(rule: Rule, where: str, notes: Notes) -> None:
     """Notes that a rule without an address is for packets of IPv4 and IPv6, as tc's filters are
     not."""
-    if rule and not rule.keys() & {"source", "destination", "source_mac", "destination_mac", "vlan"}:
+    if rule and not rule.keys() & _OF_FAMILY:
         notes.note(
             where,
             "filters of one protocol: a rule without an address matches IPv4 and IPv6; "
@@ -88,22 +89,17 @@ def note_families(rule: Rule, where: str, notes: Notes) -> None:
 
 
 def part_name(rules: list[Rule]) -> str:
-    """A name for the packets of some rules: that of the first, such as udp-port-53; of several,
-    without its last conditions where it is too long."""
+    """A name for the packets of some rules: that of the first, such as udp-port-53. Where it is too
+    long, it is without the last conditions, and a digest tells it from others."""
     words = [f"{word}{_value_name(key, rules[0][key])}" for key, word in _WORDS.items()
              if key in rules[0]]  # fmt: skip
     ending = f"-and-{len(rules) - 1}-more" if len(rules) > 1 else ""
-    while ending and len(words) > 1 and len("-".join(words) + ending) > PART_MOST:
+    if not ending and len("-".join(words)) > PART_MOST:
+        digest = hashlib.sha256(repr(sorted(rules[0].items())).encode()).hexdigest()
+        ending = f"-{digest[:_DIGEST]}"
+    while len(words) > 1 and len("-".join(words) + ending) > PART_MOST:
         words.pop()
-    return fitting("-".join(words) + ending, str(rules))
-
-
-def fitting(name: str, content: str) -> str:
-    """A name of a part; of one that is too long, its beginning and a digest of its content."""
-    if len(name) <= PART_MOST:
-        return name
-    digest = hashlib.sha256(content.encode()).hexdigest()[:_DIGEST]
-    return f"{name[: PART_MOST - _DIGEST - 1].rstrip('-')}-{digest}"
+    return "-".join(words)[: PART_MOST - len(ending)].rstrip("-") + ending
 
 
 def _value_name(key: str, value: object) -> str:
@@ -111,11 +107,11 @@ def _value_name(key: str, value: object) -> str:
     if key in ("source", "destination"):
         network = ipaddress.ip_network(text, strict=False)
         host = network.num_addresses == 1
-        text = f"host-{network.network_address}" if host else f"net-{network}"
+        text = str(network.network_address if host else network).replace("::", ":0:")
+        if key == "destination":
+            text = f"host-{text}" if host else f"net-{text}"
     elif key in ("source_port", "destination_port"):
         text = f"ports-{text}" if "-" in text else f"port-{text}"
-    elif key == "source_mac":
-        text = f"mac-{text}"
     elif key == "protocol" and text.isdigit():
         text = f"protocol-{text}"
     return re.sub(r"[^a-z0-9.]+", "-", text).strip("-")

@@ -11,10 +11,8 @@ an ifb device to which its ingress leads, the other direction.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
-from dataplane.errors import ConfigError
 from dataplane.units import format_rate, format_size, format_time
 from shaping.imports.classful import HtbClass, HtbQdisc, Prio, Tbf
 from shaping.imports.filters import Rule
@@ -121,8 +119,10 @@ def _device(
             try:
                 target = _target(device, each)
                 if each.redirect and redirects.some.get(target) == device.name:
-                    root = _Root(devices.of(target), nic, way, names, draft)
-                    found.append(Selection(each.where, _rules(each), root.only_line()))
+                    line: Settings = {}
+                    if target in devices:
+                        line = _Root(devices[target], nic, way, names, draft).only_line()
+                    found.append(Selection(each.where, _rules(each), line))
                 else:
                     found += _verdict(each, draft.notes)
             except Unsupported as error:

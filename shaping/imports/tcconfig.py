@@ -158,8 +158,9 @@ class _Rules:
         known = self.found.setdefault(place, [])
         note_families(rule, where, notes)
         selection = Selection(where, [rule], line)
-        if change and (at := next((n for n, each in enumerate(known) if each.rules == [rule]), -1)) >= 0:
-            known[at] = selection
+        same = [number for number, each in enumerate(known) if each.rules == [rule]]
+        if change and same:
+            known[same[0]] = selection
         else:
             known.append(selection)
 
