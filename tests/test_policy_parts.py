@@ -11,6 +11,9 @@ from scapy.packet import Raw
 
 from dataplane.elements.classifier_rules import MAX_RULES
 from dataplane.errors import ConfigError
+from shaping.imports.detect import READERS
+from shaping.imports.form import Names
+from shaping.imports.notes import Notes
 from shaping.policy.check import check_policy
 from shaping.policy.compile import Chain, compile_policy
 from shaping.policy.keys import parse_key
@@ -172,6 +175,22 @@ def test_check_adds_up_what_a_part_passes():
     assert any("web -> db/dns: 1% of packets are lost" in each for each in found)
 
 
+def test_a_part_without_elements_keeps_its_packets():
+    """No rate means no element; the packets are still not those of the part behind it."""
+    everything = "match: [{destination: 0.0.0.0/0}]"
+    links = (
+        f"web -> any/dns: {{{DNS}, rate: none}}",
+        f"web -> any/rest: {{{everything}, loss: 100%}}",
+        "web -> any: {delay: 1ms}",
+    )
+    split, whole = compile_policy(policy(*links), NETWORK)[Chain("web", "egress")]
+    assert split["rules"] == [
+        {"protocol": "udp", "destination_port": 53, "gate": 1}, {"destination": "0.0.0.0/0", "gate": 0},
+    ]  # fmt: skip
+    assert split["default"] == 1 and list(split["branches"]) == [0] and whole["delay"] == "1ms"
+    assert compile_policy(policy(links[0]), NETWORK) == {}
+
+
 # -- packets ---------------------------------------------------------------------------------------
 
 
@@ -219,6 +238,61 @@ def test_a_part_that_is_lost_and_one_that_is_slow(shaped):
     assert packet("web", "db", dport=9) in got and 5 <= sum(each in slow for each in got) < 10
     drops = net.drops()
     assert sum(count for key, count in drops.items() if key.endswith(": loss")) == 5
+
+
+def test_a_part_without_elements_and_one_for_the_rest(shaped):
+    net = shaped(
+        f"web -> any/dns: {{{DNS}, rate: none}}",
+        "web -> any/rest: {match: [{vlan: 0}, {destination: 0.0.0.0/0}], loss: 100%}",
+    )
+    arp = bytes(Ether(src=MACS["web"], dst=MACS["db"], type=0x0806) / Raw(bytes(46)))
+    net.send("web", [packet("web", "db", dport=54), arp, packet("web", "db"), packet("web", "cam", TCP)])
+    net.run()
+    assert [each.data for each in net.take("db")] == [packet("web", "db")] and net.take("cam") == []
+
+
+IMPORTS = [
+    ("tc", """
+        tc qdisc add dev web root handle 1: prio bands 3 priomap 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0
+        tc qdisc add dev web parent 1:3 handle 30: netem loss 100%
+        tc filter add dev web parent 1: protocol ip prio 1 u32 match ip dst 10.0.0.3 flowid 1:1
+        tc filter add dev web parent 1: protocol ip prio 2 u32 match ip protocol 17 0xff match ip dport 53 0xffff flowid 1:3
+     """),
+    ("comcast", "comcast --device=web --packet-loss=100% --target-addr=10.0.0.2 --target-proto=udp --target-port=53"),
+    ("tcconfig", "tcset web --loss 100 --exclude-dst-network 10.0.0.3\n"),
+    ("pumba", "pumba netem --duration 5m --ingress-port 53 loss --percent 100 web"),
+    ("chaos-mesh", "kind: NetworkChaos\nspec: {action: partition, selector: {pods: {x: [web]}}, externalTargets: ['10.0.0.2:53']}"),
+]  # fmt: skip
+KINDS = {
+    "db udp 53": ("db", UDP, 53),
+    "db udp 54": ("db", UDP, 54),
+    "db tcp 53": ("db", TCP, 53),
+    "cam udp 53": ("cam", UDP, 53),
+}
+LOST = {
+    "tc": {"db udp 53"},  # the filter for cam comes first
+    "comcast": {"db udp 53"},
+    "tcconfig": {"db udp 53", "db udp 54", "db tcp 53"},
+    "pumba": {"db udp 53", "db tcp 53", "cam udp 53"},
+    "chaos-mesh": {"db tcp 53"},
+}
+
+
+@pytest.mark.parametrize(("tool", "text"), IMPORTS)
+def test_an_imported_policy_loses_exactly_the_packets_of_its_filters(shaped, tool, text):
+    draft = READERS[tool](text, "f", Names({}, None, Notes()))
+    assert not draft.notes.refused and all("/" in place for place in draft.links)
+    net = shaped()
+    net.shape(draft.text)
+    for target, protocol, port in KINDS.values():
+        net.send("web", [packet("web", target, protocol, dport=port)] * 100)
+    net.run()
+    arrived = [each.data for name in ("db", "cam") for each in net.take(name)]
+    counts = {
+        kind: arrived.count(packet("web", target, protocol, dport=port)) for kind, (target, protocol, port) in KINDS.items()
+    }
+    assert counts == {kind: 0 if kind in LOST[tool] else 100 for kind in KINDS}
+    assert sum(net.drops().values()) == 100 * len(LOST[tool])
 
 
 def test_a_part_changes_live_and_by_a_scenario(shaped):

@@ -317,11 +317,252 @@ def test_netem_behind_filters_by_address_is_a_line_between_two_nics():
         "cam -> web": {"delay": "5ms"},
         "lab -> web": {"loss": "1%"},
     }
-    assert refused(PAIRS) == [
-        "tc.sh:2: error: a line for 10.0.0.5/32: not supported: no NIC is known to have it: write --map 10.0.0.5=NIC",
-        "tc.sh:3: error: a line for 10.0.0.7/32: not supported: no NIC is known to have it: write --map 10.0.0.7=NIC"]  # fmt: skip
-    [line] = refused(PAIRS.replace("10.0.0.7", "10.0.0.7 ip_proto tcp dst_port 80"), given=given | {"eth0": "web"})
-    assert "a line is for all packets between two NICs: expected destination alone" in line
+    # with a part of the line to a NIC that is known
+    text = PAIRS.replace("10.0.0.7", "10.0.0.7 ip_proto tcp dst_port 80")
+    assert lines(text, given=given | {"eth0": "web", "10.0.0.5": "db"}) == {
+        "web -> db": {"delay": "5ms"},
+        "web -> cam": {"delay": "5ms"},
+        "web -> lab/tcp-port-80": {"match": {"protocol": "tcp", "destination_port": 80}, "loss": "1%"},
+    }
+
+
+def test_netem_behind_filters_is_a_part_of_the_line():
+    to_5, to_6, to_7 = ({"destination": f"10.0.0.{n}/32"} for n in (5, 6, 7))
+    assert lines(PAIRS) == {
+        "web -> any/host-10.0.0.5-and-1-more": {"match": [to_5, to_6], "delay": "5ms"},
+        "web -> any/host-10.0.0.7": {"match": to_7, "loss": "1%"},
+    }
+    some = {"eth0": "web", "10.0.0.5": "db"}
+    assert lines(PAIRS, given=some) == {
+        "web -> db": {"delay": "5ms"},
+        "web -> any/host-10.0.0.6": {"match": to_6, "delay": "5ms"},
+        "web -> any/host-10.0.0.7": {"match": to_7, "loss": "1%"},
+    }
+    # a comment of one word behind netem names the part
+    assert "web -> any/slow" in lines(PAIRS.replace("delay 5ms", "delay 5ms # slow"))
+    assert "web -> any/-slow" not in lines(PAIRS.replace("delay 5ms", "delay 5ms # -slow"))
+    given = {"eth0": "web.ingress"}
+    found = lines(PAIRS.replace("dst", "src"), given=given)
+    assert found["any -> web/from-10.0.0.7"] == {"match": {"source": "10.0.0.7/32"}, "loss": "1%"}
+
+
+EVERYTHING = [{"vlan": 0}, {"destination": "0.0.0.0/0"}, {"destination": "::/0"}]
+
+
+def test_the_first_filter_that_matches_has_a_packet_alone():
+    """A line to db would be for its packets to port 22, too, and what all others get for those to db."""
+    text = PAIRS + (
+        "tc qdisc add dev eth0 parent 1:1 handle 10: netem delay 1ms\n"
+        "tc filter add dev eth0 parent 1: protocol ip prio 3 u32 match ip dport 22 0xffff flowid 1:4\n"
+    )
+    links, _, notes = read(text, given={"eth0": "web", "10.0.0.7": "lab"})
+    assert list(links.items()) == [
+        ("web -> any/host-10.0.0.5-and-1-more", {
+            "match": [{"destination": "10.0.0.5/32"}, {"destination": "10.0.0.6/32"}], "delay": "5ms"}),
+        ("web -> any/lab", {"match": {"destination": "10.0.0.7/32"}, "loss": "1%"}),
+        ("web -> any/port-22", {"match": {"destination_port": 22}, "rate": "none"}),
+        ("web -> any/rest", {"match": EVERYTHING, "delay": "1ms"}),
+    ]  # fmt: skip
+    assert any("packets of web -> lab match other filters, too, and the first has them alone" in each for each in notes)
+    # what no filter has is as before, and there is nothing to keep port 22 from
+    links = lines(text.replace("tc qdisc add dev eth0 parent 1:1", "# "), given={"eth0": "web", "10.0.0.7": "lab"})
+    assert list(links) == ["web -> any/host-10.0.0.5-and-1-more", "web -> lab"]
+
+
+def test_filters_within_each_other():
+    """Of a NIC whose network is within another's."""
+    given = {"eth0": "web", "10.0.0.5": "db", "10.0.0.0/24": "lab", "10.0.1.7": "cam"}
+    text = PAIRS.replace("10.0.0.6/32", "10.0.1.7").replace("10.0.0.7", "10.0.0.0/24")
+    assert lines(text, given=given) == {
+        "web -> any/db": {"match": {"destination": "10.0.0.5/32"}, "delay": "5ms"},
+        "web -> cam": {"delay": "5ms"},
+        "web -> any/lab": {"match": {"destination": "10.0.0.0/24"}, "loss": "1%"},
+    }
+
+
+def test_a_rate_in_several_lines():
+    text = PAIRS.replace("netem delay 5ms", "tbf rate 1mbit burst 1600 latency 50ms")
+    links, _, notes = read(text, given={"eth0": "web", "10.0.0.5": "db"})
+    assert links["web -> db"]["rate"] == links["web -> any/host-10.0.0.6"]["rate"] == "1mbit"
+    assert any("tc.sh:2: warning: rate 1mbit: of several lines together; here each has it" in each for each in notes)
+
+
+def test_all_but_some_packets():
+    """netem in the band that filters do not lead to, and in that of a filter for all."""
+    text = (
+        "tc qdisc add dev eth0 root handle 1: prio\n"
+        "tc qdisc add dev eth0 parent 1:2 handle 20: netem loss 5%\n"
+        "tc filter add dev eth0 parent 1: protocol ip prio 1 u32 match ip dport 22 0xffff flowid 1:1\n"
+    )
+    kept = ("web -> any/port-22", {"match": {"destination_port": 22}, "rate": "none"})
+    assert list(lines(text).items()) == [kept, ("web -> any/rest", {"match": EVERYTHING, "loss": "5%"})]
+    text = text.replace("1:2", "1:3") + "tc filter add dev eth0 parent 1: protocol ip prio 2 u32 match u32 0 0 flowid 1:3\n"
+    assert list(lines(text).items()) == [
+        kept, ("web -> any/rest", {"match": {"destination": "0.0.0.0/0"}, "loss": "5%"})]  # fmt: skip
+    assert lines(text.replace("dport 22 0xffff", "dst 10.0.0.5"), given={"eth0": "web", "10.0.0.5": "db"}) == {
+        "web -> any/db": {"match": {"destination": "10.0.0.5/32"}, "rate": "none"},
+        "web -> any/rest": {"match": {"destination": "0.0.0.0/0"}, "loss": "5%"},
+    }
+
+
+def test_a_band_that_filters_and_priorities_lead_to():
+    text = PAIRS.replace("priomap 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0", "")
+    _, _, notes = read(text)
+    assert any("prio priomap: leads packets of some TOS to a band, too: left out" in each for each in notes)
+    assert lines(PAIRS.replace("flowid 1:2", "flowid 1:4")) == {
+        "web -> any/host-10.0.0.7": {"match": {"destination": "10.0.0.7/32"}, "loss": "1%"}}  # fmt: skip
+
+
+HTB_NETEM = """
+tc qdisc add dev eth0 root handle 1: htb default 1
+tc class add dev eth0 parent 1: classid 1:1 htb rate 32gbit
+tc class add dev eth0 parent 1: classid 1:10 htb rate 5mbit ceil 6mbit
+tc qdisc add dev eth0 parent 1:10 handle 10: netem delay 100ms
+tc filter add dev eth0 parent 1: protocol ip prio 1 u32 match ip dport 22 0xffff flowid 1:1
+tc filter add dev eth0 parent 1: protocol ip prio 5 u32 match ip dst 10.0.0.0/8 flowid 1:10
+"""
+
+
+def test_classes_without_parents_are_rates_of_parts():
+    """As tcconfig and comcast make them: there is nothing to borrow."""
+    links, classes, notes = read(HTB_NETEM)
+    assert classes == {}
+    assert list(links.items()) == [
+        ("web -> any/port-22", {"match": {"destination_port": 22}, "rate": "none"}),
+        ("web -> any/net-10.0.0.0-8", {"match": {"destination": "10.0.0.0/8"}, "delay": "100ms", "rate": "5mbit"}),
+    ]
+    text = "\n".join(notes)
+    assert "htb sends its rate 5mbit, not its ceil 6mbit" in text and "htb rate 32gbit: taken for no limit" in text
+    links = lines(HTB_NETEM.replace("32gbit", "1gbit overhead 4 mpu 64"))
+    assert links["web -> any/rest"] == {"match": EVERYTHING, "rate": "1gbit", "overhead": "docsis"}
+    assert lines(HTB_NETEM.replace("htb default 1", "htb default 10")) == {
+        "web -> any/port-22": {"match": {"destination_port": 22}, "rate": "none"},
+        "web -> any/rest": {"match": EVERYTHING, "delay": "100ms", "rate": "5mbit"},
+    }
+
+
+def test_netem_in_a_tree_is_a_class_and_a_part():
+    script = htb(
+        "class add DEV parent 1:1 classid 1:10 htb rate 4mbit ceil 10mbit # sync",
+        "class add DEV parent 1:1 classid 1:20 htb rate 4mbit ceil 10mbit",
+        "class add DEV parent 1:1 classid 1:30 htb rate 1mbit ceil 10mbit",
+        "qdisc add DEV parent 1:10 handle 10: netem delay 9ms", "qdisc add DEV parent 10:1 handle 11: fq_codel",
+        "qdisc add DEV parent 1:20 handle 20: netem loss 1%",
+        "filter add DEV parent 1: prio 1 protocol ip u32 match ip dport 873 0xffff flowid 1:10",
+        "filter add DEV parent 1: prio 2 protocol ip u32 match ip dst 10.0.0.5 flowid 1:20", default="30",
+    )  # fmt: skip
+    given = {"eth0": "web"}
+    links, classes, notes = read(script, given=given)
+    to_db = {"destination": "10.0.0.5/32"}
+    assert links == {
+        "web -> any/sync": {"match": {"destination_port": 873}, "delay": "9ms"},
+        "web -> any/class-20": {"match": to_db, "loss": "1%"},
+    }
+    assert classes["web.egress"] == {
+        "rate": "10mbit", "default": "class-30", "tree": {
+            "sync": {"match": {"destination_port": 873}, "guarantee": "4mbit", "weight": 4, "queue": "fq_codel"},
+            "class-20": {"match": to_db, "guarantee": "4mbit", "weight": 4},
+            "class-30": {"guarantee": "1mbit"},
+        },
+    }  # fmt: skip
+    assert any("in tc packets are delayed before they wait for the class, here behind it" in each for each in notes)
+    # all that is left, and what is kept from it
+    links = read(script.replace("parent 1:20 handle 20", "parent 1:30 handle 30"), given=given)[0]
+    assert list(links.items()) == [
+        ("web -> any/sync", {"match": {"destination_port": 873}, "delay": "9ms"}),
+        ("web -> any/class-20", {"match": to_db, "rate": "none"}),
+        ("web -> any/class-30", {"match": EVERYTHING, "loss": "1%"}),
+    ]
+    apart = script.replace("match ip dport 873", "match ip dst 10.0.0.6 match ip dport 873")
+    assert list(read(apart, given=given | {"10.0.0.5": "db"})[0]) == ["web -> any/sync", "web -> db"]
+    [line] = refused(script.replace("handle 20: netem loss 1%", "handle 20: netem slot 1ms"))
+    assert line.startswith("tc.sh:8: error: netem slot: not supported")
+
+
+INGRESS = """
+tc qdisc add dev eth0 clsact
+tc filter add dev eth0 ingress prio 1 protocol ip flower ip_proto tcp dst_port 22 action pass
+tc filter add dev eth0 ingress prio 2 protocol ip flower ip_proto udp action police rate 1mbit burst 10k conform-exceed drop
+tc filter add dev eth0 ingress prio 3 protocol ip flower src_ip 10.0.0.0/8 action drop
+tc filter add dev eth0 egress prio 1 protocol ip flower dst_ip 10.0.0.5 action drop
+"""
+
+
+def test_police_and_drop_of_some_packets():
+    ssh = {"protocol": "tcp", "destination_port": 22}
+    assert list(lines(INGRESS).items()) == [
+        ("any -> web/tcp-port-22", {"match": ssh, "rate": "none"}),
+        ("any -> web/udp", {"match": {"protocol": "udp"}, "rate": "1mbit", "queue": "10kb"}),
+        ("any -> web/from-10.0.0.0-8", {"match": {"source": "10.0.0.0/8"}, "loss": "100%"}),
+        ("web -> any/host-10.0.0.5", {"match": {"destination": "10.0.0.5/32"}, "loss": "100%"}),
+    ]
+    assert lines(INGRESS, given={"eth0": "web", "10.0.0.5": "db"})["web -> db"] == {"loss": "100%"}
+
+
+def test_some_packets_that_are_received_through_an_ifb_device():
+    script = (
+        "tc qdisc add dev eth0 handle ffff: ingress\n"
+        "tc filter add dev eth0 parent ffff: protocol ip prio 1 u32 match ip src 10.0.0.5 action mirred egress redirect dev ifb0\n"
+        "tc filter add dev eth0 parent ffff: protocol ip prio 2 u32 match u32 0 0 action mirred egress redirect dev ifb1\n"
+        "tc qdisc add dev ifb0 root handle 1: netem delay 9ms\ntc qdisc add dev ifb1 root netem loss 1%\n"
+    )
+    assert list(lines(script).items()) == [
+        ("any -> web/from-10.0.0.5", {"match": {"source": "10.0.0.5/32"}, "delay": "9ms"}),
+        ("any -> web/rest", {"match": {"destination": "0.0.0.0/0"}, "loss": "1%"}),
+    ]
+    one = script.replace("dev ifb1", "dev ifb2", 1)
+    assert lines(one.replace("tc qdisc add dev ifb1", "#"), given={"eth0": "web", "10.0.0.5": "db"}) == {
+        "db -> web": {"delay": "9ms"}
+    }
+    [line] = refused(script.replace("handle 1: netem delay 9ms", "handle 1: htb default 1"))
+    assert line == "tc.sh:2: error: mirred of some packets to htb: not supported: expected netem, tbf or a queue"
+
+
+def test_what_filters_of_lines_cannot_say():
+    mac = PAIRS.replace("protocol ip prio 2 flower dst_ip 10.0.0.7", "protocol all prio 2 flower dst_mac 02:00:00:00:00:07")
+    [line] = refused(mac)
+    assert line == (
+        "tc.sh:3: error: a line for 02:00:00:00:00:07: not supported: no NIC is known to have it: write --map 02:00:00:00:00:07=NIC"
+    )
+    known = {"eth0": "web", "02:00:00:00:00:07": "lab"}
+    [line] = refused(mac, given=known)
+    assert "match ether dst beside other filters for the same packets: not supported" in line
+    known |= {"10.0.0.5": "db", "10.0.0.6": "cam"}
+    assert list(lines(mac, given=known)) == ["web -> db", "web -> cam", "web -> lab"]
+    [line] = refused(PAIRS.replace("match ip dst 10.0.0.5", "match ip protocol 1 0xff match ip dport 5 0xffff"))
+    assert "a filter: not supported: destination_port: protocol 'icmp' has no ports" in line
+    [line] = refused(PAIRS.replace("netem loss 1%", "pie"))
+    assert line == "tc.sh:3: error: pie in a class: not supported: expected netem, tbf or a queue"
+    [line] = refused(PAIRS.replace("netem loss 1%", "netem slot 1ms"))
+    assert "netem slot: not supported" in line
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("count", [1, 100, 1000])
+def test_many_filters_of_lines(count, known):
+    commands = PAIRS.splitlines()[:3]
+    addresses = [f"10.{n >> 8}.{n & 255}.1" for n in range(count)]
+    commands += [
+        f"tc filter add dev eth0 parent 1: protocol ip prio 1 u32 match ip dst {each} flowid 1:{2 + n % 2}"
+        for n, each in enumerate(addresses)
+    ]
+    given = {each: f"nic{n}" for n, each in enumerate(addresses)} if known else {}
+    links = lines("\n".join(commands), given={"eth0": "web", **given})
+    if known:
+        assert links == {f"web -> nic{n}": {"loss": "1%"} if n % 2 else {"delay": "5ms"} for n in range(count)}
+    else:
+        assert len(links) == min(count, 2) * -(-count // 128)  # 64 matches in each
+        matches = [each["match"] for each in links.values()]
+        assert sum(len(each) if isinstance(each, list) else 1 for each in matches) == count
+
+
+def test_more_filters_than_a_part_can_have():
+    commands = PAIRS.splitlines()[:3]
+    commands += [
+        f"tc filter add dev eth0 parent 1: protocol ip prio 1 u32 match ip dport {n} 0xffff flowid 1:2" for n in range(1, 5000)
+    ]
+    [line] = refused("\n".join(commands))
+    assert line == "tc.sh:2: error: more filters for web -> any: not supported: expected at most 1024"
 
 
 # -- classes ---------------------------------------------------------------------------------------

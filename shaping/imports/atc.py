@@ -1,6 +1,7 @@
 """Augmented Traffic Control: the JSON of a profile, or of its API.
 
-Rates are in kbit/s, times in ms, shares in percent. `up` is what a device sends.
+Rates are in kbit/s, times in ms, shares in percent. `up` is what a device sends. With
+`iptables_options` it is what one of these matches.
 """
 
 from __future__ import annotations
@@ -8,15 +9,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dataplane.elements.classifier_rules import MAX_RULES
 from dataplane.errors import ConfigError
-from shaping.imports.form import EGRESS, INGRESS, Draft, Names, line_key
+from shaping.imports.filters import Rule
+from shaping.imports.form import EGRESS, INGRESS, Draft, Names
 from shaping.imports.netem import Netem
-from shaping.imports.notes import Unsupported, quoted
-from shaping.imports.peers import kilobits, milliseconds, number_text, put, share
+from shaping.imports.notes import Unsupported, quoted, unsupported
+from shaping.imports.parts import Selection, put_selected
+from shaping.imports.peers import kilobits, milliseconds, number_text, settings_of, share
 from shaping.imports.quantities import whole_of
+from shaping.imports.rules import condition, note_families
 from shaping.imports.tc_json import values_of
+from shaping.imports.words import Words
 
 PROFILES_MOST = 64
+_CONDITIONS = {
+    name: key for key, names in {
+        "protocol": "-p --protocol", "source": "-s --source --src",
+        "destination": "-d --destination --dst",
+        "source_port": "--sport --source-port --sports --source-ports",
+        "destination_port": "--dport --destination-port --dports --destination-ports",
+    }.items() for name in names.split()
+}  # fmt: skip
+_MODULES = ("tcp", "udp", "sctp", "multiport")
 _PARTS = {"rate", "delay", "loss", "corruption", "reorder", "iptables_options"}
 
 
@@ -36,8 +51,13 @@ def read_atc(text: str, name: str, names: Names) -> Draft:
                 continue
             where = f"{name}: {way}"
             try:
-                netem, rate = _values(content[way], where, draft)
-                put(draft, line_key(nic, direction), netem, rate, where)
+                netem, rate = _values(content[way])
+                line = settings_of(netem, rate, where, draft.notes)
+                rules = _rules(content[way].get("iptables_options") or [])
+                for rule in rules:
+                    note_families(rule, where, draft.notes)
+                found = Selection(where, rules or [{}], line)
+                put_selected(draft, nic, direction, [found], names.of_address)
             except Unsupported as error:
                 draft.notes.refuse(where, error)
             except ConfigError as error:
@@ -45,7 +65,7 @@ def read_atc(text: str, name: str, names: Names) -> Draft:
     return draft
 
 
-def _values(data: Any, where: str, draft: Draft) -> tuple[Netem, int]:
+def _values(data: Any) -> tuple[Netem, int]:
     if not isinstance(data, Mapping) or data.keys() - _PARTS:
         raise ConfigError(f"{quoted(data)}: expected {', '.join(sorted(_PARTS))}")
     netem = Netem()
@@ -63,8 +83,6 @@ def _values(data: Any, where: str, draft: Draft) -> tuple[Netem, int]:
         if key == "reorder" and netem.reorder:
             netem.gap = whole_of("reorder gap", number_text("gap", part.get("gap") or 0))
     netem.check()
-    if data.get("iptables_options"):
-        draft.notes.warn(where, "iptables_options: left out: the line is for all packets")
     return netem, kilobits("rate", data.get("rate"))
 
 
@@ -73,3 +91,34 @@ def _part(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     if not isinstance(part, Mapping):
         raise ConfigError(f"{key} {quoted(part)}: expected a mapping")
     return part
+
+
+def _rules(options: Any) -> list[Rule]:
+    """The packets that one of the options of iptables matches. Raises ConfigError."""
+    if not isinstance(options, list) or len(options) > MAX_RULES:
+        raise ConfigError(
+            f"iptables_options {quoted(options)}: expected a list of at most {MAX_RULES}"
+        )
+    return [rule for each in options for rule in _of_option(str(each))]
+
+
+def _of_option(text: str) -> list[Rule]:
+    words = Words(text.split(), "iptables_options")
+    rules: list[Rule] = [{}]
+    while words:
+        word = words.take()
+        value = words.value(word)
+        if word in ("-m", "--match") and value in _MODULES:
+            continue
+        if word not in _CONDITIONS:
+            raise unsupported(
+                f"iptables_options {quoted(word)}", "expected -p, -s, -d, --sport or --dport"
+            )
+        key = _CONDITIONS[word]
+        if key.endswith("_port"):
+            value = value.replace(":", "-")
+        values = [condition(word, key, each) for each in value.split(",")]
+        rules = [{**rule, key: each} for rule in rules for each in values]
+        if len(rules) > MAX_RULES:
+            raise unsupported("iptables_options", f"expected at most {MAX_RULES} ports in all")
+    return rules

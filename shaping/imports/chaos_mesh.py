@@ -6,23 +6,30 @@ second: in `bandwidth` with prefixes of 1024, in `rate`, which is passed to nete
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dataplane.config.convert import Locate, Path, path_text
+from dataplane.elements.classifier_rules import MAX_RULES
 from dataplane.errors import ConfigError
 from dataplane.units import format_size
-from shaping.imports.form import Draft, Names, Settings
+from shaping.imports.filters import Rule
+from shaping.imports.form import EGRESS, INGRESS, Draft, Names, Settings, line_key
 from shaping.imports.netem import Netem, line_of
 from shaping.imports.notes import Unsupported, quoted, unsupported
+from shaping.imports.parts import Selection, put_selected
 from shaping.imports.peers import documents, duration, number_text, share
 from shaping.imports.quantities import line_rate, rate_of, whole_of
-from shaping.policy.keys import ANY
+from shaping.imports.rules import condition
+from shaping.policy.keys import ANY, BOTH
 from shaping.policy.scalars import QueueSize
 
 NICS_MOST = 64  # that one selector names
 _BANDWIDTH = re.compile(r"(\d{1,15})\s*([kmgt]?)bps", re.ASCII | re.IGNORECASE)
+_TARGET = re.compile(r"(?:\[([^\]]*)\]|([^:\[\]]*)):(\d{1,5})", re.ASCII)
+_WAYS = {"to": [EGRESS], "from": [INGRESS], "both": [EGRESS, INGRESS]}
 _KINDS = ("delay", "loss", "duplicate", "corrupt", "rate")
 _ACTIONS = (*_KINDS, "netem", "bandwidth", "partition")
 
@@ -81,8 +88,15 @@ class _Reader:
                              "action")  # fmt: skip
         try:
             line = self.line(spec, str(action), steps)
-            for place in self.places(spec, steps):
-                self.draft.add_line(place, dict(line), where)
+            sources = self.nics(spec.get("selector"), steps, "selector")
+            targets, rules = self.targets(spec, steps)
+            ways = self.ways(spec, steps)
+            if targets or not rules:
+                for place in _places(sources, targets, ways):
+                    self.draft.add_line(place, dict(line), where)
+            for source, way in itertools.product(sources, ways if rules else ()):
+                found = Selection(where, [_from(rule, way) for rule in rules], line)
+                put_selected(self.draft, source, way, [found], self.names.of_address)
         except Unsupported as error:
             self.notes.refuse(where, error)
         if "duration" in spec:
@@ -99,37 +113,40 @@ class _Reader:
 
     # -- places ------------------------------------------------------------------------------------
 
-    def places(self, spec: Mapping[str, Any], steps: tuple[str, ...]) -> list[str]:
-        sources = self.nics(spec.get("selector"), steps, "selector")
+    def targets(
+        self, spec: Mapping[str, Any], steps: tuple[str, ...]
+    ) -> tuple[list[str], list[Rule]]:
+        """NICs, and, where one of the targets is no NIC's, rules for all that are addresses."""
         targets: list[str] = []
         if spec.get("target") is not None:
             aimed = self.part(spec["target"], *steps, "target")
             targets += self.nics(aimed.get("selector"), (*steps, "target"), "selector")
         external = spec.get("externalTargets") or []
-        if not isinstance(external, list):
-            raise self.error("expected a list", *steps, "externalTargets")
-        for each in external[:NICS_MOST]:
-            found = self.names.of_address(str(each))
-            if found is None:
+        if not isinstance(external, list) or len(external) > MAX_RULES:
+            raise self.error(f"expected a list of at most {MAX_RULES}", *steps, "externalTargets")
+        texts = [str(each) for each in external]
+        nics = {text: nic for text in texts if (nic := self.names.of_address(text)) is not None}
+        if len(nics) == len(set(texts)):
+            return [*targets, *(nics[text] for text in texts)], []
+        rules: list[Rule] = []
+        for text in texts:
+            rule = _rule_to(text)
+            if rule is not None:
+                rules.append(rule)
+            elif text in nics:
+                targets.append(nics[text])
+            else:
                 raise unsupported(
-                    f"externalTargets {quoted(each)}",
-                    f"no NIC is known to have it: write --map {str(each)[:60]}=NIC",
+                    f"externalTargets {quoted(text)}",
+                    f"no NIC is known to have it: write --map {text[:60]}=NIC, or its address",
                 )
-            targets.append(found)
+        return targets, rules
+
+    def ways(self, spec: Mapping[str, Any], steps: tuple[str, ...]) -> list[str]:
         direction = str(spec.get("direction") or "to")
-        if direction not in ("to", "from", "both"):
+        if direction not in _WAYS:
             raise self.error(f"{quoted(direction)}: expected to, from or both", *steps, "direction")
-        found_places = []
-        for source in sources:
-            for target in targets or [ANY]:
-                if target == source:
-                    continue
-                there, back = f"{source} -> {target}", f"{target} -> {source}"
-                both = source if target == ANY else f"{source} <-> {target}"
-                found_places.append(
-                    there if direction == "to" else back if direction == "from" else both
-                )
-        return found_places
+        return _WAYS[direction]
 
     def nics(self, selector: Any, steps: tuple[str, ...], name: str) -> list[str]:
         where = self.where(*steps, name)
@@ -210,3 +227,34 @@ class _Reader:
             where, "bandwidth buffer, peakrate, minburst: left out: a line has no burst"
         )
         return found
+
+
+def _places(sources: list[str], targets: list[str], ways: list[str]) -> Iterator[str]:
+    for source, target in itertools.product(sources, targets or [ANY]):
+        if len(ways) == 1 and source != target:
+            yield line_key(source, ways[0], target)
+        elif source != target:
+            yield source if target == ANY else f"{source} {BOTH} {target}"
+
+
+def _rule_to(text: str) -> Rule | None:
+    """The rule for packets to an external target, whose port is one of TCP; None: its address is
+    not known."""
+    match = _TARGET.fullmatch(text)
+    host, port = (match[1] or match[2], match[3]) if match is not None else (text, "")
+    try:
+        rule: Rule = {"destination": condition("externalTargets", "destination", host)}
+    except ConfigError:
+        return None
+    if port:
+        rule["protocol"] = "tcp"
+        rule["destination_port"] = condition("externalTargets", "destination_port", port)
+    return rule
+
+
+def _from(rule: Rule, way: str) -> Rule:
+    """The rule for packets from a target to its port, as Chaos Mesh matches what a pod receives;
+    for what it sends, the rule itself."""
+    if way == EGRESS:
+        return rule
+    return {"source" if key == "destination" else key: value for key, value in rule.items()}

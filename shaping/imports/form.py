@@ -12,14 +12,14 @@ from typing import Any
 from dataplane.config.load import BYTES_MOST, dump_yaml
 from dataplane.errors import ConfigError
 from shaping.imports.notes import Notes, quoted
-from shaping.policy.keys import ANY
+from shaping.policy.keys import ANY, PART_MOST
 from shaping.policy.load import convert_policy
 from shaping.policy.schema import POLICY_VERSION
 
 TEXT_MOST = 8 << 20  # bytes of a file: a listing of 10,000 classes with filters is 3 MB
 NIC_MOST = 32  # characters of a NIC's name
 EGRESS, INGRESS = "egress", "ingress"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*", re.ASCII)
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*", re.ASCII)
 
 Settings = dict[str, Any]
 
@@ -29,7 +29,7 @@ class Draft:
     """A policy in the making.
 
     seed     of random numbers; None: not given
-    links    settings by place (`web -> any`)
+    links    settings by place (`web -> any`, or `web -> any/dns` for a part)
     classes  trees by `NIC.egress` or `NIC.ingress`
     notes    what differs
     """
@@ -51,6 +51,19 @@ class Draft:
                 )
         if not line:
             del self.links[place]
+
+    def add_part(
+        self, place: str, name: str, match: list[Settings], settings: Settings, where: str
+    ) -> None:
+        """Adds settings to a part of a place. name: wanted; one that another part has gets a
+        number behind it. match: conditions, of which one holds. Raises ConfigError as add_line."""
+        wanted, number = name, 1
+        match_of_file = match[0] if len(match) == 1 else match
+        while (there := self.links.get(f"{place}/{name}")) and there["match"] != match_of_file:
+            number += 1
+            ending = f"-{number}"
+            name = wanted[: PART_MOST - len(ending)] + ending
+        self.add_line(f"{place}/{name}", {"match": match_of_file, **settings}, where)
 
     @property
     def empty(self) -> bool:
@@ -116,7 +129,7 @@ class Names:
             return self.only, EGRESS
         if not name:
             raise ConfigError(f"{where}: names no {what}: write --nic NAME")
-        if _NAME.fullmatch(name) is None or len(name) > NIC_MOST or name == ANY:
+        if NAME.fullmatch(name) is None or len(name) > NIC_MOST or name == ANY:
             raise ConfigError(
                 f"{where}: {what} {quoted(name)} cannot be a NIC's name: "
                 f"write --map {name[:40]}=NIC"
@@ -134,7 +147,7 @@ class Names:
 
 def check_nic(name: str) -> None:
     """Raises ConfigError for a name that a NIC cannot have in a policy."""
-    if _NAME.fullmatch(name) is None or len(name) > NIC_MOST or name == ANY:
+    if NAME.fullmatch(name) is None or len(name) > NIC_MOST or name == ANY:
         raise ConfigError(
             f"{quoted(name)} is no name of a NIC: expected letters, digits, _, . and -, such as web"
         )

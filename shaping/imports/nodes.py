@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import ipaddress
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from dataplane.elements.classifier_rules import MAX_RULES
+from dataplane.elements.classifier_rules import Rule as Numbers
 from dataplane.units import format_rate
 from shaping.imports.filters import IPV4_ANY, IPV6_ANY, Rule
 from shaping.imports.notes import Notes, Unsupported, unsupported
+from shaping.imports.rules import disjoint, note_families, numbers_of
 from shaping.imports.tc_objects import Device, Filter, Qdisc, id_text
 
 DEPTH_MOST = 8  # classes below each other, as in htb
 MERGES_MOST = 20_000  # pairs of filters, of which one is below the other's class
 COMPARED_MOST = 300  # rules that are compared with each other
+_MACS = ("source_mac", "destination_mac")
 _EACH_FAMILY = [{"destination": IPV4_ANY}, {"destination": IPV6_ANY}]
 
 
@@ -84,15 +86,26 @@ def _lower(nodes: list[Node], rate: int, notes: Notes) -> None:
 
 
 def give_rules(
-    device: Device, qdisc: Qdisc, leaves: dict[int, Node], default: Node | None, notes: Notes
+    device: Device,
+    qdisc: Qdisc,
+    leaves: dict[int, Node],
+    default: Node | None,
+    notes: Notes,
+    *,
+    for_lines: bool = False,
 ) -> Node | None:
-    """Gives leaves the rules of a qdisc's filters; returns the leaf for what matches none."""
-    return _Giving(device, leaves, notes).give(qdisc, default)
+    """Gives leaves the rules of a qdisc's filters; returns the leaf for what matches none.
+    for_lines: the rules become those of lines, which may name the MAC address that receives, and
+    which have their own bound."""
+    return _Giving(device, leaves, notes, for_lines=for_lines).give(qdisc, default)
 
 
 class _Giving:
-    def __init__(self, device: Device, leaves: dict[int, Node], notes: Notes) -> None:
+    def __init__(
+        self, device: Device, leaves: dict[int, Node], notes: Notes, *, for_lines: bool
+    ) -> None:
         self.device, self.leaves, self.notes = device, leaves, notes
+        self.for_lines = for_lines
         self.number = 0  # of the filter
         self.merges = self.rules = 0
 
@@ -137,21 +150,17 @@ class _Giving:
         if each.police is not None or each.verdict == "drop" or each.redirect:
             raise unsupported("an action in a filter of classes", "expected flowid alone")
         for rule in rules:
-            if "destination_mac" in rule:
+            if "destination_mac" in rule and not self.for_lines:
                 raise unsupported("match ether dst", "rules know the source MAC address only")
-            if rule and not rule.keys() & {"source", "destination", "source_mac", "vlan"}:
-                self.notes.note(
-                    each.where,
-                    "filters of one protocol: a rule without an address matches IPv4 and IPv6; "
-                    f"destination: {IPV4_ANY} limits it to IPv4",
-                )
+            _read(rule)
+            note_families(rule, each.where, self.notes)
         leaf = self.leaves.get(each.flowid)
         if leaf is None:
             self.inner(each, rules, depth)
             return None
         if rules == [{}]:
             return leaf
-        if self.rules + len(rules) > MAX_RULES:
+        if self.rules + len(rules) > MAX_RULES and not self.for_lines:
             raise unsupported("more filters", f"expected at most {MAX_RULES} for a tree")
         new = [rule for rule in rules if rule not in leaf.rules]
         leaf.rules += new
@@ -185,7 +194,7 @@ def _both(first: Rule, second: Rule) -> Rule | None:
         if key not in found or found[key] in (IPV4_ANY, IPV6_ANY):
             found[key] = value
         elif found[key] != value and value not in (IPV4_ANY, IPV6_ANY):
-            if key in ("protocol", "dscp", "vlan", "source_mac"):
+            if key in ("protocol", "dscp", "vlan", *_MACS):
                 return None
             raise unsupported(f"two filters for {key}, one below the other", "write one filter")
     return found
@@ -233,29 +242,16 @@ def _wrong(nodes: list[Node]) -> tuple[Node, Node] | None:
     if len(ordered) > COMPARED_MOST:
         pairs = itertools.pairwise(ordered)
         return next((first[2], second[2]) for first, second in pairs if first[0] > second[0])
-    for at, (number, rule, leaf) in enumerate(ordered):
-        for other_number, other, other_leaf in ordered[at + 1 :]:
-            if other_number < number and leaf is not other_leaf and not _disjoint(rule, other):
+    read = [(number, *_read(rule), leaf) for number, rule, leaf in ordered]
+    for at, (number, mac, rule, leaf) in enumerate(read):
+        for other_number, other_mac, other, other_leaf in read[at + 1 :]:
+            apart = (mac and other_mac and mac != other_mac) or disjoint(rule, other)
+            if other_number < number and leaf is not other_leaf and not apart:
                 return leaf, other_leaf
     return None
 
 
-def _disjoint(first: Rule, second: Rule) -> bool:
-    """Whether no packet matches both rules."""
-    for key in first.keys() & second.keys():
-        one, two = first[key], second[key]
-        if key in ("source", "destination"):
-            network, other = ipaddress.ip_network(one), ipaddress.ip_network(two)
-            if not network.overlaps(other):
-                return True
-        elif key in ("source_port", "destination_port"):
-            if _range(one)[0] > _range(two)[1] or _range(two)[0] > _range(one)[1]:
-                return True
-        elif one != two:
-            return True
-    return False
-
-
-def _range(ports: int | str) -> tuple[int, int]:
-    low, dash, high = str(ports).partition("-")
-    return int(low), int(high if dash else low)
+def _read(rule: Rule) -> tuple[str, Numbers]:
+    """The MAC address that a rule leads to, "" for any, and its other conditions."""
+    mac = str(rule.get("destination_mac", ""))
+    return mac, numbers_of({key: rule[key] for key in rule if key != "destination_mac"})

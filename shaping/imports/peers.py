@@ -11,7 +11,7 @@ from dataplane.config.load import BYTES_MOST, parse_yaml
 from dataplane.errors import ConfigError
 from shaping.imports.form import Draft, Settings
 from shaping.imports.netem import Netem, line_of
-from shaping.imports.notes import quoted
+from shaping.imports.notes import Notes, quoted
 from shaping.imports.quantities import TIMES, line_rate, percent_of, time_of
 from shaping.imports.shell import commands_of
 
@@ -132,13 +132,18 @@ def duration(what: str, text: str) -> int:
     return round(total)
 
 
-def put(draft: Draft, place: str, netem: Netem, rate: int, where: str) -> None:
-    """Adds a line with what a tool tells netem, and with the rate of its own, 0: none. Raises
-    ConfigError."""
-    line: Settings = line_of(netem, where, draft.notes)
+def settings_of(netem: Netem, rate: int, where: str, notes: Notes) -> Settings:
+    """The settings of a line for what a tool tells netem, and for a rate of its own, 0: none.
+    Raises ConfigError."""
+    line: Settings = line_of(netem, where, notes)
     if rate:
         line["rate"] = line_rate("rate", rate)
-    if line:
+    return line
+
+
+def put(draft: Draft, place: str, netem: Netem, rate: int, where: str) -> None:
+    """Adds a line of `settings_of`. Raises ConfigError."""
+    if line := settings_of(netem, rate, where, draft.notes):
         draft.add_line(place, line, where)
 
 

@@ -1,13 +1,16 @@
 """pumba: its command lines, `netem` for what containers send and `iptables loss` for what they
 receive. Times are in ms, shares in percent. `delay` has a jitter of 10 ms and a correlation of 20 %
-where it is told none."""
+where it is told none. `--egress-port` is the port that sends, `--ingress-port` the one that
+receives, both of packets that the container sends."""
 
 from __future__ import annotations
 
 from dataplane.errors import ConfigError
-from shaping.imports.form import EGRESS, INGRESS, Draft, Names, line_key
+from shaping.imports.filters import Rule
+from shaping.imports.form import EGRESS, INGRESS, Draft, Names
 from shaping.imports.netem import Netem
 from shaping.imports.notes import Unsupported, quoted, unsupported
+from shaping.imports.parts import Selection, put_selected
 from shaping.imports.peers import (
     Options,
     command_lines,
@@ -15,12 +18,12 @@ from shaping.imports.peers import (
     located,
     milliseconds,
     options_of,
-    put,
     same_names,
+    settings_of,
     share,
 )
 from shaping.imports.quantities import rate_of, whole_of
-from shaping.policy.keys import ANY
+from shaping.imports.rules import condition, note_families
 
 _GLOBAL = (
     same_names("host|H", "log-level|l", "slackhook", "slackchannel", "interval", "label", "runtime",
@@ -37,6 +40,11 @@ _IPTABLES = (
                "src-port|sport", "dst-port|dport", "iptables-image", "pull-image"),
     same_names("pull"),
 )  # fmt: skip
+# Packets that match one of these are impaired.
+_NETEM_FILTERS = {"target": "destination", "egress-port": "source_port",
+                  "ingress-port": "destination_port"}  # fmt: skip
+_IPTABLES_FILTERS = {"source": "source", "destination": "destination", "src-port": "source_port",
+                     "dst-port": "destination_port"}  # fmt: skip
 _COMMANDS = {
     "delay": same_names("time|t", "jitter|j", "correlation|c", "distribution|d"),
     "loss": same_names("percent|p", "correlation|c"),
@@ -79,24 +87,26 @@ def _command(where: str, words: list[str], names: Names, draft: Draft) -> None:
     first, family, words = _split(where, words, _GLOBAL, ("netem", "iptables"))
     if "random" in first.options:
         draft.notes.warn(where, "--random: left out: the line is for all containers")
+    both: Rule = {}
     if family == "netem":
         common, kind, words = _split(where, words, _NETEM, tuple(_COMMANDS))
         options = options_of(where, words, _COMMANDS[kind], {})
         netem = _netem(kind, options.options, where, draft)
-        others = [each for each in common.options.get("target", "").split(",") if each]
-        direction = EGRESS
-        known = ["egress-port", "ingress-port"]
-        left = [each for each in known if each in common.options]
+        direction, filters = EGRESS, _NETEM_FILTERS
     else:
         common, _, words = _split(where, words, _IPTABLES, ("loss",))
         options = options_of(where, words, _IPTABLES_LOSS, {})
         netem = _iptables(options.options, where, draft)
-        others = [each for each in common.options.get("source", "").split(",") if each]
-        direction = INGRESS
-        left = [each for each in ("protocol", "destination", "src-port", "dst-port")
-                if common.options.get(each, "any") != "any"]  # fmt: skip
-    if left:
-        raise unsupported(f"--{left[0]}", "a line is for all packets between two NICs")
+        direction, filters = INGRESS, _IPTABLES_FILTERS
+        if (protocol := common.options.get("protocol", "any")) != "any":
+            both["protocol"] = condition("protocol", "protocol", protocol)
+    rules: list[Rule] = [
+        {**both, key: condition(option, key, each)}
+        for option, key in filters.items()
+        for each in common.options.get(option, "").split(",") if each
+    ] or [both]  # fmt: skip
+    for rule in rules:
+        note_families(rule, where, draft.notes)
     if "duration" in common.options:
         text = common.options["duration"]
         duration("duration", text)
@@ -105,18 +115,8 @@ def _command(where: str, words: list[str], names: Names, draft: Draft) -> None:
         if container.startswith("re2:"):
             raise unsupported(f"containers {container[:60]}", "name each container")
         nic = names.nic(container, where, "container")
-        for other in [_other(each, names) for each in others] or [ANY]:
-            put(draft, line_key(nic, direction, other), netem, 0, where)
-
-
-def _other(address: str, names: Names) -> str:
-    found = names.of_address(address)
-    if found is None:
-        raise unsupported(
-            f"a line for {address[:60]}",
-            f"no NIC is known to have it: write --map {address[:60]}=NIC",
-        )
-    return found
+        line = settings_of(netem, 0, where, draft.notes)
+        put_selected(draft, nic, direction, [Selection(where, rules, line)], names.of_address)
 
 
 def _netem(kind: str, options: dict[str, str], where: str, draft: Draft) -> Netem:

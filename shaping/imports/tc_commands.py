@@ -139,7 +139,7 @@ def _qdisc(words: Words, devices: Devices, where: str, verb: str, space: str, na
     if kind in ("ingress", "clsact"):
         parent, handle = INGRESS, HOOKS << 16
     options = qdisc_options(kind, words)
-    there.add_qdisc(verb, Qdisc(where, kind, handle, parent, options, size))
+    there.add_qdisc(verb, Qdisc(where, kind, handle, parent, options, size, name))
 
 
 def qdisc_options(kind: str, words: Words, *, shown: bool = False) -> Any:

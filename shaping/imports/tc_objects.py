@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dataplane.errors import ConfigError
-from shaping.imports.notes import quoted
+from shaping.imports.notes import quoted, unsupported
 from shaping.imports.quantities import hex_of
 
 ROOT = 0xFFFFFFFF
@@ -20,6 +20,8 @@ HOOKS = 0xFFFF  # their major number
 INGRESS_HOOK, EGRESS_HOOK = 0xFFFFFFF2, 0xFFFFFFF3
 PREF_AUTO = 0xC000  # of the first filter without a preference; each later one gets one less
 PREF_AUTO_LEAST = 0x8000
+ONE_CLASS = ("netem", "tbf")
+CHAIN_MOST = 8  # qdiscs one in the other
 REMOVALS_MOST = 1000  # of a device: each searches all its objects
 
 
@@ -56,7 +58,7 @@ def id_text(number: int) -> str:
 @dataclass
 class Qdisc:
     """options: as its kind's parser returns them, or the words of an unknown kind; size: what
-    `stab` adds (bytes, least length, cells)"""
+    `stab` adds (bytes, least length, cells); name: from a comment behind the command"""
 
     where: str
     kind: str
@@ -64,6 +66,7 @@ class Qdisc:
     parent: int
     options: Any = None
     size: tuple[int, int, str] | None = None
+    name: str = ""
 
 
 @dataclass
@@ -130,6 +133,7 @@ class Device:
             if there is None or there.kind != qdisc.kind:
                 raise ConfigError(f"there is no {qdisc.kind} to change: expected tc qdisc add")
             there.options, there.size = qdisc.options, qdisc.size or there.size
+            there.name = qdisc.name or there.name
             return
         if there is not None and verb == "add" and self.checked:
             raise ConfigError(
@@ -147,6 +151,7 @@ class Device:
         if there is not None:
             if there.kind == qdisc.kind and qdisc.handle in (0, there.handle):
                 there.options, there.size = qdisc.options, qdisc.size
+                there.name = qdisc.name or there.name
                 return
             self.remove_qdisc(qdisc.parent)
         self.qdiscs[qdisc.parent] = qdisc
@@ -285,13 +290,24 @@ class Device:
             yield self.classes[classid]
 
     def child(self, qdisc: Qdisc) -> Qdisc | None:
-        """The qdisc in a qdisc that has one class: netem, tbf."""
+        """The qdisc in a qdisc of ONE_CLASS."""
         if not qdisc.handle:
             return None
         for minor in (1, 0):
             if (found := self.qdiscs.get(qdisc.handle | minor)) is not None:
                 return found
         return None
+
+    def chain(self, classid: int) -> Iterator[Qdisc]:
+        """The qdiscs in a class or at the root, each in the one before it, which has one class."""
+        qdisc = self.qdiscs.get(classid)
+        for _ in range(CHAIN_MOST):
+            if qdisc is None:
+                return
+            yield qdisc
+            qdisc = self.child(qdisc) if qdisc.kind in ONE_CLASS else None
+        if qdisc is not None:
+            raise unsupported("more qdiscs one in the other", f"expected at most {CHAIN_MOST}")
 
     def filters_of(self, parent: int) -> list[Filter]:
         """In the order in which the kernel tries them."""

@@ -4,44 +4,68 @@ A device's root is what its NIC sends (or, where --map says so, what it receives
 an ifb device to which its ingress leads, the other direction.
 
     netem, tbf at the root            settings of `NIC -> any`
-    netem below filters by address    settings of `NIC -> other`
-    htb, hfsc, prio below a rate      classes
-    police at the ingress             a rate of `any -> NIC`
+    netem, tbf in bands of prio       parts of `NIC -> any`, or, by address, `NIC -> other`
+    htb, hfsc, prio below a rate      classes; netem in them, parts
+    police, drop at ingress, egress   a rate or a loss, of a part where a filter selects packets
 """
 
 from __future__ import annotations
 
-from dataplane.errors import ConfigError
+from typing import NamedTuple
+
 from dataplane.units import format_rate, format_size, format_time
 from shaping.imports.classful import HtbClass, HtbQdisc, Prio, Tbf
-from shaping.imports.filters import IPV4_ANY, IPV6_ANY, Rule
+from shaping.imports.filters import Rule
 from shaping.imports.form import Draft, Names, Settings, line_key, opposite
 from shaping.imports.leaf import Leaf
 from shaping.imports.leaves import LEAVES
 from shaping.imports.netem import Netem, line_of, seed_of
-from shaping.imports.nodes import Node
+from shaping.imports.nodes import Node, give_rules, in_order
 from shaping.imports.notes import Notes, Unsupported, unsupported
 from shaping.imports.overheads import overhead_setting
+from shaping.imports.parts import Selection, put_selected
 from shaping.imports.quantities import line_rate
-from shaping.imports.tc_objects import INGRESS_HOOK, Device, Devices, Filter, Qdisc, id_text
-from shaping.imports.tree import band_nodes, queue_of, tree_of, whole_tree
-from shaping.policy.keys import ANY
+from shaping.imports.rules import ALL
+from shaping.imports.tc_objects import (
+    EGRESS_HOOK,
+    INGRESS_HOOK,
+    ONE_CLASS,
+    ROOT,
+    Device,
+    Devices,
+    Filter,
+    Qdisc,
+    TcClass,
+    id_text,
+)
+from shaping.imports.tree import Tree, band_nodes, borrows_nothing, queue_of, tree_of, whole_tree
 from shaping.policy.scalars import QueueLength, QueueSize
 
-CHAIN_MOST = 8  # qdiscs one in the other
 UNLIMITED_BPS = 10**10  # the least rate of a class that tools write for none
-_ALL: list[list[Rule]] = [[{}], [{"destination": IPV4_ANY}], [{"destination": IPV6_ANY}]]
+
+
+class Redirects(NamedTuple):
+    """ifb devices to which others' ingress leads.
+
+    whole: by name, the device of which they get all packets
+    some: by name, the device of which they get some
+    """
+
+    whole: dict[str, str]
+    some: dict[str, str]
 
 
 def draft_of(devices: Devices, names: Names, notes: Notes) -> Draft:
     """Raises ConfigError; what cannot be said is in the notes."""
     draft = Draft(notes=notes)
-    redirected = _redirects(devices, names, notes)
+    redirects = _redirects(devices, notes)
     for device in devices.values():
-        if not device.qdiscs and not device.classes:
+        if device.name in redirects.some or not (
+            device.qdiscs or device.classes
+        ):  # what some packets get is read with the filter that leads them there
             continue
         try:
-            _device(device, redirected.get(device.name), names, draft)
+            _device(device, devices, redirects, names, draft)
         except Unsupported as error:
             notes.refuse(_where(device), error)
     return draft
@@ -51,24 +75,19 @@ def _where(device: Device) -> str:
     return next(iter(device.qdiscs.values())).where if device.qdiscs else ""
 
 
-def _redirects(devices: Devices, names: Names, notes: Notes) -> dict[str, str]:
-    """By the name of an ifb device, that of the device whose ingress leads to it."""
-    found: dict[str, str] = {}
+def _redirects(devices: Devices, notes: Notes) -> Redirects:
+    found = Redirects({}, {})
     for device in devices.values():
-        for each in device.filters_of(INGRESS_HOOK):
-            if not each.redirect or each.broken is not None:
-                continue
-            space, slash, _ = device.name.rpartition("/")
-            target = f"{space}{slash}{each.redirect}"
-            if each.match not in _ALL:
-                notes.refuse(
-                    each.where,
-                    unsupported(
-                        f"mirred of a part of what {device.name} receives",
-                        "a direction of a NIC is shaped as a whole",
-                    ),
-                )
-            elif found.setdefault(target, device.name) != device.name:
+        leading = [
+            each for each in device.filters_of(INGRESS_HOOK) if each.redirect and not each.broken
+        ]
+        kind = found.whole if all(each.match in ALL for each in leading) else found.some
+        for each in leading:
+            target = _target(device, each)
+            known = found.whole.get(target, found.some.get(target, device.name))
+            if known == device.name:
+                kind[target] = device.name
+            else:
                 notes.refuse(
                     each.where,
                     unsupported(f"mirred to {target} from several devices",
@@ -77,16 +96,63 @@ def _redirects(devices: Devices, names: Names, notes: Notes) -> dict[str, str]:
     return found
 
 
-def _device(device: Device, comes_from: str | None, names: Names, draft: Draft) -> None:
+def _target(device: Device, each: Filter) -> str:
+    """The name of the device that a filter redirects to, which is in the same namespace."""
+    space, slash, _ = device.name.rpartition("/")
+    return f"{space}{slash}{each.redirect}"
+
+
+def _device(
+    device: Device, devices: Devices, redirects: Redirects, names: Names, draft: Draft
+) -> None:
     where = _where(device)
+    comes_from = redirects.whole.get(device.name)
     if comes_from is not None and device.name not in names.given:
         nic, direction = names.place(comes_from, where)
         direction = opposite(direction)
     else:
         nic, direction = names.place(device.name, where)
     if device.root is not None:
-        _Root(device, nic, direction, names, draft).compile(device.root)
-    _ingress(device, nic, opposite(direction), draft)
+        _Root(device, nic, direction, names, draft).compile()
+    for hook, way in ((INGRESS_HOOK, opposite(direction)), (EGRESS_HOOK, direction)):
+        found = []
+        for each in device.filters_of(hook):
+            try:
+                target = _target(device, each)
+                if each.redirect and redirects.some.get(target) == device.name:
+                    line: Settings = {}
+                    if target in devices:
+                        line = _Root(devices[target], nic, way, names, draft).only_line()
+                    found.append(Selection(each.where, _rules(each), line))
+                else:
+                    found += _verdict(each, draft.notes)
+            except Unsupported as error:
+                draft.notes.refuse(each.where, error)
+        put_selected(draft, nic, way, found, names.of_address)
+
+
+def _rules(each: Filter) -> list[Rule]:
+    if each.broken is not None:
+        raise each.broken
+    rules: list[Rule] = each.match
+    return rules
+
+
+def _verdict(each: Filter, notes: Notes) -> list[Selection]:
+    """What a filter of ingress or egress does with its packets; nothing for mirred of all."""
+    rules = _rules(each)
+    if each.redirect:
+        return []
+    if each.police is not None:
+        rate, burst = each.police
+        line = {"rate": line_rate("police rate", rate), "queue": _size("burst", burst)}
+        notes.warn(
+            each.where,
+            "police: drops what exceeds the rate and burst at once; here as much as the burst "
+            "waits, and no burst passes",
+        )
+        return [Selection(each.where, rules, line)]
+    return [Selection(each.where, rules, {"loss": "100%"} if each.verdict == "drop" else {})]
 
 
 class _Root:
@@ -98,13 +164,11 @@ class _Root:
         self.device, self.nic, self.direction = device, nic, direction
         self.names, self.draft, self.notes = names, draft, draft.notes
         self.line: Settings = {}
+        self.labels: dict[str, str] = {}  # NICs by address, from comments behind filters
 
-    def compile(self, root: Qdisc) -> None:
-        qdisc: Qdisc | None = root
+    def compile(self) -> None:
         tbf: Qdisc | None = None
-        for _ in range(CHAIN_MOST):
-            if qdisc is None:
-                break
+        for qdisc in self.device.chain(ROOT):
             if qdisc.kind == "netem":
                 self.netem(qdisc, self.line)
             elif qdisc.kind == "tbf":
@@ -112,12 +176,15 @@ class _Root:
                 self.tbf(qdisc, self.line)
             else:
                 self.last(qdisc, tbf)
-                break
-            qdisc = self.device.child(qdisc)
-        else:
-            raise unsupported("more qdiscs one in the other", f"expected at most {CHAIN_MOST}")
         if self.line:
-            self.draft.add_line(line_key(self.nic, self.direction), self.line, root.where)
+            key = line_key(self.nic, self.direction)
+            self.draft.add_line(key, self.line, self.device.qdiscs[ROOT].where)
+
+    def only_line(self) -> Settings:
+        """The settings of netem and tbf, where there is nothing else. Raises Unsupported."""
+        for qdisc in self.device.chain(ROOT):
+            self.impairment(qdisc, self.line, f"mirred of some packets to {qdisc.kind}")
+        return self.line
 
     def netem(self, qdisc: Qdisc, line: Settings) -> None:
         assert isinstance(qdisc.options, Netem)
@@ -173,12 +240,12 @@ class _Root:
 
     def last(self, qdisc: Qdisc, tbf: Qdisc | None) -> None:
         kind = qdisc.kind
-        if kind in ("htb", "prio") and self.has_lines(qdisc):
-            self.pairs(qdisc)
-        elif kind in ("htb", "hfsc"):
+        if kind in ("htb", "hfsc"):
             if tbf is not None:
                 raise unsupported(f"{kind} below tbf", "a tree has its rate itself")
-            self.classes(tree_of(self.device, qdisc, self.notes))
+            self.classes_and_lines(qdisc)
+        elif kind == "prio" and self.has_lines(qdisc):
+            self.bands(qdisc)
         elif kind == "prio":
             self.prio(qdisc, tbf)
         elif kind in LEAVES:
@@ -186,8 +253,8 @@ class _Root:
         else:
             raise unsupported(f"qdisc {kind}", "expected netem, tbf, htb, hfsc, prio or a queue")
 
-    def classes(self, tree: Settings) -> None:
-        self.draft.classes[f"{self.nic}.{self.direction}"] = tree
+    def classes(self, tree: Tree) -> None:
+        self.draft.classes[f"{self.nic}.{self.direction}"] = tree.settings
 
     def prio(self, qdisc: Qdisc, tbf: Qdisc | None) -> None:
         if tbf is None:
@@ -228,119 +295,136 @@ class _Root:
                 f"{qdisc.kind} without a rate: left out: packets of a NIC never wait here",
             )
 
-    # -- lines to other NICs -----------------------------------------------------------------------
+    # -- lines for some packets --------------------------------------------------------------------
 
     def has_lines(self, qdisc: Qdisc) -> bool:
         """Whether classes of a qdisc impair packets."""
         return any(
-            each.kind in ("netem", "tbf") for parent, each in self.device.qdiscs.items()
+            each.kind in ONE_CLASS for parent, each in self.device.qdiscs.items()
             if qdisc.handle and parent >> 16 == qdisc.handle >> 16 and parent & 0xFFFF
         )  # fmt: skip
 
-    def pairs(self, qdisc: Qdisc) -> None:
-        """netem below classes: filters by address tell which NIC it is for."""
-        filters: dict[int, list[Filter]] = {}
-        for each in self.device.filters_of(qdisc.handle):
-            if each.broken is not None and isinstance(each.broken, Unsupported):
-                self.notes.refuse(each.where, each.broken)
-            filters.setdefault(each.flowid, []).append(each)
-        self.any_pair = bool(filters)
-        for classid, settings in self.impaired(qdisc):
-            where = self.device.qdiscs[classid].where if classid in self.device.qdiscs else (
-                self.device.classes[classid].where)  # fmt: skip
-            try:
-                self.pair(qdisc, classid, settings, filters.get(classid, []), where)
-            except Unsupported as error:
-                self.notes.refuse(where, error)
-
-    def impaired(self, qdisc: Qdisc) -> list[tuple[int, Settings]]:
-        """Class ids with the settings of their lines."""
-        found: list[tuple[int, Settings]] = []
-        if isinstance(qdisc.options, Prio):
-            ids = [qdisc.handle | number + 1 for number in range(qdisc.options.bands)]
-        else:
-            ids = [each for each in self.device.classes if each >> 16 == qdisc.handle >> 16]
-        for classid in ids:
-            line: Settings = {}
-            below = self.device.qdiscs.get(classid)
-            for _ in range(CHAIN_MOST):
-                if below is None:
-                    break
-                if below.kind == "netem":
-                    self.netem(below, line)
-                elif below.kind == "tbf":
-                    self.tbf(below, line)
-                elif isinstance(below.options, Leaf):
-                    if below.options.discipline == "fifo" and "rate" in line:
-                        line["queue"] = _fifo(below.options, line)
-                else:
-                    raise unsupported(f"{below.kind} in a class", "expected netem, tbf or a queue")
-                below = self.device.child(below)
-            each = self.device.classes.get(classid)
-            is_leaf = each is not None and next(self.device.below(classid), None) is None
-            if each is not None and is_leaf and isinstance(each.options, HtbClass):
-                ceil = each.options.ceil
-                if ceil < UNLIMITED_BPS and "rate" not in line:
-                    line["rate"] = line_rate("htb ceil", ceil)
-                elif ceil >= UNLIMITED_BPS:
-                    self.notes.note(each.where, f"htb ceil {format_rate(ceil)}: taken for no limit")
-            if line:
-                found.append((classid, line))
-        return found
-
-    def pair(
-        self, qdisc: Qdisc, classid: int, line: Settings, filters: list[Filter], where: str
-    ) -> None:
-        what = f"{id_text(classid)}: a line for some packets"
-        everything = not filters or any(each.match in _ALL for each in filters)
-        if everything:
-            if not filters and not self.is_default(qdisc, classid):
-                self.notes.note(where, f"class {id_text(classid)}: no filter leads to it: left out")
-                return
-            if self.any_pair and (len(filters) != 1 or filters[0].match not in _ALL):
-                raise unsupported(
-                    what, f"packets that match no filter have a line of their own: {self.nic} -> "
-                    "any is for all packets"
-                )  # fmt: skip
-            self.draft.add_line(line_key(self.nic, self.direction), line, where)
+    def classes_and_lines(self, qdisc: Qdisc) -> None:
+        """A tree; where its leaves impair packets, with lines for them. htb whose classes have no
+        parents to borrow from is a rate for each of the lines, without a tree."""
+        impairs = self.has_lines(qdisc)
+        tops = list(self.device.below(qdisc.handle))
+        inner = any(next(self.device.below(each.classid), None) for each in tops)
+        if impairs and qdisc.kind == "htb" and tops and not inner:
+            self.rates(qdisc, tops)
             return
-        band = (classid & 0xFFFF) - 1
-        if isinstance(qdisc.options, Prio) and band in qdisc.options.priomap:
+        tree = tree_of(self.device, qdisc, self.notes)
+        self.classes(tree)
+        if impairs:
             self.notes.note(
-                where, "prio priomap: leads packets of some TOS to a band, too: left out"
+                qdisc.where,
+                f"netem in a class of {qdisc.kind}: in tc packets are delayed before they wait "
+                "for the class, here behind it",
             )
-        for each in filters:
-            for rule in each.match or ():
-                other = self.other(rule, each)
-                key = line_key(self.nic, self.direction, other)
-                self.draft.add_line(key, dict(line), each.where)
+            self.lines(qdisc, tree.leaves, tree.default, in_tree=True)
 
-    def is_default(self, qdisc: Qdisc, classid: int) -> bool:
-        if isinstance(qdisc.options, Prio):
-            return classid == qdisc.handle | qdisc.options.priomap[0] + 1
-        options = qdisc.options
-        return isinstance(options, HtbQdisc) and classid == qdisc.handle | options.default
+    def rates(self, qdisc: Qdisc, tops: list[TcClass]) -> None:
+        """Classes of htb without parents."""
+        assert isinstance(qdisc.options, HtbQdisc)
+        nodes = {each.classid: self.node(each.classid, each.where) for each in tops}
+        default = nodes.get(qdisc.handle | qdisc.options.default)
+        default = give_rules(self.device, qdisc, nodes, default, self.notes, for_lines=True)
+        self.lines(qdisc, in_order(list(nodes.values()), self.notes), default)
 
-    def other(self, rule: Rule, each: Filter) -> str:
-        """The NIC that a rule is about."""
-        sends = self.direction == "egress"
-        keys = ("destination", "destination_mac") if sends else ("source", "source_mac")
-        if len(rule) != 1 or next(iter(rule)) not in keys:
-            given = ", ".join(f"{name} {value}" for name, value in rule.items())
-            raise unsupported(
-                f"a line for packets with {given}",
-                f"a line is for all packets between two NICs: expected {keys[0]} alone",
-            )
-        address = next(iter(rule.values()))
-        found = self.names.of_address(address) or each.name
-        if not found:
-            raise unsupported(
-                f"a line for {address}",
-                f"no NIC is known to have it: write --map {str(address).partition('/')[0]}=NIC",
-            )
-        if found in (self.nic, ANY):
-            raise ConfigError(f"{each.where}: {address} is {found}: expected another NIC")
-        return found
+    def bands(self, qdisc: Qdisc) -> None:
+        """Bands of prio, of which some impair packets."""
+        prio = qdisc.options
+        assert isinstance(prio, Prio)
+        ids = [qdisc.handle | minor for minor in range(1, prio.bands + 1)]
+        nodes = {classid: self.node(classid, qdisc.where) for classid in ids}
+        default: Node | None = nodes[ids[prio.priomap[0]]]
+        default = give_rules(self.device, qdisc, nodes, default, self.notes, for_lines=True)
+        for band in set(prio.priomap):
+            node = nodes[ids[band]]
+            if node.rules and node is not default and node.classid in self.device.qdiscs:
+                self.notes.note(
+                    self.device.qdiscs[node.classid].where,
+                    "prio priomap: leads packets of some TOS to a band, too: left out",
+                )
+        self.lines(qdisc, in_order(list(nodes.values()), self.notes), default)
+
+    def node(self, classid: int, where: str) -> Node:
+        return Node(where, f"class-{classid & 0xFFFF:x}", classid, 0)
+
+    def lines(
+        self, qdisc: Qdisc, nodes: list[Node], default: Node | None, *, in_tree: bool = False
+    ) -> None:
+        """Lines for the packets of classes, which are in the order in which they are tried.
+        in_tree: they are those of a tree, which has their rates."""
+        ordered = [node for node in nodes if node.rules]
+        if ordered and ordered[-1] is default:
+            ordered.pop()  # its packets are among those that are left
+        found = [self.selection(node, in_tree=in_tree) for node in ordered]
+        if default is not None:
+            found.append(self.selection(default, in_tree=in_tree)._replace(rules=[{}]))
+        for node in nodes:
+            if node.rules or node is default:
+                continue
+            selection = self.selection(node, in_tree=in_tree)
+            if selection.settings:
+                text = f"class {id_text(node.classid)}: no filter leads to it: left out"
+                self.notes.note(selection.where, text)
+        labels = {
+            str(address): each.name for each in self.device.filters_of(qdisc.handle)
+            if each.name and each.match and len(each.match) == 1 and len(each.match[0]) == 1
+            for address in each.match[0].values()
+        }  # fmt: skip
+
+        def nic_of(address: str) -> str | None:
+            return self.names.of_address(address) or labels.get(address)
+
+        put_selected(self.draft, self.nic, self.direction, found, nic_of)
+
+    def selection(self, node: Node, *, in_tree: bool) -> Selection:
+        """What happens to the packets of a class."""
+        first = self.device.qdiscs.get(node.classid)
+        tc_class = self.device.classes.get(node.classid)
+        name = node.name if in_tree else (first and first.name) or (tc_class and tc_class.name)
+        where = first.where if first is not None else node.where
+        line: Settings = {}
+        try:
+            if not in_tree or (first is not None and first.kind in ONE_CLASS):
+                for each in self.device.chain(node.classid):
+                    self.impairment(each, line, f"{each.kind} in a class")
+            if tc_class is not None and not in_tree:
+                self.rate_of_class(tc_class, line)
+        except Unsupported as error:
+            self.notes.refuse(where, error)
+            line = {}
+        return Selection(where, node.rules, line, name or "")
+
+    def impairment(self, qdisc: Qdisc, line: Settings, what: str) -> None:
+        """One of the qdiscs of a class."""
+        leaf = qdisc.options
+        if qdisc.kind == "netem":
+            self.netem(qdisc, line)
+        elif qdisc.kind == "tbf":
+            self.tbf(qdisc, line)
+        elif not isinstance(leaf, Leaf):
+            raise unsupported(what, "expected netem, tbf or a queue")
+        elif leaf.discipline == "fifo" and "rate" in line:
+            line["queue"] = _fifo(leaf, line)
+        elif leaf.discipline != "fifo" and "rate" in line:
+            self.notes.note(qdisc.where, f"{qdisc.kind}: left out: a line has a fifo")
+
+    def rate_of_class(self, tc_class: TcClass, line: Settings) -> None:
+        """The rate of a class of htb without a parent, where netem in it has none."""
+        options = tc_class.options
+        assert isinstance(options, HtbClass)
+        borrows_nothing(tc_class.where, tc_class.classid, options.rate, options.ceil, self.notes)
+        if options.rate >= UNLIMITED_BPS:
+            rate = format_rate(options.rate)
+            self.notes.note(tc_class.where, f"htb rate {rate}: taken for no limit")
+        elif "rate" not in line:
+            line["rate"] = line_rate("htb rate", options.rate)
+            overhead = overhead_setting("htb", *options.size)
+            if overhead is not None:
+                line["overhead"] = overhead
 
 
 def _size(what: str, size: int) -> str:
@@ -365,29 +449,3 @@ def _fifo(leaf: Leaf, line: Settings) -> str | Settings:
         return size
     queue: str | Settings = line.get("queue", {"packets": 1000})
     return queue
-
-
-def _ingress(device: Device, nic: str, direction: str, draft: Draft) -> None:
-    """Filters of ingress and clsact: police and drop. mirred is read before."""
-    for each in device.filters_of(INGRESS_HOOK):
-        try:
-            if each.broken is not None:
-                raise each.broken
-            if each.redirect or (each.police is None and each.verdict != "drop"):
-                continue
-            if each.match not in _ALL:
-                raise unsupported(
-                    "police or drop of some packets", "a line is for all packets: expected matchall"
-                )
-            line: Settings = {"loss": "100%"}
-            if each.police is not None:
-                rate, burst = each.police
-                line = {"rate": line_rate("police rate", rate), "queue": _size("burst", burst)}
-                draft.notes.warn(
-                    each.where,
-                    "police: drops what exceeds the rate and burst at once; here as much as the "
-                    "burst waits, and no burst passes",
-                )
-            draft.add_line(line_key(nic, direction), line, each.where)
-        except Unsupported as error:
-            draft.notes.refuse(each.where, error)

@@ -7,21 +7,20 @@ file. Semantics of htb are those of net/sched/sch_htb.c of Linux 6.18.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from dataplane.errors import ConfigError
 from dataplane.units import RATE_LEAST_BPS, format_rate, format_time
 from shaping.imports.classful import HfscClass, HtbClass, HtbQdisc, Prio
-from shaping.imports.form import Settings
+from shaping.imports.form import NAME, Settings
 from shaping.imports.leaf import Leaf
 from shaping.imports.leaves import LEAVES
-from shaping.imports.nodes import Node, fit, give_rules, in_order
+from shaping.imports.nodes import Node, fit, give_rules, in_order, leaves_of
 from shaping.imports.notes import Notes, Unsupported, unsupported
 from shaping.imports.overheads import overhead_setting
 from shaping.imports.quantities import line_rate
-from shaping.imports.tc_objects import Device, Qdisc, TcClass, id_text
+from shaping.imports.tc_objects import ONE_CLASS, Device, Qdisc, TcClass, id_text
 
 DEPTH_MOST = 8  # of htb
 PRIORITY_MOST = 7
@@ -29,11 +28,19 @@ QUANTUM_LEAST, QUANTUM_MOST = 1000, 200_000  # that htb computes from a rate
 WEIGHT_MOST = 1000
 CLASSES_MOST = 4096  # of a policy's tree
 NAME_MOST = 32
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*", re.ASCII)
 DIRECT = "direct"  # the leaf for what htb does not shape
 
 
-def tree_of(device: Device, qdisc: Qdisc, notes: Notes) -> Settings:
+class Tree(NamedTuple):
+    """settings: an entry of `classes`; leaves: in the order in which they are tried; default: the
+    one for what matches none."""
+
+    settings: Settings
+    leaves: list[Node]
+    default: Node
+
+
+def tree_of(device: Device, qdisc: Qdisc, notes: Notes) -> Tree:
     """The classes of a device whose root, or the qdisc below it, is htb or hfsc. Raises
     ConfigError."""
     tops = [_node(device, each, qdisc, notes, 1) for each in device.below(qdisc.handle)]
@@ -71,7 +78,7 @@ def _node(device: Device, each: TcClass, qdisc: Qdisc, notes: Notes, depth: int)
 
 
 def _name(each: TcClass) -> str:
-    if len(each.name) <= NAME_MOST and _NAME.fullmatch(each.name):
+    if len(each.name) <= NAME_MOST and NAME.fullmatch(each.name):
         return each.name
     return f"class-{each.classid & 0xFFFF:x}"
 
@@ -122,18 +129,12 @@ def _hfsc_node(each: TcClass, options: HfscClass, notes: Notes) -> Node:
 # -- the tree of a device --------------------------------------------------------------------------
 
 
-def _tree(device: Device, qdisc: Qdisc, tops: list[Node], notes: Notes) -> Settings:
+def _tree(device: Device, qdisc: Qdisc, tops: list[Node], notes: Notes) -> Tree:
     """One class at the top is the whole; several are its parts, each up to its own rate."""
     size = qdisc.size or _size_of(device, tops, notes)
     if qdisc.kind == "htb":
         for top in tops:
-            if top.ceiling > top.guarantee:
-                notes.warn(
-                    top.where,
-                    f"htb class {id_text(top.classid)}: has no parent to borrow from: htb sends "
-                    f"its rate {format_rate(top.guarantee)}, not its ceil "
-                    f"{format_rate(top.ceiling)}",
-                )
+            borrows_nothing(top.where, top.classid, top.guarantee, top.ceiling, notes)
             top.ceiling = top.guarantee
     for top in tops:
         top.ceiling = top.ceiling or top.guarantee or top.weight
@@ -155,10 +156,19 @@ def _tree(device: Device, qdisc: Qdisc, tops: list[Node], notes: Notes) -> Setti
     return whole_tree(nodes, rate, default, size, notes)
 
 
+def borrows_nothing(where: str, classid: int, rate: int, ceil: int, notes: Notes) -> None:
+    """Notes that htb sends the rate of a class without a parent, not its ceil."""
+    if ceil > rate:
+        notes.warn(
+            where,
+            f"htb class {id_text(classid)}: has no parent to borrow from: htb sends its rate "
+            f"{format_rate(rate)}, not its ceil {format_rate(ceil)}",
+        )
+
+
 def whole_tree(
     nodes: list[Node], rate: int, default: Node, size: tuple[int, int, str], notes: Notes
-) -> Settings:
-    """The plain data of a tree."""
+) -> Tree:
     nodes = in_order(nodes, notes)
     fit(nodes, rate, notes)
     _priorities(nodes, notes)
@@ -170,7 +180,7 @@ def whole_tree(
     tree = _data(nodes, rate, paths, "", notes)
     found["default"] = paths[id(default)]
     found["tree"] = tree
-    return found
+    return Tree(found, list(leaves_of(nodes)), default)
 
 
 def _size_of(device: Device, tops: list[Node], notes: Notes) -> tuple[int, int, str]:
@@ -259,13 +269,17 @@ def _priorities(nodes: list[Node], notes: Notes) -> None:
 
 
 def _queue(device: Device, leaf: Node, notes: Notes) -> None:
-    qdisc = device.qdiscs.get(leaf.classid)
-    if qdisc is None:
+    chain = list(device.chain(leaf.classid))
+    if not chain:
         notes.note(
             leaf.where,
             "classes without a qdisc: have a fifo of the device's txqueuelen, usually 1000 "
             "packets; here the default queue",
         )
+        return
+    qdisc = chain[-1]
+    # netem and tbf become settings of a line, which has the queue in front of tbf's rate
+    if qdisc.kind in ONE_CLASS or any(each.kind == "tbf" for each in chain):
         return
     try:
         leaf.queue = queue_of(qdisc, notes)
@@ -314,6 +328,6 @@ def band_nodes(device: Device, qdisc: Qdisc, notes: Notes) -> tuple[list[Node], 
         qdisc.where, "prio priomap: becomes rules of DSCP; sockets' own priorities are left out"
     )
     for band in bands:
-        if device.qdiscs.get(band.classid) is not None:
+        if band.classid in device.qdiscs:
             _queue(device, band, notes)
     return bands, default

@@ -21,6 +21,7 @@ the elements of a policy whose numbers change are the same, and can be kept.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
@@ -143,19 +144,25 @@ def chain_of_place(place: Place) -> Chain:
 
 
 def _entries(lines: list[Line]) -> list[ElementEntry]:
-    """The elements of one place: of its parts, in the order of the file, and of all its packets."""
+    """The elements of one place: of its parts, in the order of the file, and of all its packets. A
+    part without elements, such as `rate: none`, keeps its packets from the parts behind it."""
     entries = [each for line in lines if not line.place.part for each in elements_of(line)]
-    parts = [(line, made) for line in lines if line.place.part and (made := elements_of(line))]
-    if not parts:
+    parts = [(line, elements_of(line)) for line in lines if line.place.part]
+    branches = [made for _, made in parts if made]
+    if not branches:
         return entries
-    place = parts[0][0].place
-    rules = [{**each, "gate": n} for n, (line, _) in enumerate(parts) for each in line.matches]
+    numbers = itertools.count()
+    gates = [next(numbers) if made else len(branches) for _, made in parts]
     split = {
         "element": "Classifier",
-        "name": name_at(PARTS_NAME, place.whole),
-        "rules": rules,
-        "default": len(parts),
-        "branches": {number: made for number, (_, made) in enumerate(parts)},
+        "name": name_at(PARTS_NAME, parts[0][0].place.whole),
+        "rules": [
+            {**each, "gate": gate}
+            for gate, (line, _) in zip(gates, parts, strict=True)
+            for each in line.matches
+        ],
+        "default": len(branches),
+        "branches": dict(enumerate(branches)),
     }
     return [split, *entries]
 
