@@ -14,7 +14,6 @@ from dataplane.graph.element import Element, Source
 from dataplane.packet.ring import MpscRing
 from vnic.modules.accounts import NOBODY
 
-
 DRAINED_AT_ONCE = 256  # packets: 0.3 ms of an engine that writes each to a TAP
 
 
