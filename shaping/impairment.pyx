@@ -635,21 +635,23 @@ cdef class Impairment(Element):
         self.line.clear()
         self.late_count = 0
 
-    def drain(self):
+    def drain(self, uint32_t most=0xFFFFFFFF):
         cdef Engine engine = self.engine
         cdef Batch out
-        cdef uint32_t i
+        cdef uint32_t i, done = 0
         if engine is None:
             return
         out.count = 0
-        while not self.line.is_empty():
+        while done < most and not self.line.is_empty():
             self.counters.held -= 1
             self.forward(engine.ctx, self.line.take(engine.ctx), &out)
-        for i in range(self.late_count):
-            self.counters.held -= 1
-            self.forward(engine.ctx, self.late[i], &out)
-        self.late_count = 0
-        self.set_next()
+            done += 1
+        if done < most:
+            for i in range(self.late_count):
+                self.counters.held -= 1
+                self.forward(engine.ctx, self.late[i], &out)
+            self.late_count = 0
+            self.set_next()
         self.finish(engine.ctx, &out)
 
     def release(self):

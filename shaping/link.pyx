@@ -395,17 +395,19 @@ cdef class Link(Shaper):
         self.line_head = self.line_tail = self.sending = NO_PACKET
         self.line_small = self.line_large = 0
 
-    def drain(self):
+    def drain(self, uint32_t most=0xFFFFFFFF):
         cdef Engine engine = self.engine
         cdef uint32_t index = self.line_head
         if engine is None:
             return
-        while index != NO_PACKET:
+        while index != NO_PACKET and most:
             engine.ctx.packets[index].release_ns = engine.ctx.now_ns
             index = engine.ctx.packets[index].next
-        self.sending = NO_PACKET
+            most -= 1
+        if index == NO_PACKET:
+            self.sending = NO_PACKET
         self.send_due(engine.ctx)
-        Shaper.drain(self)
+        Shaper.drain(self, most)
 
     def release(self):
         cdef Engine engine = self.engine

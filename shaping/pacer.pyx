@@ -428,14 +428,15 @@ cdef class Pacer(Element):
             share_count(self.share, -self.wheel.small, -self.wheel.large)
         self.wheel.clear()
 
-    def drain(self):
+    def drain(self, uint32_t most=0xFFFFFFFF):
         cdef Engine engine = self.engine
         cdef uint32_t index, word
         cdef Batch out
         if engine is None:
             return
         out.count = 0
-        while not self.wheel.is_empty():
+        while most and not self.wheel.is_empty():
+            most -= 1
             index = take(self, engine.ctx)
             word = engine.ctx.packets[index].held_word
             if word & HELD_CUT and word & HELD_BYTES:

@@ -665,7 +665,7 @@ cdef class Scheduler(Element):
         self.leaving.bytes = self.leaving.segments = 0
         self.settle_share()
 
-    def drain(self):
+    def drain(self, uint32_t most=0xFFFFFFFF):
         cdef Engine engine = self.engine
         cdef Context *ctx
         cdef Batch out
@@ -679,7 +679,8 @@ cdef class Scheduler(Element):
                 queue_move(&self.leaving, &self.tree.classes[i].queue, &self.outlet)
                 self.withdraw(ctx, i)
         out.count = 0
-        while self.leaving.packets:
+        while most and self.leaving.packets:
+            most -= 1
             index = queue_take(&self.leaving, &self.outlet, 0xFFFFFFFF, &load)
             if index == NO_PACKET:
                 continue                           # there was no buffer for a part of a frame

@@ -567,14 +567,27 @@ cdef class Shaper(Element):
         self.set_held(0, 0)
         self.queue_segments = 0
 
-    def drain(self):
+    def drain(self, uint32_t most=0xFFFFFFFF):
         cdef Engine engine = self.engine
         cdef Setting setting = self.setting
+        cdef uint32_t index
+        cdef Batch out
         if engine is None:
             return
+        out.count = 0
         work_out(self, &self.setting, 0)           # without a rate, all is due
-        Shaper.release_due(self, engine.ctx)
+        while most:
+            index = self.take_due(engine.ctx)
+            if index == NO_PACKET:
+                break
+            if out.count == BATCH_MAX:
+                self.emit(engine.ctx, 0, &out)
+                out.count = 0
+            batch_add(&out, index)
+            most -= 1
         self.setting = setting
+        self.set_deadline(engine.ctx)
+        self.emit(engine.ctx, 0, &out)
 
     def release(self):
         cdef Engine engine = self.engine

@@ -97,6 +97,27 @@ def test_all_leaves_at_once_and_in_order(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ELEMENTS)
+def test_a_few_leave_at_a_time_the_oldest_first(name: str) -> None:
+    """While others arrive."""
+    bench = Bench(name)
+    bench.send(*range(40))
+    advance(bench.engine, START_NS + 2 * MS)
+    found, sent = bench.taken(), 40
+    while bench.element.statistics()["held"]:
+        held = bench.element.statistics()["held"]
+        bench.engine.call(lambda: bench.element.drain(5))
+        found += (taken := bench.taken())
+        assert len(taken) == min(5, held) and bench.element.statistics()["held"] == held - len(taken)
+        if sent < 50:
+            bench.send(sent)
+            found += bench.taken()  # the first of those that wait, if it is due
+            sent += 1
+    for flow in (0, 1):
+        assert [each for each in found if each % 2 == flow] == list(range(flow, 50, 2))
+    bench.check_nothing_is_held()
+
+
+@pytest.mark.parametrize("name", ELEMENTS)
 def test_it_goes_on_afterwards(name: str) -> None:
     """As it has to where the change fails for which it was drained."""
     bench, other = Bench(name), Bench(name)

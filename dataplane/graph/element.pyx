@@ -146,10 +146,11 @@ cdef class Element:
     def cleanup(self):
         """Called once, after the last packet, on control's thread: close what initialize opened."""
 
-    def drain(self):
+    def drain(self, uint32_t most=0xFFFFFFFF):
         """Called on the engine's thread, between two batches, before other elements take this one's
         place. Elements that hold packets override it to forward them at once, in their order: then
-        none is lost or overtaken by those that go past the element from now on."""
+        none is lost or overtaken by those that go past the element from now on. most: forward only
+        so many of them, the oldest; the element goes on with the others."""
 
     def release(self):
         """Called on the engine's thread before cleanup. Elements that hold packets override it to

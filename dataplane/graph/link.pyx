@@ -100,7 +100,8 @@ cdef class Link(Source):
         if ctx.last_link == <void *>self:
             ctx.last_link = each
 
-    def drain(self):
+    def drain(self, uint32_t most=0xFFFFFFFF):
+        """Forwards all of them, since they were to leave in this iteration."""
         cdef Context *ctx = self.listed
         self.unlist()
         while ctx != NULL and self.head != NO_PACKET:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from dataplane.engine.engine import Engine
@@ -12,6 +13,8 @@ from dataplane.errors import GraphError
 from dataplane.graph.element import Element, Source
 from dataplane.packet.ring import MpscRing
 from vnic.modules.accounts import NOBODY
+
+DRAINED_AT_ONCE = 256  # packets: 0.3 ms of an engine that writes each to a TAP
 
 
 class _Pending:
@@ -163,6 +166,13 @@ class EngineHost:
     def drain(self, leaving: Sequence[Element]) -> None:
         """Before others take their place: lets elements forward what they hold. leaving: in the
         order in which packets pass them, so that each gets what those before it had."""
+        # Most of it before the change, a few packets at a time: thousands at once would take the
+        # engine some milliseconds, in which the queues of containers overflow.
+        for element in leaving:
+            for _ in range(2 * int(element.statistics()["held"]) // DRAINED_AT_ONCE):
+                self.engine.call(partial(element.drain, DRAINED_AT_ONCE))
+                if element.statistics()["held"] <= DRAINED_AT_ONCE:
+                    break
         if leaving:
 
             def drain() -> None:
