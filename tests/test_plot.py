@@ -14,12 +14,13 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shaping.policy.load import parse_policy, policy_data
 from tests.test_recorder import POLICY, Recorded, frame
 from vnic.cli import shape_plot
-from vnic.cli.curves import Curve, names_of
+from vnic.cli.curves import MARKS_MOST, Curve, describe, names_of
 from vnic.cli.curves import Recorded as Curves
 from vnic.cli.main import cli
-from vnic.cli.plot_svg import added_up, by_second, draw_page, draw_svg
+from vnic.cli.plot_svg import added_up, by_second, draw_page, draw_svg, legend_rows
 from vnic.cli.plot_text import BLOCKS, PLAIN, SIDE, draw_text, resampled, sparkline
 from vnic.cli.scale import scale_to, time_ticks
 
@@ -31,9 +32,12 @@ class FakeClient:
 
     def __init__(self, recorder: Any) -> None:
         self.recorder, self.calls = recorder, []
+        self.status: dict[str, Any] = {"policy": None, "scenario": None}
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self.calls.append(parameters)
+        if method == "ShapeStatus":
+            return {"status": self.status}
         names, last, step = (parameters.get(key) for key in ("names", "last_ms", "step_ms"))
         return self.recorder.answer(
             names, last_ns=(last or 60_000) * 10**6, step_ns=(step or 100) * 10**6, alone=parameters.get("alone", False)
@@ -266,7 +270,7 @@ def test_json_has_the_numbers_in_units(client):
     assert len(found["times"]) == 10 == len(line["rate_bps"])
     assert max(line["rate_bps"]) == pytest.approx(800_000, rel=0.1) and line["limit_bps"] == 800_000
     assert 0 < max(each for each in line["delay_ms"] if each is not None) < 70
-    assert client.calls[-1] == {"names": ["web -> any"], "last_ms": 1000, "step_ms": 100}
+    assert client.calls[-2] == {"names": ["web -> any"], "last_ms": 1000, "step_ms": 100} and found["steps"] == []
 
 
 def test_files(client, tmp_path):
@@ -320,7 +324,75 @@ def test_many_curves_are_the_busiest(client, monkeypatch):
     monkeypatch.setattr("vnic.cli.plot_svg.CURVES_MOST", 1)
     done = plot()
     assert "web -> any" in done.stdout and "web -> db" not in done.stdout
-    assert done.stderr == "1 more had less traffic: name one to see it\n"
+    assert done.stderr == "1 more had less traffic: name those to see\n"
+
+
+SCENARIO = """\
+version: 1
+links:
+  web -> any: {rate: 800kbit}
+classes:
+  web.egress: {rate: 4mbit, default: rest, tree: {calls: {match: {dscp: ef}, guarantee: 1mbit, ceiling: 2mbit}, rest: {}}}
+scenario:
+  - {at: 1s, set: {web -> any: {loss: 5%}}}
+  - {at: 2s, ramp: {web -> any: {rate: 1mbit}}, over: 1s}
+"""
+
+
+def described(policy: str, elapsed_s: float, last_s: float, *curves: Curve, now: float = 1e6, monkeypatch: Any) -> Curves:
+    """What describe adds to a picture of the last seconds."""
+    monkeypatch.setattr("time.time", lambda: now)
+    found = Curves([now - last_s, now], list(curves))
+    status = {"policy": policy_data(parse_policy(policy)), "scenario": {"elapsed_ns": int(elapsed_s * 1e9)}}
+    describe(found, status)
+    return found
+
+
+def test_steps_of_a_scenario_are_marked(monkeypatch):
+    def marks(elapsed_s: float, last_s: float, more: str = "") -> list[tuple[float, int]]:
+        found = described(SCENARIO + more, elapsed_s, last_s, monkeypatch=monkeypatch)
+        return [(round(each.at - 1e6 + elapsed_s, 3), each.number) for each in found.marks]
+
+    assert marks(1.5, 10) == [(1, 1)] and marks(2.5, 10) == [(1, 1), (2, 2)] and marks(2.5, 1) == [(2, 2)]
+    assert marks(30, 10) == [] and marks(0.5, 10) == []
+    again = "  - {at: 3s, repeat: yes}\n"
+    assert marks(7.5, 5, again) == [(3, 3), (4, 1), (5, 2), (6, 3), (7, 1)]
+    assert len(marks(3600, 60, again)) == MARKS_MOST
+    assert marks(1e9, 60, again) == marks(1e9, 60, again)  # a scenario that has run for decades costs no more
+
+
+def test_marks_and_promises_are_drawn(monkeypatch):
+    calls = curve("web.egress/calls", kind="class", asked="", limit_bps=None)
+    found = described(SCENARIO, 2.5, 10, calls, curve(), monkeypatch=monkeypatch)
+    found.bounds = [1e6 - 10 + 2.5 * n for n in range(5)]
+    assert calls.asked == "guarantee 1mbit, ceiling 2mbit, priority 4, fifo" and calls.limit_bps == 2_000_000
+    drawn = draw_svg(found, "x")
+    texts = [each.text or "" for each in ElementTree.fromstring(drawn).iter(f"{SVG}text")]
+    assert texts.count("step 1") == texts.count("step 2") == 3  # in each panel
+    assert "step 1: web -> any: loss 5%" in texts and "step 2: web -> any: rate 1mbit over 1s" in texts
+    assert calls.asked in texts
+    rows = draw_text(found, 80).splitlines()
+    assert rows[-2].split() == ["steps", "1", "2"] and max(map(len, rows)) <= 80
+
+
+def test_what_is_asked_of_a_curve_is_wrapped():
+    long = "rate 10mbit, queue 60ms, overhead pppoe-ptm, delay {mean: 12ms, jitter: 3ms, shape: normal}, " * 3
+    rows = legend_rows(Curves(BOUNDS, [curve("a -> any", asked=long), curve("b -> any", asked="rate 1mbit")]))
+    assert [each.label for each in rows] == ["a -> any", "", "b -> any"]
+    assert rows[1].text.endswith("\N{HORIZONTAL ELLIPSIS}") and long.startswith(rows[0].text)
+    assert rows[2].text == "rate 1mbit" and [each.curve for each in rows] == [0, None, 1]
+
+
+def test_several_names(client, tmp_path):
+    done = plot("web -> any", "web -> db", "web -> any", "--json")
+    assert sorted(each["name"] for each in json.loads(done.output)["curves"]) == ["web -> any", "web -> db"]
+    for names, title in (
+        (("web.egress/calls", "web.egress/a/b"), "web.egress: calls, a/b"),
+        (("web.egress/calls", "db"), "web.egress/calls, db"),
+        ((), "What the network does"),
+        (("a" * 40, "b" * 40), "What the network does"),
+    ):
+        assert shape_plot._title(names) == title
 
 
 def test_nothing_is_recorded_yet(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -225,3 +226,42 @@ def test_failover_flap(lab):
     _, _, numbers = made.sent("server", "client", 2000, 10)
     missing = set(range(2000)) - set(numbers)
     assert {n for n in range(2000) if 80_000 <= begin_ms + 10 * n < 81_950} <= missing and len(missing) < 210
+
+
+def test_explained(lab):
+    made = lab("explained.yaml")
+    begin = made.net.now_ns
+    work, backup, call = (ip_frame(made, "client", "server", tos=tos) for tos in (0, 8 << 2, 46 << 2))
+    made.net.send("client", [backup] * 60 + [work] * 60 + [call] * 5)
+    made.net.run()
+    order = [each.data[15] >> 2 for each in made.net.take("server")]
+    assert order.count(46) == 5 and len(order) >= 122  # 0.1 % are lost
+    assert max(n for n, dscp in enumerate(order) if dscp == 46) < 20  # within their ceiling, before all others
+    # work has 5 of 9.5 Mbit/s, and three parts of four of the rest
+    half = order[: order.index(0) + 60]
+    assert half.count(0) > 5 * half.count(8)
+    # then one packet every 10 ms, until after the storm
+    start_ms = (made.net.now_ns - begin) / 1e6
+    _, delays, numbers = made.sent("client", "server", 6000, 10)
+    assert numbers == sorted(numbers) and 11 < sum(delays) / len(delays) < 14 and max(delays) < 30
+    lost = [(start_ms + 10 * n) / 1000 for n in sorted(set(range(6000)) - set(numbers))]
+    storm = [at for at in lost if 20 <= at < 45]
+    assert 10 < len(storm) < 120 and len(lost) - len(storm) < 20
+    received, _, _ = made.sent("server", "client", 50, 0)
+    on_line = 200 - 14 + 30
+    on_line += -(-on_line // 64)
+    gaps = [b.time_ns - a.time_ns for a, b in itertools.pairwise(received)]
+    assert gaps == pytest.approx([on_line * 8e9 / 50e6] * 49, abs=1)
+
+
+def test_the_explanation_is_of_this_policy():
+    """docs/a-policy-explained.md has the policy, and small pictures with a white ground."""
+    docs = EXAMPLES.parent.parent / "docs"
+    page = (docs / "a-policy-explained.md").read_text()
+    assert f"```yaml\n{(EXAMPLES / 'explained.yaml').read_text()}```" in page
+    pictures = sorted((docs / "pictures").iterdir())
+    assert [each.name for each in pictures] == [f"explained-{name}.svg" for name in ("classes", "line", "network", "packets")]
+    for each in pictures:
+        text = each.read_text()
+        assert f"(pictures/{each.name})" in page and len(text) < 60_000
+        assert re.search(r"<(rect|polygon|path)[^>]*fill[=:] ?\"?(white|#ffffff)", text), each.name

@@ -29,7 +29,7 @@ CUBIC = math.pow(0.4 * (3 + BETA) / (4 * (1 - BETA)), 0.25)
 # Of the lower bounds: for the beginning and recoveries, and for chance, over 100 losses or more.
 RATE_REACHED, LOSS_REACHED = 0.9, 0.8
 TIMEOUT_LEAST_NS = SECOND // 5  # of a retransmission, in Linux; RFC 6298 asks for 1 s
-TIMEOUT_BURST = 2  # see least_by_loss
+TIMEOUT_BURST, WINDOW_LOST = 2, 0.001  # see least_by_loss
 WINDOW_BYTES = 2 << 20  # payload under way: half of the 4 MiB that Linux' tcp_wmem allows
 SENT_AT_ONCE = 10  # segments, RFC 6928: what comes to a queue in one burst
 HOSTS_NS = 10_000_000  # what hosts add to a mean round trip: wake-ups, delayed acknowledgements
@@ -50,14 +50,16 @@ def least_by_loss(rtt_ns: float, events: float, burst: float) -> float:
     in a row, on average.
 
     The rate of Reno with timeouts and delayed acknowledgements (RFC 5348, section 3.1, with b = 2).
-    0 for bursts of 2 or more: a timeout sends one packet, each next one after twice the time, and
-    in a burst it is lost with a probability of 1 - 1 / burst, so the mean time that this takes has
-    no bound.
+    0 where bursts often take a whole window. A timeout then sends one packet, each next one after
+    twice the time, and each is lost with a probability of 1 - 1 / burst: with bursts of 2 or more,
+    the mean time that this takes has no bound.
     """
-    if burst >= TIMEOUT_BURST:
-        return 0.0
     if not events:
         return math.inf
+    if burst >= TIMEOUT_BURST:
+        window = RENO / math.sqrt(events) / 2  # after a loss
+        if math.pow(1 - 1 / burst, window) > WINDOW_LOST:
+            return 0.0
     rtt, b = rtt_ns / SECOND, 2
     timeout = (rtt_ns + TIMEOUT_LEAST_NS) / SECOND
     lost = min(1.0, 3 * math.sqrt(3 * b * events / 8)) * events * (1 + 32 * events**2)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from vnic.api.client import Client
 
 LISTED_MS = 100  # the shortest question about all: only who is there counts
+MARKS_MOST = 8  # steps of a scenario; more than these would hide the curves
 
 
 @dataclass
@@ -40,12 +42,22 @@ class Curve:
         return f"{self.name} {self.way}" if self.way else self.name
 
 
+class Mark(NamedTuple):
+    """A step of the policy's scenario. at: when it began, in seconds since 1970."""
+
+    at: float
+    number: int
+    text: str
+
+
 @dataclass
 class Recorded:
-    """bounds: of the intervals, in seconds since 1970; one more than there are intervals."""
+    """bounds: of the intervals, in seconds since 1970; one more than there are intervals. marks: at
+    most MARKS_MOST, the last ones."""
 
     bounds: list[float]
     curves: list[Curve]
+    marks: list[Mark] = field(default_factory=list)
 
     @property
     def seconds(self) -> list[float]:
@@ -91,6 +103,42 @@ def _curve(series: dict[str, Any], seconds: list[float]) -> Curve:
         lost=each_second("lost"),
         octets=sum(octets),
     )
+
+
+def describe(found: Recorded, status: dict[str, Any]) -> None:
+    """Adds what the policy says: steps of its scenario that began meanwhile, and what classes are
+    promised. status: of ShapeStatus, with `whole`."""
+    if status["policy"] is None:
+        return
+    from vnic.cli.shape_classes import asked, classes_by_name
+
+    classes = classes_by_name(status["policy"])
+    for curve in found.curves:
+        if curve.kind == "class" and (each := classes.get(curve.name)) is not None:
+            curve.asked, curve.limit_bps = asked(each), each.ceiling_bps or None
+    if found.bounds and status["scenario"] is not None:
+        began = time.time() - status["scenario"]["elapsed_ns"] / 1e9
+        found.marks = _marks(status["policy"], began, found.bounds)
+
+
+def _marks(policy: dict[str, Any], began: float, bounds: Sequence[float]) -> list[Mark]:
+    from shaping.policy.load import convert_policy
+    from shaping.policy.scenario import step_text
+
+    steps = convert_policy(policy).steps
+    repeats = steps[-1].kind == "repeat"
+    period = steps[-1].at_ns / 1e9 if repeats else 0.0
+    found: list[Mark] = []
+    # backwards, from the round in which the last interval ends
+    rounds = max(int((bounds[-1] - began) // period), 0) if repeats else 0
+    for number in range(rounds, max(rounds - MARKS_MOST, -1), -1):
+        for step in reversed(steps):
+            at = began + number * period + step.at_ns / 1e9
+            if at < bounds[0] or len(found) == MARKS_MOST:
+                return found[::-1]
+            if at <= bounds[-1]:
+                found.append(Mark(at, step.number, step_text(step)))
+    return found[::-1]
 
 
 def listed(client: Client) -> list[dict[str, Any]]:

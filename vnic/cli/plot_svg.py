@@ -7,12 +7,13 @@ replaces them where the reader prefers dark pictures.
 from __future__ import annotations
 
 import html
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from vnic.cli.common import about
-from vnic.cli.curves import Curve, Recorded
+from vnic.cli.curves import Curve, Mark, Recorded
 from vnic.cli.scale import Scale, scale_to, time_ticks
 
 WIDTH, LEFT, RIGHT = 960, 62, 24
@@ -37,6 +38,7 @@ INK = {
     "c7": ("#666666", "#b0b0b0"),
 }
 CURVES_MOST = 8
+ASKED_ROWS = 2  # of the legend, for what is asked of a curve
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ def draw_svg(recorded: Recorded, title: str, *, alone: bool = True) -> str:
     """The picture of at most CURVES_MOST curves. alone: a file of its own, with a background; else
     a part of a page, whose style sheet has STYLE."""
     panels = _panels(recorded)
-    height = TOP + len(panels) * (PANEL + GAP) + LEGEND * len(recorded.curves) + 8
+    rows = legend_rows(recorded)
+    height = TOP + len(panels) * (PANEL + GAP) + LEGEND * len(rows) + 8
     found = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
         f'width="{WIDTH}" height="{height}" font-family="{html.escape(FONT)}" font-size="12" '
@@ -81,29 +84,61 @@ def draw_svg(recorded: Recorded, title: str, *, alone: bool = True) -> str:
     found.append(_text(WIDTH - RIGHT, 24, _when(recorded.bounds), "faint", anchor="end"))
     for number, panel in enumerate(panels):
         top = TOP + number * (PANEL + GAP)
-        found += _draw_panel(panel, top, last=number + 1 == len(panels))
-    found += _legend(recorded.curves, TOP + len(panels) * (PANEL + GAP))
+        found += _draw_panel(panel, top, recorded.marks, last=number + 1 == len(panels))
+    found += _legend(rows, recorded, TOP + len(panels) * (PANEL + GAP))
     return "\n".join([*found, "</svg>", ""])
 
 
-def _legend(curves: Sequence[Curve], top: float) -> Iterator[str]:
-    labels = [each.label + (" (gone)" if each.ended is not None else "") for each in curves]
-    asked_x = LEFT + 46 + CHARACTER * max(map(len, labels), default=0)
-    room = max(int((WIDTH - RIGHT - asked_x) / CHARACTER), 1)
-    for number, (curve, label) in enumerate(zip(curves, labels, strict=True)):
+@dataclass(frozen=True)
+class Row:
+    """A row of the legend. curve: its number, at the beginning of what is said of it."""
+
+    curve: int | None
+    label: str
+    text: str
+
+
+def legend_rows(recorded: Recorded) -> list[Row]:
+    """The curves with what is asked of them, then the scenario's steps."""
+    labels = [_label(each) for each in recorded.curves]
+    room = max(int((WIDTH - RIGHT - _asked_x(labels)) / CHARACTER), 20)
+    rows = []
+    for number, (curve, label) in enumerate(zip(recorded.curves, labels, strict=True)):
+        asked = textwrap.wrap(
+            curve.asked, room, max_lines=ASKED_ROWS, placeholder="\N{HORIZONTAL ELLIPSIS}"
+        )
+        rows += [Row(number, label, asked[0] if asked else "")]
+        rows += [Row(None, "", each) for each in asked[1:]]
+    whole = int((WIDTH - RIGHT - LEFT) / CHARACTER)
+    rows += [
+        Row(None, textwrap.shorten(f"step {each.number}: {each.text}", whole), "")
+        for each in recorded.marks
+    ]
+    return rows
+
+
+def _label(curve: Curve) -> str:
+    return curve.label + (" (gone)" if curve.ended is not None else "")
+
+
+def _asked_x(labels: Sequence[str]) -> float:
+    return LEFT + 46 + CHARACTER * max(map(len, labels), default=0)
+
+
+def _legend(rows: Sequence[Row], recorded: Recorded, top: float) -> Iterator[str]:
+    asked_x = _asked_x([_label(each) for each in recorded.curves])
+    for number, row in enumerate(rows):
         y = top + LEGEND * number
-        yield (
-            f'<line x1="{LEFT}" x2="{LEFT + 22}" y1="{y - 4}" y2="{y - 4}" '
-            f'{_stroke(f"c{number}")} stroke-width="3"/>'
-        )
-        yield _text(LEFT + 30, y, label, "text")
-        asked = (
-            curve.asked
-            if len(curve.asked) <= room
-            else f"{curve.asked[: room - 1]}\N{HORIZONTAL ELLIPSIS}"
-        )
-        if asked:
-            yield _text(asked_x, y, asked, "faint")
+        if row.curve is not None:
+            yield (
+                f'<line x1="{LEFT}" x2="{LEFT + 22}" y1="{y - 4}" y2="{y - 4}" '
+                f'{_stroke(f"c{row.curve}")} stroke-width="3"/>'
+            )
+            yield _text(LEFT + 30, y, row.label, "text")
+        elif row.label:
+            yield _text(LEFT, y, row.label, "faint")
+        if row.text:
+            yield _text(asked_x, y, row.text, "faint")
 
 
 def _panels(recorded: Recorded) -> list[Panel]:
@@ -162,7 +197,7 @@ def added_up(
     ]
 
 
-def _draw_panel(panel: Panel, top: float, *, last: bool) -> Iterator[str]:
+def _draw_panel(panel: Panel, top: float, marks: Sequence[Mark], *, last: bool) -> Iterator[str]:
     bounds = panel.bounds
     highest = [value for line in panel.lines for value in line.values if value is not None]
     highest += [level for level, _ in panel.levels]
@@ -176,6 +211,22 @@ def _draw_panel(panel: Panel, top: float, *, last: bool) -> Iterator[str]:
         return top + PANEL - value / scale.most * PANEL
 
     yield from _axes(scale, panel, top, x_of, y_of, last=last)
+    title = panel.title.format(scale.unit)
+    for mark in marks:
+        x = x_of(mark.at)
+        over = x > LEFT + CHARACTER * len(title) + 20  # beside the title
+        yield (
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top - 20 if over else top}" y2="{top + PANEL}" '
+            f'{_stroke("faint")} stroke-dasharray="2 3"/>'
+        )
+        anchor = "end" if x > WIDTH - RIGHT - 60 else "start"
+        yield _text(
+            x - 5 if anchor == "end" else x + 5,
+            top - 10 if over else top + PANEL - 6,
+            f"step {mark.number}",
+            "faint",
+            anchor=anchor,
+        )
     for level, name in panel.levels:
         y = y_of(level)
         yield (

@@ -61,7 +61,9 @@ def draw_text(recorded: Recorded, width: int, *, blocks: bool = True, colours: b
                 for side, drawn in found
             ]
         lines.append("")
-    return "\n".join([*lines[:-1], _times(recorded.bounds, columns), ""])
+    return "\n".join(
+        [*lines[:-1], *_marked(recorded, columns), _times(recorded.bounds, columns), ""]
+    )
 
 
 def _charts(
@@ -152,6 +154,19 @@ def sparkline(
         else _cell(min(each / most, 1), 0, 1, levels)
         for each in values
     )
+
+
+def _marked(recorded: Recorded, columns: int) -> list[str]:
+    """A row with the numbers of the scenario's steps at the columns where they began."""
+    if not recorded.marks:
+        return []
+    line = list("steps".ljust(SIDE + columns))
+    begin, end = recorded.bounds[0], recorded.bounds[-1]
+    for mark in recorded.marks:
+        place = SIDE + min(int((mark.at - begin) / (end - begin) * columns), columns - 1)
+        text = str(mark.number)[: len(line) - place]
+        line[place : place + len(text)] = text
+    return ["".join(line).rstrip()]
 
 
 def _times(bounds: Sequence[float], columns: int) -> str:

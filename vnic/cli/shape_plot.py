@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 LAST_MS = 1000, 60_000
 SAMPLE_MS = 100
+PICTURE_STEPS = 300  # more of them in a picture are a blur
+TITLE_MOST = 60  # characters
 KINDS = (".svg", ".png", ".html")
 # Programs that make a PNG of an SVG, with their arguments.
 CONVERTERS = {
@@ -31,7 +33,7 @@ CONVERTERS = {
 
 @click.command()
 @click.argument(
-    "name", metavar="[NIC|LINE|CLASS]", required=False, shell_complete=completing("series")
+    "names", metavar="[NIC|LINE|CLASS]...", nargs=-1, shell_complete=completing("series")
 )
 @click.option(
     "--last", metavar="TIME", default="60s", show_default=True,
@@ -43,30 +45,34 @@ CONVERTERS = {
 )  # fmt: skip
 @instance_option
 @json_option
-def plot(name: str | None, last: str, output: str | None, instance: str, as_json: bool) -> None:
+def plot(
+    names: tuple[str, ...], last: str, output: str | None, instance: str, as_json: bool
+) -> None:
     """Plot rate, delay in queues and drops over the last minute: of the policy's lines and classes,
-    or where there are none, of NICs; or of one of them only. They are recorded all the time.
+    or where there are none, of NICs; or of those that are named. They are recorded all the time.
 
     Of a line with a rate, the rate is what its limit counts. The delay is the mean of the packets
-    that left queues in 100 ms or, in a terminal, in a column. Of more than 8, the busiest are
-    shown.
+    that left queues in a three-hundredth of the time, or 100 ms; in a terminal, in a column. Of
+    more than 8, the busiest are shown. The last 8 steps of the policy's scenario are marked.
 
     \b
     vnic shape plot
     vnic shape plot 'web -> db' --last 10s
+    vnic shape plot web.egress/gold web.egress/bulk
     vnic shape plot -o lines.svg
     """
     kind = None if output is None else _kind(output)
     last_ms = _milliseconds(last)
+    from vnic.cli.curves import describe
     from vnic.cli.plot_text import columns_of, draw_text, has_blocks, has_colours
 
     # as wide as what reads it, in a pipe as COLUMNS says
     width = shutil.get_terminal_size().columns
-    step_ms = SAMPLE_MS
-    if output is None and not as_json:
-        step_ms = max(last_ms // columns_of(width) // SAMPLE_MS * SAMPLE_MS, SAMPLE_MS)
+    steps = columns_of(width) if output is None else PICTURE_STEPS
+    step_ms = SAMPLE_MS if as_json else max(last_ms // steps // SAMPLE_MS * SAMPLE_MS, SAMPLE_MS)
     with connect(instance) as client:
-        found, left_out = _chosen(client, name, last_ms, step_ms)
+        found, left_out = _chosen(client, names, last_ms, step_ms)
+        describe(found, client.call("ShapeStatus", whole=True)["status"])
     if as_json:
         print_json(_plain(found))
     elif not found.bounds or not found.curves:
@@ -77,10 +83,22 @@ def plot(name: str | None, last: str, output: str | None, instance: str, as_json
         # click would take the colours away where it sees no terminal; has_colours has decided
         click.echo(text, nl=False, color=True)
     else:
-        _write(output, str(kind), found, name or "What the network does")
+        _write(output, str(kind), found, _title(names))
         click.echo(output)
     if left_out:
-        click.echo(f"{left_out} more had less traffic: name one to see it", err=True)
+        click.echo(f"{left_out} more had less traffic: name those to see", err=True)
+
+
+def _title(names: tuple[str, ...]) -> str:
+    """The names, classes of one place by their paths."""
+    place = names[0].partition("/")[0] if names else ""
+    if len(names) > 1 and all(each.startswith(f"{place}/") for each in names):
+        names = (
+            f"{place}: {names[0][len(place) + 1 :]}",
+            *(n[len(place) + 1 :] for n in names[1:]),
+        )
+    title = ", ".join(names)
+    return title if 0 < len(title) <= TITLE_MOST else "What the network does"
 
 
 def _kind(output: str) -> str:
@@ -109,14 +127,16 @@ def _milliseconds(last: str) -> int:
     return found
 
 
-def _chosen(client: Client, name: str | None, last_ms: int, step_ms: int) -> tuple[Recorded, int]:
+def _chosen(
+    client: Client, wanted: tuple[str, ...], last_ms: int, step_ms: int
+) -> tuple[Recorded, int]:
     """The curves to show, the busiest first, and how many more there are. Raises VnicError."""
     from vnic.cli.curves import listed, names_of, recorded
     from vnic.cli.plot_svg import CURVES_MOST
 
     series = listed(client)
-    if name is not None:
-        names = names_of(name, series)
+    if wanted:
+        names = list(dict.fromkeys(each for name in wanted for each in names_of(name, series)))
     else:
         kinds = ("line", "class") if any(each["kind"] != "nic" for each in series) else ("nic",)
         names = list(dict.fromkeys(each["name"] for each in series if each["kind"] in kinds))
@@ -136,6 +156,7 @@ def _plain(found: Recorded) -> dict[str, Any]:
         "begin": found.bounds[0] if found.bounds else None,
         "times": found.bounds[1:],
         "curves": [{key: getattr(each, key) for key in keys} for each in found.curves],
+        "steps": [each._asdict() for each in found.marks],
     }
 
 
