@@ -343,7 +343,9 @@ def described(policy: str, elapsed_s: float, last_s: float, *curves: Curve, now:
     """What describe adds to a picture of the last seconds."""
     monkeypatch.setattr("time.time", lambda: now)
     found = Curves([now - last_s, now], list(curves))
-    status = {"policy": policy_data(parse_policy(policy)), "scenario": {"elapsed_ns": int(elapsed_s * 1e9)}}
+    network = {"nics": {"web": "", "db": ""}, "links": {}, "absent": [], "pool": 16384}
+    scenario = {"elapsed_ns": int(elapsed_s * 1e9)}
+    status = {"policy": policy_data(parse_policy(policy)), "scenario": scenario, "network": network}
     describe(found, status)
     return found
 

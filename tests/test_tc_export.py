@@ -145,6 +145,157 @@ def test_both_directions_and_lines_to_single_nics():
     }  # fmt: skip
 
 
+EVERYTHING = "[{vlan: 0}, {destination: 0.0.0.0/0}, {destination: '::/0'}]"
+PARTS = f"""
+links:
+  web -> any: {{rate: 10mbit, queue: 50ms}}
+  web -> any/dns: {{match: {{protocol: udp, destination_port: 53}}, loss: 20%}}
+  web -> any/ssh: {{match: {{destination_port: 22-23, destination: 10.0.0.0/8}}, rate: none}}
+  web -> any/slow: {{match: [{{dscp: cs1}}, {{source: '2001:db8::/32'}}], rate: 1mbit, queue: {{packets: 5}}, delay: 5ms}}
+  web -> any/rest: {{match: {EVERYTHING}, delay: 1ms}}
+  any -> web/of-db: {{match: {{sender: db}}, delay: 1ms}}
+"""
+
+
+def test_parts_of_lines():
+    """A band of prio for each, also for one to whose packets nothing happens."""
+    assert commands(PARTS) == [
+        "tc qdisc add dev web root handle 1: tbf rate 10mbit burst 3200b latency 50ms",
+        "tc qdisc add dev web parent 1:1 handle 2: prio bands 5 priomap 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0",
+        "tc qdisc add dev web parent 2:2 handle 3: netem limit 1000 loss random 20%",
+        "tc filter add dev web parent 2: protocol ip pref 1 u32 match ip protocol 17 0xff match ip dport 53 0xffff flowid 2:2",
+        "tc filter add dev web parent 2: protocol ipv6 pref 2 u32 match ip6 protocol 17 0xff match ip6 dport 53 0xffff flowid 2:2",
+        "tc filter add dev web parent 2: protocol ip pref 3 u32 match ip dst 10.0.0.0/8 match ip dport 22 0xfffe flowid 2:3",
+        "tc qdisc add dev web parent 2:4 handle 4: netem limit 1000 delay 5ms",
+        "tc qdisc add dev web parent 4:1 handle 5: tbf rate 1mbit burst 3200b limit 7570b",
+        "tc qdisc add dev web parent 5:1 handle 6: pfifo limit 5",
+        "tc filter add dev web parent 2: protocol ip pref 4 u32 match ip tos 0x20 0xfc flowid 2:4",
+        "tc filter add dev web parent 2: protocol ipv6 pref 5 u32 match ip6 priority 0x20 0xfc flowid 2:4",
+        "tc filter add dev web parent 2: protocol ipv6 pref 6 u32 match ip6 src 2001:db8::/32 flowid 2:4",
+        "tc qdisc add dev web parent 2:5 handle 7: netem limit 1652 delay 1ms",
+        "tc filter add dev web parent 2: protocol all pref 7 u32 match u32 0 0 flowid 2:5",
+        "ip link add ifb-web type ifb 2>/dev/null || true",
+        "ip link set ifb-web up",
+        "tc qdisc add dev web handle ffff: ingress",
+        "tc filter add dev web parent ffff: protocol all u32 match u32 0 0 action mirred egress redirect dev ifb-web",
+        "tc qdisc add dev ifb-web root handle 1: prio bands 2 priomap 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0",
+        "tc qdisc add dev ifb-web parent 1:2 handle 2: netem limit 1652 delay 1ms",
+        "tc filter add dev ifb-web parent 1: protocol all pref 1 u32 match ether src 02:00:00:00:00:02 flowid 1:2",
+    ]
+    assert again(export(PARTS).text).links == {
+        "web -> any": {"rate": "10mbit", "queue": "50ms"},
+        "web -> any/dns": {"match": {"protocol": "udp", "destination_port": 53}, "loss": "20%"},
+        "web -> any/net-10.0.0.0-8-ports-22-23": {
+            "match": {"destination": "10.0.0.0/8", "destination_port": "22-23"}, "rate": "none",
+        },
+        "web -> any/slow": {
+            "match": [{"dscp": "cs1"}, {"source": "2001:db8::/32"}], "delay": "5ms", "rate": "1mbit", "queue": {"packets": 5},
+        },
+        "web -> any/rest": {"match": [{"vlan": 0}, {"destination": "0.0.0.0/0"}, {"destination": "::/0"}], "delay": "1ms"},
+        "any -> web/of-db": {"match": {"source_mac": "02:00:00:00:00:02"}, "delay": "1ms"},
+    }  # fmt: skip
+
+
+def test_parts_of_lines_to_single_nics_and_beside_them():
+    """All packets pass the lines to single NICs: these are in each band."""
+    text = """
+        links:
+          web -> any/dns: {match: {destination_port: 53, destination: 10.0.0.0/8}, loss: 20%}
+          web -> db: {delay: 5ms}
+          web -> db/x: {match: {source: 10.0.0.1}, loss: 1%}
+          lab -> web/y: {match: {dscp: ef}, loss: 1%}
+    """
+    prio = "prio bands 2 priomap 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0"
+
+    def of_pair(parent, handle):
+        pair, netem, parts, part = (f"{handle + n:x}" for n in range(4))
+        return [
+            f"tc qdisc add dev web parent {parent} handle {pair}: {prio}",
+            f"tc qdisc add dev web parent {pair}:2 handle {netem}: netem limit 8258 delay 5ms",
+            f"tc qdisc add dev web parent {netem}:1 handle {parts}: {prio}",
+            f"tc qdisc add dev web parent {parts}:2 handle {part}: netem limit 1000 loss random 1%",
+            f"tc filter add dev web parent {parts}: protocol ip pref 1 u32 match ip src 10.0.0.1/32 flowid {parts}:2",
+            f"tc filter add dev web parent {pair}: protocol all pref 1 u32 match ether dst 02:00:00:00:00:02 flowid {pair}:2",
+        ]
+
+    assert commands(text) == [
+        f"tc qdisc add dev web root handle 1: {prio}",
+        *of_pair("1:1", 2),
+        "tc qdisc add dev web parent 1:2 handle 6: netem limit 1000 loss random 20%",
+        *of_pair("6:1", 7),
+        "tc filter add dev web parent 1: protocol ip pref 1 u32 match ip dst 10.0.0.0/8 match ip dport 53 0xffff flowid 1:2",
+    ]
+    assert "# lab -> web/y: in the script for lab" in export(text).text
+    script = export(text.replace("delay: 5ms", "rate: 5mbit"))
+    assert any("web -> db: rate: for each part of web -> any by itself" in each.text for each in script.notes.findings)
+
+
+@pytest.mark.parametrize(
+    ("links", "says"),
+    [
+        ("web -> any/x: {match: {vlan: 7}, delay: 1ms}", "web -> any/x.match: vlan: u32 does not know it"),
+        (", ".join(f"web -> any/x{n}: {{match: {{source_port: {n}}}, delay: 1ms}}" for n in range(1, 20)),
+         "19 parts of web -> any: prio has 16 bands: the first 15 are here"),
+        ("web -> any/x: {match: {dscp: ef}, reorder: {share: 1%, by: 3}}", "web -> any/x: reorder by 3: left out"),
+    ],
+)  # fmt: skip
+def test_parts_that_tc_cannot_say(links, says):
+    script = export(f"links: {{{links}}}")
+    assert any(each.startswith("#") and says in each for each in script.text.splitlines())
+    assert any(says in each.text for each in script.notes.findings)
+
+
+OF_CLASSES = f"""
+links:
+  web -> any/sync: {{match: {{destination_port: 873}}, delay: 9ms}}
+  web -> any/gold: {{match: [{{destination: 10.0.0.5}}, {{dscp: ef}}], rate: none}}
+  web -> any/rest: {{match: {EVERYTHING}, loss: 1%}}
+classes:
+  web.egress:
+    rate: 10mbit
+    default: bulk
+    tree:
+      sync: {{match: {{destination_port: 873}}, guarantee: 4mbit, queue: fq_codel}}
+      gold: {{match: [{{destination: 10.0.0.5}}, {{dscp: ef}}], guarantee: 4mbit}}
+      bulk: {{}}
+"""
+
+
+def test_parts_of_the_packets_of_classes():
+    """netem in the classes, whose queues are behind it, as an import has them."""
+    found = commands(OF_CLASSES)
+    assert [each for each in found if " qdisc " in each] == [
+        "tc qdisc add dev web root handle 1: htb default 12",
+        "tc qdisc add dev web parent 1:10 handle 4010: netem limit 14862 delay 9ms",
+        "tc qdisc add dev web parent 4010:1 handle 8010: fq_codel",
+        "tc qdisc add dev web parent 1:12 handle 4012: netem limit 1000 loss random 1%",
+    ]
+    draft = again(export(OF_CLASSES).text)
+    assert draft.links == {
+        "web -> any/sync": {"match": {"destination_port": 873}, "delay": "9ms"},
+        "web -> any/gold": {"match": [{"destination": "10.0.0.5/32"}, {"dscp": "ef"}], "rate": "none"},
+        "web -> any/bulk": {"match": [{"vlan": 0}, {"destination": "0.0.0.0/0"}, {"destination": "::/0"}], "loss": "1%"},
+    }
+    assert draft.classes["web.egress"]["tree"]["sync"]["queue"] == "fq_codel"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("sync: {match: {destination_port: 873}, g", "sync: {match: {destination_port: 874}, g"),
+        ("  web -> any/sync: {match: {destination_port: 873}, delay: 9ms}\n", ""),
+        ("  web -> any/gold: {match: [{destination: 10.0.0.5}, {dscp: ef}], rate: none}\n", ""),
+    ],
+)
+def test_parts_of_other_packets_than_those_of_classes_are_left_out(old, new):
+    assert old in OF_CLASSES
+    script = export(OF_CLASSES.replace(old, new))
+    told = [each.text for each in script.notes.findings if "left out beside classes" in each.text]
+    assert len(told) == 1 and " netem " not in script.text
+    rated = export(OF_CLASSES.replace("delay: 9ms", "rate: 1mbit"))
+    assert any("web -> any/sync: rate: left out beside classes" in each.text for each in rated.notes.findings)
+
+
 CLASSES = """
 classes:
   web.egress:
@@ -355,6 +506,25 @@ MATCHES = st.one_of(
     st.integers(0, 2**40 - 1).map(lambda value: {"source_mac": (b"\2" + value.to_bytes(5, "big")).hex(":")}),
     st.just({"source": "2001:db8::/48", "protocol": "udp"}),
 )
+
+
+def told(match) -> set[str]:
+    """Rules as numbers: protocols and DSCP by number, prefixes without host bits."""
+    return {str(read_rule(0, rule)) for rule in (match if isinstance(match, list) else [match])}
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    parts=st.lists(st.tuples(st.lists(MATCHES, min_size=1, max_size=3), policy_lines().filter(bool)), max_size=6),
+    place=st.sampled_from(["web -> any", "any -> web"]),
+)
+def test_parts_there_and_back(parts, place):
+    links = {f"{place}/p{n}": {"match": match, **line} for n, (match, line) in enumerate(parts)}
+    found = again(export({"links": links}).text).links
+    assert canonical(found) == canonical(links) and list(found) == list(links)
+    assert [told(each["match"]) for each in found.values()] == [told(match) for match, _ in parts]
+
+
 LEAF_QUEUES = st.sampled_from([
     None, "fq_codel", "codel", "fq", {"discipline": "fifo", "packets": 7}, {"discipline": "fifo", "size": "10kb"},
     {"discipline": "codel", "target": "4ms", "interval": "90ms", "ecn": True, "packets": 50},
@@ -554,6 +724,15 @@ classes:
       c: {queue: {discipline: fq, quantum: 3000, packets: 99}}
       e: {match: [{source: '2001:db8::/32', protocol: udp, destination_port: 80-90}, {source_port: 7}]}
 """
+
+
+def test_the_kernel_takes_the_filters_of_parts(machine):
+    """Below htb, which kernels without prio have, too."""
+    made = [each.replace("parent 2:", "parent 1:") for each in commands(PARTS) if " filter " in each and "parent 2:" in each]
+    assert len(made) == 7
+    machine.run(
+        "\n".join(["tc qdisc add dev web root handle 1: htb", *(each.replace("flowid 2:", "flowid 1:") for each in made)])
+    )
 
 
 @pytest.mark.parametrize("policy", [ALL_WORDS, ALL_QUEUES])

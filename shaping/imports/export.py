@@ -1,24 +1,26 @@
 """A policy as a script of tc commands for a Linux interface, with comments on what tc cannot say.
 
 What a NIC sends hangs below the root of its device, what it receives below the root of an ifb
-device. In both, netem comes first, then the rate (tbf) or the classes (htb), then lines to single
-NICs (prio with netem): each qdisc holds the next.
+device. In both, netem comes first, then the rate (tbf) or the classes (htb), then parts (prio with
+netem) and, within these, lines to single NICs (prio again): each qdisc holds the next.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from dataplane.errors import ConfigError
 from dataplane.units import format_rate, format_time
-from shaping.imports.export_classes import Tree
+from shaping.imports.export_classes import FILTERS_MOST, Tree
+from shaping.imports.export_filters import Matches, filters_of
 from shaping.imports.netem import PARETO_DEVIATION, PARETO_MEAN
 from shaping.imports.notes import Notes, quoted
 from shaping.overhead import Overhead
-from shaping.policy.compile import FRAME_BYTES, queue_of
+from shaping.policy.compile import FRAME_BYTES, by_place, queue_of
 from shaping.policy.figures import bdp_packets
 from shaping.policy.findings import refuse
 from shaping.policy.keys import ANY
@@ -35,6 +37,7 @@ FAST_BPS = 10**10  # where packets come at an unknown rate
 DECIMALS = 12  # of a percentage, as in a policy
 SAID = ("rate", "queue", "overhead", "delay", "loss", "duplicate", "corrupt", "reorder")
 BURST_NS = 10**6  # a burst of tbf, at its rate; and two frames at least
+T = TypeVar("T")
 
 
 @dataclass
@@ -86,12 +89,16 @@ def export_tc(
         for way, other in (("egress", f"{nic} -> {ANY}"), ("ingress", f"{ANY} -> {nic}"))
         for key in (f"{nic}.{way}", other) if key in classes
     }  # fmt: skip
-    pairs = [line for place, line in plan.lines.items() if place.is_pair and place.source == nic]
-    out, back = (plan.lines.get(each) for each in (Place(nic, ANY), Place(ANY, nic)))
+    lines = by_place(plan.lines.values())
+    out, back = (_place(each, lines.get(each, [])) for each in (Place(nic, ANY), Place(ANY, nic)))
+    pairs = [
+        _place(place, each) for place, each in lines.items()
+        if place.is_pair and place.source == nic
+    ]  # fmt: skip
     _others(plan, nic, script)
     script.lines.append(f"tc qdisc del dev {device} root 2>/dev/null || true")
-    _Way(script, device, plan, network).write(out, trees.get("egress"), pairs)
-    if (back is not None and back.settings) or "ingress" in trees:
+    _Way(script, device, network).write(out, trees.get("egress"), pairs)
+    if back.line is not None or back.parts or "ingress" in trees:
         mirror = f"ifb-{device}"[:DEVICE_MOST]
         script.lines += [
             f"ip link add {mirror} type ifb 2>/dev/null || true",
@@ -102,7 +109,7 @@ def export_tc(
             f"tc filter add dev {device} parent ffff: protocol all u32 match u32 0 0 action mirred "
             f"egress redirect dev {mirror}",
         ]
-        _Way(script, mirror, plan, network).write(back, trees.get("ingress"), [])
+        _Way(script, mirror, network).write(back, trees.get("ingress"), [])
     return script
 
 
@@ -129,77 +136,158 @@ def _others(plan: Plan, nic: str, script: Script) -> None:
             script.lines.append(f"# {place}: in the script for {place.source}")
 
 
+class _Place(NamedTuple):
+    """What happens to the packets of one place: to all of them, and to parts of them before."""
+
+    place: Place
+    line: Line | None
+    parts: list[Line]
+
+    @property
+    def has_rate(self) -> bool:
+        return any(line.rate for line in (*self.parts, self.line) if line is not None)
+
+
+def _place(place: Place, lines: list[Line]) -> _Place:
+    parts = [line for line in lines if line.place.part]
+    return _Place(place, next((line for line in lines if not line.place.part), None), parts)
+
+
 class _Way:
     """The qdiscs of one device."""
 
-    def __init__(self, script: Script, device: str, plan: Plan, network: Network) -> None:
+    def __init__(self, script: Script, device: str, network: Network) -> None:
         self.script, self.device, self.network = script, device, network
         self.handle = 0
         self.parent = "root"
 
-    def add(self, words: str, before: str = "") -> None:
-        """Adds a qdisc below the last one."""
+    def add(self, words: str, before: str = "", label: str = "") -> None:
+        """Adds a qdisc below the last one. label: of a comment behind it."""
         self.handle += 1
         where = self.parent if self.parent == "root" else f"parent {self.parent}"
+        comment = f"  # {label}" if label else ""
         self.script.lines.append(
             f"tc qdisc add dev {self.device} {where} handle {self.handle:x}: {before}{words}"
+            f"{comment}"
         )
         self.parent = f"{self.handle:x}:1"
 
-    def write(self, line: Line | None, tree: Tree | None, pairs: list[Line]) -> None:
-        if line is not None:
-            self.line(line, without_rate=tree is not None, without_queue=bool(pairs))
-        if tree is not None:
-            self.handle += 1
-            where = self.parent if self.parent == "root" else f"parent {self.parent}"
-            self.script.lines += tree.commands(self.device, where, self.handle)
-            if pairs:
-                self.script.cannot(
-                    f"{', '.join(str(each.place) for each in pairs[:4])}: left out beside classes"
-                )
-        elif pairs:
-            self.pairs(pairs)
+    def write(self, place: _Place, tree: Tree | None, pairs: list[_Place]) -> None:
+        below = bool(place.parts or pairs)
+        if place.line is not None:
+            self.line(place.line, without_rate=tree is not None, without_queue=below)
+        if tree is None:
+            self.parts(place.parts, pairs)
+            return
+        self.handle += 1
+        where = self.parent if self.parent == "root" else f"parent {self.parent}"
+        impaired = self.impaired(tree, place.parts)
+        self.script.lines += tree.commands(self.device, where, self.handle, impaired)
+        if pairs:
+            self.script.cannot(
+                f"{', '.join(str(each.place) for each in pairs[:4])}: left out beside classes"
+            )
+
+    def impaired(self, tree: Tree, parts: list[Line]) -> dict[str, str]:
+        """netem for leaves of a tree, by their paths."""
+        paths = tree.leaves_of([line.matches for line in parts])
+        if paths is None:
+            names = ", ".join(str(line.place) for line in parts[:4])
+            self.script.cannot(
+                f"{names}: left out beside classes, since their packets are not those of classes"
+            )
+            return {}
+        found = {}
+        for path, line in zip(paths, parts, strict=True):
+            self.unknown(line)
+            if line.rate:
+                self.script.cannot(f"{line.place}: rate: left out beside classes")
+            if words := netem_words(line, self.script):
+                found[path] = f"netem {words}  # {line.place.part}"
+        return found
+
+    def unknown(self, line: Line) -> None:
+        if unknown := line.settings.keys() - set(SAID):
+            self.script.cannot(f"{line.place}: {', '.join(sorted(unknown))}: tc has none: left out")
 
     def line(self, line: Line, *, without_rate: bool = False, without_queue: bool = False) -> None:
         """netem and tbf for a line. without_queue: what follows has queues of its own."""
-        if unknown := line.settings.keys() - set(SAID):
-            self.script.cannot(f"{line.place}: {', '.join(sorted(unknown))}: tc has none: left out")
+        self.unknown(line)
+        label = line.place.part
         if words := netem_words(line, self.script):
-            self.add(f"netem {words}")
+            self.add(f"netem {words}", label=label)
+            label = ""
         if line.rate and without_rate:
             self.script.cannot(f"{line.place}: rate {line.value('rate')}: left out beside classes")
         elif line.rate:
             before, words, packets = tbf_words(line, self.script)
-            self.add(f"tbf {words}", before)
+            self.add(f"tbf {words}", before, label)
             if without_queue:
                 self.script.cannot(
-                    f"{line.place}: queue: below tbf are the queues of lines to single NICs"
+                    f"{line.place}: queue: below tbf are the queues of parts and of lines to "
+                    "single NICs, of which prio serves those of the first band first"
                 )
             elif packets is not None:
                 self.add(f"pfifo limit {packets}")
 
-    def pairs(self, pairs: list[Line]) -> None:
+    def parts(self, parts: list[Line], pairs: list[_Place]) -> None:
+        """A band of prio for each part, and in each band those of lines to single NICs, which all
+        packets pass."""
+        if not parts:
+            self.pairs(pairs)
+            return
+        whole = parts[0].place.whole
+        for each in pairs:
+            if each.has_rate:
+                self.script.cannot(f"{each.place}: rate: for each part of {whole} by itself")
+        parts = self.bands(parts, f"parts of {whole}")
+        number = self.prio(len(parts))
+        self.pairs(pairs)
+        pref = itertools.count(1)
+        for band, line in enumerate(parts, 2):
+            self.parent = f"{number:x}:{band:x}"
+            self.line(line, without_queue=bool(pairs))
+            self.pairs(pairs)
+            for matches in filters_of(line.matches, str(line.place), self.script.cannot):
+                if (at := next(pref)) > FILTERS_MOST:
+                    raise ConfigError(f"{whole}: its parts need more than {FILTERS_MOST} filters")
+                self.filter(number, band, at, matches)
+
+    def pairs(self, pairs: list[_Place]) -> None:
         """A band of prio for each NIC; the first is for all others."""
-        if len(pairs) >= BANDS_MOST:
-            self.script.cannot(
-                f"{len(pairs)} lines to NICs: prio has {BANDS_MOST} bands: the first "
-                f"{BANDS_MOST - 1} are here"
-            )
-            pairs = pairs[: BANDS_MOST - 1]
-        self.add(f"prio bands {max(len(pairs) + 1, 2)} priomap{' 0' * 16}")
-        prio = self.handle
-        for number, line in enumerate(pairs, 2):
-            self.parent = f"{prio:x}:{number:x}"
+        if not pairs:
+            return
+        pairs = self.bands(pairs, "lines to NICs")
+        number = self.prio(len(pairs))
+        for band, (place, line, parts) in enumerate(pairs, 2):
+            self.parent = f"{number:x}:{band:x}"
             before = self.handle
-            self.line(line)
+            if line is not None:
+                self.line(line, without_queue=bool(parts))
+            self.parts(parts, [])
             if self.handle == before:
                 continue  # nothing of it can be said
-            target = line.place.target
-            self.script.lines.append(
-                f"tc filter add dev {self.device} parent {prio:x}: protocol all pref {number - 1} "
-                f"u32 match ether dst {self.network.nics[target]} flowid {prio:x}:{number:x}"
-                f"  # {target}"
+            to = Matches("all", [f"ether dst {self.network.nics[place.target]}"])
+            self.filter(number, band, band - 1, to, f"  # {place.target}")
+
+    def filter(self, prio: int, band: int, pref: int, matches: Matches, comment: str = "") -> None:
+        command = matches.command(self.device, f"{prio:x}:", pref, f"{prio:x}:{band:x}")
+        self.script.lines.append(command + comment)
+
+    def bands(self, entries: list[T], what: str) -> list[T]:
+        """As many as prio has bands for."""
+        if len(entries) >= BANDS_MOST:
+            self.script.cannot(
+                f"{len(entries)} {what}: prio has {BANDS_MOST} bands: the first {BANDS_MOST - 1} "
+                "are here"
             )
+        return entries[: BANDS_MOST - 1]
+
+    def prio(self, count: int) -> int:
+        """Adds prio with a band for all that no filter leads elsewhere, and others; returns its
+        number."""
+        self.add(f"prio bands {max(count + 1, 2)} priomap{' 0' * 16}")
+        return self.handle
 
 
 # -- words -----------------------------------------------------------------------------------------

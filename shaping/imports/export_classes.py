@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import ipaddress
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from dataplane.config.convert import shown
-from dataplane.elements.classifier_rules import DSCP, PROTOCOLS, read_rule
 from dataplane.errors import ConfigError
 from dataplane.units import format_rate, parse_rate, parse_size, parse_time
 from shaping.class_settings import DISCIPLINES
+from shaping.imports.export_filters import Matches, filters_of
+from shaping.imports.filters import Rule
+from shaping.imports.rules import EVERYTHING, disjoint, numbers_of
 from shaping.imports.shell import LABEL
 from shaping.overhead import ETHERNET_HEADER, Overhead, overhead_of
 from shaping.settings import UNLIMITED
 
 CLASSES_MOST = 60_000  # minor numbers are 16 bits
 DEPTH_MOST = 7  # below the class for the whole; htb has 8 levels
+TOO_DEEP = f"more than {DEPTH_MOST} levels: htb has no more"
 FILTERS_MOST = 65_000  # preferences are 16 bits
 FRAME_BYTES = 1514
+COMPARED_MOST = 100_000  # pairs of rules of parts and classes
+NETEM_MOST = 0x3FFF  # minor numbers of classes with netem, which gives the qdisc its handle
 FAST_BPS = 10**12  # in place of no limit
 PRIORITY = 4  # of a class that has none
 CAKE_HOSTS = {"none": "flows", "source": "dual-srchost", "destination": "dual-dsthost",
@@ -39,13 +43,35 @@ class Tree:
         self.rate = _rate(self.data.get("rate"), f"{name}.rate")
         self.minors = itertools.count(0x10)
         self.lines: list[str] = []
-        self.filters: list[tuple[str, list[str], str]] = []  # protocol, matches, class id
+        self.filters: list[tuple[Matches, str]] = []  # with class ids
         self.paths: dict[str, int] = {}
         self.ranked = _ranked(self.data.get("tree"))
 
-    def commands(self, device: str, where: str, handle: int) -> list[str]:
-        """The commands that put the tree below a parent."""
-        self.device, self.handle = device, f"{handle:x}:"
+    def leaves_of(self, parts: list[list[Rule]]) -> list[str] | None:
+        """For parts of the line behind the classes, by their matches, the paths of the leaves whose
+        packets are exactly theirs; None where there are no such leaves for all of them."""
+        if not parts:
+            return []
+        leaves = [
+            (path, EVERYTHING if path == self.data.get("default") and not rules else rules)
+            for path, rules in self.rules_of(_mapping(self.data.get("tree"), self.name), "", None)
+        ]
+        found = [next((path for path, rules in leaves if rules == part), "") for part in parts]
+        order = [path for path, _ in leaves if path in found]
+        if found != order:
+            return None
+        told = [numbers_of(rule) for part in parts for rule in part]
+        others = [numbers_of(rule) for path, rules in leaves if path not in found for rule in rules]
+        if len(told) * len(others) > COMPARED_MOST:
+            return None
+        return found if all(disjoint(one, two) for one in told for two in others) else None
+
+    def commands(
+        self, device: str, where: str, handle: int, impaired: Mapping[str, str] | None = None
+    ) -> list[str]:
+        """The commands that put the tree below a parent. impaired: by the path of a leaf, the netem
+        that its packets pass."""
+        self.device, self.handle, self.impaired = device, f"{handle:x}:", impaired or {}
         size = self.overhead()
         before = ""
         self.more = ""
@@ -76,9 +102,8 @@ class Tree:
                 f"{self.name}: more than {FILTERS_MOST} filters: expected fewer rules"
             )
         filters = [
-            f"tc filter add dev {device} parent {self.handle} protocol {protocol} pref {number} "
-            f"u32 {' '.join(f'match {each}' for each in matches)} flowid {classid}"
-            for number, (protocol, matches, classid) in enumerate(self.filters, 1)
+            matches.command(device, self.handle, number, classid)
+            for number, (matches, classid) in enumerate(self.filters, 1)
         ]
         return [root, *self.lines, *filters]
 
@@ -104,7 +129,7 @@ class Tree:
         priority: int | None,
     ) -> None:  # fmt: skip
         if depth > DEPTH_MOST:
-            raise ConfigError(f"{self.name}: more than {DEPTH_MOST} levels: htb has no more")
+            raise ConfigError(f"{self.name}: {TOO_DEEP}")
         least = min((_weight(each, self.name) for each in tree.values()), default=1)
         different = len({_weight(each, self.name) for each in tree.values()}) > 1
         for name, value in tree.items():
@@ -136,6 +161,8 @@ class Tree:
                 self.children(_mapping(inner, what), classid, own, path, depth + 1, mine)
             else:
                 self.paths[path] = minor
+                if netem := self.impaired.get(path):
+                    classid = self.netem(netem, what, classid, minor)
                 self.queue(entry.get("queue"), f"{what}.queue", classid, minor, own)
 
     def priority(self, entry: dict[str, Any], what: str, above: int | None) -> int | None:
@@ -150,6 +177,17 @@ class Tree:
         return value
 
     # -- queues ------------------------------------------------------------------------------------
+
+    def netem(self, words: str, what: str, classid: str, minor: int) -> str:
+        """Puts netem into a class; returns the class in it."""
+        if minor > NETEM_MOST:
+            self.cannot(f"{what}: netem: left out: no handle is left")
+            return classid
+        handle = f"{0x4000 | minor:x}:"
+        self.lines.append(
+            f"tc qdisc add dev {self.device} parent {classid} handle {handle} {words}"
+        )
+        return f"{handle}1"
 
     def queue(self, value: Any, what: str, classid: str, minor: int, ceiling: int) -> None:
         if value is None:
@@ -220,7 +258,12 @@ class Tree:
     ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """The rules of each leaf, in the order in which leaves are tried: those without a match
         last, which have what their parent has and their siblings have not."""
-        for name, each in sorted(tree.items(), key=lambda item: not item[1].get("match")):
+        found = {
+            name: _mapping(value, f"{self.name}: {above}/{name}") for name, value in tree.items()
+        }
+        if above.count("/") >= DEPTH_MOST:
+            raise ConfigError(f"{self.name}: {TOO_DEEP}")
+        for name, each in sorted(found.items(), key=lambda item: not item[1].get("match")):
             path = f"{above}/{name}" if above else name
             rules = outer
             if match := each.get("match"):
@@ -246,66 +289,7 @@ class Tree:
         return found
 
     def match(self, rules: list[dict[str, Any]], what: str, classid: str) -> None:
-        for number, rule in enumerate(rules):
-            read_rule(number, rule)
-            if left := rule.keys() & {"vlan", "port", "mark", "gate"}:
-                self.cannot(f"{what}.match: {', '.join(sorted(left))}: u32 does not know it")
-                continue
-            for protocol, matches in _filters(rule):
-                self.filters.append((protocol, matches, classid))
-
-
-def _filters(rule: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """(protocol, what to match) of the filters that together match what a rule does."""
-    macs = [f"ether src {rule['source_mac']}"] if "source_mac" in rule else []
-    if not rule.keys() - {"source_mac"}:
-        yield "all", macs or ["u32 0 0"]
-        return
-    networks: dict[str, Any] = {
-        key: ipaddress.ip_network(rule[key], strict=False)
-        for key in ("source", "destination") if key in rule
-    }  # fmt: skip
-    versions = {each.version for each in networks.values()} or {4, 6}
-    for version in sorted(versions):
-        yield from _of_version(rule, version, macs, networks)
-
-
-def _of_version(
-    rule: dict[str, Any], version: int, macs: list[str], networks: dict[str, Any]
-) -> Iterator[tuple[str, list[str]]]:
-    ip = "ip" if version == 4 else "ip6"
-    matches = list(macs)
-    if "protocol" in rule:
-        value = rule["protocol"]
-        number = PROTOCOLS.get(value.lower(), value) if isinstance(value, str) else value
-        matches.append(f"{ip} protocol {number} 0xff")
-    if "dscp" in rule:
-        value = rule["dscp"]
-        number = int(DSCP.get(value.lower(), value) if isinstance(value, str) else value)
-        field = "tos" if version == 4 else "priority"
-        matches.append(f"{ip} {field} {number << 2:#x} 0xfc")
-    for key, network in networks.items():
-        matches.append(f"{ip} {'src' if key == 'source' else 'dst'} {network}")
-    ports = [
-        [f"{ip} {'sport' if key == 'source_port' else 'dport'} {port} {mask:#x}"
-         for port, mask in _masks(rule[key])]
-        for key in ("source_port", "destination_port") if key in rule
-    ]  # fmt: skip
-    for each in itertools.product(*ports):
-        yield ("ip" if version == 4 else "ipv6"), [*matches, *each]
-
-
-def _masks(ports: int | str) -> Iterator[tuple[int, int]]:
-    """(value, mask) of the aligned ranges that make up a range of ports."""
-    first, dash, last = str(ports).partition("-")
-    low = int(first)
-    high = int(last) if dash else low
-    while low <= high:
-        size = low & -low or 1 << 16
-        while low + size - 1 > high:
-            size //= 2
-        yield low, 0xFFFF & ~(size - 1)
-        low += size
+        self.filters += [(each, classid) for each in filters_of(rules, what, self.cannot)]
 
 
 # -- plain data ------------------------------------------------------------------------------------
