@@ -16,6 +16,7 @@ from tests.tools import need
 pytestmark = pytest.mark.timing
 LTE = Path(__file__).parent.parent / "examples" / "shaping" / "lte.down"
 STALLED = 0.05  # of the time, in which the engine had work and no processor: a bound may be missed
+LATE = 0.01  # of the time: iperf3 begins its count when it runs, after the first packets
 STAMP_NS = 10**6  # after losses, the kernel measures round trips by TCP's timestamps, in milliseconds
 CLASSES = """\
 classes:
@@ -70,10 +71,10 @@ def test_tcp_is_within_what_was_foretold(shaped, name, how):  # noqa: F811
             stalled = (waited_ns(worker) - before) / (until + 1) / 1e9
             goodput = found.goodput_bps(begin, until)
             said = figures(found, goodput, foretold, stalled)
-            # No machine makes a line faster; but iperf3 can be late to begin its count.
+            # No machine makes a line faster.
             assert found.rtt_least_ns >= shortest - STAMP_NS, said
-            assert goodput <= most or how is iperf3, said
-            if least <= goodput <= most and found.rtt_mean_ns <= longest:
+            assert goodput <= most * (1 + (LATE if how is iperf3 else 0)), said
+            if goodput >= least and found.rtt_mean_ns <= longest:
                 break
             assert stalled > STALLED, said
         else:
