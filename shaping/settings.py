@@ -20,6 +20,8 @@ from dataplane.units import (
 UNLIMITED = "none"
 DELAY_MOST_NS = 3600 * 10**9
 PACKETS_MOST = 1 << 24
+# Reasons for drops by which a line breaks its promise: it had no memory to keep it.
+NO_MEMORY = ("line_full", "delay_line_full", "no_buffer")
 
 
 def rate_of(name: str, rate: str | int | None) -> int:

@@ -19,11 +19,10 @@ from shaping.loss_model import Chain, random_chain
 from shaping.policy.compile import queue_of
 from shaping.policy.figures import line_bytes, percent_text, queue_ns, rate_text, time_text
 from shaping.policy.places import Line
+from shaping.settings import NO_MEMORY
 
 WINDOW_NS = 100_000_000
 QUANTUM_NS = 1_000_000  # a longer GSO frame is sent in pieces
-# Reasons for drops by which a line breaks its promise: it had no memory to keep it.
-NO_MEMORY = ("line_full", "delay_line_full", "no_buffer")
 DEVIATIONS = 4.9  # of a normal distribution: 10^-6
 
 RATED = ("Link", "TraceLink")

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 from shaping.loss_bounds import loss_bounds
 from shaping.policy.classes import ClassEntry
 from shaping.policy.compile import LINE_NAME, NAME, chain_of_place, full_name
-from shaping.policy.kept import NO_MEMORY
 from shaping.policy.keys import parse_key
 from shaping.policy.load import convert_policy
 from shaping.policy.network import Network
 from shaping.policy.places import Line, plan_of
 from shaping.policy.scenario import scenario_of
+from shaping.settings import NO_MEMORY
 from vnic.cli.common import about, plural
 
 

@@ -12,7 +12,7 @@ from dataplane.graph.port import Port
 from dataplane.graph.tally import Tally
 from shaping.class_tallies import class_tallies, has_classes, tree_of
 from shaping.link import Link
-from shaping.policy.kept import NO_MEMORY
+from shaping.settings import NO_MEMORY
 from vnic.modules.lines import RunningLine
 from vnic.modules.nic_node import NicNode
 from vnic.modules.way import Way
