@@ -363,7 +363,7 @@ def test_the_first_filter_that_matches_has_a_packet_alone():
         ("web -> any/port-22", {"match": {"destination_port": 22}, "rate": "none"}),
         ("web -> any/rest", {"match": EVERYTHING, "delay": "1ms"}),
     ]  # fmt: skip
-    assert any("packets of web -> lab match other filters, too, and the first has them alone" in each for each in notes)
+    assert any("filters by addresses of NICs, and others for the same packets: parts of web -> any" in each for each in notes)
     # what no filter has is as before, and there is nothing to keep port 22 from
     links = lines(text.replace("tc qdisc add dev eth0 parent 1:1", "# "), given={"eth0": "web", "10.0.0.7": "lab"})
     assert list(links) == ["web -> any/host-10.0.0.5-and-1-more", "web -> lab"]
