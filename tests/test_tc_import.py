@@ -1039,6 +1039,15 @@ def test_many_equal_lines_make_one_note():
     assert len(links) == 2000 and len(notes) == NOTES_MOST + 1 and "the rest is left out" in notes[-1]
 
 
+def test_many_notes_do_not_hide_what_is_left_out():
+    script = "".join(f"tc qdisc add dev e{n} root netem delay {n + 1}ms\n" for n in range(600))
+    found = refused(f"{script}tc qdisc add dev f root netem slot 1ms\n", nic=None)
+    assert len(found) == 1 and "netem slot: not supported" in found[0]
+    script = "".join(f"tc qdisc add dev e{n} root netem delay {4000 + n}s\n" for n in range(600))
+    found = [each for each in read(script, nic=None)[2] if "error: " in each]
+    assert len(found) == NOTES_MOST + 1 and found[-1] == f"error: more than {NOTES_MOST} notes: the rest is left out"
+
+
 @pytest.mark.parametrize("count", [1, 100, 4000])
 def test_many_classes_and_filters(count):
     commands = [
