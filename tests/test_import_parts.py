@@ -179,6 +179,16 @@ def test_many_filters_for_known_addresses(count):
         assert all(place.startswith("web -> any/") for place in draft.links)
 
 
+def test_lines_with_equal_settings_are_written_out():
+    """YAML has references for what is there twice, which a policy is easier to read without."""
+    draft = put(
+        Selection(
+            "f:1", [{"destination": "10.0.0.1/32"}, {"destination": "10.0.0.2/32"}], {"delay": {"mean": "5ms", "jitter": "1ms"}}
+        )
+    )
+    assert list(draft.links) == ["web -> db", "web -> cam"] and "&" not in draft.text and "*" not in draft.text
+
+
 NUMBERS = [
     ({"protocol": "tcp"}, {"protocol": "udp"}, True),
     ({"protocol": "icmp"}, {"destination_port": 5}, True),

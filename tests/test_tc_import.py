@@ -559,7 +559,8 @@ def test_many_filters_of_lines(count, known):
 def test_more_filters_than_a_part_can_have():
     commands = PAIRS.splitlines()[:3]
     commands += [
-        f"tc filter add dev eth0 parent 1: protocol ip prio 1 u32 match ip dport {n} 0xffff flowid 1:2" for n in range(1, 5000)
+        f"tc filter add dev eth0 parent 1: protocol ip prio 1 u32 match ip dport {n} 0xffff flowid 1:2"
+        for n in range(1, 20_000)
     ]
     [line] = refused("\n".join(commands))
     assert line == "tc.sh:2: error: more filters for web -> any: not supported: expected at most 1024"
