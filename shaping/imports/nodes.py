@@ -166,7 +166,7 @@ class _Giving:
         known = self.known.setdefault(leaf.classid, set())
         distinct = {frozenset(rule.items()): rule for rule in rules}
         new = [rule for key, rule in distinct.items() if key not in known]
-        known |= distinct.keys()
+        known.update(distinct)
         leaf.rules += new
         self.rules += len(new)
         leaf.order += [self.number] * len(new)
