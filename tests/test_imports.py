@@ -69,7 +69,7 @@ def test_tcconfig():
     given = {"eth0": "web", "192.168.0.10": "db"}
     draft = draft_of("tcconfig", TCSHOW, given)
     assert draft.links == {"web -> any/db": to_db, **others} and not draft.notes.refused
-    assert any("packets of web -> db match other filters, too" in each.text for each in draft.notes.findings)
+    assert any("filters by addresses of NICs, and others for the same packets" in each.text for each in draft.notes.findings)
     alone = TCSHOW.replace(',\n            "protocol=ip": {"delay": 5}', "")
     assert links("tcconfig", alone, given) == {"web -> db": slow, "any -> web": others["any -> web"]}
 
@@ -137,7 +137,12 @@ def test_commands_of_tcset_change_and_replace_filters():
     found = links("tcconfig", f"{first}tcset eth0 --change --delay 7ms --port 80", nic="web")
     assert list(found) == ["web -> any/port-80", "web -> any/port-81"] and found["web -> any/port-80"] == part
     assert links("tcconfig", f"{first}tcset eth0 --overwrite --delay 7ms --port 80", nic="web") == {"web -> any/port-80": part}
-    assert "has delay 1ms already, and now 2ms" in wrong("tcconfig", first.replace("81", "80"), nic="web")
+    draft = draft_of("tcconfig", first.replace("81", "80"), nic="web")
+    assert draft.links["web -> any/port-80"]["delay"] == "1ms"
+    assert any(
+        "f:2: warning: a filter for the packets of one before it: it never matches" in str(each)
+        for each in draft.notes.findings
+    )
     [line] = refused("tcconfig", "tcset eth0 --delay 1ms --dst-container db", nic="web")
     assert line == (
         "f:1: error: tcset --dst-container db: not supported: Docker knows its address: write --network or --src-network ADDRESS"

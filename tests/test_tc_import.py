@@ -363,7 +363,7 @@ def test_the_first_filter_that_matches_has_a_packet_alone():
         ("web -> any/port-22", {"match": {"destination_port": 22}, "rate": "none"}),
         ("web -> any/rest", {"match": EVERYTHING, "delay": "1ms"}),
     ]  # fmt: skip
-    assert any("packets of web -> lab match other filters, too, and the first has them alone" in each for each in notes)
+    assert any("filters by addresses of NICs, and others for the same packets: parts of web -> any" in each for each in notes)
     # what no filter has is as before, and there is nothing to keep port 22 from
     links = lines(text.replace("tc qdisc add dev eth0 parent 1:1", "# "), given={"eth0": "web", "10.0.0.7": "lab"})
     assert list(links) == ["web -> any/host-10.0.0.5-and-1-more", "web -> lab"]
@@ -559,7 +559,8 @@ def test_many_filters_of_lines(count, known):
 def test_more_filters_than_a_part_can_have():
     commands = PAIRS.splitlines()[:3]
     commands += [
-        f"tc filter add dev eth0 parent 1: protocol ip prio 1 u32 match ip dport {n} 0xffff flowid 1:2" for n in range(1, 5000)
+        f"tc filter add dev eth0 parent 1: protocol ip prio 1 u32 match ip dport {n} 0xffff flowid 1:2"
+        for n in range(1, 20_000)
     ]
     [line] = refused("\n".join(commands))
     assert line == "tc.sh:2: error: more filters for web -> any: not supported: expected at most 1024"
@@ -1067,6 +1068,15 @@ def test_many_equal_lines_make_one_note():
     script = "".join(f"tc qdisc add dev e{n} root netem delay 5ms 1ms\n" for n in range(2000))
     links, _, notes = read(script, nic=None)
     assert len(links) == 2000 and len(notes) == NOTES_MOST + 1 and "the rest is left out" in notes[-1]
+
+
+def test_many_notes_do_not_hide_what_is_left_out():
+    script = "".join(f"tc qdisc add dev e{n} root netem delay {n + 1}ms\n" for n in range(600))
+    found = refused(f"{script}tc qdisc add dev f root netem slot 1ms\n", nic=None)
+    assert len(found) == 1 and "netem slot: not supported" in found[0]
+    script = "".join(f"tc qdisc add dev e{n} root netem delay {4000 + n}s\n" for n in range(600))
+    found = [each for each in read(script, nic=None)[2] if "error: " in each]
+    assert len(found) == NOTES_MOST + 1 and found[-1] == f"error: more than {NOTES_MOST} notes: the rest is left out"
 
 
 @pytest.mark.parametrize("count", [1, 100, 4000])

@@ -99,7 +99,12 @@ def _rules(options: Any) -> list[Rule]:
         raise ConfigError(
             f"iptables_options {quoted(options)}: expected a list of at most {MAX_RULES}"
         )
-    return [rule for each in options for rule in _of_option(str(each))]
+    found: list[Rule] = []
+    for each in options:
+        found += _of_option(str(each))
+        if len(found) > MAX_RULES:
+            raise unsupported("iptables_options", f"expected at most {MAX_RULES} ports in all")
+    return found
 
 
 def _of_option(text: str) -> list[Rule]:

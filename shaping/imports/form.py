@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,13 +39,18 @@ class Draft:
     links: dict[str, Settings] = field(default_factory=dict)
     classes: dict[str, Settings] = field(default_factory=dict)
     notes: Notes = field(default_factory=Notes)
+    # Keys of parts by the name that was wanted and by their matches.
+    _parts: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def add_line(self, place: str, settings: Settings, where: str = "") -> None:
         """Adds settings to a place. Raises ConfigError for one that is there with another
         value."""
         line = self.links.setdefault(place, {})
         for name, value in settings.items():
-            if line.setdefault(name, value) != value:
+            if name not in line:
+                # a copy: YAML writes what is there twice as a reference to the first
+                line[name] = copy.deepcopy(value)
+            elif line[name] != value:
                 raise ConfigError(
                     f"{where}: {place}: has {name} {line[name]} already, and now {value}: "
                     "expected one of them"
@@ -57,13 +63,16 @@ class Draft:
     ) -> None:
         """Adds settings to a part of a place. name: wanted; one that another part has gets a
         number behind it. match: conditions, of which one holds. Raises ConfigError as add_line."""
-        wanted, number = name, 1
-        match_of_file = match[0] if len(match) == 1 else match
-        while (there := self.links.get(f"{place}/{name}")) and there["match"] != match_of_file:
-            number += 1
-            ending = f"-{number}"
-            name = wanted[: PART_MOST - len(ending)] + ending
-        self.add_line(f"{place}/{name}", {"match": match_of_file, **settings}, where)
+        wanted = self._parts.setdefault(f"{place}/{name}", {})
+        key = repr(match)
+        if key not in wanted:
+            found, number = f"{place}/{name}", len(wanted) + 1
+            while found in self.links:
+                found = f"{place}/{name[: PART_MOST - len(f'-{number}')]}-{number}"
+                number += 1
+            wanted[key] = found
+        given = match[0] if len(match) == 1 else match
+        self.add_line(wanted[key], {"match": given, **settings}, where)
 
     @property
     def empty(self) -> bool:

@@ -108,6 +108,7 @@ class _Giving:
         self.for_lines = for_lines
         self.number = 0  # of the filter
         self.merges = self.rules = 0
+        self.known: dict[int, set[frozenset[tuple[str, Any]]]] = {}  # rules by the id of their leaf
 
     def give(self, qdisc: Qdisc, default: Node | None) -> Node | None:
         filters = self.device.filters_of(qdisc.handle)
@@ -162,7 +163,10 @@ class _Giving:
             return leaf
         if self.rules + len(rules) > MAX_RULES and not self.for_lines:
             raise unsupported("more filters", f"expected at most {MAX_RULES} for a tree")
-        new = [rule for rule in rules if rule not in leaf.rules]
+        known = self.known.setdefault(leaf.classid, set())
+        distinct = {frozenset(rule.items()): rule for rule in rules}
+        new = [rule for key, rule in distinct.items() if key not in known]
+        known.update(distinct)
         leaf.rules += new
         self.rules += len(new)
         leaf.order += [self.number] * len(new)

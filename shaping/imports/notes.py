@@ -33,6 +33,7 @@ class Notes:
     def __init__(self) -> None:
         self.findings: list[Finding] = []
         self._texts: set[tuple[Kind, str]] = set()
+        self._errors: set[tuple[Kind, str]] = set()
 
     def note(self, where: str, text: str) -> None:
         """Something that carries over and differs in a detail."""
@@ -47,14 +48,14 @@ class Notes:
         self._add("error", where, str(error))
 
     def _add(self, kind: Kind, where: str, text: str) -> None:
-        if (kind, text) in self._texts:
+        # What is left out is counted by itself: one such line decides whether there is a policy.
+        texts = self._errors if kind == "error" else self._texts
+        if (kind, text) in texts or len(texts) > NOTES_MOST:
             return
-        if len(self._texts) == NOTES_MOST:
-            text = f"more than {NOTES_MOST} notes: the rest is left out"
-            kind, where = "warning", ""
-        elif len(self._texts) > NOTES_MOST:
-            return
-        self._texts.add((kind, text))
+        if len(texts) == NOTES_MOST:
+            where, text = "", f"more than {NOTES_MOST} notes: the rest is left out"
+            kind = kind if kind == "error" else "warning"
+        texts.add((kind, text))
         self.findings.append(Finding(kind, where, text))
 
     @property

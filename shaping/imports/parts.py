@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dataplane.elements.classifier_rules import MAX_RULES
 from dataplane.elements.classifier_rules import Rule as Numbers
@@ -79,8 +79,8 @@ def put_selected(
         if place in shared:
             draft.notes.note(
                 selections[piece.at].where,
-                f"packets of {line_key(nic, direction, place)} match other filters, too, and the "
-                f"first has them alone: a part of {line_key(nic, direction)}",
+                "filters by addresses of NICs, and others for the same packets: parts of "
+                f"{line_key(nic, direction)}, since the first filter has a packet alone",
             )
             place = ANY
         if place == ANY and piece.by_mac:
@@ -204,8 +204,11 @@ def _add(
     of_place: dict[str, list[list[Rule]]] = {}
     for (_, place), match in matches.items():
         of_place.setdefault(place, []).append(match)
-    whole = {place for place, each in of_place.items()
-             if _is_all(each[0]) and all(match == each[0] for match in each)}  # fmt: skip
+    # A filter for one family alone stands for all packets: tools that know one family write it so.
+    whole = {
+        place for place, each in of_place.items()
+        if all(match == EVERYTHING for match in each) or (len(matches) == 1 and each[0] in ALL)
+    }  # fmt: skip
     for place, each in of_place.items():
         if place not in whole and sum(map(len, each)) > MAX_RULES:
             what = f"more filters for {line_key(nic, direction, place)}"
@@ -215,9 +218,15 @@ def _add(
     lines: Counter[int] = Counter()
     for (at, _), match in matches.items():
         lines[at] += -(-len(match) // MATCHES_MOST)
+    known: set[tuple[str, frozenset[frozenset[tuple[str, Any]]]]] = set()
     for (at, place), match in matches.items():
         selection, key = selections[at], line_key(nic, direction, place)
         where, settings = selection.where, selection.settings
+        same = place, frozenset(frozenset(rule.items()) for rule in match)
+        if same in known:
+            draft.notes.warn(where, "a filter for the packets of one before it: it never matches")
+            continue
+        known.add(same)
         if "rate" in settings and lines[at] > 1:
             rate = settings["rate"]
             draft.notes.warn(where, f"rate {rate}: of several lines together; here each has it")

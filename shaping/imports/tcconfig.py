@@ -116,6 +116,7 @@ class _Rules:
         self.names, self.draft = names, draft
         self.excluded: dict[tuple[str, str], list[Selection]] = {}
         self.found: dict[tuple[str, str], list[Selection]] = {}
+        self.numbers: dict[tuple[Any, ...], int] = {}  # by place and rule
 
     def place(self, where: str, device: str, way: str) -> tuple[str, str]:
         if way not in ("outgoing", "incoming"):
@@ -129,6 +130,7 @@ class _Rules:
             place = self.place(where, device, way)
             self.excluded.pop(place, None)
             self.found.pop(place, None)
+        self.numbers = {key: each for key, each in self.numbers.items() if key[:2] in self.found}
 
     def add(
         self, where: str, device: str, way: str, conditions: dict[str, str],
@@ -158,9 +160,9 @@ class _Rules:
         known = self.found.setdefault(place, [])
         note_families(rule, where, notes)
         selection = Selection(where, [rule], line)
-        same = [number for number, each in enumerate(known) if each.rules == [rule]]
-        if change and same:
-            known[same[0]] = selection
+        number = self.numbers.setdefault((*place, frozenset(rule.items())), len(known))
+        if change and number < len(known):
+            known[number] = selection
         else:
             known.append(selection)
 
