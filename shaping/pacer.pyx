@@ -533,20 +533,24 @@ cdef inline bint reserve(Pacer pacer, Context *ctx, uint32_t index, uint32_t sta
     cdef bint cuts = (p.gso_type != GSO_NONE
                       and <uint64_t>wire_bytes * QUANTUM_FACTOR > rate_bps
                       and p.length > <uint32_t>p.header_length + p.gso_size and can_segment(p))
-    if clock_is_due(clock, at_ns):
-        clock.next_ns, clock.remainder = at_ns, 0
-    else:
+    cdef bint anew = clock_is_due(clock, at_ns)       # the clock goes on from release_ns
+    if not anew:
         release_ns = clock_due_ns(clock)
         if release_ns - at_ns > pacer.horizon_ns:
             if not pacer.at_horizon:
                 pacer.drop(ctx, index, BEYOND_HORIZON)
                 return False
-            pacer.counters.extra[AT_HORIZON] += 1
-            release_ns = at_ns + pacer.horizon_ns
-            clock.next_ns, clock.remainder = release_ns, 0
+            anew, release_ns = True, at_ns + pacer.horizon_ns
+    # Pieces, too, leave at the horizon, since later packets do: a frame that would have one only
+    # before it is not cut.
+    if pacer.at_horizon and at_ns + pacer.horizon_ns - release_ns < QUANTUM_NS:
+        cuts = False
     if (release_ns > at_ns or cuts) and is_full(pacer, ctx, index):
         pacer.drop(ctx, index, QUEUE_FULL)
         return False
+    if anew:
+        clock.next_ns, clock.remainder = release_ns, 0
+        pacer.counters.extra[AT_HORIZON] += release_ns > at_ns
     clock_charge(clock, rate_bps, wire_bytes)
     last_ns[0] = release_ns
     if release_ns == at_ns and not cuts:
@@ -556,6 +560,9 @@ cdef inline bint reserve(Pacer pacer, Context *ctx, uint32_t index, uint32_t sta
         # its pieces keep their times, also when the rate changes
         last_ns[0] = clock.next_ns
         p.held_ns = clock_due_ns(clock)
+        if pacer.at_horizon and p.held_ns > at_ns + pacer.horizon_ns:
+            last_ns[0] = p.held_ns = at_ns + pacer.horizon_ns
+            pacer.counters.extra[AT_HORIZON] += 1
         each = rate_bps // QUANTUM_FACTOR // (<uint64_t>p.header_length + p.gso_size)
         each = min(max(each, <uint64_t>1), <uint64_t>HELD_EACH_MOST)
         p.held_word |= HELD_CUT | <uint32_t>each << HELD_EACH_SHIFT
@@ -685,7 +692,8 @@ cdef int _fill_policy(Policy *policy, clock, uint64_t most_ns) except -1:
     """Sets the clock of a policy that was handed over. Raises ValueError."""
     cdef uint64_t rate = policy.rate_bps if policy.rate_bps else RATE_MOST_BPS
     policy.clock.next_ns, policy.clock.remainder, policy.last_ns = clock
-    if (policy.clock.remainder >= rate or policy.last_ns > policy.clock.next_ns
+    # a packet that takes less than a nanosecond may leave behind next_ns
+    if (policy.clock.remainder >= rate or policy.last_ns > clock_due_ns(&policy.clock)
             or policy.clock.next_ns > most_ns + AHEAD_MOST_NS):
         raise ValueError(f"a clock says {policy.clock.next_ns} ns and {policy.last_ns} ns")
     return 0

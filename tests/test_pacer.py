@@ -521,6 +521,52 @@ def test_what_lies_beyond_the_horizon_is_dropped_or_leaves_there():
         bench.close()
 
 
+def test_pieces_of_a_frame_leave_at_the_horizon_at_the_latest():
+    """Later packets leave there, and may not overtake the pieces."""
+    for per in ("all", "flow"):
+        bench = Bench(rate="1mbit", horizon="25ms", exceed="pace", per=per)
+        frame = Spec(protocol=UDP, source_port=1024, payload=b"".join((n).to_bytes(4, "big") + bytes(1204) for n in range(20)))
+        bench.inject([frame.frame(1208), *[numbered(n, size=1250) for n in range(20, 25)]])
+        advance(bench.engine, START_NS + 10**9)
+        found = bench.b.take()
+        numbers = [
+            int.from_bytes(each.data[at : at + 4], "big")
+            for each in found
+            for at in range(42, len(each.data), each.gso_size or len(each.data))
+        ]
+        assert numbers == list(range(25)) and max(each.time_ns for each in found) == START_NS + 25 * 10**6
+        assert bench.count("at_horizon") == 6 and bench.count("split") == 1
+        bench.close()
+
+
+def test_a_packet_that_is_dropped_charges_nothing():
+    """For want of buffers, beyond the horizon: those that wait keep their turns."""
+    bench = Bench(rate="1mbit", horizon="25ms", exceed="pace", small=64)
+    bench.inject([Spec(protocol=UDP, payload=bytes(20 * 1208)).frame(1208), *[numbered(n) for n in range(40)]])
+    assert bench.count("queue_full") == 24
+    clock = bench.pacer.save_state()["clock"]
+    bench.inject([numbered(n) for n in range(3)], START_NS + 10**6)
+    assert bench.count("queue_full") == 27 and bench.pacer.save_state()["clock"] == clock
+    bench.close()
+
+
+def test_packets_that_take_less_than_a_nanosecond_move_to_another_engine():
+    bench = Bench(rate="10tbit")
+    bench.inject([numbered(n, size=1400) for n in range(8)])  # 1.12 ns each
+    other = Bench(rate="10tbit", pool=bench.pool)
+    for size in (60, 60, 1400, 60):
+        bench.inject([numbered(0, size=size)] * 3)
+        data = save_engine(bench.engine)
+        other = Bench(rate="10tbit", pool=bench.pool)
+        other.engine.clock.set(bench.engine.clock.now_ns)
+        load_engine(other.engine, data)
+        forget_engine(bench.engine)
+        bench.engine.close()
+        bench = other
+    advance(bench.engine, START_NS + 10**9)
+    bench.close()
+
+
 def test_a_quarter_of_the_pool_may_wait():
     bench = Bench(rate="10mbit", per="flow", small=400, large=20)
     bench.inject([numbered(n, flow=1, size=60) for n in range(150)] + [bytes(9000)] * 10)
