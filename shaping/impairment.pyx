@@ -473,8 +473,10 @@ cdef class Impairment(Element):
         while self.line.due_ns <= ctx.now_ns:
             self.counters.held -= 1
             self.forward(ctx, self.line.take(ctx), out)
-        while self.late_count and ctx.packets[self.late[0]].release_ns <= ctx.now_ns:
-            self.release_late(ctx, out)
+        if self.late_count and ctx.packets[self.late[0]].release_ns <= ctx.now_ns:
+            while self.late_count and ctx.packets[self.late[0]].release_ns <= ctx.now_ns:
+                self.release_late(ctx, out)
+            self.set_next()                      # no GSO frame is cut where they would have left
 
     # -- control -----------------------------------------------------------------------------------
 

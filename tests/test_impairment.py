@@ -371,6 +371,18 @@ def test_a_full_line_drops_under_its_reason():
     bench.close()
 
 
+def test_a_late_packet_that_left_by_its_time_cuts_no_frame():
+    """As after an upgrade: the frame behind it stays whole."""
+    bench = Bench(reorder={"share": "100%", "by": 10, "within": "5ms"}, loss=None)
+    bench.inject([numbered(0)])
+    bench.engine.post(bench.impairment.prepare_reorder("0%"))
+    advance(bench.engine, START_NS + 10 * 10**6)
+    assert [number_of(data) for data in bench.taken()] == [0]
+    bench.inject([stream_frame(0, 30).frame(100)])
+    assert bench.count("split") == 0 and bench.count("wire_packets") == 31
+    bench.close()
+
+
 def test_no_buffer_for_segments():
     """14 frames have nearly all large buffers, so that few pieces find one; the packets that pass are those that
     the same losses leave."""
