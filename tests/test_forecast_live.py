@@ -16,6 +16,7 @@ from tests.tools import need
 pytestmark = pytest.mark.timing
 LTE = Path(__file__).parent.parent / "examples" / "shaping" / "lte.down"
 STALLED = 0.05  # of the time, in which the engine had work and no processor: a bound may be missed
+ATTEMPTS = 8  # while the machine is stalled
 LATE = 0.01  # of the time: iperf3 begins its count when it runs, after the first packets
 STAMP_NS = 10**6  # after losses, the kernel measures round trips by TCP's timestamps, in milliseconds
 CLASSES = """\
@@ -35,8 +36,8 @@ POLICIES = {
     "vdsl": ("links:\n  a -> b: {rate: 20mbit, overhead: pppoe-ptm, queue: 40ms}\n  a <-> b: {rtt: 20ms}\n", "a -> b", (0, 5), None),
     # in the first two seconds the window shrinks to what losses allow
     "loss": ("seed: 1\nlinks:\n  a <-> b: {rtt: 20ms}\n  a -> b: {loss: 1%}\n", "a -> b", (2, 12), None),
-    "classes": (CLASSES.replace("QUEUE", "fifo"), "a.egress/gold", (0, 5), "40M"),
-    "codel": (f"links:\n  a <-> b: {{rtt: 20ms}}\n{CLASSES.replace('QUEUE', 'fq_codel')}", "a.egress/gold", (0, 6), "40M"),
+    "classes": (CLASSES.replace("QUEUE", "fifo"), "a.egress/gold", (0, 5), "30M"),
+    "codel": (f"links:\n  a <-> b: {{rtt: 20ms}}\n{CLASSES.replace('QUEUE', 'fq_codel')}", "a.egress/gold", (0, 6), "30M"),
     "trace": (f"links:\n  a -> any: {{trace: {LTE}, queue: {{packets: 500}}}}\n  a <-> b: {{rtt: 60ms}}\n", "a -> b", (0, 20), None),
 }  # fmt: skip
 PORTS = itertools.count(5201)
@@ -65,7 +66,7 @@ def test_tcp_is_within_what_was_foretold(shaped, name, how):  # noqa: F811
     worker = status(shaped.environment)["pid"]
     flooding = flood(shaped.a, shaped.b, "10.99.0.2", next(PORTS), rate) if rate else []
     try:
-        for _ in range(3):
+        for _ in range(ATTEMPTS):
             before = waited_ns(worker)
             found: Transfer = how(shaped.a, shaped.b, "10.99.0.2", next(PORTS), until + 1)
             stalled = (waited_ns(worker) - before) / (until + 1) / 1e9
