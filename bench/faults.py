@@ -11,7 +11,7 @@ import time
 from bench import machine
 from bench.errors import BenchError
 from bench.instance import Json
-from bench.load import Loaded, quantiles, queue_drops, run_rounds, traffic
+from bench.load import Loaded, changed, quantiles, queue_drops, run_rounds, traffic
 from bench.tap import rounded
 
 PAUSE_S = (0.2, 0.6)
@@ -168,10 +168,6 @@ def apply(rounds: int) -> Json:
         **traffic(load),
         # Of those lost: frames that were on a link with a rate when it was taken out.
         "dropped": sum(engine["dropped"] for engine in status["engines"]),
-        "apply_ms": quantiles(report["apply_ms"] for report in reports),
-        "undo_ms": quantiles(report["undo_ms"] for report in reports),
-        "restarts": status["supervisor"]["restarts"],
-        "conserved": status["conserved"],
-        "series_ms": [report["apply_ms"] for report in reports],
+        **changed(reports, status),
         "machine": described,
     }

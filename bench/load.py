@@ -97,6 +97,17 @@ def traffic(load: Json) -> Json:
     }
 
 
+def changed(reports: list[Json], status: Json) -> Json:
+    """How long changes and their undoing took, and what is left of them. reports: with apply_ms and
+    undo_ms."""
+    return {
+        **{key: quantiles(report[key] for report in reports) for key in ("apply_ms", "undo_ms")},
+        "restarts": status["supervisor"]["restarts"],
+        "conserved": status["conserved"],
+        "series_ms": [report["apply_ms"] for report in reports],
+    }
+
+
 def quantiles(values: Iterable[float]) -> Json:
     ordered = sorted(values)
     if not ordered:

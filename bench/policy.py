@@ -17,7 +17,7 @@ from collections.abc import Callable
 from bench import machine
 from bench.errors import BenchError
 from bench.instance import Json
-from bench.load import Loaded, quantiles, queue_drops, run_rounds, traffic
+from bench.load import Loaded, changed, queue_drops, run_rounds, traffic
 from bench.tap import rounded
 from shaping.policy.load import load_policy, policy_data
 from vnic.api.client import Client
@@ -225,11 +225,7 @@ def policies(rounds: int) -> Json:
         "dropped": (dropped := status["engines"][0]["dropped"]),
         "unexplained": load["lost"] - load["overrun"] - queue_lost - dropped,
         "tcp_dropped": status["engines"][1]["dropped"],
-        "apply_ms": quantiles(report["apply_ms"] for report in reports),
-        "undo_ms": quantiles(report["undo_ms"] for report in reports),
-        "restarts": status["supervisor"]["restarts"],
-        "conserved": status["conserved"],
-        "series_ms": [report["apply_ms"] for report in reports],
+        **changed(reports, status),
         "machine": described,
     }
 
