@@ -12,18 +12,20 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 from shaping.loss_bounds import loss_bounds
 from shaping.loss_model import Chain, random_chain
 from shaping.policy.compile import queue_of
 from shaping.policy.figures import line_bytes, percent_text, queue_ns, rate_text, time_text
 from shaping.policy.places import Line
+from shaping.policy.schema import DelayConfig
 from shaping.settings import NO_MEMORY
 
 WINDOW_NS = 100_000_000
 QUANTUM_NS = 1_000_000  # a longer GSO frame is sent in pieces
 DEVIATIONS = 4.9  # of a normal distribution: 10^-6
+EXACT_NS = 1  # of rounding: a constant delay is exact to the nanosecond
 
 RATED = ("Link", "TraceLink")
 
@@ -174,20 +176,46 @@ def _bps(window_bytes: int) -> float:
     return window_bytes * 8e9 / WINDOW_NS
 
 
-def _judge_shares(kept: Kept, counters: Mapping[str, int]) -> None:
-    line, packets = kept.line, counters["wire_packets"]
-    asked: list[tuple[str, str, Chain | None, bool]] = []
+class AskedShare(NamedTuple):
+    """A share of its packets to which a line does something. counter: of its elements; exact:
+    whether less breaks the promise, too."""
+
+    setting: str
+    counter: str
+    chain: Chain | None
+    exact: bool
+
+
+def shares_of(line: Line) -> list[AskedShare]:
+    """The shares that a line asks for."""
+    asked = []
     if line.loss is not None:
-        asked.append(("loss", "lost", line.loss.chain, True))
+        asked.append(AskedShare("loss", "lost", line.loss.chain, True))
     if (duplicate := line.value("duplicate")) is not None:
-        asked.append(("duplicate", "duplicated", random_chain(duplicate), True))
+        asked.append(AskedShare("duplicate", "duplicated", random_chain(duplicate), True))
     # Of these, less is no broken promise: a packet may lack the part that is to be changed, and
     # a lost packet is neither changed nor late.
     if (corrupt := line.value("corrupt")) is not None:
-        asked.append(("corrupt", "corrupted", random_chain(corrupt.share), False))
+        asked.append(AskedShare("corrupt", "corrupted", random_chain(corrupt.share), False))
     if (reorder := line.value("reorder")) is not None:
-        asked.append(("reorder", "reordered", random_chain(reorder.share), False))
-    for name, counter, chain, exact in asked:
+        asked.append(AskedShare("reorder", "reordered", random_chain(reorder.share), False))
+    return asked
+
+
+def mean_margin(delay: DelayConfig, count: int) -> tuple[float, bool]:
+    """How far in ns the mean of `count` delays with jitter may be from the one that is asked for,
+    and whether it may be longer than that besides: packets that wait for those before them, and
+    delays that would be below 0, make it so. The mean of correlated delays varies more."""
+    jitter, correlation = int(delay.jitter or 0), float(delay.correlation or 0)
+    spread = math.sqrt((1 + correlation) / (1 - correlation) / count)
+    deviation = jitter / math.sqrt(3) if delay.shape == "uniform" else jitter
+    longer = delay.order != "any" or jitter > delay.mean or delay.shape != "uniform"
+    return DEVIATIONS * deviation * spread + EXACT_NS, longer
+
+
+def _judge_shares(kept: Kept, counters: Mapping[str, int]) -> None:
+    line, packets = kept.line, counters["wire_packets"]
+    for name, counter, chain, exact in shares_of(line):
         count = counters[counter]
         if name in line.variants:  # its packets had several shares
             share = count / packets if packets else 0.0
@@ -213,22 +241,15 @@ def _judge_delay(kept: Kept, counters: Mapping[str, int]) -> None:
     kept.delay = {"mean_ns": mean, "max_ns": longest}
     if "delay" in kept.line.variants:
         return
-    jitter = delay.jitter or 0
-    if not jitter:
+    if not delay.jitter:
         if (mean, longest) != (delay.mean, delay.mean):
             kept.why.append(
                 f"delays of {time_text(mean)} on average, {time_text(longest)} at most, expected "
                 f"{time_text(delay.mean)} each"
             )
         return
-    # The mean of correlated delays varies more. Packets that wait for those before them, and
-    # delays that would be below 0, make it longer.
-    correlation = float(delay.correlation or 0)
-    spread = math.sqrt((1 + correlation) / (1 - correlation) / count)
-    deviation = jitter / math.sqrt(3) if delay.shape == "uniform" else jitter
-    uncertain = DEVIATIONS * deviation * spread + 1
-    too_long = delay.order == "any" and jitter <= delay.mean and delay.shape == "uniform"
-    if mean < delay.mean - uncertain or (too_long and mean > delay.mean + uncertain):
+    uncertain, longer = mean_margin(delay, count)
+    if mean < delay.mean - uncertain or (not longer and mean > delay.mean + uncertain):
         kept.why.append(
             f"a mean delay of {time_text(mean)}, expected {time_text(delay.mean)} within "
             f"{time_text(uncertain)}"

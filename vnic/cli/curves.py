@@ -110,19 +110,15 @@ def describe(found: Recorded, status: dict[str, Any]) -> None:
     promised. status: of ShapeStatus, with `whole`."""
     if status["policy"] is None:
         return
-    from vnic.cli.running_policy import running_network
     from vnic.cli.shape_classes import asked, classes_by_name
-    from vnic.cli.shape_report import asked_at
+    from vnic.cli.shape_report import asked_now
 
-    scenario = status["scenario"]
-    elapsed_ns = 0 if scenario is None else scenario["elapsed_ns"]
-    moment = asked_at(status["policy"], running_network(status)[0], elapsed_ns)
-    classes = classes_by_name(moment.classes)
+    classes = classes_by_name(asked_now(status).classes)
     for curve in found.curves:
         if curve.kind == "class" and (each := classes.get(curve.name)) is not None:
             curve.asked, curve.limit_bps = asked(each), each.ceiling_bps or None
-    if found.bounds and scenario is not None:
-        began = time.time() - elapsed_ns / 1e9
+    if found.bounds and status["scenario"] is not None:
+        began = time.time() - status["scenario"]["elapsed_ns"] / 1e9
         found.marks = _marks(status["policy"], began, found.bounds)
 
 

@@ -32,11 +32,10 @@ def class_tables(
     all elements. Places whose Scheduler is gone are left out."""
     found: dict[str, Table] = {}
     for entry in entries:
-        chain = f"{class_chain(entry, network)}."
-        for name in names:
-            if name.startswith(chain) and name.endswith(f".{SCHEDULER_NAME}"):
-                copies = client.call("ReadHandler", element=name, handler="classes")["copies"]
-                found[entry.key] = _summed(copies)
+        name = f"{class_chain(entry, network)}.{SCHEDULER_NAME}"
+        if name in names:
+            copies = client.call("ReadHandler", element=name, handler="classes")["copies"]
+            found[entry.key] = _summed(copies)
     return found
 
 

@@ -3,7 +3,6 @@ the instance has recorded since the line or class got its settings."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,25 +11,22 @@ from dataplane.errors import ConfigError
 from dataplane.units import format_rate, format_time
 from shaping.class_settings import ClassSetting
 from shaping.loss_bounds import loss_bounds
-from shaping.loss_model import Chain, random_chain
 from shaping.policy.compile import FRAME_BYTES
+from shaping.policy.kept import EXACT_NS, QUANTUM_NS, AskedShare, mean_margin, shares_of
 from shaping.policy.places import Line
 from vnic.cli.common import about, plural
 
 if TYPE_CHECKING:
     from vnic.api.client import Client
 
-QUANTUM_S = 0.001  # a GSO frame that takes longer is sent in pieces
 # By which a busy machine delays a sample, or an engine, which then makes up for it.
 LATE_S = 0.1
 WINDOW_S = 1.0  # in which a rate is judged, besides all the time
 BUSY_S = 1.0  # a queue that is never empty for so long shows what its rate is
 SLOW = 0.01  # of the rate: what may be missing then
-DEVIATIONS = 4.9  # of a normal distribution: one in a million kept promises is taken for broken
 RECORD_MS, SAMPLE_MS = 60_000, 100
 VARYING = {"trace": "rate", "order": "delay"}  # settings on which promises depend
 AT_ONCE = 64  # series that are asked for: an answer has at most 100,000 numbers of a kind
-EXACT_NS = 1  # of rounding: a constant delay is exact to the nanosecond
 
 
 @dataclass
@@ -135,17 +131,8 @@ def _promises(line: Line, measured: Measured) -> Iterator[Promise]:
         yield _rate(line, measured)
     if line.delay is not None:
         yield _delay(line, measured)
-    if line.loss is not None:
-        yield _share(line, measured, "loss", "lost", line.loss.chain, exact=True)
-    for setting, column in (
-        ("duplicate", "duplicated"), ("corrupt", "corrupted"), ("reorder", "reordered"),
-    ):  # fmt: skip
-        value = line.value(setting)
-        if value is not None:
-            chain = random_chain(getattr(value, "share", value))
-            # Of corrupt and reorder, less is no broken promise: a packet may lack the part that is
-            # to be changed, and one that is lost is neither changed nor late.
-            yield _share(line, measured, setting, column, chain, exact=setting == "duplicate")
+    for asked in shares_of(line):
+        yield _share(line, measured, asked)
     if line.delay is not None and line.delay.jitter is not None:
         yield _order(line, measured)
 
@@ -178,7 +165,7 @@ def _judge_rate(
     """most_bps: what is never exceeded; 0: anything. least_bps: what is sent while packets wait."""
     if not sum(sent) or measured.seconds <= 0:
         return _unmeasured(found, measured)
-    longest = max(FRAME_BYTES * 2, max(most_bps, least_bps) / 8 * QUANTUM_S)
+    longest = max(FRAME_BYTES * 2, max(most_bps, least_bps) / 8 * QUANTUM_NS / 1e9)
     found.measured = about(8 * sum(sent) / measured.seconds, "bit/s")
     found.kept, busy_s, bounds = True, 0.0, measured.bounds
     for begin, end in _busy(measured.column("queue_bytes")):
@@ -240,17 +227,10 @@ def _delay(line: Line, measured: Measured) -> Promise:
     mean = measured.sum("delay_ns") / count
     found.measured = f"{mean / 1e6:.4g} ms on average"
     found.reason = plural(count, "packet")
-    jitter = int(delay.jitter or 0)
-    if not jitter:
+    if not delay.jitter:
         found.kept = abs(mean - int(delay.mean)) <= EXACT_NS
         return found
-    # The mean of correlated delays varies more. What would be below 0 is 0, and packets that wait
-    # for those before them are later: then the mean is longer, as asked.
-    correlation = float(delay.correlation or 0)
-    spread = math.sqrt((1 + correlation) / (1 - correlation) / count)
-    deviation = jitter / math.sqrt(3) if delay.shape == "uniform" else jitter
-    uncertain = DEVIATIONS * deviation * spread + EXACT_NS
-    longer = delay.order != "any" or jitter > int(delay.mean) or delay.shape != "uniform"
+    uncertain, longer = mean_margin(delay, count)
     found.kept = mean >= int(delay.mean) - uncertain and (
         longer or mean <= int(delay.mean) + uncertain
     )
@@ -261,17 +241,15 @@ def _delay(line: Line, measured: Measured) -> Promise:
     return found
 
 
-def _share(
-    line: Line, measured: Measured, setting: str, column: str, chain: Chain | None, *, exact: bool
-) -> Promise:
-    found = Promise(str(line.place), setting, _asked(line, setting))
-    packets, count = measured.sum("arrived"), measured.sum(column)
+def _share(line: Line, measured: Measured, asked: AskedShare) -> Promise:
+    found = Promise(str(line.place), asked.setting, _asked(line, asked.setting))
+    packets, count = measured.sum("arrived"), measured.sum(asked.counter)
     if not packets:
         return _unmeasured(found, measured)
     found.measured = f"{100 * count / packets:.3g} %"
     found.reason = f"{count} of {plural(packets, 'packet')}"
-    least, most = loss_bounds(chain, packets)
-    found.kept = count <= most and (not exact or count >= least)
+    least, most = loss_bounds(asked.chain, packets)
+    found.kept = count <= most and (not asked.exact or count >= least)
     if not found.kept:
         found.reason += f", expected {max(least, 0):.0f} to {min(most, packets):.0f}"
     return found

@@ -14,6 +14,7 @@ from shaping.policy.places import Line, plan_of
 from shaping.policy.scenario import scenario_of
 from shaping.settings import NO_MEMORY
 from vnic.cli.common import about, plural
+from vnic.cli.running_policy import running_network
 
 
 class Asked(NamedTuple):
@@ -23,7 +24,13 @@ class Asked(NamedTuple):
     classes: list[ClassEntry]
 
 
-def asked_at(shape: dict[str, Any], network: Network, elapsed_ns: int = 0) -> Asked:
+def asked_now(status: dict[str, Any]) -> Asked:
+    """What the running policy asks for now. status: of ShapeStatus, with `whole`."""
+    scenario, (network, _) = status["scenario"], running_network(status)
+    return asked_at(status["policy"], network, scenario["elapsed_ns"] if scenario else 0)
+
+
+def asked_at(shape: dict[str, Any], network: Network, elapsed_ns: int) -> Asked:
     """The lines and classes of a policy, `elapsed_ns` after its scenario began."""
     policy = convert_policy(shape)
     plan = plan_of(policy, network)

@@ -83,13 +83,12 @@ def show(over_ns: int, watch_ns: int | None, promises: bool, instance: str, as_j
 def _promises(client: Client) -> Found:
     from vnic.cli.shape_classes import classes_by_name
     from vnic.cli.shape_promises import promises_of
-    from vnic.cli.shape_report import asked_at
+    from vnic.cli.shape_report import asked_now
 
     status = client.call("ShapeStatus", whole=True)["status"]
     if status["policy"] is None:
         return _nothing(status, "promises")
-    network, scenario = running_network(status)[0], status["scenario"]
-    asked = asked_at(status["policy"], network, 0 if scenario is None else scenario["elapsed_ns"])
+    asked = asked_now(status)
     found = promises_of(client, asked.lines, classes_by_name(asked.classes))
     return {
         "seed": status["policy"].get("seed"), **{key: status[key] for key in GIVEN},
@@ -116,20 +115,18 @@ class _Measuring:
         """What was measured since the last call; since now at the first one, and where the policy
         was changed."""
         from vnic.cli.shape_classes import class_rows
-        from vnic.cli.shape_report import asked_at, measured, waiting
+        from vnic.cli.shape_report import asked_now, measured, waiting
 
         status = self._client.call("ShapeStatus", whole=True)["status"]
         if (policy := status["policy"]) is None:
             self._generation = None
             return _nothing(status, "lines")
-        network, _ = running_network(status)
+        network, asked = running_network(status)[0], asked_now(status)
         if status["generation"] != self._generation:
             self._generation = status["generation"]
-            self._read(asked_at(policy, network).classes, network)
+            self._read(asked.classes, network)
         time.sleep(wait_ns / 1e9)
         elements, classes, read_s = self._elements, self._classes, self._read_s
-        scenario = status["scenario"]
-        asked = asked_at(policy, network, 0 if scenario is None else scenario["elapsed_ns"])
         self._read(asked.classes, network)
         took_s = self._read_s - read_s
         return {
