@@ -596,6 +596,27 @@ def test_classes_that_do_not_fit(line, says):
     assert len(errors) == 1 and says in errors[0], errors
 
 
+def test_steps_of_many_classes_are_bounded():
+    """Each step looks at a whole tree: a small file must not keep control busy."""
+    tree = ", ".join(f"c{n}: {{}}" for n in range(1000))
+    head = f"version: 1\nclasses:\n  web.egress: {{rate: 8mbit, default: c0, tree: {{{tree}}}}}\nscenario:\n"
+
+    def errors(count: int, numbers: str) -> list[str]:
+        lines = "".join(f"  - {{at: {n + 1}s, classes: {{{numbers}}}}}\n" for n in range(count))
+        policy = parse_policy(head + lines, "x.yaml")
+        found = [each.text for each in check_policy(policy, NAMES) if each.kind == "error"]
+        if found:
+            with pytest.raises(ConfigError, match="more than"):
+                compile_policy(policy, NAMES)
+        return found
+
+    assert errors(100, "web.egress/c1: {weight: 2}") == []
+    [error] = errors(250, "web.egress/c1: {weight: 2}")
+    assert error.startswith("scenario: web.egress: its classes, at all instants of the steps, are more than 200000")
+    [error] = errors(11, ", ".join(f"web.egress/c{n}: {{weight: 2}}" for n in range(1000)))
+    assert error.endswith(f"more than {CHANGES_MOST} settings change: write fewer steps or places")
+
+
 def test_a_class_gets_its_numbers_while_packets_flow():
     """A ceiling falls to a half for one second; nothing that waits is lost or overtaken."""
     with VirtualNetwork(

@@ -25,7 +25,7 @@ from shaping.policy.load import Policy
 from shaping.policy.network import Network
 from shaping.policy.places import Line, Plan, plan_of, setting_text
 from shaping.policy.presets import PRESETS
-from shaping.policy.scenario import Scenario, meaning, scenario_of, step_name
+from shaping.policy.scenario import Scenario, meaning, scenario_of, step_name, wrong_trees
 from shaping.policy.share_notes import share_notes
 
 POOL_SMALL = 16384  # small buffers, by default
@@ -59,7 +59,7 @@ def check_policy(policy: Policy, network: Network, pool_small: int = POOL_SMALL)
     for entry in policy.classes:
         found += _classes(entry, network)
     if scenario is not None:
-        found += [*meaning(scenario), *_steps(scenario, plan, pool_small)]
+        found += [*wrong_trees(scenario), *meaning(scenario), *_steps(scenario, plan, pool_small)]
     found += _whole_pool(plan, pool_small)
     found += route_notes(plan, policy, network)
     order = ("error", "warning", "note")

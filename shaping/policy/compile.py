@@ -38,7 +38,7 @@ from shaping.policy.network import Network
 from shaping.policy.overhead_schema import OverheadConfig
 from shaping.policy.places import Line, Place, Plan, places_of, plan_of
 from shaping.policy.scalars import QueueLength, Share
-from shaping.policy.scenario import Scenario, Where, scenario_of
+from shaping.policy.scenario import Scenario, Where, scenario_of, wrong_trees
 from shaping.policy.schema import (
     CorruptConfig,
     DelayConfig,
@@ -73,7 +73,8 @@ def compile_policy(policy: Policy, network: Network) -> dict[Chain, list[Element
     """The elements of each chain, in the order in which packets pass them. Raises ConfigError for
     the first error that `check_policy` finds in the policy itself."""
     plan = plan_of(policy, network)
-    scenario_of(policy, plan, network)
+    if (scenario := scenario_of(policy, plan, network)) is not None:
+        plan.findings.extend(wrong_trees(scenario))
     refuse(plan.findings)
     chains = compile_plan(plan, network, policy.seed)
     for entry in policy.classes:
@@ -230,11 +231,11 @@ def arguments_at(
 ) -> dict[Argument, Any]:
     """The arguments of a policy's elements that its scenario changes, of all places or of some, as
     they are `elapsed_ns` after its beginning."""
-    trees = {
-        Argument(class_chain(entry, network), SCHEDULER_NAME, "classes"): scheduler["classes"]
-        for entry in scenario.classes_at(elapsed_ns, places)
-        for scheduler in element_entries(entry, network)[1:]
-    }
+    trees: dict[Argument, Any] = {}
+    for entry in scenario.classes_at(elapsed_ns, places):
+        _, scheduler = element_entries(entry, network)
+        argument = Argument(class_chain(entry, network), SCHEDULER_NAME, "classes")
+        trees[argument] = scheduler["classes"]
     return trees | {
         Argument(chain_of_place(line.place), entry["name"], setting): entry[setting]
         for line in scenario.lines_at(elapsed_ns, places)

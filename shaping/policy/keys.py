@@ -12,6 +12,7 @@ ANY = "any"
 BOTH, ONE = "<->", "->"
 EXAMPLES = "web -> db, web <-> db, web -> any, any -> web, web, or a link such as lan--dmz"
 PART_MOST = 32  # characters of a part's name
+CLASS_WAYS = (".egress", ".ingress")  # ends of keys of `classes`, as in web.egress
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 _KEY = re.compile(rf"({_NAME})(?:\s+(<->|->)\s+({_NAME}))?(?:\s*/\s*({_NAME}))?", re.ASCII)

@@ -45,6 +45,7 @@ from shaping.policy.steps import Entry, Step
 
 RAMP_NS = 100_000_000
 CHANGES_MOST = 10_000  # of settings, by all steps together: each is kept and looked at
+TREES_MOST = 200_000  # classes of a tree, at each instant at which one of them changes: 4 s
 SHARE_DIGITS = 12  # of a ramp's shares, so that their text stays short
 
 Values = dict[tuple[Place, str], Any]  # by place and setting
@@ -240,15 +241,17 @@ def scenario_of(policy: Policy, plan: Plan, network: Network) -> Scenario | None
         for found in _changes(step, plan, network):
             changes += 1
             if changes > CHANGES_MOST:
-                text = f"more than {CHANGES_MOST} settings change: write fewer steps or places"
-                plan.findings.append(Finding("error", step.where, f"{step_name(step)}: {text}"))
-                return scenario
+                break
             _add(scenario, plan, step, *found)
+        changes += sum(len(entry.numbers) for entry in step.classes)
+        if changes > CHANGES_MOST:
+            text = f"more than {CHANGES_MOST} settings change: write fewer steps or places"
+            plan.findings.append(Finding("error", step.where, f"{step_name(step)}: {text}"))
+            return scenario
         for entry in step.classes:
             plan.findings.extend(_add_class(scenario, step, entry))
         plan.findings.extend(_cut_off(scenario, step))
     scenario.finish()
-    plan.findings.extend(_wrong_trees(scenario))
     return scenario
 
 
@@ -341,11 +344,20 @@ def _add_class(scenario: Scenario, step: Step, entry: ClassStep) -> Iterator[Fin
         scenario.change_class(entry.place, entry.path, number, segment)
 
 
-def _wrong_trees(scenario: Scenario) -> Iterator[Finding]:
+def wrong_trees(scenario: Scenario) -> Iterator[Finding]:
     """Trees that cannot be, such as with guarantees beyond those of their parent. Between two
-    instants all numbers change in proportion, so what holds at both holds between them."""
+    instants all numbers change in proportion, so what holds at both holds between them. It takes
+    time, so only a policy that is to run is looked at."""
+    read = 0
     for place in scenario.class_tracks:
+        size = len(tree_setting(scenario.classes[place]).classes)
         for at_ns in scenario.instants_of(place):
+            read += size
+            if read > TREES_MOST:
+                text = f"its classes, at all instants of the steps, are more than {TREES_MOST}: "
+                text += "write fewer steps, or fewer classes beside those that change"
+                yield Finding("error", scenario.classes[place].where, f"scenario: {place}: {text}")
+                return
             [entry] = scenario.classes_at(at_ns, [place])
             try:
                 tree_setting(entry)

@@ -20,19 +20,21 @@ from dataplane.config.convert import (
 from dataplane.errors import ConfigError
 from dataplane.units import format_time
 from shaping.policy.class_schema import ClassStepConfig
-from shaping.policy.keys import LinkKey, parse_key, parse_name
+from shaping.policy.keys import CLASS_WAYS, LinkKey, parse_key, parse_name
 from shaping.policy.schema import STEPS_MOST, LineConfig, PolicyConfig, StepConfig
 
 # Settings that have handlers: they change while packets flow. The others belong to `links`.
 LIVE = ("rate", "delay", "loss", "duplicate", "corrupt", "reorder")
 FIXED = ("match", "trace", "queue", "overhead")
-CLASS_WAYS = (".egress", ".ingress")  # as in web.egress/gold
 REPEAT_LEAST_NS = 100_000_000  # between two rounds: a scenario must not keep control busy
 SPAN_LEAST_NS = 1_000_000  # of a ramp, or of a link that is down
 
+# How long each kind lasts; of those in AT_ONCE_TOO, it may be left out.
 KINDS: dict[str, str | None] = {
-    "set": None, "ramp": "over", "classes": None, "link": "down", "repeat": None,
+    "set": None, "ramp": "over", "classes": "over", "link": "down", "repeat": None,
 }  # fmt: skip
+AT_ONCE_TOO = ("classes",)
+SPANS = {"over": "ramp", "down": "link"}
 
 
 class Entry(NamedTuple):
@@ -143,20 +145,20 @@ def _step(data: Any, number: int, locate: Locate, make_entry: MakeEntry) -> tupl
             parse_name(config.link)
         except ConfigError as error:
             raise error_at(locate, (*path, "link"), str(error)) from None
-    for other, span in KINDS.items():
-        if kind == "classes" and span == "over":  # may be there
-            continue
-        if span is None or (other == kind) == (getattr(config, span) is not None):
-            continue
-        if other == kind:
+    lasts_ns = 0
+    for span, owner in SPANS.items():
+        given = getattr(config, span)
+        if span != KINDS[kind]:
+            if given is not None:
+                raise error_at(locate, (*path, span), f"belongs to {owner}, and this is {kind}")
+        elif given is None and kind not in AT_ONCE_TOO:
             wanted = field_type(StepConfig, (span,))[1]
             raise error_at(locate, path, f"{kind} has no {span}: expected {span}: {wanted}")
-        raise error_at(locate, (*path, span), f"belongs to {other}, and this is {kind}")
-    span = "over" if kind == "classes" and config.over is not None else KINDS[kind]
-    lasts_ns = 0 if span is None else int(getattr(config, span))
-    if span is not None and lasts_ns < SPAN_LEAST_NS:
-        text = f"{format_time(lasts_ns)}: expected at least {format_time(SPAN_LEAST_NS)}"
-        raise error_at(locate, (*path, span), text)
+        elif given is not None:
+            lasts_ns = int(given)
+            if lasts_ns < SPAN_LEAST_NS:
+                text = f"{format_time(lasts_ns)}: expected at least {format_time(SPAN_LEAST_NS)}"
+                raise error_at(locate, (*path, span), text)
     if kind == "repeat" and config.at < REPEAT_LEAST_NS:
         text = f"repeat at {config.at}: expected at least {format_time(REPEAT_LEAST_NS)}"
         raise error_at(locate, (*path, "at"), text)
@@ -181,7 +183,7 @@ def _entries(
     entries = [make_entry(key, value, (*path, key), locate) for key, value in data.items()]
     for (key, value), entry in zip(data.items(), entries, strict=True):
         if entry.key.part and not entry.key.arrow and entry.key.first.endswith(CLASS_WAYS):
-            text = "is a class, and steps change lines only: expected a line such as web -> db"
+            text = "is a class, and steps change lines only with set and ramp: write it in classes"
             raise error_at(locate, (*path, key), text)
         for word in FIXED:
             if word in value:

@@ -211,6 +211,7 @@ def set_line(
     from dataplane.config.convert import path_text
     from dataplane.config.load import parse_yaml
     from shaping.policy.change import change_class, change_line
+    from shaping.policy.keys import CLASS_WAYS
     from shaping.policy.load import convert_policy, policy_data
     from shaping.policy.traces import read_traces
 
@@ -224,7 +225,7 @@ def set_line(
         status = client.call("ShapeStatus", whole=True)["status"]
         data = status["policy"] or {"version": 1}
         place = line.partition("/")[0]
-        is_class = place in (data.get("classes") or {}) or place.endswith((".egress", ".ingress"))
+        is_class = place in (data.get("classes") or {}) or place.endswith(CLASS_WAYS)
         if is_class and line not in (data.get("links") or {}):
             data = change_class(data, line, changed)
         else:
