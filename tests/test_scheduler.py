@@ -676,6 +676,20 @@ def test_a_change_applies_to_what_waits():
     bench.close()
 
 
+def test_classes_in_another_order_keep_what_waits():
+    tree = {f"c{n}": {"mark": n, "queue": {"packets": 10}} for n in range(1, MARKS)}
+    bench = Bench({"rate": "1mbit", "default": "c1", "tree": tree}, burst=0)
+    bench.inject(*[packet(n, 500, number=i) for n in range(1, MARKS) for i in range(3)])
+    before = {path: row["waiting_packets"] for path, row in bench.rows().items() if path}
+    assert sum(before.values()) == 3 * (MARKS - 1) - 1
+    for order in (reversed(tree), sorted(tree, key=lambda name: name[::-1])):
+        bench.change({"rate": "1mbit", "default": "c1", "tree": {name: tree[name] for name in order}})
+        assert {path: row["waiting_packets"] for path, row in bench.rows().items() if path} == before
+    bench.advance(2**62)
+    assert len(bench.take()) == 3 * (MARKS - 1)
+    bench.close()
+
+
 def test_what_waits_in_a_class_that_is_gone_leaves_first():
     tree = {"old": {"mark": 1}, "rest": {}}
     bench = Bench({"rate": "1mbit", "default": "rest", "tree": tree}, burst=0)
