@@ -91,7 +91,7 @@ class Chain:
     """Elements in a row. head: the first element; ends: the open outputs (element, output) of the
     last; configs: by element name, the configuration that it was built from; edges: all connections
     (element, output, target); changes: those of arguments of elements that were taken over, for
-    `settle`.
+    `settle`; of_rules: whether rules are among what changes.
 
     Elements that no engine runs are connected at once. Elements that run, taken over from a chain
     before (see `build_chain`), are connected by `connect`, between two batches.
@@ -104,6 +104,7 @@ class Chain:
         self.configs: dict[str, ElementConfig] = {}
         self.edges: list[tuple[Element, int, Element]] = []
         self.changes: list[Callable[[], object]] = []
+        self.of_rules = False
 
     def append(self, element: Element) -> None:
         """Connects every open output to `element`, whose outputs are then the open ones."""
@@ -128,8 +129,14 @@ class Chain:
             element.connect(gate, target)
 
     def settle(self) -> None:
-        """Gives elements that were taken over the arguments of their new configuration."""
+        """Gives elements that were taken over the arguments of their new configuration: other rules
+        and what is behind them between the same two batches. Else the packets of a flow that comes
+        into another class could overtake those that wait where it was."""
         changes, self.changes = self.changes, []
+        engine = next((each.engine for each in self.elements if each.engine is not None), None)
+        if len(changes) > 1 and engine is not None and self.of_rules:
+            engine.call(lambda: [change() for change in changes])
+            return
         for change in changes:
             change()
 
@@ -166,6 +173,7 @@ def _extend(
         element, changes = _build_element(config, prefix, directory, names, before)
         chain.append(element)
         chain.changes += changes
+        chain.of_rules = chain.of_rules or (config.element in OF_RULES and bool(changes))
         chain.configs[element.name] = config
         ends: list[tuple[Element, int]] = []
         for gate in range(len(element.outputs)):
@@ -185,6 +193,7 @@ def _extend(
             chain.configs |= branch.configs
             chain.edges += branch.edges
             chain.changes += branch.changes
+            chain.of_rules = chain.of_rules or branch.of_rules
             ends += branch.ends
         _check_branches(config, element)
         chain.ends = ends
