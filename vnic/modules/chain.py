@@ -89,9 +89,10 @@ def _imported(reference: str, what: str, kind: type[T], directory: str | None) -
 
 class Chain:
     """Elements in a row. head: the first element; ends: the open outputs (element, output) of the
-    last; configs: by element name, the configuration that it was built from; edges: all connections
-    (element, output, target); changes: those of arguments of elements that were taken over, for
-    `settle`; of_rules: whether rules are among what changes.
+    last; configs: by element name, the configuration that it was built from; of_policy: the
+    elements of the policy of shaping by their configured names, which a user's element may have,
+    too; edges: all connections (element, output, target); changes: those of arguments of elements
+    that were taken over, for `settle`; of_rules: whether rules are among what changes.
 
     Elements that no engine runs are connected at once. Elements that run, taken over from a chain
     before (see `build_chain`), are connected by `connect`, between two batches.
@@ -102,6 +103,7 @@ class Chain:
         self.ends: list[tuple[Element, int]] = []
         self.elements: list[Element] = []
         self.configs: dict[str, ElementConfig] = {}
+        self.of_policy: dict[str, Element] = {}
         self.edges: list[tuple[Element, int, Element]] = []
         self.changes: list[Callable[[], object]] = []
         self.of_rules = False
@@ -175,6 +177,8 @@ def _extend(
         chain.changes += changes
         chain.of_rules = chain.of_rules or (config.element in OF_RULES and bool(changes))
         chain.configs[element.name] = config
+        if config.shapes and config.name is not None:
+            chain.of_policy[config.name] = element
         ends: list[tuple[Element, int]] = []
         for gate in range(len(element.outputs)):
             branch = Chain()
@@ -191,6 +195,7 @@ def _extend(
             )
             chain.elements += branch.elements
             chain.configs |= branch.configs
+            chain.of_policy |= branch.of_policy
             chain.edges += branch.edges
             chain.changes += branch.changes
             chain.of_rules = chain.of_rules or branch.of_rules
