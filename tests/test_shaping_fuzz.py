@@ -136,9 +136,12 @@ class Scenario:
                         del each["mark"]
                     if self.random.random() < 0.4:
                         each |= {"guarantee": self.pick("1kbit", "4kbit"), "latency": self.pick("0ms", "3ms")}
-                    discipline = self.pick("fifo", "codel", "fq", "fq_codel")
+                    discipline = self.pick("fifo", "codel", "fq", "fq_codel", "cake")
                     self.exact = self.exact and discipline != "fq_codel"
                     each["queue"] = {"discipline": discipline} | self.pick({}, {"packets": 4}, {"size": "3kb"})
+                    if discipline == "cake":
+                        each["queue"] |= {"flows": self.pick(8, 16), "hosts": self.pick("none", "source", "both"),
+                                          "rtt": self.pick("1ms", "100ms")}  # fmt: skip
                 found[name] = each
             return found
 
