@@ -317,8 +317,8 @@ cdef inline int verdict_of(ClassQueue *queue, Flow *flow, Outlet *outlet,
 cdef uint32_t cut(ClassQueue *queue, Flow *flow, Outlet *outlet, uint32_t most_bytes,
                   Load *load) noexcept nogil:
     """Cuts a piece of at most `most_bytes` on the line, and at least one segment, off the front of
-    the head, a GSO frame. NO_PACKET: there is no buffer, and the piece is lost."""
-    cdef uint32_t index = flow.head, each, lost
+    the head, a GSO frame. Pieces for which there is no buffer are lost; NO_PACKET: so are all."""
+    cdef uint32_t index = flow.head, each, lost, before = flow.done
     cdef Packet *p = &outlet.ctx.packets[index]
     cdef uint32_t payload = p.length - p.header_length
     cdef Batch piece
@@ -327,10 +327,10 @@ cdef uint32_t cut(ClassQueue *queue, Flow *flow, Outlet *outlet, uint32_t most_b
         outlet.split += 1
     each = max(<uint32_t>(most_bytes // framed_bytes(
         &outlet.framing, <uint32_t>p.header_length + p.gso_size)), <uint32_t>1)
-    load[0] = part_load(outlet, p, <uint32_t>min(<uint64_t>each * p.gso_size,
-                                                 <uint64_t>(payload - flow.done)))
-    account(queue, flow, outlet, load[0], -1)
     lost = segment(outlet.ctx, index, each, &flow.done, &piece, 1)
+    account(queue, flow, outlet, part_load(outlet, p, flow.done - before), -1)
+    if piece.count:
+        load[0] = packet_load(&outlet.framing, &outlet.ctx.packets[piece.index[0]])
     outlet.counters.generated += piece.count + lost
     outlet.counters.drops[NO_BUFFER] += lost
     if flow.done >= payload:
@@ -347,6 +347,8 @@ cdef uint32_t cut(ClassQueue *queue, Flow *flow, Outlet *outlet, uint32_t most_b
 cdef void queue_release(ClassQueue *queue, Outlet *outlet) noexcept nogil:
     cdef uint32_t number
     for number in range(queue.setting.flow_count):
+        if queue.packets == 0:               # pages of flows that no packet used are not touched
+            return
         while queue.turns.flows[number].packets:
             drop_head(queue, &queue.turns.flows[number], outlet, RELEASED)
 
@@ -356,6 +358,8 @@ cdef void queue_move(ClassQueue *queue, ClassQueue *source, Outlet *outlet) noex
     cdef Load load
     cdef uint32_t number, index
     for number in range(source.setting.flow_count):
+        if source.packets == 0:              # of 4096 idle classes, the flows took 60 ms
+            return
         flow = &source.turns.flows[number]
         while flow.packets:
             if flow.done:                    # only the head of a flow can be sent in part

@@ -44,6 +44,7 @@ cdef struct TreeClass:
 cdef struct Tree:
     TreeClass *classes           # parents before children; [0] is the root
     uint32_t count
+    uint32_t *by_id              # classes by ascending id
     Band *bands
     HeapEntry *entries           # of all heaps
     ClassHeap parked             # classes that wait for their ceiling, by when it is due

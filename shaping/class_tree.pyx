@@ -10,6 +10,23 @@ from shaping.flow_turns cimport Flow, FlowTurns, Host
 from shaping.queue_state cimport Packed, load_queue, saved_queue
 from shaping.virtual_clock cimport BYTE_COST, VirtualClock, clock_is_possible, clock_set_rate
 
+cdef extern from "<sys/mman.h>" nogil:
+    enum: PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MADV_NOHUGEPAGE
+    void *MAP_FAILED
+    void *mmap(void *at, size_t length, int protection, int flags, int fd, long offset)
+    int munmap(void *at, size_t length)
+    int madvise(void *at, size_t length, int advice)
+
+cdef extern from *:
+    """
+    #if defined(__SANITIZE_ADDRESS__)        /* which sees the bounds of what is allocated */
+    #define vnic_is_mapped(size) 0
+    #else
+    #define vnic_is_mapped(size) ((size) >= 16384)
+    #endif
+    """
+    bint vnic_is_mapped(size_t size) nogil
+
 import copy
 import hashlib
 
@@ -49,6 +66,7 @@ cdef class ClassTree:
             for i in range(self.tree.count):
                 free_queue(&self.tree.classes[i].queue)
         free(self.tree.classes)
+        free(self.tree.by_id)
         free(self.tree.bands)
         free(self.tree.entries)
         free(self.tree.leaves)
@@ -68,7 +86,8 @@ cdef class ClassTree:
         # each class is in three heaps at most
         tree.entries = <HeapEntry *>calloc(<size_t>3 * tree.count, sizeof(HeapEntry))
         tree.leaves = <uint32_t *>calloc(tree.mark_count + 1, sizeof(uint32_t))
-        if NULL in (tree.classes, tree.bands, tree.entries, tree.leaves):
+        tree.by_id = <uint32_t *>calloc(tree.count, sizeof(uint32_t))
+        if NULL in (tree.classes, tree.bands, tree.entries, tree.leaves, tree.by_id):
             raise MemoryError(f"{tree.count} classes")
         for i, each in enumerate(classes):
             if each.queue is None:
@@ -96,9 +115,19 @@ cdef int build_queue(ClassQueue *queue, settings) except -1:
 
 
 cdef void *zeroed(uint32_t count, size_t size) except NULL:
-    """A zeroed array, aligned to a cache line; the bytes before it say how far."""
-    cdef char *memory = <char *>calloc(count + 2 * CACHE_LINE // size + 1, size)
+    """A zeroed array, aligned to a cache line. A large one is in pages of its own, so that those
+    that no packet uses take no memory: ten thousand classes of a thousand flows would be gigabytes.
+    The bytes before a small one say how far it is from the beginning of what is allocated."""
+    cdef char *memory
     cdef size_t shift
+    if vnic_is_mapped(count * size):
+        memory = <char *>mmap(NULL, count * size, PROT_READ | PROT_WRITE,
+                              MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        if <void *>memory == MAP_FAILED:
+            raise MemoryError(f"{count} flows")
+        madvise(memory, count * size, MADV_NOHUGEPAGE)     # one would be the pages of many classes
+        return memory
+    memory = <char *>calloc(count + 2 * CACHE_LINE // size + 1, size)
     if memory == NULL:
         raise MemoryError(f"{count} flows")
     shift = CACHE_LINE + (CACHE_LINE - <uintptr_t>memory % CACHE_LINE) % CACHE_LINE
@@ -106,17 +135,22 @@ cdef void *zeroed(uint32_t count, size_t size) except NULL:
     return memory + shift
 
 
-cdef void release_zeroed(void *array) noexcept:
-    if array != NULL:
+cdef void release_zeroed(void *array, uint32_t count, size_t size) noexcept:
+    if array == NULL:
+        return
+    if vnic_is_mapped(count * size):
+        munmap(array, count * size)
+    else:
         free(<char *>array - (<size_t *>array - 1)[0])
 
 
 cdef void free_queue(ClassQueue *queue) noexcept:
-    release_zeroed(queue.turns.flows)
-    release_zeroed(queue.turns.ways.words)
-    release_zeroed(queue.turns.hosts)
-    release_zeroed(queue.turns.host_ways.words)
-    release_zeroed(queue.longest.entries)
+    cdef FlowTurns *turns = &queue.turns
+    release_zeroed(turns.flows, queue.setting.flow_count, sizeof(Flow))
+    release_zeroed(queue.longest.entries, queue.setting.flow_count, sizeof(HeapEntry))
+    release_zeroed(turns.ways.words, turns.ways.count, sizeof(uint64_t))
+    release_zeroed(turns.hosts, turns.host_ways.count, sizeof(Host))
+    release_zeroed(turns.host_ways.words, turns.host_ways.count, sizeof(uint64_t))
 
 
 cdef int compile_tree(ClassTree made, uint64_t burst_ns) except -1:
@@ -163,6 +197,9 @@ cdef int compile_tree(ClassTree made, uint64_t burst_ns) except -1:
             tree.leaves[<uint32_t>each.mark] = i
         if each.queue is not None:
             _compile_queue(&c.queue.setting, each.queue, each.effective_bps)
+    ids = sorted(range(tree.count), key=[tree.classes[i].id for i in range(tree.count)].__getitem__)
+    for i, number in enumerate(ids):
+        tree.by_id[i] = number
     return 0
 
 
@@ -209,15 +246,19 @@ cdef bint has_new_leaf(const Tree *tree, const Tree *old) noexcept nogil:
 
 
 cdef uint32_t find_class(const Tree *tree, uint64_t id, uint32_t near) noexcept nogil:
-    """The class of this path. Most are where they were, or a little before or behind."""
-    cdef uint32_t i, step
-    for step in range(tree.count + near + 1):
-        i = near + step
-        if i < tree.count and tree.classes[i].id == id:
-            return i
-        i = near - step                        # wraps around below 0
-        if i < tree.count and tree.classes[i].id == id:
-            return i
+    """The class of this path: most are where they were, at `near`; else by halving, since the
+    engine waits while thousands are found."""
+    cdef uint32_t low = 0, high = tree.count, middle
+    if near < tree.count and tree.classes[near].id == id:
+        return near
+    while low < high:
+        middle = low + (high - low) // 2
+        if tree.classes[tree.by_id[middle]].id < id:
+            low = middle + 1
+        else:
+            high = middle
+    if low < tree.count and tree.classes[tree.by_id[low]].id == id:
+        return tree.by_id[low]
     return NO_CLASS
 
 

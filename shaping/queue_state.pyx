@@ -20,7 +20,11 @@ cdef dict saved_queue(const ClassQueue *queue, const Context *ctx, list packed):
     cdef const FlowTurns *turns = &queue.turns
     cdef uint32_t number
     flows = []
-    for number in [0] if queue.packets and not queue.setting.fair else flows_in_turn(turns):
+    numbers = flows_in_turn(turns)
+    # CoDel remembers in an idle flow what controlled it
+    if not queue.setting.fair and (queue.packets or turns.flows[0].aqm.codel.count):
+        numbers = [0]
+    for number in numbers:
         found = saved_flow(number, &turns.flows[number], queue.setting.aqm, ctx, packed)
         if turns.ways.words != NULL:
             found += [way_hash(&turns.ways, number), way_state(&turns.ways, number) == WAY_SHARED,

@@ -276,8 +276,11 @@ cdef class Scheduler(Element):
         self.counters.extra[QUEUE_BYTES] = self.outlet.bytes
         self.counters.extra[QUEUE_BYTES_MAX] = max(self.counters.extra[QUEUE_BYTES_MAX],
                                                    self.outlet.bytes)
-        if empty and c.queue.packets:
-            self.begin(ctx, leaf, ctx.now_ns)
+        if empty:
+            if c.queue.packets:
+                self.begin(ctx, leaf, ctx.now_ns)
+        elif c.queue.packets == 0:             # the longest flow has lost all that it had
+            self.withdraw(ctx, leaf)
 
     cdef void relieve(self, Context *ctx) noexcept nogil:
         """Drops packets of the class that has most of them."""

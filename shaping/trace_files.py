@@ -268,6 +268,11 @@ def _arrivals(name: str, every: int | None, keep: Keep | None) -> OpportunityTra
             # A capture of several interfaces need not be in order.
             at = max((time_ns - first) // MS, times[-1] if times else 0)
             owed += original if every is not None else 0
+            if at > _MS_MOST:
+                raise ConfigError(
+                    f"{name}: is longer than 24h: expected a part of it (Wireshark's editcap -A "
+                    "and -B cut one out)"
+                )
             count, owed = (1, 0) if every is None else divmod(owed, every)
             times += [at] * count
             if len(times) > OPPORTUNITIES_MOST:

@@ -10,6 +10,7 @@ from dataplane.errors import ConfigError, VnicError
 from dataplane.graph.element import Element
 from vnic.config.convert import convert_nic
 from vnic.config.written import written_config
+from vnic.modules.chain import Chain
 from vnic.modules.engine_host import EngineHost
 from vnic.testing import VirtualNetwork
 
@@ -386,3 +387,26 @@ def test_a_classifier_gets_another_rule_and_branch():
         assert [len(each.data) for each in net.take("b")] == [70] * 3 + [60] * 5
         with pytest.raises(ConfigError, match="colour"):
             net.apply(text("[{colour: red}, {vlan: 5}, {vlan: 6}]", f"{{0: {slow}, 1: {other}}}"))
+
+
+def test_rules_and_what_is_behind_them_change_between_the_same_batches(monkeypatch):
+    """So that a flow that comes into another class overtakes nothing of its own."""
+
+    def text(dscp: str, rate: str) -> str:
+        rules = f"[{{dscp: {dscp}, gate: 0, mark: 1}}]"
+        classes = f"{{rate: {rate}, default: a, tree: {{a: {{}}, b: {{mark: 1}}}}}}"
+        elements = f"[{{element: Classifier, name: s, rules: {rules}, default: 0}}, {{element: Scheduler, classes: {classes}}}]"
+        return f"nics: {{a: {{egress: {{elements: {elements}}}}}, b: }}"
+
+    with VirtualNetwork(text("ef", "1mbit")) as net:
+        posted = []
+        handlers = element(net, "a.egress.s").engine, element(net, "a.egress.scheduler").engine
+        assert handlers[0] is handlers[1]
+        real = Chain.settle
+        monkeypatch.setattr(
+            Chain, "settle", lambda chain: (posted.append((len(chain.changes), chain.of_rules)), real(chain))[1]
+        )
+        net.apply(text("cs1", "2mbit"))
+        assert (2, True) in posted
+        assert element(net, "a.egress.s").get_rules()[0]["dscp"] == "cs1"
+        assert element(net, "a.egress.scheduler").get_tree()["rate"] == "2mbit"

@@ -72,6 +72,11 @@ def lost(net: AnyNetwork) -> set[int]:
     return set(found.lost)
 
 
+def lost_of(net: AnyNetwork) -> set[int]:
+    """Of the packets since the last change of the policy."""
+    return set(net.measured("web -> db").lost)
+
+
 @pytest.mark.parametrize("engines", [1, 4])
 @pytest.mark.parametrize("gso", [False, True], ids=["segments", "gso"])
 @pytest.mark.parametrize("model", MODELS)
@@ -93,15 +98,39 @@ def test_in_virtual_time_and_in_a_replay(vnic_network, tmp_path, model, gso, eng
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_one_by_one_and_in_batches(vnic_network, model):
+@pytest.mark.parametrize("engines", [1, 4])
+@pytest.mark.parametrize("gso", [False, True], ids=["segments", "gso"])
+def test_one_by_one_and_in_batches(vnic_network, model, engines, gso):
     """A gap of 1 ns makes batches of one packet, no gap those of 32."""
+    from dataplane.graph.offload import captured_frame
+    from dataplane.ports.memory import Frame
+
     for gap in (0, 1):
-        net = vnic_network(network(1), live=False)
+        net = vnic_network(network(engines), live=False)
         to_web(net)
         net.shape(policy(model))
-        net.send("web", stream(False), gap=gap)
+        for number, data in enumerate(stream(gso)):
+            net._push(net.now_ns + gap * number, "web", Frame(*captured_frame(data, 1500)))
         net.run()
         assert lost(net) == wanted(model)
+
+
+@pytest.mark.parametrize("change", ["cam -> db: {loss: 50%}, ", "any -> db: {delay: 1ms}, ", "web -> any: {duplicate: 0%}, "])
+def test_other_lines_leave_the_losses_of_one_as_they_are(vnic_network, change):
+    """Wherever they stand in the file, from the beginning or from the middle on."""
+    for at in (0, COUNT // 2):
+        net = vnic_network(network(1) + "  cam: {}\n", live=False)
+        to_web(net)
+        frames, before = stream(False), policy("bursts")
+        net.shape(before)
+        if at:
+            net.send("web", frames[:at])
+            net.run()
+        first = lost_of(net)
+        net.shape(before.replace("links: {", f"links: {{{change}"))
+        net.send("web", frames[at:])
+        net.run()
+        assert first | {number + at for number in lost_of(net)} == wanted("bursts")
 
 
 @pytest.mark.parametrize("model", MODELS)

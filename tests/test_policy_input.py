@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dataplane.errors import ConfigError
 from shaping.policy.check import check_policy
-from shaping.policy.load import parse_policy
+from shaping.policy.load import convert_policy, parse_policy
 from shaping.policy.network import Network
 from vnic.config.shape import network_of
 from vnic.testing import VirtualNetwork
@@ -111,6 +111,17 @@ def test_many_classes_without_packets_are_a_few_warnings():
     policy = parse_policy(f"version: 1\nclasses:\n  a.egress: {{rate: 1mbit, default: c0, tree: {{{tree}}}}}", "p.yaml")
     found = [each.text for each in check_policy(policy, Network({"a": ""})) if each.kind == "warning"]
     assert len(found) == 21 and found[-1] == "a.egress: 4075 more classes get no packets"
+
+
+def test_what_a_client_may_send_is_bounded():
+    """A file has at most 50,000 values, a client's document 64 MB."""
+    tree = {f"c{n}": {} for n in range(4096)}
+    classes = {f"n{n}.egress": {"rate": "1gbit", "default": "c0", "tree": tree} for n in range(17)}
+    with pytest.raises(ConfigError, match="classes: all places so far have 69632 classes: expected at most 65536"):
+        convert_policy({"version": 1, "classes": classes})
+    lines = {f"n{n} -> any": {"loss": "1%"} for n in range(4000)}
+    with pytest.raises(ConfigError, match=r"scenario\[2\]: all steps so far have 12000 lines: expected at most 10000"):
+        convert_policy({"version": 1, "scenario": [{"at": "1s", "set": lines}] * 1000})
 
 
 def test_an_unknown_name_in_a_large_network_is_one_short_line():

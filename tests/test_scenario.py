@@ -695,3 +695,23 @@ def golden():
         return 3 if n < 300 else 3 + (n - 300) // 10
 
     return [(n, (n * 10 + delay_ms(n)) * MS) for n in arrived]
+
+
+NAMED = """\
+nics:
+  web: {netns: a, egress: {elements: [{element: Impairment, name: shape, loss: 10%}]}}
+  db: {netns: b}
+shape:
+  version: 1
+  links: {web: {loss: 1%}}
+  scenario: [{at: 1s, set: {web: {loss: 50%}}}]
+"""
+
+
+def test_an_element_of_the_users_that_has_the_name_of_one_of_a_policy():
+    with VirtualNetwork(parse_config(NAMED, "named.yaml")) as made:
+        elements = made._runtime.nics.attached["web"].egress.chain.elements
+        mine, policy = (each for each in elements if each.name.startswith("web.egress.shape"))
+        assert (mine.get_loss(), policy.get_loss()) == ("10%", "1%")
+        made.advance("2s")
+        assert (mine.get_loss(), policy.get_loss()) == ("10%", "50%")

@@ -676,6 +676,20 @@ def test_a_change_applies_to_what_waits():
     bench.close()
 
 
+def test_classes_in_another_order_keep_what_waits():
+    tree = {f"c{n}": {"mark": n, "queue": {"packets": 10}} for n in range(1, MARKS)}
+    bench = Bench({"rate": "1mbit", "default": "c1", "tree": tree}, burst=0)
+    bench.inject(*[packet(n, 500, number=i) for n in range(1, MARKS) for i in range(3)])
+    before = {path: row["waiting_packets"] for path, row in bench.rows().items() if path}
+    assert sum(before.values()) == 3 * (MARKS - 1) - 1
+    for order in (reversed(tree), sorted(tree, key=lambda name: name[::-1])):
+        bench.change({"rate": "1mbit", "default": "c1", "tree": {name: tree[name] for name in order}})
+        assert {path: row["waiting_packets"] for path, row in bench.rows().items() if path} == before
+    bench.advance(2**62)
+    assert len(bench.take()) == 3 * (MARKS - 1)
+    bench.close()
+
+
 def test_what_waits_in_a_class_that_is_gone_leaves_first():
     tree = {"old": {"mark": 1}, "rest": {}}
     bench = Bench({"rate": "1mbit", "default": "rest", "tree": tree}, burst=0)
@@ -707,6 +721,61 @@ def test_all_classes_hold_a_quarter_of_the_pool_and_the_longest_loses(shared):
     assert rows["a"]["sent_packets"] + rows["a"]["waiting_packets"] == 20
     bench.advance(2**62)
     bench.close()
+
+
+def test_pieces_without_a_buffer_wait_no_more():
+    """The only large buffer is the frame's. Nothing is left of its pieces in the queue's bound."""
+    bench = Bench(one_class({"discipline": "fifo", "packets": 100}, rate="30mbit"), small=64, large=1)
+    for number in range(5):
+        bench.inject(gso(1, 7, number=7 * number))
+        bench.advance(bench.engine.clock.now_ns + 100 * MS)
+        row = bench.rows()["all"]
+        assert row["waiting_packets"] == row["waiting_bytes"] == 0 == bench.scheduler.statistics()["counters"]["queue_bytes"]
+    assert bench.dropped("no_buffer") == 2 * 5 and len(bench.take()) == 5
+    bench.close()
+
+
+@pytest.mark.parametrize("ceiling", [None, "50kbit"])
+@pytest.mark.parametrize("discipline", ["fq", "fq_codel"])
+def test_a_queue_that_loses_all_at_once(discipline, ceiling):
+    """A small packet and a GSO frame of one flow exceed the bound together, and the longest flow loses both."""
+    tree: dict = {
+        "a": {"mark": 1, "queue": {"discipline": discipline, "packets": 20}},
+        "rest": {"mark": 2, "queue": {"packets": 50}},
+    }
+    if ceiling is not None:
+        tree["a"]["ceiling"] = ceiling
+    bench = Bench({"rate": "100kbit", "default": "rest", "tree": tree}, burst=0)
+    bench.inject(packet(1, 1000), packet(2, 1000))
+    for number in range(1, 6):
+        small = Spec(payload=bytes(10), destination_port=1).frame()
+        bench.inject(small, gso(1, 40), packet(1, 500, flow=7, number=number), packet(2, 500, number=number))
+    rows = bench.rows()
+    assert rows["a"]["waiting_packets"] == 5 and rows["a"]["dropped"]["queue_full"] == 10
+    bench.advance(2**62)
+    found = [data for _, data in bench.take()]
+    for mark in (1, 2):
+        assert [number_of(data) for data in found if mark_of(data) == mark] == [0, 1, 2, 3, 4, 5]
+    assert bench.scheduler.statistics()["held"] == 0
+    bench.close()
+
+
+def test_codel_remembers_across_an_upgrade():
+    """Also where the queue is empty at that moment."""
+    found = []
+    for upgrades in (False, True):
+        bench = Bench(one_class("codel", rate="1mbit"), burst=0)
+        bench.inject(*[packet(1, 1000, number=n) for n in range(150)])
+        bench.advance(START_NS + 1200 * MS)
+        first = bench.dropped("codel")
+        assert bench.scheduler.statistics()["held"] == 0 and first > 3
+        if upgrades:
+            bench.upgrade()
+        bench.inject(*[packet(1, 1000, number=n) for n in range(150, 300)])
+        bench.advance(2**62)
+        found.append(bench.take())
+        bench.close()
+    assert found[0] == found[1]
 
 
 def test_packets_that_wait_are_released_with_the_element():

@@ -32,7 +32,7 @@ from shaping.settings import flag_of
 SPLIT_NAME, SCHEDULER_NAME = "shape-split", "shape-classes"
 WAYS = ("egress", "ingress")
 EXAMPLES = "web.egress, web.ingress, or one way of a link such as lan--dmz -> dmz"
-PLACES_MOST = 1024
+PLACES_MOST, CLASSES_ALL_MOST = 1024, 65_536
 TOO_MANY = (
     f"more than {MAX_RULES} matches, each of a class with each of the classes around it: expected "
     "fewer"
@@ -64,8 +64,13 @@ def read_classes(data: Any, locate: Locate) -> list[ClassEntry]:
             "{web.egress: {rate: 10mbit, default: rest, tree: {rest: {}}}}",
         )  # fmt: skip
     found: dict[tuple[str, str] | LinkKey, ClassEntry] = {}
+    count = 0
     for key, value in data.items():
         entry = _entry(str(key), value, (*path, key), locate)
+        count += _count(entry.config.tree)
+        if count > CLASSES_ALL_MOST:
+            text = f"all places so far have {count} classes: expected at most {CLASSES_ALL_MOST}"
+            raise error_at(locate, path, text)
         place = place_key(entry.key)
         if place in found:
             text = f"is the place of {found[place].key}, too: expected one tree of classes for it"
@@ -146,6 +151,10 @@ def _tree(
         found[str(name)] = convert(fields, ClassConfig, here, locate)
         found[str(name)].tree = tree or {}
     return found
+
+
+def _count(tree: Mapping[str, ClassConfig]) -> int:
+    return len(tree) + sum(_count(each.tree) for each in tree.values())
 
 
 def place_key(key: str) -> tuple[str, str] | LinkKey:

@@ -26,6 +26,7 @@ from shaping.policy.schema import STEPS_MOST, LineConfig, PolicyConfig, StepConf
 # Settings that have handlers: they change while packets flow. The others belong to `links`.
 LIVE = ("rate", "delay", "loss", "duplicate", "corrupt", "reorder")
 FIXED = ("match", "trace", "queue", "overhead")
+ENTRIES_MOST = 10_000  # of all steps: each changes a setting
 REPEAT_LEAST_NS = 100_000_000  # between two rounds: a scenario must not keep control busy
 SPAN_LEAST_NS = 1_000_000  # of a ramp, or of a link that is down
 
@@ -103,8 +104,13 @@ def convert_steps(
         raise error_at(locate, ("scenario",), f"invalid value {what}: expected {wanted}")
     steps: list[Step] = []
     configs: list[StepConfig] = []
+    count = 0
     for number, each in enumerate(data):
         step, config = _step(each, number, locate, make_entry)
+        count += len(step.entries)
+        if count > ENTRIES_MOST:
+            text = f"all steps so far have {count} lines: expected at most {ENTRIES_MOST}"
+            raise error_at(locate, ("scenario", number), text)
         if steps and steps[-1].kind == "repeat":
             text = "is behind repeat, with which a scenario ends: expected no further step"
             raise error_at(locate, ("scenario", number), text)

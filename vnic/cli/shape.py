@@ -71,8 +71,10 @@ shape.add_command(show)
 @instance_option
 @json_option
 def check(file: str, config_file: str | None, strict: bool, instance: str, as_json: bool) -> None:
-    """Check a policy, and say what it would mean: delays and losses in total, queues, bounds on
-    what TCP would reach and on its round trips, and whether the packet pool is large enough.
+    """Check a policy, and say what it would mean.
+
+    Delays and losses in total, queues, bounds on what TCP would reach and on its round trips, and
+    whether the packet pool is large enough.
 
     Exit status: 0 it can be applied, 2 it cannot.
 
@@ -140,12 +142,13 @@ def apply(
     instance: str,
     as_json: bool,
 ) -> None:
-    """Make FILE.yaml the policy of the running network, in place of the one before.
+    """Make FILE.yaml the policy of the running network.
 
-    What both policies have stays as it is: packets that wait go on waiting, and a number that
-    differs changes while packets flow. With --for, --while or --until-disconnect the policy ends by
-    itself, and with --confirm it makes room for the one before, also when this command or vnic's
-    worker is killed. `vnic shape undo` goes back to the policy before.
+    It takes the place of the policy before. What both policies have stays as it is: packets that
+    wait go on waiting, and a number that differs changes while packets flow. With --for, --while or
+    --until-disconnect the policy ends by itself, and with --confirm it makes room for the one
+    before, also when this command or vnic's worker is killed. `vnic shape undo` goes back to the
+    policy before.
 
     \b
     vnic shape apply slow.yaml
@@ -199,8 +202,10 @@ def set_line(
     instance: str,
     as_json: bool,
 ) -> None:
-    """Change settings of one line or class of the running policy; all others stay. A value of
-    nothing takes a setting away.
+    """Change settings of one line or class of the running policy.
+
+    SETTING is a key of an entry of `links` or of a class in a policy file, such as rate, delay, rtt
+    or loss. A setting without a value is removed. All other lines, classes and settings stay.
 
     \b
     vnic shape set 'web -> db' loss=1% delay=20ms
@@ -261,7 +266,9 @@ def clear(instance: str, as_json: bool) -> None:
 @click.argument("name", required=False)
 @json_option
 def presets(name: str | None, as_json: bool) -> None:
-    """List known lines, such as a 3G telephone's, with the origin of their numbers.
+    """List known lines, such as a 3G telephone's.
+
+    Each with the origin of its numbers.
 
     \b
     vnic shape presets

@@ -94,8 +94,10 @@ def tc_import(
     output: str | None,
     as_json: bool,
 ) -> None:
-    """Make a policy of tc commands, or of what `tc qdisc show`, `tc class show` and `tc filter
-    show` print, with or without -s, -d and -j.
+    """Make a policy of tc commands, or of what tc shows.
+
+    That is what `tc qdisc show`, `tc class show` and `tc filter show` print, with or without -s, -d
+    and -j.
 
     netem and tbf become lines, htb, hfsc and prio below a rate classes, police at the ingress and
     an ifb device the other direction. The policy goes to stdout or -o FILE, and to stderr what
@@ -132,9 +134,9 @@ def export(
     instance: str,
     as_json: bool,
 ) -> None:
-    """Print the policy of a NIC as a script of tc commands, with comments on what tc cannot say.
+    """Print the policy of a NIC as a script of tc commands.
 
-    Without NIC: of all NICs that the policy is about.
+    It has comments on what tc cannot say. Without NIC: of all NICs that the policy is about.
 
     \b
     vnic shape tc export web --dev eth0 | sh

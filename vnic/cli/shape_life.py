@@ -39,8 +39,10 @@ RETURN_S = 5.0  # after a crash of the worker, the time to hold it again
 @instance_option
 @json_option
 def diff(before: str, after: str | None, instance: str, as_json: bool) -> None:
-    """Show how a policy differs from another one, or the running one from it. A number is a
-    generation, 0 stands for no policy; ./7 is a file of that name.
+    """Show how two policies differ.
+
+    With one argument, how the running policy would have to change to become it. A number is a
+    generation, as `vnic shape log` lists them, 0 stands for no policy; ./7 is a file of that name.
 
     \b
     vnic shape diff slow.yaml              what `apply slow.yaml` would change
@@ -74,7 +76,9 @@ def diff(before: str, after: str | None, instance: str, as_json: bool) -> None:
 @instance_option
 @json_option
 def log(instance: str, as_json: bool) -> None:
-    """List the last 32 policies: who made them so, when, how, and until when. They survive an
+    """List the last 32 policies.
+
+    Each with the user who made the change, when, how, and until when it stays. They survive an
     upgrade and a crash of the worker.
 
     \b
@@ -110,10 +114,11 @@ def log(instance: str, as_json: bool) -> None:
 def undo(
     generation: int | None, for_ns: int | None, dry: bool, instance: str, as_json: bool
 ) -> None:
-    """Go back to an earlier policy, by default to the one before; again, and it goes further.
+    """Go back to an earlier policy.
 
-    What both policies have stays as it is, and packets that wait go on waiting. A policy that was
-    to end ends when it was to; where its time is over, give --for.
+    By default to the one before; another `undo` goes further back. What both policies have stays as
+    it is, and packets that wait go on waiting. A policy that was to end ends when it was to; where
+    its time is over, give --for.
 
     \b
     vnic shape undo

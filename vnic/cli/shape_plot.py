@@ -48,8 +48,10 @@ CONVERTERS = {
 def plot(
     names: tuple[str, ...], last: str, output: str | None, instance: str, as_json: bool
 ) -> None:
-    """Plot rate, delay in queues and drops over the last minute: of the policy's lines and classes,
-    or where there are none, of NICs; or of those that are named. They are recorded all the time.
+    """Plot rates, delays in queues and drops over the last minute.
+
+    Of the policy's lines and classes, or where there are none, of NICs; or of those that are named.
+    They are recorded all the time.
 
     Of a line with a rate, the rate is what its limit counts. The delay is the mean of the packets
     that left queues in a three-hundredth of the time, or 100 ms; in a terminal, in a column. Of

@@ -47,7 +47,9 @@ GIVEN = ("generation", "ends_in_ms", "withdrawn_in_ms", "back", "held", "scenari
 @instance_option
 @json_option
 def show(over_ns: int, watch_ns: int | None, promises: bool, instance: str, as_json: bool) -> None:
-    """Show the running policy: what was asked for, what was measured, and whether it is kept.
+    """Show the running policy, and what was measured of it.
+
+    Of each line and class what was asked for, what was measured, and whether it is kept.
 
     With --promises, each promise of a line or class has a row (rate, delay, loss, order and
     others), with the reason. It is judged since it was made, at most over the last minute; random

@@ -89,9 +89,10 @@ def _imported(reference: str, what: str, kind: type[T], directory: str | None) -
 
 class Chain:
     """Elements in a row. head: the first element; ends: the open outputs (element, output) of the
-    last; configs: by element name, the configuration that it was built from; edges: all connections
-    (element, output, target); changes: those of arguments of elements that were taken over, for
-    `settle`.
+    last; configs: by element name, the configuration that it was built from; of_policy: the
+    elements of the policy of shaping by their configured names, which a user's element may have,
+    too; edges: all connections (element, output, target); changes: those of arguments of elements
+    that were taken over, for `settle`; of_rules: whether rules are among what changes.
 
     Elements that no engine runs are connected at once. Elements that run, taken over from a chain
     before (see `build_chain`), are connected by `connect`, between two batches.
@@ -102,8 +103,10 @@ class Chain:
         self.ends: list[tuple[Element, int]] = []
         self.elements: list[Element] = []
         self.configs: dict[str, ElementConfig] = {}
+        self.of_policy: dict[str, Element] = {}
         self.edges: list[tuple[Element, int, Element]] = []
         self.changes: list[Callable[[], object]] = []
+        self.of_rules = False
 
     def append(self, element: Element) -> None:
         """Connects every open output to `element`, whose outputs are then the open ones."""
@@ -128,8 +131,14 @@ class Chain:
             element.connect(gate, target)
 
     def settle(self) -> None:
-        """Gives elements that were taken over the arguments of their new configuration."""
+        """Gives elements that were taken over the arguments of their new configuration: other rules
+        and what is behind them between the same two batches. Else the packets of a flow that comes
+        into another class could overtake those that wait where it was."""
         changes, self.changes = self.changes, []
+        engine = next((each.engine for each in self.elements if each.engine is not None), None)
+        if len(changes) > 1 and engine is not None and self.of_rules:
+            engine.call(lambda: [change() for change in changes])
+            return
         for change in changes:
             change()
 
@@ -166,7 +175,10 @@ def _extend(
         element, changes = _build_element(config, prefix, directory, names, before)
         chain.append(element)
         chain.changes += changes
+        chain.of_rules = chain.of_rules or (config.element in OF_RULES and bool(changes))
         chain.configs[element.name] = config
+        if config.shapes and config.name is not None:
+            chain.of_policy[config.name] = element
         ends: list[tuple[Element, int]] = []
         for gate in range(len(element.outputs)):
             branch = Chain()
@@ -183,8 +195,10 @@ def _extend(
             )
             chain.elements += branch.elements
             chain.configs |= branch.configs
+            chain.of_policy |= branch.of_policy
             chain.edges += branch.edges
             chain.changes += branch.changes
+            chain.of_rules = chain.of_rules or branch.of_rules
             ends += branch.ends
         _check_branches(config, element)
         chain.ends = ends

@@ -14,7 +14,6 @@ from vnic.config.schema import Config
 from vnic.config.shape import network_of
 from vnic.modules.link_node import LinkNode
 from vnic.modules.nic_node import NicNode
-from vnic.modules.way import Way
 
 
 class RunningLine(NamedTuple):
@@ -61,7 +60,8 @@ def running_lines(
             nic = nics.get(chain.owner)
             way = None if nic is None else getattr(nic, chain.direction)
         names = [str(entry["name"]) for entry in elements_of(line)]
-        found.append(RunningLine(line, [] if way is None else _of_policy(way, names)))
+        mine = {} if way is None else way.chain.of_policy
+        found.append(RunningLine(line, [mine[name] for name in names if name in mine]))
     return found
 
 
@@ -69,16 +69,4 @@ def policy_elements(nics: Mapping[str, NicNode], links: Mapping[str, LinkNode]) 
     """The names of the elements of a policy in the running network."""
     ways = [way for nic in nics.values() for way in (nic.egress, nic.ingress)]
     ways += [way for link in links.values() for way in link.ways.values()]
-    return [name for way in ways for name, config in way.chain.configs.items() if config.shapes]
-
-
-def _of_policy(way: Way, names: list[str]) -> list[Element]:
-    """The policy's elements of these names in one direction: a user's element in the same chain may
-    have such a name, too."""
-    mine = {
-        config.name: name
-        for name, config in way.chain.configs.items()
-        if config.shapes and config.name in names
-    }
-    elements = {element.name: element for element in way.chain.elements}
-    return [elements[mine[name]] for name in names if name in mine]
+    return [element.name for way in ways for element in way.chain.of_policy.values()]

@@ -486,8 +486,9 @@ class Network(Module):
     def _settle_policy(self, thing: NicNode | LinkNode) -> None:
         """Before packets reach them: gives elements of the policy what its scenario has made of
         their settings."""
-        chains = {name: chain.elements for name, chain in thing.chains.items()}
-        self.runtime.settle_policy(chains)
+        self.runtime.settle_policy({
+            name: chain.of_policy for name, chain in thing.chains.items()
+        })  # fmt: skip
 
     def _unplug(self, things: Sequence[NicNode | LinkNode]) -> None:
         """Removes NICs and links from the graph; frames on their way to them are dropped and

@@ -135,7 +135,7 @@ class Recorder:
         return self._last_ns + (QUIET_PERIOD_NS if quiet else PERIOD_NS) - now_ns
 
     def asked(self, now_ns: int) -> None:
-        """Somebody asks: takes a sample if the last one is old, and more of them from now on."""
+        """A client asks: takes a sample if the last one is old, and more of them from now on."""
         self._busy_ns = now_ns
         if self.rest_ns(now_ns) <= 0:
             self.take(now_ns)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -537,7 +537,7 @@ class Runtime:
         VnicError."""
         self.policy.renew()
 
-    def settle_policy(self, chains: Mapping[str, Sequence[Element]]) -> None:
+    def settle_policy(self, chains: Mapping[str, Mapping[str, Element]]) -> None:
         """Gives elements that are made, by their chain's name, what the policy's scenario has made
         of their settings."""
         self.policy.scenario.settle(chains)

@@ -13,7 +13,7 @@ the steps at their instants.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 from dataplane.engine.handler_access import live_handlers, read_handler, write_handler
@@ -127,26 +127,26 @@ class ScenarioRunner:
         left, self._left = self._left, set()
         for argument in left:
             chain = self._chain(argument)
-            if chain is not None and (element := _find(chain.elements, argument)) is not None:
+            if chain is not None and (element := chain.of_policy.get(argument.element)) is not None:
                 arguments = chain.configs[element.name].arguments
                 self._put(element, argument, arguments.get(argument.name))
         if self._play is None:
             return
         self._look()
         self.settle({
-            name: chain.elements
+            name: chain.of_policy
             for name, arguments in self._play.chains.items()
             if (chain := self._chain(arguments[0])) is not None
         })  # fmt: skip
         self._wake()
 
-    def settle(self, chains: Mapping[str, Sequence[Element]]) -> None:
-        """Gives elements, by their chain's name, the values of the moment."""
+    def settle(self, chains: Mapping[str, Mapping[str, Element]]) -> None:
+        """Gives elements, by their chain's name and their own, the values of the moment."""
         if self._play is None or self.paused:
             return
         for name, elements in chains.items():
             for argument in self._play.chains.get(name, ()):
-                self._put(_find(elements, argument), argument, self._values[argument])
+                self._put(elements.get(argument.element), argument, self._values[argument])
 
     def step(self) -> None:
         """Makes the changes that are due."""
@@ -155,7 +155,8 @@ class ScenarioRunner:
         failed, self._failed = self._failed, set()
         for argument in {*self._look(self._looked_ns), *failed}:
             if (chain := self._chain(argument)) is not None:
-                self._put(_find(chain.elements, argument), argument, self._values[argument])
+                element = chain.of_policy.get(argument.element)
+                self._put(element, argument, self._values[argument])
 
     def _put(self, element: Element | None, argument: Argument, value: Any) -> None:
         """Writes a handler of an element that exists, unless it has the value. What cannot be
@@ -268,11 +269,6 @@ def _check(scenario: Scenario) -> None:
             for value in values:
                 entries = elements_of(line.with_settings({name: Setting(value, line.where)}))
                 check_chain(convert_elements(entries, ("shape", str(line.place)), lambda path: ""))
-
-
-def _find(elements: Sequence[Element], argument: Argument) -> Element | None:
-    ending = f".{argument.element}"
-    return next((each for each in elements if each.name.endswith(ending)), None)
 
 
 def _never(engine: object) -> None:

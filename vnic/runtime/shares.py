@@ -140,10 +140,8 @@ class Shares:
 
     def _enforcer(self, group: str) -> Enforcer | None:
         node = self._attached.get(group)
-        for element in () if node is None else node.egress.chain.elements:
-            if isinstance(element, Link) and element.name.endswith(f".{LINE_NAME}"):
-                return LineOfNic(element)
-        return None
+        element = None if node is None else node.egress.chain.of_policy.get(LINE_NAME)
+        return LineOfNic(element) if isinstance(element, Link) else None
 
     def _run(self) -> None:
         rest_s = PERIOD_S
