@@ -1,6 +1,5 @@
 """An instance of vnic between the namespaces of a space."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ class Instance:
         self.space = space
         self.runtime_directory = space.directory / "run"
         self.runtime_directory.mkdir(mode=0o700)
-        os.environ["VNIC_RUNTIME_DIR"] = str(self.runtime_directory)  # for the client in this process too
+        space.use_runtime(self.runtime_directory)
         self._addresses = config.count("addresses:")
         self._file = space.directory / "vnic.yaml"
         self._file.write_text(config)

@@ -32,7 +32,7 @@ Json = dict[str, Any]
 
 def _up(space: Space, idle: int) -> float:
     """Starts vnic with a busy pair and `idle` NICs in a third namespace; returns seconds."""
-    os.environ["VNIC_RUNTIME_DIR"] = str(space.directory)  # for the client in this process too
+    space.use_runtime(space.directory)
     pair = "".join(f"  {nic}: {{netns: {space.path(name)}, interface: t0}}\n" for nic, name in (("a", space.a), ("b", space.b)))
     others = "".join(f"  n{number}: {{netns: {space.path(space.middle)}, interface: n{number}}}\n" for number in range(idle))
     file = space.directory / "vnic.yaml"

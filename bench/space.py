@@ -20,6 +20,7 @@ from bench.probes import probe, run
 
 NETNS = Path("/run/netns")
 PREFIX = "vnicbench-"
+RUNTIME = "VNIC_RUNTIME_DIR"
 ADDRESS_A, ADDRESS_B = "10.99.0.1", "10.99.0.2"
 PREFIX_LENGTH = 24
 
@@ -51,6 +52,7 @@ class Space:
         self.a, self.b, self.middle = (f"{PREFIX}{os.getpid()}-{end}" for end in ("a", "b", "m"))
         self.processes: list[subprocess.Popen[bytes]] = []
         self.directory = Path()
+        self._runtime_before = os.environ.get(RUNTIME)
 
     def __enter__(self) -> Self:
         try:
@@ -80,6 +82,15 @@ class Space:
                         run(["ip", "netns", "del", name])
             if self.directory != Path():
                 shutil.rmtree(self.directory, ignore_errors=True)
+            os.environ.pop(RUNTIME, None)
+            if self._runtime_before is not None:
+                os.environ[RUNTIME] = self._runtime_before
+
+    @staticmethod
+    def use_runtime(directory: Path) -> None:
+        """Until the end of the `with` block, clients in this process and commands that it starts
+        find their instance in this directory."""
+        os.environ[RUNTIME] = str(directory)
 
     @staticmethod
     def path(name: str) -> str:

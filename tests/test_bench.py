@@ -322,6 +322,7 @@ def test_policies_end_whatever_is_killed(capsys: pytest.CaptureFixture[str]) -> 
 
 @needs_root
 def test_what_is_left_of_a_policy_is_found() -> None:
+    before = dict(os.environ)
     with Space() as space:
         bench = leases.Bench(space, random.Random(1))
         _, data = bench.write(1)
@@ -332,3 +333,4 @@ def test_what_is_left_of_a_policy_is_found() -> None:
         assert found["configuration"] != bench.before["configuration"]
         bench.check(1, None)
         assert bench.counts["leftovers"] == 0 and bench.counts["disagreements"] == 1
+    assert dict(os.environ) == before
