@@ -265,9 +265,13 @@ def test_root_s_child_is_out_of_reach_of_another_user_s_container(leak_check):
 def test_a_child_that_dies_or_hangs_is_reported(leak_check, monkeypatch):
     """Runs the agent's loop in this process, with work that never answers."""
     monkeypatch.setattr(agents.link, "netlink", lambda: None)
-    monkeypatch.setattr(agents, "CHILD_TIMEOUT_S", 0.5)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    how = [lambda: os.kill(os.getpid(), signal.SIGKILL), lambda: signal.pause(), lambda: os.kill(os.getpid(), signal.SIGSTOP)]
+    # each with the time that it is given: on a busy machine the first one dies late
+    how = [
+        (60, lambda: os.kill(os.getpid(), signal.SIGKILL)),
+        (0.5, lambda: signal.pause()),
+        (0.5, lambda: os.kill(os.getpid(), signal.SIGSTOP)),
+    ]
     outcomes = iter(how)
     pid = os.fork()
     if pid == 0:
@@ -277,7 +281,7 @@ def test_a_child_that_dies_or_hangs_is_reported(leak_check, monkeypatch):
             run_child = agents.run_child
 
             def run(sock, request, netns_fd):
-                outcome = next(outcomes)
+                agents.CHILD_TIMEOUT_S, outcome = next(outcomes)
                 agents.answer_to = lambda request, netns_fd: outcome()
                 return run_child(sock, request, netns_fd)
 
