@@ -40,6 +40,8 @@ cdef class EngineThread:
     cdef uint64_t gathered               # generation of the contents of `descriptors`
     cdef uint64_t pass_ns                # when the last sleep or pass ended
     cdef uint64_t looked_ns              # when all engines were last polled, or a sleep ended
+    # how late sleeps end that only a timer ends; how early the one before a deadline is to end
+    cdef uint64_t late_ns, early_ns, early_for_ns
     cdef uint64_t fair_ns                # the lowest fair_ns of engines with work
     # Accounting.
     cdef int64_t cpu_clock               # clockid_t of the thread; -1: it does not run
@@ -60,6 +62,8 @@ cdef class EngineThread:
     cdef void settle(self) noexcept nogil
     cdef void throttle(self) noexcept nogil
     cdef void sleep(self, uint64_t deadline_ns) noexcept nogil
+    cdef uint64_t wait(self, uint64_t deadline_ns, uint64_t now) noexcept nogil
+    cdef void learn(self, uint64_t waited_ns, uint64_t slept_ns) noexcept nogil
     cdef void gather(self, pollfd *into) noexcept nogil
     cdef void scatter(self, const pollfd *out, bint any) noexcept nogil
     cdef uint64_t now(self) noexcept nogil
