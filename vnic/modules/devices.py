@@ -10,10 +10,10 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
+from dataplane.descriptors import close_all
 from dataplane.errors import PortError, VnicError
 from vnic.config.schema import NicConfig
 from vnic.device.agent import NamespaceAgent
-from vnic.device.descriptors import close_all
 from vnic.device.kinds.contract import Device, InterfaceKind, NicKind
 from vnic.device.kinds.registry import kind_of
 from vnic.device.namespaces import NetNamespace

@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 
 from dataplane.config.scalars import Rate
+from dataplane.descriptors import system_error
 from dataplane.errors import ConfigError, VnicError
 from dataplane.graph.element import Element, Source
 from shaping.pool_share import PoolShare
@@ -41,7 +42,6 @@ from vnic.config.schema import (
 from vnic.config.shape import is_shaped, shape_nic
 from vnic.config.topology import PORTS_MOST
 from vnic.config.written import written
-from vnic.device.descriptors import system_error
 from vnic.device.kinds.contract import LIVE, Device
 from vnic.device.kinds.module import ModuleKind
 from vnic.device.kinds.registry import kind_of

@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
+from dataplane.descriptors import system_error
 from dataplane.errors import ConfigError, VnicError
 from vnic.api.log import Log
 from vnic.config.schema import NicConfig
-from vnic.device.descriptors import system_error
 from vnic.device.namespaces import ReturnWatch
 from vnic.modules.host import Host
 from vnic.modules.loop import on_loop

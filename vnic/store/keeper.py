@@ -44,8 +44,8 @@ from typing import Literal
 
 import msgspec
 
+from dataplane.descriptors import close_all, receive_with_descriptors, system_error
 from dataplane.errors import ConfigError, PortError, VnicError
-from vnic.device.descriptors import close_all, receive_with_descriptors, system_error
 from vnic.device.kinds.contract import InterfaceKind
 from vnic.device.kinds.registry import interface_kind
 from vnic.device.namespaces import NetNamespace
