@@ -218,7 +218,6 @@ def test_indirect_tables_that_lie(packed, lies):
     with Guest(*features(packed, *more)) as guest:
         ring, ram = guest.rings[TX], guest.ram
         data = ram.allocate(72)
-        first, flags_at = (NEXT, 1) if not packed else (0, 0)
         table = ram.allocate(32, 16)
         inner = TABLE if lies == "nested" else 0
         if packed:
@@ -305,7 +304,9 @@ def test_arbitrary_descriptors_and_indices(packed, data):
     """Nothing that is written into a ring reads outside the memory (checked builds), loses a packet or ends the engine."""
     with Guest(*features(packed, *data.draw(st.sets(st.sampled_from([INDIRECT, EVENT_IDX, MRG_RXBUF])))), size=4) as guest:
         near = st.sampled_from([guest.ram.guest, guest.rings[0].descriptors, guest.rings[1].descriptors, guest.ram.guest - 1])
-        address = st.one_of(near, st.builds(lambda a, b: (a + b) & (2**64 - 1), near, st.integers(0, 200)), st.integers(0, 2**64 - 1))
+        address = st.one_of(
+            near, st.builds(lambda a, b: (a + b) & (2**64 - 1), near, st.integers(0, 200)), st.integers(0, 2**64 - 1)
+        )
         length = st.one_of(st.sampled_from([0, 1, 12, 13, 16, 32, 64]), st.integers(0, 2**32 - 1))
         flags = st.one_of(st.sampled_from([0, 1, 2, 3, 4, 0x80, 0x81, 0x84, 0x82]), st.integers(0, 0xFFFF))
         for ring in guest.rings:

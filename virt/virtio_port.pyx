@@ -294,6 +294,11 @@ cdef class VirtioPort(Port):
             "faults": {FAULTS[i]: found.faults[i] for i in range(<uint32_t>FAULTS_COUNT)
                        if found.faults[i]}}
 
+    def can_sleep(self):
+        """Asks the drivers to notify the device, as an engine does before it sleeps; False if there
+        are frames already, or a ring has to be polled."""
+        return not self.arm()
+
     def save_state(self, direction):
         """`rings`: number and position of each started ring of one direction."""
         first = 1 if direction == "rx" else 0

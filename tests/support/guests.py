@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 from types import TracebackType
 from typing import Any
 
@@ -31,7 +32,7 @@ def mask(*bits: int) -> int:
 class Guest:
     """One queue pair. `features` are bit numbers; the rings follow them."""
 
-    def __init__(self, *features: int, size: int = 8, base: int = 0, pool: PacketPool | None = None, ram: GuestRam | None = None,
+    def __init__(self, *features: int, size: int = 8, pool: PacketPool | None = None, ram: GuestRam | None = None,
                  calls: bool = True, mtu: int = 65535) -> None:  # fmt: skip
         self.packed = PACKED in features
         self.ram = ram or GuestRam()
@@ -49,7 +50,7 @@ class Guest:
         self.calls = [os.eventfd(0, os.EFD_NONBLOCK) for _ in self.rings]
         self.errors = [os.eventfd(0, os.EFD_NONBLOCK) for _ in self.rings]
         for ring in (RX, TX):
-            self.start(ring, base)
+            self.start(ring)
             self.port.enable(ring, True)
         self.pool = pool or PacketPool(small=256, large=16)
         self.lan = MemoryPort("lan", 2)
@@ -60,8 +61,9 @@ class Guest:
         self.engine.load([rx, lan_rx])
         self.now = 1
 
-    def start(self, ring: int, base: int | None = 0, **changes: Any) -> None:
-        position = FRESH if self.packed and base == 0 else base
+    def start(self, ring: int, base: int | None = -1, **changes: Any) -> None:
+        """Starts a ring at a position as `stop` returns it; -1: at its beginning."""
+        position = (FRESH if self.packed else 0) if base == -1 else base
         descriptors = {"kick_fd": self.kicks[ring], "call_fd": self.calls[ring], "error_fd": self.errors[ring]}
         self.port.start(ring, **{**self.rings[ring].places, "base": position, **descriptors, **changes})
 
@@ -94,6 +96,10 @@ class Guest:
 
     def state(self, ring: int) -> dict[str, Any]:
         return self.port.ring_state(ring)
+
+    def readable(self) -> bool:
+        """Whether the port's descriptor would end a sleep of the engine."""
+        return bool(select.select(self.port.descriptors(), [], [], 0)[0])
 
     def rung(self, descriptors: list[int], ring: int) -> bool:
         """Whether a notification has come since the last call."""
