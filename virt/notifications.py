@@ -16,8 +16,8 @@ def check_notifier(what: str, fd: int) -> bool:
     socket.
 
     Other kinds are refused: by a regular file or a terminal, for example, a front end could have
-    this process write where it may not. Sockets keep their mode, which other processes rely on; each
-    call on them is non-blocking. Raises ConfigError.
+    this process write where it may not. Sockets keep their mode, which other processes rely on;
+    each call on them is non-blocking. Raises ConfigError.
     """
     try:
         kind = stat.S_IFMT(os.fstat(fd).st_mode)

@@ -294,6 +294,11 @@ cdef class VirtioPort(Port):
             "faults": {FAULTS[i]: found.faults[i] for i in range(<uint32_t>FAULTS_COUNT)
                        if found.faults[i]}}
 
+    def can_sleep(self):
+        """Asks the drivers to notify the device, as an engine does before it sleeps; False if there
+        are frames already, or a ring has to be polled."""
+        return not self.arm()
+
     def save_state(self, direction):
         """`rings`: number and position of each started ring of one direction."""
         first = 1 if direction == "rx" else 0
@@ -320,7 +325,7 @@ cdef class VirtioPort(Port):
 
     cdef bint is_cut(self) noexcept nogil:
         """Whether the guest's memory was truncated, so that it now has zeros in places: stops all
-        rings."""
+        rings. Asked before each burst, and before a ring is blamed for what it contains."""
         cdef uint32_t i
         if va_load_relaxed_u32(&self.memory.table.broken) == 0:
             return False
@@ -374,7 +379,7 @@ cdef class VirtioPort(Port):
         while taken < limit:
             chain_clear(self._chain)
             status = take(&ring.queue, self._chain, &one)
-            if status >= CHAIN_BROKEN:
+            if status >= CHAIN_BROKEN and not self.is_cut():
                 self.stop_broken(ring, status)
             if status != 0:
                 break
@@ -512,7 +517,8 @@ cdef class VirtioPort(Port):
                 ring.no_room += 1
                 return TX_REJECTED
             if status >= CHAIN_BROKEN:
-                self.stop_broken(ring, status)
+                if not self.is_cut():
+                    self.stop_broken(ring, status)
                 return TX_LINK_DOWN
             # saturated: no frame needs as much
             self._taken[n].room = <uint32_t>min(chain.writable - before, <uint64_t>0xFFFFFFFF)
