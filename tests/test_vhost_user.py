@@ -173,7 +173,7 @@ def test_a_disabled_ring_does_not_run_and_keeps_its_position(bench):
 def test_memory_changes_while_rings_run(bench):
     started(bench)
     bench.guest.positions[0] = 0x8002_8002
-    low, high = bench.front.memory.areas
+    _, high = bench.front.memory.areas
     bench.front.set_memory(tell=True)
     assert sorted(bench.device.running) == [0, 1]
     assert bench.device.starts[-2] == (0, 0x8002_8002, False)
@@ -340,9 +340,7 @@ def test_a_log_is_as_large_as_its_file(bench):
 
 
 def test_inflight_memory_is_made_and_taken_again_and_again():
-    offer = Offer(
-        features=SPLIT, protocol_features=USUAL_FEATURES | ProtocolFeature.INFLIGHT_SHMFD
-    )
+    offer = Offer(features=SPLIT, protocol_features=USUAL_FEATURES | ProtocolFeature.INFLIGHT_SHMFD)
     with Bench(GuestMemory.of_dpdk(), offer=offer) as bench:
         front = agreed(bench, offer.protocol_features)
         before = None
@@ -362,9 +360,7 @@ def test_inflight_memory_is_made_and_taken_again_and_again():
         short = front.ask(R.GET_INFLIGHT_FD, INFLIGHT.pack(0, 0, 1, 8)[:20])
         assert len(short) == 20
         for queues, entries in ((0, 8), (4, 8), (1, 0), (1, 32769)):
-            assert not front.tell(
-                R.SET_INFLIGHT_FD, INFLIGHT.pack(1 << 20, 0, queues, entries), front.received
-            )
+            assert not front.tell(R.SET_INFLIGHT_FD, INFLIGHT.pack(1 << 20, 0, queues, entries), front.received)
 
 
 # -- a new worker ------------------------------------------------------------------------------------

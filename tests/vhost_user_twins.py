@@ -25,14 +25,15 @@ class Killed(BaseException):
 
 
 class Fuse:
-    """Kills the worker at the step of this number, once; 0: never. `steps` counts them."""
+    """Kills the worker at the step of this number, once; 0: never. `steps` counts them, while
+    active."""
 
     def __init__(self, step: int = 0) -> None:
-        self.at, self.steps = step, 0
+        self.at, self.steps, self.active = step, 0, True
 
     def step(self) -> None:
-        self.steps += 1
-        if self.steps == self.at:
+        self.steps += self.active
+        if self.active and self.steps == self.at:
             raise Killed
 
 
@@ -41,10 +42,11 @@ def open_descriptors() -> int:
 
 
 class Guest:
-    """What outlives a worker in a guest's memory: how far each ring has come."""
+    """What outlives a worker: how far each ring has come, and in which start of it."""
 
     def __init__(self) -> None:
         self.positions: dict[int, int] = {}
+        self.generations: dict[int, int] = {}
 
 
 class DeviceTwin:
@@ -78,17 +80,18 @@ class DeviceTwin:
             raise refusal
         self.regions = tuple(regions)
 
-    def start_ring(
-        self, index: int, ring: Ring, descriptors: RingDescriptors, *, resumed: bool
-    ) -> None:
+    def start_ring(self, index: int, ring: Ring, descriptors: RingDescriptors, *, resumed: bool) -> None:
         self.fuse.step()
         assert index not in self.running
         assert ring.started and ring.enabled and ring.size and ring.addresses
         assert (descriptors.kick is None) == (not ring.kick)
         for each in descriptors:
             assert each is None or os.fstat(each)
-        position = self.guest.positions.get(index, ring.base) if resumed else ring.base
+        position = ring.base
+        if resumed and self.guest.generations.get(index) == ring.generation:
+            position = self.guest.positions[index]
         self.guest.positions[index] = position
+        self.guest.generations[index] = ring.generation
         self.running[index] = ring
         self.starts.append((index, position, resumed))
         self.fuse.step()
@@ -207,9 +210,7 @@ class Bench:
             Books.decode(stored) if stored else None,
             self.supervisor.handed_out(),
         )
-        self.connection = Connection(
-            BreakingSocket(self.sock.dup(), self.fuse), self.session, self._store
-        )
+        self.connection = Connection(BreakingSocket(self.sock.dup(), self.fuse), self.session, self._store)
         if stored:
             self.connection.resume()
 

@@ -144,7 +144,6 @@ class Session:
         refused and asks for no reply, so that the front end would go on as if it had been done.
         """
         self.counts[message.request.name] += 1
-        asked = message.needs_reply and self.books.agreed(ProtocolFeature.REPLY_ACK)
         try:
             messages.check_descriptors(message, len(descriptors))
             reply = self._done(message, descriptors)
@@ -152,14 +151,19 @@ class Session:
             self.counts["refused"] += 1
             self.refusal = str(error)
             shape = SHAPES.get(message.request)
-            if asked and not (shape and shape.answered):
+            if self._is_asked(message) and not (shape and shape.answered):
                 return Reply(_FAILED)
             raise
         finally:
             close_all(descriptors)  # what no handler has taken
-        if reply is None and asked:
+        if reply is None and self._is_asked(message):
             return Reply(_READY)
         return reply
+
+    def _is_asked(self, message: Message) -> bool:
+        """Whether the front end waits for an acknowledgement; also to the message that agrees on
+        acknowledgements."""
+        return message.needs_reply and self.books.agreed(ProtocolFeature.REPLY_ACK)
 
     def _done(self, message: Message, descriptors: list[int]) -> Reply | None:
         handler = _HANDLERS.get(message.request)
@@ -348,8 +352,7 @@ class Session:
         """All fields are read-only (section 5.1.4); what a driver writes there has no effect."""
         self.counts["refused"] += 1
         self.refusal = "SET_CONFIG: the configuration space is read-only"
-        asked = message.needs_reply and self.books.agreed(ProtocolFeature.REPLY_ACK)
-        return Reply(_FAILED) if asked else None
+        return Reply(_FAILED) if self._is_asked(message) else None
 
     def _set_status(self, message: Message, descriptors: list[int]) -> None:
         status = messages.u64(message)
