@@ -19,8 +19,9 @@ from dataplane.graph.port import PortRx, PortTx
 from dataplane.packet.pool import PacketPool
 from dataplane.ports.memory import MemoryPort
 from tests.support.guests import EVENT_IDX, FRESH, IN_ORDER, LOG_ALL, MRG_RXBUF, PACKED, RX, TX, VERSION_1, Guest, mask
-from virt.driver import GuestRam
+from virt.driver import GuestRam, NetQueues, SplitRing
 from virt.guest_memory import DirtyLog, GuestMemory, MemoryRegion
+from virt.virtio_port import VirtioPort
 
 both = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 FRAME = bytes(range(60))
@@ -165,6 +166,45 @@ def test_kicks_of_a_broken_ring_do_not_wake_the_engine():
         guest.start(TX)
         assert guest.readable()
         assert [each.data for each in guest.sent(FRAME)] == [FRAME]
+
+
+def test_a_port_of_many_pairs_wakes_for_each():
+    """More descriptors than the engine watches by ppoll: it has them in an epoll instance, and the port's are such, too."""
+    pairs = 12
+    ram = GuestRam()
+    memory = GuestMemory([ram.region])
+    port = VirtioPort("vm", queues=pairs)
+    port.set_memory(memory)
+    port.set_features(mask(VERSION_1))
+    rings = [SplitRing(ram, 4) for _ in range(pairs)]
+    nets = [NetQueues(ring, ring, 12) for ring in rings]
+    kicks = [os.eventfd(0) for _ in rings]
+    for pair, (ring, kick) in enumerate(zip(rings, kicks, strict=True)):
+        port.start(2 * pair + 1, base=0, kick_fd=kick, **ring.places)
+        port.enable(2 * pair + 1, True)
+    pool = PacketPool(small=64, large=4)
+    engine = Engine("live", pool)
+    rx = PortRx(port)
+    rx >> PortTx(MemoryPort("sink", 5))
+    engine.load([rx])
+    start(engine)
+    for number in range(20 * pairs):
+        net, kick = nets[number * 7 % pairs], kicks[number * 7 % pairs]
+        net.transmit(FRAME)
+        if net.transmitting.publish():
+            os.eventfd_write(kick, 1)
+        while not net.transmitted():
+            pass
+    engine.stop()
+    assert engine.conservation()["received"] == 20 * pairs
+    assert [each["rx_packets"] for each in port.queue_statistics()] == [20] * pairs
+    engine.close()
+    port.close()
+    memory.close()
+    ram.close()
+    for each in kicks:
+        os.close(each)
+    assert pool.in_use == 0
 
 
 def test_without_a_kick_the_device_polls():

@@ -16,12 +16,13 @@ cdef struct Region:
     uint8_t *host            # this process's address of it
     uint8_t *reserved        # the mapping with its guards
     size_t reserved_bytes
-    int watched              # its entry in the table of SIGBUS
+    int watched              # its entry in the table of SIGBUS; -1: none
 
 cdef struct MemoryTable:
     uint32_t count
     uint32_t broken          # 1: its file was truncated, zeros were mapped over it; atomic
     Region regions[REGIONS_MOST]
+
 
 @cython.final
 cdef class GuestMemory:
@@ -29,14 +30,17 @@ cdef class GuestMemory:
     cdef int map_region(self, region) except -1
     cdef void unmap_region(self, Region *region) noexcept
 
+
 cdef struct PageLog:
     uint8_t *bits            # NULL: nothing is logged
     uint64_t pages           # bits that it has
+
 
 @cython.final
 cdef class DirtyLog:
     cdef PageLog log
     cdef MemoryTable area    # the log's file may be truncated, too: its single region is watched
+
 
 cdef void map_file(Region *region, int fd, uint64_t offset, uint32_t *broken, what) except *
 cdef void unmap_file(Region *region) noexcept
@@ -70,6 +74,15 @@ cdef inline uint8_t *user_at(const MemoryTable *memory, uint64_t address,
         if offset < memory.regions[i].size and length <= memory.regions[i].size - offset:
             return memory.regions[i].host + offset
     return NULL
+
+
+cdef inline uint64_t guest_of(const MemoryTable *memory, uint64_t user) noexcept nogil:
+    """The guest physical address of an address of the front end that is in the memory."""
+    cdef uint32_t i
+    for i in range(memory.count):
+        if user - memory.regions[i].user < memory.regions[i].size:
+            return memory.regions[i].guest + (user - memory.regions[i].user)
+    return 0
 
 
 cdef inline void log_write(const PageLog *log, uint64_t address, uint64_t length) noexcept nogil:

@@ -1,5 +1,5 @@
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 class MemoryRegion(NamedTuple):
     guest: int
@@ -8,6 +8,7 @@ class MemoryRegion(NamedTuple):
     offset: int
     fd: int
 
+@final
 class GuestMemory:
     def __init__(self, regions: Iterable[MemoryRegion] = ...) -> None: ...
     def add(self, region: MemoryRegion) -> None: ...
@@ -18,6 +19,7 @@ class GuestMemory:
     def __len__(self) -> int: ...
     def read(self, address: int, length: int) -> bytes | None: ...
 
+@final
 class DirtyLog:
     def __init__(self, fd: int, size: int, offset: int) -> None: ...
     @property

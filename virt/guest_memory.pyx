@@ -47,8 +47,8 @@ cdef extern from *:
 cdef enum:
     ALIGNMENT_MOST = 1 << 30             # the largest huge page that a file system here has
 
-WORDS = 1 << 64
-ADVICE = "the front end has to share its memory: start QEMU with memory-backend-memfd,share=on"
+_WORDS = 1 << 64
+_ADVICE = "the front end has to share its memory: start QEMU with memory-backend-memfd,share=on"
 
 
 class MemoryRegion(NamedTuple):
@@ -74,7 +74,7 @@ cdef void map_file(Region *region, int fd, uint64_t offset, uint32_t *broken, wh
         raise ConfigError(f"{what}: descriptor {fd}: {error.strerror}") from None
     # a device would be something else than memory that this process reads and writes at will
     if not stat.S_ISREG(status.st_mode):
-        raise ConfigError(f"{what}: its descriptor is not a memory file; {ADVICE}")
+        raise ConfigError(f"{what}: its descriptor is not a memory file; {_ADVICE}")
     # before it is mapped: an access beyond the file's end raises SIGBUS
     if offset + region.size > <uint64_t>status.st_size:
         raise ConfigError(f"{what}: bytes {offset} to {offset + region.size} of a file of "
@@ -94,7 +94,7 @@ cdef void map_file(Region *region, int fd, uint64_t offset, uint32_t *broken, wh
     if memory_map(region.host, span, fd, <long>start) < 0:
         reason = os.strerror(errno)
         unmap_file(region)
-        raise ConfigError(f"{what}: cannot be mapped: {reason}; {ADVICE}")
+        raise ConfigError(f"{what}: cannot be mapped: {reason}; {_ADVICE}")
     region.watched = sigbus_add(<uintptr_t>region.host, <uintptr_t>region.host + span, broken)
     if region.watched < 0 or sigbus_install() < 0:
         unmap_file(region)
@@ -165,8 +165,8 @@ cdef class GuestMemory:
             raise ConfigError(f"{what}: a region of {region.size} bytes at offset {region.offset}; "
                               "expected at least 1 byte and no negative number")
         # Python's integers do not wrap: sums are checked before they are stored in 64 bits
-        if (max(region.guest, region.user) + region.size > WORDS
-                or region.offset + region.size > WORDS // 2):
+        if (max(region.guest, region.user) + region.size > _WORDS
+                or region.offset + region.size > _WORDS // 2):
             raise ConfigError(f"{what}: {region.size} bytes at offset {region.offset} exceed the "
                               "address space")
         for i in range(self.table.count):
@@ -241,7 +241,7 @@ cdef class DirtyLog:
         self.area.regions[0].watched = -1
 
     def __init__(self, int fd, size, offset):
-        if size < 1 or offset < 0 or size + offset > WORDS // 2:
+        if size < 1 or offset < 0 or size + offset > _WORDS // 2:
             raise ConfigError(f"log of written pages: {size} bytes at offset {offset}")
         self.close()
         self.area.regions[0].size = size

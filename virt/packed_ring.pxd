@@ -142,14 +142,14 @@ cdef inline void packed_publish(Virtqueue *q) noexcept nogil:
 
 
 cdef inline uint32_t packed_word(const Virtqueue *q) noexcept nogil:
-    """The position as vhost-user's messages have it: 15 bits of a slot and a wrap counter, twice."""
+    """The position as vhost-user has it: 15 bits of a slot and a wrap counter, twice."""
     return (<uint32_t>q.next_available | <uint32_t>q.available_wrap << 15
             | <uint32_t>q.next_used << 16 | <uint32_t>q.used_wrap << 31)
 
 
 cdef inline void store_position(const Virtqueue *q, bint published) noexcept nogil:
     """Before a burst is published, the position after it is stored beside the one before it, then
-    alone. A successor finds in the ring which of the two holds: see `recovered` of queue_setup.pyx."""
+    alone. A successor finds in the ring which of the two holds (`recovered` in queue_setup.pyx)."""
     cdef uint64_t after
     if q.stored == NULL:
         return
@@ -193,3 +193,5 @@ cdef inline void packed_ask(Virtqueue *q, bint ask) noexcept nogil:
         va_store_release_u16(event + 1, EVENT_POSITION)
     else:
         va_store_relaxed_u16(event + 1, EVENT_ENABLE if ask else EVENT_DISABLE)
+    if q.log_ring:
+        log_write(&q.log, q.device_address, 4)

@@ -1,11 +1,11 @@
 """Setting up a virtqueue. The contract is in queue_setup.pxd; sources: virtio 1.2, 2.7 and 2.8."""
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
-from dataplane.vatomic cimport va_load_acquire_u16, va_load_relaxed_u16
-from virt.chain cimport BROKEN_INDEX, DESCRIPTOR_BYTES, FAULTS_COUNT
-from virt.guest_memory cimport MemoryTable, user_at
+from dataplane.vatomic cimport va_load_relaxed_u16
+from virt.chain cimport DESCRIPTOR_BYTES, FAULTS_COUNT
+from virt.guest_memory cimport MemoryTable, guest_of, user_at
 from virt.packed_ring cimport (PACKED_AVAILABLE, PACKED_FLAGS_AT, PACKED_USED, packed_at,
                                packed_word)
-from virt.split_ring cimport SPLIT_ENTRIES_AT, SPLIT_USED_BYTES, split_index
+from virt.split_ring cimport SPLIT_ENTRIES_AT, SPLIT_USED_BYTES
 from virt.virtqueue cimport KICKS_UNKNOWN, QUEUE_MOST, Virtqueue
 
 from dataplane.errors import ConfigError
@@ -67,6 +67,7 @@ cdef bint place(Virtqueue *q, const MemoryTable *memory, uint64_t descriptors, u
     q.descriptors = user_at(memory, descriptors, entries * DESCRIPTOR_BYTES)
     q.driver = user_at(memory, driver, driver_bytes)
     q.device = user_at(memory, device, device_bytes)
+    q.device_address = guest_of(memory, device)
     return q.descriptors != NULL and q.driver != NULL and q.device != NULL
 
 

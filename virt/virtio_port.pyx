@@ -1,5 +1,4 @@
 """VirtioPort. The contract is in virtio_port.pxd."""
-import os
 import select
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -12,22 +11,23 @@ from dataplane.packet.pool cimport (HEADROOM, LARGE_FRAME, NO_PACKET, Batch, Con
                                     packet_free)
 from dataplane.vatomic cimport va_load_acquire_u16, va_load_relaxed_u32
 from virt.chain cimport (BROKEN_LAYOUT, BROKEN_LOOP, BROKEN_MEMORY, CHAIN_BROKEN, CHAIN_DIRECTION,
-                         CHAIN_EMPTY, CHAIN_LONG, CHAIN_NONE, CHAIN_SHORT, SEGMENTS_MOST, Chain,
-                         Cursor, chain_clear, chain_read, chain_write)
+                         CHAIN_LONG, CHAIN_NONE, CHAIN_SHORT, Chain, Cursor, chain_clear,
+                         chain_read, chain_write)
 from virt.guest_memory cimport DirtyLog, GuestMemory
 from virt.notifier cimport Notifier, notifier_drain, notifier_signal, notifier_unwatch
 from virt.queue_setup cimport place, position_of, recovered, set_position
 from virt.rings cimport (ask_for_kicks, complete, mark, publish, refuse_kicks, rewind, take)
 from virt.split_ring cimport split_index
-from virt.virtio_net cimport (NET_HASH_REPORT, NET_HEADER_MOST, NET_LOG_ALL, NET_MRG_RXBUF,
+from virt.virtio_net cimport (NET_HASH_REPORT, NET_LOG_ALL, NET_MRG_RXBUF,
                               RING_EVENT_IDX, RING_IN_ORDER, RING_INDIRECT, RING_PACKED,
                               VIRTIO_VERSION_1, NetHeader, guest_offloads, has, header_bytes,
                               make_header, take_header)
 from virt.virtqueue cimport Mark, Taken, Virtqueue
 
 from dataplane.errors import ConfigError, VnicError
+from virt import queue_setup
 from virt.notifications import check_notifier
-from virt.queue_setup import FAULTS, check_places, check_position, check_shape
+from virt.queue_setup import check_places, check_position, check_shape
 
 cdef enum:
     NO_KICK = -1             # the front end sent none: it expects the device to poll
@@ -122,8 +122,8 @@ cdef class VirtioPort(Port):
                 self.stop_broken(each, BROKEN_LAYOUT)
 
     def set_features(self, features):
-        """Sets the acknowledged features: virtio's, and VHOST_F_LOG_ALL (26) while written pages are
-        to be logged. Raises ConfigError if the format of rings changes while one is started."""
+        """Sets the acknowledged features: virtio's, and VHOST_F_LOG_ALL (26) while written pages
+        are to be logged. Raises ConfigError if the format of rings changes while one is started."""
         if not 0 <= features < 1 << 64:
             raise ConfigError(f"port {self.name}: features {features:#x}; expected 64 bits")
         changed = (features ^ self.features) & FORMAT
@@ -182,7 +182,7 @@ cdef class VirtioPort(Port):
             if self._positions != NULL and self._rings[ring].started:
                 self.begin_storing(ring)
 
-    def begin_storing(self, uint32_t ring):
+    cdef void begin_storing(self, uint32_t ring) noexcept:
         """Stores a ring's present position."""
         cdef Virtqueue *q = &self._rings[ring].queue
         cdef uint64_t position = position_of(q)
@@ -205,8 +205,8 @@ cdef class VirtioPort(Port):
         if found.started:
             raise ConfigError(f"{what}: is started; it has to be stopped first")
         if self.memory is None:
-            raise ConfigError(f"{what}: the guest's memory is missing; the front end has to send it "
-                              "before it starts a ring")
+            raise ConfigError(f"{what}: the guest's memory is missing; the front end has to send "
+                              "it before it starts a ring")
         check_shape(what, size, q.packed)
         check_places(what, q.packed, descriptors, available, used)
         memset(q, 0, sizeof(Virtqueue))
@@ -214,8 +214,9 @@ cdef class VirtioPort(Port):
         self.apply_log(found)
         q.size = size
         if not place(q, self.memory.table, descriptors, available, used):
-            raise ConfigError(f"{what}: {FAULTS[BROKEN_LAYOUT]}; descriptors at {descriptors:#x}, "
-                              f"available ring at {available:#x}, used ring at {used:#x}")
+            raise ConfigError(f"{what}: {queue_setup.FAULTS[BROKEN_LAYOUT]}; "
+                              f"descriptors at {descriptors:#x}, available ring at "
+                              f"{available:#x}, used ring at {used:#x}")
         if q.packed:
             if base is None:
                 if self._positions == NULL:
@@ -286,12 +287,12 @@ cdef class VirtioPort(Port):
         cdef Ring *found = self.ring_at(ring)
         return {
             "started": bool(found.started), "enabled": bool(found.enabled),
-            "broken": FAULTS[found.broken], "kick_closed": found.kick.fd == KICK_CLOSED,
+            "broken": queue_setup.FAULTS[found.broken], "kick_closed": found.kick.fd == KICK_CLOSED,
             "size": found.queue.size, "packed": bool(found.queue.packed),
             "position": position_of(&found.queue), "discarded": found.discarded,
             "no_buffers": found.no_buffers, "no_room": found.no_room, "calls": found.calls,
             "calls_failed": found.calls_failed,
-            "faults": {FAULTS[i]: found.faults[i] for i in range(<uint32_t>FAULTS_COUNT)
+            "faults": {queue_setup.FAULTS[i]: found.faults[i] for i in range(<uint32_t>FAULTS_COUNT)
                        if found.faults[i]}}
 
     def can_sleep(self):

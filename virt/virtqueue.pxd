@@ -47,6 +47,7 @@ cdef struct Virtqueue:
     PageLog log              # bits NULL: nothing is logged
     uint64_t log_address     # of the used ring, if `log_ring`
     bint log_ring
+    uint64_t device_address  # guest physical, of `device`
     # Packed: what a successor after a crash needs and the guest's memory does not tell; a word in
     # the supervisor's memory, or NULL. See store_position of packed_ring.pxd.
     uint64_t *stored
