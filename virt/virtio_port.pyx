@@ -15,7 +15,7 @@ from virt.chain cimport (BROKEN_LAYOUT, BROKEN_LOOP, BROKEN_MEMORY, CHAIN_BROKEN
                          chain_read, chain_write)
 from virt.guest_memory cimport DirtyLog, GuestMemory
 from virt.notifier cimport Notifier, notifier_drain, notifier_signal, notifier_unwatch
-from virt.queue_setup cimport place, position_of, recovered, set_position
+from virt.queue_setup cimport is_fresh, place, position_of, recovered, set_position
 from virt.rings cimport (ask_for_kicks, complete, mark, publish, refuse_kicks, rewind, take)
 from virt.split_ring cimport split_index
 from virt.virtio_net cimport (NET_HASH_REPORT, NET_LOG_ALL, NET_MRG_RXBUF,
@@ -32,6 +32,8 @@ from virt.queue_setup import check_places, check_position, check_shape
 cdef enum:
     NO_KICK = -1             # the front end sent none: it expects the device to poll
     KICK_CLOSED = -2
+
+PACKED_FRESH = 0x80008000  # a packed ring's base: both positions 0, both wrap counters 1
 
 # Features that rings and headers depend on: fixed while a ring runs.
 cdef uint64_t FORMAT = (<uint64_t>1 << NET_MRG_RXBUF | <uint64_t>1 << RING_INDIRECT
@@ -222,6 +224,8 @@ cdef class VirtioPort(Port):
                 if self._positions == NULL:
                     raise ConfigError(f"{what}: no position is stored")
                 base = recovered(q, self._positions[ring])
+            elif base == 0 and is_fresh(q):
+                base = PACKED_FRESH
         else:
             # What was used before is in the guest's memory, and this device uses buffers in the
             # order in which it takes them.

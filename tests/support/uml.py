@@ -14,7 +14,7 @@ from typing import Self
 
 from tests.tools import PATH, need
 
-BOOT_S, RUN_S = 90.0, 120.0
+BOOT_S, RUN_S = 30.0, 120.0
 READY, END = "GUEST-READY", "GUEST-END"
 
 # The guest's first process. Each line of its console is a command; its output follows, then END and
@@ -28,6 +28,10 @@ for each in core/failover ../drivers/net/net_failover ../drivers/net/virtio_net;
     busybox insmod $modules/net/$each.ko
 done
 ip link set lo up
+nic=0; while [ $nic -lt $nics ]; do
+    tries=0; while [ ! -e /sys/class/net/eth$nic ] && [ $tries -lt 100 ]; do sleep 0.1; tries=$((tries+1)); done
+    nic=$((nic+1))
+done
 echo {READY}
 while read -r line; do eval "$line" 2>&1; echo "{END} $?"; done
 echo o > /proc/sysrq-trigger
@@ -46,7 +50,7 @@ class Uml:
         devices = [f"virtio_uml.device={path}:1" for path in sockets]
         self.process = subprocess.Popen(
             [need("linux.uml"), "mem=128M", "rootfstype=hostfs", "rootflags=/", "rw", f"init={init}", f"uml_dir={home}",
-             "con=null", "con0=fd:0,fd:1", "ssl=null", "panic=1", "quiet", *devices, *options.split()],
+             "con=null", "con0=fd:0,fd:1", "ssl=null", "panic=1", "quiet", f"nics={len(sockets)}", *devices, *options.split()],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, process_group=0,
             env={**os.environ, "PATH": PATH, "HOME": str(home), "TMPDIR": str(home)},
         )  # fmt: skip
