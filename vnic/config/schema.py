@@ -870,9 +870,10 @@ class NicConfig(_Strict):
             examples=["0660"],
         ),
     ] = "0660"
-    socket_group: Annotated[
-        str, Meta(min_length=1, max_length=32, description="a group", examples=["kvm"])
-    ] | None = None
+    socket_group: (
+        Annotated[str, Meta(min_length=1, max_length=32, description="a group", examples=["kvm"])]
+        | None
+    ) = None
     where: str = ""  # "FILE:LINE" or "", for errors that show when it is attached
     began_ns: int | None = None  # when it began to send the frames of `read`, by the engines' clock
     number: Annotated[int, Meta(ge=0, lt=1024)] | None = (

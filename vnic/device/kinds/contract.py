@@ -219,7 +219,7 @@ class Origin(Protocol):
         ...
 
     def kept(self) -> tuple[bytes, list[int]] | None:
-        """What the last worker stored by `keep`; the caller closes the descriptors. None: nothing."""
+        """What the last worker stored by `keep`; the caller closes the descriptors. None: none."""
         ...
 
 

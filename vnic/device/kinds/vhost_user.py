@@ -1,5 +1,5 @@
-"""NICs of kind `vhost-user`: a virtio-net device whose driver is in a virtual machine, or in another
-program, behind a Unix socket.
+"""NICs of kind `vhost-user`: a virtio-net device whose driver is in a virtual machine, or in
+another program, behind a Unix socket.
 
 The socket is vnic's (`listen`), or the front end's (`connect`): then the machine outlives vnic, and
 vnic comes back to it. What the front end has said is stored after each message, with the sockets
@@ -245,8 +245,8 @@ class GuestNic(UncontainedNic):
             tell_config_changed(self.connection.session)
 
     def status(self) -> dict[str, Any]:
-        """The NIC's state and settings, as a dict. guest: "connected", or "absent"; problem: why the
-        last front end was disconnected, or why there is none; features: those that the driver
+        """The NIC's state and settings, as a dict. guest: "connected", or "absent"; problem: why
+        the last front end was disconnected, or why there is none; features: those that the driver
         acknowledged."""
         from virt.vhost_user.features import names
 
@@ -408,9 +408,10 @@ def _group(label: str, name: str) -> int:
 
 
 def _cannot(label: str, path: str, error: OSError) -> VnicError:
+    what = f"{label}: listen: {path}: {system_error(error)}"
     advice = {
-        errno.ENOENT: ": make its directory first",
-        errno.EACCES: f": vnic runs as user {os.geteuid()}, who needs the right to write there",
-        errno.EPERM: ": vnic's user must be a member of socket_group",
-    }.get(error.errno or 0, "")
-    return PortError(f"{label}: listen: {path}: {system_error(error)}{advice}")
+        errno.ENOENT: "make its directory first",
+        errno.EACCES: f"vnic runs as user {os.geteuid()}, who needs the right to write there",
+        errno.EPERM: "vnic's user must be a member of socket_group",
+    }.get(error.errno or 0)
+    return PortError(what) if advice is None else ConfigError(f"{what}: {advice}")
