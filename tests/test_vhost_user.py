@@ -551,6 +551,20 @@ def test_memory_slots_are_bounded(bench):
     assert bench.books.memory[-1].descriptor == "memory5"
 
 
+def test_a_region_that_is_added_again_leaves_its_former_role(bench):
+    front = agreed(bench)
+    first, second = (Area(index << 12, 1 << 12, index << 12, 0) for index in range(2))
+    for request, area in (
+        (R.ADD_MEM_REG, first),
+        (R.ADD_MEM_REG, second),
+        (R.REM_MEM_REG, first),
+        (R.ADD_MEM_REG, second),
+    ):
+        front.change_memory(request, area)
+    assert [region.descriptor for region in bench.books.memory] == ["memory0"]
+    assert bench.session.descriptors.by_role().keys() == {"memory0"}
+
+
 def test_a_front_end_that_does_not_read_is_disconnected(bench):
     bench.front.turn = lambda: None
     data = messages.HEADER.pack(R.GET_FEATURES, VERSION, 0)
