@@ -1,5 +1,6 @@
 """vhost-user: the handshakes of three front ends, and what each message does."""
 
+import gc
 import os
 import select
 import socket
@@ -32,6 +33,12 @@ from virt.vhost_user.protocol import (
 
 R = Request
 SPLIT = offered(Abilities(packed=False))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_garbage():
+    """Descriptors are counted here: other tests' garbage must not be collected meanwhile."""
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)

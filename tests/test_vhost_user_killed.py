@@ -1,6 +1,7 @@
 """A worker that is killed at any step of a handshake: its successor carries on from the stored
 books, and the front end notices nothing."""
 
+import gc
 import os
 import socket
 
@@ -144,6 +145,12 @@ def run(name, fuse):
         device = bench.device
         state = (books, sorted(device.running), device.regions, device.log, device.status)
         return bench.front.heard, state, dict(bench.guest.positions), bench.kills
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_garbage():
+    """Descriptors are counted here: other tests' garbage must not be collected meanwhile."""
+    gc.collect()
 
 
 @pytest.mark.parametrize("name", FRONT_ENDS)

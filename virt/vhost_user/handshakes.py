@@ -1,6 +1,6 @@
 """Handshakes of three front ends, message by message as they really do it: QEMU 7.2 and 10.0,
-User-mode Linux 6.1, and DPDK 22.11's virtio-user. The orders were recorded with a back end that
-logged what it received."""
+User-mode Linux 6.1, and DPDK 22.11's virtio-user. The orders are what back ends received of them;
+QEMU 10.0's differs from 7.2's by the protocol features that it accepts."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Qemu:
         front = self.front
         front.ask(_R.SET_LOG_BASE, size.to_bytes(8, "little") + bytes(8), [log])
         front.set_features(front.features | LOG_ALL, tell=True)
-        self._set_status(0)
+        front.ask_number(_R.GET_STATUS)
         for ring in self._rings:
             place = front.memory.ring(ring)
             front.set_addresses(
