@@ -1,6 +1,7 @@
 """vhost-user against front ends that send anything: whatever comes, the books stay consistent, no
 descriptor is left open, and nothing but the protocol's error is raised."""
 
+import gc
 import os
 import resource
 import socket
@@ -130,6 +131,12 @@ def check(session, device):
     assert len(books.memory) <= 8
     assert not books.features & ~session._offered
     assert device.features == books.features & ~(1 << 30 | 1 << 26)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_garbage():
+    """Descriptors are counted here: other tests' garbage must not be collected meanwhile."""
+    gc.collect()
 
 
 @settings(max_examples=300, deadline=None)

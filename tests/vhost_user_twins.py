@@ -42,11 +42,13 @@ def open_descriptors() -> int:
 
 
 class Guest:
-    """What outlives a worker: how far each ring has come, and in which start of it."""
+    """What outlives a worker: how far each ring has come, in which start of it, and how many
+    buffers wait there for a device to run it."""
 
     def __init__(self) -> None:
         self.positions: dict[int, int] = {}
         self.generations: dict[int, int] = {}
+        self.waiting: dict[int, int] = {}
 
 
 class DeviceTwin:
@@ -90,7 +92,7 @@ class DeviceTwin:
         position = ring.base
         if resumed and self.guest.generations.get(index) == ring.generation:
             position = self.guest.positions[index]
-        self.guest.positions[index] = position
+        self.guest.positions[index] = position + self.guest.waiting.pop(index, 0)
         self.guest.generations[index] = ring.generation
         self.running[index] = ring
         self.starts.append((index, position, resumed))

@@ -80,8 +80,11 @@ class Connection:
         self.session.resume()
         answer = self.session.books.answer
         if answer is not None:
-            if self._is_awaited():
-                self._send(answer)
+            try:
+                if self._is_awaited():
+                    self._send(answer)
+            except _Ended:
+                return  # `read` will say so
             self._forget_answer()
 
     def read(self) -> bool:
@@ -159,7 +162,9 @@ class Connection:
     def _peek_descriptors(self, message: Message) -> list[int]:
         """The message's descriptors. They are looked for only if it wants any: if it came without,
         a peek returns those of a later message, as Linux walks on over all bytes that came without
-        descriptors, also when it has found as many bytes as were asked for."""
+        descriptors, also when it has found as many bytes as were asked for. So a front end that
+        omits a descriptor may have that of a later message taken, which is its own fault and
+        loss."""
         if not messages.wanted(message):
             return []
         self._peek_from_start()

@@ -83,10 +83,13 @@ class Device(Protocol):
         been lost. Its addresses are translated in the memory applied last. The descriptors stay
         open until stop_ring; after an error they are not used.
 
-        The device takes a split ring's used index from guest memory. resumed: a predecessor may
-        have run the ring beyond `ring.base` before it was killed: a split ring carries on where
-        its used index is, a packed ring where the device's own memory says, if that is of
-        `ring.generation`.
+        The device takes a split ring's used index from guest memory. For a new packed ring,
+        User-mode Linux tells a base of 0, where both wrap counters should be 1; a ring that has
+        come round to 0 has the flag USED set in its first descriptor, and a new one has not.
+
+        resumed: a predecessor may have run the ring beyond `ring.base` before it was killed: a
+        split ring carries on where its used index is, a packed ring where the device's own memory
+        says, if that is of `ring.generation`.
         """
 
     def stop_ring(self, index: int) -> int:

@@ -70,6 +70,7 @@ class Feature(IntFlag):
 
 
 _F = Feature
+_NAMES = {feature.bit_length() - 1: name.lower() for name, feature in Feature.__members__.items()}
 NOTHING = Feature(0)
 OF_VHOST = _F.LOG_ALL | _F.PROTOCOL_FEATURES  # a driver never sees them
 
@@ -191,8 +192,7 @@ def names(features: int) -> list[str]:
     found = []
     for bit in range(64):
         if features & (1 << bit):
-            member = Feature._value2member_map_.get(1 << bit)
-            found.append(f"bit{bit}" if member is None else str(member.name).lower())
+            found.append(_NAMES.get(bit, f"bit{bit}"))
     return found
 
 

@@ -1,6 +1,6 @@
 """Handshakes of three front ends, message by message as they really do it: QEMU 7.2 and 10.0,
-User-mode Linux 6.1, and DPDK 22.11's virtio-user. The orders were recorded with a back end that
-logged what it received."""
+User-mode Linux 6.1, and DPDK 22.11's virtio-user. The orders are what back ends received of them;
+QEMU 10.0's differs from 7.2's by the protocol features that it accepts."""
 
 from __future__ import annotations
 
@@ -25,10 +25,8 @@ _UML_LOG = (1 << 64) - 1  # of SET_VRING_ADDR: none
 
 
 class Qemu:
-    """QEMU. It connects long before the guest has a driver, and starts rings when that is ready.
-
-    newest  10.0, which adds regions one by one; else 7.2
-    """
+    """QEMU 7.2, or 10.0 (newest). It connects long before the guest has a driver, and starts rings
+    when that is ready. It adds memory region by region if CONFIGURE_MEM_SLOTS is offered."""
 
     def __init__(self, front: FrontEnd, *, pairs: int = 1, newest: bool = False) -> None:
         self.front, self.pairs, self.newest = front, pairs, newest
@@ -44,22 +42,27 @@ class Qemu:
         for pair in range(self.pairs):
             self.offered = front.ask_number(_R.GET_FEATURES)
             front.agree(QEMU_10_0 if self.newest else QEMU_7_2)
-            front.ask_number(_R.GET_QUEUE_NUM)
-            if front.protocol_features & _P.CONFIGURE_MEM_SLOTS:
+            if pair == 0:
+                front.ask_number(_R.GET_QUEUE_NUM)
+            if self._has_slots:
                 front.ask_number(_R.GET_MAX_MEM_SLOTS)
             if pair == 0:
                 front.open_requests(tell=True)
-            front.send(_R.SET_OWNER)
+                front.send(_R.SET_OWNER)
             front.ask_number(_R.GET_FEATURES)
             for ring in (2 * pair, 2 * pair + 1):
                 front.set_notifier(_R.SET_VRING_CALL, ring)
                 front.set_notifier(_R.SET_VRING_ERR, ring)
-        self._enable()
+        self.enable(1)
 
-    def _enable(self) -> None:
-        """Also at each reset of the guest."""
-        for ring in (0, 1):
-            self.front.set_ring(_R.SET_VRING_ENABLE, ring, 1)
+    @property
+    def _has_slots(self) -> bool:
+        return bool(self.front.protocol_features & _P.CONFIGURE_MEM_SLOTS)
+
+    def enable(self, pairs: int) -> None:
+        """So many pairs of queues; also the first one alone, at each reset of the guest."""
+        for ring in self._rings:
+            self.front.set_ring(_R.SET_VRING_ENABLE, ring, int(ring < 2 * pairs))
 
     def start(self, bases: dict[int, int] | None = None) -> None:
         """At DRIVER_OK. bases: positions of rings, as a migration brings them."""
@@ -67,18 +70,20 @@ class Qemu:
         for pair in range(self.pairs):
             front.set_features(self.offered & ~_QEMU_KEEPS & ~LOG_ALL)  # again while pair 0 runs
             if pair == 0:
-                self._set_status(Status.FEATURES_OK | _BEFORE_DRIVER_OK)
-                self._set_memory()
+                self._set_status(Status.FEATURES_OK)
+            if self._has_slots:
+                for area in front.memory.areas:  # likewise
+                    front.change_memory(_R.ADD_MEM_REG, area)
+            elif pair == 0:
+                front.set_memory(tell=True)
             for ring in (2 * pair, 2 * pair + 1):
                 front.set_ring(_R.SET_VRING_NUM, ring, front.ring_size)
                 front.set_ring(_R.SET_VRING_BASE, ring, (bases or {}).get(ring, self._fresh()))
                 front.set_addresses(ring)
                 front.set_notifier(_R.SET_VRING_KICK, ring)
                 front.set_notifier(_R.SET_VRING_CALL, ring)
-            if pair:
-                for ring in (2 * pair, 2 * pair + 1):
-                    front.set_ring(_R.SET_VRING_ENABLE, ring, 1)
         self._set_status(Status.DRIVER_OK | _BEFORE_DRIVER_OK)
+        self.enable(self.pairs)
 
     def _fresh(self) -> int:
         return 0x8000_8000 if self.front.features & Feature.RING_PACKED else 0
@@ -88,19 +93,12 @@ class Qemu:
         former = self.front.ask_number(_R.GET_STATUS)
         self.front.set_number(_R.SET_STATUS, former | status)
 
-    def _set_memory(self) -> None:
-        if self.newest:
-            for area in self.front.memory.areas:
-                self.front.change_memory(_R.ADD_MEM_REG, area)
-        else:
-            self.front.set_memory(tell=True)
-
     def begin_migration(self, log: int, size: int) -> None:
         """The log's file, and its size; then rings log their used rings, while they run."""
         front = self.front
         front.ask(_R.SET_LOG_BASE, size.to_bytes(8, "little") + bytes(8), [log])
         front.set_features(front.features | LOG_ALL, tell=True)
-        self._set_status(0)
+        front.ask_number(_R.GET_STATUS)
         for ring in self._rings:
             place = front.memory.ring(ring)
             front.set_addresses(
@@ -108,10 +106,16 @@ class Qemu:
             )
 
     def stop(self) -> dict[int, int]:
-        """The guest resets the device, or moves. The status is 0 before the positions are asked
+        """The guest resets the device, or moves. The status is 0 before all positions were asked
         for. Returns them by ring."""
-        self.front.set_number(_R.SET_STATUS, 0)
-        return {ring: self.front.get_base(ring) for ring in self._rings}
+        found = {}
+        for pair in range(self.pairs):
+            if pair == self.pairs - 1:
+                self.front.set_number(_R.SET_STATUS, 0)
+            for ring in (2 * pair, 2 * pair + 1):
+                found[ring] = self.front.get_base(ring)
+        self.enable(1)
+        return found
 
 
 class UserModeLinux:
@@ -184,7 +188,7 @@ class Dpdk:
         if not front.ask_number(_R.GET_STATUS) & Status.FEATURES_OK:
             raise AssertionError("FEATURES_OK did not come back")
         front.set_memory(tell=True)
-        fresh = 0x8000_8000 if front.features & Feature.RING_PACKED else 0
+        fresh = 0x8000 if front.features & Feature.RING_PACKED else 0  # half of what it should be
         for ring in range(2 * self.pairs):
             front.set_ring(_R.SET_VRING_NUM, ring, front.ring_size, tell=True)
             front.set_ring(_R.SET_VRING_BASE, ring, fresh, tell=True)

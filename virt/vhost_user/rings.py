@@ -21,7 +21,7 @@ from virt.vhost_user.features import Feature
 from virt.vhost_user.messages import Message, addresses, ring_descriptor, state
 from virt.vhost_user.protocol import MOST_RING_SIZE, RING_LOG, ProtocolError, Refused, Request
 
-_SPLIT_BASE_MASK = 0xFFFF
+_HALF = 0xFFFF  # of a base: all of a split ring's; a packed ring's available index
 
 
 class Rings:
@@ -107,8 +107,13 @@ class Rings:
         index, base = state(message)
         ring = self.find(message.request, index)
         self.end(index)
-        packed = self._books.features & Feature.RING_PACKED
-        ring.base = base if packed else base & _SPLIT_BASE_MASK
+        available = base & _HALF
+        if not self._books.features & Feature.RING_PACKED:
+            ring.base = available
+        elif base == available:  # DPDK's virtio-user leaves the used index out
+            ring.base = available << 16 | available
+        else:
+            ring.base = base
 
     def get_base(self, message: Message) -> int:
         index, _ = state(message)

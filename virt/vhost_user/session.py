@@ -14,6 +14,7 @@ reply:
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -227,6 +228,8 @@ class Session:
         areas = messages.table(message)
         memory.check_apart("SET_MEM_TABLE", areas)
         regions = [memory.of_area(area, f"memory{index}") for index, area in enumerate(areas)]
+        if regions == self.books.memory and self._has_files(regions, descriptors):
+            return
         self._apply_memory("SET_MEM_TABLE", regions, descriptors)
         # now they take the place of the former ones
         self.descriptors.close(*(region.descriptor for region in self.books.memory))
@@ -235,17 +238,19 @@ class Session:
         self.books.memory = regions
 
     def _add_mem_reg(self, message: Message, descriptors: list[int]) -> None:
+        """QEMU adds all regions again for each pair of queues, while other pairs run."""
         area = messages.region(message)
-        others = [region for region in self.books.memory if memory.area_of(region) != area]
+        same = [region for region in self.books.memory if memory.area_of(region) == area]
+        if same and self._has_files(same, descriptors):
+            return
+        others = [region for region in self.books.memory if region not in same]
         if len(others) >= self.offer.memory_slots:
             most = self.offer.memory_slots
             raise Refused(f"ADD_MEM_REG: {len(others) + 1} regions: expected at most {most}")
         memory.check_apart("ADD_MEM_REG", [*map(memory.area_of, others), area])
         region = memory.of_area(area, memory.free_role(others))
         self._apply_memory("ADD_MEM_REG", [*others, region], descriptors)
-        self.descriptors.close(
-            *(each.descriptor for each in self.books.memory if each not in others)
-        )
+        self.descriptors.close(*(each.descriptor for each in same))
         self.descriptors.put(region.descriptor, descriptors.pop())
         self.books.memory = [*others, region]
 
@@ -268,6 +273,10 @@ class Session:
             check_file(where, descriptor, region.offset + region.size)
         self.rings.stop_all()
         self.device.apply_memory(regions, [*self._of(regions[:former]), *arrived])
+
+    def _has_files(self, regions: list[Region], arrived: list[int]) -> bool:
+        """Whether the regions' files are those that have just arrived."""
+        return all(map(os.path.sameopenfile, self._of(regions), arrived))
 
     def _of(self, regions: list[Region]) -> list[int]:
         return [self.descriptors[region.descriptor] for region in regions]
