@@ -9,7 +9,7 @@ from dataplane.graph.port cimport (TX_LINK_DOWN, TX_QUEUE_FULL, TX_REJECTED, TX_
 from dataplane.packet.pool cimport (HEADROOM, LARGE_FRAME, NO_PACKET, Batch, Context, Packet,
                                     batch_add, packet_alloc, packet_buffer, packet_data,
                                     packet_free)
-from dataplane.vatomic cimport va_load_acquire_u16, va_load_relaxed_u32
+from dataplane.vatomic cimport va_load_acquire_u16, va_load_relaxed_u32, vnic_check
 from virt.chain cimport (BROKEN_LAYOUT, BROKEN_LOOP, BROKEN_MEMORY, CHAIN_BROKEN, CHAIN_DIRECTION,
                          CHAIN_LONG, CHAIN_NONE, CHAIN_SHORT, Chain, Cursor, chain_clear,
                          chain_read, chain_write)
@@ -402,7 +402,7 @@ cdef class VirtioPort(Port):
         """Copies the frame of the chain at hand into a packet; returns the bytes read."""
         cdef Chain *chain = self._chain
         cdef uint32_t index, length, fault = chain.fault
-        cdef NetHeader header
+        cdef uint8_t *frame
         cdef Cursor cursor
         if not ring.enabled:
             ring.discarded += 1
@@ -423,10 +423,11 @@ cdef class VirtioPort(Port):
         if index == NO_PACKET:
             self.stats[queue].rx_dropped += 1
             return length
+        # The header lands in the headroom, so that mostly one copy takes all.
         cursor.segment = cursor.offset = 0
-        chain_read(chain, &cursor, <uint8_t *>&header, self.header_size)
-        chain_read(chain, &cursor, packet_buffer(ctx, index) + HEADROOM, length)
-        take_header(ctx, index, &header, self.number, queue)
+        frame = packet_buffer(ctx, index) + HEADROOM
+        chain_read(chain, &cursor, frame - self.header_size, length + self.header_size)
+        take_header(ctx, index, <NetHeader *>(frame - self.header_size), self.number, queue)
         self.stats[queue].rx_packets += 1
         self.stats[queue].rx_bytes += length
         batch_add(batch, index)
@@ -477,15 +478,16 @@ cdef class VirtioPort(Port):
         cdef Virtqueue *q = &ring.queue
         cdef Packet *p = &ctx.packets[index]
         cdef uint32_t needed = self.header_size + p.length, count = 0, i, status
-        cdef NetHeader header
+        cdef uint8_t *header = packet_data(ctx, index) - self.header_size
         cdef Cursor cursor
+        vnic_check(p.offset >= self.header_size, "room for the virtio-net header")
         status = self.gather(ring, needed, &count)
         if status != SENT:
             return status
-        make_header(&header, p, self.offloads, <uint16_t>count)
+        # in the headroom, so that mostly one copy takes all
+        make_header(<NetHeader *>header, self.header_size, p, self.offloads, <uint16_t>count)
         cursor.segment = cursor.offset = 0
-        chain_write(self._chain, &cursor, <uint8_t *>&header, self.header_size, &q.log)
-        chain_write(self._chain, &cursor, packet_data(ctx, index), p.length, &q.log)
+        chain_write(self._chain, &cursor, header, needed, &q.log)
         for i in range(count):
             # all but the last are filled (virtio 1.2, 5.1.6.4)
             self._taken[i].written = min(self._taken[i].room, needed)
