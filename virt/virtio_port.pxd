@@ -54,6 +54,7 @@ cdef class VirtioPort(Port):
     cdef uint32_t receive_chain(self, Context *ctx, Ring *ring, uint32_t queue,
                                 Batch *batch) noexcept nogil
     cdef uint32_t gather(self, Ring *ring, uint64_t needed, uint32_t *count) noexcept nogil
+    cdef bint give_back(self, Ring *ring, uint32_t count) noexcept nogil
     cdef uint32_t deliver(self, Context *ctx, Ring *ring, uint32_t index) noexcept nogil
     cdef bint is_cut(self) noexcept nogil
     cdef void notify(self, Ring *ring) noexcept nogil

@@ -6,7 +6,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from dataplane.graph.port cimport (TX_LINK_DOWN, TX_QUEUE_FULL, TX_REJECTED, TX_TOO_LONG, Port,
                                    count_segments, fits_mtu)
-from dataplane.packet.pool cimport (HEADROOM, LARGE_FRAME, NO_PACKET, Batch, Context, Packet,
+from dataplane.packet.pool cimport (BURST, HEADROOM, LARGE_FRAME, NO_PACKET, Batch, Context, Packet,
                                     batch_add, packet_alloc, packet_buffer, packet_data,
                                     packet_free)
 from dataplane.vatomic cimport va_load_acquire_u16, va_load_relaxed_u32, vnic_check
@@ -140,6 +140,7 @@ cdef class VirtioPort(Port):
     cdef void apply_features(self, Ring *ring) noexcept:
         cdef Virtqueue *q = &ring.queue
         q.packed = has(self.features, RING_PACKED)
+        q.fills = not (ring - self._rings) & 1
         q.event_index = has(self.features, RING_EVENT_IDX)
         q.indirect = has(self.features, RING_INDIRECT)
         # A batch says that its buffers were used whole: true of frames that were read, not of
@@ -154,8 +155,8 @@ cdef class VirtioPort(Port):
             self.apply_log(&self._rings[ring])
 
     def log_ring(self, ring, address):
-        """Also logs what the device writes into this ring: at `address`, the guest physical one of
-        its used ring, or of a packed ring's descriptors; None: not."""
+        """Also logs what the device writes into this ring, started or not: at `address`, the guest
+        physical one of its used ring, or of a packed ring's descriptors; None: not."""
         cdef Ring *found = self.ring_at(ring)
         found.queue.log_ring = address is not None
         found.queue.log_address = address or 0
@@ -209,7 +210,9 @@ cdef class VirtioPort(Port):
                               "it before it starts a ring")
         check_shape(what, size, q.packed)
         check_places(what, q.packed, descriptors, available, used)
+        logged, log_address = q.log_ring, q.log_address
         memset(q, 0, sizeof(Virtqueue))
+        q.log_ring, q.log_address = logged, log_address
         self.apply_features(found)
         self.apply_log(found)
         q.size = size
@@ -222,6 +225,10 @@ cdef class VirtioPort(Port):
                 if self._positions == NULL:
                     raise ConfigError(f"{what}: no position is stored")
                 base = recovered(q, self._positions[ring])
+            # Drivers of DPDK and SPDK send the available half only. No buffer is in flight when a
+            # device stops that copies packets, so the other half is the same.
+            elif 0 <= base < 1 << 32:
+                base = base & 0xFFFF | (base & 0xFFFF) << 16
         else:
             # What was used before is in the guest's memory, and this device uses buffers in the
             # order in which it takes them.
@@ -232,10 +239,10 @@ cdef class VirtioPort(Port):
         for kind, fd in (("kick", kick_fd), ("call", call_fd), ("error", error_fd)):
             self.set_notifier(ring, kind, fd)
         found.descriptors, found.available, found.used = descriptors, available, used
+        self.watch(ring)
         if self._positions != NULL:
             self.begin_storing(ring)
         found.started, found.runs, found.broken = True, True, 0
-        self.watch(ring)
 
     def stop(self, ring):
         """Stops a ring, forgets its descriptors, and returns its position in the form of
@@ -312,8 +319,9 @@ cdef class VirtioPort(Port):
         try:
             rings = [(int(ring), int(position)) for ring, position in rings]
             for ring, position in rings:
-                check_position(f"port {self.name}: ring {ring}", self.ring_at(ring).queue.size,
-                               self.ring_at(ring).queue.packed, position)
+                if self.ring_at(ring).started:
+                    check_position(f"ring {ring}", self.ring_at(ring).queue.size,
+                                   self.ring_at(ring).queue.packed, position)
         except (TypeError, ValueError, ConfigError) as error:
             raise VnicError(f"port {self.name}: its state: {error}") from None
         for ring, position in rings:
@@ -377,6 +385,8 @@ cdef class VirtioPort(Port):
             self.drain(queue, ring)
         if not ring.runs or self.is_cut():
             return 0
+        if not ring.enabled:
+            limit = BURST                # of frames to discard: none is appended
         while taken < limit:
             chain_clear(self._chain)
             status = take(&ring.queue, self._chain, &one)
@@ -496,26 +506,25 @@ cdef class VirtioPort(Port):
         return SENT
 
     cdef uint32_t gather(self, Ring *ring, uint64_t needed, uint32_t *count) noexcept nogil:
-        """Takes receive buffers for `needed` bytes: several with MRG_RXBUF, else one. If the driver
-        has too few, all are left to it."""
+        """Takes receive buffers for `needed` bytes: several with MRG_RXBUF, else one; SENT or TX_*.
+        If they are too few or too small, all are left to the driver."""
         cdef Virtqueue *q = &ring.queue
         cdef Chain *chain = self._chain
         cdef Mark start = mark(q)
-        cdef uint32_t n = 0, i, status, faulty = 0
+        cdef uint32_t n = 0, status, faulty = 0
         cdef uint64_t before
         chain_clear(chain)
-        while n == 0 or chain.writable < needed:
+        while chain.writable < needed:
             before = chain.writable
-            if n and (not has(self.features, NET_MRG_RXBUF) or n == BUFFERS_MOST):
-                status = BROKEN_LOOP
-            else:
+            status = BROKEN_LOOP
+            if n == 0 or (n < BUFFERS_MOST and has(self.features, NET_MRG_RXBUF)):
                 status = take(q, chain, &self._taken[n])
             if status == CHAIN_NONE:
                 rewind(q, &start)
                 ring.no_buffers += 1
                 return TX_QUEUE_FULL
             if status == BROKEN_LOOP and n:
-                # more segments than a frame may take, in several buffers: each alone is valid
+                # More buffers or segments than a frame may take: each buffer alone is valid.
                 rewind(q, &start)
                 ring.no_room += 1
                 return TX_REJECTED
@@ -525,17 +534,8 @@ cdef class VirtioPort(Port):
                 return TX_LINK_DOWN
             # saturated: no frame needs as much
             self._taken[n].room = <uint32_t>min(chain.writable - before, <uint64_t>0xFFFFFFFF)
-            if not chain.fault and chain.readable:
-                chain.fault = CHAIN_DIRECTION
-            if not chain.fault and self._taken[n].room < self.header_size:
-                chain.fault = CHAIN_SHORT
             n += 1
-            if chain.fault:
-                # Given back unused, with those before it, since buffers are completed in order.
-                ring.faults[chain.fault] += 1
-                for i in range(n):
-                    self._taken[i].written = 0
-                    complete(q, &self._taken[i])
+            if self.give_back(ring, n):
                 faulty += 1
                 if faulty == FAULTY_MOST:
                     return TX_QUEUE_FULL
@@ -543,3 +543,19 @@ cdef class VirtioPort(Port):
                 chain_clear(chain)
         count[0] = n
         return SENT
+
+    cdef bint give_back(self, Ring *ring, uint32_t count) noexcept nogil:
+        """If the newest of `count` buffers cannot be used, gives all of them back unused, since
+        buffers are completed in order; True if so."""
+        cdef uint32_t i, fault = self._chain.fault
+        if not fault and self._chain.readable:
+            fault = CHAIN_DIRECTION
+        if not fault and self._taken[count - 1].room < self.header_size:
+            fault = CHAIN_SHORT
+        if not fault:
+            return False
+        ring.faults[fault] += 1
+        for i in range(count):
+            self._taken[i].written = 0
+            complete(&ring.queue, &self._taken[i])
+        return True
