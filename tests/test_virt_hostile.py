@@ -417,7 +417,6 @@ def test_a_packed_id_is_given_back_and_never_an_index():
         (False, {"used": 2**64 - 4}, "not in the guest's memory"),
         (True, {"base": 8}, "position"),
         (True, {"base": 2**32}, "32 bits"),
-        (True, {"base": None}, "no position is stored"),
     ],
 )
 def test_rings_that_cannot_be(packed, changes, text):

@@ -16,7 +16,6 @@ cdef enum:
     NET_HOST_TSO6 = 12
     NET_HOST_ECN = 13
     NET_MRG_RXBUF = 15       # a frame may take several receive buffers
-    NET_LOG_ALL = 26         # of vhost, not of virtio: the device logs the pages that it writes
     RING_INDIRECT = 28
     RING_EVENT_IDX = 29
     VIRTIO_VERSION_1 = 32
