@@ -46,6 +46,16 @@ static inline void va_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 static inline void va_copied(void) { __asm__ __volatile__("" ::: "memory"); }
 /* A hint to load this line, and the translation of its page, into the caches. Never faults. */
 static inline void va_prefetch(const void *p) { __builtin_prefetch(p); }
+/* The same for a line that is written soon. The builtin loads it for reading only, unless the compiler
+ * is told of an instruction that all x86-64 CPUs have or take for none. */
+static inline void va_prefetch_write(const void *p)
+{
+#if defined(__x86_64__)
+    __asm__ __volatile__("prefetchw %0" : : "m"(*(const char *)p));
+#else
+    __builtin_prefetch(p, 1);
+#endif
+}
 static inline void va_pause(void)
 {
 #if defined(__x86_64__) || defined(__i386__)

@@ -27,5 +27,6 @@ cdef extern from "vatomic.h" nogil:
     void va_fence()
     void va_copied()
     void va_prefetch(const void *p)
+    void va_prefetch_write(const void *p)
     void va_pause()
     void vnic_check(bint condition, const char *what)

@@ -6,8 +6,10 @@ After each test the packets are conserved and the pool is empty; the second queu
 from __future__ import annotations
 
 import os
+import random
 import resource
 import select
+import signal
 import socket
 import struct
 import subprocess
@@ -17,9 +19,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataplane.engine.engine import Engine
+from dataplane.engine.running import start
 from dataplane.errors import ConfigError
+from dataplane.graph.port import PortRx, PortTx
 from dataplane.packet.pool import PacketPool
-from dataplane.ports.memory import Frame
+from dataplane.ports.memory import Frame, MemoryPort
 from tests.support.guests import EVENT_IDX, INDIRECT, MRG_RXBUF, PACKED, RX, TX, VERSION_1, Guest, mask
 from virt.driver import DESCRIPTOR, Buffer, GuestRam, Header
 from virt.guest_memory import GuestMemory, MemoryRegion
@@ -327,6 +332,47 @@ def test_arbitrary_descriptors_and_indices(packed, data):
             guest.port.stop(ring)
 
 
+@both
+@pytest.mark.parametrize("seed", range(3))
+def test_a_guest_that_writes_while_the_engine_reads(packed, seed):
+    """Everything changes at any time, and the rings are started again when they break."""
+    chance = random.Random(seed)
+    with Guest(*features(packed, INDIRECT, MRG_RXBUF), size=16) as guest:
+        pool = PacketPool(small=64, large=4)
+        engine = Engine("live", pool)
+        source, sink = MemoryPort("source", 3), MemoryPort("sink", 4)
+        rx, into = PortRx(guest.port), PortRx(source)
+        rx >> PortTx(sink)
+        into >> PortTx(guest.port)
+        engine.load([rx, into])
+        start(engine)
+        last = max(ring.used_ring for ring in guest.rings) + 6 + 8 * 16 - guest.ram.guest
+        near = [0, 1, 2, 4, 5, 12, 16, 60, 72, 0x80, 0x81, 0x84, 0x8000]
+        for round in range(4000):
+            value = chance.choice(near) if chance.random() < 0.7 else chance.getrandbits(16)
+            guest.ram.store(guest.ram.guest + chance.randrange(0, last, 2), value)
+            for ring in guest.rings:
+                for at in range(chance.randrange(3)):
+                    where = ring.descriptors + 16 * chance.randrange(16)
+                    guest.ram.write(where, struct.pack("<Q", guest.ram.guest + chance.randrange(4096)))
+            if round % 10 == 0:
+                source.inject([FRAME, bytes(300)])
+            if round % 50 == 0:
+                engine.call(lambda: restart(guest))
+        engine.stop()
+        assert engine.conservation()["conserved"]
+        assert engine.conservation()["received"] > 0
+        engine.close()
+        assert pool.in_use == 0
+
+
+def restart(guest: Guest) -> None:
+    for ring in (RX, TX):
+        if guest.state(ring)["broken"]:
+            guest.port.stop(ring)
+            guest.start(ring)
+
+
 # -- values that are read once ---------------------------------------------------------------------
 
 
@@ -370,9 +416,7 @@ def test_a_packed_id_is_given_back_and_never_an_index():
         (False, {"descriptors": 0x7F0000FFFFF0}, "not in the guest's memory"),
         (False, {"used": 2**64 - 4}, "not in the guest's memory"),
         (True, {"base": 8}, "position"),
-        (True, {"base": 8 << 16}, "position"),
         (True, {"base": 2**32}, "32 bits"),
-        (True, {"base": None}, "no position is stored"),
     ],
 )
 def test_rings_that_cannot_be(packed, changes, text):
@@ -474,7 +518,8 @@ print("not reached")
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, limit[1])),
     )
     assert done.stdout == "survived\n", done.stderr
-    assert done.returncode == -7
+    # by the handler that was there before: the default, or AddressSanitizer's
+    assert done.returncode == -signal.SIGBUS or "AddressSanitizer: BUS" in done.stderr
 
 
 @both

@@ -211,6 +211,16 @@ def test_a_large_frame_without_merging_takes_one_chain():
         assert (content, header.buffers) == (frame, 1)
 
 
+@pytest.mark.parametrize("base", [0x8000, FRESH])
+def test_drivers_that_send_half_of_a_packed_position(base):
+    with Guest(VERSION_1, PACKED) as guest:
+        guest.port.stop(TX)
+        guest.start(TX, base)
+        assert guest.state(TX)["position"] == FRESH
+        assert len(guest.sent(frame_of(1, 60))) == 1
+        assert len(guest.net.transmitted()) == 1
+
+
 def test_fresh_positions():
     with Guest(VERSION_1, PACKED) as guest:
         assert guest.port.stop(TX) == FRESH

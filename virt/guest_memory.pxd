@@ -6,7 +6,6 @@ from dataplane.vatomic cimport va_or_u8
 
 cdef enum:
     REGIONS_MOST = 32        # of one guest: what lookups that miss have to search
-    TABLE_MOST = 8           # at once, as a table of the vhost-user protocol holds
     PAGE_SHIFT = 12          # a bit of the log stands for 4 KiB, whatever the page size
 
 cdef struct Region:

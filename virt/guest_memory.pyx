@@ -123,7 +123,7 @@ cdef uint8_t *search_guest(const MemoryTable *memory, uint32_t *last, uint64_t a
 
 
 cdef class GuestMemory:
-    """The memory of one guest: up to 8 regions (MemoryRegion) at once, 32 in all with `add`.
+    """The memory of one guest: up to 32 regions (MemoryRegion).
 
     Raises ConfigError for regions that overlap or exceed 64 bits, and for files that are too short
     or cannot be mapped; then nothing is mapped. Files that are truncated later are survived: zeros
@@ -139,10 +139,6 @@ cdef class GuestMemory:
             raise MemoryError("guest memory")
 
     def __init__(self, regions=()):
-        regions = list(regions)
-        if len(regions) > TABLE_MOST:
-            raise ConfigError(f"guest memory: {len(regions)} regions at once; the most is "
-                              f"{TABLE_MOST}: the front end has to add the others one by one")
         self.close()
         try:
             for region in regions:
@@ -160,7 +156,8 @@ cdef class GuestMemory:
         """Maps one more region (MemoryRegion)."""
         what = f"guest memory at {region.guest:#x}"
         if self.table.count >= REGIONS_MOST:
-            raise ConfigError(f"{what}: there are {REGIONS_MOST} regions already, the most")
+            raise ConfigError(f"{what}: there are {REGIONS_MOST} regions already; no "
+                              "more are supported")
         if region.size < 1 or region.offset < 0 or min(region.guest, region.user) < 0:
             raise ConfigError(f"{what}: a region of {region.size} bytes at offset {region.offset}; "
                               "expected at least 1 byte and no negative number")

@@ -12,7 +12,7 @@ from virt.chain cimport (BROKEN_LOOP, BROKEN_TABLE, CHAIN_NONE, CHAIN_OK, DESCRI
                          DESCRIPTOR_INDIRECT, DESCRIPTOR_NEXT, DESCRIPTOR_WRITE, SEGMENTS_MOST,
                          Chain, Descriptor, chain_add, copy_descriptor)
 from virt.guest_memory cimport guest_at, log_write
-from virt.virtqueue cimport Taken, Virtqueue
+from virt.virtqueue cimport PREFETCH_AHEAD, Taken, Virtqueue, prefetch_buffer
 
 cdef enum:
     PACKED_AVAILABLE = 0x80  # flags: equal to the driver's wrap counter if available
@@ -40,6 +40,13 @@ cdef inline bint packed_has(const Virtqueue *q) noexcept nogil:
     if q.available_wrap:
         return flags & (PACKED_AVAILABLE | PACKED_USED) == PACKED_AVAILABLE
     return flags & (PACKED_AVAILABLE | PACKED_USED) == PACKED_USED
+
+
+cdef inline void packed_prefetch(Virtqueue *q) noexcept nogil:
+    """See PREFETCH_AHEAD. A descriptor that is not available yet may be loaded, too."""
+    cdef uint32_t slot = <uint32_t>q.next_available + PREFETCH_AHEAD
+    if slot < q.size:
+        prefetch_buffer(q, packed_at(q, <uint16_t>slot))
 
 
 cdef inline uint32_t packed_take(Virtqueue *q, Chain *chain, Taken *taken) noexcept nogil:

@@ -5,10 +5,10 @@ The format of a queue never changes while it runs, so the branches are predicted
 from libc.stdint cimport uint32_t
 from dataplane.vatomic cimport va_fence
 from virt.chain cimport Chain
-from virt.packed_ring cimport (packed_ask, packed_complete, packed_has, packed_publish, packed_take,
-                               packed_wants)
-from virt.split_ring cimport (split_ask, split_complete, split_has, split_publish, split_take,
-                              split_wants)
+from virt.packed_ring cimport (packed_ask, packed_complete, packed_has, packed_prefetch,
+                               packed_publish, packed_take, packed_wants)
+from virt.split_ring cimport (split_ask, split_complete, split_has, split_prefetch, split_publish,
+                              split_take, split_wants)
 from virt.virtqueue cimport KICKS_OFF, KICKS_ON, Mark, Taken, Virtqueue
 
 
@@ -17,7 +17,9 @@ cdef inline uint32_t take(Virtqueue *q, Chain *chain, Taken *taken) noexcept nog
     the ring has to be stopped."""
     taken.written = 0
     if q.packed:
+        packed_prefetch(q)
         return packed_take(q, chain, taken)
+    split_prefetch(q)
     return split_take(q, chain, taken)
 
 

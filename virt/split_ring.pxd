@@ -13,7 +13,7 @@ from virt.chain cimport (BROKEN_COUNT, BROKEN_INDEX, BROKEN_LOOP, BROKEN_TABLE, 
                          DESCRIPTOR_WRITE, SEGMENTS_MOST, Chain, Descriptor, chain_add,
                          copy_descriptor)
 from virt.guest_memory cimport guest_at, log_write
-from virt.virtqueue cimport Taken, Virtqueue
+from virt.virtqueue cimport PREFETCH_AHEAD, Taken, Virtqueue, prefetch_buffer
 
 cdef enum:
     SPLIT_NO_NOTIFY = 1      # used.flags, and available.flags of the driver
@@ -56,6 +56,16 @@ cdef inline uint32_t split_take(Virtqueue *q, Chain *chain, Taken *taken) noexce
     taken.slots = 1
     q.next_available += 1
     return split_walk(q, chain, taken.id)
+
+
+cdef inline void split_prefetch(Virtqueue *q) noexcept nogil:
+    """See PREFETCH_AHEAD."""
+    cdef const uint16_t *entries = <const uint16_t *>(q.driver + SPLIT_ENTRIES_AT)
+    cdef uint16_t head
+    if <uint16_t>(q.seen - q.next_available) > PREFETCH_AHEAD:
+        head = va_load_relaxed_u16(&entries[(q.next_available + PREFETCH_AHEAD) & (q.size - 1)])
+        if head < q.size:
+            prefetch_buffer(q, q.descriptors + <uint32_t>head * DESCRIPTOR_BYTES)
 
 
 cdef inline uint32_t split_walk(Virtqueue *q, Chain *chain, uint16_t head) noexcept nogil:

@@ -1,6 +1,5 @@
 """virtio-net: feature bits and the header before each frame (virtio 1.2, 5.1.3 and 5.1.6)."""
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memset
 from dataplane.graph.offload cimport (OFFLOAD_CSUM, OFFLOAD_ECN, OFFLOAD_TSO4, OFFLOAD_TSO6,
                                       OFFLOAD_USO)
 from dataplane.packet.pool cimport (VNET_DATA_VALID, VNET_NEEDS_CSUM, Context, Packet)
@@ -17,7 +16,6 @@ cdef enum:
     NET_HOST_TSO6 = 12
     NET_HOST_ECN = 13
     NET_MRG_RXBUF = 15       # a frame may take several receive buffers
-    NET_LOG_ALL = 26         # of vhost, not of virtio: the device logs the pages that it writes
     RING_INDIRECT = 28
     RING_EVENT_IDX = 29
     VIRTIO_VERSION_1 = 32
@@ -78,12 +76,15 @@ cdef inline void take_header(Context *ctx, uint32_t index, NetHeader *header, ui
     receive(ctx, index, &header.fields, number, queue)
 
 
-cdef inline void make_header(NetHeader *header, const Packet *p, uint32_t offloads,
-                             uint16_t buffers) noexcept nogil:
-    """The header of a frame for a driver's receive buffers. The number of buffers is 1 without
-    MRG_RXBUF, too (5.1.6.4.1)."""
-    memset(header, 0, sizeof(NetHeader))
+cdef inline void make_header(NetHeader *header, uint32_t size, const Packet *p,
+                             uint32_t offloads, uint16_t buffers) noexcept nogil:
+    """Writes the `size` bytes of header of a frame for a driver's receive buffers. The number of
+    buffers is 1 without MRG_RXBUF, too (5.1.6.4.1)."""
     write_header(&header.fields, p, p.header_length)
     # without GUEST_CSUM the flags are 0; PortTx has completed the checksum
     header.fields.flags &= VNET_NEEDS_CSUM | VNET_DATA_VALID if offloads & OFFLOAD_CSUM else 0
-    header.buffers = buffers
+    # the frame follows the header's size, not the struct's
+    if size >= 12:
+        header.buffers = buffers
+    if size == NET_HEADER_MOST:
+        header.hash, header.hash_report, header.padding = 0, 0, 0

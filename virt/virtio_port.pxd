@@ -23,6 +23,7 @@ cdef struct Ring:
     bint runs                # started, not broken, and the memory is there
     bint started
     bint enabled             # else frames of the driver are discarded and it gets none
+    uint64_t generation      # of the ring, as the caller counts
     uint32_t broken          # CHAIN_* for which the ring was stopped; 0: none
     uint64_t descriptors     # the front end's addresses
     uint64_t available
@@ -46,7 +47,7 @@ cdef class VirtioPort(Port):
     cdef readonly uint64_t features
     cdef uint32_t header_size
     cdef object _stored
-    cdef uint64_t *_positions            # of `_stored`: a word per ring, or NULL
+    cdef uint64_t *_positions            # of `_stored`: two words per ring, or NULL
     cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch,
                            uint32_t limit) noexcept nogil
     cdef uint32_t tx_burst(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil
@@ -54,6 +55,7 @@ cdef class VirtioPort(Port):
     cdef uint32_t receive_chain(self, Context *ctx, Ring *ring, uint32_t queue,
                                 Batch *batch) noexcept nogil
     cdef uint32_t gather(self, Ring *ring, uint64_t needed, uint32_t *count) noexcept nogil
+    cdef bint give_back(self, Ring *ring, uint32_t count) noexcept nogil
     cdef uint32_t deliver(self, Context *ctx, Ring *ring, uint32_t index) noexcept nogil
     cdef bint is_cut(self) noexcept nogil
     cdef void notify(self, Ring *ring) noexcept nogil
@@ -63,4 +65,5 @@ cdef class VirtioPort(Port):
     cdef void apply_features(self, Ring *ring) noexcept
     cdef void apply_log(self, Ring *ring) noexcept
     cdef void begin_storing(self, uint32_t ring) noexcept
+    cdef uint32_t first_position(self, uint32_t ring, base, bint resumed)
     cdef void watch(self, number) except *

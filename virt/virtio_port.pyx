@@ -6,20 +6,22 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from dataplane.graph.port cimport (TX_LINK_DOWN, TX_QUEUE_FULL, TX_REJECTED, TX_TOO_LONG, Port,
                                    count_segments, fits_mtu)
-from dataplane.packet.pool cimport (HEADROOM, LARGE_FRAME, NO_PACKET, Batch, Context, Packet,
+from dataplane.packet.pool cimport (BURST, HEADROOM, LARGE_FRAME, NO_PACKET, Batch, Context, Packet,
                                     batch_add, packet_alloc, packet_buffer, packet_data,
                                     packet_free)
-from dataplane.vatomic cimport va_load_acquire_u16, va_load_relaxed_u32
+from dataplane.vatomic cimport (va_load_acquire_u16, va_load_relaxed_u16, va_load_relaxed_u32,
+                                va_store_release_u64, vnic_check)
 from virt.chain cimport (BROKEN_LAYOUT, BROKEN_LOOP, BROKEN_MEMORY, CHAIN_BROKEN, CHAIN_DIRECTION,
                          CHAIN_LONG, CHAIN_NONE, CHAIN_SHORT, Chain, Cursor, chain_clear,
                          chain_read, chain_write)
 from virt.guest_memory cimport DirtyLog, GuestMemory
 from virt.notifier cimport Notifier, notifier_drain, notifier_signal, notifier_unwatch
-from virt.queue_setup cimport is_fresh, place, position_of, recovered, set_position
+from virt.packed_ring cimport PACKED_FLAGS_AT, PACKED_USED
+from virt.queue_setup cimport place, position_of, recovered, set_position
 from virt.rings cimport (ask_for_kicks, complete, mark, publish, refuse_kicks, rewind, take)
 from virt.split_ring cimport split_index
-from virt.virtio_net cimport (NET_HASH_REPORT, NET_LOG_ALL, NET_MRG_RXBUF,
-                              RING_EVENT_IDX, RING_IN_ORDER, RING_INDIRECT, RING_PACKED,
+from virt.virtio_net cimport (NET_HASH_REPORT, NET_MRG_RXBUF, RING_EVENT_IDX,
+                              RING_IN_ORDER, RING_INDIRECT, RING_PACKED,
                               VIRTIO_VERSION_1, NetHeader, guest_offloads, has, header_bytes,
                               make_header, take_header)
 from virt.virtqueue cimport Mark, Taken, Virtqueue
@@ -33,7 +35,7 @@ cdef enum:
     NO_KICK = -1             # the front end sent none: it expects the device to poll
     KICK_CLOSED = -2
 
-PACKED_FRESH = 0x80008000  # a packed ring's base: both positions 0, both wrap counters 1
+cdef uint64_t NO_GENERATION = <uint64_t>-1
 
 # Features that rings and headers depend on: fixed while a ring runs.
 cdef uint64_t FORMAT = (<uint64_t>1 << NET_MRG_RXBUF | <uint64_t>1 << RING_INDIRECT
@@ -124,8 +126,8 @@ cdef class VirtioPort(Port):
                 self.stop_broken(each, BROKEN_LAYOUT)
 
     def set_features(self, features):
-        """Sets the acknowledged features: virtio's, and VHOST_F_LOG_ALL (26) while written pages
-        are to be logged. Raises ConfigError if the format of rings changes while one is started."""
+        """Sets the features that the driver acknowledged. Raises ConfigError if the format of rings
+        changes while one is started."""
         if not 0 <= features < 1 << 64:
             raise ConfigError(f"port {self.name}: features {features:#x}; expected 64 bits")
         changed = (features ^ self.features) & FORMAT
@@ -137,11 +139,11 @@ cdef class VirtioPort(Port):
         self.header_size = header_bytes(self.features)
         for ring in range(2 * self.queues):
             self.apply_features(&self._rings[ring])
-            self.apply_log(&self._rings[ring])
 
     cdef void apply_features(self, Ring *ring) noexcept:
         cdef Virtqueue *q = &ring.queue
         q.packed = has(self.features, RING_PACKED)
+        q.fills = not (ring - self._rings) & 1
         q.event_index = has(self.features, RING_EVENT_IDX)
         q.indirect = has(self.features, RING_INDIRECT)
         # A batch says that its buffers were used whole: true of frames that were read, not of
@@ -149,57 +151,86 @@ cdef class VirtioPort(Port):
         q.batches = has(self.features, RING_IN_ORDER) and (ring - self._rings) & 1
 
     def set_log(self, DirtyLog log):
-        """Logs written pages there while the features have VHOST_F_LOG_ALL; None: nowhere. The old
-        log is not written to any more when this returns."""
+        """Logs written pages there from now on; None: nowhere. The old log is not written to any
+        more when this returns."""
         self.log = log
         for ring in range(2 * self.queues):
             self.apply_log(&self._rings[ring])
 
     def log_ring(self, ring, address):
-        """Also logs what the device writes into this ring: at `address`, the guest physical one of
-        its used ring, or of a packed ring's descriptors; None: not."""
+        """Also logs what the device writes into this ring, started or not: at `address`, the guest
+        physical one of its used ring, or of a packed ring's descriptors; None: not."""
         cdef Ring *found = self.ring_at(ring)
         found.queue.log_ring = address is not None
         found.queue.log_address = address or 0
 
     cdef void apply_log(self, Ring *ring) noexcept:
-        if self.log is not None and has(self.features, NET_LOG_ALL):
+        if self.log is not None:
             ring.queue.log = self.log.log
         else:
             ring.queue.log.bits = NULL
 
     def set_positions(self, positions):
-        """Stores the positions of packed rings in this writable buffer, 8 bytes per ring, where a
-        successor finds them after a crash (`start` with base=None); None: nowhere."""
+        """Stores the positions of rings in this writable buffer, 16 bytes per ring, where a
+        successor finds those of packed rings after a crash (`start` with `resumed`); None:
+        nowhere."""
         cdef uint64_t[::1] words
         self._positions, self._stored = NULL, None
         if positions is not None:
             words = memoryview(positions).cast("B").cast("Q")
-            if words.shape[0] < 2 * self.queues:
-                raise ConfigError(f"port {self.name}: room for {words.shape[0]} positions; "
+            if words.shape[0] < 4 * self.queues:
+                raise ConfigError(f"port {self.name}: room for {words.shape[0] // 2} positions; "
                                   f"it has {2 * self.queues} rings")
             self._stored, self._positions = words, &words[0]
         for ring in range(2 * self.queues):
             self._rings[ring].queue.stored = NULL
-            if self._positions != NULL and self._rings[ring].started:
+            if self._rings[ring].started:
                 self.begin_storing(ring)
 
     cdef void begin_storing(self, uint32_t ring) noexcept:
-        """Stores a ring's present position."""
+        """Stores a ring's present position, and of which generation of the ring it is. A process
+        that dies in between leaves a generation that no ring has."""
         cdef Virtqueue *q = &self._rings[ring].queue
         cdef uint64_t position = position_of(q)
-        q.stored = &self._positions[ring]
-        q.stored[0] = position << 32 | position
+        if self._positions == NULL:
+            return
+        q.stored = &self._positions[2 * ring]
+        va_store_release_u64(q.stored + 1, NO_GENERATION)
+        va_store_release_u64(q.stored, position << 32 | position)
+        va_store_release_u64(q.stored + 1, self._rings[ring].generation)
 
-    def start(self, ring, *, size, descriptors, available, used, base, kick_fd=None, call_fd=None,
-              error_fd=None):
+    cdef uint32_t first_position(self, uint32_t ring, base, bint resumed):
+        """The position at which a ring starts."""
+        cdef Virtqueue *q = &self._rings[ring].queue
+        cdef uint16_t flags
+        if not q.packed:
+            # What was used before is in the guest's memory, and this device uses buffers in the
+            # order in which it takes them.
+            index = va_load_acquire_u16(split_index(q.device))
+            return index << 16 | (index if resumed else base & 0xFFFF)
+        if (resumed and self._positions != NULL
+                and self._positions[2 * ring + 1] == self._rings[ring].generation):
+            return recovered(q, self._positions[2 * ring])
+        # Drivers of DPDK and SPDK send the available half only. No buffer is in flight when a
+        # device stops that copies packets, so the other half is the same.
+        base &= 0xFFFF
+        flags = va_load_relaxed_u16(<uint16_t *>(q.descriptors + PACKED_FLAGS_AT))
+        if base == 0 and not flags & PACKED_USED:
+            # User-mode Linux sends 0 for a new ring, whose wrap counters are 1. In a ring that has
+            # come round to 0, the first descriptor has been used, or is available after that.
+            base = 0x8000
+        return base << 16 | base
+
+    def start(self, ring, *, size, descriptors, available, used, base, resumed=False,
+              generation=0, kick_fd=None, call_fd=None, error_fd=None):
         """Starts a ring of `size` entries whose parts are at these addresses of the front end; for
         a packed ring, `available` and `used` are the driver's and the device's event structure.
 
-        base: the position in the form of GET_VRING_BASE; None: the one at which a process that
-        crashed was, which the used ring tells, and for a packed ring the memory of `set_positions`.
-        The descriptors may be None: no kick means that the device is to poll. Raises ConfigError,
-        and then the ring is not started.
+        base: the position in the form of SET_VRING_BASE. resumed: a process that was killed may
+        have run the ring beyond that; where it was, the used ring tells, and for a packed ring the
+        memory of `set_positions`, if it is of the same `generation`, a number that the caller
+        changes whenever a driver sets up the ring anew. The descriptors may be None: no kick
+        means that the device is to poll. Raises ConfigError, and then the ring is not started.
         """
         cdef Ring *found = self.ring_at(ring)
         cdef Virtqueue *q = &found.queue
@@ -211,7 +242,10 @@ cdef class VirtioPort(Port):
                               "it before it starts a ring")
         check_shape(what, size, q.packed)
         check_places(what, q.packed, descriptors, available, used)
+        check_position(what, size, q.packed, base)
+        logged, log_address = q.log_ring, q.log_address
         memset(q, 0, sizeof(Virtqueue))
+        q.log_ring, q.log_address = logged, log_address
         self.apply_features(found)
         self.apply_log(found)
         q.size = size
@@ -219,27 +253,16 @@ cdef class VirtioPort(Port):
             raise ConfigError(f"{what}: {queue_setup.FAULTS[BROKEN_LAYOUT]}; "
                               f"descriptors at {descriptors:#x}, available ring at "
                               f"{available:#x}, used ring at {used:#x}")
-        if q.packed:
-            if base is None:
-                if self._positions == NULL:
-                    raise ConfigError(f"{what}: no position is stored")
-                base = recovered(q, self._positions[ring])
-            elif base == 0 and is_fresh(q):
-                base = PACKED_FRESH
-        else:
-            # What was used before is in the guest's memory, and this device uses buffers in the
-            # order in which it takes them.
-            index = va_load_acquire_u16(split_index(q.device))
-            base = index << 16 | ((index if base is None else base) & 0xFFFF)
+        found.generation = generation
+        base = self.first_position(ring, base, resumed)
         check_position(what, size, q.packed, base)
         set_position(q, base)
         for kind, fd in (("kick", kick_fd), ("call", call_fd), ("error", error_fd)):
             self.set_notifier(ring, kind, fd)
         found.descriptors, found.available, found.used = descriptors, available, used
-        if self._positions != NULL:
-            self.begin_storing(ring)
-        found.started, found.runs, found.broken = True, True, 0
         self.watch(ring)
+        self.begin_storing(ring)
+        found.started, found.runs, found.broken = True, True, 0
 
     def stop(self, ring):
         """Stops a ring, forgets its descriptors, and returns its position in the form of
@@ -316,15 +339,15 @@ cdef class VirtioPort(Port):
         try:
             rings = [(int(ring), int(position)) for ring, position in rings]
             for ring, position in rings:
-                check_position(f"port {self.name}: ring {ring}", self.ring_at(ring).queue.size,
-                               self.ring_at(ring).queue.packed, position)
+                if self.ring_at(ring).started:
+                    check_position(f"ring {ring}", self.ring_at(ring).queue.size,
+                                   self.ring_at(ring).queue.packed, position)
         except (TypeError, ValueError, ConfigError) as error:
             raise VnicError(f"port {self.name}: its state: {error}") from None
         for ring, position in rings:
             if self.ring_at(ring).started:
                 set_position(&self.ring_at(ring).queue, position)
-                if self._positions != NULL:
-                    self.begin_storing(ring)
+                self.begin_storing(ring)
 
     # -- on the engine's thread --------------------------------------------------------------------
 
@@ -381,6 +404,8 @@ cdef class VirtioPort(Port):
             self.drain(queue, ring)
         if not ring.runs or self.is_cut():
             return 0
+        if not ring.enabled:
+            limit = BURST                # of frames to discard: none is appended
         while taken < limit:
             chain_clear(self._chain)
             status = take(&ring.queue, self._chain, &one)
@@ -406,7 +431,7 @@ cdef class VirtioPort(Port):
         """Copies the frame of the chain at hand into a packet; returns the bytes read."""
         cdef Chain *chain = self._chain
         cdef uint32_t index, length, fault = chain.fault
-        cdef NetHeader header
+        cdef uint8_t *frame
         cdef Cursor cursor
         if not ring.enabled:
             ring.discarded += 1
@@ -427,10 +452,11 @@ cdef class VirtioPort(Port):
         if index == NO_PACKET:
             self.stats[queue].rx_dropped += 1
             return length
+        # The header lands in the headroom, so that mostly one copy takes all.
         cursor.segment = cursor.offset = 0
-        chain_read(chain, &cursor, <uint8_t *>&header, self.header_size)
-        chain_read(chain, &cursor, packet_buffer(ctx, index) + HEADROOM, length)
-        take_header(ctx, index, &header, self.number, queue)
+        frame = packet_buffer(ctx, index) + HEADROOM
+        chain_read(chain, &cursor, frame - self.header_size, length + self.header_size)
+        take_header(ctx, index, <NetHeader *>(frame - self.header_size), self.number, queue)
         self.stats[queue].rx_packets += 1
         self.stats[queue].rx_bytes += length
         batch_add(batch, index)
@@ -481,15 +507,16 @@ cdef class VirtioPort(Port):
         cdef Virtqueue *q = &ring.queue
         cdef Packet *p = &ctx.packets[index]
         cdef uint32_t needed = self.header_size + p.length, count = 0, i, status
-        cdef NetHeader header
+        cdef uint8_t *header = packet_data(ctx, index) - self.header_size
         cdef Cursor cursor
+        vnic_check(p.offset >= self.header_size, "room for the virtio-net header")
         status = self.gather(ring, needed, &count)
         if status != SENT:
             return status
-        make_header(&header, p, self.offloads, <uint16_t>count)
+        # in the headroom, so that mostly one copy takes all
+        make_header(<NetHeader *>header, self.header_size, p, self.offloads, <uint16_t>count)
         cursor.segment = cursor.offset = 0
-        chain_write(self._chain, &cursor, <uint8_t *>&header, self.header_size, &q.log)
-        chain_write(self._chain, &cursor, packet_data(ctx, index), p.length, &q.log)
+        chain_write(self._chain, &cursor, header, needed, &q.log)
         for i in range(count):
             # all but the last are filled (virtio 1.2, 5.1.6.4)
             self._taken[i].written = min(self._taken[i].room, needed)
@@ -498,26 +525,25 @@ cdef class VirtioPort(Port):
         return SENT
 
     cdef uint32_t gather(self, Ring *ring, uint64_t needed, uint32_t *count) noexcept nogil:
-        """Takes receive buffers for `needed` bytes: several with MRG_RXBUF, else one. If the driver
-        has too few, all are left to it."""
+        """Takes receive buffers for `needed` bytes: several with MRG_RXBUF, else one; SENT or TX_*.
+        If they are too few or too small, all are left to the driver."""
         cdef Virtqueue *q = &ring.queue
         cdef Chain *chain = self._chain
         cdef Mark start = mark(q)
-        cdef uint32_t n = 0, i, status, faulty = 0
+        cdef uint32_t n = 0, status, faulty = 0
         cdef uint64_t before
         chain_clear(chain)
-        while n == 0 or chain.writable < needed:
+        while chain.writable < needed:
             before = chain.writable
-            if n and (not has(self.features, NET_MRG_RXBUF) or n == BUFFERS_MOST):
-                status = BROKEN_LOOP
-            else:
+            status = BROKEN_LOOP
+            if n == 0 or (n < BUFFERS_MOST and has(self.features, NET_MRG_RXBUF)):
                 status = take(q, chain, &self._taken[n])
             if status == CHAIN_NONE:
                 rewind(q, &start)
                 ring.no_buffers += 1
                 return TX_QUEUE_FULL
             if status == BROKEN_LOOP and n:
-                # more segments than a frame may take, in several buffers: each alone is valid
+                # More buffers or segments than a frame may take: each buffer alone is valid.
                 rewind(q, &start)
                 ring.no_room += 1
                 return TX_REJECTED
@@ -527,17 +553,8 @@ cdef class VirtioPort(Port):
                 return TX_LINK_DOWN
             # saturated: no frame needs as much
             self._taken[n].room = <uint32_t>min(chain.writable - before, <uint64_t>0xFFFFFFFF)
-            if not chain.fault and chain.readable:
-                chain.fault = CHAIN_DIRECTION
-            if not chain.fault and self._taken[n].room < self.header_size:
-                chain.fault = CHAIN_SHORT
             n += 1
-            if chain.fault:
-                # Given back unused, with those before it, since buffers are completed in order.
-                ring.faults[chain.fault] += 1
-                for i in range(n):
-                    self._taken[i].written = 0
-                    complete(q, &self._taken[i])
+            if self.give_back(ring, n):
                 faulty += 1
                 if faulty == FAULTY_MOST:
                     return TX_QUEUE_FULL
@@ -545,3 +562,19 @@ cdef class VirtioPort(Port):
                 chain_clear(chain)
         count[0] = n
         return SENT
+
+    cdef bint give_back(self, Ring *ring, uint32_t count) noexcept nogil:
+        """If the newest of `count` buffers cannot be used, gives all of them back unused, since
+        buffers are completed in order; True if so."""
+        cdef uint32_t i, fault = self._chain.fault
+        if not fault and self._chain.readable:
+            fault = CHAIN_DIRECTION
+        if not fault and self._taken[count - 1].room < self.header_size:
+            fault = CHAIN_SHORT
+        if not fault:
+            return False
+        ring.faults[fault] += 1
+        for i in range(count):
+            self._taken[i].written = 0
+            complete(&ring.queue, &self._taken[i])
+        return True

@@ -8,10 +8,20 @@ of the next used entry is the position up to which the device has finished. A bu
 `complete` prepares used entries, `publish` makes all of them visible by one store.
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from virt.guest_memory cimport MemoryTable, PageLog
+from dataplane.vatomic cimport va_load_relaxed_u64, va_prefetch, va_prefetch_write
+from virt.guest_memory cimport MemoryTable, PageLog, guest_at
 
 cdef enum:
     QUEUE_MOST = 32768       # entries of a ring (virtio 1.2, 2.7 and 2.8.10.1)
+
+cdef enum:
+    # Buffers between the one that is taken and the one whose first lines are loaded. They are in
+    # the cache of the driver's CPU: without that, each packet waits for one or two of them. Frames
+    # of 60 bytes were measured at twice the rate from another CPU, and at three times the rate to
+    # it, where the lines have to be loaded for writing: loaded for reading, they cost more than
+    # none.
+    PREFETCH_AHEAD = 4
+    CACHE_LINE = 64
 
 # Whether the driver is asked to notify the device of new buffers.
 cdef enum:
@@ -29,6 +39,7 @@ cdef struct Virtqueue:
     uint32_t last_region     # for guest_at
     uint16_t size            # entries; of a split ring a power of two
     bint packed, event_index, indirect
+    bint fills               # the device writes its buffers
     bint batches             # IN_ORDER: one used entry stands for all of a burst that were read
     # Positions. Split: they count all entries, modulo 2^16. Packed: slots of the ring.
     uint16_t next_available
@@ -63,3 +74,17 @@ cdef struct Taken:
 cdef struct Mark:
     uint16_t next_available
     bint available_wrap
+
+
+cdef inline void prefetch_buffer(Virtqueue *q, const uint8_t *descriptor) noexcept nogil:
+    """Loads the first lines of a descriptor's buffer: header and headers of a frame. Only a hint:
+    the address that is read here is not used for anything else, and one that lies leads nowhere."""
+    cdef const uint8_t *data = guest_at(q.memory, &q.last_region,
+                                        va_load_relaxed_u64(<const uint64_t *>descriptor), 1)
+    if data != NULL:
+        if q.fills:
+            va_prefetch_write(data)
+            va_prefetch_write(data + CACHE_LINE)
+        else:
+            va_prefetch(data)
+            va_prefetch(data + CACHE_LINE)

@@ -19,7 +19,7 @@ from virt.virtio_port import VirtioPort
 
 # feature bits
 CSUM, GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, GUEST_ECN, HOST_TSO4 = 0, 1, 7, 8, 9, 11
-MRG_RXBUF, LOG_ALL, INDIRECT, EVENT_IDX, VERSION_1, PACKED, IN_ORDER = 15, 26, 28, 29, 32, 34, 35
+MRG_RXBUF, INDIRECT, EVENT_IDX, VERSION_1, PACKED, IN_ORDER = 15, 28, 29, 32, 34, 35
 GUEST_USO4, GUEST_USO6, HASH_REPORT = 54, 55, 57
 RX, TX = 0, 1  # the driver's rings
 FRESH = 0x80008000  # position of a packed ring that begins
@@ -61,7 +61,7 @@ class Guest:
         self.engine.load([rx, lan_rx])
         self.now = 1
 
-    def start(self, ring: int, base: int | None = -1, **changes: Any) -> None:
+    def start(self, ring: int, base: int = -1, **changes: Any) -> None:
         """Starts a ring at a position as `stop` returns it; -1: at its beginning."""
         position = (FRESH if self.packed else 0) if base == -1 else base
         descriptors = {"kick_fd": self.kicks[ring], "call_fd": self.calls[ring], "error_fd": self.errors[ring]}

@@ -20,26 +20,16 @@ T = TypeVar("T")
 
 
 class Positions:
-    """Where the port's packed rings are: shared memory that outlives the process. A word per ring
-    that the port writes, and behind them a word per ring with the generation of the start that it
-    belongs to."""
+    """Where the port's packed rings are: shared memory that outlives the process. 16 bytes a ring,
+    which the port writes."""
 
     def __init__(self, rings: int, descriptor: int | None = None) -> None:
-        self._rings = rings
         if descriptor is None:
             self.fd = os.memfd_create("vnic-positions", os.MFD_CLOEXEC)
-            os.ftruncate(self.fd, mmap.PAGESIZE)
+            os.ftruncate(self.fd, 16 * rings)
         else:
             self.fd = descriptor
-        self.words = memoryview(mmap.mmap(self.fd, mmap.PAGESIZE)).cast("Q")
-
-    def generation(self, ring: int) -> int:
-        """The start that the ring's position belongs to."""
-        return self.words[self._rings + ring]
-
-    def set_generation(self, ring: int, generation: int) -> None:
-        """The ring's position belongs to this start."""
-        self.words[self._rings + ring] = generation
+        self.memory = mmap.mmap(self.fd, 16 * rings)
 
     def close(self) -> None:
         """Closes the descriptor; the memory is unmapped with its last user."""
@@ -65,13 +55,13 @@ class GuestDevice:
         self._memory: GuestMemory | None = None
         self._log: DirtyLog | None = None
         if owns:
-            port.set_positions(positions.words)
+            port.set_positions(positions.memory)
 
     def own(self) -> None:
         """This process runs the rings from now on."""
         if not self.owns:
             self.owns = True
-            self._run(lambda: self.port.set_positions(self.positions.words))
+            self._run(lambda: self.port.set_positions(self.positions.memory))
 
     def _run(self, function: Callable[[], T]) -> T:
         """Calls a function of the port where its engine is. Raises Refused for what it refuses."""
@@ -119,22 +109,19 @@ class GuestDevice:
     def _start(self, index: int, ring: Ring, descriptors: RingDescriptors, resumed: bool) -> None:
         places = ring.addresses
         assert places is not None
-        base: int | None = ring.base
-        if resumed and self.owns and self.positions.generation(index) == ring.generation:
-            base = None
         self.port.start(
             index,
             size=ring.size,
             descriptors=places.descriptors,
             available=places.available,
             used=places.used,
-            base=base,
+            base=ring.base,
+            resumed=resumed,
+            generation=ring.generation,
             kick_fd=descriptors.kick,
             call_fd=descriptors.call,
             error_fd=descriptors.error,
         )
-        if self.owns:
-            self.positions.set_generation(index, ring.generation)
         self.port.log_ring(index, places.log if places.logged else None)
         self.port.enable(index, True)
 
