@@ -11,3 +11,5 @@ cdef bint place(Virtqueue *q, const MemoryTable *memory, uint64_t descriptors, u
 cdef uint32_t position_of(const Virtqueue *q) noexcept
 cdef void set_position(Virtqueue *q, uint32_t position) noexcept
 cdef uint32_t recovered(const Virtqueue *q, uint64_t stored) noexcept
+# Whether a packed ring was never used.
+cdef bint is_fresh(const Virtqueue *q) noexcept

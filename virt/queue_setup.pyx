@@ -101,3 +101,17 @@ cdef uint32_t recovered(const Virtqueue *q, uint64_t stored) noexcept:
         return before
     flags = va_load_relaxed_u16(<uint16_t *>(packed_at(q, slot) + PACKED_FLAGS_AT))
     return after if flags & (PACKED_AVAILABLE | PACKED_USED) == used else before
+
+
+cdef bint is_fresh(const Virtqueue *q) noexcept:
+    """Whether no descriptor of a packed ring was ever marked used. Then its wrap counters are 1
+    (virtio 1.2, 2.8.1), also if the front end says that they are 0: User-mode Linux begins every
+    ring at position 0. The first descriptor alone does not tell: it may have been the middle of a
+    chain, whose used descriptor is another one."""
+    cdef uint32_t slot
+    cdef uint16_t flags
+    for slot in range(q.size):
+        flags = va_load_relaxed_u16(<uint16_t *>(packed_at(q, <uint16_t>slot) + PACKED_FLAGS_AT))
+        if flags & PACKED_USED:
+            return False
+    return True

@@ -9,15 +9,14 @@ from dataplane.graph.port cimport (TX_LINK_DOWN, TX_QUEUE_FULL, TX_REJECTED, TX_
 from dataplane.packet.pool cimport (BURST, HEADROOM, LARGE_FRAME, NO_PACKET, Batch, Context, Packet,
                                     batch_add, packet_alloc, packet_buffer, packet_data,
                                     packet_free)
-from dataplane.vatomic cimport (va_load_acquire_u16, va_load_relaxed_u16, va_load_relaxed_u32,
+from dataplane.vatomic cimport (va_load_acquire_u16, va_load_relaxed_u32,
                                 va_store_release_u64, vnic_check)
 from virt.chain cimport (BROKEN_LAYOUT, BROKEN_LOOP, BROKEN_MEMORY, CHAIN_BROKEN, CHAIN_DIRECTION,
                          CHAIN_LONG, CHAIN_NONE, CHAIN_SHORT, Chain, Cursor, chain_clear,
                          chain_read, chain_write)
 from virt.guest_memory cimport DirtyLog, GuestMemory
 from virt.notifier cimport Notifier, notifier_drain, notifier_signal, notifier_unwatch
-from virt.packed_ring cimport PACKED_FLAGS_AT, PACKED_USED
-from virt.queue_setup cimport place, position_of, recovered, set_position
+from virt.queue_setup cimport is_fresh, place, position_of, recovered, set_position
 from virt.rings cimport (ask_for_kicks, complete, mark, publish, refuse_kicks, rewind, take)
 from virt.split_ring cimport split_index
 from virt.virtio_net cimport (NET_HASH_REPORT, NET_MRG_RXBUF, RING_EVENT_IDX,
@@ -202,7 +201,6 @@ cdef class VirtioPort(Port):
     cdef uint32_t first_position(self, uint32_t ring, base, bint resumed):
         """The position at which a ring starts."""
         cdef Virtqueue *q = &self._rings[ring].queue
-        cdef uint16_t flags
         if not q.packed:
             # What was used before is in the guest's memory, and this device uses buffers in the
             # order in which it takes them.
@@ -214,10 +212,7 @@ cdef class VirtioPort(Port):
         # Drivers of DPDK and SPDK send the available half only. No buffer is in flight when a
         # device stops that copies packets, so the other half is the same.
         base &= 0xFFFF
-        flags = va_load_relaxed_u16(<uint16_t *>(q.descriptors + PACKED_FLAGS_AT))
-        if base == 0 and not flags & PACKED_USED:
-            # User-mode Linux sends 0 for a new ring, whose wrap counters are 1. In a ring that has
-            # come round to 0, the first descriptor has been used, or is available after that.
+        if base == 0 and is_fresh(q):
             base = 0x8000
         return base << 16 | base
 
