@@ -86,6 +86,9 @@ MODULES = [
     "dataplane.ports.packet_port",
     "dataplane.elements.rss",
     "dataplane.ports.tap_port",
+    "virt.guest_memory",
+    "virt.queue_setup",
+    "virt.virtio_port",
 ]
 BENCH_MODULES = ["bench.micro"]
 
@@ -114,11 +117,12 @@ def extension(name: str) -> Extension:
         "dataplane/vatomic.h",
         "dataplane/capture/formats.h",
         "dataplane/capture/preallocate.h",
+        *(["virt/notifier.h", "virt/sigbus.h"] if name.startswith("virt.") else []),
     ]
     return Extension(
         name,
         [source(name)],
-        include_dirs=["dataplane"],
+        include_dirs=["dataplane", "virt"],
         depends=[*headers, str(ABI_HEADER)] if name in WITH_ABI else headers,
         extra_compile_args=[*FLAGS[BUILD], "-Wall", "-Wno-unused-function", "-fno-strict-aliasing"],
         extra_link_args=["-fsanitize=address"] if BUILD == "asan" else [],

@@ -1,6 +1,6 @@
 """Atomics on plain integers in shared memory, and the debug build's invariant check (see
 vatomic.h)."""
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "vatomic.h" nogil:
     uint32_t va_load_relaxed_u32(const uint32_t *p)
@@ -16,10 +16,17 @@ cdef extern from "vatomic.h" nogil:
     void va_store_relaxed_u64(uint64_t *p, uint64_t v)
     void va_store_release_u64(uint64_t *p, uint64_t v)
     bint va_cas_u64(uint64_t *p, uint64_t *seen, uint64_t v)
+    uint16_t va_load_relaxed_u16(const uint16_t *p)
+    uint16_t va_load_acquire_u16(const uint16_t *p)
+    void va_store_relaxed_u16(uint16_t *p, uint16_t v)
+    void va_store_release_u16(uint16_t *p, uint16_t v)
+    void va_or_u8(uint8_t *p, uint8_t v)
     void *va_load_acquire_ptr(void **p)
     void va_store_release_ptr(void **p, void *v)
     bint va_cas_ptr(void **p, void **seen, void *v)
     void va_fence()
+    void va_copied()
     void va_prefetch(const void *p)
+    void va_prefetch_write(const void *p)
     void va_pause()
     void vnic_check(bint condition, const char *what)

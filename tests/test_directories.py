@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
+from dataplane.descriptors import readable
 from dataplane.errors import PortError
-from vnic.device.descriptors import readable
 from vnic.device.directories import watch_directory, watch_entries
 
 MANY = 300  # more than a user's default limit of 128 instances

@@ -470,7 +470,7 @@ class Child:
 
 
 def vnic_readable(descriptor: int) -> bool:
-    from vnic.device.descriptors import readable
+    from dataplane.descriptors import readable
 
     return readable(descriptor, 60)
 

@@ -25,7 +25,7 @@ from tests.tools import need
 
 TREE = Path(__file__).parents[1]
 EXAMPLE = TREE / "examples/compiled-element"
-PACKAGES = ("dataplane", "shaping", "switching", "vnic")
+PACKAGES = ("dataplane", "shaping", "switching", "virt", "vnic")
 NO_SOURCES = (".git", ".venv", ".*_cache", ".hypothesis", "*.egg-info", "*.so", "__pycache__", "abi.h", "bin", "build", "dist")
 BUILD_S = 1800  # two minutes of CPU time, on a machine that may be ten times as busy
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from dataplane.descriptors import readable
 from dataplane.errors import ConfigError
 from tests.tools import PATH, need
 from vnic.api.client import Client
 from vnic.cli.hook import read_state, settings
 from vnic.cli.main import cli
-from vnic.device.descriptors import readable
 
 TREE = Path(__file__).parents[1]
 VNIC = TREE / ".venv/bin/vnic"

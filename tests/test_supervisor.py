@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from dataplane.descriptors import readable
 from tests.support import plain_user
 from tests.support.containers import IS_ROOT, Container
 from tests.test_command import VNIC, environment, gone_within, ping, processes_of, vnic, write_config  # noqa: F401 - a fixture
@@ -22,7 +23,6 @@ from vnic.api.interface import BACKLOG
 from vnic.daemon.instance import refuse_clients
 from vnic.daemon.supervisor import STOP_TIMEOUT_S, Supervisor
 from vnic.daemon.worker_process import WorkerProcess
-from vnic.device.descriptors import readable
 
 TREE = Path(__file__).parents[1]
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Self
 
+from dataplane.descriptors import readable, receive_with_descriptors
 from dataplane.errors import ConfigError, VnicError
 from vnic.api.interface import (
     DESCRIPTORS_MOST,
@@ -21,7 +22,6 @@ from vnic.api.interface import (
     find_socket,
     not_running,
 )
-from vnic.device.descriptors import readable, receive_with_descriptors
 
 # the daemon answers one request after the other, and attaching a NIC may take seconds
 TIMEOUT_S = 60.0

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from dataplane.descriptors import close_all, receive_with_descriptors
 from vnic.api.interface import DESCRIPTORS_MOST, REQUEST_MOST, SERVICE
 from vnic.api.method import Session
 from vnic.api.methods import ErrorReply
 from vnic.config.schema import encode_scalar
-from vnic.device.descriptors import close_all, receive_with_descriptors
 
 # a client that sends nothing, or does not read its reply, for so long is disconnected
 IDLE_S = 120.0

@@ -15,8 +15,8 @@ import click
 # matrices.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+from dataplane.descriptors import system_error  # noqa: E402 - as above
 from dataplane.errors import ConfigError, VnicError, one_line, printable  # noqa: E402 - may import numpy
-from vnic.device.descriptors import system_error  # noqa: E402 - as above
 
 # name -> (module, one line of help), so that `vnic --help` imports no module; "": not listed there
 COMMANDS = {

@@ -155,6 +155,29 @@ def _absolute(path: str | None) -> str | None:
     return None if path is None else os.path.abspath(path)
 
 
+@attach.command("vhost-user")
+@_with(
+    click.argument("name"),
+    click.option("--listen", type=click.Path(), help="Unix socket that vnic makes."),
+    click.option("--connect", type=click.Path(), help="Unix socket that the machine makes."),
+    click.option("--group", "socket_group", help="Group of the socket of --listen."),
+    click.option("--queues", type=int, help="Queue pairs.  [default: 1]"),
+    click.option("--mac", help="MAC address.  [default: made from NAME]"),
+    click.option("--mtu", type=int, help="MTU.  [default: 1500]"),
+    *PORT,
+)
+def vhost_user(listen: str | None, connect: str | None, **options: Any) -> None:
+    """Attach the NIC called NAME: a virtio-net device of a virtual machine, connected to a switch.
+
+    \b
+    vnic attach vhost-user vm1 --listen /run/vm1.sock
+    vnic attach vhost-user vm2 --connect /run/vm2.sock     the machine has server=on
+    """
+    if (listen is None) == (connect is None):
+        raise click.UsageError("which socket? give --listen PATH or --connect PATH")
+    _attach("vhost-user", listen=_absolute(listen), connect=_absolute(connect), **options)
+
+
 @attach.command()
 @_with(
     click.argument("name"),
@@ -188,10 +211,11 @@ def _attach(
         "kind": kind,
         "pid": pid,
         "netns": None if netns is None else netns_path(netns, os.getcwd()),
-        "read": options.get("read"),
-        "write": options.get("write"),
     }
-    for key in ("interface", "queues", "mac", "mtu", "gateway", "owner", "spoof_check", "on"):
+    for key in (
+        *("interface", "queues", "mac", "mtu", "gateway", "owner", "spoof_check", "on"),
+        *("read", "write", "listen", "connect", "socket_group"),
+    ):
         nic[key] = options.get(key)
     nic["addresses"] = list(options.get("addresses", ())) or None
     nic["routes"] = [_route(text) for text in options.get("routes", ())] or None

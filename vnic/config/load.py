@@ -25,10 +25,10 @@ def parse_config(
     for nic in config.nics.values():
         if nic.netns is not None:
             nic.netns = netns_path(nic.netns, directory or os.getcwd())
-        if nic.read is not None:
-            nic.read = os.path.abspath(os.path.join(directory or os.getcwd(), nic.read))
-        if nic.write is not None:
-            nic.write = os.path.abspath(os.path.join(directory or os.getcwd(), nic.write))
+        for setting in ("read", "write", "listen", "connect"):
+            if (path := getattr(nic, setting)) is not None:
+                path = os.path.abspath(os.path.join(directory or os.getcwd(), path))
+                setattr(nic, setting, path)
     return config
 
 

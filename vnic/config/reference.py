@@ -104,6 +104,10 @@ _BESIDE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "links": ({"nodes": {"lan": {"switch": {}}, "dmz": {"switch": {}}}}, {"link": "lan -- dmz"}),
     "read": ({"kind": "capture"}, {}),
     "write": ({"kind": "capture"}, {}),
+    "listen": ({"kind": "vhost-user"}, {}),
+    "connect": ({"kind": "vhost-user"}, {}),
+    "socket_mode": ({"kind": "vhost-user", "listen": "/run/vm1.sock"}, {}),
+    "socket_group": ({"kind": "vhost-user", "listen": "/run/vm1.sock"}, {}),
 }
 
 

@@ -95,6 +95,15 @@ CgroupPath = Annotated[
         description="the absolute path of a cgroup's directory, such as /sys/fs/cgroup/tenant",
     ),
 ]
+SocketPath = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=4095,
+        description="the path of a Unix socket",
+        examples=["/run/vm1.sock"],
+    ),
+]
 VlanId = Annotated[int, Meta(ge=1, le=4094, description="a VLAN number, 1 to 4094", examples=[10])]
 IndirectionTable = Annotated[
     list[Annotated[int, Meta(ge=0, lt=QUEUES_MOST, description="a queue's number, from 0")]],
@@ -685,7 +694,8 @@ class NicConfig(_Strict):
         are the kernel's. `packet`: an existing interface, which vnic does not change; without `pid`
         and `netns` one of the host, which needs `host_interfaces: true`. `capture`: capture files
         in place of a container, see `read` and `write`. `module`: an engine of one of `modules`,
-        which sends and receives the NIC's frames.
+        which sends and receives the NIC's frames. `vhost-user`: a virtual machine or another
+        program that drives a virtio-net device through a Unix socket, see `listen` and `connect`.
     interface: Name of the interface in the container. Default: the NIC's name.
     queues: Queue pairs of the NIC.
     mac: MAC address of the interface. Default: a locally administered address derived from the
@@ -714,6 +724,12 @@ class NicConfig(_Strict):
         times from the NIC's start on. A relative path begins at the file's directory.
     write: Of kind `capture`, the file for the frames that the NIC receives: pcapng if its name ends
         so, else pcap. A file that is there is overwritten.
+    listen: Of kind `vhost-user`, the Unix socket that vnic makes and the virtual machine connects
+        to. A relative path begins at the file's directory.
+    connect: Of kind `vhost-user`, the Unix socket that the virtual machine makes (QEMU's
+        `server=on`); vnic connects to it whenever it is there. So the machine outlives vnic.
+    socket_mode: Permissions of the socket of `listen`, as chmod(1) has them.
+    socket_group: Group of the socket of `listen`: its name or number. Default: vnic's.
     """
 
     HIDDEN = ("name", "where", "number", "link_up", "passed", "waiting", "began_ns")
@@ -744,8 +760,8 @@ class NicConfig(_Strict):
         | None
     ) = None
     kind: Annotated[
-        Literal["tap", "veth", "packet", "capture", "module"],
-        Meta(description="tap, veth, packet, capture or module", examples=["veth"]),
+        Literal["tap", "veth", "packet", "capture", "module", "vhost-user"],
+        Meta(description="tap, veth, packet, capture, module or vhost-user", examples=["veth"]),
     ] = "tap"
     interface: InterfaceName | None = None
     queues: Annotated[
@@ -842,6 +858,20 @@ class NicConfig(_Strict):
                 examples=["out.pcapng"],
             ),
         ]
+        | None
+    ) = None
+    listen: SocketPath | None = None
+    connect: SocketPath | None = None
+    socket_mode: Annotated[
+        str,
+        Meta(
+            pattern="^0?[0-7]{3}$",
+            description='three octal digits in quotes, such as "0660"',
+            examples=["0660"],
+        ),
+    ] = "0660"
+    socket_group: (
+        Annotated[str, Meta(min_length=1, max_length=32, description="a group", examples=["kvm"])]
         | None
     ) = None
     where: str = ""  # "FILE:LINE" or "", for errors that show when it is attached

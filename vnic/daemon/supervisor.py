@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from dataplane.descriptors import close_all, readable, system_error
 from dataplane.errors import ConfigError, VnicError
 from vnic.api.interface import BACKLOG, open_to_clients
 from vnic.api.log import Log
@@ -43,7 +44,6 @@ from vnic.daemon.instance import (
 from vnic.daemon.notify import ServiceManager
 from vnic.daemon.worker_process import WorkerProcess
 from vnic.device.agent import NamespaceAgent
-from vnic.device.descriptors import close_all, readable, system_error
 from vnic.device.kinds.registry import interface_kind
 from vnic.device.namespaces import NetNamespace, identity_of
 from vnic.device.tap import Tap, TapRequest

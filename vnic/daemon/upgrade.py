@@ -49,6 +49,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from dataplane.descriptors import receive_with_descriptors
 from dataplane.engine.handover import (
     BYTES_MAX,
     Loading,
@@ -63,7 +64,6 @@ from vnic.api.connection import Transfer
 from vnic.api.interface import DESCRIPTORS_MOST
 from vnic.config.convert import encode_config
 from vnic.daemon.upgrade_losses import Drops, drops_of, engine_losses, queue_losses
-from vnic.device.descriptors import receive_with_descriptors
 
 if TYPE_CHECKING:
     from dataplane.engine.engine import Engine

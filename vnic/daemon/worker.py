@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from dataplane.descriptors import close_all
 from dataplane.engine.pace import PAUSE_NS, STEP_NS, Pace
 from dataplane.errors import ConfigError, VnicError, one_line
 from vnic.api.events import Bus, differences, observe
@@ -27,7 +28,6 @@ from vnic.api.methods import Methods
 from vnic.api.server import Server
 from vnic.config.convert import decode_config
 from vnic.daemon import privileges
-from vnic.device.descriptors import close_all
 from vnic.runtime.instance import Instance
 from vnic.store import keeper
 

@@ -31,9 +31,9 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
+from dataplane.descriptors import close_all, readable, receive_with_descriptors, system_error
 from dataplane.errors import ConfigError, PortError, VnicError
 from vnic.device import link, sockets
-from vnic.device.descriptors import close_all, readable, receive_with_descriptors, system_error
 from vnic.device.kinds.registry import interface_kind
 from vnic.device.namespaces import NetNamespace, enter
 from vnic.device.tap import (

@@ -20,9 +20,9 @@ from typing import Any
 
 import pytun  # loaded by the agent, so not in every child
 
+from dataplane.descriptors import system_error
 from dataplane.errors import ConfigError, PortError
 from vnic.device import link_counters
-from vnic.device.descriptors import system_error
 from vnic.device.features import set_offloads
 from vnic.device.tap import (
     VNET_HEADER_BYTES,

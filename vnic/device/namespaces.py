@@ -22,8 +22,8 @@ import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol, Self
 
+from dataplane.descriptors import close_all, readable, system_error
 from dataplane.errors import ConfigError, PortError
-from vnic.device.descriptors import close_all, readable, system_error
 from vnic.device.directories import DirectoryWatch, watch_directory, watch_entries
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
+from dataplane.descriptors import close_all
 from dataplane.errors import VnicError
 from vnic.api.method import NotPermittedError, Session, user_name
-from vnic.device.descriptors import close_all
 from vnic.modules.capture import KeptCapture, LiveCapture, reopened
 from vnic.modules.host import Host
 from vnic.modules.nic_node import NicNode

@@ -3,21 +3,22 @@ supervisor; or all with one kind."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
+from dataplane.descriptors import close_all
 from dataplane.errors import PortError, VnicError
 from vnic.config.schema import NicConfig
 from vnic.device.agent import NamespaceAgent
-from vnic.device.descriptors import close_all
 from vnic.device.kinds.contract import Device, InterfaceKind, NicKind
 from vnic.device.kinds.registry import kind_of
 from vnic.device.namespaces import NetNamespace
 from vnic.device.tap import LinkChange, Tap, TapRequest, Work
-from vnic.store.keeper import Keeper, kept_nic, kept_request
+from vnic.store.keeper import Keeper, kept_nic, kept_request, read_document
 
 D = TypeVar("D", bound=Device)
 
@@ -68,6 +69,17 @@ class AgentDevices:
         """Changes the interface."""
         kind.alter(interface, request)
 
+    @property
+    def owns(self) -> bool:
+        """True: there is no other worker."""
+        return True
+
+    def keep(self, document: bytes, descriptors: Sequence[int]) -> None:
+        """No effect: there is no next worker."""
+
+    def kept(self) -> None:
+        """Nothing."""
+
     def forget(self, name: str) -> None:
         """No effect: no other process stores the NIC."""
 
@@ -94,8 +106,10 @@ class _StoredOrigin:
     """The origin of a NIC of an instance: the interface that the previous worker left, or a new one
     from the supervisor."""
 
-    def __init__(self, keeping: Keeper, config: NicConfig, passed: Passed | None) -> None:
-        self._keeping, self._config, self._passed = keeping, config, passed
+    def __init__(
+        self, keeping: Keeper, config: NicConfig, passed: Passed | None, kept: set[str]
+    ) -> None:
+        self._keeping, self._config, self._passed, self._kept = keeping, config, passed, kept
         self._key = f"nic/{config.name}"
 
     def interface(self, kind: InterfaceKind, request: TapRequest) -> Tap:
@@ -123,6 +137,28 @@ class _StoredOrigin:
         interface.mtu, interface.offloads = altered.mtu, altered.offloads
         altered.release()
 
+    @property
+    def owns(self) -> bool:
+        """Whether this worker may change the store."""
+        return self._keeping.may_change
+
+    def keep(self, document: bytes, descriptors: Sequence[int]) -> None:
+        """Has the supervisor store it."""
+        self._kept.add(self._config.name)
+        self._keeping.put_document(f"guest/{self._config.name}", document, descriptors)
+
+    def kept(self) -> tuple[bytes, list[int]] | None:
+        """What the last worker had stored."""
+        found = self._keeping.take(f"guest/{self._config.name}")
+        if found is None:
+            return None
+        self._kept.add(self._config.name)
+        document, *descriptors = found
+        try:
+            return read_document(document), descriptors
+        finally:
+            os.close(document)
+
     def _inherited(self, request: TapRequest) -> list[int] | None:
         """The interface that the previous worker left, if it fits the request. It does not if that
         worker died after it had stored new settings and before it had removed the interface with
@@ -147,18 +183,22 @@ class StoredDevices:
 
     def __init__(self, keeping: Keeper) -> None:
         self._keeping = keeping
+        self._kept: set[str] = set()  # names of NICs for which a document is stored
 
     def start(self) -> None:
         """No effect: the supervisor runs already."""
 
     def open(self, config: NicConfig, number: int, passed: Passed | None = None, /) -> Device:
         return kind_of(config.kind).open(
-            config, number, _StoredOrigin(self._keeping, config, passed)
+            config, number, _StoredOrigin(self._keeping, config, passed, self._kept)
         )
 
     def forget(self, name: str) -> None:
         """Has the supervisor remove the NIC."""
         self._keeping.drop(f"nic/{name}")
+        if name in self._kept:
+            self._kept.discard(name)
+            self._keeping.drop(f"guest/{name}")
 
     def stop(self) -> None:
         """No effect: the supervisor continues."""
@@ -186,6 +226,17 @@ class OneKind(Generic[D]):
     def alter(self, kind: InterfaceKind, interface: Tap, request: TapRequest) -> None:
         """Raises PortError: there is no agent."""
         raise PortError(f"{request.KIND} {request.name}: there is no agent to change it")
+
+    @property
+    def owns(self) -> bool:
+        """True: there is no other worker."""
+        return True
+
+    def keep(self, document: bytes, descriptors: Sequence[int]) -> None:
+        """No effect: there is no next worker."""
+
+    def kept(self) -> None:
+        """Nothing."""
 
     def forget(self, name: str) -> None:
         """Removes a closed NIC from `nics`."""

@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 
 from dataplane.config.scalars import Rate
+from dataplane.descriptors import system_error
 from dataplane.errors import ConfigError, VnicError
 from dataplane.graph.element import Element, Source
 from shaping.pool_share import PoolShare
@@ -41,13 +42,13 @@ from vnic.config.schema import (
 from vnic.config.shape import is_shaped, shape_nic
 from vnic.config.topology import PORTS_MOST
 from vnic.config.written import written
-from vnic.device.descriptors import system_error
 from vnic.device.kinds.contract import LIVE, Device
 from vnic.device.kinds.module import ModuleKind
 from vnic.device.kinds.registry import kind_of
 from vnic.modules.capture import LiveCapture
 from vnic.modules.captures import Captures
 from vnic.modules.devices import Devices, Passed
+from vnic.modules.guests import Guests
 from vnic.modules.host import Host
 from vnic.modules.link_node import LinkNode
 from vnic.modules.module import Module
@@ -78,6 +79,7 @@ class Network(Module):
         self.links: dict[str, LinkNode] = {}
         self.tables: dict[str, MacTable] = {}  # by switch
         self.watching = Watching(runtime, self)
+        self.guests = Guests(runtime, self)
         self.ports = ModulePorts(runtime)
         self._started = False
         # NICs whose interfaces are being made, with the engines that will serve them.
@@ -121,6 +123,8 @@ class Network(Module):
 
     def watch(self) -> None:
         self.watching.over_all()
+        if self.runtime.role != "successor":
+            self.guests.over_all()
 
     def start(self) -> None:
         with self.at_once():
@@ -344,6 +348,7 @@ class Network(Module):
                 self.wire()
                 if runtime.runs:
                     self.watching.over(attached)
+                    self.guests.over(attached)
                 config.engine = home
                 undo.pop_all()
                 return self._status(attached)
@@ -684,6 +689,7 @@ class Network(Module):
         self.captures.end_with(*names)
         for attached in leaving:
             self.watching.end(attached)
+            self.guests.end(attached)
         with self.at_once():
             self.wire(names)
             self._unplug(leaving)
@@ -941,7 +947,9 @@ class Network(Module):
         """After a crash: deletes the stored state of NICs that the previous worker was attaching or
         detaching when it died, and of its captures, whose clients have disconnected."""
         if self.runtime.keeping is not None and self.runtime.role == "crash":
-            self.runtime.keeping.drop_inherited("nic/", "ring/", "segment/table/", "capture/")
+            self.runtime.keeping.drop_inherited(
+                "nic/", "guest/", "ring/", "segment/table/", "capture/"
+            )
 
     def nic_of(self, point: str) -> str:
         """The NIC of that name, or the owner of the element of that name; else the point's first
@@ -970,13 +978,16 @@ class Network(Module):
         self.captures.upgrade_failed()
         self.watching.settle()
         self.watching.look()
+        self.guests.resume()
 
     def claim(self, captures: set[int]) -> None:
         self.captures.keep_only(captures)
         self.watching.claim()
+        self.guests.over_all()
 
     def let_go(self) -> None:
         self.captures.let_go()
+        self.guests.let_go()
 
     def save(self) -> dict[str, Any]:
         return {"captured": self.captures.count}
@@ -1081,6 +1092,7 @@ class Network(Module):
 
     def close(self) -> None:
         self.watching.close()
+        self.guests.close()
         self.take_out(*self.attached)
 
     def closed(self) -> None:

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Protocol
 
+from dataplane.descriptors import system_error
 from dataplane.errors import ConfigError, VnicError
 from vnic.api.log import Log
 from vnic.config.schema import NicConfig
-from vnic.device.descriptors import system_error
 from vnic.device.namespaces import ReturnWatch
 from vnic.modules.host import Host
+from vnic.modules.loop import on_loop
 from vnic.modules.nic_node import NicNode
 
 LOOK_S = 0.05  # from an event to the check for namespaces: more events often follow at once
@@ -38,13 +39,6 @@ class Watched(Protocol):
     def bring_back(self, config: NicConfig) -> None: ...
     def forget(self, config: NicConfig) -> None: ...
     def detach(self, name: str, why: str, *, waits: bool) -> None: ...
-
-
-def _runs_here(loop: asyncio.AbstractEventLoop) -> bool:
-    try:
-        return asyncio.get_running_loop() is loop
-    except RuntimeError:
-        return False
 
 
 class Watching:
@@ -72,7 +66,7 @@ class Watching:
     def over(self, attached: NicNode) -> None:
         """Watches a NIC's container from now on."""
         if (loop := self._runtime.loop) is not None:
-            self._on_loop(partial(self._watch, attached, loop))
+            on_loop(loop, partial(self._watch, attached, loop))
 
     def _watch(self, attached: NicNode, loop: asyncio.AbstractEventLoop) -> None:
         now = self._nics.attached.get(attached.config.name)
@@ -81,16 +75,7 @@ class Watching:
 
     def end(self, attached: NicNode) -> None:
         """Ends the watch over a NIC's container."""
-        self._on_loop(attached.watch.close)
-
-    def _on_loop(self, function: Callable[[], object]) -> None:
-        """Calls a function on the loop's thread, which alone may change what the loop waits for: an
-        attach and an apply run on another thread."""
-        loop = self._runtime.loop
-        if loop is not None and loop.is_running() and not _runs_here(loop):
-            loop.call_soon_threadsafe(function)
-        else:
-            function()
+        on_loop(self._runtime.loop, attached.watch.close)
 
     def over_all(self) -> None:
         """Watches all containers from now on; on the loop's thread."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
+from dataplane.descriptors import system_error
 from dataplane.errors import ConfigError
-from vnic.device.descriptors import system_error
 
 # bytes: more than a configuration with a thousand NICs needs
 DOCUMENT_MOST = 64 << 20

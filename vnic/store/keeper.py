@@ -9,6 +9,8 @@ upgrade, continues with them:
     nic/NAME        an interface: document (KeptNic), its network namespace, a pidfd if the
                     container was given by pid, then the descriptors of its kind's report: queues,
                     and netlink sockets of that namespace
+    guest/NAME      a NIC of kind vhost-user: document (vnic.device.kinds.vhost_user.Kept), and the
+                    sockets and descriptors that it names
     ring/NAME       a ring and its doorbell: of a NIC, or of LINK/SWITCH, a direction of a link
     segment/pool    the packet pool
     segment/table/SWITCH   the MAC table of a switch
@@ -42,8 +44,8 @@ from typing import Literal
 
 import msgspec
 
+from dataplane.descriptors import close_all, receive_with_descriptors, system_error
 from dataplane.errors import ConfigError, PortError, VnicError
-from vnic.device.descriptors import close_all, receive_with_descriptors, system_error
 from vnic.device.kinds.contract import InterfaceKind
 from vnic.device.kinds.registry import interface_kind
 from vnic.device.namespaces import NetNamespace
@@ -412,14 +414,14 @@ class Keeper:
         """Stores duplicates of the descriptors. Raises VnicError."""
         self._call(Put(key), descriptors)
 
-    def put_document(self, key: str, content: bytes) -> None:
-        """Stores a document. Raises VnicError."""
+    def put_document(self, key: str, content: bytes, descriptors: Sequence[int] = ()) -> None:
+        """Stores a document, with duplicates of the descriptors behind it. Raises VnicError."""
         try:
             descriptor = write_document(content)
         except OSError as error:
             raise VnicError(f"{key} cannot be kept: {system_error(error)}") from None
         try:
-            self.put(key, [descriptor])
+            self.put(key, [descriptor, *descriptors])
         finally:
             os.close(descriptor)
 

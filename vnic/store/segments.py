@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
+from dataplane.descriptors import close_all
 from dataplane.packet.pool import PacketPool
 from dataplane.packet.ring import MpscRing
 from switching.mac_table import MacTable
-from vnic.device.descriptors import close_all
 from vnic.store.keeper import Keeper
 
 # packets in flight between two engines; more than a NIC's burst from every other engine

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from dataplane.descriptors import close_all, receive_with_descriptors, system_error
 from dataplane.errors import ConfigError, VnicError
 from vnic.daemon.worker_process import environment
-from vnic.device.descriptors import close_all, receive_with_descriptors, system_error
 
 START = "from vnic.testing.guardian import main; main()"
 MESSAGE_MOST, DESCRIPTORS_MOST = 1 << 16, 64

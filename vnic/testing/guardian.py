@@ -28,8 +28,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from dataplane.descriptors import close_all, receive_with_descriptors, system_error
 from dataplane.errors import ConfigError, VnicError
-from vnic.device.descriptors import close_all, receive_with_descriptors, system_error
 from vnic.device.namespaces import NetNamespace, enter, has_exited
 from vnic.device.new_container import end_with_parent, enter_new_namespaces
 from vnic.testing.packet_sockets import packet_sockets

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from dataplane.descriptors import close_all, system_error
 from dataplane.errors import ConfigError, VnicError
 from dataplane.ports.memory import Frame
 from dataplane.units import format_time
@@ -23,7 +24,6 @@ from vnic.api.client import Client
 from vnic.config.convert import encode_config
 from vnic.config.copies import own_config
 from vnic.config.schema import Config
-from vnic.device.descriptors import close_all, system_error
 from vnic.device.namespaces import NetNamespace
 from vnic.device.packet_sockets import RING_FRAMES_LEAST
 from vnic.testing.frames import Received, nanoseconds

@@ -9,10 +9,10 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from dataplane.descriptors import system_error
 from dataplane.errors import VnicError
 from dataplane.graph.offload import split_frame
 from dataplane.ports.memory import Frame
-from vnic.device.descriptors import system_error
 
 HEADER = struct.Struct(
     "=BBHHHH"

@@ -14,8 +14,8 @@ import stat
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+from dataplane.descriptors import system_error
 from dataplane.errors import ConfigError
-from vnic.device.descriptors import system_error
 from vnic.device.kinds.contract import NicKind, Origin, Settings, UncontainedNic
 
 if TYPE_CHECKING:

@@ -97,6 +97,14 @@ class Settings(Protocol):
     def read(self) -> str | None: ...
     @property
     def write(self) -> str | None: ...
+    @property
+    def listen(self) -> str | None: ...
+    @property
+    def connect(self) -> str | None: ...
+    @property
+    def socket_mode(self) -> str: ...
+    @property
+    def socket_group(self) -> str | None: ...
 
     began_ns: int | None
 
@@ -197,6 +205,21 @@ class Origin(Protocol):
     def alter(self, kind: InterfaceKind, interface: Tap, request: TapRequest) -> None:
         """Makes the NIC's interface the one of `request`, see InterfaceKind.alter. Raises
         ConfigError, PortError."""
+        ...
+
+    @property
+    def owns(self) -> bool:
+        """Whether this process may change what is stored: False for a successor that has not taken
+        over."""
+        ...
+
+    def keep(self, document: bytes, descriptors: Sequence[int]) -> None:
+        """For a kind without an interface: stores what the next worker needs to carry on with the
+        NIC, in place of what was stored before. Raises VnicError."""
+        ...
+
+    def kept(self) -> tuple[bytes, list[int]] | None:
+        """What the last worker stored by `keep`; the caller closes the descriptors. None: none."""
         ...
 
 

@@ -19,9 +19,9 @@ import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from dataplane.descriptors import system_error
 from dataplane.errors import ConfigError, PortError
 from vnic.device import link_counters
-from vnic.device.descriptors import system_error
 from vnic.device.kinds.contract import CONTAINER, LIVE, QUEUES, InterfaceKind, Settings, offloads_of
 from vnic.device.packet_sockets import (
     RingReport,

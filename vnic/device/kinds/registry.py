@@ -9,6 +9,7 @@ from vnic.device.kinds.module import ModuleKind
 from vnic.device.kinds.packet import PacketKind
 from vnic.device.kinds.tap import TapKind
 from vnic.device.kinds.veth import VethKind
+from vnic.device.kinds.vhost_user import VhostUserKind
 
 KINDS: dict[str, NicKind[Device]] = {
     kind.NAME: kind
@@ -18,6 +19,7 @@ KINDS: dict[str, NicKind[Device]] = {
         PacketKind(),
         CaptureKind(),
         ModuleKind(),
+        VhostUserKind(),
     )
 }
 

@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
+from dataplane.descriptors import readable, system_error
 from dataplane.errors import ConfigError, PortError
 from vnic.device import link, link_counters
-from vnic.device.descriptors import readable, system_error
 from vnic.device.features import set_offloads
 from vnic.device.kinds.contract import InterfaceKind
 from vnic.device.namespaces import CLONE_NEWNET, NetNamespace, unshare

@@ -16,19 +16,19 @@ from contextlib import suppress
 
 
 def receive_with_descriptors(
-    sock: socket.socket, size: int, most: int
+    sock: socket.socket, size: int, most: int, flags: int = 0
 ) -> tuple[bytes, list[int], bool]:
-    """Receives up to `size` bytes and `most` descriptors. Returns the bytes (b"" at the end), the
-    descriptors (close-on-exec; the caller closes them), and whether the kernel dropped some of
-    either. Raises OSError."""
+    """Receives up to `size` bytes and `most` descriptors; `flags` as of recvmsg(2). Returns the
+    bytes (b"" at the end), the descriptors (close-on-exec; the caller closes them), and whether the
+    kernel dropped some of either. Raises OSError."""
     found = array.array("i")
-    data, ancillary, flags, _ = sock.recvmsg(
-        size, socket.CMSG_SPACE(most * found.itemsize), socket.MSG_CMSG_CLOEXEC
+    data, ancillary, got, _ = sock.recvmsg(
+        size, socket.CMSG_SPACE(most * found.itemsize), socket.MSG_CMSG_CLOEXEC | flags
     )
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             found.frombytes(content[: len(content) - len(content) % found.itemsize])
-    return data, list(found), bool(flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC))
+    return data, list(found), bool(got & (socket.MSG_CTRUNC | socket.MSG_TRUNC))
 
 
 def readable(descriptor: int, timeout_s: float) -> bool:

@@ -1,0 +1,15 @@
+"""Sets up a Virtqueue: checks where its parts are and at which positions it begins."""
+from libc.stdint cimport uint32_t, uint64_t
+from virt.guest_memory cimport MemoryTable
+from virt.virtqueue cimport Virtqueue
+
+# Finds the ring's parts by addresses of the front end. False where they are not in the memory.
+cdef bint place(Virtqueue *q, const MemoryTable *memory, uint64_t descriptors, uint64_t driver,
+                uint64_t device) noexcept
+# The positions, as vhost-user's messages have them for a packed ring. A split ring's are available
+# | used << 16.
+cdef uint32_t position_of(const Virtqueue *q) noexcept
+cdef void set_position(Virtqueue *q, uint32_t position) noexcept
+cdef uint32_t recovered(const Virtqueue *q, uint64_t stored) noexcept
+# Whether a packed ring was never used.
+cdef bint is_fresh(const Virtqueue *q) noexcept

@@ -1,0 +1,80 @@
+"""What a device does with a virtqueue, whatever its format: see virtqueue.pxd.
+
+The format of a queue never changes while it runs, so the branches are predicted.
+"""
+from libc.stdint cimport uint32_t
+from dataplane.vatomic cimport va_fence
+from virt.chain cimport Chain
+from virt.packed_ring cimport (packed_ask, packed_complete, packed_has, packed_prefetch,
+                               packed_publish, packed_take, packed_wants)
+from virt.split_ring cimport (split_ask, split_complete, split_has, split_prefetch, split_publish,
+                              split_take, split_wants)
+from virt.virtqueue cimport KICKS_OFF, KICKS_ON, Mark, Taken, Virtqueue
+
+
+cdef inline uint32_t take(Virtqueue *q, Chain *chain, Taken *taken) noexcept nogil:
+    """Takes the next buffer and appends its segments to the chain; CHAIN_*. From CHAIN_BROKEN on
+    the ring has to be stopped."""
+    taken.written = 0
+    if q.packed:
+        packed_prefetch(q)
+        return packed_take(q, chain, taken)
+    split_prefetch(q)
+    return split_take(q, chain, taken)
+
+
+cdef inline Mark mark(const Virtqueue *q) noexcept nogil:
+    cdef Mark here
+    here.next_available, here.available_wrap = q.next_available, q.available_wrap
+    return here
+
+
+cdef inline void rewind(Virtqueue *q, const Mark *to) noexcept nogil:
+    """Leaves the buffers taken since then to the next call of `take`, which reads their descriptors
+    again."""
+    q.next_available, q.available_wrap = to.next_available, to.available_wrap
+
+
+cdef inline void complete(Virtqueue *q, const Taken *taken) noexcept nogil:
+    """Gives back the oldest buffer that is not given back yet; visible after `publish`."""
+    if q.packed:
+        packed_complete(q, taken)
+    else:
+        split_complete(q, taken)
+
+
+cdef inline bint publish(Virtqueue *q) noexcept nogil:
+    """Makes the completed buffers visible to the driver; True if it wants to be notified."""
+    if q.prepared == 0:
+        return False
+    if q.packed:
+        packed_publish(q)
+        return packed_wants(q)
+    split_publish(q)
+    return split_wants(q)
+
+
+cdef inline void refuse_kicks(Virtqueue *q) noexcept nogil:
+    """Asks the driver not to notify the device, which polls. The driver may do so all the same."""
+    if q.kicks == KICKS_OFF:
+        return
+    q.kicks = KICKS_OFF
+    if q.packed:
+        packed_ask(q, False)
+    else:
+        split_ask(q, False)
+
+
+cdef inline bint ask_for_kicks(Virtqueue *q) noexcept nogil:
+    """Called before a sleep: asks the driver for a notification; True if there are buffers already,
+    so that none may come. A ring that has been idle since the last call costs one load."""
+    if q.kicks != KICKS_ON:
+        q.kicks = KICKS_ON
+        if q.packed:
+            packed_ask(q, True)
+        else:
+            split_ask(q, True)
+        # Full fence: the wish was stored, the driver's index is loaded. Otherwise this device may
+        # miss the index, and the driver the wish: the one place where a wake-up can be lost.
+        va_fence()
+    return packed_has(q) if q.packed else split_has(q)

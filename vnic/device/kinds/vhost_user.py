@@ -1,0 +1,417 @@
+"""NICs of kind `vhost-user`: a virtio-net device whose driver is in a virtual machine, or in
+another program, behind a Unix socket.
+
+The socket is vnic's (`listen`), or the front end's (`connect`): then the machine outlives vnic, and
+vnic comes back to it. What the front end has said is stored after each message, with the sockets
+and descriptors, so that the next worker carries on without a word to it.
+
+Sources: docs/interop/vhost-user.rst of QEMU; Virtio 1.3, section 5.1.
+"""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import socket
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from dataplane.descriptors import close_all, system_error
+from dataplane.errors import ConfigError, PortError, VnicError
+from vnic.device.kinds.contract import NicKind, Origin, Settings, UncontainedNic, offloads_of
+from vnic.device.tap import Offload, offload_names, parse_mac
+
+if TYPE_CHECKING:
+    from dataplane.graph.element import Element
+    from virt.vhost_user.books import Books
+    from virt.vhost_user.connection import Connection
+    from virt.vhost_user.device import Offer
+    from virt.virtio_port import VirtioPort
+    from vnic.device.guest import GuestDevice
+
+PATH_MOST = 107  # bytes of sun_path without its end (unix(7))
+BACKLOG = 4
+ANOTHER_VERSION = "a guest was stored by another version of vnic; use `vnic down` and `vnic up`"
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """The document that is stored. The descriptors are the memory of the rings' positions, then, if
+    there are, the listening socket, the connected socket, and one for each of `roles`. path: of the
+    socket, as configured."""
+
+    books: msgspec.Raw
+    path: str
+    listens: bool
+    connected: bool
+    roles: list[str]
+
+
+class GuestNic(UncontainedNic):
+    """A NIC whose frames a guest's driver sends and receives.
+
+    `serve` gives it the thread of its engine; afterwards `ready` is to be called when one of
+    `inputs` is readable, and now and then while it `seeks` a front end to connect to.
+    """
+
+    port: VirtioPort
+
+    def __init__(
+        self,
+        settings: Settings,
+        port: VirtioPort,
+        tx: Element,
+        device: GuestDevice,
+        offer: Offer,
+        origin: Origin,
+    ) -> None:
+        super().__init__(settings, port)
+        self.tx, self.device, self.offer, self._origin = tx, device, offer, origin
+        self.listener: socket.socket | None = None
+        self.connection: Connection | None = None
+        self.socket: socket.socket | None = None
+        self.problem = ""  # why the last front end was disconnected
+
+    # -- the front end -----------------------------------------------------------------------------
+
+    @property
+    def inputs(self) -> list[int]:
+        """Descriptors to wait for."""
+        found = [] if self.listener is None else [self.listener.fileno()]
+        return found if self.connection is None else [*found, self.connection.fileno()]
+
+    @property
+    def seeks(self) -> bool:
+        """Whether it has yet to find the front end's socket."""
+        return self.settings.connect is not None and self.connection is None
+
+    @property
+    def path(self) -> str:
+        """The socket's path."""
+        return str(self.settings.listen or self.settings.connect)
+
+    def serve(self, call: Callable[[Callable[[], object]], object]) -> None:
+        """From now on, the port's engine runs, and this process has the guest. call: runs a
+        function on the engine's thread."""
+        self.device.call = call
+        self.device.own()
+
+    def end(self) -> None:
+        """From now on, no engine serves the port."""
+        self.device.call = lambda function: function()
+
+    def ready(self) -> None:
+        """Handles what has arrived, or tries to connect. A front end that is wrong is disconnected;
+        `problem` says why."""
+        if self.listener is not None:
+            self._accept(self.listener)
+        if self.seeks:
+            self._connect()
+        if self.connection is not None:
+            self._read(self.connection)
+
+    def _accept(self, listener: socket.socket) -> None:
+        """Takes a front end, and refuses another one beside it: who has the memory has the NIC."""
+        try:
+            accepted, _ = listener.accept()
+        except OSError:  # none is there any more, or no descriptor is left
+            return
+        if self.connection is not None:
+            accepted.close()
+            return
+        self._begin(accepted)
+
+    def _connect(self) -> None:
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            made.setblocking(False)
+            made.connect(str(self.settings.connect))
+        except OSError as error:
+            made.close()
+            self.problem = f"{self.settings.connect}: {system_error(error)}"
+            return
+        self._begin(made)
+
+    def _begin(self, connected: socket.socket, kept: Kept | None = None, *fds: int) -> None:
+        from virt.vhost_user.books import Books
+        from virt.vhost_user.connection import Connection
+        from virt.vhost_user.session import Session
+
+        connected.setblocking(False)
+        books = None if kept is None else Books.decode(kept.books)
+        roles = {} if kept is None else dict(zip(kept.roles, fds, strict=True))
+        session = Session(self.device, self.offer, books, roles)
+        self.problem, self.socket = "", connected
+        self.connection = Connection(connected, session, self._store)
+
+    def _read(self, connection: Connection) -> None:
+        from virt.vhost_user.protocol import ProtocolError
+
+        try:
+            if connection.read():
+                return
+            why = ""
+        except (ProtocolError, VnicError) as error:
+            why = str(error)
+        self._disconnect(connection, why)
+
+    def _disconnect(self, connection: Connection, why: str) -> None:
+        self.problem, self.connection, self.socket = why, None, None
+        with suppress(VnicError):  # the supervisor does not answer, and is stored to again
+            connection.close()
+
+    def resume(self, kept: Kept, descriptors: Sequence[int]) -> None:
+        """Carries on from what the last worker stored; takes over the descriptors behind the first.
+        A front end that cannot be carried on with is disconnected."""
+        from virt.vhost_user.protocol import ProtocolError
+
+        left = list(descriptors)
+        if kept.listens:
+            self.listener = socket.socket(fileno=left.pop(0))
+        if not kept.connected:
+            return
+        self._begin(socket.socket(fileno=left.pop(0)), kept, *left)
+        assert self.connection is not None
+        try:
+            self.connection.resume()
+        except (ProtocolError, ConfigError, OSError) as error:
+            self._disconnect(self.connection, str(error))
+
+    def _store(self, books: Books, descriptors: Mapping[str, int]) -> None:
+        sockets = [each for each in (self.listener, self.socket) if each is not None]
+        kept = Kept(
+            books=msgspec.Raw(books.encode()),
+            path=self.path,
+            listens=self.listener is not None,
+            connected=self.socket is not None,
+            roles=list(descriptors),
+        )
+        self._origin.keep(
+            msgspec.json.encode(kept),
+            [
+                self.device.positions.fd,
+                *(each.fileno() for each in sockets),
+                *descriptors.values(),
+            ],
+        )
+
+    # -- the listening socket ----------------------------------------------------------------------
+
+    def listen(self) -> None:
+        """Makes the socket of `listen`. Raises ConfigError, PortError."""
+        from virt.vhost_user.books import Books
+
+        settings, path = self.settings, self.settings.listen
+        if path is None:
+            return
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            _remove_stale(self._label, path)
+            # nobody can connect before the mode is set: the socket does not listen yet
+            made.bind(path)
+            try:
+                os.chmod(path, int(settings.socket_mode, 8))
+                if settings.socket_group is not None:
+                    os.chown(path, -1, _group(self._label, settings.socket_group))
+                made.listen(BACKLOG)
+            except BaseException:
+                os.unlink(path)
+                raise
+        except OSError as error:
+            made.close()
+            raise _cannot(self._label, path, error) from None
+        except BaseException:
+            made.close()
+            raise
+        self.listener = made
+        self._store(Books.of(self.offer.rings), {})
+
+    @property
+    def _label(self) -> str:
+        return f"nic {self.settings.name}"
+
+    # -- the NIC -----------------------------------------------------------------------------------
+
+    def set_carrier(self, up: bool) -> None:
+        """Tells the driver that the link is up or down."""
+        from virt.vhost_user.back_end_requests import tell_config_changed
+
+        self.device.config = msgspec.structs.replace(self.device.config, up=up)
+        if self.connection is not None:
+            tell_config_changed(self.connection.session)
+
+    def status(self) -> dict[str, Any]:
+        """The NIC's state and settings, as a dict. guest: "connected", or "absent"; problem: why
+        the last front end was disconnected, or why there is none; features: those that the driver
+        acknowledged."""
+        from virt.vhost_user.features import names
+
+        settings, queues = self.settings, self.port.queue_statistics()
+        session = None if self.connection is None else self.connection.session
+        return {
+            "kind": VhostUserKind.NAME,
+            "interface": self.path,
+            "pid": None,
+            "netns": None,
+            "mac": self.mac,
+            "mtu": settings.mtu,
+            "queues": self.port.queues,
+            "offloads": offload_names(self.port.offloads),
+            "guest": "absent" if session is None else "connected",
+            "problem": self.problem if session is None else session.refusal,
+            "features": [] if session is None else names(session.books.features),
+            "rings": [self.port.ring_state(ring) for ring in range(2 * self.port.queues)],
+            "rx_packets": sum(queue["rx_packets"] for queue in queues),
+            "tx_packets": sum(queue["tx_packets"] for queue in queues),
+        }
+
+    def close(self) -> None:
+        """Disconnects the front end and removes the socket of `listen`. Only when no engine serves
+        the port any more."""
+        if self.connection is not None:
+            self._disconnect(self.connection, "the NIC was detached")
+        if self.listener is not None:
+            self.listener.close()
+            self.listener = None
+            with suppress(OSError):
+                os.unlink(str(self.settings.listen))
+        super().close()
+        self.device.positions.close()
+
+
+class VhostUserKind(NicKind[GuestNic]):
+    """A guest's driver, through a Unix socket."""
+
+    NAME = "vhost-user"
+    SETTINGS = frozenset(
+        {"listen", "connect", "socket_mode", "socket_group", "mac", "mtu", "offloads"}
+    )
+    WHY = "a guest's driver is behind its socket"
+
+    def open(self, settings: Settings, number: int, origin: Origin) -> GuestNic:
+        from dataplane.elements.nic_tx import NicTx
+        from dataplane.elements.rss import Rss
+        from virt.vhost_user.net_config import NetConfig
+        from virt.virtio_port import VirtioPort
+        from vnic.device.guest import GuestDevice, Positions
+
+        _check(settings)
+        label = f"nic {settings.name}"
+        kept, descriptors = _kept(settings, origin)
+        port = VirtioPort(settings.name, number=number, mtu=settings.mtu)
+        try:
+            positions = Positions(2, descriptors[0] if descriptors else None)
+            config = NetConfig(mac=parse_mac(str(settings.mac), label), mtu=settings.mtu)
+            device = GuestDevice(port, config, positions, owns=origin.owns)
+            tx = NicTx(port, Rss(queues=1), name=f"{settings.name}.tx")
+            nic = GuestNic(settings, port, tx, device, _offer(settings), origin)
+            if kept is None:
+                nic.listen()
+            else:
+                nic.resume(kept, descriptors[1:])
+            return nic
+        except BaseException:
+            port.close()
+            close_all(descriptors)
+            raise
+
+
+def _kept(settings: Settings, origin: Origin) -> tuple[Kept | None, list[int]]:
+    """What the last worker stored, and its descriptors; None if it is of a NIC with another
+    socket: that worker died after it had stored new settings."""
+    found = origin.kept()
+    if found is None:
+        return None, []
+    try:
+        kept = msgspec.json.decode(found[0], type=Kept)
+    except msgspec.MsgspecError:
+        close_all(found[1])
+        raise VnicError(ANOTHER_VERSION) from None
+    if kept.path == (settings.listen or settings.connect):
+        return kept, found[1]
+    close_all(found[1])
+    return None, []
+
+
+def _offer(settings: Settings) -> Offer:
+    from virt.vhost_user.device import USUAL_FEATURES, Offer
+    from virt.vhost_user.features import Abilities, offered
+    from virt.vhost_user.protocol import ProtocolFeature
+
+    offloads = offloads_of(settings.offloads)
+    abilities = Abilities(
+        checksum=bool(offloads & Offload.CSUM),
+        tso=bool(offloads & Offload.TSO4),
+        uso=bool(offloads & Offload.USO),
+        mtu=settings.mtu,
+        control=False,
+        speed=False,
+    )
+    return Offer(
+        features=int(offered(abilities)),
+        protocol_features=USUAL_FEATURES & ~ProtocolFeature.RARP,
+        queue_pairs=1,
+    )
+
+
+def _check(settings: Settings) -> None:
+    """Raises ConfigError for sockets that cannot be those of a NIC."""
+    label = f"nic {settings.name}"
+    if (settings.listen is None) == (settings.connect is None):
+        raise ConfigError(
+            f"{label}: expected the path of a Unix socket in one of listen and connect"
+        )
+    for word, path in (("listen", settings.listen), ("connect", settings.connect)):
+        if path is None:
+            continue
+        if not os.path.isabs(path):
+            raise ConfigError(
+                f"{label}: {word}: {path} is a relative path: expected one that begins with /"
+            )
+        if len(os.fsencode(path)) > PATH_MOST:
+            raise ConfigError(
+                f"{label}: {word}: the path of a socket has at most {PATH_MOST} bytes, this one "
+                f"{len(os.fsencode(path))}: expected a shorter one"
+            )
+
+
+def _remove_stale(label: str, path: str) -> None:
+    """Removes a socket that nothing listens at: a killed instance has left it."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise ConfigError(f"{label}: listen: {path} is there and no socket: expected a free path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except BlockingIOError:  # its backlog is full
+            pass
+    raise ConfigError(f"{label}: listen: {path} is in use by another program: expected a free path")
+
+
+def _group(label: str, name: str) -> int:
+    try:
+        return int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise ConfigError(
+            f"{label}: socket_group: there is no group {name}: expected one of this machine's"
+        ) from None
+
+
+def _cannot(label: str, path: str, error: OSError) -> VnicError:
+    what = f"{label}: listen: {path}: {system_error(error)}"
+    advice = {
+        errno.ENOENT: "make its directory first",
+        errno.EACCES: f"vnic runs as user {os.geteuid()}, who needs the right to write there",
+        errno.EPERM: "vnic's user must be a member of socket_group",
+    }.get(error.errno or 0)
+    return PortError(what) if advice is None else ConfigError(f"{what}: {advice}")

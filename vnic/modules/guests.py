@@ -1,0 +1,131 @@
+"""Serves the front ends of NICs of kind vhost-user on control's event loop: accepts them, and has
+their messages handled."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Protocol
+
+from vnic.api.log import Log
+from vnic.device.kinds.vhost_user import GuestNic
+from vnic.modules.host import Host
+from vnic.modules.loop import on_loop
+from vnic.modules.nic_node import NicNode
+
+SEEK_S = 0.25  # between two looks for the socket of a front end that listens
+
+log = Log("vnic")
+
+
+class Served(Protocol):
+    """The part of vnic.modules.network.Network that is used here."""
+
+    @property
+    def attached(self) -> Mapping[str, NicNode]: ...
+    def call_at(self, name: str, function: Callable[[], object]) -> None: ...
+
+
+class Guests:
+    """The front ends of `nics`. Nothing is read while the instance is being upgraded: what a front
+    end sends meanwhile waits in its socket, and the successor reads it."""
+
+    def __init__(self, host: Host, nics: Served) -> None:
+        self._host, self._nics = host, nics
+        self._inputs: dict[GuestNic, list[int]] = {}
+        self._seeking: asyncio.TimerHandle | None = None
+
+    def over(self, attached: NicNode) -> None:
+        """Serves a NIC from now on, if it is a guest's."""
+        if isinstance(attached.nic, GuestNic):
+            attached.nic.serve(partial(self._nics.call_at, attached.config.name))
+            on_loop(self._host.loop, partial(self._begin, attached.nic))
+
+    def over_all(self) -> None:
+        """Serves all NICs."""
+        for attached in self._nics.attached.values():
+            self.over(attached)
+
+    def end(self, attached: NicNode) -> None:
+        """Ends the service for a NIC that is about to leave its engine."""
+        if isinstance(attached.nic, GuestNic):
+            on_loop(self._host.loop, partial(self._forget, attached.nic))
+            attached.nic.end()
+
+    def let_go(self) -> None:
+        """The successor serves them all."""
+        for nic in list(self._inputs):
+            self._forget(nic)
+
+    def _begin(self, nic: GuestNic) -> None:
+        if nic not in self._inputs and self._is_here(nic):
+            self._inputs[nic] = []
+            self._ready(nic)
+
+    def _is_here(self, nic: GuestNic) -> bool:
+        now = self._nics.attached.get(nic.settings.name)
+        return now is not None and now.nic is nic
+
+    def _forget(self, nic: GuestNic) -> None:
+        if nic in self._inputs:
+            self._watch(nic, [])
+            del self._inputs[nic]
+
+    def _ready(self, nic: GuestNic) -> None:
+        """Something has arrived for a NIC."""
+        with self._host.lock:
+            if nic not in self._inputs or not self._is_here(nic):
+                return
+            was = nic.connection
+            if not self._host.upgrading:
+                nic.ready()
+            self._watch(nic, [] if self._host.upgrading else nic.inputs)
+        if nic.connection is not was:
+            self._tell(nic)
+        if nic.seeks and self._seeking is None:
+            self._seek_later()
+
+    def _watch(self, nic: GuestNic, inputs: list[int]) -> None:
+        """Waits for these descriptors, in place of those before. For duplicates of them: another
+        thread may close a NIC, and its numbers be given to other files, before the loop is told."""
+        loop, before = self._host.loop, self._inputs[nic]
+        assert loop is not None
+        for descriptor in before:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+        self._inputs[nic] = [os.dup(each) for each in inputs]
+        for descriptor in self._inputs[nic]:
+            loop.add_reader(descriptor, self._ready, nic)
+
+    def _tell(self, nic: GuestNic) -> None:
+        name, connected = nic.settings.name, nic.connection is not None
+        self._host.emit("guest", nic=name, state="connected" if connected else "gone")
+        if connected:
+            log.info("guest connected", nic=name, socket=nic.path)
+        else:
+            log.info("guest is gone", nic=name, socket=nic.path, why=nic.problem or "it closed")
+
+    def resume(self) -> None:
+        """An upgrade has failed: reads again."""
+        for nic in list(self._inputs):
+            self._ready(nic)
+
+    # -- front ends that listen --------------------------------------------------------------------
+
+    def _seek_later(self) -> None:
+        loop = self._host.loop
+        assert loop is not None
+        self._seeking = loop.call_later(SEEK_S, self._seek)
+
+    def _seek(self) -> None:
+        self._seeking = None
+        for nic in [nic for nic in self._inputs if nic.seeks]:
+            self._ready(nic)
+
+    def close(self) -> None:
+        """Ends all service."""
+        if self._seeking is not None:
+            self._seeking.cancel()
+        self.let_go()
