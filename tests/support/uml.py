@@ -14,7 +14,7 @@ from typing import Self
 
 from tests.tools import PATH, need
 
-BOOT_S, RUN_S = 30.0, 120.0
+BOOT_S, RUN_S = 120.0, 120.0
 READY, END = "GUEST-READY", "GUEST-END"
 
 # The guest's first process. Each line of its console is a command; its output follows, then END and
