@@ -112,6 +112,23 @@ def veth(rounds: int, seconds: float, as_json: bool) -> None:
 
 
 @main.command()
+@click.option("--rounds", type=click.IntRange(1, 100), default=5, show_default=True, help="Rounds over all contestants.")
+@click.option("--seconds", type=click.FloatRange(0.2, 60), default=3, show_default=True, help="Of each throughput measurement.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the tables.")
+def virt(rounds: int, seconds: float, as_json: bool) -> None:
+    """Virtual machines: virtio-user through vnic and through DPDK; guests. Needs root."""
+    from bench import virt as bench_virt
+
+    _need_root()
+    result = bench_virt.run(rounds, seconds)
+    report.save("virt", result)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        bench_virt.show(_console(), result)
+
+
+@main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 def elements(as_json: bool) -> None:
     """Each element alone: ns a packet at batches of 1, 32 and 256."""
