@@ -6,8 +6,8 @@
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from dataplane.vatomic cimport (va_fence, va_load_acquire_u16, va_load_relaxed_u16,
-                                va_store_relaxed_u16, va_store_relaxed_u64, va_store_release_u16,
-                                va_store_release_u64)
+                                va_prefetch_write, va_store_relaxed_u16, va_store_relaxed_u64,
+                                va_store_release_u16, va_store_release_u64)
 from virt.chain cimport (BROKEN_LOOP, BROKEN_TABLE, CHAIN_NONE, CHAIN_OK, DESCRIPTOR_BYTES,
                          DESCRIPTOR_INDIRECT, DESCRIPTOR_NEXT, DESCRIPTOR_WRITE, SEGMENTS_MOST,
                          Chain, Descriptor, chain_add, copy_descriptor)
@@ -43,9 +43,11 @@ cdef inline bint packed_has(const Virtqueue *q) noexcept nogil:
 
 
 cdef inline void packed_prefetch(Virtqueue *q) noexcept nogil:
-    """See PREFETCH_AHEAD. A descriptor that is not available yet may be loaded, too."""
+    """See PREFETCH_AHEAD. A descriptor that is not available yet may be loaded, too. Its line is
+    loaded for writing, since the used descriptor goes there."""
     cdef uint32_t slot = <uint32_t>q.next_available + PREFETCH_AHEAD
-    if slot < q.size:
+    if slot + PREFETCH_AHEAD < q.size:
+        va_prefetch_write(packed_at(q, <uint16_t>(slot + PREFETCH_AHEAD)))
         prefetch_buffer(q, packed_at(q, <uint16_t>slot))
 
 

@@ -6,7 +6,7 @@
                            the device
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from dataplane.vatomic cimport (va_fence, va_load_acquire_u16, va_load_relaxed_u16,
+from dataplane.vatomic cimport (va_fence, va_load_acquire_u16, va_load_relaxed_u16, va_prefetch,
                                 va_store_relaxed_u16, va_store_release_u16)
 from virt.chain cimport (BROKEN_COUNT, BROKEN_INDEX, BROKEN_LOOP, BROKEN_TABLE, CHAIN_NONE,
                          CHAIN_OK, DESCRIPTOR_BYTES, DESCRIPTOR_INDIRECT, DESCRIPTOR_NEXT,
@@ -61,8 +61,11 @@ cdef inline uint32_t split_take(Virtqueue *q, Chain *chain, Taken *taken) noexce
 cdef inline void split_prefetch(Virtqueue *q) noexcept nogil:
     """See PREFETCH_AHEAD."""
     cdef const uint16_t *entries = <const uint16_t *>(q.driver + SPLIT_ENTRIES_AT)
-    cdef uint16_t head
-    if <uint16_t>(q.seen - q.next_available) > PREFETCH_AHEAD:
+    cdef uint16_t left = q.seen - q.next_available, head
+    if left > 2 * PREFETCH_AHEAD:
+        head = va_load_relaxed_u16(&entries[(q.next_available + 2 * PREFETCH_AHEAD) & (q.size - 1)])
+        va_prefetch(q.descriptors + <uint32_t>head * DESCRIPTOR_BYTES)
+    if left > PREFETCH_AHEAD:
         head = va_load_relaxed_u16(&entries[(q.next_available + PREFETCH_AHEAD) & (q.size - 1)])
         if head < q.size:
             prefetch_buffer(q, q.descriptors + <uint32_t>head * DESCRIPTOR_BYTES)
