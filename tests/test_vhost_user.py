@@ -543,7 +543,7 @@ def test_notifications_go_to_nothing_but_events(bench, kind, tmp_path):
             descriptor = os.dup(epoll.fileno())
     for request in (R.SET_VRING_CALL, R.SET_VRING_KICK, R.SET_VRING_ERR):
         assert not front.tell(request, U64.pack(0), [descriptor])
-        assert bench.session.refusal.endswith("expected an eventfd, a socket or a pipe")
+        assert bench.session.refusal.endswith("expected an eventfd, a pipe or a Unix stream socket")
     os.close(descriptor)
     ends = [*os.pipe(), *(each.detach() for each in socket.socketpair())]
     for descriptor in ends:

@@ -25,7 +25,7 @@ def check_notifier(what: str, fd: int) -> bool:
             with socket.socket(fileno=os.dup(fd)) as other:
                 if (other.family, other.type) == (socket.AF_UNIX, socket.SOCK_STREAM):
                     return True
-            raise ConfigError(f"{what}: a socket of another kind; {EXPECTED}")
+            raise ConfigError(f"{what}: a socket of another kind: {EXPECTED}")
         # an eventfd has no type in its mode; its name tells it from other anonymous files
         if kind == stat.S_IFIFO or os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[eventfd]":
             os.set_blocking(fd, False)
@@ -33,4 +33,4 @@ def check_notifier(what: str, fd: int) -> bool:
     except (OSError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigError(f"{what}: descriptor {fd}: {reason}") from None
-    raise ConfigError(f"{what}: descriptor {fd} is no means of notification; {EXPECTED}")
+    raise ConfigError(f"{what}: descriptor {fd} is no means of notification: {EXPECTED}")

@@ -7,6 +7,8 @@ import stat
 from collections.abc import Mapping
 
 from dataplane.descriptors import close_all
+from dataplane.errors import ConfigError
+from virt.notifications import check_notifier
 from virt.vhost_user.protocol import Refused
 
 
@@ -43,17 +45,11 @@ class Descriptors:
 
 
 def check_event(name: str, descriptor: int) -> None:
-    """Raises Refused unless the descriptor can carry notifications: an eventfd, a socket
-    (User-mode Linux), or a pipe. What is written there must not land in a file or on a terminal.
-
-    Sets O_NONBLOCK. That alone does not protect an engine: a front end with the same open file
-    description can clear it again.
-    """
-    if not _is_eventfd(descriptor):
-        mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISSOCK(mode) and not stat.S_ISFIFO(mode):
-            raise Refused(f"{name}: {_kind(mode)}: expected an eventfd, a socket or a pipe")
-    os.set_blocking(descriptor, False)
+    """Raises Refused unless the descriptor can carry notifications (notifications.py)."""
+    try:
+        check_notifier(name, descriptor)
+    except ConfigError as error:
+        raise Refused(str(error)) from None
 
 
 def check_socket(name: str, descriptor: int) -> None:
@@ -74,10 +70,6 @@ def check_file(name: str, descriptor: int, end: int) -> None:
         )
     if found.st_size < end:
         raise Refused(f"{name}: the file has {found.st_size:#x} bytes: expected {end:#x} at least")
-
-
-def _is_eventfd(descriptor: int) -> bool:
-    return os.readlink(f"/proc/self/fd/{descriptor}").startswith("anon_inode:[eventfd")
 
 
 def _kind(mode: int) -> str:
