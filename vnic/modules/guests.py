@@ -16,6 +16,9 @@ from vnic.modules.loop import on_loop
 from vnic.modules.nic_node import NicNode
 
 SEEK_S = 0.25  # between two looks for the socket of a front end that listens
+# A front end whose messages have taken this long at a stretch is left alone for four times as long,
+# so that one that floods takes a fifth of control's time at most.
+LONG_TURN_S, PAUSE = 0.005, 4
 
 log = Log("vnic")
 
@@ -78,10 +81,16 @@ class Guests:
         with self._host.lock:
             if nic not in self._inputs or not self._is_here(nic):
                 return
-            was = nic.connection
+            loop, was = self._host.loop, nic.connection
+            assert loop is not None
+            began_s = loop.time()
             if not self._host.upgrading:
                 nic.ready()
-            self._watch(nic, [] if self._host.upgrading else nic.inputs)
+            took_s = loop.time() - began_s
+            pauses = took_s > LONG_TURN_S
+            self._watch(nic, [] if self._host.upgrading or pauses else nic.inputs)
+        if pauses:
+            loop.call_later(PAUSE * took_s, self._ready, nic)
         if nic.connection is not was:
             self._tell(nic)
         if nic.seeks and self._seeking is None:

@@ -136,17 +136,20 @@ class GuestNic(UncontainedNic):
             return
         self._begin(made)
 
-    def _begin(self, connected: socket.socket, kept: Kept | None = None, *fds: int) -> None:
-        from virt.vhost_user.books import Books
+    def _begin(
+        self,
+        connected: socket.socket,
+        books: Books | None = None,
+        roles: Mapping[str, int] | None = None,
+    ) -> Connection:
         from virt.vhost_user.connection import Connection
         from virt.vhost_user.session import Session
 
         connected.setblocking(False)
-        books = None if kept is None else Books.decode(kept.books)
-        roles = {} if kept is None else dict(zip(kept.roles, fds, strict=True))
         session = Session(self.device, self.offer, books, roles)
-        self.problem, self.socket = "", connected
         self.connection = Connection(connected, session, self._store)
+        self.problem, self.socket = "", connected
+        return self.connection
 
     def _read(self, connection: Connection) -> None:
         from virt.vhost_user.protocol import ProtocolError
@@ -155,7 +158,7 @@ class GuestNic(UncontainedNic):
             if connection.read():
                 return
             why = ""
-        except (ProtocolError, VnicError) as error:
+        except (ProtocolError, VnicError, OSError) as error:
             why = str(error)
         self._disconnect(connection, why)
 
@@ -166,20 +169,32 @@ class GuestNic(UncontainedNic):
 
     def resume(self, kept: Kept, descriptors: Sequence[int]) -> None:
         """Carries on from what the last worker stored; takes over the descriptors behind the first.
-        A front end that cannot be carried on with is disconnected."""
+        A front end that cannot be carried on with is disconnected. Raises VnicError, OSError, and
+        then the descriptors are still the caller's."""
+        from virt.vhost_user.books import Books
         from virt.vhost_user.protocol import ProtocolError
 
-        left = list(descriptors)
+        try:
+            books = Books.decode(kept.books)
+        except msgspec.MsgspecError:
+            raise VnicError(ANOTHER_VERSION) from None
+        left = iter(descriptors)
         if kept.listens:
-            self.listener = socket.socket(fileno=left.pop(0))
+            self.listener = socket.socket(fileno=next(left))
         if not kept.connected:
             return
-        self._begin(socket.socket(fileno=left.pop(0)), kept, *left)
-        assert self.connection is not None
+        connected = socket.socket(fileno=next(left))
         try:
-            self.connection.resume()
+            connection = self._begin(connected, books, dict(zip(kept.roles, left, strict=True)))
+        except BaseException:
+            connected.detach()
+            if self.listener is not None:
+                self.listener.detach()
+            raise
+        try:
+            connection.resume()
         except (ProtocolError, ConfigError, OSError) as error:
-            self._disconnect(self.connection, str(error))
+            self._disconnect(connection, str(error))
 
     def _store(self, books: Books, descriptors: Mapping[str, int]) -> None:
         sockets = [each for each in (self.listener, self.socket) if each is not None]
@@ -303,6 +318,7 @@ class VhostUserKind(NicKind[GuestNic]):
         label = f"nic {settings.name}"
         kept, descriptors = _kept(settings, origin)
         port = VirtioPort(settings.name, number=number, mtu=settings.mtu)
+        positions = None
         try:
             positions = Positions(2, descriptors[0] if descriptors else None)
             config = NetConfig(mac=parse_mac(str(settings.mac), label), mtu=settings.mtu)
@@ -316,6 +332,8 @@ class VhostUserKind(NicKind[GuestNic]):
             return nic
         except BaseException:
             port.close()
+            if positions is not None and not descriptors:
+                positions.close()
             close_all(descriptors)
             raise
 
