@@ -83,7 +83,7 @@ agent.serve(socket.socket(fileno=int(sys.argv[1])))
 def test_an_agent_whose_code_was_replaced_stays_as_it_is(container, tmp_path):
     """An upgrade by pip does not change it, since the supervisor stays, too."""
     tree = Path(agents.__file__).parents[2]
-    for part in ("vnic/__init__.py", "vnic/device", "dataplane/__init__.py", "dataplane/errors.py"):
+    for part in ("vnic/__init__.py", "vnic/device", "dataplane/__init__.py", "dataplane/descriptors.py", "dataplane/errors.py"):
         (tmp_path / part).parent.mkdir(exist_ok=True)
         (shutil.copytree if (tree / part).is_dir() else shutil.copy)(tree / part, tmp_path / part)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

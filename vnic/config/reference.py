@@ -99,15 +99,15 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
 # Example names for objects that the user names. A client is named by a user's number, which exists
 # on every machine.
 _NAMES = {"nics": "web", "groups": "all", "clients": "1000", "nodes": "lan", "to": "dmz"}
-# Keys that an example needs beside a key, and in each of the key's entries.
+# By path: keys that an example needs beside a key, and in each of the key's entries.
 _BESIDE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "links": ({"nodes": {"lan": {"switch": {}}, "dmz": {"switch": {}}}}, {"link": "lan -- dmz"}),
-    "read": ({"kind": "capture"}, {}),
-    "write": ({"kind": "capture"}, {}),
-    "listen": ({"kind": "vhost-user"}, {}),
-    "connect": ({"kind": "vhost-user"}, {}),
-    "socket_mode": ({"kind": "vhost-user", "listen": "/run/vm1.sock"}, {}),
-    "socket_group": ({"kind": "vhost-user", "listen": "/run/vm1.sock"}, {}),
+    "nics.read": ({"kind": "capture"}, {}),
+    "nics.write": ({"kind": "capture"}, {}),
+    "nics.listen": ({"kind": "vhost-user"}, {}),
+    "nics.connect": ({"kind": "vhost-user"}, {}),
+    "nics.socket_mode": ({"kind": "vhost-user", "listen": "/run/vm1.sock"}, {}),
+    "nics.socket_group": ({"kind": "vhost-user", "listen": "/run/vm1.sock"}, {}),
 }
 
 
@@ -238,7 +238,7 @@ def _keys_below(
         kind, accepts = unwrapped(hints[field.name])
         default = _default(field, kind)
         example = _example(hints[field.name], kind, default)
-        beside = _BESIDE.get(name, ({}, {}))[0]
+        beside = _BESIDE.get(_plain(f"{prefix}{name}"), ({}, {}))
         inner, step = _struct_in(kind)
         below: list[Key] = []
         if inner is not None and inner is not struct:  # branches of an element are elements again
@@ -247,7 +247,7 @@ def _keys_below(
                 "[]": _in_list,
                 ".NAME": partial(_named, _NAMES.get(name, "")),
             }
-            inside = partial(_within, around, name, wraps[step], _BESIDE.get(name, ({}, {})))
+            inside = partial(_within, around, name, wraps[step], beside)
             inner_example = (
                 example
                 if step == ""
@@ -266,7 +266,7 @@ def _keys_below(
                 default=default,
                 about=docs.get(field.name, ""),
                 example=example,
-                document=around({**beside, **(whole if with_others else {name: example})}),
+                document=around({**beside[0], **(whole if with_others else {name: example})}),
                 keys=[each.path for each in below if each.path.count(".") == depth],
             )
         )
