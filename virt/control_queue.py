@@ -254,7 +254,8 @@ class _Command(msgspec.Struct, frozen=True):
     handler: Callable[[ControlQueue, bytes], ControlState]
 
 
-_COMMANDS = {
+# By class and command. Class 6 (coalescing) and the commands of RSS are not offered.
+_COMMANDS: dict[tuple[int, int], _Command] = {
     (Class.RX, 0): _Command(Feature.CTRL_RX, _mode("promiscuous")),
     (Class.RX, 1): _Command(Feature.CTRL_RX, _mode("all_multicast")),
     (Class.RX, 2): _Command(Feature.CTRL_RX_EXTRA, _mode("all_unicast")),

@@ -136,12 +136,12 @@ cdef class ControlRing:
     def take(self):
         """The next command, class and command first, which `answer` answers; empty for one of more
         than COMMAND_MOST bytes; None: there is none now (`arm` tells whether to look again)."""
-        cdef uint32_t status, fault, tries
+        cdef uint32_t status, fault
         cdef Cursor cursor
         cdef bytes command
         if not self.runs or self._pending:
             return None
-        for tries in range(<uint32_t>FAULTY_MOST):
+        for _ in range(FAULTY_MOST):
             if self.is_cut():
                 return None
             chain_clear(self._chain)

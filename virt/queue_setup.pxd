@@ -11,7 +11,8 @@ cdef bint place(Virtqueue *q, const MemoryTable *memory, uint64_t descriptors, u
 cdef uint32_t position_of(const Virtqueue *q) noexcept
 cdef void set_position(Virtqueue *q, uint32_t position) noexcept
 cdef uint32_t recovered(const Virtqueue *q, uint64_t stored) noexcept
-# Where a ring starts: `base` is SET_VRING_BASE's, `stored` its two words of `begin_storing` or NULL.
+# Where a ring starts: `base` is SET_VRING_BASE's, `stored` the two words of `begin_storing`, or
+# NULL.
 cdef uint32_t first_position(const Virtqueue *q, uint32_t base, bint resumed,
                              const uint64_t *stored, uint64_t generation) noexcept
 # Stores the position there from now on, and of which generation of the ring it is.

@@ -66,5 +66,5 @@ cdef class VirtioPort(Port):
     cdef Ring *ring_at(self, ring) except NULL
     cdef void apply_features(self, Ring *ring) noexcept
     cdef void apply_log(self, Ring *ring) noexcept
-    cdef void begin_storing(self, uint32_t ring) noexcept
+    cdef void store(self, uint32_t ring) noexcept
     cdef void watch(self, number) except *

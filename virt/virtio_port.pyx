@@ -16,12 +16,12 @@ from virt.chain cimport (BROKEN_LAYOUT, BROKEN_LOOP, BROKEN_MEMORY, CHAIN_BROKEN
 from virt.guest_memory cimport DirtyLog, GuestMemory
 from virt.notifier cimport Notifier, notifier_drain, notifier_signal, notifier_unwatch
 from virt.queue_setup cimport (begin_storing, first_position, place, position_of, set_position)
-from virt.rings cimport (ask_for_kicks, complete, mark, publish, refuse_kicks, rewind, take)
 from virt.receive_filter cimport (ADDRESSES_MOST, TAKES_BROADCAST, TAKES_LISTED, TAKES_MULTICAST,
                                   TAKES_OWN, TAKES_UNICAST, passes)
+from virt.rings cimport (ask_for_kicks, complete, mark, publish, refuse_kicks, rewind, take)
 from virt.virtio_net cimport (NET_GUEST_CSUM, NET_GUEST_ECN, NET_GUEST_TSO4, NET_GUEST_TSO6,
-                              NET_GUEST_USO4, NET_GUEST_USO6, NET_HASH_REPORT, NET_MRG_RXBUF, RING_EVENT_IDX,
-                              RING_IN_ORDER, RING_INDIRECT, RING_PACKED,
+                              NET_GUEST_USO4, NET_GUEST_USO6, NET_HASH_REPORT, NET_MRG_RXBUF,
+                              RING_EVENT_IDX, RING_IN_ORDER, RING_INDIRECT, RING_PACKED,
                               VIRTIO_VERSION_1, NetHeader, guest_offloads, has, header_bytes,
                               make_header, take_header)
 from virt.virtqueue cimport Mark, Taken, Virtqueue
@@ -231,9 +231,10 @@ cdef class VirtioPort(Port):
         for ring in range(2 * self.queues):
             self._rings[ring].queue.stored = NULL
             if self._rings[ring].started:
-                self.begin_storing(ring)
+                self.store(ring)
 
-    cdef void begin_storing(self, uint32_t ring) noexcept:
+    cdef void store(self, uint32_t ring) noexcept:
+        """Stores a ring's position from now on, if it is to be stored."""
         if self._positions != NULL:
             begin_storing(&self._rings[ring].queue, &self._positions[2 * ring],
                           self._rings[ring].generation)
@@ -279,7 +280,7 @@ cdef class VirtioPort(Port):
             self.set_notifier(ring, kind, fd)
         found.descriptors, found.available, found.used = descriptors, available, used
         self.watch(ring)
-        self.begin_storing(ring)
+        self.store(ring)
         found.started, found.runs, found.broken = True, True, 0
 
     def stop(self, ring):
@@ -365,7 +366,7 @@ cdef class VirtioPort(Port):
         for ring, position in rings:
             if self.ring_at(ring).started:
                 set_position(&self.ring_at(ring).queue, position)
-                self.begin_storing(ring)
+                self.store(ring)
 
     # -- on the engine's thread --------------------------------------------------------------------
 
