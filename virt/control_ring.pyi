@@ -1,7 +1,8 @@
-from typing import Any
+from typing import Any, final
 
 from virt.guest_memory import DirtyLog, GuestMemory
 
+@final
 class ControlRing:
     name: str
     started: bool
