@@ -1,6 +1,6 @@
 """Which frames a virtio-net driver receives: by destination address and VLAN (virtio 1.3, 5.1.6.5.1
 to 5.1.6.5.3)."""
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 cdef enum:
@@ -50,12 +50,14 @@ cdef inline bint passes(const ReceiveFilter *filter, const uint8_t *frame,
                         uint32_t length) noexcept nogil:
     """Whether the driver gets the frame. A frame too short for a header is no Ethernet frame, which
     is for others to say. A tag of VLAN 0 has a priority only."""
-    cdef uint64_t address = 0
+    cdef uint64_t address
     cdef uint32_t vlan
     if length < 16:
         return True
     if filter.filters:
-        memcpy(&address, frame, 6)
+        # one load, and not six bytes by way of the stack, which took three times as long
+        memcpy(&address, frame, 8)
+        address &= <uint64_t>0xFFFFFFFFFFFF
         if not takes_address(filter, address):
             return False
     if filter.filters_vlans and frame[12] == 0x81 and frame[13] == 0:
