@@ -141,6 +141,27 @@ def test_queue_pairs(environment, tmp_path, leak_check, pairs):  # noqa: F811
         one.run(f"ping -c 3 -i 0.01 {ADDRESSES['box']}")
 
 
+def test_commands_during_upgrades_and_kills_of_the_worker(lab):
+    """Each is answered, else the guest would stop for ever, and the last of each kind is what the NIC has."""
+    one = lab.guest = lab.boot("one")
+    one.begin(
+        "n=0; while [ $n -lt 400 ]; do ip link set eth0 promisc on; ip link set eth0 promisc off; "
+        "ip maddr add 33:33:00:00:00:42 dev eth0; ip maddr del 33:33:00:00:00:42 dev eth0; n=$((n+1)); done; "
+        "ip link set eth0 allmulticast on; ip maddr add 33:33:00:00:00:43 dev eth0"
+    )
+    for _ in range(3):
+        before = lab.status("one")["control"]["commands"]
+        while lab.status("one")["control"]["commands"] < before + 10:
+            pass
+        kill_worker(lab.environment)
+        vnic(lab.environment, "upgrade")
+    one.finish()
+    found = wait_for(lab, "one", all_multicast=True, promiscuous=False)["control"]
+    assert "33:33:00:00:00:43" in found["multicast"] and "33:33:00:00:00:42" not in found["multicast"]
+    assert found["refused"] == 0 and found["ring"]["broken"] == "" and found["ring"]["faults"] == {}
+    one.run(f"ping -c 3 -i 0.01 {ADDRESSES['box']}")
+
+
 def test_a_guest_announces_itself_when_its_link_is_up_again(lab):
     one = lab.guest = lab.boot("one")
     one.run(f"ping -c 1 {ADDRESSES['box']}")
@@ -164,6 +185,12 @@ def test_the_next_guest_begins_anew(lab):
     one.close()
     found = lab.wait("one", guest="absent")
     assert not found["control"]["promiscuous"] and found["mac"] not in ("02:00:00:00:00:aa", configured)
-    # and so does the driver that is unloaded and loaded again
     one = lab.boot("one")
     assert lab.status("one")["mac"] == found["mac"] == one.run("cat /sys/class/net/eth0/address").strip()
+    # and so does the driver that is taken off the device and put back
+    one.run("ip link set eth0 promisc on")
+    wait_for(lab, "one", promiscuous=True)
+    for what in ("unbind", "bind"):
+        one.run(f"echo virtio0 > /sys/bus/virtio/drivers/virtio_net/{what}")
+    one.run(f"ip link set eth0 up; ip addr add {ADDRESSES['one']}/24 dev eth0; ping -c 1 {ADDRESSES['box']}")
+    wait_for(lab, "one", promiscuous=False)

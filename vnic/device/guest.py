@@ -72,17 +72,19 @@ class GuestDevice:
         self._memory: GuestMemory | None = None
         self._log: DirtyLog | None = None
         self._receiving: set[int] = set()  # receive rings that run
-        self._waiting: tuple[Ring, RingDescriptors] | None = None  # control ring, until `own`
+        # the control ring as it is to run, which it does once this process owns the guest
+        self._given: tuple[Ring, RingDescriptors] | None = None
         if owns:
             self._store_positions()
 
     def own(self) -> None:
-        """This process runs the rings from now on."""
+        """This process runs the rings from now on. Raises Refused if the control ring cannot be
+        carried on with."""
         if not self.owns:
             self.owns = True
             self._run(self._store_positions)
-            if self._waiting is not None:
-                self._start_control(*self._waiting, resumed=True)
+            if self._given is not None:
+                self._start_control(*self._given, resumed=True)
 
     def _store_positions(self) -> None:
         self.port.set_positions(self.positions.memory)
@@ -165,7 +167,7 @@ class GuestDevice:
         self, index: int, ring: Ring, descriptors: RingDescriptors, *, resumed: bool
     ) -> None:
         if index == self._control_index:
-            self._waiting = ring, descriptors
+            self._given = ring, descriptors
             if self.owns:
                 self._start_control(ring, descriptors, resumed=resumed)
         elif index < 2 * self.port.queues:
@@ -228,8 +230,8 @@ class GuestDevice:
         self.port.enable(index, True)
 
     def stop_ring(self, index: int) -> int:
-        if index == self._control_index and self._waiting is not None:
-            (ring, _), self._waiting = self._waiting, None
+        if index == self._control_index and self._given is not None:
+            (ring, _), self._given = self._given, None
             return self.ring.stop() if self.ring.started else ring.base
         if index >= 2 * self.port.queues:
             return 0

@@ -113,8 +113,14 @@ class GuestNic(UncontainedNic):
     def serve(self, call: Callable[[Callable[[], object]], object]) -> None:
         """From now on, the port's engine runs, and this process has the guest. call: runs a
         function on the engine's thread."""
+        from virt.vhost_user.protocol import ProtocolError
+
         self.device.call = call
-        self.device.own()
+        try:
+            self.device.own()
+        except ProtocolError as error:
+            if self.connection is not None:
+                self._disconnect(self.connection, str(error))
 
     def end(self) -> None:
         """From now on, no engine serves the port."""
