@@ -145,7 +145,7 @@ def test_commands_during_upgrades_and_kills_of_the_worker(lab):
     """Each is answered, else the guest would stop for ever, and the last of each kind is what the NIC has."""
     one = lab.guest = lab.boot("one")
     one.begin(
-        "n=0; while [ $n -lt 400 ]; do ip link set eth0 promisc on; ip link set eth0 promisc off; "
+        "n=0; while [ $n -lt 100 ]; do ip link set eth0 promisc on; ip link set eth0 promisc off; "
         "ip maddr add 33:33:00:00:00:42 dev eth0; ip maddr del 33:33:00:00:00:42 dev eth0; n=$((n+1)); done; "
         "ip link set eth0 allmulticast on; ip maddr add 33:33:00:00:00:43 dev eth0"
     )

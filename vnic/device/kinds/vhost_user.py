@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 PATH_MOST = 107  # bytes of sun_path without its end (unix(7))
 BACKLOG = 4
-# Commands of a control queue that are handled at once, and within a period: each takes about half a
-# millisecond of control, which other NICs and clients wait for. Linux sends some ten when an
+# Commands of a control queue that are handled at once, and within a period. Each takes 0.2 ms of
+# control, so that a guest which floods takes a tenth of it. Linux sends some ten when an
 # interface is set up.
 COMMANDS_A_TURN = 8
 COMMANDS_MOST, PERIOD_S = 50, 0.1
