@@ -86,6 +86,7 @@ MODULES = [
     "dataplane.ports.packet_port",
     "dataplane.elements.rss",
     "dataplane.ports.tap_port",
+    "virt.control_ring",
     "virt.guest_memory",
     "virt.queue_setup",
     "virt.virtio_port",

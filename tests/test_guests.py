@@ -176,7 +176,7 @@ def test_sockets_that_cannot_be(environment, tmp_path):  # noqa: F811
     assert "make its directory first" in up(environment, tmp_path, {"listen": str(tmp_path / "none" / "one.sock")})
     assert "no group nobodys" in up(environment, tmp_path, {"listen": str(path), "socket_group": "nobodys"})
     assert 'such as "0660"' in up(environment, tmp_path, {"listen": str(path), "socket_mode": "rw"})
-    assert "queues" in up(environment, tmp_path, {"listen": str(path), "queues": 2})
+    assert "interface" in up(environment, tmp_path, {"listen": str(path), "interface": "eth0"})
     path.write_text("a file")
     assert "is there and no socket" in up(environment, tmp_path, {"listen": str(path)})
     assert path.read_text() == "a file"

@@ -11,5 +11,11 @@ cdef bint place(Virtqueue *q, const MemoryTable *memory, uint64_t descriptors, u
 cdef uint32_t position_of(const Virtqueue *q) noexcept
 cdef void set_position(Virtqueue *q, uint32_t position) noexcept
 cdef uint32_t recovered(const Virtqueue *q, uint64_t stored) noexcept
+# Where a ring starts: `base` is SET_VRING_BASE's, `stored` the two words of `begin_storing`, or
+# NULL.
+cdef uint32_t first_position(const Virtqueue *q, uint32_t base, bint resumed,
+                             const uint64_t *stored, uint64_t generation) noexcept
+# Stores the position there from now on, and of which generation of the ring it is.
+cdef void begin_storing(Virtqueue *q, uint64_t *words, uint64_t generation) noexcept
 # Whether a packed ring was never used.
 cdef bint is_fresh(const Virtqueue *q) noexcept

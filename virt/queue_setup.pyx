@@ -1,14 +1,17 @@
 """Setting up a virtqueue. The contract is in queue_setup.pxd; sources: virtio 1.2, 2.7 and 2.8."""
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
-from dataplane.vatomic cimport va_load_relaxed_u16
+from dataplane.vatomic cimport (va_load_acquire_u16, va_load_relaxed_u16,
+                                va_store_release_u64)
 from virt.chain cimport DESCRIPTOR_BYTES, FAULTS_COUNT
 from virt.guest_memory cimport MemoryTable, guest_of, user_at
 from virt.packed_ring cimport (PACKED_AVAILABLE, PACKED_FLAGS_AT, PACKED_USED, packed_at,
                                packed_word)
-from virt.split_ring cimport SPLIT_ENTRIES_AT, SPLIT_USED_BYTES
+from virt.split_ring cimport SPLIT_ENTRIES_AT, SPLIT_USED_BYTES, split_index
 from virt.virtqueue cimport KICKS_UNKNOWN, QUEUE_MOST, Virtqueue
 
 from dataplane.errors import ConfigError
+
+cdef uint64_t NO_GENERATION = <uint64_t>-1
 
 # By CHAIN_*: what happened to a chain, or why a ring was stopped.
 FAULTS = (
@@ -16,7 +19,7 @@ FAULTS = (
     "a descriptor of no bytes",
     "a buffer for the other direction",
     "a buffer too short",
-    "a frame too long",
+    "a frame or a command too long",
     "a descriptor's index that the ring does not have",
     "more buffers than the ring has entries",
     "a chain of more descriptors than the ring has, or more than 1024",
@@ -101,6 +104,33 @@ cdef uint32_t recovered(const Virtqueue *q, uint64_t stored) noexcept:
         return before
     flags = va_load_relaxed_u16(<uint16_t *>(packed_at(q, slot) + PACKED_FLAGS_AT))
     return after if flags & (PACKED_AVAILABLE | PACKED_USED) == used else before
+
+
+cdef uint32_t first_position(const Virtqueue *q, uint32_t base, bint resumed,
+                             const uint64_t *stored, uint64_t generation) noexcept:
+    cdef uint32_t index
+    if not q.packed:
+        # What was used before is in the guest's memory, and this device uses buffers in the order
+        # in which it takes them.
+        index = va_load_acquire_u16(split_index(q.device))
+        return index << 16 | (index if resumed else base & 0xFFFF)
+    if resumed and stored != NULL and stored[1] == generation:
+        return recovered(q, stored[0])
+    # Drivers of DPDK and SPDK send the available half only. No buffer is in flight when a device
+    # stops that copies packets, so the other half is the same.
+    base &= 0xFFFF
+    if base == 0 and is_fresh(q):
+        base = 0x8000
+    return base << 16 | base
+
+
+cdef void begin_storing(Virtqueue *q, uint64_t *words, uint64_t generation) noexcept:
+    """A process that dies in between leaves a generation that no ring has."""
+    cdef uint64_t position = position_of(q)
+    q.stored = words
+    va_store_release_u64(words + 1, NO_GENERATION)
+    va_store_release_u64(words, position << 32 | position)
+    va_store_release_u64(words + 1, generation)
 
 
 cdef bint is_fresh(const Virtqueue *q) noexcept:

@@ -5,6 +5,7 @@ from dataplane.packet.pool cimport Batch, Context
 from virt.chain cimport FAULTS_COUNT, Chain
 from virt.guest_memory cimport DirtyLog, GuestMemory
 from virt.notifier cimport Notifier
+from virt.receive_filter cimport ReceiveFilter
 from virt.virtqueue cimport Taken, Virtqueue
 
 cdef enum:
@@ -46,6 +47,7 @@ cdef class VirtioPort(Port):
     cdef readonly DirtyLog log
     cdef readonly uint64_t features
     cdef uint32_t header_size
+    cdef ReceiveFilter _filter
     cdef object _stored
     cdef uint64_t *_positions            # of `_stored`: two words per ring, or NULL
     cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch,
@@ -64,6 +66,5 @@ cdef class VirtioPort(Port):
     cdef Ring *ring_at(self, ring) except NULL
     cdef void apply_features(self, Ring *ring) noexcept
     cdef void apply_log(self, Ring *ring) noexcept
-    cdef void begin_storing(self, uint32_t ring) noexcept
-    cdef uint32_t first_position(self, uint32_t ring, base, bint resumed)
+    cdef void store(self, uint32_t ring) noexcept
     cdef void watch(self, number) except *

@@ -3,24 +3,25 @@ import select
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset
-from dataplane.graph.port cimport (TX_LINK_DOWN, TX_QUEUE_FULL, TX_REJECTED, TX_TOO_LONG, Port,
-                                   count_segments, fits_mtu)
+from libc.string cimport memcpy, memset
+from dataplane.graph.port cimport (TX_FILTERED, TX_LINK_DOWN, TX_QUEUE_FULL, TX_REJECTED,
+                                   TX_TOO_LONG, Port, count_segments, fits_mtu)
 from dataplane.packet.pool cimport (BURST, HEADROOM, LARGE_FRAME, NO_PACKET, Batch, Context, Packet,
                                     batch_add, packet_alloc, packet_buffer, packet_data,
                                     packet_free)
-from dataplane.vatomic cimport (va_load_acquire_u16, va_load_relaxed_u32,
-                                va_store_release_u64, vnic_check)
+from dataplane.vatomic cimport va_load_relaxed_u32, vnic_check
 from virt.chain cimport (BROKEN_LAYOUT, BROKEN_LOOP, BROKEN_MEMORY, CHAIN_BROKEN, CHAIN_DIRECTION,
                          CHAIN_LONG, CHAIN_NONE, CHAIN_SHORT, Chain, Cursor, chain_clear,
                          chain_read, chain_write)
 from virt.guest_memory cimport DirtyLog, GuestMemory
 from virt.notifier cimport Notifier, notifier_drain, notifier_signal, notifier_unwatch
-from virt.queue_setup cimport is_fresh, place, position_of, recovered, set_position
+from virt.queue_setup cimport (begin_storing, first_position, place, position_of, set_position)
+from virt.receive_filter cimport (ADDRESSES_MOST, TAKES_BROADCAST, TAKES_LISTED, TAKES_MULTICAST,
+                                  TAKES_OWN, TAKES_UNICAST, passes)
 from virt.rings cimport (ask_for_kicks, complete, mark, publish, refuse_kicks, rewind, take)
-from virt.split_ring cimport split_index
-from virt.virtio_net cimport (NET_HASH_REPORT, NET_MRG_RXBUF, RING_EVENT_IDX,
-                              RING_IN_ORDER, RING_INDIRECT, RING_PACKED,
+from virt.virtio_net cimport (NET_GUEST_CSUM, NET_GUEST_ECN, NET_GUEST_TSO4, NET_GUEST_TSO6,
+                              NET_GUEST_USO4, NET_GUEST_USO6, NET_HASH_REPORT, NET_MRG_RXBUF,
+                              RING_EVENT_IDX, RING_IN_ORDER, RING_INDIRECT, RING_PACKED,
                               VIRTIO_VERSION_1, NetHeader, guest_offloads, has, header_bytes,
                               make_header, take_header)
 from virt.virtqueue cimport Mark, Taken, Virtqueue
@@ -34,13 +35,16 @@ cdef enum:
     NO_KICK = -1             # the front end sent none: it expects the device to poll
     KICK_CLOSED = -2
 
-cdef uint64_t NO_GENERATION = <uint64_t>-1
-
 # Features that rings and headers depend on: fixed while a ring runs.
 cdef uint64_t FORMAT = (<uint64_t>1 << NET_MRG_RXBUF | <uint64_t>1 << RING_INDIRECT
                         | <uint64_t>1 << RING_EVENT_IDX | <uint64_t>1 << VIRTIO_VERSION_1
                         | <uint64_t>1 << RING_PACKED | <uint64_t>1 << RING_IN_ORDER
                         | <uint64_t>1 << NET_HASH_REPORT)
+
+# Features that CTRL_GUEST_OFFLOADS turns off and on again (virtio 1.3, 5.1.6.5.9).
+cdef uint64_t GUEST_OFFLOADS = (<uint64_t>1 << NET_GUEST_CSUM | <uint64_t>1 << NET_GUEST_TSO4
+                                | <uint64_t>1 << NET_GUEST_TSO6 | <uint64_t>1 << NET_GUEST_ECN
+                                | <uint64_t>1 << NET_GUEST_USO4 | <uint64_t>1 << NET_GUEST_USO6)
 
 
 cdef class VirtioPort(Port):
@@ -139,6 +143,49 @@ cdef class VirtioPort(Port):
         for ring in range(2 * self.queues):
             self.apply_features(&self._rings[ring])
 
+    def set_guest_offloads(self, offloads):
+        """Of the features that the driver acknowledged, what it takes now instead of whole
+        checksums and segments: a mask of GUEST_CSUM, GUEST_TSO4 and so on. `set_features` sets
+        all."""
+        self.offloads = guest_offloads(self.features & (offloads | ~GUEST_OFFLOADS))
+
+    def set_receive_filter(self, *, own=None, unicast=(), multicast=(), no_unicast=False,
+                           broadcast=True, vlans=None):
+        """Transmits only frames that the driver wants, from the next batch on; others are dropped
+        as `filtered`. Without arguments, all pass.
+
+        own: the driver's address, six bytes; None: addresses do not count. unicast, multicast:
+        further addresses, or None for all of the kind. no_unicast: none, not even `own`. broadcast:
+        also frames for all. vlans: 512 bytes, a bit for each VLAN, the lowest first, whose tagged
+        frames it wants; None: all. Raises ConfigError for more addresses than the tables take.
+        """
+        cdef const uint8_t[::1] bits
+        if vlans is not None and len(vlans) != sizeof(self._filter.vlans):
+            raise ConfigError(f"port {self.name}: {len(vlans)} bytes of VLANs; expected "
+                              f"{sizeof(self._filter.vlans)}")
+        for what, table in (("unicast", unicast), ("multicast", multicast)):
+            if table is not None and len(table) > ADDRESSES_MOST:
+                raise ConfigError(f"port {self.name}: {len(table)} {what} addresses; expected at "
+                                  f"most {ADDRESSES_MOST}")
+        memset(&self._filter, 0, sizeof(self._filter))
+        if vlans is not None:
+            bits = vlans
+            self._filter.filters_vlans = True
+            memcpy(self._filter.vlans, &bits[0], sizeof(self._filter.vlans))
+        if own is None:
+            return
+        self._filter.filters, self._filter.own = True, int.from_bytes(own, "little")
+        if not no_unicast:
+            self._filter.takes |= TAKES_UNICAST if unicast is None else TAKES_OWN
+        self._filter.takes |= TAKES_MULTICAST if multicast is None else TAKES_LISTED
+        self._filter.takes |= TAKES_BROADCAST if broadcast else 0
+        for address in unicast or ():
+            self._filter.unicast[self._filter.unicasts] = int.from_bytes(address, "little")
+            self._filter.unicasts += 1
+        for address in multicast or ():
+            self._filter.multicast[self._filter.multicasts] = int.from_bytes(address, "little")
+            self._filter.multicasts += 1
+
     cdef void apply_features(self, Ring *ring) noexcept:
         cdef Virtqueue *q = &ring.queue
         q.packed = has(self.features, RING_PACKED)
@@ -184,37 +231,13 @@ cdef class VirtioPort(Port):
         for ring in range(2 * self.queues):
             self._rings[ring].queue.stored = NULL
             if self._rings[ring].started:
-                self.begin_storing(ring)
+                self.store(ring)
 
-    cdef void begin_storing(self, uint32_t ring) noexcept:
-        """Stores a ring's present position, and of which generation of the ring it is. A process
-        that dies in between leaves a generation that no ring has."""
-        cdef Virtqueue *q = &self._rings[ring].queue
-        cdef uint64_t position = position_of(q)
-        if self._positions == NULL:
-            return
-        q.stored = &self._positions[2 * ring]
-        va_store_release_u64(q.stored + 1, NO_GENERATION)
-        va_store_release_u64(q.stored, position << 32 | position)
-        va_store_release_u64(q.stored + 1, self._rings[ring].generation)
-
-    cdef uint32_t first_position(self, uint32_t ring, base, bint resumed):
-        """The position at which a ring starts."""
-        cdef Virtqueue *q = &self._rings[ring].queue
-        if not q.packed:
-            # What was used before is in the guest's memory, and this device uses buffers in the
-            # order in which it takes them.
-            index = va_load_acquire_u16(split_index(q.device))
-            return index << 16 | (index if resumed else base & 0xFFFF)
-        if (resumed and self._positions != NULL
-                and self._positions[2 * ring + 1] == self._rings[ring].generation):
-            return recovered(q, self._positions[2 * ring])
-        # Drivers of DPDK and SPDK send the available half only. No buffer is in flight when a
-        # device stops that copies packets, so the other half is the same.
-        base &= 0xFFFF
-        if base == 0 and is_fresh(q):
-            base = 0x8000
-        return base << 16 | base
+    cdef void store(self, uint32_t ring) noexcept:
+        """Stores a ring's position from now on, if it is to be stored."""
+        if self._positions != NULL:
+            begin_storing(&self._rings[ring].queue, &self._positions[2 * ring],
+                          self._rings[ring].generation)
 
     def start(self, ring, *, size, descriptors, available, used, base, resumed=False,
               generation=0, kick_fd=None, call_fd=None, error_fd=None):
@@ -249,14 +272,15 @@ cdef class VirtioPort(Port):
                               f"descriptors at {descriptors:#x}, available ring at "
                               f"{available:#x}, used ring at {used:#x}")
         found.generation = generation
-        base = self.first_position(ring, base, resumed)
+        base = first_position(q, base, resumed, NULL if self._positions == NULL
+                              else &self._positions[2 * ring], generation)
         check_position(what, size, q.packed, base)
         set_position(q, base)
         for kind, fd in (("kick", kick_fd), ("call", call_fd), ("error", error_fd)):
             self.set_notifier(ring, kind, fd)
         found.descriptors, found.available, found.used = descriptors, available, used
         self.watch(ring)
-        self.begin_storing(ring)
+        self.store(ring)
         found.started, found.runs, found.broken = True, True, 0
 
     def stop(self, ring):
@@ -342,7 +366,7 @@ cdef class VirtioPort(Port):
         for ring, position in rings:
             if self.ring_at(ring).started:
                 set_position(&self.ring_at(ring).queue, position)
-                self.begin_storing(ring)
+                self.store(ring)
 
     # -- on the engine's thread --------------------------------------------------------------------
 
@@ -469,6 +493,8 @@ cdef class VirtioPort(Port):
             p = &ctx.packets[index]
             if not ring.runs or not ring.enabled:
                 status = TX_LINK_DOWN
+            elif not passes(&self._filter, packet_data(ctx, index), p.length):
+                status = TX_FILTERED
             elif not fits_mtu(p, self.mtu):
                 status = TX_TOO_LONG
             elif not room:

@@ -13,6 +13,7 @@ cdef enum:
     TX_IO_ERROR = 3
     TX_NO_BUFFER = 4         # no free packet for a segment or a copy
     TX_TOO_LONG = 5          # the frame, or a GSO frame's segments, exceed the port's MTU
+    TX_FILTERED = 6          # the NIC's driver does not want frames for this address or VLAN
 
 cdef enum:
     NO_MTU = 1048576         # for ports without an MTU: more than any buffer holds

@@ -10,7 +10,8 @@ from dataplane.errors import ConfigError, VnicError
 
 # Why a port did not transmit a packet; indexed by Packet.tx_status, in the order of port.pxd's
 # TX_*.
-TX_REASONS = ("queue_full", "link_down", "rejected", "io_error", "no_buffer", "too_long")
+TX_REASONS = ("queue_full", "link_down", "rejected", "io_error", "no_buffer", "too_long",
+              "filtered")
 
 
 cdef class Port:

@@ -35,6 +35,7 @@ class Feature(IntFlag):
     CTRL_VQ = 1 << 17
     CTRL_RX = 1 << 18
     CTRL_VLAN = 1 << 19
+    CTRL_RX_EXTRA = 1 << 20
     GUEST_ANNOUNCE = 1 << 21
     MQ = 1 << 22
     CTRL_MAC_ADDR = 1 << 23
@@ -91,6 +92,7 @@ _NEEDS: dict[Feature, tuple[Feature, ...]] = {
     _F.HOST_USO: (_F.CSUM,),
     _F.RSC_EXT: (_TSO,),
     _F.CTRL_RX: (_F.CTRL_VQ,),
+    _F.CTRL_RX_EXTRA: (_F.CTRL_VQ,),
     _F.CTRL_VLAN: (_F.CTRL_VQ,),
     _F.CTRL_GUEST_OFFLOADS: (_F.CTRL_VQ,),
     _F.CTRL_MAC_ADDR: (_F.CTRL_VQ,),
@@ -155,8 +157,8 @@ def offered(abilities: Abilities, allowed: Iterable[str] | None = None) -> Featu
         (abilities.mtu > 0, _F.MTU),
         (
             abilities.control,
-            _F.CTRL_VQ | _F.CTRL_RX | _F.CTRL_VLAN | _F.CTRL_MAC_ADDR | _F.CTRL_GUEST_OFFLOADS
-            | _F.GUEST_ANNOUNCE,
+            _F.CTRL_VQ | _F.CTRL_RX | _F.CTRL_RX_EXTRA | _F.CTRL_VLAN | _F.CTRL_MAC_ADDR
+            | _F.CTRL_GUEST_OFFLOADS | _F.GUEST_ANNOUNCE,
         ),
         (abilities.rss, _F.RSS),
         (abilities.hash_report, _F.HASH_REPORT),

@@ -697,7 +697,7 @@ class NicConfig(_Strict):
         which sends and receives the NIC's frames. `vhost-user`: a virtual machine or another
         program that drives a virtio-net device through a Unix socket, see `listen` and `connect`.
     interface: Name of the interface in the container. Default: the NIC's name.
-    queues: Queue pairs of the NIC.
+    queues: Queue pairs of the NIC. Of kind `vhost-user`, those that the driver may use.
     mac: MAC address of the interface. Default: a locally administered address derived from the
         NIC's name.
     mtu: MTU of the interface: bytes of a packet without the Ethernet header.

@@ -8,10 +8,16 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import msgspec
+
+from dataplane.elements.rss import Rss
 from dataplane.errors import ConfigError
+from virt.control_queue import GUEST_OFFLOADS, ControlQueue, ControlState
+from virt.control_ring import ControlRing
 from virt.guest_memory import DirtyLog, GuestMemory, MemoryRegion
 from virt.vhost_user.books import Inflight, Log, Region, Ring
 from virt.vhost_user.device import RingDescriptors
+from virt.vhost_user.features import Feature
 from virt.vhost_user.net_config import NetConfig
 from virt.vhost_user.protocol import LOG_ALL, Refused
 from virt.virtio_port import VirtioPort
@@ -20,15 +26,16 @@ T = TypeVar("T")
 
 
 class Positions:
-    """Where the port's packed rings are: shared memory that outlives the process. 16 bytes a ring,
-    which the port writes."""
+    """Where packed rings are: shared memory that outlives the process. 16 bytes a ring, which the
+    port writes, and at the end 16 of the control ring."""
 
     def __init__(self, rings: int, descriptor: int | None = None) -> None:
         if descriptor is None:
             self.fd = os.memfd_create("vnic-positions", os.MFD_CLOEXEC)
-            os.ftruncate(self.fd, 16 * rings)
         else:
             self.fd = descriptor
+        if os.fstat(self.fd).st_size < 16 * rings:  # new, or of a NIC with fewer queues
+            os.ftruncate(self.fd, 16 * rings)
         self.memory = mmap.mmap(self.fd, 16 * rings)
 
     def close(self) -> None:
@@ -46,22 +53,42 @@ class GuestDevice:
     """
 
     def __init__(
-        self, port: VirtioPort, config: NetConfig, positions: Positions, *, owns: bool
+        self,
+        port: VirtioPort,
+        rss: Rss,
+        config: NetConfig,
+        positions: Positions,
+        state: ControlState,
+        *,
+        owns: bool,
     ) -> None:
         self.port, self.config, self.positions, self.owns = port, config, positions, owns
         self.call: Callable[[Callable[[], object]], object] = lambda function: function()
         self.status = self.mtu = 0
+        self.ring = ControlRing(f"port {port.name}: control ring")
+        self.control = ControlQueue(port.queues, self._apply_control, state)
+        self._rss, self._table = rss, rss.table  # as configured
         self._features = 0
         self._memory: GuestMemory | None = None
         self._log: DirtyLog | None = None
+        self._receiving: set[int] = set()  # receive rings that run
+        # the control ring as it is to run, which it does once this process owns the guest
+        self._given: tuple[Ring, RingDescriptors] | None = None
         if owns:
-            port.set_positions(positions.memory)
+            self._store_positions()
 
     def own(self) -> None:
-        """This process runs the rings from now on."""
+        """This process runs the rings from now on. Raises Refused if the control ring cannot be
+        carried on with."""
         if not self.owns:
             self.owns = True
-            self._run(lambda: self.port.set_positions(self.positions.memory))
+            self._run(self._store_positions)
+            if self._given is not None:
+                self._start_control(*self._given, resumed=True)
+
+    def _store_positions(self) -> None:
+        self.port.set_positions(self.positions.memory)
+        self.ring.set_positions(memoryview(self.positions.memory)[32 * self.port.queues :])
 
     def _run(self, function: Callable[[], T]) -> T:
         """Calls a function of the port where its engine is. Raises Refused for what it refuses."""
@@ -75,10 +102,12 @@ class GuestDevice:
     def apply_features(self, features: int) -> None:
         self._features = features
         self._apply_features()
+        self.control.begin(features, self.control.state.generation)
 
     def _apply_features(self) -> None:
         logging = LOG_ALL if self._log is not None else 0
         self._run(lambda: self.port.set_features(self._features | logging))
+        self._apply_control(self.control.state)
 
     def apply_memory(self, regions: Sequence[Region], descriptors: Sequence[int]) -> None:
         try:
@@ -99,12 +128,87 @@ class GuestDevice:
         if before is not None:
             before.close()
 
+    @property
+    def queue_pairs(self) -> int:
+        """Queue pairs that the driver uses: a frame for another one would be lost."""
+        return self._pairs_of(self.control.state)
+
+    def _pairs_of(self, state: ControlState) -> int:
+        """Those that the driver has asked for and whose receive rings run. A front end that serves
+        the control queue itself (QEMU) starts the rings of these pairs only."""
+        asked = state.queue_pairs if state.has(Feature.MQ) else self.port.queues
+        running = 0
+        while 2 * running in self._receiving:
+            running += 1
+        return max(1, min(asked, running))
+
+    def _apply_control(self, state: ControlState) -> None:
+        """Has port and steering do what the driver wants."""
+        offloads = int(GUEST_OFFLOADS) if state.offloads is None else state.offloads
+        arguments = state.filter_of(self.config.mac)
+        pairs = self._pairs_of(state)
+        table = [queue % pairs for queue in self._table]
+
+        def apply() -> None:
+            self.port.set_guest_offloads(offloads)
+            self.port.set_receive_filter(**arguments)
+            self._rss.set_table(table)
+
+        self._run(apply)
+
+    @property
+    def _control_index(self) -> int:
+        """The control ring: behind those that the driver knows of (Virtio, section 5.1.2)."""
+        if not self._features & Feature.CTRL_VQ:
+            return -1
+        return 2 * self.port.queues if self._features & Feature.MQ else 2
+
     def start_ring(
         self, index: int, ring: Ring, descriptors: RingDescriptors, *, resumed: bool
     ) -> None:
-        if index >= 2 * self.port.queues:  # the control ring
+        if index == self._control_index:
+            self._given = ring, descriptors
+            if self.owns:
+                self._start_control(ring, descriptors, resumed=resumed)
+        elif index < 2 * self.port.queues:
+            self._run(lambda: self._start(index, ring, descriptors, resumed))
+            self._receives(index, True)
+
+    def _receives(self, index: int, runs: bool) -> None:
+        """A ring was started or stopped: other pairs may be in use."""
+        if index & 1:
             return
-        self._run(lambda: self._start(index, ring, descriptors, resumed))
+        before = self.queue_pairs
+        if runs:
+            self._receiving.add(index)
+        else:
+            self._receiving.discard(index)
+        if self.queue_pairs != before:
+            self._apply_control(self.control.state)
+
+    def _start_control(self, ring: Ring, descriptors: RingDescriptors, *, resumed: bool) -> None:
+        places = ring.addresses
+        assert places is not None
+        assert self._memory is not None
+        self.control.begin(self._features, ring.generation)
+        try:
+            self.ring.start(
+                self._memory,
+                features=self._features,
+                size=ring.size,
+                descriptors=places.descriptors,
+                available=places.available,
+                used=places.used,
+                base=ring.base,
+                resumed=resumed,
+                generation=ring.generation,
+                log_address=places.log if places.logged else None,
+                kick_fd=descriptors.kick,
+                call_fd=descriptors.call,
+                error_fd=descriptors.error,
+            )
+        except ConfigError as error:
+            raise Refused(str(error)) from None
 
     def _start(self, index: int, ring: Ring, descriptors: RingDescriptors, resumed: bool) -> None:
         places = ring.addresses
@@ -126,8 +230,12 @@ class GuestDevice:
         self.port.enable(index, True)
 
     def stop_ring(self, index: int) -> int:
+        if index == self._control_index and self._given is not None:
+            (ring, _), self._given = self._given, None
+            return self.ring.stop() if self.ring.started else ring.base
         if index >= 2 * self.port.queues:
             return 0
+        self._receives(index, False)
         return self._run(lambda: self.port.stop(index))
 
     def set_log(self, log: Log | None, descriptor: int | None) -> None:
@@ -141,6 +249,7 @@ class GuestDevice:
         except ConfigError as error:
             raise Refused(str(error)) from None
         self._run(lambda: self.port.set_log(self._log))
+        self.ring.set_log(self._log)
         self._apply_features()
         if before is not None:
             before.close()
@@ -149,6 +258,8 @@ class GuestDevice:
         """Not offered: a frame is copied when its buffer is taken, so that none is in flight."""
 
     def set_status(self, status: int) -> None:
+        if self.status and not status:  # the driver has reset the device
+            self.control.reset()
         self.status = status
 
     def set_mtu(self, mtu: int) -> None:
@@ -158,4 +269,10 @@ class GuestDevice:
         """Not offered: see RARP in the kind's offer."""
 
     def read_config(self) -> bytes:
-        return self.config.packed()
+        state = self.control.state
+        return msgspec.structs.replace(self.config, mac=self.mac, announce=state.announce).packed()
+
+    @property
+    def mac(self) -> bytes:
+        """The driver's address, which is the device's own until the driver sets another."""
+        return self.config.mac if self.control.state.mac is None else self.control.state.mac

@@ -39,6 +39,7 @@ class Guests:
         self._host, self._nics = host, nics
         self._inputs: dict[GuestNic, list[int]] = {}
         self._seeking: asyncio.TimerHandle | None = None
+        self._again: set[GuestNic] = set()  # that `_look` is called for
 
     def over(self, attached: NicNode) -> None:
         """Serves a NIC from now on, if it is a guest's."""
@@ -95,6 +96,20 @@ class Guests:
             self._tell(nic)
         if nic.seeks and self._seeking is None:
             self._seek_later()
+        if nic.again_s is not None and not self._host.upgrading:
+            self._look_again(nic, nic.again_s)
+
+    def _look_again(self, nic: GuestNic, after_s: float) -> None:
+        """For a NIC whose guest has more commands than are handled at once."""
+        loop = self._host.loop
+        assert loop is not None
+        if nic not in self._again:
+            self._again.add(nic)
+            loop.call_later(after_s, self._look, nic)
+
+    def _look(self, nic: GuestNic) -> None:
+        self._again.discard(nic)
+        self._ready(nic)
 
     def _watch(self, nic: GuestNic, inputs: list[int]) -> None:
         """Waits for these descriptors, in place of those before. For duplicates of them: another

@@ -15,6 +15,7 @@ import grp
 import os
 import socket
 import stat
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from vnic.device.tap import Offload, offload_names, parse_mac
 
 if TYPE_CHECKING:
     from dataplane.graph.element import Element
+    from virt.control_queue import ControlState
     from virt.vhost_user.books import Books
     from virt.vhost_user.connection import Connection
     from virt.vhost_user.device import Offer
@@ -36,15 +38,21 @@ if TYPE_CHECKING:
 
 PATH_MOST = 107  # bytes of sun_path without its end (unix(7))
 BACKLOG = 4
+# Commands of a control queue that are handled at once, and within a period. Each takes 0.2 ms of
+# control, so that a guest which floods takes a tenth of it. Linux sends some ten when an
+# interface is set up.
+COMMANDS_A_TURN = 8
+COMMANDS_MOST, PERIOD_S = 50, 0.1
 ANOTHER_VERSION = "a guest was stored by another version of vnic; use `vnic down` and `vnic up`"
 
 
 class Kept(msgspec.Struct, frozen=True):
     """The document that is stored. The descriptors are the memory of the rings' positions, then, if
     there are, the listening socket, the connected socket, and one for each of `roles`. path: of the
-    socket, as configured."""
+    socket, as configured. control: a ControlState."""
 
     books: msgspec.Raw
+    control: msgspec.Raw
     path: str
     listens: bool
     connected: bool
@@ -75,6 +83,9 @@ class GuestNic(UncontainedNic):
         self.connection: Connection | None = None
         self.socket: socket.socket | None = None
         self.problem = ""  # why the last front end was disconnected
+        # until when commands of the control queue are counted, and how many are left of them
+        self._period_end_s, self._commands_left = 0.0, 0
+        self.again_s: float | None = None  # when to call `ready` without an input, from now on
 
     # -- the front end -----------------------------------------------------------------------------
 
@@ -82,7 +93,12 @@ class GuestNic(UncontainedNic):
     def inputs(self) -> list[int]:
         """Descriptors to wait for."""
         found = [] if self.listener is None else [self.listener.fileno()]
-        return found if self.connection is None else [*found, self.connection.fileno()]
+        if self.connection is not None:
+            found.append(self.connection.fileno())
+            kick = self.device.ring.kick
+            if kick is not None and self.again_s is None:
+                found.append(kick)
+        return found
 
     @property
     def seeks(self) -> bool:
@@ -97,8 +113,14 @@ class GuestNic(UncontainedNic):
     def serve(self, call: Callable[[Callable[[], object]], object]) -> None:
         """From now on, the port's engine runs, and this process has the guest. call: runs a
         function on the engine's thread."""
+        from virt.vhost_user.protocol import ProtocolError
+
         self.device.call = call
-        self.device.own()
+        try:
+            self.device.own()
+        except ProtocolError as error:
+            if self.connection is not None:
+                self._disconnect(self.connection, str(error))
 
     def end(self) -> None:
         """From now on, no engine serves the port."""
@@ -106,7 +128,8 @@ class GuestNic(UncontainedNic):
 
     def ready(self) -> None:
         """Handles what has arrived, or tries to connect. A front end that is wrong is disconnected;
-        `problem` says why."""
+        `problem` says why. Afterwards to be called after `again_s`, too."""
+        self.again_s = None
         if self.listener is not None:
             self._accept(self.listener)
         if self.seeks:
@@ -156,11 +179,43 @@ class GuestNic(UncontainedNic):
 
         try:
             if connection.read():
+                self._serve_control(connection)
                 return
             why = ""
         except (ProtocolError, VnicError, OSError) as error:
             why = str(error)
         self._disconnect(connection, why)
+
+    def _serve_control(self, connection: Connection) -> None:
+        """Handles commands of the driver, a few: a guest must not keep control busy. What a
+        command has set is stored before it is answered, so that a successor does not forget it."""
+        ring, control, now_s = self.device.ring, self.device.control, time.monotonic()
+        if not ring.runs:
+            return
+        if now_s >= self._period_end_s:
+            self._period_end_s, self._commands_left = now_s + PERIOD_S, COMMANDS_MOST
+        ring.drain()
+        self._commands_left -= 1  # a kick without a command counts, too
+        for _ in range(min(COMMANDS_A_TURN, self._commands_left)):
+            command = ring.take()
+            if command is None:
+                break
+            self._commands_left -= 1
+            before = control.state
+            ack = control.handle(command)
+            if control.state is not before:
+                self._store_session(connection)
+            ring.answer(ack)
+        if self._commands_left <= 0:
+            self.again_s = max(0.0, self._period_end_s - now_s)
+        elif ring.arm():
+            self.again_s = 0.0
+        elif ring.runs and ring.kick is None:
+            self.again_s = PERIOD_S
+
+    def _store_session(self, connection: Connection) -> None:
+        session = connection.session
+        self._store(session.books, session.descriptors.by_role())
 
     def _disconnect(self, connection: Connection, why: str) -> None:
         self.problem, self.connection, self.socket = why, None, None
@@ -200,6 +255,7 @@ class GuestNic(UncontainedNic):
         sockets = [each for each in (self.listener, self.socket) if each is not None]
         kept = Kept(
             books=msgspec.Raw(books.encode()),
+            control=msgspec.Raw(msgspec.json.encode(self.device.control.state)),
             path=self.path,
             listens=self.listener is not None,
             connected=self.socket is not None,
@@ -255,30 +311,46 @@ class GuestNic(UncontainedNic):
         """Tells the driver that the link is up or down."""
         from virt.vhost_user.back_end_requests import tell_config_changed
 
-        self.device.config = msgspec.structs.replace(self.device.config, up=up)
-        if self.connection is not None:
-            tell_config_changed(self.connection.session)
+        device, connection = self.device, self.connection
+        # Switches may have forgotten the guest meanwhile, or another has its address: it announces
+        # itself.
+        announces = up and not device.config.up
+        device.config = msgspec.structs.replace(device.config, up=up)
+        if connection is not None:
+            if announces and device.control.ask_to_announce():
+                self._store_session(connection)
+            tell_config_changed(connection.session)
 
     def status(self) -> dict[str, Any]:
         """The NIC's state and settings, as a dict. guest: "connected", or "absent"; problem: why
         the last front end was disconnected, or why there is none; features: those that the driver
-        acknowledged."""
+        acknowledged; mac: the driver's; queues_used: queue pairs that it uses; control: what it
+        has set by its control queue (ControlState.status), and the commands that were answered with
+        OK and with an error."""
         from virt.vhost_user.features import names
 
         settings, queues = self.settings, self.port.queue_statistics()
         session = None if self.connection is None else self.connection.session
+        device = self.device
         return {
             "kind": VhostUserKind.NAME,
             "interface": self.path,
             "pid": None,
             "netns": None,
-            "mac": self.mac,
+            "mac": device.mac.hex(":"),
             "mtu": settings.mtu,
             "queues": self.port.queues,
+            "queues_used": device.queue_pairs,
             "offloads": offload_names(self.port.offloads),
             "guest": "absent" if session is None else "connected",
             "problem": self.problem if session is None else session.refusal,
             "features": [] if session is None else names(session.books.features),
+            "control": {
+                **device.control.state.status(),
+                "commands": device.control.counts[0],
+                "refused": device.control.counts[1],
+                "ring": device.ring.state(),
+            },
             "rings": [self.port.ring_state(ring) for ring in range(2 * self.port.queues)],
             "rx_packets": sum(queue["rx_packets"] for queue in queues),
             "tx_packets": sum(queue["tx_packets"] for queue in queues),
@@ -303,27 +375,35 @@ class VhostUserKind(NicKind[GuestNic]):
 
     NAME = "vhost-user"
     SETTINGS = frozenset(
-        {"listen", "connect", "socket_mode", "socket_group", "mac", "mtu", "offloads"}
-    )
+        {
+            "listen", "connect", "socket_mode", "socket_group", "mac", "mtu", "offloads", "queues",
+            "rss",
+        }
+    )  # fmt: skip
     WHY = "a guest's driver is behind its socket"
 
     def open(self, settings: Settings, number: int, origin: Origin) -> GuestNic:
         from dataplane.elements.nic_tx import NicTx
         from dataplane.elements.rss import Rss
+        from virt.control_queue import ControlState
         from virt.vhost_user.net_config import NetConfig
         from virt.virtio_port import VirtioPort
         from vnic.device.guest import GuestDevice, Positions
 
         _check(settings)
         label = f"nic {settings.name}"
+        queues = settings.queues
+        rss = Rss(settings.rss.key, settings.rss.table, queues=queues)
         kept, descriptors = _kept(settings, origin)
-        port = VirtioPort(settings.name, number=number, mtu=settings.mtu)
+        port = VirtioPort(settings.name, number=number, queues=queues, mtu=settings.mtu)
         positions = None
         try:
-            positions = Positions(2, descriptors[0] if descriptors else None)
-            config = NetConfig(mac=parse_mac(str(settings.mac), label), mtu=settings.mtu)
-            device = GuestDevice(port, config, positions, owns=origin.owns)
-            tx = NicTx(port, Rss(queues=1), name=f"{settings.name}.tx")
+            positions = Positions(2 * queues + 1, descriptors[0] if descriptors else None)
+            mac = parse_mac(str(settings.mac), label)
+            config = NetConfig(mac=mac, mtu=settings.mtu, queue_pairs=queues)
+            state = ControlState() if kept is None else _control(kept)
+            device = GuestDevice(port, rss, config, positions, state, owns=origin.owns)
+            tx = NicTx(port, rss, name=f"{settings.name}.tx")
             nic = GuestNic(settings, port, tx, device, _offer(settings), origin)
             if kept is None:
                 nic.listen()
@@ -355,6 +435,15 @@ def _kept(settings: Settings, origin: Origin) -> tuple[Kept | None, list[int]]:
     return None, []
 
 
+def _control(kept: Kept) -> ControlState:
+    from virt.control_queue import ControlState
+
+    try:
+        return msgspec.json.decode(kept.control, type=ControlState)
+    except msgspec.MsgspecError:
+        raise VnicError(ANOTHER_VERSION) from None
+
+
 def _offer(settings: Settings) -> Offer:
     from virt.vhost_user.device import USUAL_FEATURES, Offer
     from virt.vhost_user.features import Abilities, offered
@@ -366,13 +455,13 @@ def _offer(settings: Settings) -> Offer:
         tso=bool(offloads & Offload.TSO4),
         uso=bool(offloads & Offload.USO),
         mtu=settings.mtu,
-        control=False,
+        queue_pairs=settings.queues,
         speed=False,
     )
     return Offer(
         features=int(offered(abilities)),
         protocol_features=USUAL_FEATURES & ~ProtocolFeature.RARP,
-        queue_pairs=1,
+        queue_pairs=settings.queues,
     )
 
 
