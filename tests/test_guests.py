@@ -125,7 +125,9 @@ def test_upgrades_and_kills_of_the_worker_are_not_noticed(lab):
 
 
 def test_a_guest_goes_and_another_comes(lab):
+    assert "no guest" in vnic(lab.environment, "status")
     one = lab.boot("one")
+    assert "guest connected" in vnic(lab.environment, "status")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as second:
         second.connect(str(lab.directory / "one.sock"))
         assert second.recv(1) == b""  # refused: the first one has the NIC

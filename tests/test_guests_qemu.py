@@ -7,7 +7,7 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from tests.support.qemu import Qemu
+from tests.support.qemu import MEMORY, Qemu
 from tests.test_command import environment, ping, vnic  # noqa: F401 - a fixture
 from tests.test_guests import ADDRESSES, Lab, send
 from tests.test_supervisor import kill_worker
@@ -139,3 +139,11 @@ def test_a_guest_migrates(lab):
     assert state["status"] == "completed", state
     assert f"{packets} packets transmitted, {packets} received" in after.finish()
     assert lab.status("one")["problem"] == lab.status("two")["problem"] == ""
+
+
+@pytest.mark.parametrize("memory", ["", MEMORY.replace("share=on", "share=off")], ids=["QEMU's own", "share=off"])
+def test_memory_that_is_not_shared_is_reported(lab, memory):
+    guest = lab.stack.enter_context(Qemu(lab.directory / "one.sock", memory=memory))
+    guest.run("ip link set eth0 up")
+    assert "share=on" in lab.status("one")["problem"]
+    assert "share=on" in vnic(lab.environment, "status")

@@ -31,11 +31,13 @@ if TYPE_CHECKING:
     from virt.vhost_user.books import Books
     from virt.vhost_user.connection import Connection
     from virt.vhost_user.device import Offer
+    from virt.vhost_user.session import Session
     from virt.virtio_port import VirtioPort
     from vnic.device.guest import GuestDevice
 
 PATH_MOST = 107  # bytes of sun_path without its end (unix(7))
 BACKLOG = 4
+UNMOVED = (0, 0x80008000)  # positions of a split and a packed ring that has had no frame
 ANOTHER_VERSION = "a guest was stored by another version of vnic; use `vnic down` and `vnic up`"
 
 
@@ -246,12 +248,13 @@ class GuestNic(UncontainedNic):
 
     def status(self) -> dict[str, Any]:
         """The NIC's state and settings, as a dict. guest: "connected", or "absent"; problem: why
-        the last front end was disconnected, or why there is none; features: those that the driver
-        acknowledged."""
+        the last front end was disconnected, why there is none, or why no frames pass; features:
+        those that the driver acknowledged."""
         from virt.vhost_user.features import names
 
         settings, queues = self.settings, self.port.queue_statistics()
         session = None if self.connection is None else self.connection.session
+        rings = [self.port.ring_state(ring) for ring in range(2 * self.port.queues)]
         return {
             "kind": VhostUserKind.NAME,
             "interface": self.path,
@@ -262,12 +265,18 @@ class GuestNic(UncontainedNic):
             "queues": self.port.queues,
             "offloads": offload_names(self.port.offloads),
             "guest": "absent" if session is None else "connected",
-            "problem": self.problem if session is None else session.refusal,
+            "problem": self.problem if session is None else self._problem(session, rings),
             "features": [] if session is None else names(session.books.features),
-            "rings": [self.port.ring_state(ring) for ring in range(2 * self.port.queues)],
+            "rings": rings,
             "rx_packets": sum(queue["rx_packets"] for queue in queues),
             "tx_packets": sum(queue["tx_packets"] for queue in queues),
         }
+
+    def _problem(self, session: Session, rings: Sequence[Mapping[str, Any]]) -> str:
+        from vnic.device.guest_hindrance import hindrance
+
+        moved = any(ring["position"] not in UNMOVED for ring in rings)
+        return session.refusal if moved else hindrance(session)
 
     def close(self) -> None:
         """Disconnects the front end and removes the socket of `listen`. Only when no engine serves
