@@ -22,13 +22,14 @@ ADDRESSES = {"one": "10.99.0.1", "two": "10.99.0.2", "box": "10.99.0.3"}
 
 class Lab:
     """An instance with the guests `one` and `two` and the container `box`. connect: the guests whose
-    front ends listen."""
+    front ends listen; sockets: the directory of the guests' sockets, if it is another one."""
 
-    def __init__(self, environment, directory, stack, connect=(), **settings):  # noqa: F811
+    def __init__(self, environment, directory, stack, connect=(), sockets=None, **settings):  # noqa: F811
         self.environment, self.directory, self.stack = environment, directory, stack
+        self.sockets = sockets or directory
         self.box = stack.enter_context(Container())
         self.nics = {
-            name: {"kind": "vhost-user", "connect" if name in connect else "listen": f"{directory}/{name}.sock", **settings}
+            name: {"kind": "vhost-user", "connect" if name in connect else "listen": f"{self.sockets}/{name}.sock", **settings}
             for name in ("one", "two")
         }
         self.nics["box"] = {"pid": self.box.pid, "interface": "eth0", "addresses": [f"{ADDRESSES['box']}/24"], **settings}

@@ -38,6 +38,11 @@ if TYPE_CHECKING:
 PATH_MOST = 107  # bytes of sun_path without its end (unix(7))
 BACKLOG = 4
 UNMOVED = (0, 0x80008000)  # positions of a split and a packed ring that has had no frame
+NOT_CONNECTED = {  # what to do
+    errno.ENOENT: "waiting for the front end to listen there (QEMU: server=on,wait=off)",
+    errno.ECONNREFUSED: "waiting for the front end to listen there (QEMU: server=on,wait=off)",
+    errno.EACCES: f"vnic's user, {os.geteuid()}, needs the right to write to the socket",
+}
 ANOTHER_VERSION = "a guest was stored by another version of vnic; use `vnic down` and `vnic up`"
 
 
@@ -135,6 +140,8 @@ class GuestNic(UncontainedNic):
         except OSError as error:
             made.close()
             self.problem = f"{self.settings.connect}: {system_error(error)}"
+            if error.errno in NOT_CONNECTED:
+                self.problem += f": {NOT_CONNECTED[error.errno]}"
             return
         self._begin(made)
 
@@ -359,6 +366,7 @@ def _offer(settings: Settings) -> Offer:
         mtu=settings.mtu,
         control=False,
         speed=False,
+        in_order=True,
     )
     return Offer(
         features=int(offered(abilities)),
