@@ -205,9 +205,10 @@ cdef class VirtioPort(Port):
         cdef uint16_t flags
         if not q.packed:
             # What was used before is in the guest's memory, and this device uses buffers in the
-            # order in which it takes them.
+            # order in which it takes them: none is in flight. DPDK sends 0 also for a ring that was
+            # in use before its back end was killed.
             index = va_load_acquire_u16(split_index(q.device))
-            return index << 16 | (index if resumed else base & 0xFFFF)
+            return index << 16 | index
         if (resumed and self._positions != NULL
                 and self._positions[2 * ring + 1] == self._rings[ring].generation):
             return recovered(q, self._positions[2 * ring])
