@@ -40,8 +40,9 @@ class DpdkProgram:
             os.chown(directory, PLAIN_USER, PLAIN_USER)
         device = f"net_virtio_user0,path={path},mac={mac},{'server=1,' if server else ''}{device}".rstrip(",")
         self.process = subprocess.Popen(
-            [*plain, need("stdbuf"), "-oL", need("dpdk-testpmd"), "--lcores=0,1@(0-1)", "--no-huge", "-m", "128", "--no-pci", "--no-telemetry",
-             f"--file-prefix={directory.name}", f"--vdev={device}", "--", "-i", "--nb-cores=1", "--total-num-mbufs=4096"],
+            [*plain, need("stdbuf"), "-oL", need("dpdk-testpmd"), "--lcores=0,1@(0-1)", "--no-huge", "-m", "128",
+             "--no-pci", "--no-telemetry", f"--file-prefix={directory.name}", f"--vdev={device}",
+             "--", "-i", "--nb-cores=1", "--total-num-mbufs=4096"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=directory, umask=0,
             env={**os.environ, "XDG_RUNTIME_DIR": str(directory), "HOME": str(directory)},
         )  # fmt: skip

@@ -104,7 +104,7 @@ _BESIDE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "links": ({"nodes": {"lan": {"switch": {}}, "dmz": {"switch": {}}}}, {"link": "lan -- dmz"}),
     "read": ({"kind": "capture"}, {}),
     "write": ({"kind": "capture"}, {}),
-    "listen": ({"kind": "vhost-user"}, {}),
+    "nics.listen": ({"kind": "vhost-user"}, {}),  # metrics have a key of this name, too
     "connect": ({"kind": "vhost-user"}, {}),
     "socket_mode": ({"kind": "vhost-user", "listen": "/run/vm1.sock"}, {}),
     "socket_group": ({"kind": "vhost-user", "listen": "/run/vm1.sock"}, {}),
@@ -238,7 +238,7 @@ def _keys_below(
         kind, accepts = unwrapped(hints[field.name])
         default = _default(field, kind)
         example = _example(hints[field.name], kind, default)
-        beside = _BESIDE.get(name, ({}, {}))[0]
+        beside = _BESIDE.get(_plain(f"{prefix}{name}"), _BESIDE.get(name, ({}, {})))[0]
         inner, step = _struct_in(kind)
         below: list[Key] = []
         if inner is not None and inner is not struct:  # branches of an element are elements again
