@@ -159,6 +159,8 @@ def test_a_nic_without_a_container_is_for_replay_only(tmp_path, command):
     result = invoke(*command, str(path), VNIC_RUNTIME_DIR=str(tmp_path))
     assert_error(result, 2, f"{path}:2: nics.web: which container is it in?")
     assert "fits replay only: web" in invoke("config", "check", str(path)).output
+    path.write_text("nics:\n  vm: {kind: vhost-user, listen: vm.sock}")
+    assert "fits" not in invoke("config", "check", str(path)).output
 
 
 def test_nothing_runs(tmp_path):

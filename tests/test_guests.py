@@ -21,23 +21,32 @@ ADDRESSES = {"one": "10.99.0.1", "two": "10.99.0.2", "box": "10.99.0.3"}
 
 
 class Lab:
-    """An instance with the guests `one` and `two` and the container `box`."""
+    """An instance with the guests `one` and `two` and the container `box`. connect: the guests whose
+    front ends listen; sockets: the directory of the guests' sockets, if it is another one."""
 
-    def __init__(self, environment, directory, stack, **settings):  # noqa: F811
+    def __init__(self, environment, directory, stack, connect=(), sockets=None, **settings):  # noqa: F811
         self.environment, self.directory, self.stack = environment, directory, stack
+        self.sockets = sockets or directory
         self.box = stack.enter_context(Container())
-        self.nics = {name: {"kind": "vhost-user", "listen": f"{directory}/{name}.sock", **settings} for name in ("one", "two")}
+        self.nics = {
+            name: {"kind": "vhost-user", "connect" if name in connect else "listen": f"{self.sockets}/{name}.sock", **settings}
+            for name in ("one", "two")
+        }
         self.nics["box"] = {"pid": self.box.pid, "interface": "eth0", "addresses": [f"{ADDRESSES['box']}/24"], **settings}
         self.file = directory / "net.yaml"
         self.file.write_text(json.dumps({"nics": self.nics}))
-        vnic(environment, "up", "-d", str(self.file))
+        self.up()
         stack.callback(self.down)
+
+    def up(self):
+        vnic(self.environment, "up", "-d", str(self.file))
 
     def down(self):
         assert conserved(self.environment)
         with suppress(AssertionError):
             vnic(self.environment, "down")
-        assert not (self.directory / "one.sock").exists()
+        for nic in self.nics.values():
+            assert not os.path.exists(nic.get("listen", "/none"))
 
     def boot(self, name, mtu=1500):
         """A guest behind the NIC, with an address."""
@@ -47,9 +56,11 @@ class Lab:
         guest.run(f"ip link set eth0 mtu {mtu} up; ip addr add {ADDRESSES[name]}/24 dev eth0")
         return guest
 
+    def found(self):
+        return json.loads(vnic(self.environment, "status", "--json"))
+
     def status(self, name):
-        found = json.loads(vnic(self.environment, "status", "--json"))
-        return next(nic for nic in found["nics"] if nic["name"] == name)
+        return next(nic for nic in self.found()["nics"] if nic["name"] == name)
 
     def wait(self, name, **wanted):
         """Waits until the NIC's status says so."""
@@ -115,7 +126,9 @@ def test_upgrades_and_kills_of_the_worker_are_not_noticed(lab):
 
 
 def test_a_guest_goes_and_another_comes(lab):
+    assert "no guest" in vnic(lab.environment, "status")
     one = lab.boot("one")
+    assert "guest connected" in vnic(lab.environment, "status")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as second:
         second.connect(str(lab.directory / "one.sock"))
         assert second.recv(1) == b""  # refused: the first one has the NIC

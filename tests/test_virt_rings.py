@@ -334,6 +334,17 @@ def test_a_stored_position_of_another_generation_is_not_used():
         assert struct.unpack("<QQ", positions[16:]) == (FRESH << 32 | FRESH, 2)
 
 
+def test_a_split_ring_that_was_in_use_before():
+    """DPDK sends 0 for it when its back end was killed."""
+    with Guest(VERSION_1) as guest:
+        for _ in range(3):
+            assert len(guest.sent(FRAME)) == 1
+            guest.net.transmitted()
+        guest.port.stop(TX)
+        guest.start(TX, 0)
+        assert [each.data for each in guest.sent(FRAME)] == [FRAME]
+
+
 def test_a_new_packed_ring_of_user_mode_linux():
     """It sends 0; a ring that has come round to 0 is told from it by its first descriptor."""
     with Guest(VERSION_1, PACKED, size=3) as guest:

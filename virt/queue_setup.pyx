@@ -111,9 +111,10 @@ cdef uint32_t first_position(const Virtqueue *q, uint32_t base, bint resumed,
     cdef uint32_t index
     if not q.packed:
         # What was used before is in the guest's memory, and this device uses buffers in the order
-        # in which it takes them.
+        # in which it takes them: none is in flight. DPDK sends 0 also for a ring that was in use
+        # before its back end was killed.
         index = va_load_acquire_u16(split_index(q.device))
-        return index << 16 | (index if resumed else base & 0xFFFF)
+        return index << 16 | index
     if resumed and stored != NULL and stored[1] == generation:
         return recovered(q, stored[0])
     # Drivers of DPDK and SPDK send the available half only. No buffer is in flight when a device

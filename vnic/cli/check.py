@@ -88,10 +88,15 @@ def check(file: str, use: str | None, as_json: bool) -> None:
     from vnic.config.advice import queue_warnings
     from vnic.config.load import load_config
     from vnic.config.schema import encode_scalar
+    from vnic.device.kinds.registry import kind_of
     from vnic.modules.chain import check_chain, check_node, module_class
 
     found = load_config(file, contained=use == "containers")
-    lone = [nic.name for nic in found.nics.values() if nic.pid is None and nic.netns is None]
+    lone = [
+        nic.name
+        for nic in found.nics.values()
+        if kind_of(nic.kind).needs_container and nic.pid is None and nic.netns is None
+    ]
     for nic in found.nics.values():
         for direction in (nic.egress, nic.ingress):
             check_chain(direction.elements, found.directory)

@@ -24,6 +24,7 @@ from vnic.cli.common import (
 )
 
 WATCH_MS = 10, 3_600_000
+CONTAINED = "tap", "veth", "packet"  # kinds of interfaces of a container
 
 
 def _limit(nic: dict[str, Any], direction: str) -> str | None:
@@ -67,9 +68,13 @@ def _cgroups(groups: list[dict[str, Any]]) -> list[list[Any]]:
 
 
 def _container(nic: dict[str, Any]) -> str:
+    if "guest" in nic:
+        return "guest connected" if nic["guest"] == "connected" else "no guest"
     if nic.get("netns"):
         return str(nic["netns"])
-    return "passed by its client" if nic.get("pid") is None else f"pid {nic['pid']}"
+    if nic.get("pid") is not None:
+        return f"pid {nic['pid']}"
+    return "passed by its client" if nic.get("kind") in CONTAINED else "none"
 
 
 @click.command()
@@ -114,6 +119,9 @@ def status(instance: str, as_json: bool) -> None:
         click.echo(f"WAITING: nic {waiting['name']}: {waiting['why']}")
     for lost in found.get("lost", []):
         click.echo(f"LOST: {lost['what']}: {lost['why']}")
+    for nic in found["nics"]:
+        if nic.get("problem"):
+            click.echo(f"PROBLEM: nic {nic['name']}: {nic['problem']}")
     click.echo(
         "packets: "
         + (

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from virt.vhost_user.books import Books
     from virt.vhost_user.connection import Connection
     from virt.vhost_user.device import Offer
+    from virt.vhost_user.session import Session
     from virt.virtio_port import VirtioPort
     from vnic.device.guest import GuestDevice
 
@@ -43,6 +44,12 @@ BACKLOG = 4
 # interface is set up.
 COMMANDS_A_TURN = 8
 COMMANDS_MOST, PERIOD_S = 50, 0.1
+UNMOVED = (0, 0x80008000)  # positions of a split and a packed ring that has had no frame
+NOT_CONNECTED = {  # what to do
+    errno.ENOENT: "waiting for the front end to listen there (QEMU: server=on,wait=off)",
+    errno.ECONNREFUSED: "waiting for the front end to listen there (QEMU: server=on,wait=off)",
+    errno.EACCES: f"vnic's user, {os.geteuid()}, needs the right to write to the socket",
+}
 ANOTHER_VERSION = "a guest was stored by another version of vnic; use `vnic down` and `vnic up`"
 
 
@@ -156,6 +163,8 @@ class GuestNic(UncontainedNic):
         except OSError as error:
             made.close()
             self.problem = f"{self.settings.connect}: {system_error(error)}"
+            if error.errno in NOT_CONNECTED:
+                self.problem += f": {NOT_CONNECTED[error.errno]}"
             return
         self._begin(made)
 
@@ -323,15 +332,16 @@ class GuestNic(UncontainedNic):
 
     def status(self) -> dict[str, Any]:
         """The NIC's state and settings, as a dict. guest: "connected", or "absent"; problem: why
-        the last front end was disconnected, or why there is none; features: those that the driver
-        acknowledged; mac: the driver's; queues_used: queue pairs that it uses; control: what it
-        has set by its control queue (ControlState.status), and the commands that were answered with
-        OK and with an error."""
+        the last front end was disconnected, why there is none, or why no frames pass; features:
+        those that the driver acknowledged; mac: the driver's; queues_used: pairs that it uses;
+        control: what it has set by its control queue (ControlState.status), and the commands that
+        were answered with OK and with an error."""
         from virt.vhost_user.features import names
 
         settings, queues = self.settings, self.port.queue_statistics()
         session = None if self.connection is None else self.connection.session
         device = self.device
+        rings = [self.port.ring_state(ring) for ring in range(2 * self.port.queues)]
         return {
             "kind": VhostUserKind.NAME,
             "interface": self.path,
@@ -343,7 +353,7 @@ class GuestNic(UncontainedNic):
             "queues_used": device.queue_pairs,
             "offloads": offload_names(self.port.offloads),
             "guest": "absent" if session is None else "connected",
-            "problem": self.problem if session is None else session.refusal,
+            "problem": self.problem if session is None else self._problem(session, rings),
             "features": [] if session is None else names(session.books.features),
             "control": {
                 **device.control.state.status(),
@@ -351,10 +361,16 @@ class GuestNic(UncontainedNic):
                 "refused": device.control.counts[1],
                 "ring": device.ring.state(),
             },
-            "rings": [self.port.ring_state(ring) for ring in range(2 * self.port.queues)],
+            "rings": rings,
             "rx_packets": sum(queue["rx_packets"] for queue in queues),
             "tx_packets": sum(queue["tx_packets"] for queue in queues),
         }
+
+    def _problem(self, session: Session, rings: Sequence[Mapping[str, Any]]) -> str:
+        from vnic.device.guest_hindrance import hindrance
+
+        moved = any(ring["position"] not in UNMOVED for ring in rings)
+        return session.refusal if moved else hindrance(session)
 
     def close(self) -> None:
         """Disconnects the front end and removes the socket of `listen`. Only when no engine serves
@@ -457,6 +473,7 @@ def _offer(settings: Settings) -> Offer:
         mtu=settings.mtu,
         queue_pairs=settings.queues,
         speed=False,
+        in_order=True,
     )
     return Offer(
         features=int(offered(abilities)),
