@@ -7,6 +7,7 @@ clouds with its virtio-net driver, and the machine's own busybox, ping, iperf3 a
 from __future__ import annotations
 
 import fcntl
+import os
 import re
 import shutil
 import subprocess
@@ -81,16 +82,24 @@ def _make(scratch: Path, made: GuestKernel, busybox: str, tools: list[str]) -> N
 
 
 def _package(scratch: Path) -> str:
-    """Fetches the kernel's package; returns its name."""
-    apt = need("apt-get")
-    depends = subprocess.run([need("apt-cache"), "depends", PACKAGE], capture_output=True, text=True, check=False).stdout
-    if (name := re.search(r"Depends: (linux-image-\S+)", depends)) is None:
-        pytest.skip(f"missing tool: {PACKAGE} (run apt-get update)")
-    done = subprocess.run([apt, "-q", "download", name[1]], cwd=scratch, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"missing tool: the package {name[1]}: {done.stderr.strip()}")
-    (package,) = scratch.glob("*.deb")
-    return package.name
+    """Fetches the kernel's package; returns its name. Root renews the lists of packages where they
+    are missing, or name a kernel that the archive has replaced."""
+    why = ""
+    for number in range(2):
+        if number and os.geteuid() == 0:
+            subprocess.run([need("apt-get"), "-q", "update"], capture_output=True, check=False)
+        depends = subprocess.run([need("apt-cache"), "depends", PACKAGE], capture_output=True, text=True, check=False)
+        if (name := re.search(r"Depends: (linux-image-\S+)", depends.stdout)) is None:
+            why = f"{PACKAGE} is in no list of packages (run apt-get update)"
+            continue
+        done = subprocess.run(
+            [need("apt-get"), "-q", "download", name[1]], cwd=scratch, capture_output=True, text=True, check=False
+        )
+        if done.returncode == 0:
+            (package,) = scratch.glob("*.deb")
+            return package.name
+        why = f"{name[1]}: {done.stderr.strip()}"
+    pytest.skip(f"missing tool: the package {why}")
 
 
 def _cpio(files: dict[str, Path]) -> bytes:
