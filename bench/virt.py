@@ -127,7 +127,10 @@ def start_testpmd(space: Space, name: str, cpu: int, other: int, ports: Sequence
     peers = [f"--eth-peer={n},{mac}" for n, mac in enumerate(reversed(MACS))]
     try:
         return space.start(
-            [*command, *ports, "--", *forward, *peers, "-i"], HOME=str(space.directory), XDG_RUNTIME_DIR=str(space.directory)
+            [*command, *ports, "--", *forward, *peers, "-i"],
+            HOME=str(space.directory),
+            XDG_RUNTIME_DIR=str(space.directory),
+            LD_PRELOAD="",  # a sanitizer's library, in tests of the checked build
         )
     except FileNotFoundError:
         raise BenchError("dpdk-testpmd is not installed (apt-get install dpdk)") from None

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bench import contestants, faults, leases, machine, policy, probes, report, shaping, tap, veth
+from bench import contestants, faults, leases, machine, policy, probes, report, shaping, tap, veth, virt
 from bench.errors import BenchError
 from bench.space import NETNS, PREFIX, Space
+from tests.tools import need
 from vnic.config.load import parse_config
 from vnic.replay.session import Replay
 
@@ -334,3 +335,18 @@ def test_what_is_left_of_a_policy_is_found() -> None:
         bench.check(1, None)
         assert bench.counts["leftovers"] == 0 and bench.counts["disagreements"] == 1
     assert dict(os.environ) == before
+
+
+@needs_root
+def test_packets_of_a_front_end_circulate_through_vnic(capsys: pytest.CaptureFixture[str]) -> None:
+    need("dpdk-testpmd")
+    found = virt.measure(virt.Vnic(packed=True, shape=True), 60, 0.2)
+    assert found["mpps"] > 0.001
+    samples = {
+        each.name: {"mpps": 4.0, "mpps_1518": 2.0, "mpps_ratio": 0.5, "mpps_1518_ratio": 1.0, "failures": []}
+        for each in virt.CONTESTANTS
+    }
+    guests = {"uml_tcp_gbps": 3.4, "rtt_p50_us": 340.0, "failures": ["round 1: gone"]}
+    virt.show(Console(width=150), {"rounds": 1, "contestants": samples, "guests": guests, "machine": machine.describe()})
+    text = capsys.readouterr().out
+    assert "4 (0.5)" in text and "TCP Gbit/s 3.4" in text and "round 1: gone" in text
