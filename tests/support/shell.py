@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -81,8 +82,8 @@ class Shell:
         return before.decode(errors="replace").replace("\r\n", "\n")
 
     def close(self) -> None:
-        """Ends the guest: User-mode Linux ignores SIGTERM."""
-        if self.process.poll() is None:
+        """Ends the guest, also helpers that have outlived it: User-mode Linux ignores SIGTERM."""
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
