@@ -462,8 +462,8 @@ def test_the_twin_is_not_blind():
 
 
 # Engine a of busy(), as these versions wrote it: 1 of everything; 2: ports count segments; 3: packets wait to be
-# flooded; 4: format 2, without a random generator of the engine, and with packed lists of packets.
-GOLDENS = [ROOT / f"tests/data/engine-state-{number}.bin" for number in (1, 2, 3, 4)]
+# flooded; 4: format 2, without a random generator of the engine, and with packed lists of packets; 5: frames can be filtered.
+GOLDENS = [ROOT / f"tests/data/engine-state-{number}.bin" for number in (1, 2, 3, 4, 5)]
 GOLDEN = GOLDENS[-1]
 
 

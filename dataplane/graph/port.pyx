@@ -284,8 +284,8 @@ cdef class PortTx(Element):
 
     OUTPUTS = 0
     DROP_REASONS = TX_REASONS
-    STATE_VERSION = 2
-    UPGRADES = {1: _with_segments}
+    STATE_VERSION = 3  # 3: one more drop reason, which an older class would not know
+    UPGRADES = {1: _with_segments, 2: lambda entry: entry}
 
     def __init__(self, Port port, *, name=None):
         self.port = port
