@@ -326,6 +326,8 @@ def test_frames_that_a_queue_dropped_are_named():
         worker = net.client.call("Status")["status"]["pid"]
         packets = [frame(B, A, 60, n) for n in range(3000)]
         os.kill(worker, signal.SIGSTOP)
+        while {task.read_text().rpartition(") ")[2][0] for task in Path(f"/proc/{worker}/task").glob("*/stat")} != {"T"}:
+            pass  # a thread that has a CPU takes frames until it stops
         try:
             for each in packets:  # not by the network's own hand, which would wait
                 net._stations["a"].send(Frame(each))

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -185,7 +186,14 @@ def podman(leak_check):
         yield made
     finally:
         made.close()
-        shutil.rmtree(made.place)
+        for left in range(200, -1, -1):  # podman's monitors, which are no children, write there until they end
+            try:
+                shutil.rmtree(made.place)
+                break
+            except OSError:
+                if not left:
+                    raise
+                time.sleep(0.05)
 
 
 @pytest.fixture

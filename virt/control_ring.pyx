@@ -15,7 +15,7 @@ from virt.virtqueue cimport Virtqueue
 
 from dataplane.errors import ConfigError
 from virt import queue_setup
-from virt.notifications import check_notifier
+from virt.vhost_user.notifications import check_notifier
 from virt.queue_setup import check_places, check_position, check_shape
 
 

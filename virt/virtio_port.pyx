@@ -28,7 +28,7 @@ from virt.virtqueue cimport Mark, Taken, Virtqueue
 
 from dataplane.errors import ConfigError, VnicError
 from virt import queue_setup
-from virt.notifications import check_notifier
+from virt.vhost_user.notifications import check_notifier
 from virt.queue_setup import check_places, check_position, check_shape
 
 cdef enum:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from dataplane.descriptors import close_all
 from dataplane.errors import ConfigError
-from virt.notifications import check_notifier
+from virt.vhost_user.notifications import check_notifier
 from virt.vhost_user.protocol import Refused
 
 
