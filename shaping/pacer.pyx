@@ -653,7 +653,7 @@ cdef class SetMarkRates(Work):
 
     cdef void run(self, Context *ctx) noexcept nogil:
         cdef uint32_t i
-        cdef uint64_t rate_bps
+        cdef uint64_t rate_bps, behind_ns
         cdef FlowClock *flow
         cdef bint shared
         cdef Policy *before
@@ -668,12 +668,14 @@ cdef class SetMarkRates(Work):
                 policy.clock, policy.last_ns = before.clock, before.last_ns
                 policy.rate_bps = before.rate_bps
                 policy_set_rate(policy, rate_bps, ctx.now_ns)
-            elif self.pacer.per == PER_MARK:
+            if self.pacer.per == PER_MARK and (before == NULL or before.kept):
                 # behind the packets of the mark that wait for `rate`
                 flow = self.pacer.flows.find(
                     number_hash(self.marks.entries[i].mark, &self.pacer.keys), ctx.now_ns, &shared)
-                policy.clock.next_ns = flow.next_ns + (flow_remainder(flow) != 0)
-                policy.last_ns = policy.clock.next_ns
+                behind_ns = flow.next_ns + (flow_remainder(flow) != 0)
+                if behind_ns > clock_due_ns(&policy.clock):
+                    policy.clock.next_ns, policy.clock.remainder = behind_ns, 0
+                    policy.last_ns = behind_ns
         self.marks, self.pacer.marks = self.pacer.marks, self.marks
 
 

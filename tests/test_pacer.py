@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dataplane.elements.classifier import Classifier
@@ -673,6 +673,10 @@ def test_marks_that_lost_their_rates_are_bounded():
         ),
         max_size=20,
     ),
+)
+@example(  # a mark whose rate came, went and came back while its packets waited for the common one
+    per="mark",
+    changes=[(0, "rates", 1000, []), (0, "rates", None, []), (0, "rates", 1000, [(2, 2, 5)]), (0, "rate", None, [(2, 2, 0)])],
 )
 def test_changes_neither_lose_nor_reorder(per, changes):
     bench = Bench(rate="10mbit", per=per, rates={1: "20mbit"}, horizon="1h", large=1024)
