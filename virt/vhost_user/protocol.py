@@ -6,6 +6,7 @@ from __future__ import annotations
 from enum import IntEnum, IntFlag
 
 from dataplane.errors import VnicError
+from virt.vhost_user.features import Feature
 
 VERSION = 1
 VERSION_MASK = 0b11
@@ -13,8 +14,8 @@ REPLY = 1 << 2
 NEED_REPLY = 1 << 3
 
 # Feature bits that belong to vhost-user: a driver never sees them.
-LOG_ALL = 1 << 26  # VHOST_F_LOG_ALL
-PROTOCOL_FEATURES = 1 << 30  # VHOST_USER_F_PROTOCOL_FEATURES
+LOG_ALL = int(Feature.LOG_ALL)
+PROTOCOL_FEATURES = int(Feature.PROTOCOL_FEATURES)
 
 RING_INDEX_MASK = 0xFF  # of SET_VRING_KICK, CALL and ERR
 NO_DESCRIPTOR = 1 << 8  # of the same: the front end sends none

@@ -132,30 +132,24 @@ class Rings:
         )
 
     def set_kick(self, message: Message, descriptors: list[int]) -> None:
-        index, has_descriptor = ring_descriptor(message)
-        ring = self.find(message.request, index)
-        if has_descriptor:
-            check_event(f"SET_VRING_KICK: ring {index}", descriptors[0])
-        self.stop(index)
-        ring.kick = self._replace(ring.kick, f"kick{index}", descriptors)
+        ring = self._set_event(message, "kick", descriptors)
         ring.started = True
         ring.generation += 1
 
     def set_call(self, message: Message, descriptors: list[int]) -> None:
-        index, has_descriptor = ring_descriptor(message)
-        ring = self.find(message.request, index)
-        if has_descriptor:
-            check_event(f"SET_VRING_CALL: ring {index}", descriptors[0])
-        self.stop(index)
-        ring.call = self._replace(ring.call, f"call{index}", descriptors)
+        self._set_event(message, "call", descriptors)
 
     def set_error(self, message: Message, descriptors: list[int]) -> None:
+        self._set_event(message, "error", descriptors)
+
+    def _set_event(self, message: Message, kind: str, descriptors: list[int]) -> Ring:
         index, has_descriptor = ring_descriptor(message)
         ring = self.find(message.request, index)
         if has_descriptor:
-            check_event(f"SET_VRING_ERR: ring {index}", descriptors[0])
+            check_event(f"{message.request.name}: ring {index}", descriptors[0])
         self.stop(index)
-        ring.error = self._replace(ring.error, f"error{index}", descriptors)
+        setattr(ring, kind, self._replace(getattr(ring, kind), f"{kind}{index}", descriptors))
+        return ring
 
     def _replace(self, former: str, role: str, descriptors: list[int]) -> str:
         """Gives a role the descriptor that came; closes the role's former one if none came."""
