@@ -6,7 +6,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -187,46 +187,21 @@ class GuestDevice:
             self._apply_control(self.control.state)
 
     def _start_control(self, ring: Ring, descriptors: RingDescriptors, *, resumed: bool) -> None:
-        places = ring.addresses
-        assert places is not None
         assert self._memory is not None
         self.control.begin(self._features, ring.generation)
         try:
             self.ring.start(
                 self._memory,
                 features=self._features,
-                size=ring.size,
-                descriptors=places.descriptors,
-                available=places.available,
-                used=places.used,
-                base=ring.base,
-                resumed=resumed,
-                generation=ring.generation,
-                log_address=places.log if places.logged else None,
-                kick_fd=descriptors.kick,
-                call_fd=descriptors.call,
-                error_fd=descriptors.error,
+                log_address=_log_address(ring),
+                **_start_of(ring, descriptors, resumed=resumed),
             )
         except ConfigError as error:
             raise Refused(str(error)) from None
 
     def _start(self, index: int, ring: Ring, descriptors: RingDescriptors, resumed: bool) -> None:
-        places = ring.addresses
-        assert places is not None
-        self.port.start(
-            index,
-            size=ring.size,
-            descriptors=places.descriptors,
-            available=places.available,
-            used=places.used,
-            base=ring.base,
-            resumed=resumed,
-            generation=ring.generation,
-            kick_fd=descriptors.kick,
-            call_fd=descriptors.call,
-            error_fd=descriptors.error,
-        )
-        self.port.log_ring(index, places.log if places.logged else None)
+        self.port.start(index, **_start_of(ring, descriptors, resumed=resumed))
+        self.port.log_ring(index, _log_address(ring))
         self.port.enable(index, True)
 
     def stop_ring(self, index: int) -> int:
@@ -276,3 +251,26 @@ class GuestDevice:
     def mac(self) -> bytes:
         """The driver's address, which is the device's own until the driver sets another."""
         return self.config.mac if self.control.state.mac is None else self.control.state.mac
+
+
+def _start_of(ring: Ring, descriptors: RingDescriptors, *, resumed: bool) -> dict[str, Any]:
+    """Arguments with which any ring starts."""
+    assert ring.addresses is not None
+    return {
+        "size": ring.size,
+        "descriptors": ring.addresses.descriptors,
+        "available": ring.addresses.available,
+        "used": ring.addresses.used,
+        "base": ring.base,
+        "resumed": resumed,
+        "generation": ring.generation,
+        "kick_fd": descriptors.kick,
+        "call_fd": descriptors.call,
+        "error_fd": descriptors.error,
+    }
+
+
+def _log_address(ring: Ring) -> int | None:
+    """Where the ring itself is logged; None: nowhere."""
+    assert ring.addresses is not None
+    return ring.addresses.log if ring.addresses.logged else None

@@ -42,7 +42,22 @@ class Devices(Protocol):
     def stop(self) -> None: ...
 
 
-class AgentDevices:
+class Alone:
+    """The origin of NICs of a program without a supervisor: nothing is stored."""
+
+    @property
+    def owns(self) -> bool:
+        """True: there is no other worker."""
+        return True
+
+    def keep(self, document: bytes, descriptors: Sequence[int]) -> None:
+        """No effect: there is no next worker."""
+
+    def kept(self) -> None:
+        """Nothing."""
+
+
+class AgentDevices(Alone):
     """NICs of a program without a supervisor: an agent of its own makes the interfaces. choose:
     returns the kind of a NIC; by default the configured one."""
 
@@ -68,17 +83,6 @@ class AgentDevices:
     def alter(self, kind: InterfaceKind, interface: Tap, request: TapRequest) -> None:
         """Changes the interface."""
         kind.alter(interface, request)
-
-    @property
-    def owns(self) -> bool:
-        """True: there is no other worker."""
-        return True
-
-    def keep(self, document: bytes, descriptors: Sequence[int]) -> None:
-        """No effect: there is no next worker."""
-
-    def kept(self) -> None:
-        """Nothing."""
 
     def forget(self, name: str) -> None:
         """No effect: no other process stores the NIC."""
@@ -204,7 +208,7 @@ class StoredDevices:
         """No effect: the supervisor continues."""
 
 
-class OneKind(Generic[D]):
+class OneKind(Alone, Generic[D]):
     """NICs that are all of one kind, regardless of their settings: for tests and replays. nics: the
     open ones, by name."""
 
@@ -226,17 +230,6 @@ class OneKind(Generic[D]):
     def alter(self, kind: InterfaceKind, interface: Tap, request: TapRequest) -> None:
         """Raises PortError: there is no agent."""
         raise PortError(f"{request.KIND} {request.name}: there is no agent to change it")
-
-    @property
-    def owns(self) -> bool:
-        """True: there is no other worker."""
-        return True
-
-    def keep(self, document: bytes, descriptors: Sequence[int]) -> None:
-        """No effect: there is no next worker."""
-
-    def kept(self) -> None:
-        """Nothing."""
 
     def forget(self, name: str) -> None:
         """Removes a closed NIC from `nics`."""

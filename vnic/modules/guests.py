@@ -90,17 +90,16 @@ class Guests:
             took_s = loop.time() - began_s
             pauses = took_s > LONG_TURN_S
             self._watch(nic, [] if self._host.upgrading or pauses else nic.inputs)
-        if pauses:
-            loop.call_later(PAUSE * took_s, self._ready, nic)
         if nic.connection is not was:
             self._tell(nic)
         if nic.seeks and self._seeking is None:
             self._seek_later()
-        if nic.again_s is not None and not self._host.upgrading:
-            self._look_again(nic, nic.again_s)
+        again_s = PAUSE * took_s if pauses else nic.again_s
+        if again_s is not None and not self._host.upgrading:
+            self._look_again(nic, again_s)
 
     def _look_again(self, nic: GuestNic, after_s: float) -> None:
-        """For a NIC whose guest has more commands than are handled at once."""
+        """For a NIC whose guest pauses, or has more commands than are handled at once."""
         loop = self._host.loop
         assert loop is not None
         if nic not in self._again:
