@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from subprocess import Popen
@@ -18,13 +18,14 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import machine
+from bench.contestants import tree_cpu_ns
 from bench.errors import BenchError
+from bench.instance import ROOT
 from bench.report import show_machine
 from bench.space import Space, sweep, wait_for
 from bench.tap import Json, Series, ratio, rotate, say
 from tests.support.uml import Uml
 
-ROOT = Path(__file__).parents[1]
 CPUS = sorted(os.sched_getaffinity(0))
 TESTPMD = "dpdk-testpmd"
 # 512 MB each, 4 KiB pages: no huge pages are needed, and two of them fit a machine of 2 GB
@@ -77,7 +78,6 @@ class Testpmd(BackEnd):
     def up(self, space: Space, sockets: Sequence[Path]) -> None:
         ports = [f"--vdev=net_vhost{n},iface={path},queues=1" for n, path in enumerate(sockets)]
         process = start_testpmd(space, "back", CPUS[-1], CPUS[0], ports, 64)
-        wait_for(lambda: all(path.exists() for path in sockets), START_S, "testpmd made no sockets")
         tell(process, "start")
 
 
@@ -99,13 +99,7 @@ def start_vnic(space: Space, sockets: Sequence[Path], group: str = "", settings:
     process = space.start(
         [sys.executable, "-m", "vnic.cli.main", "up", str(file)], PYTHONPATH=str(ROOT), VNIC_RUNTIME_DIR=str(space.directory)
     )
-
-    def is_up() -> bool:
-        if process.poll() is not None:
-            raise BenchError(space.complaint(process))
-        return all(path.exists() for path in sockets)
-
-    wait_for(is_up, START_S, "vnic did not come up")
+    wait_up(space, process, lambda: all(path.exists() for path in sockets), "vnic did not come up")
     return process
 
 
@@ -125,15 +119,26 @@ def start_testpmd(space: Space, name: str, cpu: int, other: int, ports: Sequence
     ]
     forward = ["--nb-cores=1", "--total-num-mbufs=8192", "--forward-mode=io", f"--txpkts={length}", "--stats-period=0"]
     peers = [f"--eth-peer={n},{mac}" for n, mac in enumerate(reversed(MACS))]
-    try:
-        return space.start(
-            [*command, *ports, "--", *forward, *peers, "-i"],
-            HOME=str(space.directory),
-            XDG_RUNTIME_DIR=str(space.directory),
-            LD_PRELOAD="",  # a sanitizer's library, in tests of the checked build
-        )
-    except FileNotFoundError:
-        raise BenchError("dpdk-testpmd is not installed (apt-get install dpdk)") from None
+    process = space.start(
+        [*command, *ports, "--", *forward, *peers, "-i"],
+        HOME=str(space.directory),
+        XDG_RUNTIME_DIR=str(space.directory),
+        LD_PRELOAD="",  # a sanitizer's library, in tests of the checked build
+    )
+    wait_up(space, process, lambda: "testpmd>" in output_of(space, process), "testpmd did not start")
+    return process
+
+
+def wait_up(space: Space, process: "Popen[bytes]", condition: Callable[[], bool], what: str) -> None:
+    """Waits for a process that has just been started. Raises BenchError, with the process' own last
+    line if it has ended."""
+
+    def is_up() -> bool:
+        if process.poll() is not None:
+            raise BenchError(space.complaint(process))
+        return condition()
+
+    wait_for(is_up, START_S, what)
 
 
 def tell(process: "Popen[bytes]", command: str) -> None:
@@ -163,9 +168,6 @@ def measure(back: BackEnd, length: int, seconds: float) -> dict[str, float]:
         ring = f",queues=1,queue_size={RING}" + (",packed_vq=1" if back.packed else "")
         ports = [f"--vdev=net_virtio_user{n},path={path},mac={MACS[n]}{ring}" for n, path in enumerate(sockets)]
         front = start_testpmd(space, "front", CPUS[0], CPUS[-1], ports, length)
-        wait_for(
-            lambda: "testpmd>" in output_of(space, front), START_S, f"the front end did not start: {space.complaint(front)}"
-        )
         tell(front, f"start tx_first {BURSTS}")
         time.sleep(0.5)  # caches and the CPUs' clocks
         first, began_s = received(space, front, 1)
@@ -202,9 +204,9 @@ def measure_guests(seconds: float) -> dict[str, float]:
             rate = re.search(r"([0-9.]+) Gbits/sec\s+receiver", sent)
             times = one.run(f"ping -c {PINGS} -i 0.002 10.99.0.2")
             rtt_us = sorted(float(each) * 1000 for each in re.findall(r"time=([0-9.]+) ms", times))
-            before = tree_cpu_s(process.pid)
+            before = tree_cpu_ns(process.pid)
             time.sleep(IDLE_S)
-            idle = (tree_cpu_s(process.pid) - before) / IDLE_S * 100
+            idle = (tree_cpu_ns(process.pid) - before) / 1e9 / IDLE_S * 100
         if rate is None or not rtt_us:
             raise BenchError("the guests did not reach each other")
         return {
@@ -213,17 +215,6 @@ def measure_guests(seconds: float) -> dict[str, float]:
             "rtt_p99_us": rtt_us[len(rtt_us) * 99 // 100],
             "idle_cpu_percent": idle,
         }
-
-
-def tree_cpu_s(pid: int) -> float:
-    """CPU time of a process and its descendants."""
-    ticks = os.sysconf("SC_CLK_TCK")
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    total = (int(fields[11]) + int(fields[12])) / ticks
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            total += tree_cpu_s(int(child))
-    return total
 
 
 def run(rounds: int, seconds: float) -> Json:
