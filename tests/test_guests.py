@@ -62,6 +62,14 @@ class Lab:
     def status(self, name):
         return next(nic for nic in self.found()["nics"] if nic["name"] == name)
 
+    def kill_under_traffic(self, name, packets):
+        """Kills the worker three times, each time after so many packets of the NIC."""
+        for _ in range(3):
+            before = self.status(name)["rx_packets"]
+            while self.status(name)["rx_packets"] < before + packets:
+                pass
+            kill_worker(self.environment)
+
     def wait(self, name, **wanted):
         """Waits until the NIC's status says so."""
         while not wanted.items() <= (found := self.status(name)).items():
@@ -115,11 +123,7 @@ def test_upgrades_and_kills_of_the_worker_are_not_noticed(lab):
     assert "300 packets transmitted, 300 received" in one.finish()
     two.begin("iperf3 -s -1")
     one.begin(send("two", "2G"))
-    for _ in range(3):
-        before = lab.status("one")["rx_packets"]
-        while lab.status("one")["rx_packets"] < before + 1000:
-            pass
-        kill_worker(lab.environment)
+    lab.kill_under_traffic("one", 1000)
     assert "2.00 GBytes" in one.finish()
     two.finish()
     assert [ring["broken"] for name in ("one", "two") for ring in lab.status(name)["rings"]] == [""] * 4

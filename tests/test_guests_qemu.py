@@ -10,7 +10,6 @@ import pytest
 from tests.support.qemu import MEMORY, Qemu
 from tests.test_command import environment, ping, vnic  # noqa: F401 - a fixture
 from tests.test_guests import ADDRESSES, Lab, send
-from tests.test_supervisor import kill_worker
 
 
 @pytest.fixture
@@ -71,11 +70,7 @@ def test_upgrades_and_kills_of_the_worker_are_not_noticed(lab, packed):
     assert "100 packets transmitted, 100 received" in two.finish()
     one.begin("iperf3 -s -1")
     two.begin(send("one", "256M"))
-    for _ in range(3):
-        before = lab.status("two")["rx_packets"]
-        while lab.status("two")["rx_packets"] < before + 200:
-            pass
-        kill_worker(lab.environment)
+    lab.kill_under_traffic("two", 200)
     assert "iperf Done" in two.finish()
     one.finish()
     assert [ring["broken"] for ring in lab.status("two")["rings"]] == ["", ""]

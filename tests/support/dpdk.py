@@ -5,24 +5,19 @@ from __future__ import annotations
 
 import os
 import re
-import select
-import subprocess
-import time
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from tests.support.shell import without_sanitizer
+from tests.support.shell import Console
 from tests.tools import need
 
 RUN_S = 60.0
 # A command that does nothing, and its output, which is the end of that of the one before: prompts
 # come early.
-END, ENDED = b"set verbose 0\n", b"Change verbose level from 0 to 0"
+END, ENDED = "set verbose 0", "Change verbose level from 0 to 0"
 PLAIN_USER = 65534
 
 
-class DpdkProgram:
+class DpdkProgram(Console):
     """A running dpdk-testpmd. As root's child it runs as a plain user.
 
     path      of the front end's socket
@@ -40,12 +35,11 @@ class DpdkProgram:
         if plain:
             os.chown(directory, PLAIN_USER, PLAIN_USER)
         device = f"net_virtio_user0,path={path},mac={mac},{'server=1,' if server else ''}{device}".rstrip(",")
-        self.process = subprocess.Popen(
+        super().__init__(
             [*plain, need("stdbuf"), "-oL", need("dpdk-testpmd"), "--lcores=0,1@(0-1)", "--no-huge", "-m", "128",
              "--no-pci", "--no-telemetry", f"--file-prefix={directory.name}", f"--vdev={device}",
              "--", "-i", "--nb-cores=1", "--total-num-mbufs=4096"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=directory, umask=0,
-            env={**without_sanitizer(os.environ), "XDG_RUNTIME_DIR": str(directory), "HOME": str(directory)},
+            {**os.environ, "XDG_RUNTIME_DIR": str(directory), "HOME": str(directory)}, cwd=directory, umask=0,
         )  # fmt: skip
         try:
             self.forward(forward)
@@ -55,10 +49,9 @@ class DpdkProgram:
 
     def run(self, command: str) -> str:
         """Runs a command at its prompt; returns its output."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(command.encode() + b"\n" + END)
-        self.process.stdin.flush()
-        return self._read()
+        self._write(command)
+        self._write(END)
+        return self._read_to(ENDED, RUN_S)
 
     def forward(self, mode: str, to: str = "") -> None:
         """What it does from now on, and to which MAC address it sends."""
@@ -68,30 +61,3 @@ class DpdkProgram:
     def statistics(self) -> dict[str, int]:
         """Of its port, such as RX-packets."""
         return {name: int(value) for name, value in re.findall(r"([RT]X-\w+): +(\d+)", self.run("show port stats 0"))}
-
-    def _read(self) -> str:
-        assert self.process.stdout is not None
-        deadline_s, said = time.monotonic() + RUN_S, b""
-        while ENDED not in said:
-            left_s = deadline_s - time.monotonic()
-            if left_s <= 0 or not select.select([self.process.stdout], [], [], left_s)[0]:
-                raise AssertionError(f"no answer of testpmd within {RUN_S:.0f} s: {said[-2000:]!r}")
-            got = os.read(self.process.stdout.fileno(), 65536)
-            if not got:
-                raise AssertionError(f"testpmd has ended: {said[-2000:]!r}")
-            said += got
-        return said.decode(errors="replace")
-
-    def close(self) -> None:
-        """Ends it at once."""
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                pipe.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
