@@ -5,11 +5,12 @@ from dataplane.graph.element cimport Element
 from dataplane.packet.pool cimport Batch, Context
 
 cdef enum:
-    # Flows of a NIC; one more takes another one's place, which then is steered as a new one. 16 KiB,
-    # half of a CPU's first cache. A power of two.
+    # Flows of a NIC, a power of two; one more takes another one's place, which then is steered as
+    # a new one. 16 KiB, half of a CPU's first cache.
     FLOWS_MOST = 4096
-    FLOW_KNOWN = 0x800           # of an entry; below it the queue pair, above it the hash's upper bits
-    FLOW_QUEUE = 0x7F
+    # parts of an entry; above them are the hash's upper bits
+    FLOW_KNOWN = 0x800
+    FLOW_QUEUE = 0x7F        # the queue pair
 
 cdef class FlowMemory(Element):
     cdef readonly Rss rss

@@ -42,8 +42,8 @@ cdef class GuestTx(NicTx):
         its table steers. Raises ConfigError for a table that cannot be.
         """
         if not 1 <= pairs <= self.port.queues or (unclassified or 0) >= self.port.queues:
-            raise ConfigError(f"{self.name}: {pairs} queue pairs, {unclassified} for frames without "
-                              f"a hash; the port has {self.port.queues}")
+            raise ConfigError(f"{self.name}: {pairs} queue pairs, {unclassified} for frames "
+                              f"without a hash; the port has {self.port.queues}")
         if driver is not None and driver.queues > self.port.queues:
             raise ConfigError(f"{self.name}: RSS over {driver.queues} queues, but the port has "
                               f"{self.port.queues}")
