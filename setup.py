@@ -87,7 +87,9 @@ MODULES = [
     "dataplane.elements.rss",
     "dataplane.ports.tap_port",
     "virt.control_ring",
+    "virt.flow_memory",
     "virt.guest_memory",
+    "virt.guest_tx",
     "virt.queue_setup",
     "virt.virtio_port",
 ]

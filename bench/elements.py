@@ -12,6 +12,7 @@ from bench import frames, machine
 from bench.micro import Flows, Hop, Lane, Sink, Steer, measure_timers
 from dataplane.elements.counter import Counter
 from dataplane.elements.parse import Parse
+from dataplane.elements.rss import Rss
 from dataplane.engine.clock import Clock
 from dataplane.engine.engine import Engine
 from dataplane.graph.element import BatchView, Element, PyElement
@@ -159,6 +160,22 @@ def _scheduler_cases() -> list[Case]:
     ]
 
 
+def _guest_cases() -> list[Case]:
+    memory = _built("virt.flow_memory", "FlowMemory")
+    if not memory:
+        return []
+
+    def build(learns: bool) -> Element:
+        made: Element = memory(Rss(queues=4))
+        made.learn(learns)  # type: ignore[attr-defined]
+        return made
+
+    return [
+        Case("FlowMemory, steered by flow", "64 B", lambda: build(True)),
+        Case("FlowMemory, not steered by flow", "64 B", lambda: build(False)),
+    ]
+
+
 def _cases() -> list[Case]:
     cases = [Case("hop (element that only forwards)", "64 B", Hop)]
     for traffic in ("64 B", "1500 B", "64 KB GSO"):
@@ -221,6 +238,7 @@ def _cases() -> list[Case]:
             queued=LINE_QUEUED,
         ),
         Case("RSS hash and queue", "64 B", Steer),
+        *_guest_cases(),
         *_switch_cases(),
         *_classifier_cases(),
         *_mirror_cases(),

@@ -6,7 +6,7 @@ from libc.string cimport strcmp
 
 ABI = VNIC_ABI.decode()
 
-cdef frozenset OURS = frozenset({"dataplane", "shaping", "switching"})
+cdef frozenset OURS = frozenset({"dataplane", "shaping", "switching", "virt"})
 cdef set checked = set()
 
 

@@ -12,14 +12,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.guests import EVENT_IDX, FRESH, GUEST_CSUM, GUEST_TSO4, INDIRECT, PACKED, RX, VERSION_1, Guest, mask
-from virt.control_queue import ADDRESSES_MOST, ERR, OK, ControlQueue, ControlState
+from virt.control_queue import (
+    ADDRESSES_MOST,
+    ERR,
+    HASH_KEY_BYTES,
+    OK,
+    RSS_TABLE_MOST,
+    Coalescing,
+    ControlQueue,
+    ControlState,
+    Hashing,
+    Steering,
+)  # fmt: skip
 from virt.control_ring import ControlRing
 from virt.driver import Buffer, GuestRam, PackedRing, SplitRing
 from virt.guest_memory import GuestMemory
 from virt.vhost_user.features import Abilities, Feature, offered
 
 both = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
-ALL = int(offered(Abilities(queue_pairs=4)))
+ALL = int(offered(Abilities(queue_pairs=4, rss=True, hash_report=True, coalescing=True, statistics=True)))
 OWN = bytes.fromhex("020000000001")
 
 
@@ -252,6 +263,23 @@ def numbered(first: int, count: int) -> list[bytes]:
     return [bytes([first, 0, 0, 0, number >> 8, number & 255]) for number in range(count)]
 
 
+KEY = bytes(range(100, 140))
+QUARTERS = [0, 1, 2, 3] * 32
+
+
+def rss(
+    table: list[int], types: int = 0x3F, unclassified: int = 0, pairs: int = 4, key: bytes = KEY, mask: int | None = None
+) -> bytes:
+    """Data of MQ_RSS_CONFIG."""
+    found = struct.pack("<IHH", types, len(table) - 1 if mask is None else mask, unclassified)
+    return found + struct.pack(f"<{len(table)}HHB", *table, pairs, len(key)) + key
+
+
+def hash_config(types: int = 0x3F, key: bytes = KEY, reserved: bytes = bytes(8)) -> bytes:
+    """Data of MQ_HASH_CONFIG."""
+    return struct.pack("<I", types) + reserved + bytes([len(key)]) + key
+
+
 VALID = [
     (b"\0\0\1", "promiscuous", True),
     (b"\0\1\1", "all_multicast", True),
@@ -268,15 +296,26 @@ VALID = [
     (b"\2\0" + struct.pack("<H", 4095), "vlans", [4095]),
     (b"\4\0" + struct.pack("<H", 4), "queue_pairs", 4),
     (b"\5\0" + struct.pack("<Q", 1 << GUEST_CSUM | 1 << GUEST_TSO4), "offloads", 1 << GUEST_CSUM | 1 << GUEST_TSO4),
+    (b"\4\1" + rss(QUARTERS), "hashing", Hashing(0x3F, KEY)),
+    (b"\4\1" + rss(QUARTERS, unclassified=2), "steering", Steering(QUARTERS, 2)),
+    (b"\4\1" + rss(QUARTERS, pairs=1), "queue_pairs", 4),
+    (b"\4\1" + rss([1], pairs=3), "queue_pairs", 3),
+    (b"\4\1" + rss([0, 1], key=b"short"), "hashing", Hashing(0x3F, b"short" + bytes(35))),
+    (b"\4\1" + rss([0], types=0, key=b""), "hashing", Hashing(0, bytes(HASH_KEY_BYTES))),
+    (b"\4\2" + hash_config(0x12), "hashing", Hashing(0x12, KEY)),
+    (b"\4\2" + hash_config(reserved=b"\xff" * 8), "hashing", Hashing(0x3F, KEY)),
+    (b"\6\0" + struct.pack("<II", 9, 7), "tx_coalescing", Coalescing(9, 7)),
+    (b"\6\1" + struct.pack("<II", 16, 0xFFFFFFFF), "rx_coalescing", Coalescing(16, 0xFFFFFFFF)),
+    (b"\6\2" + struct.pack("<HHII", 1, 0xFFFF, 3, 4), "queue_coalescing", {1: Coalescing(3, 4)}),
 ]
 
 
 @pytest.mark.parametrize(("command", "field", "value"), VALID)
 def test_a_command_sets_the_state(command, field, value):
     made, applied = queue()
-    assert made.handle(command) == OK
+    assert made.handle(command).ack == OK
     assert getattr(made.state, field) == value and applied[-1] == made.state
-    assert made.handle(command) == OK, "a second time, as after a crash"
+    assert made.handle(command).ack == OK, "a second time, as after a crash"
     assert getattr(made.state, field) == value and made.counts == [2, 0]
     stored = msgspec.json.encode(made.state)
     assert msgspec.json.decode(stored, type=ControlState) == made.state
@@ -287,11 +326,11 @@ def test_a_command_of_another_length_or_without_its_feature_is_refused(command):
     for wrong in (command[:-1], command + b"\0"):
         made, applied = queue()
         before = made.state
-        assert made.handle(wrong) == ERR
+        assert made.handle(wrong).ack == ERR
         assert made.state is before and len(applied) == 1
     for features in (0, ALL & ~Feature.CTRL_VQ):
         made, _ = queue(features)
-        assert made.handle(command) == ERR and made.counts == [0, 1]
+        assert made.handle(command).ack == ERR and made.counts == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -300,13 +339,20 @@ def test_a_command_of_another_length_or_without_its_feature_is_refused(command):
         b"", b"\0", b"\0\0", b"\0\0\2", b"\0\6\1", b"\7\0", b"\xff\xff", b"\1\0", b"\1\0\0\0\0\0", b"\1\2" + OWN,
         b"\1\0" + b"\xff\xff\xff\xff" + bytes(100), b"\1\0" + macs(numbered(3, 1), []), b"\1\0" + macs([], numbered(2, 1)),
         b"\1\1" + bytes(6), b"\1\1\xff\xff\xff\xff\xff\xff", b"\2\0\x00\x10", b"\2\1\xff\xff", b"\3\1", b"\4\0\0\0", b"\4\0\5\0",
-        b"\4\1" + bytes(40), b"\5\0" + struct.pack("<Q", 1 << 63), b"\5\0" + struct.pack("<Q", 1 << 32), b"\6\0" + bytes(8),
+        b"\4\1" + bytes(40), b"\4\1", b"\4\2", b"\4\1" + rss([0] * 3), b"\4\1" + rss([0] * 2 * RSS_TABLE_MOST), b"\4\1" + rss([4]),
+        b"\4\1" + rss([0], mask=0xFFFF), b"\4\1" + rss([0x8000]), b"\4\1" + rss([0], unclassified=4), b"\4\1" + rss([0], pairs=0),
+        b"\4\1" + rss([0], pairs=5), b"\4\1" + rss([0], types=0x40), b"\4\1" + rss([0], key=bytes(41)), b"\4\2" + hash_config(1 << 31),
+        b"\4\2" + hash_config(key=bytes(41)), b"\4\2" + bytes(12), b"\4\3" + bytes(8), b"\6\2" + struct.pack("<HHII", 2, 0, 1, 1),
+        b"\6\2" + struct.pack("<HHII", 0xFFFF, 0, 1, 1), b"\6\3" + struct.pack("<HH", 2, 0), b"\6\4" + bytes(8), b"\6\3",
+        b"\x08\0\0", b"\x08\1", b"\x08\2", b"\x08\1" + bytes(15), b"\x08\1" + struct.pack("<QQ", 0, 1 << 16),
+        b"\x08\1" + struct.pack("<QQ", 1, 1), b"\x08\1" + struct.pack("<QQ", 9, 0), b"\x08\1" + struct.pack("<QQ", 0, 3),
+        b"\x08\1" + bytes(16 * 257), b"\5\0" + struct.pack("<Q", 1 << 63), b"\5\0" + struct.pack("<Q", 1 << 32), b"\6\0" + bytes(7),
     ],
 )  # fmt: skip
 def test_values_that_cannot_be_are_refused(command):
     made, applied = queue()
     before = made.state
-    assert made.handle(command) == ERR and made.state is before and len(applied) == 1
+    assert made.handle(command).ack == ERR and made.state is before and len(applied) == 1
 
 
 @settings(max_examples=300, deadline=None)
@@ -315,7 +361,7 @@ def test_values_that_cannot_be_are_refused(command):
         st.one_of(
             st.binary(max_size=40),
             st.builds(
-                lambda head, rest: bytes(head) + rest, st.tuples(st.integers(0, 6), st.integers(0, 5)), st.binary(max_size=12)
+                lambda head, rest: bytes(head) + rest, st.tuples(st.integers(0, 8), st.integers(0, 5)), st.binary(max_size=12)
             ),
             st.sampled_from([command for command, _, _ in VALID]),
         ),
@@ -328,7 +374,7 @@ def test_any_commands(commands, features):
     made, applied = queue(features)
     for command in commands:
         before = made.state
-        if made.handle(command) == ERR:
+        if made.handle(command).ack == ERR:
             assert made.state is before
         assert 1 <= made.state.queue_pairs <= 4
         assert len(made.state.unicast or []) <= ADDRESSES_MOST >= len(made.state.multicast or [])
@@ -338,20 +384,122 @@ def test_any_commands(commands, features):
     assert not applied or applied[-1] == made.state
 
 
+STORED = (
+    '{"features":FEATURES,"generation":3,"queue_pairs":4,"promiscuous":true,"all_multicast":false,"all_unicast":false,'
+    '"no_multicast":false,"no_unicast":false,"no_broadcast":false,"mac":"AgAAAAAB","unicast":["AgAAAAAA"],"multicast":null,'
+    '"vlans":[7],"offloads":2,"announce":false'
+)
+STORED_NOW = STORED + (
+    ',"hashing":{"types":63,"key":"ZGVmZ2hpamtsbW5vcHFyc3R1dnd4eXp7fH1+f4CBgoOEhYaHiImKiw=="},"steering":{"table":[3,1],'
+    '"unclassified":2},"rx_coalescing":{"packets":5,"usecs":6},"tx_coalescing":{"packets":0,"usecs":0},'
+    '"queue_coalescing":{"1":{"packets":7,"usecs":8}}}'
+)
+
+
+def test_the_stored_form_stays_readable():
+    """An upgrade reads what the worker before it has stored, which may not have known the later commands. A field that is
+    renamed, or has another meaning, would have a guest lose what it has set."""
+    before, now = ((text + end).replace("FEATURES", str(ALL)) for text, end in ((STORED, "}"), (STORED_NOW, "")))
+    made, _ = queue()
+    made.begin(ALL, 3)
+    for command in (
+        b"\0\0\1", b"\1\1" + OWN, b"\1\0" + macs(numbered(2, 1), numbered(3, 100)), b"\2\0\7\0", b"\4\0\4\0",
+        b"\5\0" + struct.pack("<Q", 2),
+    ):  # fmt: skip
+        assert made.handle(command).ack == OK
+    assert msgspec.json.decode(before, type=ControlState) == made.state
+    for command in (
+        b"\4\1" + rss([3, 1], unclassified=2), b"\6\1" + struct.pack("<II", 5, 6), b"\6\2" + struct.pack("<HHII", 1, 0, 7, 8),
+    ):  # fmt: skip
+        assert made.handle(command).ack == OK
+    assert msgspec.json.decode(now, type=ControlState) == made.state
+    assert msgspec.json.decode(msgspec.json.encode(made.state)) == msgspec.json.decode(now)
+
+
+def test_the_last_command_says_how_frames_are_steered():
+    """Section 5.1.6.5.4; hashes are still reported by the last key."""
+    made, _ = queue()
+    assert made.state.status()["steering"] == "configured"
+    assert made.handle(b"\4\1" + rss(QUARTERS)).ack == OK
+    found = made.state.status()
+    assert found["steering"] == "rss" and found["rss_table"] == QUARTERS and not made.state.steers_by_flow
+    assert found["hash_key"] == KEY.hex(":") and found["hash_types"] == ["ipv4", "tcpv4", "udpv4", "ipv6", "tcpv6", "udpv6"]
+    assert made.handle(b"\4\0\2\0").ack == OK
+    assert made.state.steering is None and made.state.steers_by_flow and made.state.hashing == Hashing(0x3F, KEY)
+    assert made.state.status()["steering"] == "flow"
+    assert made.handle(b"\4\0\1\0").ack == OK
+    assert not made.state.steers_by_flow
+    for features, known in ((ALL & ~Feature.RSS, 2), (ALL & ~Feature.HASH_REPORT, 1)):
+        made, _ = queue(features)
+        assert made.handle(b"\4\1" + rss(QUARTERS)).ack == (OK if known == 1 else ERR)
+        assert made.handle(b"\4\2" + hash_config()).ack == (OK if known == 2 else ERR)
+    made, _ = queue(ALL & ~Feature.MQ)
+    assert made.handle(b"\4\1" + rss(QUARTERS)).ack == OK and made.state.queue_pairs == 4
+
+
+def test_notifications_of_one_queue_and_of_all():
+    """The specification's example: the last setting of a queue counts, whichever command made it."""
+
+    def set_queue(number: int, packets: int, usecs: int) -> None:
+        assert made.handle(b"\6\2" + struct.pack("<HHII", number, 0, packets, usecs)).ack == OK
+
+    def told(number: int) -> tuple[int, ...]:
+        reply = made.handle(b"\6\3" + struct.pack("<HH", number, 7))
+        assert reply.ack == OK
+        return struct.unpack("<II", reply.result)
+
+    made, _ = queue()
+    assert made.handle(b"\4\0\2\0").ack == OK
+    assert made.handle(b"\6\1" + struct.pack("<II", 1, 2)).ack == OK
+    set_queue(0, 3, 4)
+    assert told(0) == (3, 4) and told(2) == (1, 2) and told(1) == told(3) == (0, 0)
+    set_queue(1, 5, 6)
+    assert told(1) == (5, 6) and told(3) == (0, 0)
+    assert made.handle(b"\6\0" + struct.pack("<II", 7, 8)).ack == OK
+    assert told(1) == told(3) == (7, 8) and told(0) == (3, 4)
+    made.forget_queue(2)
+    assert told(2) == (1, 2)
+    made.forget_queue(0)
+    assert told(0) == (1, 2)
+    set_queue(3, 1, 1)
+    assert made.handle(b"\4\0\1\0").ack == OK
+    for command in (b"\6\2" + struct.pack("<HHII", 3, 0, 1, 1), b"\6\3" + struct.pack("<HH", 2, 0)):
+        assert made.handle(command).ack == ERR, "not enabled"
+    made.reset()
+    assert told(0) == told(1) == (0, 0)
+
+
+def test_statistics():
+    """As struct virtio_net_ctrl_queue_stats asks for them."""
+    made, _ = queue()
+    assert made.handle(b"\x08\0") == (OK, struct.pack("<Q", 1 | 1 << 16 | 1 << 32))
+    counters = {"rx_packets": 5, "rx_bytes": 600, "tx_packets": (1 << 64) + 7, "rx_drop_overruns": 2}
+    made.statistics = lambda virtqueue: counters
+    asked = [(0, 1), (3, 1 << 16), (8, 1 << 32), (2, 0)]
+    reply = made.handle(b"\x08\1" + b"".join(struct.pack("<HHHHQ", number, 1, 2, 3, types) for number, types in asked))
+    assert reply.ack == OK and reply.result == (
+        struct.pack("<BBHHH6Q", 0, 0, 0, 0, 56, 0, 5, 600, 0, 0, 2)
+        + struct.pack("<BBHHH6Q", 16, 0, 3, 0, 56, 0, 7, 0, 0, 0, 0)
+        + struct.pack("<BBHHHQQ", 32, 0, 8, 0, 24, 2, 2)
+    )
+    made, _ = queue(ALL & ~(Feature.MQ | Feature.RSS))
+    assert made.handle(b"\x08\1" + struct.pack("<QQ", 2, 1 << 32)).ack == OK, "the third virtqueue is the control queue"
+
+
 def test_vlans_are_added_and_deleted():
     made, _ = queue()
     for vlan in (7, 3, 7, 4095):
-        assert made.handle(b"\2\0" + struct.pack("<H", vlan)) == OK
+        assert made.handle(b"\2\0" + struct.pack("<H", vlan)).ack == OK
     assert made.state.vlans == [3, 7, 4095]
     for vlan in (7, 100):
-        assert made.handle(b"\2\1" + struct.pack("<H", vlan)) == OK
+        assert made.handle(b"\2\1" + struct.pack("<H", vlan)).ack == OK
     assert made.state.vlans == [3, 4095]
 
 
 def test_an_announcement_is_asked_for_and_answered():
     made, _ = queue()
     assert made.ask_to_announce() and made.state.announce
-    assert made.handle(b"\3\0") == OK and not made.state.announce
+    assert made.handle(b"\3\0").ack == OK and not made.state.announce
     made, _ = queue(ALL & ~Feature.GUEST_ANNOUNCE)
     assert not made.ask_to_announce()
 

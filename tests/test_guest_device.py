@@ -11,8 +11,10 @@ import pytest
 
 from dataplane.elements.rss import Rss
 from tests.support.guests import FRESH
-from tests.test_control_queue import OWN, Driver
-from virt.control_queue import ControlState
+from tests.test_control_queue import KEY, OWN, Driver, hash_config, rss
+from virt.control_queue import Coalescing, ControlState, Steering
+from virt.flow_memory import FlowMemory
+from virt.guest_tx import GuestTx
 from virt.vhost_user.books import Books, Region, Ring, RingAddresses
 from virt.vhost_user.device import Offer, RingDescriptors
 from virt.vhost_user.features import Abilities, Feature, offered
@@ -23,7 +25,8 @@ from vnic.device.kinds import vhost_user
 from vnic.device.kinds.vhost_user import COMMANDS_A_TURN, COMMANDS_MOST, PERIOD_S, GuestNic
 
 PAIRS = 4
-FEATURES = int(offered(Abilities(queue_pairs=PAIRS, event_index=False)) & ~Feature.LOG_ALL)
+ABILITIES = Abilities(queue_pairs=PAIRS, event_index=False, rss=True, hash_report=True, coalescing=True, statistics=True)
+FEATURES = int(offered(ABILITIES) & ~Feature.LOG_ALL)
 NONE = RingDescriptors(None, None, None)
 both = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 
@@ -38,13 +41,11 @@ class Lab:
         self.rss = Rss(queues=PAIRS)
         self.positions = Positions(2 * PAIRS + 1, positions)
         config = NetConfig(mac=OWN, queue_pairs=PAIRS)
-        self.device = GuestDevice(
-            self.port, self.rss, config, self.positions, state or ControlState(), **{"owns": True, **owns}
-        )
+        self.tx = GuestTx(self.port, self.rss, FlowMemory(self.rss))
+        self.device = GuestDevice(self.tx, config, self.positions, state or ControlState(), **{"owns": True, **owns})
         origin: Any = SimpleNamespace(keep=lambda document, _: self.stored.append(document))
         settings: Any = SimpleNamespace(name="vm", listen="/vm.sock", connect=None)
-        tx: Any = None
-        self.nic = GuestNic(settings, self.port, tx, self.device, Offer(features=self.features, queue_pairs=PAIRS), origin)
+        self.nic = GuestNic(settings, self.port, self.tx, self.device, Offer(features=self.features, queue_pairs=PAIRS), origin)
         session = SimpleNamespace(books=Books.of(2 * PAIRS + 1), descriptors=SimpleNamespace(by_role=dict))
         connection: Any = SimpleNamespace(read=lambda: True, fileno=lambda: 99, session=session)
         self.nic.connection = connection
@@ -170,9 +171,9 @@ def test_a_driver_that_floods_waits(monkeypatch):
         lab.end()
 
 
-def start(lab: Lab, *rings: int) -> None:
+def start(lab: Lab, *rings: int, generation: int = 1) -> None:
     """Starts data rings, as far as the device is concerned."""
-    ring = SimpleNamespace(addresses=object())
+    ring = SimpleNamespace(addresses=object(), generation=generation)
     lab.device._start = lambda *_: None  # type: ignore[method-assign]
     for each in rings:
         lab.device.start_ring(each, ring, NONE, resumed=False)  # type: ignore[arg-type]
@@ -198,6 +199,92 @@ def test_frames_go_to_the_pairs_in_use():
         lab.end()
 
 
+def test_the_driver_steers_frames_by_its_table():
+    with driver_of(False) as driver:
+        lab = Lab(driver)
+        lab.begin()
+        assert lab.answers(b"\4\1" + rss([3, 1], unclassified=2)) == b"\0"
+        assert lab.tx.driver is not None and lab.tx.driver.key == KEY
+        # those of its rings that run have all frames, as long as others do not
+        assert lab.tx.driver.table == [0, 0] and lab.device.queue_pairs == 1
+        start(lab, *range(2 * PAIRS))
+        assert lab.tx.driver.table == [3, 1] and lab.device.queue_pairs == PAIRS and not lab.tx.flows.learns
+        assert kept(lab).steering == Steering([3, 1], 2)
+        before = lab.tx.driver
+        assert lab.answers(b"\0\0\1") == b"\0" and lab.tx.driver is before, "tables of hashes are made for a new key only"
+        lab.device.stop_ring(6)
+        assert lab.tx.driver.table == [0, 1] and before.table == [3, 1], "the engine may use it"
+        start(lab, 6)
+
+        successor = Lab(driver, kept(lab), lab.positions.fd)
+        successor.begin(resumed=True)
+        start(successor, *range(2 * PAIRS))
+        assert successor.tx.driver is not None
+        assert (successor.tx.driver.table, successor.tx.driver.key) == ([3, 1], KEY)
+        assert successor.answers(b"\4\0\3\0") == b"\0"
+        assert successor.tx.driver is not None, "for hashes in headers"
+        assert successor.tx.flows.learns and successor.queues() == {0, 1, 2}
+        assert successor.answers(b"\4\0\1\0") == b"\0" and not successor.tx.flows.learns
+        successor.device.set_status(15)
+        successor.device.set_status(0)
+        assert successor.tx.driver is None and successor.device.control.state.hashing is None
+        successor.end()
+        lab.end()
+
+
+def test_hashes_without_rss():
+    with driver_of(False) as driver:
+        lab = Lab(driver)
+        lab.features &= ~int(Feature.RSS)
+        lab.begin()
+        assert lab.answers(b"\4\2" + hash_config(types=0x12)) == b"\0"
+        assert lab.tx.driver is not None and lab.tx.driver.key == KEY and lab.port.reports
+        assert lab.answers(b"\4\1" + rss([0])) == b"\1"
+        lab.end()
+
+
+def test_a_queue_that_is_set_up_anew_has_the_notifications_of_all():
+    with driver_of(False) as driver:
+        lab = Lab(driver)
+        lab.begin()
+        start(lab, *range(2 * PAIRS))
+        assert lab.answers(b"\6\1" + struct.pack("<II", 5, 6)) == b"\0"
+        assert lab.answers(b"\6\2" + struct.pack("<HHII", 0, 0, 7, 8)) == b"\0"
+        assert kept(lab).queue_coalescing == {0: Coalescing(7, 8)}
+        lab.device.stop_ring(0)
+        start(lab, 0)  # as for a change of the guest's memory
+        assert lab.device.control.state.coalescing_of(0) == Coalescing(7, 8)
+        successor = Lab(driver, kept(lab), lab.positions.fd)
+        successor.begin(resumed=True)
+        start(successor, 0, 1, generation=7)
+        assert successor.device.control.state.coalescing_of(0) == Coalescing(7, 8)
+        successor.end()
+        lab.device.stop_ring(0)
+        start(lab, 0, generation=2)
+        assert lab.device.control.state.coalescing_of(0) == Coalescing(5, 6)
+        lab.end()
+
+
+def test_statistics_are_those_of_the_queues():
+    with driver_of(False) as driver:
+        lab = Lab(driver)
+        lab.begin()
+        found = [[number, number, number, number, 0] for number in range(PAIRS)]
+        lab.port.load_statistics("rx", found)
+        lab.port.load_statistics("tx", [[10 * value for value in each] for each in found])
+        for queue, packets in ((2, 10), (3, 1)):
+            driver.send(b"\x08\1" + struct.pack("<QQ", queue, 1 << 16 if queue & 1 else 1), room=57)
+            lab.nic.ready()
+            [reply] = driver.answers()
+            ack, kind, number, size, notifications, count, octets, calls, drops, _ = struct.unpack("<BBxHxxH6Q", reply)
+            assert (ack, kind, number, size) == (0, 16 if queue & 1 else 0, queue, 56)
+            assert (count, octets, drops, notifications, calls) == (packets, packets, packets, 0, 0)
+        driver.send(b"\x08\1" + struct.pack("<QQ", 2, 1), room=20)  # less than the reply
+        lab.nic.ready()
+        assert [len(reply) for reply in driver.answers()] == [20]
+        lab.end()
+
+
 def test_a_front_end_that_serves_the_control_queue_starts_the_rings_of_pairs_in_use():
     """QEMU acknowledges MQ, and not CTRL_VQ."""
     with driver_of(False) as driver:
@@ -215,7 +302,7 @@ def test_a_front_end_that_serves_the_control_queue_starts_the_rings_of_pairs_in_
 def test_the_control_ring_is_the_last_one_or_the_third():
     with driver_of(False) as driver:
         lab = Lab(driver)
-        lab.features &= ~int(Feature.MQ)
+        lab.features &= ~int(Feature.MQ | Feature.RSS)
         lab.begin()
         assert not lab.device.ring.started, "ring 8 is unused: the driver does not know of it"
         assert lab.device.stop_ring(2 * PAIRS) == 0

@@ -1,11 +1,16 @@
 """The control queue with a real guest: what its ip and ethtool set is what the NIC has, also after an upgrade and a crash."""
 
+import base64
 import json
+import re
+import sys
 import time
+import zlib
 from contextlib import ExitStack
 
 import pytest
 
+from dataplane.elements.rss import Rss
 from tests.test_command import environment, vnic  # noqa: F401 - a fixture
 from tests.test_guests import ADDRESSES, Lab
 from tests.test_supervisor import kill_worker
@@ -16,6 +21,53 @@ with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
     sock.bind(("eth0", 0))
     for _ in range(int(sys.argv[2])):
         sock.send(bytes.fromhex(sys.argv[1]))
+"""
+ECHO_PORT, FIRST_PORT = 7007, 20000
+ECHO = f"""
+import socket
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    sock.bind(("", {ECHO_PORT}))
+    print("ready", flush=True)
+    while True:
+        sock.sendto(*sock.recvfrom(2000))
+"""
+# UDP flows to the echo, a number of packets of each; prints the port and the hash of each answer, which the kernel has of
+# the NIC (packet(7), TPACKET_V3).
+FLOWS = f"""
+import mmap, socket, struct, sys
+address, flows, packets = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+BLOCK, BLOCKS = 1 << 18, 2
+ring = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+ring.setsockopt(263, 10, 2)  # PACKET_VERSION
+ring.setsockopt(263, 5, struct.pack("7I", BLOCK, BLOCKS, 2048, BLOCK // 2048 * BLOCKS, 10, 0, 1))  # PACKET_RX_RING
+memory = mmap.mmap(ring.fileno(), BLOCK * BLOCKS)
+ring.bind(("eth0", 0x0800))
+seen = set()
+def take():
+    for block in range(0, BLOCK * BLOCKS, BLOCK):
+        status, count, at = struct.unpack_from("III", memory, block + 8)
+        if not status & 1:
+            continue
+        at += block
+        for _ in range(count):
+            following, mac, rxhash = struct.unpack_from("I20xHxxI", memory, at)
+            frame = at + mac
+            if memory[frame + 23] == 17 and memory[frame + 34 : frame + 36] == struct.pack(">H", {ECHO_PORT}):
+                seen.add((*struct.unpack_from(">H", memory, frame + 36), rxhash))
+            at += following
+        struct.pack_into("I", memory, block + 8, 0)  # the kernel's again
+for flow in range(flows):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("", {FIRST_PORT} + flow))
+        sock.settimeout(60)
+        for _ in range(packets):
+            sock.sendto(b"x" * 20, (address, {ECHO_PORT}))
+            sock.recv(2000)
+            take()
+while len(seen) < flows:
+    take()
+for port, rxhash in sorted(seen):
+    print(port, rxhash)
 """
 FRAMES = 100
 MODULES = "/usr/lib/uml/modules/$(uname -r)/kernel/net"
@@ -139,6 +191,101 @@ def test_queue_pairs(environment, tmp_path, leak_check, pairs):  # noqa: F811
         one.run("ethtool -L eth0 combined 1")
         assert lab.status("one")["queues_used"] == 1
         one.run(f"ping -c 3 -i 0.01 {ADDRESSES['box']}")
+
+
+def in_guest(code):
+    """A command line that runs Python code in a guest: its console takes lines of less than 4 KiB."""
+    packed = base64.b64encode(zlib.compress(code.encode())).decode()
+    return f"{sys.executable} -c 'import base64, zlib; exec(zlib.decompress(base64.b64decode(\"{packed}\")))'"
+
+
+def queue_packets(guest, direction):
+    """Packets of each queue, as the driver counts."""
+    lines = guest.run("ethtool -S eth0").splitlines()
+    found = [re.fullmatch(rf"\s*{direction}_queue_(\d+)_packets: (\d+)", line) for line in lines]
+    return [int(match[2]) for match in found if match]
+
+
+def test_queues_hashes_and_the_table_of_the_driver(environment, tmp_path, leak_check):  # noqa: F811
+    """Answers come on the queue that asked; then by the guest's key and table, and with their hashes; also after an upgrade and
+    a kill."""
+    flows, packets, table_of = 12, 20, [0, 0, 0, 1, 2, 2, 3, 3]
+    key = bytes(range(7, 47))
+    with ExitStack() as stack:
+        lab = Lab(environment, tmp_path, stack, queues=4)
+        lab.guest = one = lab.boot("one")
+        echo = lab.box.popen([sys.executable, "-c", ECHO])
+        stack.callback(lambda: (echo.kill(), echo.communicate()))
+        assert echo.stdout.readline() == "ready\n"
+
+        def talk():
+            """Sends the flows; hashes of the answers by port, and packets that each queue received and transmitted."""
+            before = queue_packets(one, "rx"), queue_packets(one, "tx")
+            said = one.run(f"{in_guest(FLOWS)} {ADDRESSES['box']} {flows} {packets}")
+            after = queue_packets(one, "rx"), queue_packets(one, "tx")
+            hashes = dict(tuple(map(int, line.split())) for line in said.splitlines())
+            return hashes, *([b - a for a, b in zip(*each, strict=True)] for each in zip(before, after, strict=True))
+
+        settings = one.run("ethtool eth0")
+        assert "Speed: 10000Mb/s" in settings and "Duplex: Full" in settings
+        assert "maxmtu 1500" in one.run("ip -d link show eth0")
+        assert {"rss", "hash_report", "notf_coal", "speed_duplex", "mq"} <= set(lab.status("one")["features"])
+        one.run("ethtool -L eth0 combined 4")
+        assert wait_for(lab, "one", queue_pairs=4)["control"]["steering"] == "flow"
+        _, received, transmitted = talk()
+        assert sum(each > packets // 2 for each in transmitted) > 1, "the guest uses several queues"
+        for got, sent in zip(received, transmitted, strict=True):
+            assert abs(got - sent) < packets // 2  # besides what the kernels say to each other
+
+        one.run("ethtool -K eth0 rxhash on")
+        one.run(f"ethtool -X eth0 hkey {key.hex(':')} weight 3 1 2 2")
+        found = wait_for(lab, "one", hash_key=key.hex(":"))["control"]
+        assert found["steering"] == "rss" and found["hash_types"] == ["ipv4", "tcpv4", "udpv4", "ipv6", "tcpv6", "udpv6"]
+        shown = [line.split(":")[1].split() for line in one.run("ethtool -x eth0").splitlines() if re.match(r"\s*\d+:\s", line)]
+        assert [int(each) for line in shown for each in line] == found["rss_table"]
+        assert [found["rss_table"].count(queue) for queue in range(4)] == [16 * table_of.count(queue) for queue in range(4)]
+        rss = Rss(key, found["rss_table"], queues=4)
+        by_ports = {
+            port: rss.hash_tuple(ADDRESSES["box"], ADDRESSES["one"], ECHO_PORT, port)
+            for port in range(FIRST_PORT, FIRST_PORT + flows)
+        }
+
+        def check(expected, told=True):
+            hashes, received, _ = talk()
+            assert not told or hashes == expected
+            queues = [rss.queue(each) for each in expected.values()]
+            for queue in range(4):
+                assert 0 <= received[queue] - packets * queues.count(queue) < packets // 2
+
+        check(by_ports)
+        everywhere(lab, "one")
+        check(by_ports)
+        one.run("ethtool -N eth0 rx-flow-hash udp4 sd; ethtool -K eth0 rxhash off; ethtool -K eth0 rxhash on")
+        wait_for(lab, "one", hash_types=["ipv4", "tcpv4", "ipv6", "tcpv6", "udpv6"])
+        # of a hash without ports the kernel makes one of its own
+        check(dict.fromkeys(by_ports, rss.hash_tuple(ADDRESSES["box"], ADDRESSES["one"])), told=False)
+        one.run("ethtool -X eth0 equal 2; ethtool -L eth0 combined 2")
+        assert wait_for(lab, "one", queue_pairs=2)["control"]["steering"] == "flow"
+        assert lab.status("one")["control"]["refused"] == 0
+
+
+def test_notifications_come_later(lab):
+    lab.guest = one = lab.boot("one")
+    one.run("ip link set eth0 down; ethtool -C eth0 rx-usecs 50 rx-frames 8 tx-usecs 60 tx-frames 16; ip link set eth0 up")
+    wait_for(lab, "one", rx_coalescing={"packets": 8, "usecs": 50}, tx_coalescing={"packets": 16, "usecs": 60})
+    one.run(f"ping -c 3 -i 0.01 {ADDRESSES['box']}")
+    everywhere(lab, "one")
+    assert "rx-usecs: 50" in one.run("ethtool -c eth0")
+    one.run("ip link set eth0 down; ethtool -C eth0 rx-usecs 1000000 rx-frames 100; ip link set eth0 up")
+    wait_for(lab, "one", rx_coalescing={"packets": 100, "usecs": 1000000})
+
+    def counted():
+        found = lab.status("one")
+        return found["tx_packets"], found["rings"][0]["calls"]
+
+    packets, calls = counted()
+    one.run(f"ping -c 60 -i 0.002 -W 60 {ADDRESSES['box']}")
+    assert (counted()[1] - calls) * 2 < counted()[0] - packets
 
 
 def test_commands_during_upgrades_and_kills_of_the_worker(lab):

@@ -27,7 +27,7 @@ NEXT, WRITE, INDIRECT = 1, 2, 4
 AVAILABLE, USED = 0x80, 0x8000
 ENABLE, DISABLE, AT_POSITION = 0, 1, 2
 DESCRIPTOR = struct.Struct("<QIHH")
-HEADER = struct.Struct("<BBHHHHH")  # without the hash
+HEADER = struct.Struct("<BBHHHHHIHxx")
 
 
 class Buffer(NamedTuple):
@@ -353,6 +353,8 @@ class Header(NamedTuple):
     csum_start: int = 0
     csum_offset: int = 0
     buffers: int = 0
+    hash: int = 0
+    hash_report: int = 0
 
 
 class NetQueues:
@@ -391,10 +393,7 @@ class NetQueues:
         indirect: int = 0,
     ) -> int:
         """Adds a frame to the transmit ring; its token."""
-        content = HEADER.pack(*(header or Header()))[: self.header_bytes].ljust(
-            self.header_bytes, b"\0"
-        )
-        content += frame
+        content = HEADER.pack(*(header or Header()))[: self.header_bytes] + frame
         parts = self.cut(len(content), pieces, False)
         done = 0
         for each in parts:
@@ -428,7 +427,8 @@ class NetQueues:
             content = self.take_buffer(token, written)
             if written == 0:
                 continue
-            header = Header(*HEADER.unpack(content[: HEADER.size].ljust(HEADER.size, b"\0")))
+            fields = content[: self.header_bytes].ljust(HEADER.size, b"\0")
+            header = Header(*HEADER.unpack(fields))
             for _ in range(header.buffers - 1 if self.header_bytes > 10 else 0):
                 content += self.take_buffer(*next(used))
             frames.append((content[self.header_bytes :], header))

@@ -54,6 +54,22 @@ cdef inline bint publish(Virtqueue *q) noexcept nogil:
     return split_wants(q)
 
 
+cdef inline void publish_only(Virtqueue *q) noexcept nogil:
+    """`publish`, without a look at what the driver wants: `wants` is to be called later."""
+    if q.prepared == 0:
+        return
+    if q.packed:
+        packed_publish(q)
+    else:
+        split_publish(q)
+
+
+cdef inline bint wants(Virtqueue *q) noexcept nogil:
+    """Whether the driver wants to be notified of what was published since the last call. To be
+    called before the ring's positions come round."""
+    return packed_wants(q) if q.packed else split_wants(q)
+
+
 cdef inline void refuse_kicks(Virtqueue *q) noexcept nogil:
     """Asks the driver not to notify the device, which polls. The driver may do so all the same."""
     if q.kicks == KICKS_OFF:

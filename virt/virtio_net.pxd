@@ -4,6 +4,7 @@ from dataplane.graph.offload cimport (OFFLOAD_CSUM, OFFLOAD_ECN, OFFLOAD_TSO4, O
                                       OFFLOAD_USO)
 from dataplane.packet.pool cimport (VNET_DATA_VALID, VNET_NEEDS_CSUM, Context, Packet)
 from dataplane.wire.vnet_header cimport VnetHeader, receive, write_header
+from virt.guest_hash cimport report_of
 
 # Feature bits, by number.
 cdef enum:
@@ -77,9 +78,11 @@ cdef inline void take_header(Context *ctx, uint32_t index, NetHeader *header, ui
 
 
 cdef inline void make_header(NetHeader *header, uint32_t size, const Packet *p,
-                             uint32_t offloads, uint16_t buffers) noexcept nogil:
+                             uint32_t offloads, uint16_t buffers,
+                             uint32_t hash_types) noexcept nogil:
     """Writes the `size` bytes of header of a frame for a driver's receive buffers. The number of
-    buffers is 1 without MRG_RXBUF, too (5.1.6.4.1)."""
+    buffers is 1 without MRG_RXBUF, too (5.1.6.4.1). hash_types: of frames whose hash is in
+    Packet.hash; 0: of none."""
     write_header(&header.fields, p, p.header_length)
     # without GUEST_CSUM the flags are 0; PortTx has completed the checksum
     header.fields.flags &= VNET_NEEDS_CSUM | VNET_DATA_VALID if offloads & OFFLOAD_CSUM else 0
@@ -87,4 +90,6 @@ cdef inline void make_header(NetHeader *header, uint32_t size, const Packet *p,
     if size >= 12:
         header.buffers = buffers
     if size == NET_HEADER_MOST:
-        header.hash, header.hash_report, header.padding = 0, 0, 0
+        header.hash_report = <uint16_t>report_of(p, hash_types) if hash_types else 0
+        header.hash = p.hash if header.hash_report else 0
+        header.padding = 0

@@ -1,8 +1,10 @@
 """VirtioPort: the queues of a virtio-net device as a Port (virtio 1.2, 5.1)."""
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from dataplane.graph.element cimport Element
 from dataplane.graph.port cimport Port
 from dataplane.packet.pool cimport Batch, Context
 from virt.chain cimport FAULTS_COUNT, Chain
+from virt.coalescing cimport Coalescing
 from virt.guest_memory cimport DirtyLog, GuestMemory
 from virt.notifier cimport Notifier
 from virt.receive_filter cimport ReceiveFilter
@@ -29,6 +31,7 @@ cdef struct Ring:
     uint64_t descriptors     # the front end's addresses
     uint64_t available
     uint64_t used
+    Coalescing coalescing
     # counters
     uint64_t[FAULTS_COUNT] faults        # chains, by CHAIN_*
     uint64_t discarded       # frames of the driver while disabled
@@ -48,6 +51,8 @@ cdef class VirtioPort(Port):
     cdef readonly uint64_t features
     cdef uint32_t header_size
     cdef ReceiveFilter _filter
+    cdef uint32_t _hash_types            # of frames whose hash is reported; 0: of none
+    cdef Element _timer                  # calls `call_due` when it ticks, or None
     cdef object _stored
     cdef uint64_t *_positions            # of `_stored`: two words per ring, or NULL
     cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch,
@@ -61,6 +66,9 @@ cdef class VirtioPort(Port):
     cdef uint32_t deliver(self, Context *ctx, Ring *ring, uint32_t index) noexcept nogil
     cdef bint is_cut(self) noexcept nogil
     cdef void notify(self, Ring *ring) noexcept nogil
+    cdef void postpone(self, Context *ctx, Ring *ring, uint32_t packets) noexcept nogil
+    cdef void call_now(self, Ring *ring) noexcept nogil
+    cdef uint64_t call_due(self, uint64_t now_ns) noexcept nogil
     cdef void stop_broken(self, Ring *ring, uint32_t why) noexcept nogil
     cdef void drain(self, uint32_t queue, Ring *ring) noexcept nogil
     cdef Ring *ring_at(self, ring) except NULL

@@ -4,6 +4,7 @@ import select
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
+from dataplane.graph.element cimport NEVER, Element
 from dataplane.graph.port cimport (TX_FILTERED, TX_LINK_DOWN, TX_QUEUE_FULL, TX_REJECTED,
                                    TX_TOO_LONG, Port, count_segments, fits_mtu)
 from dataplane.packet.pool cimport (BURST, HEADROOM, LARGE_FRAME, NO_PACKET, Batch, Context, Packet,
@@ -13,12 +14,14 @@ from dataplane.vatomic cimport va_load_relaxed_u32, vnic_check
 from virt.chain cimport (BROKEN_LAYOUT, BROKEN_LOOP, BROKEN_MEMORY, CHAIN_BROKEN, CHAIN_DIRECTION,
                          CHAIN_LONG, CHAIN_NONE, CHAIN_SHORT, Chain, Cursor, chain_clear,
                          chain_read, chain_write)
+from virt.coalescing cimport Coalescing, is_due, prepared_slots
 from virt.guest_memory cimport DirtyLog, GuestMemory
 from virt.notifier cimport Notifier, notifier_drain, notifier_signal, notifier_unwatch
 from virt.queue_setup cimport (begin_storing, first_position, place, position_of, set_position)
 from virt.receive_filter cimport (ADDRESSES_MOST, TAKES_BROADCAST, TAKES_LISTED, TAKES_MULTICAST,
                                   TAKES_OWN, TAKES_UNICAST, passes)
-from virt.rings cimport (ask_for_kicks, complete, mark, publish, refuse_kicks, rewind, take)
+from virt.rings cimport (ask_for_kicks, complete, mark, publish, publish_only, refuse_kicks, rewind,
+                         take, wants)
 from virt.virtio_net cimport (NET_GUEST_CSUM, NET_GUEST_ECN, NET_GUEST_TSO4, NET_GUEST_TSO6,
                               NET_GUEST_USO4, NET_GUEST_USO6, NET_HASH_REPORT, NET_MRG_RXBUF,
                               RING_EVENT_IDX, RING_IN_ORDER, RING_INDIRECT, RING_PACKED,
@@ -105,7 +108,7 @@ cdef class VirtioPort(Port):
         port."""
         for ring in range(2 * self.queues if self._rings != NULL else 0):
             self.stop(ring)
-        self.memory = self.log = None
+        self.memory = self.log = self._timer = None
         for each in self._epolls or ():
             each.close()
         self._epolls = []
@@ -185,6 +188,31 @@ cdef class VirtioPort(Port):
         for address in multicast or ():
             self._filter.multicast[self._filter.multicasts] = int.from_bytes(address, "little")
             self._filter.multicasts += 1
+
+    def set_hash_types(self, uint32_t types):
+        """With HASH_REPORT, tells the driver the hashes of frames of these types (virt.hash_types),
+        which GuestTx calculates; 0: of none."""
+        self._hash_types = types
+
+    @property
+    def reports(self):
+        """Whether headers have a hash."""
+        return bool(has(self.features, NET_HASH_REPORT))
+
+    def set_timer_of(self, Element element):
+        """`element`, in the same engine, calls `call_due` at the times that the port asks for."""
+        self._timer = element
+
+    def set_coalescing(self, ring, uint32_t packets, uint32_t usecs):
+        """Notifies a ring's driver with this packet since the last notification, or so many
+        microseconds after the first of them; with either 0, or without a timer, after each burst.
+        The driver's own wish not to be notified goes before."""
+        cdef Ring *found = self.ring_at(ring)
+        found.coalescing.most_packets = packets if usecs and self._timer is not None else 0
+        found.coalescing.delay_ns = <uint64_t>usecs * 1000
+        # What is postponed may be due now: the timer looks.
+        if found.coalescing.slots and self._timer is not None:
+            self._timer.deadline_ns = 0
 
     cdef void apply_features(self, Ring *ring) noexcept:
         cdef Virtqueue *q = &ring.queue
@@ -281,12 +309,18 @@ cdef class VirtioPort(Port):
         found.descriptors, found.available, found.used = descriptors, available, used
         self.watch(ring)
         self.store(ring)
+        found.coalescing.packets = found.coalescing.slots = 0
         found.started, found.runs, found.broken = True, True, 0
+        if resumed:
+            # The process that was killed may have published buffers without a notification.
+            self.notify(found)
 
     def stop(self, ring):
         """Stops a ring, forgets its descriptors, and returns its position in the form of
         GET_VRING_BASE. Also for a ring that was not started."""
         cdef Ring *found = self.ring_at(ring)
+        if found.runs and found.coalescing.slots:
+            self.call_now(found)
         self.set_notifier(ring, "kick", None)
         self.set_notifier(ring, "call", None)
         self.set_notifier(ring, "error", None)
@@ -367,6 +401,8 @@ cdef class VirtioPort(Port):
             if self.ring_at(ring).started:
                 set_position(&self.ring_at(ring).queue, position)
                 self.store(ring)
+                # the last process may have postponed a notification
+                self.notify(self.ring_at(ring))
 
     # -- on the engine's thread --------------------------------------------------------------------
 
@@ -402,6 +438,47 @@ cdef class VirtioPort(Port):
             ring.calls += 1
             if notifier_signal(ring.call.fd, ring.call.is_socket) != 0:
                 ring.calls_failed += 1
+
+    cdef void postpone(self, Context *ctx, Ring *ring, uint32_t packets) noexcept nogil:
+        """Publishes completed buffers; notifies the driver if that is due, else sets the timer."""
+        cdef Coalescing *held = &ring.coalescing
+        cdef uint32_t slots = prepared_slots(&ring.queue)
+        if held.slots + slots > ring.queue.size:
+            # the driver has buffers out again that it was not notified of
+            self.call_now(ring)
+        if held.slots == 0:
+            held.began_ns = ctx.now_ns
+        held.packets += packets
+        held.slots += slots
+        publish_only(&ring.queue)
+        if is_due(held, ring.queue.size, ctx.now_ns):
+            self.call_now(ring)
+        elif held.began_ns + held.delay_ns < self._timer.deadline_ns:
+            self._timer.set_timer(ctx, held.began_ns + held.delay_ns)
+
+    cdef void call_now(self, Ring *ring) noexcept nogil:
+        """Notifies the driver of what was postponed, unless it does not want that."""
+        ring.coalescing.packets = ring.coalescing.slots = 0
+        if wants(&ring.queue):
+            self.notify(ring)
+
+    cdef uint64_t call_due(self, uint64_t now_ns) noexcept nogil:
+        """Notifies the drivers of rings of which that is due; returns when the next is, or
+        NEVER."""
+        cdef uint32_t i
+        cdef uint64_t following = NEVER
+        cdef Coalescing *held
+        for i in range(2 * self.queues):
+            held = &self._rings[i].coalescing
+            if held.slots == 0:
+                continue
+            if not self._rings[i].runs:
+                held.packets = held.slots = 0
+            elif is_due(held, self._rings[i].queue.size, now_ns):
+                self.call_now(&self._rings[i])
+            else:
+                following = min(following, held.began_ns + held.delay_ns)
+        return following
 
     cdef bint arm(self) noexcept nogil:
         cdef uint32_t queue
@@ -441,7 +518,9 @@ cdef class VirtioPort(Port):
             budget -= length
         if taken:
             refuse_kicks(&ring.queue)
-            if publish(&ring.queue):
+            if ring.coalescing.most_packets:
+                self.postpone(ctx, ring, taken)
+            elif publish(&ring.queue):
                 self.notify(ring)
         return batch.count - before
 
@@ -517,7 +596,9 @@ cdef class VirtioPort(Port):
                 left += 1
         if ring.queue.prepared:
             refuse_kicks(&ring.queue)
-            if publish(&ring.queue):
+            if ring.coalescing.most_packets:
+                self.postpone(ctx, ring, sent)
+            elif publish(&ring.queue):
                 self.notify(ring)
         self.stats[queue].tx_dropped += left
         batch.count = left
@@ -535,7 +616,8 @@ cdef class VirtioPort(Port):
         if status != SENT:
             return status
         # in the headroom, so that mostly one copy takes all
-        make_header(<NetHeader *>header, self.header_size, p, self.offloads, <uint16_t>count)
+        make_header(<NetHeader *>header, self.header_size, p, self.offloads, <uint16_t>count,
+                    self._hash_types)
         cursor.segment = cursor.offset = 0
         chain_write(self._chain, &cursor, header, needed, &q.log)
         for i in range(count):

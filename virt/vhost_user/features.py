@@ -103,6 +103,7 @@ _NEEDS: dict[Feature, tuple[Feature, ...]] = {
     _F.HASH_TUNNEL: (_F.CTRL_VQ, _F.RSS | _F.HASH_REPORT),
     _F.NOTF_COAL: (_F.CTRL_VQ,),
     _F.VQ_NOTF_COAL: (_F.CTRL_VQ,),
+    _F.DEVICE_STATS: (_F.CTRL_VQ,),
     _F.RING_PACKED: (_F.VERSION_1,),
     _F.IN_ORDER: (_F.VERSION_1,),
 }
@@ -118,7 +119,7 @@ class Abilities(msgspec.Struct, frozen=True, kw_only=True):
     queue_pairs  more than one: MQ
     mtu          in bytes, offered to the driver; 0: none
     control      serves the control queue: receive filters, addresses, VLANs, announcements
-    rss, hash_report, coalescing   commands of the control queue
+    rss, hash_report, coalescing, statistics   commands of the control queue
     packed, in_order, event_index, indirect   forms of rings
     speed        a link's speed is known
     migration    logs the pages that it writes
@@ -134,6 +135,7 @@ class Abilities(msgspec.Struct, frozen=True, kw_only=True):
     rss: bool = False
     hash_report: bool = False
     coalescing: bool = False
+    statistics: bool = False
     packed: bool = True
     in_order: bool = False
     event_index: bool = True
@@ -162,7 +164,8 @@ def offered(abilities: Abilities, allowed: Iterable[str] | None = None) -> Featu
         ),
         (abilities.rss, _F.RSS),
         (abilities.hash_report, _F.HASH_REPORT),
-        (abilities.coalescing, _F.NOTF_COAL),
+        (abilities.coalescing, _F.NOTF_COAL | _F.VQ_NOTF_COAL),
+        (abilities.statistics, _F.DEVICE_STATS),
         (abilities.packed, _F.RING_PACKED),
         (abilities.in_order, _F.IN_ORDER),
         (abilities.event_index, _F.EVENT_IDX),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -15,12 +15,12 @@ from dataplane.errors import ConfigError
 from virt.control_queue import GUEST_OFFLOADS, ControlQueue, ControlState
 from virt.control_ring import ControlRing
 from virt.guest_memory import DirtyLog, GuestMemory, MemoryRegion
+from virt.guest_tx import GuestTx
 from virt.vhost_user.books import Inflight, Log, Region, Ring
 from virt.vhost_user.device import RingDescriptors
 from virt.vhost_user.features import Feature
 from virt.vhost_user.net_config import NetConfig
 from virt.vhost_user.protocol import LOG_ALL, Refused
-from virt.virtio_port import VirtioPort
 
 T = TypeVar("T")
 
@@ -54,20 +54,22 @@ class GuestDevice:
 
     def __init__(
         self,
-        port: VirtioPort,
-        rss: Rss,
+        tx: GuestTx,
         config: NetConfig,
         positions: Positions,
         state: ControlState,
         *,
         owns: bool,
     ) -> None:
+        port = tx.guest
         self.port, self.config, self.positions, self.owns = port, config, positions, owns
         self.call: Callable[[Callable[[], object]], object] = lambda function: function()
         self.status = self.mtu = 0
         self.ring = ControlRing(f"port {port.name}: control ring")
-        self.control = ControlQueue(port.queues, self._apply_control, state)
-        self._rss, self._table = rss, rss.table  # as configured
+        self.control = ControlQueue(port.queues, self._apply_control, state, self._statistics)
+        self._tx, self._table = tx, tx.rss.table  # as configured
+        self._hashes = _Hashes(port.queues)
+        self._generations: dict[int, int] = {}  # of rings, as they were started last
         self._features = 0
         self._memory: GuestMemory | None = None
         self._log: DirtyLog | None = None
@@ -136,7 +138,7 @@ class GuestDevice:
     def _pairs_of(self, state: ControlState) -> int:
         """Those that the driver has asked for and whose receive rings run. A front end that serves
         the control queue itself (QEMU) starts the rings of these pairs only."""
-        asked = state.queue_pairs if state.has(Feature.MQ) else self.port.queues
+        asked = state.queue_pairs if state.sets_pairs else self.port.queues
         running = 0
         while 2 * running in self._receiving:
             running += 1
@@ -145,23 +147,43 @@ class GuestDevice:
     def _apply_control(self, state: ControlState) -> None:
         """Has port and steering do what the driver wants."""
         offloads = int(GUEST_OFFLOADS) if state.offloads is None else state.offloads
-        arguments = state.filter_of(self.config.mac)
+        filters = state.filter_of(self.config.mac)
         pairs = self._pairs_of(state)
         table = [queue % pairs for queue in self._table]
+        by_flow = state.steers_by_flow and pairs > 1
+        hashes = self._hashes.steering(state, pairs)
+        coalescing = [state.coalescing_of(ring) for ring in range(2 * self.port.queues)]
 
         def apply() -> None:
             self.port.set_guest_offloads(offloads)
-            self.port.set_receive_filter(**arguments)
-            self._rss.set_table(table)
+            self.port.set_receive_filter(**filters)
+            self._tx.steer(table, pairs=pairs, by_flow=by_flow, **hashes)
+            for ring, each in enumerate(coalescing):
+                self.port.set_coalescing(ring, each.packets, each.usecs)
 
         self._run(apply)
+
+    def _statistics(self, virtqueue: int) -> Mapping[str, int]:
+        """Counters of a queue by their names in virt.device_statistics."""
+        queue = self.port.queue_statistics()[virtqueue >> 1]
+        ring = self.port.ring_state(virtqueue)
+        # what the device receives, the driver transmits
+        ours, theirs = ("rx", "tx") if virtqueue & 1 else ("tx", "rx")
+        return {
+            f"{theirs}_packets": queue[f"{ours}_packets"],
+            f"{theirs}_bytes": queue[f"{ours}_bytes"],
+            f"{theirs}_drops": queue[f"{ours}_dropped"],
+            f"{theirs}_interrupts": ring["calls"],
+            "rx_drop_overruns": ring["no_buffers"],
+            "tx_drop_malformed": sum(ring["faults"].values()),
+        }
 
     @property
     def _control_index(self) -> int:
         """The control ring: behind those that the driver knows of (Virtio, section 5.1.2)."""
         if not self._features & Feature.CTRL_VQ:
             return -1
-        return 2 * self.port.queues if self._features & Feature.MQ else 2
+        return 2 * self.port.queues if self._features & (Feature.MQ | Feature.RSS) else 2
 
     def start_ring(
         self, index: int, ring: Ring, descriptors: RingDescriptors, *, resumed: bool
@@ -171,6 +193,9 @@ class GuestDevice:
             if self.owns:
                 self._start_control(ring, descriptors, resumed=resumed)
         elif index < 2 * self.port.queues:
+            if self._generations.get(index, ring.generation) != ring.generation:
+                self.control.forget_queue(index)
+            self._generations[index] = ring.generation
             self._run(lambda: self._start(index, ring, descriptors, resumed))
             self._receives(index, True)
 
@@ -251,6 +276,30 @@ class GuestDevice:
     def mac(self) -> bytes:
         """The driver's address, which is the device's own until the driver sets another."""
         return self.config.mac if self.control.state.mac is None else self.control.state.mac
+
+
+class _Hashes:
+    """The hashes of a driver's key, whose tables are made anew for another key only."""
+
+    def __init__(self, queues: int) -> None:
+        self._queues = queues
+        self._key, self._rss = b"", Rss()
+
+    def steering(self, state: ControlState, pairs: int) -> dict[str, Any]:
+        """Arguments of GuestTx.steer. pairs: that are in use; frames for others go to these, since
+        the driver may have told its table before it has set up the pairs."""
+        hashing, steering = state.hashing, state.steering
+        if hashing is None:
+            return {}
+        table = [0] if steering is None else [entry % pairs for entry in steering.table]
+        # Another object: the engine uses the former one until it takes this one.
+        if hashing.key != self._key or table != self._rss.table:
+            self._rss = Rss(hashing.key, table, queues=self._queues)
+            self._key = hashing.key
+        found: dict[str, Any] = {"driver": self._rss, "types": hashing.types}
+        if steering is not None:
+            found["unclassified"] = steering.unclassified % pairs
+        return found
 
 
 def _start_of(ring: Ring, descriptors: RingDescriptors, *, resumed: bool) -> dict[str, Any]:

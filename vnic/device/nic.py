@@ -3,12 +3,13 @@ scaling."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from dataplane.elements.nic_tx import NicTx
 from dataplane.elements.rss import Rss
+from dataplane.graph.element import Element
 from dataplane.graph.port import Port
 from vnic.device.namespaces import TargetWatch
 from vnic.device.tap import Tap, offload_names
@@ -30,6 +31,11 @@ class Nic:
         self.name, self.tap, self.port, self.rss = name, interface, port, rss
         self._alter = alter
         self.tx = NicTx(port, rss, name=f"{name}.tx")
+
+    @property
+    def after_parse(self) -> Sequence[Element]:
+        """None."""
+        return ()
 
     @property
     def mac(self) -> str:

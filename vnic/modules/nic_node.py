@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from dataplane.elements.parse import Parse
 from dataplane.graph.element import Element, Source
 from dataplane.graph.port import PortRx
@@ -47,10 +49,8 @@ class NicNode:
             self.parse = Parse(config.malformed, port=nic.port, name=f"{name}.parse")
         self.sources: list[Source] = [self.rx]
         # Connections besides those of the chains.
-        self.edges: list[tuple[Element, Element]] = [
-            (self.rx, self.parse),
-            (self.parse, self.egress.head),
-        ]
+        received: list[Element] = [self.rx, self.parse, *nic.after_parse, self.egress.head]
+        self.edges: list[tuple[Element, Element]] = list(pairwise(received))
         if port.ring is not None:
             if before is not None:
                 self.sources.append(before.sources[1])
@@ -63,6 +63,7 @@ class NicNode:
         self.elements = [
             *self.sources,
             self.parse,
+            *nic.after_parse,
             *self.egress.chain.elements,
             *self.ingress.chain.elements,
             nic.tx,

@@ -91,6 +91,10 @@ class _LiveNic:
         return self.nic.port
 
     @property
+    def after_parse(self) -> Sequence[Element]:
+        return self.nic.after_parse
+
+    @property
     def tx(self) -> Element:
         return self.departures
 

@@ -136,11 +136,13 @@ class Forever:
 
 
 class Device(Protocol):
-    """An open NIC. port: receives the container's frames; tx: the element that transmits to it;
-    mac: the NIC's address."""
+    """An open NIC. port: receives the container's frames; after_parse: elements that they pass when
+    they were parsed; tx: the element that transmits to it; mac: the NIC's address."""
 
     @property
     def port(self) -> Port: ...
+    @property
+    def after_parse(self) -> Sequence[Element]: ...
     @property
     def tx(self) -> Element: ...
     @property
@@ -165,6 +167,11 @@ class UncontainedNic:
 
     def __init__(self, settings: Settings, port: Port) -> None:
         self.settings, self.port = settings, port
+
+    @property
+    def after_parse(self) -> Sequence[Element]:
+        """None."""
+        return ()
 
     @property
     def mac(self) -> str:

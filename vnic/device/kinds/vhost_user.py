@@ -30,9 +30,11 @@ from vnic.device.tap import Offload, offload_names, parse_mac
 if TYPE_CHECKING:
     from dataplane.graph.element import Element
     from virt.control_queue import ControlState
+    from virt.guest_tx import GuestTx
     from virt.vhost_user.books import Books
     from virt.vhost_user.connection import Connection
     from virt.vhost_user.device import Offer
+    from virt.vhost_user.net_config import NetConfig
     from virt.vhost_user.session import Session
     from virt.virtio_port import VirtioPort
     from vnic.device.guest import GuestDevice
@@ -44,6 +46,7 @@ BACKLOG = 4
 # interface is set up.
 COMMANDS_A_TURN = 8
 COMMANDS_MOST, PERIOD_S = 50, 0.1
+SPEED_MBPS = 10_000  # nominal, as that of TAP and veth interfaces
 UNMOVED = (0, 0x80008000)  # positions of a split and a packed ring that has had no frame
 NOT_CONNECTED = {  # what to do
     errno.ENOENT: "waiting for the front end to listen there (QEMU: server=on,wait=off)",
@@ -79,7 +82,7 @@ class GuestNic(UncontainedNic):
         self,
         settings: Settings,
         port: VirtioPort,
-        tx: Element,
+        tx: GuestTx,
         device: GuestDevice,
         offer: Offer,
         origin: Origin,
@@ -111,6 +114,11 @@ class GuestNic(UncontainedNic):
     def seeks(self) -> bool:
         """Whether it has yet to find the front end's socket."""
         return self.settings.connect is not None and self.connection is None
+
+    @property
+    def after_parse(self) -> Sequence[Element]:
+        """It remembers the guest's flows, if it has several queue pairs."""
+        return () if self.tx.flows is None else (self.tx.flows,)
 
     @property
     def path(self) -> str:
@@ -211,10 +219,10 @@ class GuestNic(UncontainedNic):
                 break
             self._commands_left -= 1
             before = control.state
-            ack = control.handle(command)
+            reply = control.handle(command)
             if control.state is not before:
                 self._store_session(connection)
-            ring.answer(ack)
+            ring.answer(*reply)
         if self._commands_left <= 0:
             self.again_s = max(0.0, self._period_end_s - now_s)
         elif ring.arm():
@@ -399,10 +407,10 @@ class VhostUserKind(NicKind[GuestNic]):
     WHY = "a guest's driver is behind its socket"
 
     def open(self, settings: Settings, number: int, origin: Origin) -> GuestNic:
-        from dataplane.elements.nic_tx import NicTx
         from dataplane.elements.rss import Rss
         from virt.control_queue import ControlState
-        from virt.vhost_user.net_config import NetConfig
+        from virt.flow_memory import FlowMemory
+        from virt.guest_tx import GuestTx
         from virt.virtio_port import VirtioPort
         from vnic.device.guest import GuestDevice, Positions
 
@@ -416,10 +424,12 @@ class VhostUserKind(NicKind[GuestNic]):
         try:
             positions = Positions(2 * queues + 1, descriptors[0] if descriptors else None)
             mac = parse_mac(str(settings.mac), label)
-            config = NetConfig(mac=mac, mtu=settings.mtu, queue_pairs=queues)
+            config = _config(settings, mac)
             state = ControlState() if kept is None else _control(kept)
-            device = GuestDevice(port, rss, config, positions, state, owns=origin.owns)
-            tx = NicTx(port, rss, name=f"{settings.name}.tx")
+            # the guest has only one pair: nothing is to be steered
+            flows = FlowMemory(rss, name=f"{settings.name}.flows") if queues > 1 else None
+            tx = GuestTx(port, rss, flows, name=f"{settings.name}.tx")
+            device = GuestDevice(tx, config, positions, state, owns=origin.owns)
             nic = GuestNic(settings, port, tx, device, _offer(settings), origin)
             if kept is None:
                 nic.listen()
@@ -460,6 +470,22 @@ def _control(kept: Kept) -> ControlState:
         raise VnicError(ANOTHER_VERSION) from None
 
 
+def _config(settings: Settings, mac: bytes) -> NetConfig:
+    from virt.control_queue import HASH_KEY_BYTES, RSS_TABLE_MOST
+    from virt.hash_types import HASH_TYPES
+    from virt.vhost_user.net_config import NetConfig
+
+    return NetConfig(
+        mac=mac,
+        mtu=settings.mtu,
+        queue_pairs=settings.queues,
+        speed_mbps=SPEED_MBPS,
+        rss_key_bytes=HASH_KEY_BYTES,
+        rss_table_entries=RSS_TABLE_MOST,
+        hash_types=HASH_TYPES,
+    )
+
+
 def _offer(settings: Settings) -> Offer:
     from virt.vhost_user.device import USUAL_FEATURES, Offer
     from virt.vhost_user.features import Abilities, offered
@@ -472,7 +498,10 @@ def _offer(settings: Settings) -> Offer:
         uso=bool(offloads & Offload.USO),
         mtu=settings.mtu,
         queue_pairs=settings.queues,
-        speed=False,
+        rss=settings.queues > 1,
+        hash_report=True,
+        coalescing=True,
+        statistics=True,
         in_order=True,
     )
     return Offer(
