@@ -2,7 +2,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from dataplane.graph.port cimport Port
 from dataplane.packet.pool cimport Batch, Context
-from virt.chain cimport FAULTS_COUNT, Chain
+from virt.chain cimport FAULTS_COUNT, Chain, Segment
 from virt.guest_memory cimport DirtyLog, GuestMemory
 from virt.notifier cimport Notifier
 from virt.receive_filter cimport ReceiveFilter
@@ -54,10 +54,14 @@ cdef class VirtioPort(Port):
                            uint32_t limit) noexcept nogil
     cdef uint32_t tx_burst(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil
     cdef bint arm(self) noexcept nogil
+    cdef uint32_t receive_single(self, Context *ctx, uint32_t queue, const Segment *segment,
+                                 Batch *batch) noexcept nogil
     cdef uint32_t receive_chain(self, Context *ctx, Ring *ring, uint32_t queue,
                                 Batch *batch) noexcept nogil
     cdef uint32_t gather(self, Ring *ring, uint64_t needed, uint32_t *count) noexcept nogil
     cdef bint give_back(self, Ring *ring, uint32_t count) noexcept nogil
+    cdef void deliver_single(self, Context *ctx, Virtqueue *q, uint32_t index,
+                             const Segment *segment) noexcept nogil
     cdef uint32_t deliver(self, Context *ctx, Ring *ring, uint32_t index) noexcept nogil
     cdef bint is_cut(self) noexcept nogil
     cdef void notify(self, Ring *ring) noexcept nogil
