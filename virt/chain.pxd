@@ -118,7 +118,7 @@ cdef inline bint whole_chain(const Descriptor *d, uint16_t flags, uint16_t direc
 
 
 cdef inline void copy_frame(uint8_t *to, const uint8_t *data, uint32_t count) noexcept nogil:
-    """memcpy without a call for short frames: two copies of a fixed size, which overlap."""
+    """memcpy, without a call for short frames: two copies of a fixed size, which overlap."""
     if count > 128 or count < 32:
         memcpy(to, data, count)
     elif count <= 64:

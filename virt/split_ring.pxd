@@ -43,14 +43,16 @@ cdef inline uint32_t split_look(Virtqueue *q) noexcept nogil:
     """CHAIN_OK if there is a chain to take, CHAIN_NONE or BROKEN_COUNT."""
     # The index is read again only when all chains seen are taken: each read may fetch the driver's
     # cache line.
+    cdef uint16_t index
     if q.next_available == q.seen:
         # Acquire: entries and descriptors are read after the index that promises them.
-        q.seen = va_load_acquire_u16(split_index(q.driver))
-        if q.next_available == q.seen:
+        index = va_load_acquire_u16(split_index(q.driver))
+        if index == q.next_available:
             return CHAIN_NONE
         # a driver cannot have more buffers out than the ring has entries
-        if <uint16_t>(q.seen - q.next_available) > q.size:
+        if <uint16_t>(index - q.next_available) > q.size:
             return BROKEN_COUNT
+        q.seen = index
     return CHAIN_OK
 
 

@@ -1,4 +1,5 @@
 """VirtioPort: the queues of a virtio-net device as a Port (virtio 1.2, 5.1)."""
+cimport cython
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from dataplane.graph.port cimport Port
 from dataplane.packet.pool cimport Batch, Context
@@ -37,6 +38,7 @@ cdef struct Ring:
     uint64_t calls           # notifications to the driver
     uint64_t calls_failed    # of them, that a full or closed descriptor did not take
 
+@cython.final
 cdef class VirtioPort(Port):
     cdef Ring *_rings                    # two per queue pair: the driver's RX, its TX
     cdef Chain *_chain                   # of the packet at hand
@@ -50,10 +52,6 @@ cdef class VirtioPort(Port):
     cdef ReceiveFilter _filter
     cdef object _stored
     cdef uint64_t *_positions            # of `_stored`: two words per ring, or NULL
-    cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch,
-                           uint32_t limit) noexcept nogil
-    cdef uint32_t tx_burst(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil
-    cdef bint arm(self) noexcept nogil
     cdef uint32_t receive_single(self, Context *ctx, uint32_t queue, const Segment *segment,
                                  Batch *batch) noexcept nogil
     cdef uint32_t receive_chain(self, Context *ctx, Ring *ring, uint32_t queue,

@@ -1,6 +1,7 @@
 """VirtioPort. The contract is in virtio_port.pxd."""
 import select
 
+cimport cython
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
@@ -48,6 +49,7 @@ cdef uint64_t GUEST_OFFLOADS = (<uint64_t>1 << NET_GUEST_CSUM | <uint64_t>1 << N
                                 | <uint64_t>1 << NET_GUEST_USO4 | <uint64_t>1 << NET_GUEST_USO6)
 
 
+@cython.final
 cdef class VirtioPort(Port):
     """The device of a guest's virtio-net driver: rx_burst takes what the driver transmits, tx_burst
     fills its receive buffers.
@@ -505,6 +507,7 @@ cdef class VirtioPort(Port):
     cdef uint32_t tx_burst(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil:
         cdef Ring *ring = &self._rings[2 * queue]
         cdef uint32_t i, index, status, left = 0, sent = 0
+        cdef uint64_t bytes = 0
         cdef bint room = True
         cdef Packet *p
         if ring.runs:
@@ -527,8 +530,7 @@ cdef class VirtioPort(Port):
                 room = status != TX_QUEUE_FULL
             if status == SENT:
                 sent += 1
-                self.stats[queue].tx_packets += 1
-                self.stats[queue].tx_bytes += p.length
+                bytes += p.length
                 count_segments(p, &self.stats[queue].tx_more_packets,
                                &self.stats[queue].tx_more_bytes)
                 packet_free(ctx, index)
@@ -540,6 +542,8 @@ cdef class VirtioPort(Port):
             refuse_kicks(&ring.queue)
             if publish(&ring.queue):
                 self.notify(ring)
+        self.stats[queue].tx_packets += sent
+        self.stats[queue].tx_bytes += bytes
         self.stats[queue].tx_dropped += left
         batch.count = left
         return sent
