@@ -104,6 +104,32 @@ cdef inline uint32_t chain_add(Chain *chain, const MemoryTable *memory, uint32_t
     return CHAIN_OK
 
 
+cdef inline bint whole_chain(const Descriptor *d, uint16_t flags, uint16_t direction,
+                             uint32_t least, uint32_t most, const MemoryTable *memory,
+                             uint32_t *last, Segment *segment) noexcept nogil:
+    """Whether this descriptor alone is a chain of `least` to `most` bytes, least at least 1, in the
+    given direction, 0 or DESCRIPTOR_WRITE; then sets the segment."""
+    if (flags & (DESCRIPTOR_NEXT | DESCRIPTOR_WRITE | DESCRIPTOR_INDIRECT) != direction
+            or d.length < least or d.length > most):
+        return False
+    segment.data = guest_at(memory, last, d.address, d.length)
+    segment.guest, segment.length = d.address, d.length
+    return segment.data != NULL
+
+
+cdef inline void copy_frame(uint8_t *to, const uint8_t *data, uint32_t count) noexcept nogil:
+    """memcpy, without a call for short frames: two copies of a fixed size, which overlap."""
+    if count > 128 or count < 32:
+        memcpy(to, data, count)
+    elif count <= 64:
+        memcpy(to, data, 32)
+        memcpy(to + count - 32, data + count - 32, 32)
+    else:
+        memcpy(to, data, 64)
+        memcpy(to + count - 64, data + count - 64, 64)
+    va_copied()
+
+
 cdef inline void chain_read(const Chain *chain, Cursor *cursor, uint8_t *to,
                             uint32_t count) noexcept nogil:
     """Copies the next `count` bytes out of the segments. The caller has checked that there are as

@@ -10,7 +10,7 @@ from dataplane.vatomic cimport (va_fence, va_load_acquire_u16, va_load_relaxed_u
                                 va_store_release_u16, va_store_release_u64)
 from virt.chain cimport (BROKEN_LOOP, BROKEN_TABLE, CHAIN_NONE, CHAIN_OK, DESCRIPTOR_BYTES,
                          DESCRIPTOR_INDIRECT, DESCRIPTOR_NEXT, DESCRIPTOR_WRITE, SEGMENTS_MOST,
-                         Chain, Descriptor, chain_add, copy_descriptor)
+                         Chain, Descriptor, Segment, chain_add, copy_descriptor, whole_chain)
 from virt.guest_memory cimport guest_at, log_write
 from virt.virtqueue cimport PREFETCH_AHEAD, Taken, Virtqueue, prefetch_buffer
 
@@ -51,6 +51,27 @@ cdef inline void packed_prefetch(Virtqueue *q) noexcept nogil:
         prefetch_buffer(q, packed_at(q, <uint16_t>slot))
 
 
+cdef inline bint packed_single(Virtqueue *q, uint32_t least, uint32_t most, Segment *segment,
+                               Taken *taken) noexcept nogil:
+    """See take_single of rings.pxd."""
+    cdef Descriptor d
+    if not packed_has(q):
+        return False
+    copy_descriptor(&d, packed_at(q, q.next_available))
+    if not whole_chain(&d, d.fourth, DESCRIPTOR_WRITE if q.fills else 0, least, most, q.memory,
+                       &q.last_region, segment):
+        return False
+    taken.id, taken.slots = d.third, 1
+    packed_advance(q)
+    return True
+
+
+cdef inline void packed_advance(Virtqueue *q) noexcept nogil:
+    q.next_available += 1
+    if q.next_available == q.size:
+        q.next_available, q.available_wrap = 0, not q.available_wrap
+
+
 cdef inline uint32_t packed_take(Virtqueue *q, Chain *chain, Taken *taken) noexcept nogil:
     """Appends the next available chain's segments; CHAIN_*. Only the first descriptor's flags tell
     that a chain is available, as the driver writes them last. Each step is counted."""
@@ -65,9 +86,7 @@ cdef inline uint32_t packed_take(Virtqueue *q, Chain *chain, Taken *taken) noexc
         left -= 1
         copy_descriptor(&d, packed_at(q, q.next_available))
         taken.slots += 1
-        q.next_available += 1
-        if q.next_available == q.size:
-            q.next_available, q.available_wrap = 0, not q.available_wrap
+        packed_advance(q)
         if d.fourth & DESCRIPTOR_INDIRECT:
             # A chain has either direct descriptors or one table.
             if taken.slots > 1 or d.fourth & DESCRIPTOR_NEXT:

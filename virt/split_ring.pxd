@@ -10,8 +10,8 @@ from dataplane.vatomic cimport (va_fence, va_load_acquire_u16, va_load_relaxed_u
                                 va_store_relaxed_u16, va_store_release_u16)
 from virt.chain cimport (BROKEN_COUNT, BROKEN_INDEX, BROKEN_LOOP, BROKEN_TABLE, CHAIN_NONE,
                          CHAIN_OK, DESCRIPTOR_BYTES, DESCRIPTOR_INDIRECT, DESCRIPTOR_NEXT,
-                         DESCRIPTOR_WRITE, SEGMENTS_MOST, Chain, Descriptor, chain_add,
-                         copy_descriptor)
+                         DESCRIPTOR_WRITE, SEGMENTS_MOST, Chain, Descriptor, Segment, chain_add,
+                         copy_descriptor, whole_chain)
 from virt.guest_memory cimport guest_at, log_write
 from virt.virtqueue cimport PREFETCH_AHEAD, Taken, Virtqueue, prefetch_buffer
 
@@ -39,19 +39,49 @@ cdef inline bint split_has(const Virtqueue *q) noexcept nogil:
     return va_load_relaxed_u16(split_index(q.driver)) != q.next_available
 
 
+cdef inline uint32_t split_look(Virtqueue *q) noexcept nogil:
+    """CHAIN_OK if there is a chain to take, CHAIN_NONE or BROKEN_COUNT."""
+    # The index is read again only when all chains seen are taken: each read may fetch the driver's
+    # cache line.
+    cdef uint16_t index
+    if q.next_available == q.seen:
+        # Acquire: entries and descriptors are read after the index that promises them.
+        index = va_load_acquire_u16(split_index(q.driver))
+        if index == q.next_available:
+            return CHAIN_NONE
+        # a driver cannot have more buffers out than the ring has entries
+        if <uint16_t>(index - q.next_available) > q.size:
+            return BROKEN_COUNT
+        q.seen = index
+    return CHAIN_OK
+
+
+cdef inline bint split_single(Virtqueue *q, uint32_t least, uint32_t most, Segment *segment,
+                              Taken *taken) noexcept nogil:
+    """See take_single of rings.pxd."""
+    cdef uint16_t *entries = <uint16_t *>(q.driver + SPLIT_ENTRIES_AT)
+    cdef uint16_t head
+    cdef Descriptor d
+    if split_look(q) != CHAIN_OK:
+        return False
+    head = va_load_relaxed_u16(&entries[q.next_available & (q.size - 1)])
+    if head >= q.size:
+        return False
+    copy_descriptor(&d, q.descriptors + <uint32_t>head * DESCRIPTOR_BYTES)
+    if not whole_chain(&d, d.third, DESCRIPTOR_WRITE if q.fills else 0, least, most, q.memory,
+                       &q.last_region, segment):
+        return False
+    taken.id, taken.slots = head, 1
+    q.next_available += 1
+    return True
+
+
 cdef inline uint32_t split_take(Virtqueue *q, Chain *chain, Taken *taken) noexcept nogil:
     """Appends the next available chain's segments; CHAIN_*."""
     cdef uint16_t *entries = <uint16_t *>(q.driver + SPLIT_ENTRIES_AT)
-    # The index is read again only when all chains seen are taken: each read may fetch the driver's
-    # cache line.
-    if q.next_available == q.seen:
-        # Acquire: entries and descriptors are read after the index that promises them.
-        q.seen = va_load_acquire_u16(split_index(q.driver))
-        if q.next_available == q.seen:
-            return CHAIN_NONE
-        # a driver cannot have more buffers out than the ring has entries
-        if <uint16_t>(q.seen - q.next_available) > q.size:
-            return BROKEN_COUNT
+    cdef uint32_t status = split_look(q)
+    if status != CHAIN_OK:
+        return status
     taken.id = va_load_relaxed_u16(&entries[q.next_available & (q.size - 1)])
     taken.slots = 1
     q.next_available += 1

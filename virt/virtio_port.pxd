@@ -1,9 +1,10 @@
 """VirtioPort: the queues of a virtio-net device as a Port (virtio 1.2, 5.1)."""
+cimport cython
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from dataplane.graph.element cimport Element
 from dataplane.graph.port cimport Port
 from dataplane.packet.pool cimport Batch, Context
-from virt.chain cimport FAULTS_COUNT, Chain
+from virt.chain cimport FAULTS_COUNT, Chain, Segment
 from virt.coalescing cimport Coalescing
 from virt.guest_memory cimport DirtyLog, GuestMemory
 from virt.notifier cimport Notifier
@@ -40,6 +41,7 @@ cdef struct Ring:
     uint64_t calls           # notifications to the driver
     uint64_t calls_failed    # of them, that a full or closed descriptor did not take
 
+@cython.final
 cdef class VirtioPort(Port):
     cdef Ring *_rings                    # two per queue pair: the driver's RX, its TX
     cdef Chain *_chain                   # of the packet at hand
@@ -55,14 +57,14 @@ cdef class VirtioPort(Port):
     cdef Element _timer                  # calls `call_due` when it ticks, or None
     cdef object _stored
     cdef uint64_t *_positions            # of `_stored`: two words per ring, or NULL
-    cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch,
-                           uint32_t limit) noexcept nogil
-    cdef uint32_t tx_burst(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil
-    cdef bint arm(self) noexcept nogil
+    cdef uint32_t receive_single(self, Context *ctx, uint32_t queue, const Segment *segment,
+                                 Batch *batch) noexcept nogil
     cdef uint32_t receive_chain(self, Context *ctx, Ring *ring, uint32_t queue,
                                 Batch *batch) noexcept nogil
     cdef uint32_t gather(self, Ring *ring, uint64_t needed, uint32_t *count) noexcept nogil
     cdef bint give_back(self, Ring *ring, uint32_t count) noexcept nogil
+    cdef void deliver_single(self, Context *ctx, Virtqueue *q, uint32_t index,
+                             const Segment *segment) noexcept nogil
     cdef uint32_t deliver(self, Context *ctx, Ring *ring, uint32_t index) noexcept nogil
     cdef bint is_cut(self) noexcept nogil
     cdef void notify(self, Ring *ring) noexcept nogil

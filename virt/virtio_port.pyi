@@ -1,10 +1,11 @@
 from collections.abc import Collection
-from typing import Any
+from typing import Any, final
 
 from dataplane.graph.element import Element
 from dataplane.graph.port import Port
 from virt.guest_memory import DirtyLog, GuestMemory
 
+@final
 class VirtioPort(Port):
     features: int
     memory: GuestMemory | None

@@ -1,31 +1,32 @@
 """VirtioPort. The contract is in virtio_port.pxd."""
 import select
 
+cimport cython
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 from dataplane.graph.element cimport NEVER, Element
 from dataplane.graph.port cimport (TX_FILTERED, TX_LINK_DOWN, TX_QUEUE_FULL, TX_REJECTED,
                                    TX_TOO_LONG, Port, count_segments, fits_mtu)
-from dataplane.packet.pool cimport (BURST, HEADROOM, LARGE_FRAME, NO_PACKET, Batch, Context, Packet,
-                                    batch_add, packet_alloc, packet_buffer, packet_data,
-                                    packet_free)
+from dataplane.packet.pool cimport (BURST, HEADROOM, LARGE_FRAME, NO_PACKET, SMALL_FRAME, Batch,
+                                    Context, Packet, batch_add, packet_alloc, packet_buffer,
+                                    packet_data, packet_free)
 from dataplane.vatomic cimport va_load_relaxed_u32, vnic_check
 from virt.chain cimport (BROKEN_LAYOUT, BROKEN_LOOP, BROKEN_MEMORY, CHAIN_BROKEN, CHAIN_DIRECTION,
-                         CHAIN_LONG, CHAIN_NONE, CHAIN_SHORT, Chain, Cursor, chain_clear,
-                         chain_read, chain_write)
+                         CHAIN_LONG, CHAIN_NONE, CHAIN_SHORT, Chain, Cursor, Segment, chain_clear,
+                         chain_read, chain_write, copy_frame)
 from virt.coalescing cimport Coalescing, is_due, prepared_slots
-from virt.guest_memory cimport DirtyLog, GuestMemory
+from virt.guest_memory cimport DirtyLog, GuestMemory, log_write
 from virt.notifier cimport Notifier, notifier_drain, notifier_signal, notifier_unwatch
 from virt.queue_setup cimport (begin_storing, first_position, place, position_of, set_position)
 from virt.receive_filter cimport (ADDRESSES_MOST, TAKES_BROADCAST, TAKES_LISTED, TAKES_MULTICAST,
                                   TAKES_OWN, TAKES_UNICAST, passes)
 from virt.rings cimport (ask_for_kicks, complete, mark, publish, publish_only, refuse_kicks, rewind,
-                         take, wants)
+                         take, take_single, wants)
 from virt.virtio_net cimport (NET_GUEST_CSUM, NET_GUEST_ECN, NET_GUEST_TSO4, NET_GUEST_TSO6,
                               NET_GUEST_USO4, NET_GUEST_USO6, NET_HASH_REPORT, NET_MRG_RXBUF,
                               RING_EVENT_IDX, RING_IN_ORDER, RING_INDIRECT, RING_PACKED,
-                              VIRTIO_VERSION_1, NetHeader, guest_offloads, has, header_bytes,
+                              VIRTIO_VERSION_1, guest_offloads, has, header_bytes,
                               make_header, take_header)
 from virt.virtqueue cimport Mark, Taken, Virtqueue
 
@@ -50,6 +51,7 @@ cdef uint64_t GUEST_OFFLOADS = (<uint64_t>1 << NET_GUEST_CSUM | <uint64_t>1 << N
                                 | <uint64_t>1 << NET_GUEST_USO4 | <uint64_t>1 << NET_GUEST_USO6)
 
 
+@cython.final
 cdef class VirtioPort(Port):
     """The device of a guest's virtio-net driver: rx_burst takes what the driver transmits, tx_burst
     fills its receive buffers.
@@ -495,6 +497,7 @@ cdef class VirtioPort(Port):
         cdef Ring *ring = &self._rings[2 * queue + 1]
         cdef uint32_t taken = 0, before = batch.count, budget = READ_BUDGET, status, length
         cdef Taken one
+        cdef Segment segment
         # The first iteration after a sleep asks for one packet, only where a kick has come.
         if limit == 1:
             self.drain(queue, ring)
@@ -503,13 +506,17 @@ cdef class VirtioPort(Port):
         if not ring.enabled:
             limit = BURST                # of frames to discard: none is appended
         while taken < limit:
-            chain_clear(self._chain)
-            status = take(&ring.queue, self._chain, &one)
-            if status >= CHAIN_BROKEN and not self.is_cut():
-                self.stop_broken(ring, status)
-            if status != 0:
-                break
-            length = self.receive_chain(ctx, ring, queue, batch)
+            if ring.enabled and take_single(&ring.queue, self.header_size + 1,
+                                            self.header_size + SMALL_FRAME, &segment, &one):
+                length = self.receive_single(ctx, queue, &segment, batch)
+            else:
+                chain_clear(self._chain)
+                status = take(&ring.queue, self._chain, &one)
+                if status >= CHAIN_BROKEN and not self.is_cut():
+                    self.stop_broken(ring, status)
+                if status != 0:
+                    break
+                length = self.receive_chain(ctx, ring, queue, batch)
             complete(&ring.queue, &one)
             # lost frames too: an empty pool must not keep the engine here
             taken += 1
@@ -523,6 +530,21 @@ cdef class VirtioPort(Port):
             elif publish(&ring.queue):
                 self.notify(ring)
         return batch.count - before
+
+    cdef uint32_t receive_single(self, Context *ctx, uint32_t queue, const Segment *segment,
+                                 Batch *batch) noexcept nogil:
+        """As receive_chain, of a header and a frame in one segment."""
+        cdef uint32_t length = segment.length - self.header_size
+        cdef uint32_t index = packet_alloc(ctx, length)
+        if index == NO_PACKET:
+            self.stats[queue].rx_dropped += 1
+            return length
+        take_header(ctx, index, segment.data, self.number, queue)
+        copy_frame(packet_buffer(ctx, index) + HEADROOM, segment.data + self.header_size, length)
+        self.stats[queue].rx_packets += 1
+        self.stats[queue].rx_bytes += length
+        batch_add(batch, index)
+        return length
 
     cdef uint32_t receive_chain(self, Context *ctx, Ring *ring, uint32_t queue,
                                 Batch *batch) noexcept nogil:
@@ -554,7 +576,7 @@ cdef class VirtioPort(Port):
         cursor.segment = cursor.offset = 0
         frame = packet_buffer(ctx, index) + HEADROOM
         chain_read(chain, &cursor, frame - self.header_size, length + self.header_size)
-        take_header(ctx, index, <NetHeader *>(frame - self.header_size), self.number, queue)
+        take_header(ctx, index, frame - self.header_size, self.number, queue)
         self.stats[queue].rx_packets += 1
         self.stats[queue].rx_bytes += length
         batch_add(batch, index)
@@ -563,6 +585,7 @@ cdef class VirtioPort(Port):
     cdef uint32_t tx_burst(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil:
         cdef Ring *ring = &self._rings[2 * queue]
         cdef uint32_t i, index, status, left = 0, sent = 0
+        cdef uint64_t bytes = 0
         cdef bint room = True
         cdef Packet *p
         if ring.runs:
@@ -585,8 +608,7 @@ cdef class VirtioPort(Port):
                 room = status != TX_QUEUE_FULL
             if status == SENT:
                 sent += 1
-                self.stats[queue].tx_packets += 1
-                self.stats[queue].tx_bytes += p.length
+                bytes += p.length
                 count_segments(p, &self.stats[queue].tx_more_packets,
                                &self.stats[queue].tx_more_bytes)
                 packet_free(ctx, index)
@@ -600,6 +622,8 @@ cdef class VirtioPort(Port):
                 self.postpone(ctx, ring, sent)
             elif publish(&ring.queue):
                 self.notify(ring)
+        self.stats[queue].tx_packets += sent
+        self.stats[queue].tx_bytes += bytes
         self.stats[queue].tx_dropped += left
         batch.count = left
         return sent
@@ -611,13 +635,16 @@ cdef class VirtioPort(Port):
         cdef uint32_t needed = self.header_size + p.length, count = 0, i, status
         cdef uint8_t *header = packet_data(ctx, index) - self.header_size
         cdef Cursor cursor
+        cdef Segment segment
         vnic_check(p.offset >= self.header_size, "room for the virtio-net header")
+        if take_single(q, needed, <uint32_t>-1, &segment, &self._taken[0]):
+            self.deliver_single(ctx, q, index, &segment)
+            return SENT
         status = self.gather(ring, needed, &count)
         if status != SENT:
             return status
         # in the headroom, so that mostly one copy takes all
-        make_header(<NetHeader *>header, self.header_size, p, self.offloads, <uint16_t>count,
-                    self._hash_types)
+        make_header(header, self.header_size, p, self.offloads, <uint16_t>count, self._hash_types)
         cursor.segment = cursor.offset = 0
         chain_write(self._chain, &cursor, header, needed, &q.log)
         for i in range(count):
@@ -626,6 +653,16 @@ cdef class VirtioPort(Port):
             needed -= self._taken[i].written
             complete(q, &self._taken[i])
         return SENT
+
+    cdef void deliver_single(self, Context *ctx, Virtqueue *q, uint32_t index,
+                             const Segment *segment) noexcept nogil:
+        cdef Packet *p = &ctx.packets[index]
+        cdef Taken *taken = &self._taken[0]
+        make_header(segment.data, self.header_size, p, self.offloads, 1, self._hash_types)
+        copy_frame(segment.data + self.header_size, packet_data(ctx, index), p.length)
+        taken.written = self.header_size + p.length
+        log_write(&q.log, segment.guest, taken.written)
+        complete(q, taken)
 
     cdef uint32_t gather(self, Ring *ring, uint64_t needed, uint32_t *count) noexcept nogil:
         """Takes receive buffers for `needed` bytes: several with MRG_RXBUF, else one; SENT or TX_*.
