@@ -581,12 +581,14 @@ def test_descriptors_that_are_no_means_of_notification(what, tmp_path):
         os.close(each)
 
 
+@pytest.mark.parametrize("blocks", [False, True])
 @pytest.mark.parametrize("kind", ["socket", "pipe", "eventfd"])
-def test_a_full_call_descriptor_does_not_block(kind):
-    """User-mode Linux gives a blocking stream socket: the engine must not wait for a guest that does not read."""
+def test_a_full_call_descriptor_does_not_block(kind, blocks):
+    """User-mode Linux gives a blocking stream socket: the engine must not wait for a guest that does not read.
+
+    blocks: the peer, which shares the open file, has made it block again after the port was given it."""
     if kind == "socket":
         ours, theirs = (each.detach() for each in socket.socketpair())
-        os.set_blocking(ours, True)
     elif kind == "pipe":
         theirs, ours = os.pipe()
     else:
@@ -595,18 +597,60 @@ def test_a_full_call_descriptor_does_not_block(kind):
         theirs = os.dup(ours)
     with Guest(VERSION_1) as guest:
         guest.port.set_notifier(TX, "call", ours)
-        for _ in range(10000):
+        os.set_blocking(ours, blocks)
+        for _ in range(10 if kind == "eventfd" else 10000):
             assert works(guest)
             guest.net.transmitted()
             if guest.state(TX)["calls_failed"]:
                 break
         state = guest.state(TX)
-        assert state["calls_failed"] == 1
-        assert state["calls"] == (1 if kind == "eventfd" else state["calls"])
+        # the counter of an eventfd stays as full as it was, which is a notification
+        assert state["calls_failed"] == (0 if kind == "eventfd" else 1)
         assert works(guest)
         guest.port.set_notifier(TX, "call", None)
+    if kind == "eventfd":
+        assert os.eventfd_read(theirs) >= 2**64 - 2
     os.close(ours)
     os.close(theirs)
+
+
+def test_each_call_of_an_eventfd_counts():
+    """More of them than the kernel has room for requests that are not looked at."""
+    ours = os.eventfd(0)
+    with Guest(VERSION_1) as guest:
+        guest.port.set_notifier(TX, "call", ours)
+        for _ in range(1000):
+            assert works(guest)
+            guest.net.transmitted()
+        assert (guest.state(TX)["calls"], guest.state(TX)["calls_failed"]) == (1000, 0)
+        guest.port.set_notifier(TX, "call", None)
+    assert os.eventfd_read(ours) == 1000
+    os.close(ours)
+
+
+def test_an_eventfd_where_the_kernel_has_no_requests():
+    """A forked process has none of its parent's: it asks whether the counter is full, and writes."""
+    ours = os.eventfd(0)
+    with Guest(VERSION_1) as guest:
+        guest.port.set_notifier(TX, "call", ours)
+        assert works(guest)
+        guest.net.transmitted()
+        child = os.fork()
+        if not child:
+            done = 1
+            try:
+                assert works(guest)
+                os.eventfd_write(ours, 2**64 - 4)  # the third, which fills it
+                guest.net.transmitted()
+                assert works(guest)
+                assert guest.state(TX)["calls_failed"] == 1
+                done = 0
+            finally:
+                os._exit(done)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        guest.port.set_notifier(TX, "call", None)
+    assert os.eventfd_read(ours) == 2**64 - 2
+    os.close(ours)
 
 
 def test_a_call_socket_whose_peer_is_gone():

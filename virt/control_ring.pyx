@@ -7,7 +7,7 @@ from dataplane.vatomic cimport va_load_relaxed_u32
 from virt.chain cimport (BROKEN_LAYOUT, BROKEN_MEMORY, CHAIN_BROKEN, CHAIN_LONG, CHAIN_NONE,
                          CHAIN_SHORT, Chain, Cursor, chain_clear, chain_read, chain_write)
 from virt.guest_memory cimport DirtyLog, GuestMemory
-from virt.notifier cimport Notifier, notifier_drain, notifier_signal
+from virt.notifier cimport Notifier, notifier_drain, notifier_prepare, notifier_signal
 from virt.queue_setup cimport (begin_storing, first_position, place, position_of, set_position)
 from virt.rings cimport ask_for_kicks, complete, mark, publish, refuse_kicks, rewind, take
 from virt.virtio_net cimport RING_EVENT_IDX, RING_INDIRECT, RING_PACKED, has
@@ -114,8 +114,11 @@ cdef class ControlRing:
 
     cdef Notifier notifier(self, str kind, fd) except *:
         cdef Notifier found
-        found.is_socket = fd is not None and check_notifier(f"{self.name}: {kind}", fd)
-        found.fd = -1 if fd is None else fd
+        found.fd, found.kind = -1, 0
+        if fd is not None:
+            found.kind = check_notifier(f"{self.name}: {kind}", fd)
+            found.fd = fd
+            notifier_prepare()
         return found
 
     def stop(self):
@@ -130,7 +133,7 @@ cdef class ControlRing:
 
     def drain(self):
         """Reads kicks. One whose other end was closed is forgotten."""
-        if self._kick.fd >= 0 and not notifier_drain(self._kick.fd, self._kick.is_socket):
+        if self._kick.fd >= 0 and not notifier_drain(self._kick.fd, self._kick.kind):
             self._kick.fd = -1
 
     def take(self):
@@ -197,7 +200,7 @@ cdef class ControlRing:
         refuse_kicks(&self._queue)
         complete(&self._queue, &self._taken)
         if publish(&self._queue) and self._call.fd >= 0:
-            notifier_signal(self._call.fd, self._call.is_socket)
+            notifier_signal(self._call.fd, self._call.kind)
 
     def arm(self):
         """Asks the driver for a kick with the next command; True if there are some already."""
@@ -215,7 +218,7 @@ cdef class ControlRing:
         self._broken = why
         self._faults[why] += 1
         if self._error.fd >= 0:
-            notifier_signal(self._error.fd, self._error.is_socket)
+            notifier_signal(self._error.fd, self._error.kind)
 
     def state(self):
         """Its state and counters, as a dict."""

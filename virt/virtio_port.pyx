@@ -17,7 +17,8 @@ from virt.chain cimport (BROKEN_LAYOUT, BROKEN_LOOP, BROKEN_MEMORY, CHAIN_BROKEN
                          chain_read, chain_write, copy_frame)
 from virt.coalescing cimport Coalescing, is_due, prepared_slots
 from virt.guest_memory cimport DirtyLog, GuestMemory, log_write
-from virt.notifier cimport Notifier, notifier_drain, notifier_signal, notifier_unwatch
+from virt.notifier cimport (Notifier, notifier_drain, notifier_prepare, notifier_signal,
+                            notifier_unwatch)
 from virt.queue_setup cimport (begin_storing, first_position, place, position_of, set_position)
 from virt.receive_filter cimport (ADDRESSES_MOST, TAKES_BROADCAST, TAKES_LISTED, TAKES_MULTICAST,
                                   TAKES_OWN, TAKES_UNICAST, passes)
@@ -339,9 +340,11 @@ cdef class VirtioPort(Port):
         ConfigError for descriptors that could block or that are no means of notification."""
         cdef Ring *found = self.ring_at(ring)
         cdef Notifier new
-        new.is_socket = fd is not None and check_notifier(f"port {self.name}: ring {ring}: {kind}",
-                                                          fd)
-        new.fd = -1 if fd is None else fd
+        new.fd, new.kind = -1, 0
+        if fd is not None:
+            new.kind = check_notifier(f"port {self.name}: ring {ring}: {kind}", fd)
+            new.fd = fd
+            notifier_prepare()
         if kind == "call":
             found.call = new
         elif kind == "error":
@@ -427,18 +430,18 @@ cdef class VirtioPort(Port):
         if number & 1 and ring.kick.fd >= 0:
             notifier_unwatch(self._epoll_fds[number >> 1], ring.kick.fd)
         if ring.error.fd >= 0:
-            notifier_signal(ring.error.fd, ring.error.is_socket)
+            notifier_signal(ring.error.fd, ring.error.kind)
 
     cdef void drain(self, uint32_t queue, Ring *ring) noexcept nogil:
         """Reads kicks, so that they end one sleep only."""
-        if ring.kick.fd >= 0 and not notifier_drain(ring.kick.fd, ring.kick.is_socket):
+        if ring.kick.fd >= 0 and not notifier_drain(ring.kick.fd, ring.kick.kind):
             notifier_unwatch(self._epoll_fds[queue], ring.kick.fd)
             ring.kick.fd = KICK_CLOSED
 
     cdef void notify(self, Ring *ring) noexcept nogil:
         if ring.call.fd >= 0:
             ring.calls += 1
-            if notifier_signal(ring.call.fd, ring.call.is_socket) != 0:
+            if notifier_signal(ring.call.fd, ring.call.kind) != 0:
                 ring.calls_failed += 1
 
     cdef void postpone(self, Context *ctx, Ring *ring, uint32_t packets) noexcept nogil:
