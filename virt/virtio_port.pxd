@@ -14,6 +14,7 @@ cdef enum:
     # receive buffers given back unused for one frame, so that a driver that posts such buffers only
     # cannot keep the engine here
     FAULTY_MOST = 8
+    ANNOUNCEMENT_BYTES = 60
     SENT = 0xFFFF            # not a TX_*: the frame is in the driver's buffers
 
 cdef struct Ring:
@@ -48,12 +49,15 @@ cdef class VirtioPort(Port):
     cdef readonly uint64_t features
     cdef uint32_t header_size
     cdef ReceiveFilter _filter
+    cdef bint _announces                 # the frame below is to be received next
+    cdef uint8_t[ANNOUNCEMENT_BYTES] _announcement
     cdef object _stored
     cdef uint64_t *_positions            # of `_stored`: two words per ring, or NULL
     cdef uint32_t rx_burst(self, Context *ctx, uint32_t queue, Batch *batch,
                            uint32_t limit) noexcept nogil
     cdef uint32_t tx_burst(self, Context *ctx, uint32_t queue, Batch *batch) noexcept nogil
     cdef bint arm(self) noexcept nogil
+    cdef void receive_announcement(self, Context *ctx, Batch *batch) noexcept nogil
     cdef uint32_t receive_chain(self, Context *ctx, Ring *ring, uint32_t queue,
                                 Batch *batch) noexcept nogil
     cdef uint32_t gather(self, Ring *ring, uint64_t needed, uint32_t *count) noexcept nogil
