@@ -78,6 +78,10 @@ def nic(text):
     return "nics:\n  web:\n    pid: 1\n    " + text + "\n"
 
 
+def offering(features):
+    return f"nics:\n  web:\n    kind: vhost-user\n    listen: /run/web.sock\n    features: {features}\n"
+
+
 WRONG = [
     # text, line, path, message
     (nic("quenes: 2"), 4, "nics.web.quenes", "unknown key; did you mean 'queues'?"),
@@ -106,6 +110,11 @@ WRONG = [
     (nic("rss: {table: [0, 1]}"), 2, "nics.web", "names queue 1, but there are 1"),
     (nic("rss: {table: [0, 0, 0]}"), 4, "nics.web.rss", "expected a power of two"),
     (nic("rss: {key: abc}"), 4, "nics.web.rss.key", "no RSS key: expected 40 bytes"),
+    (offering("{without: [paket]}"), 5, "nics.web.features", "without: feature 'paket' is unknown: did you mean 'packed'?"),
+    (offering("{without: [version_1]}"), 5, "nics.web.features", "version_1 is needed by all others"),
+    (offering("{only: [csum], without: [packed]}"), 5, "nics.web.features", "has both without and only"),
+    (offering("{only: csum}"), 5, "nics.web.features.only", "expected a list of features' names"),
+    (offering("{only: [1]}"), 5, "nics.web.features.only[0]", "expected a feature's name"),
     (nic("egress: {rate: 10gbps}"), 4, "nics.web.egress.rate", "write 10gbit"),
     (nic("egress: {rate: 100}"), 4, "nics.web.egress.rate", "no unit: expected a number with one, such as 100mbit"),
     (nic("egress: {rate: 1bit}"), 4, "nics.web.egress.rate", "out of range"),

@@ -92,9 +92,18 @@ def test_names_and_bits(bits):
     assert not int(known) & unknown
 
 
+def test_names_of_qemu_and_of_offloads():
+    assert parse_names(["packed", "hash", "queue-reset"]) == F.RING_PACKED | F.HASH_REPORT | F.RING_RESET
+    assert parse_names(["uso"]) == F.GUEST_USO4 | F.GUEST_USO6 | F.HOST_USO
+    assert offered(Abilities(), without=["tso", "packed"]) == offered(Abilities(tso=False, packed=False))
+    assert not offered(Abilities(), without=["csum"]) & (F.HOST_TSO4 | F.HOST_ECN | F.HOST_USO)
+
+
 def test_an_unknown_name():
-    with pytest.raises(ConfigError, match="feature 'tso' is unknown: expected names such as csum"):
-        parse_names(["csum", "tso"])
+    with pytest.raises(ConfigError, match="feature 'paket' is unknown: did you mean 'packed'?"):
+        parse_names(["csum", "paket"])
+    with pytest.raises(ConfigError, match="feature 'zzz' is unknown: expected names such as csum"):
+        parse_names(["zzz"])
 
 
 def test_the_bits_of_vhost():

@@ -17,6 +17,7 @@ cdef enum:
     # receive buffers given back unused for one frame, so that a driver that posts such buffers only
     # cannot keep the engine here
     FAULTY_MOST = 8
+    ANNOUNCEMENT_BYTES = 60
     SENT = 0xFFFF            # not a TX_*: the frame is in the driver's buffers
 
 cdef struct Ring:
@@ -55,8 +56,11 @@ cdef class VirtioPort(Port):
     cdef ReceiveFilter _filter
     cdef uint32_t _hash_types            # of frames whose hash is reported; 0: of none
     cdef Element _timer                  # calls `call_due` when it ticks, or None
+    cdef bint _announces                 # the frame below is to be received next
+    cdef uint8_t[ANNOUNCEMENT_BYTES] _announcement
     cdef object _stored
     cdef uint64_t *_positions            # of `_stored`: two words per ring, or NULL
+    cdef void receive_announcement(self, Context *ctx, Batch *batch) noexcept nogil
     cdef uint32_t receive_single(self, Context *ctx, uint32_t queue, const Segment *segment,
                                  Batch *batch) noexcept nogil
     cdef uint32_t receive_chain(self, Context *ctx, Ring *ring, uint32_t queue,

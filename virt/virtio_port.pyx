@@ -217,6 +217,15 @@ cdef class VirtioPort(Port):
         if found.coalescing.slots and self._timer is not None:
             self._timer.deadline_ns = 0
 
+    def announce(self, bytes frame):
+        """Receives this frame of 60 bytes next, once, as if the driver had sent it, whether or not
+        its rings run. One that has not been received is replaced."""
+        if len(frame) != ANNOUNCEMENT_BYTES:
+            raise ConfigError(f"port {self.name}: an announcement of {len(frame)} bytes; expected "
+                              f"{<int>ANNOUNCEMENT_BYTES}")
+        memcpy(self._announcement, <const char *>frame, ANNOUNCEMENT_BYTES)
+        self._announces = True
+
     cdef void apply_features(self, Ring *ring) noexcept:
         cdef Virtqueue *q = &ring.queue
         q.packed = has(self.features, RING_PACKED)
@@ -488,7 +497,7 @@ cdef class VirtioPort(Port):
     cdef bint arm(self) noexcept nogil:
         cdef uint32_t queue
         cdef Ring *ring
-        cdef bint pending = False
+        cdef bint pending = self._announces
         for queue in range(self.queues):
             ring = &self._rings[2 * queue + 1]
             if ring.runs:
@@ -504,8 +513,11 @@ cdef class VirtioPort(Port):
         # The first iteration after a sleep asks for one packet, only where a kick has come.
         if limit == 1:
             self.drain(queue, ring)
+        if self._announces and queue == 0:
+            self.receive_announcement(ctx, batch)
+            limit -= 1
         if not ring.runs or self.is_cut():
-            return 0
+            return batch.count - before
         if not ring.enabled:
             limit = BURST                # of frames to discard: none is appended
         while taken < limit:
@@ -548,6 +560,20 @@ cdef class VirtioPort(Port):
         self.stats[queue].rx_bytes += length
         batch_add(batch, index)
         return length
+
+    cdef void receive_announcement(self, Context *ctx, Batch *batch) noexcept nogil:
+        cdef uint8_t[NET_HEADER_MOST] header
+        cdef uint32_t index = packet_alloc(ctx, ANNOUNCEMENT_BYTES)
+        self._announces = False
+        if index == NO_PACKET:
+            self.stats[0].rx_dropped += 1
+            return
+        memcpy(packet_buffer(ctx, index) + HEADROOM, self._announcement, ANNOUNCEMENT_BYTES)
+        memset(header, 0, sizeof(header))
+        take_header(ctx, index, header, self.number, 0)
+        self.stats[0].rx_packets += 1
+        self.stats[0].rx_bytes += ANNOUNCEMENT_BYTES
+        batch_add(batch, index)
 
     cdef uint32_t receive_chain(self, Context *ctx, Ring *ring, uint32_t queue,
                                 Batch *batch) noexcept nogil:

@@ -6,6 +6,7 @@ lower case, without VIRTIO_F and VIRTIO_NET_F.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from enum import IntFlag
 
@@ -74,6 +75,21 @@ _F = Feature
 _NAMES = {feature.bit_length() - 1: name.lower() for name, feature in Feature.__members__.items()}
 NOTHING = Feature(0)
 OF_VHOST = _F.LOG_ALL | _F.PROTOCOL_FEATURES  # a driver never sees them
+
+# Other names of features: QEMU's, where its device has another word, and those of `offloads`, which
+# stand for several.
+_TSO_ALL = (
+    _F.GUEST_TSO4 | _F.GUEST_TSO6 | _F.GUEST_ECN | _F.HOST_TSO4 | _F.HOST_TSO6 | _F.HOST_ECN
+)  # fmt: skip
+_USO_ALL = _F.GUEST_USO4 | _F.GUEST_USO6 | _F.HOST_USO
+_OTHER_NAMES = {
+    "packed": _F.RING_PACKED,
+    "hash": _F.HASH_REPORT,
+    "iommu_platform": _F.ACCESS_PLATFORM,
+    "queue_reset": _F.RING_RESET,
+    "tso": _TSO_ALL,
+    "uso": _USO_ALL,
+}
 
 # A feature needs one feature of each of its groups (section 5.1.3.1). A device that offers it
 # without them makes drivers fail in odd ways.
@@ -144,16 +160,18 @@ class Abilities(msgspec.Struct, frozen=True, kw_only=True):
     migration: bool = True
 
 
-def offered(abilities: Abilities, allowed: Iterable[str] | None = None) -> Feature:
-    """The features that a device offers, without PROTOCOL_FEATURES. allowed: names of the features
+def offered(
+    abilities: Abilities, only: Iterable[str] | None = None, without: Iterable[str] = ()
+) -> Feature:
+    """The features that a device offers, without PROTOCOL_FEATURES. only: names of the features
     that a driver may be offered besides VERSION_1 (parse_names), so that two hosts offer the same
-    and a guest can move between them; None: all. What is left without a feature that it needs is
-    not offered."""
+    and a guest can move between them; None: all. without: names of features that it is not offered.
+    What is left without a feature that it needs is not offered, either."""
     found = _F.VERSION_1 | _F.MAC | _F.STATUS
     for able, features in (
         (abilities.checksum, _F.CSUM | _F.GUEST_CSUM),
-        (abilities.tso, _F.GUEST_TSO4 | _F.GUEST_TSO6 | _F.GUEST_ECN | _TSO | _F.HOST_ECN),
-        (abilities.uso, _F.GUEST_USO4 | _F.GUEST_USO6 | _F.HOST_USO),
+        (abilities.tso, _TSO_ALL),
+        (abilities.uso, _USO_ALL),
         (abilities.mergeable, _F.MRG_RXBUF),
         (abilities.queue_pairs > 1, _F.MQ),
         (abilities.mtu > 0, _F.MTU),
@@ -175,9 +193,9 @@ def offered(abilities: Abilities, allowed: Iterable[str] | None = None) -> Featu
     ):  # fmt: skip
         if able:
             found |= features
-    if allowed is not None:
-        found &= parse_names(allowed) | _F.VERSION_1 | OF_VHOST
-    return consistent(found)
+    if only is not None:
+        found &= parse_names(only) | _F.VERSION_1 | OF_VHOST
+    return consistent(found & ~parse_names(without) | _F.VERSION_1)
 
 
 def consistent(features: Feature) -> Feature:
@@ -202,13 +220,24 @@ def names(features: int) -> list[str]:
 
 
 def parse_names(wanted: Iterable[str]) -> Feature:
-    """The bits of names. Raises ConfigError for an unknown one."""
+    """The bits of names, as `names` gives them or QEMU spells them; "tso" and "uso" are all bits of
+    these offloads. Raises ConfigError for an unknown one."""
     found = NOTHING
     for name in wanted:
-        feature = Feature.__members__.get(name.upper().replace("-", "_"))
+        feature = _of_name(name)
         if feature is None:
-            raise ConfigError(
-                f"feature {name!r} is unknown: expected names such as csum, guest_tso4, mrg_rxbuf"
+            known = [*_NAMES.values(), *_OTHER_NAMES]
+            close = difflib.get_close_matches(name.lower(), known, n=1)
+            expected = (
+                f"did you mean {close[0]!r}?"
+                if close
+                else "expected names such as csum, guest_tso4, mrg_rxbuf, packed"
             )
+            raise ConfigError(f"feature {name!r} is unknown: {expected}")
         found |= feature
     return found
+
+
+def _of_name(name: str) -> Feature | None:
+    word = name.lower().replace("-", "_")
+    return _OTHER_NAMES.get(word) or Feature.__members__.get(word.upper())

@@ -108,6 +108,7 @@ _BESIDE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "nics.connect": ({"kind": "vhost-user"}, {}),
     "nics.socket_mode": ({"kind": "vhost-user", "listen": "/run/vm1.sock"}, {}),
     "nics.socket_group": ({"kind": "vhost-user", "listen": "/run/vm1.sock"}, {}),
+    "nics.features": ({"kind": "vhost-user", "listen": "/run/vm1.sock"}, {}),
 }
 
 

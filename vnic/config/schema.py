@@ -36,6 +36,7 @@ from dataplane.config.scalars import (
     TurnBudget,
     User,
 )
+from dataplane.errors import ConfigError
 from vnic.config.policy_term import PolicyTerm
 
 # RFC 791's least IPv4 MTU; 65,535 bytes of a frame less an Ethernet header (Linux' ETH_MAX_MTU for
@@ -102,6 +103,14 @@ SocketPath = Annotated[
         max_length=4095,
         description="the path of a Unix socket",
         examples=["/run/vm1.sock"],
+    ),
+]
+Features = Annotated[
+    list[Annotated[str, Meta(max_length=32, description="a feature's name, such as packed")]],
+    Meta(
+        max_length=64,
+        description="a list of features' names, such as [packed, uso]",
+        examples=[["packed", "uso"]],
     ),
 ]
 VlanId = Annotated[int, Meta(ge=1, le=4094, description="a VLAN number, 1 to 4094", examples=[10])]
@@ -453,6 +462,32 @@ class RssConfig(_Strict):
             raise SchemaError(f"table has {len(self.table)} entries: expected a power of two")
 
 
+class FeaturesConfig(_Strict):
+    """Features of virtio-net that a driver is offered. A machine can move between two hosts, or two
+    versions of vnic, that offer it the same.
+
+    without: Features that are not offered, nor those that need them.
+    only: Features that are offered, besides `version_1`, and if this vnic has them. Default: all
+        that it has.
+    """
+
+    without: Features = []
+    only: Features | None = None
+
+    def __post_init__(self) -> None:
+        from virt.vhost_user.features import Feature, parse_names
+
+        for name, wanted in (("only", self.only), ("without", self.without)):
+            try:
+                found = parse_names(wanted or ())
+            except ConfigError as error:
+                raise SchemaError(f"{name}: {error}") from None
+        if Feature.VERSION_1 in found:
+            raise SchemaError("without: version_1 is needed by all others: expected other features")
+        if self.only is not None and self.without:
+            raise SchemaError("has both without and only: choose one of them")
+
+
 class ElementConfig(_Strict):
     """An element of a chain; all other keys are keyword arguments of its constructor.
 
@@ -730,6 +765,9 @@ class NicConfig(_Strict):
         `server=on`); vnic connects to it whenever it is there. So the machine outlives vnic.
     socket_mode: Permissions of the socket of `listen`, as chmod(1) has them.
     socket_group: Group of the socket of `listen`: its name or number. Default: vnic's.
+    features: Of kind `vhost-user`, features of virtio-net that the driver is offered. Their names
+        are those that `vnic status --json` has under `offered`, or QEMU's; `tso` and `uso` are all
+        features of these offloads.
     """
 
     HIDDEN = ("name", "where", "number", "link_up", "passed", "waiting", "began_ns")
@@ -874,6 +912,13 @@ class NicConfig(_Strict):
         Annotated[str, Meta(min_length=1, max_length=32, description="a group", examples=["kvm"])]
         | None
     ) = None
+    features: Annotated[
+        FeaturesConfig,
+        Meta(
+            description="{without: [packed, uso]} or {only: [csum, guest_csum, mrg_rxbuf, ...]}",
+            examples=[{"without": ["packed", "uso"]}],
+        ),
+    ] = msgspec.field(default_factory=FeaturesConfig)
     where: str = ""  # "FILE:LINE" or "", for errors that show when it is attached
     began_ns: int | None = None  # when it began to send the frames of `read`, by the engines' clock
     number: Annotated[int, Meta(ge=0, lt=1024)] | None = (

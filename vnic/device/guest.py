@@ -12,6 +12,7 @@ import msgspec
 
 from dataplane.elements.rss import Rss
 from dataplane.errors import ConfigError
+from virt.announcement import rarp_request
 from virt.control_queue import GUEST_OFFLOADS, ControlQueue, ControlState
 from virt.control_ring import ControlRing
 from virt.guest_memory import DirtyLog, GuestMemory, MemoryRegion
@@ -266,7 +267,11 @@ class GuestDevice:
         self.mtu = mtu
 
     def announce(self, mac: bytes) -> None:
-        """Not offered: see RARP in the kind's offer."""
+        try:
+            frame = rarp_request(mac)
+        except ConfigError as error:
+            raise Refused(f"SEND_RARP: {error}") from None
+        self._run(lambda: self.port.announce(frame))
 
     def read_config(self) -> bytes:
         state = self.control.state

@@ -66,6 +66,15 @@ class RssSettings(Protocol):
     def table(self) -> list[int] | None: ...
 
 
+class FeatureSettings(Protocol):
+    """Features of virtio-net in a NIC's configuration."""
+
+    @property
+    def only(self) -> list[str] | None: ...
+    @property
+    def without(self) -> list[str]: ...
+
+
 class Settings(Protocol):
     """The part of a NIC's configuration (`vnic.config.schema.NicConfig`) that kinds read."""
 
@@ -105,6 +114,8 @@ class Settings(Protocol):
     def socket_mode(self) -> str: ...
     @property
     def socket_group(self) -> str | None: ...
+    @property
+    def features(self) -> FeatureSettings: ...
 
     began_ns: int | None
 

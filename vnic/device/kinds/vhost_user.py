@@ -340,11 +340,11 @@ class GuestNic(UncontainedNic):
 
     def status(self) -> dict[str, Any]:
         """The NIC's state and settings, as a dict. guest: "connected", or "absent"; problem: why
-        the last front end was disconnected, why there is none, or why no frames pass; features:
-        those that the driver acknowledged; mac: the driver's; queues_used: pairs that it uses;
-        control: what it has set by its control queue (ControlState.status), and the commands that
-        were answered with OK and with an error."""
-        from virt.vhost_user.features import names
+        the last front end was disconnected, why there is none, or why no frames pass; offered:
+        features that a driver may take; features: those that it acknowledged; mac: the driver's;
+        queues_used: pairs that it uses; control: what it has set by its control queue
+        (ControlState.status), and the commands that were answered with OK and with an error."""
+        from virt.vhost_user.features import OF_VHOST, names
 
         settings, queues = self.settings, self.port.queue_statistics()
         session = None if self.connection is None else self.connection.session
@@ -362,6 +362,7 @@ class GuestNic(UncontainedNic):
             "offloads": offload_names(self.port.offloads),
             "guest": "absent" if session is None else "connected",
             "problem": self.problem if session is None else self._problem(session, rings),
+            "offered": names(self.offer.features & ~OF_VHOST),
             "features": [] if session is None else names(session.books.features),
             "control": {
                 **device.control.state.status(),
@@ -400,8 +401,8 @@ class VhostUserKind(NicKind[GuestNic]):
     NAME = "vhost-user"
     SETTINGS = frozenset(
         {
-            "listen", "connect", "socket_mode", "socket_group", "mac", "mtu", "offloads", "queues",
-            "rss",
+            "listen", "connect", "socket_mode", "socket_group", "features", "mac", "mtu",
+            "offloads", "queues", "rss",
         }
     )  # fmt: skip
     WHY = "a guest's driver is behind its socket"
@@ -487,9 +488,8 @@ def _config(settings: Settings, mac: bytes) -> NetConfig:
 
 
 def _offer(settings: Settings) -> Offer:
-    from virt.vhost_user.device import USUAL_FEATURES, Offer
+    from virt.vhost_user.device import Offer
     from virt.vhost_user.features import Abilities, offered
-    from virt.vhost_user.protocol import ProtocolFeature
 
     offloads = offloads_of(settings.offloads)
     abilities = Abilities(
@@ -505,8 +505,7 @@ def _offer(settings: Settings) -> Offer:
         in_order=True,
     )
     return Offer(
-        features=int(offered(abilities)),
-        protocol_features=USUAL_FEATURES & ~ProtocolFeature.RARP,
+        features=int(offered(abilities, settings.features.only, settings.features.without)),
         queue_pairs=settings.queues,
     )
 
