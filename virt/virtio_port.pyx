@@ -25,9 +25,9 @@ from virt.receive_filter cimport (ADDRESSES_MOST, TAKES_BROADCAST, TAKES_LISTED,
 from virt.rings cimport (ask_for_kicks, complete, mark, publish, publish_only, refuse_kicks, rewind,
                          take, take_single, wants)
 from virt.virtio_net cimport (NET_GUEST_CSUM, NET_GUEST_ECN, NET_GUEST_TSO4, NET_GUEST_TSO6,
-                              NET_GUEST_USO4, NET_GUEST_USO6, NET_HASH_REPORT, NET_MRG_RXBUF,
-                              RING_EVENT_IDX, RING_IN_ORDER, RING_INDIRECT, RING_PACKED,
-                              VIRTIO_VERSION_1, guest_offloads, has, header_bytes,
+                              NET_GUEST_USO4, NET_GUEST_USO6, NET_HASH_REPORT, NET_HEADER_MOST,
+                              NET_MRG_RXBUF, RING_EVENT_IDX, RING_IN_ORDER, RING_INDIRECT,
+                              RING_PACKED, VIRTIO_VERSION_1, guest_offloads, has, header_bytes,
                               make_header, take_header)
 from virt.virtqueue cimport Mark, Taken, Virtqueue
 
