@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +14,8 @@ from virt.driver import GuestRam, NetQueues, PackedRing, SplitRing
 from virt.vhost_user.front_end import FrontEnd
 from virt.vhost_user.guest_memory import RingPlace
 from virt.vhost_user.handshakes import DPDK_22_11
-from virt.vhost_user.messages import Area
-from virt.vhost_user.protocol import PROTOCOL_FEATURES, Request
+from virt.vhost_user.messages import HEADER, Area
+from virt.vhost_user.protocol import PROTOCOL_FEATURES, VERSION, Request
 
 WAIT_S = 60.0
 BUFFER_BYTES = 2048
@@ -43,6 +44,23 @@ class Ram:
         self.ram.close()
 
 
+def connected(path: str) -> socket.socket:
+    """A socket that the NIC has taken: it refuses a second front end until it has noticed that the first one went."""
+    deadline_s = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline_s:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(WAIT_S)
+        try:
+            sock.connect(path)
+            sock.sendall(HEADER.pack(R.GET_FEATURES, VERSION, 0))
+            if sock.recv(HEADER.size + 8):
+                return sock
+        except ConnectionError:
+            pass
+        sock.close()
+    raise AssertionError(f"{path} takes no front end")
+
+
 class SocketGuest:
     """A guest with one queue pair, connected and running, with receive buffers posted."""
 
@@ -55,7 +73,7 @@ class SocketGuest:
         self.rings = [kind(self.ram, size), kind(self.ram, size)]
         self.net = NetQueues(self.rings[RX], self.rings[TX], 12)
         memory: Any = Ram(self.ram, self.rings)
-        self.front = FrontEnd.connect(path, memory, rings=2)
+        self.front = FrontEnd(connected(path), memory, rings=2)
         self.frames: list[bytes] = []
         self.sent = 0
         if starts:
