@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from fuzz.front_end import FIELDS, GUEST, MEMORY_BYTES, OFFER, REGION_FIELDS, REQUESTS, USER, VALUES
+from fuzz.encoding import FIELDS, GUEST, MEMORY_BYTES, OFFER, REGION_FIELDS, REQUESTS, USER, VALUES
 from virt.vhost_user.device import IMPLEMENTED
 from virt.vhost_user.features import Feature
 from virt.vhost_user.messages import SHAPES
